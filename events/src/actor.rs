@@ -1,0 +1,69 @@
+//! Who caused an event. Written in the envelope of every message and of every command.
+
+use std::{fmt, str::FromStr};
+
+use crate::ids::{AccountId, MachineId};
+
+/// The one in whose name something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Actor {
+    /// A signed-in person.
+    Account(AccountId),
+    /// A provider's worker.
+    Machine(MachineId),
+    /// A process manager of the platform: scheduler, settlement, watchdog.
+    Platform,
+    /// A person who runs the platform.
+    Operator,
+}
+
+/// An actor that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an actor")]
+pub struct BadActor(String);
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(id) => write!(f, "account:{id}"),
+            Self::Machine(id) => write!(f, "machine:{id}"),
+            Self::Platform => f.write_str("platform"),
+            Self::Operator => f.write_str("operator"),
+        }
+    }
+}
+
+impl FromStr for Actor {
+    type Err = BadActor;
+
+    fn from_str(text: &str) -> Result<Self, BadActor> {
+        let bad = || BadActor(text.chars().take(64).collect());
+        match text.split_once(':') {
+            Some(("account", id)) => id.parse().map(Self::Account).map_err(|_| bad()),
+            Some(("machine", id)) => id.parse().map(Self::Machine).map_err(|_| bad()),
+            None if text == "platform" => Ok(Self::Platform),
+            None if text == "operator" => Ok(Self::Operator),
+            _ => Err(bad()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_actor_reads_as_it_is_written() {
+        for actor in [
+            Actor::Account(AccountId::generate()),
+            Actor::Machine(MachineId::generate()),
+            Actor::Platform,
+            Actor::Operator,
+        ] {
+            assert_eq!(actor.to_string().parse(), Ok(actor));
+        }
+        for bad in ["", "account", "account:x", "root", "platform:1"] {
+            assert!(bad.parse::<Actor>().is_err(), "{bad}");
+        }
+    }
+}

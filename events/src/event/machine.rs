@@ -1,0 +1,87 @@
+//! Events of a machine: its offer, its owner's wishes, its presence.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{AccountId, MachineId},
+    money::HourlyRate,
+    spec::Offer,
+};
+
+/// A machine was offered, or offered anew with changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineListed {
+    /// The machine.
+    pub machine: MachineId,
+    /// Who owns it and earns.
+    pub owner: AccountId,
+    /// The machine's public key, where it has enrolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// What is offered.
+    pub offer: Offer,
+}
+
+/// Its price changed, for jobs assigned from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRepriced {
+    /// The machine.
+    pub machine: MachineId,
+    /// The new price.
+    pub price: HourlyRate,
+}
+
+macro_rules! bare {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $name {
+            /// The machine.
+            pub machine: MachineId,
+        }
+    )+};
+}
+
+bare! {
+    /// The owner paused it: no new jobs.
+    MachinePaused,
+    /// The owner lets it work again.
+    MachineResumed,
+    /// It finishes what it runs and takes nothing new.
+    MachineDrainStarted,
+    /// It left the market.
+    MachineDelisted,
+    /// It missed heartbeats: new work is withheld.
+    MachineSuspected,
+    /// It was silent past the grace: what it ran is requeued.
+    MachineLost,
+    /// It was heard again.
+    MachineRecovered,
+}
+
+/// A self-test was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineTested {
+    /// The machine.
+    pub machine: MachineId,
+    /// A record per check.
+    pub checks: Vec<Check>,
+}
+
+/// One check of a self-test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its id, such as `disk.write`.
+    pub id: String,
+    /// What was measured.
+    pub actual: String,
+    /// What is required; empty where the check only informs.
+    pub required: String,
+    /// Unit of both.
+    pub unit: String,
+    /// Whether it passed.
+    pub passed: bool,
+    /// What to do where it did not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub remedy: String,
+}

@@ -1,0 +1,140 @@
+//! The events of MARKET: every decision that was ever taken, as a value with a frozen wire name.
+//!
+//! A name or a field here is a promise for ever: change one only by adding a new version
+//! (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
+
+mod account;
+mod job;
+mod machine;
+
+use std::fmt;
+
+use serde::Serialize;
+
+pub use self::{account::*, job::*, machine::*};
+use crate::ids::{AccountId, JobId, MachineId};
+
+/// What an event belongs to: the unit of ordering and of the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Aggregate {
+    /// An account.
+    Account(AccountId),
+    /// A machine.
+    Machine(MachineId),
+    /// A job.
+    Job(JobId),
+}
+
+impl fmt::Display for Aggregate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(id) => write!(f, "account {id}"),
+            Self::Machine(id) => write!(f, "machine {id}"),
+            Self::Job(id) => write!(f, "job {id}"),
+        }
+    }
+}
+
+/// A payload that is no event.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The type is not one of ours.
+    #[error("unknown event type `{0}`")]
+    UnknownType(String),
+    /// The payload does not fit its type.
+    #[error("payload of {wire_name}: {source}")]
+    Payload {
+        /// The type it claims to be.
+        wire_name: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+macro_rules! events {
+    ($($name:ident = $wire:literal ($kind:ident . $field:ident)),+ $(,)?) => {
+        /// Any event of MARKET.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+        #[serde(untagged)]
+        pub enum Event {
+            $(#[allow(missing_docs)] $name($name)),+
+        }
+
+        impl Event {
+            /// Every wire name that is written today.
+            pub const WIRE_NAMES: &'static [&'static str] = &[$($wire),+];
+
+            /// The name on the wire, with its version.
+            pub fn wire_name(&self) -> &'static str {
+                match self { $(Self::$name(_) => $wire),+ }
+            }
+
+            /// The name without its version.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($name)),+ }
+            }
+
+            /// What it belongs to.
+            pub fn aggregate(&self) -> Aggregate {
+                match self { $(Self::$name(e) => Aggregate::$kind(e.$field)),+ }
+            }
+
+            /// Reads an event of any version that was ever written.
+            pub fn decode(wire_name: &str, payload: &[u8]) -> Result<Self, DecodeError> {
+                let bad = |source| DecodeError::Payload { wire_name: wire_name.to_owned(), source };
+                match wire_name {
+                    $($wire => serde_json::from_slice(payload).map(Self::$name).map_err(bad),)+
+                    other => Err(DecodeError::UnknownType(other.chars().take(64).collect())),
+                }
+            }
+        }
+
+        $(impl From<$name> for Event {
+            fn from(event: $name) -> Self {
+                Self::$name(event)
+            }
+        })+
+    };
+}
+
+events! {
+    AccountOpened = "AccountOpened.v1" (Account.account),
+    FundsDeposited = "FundsDeposited.v1" (Account.account),
+    JobSubmitted = "JobSubmitted.v1" (Account.account),
+    PayoutRequested = "PayoutRequested.v1" (Account.account),
+    PayoutPaid = "PayoutPaid.v1" (Account.account),
+    PayoutFailed = "PayoutFailed.v1" (Account.account),
+    AccountSuspended = "AccountSuspended.v1" (Account.account),
+    AccountReinstated = "AccountReinstated.v1" (Account.account),
+    MachineListed = "MachineListed.v1" (Machine.machine),
+    MachineRepriced = "MachineRepriced.v1" (Machine.machine),
+    MachinePaused = "MachinePaused.v1" (Machine.machine),
+    MachineResumed = "MachineResumed.v1" (Machine.machine),
+    MachineDrainStarted = "MachineDrainStarted.v1" (Machine.machine),
+    MachineDelisted = "MachineDelisted.v1" (Machine.machine),
+    MachineTested = "MachineTested.v1" (Machine.machine),
+    MachineSuspected = "MachineSuspected.v1" (Machine.machine),
+    MachineLost = "MachineLost.v1" (Machine.machine),
+    MachineRecovered = "MachineRecovered.v1" (Machine.machine),
+    JobAssigned = "JobAssigned.v1" (Job.job),
+    Declined = "Declined.v1" (Job.job),
+    Accepted = "Accepted.v1" (Job.job),
+    Started = "Started.v1" (Job.job),
+    Requeued = "Requeued.v1" (Job.job),
+    CancelRequested = "CancelRequested.v1" (Job.job),
+    Completed = "Completed.v1" (Job.job),
+    Failed = "Failed.v1" (Job.job),
+    Cancelled = "Cancelled.v1" (Job.job),
+    Settled = "Settled.v1" (Job.job),
+}
+
+impl Event {
+    /// The job it tells of, also where it belongs to an account.
+    pub fn job(&self) -> Option<JobId> {
+        match (self, self.aggregate()) {
+            (Self::JobSubmitted(e), _) => Some(e.job),
+            (_, Aggregate::Job(job)) => Some(job),
+            _ => None,
+        }
+    }
+}

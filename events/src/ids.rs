@@ -1,0 +1,167 @@
+//! Typed ids. A uuid v7 names an aggregate or a command; a sequence names an event.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::time::Timestamp;
+
+/// An id that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an id: expected a version 7 UUID such as 0190b2c5-7d2e-7c3a-9a51-3f0f6a1b2c3d")]
+pub struct BadId(String);
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "Uuid", into = "Uuid")]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new id. For the edge of the system only: decisions receive their ids.
+            #[allow(clippy::disallowed_methods)] // the one place where ids of this type are born
+            pub fn generate() -> Self {
+                Self(Uuid::now_v7())
+            }
+
+            /// The moment that is written in the id (its maker's clock, milliseconds).
+            pub fn made_at(self) -> Timestamp {
+                let (secs, nanos) = self.0.get_timestamp().map_or((0, 0), |t| t.to_unix());
+                let millis = i64::try_from(secs).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000);
+                Timestamp::from_millis(millis.saturating_add(i64::from(nanos / 1_000_000)))
+            }
+
+            /// The sixteen bytes, in an order that follows time: a key for sorted storage.
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
+
+            /// The last eight hex digits, enough for people to tell two apart.
+            pub fn short(self) -> String {
+                let text = self.0.simple().to_string();
+                text[24..].to_owned()
+            }
+        }
+
+        impl TryFrom<Uuid> for $name {
+            type Error = BadId;
+
+            fn try_from(id: Uuid) -> Result<Self, BadId> {
+                if id.get_version_num() == 7 { Ok(Self(id)) } else { Err(BadId(id.to_string())) }
+            }
+        }
+
+        impl From<$name> for Uuid {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadId;
+
+            /// Only the canonical form is an id, so that one id has one subject.
+            fn from_str(text: &str) -> Result<Self, BadId> {
+                let bad = || BadId(text.chars().take(64).collect());
+                let id = Uuid::parse_str(text).map_err(|_| bad())?;
+                if id.to_string() != text {
+                    return Err(bad());
+                }
+                Self::try_from(id)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// A person or organisation: consumer, provider, or both.
+    AccountId
+);
+uuid_id!(
+    /// A machine; made on the machine itself.
+    MachineId
+);
+uuid_id!(
+    /// A job. It is also the id of the command that submits it: submitting twice is safe.
+    JobId
+);
+uuid_id!(
+    /// A command, and what it brings into being (a deposit, a payout).
+    CommandId
+);
+
+/// The sequence of a message in the MARKET stream. `Seq(0)` stands before the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// Before every message.
+    pub const ZERO: Self = Self(0);
+
+    /// The sequence after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The fencing token of one attempt: the MARKET sequence of its `JobAssigned` event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lease(pub Seq);
+
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Lease {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(|n| Self(Seq(n)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_knows_when_it_was_made() {
+        let id: JobId = "01900000-0000-7000-8000-000000000001".parse().unwrap();
+        assert_eq!(id.made_at(), Timestamp::from_millis(0x0190_0000_0000));
+        assert_eq!(id.short(), "00000001");
+    }
+
+    #[test]
+    fn only_the_canonical_text_of_a_version_7_uuid_is_an_id() {
+        for bad in [
+            "",
+            "x",
+            "*",
+            "01900000-0000-4000-8000-000000000001",
+            "0190000000007000800000000000000A",
+            "01900000-0000-7000-8000-00000000000A",
+            "{01900000-0000-7000-8000-000000000001}",
+        ] {
+            assert!(bad.parse::<JobId>().is_err(), "{bad}");
+        }
+    }
+}

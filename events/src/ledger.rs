@@ -1,0 +1,117 @@
+//! Double entry: what each event does to the ledger. Pure arithmetic over the event itself, shared by
+//! whoever must agree on it (the decider's balances, the projector's ledger, the operator's audit).
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{event::Event, ids::AccountId, money::MicroUsd};
+
+/// A place where money stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum LedgerAccount {
+    /// What an account may spend or ask to be paid out.
+    Available(AccountId),
+    /// What is held for an account's unsettled jobs.
+    Held(AccountId),
+    /// What is on its way out to an account.
+    Payable(AccountId),
+    /// The platform's fees.
+    Fees,
+    /// The world outside: banks and cards.
+    External,
+}
+
+/// A ledger account that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a ledger account")]
+pub struct BadLedgerAccount(String);
+
+impl fmt::Display for LedgerAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Available(id) => write!(f, "available:{id}"),
+            Self::Held(id) => write!(f, "held:{id}"),
+            Self::Payable(id) => write!(f, "payable:{id}"),
+            Self::Fees => f.write_str("fees"),
+            Self::External => f.write_str("external"),
+        }
+    }
+}
+
+impl From<LedgerAccount> for String {
+    fn from(account: LedgerAccount) -> Self {
+        account.to_string()
+    }
+}
+
+impl FromStr for LedgerAccount {
+    type Err = BadLedgerAccount;
+
+    fn from_str(text: &str) -> Result<Self, BadLedgerAccount> {
+        let bad = || BadLedgerAccount(text.chars().take(64).collect());
+        let id = |id: &str| id.parse().map_err(|_| bad());
+        match text.split_once(':') {
+            Some(("available", rest)) => id(rest).map(Self::Available),
+            Some(("held", rest)) => id(rest).map(Self::Held),
+            Some(("payable", rest)) => id(rest).map(Self::Payable),
+            None if text == "fees" => Ok(Self::Fees),
+            None if text == "external" => Ok(Self::External),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl TryFrom<String> for LedgerAccount {
+    type Error = BadLedgerAccount;
+
+    fn try_from(text: String) -> Result<Self, BadLedgerAccount> {
+        text.parse()
+    }
+}
+
+/// One line of a balanced set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Posting {
+    /// Where.
+    pub account: LedgerAccount,
+    /// How much; positive adds to the account.
+    pub amount: MicroUsd,
+}
+
+/// A transfer: what leaves one account enters the other.
+fn transfer(from: LedgerAccount, to: LedgerAccount, amount: MicroUsd) -> Vec<Posting> {
+    vec![Posting { account: from, amount: -amount }, Posting { account: to, amount }]
+}
+
+/// The postings of an event. Their sum is zero for every event; most events have none.
+pub fn postings(event: &Event) -> Vec<Posting> {
+    use LedgerAccount::{Available, External, Held, Payable};
+    match event {
+        Event::FundsDeposited(e) => transfer(External, Available(e.account), e.amount),
+        Event::JobSubmitted(e) => transfer(Available(e.account), Held(e.account), e.hold),
+        Event::PayoutRequested(e) => transfer(Available(e.account), Payable(e.account), e.amount),
+        Event::PayoutPaid(e) => transfer(Payable(e.account), External, e.amount),
+        Event::PayoutFailed(e) => transfer(Payable(e.account), Available(e.account), e.amount),
+        Event::Settled(e) => e.postings.clone(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{event::FundsDeposited, ids::CommandId};
+
+    #[test]
+    fn a_transfer_sums_to_zero_and_accounts_read_as_written() {
+        let account = AccountId::generate();
+        let event = FundsDeposited { account, deposit: CommandId::generate(), amount: MicroUsd::dollars(3) }.into();
+        let postings = postings(&event);
+        assert_eq!(postings.iter().map(|p| p.amount).sum::<MicroUsd>(), MicroUsd::ZERO);
+        for p in postings {
+            assert_eq!(p.account.to_string().parse::<LedgerAccount>().unwrap(), p.account);
+        }
+    }
+}

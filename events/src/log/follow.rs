@@ -1,0 +1,128 @@
+//! Reading MARKET from a sequence, for ever: large pulls, no acks, and a check that nothing is missing.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::Stream,
+};
+use futures_util::{FutureExt, StreamExt};
+use tracing::{debug, warn};
+
+use super::{Recorded, envelope::decode};
+use crate::{ids::Seq, time::Timestamp};
+
+/// Most messages in one batch.
+const BATCH: usize = 5_000;
+/// A pull request dies with the broker that held it: it ends by itself and its silence is noticed.
+const EXPIRES: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(250);
+/// The broker removes a consumer of ours that nobody has read from for this long.
+const INACTIVE: Duration = Duration::from_secs(60);
+
+/// A failure of one pull. The follower heals by itself at the next call.
+#[derive(Debug, thiserror::Error)]
+#[error("following MARKET after {after}: {problem}")]
+pub struct FollowError {
+    after: Seq,
+    problem: String,
+}
+
+/// Reads MARKET in order and without gaps. It re-opens itself after every failure.
+pub struct Follower {
+    stream: Stream<()>,
+    next: Seq,
+    open: Option<pull::Stream>,
+}
+
+impl Follower {
+    pub(super) fn new(stream: Stream<()>, from: Seq) -> Self {
+        Self { stream, next: Seq(from.0.max(1)), open: None }
+    }
+
+    /// The next messages: at least one, at most 5,000, contiguous. Waits while there are none, and through
+    /// every outage of the broker. Safe to drop between calls (select).
+    pub async fn next_batch(&mut self) -> Vec<Recorded> {
+        loop {
+            match self.try_batch().await {
+                Ok(batch) => return batch,
+                Err(e) => {
+                    debug!(error = %e, "re-opening");
+                    self.open = None;
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_batch(&mut self) -> Result<Vec<Recorded>, FollowError> {
+        let failed = |after: Seq, problem: String| FollowError { after, problem };
+        if self.open.is_none() {
+            self.open = Some(self.reopen().await?);
+        }
+        let next = self.next;
+        let Some(messages) = self.open.as_mut() else {
+            return Err(failed(next, "not open".to_owned()));
+        };
+        let mut batch: Vec<Recorded> = Vec::new();
+        let mut arrived = Some(messages.next().await);
+        while let Some(message) = arrived {
+            match contiguous(message, self.next) {
+                Ok(recorded) => {
+                    self.next = recorded.seq.next();
+                    if let Err(why) = &recorded.entry {
+                        warn!(seq = recorded.seq.0, %why, "skipped a message of MARKET");
+                    }
+                    batch.push(recorded);
+                }
+                Err(problem) if batch.is_empty() => return Err(failed(next, problem)),
+                // What came before the failure is good, and is delivered.
+                Err(_) => {
+                    self.open = None;
+                    break;
+                }
+            }
+            arrived = if batch.len() < BATCH { messages.next().now_or_never() } else { None };
+        }
+        Ok(batch)
+    }
+
+    async fn reopen(&self) -> Result<pull::Stream, FollowError> {
+        let failed = |problem: String| FollowError { after: self.next, problem };
+        let consumer = self
+            .stream
+            .create_consumer(pull::Config {
+                ack_policy: AckPolicy::None,
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next.0 },
+                inactive_threshold: INACTIVE,
+                memory_storage: true,
+                num_replicas: 1,
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        consumer
+            .stream()
+            .max_messages_per_batch(BATCH)
+            .expires(EXPIRES)
+            .heartbeat(HEARTBEAT)
+            .messages()
+            .await
+            .map_err(|e| failed(e.to_string()))
+    }
+}
+
+fn contiguous<E: std::fmt::Display>(message: Option<Result<Message, E>>, expected: Seq) -> Result<Recorded, String> {
+    let message = message.ok_or("the pull ended")?.map_err(|e| e.to_string())?;
+    let info = message.info().map_err(|e| e.to_string())?;
+    if info.stream_sequence != expected.0 {
+        return Err(format!("expected {expected}, got {}", info.stream_sequence));
+    }
+    Ok(Recorded {
+        seq: expected,
+        at: Timestamp::from_nanos(info.published.unix_timestamp_nanos()),
+        entry: decode(&message.subject, message.headers.as_ref(), &message.payload),
+    })
+}

@@ -1,0 +1,76 @@
+//! What machines say of themselves every few seconds, and the watchdog's tick. Volatile: never in MARKET.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{JobId, Lease, MachineId},
+    spec::Mebibytes,
+    time::Timestamp,
+};
+
+/// Wire name of [`Heartbeat`].
+pub const HEARTBEAT: &str = "Heartbeat.v1";
+
+/// A machine is there, and this is how it fares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The machine.
+    pub machine: MachineId,
+    /// By its clock.
+    pub occurred_at: Timestamp,
+    /// Whether it would take a job now.
+    pub state: WorkerState,
+    /// Load of the whole machine's CPUs, percent.
+    pub cpu_percent: f32,
+    /// Its GPUs.
+    #[serde(default)]
+    pub gpus: Vec<GpuReading>,
+    /// What it runs.
+    #[serde(default)]
+    pub leases: Vec<RunningLease>,
+}
+
+/// Whether a worker takes jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// It takes jobs while a slot is free.
+    Ready,
+    /// The owner paused it.
+    Paused,
+    /// It finishes what it has.
+    Draining,
+}
+
+/// One attempt that a machine has in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningLease {
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub lease: Lease,
+}
+
+/// One reading of a GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuReading {
+    /// Which.
+    pub uuid: String,
+    /// Utilisation, percent.
+    pub utilisation_percent: u32,
+    /// Memory in use.
+    pub memory_used: Mebibytes,
+    /// Temperature, degrees Celsius.
+    pub celsius: u32,
+    /// Power, watts.
+    pub watts: u32,
+}
+
+/// A watchdog replica's own beat: silence is counted in ticks received back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tick {
+    /// The replica.
+    pub replica: String,
+    /// Counts up.
+    pub number: u64,
+}

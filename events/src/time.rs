@@ -1,0 +1,122 @@
+//! Time comes from outside: a `Clock` that is passed in. Durations carry their unit in their type.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// A moment, to the millisecond, in UTC. On the wire: RFC 3339.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(jiff::Timestamp);
+
+/// A duration in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Millis(pub u64);
+
+/// A duration in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seconds(pub u64);
+
+impl Timestamp {
+    /// 1970-01-01T00:00:00Z.
+    pub const EPOCH: Self = Self(jiff::Timestamp::UNIX_EPOCH);
+
+    /// From milliseconds since the epoch, held inside the calendar's range.
+    pub fn from_millis(millis: i64) -> Self {
+        let edge = if millis < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        Self(jiff::Timestamp::from_millisecond(millis).unwrap_or(edge))
+    }
+
+    /// From nanoseconds since the epoch, cut to the millisecond.
+    pub fn from_nanos(nanos: i128) -> Self {
+        Self::from_millis(i64::try_from(nanos / 1_000_000).unwrap_or(i64::MAX))
+    }
+
+    /// Milliseconds since the epoch.
+    pub fn millis(self) -> i64 {
+        self.0.as_millisecond()
+    }
+
+    /// How long this is after `earlier`; zero if it is not after it.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Millis {
+        Millis(u64::try_from(self.millis().saturating_sub(earlier.millis())).unwrap_or(0))
+    }
+
+    /// This moment and `time` more.
+    #[must_use]
+    pub fn plus(self, time: Millis) -> Self {
+        Self::from_millis(self.millis().saturating_add(i64::try_from(time.0).unwrap_or(i64::MAX)))
+    }
+
+    /// `2026-02-03`, the day in UTC.
+    pub fn date(self) -> String {
+        self.0.strftime("%Y-%m-%d").to_string()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = jiff::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl Millis {
+    /// As the standard library's duration.
+    pub const fn duration(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
+
+    /// From the standard library's duration, cut to the millisecond.
+    pub fn of(time: Duration) -> Self {
+        Self(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Seconds {
+    /// In milliseconds.
+    pub const fn millis(self) -> Millis {
+        Millis(self.0.saturating_mul(1_000))
+    }
+}
+
+/// Where the time comes from.
+pub trait Clock: Send + Sync + 'static {
+    /// The time now.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods)] // the one place where the wall clock is read
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(jiff::Timestamp::now().as_millisecond())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_written_as_rfc_3339_and_never_runs_backwards() {
+        let at = Timestamp::from_millis(1_770_000_000_123);
+        assert_eq!(serde_json::to_string(&at).unwrap(), "\"2026-02-02T02:40:00.123Z\"");
+        assert_eq!(Timestamp::EPOCH.since(at), Millis(0));
+        assert_eq!(at.plus(Millis(7)).since(at), Millis(7));
+        assert_eq!(Timestamp::from_millis(i64::MAX), Timestamp::from_millis(i64::MAX - 1));
+    }
+}

@@ -1,0 +1,50 @@
+//! Who may do what: decided here and nowhere else, denied by default.
+
+use gpubnb_events::Actor;
+
+use super::{Command, Refusal, Settings, World, job::Job};
+
+/// Whether the actor may give the command at all. What the state allows is decided later.
+pub(super) fn authorise(
+    world: &World,
+    job: Option<&Job>,
+    actor: Actor,
+    command: &Command,
+    settings: &Settings,
+) -> Result<(), Refusal> {
+    let allowed = match command {
+        Command::OpenAccount(account) | Command::RequestPayout(account, _) | Command::Submit(account, _) => {
+            actor == Actor::Account(*account)
+        }
+        Command::Deposit(account, _) => {
+            actor == Actor::Operator || (settings.test_funds && actor == Actor::Account(*account))
+        }
+        Command::ClosePayout(_) | Command::SetSuspension(_) => actor == Actor::Operator,
+        Command::Cancel(_) => match (actor, job) {
+            (Actor::Operator, _) => true,
+            // A foreign job and one that does not exist look the same.
+            (Actor::Account(account), Some(job)) if job.account == account => true,
+            _ => return Err(Refusal::UnknownJob),
+        },
+        Command::ChangeMachine(c) => match actor {
+            Actor::Operator => true,
+            Actor::Machine(machine) => machine == c.machine,
+            Actor::Account(account) => world.machine(c.machine).is_some_and(|m| m.owner == account),
+            Actor::Platform => false,
+        },
+        Command::ListMachine(machine, _)
+        | Command::RecordTest(machine, _)
+        | Command::Accept(machine, _)
+        | Command::Decline(machine, _)
+        | Command::Start(machine, _)
+        | Command::Report(machine, _) => actor == Actor::Machine(*machine),
+        Command::Assign(_)
+        | Command::Expire(_)
+        | Command::Abandon(_)
+        | Command::Settle(_)
+        | Command::Suspect(_)
+        | Command::Lose(_)
+        | Command::Recover(_) => actor == Actor::Platform,
+    };
+    if allowed { Ok(()) } else { Err(Refusal::NotAllowed("it is not yours, or not for you to decide")) }
+}

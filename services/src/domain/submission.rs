@@ -1,0 +1,293 @@
+//! Submitting: the rules a job must keep, the money it holds, and the memory that makes it safe to say twice.
+
+use std::{
+    collections::{BTreeMap, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+};
+
+use gpubnb_events::{
+    AccountId, HourlyRate, JobId, MicroUsd, Millis, Seconds, Seq, Timestamp,
+    command::SubmitJob,
+    event::JobSubmitted,
+    spec::{Artifact, JobSpec, Limits, Mebibytes, Placement},
+};
+
+use super::{Decision, Refusal, Settings, World, account::Account, placement};
+use gpubnb_events::template;
+
+/// A job id older than this is refused; younger ones are remembered.
+pub const MEMORY: Millis = Millis(24 * 3_600_000);
+/// How far a client's clock may run ahead.
+const AHEAD: Millis = Millis(600_000);
+const WEEK: Seconds = Seconds(7 * 24 * 3_600);
+const DAY: Seconds = Seconds(24 * 3_600);
+
+/// What is remembered of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submission {
+    /// By whom.
+    pub account: AccountId,
+    /// `JobSubmitted`.
+    pub seq: Seq,
+    fingerprint: u64,
+}
+
+/// The submissions of the last day.
+#[derive(Debug, Clone, Default)]
+pub struct Submissions(BTreeMap<JobId, Submission>);
+
+impl Submissions {
+    /// What is known of a job id.
+    pub fn get(&self, job: JobId) -> Option<&Submission> {
+        self.0.get(&job)
+    }
+
+    /// Takes in a submission, and forgets ids that would be refused by now.
+    pub(super) fn apply(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
+        let fingerprint = fingerprint(&e.spec, &e.placement, e.limits.time);
+        self.0.entry(e.job).or_insert(Submission { account: e.account, seq, fingerprint });
+        // Ids sort by the time in them: the oldest are first.
+        while let Some(oldest) = self.0.first_entry() {
+            if at.since(oldest.key().made_at()) <= Millis(2 * MEMORY.0) {
+                break;
+            }
+            oldest.remove();
+        }
+    }
+}
+
+/// Tells two different submissions under one id apart.
+fn fingerprint(spec: &JobSpec, placement: &Placement, time: Seconds) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for part in [serde_json::to_string(spec), serde_json::to_string(placement)] {
+        part.unwrap_or_default().hash(&mut hasher);
+    }
+    time.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Decides a submission.
+pub(super) fn submit(
+    world: &World,
+    id: AccountId,
+    c: &SubmitJob,
+    now: Timestamp,
+    settings: &Settings,
+) -> Result<Decision, Refusal> {
+    let account = world.account(id).ok_or(Refusal::UnknownAccount)?;
+    if let Some(known) = world.submissions.get(c.job) {
+        let same = known.account == id && known.fingerprint == fingerprint(&c.spec, &c.placement, c.time);
+        return if same { Ok(Decision::Already(known.seq)) } else { Err(Refusal::IdReused) };
+    }
+    let made = c.job.made_at();
+    if now.since(made) > MEMORY || made.since(now) > AHEAD {
+        return Err(Refusal::IdOutOfTime);
+    }
+    if let Some(why) = &account.suspended {
+        return Err(Refusal::Suspended(why.clone()));
+    }
+    check(c)?;
+    let hold = hold(world, c, now, settings)?;
+    afford(account, hold)?;
+    let event = JobSubmitted {
+        account: id,
+        job: c.job,
+        spec: c.spec.clone(),
+        placement: c.placement.clone(),
+        limits: Limits {
+            time: c.time,
+            budget: hold,
+            max_attempts: c.max_attempts.unwrap_or(3),
+            queue: c.queue.unwrap_or(DAY),
+        },
+        hold,
+    };
+    Ok(account.propose(event, format!("{}.submitted", c.job), None))
+}
+
+fn afford(account: &Account, hold: MicroUsd) -> Result<(), Refusal> {
+    if hold > account.available {
+        return Err(Refusal::InsufficientFunds { needed: hold, available: account.available });
+    }
+    Ok(())
+}
+
+/// What is held: the budget, or the most it can cost where it can run now.
+pub(super) fn hold(world: &World, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<MicroUsd, Refusal> {
+    let hold = match c.budget {
+        Some(budget) => budget,
+        None => placement::dearest(world, c, now)
+            .ok_or_else(|| {
+                Refusal::field(
+                    "budget",
+                    "No machine on the market fits this job now, so its cost is not known. Name a budget to wait for one.",
+                )
+            })?
+            .cost_of(c.time.millis()),
+    };
+    if hold < MicroUsd::ZERO || hold > settings.max_budget || (c.budget == Some(MicroUsd::ZERO)) {
+        let message = format!("The budget must be above $0 and at most {}.", settings.max_budget);
+        return Err(Refusal::field("budget", message));
+    }
+    Ok(hold)
+}
+
+/// A price cap that stands in for a machine, where one is given.
+pub(super) fn price_cap(placement: &Placement) -> Option<HourlyRate> {
+    match placement {
+        Placement::Machine { .. } => None,
+        Placement::Cheapest { requirements } => requirements.price_cap,
+    }
+}
+
+/// The rules of a submission that depend on nothing but itself.
+pub(super) fn check(c: &SubmitJob) -> Result<(), Refusal> {
+    let spec = &c.spec;
+    check_text("name", &spec.name, 80)?;
+    check_image(spec)?;
+    if spec.command.len() > 64 || spec.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
+        return Err(Refusal::field("command", "A command has at most 64 arguments of at most 4,096 bytes each."));
+    }
+    let r = &spec.resources;
+    in_range("cpu", u64::from(r.cpu_millis), 100, 256_000, "thousandths of a core")?;
+    in_range("memory", r.memory.0, 16, 1 << 22, "MiB")?;
+    in_range("output", r.output.0, 1, 102_400, "MiB")?;
+    in_range("gpus", u64::from(r.gpus), 0, 16, "GPUs")?;
+    in_range("time", c.time.0, 1, WEEK.0, "seconds")?;
+    in_range("max_attempts", u64::from(c.max_attempts.unwrap_or(1)), 1, 10, "attempts")?;
+    in_range("queue", c.queue.unwrap_or(DAY).0, 1, WEEK.0, "seconds")?;
+    if r.vram > Mebibytes(0) && r.gpus == 0 {
+        return Err(Refusal::field("vram", "GPU memory needs at least one GPU."));
+    }
+    if let Placement::Cheapest { requirements } = &c.placement {
+        for (field, text) in [("gpu_model", &requirements.gpu_model), ("region", &requirements.region)] {
+            if let Some(text) = text {
+                check_text(field, text, 80)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_image(spec: &JobSpec) -> Result<(), Refusal> {
+    if let Some(id) = &spec.template {
+        let known = template::find(id).ok_or_else(|| Refusal::field("template", "There is no such template."))?;
+        if known.image != spec.image {
+            return Err(Refusal::field("image", format!("Template `{id}` runs the image {}.", known.image)));
+        }
+        return Ok(());
+    }
+    let pinned = spec.image.split_once("@sha256:").is_some_and(|(name, digest)| {
+        let name_ok = !name.is_empty()
+            && name.len() <= 255
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
+        name_ok && digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit())
+    });
+    if pinned {
+        return Ok(());
+    }
+    Err(Refusal::field("image", "A custom image is pinned by its digest: name@sha256:… (64 hex digits)."))
+}
+
+/// A short text for people: not empty, not long, no control characters.
+pub(super) fn check_text(field: &'static str, text: &str, most: usize) -> Result<(), Refusal> {
+    if text.trim().is_empty() || text.chars().count() > most || text.chars().any(char::is_control) {
+        return Err(Refusal::field(field, format!("This must have from 1 to {most} characters on one line.")));
+    }
+    Ok(())
+}
+
+/// The manifest of a machine: bounded, and with nothing but plain relative paths in it.
+pub(super) fn check_outputs(outputs: &[Artifact]) -> Result<(), Refusal> {
+    let plain = |path: &str| {
+        !path.is_empty()
+            && path.len() <= 512
+            && !path.chars().any(char::is_control)
+            && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+    };
+    let hex = |hash: &str| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    if outputs.len() > 1_000 || !outputs.iter().all(|a| plain(&a.path) && hex(&a.sha256)) {
+        return Err(Refusal::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
+    }
+    Ok(())
+}
+
+fn in_range(field: &'static str, value: u64, least: u64, most: u64, unit: &str) -> Result<(), Refusal> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Refusal::field(field, format!("This must be from {least} to {most} {unit}.")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Command, given::*};
+    use super::*;
+
+    #[test]
+    fn submitting_twice_is_one_job_and_another_job_under_its_id_is_refused() {
+        let mut w = given();
+        let submit = w.a_submission();
+        let seq = w.when(w.as_consumer(), Command::Submit(w.consumer, submit.clone())).appended();
+        assert_eq!(w.when(w.as_consumer(), Command::Submit(w.consumer, submit.clone())).already(), seq);
+        let mut other = submit.clone();
+        other.spec.name = "other".to_owned();
+        assert_eq!(w.when(w.as_consumer(), Command::Submit(w.consumer, other)).refused(), Refusal::IdReused);
+        assert_eq!(w.when(w.as_provider(), Command::Submit(w.provider, submit)).refused(), Refusal::IdReused);
+    }
+
+    #[test]
+    fn the_hold_is_the_most_it_can_cost_and_nobody_overdraws() {
+        let mut w = given();
+        let mut submit = w.a_submission();
+        submit.time = Seconds(1_800);
+        w.when(w.as_consumer(), Command::Submit(w.consumer, submit.clone())).appended();
+        let held = w.job(submit.job).hold;
+        assert_eq!(held, w.offer().price.cost_of(Millis(1_800_000)));
+        let mut dear = w.a_submission();
+        dear.budget = Some(w.account(w.consumer).available + MicroUsd(1));
+        let refusal = w.when(w.as_consumer(), Command::Submit(w.consumer, dear)).refused();
+        assert!(matches!(refusal, Refusal::InsufficientFunds { .. }));
+    }
+
+    #[test]
+    fn each_broken_rule_names_its_field() {
+        let mut w = given();
+        type Break = fn(&mut SubmitJob);
+        let cases: [(&str, Break); 9] = [
+            ("name", |s| s.spec.name = "a\nb".to_owned()),
+            ("image", |s| s.spec.image = "latest".to_owned()),
+            ("template", |s| s.spec.template = Some("nope".to_owned())),
+            ("command", |s| s.spec.command = vec![String::new(); 65]),
+            ("memory", |s| s.spec.resources.memory = Mebibytes(1)),
+            ("time", |s| s.time = Seconds(0)),
+            ("budget", |s| s.budget = Some(MicroUsd(-1))),
+            ("max_attempts", |s| s.max_attempts = Some(11)),
+            ("vram", |s| s.spec.resources.vram = Mebibytes(8)),
+        ];
+        for (name, break_it) in cases {
+            let mut submit = w.a_submission();
+            break_it(&mut submit);
+            let refusal = w.when(w.as_consumer(), Command::Submit(w.consumer, submit)).refused();
+            assert!(matches!(refusal, Refusal::InvalidField { field, .. } if field == name), "{name}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn an_old_id_is_refused_because_it_would_not_be_remembered() {
+        let mut w = given();
+        let submit = w.a_submission();
+        w.time_passes(Millis(MEMORY.0 + 60_000));
+        let refusal = w.when(w.as_consumer(), Command::Submit(w.consumer, submit)).refused();
+        assert_eq!(refusal, Refusal::IdOutOfTime);
+    }
+
+    #[test]
+    fn a_manifest_with_paths_that_leave_is_refused() {
+        let file = |path: &str| Artifact { path: path.to_owned(), bytes: 1, sha256: "0".repeat(64) };
+        assert!(check_outputs(&[file("a/b.png")]).is_ok());
+        for bad in ["", "/a", "../a", "a/../b", "a//b", "a\nb", "."] {
+            assert!(check_outputs(&[file(bad)]).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The world: all that decisions need, folded from MARKET. Jobs leave it when they are settled.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use gpubnb_events::{
+    AccountId, Actor, Aggregate, Event, JobId, MachineId, Recorded, Seq, Timestamp,
+    command::{Quote, SubmitJob},
+    event::{AccountOpened, JobSubmitted},
+    ledger,
+    log::{EventId, Proposal},
+    spec::Terms,
+};
+
+use super::{
+    Command, Decision, Refusal, Settings,
+    account::Account,
+    authorise::authorise,
+    job::{Job, Phase},
+    machine::Machine,
+    metering, placement,
+    submission::{self, Submissions},
+};
+
+/// State of the whole market at one sequence.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    applied: Seq,
+    accounts: HashMap<AccountId, Account>,
+    machines: BTreeMap<MachineId, Machine>,
+    jobs: BTreeMap<JobId, Job>,
+    queued: BTreeSet<(Seq, JobId)>,
+    ended: BTreeSet<JobId>,
+    pub(super) submissions: Submissions,
+}
+
+impl World {
+    /// The last sequence taken in.
+    pub fn applied(&self) -> Seq {
+        self.applied
+    }
+
+    /// An account that was opened.
+    pub fn account(&self, id: AccountId) -> Option<&Account> {
+        self.accounts.get(&id).filter(|a| a.last > Seq::ZERO)
+    }
+
+    /// A machine that was ever listed.
+    pub fn machine(&self, id: MachineId) -> Option<&Machine> {
+        self.machines.get(&id)
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> impl Iterator<Item = (&MachineId, &Machine)> {
+        self.machines.iter()
+    }
+
+    /// A job that is not settled yet.
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(&id)
+    }
+
+    /// All jobs that are not settled yet.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// Jobs that wait for a machine, oldest submission first.
+    pub fn queued(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.queued.iter().map(|(_, job)| *job)
+    }
+
+    /// Jobs that ended and are not settled.
+    pub fn ended(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.ended.iter().copied()
+    }
+
+    /// Decides a command. `absent` is the command's job where it has left memory and was loaded from the log.
+    pub fn decide(
+        &self,
+        actor: Actor,
+        command: &Command,
+        absent: Option<&Job>,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<Decision, Refusal> {
+        let job = command.job().and_then(|id| self.job(id)).or(absent);
+        authorise(self, job, actor, command, settings)?;
+        let job = || job.ok_or(Refusal::UnknownJob);
+        let machine = |id: MachineId| self.machine(id).ok_or(Refusal::UnknownMachine);
+        let account = |id: AccountId| self.account(id).ok_or(Refusal::UnknownAccount);
+        match command {
+            Command::OpenAccount(id) => Ok(self.open(*id)),
+            Command::Deposit(id, c) => account(*id)?.deposit(*id, c),
+            Command::RequestPayout(id, c) => account(*id)?.request_payout(*id, c),
+            Command::ClosePayout(c) => account(c.account)?.close_payout(c),
+            Command::SetSuspension(c) => Ok(account(c.account)?.set_suspension(c)),
+            Command::Submit(id, c) => submission::submit(self, *id, c, now, settings),
+            Command::Cancel(_) => job()?.cancel(),
+            Command::ListMachine(id, c) => {
+                account(c.owner)?;
+                Machine::list(self.machine(*id), *id, c)
+            }
+            Command::ChangeMachine(c) => machine(c.machine)?.change(c.machine, c.wish),
+            Command::RecordTest(id, c) => machine(*id)?.record_test(*id, c),
+            Command::Accept(id, c) => job()?.accept(*id, *c),
+            Command::Decline(id, c) => job()?.decline(*id, c),
+            Command::Start(id, c) => job()?.start(*id, c),
+            Command::Report(id, c) => job()?.report(*id, c),
+            Command::Assign(_) => self.assign(job()?, now, settings),
+            Command::Expire(_) => job()?.expire(now, settings).ok_or(Refusal::WrongState("Nothing took too long.")),
+            Command::Abandon(_) => job()?.abandon(),
+            Command::Settle(_) => metering::settle(job()?),
+            Command::Suspect(id) => Ok(machine(*id)?.suspect(*id)),
+            Command::Lose(id) => Ok(machine(*id)?.lose(*id)),
+            Command::Recover(id) => Ok(machine(*id)?.recover(*id)),
+        }
+    }
+
+    fn open(&self, id: AccountId) -> Decision {
+        match self.account(id) {
+            Some(account) => Decision::Already(account.last),
+            None => Decision::Append(Proposal {
+                event: AccountOpened { account: id }.into(),
+                id: EventId(format!("{id}.opened")),
+                expected: Seq::ZERO,
+                cause: None,
+            }),
+        }
+    }
+
+    fn assign(&self, job: &Job, now: Timestamp, settings: &Settings) -> Result<Decision, Refusal> {
+        if job.phase != Phase::Queued {
+            return Err(Refusal::WrongState("The job does not wait for a machine."));
+        }
+        let choice = placement::choose(self, &placement::Request::of(job), now);
+        let id = choice.machine.ok_or(Refusal::NoMachineNow)?;
+        let machine = self.machine(id).ok_or(Refusal::NoMachineNow)?;
+        let terms =
+            Terms { price: machine.offer.price, fee_basis_points: settings.fee_basis_points, provider: machine.owner };
+        job.assign(id, terms, choice.explanation)
+    }
+
+    /// What a submission would mean now.
+    pub fn quote(&self, id: AccountId, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<Quote, Refusal> {
+        let account = self.account(id).ok_or(Refusal::UnknownAccount)?;
+        submission::check(c)?;
+        let avoid = BTreeMap::new();
+        let request = placement::Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
+        let choice = placement::choose(self, &request, now);
+        let machine = choice.machine.and_then(|id| self.machine(id));
+        Ok(Quote {
+            machine: choice.machine,
+            machine_name: machine.map(|m| m.offer.name.clone()),
+            price: machine.map(|m| m.offer.price),
+            hold: submission::hold(self, c, now, settings)?,
+            available: account.available,
+            placement: choice.explanation,
+        })
+    }
+
+    /// Takes in one message, in order. Quarantined messages change nothing.
+    pub fn apply(&mut self, recorded: &Recorded, settings: &Settings) {
+        debug_assert!(recorded.seq > self.applied);
+        if let Some(event) = recorded.event() {
+            self.apply_event(recorded.seq, recorded.at, event, settings);
+        }
+        self.applied = recorded.seq;
+    }
+
+    fn apply_event(&mut self, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
+        for posting in ledger::postings(event) {
+            if let ledger::LedgerAccount::Available(id) | ledger::LedgerAccount::Held(id) = posting.account {
+                self.accounts.entry(id).or_default().post(&posting);
+            }
+        }
+        match event.aggregate() {
+            Aggregate::Account(id) => {
+                self.accounts.entry(id).or_default().apply(seq, event);
+                if let Event::JobSubmitted(e) = event {
+                    self.submitted(seq, at, e);
+                }
+            }
+            Aggregate::Machine(_) => Machine::apply(&mut self.machines, seq, event),
+            Aggregate::Job(id) => self.job_event(id, seq, at, event, settings),
+        }
+    }
+
+    fn submitted(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
+        // The first submission of an id is the job; a second one (two accounts racing with one id) only
+        // holds its own account's money. See docs/adr/0003.
+        if self.submissions.get(e.job).is_none() {
+            self.jobs.insert(e.job, Job::submitted(seq, at, e));
+            self.queued.insert((seq, e.job));
+        }
+        self.submissions.apply(seq, at, e);
+    }
+
+    fn job_event(&mut self, id: JobId, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let before = job.attempt.as_ref().map(|a| a.machine);
+        job.apply(seq, at, event, settings);
+        let live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+        let holder = job.attempt.as_ref().filter(|_| live).map(|a| (a.machine, a.lease));
+        if let Some(machine) = before.and_then(|m| self.machines.get_mut(&m)) {
+            machine.leases.remove(&id);
+        }
+        if let Some((machine, lease)) = holder
+            && let Some(machine) = self.machines.get_mut(&machine)
+        {
+            machine.leases.insert(id, lease);
+        }
+        let place = (job.submission, id);
+        if job.phase == Phase::Queued {
+            self.queued.insert(place)
+        } else {
+            self.queued.remove(&place)
+        };
+        if job.phase == Phase::Ended {
+            self.ended.insert(id)
+        } else {
+            self.ended.remove(&id)
+        };
+        if job.phase == Phase::Settled {
+            self.jobs.remove(&id);
+        }
+    }
+}
+
+/// A job rebuilt from its own messages, for one that has left memory.
+pub fn rebuild(submission: &Recorded, own: &[Recorded], settings: &Settings) -> Option<Job> {
+    let Some(Event::JobSubmitted(e)) = submission.event() else { return None };
+    let mut job = Job::submitted(submission.seq, submission.at, e);
+    for recorded in own {
+        if let Some(event) = recorded.event() {
+            job.apply(recorded.seq, recorded.at, event, settings);
+        }
+    }
+    Some(job)
+}

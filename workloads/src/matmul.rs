@@ -1,0 +1,151 @@
+//! The `matmul` job: how fast this machine multiplies matrices of 32-bit real numbers.
+//!
+//! Only the measurement belongs here; the multiplication itself is the one of the tensor library.
+
+use std::io::Write;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use serde::Serialize;
+
+use crate::cli::MatmulOptions;
+use crate::error::Error;
+use crate::number::real64;
+use crate::output::OutputDir;
+use crate::progress::Reporter;
+
+const SEED: u64 = 1;
+const REPORT_EVERY_SECONDS: f64 = 0.25;
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measurement {
+    /// Rows and columns of each matrix.
+    pub size: usize,
+    /// How many products were calculated.
+    pub iterations: usize,
+    /// How long that took.
+    pub seconds: f64,
+    /// Billions of additions and multiplications per second.
+    pub gflops: f64,
+}
+
+impl Measurement {
+    fn new(size: usize, iterations: usize, seconds: f64) -> Self {
+        let operations = 2.0 * real64(size).powi(3) * real64(iterations);
+        Self { size, iterations, seconds, gflops: operations / seconds.max(1e-9) / 1e9 }
+    }
+}
+
+/// Multiplies for as long as asked, checks the result, and stores the measurement.
+pub fn run<W: Write>(
+    options: &MatmulOptions,
+    output: &OutputDir,
+    reporter: &mut Reporter<W>,
+) -> Result<Measurement, Error> {
+    let size = usize::from(options.size);
+    reporter.log(&format!("multiplying {size} x {size} matrices for {} s", options.seconds))?;
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let left = random_matrix(size, &mut rng)?;
+    let right = random_matrix(size, &mut rng)?;
+    // The first product starts threads and fills caches, so it is not measured.
+    let product = left.matmul(&right)?;
+    check_row(&left, &right, &product, size / 2)?;
+
+    let start = Instant::now();
+    let mut iterations = 0_usize;
+    let mut told = 0.0;
+    let measurement = loop {
+        left.matmul(&right)?;
+        iterations += 1;
+        let seconds = start.elapsed().as_secs_f64();
+        let so_far = Measurement::new(size, iterations, seconds);
+        if seconds >= options.seconds {
+            break so_far;
+        }
+        if seconds - told >= REPORT_EVERY_SECONDS {
+            told = seconds;
+            let message = format!("{:.2} GFLOP/s", so_far.gflops);
+            reporter.progress(seconds / options.seconds, &message)?;
+            reporter.metric(&[("gflops", so_far.gflops)])?;
+        }
+    };
+    reporter.metric(&[("gflops", measurement.gflops)])?;
+    let path = output.write_json("matmul.json", &measurement)?;
+    reporter.log(&format!(
+        "{iterations} products in {:.2} s: {:.2} GFLOP/s, stored in {}",
+        measurement.seconds,
+        measurement.gflops,
+        path.display()
+    ))?;
+    reporter.progress(1.0, &format!("{:.2} GFLOP/s", measurement.gflops))?;
+    Ok(measurement)
+}
+
+fn random_matrix(size: usize, rng: &mut ChaCha8Rng) -> Result<Tensor, Error> {
+    let values: Vec<f32> = (0..size * size).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Ok(Tensor::from_vec(values, (size, size), &Device::Cpu)?)
+}
+
+/// Recalculates one row of the product the plain way, in double precision.
+fn check_row(left: &Tensor, right: &Tensor, product: &Tensor, row: usize) -> Result<(), Error> {
+    let factors: Vec<f32> = left.get(row)?.to_vec1()?;
+    let found: Vec<f32> = product.get(row)?.to_vec1()?;
+    let columns: Vec<Vec<f32>> = right.to_vec2()?;
+    let mut expected = vec![0.0_f64; found.len()];
+    for (factor, values) in factors.iter().zip(&columns) {
+        for (sum, value) in expected.iter_mut().zip(values) {
+            *sum += f64::from(*factor) * f64::from(*value);
+        }
+    }
+    // The sum of n rounded products may be off by about n times the precision.
+    let allowed = 1e-6 * real64(factors.len()).max(10.0);
+    let close = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs() <= allowed;
+    if found.iter().zip(&expected).all(close) { Ok(()) } else { Err(Error::WrongProduct { row }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_product_is_right_in_every_row() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let (left, right) = (random_matrix(33, &mut rng), random_matrix(33, &mut rng));
+        let (left, right) = (left.unwrap(), right.unwrap());
+        let product = left.matmul(&right).unwrap();
+        for row in 0..33 {
+            check_row(&left, &right, &product, row).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_wrong_product_is_noticed() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let left = random_matrix(8, &mut rng).unwrap();
+        let right = random_matrix(8, &mut rng).unwrap();
+        assert!(matches!(check_row(&left, &right, &left, 3), Err(Error::WrongProduct { row: 3 })));
+    }
+
+    #[test]
+    fn a_measurement_is_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = OutputDir::open(dir.path()).unwrap();
+        let options = MatmulOptions { size: 16, seconds: 0.01 };
+        let mut log = Vec::new();
+        let measured = run(&options, &output, &mut Reporter::new(&mut log)).unwrap();
+        assert!(measured.gflops > 0.0 && measured.iterations > 0);
+        let stored = std::fs::read_to_string(dir.path().join("matmul.json")).unwrap();
+        let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
+        assert_eq!(stored["size"], 16);
+        assert_eq!(stored.as_object().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn gflops_count_additions_and_multiplications() {
+        let measured = Measurement::new(1000, 3, 2.0);
+        assert!((measured.gflops - 3.0).abs() < 1e-9);
+    }
+}

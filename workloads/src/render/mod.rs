@@ -1,0 +1,219 @@
+//! The `render` job: a picture of coloured spheres, by tracing paths of light.
+//!
+//! This module divides the picture into tiles, spreads them over the processors and stores the
+//! result. The scene and the light have modules of their own.
+
+mod light;
+mod scene;
+mod vector;
+
+pub use light::radiance;
+pub use scene::{Camera, Hit, Material, Ray, Scene, Sphere};
+pub use vector::Vec3;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+use crate::canvas::encode_png;
+use crate::cli::RenderOptions;
+use crate::error::Error;
+use crate::number::{byte, real, real64};
+use crate::output::OutputDir;
+use crate::progress::Reporter;
+
+/// Rows and columns of each tile.
+const TILE: usize = 32;
+/// The odd constant keeps the random numbers of neighbouring pixels unrelated.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Renders the picture of the options and stores it; gives the path of the file.
+pub fn run<W: Write>(
+    options: &RenderOptions,
+    output: &OutputDir,
+    reporter: &mut Reporter<W>,
+) -> Result<PathBuf, Error> {
+    let job = Job::new(options);
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(job.tiles());
+    reporter.log(&format!(
+        "rendering {} x {} pixels with {} paths of light each, using {workers} threads",
+        job.width, job.height, job.samples
+    ))?;
+    let start = Instant::now();
+    let pixels = job.render(workers, reporter)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let paths = real64(job.width * job.height * job.samples);
+    reporter.metric(&[("million_paths_per_second", paths / seconds.max(1e-9) / 1e6)])?;
+    let path = output.write("render.png", &encode_png(job.width, job.height, &pixels)?)?;
+    reporter.log(&format!("rendered in {seconds:.1} s, stored {}", path.display()))?;
+    reporter.progress(1.0, "done")?;
+    Ok(path)
+}
+
+/// A picture to be rendered.
+struct Job {
+    width: usize,
+    height: usize,
+    samples: usize,
+    seed: u64,
+    scene: Scene,
+    camera: Camera,
+}
+
+/// A finished piece of the picture.
+struct Tile {
+    number: usize,
+    pixels: Vec<[u8; 3]>,
+}
+
+impl Job {
+    fn new(options: &RenderOptions) -> Self {
+        let (width, height) = (usize::from(options.width), usize::from(options.height));
+        Self {
+            width,
+            height,
+            samples: usize::from(options.samples),
+            seed: options.seed,
+            scene: Scene::new(options.seed),
+            camera: Camera::new(width, height),
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.width.div_ceil(TILE) * self.height.div_ceil(TILE)
+    }
+
+    /// The pixels of a tile: columns and rows.
+    fn area(&self, number: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+        let per_row = self.width.div_ceil(TILE);
+        let (left, top) = (number % per_row * TILE, number / per_row * TILE);
+        (left..(left + TILE).min(self.width), top..(top + TILE).min(self.height))
+    }
+
+    /// Renders all tiles; this thread collects them and tells the progress.
+    fn render<W: Write>(&self, workers: usize, reporter: &mut Reporter<W>) -> Result<Vec<u8>, Error> {
+        let tiles = self.tiles();
+        let next = AtomicUsize::new(0);
+        let mut pixels = vec![0; 3 * self.width * self.height];
+        thread::scope(|scope| {
+            let (sender, receiver) = mpsc::channel();
+            for number in 0..workers {
+                let (sender, next) = (sender.clone(), &next);
+                let started = thread::Builder::new().spawn_scoped(scope, move || self.work(next, &sender)).map(drop);
+                match started {
+                    Err(error) if number == 0 => return Err(Error::Thread(error)),
+                    // Where only so many threads are allowed, they do all of the work.
+                    Err(_) => break,
+                    Ok(()) => {}
+                }
+            }
+            drop(sender);
+            let mut done = 0;
+            for tile in receiver {
+                self.place(&tile, &mut pixels);
+                done += 1;
+                let message = format!("{done} of {tiles} tiles");
+                let told = reporter.step(to_u32(done), to_u32(tiles + 1), &message);
+                if told.is_err() {
+                    // Nobody listens any more: no further tile is begun.
+                    next.store(tiles, Ordering::Relaxed);
+                    return told;
+                }
+            }
+            if done < tiles { Err(Error::Unfinished { missing: tiles - done }) } else { Ok(()) }
+        })?;
+        Ok(pixels)
+    }
+
+    fn work(&self, next: &AtomicUsize, sender: &mpsc::Sender<Tile>) {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.tiles() || sender.send(self.tile(number)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn tile(&self, number: usize) -> Tile {
+        let (columns, rows) = self.area(number);
+        let places = rows.flat_map(|row| columns.clone().map(move |column| (column, row)));
+        Tile { number, pixels: places.map(|(column, row)| self.pixel(column, row)).collect() }
+    }
+
+    fn place(&self, tile: &Tile, pixels: &mut [u8]) {
+        let (columns, rows) = self.area(tile.number);
+        for (row, line) in rows.zip(tile.pixels.chunks(columns.len().max(1))) {
+            let start = 3 * (row * self.width + columns.start);
+            if let Some(target) = pixels.get_mut(start..start + 3 * line.len()) {
+                target.copy_from_slice(line.as_flattened());
+            }
+        }
+    }
+
+    /// The colour of a pixel, which depends on nothing but the options.
+    fn pixel(&self, column: usize, row: usize) -> [u8; 3] {
+        let number = u64::try_from(row * self.width + column).unwrap_or_default();
+        let seed = self.seed ^ number.wrapping_add(1).wrapping_mul(SPREAD);
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut sum = Vec3::ZERO;
+        for _ in 0..self.samples {
+            let across = (real(column) + rng.random::<f32>()) / real(self.width);
+            let down = (real(row) + rng.random::<f32>()) / real(self.height);
+            let ray = self.camera.ray(across, down, light::in_circle(&mut rng));
+            let light = radiance(&self.scene, ray, &mut rng);
+            // A rare, very bright path would show as a speck.
+            sum += light * (8.0 / light.greatest().max(8.0));
+        }
+        let mean = sum * (1.0 / real(self.samples));
+        [mean.x, mean.y, mean.z].map(|part| byte(tone(part)))
+    }
+}
+
+/// From light to brightness on a screen: bright light is compressed, as on film.
+fn tone(light: f32) -> f32 {
+    let light = light * 0.72;
+    let film = light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14);
+    film.clamp(0.0, 1.0).powf(1.0 / 2.2)
+}
+
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: RenderOptions = RenderOptions { width: 70, height: 40, samples: 2, seed: 7 };
+
+    #[test]
+    fn the_picture_has_the_size_that_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = OutputDir::open(dir.path()).unwrap();
+        let mut log = Vec::new();
+        let path = run(&OPTIONS, &output, &mut Reporter::new(&mut log)).unwrap();
+        let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+        let mut reader = png::Decoder::new(file).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        assert_eq!((info.width, info.height), (70, 40));
+        assert!(pixels.iter().any(|part| *part > 128) && pixels.iter().any(|part| *part < 100));
+        assert!(String::from_utf8(log).unwrap().ends_with("::progress 1.0000 done\n"));
+    }
+
+    #[test]
+    fn the_picture_depends_on_the_seed_but_not_on_the_threads() {
+        let render = |seed, workers| {
+            let job = Job::new(&RenderOptions { seed, ..OPTIONS });
+            job.render(workers, &mut Reporter::new(Vec::new())).unwrap()
+        };
+        assert_eq!(render(1, 1), render(1, 3));
+        assert_ne!(render(1, 1), render(2, 1));
+    }
+}

@@ -1,0 +1,116 @@
+//! The `train` job: a small neural network learns to read handwritten digits.
+//!
+//! This module runs the job from the data to the stored results. The data, the network, the
+//! learning itself and the picture each have a module of their own.
+
+mod data;
+mod learning;
+mod model;
+mod picture;
+
+pub use data::{CLASSES, Digits, Part, SIDE};
+pub use learning::{Confusion, Epoch, Metrics, Outcome, learn};
+pub use model::Mlp;
+
+use std::io::Write;
+
+use crate::cli::TrainOptions;
+use crate::error::Error;
+use crate::output::OutputDir;
+use crate::progress::Reporter;
+
+/// Trains, tells the progress of each epoch, and stores the model, the numbers and the picture.
+pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut Reporter<W>) -> Result<Metrics, Error> {
+    let digits = Digits::load()?;
+    reporter.log(&format!(
+        "learning from {} handwritten digits, testing with {} others",
+        digits.train.len(),
+        digits.test.len()
+    ))?;
+    let outcome = learn(options, &digits, &mut |epoch| tell(epoch, options, reporter))?;
+    let metrics = &outcome.metrics;
+    let stored = [
+        output.write_with("model.safetensors", |path| Ok(outcome.model.save(path)?))?,
+        output.write_json("metrics.json", metrics)?,
+        output.write("training.png", &picture::draw(metrics, &digits.test, &outcome.predictions)?)?,
+    ];
+    for path in stored {
+        reporter.log(&format!("stored {}", path.display()))?;
+    }
+    let percent = 100.0 * metrics.test_accuracy;
+    reporter.log(&format!("{percent:.1} % of the test digits are read correctly"))?;
+    reporter.progress(1.0, &format!("done, {percent:.1} % correct"))?;
+    Ok(outcome.metrics)
+}
+
+fn tell<W: Write>(epoch: &Epoch, options: &TrainOptions, reporter: &mut Reporter<W>) -> Result<(), Error> {
+    let (number, all) = (epoch.epoch, options.epochs);
+    // The last bit is for storing the results.
+    let fraction = 0.99 * f64::from(number) / f64::from(all);
+    reporter.progress(fraction, &format!("epoch {number} of {all}"))?;
+    reporter.metric(&[
+        ("epoch", f64::from(number)),
+        ("train_loss", epoch.train_loss),
+        ("test_loss", epoch.test_loss),
+        ("test_accuracy", epoch.test_accuracy),
+    ])?;
+    reporter.log(&format!(
+        "epoch {number:>3}: loss {:.4} (test {:.4}), {:.1} % correct",
+        epoch.train_loss,
+        epoch.test_loss,
+        100.0 * epoch.test_accuracy
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: TrainOptions =
+        TrainOptions { epochs: 3, hidden: 32, learning_rate: 0.005, batch: 32, variations: 2, seed: 7 };
+
+    #[test]
+    fn a_few_epochs_are_enough_to_read_most_digits() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = OutputDir::open(dir.path()).unwrap();
+        let mut log = Vec::new();
+        let metrics = run(&OPTIONS, &output, &mut Reporter::new(&mut log)).unwrap();
+        assert!(metrics.test_accuracy > 0.9, "{}", metrics.test_accuracy);
+
+        let log = String::from_utf8(log).unwrap();
+        assert_eq!(log.lines().filter(|line| line.starts_with("::metric ")).count(), 3);
+        assert!(log.ends_with("% correct\n"), "{log}");
+
+        let stored = std::fs::read_to_string(dir.path().join("metrics.json")).unwrap();
+        let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
+        assert_eq!(stored["seed"], 7);
+        assert_eq!(stored["epochs"].as_array().unwrap().len(), 3);
+
+        let weights = candle_core::safetensors::load(dir.path().join("model.safetensors"), &candle_core::Device::Cpu);
+        assert_eq!(weights.unwrap()["layer1.weight"].dims(), [32, 64]);
+
+        let picture = std::fs::File::open(dir.path().join("training.png")).unwrap();
+        let picture = png::Decoder::new(std::io::BufReader::new(picture)).read_info().unwrap();
+        assert_eq!(picture.info().size(), (1280, 1000));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_metrics() {
+        let digits = Digits::load().unwrap();
+        let options = TrainOptions { epochs: 1, ..OPTIONS };
+        let metrics = |seed| {
+            let options = TrainOptions { seed, ..options.clone() };
+            learn(&options, &digits, &mut |_| Ok(())).unwrap().metrics
+        };
+        assert_eq!(metrics(3), metrics(3));
+        assert_ne!(metrics(3).epochs, metrics(4).epochs);
+    }
+
+    #[test]
+    fn a_training_which_diverges_is_an_error() {
+        let digits = Digits::load().unwrap();
+        let options = TrainOptions { learning_rate: f64::MAX, ..OPTIONS };
+        let error = learn(&options, &digits, &mut |_| Ok(())).unwrap_err();
+        assert!(matches!(error, Error::Diverged { epoch: 1 }));
+    }
+}
