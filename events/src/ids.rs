@@ -38,6 +38,11 @@ macro_rules! uuid_id {
                 self.0.as_bytes()
             }
 
+            /// From sixteen bytes, as [`Self::as_bytes`] gives them.
+            pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, BadId> {
+                Self::try_from(Uuid::from_bytes(bytes))
+            }
+
             /// The last eight hex digits, enough for people to tell two apart.
             pub fn short(self) -> String {
                 let text = self.0.simple().to_string();

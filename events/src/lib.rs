@@ -21,6 +21,7 @@ pub mod subject;
 pub mod telemetry;
 pub mod template;
 pub mod time;
+pub mod transfer;
 
 pub use actor::Actor;
 pub use event::{Aggregate, Event};

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use async_nats::{Client, ConnectOptions, Event, connection::State};
+use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use clap::Args;
 use tracing::{info, warn};
 
@@ -89,4 +89,11 @@ fn report(user: &str, event: &Event) {
 /// Whether the connection is up now.
 pub fn connected(client: &Client) -> bool {
     client.connection_state() == State::Connected
+}
+
+/// `JetStream` over a connection, with the timeouts that every process uses.
+pub fn jetstream(client: Client) -> jetstream::Context {
+    let mut context = jetstream::new(client);
+    context.set_timeout(Duration::from_secs(5));
+    context
 }

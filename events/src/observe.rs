@@ -1,5 +1,7 @@
 //! Structured logs of a process. Never a secret, never personal data.
 
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging to standard error. `RUST_LOG` chooses what; `GPUBNB_LOG=json` makes it one object a line.
@@ -11,4 +13,21 @@ pub fn start() {
     } else {
         builder.init();
     }
+}
+
+/// Cancels the token at SIGINT or SIGTERM. Call inside a tokio runtime.
+pub fn cancel_on_signal(shutdown: CancellationToken) {
+    tokio::spawn(async move {
+        let term = async {
+            match signal(SignalKind::terminate()) {
+                Ok(mut term) => term.recv().await.unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = tokio::signal::ctrl_c() => if result.is_err() { std::future::pending::<()>().await },
+            () = term => {}
+        }
+        shutdown.cancel();
+    });
 }

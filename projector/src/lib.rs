@@ -1,1 +1,19 @@
-//! stub
+//! The answers of `GPUbnb`: events folded into read models in sled, the queries over them, and the operator's tool.
+//!
+//! Belongs here: projections, queries, looking back. Must not come here: a decision, or a write to MARKET.
+
+pub mod client;
+pub mod config;
+pub mod view;
+
+pub mod fold;
+mod live;
+pub mod model;
+mod query;
+mod run;
+pub mod store;
+mod tool;
+
+pub use config::{Cli, Command, RunArgs};
+pub use run::run;
+pub use tool::operate;

@@ -1,5 +1,14 @@
 //! The decisions of `GPUbnb`: a pure domain, the process managers that drive it, and the command endpoints.
 //!
-//! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, SQL or sled.
+//! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
 
+pub mod config;
 pub mod domain;
+mod endpoint;
+mod execute;
+mod process;
+mod run;
+mod view;
+
+pub use config::Config;
+pub use run::run;

@@ -14,7 +14,14 @@ use clap::{Args, Parser, Subcommand};
 #[command(name = "gpubnb-workload", version)]
 pub struct Cli {
     /// The folder for the results
-    #[arg(long, global = true, env = "GPUBNB_OUTPUT", default_value = "/output", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "GPUBNB_OUTPUT",
+        display_order = 100,
+        default_value = "/output",
+        value_name = "DIR"
+    )]
     pub output: PathBuf,
     /// What to do.
     #[command(subcommand)]
@@ -52,7 +59,7 @@ pub struct TrainOptions {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch: u16,
     /// How many turned and shifted variations of each picture are shown in an epoch
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub variations: u16,
     /// Where chance starts: the same seed gives the same result
     #[arg(long, default_value_t = 7)]
@@ -63,10 +70,10 @@ pub struct TrainOptions {
 #[derive(Args, Clone, Debug)]
 pub struct RenderOptions {
     /// Width of the picture in pixels
-    #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u16).range(16..=4096))]
+    #[arg(long, default_value_t = 640, value_parser = clap::value_parser!(u16).range(16..=4096))]
     pub width: u16,
     /// Height of the picture in pixels
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(16..=4096))]
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u16).range(16..=4096))]
     pub height: u16,
     /// How many paths of light are followed for each pixel
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]

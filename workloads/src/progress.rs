@@ -24,16 +24,21 @@ pub fn progress_line(fraction: f64, message: &str) -> String {
 
 /// Words one metric line, without the line end; `None` where no value is left to tell.
 ///
-/// Values which are not finite are left out. Characters other than letters, digits, `_`, `-` and
+/// Values are told with six significant digits; those which are not finite are left out. Characters other than letters, digits, `_`, `-` and
 /// `.` in a name become `_`.
 pub fn metric_line(values: &[(&str, f64)]) -> Option<String> {
     let mut line = String::from("::metric");
     for (name, value) in values.iter().filter(|(_, value)| value.is_finite()) {
         let name: String = name.chars().map(name_char).collect();
         // Writing into a string cannot fail.
-        let _ = write!(line, " {name}={value}");
+        let _ = write!(line, " {name}={}", six_digits(*value));
     }
     (line != "::metric").then_some(line)
+}
+
+/// The value with six significant digits, which is what a reader can take in.
+fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 fn name_char(c: char) -> char {
@@ -119,6 +124,10 @@ mod tests {
         assert_eq!(
             metric_line(&[("loss", 0.5), ("test accuracy", 1.0)]).as_deref(),
             Some("::metric loss=0.5 test_accuracy=1")
+        );
+        assert_eq!(
+            metric_line(&[("a", 1.0 / 3.0), ("b", 1_234_567.8)]).as_deref(),
+            Some("::metric a=0.333333 b=1234570")
         );
         assert_eq!(metric_line(&[("loss", f64::NAN)]), None);
         assert_eq!(metric_line(&[]), None);

@@ -287,7 +287,7 @@ impl Job {
     }
 
     /// Ends what took too long. `None`: nothing did.
-    pub(super) fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
+    pub fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
         let waited = now.since(self.since);
         let past = |limit: Millis| waited > limit;
         let with_grace = |limit: Millis| Millis(limit.0.saturating_add(settings.grace.0));

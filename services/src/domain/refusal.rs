@@ -95,3 +95,10 @@ impl From<Refusal> for rpc::Refusal {
         Self { name: name.to_owned(), kind, field, message: refusal.to_string() }
     }
 }
+
+impl Refusal {
+    /// As the answer to a request.
+    pub fn into_failure(self) -> rpc::Failure {
+        rpc::Failure::Refused(self.into())
+    }
+}

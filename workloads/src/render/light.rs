@@ -16,8 +16,8 @@ const LONGEST_PATH: usize = 10;
 /// How large the sun looks; a larger one makes softer shadows.
 const SUN_SIZE: f32 = 0.075;
 const SUN_LIGHT: Vec3 = Vec3::new(2.5, 2.28, 1.95);
-const HORIZON: Vec3 = Vec3::new(0.93, 0.95, 0.98);
-const ZENITH: Vec3 = Vec3::new(0.36, 0.56, 0.92);
+const HORIZON: Vec3 = Vec3::new(1.18, 1.17, 1.16);
+const ZENITH: Vec3 = Vec3::new(0.22, 0.46, 0.95);
 /// At this distance, about two thirds of the ground is lost in haze.
 const HAZE: f32 = 34.0;
 const GLASS_INDEX: f32 = 1.5;

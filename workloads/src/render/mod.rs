@@ -177,7 +177,7 @@ impl Job {
 
 /// From light to brightness on a screen: bright light is compressed, as on film.
 fn tone(light: f32) -> f32 {
-    let light = light * 0.72;
+    let light = light * 0.6;
     let film = light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14);
     film.clamp(0.0, 1.0).powf(1.0 / 2.2)
 }

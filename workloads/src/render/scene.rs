@@ -73,7 +73,7 @@ pub struct Scene {
 /// Nearer than this, a ray would only meet the surface it starts from.
 const NEAREST: f32 = 1e-3;
 const SMALL_SPHERES: usize = 46;
-const GROUND: Vec3 = Vec3::new(0.74, 0.72, 0.70);
+const GROUND: Vec3 = Vec3::new(0.62, 0.60, 0.585);
 
 /// Colours which go well together.
 const PALETTES: [[Vec3; 5]; 4] = [
@@ -178,7 +178,7 @@ impl Scene {
 
 fn small_sphere(palette: &[Vec3; 5], rng: &mut ChaCha8Rng) -> Sphere {
     let radius: f32 = rng.random_range(0.16..0.42);
-    let centre = Vec3::new(rng.random_range(-6.0..6.0), radius, rng.random_range(-6.5..3.6));
+    let centre = Vec3::new(rng.random_range(-4.8..4.8), radius, rng.random_range(-4.6..4.0));
     let colour = palette.choose(rng).copied().unwrap_or(Vec3::ONE);
     let (material, colour) = match rng.random_range(0..10) {
         0..4 => (Material::Matte, colour),

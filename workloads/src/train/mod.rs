@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     const OPTIONS: TrainOptions =
-        TrainOptions { epochs: 3, hidden: 32, learning_rate: 0.005, batch: 32, variations: 2, seed: 7 };
+        TrainOptions { epochs: 4, hidden: 32, learning_rate: 0.005, batch: 32, variations: 4, seed: 7 };
 
     #[test]
     fn a_few_epochs_are_enough_to_read_most_digits() {
@@ -78,13 +78,13 @@ mod tests {
         assert!(metrics.test_accuracy > 0.9, "{}", metrics.test_accuracy);
 
         let log = String::from_utf8(log).unwrap();
-        assert_eq!(log.lines().filter(|line| line.starts_with("::metric ")).count(), 3);
+        assert_eq!(log.lines().filter(|line| line.starts_with("::metric ")).count(), 4);
         assert!(log.ends_with("% correct\n"), "{log}");
 
         let stored = std::fs::read_to_string(dir.path().join("metrics.json")).unwrap();
         let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
         assert_eq!(stored["seed"], 7);
-        assert_eq!(stored["epochs"].as_array().unwrap().len(), 3);
+        assert_eq!(stored["epochs"].as_array().unwrap().len(), 4);
 
         let weights = candle_core::safetensors::load(dir.path().join("model.safetensors"), &candle_core::Device::Cpu);
         assert_eq!(weights.unwrap()["layer1.weight"].dims(), [32, 64]);

@@ -1,0 +1,112 @@
+//! The options of `gpubnb-projector`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use gpubnb_events::{Seq, nats::NatsArgs};
+
+/// Folds the log into read models, answers queries, and lets operators look at the event streams.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "gpubnb-projector", version)]
+pub struct Cli {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub nats: NatsArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Folds and answers until it is stopped.
+    Run(RunArgs),
+    /// Shows events as they are written.
+    Tail(TailArgs),
+    /// Shows the events of a range again, at the pace they came or as fast as possible.
+    Replay(ReplayArgs),
+    /// Shows one job, machine or account, and its event trail.
+    Show(ShowArgs),
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Where the read models are kept. They can be deleted: they come back by replay.
+    #[arg(long, env = "GPUBNB_PROJECTOR_DATA", default_value = "data/projector", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Memory for sled's cache, MiB.
+    #[arg(long, default_value_t = 256)]
+    pub cache_mib: u64,
+}
+
+/// Which events.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Filter {
+    /// Only this kind of aggregate: account, machine or job.
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Only the aggregate with this id.
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Only this event, such as `JobAssigned`.
+    #[arg(long = "type")]
+    pub event: Option<String>,
+    /// Only events about this job, whatever they belong to.
+    #[arg(long)]
+    pub job: Option<String>,
+    /// One JSON object per line, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `tail`.
+#[derive(Debug, Clone, Args)]
+pub struct TailArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub filter: Filter,
+    /// Begin this many events back.
+    #[arg(short = 'n', long, default_value_t = 10)]
+    pub lines: u64,
+}
+
+/// Options of `replay`.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub filter: Filter,
+    /// First sequence.
+    #[arg(long, default_value_t = 1)]
+    pub from: u64,
+    /// Last sequence; the end of the log if not given.
+    #[arg(long)]
+    pub to: Option<u64>,
+    /// How many times faster than it happened; 0 = as fast as possible.
+    #[arg(long, default_value_t = 0.0)]
+    pub speed: f64,
+}
+
+/// Options of `show`.
+#[derive(Debug, Clone, Args)]
+pub struct ShowArgs {
+    /// `job`, `machine` or `account`.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
+    /// As it was after this sequence.
+    #[arg(long)]
+    pub at: Option<u64>,
+}
+
+impl ShowArgs {
+    /// The last sequence to take in.
+    pub fn until(&self) -> Seq {
+        Seq(self.at.unwrap_or(u64::MAX))
+    }
+}

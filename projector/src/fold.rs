@@ -1,0 +1,105 @@
+//! Runs the read models: reads MARKET once, and folds each batch into every model from its own checkpoint.
+//!
+//! A model that fails on an event stops there, visibly; the others go on. It is retried from its
+//! checkpoint at the next start, never skipped.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gpubnb_events::{Recorded, Seq};
+use tracing::{error, info};
+
+use crate::{
+    model::{self, Projection},
+    store::{self, Rows, StoreError},
+};
+
+/// One model and its tree.
+pub struct Model {
+    projection: Box<dyn Projection>,
+    tree: sled::Tree,
+    checkpoint: Seq,
+    stopped: Option<String>,
+}
+
+/// Every model of a projector.
+pub struct Models {
+    models: Vec<Model>,
+}
+
+/// The trees, for reading.
+#[derive(Clone)]
+pub struct Trees(Arc<BTreeMap<&'static str, sled::Tree>>);
+
+impl Trees {
+    /// A model's tree. Every model's name is known when the program is written.
+    pub fn of(&self, projection: &impl Projection) -> Result<&sled::Tree, StoreError> {
+        self.0.get(projection.name()).ok_or_else(|| {
+            StoreError::Sled(sled::Error::Unsupported(format!("no model is called {}", projection.name())))
+        })
+    }
+}
+
+impl Models {
+    /// Opens every model in a database.
+    pub fn open(db: &sled::Db) -> Result<Self, StoreError> {
+        let models = model::all().into_iter().map(|projection| {
+            let tree = store::tree(db, projection.name(), projection.version())?;
+            let checkpoint = store::checkpoint(&tree)?;
+            info!(model = projection.name(), checkpoint = checkpoint.0, "opened");
+            Ok(Model { projection, tree, checkpoint, stopped: None })
+        });
+        Ok(Self { models: models.collect::<Result<_, StoreError>>()? })
+    }
+
+    /// The trees, for reading.
+    pub fn trees(&self) -> Trees {
+        Trees(Arc::new(self.models.iter().map(|m| (m.projection.name(), m.tree.clone())).collect()))
+    }
+
+    /// Where to read on: after the checkpoint that is furthest behind.
+    pub fn next(&self) -> Seq {
+        self.running().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO).next()
+    }
+
+    /// What every running model has taken in.
+    pub fn applied(&self) -> Seq {
+        self.running().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO)
+    }
+
+    /// Models that stopped, and why.
+    pub fn stopped(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.models.iter().filter_map(|m| Some((m.projection.name(), m.stopped.as_deref()?)))
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Model> {
+        self.models.iter().filter(|m| m.stopped.is_none())
+    }
+
+    /// Folds a batch into every model.
+    pub fn fold(&mut self, batch: &[Recorded]) {
+        for model in self.models.iter_mut().filter(|m| m.stopped.is_none()) {
+            if let Err((seq, e)) = model.fold(batch) {
+                let name = model.projection.name();
+                error!(model = name, seq = seq.0, error = %e, "a projection stopped: fix it and start again");
+                model.stopped = Some(format!("at sequence {seq}: {e}"));
+            }
+        }
+    }
+}
+
+impl Model {
+    fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
+        let Some(last) = batch.last() else { return Ok(()) };
+        let mut rows = Rows::new(&self.tree);
+        for recorded in batch.iter().filter(|r| r.seq > self.checkpoint) {
+            if let Some(event) = recorded.event() {
+                self.projection.apply(&mut rows, recorded, event).map_err(|e| (recorded.seq, e))?;
+            }
+        }
+        if last.seq > self.checkpoint {
+            rows.commit(last.seq).map_err(|e| (last.seq, e))?;
+            self.checkpoint = last.seq;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! `gpubnb-projector`: the service that answers, and the operator's tool.
+
+use clap::Parser;
+use gpubnb_projector::{Cli, Command, operate, run};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    gpubnb_events::observe::start();
+    let shutdown = CancellationToken::new();
+    gpubnb_events::observe::cancel_on_signal(shutdown.clone());
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Run(args) => run(cli.nats, args, shutdown).await,
+        tool => operate(cli.nats, tool, shutdown).await,
+    }
+}

@@ -1,0 +1,78 @@
+//! Figures of the whole market, for its first page.
+
+use gpubnb_events::{Event, MachineId, Millis, Recorded};
+use serde::{Deserialize, Serialize};
+
+use super::{Projection, machine_key};
+use crate::{
+    store::{Rows, StoreError},
+    view::Figures,
+};
+
+/// `f` → figures; `m<machine>` → what it counts for.
+pub struct MarketFigures;
+
+/// Key of the figures.
+pub const FIGURES: &[u8] = b"f";
+
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+struct Counted {
+    machines: u32,
+    gpus: u32,
+}
+
+impl Projection for MarketFigures {
+    fn name(&self) -> &'static str {
+        "figures"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn apply(&self, rows: &mut Rows<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
+        let mut f: Figures = rows.get(FIGURES)?.unwrap_or_default();
+        let before = f;
+        match event {
+            Event::MachineListed(e) => {
+                let hardware = &e.offer.hardware;
+                let gpus = if hardware.simulated { 0 } else { u32::try_from(hardware.gpus.len()).unwrap_or(0) };
+                count(rows, &mut f, e.machine, Counted { machines: 1, gpus })?;
+            }
+            Event::MachineDelisted(e) => count(rows, &mut f, e.machine, Counted::default())?,
+            Event::JobSubmitted(_) => f.queued += 1,
+            Event::JobAssigned(_) => {
+                f.queued = f.queued.saturating_sub(1);
+                f.active += 1;
+            }
+            Event::Declined(_) | Event::Requeued(_) => {
+                f.active = f.active.saturating_sub(1);
+                f.queued += 1;
+            }
+            Event::Completed(_) => f.active = f.active.saturating_sub(1),
+            Event::Failed(e) => ended(&mut f, e.lease.is_some()),
+            Event::Cancelled(e) => ended(&mut f, e.lease.is_some()),
+            Event::Settled(e) => {
+                f.settled += 1;
+                f.cost += e.cost;
+                f.fees += e.fee;
+                f.metered = Millis(f.metered.0 + e.metering.as_ref().map_or(0, |m| m.billed.0));
+            }
+            _ => {}
+        }
+        if f != before { rows.put(FIGURES, &f) } else { Ok(()) }
+    }
+}
+
+fn ended(f: &mut Figures, had_a_machine: bool) {
+    let counter = if had_a_machine { &mut f.active } else { &mut f.queued };
+    *counter = counter.saturating_sub(1);
+}
+
+fn count(rows: &mut Rows<'_>, f: &mut Figures, machine: MachineId, now: Counted) -> Result<(), StoreError> {
+    let key = machine_key(b'm', machine);
+    let before: Counted = rows.get(&key)?.unwrap_or_default();
+    f.machines = (f.machines + now.machines).saturating_sub(before.machines);
+    f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
+    rows.put(&key, &now)
+}

@@ -1,0 +1,145 @@
+//! The ledger: balances, statements and receipts, from the postings of every event.
+
+use std::collections::BTreeMap;
+
+use gpubnb_events::{
+    AccountId, Event, JobId, Lease, MicroUsd, Recorded, Seq,
+    ledger::{LedgerAccount, Posting, postings},
+    spec::Terms,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Projection, account_key, job_key, key};
+use crate::{
+    store::{Rows, StoreError},
+    view::{Balance, Receipt, StatementLine},
+};
+
+/// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt;
+/// `t<job>` → price terms of the present lease; `p` → platform totals.
+pub struct Ledger;
+
+/// The totals that belong to no account.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformTotals {
+    /// Fees.
+    pub fees: MicroUsd,
+    /// The world outside: minus what is inside.
+    pub external: MicroUsd,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LockedTerms {
+    lease: Lease,
+    terms: Terms,
+}
+
+/// Key of an account's balance.
+pub fn balance_key(account: AccountId) -> Vec<u8> {
+    account_key(b'b', account)
+}
+
+/// Prefix of an account's statement.
+pub fn statement_prefix(account: AccountId) -> Vec<u8> {
+    account_key(b's', account)
+}
+
+/// Key of a statement line.
+pub fn statement_key(account: AccountId, seq: Seq) -> Vec<u8> {
+    key(b's', &[account.as_bytes(), &seq.0.to_be_bytes()])
+}
+
+/// Key of a receipt.
+pub fn receipt_key(job: JobId) -> Vec<u8> {
+    job_key(b'r', job)
+}
+
+/// Key of the platform's totals.
+pub const TOTALS: &[u8] = b"p";
+
+impl Projection for Ledger {
+    fn name(&self) -> &'static str {
+        "ledger"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
+        match event {
+            Event::JobAssigned(e) => {
+                let locked = LockedTerms { lease: Lease(recorded.seq), terms: e.terms.clone() };
+                rows.put(&job_key(b't', e.job), &locked)?;
+            }
+            Event::Settled(e) => {
+                let key_of_terms = job_key(b't', e.job);
+                let locked: Option<LockedTerms> = rows.get(&key_of_terms)?;
+                rows.remove(&key_of_terms);
+                let terms = locked.filter(|l| Some(l.lease) == e.lease).map(|l| l.terms);
+                let receipt = Receipt { seq: recorded.seq, at: recorded.at, terms, settled: e.clone() };
+                rows.put(&receipt_key(e.job), &receipt)?;
+            }
+            _ => {}
+        }
+        post(rows, recorded, event, &postings(event))
+    }
+}
+
+/// Changes of one account by one event.
+#[derive(Default)]
+struct Change {
+    available: MicroUsd,
+    held: MicroUsd,
+    payable: MicroUsd,
+}
+
+fn post(rows: &mut Rows<'_>, recorded: &Recorded, event: &Event, postings: &[Posting]) -> Result<(), StoreError> {
+    if postings.is_empty() {
+        return Ok(());
+    }
+    let mut changes: BTreeMap<AccountId, Change> = BTreeMap::new();
+    let mut totals = PlatformTotals::default();
+    for Posting { account, amount } in postings {
+        match account {
+            LedgerAccount::Available(id) => changes.entry(*id).or_default().available += *amount,
+            LedgerAccount::Held(id) => changes.entry(*id).or_default().held += *amount,
+            LedgerAccount::Payable(id) => changes.entry(*id).or_default().payable += *amount,
+            LedgerAccount::Fees => totals.fees += *amount,
+            LedgerAccount::External => totals.external += *amount,
+        }
+    }
+    for (account, change) in changes {
+        let key_of_balance = balance_key(account);
+        let mut balance: Balance = rows.get(&key_of_balance)?.unwrap_or_default();
+        balance.available += change.available;
+        balance.held += change.held;
+        balance.payable += change.payable;
+        if let Event::Settled(e) = event {
+            if e.consumer == account {
+                balance.spent += e.cost;
+            }
+            if e.provider == Some(account) {
+                balance.earned += e.earned;
+            }
+        }
+        rows.put(&key_of_balance, &balance)?;
+        let line = StatementLine {
+            seq: recorded.seq,
+            at: recorded.at,
+            event: event.name().to_owned(),
+            job: event.job(),
+            available: change.available,
+            held: change.held,
+            balance: balance.available,
+        };
+        rows.put(&statement_key(account, recorded.seq), &line)?;
+    }
+    if totals != PlatformTotals::default() {
+        let mut sum: PlatformTotals = rows.get(TOTALS)?.unwrap_or_default();
+        sum.fees += totals.fees;
+        sum.external += totals.external;
+        rows.put(TOTALS, &sum)?;
+    }
+    Ok(())
+}

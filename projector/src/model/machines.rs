@@ -1,0 +1,150 @@
+//! Machines as people see them: offer, presence, what they run, and the record their reliability is made of.
+
+use gpubnb_events::{
+    Event, JobId, MachineId, Millis, Recorded,
+    event::{Fault, MachineListed, Reason},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Projection, job_key, machine_key};
+use crate::{
+    store::{Rows, StoreError},
+    view::{MachineRow, MachineState},
+};
+
+/// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last.
+pub struct Machines;
+
+/// First letter of a machine's row.
+pub const ROW: u8 = b'm';
+
+/// Key of a machine's row.
+pub fn row_key(machine: MachineId) -> Vec<u8> {
+    machine_key(ROW, machine)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Holder {
+    machine: MachineId,
+}
+
+impl Projection for Machines {
+    fn name(&self) -> &'static str {
+        "machines"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
+        match event {
+            Event::MachineListed(e) => return list(rows, recorded, e),
+            Event::JobAssigned(e) => {
+                rows.put(&job_key(b'j', e.job), &Holder { machine: e.machine })?;
+                return change(rows, recorded, e.machine, |row| row.running.push(e.job));
+            }
+            _ => {}
+        }
+        if let Some(job) = event.job() {
+            let holder = job_key(b'j', job);
+            let Some(Holder { machine }) = rows.get(&holder)? else { return Ok(()) };
+            if matches!(event, Event::Settled(_)) {
+                rows.remove(&holder);
+            }
+            if let Some(take_in) = of_job(job, event) {
+                return change(rows, recorded, machine, take_in);
+            }
+            return Ok(());
+        }
+        let gpubnb_events::Aggregate::Machine(machine) = event.aggregate() else { return Ok(()) };
+        change(rows, recorded, machine, |row| match event {
+            Event::MachineRepriced(e) => row.offer.price = e.price,
+            Event::MachinePaused(_) => row.wanted = MachineState::Paused,
+            Event::MachineResumed(_) => row.wanted = MachineState::Online,
+            Event::MachineDrainStarted(_) => row.wanted = MachineState::Draining,
+            Event::MachineDelisted(_) => row.wanted = MachineState::Delisted,
+            Event::MachineSuspected(_) => row.presence = MachineState::Suspect,
+            Event::MachineLost(_) => row.presence = MachineState::Lost,
+            Event::MachineRecovered(_) => row.presence = MachineState::Online,
+            Event::MachineTested(e) => row.checks.clone_from(&e.checks),
+            _ => {}
+        })
+    }
+}
+
+/// What an event of a job changes at the machine that has it.
+fn of_job(job: JobId, event: &Event) -> Option<Box<dyn FnOnce(&mut MachineRow) + '_>> {
+    let leaves = move |row: &mut MachineRow| row.running.retain(|held| *held != job);
+    let faulty = move |row: &mut MachineRow, reason: Reason, fault: Fault| {
+        leaves(row);
+        if fault == Fault::Provider {
+            *row.faults.entry(reason_name(reason)).or_default() += 1;
+        } else {
+            row.successes += 1;
+        }
+    };
+    Some(match event {
+        Event::Declined(_) | Event::Cancelled(_) => Box::new(leaves),
+        Event::Completed(_) => Box::new(move |row| {
+            leaves(row);
+            row.successes += 1;
+        }),
+        Event::Failed(e) => Box::new(move |row| faulty(row, e.reason, e.fault)),
+        Event::Requeued(e) => Box::new(move |row| faulty(row, e.reason, e.fault)),
+        Event::Settled(e) => Box::new(move |row| {
+            row.earned += e.earned;
+            let billed = e.metering.as_ref().map_or(Millis(0), |m| m.billed);
+            row.metered = Millis(row.metered.0.saturating_add(billed.0));
+        }),
+        _ => return None,
+    })
+}
+
+/// The name of a reason, without its numbers.
+fn reason_name(reason: Reason) -> String {
+    let text = format!("{reason:?}");
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn change(
+    rows: &mut Rows<'_>,
+    recorded: &Recorded,
+    machine: MachineId,
+    take_in: impl FnOnce(&mut MachineRow),
+) -> Result<(), StoreError> {
+    rows.update::<MachineRow>(&row_key(machine), |row| {
+        row.seq = recorded.seq;
+        take_in(row);
+    })
+}
+
+fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(), StoreError> {
+    let key = row_key(e.machine);
+    let known: Option<MachineRow> = rows.get(&key)?;
+    let row = match known {
+        Some(known) => MachineRow {
+            offer: e.offer.clone(),
+            wanted: MachineState::Online,
+            presence: MachineState::Online,
+            seq: recorded.seq,
+            ..known
+        },
+        None => MachineRow {
+            machine: e.machine,
+            owner: e.owner,
+            offer: e.offer.clone(),
+            wanted: MachineState::Online,
+            presence: MachineState::Online,
+            checks: Vec::new(),
+            listed_at: recorded.at,
+            running: Vec::new(),
+            successes: 0,
+            faults: std::collections::BTreeMap::new(),
+            earned: gpubnb_events::MicroUsd::ZERO,
+            metered: Millis(0),
+            seq: recorded.seq,
+        },
+    };
+    rows.put(&key, &row)
+}

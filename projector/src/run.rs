@@ -1,0 +1,111 @@
+//! The service: follow MARKET, fold, answer, and tell live pages what changed.
+
+use std::{collections::HashSet, sync::Arc};
+
+use anyhow::Context as _;
+use gpubnb_events::{
+    Aggregate, Log, Recorded,
+    log::Follower,
+    nats::{NatsArgs, jetstream},
+    rpc::Server,
+    subject::{self, PROJECTOR_INBOX},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::info;
+
+use crate::{
+    config::RunArgs,
+    fold::Models,
+    live::Live,
+    model::touched,
+    query::{self, Applied, Queries},
+    store,
+    view::Notice,
+};
+
+/// Batches read ahead of the fold.
+const READ_AHEAD: usize = 4;
+/// A batch larger than this is history: nobody is told of each change in it.
+const NOTICED: usize = 500;
+
+/// Runs until shutdown.
+pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let client = nats.connect("projector", PROJECTOR_INBOX).await?;
+    let js = jetstream(client.clone());
+    let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services --provision first")?;
+    std::fs::create_dir_all(&args.data).with_context(|| format!("creating {}", args.data.display()))?;
+    let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
+    let models = Models::open(&db)?;
+    let trees = models.trees();
+    let (progress, applied) = watch::channel(Applied { seq: models.applied(), stopped: Vec::new() });
+    let tasks = TaskTracker::new();
+
+    let (batches, waiting) = mpsc::channel(READ_AHEAD);
+    let (changes, changed) = mpsc::channel(READ_AHEAD);
+    tasks.spawn(read(log.follow(models.next()), batches, shutdown.clone()));
+    let folding = tokio::task::spawn_blocking(move || fold(models, waiting, &progress, &changes));
+    tasks.spawn(notify(client.clone(), changed));
+
+    let live = Arc::new(Live::default());
+    let (listening, stop) = (Arc::clone(&live), shutdown.clone());
+    tasks.spawn(async move { listening.listen(&js, stop).await });
+
+    let server =
+        Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
+    query::serve(&server, &Queries { trees, live, log, applied }).await.map_err(anyhow::Error::from_boxed)?;
+    info!("ready");
+
+    shutdown.cancelled().await;
+    server.finish().await;
+    tasks.close();
+    folding.await.context("the fold")?;
+    tasks.wait().await;
+    db.flush_async().await.context("flushing the read models")?;
+    info!("stopped");
+    Ok(())
+}
+
+async fn read(mut follower: Follower, batches: mpsc::Sender<Vec<Recorded>>, shutdown: CancellationToken) {
+    loop {
+        let batch = tokio::select! {
+            () = shutdown.cancelled() => return,
+            batch = follower.next_batch() => batch,
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            sent = batches.send(batch) => if sent.is_err() { return },
+        }
+    }
+}
+
+fn fold(
+    mut models: Models,
+    mut batches: mpsc::Receiver<Vec<Recorded>>,
+    progress: &watch::Sender<Applied>,
+    changes: &mpsc::Sender<Vec<Recorded>>,
+) {
+    while let Some(batch) = batches.blocking_recv() {
+        models.fold(&batch);
+        let stopped = models.stopped().map(|(model, why)| (model.to_owned(), why.to_owned())).collect();
+        progress.send_replace(Applied { seq: models.applied(), stopped });
+        // Notices are a courtesy: a page that misses one asks again by itself.
+        if batch.len() <= NOTICED {
+            drop(changes.try_send(batch));
+        }
+    }
+}
+
+async fn notify(client: async_nats::Client, mut changes: mpsc::Receiver<Vec<Recorded>>) {
+    while let Some(batch) = changes.recv().await {
+        let Some(last) = batch.last() else { continue };
+        let Ok(notice) = serde_json::to_vec(&Notice { seq: last.seq }) else { continue };
+        let changed: HashSet<Aggregate> = batch.iter().filter_map(Recorded::event).flat_map(touched).collect();
+        for aggregate in changed {
+            let sent = client.publish(subject::notice(aggregate), notice.clone().into()).await;
+            if let Err(e) = sent {
+                tracing::debug!(error = %e, "a notice was not sent");
+            }
+        }
+    }
+}

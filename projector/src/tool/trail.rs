@@ -1,0 +1,100 @@
+//! `tail` and `replay`: events as a table or as JSON lines.
+
+use std::{io::Write as _, time::Duration};
+
+use anyhow::Context as _;
+use gpubnb_events::{Event, Log, Recorded, Seq, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Filter, ReplayArgs, TailArgs},
+    query::trail_event,
+};
+
+/// The longest that `replay` waits between two events.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+pub(super) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let last = log.last_seq().await?;
+    let from = Seq(last.0.saturating_sub(args.lines.saturating_sub(1)).max(1));
+    let from = if args.lines == 0 { last.next() } else { from };
+    each(log, from, Seq(u64::MAX), shutdown, async |recorded| print(&recorded, &args.filter)).await
+}
+
+pub(super) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let last = log.last_seq().await?;
+    let to = args.to.map_or(last, |to| Seq(to).min(last));
+    let mut before: Option<Timestamp> = None;
+    each(log, Seq(args.from), to, shutdown, async |recorded: Recorded| {
+        if let (Some(before), true) = (before, args.speed > 0.0) {
+            let pause = recorded.at.since(before).duration().div_f64(args.speed).min(LONGEST_PAUSE);
+            tokio::time::sleep(pause).await;
+        }
+        before = Some(recorded.at);
+        print(&recorded, &args.filter)
+    })
+    .await
+}
+
+/// Calls `take` with each message from `from` to `to`.
+pub(super) async fn each(
+    log: &Log,
+    from: Seq,
+    to: Seq,
+    shutdown: CancellationToken,
+    mut take: impl AsyncFnMut(Recorded) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if from > to {
+        return Ok(());
+    }
+    let mut follower = log.follow(from);
+    loop {
+        let batch = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            batch = follower.next_batch() => batch,
+        };
+        for recorded in batch {
+            let seq = recorded.seq;
+            if seq <= to {
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    taken = take(recorded) => taken?,
+                }
+            }
+            if seq >= to {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Prints an event that passes the filter.
+pub(super) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> {
+    let line = match (&recorded.entry, filter.json) {
+        (Ok((_, event)), _) if !passes(event, filter) => return Ok(()),
+        (Ok(_), true) => serde_json::to_string(&trail_event(recorded).context("an event that cannot be written")?)?,
+        (Ok((envelope, event)), false) => {
+            let aggregate = event.aggregate().to_string();
+            let actor = envelope.actor.to_string();
+            format!("{:>8}  {}  {:<20} {aggregate:<45} {actor}", recorded.seq.0, recorded.at, event.name())
+        }
+        (Err(why), _) => format!("{:>8}  {}  {why}", recorded.seq.0, recorded.at),
+    };
+    // A closed pipe (`| head`) ends the output, which is no failure.
+    if let Err(e) = writeln!(std::io::stdout(), "{line}") {
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        return Err(e.into());
+    }
+    Ok(())
+}
+
+fn passes(event: &Event, filter: &Filter) -> bool {
+    let aggregate = event.aggregate().to_string();
+    let (kind, id) = aggregate.split_once(' ').unwrap_or_default();
+    filter.kind.as_deref().is_none_or(|wanted| wanted == kind)
+        && filter.id.as_deref().is_none_or(|wanted| wanted == id)
+        && filter.event.as_deref().is_none_or(|wanted| wanted == event.name())
+        && filter.job.as_deref().is_none_or(|wanted| event.job().is_some_and(|job| job.to_string() == wanted))
+}

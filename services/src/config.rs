@@ -1,0 +1,74 @@
+//! The options of `gpubnb-services`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Parser;
+use gpubnb_events::{Millis, nats::NatsArgs, stream::StreamOptions};
+
+use crate::domain::Settings;
+
+/// Decides what happens on the market: command endpoints, scheduler, settlement, watchdog.
+///
+/// Run as many as you like: the guards of the log make them safe beside each other.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "gpubnb-services", version)]
+pub struct Config {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub nats: NatsArgs,
+    /// Creates missing streams at the start; without it they must be there.
+    #[arg(long, env = "GPUBNB_PROVISION")]
+    pub provision: bool,
+    /// Copies of each message in the streams: 1 in development, 3 in production.
+    #[arg(long, env = "GPUBNB_REPLICAS", default_value_t = 1)]
+    pub replicas: usize,
+    /// The broker's window for repeated message ids, milliseconds. The domain does not depend on it.
+    #[arg(long, default_value_t = 120_000)]
+    pub duplicate_window_ms: u64,
+    /// Lets accounts deposit play money by themselves. For demonstrations only.
+    #[arg(long, env = "GPUBNB_TEST_FUNDS")]
+    pub test_funds: bool,
+    /// The platform's share of each cost, in ten-thousandths.
+    #[arg(long, env = "GPUBNB_FEE_BASIS_POINTS", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=5_000))]
+    pub fee_basis_points: u32,
+    /// Where workers put the files of jobs, as they reach it.
+    #[arg(long, env = "GPUBNB_EDGE_URL", requires = "transfer_key", value_name = "URL")]
+    pub edge_url: Option<String>,
+    /// File with the secret that services and the edge share.
+    #[arg(long, env = "GPUBNB_TRANSFER_KEY", value_name = "FILE")]
+    pub transfer_key: Option<PathBuf>,
+    /// Seconds a machine has to accept a job.
+    #[arg(long, default_value_t = 60)]
+    pub accept_within: u64,
+    /// Seconds the platform waits past a limit for the worker's own word.
+    #[arg(long, default_value_t = 30)]
+    pub grace: u64,
+    /// Seconds of silence after which new work is withheld from a machine.
+    #[arg(long, default_value_t = 15)]
+    pub suspect_after: u32,
+    /// Seconds of silence after which a machine is given up and its jobs are requeued.
+    #[arg(long, default_value_t = 60)]
+    pub lost_after: u32,
+}
+
+impl Config {
+    /// The rules of the domain.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            fee_basis_points: self.fee_basis_points,
+            test_funds: self.test_funds,
+            accept_within: Millis(self.accept_within.saturating_mul(1_000)),
+            grace: Millis(self.grace.saturating_mul(1_000)),
+            ..Settings::default()
+        }
+    }
+
+    /// The shape of the streams.
+    pub fn streams(&self) -> StreamOptions {
+        StreamOptions {
+            replicas: self.replicas,
+            duplicate_window: Duration::from_millis(self.duplicate_window_ms),
+            ..StreamOptions::default()
+        }
+    }
+}

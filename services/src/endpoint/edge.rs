@@ -1,0 +1,98 @@
+//! Commands that come in through the edge, in the name of a signed-in account or of an operator.
+
+use gpubnb_events::{
+    Actor,
+    command::{
+        CancelJob, ChangeMachine, ClosePayout, Deposit, Done, OpenAccount, Quote, RequestPayout, SetSuspension,
+        SubmitJob, Submitted,
+    },
+    rpc::{Failure, Incoming, Requester, Server},
+    spec::PlacementExplanation,
+    subject,
+};
+
+use super::{Endpoints, account_of, done, endpoint};
+use crate::domain::{
+    Command, Refusal,
+    job::{Job, Phase},
+    placement,
+};
+
+pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+    let edge = Requester::Edge;
+    endpoint(server, e, subject::command("account", "open"), edge, open).await?;
+    endpoint(server, e, subject::command("account", "deposit"), edge, deposit).await?;
+    endpoint(server, e, subject::command("account", "request_payout"), edge, request_payout).await?;
+    endpoint(server, e, subject::command("account", "close_payout"), edge, close_payout).await?;
+    endpoint(server, e, subject::command("account", "set_suspension"), edge, set_suspension).await?;
+    endpoint(server, e, subject::command("job", "submit"), edge, submit).await?;
+    endpoint(server, e, subject::command("job", "cancel"), edge, cancel).await?;
+    endpoint(server, e, subject::command("job", "explain"), edge, explain).await?;
+    endpoint(server, e, subject::command("market", "quote"), edge, quote).await?;
+    endpoint(server, e, subject::command("market", "machine"), edge, change_machine).await
+}
+
+async fn open(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let OpenAccount {} = r.parse()?;
+    let account = account_of(r.actor)?;
+    e.executor.execute(r.actor, &Command::OpenAccount(account)).await.map(done)
+}
+
+async fn deposit(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let deposit: Deposit = r.parse()?;
+    let account = account_of(r.actor)?;
+    e.executor.execute(r.actor, &Command::Deposit(account, deposit)).await.map(done)
+}
+
+async fn request_payout(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let payout: RequestPayout = r.parse()?;
+    let account = account_of(r.actor)?;
+    e.executor.execute(r.actor, &Command::RequestPayout(account, payout)).await.map(done)
+}
+
+async fn close_payout(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let close: ClosePayout = r.parse()?;
+    e.executor.execute(r.actor, &Command::ClosePayout(close)).await.map(done)
+}
+
+async fn set_suspension(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let suspension: SetSuspension = r.parse()?;
+    e.executor.execute(r.actor, &Command::SetSuspension(suspension)).await.map(done)
+}
+
+async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, Failure> {
+    let submit: SubmitJob = r.parse()?;
+    let (account, job) = (account_of(r.actor)?, submit.job);
+    let seq = e.executor.execute(r.actor, &Command::Submit(account, submit)).await?;
+    Ok(Submitted { job, seq })
+}
+
+async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let CancelJob { job } = r.parse()?;
+    e.executor.execute(r.actor, &Command::Cancel(job)).await.map(done)
+}
+
+async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let change: ChangeMachine = r.parse()?;
+    e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)
+}
+
+async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, Failure> {
+    let submit: SubmitJob = r.parse()?;
+    let account = account_of(r.actor)?;
+    let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
+    let quote = e.executor.view.read(|w| w.quote(account, &submit, now, settings));
+    quote.map_err(|refusal| Failure::Refused(refusal.into()))
+}
+
+/// Why a job waits; `null` once it does not.
+async fn explain(e: Endpoints, r: Incoming) -> Result<Option<PlacementExplanation>, Failure> {
+    let CancelJob { job } = r.parse()?;
+    let now = e.executor.clock.now();
+    let own = |found: &&Job| r.actor == Actor::Operator || r.actor == Actor::Account(found.account);
+    e.executor.view.read(|w| {
+        let found = w.job(job).filter(own).ok_or_else(|| Failure::Refused(Refusal::UnknownJob.into()))?;
+        Ok((found.phase == Phase::Queued)
+            .then(|| placement::choose(w, &placement::Request::of(found), now).explanation))
+    })
+}

@@ -1,0 +1,121 @@
+//! Commands of machines. Each speaks for itself only: its id is in the subject, and the subject is its right.
+
+use gpubnb_events::{
+    Actor, JobId, Lease, MachineId, Millis,
+    command::{
+        Accept, ChangeMachine, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest,
+        Report, Start, UploadGrant,
+    },
+    rpc::{Failure, Incoming, Requester, Server},
+    stream, subject,
+    transfer::UploadPermit,
+};
+
+use super::{Endpoints, done, endpoint};
+use crate::{
+    domain::{Command, Refusal, machine::Availability},
+    execute::unavailable,
+};
+
+/// How long past the time limit files may still be put.
+const UPLOAD_SLACK: Millis = Millis(3_600_000);
+
+pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+    let machine = Requester::Machine;
+    let on = subject::machine_command_filter;
+    endpoint(server, e, on("list"), machine, list).await?;
+    endpoint(server, e, on("wish"), machine, wish).await?;
+    endpoint(server, e, on("tested"), machine, tested).await?;
+    endpoint(server, e, on("accept"), machine, accept).await?;
+    endpoint(server, e, on("decline"), machine, decline).await?;
+    endpoint(server, e, on("start"), machine, start).await?;
+    endpoint(server, e, on("report"), machine, report).await?;
+    endpoint(server, e, on("sync"), machine, sync).await
+}
+
+fn machine_of(r: &Incoming) -> Result<MachineId, Failure> {
+    match r.actor {
+        Actor::Machine(machine) => Ok(machine),
+        _ => Err(Failure::Refused(Refusal::UnknownMachine.into())),
+    }
+}
+
+async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
+    let (machine, list): (_, ListMachine) = (machine_of(&r)?, r.parse()?);
+    let slots = list.offer.slots;
+    let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, list)).await?;
+    let js = gpubnb_events::nats::jetstream(e.executor.log.client());
+    stream::provision_machine(&js, machine, slots).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
+}
+
+async fn wish(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let change: ChangeMachine = r.parse()?;
+    e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)
+}
+
+async fn tested(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let (machine, test): (_, RecordTest) = (machine_of(&r)?, r.parse()?);
+    e.executor.execute(r.actor, &Command::RecordTest(machine, test)).await.map(done)
+}
+
+async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
+    let (machine, accept): (_, Accept) = (machine_of(&r)?, r.parse()?);
+    // The job message may be faster than this replica's fold.
+    e.executor.view.wait_for(accept.lease.0).await;
+    e.executor.execute(r.actor, &Command::Accept(machine, accept)).await?;
+    let known = e.executor.view.read(|w| w.job(accept.job).cloned());
+    let job = match known {
+        Some(job) => job,
+        None => e.executor.load(accept.job).await.map_err(unavailable)?.ok_or(Refusal::UnknownJob.into_failure())?,
+    };
+    if job.wish(machine, accept.lease) == LeaseWish::Abandon {
+        return Err(Refusal::StaleLease.into_failure());
+    }
+    let upload = upload(&e, accept.job, accept.lease, job.limits.time.millis());
+    Ok(job.grant(upload))
+}
+
+fn upload(e: &Endpoints, job: JobId, lease: Lease, time: Millis) -> Option<UploadGrant> {
+    let upload = e.upload.as_ref()?;
+    let expires = e.executor.clock.now().plus(time).plus(UPLOAD_SLACK);
+    let token = upload.key.sign(UploadPermit { job, lease, expires })?;
+    Some(UploadGrant { url: format!("{}/transfer/{job}/{lease}", upload.url), token, expires })
+}
+
+async fn decline(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let (machine, decline): (_, Decline) = (machine_of(&r)?, r.parse()?);
+    e.executor.view.wait_for(decline.lease.0).await;
+    e.executor.execute(r.actor, &Command::Decline(machine, decline)).await.map(done)
+}
+
+async fn start(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let (machine, start): (_, Start) = (machine_of(&r)?, r.parse()?);
+    e.executor.execute(r.actor, &Command::Start(machine, start)).await.map(done)
+}
+
+async fn report(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
+    e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)
+}
+
+/// Desired against actual. On the newest view only: nothing is ever torn down because a replica was behind.
+async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
+    let (machine, inventory): (_, Inventory) = (machine_of(&r)?, r.parse()?);
+    e.executor.catch_up().await?;
+    let mut leases = Vec::new();
+    for Accept { job, lease } in inventory.leases.into_iter().take(1_000) {
+        let wish = match e.executor.view.read(|w| w.job(job).map(|j| j.wish(machine, lease))) {
+            Some(wish) => wish,
+            None => match e.executor.load(job).await.map_err(unavailable)? {
+                Some(job) => job.wish(machine, lease),
+                // Unknown is not over: a lookup that finds nothing tears nothing down.
+                None => LeaseWish::Keep,
+            },
+        };
+        leases.push((lease, wish));
+    }
+    let takes_jobs =
+        e.executor.view.read(|w| w.machine(machine).is_some_and(|m| m.availability == Availability::Ready));
+    Ok(Desired { leases, takes_jobs })
+}

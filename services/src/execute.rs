@@ -1,0 +1,119 @@
+//! From a command to an event: decide, append under the guard, and on a conflict catch up and decide again.
+//! The one retry loop of the services.
+
+use std::sync::Arc;
+
+use gpubnb_events::{
+    Actor, Aggregate, Clock, Event, JobId, Log, Seq,
+    log::{AppendError, ReadError},
+    nats::connected,
+    rpc::{self, Failure, RefusalKind},
+};
+use tracing::{debug, info};
+
+use crate::{
+    domain::{
+        Command, Decision, Settings,
+        job::Job,
+        world::{self},
+    },
+    view::View,
+};
+
+/// Attempts before a typed conflict is returned.
+const ATTEMPTS: u32 = 5;
+
+/// Executes commands.
+#[derive(Clone)]
+pub(crate) struct Executor {
+    pub(crate) log: Log,
+    pub(crate) view: Arc<View>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) settings: Arc<Settings>,
+}
+
+impl Executor {
+    /// Executes one command, and returns the sequence of its event, written now or before.
+    pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
+        let mut fresh = false;
+        for _ in 0..ATTEMPTS {
+            if !connected(&self.log.client()) {
+                return Err(Failure::Unavailable("the broker is away; try again, with the same id".to_owned()));
+            }
+            let absent = self.absent(command).await?;
+            let now = self.clock.now();
+            let decision = self.view.read(|w| w.decide(actor, command, absent.as_ref(), now, &self.settings));
+            let proposal = match decision {
+                Ok(Decision::Already(seq)) => return Ok(seq),
+                Ok(Decision::Append(proposal)) => proposal,
+                // A no is only given on the newest view: another replica may have seen more.
+                Err(_) if !fresh && self.catch_up().await? => {
+                    fresh = true;
+                    continue;
+                }
+                Err(refusal) => return Err(Failure::Refused(refusal.into())),
+            };
+            match self.log.append(&proposal, actor).await {
+                Ok(appended) => {
+                    let wire_name = proposal.event.wire_name();
+                    info!(seq = appended.seq.0, %actor, aggregate = %proposal.event.aggregate(), wire_name, "appended");
+                    self.view.wait_for(appended.seq).await;
+                    return Ok(appended.seq);
+                }
+                Err(AppendError::Conflict { last }) => {
+                    debug!(last = last.0, "conflict: deciding again");
+                    self.view.wait_for(last).await;
+                }
+                Err(e @ AppendError::Unavailable(_)) => return Err(Failure::Unavailable(e.to_string())),
+                Err(AppendError::Invalid(message)) => {
+                    let kind = RefusalKind::Invalid;
+                    let refusal = rpc::Refusal { name: "TooLarge".to_owned(), kind, field: None, message };
+                    return Err(Failure::Refused(refusal));
+                }
+            }
+        }
+        Err(Failure::Refused(rpc::Refusal {
+            name: "Conflict".to_owned(),
+            kind: RefusalKind::Conflict,
+            field: None,
+            message: "Others changed the same thing at the same time. Try again.".to_owned(),
+        }))
+    }
+
+    /// Waits until the view has all that is in the log. Returns whether there was anything to wait for.
+    pub(crate) async fn catch_up(&self) -> Result<bool, Failure> {
+        let last = self.log.last_seq().await.map_err(unavailable)?;
+        if self.view.read(World::applied) >= last {
+            return Ok(false);
+        }
+        Ok(self.view.wait_for(last).await)
+    }
+
+    /// The command's job, if it has left memory.
+    async fn absent(&self, command: &Command) -> Result<Option<Job>, Failure> {
+        let Some(id) = command.job() else { return Ok(None) };
+        if self.view.read(|w| w.job(id).is_some()) {
+            return Ok(None);
+        }
+        self.load(id).await.map_err(unavailable)
+    }
+
+    /// A job from the log, settled or not.
+    pub(crate) async fn load(&self, id: JobId) -> Result<Option<Job>, ReadError> {
+        let own = self.log.load(Aggregate::Job(id)).await?;
+        let submission = own.iter().find_map(|recorded| match recorded.event()? {
+            Event::JobAssigned(e) => Some(e.submission),
+            Event::Cancelled(_) | Event::Failed(_) => recorded.envelope()?.cause,
+            _ => None,
+        });
+        let Some(submission) = submission else { return Ok(None) };
+        let Some(submission) = self.log.get(submission).await? else { return Ok(None) };
+        Ok(world::rebuild(&submission, &own, &self.settings))
+    }
+}
+
+use crate::domain::World;
+
+pub(crate) fn unavailable(e: ReadError) -> Failure {
+    Failure::Unavailable(e.to_string())
+}

@@ -1,0 +1,68 @@
+//! One replica at a time drives the process managers, for efficiency only: safety is the guards'.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::jetstream::{Context, kv::Store};
+use gpubnb_events::stream::LEADERS;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+const KEY: &str = "manager";
+const RENEW: Duration = Duration::from_secs(2);
+
+/// Whether this replica leads.
+#[derive(Clone, Default)]
+pub(crate) struct Leadership(Arc<AtomicBool>);
+
+impl Leadership {
+    /// Whether this replica leads now.
+    pub(crate) fn leads(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Holds or waits for the lease until shutdown, then gives it back.
+    pub(crate) async fn hold(&self, js: Context, replica: String, shutdown: CancellationToken) {
+        let mut revision = None;
+        loop {
+            match renew(&js, &replica, revision).await {
+                Ok(renewed) => {
+                    if revision.is_none() {
+                        info!(replica, "this replica leads");
+                    }
+                    revision = Some(renewed);
+                }
+                Err(e) => {
+                    debug!(error = %e, "not leading");
+                    revision = None;
+                }
+            }
+            self.0.store(revision.is_some(), Ordering::Relaxed);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(RENEW) => {}
+            }
+        }
+        self.0.store(false, Ordering::Relaxed);
+        if revision.is_some()
+            && let Ok(store) = js.get_key_value(LEADERS).await
+            && let Err(e) = store.purge(KEY).await
+        {
+            debug!(error = %e, "could not give the lease back: it runs out by itself");
+        }
+    }
+}
+
+async fn renew(js: &Context, replica: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
+    let store: Store = js.get_key_value(LEADERS).await?;
+    let value = replica.to_owned().into_bytes().into();
+    Ok(match revision {
+        Some(revision) => store.update(KEY, value, revision).await?,
+        None => store.create(KEY, value).await?,
+    })
+}

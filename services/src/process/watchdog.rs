@@ -1,0 +1,205 @@
+//! Presence of machines. Silence is counted in ticks *received back* from the broker, over the same stream
+//! as the heartbeats: an outage of the control plane stops both, and is never mistaken for lost machines.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::jetstream::{
+    Context, Message,
+    consumer::{DeliverPolicy, push::OrderedConfig},
+};
+use futures_util::StreamExt;
+use gpubnb_events::{Actor, Aggregate, MachineId, rpc::Failure, stream::TELEMETRY, subject, telemetry::Tick};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Leadership;
+use crate::{
+    domain::{
+        Command,
+        machine::{Availability, Presence},
+    },
+    execute::Executor,
+};
+
+const TICK: Duration = Duration::from_secs(1);
+/// A longer pause between two ticks means that we were away, not the machines.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// When silence means what, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) suspect_after: u32,
+    pub(crate) lost_after: u32,
+}
+
+/// Counts silence per machine.
+struct Silence {
+    patience: Patience,
+    ticks: HashMap<MachineId, u32>,
+    last_tick: Option<Instant>,
+}
+
+impl Silence {
+    fn heard(&mut self, machine: MachineId) {
+        self.ticks.insert(machine, 0);
+    }
+
+    /// One tick came back: whose silence grew too long, and what to say of it.
+    fn tick(&mut self, now: Instant, machines: &[(MachineId, Presence)]) -> Vec<Command> {
+        let paused = self.last_tick.replace(now).is_none_or(|last| now.duration_since(last) > PAUSE);
+        if paused {
+            self.ticks.clear();
+        }
+        let mut commands = Vec::new();
+        for (machine, presence) in machines {
+            let silent = self.ticks.entry(*machine).or_insert(0);
+            *silent = silent.saturating_add(1);
+            match presence {
+                Presence::Online if *silent > self.patience.suspect_after => commands.push(Command::Suspect(*machine)),
+                Presence::Suspect if *silent > self.patience.lost_after => commands.push(Command::Lose(*machine)),
+                // Heard within the last two ticks.
+                Presence::Suspect | Presence::Lost if *silent <= 2 && !paused => {
+                    commands.push(Command::Recover(*machine));
+                }
+                _ => {}
+            }
+        }
+        commands
+    }
+}
+
+/// Watches until shutdown.
+pub(crate) async fn watch(
+    executor: Executor,
+    js: Context,
+    leadership: Leadership,
+    replica: String,
+    patience: Patience,
+    shutdown: CancellationToken,
+) {
+    let ticker = tokio::spawn(tick(js.clone(), replica.clone(), shutdown.clone()));
+    loop {
+        let watched = listen(&executor, &js, &leadership, &replica, patience);
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            ended = watched => if let Err(e) = ended { warn!(error = %e, "watching again") },
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    ticker.abort();
+}
+
+/// Publishes this replica's beat. A beat that does not arrive is the point: nothing is retried.
+async fn tick(js: Context, replica: String, shutdown: CancellationToken) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    for number in 0.. {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        if !gpubnb_events::nats::connected(&js.client()) {
+            continue;
+        }
+        let tick = Tick { replica: replica.clone(), number };
+        let Ok(payload) = serde_json::to_vec(&tick) else { continue };
+        if let Err(e) = js.client().publish(subject::tick(&replica), payload.into()).await {
+            warn!(error = %e, "could not tick");
+        }
+    }
+}
+
+async fn listen(
+    executor: &Executor,
+    js: &Context,
+    leadership: &Leadership,
+    replica: &str,
+    patience: Patience,
+) -> Result<(), async_nats::Error> {
+    let own_tick = subject::tick(replica);
+    let config = OrderedConfig {
+        deliver_subject: js.client().new_inbox(),
+        deliver_policy: DeliverPolicy::New,
+        filter_subjects: vec![subject::HEARTBEATS.to_owned(), own_tick.clone()],
+        ..Default::default()
+    };
+    let mut messages = js.create_consumer_on_stream(config, TELEMETRY).await?.messages().await?;
+    let mut silence = Silence { patience, ticks: HashMap::new(), last_tick: None };
+    while let Some(message) = messages.next().await {
+        let message: Message = message?;
+        if message.subject.as_str() != own_tick {
+            if let Some(machine) = subject::machine_of_heartbeat(&message.subject) {
+                silence.heard(machine);
+            }
+            continue;
+        }
+        let machines: Vec<_> = executor.view.read(|w| {
+            let listed = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
+            listed.map(|(id, m)| (*id, m.presence)).collect()
+        });
+        let commands = silence.tick(Instant::now(), &machines);
+        if leadership.leads() {
+            for command in commands {
+                say(executor, command).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn say(executor: &Executor, command: Command) {
+    info!(?command, "presence");
+    let lost = if let Command::Lose(machine) = command { Some(machine) } else { None };
+    if let Err(Failure::Unavailable(problem)) = executor.execute(Actor::Platform, &command).await {
+        warn!(problem, "will be said again");
+        return;
+    }
+    let Some(lost) = lost else { return };
+    let held: Vec<_> =
+        executor.view.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
+    for job in held {
+        if let Err(e) = executor.execute(Actor::Platform, &Command::Abandon(job)).await {
+            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler will see to it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silence() -> Silence {
+        let patience = Patience { suspect_after: 3, lost_after: 6 };
+        Silence { patience, ticks: HashMap::new(), last_tick: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_machine_is_suspected_then_lost_then_recovers_when_it_is_heard() {
+        let (mut s, m) = (silence(), MachineId::generate());
+        let mut presence = Presence::Online;
+        let mut seen = Vec::new();
+        for _ in 0..10 {
+            tokio::time::advance(TICK).await;
+            for command in s.tick(Instant::now(), &[(m, presence)]) {
+                presence = if matches!(command, Command::Lose(_)) { Presence::Lost } else { Presence::Suspect };
+                seen.push(command);
+            }
+        }
+        assert_eq!(seen, [Command::Suspect(m), Command::Lose(m)]);
+        s.heard(m);
+        tokio::time::advance(TICK).await;
+        assert_eq!(s.tick(Instant::now(), &[(m, presence)]), [Command::Recover(m)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_of_our_own_is_not_held_against_machines() {
+        let (mut s, m) = (silence(), MachineId::generate());
+        for _ in 0..3 {
+            tokio::time::advance(TICK).await;
+            assert_eq!(s.tick(Instant::now(), &[(m, Presence::Online)]), []);
+        }
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(s.tick(Instant::now(), &[(m, Presence::Online)]), []);
+    }
+}
