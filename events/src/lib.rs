@@ -29,3 +29,8 @@ pub use ids::{AccountId, CommandId, JobId, Lease, MachineId, Seq};
 pub use log::{Log, Proposal, Recorded};
 pub use money::{HourlyRate, MicroUsd};
 pub use time::{Clock, Millis, Seconds, SystemClock, Timestamp};
+
+/// Bytes as hexadecimal text.
+pub fn hex(bytes: impl AsRef<[u8]>) -> String {
+    ::hex::encode(bytes)
+}

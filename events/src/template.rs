@@ -99,7 +99,7 @@ pub const ALL: &[Template] = &[
         about: "Multiplies matrices for a while and says how fast.",
         image: WORKLOADS,
         command: &["matmul"],
-        fields: &[number("size", "Matrix size", "512", 16, 8_192), number("seconds", "Seconds", "5", 1, 600)],
+        fields: &[number("size", "Matrix size", "512", 16, 4_096), number("seconds", "Seconds", "5", 1, 600)],
         resources: small(1_024, 16),
         seconds: 300,
         pulled: false,

@@ -1,0 +1,211 @@
+//! The container of an attempt: image, creation, start, removal; and finding those of a former run.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bollard::{
+    Docker,
+    errors::Error,
+    query_parameters::{
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+        RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    },
+};
+use futures_util::StreamExt;
+use gpubnb_events::{JobId, Lease, command::Grant, event::Reason, spec::JobSpec};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{Problem, Tools, spawn};
+use crate::docker::{Frame, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name, hardened, job_user};
+
+/// Seconds between SIGTERM and SIGKILL.
+const STOP_GRACE: i32 = 10;
+/// How long pulling an image may take.
+const PULL: Duration = Duration::from_secs(1_800);
+
+/// A container that was made for an attempt.
+pub(super) struct Container {
+    docker: Docker,
+    pub(super) name: String,
+    pub(super) lease: Lease,
+    /// The image's id: its digest.
+    pub(super) image_id: String,
+    /// The directory that is `/output` inside.
+    pub(super) output: PathBuf,
+}
+
+impl Container {
+    /// Makes it, or finds it where a former run of the worker made it.
+    pub(super) async fn prepare(tools: &Tools, job: JobId, lease: Lease, grant: &Grant) -> Result<Self, Problem> {
+        let docker = tools.docker.clone();
+        let name = container_name(lease);
+        let output = directory(tools, lease).join("output");
+        if let Some(image_id) = existing(&docker, &name).await? {
+            return Ok(Self { docker, name, lease, image_id, output });
+        }
+        if grant.started {
+            return Err(Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started"));
+        }
+        let image_id = image(&docker, &grant.spec).await?;
+        make_output(&output)
+            .map_err(|e| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", output.display())))?;
+        let frame = Frame {
+            machine: tools.machine,
+            job,
+            lease,
+            image_id: &image_id,
+            output: &output,
+            user: job_user(),
+            gpus: gpus(tools, &grant.spec)?,
+            runtime: tools.runtime.clone(),
+            max_log: tools.max_log,
+        };
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        docker.create_container(Some(options), hardened(&grant.spec, &frame)).await.map_err(problem)?;
+        Ok(Self { docker, name, lease, image_id, output })
+    }
+
+    /// Starts it; does nothing where it runs or ran already.
+    pub(super) async fn start(&self) -> Result<(), Problem> {
+        if let Some(state) = self.docker.inspect_container(&self.name, None).await.map_err(problem)?.state
+            && state.status != Some(bollard::models::ContainerStateStatusEnum::CREATED)
+        {
+            return Ok(());
+        }
+        self.docker.start_container(&self.name, None::<StartContainerOptions>).await.map_err(problem)
+    }
+
+    /// SIGTERM, a grace, SIGKILL.
+    pub(super) async fn stop(&self) {
+        let options = StopContainerOptionsBuilder::default().t(STOP_GRACE).build();
+        if let Err(e) = self.docker.stop_container(&self.name, Some(options)).await {
+            warn!(lease = self.lease.0.0, error = %e, "stopping");
+        }
+    }
+}
+
+/// An attempt's directory.
+fn directory(tools: &Tools, lease: Lease) -> PathBuf {
+    tools.leases.join(lease.to_string())
+}
+
+fn make_output(output: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(output)?;
+    let (uid, gid) = job_user();
+    chown(output, Some(uid), Some(gid))?;
+    // The parent keeps others on this machine out; inside, the job is alone.
+    if let Some(parent) = output.parent() {
+        fs::set_permissions(parent, fs::Permissions::from_mode(0o711))?;
+    }
+    fs::set_permissions(output, fs::Permissions::from_mode(0o700))
+}
+
+/// The GPUs of the machine that the job is given: as many as it asked for, each large enough.
+fn gpus(tools: &Tools, spec: &JobSpec) -> Result<Vec<String>, Problem> {
+    if tools.hardware.simulated || spec.resources.gpus == 0 {
+        return Ok(Vec::new());
+    }
+    let large_enough = tools.hardware.gpus.iter().filter(|g| g.memory >= spec.resources.vram);
+    let chosen: Vec<_> = large_enough.take(spec.resources.gpus as usize).map(|g| g.uuid.clone()).collect();
+    if chosen.len() < spec.resources.gpus as usize {
+        return Err(Problem::new(Reason::GpuLost, "fewer GPUs than the machine was listed with"));
+    }
+    Ok(chosen)
+}
+
+async fn existing(docker: &Docker, name: &str) -> Result<Option<String>, Problem> {
+    match docker.inspect_container(name, None).await {
+        Ok(found) => Ok(Some(found.image.unwrap_or_default())),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(e) => Err(problem(e)),
+    }
+}
+
+/// The id of the job's image; pulled where it is not here.
+async fn image(docker: &Docker, spec: &JobSpec) -> Result<String, Problem> {
+    let here = |found: bollard::models::ImageInspect| found.id.unwrap_or_default();
+    match docker.inspect_image(&spec.image).await {
+        Ok(found) => return Ok(here(found)),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
+        Err(e) => return Err(problem(e)),
+    }
+    info!(image = spec.image, "pulling");
+    let options = CreateImageOptionsBuilder::default().from_image(&spec.image).build();
+    let pull = async {
+        let mut steps = docker.create_image(Some(options), None, None);
+        while let Some(step) = steps.next().await {
+            step?;
+        }
+        docker.inspect_image(&spec.image).await
+    };
+    match tokio::time::timeout(PULL, pull).await {
+        Ok(Ok(found)) => Ok(here(found)),
+        Ok(Err(Error::DockerResponseServerError { status_code: 404, message })) => {
+            Err(Problem::new(Reason::BadImage, message))
+        }
+        Ok(Err(e)) => Err(Problem::new(Reason::RuntimeMisconfigured, format!("pulling {}: {e}", spec.image))),
+        Err(_) => Err(Problem::new(Reason::RuntimeMisconfigured, format!("pulling {} took too long", spec.image))),
+    }
+}
+
+/// Whose fault an error of Docker is. Docker gives these no codes of their own: its words are all there is.
+fn problem(e: Error) -> Problem {
+    let words = e.to_string();
+    let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+    let reason = if says(&["no space left on device"]) {
+        Reason::DiskFull
+    } else if says(&[
+        "executable file not found",
+        "exec format error",
+        "no such file or directory: unknown",
+        "No command specified",
+    ]) {
+        Reason::BadImage
+    } else {
+        Reason::RuntimeMisconfigured
+    };
+    Problem::new(reason, words)
+}
+
+/// Removes an attempt's container and directory.
+pub(super) async fn remove(tools: &Tools, lease: Lease) -> anyhow::Result<()> {
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    match tools.docker.remove_container(&container_name(lease), Some(options)).await {
+        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
+        Err(e) => return Err(e.into()),
+    }
+    match tokio::fs::remove_dir_all(directory(tools, lease)).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Finds this machine's containers by their labels and goes on with each: after a crash, a restart, a reboot.
+pub(crate) async fn take_up_again(
+    tools: &Arc<Tools>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
+    let ours = format!("{LABEL_MACHINE}={}", tools.machine);
+    let filters = HashMap::from([("label", vec![ours.as_str()])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    for found in tools.docker.list_containers(Some(options)).await? {
+        let labels = found.labels.unwrap_or_default();
+        let job = labels.get(LABEL_JOB).and_then(|text| text.parse().ok());
+        let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse().ok());
+        let (Some(job), Some(lease)) = (job, lease) else {
+            warn!(container = found.id, "has our label but no job: left alone");
+            continue;
+        };
+        info!(%job, %lease, "taken up again");
+        spawn(tools, tasks, shutdown, job, lease);
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! One attempt at a job on this machine, from the job message to the recorded outcome.
+//!
+//! The order is the safety: accept, make the container, have `Started` recorded, and only then start it.
+//! Dropping a running attempt (the worker stops) tears nothing down: the container goes on and is taken up
+//! again by its labels.
+
+mod container;
+mod lines;
+mod output;
+mod outputs;
+mod supervise;
+mod upload;
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_nats::jetstream::Context;
+use bollard::Docker;
+use gpubnb_events::{
+    Clock as _, JobId, Lease, MachineId, SystemClock,
+    command::{Accept, Done, Grant, LeaseWish, Outcome, Report, Start},
+    event::Reason,
+    spec::{Artifact, Hardware, Usage},
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+pub(crate) use self::container::take_up_again;
+use self::{
+    container::Container,
+    supervise::{Ending, Limits, Stop},
+};
+use crate::{hand::Hand, platform::Platform};
+
+/// What every attempt works with.
+pub(crate) struct Tools {
+    pub(crate) machine: MachineId,
+    pub(crate) docker: Docker,
+    pub(crate) js: Context,
+    pub(crate) platform: Platform,
+    pub(crate) hand: Arc<Hand>,
+    /// Where each attempt has its directory.
+    pub(crate) leases: PathBuf,
+    pub(crate) hardware: Hardware,
+    pub(crate) runtime: Option<String>,
+    pub(crate) max_log: u64,
+}
+
+/// A failure of the attempt: its name, and more of it for people.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    reason: Reason,
+    detail: String,
+}
+
+impl Problem {
+    fn new(reason: Reason, detail: impl std::fmt::Display) -> Self {
+        Self { reason, detail: detail.to_string() }
+    }
+}
+
+/// One attempt.
+pub(crate) struct Attempt {
+    tools: Arc<Tools>,
+    job: JobId,
+    lease: Lease,
+    wish: watch::Receiver<LeaseWish>,
+}
+
+/// What will be reported.
+struct Outcomes {
+    outcome: Outcome,
+    outputs: Vec<Artifact>,
+    usage: Option<Usage>,
+}
+
+impl From<Problem> for Outcomes {
+    fn from(problem: Problem) -> Self {
+        let Problem { reason, detail } = problem;
+        Self { outcome: Outcome::Failed { reason, detail }, outputs: Vec::new(), usage: None }
+    }
+}
+
+impl Attempt {
+    pub(crate) fn new(tools: Arc<Tools>, job: JobId, lease: Lease, wish: watch::Receiver<LeaseWish>) -> Self {
+        Self { tools, job, lease, wish }
+    }
+
+    /// Runs it until its outcome is recorded, or the platform wants nothing more of it.
+    pub(crate) async fn run(mut self) {
+        let mut wish = self.wish.clone();
+        tokio::select! {
+            () = supervise::until(&mut wish, |wish| *wish == LeaseWish::Abandon) => {
+                info!(job = %self.job, lease = self.lease.0.0, "abandoned: the lease is no longer live");
+            }
+            () = self.live() => {}
+        }
+        self.tools.hand.release(self.lease);
+        self.clean_up();
+    }
+
+    /// Removes what is left of it, beside whatever comes next.
+    fn clean_up(&self) {
+        let (tools, lease) = (Arc::clone(&self.tools), self.lease);
+        tokio::spawn(async move {
+            if let Err(e) = container::remove(&tools, lease).await {
+                warn!(lease = lease.0.0, error = %e, "could not remove the container; it is tried again at the next start");
+            }
+        });
+    }
+
+    async fn live(&mut self) {
+        let (job, lease) = (self.job, self.lease);
+        let grant: Grant = match self.tools.platform.insist("accept", &Accept { job, lease }).await {
+            Ok(grant) => grant,
+            Err(refusal) => {
+                info!(%job, lease = lease.0.0, %refusal, "not accepted");
+                return;
+            }
+        };
+        let Outcomes { outcome, outputs, usage } = self.execute(&grant).await.unwrap_or_else(Outcomes::from);
+        info!(%job, lease = lease.0.0, ?outcome, "ended");
+        let report = Report { job, lease, outcome, outputs, usage, occurred_at: SystemClock.now() };
+        if let Err(refusal) = self.tools.platform.insist::<Done>("report", &report).await {
+            warn!(%job, lease = lease.0.0, %refusal, "the report was refused");
+        }
+    }
+
+    async fn execute(&mut self, grant: &Grant) -> Result<Outcomes, Problem> {
+        let cancelled = Ok(Outcomes { outcome: Outcome::Cancelled, outputs: Vec::new(), usage: None });
+        let mut wish = self.wish.clone();
+        let prepared = tokio::select! {
+            () = supervise::until(&mut wish, |wish| *wish != LeaseWish::Keep) => return cancelled,
+            prepared = Container::prepare(&self.tools, self.job, self.lease, grant) => prepared?,
+        };
+        let start = Start { job: self.job, lease: self.lease, image_digest: prepared.image_id.clone() };
+        if let Err(refusal) = self.tools.platform.insist::<Done>("start", &start).await {
+            // It is being cancelled, or is over: whichever it is, the platform knows what to make of this.
+            info!(job = %self.job, lease = self.lease.0.0, %refusal, "not started");
+            return cancelled;
+        }
+        prepared.start().await?;
+        let limits = Limits::of(grant, self.tools.max_log);
+        let ending = supervise::supervise(&self.tools, self.job, &prepared, &limits, self.wish.clone()).await?;
+        self.conclude(grant, &prepared, ending).await
+    }
+
+    async fn conclude(&self, grant: &Grant, container: &Container, ending: Ending) -> Result<Outcomes, Problem> {
+        let usage = Some(Usage { run: ending.run });
+        let failed = |reason, detail: String| Outcome::Failed { reason, detail };
+        let outcome = match (ending.stopped, ending.code) {
+            (Some(Stop::Wish), _) => Outcome::Cancelled,
+            (Some(Stop::Limit(reason)), _) => failed(reason, String::new()),
+            (None, 0) => Outcome::Completed,
+            (None, _) if ending.out_of_memory => failed(Reason::OutOfMemory, String::new()),
+            (None, EXCEEDED_FILE_SIZE) => failed(Reason::OutputTooLarge, "a file grew past the limit".to_owned()),
+            (None, code) => failed(Reason::NonZeroExit { code }, String::new()),
+        };
+        let most = grant.spec.resources.output.bytes();
+        match outputs::collect(container.output.clone(), most).await {
+            Ok(outputs) => {
+                if let Some(permit) = &grant.upload {
+                    upload::put_all(permit, &container.output, &outputs).await;
+                }
+                Ok(Outcomes { outcome, outputs, usage })
+            }
+            Err(problem) if outcome == Outcome::Completed => {
+                Ok(Outcomes { outcome: failed(problem.reason, problem.detail), outputs: Vec::new(), usage })
+            }
+            Err(_) => Ok(Outcomes { outcome, outputs: Vec::new(), usage }),
+        }
+    }
+}
+
+/// 128 + SIGXFSZ: the kernel's answer to a file past its limit.
+const EXCEEDED_FILE_SIZE: i64 = 153;
+
+/// Spawns an attempt that has no job message: one that was taken up again.
+fn spawn(tools: &Arc<Tools>, tasks: &TaskTracker, shutdown: &CancellationToken, job: JobId, lease: Lease) {
+    let wish = tools.hand.take_again(job, lease);
+    let attempt = Attempt::new(Arc::clone(tools), job, lease, wish);
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = attempt.run() => {}
+        }
+    });
+}

@@ -1,0 +1,204 @@
+//! Passes on what a job says: follows its log in Docker and publishes it to OUTPUT in small chunks.
+//!
+//! When the broker is away nothing is lost and nothing is kept here: Docker keeps the log, and it is read on
+//! when the broker is back.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bollard::{container::LogOutput, query_parameters::LogsOptionsBuilder};
+use futures_util::StreamExt;
+use gpubnb_events::{
+    Clock as _, JobId, SystemClock,
+    log::header,
+    output::{JOB_METRICS, JobMetrics, LOG_LINES, LogLine, LogLines, LogStream, PROGRESS, Progress},
+    subject::{self, OutputKind},
+};
+use serde::Serialize;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{
+    Tools,
+    container::Container,
+    lines::{Lines, Said},
+};
+
+/// A chunk goes out after this time, or when it is large.
+const FLUSH: Duration = Duration::from_millis(50);
+const CHUNK_LINES: usize = 256;
+const CHUNK_BYTES: usize = 64 * 1024;
+/// More in one second is a flood.
+const MAX_PER_SECOND: u64 = 4 << 20;
+const RETRY: Duration = Duration::from_millis(500);
+const ACK: Duration = Duration::from_secs(3);
+
+/// Follows the log until it ends. Says so through `flood` when it is too much, and reads no further.
+pub(super) async fn follow(tools: &Tools, job: JobId, container: &Container, most: u64, flood: &watch::Sender<bool>) {
+    let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true).timestamps(true).build();
+    let mut frames = Box::pin(tools.docker.logs(&container.name, Some(options)));
+    let mut chunk = Chunk::new(tools, job, container);
+    let mut meter = Meter::new(most);
+    let mut lines = Lines::default();
+    loop {
+        let frame = tokio::select! {
+            () = sleep_until(chunk.due), if chunk.is_dirty() => {
+                chunk.flush().await;
+                continue;
+            }
+            frame = frames.next() => frame,
+        };
+        let (stream, bytes) = match frame {
+            Some(Ok(LogOutput::StdErr { message })) => (LogStream::Stderr, message),
+            Some(Ok(frame)) => (LogStream::Stdout, frame.into_bytes()),
+            Some(Err(e)) => {
+                debug!(error = %e, "the log ended");
+                break;
+            }
+            None => break,
+        };
+        if meter.exceeded_by(bytes.len() as u64) {
+            flood.send_replace(true);
+            break;
+        }
+        if let Some(said) = lines.push(stream, &bytes) {
+            chunk.take(said);
+        }
+        if chunk.is_large() {
+            chunk.flush().await;
+        }
+    }
+    for said in lines.finish() {
+        chunk.take(said);
+    }
+    chunk.flush().await;
+}
+
+/// Counts bytes: in all, and in the present second.
+struct Meter {
+    left: u64,
+    second: Instant,
+    in_second: u64,
+}
+
+impl Meter {
+    fn new(most: u64) -> Self {
+        Self { left: most, second: Instant::now(), in_second: 0 }
+    }
+
+    fn exceeded_by(&mut self, bytes: u64) -> bool {
+        if self.second.elapsed() > Duration::from_secs(1) {
+            self.second = Instant::now();
+            self.in_second = 0;
+        }
+        self.in_second += bytes;
+        let over = bytes > self.left || self.in_second > MAX_PER_SECOND;
+        self.left = self.left.saturating_sub(bytes);
+        over
+    }
+}
+
+/// What was said and is not published yet.
+struct Chunk<'a> {
+    tools: &'a Tools,
+    job: JobId,
+    container: &'a Container,
+    lines: Vec<LogLine>,
+    bytes: usize,
+    first_line: u64,
+    progress: Option<Progress>,
+    metrics: Vec<JobMetrics>,
+    due: Instant,
+}
+
+impl<'a> Chunk<'a> {
+    fn new(tools: &'a Tools, job: JobId, container: &'a Container) -> Self {
+        Self {
+            tools,
+            job,
+            container,
+            lines: Vec::new(),
+            bytes: 0,
+            first_line: 0,
+            progress: None,
+            metrics: Vec::new(),
+            due: Instant::now(),
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        !self.lines.is_empty() || self.progress.is_some() || !self.metrics.is_empty()
+    }
+
+    fn is_large(&self) -> bool {
+        self.lines.len() >= CHUNK_LINES || self.bytes >= CHUNK_BYTES || self.metrics.len() >= CHUNK_LINES
+    }
+
+    fn take(&mut self, said: Said) {
+        if !self.is_dirty() {
+            self.due = Instant::now() + FLUSH;
+        }
+        let (lease, occurred_at) = (self.container.lease, SystemClock.now());
+        match said {
+            Said::Line(line) => {
+                self.bytes += line.text.len();
+                self.lines.push(line);
+            }
+            // Only the newest matters.
+            Said::Progress(fraction, message) => {
+                self.progress = Some(Progress { lease, fraction, message, occurred_at });
+            }
+            Said::Metrics(values) => self.metrics.push(JobMetrics { lease, occurred_at, values }),
+        }
+    }
+
+    async fn flush(&mut self) {
+        let lease = self.container.lease;
+        if !self.lines.is_empty() {
+            let lines = std::mem::take(&mut self.lines);
+            let (first_line, count) = (self.first_line, lines.len() as u64);
+            let chunk = LogLines { lease, first_line, lines };
+            let id = format!("{lease}.{first_line}");
+            self.publish(OutputKind::Log, LOG_LINES, &chunk, Some(id)).await;
+            self.first_line += count;
+            self.bytes = 0;
+        }
+        for metrics in std::mem::take(&mut self.metrics) {
+            self.publish(OutputKind::Metrics, JOB_METRICS, &metrics, None).await;
+        }
+        if let Some(progress) = self.progress.take() {
+            self.publish(OutputKind::Progress, PROGRESS, &progress, None).await;
+        }
+    }
+
+    /// Publishes until the broker has it.
+    async fn publish(&self, kind: OutputKind, wire_name: &str, value: &impl Serialize, id: Option<String>) {
+        let Ok(payload) = serde_json::to_vec(value) else {
+            warn!(wire_name, "cannot be written");
+            return;
+        };
+        let subject = subject::output(self.tools.machine, self.job, kind);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TYPE, wire_name);
+        if let Some(id) = id {
+            headers.insert(header::ID, id);
+        }
+        loop {
+            let sent =
+                self.tools.js.publish_with_headers(subject.clone(), headers.clone(), payload.clone().into()).await;
+            let problem = match sent {
+                Ok(ack) => match timeout(ACK, ack).await {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(e)) => e.to_string(),
+                    Err(e) => e.to_string(),
+                },
+                Err(e) => e.to_string(),
+            };
+            debug!(problem, "output: said again");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}

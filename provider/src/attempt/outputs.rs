@@ -1,0 +1,133 @@
+//! What a job left in `/output`. Untrusted: bytes and entries are capped, links are never followed, names
+//! that could mislead are left out.
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use gpubnb_events::{event::Reason, spec::Artifact};
+use sha2::{Digest as _, Sha256};
+
+use super::Problem;
+
+/// Most files in a manifest.
+const MAX_FILES: usize = 1_000;
+/// Most entries looked at, so that a million tiny files end the look and not the machine.
+const MAX_ENTRIES: usize = 10_000;
+const MAX_DEPTH: usize = 16;
+const MAX_PATH: usize = 512;
+
+/// Bytes in a job's output; `u64::MAX` where there is more than can be looked at.
+pub(super) async fn size(root: PathBuf) -> u64 {
+    let walked = tokio::task::spawn_blocking(move || walk(&root)).await;
+    match walked {
+        Ok(Ok(files)) => files.iter().map(|f| f.bytes).sum(),
+        Ok(Err(_)) => u64::MAX,
+        Err(_) => 0,
+    }
+}
+
+/// The manifest of a job's output.
+pub(super) async fn collect(root: PathBuf, most: u64) -> Result<Vec<Artifact>, Problem> {
+    let collected = tokio::task::spawn_blocking(move || {
+        let files = walk(&root)?;
+        let too_large = |detail: String| Problem::new(Reason::OutputTooLarge, detail);
+        let bytes: u64 = files.iter().map(|f| f.bytes).sum();
+        if bytes > most {
+            return Err(too_large(format!("{bytes} bytes, {most} allowed")));
+        }
+        if files.len() > MAX_FILES {
+            return Err(too_large(format!("{} files, {MAX_FILES} allowed", files.len())));
+        }
+        files.into_iter().map(|file| hash(&root, file)).collect()
+    });
+    collected.await.map_err(|e| Problem::new(Reason::RuntimeMisconfigured, e))?
+}
+
+struct Found {
+    path: String,
+    bytes: u64,
+}
+
+fn walk(root: &Path) -> Result<Vec<Found>, Problem> {
+    let failed =
+        |path: &Path, e: std::io::Error| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", path.display()));
+    let mut files = Vec::new();
+    let mut entries = 0;
+    let mut open = vec![(root.to_path_buf(), String::new(), 0)];
+    while let Some((directory, prefix, depth)) = open.pop() {
+        let listed = match fs::read_dir(&directory) {
+            Ok(listed) => listed,
+            // While the job runs, what was here may be gone.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(failed(&directory, e)),
+        };
+        for entry in listed {
+            let Ok(entry) = entry else { continue };
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                return Err(Problem::new(Reason::OutputTooLarge, format!("more than {MAX_ENTRIES} files")));
+            }
+            let Some(path) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
+            if path.len() > MAX_PATH || path.chars().any(char::is_control) {
+                continue;
+            }
+            // Of the entry itself: a link is neither file nor directory.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() && depth < MAX_DEPTH {
+                open.push((entry.path(), format!("{path}/"), depth + 1));
+            } else if metadata.is_file() {
+                files.push(Found { path, bytes: metadata.len() });
+            }
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+/// Opens a file of a job, and nothing that a link points to.
+pub(super) fn open(path: &Path) -> std::io::Result<File> {
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    fs::OpenOptions::new().read(true).custom_flags(no_follow).open(path)
+}
+
+fn hash(root: &Path, file: Found) -> Result<Artifact, Problem> {
+    let failed = |e: std::io::Error| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", file.path));
+    let mut content = open(&root.join(&file.path)).map_err(failed)?.take(file.bytes);
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 128 * 1024];
+    let mut bytes = 0;
+    loop {
+        let read = content.read(&mut buffer).map_err(failed)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        bytes += read as u64;
+    }
+    Ok(Artifact { path: file.path, bytes, sha256: gpubnb_events::hex(hasher.finalize()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn files_are_listed_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(dir.path().join("a/b.txt"), "hello").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("directory")).unwrap();
+        fs::write(dir.path().join("new\nline"), "x").unwrap();
+        let manifest = collect(dir.path().to_path_buf(), 100).await.unwrap();
+        let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        assert_eq!(manifest, [Artifact { path: "a/b.txt".to_owned(), bytes: 5, sha256: hello.to_owned() }]);
+        assert_eq!(size(dir.path().to_path_buf()).await, 5);
+        let problem = collect(dir.path().to_path_buf(), 4).await.unwrap_err();
+        assert_eq!(problem.reason, Reason::OutputTooLarge);
+    }
+}

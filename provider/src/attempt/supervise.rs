@@ -1,0 +1,183 @@
+//! Watches a running container: its end, its limits, and what the platform wants.
+
+use std::time::Duration;
+
+use bollard::{errors::Error, models::ContainerState, query_parameters::WaitContainerOptions};
+use futures_util::StreamExt;
+use gpubnb_events::{
+    JobId, Millis, Timestamp,
+    command::{Grant, LeaseWish},
+    event::Reason,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::warn;
+
+use super::{Problem, Tools, container::Container, output, outputs};
+
+/// How often the size of the output is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Docker may be away for as long as a restart of it takes.
+const DOCKER_AWAY: Duration = Duration::from_secs(120);
+
+/// What a run may use up.
+pub(super) struct Limits {
+    time: Duration,
+    time_reason: Reason,
+    output: u64,
+    pub(super) log: u64,
+}
+
+impl Limits {
+    pub(super) fn of(grant: &Grant, log: u64) -> Self {
+        let output = grant.spec.resources.output.bytes();
+        let (time, time_reason) = match grant.budget {
+            Some(budget) if budget < grant.time => (budget, Reason::BudgetExhausted),
+            _ => (grant.time, Reason::TimeLimit),
+        };
+        Self { time: time.duration(), time_reason, output, log }
+    }
+}
+
+/// Why the worker stopped the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The consumer cancelled.
+    Wish,
+    /// A limit was reached.
+    Limit(Reason),
+}
+
+/// How a run ended.
+pub(super) struct Ending {
+    pub(super) code: i64,
+    pub(super) out_of_memory: bool,
+    pub(super) stopped: Option<Stop>,
+    pub(super) run: Millis,
+}
+
+/// Watches until the container has ended and its log is passed on.
+pub(super) async fn supervise(
+    tools: &Tools,
+    job: JobId,
+    container: &Container,
+    limits: &Limits,
+    wish: watch::Receiver<LeaseWish>,
+) -> Result<Ending, Problem> {
+    let began = Instant::now();
+    let (flood, flooded) = watch::channel(false);
+    let follow = output::follow(tools, job, container, limits.log, &flood);
+    let (ended, ()) = tokio::join!(watch_over(tools, container, limits, wish, flooded, began), follow);
+    ended
+}
+
+async fn watch_over(
+    tools: &Tools,
+    container: &Container,
+    limits: &Limits,
+    mut wish: watch::Receiver<LeaseWish>,
+    mut flooded: watch::Receiver<bool>,
+    began: Instant,
+) -> Result<Ending, Problem> {
+    let exited = wait(tools, container);
+    tokio::pin!(exited);
+    // A run that was taken up again has used some of its time already.
+    let before = ran_before(tools, container).await;
+    let deadline = began + limits.time.saturating_sub(before);
+    let stop = tokio::select! {
+        code = &mut exited => return conclude(tools, container, code?, None, began, before).await,
+        () = sleep_until(deadline) => Stop::Limit(limits.time_reason),
+        () = until(&mut wish, |wish| *wish != LeaseWish::Keep) => Stop::Wish,
+        () = until(&mut flooded, |flooded| *flooded) => Stop::Limit(Reason::LogFlood),
+        () = outgrown(container, limits.output) => Stop::Limit(Reason::OutputTooLarge),
+    };
+    let (code, ()) = tokio::join!(exited, container.stop());
+    conclude(tools, container, code?, Some(stop), began, before).await
+}
+
+/// Returns once the value is as wanted; never, if nobody can change it any more.
+pub(super) async fn until<T>(value: &mut watch::Receiver<T>, wanted: impl FnMut(&T) -> bool) {
+    let seen = value.wait_for(wanted).await.is_ok();
+    if !seen {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Returns once the output is larger than it may be.
+async fn outgrown(container: &Container, most: u64) {
+    loop {
+        sleep(LOOK).await;
+        if outputs::size(container.output.clone()).await > most {
+            return;
+        }
+    }
+}
+
+async fn conclude(
+    tools: &Tools,
+    container: &Container,
+    code: i64,
+    stopped: Option<Stop>,
+    began: Instant,
+    before: Duration,
+) -> Result<Ending, Problem> {
+    let watched = Millis::of(began.elapsed() + before);
+    // A clean end that was watched from its beginning needs no second look.
+    if code == 0 && before.is_zero() {
+        return Ok(Ending { code, out_of_memory: false, stopped, run: watched });
+    }
+    let state = state(tools, container).await.map_err(|e| Problem::new(Reason::RuntimeMisconfigured, e))?;
+    // The flag is also set when only a child was killed and the job went on.
+    let out_of_memory = state.oom_killed == Some(true) && code == 137;
+    let run = if before.is_zero() { watched } else { span(&state).unwrap_or(watched) };
+    Ok(Ending { code, out_of_memory, stopped, run })
+}
+
+async fn state(tools: &Tools, container: &Container) -> Result<ContainerState, Error> {
+    Ok(tools.docker.inspect_container(&container.name, None).await?.state.unwrap_or_default())
+}
+
+fn moment(text: Option<&str>) -> Option<Timestamp> {
+    text.and_then(|text| text.parse().ok()).filter(|at: &Timestamp| *at > Timestamp::EPOCH)
+}
+
+fn span(state: &ContainerState) -> Option<Millis> {
+    let started = moment(state.started_at.as_deref())?;
+    Some(moment(state.finished_at.as_deref())?.since(started))
+}
+
+/// How long the container had run when it was looked at first.
+async fn ran_before(tools: &Tools, container: &Container) -> Duration {
+    use gpubnb_events::{Clock as _, SystemClock};
+    let Ok(state) = state(tools, container).await else { return Duration::ZERO };
+    let until = moment(state.finished_at.as_deref()).unwrap_or_else(|| SystemClock.now());
+    let ran = moment(state.started_at.as_deref()).map_or(Duration::ZERO, |started| until.since(started).duration());
+    // What it has run since this worker started it is not "before".
+    if ran < Duration::from_secs(1) { Duration::ZERO } else { ran }
+}
+
+/// The container's exit code. Waits through a restart of Docker.
+async fn wait(tools: &Tools, container: &Container) -> Result<i64, Problem> {
+    let mut away_since: Option<Instant> = None;
+    loop {
+        let mut waiting = tools.docker.wait_container(&container.name, None::<WaitContainerOptions>);
+        match waiting.next().await {
+            Some(Ok(response)) => return Ok(response.status_code),
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => return Ok(code),
+            Some(Err(Error::DockerResponseServerError { status_code: 404, .. })) => {
+                return Err(Problem::new(Reason::RuntimeMisconfigured, "the container was removed by someone else"));
+            }
+            Some(Err(Error::RequestTimeoutError)) | None => {}
+            Some(Err(e)) => {
+                let since = *away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > DOCKER_AWAY {
+                    return Err(Problem::new(Reason::RuntimeMisconfigured, e));
+                }
+                warn!(lease = container.lease.0.0, error = %e, "Docker does not answer: asked again");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Pulls job messages from this machine's own consumer and starts an attempt for each.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{
+    AckKind, Context, Message,
+    consumer::{PullConsumer, pull},
+};
+use futures_util::StreamExt;
+use gpubnb_events::{
+    JobId, Lease, Seq,
+    command::{Decline, Done, Listed},
+    event::DeclineReason,
+    log::header,
+    rpc::Failure,
+    stream::{ACK_WAIT, MARKET},
+    subject,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    attempt::{Attempt, Tools},
+    hand::NotTaken,
+};
+
+/// A pull request ends by itself, and its silence is noticed.
+const EXPIRES: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Pulls until shutdown.
+pub(crate) async fn pull(
+    js: Context,
+    listed: Listed,
+    tools: Arc<Tools>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    while !shutdown.is_cancelled() {
+        let pulled = pull_open(&js, &listed, &tools, &tasks, &shutdown);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            ended = pulled => if let Err(e) = ended { warn!(error = %e, "pulling again") },
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn open(js: &Context, listed: &Listed) -> Result<pull::Stream, async_nats::Error> {
+    let consumer: PullConsumer = js.get_consumer_from_stream(&listed.consumer, &listed.stream).await?;
+    Ok(consumer.stream().max_messages_per_batch(1).expires(EXPIRES).heartbeat(HEARTBEAT).messages().await?)
+}
+
+async fn pull_open(
+    js: &Context,
+    listed: &Listed,
+    tools: &Arc<Tools>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<(), async_nats::Error> {
+    let mut messages = open(js, listed).await?;
+    while let Some(message) = messages.next().await {
+        let message = message?;
+        match read(&message) {
+            Some((job, lease)) => take(message, job, lease, tools, tasks, shutdown).await,
+            None => {
+                warn!(subject = %message.subject, "a job message without a lease: put aside");
+                message.ack_with(AckKind::Term).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The job, and the lease: the sequence at which the broker found the message in MARKET.
+fn read(message: &Message) -> Option<(JobId, Lease)> {
+    let job = subject::job_of_dispatch(&message.subject)?;
+    let source = message.headers.as_ref()?.get(header::STREAM_SOURCE)?.as_str();
+    let mut parts = source.split(' ');
+    let from_market = parts.next()? == MARKET;
+    let lease = Lease(Seq(parts.next()?.parse().ok()?));
+    from_market.then_some((job, lease))
+}
+
+async fn take(
+    message: Message,
+    job: JobId,
+    lease: Lease,
+    tools: &Arc<Tools>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) {
+    match tools.hand.take(job, lease) {
+        Ok(wish) => {
+            info!(%job, lease = lease.0.0, "taken in hand");
+            let attempt = Attempt::new(Arc::clone(tools), job, lease, wish);
+            let stop = shutdown.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = keep_in_progress(&message) => {}
+                    () = attempt.run() => acknowledge(&message).await,
+                }
+            });
+        }
+        // It was taken up again after a restart, or given out twice: its own run acknowledges by the outcome,
+        // and until then the message comes again.
+        Err(NotTaken::Already) => {
+            if let Err(e) = message.ack_with(AckKind::Nak(Some(ACK_WAIT))).await {
+                warn!(error = %e, "nak");
+            }
+        }
+        Err(NotTaken::Full) => {
+            let decline = Decline { job, lease, reason: DeclineReason::NoFreeSlot };
+            match tools.platform.ask::<Done>("decline", &decline).await {
+                Ok(_) | Err(Failure::Refused(_)) => acknowledge(&message).await,
+                Err(Failure::Unavailable(problem)) => warn!(problem, "will be declined when it comes again"),
+            }
+        }
+    }
+}
+
+/// Tells the broker that the message is being worked on, for as long as this runs.
+async fn keep_in_progress(message: &Message) {
+    loop {
+        tokio::time::sleep(ACK_WAIT / 3).await;
+        if let Err(e) = message.ack_with(AckKind::Progress).await {
+            warn!(error = %e, "in progress");
+        }
+    }
+}
+
+async fn acknowledge(message: &Message) {
+    if let Err(e) = message.ack().await {
+        warn!(error = %e, "ack: the message will come again, and be found over");
+    }
+}

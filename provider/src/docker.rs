@@ -1,0 +1,147 @@
+//! The sandbox: how a job's container is made. Deny by default; each line that loosens something says why.
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use bollard::{
+    Docker,
+    models::{
+        ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+        RestartPolicy, RestartPolicyNameEnum,
+    },
+};
+use gpubnb_events::{
+    JobId, Lease, MachineId,
+    spec::{JobSpec, Resources},
+};
+
+/// Label that says: this container is ours.
+pub(crate) const LABEL_MACHINE: &str = "gpubnb.machine";
+/// Label with the job.
+pub(crate) const LABEL_JOB: &str = "gpubnb.job";
+/// Label with the lease.
+pub(crate) const LABEL_LEASE: &str = "gpubnb.lease";
+
+/// Above the longest that `stop` takes.
+const TIMEOUT_SECONDS: u64 = 60;
+
+/// Connects to Docker by `DOCKER_HOST`, or where it usually listens.
+pub(crate) async fn connect() -> Result<Docker, bollard::errors::Error> {
+    let docker = Docker::connect_with_defaults()?.with_timeout(Duration::from_secs(TIMEOUT_SECONDS));
+    docker.negotiate_version().await
+}
+
+/// What goes into a container besides the job's own wishes.
+pub struct Frame<'a> {
+    /// This machine.
+    pub machine: MachineId,
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub lease: Lease,
+    /// The image by its id, not by a name that may move.
+    pub image_id: &'a str,
+    /// The directory that becomes `/output`.
+    pub output: &'a Path,
+    /// Whose uid and gid it runs under; never root.
+    pub user: (u32, u32),
+    /// GPUs it is given.
+    pub gpus: Vec<String>,
+    /// Another runtime than Docker's default.
+    pub runtime: Option<String>,
+    /// Most log it may write, bytes.
+    pub max_log: u64,
+}
+
+/// Name of an attempt's container: a second one cannot be made.
+pub(crate) fn container_name(lease: Lease) -> String {
+    format!("gpubnb-{lease}")
+}
+
+/// Whose uid and gid jobs run under: nobody's where the worker is root, else the worker's own.
+pub fn job_user() -> (u32, u32) {
+    const NOBODY: u32 = 65_534;
+    let uid = rustix::process::getuid();
+    if uid.is_root() { (NOBODY, NOBODY) } else { (uid.as_raw(), rustix::process::getgid().as_raw()) }
+}
+
+/// The hardened container of one attempt.
+pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
+    let (uid, gid) = frame.user;
+    let labels = [
+        (LABEL_MACHINE, frame.machine.to_string()),
+        (LABEL_JOB, frame.job.to_string()),
+        (LABEL_LEASE, frame.lease.to_string()),
+    ];
+    ContainerCreateBody {
+        image: Some(frame.image_id.to_owned()),
+        cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
+        user: Some(format!("{uid}:{gid}")),
+        env: Some(vec![
+            format!("GPUBNB_JOB={}", frame.job),
+            "GPUBNB_OUTPUT=/output".to_owned(),
+            "HOME=/tmp".to_owned(),
+            "TMPDIR=/tmp".to_owned(),
+        ]),
+        working_dir: Some("/output".to_owned()),
+        network_disabled: Some(!spec.egress),
+        attach_stdin: Some(false),
+        open_stdin: Some(false),
+        tty: Some(false),
+        labels: Some(labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        host_config: Some(host_config(spec, frame)),
+        ..Default::default()
+    }
+}
+
+fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
+    let Resources { cpu_millis, memory, output, .. } = spec.resources;
+    let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let limit =
+        |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
+    HostConfig {
+        network_mode: Some(if spec.egress { "bridge" } else { "none" }.to_owned()),
+        readonly_rootfs: Some(true),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        privileged: Some(false),
+        pids_limit: Some(512),
+        memory: Some(bytes(memory.bytes())),
+        // Equal to the memory: no swap.
+        memory_swap: Some(bytes(memory.bytes())),
+        nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
+        oom_score_adj: Some(500),
+        ipc_mode: Some("private".to_owned()),
+        shm_size: Some(bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30)),
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
+        // A file larger than the whole allowance cannot be written; the sum is watched while the job runs.
+        ulimits: Some(vec![limit("nofile", 4_096), limit("core", 0), limit("fsize", bytes(output.bytes()))]),
+        mounts: Some(vec![Mount {
+            typ: Some(MountType::BIND),
+            source: Some(frame.output.to_string_lossy().into_owned()),
+            target: Some("/output".to_owned()),
+            read_only: Some(false),
+            ..Default::default()
+        }]),
+        // Above the worker's own cap: a log that Docker rotates cannot be followed.
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), (frame.max_log * 4).to_string()),
+                ("max-file".to_owned(), "1".to_owned()),
+            ])),
+        }),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        // The worker removes it itself, once its ending is recorded.
+        auto_remove: Some(false),
+        device_requests: (!frame.gpus.is_empty()).then(|| {
+            vec![DeviceRequest {
+                driver: Some("nvidia".to_owned()),
+                device_ids: Some(frame.gpus.clone()),
+                capabilities: Some(vec![vec!["gpu".to_owned()]]),
+                ..Default::default()
+            }]
+        }),
+        runtime: frame.runtime.clone(),
+        ..Default::default()
+    }
+}
