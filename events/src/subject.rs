@@ -111,6 +111,11 @@ pub fn output_of(machine: MachineId, job: JobId) -> String {
     format!("output.{machine}.{job}.*")
 }
 
+/// Everything one job says, on whichever machine. Readers check that the machine holds the lease.
+pub fn output_of_job(job: JobId) -> String {
+    format!("output.*.{job}.*")
+}
+
 /// The parts of an output subject.
 pub fn parse_output(subject: &str) -> Option<(MachineId, JobId, OutputKind)> {
     let mut tokens = subject.strip_prefix("output.")?.splitn(3, '.');

@@ -1,0 +1,75 @@
+//! `/api/v1/wallet`: balance, statement, deposits.
+
+use axum::{
+    Json,
+    extract::{Query, State},
+};
+use gpubnb_events::{
+    CommandId, MicroUsd, Seq,
+    command::{Deposit, Done},
+};
+use gpubnb_projector::{
+    client::StatementQuery,
+    view::{Balance, Page, StatementLine},
+};
+use serde::{Deserialize, Serialize};
+
+use super::jobs::Input;
+use crate::{
+    app::App,
+    error::{ApiError, Problem},
+    viewer::SignedIn,
+};
+
+/// Answer of `GET /api/v1/wallet`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Wallet {
+    balance: Balance,
+    statement: Page<StatementLine>,
+}
+
+/// Which part of the statement.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Part {
+    #[serde(default)]
+    cursor: Option<u64>,
+    #[serde(default)]
+    limit: Option<u32>,
+    #[serde(default)]
+    min_seq: u64,
+}
+
+pub(crate) async fn wallet(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(part): Query<Part>,
+) -> Result<Json<Wallet>, ApiError> {
+    let (actor, account, seq) = (signed_in.actor(), signed_in.account, Seq(part.min_seq));
+    let balance = app.queries.balance(actor, account, seq).await?;
+    let query = StatementQuery { account, before: part.cursor.map(Seq), limit: part.limit.unwrap_or(100) };
+    let statement = app.queries.statement(actor, query, seq).await?;
+    Ok(Json(Wallet { balance, statement }))
+}
+
+/// Body of `POST /api/v1/wallet/deposits`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewDeposit {
+    /// Its id; the same id again is the same deposit.
+    deposit: CommandId,
+    /// Dollars.
+    amount_usd: String,
+}
+
+pub(crate) async fn deposit(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Input(new): Input<NewDeposit>,
+) -> Result<Json<Done>, ApiError> {
+    let amount: MicroUsd = new
+        .amount_usd
+        .parse()
+        .map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid("amount_usd", e.to_string()))?;
+    let body = Deposit { deposit: new.deposit, amount };
+    Ok(Json(app.command("account", "deposit", signed_in.actor(), &body).await?))
+}

@@ -1,0 +1,259 @@
+//! `/api/v1/jobs`: submit, look, cancel; trail, log, receipt and files.
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::{FromRequest, Path, Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::Stream;
+use gpubnb_events::{
+    JobId, Lease, Seq, Timestamp,
+    command::{CancelJob, Done, Quote, Submitted},
+    output::{LogStream, Progress},
+    spec::{Artifact, PlacementExplanation},
+};
+use gpubnb_projector::{
+    client::{JobsQuery, TrailOf, TrailQuery},
+    view::{JobRow, JobState, Page, Receipt, TrailEvent},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    app::App,
+    error::{ApiError, Problem},
+    input::NewJob,
+    live::output::{self, Said},
+    viewer::SignedIn,
+};
+
+/// A JSON body; what is wrong with it is said, with the field.
+pub(crate) struct Input<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        if !kind.starts_with("application/json") {
+            let detail = "Send JSON, with the header `Content-Type: application/json`.";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "NotJson", detail).into());
+        }
+        let too_large = |_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", "The request is too large.");
+        let body = Bytes::from_request(request, app).await.map_err(too_large)?;
+        serde_json::from_slice(&body).map(Self).map_err(|e| {
+            Problem::new(StatusCode::BAD_REQUEST, "BadJson", format!("The request could not be read: {e}.")).into()
+        })
+    }
+}
+
+/// A job, with what is not in the read model: its progress and why it waits.
+#[derive(Debug, Serialize)]
+pub(crate) struct JobView {
+    /// `Queued`, `Assigned`, `Accepted`, `Running`, `Completed`, `Failed`, `Cancelled`, and `Settled` once paid.
+    status: &'static str,
+    /// What happened, in words.
+    summary: String,
+    #[serde(flatten)]
+    row: JobRow,
+    progress: Option<Progress>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<PlacementExplanation>,
+}
+
+/// `POST /api/v1/jobs`.
+pub(crate) async fn submit(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    headers: HeaderMap,
+    Input(new): Input<NewJob>,
+) -> Result<Response, ApiError> {
+    // The standard header may carry the id as well as the body.
+    let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
+    let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
+    let command = new.into_command(key.unwrap_or_else(JobId::generate))?;
+    let submitted: Submitted = app.command("job", "submit", signed_in.actor(), &command).await?;
+    let location = format!("/api/v1/jobs/{}", submitted.job);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())
+}
+
+/// `POST /api/v1/quote`.
+pub(crate) async fn quote(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Input(new): Input<NewJob>,
+) -> Result<Json<Quote>, ApiError> {
+    let command = new.into_command(JobId::generate())?;
+    Ok(Json(app.command("market", "quote", signed_in.actor(), &command).await?))
+}
+
+/// Filters of `GET /api/v1/jobs`.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Filters {
+    #[serde(default)]
+    state: Option<JobState>,
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    cursor: Option<String>,
+    #[serde(default)]
+    limit: Option<u32>,
+    #[serde(default)]
+    min_seq: u64,
+}
+
+pub(crate) async fn list(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(filters): Query<Filters>,
+) -> Result<Json<Page<JobRow>>, ApiError> {
+    let query = JobsQuery {
+        account: Some(signed_in.account),
+        machine: None,
+        state: filters.state,
+        text: filters.text,
+        cursor: filters.cursor,
+        limit: filters.limit,
+    };
+    Ok(Json(app.queries.jobs(signed_in.actor(), query, Seq(filters.min_seq)).await?))
+}
+
+/// What to have seen before the answer.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct AtLeast {
+    #[serde(default)]
+    min_seq: u64,
+}
+
+pub(crate) async fn get(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(at_least): Query<AtLeast>,
+) -> Result<Json<JobView>, ApiError> {
+    let row = app.queries.job(signed_in.actor(), job, Seq(at_least.min_seq)).await?;
+    let progress = output::progress(&app, &row).await;
+    let waiting = match row.state {
+        JobState::Queued => app.command("job", "explain", signed_in.actor(), &CancelJob { job }).await.unwrap_or(None),
+        _ => None,
+    };
+    Ok(Json(JobView { status: row.state_name(), summary: crate::format::job_state(&row), row, progress, waiting }))
+}
+
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Json<Done>, ApiError> {
+    Ok(Json(app.command("job", "cancel", signed_in.actor(), &CancelJob { job }).await?))
+}
+
+pub(crate) async fn receipt(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(at_least): Query<AtLeast>,
+) -> Result<Json<Receipt>, ApiError> {
+    let receipt = app.queries.receipt(signed_in.actor(), job, Seq(at_least.min_seq)).await?;
+    let not_yet = || Problem::new(StatusCode::NOT_FOUND, "NotSettled", "The job is not settled yet.");
+    Ok(Json(receipt.ok_or_else(not_yet)?))
+}
+
+pub(crate) async fn artifacts(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Json<Vec<Artifact>>, ApiError> {
+    Ok(Json(app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.outputs))
+}
+
+/// Part of a trail.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Part {
+    #[serde(default)]
+    cursor: u32,
+    #[serde(default)]
+    limit: Option<u32>,
+    #[serde(default)]
+    min_seq: u64,
+}
+
+pub(crate) async fn events(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(part): Query<Part>,
+) -> Result<Json<Page<TrailEvent>>, ApiError> {
+    let query = TrailQuery { of: TrailOf::Job(job), skip: part.cursor, limit: part.limit.unwrap_or(200) };
+    Ok(Json(app.queries.trail(signed_in.actor(), query, Seq(part.min_seq)).await?))
+}
+
+/// Where to read on in a log.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct LogPart {
+    #[serde(default)]
+    cursor: Option<u64>,
+}
+
+/// A line of a log.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line {
+    lease: Lease,
+    number: u64,
+    at: Timestamp,
+    stream: LogStream,
+    text: String,
+}
+
+/// Most lines in one answer.
+const LINES: usize = 10_000;
+
+pub(crate) async fn logs(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(part): Query<LogPart>,
+) -> Result<Json<Page<Line>>, ApiError> {
+    let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let (said, next) = output::so_far(&app, &row, part.cursor.unwrap_or(1), LINES).await?;
+    let line = |said| match said {
+        Said::Line(lease, number, line) => {
+            Some(Line { lease, number, at: line.at, stream: line.stream, text: line.text })
+        }
+        _ => None,
+    };
+    Ok(Json(Page { rows: said.into_iter().filter_map(line).collect(), next: next.map(|seq| seq.to_string()) }))
+}
+
+/// `GET /jobs/{id}/log.txt`: the log as text, to keep.
+pub(crate) async fn log_text(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Response, ApiError> {
+    let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let events = async_stream::try_stream! {
+        let mut from = 1;
+        loop {
+            let (said, next) = output::so_far(&app, &row, from, LINES)
+                .await
+                .map_err(|p| std::io::Error::other(p.detail))?;
+            for said in said {
+                if let Said::Line(_, _, line) = said {
+                    yield Bytes::from(format!("{} {}\n", line.at, line.text));
+                }
+            }
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+    };
+    let events: std::pin::Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>> = Box::pin(events);
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{job}.log\"")),
+    ];
+    Ok((headers, Body::from_stream(events)).into_response())
+}

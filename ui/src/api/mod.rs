@@ -1,0 +1,5 @@
+//! The JSON API, `/api/v1`: the same data as on the pages.
+
+pub(crate) mod account;
+pub(crate) mod jobs;
+pub(crate) mod market;

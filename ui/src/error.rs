@@ -1,0 +1,132 @@
+//! Failures as people and programs see them: a page, or `application/problem+json` (RFC 9457).
+
+use askama::Template;
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+use gpubnb_events::rpc::{Failure, Refusal, RefusalKind};
+use serde::Serialize;
+use tracing::{error, warn};
+
+/// What went wrong.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Problem {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// The name of the refusal.
+    pub(crate) title: String,
+    /// What happened and what to do.
+    pub(crate) detail: String,
+    /// The field at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<String>,
+}
+
+/// A problem of the API.
+#[derive(Debug)]
+pub(crate) struct ApiError(pub(crate) Problem);
+
+/// A problem of a page.
+#[derive(Debug)]
+pub(crate) struct PageError(pub(crate) Problem);
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, title: &str, detail: impl Into<String>) -> Self {
+        Self { status: status.as_u16(), title: title.to_owned(), detail: detail.into(), field: None }
+    }
+
+    pub(crate) fn invalid(field: &str, detail: impl Into<String>) -> Self {
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "InvalidField", detail);
+        Self { field: Some(field.to_owned()), ..problem }
+    }
+
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", format!("There is no such {what}."))
+    }
+
+    pub(crate) fn sign_in_needed() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "SignInNeeded", "Sign in first.")
+    }
+
+    pub(crate) fn internal(what: &dyn std::fmt::Display) -> Self {
+        error!(error = %what, "internal");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Internal",
+            "Something broke on our side. It was noted; try again.",
+        )
+    }
+
+    fn code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(refusal) => refusal.into(),
+            Failure::Unavailable(problem) => {
+                warn!(problem, "unavailable");
+                let detail = "A part of the market does not answer right now. Nothing is lost: try again in a moment.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail)
+            }
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal.kind {
+            RefusalKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            RefusalKind::NotFound => StatusCode::NOT_FOUND,
+            RefusalKind::Forbidden => StatusCode::FORBIDDEN,
+            RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Funds => StatusCode::PAYMENT_REQUIRED,
+        };
+        Self { status: status.as_u16(), title: refusal.name, detail: refusal.message, field: refusal.field }
+    }
+}
+
+impl<E: Into<Problem>> From<E> for ApiError {
+    fn from(problem: E) -> Self {
+        Self(problem.into())
+    }
+}
+
+impl<E: Into<Problem>> From<E> for PageError {
+    fn from(problem: E) -> Self {
+        Self(problem.into())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.0.code(), Json(&self.0)).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if self.0.code() == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        response
+    }
+}
+
+#[derive(Template)]
+#[template(path = "error.html")]
+struct ErrorPage<'a> {
+    chrome: crate::page::Chrome,
+    problem: &'a Problem,
+}
+
+impl IntoResponse for PageError {
+    fn into_response(self) -> Response {
+        let page = ErrorPage { chrome: crate::page::Chrome::plain("Something is wrong"), problem: &self.0 };
+        match page.render() {
+            Ok(html) => (self.0.code(), Html(html)).into_response(),
+            Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        }
+    }
+}

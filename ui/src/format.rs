@@ -1,0 +1,129 @@
+//! How values look: units always, digits no more than needed.
+
+use std::borrow::Borrow;
+
+use gpubnb_events::{MicroUsd, Millis, Timestamp, spec::Mebibytes};
+use gpubnb_projector::view::{JobRow, MachineRow, MachineState};
+
+/// `1.4 MB`.
+pub(crate) fn bytes(bytes: &u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut whole = *bytes;
+    let mut rest = 0;
+    while whole >= 1024 && unit + 1 < UNITS.len() {
+        rest = whole % 1024;
+        whole /= 1024;
+        unit += 1;
+    }
+    let tenths = rest * 10 / 1024;
+    if unit == 0 || tenths == 0 {
+        format!("{whole} {}", UNITS[unit])
+    } else {
+        format!("{whole}.{tenths} {}", UNITS[unit])
+    }
+}
+
+/// `512 MiB`, `24 GiB`.
+pub(crate) fn mebibytes(size: &Mebibytes) -> String {
+    bytes(&size.bytes())
+}
+
+/// `1 h 02 min`, `3 min 07 s`, `4.2 s`, `180 ms`.
+pub(crate) fn duration(time: impl Borrow<Millis>) -> String {
+    let time = time.borrow();
+    let seconds = time.0 / 1_000;
+    match seconds {
+        0 => format!("{} ms", time.0),
+        1..60 => format!("{}.{} s", seconds, time.0 % 1_000 / 100),
+        60..3_600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3_600, seconds % 3_600 / 60),
+    }
+}
+
+/// A moment as `<time>`: relative, with the absolute on hover. Made of numbers only: safe as HTML.
+pub(crate) fn time(at: &Timestamp, now: &Timestamp) -> String {
+    format!(r#"<time datetime="{at}" title="{at}">{}</time>"#, ago(*at, *now))
+}
+
+fn ago(at: Timestamp, now: Timestamp) -> String {
+    let seconds = now.since(at).0 / 1_000;
+    match seconds {
+        0..5 => "just now".to_owned(),
+        5..60 => format!("{seconds} s ago"),
+        60..3_600 => format!("{} min ago", seconds / 60),
+        3_600..86_400 => format!("{} h ago", seconds / 3_600),
+        _ => at.date(),
+    }
+}
+
+/// An amount with its sign: `+$1.00`, `-$1.00`.
+pub(crate) fn signed(amount: &MicroUsd) -> String {
+    if amount.0 > 0 { format!("+{amount}") } else { amount.to_string() }
+}
+
+/// What people call the hardware: `2 × RTX 4090`, `CPU only`.
+pub(crate) fn gpus(row: &MachineRow) -> String {
+    let gpus = &row.offer.hardware.gpus;
+    match gpus.first() {
+        None => "CPU only".to_owned(),
+        Some(first) if gpus.len() == 1 => first.model.clone(),
+        Some(first) => format!("{} × {}", gpus.len(), first.model),
+    }
+}
+
+/// The colour class of a machine's state.
+pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
+    match state {
+        MachineState::Online => "good",
+        MachineState::Suspect | MachineState::Paused | MachineState::Draining => "warn",
+        MachineState::Lost | MachineState::Delisted => "bad",
+    }
+}
+
+/// The colour class of a job's state.
+pub(crate) fn job_tone(row: &JobRow) -> &'static str {
+    use gpubnb_projector::view::JobState::{Accepted, Assigned, Cancelled, Completed, Failed, Queued, Running};
+    match row.state {
+        Completed => "good",
+        Failed => "bad",
+        Running => "live",
+        Queued | Cancelled => "calm",
+        Assigned | Accepted => "warn",
+    }
+}
+
+/// A job's state in words, with its reason: "Failed: it ran out of memory".
+pub(crate) fn job_state(row: &JobRow) -> String {
+    use gpubnb_projector::view::JobState;
+    let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
+    match (row.state, row.reason) {
+        (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.words()),
+        (JobState::Queued, Some(reason)) => format!("Interrupted: {}; waiting for another machine", reason.words()),
+        _ => name.to_owned(),
+    }
+}
+
+/// The points of a sparkline, 120 × 24: `x,y x,y …`.
+pub(crate) fn sparkline(load: &[u8]) -> String {
+    let step = 120.0 / (load.len().max(2) - 1) as f64;
+    let point = |(i, percent): (usize, &u8)| format!("{:.1},{:.1}", i as f64 * step, 23.0 - f64::from(*percent) * 0.22);
+    load.iter().enumerate().map(point).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_have_units_and_no_needless_digits() {
+        assert_eq!(bytes(&0), "0 B");
+        assert_eq!(bytes(&1_536), "1.5 KiB");
+        assert_eq!(bytes(&(3 << 30)), "3 GiB");
+        assert_eq!(duration(&Millis(180)), "180 ms");
+        assert_eq!(duration(&Millis(4_249)), "4.2 s");
+        assert_eq!(duration(&Millis(187_000)), "3 min 07 s");
+        assert_eq!(duration(&Millis(3_720_000)), "1 h 02 min");
+        assert_eq!(signed(&MicroUsd(1_000_000)), "+$1.00");
+    }
+}

@@ -1,0 +1,250 @@
+//! One job: summary first, then log, files, receipt and events, all live.
+
+use std::fmt::Write as _;
+
+use askama::Template;
+use axum::{
+    extract::{Path, Query, State},
+    response::{Html, IntoResponse, Redirect, Response, sse::Event},
+};
+use gpubnb_events::{
+    JobId, Lease, Seq, Timestamp,
+    command::{CancelJob, Done},
+    output::{JobMetrics, LogLine, LogStream, Progress},
+    spec::PlacementExplanation,
+};
+use gpubnb_projector::{
+    client::{TrailOf, TrailQuery},
+    view::{JobRow, JobState, MachineView, Receipt, TrailEvent},
+};
+use serde::Deserialize;
+
+use super::{Chrome, fragment, html};
+use crate::{
+    app::App,
+    error::{PageError, Problem},
+    live::output,
+    viewer::SignedIn,
+};
+
+/// What to have seen before the page is shown.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct AtLeast {
+    #[serde(default)]
+    seq: u64,
+}
+
+#[derive(Template)]
+#[template(path = "job.html")]
+struct JobPage {
+    chrome: Chrome,
+    job: JobRow,
+    fragments: Fragments,
+}
+
+#[derive(Template)]
+#[template(path = "job_summary.html")]
+struct Summary<'a> {
+    job: &'a JobRow,
+    machine: Option<&'a MachineView>,
+    progress: String,
+    waiting: Option<PlacementExplanation>,
+    now: Timestamp,
+}
+
+#[derive(Template)]
+#[template(path = "job_events.html")]
+struct Events<'a> {
+    trail: &'a [TrailEvent],
+    now: Timestamp,
+}
+
+impl Events<'_> {
+    fn is_bad(&self, event: &str) -> bool {
+        matches!(event, "Failed" | "Requeued" | "Cancelled" | "Declined")
+    }
+
+    fn raw(&self, event: &TrailEvent) -> String {
+        serde_json::to_string_pretty(&event.body).unwrap_or_default()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "job_receipt.html")]
+struct ReceiptCard<'a> {
+    job: &'a JobRow,
+    receipt: Option<&'a Receipt>,
+}
+
+#[derive(Template)]
+#[template(path = "job_artifacts.html")]
+struct Artifacts<'a> {
+    job: &'a JobRow,
+}
+
+impl Artifacts<'_> {
+    fn is_picture(&self, path: &str) -> bool {
+        let ending = path.rsplit('.').next().unwrap_or_default().to_lowercase();
+        matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "gif" | "webp")
+    }
+
+    fn link(&self, path: &str) -> String {
+        let parts: Vec<_> = path.split('/').map(crate::transfer::escape).collect();
+        format!("/jobs/{}/artifacts/{}", self.job.job, parts.join("/"))
+    }
+}
+
+/// The parts of the page that change, rendered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Fragments {
+    summary: String,
+    events: String,
+    receipt: String,
+    artifacts: String,
+}
+
+impl Fragments {
+    /// Renders them all. A part that cannot be read now says so.
+    pub(crate) async fn load(app: &App, signed_in: SignedIn, job: &JobRow) -> Self {
+        let actor = signed_in.actor();
+        let query = TrailQuery { of: TrailOf::Job(job.job), skip: 0, limit: 200 };
+        let (trail, receipt, machine, progress, waiting) = tokio::join!(
+            app.queries.trail(actor, query, job.seq),
+            app.queries.receipt(actor, job.job, job.seq),
+            machine(app, signed_in, job),
+            output::progress(app, job),
+            waiting(app, signed_in, job),
+        );
+        let now = app.now();
+        let progress = progress.as_ref().map(progress_bar).unwrap_or_default();
+        let shown = |part: Result<String, Problem>| {
+            part.unwrap_or_else(|p| format!("<p class=\"hint\">{}</p>", escape(&p.detail)))
+        };
+        Self {
+            summary: shown(fragment(&Summary { job, machine: machine.as_ref(), progress, waiting, now })),
+            events: shown(trail.map_err(Problem::from).and_then(|trail| fragment(&Events { trail: &trail.rows, now }))),
+            receipt: shown(
+                receipt
+                    .map_err(Problem::from)
+                    .and_then(|receipt| fragment(&ReceiptCard { job, receipt: receipt.as_ref() })),
+            ),
+            artifacts: shown(fragment(&Artifacts { job })),
+        }
+    }
+
+    fn named(&self) -> [(&'static str, &String); 4] {
+        [
+            ("summary", &self.summary),
+            ("events", &self.events),
+            ("receipt", &self.receipt),
+            ("artifacts", &self.artifacts),
+        ]
+    }
+
+    /// All of them as events.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.named().into_iter().map(|(name, html)| Event::default().event(name).data(html)).collect()
+    }
+
+    /// Those that differ from what was shown.
+    pub(crate) fn changed(&self, shown: &Self) -> Vec<Event> {
+        let pairs = self.named().into_iter().zip(shown.named());
+        pairs
+            .filter(|((_, new), (_, old))| new != old)
+            .map(|((name, html), _)| Event::default().event(name).data(html))
+            .collect()
+    }
+}
+
+async fn machine(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<MachineView> {
+    let attempt = job.attempts.last()?;
+    // A page without its machine's name is better than none.
+    app.queries.machine(signed_in.actor(), attempt.machine, Seq::ZERO).await.ok()
+}
+
+async fn waiting(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<PlacementExplanation> {
+    if job.state != JobState::Queued {
+        return None;
+    }
+    let body = CancelJob { job: job.job };
+    // Why it waits is a courtesy: the page says that it waits in any case.
+    app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.actor(), &body).await.ok().flatten()
+}
+
+pub(crate) async fn page(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(at_least): Query<AtLeast>,
+) -> Result<Html<String>, PageError> {
+    let job = app.queries.job(signed_in.actor(), job, Seq(at_least.seq)).await?;
+    let fragments = Fragments::load(&app, signed_in, &job).await;
+    let chrome = Chrome::new(job.spec.name.clone(), "jobs", signed_in.viewer);
+    Ok(html(&JobPage { chrome, job, fragments })?)
+}
+
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Response, PageError> {
+    let done: Done = app.command("job", "cancel", signed_in.actor(), &CancelJob { job }).await?;
+    Ok(Redirect::to(&format!("/jobs/{job}?seq={}", done.seq)).into_response())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A progress bar with what the job says.
+pub(crate) fn progress_bar(progress: &Progress) -> String {
+    let percent = progress.fraction.clamp(0.0, 1.0) * 100.0;
+    let message = escape(&progress.message);
+    format!(
+        "<progress value=\"{percent:.1}\" max=\"100\" aria-label=\"Progress\"></progress>\
+         <span class=\"percent\">{percent:.0} %</span> <span class=\"hint\">{message}</span>"
+    )
+}
+
+/// The newest measurements.
+pub(crate) fn metrics_line(metrics: &JobMetrics) -> String {
+    metrics.values.iter().fold(String::new(), |mut html, (name, value)| {
+        // Writing to a String cannot fail.
+        let _ = write!(html, "<span class=\"metric\"><b>{}</b> {value:.4}</span> ", escape(name));
+        html
+    })
+}
+
+/// Lines of the log as HTML. A job's text is hostile: escaped, its control characters made visible.
+pub(crate) fn log_lines(lines: &[(Lease, u64, LogLine)]) -> String {
+    lines.iter().fold(String::new(), |mut html, (lease, number, line)| {
+        let text: String =
+            line.text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        let class = if line.stream == LogStream::Stderr { "line err" } else { "line" };
+        let at = line.at.to_string();
+        let clock = at.get(11..23).unwrap_or_default();
+        let _ = write!(
+            html,
+            "<div class=\"{class}\" id=\"L{lease}-{number}\"><span class=\"at\">{clock}</span><code>{}</code></div>",
+            escape(&text)
+        );
+        html
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_cannot_write_html_into_its_log() {
+        let line = LogLine {
+            stream: LogStream::Stdout,
+            at: Timestamp::EPOCH,
+            text: "<script>alert(1)</script>\u{1b}[31m & \"".to_owned(),
+        };
+        let html = log_lines(&[(Lease(Seq(1)), 0, line)]);
+        assert!(!html.contains("<script>") && !html.contains('\u{1b}'), "{html}");
+        assert!(html.contains("&lt;script&gt;") && html.contains("&amp; &quot;"));
+    }
+}

@@ -1,0 +1,56 @@
+//! The pages. Page, handler and template share one name.
+
+pub(crate) mod job;
+pub(crate) mod jobs;
+pub(crate) mod landing;
+pub(crate) mod machine;
+pub(crate) mod market;
+pub(crate) mod new_job;
+pub(crate) mod persona;
+pub(crate) mod provider;
+pub(crate) mod wallet;
+
+use askama::Template;
+use axum::response::Html;
+
+use crate::{assets, error::Problem, viewer::Viewer};
+
+/// What surrounds every page.
+pub(crate) struct Chrome {
+    pub(crate) title: String,
+    /// Which entry of the menu is lit.
+    pub(crate) here: &'static str,
+    /// Whether somebody is signed in, and in which role.
+    pub(crate) viewer: Option<Viewer>,
+}
+
+impl Chrome {
+    pub(crate) fn new(title: impl Into<String>, here: &'static str, viewer: Viewer) -> Self {
+        Self { title: title.into(), here, viewer: Some(viewer).filter(|v| v.account.is_some()) }
+    }
+
+    /// Of a page that knows nobody.
+    pub(crate) fn plain(title: &str) -> Self {
+        Self { title: title.to_owned(), here: "", viewer: None }
+    }
+
+    /// The address of an asset.
+    pub(crate) fn asset(&self, name: &str) -> String {
+        assets::url(name)
+    }
+
+    /// Whether the visitor looks as a provider.
+    pub(crate) fn as_provider(&self) -> bool {
+        self.viewer.is_some_and(|v| v.as_provider)
+    }
+}
+
+/// Renders a page.
+fn html(page: &impl Template) -> Result<Html<String>, Problem> {
+    page.render().map(Html).map_err(|e| Problem::internal(&e))
+}
+
+/// Renders a part of a page.
+fn fragment(part: &impl Template) -> Result<String, Problem> {
+    part.render().map_err(|e| Problem::internal(&e))
+}

@@ -1,0 +1,159 @@
+//! Submitting: a form made from a template's fields, a quote before, errors at the field.
+
+use askama::Template;
+use axum::{
+    Form,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{Html, IntoResponse, Redirect, Response},
+};
+use gpubnb_events::{
+    JobId, MachineId, Seq,
+    command::{Quote, Submitted},
+    template::{self, Template as JobTemplate},
+};
+use gpubnb_projector::view::MachineView;
+use serde::Deserialize;
+
+use super::{Chrome, fragment, html};
+use crate::{
+    app::App,
+    error::{PageError, Problem},
+    input,
+    viewer::{SignedIn, Viewer},
+};
+
+/// What a link into the form may preset.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Preset {
+    #[serde(default)]
+    template: Option<String>,
+    #[serde(default)]
+    machine: Option<MachineId>,
+}
+
+#[derive(Template)]
+#[template(path = "new_job.html")]
+struct NewJobPage {
+    chrome: Chrome,
+    templates: &'static [JobTemplate],
+    chosen: Option<&'static JobTemplate>,
+    machine: Option<MachineView>,
+    machines: Vec<MachineView>,
+    typed: Vec<(String, String)>,
+    problem: Option<Problem>,
+    job: JobId,
+}
+
+impl NewJobPage {
+    /// What was typed, or else what is usual.
+    fn value(&self, name: &str, usual: &str) -> String {
+        let typed = self.typed.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        typed.unwrap_or_else(|| usual.to_owned())
+    }
+
+    fn parameter(&self, name: &str, usual: &str) -> String {
+        self.value(&format!("parameter.{name}"), usual)
+    }
+
+    /// The problem with a field, if that is where it is.
+    fn wrong(&self, field: &str) -> String {
+        let problem = self.problem.as_ref().filter(|p| p.field.as_deref() == Some(field));
+        problem.map(|p| p.detail.clone()).unwrap_or_default()
+    }
+
+    fn is_chosen(&self, t: &JobTemplate) -> bool {
+        self.chosen.is_some_and(|chosen| chosen.id == t.id)
+    }
+
+    fn is_machine(&self, m: &MachineView) -> bool {
+        self.machine.as_ref().is_some_and(|chosen| chosen.row.machine == m.row.machine)
+    }
+
+    fn minutes(&self) -> String {
+        self.chosen.map_or(60, |t| t.seconds.div_ceil(60)).to_string()
+    }
+}
+
+async fn render(
+    app: &App,
+    signed_in: SignedIn,
+    preset: Preset,
+    typed: Vec<(String, String)>,
+    problem: Option<Problem>,
+) -> Result<Html<String>, Problem> {
+    let mut machines = app.queries.machines(signed_in.actor(), Seq::ZERO).await?;
+    machines.sort_by_key(|m| m.row.offer.price);
+    let machine = preset.machine.and_then(|id| machines.iter().find(|m| m.row.machine == id).cloned());
+    let id = preset.template.as_deref().unwrap_or("train");
+    html(&NewJobPage {
+        chrome: Chrome::new("New job", "new", signed_in.viewer),
+        templates: template::ALL,
+        chosen: template::find(id),
+        machine,
+        machines,
+        typed,
+        problem,
+        // Made with the form: sending the form twice is one job.
+        job: JobId::generate(),
+    })
+}
+
+pub(crate) async fn page(
+    State(app): State<App>,
+    viewer: Viewer,
+    Query(preset): Query<Preset>,
+) -> Result<Html<String>, PageError> {
+    let account = viewer.account.ok_or_else(Problem::sign_in_needed)?;
+    Ok(render(&app, SignedIn { viewer, account }, preset, Vec::new(), None).await?)
+}
+
+pub(crate) async fn submit(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Form(fields): Form<Vec<(String, String)>>,
+) -> Result<Response, PageError> {
+    let command = input::from_form(fields.clone()).and_then(|job| job.into_command(JobId::generate()));
+    let submitted: Result<Submitted, Problem> = match command {
+        Ok(command) => app.command("job", "submit", signed_in.actor(), &command).await.map_err(Problem::from),
+        Err(problem) => Err(problem),
+    };
+    match submitted {
+        Ok(Submitted { job, seq }) => Ok(Redirect::to(&format!("/jobs/{job}?seq={seq}")).into_response()),
+        Err(problem) => {
+            let typed = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            let preset = Preset {
+                template: typed("template").or(Some(String::new())),
+                machine: typed("machine").and_then(|m| m.parse().ok()),
+            };
+            let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST);
+            let page = render(&app, signed_in, preset, fields, Some(problem)).await?;
+            Ok((status, page).into_response())
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "quote.html")]
+struct QuoteCard {
+    quote: Option<Quote>,
+    problem: Option<Problem>,
+}
+
+/// The quote beside the form: asked for at every change.
+pub(crate) async fn quote(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Form(fields): Form<Vec<(String, String)>>,
+) -> Result<Html<String>, PageError> {
+    let command = input::from_form(fields).and_then(|job| job.into_command(JobId::generate()));
+    let quote: Result<Quote, Problem> = match command {
+        Ok(command) => app.command("market", "quote", signed_in.actor(), &command).await.map_err(Problem::from),
+        Err(problem) => Err(problem),
+    };
+    let card = match quote {
+        Ok(quote) => QuoteCard { quote: Some(quote), problem: None },
+        Err(problem) => QuoteCard { quote: None, problem: Some(problem) },
+    };
+    Ok(Html(fragment(&card)?))
+}
