@@ -46,6 +46,18 @@ pub fn guard(aggregate: Aggregate) -> String {
     format!("{}.>", root(aggregate))
 }
 
+/// The aggregate that a subject of MARKET belongs to.
+pub fn aggregate_of(subject: &str) -> Option<Aggregate> {
+    let mut tokens = subject.strip_prefix("market.")?.splitn(3, '.');
+    let (kind, id) = (tokens.next()?, tokens.next()?);
+    match kind {
+        "account" => id.parse().ok().map(Aggregate::Account),
+        "machine" => id.parse().ok().map(Aggregate::Machine),
+        "job" => id.parse().ok().map(Aggregate::Job),
+        _ => None,
+    }
+}
+
 fn root(aggregate: Aggregate) -> String {
     match aggregate {
         Aggregate::Account(id) => format!("market.account.{id}"),
@@ -202,6 +214,7 @@ mod tests {
         assert_eq!(machine_of_command(&machine_command(machine, "accept")), Some(machine));
         assert_eq!(job_of_dispatch(&format!("dispatch.{machine}.{job}")), Some(job));
         for aggregate in [Aggregate::Job(job), Aggregate::Machine(machine)] {
+            assert_eq!(aggregate_of(&format!("{}.event", root(aggregate))), Some(aggregate));
             assert_eq!(aggregate_of_notice(&notice(aggregate)), Some(aggregate));
         }
     }

@@ -2,16 +2,45 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use gpubnb_events::{Millis, nats::NatsArgs, stream::StreamOptions};
 
 use crate::domain::Settings;
 
 /// Decides what happens on the market: command endpoints, scheduler, settlement, watchdog.
-///
-/// Run as many as you like: the guards of the log make them safe beside each other.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-services", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Runs one replica. Run as many as you like: the guards of the log make them safe beside each other.
+    Run(Config),
+    /// Makes the passwords, the key for transfers, and the broker's configuration of a new market.
+    Bootstrap(BootstrapArgs),
+}
+
+/// Options of `bootstrap`.
+#[derive(Debug, Clone, Args)]
+pub struct BootstrapArgs {
+    /// Where to write them. What is there already is kept.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where the broker shall listen.
+    #[arg(long, default_value = "127.0.0.1:4222", value_name = "ADDRESS")]
+    pub listen: String,
+    /// Where the broker shall keep its streams.
+    #[arg(long, default_value = "/data", value_name = "DIR")]
+    pub store: PathBuf,
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Args)]
 pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs)]

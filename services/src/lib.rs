@@ -2,6 +2,7 @@
 //!
 //! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
 
+mod bootstrap;
 pub mod config;
 pub mod domain;
 mod endpoint;
@@ -10,5 +11,6 @@ mod process;
 mod run;
 mod view;
 
-pub use config::Config;
+pub use bootstrap::bootstrap;
+pub use config::{Cli, Config};
 pub use run::run;

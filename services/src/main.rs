@@ -1,7 +1,7 @@
 //! `gpubnb-services`: the process that decides.
 
 use clap::Parser;
-use gpubnb_services::{Config, run};
+use gpubnb_services::{Cli, bootstrap, config::Command, run};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -9,5 +9,8 @@ async fn main() -> anyhow::Result<()> {
     gpubnb_events::observe::start();
     let shutdown = CancellationToken::new();
     gpubnb_events::observe::cancel_on_signal(shutdown.clone());
-    run(Config::parse(), shutdown).await
+    match Cli::parse().command {
+        Command::Run(config) => run(config, shutdown).await,
+        Command::Bootstrap(args) => bootstrap(&args),
+    }
 }

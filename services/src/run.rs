@@ -25,7 +25,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;
     let js = jetstream(appending);
     if config.provision {
-        provision(&js, &config.streams()).await?;
+        // Streams are another credential's affair: this connection is closed again at once.
+        let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
+        provision(&jetstream(bootstrap), &config.streams()).await?;
     }
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
     let executor = Executor {

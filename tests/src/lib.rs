@@ -1,1 +1,6 @@
-//! stub
+//! The whole system, put together from its real parts: for tests, for the demo and for the benchmarks.
+
+pub mod parts;
+pub mod process;
+pub mod system;
+pub mod web;

@@ -102,6 +102,7 @@ pub(super) fn from_stored(message: &StreamMessage) -> Recorded {
     Recorded {
         seq: Seq(message.sequence),
         at: Timestamp::from_nanos(message.time.unix_timestamp_nanos()),
+        aggregate: subject::aggregate_of(&message.subject),
         entry: decode(&message.subject, Some(&message.headers), &message.payload),
     }
 }

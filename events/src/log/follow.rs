@@ -11,7 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use tracing::{debug, warn};
 
 use super::{Recorded, envelope::decode};
-use crate::{ids::Seq, time::Timestamp};
+use crate::{ids::Seq, subject, time::Timestamp};
 
 /// Most messages in one batch.
 const BATCH: usize = 5_000;
@@ -123,6 +123,7 @@ fn contiguous<E: std::fmt::Display>(message: Option<Result<Message, E>>, expecte
     Ok(Recorded {
         seq: expected,
         at: Timestamp::from_nanos(info.published.unix_timestamp_nanos()),
+        aggregate: subject::aggregate_of(&message.subject),
         entry: decode(&message.subject, message.headers.as_ref(), &message.payload),
     })
 }

@@ -51,6 +51,8 @@ pub struct Recorded {
     pub seq: Seq,
     /// The broker's time.
     pub at: Timestamp,
+    /// The aggregate whose guard it moves, by its subject.
+    pub aggregate: Option<Aggregate>,
     /// Its envelope and event; or why it is no event of ours. Every fold skips such a message alike.
     pub entry: Result<(Envelope, Event), Quarantined>,
 }

@@ -88,7 +88,8 @@ impl Given {
             seq = seq.next();
             self.now = self.now.plus(Millis(1));
             let envelope = Envelope { id: proposal.id.clone(), actor, cause: proposal.cause, correlation: None };
-            let recorded = Recorded { seq, at: self.now, entry: Ok((envelope, proposal.event.clone())) };
+            let aggregate = Some(proposal.event.aggregate());
+            let recorded = Recorded { seq, at: self.now, aggregate, entry: Ok((envelope, proposal.event.clone())) };
             self.world.apply(&recorded, &self.settings);
             self.log.push(proposal.event.clone());
         }

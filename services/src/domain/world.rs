@@ -30,6 +30,8 @@ pub struct World {
     jobs: BTreeMap<JobId, Job>,
     queued: BTreeSet<(Seq, JobId)>,
     ended: BTreeSet<JobId>,
+    /// Where quarantined messages stand: no fold reads them, but the broker's guard counts them.
+    strays: HashMap<Aggregate, Seq>,
     pub(super) submissions: Submissions,
 }
 
@@ -85,6 +87,29 @@ impl World {
     ) -> Result<Decision, Refusal> {
         let job = command.job().and_then(|id| self.job(id)).or(absent);
         authorise(self, job, actor, command, settings)?;
+        let decision = self.decide_allowed(command, job, now, settings)?;
+        Ok(self.past_strays(decision))
+    }
+
+    /// A guard that also covers messages which no fold reads: one of them must not lock an aggregate for ever.
+    fn past_strays(&self, decision: Decision) -> Decision {
+        match decision {
+            Decision::Append(mut proposal) => {
+                let stray = self.strays.get(&proposal.event.aggregate()).copied().unwrap_or_default();
+                proposal.expected = proposal.expected.max(stray);
+                Decision::Append(proposal)
+            }
+            already @ Decision::Already(_) => already,
+        }
+    }
+
+    fn decide_allowed(
+        &self,
+        command: &Command,
+        job: Option<&Job>,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<Decision, Refusal> {
         let job = || job.ok_or(Refusal::UnknownJob);
         let machine = |id: MachineId| self.machine(id).ok_or(Refusal::UnknownMachine);
         let account = |id: AccountId| self.account(id).ok_or(Refusal::UnknownAccount);
@@ -163,6 +188,8 @@ impl World {
         debug_assert!(recorded.seq > self.applied);
         if let Some(event) = recorded.event() {
             self.apply_event(recorded.seq, recorded.at, event, settings);
+        } else if let Some(aggregate) = recorded.aggregate {
+            self.strays.insert(aggregate, recorded.seq);
         }
         self.applied = recorded.seq;
     }

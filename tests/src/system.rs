@@ -1,0 +1,256 @@
+//! A market of its own: broker, services, projector, web server and workers, each a real process, on free
+//! ports of 127.0.0.1, in a temporary directory. Everything ends with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use gpubnb_events::{AccountId, nats::NatsArgs};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    parts::{binary, free_port, nats_server},
+    process::Process,
+    web::Web,
+};
+
+/// How long a process may take to get ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// What differs between markets.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Replicas of the services.
+    pub replicas: usize,
+    /// Further options of `gpubnb-services run`.
+    pub services: Vec<String>,
+    /// Port of the web server; a free one if not given.
+    pub port: Option<u16>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { replicas: 1, services: Vec::new(), port: None }
+    }
+}
+
+/// A running market.
+pub struct System {
+    /// Its directory.
+    pub dir: tempfile::TempDir,
+    /// The broker; `None` while it is stopped.
+    pub nats: Option<Process>,
+    /// Replicas of the services.
+    pub services: Vec<Process>,
+    /// The projector.
+    pub projector: Option<Process>,
+    /// The web server.
+    pub ui: Option<Process>,
+    /// The workers, by name.
+    pub workers: Vec<Process>,
+    /// The consumer who is signed in.
+    pub consumer: AccountId,
+    /// The provider who owns the machines.
+    pub provider: AccountId,
+    /// Its API.
+    pub web: Web,
+    nats_port: u16,
+    ui_port: u16,
+    options: Options,
+}
+
+impl System {
+    /// Starts everything but workers.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("gpubnb-").tempdir()?;
+        let nats_port = free_port()?;
+        let ui_port = options.port.map_or_else(free_port, Ok)?;
+        let web = Web::new(&format!("http://127.0.0.1:{ui_port}"))?;
+        let mut system = Self {
+            nats: None,
+            services: Vec::new(),
+            projector: None,
+            ui: None,
+            workers: Vec::new(),
+            consumer: AccountId::generate(),
+            provider: AccountId::generate(),
+            web,
+            nats_port,
+            ui_port,
+            options,
+            dir,
+        };
+        system.bootstrap()?;
+        system.start_nats().await?;
+        for _ in 0..system.options.replicas {
+            system.start_services().await?;
+        }
+        system.start_projector().await?;
+        system.start_ui().await?;
+        Ok(system)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn keys(&self) -> PathBuf {
+        self.path().join("keys")
+    }
+
+    /// The web server's address.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ui_port)
+    }
+
+    /// The broker's address.
+    pub fn nats_url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.nats_port)
+    }
+
+    /// How a process connects to the broker.
+    pub fn nats_args(&self, process: &str) -> NatsArgs {
+        let nats_passwords = Some(self.keys().join(format!("{process}.passwords")));
+        NatsArgs { nats: self.nats_url(), nats_passwords }
+    }
+
+    fn bootstrap(&self) -> anyhow::Result<()> {
+        let made = Command::new(binary("gpubnb-services")?)
+            .args(["bootstrap", "--dir"])
+            .arg(self.keys())
+            .args(["--listen", &format!("127.0.0.1:{}", self.nats_port), "--store"])
+            .arg(self.path().join("nats"))
+            .output()?;
+        anyhow::ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(())
+    }
+
+    fn command(&self, name: &str) -> anyhow::Result<Command> {
+        let mut command = Command::new(binary(&format!("gpubnb-{name}"))?);
+        command.env("GPUBNB_NATS_URL", self.nats_url());
+        command.env("GPUBNB_NATS_PASSWORDS", self.keys().join(format!("{name}.passwords")));
+        Ok(command)
+    }
+
+    /// Starts the broker, again with what it had stored.
+    pub async fn start_nats(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(nats_server()?);
+        command.arg("-c").arg(self.keys().join("nats.conf"));
+        let mut nats = Process::start("nats", &mut command, self.path())?;
+        let address = ("127.0.0.1", self.nats_port);
+        ready(&mut nats, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
+        self.nats = Some(nats);
+        Ok(())
+    }
+
+    /// Starts one more replica of the services.
+    pub async fn start_services(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command("services")?;
+        command.args(["run", "--provision", "--test-funds", "--edge-url", &self.url(), "--transfer-key"]);
+        command.arg(self.keys().join("transfer.key")).args(&self.options.services);
+        let name = format!("services-{}", self.services.len());
+        let mut services = Process::start(&name, &mut command, self.path())?;
+        said_ready(&mut services).await?;
+        self.services.push(services);
+        Ok(())
+    }
+
+    /// Starts the projector, again with what it had folded.
+    pub async fn start_projector(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command("projector")?;
+        command.args(["run", "--cache-mib", "64", "--data"]).arg(self.path().join("projector"));
+        let mut projector = Process::start("projector", &mut command, self.path())?;
+        said_ready(&mut projector).await?;
+        self.projector = Some(projector);
+        Ok(())
+    }
+
+    /// Starts the web server.
+    pub async fn start_ui(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command("ui")?;
+        command.args(["--listen", &format!("127.0.0.1:{}", self.ui_port), "--transfer-key"]);
+        command.arg(self.keys().join("transfer.key"));
+        command.args(["--demo-consumer", &self.consumer.to_string()]);
+        command.args(["--demo-provider", &self.provider.to_string()]);
+        let mut ui = Process::start("ui", &mut command, self.path())?;
+        let health = format!("{}/healthz", self.url());
+        ready(&mut ui, async || reqwest::get(&health).await.is_ok()).await?;
+        self.ui = Some(ui);
+        Ok(())
+    }
+
+    /// Starts a worker, again with the identity it had; waits until its machine is on the market.
+    pub async fn start_worker(&mut self, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        let state = self.path().join(name);
+        let mut command = self.command("provider")?;
+        command.args(["run", "--owner", &self.provider.to_string(), "--name", name, "--state"]).arg(&state);
+        command.args(["--heartbeat", "1"]).args(arguments);
+        let mut worker = Process::start(name, &mut command, self.path())?;
+        let online = async || {
+            let machines = self.web.get("/machines").await.unwrap_or_default();
+            let named = |m: &&serde_json::Value| m["offer"]["name"] == name && m["presence"] == "Online";
+            machines.as_array().is_some_and(|all| all.iter().any(|m| named(&m)))
+        };
+        ready(&mut worker, online).await?;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// The machine that a worker made its own.
+    pub fn machine(&self, name: &str) -> anyhow::Result<String> {
+        let path = self.path().join(name).join("machine");
+        Ok(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?.trim().to_owned())
+    }
+
+    /// What a process printed.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Fails if any process has ended, with what it printed last.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        let single = self.nats.iter_mut().chain(&mut self.projector).chain(&mut self.ui);
+        single.chain(&mut self.services).chain(&mut self.workers).try_for_each(Process::check)
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        // Workers first, while there is someone to report to; the broker last.
+        self.workers.clear();
+        self.ui = None;
+        self.projector = None;
+        self.services.clear();
+        self.nats = None;
+    }
+}
+
+/// Waits until a process says that it is ready, in what it printed since its start.
+async fn said_ready(process: &mut Process) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY;
+    while !process.has_said("ready") {
+        process.check()?;
+        if Instant::now() > deadline {
+            bail!("not ready within {READY:?}:\n{}", process.last_words());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn ready(process: &mut Process, is_ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY;
+    while !is_ready().await {
+        process.check()?;
+        if Instant::now() > deadline {
+            bail!("not ready within {READY:?}:\n{}", process.last_words());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
