@@ -1,5 +1,7 @@
 //! Structured logs of a process. Never a secret, never personal data.
 
+use std::io::IsTerminal as _;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -8,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 pub fn start() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     if std::env::var("GPUBNB_LOG").is_ok_and(|v| v == "json") {
         builder.json().init();
     } else {

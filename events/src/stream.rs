@@ -166,7 +166,6 @@ pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Resu
             bucket: LEADERS.to_owned(),
             history: 1,
             max_age: Duration::from_secs(10),
-            storage: StorageType::Memory,
             num_replicas: options.replicas,
             ..Default::default()
         })
@@ -185,6 +184,11 @@ pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Resu
         .map_err(|e| broker(ARTIFACTS, &e))?;
     }
     Ok(())
+}
+
+/// Makes sure that TELEMETRY is there: it lies in memory, and a broker that was alone and restarts has lost it.
+pub async fn provision_telemetry(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
+    ensure(js, telemetry(options)).await
 }
 
 async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
@@ -215,7 +219,17 @@ fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
         )+};
     }
     same!(subjects, retention, storage, discard, max_age, num_replicas, deny_delete, deny_purge, allow_direct);
-    same!(max_messages_per_subject, max_consumers);
+    same!(max_consumers);
+    // The broker writes "no limit" as -1 where a definition leaves it out.
+    let per_subject = |c: &Config| c.max_messages_per_subject.max(0);
+    if per_subject(found) != per_subject(wanted) {
+        return Err(ProvisionError::Differs {
+            stream: wanted.name.clone(),
+            field: "max_messages_per_subject",
+            found: per_subject(found).to_string(),
+            expected: per_subject(wanted).to_string(),
+        });
+    }
     let sources = |c: &Config| c.sources.iter().flatten().map(|s| s.subject_transforms.clone()).collect::<Vec<_>>();
     if sources(found) != sources(wanted) {
         return Err(ProvisionError::Differs {

@@ -52,9 +52,10 @@ pub struct Frame<'a> {
     pub max_log: u64,
 }
 
-/// Name of an attempt's container: a second one cannot be made.
-pub(crate) fn container_name(lease: Lease) -> String {
-    format!("gpubnb-{lease}")
+/// Name of an attempt's container: a second one cannot be made. The machine is part of it, because workers
+/// of several markets may share one Docker.
+pub fn container_name(machine: MachineId, lease: Lease) -> String {
+    format!("gpubnb-{machine}-{lease}")
 }
 
 /// Whose uid and gid jobs run under: nobody's where the worker is root, else the worker's own.

@@ -17,5 +17,5 @@ mod run;
 mod sync;
 
 pub use config::Cli;
-pub use docker::{hardened, job_user};
+pub use docker::{Frame, container_name, hardened, job_user};
 pub use run::run;

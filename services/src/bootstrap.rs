@@ -38,6 +38,16 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         .replace("@LISTEN@", &args.listen)
         .replace("@STORE@", &args.store.to_string_lossy())
         .replace("@STREAM_CHANGES@", &stream_changes("*", &CHANGES))
+        .replace(
+            "@STREAM_CHANGES_BUT_TELEMETRY@",
+            &[
+                stream_changes("*", &CHANGES[1..]),
+                stream_changes("MARKET", &["CREATE"]),
+                stream_changes("DISPATCH", &["CREATE"]),
+                stream_changes("OUTPUT", &["CREATE"]),
+            ]
+            .join(", "),
+        )
         // Files are replaced by purging their old chunks, and nothing else of the kind is allowed.
         .replace(
             "@STREAM_CHANGES_BUT_FILES@",

@@ -50,7 +50,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn(async move { held.hold(held_js, held_replica, stop).await });
     tasks.spawn(manage(executor.clone(), leadership.clone(), shutdown.clone()));
     let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
-    tasks.spawn(watch(executor.clone(), js, leadership, replica.clone(), patience, shutdown.clone()));
+    tasks.spawn(watch(executor.clone(), js, leadership, replica.clone(), patience, config.streams(), shutdown.clone()));
 
     let upload = match (&config.edge_url, &config.transfer_key) {
         (Some(url), Some(path)) => {

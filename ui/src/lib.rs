@@ -8,6 +8,7 @@ mod app;
 mod assets;
 pub mod config;
 mod error;
+mod extract;
 mod format;
 mod input;
 mod live;

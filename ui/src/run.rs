@@ -203,7 +203,8 @@ fn is_foreign(request: &Request) -> bool {
     let header = |name: HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok());
     let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let site = header(HeaderName::from_static("sec-fetch-site"));
-    let origin = header(header::ORIGIN).and_then(|o| o.split_once("://")).map(|(_, host)| host);
+    // An origin without a host ("null") is nobody's.
+    let origin = header(header::ORIGIN).map(|o| o.split_once("://").map_or("", |(_, host)| host));
     let foreign_site = site.is_some_and(|site| !matches!(site, "same-origin" | "none"));
     let foreign_origin = origin.is_some_and(|origin| Some(origin) != header(header::HOST));
     !safe && (foreign_site || foreign_origin)

@@ -5,7 +5,7 @@ use std::{io, pin::pin};
 
 use axum::{
     body::Body,
-    extract::{Path, Query, Request, State},
+    extract::{Request, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -19,6 +19,7 @@ use tokio_util::io::{InspectReader, ReaderStream, StreamReader};
 use crate::{
     app::App,
     error::{ApiError, Problem},
+    extract::{Path, Query},
     viewer::SignedIn,
 };
 

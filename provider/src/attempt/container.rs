@@ -45,7 +45,7 @@ impl Container {
     /// Makes it, or finds it where a former run of the worker made it.
     pub(super) async fn prepare(tools: &Tools, job: JobId, lease: Lease, grant: &Grant) -> Result<Self, Problem> {
         let docker = tools.docker.clone();
-        let name = container_name(lease);
+        let name = container_name(tools.machine, lease);
         let output = directory(tools, lease).join("output");
         if let Some(image_id) = existing(&docker, &name).await? {
             return Ok(Self { docker, name, lease, image_id, output });
@@ -177,7 +177,7 @@ fn problem(e: Error) -> Problem {
 /// Removes an attempt's container and directory.
 pub(super) async fn remove(tools: &Tools, lease: Lease) -> anyhow::Result<()> {
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-    match tools.docker.remove_container(&container_name(lease), Some(options)).await {
+    match tools.docker.remove_container(&container_name(tools.machine, lease), Some(options)).await {
         Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
         Err(e) => return Err(e.into()),
     }

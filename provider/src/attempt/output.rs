@@ -161,7 +161,8 @@ impl<'a> Chunk<'a> {
             let lines = std::mem::take(&mut self.lines);
             let (first_line, count) = (self.first_line, lines.len() as u64);
             let chunk = LogLines { lease, first_line, lines };
-            let id = format!("{lease}.{first_line}");
+            // The same lines have the same id; more lines from the same place on have another.
+            let id = format!("{lease}.{first_line}.{count}");
             self.publish(OutputKind::Log, LOG_LINES, &chunk, Some(id)).await;
             self.first_line += count;
             self.bytes = 0;

@@ -8,7 +8,13 @@ use async_nats::jetstream::{
     consumer::{DeliverPolicy, push::OrderedConfig},
 };
 use futures_util::StreamExt;
-use gpubnb_events::{Actor, Aggregate, MachineId, rpc::Failure, stream::TELEMETRY, subject, telemetry::Tick};
+use gpubnb_events::{
+    Actor, Aggregate, MachineId,
+    rpc::Failure,
+    stream::{StreamOptions, TELEMETRY, provision_telemetry},
+    subject,
+    telemetry::Tick,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -76,11 +82,15 @@ pub(crate) async fn watch(
     leadership: Leadership,
     replica: String,
     patience: Patience,
+    streams: StreamOptions,
     shutdown: CancellationToken,
 ) {
     let ticker = tokio::spawn(tick(js.clone(), replica.clone(), shutdown.clone()));
     loop {
-        let watched = listen(&executor, &js, &leadership, &replica, patience);
+        let watched = async {
+            provision_telemetry(&js, &streams).await?;
+            listen(&executor, &js, &leadership, &replica, patience).await
+        };
         tokio::select! {
             () = shutdown.cancelled() => break,
             ended = watched => if let Err(e) = ended { warn!(error = %e, "watching again") },

@@ -1,1 +1,2 @@
+//! The benchmarks. To come.
 fn main() {}

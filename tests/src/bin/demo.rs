@@ -1,1 +1,171 @@
-fn main() {}
+//! `make demo` and `make smoke`: a whole market on this machine, and one real job all the way round it.
+
+use std::{collections::HashMap, io::Write as _, time::Duration};
+
+use anyhow::{Context as _, bail};
+use bollard::{
+    Docker,
+    query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder},
+};
+use clap::Parser;
+use gpubnb_events::MicroUsd;
+use gpubnb_tests::system::{Options, System};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+/// Starts a whole market on this machine and runs one real job on it.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Port of the dashboard; 0 takes a free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Ends after the job; the last line is one JSON object.
+    #[arg(long)]
+    smoke: bool,
+    /// Epochs of the training.
+    #[arg(long, default_value_t = 12)]
+    epochs: u32,
+}
+
+/// How long the job may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+const WORKER: &str = "this machine";
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let docker = Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
+    println!("gpubnb: starting broker, services, projector, web server and a worker on 127.0.0.1");
+    let port = (args.port != 0).then_some(args.port);
+    let mut system = System::start(Options { port, ..Options::default() }).await.with_context(|| {
+        format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port)
+    })?;
+    let shown = tokio::select! {
+        shown = show(&mut system, &args) => shown,
+        _ = tokio::signal::ctrl_c() => Ok(Value::Null),
+    };
+    println!("gpubnb: stopping");
+    let machine = system.machine(WORKER);
+    // The worker first: what it runs would go on without it, which is right anywhere but here.
+    system.workers.clear();
+    if let Ok(machine) = machine {
+        remove_containers(&docker, &machine).await?;
+    }
+    drop(system);
+    let summary = shown?;
+    if args.smoke {
+        println!("{summary}");
+    }
+    Ok(())
+}
+
+async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
+    system.start_worker(WORKER, &["--region", "here", "--price", "0.36"]).await?;
+    println!("gpubnb: this machine is on the market; submitting a training job");
+    let epochs = args.epochs.to_string();
+    let name = "Learn to read digits";
+    let body = json!({ "name": name, "template": "train", "parameters": { "epochs": epochs } });
+    let job = system.web.submit(&body).await?;
+    println!("gpubnb: {}/jobs/{job}", system.url());
+    let settled = follow(system, &job).await?;
+    let receipt = system.web.get(&format!("/jobs/{job}/receipt")).await?;
+    let events = system.web.get(&format!("/jobs/{job}/events")).await?;
+    let events = events["rows"].as_array().context("an answer without rows")?;
+    print_receipt(&settled, &receipt, events);
+    println!("\n  dashboard  {}", system.url());
+    if settled["state"] != "Completed" {
+        bail!("the job ended as {}: {}", settled["state"], settled["summary"]);
+    }
+    if !args.smoke {
+        println!("  stop with Ctrl-C\n");
+        loop {
+            system.check()?;
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+    Ok(json!({
+        "job": job,
+        "state": settled["status"],
+        "cost_usd": dollars(&receipt["cost"]),
+        "provider_usd": dollars(&receipt["earned"]),
+        "fee_usd": dollars(&receipt["fee"]),
+        "events": events.len(),
+    }))
+}
+
+/// Follows the job with a progress bar until it is settled.
+async fn follow(system: &mut System, job: &str) -> anyhow::Result<Value> {
+    let style = ProgressStyle::with_template("  {msg:<44} [{bar:40}] {percent:>3} %")?.progress_chars("=> ");
+    let bar = ProgressBar::new(1_000).with_style(style);
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = String::new();
+    loop {
+        let now = system.web.get(&format!("/jobs/{job}")).await?;
+        let fraction = now["progress"]["fraction"].as_f64().unwrap_or(0.0);
+        // A fraction from 0 to 1.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        bar.set_position(if now["state"] == "Completed" { 1_000 } else { (fraction * 1_000.0) as u64 });
+        let said = now["progress"]["message"].as_str().unwrap_or_default();
+        let message = format!("{}  {said}", now["status"].as_str().unwrap_or_default());
+        if message != last && bar.is_hidden() {
+            println!("  {:>3.0} %  {message}", fraction * 100.0);
+        }
+        bar.set_message(message.clone());
+        last = message;
+        if now["settled"] == true {
+            bar.finish();
+            return Ok(now);
+        }
+        if Instant::now() > deadline {
+            bail!("the job is not settled after {PATIENCE:?}: {now:#}");
+        }
+        system.check()?;
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn amount(value: &Value) -> MicroUsd {
+    MicroUsd(value.as_i64().unwrap_or(0))
+}
+
+/// For the last line of `smoke` only: programs there expect a number.
+#[allow(clippy::cast_precision_loss)]
+fn dollars(value: &Value) -> f64 {
+    amount(value).0 as f64 / 1e6
+}
+
+fn print_receipt(job: &Value, receipt: &Value, events: &[Value]) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    println!("\n  Receipt of \"{}\": {}", text(&job["spec"]["name"]), text(&job["summary"]));
+    let metering = &receipt["metering"];
+    println!("    {:<34} {:>12} ms", "metered", metering["billed"]);
+    println!("    {:<34} {:>12}", "price", format!("{}/h", amount(&receipt["terms"]["price"])));
+    println!("    {:<34} {:>12}", "cost", amount(&receipt["cost"]).to_string());
+    println!("    {:<34} {:>12}", "  to the provider", amount(&receipt["earned"]).to_string());
+    println!("    {:<34} {:>12}", "  GPUbnb's fee", amount(&receipt["fee"]).to_string());
+    println!("  Files");
+    for file in job["outputs"].as_array().into_iter().flatten() {
+        let path = file["path"].as_str().unwrap_or_default();
+        let hash = file["sha256"].as_str().unwrap_or_default();
+        println!("    {path:<34} {:>12} bytes  sha256 {}…", file["bytes"], hash.get(..12).unwrap_or_default());
+    }
+    println!("  Events");
+    for event in events {
+        let name = event["event"].as_str().unwrap_or_default();
+        println!("    {:>6}  {:<26} {}", event["seq"], name, event["recorded_at"].as_str().unwrap_or_default());
+    }
+    // A closed terminal is no reason to leave things running.
+    drop(std::io::stdout().flush());
+}
+
+async fn remove_containers(docker: &Docker, machine: &str) -> anyhow::Result<()> {
+    let label = format!("gpubnb.machine={machine}");
+    let filters = HashMap::from([("label", vec![label.as_str()])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    for container in docker.list_containers(Some(options)).await? {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        docker.remove_container(&container.id.unwrap_or_default(), Some(options)).await?;
+    }
+    Ok(())
+}

@@ -1,9 +1,6 @@
 //! `/api/v1/wallet`: balance, statement, deposits.
 
-use axum::{
-    Json,
-    extract::{Query, State},
-};
+use axum::{Json, extract::State};
 use gpubnb_events::{
     CommandId, MicroUsd, Seq,
     command::{Deposit, Done},
@@ -18,6 +15,7 @@ use super::jobs::Input;
 use crate::{
     app::App,
     error::{ApiError, Problem},
+    extract::Query,
     viewer::SignedIn,
 };
 

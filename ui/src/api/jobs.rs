@@ -3,7 +3,7 @@
 use axum::{
     Json,
     body::{Body, Bytes},
-    extract::{FromRequest, Path, Query, Request, State},
+    extract::{FromRequest, Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     app::App,
     error::{ApiError, Problem},
+    extract::{Path, Query},
     input::NewJob,
     live::output::{self, Said},
     viewer::SignedIn,

@@ -1,13 +1,10 @@
 //! `/api/v1/machines`, `/api/v1/templates`, `/api/v1/market`.
 
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use gpubnb_events::{MachineId, Seq, template::Template};
 use gpubnb_projector::view::{Figures, MachineView};
 
-use crate::{app::App, error::ApiError, viewer::Viewer};
+use crate::{app::App, error::ApiError, extract::Path, viewer::Viewer};
 
 pub(crate) async fn machines(State(app): State<App>, viewer: Viewer) -> Result<Json<Vec<MachineView>>, ApiError> {
     Ok(Json(app.queries.machines(viewer.actor(), Seq::ZERO).await?))

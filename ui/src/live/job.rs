@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::HeaderMap,
     response::sse::{Event, KeepAlive, Sse},
 };
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     app::App,
     error::PageError,
+    extract::Path,
     page::job::{Fragments, log_lines},
     viewer::SignedIn,
 };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use askama::Template;
 use axum::{
-    extract::{Path, Query, State},
+    extract::State,
     response::{Html, IntoResponse, Redirect, Response, sse::Event},
 };
 use gpubnb_events::{
@@ -23,6 +23,7 @@ use super::{Chrome, fragment, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::{Path, Query},
     live::output,
     viewer::SignedIn,
 };

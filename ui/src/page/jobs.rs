@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use askama::Template;
 use axum::{
-    extract::{Query, State},
+    extract::State,
     response::{
         Html,
         sse::{Event, Sse},
@@ -22,6 +22,7 @@ use super::{Chrome, fragment, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::Query,
     live::fragment as live_fragment,
     viewer::SignedIn,
 };

@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use askama::Template;
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{
         Html,
         sse::{Event, Sse},
@@ -21,6 +21,7 @@ use super::{Chrome, fragment, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::Path,
     live::fragment as live_fragment,
     viewer::Viewer,
 };

@@ -2,8 +2,7 @@
 
 use askama::Template;
 use axum::{
-    Form,
-    extract::{Query, State},
+    extract::State,
     http::StatusCode,
     response::{Html, IntoResponse, Redirect, Response},
 };
@@ -19,6 +18,7 @@ use super::{Chrome, fragment, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::{Form, Query},
     input,
     viewer::{SignedIn, Viewer},
 };

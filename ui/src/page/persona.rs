@@ -1,7 +1,6 @@
 //! In a demonstration, a visitor may look at the market as its consumer or as its provider.
 
 use axum::{
-    Form,
     extract::State,
     http::header,
     response::{IntoResponse, Redirect, Response},
@@ -11,6 +10,7 @@ use serde::Deserialize;
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::Form,
     viewer::PERSONA,
 };
 

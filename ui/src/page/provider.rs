@@ -2,8 +2,7 @@
 
 use askama::Template;
 use axum::{
-    Form,
-    extract::{Path, Query, State},
+    extract::State,
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
@@ -17,6 +16,7 @@ use super::{Chrome, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::{Form, Path, Query},
     viewer::SignedIn,
 };
 

@@ -2,8 +2,7 @@
 
 use askama::Template;
 use axum::{
-    Form,
-    extract::{Query, State},
+    extract::State,
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
@@ -20,6 +19,7 @@ use super::{Chrome, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
+    extract::{Form, Query},
     viewer::SignedIn,
 };
 

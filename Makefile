@@ -1,0 +1,38 @@
+# The commands of GPUbnb. `make demo` shows it; `make test` proves it.
+PORT ?= 8080
+
+.PHONY: help setup setup-tests build images demo smoke test bench fmt clean
+
+help: ## Lists the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: ## Installs what is missing to run it
+	@deploy/setup.sh
+
+setup-tests:
+	@deploy/setup.sh --tests
+
+build: setup
+	@cargo build --locked --quiet --workspace --bins
+
+images: setup
+	@deploy/with-docker.sh deploy/images.sh
+
+demo: build ## Starts a whole market, runs a training job, stays up until Ctrl-C (PORT=8080)
+	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/debug/gpubnb-demo --port $(PORT)'
+
+smoke: build ## The same, and ends by itself; the last line is JSON
+	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/debug/gpubnb-demo --port 0 --smoke'
+
+test: setup-tests ## Everything: format, lints, unit, property, whole system, browser
+	@deploy/with-docker.sh deploy/test.sh
+
+bench: setup ## Measures against the physical limits; writes target/bench/report.json
+	@cargo build --locked --quiet --release --workspace --bins
+	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/release/gpubnb-bench'
+
+fmt: ## Formats the code
+	@cargo fmt --all
+
+clean: ## Removes what was built
+	@rm -rf target ui/node_modules

