@@ -14,161 +14,295 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { echo "compose-test: $*"; }
-die() {
-  echo "compose-test: $*" >&2
-  exit 1
-}
-need() { command -v "$1" >/dev/null || die "$1 is not installed: $2"; }
+fail() { echo "compose-test: $*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
 
-need docker "install Docker"
-need curl "install curl"
-need jq "install jq"
-docker version >/dev/null 2>&1 || die "Docker does not answer: start it, and see that you may use it"
+[ "$(uname -s)" = Linux ] || fail "the stand-ins are made of a Linux machine's own programs: run it on one"
+for program in docker curl jq tar; do have "$program" || fail "$program is not installed: install it"; done
+docker info >/dev/null 2>&1 || fail "Docker does not answer: start it, and see that you may use it"
 if docker compose version >/dev/null 2>&1; then
   compose=(docker compose)
 else
-  need docker-compose "install Docker Compose 2.20 or later"
+  have docker-compose || fail "Docker Compose is not installed: install version 2.20 or newer"
   compose=(docker-compose)
 fi
+case "${DOCKER_HOST:-unix:///var/run/docker.sock}" in
+  unix://*) socket="${DOCKER_HOST:-unix:///var/run/docker.sock}" && socket="${socket#unix://}" ;;
+  *) fail "DOCKER_HOST is on another machine: the worker needs a Docker of its own machine" ;;
+esac
 
 run="gpubnb-test-$$-$(date +%s)"
 label="gpubnb.compose-test=$run"
 dir="$(mktemp -d)"
 state="$dir/state"
-mkdir "$state"
 override="$dir/override.yaml"
 bases=()
+lent=
 
+# Compose, with this run's own names, directory and port. One step at a time: without BuildKit, builds beside
+# each other would do the same work twice.
 dc() {
-  GPUBNB_PORT=0 GPUBNB_STATE="$state" GPUBNB_NAME="$run" GPUBNB_DOCKER_SOCKET="${GPUBNB_DOCKER_SOCKET:-}" \
-    "${compose[@]}" --project-name "$run" --file compose.yaml --file "$override" --progress quiet "$@"
+  COMPOSE_PARALLEL_LIMIT=1 \
+    GPUBNB_PORT=0 GPUBNB_STATE="$state" GPUBNB_NAME="$run" GPUBNB_DOCKER_SOCKET="$socket" \
+    "${compose[@]}" --progress plain --project-name "$run" --file compose.yaml --file "$override" "$@"
 }
 
 clean_up() {
-  local code=$? machine
+  local status=$? machine left
   trap - EXIT
+  trap : INT TERM
   set +e
-  if [ "$code" != 0 ] && [ -s "$override" ]; then
-    dc ps --all
-    dc logs --no-color --tail 30
+  if [ -s "$override" ]; then
+    if [ "$status" != 0 ]; then
+      tail -n 40 "$dir/log"
+      dc ps --all
+      dc logs --no-color --tail 40
+    fi
+    say "removing what was made"
+    # The worker first: it would go on with the jobs that are removed here.
+    dc stop provider >/dev/null 2>&1
+    machine="$(cat "$state/machine" 2>/dev/null)"
+    if [ -n "$machine" ]; then
+      docker ps --all --quiet --filter "label=gpubnb.machine=$machine" | xargs -r docker rm --force --volumes >/dev/null
+    fi
+    # What the worker made belongs to root, and what jobs made to nobody.
+    rm -rf "$state" 2>/dev/null ||
+      docker run --rm --network none --user 0:0 --volume "$dir:$dir" "$run/market" rm -rf "$state"
+    dc down --volumes --remove-orphans >/dev/null 2>&1
   fi
-  say "cleaning up"
-  # First the worker, or it would start what is removed here once more.
-  [ ! -s "$override" ] || dc stop provider
-  machine="$(cat "$state/machine" 2>/dev/null)"
-  if [ -n "$machine" ]; then
-    docker ps --all --quiet --filter "label=gpubnb.machine=$machine" | xargs -r docker rm --force --volumes >/dev/null
+  if [ -n "$lent" ] && [ "$(docker image inspect -f '{{.Id}}' gpubnb/workloads:1 2>/dev/null)" = "$lent" ]; then
+    docker image rm gpubnb/workloads:1 >/dev/null
   fi
-  # What jobs left belongs to nobody: whoever may use Docker may remove it all the same.
-  if ! rm -rf "$state" 2>/dev/null; then
-    docker run --rm --network none --user 0:0 --volume "$dir:$dir" "$run/market" rm -rf "$state"
-  fi
-  [ ! -s "$override" ] || dc down --volumes --remove-orphans --timeout 10
-  # Stages of a build carry the label of the base that they begin with.
-  docker image rm --force "$run/market" "$run/workloads" "${bases[@]}" >/dev/null 2>&1
-  [ -z "$lent" ] || docker image rm gpubnb/workloads:1 >/dev/null
-  docker image ls --all --quiet --filter "label=$label" | sort -u | xargs -r docker image rm --force >/dev/null 2>&1
+  docker image rm --force "$run/market" "$run/workloads" >/dev/null 2>&1
+  [ "${#bases[@]}" = 0 ] || docker image rm --force "${bases[@]}" >/dev/null 2>&1
+  # Builders without BuildKit leave the stages behind; these carry the label of their base.
+  docker image prune --force --filter "label=$label" >/dev/null 2>&1
   rm -rf "$dir"
-  exit "$code"
+  left="$(
+    docker ps --all --quiet --filter "label=com.docker.compose.project=$run"
+    docker volume ls --quiet --filter "label=com.docker.compose.project=$run"
+    docker network ls --quiet --filter "label=com.docker.compose.project=$run"
+    docker image ls --all --quiet --filter "label=$label"
+    docker image ls --all --quiet --filter "reference=$run/*"
+    [ ! -e "$dir" ] || echo "$dir"
+  )"
+  if [ -n "$left" ]; then
+    echo "compose-test: not everything could be removed; remove it yourself:" $left >&2
+    status=1
+  fi
+  exit "$status"
 }
-lent=""
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+mkdir "$state"
 
-# A directory with programs of this machine and the libraries they need.
-root_of() {
-  local root="$1" program found library
-  shift
-  mkdir -p "$root"/{etc,proc,sys,dev,usr/bin,usr/local/bin}
-  mkdir -m 1777 "$root/tmp"
-  ln -s usr/bin "$root/bin"
-  for program in "$@"; do
-    found="$(command -v "$program")" || die "$program is not installed: a stand-in for Debian needs it"
-    cp -L "$found" "$root/usr/bin/$program"
-    for library in $(ldd "$found" 2>/dev/null | grep -o '/[^ ]*'); do
-      [ -e "$root$library" ] || install -D -m 755 "$library" "$root$library"
+# --- the parts that were built before, for stand-ins ------------------------------------------------------
+binaries="${GPUBNB_BINARIES:-target/release}"
+[ -n "${GPUBNB_BINARIES:-}" ] || [ -x "$binaries/gpubnb-services" ] || binaries=target/debug
+names=(gpubnb-services gpubnb-projector gpubnb-provider gpubnb-ui)
+
+the_workload() {
+  local found="${GPUBNB_WORKLOAD:-}"
+  [ -n "$found" ] || found="target/workloads/$(rustc --print host-tuple)/release/gpubnb-workload"
+  [ -x "$found" ] || fail "$found is not there: run deploy/images.sh, or set GPUBNB_WORKLOAD"
+  echo "$found"
+}
+
+# The program itself, also where what is on PATH is a script that starts it.
+the_broker() {
+  local found pid
+  found="${GPUBNB_NATS_SERVER:-target/tools/bin/nats-server}"
+  [ -x "$found" ] || found="$(command -v nats-server)" || fail "nats-server is not installed: run deploy/setup.sh"
+  if [ "$(head -c 4 "$found" | tail -c 3)" != ELF ]; then
+    "$found" --addr 127.0.0.1 --port -1 >/dev/null 2>&1 &
+    pid=$!
+    for _ in $(seq 100); do
+      found="$(readlink "/proc/$pid/exe")" || break
+      [ "${found##*/}" != nats-server ] || break
+      sleep 0.05
     done
-  done
-}
-
-# Becomes the image of that name.
-import() {
-  local root="$1" name="$2"
-  tar -C "$root" --owner=0 --group=0 --numeric-owner -c . |
-    docker import --change "LABEL $label" --change 'ENV PATH=/usr/local/bin:/usr/bin' - "$name" >/dev/null
-}
-
-# A base for this run only: what is here under its real name, else the stand-in of that kind.
-base() {
-  local kind="$1" real="$2" root="$dir/$1"
-  bases+=("$run/$kind")
-  if docker image inspect "$real" >/dev/null 2>&1 || [ -n "${GPUBNB_PULL:-}" ]; then
-    say "$real is used as it is"
-    printf 'FROM %s\nLABEL %s\n' "$real" "$label" | docker build --quiet --tag "$run/$kind" - >/dev/null ||
-      die "$real cannot be had: see what Docker says above"
-    return
+    kill "$pid" 2>/dev/null || true
+    [ "${found##*/}" = nats-server ] || fail "nats-server on PATH does not start: set GPUBNB_NATS_SERVER"
   fi
-  say "$real is not here: a stand-in takes its place"
-  root_of "$root" bash sh cat chmod chown cp grep install ls mkdir mv rm sed sleep
-  "stand_in_$kind" "$root"
-  import "$root" "$run/$kind"
-  rm -rf "$root"
+  echo "$found"
 }
 
-stand_in_debian() {
+# --- base images --------------------------------------------------------------------------------------------
+# Copies the libraries of a program into a root.
+libraries() {
   local library
-  # Not asked for by the shell, but by our own processes.
-  for library in $(ldd "$binaries/gpubnb-services" | grep -o '/[^ ]*'); do
+  for library in $(ldd "$2" | grep -o '/[^ ]*'); do
     [ -e "$1$library" ] || install -D -m 755 "$library" "$1$library"
   done
 }
 
-stand_in_node() {
-  mkdir "$1/node_modules"
-  [ ! -d ui/node_modules ] || cp -rL ui/node_modules/. "$1/node_modules"
-  printf '#!/bin/bash\nset -e\ncp -r /node_modules .\n' >"$1/usr/local/bin/npm"
-  chmod 755 "$1/usr/local/bin/npm"
+# A root with this machine's shell, a few of its tools, and their libraries.
+small_root() {
+  local program found
+  mkdir -p "$1"/usr/bin "$1"/usr/local/bin
+  mkdir -m 1777 "$1/tmp"
+  ln -s usr/bin "$1/bin"
+  for program in bash cat chmod chown cp grep install ls mkdir mv rm sed sleep; do
+    found="$(type -P "$program")" || fail "$program is not installed: a stand-in needs it"
+    install -m 755 "$found" "$1/usr/bin/$program"
+    libraries "$1" "$found"
+  done
+  ln -s bash "$1/usr/bin/sh"
 }
 
-stand_in_rust() {
-  install -D -t "$1/built" "$binaries"/gpubnb-{services,projector,provider,ui} "$workload"
-  printf '#!/bin/bash\necho stand-in\n' >"$1/usr/local/bin/rustc"
-  cat >"$1/usr/local/bin/cargo" <<'CARGO'
+script() {
+  cat >"$1"
+  chmod 755 "$1"
+}
+
+fill_debian() {
+  local name
+  for name in "${names[@]}"; do
+    [ -x "$binaries/$name" ] || fail "$binaries/$name is not there: run \`make build\`, or set GPUBNB_BINARIES"
+    libraries "$1" "$binaries/$name"
+  done
+}
+
+fill_node() {
+  [ -d ui/node_modules ] || fail "ui/node_modules is not there: run \`npm ci --prefix ui\`"
+  cp -RL ui/node_modules "$1/node_modules"
+  script "$1/usr/local/bin/npm" <<'NPM'
 #!/bin/bash
-set -e
+exec cp -R /node_modules .
+NPM
+}
+
+fill_rust() {
+  local workload
+  workload="$(the_workload)"
+  mkdir "$1/built"
+  cp "${names[@]/#/$binaries/}" "$workload" "$1/built"
+  script "$1/usr/local/bin/rustc" <<'RUSTC'
+#!/bin/bash
+echo stand-in
+RUSTC
+  script "$1/usr/local/bin/cargo" <<'CARGO'
+#!/bin/bash
 case "$*" in
-  *gpubnb-workloads*) install -D -t target/workloads/stand-in/release /built/gpubnb-workload ;;
-  *) install -D -t target/release /built/gpubnb-{services,projector,provider,ui} ;;
+  *gpubnb-workloads*) exec install -D -t target/workloads/stand-in/release /built/gpubnb-workload ;;
+  *) exec install -D -t target/release /built/gpubnb-{services,projector,provider,ui} ;;
 esac
 CARGO
-  chmod 755 "$1/usr/local/bin/rustc" "$1/usr/local/bin/cargo"
 }
 
-stand_in_nats() {
-  install -m 755 "$nats" "$1/usr/local/bin/nats-server"
-  # Only what the health check asks of it: nc -z HOST PORT.
-  printf '#!/bin/bash\nexec 3<>"/dev/tcp/$2/$3"\n' >"$1/usr/local/bin/nc"
-  chmod 755 "$1/usr/local/bin/nc"
+fill_nats() {
+  local broker
+  broker="$(the_broker)"
+  install -m 755 "$broker" "$1/usr/local/bin/nats-server"
+  # No more than the health check asks: nc -z HOST PORT.
+  script "$1/usr/local/bin/nc" <<'NC'
+#!/bin/bash
+exec 3<>"/dev/tcp/$2/$3"
+NC
 }
 
-find_parts() {
-  local host version
-  binaries="${GPUBNB_BINARIES:-}"
-  if [ -z "$binaries" ]; then
-    binaries=target/release
-    [ -x "$binaries/gpubnb-services" ] || binaries=target/debug
+# A base under this run's name: the image that is here, or else a stand-in.
+base() {
+  local kind="$1" real="$2" root="$dir/$1"
+  if [ -z "${GPUBNB_PULL:-}" ] && ! docker image inspect "$real" >/dev/null 2>&1; then
+    say "$real is not here: a stand-in takes its place"
+    small_root "$root"
+    "fill_$kind" "$root"
+    bases+=("$run/$kind")
+    tar -C "$root" --owner=0 --group=0 -c . | docker import --change "LABEL $label" \
+      --change "ENV PATH=/usr/local/bin:/usr/bin" - "$run/$kind" >/dev/null
+    rm -rf "$root"
+  else
+    say "$real is used"
+    bases+=("$run/$kind")
+    printf 'FROM %s\nLABEL %s\n' "$real" "$label" | docker build --quiet --tag "$run/$kind" - >/dev/null ||
+      fail "$real cannot be had: see what Docker says above"
   fi
-  for name in services projector provider ui; do
-    [ -x "$binaries/gpubnb-$name" ] ||
-      die "$binaries/gpubnb-$name is not there: run \`cargo build --workspace --bins\`, or set GPUBNB_BINARIES"
+}
+
+for kind in debian node rust; do
+  base "$kind" "$(sed -n "s/^ARG ${kind^^}_IMAGE=//p" deploy/Dockerfile)"
+done
+base nats "$(sed -n 's/^ *image: \(nats:.*\)/\1/p' compose.yaml)"
+
+# --- the market ---------------------------------------------------------------------------------------------
+cat >"$override" <<YAML
+x-build: &build
+  args: { DEBIAN_IMAGE: $run/debian, NODE_IMAGE: $run/node, RUST_IMAGE: $run/rust }
+services:
+  bootstrap: { image: $run/market, build: *build }
+  nats: { image: $run/nats, pull_policy: never }
+  services: { image: $run/market }
+  projector: { image: $run/market }
+  ui: { image: $run/market }
+  provider: { image: $run/market }
+  images: { image: $run/workloads, build: *build }
+YAML
+
+# What Compose says is shown if it fails.
+quietly() { "$@" >>"$dir/log" 2>&1; }
+
+start() {
+  local from=$SECONDS
+  quietly dc up --detach --wait --wait-timeout 180 || fail "the market did not start: see its logs"
+  url="http://$(dc port ui 8080)/api/v1"
+  say "the market is up at ${url%/api/v1} after $((SECONDS - from)) s"
+}
+
+# What compose.yaml says about who sees what, as the processes find it.
+sees() {
+  local found
+  found="$(dc exec -T "$1" bash -c 'echo $UID /keys/*')"
+  [ "$found" = "$2" ] || fail "$1 runs with '$found' and not with '$2'"
+}
+
+say "building"
+quietly dc build || fail "the images cannot be built: see why"
+start
+if ! docker image inspect gpubnb/workloads:1 >/dev/null 2>&1; then
+  docker tag "$run/workloads" gpubnb/workloads:1
+  lent="$(docker image inspect -f '{{.Id}}' gpubnb/workloads:1)"
+fi
+sees nats "10001 /keys/nats.conf"
+sees services "10001 /keys/services.passwords /keys/transfer.key"
+sees projector "10001 /keys/projector.passwords"
+sees ui "10001 /keys/transfer.key /keys/ui.passwords"
+sees provider "0 /keys/provider.passwords"
+say "each process has its own passwords and no other"
+
+# Waits until the job is settled, and prints it.
+settled() {
+  local answer=
+  for _ in $(seq 300); do
+    answer="$(curl -sS --max-time 10 "$url/jobs/$1" || true)"
+    if [ "$(jq -r .settled <<<"$answer" 2>/dev/null)" = true ]; then
+      echo "$answer"
+      return
+    fi
+    sleep 0.2
   done
-  workload="${GPUBNB_WORKLOAD:-}"
-  if [ -z "$workload" ]; then
-    host="$(rustc -vV | sed -n 's/^host: //p')"
-    workload="target/workloads/$host/release/gpubnb-workload"
-  fi
-  [ -x "$workload" ] || die "$workload is not there: run deploy/images.sh, or set GPUBNB_WORKLOAD"
-  nats="${GPUBNB_NATS_SERVER:-target/tools/bin/nats-server}"
-  [ -x "$nats" ] || nats="$(command -v nats-server)" || die "nats-server is not installed: set GPUBNB_NATS_SERVER"
+  fail "the job was not settled within a minute: $answer"
 }
+
+say "a job"
+submitted="$(curl -sS --fail-with-body --max-time 10 -H 'content-type: application/json' \
+  -d '{"template":"render","parameters":{"width":"160","height":"90","samples":"4"}}' "$url/jobs")" ||
+  fail "the job was not taken: $submitted"
+job="$(jq -er .job <<<"$submitted")" || fail "an answer without a job: $submitted"
+ended="$(settled "$job")"
+[ "$(jq -r .state <<<"$ended")" = Completed ] || fail "the job did not complete: $ended"
+curl -sS --fail --max-time 10 -o "$dir/render.png" "$url/jobs/$job/artifacts/render.png" ||
+  fail "the job left no picture"
+[ "$(head -c 4 "$dir/render.png" | tail -c 3)" = PNG ] || fail "what the job left is no picture"
+say "job $job is settled; its picture has $(stat -c %s "$dir/render.png") bytes"
+
+say "down and up again"
+quietly dc down || fail "the market did not stop"
+start
+ended="$(settled "$job")"
+[ "$(jq -r .state <<<"$ended")" = Completed ] || fail "the job was forgotten: $ended"
+curl -sS --fail --max-time 10 "$url/jobs/$job/artifacts/render.png" | cmp - "$dir/render.png" ||
+  fail "the picture was lost"
+say "the market kept the job and its picture"
+say "ok after $SECONDS s"

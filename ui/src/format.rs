@@ -106,6 +106,8 @@ pub(crate) fn job_state(row: &JobRow) -> String {
 
 /// The points of a sparkline, 120 × 24: `x,y x,y …`.
 pub(crate) fn sparkline(load: &[u8]) -> String {
+    // A line needs two points.
+    let load = if load.len() == 1 { &[load[0], load[0]] } else { load };
     let step = 120.0 / (load.len().max(2) - 1) as f64;
     let point = |(i, percent): (usize, &u8)| format!("{:.1},{:.1}", i as f64 * step, 23.0 - f64::from(*percent) * 0.22);
     load.iter().enumerate().map(point).collect::<Vec<_>>().join(" ")

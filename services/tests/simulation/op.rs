@@ -2,7 +2,7 @@
 //! load, decide, append. The retry rules are those of the executor (services/src/execute.rs).
 
 use gpubnb_events::{Actor, Lease, Proposal, Seq, Timestamp};
-use gpubnb_services::domain::{Command, Decision, Refusal, Settings, World, job::Job};
+use gpubnb_services::domain::{Command, Decision, Settings, World, job::Job};
 
 use super::broker::{Appended, Broker};
 
@@ -124,7 +124,7 @@ impl Op {
                         self.stage = Stage::Append(Box::new(proposal));
                         Progress::On
                     }
-                    Err(refusal) => self.refused(broker, replica, settings, &refusal),
+                    Err(_) => self.refused(broker, replica, settings),
                 }
             }
             Stage::Append(proposal) => match broker.append(proposal, self.actor, at) {
@@ -143,13 +143,7 @@ impl Op {
     }
 
     /// A no is only given on the newest view.
-    fn refused(
-        &mut self,
-        broker: &Broker,
-        replica: &mut Replica,
-        settings: &Settings,
-        _why: &Refusal,
-    ) -> Progress {
+    fn refused(&mut self, broker: &Broker, replica: &mut Replica, settings: &Settings) -> Progress {
         if self.fresh || replica.world.applied() >= broker.last_seq() {
             return Progress::Answered(Answer::Refused);
         }

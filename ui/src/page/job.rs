@@ -211,9 +211,15 @@ pub(crate) fn progress_bar(progress: &Progress) -> String {
 pub(crate) fn metrics_line(metrics: &JobMetrics) -> String {
     metrics.values.iter().fold(String::new(), |mut html, (name, value)| {
         // Writing to a String cannot fail.
-        let _ = write!(html, "<span class=\"metric\"><b>{}</b> {value:.4}</span> ", escape(name));
+        let _ = write!(html, "<span class=\"metric\"><b>{}</b> {}</span> ", escape(name), short(*value));
         html
     })
+}
+
+/// A number with as many decimals as it needs, four at most.
+fn short(value: f64) -> String {
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// Lines of the log as HTML. A job's text is hostile: escaped, its control characters made visible.

@@ -1,0 +1,265 @@
+//! What the judge knows of a job: the lease that is live, how it ended, whether it was settled; and the fence
+//! that every event of a job must pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gpubnb_events::{
+    AccountId, Actor, Event, HourlyRate, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
+    event::{Cancelled, Failed, Fault, JobAssigned, JobSubmitted, Reason, Requeued},
+    spec::{Limits, Placement},
+};
+
+use super::{
+    bill,
+    checker::{Entry, Held, MachineFacts, Violation, holds, platforms_own},
+};
+
+/// One attempt.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseFacts {
+    pub(crate) lease: Lease,
+    pub(crate) machine: MachineId,
+    pub(crate) price: HourlyRate,
+    pub(crate) provider: AccountId,
+    pub(crate) accepted: bool,
+    pub(crate) started: Option<(Seq, Timestamp)>,
+    /// Whether its machine was lost at any time since it was assigned.
+    pub(crate) lost: bool,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) seq: Seq,
+    pub(crate) at: Timestamp,
+    pub(crate) billed: bool,
+    pub(crate) cancelled: bool,
+    pub(crate) run: Option<Millis>,
+    pub(crate) attempt: Option<LeaseFacts>,
+}
+
+/// What is known of a job.
+#[derive(Debug)]
+pub(crate) struct JobFacts {
+    pub(crate) account: AccountId,
+    pub(crate) submission: Seq,
+    pub(crate) placement: Placement,
+    pub(crate) limits: Limits,
+    pub(crate) hold: MicroUsd,
+    pub(crate) live: Option<LeaseFacts>,
+    /// Each past lease, its machine, and the event that ended it.
+    pub(crate) past: BTreeMap<Lease, (MachineId, Seq)>,
+    pub(crate) started: BTreeMap<Lease, Seq>,
+    pub(crate) cancel: Option<(Seq, Timestamp)>,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) settled: Option<Seq>,
+    requeues: u32,
+    excluded: BTreeSet<MachineId>,
+}
+
+impl JobFacts {
+    pub(crate) fn new(seq: Seq, e: &JobSubmitted) -> Self {
+        Self {
+            account: e.account,
+            submission: seq,
+            placement: e.placement.clone(),
+            limits: e.limits.clone(),
+            hold: e.hold,
+            live: None,
+            past: BTreeMap::new(),
+            started: BTreeMap::new(),
+            cancel: None,
+            ended: None,
+            settled: None,
+            requeues: 0,
+            excluded: BTreeSet::new(),
+        }
+    }
+
+    /// Judges the job's next event, and takes it in.
+    pub(crate) fn judge(&mut self, entry: &Entry<'_>, machines: &BTreeMap<MachineId, MachineFacts>, fee: u32) -> Held {
+        holds(self.settled.is_none(), || "it was settled before".to_owned())?;
+        if let Event::Settled(e) = entry.event {
+            holds(entry.envelope.actor == Actor::Platform, || "not for anyone else to settle".to_owned())?;
+            bill::check(self, e, fee)?;
+            self.settled = Some(entry.seq);
+            return Ok(());
+        }
+        holds(self.ended.is_none(), || "it had ended before".to_owned())?;
+        let actor = entry.envelope.actor;
+        match entry.event {
+            Event::JobAssigned(e) => self.assigned(entry, e, machines, fee),
+            Event::Declined(e) => {
+                let live = self.fenced(e.lease, actor)?;
+                holds(!live.accepted, || "it was accepted before".to_owned())?;
+                self.end_lease(entry.seq);
+                Ok(())
+            }
+            Event::Accepted(e) => {
+                let live = self.fenced(e.lease, actor)?;
+                holds(!live.accepted, || "accepted twice".to_owned())?;
+                live.accepted = true;
+                Ok(())
+            }
+            Event::Started(e) => {
+                holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
+                let live = self.fenced(e.lease, actor)?;
+                holds(live.accepted, || "it was never accepted".to_owned())?;
+                holds(live.started.is_none(), || "started twice".to_owned())?;
+                live.started = Some((entry.seq, entry.at));
+                self.started.insert(e.lease, entry.seq);
+                let (runs, most) = (self.started.len(), self.limits.max_attempts);
+                holds(runs <= most as usize, || format!("run {runs} of {most}"))
+            }
+            Event::Requeued(e) => self.requeued(entry, e),
+            Event::CancelRequested(_) => {
+                self.by_its_people(actor)?;
+                holds(self.cancel.is_none(), || "asked for twice".to_owned())?;
+                holds(self.live.as_ref().is_some_and(|l| l.accepted), || "no worker to ask".to_owned())?;
+                self.cancel = Some((entry.seq, entry.at));
+                Ok(())
+            }
+            Event::Completed(e) => {
+                let live = self.fenced(e.lease, actor)?;
+                holds(live.started.is_some(), || "it never started".to_owned())?;
+                self.end(entry, true, false, Some(e.usage.run));
+                Ok(())
+            }
+            Event::Failed(e) => self.failed(entry, e),
+            Event::Cancelled(e) => self.cancelled(entry, e),
+            _ => Err(Violation("not an event of a job".to_owned())),
+        }
+    }
+
+    /// The live attempt: the lease must be the live one, and told of by nobody but its machine.
+    fn fenced(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
+        let live = self.live.as_mut().filter(|live| live.lease == lease);
+        let live = live.ok_or_else(|| Violation(format!("lease {lease} was not live")))?;
+        holds(actor == Actor::Machine(live.machine), || format!("{actor} does not hold lease {lease}"))?;
+        Ok(live)
+    }
+
+    /// The live attempt, where the platform may end it too. A worker does so only after it accepted.
+    fn fenced_or_platform(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
+        if actor != Actor::Platform {
+            let live = self.fenced(lease, actor)?;
+            holds(live.accepted, || "it was never accepted".to_owned())?;
+            return Ok(live);
+        }
+        let live = self.live.as_mut().filter(|live| live.lease == lease);
+        live.ok_or_else(|| Violation(format!("lease {lease} was not live")))
+    }
+
+    fn by_its_people(&self, actor: Actor) -> Held {
+        let allowed = actor == Actor::Operator || actor == Actor::Account(self.account);
+        holds(allowed, || format!("{actor} had no right to"))
+    }
+
+    fn assigned(
+        &mut self,
+        entry: &Entry<'_>,
+        e: &JobAssigned,
+        machines: &BTreeMap<MachineId, MachineFacts>,
+        fee: u32,
+    ) -> Held {
+        holds(entry.envelope.actor == Actor::Platform, || "not for anyone else to assign".to_owned())?;
+        holds(self.live.is_none(), || "a second live lease".to_owned())?;
+        holds(e.submission == self.submission, || "it cites another submission".to_owned())?;
+        holds(e.attempt == self.requeues + 1, || format!("attempt {} after {}", e.attempt, self.requeues))?;
+        holds(e.attempt <= self.limits.max_attempts, || "no attempt was left".to_owned())?;
+        holds(!self.excluded.contains(&e.machine), || "it failed there before".to_owned())?;
+        let machine = machines.get(&e.machine).ok_or_else(|| Violation("to no machine".to_owned()))?;
+        let terms = &e.terms;
+        let sound = terms.provider == machine.owner && terms.fee_basis_points == fee;
+        holds(sound && machine.prices.contains(&terms.price), || format!("made-up terms {terms:?}"))?;
+        match &self.placement {
+            Placement::Machine { machine } => holds(*machine == e.machine, || "another was named".to_owned())?,
+            Placement::Cheapest { requirements } => {
+                let capped = requirements.price_cap.is_none_or(|cap| terms.price <= cap);
+                holds(capped, || "dearer than the cap".to_owned())?;
+            }
+        }
+        self.live = Some(LeaseFacts {
+            lease: Lease(entry.seq),
+            machine: e.machine,
+            price: terms.price,
+            provider: terms.provider,
+            accepted: false,
+            started: None,
+            lost: machine.lost,
+        });
+        Ok(())
+    }
+
+    /// The platform's own reasons need what they say; a worker gives only those it can know.
+    fn reason(live: &LeaseFacts, reason: Reason, actor: Actor) -> Held {
+        holds(actor == Actor::Platform || !platforms_own(reason), || format!("{actor} claims {reason:?}"))?;
+        match reason {
+            Reason::ProviderLost => holds(live.lost, || "its machine was never lost".to_owned()),
+            Reason::AssignTimeout => holds(!live.accepted, || "it was accepted".to_owned()),
+            Reason::NoMachine => Err(Violation("it had a machine".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn requeued(&mut self, entry: &Entry<'_>, e: &Requeued) -> Held {
+        let actor = entry.envelope.actor;
+        let live = self.fenced_or_platform(e.lease, actor)?;
+        Self::reason(live, e.reason, actor)?;
+        holds(e.excluded == live.machine, || "another machine is blamed".to_owned())?;
+        holds(e.fault == Fault::Provider && e.reason.fault() == e.fault, || "no fault of the provider".to_owned())?;
+        self.requeues += 1;
+        holds(self.requeues < self.limits.max_attempts, || "no attempt was left".to_owned())?;
+        holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
+        if !matches!(self.placement, Placement::Machine { .. }) {
+            self.excluded.insert(e.excluded);
+        }
+        self.end_lease(entry.seq);
+        Ok(())
+    }
+
+    fn failed(&mut self, entry: &Entry<'_>, e: &Failed) -> Held {
+        let actor = entry.envelope.actor;
+        holds(e.fault == e.reason.fault(), || "the fault is not the reason's".to_owned())?;
+        if let Some(lease) = e.lease {
+            let live = self.fenced_or_platform(lease, actor)?;
+            Self::reason(live, e.reason, actor)?;
+            let last = self.requeues + 1 >= self.limits.max_attempts || self.cancel.is_some();
+            holds(e.fault != Fault::Provider || last, || "an attempt was left".to_owned())?;
+        } else {
+            holds(actor == Actor::Platform, || "not for anyone else to say".to_owned())?;
+            holds(e.reason == Reason::NoMachine && self.live.is_none(), || "a lease was live".to_owned())?;
+        }
+        self.end(entry, e.fault == Fault::Consumer, false, e.usage.map(|u| u.run));
+        Ok(())
+    }
+
+    fn cancelled(&mut self, entry: &Entry<'_>, e: &Cancelled) -> Held {
+        let actor = entry.envelope.actor;
+        holds(e.lease == self.live.as_ref().map(|l| l.lease), || "not of the live lease".to_owned())?;
+        match (e.lease, self.cancel) {
+            (Some(lease), Some(_)) => {
+                self.fenced_or_platform(lease, actor)?;
+            }
+            (_, None) => {
+                self.by_its_people(actor)?;
+                let idle = self.live.as_ref().is_none_or(|l| !l.accepted);
+                holds(idle, || "its worker was not asked to stop".to_owned())?;
+            }
+            (None, Some(_)) => return Err(Violation("the request outlived its lease".to_owned())),
+        }
+        self.end(entry, true, true, e.usage.map(|u| u.run));
+        Ok(())
+    }
+
+    fn end_lease(&mut self, seq: Seq) -> Option<LeaseFacts> {
+        let live = self.live.take()?;
+        self.past.insert(live.lease, (live.machine, seq));
+        Some(live)
+    }
+
+    fn end(&mut self, entry: &Entry<'_>, billed: bool, cancelled: bool, run: Option<Millis>) {
+        let attempt = self.end_lease(entry.seq);
+        self.ended = Some(Ended { seq: entry.seq, at: entry.at, billed, cancelled, run, attempt });
+    }
+}
