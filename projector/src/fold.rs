@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use gpubnb_events::{Recorded, Seq};
+use gpubnb_events::{Log, Recorded, Seq};
 use tracing::{error, info};
 
 use crate::{
@@ -86,6 +86,35 @@ impl Models {
         }
     }
 }
+
+/// Folds everything up to `until` into a database. Reading and folding go on beside each other.
+pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, StoreError> {
+    let mut models = Models::open(db)?;
+    let mut follower = log.follow(models.next());
+    let (batches, mut waiting) = tokio::sync::mpsc::channel(READ_AHEAD);
+    let reading = tokio::spawn(async move {
+        loop {
+            let batch = follower.next_batch().await;
+            let last = batch.last().map_or(until, |recorded| recorded.seq);
+            if batches.send(batch).await.is_err() || last >= until {
+                return;
+            }
+        }
+    });
+    let folding = tokio::task::spawn_blocking(move || {
+        while models.applied() < until {
+            let Some(batch) = waiting.blocking_recv() else { break };
+            models.fold(&batch);
+        }
+        models
+    });
+    let folded = folding.await;
+    reading.abort();
+    folded.map_err(|e| StoreError::Sled(sled::Error::ReportableBug(format!("the fold ended: {e}"))))
+}
+
+/// Batches read ahead of the fold.
+pub(crate) const READ_AHEAD: usize = 4;
 
 impl Model {
     fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {

@@ -16,7 +16,7 @@ use tracing::info;
 
 use crate::{
     config::RunArgs,
-    fold::Models,
+    fold::{Models, READ_AHEAD},
     live::Live,
     model::touched,
     query::{self, Applied, Queries},
@@ -24,8 +24,6 @@ use crate::{
     view::Notice,
 };
 
-/// Batches read ahead of the fold.
-const READ_AHEAD: usize = 4;
 /// A batch larger than this is history: nobody is told of each change in it.
 const NOTICED: usize = 500;
 

@@ -13,10 +13,11 @@ use tracing::{debug, info};
 
 use crate::{
     domain::{
-        Command, Decision, Settings,
+        Command, Decision, Settings, World,
         job::Job,
         world::{self},
     },
+    turns::Turns,
     view::View,
 };
 
@@ -30,11 +31,13 @@ pub(crate) struct Executor {
     pub(crate) view: Arc<View>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: Arc<Settings>,
+    pub(crate) turns: Turns,
 }
 
 impl Executor {
     /// Executes one command, and returns the sequence of its event, written now or before.
     pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
+        let _turn = self.turns.take(command.aggregate()).await;
         let mut fresh = false;
         for _ in 0..ATTEMPTS {
             if !connected(&self.log.client()) {
@@ -111,8 +114,6 @@ impl Executor {
         Ok(world::rebuild(&submission, &own, &self.settings))
     }
 }
-
-use crate::domain::World;
 
 pub(crate) fn unavailable(e: ReadError) -> Failure {
     Failure::Unavailable(e.to_string())

@@ -9,6 +9,7 @@ mod endpoint;
 mod execute;
 mod process;
 mod run;
+mod turns;
 mod view;
 
 pub use bootstrap::bootstrap;

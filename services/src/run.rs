@@ -15,6 +15,7 @@ use crate::{
     endpoint::{self, Endpoints, Upload},
     execute::Executor,
     process::{Leadership, Patience, manage, watch},
+    turns::Turns,
     view::View,
 };
 
@@ -35,6 +36,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         view: Arc::new(View::new()),
         clock: Arc::new(SystemClock),
         settings: Arc::new(config.settings()),
+        turns: Turns::default(),
     };
     let replica = CommandId::generate().to_string();
     let tasks = TaskTracker::new();

@@ -189,7 +189,10 @@ impl System {
         let state = self.path().join(name);
         let mut command = self.command("provider")?;
         command.args(["run", "--owner", &self.provider.to_string(), "--name", name, "--state"]).arg(&state);
-        command.args(["--heartbeat", "1"]).args(arguments);
+        command.args(arguments);
+        if !arguments.contains(&"--heartbeat") {
+            command.args(["--heartbeat", "1"]);
+        }
         let mut worker = Process::start(name, &mut command, self.path())?;
         let online = async || {
             let machines = self.web.get("/machines").await.unwrap_or_default();

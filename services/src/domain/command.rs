@@ -1,7 +1,7 @@
 //! Every command the domain knows, and what a decision comes out as.
 
 use gpubnb_events::{
-    AccountId, JobId, MachineId, MicroUsd, Millis, Seq,
+    AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
     command::{
         Accept, ChangeMachine, ClosePayout, Decline, Deposit, ListMachine, RecordTest, Report, RequestPayout,
         SetSuspension, Start, SubmitJob,
@@ -58,17 +58,36 @@ pub enum Command {
 }
 
 impl Command {
+    /// What its event would belong to: commands on the same aggregate take turns.
+    pub fn aggregate(&self) -> Aggregate {
+        match self {
+            Self::OpenAccount(account)
+            | Self::Deposit(account, _)
+            | Self::RequestPayout(account, _)
+            | Self::Submit(account, _) => Aggregate::Account(*account),
+            Self::ClosePayout(c) => Aggregate::Account(c.account),
+            Self::SetSuspension(c) => Aggregate::Account(c.account),
+            Self::ChangeMachine(c) => Aggregate::Machine(c.machine),
+            Self::ListMachine(machine, _)
+            | Self::RecordTest(machine, _)
+            | Self::Suspect(machine)
+            | Self::Lose(machine)
+            | Self::Recover(machine) => Aggregate::Machine(*machine),
+            Self::Cancel(job) | Self::Assign(job) | Self::Expire(job) | Self::Abandon(job) | Self::Settle(job) => {
+                Aggregate::Job(*job)
+            }
+            Self::Accept(_, c) => Aggregate::Job(c.job),
+            Self::Decline(_, c) => Aggregate::Job(c.job),
+            Self::Start(_, c) => Aggregate::Job(c.job),
+            Self::Report(_, c) => Aggregate::Job(c.job),
+        }
+    }
+
     /// The job that the command is about, which may have left memory.
     pub fn job(&self) -> Option<JobId> {
-        match self {
-            Self::Cancel(job) | Self::Assign(job) | Self::Expire(job) | Self::Abandon(job) | Self::Settle(job) => {
-                Some(*job)
-            }
-            Self::Accept(_, c) => Some(c.job),
-            Self::Decline(_, c) => Some(c.job),
-            Self::Start(_, c) => Some(c.job),
-            Self::Report(_, c) => Some(c.job),
-            _ => None,
+        match self.aggregate() {
+            Aggregate::Job(job) => Some(job),
+            Aggregate::Account(_) | Aggregate::Machine(_) => None,
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn confirm(checker: &Checker, broker: &Broker, actor: Actor, command:
         (Command::Settle(job), Some(Event::Settled(e))) => e.job == *job,
         // Two may end one attempt at the same time: each is told of the ending that stands.
         (Command::Expire(job) | Command::Abandon(job), Some(event)) => ending_of_any(checker, *job, event, seq),
-        (Command::Accept(_, c), Some(event)) => event.job() == Some(c.job) && seq > c.lease.0,
+        (Command::Accept(_, c), Some(event)) => event.job() == Some(c.job) && accepted(checker, c.job, c.lease),
         (Command::Start(machine, c), Some(Event::Started(e))) => {
             // The code runs from here on: the judge has seen that the lease was live when this was written.
             (e.job, e.lease, Actor::Machine(*machine)) == (c.job, c.lease, actor)
@@ -47,6 +47,11 @@ pub(crate) fn confirm(checker: &Checker, broker: &Broker, actor: Actor, command:
 
 fn is_of(event: &Event, id: gpubnb_events::MachineId) -> bool {
     event.aggregate() == gpubnb_events::Aggregate::Machine(id)
+}
+
+fn accepted(checker: &Checker, job: JobId, lease: Lease) -> bool {
+    let Some(job) = checker.jobs.get(&job) else { return false };
+    job.live.as_ref().is_some_and(|l| l.lease == lease && l.accepted) || job.past.contains_key(&lease)
 }
 
 fn ended_at(checker: &Checker, job: JobId, lease: Lease, seq: Seq) -> bool {

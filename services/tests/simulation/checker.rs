@@ -10,7 +10,10 @@ use gpubnb_events::{
     log::Envelope,
 };
 
-use super::facts::JobFacts;
+use super::{
+    facts::{JobFacts, LeaseFacts},
+    tally::Tally,
+};
 
 /// A promise was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +67,7 @@ pub(crate) struct Checker {
     /// Holds of second submissions of one id: two accounts raced with it, and the later one got no job.
     pub(crate) stranded: BTreeMap<AccountId, i128>,
     /// How often each event was seen.
-    pub(crate) seen: BTreeMap<&'static str, u64>,
+    pub(crate) seen: Tally,
 }
 
 /// One event and what is around it.
@@ -85,14 +88,14 @@ impl Checker {
             ledger: BTreeMap::new(),
             accounts: BTreeMap::new(),
             stranded: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            seen: Tally::default(),
         }
     }
 
     /// Judges the next message.
     pub(crate) fn observe(&mut self, recorded: &Recorded) -> Held {
         let Ok((envelope, event)) = &recorded.entry else { return Ok(()) };
-        *self.seen.entry(event.name()).or_default() += 1;
+        self.seen.count(event.name());
         let entry = Entry { seq: recorded.seq, at: recorded.at, envelope, event };
         self.judge(&entry).map_err(|Violation(v)| Violation(format!("{} at {}: {v}", event.name(), recorded.seq)))
     }
@@ -231,10 +234,8 @@ impl Checker {
         let gpubnb_events::Aggregate::Machine(id) = entry.event.aggregate() else { return Ok(()) };
         let machine = self.machines.get_mut(&id).ok_or_else(|| Violation("it was never listed".to_owned()))?;
         let actor = entry.envelope.actor;
-        let watched = matches!(
-            entry.event,
-            Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_)
-        );
+        let watched =
+            matches!(entry.event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
         let owned = [Actor::Machine(id), Actor::Account(machine.owner), Actor::Operator].contains(&actor);
         holds(if watched { actor == Actor::Platform } else { owned }, || format!("{actor} had no right to"))?;
         let absent = machine.suspect || machine.lost;
@@ -251,7 +252,7 @@ impl Checker {
             Event::MachineSuspected(_) => machine.suspect = true,
             Event::MachineLost(_) => {
                 machine.lost = true;
-                let here = |live: &&mut super::facts::LeaseFacts| live.machine == id;
+                let here = |live: &&mut LeaseFacts| live.machine == id;
                 self.jobs.values_mut().filter_map(|j| j.live.as_mut()).filter(here).for_each(|l| l.lost = true);
             }
             Event::MachineRecovered(_) => (machine.suspect, machine.lost) = (false, false),

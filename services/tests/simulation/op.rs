@@ -95,9 +95,9 @@ impl Op {
         Self::new(self.caller, self.actor, self.command, replica)
     }
 
-    /// Whether it is about to be appended.
-    pub(crate) fn decided(&self) -> bool {
-        matches!(self.stage, Stage::Append(_))
+    /// What of it may still reach the broker when its caller has given up, if it was decided by then.
+    pub(crate) fn ghost(&self) -> Option<Self> {
+        matches!(self.stage, Stage::Append(_)).then(|| Self { caller: Caller::Nobody, ..self.clone() })
     }
 
     /// One stage further.

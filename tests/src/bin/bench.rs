@@ -1,2 +1,7 @@
-//! The benchmarks. To come.
-fn main() {}
+//! `make bench`: the figures beside their physical limits. Names one figure to measure only that.
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let only = std::env::args().nth(1);
+    gpubnb_tests::bench::run(only.as_deref()).await
+}

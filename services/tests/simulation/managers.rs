@@ -1,0 +1,69 @@
+//! The process managers of every replica: scheduler, settlement, reconciler, watchdog. No one of them leads: all
+//! of them work at once, each on its own view (services/src/process).
+
+use gpubnb_events::{Actor, JobId, MachineId, Timestamp};
+use gpubnb_services::domain::{
+    Command, Settings, World,
+    job::Phase,
+    machine::Presence,
+    placement::{Request, choose},
+};
+
+use super::{checker::Held, market::Market, op::Caller, tape::Dice};
+
+impl Market {
+    /// One manager of one replica does one thing.
+    pub(crate) fn manager(&mut self, dice: &mut Dice) -> Held {
+        let place = dice.index(self.replicas.len());
+        let replica = &self.replicas[place];
+        let (world, now) = (&replica.world, replica.clock(self.now));
+        let command = match dice.below(8) {
+            0 | 1 => dice.pick(&settle(world)),
+            2..=4 => dice.pick(&schedule(world, now)),
+            5 | 6 => dice.pick(&reconcile(world, now, &self.settings)),
+            _ => watch(world, dice),
+        };
+        if let Some(command) = command {
+            self.say_to(place, Caller::Anyone, Actor::Platform, command);
+        }
+        Ok(())
+    }
+}
+
+/// Jobs that ended.
+pub(crate) fn settle(world: &World) -> Vec<Command> {
+    world.ended().map(Command::Settle).collect()
+}
+
+/// Jobs that wait, and for which there is a machine.
+pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
+    let placeable =
+        |job: &JobId| world.job(*job).is_some_and(|job| choose(world, &Request::of(job), now).machine.is_some());
+    world.queued().filter(placeable).map(Command::Assign).collect()
+}
+
+/// Jobs that something must be done about.
+pub(crate) fn reconcile(world: &World, now: Timestamp, settings: &Settings) -> Vec<Command> {
+    let lost = |m: MachineId| world.machine(m).is_some_and(|m| m.presence == Presence::Lost);
+    let due = world.jobs().filter_map(|job| {
+        let live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+        if live && job.attempt.as_ref().is_some_and(|a| lost(a.machine)) {
+            return Some(Command::Abandon(job.id));
+        }
+        job.expire(now, settings).map(|_| Command::Expire(job.id))
+    });
+    due.collect()
+}
+
+/// A machine falls silent, stays silent, or is heard again.
+fn watch(world: &World, dice: &mut Dice) -> Option<Command> {
+    let machines: Vec<(MachineId, Presence)> = world.machines().map(|(id, m)| (*id, m.presence)).collect();
+    let (machine, presence) = dice.pick(&machines)?;
+    let heard = dice.one_in(2);
+    match presence {
+        Presence::Online => dice.one_in(3).then_some(Command::Suspect(machine)),
+        Presence::Suspect if !heard => Some(Command::Lose(machine)),
+        Presence::Suspect => Some(Command::Recover(machine)),
+        Presence::Lost => Some(Command::Recover(machine)),
+    }
+}

@@ -1,0 +1,350 @@
+//! The market of one history: broker, replicas, judge, and everyone who wants something of it. Every step is
+//! one of a few small things that can happen anywhere at any time, drawn from one word of the tape.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use gpubnb_events::{AccountId, Actor, CommandId, JobId, MachineId, MicroUsd, Millis, Seq, Timestamp};
+use gpubnb_services::domain::{Command, Settings, World};
+
+use super::{
+    answers,
+    broker::Broker,
+    checker::{Checker, Held, Violation},
+    ending,
+    op::{Answer, Caller, Op, Progress, Replica},
+    people::People,
+    tally::Tally,
+    tape::Dice,
+    worker::Worker,
+};
+
+/// Most commands on their way at once.
+const IN_FLIGHT: usize = 10;
+/// Where the time of every history starts.
+const START: Timestamp = Timestamp::EPOCH;
+
+/// A command that was done, and where.
+#[derive(Clone)]
+pub(crate) struct Said {
+    pub(crate) actor: Actor,
+    pub(crate) command: Command,
+    pub(crate) seq: Seq,
+}
+
+/// Everything there is.
+pub(crate) struct Market {
+    pub(crate) settings: Settings,
+    pub(crate) now: Timestamp,
+    pub(crate) broker: Broker,
+    pub(crate) checker: Checker,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) people: People,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) said: Vec<Said>,
+    pub(crate) tally: Tally,
+    ops: Vec<Op>,
+    unknown: Vec<Op>,
+    ids: u64,
+}
+
+/// How a history went wrong.
+pub(crate) struct Failure {
+    pub(crate) violation: Violation,
+    pub(crate) log: String,
+}
+
+/// Runs one history from its beginning to its rest.
+pub(crate) fn run(setup: u64, tape: &[u64]) -> Result<Market, Failure> {
+    let mut market = Market::new(setup);
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        market.open()?;
+        for word in tape {
+            market.step(&mut Dice::new(*word))?;
+        }
+        ending::rest(&mut market)
+    }));
+    let violation = match ended {
+        Ok(Ok(())) => return Ok(market),
+        Ok(Err(violation)) => violation,
+        Err(panic) => Violation(format!("the domain panicked: {:?}", panic.downcast_ref::<String>())),
+    };
+    let line = |r: &gpubnb_events::Recorded| match &r.entry {
+        Ok((envelope, event)) => format!("{:>4} {} {:<11} {event:?}", r.seq, r.at, envelope.actor.to_string()),
+        Err(why) => format!("{:>4} {} {why} on {:?}", r.seq, r.at, r.aggregate),
+    };
+    let log = market.broker.log().iter().map(line).collect::<Vec<_>>().join("\n");
+    Err(Failure { violation, log })
+}
+
+impl Market {
+    fn new(setup: u64) -> Self {
+        let mut dice = Dice::new(setup);
+        let fee = dice.of(&[1_000, 0, 1_234, 10_000]);
+        let settings = Settings { fee_basis_points: fee, test_funds: dice.one_in(4), ..Settings::default() };
+        let skew = |dice: &mut Dice| i64::try_from(dice.below(40_000)).unwrap_or(0) - 20_000;
+        let replicas = (0..2 + dice.below(2)).map(|_| Replica { world: World::default(), skew: skew(&mut dice) });
+        Self {
+            settings,
+            now: START.plus(Millis(1_770_000_000_000)),
+            broker: Broker::default(),
+            checker: Checker::new(fee),
+            replicas: replicas.collect(),
+            people: People::default(),
+            workers: Vec::new(),
+            said: Vec::new(),
+            tally: Tally::default(),
+            ops: Vec::new(),
+            unknown: Vec::new(),
+            ids: setup,
+        }
+    }
+
+    /// A few people and machines, so that the first step of a tape can already matter.
+    fn open(&mut self) -> Held {
+        let mut dice = Dice::new(self.ids);
+        for command in self.newcomers(&mut dice) {
+            let (actor, command) = command;
+            self.say_at_once(actor, command)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, dice: &mut Dice) -> Held {
+        self.now = self.now.plus(Millis(dice.below(40)));
+        let busy = self.ops.len() >= IN_FLIGHT;
+        match dice.below(100) {
+            0..=39 => self.advance_some(dice),
+            _ if busy => self.advance_some(dice),
+            40..=48 => {
+                let replica = dice.index(self.replicas.len());
+                self.catch_up(replica, dice);
+                Ok(())
+            }
+            49 => {
+                self.crash(dice);
+                Ok(())
+            }
+            50..=62 => self.consumer(dice),
+            63..=77 => self.worker(dice),
+            78..=80 => self.mallory(dice),
+            81..=82 => self.owner(dice),
+            83..=91 => self.manager(dice),
+            92..=94 => {
+                let seconds = dice.of(&[1, 5, 31, 61, 600, 3_700, 3_700, 50_000, 90_000]);
+                self.now = self.now.plus(Millis(seconds * 1_000));
+                Ok(())
+            }
+            95..=96 => {
+                self.stray(dice);
+                Ok(())
+            }
+            97..=98 => {
+                self.retry(dice);
+                Ok(())
+            }
+            _ => {
+                self.repeat(dice);
+                Ok(())
+            }
+        }
+    }
+
+    fn catch_up(&mut self, replica: usize, dice: &mut Dice) {
+        let to = Seq(self.replicas[replica].world.applied().0 + 1 + dice.below(12));
+        self.replicas[replica].catch_up(&self.broker, to, &self.settings);
+    }
+
+    /// A replica loses its memory, and whoever waits on it hears nothing. What was on its way to the broker may
+    /// still arrive.
+    fn crash(&mut self, dice: &mut Dice) {
+        self.tally.count("crash");
+        let replica = dice.index(self.replicas.len());
+        self.replicas[replica].world = World::default();
+        for op in std::mem::take(&mut self.ops) {
+            if op.replica == replica {
+                self.give_up(op, dice);
+            } else {
+                self.ops.push(op);
+            }
+        }
+    }
+
+    fn give_up(&mut self, op: Op, dice: &mut Dice) {
+        if op.caller == Caller::Nobody {
+            return;
+        }
+        self.tally.count("lost answer");
+        self.ops.extend(op.ghost().filter(|_| dice.one_in(2)));
+        self.unknown.push(op);
+    }
+
+    /// Messages that nobody can read, mostly where they hurt.
+    fn stray(&mut self, dice: &mut Dice) {
+        self.tally.count("stray");
+        let at = self.broker_time(dice);
+        let recorded = dice.pick(self.broker.log()).and_then(|r| r.aggregate);
+        let aggregate = if dice.one_in(16) { None } else { recorded };
+        self.broker.stray(aggregate, at);
+    }
+
+    /// Who does not know says it again, here or elsewhere.
+    fn retry(&mut self, dice: &mut Dice) {
+        if !self.unknown.is_empty() {
+            let op = self.unknown.swap_remove(dice.index(self.unknown.len()));
+            self.ops.push(op.again(dice.index(self.replicas.len())));
+        }
+    }
+
+    /// Something that was done is said again, by the same or by somebody else.
+    fn repeat(&mut self, dice: &mut Dice) {
+        let Some(said) = dice.pick(&self.said) else { return };
+        let actor = if dice.one_in(2) { said.actor } else { self.somebody(dice) };
+        self.say(Caller::Anyone, actor, said.command, dice);
+    }
+
+    /// A command sets out.
+    pub(crate) fn say(&mut self, caller: Caller, actor: Actor, command: Command, dice: &mut Dice) {
+        let replica = dice.index(self.replicas.len());
+        self.say_to(replica, caller, actor, command);
+    }
+
+    /// A command sets out at this replica.
+    pub(crate) fn say_to(&mut self, replica: usize, caller: Caller, actor: Actor, command: Command) {
+        self.ops.push(Op::new(caller, actor, command, replica));
+    }
+
+    fn advance_some(&mut self, dice: &mut Dice) -> Held {
+        if self.ops.is_empty() {
+            return self.manager(dice);
+        }
+        let op = self.ops.swap_remove(dice.index(self.ops.len()));
+        let stages = 1 + dice.below(4);
+        if dice.one_in(24) {
+            self.give_up(op, dice);
+            return Ok(());
+        }
+        self.advance(op, stages, Some(dice))
+    }
+
+    /// Takes an op some stages further. Without dice, everything goes well.
+    fn advance(&mut self, mut op: Op, stages: u64, mut dice: Option<&mut Dice>) -> Held {
+        for _ in 0..stages {
+            let at = dice.as_deref_mut().map_or(self.now, |dice| self.broker_time(dice));
+            let replica = &mut self.replicas[op.replica];
+            let waits = dice.as_deref_mut().is_none_or(|dice| !dice.one_in(8));
+            match op.advance(&mut self.broker, replica, self.now, at, &self.settings) {
+                Progress::On => {}
+                Progress::Behind(last) => {
+                    self.tally.count("conflict");
+                    if waits {
+                        replica.catch_up(&self.broker, last, &self.settings);
+                    }
+                }
+                Progress::Appended(seq) => {
+                    if waits {
+                        replica.catch_up(&self.broker, seq, &self.settings);
+                    }
+                    self.judge(seq)?;
+                    if dice.is_some_and(|dice| dice.one_in(10)) && op.caller != Caller::Nobody {
+                        self.tally.count("lost answer");
+                        self.unknown.push(op);
+                        return Ok(());
+                    }
+                    return self.answered(op, &Answer::Done(seq));
+                }
+                Progress::Answered(answer) => return self.answered(op, &answer),
+            }
+        }
+        self.ops.push(op);
+        Ok(())
+    }
+
+    fn judge(&mut self, seq: Seq) -> Held {
+        self.broker.get(seq).map_or(Ok(()), |recorded| self.checker.observe(recorded))
+    }
+
+    fn answered(&mut self, op: Op, answer: &Answer) -> Held {
+        match answer {
+            Answer::Done(seq) => {
+                answers::confirm(&self.checker, &self.broker, op.actor, &op.command, *seq)?;
+                self.said.push(Said { actor: op.actor, command: op.command.clone(), seq: *seq });
+            }
+            Answer::Refused => self.tally.count("refusal"),
+            Answer::Unknown if op.caller == Caller::Nobody => return Ok(()),
+            Answer::Unknown => {
+                self.unknown.push(op);
+                return Ok(());
+            }
+        }
+        if let Caller::Worker(worker, lease) = op.caller {
+            self.workers[worker].hears(&op.command, lease, matches!(answer, Answer::Done(_)), self.now);
+        }
+        Ok(())
+    }
+
+    /// Says something and waits for the answer, with nothing going wrong in between.
+    pub(crate) fn say_at_once(&mut self, actor: Actor, command: Command) -> Held {
+        self.advance(Op::new(Caller::Anyone, actor, command, 0), u64::MAX, None)
+    }
+
+    /// As [`Self::say_at_once`], for a worker.
+    pub(crate) fn work_at_once(&mut self, caller: Caller, actor: Actor, command: Command) -> Held {
+        self.advance(Op::new(caller, actor, command, 0), u64::MAX, None)
+    }
+
+    /// All that is on its way arrives, and all that is not known is asked again.
+    pub(crate) fn settle_down(&mut self) -> Held {
+        while let Some(op) = self.ops.pop() {
+            self.advance(op, u64::MAX, None)?;
+        }
+        while let Some(op) = self.unknown.pop() {
+            self.advance(op.again(0), u64::MAX, None)?;
+        }
+        Ok(())
+    }
+
+    /// The broker's clock: near the truth, and not always forward.
+    fn broker_time(&self, dice: &mut Dice) -> Timestamp {
+        Timestamp::from_millis(self.now.millis() - i64::try_from(dice.below(200)).unwrap_or(0))
+    }
+
+    /// Sixteen bytes of a new id that was made at a time.
+    fn id(&mut self, at: Timestamp) -> [u8; 16] {
+        self.ids = self.ids.wrapping_add(1);
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&at.millis().to_be_bytes()[2..]);
+        bytes[8..].copy_from_slice(&self.ids.to_be_bytes());
+        bytes[6] = 0x70;
+        bytes[8] = 0x80;
+        bytes
+    }
+
+    pub(crate) fn account_id(&mut self) -> AccountId {
+        AccountId::from_bytes(self.id(self.now)).expect("version 7")
+    }
+
+    pub(crate) fn machine_id(&mut self) -> MachineId {
+        MachineId::from_bytes(self.id(self.now)).expect("version 7")
+    }
+
+    pub(crate) fn command_id(&mut self) -> CommandId {
+        CommandId::from_bytes(self.id(self.now)).expect("version 7")
+    }
+
+    pub(crate) fn job_id(&mut self, at: Timestamp) -> JobId {
+        JobId::from_bytes(self.id(at)).expect("version 7")
+    }
+
+    fn somebody(&self, dice: &mut Dice) -> Actor {
+        let account = dice.pick(&self.people.accounts).map(Actor::Account);
+        let machine = dice.pick(&self.workers).map(|w| Actor::Machine(w.machine));
+        let all = [account, machine, Some(Actor::Platform), Some(Actor::Operator)];
+        dice.of(&all).unwrap_or(Actor::Operator)
+    }
+}
+
+/// Some money, from nothing to a few dollars.
+pub(crate) fn some_money(dice: &mut Dice) -> MicroUsd {
+    let most = dice.of(&[0, 10, 1_000, 1_000_000, 5_000_000]);
+    MicroUsd(i64::try_from(dice.below(most + 1)).unwrap_or(0))
+}

@@ -1,0 +1,217 @@
+//! Consumers, owners and operators: what they ask for, sensible or not.
+
+use gpubnb_events::{
+    AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
+    command::{
+        ChangeMachine, ClosePayout, Deposit, ListMachine, MachineWish, RecordTest, RequestPayout, SetSuspension,
+        SubmitJob,
+    },
+    spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources},
+    template,
+};
+use gpubnb_services::domain::Command;
+
+use super::{
+    checker::Held,
+    market::{Market, some_money},
+    op::Caller,
+    tape::Dice,
+    worker::Worker,
+};
+
+const HOUR: u64 = 3_600;
+
+/// The people, and what they remember of what they asked for.
+#[derive(Default)]
+pub(crate) struct People {
+    pub(crate) accounts: Vec<AccountId>,
+    submissions: Vec<(AccountId, SubmitJob)>,
+    deposits: Vec<(AccountId, Deposit)>,
+    payouts: Vec<(AccountId, RequestPayout)>,
+}
+
+impl Market {
+    /// Three accounts, of which two have money and one is not open yet; two honest machines and one that is not.
+    pub(crate) fn newcomers(&mut self, dice: &mut Dice) -> Vec<(Actor, Command)> {
+        let mut commands = Vec::new();
+        self.people.accounts = (0..3).map(|_| self.account_id()).collect();
+        for account in self.people.accounts[..2].to_vec() {
+            commands.push((Actor::Account(account), Command::OpenAccount(account)));
+            let deposit = Deposit { deposit: self.command_id(), amount: MicroUsd(3_000_000) };
+            commands.push((Actor::Operator, Command::Deposit(account, deposit)));
+        }
+        for (place, slots) in [1, 2, 2].into_iter().enumerate() {
+            let (machine, owner) = (self.machine_id(), self.people.accounts[place % 2]);
+            let offer = offer(slots, place != 1, dice);
+            let honest = place < 2;
+            if honest {
+                self.checker.honest.insert(machine);
+            }
+            self.workers.push(Worker::new(machine, owner, offer.clone(), honest));
+            commands.push((Actor::Machine(machine), Command::ListMachine(machine, ListMachine { owner, offer })));
+        }
+        commands
+    }
+
+    /// A consumer wants something.
+    pub(crate) fn consumer(&mut self, dice: &mut Dice) -> Held {
+        let account = dice.of(&self.people.accounts);
+        let (actor, command) = match dice.below(16) {
+            0 => (Actor::Account(account), Command::OpenAccount(account)),
+            1 => self.deposit(account, dice),
+            2..=8 => self.submit(account, dice),
+            9 => self.submit_again(account, dice),
+            10..=12 => self.cancel(account, dice),
+            13 => self.payout(account, dice),
+            14 => self.close_payout(account, dice),
+            _ => {
+                let reason = dice.one_in(3).then(|| "owes an answer".to_owned());
+                (Actor::Operator, Command::SetSuspension(SetSuspension { account, reason }))
+            }
+        };
+        self.say(Caller::Anyone, actor, command, dice);
+        Ok(())
+    }
+
+    fn deposit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let actor = if dice.one_in(3) { Actor::Account(account) } else { Actor::Operator };
+        let known = dice.pick(&self.people.deposits).filter(|_| dice.one_in(3));
+        let (account, deposit) =
+            known.unwrap_or_else(|| (account, Deposit { deposit: self.command_id(), amount: some_money(dice) }));
+        self.people.deposits.push((account, deposit));
+        (actor, Command::Deposit(account, deposit))
+    }
+
+    fn submit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let submit = self.a_job(dice);
+        self.people.submissions.push((account, submit.clone()));
+        (Actor::Account(account), Command::Submit(account, submit))
+    }
+
+    /// The same id again: with the same content, with another, or by somebody else.
+    fn submit_again(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((of, mut submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
+        match dice.below(3) {
+            0 => submit.time = Seconds(submit.time.0 + 1),
+            1 => submit.spec.name = "another".to_owned(),
+            _ => {}
+        }
+        let by = if dice.one_in(2) { of } else { account };
+        (Actor::Account(by), Command::Submit(by, submit))
+    }
+
+    fn cancel(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((of, submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
+        let actor = dice.of(&[Actor::Account(of), Actor::Account(of), Actor::Account(account), Actor::Operator]);
+        (actor, Command::Cancel(submit.job))
+    }
+
+    fn payout(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let known = dice.pick(&self.people.payouts).filter(|_| dice.one_in(3));
+        let (account, payout) =
+            known.unwrap_or_else(|| (account, RequestPayout { payout: self.command_id(), amount: some_money(dice) }));
+        self.people.payouts.push((account, payout));
+        (Actor::Account(account), Command::RequestPayout(account, payout))
+    }
+
+    fn close_payout(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((account, asked)) = dice.pick(&self.people.payouts) else { return self.payout(account, dice) };
+        let failed = dice.one_in(2).then(|| "the bank said no".to_owned());
+        (Actor::Operator, Command::ClosePayout(ClosePayout { account, payout: asked.payout, failed }))
+    }
+
+    /// The owner of a machine changes their mind, or the machine itself says what it is.
+    pub(crate) fn owner(&mut self, dice: &mut Dice) -> Held {
+        let worker = dice.index(self.workers.len());
+        let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
+        let wish = match dice.below(9) {
+            0 | 1 => MachineWish::Pause,
+            2..=4 => MachineWish::Resume,
+            5 => MachineWish::Drain,
+            6 => MachineWish::Reprice(price(dice)),
+            7 => MachineWish::Delist,
+            _ => {
+                let mut offer = self.workers[worker].offer.clone();
+                offer.price = price(dice);
+                let list = Command::ListMachine(machine, ListMachine { owner, offer });
+                let test = Command::RecordTest(machine, RecordTest { checks: Vec::new() });
+                let command = if dice.one_in(4) { test } else { list };
+                self.say(Caller::Anyone, Actor::Machine(machine), command, dice);
+                return Ok(());
+            }
+        };
+        let actor = dice.of(&[Actor::Account(owner), Actor::Account(owner), Actor::Machine(machine)]);
+        self.say(Caller::Anyone, actor, Command::ChangeMachine(ChangeMachine { machine, wish }), dice);
+        Ok(())
+    }
+
+    fn a_job(&mut self, dice: &mut Dice) -> SubmitJob {
+        let machines: Vec<MachineId> = self.workers.iter().map(|w| w.machine).collect();
+        let price_cap = dice.one_in(4).then(|| price(dice));
+        let cheapest = Placement::Cheapest { requirements: Requirements { price_cap, ..Requirements::default() } };
+        let named = Placement::Machine { machine: dice.of(&machines) };
+        SubmitJob {
+            job: self.an_id(dice),
+            spec: spec(dice),
+            placement: if dice.one_in(3) { named } else { cheapest },
+            time: Seconds(dice.of(&[1, 60, 600, HOUR])),
+            budget: dice.one_in(2).then(|| MicroUsd(some_money(dice).0 / 4)),
+            max_attempts: dice.of(&[None, Some(1), Some(2)]),
+            queue: Some(Seconds(dice.of(&[60, 600, HOUR]))),
+        }
+    }
+
+    /// An id that was made just now; sometimes long ago, or by a clock that runs ahead.
+    fn an_id(&mut self, dice: &mut Dice) -> JobId {
+        let now = self.now;
+        let at = match dice.below(16) {
+            0 => Timestamp::from_millis(now.millis() - 86_000_000 - i64::try_from(dice.below(900_000)).unwrap_or(0)),
+            1 => now.plus(Millis(dice.below(900_000))),
+            _ => now,
+        };
+        self.job_id(at)
+    }
+}
+
+fn price(dice: &mut Dice) -> HourlyRate {
+    HourlyRate(MicroUsd(dice.of(&[0, 1, 999, 360_000, 360_000, 1_234_567, 7_777_777])))
+}
+
+fn spec(dice: &mut Dice) -> JobSpec {
+    let id = "noop";
+    JobSpec {
+        name: dice.of(&["a", "b"]).to_owned(),
+        template: Some(id.to_owned()),
+        image: template::find(id).map_or("", |t| t.image).to_owned(),
+        command: Vec::new(),
+        resources: Resources {
+            cpu_millis: 1_000,
+            memory: Mebibytes(64),
+            output: Mebibytes(16),
+            gpus: u32::from(dice.one_in(6)),
+            vram: Mebibytes(0),
+        },
+        egress: dice.one_in(40),
+    }
+}
+
+fn offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
+    let gpus = gpu.then(|| Gpu { uuid: "GPU-1".to_owned(), model: "RTX".to_owned(), memory: Mebibytes(24_564) });
+    Offer {
+        name: "attic".to_owned(),
+        region: "eu".to_owned(),
+        hardware: Hardware {
+            cpu_model: "a CPU".to_owned(),
+            cpu_cores: 8,
+            memory: Mebibytes(32_768),
+            disk: Mebibytes(100_000),
+            gpus: gpus.into_iter().collect(),
+            driver: None,
+            cuda: None,
+            simulated: false,
+        },
+        price: price(dice),
+        slots,
+        policy: OwnerPolicy::default(),
+    }
+}

@@ -1,0 +1,34 @@
+//! What happened in histories, counted: a simulation in which nothing happens proves nothing.
+
+use std::collections::BTreeMap;
+
+/// How often each thing happened.
+#[derive(Default, Clone)]
+pub(crate) struct Tally(BTreeMap<&'static str, u64>);
+
+impl Tally {
+    /// Once more.
+    pub(crate) fn count(&mut self, what: &'static str) {
+        self.add(what, 1);
+    }
+
+    /// So many more.
+    pub(crate) fn add(&mut self, what: &'static str, times: u64) {
+        *self.0.entry(what).or_default() += times;
+    }
+
+    /// All of another.
+    pub(crate) fn join(&mut self, other: &Self) {
+        other.0.iter().for_each(|(what, times)| self.add(what, *times));
+    }
+
+    /// How often.
+    pub(crate) fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or_default()
+    }
+
+    /// All of it.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(what, times)| (*what, *times))
+    }
+}

@@ -1,0 +1,218 @@
+//! `fold_rate`: events a second into every read model from nothing, over the slower of two limits of the same
+//! run: draining and decoding the same events, and writing the same rows into sled.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, pull},
+        stream::{Config, Stream},
+    },
+};
+use futures_util::StreamExt;
+use gpubnb_events::{
+    AccountId, Clock as _, Event, HourlyRate, JobId, Lease, Log, MachineId, MicroUsd, Millis, Seconds, Seq,
+    SystemClock,
+    event::{Accepted, AccountOpened, Completed, FundsDeposited, JobAssigned, JobSubmitted, Settled, Started},
+    ledger::{LedgerAccount, Posting},
+    log::header,
+    spec::{JobSpec, Limits, Metering, Placement, PlacementExplanation, Requirements, Terms, Usage},
+    subject, template,
+};
+use gpubnb_projector::{fold, store};
+use tokio::time::Instant;
+
+use super::{RawBroker, report::Figure};
+
+const JOBS: u64 = 30_000;
+const ACCOUNTS: usize = 200;
+const ROUNDS: usize = 3;
+const BATCH: usize = 5_000;
+/// Rows a sled batch of the baseline writes.
+const ROWS: usize = 5_000;
+
+pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
+    let broker = RawBroker::start(false).await?;
+    let js = jetstream::new(broker.client.clone());
+    let market = Config {
+        name: "MARKET".to_owned(),
+        subjects: vec!["market.>".to_owned()],
+        allow_direct: true,
+        duplicate_window: Duration::from_millis(100),
+        ..Config::default()
+    };
+    let stream = js.create_stream(market).await?;
+    println!("fold_rate: writing {} events", JOBS * 6);
+    write_history(&js).await?;
+    let log = Log::open(js.clone()).await?;
+    let last = log.last_seq().await?;
+    let (mut ours, mut drain, mut sled) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let dir = tempfile::tempdir()?;
+        let db = store::open(dir.path(), 256)?;
+        let began = Instant::now();
+        let models = fold::catch_up(&log, &db, last).await?;
+        ours.push(per_second(last, began));
+        anyhow::ensure!(models.stopped().next().is_none(), "a model stopped");
+        let began = Instant::now();
+        drain_all(&stream, last).await?;
+        drain.push(per_second(last, began));
+        sled.push(write_rows(&db, last)?);
+    }
+    let (drain, sled) = (super::quantile(&mut drain, 0.5), super::quantile(&mut sled, 0.5));
+    println!("fold_rate: limits: drain and decode {drain:.0}/s, rows into sled {sled:.0}/s");
+    let slower = if drain < sled { ("raw decoded drain", drain) } else { ("raw sled writes of the rows", sled) };
+    let value = (super::quantile(&mut ours, 0.5), "events/s");
+    Ok(vec![Figure::new("fold_rate", value, slower, ROUNDS, (">= 0.6", |f| f.ratio >= 0.6))])
+}
+
+// Counts far below the precision of a float.
+#[allow(clippy::cast_precision_loss)]
+fn per_second(events: Seq, began: Instant) -> f64 {
+    events.0 as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
+    let config = pull::Config { ack_policy: AckPolicy::None, ..Default::default() };
+    let consumer = stream.create_consumer(config).await?;
+    let mut messages = consumer.stream().max_messages_per_batch(BATCH).messages().await?;
+    while let Some(message) = messages.next().await {
+        let message = message?;
+        let headers = message.headers.as_ref().context("headers")?;
+        let wire_name = headers.get(header::TYPE).context("a type")?;
+        std::hint::black_box(Event::decode(wire_name.as_str(), &message.payload)?);
+        if message.info().map_err(anyhow::Error::from_boxed)?.stream_sequence >= last.0 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the drain ended early")
+}
+
+/// Writes the final rows of every model, each once: less than the fold itself has to write.
+fn write_rows(from: &sled::Db, last: Seq) -> anyhow::Result<f64> {
+    let dir = tempfile::tempdir()?;
+    let mut trees = Vec::new();
+    for name in from.tree_names() {
+        let rows: Result<Vec<_>, _> = from.open_tree(&name)?.iter().collect();
+        trees.push((name, rows?));
+    }
+    let db = store::open(dir.path(), 256)?;
+    let began = Instant::now();
+    for (name, rows) in trees {
+        let tree = db.open_tree(name)?;
+        for part in rows.chunks(ROWS) {
+            let mut batch = sled::Batch::default();
+            part.iter().for_each(|(key, value)| batch.insert(key, value));
+            tree.apply_batch(batch)?;
+        }
+    }
+    Ok(per_second(last, began))
+}
+
+async fn write_history(js: &jetstream::Context) -> anyhow::Result<()> {
+    let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();
+    let (machine, provider) = (MachineId::generate(), AccountId::generate());
+    let mut next = 1;
+    let mut acks = Vec::new();
+    for account in &accounts {
+        let deposit = gpubnb_events::CommandId::generate();
+        let amount = MicroUsd::dollars(1_000);
+        for event in
+            [AccountOpened { account: *account }.into(), FundsDeposited { account: *account, deposit, amount }.into()]
+        {
+            acks.push(publish(js, &event, next).await?);
+            next += 1;
+        }
+    }
+    for job in 0..JOBS {
+        let account = accounts[usize::try_from(job)? % accounts.len()];
+        for event in life(account, provider, machine, Seq(next))? {
+            acks.push(publish(js, &event, next).await?);
+            next += 1;
+        }
+        if acks.len() >= 1_000 {
+            for ack in acks.drain(..) {
+                ack.await?;
+            }
+        }
+    }
+    for ack in acks {
+        ack.await?;
+    }
+    Ok(())
+}
+
+async fn publish(
+    js: &jetstream::Context,
+    event: &Event,
+    seq: u64,
+) -> anyhow::Result<jetstream::context::PublishAckFuture> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ID, format!("bench.{seq}"));
+    headers.insert(header::TYPE, event.wire_name());
+    headers.insert(header::ACTOR, "platform");
+    let body = serde_json::to_vec(event)?;
+    Ok(js.publish_with_headers(subject::address(event).subject, headers, body.into()).await?)
+}
+
+/// The six events of a job that goes well; the first stands at `seq`.
+fn life(account: AccountId, provider: AccountId, machine: MachineId, seq: Seq) -> anyhow::Result<[Event; 6]> {
+    let template = template::find("noop").context("the template")?;
+    let job = JobId::generate();
+    let hold = MicroUsd(10_000);
+    let lease = Lease(seq.next());
+    let terms = Terms { price: HourlyRate(MicroUsd(360_000)), fee_basis_points: 1_000, provider };
+    let spec = JobSpec {
+        name: "bench".to_owned(),
+        template: Some(template.id.to_owned()),
+        image: template.image.to_owned(),
+        command: vec!["noop".to_owned()],
+        resources: template.resources.clone(),
+        egress: false,
+    };
+    let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600) };
+    let placement = Placement::Cheapest { requirements: Requirements::default() };
+    let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: "the cheapest".to_owned() };
+    let run = Millis(1_000);
+    let (cost, fee) = (MicroUsd(100), MicroUsd(10));
+    let metering = Metering {
+        broker: run,
+        worker: Some(run),
+        limit: Millis(60_000),
+        budget: Some(Millis(100_000)),
+        billed: run,
+        started: Seq(seq.0 + 3),
+        ended: Seq(seq.0 + 4),
+    };
+    let posting = |account, amount| Posting { account, amount };
+    let settled = Settled {
+        job,
+        consumer: account,
+        provider: Some(provider),
+        submission: seq,
+        lease: Some(lease),
+        outcome: Seq(seq.0 + 4),
+        metering: Some(metering),
+        cost,
+        fee,
+        earned: cost - fee,
+        postings: vec![
+            posting(LedgerAccount::Held(account), -hold),
+            posting(LedgerAccount::Available(account), hold - cost),
+            posting(LedgerAccount::Available(provider), cost - fee),
+            posting(LedgerAccount::Fees, fee),
+        ],
+    };
+    let occurred_at = SystemClock.now();
+    Ok([
+        JobSubmitted { account, job, spec, placement, limits, hold }.into(),
+        JobAssigned { job, submission: seq, machine, terms, placement: why, attempt: 1 }.into(),
+        Accepted { job, lease }.into(),
+        Started { job, lease, image_digest: "sha256:0".to_owned() }.into(),
+        Completed { job, lease, outputs: Vec::new(), usage: Usage { run }, occurred_at }.into(),
+        settled.into(),
+    ])
+}

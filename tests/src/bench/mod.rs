@@ -1,0 +1,85 @@
+//! The figures: each with its physical limit, measured in the same run and interleaved with it.
+
+mod dispatch;
+mod fold;
+mod idle;
+mod live;
+mod report;
+mod submit;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use self::report::Report;
+use crate::{
+    parts::{free_port, nats_server, root},
+    process::Process,
+};
+
+/// Measures everything and writes `target/bench/report.json` and a table.
+pub async fn run(only: Option<&str>) -> anyhow::Result<()> {
+    let wanted = |name: &str| only.is_none_or(|only| only == name);
+    let mut report = Report::default();
+    if wanted("dispatch_overhead") {
+        report.add(dispatch::measure().await.context("dispatch_overhead")?);
+    }
+    if wanted("submit_rate") {
+        report.add(submit::measure().await.context("submit_rate")?);
+    }
+    if wanted("fold_rate") {
+        report.add(fold::measure().await.context("fold_rate")?);
+    }
+    if wanted("live_latency") {
+        report.add(live::measure().await.context("live_latency")?);
+    }
+    if wanted("idle_worker") {
+        report.add(idle::measure().await.context("idle_worker")?);
+    }
+    report.write(&root().join("target/bench"))
+}
+
+/// A broker of its own, without accounts: what the baselines are measured on.
+struct RawBroker {
+    _process: Process,
+    _dir: tempfile::TempDir,
+    client: async_nats::Client,
+}
+
+impl RawBroker {
+    async fn start(sync_always: bool) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let port = free_port()?;
+        let sync = if sync_always { "sync_interval: always" } else { "" };
+        let store = dir.path().join("store");
+        let conf = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}\n{sync}\n}}\n");
+        let path = dir.path().join("nats.conf");
+        std::fs::write(&path, conf)?;
+        let mut command = std::process::Command::new(nats_server()?);
+        command.arg("-c").arg(&path);
+        let process = Process::start("raw", &mut command, dir.path())?;
+        let url = format!("nats://127.0.0.1:{port}");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let client = loop {
+            match async_nats::connect(&url).await {
+                Ok(client) => break client,
+                Err(e) if tokio::time::Instant::now() > deadline => return Err(e.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        Ok(Self { _process: process, _dir: dir, client })
+    }
+}
+
+/// The value below which this share of the samples lies.
+fn quantile(samples: &mut [f64], share: f64) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    // An index into a short list.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let index = (samples.len().saturating_sub(1) as f64 * share).round() as usize;
+    samples.get(index).copied().unwrap_or(f64::NAN)
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
+}

@@ -1,0 +1,61 @@
+//! The report: a list for programs, a table for people.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+/// One figure beside its limit.
+#[derive(Debug, Serialize)]
+pub(super) struct Figure {
+    pub(super) name: &'static str,
+    pub(super) value: f64,
+    pub(super) unit: &'static str,
+    pub(super) baseline_name: &'static str,
+    pub(super) baseline: f64,
+    /// Value over baseline.
+    pub(super) ratio: f64,
+    /// Samples, or repetitions, of each.
+    pub(super) runs: usize,
+    /// What the ratio is meant to be.
+    pub(super) target: &'static str,
+    /// Whether it is.
+    pub(super) met: bool,
+}
+
+impl Figure {
+    pub(super) fn new(
+        name: &'static str,
+        (value, unit): (f64, &'static str),
+        (baseline_name, baseline): (&'static str, f64),
+        runs: usize,
+        (target, met): (&'static str, fn(&Figure) -> bool),
+    ) -> Self {
+        let ratio = value / baseline;
+        let figure = Self { name, value, unit, baseline_name, baseline, ratio, runs, target, met: false };
+        Self { met: met(&figure), ..figure }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Report(Vec<Figure>);
+
+impl Report {
+    pub(super) fn add(&mut self, figures: Vec<Figure>) {
+        for f in &figures {
+            let verdict = if f.met { "met" } else { "MISSED" };
+            println!(
+                "{:<26} {:>12.3} {:<9} {:<38} {:>12.3}  ratio {:>7.3}  {} ({verdict})",
+                f.name, f.value, f.unit, f.baseline_name, f.baseline, f.ratio, f.target
+            );
+        }
+        self.0.extend(figures);
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let path = dir.join("report.json");
+        std::fs::write(&path, serde_json::to_string_pretty(&self.0)?)?;
+        println!("written to {}", path.display());
+        Ok(())
+    }
+}
