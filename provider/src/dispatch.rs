@@ -62,12 +62,11 @@ async fn pull_open(
     let mut messages = open(js, listed).await?;
     while let Some(message) = messages.next().await {
         let message = message?;
-        match read(&message) {
-            Some((job, lease)) => take(message, job, lease, tools, tasks, shutdown).await,
-            None => {
-                warn!(subject = %message.subject, "a job message without a lease: put aside");
-                message.ack_with(AckKind::Term).await?;
-            }
+        if let Some((job, lease)) = read(&message) {
+            take(message, job, lease, tools, tasks, shutdown).await;
+        } else {
+            warn!(subject = %message.subject, "a job message without a lease: put aside");
+            message.ack_with(AckKind::Term).await?;
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
 //! A person's way through the pages, in real Chromium: from the market to a settled job, and what they look like.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
@@ -93,7 +93,7 @@ impl Browser {
     }
 }
 
-/// ChromeDriver's own command for what the browser wrote to its console.
+/// `ChromeDriver`'s own command for what the browser wrote to its console.
 #[derive(Debug)]
 struct ConsoleLog;
 

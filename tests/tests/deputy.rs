@@ -1,5 +1,5 @@
 //! A machine's credential cannot reach MARKET: not by itself, and not through another's rights.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! No event is lost or doubled when a process is killed between two steps and started again.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{collections::BTreeMap, time::Duration};
 

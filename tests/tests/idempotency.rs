@@ -1,5 +1,5 @@
 //! Saying the same thing again, at once or later, is saying it once. With the broker's own window at its minimum.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use futures_util::future::join_all;
 use gpubnb_events::{CommandId, JobId};

@@ -1,5 +1,5 @@
 //! Bad input: a named, readable refusal with the field at fault, and nothing in the log.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gpubnb_events::{Log, nats::jetstream, subject};
 use gpubnb_tests::system::{Options, System};

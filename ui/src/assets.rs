@@ -34,7 +34,9 @@ const ASSETS: &[Asset] = &[
 /// One version for all: the hash of everything.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = Sha256::new();
-    ASSETS.iter().for_each(|asset| hasher.update(asset.content));
+    for asset in ASSETS {
+        hasher.update(asset.content);
+    }
     hasher.finalize().iter().take(6).fold(String::new(), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");

@@ -1,5 +1,8 @@
 //! How values look: units always, digits no more than needed.
 
+// Templates pass references.
+#![allow(clippy::trivially_copy_pass_by_ref)]
+
 use std::borrow::Borrow;
 
 use gpubnb_events::{MicroUsd, Millis, Timestamp, spec::Mebibytes};
@@ -105,6 +108,8 @@ pub(crate) fn job_state(row: &JobRow) -> String {
 }
 
 /// The points of a sparkline, 120 × 24: `x,y x,y …`.
+// A few hundred points: no precision is lost.
+#[allow(clippy::cast_precision_loss)]
 pub(crate) fn sparkline(load: &[u8]) -> String {
     // A line needs two points.
     let load = if load.len() == 1 { &[load[0], load[0]] } else { load };
@@ -122,10 +127,10 @@ mod tests {
         assert_eq!(bytes(&0), "0 B");
         assert_eq!(bytes(&1_536), "1.5 KiB");
         assert_eq!(bytes(&(3 << 30)), "3 GiB");
-        assert_eq!(duration(&Millis(180)), "180 ms");
-        assert_eq!(duration(&Millis(4_249)), "4.2 s");
-        assert_eq!(duration(&Millis(187_000)), "3 min 07 s");
-        assert_eq!(duration(&Millis(3_720_000)), "1 h 02 min");
+        assert_eq!(duration(Millis(180)), "180 ms");
+        assert_eq!(duration(Millis(4_249)), "4.2 s");
+        assert_eq!(duration(Millis(187_000)), "3 min 07 s");
+        assert_eq!(duration(Millis(3_720_000)), "1 h 02 min");
         assert_eq!(signed(&MicroUsd(1_000_000)), "+$1.00");
     }
 }

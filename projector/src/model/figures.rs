@@ -60,7 +60,7 @@ impl Projection for MarketFigures {
             }
             _ => {}
         }
-        if f != before { rows.put(FIGURES, &f) } else { Ok(()) }
+        if f == before { Ok(()) } else { rows.put(FIGURES, &f) }
     }
 }
 

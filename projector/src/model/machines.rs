@@ -73,8 +73,11 @@ impl Projection for Machines {
     }
 }
 
+/// A change of a machine's row.
+type Change<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
+
 /// What an event of a job changes at the machine that has it.
-fn of_job(job: JobId, event: &Event) -> Option<Box<dyn FnOnce(&mut MachineRow) + '_>> {
+fn of_job(job: JobId, event: &Event) -> Option<Change<'_>> {
     let leaves = move |row: &mut MachineRow| row.running.retain(|held| *held != job);
     let faulty = move |row: &mut MachineRow, reason: Reason, fault: Fault| {
         leaves(row);

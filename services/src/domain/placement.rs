@@ -47,15 +47,14 @@ pub fn choose(world: &World, request: &Request<'_>, now: Timestamp) -> Choice {
     let mut candidates = 0;
     let mut best: Option<(&MachineId, &Machine)> = None;
     for (id, machine) in world.machines() {
-        match reject(*id, machine, request, now) {
-            Some(reason) => *rejected.entry(reason).or_default() += 1,
-            None => {
-                candidates += 1;
-                // Cheapest first; among equals the emptiest, then the smallest id: always the same answer.
-                let score = |(id, m): &(&MachineId, &Machine)| (m.offer.price, m.leases.len(), **id);
-                if best.as_ref().is_none_or(|best| score(&(id, machine)) < score(best)) {
-                    best = Some((id, machine));
-                }
+        if let Some(reason) = reject(*id, machine, request, now) {
+            *rejected.entry(reason).or_default() += 1;
+        } else {
+            candidates += 1;
+            // Cheapest first; among equals the emptiest, then the smallest id: always the same answer.
+            let score = |(id, m): &(&MachineId, &Machine)| (m.offer.price, m.leases.len(), **id);
+            if best.as_ref().is_none_or(|best| score(&(id, machine)) < score(best)) {
+                best = Some((id, machine));
             }
         }
     }

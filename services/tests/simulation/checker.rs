@@ -58,6 +58,8 @@ pub(crate) struct MachineFacts {
 /// The judge.
 pub(crate) struct Checker {
     pub(crate) fee: u32,
+    /// Whether accounts may deposit play money by themselves.
+    pub(crate) test_funds: bool,
     /// Machines whose worker counts its slots.
     pub(crate) honest: BTreeSet<MachineId>,
     pub(crate) jobs: BTreeMap<JobId, JobFacts>,
@@ -79,9 +81,10 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Checker {
-    pub(crate) fn new(fee: u32) -> Self {
+    pub(crate) fn new(fee: u32, test_funds: bool) -> Self {
         Self {
             fee,
+            test_funds,
             honest: BTreeSet::new(),
             jobs: BTreeMap::new(),
             machines: BTreeMap::new(),
@@ -169,7 +172,11 @@ impl Checker {
         let gpubnb_events::Aggregate::Account(id) = entry.event.aggregate() else { return Ok(()) };
         let account = self.accounts.get_mut(&id).ok_or_else(|| Violation("the account is not open".to_owned()))?;
         let own = actor == Actor::Account(id);
-        let allowed = if matches!(entry.event, Event::PayoutRequested(_)) { own } else { actor == Actor::Operator };
+        let allowed = match entry.event {
+            Event::PayoutRequested(_) => own,
+            Event::FundsDeposited(_) => actor == Actor::Operator || (own && self.test_funds),
+            _ => actor == Actor::Operator,
+        };
         holds(allowed, || format!("{actor} had no right to"))?;
         let mut close = |payout: &CommandId, amount: i64, requested: Seq| {
             let known = account.payouts.get_mut(payout).ok_or_else(|| Violation("never asked for".to_owned()))?;

@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use gpubnb_events::{AccountId, Actor, CommandId, JobId, MachineId, MicroUsd, Millis, Seq, Timestamp};
+use gpubnb_events::{AccountId, Actor, CommandId, JobId, MachineId, MicroUsd, Millis, Recorded, Seq, Timestamp};
 use gpubnb_services::domain::{Command, Settings, World};
 
 use super::{
@@ -20,6 +20,8 @@ use super::{
 
 /// Most commands on their way at once.
 const IN_FLIGHT: usize = 10;
+/// Most that is shown of a message of a broken history.
+const LINE: usize = 300;
 /// Where the time of every history starts.
 const START: Timestamp = Timestamp::EPOCH;
 
@@ -68,11 +70,12 @@ pub(crate) fn run(setup: u64, tape: &[u64]) -> Result<Market, Failure> {
         Ok(Err(violation)) => violation,
         Err(panic) => Violation(format!("the domain panicked: {:?}", panic.downcast_ref::<String>())),
     };
-    let line = |r: &gpubnb_events::Recorded| match &r.entry {
-        Ok((envelope, event)) => format!("{:>4} {} {:<11} {event:?}", r.seq, r.at, envelope.actor.to_string()),
-        Err(why) => format!("{:>4} {} {why} on {:?}", r.seq, r.at, r.aggregate),
+    let line = |r: &Recorded| match &r.entry {
+        Ok((envelope, event)) => format!("{:>4} {} {}: {event:?}", r.seq.0, r.at, envelope.actor),
+        Err(why) => format!("{:>4} {} {why} on {:?}", r.seq.0, r.at, r.aggregate),
     };
-    let log = market.broker.log().iter().map(line).collect::<Vec<_>>().join("\n");
+    let short = |line: String| line.chars().take(LINE).collect::<String>();
+    let log = market.broker.log().iter().map(line).map(short).collect::<Vec<_>>().join("\n");
     Err(Failure { violation, log })
 }
 
@@ -80,14 +83,15 @@ impl Market {
     fn new(setup: u64) -> Self {
         let mut dice = Dice::new(setup);
         let fee = dice.of(&[1_000, 0, 1_234, 10_000]);
-        let settings = Settings { fee_basis_points: fee, test_funds: dice.one_in(4), ..Settings::default() };
+        let test_funds = dice.one_in(4);
+        let settings = Settings { fee_basis_points: fee, test_funds, ..Settings::default() };
         let skew = |dice: &mut Dice| i64::try_from(dice.below(40_000)).unwrap_or(0) - 20_000;
         let replicas = (0..2 + dice.below(2)).map(|_| Replica { world: World::default(), skew: skew(&mut dice) });
         Self {
             settings,
             now: START.plus(Millis(1_770_000_000_000)),
             broker: Broker::default(),
-            checker: Checker::new(fee),
+            checker: Checker::new(fee, test_funds),
             replicas: replicas.collect(),
             people: People::default(),
             workers: Vec::new(),

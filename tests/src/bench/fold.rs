@@ -105,7 +105,9 @@ fn write_rows(from: &sled::Db, last: Seq) -> anyhow::Result<f64> {
         let tree = db.open_tree(name)?;
         for part in rows.chunks(ROWS) {
             let mut batch = sled::Batch::default();
-            part.iter().for_each(|(key, value)| batch.insert(key, value));
+            for (key, value) in part {
+                batch.insert(key, value);
+            }
             tree.apply_batch(batch)?;
         }
     }

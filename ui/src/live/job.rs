@@ -26,7 +26,7 @@ use crate::{
 /// What wakes the page.
 enum Woken {
     Changed(Option<Seq>),
-    Heard(Option<async_nats::jetstream::Message>),
+    Heard(Option<Box<async_nats::jetstream::Message>>),
 }
 
 /// `GET /jobs/{id}/live`. The id of an event is where to read on in the job's output.
@@ -50,7 +50,7 @@ pub(crate) async fn live(
         loop {
             let woken = tokio::select! {
                 seq = next_change(&mut changes, |a| a == Aggregate::Job(job)) => Woken::Changed(seq),
-                message = messages.next() => Woken::Heard(message),
+                message = messages.next() => Woken::Heard(message.map(Box::new)),
             };
             match woken {
                 Woken::Changed(seq) => {
