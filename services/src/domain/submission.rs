@@ -250,10 +250,11 @@ mod tests {
         assert!(matches!(refusal, Refusal::InsufficientFunds { .. }));
     }
 
+    type Break = fn(&mut SubmitJob);
+
     #[test]
     fn each_broken_rule_names_its_field() {
         let mut w = given();
-        type Break = fn(&mut SubmitJob);
         let cases: [(&str, Break); 9] = [
             ("name", |s| s.spec.name = "a\nb".to_owned()),
             ("image", |s| s.spec.image = "latest".to_owned()),

@@ -128,13 +128,13 @@ impl Market {
                 self.crash(dice);
                 Ok(())
             }
-            50..=62 => self.consumer(dice),
-            63..=77 => self.worker(dice),
-            78..=80 => self.mallory(dice),
-            81..=82 => self.owner(dice),
-            83..=91 => self.manager(dice),
-            92..=94 => {
-                let seconds = dice.of(&[1, 5, 31, 61, 600, 3_700, 3_700, 50_000, 90_000]);
+            50..=59 => self.consumer(dice),
+            60..=76 => self.worker(dice),
+            77..=79 => self.mallory(dice),
+            80..=81 => self.owner(dice),
+            82..=92 => self.manager(dice),
+            93..=94 => {
+                let seconds = dice.of(&[1, 1, 5, 5, 5, 31, 61, 61, 600, 3_700, 90_000]);
                 self.now = self.now.plus(Millis(seconds * 1_000));
                 Ok(())
             }

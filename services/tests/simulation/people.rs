@@ -124,12 +124,12 @@ impl Market {
     pub(crate) fn owner(&mut self, dice: &mut Dice) -> Held {
         let worker = dice.index(self.workers.len());
         let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
-        let wish = match dice.below(9) {
-            0 | 1 => MachineWish::Pause,
-            2..=4 => MachineWish::Resume,
-            5 => MachineWish::Drain,
-            6 => MachineWish::Reprice(price(dice)),
-            7 => MachineWish::Delist,
+        let wish = match dice.below(12) {
+            0 => MachineWish::Pause,
+            1..=5 => MachineWish::Resume,
+            6 => MachineWish::Drain,
+            7 | 8 => MachineWish::Reprice(price(dice)),
+            9 => MachineWish::Delist,
             _ => {
                 let mut offer = self.workers[worker].offer.clone();
                 offer.price = price(dice);
@@ -157,7 +157,7 @@ impl Market {
             time: Seconds(dice.of(&[1, 60, 600, HOUR])),
             budget: dice.one_in(2).then(|| MicroUsd(some_money(dice).0 / 4)),
             max_attempts: dice.of(&[None, Some(1), Some(2)]),
-            queue: Some(Seconds(dice.of(&[60, 600, HOUR]))),
+            queue: Some(Seconds(dice.of(&[90, 600, HOUR, HOUR]))),
         }
     }
 
@@ -188,10 +188,10 @@ fn spec(dice: &mut Dice) -> JobSpec {
             cpu_millis: 1_000,
             memory: Mebibytes(64),
             output: Mebibytes(16),
-            gpus: u32::from(dice.one_in(6)),
+            gpus: u32::from(dice.one_in(10)),
             vram: Mebibytes(0),
         },
-        egress: dice.one_in(40),
+        egress: dice.one_in(60),
     }
 }
 
