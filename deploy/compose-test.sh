@@ -87,7 +87,7 @@ clean_up() {
     [ ! -e "$dir" ] || echo "$dir"
   )"
   if [ -n "$left" ]; then
-    echo "compose-test: not everything could be removed; remove it yourself:" $left >&2
+    echo "compose-test: not everything could be removed; remove it yourself: ${left//$'\n'/ }" >&2
     status=1
   fi
   exit "$status"
@@ -253,6 +253,8 @@ start() {
 # What compose.yaml says about who sees what, as the processes find it.
 sees() {
   local found
+  # The shell inside is to say who it is.
+  # shellcheck disable=SC2016
   found="$(dc exec -T "$1" bash -c 'echo $UID /keys/*')"
   [ "$found" = "$2" ] || fail "$1 runs with '$found' and not with '$2'"
 }
