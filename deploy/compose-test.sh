@@ -6,7 +6,7 @@
 # runs without a network: Debian is this machine's shell and libraries, the broker this machine's nats-server,
 # Node.js and Rust hand out what was built before. Needs bash, curl, jq, and Docker with Compose; Linux only.
 #
-#   GPUBNB_BINARIES=DIR      where the four processes are (target/release, else target/debug)
+#   GPUBNB_BINARIES=DIR      where the four processes are (the newer of target/debug and target/release)
 #   GPUBNB_WORKLOAD=FILE     the static workload (made by deploy/images.sh)
 #   GPUBNB_NATS_SERVER=FILE  the broker's program (on PATH)
 #   GPUBNB_PULL=1            makes no stand-in: what is missing is pulled and everything is compiled
@@ -98,8 +98,9 @@ trap 'exit 143' TERM
 mkdir "$state"
 
 # --- the parts that were built before, for stand-ins ------------------------------------------------------
-binaries="${GPUBNB_BINARIES:-target/release}"
-[ -n "${GPUBNB_BINARIES:-}" ] || [ -x "$binaries/gpubnb-services" ] || binaries=target/debug
+binaries="${GPUBNB_BINARIES:-target/debug}"
+[ -n "${GPUBNB_BINARIES:-}" ] || [ ! target/release/gpubnb-services -nt "$binaries/gpubnb-services" ] ||
+  binaries=target/release
 names=(gpubnb-services gpubnb-projector gpubnb-provider gpubnb-ui)
 
 the_workload() {

@@ -20,6 +20,9 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
+            /// Sorts before every id.
+            pub const LEAST: Self = Self(Uuid::nil());
+
             /// A new id. For the edge of the system only: decisions receive their ids.
             #[allow(clippy::disallowed_methods)] // the one place where ids of this type are born
             pub fn generate() -> Self {

@@ -105,6 +105,9 @@ fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         privileged: Some(false),
+        // Docker's own init is process 1: it passes SIGTERM on, which a program as process 1 never hears, and
+        // buries orphans.
+        init: Some(true),
         pids_limit: Some(512),
         memory: Some(bytes(memory.bytes())),
         // Equal to the memory: no swap.

@@ -68,7 +68,12 @@ impl World {
 
     /// Jobs that wait for a machine, oldest submission first.
     pub fn queued(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.queued.iter().map(|(_, job)| *job)
+        self.queued_after(Seq::ZERO).map(|job| job.id)
+    }
+
+    /// Jobs that wait for a machine, submitted after `seq`, oldest first.
+    pub fn queued_after(&self, seq: Seq) -> impl Iterator<Item = &Job> {
+        self.queued.range((seq.next(), JobId::LEAST)..).filter_map(|(_, job)| self.jobs.get(job))
     }
 
     /// Jobs that ended and are not settled.

@@ -4,13 +4,13 @@
 
 use std::time::Duration;
 
-use gpubnb_events::{Actor, JobId, Millis, nats::connected, rpc::Failure};
+use gpubnb_events::{Actor, JobId, Millis, Seq, nats::connected, rpc::Failure};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Leadership;
 use crate::{
-    domain::{Command, World, job::Phase, machine::Presence},
+    domain::{Command, job::Phase, machine::Presence, placement},
     execute::Executor,
 };
 
@@ -25,6 +25,7 @@ pub(crate) async fn manage(executor: Executor, leadership: Leadership, shutdown:
     let mut changes = executor.view.changes();
     let mut sweep = tokio::time::interval(SWEEP);
     let mut steady_since = executor.clock.now();
+    let mut scheduled = Seq::ZERO;
     loop {
         let swept = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -36,7 +37,7 @@ pub(crate) async fn manage(executor: Executor, leadership: Leadership, shutdown:
             continue;
         }
         settle(&executor).await;
-        schedule(&executor).await;
+        scheduled = schedule(&executor, scheduled).await;
         if swept && executor.clock.now().since(steady_since) > SETTLING {
             reconcile(&executor).await;
         }
@@ -50,20 +51,28 @@ async fn settle(executor: &Executor) {
     }
 }
 
-async fn schedule(executor: &Executor) {
-    let any_free = |w: &World| w.machines().any(|(_, m)| m.has_free_slot());
-    let queued: Vec<JobId> =
-        executor.view.read(|w| if any_free(w) { w.queued().take(PASS).collect() } else { Vec::new() });
+/// Looks at the jobs that were submitted after `after`, a pass at a time, so that jobs nobody can take do not
+/// keep later ones from being looked at. Returns where the next pass begins.
+async fn schedule(executor: &Executor, after: Seq) -> Seq {
     let now = executor.clock.now();
-    for job in queued {
+    let waiting: Vec<(Seq, JobId)> = executor.view.read(|w| {
+        let any_free = w.machines().any(|(_, m)| m.has_free_slot());
+        let queued = w.queued_after(after).take(if any_free { PASS } else { 0 });
+        queued.map(|job| (job.submission, job.id)).collect()
+    });
+    for (_, job) in &waiting {
         // Looked at before the command is given: a job that must wait costs no round trip.
         let placeable = executor.view.read(|w| {
-            let request = w.job(job).map(|j| (crate::domain::placement::Request::of(j), j));
-            request.is_some_and(|(request, _)| crate::domain::placement::choose(w, &request, now).machine.is_some())
+            let chosen = w.job(*job).map(|job| placement::choose(w, &placement::Request::of(job), now));
+            chosen.is_some_and(|choice| choice.machine.is_some())
         });
         if placeable {
-            give(executor, Command::Assign(job)).await;
+            give(executor, Command::Assign(*job)).await;
         }
+    }
+    match waiting.last() {
+        Some((seq, _)) if waiting.len() == PASS => *seq,
+        _ => Seq::ZERO,
     }
 }
 
