@@ -1,6 +1,6 @@
 //! The approved templates: jobs anyone may run, with a form made from their fields.
 
-use crate::spec::{Mebibytes, Resources};
+use crate::spec::{JobSpec, Mebibytes, Resources};
 use serde::Serialize;
 
 /// An approved job.
@@ -159,6 +159,20 @@ pub const ALL: &[Template] = &[
         pulled: true,
     },
 ];
+
+impl Template {
+    /// A job of it, with its own arguments and nothing chosen.
+    pub fn spec(&self, name: &str) -> JobSpec {
+        JobSpec {
+            name: name.to_owned(),
+            template: Some(self.id.to_owned()),
+            image: self.image.to_owned(),
+            command: self.command.iter().map(|argument| (*argument).to_owned()).collect(),
+            resources: self.resources.clone(),
+            egress: false,
+        }
+    }
+}
 
 /// One by its id.
 pub fn find(id: &str) -> Option<&'static Template> {

@@ -5,7 +5,8 @@ use axum::{
     http::{StatusCode, request::Parts},
     response::{IntoResponse, Response},
 };
-use serde::de::DeserializeOwned;
+use gpubnb_events::Seq;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::error::{ApiError, PageError, Problem};
 
@@ -14,6 +15,24 @@ pub(crate) struct Path<T>(pub(crate) T);
 
 /// What follows the question mark.
 pub(crate) struct Query<T>(pub(crate) T);
+
+/// What to have seen before answering: the sequence that the last command came back with.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct AtLeast {
+    /// In addresses of pages.
+    #[serde(default)]
+    seq: u64,
+    /// In the API.
+    #[serde(default)]
+    min_seq: u64,
+}
+
+impl AtLeast {
+    /// The sequence.
+    pub(crate) fn seq(&self) -> Seq {
+        Seq(self.seq.max(self.min_seq))
+    }
+}
 
 /// A form.
 pub(crate) struct Form<T>(pub(crate) T);

@@ -5,7 +5,7 @@ use gpubnb_events::{
     Timestamp,
     command::{Accept, Deposit, ListMachine, Outcome, Report, Start, SubmitJob},
     log::Envelope,
-    spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources, Usage},
+    spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Usage},
 };
 
 use super::{Command, Decision, Refusal, Settings, World, account::Account, job::Job, machine::Machine};
@@ -147,20 +147,7 @@ impl Given {
         let template = template::find("noop").expect("a template");
         SubmitJob {
             job: JobId::generate(),
-            spec: JobSpec {
-                name: "a job".to_owned(),
-                template: Some(template.id.to_owned()),
-                image: template.image.to_owned(),
-                command: Vec::new(),
-                resources: Resources {
-                    cpu_millis: 1_000,
-                    memory: Mebibytes(64),
-                    output: Mebibytes(16),
-                    gpus: 0,
-                    vram: Mebibytes(0),
-                },
-                egress: false,
-            },
+            spec: template.spec("a job"),
             placement: Placement::Cheapest { requirements: Requirements::default() },
             time: Seconds(600),
             budget: None,

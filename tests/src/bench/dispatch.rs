@@ -12,7 +12,7 @@ use bollard::{
     },
 };
 use futures_util::StreamExt;
-use gpubnb_events::{JobId, Lease, MachineId, Seq, spec::JobSpec, template};
+use gpubnb_events::{JobId, Lease, MachineId, Seq, template};
 use gpubnb_provider::{Frame, hardened, job_user};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
@@ -67,14 +67,7 @@ async fn job(system: &System) -> anyhow::Result<Duration> {
 /// Create, start, wait, logs, remove: what nobody can do without.
 async fn bare_life(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
     let template = template::find("noop").context("the template")?;
-    let spec = JobSpec {
-        name: String::new(),
-        template: None,
-        image: template.image.to_owned(),
-        command: vec!["noop".to_owned()],
-        resources: template.resources.clone(),
-        egress: false,
-    };
+    let spec = template.spec("bare");
     let output = dir.join("bare");
     fs::create_dir_all(&output)?;
     let user = job_user();

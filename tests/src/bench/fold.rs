@@ -19,7 +19,7 @@ use gpubnb_events::{
     event::{Accepted, AccountOpened, Completed, FundsDeposited, JobAssigned, JobSubmitted, Settled, Started},
     ledger::{LedgerAccount, Posting},
     log::header,
-    spec::{JobSpec, Limits, Metering, Placement, PlacementExplanation, Requirements, Terms, Usage},
+    spec::{Limits, Metering, Placement, PlacementExplanation, Requirements, Terms, Usage},
     subject, template,
 };
 use gpubnb_projector::{fold, store};
@@ -167,14 +167,7 @@ fn life(account: AccountId, provider: AccountId, machine: MachineId, seq: Seq) -
     let hold = MicroUsd(10_000);
     let lease = Lease(seq.next());
     let terms = Terms { price: HourlyRate(MicroUsd(360_000)), fee_basis_points: 1_000, provider };
-    let spec = JobSpec {
-        name: "bench".to_owned(),
-        template: Some(template.id.to_owned()),
-        image: template.image.to_owned(),
-        command: vec!["noop".to_owned()],
-        resources: template.resources.clone(),
-        egress: false,
-    };
+    let spec = template.spec("bench");
     let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600) };
     let placement = Placement::Cheapest { requirements: Requirements::default() };
     let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: "the cheapest".to_owned() };

@@ -8,7 +8,7 @@ use gpubnb_events::{
     AccountId, Actor, CommandId, JobId, MicroUsd, Seconds,
     command::{Deposit, Done, OpenAccount, SubmitJob, Submitted},
     rpc::Caller,
-    spec::{JobSpec, Placement, Requirements},
+    spec::{Placement, Requirements},
     subject, template,
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -60,14 +60,7 @@ fn submission() -> Option<SubmitJob> {
     let template = template::find("noop")?;
     Some(SubmitJob {
         job: JobId::generate(),
-        spec: JobSpec {
-            name: "bench".to_owned(),
-            template: Some(template.id.to_owned()),
-            image: template.image.to_owned(),
-            command: vec!["noop".to_owned()],
-            resources: template.resources.clone(),
-            egress: false,
-        },
+        spec: template.spec("bench"),
         placement: Placement::Cheapest { requirements: Requirements::default() },
         time: Seconds(60),
         budget: Some(MicroUsd(10_000)),

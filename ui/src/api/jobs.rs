@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     app::App,
     error::{ApiError, Problem},
-    extract::{Path, Query},
+    extract::{AtLeast, Path, Query},
     input::NewJob,
     live::output::{self, Said},
     viewer::SignedIn,
@@ -120,20 +120,13 @@ pub(crate) async fn list(
     Ok(Json(app.queries.jobs(signed_in.actor(), query, Seq(filters.min_seq)).await?))
 }
 
-/// What to have seen before the answer.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct AtLeast {
-    #[serde(default)]
-    min_seq: u64,
-}
-
 pub(crate) async fn get(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Json<JobView>, ApiError> {
-    let row = app.queries.job(signed_in.actor(), job, Seq(at_least.min_seq)).await?;
+    let row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
     let progress = output::progress(&app, &row).await;
     let waiting = match row.state {
         JobState::Queued => app.command("job", "explain", signed_in.actor(), &CancelJob { job }).await.unwrap_or(None),
@@ -156,7 +149,7 @@ pub(crate) async fn receipt(
     Path(job): Path<JobId>,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Json<Receipt>, ApiError> {
-    let receipt = app.queries.receipt(signed_in.actor(), job, Seq(at_least.min_seq)).await?;
+    let receipt = app.queries.receipt(signed_in.actor(), job, at_least.seq()).await?;
     let not_yet = || Problem::new(StatusCode::NOT_FOUND, "NotSettled", "The job is not settled yet.");
     Ok(Json(receipt.ok_or_else(not_yet)?))
 }

@@ -17,23 +17,15 @@ use gpubnb_projector::{
     client::{TrailOf, TrailQuery},
     view::{JobRow, JobState, MachineView, Receipt, TrailEvent},
 };
-use serde::Deserialize;
 
 use super::{Chrome, fragment, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
-    extract::{Path, Query},
+    extract::{AtLeast, Path, Query},
     live::output,
     viewer::SignedIn,
 };
-
-/// What to have seen before the page is shown.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct AtLeast {
-    #[serde(default)]
-    seq: u64,
-}
 
 #[derive(Template)]
 #[template(path = "job.html")]
@@ -178,7 +170,7 @@ pub(crate) async fn page(
     Path(job): Path<JobId>,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Html<String>, PageError> {
-    let job = app.queries.job(signed_in.actor(), job, Seq(at_least.seq)).await?;
+    let job = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
     let fragments = Fragments::load(&app, signed_in, &job).await;
     let chrome = Chrome::new(job.spec.name.clone(), "jobs", signed_in.viewer);
     Ok(html(&JobPage { chrome, job, fragments })?)

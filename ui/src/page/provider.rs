@@ -6,7 +6,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    HourlyRate, MachineId, MicroUsd, Seq,
+    HourlyRate, MachineId, MicroUsd,
     command::{ChangeMachine, Done, MachineWish},
 };
 use gpubnb_projector::view::{Balance, MachineView};
@@ -16,16 +16,9 @@ use super::{Chrome, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
-    extract::{Form, Path, Query},
+    extract::{AtLeast, Form, Path, Query},
     viewer::SignedIn,
 };
-
-/// What to have seen before the page is shown.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct AtLeast {
-    #[serde(default)]
-    seq: u64,
-}
 
 #[derive(Template)]
 #[template(path = "provider.html")]
@@ -42,7 +35,7 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Html<String>, PageError> {
-    let (actor, account, seq) = (signed_in.actor(), signed_in.account, Seq(at_least.seq));
+    let (actor, account, seq) = (signed_in.actor(), signed_in.account, at_least.seq());
     let all = app.queries.machines(actor, seq).await?;
     let balance = app.queries.balance(actor, account, seq).await?;
     let prices = prices(&all);
