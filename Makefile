@@ -1,5 +1,7 @@
 # The commands of GPUbnb. `make demo` shows it; `make test` proves it.
 PORT ?= 8080
+# All but the demo jobs, which deploy/images.sh builds as one static binary.
+BINARIES = -p gpubnb-services -p gpubnb-projector -p gpubnb-provider -p gpubnb-ui -p gpubnb-tests --bins
 
 .PHONY: help setup setup-tests build images demo smoke test bench fmt clean
 
@@ -13,7 +15,7 @@ setup-tests:
 	@deploy/setup.sh --tests
 
 build: setup
-	@cargo build --locked --quiet --workspace --bins
+	@cargo build --locked --quiet $(BINARIES)
 
 images: setup
 	@deploy/with-docker.sh deploy/images.sh
@@ -28,7 +30,7 @@ test: setup-tests ## Everything: format, lints, unit, property, whole system, br
 	@deploy/with-docker.sh deploy/test.sh
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
-	@cargo build --locked --quiet --release --workspace --bins
+	@cargo build --locked --quiet --release $(BINARIES)
 	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/release/gpubnb-bench'
 
 fmt: ## Formats the code

@@ -9,7 +9,7 @@
 #   GPUBNB_BINARIES=DIR      where the four processes are (the newer of target/debug and target/release)
 #   GPUBNB_WORKLOAD=FILE     the static workload (made by deploy/images.sh)
 #   GPUBNB_NATS_SERVER=FILE  the broker's program (on PATH)
-#   GPUBNB_PULL=1            makes no stand-in: what is missing is pulled and everything is compiled
+#   GPUBNB_PULL=1            no stand-ins: what is missing is pulled, and everything is compiled
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,6 +39,9 @@ override="$dir/override.yaml"
 bases=()
 lent=
 
+# What is said is shown if it fails.
+quietly() { "$@" >>"$dir/log" 2>&1; }
+
 # Compose, with this run's own names, directory and port. One step at a time: without BuildKit, builds beside
 # each other would do the same work twice.
 dc() {
@@ -52,9 +55,11 @@ clean_up() {
   trap - EXIT
   trap : INT TERM
   set +e
+  # A signal may come while something else is written elsewhere.
+  exec >&3 2>&4
+  [ "$status" = 0 ] || [ ! -s "$dir/log" ] || tail -n 40 "$dir/log"
   if [ -s "$override" ]; then
     if [ "$status" != 0 ]; then
-      tail -n 40 "$dir/log"
       dc ps --all
       dc logs --no-color --tail 40
     fi
@@ -90,18 +95,38 @@ clean_up() {
     echo "compose-test: not everything could be removed; remove it yourself: ${left//$'\n'/ }" >&2
     status=1
   fi
+  [ "$status" = 0 ] || say "failed: the reason stands above"
   exit "$status"
 }
+exec 3>&1 4>&2
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 mkdir "$state"
 
 # --- the parts that were built before, for stand-ins ------------------------------------------------------
-binaries="${GPUBNB_BINARIES:-target/debug}"
-[ -n "${GPUBNB_BINARIES:-}" ] || [ ! target/release/gpubnb-services -nt "$binaries/gpubnb-services" ] ||
-  binaries=target/release
 names=(gpubnb-services gpubnb-projector gpubnb-provider gpubnb-ui)
+binaries="${GPUBNB_BINARIES:-}"
+
+missing_in() {
+  local name
+  for name in "${names[@]}"; do
+    [ -x "$1/$name" ] || { echo "$1/$name" && return; }
+  done
+}
+
+if [ -z "$binaries" ]; then
+  binaries=target/debug
+  if [ -z "$(missing_in target/release)" ] && [ target/release/gpubnb-services -nt "$binaries/gpubnb-services" ]; then
+    binaries=target/release
+  fi
+fi
+
+need_binaries() {
+  local missing
+  missing="$(missing_in "$binaries")"
+  [ -z "$missing" ] || fail "$missing is not there: run \`make build\`, or set GPUBNB_BINARIES"
+}
 
 the_workload() {
   local found="${GPUBNB_WORKLOAD:-}"
@@ -114,7 +139,10 @@ the_workload() {
 the_broker() {
   local found pid
   found="${GPUBNB_NATS_SERVER:-target/tools/bin/nats-server}"
-  [ -x "$found" ] || found="$(command -v nats-server)" || fail "nats-server is not installed: run deploy/setup.sh"
+  if [ ! -x "$found" ]; then
+    [ -z "${GPUBNB_NATS_SERVER:-}" ] || fail "GPUBNB_NATS_SERVER is no program: $found"
+    found="$(command -v nats-server)" || fail "nats-server is not installed: run deploy/setup.sh"
+  fi
   if [ "$(head -c 4 "$found" | tail -c 3)" != ELF ]; then
     "$found" --addr 127.0.0.1 --port -1 >/dev/null 2>&1 &
     pid=$!
@@ -159,10 +187,8 @@ script() {
 
 fill_debian() {
   local name
-  for name in "${names[@]}"; do
-    [ -x "$binaries/$name" ] || fail "$binaries/$name is not there: run \`make build\`, or set GPUBNB_BINARIES"
-    libraries "$1" "$binaries/$name"
-  done
+  need_binaries
+  for name in "${names[@]}"; do libraries "$1" "$binaries/$name"; done
 }
 
 fill_node() {
@@ -176,6 +202,7 @@ NPM
 
 fill_rust() {
   local workload
+  need_binaries
   workload="$(the_workload)"
   mkdir "$1/built"
   cp "${names[@]/#/$binaries/}" "$workload" "$1/built"
@@ -217,8 +244,8 @@ base() {
   else
     say "$real is used"
     bases+=("$run/$kind")
-    printf 'FROM %s\nLABEL %s\n' "$real" "$label" | docker build --quiet --tag "$run/$kind" - >/dev/null ||
-      fail "$real cannot be had: see what Docker says above"
+    printf 'FROM %s\nLABEL %s\n' "$real" "$label" | quietly docker build --quiet --tag "$run/$kind" - ||
+      fail "$real cannot be had: see what Docker says below"
   fi
 }
 
@@ -241,12 +268,9 @@ services:
   images: { image: $run/workloads, build: *build }
 YAML
 
-# What Compose says is shown if it fails.
-quietly() { "$@" >>"$dir/log" 2>&1; }
-
 start() {
   local from=$SECONDS
-  quietly dc up --detach --wait --wait-timeout 180 || fail "the market did not start: see its logs"
+  quietly dc up --detach --wait --wait-timeout 180 || fail "the market did not start: see below what it says"
   url="http://$(dc port ui 8080)/api/v1"
   say "the market is up at ${url%/api/v1} after $((SECONDS - from)) s"
 }
@@ -261,7 +285,7 @@ sees() {
 }
 
 say "building"
-quietly dc build || fail "the images cannot be built: see why"
+quietly dc build || fail "the images cannot be built: see why below"
 start
 if ! docker image inspect gpubnb/workloads:1 >/dev/null 2>&1; then
   docker tag "$run/workloads" gpubnb/workloads:1

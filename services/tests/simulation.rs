@@ -136,7 +136,7 @@ fn the_judge_objects_to_a_forged_log() {
     let market = market.expect("some history has completed jobs");
     let log = market.broker.log();
     let objects = |forged: &[Recorded]| {
-        let mut judge = Checker::new(market.checker.fee, market.checker.test_funds);
+        let mut judge = Checker::new(market.checker.rules);
         judge.honest.clone_from(&market.checker.honest);
         forged.iter().any(|recorded| judge.observe(recorded).is_err())
     };

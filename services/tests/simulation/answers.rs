@@ -51,7 +51,7 @@ fn is_of(event: &Event, id: gpubnb_events::MachineId) -> bool {
 
 fn accepted(checker: &Checker, job: JobId, lease: Lease) -> bool {
     let Some(job) = checker.jobs.get(&job) else { return false };
-    job.live.as_ref().is_some_and(|l| l.lease == lease && l.accepted) || job.past.contains_key(&lease)
+    job.live.as_ref().is_some_and(|l| l.lease == lease && l.accepted.is_some()) || job.past.contains_key(&lease)
 }
 
 fn ended_at(checker: &Checker, job: JobId, lease: Lease, seq: Seq) -> bool {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpubnb_events::{
-    AccountId, Actor, CommandId, Event, HourlyRate, JobId, MachineId, Recorded, Seq, Timestamp,
+    AccountId, Actor, CommandId, Event, HourlyRate, JobId, MachineId, Millis, Recorded, Seq, Timestamp,
     event::{MachineListed, Reason},
     ledger::{self, LedgerAccount},
     log::Envelope,
@@ -55,11 +55,24 @@ pub(crate) struct MachineFacts {
     delisted: bool,
 }
 
-/// The judge.
-pub(crate) struct Checker {
+/// What the judge must know of how the market is set up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    /// The platform's share, in ten-thousandths.
     pub(crate) fee: u32,
     /// Whether accounts may deposit play money by themselves.
     pub(crate) test_funds: bool,
+    /// How long a machine has to accept.
+    pub(crate) accept_within: Millis,
+    /// How long past a limit a worker is waited for.
+    pub(crate) grace: Millis,
+    /// How far the clocks of replicas and broker may be apart.
+    pub(crate) skew: Millis,
+}
+
+/// The judge.
+pub(crate) struct Checker {
+    pub(crate) rules: Rules,
     /// Machines whose worker counts its slots.
     pub(crate) honest: BTreeSet<MachineId>,
     pub(crate) jobs: BTreeMap<JobId, JobFacts>,
@@ -81,10 +94,9 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Checker {
-    pub(crate) fn new(fee: u32, test_funds: bool) -> Self {
+    pub(crate) fn new(rules: Rules) -> Self {
         Self {
-            fee,
-            test_funds,
+            rules,
             honest: BTreeSet::new(),
             jobs: BTreeMap::new(),
             machines: BTreeMap::new(),
@@ -174,7 +186,7 @@ impl Checker {
         let own = actor == Actor::Account(id);
         let allowed = match entry.event {
             Event::PayoutRequested(_) => own,
-            Event::FundsDeposited(_) => actor == Actor::Operator || (own && self.test_funds),
+            Event::FundsDeposited(_) => actor == Actor::Operator || (own && self.rules.test_funds),
             _ => actor == Actor::Operator,
         };
         holds(allowed, || format!("{actor} had no right to"))?;
@@ -214,7 +226,7 @@ impl Checker {
         if self.jobs.contains_key(&e.job) {
             *self.stranded.entry(e.account).or_default() += i128::from(e.hold.0);
         } else {
-            self.jobs.insert(e.job, JobFacts::new(entry.seq, e));
+            self.jobs.insert(e.job, JobFacts::new(entry.seq, entry.at, e));
         }
         Ok(())
     }
@@ -271,7 +283,7 @@ impl Checker {
     fn job(&mut self, entry: &Entry<'_>) -> Held {
         let id = entry.event.job().ok_or_else(|| Violation("no job in it".to_owned()))?;
         let job = self.jobs.get_mut(&id).ok_or_else(|| Violation("the job was never submitted".to_owned()))?;
-        job.judge(entry, &self.machines, self.fee)?;
+        job.judge(entry, &self.machines, &self.rules)?;
         match entry.event {
             Event::Accepted(_) => self.slots(id)?,
             Event::Settled(e) => {
@@ -285,7 +297,7 @@ impl Checker {
 
     /// An honest worker never has more accepted leases than slots.
     fn slots(&self, job: JobId) -> Held {
-        let live = || self.jobs.values().filter_map(|j| j.live.as_ref()).filter(|l| l.accepted);
+        let live = || self.jobs.values().filter_map(|j| j.live.as_ref()).filter(|l| l.accepted.is_some());
         let Some(machine) = self.jobs.get(&job).and_then(|j| j.live.as_ref()).map(|l| l.machine) else {
             return Ok(());
         };

@@ -1,7 +1,7 @@
 //! How a history ends: the storm is over, everybody does what they should, and then it must be true that every
 //! job is settled, no money is held, every replica knows the same, and saying things again changes nothing.
 
-use gpubnb_events::{Actor, Event, Millis, ledger::LedgerAccount};
+use gpubnb_events::{Actor, Event, JobId, Millis, ledger::LedgerAccount};
 use gpubnb_services::domain::{
     Command, Decision, Refusal, World,
     job::{Job, Phase},
@@ -12,6 +12,7 @@ use gpubnb_services::domain::{
 
 use super::{
     checker::{Checker, Held, Violation, holds},
+    facts::JobFacts,
     managers,
     market::{Market, Said},
     op::Caller,
@@ -20,11 +21,14 @@ use super::{
 
 /// Rounds until everything must be over. The clock runs ever faster: the last of them are hours.
 const ROUNDS: u32 = 60;
+/// Well within the time that preparing may take.
+const PREPARED_SOON: Millis = Millis(1_800_000);
 
 /// Brings a history to its rest, and checks all that must be true there.
 pub(crate) fn rest(m: &mut Market) -> Held {
     m.settle_down()?;
     alike(m)?;
+    let cancelling = cancelling(m);
     let mut pause = 5_000;
     for _ in 0..ROUNDS {
         work(m)?;
@@ -36,6 +40,10 @@ pub(crate) fn rest(m: &mut Market) -> Held {
         pause = (pause * 3 / 2).min(3_700_000);
     }
     nothing_is_left(m)?;
+    for id in cancelling {
+        let cancelled = m.checker.jobs.get(&id).and_then(|j| j.ended.as_ref()).is_some_and(|e| e.cancelled);
+        holds(cancelled, || format!("job {id} was being cancelled, and its silence was not taken for a yes"))?;
+    }
     alike(m)?;
     let mut fresh = World::default();
     m.broker.log().iter().for_each(|recorded| fresh.apply(recorded, &m.settings));
@@ -43,6 +51,16 @@ pub(crate) fn rest(m: &mut Market) -> Held {
         same(&fresh, &replica.world)?;
     }
     m.said.iter().try_for_each(|said| said_again(m, &fresh, said))
+}
+
+/// Jobs that are being cancelled before they started, on a machine that will say nothing more.
+fn cancelling(m: &Market) -> Vec<JobId> {
+    let silent = |job: &JobFacts| {
+        let live = job.live.as_ref().filter(|_| job.cancel.is_some())?;
+        let fresh = m.now.since(live.assigned) < PREPARED_SOON && !live.lost;
+        (fresh && live.started.is_none() && !m.checker.honest.contains(&live.machine)).then_some(())
+    };
+    m.checker.jobs.iter().filter(|(_, job)| silent(job).is_some()).map(|(id, _)| *id).collect()
 }
 
 /// Honest workers take, start and report whatever is theirs.
@@ -55,12 +73,12 @@ fn work(m: &mut Market) -> Held {
         m.sync(worker, 0);
         while let Some((job, lease)) = m.next_message(worker, &mut dice) {
             let (caller, actor, command) = m.take(worker, job, lease, false);
-            m.work_at_once(caller, actor, command)?;
+            m.say_at_once(caller, actor, command)?;
         }
         let leases: Vec<_> = m.workers[worker].runs.keys().copied().collect();
         for lease in leases {
             if let Some((actor, command)) = m.get_on(worker, lease, &mut dice) {
-                m.work_at_once(Caller::Worker(worker, lease), actor, command)?;
+                m.say_at_once(Caller::Worker(worker, lease), actor, command)?;
             }
         }
     }
@@ -78,7 +96,7 @@ fn manage(m: &mut Market) -> Held {
             _ => managers::reconcile(world, now, &m.settings),
         };
         for command in due {
-            m.say_at_once(Actor::Platform, command)?;
+            m.say_at_once(Caller::Anyone, Actor::Platform, command)?;
         }
     }
     Ok(())
@@ -134,7 +152,7 @@ fn known(world: &World, checker: &Checker) -> Held {
             (Some(_), _) => Phase::Ended,
             (None, None) => Phase::Queued,
             (None, Some(live)) if live.started.is_some() => Phase::Running,
-            (None, Some(live)) if live.accepted => Phase::Accepted,
+            (None, Some(live)) if live.accepted.is_some() => Phase::Accepted,
             (None, Some(_)) => Phase::Assigned,
         };
         holds(facts.settled.is_none() && job.phase == phase, || format!("job {id} is thought to be {:?}", job.phase))?;

@@ -11,17 +11,21 @@ use gpubnb_events::{
 
 use super::{
     bill,
-    checker::{Entry, Held, MachineFacts, Violation, holds, platforms_own},
+    checker::{Entry, Held, MachineFacts, Rules, Violation, holds, platforms_own},
 };
+
+/// How long a worker may prepare.
+const PREPARING: Millis = Millis(3_600_000);
 
 /// One attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseFacts {
     pub(crate) lease: Lease,
+    pub(crate) assigned: Timestamp,
     pub(crate) machine: MachineId,
     pub(crate) price: HourlyRate,
     pub(crate) provider: AccountId,
-    pub(crate) accepted: bool,
+    pub(crate) accepted: Option<Timestamp>,
     pub(crate) started: Option<(Seq, Timestamp)>,
     /// Whether its machine was lost at any time since it was assigned.
     pub(crate) lost: bool,
@@ -43,6 +47,7 @@ pub(crate) struct Ended {
 pub(crate) struct JobFacts {
     pub(crate) account: AccountId,
     pub(crate) submission: Seq,
+    submitted: Timestamp,
     pub(crate) placement: Placement,
     pub(crate) limits: Limits,
     pub(crate) hold: MicroUsd,
@@ -58,10 +63,11 @@ pub(crate) struct JobFacts {
 }
 
 impl JobFacts {
-    pub(crate) fn new(seq: Seq, e: &JobSubmitted) -> Self {
+    pub(crate) fn new(seq: Seq, at: Timestamp, e: &JobSubmitted) -> Self {
         Self {
             account: e.account,
             submission: seq,
+            submitted: at,
             placement: e.placement.clone(),
             limits: e.limits.clone(),
             hold: e.hold,
@@ -77,34 +83,40 @@ impl JobFacts {
     }
 
     /// Judges the job's next event, and takes it in.
-    pub(crate) fn judge(&mut self, entry: &Entry<'_>, machines: &BTreeMap<MachineId, MachineFacts>, fee: u32) -> Held {
+    pub(crate) fn judge(
+        &mut self,
+        entry: &Entry<'_>,
+        machines: &BTreeMap<MachineId, MachineFacts>,
+        rules: &Rules,
+    ) -> Held {
         holds(self.settled.is_none(), || "it was settled before".to_owned())?;
         if let Event::Settled(e) = entry.event {
             holds(entry.envelope.actor == Actor::Platform, || "not for anyone else to settle".to_owned())?;
-            bill::check(self, e, fee)?;
+            bill::check(self, e, rules.fee)?;
             self.settled = Some(entry.seq);
             return Ok(());
         }
         holds(self.ended.is_none(), || "it had ended before".to_owned())?;
+        self.patience(entry, rules)?;
         let actor = entry.envelope.actor;
         match entry.event {
-            Event::JobAssigned(e) => self.assigned(entry, e, machines, fee),
+            Event::JobAssigned(e) => self.assigned(entry, e, machines, rules.fee),
             Event::Declined(e) => {
                 let live = self.fenced(e.lease, actor)?;
-                holds(!live.accepted, || "it was accepted before".to_owned())?;
+                holds(live.accepted.is_none(), || "it was accepted before".to_owned())?;
                 self.end_lease(entry.seq);
                 Ok(())
             }
             Event::Accepted(e) => {
                 let live = self.fenced(e.lease, actor)?;
-                holds(!live.accepted, || "accepted twice".to_owned())?;
-                live.accepted = true;
+                holds(live.accepted.is_none(), || "accepted twice".to_owned())?;
+                live.accepted = Some(entry.at);
                 Ok(())
             }
             Event::Started(e) => {
                 holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
                 let live = self.fenced(e.lease, actor)?;
-                holds(live.accepted, || "it was never accepted".to_owned())?;
+                holds(live.accepted.is_some(), || "it was never accepted".to_owned())?;
                 holds(live.started.is_none(), || "started twice".to_owned())?;
                 live.started = Some((entry.seq, entry.at));
                 self.started.insert(e.lease, entry.seq);
@@ -115,7 +127,7 @@ impl JobFacts {
             Event::CancelRequested(_) => {
                 self.by_its_people(actor)?;
                 holds(self.cancel.is_none(), || "asked for twice".to_owned())?;
-                holds(self.live.as_ref().is_some_and(|l| l.accepted), || "no worker to ask".to_owned())?;
+                holds(self.live.as_ref().is_some_and(|l| l.accepted.is_some()), || "no worker to ask".to_owned())?;
                 self.cancel = Some((entry.seq, entry.at));
                 Ok(())
             }
@@ -143,7 +155,7 @@ impl JobFacts {
     fn fenced_or_platform(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
         if actor != Actor::Platform {
             let live = self.fenced(lease, actor)?;
-            holds(live.accepted, || "it was never accepted".to_owned())?;
+            holds(live.accepted.is_some(), || "it was never accepted".to_owned())?;
             return Ok(live);
         }
         let live = self.live.as_mut().filter(|live| live.lease == lease);
@@ -181,10 +193,11 @@ impl JobFacts {
         }
         self.live = Some(LeaseFacts {
             lease: Lease(entry.seq),
+            assigned: entry.at,
             machine: e.machine,
             price: terms.price,
             provider: terms.provider,
-            accepted: false,
+            accepted: None,
             started: None,
             lost: machine.lost,
         });
@@ -196,7 +209,7 @@ impl JobFacts {
         holds(actor == Actor::Platform || !platforms_own(reason), || format!("{actor} claims {reason:?}"))?;
         match reason {
             Reason::ProviderLost => holds(live.lost, || "its machine was never lost".to_owned()),
-            Reason::AssignTimeout => holds(!live.accepted, || "it was accepted".to_owned()),
+            Reason::AssignTimeout => holds(live.accepted.is_none(), || "it was accepted".to_owned()),
             Reason::NoMachine => Err(Violation("it had a machine".to_owned())),
             _ => Ok(()),
         }
@@ -243,13 +256,40 @@ impl JobFacts {
             }
             (_, None) => {
                 self.by_its_people(actor)?;
-                let idle = self.live.as_ref().is_none_or(|l| !l.accepted);
+                let idle = self.live.as_ref().is_none_or(|l| l.accepted.is_none());
                 holds(idle, || "its worker was not asked to stop".to_owned())?;
             }
             (None, Some(_)) => return Err(Violation("the request outlived its lease".to_owned())),
         }
         self.end(entry, true, true, e.usage.map(|u| u.run));
         Ok(())
+    }
+
+    /// The platform cuts nobody off before their time, as far as its clocks can tell.
+    fn patience(&self, entry: &Entry<'_>, rules: &Rules) -> Held {
+        let waited = |since: Timestamp| entry.at.since(since).0 + rules.skew.0;
+        let reason = match entry.event {
+            _ if entry.envelope.actor != Actor::Platform => return Ok(()),
+            Event::Requeued(e) => Some(e.reason),
+            Event::Failed(e) => Some(e.reason),
+            Event::Cancelled(_) => None,
+            _ => return Ok(()),
+        };
+        let (since, least) = match (reason, &self.live) {
+            (Some(Reason::NoMachine), _) => (Some(self.submitted), self.limits.queue.millis().0),
+            (Some(Reason::ProviderLost), _) | (_, None) => return Ok(()),
+            (Some(Reason::AssignTimeout), Some(live)) => (Some(live.assigned), rules.accept_within.0),
+            (Some(Reason::RuntimeMisconfigured), Some(live)) => (live.accepted, PREPARING.0),
+            (None, _) => (self.cancel.map(|(_, at)| at), rules.grace.0),
+            (Some(_), Some(live)) => {
+                let limit = match live.price.time_for(self.hold) {
+                    Some(budget) if reason == Some(Reason::BudgetExhausted) => budget,
+                    _ => self.limits.time.millis(),
+                };
+                (live.started.map(|(_, at)| at), limit.0.saturating_add(rules.grace.0))
+            }
+        };
+        holds(since.is_some_and(|since| waited(since) >= least), || format!("cut off: {reason:?} before {least} ms"))
     }
 
     fn end_lease(&mut self, seq: Seq) -> Option<LeaseFacts> {

@@ -17,7 +17,7 @@ impl Market {
         let place = dice.index(self.replicas.len());
         let replica = &self.replicas[place];
         let (world, now) = (&replica.world, replica.clock(self.now));
-        let command = match dice.below(8) {
+        let command = match dice.below(9) {
             0 | 1 => dice.pick(&settle(world)),
             2..=4 => dice.pick(&schedule(world, now)),
             5 | 6 => dice.pick(&reconcile(world, now, &self.settings)),
@@ -61,7 +61,7 @@ fn watch(world: &World, dice: &mut Dice) -> Option<Command> {
     let (machine, presence) = dice.pick(&machines)?;
     let heard = dice.one_in(2);
     match presence {
-        Presence::Online => dice.one_in(3).then_some(Command::Suspect(machine)),
+        Presence::Online => dice.one_in(2).then_some(Command::Suspect(machine)),
         Presence::Suspect if !heard => Some(Command::Lose(machine)),
         Presence::Suspect => Some(Command::Recover(machine)),
         Presence::Lost => Some(Command::Recover(machine)),

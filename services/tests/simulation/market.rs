@@ -9,7 +9,7 @@ use gpubnb_services::domain::{Command, Settings, World};
 use super::{
     answers,
     broker::Broker,
-    checker::{Checker, Held, Violation},
+    checker::{Checker, Held, Rules, Violation, holds},
     ending,
     op::{Answer, Caller, Op, Progress, Replica},
     people::People,
@@ -20,6 +20,10 @@ use super::{
 
 /// Most commands on their way at once.
 const IN_FLIGHT: usize = 10;
+/// How far a replica's clock may be from the truth, in milliseconds.
+const SKEW: u64 = 20_000;
+/// How far the broker's clock may be behind.
+const BROKER_SKEW: u64 = 200;
 /// Most that is shown of a message of a broken history.
 const LINE: usize = 300;
 /// Where the time of every history starts.
@@ -85,13 +89,20 @@ impl Market {
         let fee = dice.of(&[1_000, 0, 1_234, 10_000]);
         let test_funds = dice.one_in(4);
         let settings = Settings { fee_basis_points: fee, test_funds, ..Settings::default() };
-        let skew = |dice: &mut Dice| i64::try_from(dice.below(40_000)).unwrap_or(0) - 20_000;
+        let rules = Rules {
+            fee,
+            test_funds,
+            accept_within: settings.accept_within,
+            grace: settings.grace,
+            skew: Millis(SKEW + BROKER_SKEW),
+        };
+        let skew = |dice: &mut Dice| i64::try_from(dice.below(2 * SKEW)).unwrap_or(0) - SKEW.cast_signed();
         let replicas = (0..2 + dice.below(2)).map(|_| Replica { world: World::default(), skew: skew(&mut dice) });
         Self {
             settings,
             now: START.plus(Millis(1_770_000_000_000)),
             broker: Broker::default(),
-            checker: Checker::new(fee, test_funds),
+            checker: Checker::new(rules),
             replicas: replicas.collect(),
             people: People::default(),
             workers: Vec::new(),
@@ -106,9 +117,8 @@ impl Market {
     /// A few people and machines, so that the first step of a tape can already matter.
     fn open(&mut self) -> Held {
         let mut dice = Dice::new(self.ids);
-        for command in self.newcomers(&mut dice) {
-            let (actor, command) = command;
-            self.say_at_once(actor, command)?;
+        for (actor, command) in self.newcomers(&mut dice) {
+            self.say_at_once(Caller::Anyone, actor, command)?;
         }
         Ok(())
     }
@@ -287,13 +297,16 @@ impl Market {
     }
 
     /// Says something and waits for the answer, with nothing going wrong in between.
-    pub(crate) fn say_at_once(&mut self, actor: Actor, command: Command) -> Held {
-        self.advance(Op::new(Caller::Anyone, actor, command, 0), u64::MAX, None)
+    pub(crate) fn say_at_once(&mut self, caller: Caller, actor: Actor, command: Command) -> Held {
+        self.at_once(Op::new(caller, actor, command, 0))
     }
 
-    /// As [`Self::say_at_once`], for a worker.
-    pub(crate) fn work_at_once(&mut self, caller: Caller, actor: Actor, command: Command) -> Held {
-        self.advance(Op::new(caller, actor, command, 0), u64::MAX, None)
+    /// Where nobody is in the way there must be an answer.
+    fn at_once(&mut self, op: Op) -> Held {
+        let unanswered = self.unknown.len();
+        let (actor, command) = (op.actor, op.command.clone());
+        self.advance(op, u64::MAX, None)?;
+        holds(self.unknown.len() <= unanswered, || format!("{actor} gets no answer to {command:?}"))
     }
 
     /// All that is on its way arrives, and all that is not known is asked again.
@@ -302,14 +315,14 @@ impl Market {
             self.advance(op, u64::MAX, None)?;
         }
         while let Some(op) = self.unknown.pop() {
-            self.advance(op.again(0), u64::MAX, None)?;
+            self.at_once(op.again(0))?;
         }
         Ok(())
     }
 
     /// The broker's clock: near the truth, and not always forward.
     fn broker_time(&self, dice: &mut Dice) -> Timestamp {
-        Timestamp::from_millis(self.now.millis() - i64::try_from(dice.below(200)).unwrap_or(0))
+        Timestamp::from_millis(self.now.millis() - i64::try_from(dice.below(BROKER_SKEW)).unwrap_or(0))
     }
 
     /// Sixteen bytes of a new id that was made at a time.

@@ -133,6 +133,8 @@ impl Market {
             _ => {
                 let mut offer = self.workers[worker].offer.clone();
                 offer.price = price(dice);
+                // Now and then a machine is listed as somebody else's.
+                let owner = if dice.one_in(4) { dice.of(&self.people.accounts) } else { owner };
                 let list = Command::ListMachine(machine, ListMachine { owner, offer });
                 let test = Command::RecordTest(machine, RecordTest { checks: Vec::new() });
                 let command = if dice.one_in(4) { test } else { list };
