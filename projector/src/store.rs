@@ -1,6 +1,6 @@
 //! Rows in sled: one tree per model and version, in which rows and checkpoint are written as one batch.
 
-use std::{collections::HashMap, path::Path};
+use std::{any::Any, collections::HashMap, path::Path};
 
 use gpubnb_events::Seq;
 use serde::{Serialize, de::DeserializeOwned};
@@ -66,11 +66,47 @@ pub fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, StoreE
     serde_json::from_slice(bytes).map_err(|e| corrupt(key, e))
 }
 
+/// A row that can be staged: read and changed as a value, written as JSON once, when it is committed.
+pub trait Row: Any + Send + Serialize + DeserializeOwned + Clone {}
+
+impl<T: Any + Send + Serialize + DeserializeOwned + Clone> Row for T {}
+
+/// A staged row, whatever its type.
+trait Staged: Send {
+    fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error>;
+    fn value(&mut self) -> &mut dyn Any;
+}
+
+struct Typed<T>(T);
+
+impl<T: Row> Staged for Typed<T> {
+    fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
+        serde_json::to_vec(&self.0).map(Some)
+    }
+
+    fn value(&mut self) -> &mut dyn Any {
+        &mut self.0
+    }
+}
+
+/// Plain bytes, or a removal.
+struct Raw(Option<Vec<u8>>);
+
+impl Staged for Raw {
+    fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
+        Ok(self.0.clone())
+    }
+
+    fn value(&mut self) -> &mut dyn Any {
+        &mut self.0
+    }
+}
+
 /// The rows that a run of events changes, before they are written. Each row is read and written once,
 /// however many events touch it.
 pub struct Rows<'a> {
     tree: &'a sled::Tree,
-    staged: HashMap<Vec<u8>, Option<Vec<u8>>>,
+    staged: HashMap<Vec<u8>, Box<dyn Staged>>,
 }
 
 impl<'a> Rows<'a> {
@@ -79,57 +115,69 @@ impl<'a> Rows<'a> {
         Self { tree, staged: HashMap::new() }
     }
 
-    /// The bytes of a row.
-    pub fn bytes(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        if let Some(staged) = self.staged.get(key) {
-            return Ok(staged.clone());
+    /// A row, to be changed in place. `None` where there is none.
+    fn staged<T: Row>(&mut self, key: &[u8]) -> Result<Option<&mut T>, StoreError> {
+        if !self.staged.contains_key(key) {
+            let Some(row) = get::<T>(self.tree, key)? else { return Ok(None) };
+            self.staged.insert(key.to_vec(), Box::new(Typed(row)));
         }
-        Ok(self.tree.get(key)?.map(|bytes| bytes.to_vec()))
+        let Some(staged) = self.staged.get_mut(key) else { return Ok(None) };
+        let value = staged.value();
+        if value.downcast_ref::<Option<Vec<u8>>>().is_some_and(Option::is_none) {
+            return Ok(None);
+        }
+        value.downcast_mut::<T>().map(Some).ok_or_else(|| corrupt(key, "a row of another type stands here"))
     }
 
     /// A row.
-    pub fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
-        match self.staged.get(key) {
-            Some(staged) => staged.as_ref().map(|bytes| decode(key, bytes)).transpose(),
-            None => get(self.tree, key),
-        }
+    pub fn get<T: Row>(&mut self, key: &[u8]) -> Result<Option<T>, StoreError> {
+        Ok(self.staged::<T>(key)?.cloned())
     }
 
     /// Writes a row.
-    pub fn put<T: Serialize>(&mut self, key: &[u8], row: &T) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(row).map_err(|e| corrupt(key, e))?;
-        self.put_bytes(key, bytes);
-        Ok(())
+    pub fn put<T: Row>(&mut self, key: &[u8], row: T) {
+        self.staged.insert(key.to_vec(), Box::new(Typed(row)));
+    }
+
+    /// The bytes of a row that is no JSON.
+    pub fn bytes(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.staged.get_mut(key) {
+            Some(staged) => Ok(staged.value().downcast_ref::<Option<Vec<u8>>>().cloned().flatten()),
+            None => Ok(self.tree.get(key)?.map(|bytes| bytes.to_vec())),
+        }
     }
 
     /// Writes the bytes of a row.
     pub fn put_bytes(&mut self, key: &[u8], bytes: Vec<u8>) {
-        self.staged.insert(key.to_vec(), Some(bytes));
+        self.staged.insert(key.to_vec(), Box::new(Raw(Some(bytes))));
     }
 
     /// Removes a row.
     pub fn remove(&mut self, key: &[u8]) {
-        self.staged.insert(key.to_vec(), None);
+        self.staged.insert(key.to_vec(), Box::new(Raw(None)));
     }
 
-    /// Reads a row, changes it, writes it back. A row that is not there is not made.
-    pub fn update<T: Serialize + DeserializeOwned>(
-        &mut self,
-        key: &[u8],
-        change: impl FnOnce(&mut T),
-    ) -> Result<(), StoreError> {
-        if let Some(mut row) = self.get::<T>(key)? {
-            change(&mut row);
-            self.put(key, &row)?;
+    /// Changes a row in place. A row that is not there is not made.
+    pub fn update<T: Row>(&mut self, key: &[u8], change: impl FnOnce(&mut T)) -> Result<(), StoreError> {
+        if let Some(row) = self.staged::<T>(key)? {
+            change(row);
         }
         Ok(())
+    }
+
+    /// Changes a row in place; makes an empty one first where there is none.
+    pub fn upsert<T: Row + Default>(&mut self, key: &[u8], change: impl FnOnce(&mut T)) -> Result<(), StoreError> {
+        if self.staged::<T>(key)?.is_none() {
+            self.put(key, T::default());
+        }
+        self.update(key, change)
     }
 
     /// Writes the rows and the checkpoint as one atomic batch.
     pub fn commit(self, checkpoint: Seq) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
-        for (key, value) in self.staged {
-            match value {
+        for (key, staged) in self.staged {
+            match staged.encode().map_err(|e| corrupt(&key, e))? {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
             }

@@ -2,6 +2,7 @@
 //! There is no mode without credentials.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::Write as _,
     os::unix::fs::OpenOptionsExt,
@@ -60,12 +61,17 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
             ]
             .join(", "),
         );
+    let mut passwords: BTreeMap<&str, String> = BTreeMap::new();
     for (user, process) in USERS {
         let password = secret();
         text = text.replace(&format!("@{user}@"), &password);
-        write_private(&args.dir.join(format!("{process}.passwords")), &format!("{user}:{password}\n"))?;
+        passwords.entry(process).or_default().push_str(&format!("{user}:{password}\n"));
+    }
+    for (process, lines) in passwords {
+        write_private(&args.dir.join(format!("{process}.passwords")), &lines)?;
     }
     write_private(&args.dir.join("transfer.key"), &secret())?;
+    // Last: where it is, everything is. A bootstrap that was interrupted begins anew.
     write_private(&conf, &text)?;
     println!("{} is ready", args.dir.display());
     Ok(())
@@ -81,16 +87,16 @@ fn secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
 }
 
-/// Appends to a file that only its owner may read.
+/// Writes a file that only its owner may read, all of it or nothing.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("writing {}", path.display()))?;
-    file.write_all(text.as_bytes())?;
-    Ok(())
+    let partial = path.with_extension("partial");
+    let written = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    written().with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]

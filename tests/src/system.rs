@@ -210,6 +210,12 @@ impl System {
         Ok(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?.trim().to_owned())
     }
 
+    /// Every machine that a worker of this market made its own.
+    fn machines(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| fs::read_to_string(entry.path().join("machine")).ok()).collect()
+    }
+
     /// What a process printed.
     pub fn log(&self, name: &str) -> String {
         fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
@@ -226,10 +232,28 @@ impl Drop for System {
     fn drop(&mut self) {
         // Workers first, while there is someone to report to; the broker last.
         self.workers.clear();
+        // What they ran would go on without them, which is right anywhere but here.
+        for machine in self.machines() {
+            remove_containers(&machine);
+        }
         self.ui = None;
         self.projector = None;
         self.services.clear();
         self.nats = None;
+    }
+}
+
+/// Removes the containers of a machine, and no others.
+fn remove_containers(machine: &str) {
+    let label = format!("label=gpubnb.machine={}", machine.trim());
+    let listed = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &label]).output();
+    let Ok(listed) = listed else { return };
+    let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
+    if !ids.trim().is_empty() {
+        let removed = Command::new("docker").args(["rm", "--force", "--volumes"]).args(ids.split_whitespace()).output();
+        if let Err(e) = removed {
+            eprintln!("containers of machine {machine} are left: {e}");
+        }
     }
 }
 

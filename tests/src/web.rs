@@ -62,6 +62,16 @@ impl Web {
         Ok((response.status(), response.bytes().await?.to_vec()))
     }
 
+    /// Submits a job and opens its live page.
+    pub async fn submit_and_watch(&self, body: &Value) -> anyhow::Result<(String, reqwest::Response)> {
+        let submitted = self.post("/jobs", body).await?;
+        let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
+        let url = format!("{}/jobs/{job}/live?seq={}", self.url, submitted["seq"]);
+        // For as long as the page stays open.
+        let page = self.client.get(url).timeout(Duration::from_secs(600)).send().await?.error_for_status()?;
+        Ok((job, page))
+    }
+
     /// Submits a job and returns its id.
     pub async fn submit(&self, body: &Value) -> anyhow::Result<String> {
         let submitted = self.post("/jobs", body).await?;

@@ -60,7 +60,10 @@ impl Projection for MarketFigures {
             }
             _ => {}
         }
-        if f == before { Ok(()) } else { rows.put(FIGURES, &f) }
+        if f != before {
+            rows.put(FIGURES, f);
+        }
+        Ok(())
     }
 }
 
@@ -74,5 +77,6 @@ fn count(rows: &mut Rows<'_>, f: &mut Figures, machine: MachineId, now: Counted)
     let before: Counted = rows.get(&key)?.unwrap_or_default();
     f.machines = (f.machines + now.machines).saturating_sub(before.machines);
     f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
-    rows.put(&key, &now)
+    rows.put(&key, now);
+    Ok(())
 }

@@ -154,7 +154,7 @@ impl Projection for Jobs {
             if rows.get::<JobRow>(&key_of_row)?.is_none() {
                 let mut row = submitted(e, recorded.at);
                 row.seq = recorded.seq;
-                rows.put(&key_of_row, &row)?;
+                rows.put(&key_of_row, row);
                 rows.put_bytes(&key(b'a', &[e.account.as_bytes(), job.as_bytes()]), Vec::new());
             }
             return Ok(());

@@ -28,7 +28,7 @@ pub struct PlatformTotals {
     pub external: MicroUsd,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct LockedTerms {
     lease: Lease,
     terms: Terms,
@@ -70,7 +70,7 @@ impl Projection for Ledger {
         match event {
             Event::JobAssigned(e) => {
                 let locked = LockedTerms { lease: Lease(recorded.seq), terms: e.terms.clone() };
-                rows.put(&job_key(b't', e.job), &locked)?;
+                rows.put(&job_key(b't', e.job), locked);
             }
             Event::Settled(e) => {
                 let key_of_terms = job_key(b't', e.job);
@@ -78,7 +78,7 @@ impl Projection for Ledger {
                 rows.remove(&key_of_terms);
                 let terms = locked.filter(|l| Some(l.lease) == e.lease).map(|l| l.terms);
                 let receipt = Receipt { seq: recorded.seq, at: recorded.at, terms, settled: e.clone() };
-                rows.put(&receipt_key(e.job), &receipt)?;
+                rows.put(&receipt_key(e.job), receipt);
             }
             _ => {}
         }
@@ -123,7 +123,7 @@ fn post(rows: &mut Rows<'_>, recorded: &Recorded, event: &Event, postings: &[Pos
                 balance.earned += e.earned;
             }
         }
-        rows.put(&key_of_balance, &balance)?;
+        rows.put(&key_of_balance, balance);
         let line = StatementLine {
             seq: recorded.seq,
             at: recorded.at,
@@ -133,13 +133,13 @@ fn post(rows: &mut Rows<'_>, recorded: &Recorded, event: &Event, postings: &[Pos
             held: change.held,
             balance: balance.available,
         };
-        rows.put(&statement_key(account, recorded.seq), &line)?;
+        rows.put(&statement_key(account, recorded.seq), line);
     }
     if totals != PlatformTotals::default() {
-        let mut sum: PlatformTotals = rows.get(TOTALS)?.unwrap_or_default();
-        sum.fees += totals.fees;
-        sum.external += totals.external;
-        rows.put(TOTALS, &sum)?;
+        rows.upsert::<PlatformTotals>(TOTALS, |sum| {
+            sum.fees += totals.fees;
+            sum.external += totals.external;
+        })?;
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ pub fn row_key(machine: MachineId) -> Vec<u8> {
     machine_key(ROW, machine)
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Holder {
     machine: MachineId,
 }
@@ -41,7 +41,7 @@ impl Projection for Machines {
         match event {
             Event::MachineListed(e) => return list(rows, recorded, e),
             Event::JobAssigned(e) => {
-                rows.put(&job_key(b'j', e.job), &Holder { machine: e.machine })?;
+                rows.put(&job_key(b'j', e.job), Holder { machine: e.machine });
                 return change(rows, recorded, e.machine, |row| row.running.push(e.job));
             }
             _ => {}
@@ -149,5 +149,6 @@ fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(
             seq: recorded.seq,
         },
     };
-    rows.put(&key, &row)
+    rows.put(&key, row);
+    Ok(())
 }

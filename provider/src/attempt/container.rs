@@ -39,6 +39,8 @@ pub(super) struct Container {
     pub(super) image_id: String,
     /// The directory that is `/output` inside.
     pub(super) output: PathBuf,
+    /// Whether this run of the worker made it: then nothing has happened in it yet.
+    pub(super) fresh: bool,
 }
 
 impl Container {
@@ -47,11 +49,10 @@ impl Container {
         let docker = tools.docker.clone();
         let name = container_name(tools.machine, lease);
         let output = directory(tools, lease).join("output");
-        if let Some(image_id) = existing(&docker, &name).await? {
-            return Ok(Self { docker, name, lease, image_id, output });
-        }
         if grant.started {
-            return Err(Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started"));
+            let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started");
+            let image_id = existing(&docker, &name).await?.ok_or_else(gone)?;
+            return Ok(Self { docker, name, lease, image_id, output, fresh: false });
         }
         let image_id = image(&docker, &grant.spec).await?;
         make_output(&output)
@@ -68,13 +69,19 @@ impl Container {
             max_log: tools.max_log,
         };
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        docker.create_container(Some(options), hardened(&grant.spec, &frame)).await.map_err(problem)?;
-        Ok(Self { docker, name, lease, image_id, output })
+        let fresh = match docker.create_container(Some(options), hardened(&grant.spec, &frame)).await {
+            Ok(_) => true,
+            // A former run of the worker made it, and got no further.
+            Err(Error::DockerResponseServerError { status_code: 409, .. }) => false,
+            Err(e) => return Err(problem(e)),
+        };
+        Ok(Self { docker, name, lease, image_id, output, fresh })
     }
 
     /// Starts it; does nothing where it runs or ran already.
     pub(super) async fn start(&self) -> Result<(), Problem> {
-        if let Some(state) = self.docker.inspect_container(&self.name, None).await.map_err(problem)?.state
+        if !self.fresh
+            && let Some(state) = self.docker.inspect_container(&self.name, None).await.map_err(problem)?.state
             && state.status != Some(bollard::models::ContainerStateStatusEnum::CREATED)
         {
             return Ok(());

@@ -84,7 +84,7 @@ async fn watch_over(
     let exited = wait(tools, container);
     tokio::pin!(exited);
     // A run that was taken up again has used some of its time already.
-    let before = ran_before(tools, container).await;
+    let before = if container.fresh { Duration::ZERO } else { ran_before(tools, container).await };
     let deadline = began + limits.time.saturating_sub(before);
     let stop = tokio::select! {
         code = &mut exited => return conclude(tools, container, code?, None, began, before).await,

@@ -1,6 +1,6 @@
 //! Whether an answer is true: the sequence a caller is given is that of the event it asked for.
 
-use gpubnb_events::{Actor, Event, JobId, Lease, Seq};
+use gpubnb_events::{Actor, Aggregate, Event, JobId, Lease, MachineId, Seq};
 use gpubnb_services::domain::Command;
 
 use super::{
@@ -45,8 +45,8 @@ pub(crate) fn confirm(checker: &Checker, broker: &Broker, actor: Actor, command:
     })
 }
 
-fn is_of(event: &Event, id: gpubnb_events::MachineId) -> bool {
-    event.aggregate() == gpubnb_events::Aggregate::Machine(id)
+fn is_of(event: &Event, id: MachineId) -> bool {
+    event.aggregate() == Aggregate::Machine(id)
 }
 
 fn accepted(checker: &Checker, job: JobId, lease: Lease) -> bool {

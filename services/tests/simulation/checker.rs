@@ -1,10 +1,10 @@
 //! The independent judge: a small fold of its own over the log, asked at every sequence. It shares event types
 //! and `ledger::postings` with the market, and no decision. Here: money, accounts, machines; jobs are in `facts`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry as Slot};
 
 use gpubnb_events::{
-    AccountId, Actor, CommandId, Event, HourlyRate, JobId, MachineId, Millis, Recorded, Seq, Timestamp,
+    AccountId, Actor, Aggregate, CommandId, Event, HourlyRate, JobId, MachineId, Millis, Recorded, Seq, Timestamp,
     event::{MachineListed, Reason},
     ledger::{self, LedgerAccount},
     log::Envelope,
@@ -181,7 +181,7 @@ impl Checker {
 
     fn account(&mut self, entry: &Entry<'_>) -> Held {
         let actor = entry.envelope.actor;
-        let gpubnb_events::Aggregate::Account(id) = entry.event.aggregate() else { return Ok(()) };
+        let Aggregate::Account(id) = entry.event.aggregate() else { return Ok(()) };
         let account = self.accounts.get_mut(&id).ok_or_else(|| Violation("the account is not open".to_owned()))?;
         let own = actor == Actor::Account(id);
         let allowed = match entry.event {
@@ -223,10 +223,9 @@ impl Checker {
         holds(account.jobs.insert(e.job), || "submitted twice by one account".to_owned())?;
         holds(e.hold.0 >= 0 && e.limits.budget == e.hold, || "the hold is not the budget".to_owned())?;
         account.open_holds += i128::from(e.hold.0);
-        if self.jobs.contains_key(&e.job) {
-            *self.stranded.entry(e.account).or_default() += i128::from(e.hold.0);
-        } else {
-            self.jobs.insert(e.job, JobFacts::new(entry.seq, entry.at, e));
+        match self.jobs.entry(e.job) {
+            Slot::Vacant(slot) => _ = slot.insert(JobFacts::new(entry.seq, entry.at, e)),
+            Slot::Occupied(_) => *self.stranded.entry(e.account).or_default() += i128::from(e.hold.0),
         }
         Ok(())
     }
@@ -250,7 +249,7 @@ impl Checker {
     }
 
     fn machine(&mut self, entry: &Entry<'_>) -> Held {
-        let gpubnb_events::Aggregate::Machine(id) = entry.event.aggregate() else { return Ok(()) };
+        let Aggregate::Machine(id) = entry.event.aggregate() else { return Ok(()) };
         let machine = self.machines.get_mut(&id).ok_or_else(|| Violation("it was never listed".to_owned()))?;
         let actor = entry.envelope.actor;
         let watched =

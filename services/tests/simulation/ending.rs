@@ -1,7 +1,7 @@
 //! How a history ends: the storm is over, everybody does what they should, and then it must be true that every
 //! job is settled, no money is held, every replica knows the same, and saying things again changes nothing.
 
-use gpubnb_events::{Actor, Event, JobId, Millis, ledger::LedgerAccount};
+use gpubnb_events::{Actor, Aggregate, Event, JobId, Millis, ledger::LedgerAccount};
 use gpubnb_services::domain::{
     Command, Decision, Refusal, World,
     job::{Job, Phase},
@@ -127,7 +127,7 @@ fn alike(m: &mut Market) -> Held {
     let world = &replicas[0].world;
     known(world, checker)?;
     for job in world.jobs() {
-        let aggregate = Some(gpubnb_events::Aggregate::Job(job.id));
+        let aggregate = Some(Aggregate::Job(job.id));
         let own: Vec<_> = broker.log().iter().filter(|r| r.aggregate == aggregate).cloned().collect();
         let alone = broker.get(job.submission).and_then(|s| world::rebuild(s, &own, settings));
         holds(alone.is_some_and(|alone| same_job(&alone, job)), || format!("job {} loads as another", job.id))?;

@@ -9,11 +9,11 @@ use gpubnb_services::domain::{
     placement::{Request, choose},
 };
 
-use super::{checker::Held, market::Market, op::Caller, tape::Dice};
+use super::{market::Market, op::Caller, tape::Dice};
 
 impl Market {
     /// One manager of one replica does one thing.
-    pub(crate) fn manager(&mut self, dice: &mut Dice) -> Held {
+    pub(crate) fn manager(&mut self, dice: &mut Dice) {
         let place = dice.index(self.replicas.len());
         let replica = &self.replicas[place];
         let (world, now) = (&replica.world, replica.clock(self.now));
@@ -26,7 +26,6 @@ impl Market {
         if let Some(command) = command {
             self.say_to(place, Caller::Anyone, Actor::Platform, command);
         }
-        Ok(())
     }
 }
 

@@ -127,17 +127,10 @@ impl Market {
         self.now = self.now.plus(Millis(dice.below(40)));
         let busy = self.ops.len() >= IN_FLIGHT;
         match dice.below(100) {
-            0..=39 => self.advance_some(dice),
-            _ if busy => self.advance_some(dice),
-            40..=48 => {
-                let replica = dice.index(self.replicas.len());
-                self.catch_up(replica, dice);
-                Ok(())
-            }
-            49 => {
-                self.crash(dice);
-                Ok(())
-            }
+            0..=39 => return self.advance_some(dice),
+            _ if busy => return self.advance_some(dice),
+            40..=48 => self.catch_up(dice),
+            49 => self.crash(dice),
             50..=59 => self.consumer(dice),
             60..=76 => self.worker(dice),
             77..=79 => self.mallory(dice),
@@ -146,24 +139,17 @@ impl Market {
             93..=94 => {
                 let seconds = dice.of(&[1, 1, 5, 5, 5, 31, 61, 61, 600, 3_700, 90_000]);
                 self.now = self.now.plus(Millis(seconds * 1_000));
-                Ok(())
             }
-            95..=96 => {
-                self.stray(dice);
-                Ok(())
-            }
-            97..=98 => {
-                self.retry(dice);
-                Ok(())
-            }
-            _ => {
-                self.repeat(dice);
-                Ok(())
-            }
+            95..=96 => self.stray(dice),
+            97..=98 => self.retry(dice),
+            _ => self.repeat(dice),
         }
+        Ok(())
     }
 
-    fn catch_up(&mut self, replica: usize, dice: &mut Dice) {
+    /// A replica sees a little more of the log.
+    fn catch_up(&mut self, dice: &mut Dice) {
+        let replica = dice.index(self.replicas.len());
         let to = Seq(self.replicas[replica].world.applied().0 + 1 + dice.below(12));
         self.replicas[replica].catch_up(&self.broker, to, &self.settings);
     }
@@ -229,7 +215,8 @@ impl Market {
 
     fn advance_some(&mut self, dice: &mut Dice) -> Held {
         if self.ops.is_empty() {
-            return self.manager(dice);
+            self.manager(dice);
+            return Ok(());
         }
         let op = self.ops.swap_remove(dice.index(self.ops.len()));
         let stages = 1 + dice.below(4);

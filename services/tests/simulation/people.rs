@@ -12,7 +12,6 @@ use gpubnb_events::{
 use gpubnb_services::domain::Command;
 
 use super::{
-    checker::Held,
     market::{Market, some_money},
     op::Caller,
     tape::Dice,
@@ -35,7 +34,8 @@ impl Market {
     pub(crate) fn newcomers(&mut self, dice: &mut Dice) -> Vec<(Actor, Command)> {
         let mut commands = Vec::new();
         self.people.accounts = (0..3).map(|_| self.account_id()).collect();
-        for account in self.people.accounts[..2].to_vec() {
+        for place in 0..2 {
+            let account = self.people.accounts[place];
             commands.push((Actor::Account(account), Command::OpenAccount(account)));
             let deposit = Deposit { deposit: self.command_id(), amount: MicroUsd(3_000_000) };
             commands.push((Actor::Operator, Command::Deposit(account, deposit)));
@@ -54,7 +54,7 @@ impl Market {
     }
 
     /// A consumer wants something.
-    pub(crate) fn consumer(&mut self, dice: &mut Dice) -> Held {
+    pub(crate) fn consumer(&mut self, dice: &mut Dice) {
         let account = dice.of(&self.people.accounts);
         let (actor, command) = match dice.below(16) {
             0 => (Actor::Account(account), Command::OpenAccount(account)),
@@ -70,7 +70,6 @@ impl Market {
             }
         };
         self.say(Caller::Anyone, actor, command, dice);
-        Ok(())
     }
 
     fn deposit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
@@ -93,7 +92,7 @@ impl Market {
         let Some((of, mut submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
         match dice.below(3) {
             0 => submit.time = Seconds(submit.time.0 + 1),
-            1 => submit.spec.name = "another".to_owned(),
+            1 => "another".clone_into(&mut submit.spec.name),
             _ => {}
         }
         let by = if dice.one_in(2) { of } else { account };
@@ -121,7 +120,7 @@ impl Market {
     }
 
     /// The owner of a machine changes their mind, or the machine itself says what it is.
-    pub(crate) fn owner(&mut self, dice: &mut Dice) -> Held {
+    pub(crate) fn owner(&mut self, dice: &mut Dice) {
         let worker = dice.index(self.workers.len());
         let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
         let wish = match dice.below(12) {
@@ -139,12 +138,11 @@ impl Market {
                 let test = Command::RecordTest(machine, RecordTest { checks: Vec::new() });
                 let command = if dice.one_in(4) { test } else { list };
                 self.say(Caller::Anyone, Actor::Machine(machine), command, dice);
-                return Ok(());
+                return;
             }
         };
         let actor = dice.of(&[Actor::Account(owner), Actor::Account(owner), Actor::Machine(machine)]);
         self.say(Caller::Anyone, actor, Command::ChangeMachine(ChangeMachine { machine, wish }), dice);
-        Ok(())
     }
 
     fn a_job(&mut self, dice: &mut Dice) -> SubmitJob {

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Actor, Event, JobId, Lease, MachineId, Millis, Timestamp,
+    AccountId, Actor, Event, JobId, Lease, MachineId, Millis, Recorded, Timestamp,
     command::{Accept, Decline, LeaseWish, Outcome, Report, Start},
     event::{DeclineReason, Reason},
     spec::{Offer, Usage},
 };
 use gpubnb_services::domain::Command;
 
-use super::{checker::Held, market::Market, op::Caller, tape::Dice};
+use super::{market::Market, op::Caller, tape::Dice};
 
 /// Where an attempt is, as its worker sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Worker {
 
 impl Market {
     /// An honest worker does something: takes a message, gets on with an attempt, compares notes, or restarts.
-    pub(crate) fn worker(&mut self, dice: &mut Dice) -> Held {
+    pub(crate) fn worker(&mut self, dice: &mut Dice) {
         let honest: Vec<usize> = (0..self.workers.len()).filter(|w| self.workers[*w].honest).collect();
         let worker = dice.of(&honest);
         let runs: Vec<Lease> = self.workers[worker].runs.keys().copied().collect();
@@ -82,7 +82,6 @@ impl Market {
                 }
             }
         }
-        Ok(())
     }
 
     /// The next job message, or one that is delivered again.
@@ -179,14 +178,14 @@ impl Market {
     }
 
     /// A worker that lies: about its own attempts and others', in its own name and in others'.
-    pub(crate) fn mallory(&mut self, dice: &mut Dice) -> Held {
-        let Some(own) = self.workers.iter().find(|w| !w.honest).map(|w| w.machine) else { return Ok(()) };
-        let assigned = |r: &gpubnb_events::Recorded| match r.event()? {
+    pub(crate) fn mallory(&mut self, dice: &mut Dice) {
+        let Some(own) = self.workers.iter().find(|w| !w.honest).map(|w| w.machine) else { return };
+        let assigned = |r: &Recorded| match r.event()? {
             Event::JobAssigned(e) => Some((e.job, Lease(r.seq), e.machine)),
             _ => None,
         };
         let leases: Vec<_> = self.broker.log().iter().filter_map(assigned).collect();
-        let Some((job, lease, holder)) = dice.pick(&leases) else { return Ok(()) };
+        let Some((job, lease, holder)) = dice.pick(&leases) else { return };
         let name = if dice.one_in(6) { holder } else { own };
         let command = match dice.below(6) {
             0 | 1 => Command::Accept(name, Accept { job, lease }),
@@ -204,7 +203,6 @@ impl Market {
             }
         };
         self.say(Caller::Anyone, Actor::Machine(own), command, dice);
-        Ok(())
     }
 }
 

@@ -27,12 +27,13 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let mut system = System::start(Options::default()).await?;
     system.start_worker("bench", &["--price", "0"]).await?;
     let docker = Docker::connect_with_defaults()?.negotiate_version().await?;
+    let label = format!("gpubnb.machine={}", system.machine("bench")?);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS + WARM_UP {
         let b = millis(bare_life(&docker, system.path()).await?);
         let o = millis(job(&system).await?);
         // The worker removes its container after the report: not during the next baseline.
-        until_removed(&docker).await?;
+        until_removed(&docker, &label).await?;
         if pair >= WARM_UP {
             bare.push(b);
             ours.push(o);
@@ -51,8 +52,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
 /// From the request to the page's frame that shows the job settled.
 async fn job(system: &System) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let job = system.web.submit(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
-    let page = reqwest::get(format!("{}/jobs/{job}/live", system.url())).await?.error_for_status()?;
+    let (_, page) = system.web.submit_and_watch(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
     let mut frames = page.bytes_stream();
     let mut seen = String::new();
     while let Some(bytes) = timeout(Duration::from_secs(20), frames.next()).await.context("no frame came")? {
@@ -98,9 +98,9 @@ async fn bare_life(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
     Ok(began.elapsed())
 }
 
-async fn until_removed(docker: &Docker) -> anyhow::Result<()> {
+async fn until_removed(docker: &Docker, label: &str) -> anyhow::Result<()> {
     for _ in 0..500 {
-        let filters = std::collections::HashMap::from([("label", vec!["gpubnb.machine"])]);
+        let filters = std::collections::HashMap::from([("label", vec![label])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         if docker.list_containers(Some(options)).await?.is_empty() {
             return Ok(());

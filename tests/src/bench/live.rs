@@ -47,8 +47,7 @@ type Frames = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 
 /// Opens the page of a waiting job, cancels it, and takes the time of the frame that shows it.
 async fn one(system: &System) -> anyhow::Result<f64> {
-    let job = system.web.submit(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
-    let page = reqwest::get(format!("{}/jobs/{job}/live", system.url())).await?.error_for_status()?;
+    let (job, page) = system.web.submit_and_watch(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
     let mut frames: Frames = Box::pin(page.bytes_stream());
     until(&mut frames, "data-state=\"Queued\"").await?;
     let nothing = json!({});

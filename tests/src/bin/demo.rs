@@ -1,12 +1,9 @@
 //! `make demo` and `make smoke`: a whole market on this machine, and one real job all the way round it.
 
-use std::{collections::HashMap, io::Write as _, time::Duration};
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
-use bollard::{
-    Docker,
-    query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder},
-};
+use bollard::Docker;
 use clap::Parser;
 use gpubnb_events::MicroUsd;
 use gpubnb_tests::system::{Options, System};
@@ -35,7 +32,7 @@ const WORKER: &str = "this machine";
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let docker = Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
+    Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
     println!("gpubnb: starting broker, services, projector, web server and a worker on 127.0.0.1");
     let port = (args.port != 0).then_some(args.port);
     let mut system = System::start(Options { port, ..Options::default() }).await.with_context(|| {
@@ -46,12 +43,6 @@ async fn main() -> anyhow::Result<()> {
         _ = tokio::signal::ctrl_c() => Ok(Value::Null),
     };
     println!("gpubnb: stopping");
-    let machine = system.machine(WORKER);
-    // The worker first: what it runs would go on without it, which is right anywhere but here.
-    system.workers.clear();
-    if let Ok(machine) = machine {
-        remove_containers(&docker, &machine).await?;
-    }
     drop(system);
     let summary = shown?;
     if args.smoke {
@@ -157,15 +148,4 @@ fn print_receipt(job: &Value, receipt: &Value, events: &[Value]) {
     }
     // A closed terminal is no reason to leave things running.
     drop(std::io::stdout().flush());
-}
-
-async fn remove_containers(docker: &Docker, machine: &str) -> anyhow::Result<()> {
-    let label = format!("gpubnb.machine={machine}");
-    let filters = HashMap::from([("label", vec![label.as_str()])]);
-    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    for container in docker.list_containers(Some(options)).await? {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        docker.remove_container(&container.id.unwrap_or_default(), Some(options)).await?;
-    }
-    Ok(())
 }

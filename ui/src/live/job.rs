@@ -18,7 +18,7 @@ use super::{
 use crate::{
     app::App,
     error::PageError,
-    extract::Path,
+    extract::{AtLeast, Path, Query},
     page::job::{Fragments, log_lines},
     viewer::SignedIn,
 };
@@ -34,10 +34,11 @@ pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
+    Query(at_least): Query<AtLeast>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
     let mut changes = app.changes.subscribe();
-    let mut row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let mut row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
     let heard_before = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
     let from = heard_before.map_or(1, |seq| seq + 1);
     let mut messages = output::follow(&app, job, from).await?;
