@@ -75,15 +75,18 @@ impl Models {
         self.models.iter().filter(|m| m.stopped.is_none())
     }
 
-    /// Folds a batch into every model.
+    /// Folds a batch into every model. A large one goes into all of them at the same time.
     pub fn fold(&mut self, batch: &[Recorded]) {
-        for model in self.models.iter_mut().filter(|m| m.stopped.is_none()) {
-            if let Err((seq, e)) = model.fold(batch) {
-                let name = model.projection.name();
-                error!(model = name, seq = seq.0, error = %e, "a projection stopped: fix it and start again");
-                model.stopped = Some(format!("at sequence {seq}: {e}"));
-            }
+        let running = self.models.iter_mut().filter(|m| m.stopped.is_none());
+        if batch.len() < LARGE {
+            running.for_each(|model| model.fold_or_stop(batch));
+            return;
         }
+        std::thread::scope(|threads| {
+            for model in running {
+                threads.spawn(|| model.fold_or_stop(batch));
+            }
+        });
     }
 }
 
@@ -113,10 +116,20 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
     folded.map_err(|e| StoreError::Sled(sled::Error::ReportableBug(format!("the fold ended: {e}"))))
 }
 
+/// From this many events on it is worth a thread a model.
+const LARGE: usize = 512;
+
 /// Batches read ahead of the fold.
 pub(crate) const READ_AHEAD: usize = 4;
 
 impl Model {
+    fn fold_or_stop(&mut self, batch: &[Recorded]) {
+        if let Err((seq, e)) = self.fold(batch) {
+            error!(model = self.projection.name(), seq = seq.0, error = %e, "a projection stopped: fix it and start again");
+            self.stopped = Some(format!("at sequence {seq}: {e}"));
+        }
+    }
+
     fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
         let Some(last) = batch.last() else { return Ok(()) };
         let mut rows = Rows::new(&self.tree);

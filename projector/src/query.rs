@@ -3,6 +3,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{
     AccountId, Actor, Aggregate, Event, JobId, Log, MachineId, Recorded, Seq,
     rpc::{Failure, Incoming, Refusal, RefusalKind, Requester, Server},
@@ -31,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_JOBS: u32 = 100;
 const MAX_TRAIL: u32 = 200;
 const MAX_STATEMENT: u32 = 500;
+/// Events of a trail that are read back at the same time.
+const READ_AT_ONCE: usize = 16;
 /// Jobs looked at for one page of a filtered list.
 const MAX_SCAN: usize = 20_000;
 /// Minutes of load shown beside a machine.
@@ -253,12 +256,11 @@ impl Queries {
         let tree = self.trees.of(&Timeline).map_err(|e| broken(&e))?;
         let length = timeline::length(tree, aggregate).map_err(|e| broken(&e))?;
         let found = timeline::sequences(tree, aggregate, query.skip, limit).map_err(|e| broken(&e))?;
-        let mut rows = Vec::with_capacity(found.len());
-        for seq in found {
-            let recorded = self.log.get(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
-            let visible = |e: &Event| all || e.aggregate() == aggregate;
-            rows.extend(recorded.filter(|r| r.event().is_some_and(visible)).and_then(|r| trail_event(&r)));
-        }
+        let read = futures_util::stream::iter(found).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
+        let read: Vec<Option<Recorded>> = read.try_collect().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let visible = |e: &Event| all || e.aggregate() == aggregate;
+        let seen = read.into_iter().flatten().filter(|r| r.event().is_some_and(visible));
+        let rows = seen.filter_map(|r| trail_event(&r)).collect();
         let after = query.skip.saturating_add(limit);
         Ok(Page { rows, next: (after < length).then(|| after.to_string()) })
     }

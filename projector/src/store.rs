@@ -176,7 +176,10 @@ impl<'a> Rows<'a> {
     /// Writes the rows and the checkpoint as one atomic batch.
     pub fn commit(self, checkpoint: Seq) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
-        for (key, staged) in self.staged {
+        // In the order of the tree: neighbours are written together.
+        let mut staged: Vec<_> = self.staged.into_iter().collect();
+        staged.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (key, staged) in staged {
             match staged.encode().map_err(|e| corrupt(&key, e))? {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),

@@ -61,14 +61,14 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
             ]
             .join(", "),
         );
-    let mut passwords: BTreeMap<&str, String> = BTreeMap::new();
+    let mut passwords: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (user, process) in USERS {
         let password = secret();
         text = text.replace(&format!("@{user}@"), &password);
-        passwords.entry(process).or_default().push_str(&format!("{user}:{password}\n"));
+        passwords.entry(process).or_default().push(format!("{user}:{password}\n"));
     }
     for (process, lines) in passwords {
-        write_private(&args.dir.join(format!("{process}.passwords")), &lines)?;
+        write_private(&args.dir.join(format!("{process}.passwords")), &lines.concat())?;
     }
     write_private(&args.dir.join("transfer.key"), &secret())?;
     // Last: where it is, everything is. A bootstrap that was interrupted begins anew.

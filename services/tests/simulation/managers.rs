@@ -54,15 +54,16 @@ pub(crate) fn reconcile(world: &World, now: Timestamp, settings: &Settings) -> V
     due.collect()
 }
 
-/// A machine falls silent, stays silent, or is heard again.
+/// A machine falls silent, stays silent, or is heard again; mostly one that has something to lose.
 fn watch(world: &World, dice: &mut Dice) -> Option<Command> {
-    let machines: Vec<(MachineId, Presence)> = world.machines().map(|(id, m)| (*id, m.presence)).collect();
+    let busy = !dice.one_in(3);
+    let watched = world.machines().filter(|(_, m)| !busy || !m.leases.is_empty());
+    let machines: Vec<(MachineId, Presence)> = watched.map(|(id, m)| (*id, m.presence)).collect();
     let (machine, presence) = dice.pick(&machines)?;
-    let heard = dice.one_in(2);
     match presence {
-        Presence::Online => dice.one_in(2).then_some(Command::Suspect(machine)),
-        Presence::Suspect if !heard => Some(Command::Lose(machine)),
-        Presence::Suspect => Some(Command::Recover(machine)),
-        Presence::Lost => Some(Command::Recover(machine)),
+        Presence::Online => Some(Command::Suspect(machine)),
+        Presence::Suspect if dice.one_in(3) => Some(Command::Recover(machine)),
+        Presence::Suspect => Some(Command::Lose(machine)),
+        Presence::Lost => dice.one_in(2).then_some(Command::Recover(machine)),
     }
 }

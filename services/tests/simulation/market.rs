@@ -129,19 +129,19 @@ impl Market {
         match dice.below(100) {
             0..=39 => return self.advance_some(dice),
             _ if busy => return self.advance_some(dice),
-            40..=48 => self.catch_up(dice),
-            49 => self.crash(dice),
-            50..=59 => self.consumer(dice),
-            60..=76 => self.worker(dice),
-            77..=79 => self.mallory(dice),
-            80..=81 => self.owner(dice),
-            82..=92 => self.manager(dice),
-            93..=94 => {
+            40..=47 => self.catch_up(dice),
+            48 => self.crash(dice),
+            49..=57 => self.consumer(dice),
+            58..=73 => self.worker(dice),
+            74..=76 => self.mallory(dice),
+            77..=78 => self.owner(dice),
+            79..=89 => self.manager(dice),
+            90..=91 => {
                 let seconds = dice.of(&[1, 1, 5, 5, 5, 31, 61, 61, 600, 3_700, 90_000]);
                 self.now = self.now.plus(Millis(seconds * 1_000));
             }
-            95..=96 => self.stray(dice),
-            97..=98 => self.retry(dice),
+            92..=93 => self.stray(dice),
+            94..=95 => self.retry(dice),
             _ => self.repeat(dice),
         }
         Ok(())
@@ -178,11 +178,12 @@ impl Market {
         self.unknown.push(op);
     }
 
-    /// Messages that nobody can read, mostly where they hurt.
+    /// A message that nobody can read, mostly where something has just happened.
     fn stray(&mut self, dice: &mut Dice) {
         self.tally.count("stray");
         let at = self.broker_time(dice);
-        let recorded = dice.pick(self.broker.log()).and_then(|r| r.aggregate);
+        let recent = self.broker.log().len().saturating_sub(if dice.one_in(3) { usize::MAX } else { 4 });
+        let recorded = dice.pick(&self.broker.log()[recent..]).and_then(|r| r.aggregate);
         let aggregate = if dice.one_in(16) { None } else { recorded };
         self.broker.stray(aggregate, at);
     }
@@ -195,10 +196,11 @@ impl Market {
         }
     }
 
-    /// Something that was done is said again, by the same or by somebody else.
+    /// Something that was done, mostly not long ago, is said again by the same or by somebody else.
     fn repeat(&mut self, dice: &mut Dice) {
-        let Some(said) = dice.pick(&self.said) else { return };
-        let actor = if dice.one_in(2) { said.actor } else { self.somebody(dice) };
+        let recent = self.said.len().saturating_sub(if dice.one_in(3) { usize::MAX } else { 8 });
+        let Some(said) = dice.pick(&self.said[recent..]) else { return };
+        let actor = if dice.one_in(4) { self.somebody(dice) } else { said.actor };
         self.say(Caller::Anyone, actor, said.command, dice);
     }
 
@@ -219,7 +221,7 @@ impl Market {
             return Ok(());
         }
         let op = self.ops.swap_remove(dice.index(self.ops.len()));
-        let stages = 1 + dice.below(4);
+        let stages = 1 + dice.below(6);
         if dice.one_in(24) {
             self.give_up(op, dice);
             return Ok(());

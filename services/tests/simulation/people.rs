@@ -141,7 +141,9 @@ impl Market {
                 return;
             }
         };
-        let actor = dice.of(&[Actor::Account(owner), Actor::Account(owner), Actor::Machine(machine)]);
+        let anyone = Actor::Account(dice.of(&self.people.accounts));
+        let own = Actor::Account(owner);
+        let actor = dice.of(&[own, own, own, Actor::Machine(machine), anyone]);
         self.say(Caller::Anyone, actor, Command::ChangeMachine(ChangeMachine { machine, wish }), dice);
     }
 

@@ -14,6 +14,7 @@ use gpubnb_projector::view::JobRow;
 use super::{
     next_change,
     output::{self, Heard, Reader, Said},
+    pending_changes,
 };
 use crate::{
     app::App,
@@ -55,6 +56,7 @@ pub(crate) async fn live(
             };
             match woken {
                 Woken::Changed(seq) => {
+                    let seq = seq.max(pending_changes(&mut changes, |a| a == Aggregate::Job(job)));
                     let asked = app.queries.job(signed_in.actor(), job, seq.unwrap_or(Seq::ZERO)).await;
                     if let Ok(newer) = asked {
                         row = newer;

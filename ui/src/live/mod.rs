@@ -57,6 +57,15 @@ impl Changes {
     }
 }
 
+/// Changes that came while a page was busy, taken together: the newest sequence among those that matter.
+pub(crate) fn pending_changes(
+    changes: &mut broadcast::Receiver<Change>,
+    matters: impl Fn(Aggregate) -> bool,
+) -> Option<Seq> {
+    let waiting = std::iter::from_fn(|| changes.try_recv().ok());
+    waiting.filter(|change| matters(change.aggregate)).map(|change| change.seq).max()
+}
+
 /// The next change that matters. `None` where the page fell behind: it should ask again.
 pub(crate) async fn next_change(
     changes: &mut broadcast::Receiver<Change>,
