@@ -21,6 +21,8 @@ const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
 pub struct Account {
     /// Last sequence of its own events: the guard. Zero: not opened.
     pub last: Seq,
+    /// `AccountOpened`.
+    pub opened: Seq,
     /// What it may spend.
     pub available: MicroUsd,
     /// What is held for its jobs.
@@ -100,6 +102,7 @@ impl Account {
     pub(super) fn apply(&mut self, seq: Seq, event: &Event) {
         self.last = seq;
         match event {
+            Event::AccountOpened(_) => self.opened = seq,
             Event::FundsDeposited(e) => {
                 self.deposits.insert(e.deposit, seq);
             }

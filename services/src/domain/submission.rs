@@ -102,7 +102,9 @@ pub(super) fn submit(
         },
         hold,
     };
-    Ok(account.propose(event, format!("{}.submitted", c.job), None))
+    // What is submitted is part of the identity: another job under the same id, racing with this one, is not this one.
+    let fingerprint = fingerprint(&c.spec, &c.placement, c.time);
+    Ok(account.propose(event, format!("{}.submitted.{fingerprint:016x}", c.job), None))
 }
 
 fn afford(account: &Account, hold: MicroUsd) -> Result<(), Refusal> {

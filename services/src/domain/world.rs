@@ -16,7 +16,7 @@ use super::{
     account::Account,
     authorise::authorise,
     job::{Job, Phase},
-    machine::Machine,
+    machine::{Machine, Presence},
     metering, placement,
     submission::{self, Submissions},
 };
@@ -138,7 +138,7 @@ impl World {
             Command::Report(id, c) => job()?.report(*id, c),
             Command::Assign(_) => self.assign(job()?, now, settings),
             Command::Expire(_) => job()?.expire(now, settings).ok_or(Refusal::WrongState("Nothing took too long.")),
-            Command::Abandon(_) => job()?.abandon(),
+            Command::Abandon(_) => self.abandon(job()?),
             Command::Settle(_) => metering::settle(job()?),
             Command::Suspect(id) => Ok(machine(*id)?.suspect(*id)),
             Command::Lose(id) => Ok(machine(*id)?.lose(*id)),
@@ -148,7 +148,7 @@ impl World {
 
     fn open(&self, id: AccountId) -> Decision {
         match self.account(id) {
-            Some(account) => Decision::Already(account.last),
+            Some(account) => Decision::Already(account.opened),
             None => Decision::Append(Proposal {
                 event: AccountOpened { account: id }.into(),
                 id: EventId(format!("{id}.opened")),
@@ -156,6 +156,15 @@ impl World {
                 cause: None,
             }),
         }
+    }
+
+    /// Only a machine that is lost loses its jobs.
+    fn abandon(&self, job: &Job) -> Result<Decision, Refusal> {
+        let holder = job.attempt.as_ref().and_then(|attempt| self.machine(attempt.machine));
+        if holder.is_none_or(|machine| machine.presence != Presence::Lost) {
+            return Err(Refusal::WrongState("The job's machine is not lost."));
+        }
+        job.abandon()
     }
 
     fn assign(&self, job: &Job, now: Timestamp, settings: &Settings) -> Result<Decision, Refusal> {
