@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A moment, to the millisecond, in UTC. On the wire: RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "jiff::Timestamp", into = "jiff::Timestamp")]
 pub struct Timestamp(jiff::Timestamp);
 
 /// A duration in milliseconds.
@@ -67,7 +67,20 @@ impl FromStr for Timestamp {
     type Err = jiff::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        text.parse::<jiff::Timestamp>().map(Self::from)
+    }
+}
+
+impl From<jiff::Timestamp> for Timestamp {
+    /// Cut to the millisecond, wherever it comes from.
+    fn from(at: jiff::Timestamp) -> Self {
+        Self::from_millis(at.as_millisecond())
+    }
+}
+
+impl From<Timestamp> for jiff::Timestamp {
+    fn from(at: Timestamp) -> Self {
+        at.0
     }
 }
 
@@ -115,6 +128,8 @@ mod tests {
     fn time_is_written_as_rfc_3339_and_never_runs_backwards() {
         let at = Timestamp::from_millis(1_770_000_000_123);
         assert_eq!(serde_json::to_string(&at).unwrap(), "\"2026-02-02T02:40:00.123Z\"");
+        assert_eq!("2026-02-02T02:40:00.123456789Z".parse::<Timestamp>().unwrap(), at);
+        assert_eq!(serde_json::from_str::<Timestamp>("\"2026-02-02T02:40:00.1239Z\"").unwrap(), at);
         assert_eq!(Timestamp::EPOCH.since(at), Millis(0));
         assert_eq!(at.plus(Millis(7)).since(at), Millis(7));
         assert_eq!(Timestamp::from_millis(i64::MAX), Timestamp::from_millis(i64::MAX - 1));

@@ -62,8 +62,15 @@ impl Live {
     pub(crate) fn of(&self, machine: MachineId, minutes: usize) -> (Option<Heartbeat>, Vec<u8>) {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return (None, Vec::new()) };
-        let skip = readings.minutes.len().saturating_sub(minutes);
-        let load = readings.minutes.iter().skip(skip).map(|m| u8::try_from(m.sum / m.count.max(1)).unwrap_or(100));
+        // The present minute is left out: its mean moves with every heartbeat, and pages would with it.
+        let complete = readings.minutes.len().saturating_sub(1);
+        let skip = complete.saturating_sub(minutes);
+        let load = readings
+            .minutes
+            .iter()
+            .take(complete)
+            .skip(skip)
+            .map(|m| u8::try_from(m.sum / m.count.max(1)).unwrap_or(100));
         (readings.last.clone(), load.collect())
     }
 

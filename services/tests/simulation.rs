@@ -44,7 +44,7 @@ use simulation::{
 };
 
 /// Histories per run, unless told otherwise.
-const HISTORIES: u64 = 4_000;
+const HISTORIES: u64 = 8_000;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)

@@ -65,6 +65,15 @@ if (log) {
   }).observe(log, { childList: true });
 }
 
+// A row that is replaced under a finger that is down would lose the click: it keeps still until the finger is up.
+let pressed = false;
+for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) {
+  document.addEventListener(name, () => { setTimeout(() => { pressed = down; }, down ? 0 : 100); }, true);
+}
+document.body.addEventListener("htmx:sseBeforeMessage", (event) => {
+  if (pressed && event.target.closest("[data-rows]")) event.preventDefault();
+});
+
 const offline = document.getElementById("offline");
 document.body.addEventListener("htmx:sseError", () => { offline.hidden = false; });
 document.body.addEventListener("htmx:sseOpen", () => {

@@ -154,7 +154,8 @@ async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem>
 
 /// The newest progress of a job's present attempt.
 pub(crate) async fn progress(app: &App, row: &JobRow) -> Option<Progress> {
-    let attempt = row.attempt()?;
+    // Nothing is said before the code runs.
+    let attempt = row.attempt().filter(|_| row.started_at.is_some())?;
     let stream = app.js.get_stream_no_info(OUTPUT).await.ok()?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Progress);
     // None said yet, or the broker is away: either way there is no progress to show now.

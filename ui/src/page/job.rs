@@ -11,6 +11,7 @@ use gpubnb_events::{
     JobId, Lease, Seq, Timestamp,
     command::{CancelJob, Done},
     output::{JobMetrics, LogLine, LogStream, Progress},
+    rpc::Failure,
     spec::PlacementExplanation,
 };
 use gpubnb_projector::{
@@ -103,7 +104,7 @@ impl Fragments {
         let query = TrailQuery { of: TrailOf::Job(job.job), skip: 0, limit: 200 };
         let (trail, receipt, machine, progress, waiting) = tokio::join!(
             app.queries.trail(actor, query, job.seq),
-            app.queries.receipt(actor, job.job, job.seq),
+            receipt(app, signed_in, job),
             machine(app, signed_in, job),
             output::progress(app, job),
             waiting(app, signed_in, job),
@@ -147,6 +148,14 @@ impl Fragments {
             .map(|((name, html), _)| Event::default().event(name).data(html))
             .collect()
     }
+}
+
+/// The bill, once there is one.
+async fn receipt(app: &App, signed_in: SignedIn, job: &JobRow) -> Result<Option<Receipt>, Failure> {
+    if !job.settled {
+        return Ok(None);
+    }
+    app.queries.receipt(signed_in.actor(), job.job, job.seq).await
 }
 
 async fn machine(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<MachineView> {
