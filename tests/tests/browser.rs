@@ -87,8 +87,11 @@ impl Browser {
         }
     }
 
+    /// The text of an element, found and read in one step: live parts may be replaced at any moment.
     async fn text(&self, css: &str) -> String {
-        self.client.find(Locator::Css(css)).await.unwrap().text().await.unwrap()
+        let script = "return document.querySelector(arguments[0]).innerText";
+        let text = self.client.execute(script, vec![json!(css)]).await.unwrap();
+        text.as_str().unwrap().to_owned()
     }
 
     /// No page is wider than the window.
