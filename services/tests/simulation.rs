@@ -29,7 +29,8 @@ use std::{
     time::Instant,
 };
 
-use gpubnb_events::{Actor, Event, MachineId, Recorded, log::Envelope};
+use gpubnb_events::{Actor, Aggregate, Event, MachineId, Recorded, log::Envelope};
+use gpubnb_services::domain::Command;
 use proptest::{
     collection::vec,
     prelude::any,
@@ -38,7 +39,8 @@ use proptest::{
 
 use simulation::{
     checker::{Checker, Violation},
-    market::{Failure, run},
+    market::{Failure, Market, run},
+    op::Caller,
     tally::Tally,
     tape::{LONGEST, shortest, tape},
 };
@@ -128,6 +130,24 @@ fn no_history_that_chance_finds_breaks_a_promise() {
     if let Err(failure) = result {
         panic!("{failure}");
     }
+}
+
+/// Found by chance once in millions: a replica that is far behind loads an ended job, then sees all at once that it
+/// was settled and that a stray followed. The stray must not lift the guard of the loaded job over the settlement.
+#[test]
+fn a_job_that_was_loaded_too_early_is_not_settled_twice() {
+    let mut market = Market::begun(0).expect("a market");
+    let (actor, submit) = market.a_submission();
+    let job = submit.job;
+    let Actor::Account(account) = actor else { panic!("a consumer") };
+    market.say_at_once(Caller::Anyone, actor, Command::Submit(account, submit)).expect("submitted");
+    market.say_at_once(Caller::Anyone, actor, Command::Cancel(job)).expect("cancelled while it waits");
+    market.say_to(1, Caller::Anyone, Actor::Platform, Command::Settle(job));
+    market.one_stage().expect("loaded, and no more");
+    market.say_at_once(Caller::Anyone, Actor::Platform, Command::Settle(job)).expect("settled by another replica");
+    market.broker.stray(Some(Aggregate::Job(job)), market.now);
+    market.replicas[1].catch_up(&market.broker, market.broker.last_seq(), &market.settings);
+    market.settle_down().expect("settled once");
 }
 
 /// The judge itself is judged: each message of a good log is in turn told twice, or by a stranger.

@@ -77,8 +77,10 @@ pub struct Job {
     pub limits: Limits,
     /// What is held for it.
     pub hold: MicroUsd,
-    /// Last sequence of its own events: the guard. Zero while it has none.
+    /// Last sequence of its own events. Zero while it has none.
     pub last: Seq,
+    /// Last message on its subjects, readable or not: the guard.
+    pub(super) guard: Seq,
     /// Where it is.
     pub phase: Phase,
     /// The broker's time of the last change of phase.
@@ -113,6 +115,7 @@ impl Job {
             limits: e.limits.clone(),
             hold: e.hold,
             last: Seq::ZERO,
+            guard: Seq::ZERO,
             phase: Phase::Queued,
             since: at,
             submitted_at: at,
@@ -128,7 +131,7 @@ impl Job {
 
     /// A proposal on this job.
     pub(super) fn propose(&self, event: impl Into<Event>, id: String, cause: Seq) -> Decision {
-        Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.last, cause: Some(cause) })
+        Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.guard, cause: Some(cause) })
     }
 
     /// The live attempt, if it is this machine's and this lease.
@@ -354,6 +357,7 @@ impl Job {
     /// Takes in one of its own events.
     pub(super) fn apply(&mut self, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
         self.last = seq;
+        self.guard = seq;
         match event {
             Event::JobAssigned(e) => {
                 let attempt = Attempt { lease: Lease(seq), machine: e.machine, terms: e.terms.clone(), started: None };

@@ -97,15 +97,24 @@ impl World {
     }
 
     /// A guard that also covers messages which no fold reads: one of them must not lock an aggregate for ever.
+    ///
+    /// A job knows its own: one that was loaded may be older than this world, and a stray that only the world
+    /// has seen would lift its guard over events that it has not.
     fn past_strays(&self, decision: Decision) -> Decision {
         match decision {
             Decision::Append(mut proposal) => {
-                let stray = self.strays.get(&proposal.event.aggregate()).copied().unwrap_or_default();
-                proposal.expected = proposal.expected.max(stray);
+                let aggregate = proposal.event.aggregate();
+                if !matches!(aggregate, Aggregate::Job(_)) {
+                    proposal.expected = proposal.expected.max(self.stray(aggregate));
+                }
                 Decision::Append(proposal)
             }
             already @ Decision::Already(_) => already,
         }
+    }
+
+    fn stray(&self, aggregate: Aggregate) -> Seq {
+        self.strays.get(&aggregate).copied().unwrap_or_default()
     }
 
     fn decide_allowed(
@@ -204,6 +213,11 @@ impl World {
             self.apply_event(recorded.seq, recorded.at, event, settings);
         } else if let Some(aggregate) = recorded.aggregate {
             self.strays.insert(aggregate, recorded.seq);
+            if let Aggregate::Job(id) = aggregate
+                && let Some(job) = self.jobs.get_mut(&id)
+            {
+                job.guard = recorded.seq;
+            }
         }
         self.applied = recorded.seq;
     }
@@ -230,7 +244,9 @@ impl World {
         // The first submission of an id is the job; a second one (two accounts racing with one id) only
         // holds its own account's money. See docs/adr/0003.
         if self.submissions.get(e.job).is_none() {
-            self.jobs.insert(e.job, Job::submitted(seq, at, e));
+            let mut job = Job::submitted(seq, at, e);
+            job.guard = self.stray(Aggregate::Job(e.job));
+            self.jobs.insert(e.job, job);
             self.queued.insert((seq, e.job));
         }
         self.submissions.apply(seq, at, e);
@@ -275,6 +291,7 @@ pub fn rebuild(submission: &Recorded, own: &[Recorded], settings: &Settings) -> 
         if let Some(event) = recorded.event() {
             job.apply(recorded.seq, recorded.at, event, settings);
         }
+        job.guard = recorded.seq;
     }
     Some(job)
 }

@@ -114,6 +114,18 @@ impl Market {
         }
     }
 
+    /// A market in which nothing has happened yet.
+    pub(crate) fn begun(setup: u64) -> Held<Self> {
+        let mut market = Self::new(setup);
+        market.open()?;
+        Ok(market)
+    }
+
+    /// The last command that set out comes one stage further.
+    pub(crate) fn one_stage(&mut self) -> Held {
+        self.ops.pop().map_or(Ok(()), |op| self.advance(op, 1, None))
+    }
+
     /// A few people and machines, so that the first step of a tape can already matter.
     fn open(&mut self) -> Held {
         let mut dice = Dice::new(self.ids);

@@ -87,6 +87,12 @@ impl Market {
         (Actor::Account(account), Command::Submit(account, submit))
     }
 
+    /// A job that an account can pay for.
+    pub(crate) fn a_submission(&mut self) -> (Actor, SubmitJob) {
+        let job = self.a_job(&mut Dice::new(0));
+        (Actor::Account(self.people.accounts[0]), SubmitJob { budget: Some(MicroUsd(1_000)), ..job })
+    }
+
     /// The same id again: with the same content, with another, or by somebody else.
     fn submit_again(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let Some((of, mut submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
