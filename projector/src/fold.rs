@@ -58,7 +58,7 @@ impl Models {
 
     /// Where to read on: after the checkpoint that is furthest behind.
     pub fn next(&self) -> Seq {
-        self.running().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO).next()
+        self.applied().next()
     }
 
     /// What every running model has taken in.

@@ -25,7 +25,7 @@ const INACTIVE: Duration = Duration::from_secs(60);
 /// A failure of one pull. The follower heals by itself at the next call.
 #[derive(Debug, thiserror::Error)]
 #[error("following MARKET after {after}: {problem}")]
-pub struct FollowError {
+struct FollowError {
     after: Seq,
     problem: String,
 }

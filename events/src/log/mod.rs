@@ -11,7 +11,7 @@ use async_nats::jetstream::{self, stream::Stream};
 pub use self::{
     append::{AppendError, Appended},
     envelope::{Envelope, EventId, header},
-    follow::{FollowError, Follower},
+    follow::Follower,
 };
 use crate::{
     event::{Aggregate, Event},
