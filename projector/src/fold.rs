@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use gpubnb_events::{Log, Recorded, Seq};
+use gpubnb_events::{Log, Recorded, Seq, log::Follower};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
@@ -90,26 +92,21 @@ impl Models {
     }
 }
 
-/// Folds everything up to `until` into a database. Reading and folding go on beside each other.
+/// Folds everything up to `until`, or a little further, into a database. Reading and folding go on beside each other.
 pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, StoreError> {
-    let mut models = Models::open(db)?;
-    let mut follower = log.follow(models.next());
-    let (batches, mut waiting) = tokio::sync::mpsc::channel(READ_AHEAD);
-    let reading = tokio::spawn(async move {
-        loop {
-            let batch = follower.next_batch().await;
-            let last = batch.last().map_or(until, |recorded| recorded.seq);
-            if batches.send(batch).await.is_err() || last >= until {
-                return;
-            }
-        }
-    });
+    let models = Models::open(db)?;
+    let reached = CancellationToken::new();
+    if models.applied() >= until {
+        return Ok(models);
+    }
+    let (events, waiting) = mpsc::channel(READ_AHEAD);
+    let reading = tokio::spawn(read(log.follow(models.next()), events, reached.clone()));
     let folding = tokio::task::spawn_blocking(move || {
-        while models.applied() < until {
-            let Some(batch) = waiting.blocking_recv() else { break };
-            models.fold(&batch);
-        }
-        models
+        fold(models, waiting, |_, batch| {
+            if batch.last().is_some_and(|last| last.seq >= until) {
+                reached.cancel();
+            }
+        })
     });
     let folded = folding.await;
     reading.abort();
@@ -118,9 +115,38 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
 
 /// From this many events on it is worth a thread a model.
 const LARGE: usize = 512;
+/// Most events read ahead of the fold.
+pub(crate) const READ_AHEAD: usize = 20_000;
+/// Most events in one transaction: a row that many of them change is written once.
+const BATCH: usize = 20_000;
 
-/// Batches read ahead of the fold.
-pub(crate) const READ_AHEAD: usize = 4;
+/// Reads MARKET into a channel until told to stop.
+pub(crate) async fn read(mut follower: Follower, events: mpsc::Sender<Recorded>, stop: CancellationToken) {
+    let reading = async {
+        loop {
+            for recorded in follower.next_batch().await {
+                if events.send(recorded).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(reading).await;
+}
+
+/// Folds what waits, as much at once as there is, until nobody reads any more. `folded` sees each batch.
+pub(crate) fn fold(
+    mut models: Models,
+    mut waiting: mpsc::Receiver<Recorded>,
+    mut folded: impl FnMut(&Models, Vec<Recorded>),
+) -> Models {
+    let mut batch = Vec::new();
+    while waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
+        models.fold(&batch);
+        folded(&models, std::mem::take(&mut batch));
+    }
+    models
+}
 
 impl Model {
     fn fold_or_stop(&mut self, batch: &[Recorded]) {

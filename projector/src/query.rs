@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::{
     client::{Ask, JobsQuery, Lag, StatementQuery, TrailOf, TrailQuery},
-    fold::Trees,
+    fold::{Models, Trees},
     live::Live,
     model::{
         figures::{FIGURES, MarketFigures},
@@ -44,6 +44,13 @@ const SPARKLINE: usize = 60;
 pub(crate) struct Applied {
     pub(crate) seq: Seq,
     pub(crate) stopped: Vec<(String, String)>,
+}
+
+impl Applied {
+    pub(crate) fn of(models: &Models) -> Self {
+        let stopped = models.stopped().map(|(model, why)| (model.to_owned(), why.to_owned())).collect();
+        Self { seq: models.applied(), stopped }
+    }
 }
 
 /// What queries need.

@@ -5,7 +5,6 @@ use std::{collections::HashSet, sync::Arc};
 use anyhow::Context as _;
 use gpubnb_events::{
     Aggregate, Log, Recorded,
-    log::Follower,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::{self, PROJECTOR_INBOX},
@@ -16,7 +15,7 @@ use tracing::info;
 
 use crate::{
     config::RunArgs,
-    fold::{Models, READ_AHEAD},
+    fold::{self, Models, READ_AHEAD},
     live::Live,
     model::touched,
     query::{self, Applied, Queries},
@@ -26,6 +25,8 @@ use crate::{
 
 /// A batch larger than this is history: nobody is told of each change in it.
 const NOTICED: usize = 500;
+/// Batches that may wait for their notices.
+const CHANGES: usize = 16;
 
 /// Runs until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -36,13 +37,21 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let models = Models::open(&db)?;
     let trees = models.trees();
-    let (progress, applied) = watch::channel(Applied { seq: models.applied(), stopped: Vec::new() });
+    let (progress, applied) = watch::channel(Applied::of(&models));
     let tasks = TaskTracker::new();
 
-    let (batches, waiting) = mpsc::channel(READ_AHEAD);
-    let (changes, changed) = mpsc::channel(READ_AHEAD);
-    tasks.spawn(read(log.follow(models.next()), batches, shutdown.clone()));
-    let folding = tokio::task::spawn_blocking(move || fold(models, waiting, &progress, &changes));
+    let (events, waiting) = mpsc::channel(READ_AHEAD);
+    let (changes, changed) = mpsc::channel(CHANGES);
+    tasks.spawn(fold::read(log.follow(models.next()), events, shutdown.clone()));
+    let folding = tokio::task::spawn_blocking(move || {
+        fold::fold(models, waiting, |models, batch| {
+            progress.send_replace(Applied::of(models));
+            // Notices are a courtesy: a page that misses one asks again by itself.
+            if batch.len() <= NOTICED {
+                drop(changes.try_send(batch));
+            }
+        })
+    });
     tasks.spawn(notify(client.clone(), changed));
 
     let live = Arc::new(Live::default());
@@ -62,36 +71,6 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     db.flush_async().await.context("flushing the read models")?;
     info!("stopped");
     Ok(())
-}
-
-async fn read(mut follower: Follower, batches: mpsc::Sender<Vec<Recorded>>, shutdown: CancellationToken) {
-    loop {
-        let batch = tokio::select! {
-            () = shutdown.cancelled() => return,
-            batch = follower.next_batch() => batch,
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            sent = batches.send(batch) => if sent.is_err() { return },
-        }
-    }
-}
-
-fn fold(
-    mut models: Models,
-    mut batches: mpsc::Receiver<Vec<Recorded>>,
-    progress: &watch::Sender<Applied>,
-    changes: &mpsc::Sender<Vec<Recorded>>,
-) {
-    while let Some(batch) = batches.blocking_recv() {
-        models.fold(&batch);
-        let stopped = models.stopped().map(|(model, why)| (model.to_owned(), why.to_owned())).collect();
-        progress.send_replace(Applied { seq: models.applied(), stopped });
-        // Notices are a courtesy: a page that misses one asks again by itself.
-        if batch.len() <= NOTICED {
-            drop(changes.try_send(batch));
-        }
-    }
 }
 
 async fn notify(client: async_nats::Client, mut changes: mpsc::Receiver<Vec<Recorded>>) {

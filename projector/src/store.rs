@@ -1,8 +1,9 @@
 //! Rows in sled: one tree per model and version, in which rows and checkpoint are written as one batch.
 
-use std::{any::Any, collections::HashMap, path::Path};
+use std::{any::Any, path::Path};
 
 use gpubnb_events::Seq;
+use hashbrown::{HashMap, hash_map::EntryRef};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// A failure of the store. The model stops at it, visibly.
@@ -71,42 +72,29 @@ pub trait Row: Any + Send + Serialize + DeserializeOwned + Clone {}
 
 impl<T: Any + Send + Serialize + DeserializeOwned + Clone> Row for T {}
 
-/// A staged row, whatever its type.
-trait Staged: Send {
-    fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error>;
-    fn value(&mut self) -> &mut dyn Any;
+/// A row's value, whatever its type.
+trait Value: Any + Send {
+    fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
 }
 
-struct Typed<T>(T);
-
-impl<T: Row> Staged for Typed<T> {
-    fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
-        serde_json::to_vec(&self.0).map(Some)
-    }
-
-    fn value(&mut self) -> &mut dyn Any {
-        &mut self.0
+impl<T: Row> Value for T {
+    fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
     }
 }
 
-/// Plain bytes, or a removal.
-struct Raw(Option<Vec<u8>>);
-
-impl Staged for Raw {
-    fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
-        Ok(self.0.clone())
-    }
-
-    fn value(&mut self) -> &mut dyn Any {
-        &mut self.0
-    }
+/// A staged row.
+enum Staged {
+    Value(Box<dyn Value>),
+    Bytes(Vec<u8>),
+    Gone,
 }
 
 /// The rows that a run of events changes, before they are written. Each row is read and written once,
 /// however many events touch it.
 pub struct Rows<'a> {
     tree: &'a sled::Tree,
-    staged: HashMap<Vec<u8>, Box<dyn Staged>>,
+    staged: HashMap<Vec<u8>, Staged>,
 }
 
 impl<'a> Rows<'a> {
@@ -115,51 +103,51 @@ impl<'a> Rows<'a> {
         Self { tree, staged: HashMap::new() }
     }
 
-    /// A row, to be changed in place. `None` where there is none.
-    fn staged<T: Row>(&mut self, key: &[u8]) -> Result<Option<&mut T>, StoreError> {
-        if !self.staged.contains_key(key) {
-            let Some(row) = get::<T>(self.tree, key)? else { return Ok(None) };
-            self.staged.insert(key.to_vec(), Box::new(Typed(row)));
+    /// A staged row, read from the tree by `read` the first time it is touched.
+    fn staged(
+        &mut self,
+        key: &[u8],
+        read: impl FnOnce(&[u8]) -> Result<Staged, StoreError>,
+    ) -> Result<&mut Staged, StoreError> {
+        match self.staged.entry_ref(key) {
+            EntryRef::Occupied(staged) => Ok(staged.into_mut()),
+            EntryRef::Vacant(vacant) => {
+                let row = match self.tree.get(key)? {
+                    Some(bytes) => read(&bytes)?,
+                    None => Staged::Gone,
+                };
+                Ok(vacant.insert(row))
+            }
         }
-        let Some(staged) = self.staged.get_mut(key) else { return Ok(None) };
-        let value = staged.value();
-        if value.downcast_ref::<Option<Vec<u8>>>().is_some_and(Option::is_none) {
-            return Ok(None);
-        }
-        value.downcast_mut::<T>().map(Some).ok_or_else(|| corrupt(key, "a row of another type stands here"))
+    }
+
+    fn typed<T: Row>(&mut self, key: &[u8]) -> Result<&mut Staged, StoreError> {
+        self.staged(key, |bytes| Ok(Staged::Value(Box::new(decode::<T>(key, bytes)?))))
     }
 
     /// A row.
     pub fn get<T: Row>(&mut self, key: &[u8]) -> Result<Option<T>, StoreError> {
-        Ok(self.staged::<T>(key)?.cloned())
+        Ok(value(self.typed::<T>(key)?, key)?.cloned())
     }
 
     /// Writes a row.
     pub fn put<T: Row>(&mut self, key: &[u8], row: T) {
-        self.staged.insert(key.to_vec(), Box::new(Typed(row)));
+        self.staged.insert(key.to_vec(), Staged::Value(Box::new(row)));
     }
 
-    /// The bytes of a row that is no JSON.
-    pub fn bytes(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.staged.get_mut(key) {
-            Some(staged) => Ok(staged.value().downcast_ref::<Option<Vec<u8>>>().cloned().flatten()),
-            None => Ok(self.tree.get(key)?.map(|bytes| bytes.to_vec())),
-        }
-    }
-
-    /// Writes the bytes of a row.
-    pub fn put_bytes(&mut self, key: &[u8], bytes: Vec<u8>) {
-        self.staged.insert(key.to_vec(), Box::new(Raw(Some(bytes))));
+    /// Writes a row that is its key alone.
+    pub fn put_key(&mut self, key: Vec<u8>) {
+        self.staged.insert(key, Staged::Bytes(Vec::new()));
     }
 
     /// Removes a row.
     pub fn remove(&mut self, key: &[u8]) {
-        self.staged.insert(key.to_vec(), Box::new(Raw(None)));
+        self.staged.insert(key.to_vec(), Staged::Gone);
     }
 
     /// Changes a row in place. A row that is not there is not made.
     pub fn update<T: Row>(&mut self, key: &[u8], change: impl FnOnce(&mut T)) -> Result<(), StoreError> {
-        if let Some(row) = self.staged::<T>(key)? {
+        if let Some(row) = value(self.typed::<T>(key)?, key)? {
             change(row);
         }
         Ok(())
@@ -167,10 +155,26 @@ impl<'a> Rows<'a> {
 
     /// Changes a row in place; makes an empty one first where there is none.
     pub fn upsert<T: Row + Default>(&mut self, key: &[u8], change: impl FnOnce(&mut T)) -> Result<(), StoreError> {
-        if self.staged::<T>(key)?.is_none() {
-            self.put(key, T::default());
+        let staged = self.typed::<T>(key)?;
+        if matches!(staged, Staged::Gone) {
+            *staged = Staged::Value(Box::new(T::default()));
         }
-        self.update(key, change)
+        if let Some(row) = value(staged, key)? {
+            change(row);
+        }
+        Ok(())
+    }
+
+    /// Changes the bytes of a row that is no JSON; starts with none where there is no row.
+    pub fn upsert_bytes<R>(&mut self, key: &[u8], change: impl FnOnce(&mut Vec<u8>) -> R) -> Result<R, StoreError> {
+        let staged = self.staged(key, |bytes| Ok(Staged::Bytes(bytes.to_vec())))?;
+        if matches!(staged, Staged::Gone) {
+            *staged = Staged::Bytes(Vec::new());
+        }
+        match staged {
+            Staged::Bytes(bytes) => Ok(change(bytes)),
+            Staged::Value(_) | Staged::Gone => Err(corrupt(key, OTHER_TYPE)),
+        }
     }
 
     /// Writes the rows and the checkpoint as one atomic batch.
@@ -180,13 +184,31 @@ impl<'a> Rows<'a> {
         let mut staged: Vec<_> = self.staged.into_iter().collect();
         staged.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (key, staged) in staged {
-            match staged.encode().map_err(|e| corrupt(&key, e))? {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+            match staged {
+                Staged::Value(value) => {
+                    let bytes = value.encode().map_err(|e| corrupt(&key, e))?;
+                    batch.insert(key, bytes);
+                }
+                Staged::Bytes(bytes) => batch.insert(key, bytes),
+                Staged::Gone => batch.remove(key),
             }
         }
         batch.insert(CHECKPOINT, &checkpoint.0.to_be_bytes());
         self.tree.apply_batch(batch)?;
         Ok(())
+    }
+}
+
+const OTHER_TYPE: &str = "a row of another type stands here";
+
+/// The value of a staged row, if there is one.
+fn value<'s, T: Row>(staged: &'s mut Staged, key: &[u8]) -> Result<Option<&'s mut T>, StoreError> {
+    match staged {
+        Staged::Gone => Ok(None),
+        Staged::Value(value) => {
+            let value: &mut dyn Any = value.as_mut();
+            value.downcast_mut().map(Some).ok_or_else(|| corrupt(key, OTHER_TYPE))
+        }
+        Staged::Bytes(_) => Err(corrupt(key, OTHER_TYPE)),
     }
 }

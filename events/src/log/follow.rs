@@ -8,6 +8,7 @@ use async_nats::jetstream::{
     stream::Stream,
 };
 use futures_util::{FutureExt, StreamExt};
+use tokio::task::unconstrained;
 use tracing::{debug, warn};
 
 use super::{Recorded, envelope::decode};
@@ -84,7 +85,8 @@ impl Follower {
                     break;
                 }
             }
-            arrived = if batch.len() < BATCH { messages.next().now_or_never() } else { None };
+            // Unconstrained: otherwise tokio's budget of a task ends a batch after 128 messages.
+            arrived = if batch.len() < BATCH { unconstrained(messages.next()).now_or_never() } else { None };
         }
         Ok(batch)
     }

@@ -31,39 +31,48 @@ impl Projection for MarketFigures {
     }
 
     fn apply(&self, rows: &mut Rows<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
-        let mut f: Figures = rows.get(FIGURES)?.unwrap_or_default();
-        let before = f;
         match event {
             Event::MachineListed(e) => {
                 let hardware = &e.offer.hardware;
                 let gpus = if hardware.simulated { 0 } else { u32::try_from(hardware.gpus.len()).unwrap_or(0) };
-                count(rows, &mut f, e.machine, Counted { machines: 1, gpus })?;
+                count(rows, e.machine, Counted { machines: 1, gpus })
             }
-            Event::MachineDelisted(e) => count(rows, &mut f, e.machine, Counted::default())?,
-            Event::JobSubmitted(_) => f.queued += 1,
-            Event::JobAssigned(_) => {
-                f.queued = f.queued.saturating_sub(1);
-                f.active += 1;
-            }
-            Event::Declined(_) | Event::Requeued(_) => {
-                f.active = f.active.saturating_sub(1);
-                f.queued += 1;
-            }
-            Event::Completed(_) => f.active = f.active.saturating_sub(1),
-            Event::Failed(e) => ended(&mut f, e.lease.is_some()),
-            Event::Cancelled(e) => ended(&mut f, e.lease.is_some()),
-            Event::Settled(e) => {
-                f.settled += 1;
-                f.cost += e.cost;
-                f.fees += e.fee;
-                f.metered = Millis(f.metered.0 + e.metering.as_ref().map_or(0, |m| m.billed.0));
-            }
-            _ => {}
+            Event::MachineDelisted(e) => count(rows, e.machine, Counted::default()),
+            Event::JobSubmitted(_)
+            | Event::JobAssigned(_)
+            | Event::Declined(_)
+            | Event::Requeued(_)
+            | Event::Completed(_)
+            | Event::Failed(_)
+            | Event::Cancelled(_)
+            | Event::Settled(_) => rows.upsert::<Figures>(FIGURES, |f| of_job(f, event)),
+            _ => Ok(()),
         }
-        if f != before {
-            rows.put(FIGURES, f);
+    }
+}
+
+/// What an event of a job changes.
+fn of_job(f: &mut Figures, event: &Event) {
+    match event {
+        Event::JobSubmitted(_) => f.queued += 1,
+        Event::JobAssigned(_) => {
+            f.queued = f.queued.saturating_sub(1);
+            f.active += 1;
         }
-        Ok(())
+        Event::Declined(_) | Event::Requeued(_) => {
+            f.active = f.active.saturating_sub(1);
+            f.queued += 1;
+        }
+        Event::Completed(_) => f.active = f.active.saturating_sub(1),
+        Event::Failed(e) => ended(f, e.lease.is_some()),
+        Event::Cancelled(e) => ended(f, e.lease.is_some()),
+        Event::Settled(e) => {
+            f.settled += 1;
+            f.cost += e.cost;
+            f.fees += e.fee;
+            f.metered = Millis(f.metered.0 + e.metering.as_ref().map_or(0, |m| m.billed.0));
+        }
+        _ => {}
     }
 }
 
@@ -72,11 +81,11 @@ fn ended(f: &mut Figures, had_a_machine: bool) {
     *counter = counter.saturating_sub(1);
 }
 
-fn count(rows: &mut Rows<'_>, f: &mut Figures, machine: MachineId, now: Counted) -> Result<(), StoreError> {
-    let key = machine_key(b'm', machine);
-    let before: Counted = rows.get(&key)?.unwrap_or_default();
-    f.machines = (f.machines + now.machines).saturating_sub(before.machines);
-    f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
-    rows.put(&key, now);
-    Ok(())
+fn count(rows: &mut Rows<'_>, machine: MachineId, now: Counted) -> Result<(), StoreError> {
+    let mut before = Counted::default();
+    rows.upsert::<Counted>(&machine_key(b'm', machine), |counted| before = std::mem::replace(counted, now))?;
+    rows.upsert::<Figures>(FIGURES, |f| {
+        f.machines = (f.machines + now.machines).saturating_sub(before.machines);
+        f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
+    })
 }

@@ -155,12 +155,12 @@ impl Projection for Jobs {
                 let mut row = submitted(e, recorded.at);
                 row.seq = recorded.seq;
                 rows.put(&key_of_row, row);
-                rows.put_bytes(&key(b'a', &[e.account.as_bytes(), job.as_bytes()]), Vec::new());
+                rows.put_key(key(b'a', &[e.account.as_bytes(), job.as_bytes()]));
             }
             return Ok(());
         }
         if let Event::JobAssigned(e) = event {
-            rows.put_bytes(&key(b'm', &[e.machine.as_bytes(), job.as_bytes()]), Vec::new());
+            rows.put_key(key(b'm', &[e.machine.as_bytes(), job.as_bytes()]));
         }
         rows.update::<JobRow>(&key_of_row, |row| row.take_in(recorded, event))
     }

@@ -110,20 +110,21 @@ fn post(rows: &mut Rows<'_>, recorded: &Recorded, event: &Event, postings: &[Pos
         }
     }
     for (account, change) in changes {
-        let key_of_balance = balance_key(account);
-        let mut balance: Balance = rows.get(&key_of_balance)?.unwrap_or_default();
-        balance.available += change.available;
-        balance.held += change.held;
-        balance.payable += change.payable;
-        if let Event::Settled(e) = event {
-            if e.consumer == account {
-                balance.spent += e.cost;
+        let mut available = MicroUsd::ZERO;
+        rows.upsert::<Balance>(&balance_key(account), |balance| {
+            balance.available += change.available;
+            balance.held += change.held;
+            balance.payable += change.payable;
+            if let Event::Settled(e) = event {
+                if e.consumer == account {
+                    balance.spent += e.cost;
+                }
+                if e.provider == Some(account) {
+                    balance.earned += e.earned;
+                }
             }
-            if e.provider == Some(account) {
-                balance.earned += e.earned;
-            }
-        }
-        rows.put(&key_of_balance, balance);
+            available = balance.available;
+        })?;
         let line = StatementLine {
             seq: recorded.seq,
             at: recorded.at,
@@ -131,7 +132,7 @@ fn post(rows: &mut Rows<'_>, recorded: &Recorded, event: &Event, postings: &[Pos
             job: event.job(),
             available: change.available,
             held: change.held,
-            balance: balance.available,
+            balance: available,
         };
         rows.put(&statement_key(account, recorded.seq), line);
     }

@@ -69,13 +69,14 @@ impl Projection for Timeline {
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
         for aggregate in touched(event) {
-            let counted = count_key(aggregate);
-            let n = count(rows.bytes(&counted)?.as_deref());
-            let at = block_key(aggregate, n / BLOCK);
-            let mut block = rows.bytes(&at)?.unwrap_or_default();
-            block.extend_from_slice(&recorded.seq.0.to_be_bytes());
-            rows.put_bytes(&at, block);
-            rows.put_bytes(&counted, (n + 1).to_be_bytes().to_vec());
+            let n = rows.upsert_bytes(&count_key(aggregate), |bytes| {
+                let n = count(Some(bytes));
+                bytes.clear();
+                bytes.extend_from_slice(&(n + 1).to_be_bytes());
+                n
+            })?;
+            let seq = recorded.seq.0.to_be_bytes();
+            rows.upsert_bytes(&block_key(aggregate, n / BLOCK), |block| block.extend_from_slice(&seq))?;
         }
         Ok(())
     }
