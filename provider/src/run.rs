@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
-    attempt::{self, Tools},
+    attempt::{self, Images, Tools},
     config::RunArgs,
     dispatch, docker,
     gpu::Gpus,
@@ -58,6 +58,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let tools = Arc::new(Tools {
         machine,
         docker,
+        images: Images::default(),
         js: js.clone(),
         platform: platform.clone(),
         hand: Arc::new(Hand::new(args.slots)),

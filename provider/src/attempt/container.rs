@@ -1,4 +1,4 @@
-//! The container of an attempt: image, creation, start, removal; and finding those of a former run.
+//! The container of an attempt: creation, start, removal; and finding those of a former run.
 
 use std::{
     collections::HashMap,
@@ -6,18 +6,17 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use bollard::{
     Docker,
     errors::Error,
+    models::ContainerCreateBody,
     query_parameters::{
-        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
-        RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+        StartContainerOptions, StopContainerOptionsBuilder,
     },
 };
-use futures_util::StreamExt;
 use gpubnb_events::{JobId, Lease, command::Grant, event::Reason, spec::JobSpec};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -27,8 +26,6 @@ use crate::docker::{Frame, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name
 
 /// Seconds between SIGTERM and SIGKILL.
 const STOP_GRACE: i32 = 10;
-/// How long pulling an image may take.
-const PULL: Duration = Duration::from_secs(1_800);
 
 /// A container that was made for an attempt.
 pub(super) struct Container {
@@ -54,26 +51,36 @@ impl Container {
             let image_id = existing(&docker, &name).await?.ok_or_else(gone)?;
             return Ok(Self { docker, name, lease, image_id, output, fresh: false });
         }
-        let image_id = image(&docker, &grant.spec).await?;
         make_output(&output)
             .map_err(|e| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", output.display())))?;
-        let frame = Frame {
-            machine: tools.machine,
-            job,
-            lease,
-            image_id: &image_id,
-            output: &output,
-            user: job_user(),
-            gpus: gpus(tools, &grant.spec)?,
-            runtime: tools.runtime.clone(),
-            max_log: tools.max_log,
+        let create = async |image_id: &str| {
+            let frame = Frame {
+                machine: tools.machine,
+                job,
+                lease,
+                image_id,
+                output: &output,
+                user: job_user(),
+                gpus: gpus(tools, &grant.spec)?,
+                runtime: tools.runtime.clone(),
+                max_log: tools.max_log,
+            };
+            make(&docker, &name, hardened(&grant.spec, &frame)).await
         };
-        let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let fresh = match docker.create_container(Some(options), hardened(&grant.spec, &frame)).await {
-            Ok(_) => true,
-            // A former run of the worker made it, and got no further.
-            Err(Error::DockerResponseServerError { status_code: 409, .. }) => false,
-            Err(e) => return Err(problem(e)),
+        let mut image_id = tools.images.resolve(&docker, &grant.spec.image).await?;
+        let created = match create(&image_id).await? {
+            Created::NoImage => {
+                // It was known, and has been removed since.
+                tools.images.forget(&grant.spec.image);
+                image_id = tools.images.resolve(&docker, &grant.spec.image).await?;
+                create(&image_id).await?
+            }
+            created => created,
+        };
+        let fresh = match created {
+            Created::New => true,
+            Created::Existed => false,
+            Created::NoImage => return Err(Problem::new(Reason::RuntimeMisconfigured, "the image vanished twice")),
         };
         Ok(Self { docker, name, lease, image_id, output, fresh })
     }
@@ -135,35 +142,26 @@ async fn existing(docker: &Docker, name: &str) -> Result<Option<String>, Problem
     }
 }
 
-/// The id of the job's image; pulled where it is not here.
-async fn image(docker: &Docker, spec: &JobSpec) -> Result<String, Problem> {
-    let here = |found: bollard::models::ImageInspect| found.id.unwrap_or_default();
-    match docker.inspect_image(&spec.image).await {
-        Ok(found) => return Ok(here(found)),
-        Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
-        Err(e) => return Err(problem(e)),
-    }
-    info!(image = spec.image, "pulling");
-    let options = CreateImageOptionsBuilder::default().from_image(&spec.image).build();
-    let pull = async {
-        let mut steps = docker.create_image(Some(options), None, None);
-        while let Some(step) = steps.next().await {
-            step?;
-        }
-        docker.inspect_image(&spec.image).await
-    };
-    match tokio::time::timeout(PULL, pull).await {
-        Ok(Ok(found)) => Ok(here(found)),
-        Ok(Err(Error::DockerResponseServerError { status_code: 404, message })) => {
-            Err(Problem::new(Reason::BadImage, message))
-        }
-        Ok(Err(e)) => Err(Problem::new(Reason::RuntimeMisconfigured, format!("pulling {}: {e}", spec.image))),
-        Err(_) => Err(Problem::new(Reason::RuntimeMisconfigured, format!("pulling {} took too long", spec.image))),
+/// What came of asking Docker for a container.
+enum Created {
+    New,
+    /// A former run of the worker made it, and got no further.
+    Existed,
+    NoImage,
+}
+
+async fn make(docker: &Docker, name: &str, body: ContainerCreateBody) -> Result<Created, Problem> {
+    let options = CreateContainerOptionsBuilder::default().name(name).build();
+    match docker.create_container(Some(options), body).await {
+        Ok(_) => Ok(Created::New),
+        Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(Created::Existed),
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(Created::NoImage),
+        Err(e) => Err(problem(e)),
     }
 }
 
 /// Whose fault an error of Docker is. Docker gives these no codes of their own: its words are all there is.
-fn problem(e: Error) -> Problem {
+pub(super) fn problem(e: Error) -> Problem {
     let words = e.to_string();
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let reason = if says(&["no space left on device"]) {

@@ -5,6 +5,7 @@
 //! again by its labels.
 
 mod container;
+mod images;
 mod lines;
 mod output;
 mod outputs;
@@ -25,17 +26,18 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-pub(crate) use self::container::take_up_again;
 use self::{
     container::Container,
     supervise::{Ending, Limits, Stop},
 };
+pub(crate) use self::{container::take_up_again, images::Images};
 use crate::{hand::Hand, platform::Platform};
 
 /// What every attempt works with.
 pub(crate) struct Tools {
     pub(crate) machine: MachineId,
     pub(crate) docker: Docker,
+    pub(crate) images: Images,
     pub(crate) js: Context,
     pub(crate) platform: Platform,
     pub(crate) hand: Arc<Hand>,

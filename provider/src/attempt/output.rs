@@ -17,7 +17,7 @@ use gpubnb_events::{
 use serde::Serialize;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, warn};
 
@@ -25,6 +25,7 @@ use super::{
     Tools,
     container::Container,
     lines::{Lines, Said},
+    supervise::until,
 };
 
 /// A chunk goes out after this time, or when it is large.
@@ -36,57 +37,111 @@ const MAX_PER_SECOND: u64 = 4 << 20;
 const RETRY: Duration = Duration::from_millis(500);
 const ACK: Duration = Duration::from_secs(3);
 
-/// Follows the log until it ends. Says so through `flood` when it is too much, and reads no further.
-pub(super) async fn follow(tools: &Tools, job: JobId, container: &Container, most: u64, flood: &watch::Sender<bool>) {
-    let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true).timestamps(true).build();
-    let mut frames = Box::pin(tools.docker.logs(&container.name, Some(options)));
+/// Up to this size a log is read again from its beginning when the container has ended: Docker needs
+/// milliseconds to end a log that is followed.
+const READ_AGAIN: u64 = 256 * 1024;
+/// How often an ended container's log is asked for before it is given up.
+const TRIES: u32 = 5;
+
+/// Passes the log on until the container is over and nothing of it is left. Says so through `flood` when it
+/// is too much, and reads no further.
+pub(super) async fn follow(
+    tools: &Tools,
+    job: JobId,
+    container: &Container,
+    most: u64,
+    flood: &watch::Sender<bool>,
+    mut over: watch::Receiver<bool>,
+) {
     let mut chunk = Chunk::new(tools, job, container);
-    let mut meter = Meter::new(most);
-    let mut lines = Lines::default();
-    loop {
-        let frame = tokio::select! {
-            () = sleep_until(chunk.due), if chunk.is_dirty() => {
-                chunk.flush().await;
-                continue;
-            }
-            frame = frames.next() => frame,
-        };
-        let (stream, bytes) = match frame {
-            Some(Ok(LogOutput::StdErr { message })) => (LogStream::Stderr, message),
-            Some(Ok(frame)) => (LogStream::Stdout, frame.into_bytes()),
-            Some(Err(e)) => {
-                debug!(error = %e, "the log ended");
+    let mut reading = Reading { meter: Meter::new(most), lines: Lines::default(), frames: 0 };
+    let mut tries = 0;
+    while tries < TRIES {
+        let was_over = *over.borrow();
+        match reading.pump(&mut chunk, !was_over, &mut over).await {
+            Pumped::Ended if was_over => break,
+            // Whatever ended it: when the container is over, what is left is read.
+            Pumped::Ended => until(&mut over, |over| *over).await,
+            Pumped::Flood => {
+                flood.send_replace(true);
                 break;
             }
-            None => break,
-        };
-        if meter.exceeded_by(bytes.len() as u64) {
-            flood.send_replace(true);
-            break;
+            Pumped::Failed(e) => {
+                debug!(error = %e, "the log: read on where it broke off");
+                sleep(RETRY).await;
+            }
         }
-        if let Some(said) = lines.push(stream, &bytes) {
-            chunk.take(said);
-        }
-        if chunk.is_large() {
-            chunk.flush().await;
-        }
+        tries += u32::from(was_over);
     }
-    for said in lines.finish() {
+    for said in reading.lines.finish() {
         chunk.take(said);
     }
     chunk.flush().await;
 }
 
+/// How one reading of the log ended.
+enum Pumped {
+    Ended,
+    Flood,
+    Failed(bollard::errors::Error),
+}
+
+/// How far the log was read.
+struct Reading {
+    meter: Meter,
+    lines: Lines,
+    /// Frames taken in; Docker's log of a container only grows.
+    frames: usize,
+}
+
+impl Reading {
+    /// Reads on: as it is written, or what there is.
+    async fn pump(&mut self, chunk: &mut Chunk<'_>, follow: bool, over: &mut watch::Receiver<bool>) -> Pumped {
+        let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true).timestamps(true).build();
+        let (docker, name) = (&chunk.tools.docker, &chunk.container.name);
+        let mut frames = Box::pin(docker.logs(name, Some(options)).skip(self.frames));
+        loop {
+            let short = self.meter.taken < READ_AGAIN;
+            let frame = tokio::select! {
+                biased;
+                frame = frames.next() => frame,
+                () = sleep_until(chunk.due), if chunk.is_dirty() => {
+                    chunk.flush().await;
+                    continue;
+                }
+                () = until(over, |over| *over), if follow && short => return Pumped::Ended,
+            };
+            let (stream, bytes) = match frame {
+                Some(Ok(LogOutput::StdErr { message })) => (LogStream::Stderr, message),
+                Some(Ok(frame)) => (LogStream::Stdout, frame.into_bytes()),
+                Some(Err(e)) => return Pumped::Failed(e),
+                None => return Pumped::Ended,
+            };
+            self.frames += 1;
+            if self.meter.exceeded_by(bytes.len() as u64) {
+                return Pumped::Flood;
+            }
+            if let Some(said) = self.lines.push(stream, &bytes) {
+                chunk.take(said);
+            }
+            if chunk.is_large() {
+                chunk.flush().await;
+            }
+        }
+    }
+}
+
 /// Counts bytes: in all, and in the present second.
 struct Meter {
-    left: u64,
+    most: u64,
+    taken: u64,
     second: Instant,
     in_second: u64,
 }
 
 impl Meter {
     fn new(most: u64) -> Self {
-        Self { left: most, second: Instant::now(), in_second: 0 }
+        Self { most, taken: 0, second: Instant::now(), in_second: 0 }
     }
 
     fn exceeded_by(&mut self, bytes: u64) -> bool {
@@ -95,9 +150,8 @@ impl Meter {
             self.in_second = 0;
         }
         self.in_second += bytes;
-        let over = bytes > self.left || self.in_second > MAX_PER_SECOND;
-        self.left = self.left.saturating_sub(bytes);
-        over
+        self.taken += bytes;
+        self.taken > self.most || self.in_second > MAX_PER_SECOND
     }
 }
 
@@ -199,7 +253,7 @@ impl<'a> Chunk<'a> {
                 Err(e) => e.to_string(),
             };
             debug!(problem, "output: said again");
-            tokio::time::sleep(RETRY).await;
+            sleep(RETRY).await;
         }
     }
 }

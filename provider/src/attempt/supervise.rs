@@ -68,8 +68,14 @@ pub(super) async fn supervise(
 ) -> Result<Ending, Problem> {
     let began = Instant::now();
     let (flood, flooded) = watch::channel(false);
-    let follow = output::follow(tools, job, container, limits.log, &flood);
-    let (ended, ()) = tokio::join!(watch_over(tools, container, limits, wish, flooded, began), follow);
+    let (over, is_over) = watch::channel(false);
+    let follow = output::follow(tools, job, container, limits.log, &flood, is_over);
+    let watch = async {
+        let ended = watch_over(tools, container, limits, wish, flooded, began).await;
+        over.send_replace(true);
+        ended
+    };
+    let (ended, ()) = tokio::join!(watch, follow);
     ended
 }
 

@@ -1,7 +1,8 @@
 //! The live page of one job: its summary, trail, receipt and files as they change, its log as it is written.
 
-use std::convert::Infallible;
+use std::{collections::HashMap, convert::Infallible};
 
+use async_nats::jetstream::Message;
 use axum::{
     extract::State,
     http::HeaderMap,
@@ -10,9 +11,11 @@ use axum::{
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
 use gpubnb_projector::view::JobRow;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    next_change,
+    Change, next_change,
     output::{self, Heard, Reader, Said},
     pending_changes,
 };
@@ -20,17 +23,13 @@ use crate::{
     app::App,
     error::PageError,
     extract::{AtLeast, Path, Query},
-    page::job::{Fragments, log_lines},
+    page::job as page,
     viewer::SignedIn,
 };
 
-/// What wakes the page.
-enum Woken {
-    Changed(Option<Seq>),
-    Heard(Option<Box<async_nats::jetstream::Message>>),
-}
-
 /// `GET /jobs/{id}/live`. The id of an event is where to read on in the job's output.
+///
+/// State, trail and output are three streams in one, so that the quick one never waits for the slow.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -38,48 +37,100 @@ pub(crate) async fn live(
     Query(at_least): Query<AtLeast>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
-    let mut changes = app.changes.subscribe();
-    let mut row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
+    let (of_state, of_trail) = (app.changes.subscribe(), app.changes.subscribe());
+    let row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
     let heard_before = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
     let from = heard_before.map_or(1, |seq| seq + 1);
-    let mut messages = output::follow(&app, job, from).await?;
-    let events = async_stream::stream! {
-        let mut reader = Reader::default();
-        let mut fragments = Fragments::load(&app, signed_in, &row).await;
-        for event in fragments.events() {
-            yield Ok(event);
-        }
+    let messages = output::follow(&app, job, from).await?;
+    // When the output cannot be followed any more, the browser opens the whole stream again.
+    let ended = CancellationToken::new();
+    let events = futures_util::stream::select_all([
+        state(app.clone(), signed_in, row.clone(), of_state).boxed(),
+        trail(app.clone(), signed_in, job, row.seq, of_trail).boxed(),
+        said(app, signed_in, row, messages, ended.clone()).boxed(),
+    ]);
+    Ok(Sse::new(events.map(Ok).take_until(ended.cancelled_owned())).keep_alive(KeepAlive::default()))
+}
+
+type Notices = broadcast::Receiver<Change>;
+
+/// The next sequence at which the job changed.
+async fn next_seq(notices: &mut Notices, job: JobId) -> Seq {
+    let matters = |a| a == Aggregate::Job(job);
+    let seq = next_change(notices, matters).await;
+    seq.max(pending_changes(notices, matters)).unwrap_or(Seq::ZERO)
+}
+
+/// What follows from the job's row: summary, files, receipt.
+fn state(app: App, signed_in: SignedIn, mut row: JobRow, mut notices: Notices) -> impl Stream<Item = Event> {
+    async_stream::stream! {
+        let (mut shown, mut known) = (HashMap::new(), page::Known::default());
         loop {
-            let woken = tokio::select! {
-                seq = next_change(&mut changes, |a| a == Aggregate::Job(job)) => Woken::Changed(seq),
-                message = messages.next() => Woken::Heard(message.map(Box::new)),
+            let html = page::summary(&app, signed_in, &row, &mut known).await;
+            if let Some(event) = changed(&mut shown, "summary", html) {
+                yield event;
+            }
+            if let Some(event) = changed(&mut shown, "artifacts", page::artifacts(&row)) {
+                yield event;
+            }
+            let html = page::receipt(&app, signed_in, &row).await;
+            if let Some(event) = changed(&mut shown, "receipt", html) {
+                yield event;
+            }
+            row = loop {
+                let seq = next_seq(&mut notices, row.job).await;
+                // What cannot be read now is read at the next change.
+                if let Ok(newer) = app.queries.job(signed_in.actor(), row.job, seq).await {
+                    break newer;
+                }
             };
-            match woken {
-                Woken::Changed(seq) => {
-                    let seq = seq.max(pending_changes(&mut changes, |a| a == Aggregate::Job(job)));
-                    let asked = app.queries.job(signed_in.actor(), job, seq.unwrap_or(Seq::ZERO)).await;
-                    if let Ok(newer) = asked {
-                        row = newer;
-                        let new = Fragments::load(&app, signed_in, &row).await;
-                        for event in new.changed(&fragments) {
-                            yield Ok(event);
-                        }
-                        fragments = new;
-                    }
-                }
-                Woken::Heard(Some(message)) => {
-                    // A lease that is not known yet: the trail is ahead of this page.
-                    let Some(heard) = hear(&app, signed_in, &mut row, &mut reader, &message).await else { continue };
-                    for event in said(&row, heard) {
-                        yield Ok(event);
-                    }
-                }
-                // The output could not be followed: the browser opens the page's stream again.
-                Woken::Heard(None) => return,
+        }
+    }
+}
+
+/// The job's trail.
+fn trail(app: App, signed_in: SignedIn, job: JobId, from: Seq, mut notices: Notices) -> impl Stream<Item = Event> {
+    async_stream::stream! {
+        let (mut shown, mut trail, mut seq) = (HashMap::new(), Vec::new(), from);
+        loop {
+            let html = page::events(&app, signed_in, job, seq, &mut trail).await;
+            if let Some(event) = changed(&mut shown, "events", html) {
+                yield event;
+            }
+            seq = next_seq(&mut notices, job).await;
+        }
+    }
+}
+
+/// A part of the page as an event, if it differs from what was shown.
+fn changed(shown: &mut HashMap<&'static str, String>, name: &'static str, html: String) -> Option<Event> {
+    if shown.get(name) == Some(&html) {
+        return None;
+    }
+    let event = Event::default().event(name).data(&html);
+    shown.insert(name, html);
+    Some(event)
+}
+
+/// What the job says.
+fn said(
+    app: App,
+    signed_in: SignedIn,
+    mut row: JobRow,
+    mut messages: impl Stream<Item = Message> + Unpin,
+    ended: CancellationToken,
+) -> impl Stream<Item = Event> {
+    async_stream::stream! {
+        let mut reader = Reader::default();
+        while let Some(message) = messages.next().await {
+            // A lease that is not known yet: the output is ahead of this page.
+            let Some(heard) = hear(&app, signed_in, &mut row, &mut reader, &message).await else { continue };
+            for event in events_of(&row, heard) {
+                yield event;
             }
         }
-    };
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+        ended.cancel();
+    }
 }
 
 async fn hear(
@@ -87,7 +138,7 @@ async fn hear(
     signed_in: SignedIn,
     row: &mut JobRow,
     reader: &mut Reader,
-    message: &async_nats::jetstream::Message,
+    message: &Message,
 ) -> Option<Heard> {
     let known = |row: &JobRow| {
         let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
@@ -99,7 +150,7 @@ async fn hear(
     reader.read(message, &output::attempts(row))
 }
 
-fn said(row: &JobRow, heard: Heard) -> Vec<Event> {
+fn events_of(row: &JobRow, heard: Heard) -> Vec<Event> {
     let id = heard.seq.to_string();
     let mut lines = Vec::new();
     let mut events = Vec::new();
@@ -107,16 +158,16 @@ fn said(row: &JobRow, heard: Heard) -> Vec<Event> {
         match said {
             Said::Line(lease, number, line) => lines.push((lease, number, line)),
             Said::Progress(progress) if row.attempt().is_some_and(|a| a.lease == progress.lease) => {
-                events.push(Event::default().event("progress").data(crate::page::job::progress_bar(&progress)));
+                events.push(Event::default().event("progress").data(page::progress_bar(&progress)));
             }
             Said::Metrics(metrics) => {
-                events.push(Event::default().event("metrics").data(crate::page::job::metrics_line(&metrics)));
+                events.push(Event::default().event("metrics").data(page::metrics_line(&metrics)));
             }
             Said::Progress(_) => {}
         }
     }
     if !lines.is_empty() {
-        events.push(Event::default().event("log").data(log_lines(&lines)));
+        events.push(Event::default().event("log").data(page::log_lines(&lines)));
     }
     if let Some(last) = events.pop() {
         events.push(last.id(id));

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use askama::Template;
 use axum::{
     extract::State,
-    response::{Html, IntoResponse, Redirect, Response, sse::Event},
+    response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
     JobId, Lease, Seq, Timestamp,
@@ -89,79 +89,104 @@ impl Artifacts<'_> {
 }
 
 /// The parts of the page that change, rendered.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Fragments {
+struct Fragments {
     summary: String,
     events: String,
     receipt: String,
     artifacts: String,
 }
 
-impl Fragments {
-    /// Renders them all. A part that cannot be read now says so.
-    pub(crate) async fn load(app: &App, signed_in: SignedIn, job: &JobRow) -> Self {
-        let actor = signed_in.actor();
-        let query = TrailQuery { of: TrailOf::Job(job.job), skip: 0, limit: 200 };
-        let (trail, receipt, machine, progress, waiting) = tokio::join!(
-            app.queries.trail(actor, query, job.seq),
-            receipt(app, signed_in, job),
-            machine(app, signed_in, job),
-            output::progress(app, job),
-            waiting(app, signed_in, job),
-        );
-        let now = app.now();
-        let progress = progress.as_ref().map(progress_bar).unwrap_or_default();
-        let shown = |part: Result<String, Problem>| {
-            part.unwrap_or_else(|p| format!("<p class=\"hint\">{}</p>", escape(&p.detail)))
-        };
-        Self {
-            summary: shown(fragment(&Summary { job, machine: machine.as_ref(), progress, waiting, now })),
-            events: shown(trail.map_err(Problem::from).and_then(|trail| fragment(&Events { trail: &trail.rows, now }))),
-            receipt: shown(
-                receipt
-                    .map_err(Problem::from)
-                    .and_then(|receipt| fragment(&ReceiptCard { job, receipt: receipt.as_ref() })),
-            ),
-            artifacts: shown(fragment(&Artifacts { job })),
+/// What is kept between two looks, because it does not change any more.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The machine of the newest attempt.
+    machine: Option<(Lease, MachineView)>,
+    progress: Option<Progress>,
+    /// The job has ended, and this was its last progress.
+    last: bool,
+}
+
+/// Events asked for at once.
+const PAGE: u32 = 200;
+/// Most events on the page.
+const MOST_EVENTS: usize = 2_000;
+
+/// A part that cannot be read now says so.
+fn shown(part: Result<String, Problem>) -> String {
+    part.unwrap_or_else(|p| format!("<p class=\"hint\">{}</p>", escape(&p.detail)))
+}
+
+/// Where the job is, what it costs, and why it waits.
+pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Known) -> String {
+    let ((), (), waiting) = tokio::join!(
+        know_machine(app, signed_in, job, &mut known.machine),
+        know_progress(app, job, &mut known.progress, &mut known.last),
+        waiting(app, signed_in, job),
+    );
+    let machine = known.machine.as_ref().map(|(_, machine)| machine);
+    let progress = known.progress.as_ref().map(progress_bar).unwrap_or_default();
+    shown(fragment(&Summary { job, machine, progress, waiting, now: app.now() }))
+}
+
+/// The bill, or what will be on it.
+pub(crate) async fn receipt(app: &App, signed_in: SignedIn, job: &JobRow) -> String {
+    let receipt = if job.settled { app.queries.receipt(signed_in.actor(), job.job, job.seq).await } else { Ok(None) };
+    let card = |receipt: Option<Receipt>| fragment(&ReceiptCard { job, receipt: receipt.as_ref() });
+    shown(receipt.map_err(Problem::from).and_then(card))
+}
+
+/// The files.
+pub(crate) fn artifacts(job: &JobRow) -> String {
+    shown(fragment(&Artifacts { job }))
+}
+
+/// The trail; `trail` is what was read of it before.
+pub(crate) async fn events(
+    app: &App,
+    signed_in: SignedIn,
+    job: JobId,
+    at_least: Seq,
+    trail: &mut Vec<TrailEvent>,
+) -> String {
+    let read = read_on(app, signed_in, job, at_least, trail).await;
+    shown(read.map_err(Problem::from).and_then(|()| fragment(&Events { trail, now: app.now() })))
+}
+
+/// Reads on in the trail.
+async fn read_on(
+    app: &App,
+    signed_in: SignedIn,
+    job: JobId,
+    at_least: Seq,
+    trail: &mut Vec<TrailEvent>,
+) -> Result<(), Failure> {
+    while trail.len() < MOST_EVENTS {
+        let skip = u32::try_from(trail.len()).unwrap_or(u32::MAX);
+        let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE };
+        let read = app.queries.trail(signed_in.actor(), query, at_least).await?.rows;
+        let last = read.len() < PAGE as usize;
+        trail.extend(read);
+        if last {
+            break;
         }
     }
+    Ok(())
+}
 
-    fn named(&self) -> [(&'static str, &String); 4] {
-        [
-            ("summary", &self.summary),
-            ("events", &self.events),
-            ("receipt", &self.receipt),
-            ("artifacts", &self.artifacts),
-        ]
-    }
-
-    /// All of them as events.
-    pub(crate) fn events(&self) -> Vec<Event> {
-        self.named().into_iter().map(|(name, html)| Event::default().event(name).data(html)).collect()
-    }
-
-    /// Those that differ from what was shown.
-    pub(crate) fn changed(&self, shown: &Self) -> Vec<Event> {
-        let pairs = self.named().into_iter().zip(shown.named());
-        pairs
-            .filter(|((_, new), (_, old))| new != old)
-            .map(|((name, html), _)| Event::default().event(name).data(html))
-            .collect()
+/// A page without its machine's name is better than none.
+async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Option<(Lease, MachineView)>) {
+    let Some(attempt) = job.attempts.last() else { return };
+    if known.as_ref().is_none_or(|(lease, _)| *lease != attempt.lease) {
+        let machine = app.queries.machine(signed_in.actor(), attempt.machine, Seq::ZERO).await.ok();
+        *known = machine.map(|machine| (attempt.lease, machine));
     }
 }
 
-/// The bill, once there is one.
-async fn receipt(app: &App, signed_in: SignedIn, job: &JobRow) -> Result<Option<Receipt>, Failure> {
-    if !job.settled {
-        return Ok(None);
+async fn know_progress(app: &App, job: &JobRow, progress: &mut Option<Progress>, last: &mut bool) {
+    if !*last {
+        *progress = output::progress(app, job).await;
+        *last = job.ended_at.is_some();
     }
-    app.queries.receipt(signed_in.actor(), job.job, job.seq).await
-}
-
-async fn machine(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<MachineView> {
-    let attempt = job.attempts.last()?;
-    // A page without its machine's name is better than none.
-    app.queries.machine(signed_in.actor(), attempt.machine, Seq::ZERO).await.ok()
 }
 
 async fn waiting(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<PlacementExplanation> {
@@ -180,7 +205,13 @@ pub(crate) async fn page(
     Query(at_least): Query<AtLeast>,
 ) -> Result<Html<String>, PageError> {
     let job = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
-    let fragments = Fragments::load(&app, signed_in, &job).await;
+    let (mut known, mut trail) = (Known::default(), Vec::new());
+    let (summary, receipt, events) = tokio::join!(
+        summary(&app, signed_in, &job, &mut known),
+        receipt(&app, signed_in, &job),
+        events(&app, signed_in, job.job, job.seq, &mut trail),
+    );
+    let fragments = Fragments { summary, events, receipt, artifacts: artifacts(&job) };
     let chrome = Chrome::new(job.spec.name.clone(), "jobs", signed_in.viewer);
     Ok(html(&JobPage { chrome, job, fragments })?)
 }
