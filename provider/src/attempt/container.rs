@@ -32,8 +32,6 @@ pub(super) struct Container {
     docker: Docker,
     pub(super) name: String,
     pub(super) lease: Lease,
-    /// The image's id: its digest.
-    pub(super) image_id: String,
     /// The directory that is `/output` inside.
     pub(super) output: PathBuf,
     /// Whether this run of the worker made it: then nothing has happened in it yet.
@@ -41,48 +39,57 @@ pub(super) struct Container {
 }
 
 impl Container {
+    /// The id of the image it will be made of, or was.
+    pub(super) async fn image(tools: &Tools, lease: Lease, grant: &Grant) -> Result<String, Problem> {
+        if grant.started {
+            let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started");
+            return existing(&tools.docker, &container_name(tools.machine, lease)).await?.ok_or_else(gone);
+        }
+        tools.images.resolve(&tools.docker, &grant.spec.image).await
+    }
+
     /// Makes it, or finds it where a former run of the worker made it.
-    pub(super) async fn prepare(tools: &Tools, job: JobId, lease: Lease, grant: &Grant) -> Result<Self, Problem> {
+    pub(super) async fn make(
+        tools: &Tools,
+        job: JobId,
+        lease: Lease,
+        grant: &Grant,
+        image_id: String,
+    ) -> Result<Self, Problem> {
+        let misconfigured = |detail: String| Problem::new(Reason::RuntimeMisconfigured, detail);
         let docker = tools.docker.clone();
         let name = container_name(tools.machine, lease);
         let output = directory(tools, lease).join("output");
         if grant.started {
-            let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started");
-            let image_id = existing(&docker, &name).await?.ok_or_else(gone)?;
-            return Ok(Self { docker, name, lease, image_id, output, fresh: false });
+            return Ok(Self { docker, name, lease, output, fresh: false });
         }
-        make_output(&output)
-            .map_err(|e| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", output.display())))?;
-        let create = async |image_id: &str| {
-            let frame = Frame {
-                machine: tools.machine,
-                job,
-                lease,
-                image_id,
-                output: &output,
-                user: job_user(),
-                gpus: gpus(tools, &grant.spec)?,
-                runtime: tools.runtime.clone(),
-                max_log: tools.max_log,
-            };
-            make(&docker, &name, hardened(&grant.spec, &frame)).await
+        make_output(&output).map_err(|e| misconfigured(format!("{}: {e}", output.display())))?;
+        let frame = Frame {
+            machine: tools.machine,
+            job,
+            lease,
+            image_id: &image_id,
+            output: &output,
+            user: job_user(),
+            gpus: gpus(tools, &grant.spec)?,
+            runtime: tools.runtime.clone(),
+            max_log: tools.max_log,
         };
-        let mut image_id = tools.images.resolve(&docker, &grant.spec.image).await?;
-        let created = match create(&image_id).await? {
-            Created::NoImage => {
-                // It was known, and has been removed since.
-                tools.images.forget(&grant.spec.image);
-                image_id = tools.images.resolve(&docker, &grant.spec.image).await?;
-                create(&image_id).await?
+        let body = hardened(&grant.spec, &frame);
+        let mut created = create(&docker, &name, body.clone()).await?;
+        if created == Created::NoImage {
+            // It was known, and has been removed since.
+            tools.images.forget(&grant.spec.image);
+            if tools.images.resolve(&docker, &grant.spec.image).await? != image_id {
+                return Err(misconfigured("the image's name came to mean another image".to_owned()));
             }
-            created => created,
-        };
-        let fresh = match created {
-            Created::New => true,
-            Created::Existed => false,
-            Created::NoImage => return Err(Problem::new(Reason::RuntimeMisconfigured, "the image vanished twice")),
-        };
-        Ok(Self { docker, name, lease, image_id, output, fresh })
+            created = create(&docker, &name, body).await?;
+        }
+        match created {
+            Created::New => Ok(Self { docker, name, lease, output, fresh: true }),
+            Created::Existed => Ok(Self { docker, name, lease, output, fresh: false }),
+            Created::NoImage => Err(misconfigured("the image vanished twice".to_owned())),
+        }
     }
 
     /// Starts it; does nothing where it runs or ran already.
@@ -143,6 +150,7 @@ async fn existing(docker: &Docker, name: &str) -> Result<Option<String>, Problem
 }
 
 /// What came of asking Docker for a container.
+#[derive(PartialEq, Eq)]
 enum Created {
     New,
     /// A former run of the worker made it, and got no further.
@@ -150,7 +158,7 @@ enum Created {
     NoImage,
 }
 
-async fn make(docker: &Docker, name: &str, body: ContainerCreateBody) -> Result<Created, Problem> {
+async fn create(docker: &Docker, name: &str, body: ContainerCreateBody) -> Result<Created, Problem> {
     let options = CreateContainerOptionsBuilder::default().name(name).build();
     match docker.create_container(Some(options), body).await {
         Ok(_) => Ok(Created::New),

@@ -1,6 +1,6 @@
 //! One attempt at a job on this machine, from the job message to the recorded outcome.
 //!
-//! The order is the safety: accept, make the container, have `Started` recorded, and only then start it.
+//! The order is the safety: accept, have `Started` recorded and the container made, and only then start it.
 //! Dropping a running attempt (the worker stops) tears nothing down: the container goes on and is taken up
 //! again by its labels.
 
@@ -79,7 +79,15 @@ struct Outcomes {
 impl From<Problem> for Outcomes {
     fn from(problem: Problem) -> Self {
         let Problem { reason, detail } = problem;
-        Self { outcome: Outcome::Failed { reason, detail }, outputs: Vec::new(), usage: None }
+        // Its code never ran, or nobody can tell for how long: nothing is to be paid for.
+        Self { outcome: Outcome::Failed { reason, detail }, outputs: Vec::new(), usage: Some(Usage::default()) }
+    }
+}
+
+impl Outcomes {
+    /// Cancelled before its code ran.
+    fn never_ran() -> Self {
+        Self { outcome: Outcome::Cancelled, outputs: Vec::new(), usage: Some(Usage::default()) }
     }
 }
 
@@ -129,22 +137,29 @@ impl Attempt {
     }
 
     async fn execute(&mut self, grant: &Grant) -> Result<Outcomes, Problem> {
-        let cancelled = Ok(Outcomes { outcome: Outcome::Cancelled, outputs: Vec::new(), usage: None });
+        let (tools, job, lease) = (&*self.tools, self.job, self.lease);
         let mut wish = self.wish.clone();
-        let prepared = tokio::select! {
-            () = supervise::until(&mut wish, |wish| *wish != LeaseWish::Keep) => return cancelled,
-            prepared = Container::prepare(&self.tools, self.job, self.lease, grant) => prepared?,
+        let prepare = async {
+            let image_id = Container::image(tools, lease, grant).await?;
+            // Recorded while the container is made: neither lets the code run without the other.
+            let start = Start { job, lease, image_digest: image_id.clone() };
+            let recorded = tools.platform.insist::<Done>("start", &start);
+            let (made, recorded) = tokio::join!(Container::make(tools, job, lease, grant, image_id), recorded);
+            Ok((made?, recorded))
         };
-        let start = Start { job: self.job, lease: self.lease, image_digest: prepared.image_id.clone() };
-        if let Err(refusal) = self.tools.platform.insist::<Done>("start", &start).await {
+        let (container, recorded) = tokio::select! {
+            () = supervise::until(&mut wish, |wish| *wish != LeaseWish::Keep) => return Ok(Outcomes::never_ran()),
+            prepared = prepare => prepared?,
+        };
+        if let Err(refusal) = recorded {
             // It is being cancelled, or is over: whichever it is, the platform knows what to make of this.
-            info!(job = %self.job, lease = self.lease.0.0, %refusal, "not started");
-            return cancelled;
+            info!(%job, lease = lease.0.0, %refusal, "not started");
+            return Ok(Outcomes::never_ran());
         }
-        prepared.start().await?;
-        let limits = Limits::of(grant, self.tools.max_log);
-        let ending = supervise::supervise(&self.tools, self.job, &prepared, &limits, self.wish.clone()).await?;
-        self.conclude(grant, &prepared, ending).await
+        container.start().await?;
+        let limits = Limits::of(grant, tools.max_log);
+        let ending = supervise::supervise(tools, job, &container, &limits, self.wish.clone()).await?;
+        self.conclude(grant, &container, ending).await
     }
 
     async fn conclude(&self, grant: &Grant, container: &Container, ending: Ending) -> Result<Outcomes, Problem> {

@@ -1,6 +1,6 @@
 //! The live page of one job: its summary, trail, receipt and files as they change, its log as it is written.
 
-use std::{collections::HashMap, convert::Infallible};
+use std::{collections::HashMap, convert::Infallible, time::Duration};
 
 use async_nats::jetstream::Message;
 use axum::{
@@ -11,7 +11,10 @@ use axum::{
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
 use gpubnb_projector::view::JobRow;
-use tokio::sync::broadcast;
+use tokio::{
+    sync::{broadcast, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -41,16 +44,19 @@ pub(crate) async fn live(
     let row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
     let heard_before = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
     let from = heard_before.map_or(1, |seq| seq + 1);
-    let messages = output::follow(&app, job, from).await?;
     // When the output cannot be followed any more, the browser opens the whole stream again.
     let ended = CancellationToken::new();
+    let (known, newest) = watch::channel(row.clone());
     let events = futures_util::stream::select_all([
-        state(app.clone(), signed_in, row.clone(), of_state).boxed(),
+        state(app.clone(), signed_in, known, of_state).boxed(),
         trail(app.clone(), signed_in, job, row.seq, of_trail).boxed(),
-        said(app, signed_in, row, messages, ended.clone()).boxed(),
+        said(app, newest, from, ended.clone()).boxed(),
     ]);
     Ok(Sse::new(events.map(Ok).take_until(ended.cancelled_owned())).keep_alive(KeepAlive::default()))
 }
+
+/// How long output may be ahead of the read models.
+const AHEAD: Duration = Duration::from_secs(2);
 
 type Notices = broadcast::Receiver<Change>;
 
@@ -62,10 +68,16 @@ async fn next_seq(notices: &mut Notices, job: JobId) -> Seq {
 }
 
 /// What follows from the job's row: summary, files, receipt.
-fn state(app: App, signed_in: SignedIn, mut row: JobRow, mut notices: Notices) -> impl Stream<Item = Event> {
+fn state(
+    app: App,
+    signed_in: SignedIn,
+    newest: watch::Sender<JobRow>,
+    mut notices: Notices,
+) -> impl Stream<Item = Event> {
     async_stream::stream! {
         let (mut shown, mut known) = (HashMap::new(), page::Known::default());
         loop {
+            let row = newest.borrow().clone();
             let html = page::summary(&app, signed_in, &row, &mut known).await;
             if let Some(event) = changed(&mut shown, "summary", html) {
                 yield event;
@@ -77,13 +89,14 @@ fn state(app: App, signed_in: SignedIn, mut row: JobRow, mut notices: Notices) -
             if let Some(event) = changed(&mut shown, "receipt", html) {
                 yield event;
             }
-            row = loop {
+            let newer = loop {
                 let seq = next_seq(&mut notices, row.job).await;
                 // What cannot be read now is read at the next change.
                 if let Ok(newer) = app.queries.job(signed_in.actor(), row.job, seq).await {
                     break newer;
                 }
             };
+            newest.send_replace(newer);
         }
     }
 }
@@ -112,19 +125,21 @@ fn changed(shown: &mut HashMap<&'static str, String>, name: &'static str, html: 
     Some(event)
 }
 
-/// What the job says.
+/// What the job says, from a sequence of OUTPUT on. Nothing is said before the code runs.
 fn said(
     app: App,
-    signed_in: SignedIn,
-    mut row: JobRow,
-    mut messages: impl Stream<Item = Message> + Unpin,
+    mut newest: watch::Receiver<JobRow>,
+    from: u64,
     ended: CancellationToken,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
+        let speaks = |row: &JobRow| row.started_at.is_some() || row.ended_at.is_some();
+        let Ok(job) = newest.wait_for(speaks).await.map(|row| row.job) else { return };
+        let Ok(mut messages) = output::follow(&app, job, from).await else { return ended.cancel() };
         let mut reader = Reader::default();
         while let Some(message) = messages.next().await {
-            // A lease that is not known yet: the output is ahead of this page.
-            let Some(heard) = hear(&app, signed_in, &mut row, &mut reader, &message).await else { continue };
+            let row = speaker_known(&mut newest, &message).await;
+            let Some(heard) = reader.read(&message, &output::attempts(&row)) else { continue };
             for event in events_of(&row, heard) {
                 yield event;
             }
@@ -133,21 +148,14 @@ fn said(
     }
 }
 
-async fn hear(
-    app: &App,
-    signed_in: SignedIn,
-    row: &mut JobRow,
-    reader: &mut Reader,
-    message: &Message,
-) -> Option<Heard> {
-    let known = |row: &JobRow| {
-        let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
-        row.attempts.iter().any(|a| Some(a.machine) == machine)
-    };
-    if !known(row) {
-        *row = app.queries.job(signed_in.actor(), row.job, Seq::ZERO).await.ok()?;
-    }
-    reader.read(message, &output::attempts(row))
+/// The row, with the machine that speaks among its attempts. A machine that is not known yet: the output is
+/// ahead of this page.
+async fn speaker_known(newest: &mut watch::Receiver<JobRow>, message: &Message) -> JobRow {
+    let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
+    let known = newest.wait_for(|row| row.attempts.iter().any(|a| Some(a.machine) == machine));
+    // Who is not known by then has no attempt: the reader drops what it says.
+    drop(timeout(AHEAD, known).await);
+    newest.borrow().clone()
 }
 
 fn events_of(row: &JobRow, heard: Heard) -> Vec<Event> {
