@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{millis, quantile, report::Figure};
 use crate::system::{Options, System};
 
-const PAIRS: usize = 30;
+const PAIRS: usize = 60;
 const WARM_UP: usize = 3;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
