@@ -1,5 +1,7 @@
 //! The bodies of commands and of their answers. What a command may do is decided in `services`.
 
+use std::{collections::BTreeMap, fmt};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -10,8 +12,19 @@ use crate::{
     time::{Millis, Seconds, Timestamp},
 };
 
+/// A text that is shown to nobody: debugging prints dots.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("•••")
+    }
+}
+
 /// A command was done, now or before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Done {
     /// The sequence of its event: what to wait for before reading.
     pub seq: Seq,
@@ -76,10 +89,13 @@ pub struct SubmitJob {
     pub max_attempts: Option<u32>,
     /// How long it may wait for a machine; `None`: a day.
     pub queue: Option<Seconds>,
+    /// The values of its environment. They never enter an event: the specification has their names only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
 }
 
 /// Answer of `cmd.job.submit`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Submitted {
     /// The job.
     pub job: JobId,
@@ -88,7 +104,7 @@ pub struct Submitted {
 }
 
 /// `cmd.market.quote`: what a submission would mean; nothing is written. Body: [`SubmitJob`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Quote {
     /// Where it would run now; `None`: it would wait.
     pub machine: Option<MachineId>,
@@ -112,7 +128,7 @@ pub struct CancelJob {
 }
 
 /// What an owner wants of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineWish {
     /// Take no new jobs.
@@ -139,8 +155,6 @@ pub struct ChangeMachine {
 /// `cmd.machine.<id>.list`: the machine is offered. Answer: [`Listed`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListMachine {
-    /// Who owns it.
-    pub owner: AccountId,
     /// What is offered.
     pub offer: Offer,
 }
@@ -185,6 +199,21 @@ pub struct Grant {
     pub started: bool,
     /// Where to put the files it leaves; `None` where the market keeps none.
     pub upload: Option<UploadGrant>,
+    /// Where to get each file it is given, in the order of the specification.
+    #[serde(default)]
+    pub inputs: Vec<String>,
+    /// The values of its environment, sealed for this machine; `None` where it has none.
+    #[serde(default)]
+    pub env: Option<SealedEnv>,
+}
+
+/// Values that only one machine can read: a JSON object of names and values, in a `crypto_box`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedEnv {
+    /// The market's x25519 public key.
+    pub from: String,
+    /// The box, in hex.
+    pub sealed: String,
 }
 
 /// Permission to put the files of one attempt.
@@ -283,3 +312,107 @@ pub enum LeaseWish {
     /// Stop and forget: the attempt is over, whatever it still does counts for nothing.
     Abandon,
 }
+
+/// `cmd.enrollment.create`: an owner wants to add a machine. Answer: [`EnrollmentCode`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateEnrollment {}
+
+/// A one-time code.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct EnrollmentCode {
+    /// What to type on the machine.
+    pub code: String,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+impl fmt::Debug for EnrollmentCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EnrollmentCode(until {})", self.expires)
+    }
+}
+
+/// `cmd.enrollment.redeem`: a machine trades a code for a credential. Answer: [`MachineCredential`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RedeemEnrollment {
+    /// The code.
+    pub code: String,
+    /// The machine; it made its own id.
+    pub machine: MachineId,
+    /// Its `NKey`, `U…`. The seed never leaves the machine.
+    pub public_key: String,
+    /// Its x25519 key, `X…`, which secrets of jobs are sealed for.
+    pub sealing_key: String,
+    /// [`Self::signed_text`], signed with the `NKey`; base64url.
+    pub signature: String,
+}
+
+impl fmt::Debug for RedeemEnrollment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedeemEnrollment({})", self.machine)
+    }
+}
+
+impl RedeemEnrollment {
+    /// What the machine signs.
+    pub fn signed_text(&self) -> String {
+        format!("enroll.{}.{}.{}", self.machine, self.sealing_key, self.code)
+    }
+}
+
+/// `cmd.enrollment.challenge`: a machine wants its credential renewed. Answer: [`Challenge`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskChallenge {
+    /// The machine.
+    pub machine: MachineId,
+}
+
+/// What a machine has to sign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Challenge {
+    /// The text.
+    pub nonce: String,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+/// `cmd.enrollment.renew`. Answer: [`MachineCredential`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewCredential {
+    /// The machine.
+    pub machine: MachineId,
+    /// The challenge's text.
+    pub nonce: String,
+    /// The text, signed with the machine's `NKey`; base64url.
+    pub signature: String,
+}
+
+/// A machine's credential for the broker. It is of use to nobody without the machine's seed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MachineCredential {
+    /// The machine.
+    pub machine: MachineId,
+    /// Who owns it.
+    pub owner: AccountId,
+    /// The token.
+    pub jwt: String,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+impl fmt::Debug for MachineCredential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MachineCredential({}, until {})", self.machine, self.expires)
+    }
+}
+
+/// `cmd.enrollment.revoke`: a machine's owner, or an operator, takes its right to speak away at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeMachine {
+    /// The machine.
+    pub machine: MachineId,
+}
+
+/// It is so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {}

@@ -15,7 +15,8 @@ pub struct BadId(String);
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+        #[schema(value_type = String, format = Uuid)]
         #[serde(try_from = "Uuid", into = "Uuid")]
         pub struct $name(Uuid);
 
@@ -107,7 +108,7 @@ uuid_id!(
 );
 
 /// The sequence of a message in the MARKET stream. `Seq(0)` stands before the first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct Seq(pub u64);
 
@@ -129,7 +130,7 @@ impl fmt::Display for Seq {
 }
 
 /// The fencing token of one attempt: the MARKET sequence of its `JobAssigned` event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct Lease(pub Seq);
 

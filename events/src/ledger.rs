@@ -72,9 +72,10 @@ impl TryFrom<String> for LedgerAccount {
 }
 
 /// One line of a balanced set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Posting {
     /// Where.
+    #[schema(value_type = String)]
     pub account: LedgerAccount,
     /// How much; positive adds to the account.
     pub amount: MicroUsd,

@@ -9,20 +9,23 @@ use tracing::{info, warn};
 /// How to reach the broker.
 #[derive(Debug, Clone, Args)]
 pub struct NatsArgs {
-    /// Address of the broker.
+    /// Address of the broker; `tls://…` where it is reached over a network.
     #[arg(long, env = "GPUBNB_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats: String,
-    /// File that holds the passwords of this process's users, one `user:password` a line.
-    #[arg(long, env = "GPUBNB_NATS_PASSWORDS", value_name = "FILE")]
-    pub nats_passwords: Option<PathBuf>,
+    /// Directory with the credentials of this process's users, `<user>.creds`, as `gpubnb-services bootstrap` makes them.
+    #[arg(long, env = "GPUBNB_NATS_CREDS", default_value = "keys", value_name = "DIR")]
+    pub nats_creds: PathBuf,
+    /// Certificate of the authority that signed the broker's, if it is not a public one (PEM).
+    #[arg(long, env = "GPUBNB_NATS_CA", value_name = "FILE")]
+    pub nats_ca: Option<PathBuf>,
 }
 
 /// A connection that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The password file is of no use.
-    #[error("{path}: {problem}")]
-    Passwords {
+    /// The credential is of no use.
+    #[error("{path}: {problem}. `gpubnb-services bootstrap` makes it")]
+    Credential {
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -41,39 +44,45 @@ pub enum ConnectError {
 }
 
 impl NatsArgs {
-    fn password(&self, user: &str) -> Result<Option<String>, ConnectError> {
-        let Some(path) = &self.nats_passwords else { return Ok(None) };
-        let bad = |problem: String| ConnectError::Passwords { path: path.clone(), problem };
-        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-        let found = text.lines().find_map(|line| line.strip_prefix(user)?.strip_prefix(':'));
-        found.map(|p| Some(p.trim().to_owned())).ok_or_else(|| bad(format!("has no line for user `{user}`")))
-    }
-
     /// Connects as `user`, with its own inbox. Reconnects for ever afterwards.
     pub async fn connect(&self, user: &str, inbox: &str) -> Result<Client, ConnectError> {
-        let name = user.to_owned();
-        let mut options = ConnectOptions::new()
-            .name(user)
-            .custom_inbox_prefix(inbox)
-            .connection_timeout(Duration::from_secs(5))
-            .request_timeout(Some(Duration::from_secs(5)))
-            .ping_interval(Duration::from_secs(10))
-            .reconnect_delay_callback(|attempts| {
-                Duration::from_millis(50 * u64::try_from(attempts).unwrap_or(20).min(20))
-            })
-            .event_callback(move |event| {
-                let name = name.clone();
-                async move { report(&name, &event) }
-            });
-        if let Some(password) = self.password(user)? {
-            options = options.user_and_password(user.to_owned(), password);
-        }
-        options.connect(&self.nats).await.map_err(|e| ConnectError::Refused {
-            url: self.nats.clone(),
-            user: user.to_owned(),
-            problem: e.to_string(),
-        })
+        let path = self.nats_creds.join(format!("{user}.creds"));
+        let credential = std::fs::read_to_string(&path).and_then(|text| ConnectOptions::with_credentials(&text));
+        let options = credential.map_err(|e| ConnectError::Credential { path, problem: e.to_string() })?;
+        connect(options, &self.nats, self.nats_ca.clone(), user, inbox).await
     }
+}
+
+/// Connects with options that hold a credential already.
+pub async fn connect(
+    options: ConnectOptions,
+    url: &str,
+    authority: Option<PathBuf>,
+    user: &str,
+    inbox: &str,
+) -> Result<Client, ConnectError> {
+    let name = user.to_owned();
+    let mut options = options
+        .name(user)
+        .custom_inbox_prefix(inbox)
+        .connection_timeout(Duration::from_secs(5))
+        .request_timeout(Some(Duration::from_secs(5)))
+        .ping_interval(Duration::from_secs(10))
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis(50 * u64::try_from(attempts).unwrap_or(20).min(20))
+        })
+        .event_callback(move |event| {
+            let name = name.clone();
+            async move { report(&name, &event) }
+        });
+    if let Some(authority) = authority {
+        options = options.add_root_certificates(authority).require_tls(true);
+    }
+    options.connect(url).await.map_err(|e| ConnectError::Refused {
+        url: url.to_owned(),
+        user: user.to_owned(),
+        problem: e.to_string(),
+    })
 }
 
 // Denied subjects are silent to the caller: this is where they show.

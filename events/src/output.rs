@@ -12,7 +12,7 @@ pub const LOG_LINES: &str = "LogLines.v1";
 pub const JOB_METRICS: &str = "JobMetrics.v1";
 
 /// How far a job is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
     /// The attempt.
     pub lease: Lease,
@@ -26,7 +26,7 @@ pub struct Progress {
 }
 
 /// Which of the two streams a line came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogStream {
     /// Standard output.
@@ -58,7 +58,7 @@ pub struct LogLine {
 }
 
 /// Measurements of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobMetrics {
     /// The attempt.
     pub lease: Lease,

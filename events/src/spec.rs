@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{AccountId, MachineId, Seq},
+    ids::{AccountId, CommandId, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
     time::{Millis, Seconds},
 };
 
 /// Mebibytes (1,048,576 bytes).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct Mebibytes(pub u64);
 
@@ -21,7 +21,7 @@ impl Mebibytes {
 }
 
 /// What to run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobSpec {
     /// A name for people.
     pub name: String,
@@ -38,10 +38,29 @@ pub struct JobSpec {
     /// Whether it asks for network access (needs a machine that allows it).
     #[serde(default)]
     pub egress: bool,
+    /// Names of its environment's variables. Their values are secrets, and stand in no event.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Files it is given, below `/input`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Input>,
+}
+
+/// A file a job is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Input {
+    /// The upload that holds it.
+    pub input: CommandId,
+    /// Path below `/input`, with `/` between its parts.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the content, in hex.
+    pub sha256: String,
 }
 
 /// The limits a container runs under.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Resources {
     /// CPU time in thousandths of a core.
     pub cpu_millis: u32,
@@ -58,7 +77,7 @@ pub struct Resources {
 }
 
 /// Where a job may run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Placement {
     /// On this machine and no other.
@@ -75,7 +94,7 @@ pub enum Placement {
 }
 
 /// What a machine must satisfy beyond the job's resources.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Requirements {
     /// Most it may cost per hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,7 +111,7 @@ pub struct Requirements {
 }
 
 /// Bounds on a job's life.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Limits {
     /// Wall-clock time a run may take.
     pub time: Seconds,
@@ -105,7 +124,7 @@ pub struct Limits {
 }
 
 /// The price terms, locked when a job is assigned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Terms {
     /// Price per hour of metered time.
     pub price: HourlyRate,
@@ -116,7 +135,7 @@ pub struct Terms {
 }
 
 /// Why a job runs where it runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlacementExplanation {
     /// Machines that satisfied everything.
     pub candidates: u32,
@@ -127,7 +146,7 @@ pub struct PlacementExplanation {
 }
 
 /// How many machines were not taken for one reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RejectCount {
     /// The reason.
     pub reason: Reject,
@@ -136,7 +155,7 @@ pub struct RejectCount {
 }
 
 /// Why a machine was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum Reject {
     /// Another machine was named.
     NotNamed,
@@ -188,7 +207,7 @@ impl Reject {
 }
 
 /// What a machine has, as its worker measured it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Hardware {
     /// CPU model name.
     pub cpu_model: String,
@@ -213,7 +232,7 @@ pub struct Hardware {
 }
 
 /// One GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Gpu {
     /// Vendor's id, `GPU-…`.
     pub uuid: String,
@@ -224,7 +243,7 @@ pub struct Gpu {
 }
 
 /// What the owner of a machine allows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OwnerPolicy {
     /// Whether the owner may take the machine back while a job runs.
     #[serde(default)]
@@ -235,7 +254,7 @@ pub struct OwnerPolicy {
 }
 
 /// A machine as it is offered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Offer {
     /// Name for people.
     pub name: String,
@@ -253,7 +272,7 @@ pub struct Offer {
 }
 
 /// One file a job left.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Artifact {
     /// Path below `/output`, with `/` between its parts.
     pub path: String,
@@ -264,14 +283,14 @@ pub struct Artifact {
 }
 
 /// What a run used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Usage {
     /// Run time by the worker's monotonic clock.
     pub run: Millis,
 }
 
 /// How the metered time came about. The smallest of the four is billed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Metering {
     /// The broker's time from `Started` to the outcome (or to the request to cancel).
     pub broker: Millis,

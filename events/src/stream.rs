@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, PullConsumer, pull},
     context::GetStreamErrorKind,
     kv, object_store,
-    stream::{Config, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
+    stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
 };
 
 use crate::{ids::MachineId, subject};
@@ -25,6 +25,16 @@ pub const OUTPUT: &str = "OUTPUT";
 pub const LEADERS: &str = "LEADERS";
 /// Object store of what jobs leave: `<job>/<lease>/<path>`.
 pub const ARTIFACTS: &str = "ARTIFACTS";
+/// Object store of what jobs are given: `<account>/<input>`.
+pub const INPUTS: &str = "INPUTS";
+/// Bucket of people: password and token hashes.
+pub const CREDENTIALS: &str = "CREDENTIALS";
+/// Bucket of signed-in browsers.
+pub const SESSIONS: &str = "SESSIONS";
+/// Bucket of enrollment codes and of enrolled machines.
+pub const ENROLLMENTS: &str = "ENROLLMENTS";
+/// Bucket of the values of jobs' environments, sealed; deleted at the outcome.
+pub const JOBENV: &str = "JOBENV";
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
@@ -33,6 +43,20 @@ const MAX_CONSUMERS: i32 = 10_000;
 /// How long a worker may be silent before its job message is given out again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
+/// Key-value buckets, and how long an entry that nobody touches is kept; zero: for ever.
+const BUCKETS: [(&str, Duration); 5] = [
+    (LEADERS, Duration::from_secs(10)),
+    (CREDENTIALS, Duration::ZERO),
+    (SESSIONS, SESSION_LIFE),
+    (ENROLLMENTS, Duration::ZERO),
+    // A job waits for a week at the most, and runs for another.
+    (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
+];
+/// How long a browser stays signed in.
+pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// Object stores, and how long a file is kept.
+const STORES: [(&str, Duration); 2] =
+    [(ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)), (INPUTS, Duration::from_secs(15 * 24 * 3_600))];
 
 /// What differs between deployments.
 #[derive(Debug, Clone)]
@@ -161,29 +185,43 @@ pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Resu
         stream: stream.to_owned(),
         problem: e.to_string(),
     };
-    if js.get_key_value(LEADERS).await.is_err() {
-        js.create_key_value(kv::Config {
-            bucket: LEADERS.to_owned(),
-            history: 1,
-            max_age: Duration::from_secs(10),
-            num_replicas: options.replicas,
-            ..Default::default()
-        })
-        .await
-        .map_err(|e| broker(LEADERS, &e))?;
+    for (bucket, max_age) in BUCKETS {
+        if js.get_key_value(bucket).await.is_err() {
+            js.create_key_value(kv::Config {
+                bucket: bucket.to_owned(),
+                history: 1,
+                max_age,
+                num_replicas: options.replicas,
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| broker(bucket, &e))?;
+        }
     }
-    if js.get_object_store(ARTIFACTS).await.is_err() {
-        js.create_object_store(object_store::Config {
-            bucket: ARTIFACTS.to_owned(),
-            max_age: 30 * DAY,
-            max_bytes: 8_192 * MIB,
-            num_replicas: options.replicas,
-            ..Default::default()
-        })
-        .await
-        .map_err(|e| broker(ARTIFACTS, &e))?;
+    for (store, max_age) in STORES {
+        if js.get_object_store(store).await.is_err() {
+            js.create_object_store(object_store::Config {
+                bucket: store.to_owned(),
+                max_age,
+                max_bytes: 8_192 * MIB,
+                num_replicas: options.replicas,
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| broker(store, &e))?;
+        }
     }
     Ok(())
+}
+
+/// Name of the stream under a key-value bucket.
+pub fn bucket_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// Name of the stream under an object store.
+pub fn store_stream(store: &str) -> String {
+    format!("OBJ_{store}")
 }
 
 /// Makes sure that TELEMETRY is there: it lies in memory, and a broker that was alone and restarts has lost it.
@@ -254,7 +292,12 @@ fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
 
 /// Name of a machine's consumer on DISPATCH.
 pub fn machine_consumer(machine: MachineId) -> String {
-    format!("machine-{machine}")
+    machine_consumer_name(&machine.to_string())
+}
+
+/// The same for a machine whose id is not known yet: the form of the name, around `id`.
+pub fn machine_consumer_name(id: &str) -> String {
+    format!("machine-{id}")
 }
 
 /// A machine's consumer on DISPATCH, with as many job messages in hand as it has slots.
@@ -278,4 +321,21 @@ pub async fn provision_machine(
     js.create_consumer_on_stream(machine_consumer_config(machine, slots), DISPATCH)
         .await
         .map_err(|e| ProvisionError::Broker { stream: DISPATCH.to_owned(), problem: e.to_string() })
+}
+
+/// Removes a machine's consumer and what waits for it: deleting a consumer alone leaves its messages in the queue.
+pub async fn retire_machine(js: &jetstream::Context, machine: MachineId) -> Result<(), ProvisionError> {
+    let broker = |e: &dyn std::fmt::Display| ProvisionError::Broker {
+        stream: DISPATCH.to_owned(),
+        problem: e.to_string(),
+    };
+    let stream = js.get_stream_no_info(DISPATCH).await.map_err(|e| broker(&e))?;
+    match stream.delete_consumer(&machine_consumer(machine)).await {
+        Ok(_) => {}
+        // It never had one, or it is gone already.
+        Err(e) if matches!(e.kind(), ConsumerErrorKind::JetStream(ref e) if e.code() == 404) => {}
+        Err(e) => return Err(broker(&e)),
+    }
+    stream.purge().filter(subject::dispatch_of(machine)).await.map_err(|e| broker(&e))?;
+    Ok(())
 }

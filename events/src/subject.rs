@@ -21,6 +21,15 @@ pub const OUTPUT_ALL: &str = "output.*.*.*";
 /// Every change notice of the projectors.
 pub const NOTICES: &str = "notice.>";
 
+/// Every command.
+pub const COMMANDS: &str = "cmd.>";
+/// Every query.
+pub const QUERIES: &str = "query.>";
+/// What micro services are asked about themselves.
+pub const DISCOVERY: &str = "$SRV.>";
+/// Where the broker takes a new version of an account.
+pub const UPDATE_ACCOUNT: &str = "$SYS.REQ.CLAIMS.UPDATE";
+
 /// Where an event goes and what its append is guarded by. One function makes both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
@@ -187,6 +196,8 @@ pub fn aggregate_of_notice(subject: &str) -> Option<Aggregate> {
     }
 }
 
+/// What every inbox begins with.
+pub const ANY_INBOX: &str = "_INBOX";
 /// The inbox of the web UI's connection.
 pub const UI_INBOX: &str = "_INBOX.ui";
 /// The inbox of an operator's tool.
@@ -195,6 +206,19 @@ pub const OPERATOR_INBOX: &str = "_INBOX.operator";
 pub const SERVICES_INBOX: &str = "_INBOX.services";
 /// The inbox of a projector.
 pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
+
+/// In the scope of the key that issues machines: the name of the user, which is the machine's id.
+pub const NAME_OF_USER: &str = "{{name()}}";
+
+/// What the machine that a credential names publishes: its commands, heartbeats and output.
+pub fn of_named_machine() -> Vec<String> {
+    ["cmd.machine.{}.*", "telemetry.{}.heartbeat", "output.{}.*.*"].map(|s| s.replace("{}", NAME_OF_USER)).to_vec()
+}
+
+/// The inbox of the machine that a credential names.
+pub fn inbox_of_named_machine() -> String {
+    format!("{ANY_INBOX}.{NAME_OF_USER}")
+}
 
 /// The inbox of a machine's connection.
 pub fn machine_inbox(machine: MachineId) -> String {

@@ -12,7 +12,7 @@ use crate::{
 pub const HEARTBEAT: &str = "Heartbeat.v1";
 
 /// A machine is there, and this is how it fares.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Heartbeat {
     /// The machine.
     pub machine: MachineId,
@@ -31,7 +31,7 @@ pub struct Heartbeat {
 }
 
 /// Whether a worker takes jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     /// It takes jobs while a slot is free.
@@ -43,7 +43,7 @@ pub enum WorkerState {
 }
 
 /// One attempt that a machine has in hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RunningLease {
     /// The job.
     pub job: JobId,
@@ -52,7 +52,7 @@ pub struct RunningLease {
 }
 
 /// One reading of a GPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GpuReading {
     /// Which.
     pub uuid: String,

@@ -4,7 +4,7 @@ use crate::spec::{JobSpec, Mebibytes, Resources};
 use serde::Serialize;
 
 /// An approved job.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Template {
     /// Its id.
     pub id: &'static str,
@@ -15,8 +15,10 @@ pub struct Template {
     /// The image it runs.
     pub image: &'static str,
     /// First arguments.
+    #[schema(value_type = Vec<String>)]
     pub command: &'static [&'static str],
     /// Further arguments that a person may choose.
+    #[schema(value_type = Vec<Field>)]
     pub fields: &'static [Field],
     /// What it may use.
     pub resources: Resources,
@@ -27,7 +29,7 @@ pub struct Template {
 }
 
 /// One choice of a template: `--<name> <value>`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Field {
     /// Name of the argument, without dashes.
     pub name: &'static str,
@@ -170,6 +172,8 @@ impl Template {
             command: self.command.iter().map(|argument| (*argument).to_owned()).collect(),
             resources: self.resources.clone(),
             egress: false,
+            env: Vec::new(),
+            inputs: Vec::new(),
         }
     }
 }

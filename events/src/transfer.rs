@@ -1,84 +1,136 @@
-//! Permission to put the files of one attempt at the edge: a signed, expiring token that is good for
-//! nothing else. Services sign it, the edge checks it; both hold the key.
+//! Permits for files: signed by one process and checked by the edge, each for one purpose and a short time.
+//!
+//! A permit is `<purpose>.<part>.….<expires>.<hmac-sha256>`: it can stand in a header or in an address.
 
-use hmac::{Hmac, KeyInit, Mac};
+use std::fmt;
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use crate::{
-    ids::{JobId, Lease},
+    ids::{AccountId, CommandId, JobId, Lease},
     time::Timestamp,
 };
 
-/// The key that services and the edge share. Never printed.
+/// The secret that services and the edge share.
 #[derive(Clone)]
 pub struct TransferKey(Vec<u8>);
 
-/// What a token permits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UploadPermit {
-    /// The job.
-    pub job: JobId,
-    /// The attempt.
-    pub lease: Lease,
+impl fmt::Debug for TransferKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TransferKey(•••)")
+    }
+}
+
+/// What a permit is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// Putting the files of one attempt.
+    Upload {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        lease: Lease,
+    },
+    /// Getting one file that a job is given.
+    Input {
+        /// Whose.
+        account: AccountId,
+        /// The file.
+        input: CommandId,
+    },
+    /// Getting one file that a job left.
+    Artifact {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        lease: Lease,
+        /// Path below `/output`.
+        path: String,
+    },
+}
+
+/// Permission to move files until some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    /// What for.
+    pub purpose: Purpose,
     /// Until when.
     pub expires: Timestamp,
 }
 
-/// A token that permits nothing.
+/// A permit that permits nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BadToken {
-    /// Its form or its signature is wrong.
-    #[error("the token is not valid")]
+pub enum BadPermit {
+    /// It was not signed with this key, or was changed.
+    #[error("the permit is not valid")]
     Invalid,
-    /// It was good once.
-    #[error("the token has expired")]
+    /// It is too old.
+    #[error("the permit has expired")]
     Expired,
 }
 
-impl std::fmt::Debug for TransferKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TransferKey")
+impl Permit {
+    fn text(&self) -> String {
+        let expires = self.expires.millis();
+        match &self.purpose {
+            Purpose::Upload { job, lease } => format!("upload.{job}.{lease}.{expires}"),
+            Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
+            // A path may have any character in it: as hex it has none that matters.
+            Purpose::Artifact { job, lease, path } => format!("artifact.{job}.{lease}.{}.{expires}", hex::encode(path)),
+        }
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (rest, expires) = text.rsplit_once('.')?;
+        let mut parts = rest.split('.');
+        let purpose = match (parts.next()?, parts.next()?, parts.next()?) {
+            ("upload", job, lease) => Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()? },
+            ("input", account, input) => Purpose::Input { account: account.parse().ok()?, input: input.parse().ok()? },
+            ("artifact", job, lease) => {
+                let path = String::from_utf8(hex::decode(parts.next()?).ok()?).ok()?;
+                Purpose::Artifact { job: job.parse().ok()?, lease: lease.parse().ok()?, path }
+            }
+            _ => return None,
+        };
+        Some(Self { purpose, expires: Timestamp::from_millis(expires.parse().ok()?) })
     }
 }
 
 impl TransferKey {
-    /// From a secret of at least 32 bytes.
-    pub fn new(secret: &[u8]) -> Option<Self> {
-        (secret.len() >= 32).then(|| Self(secret.to_vec()))
+    /// At least 32 bytes.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() >= 32).then(|| Self(bytes.to_vec()))
     }
 
-    /// From a file that holds the secret.
+    /// From a file.
     pub fn read(path: &std::path::Path) -> std::io::Result<Self> {
         let text = std::fs::read_to_string(path)?;
         Self::new(text.trim().as_bytes())
             .ok_or_else(|| std::io::Error::other("the transfer key must have at least 32 characters"))
     }
 
-    fn mac(&self, permit: UploadPermit) -> Option<Hmac<Sha256>> {
+    fn mac(&self, text: &str) -> Option<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).ok()?;
-        mac.update(format!("upload.{}.{}.{}", permit.job, permit.lease, permit.expires.millis()).as_bytes());
+        mac.update(text.as_bytes());
         Some(mac)
     }
 
-    /// A token for a permit.
-    pub fn sign(&self, permit: UploadPermit) -> Option<String> {
-        let mac = hex::encode(self.mac(permit)?.finalize().into_bytes());
-        Some(format!("{}.{}.{}.{mac}", permit.job, permit.lease, permit.expires.millis()))
+    /// A permit as text.
+    pub fn sign(&self, permit: &Permit) -> Option<String> {
+        let text = permit.text();
+        let mac = hex::encode(self.mac(&text)?.finalize().into_bytes());
+        Some(format!("{text}.{mac}"))
     }
 
-    /// What a token permits at this moment. The comparison takes the same time whatever differs.
-    pub fn verify(&self, token: &str, now: Timestamp) -> Result<UploadPermit, BadToken> {
-        let mut parts = token.split('.');
-        let mut part = || parts.next().ok_or(BadToken::Invalid);
-        let permit = UploadPermit {
-            job: part()?.parse().map_err(|_| BadToken::Invalid)?,
-            lease: part()?.parse().map_err(|_| BadToken::Invalid)?,
-            expires: Timestamp::from_millis(part()?.parse().map_err(|_| BadToken::Invalid)?),
-        };
-        let signature = hex::decode(part()?).map_err(|_| BadToken::Invalid)?;
-        let mac = self.mac(permit).ok_or(BadToken::Invalid)?;
-        mac.verify_slice(&signature).map_err(|_| BadToken::Invalid)?;
-        if now > permit.expires { Err(BadToken::Expired) } else { Ok(permit) }
+    /// What a text permits at this moment. The comparison takes the same time whatever differs.
+    pub fn verify(&self, signed: &str, now: Timestamp) -> Result<Purpose, BadPermit> {
+        let (text, signature) = signed.rsplit_once('.').ok_or(BadPermit::Invalid)?;
+        let signature = hex::decode(signature).map_err(|_| BadPermit::Invalid)?;
+        let mac = self.mac(text).ok_or(BadPermit::Invalid)?;
+        mac.verify_slice(&signature).map_err(|_| BadPermit::Invalid)?;
+        let permit = Permit::read(text).ok_or(BadPermit::Invalid)?;
+        if now > permit.expires { Err(BadPermit::Expired) } else { Ok(permit.purpose) }
     }
 }
 
@@ -88,16 +140,25 @@ mod tests {
     use crate::{ids::Seq, time::Millis};
 
     #[test]
-    fn a_token_permits_what_was_signed_and_nothing_else() {
+    fn a_permit_is_for_what_was_signed_and_nothing_else() {
         let key = TransferKey::new(&[7; 32]).unwrap();
         let now = Timestamp::from_millis(1_000_000);
-        let permit = UploadPermit { job: JobId::generate(), lease: Lease(Seq(42)), expires: now.plus(Millis(1_000)) };
-        let token = key.sign(permit).unwrap();
-        assert_eq!(key.verify(&token, now), Ok(permit));
-        assert_eq!(key.verify(&token, now.plus(Millis(1_001))), Err(BadToken::Expired));
-        assert_eq!(key.verify(&token.replace(".42.", ".43."), now), Err(BadToken::Invalid));
-        assert_eq!(TransferKey::new(&[8; 32]).unwrap().verify(&token, now), Err(BadToken::Invalid));
-        assert_eq!(key.verify("", now), Err(BadToken::Invalid));
+        let (job, lease) = (JobId::generate(), Lease(Seq(42)));
+        for purpose in [
+            Purpose::Upload { job, lease },
+            Purpose::Input { account: AccountId::generate(), input: CommandId::generate() },
+            Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned() },
+        ] {
+            let permit = Permit { purpose: purpose.clone(), expires: now.plus(Millis(1_000)) };
+            let text = key.sign(&permit).unwrap();
+            assert_eq!(key.verify(&text, now), Ok(purpose));
+            assert_eq!(key.verify(&text, now.plus(Millis(1_001))), Err(BadPermit::Expired));
+            assert_eq!(TransferKey::new(&[8; 32]).unwrap().verify(&text, now), Err(BadPermit::Invalid));
+            let changed = text.replace(".42.", ".43.").replacen("input", "upload", 1);
+            assert!(changed == text || key.verify(&changed, now) == Err(BadPermit::Invalid));
+        }
+        assert_eq!(key.verify("", now), Err(BadPermit::Invalid));
+        assert_eq!(key.verify("...", now), Err(BadPermit::Invalid));
         assert!(TransferKey::new(b"short").is_none());
     }
 }

@@ -11,7 +11,7 @@ use gpubnb_events::{
 use serde::{Deserialize, Serialize};
 
 /// Where a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum JobState {
     /// It waits for a machine.
     Queued,
@@ -50,7 +50,7 @@ impl JobState {
 }
 
 /// A job, as people see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobRow {
     /// The job.
     pub job: JobId,
@@ -99,7 +99,7 @@ pub struct JobRow {
 }
 
 /// One attempt of a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttemptRow {
     /// The lease.
     pub lease: Lease,
@@ -137,7 +137,7 @@ impl JobRow {
 }
 
 /// Whether a machine is there and takes jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum MachineState {
     /// It is there and takes jobs.
     Online,
@@ -168,7 +168,7 @@ impl MachineState {
 }
 
 /// A machine, as people see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MachineRow {
     /// The machine.
     pub machine: MachineId,
@@ -224,7 +224,7 @@ impl MachineRow {
 }
 
 /// A machine with what it says of itself now.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MachineView {
     /// The row.
     #[serde(flatten)]
@@ -236,7 +236,7 @@ pub struct MachineView {
 }
 
 /// One line of an account's statement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StatementLine {
     /// The event.
     pub seq: Seq,
@@ -255,7 +255,7 @@ pub struct StatementLine {
 }
 
 /// What an account has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Balance {
     /// What it may spend.
     pub available: MicroUsd,
@@ -270,7 +270,7 @@ pub struct Balance {
 }
 
 /// A job's bill: `Settled`, where it stands, and the price it was made with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Receipt {
     /// The sequence of `Settled`.
     pub seq: Seq,
@@ -284,7 +284,7 @@ pub struct Receipt {
 }
 
 /// Figures of the whole market.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Figures {
     /// Machines on the market.
     pub machines: u32,
@@ -307,7 +307,7 @@ pub struct Figures {
 }
 
 /// One event of a trail, read back from the log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TrailEvent {
     /// Its place in the log.
     pub seq: Seq,
@@ -328,7 +328,7 @@ pub struct TrailEvent {
 }
 
 /// A part of a list, and where the next part begins.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Page<T> {
     /// The rows.
     pub rows: Vec<T>,

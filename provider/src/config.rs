@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{AccountId, MicroUsd, nats::NatsArgs};
+use gpubnb_events::MicroUsd;
 
 /// Lists this machine on the market and runs jobs on it, in hardened containers.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-provider", version)]
 pub struct Cli {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub nats: NatsArgs,
+    /// Directory of the worker: the machine's id and keys, and the output of jobs while they run. Docker must see
+    /// it under the same path.
+    #[arg(long, global = true, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
+    pub state: PathBuf,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -20,21 +21,30 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
+    /// Trades a one-time code for this machine's right to work on a market. The key that it makes stays here.
+    Enroll(EnrollArgs),
     /// Lists the machine and works until it is stopped. Jobs that run then go on, and are taken up again
     /// at the next start.
     Run(RunArgs),
 }
 
+/// Options of `enroll`.
+#[derive(Debug, Clone, Args)]
+pub struct EnrollArgs {
+    /// The code, from the market's page "My machines".
+    #[arg(env = "GPUBNB_ENROLL_CODE")]
+    pub code: String,
+    /// Address of the market.
+    #[arg(long, env = "GPUBNB_MARKET", value_name = "URL")]
+    pub market: String,
+    /// Certificate of the authority that signed the market's, if it is not a public one (PEM).
+    #[arg(long, env = "GPUBNB_MARKET_CA", value_name = "FILE")]
+    pub market_ca: Option<PathBuf>,
+}
+
 /// Options of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// The account that earns.
-    #[arg(long, env = "GPUBNB_OWNER", value_name = "ACCOUNT")]
-    pub owner: AccountId,
-    /// Directory of the worker: the machine's id, and the output of jobs while they run. Docker must see
-    /// it under the same path.
-    #[arg(long, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
-    pub state: PathBuf,
     /// Name of the machine on the market.
     #[arg(long, env = "GPUBNB_NAME", default_value = "spare machine")]
     pub name: String,

@@ -1,6 +1,6 @@
 //! The sandbox: how a job's container is made. Deny by default; each line that loosens something says why.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::{BTreeMap, HashMap}, path::Path, time::Duration};
 
 use bollard::{
     Docker,
@@ -42,6 +42,10 @@ pub struct Frame<'a> {
     pub image_id: &'a str,
     /// The directory that becomes `/output`.
     pub output: &'a Path,
+    /// The directory that becomes `/input`, which nobody can change.
+    pub input: Option<&'a Path>,
+    /// The values of its environment.
+    pub env: BTreeMap<String, String>,
     /// Whose uid and gid it runs under; never root.
     pub user: (u32, u32),
     /// GPUs it is given.
@@ -77,12 +81,7 @@ pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
         image: Some(frame.image_id.to_owned()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         user: Some(format!("{uid}:{gid}")),
-        env: Some(vec![
-            format!("GPUBNB_JOB={}", frame.job),
-            "GPUBNB_OUTPUT=/output".to_owned(),
-            "HOME=/tmp".to_owned(),
-            "TMPDIR=/tmp".to_owned(),
-        ]),
+        env: Some(environment(frame)),
         working_dir: Some("/output".to_owned()),
         network_disabled: Some(!spec.egress),
         attach_stdin: Some(false),
@@ -94,8 +93,32 @@ pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
     }
 }
 
+/// What the job finds in its environment: what is said to every job, and what its consumer gave it.
+fn environment(frame: &Frame<'_>) -> Vec<String> {
+    let own = [
+        format!("GPUBNB_JOB={}", frame.job),
+        "GPUBNB_OUTPUT=/output".to_owned(),
+        "HOME=/tmp".to_owned(),
+        "TMPDIR=/tmp".to_owned(),
+    ];
+    let given = frame.env.iter().map(|(name, value)| format!("{name}={value}"));
+    own.into_iter().chain(given).collect()
+}
+
+fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.to_string_lossy().into_owned()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Default::default()
+    }
+}
+
 fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
     let Resources { cpu_millis, memory, output, .. } = spec.resources;
+    let mut mounts = vec![mount(frame.output, "/output", false)];
+    mounts.extend(frame.input.map(|input| mount(input, "/input", true)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let limit =
         |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
@@ -119,13 +142,7 @@ fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
         // A file larger than the whole allowance cannot be written; the sum is watched while the job runs.
         ulimits: Some(vec![limit("nofile", 4_096), limit("core", 0), limit("fsize", bytes(output.bytes()))]),
-        mounts: Some(vec![Mount {
-            typ: Some(MountType::BIND),
-            source: Some(frame.output.to_string_lossy().into_owned()),
-            target: Some("/output".to_owned()),
-            read_only: Some(false),
-            ..Default::default()
-        }]),
+        mounts: Some(mounts),
         // Above the worker's own cap: a log that Docker rotates cannot be followed.
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),

@@ -1,24 +1,64 @@
-//! Who this machine is: an id that is made once and kept, and a lock so that only one worker speaks for it.
+//! Who this machine is: an id and keys that are made once and never leave it, the market it belongs to, and a lock so that
+//! only one worker speaks for it.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
+use data_encoding::BASE64URL_NOPAD;
 use gpubnb_events::MachineId;
+use nkeys::{KeyPair, XKey};
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 
 /// The machine's identity, held for as long as this value lives.
 pub(crate) struct Identity {
     pub(crate) machine: MachineId,
     pub(crate) state: PathBuf,
+    pub(crate) keys: Keys,
     _lock: File,
 }
 
+/// The machine's keys.
+pub(crate) struct Keys {
+    nkey: KeyPair,
+    /// For the secrets of jobs.
+    pub(crate) sealing: XKey,
+}
+
+/// Where this machine is enrolled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Enrollment {
+    /// Address of the market's edge.
+    pub(crate) market: String,
+    /// Certificate of the authority that signed the edge's, if it is not a public one.
+    #[serde(default)]
+    pub(crate) market_ca: Option<PathBuf>,
+}
+
+impl Keys {
+    /// `U…`.
+    pub(crate) fn public_key(&self) -> String {
+        self.nkey.public_key()
+    }
+
+    /// Signs a text; base64url.
+    pub(crate) fn sign(&self, text: &str) -> anyhow::Result<String> {
+        Ok(BASE64URL_NOPAD.encode(&self.sign_bytes(text.as_bytes())?))
+    }
+
+    /// Signs bytes, as the broker asks for at each connection.
+    pub(crate) fn sign_bytes(&self, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+        Ok(self.nkey.sign(bytes)?)
+    }
+}
+
 impl Identity {
-    /// Takes the lock and reads the id; makes one at the first start.
+    /// Takes the lock and reads who this is; makes it up at the first start.
     pub(crate) fn open(state: &Path) -> anyhow::Result<Self> {
         let state = std::path::absolute(state)?;
         fs::create_dir_all(state.join("leases")).with_context(|| format!("creating {}", state.display()))?;
@@ -26,35 +66,69 @@ impl Identity {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("another worker runs with {}: stop it, or give this one its own --state", state.display());
         }
-        let path = state.join("machine");
-        let machine = match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().with_context(|| format!("reading {}", path.display()))?,
-            Err(e) if e.kind() == ErrorKind::NotFound => create(&path)?,
-            Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
-        };
-        Ok(Self { machine, state, _lock: lock })
+        let machine = kept(&state.join("machine"), 0o644, || Ok(MachineId::generate().to_string()))?;
+        let machine = machine.parse().with_context(|| format!("reading {}", state.join("machine").display()))?;
+        let nkey = kept(&state.join("machine.seed"), 0o600, || Ok(KeyPair::new_user().seed()?))?;
+        let sealing = kept(&state.join("sealing.seed"), 0o600, || Ok(XKey::new().seed()?))?;
+        let keys = Keys { nkey: KeyPair::from_seed(&nkey)?, sealing: XKey::from_seed(&sealing)? };
+        Ok(Self { machine, state, keys, _lock: lock })
+    }
+
+    /// The market this machine is enrolled at.
+    pub(crate) fn enrollment(&self) -> anyhow::Result<Enrollment> {
+        let path = self.state.join("market.json");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())),
+            Err(e) if e.kind() == ErrorKind::NotFound => bail!(
+                "this machine is not enrolled. Get a code on the market's page \"My machines\", and run: \
+                 gpubnb-provider enroll <code> --market <address>"
+            ),
+            Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Keeps where this machine is enrolled.
+    pub(crate) fn enrolled(&self, enrollment: &Enrollment) -> anyhow::Result<()> {
+        let path = self.state.join("market.json");
+        let partial = path.with_extension("partial");
+        fs::write(&partial, serde_json::to_vec_pretty(enrollment)?)?;
+        fs::rename(&partial, &path).with_context(|| format!("writing {}", path.display()))
     }
 }
 
-fn create(path: &Path) -> anyhow::Result<MachineId> {
-    let machine = MachineId::generate();
-    let mut file = OpenOptions::new().create_new(true).write(true).open(path)?;
-    writeln!(file, "{machine}")?;
+/// What a file holds; made, and kept, where there is none.
+fn kept(path: &Path, mode: u32, make: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => return Ok(text.trim().to_owned()),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
+    }
+    let made = make()?;
+    let partial = path.with_extension("partial");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&partial)?;
+    writeln!(file, "{made}")?;
     file.sync_all()?;
-    Ok(machine)
+    fs::rename(&partial, path).with_context(|| format!("writing {}", path.display()))?;
+    Ok(made)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_machine_keeps_its_id_and_has_one_worker() {
+    fn a_machine_keeps_its_id_and_keys_and_has_one_worker() {
         let dir = tempfile::tempdir().unwrap();
         let first = Identity::open(dir.path()).unwrap();
         assert!(Identity::open(dir.path()).is_err());
-        let machine = first.machine;
+        let (machine, key) = (first.machine, first.keys.public_key());
         drop(first);
-        assert_eq!(Identity::open(dir.path()).unwrap().machine, machine);
+        let again = Identity::open(dir.path()).unwrap();
+        assert_eq!((again.machine, again.keys.public_key()), (machine, key));
+        for seed in ["machine.seed", "sealing.seed"] {
+            assert_eq!(fs::metadata(dir.path().join(seed)).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert!(again.enrollment().unwrap_err().to_string().contains("gpubnb-provider enroll"));
     }
 }

@@ -5,6 +5,7 @@
 
 mod attempt;
 pub mod config;
+mod credential;
 mod dispatch;
 mod docker;
 mod gpu;
@@ -12,10 +13,11 @@ mod hand;
 mod hardware;
 mod heartbeat;
 mod identity;
+mod market;
 mod platform;
 mod run;
 mod sync;
 
 pub use config::Cli;
 pub use docker::{Frame, container_name, hardened, job_user};
-pub use run::run;
+pub use run::{enroll, run};

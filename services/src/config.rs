@@ -21,7 +21,7 @@ pub struct Cli {
 pub enum Command {
     /// Runs one replica. Run as many as you like: the guards of the log make them safe beside each other.
     Run(Config),
-    /// Makes the passwords, the key for transfers, and the broker's configuration of a new market.
+    /// Makes the keys and credentials of a new market, and the broker's configuration.
     Bootstrap(BootstrapArgs),
 }
 
@@ -37,6 +37,12 @@ pub struct BootstrapArgs {
     /// Where the broker shall keep its streams.
     #[arg(long, default_value = "/data", value_name = "DIR")]
     pub store: PathBuf,
+    /// The broker's certificate, as the broker finds it (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's key, as the broker finds it (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
 }
 
 /// Options of `run`.
@@ -60,12 +66,12 @@ pub struct Config {
     /// The platform's share of each cost, in ten-thousandths.
     #[arg(long, env = "GPUBNB_FEE_BASIS_POINTS", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=5_000))]
     pub fee_basis_points: u32,
-    /// Where workers put the files of jobs, as they reach it.
-    #[arg(long, env = "GPUBNB_EDGE_URL", requires = "transfer_key", value_name = "URL")]
+    /// Where workers get and put the files of jobs, as they reach it; without it there are none.
+    #[arg(long, env = "GPUBNB_EDGE_URL", value_name = "URL")]
     pub edge_url: Option<String>,
-    /// File with the secret that services and the edge share.
-    #[arg(long, env = "GPUBNB_TRANSFER_KEY", value_name = "FILE")]
-    pub transfer_key: Option<PathBuf>,
+    /// Seconds that a machine's credential lives before it has to be renewed.
+    #[arg(long, env = "GPUBNB_CREDENTIAL_LIFE", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(2..=86_400))]
+    pub credential_life: u64,
     /// Seconds a machine has to accept a job.
     #[arg(long, default_value_t = 60)]
     pub accept_within: u64,

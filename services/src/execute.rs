@@ -83,13 +83,17 @@ impl Executor {
         }))
     }
 
-    /// Waits until the view has all that is in the log. Returns whether there was anything to wait for.
+    /// Waits until the view has all that is in the log. Returns whether there was anything to wait for; fails
+    /// where it did not come, for nothing may be concluded from an older view.
     pub(crate) async fn catch_up(&self) -> Result<bool, Failure> {
         let last = self.log.last_seq().await.map_err(unavailable)?;
         if self.view.read(World::applied) >= last {
             return Ok(false);
         }
-        Ok(self.view.wait_for(last).await)
+        if self.view.wait_for(last).await {
+            return Ok(true);
+        }
+        Err(Failure::Unavailable(format!("this replica has not reached sequence {last} yet")))
     }
 
     /// The command's job, if it has left memory.

@@ -2,16 +2,18 @@
 //!
 //! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
 
-mod bootstrap;
 pub mod config;
+mod credentials;
 pub mod domain;
 mod endpoint;
+mod enrollment;
 mod execute;
 mod process;
 mod run;
+mod secrets;
 mod turns;
 mod view;
 
-pub use bootstrap::bootstrap;
 pub use config::{Cli, Config};
+pub use credentials::bootstrap;
 pub use run::run;

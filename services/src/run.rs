@@ -1,6 +1,6 @@
 //! Puts a replica together and takes it apart again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use gpubnb_events::{
@@ -12,9 +12,12 @@ use tracing::info;
 
 use crate::{
     config::Config,
-    endpoint::{self, Endpoints, Upload},
+    credentials::{Issuer, Revoker, Sealing},
+    endpoint::{self, Endpoints, Files},
+    enrollment::Enrollments,
     execute::Executor,
     process::{Leadership, Patience, manage, watch},
+    secrets::JobEnv,
     turns::Turns,
     view::View,
 };
@@ -42,28 +45,41 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let tasks = TaskTracker::new();
     let (view, settings, stop) = (Arc::clone(&executor.view), Arc::clone(&executor.settings), shutdown.clone());
     tasks.spawn(async move { view.fold(&log, &settings, stop).await });
-    while executor.catch_up().await.map_err(anyhow::Error::new)? {
-        anyhow::ensure!(!shutdown.is_cancelled(), "stopped while catching up");
+    let last = executor.log.last_seq().await?;
+    let mut folded = executor.view.changes();
+    // A long log takes longer than any command would wait.
+    tokio::select! {
+        () = shutdown.cancelled() => anyhow::bail!("stopped while catching up"),
+        reached = folded.wait_for(|applied| *applied >= last) => reached.map(drop)?,
     }
 
     let leadership = Leadership::default();
     let held = leadership.clone();
     let (held_js, held_replica, stop) = (js.clone(), replica.clone(), shutdown.clone());
     tasks.spawn(async move { held.hold(held_js, held_replica, stop).await });
-    tasks.spawn(manage(executor.clone(), leadership.clone(), shutdown.clone()));
+    let keys = &config.nats.nats_creds;
+    let secrets = JobEnv::open(&js, Sealing::open(keys)?).await.context("the bucket of secrets")?;
+    tasks.spawn(manage(executor.clone(), secrets.clone(), leadership.clone(), shutdown.clone()));
     let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
     tasks.spawn(watch(executor.clone(), js, leadership, replica.clone(), patience, config.streams(), shutdown.clone()));
 
-    let upload = match (&config.edge_url, &config.transfer_key) {
-        (Some(url), Some(path)) => {
-            let key = TransferKey::read(path).with_context(|| format!("reading {}", path.display()))?;
-            Some(Upload { url: url.trim_end_matches('/').to_owned(), key })
+    let files = match &config.edge_url {
+        Some(url) => {
+            let path = keys.join("transfer.key");
+            let key = TransferKey::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            Some(Files { url: url.trim_end_matches('/').to_owned(), key })
         }
-        _ => None,
+        None => None,
     };
+    let log_js = executor.log.jetstream();
+    let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
+    let enrollments = Enrollments::open(&log_js).await.context("the bucket of enrollments")?;
+    let (view, clock) = (Arc::clone(&executor.view), Arc::clone(&executor.clock));
+    let revoker = Revoker::open(&config.nats, enrollments, log_js, view, clock, issuer.life()).await?;
+    tasks.spawn(revoker.clone().work(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
-    endpoint::serve(&server, Endpoints { executor, upload }).await.map_err(anyhow::Error::from_boxed)?;
+    endpoint::serve(&server, Endpoints { executor, files, issuer, revoker, secrets }).await.map_err(anyhow::Error::from_boxed)?;
     info!(replica, "ready");
 
     shutdown.cancelled().await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use gpubnb_events::{AccountId, nats::NatsArgs};
+use gpubnb_events::nats::NatsArgs;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -28,13 +28,17 @@ pub struct Options {
     pub replicas: usize,
     /// Further options of `gpubnb-services run`.
     pub services: Vec<String>,
+    /// Further options of `gpubnb-ui run`.
+    pub ui: Vec<String>,
     /// Port of the web server; a free one if not given.
     pub port: Option<u16>,
+    /// Whether people here may ask as often as they like, which tests do.
+    pub hurried: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { replicas: 1, services: Vec::new(), port: None }
+        Self { replicas: 1, services: Vec::new(), ui: Vec::new(), port: None, hurried: true }
     }
 }
 
@@ -52,12 +56,10 @@ pub struct System {
     pub ui: Option<Process>,
     /// The workers, by name.
     pub workers: Vec<Process>,
-    /// The consumer who is signed in.
-    pub consumer: AccountId,
-    /// The provider who owns the machines.
-    pub provider: AccountId,
-    /// Its API.
+    /// The consumer, who has $100 of play money.
     pub web: Web,
+    /// The provider, who owns the machines.
+    pub owner: Web,
     nats_port: u16,
     ui_port: u16,
     options: Options,
@@ -76,8 +78,7 @@ impl System {
             projector: None,
             ui: None,
             workers: Vec::new(),
-            consumer: AccountId::generate(),
-            provider: AccountId::generate(),
+            owner: web.clone(),
             web,
             nats_port,
             ui_port,
@@ -91,6 +92,9 @@ impl System {
         }
         system.start_projector().await?;
         system.start_ui().await?;
+        let url = system.url();
+        (system.web, system.owner) = (Web::join(&url, "consumer").await?, Web::join(&url, "provider").await?);
+        system.web.deposit("100").await?;
         Ok(system)
     }
 
@@ -115,8 +119,7 @@ impl System {
 
     /// How a process connects to the broker.
     pub fn nats_args(&self, process: &str) -> NatsArgs {
-        let nats_passwords = Some(self.keys().join(format!("{process}.passwords")));
-        NatsArgs { nats: self.nats_url(), nats_passwords }
+        NatsArgs { nats: self.nats_url(), nats_creds: self.keys().join(process), nats_ca: None }
     }
 
     fn bootstrap(&self) -> anyhow::Result<()> {
@@ -133,7 +136,7 @@ impl System {
     fn command(&self, name: &str) -> anyhow::Result<Command> {
         let mut command = Command::new(binary(&format!("gpubnb-{name}"))?);
         command.env("GPUBNB_NATS_URL", self.nats_url());
-        command.env("GPUBNB_NATS_PASSWORDS", self.keys().join(format!("{name}.passwords")));
+        command.env("GPUBNB_NATS_CREDS", self.keys().join(name));
         Ok(command)
     }
 
@@ -151,8 +154,8 @@ impl System {
     /// Starts one more replica of the services.
     pub async fn start_services(&mut self) -> anyhow::Result<()> {
         let mut command = self.command("services")?;
-        command.args(["run", "--provision", "--test-funds", "--edge-url", &self.url(), "--transfer-key"]);
-        command.arg(self.keys().join("transfer.key")).args(&self.options.services);
+        command.args(["run", "--provision", "--test-funds", "--edge-url", &self.url()]);
+        command.args(&self.options.services);
         let name = format!("services-{}", self.services.len());
         let mut services = Process::start(&name, &mut command, self.path())?;
         said_ready(&mut services).await?;
@@ -173,10 +176,13 @@ impl System {
     /// Starts the web server.
     pub async fn start_ui(&mut self) -> anyhow::Result<()> {
         let mut command = self.command("ui")?;
-        command.args(["--listen", &format!("127.0.0.1:{}", self.ui_port), "--transfer-key"]);
-        command.arg(self.keys().join("transfer.key"));
-        command.args(["--demo-consumer", &self.consumer.to_string()]);
-        command.args(["--demo-provider", &self.provider.to_string()]);
+        command.args(["run", "--listen", &format!("127.0.0.1:{}", self.ui_port)]);
+        if self.options.hurried {
+            let plenty = "100000";
+            command.args(["--requests-per-second", plenty, "--sign-ins-per-minute", plenty]);
+            command.args(["--sign-ups-per-minute", plenty]);
+        }
+        command.args(&self.options.ui);
         let mut ui = Process::start("ui", &mut command, self.path())?;
         let health = format!("{}/healthz", self.url());
         ready(&mut ui, async || reqwest::get(&health).await.is_ok()).await?;
@@ -187,20 +193,35 @@ impl System {
     /// Starts a worker, again with the identity it had; waits until its machine is on the market.
     pub async fn start_worker(&mut self, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
         let state = self.path().join(name);
-        let mut command = self.command("provider")?;
-        command.args(["run", "--owner", &self.provider.to_string(), "--name", name, "--state"]).arg(&state);
-        command.args(arguments);
+        if !state.join("market.json").exists() {
+            self.enroll(name, &self.owner).await?;
+        }
+        let mut command = Command::new(binary("gpubnb-provider")?);
+        command.args(["run", "--name", name, "--state"]).arg(&state).args(arguments);
         if !arguments.contains(&"--heartbeat") {
             command.args(["--heartbeat", "1"]);
         }
         let mut worker = Process::start(name, &mut command, self.path())?;
+        let stranger = self.web.stranger();
         let online = async || {
-            let machines = self.web.get("/machines").await.unwrap_or_default();
+            let machines = stranger.get("/machines").await.unwrap_or_default();
             let named = |m: &&serde_json::Value| m["offer"]["name"] == name && m["presence"] == "Online";
-            machines.as_array().is_some_and(|all| all.iter().any(|m| named(&m)))
+            machines["rows"].as_array().is_some_and(|all| all.iter().any(|m| named(&m)))
         };
         ready(&mut worker, online).await?;
         self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Enrolls a machine for an account, with a code of its own.
+    pub async fn enroll(&self, name: &str, owner: &Web) -> anyhow::Result<()> {
+        let code = owner.post("/enrollments", &serde_json::json!({})).await?;
+        let code = code["code"].as_str().context("a code")?;
+        let enrolled = Command::new(binary("gpubnb-provider")?)
+            .args(["enroll", code, "--market", &self.url(), "--state"])
+            .arg(self.path().join(name))
+            .output()?;
+        anyhow::ensure!(enrolled.status.success(), "enroll: {}", String::from_utf8_lossy(&enrolled.stderr));
         Ok(())
     }
 

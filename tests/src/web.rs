@@ -4,22 +4,112 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// A client of one market.
+/// A person of one market: a token for programs, and a signed-in browser.
 #[derive(Clone)]
 pub struct Web {
     client: reqwest::Client,
     /// Address of the web server.
     pub url: String,
+    /// The account; empty for a stranger.
+    pub account: String,
+    /// Its e-mail address.
+    pub email: String,
+    /// Its password.
+    pub password: String,
+    token: Option<String>,
+    cookie: Option<String>,
+    csrf: String,
 }
 
+/// Everything but running the platform.
+pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
+
 impl Web {
-    /// Of the market at an address.
+    /// A stranger at the market at an address.
     pub fn new(url: &str) -> anyhow::Result<Self> {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build()?;
-        Ok(Self { client, url: url.to_owned() })
+        // Another library in this process may have installed one: either is good.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let no_redirect = reqwest::redirect::Policy::none();
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(no_redirect).build()?;
+        let (email, password) = (String::new(), String::new());
+        let (token, cookie) = (None, None);
+        Ok(Self { client, url: url.to_owned(), account: String::new(), email, password, token, cookie, csrf: String::new() })
+    }
+
+    /// Signs up, signs in at a browser, and makes a token.
+    pub async fn join(url: &str, name: &str) -> anyhow::Result<Self> {
+        let mut web = Self::new(url)?;
+        web.email = format!("{name}@gpubnb.example");
+        web.password = gpubnb_events::CommandId::generate().to_string();
+        let who = json!({ "email": web.email, "password": web.password });
+        web.post("/accounts", &who).await?;
+        web.sign_in().await?;
+        web.token = Some(web.new_token(&SCOPES).await?);
+        let me = web.get("/account").await?;
+        me["account"].as_str().context("an account")?.clone_into(&mut web.account);
+        Ok(web)
+    }
+
+    /// A token with these scopes.
+    pub async fn new_token(&self, scopes: &[&str]) -> anyhow::Result<String> {
+        let ask = json!({ "email": self.email, "password": self.password, "label": "test", "scopes": scopes });
+        let (status, made) = self.stranger().request(Method::POST, "/login", Some(&ask)).await?;
+        anyhow::ensure!(status == StatusCode::CREATED, "login: {status} {made}");
+        Ok(made["token"].as_str().context("a token")?.to_owned())
+    }
+
+    /// Signs in at a browser: keeps its cookie, and what its forms carry.
+    pub async fn sign_in(&mut self) -> anyhow::Result<()> {
+        let form = [("email", self.email.as_str()), ("password", self.password.as_str())];
+        let response = self.client.post(format!("{}/sign-in", self.url)).form(&form).send().await?;
+        let cookie = response.headers().get("set-cookie").context("no cookie")?.to_str()?;
+        self.cookie = Some(cookie.split(';').next().unwrap_or_default().to_owned());
+        let page = self.client.get(format!("{}/account", self.url)).header("cookie", self.cookie()).send().await?;
+        let page = page.text().await?;
+        let (_, rest) = page.split_once("name=\"csrf\" value=\"").context("no token in the forms")?;
+        rest.split('"').next().unwrap_or_default().clone_into(&mut self.csrf);
+        Ok(())
+    }
+
+    /// The same person, by a token alone.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), cookie: None, csrf: String::new(), ..self.clone() }
+    }
+
+    /// The same person, at a browser alone.
+    #[must_use]
+    pub fn at_browser(&self) -> Self {
+        Self { token: None, ..self.clone() }
+    }
+
+    /// Somebody who is not known.
+    #[must_use]
+    pub fn stranger(&self) -> Self {
+        Self { token: None, cookie: None, csrf: String::new(), ..self.clone() }
+    }
+
+    /// The session's cookie.
+    pub fn cookie(&self) -> String {
+        self.cookie.clone().unwrap_or_default()
+    }
+
+    /// What the session's forms carry.
+    pub fn csrf(&self) -> &str {
+        &self.csrf
+    }
+
+    /// A request as this person would send it: with the token, or else from the browser.
+    pub fn ask(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        match (&self.token, &self.cookie) {
+            (Some(token), _) => request.bearer_auth(token),
+            (None, Some(cookie)) => request.header("cookie", cookie).header("x-csrf-token", &self.csrf),
+            (None, None) => request,
+        }
     }
 
     /// One request of the API, below `/api/v1`.
@@ -29,7 +119,7 @@ impl Web {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        let mut request = self.client.request(method, format!("{}/api/v1{path}", self.url));
+        let mut request = self.ask(method, &format!("/api/v1{path}"));
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -38,6 +128,12 @@ impl Web {
         let text = response.text().await?;
         let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
         Ok((status, value))
+    }
+
+    /// Adds play money, as a person at a browser.
+    pub async fn deposit(&self, dollars: &str) -> anyhow::Result<Value> {
+        let deposit = json!({ "deposit": gpubnb_events::CommandId::generate(), "amount_usd": dollars });
+        self.at_browser().post("/wallet/deposits", &deposit).await
     }
 
     /// Reads.
@@ -58,7 +154,7 @@ impl Web {
 
     /// The bytes of a page or a file.
     pub async fn bytes(&self, path: &str) -> anyhow::Result<(StatusCode, Vec<u8>)> {
-        let response = self.client.get(format!("{}{path}", self.url)).send().await?;
+        let response = self.at_browser().ask(Method::GET, path).send().await?;
         Ok((response.status(), response.bytes().await?.to_vec()))
     }
 
@@ -66,9 +162,9 @@ impl Web {
     pub async fn submit_and_watch(&self, body: &Value) -> anyhow::Result<(String, reqwest::Response)> {
         let submitted = self.post("/jobs", body).await?;
         let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
-        let url = format!("{}/jobs/{job}/live?seq={}", self.url, submitted["seq"]);
+        let path = format!("/jobs/{job}/live?seq={}", submitted["seq"]);
         // For as long as the page stays open.
-        let page = self.client.get(url).timeout(Duration::from_secs(600)).send().await?.error_for_status()?;
+        let page = self.ask(Method::GET, &path).timeout(Duration::from_secs(600)).send().await?.error_for_status()?;
         Ok((job, page))
     }
 

@@ -7,7 +7,10 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use gpubnb_events::{Aggregate, Log, MachineId, Seq, log::header, nats::jetstream, stream, subject};
-use gpubnb_tests::system::{Options, System};
+use gpubnb_tests::{
+    machine::Stolen,
+    system::{Options, System},
+};
 use serde_json::json;
 
 struct Attack {
@@ -21,8 +24,8 @@ struct Attack {
 async fn attack() -> Attack {
     let mut system = System::start(Options::default()).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
-    let machine: MachineId = system.machine("attic").unwrap().parse().unwrap();
-    let attacker = system.nats_args("provider").connect("machine", &subject::machine_inbox(machine)).await.unwrap();
+    let stolen = Stolen::from(&system.path().join("attic")).unwrap();
+    let (machine, attacker) = (stolen.machine, stolen.enter(&system).await.unwrap());
     let client = system.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
     let log = Log::open(jetstream(client)).await.unwrap();
     Attack { system, machine, attacker, log }
@@ -30,7 +33,7 @@ async fn attack() -> Attack {
 
 /// A message that would be money, if it got into the log.
 fn forged(a: &Attack) -> (String, HeaderMap, Bytes) {
-    let account = a.system.provider;
+    let account = &a.system.owner.account;
     let mut headers = HeaderMap::new();
     headers.insert(header::ID, "forged");
     headers.insert(header::TYPE, "FundsDeposited.v1");
@@ -44,7 +47,7 @@ async fn nothing_was_forged(a: &Attack) {
     a.attacker.flush().await.unwrap();
     let job = a.system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     a.system.web.settled(&job).await.unwrap();
-    let events = a.log.load(Aggregate::Account(a.system.provider)).await.unwrap();
+    let events = a.log.load(Aggregate::Account(a.system.owner.account.parse().unwrap())).await.unwrap();
     let names: Vec<_> = events.iter().map(|e| e.event().map_or("quarantined", gpubnb_events::Event::name)).collect();
     assert_eq!(names, ["AccountOpened"]);
 }
@@ -95,12 +98,11 @@ async fn pulling_with_a_foreign_reply_puts_nothing_into_the_log_that_anybody_bel
     // The worker may lose this one message to the thief; the market sees that nobody accepted and goes on.
     a.system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     // The accounts that were aimed at can still be written to, whatever stands in their subject now.
-    let deposit = json!({ "deposit": gpubnb_events::CommandId::generate(), "amount_usd": "1" });
-    let done = a.system.web.post("/wallet/deposits", &deposit).await.unwrap();
+    let done = a.system.web.deposit("1").await.unwrap();
     let path = format!("/wallet?min_seq={}", done["seq"]);
     let after = a.system.web.get(&path).await.unwrap()["balance"].clone();
     assert_eq!(after["spent"], before["spent"]);
-    let recorded = a.log.load(Aggregate::Account(a.system.provider)).await.unwrap();
+    let recorded = a.log.load(Aggregate::Account(a.system.owner.account.parse().unwrap())).await.unwrap();
     assert!(recorded.iter().all(|r| r.event().is_none_or(|e| e.name() == "AccountOpened")));
 }
 

@@ -38,7 +38,8 @@ async fn the_same_submission_many_times_at_once_and_after_the_end_is_one_job() {
 async fn the_same_deposit_and_the_same_cancel_count_once() {
     let system = System::start(options(2)).await.unwrap();
     let deposit = json!({ "deposit": CommandId::generate(), "amount_usd": "5" });
-    let answers = join_all((0..16).map(|_| system.web.post("/wallet/deposits", &deposit))).await;
+    let browser = system.web.at_browser();
+    let answers = join_all((0..16).map(|_| browser.post("/wallet/deposits", &deposit))).await;
     let first = answers[0].as_ref().unwrap();
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == first));
     let path = format!("/wallet?min_seq={}", first["seq"]);

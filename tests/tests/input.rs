@@ -70,9 +70,9 @@ async fn strangers_ids_and_paths_are_refused_alike() {
 #[tokio::test]
 async fn another_site_cannot_make_a_visitor_act() {
     let system = System::start(Options::default()).await.unwrap();
-    let client = reqwest::Client::new();
-    let post =
-        || client.post(format!("{}/api/v1/jobs", system.url())).json(&json!({ "template": "noop", "budget_usd": "1" }));
+    let browser = system.web.at_browser();
+    let body = json!({ "template": "noop", "budget_usd": "1" });
+    let post = || browser.ask(Method::POST, "/api/v1/jobs").json(&body);
     for request in [
         post().header("origin", "https://elsewhere.example"),
         post().header("sec-fetch-site", "cross-site"),
@@ -82,7 +82,7 @@ async fn another_site_cannot_make_a_visitor_act() {
     }
     let own = post().header("origin", system.url()).header("sec-fetch-site", "same-origin");
     assert_eq!(own.send().await.unwrap().status(), StatusCode::CREATED);
-    let page = client.get(system.url()).send().await.unwrap();
+    let page = reqwest::Client::new().get(system.url()).send().await.unwrap();
     let policy = page.headers()["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
 }

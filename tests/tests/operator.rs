@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 fn tool(system: &System, arguments: &[&str]) -> Output {
     let nats = system.nats_args("projector");
     let mut command = Command::new(binary("gpubnb-projector").unwrap());
-    command.args(["--nats", &nats.nats, "--nats-passwords"]).arg(nats.nats_passwords.unwrap());
+    command.args(["--nats", &nats.nats, "--nats-creds"]).arg(nats.nats_creds);
     command.args(arguments).output().unwrap()
 }
 
@@ -45,7 +45,7 @@ async fn the_log_is_replayed_filtered_and_looked_at_as_it_was() {
     assert_eq!((&then["row"]["state"], &then["row"]["settled"]), (&json!("Running"), &json!(false)));
     assert_eq!(then["trail"].as_array().unwrap().len(), 4);
 
-    let account = tool(&system, &["show", "account", &system.consumer.to_string()]);
+    let account = tool(&system, &["show", "account", &system.web.account]);
     assert!(String::from_utf8_lossy(&account.stdout).contains("FundsDeposited"));
     let nobody = tool(&system, &["show", "job", "01900000-0000-7000-8000-00000000dead"]);
     assert!(!nobody.status.success());

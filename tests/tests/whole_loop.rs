@@ -120,7 +120,7 @@ async fn simulated_gpus_are_marked_and_only_taken_where_they_are_allowed() {
     let mut system = System::start(Options::default()).await.unwrap();
     system.start_worker("pretender", &["--simulate-gpus", "2"]).await.unwrap();
     let machines = system.web.get("/machines").await.unwrap();
-    assert_eq!(machines[0]["offer"]["hardware"]["simulated"], true);
+    assert_eq!(machines["rows"][0]["offer"]["hardware"]["simulated"], true);
     let strict = json!({ "template": "noop", "gpus": 1, "budget_usd": "0.10" });
     let waiting = system.web.submit(&strict).await.unwrap();
     let why = |job: &Value| job["waiting"]["rejected"][0]["reason"] == "Simulated";

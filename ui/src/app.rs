@@ -12,18 +12,37 @@ use gpubnb_events::{
 use gpubnb_projector::client::QueryClient;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{live::Changes, viewer::Accounts};
+use crate::{
+    access::{Paces, People, Sessions},
+    live::Changes,
+};
+
+/// Where machines find the broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Broker {
+    /// Its address.
+    pub(crate) url: String,
+    /// The authority that signed its certificate, if it is not a public one (PEM).
+    pub(crate) authority: Option<String>,
+}
 
 /// What handlers share. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct App {
-    pub(crate) accounts: Accounts,
+    pub(crate) people: People,
+    pub(crate) sessions: Sessions,
+    pub(crate) paces: Paces,
+    /// Whether a proxy of ours stands before us, and names the address that a request comes from.
+    pub(crate) behind_proxy: bool,
+    /// The broker, as machines reach it.
+    pub(crate) broker: Broker,
     pub(crate) caller: Caller,
     pub(crate) queries: QueryClient,
     pub(crate) js: Context,
     pub(crate) artifacts: ObjectStore,
+    pub(crate) inputs: ObjectStore,
     pub(crate) changes: Changes,
-    pub(crate) transfer: Option<TransferKey>,
+    pub(crate) transfer: TransferKey,
     pub(crate) clock: Arc<dyn Clock>,
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tracing::{error, warn};
 
 /// What went wrong.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
     /// HTTP status.
     pub(crate) status: u16,
@@ -22,6 +22,9 @@ pub(crate) struct Problem {
     /// The field at fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) field: Option<String>,
+    /// When to try again, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_after: Option<u64>,
 }
 
 /// A problem of the API.
@@ -34,7 +37,7 @@ pub(crate) struct PageError(pub(crate) Problem);
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, title: &str, detail: impl Into<String>) -> Self {
-        Self { status: status.as_u16(), title: title.to_owned(), detail: detail.into(), field: None }
+        Self { status: status.as_u16(), title: title.to_owned(), detail: detail.into(), field: None, retry_after: None }
     }
 
     pub(crate) fn invalid(field: &str, detail: impl Into<String>) -> Self {
@@ -50,6 +53,29 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "SignInNeeded", "Sign in first.")
     }
 
+    /// The same for a person that is not there and for a password that is not right.
+    pub(crate) fn bad_credentials() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "BadCredentials", "The address or the password is not right.")
+    }
+
+    pub(crate) fn bad_token() -> Self {
+        let detail = "The token is not known, has run out, or was revoked.";
+        Self::new(StatusCode::UNAUTHORIZED, "BadToken", detail)
+    }
+
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", detail)
+    }
+
+    pub(crate) fn too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", "The request is too large.")
+    }
+
+    pub(crate) fn too_many(what: &str, seconds: u64) -> Self {
+        let detail = format!("{what} Try again in {seconds} s.");
+        Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TooMany", detail) }
+    }
+
     pub(crate) fn internal(what: &dyn std::fmt::Display) -> Self {
         error!(error = %what, "internal");
         Self::new(
@@ -57,6 +83,17 @@ impl Problem {
             "Internal",
             "Something broke on our side. It was noted; try again.",
         )
+    }
+
+    fn with_headers(&self, mut response: Response) -> Response {
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.code() == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 
     fn code(&self) -> StatusCode {
@@ -71,7 +108,8 @@ impl From<Failure> for Problem {
             Failure::Unavailable(problem) => {
                 warn!(problem, "unavailable");
                 let detail = "A part of the market does not answer right now. Nothing is lost: try again in a moment.";
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail)
+                let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail);
+                Self { retry_after: Some(2), ..problem }
             }
         }
     }
@@ -86,7 +124,7 @@ impl From<Refusal> for Problem {
             RefusalKind::Conflict => StatusCode::CONFLICT,
             RefusalKind::Funds => StatusCode::PAYMENT_REQUIRED,
         };
-        Self { status: status.as_u16(), title: refusal.name, detail: refusal.message, field: refusal.field }
+        Self { status: status.as_u16(), title: refusal.name, detail: refusal.message, field: refusal.field, retry_after: None }
     }
 }
 
@@ -107,10 +145,7 @@ impl IntoResponse for ApiError {
         let mut response = (self.0.code(), Json(&self.0)).into_response();
         let kind = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        if self.0.code() == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
-        }
-        response
+        self.0.with_headers(response)
     }
 }
 
@@ -125,7 +160,7 @@ impl IntoResponse for PageError {
     fn into_response(self) -> Response {
         let page = ErrorPage { chrome: crate::page::Chrome::plain("Something is wrong"), problem: &self.0 };
         match page.render() {
-            Ok(html) => (self.0.code(), Html(html)).into_response(),
+            Ok(html) => self.0.with_headers((self.0.code(), Html(html)).into_response()),
             Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
         }
     }

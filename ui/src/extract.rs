@@ -46,7 +46,7 @@ pub(crate) struct Unreadable {
 impl Unreadable {
     fn new(status: StatusCode, path: &str, detail: &dyn std::fmt::Display) -> Self {
         let problem = Problem::new(status, "BadRequest", format!("The request could not be read: {detail}."));
-        Self { problem, for_program: path.starts_with("/api/") || path.starts_with("/transfer/") }
+        Self { problem, for_program: is_for_program(path) }
     }
 }
 
@@ -56,16 +56,16 @@ impl IntoResponse for Unreadable {
     }
 }
 
-/// The address as the client wrote it, also below a nested router.
-fn path_of(parts: &Parts) -> String {
-    parts.extensions.get::<axum::extract::OriginalUri>().map_or_else(|| parts.uri.path(), |uri| uri.path()).to_owned()
+/// Whether programs ask there, and not people.
+pub(crate) fn is_for_program(path: &str) -> bool {
+    path.starts_with("/api/") || path.starts_with("/transfer/")
 }
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = Unreadable;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Unreadable> {
-        let path = path_of(parts);
+        let path = parts.uri.path().to_owned();
         let read = axum::extract::Path::<T>::from_request_parts(parts, state).await;
         // An address that names nothing there could be is simply not there.
         read.map(|axum::extract::Path(value)| Self(value))
@@ -77,7 +77,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Unreadable;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Unreadable> {
-        let path = path_of(parts);
+        let path = parts.uri.path().to_owned();
         let read = axum::extract::Query::<T>::from_request_parts(parts, state).await;
         read.map(|axum::extract::Query(value)| Self(value))
             .map_err(|e| Unreadable::new(StatusCode::BAD_REQUEST, &path, &e.body_text()))
@@ -88,11 +88,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Form<T> {
     type Rejection = Unreadable;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Unreadable> {
-        let (parts, body) = request.into_parts();
-        let path = path_of(&parts);
-        let request = Request::from_parts(parts, body);
+        let path = request.uri().path().to_owned();
         let read = axum::extract::Form::<T>::from_request(request, state).await;
         read.map(|axum::extract::Form(value)| Self(value))
             .map_err(|e| Unreadable::new(StatusCode::BAD_REQUEST, &path, &e.body_text()))
+    }
+}
+
+/// This server, as the client addressed it: for commands that are pasted elsewhere.
+pub(crate) struct Origin(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Origin {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let text = |name| parts.headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
+        // The browser's own word; the gate has seen that it is of this host.
+        let origin = text(axum::http::header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
+        let host = || text(axum::http::header::HOST).map(|host| format!("http://{host}"));
+        Ok(Self(origin.or_else(host).unwrap_or_default()))
     }
 }

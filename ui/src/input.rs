@@ -3,17 +3,29 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    HourlyRate, JobId, MachineId, MicroUsd, Seconds,
-    command::SubmitJob,
-    spec::{JobSpec, Mebibytes, Placement, Requirements, Resources},
+    CommandId, HourlyRate, JobId, MachineId, MicroUsd, Seconds,
+    command::{Secret, SubmitJob},
+    spec::{Input, JobSpec, Mebibytes, Placement, Requirements, Resources},
     template::{self, Template},
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::error::Problem;
 
 /// A job as it is asked for: `POST /api/v1/jobs`, and the form.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// A file that was put before, and where the job finds it.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewInput {
+    /// The upload: `PUT /inputs/{id}`.
+    #[schema(value_type = String, format = Uuid)]
+    pub(crate) input: CommandId,
+    /// Path below `/input`.
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewJob {
     /// Its id, a UUID of version 7; made by the server if missing. The same id again is the same job.
@@ -79,6 +91,20 @@ pub(crate) struct NewJob {
     /// How long it may wait, seconds.
     #[serde(default)]
     pub(crate) queue_seconds: Option<u64>,
+    /// Its environment. The values are secrets: they are given to the machine that runs the job, and to nobody else.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub(crate) env: BTreeMap<String, Secret>,
+    /// Files it is given, below `/input`.
+    #[serde(default)]
+    pub(crate) inputs: Vec<NewInput>,
+}
+
+impl NewInput {
+    /// As in a specification, but for what only the store knows of it.
+    fn undescribed(self) -> Input {
+        Input { input: self.input, path: self.path, bytes: 0, sha256: String::new() }
+    }
 }
 
 impl NewJob {
@@ -123,12 +149,15 @@ impl NewJob {
                 command,
                 resources,
                 egress: self.egress,
+                env: self.env.keys().cloned().collect(),
+                inputs: self.inputs.into_iter().map(NewInput::undescribed).collect(),
             },
             placement,
             time: Seconds(self.time_seconds.unwrap_or_else(|| template.map_or(3_600, |t| t.seconds))),
             budget: amount("budget", self.budget_usd)?,
             max_attempts: self.max_attempts,
             queue: self.queue_seconds.map(Seconds),
+            env: self.env,
         })
     }
 }
@@ -209,6 +238,8 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<NewJob, Problem
             "allow_simulated" => job.allow_simulated = true,
             "time" => job.time_seconds = Some(number::<u64>(&name, &value)?.saturating_mul(60)),
             "budget" => job.budget_usd = Some(value),
+            "env" => job.env = variables(&value)?,
+            crate::access::CSRF_FIELD => {}
             "max_attempts" => job.max_attempts = Some(number(&name, &value)?),
             other => return Err(Problem::invalid(other, "This field is not known.")),
         }
@@ -218,6 +249,17 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<NewJob, Problem
 
 fn number<T: std::str::FromStr>(field: &str, value: &str) -> Result<T, Problem> {
     value.parse().map_err(|_| Problem::invalid(field, "This must be a whole number, or a valid id."))
+}
+
+/// Lines of `NAME=value`.
+fn variables(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let variable = |line: &str| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.trim().to_owned(), Secret(value.trim().to_owned())))
+    };
+    let all: Option<_> = lines.map(variable).collect();
+    all.ok_or_else(|| Problem::invalid("env", "Write one variable a line: NAME=value."))
 }
 
 /// A command line as words: spaces separate, quotes hold together.

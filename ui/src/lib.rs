@@ -3,6 +3,7 @@
 //! Belongs here: what people and programs see, and the reading of what they send. Must not come here: a
 //! rule of the market (that is `services`), or the inside of a read model.
 
+mod access;
 mod api;
 mod app;
 mod assets;
@@ -13,9 +14,12 @@ mod format;
 mod input;
 mod live;
 mod page;
+mod openapi;
 mod run;
+mod routes;
+mod serve;
 mod transfer;
-mod viewer;
 
-pub use config::Config;
-pub use run::run;
+pub use config::{Cli, Command};
+pub use openapi::{openapi_document, routes_table};
+pub use run::{operator_link, run};

@@ -1,13 +1,27 @@
 //! `gpubnb-ui`: the process that people and programs talk to.
 
 use clap::Parser;
-use gpubnb_ui::{Config, run};
+use gpubnb_ui::{Cli, Command, openapi_document, operator_link, routes_table, run};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     gpubnb_events::observe::start();
-    let shutdown = CancellationToken::new();
-    gpubnb_events::observe::cancel_on_signal(shutdown.clone());
-    run(Config::parse(), shutdown).await
+    let Cli { nats, command } = Cli::parse();
+    match command {
+        Command::Run(args) => {
+            let shutdown = CancellationToken::new();
+            gpubnb_events::observe::cancel_on_signal(shutdown.clone());
+            run(nats, args, shutdown).await
+        }
+        Command::OperatorLink(args) => operator_link(nats, &args.url).await,
+        Command::Openapi => {
+            println!("{}", openapi_document()?);
+            Ok(())
+        }
+        Command::Routes => {
+            print!("{}", routes_table());
+            Ok(())
+        }
+    }
 }

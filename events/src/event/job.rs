@@ -72,7 +72,7 @@ pub struct Started {
 }
 
 /// Whose fault an ending is. Decides who pays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// The job or who submitted it: metered time is billed.
@@ -84,7 +84,7 @@ pub enum Fault {
 }
 
 /// Why an attempt ended without success. The name is what people see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "name")]
 pub enum Reason {
     /// The program ended with this code.
@@ -246,7 +246,7 @@ pub struct Cancelled {
 }
 
 /// The bill: one balanced set of postings, and the sequences it was computed from. Once per job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Settled {
     /// The job.
     pub job: JobId,

@@ -69,7 +69,7 @@ pub struct MachineTested {
 }
 
 /// One check of a self-test.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Check {
     /// Its id, such as `disk.write`.
     pub id: String,

@@ -99,6 +99,11 @@ impl Log {
         self.js.client()
     }
 
+    /// Its `JetStream`.
+    pub fn jetstream(&self) -> jetstream::Context {
+        self.js.clone()
+    }
+
     /// The last sequence in MARKET.
     pub async fn last_seq(&self) -> Result<Seq, ReadError> {
         let info = self.stream.get_info().await.map_err(|e| ReadError::Unavailable(e.to_string()))?;

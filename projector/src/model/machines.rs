@@ -34,7 +34,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -128,7 +128,8 @@ fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(
     let row = match known {
         Some(known) => MachineRow {
             offer: e.offer.clone(),
-            wanted: MachineState::Online,
+            // The owner's pause goes on; only leaving the market ends with it.
+            wanted: if known.wanted == MachineState::Delisted { MachineState::Online } else { known.wanted },
             presence: MachineState::Online,
             seq: recorded.seq,
             ..known

@@ -15,7 +15,7 @@ use crate::config::Command;
 
 /// Runs one command of the tool.
 pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let client = nats.connect("projector", OPERATOR_INBOX).await?;
+    let client = nats.connect("operator", OPERATOR_INBOX).await?;
     let log = Log::open(jetstream(client)).await.context("MARKET cannot be read")?;
     match command {
         Command::Tail(args) => trail::tail(&log, &args, shutdown).await,

@@ -1,7 +1,7 @@
 //! The container of an attempt: creation, start, removal; and finding those of a former run.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use gpubnb_events::{JobId, Lease, command::Grant, event::Reason, spec::JobSpec};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Problem, Tools, spawn};
+use super::{Problem, Tools, inputs, spawn};
 use crate::docker::{Frame, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name, hardened, job_user};
 
 /// Seconds between SIGTERM and SIGKILL.
@@ -63,6 +63,7 @@ impl Container {
         if grant.started {
             return Ok(Self { docker, name, lease, output, fresh: false });
         }
+        let input = inputs::fetch(tools, grant, &directory(tools, lease)).await?;
         make_output(&output).map_err(|e| misconfigured(format!("{}: {e}", output.display())))?;
         let frame = Frame {
             machine: tools.machine,
@@ -70,6 +71,8 @@ impl Container {
             lease,
             image_id: &image_id,
             output: &output,
+            input: input.as_deref(),
+            env: environment(tools, grant)?,
             user: job_user(),
             gpus: gpus(tools, &grant.spec)?,
             runtime: tools.runtime.clone(),
@@ -139,6 +142,17 @@ fn gpus(tools: &Tools, spec: &JobSpec) -> Result<Vec<String>, Problem> {
         return Err(Problem::new(Reason::GpuLost, "fewer GPUs than the machine was listed with"));
     }
     Ok(chosen)
+}
+
+/// The values of the job's environment, which only this machine can open.
+fn environment(tools: &Tools, grant: &Grant) -> Result<BTreeMap<String, String>, Problem> {
+    let Some(env) = &grant.env else { return Ok(BTreeMap::new()) };
+    let opened = || -> anyhow::Result<BTreeMap<String, String>> {
+        let from = nkeys::XKey::from_public_key(&env.from)?;
+        let sealed = data_encoding::HEXLOWER.decode(env.sealed.as_bytes())?;
+        Ok(serde_json::from_slice(&tools.identity.keys.sealing.open(&sealed, &from)?)?)
+    };
+    opened().map_err(|_| Problem::new(Reason::RuntimeMisconfigured, "the job's environment cannot be opened here"))
 }
 
 async fn existing(docker: &Docker, name: &str) -> Result<Option<String>, Problem> {

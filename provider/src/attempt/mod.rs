@@ -6,6 +6,7 @@
 
 mod container;
 mod images;
+mod inputs;
 mod lines;
 mod output;
 mod outputs;
@@ -31,7 +32,7 @@ use self::{
     supervise::{Ending, Limits, Stop},
 };
 pub(crate) use self::{container::take_up_again, images::Images};
-use crate::{hand::Hand, platform::Platform};
+use crate::{hand::Hand, identity::Identity, platform::Platform};
 
 /// What every attempt works with.
 pub(crate) struct Tools {
@@ -46,6 +47,8 @@ pub(crate) struct Tools {
     pub(crate) hardware: Hardware,
     pub(crate) runtime: Option<String>,
     pub(crate) max_log: u64,
+    pub(crate) http: reqwest::Client,
+    pub(crate) identity: Arc<Identity>,
 }
 
 /// A failure of the attempt: its name, and more of it for people.
@@ -177,7 +180,7 @@ impl Attempt {
         match outputs::collect(container.output.clone(), most).await {
             Ok(outputs) => {
                 if let Some(permit) = &grant.upload {
-                    upload::put_all(permit, &container.output, &outputs).await;
+                    upload::put_all(&self.tools.http, permit, &container.output, &outputs).await;
                 }
                 Ok(Outcomes { outcome, outputs, usage })
             }

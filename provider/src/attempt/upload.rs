@@ -14,17 +14,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 const ONE_FILE: Duration = Duration::from_secs(600);
 
 /// Puts all files, one after the other.
-pub(super) async fn put_all(permit: &UploadGrant, root: &Path, files: &[Artifact]) {
-    if files.is_empty() {
-        return;
-    }
-    let client = match reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).timeout(ONE_FILE).build() {
-        Ok(client) => client,
-        Err(e) => return warn!(error = %e, "no HTTP client"),
-    };
+pub(super) async fn put_all(client: &reqwest::Client, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
     for file in files {
         for attempt in 1..=TRIES {
-            match put(&client, permit, root, file).await {
+            match put(client, permit, root, file).await {
                 Ok(()) => break,
                 Err(e) if attempt == TRIES => warn!(path = file.path, error = %e, "gave up putting a file"),
                 Err(e) => warn!(path = file.path, error = %e, "putting a file again"),
@@ -41,7 +34,7 @@ async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: 
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
         .extend(file.path.split('/'));
     let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::fs::File::from_std(content)));
-    let request = client.put(url).bearer_auth(&permit.token).header("content-length", file.bytes).body(body);
+    let request = client.put(url).timeout(ONE_FILE).bearer_auth(&permit.token).header("content-length", file.bytes).body(body);
     request.send().await?.error_for_status()?;
     Ok(())
 }

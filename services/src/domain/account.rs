@@ -29,7 +29,7 @@ pub struct Account {
     pub held: MicroUsd,
     /// Why it is suspended.
     pub suspended: Option<String>,
-    deposits: HashMap<CommandId, Seq>,
+    deposits: HashMap<CommandId, (Seq, MicroUsd)>,
     payouts: HashMap<CommandId, Payout>,
 }
 
@@ -48,8 +48,8 @@ impl Account {
 
     /// Money comes in.
     pub(super) fn deposit(&self, account: AccountId, c: &Deposit) -> Result<Decision, Refusal> {
-        if let Some(seq) = self.deposits.get(&c.deposit) {
-            return Ok(Decision::Already(*seq));
+        if let Some((seq, amount)) = self.deposits.get(&c.deposit) {
+            return same(*amount == c.amount, *seq, "deposit");
         }
         check_amount(c.amount)?;
         let event = FundsDeposited { account, deposit: c.deposit, amount: c.amount };
@@ -59,7 +59,7 @@ impl Account {
     /// Earnings are asked for.
     pub(super) fn request_payout(&self, account: AccountId, c: &RequestPayout) -> Result<Decision, Refusal> {
         if let Some(payout) = self.payouts.get(&c.payout) {
-            return Ok(Decision::Already(payout.requested));
+            return same(payout.amount == c.amount, payout.requested, "payout");
         }
         check_amount(c.amount)?;
         if c.amount > self.available {
@@ -104,7 +104,7 @@ impl Account {
         match event {
             Event::AccountOpened(_) => self.opened = seq,
             Event::FundsDeposited(e) => {
-                self.deposits.insert(e.deposit, seq);
+                self.deposits.insert(e.deposit, (seq, e.amount));
             }
             Event::PayoutRequested(e) => {
                 self.payouts.insert(e.payout, Payout { requested: seq, amount: e.amount, closed: None });
@@ -133,6 +133,11 @@ impl Account {
     }
 }
 
+/// The answer to a command whose id is known: what was said then, if it is the same.
+fn same(same: bool, seq: Seq, field: &'static str) -> Result<Decision, Refusal> {
+    if same { Ok(Decision::Already(seq)) } else { Err(Refusal::IdReused(field)) }
+}
+
 fn check_amount(amount: MicroUsd) -> Result<(), Refusal> {
     if amount <= MicroUsd::ZERO || amount > MAX_AMOUNT {
         return Err(Refusal::field("amount", format!("The amount must be above $0 and at most {MAX_AMOUNT}.")));
@@ -151,6 +156,9 @@ mod tests {
         let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
         let first = w.when(w.as_operator(), Command::Deposit(w.consumer, deposit)).appended();
         assert_eq!(w.when(w.as_operator(), Command::Deposit(w.consumer, deposit)).already(), first);
+        let other = Deposit { amount: MicroUsd::dollars(6), ..deposit };
+        let refusal = w.when(w.as_operator(), Command::Deposit(w.consumer, other)).refused();
+        assert_eq!(refusal, Refusal::IdReused("deposit"));
     }
 
     #[test]

@@ -1,8 +1,14 @@
 //! Who may do what: decided here and nowhere else, denied by default.
 
-use gpubnb_events::Actor;
+use gpubnb_events::{AccountId, Actor};
 
 use super::{Command, Refusal, Settings, World, job::Job};
+
+/// Whether an account may add machines.
+pub fn may_enroll(world: &World, owner: AccountId) -> Result<(), Refusal> {
+    let account = world.account(owner).ok_or(Refusal::UnknownAccount)?;
+    account.suspended.as_ref().map_or(Ok(()), |why| Err(Refusal::Suspended(why.clone())))
+}
 
 /// Whether the actor may give the command at all. What the state allows is decided later.
 pub(super) fn authorise(

@@ -3,11 +3,23 @@
 use gpubnb_events::{
     AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
     command::{
-        Accept, ChangeMachine, ClosePayout, Decline, Deposit, ListMachine, RecordTest, Report, RequestPayout,
+        Accept, ChangeMachine, ClosePayout, Decline, Deposit, RecordTest, Report, RequestPayout,
         SetSuspension, Start, SubmitJob,
     },
     log::Proposal,
+    spec::Offer,
 };
+
+/// A machine's offer, with what its enrollment says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Who owns it and earns.
+    pub owner: AccountId,
+    /// The key that speaks for it.
+    pub public_key: Option<String>,
+    /// What is offered.
+    pub offer: Offer,
+}
 
 /// A wish that someone may or may not be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +40,7 @@ pub enum Command {
     /// A job shall stop.
     Cancel(JobId),
     /// A machine is offered.
-    ListMachine(MachineId, ListMachine),
+    ListMachine(MachineId, Listing),
     /// An owner changes a machine.
     ChangeMachine(ChangeMachine),
     /// A self-test was made.

@@ -3,12 +3,12 @@
 use gpubnb_events::{
     AccountId, Actor, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
     Timestamp,
-    command::{Accept, Deposit, ListMachine, Outcome, Report, Start, SubmitJob},
+    command::{Accept, Deposit, Outcome, Report, Start, SubmitJob},
     log::Envelope,
     spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Usage},
 };
 
-use super::{Command, Decision, Refusal, Settings, World, account::Account, job::Job, machine::Machine};
+use super::{Command, Decision, Listing, Refusal, Settings, World, account::Account, job::Job, machine::Machine};
 use gpubnb_events::template;
 
 pub(crate) struct Given {
@@ -59,7 +59,7 @@ pub(crate) fn given() -> Given {
     given.when(Actor::Account(provider), Command::OpenAccount(provider)).appended();
     let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(100) };
     given.when(Actor::Operator, Command::Deposit(consumer, deposit)).appended();
-    let list = ListMachine { owner: provider, offer: given.offer() };
+    let list = given.listing(provider, given.offer());
     given.when(given.as_machine(), Command::ListMachine(given.machine, list)).appended();
     given
 }
@@ -136,9 +136,14 @@ impl Given {
         }
     }
 
+    #[allow(clippy::unused_self)] // reads well where it is used
+    pub(crate) fn listing(&self, owner: AccountId, offer: Offer) -> Listing {
+        Listing { owner, public_key: Some("UKEY".to_owned()), offer }
+    }
+
     pub(crate) fn listed(&mut self, offer: Offer) -> MachineId {
         let machine = MachineId::generate();
-        let list = ListMachine { owner: self.provider, offer };
+        let list = self.listing(self.provider, offer);
         self.when(Actor::Machine(machine), Command::ListMachine(machine, list)).appended();
         machine
     }
@@ -153,6 +158,7 @@ impl Given {
             budget: None,
             max_attempts: Some(2),
             queue: None,
+            env: std::collections::BTreeMap::new(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
-    command::{Accept, Decline, Grant, LeaseWish, Outcome, Report, Start, UploadGrant},
+    command::{Accept, Decline, Grant, LeaseWish, Outcome, Report, Start},
     event::{
         Accepted, CancelRequested, Cancelled, Completed, Declined, Failed, Fault, JobAssigned, JobSubmitted, Reason,
         Requeued, Started,
@@ -14,6 +14,9 @@ use gpubnb_events::{
 };
 
 use super::{Decision, Refusal, Settings};
+
+/// How often the pause after a decline is doubled at the most, so that a job's trail stays short enough to load.
+const LONGEST_DOUBLING: u32 = 10;
 
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +96,8 @@ pub struct Job {
     pub attempts_used: u32,
     /// Machines it was taken from or that declined, and until when they are left alone; `None`: for good.
     pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
+    /// How often it was declined: each time the machine is left alone for longer.
+    declines: u32,
     /// The request to cancel.
     pub cancel: Option<(Seq, Timestamp)>,
     /// How it ended.
@@ -122,6 +127,7 @@ impl Job {
             attempt: None,
             attempts_used: 0,
             avoid: BTreeMap::new(),
+            declines: 0,
             cancel: None,
             ending: None,
             settled: None,
@@ -165,14 +171,16 @@ impl Job {
         Ok(self.propose(Accepted { job: self.id, lease: c.lease }, format!("{}.accepted", c.lease), c.lease.0))
     }
 
-    /// What the machine needs to know once it has accepted.
-    pub fn grant(&self, upload: Option<UploadGrant>) -> Grant {
+    /// What the machine needs to know once it has accepted. Permits and secrets are added by who may give them.
+    pub fn grant(&self) -> Grant {
         Grant {
             spec: self.spec.clone(),
             time: self.limits.time.millis(),
             budget: self.attempt.as_ref().and_then(|a| a.terms.price.time_for(self.hold)),
             started: self.phase == Phase::Running,
-            upload,
+            upload: None,
+            inputs: Vec::new(),
+            env: None,
         }
     }
 
@@ -366,7 +374,9 @@ impl Job {
             }
             Event::Declined(e) => {
                 self.past.insert(e.lease, seq);
-                self.avoid.insert(e.machine, Some(at.plus(settings.decline_pause)));
+                let pause = settings.decline_pause.0.saturating_mul(1 << self.declines.min(LONGEST_DOUBLING));
+                self.avoid.insert(e.machine, Some(at.plus(Millis(pause))));
+                self.declines = self.declines.saturating_add(1);
                 self.attempt = None;
                 self.enter(Phase::Queued, at);
             }

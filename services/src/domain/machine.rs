@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Seq,
-    command::{ListMachine, MachineWish, RecordTest},
+    command::{MachineWish, RecordTest},
     event::{
         MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
         MachineRepriced, MachineResumed, MachineSuspected, MachineTested,
@@ -13,7 +13,7 @@ use gpubnb_events::{
     spec::Offer,
 };
 
-use super::{Decision, Refusal};
+use super::{Decision, Listing, Refusal};
 
 /// Most a machine may cost per hour.
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
@@ -51,6 +51,8 @@ pub struct Machine {
     pub last: Seq,
     /// Who owns it.
     pub owner: AccountId,
+    /// The key that speaks for it.
+    pub public_key: Option<String>,
     /// What it offers.
     pub offer: Offer,
     /// Whether it takes jobs.
@@ -67,6 +69,7 @@ impl Machine {
         Self {
             last: seq,
             owner: e.owner,
+            public_key: e.public_key.clone(),
             offer: e.offer.clone(),
             availability: Availability::Ready,
             presence: Presence::Online,
@@ -87,9 +90,9 @@ impl Machine {
     }
 
     /// Offers a machine, for the first time or with changes.
-    pub(super) fn list(known: Option<&Self>, machine: MachineId, c: &ListMachine) -> Result<Decision, Refusal> {
+    pub(super) fn list(known: Option<&Self>, machine: MachineId, c: &Listing) -> Result<Decision, Refusal> {
         check_offer(&c.offer)?;
-        let event = MachineListed { machine, owner: c.owner, public_key: None, offer: c.offer.clone() };
+        let event = MachineListed { machine, owner: c.owner, public_key: c.public_key.clone(), offer: c.offer.clone() };
         let Some(known) = known else {
             let id = EventId(format!("{machine}.listed"));
             return Ok(Decision::Append(Proposal { event: event.into(), id, expected: Seq::ZERO, cause: None }));
@@ -97,7 +100,7 @@ impl Machine {
         if known.owner != c.owner {
             return Err(Refusal::NotAllowed("the machine belongs to another account"));
         }
-        if known.offer == c.offer && known.availability != Availability::Delisted {
+        if known.offer == c.offer && known.public_key == c.public_key && known.availability != Availability::Delisted {
             return Ok(Decision::Already(known.listed));
         }
         Ok(known.propose(event))
@@ -142,11 +145,12 @@ impl Machine {
         }
     }
 
-    /// The watchdog gave it up.
-    pub(super) fn lose(&self, machine: MachineId) -> Decision {
+    /// The watchdog gave it up, which it does only after it suspected it.
+    pub(super) fn lose(&self, machine: MachineId) -> Result<Decision, Refusal> {
         match self.presence {
-            Presence::Online | Presence::Suspect => self.propose(MachineLost { machine }),
-            Presence::Lost => Decision::Already(self.last),
+            Presence::Online => Err(Refusal::WrongState("The machine is heard.")),
+            Presence::Suspect => Ok(self.propose(MachineLost { machine })),
+            Presence::Lost => Ok(Decision::Already(self.last)),
         }
     }
 
@@ -165,7 +169,12 @@ impl Machine {
                 .entry(e.machine)
                 .and_modify(|m| {
                     let leases = std::mem::take(&mut m.leases);
-                    *m = Self { leases, ..Self::new(seq, e) };
+                    // Listing anew says what is offered, not that the owner's pause is over.
+                    let availability = match m.availability {
+                        Availability::Delisted => Availability::Ready,
+                        kept => kept,
+                    };
+                    *m = Self { leases, availability, ..Self::new(seq, e) };
                 })
                 .or_insert_with(|| Self::new(seq, e));
             return;
@@ -216,14 +225,41 @@ mod tests {
     #[test]
     fn listing_the_same_offer_again_changes_nothing() {
         let mut w = given();
-        let list = Command::ListMachine(w.machine, ListMachine { owner: w.provider, offer: w.offer() });
+        let list = Command::ListMachine(w.machine, w.listing(w.provider, w.offer()));
         assert_eq!(w.when(w.as_machine(), list).already(), w.machine_state().listed);
+    }
+
+    #[test]
+    fn an_offer_made_anew_does_not_end_the_owners_pause() {
+        let mut w = given();
+        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
+        let (pause, delist) = (change(MachineWish::Pause), change(MachineWish::Delist));
+        w.when(w.as_provider(), pause).appended();
+        let mut offer = w.offer();
+        offer.slots += 1;
+        let list = Command::ListMachine(w.machine, w.listing(w.provider, offer));
+        w.when(w.as_machine(), list.clone()).appended();
+        assert_eq!(w.machine_state().availability, Availability::Paused);
+        w.when(w.as_provider(), delist).appended();
+        w.when(w.as_machine(), list).appended();
+        assert_eq!(w.machine_state().availability, Availability::Ready);
+    }
+
+    #[test]
+    fn only_a_machine_under_suspicion_is_given_up() {
+        let mut w = given();
+        let lose = Command::Lose(w.machine);
+        let heard = w.when(gpubnb_events::Actor::Platform, lose.clone()).refused();
+        assert!(matches!(heard, Refusal::WrongState(_)));
+        w.when(gpubnb_events::Actor::Platform, Command::Suspect(w.machine)).appended();
+        w.when(gpubnb_events::Actor::Platform, lose).appended();
+        assert_eq!(w.machine_state().presence, Presence::Lost);
     }
 
     #[test]
     fn a_machine_cannot_be_taken_over_by_listing_it() {
         let mut w = given();
-        let list = Command::ListMachine(w.machine, ListMachine { owner: w.consumer, offer: w.offer() });
+        let list = Command::ListMachine(w.machine, w.listing(w.consumer, w.offer()));
         assert!(matches!(w.when(w.as_machine(), list).refused(), Refusal::NotAllowed(_)));
     }
 

@@ -18,7 +18,8 @@ pub mod world;
 mod given;
 
 pub use self::{
-    command::{Command, Decision, Settings},
+    authorise::may_enroll,
+    command::{Command, Decision, Listing, Settings},
     refusal::Refusal,
     world::World,
 };

@@ -46,7 +46,7 @@ pub enum Refusal {
     IdOutOfTime,
     /// The id was used for something else.
     #[error("This id was used before, for something else. Make a new one.")]
-    IdReused,
+    IdReused(&'static str),
     /// The attempt is over: it is fenced off.
     #[error("The lease is no longer live: the job was given to another attempt, or is over.")]
     StaleLease,
@@ -75,7 +75,7 @@ impl Refusal {
             Self::Suspended(_) => ("Suspended", RefusalKind::Forbidden),
             Self::InsufficientFunds { .. } => ("InsufficientFunds", RefusalKind::Funds),
             Self::IdOutOfTime => ("IdOutOfTime", RefusalKind::Invalid),
-            Self::IdReused => ("IdReused", RefusalKind::Conflict),
+            Self::IdReused(_) => ("IdReused", RefusalKind::Conflict),
             Self::StaleLease => ("StaleLease", RefusalKind::Conflict),
             Self::WrongState(_) => ("WrongState", RefusalKind::Conflict),
             Self::NoMachineNow => ("NoMachineNow", RefusalKind::Conflict),
@@ -89,7 +89,8 @@ impl From<Refusal> for rpc::Refusal {
         let field = match &refusal {
             Refusal::InvalidField { field, .. } => Some((*field).to_owned()),
             Refusal::InsufficientFunds { .. } => Some("budget".to_owned()),
-            Refusal::IdOutOfTime | Refusal::IdReused => Some("job".to_owned()),
+            Refusal::IdReused(field) => Some((*field).to_owned()),
+            Refusal::IdOutOfTime => Some("job".to_owned()),
             _ => None,
         };
         Self { name: name.to_owned(), kind, field, message: refusal.to_string() }

@@ -30,6 +30,7 @@ pub struct Submission {
     /// `JobSubmitted`.
     pub seq: Seq,
     fingerprint: u64,
+    budget: MicroUsd,
 }
 
 /// The submissions of the last day.
@@ -44,8 +45,9 @@ impl Submissions {
 
     /// Takes in a submission, and forgets ids that would be refused by now.
     pub(super) fn apply(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
-        let fingerprint = fingerprint(&e.spec, &e.placement, e.limits.time);
-        self.0.entry(e.job).or_insert(Submission { account: e.account, seq, fingerprint });
+        let fingerprint = fingerprint(&e.spec, &e.placement, &e.limits);
+        let budget = e.limits.budget;
+        self.0.entry(e.job).or_insert(Submission { account: e.account, seq, fingerprint, budget });
         // Ids sort by the time in them: the oldest are first.
         while let Some(oldest) = self.0.first_entry() {
             if at.since(oldest.key().made_at()) <= Millis(2 * MEMORY.0) {
@@ -56,13 +58,14 @@ impl Submissions {
     }
 }
 
-/// Tells two different submissions under one id apart.
-fn fingerprint(spec: &JobSpec, placement: &Placement, time: Seconds) -> u64 {
+/// Tells two different submissions under one id apart. The budget is compared beside it: who names none takes
+/// whatever it came to the first time.
+fn fingerprint(spec: &JobSpec, placement: &Placement, limits: &Limits) -> u64 {
     let mut hasher = DefaultHasher::new();
     for part in [serde_json::to_string(spec), serde_json::to_string(placement)] {
         part.unwrap_or_default().hash(&mut hasher);
     }
-    time.hash(&mut hasher);
+    (limits.time, limits.max_attempts, limits.queue).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -76,8 +79,10 @@ pub(super) fn submit(
 ) -> Result<Decision, Refusal> {
     let account = world.account(id).ok_or(Refusal::UnknownAccount)?;
     if let Some(known) = world.submissions.get(c.job) {
-        let same = known.account == id && known.fingerprint == fingerprint(&c.spec, &c.placement, c.time);
-        return if same { Ok(Decision::Already(known.seq)) } else { Err(Refusal::IdReused) };
+        let fingerprint = fingerprint(&c.spec, &c.placement, &limits(c, known.budget));
+        let budget = c.budget.is_none_or(|budget| budget == known.budget);
+        let same = known.account == id && known.fingerprint == fingerprint && budget;
+        return if same { Ok(Decision::Already(known.seq)) } else { Err(Refusal::IdReused("job")) };
     }
     let made = c.job.made_at();
     if now.since(made) > MEMORY || made.since(now) > AHEAD {
@@ -89,22 +94,17 @@ pub(super) fn submit(
     check(c)?;
     let hold = hold(world, c, now, settings)?;
     afford(account, hold)?;
-    let event = JobSubmitted {
-        account: id,
-        job: c.job,
-        spec: c.spec.clone(),
-        placement: c.placement.clone(),
-        limits: Limits {
-            time: c.time,
-            budget: hold,
-            max_attempts: c.max_attempts.unwrap_or(3),
-            queue: c.queue.unwrap_or(DAY),
-        },
-        hold,
-    };
+    let limits = limits(c, hold);
     // What is submitted is part of the identity: another job under the same id, racing with this one, is not this one.
-    let fingerprint = fingerprint(&c.spec, &c.placement, c.time);
-    Ok(account.propose(event, format!("{}.submitted.{fingerprint:016x}", c.job), None))
+    let fingerprint = fingerprint(&c.spec, &c.placement, &limits);
+    let identity = format!("{}.submitted.{fingerprint:016x}.{}", c.job, hold.0);
+    let (spec, placement) = (c.spec.clone(), c.placement.clone());
+    Ok(account.propose(JobSubmitted { account: id, job: c.job, spec, placement, limits, hold }, identity, None))
+}
+
+fn limits(c: &SubmitJob, budget: MicroUsd) -> Limits {
+    let (max_attempts, queue) = (c.max_attempts.unwrap_or(3), c.queue.unwrap_or(DAY));
+    Limits { time: c.time, budget, max_attempts, queue }
 }
 
 fn afford(account: &Account, hold: MicroUsd) -> Result<(), Refusal> {
@@ -150,6 +150,8 @@ pub(super) fn check(c: &SubmitJob) -> Result<(), Refusal> {
     if spec.command.len() > 64 || spec.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
         return Err(Refusal::field("command", "A command has at most 64 arguments of at most 4,096 bytes each."));
     }
+    check_env(c)?;
+    check_inputs(spec)?;
     let r = &spec.resources;
     in_range("cpu", u64::from(r.cpu_millis), 100, 256_000, "thousandths of a core")?;
     in_range("memory", r.memory.0, 16, 1 << 22, "MiB")?;
@@ -191,6 +193,47 @@ fn check_image(spec: &JobSpec) -> Result<(), Refusal> {
     Err(Refusal::field("image", "A custom image is pinned by its digest: name@sha256:… (64 hex digits)."))
 }
 
+/// The names in the specification are those of the values beside it, and each is one.
+fn check_env(c: &SubmitJob) -> Result<(), Refusal> {
+    let named = |name: &String| {
+        let mut bytes = name.bytes();
+        let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+        first && name.len() <= 100 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    };
+    let same = c.spec.env.iter().eq(c.env.keys());
+    let size: usize = c.env.iter().map(|(name, value)| name.len() + value.0.len()).sum();
+    let plain = c.env.values().all(|value| !value.0.contains('\0'));
+    if !same || c.env.len() > 64 || size > 32_768 || !plain || !c.env.keys().all(named) {
+        let message = "An environment has at most 64 variables and 32 KiB, with names of letters, digits and _.";
+        return Err(Refusal::field("env", message));
+    }
+    Ok(())
+}
+
+fn check_inputs(spec: &JobSpec) -> Result<(), Refusal> {
+    let mut paths: Vec<_> = spec.inputs.iter().map(|i| i.path.as_str()).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let all = paths.len() == spec.inputs.len() && paths.len() <= 100 && paths.iter().all(|p| plain_path(p));
+    if !all || !spec.inputs.iter().all(|i| sha256_hex(&i.sha256)) {
+        let message = "A job is given at most 100 files, each under a plain relative path of its own.";
+        return Err(Refusal::field("inputs", message));
+    }
+    Ok(())
+}
+
+/// Relative, and with nothing in it that leads elsewhere.
+fn plain_path(path: &str) -> bool {
+    !path.is_empty()
+        && path.len() <= 512
+        && !path.chars().any(char::is_control)
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+fn sha256_hex(hash: &str) -> bool {
+    hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// A short text for people: not empty, not long, no control characters.
 pub(super) fn check_text(field: &'static str, text: &str, most: usize) -> Result<(), Refusal> {
     if text.trim().is_empty() || text.chars().count() > most || text.chars().any(char::is_control) {
@@ -201,14 +244,7 @@ pub(super) fn check_text(field: &'static str, text: &str, most: usize) -> Result
 
 /// The manifest of a machine: bounded, and with nothing but plain relative paths in it.
 pub(super) fn check_outputs(outputs: &[Artifact]) -> Result<(), Refusal> {
-    let plain = |path: &str| {
-        !path.is_empty()
-            && path.len() <= 512
-            && !path.chars().any(char::is_control)
-            && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
-    };
-    let hex = |hash: &str| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
-    if outputs.len() > 1_000 || !outputs.iter().all(|a| plain(&a.path) && hex(&a.sha256)) {
+    if outputs.len() > 1_000 || !outputs.iter().all(|a| plain_path(&a.path) && sha256_hex(&a.sha256)) {
         return Err(Refusal::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
     }
     Ok(())
@@ -232,10 +268,21 @@ mod tests {
         let submit = w.a_submission();
         let seq = w.when(w.as_consumer(), Command::Submit(w.consumer, submit.clone())).appended();
         assert_eq!(w.when(w.as_consumer(), Command::Submit(w.consumer, submit.clone())).already(), seq);
+        let differences: [Break; 4] = [
+            |s| s.max_attempts = Some(9),
+            |s| s.queue = Some(Seconds(9)),
+            |s| s.budget = Some(MicroUsd(9)),
+            |s| s.time = Seconds(9),
+        ];
+        for differ in differences {
+            let mut other = submit.clone();
+            differ(&mut other);
+            assert_eq!(w.when(w.as_consumer(), Command::Submit(w.consumer, other)).refused(), Refusal::IdReused("job"));
+        }
         let mut other = submit.clone();
         other.spec.name = "other".to_owned();
-        assert_eq!(w.when(w.as_consumer(), Command::Submit(w.consumer, other)).refused(), Refusal::IdReused);
-        assert_eq!(w.when(w.as_provider(), Command::Submit(w.provider, submit)).refused(), Refusal::IdReused);
+        assert_eq!(w.when(w.as_consumer(), Command::Submit(w.consumer, other)).refused(), Refusal::IdReused("job"));
+        assert_eq!(w.when(w.as_provider(), Command::Submit(w.provider, submit)).refused(), Refusal::IdReused("job"));
     }
 
     #[test]
@@ -283,6 +330,24 @@ mod tests {
         w.time_passes(Millis(MEMORY.0 + 60_000));
         let refusal = w.when(w.as_consumer(), Command::Submit(w.consumer, submit)).refused();
         assert_eq!(refusal, Refusal::IdOutOfTime);
+    }
+
+    #[test]
+    fn secrets_are_named_in_the_specification_and_nowhere_else() {
+        let w = given();
+        let with = |names: &[&str], values: &[&str]| {
+            let mut submit = w.a_submission();
+            submit.spec.env = names.iter().map(|n| (*n).to_owned()).collect();
+            let secret = || gpubnb_events::command::Secret("swordfish".to_owned());
+            submit.env = values.iter().map(|n| ((*n).to_owned(), secret())).collect();
+            submit
+        };
+        assert!(check(&with(&["A", "B_2"], &["A", "B_2"])).is_ok());
+        for (names, values) in [(&["A"][..], &[][..]), (&[], &["A"]), (&["2A"], &["2A"]), (&["A=B"], &["A=B"])] {
+            let refusal = check(&with(names, values)).unwrap_err();
+            assert!(matches!(refusal, Refusal::InvalidField { field: "env", .. }));
+        }
+        assert!(!format!("{:?}", with(&["A"], &["A"])).contains("swordfish"));
     }
 
     #[test]

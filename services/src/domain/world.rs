@@ -150,7 +150,7 @@ impl World {
             Command::Abandon(_) => self.abandon(job()?),
             Command::Settle(_) => metering::settle(job()?),
             Command::Suspect(id) => Ok(machine(*id)?.suspect(*id)),
-            Command::Lose(id) => Ok(machine(*id)?.lose(*id)),
+            Command::Lose(id) => machine(*id)?.lose(*id),
             Command::Recover(id) => Ok(machine(*id)?.recover(*id)),
         }
     }

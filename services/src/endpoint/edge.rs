@@ -3,7 +3,7 @@
 use gpubnb_events::{
     Actor,
     command::{
-        CancelJob, ChangeMachine, ClosePayout, Deposit, Done, OpenAccount, Quote, RequestPayout, SetSuspension,
+        CancelJob, ClosePayout, Deposit, Done, OpenAccount, Quote, RequestPayout, SetSuspension,
         SubmitJob, Submitted,
     },
     rpc::{Failure, Incoming, Requester, Server},
@@ -63,8 +63,13 @@ async fn set_suspension(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, Failure> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
-    let seq = e.executor.execute(r.actor, &Command::Submit(account, submit)).await?;
-    Ok(Submitted { job, seq })
+    // Before the event: a job that is in the log has its secrets.
+    let new = e.secrets.keep(&submit).await?;
+    let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
+    if new && matches!(submitted, Err(Failure::Refused(_))) {
+        e.secrets.forget(job).await?;
+    }
+    Ok(Submitted { job, seq: submitted? })
 }
 
 async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
@@ -73,8 +78,7 @@ async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 }
 
 async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
-    let change: ChangeMachine = r.parse()?;
-    e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)
+    super::change_machine(e, r).await
 }
 
 async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, Failure> {

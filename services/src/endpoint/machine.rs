@@ -1,24 +1,24 @@
 //! Commands of machines. Each speaks for itself only: its id is in the subject, and the subject is its right.
 
 use gpubnb_events::{
-    Actor, JobId, Lease, MachineId, Millis,
+    Actor, Lease, MachineId, Millis,
     command::{
-        Accept, ChangeMachine, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest,
+        Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest,
         Report, Start, UploadGrant,
     },
     rpc::{Failure, Incoming, Requester, Server},
     stream, subject,
-    transfer::UploadPermit,
+    transfer::{Permit, Purpose},
 };
 
 use super::{Endpoints, done, endpoint};
 use crate::{
-    domain::{Command, Refusal, machine::Availability},
+    domain::{Command, Listing, Refusal, job::Job, machine::Availability},
     execute::unavailable,
 };
 
-/// How long past the time limit files may still be put.
-const UPLOAD_SLACK: Millis = Millis(3_600_000);
+/// How long past the time limit files may still be moved.
+const SLACK: Millis = Millis(3_600_000);
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     let machine = Requester::Machine;
@@ -41,17 +41,19 @@ fn machine_of(r: &Incoming) -> Result<MachineId, Failure> {
 }
 
 async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
-    let (machine, list): (_, ListMachine) = (machine_of(&r)?, r.parse()?);
-    let slots = list.offer.slots;
-    let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, list)).await?;
+    let (machine, ListMachine { offer }) = (machine_of(&r)?, r.parse()?);
+    let slots = offer.slots;
+    // Whose it is was said when it was enrolled: a machine cannot say it of itself.
+    let enrollment = e.enrollments().live(machine).await?;
+    let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
+    let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
     let js = gpubnb_events::nats::jetstream(e.executor.log.client());
     stream::provision_machine(&js, machine, slots).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
 async fn wish(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
-    let change: ChangeMachine = r.parse()?;
-    e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)
+    super::change_machine(e, r).await
 }
 
 async fn tested(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
@@ -72,15 +74,32 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
     if job.wish(machine, accept.lease) == LeaseWish::Abandon {
         return Err(Refusal::StaleLease.into_failure());
     }
-    let upload = upload(&e, accept.job, accept.lease, job.limits.time.millis());
-    Ok(job.grant(upload))
+    let mut grant = job.grant();
+    permits(&e, &job, accept.lease, &mut grant)?;
+    if !job.spec.env.is_empty() {
+        let enrollment = e.enrollments().live(machine).await?;
+        let env = e.secrets.seal_for(accept.job, &enrollment.sealing_key).await?;
+        let gone = || Failure::Unavailable("the values of the job's environment are not there".to_owned());
+        grant.env = Some(env.ok_or_else(gone)?);
+    }
+    Ok(grant)
 }
 
-fn upload(e: &Endpoints, job: JobId, lease: Lease, time: Millis) -> Option<UploadGrant> {
-    let upload = e.upload.as_ref()?;
-    let expires = e.executor.clock.now().plus(time).plus(UPLOAD_SLACK);
-    let token = upload.key.sign(UploadPermit { job, lease, expires })?;
-    Some(UploadGrant { url: format!("{}/transfer/{job}/{lease}", upload.url), token, expires })
+/// Adds the permits to get and to put the files of the attempt, and of no other.
+fn permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<(), Failure> {
+    let Some(files) = &e.files else { return Ok(()) };
+    let expires = e.executor.clock.now().plus(job.limits.time.millis()).plus(SLACK);
+    let sign = |purpose| {
+        let signed = files.key.sign(&Permit { purpose, expires });
+        signed.ok_or_else(|| Failure::Unavailable("the permit could not be signed".to_owned()))
+    };
+    let token = sign(Purpose::Upload { job: job.id, lease })?;
+    grant.upload = Some(UploadGrant { url: format!("{}/transfer/{}/{lease}", files.url, job.id), token, expires });
+    for input in &job.spec.inputs {
+        let permit = sign(Purpose::Input { account: job.account, input: input.input })?;
+        grant.inputs.push(format!("{}/transfer/permit/{permit}", files.url));
+    }
+    Ok(())
 }
 
 async fn decline(e: Endpoints, r: Incoming) -> Result<Done, Failure> {

@@ -4,31 +4,47 @@
 //! served over a connection that may publish to inboxes only.
 
 mod edge;
+mod enrollment;
 mod machine;
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use gpubnb_events::{
     Actor, Seq,
-    command::Done,
+    command::{ChangeMachine, Done, MachineWish},
     rpc::{Failure, Incoming, RefusalKind, Requester, Server},
     transfer::TransferKey,
 };
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::execute::Executor;
+use crate::{
+    credentials::{Issuer, Revoker},
+    domain::Command,
+    enrollment::Enrollments,
+    execute::Executor,
+    secrets::JobEnv,
+};
 
 /// What endpoints need.
 #[derive(Clone)]
 pub(crate) struct Endpoints {
     pub(crate) executor: Executor,
-    pub(crate) upload: Option<Upload>,
+    pub(crate) files: Option<Files>,
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) revoker: Revoker,
+    pub(crate) secrets: JobEnv,
 }
 
-/// Where workers put files.
+impl Endpoints {
+    fn enrollments(&self) -> &Enrollments {
+        &self.revoker.enrollments
+    }
+}
+
+/// Where workers get and put files.
 #[derive(Clone)]
-pub(crate) struct Upload {
+pub(crate) struct Files {
     pub(crate) url: String,
     pub(crate) key: TransferKey,
 }
@@ -36,6 +52,7 @@ pub(crate) struct Upload {
 /// Serves them all.
 pub(crate) async fn serve(server: &Server, endpoints: Endpoints) -> Result<(), async_nats::Error> {
     edge::serve(server, &endpoints).await?;
+    enrollment::serve(server, &endpoints).await?;
     machine::serve(server, &endpoints).await
 }
 
@@ -81,4 +98,15 @@ fn account_of(actor: Actor) -> Result<gpubnb_events::AccountId, Failure> {
             message: "Only an account may do this.".to_owned(),
         })),
     }
+}
+
+/// What an owner wants of a machine, said on a page or on the machine itself.
+async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let change: ChangeMachine = r.parse()?;
+    let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
+    if change.wish == MachineWish::Delist {
+        // Its credential ends with its offer.
+        e.revoker.look();
+    }
+    Ok(changed)
 }

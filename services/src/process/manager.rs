@@ -12,6 +12,7 @@ use super::Leadership;
 use crate::{
     domain::{Command, job::Phase, machine::Presence, placement},
     execute::Executor,
+    secrets::JobEnv,
 };
 
 const SWEEP: Duration = Duration::from_secs(1);
@@ -21,7 +22,7 @@ const PASS: usize = 256;
 const SETTLING: Millis = Millis(10_000);
 
 /// Runs until shutdown.
-pub(crate) async fn manage(executor: Executor, leadership: Leadership, shutdown: CancellationToken) {
+pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Leadership, shutdown: CancellationToken) {
     let mut changes = executor.view.changes();
     let mut sweep = tokio::time::interval(SWEEP);
     let mut steady_since = executor.clock.now();
@@ -36,7 +37,7 @@ pub(crate) async fn manage(executor: Executor, leadership: Leadership, shutdown:
             steady_since = executor.clock.now();
             continue;
         }
-        settle(&executor).await;
+        settle(&executor, &secrets).await;
         scheduled = schedule(&executor, scheduled).await;
         if swept && executor.clock.now().since(steady_since) > SETTLING {
             reconcile(&executor).await;
@@ -44,9 +45,17 @@ pub(crate) async fn manage(executor: Executor, leadership: Leadership, shutdown:
     }
 }
 
-async fn settle(executor: &Executor) {
-    let ended: Vec<JobId> = executor.view.read(|w| w.ended().take(PASS).collect());
-    for job in ended {
+async fn settle(executor: &Executor, secrets: &JobEnv) {
+    let ended: Vec<(JobId, bool)> = executor.view.read(|w| {
+        let had_secrets = |job| w.job(job).is_some_and(|job| !job.spec.env.is_empty());
+        w.ended().take(PASS).map(|job| (job, had_secrets(job))).collect()
+    });
+    for (job, had_secrets) in ended {
+        // Before the job leaves memory: whatever fails here is tried again at the next sweep.
+        if had_secrets && let Err(e) = secrets.forget(job).await {
+            warn!(error = %e, %job, "its secrets are deleted later, and it is settled then");
+            continue;
+        }
         give(executor, Command::Settle(job)).await;
     }
 }

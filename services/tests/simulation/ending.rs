@@ -219,7 +219,7 @@ fn said_again(m: &Market, fresh: &World, said: &Said) -> Held {
         // An id is remembered for a day, and refused from then on.
         (Command::Submit(_, c), Err(Refusal::IdOutOfTime)) => m.now.since(c.job.made_at()) > MEMORY,
         // Known: the later of two accounts that raced with one id is only told so when it asks again.
-        (Command::Submit(id, c), Err(Refusal::IdReused)) => {
+        (Command::Submit(id, c), Err(Refusal::IdReused(_))) => {
             m.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id)
         }
         (

@@ -3,13 +3,13 @@
 use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
     command::{
-        ChangeMachine, ClosePayout, Deposit, ListMachine, MachineWish, RecordTest, RequestPayout, SetSuspension,
+        ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension,
         SubmitJob,
     },
     spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources},
     template,
 };
-use gpubnb_services::domain::Command;
+use gpubnb_services::domain::{Command, Listing};
 
 use super::{
     market::{Market, some_money},
@@ -48,7 +48,7 @@ impl Market {
                 self.checker.honest.insert(machine);
             }
             self.workers.push(Worker::new(machine, owner, offer.clone(), honest));
-            commands.push((Actor::Machine(machine), Command::ListMachine(machine, ListMachine { owner, offer })));
+            commands.push((Actor::Machine(machine), Command::ListMachine(machine, Listing { owner, public_key: None, offer })));
         }
         commands
     }
@@ -140,7 +140,7 @@ impl Market {
                 offer.price = price(dice);
                 // Now and then a machine is listed as somebody else's.
                 let owner = if dice.one_in(4) { dice.of(&self.people.accounts) } else { owner };
-                let list = Command::ListMachine(machine, ListMachine { owner, offer });
+                let list = Command::ListMachine(machine, Listing { owner, public_key: None, offer });
                 let test = Command::RecordTest(machine, RecordTest { checks: Vec::new() });
                 let command = if dice.one_in(4) { test } else { list };
                 self.say(Caller::Anyone, Actor::Machine(machine), command, dice);
@@ -166,6 +166,7 @@ impl Market {
             budget: dice.one_in(2).then(|| MicroUsd(some_money(dice).0 / 4)),
             max_attempts: dice.of(&[None, Some(1), Some(2)]),
             queue: Some(Seconds(dice.of(&[90, 600, HOUR, HOUR]))),
+            env: std::collections::BTreeMap::new(),
         }
     }
 
@@ -200,6 +201,8 @@ fn spec(dice: &mut Dice) -> JobSpec {
             vram: Mebibytes(0),
         },
         egress: dice.one_in(60),
+        env: Vec::new(),
+        inputs: Vec::new(),
     }
 }
 

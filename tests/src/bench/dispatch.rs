@@ -79,6 +79,8 @@ async fn bare_life(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
         lease: Lease(Seq(0)),
         image_id: &image,
         output: &output,
+        input: None,
+        env: std::collections::BTreeMap::new(),
         user,
         gpus: Vec::new(),
         runtime: None,

@@ -66,6 +66,7 @@ fn submission() -> Option<SubmitJob> {
         budget: Some(MicroUsd(10_000)),
         max_attempts: None,
         queue: None,
+        env: std::collections::BTreeMap::new(),
     })
 }
 

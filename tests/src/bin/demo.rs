@@ -35,7 +35,7 @@ async fn main() -> anyhow::Result<()> {
     Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
     println!("gpubnb: starting broker, services, projector, web server and a worker on 127.0.0.1");
     let port = (args.port != 0).then_some(args.port);
-    let mut system = System::start(Options { port, ..Options::default() }).await.with_context(|| {
+    let mut system = System::start(Options { port, hurried: false, ..Options::default() }).await.with_context(|| {
         format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port)
     })?;
     let shown = tokio::select! {
@@ -65,6 +65,10 @@ async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
     let events = events["rows"].as_array().context("an answer without rows")?;
     print_receipt(&settled, &receipt, events);
     println!("\n  dashboard  {}", system.url());
+    for (who, person) in [("consumer", &system.web), ("provider", &system.owner)] {
+        println!("  sign in    {} / {}   ({who})", person.email, person.password);
+    }
+    println!("  operator   {}", operator_link(system)?);
     if settled["state"] != "Completed" {
         bail!("the job ended as {}: {}", settled["state"], settled["summary"]);
     }
@@ -83,6 +87,13 @@ async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
         "fee_usd": dollars(&receipt["fee"]),
         "events": events.len(),
     }))
+}
+
+/// The link that the web server printed at its first start.
+fn operator_link(system: &System) -> anyhow::Result<String> {
+    let log = system.log("ui");
+    let link = log.split_whitespace().find(|word| word.contains("/operator/"));
+    Ok(link.context("the web server printed no link")?.to_owned())
 }
 
 /// Follows the job with a progress bar until it is settled.

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State};
 use gpubnb_events::{
     CommandId, MicroUsd, Seq,
-    command::{Deposit, Done},
+    command::{Deposit, Done, RequestPayout},
 };
 use gpubnb_projector::{
     client::StatementQuery,
@@ -16,11 +16,11 @@ use crate::{
     app::App,
     error::{ApiError, Problem},
     extract::Query,
-    viewer::SignedIn,
+    access::SignedIn,
 };
 
 /// Answer of `GET /api/v1/wallet`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Wallet {
     balance: Balance,
     statement: Page<StatementLine>,
@@ -50,10 +50,11 @@ pub(crate) async fn wallet(
 }
 
 /// Body of `POST /api/v1/wallet/deposits`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewDeposit {
     /// Its id; the same id again is the same deposit.
+    #[schema(value_type = String, format = Uuid)]
     deposit: CommandId,
     /// Dollars.
     amount_usd: String,
@@ -64,10 +65,30 @@ pub(crate) async fn deposit(
     signed_in: SignedIn,
     Input(new): Input<NewDeposit>,
 ) -> Result<Json<Done>, ApiError> {
-    let amount: MicroUsd = new
-        .amount_usd
-        .parse()
-        .map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid("amount_usd", e.to_string()))?;
-    let body = Deposit { deposit: new.deposit, amount };
+    let body = Deposit { deposit: new.deposit, amount: amount(&new.amount_usd)? };
     Ok(Json(app.command("account", "deposit", signed_in.actor(), &body).await?))
+}
+
+fn amount(text: &str) -> Result<MicroUsd, Problem> {
+    text.parse().map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid("amount_usd", e.to_string()))
+}
+
+/// Body of `POST /api/v1/wallet/payouts`.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewPayout {
+    /// Its id; the same id again is the same payout.
+    #[schema(value_type = String, format = Uuid)]
+    payout: CommandId,
+    /// Dollars.
+    amount_usd: String,
+}
+
+pub(crate) async fn payout(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Input(new): Input<NewPayout>,
+) -> Result<Json<Done>, ApiError> {
+    let body = RequestPayout { payout: new.payout, amount: amount(&new.amount_usd)? };
+    Ok(Json(app.command("account", "request_payout", signed_in.actor(), &body).await?))
 }

@@ -11,7 +11,7 @@ use futures_util::Stream;
 use gpubnb_events::{
     JobId, Lease, Seq, Timestamp,
     command::{CancelJob, Done, Quote, Submitted},
-    output::{LogStream, Progress},
+    output::{LogLine, LogStream, Progress},
     spec::{Artifact, PlacementExplanation},
 };
 use gpubnb_projector::{
@@ -19,6 +19,7 @@ use gpubnb_projector::{
     view::{JobRow, JobState, Page, Receipt, TrailEvent},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use utoipa::ToSchema;
 
 use crate::{
     app::App,
@@ -26,7 +27,8 @@ use crate::{
     extract::{AtLeast, Path, Query},
     input::NewJob,
     live::output::{self, Said},
-    viewer::SignedIn,
+    transfer,
+    access::SignedIn,
 };
 
 /// A JSON body; what is wrong with it is said, with the field.
@@ -41,7 +43,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
             let detail = "Send JSON, with the header `Content-Type: application/json`.";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "NotJson", detail).into());
         }
-        let too_large = |_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", "The request is too large.");
+        let too_large = |_| Problem::too_large();
         let body = Bytes::from_request(request, app).await.map_err(too_large)?;
         serde_json::from_slice(&body).map(Self).map_err(|e| {
             Problem::new(StatusCode::BAD_REQUEST, "BadJson", format!("The request could not be read: {e}.")).into()
@@ -50,7 +52,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
 }
 
 /// A job, with what is not in the read model: its progress and why it waits.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct JobView {
     /// `Queued`, `Assigned`, `Accepted`, `Running`, `Completed`, `Failed`, `Cancelled`, and `Settled` once paid.
     status: &'static str,
@@ -73,7 +75,8 @@ pub(crate) async fn submit(
     // The standard header may carry the id as well as the body.
     let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
     let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
-    let command = new.into_command(key.unwrap_or_else(JobId::generate))?;
+    let mut command = new.into_command(key.unwrap_or_else(JobId::generate))?;
+    transfer::describe(&app, signed_in.account, &mut command.spec.inputs).await?;
     let submitted: Submitted = app.command("job", "submit", signed_in.actor(), &command).await?;
     let location = format!("/api/v1/jobs/{}", submitted.job);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())
@@ -85,7 +88,8 @@ pub(crate) async fn quote(
     signed_in: SignedIn,
     Input(new): Input<NewJob>,
 ) -> Result<Json<Quote>, ApiError> {
-    let command = new.into_command(JobId::generate())?;
+    let mut command = new.into_command(JobId::generate())?;
+    transfer::describe(&app, signed_in.account, &mut command.spec.inputs).await?;
     Ok(Json(app.command("market", "quote", signed_in.actor(), &command).await?))
 }
 
@@ -162,6 +166,16 @@ pub(crate) async fn artifacts(
     Ok(Json(app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.outputs))
 }
 
+impl Part {
+    pub(crate) fn seq(&self) -> Seq {
+        Seq(self.min_seq)
+    }
+
+    pub(crate) fn of(&self, of: TrailOf) -> TrailQuery {
+        TrailQuery { of, skip: self.cursor, limit: self.limit.unwrap_or(200) }
+    }
+}
+
 /// Part of a trail.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Part {
@@ -179,8 +193,7 @@ pub(crate) async fn events(
     Path(job): Path<JobId>,
     Query(part): Query<Part>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
-    let query = TrailQuery { of: TrailOf::Job(job), skip: part.cursor, limit: part.limit.unwrap_or(200) };
-    Ok(Json(app.queries.trail(signed_in.actor(), query, Seq(part.min_seq)).await?))
+    Ok(Json(app.queries.trail(signed_in.actor(), part.of(TrailOf::Job(job)), part.seq()).await?))
 }
 
 /// Where to read on in a log.
@@ -190,8 +203,14 @@ pub(crate) struct LogPart {
     cursor: Option<u64>,
 }
 
+impl Line {
+    pub(crate) fn new(lease: Lease, number: u64, line: LogLine) -> Self {
+        Self { lease, number, at: line.at, stream: line.stream, text: line.text }
+    }
+}
+
 /// A line of a log.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Line {
     lease: Lease,
     number: u64,
@@ -213,7 +232,7 @@ pub(crate) async fn logs(
     let (said, next) = output::so_far(&app, &row, part.cursor.unwrap_or(1), LINES).await?;
     let line = |said| match said {
         Said::Line(lease, number, line) => {
-            Some(Line { lease, number, at: line.at, stream: line.stream, text: line.text })
+            Some(Line::new(lease, number, line))
         }
         _ => None,
     };

@@ -2,4 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod jobs;
-pub(crate) mod market;
+pub(crate) mod machines;
+pub(crate) mod ops;
+pub(crate) mod people;
+pub(crate) mod stream;

@@ -27,7 +27,7 @@ use crate::{
     error::PageError,
     extract::{AtLeast, Path, Query},
     page::job as page,
-    viewer::SignedIn,
+    access::SignedIn,
 };
 
 /// `GET /jobs/{id}/live`. The id of an event is where to read on in the job's output.

@@ -25,7 +25,7 @@ use crate::{
     error::{PageError, Problem},
     extract::{AtLeast, Path, Query},
     live::output,
-    viewer::SignedIn,
+    access::SignedIn,
 };
 
 #[derive(Template)]
@@ -44,6 +44,7 @@ struct Summary<'a> {
     progress: String,
     waiting: Option<PlacementExplanation>,
     now: Timestamp,
+    csrf: String,
 }
 
 #[derive(Template)]
@@ -125,7 +126,7 @@ pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known:
     );
     let machine = known.machine.as_ref().map(|(_, machine)| machine);
     let progress = known.progress.as_ref().map(progress_bar).unwrap_or_default();
-    shown(fragment(&Summary { job, machine, progress, waiting, now: app.now() }))
+    shown(fragment(&Summary { job, machine, progress, waiting, now: app.now(), csrf: super::csrf_field(signed_in.viewer) }))
 }
 
 /// The bill, or what will be on it.

@@ -24,7 +24,7 @@ use crate::{
     error::{PageError, Problem},
     extract::Query,
     live::fragment as live_fragment,
-    viewer::SignedIn,
+    access::SignedIn,
 };
 
 /// Filters, as in the address.

@@ -5,7 +5,7 @@ use axum::{extract::State, response::Html};
 use gpubnb_projector::view::Figures;
 
 use super::{Chrome, html};
-use crate::{app::App, error::PageError, viewer::Viewer};
+use crate::{access::Viewer, app::App, error::PageError};
 
 #[derive(Template)]
 #[template(path = "landing.html")]

@@ -23,7 +23,7 @@ use crate::{
     error::{PageError, Problem},
     extract::Path,
     live::fragment as live_fragment,
-    viewer::Viewer,
+    access::Viewer,
 };
 
 #[derive(Template)]

@@ -21,7 +21,7 @@ use crate::{
     error::{PageError, Problem},
     extract::Query,
     live::fragment as live_fragment,
-    viewer::Viewer,
+    access::Viewer,
 };
 
 /// Filters and order, as in the address.

@@ -1,19 +1,21 @@
 //! The pages. Page, handler and template share one name.
 
+pub(crate) mod account;
+pub(crate) mod docs;
+pub(crate) mod entry;
 pub(crate) mod job;
 pub(crate) mod jobs;
 pub(crate) mod landing;
 pub(crate) mod machine;
 pub(crate) mod market;
 pub(crate) mod new_job;
-pub(crate) mod persona;
 pub(crate) mod provider;
 pub(crate) mod wallet;
 
 use askama::Template;
 use axum::response::Html;
 
-use crate::{assets, error::Problem, viewer::Viewer};
+use crate::{access::Viewer, assets, error::Problem};
 
 /// What surrounds every page.
 pub(crate) struct Chrome {
@@ -39,10 +41,15 @@ impl Chrome {
         assets::url(name)
     }
 
-    /// Whether the visitor looks as a provider.
-    pub(crate) fn as_provider(&self) -> bool {
-        self.viewer.is_some_and(|v| v.as_provider)
+    /// The field that every form which changes something carries.
+    pub(crate) fn csrf(&self) -> String {
+        csrf_field(self.viewer.unwrap_or_default())
     }
+}
+
+/// The hidden field that says which session a form belongs to.
+pub(crate) fn csrf_field(viewer: Viewer) -> String {
+    format!("<input type=\"hidden\" name=\"{}\" value=\"{}\">", crate::access::CSRF_FIELD, viewer.csrf())
 }
 
 /// Renders a page.

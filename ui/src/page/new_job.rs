@@ -20,7 +20,7 @@ use crate::{
     error::{PageError, Problem},
     extract::{Form, Query},
     input,
-    viewer::{SignedIn, Viewer},
+    access::{SignedIn, Viewer},
 };
 
 /// What a link into the form may preset.

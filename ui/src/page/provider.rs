@@ -7,7 +7,7 @@ use axum::{
 };
 use gpubnb_events::{
     HourlyRate, MachineId, MicroUsd,
-    command::{ChangeMachine, Done, MachineWish},
+    command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineWish, RevokeMachine, Revoked},
 };
 use gpubnb_projector::view::{Balance, MachineView};
 use serde::Deserialize;
@@ -16,8 +16,8 @@ use super::{Chrome, html};
 use crate::{
     app::App,
     error::{PageError, Problem},
-    extract::{AtLeast, Form, Path, Query},
-    viewer::SignedIn,
+    extract::{AtLeast, Form, Origin, Path, Query},
+    access::SignedIn,
 };
 
 #[derive(Template)]
@@ -27,7 +27,10 @@ struct Provider {
     machines: Vec<MachineView>,
     balance: Balance,
     prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
-    account: gpubnb_events::AccountId,
+    /// A code that was just made: shown once, in the command to paste.
+    code: Option<EnrollmentCode>,
+    /// This server, as the browser reaches it.
+    market: String,
 }
 
 pub(crate) async fn page(
@@ -35,13 +38,43 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Html<String>, PageError> {
-    let (actor, account, seq) = (signed_in.actor(), signed_in.account, at_least.seq());
+    Ok(show(&app, signed_in, at_least.seq(), None, String::new()).await?)
+}
+
+/// A code for one more machine, in the command that is pasted there.
+pub(crate) async fn enroll(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Origin(market): Origin,
+) -> Result<Html<String>, PageError> {
+    let code = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
+    Ok(show(&app, signed_in, gpubnb_events::Seq::ZERO, Some(code), market).await?)
+}
+
+/// Takes a machine its right to speak: for one that was stolen, or whose key was.
+pub(crate) async fn revoke(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(machine): Path<MachineId>,
+) -> Result<Redirect, PageError> {
+    app.command::<Revoked>("enrollment", "revoke", signed_in.actor(), &RevokeMachine { machine }).await?;
+    Ok(Redirect::to("/provider"))
+}
+
+async fn show(
+    app: &App,
+    signed_in: SignedIn,
+    seq: gpubnb_events::Seq,
+    code: Option<EnrollmentCode>,
+    market: String,
+) -> Result<Html<String>, Problem> {
+    let (actor, account) = (signed_in.actor(), signed_in.account);
     let all = app.queries.machines(actor, seq).await?;
     let balance = app.queries.balance(actor, account, seq).await?;
     let prices = prices(&all);
     let machines = all.into_iter().filter(|m| m.row.owner == account).collect();
     let chrome = Chrome::new("My machines", "provider", signed_in.viewer);
-    Ok(html(&Provider { chrome, machines, balance, prices, account })?)
+    html(&Provider { chrome, machines, balance, prices, code, market })
 }
 
 /// P10, median and P90 of the prices on the market.

@@ -20,7 +20,7 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
-    viewer::SignedIn,
+    access::SignedIn,
 };
 
 /// Which part of the statement.
@@ -39,6 +39,7 @@ struct Wallet {
     balance: Balance,
     statement: Page<StatementLine>,
     deposit: CommandId,
+    payout: CommandId,
     now: Timestamp,
 }
 
@@ -52,7 +53,7 @@ pub(crate) async fn page(
     let query = StatementQuery { account, before: part.before.map(Seq), limit: 50 };
     let statement = app.queries.statement(actor, query, Seq(part.seq)).await?;
     let chrome = Chrome::new("Wallet", "wallet", signed_in.viewer);
-    Ok(html(&Wallet { chrome, balance, statement, deposit: CommandId::generate(), now: app.now() })?)
+    Ok(html(&Wallet { chrome, balance, statement, deposit: CommandId::generate(), payout: CommandId::generate(), now: app.now() })?)
 }
 
 /// An amount and the id that makes saying it twice safe.

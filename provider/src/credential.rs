@@ -1,0 +1,101 @@
+//! The machine's credential for the broker: short-lived, renewed over HTTP before it runs out, also after an outage that
+//! was longer than its life.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::{Auth, AuthError, Client, ConnectOptions};
+use gpubnb_events::{Clock as _, SystemClock, Timestamp, nats, subject::machine_inbox};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    identity::Identity,
+    market::{Enrolled, Market, Refused},
+};
+
+/// Pause after a renewal that failed.
+const RETRY: Duration = Duration::from_secs(5);
+/// A credential is renewed when this share of its life is left.
+const LEFT: u32 = 3;
+
+/// The present credential.
+pub(crate) struct Credential {
+    identity: Arc<Identity>,
+    market: Market,
+    present: watch::Sender<Enrolled>,
+}
+
+impl Credential {
+    /// Gets one. Waits for the market where it is away; fails where it says no.
+    pub(crate) async fn obtain(identity: Arc<Identity>, market: Market) -> anyhow::Result<Self> {
+        loop {
+            match market.renew(&identity.keys, identity.machine).await {
+                Ok(enrolled) => return Ok(Self { identity, market, present: watch::Sender::new(enrolled) }),
+                Err(e) if e.is::<Refused>() => return Err(e.context("the market does not know this machine")),
+                Err(e) => warn!(error = format!("{e:#}"), "waiting for the market"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Connects to the broker, each time with what is the present credential then.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        let (identity, present) = (Arc::clone(&self.identity), self.present.subscribe());
+        let options = ConnectOptions::with_auth_callback(move |nonce| {
+            let (identity, jwt) = (Arc::clone(&identity), present.borrow().credential.jwt.clone());
+            async move {
+                let mut auth = Auth::new();
+                auth.signature = Some(identity.keys.sign_bytes(&nonce).map_err(AuthError::new)?);
+                auth.jwt = Some(jwt);
+                Ok(auth)
+            }
+        });
+        let enrolled = self.present.borrow().clone();
+        let authority = self.authority(enrolled.broker_authority.as_deref())?;
+        let inbox = machine_inbox(self.identity.machine);
+        Ok(nats::connect(options, &enrolled.broker, authority, "machine", &inbox).await?)
+    }
+
+    fn authority(&self, pem: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
+        let Some(pem) = pem else { return Ok(None) };
+        let path = self.identity.state.join("broker-authority.pem");
+        std::fs::write(&path, pem).with_context(|| format!("writing {}", path.display()))?;
+        Ok(Some(path))
+    }
+
+    /// How long until it is to be renewed.
+    fn renew_in(expires: Timestamp) -> Duration {
+        let left = Duration::from_millis(expires.since(SystemClock.now()).0);
+        left.saturating_sub(left / LEFT)
+    }
+
+    /// Renews it until shutdown. Returns why, where the market takes the machine its right to speak.
+    pub(crate) async fn keep_fresh(&self, client: &Client, shutdown: &CancellationToken) -> Option<anyhow::Error> {
+        let mut pause = Self::renew_in(self.present.borrow().credential.expires);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+            match self.market.renew(&self.identity.keys, self.identity.machine).await {
+                Ok(enrolled) => {
+                    let expires = enrolled.credential.expires;
+                    debug!(%expires, "the credential is renewed");
+                    pause = Self::renew_in(expires).max(Duration::from_millis(500));
+                    self.present.send_replace(enrolled);
+                    // The broker keeps to the credential that a connection was made with.
+                    if let Err(e) = client.force_reconnect().await {
+                        warn!(error = %e, "connecting anew");
+                    }
+                }
+                Err(e) if e.is::<Refused>() => return Some(e),
+                Err(e) => {
+                    info!(error = format!("{e:#}"), "the credential is renewed later");
+                    pause = RETRY;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Makes what a new market needs once: the operator's, the account's and every process's keys, the key for
+//! transfers, the broker's configuration. There is no mode without credentials.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, ensure};
+use gpubnb_events::{Clock, SystemClock, Timestamp};
+use nkeys::{KeyPair, XKey};
+use rand::RngExt as _;
+
+use super::{
+    files::{ACCOUNT, ISSUER, REVOKER, SEALING, write_private},
+    jwt::{self, Permissions},
+    rights,
+};
+use crate::config::BootstrapArgs;
+
+const TEMPLATE: &str = include_str!("nats.conf");
+/// The user of the system's account.
+pub(super) const SYSTEM_USER: &str = "system";
+/// The secret that services and the edge share, to sign and to check permits for files.
+const TRANSFER_KEY: &str = "transfer.key";
+
+/// Writes `nats.conf`, a directory of credentials for each process, and `offline/`, which belongs into a safe.
+pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
+    let conf = args.dir.join("nats.conf");
+    if conf.exists() {
+        println!("{} is there already: kept", conf.display());
+        return Ok(());
+    }
+    ensure!(args.tls_cert.is_some() == args.tls_key.is_some(), "--tls-cert and --tls-key go together");
+    for process in ["services", "projector", "ui", "offline"] {
+        let dir = args.dir.join(process);
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    let made = make(&args.dir, SystemClock.now())?;
+    let tls = args.tls_cert.as_ref().zip(args.tls_key.as_ref()).map_or_else(String::new, |(cert, key)| {
+        format!("tls {{ cert_file: \"{}\", key_file: \"{}\", timeout: 5 }}", cert.display(), key.display())
+    });
+    let text = TEMPLATE
+        .replace("@LISTEN@", &args.listen)
+        .replace("@STORE@", &args.store.to_string_lossy())
+        .replace("@OPERATOR@", &made.operator)
+        .replace("@SYSTEM@", &made.system.0)
+        .replace("@SYSTEM_JWT@", &made.system.1)
+        .replace("@MARKET@", &made.market.0)
+        .replace("@MARKET_JWT@", &made.market.1)
+        .replace("@TLS@", &tls);
+    // Last: where it is, everything is. A bootstrap that was interrupted begins anew.
+    write_private(&conf, &text)?;
+    println!("{} is ready. Move {} away: nothing that runs needs it.", args.dir.display(), args.dir.join("offline").display());
+    Ok(())
+}
+
+/// What the broker's configuration says: tokens, and accounts by their public keys.
+struct Made {
+    operator: String,
+    system: (String, String),
+    market: (String, String),
+}
+
+fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
+    let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
+    let (system, market, issuer) = (KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_account());
+    let scope = rights::machine();
+    let market_jwt =
+        jwt::account(&market.public_key(), "MARKET", Some((&issuer.public_key(), &scope)), now, &signing)?;
+    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", None, now, &signing)?;
+    for user in rights::users() {
+        write_credential(&dir.join(user.process), user.name, &user.permissions, now, &market)?;
+    }
+    let services = dir.join("services");
+    write_credential(&services, SYSTEM_USER, &rights::revoker(), now, &system)?;
+    write_private(&services.join(ISSUER), &issuer.seed()?)?;
+    write_private(&services.join(REVOKER), &signing.seed()?)?;
+    write_private(&services.join(ACCOUNT), &market_jwt)?;
+    write_private(&services.join(SEALING), &XKey::new().seed()?)?;
+    let transfers = secret();
+    for process in ["services", "ui"] {
+        write_private(&dir.join(process).join(TRANSFER_KEY), &transfers)?;
+    }
+    for (name, key) in [("operator", &operator), ("system", &system), ("market", &market)] {
+        write_private(&dir.join("offline").join(format!("{name}.seed")), &key.seed()?)?;
+    }
+    Ok(Made {
+        operator: jwt::operator(&operator, &signing.public_key(), &system.public_key(), now)?,
+        system: (system.public_key(), system_jwt),
+        market: (market.public_key(), market_jwt),
+    })
+}
+
+/// Writes `<user>.creds`, in the form that NATS's own tools use.
+fn write_credential(
+    dir: &Path,
+    name: &str,
+    permissions: &Permissions,
+    now: Timestamp,
+    account: &KeyPair,
+) -> anyhow::Result<()> {
+    let user = KeyPair::new_user();
+    let token = jwt::user(&user.public_key(), name, permissions, now, account)?;
+    let seed = user.seed()?;
+    let text = format!(
+        "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    write_private(&dir.join(format!("{name}.creds")), &text)
+}
+
+/// 256 bits from the operating system's generator, as text.
+fn secret() -> String {
+    gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_placeholder_is_filled_and_files_are_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let args = BootstrapArgs {
+            dir: dir.path().to_path_buf(),
+            listen: "127.0.0.1:1".to_owned(),
+            store: dir.path().join("store"),
+            tls_cert: None,
+            tls_key: None,
+        };
+        bootstrap(&args).unwrap();
+        let conf = fs::read_to_string(dir.path().join("nats.conf")).unwrap();
+        assert!(!conf.contains('@'), "{conf}");
+        assert!(conf.contains("sync_interval: always"));
+        for process in ["services", "projector", "ui", "offline"] {
+            for entry in fs::read_dir(dir.path().join(process)).unwrap() {
+                let entry = entry.unwrap();
+                assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+            }
+        }
+        bootstrap(&args).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("nats.conf")).unwrap(), conf);
+    }
+}

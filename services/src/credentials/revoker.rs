@@ -1,0 +1,130 @@
+//! Keeps the broker's list of revoked machines as the enrollments say: at once when one is revoked, and every minute
+//! besides, so that what was missed heals. A machine that left the market is revoked too.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use gpubnb_events::{
+    Clock, MachineId, Millis, Timestamp,
+    nats::{NatsArgs, connected},
+    rpc::Failure,
+    stream,
+    subject::{SERVICES_INBOX, UPDATE_ACCOUNT},
+};
+use async_nats::jetstream;
+use nkeys::KeyPair;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{bootstrap::SYSTEM_USER, files, jwt};
+use crate::{domain::machine::Availability, enrollment::Enrollments, view::View};
+
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Revokes machines on the broker.
+#[derive(Clone)]
+pub(crate) struct Revoker {
+    pub(crate) enrollments: Enrollments,
+    js: jetstream::Context,
+    view: Arc<View>,
+    clock: Arc<dyn Clock>,
+    wake: Arc<Notify>,
+    /// How long a credential lives: as long is a revoked one kept on the list.
+    life: Millis,
+    system: async_nats::Client,
+    signing: Arc<KeyPair>,
+    account: Arc<str>,
+}
+
+impl Revoker {
+    /// Over a connection to the system's account.
+    pub(crate) async fn open(
+        nats: &NatsArgs,
+        enrollments: Enrollments,
+        js: jetstream::Context,
+        view: Arc<View>,
+        clock: Arc<dyn Clock>,
+        life: Millis,
+    ) -> anyhow::Result<Self> {
+        let dir: &Path = &nats.nats_creds;
+        Ok(Self {
+            enrollments,
+            js,
+            view,
+            clock,
+            wake: Arc::default(),
+            life,
+            system: nats.connect(SYSTEM_USER, SERVICES_INBOX).await?,
+            signing: Arc::new(files::read_key(&dir.join(files::REVOKER))?),
+            account: files::read(&dir.join(files::ACCOUNT))?.into(),
+        })
+    }
+
+    /// Takes a machine's right to speak away; its connection ends as soon as the broker has heard.
+    pub(crate) async fn revoke(&self, machine: MachineId) -> Result<(), Failure> {
+        self.enrollments.revoke(machine, self.clock.now()).await?;
+        self.look();
+        Ok(())
+    }
+
+    /// Something changed: looks now, and not at the next sweep.
+    pub(crate) fn look(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Works until shutdown.
+    pub(crate) async fn work(self, shutdown: CancellationToken) {
+        let mut known = None;
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.wake.notified() => {}
+                _ = sweep.tick() => {}
+            }
+            if !connected(&self.system) {
+                continue;
+            }
+            match self.reconcile(known.as_ref()).await {
+                Ok(list) => known = Some(list),
+                Err(e) => warn!(error = %e, "the list of revoked machines is handed in again later"),
+            }
+        }
+    }
+
+    /// Compares what is revoked with what the broker was told last, and tells it.
+    async fn reconcile(&self, known: Option<&Vec<(String, Timestamp)>>) -> anyhow::Result<Vec<(String, Timestamp)>> {
+        let now = self.clock.now();
+        let mut revoked = Vec::new();
+        for (machine, enrollment) in self.enrollments.sweep(now).await? {
+            let left = self.view.read(|w| {
+                let machine = w.machine(machine).filter(|m| m.availability == Availability::Delisted);
+                machine.is_some_and(|m| m.last > enrollment.enrolled_after)
+            });
+            if left && enrollment.revoked_at.is_none() {
+                stream::retire_machine(&self.js, machine).await?;
+                self.enrollments.revoke(machine, now).await?;
+            }
+            let at = enrollment.revoked_at.or(left.then_some(now));
+            // What was issued before has run out by then.
+            revoked.extend(at.filter(|at| now.since(*at) <= self.life).map(|at| (enrollment.public_key, at)));
+        }
+        revoked.sort();
+        if known != Some(&revoked) {
+            self.hand_in(&revoked, now).await?;
+            info!(revoked = revoked.len(), "the broker knows which machines are revoked");
+        }
+        Ok(revoked)
+    }
+
+    async fn hand_in(&self, revoked: &[(String, Timestamp)], now: Timestamp) -> anyhow::Result<()> {
+        let account = jwt::with_revocations(&self.account, revoked, now, &self.signing)?;
+        let answer = self.system.request(UPDATE_ACCOUNT, account.into()).await.context("the broker's system account")?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+        if answer["data"]["code"] != 200 {
+            bail!("the broker did not take the account: {answer}");
+        }
+        Ok(())
+    }
+}

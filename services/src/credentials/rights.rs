@@ -1,0 +1,177 @@
+//! What each user of the broker may do: the least that its process needs. Nothing else is allowed.
+
+use gpubnb_events::{
+    stream::{
+        ARTIFACTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS, TELEMETRY,
+        bucket_stream, store_stream,
+    },
+    subject,
+};
+
+use super::jwt::Permissions;
+
+/// A user of the broker and the process that holds its credential.
+pub(crate) struct User {
+    pub(crate) name: &'static str,
+    pub(crate) process: &'static str,
+    pub(crate) permissions: Permissions,
+}
+
+/// Every user of the market's account but machines.
+pub(crate) fn users() -> [User; 6] {
+    let user = |name, process, publish: Vec<String>, subscribe: &[&str]| {
+        let subscribe = subscribe.iter().map(|s| (*s).to_owned()).collect();
+        User { name, process, permissions: Permissions { publish, subscribe } }
+    };
+    let inboxes = |names: &[&str]| names.iter().map(|inbox| format!("{inbox}.>")).collect::<Vec<_>>();
+    let services = format!("{}.>", subject::SERVICES_INBOX);
+    let projector = format!("{}.>", subject::PROJECTOR_INBOX);
+    let operator = format!("{}.>", subject::OPERATOR_INBOX);
+    let ui = format!("{}.>", subject::UI_INBOX);
+    [
+        // May change streams. Used once, at the start of a market.
+        user("bootstrap", "services", api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]), &[&services]),
+        // Answers commands: may publish to inboxes only.
+        user("serve", "services", inboxes(&[subject::ANY_INBOX]), &[subject::COMMANDS, subject::DISCOVERY, &services]),
+        // Appends events and reads the log. May not change a stream; TELEMETRY, which lies in memory, it may make anew.
+        user("append", "services", append(), &[&services]),
+        // Reads everything, answers queries, tells live pages. May not write to the log.
+        user(
+            "projector",
+            "projector",
+            [
+                inboxes(&[subject::ANY_INBOX]),
+                vec![subject::NOTICES.to_owned()],
+                [MARKET, TELEMETRY].into_iter().flat_map(reads).collect(),
+            ]
+            .concat(),
+            &[subject::QUERIES, subject::DISCOVERY, &projector],
+        ),
+        // The operator's tool: reads the streams, asks queries.
+        user(
+            "operator",
+            "projector",
+            [
+                vec![subject::query("*")],
+                [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(reads).collect(),
+            ]
+            .concat(),
+            &[&operator],
+        ),
+        // Asks in the name of people; knows their sessions; reads output; keeps files.
+        user("ui", "ui", edge(), &[subject::NOTICES, &ui]),
+    ]
+}
+
+/// What whoever holds the scoped key can issue, and nothing else: one machine, on its own subjects.
+pub(crate) fn machine() -> Permissions {
+    let consumer = gpubnb_events::stream::machine_consumer_name(subject::NAME_OF_USER);
+    let mut publish = subject::of_named_machine();
+    publish.extend(api(&[
+        &format!("CONSUMER.INFO.{DISPATCH}.{consumer}"),
+        &format!("CONSUMER.MSG.NEXT.{DISPATCH}.{consumer}"),
+    ]));
+    publish.push(format!("$JS.ACK.{DISPATCH}.{consumer}.>"));
+    Permissions { publish, subscribe: vec![format!("{}.>", subject::inbox_of_named_machine())] }
+}
+
+/// The system's user that hands in the account's list of revoked machines.
+pub(crate) fn revoker() -> Permissions {
+    Permissions {
+        publish: vec![subject::UPDATE_ACCOUNT.to_owned()],
+        subscribe: vec![format!("{}.>", subject::SERVICES_INBOX)],
+    }
+}
+
+fn api(calls: &[&str]) -> Vec<String> {
+    calls.iter().map(|call| format!("$JS.API.{call}")).collect()
+}
+
+/// Reading a stream: its state, single messages, and consumers of one's own.
+fn reads(stream: &str) -> Vec<String> {
+    let mut subjects = api(&[
+        &format!("STREAM.INFO.{stream}"),
+        &format!("STREAM.MSG.GET.{stream}"),
+        &format!("DIRECT.GET.{stream}"),
+        &format!("DIRECT.GET.{stream}.>"),
+        &format!("CONSUMER.CREATE.{stream}"),
+        &format!("CONSUMER.CREATE.{stream}.>"),
+        &format!("CONSUMER.INFO.{stream}.*"),
+        &format!("CONSUMER.DELETE.{stream}.*"),
+        &format!("CONSUMER.MSG.NEXT.{stream}.*"),
+    ]);
+    subjects.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.FC.{stream}.>")]);
+    subjects
+}
+
+fn bucket(name: &str) -> Vec<String> {
+    [vec![format!("$KV.{name}.>")], reads(&bucket_stream(name))].concat()
+}
+
+/// Files are replaced by purging their old chunks.
+fn store(name: &str) -> Vec<String> {
+    let stream = store_stream(name);
+    [vec![format!("$O.{name}.>")], reads(&stream), api(&[&format!("STREAM.PURGE.{stream}")])].concat()
+}
+
+fn append() -> Vec<String> {
+    let mut subjects = vec![subject::MARKET_ALL.to_owned(), subject::TICKS.to_owned()];
+    for stream in [MARKET, TELEMETRY, DISPATCH] {
+        subjects.extend(reads(stream));
+    }
+    for name in [LEADERS, ENROLLMENTS, JOBENV] {
+        subjects.extend(bucket(name));
+    }
+    subjects.extend(api(&[
+        &format!("STREAM.CREATE.{TELEMETRY}"),
+        // The consumers of machines.
+        &format!("CONSUMER.DURABLE.CREATE.{DISPATCH}.*"),
+        // What waits for a machine that left the market.
+        &format!("STREAM.PURGE.{DISPATCH}"),
+    ]));
+    subjects
+}
+
+fn edge() -> Vec<String> {
+    let mut subjects: Vec<_> =
+        ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
+    subjects.push(subject::query("*"));
+    subjects.extend([CREDENTIALS, SESSIONS].into_iter().flat_map(bucket));
+    subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(store));
+    subjects.extend(reads(OUTPUT));
+    subjects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(user: &User, subject: &str) -> bool {
+        user.permissions.publish.iter().any(|allowed| {
+            let (mut pattern, mut tokens) = (allowed.split('.'), subject.split('.'));
+            loop {
+                match (pattern.next(), tokens.next()) {
+                    (Some(">"), Some(_)) | (None, None) => return true,
+                    (Some("*"), Some(_)) => {}
+                    (Some(p), Some(t)) if p == t => {}
+                    _ => return false,
+                }
+            }
+        })
+    }
+
+    #[test]
+    fn only_one_user_writes_to_the_log_and_only_bootstrap_changes_streams() {
+        for user in users() {
+            assert_eq!(may(&user, "market.account.x.event"), user.name == "append", "{}", user.name);
+            for change in ["UPDATE.MARKET", "DELETE.MARKET", "PURGE.MARKET", "MSG.DELETE.MARKET", "RESTORE.MARKET"] {
+                let allowed = user.name == "bootstrap" && change.starts_with("UPDATE");
+                assert_eq!(may(&user, &format!("$JS.API.STREAM.{change}")), allowed, "{} {change}", user.name);
+            }
+            let passwords = may(&user, "$KV.CREDENTIALS.x") || may(&user, "$JS.API.DIRECT.GET.KV_CREDENTIALS.x");
+            assert_eq!(passwords, user.name == "ui", "{}", user.name);
+            let secrets = may(&user, "$JS.API.DIRECT.GET.KV_JOBENV.x") || may(&user, "$JS.API.STREAM.MSG.GET.KV_JOBENV");
+            assert_eq!(secrets, user.name == "append", "{}", user.name);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Secrets of jobs: sealed while they wait, and sealed anew for the one machine that runs the job.
+//!
+//! `XKey` is NATS's own x25519 key with `crypto_box` (X25519, `XSalsa20`, `Poly1305`).
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context as _;
+use nkeys::XKey;
+
+use super::files;
+
+/// The values of a job's environment, by name.
+pub(crate) type Secrets = BTreeMap<String, String>;
+
+/// Seals and opens.
+pub(crate) struct Sealing {
+    key: XKey,
+}
+
+impl Sealing {
+    /// With the market's key.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join(files::SEALING);
+        let key = XKey::from_seed(&files::read(&path)?).with_context(|| format!("{} holds no key", path.display()))?;
+        Ok(Self { key })
+    }
+
+    /// The key that what is sealed for a machine is from.
+    pub(crate) fn public_key(&self) -> String {
+        self.key.public_key()
+    }
+
+    /// To be kept.
+    pub(crate) fn keep(&self, secrets: &Secrets) -> anyhow::Result<Vec<u8>> {
+        Ok(self.key.seal(&serde_json::to_vec(secrets)?, &self.key)?)
+    }
+
+    /// Of what was kept: sealed so that only the machine with this public key can open it.
+    pub(crate) fn for_machine(&self, kept: &[u8], machine: &str) -> anyhow::Result<Vec<u8>> {
+        let machine = XKey::from_public_key(machine).context("the machine's key")?;
+        Ok(self.key.seal(&self.key.open(kept, &self.key)?, &machine)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_machine_it_was_sealed_for_can_open_it() {
+        let sealing = Sealing { key: XKey::new() };
+        let secrets = Secrets::from([("TOKEN".to_owned(), "swordfish".to_owned())]);
+        let kept = sealing.keep(&secrets).unwrap();
+        assert!(!kept.windows(9).any(|w| w == b"swordfish"));
+        let (machine, other) = (XKey::new(), XKey::new());
+        let sealed = sealing.for_machine(&kept, &machine.public_key()).unwrap();
+        let from = XKey::from_public_key(&sealing.public_key()).unwrap();
+        let opened: Secrets = serde_json::from_slice(&machine.open(&sealed, &from).unwrap()).unwrap();
+        assert_eq!(opened, secrets);
+        assert!(other.open(&sealed, &from).is_err());
+    }
+}

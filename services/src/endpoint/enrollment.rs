@@ -1,0 +1,87 @@
+//! Enrolling machines, renewing and revoking their credentials. Whoever redeems or renews proves who it is in the
+//! request itself: with a code, or with its key.
+
+use gpubnb_events::{
+    Actor, MachineId,
+    command::{
+        AskChallenge, Challenge, CreateEnrollment, EnrollmentCode, MachineCredential, RedeemEnrollment,
+        RenewCredential, RevokeMachine, Revoked,
+    },
+    rpc::{Failure, Incoming, Refusal, RefusalKind, Requester, Server},
+    subject,
+};
+
+use super::{Endpoints, account_of, endpoint};
+use crate::{
+    credentials::signed_by,
+    domain::{self, World},
+    enrollment::Enrollment,
+};
+
+pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+    let edge = Requester::Edge;
+    let on = |verb| subject::command("enrollment", verb);
+    endpoint(server, e, on("create"), edge, create).await?;
+    endpoint(server, e, on("redeem"), edge, redeem).await?;
+    endpoint(server, e, on("challenge"), edge, challenge).await?;
+    endpoint(server, e, on("renew"), edge, renew).await?;
+    endpoint(server, e, on("revoke"), edge, revoke).await
+}
+
+async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, Failure> {
+    let CreateEnrollment {} = r.parse()?;
+    let owner = account_of(r.actor)?;
+    e.executor.catch_up().await?;
+    e.executor.view.read(|w| domain::may_enroll(w, owner)).map_err(domain::Refusal::into_failure)?;
+    e.enrollments().create_code(owner, e.executor.clock.now()).await
+}
+
+async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> {
+    let redeem: RedeemEnrollment = r.parse()?;
+    let applied = e.executor.view.read(World::applied);
+    let enrollment = e.enrollments().redeem(&redeem, e.executor.clock.now(), applied).await?;
+    issue(&e, redeem.machine, enrollment)
+}
+
+async fn challenge(e: Endpoints, r: Incoming) -> Result<Challenge, Failure> {
+    let AskChallenge { machine } = r.parse()?;
+    let challenge = e.issuer.challenge(machine, e.executor.clock.now());
+    let (nonce, expires) = challenge.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    Ok(Challenge { nonce, expires })
+}
+
+async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> {
+    let renew: RenewCredential = r.parse()?;
+    let enrollment = e.enrollments().live(renew.machine).await?;
+    let genuine = e.issuer.challenged(&renew.nonce, renew.machine, e.executor.clock.now())
+        && signed_by(&enrollment.public_key, &renew.nonce, &renew.signature);
+    if !genuine {
+        return Err(Failure::Refused(Refusal {
+            name: "BadSignature".to_owned(),
+            kind: RefusalKind::Forbidden,
+            field: None,
+            message: "The challenge has run out, or is not signed with this machine's key.".to_owned(),
+        }));
+    }
+    issue(&e, renew.machine, enrollment)
+}
+
+fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, Failure> {
+    let issued = e.issuer.issue(machine, &enrollment.public_key, e.executor.clock.now());
+    let issued = issued.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    Ok(MachineCredential { machine, owner: enrollment.owner, jwt: issued.jwt, expires: issued.expires })
+}
+
+async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, Failure> {
+    let RevokeMachine { machine } = r.parse()?;
+    let known = e.enrollments().of(machine).await?;
+    let may = |enrollment: &&Enrollment| match r.actor {
+        Actor::Operator => true,
+        Actor::Account(account) => account == enrollment.owner,
+        Actor::Machine(_) | Actor::Platform => false,
+    };
+    // Foreign looks like absent.
+    known.as_ref().filter(may).ok_or_else(|| domain::Refusal::UnknownMachine.into_failure())?;
+    e.revoker.revoke(machine).await?;
+    Ok(Revoked {})
+}

@@ -1,0 +1,185 @@
+//! Enrolled machines: one-time codes of owners, and which key speaks for which machine. Kept in a bucket, not in
+//! the log: a code is a secret, and a key that is revoked must be gone at once.
+
+use async_nats::jetstream::{self, kv};
+use futures_util::TryStreamExt;
+use gpubnb_events::{
+    AccountId, MachineId, Millis, Seq, Timestamp,
+    command::{EnrollmentCode, RedeemEnrollment},
+    rpc::{Failure, Refusal, RefusalKind},
+    stream::ENROLLMENTS,
+};
+use rand::RngExt as _;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest as _, Sha256};
+
+use crate::credentials::signed_by;
+
+/// How long a code may be redeemed.
+const CODE_LIFE: Millis = Millis(3_600_000);
+
+/// A code that was given out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Code {
+    owner: AccountId,
+    expires: Timestamp,
+    /// Who redeemed it. The same machine with the same key may say it again: the answer may have been lost.
+    #[serde(default)]
+    redeemed: Option<(MachineId, String)>,
+}
+
+/// Which key speaks for a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Enrollment {
+    pub(crate) owner: AccountId,
+    /// Its `NKey`.
+    pub(crate) public_key: String,
+    /// Its x25519 key, for the secrets of jobs.
+    pub(crate) sealing_key: String,
+    pub(crate) enrolled_at: Timestamp,
+    /// What the log had seen by then: a machine that left the market before is no reason to revoke this.
+    pub(crate) enrolled_after: Seq,
+    #[serde(default)]
+    pub(crate) revoked_at: Option<Timestamp>,
+}
+
+/// The bucket.
+#[derive(Clone)]
+pub(crate) struct Enrollments {
+    bucket: kv::Store,
+}
+
+fn code_key(code: &str) -> String {
+    // As people write it: case and dashes do not matter.
+    let plain: String = code.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_uppercase()).collect();
+    format!("code.{}", gpubnb_events::hex(Sha256::digest(plain.as_bytes())))
+}
+
+fn machine_key(machine: MachineId) -> String {
+    format!("machine.{machine}")
+}
+
+fn unavailable(e: impl std::fmt::Display) -> Failure {
+    Failure::Unavailable(format!("the enrollments cannot be reached: {e}"))
+}
+
+fn refused(name: &str, kind: RefusalKind, message: &str) -> Failure {
+    Failure::Refused(Refusal { name: name.to_owned(), kind, field: None, message: message.to_owned() })
+}
+
+/// The same answer for every code that is of no use, so that none can be guessed at.
+fn bad_code() -> Failure {
+    let message = "This code is unknown, has run out, or was used. Get a new one on the page \"My machines\".";
+    refused("BadCode", RefusalKind::Forbidden, message)
+}
+
+fn encode(value: &impl Serialize) -> Result<bytes::Bytes, Failure> {
+    serde_json::to_vec(value).map(Into::into).map_err(unavailable)
+}
+
+impl Enrollments {
+    /// Opens the bucket.
+    pub(crate) async fn open(js: &jetstream::Context) -> anyhow::Result<Self> {
+        Ok(Self { bucket: js.get_key_value(ENROLLMENTS).await? })
+    }
+
+    async fn read<T: DeserializeOwned>(&self, key: String) -> Result<Option<(T, u64)>, Failure> {
+        let entry = self.bucket.entry(key).await.map_err(unavailable)?;
+        let Some(entry) = entry.filter(|e| e.operation == kv::Operation::Put) else { return Ok(None) };
+        Ok(Some((serde_json::from_slice(&entry.value).map_err(unavailable)?, entry.revision)))
+    }
+
+    /// Gives an owner a code.
+    pub(crate) async fn create_code(&self, owner: AccountId, now: Timestamp) -> Result<EnrollmentCode, Failure> {
+        let random = data_encoding::BASE32_NOPAD.encode(&rand::rng().random::<[u8; 15]>());
+        let code = random.as_bytes().chunks(6).map(String::from_utf8_lossy).collect::<Vec<_>>().join("-");
+        let expires = now.plus(CODE_LIFE);
+        let entry = Code { owner, expires, redeemed: None };
+        self.bucket.create(code_key(&code), encode(&entry)?).await.map_err(unavailable)?;
+        Ok(EnrollmentCode { code, expires })
+    }
+
+    /// Trades a code for an enrollment, once.
+    pub(crate) async fn redeem(
+        &self,
+        c: &RedeemEnrollment,
+        now: Timestamp,
+        applied: Seq,
+    ) -> Result<Enrollment, Failure> {
+        if !signed_by(&c.public_key, &c.signed_text(), &c.signature) {
+            let message = "The request is not signed with the key that it names.";
+            return Err(refused("BadSignature", RefusalKind::Forbidden, message));
+        }
+        if nkeys::XKey::from_public_key(&c.sealing_key).is_err() {
+            return Err(refused("BadKey", RefusalKind::Invalid, "The sealing key is no x25519 public key."));
+        }
+        let key = code_key(&c.code);
+        let (code, revision): (Code, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
+        let who = (c.machine, c.public_key.clone());
+        if now > code.expires || code.redeemed.as_ref().is_some_and(|by| *by != who) {
+            return Err(bad_code());
+        }
+        if let Some(known) = self.of(c.machine).await?
+            && known.owner != code.owner
+        {
+            return Err(refused("NotYours", RefusalKind::Forbidden, "This machine belongs to another account."));
+        }
+        if code.redeemed.is_none() {
+            let used = Code { redeemed: Some(who), ..code.clone() };
+            // Two that redeem one code at once: the bucket takes the first.
+            self.bucket.update(&key, encode(&used)?, revision).await.map_err(|_| bad_code())?;
+        }
+        let enrollment = Enrollment {
+            owner: code.owner,
+            public_key: c.public_key.clone(),
+            sealing_key: c.sealing_key.clone(),
+            enrolled_at: now,
+            enrolled_after: applied,
+            revoked_at: None,
+        };
+        self.bucket.put(machine_key(c.machine), encode(&enrollment)?).await.map_err(unavailable)?;
+        Ok(enrollment)
+    }
+
+    /// The enrollment of a machine, revoked or not.
+    pub(crate) async fn of(&self, machine: MachineId) -> Result<Option<Enrollment>, Failure> {
+        Ok(self.read(machine_key(machine)).await?.map(|(enrollment, _)| enrollment))
+    }
+
+    /// The enrollment of a machine whose key still speaks for it.
+    pub(crate) async fn live(&self, machine: MachineId) -> Result<Enrollment, Failure> {
+        let live = self.of(machine).await?.filter(|e| e.revoked_at.is_none());
+        live.ok_or_else(|| {
+            let message = "This machine is not enrolled, or its credential was revoked. Enroll it with a new code.";
+            refused("NotEnrolled", RefusalKind::Forbidden, message)
+        })
+    }
+
+    /// Takes a machine's right to speak away.
+    pub(crate) async fn revoke(&self, machine: MachineId, now: Timestamp) -> Result<(), Failure> {
+        let Some((enrollment, revision)) = self.read::<Enrollment>(machine_key(machine)).await? else { return Ok(()) };
+        if enrollment.revoked_at.is_some() {
+            return Ok(());
+        }
+        let revoked = Enrollment { revoked_at: Some(now), ..enrollment };
+        self.bucket.update(&machine_key(machine), encode(&revoked)?, revision).await.map_err(unavailable)?;
+        Ok(())
+    }
+
+    /// All enrolled machines. Codes that ran out are removed on the way.
+    pub(crate) async fn sweep(&self, now: Timestamp) -> Result<Vec<(MachineId, Enrollment)>, Failure> {
+        let keys: Vec<String> =
+            self.bucket.keys().await.map_err(unavailable)?.try_collect().await.map_err(unavailable)?;
+        let mut machines = Vec::new();
+        for key in keys {
+            if let Some(machine) = key.strip_prefix("machine.").and_then(|id| id.parse().ok()) {
+                machines.extend(self.of(machine).await?.map(|enrollment| (machine, enrollment)));
+            } else if let Some((code, _)) = self.read::<Code>(key.clone()).await?
+                && now > code.expires
+            {
+                self.bucket.purge(&key).await.map_err(unavailable)?;
+            }
+        }
+        Ok(machines)
+    }
+}

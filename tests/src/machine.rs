@@ -1,0 +1,69 @@
+//! A connection with a machine's real credential, as whoever stole its keys would make it.
+
+use std::{fs, path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use async_nats::{Auth, AuthError, Client, ConnectOptions};
+use data_encoding::BASE64URL_NOPAD;
+use gpubnb_events::{MachineId, nats, subject::machine_inbox};
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+use crate::{system::System, web::Web};
+
+/// A machine's id and seed, read from its worker's directory.
+pub struct Stolen {
+    /// Which machine.
+    pub machine: MachineId,
+    key: Arc<KeyPair>,
+}
+
+impl Stolen {
+    /// Of a worker.
+    pub fn from(state: &Path) -> anyhow::Result<Self> {
+        let read = |name: &str| fs::read_to_string(state.join(name)).map(|text| text.trim().to_owned());
+        let machine = read("machine")?.parse()?;
+        Ok(Self { machine, key: Arc::new(KeyPair::from_seed(&read("machine.seed")?)?) })
+    }
+
+    /// Of a machine that nobody knows.
+    pub fn unknown() -> Self {
+        Self { machine: MachineId::generate(), key: Arc::new(KeyPair::new_user()) }
+    }
+
+    /// A text, signed with its key.
+    pub fn sign(&self, text: &str) -> anyhow::Result<String> {
+        Ok(BASE64URL_NOPAD.encode(&self.key.sign(text.as_bytes())?))
+    }
+
+    /// Renews its credential, as the market answers.
+    pub async fn renew(&self, web: &Web) -> anyhow::Result<Value> {
+        let machine = self.machine;
+        let challenge = web.post(&format!("/machines/{machine}/challenge"), &json!({})).await?;
+        let nonce = challenge["nonce"].as_str().context("a nonce")?;
+        let signed = json!({ "nonce": nonce, "signature": self.sign(nonce)? });
+        web.post(&format!("/machines/{machine}/credential"), &signed).await
+    }
+
+    /// Connects with a token for the broker.
+    pub async fn connect(&self, system: &System, jwt: &str) -> anyhow::Result<Client> {
+        let (key, jwt) = (Arc::clone(&self.key), jwt.to_owned());
+        let options = ConnectOptions::with_auth_callback(move |nonce| {
+            let (key, jwt) = (Arc::clone(&key), jwt.clone());
+            async move {
+                let mut auth = Auth::new();
+                auth.signature = Some(key.sign(&nonce).map_err(AuthError::new)?);
+                auth.jwt = Some(jwt);
+                Ok(auth)
+            }
+        });
+        let options = options.max_reconnects(1);
+        Ok(nats::connect(options, &system.nats_url(), None, "thief", &machine_inbox(self.machine)).await?)
+    }
+
+    /// Renews and connects.
+    pub async fn enter(&self, system: &System) -> anyhow::Result<Client> {
+        let renewed = self.renew(&system.web.stranger()).await?;
+        self.connect(system, renewed["jwt"].as_str().context("a token")?).await
+    }
+}

@@ -1,0 +1,166 @@
+//! Machines: what is on the market, enrolling and revoking one's own, and what a machine asks for itself.
+
+use axum::{Json, extract::State, http::StatusCode};
+use gpubnb_events::{
+    Actor, MachineId, Seq,
+    command::{
+        AskChallenge, Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineCredential,
+        MachineWish, RedeemEnrollment, RenewCredential, RevokeMachine, Revoked,
+    },
+    template::Template,
+};
+use gpubnb_projector::{
+    client::TrailOf,
+    view::{Figures, MachineView, Page, TrailEvent},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::jobs::{Input, Part};
+use crate::{
+    access::{Client, SignedIn, Viewer},
+    app::App,
+    error::ApiError,
+    extract::{Path, Query},
+};
+
+/// Most machines in one answer.
+const MOST: u32 = 500;
+
+/// Which machines.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Filters {
+    #[serde(default)]
+    cursor: Option<MachineId>,
+    #[serde(default)]
+    limit: Option<u32>,
+    #[serde(default)]
+    min_seq: u64,
+}
+
+pub(crate) async fn list(
+    State(app): State<App>,
+    viewer: Viewer,
+    Query(filters): Query<Filters>,
+) -> Result<Json<Page<MachineView>>, ApiError> {
+    let limit = filters.limit.unwrap_or(MOST).clamp(1, MOST) as usize;
+    let mut rows = app.queries.machines(viewer.actor(), Seq(filters.min_seq)).await?;
+    rows.sort_by_key(|m| m.row.machine);
+    rows.retain(|m| filters.cursor.is_none_or(|cursor| m.row.machine > cursor));
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|m| m.row.machine.to_string());
+    Ok(Json(Page { rows, next }))
+}
+
+pub(crate) async fn get(
+    State(app): State<App>,
+    viewer: Viewer,
+    Path(machine): Path<MachineId>,
+) -> Result<Json<MachineView>, ApiError> {
+    Ok(Json(app.queries.machine(viewer.actor(), machine, Seq::ZERO).await?))
+}
+
+pub(crate) async fn events(
+    State(app): State<App>,
+    viewer: Viewer,
+    Path(machine): Path<MachineId>,
+    Query(part): Query<Part>,
+) -> Result<Json<Page<TrailEvent>>, ApiError> {
+    // That there is such a machine, or 404.
+    app.queries.machine(viewer.actor(), machine, part.seq()).await?;
+    Ok(Json(app.queries.trail(viewer.actor(), part.of(TrailOf::Machine(machine)), part.seq()).await?))
+}
+
+pub(crate) async fn templates() -> Json<&'static [Template]> {
+    Json(gpubnb_events::template::ALL)
+}
+
+pub(crate) async fn figures(State(app): State<App>, viewer: Viewer) -> Result<Json<Figures>, ApiError> {
+    Ok(Json(app.queries.figures(viewer.actor()).await?))
+}
+
+pub(crate) async fn wish(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(machine): Path<MachineId>,
+    Input(wish): Input<MachineWish>,
+) -> Result<Json<Done>, ApiError> {
+    Ok(Json(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?))
+}
+
+/// `POST /enrollments`: a code for one more machine.
+pub(crate) async fn create_code(
+    State(app): State<App>,
+    signed_in: SignedIn,
+) -> Result<(StatusCode, Json<EnrollmentCode>), ApiError> {
+    let code = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
+    Ok((StatusCode::CREATED, Json(code)))
+}
+
+/// What an enrolled machine needs to know.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Enrolled {
+    #[serde(flatten)]
+    credential: MachineCredential,
+    /// Where the broker is.
+    broker: String,
+    /// The authority that signed the broker's certificate, if it is not a public one (PEM).
+    broker_authority: Option<String>,
+}
+
+fn enrolled(app: &App, credential: MachineCredential) -> Json<Enrolled> {
+    let (broker, broker_authority) = (app.broker.url.clone(), app.broker.authority.clone());
+    Json(Enrolled { credential, broker, broker_authority })
+}
+
+/// `POST /enroll`: a machine trades a code for its credential. The code is the proof.
+pub(crate) async fn redeem(
+    State(app): State<App>,
+    client: Client,
+    Input(redeem): Input<RedeemEnrollment>,
+) -> Result<Json<Enrolled>, ApiError> {
+    app.paces.sign_in(client.address)?;
+    let credential = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await?;
+    Ok(enrolled(&app, credential))
+}
+
+/// `POST /machines/{id}/challenge`: something for the machine to sign.
+pub(crate) async fn challenge(
+    State(app): State<App>,
+    Path(machine): Path<MachineId>,
+) -> Result<Json<Challenge>, ApiError> {
+    let ask = AskChallenge { machine };
+    Ok(Json(app.command("enrollment", "challenge", Actor::Machine(machine), &ask).await?))
+}
+
+/// Body of `POST /machines/{id}/credential`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Signed {
+    /// The challenge's text.
+    nonce: String,
+    /// The text, signed with the machine's `NKey`; base64url.
+    signature: String,
+}
+
+/// `POST /machines/{id}/credential`: a machine renews its credential. The signature is the proof.
+pub(crate) async fn renew(
+    State(app): State<App>,
+    Path(machine): Path<MachineId>,
+    Input(signed): Input<Signed>,
+) -> Result<Json<Enrolled>, ApiError> {
+    let renew = RenewCredential { machine, nonce: signed.nonce, signature: signed.signature };
+    let credential = app.command("enrollment", "renew", Actor::Machine(machine), &renew).await?;
+    Ok(enrolled(&app, credential))
+}
+
+/// `DELETE /machines/{id}/credential`: its owner takes its right to speak away, at once.
+pub(crate) async fn revoke(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(machine): Path<MachineId>,
+) -> Result<StatusCode, ApiError> {
+    app.command::<Revoked>("enrollment", "revoke", signed_in.actor(), &RevokeMachine { machine }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

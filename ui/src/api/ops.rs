@@ -1,0 +1,52 @@
+//! `/api/v1/ops`: what those who run the platform may do.
+
+use axum::{Json, extract::State, http::StatusCode};
+use gpubnb_events::{
+    AccountId, Actor, CommandId, MachineId,
+    command::{ClosePayout, Done, RevokeMachine, Revoked, SetSuspension},
+};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::jobs::Input;
+use crate::{app::App, error::ApiError, extract::Path};
+
+/// Body of `POST /ops/accounts/{id}/suspension`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Suspension {
+    /// Why; `null` reinstates.
+    reason: Option<String>,
+}
+
+pub(crate) async fn suspend(
+    State(app): State<App>,
+    Path(account): Path<AccountId>,
+    Input(suspension): Input<Suspension>,
+) -> Result<Json<Done>, ApiError> {
+    let body = SetSuspension { account, reason: suspension.reason };
+    Ok(Json(app.command("account", "set_suspension", Actor::Operator, &body).await?))
+}
+
+/// Body of `POST /ops/accounts/{id}/payouts/{payout}`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Closing {
+    /// Why it failed; `null` if it was paid.
+    failed: Option<String>,
+}
+
+pub(crate) async fn close_payout(
+    State(app): State<App>,
+    Path((account, payout)): Path<(AccountId, CommandId)>,
+    Input(closing): Input<Closing>,
+) -> Result<Json<Done>, ApiError> {
+    let body = ClosePayout { account, payout, failed: closing.failed };
+    Ok(Json(app.command("account", "close_payout", Actor::Operator, &body).await?))
+}
+
+/// `DELETE /ops/machines/{id}/credential`: a ban. What it runs is requeued once it has been silent for long enough.
+pub(crate) async fn ban(State(app): State<App>, Path(machine): Path<MachineId>) -> Result<StatusCode, ApiError> {
+    app.command::<Revoked>("enrollment", "revoke", Actor::Operator, &RevokeMachine { machine }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,116 @@
+//! `/api/v1/jobs/{id}/events/stream` and `…/logs/stream`: as it happens, by server-sent events. Each has an id; who
+//! was cut off says the last one (`Last-Event-ID`) and misses nothing.
+
+use std::convert::Infallible;
+
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::sse::{Event, KeepAlive, Sse},
+};
+use futures_util::{Stream, StreamExt};
+use gpubnb_events::{Aggregate, JobId, Seq};
+use gpubnb_projector::client::{TrailOf, TrailQuery};
+
+use super::jobs::Line;
+use crate::{
+    access::SignedIn,
+    app::App,
+    error::ApiError,
+    extract::Path,
+    live::{
+        next_change,
+        output::{self, Reader, Said},
+    },
+};
+
+/// Events of a trail asked for at once.
+const PAGE: u32 = 200;
+
+fn last_heard(headers: &HeaderMap) -> Option<u64> {
+    headers.get("last-event-id")?.to_str().ok()?.parse().ok()
+}
+
+type Events = Sse<std::pin::Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>>>;
+
+fn sse(events: impl Stream<Item = Event> + Send + 'static) -> Events {
+    let events: std::pin::Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>> = Box::pin(events.map(Ok));
+    Sse::new(events)
+}
+
+/// The job's trail; the id of an event is its sequence. Ends after the job is settled.
+pub(crate) async fn events(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    headers: HeaderMap,
+) -> Result<impl axum::response::IntoResponse, ApiError> {
+    let mut changes = app.changes.subscribe();
+    let mut seq = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.seq;
+    let mut last = Seq(last_heard(&headers).unwrap_or(0));
+    let mut skip = 0;
+    let events = async_stream::stream! {
+        loop {
+            let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE };
+            // What cannot be read now is read at the next change.
+            let rows = app.queries.trail(signed_in.actor(), query, seq).await.map(|page| page.rows).unwrap_or_default();
+            let full = rows.len() == PAGE as usize;
+            skip += u32::try_from(rows.len()).unwrap_or(PAGE);
+            let mut settled = false;
+            for row in rows {
+                settled |= row.event == "Settled";
+                if row.seq > last {
+                    last = row.seq;
+                    let event = Event::default().event(row.event.clone()).id(row.seq.to_string());
+                    if let Ok(event) = event.json_data(&row) {
+                        yield event;
+                    }
+                }
+            }
+            if settled {
+                return;
+            }
+            if !full {
+                seq = next_change(&mut changes, |a| a == Aggregate::Job(job)).await.unwrap_or(seq);
+            }
+        }
+    };
+    Ok(sse(events).keep_alive(KeepAlive::default()))
+}
+
+/// What the job says: `line`, `progress` and `metrics`; the id is where to read on. It is for the reader to stop.
+pub(crate) async fn logs(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    headers: HeaderMap,
+) -> Result<impl axum::response::IntoResponse, ApiError> {
+    let mut row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let from = last_heard(&headers).map_or(1, |seq| seq + 1);
+    let mut messages = output::follow(&app, job, from).await?;
+    let events = async_stream::stream! {
+        let mut reader = Reader::default();
+        while let Some(message) = messages.next().await {
+            let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
+            if !row.attempts.iter().any(|a| Some(a.machine) == machine) {
+                // The output may be ahead of what was read: a new attempt. Who has none is not listened to.
+                row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
+            }
+            let Some(heard) = reader.read(&message, &output::attempts(&row)) else { continue };
+            let count = heard.said.len();
+            for (index, said) in heard.said.into_iter().enumerate() {
+                let event = match said {
+                    Said::Line(lease, number, line) => {
+                        Event::default().event("line").json_data(Line::new(lease, number, line))
+                    }
+                    Said::Progress(progress) => Event::default().event("progress").json_data(progress),
+                    Said::Metrics(metrics) => Event::default().event("metrics").json_data(metrics),
+                };
+                let Ok(event) = event else { continue };
+                // The id with the last of them: who has that has all.
+                yield if index + 1 == count { event.id(heard.seq.to_string()) } else { event };
+            }
+        }
+    };
+    Ok(sse(events).keep_alive(KeepAlive::default()))
+}

@@ -1,0 +1,194 @@
+//! One's own account: password, browsers that are signed in, tokens for programs.
+
+use askama::Template;
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{Html, IntoResponse, Redirect, Response},
+};
+use gpubnb_events::{CommandId, Millis, Timestamp};
+use serde::Deserialize;
+
+use super::{Chrome, html};
+use crate::{
+    access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo},
+    app::App,
+    error::{PageError, Problem},
+    extract::{Form, Path, Query},
+};
+
+#[derive(Template)]
+#[template(path = "account.html")]
+struct Account {
+    chrome: Chrome,
+    email: String,
+    account: gpubnb_events::AccountId,
+    operator: bool,
+    session: Option<CommandId>,
+    sessions: Vec<SessionInfo>,
+    tokens: Vec<TokenInfo>,
+    scopes: Vec<Scope>,
+    /// A token that was just made: shown once.
+    made: Option<String>,
+    done: Option<&'static str>,
+    problem: Option<Problem>,
+    now: Timestamp,
+}
+
+impl Account {
+    /// Whether this is the browser that looks.
+    fn is_present(&self, session: &SessionInfo) -> bool {
+        self.session == Some(session.id)
+    }
+}
+
+async fn show(
+    app: &App,
+    signed_in: SignedIn,
+    made: Option<String>,
+    done: Option<&'static str>,
+    problem: Option<Problem>,
+) -> Result<Response, Problem> {
+    let (account, now) = (signed_in.account, app.now());
+    let operator = signed_in.viewer.operator;
+    let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
+    let page = Account {
+        chrome: Chrome::new("Account", "account", signed_in.viewer),
+        email: app.people.email(account).await?,
+        account,
+        operator,
+        session: signed_in.viewer.session,
+        sessions: app.sessions.of(account, now).await?,
+        tokens: app.people.tokens(account, now).await?,
+        scopes: Scope::ALL.into_iter().filter(|s| operator || *s != Scope::Ops).collect(),
+        made,
+        done,
+        problem,
+        now,
+    };
+    Ok((status, html(&page)?).into_response())
+}
+
+/// A problem with what was typed stands on the page; any other is a page of its own.
+async fn show_or(app: &App, signed_in: SignedIn, problem: Problem) -> Result<Response, PageError> {
+    if problem.field.is_some() {
+        return Ok(show(app, signed_in, None, None, Some(problem)).await?);
+    }
+    Err(problem.into())
+}
+
+/// What was done before coming here.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Came {
+    #[serde(default)]
+    done: Option<String>,
+}
+
+pub(crate) async fn page(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(came): Query<Came>,
+) -> Result<Response, PageError> {
+    let done = came.done.and_then(|done| match done.as_str() {
+        "password" => Some("Your password is changed. Every other browser was signed out."),
+        "session" => Some("That browser is signed out."),
+        "token" => Some("The token is revoked."),
+        "operator" => Some("You run this platform now."),
+        _ => None,
+    });
+    Ok(show(&app, signed_in, None, done, None).await?)
+}
+
+/// The present password and another.
+#[derive(Deserialize)]
+pub(crate) struct Passwords {
+    old: String,
+    new: String,
+}
+
+pub(crate) async fn change_password(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Form(passwords): Form<Passwords>,
+) -> Result<Response, PageError> {
+    app.paces.guess(&signed_in.account.to_string())?;
+    if let Err(problem) = app.people.change_password(signed_in.account, &passwords.old, &passwords.new).await {
+        return show_or(&app, signed_in, problem).await;
+    }
+    // Whoever else is signed in may be the reason for the change.
+    app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
+    Ok(Redirect::to("/account?done=password").into_response())
+}
+
+pub(crate) async fn end_session(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(session): Path<CommandId>,
+) -> Result<Redirect, PageError> {
+    app.sessions.end(signed_in.account, |id| id == session).await?;
+    Ok(Redirect::to("/account?done=session"))
+}
+
+const DAY: u64 = 24 * 3_600_000;
+
+/// Reads a form of a new token: its scopes are check boxes of one name.
+fn new_token(fields: &[(String, String)], now: Timestamp) -> Result<NewToken, Problem> {
+    let value = |name: &str| fields.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str());
+    let scopes = fields.iter().filter(|(name, _)| name == "scope");
+    let days: u64 = value("days").parse().ok().filter(|days| (1..=365).contains(days)).ok_or_else(|| {
+        Problem::invalid("days", "A token lives from 1 to 365 days.")
+    })?;
+    Ok(NewToken {
+        label: value("label").to_owned(),
+        scopes: scopes.filter_map(|(_, scope)| scope.parse().ok()).collect(),
+        expires_at: now.plus(Millis(days * DAY)),
+    })
+}
+
+pub(crate) async fn create_token(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Form(fields): Form<Vec<(String, String)>>,
+) -> Result<Response, PageError> {
+    let now = app.now();
+    let made = match new_token(&fields, now) {
+        Ok(new) => app.people.create_token(signed_in.account, &new, now).await,
+        Err(problem) => Err(problem),
+    };
+    match made {
+        Ok((_, token)) => Ok(show(&app, signed_in, Some(token), None, None).await?),
+        Err(problem) => show_or(&app, signed_in, problem).await,
+    }
+}
+
+pub(crate) async fn revoke_token(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(token): Path<CommandId>,
+) -> Result<Redirect, PageError> {
+    app.people.revoke_token(signed_in.account, token).await?;
+    Ok(Redirect::to("/account?done=token"))
+}
+
+#[derive(Template)]
+#[template(path = "invite.html")]
+struct Invite {
+    chrome: Chrome,
+    secret: String,
+}
+
+/// The link that `gpubnb-ui operator-link` prints. Opening it changes nothing; agreeing does.
+pub(crate) async fn invite(signed_in: SignedIn, Path(secret): Path<String>) -> Result<Html<String>, PageError> {
+    Ok(html(&Invite { chrome: Chrome::new("Run this platform", "account", signed_in.viewer), secret })?)
+}
+
+pub(crate) async fn accept_invite(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(secret): Path<String>,
+) -> Result<Redirect, PageError> {
+    app.paces.guess(&signed_in.account.to_string())?;
+    app.people.accept_invite(&secret, app.now()).await?;
+    app.people.make_operator(signed_in.account).await?;
+    Ok(Redirect::to("/account?done=operator"))
+}

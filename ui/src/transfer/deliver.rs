@@ -1,0 +1,163 @@
+//! Delivering a stored file: streamed, in whole or in part, with a name and a type that can do no harm.
+
+use async_nats::jetstream::object_store::{Object, ObjectStore};
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use data_encoding::BASE64URL;
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
+
+use crate::error::Problem;
+
+/// Bytes read at once.
+const PIECE: usize = 64 * 1024;
+
+/// A file in a store.
+pub(super) struct Stored {
+    object: Object,
+    pub(super) bytes: u64,
+    /// In hex.
+    pub(super) sha256: String,
+}
+
+impl Stored {
+    /// Opens a file; its size and hash are the store's own.
+    pub(super) async fn open(store: &ObjectStore, name: &str) -> Result<Self, Problem> {
+        let object = store.get(name).await.map_err(|e| {
+            tracing::info!(error = %e, "a file is not stored");
+            Problem::new(StatusCode::NOT_FOUND, "NotStored", "This file is not here, or not any more.")
+        })?;
+        let (bytes, sha256) = described(object.info());
+        Ok(Self { object, bytes, sha256 })
+    }
+}
+
+/// What a store says of a file: its size, and its hash in hex.
+pub(super) fn described(info: &async_nats::jetstream::object_store::ObjectInfo) -> (u64, String) {
+    let digest = info.digest.as_deref().and_then(|d| d.strip_prefix("SHA-256="));
+    let digest = digest.and_then(|d| BASE64URL.decode(d.as_bytes()).ok()).unwrap_or_default();
+    (info.size as u64, gpubnb_events::hex(digest))
+}
+
+/// How a file is to be shown.
+#[derive(Clone, Copy)]
+pub(super) enum Show {
+    /// Saved.
+    Saved,
+    /// A picture in a page.
+    Picture(&'static str),
+}
+
+/// What kind of picture a file is, by its name. Only these are ever shown.
+pub(super) fn picture(path: &str) -> Option<&'static str> {
+    match path.rsplit('.').next()?.to_lowercase().as_str() {
+        "png" => Some("image/png"),
+        "jpg" | "jpeg" => Some("image/jpeg"),
+        "gif" => Some("image/gif"),
+        "webp" => Some("image/webp"),
+        _ => None,
+    }
+}
+
+/// The bytes that a request wants: from, and how many. `None`: all. Only one range is served.
+fn range(headers: &HeaderMap, bytes: u64, etag: &str) -> Result<Option<(u64, u64)>, ()> {
+    let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let Some(spec) = text(header::RANGE).and_then(|r| r.strip_prefix("bytes=")) else { return Ok(None) };
+    if spec.contains(',') || text(header::IF_RANGE).is_some_and(|tag| tag != etag) {
+        return Ok(None);
+    }
+    let Some((first, last)) = spec.split_once('-') else { return Ok(None) };
+    let (first, last) = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) => (first, last.min(bytes.saturating_sub(1))),
+        (Ok(first), Err(_)) if last.is_empty() => (first, bytes.saturating_sub(1)),
+        (Err(_), Ok(count)) if first.is_empty() => (bytes.saturating_sub(count), bytes.saturating_sub(1)),
+        _ => return Ok(None),
+    };
+    if bytes == 0 || first > last { Err(()) } else { Ok(Some((first, last - first + 1))) }
+}
+
+/// The answer that carries a file.
+pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, show: Show) -> Response {
+    let etag = format!("\"{}\"", stored.sha256);
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
+    if known.is_some_and(|known| known.split(',').any(|tag| tag.trim() == etag)) {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
+    }
+    let Ok(part) = range(headers, stored.bytes, &etag) else {
+        let size = format!("bytes */{}", stored.bytes);
+        return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, size)]).into_response();
+    };
+    let (first, count) = part.unwrap_or((0, stored.bytes));
+    let mut object = stored.object;
+    // The store has no way to begin in the middle: what is not wanted is read and dropped.
+    if first > 0 && tokio::io::copy(&mut (&mut object).take(first), &mut tokio::io::sink()).await.is_err() {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    let (kind, disposition) = match show {
+        Show::Saved => ("application/octet-stream", format!("attachment; filename=\"{}\"", plain_name(path))),
+        Show::Picture(kind) => (kind, "inline".to_owned()),
+    };
+    let body = Body::from_stream(ReaderStream::with_capacity(object.take(count), PIECE));
+    let mut response = body.into_response();
+    let mut set = |name, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            response.headers_mut().insert(name, value);
+        }
+    };
+    set(header::CONTENT_TYPE, kind);
+    set(header::CONTENT_DISPOSITION, &disposition);
+    set(header::CONTENT_LENGTH, &count.to_string());
+    set(header::ETAG, &etag);
+    set(header::ACCEPT_RANGES, "bytes");
+    set(header::CACHE_CONTROL, "private, max-age=86400, immutable");
+    // Even a picture gets no rights.
+    set(header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox");
+    if part.is_some() {
+        set(header::CONTENT_RANGE, &format!("bytes {first}-{}/{}", first + count - 1, stored.bytes));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    response
+}
+
+/// The last part of a path, with nothing in it that a header or a file system could take amiss.
+fn plain_name(path: &str) -> String {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let plain: String = name.chars().filter(|c| c.is_ascii_graphic() && !"\"\\;%".contains(*c)).take(100).collect();
+    if plain.trim_matches('.').is_empty() { "file".to_owned() } else { plain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(range_header: &str, bytes: u64) -> Result<Option<(u64, u64)>, ()> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RANGE, HeaderValue::from_str(range_header).unwrap());
+        range(&headers, bytes, "\"e\"")
+    }
+
+    #[test]
+    fn a_range_is_what_it_says_and_never_past_the_end() {
+        assert_eq!(of("bytes=0-9", 100), Ok(Some((0, 10))));
+        assert_eq!(of("bytes=90-", 100), Ok(Some((90, 10))));
+        assert_eq!(of("bytes=90-1000", 100), Ok(Some((90, 10))));
+        assert_eq!(of("bytes=-5", 100), Ok(Some((95, 5))));
+        assert_eq!(of("bytes=-500", 100), Ok(Some((0, 100))));
+        assert_eq!(of("bytes=100-", 100), Err(()));
+        assert_eq!(of("bytes=5-4", 100), Err(()));
+        for whole in ["bytes=0-1,5-6", "lines=0-1", "bytes=x-y", "bytes=5"] {
+            assert_eq!(of(whole, 100), Ok(None), "{whole}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_break_out_of_its_header() {
+        assert_eq!(plain_name("a/b\"; x=\"c.png"), "bx=c.png");
+        assert_eq!(plain_name("a\r\nb"), "ab");
+        assert_eq!(plain_name("a/.."), "file");
+        assert_eq!(plain_name(""), "file");
+    }
+}
