@@ -68,9 +68,7 @@ pub async fn connect(
         .connection_timeout(Duration::from_secs(5))
         .request_timeout(Some(Duration::from_secs(5)))
         .ping_interval(Duration::from_secs(10))
-        .reconnect_delay_callback(|attempts| {
-            Duration::from_millis(50 * u64::try_from(attempts).unwrap_or(20).min(20))
-        })
+        .reconnect_delay_callback(|attempts| Duration::from_millis(50 * u64::try_from(attempts).unwrap_or(20).min(20)))
         .event_callback(move |event| {
             let name = name.clone();
             async move { report(&name, &event) }

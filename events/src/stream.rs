@@ -325,10 +325,8 @@ pub async fn provision_machine(
 
 /// Removes a machine's consumer and what waits for it: deleting a consumer alone leaves its messages in the queue.
 pub async fn retire_machine(js: &jetstream::Context, machine: MachineId) -> Result<(), ProvisionError> {
-    let broker = |e: &dyn std::fmt::Display| ProvisionError::Broker {
-        stream: DISPATCH.to_owned(),
-        problem: e.to_string(),
-    };
+    let broker =
+        |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: DISPATCH.to_owned(), problem: e.to_string() };
     let stream = js.get_stream_no_info(DISPATCH).await.map_err(|e| broker(&e))?;
     match stream.delete_consumer(&machine_consumer(machine)).await {
         Ok(_) => {}

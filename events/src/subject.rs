@@ -30,6 +30,11 @@ pub const DISCOVERY: &str = "$SRV.>";
 /// Where the broker takes a new version of an account.
 pub const UPDATE_ACCOUNT: &str = "$SYS.REQ.CLAIMS.UPDATE";
 
+/// Where the broker tells an account as it knows it.
+pub fn lookup_account(account: &str) -> String {
+    format!("$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
+}
+
 /// Where an event goes and what its append is guarded by. One function makes both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {

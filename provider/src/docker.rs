@@ -1,6 +1,10 @@
 //! The sandbox: how a job's container is made. Deny by default; each line that loosens something says why.
 
-use std::{collections::{BTreeMap, HashMap}, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    time::Duration,
+};
 
 use bollard::{
     Docker,

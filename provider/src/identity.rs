@@ -76,7 +76,7 @@ impl Identity {
 
     /// The market this machine is enrolled at.
     pub(crate) fn enrollment(&self) -> anyhow::Result<Enrollment> {
-        let path = self.state.join("market.json");
+        let path = self.state.join("enrollment.json");
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())),
             Err(e) if e.kind() == ErrorKind::NotFound => bail!(
@@ -89,7 +89,7 @@ impl Identity {
 
     /// Keeps where this machine is enrolled.
     pub(crate) fn enrolled(&self, enrollment: &Enrollment) -> anyhow::Result<()> {
-        let path = self.state.join("market.json");
+        let path = self.state.join("enrollment.json");
         let partial = path.with_extension("partial");
         fs::write(&partial, serde_json::to_vec_pretty(enrollment)?)?;
         fs::rename(&partial, &path).with_context(|| format!("writing {}", path.display()))

@@ -70,8 +70,7 @@ impl Market {
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> anyhow::Result<T> {
         let url = format!("{}/api/v1{path}", self.url);
         let body = serde_json::to_vec(body)?;
-        let request =
-            self.client.post(&url).timeout(PATIENCE).header("content-type", "application/json").body(body);
+        let request = self.client.post(&url).timeout(PATIENCE).header("content-type", "application/json").body(body);
         let response = request.send().await.with_context(|| format!("{} does not answer", self.url))?;
         let status = response.status();
         let text = response.bytes().await?;

@@ -10,7 +10,7 @@ async fn main() -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     gpubnb_events::observe::cancel_on_signal(shutdown.clone());
     match Cli::parse().command {
-        Command::Run(config) => run(config, shutdown).await,
+        Command::Run(config) => Box::pin(run(config, shutdown)).await,
         Command::Bootstrap(args) => bootstrap(&args),
     }
 }

@@ -79,7 +79,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn(revoker.clone().work(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
-    endpoint::serve(&server, Endpoints { executor, files, issuer, revoker, secrets }).await.map_err(anyhow::Error::from_boxed)?;
+    Box::pin(endpoint::serve(&server, Endpoints { executor, files, issuer, revoker, secrets }))
+        .await
+        .map_err(anyhow::Error::from_boxed)?;
     info!(replica, "ready");
 
     shutdown.cancelled().await;

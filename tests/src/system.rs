@@ -193,7 +193,7 @@ impl System {
     /// Starts a worker, again with the identity it had; waits until its machine is on the market.
     pub async fn start_worker(&mut self, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
         let state = self.path().join(name);
-        if !state.join("market.json").exists() {
+        if !state.join("enrollment.json").exists() {
             self.enroll(name, &self.owner).await?;
         }
         let mut command = Command::new(binary("gpubnb-provider")?);

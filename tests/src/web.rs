@@ -36,7 +36,16 @@ impl Web {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(no_redirect).build()?;
         let (email, password) = (String::new(), String::new());
         let (token, cookie) = (None, None);
-        Ok(Self { client, url: url.to_owned(), account: String::new(), email, password, token, cookie, csrf: String::new() })
+        Ok(Self {
+            client,
+            url: url.to_owned(),
+            account: String::new(),
+            email,
+            password,
+            token,
+            cookie,
+            csrf: String::new(),
+        })
     }
 
     /// Signs up, signs in at a browser, and makes a token.

@@ -11,6 +11,7 @@ use gpubnb_tests::{
     parts::{free_port, program, root},
     process::Process,
     system::{Options, System},
+    web::Web,
 };
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
@@ -57,6 +58,17 @@ impl Browser {
             std::env::var_os("GPUBNB_PICTURES").map_or_else(|| root().join("target/pictures"), PathBuf::from);
         fs::create_dir_all(&pictures).unwrap();
         Self { client, pictures, _driver: driver, _profile: profile }
+    }
+
+    /// Signs in, as a person does.
+    async fn sign_in(&self, system: &System, who: &Web) {
+        self.client.goto(&format!("{}/sign-in", system.url())).await.unwrap();
+        for (field, text) in [("email", &who.email), ("password", &who.password)] {
+            let input = self.client.find(Locator::Css(&format!("input[name={field}]"))).await.unwrap();
+            input.send_keys(text).await.unwrap();
+        }
+        self.click("main form button").await;
+        self.wait_for(".who form button").await;
     }
 
     async fn size(&self, width: u32, height: u32) {
@@ -134,6 +146,7 @@ async fn a_person_runs_a_job_from_the_market_page_and_sees_it_settled() {
     browser.size(1280, 800).await;
     browser.client.goto(&url).await.unwrap();
     browser.picture("landing").await;
+    browser.sign_in(&system, &system.web).await;
     browser.client.goto(&format!("{url}/market")).await.unwrap();
     assert_eq!(browser.text("#matches").await, "2 of 2 machines");
     browser.picture("market").await;
@@ -169,18 +182,28 @@ async fn a_person_runs_a_job_from_the_market_page_and_sees_it_settled() {
             ("/jobs", "jobs"),
             ("/jobs/new", "new-job"),
             ("/wallet", "wallet"),
+            ("/account", "account"),
+            ("/provider", "provider"),
+            ("/docs", "docs"),
+            ("/sign-up", "sign-up"),
             (job.path(), "job"),
         ] {
             browser.client.goto(&format!("{url}{path}")).await.unwrap();
             browser.fits(path).await;
-            if !suffix.is_empty() || matches!(name, "jobs" | "wallet") {
+            if !suffix.is_empty() || matches!(name, "jobs" | "wallet" | "account" | "docs" | "sign-up") {
                 browser.picture(&format!("{name}{suffix}")).await;
             }
             assert_eq!(console(&browser.client).await, Vec::<Value>::new(), "{path}");
         }
     }
-    browser.click(".persona button[value=provider]").await;
+    browser.click(".who form button").await;
+    browser.wait_for(".who a[href='/sign-in']").await;
+    browser.sign_in(&system, &system.owner).await;
+    browser.client.goto(&format!("{url}/provider")).await.unwrap();
     browser.wait_for("article .badge.good").await;
+    browser.click("form[action='/provider/enrollments'] button").await;
+    browser.wait_for("#enroll").await;
+    assert!(browser.text("#enroll").await.contains(&format!("--market {url}")));
     // The console is listened to: an error in it is seen.
     browser.client.execute("console.error('seen')", vec![]).await.unwrap();
     assert_eq!(console(&browser.client).await.len(), 1);
@@ -194,6 +217,7 @@ async fn what_was_typed_is_kept_and_the_error_stands_at_its_field() {
     let mut system = System::start(Options::default()).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
     let browser = Browser::open(&system).await;
+    browser.sign_in(&system, &system.web).await;
     browser.client.goto(&format!("{}/jobs/new?template=train", system.url())).await.unwrap();
     let name = browser.client.find(Locator::Css("input[name=name]")).await.unwrap();
     name.send_keys("My <b>digits</b>").await.unwrap();

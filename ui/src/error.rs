@@ -124,7 +124,13 @@ impl From<Refusal> for Problem {
             RefusalKind::Conflict => StatusCode::CONFLICT,
             RefusalKind::Funds => StatusCode::PAYMENT_REQUIRED,
         };
-        Self { status: status.as_u16(), title: refusal.name, detail: refusal.message, field: refusal.field, retry_after: None }
+        Self {
+            status: status.as_u16(),
+            title: refusal.name,
+            detail: refusal.message,
+            field: refusal.field,
+            retry_after: None,
+        }
     }
 }
 

@@ -13,10 +13,10 @@ mod extract;
 mod format;
 mod input;
 mod live;
-mod page;
 mod openapi;
-mod run;
+mod page;
 mod routes;
+mod run;
 mod serve;
 mod transfer;
 

@@ -7,7 +7,7 @@ use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
         ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder,
-        Ref, ResponseBuilder, Required,
+        Ref, Required, ResponseBuilder,
         path::{OperationBuilder, ParameterBuilder, ParameterIn},
         request_body::RequestBodyBuilder,
         schema::{ArrayBuilder, ObjectBuilder, Type},
@@ -68,7 +68,8 @@ fn template(path: &str) -> String {
 fn item(endpoint: &Endpoint) -> PathItem {
     let reference = |name: &str| Ref::from_schema_name(name.to_owned());
     let content = |name: &str| ContentBuilder::new().schema(Some(reference(name))).build();
-    let list = |name: &str| ContentBuilder::new().schema(Some(ArrayBuilder::new().items(reference(name)).build())).build();
+    let list =
+        |name: &str| ContentBuilder::new().schema(Some(ArrayBuilder::new().items(reference(name)).build())).build();
     let mut answer = ResponseBuilder::new().description("It is so");
     if let Some(shape) = &endpoint.answer {
         answer = answer.content("application/json", if shape.list { list(&shape.name) } else { content(&shape.name) });
@@ -120,7 +121,9 @@ pub(crate) fn demand(access: Access) -> String {
 }
 
 fn names(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).map(|name| name.trim_start_matches('*'))
+    path.split('/')
+        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| name.trim_start_matches('*'))
 }
 
 #[cfg(test)]

@@ -204,7 +204,9 @@ fn operators(routes: Routes) -> Routes {
 
 /// Files move at their own pace and size.
 fn files(routes: Routes) -> Routes {
-    routes
-        .put("/transfer/{job}/{lease}/{*path}", Proof, transfer::put)
-        .get("/transfer/permit/{permit}", Proof, transfer::by_permit)
+    routes.put("/transfer/{job}/{lease}/{*path}", Proof, transfer::put).get(
+        "/transfer/permit/{permit}",
+        Proof,
+        transfer::by_permit,
+    )
 }

@@ -34,7 +34,8 @@ async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: 
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
         .extend(file.path.split('/'));
     let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::fs::File::from_std(content)));
-    let request = client.put(url).timeout(ONE_FILE).bearer_auth(&permit.token).header("content-length", file.bytes).body(body);
+    let request =
+        client.put(url).timeout(ONE_FILE).bearer_auth(&permit.token).header("content-length", file.bytes).body(body);
     request.send().await?.error_for_status()?;
     Ok(())
 }

@@ -48,7 +48,11 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         .replace("@TLS@", &tls);
     // Last: where it is, everything is. A bootstrap that was interrupted begins anew.
     write_private(&conf, &text)?;
-    println!("{} is ready. Move {} away: nothing that runs needs it.", args.dir.display(), args.dir.join("offline").display());
+    println!(
+        "{} is ready. Move {} away: nothing that runs needs it.",
+        args.dir.display(),
+        args.dir.join("offline").display()
+    );
     Ok(())
 }
 
@@ -63,14 +67,13 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
     let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
     let (system, market, issuer) = (KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_account());
     let scope = rights::machine();
-    let market_jwt =
-        jwt::account(&market.public_key(), "MARKET", Some((&issuer.public_key(), &scope)), now, &signing)?;
+    let market_jwt = jwt::account(&market.public_key(), "MARKET", Some((&issuer.public_key(), &scope)), now, &signing)?;
     let system_jwt = jwt::account(&system.public_key(), "SYSTEM", None, now, &signing)?;
     for user in rights::users() {
         write_credential(&dir.join(user.process), user.name, &user.permissions, now, &market)?;
     }
     let services = dir.join("services");
-    write_credential(&services, SYSTEM_USER, &rights::revoker(), now, &system)?;
+    write_credential(&services, SYSTEM_USER, &rights::revoker(&market.public_key()), now, &system)?;
     write_private(&services.join(ISSUER), &issuer.seed()?)?;
     write_private(&services.join(REVOKER), &signing.seed()?)?;
     write_private(&services.join(ACCOUNT), &market_jwt)?;

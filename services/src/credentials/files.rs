@@ -15,7 +15,7 @@ pub(super) const ISSUER: &str = "issuer.seed";
 /// Seed of the operator's signing key, which signs new versions of the market's account.
 pub(super) const REVOKER: &str = "revoker.seed";
 /// The market's account as it was made.
-pub(super) const ACCOUNT: &str = "market.jwt";
+pub(super) const ACCOUNT: &str = "account.jwt";
 /// Seed of the key that the values of jobs' environments are kept under.
 pub(super) const SEALING: &str = "sealing.seed";
 

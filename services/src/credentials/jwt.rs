@@ -144,8 +144,19 @@ pub(crate) fn with_revocations(
     let claims = claims(account)?;
     let text = |name: &str| claims[name].as_str().unwrap_or_default().to_owned();
     let mut nats = claims["nats"].clone();
-    nats["revocations"] = revoked.iter().map(|(user, at)| (user.clone(), json!(at.millis() / 1_000))).collect();
+    nats["revocations"] = revocation_list(revoked);
     sign(&text("sub"), &text("name"), now, None, nats, key)
+}
+
+/// Revoked users, as an account lists them: each with the second until which what was issued to it is void.
+pub(crate) fn revocation_list(revoked: &[(String, Timestamp)]) -> Value {
+    revoked.iter().map(|(user, at)| (user.clone(), json!(at.millis() / 1_000))).collect()
+}
+
+/// The users that an account lists as revoked.
+pub(crate) fn revocations(account: &str) -> Result<Value, JwtError> {
+    let list = claims(account)?["nats"]["revocations"].take();
+    Ok(if list.is_null() { json!({}) } else { list })
 }
 
 /// What a JWT of ours says. Its signature is the broker's affair.

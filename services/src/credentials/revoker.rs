@@ -4,14 +4,14 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use async_nats::jetstream;
 use gpubnb_events::{
     Clock, MachineId, Millis, Timestamp,
     nats::{NatsArgs, connected},
     rpc::Failure,
     stream,
-    subject::{SERVICES_INBOX, UPDATE_ACCOUNT},
+    subject::{SERVICES_INBOX, UPDATE_ACCOUNT, lookup_account},
 };
-use async_nats::jetstream;
 use nkeys::KeyPair;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -75,7 +75,6 @@ impl Revoker {
 
     /// Works until shutdown.
     pub(crate) async fn work(self, shutdown: CancellationToken) {
-        let mut known = None;
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             tokio::select! {
@@ -86,15 +85,14 @@ impl Revoker {
             if !connected(&self.system) {
                 continue;
             }
-            match self.reconcile(known.as_ref()).await {
-                Ok(list) => known = Some(list),
-                Err(e) => warn!(error = %e, "the list of revoked machines is handed in again later"),
+            if let Err(e) = self.reconcile().await {
+                warn!(error = format!("{e:#}"), "the list of revoked machines is handed in again later");
             }
         }
     }
 
-    /// Compares what is revoked with what the broker was told last, and tells it.
-    async fn reconcile(&self, known: Option<&Vec<(String, Timestamp)>>) -> anyhow::Result<Vec<(String, Timestamp)>> {
+    /// Compares what is revoked with what the broker knows, and tells it what it does not.
+    async fn reconcile(&self) -> anyhow::Result<()> {
         let now = self.clock.now();
         let mut revoked = Vec::new();
         for (machine, enrollment) in self.enrollments.sweep(now).await? {
@@ -111,16 +109,29 @@ impl Revoker {
             revoked.extend(at.filter(|at| now.since(*at) <= self.life).map(|at| (enrollment.public_key, at)));
         }
         revoked.sort();
-        if known != Some(&revoked) {
+        let known = self.client_request(&lookup_account(&self.account_key()?), Vec::new()).await?;
+        let known = jwt::revocations(std::str::from_utf8(&known).context("the broker's word about the account")?)?;
+        if known != jwt::revocation_list(&revoked) {
             self.hand_in(&revoked, now).await?;
             info!(revoked = revoked.len(), "the broker knows which machines are revoked");
         }
-        Ok(revoked)
+        Ok(())
+    }
+
+    fn account_key(&self) -> anyhow::Result<String> {
+        let claims = jwt::claims(&self.account)?;
+        Ok(claims["sub"].as_str().context("the market's account has no subject")?.to_owned())
+    }
+
+    async fn client_request(&self, subject: &str, body: Vec<u8>) -> anyhow::Result<bytes::Bytes> {
+        let answer = self.system.request(subject.to_owned(), body.into()).await;
+        Ok(answer.context("the broker's system account does not answer")?.payload)
     }
 
     async fn hand_in(&self, revoked: &[(String, Timestamp)], now: Timestamp) -> anyhow::Result<()> {
         let account = jwt::with_revocations(&self.account, revoked, now, &self.signing)?;
-        let answer = self.system.request(UPDATE_ACCOUNT, account.into()).await.context("the broker's system account")?;
+        let answer =
+            self.system.request(UPDATE_ACCOUNT, account.into()).await.context("the broker's system account")?;
         let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
         if answer["data"]["code"] != 200 {
             bail!("the broker did not take the account: {answer}");

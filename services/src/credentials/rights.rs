@@ -30,7 +30,12 @@ pub(crate) fn users() -> [User; 6] {
     let ui = format!("{}.>", subject::UI_INBOX);
     [
         // May change streams. Used once, at the start of a market.
-        user("bootstrap", "services", api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]), &[&services]),
+        user(
+            "bootstrap",
+            "services",
+            api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
+            &[&services],
+        ),
         // Answers commands: may publish to inboxes only.
         user("serve", "services", inboxes(&[subject::ANY_INBOX]), &[subject::COMMANDS, subject::DISCOVERY, &services]),
         // Appends events and reads the log. May not change a stream; TELEMETRY, which lies in memory, it may make anew.
@@ -51,11 +56,8 @@ pub(crate) fn users() -> [User; 6] {
         user(
             "operator",
             "projector",
-            [
-                vec![subject::query("*")],
-                [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(reads).collect(),
-            ]
-            .concat(),
+            [vec![subject::query("*")], [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(reads).collect()]
+                .concat(),
             &[&operator],
         ),
         // Asks in the name of people; knows their sessions; reads output; keeps files.
@@ -76,9 +78,9 @@ pub(crate) fn machine() -> Permissions {
 }
 
 /// The system's user that hands in the account's list of revoked machines.
-pub(crate) fn revoker() -> Permissions {
+pub(crate) fn revoker(account: &str) -> Permissions {
     Permissions {
-        publish: vec![subject::UPDATE_ACCOUNT.to_owned()],
+        publish: vec![subject::UPDATE_ACCOUNT.to_owned(), subject::lookup_account(account)],
         subscribe: vec![format!("{}.>", subject::SERVICES_INBOX)],
     }
 }
@@ -170,7 +172,8 @@ mod tests {
             }
             let passwords = may(&user, "$KV.CREDENTIALS.x") || may(&user, "$JS.API.DIRECT.GET.KV_CREDENTIALS.x");
             assert_eq!(passwords, user.name == "ui", "{}", user.name);
-            let secrets = may(&user, "$JS.API.DIRECT.GET.KV_JOBENV.x") || may(&user, "$JS.API.STREAM.MSG.GET.KV_JOBENV");
+            let secrets =
+                may(&user, "$JS.API.DIRECT.GET.KV_JOBENV.x") || may(&user, "$JS.API.STREAM.MSG.GET.KV_JOBENV");
             assert_eq!(secrets, user.name == "append", "{}", user.name);
         }
     }

@@ -3,8 +3,8 @@
 use gpubnb_events::{
     AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
     command::{
-        Accept, ChangeMachine, ClosePayout, Decline, Deposit, RecordTest, Report, RequestPayout,
-        SetSuspension, Start, SubmitJob,
+        Accept, ChangeMachine, ClosePayout, Decline, Deposit, RecordTest, Report, RequestPayout, SetSuspension, Start,
+        SubmitJob,
     },
     log::Proposal,
     spec::Offer,

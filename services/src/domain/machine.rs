@@ -174,7 +174,7 @@ impl Machine {
                         Availability::Delisted => Availability::Ready,
                         kept => kept,
                     };
-                    *m = Self { leases, availability, ..Self::new(seq, e) };
+                    *m = Self { availability, leases, ..Self::new(seq, e) };
                 })
                 .or_insert_with(|| Self::new(seq, e));
             return;

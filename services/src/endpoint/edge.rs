@@ -3,8 +3,7 @@
 use gpubnb_events::{
     Actor,
     command::{
-        CancelJob, ClosePayout, Deposit, Done, OpenAccount, Quote, RequestPayout, SetSuspension,
-        SubmitJob, Submitted,
+        CancelJob, ClosePayout, Deposit, Done, OpenAccount, Quote, RequestPayout, SetSuspension, SubmitJob, Submitted,
     },
     rpc::{Failure, Incoming, Requester, Server},
     spec::PlacementExplanation,

@@ -3,8 +3,8 @@
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest,
-        Report, Start, UploadGrant,
+        Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest, Report, Start,
+        UploadGrant,
     },
     rpc::{Failure, Incoming, Requester, Server},
     stream, subject,

@@ -2,10 +2,7 @@
 
 use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
-    command::{
-        ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension,
-        SubmitJob,
-    },
+    command::{ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension, SubmitJob},
     spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources},
     template,
 };
@@ -48,7 +45,10 @@ impl Market {
                 self.checker.honest.insert(machine);
             }
             self.workers.push(Worker::new(machine, owner, offer.clone(), honest));
-            commands.push((Actor::Machine(machine), Command::ListMachine(machine, Listing { owner, public_key: None, offer })));
+            commands.push((
+                Actor::Machine(machine),
+                Command::ListMachine(machine, Listing { owner, public_key: None, offer }),
+            ));
         }
         commands
     }

@@ -35,9 +35,10 @@ async fn main() -> anyhow::Result<()> {
     Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
     println!("gpubnb: starting broker, services, projector, web server and a worker on 127.0.0.1");
     let port = (args.port != 0).then_some(args.port);
-    let mut system = System::start(Options { port, hurried: false, ..Options::default() }).await.with_context(|| {
-        format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port)
-    })?;
+    let mut system =
+        System::start(Options { port, hurried: false, ..Options::default() }).await.with_context(|| {
+            format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port)
+        })?;
     let shown = tokio::select! {
         shown = show(&mut system, &args) => shown,
         _ = tokio::signal::ctrl_c() => Ok(Value::Null),

@@ -121,11 +121,8 @@ mod tests {
     #[test]
     fn guessing_slows_down_and_others_are_not_held_back() {
         let n = |n| NonZeroU32::new(n).unwrap();
-        let paces = Paces::new(Pace {
-            requests_per_second: n(2),
-            sign_ins_per_minute: n(3),
-            sign_ups_per_minute: n(1),
-        });
+        let paces =
+            Paces::new(Pace { requests_per_second: n(2), sign_ins_per_minute: n(3), sign_ups_per_minute: n(1) });
         for _ in 0..GUESSES.get() {
             paces.guess("a").unwrap();
         }

@@ -139,8 +139,7 @@ impl People {
         check_password(&new.password)?;
         let account = AccountId::generate();
         let password = self.passwords.hash(new.password.clone()).await?;
-        let person =
-            Person { email: email.to_owned(), password, created_at: now, operator: false, tokens: Vec::new() };
+        let person = Person { email: email.to_owned(), password, created_at: now, operator: false, tokens: Vec::new() };
         // The person first: an address that leads nowhere could never be used again.
         self.rows.create(&account_key(account), &person).await?;
         Ok(self.rows.create(&login_key(email), &account).await?.then_some(account))

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use argon2::{
     Argon2,
-    password_hash::{PasswordHasher as _, PasswordVerifier as _, phc::{Error, PasswordHash}},
+    password_hash::{
+        PasswordHasher as _, PasswordVerifier as _,
+        phc::{Error, PasswordHash},
+    },
 };
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
@@ -15,7 +18,8 @@ use crate::error::Problem;
 /// Hashing a password takes 19 MiB and much of a core: as many at once, and no more.
 const AT_ONCE: usize = 2;
 /// Verified where there is no such person, so that the answer takes as long.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$WfgKz0sM6M6CxmLBgPn1VBTTfX5hVyGXHgHVzlP6MUA";
+const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$WfgKz0sM6M6CxmLBgPn1VBTTfX5hVyGXHgHVzlP6MUA";
 
 /// 256 bits from the operating system's generator, as text.
 pub(super) fn new_secret() -> String {

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::jobs::Input;
 use crate::{
+    access::SignedIn,
     app::App,
     error::{ApiError, Problem},
     extract::Query,
-    access::SignedIn,
 };
 
 /// Answer of `GET /api/v1/wallet`.

@@ -22,13 +22,13 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
 use crate::{
+    access::SignedIn,
     app::App,
     error::{ApiError, Problem},
     extract::{AtLeast, Path, Query},
     input::NewJob,
     live::output::{self, Said},
     transfer,
-    access::SignedIn,
 };
 
 /// A JSON body; what is wrong with it is said, with the field.
@@ -231,9 +231,7 @@ pub(crate) async fn logs(
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let (said, next) = output::so_far(&app, &row, part.cursor.unwrap_or(1), LINES).await?;
     let line = |said| match said {
-        Said::Line(lease, number, line) => {
-            Some(Line::new(lease, number, line))
-        }
+        Said::Line(lease, number, line) => Some(Line::new(lease, number, line)),
         _ => None,
     };
     Ok(Json(Page { rows: said.into_iter().filter_map(line).collect(), next: next.map(|seq| seq.to_string()) }))

@@ -4,8 +4,8 @@ use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
     Actor, MachineId, Seq,
     command::{
-        AskChallenge, Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineCredential,
-        MachineWish, RedeemEnrollment, RenewCredential, RevokeMachine, Revoked,
+        AskChallenge, Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineCredential, MachineWish,
+        RedeemEnrollment, RenewCredential, RevokeMachine, Revoked,
     },
     template::Template,
 };

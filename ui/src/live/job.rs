@@ -23,11 +23,11 @@ use super::{
     pending_changes,
 };
 use crate::{
+    access::SignedIn,
     app::App,
     error::PageError,
     extract::{AtLeast, Path, Query},
     page::job as page,
-    access::SignedIn,
 };
 
 /// `GET /jobs/{id}/live`. The id of an event is where to read on in the job's output.

@@ -19,7 +19,7 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "account.html")]
-struct Account {
+struct AccountPage {
     chrome: Chrome,
     email: String,
     account: gpubnb_events::AccountId,
@@ -35,7 +35,7 @@ struct Account {
     now: Timestamp,
 }
 
-impl Account {
+impl AccountPage {
     /// Whether this is the browser that looks.
     fn is_present(&self, session: &SessionInfo) -> bool {
         self.session == Some(session.id)
@@ -52,7 +52,7 @@ async fn show(
     let (account, now) = (signed_in.account, app.now());
     let operator = signed_in.viewer.operator;
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
-    let page = Account {
+    let page = AccountPage {
         chrome: Chrome::new("Account", "account", signed_in.viewer),
         email: app.people.email(account).await?,
         account,
@@ -135,9 +135,11 @@ const DAY: u64 = 24 * 3_600_000;
 fn new_token(fields: &[(String, String)], now: Timestamp) -> Result<NewToken, Problem> {
     let value = |name: &str| fields.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str());
     let scopes = fields.iter().filter(|(name, _)| name == "scope");
-    let days: u64 = value("days").parse().ok().filter(|days| (1..=365).contains(days)).ok_or_else(|| {
-        Problem::invalid("days", "A token lives from 1 to 365 days.")
-    })?;
+    let days: u64 = value("days")
+        .parse()
+        .ok()
+        .filter(|days| (1..=365).contains(days))
+        .ok_or_else(|| Problem::invalid("days", "A token lives from 1 to 365 days."))?;
     Ok(NewToken {
         label: value("label").to_owned(),
         scopes: scopes.filter_map(|(_, scope)| scope.parse().ok()).collect(),

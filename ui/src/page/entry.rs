@@ -50,7 +50,13 @@ pub(crate) struct Typed {
     next: String,
 }
 
-fn show(new: bool, welcome: bool, next: String, email: String, problem: Option<Problem>) -> Result<Response, PageError> {
+fn show(
+    new: bool,
+    welcome: bool,
+    next: String,
+    email: String,
+    problem: Option<Problem>,
+) -> Result<Response, PageError> {
     let (title, here) = if new { ("Sign up", "sign-up") } else { ("Sign in", "sign-in") };
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let chrome = Chrome::new(title, here, Viewer::default());

@@ -21,11 +21,11 @@ use gpubnb_projector::{
 
 use super::{Chrome, fragment, html};
 use crate::{
+    access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::{AtLeast, Path, Query},
     live::output,
-    access::SignedIn,
 };
 
 #[derive(Template)]
@@ -126,7 +126,14 @@ pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known:
     );
     let machine = known.machine.as_ref().map(|(_, machine)| machine);
     let progress = known.progress.as_ref().map(progress_bar).unwrap_or_default();
-    shown(fragment(&Summary { job, machine, progress, waiting, now: app.now(), csrf: super::csrf_field(signed_in.viewer) }))
+    shown(fragment(&Summary {
+        job,
+        machine,
+        progress,
+        waiting,
+        now: app.now(),
+        csrf: super::csrf_field(signed_in.viewer),
+    }))
 }
 
 /// The bill, or what will be on it.

@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Chrome, fragment, html};
 use crate::{
+    access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::Query,
     live::fragment as live_fragment,
-    access::SignedIn,
 };
 
 /// Filters, as in the address.

@@ -19,11 +19,11 @@ use gpubnb_projector::{
 
 use super::{Chrome, fragment, html};
 use crate::{
+    access::Viewer,
     app::App,
     error::{PageError, Problem},
     extract::Path,
     live::fragment as live_fragment,
-    access::Viewer,
 };
 
 #[derive(Template)]

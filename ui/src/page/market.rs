@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Chrome, fragment, html};
 use crate::{
+    access::Viewer,
     app::App,
     error::{PageError, Problem},
     extract::Query,
     live::fragment as live_fragment,
-    access::Viewer,
 };
 
 /// Filters and order, as in the address.

@@ -16,11 +16,11 @@ use serde::Deserialize;
 
 use super::{Chrome, fragment, html};
 use crate::{
+    access::{SignedIn, Viewer},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
     input,
-    access::{SignedIn, Viewer},
 };
 
 /// What a link into the form may preset.

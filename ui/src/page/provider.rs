@@ -14,10 +14,10 @@ use serde::Deserialize;
 
 use super::{Chrome, html};
 use crate::{
+    access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::{AtLeast, Form, Origin, Path, Query},
-    access::SignedIn,
 };
 
 #[derive(Template)]

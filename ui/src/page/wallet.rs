@@ -17,10 +17,10 @@ use serde::Deserialize;
 
 use super::{Chrome, html};
 use crate::{
+    access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
-    access::SignedIn,
 };
 
 /// Which part of the statement.
@@ -53,7 +53,14 @@ pub(crate) async fn page(
     let query = StatementQuery { account, before: part.before.map(Seq), limit: 50 };
     let statement = app.queries.statement(actor, query, Seq(part.seq)).await?;
     let chrome = Chrome::new("Wallet", "wallet", signed_in.viewer);
-    Ok(html(&Wallet { chrome, balance, statement, deposit: CommandId::generate(), payout: CommandId::generate(), now: app.now() })?)
+    Ok(html(&Wallet {
+        chrome,
+        balance,
+        statement,
+        deposit: CommandId::generate(),
+        payout: CommandId::generate(),
+        now: app.now(),
+    })?)
 }
 
 /// An amount and the id that makes saying it twice safe.

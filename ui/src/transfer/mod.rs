@@ -238,9 +238,11 @@ async fn taken(app: &App, account: AccountId) -> Result<u64, Problem> {
 /// Adds what only the store knows of the files that a job is to be given. Another account's look like none.
 pub(crate) async fn describe(app: &App, account: AccountId, inputs: &mut [Input]) -> Result<(), Problem> {
     for input in inputs {
-        let info = app.inputs.info(input_name(account, input.input)).await.map_err(|_| {
-            Problem::invalid("inputs", format!("There is no file {}: put it first.", input.input))
-        })?;
+        let info = app
+            .inputs
+            .info(input_name(account, input.input))
+            .await
+            .map_err(|_| Problem::invalid("inputs", format!("There is no file {}: put it first.", input.input)))?;
         (input.bytes, input.sha256) = described(&info);
     }
     Ok(())
