@@ -1,0 +1,63 @@
+//! Signing up, logging in, and codes for machines.
+
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    api::Api,
+    args::{Login, Who},
+    saved::{self, Saved},
+};
+
+fn password(who: &Who) -> anyhow::Result<String> {
+    if let Some(path) = &who.password_file {
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        return Ok(text.lines().next().unwrap_or_default().to_owned());
+    }
+    if !std::io::stdin().is_terminal() {
+        bail!("there is nobody to ask for the password: use --password-file");
+    }
+    Ok(rpassword::prompt_password(format!("Password of {}: ", who.email))?)
+}
+
+pub(crate) async fn sign_up(api: &Api, who: &Who) -> anyhow::Result<u8> {
+    let said = api.post("/accounts", &json!({ "email": who.email, "password": password(who)? })).await?;
+    println!("{}", said["message"].as_str().unwrap_or_default());
+    Ok(0)
+}
+
+pub(crate) async fn login(api: &Api, login: &Login) -> anyhow::Result<u8> {
+    let scopes = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
+    let body = json!({
+        "email": login.who.email, "password": password(&login.who)?, "label": login.label,
+        "scopes": scopes, "days": login.days,
+    });
+    let made: Value = api.post("/login", &body).await?;
+    let token = made["token"].as_str().context("an answer without a token")?.to_owned();
+    let path = saved::write(&Saved { url: api.url.clone(), token })?;
+    println!(
+        "Logged in to {} until {} ({}).",
+        api.url,
+        made["expires_at"].as_str().unwrap_or_default(),
+        path.display()
+    );
+    Ok(0)
+}
+
+pub(crate) fn logout() -> anyhow::Result<u8> {
+    saved::forget()?;
+    println!("The token is forgotten here. Revoke it on your account page, if others may have it.");
+    Ok(0)
+}
+
+pub(crate) async fn enroll_code(api: &Api, json: bool) -> anyhow::Result<u8> {
+    let code = api.post("/enrollments", &json!({})).await?;
+    if json {
+        println!("{code}");
+    } else {
+        println!("{}", code["code"].as_str().unwrap_or_default());
+    }
+    Ok(0)
+}

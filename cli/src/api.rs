@@ -1,0 +1,71 @@
+//! The market's API, as this client uses it. A no is told in the market's own words.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, bail};
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use crate::saved;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A client of one market.
+pub(crate) struct Api {
+    client: Client,
+    pub(crate) url: String,
+    token: Option<String>,
+}
+
+impl Api {
+    pub(crate) fn new(url: Option<&str>, token: Option<String>, authority: Option<&Path>) -> anyhow::Result<Self> {
+        // Another library in this process may have installed one: either is good.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let mut builder = Client::builder().connect_timeout(Duration::from_secs(5));
+        if let Some(path) = authority {
+            let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
+        }
+        let saved = saved::read()?;
+        let known = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
+        let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| known.as_ref().map(|s| s.url.clone()));
+        let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
+        Ok(Self { client: builder.build()?, url, token: token.or(known.map(|s| s.token)) })
+    }
+
+    /// A request, below `/api/v1`.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.client.request(method, format!("{}/api/v1{path}", self.url));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    /// Sends a request; fails where the answer is no.
+    pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let response = request.send().await.with_context(|| format!("{} does not answer", self.url))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let problem: Value = response.json().await.unwrap_or_default();
+        let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
+        if status.as_u16() == 401 && self.token.is_none() {
+            bail!("log in first: gpubnb login <e-mail address> --url {}", self.url);
+        }
+        match problem["field"].as_str() {
+            Some(field) => bail!("{} ({field}): {}", text("title"), text("detail")),
+            None if problem["detail"].is_string() => bail!("{}: {}", text("title"), text("detail")),
+            None => bail!("{} answered {status}", self.url),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        Ok(self.send(self.request(Method::GET, path).timeout(PATIENCE)).await?.json().await?)
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        Ok(self.send(self.request(Method::POST, path).timeout(PATIENCE).json(body)).await?.json().await?)
+    }
+}

@@ -1,0 +1,121 @@
+//! Following a job: what it says, how far it is, and how it ends.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    CANCELLED,
+    api::Api,
+    show::plain,
+    stream::{Event, Events},
+};
+
+/// What was said right before the end may still be on its way.
+const LAST_WORDS: Duration = Duration::from_millis(700);
+/// Exit code of a job that failed otherwise than by its own code.
+const JOB_FAILED: u8 = 1;
+
+/// `gpubnb logs`.
+pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyhow::Result<u8> {
+    if follow {
+        return to_the_end(api, job, json, false).await.map(|_| 0);
+    }
+    let mut cursor = String::new();
+    loop {
+        let page = api.get(&format!("/jobs/{job}/logs{cursor}")).await?;
+        for line in page["rows"].as_array().into_iter().flatten() {
+            print_line(line, json);
+        }
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("?cursor={next}"),
+            None => return Ok(0),
+        }
+    }
+}
+
+/// A job's line goes where the job wrote it; its bytes must not steer this terminal.
+fn print_line(line: &Value, json: bool) {
+    let text = plain(line["text"].as_str().unwrap_or_default());
+    match (json, line["stream"].as_str()) {
+        (true, _) => println!("{line}"),
+        (false, Some("stderr")) => eprintln!("{text}"),
+        (false, _) => println!("{text}"),
+    }
+}
+
+/// Shows a job until it is settled, and returns it. `ask_to_stop`: Ctrl-C asks the job to stop.
+pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bool) -> anyhow::Result<Value> {
+    let bar = ProgressBar::new(1_000);
+    bar.set_style(ProgressStyle::with_template("{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
+    let mut trail = Events::of(api, format!("/jobs/{job}/events/stream"));
+    let mut said = Events::of(api, format!("/jobs/{job}/logs/stream"));
+    let mut asked = false;
+    let settled = loop {
+        tokio::select! {
+            event = trail.next() => {
+                let event = event?;
+                bar.set_message(event.name.clone());
+                if event.name == "Settled" {
+                    break event.data["seq"].as_u64().unwrap_or(0);
+                }
+            }
+            event = said.next() => show(event?, &bar, json),
+            pressed = tokio::signal::ctrl_c(), if ask_to_stop => {
+                pressed?;
+                if asked {
+                    anyhow::bail!("left; the job is being stopped: gpubnb logs -f {job}");
+                }
+                asked = true;
+                bar.suspend(|| eprintln!("Asking the job to stop. Press Ctrl-C again to leave."));
+                if let Err(e) = api.post(&format!("/jobs/{job}/cancel"), &json!({})).await {
+                    bar.suspend(|| eprintln!("{e:#}"));
+                }
+            }
+        }
+    };
+    while let Ok(Ok(event)) = timeout(LAST_WORDS, said.next()).await {
+        show(event, &bar, json);
+    }
+    bar.finish_and_clear();
+    api.get(&format!("/jobs/{job}?min_seq={settled}")).await
+}
+
+fn show(event: Event, bar: &ProgressBar, json: bool) {
+    match event.name.as_str() {
+        "line" => bar.suspend(|| print_line(&event.data, json)),
+        "progress" => {
+            let fraction = event.data["fraction"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
+            // From 0 to 1,000.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            bar.set_position((fraction * 1_000.0) as u64);
+            bar.set_message(plain(event.data["message"].as_str().unwrap_or_default()));
+        }
+        _ => {}
+    }
+}
+
+/// The exit code that says how a job ended: its own, where it had one.
+pub(crate) fn exit_code(job: &Value) -> u8 {
+    match job["state"].as_str() {
+        Some("Completed") => 0,
+        Some("Cancelled") => CANCELLED,
+        _ => job["reason"]["code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(JOB_FAILED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_the_jobs() {
+        let code = |job: Value| exit_code(&job);
+        assert_eq!(code(json!({ "state": "Completed" })), 0);
+        assert_eq!(code(json!({ "state": "Failed", "reason": { "name": "NonZeroExit", "code": 3 } })), 3);
+        assert_eq!(code(json!({ "state": "Failed", "reason": { "name": "TimeLimit" } })), 1);
+        assert_eq!(code(json!({ "state": "Cancelled" })), 130);
+    }
+}

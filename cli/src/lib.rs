@@ -1,0 +1,46 @@
+//! The command-line client of `GPUbnb`: thin over `/api/v1`, for people at a terminal and for scripts.
+//!
+//! Belongs here: what a person types, and how answers look in a terminal. Must not come here: a rule of the market, or a
+//! way to it that is not the public API.
+
+mod account;
+mod api;
+mod args;
+mod follow;
+mod saved;
+mod show;
+mod stream;
+mod submit;
+
+use clap::CommandFactory as _;
+
+pub use args::Cli;
+use args::Command;
+
+/// Exit code where the client itself failed, and not the job.
+pub const FAILED: u8 = 125;
+/// Exit code of a job that was cancelled.
+const CANCELLED: u8 = 130;
+
+/// Does what was asked. Returns the exit code.
+pub async fn run(cli: Cli) -> anyhow::Result<u8> {
+    let json = cli.json;
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "gpubnb", &mut std::io::stdout());
+        return Ok(0);
+    }
+    let api = api::Api::new(cli.url.as_deref(), cli.token, cli.ca.as_deref())?;
+    match cli.command {
+        Command::SignUp(who) => account::sign_up(&api, &who).await,
+        Command::Login(login) => account::login(&api, &login).await,
+        Command::Logout => account::logout(),
+        Command::EnrollCode => account::enroll_code(&api, json).await,
+        Command::Machines => show::machines(&api, json).await,
+        Command::Jobs { state, limit } => show::jobs(&api, state.as_deref(), limit, json).await,
+        Command::Receipt { job } => show::receipt(&api, &job, json).await,
+        Command::Cancel { job } => show::cancel(&api, &job, json).await,
+        Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
+        Command::Run(run) => submit::run(&api, *run, json).await,
+        Command::Completions { .. } => Ok(0),
+    }
+}

@@ -1,0 +1,55 @@
+//! What `login` keeps: the market and the token, readable by their owner only.
+
+use std::{
+    env, fs,
+    io::{ErrorKind, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+/// Where one is logged in.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Saved {
+    pub(crate) url: String,
+    pub(crate) token: String,
+}
+
+fn path() -> anyhow::Result<PathBuf> {
+    let base = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".config")));
+    Ok(base.context("neither XDG_CONFIG_HOME nor HOME is set: use --token")?.join("gpubnb/login.json"))
+}
+
+/// What was kept, if anything was.
+pub(crate) fn read() -> anyhow::Result<Option<Saved>> {
+    let path = path()?;
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())).map(Some),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Keeps it.
+pub(crate) fn write(saved: &Saved) -> anyhow::Result<PathBuf> {
+    let path = path()?;
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let partial = path.with_extension("partial");
+    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(&serde_json::to_vec_pretty(saved)?)?;
+    fs::rename(&partial, &path)?;
+    Ok(path)
+}
+
+/// Forgets it.
+pub(crate) fn forget() -> anyhow::Result<()> {
+    match fs::remove_file(path()?) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,105 @@
+//! Lists and bills, as tables for people and JSON for programs.
+
+use gpubnb_events::MicroUsd;
+use serde_json::{Value, json};
+
+use crate::api::Api;
+
+/// A text for a terminal: what others wrote must not steer it.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn text(value: &Value) -> String {
+    plain(value.as_str().unwrap_or_default())
+}
+
+fn dollars(value: &Value) -> String {
+    MicroUsd(value.as_i64().unwrap_or(0)).to_string()
+}
+
+fn table(head: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(head.get(column).map(|h| h.len())).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(&head.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
+    for row in rows {
+        line(row);
+    }
+}
+
+fn rows(page: &Value) -> Vec<Value> {
+    page["rows"].as_array().cloned().unwrap_or_default()
+}
+
+pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
+    let page = api.get("/machines").await?;
+    if json {
+        println!("{page}");
+        return Ok(0);
+    }
+    let mut machines = rows(&page);
+    machines.sort_by_key(|m| m["offer"]["price"].as_i64());
+    let row = |m: &Value| {
+        let hardware = &m["offer"]["hardware"];
+        let gpus = hardware["gpus"].as_array().map_or(0, Vec::len);
+        let model = text(&hardware["gpus"][0]["model"]);
+        let simulated = if hardware["simulated"] == true { " (simulated)" } else { "" };
+        let gpus = if gpus == 0 { "CPU only".to_owned() } else { format!("{gpus} × {model}{simulated}") };
+        let price = format!("{}/h", dollars(&m["offer"]["price"]));
+        let name = text(&m["offer"]["name"]);
+        vec![text(&m["machine"]), name, text(&m["presence"]), text(&m["offer"]["region"]), gpus, price]
+    };
+    table(&["MACHINE", "NAME", "STATE", "REGION", "GPU", "PRICE"], &machines.iter().map(row).collect::<Vec<_>>());
+    Ok(0)
+}
+
+pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool) -> anyhow::Result<u8> {
+    let state = state.map_or_else(String::new, |state| format!("&state={}", plain(state).replace(['&', ' ', '#'], "")));
+    let page = api.get(&format!("/jobs?limit={limit}{state}")).await?;
+    if json {
+        println!("{page}");
+        return Ok(0);
+    }
+    let row = |j: &Value| {
+        let created = text(&j["submitted_at"]);
+        vec![text(&j["job"]), text(&j["spec"]["name"]), text(&j["state"]), created, dollars(&j["cost"])]
+    };
+    table(&["JOB", "NAME", "STATE", "SUBMITTED", "COST"], &rows(&page).iter().map(row).collect::<Vec<_>>());
+    Ok(0)
+}
+
+pub(crate) async fn receipt(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
+    let receipt = api.get(&format!("/jobs/{job}/receipt")).await?;
+    if json {
+        println!("{receipt}");
+        return Ok(0);
+    }
+    let metering = &receipt["metering"];
+    println!("{:<28}{} ms", "metered", metering["billed"]);
+    println!("{:<28}{}/h", "price", dollars(&receipt["terms"]["price"]));
+    println!("{:<28}{}", "cost", dollars(&receipt["cost"]));
+    println!("{:<28}{}", "  to the provider", dollars(&receipt["earned"]));
+    println!("{:<28}{}", "  fee", dollars(&receipt["fee"]));
+    println!(
+        "computed from events {} to {}, settled by event {}",
+        metering["started"], metering["ended"], receipt["seq"]
+    );
+    Ok(0)
+}
+
+pub(crate) async fn cancel(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
+    let done = api.post(&format!("/jobs/{job}/cancel"), &json!({})).await?;
+    if json {
+        println!("{done}");
+    } else {
+        println!("The job was asked to stop.");
+    }
+    Ok(0)
+}

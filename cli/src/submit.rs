@@ -1,0 +1,106 @@
+//! `gpubnb run`: puts the files, submits the job, follows it, and fetches what it leaves.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use gpubnb_events::{CommandId, JobId};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio_util::io::ReaderStream;
+
+use crate::{api::Api, args::Run, follow, stream};
+
+pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
+    let mut inputs = Vec::new();
+    for input in &run.inputs {
+        inputs.push(put(api, input).await?);
+    }
+    let submitted = api.post("/jobs", &body(&run, inputs)?).await?;
+    let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
+    if run.detach {
+        println!("{}", if json { submitted.to_string() } else { job });
+        return Ok(0);
+    }
+    eprintln!("Job {job}: {}/jobs/{job}", api.url);
+    let ended = follow::to_the_end(api, &job, json, true).await?;
+    if !run.no_download {
+        let directory = run.output.clone().unwrap_or_else(|| PathBuf::from(&job));
+        download(api, &job, &ended, &directory).await?;
+    }
+    if json {
+        println!("{ended}");
+    } else {
+        eprintln!("{}", ended["summary"].as_str().unwrap_or_default());
+    }
+    Ok(follow::exit_code(&ended))
+}
+
+fn body(run: &Run, inputs: Vec<Value>) -> anyhow::Result<Value> {
+    let mut env = BTreeMap::new();
+    for given in &run.env {
+        let (name, value) = match given.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (given.clone(), std::env::var(given).with_context(|| format!("{given} is not set here"))?),
+        };
+        env.insert(name, value);
+    }
+    let job = run.id.clone().unwrap_or_else(|| JobId::generate().to_string());
+    let params: BTreeMap<_, _> = run.params.iter().cloned().collect();
+    let whole = json!({
+        "job": job, "name": run.name, "template": run.template, "image": run.image, "parameters": params,
+        "command": run.command, "env": env, "inputs": inputs, "machine": run.machine,
+        "price_cap_usd": run.price_cap, "budget_usd": run.budget, "gpus": run.gpus, "vram_mib": run.vram,
+        "memory_mib": run.memory, "time_seconds": run.time, "max_attempts": run.once.then_some(1),
+    });
+    Ok(whole)
+}
+
+/// Puts a file, and says where the job finds it.
+async fn put(api: &Api, given: &str) -> anyhow::Result<Value> {
+    let (file, path) = match given.rsplit_once(':') {
+        Some((file, path)) if !path.is_empty() => (PathBuf::from(file), path.to_owned()),
+        _ => {
+            let file = PathBuf::from(given);
+            let name = file.file_name().and_then(|name| name.to_str()).context("a file without a name")?.to_owned();
+            (file, name)
+        }
+    };
+    let content = tokio::fs::File::open(&file).await.with_context(|| format!("reading {}", file.display()))?;
+    let bytes = content.metadata().await?.len();
+    let input = CommandId::generate();
+    let content = reqwest::Body::wrap_stream(ReaderStream::new(content));
+    let request = api.request(Method::PUT, &format!("/inputs/{input}")).header("content-length", bytes).body(content);
+    api.send(request).await.with_context(|| format!("putting {}", file.display()))?;
+    Ok(json!({ "input": input, "path": path }))
+}
+
+/// Fetches what a job left. Its names are a stranger's: nothing is written outside the directory, and no link is followed.
+async fn download(api: &Api, job: &str, ended: &Value, directory: &Path) -> anyhow::Result<()> {
+    let files = ended["outputs"].as_array().cloned().unwrap_or_default();
+    for file in &files {
+        let path = file["path"].as_str().unwrap_or_default();
+        let plain = path.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains('\\'));
+        ensure!(plain && !path.chars().any(char::is_control), "a file is named {path:?}: it is not fetched");
+        let target = directory.join(path);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+        }
+        if fs::symlink_metadata(&target).is_ok_and(|known| known.is_symlink()) {
+            bail!("{} is a link: it is not written through", target.display());
+        }
+        let mut url = reqwest::Url::parse(&format!("{}/x", api.url))?;
+        let segments = url.path_segments_mut().map_err(|()| anyhow::anyhow!("the market's address has no path"));
+        segments?.clear().extend(["jobs", job, "artifacts"]).extend(path.split('/'));
+        let response = api.send(api.request(Method::GET, url.path())).await?;
+        let (hash, bytes) = stream::save(response, &target).await.with_context(|| format!("fetching {path}"))?;
+        ensure!(file["sha256"] == hash.as_str() && file["bytes"] == bytes, "{path} arrived damaged: fetch it again");
+    }
+    if !files.is_empty() {
+        eprintln!("{} files in {}", files.len(), directory.display());
+    }
+    Ok(())
+}
