@@ -46,7 +46,7 @@ quietly() { "$@" >>"$dir/log" 2>&1; }
 # each other would do the same work twice.
 dc() {
   COMPOSE_PARALLEL_LIMIT=1 \
-    GPUBNB_PORT=0 GPUBNB_STATE="$state" GPUBNB_NAME="$run" GPUBNB_DOCKER_SOCKET="$socket" \
+    GPUBNB_PORT=0 GPUBNB_PRICE=0 GPUBNB_STATE="$state" GPUBNB_NAME="$run" GPUBNB_DOCKER_SOCKET="$socket" \
     "${compose[@]}" --progress plain --project-name "$run" --file compose.yaml --file "$override" "$@"
 }
 
@@ -105,7 +105,7 @@ trap 'exit 143' TERM
 mkdir "$state"
 
 # --- the parts that were built before, for stand-ins ------------------------------------------------------
-names=(gpubnb-services gpubnb-projector gpubnb-provider gpubnb-ui)
+names=(gpubnb-services gpubnb-projector gpubnb-provider gpubnb-ui gpubnb)
 binaries="${GPUBNB_BINARIES:-}"
 
 missing_in() {
@@ -264,6 +264,7 @@ services:
   services: { image: $run/market }
   projector: { image: $run/market }
   ui: { image: $run/market }
+  first: { image: $run/market }
   provider: { image: $run/market }
   images: { image: $run/workloads, build: *build }
 YAML
@@ -292,17 +293,26 @@ if ! docker image inspect gpubnb/workloads:1 >/dev/null 2>&1; then
   lent="$(docker image inspect -f '{{.Id}}' gpubnb/workloads:1)"
 fi
 sees nats "10001 /keys/nats.conf"
-sees services "10001 /keys/services.passwords /keys/transfer.key"
-sees projector "10001 /keys/projector.passwords"
-sees ui "10001 /keys/transfer.key /keys/ui.passwords"
-sees provider "0 /keys/provider.passwords"
-say "each process has its own passwords and no other"
+sees services "10001 /keys/account.jwt /keys/append.creds /keys/bootstrap.creds /keys/issuer.seed /keys/revoker.seed /keys/sealing.seed /keys/serve.creds /keys/system.creds /keys/transfer.key"
+sees projector "10001 /keys/operator.creds /keys/projector.creds"
+sees ui "10001 /keys/transfer.key /keys/ui.creds"
+say "each process has its own keys and no other"
+
+say "a person signs up"
+who='{"email":"person@gpubnb.example","password":"a long enough one"}'
+curl -sS --fail-with-body --max-time 10 -H 'content-type: application/json' -d "$who" "$url/accounts" >/dev/null ||
+  fail "nobody can sign up"
+token="$(jq -c '. + {label: "test", scopes: ["jobs:read", "jobs:write"]}' <<<"$who" |
+  curl -sS --fail-with-body --max-time 10 -H 'content-type: application/json' -d @- "$url/login" | jq -er .token)" ||
+  fail "nobody can log in"
+# The token, where other programs on this machine do not see it.
+ask() { curl -sS --max-time 10 --config <(echo "header = \"Authorization: Bearer $token\"") "$@"; }
 
 # Waits until the job is settled, and prints it.
 settled() {
   local answer=
   for _ in $(seq 300); do
-    answer="$(curl -sS --max-time 10 "$url/jobs/$1" || true)"
+    answer="$(ask "$url/jobs/$1" || true)"
     if [ "$(jq -r .settled <<<"$answer" 2>/dev/null)" = true ]; then
       echo "$answer"
       return
@@ -313,13 +323,13 @@ settled() {
 }
 
 say "a job"
-submitted="$(curl -sS --fail-with-body --max-time 10 -H 'content-type: application/json' \
+submitted="$(ask --fail-with-body -H 'content-type: application/json' \
   -d '{"template":"render","parameters":{"width":"160","height":"90","samples":"4"}}' "$url/jobs")" ||
   fail "the job was not taken: $submitted"
 job="$(jq -er .job <<<"$submitted")" || fail "an answer without a job: $submitted"
 ended="$(settled "$job")"
 [ "$(jq -r .state <<<"$ended")" = Completed ] || fail "the job did not complete: $ended"
-curl -sS --fail --max-time 10 -o "$dir/render.png" "$url/jobs/$job/artifacts/render.png" ||
+ask --fail -o "$dir/render.png" "$url/jobs/$job/artifacts/render.png" ||
   fail "the job left no picture"
 [ "$(head -c 4 "$dir/render.png" | tail -c 3)" = PNG ] || fail "what the job left is no picture"
 say "job $job is settled; its picture has $(stat -c %s "$dir/render.png") bytes"
@@ -329,7 +339,7 @@ quietly dc down || fail "the market did not stop"
 start
 ended="$(settled "$job")"
 [ "$(jq -r .state <<<"$ended")" = Completed ] || fail "the job was forgotten: $ended"
-curl -sS --fail --max-time 10 "$url/jobs/$job/artifacts/render.png" | cmp - "$dir/render.png" ||
+ask --fail "$url/jobs/$job/artifacts/render.png" | cmp - "$dir/render.png" ||
   fail "the picture was lost"
 say "the market kept the job and its picture"
 say "ok after $SECONDS s"

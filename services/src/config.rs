@@ -69,6 +69,9 @@ pub struct Config {
     /// Where workers get and put the files of jobs, as they reach it; without it there are none.
     #[arg(long, env = "GPUBNB_EDGE_URL", value_name = "URL")]
     pub edge_url: Option<String>,
+    /// Writes this file once it answers: for whoever waits for that.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
     /// Seconds that a machine's credential lives before it has to be renewed.
     #[arg(long, env = "GPUBNB_CREDENTIAL_LIFE", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub credential_life: u64,

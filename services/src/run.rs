@@ -82,6 +82,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Box::pin(endpoint::serve(&server, Endpoints { executor, files, issuer, revoker, secrets }))
         .await
         .map_err(anyhow::Error::from_boxed)?;
+    if let Some(path) = &config.ready_file {
+        std::fs::write(path, &replica).with_context(|| format!("writing {}", path.display()))?;
+    }
     info!(replica, "ready");
 
     shutdown.cancelled().await;

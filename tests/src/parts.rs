@@ -45,3 +45,9 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
+
+/// Chooses the library that HTTP clients of this process speak TLS with.
+pub fn crypto() {
+    // Another one may have been chosen: either is good.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}

@@ -30,8 +30,7 @@ pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wal
 impl Web {
     /// A stranger at the market at an address.
     pub fn new(url: &str) -> anyhow::Result<Self> {
-        // Another library in this process may have installed one: either is good.
-        drop(rustls::crypto::ring::default_provider().install_default());
+        crate::parts::crypto();
         let no_redirect = reqwest::redirect::Policy::none();
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(no_redirect).build()?;
         let (email, password) = (String::new(), String::new());
