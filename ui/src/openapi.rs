@@ -6,8 +6,8 @@ use axum::http::Method;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder,
-        Ref, Required, ResponseBuilder,
+        ComponentsBuilder, Content, ContentBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathItem,
+        PathsBuilder, Ref, Required, ResponseBuilder,
         path::{OperationBuilder, ParameterBuilder, ParameterIn},
         request_body::RequestBodyBuilder,
         schema::{ArrayBuilder, ObjectBuilder, Type},
@@ -16,7 +16,7 @@ use utoipa::{
 };
 
 use crate::{
-    access::{Access, Endpoint},
+    access::{Access, Endpoint, Many, Shape},
     error::Problem,
     routes,
 };
@@ -65,18 +65,33 @@ fn template(path: &str) -> String {
     path.replace("{*", "{")
 }
 
+fn reference(name: &str) -> Ref {
+    Ref::from_schema_name(name.to_owned())
+}
+
+/// A body of one thing, of a list of them, or of a page of them.
+fn content(shape: &Shape) -> Content {
+    let list = || ArrayBuilder::new().items(reference(&shape.name)).build();
+    let content = ContentBuilder::new();
+    match shape.many {
+        Many::One => content.schema(Some(reference(&shape.name))).build(),
+        Many::List => content.schema(Some(list())).build(),
+        Many::Page => {
+            let next = ObjectBuilder::new().schema_type(Type::String).description(Some("Pass it on as `cursor`."));
+            let page = ObjectBuilder::new().property("rows", list()).property("next", next).required("rows");
+            content.schema(Some(page.build())).build()
+        }
+    }
+}
+
 fn item(endpoint: &Endpoint) -> PathItem {
-    let reference = |name: &str| Ref::from_schema_name(name.to_owned());
-    let content = |name: &str| ContentBuilder::new().schema(Some(reference(name))).build();
-    let list =
-        |name: &str| ContentBuilder::new().schema(Some(ArrayBuilder::new().items(reference(name)).build())).build();
     let mut answer = ResponseBuilder::new().description("It is so");
     if let Some(shape) = &endpoint.answer {
-        answer = answer.content("application/json", if shape.list { list(&shape.name) } else { content(&shape.name) });
+        answer = answer.content("application/json", content(shape));
     }
     let problem = ResponseBuilder::new()
         .description("It is not: a named problem (RFC 9457)")
-        .content("application/problem+json", content(&Problem::name()));
+        .content("application/problem+json", ContentBuilder::new().schema(Some(reference(&Problem::name()))).build());
     let mut operation = OperationBuilder::new()
         .summary(Some(endpoint.about))
         .description(Some(demand(endpoint.access)))
@@ -93,7 +108,7 @@ fn item(endpoint: &Endpoint) -> PathItem {
         operation = operation.parameter(parameter.build());
     }
     if let Some(shape) = &endpoint.body {
-        let body = RequestBodyBuilder::new().content("application/json", content(&shape.name));
+        let body = RequestBodyBuilder::new().content("application/json", content(shape));
         operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
     }
     if !matches!(endpoint.access, Access::Public | Access::Proof) {

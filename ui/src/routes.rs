@@ -5,7 +5,7 @@ use gpubnb_events::{
     spec::Artifact,
     template::Template,
 };
-use gpubnb_projector::view::{Figures, JobRow, MachineView, Page, Receipt, TrailEvent};
+use gpubnb_projector::view::{Figures, JobRow, MachineView, Receipt, TrailEvent};
 
 use crate::{
     access::{
@@ -98,13 +98,13 @@ fn machines(routes: Routes) -> Routes {
         .lists::<Template>()
         .get("/api/v1/machines", Public, api::machines::list)
         .about("The machines on the market.")
-        .answers::<Page<MachineView>>()
+        .pages::<MachineView>()
         .get("/api/v1/machines/{machine}", Public, api::machines::get)
         .about("One machine.")
         .answers::<MachineView>()
         .get("/api/v1/machines/{machine}/events", Public, api::machines::events)
         .about("A machine's trail. Its owner sees more of it than others.")
-        .answers::<Page<TrailEvent>>()
+        .pages::<TrailEvent>()
         .post("/api/v1/machines/{machine}/wish", Scope(MachinesWrite), api::machines::wish)
         .about("Pauses, resumes, drains, delists or reprices one's own machine.")
         .takes::<MachineWish>()
@@ -135,7 +135,7 @@ fn jobs(routes: Routes) -> Routes {
         .answers::<Quote>()
         .get("/api/v1/jobs", Scope(JobsRead), api::jobs::list)
         .about("One's own jobs, newest first.")
-        .answers::<Page<JobRow>>()
+        .pages::<JobRow>()
         .post("/api/v1/jobs", Scope(JobsWrite), api::jobs::submit)
         .about("Submits a job. The same id (or `Idempotency-Key`) again is the same job.")
         .takes::<input::NewJob>()
@@ -148,12 +148,12 @@ fn jobs(routes: Routes) -> Routes {
         .answers::<Done>()
         .get("/api/v1/jobs/{job}/events", Scope(JobsRead), api::jobs::events)
         .about("A job's trail.")
-        .answers::<Page<TrailEvent>>()
+        .pages::<TrailEvent>()
         .get("/api/v1/jobs/{job}/events/stream", Scope(JobsRead), api::stream::events)
         .about("The trail as it happens: server-sent events, resumed by `Last-Event-ID`.")
         .get("/api/v1/jobs/{job}/logs", Scope(JobsRead), api::jobs::logs)
         .about("A job's log.")
-        .answers::<Page<api::jobs::Line>>()
+        .pages::<api::jobs::Line>()
         .get("/api/v1/jobs/{job}/logs/stream", Scope(JobsRead), api::stream::logs)
         .about("Log, progress and metrics as they come: server-sent events, resumed by `Last-Event-ID`.")
         .get("/api/v1/jobs/{job}/receipt", Scope(JobsRead), api::jobs::receipt)

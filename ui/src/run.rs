@@ -42,9 +42,13 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let changes = Changes::new();
     let tasks = TaskTracker::new();
     tasks.spawn(changes.clone().listen(client, shutdown.clone()));
+    let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
+    let sessions = Sessions::new(sessions);
+    tasks.spawn(people.clone().listen(shutdown.clone()));
+    tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let app = App {
         people,
-        sessions: Sessions::new(js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?),
+        sessions,
         paces: Paces::new(Pace {
             requests_per_second: args.requests_per_second,
             sign_ins_per_minute: args.sign_ins_per_minute,

@@ -10,7 +10,11 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use axum_server::{
+    Handle,
+    accept::NoDelayAcceptor,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tower_http::{set_header::SetResponseHeaderLayer, timeout::RequestBodyTimeoutLayer};
@@ -60,11 +64,12 @@ pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken)
         // Another library in this process may have installed one: either is good.
         drop(rustls::crypto::ring::default_provider().install_default());
         let config = RustlsConfig::from_pem_file(cert, key).await.context("the certificate of this server")?;
-        let mut server = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+        let acceptor = RustlsAcceptor::new(config).acceptor(NoDelayAcceptor::new());
+        let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
         slow_clients_end(server.http_builder());
         server.serve(service).await?;
     } else {
-        let mut server = axum_server::from_tcp(listener)?.handle(handle);
+        let mut server = axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle);
         slow_clients_end(server.http_builder());
         server.serve(service).await?;
     }

@@ -20,7 +20,7 @@ pub(crate) use self::{
     gate::CSRF_FIELD,
     pace::{Pace, Paces},
     people::{NewToken, People, SignUp, TokenInfo},
-    routes::{Endpoint, Routes},
+    routes::{Endpoint, Many, Routes, Shape},
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
     viewer::{Client, SignedIn, Viewer},
 };

@@ -5,6 +5,7 @@
 
 use gpubnb_events::{AccountId, CommandId, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Scope,
@@ -129,7 +130,12 @@ fn check_password(password: &str) -> Result<(), Problem> {
 
 impl People {
     pub(crate) fn new(bucket: async_nats::jetstream::kv::Store) -> Self {
-        Self { rows: Rows(bucket), passwords: Passwords::new() }
+        Self { rows: Rows::new(bucket), passwords: Passwords::new() }
+    }
+
+    /// Hears of what other replicas change, until shutdown.
+    pub(crate) async fn listen(self, shutdown: CancellationToken) {
+        self.rows.listen(shutdown).await;
     }
 
     /// A new person. `None`: the address is taken; whoever asks is not told, and it took as long.

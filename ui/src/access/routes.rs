@@ -30,8 +30,18 @@ pub(crate) struct Endpoint {
 pub(crate) struct Shape {
     pub(crate) name: String,
     pub(crate) schemas: Vec<(String, RefOr<Schema>)>,
-    /// A list of them.
-    pub(crate) list: bool,
+    pub(crate) many: Many,
+}
+
+/// How many of a thing there are in a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Many {
+    /// One.
+    One,
+    /// All of them, as a list.
+    List,
+    /// A page of them, and where the next begins.
+    Page,
 }
 
 impl Shape {
@@ -39,7 +49,7 @@ impl Shape {
         let name = T::name().into_owned();
         let mut schemas = vec![(name.clone(), T::schema())];
         T::schemas(&mut schemas);
-        Self { name, schemas, list: false }
+        Self { name, schemas, many: Many::One }
     }
 }
 
@@ -114,7 +124,15 @@ impl Routes {
     /// It answers a list of these.
     pub(crate) fn lists<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.answer = Some(Shape { list: true, ..Shape::of::<A>() });
+            last.answer = Some(Shape { many: Many::List, ..Shape::of::<A>() });
+        }
+        self
+    }
+
+    /// It answers a page of these.
+    pub(crate) fn pages<A: ToSchema>(mut self) -> Self {
+        if let Some(last) = self.table.last_mut() {
+            last.answer = Some(Shape { many: Many::Page, ..Shape::of::<A>() });
         }
         self
     }

@@ -1,28 +1,118 @@
 //! Rows of a bucket that several replicas change: read, changed, written back only where nobody was faster.
+//!
+//! What was read is remembered until the bucket tells of a change, and for a few seconds at the most: most requests are
+//! of somebody who has just been here.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::jetstream::kv::{self, Operation};
+use futures_util::StreamExt as _;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::error::Problem;
 
 /// How often a change is tried again because somebody else was faster.
 const ATTEMPTS: u32 = 5;
+/// Where the bucket's word of a change does not arrive, a row is believed for so long.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// Most rows remembered.
+const MOST: usize = 10_000;
+const RETRY: Duration = Duration::from_millis(500);
 
 fn unavailable(e: impl std::fmt::Display) -> Problem {
     Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("the bucket cannot be reached: {e}")))
 }
 
+/// What was read, and when.
+#[derive(Default)]
+struct Memory {
+    rows: Mutex<HashMap<String, (Instant, bytes::Bytes)>>,
+    /// Moves with every change: what was being read meanwhile is not remembered.
+    changes: AtomicU64,
+}
+
+impl Memory {
+    fn rows(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, bytes::Bytes)>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, key: &str) {
+        let mut rows = self.rows();
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        rows.remove(key);
+    }
+
+    fn forget_all(&self) {
+        let mut rows = self.rows();
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        rows.clear();
+    }
+
+    fn recall(&self, key: &str) -> Option<bytes::Bytes> {
+        let rows = self.rows();
+        let (read, bytes) = rows.get(key)?;
+        (read.elapsed() < BELIEVED).then(|| bytes.clone())
+    }
+
+    /// Remembers what was read, unless something changed since `before`.
+    fn remember(&self, key: &str, bytes: bytes::Bytes, before: u64) {
+        let mut rows = self.rows();
+        if self.changes.load(Ordering::SeqCst) == before {
+            if rows.len() >= MOST {
+                rows.clear();
+            }
+            rows.insert(key.to_owned(), (Instant::now(), bytes));
+        }
+    }
+}
+
 /// A bucket of JSON rows.
 #[derive(Clone)]
-pub(super) struct Rows(pub(super) kv::Store);
+pub(super) struct Rows {
+    bucket: kv::Store,
+    memory: Arc<Memory>,
+}
 
 impl Rows {
+    pub(super) fn new(bucket: kv::Store) -> Self {
+        Self { bucket, memory: Arc::default() }
+    }
+
+    /// Hears of changes until shutdown.
+    pub(super) async fn listen(self, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
+            self.memory.forget_all();
+            match self.bucket.watch_all().await {
+                Ok(mut changes) => {
+                    self.memory.forget_all();
+                    while let Some(Some(Ok(change))) = shutdown.run_until_cancelled(changes.next()).await {
+                        self.memory.forget(&change.key);
+                    }
+                }
+                Err(e) => warn!(error = %e, bucket = self.bucket.name, "changes are heard of later"),
+            }
+            shutdown.run_until_cancelled(tokio::time::sleep(RETRY)).await;
+        }
+    }
+
     async fn entry<T: DeserializeOwned>(&self, key: &str) -> Result<(Option<T>, u64), Problem> {
-        match self.0.entry(key).await.map_err(unavailable)? {
+        let before = self.memory.changes.load(Ordering::SeqCst);
+        match self.bucket.entry(key).await.map_err(unavailable)? {
             None => Ok((None, 0)),
             Some(entry) if entry.operation != Operation::Put => Ok((None, entry.revision)),
             Some(entry) => {
-                let row = serde_json::from_slice(&entry.value).map_err(|e| Problem::internal(&e))?;
+                let row = read(&entry.value)?;
+                self.memory.remember(key, entry.value, before);
                 Ok((Some(row), entry.revision))
             }
         }
@@ -30,13 +120,16 @@ impl Rows {
 
     /// A row.
     pub(super) async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Problem> {
-        Ok(self.entry(key).await?.0)
+        match self.memory.recall(key) {
+            Some(bytes) => read(&bytes).map(Some),
+            None => Ok(self.entry(key).await?.0),
+        }
     }
 
     /// Makes a row; false where there is one already.
     pub(super) async fn create(&self, key: &str, row: &impl Serialize) -> Result<bool, Problem> {
         let bytes = serde_json::to_vec(row).map_err(|e| Problem::internal(&e))?;
-        match self.0.create(key, bytes.into()).await {
+        match self.bucket.create(key, bytes.into()).await {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(unavailable(e)),
@@ -57,12 +150,40 @@ impl Rows {
             let changed = change(&mut row)?;
             let Some(row) = row else { return Ok(changed) };
             let bytes = serde_json::to_vec(&row).map_err(|e| Problem::internal(&e))?;
-            match self.0.update(key, bytes.into(), revision).await {
+            let written = self.bucket.update(key, bytes.into(), revision).await;
+            // Before anybody is told that it is done: who comes next sees it.
+            self.memory.forget(key);
+            match written {
                 Ok(_) => return Ok(changed),
                 Err(e) if e.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
                 Err(e) => return Err(unavailable(e)),
             }
         }
         Err(unavailable("others kept changing the same row"))
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|e| Problem::internal(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_is_remembered_until_it_changes_and_for_a_few_seconds_at_the_most() {
+        let memory = Memory::default();
+        let row = bytes::Bytes::from_static(b"1");
+        memory.remember("a", row.clone(), 0);
+        assert_eq!(memory.recall("a"), Some(row.clone()));
+        memory.forget("a");
+        assert_eq!(memory.recall("a"), None);
+        // It was read before the change, and arrives after it.
+        memory.remember("a", row.clone(), 0);
+        assert_eq!(memory.recall("a"), None);
+        memory.remember("a", row.clone(), 1);
+        tokio::time::advance(BELIEVED).await;
+        assert_eq!(memory.recall("a"), None);
     }
 }

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, header};
 use gpubnb_events::{AccountId, CommandId, Timestamp, stream::SESSION_LIFE};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     rows::Rows,
@@ -73,7 +74,12 @@ fn csrf(secret: &str) -> [u8; 16] {
 
 impl Sessions {
     pub(crate) fn new(bucket: async_nats::jetstream::kv::Store) -> Self {
-        Self(Rows(bucket))
+        Self(Rows::new(bucket))
+    }
+
+    /// Hears of what other replicas change, until shutdown.
+    pub(crate) async fn listen(self, shutdown: CancellationToken) {
+        self.0.listen(shutdown).await;
     }
 
     /// Begins a session, always with a secret of its own. Returns the header that sets its cookie.
