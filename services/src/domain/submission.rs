@@ -185,12 +185,28 @@ fn check_image(spec: &JobSpec) -> Result<(), Refusal> {
         let name_ok = !name.is_empty()
             && name.len() <= 255
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
-        name_ok && digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit())
+        name_ok && public_registry(name) && digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit())
     });
     if pinned {
         return Ok(());
     }
-    Err(Refusal::field("image", "A custom image is pinned by its digest: name@sha256:… (64 hex digits)."))
+    Err(Refusal::field(
+        "image",
+        "A custom image is of a public registry, and pinned by its digest: name@sha256:… (64 hex digits).",
+    ))
+}
+
+/// Whether an image's name leads to a registry on the internet: a machine asks whatever stands there, and what it
+/// can reach besides is its owner's affair.
+fn public_registry(name: &str) -> bool {
+    let first = name.split('/').next().unwrap_or_default();
+    if !name.contains('/') || !(first.contains(['.', ':']) || first == "localhost") {
+        return true;
+    }
+    let host = first.split(':').next().unwrap_or_default();
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let private = ["localhost", "local", "internal", "intranet", "lan", "home", "corp", "test", "invalid"];
+    host.contains('.') && last.bytes().any(|b| b.is_ascii_alphabetic()) && !private.contains(&last)
 }
 
 /// The names in the specification are those of the values beside it, and each is one.
@@ -330,6 +346,18 @@ mod tests {
         w.time_passes(Millis(MEMORY.0 + 60_000));
         let refusal = w.when(w.as_consumer(), Command::Submit(w.consumer, submit)).refused();
         assert_eq!(refusal, Refusal::IdOutOfTime);
+    }
+
+    #[test]
+    fn an_image_cannot_make_a_machine_ask_its_own_network() {
+        for good in ["busybox", "library/busybox", "ghcr.io/a/b", "registry.example.com:5000/a"] {
+            assert!(public_registry(good), "{good}");
+        }
+        let own =
+            ["localhost/a", "localhost:5000/a", "127.0.0.1/a", "169.254.169.254/a", "10.0.0.1:80/a", "host:5000/a"];
+        for bad in own.into_iter().chain(["nas.local/a"]) {
+            assert!(!public_registry(bad), "{bad}");
+        }
     }
 
     #[test]
