@@ -2,6 +2,8 @@
 "use strict";
 
 const ago = (ms) => {
+  // What lies ahead says its date.
+  if (ms < -5000) return null;
   const s = Math.max(0, Math.floor(ms / 1000));
   if (s < 5) return "just now";
   if (s < 60) return `${s} s ago`;

@@ -50,6 +50,10 @@ pub(crate) fn time(at: &Timestamp, now: &Timestamp) -> String {
 }
 
 fn ago(at: Timestamp, now: Timestamp) -> String {
+    if at > now.plus(Millis(5_000)) {
+        // What lies ahead says its date.
+        return at.date();
+    }
     let seconds = now.since(at).0 / 1_000;
     match seconds {
         0..5 => "just now".to_owned(),
