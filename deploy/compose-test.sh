@@ -214,7 +214,7 @@ RUSTC
 #!/bin/bash
 case "$*" in
   *gpubnb-workloads*) exec install -D -t target/workloads/stand-in/release /built/gpubnb-workload ;;
-  *) exec install -D -t target/release /built/gpubnb-{services,projector,provider,ui} ;;
+  *) exec install -D -t target/release /built/gpubnb /built/gpubnb-{services,projector,provider,ui} ;;
 esac
 CARGO
 }

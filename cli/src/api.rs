@@ -30,6 +30,10 @@ impl Api {
         let known = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
         let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| known.as_ref().map(|s| s.url.clone()));
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
+        if url.starts_with("http://") {
+            // Without TLS there is nobody to trust, and a small system may know no authority at all.
+            builder = builder.tls_certs_only([]);
+        }
         Ok(Self { client: builder.build()?, url, token: token.or(known.map(|s| s.token)) })
     }
 

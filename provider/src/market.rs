@@ -50,14 +50,18 @@ pub(crate) struct Market {
     url: String,
 }
 
-/// An HTTP client that trusts public authorities, and the one given besides.
-pub(crate) fn http(authority: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+/// An HTTP client for a market: trusts public authorities, and the one given besides.
+pub(crate) fn http(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     // Another library in this process may have installed one: either is good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(5));
     if let Some(path) = authority {
         let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
+    }
+    if url.starts_with("http://") {
+        // Without TLS there is nobody to trust, and a small system may know no authority at all.
+        builder = builder.tls_certs_only([]);
     }
     Ok(builder.build()?)
 }

@@ -35,7 +35,7 @@ const AFTER_REVOCATION: Duration = Duration::from_secs(15);
 pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
     let identity = Identity::open(state)?;
     let market_ca = args.market_ca.as_deref().map(std::path::absolute).transpose()?;
-    let market = Market::new(http(market_ca.as_deref())?, &args.market);
+    let market = Market::new(http(&args.market, market_ca.as_deref())?, &args.market);
     let enrolled = market.enroll(&identity.keys, identity.machine, &args.code).await?;
     identity.enrolled(&Enrollment { market: args.market.clone(), market_ca })?;
     println!("Machine {} is enrolled for account {}.", identity.machine, enrolled.credential.owner);
@@ -58,7 +58,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         slots: args.slots,
         policy: OwnerPolicy { may_evict: false, egress: args.allow_egress },
     };
-    let http = http(enrollment.market_ca.as_deref())?;
+    let http = http(&enrollment.market, enrollment.market_ca.as_deref())?;
     let market = Market::new(http.clone(), &enrollment.market);
     let credential = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
