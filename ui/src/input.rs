@@ -175,9 +175,12 @@ fn not_blank(text: Option<String>) -> Option<String> {
 }
 
 fn amount(field: &str, text: Option<String>) -> Result<Option<MicroUsd>, Problem> {
-    not_blank(text)
-        .map(|t| t.parse().map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid(field, e.to_string())))
-        .transpose()
+    not_blank(text).map(|text| dollars(field, &text)).transpose()
+}
+
+/// An amount in dollars, as people and programs write it.
+pub(crate) fn dollars(field: &str, text: &str) -> Result<MicroUsd, Problem> {
+    text.parse().map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid(field, e.to_string()))
 }
 
 /// The arguments of a template: its own, and `--name value` for each of its fields.

@@ -1,6 +1,6 @@
 //! The API as an OpenAPI document, made from the table of routes: what is served is what is documented.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::LazyLock};
 
 use axum::http::Method;
 use utoipa::{
@@ -23,9 +23,15 @@ use crate::{
 
 const TOKEN: &str = "token";
 
+/// The endpoints of the API, gathered once: they are what the program was written with.
+static ENDPOINTS: LazyLock<Vec<Endpoint>> =
+    LazyLock::new(|| routes::all().finish().1.into_iter().filter(|e| !e.about.is_empty()).collect());
+static DOCUMENT: LazyLock<Result<String, String>> =
+    LazyLock::new(|| document().to_pretty_json().map_err(|e| e.to_string()));
+
 /// The document, as JSON.
-pub fn openapi_document() -> anyhow::Result<String> {
-    Ok(document().to_pretty_json()?)
+pub fn openapi_document() -> anyhow::Result<&'static str> {
+    DOCUMENT.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
 /// Every endpoint and what it demands, one a line: method, path, access.
@@ -37,8 +43,8 @@ pub fn routes_table() -> String {
     })
 }
 
-pub(crate) fn endpoints() -> Vec<Endpoint> {
-    routes::all().finish().1.into_iter().filter(|e| !e.about.is_empty()).collect()
+pub(crate) fn endpoints() -> &'static [Endpoint] {
+    &ENDPOINTS
 }
 
 fn document() -> OpenApi {
@@ -50,7 +56,7 @@ fn document() -> OpenApi {
         for shape in [&endpoint.body, &endpoint.answer].into_iter().flatten() {
             components = components.schemas_from_iter(shape.schemas.iter().cloned());
         }
-        paths = paths.path(template(endpoint.path), item(&endpoint));
+        paths = paths.path(template(endpoint.path), item(endpoint));
     }
     let info = InfoBuilder::new()
         .title("GPUbnb")
@@ -147,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_reference_in_the_document_leads_somewhere() {
-        let document: serde_json::Value = serde_json::from_str(&openapi_document().unwrap()).unwrap();
+        let document: serde_json::Value = serde_json::from_str(openapi_document().unwrap()).unwrap();
         let text = document.to_string();
         for reference in text.split("\"#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();

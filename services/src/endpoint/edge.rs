@@ -10,7 +10,7 @@ use gpubnb_events::{
     subject,
 };
 
-use super::{Endpoints, account_of, done, endpoint};
+use super::{Endpoints, account_of, change_machine, done, endpoint};
 use crate::domain::{
     Command, Refusal,
     job::{Job, Phase},
@@ -74,10 +74,6 @@ async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, Failure> {
 async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let CancelJob { job } = r.parse()?;
     e.executor.execute(r.actor, &Command::Cancel(job)).await.map(done)
-}
-
-async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
-    super::change_machine(e, r).await
 }
 
 async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, Failure> {

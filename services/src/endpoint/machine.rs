@@ -11,7 +11,7 @@ use gpubnb_events::{
     transfer::{Permit, Purpose},
 };
 
-use super::{Endpoints, done, endpoint};
+use super::{Endpoints, change_machine, done, endpoint};
 use crate::{
     domain::{Command, Listing, Refusal, job::Job, machine::Availability},
     execute::unavailable,
@@ -24,7 +24,7 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     let machine = Requester::Machine;
     let on = subject::machine_command_filter;
     endpoint(server, e, on("list"), machine, list).await?;
-    endpoint(server, e, on("wish"), machine, wish).await?;
+    endpoint(server, e, on("wish"), machine, change_machine).await?;
     endpoint(server, e, on("tested"), machine, tested).await?;
     endpoint(server, e, on("accept"), machine, accept).await?;
     endpoint(server, e, on("decline"), machine, decline).await?;
@@ -47,13 +47,10 @@ async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
     let enrollment = e.enrollments().live(machine).await?;
     let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
-    let js = gpubnb_events::nats::jetstream(e.executor.log.client());
-    stream::provision_machine(&js, machine, slots).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
+        .await
+        .map_err(|e| Failure::Unavailable(e.to_string()))?;
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
-}
-
-async fn wish(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
-    super::change_machine(e, r).await
 }
 
 async fn tested(e: Endpoints, r: Incoming) -> Result<Done, Failure> {

@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 use gpubnb_events::{
-    CommandId, MicroUsd, Seq,
+    CommandId, Seq,
     command::{Deposit, Done, RequestPayout},
 };
 use gpubnb_projector::{
@@ -12,12 +12,7 @@ use gpubnb_projector::{
 use serde::{Deserialize, Serialize};
 
 use super::jobs::Input;
-use crate::{
-    access::SignedIn,
-    app::App,
-    error::{ApiError, Problem},
-    extract::Query,
-};
+use crate::{access::SignedIn, app::App, error::ApiError, extract::Query, input::dollars};
 
 /// Answer of `GET /api/v1/wallet`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -65,12 +60,8 @@ pub(crate) async fn deposit(
     signed_in: SignedIn,
     Input(new): Input<NewDeposit>,
 ) -> Result<Json<Done>, ApiError> {
-    let body = Deposit { deposit: new.deposit, amount: amount(&new.amount_usd)? };
+    let body = Deposit { deposit: new.deposit, amount: dollars("amount_usd", &new.amount_usd)? };
     Ok(Json(app.command("account", "deposit", signed_in.actor(), &body).await?))
-}
-
-fn amount(text: &str) -> Result<MicroUsd, Problem> {
-    text.parse().map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid("amount_usd", e.to_string()))
 }
 
 /// Body of `POST /api/v1/wallet/payouts`.
@@ -89,6 +80,6 @@ pub(crate) async fn payout(
     signed_in: SignedIn,
     Input(new): Input<NewPayout>,
 ) -> Result<Json<Done>, ApiError> {
-    let body = RequestPayout { payout: new.payout, amount: amount(&new.amount_usd)? };
+    let body = RequestPayout { payout: new.payout, amount: dollars("amount_usd", &new.amount_usd)? };
     Ok(Json(app.command("account", "request_payout", signed_in.actor(), &body).await?))
 }

@@ -17,7 +17,7 @@ use crate::{
 #[template(path = "docs.html")]
 struct Docs {
     chrome: Chrome,
-    areas: Vec<(String, Vec<Endpoint>)>,
+    areas: Vec<(String, Vec<&'static Endpoint>)>,
 }
 
 impl Docs {
@@ -27,7 +27,7 @@ impl Docs {
 }
 
 pub(crate) async fn page(viewer: Viewer) -> Result<Html<String>, PageError> {
-    let mut areas: Vec<(String, Vec<Endpoint>)> = Vec::new();
+    let mut areas: Vec<(String, Vec<&'static Endpoint>)> = Vec::new();
     for endpoint in endpoints() {
         let area = endpoint.path.split('/').nth(3).unwrap_or_default().to_owned();
         match areas.iter_mut().find(|(name, _)| *name == area) {

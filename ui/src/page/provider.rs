@@ -6,7 +6,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    HourlyRate, MachineId, MicroUsd,
+    HourlyRate, MachineId,
     command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineWish, RevokeMachine, Revoked},
 };
 use gpubnb_projector::view::{Balance, MachineView};
@@ -18,6 +18,7 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::{AtLeast, Form, Origin, Path, Query},
+    input::dollars,
 };
 
 #[derive(Template)]
@@ -104,14 +105,7 @@ pub(crate) async fn change(
         "resume" => MachineWish::Resume,
         "drain" => MachineWish::Drain,
         "delist" => MachineWish::Delist,
-        "reprice" => {
-            let price: MicroUsd = form
-                .price
-                .unwrap_or_default()
-                .parse()
-                .map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid("price", e.to_string()))?;
-            MachineWish::Reprice(HourlyRate(price))
-        }
+        "reprice" => MachineWish::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
         _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.").into()),
     };
     let done: Done = app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?;

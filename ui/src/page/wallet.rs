@@ -21,6 +21,7 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
+    input::dollars,
 };
 
 /// Which part of the statement.
@@ -72,7 +73,7 @@ pub(crate) struct Transfer {
 
 impl Transfer {
     fn amount(&self) -> Result<MicroUsd, Problem> {
-        self.amount.parse().map_err(|e: gpubnb_events::money::BadAmount| Problem::invalid("amount", e.to_string()))
+        dollars("amount", &self.amount)
     }
 }
 
