@@ -13,7 +13,7 @@ mod outputs;
 mod supervise;
 mod upload;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::jetstream::Context;
 use bollard::Docker;
@@ -112,10 +112,11 @@ impl Attempt {
         self.clean_up();
     }
 
-    /// Removes what is left of it, beside whatever comes next.
+    /// Removes what is left of it, beside whatever comes next. Docker works hard at it: the bill goes first.
     fn clean_up(&self) {
         let (tools, lease) = (Arc::clone(&self.tools), self.lease);
         tokio::spawn(async move {
+            tokio::time::sleep(REMOVE_AFTER).await;
             if let Err(e) = container::remove(&tools, lease).await {
                 warn!(lease = lease.0.0, error = %e, "could not remove the container; it is tried again at the next start");
             }
@@ -192,6 +193,8 @@ impl Attempt {
     }
 }
 
+/// Pause between a report and the removal of its container.
+const REMOVE_AFTER: Duration = Duration::from_millis(50);
 /// 128 + SIGXFSZ: the kernel's answer to a file past its limit.
 const EXCEEDED_FILE_SIZE: i64 = 153;
 

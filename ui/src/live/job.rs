@@ -13,7 +13,7 @@ use gpubnb_events::{Aggregate, JobId, Seq};
 use gpubnb_projector::view::JobRow;
 use tokio::{
     sync::{broadcast, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +55,9 @@ pub(crate) async fn live(
     Ok(Sse::new(events.map(Ok).take_until(ended.cancelled_owned())).keep_alive(KeepAlive::default()))
 }
 
+/// Pause between two looks: states that follow each other within milliseconds are read and drawn once. The bill is
+/// not waited for.
+const FRAME: Duration = Duration::from_millis(25);
 /// How long output may be ahead of the read models.
 const AHEAD: Duration = Duration::from_secs(2);
 
@@ -89,6 +92,9 @@ fn state(
             if let Some(event) = changed(&mut shown, "receipt", html) {
                 yield event;
             }
+            if row.ended_at.is_none() {
+                sleep(FRAME).await;
+            }
             let newer = loop {
                 let seq = next_seq(&mut notices, row.job).await;
                 // What cannot be read now is read at the next change.
@@ -110,6 +116,7 @@ fn trail(app: App, signed_in: SignedIn, job: JobId, from: Seq, mut notices: Noti
             if let Some(event) = changed(&mut shown, "events", html) {
                 yield event;
             }
+            sleep(FRAME).await;
             seq = next_seq(&mut notices, job).await;
         }
     }
