@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use crate::subject::MACHINE_API;
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use clap::Args;
 use tracing::{info, warn};
@@ -101,6 +102,13 @@ pub fn connected(client: &Client) -> bool {
 /// `JetStream` over a connection, with the timeouts that every process uses.
 pub fn jetstream(client: Client) -> jetstream::Context {
     let mut context = jetstream::new(client);
+    context.set_timeout(Duration::from_secs(5));
+    context
+}
+
+/// The same over a machine's connection, whose account has no streams of its own.
+pub fn machine_jetstream(client: Client) -> jetstream::Context {
+    let mut context = jetstream::with_prefix(client, MACHINE_API);
     context.set_timeout(Duration::from_secs(5));
     context
 }

@@ -230,7 +230,8 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
     let (inboxes, actor) = match requester {
         Requester::Machine => {
             let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
-            (vec![subject::machine_inbox(machine)], Actor::Machine(machine))
+            // It asks from another account: the broker made up the place itself, and knows whose it is.
+            (vec![subject::BROKERED.to_owned()], Actor::Machine(machine))
         }
         Requester::Edge | Requester::Platform => {
             let actor = named.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
@@ -274,12 +275,13 @@ mod tests {
     fn an_answer_goes_only_into_the_requesters_own_inbox() {
         let (machine, other) = (MachineId::generate(), MachineId::generate());
         let to = subject::machine_command(machine, "accept");
-        let own = format!("_INBOX.{machine}.x.1");
-        assert!(admit(&request(&to, Some(&own)), Requester::Machine).is_ok());
+        assert!(admit(&request(&to, Some("_R_.x.1")), Requester::Machine).is_ok());
         for foreign in [
             Some(format!("_INBOX.{other}.x.1")),
-            Some(format!("_INBOX.{machine}")),
-            Some(format!("_INBOX.{machine}x.1")),
+            Some(format!("_INBOX.{machine}.x.1")),
+            Some("_R_".to_owned()),
+            Some("_R_x.1".to_owned()),
+            Some("$JS.ACK.DISPATCH.x.1.1.1.1.0".to_owned()),
             Some("market.account.x.event".to_owned()),
             Some("_INBOX.ui.x".to_owned()),
             None,
@@ -293,7 +295,7 @@ mod tests {
     fn a_machine_speaks_only_for_itself_whatever_its_header_says() {
         let machine = MachineId::generate();
         let to = subject::machine_command(machine, "accept");
-        let incoming = admit(&request(&to, Some(&format!("_INBOX.{machine}.1"))), Requester::Machine);
+        let incoming = admit(&request(&to, Some("_R_.1")), Requester::Machine);
         assert_eq!(incoming.map(|i| i.actor).ok(), Some(Actor::Machine(machine)));
     }
 }

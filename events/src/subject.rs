@@ -203,6 +203,10 @@ pub fn aggregate_of_notice(subject: &str) -> Option<Aggregate> {
 
 /// What every inbox begins with.
 pub const ANY_INBOX: &str = "_INBOX";
+/// What the broker's stream API is called in the account of machines.
+pub const MACHINE_API: &str = "js.market";
+/// Where the broker has answers go that cross from one account into another. Nobody can name such a place themselves.
+pub const BROKERED: &str = "_R_";
 /// The inbox of the web UI's connection.
 pub const UI_INBOX: &str = "_INBOX.ui";
 /// The inbox of an operator's tool.
@@ -215,9 +219,12 @@ pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 /// In the scope of the key that issues machines: the name of the user, which is the machine's id.
 pub const NAME_OF_USER: &str = "{{name()}}";
 
-/// What the machine that a credential names publishes: its commands, heartbeats and output.
-pub fn of_named_machine() -> Vec<String> {
-    ["cmd.machine.{}.*", "telemetry.{}.heartbeat", "output.{}.*.*"].map(|s| s.replace("{}", NAME_OF_USER)).to_vec()
+/// What a machine publishes: its commands, heartbeats and output. `machine` is an id, or what stands for one.
+pub fn of_machines(machine: &str) -> Vec<String> {
+    let output = [OutputKind::Progress, OutputKind::Log, OutputKind::Metrics];
+    let mut subjects = vec![format!("cmd.machine.{machine}.*"), format!("telemetry.{machine}.heartbeat")];
+    subjects.extend(output.map(|kind| format!("output.{machine}.*.{}", kind.token())));
+    subjects
 }
 
 /// The inbox of the machine that a credential names.

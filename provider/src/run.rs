@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use gpubnb_events::{
     HourlyRate,
     command::{LeaseWish, ListMachine, Listed},
-    nats::jetstream,
+    nats::machine_jetstream,
     rpc::Caller,
     spec::{Offer, OwnerPolicy},
 };
@@ -65,7 +65,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         credential = Credential::obtain(Arc::clone(&identity), market) => credential?,
     };
     let client = credential.connect().await?;
-    let js = jetstream(client.clone());
+    let js = machine_jetstream(client.clone());
     let platform = Platform::new(Caller::new(client.clone()), machine);
     let list = ListMachine { offer };
     let listed = tokio::select! {

@@ -50,6 +50,8 @@ async fn a_machine_touches_no_subject_but_its_own() {
         subject::command("enrollment", "create"),
         subject::command("enrollment", "revoke"),
         subject::query("jobs"),
+        format!("{}.CONSUMER.INFO.DISPATCH.{consumer}", subject::MACHINE_API),
+        format!("{}.CONSUMER.MSG.NEXT.DISPATCH.{consumer}", subject::MACHINE_API),
         format!("$JS.API.CONSUMER.INFO.DISPATCH.{consumer}"),
         format!("$JS.API.CONSUMER.MSG.NEXT.DISPATCH.{consumer}"),
         format!("$JS.API.CONSUMER.DELETE.DISPATCH.{consumer}"),

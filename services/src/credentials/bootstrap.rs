@@ -1,4 +1,4 @@
-//! Makes what a new market needs once: the operator's, the account's and every process's keys, the key for
+//! Makes what a new market needs once: the operator's, the accounts' and every process's keys, the key for
 //! transfers, the broker's configuration. There is no mode without credentials.
 
 use std::{fs, path::Path};
@@ -9,8 +9,8 @@ use nkeys::{KeyPair, XKey};
 use rand::RngExt as _;
 
 use super::{
-    files::{ACCOUNT, ISSUER, REVOKER, SEALING, write_private},
-    jwt::{self, Permissions},
+    files::{ISSUER, MACHINES, REVOKER, SEALING, write_private},
+    jwt::{self, Permissions, Role},
     rights,
 };
 use crate::config::BootstrapArgs;
@@ -45,6 +45,8 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         .replace("@SYSTEM_JWT@", &made.system.1)
         .replace("@MARKET@", &made.market.0)
         .replace("@MARKET_JWT@", &made.market.1)
+        .replace("@MACHINES@", &made.machines.0)
+        .replace("@MACHINES_JWT@", &made.machines.1)
         .replace("@TLS@", &tls);
     // Last: where it is, everything is. A bootstrap that was interrupted begins anew.
     write_private(&conf, &text)?;
@@ -61,34 +63,43 @@ struct Made {
     operator: String,
     system: (String, String),
     market: (String, String),
+    machines: (String, String),
 }
 
 fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
     let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
-    let (system, market, issuer) = (KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_account());
-    let scope = rights::machine();
-    let market_jwt = jwt::account(&market.public_key(), "MARKET", Some((&issuer.public_key(), &scope)), now, &signing)?;
-    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", None, now, &signing)?;
+    let [system, market, machines, issuer] = [(); 4].map(|()| KeyPair::new_account());
+    let shared = rights::shared_with_machines();
+    let role = Role::Machines {
+        market: &market.public_key(),
+        shared: &shared,
+        issuer: &issuer.public_key(),
+        scope: &rights::machine(),
+    };
+    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &Role::System, now, &signing)?;
+    let market_jwt = jwt::account(&market.public_key(), "MARKET", &Role::Market(&shared), now, &signing)?;
+    let machines_jwt = jwt::account(&machines.public_key(), "MACHINES", &role, now, &signing)?;
     for user in rights::users() {
         write_credential(&dir.join(user.process), user.name, &user.permissions, now, &market)?;
     }
     let services = dir.join("services");
-    write_credential(&services, SYSTEM_USER, &rights::revoker(&market.public_key()), now, &system)?;
+    write_credential(&services, SYSTEM_USER, &rights::revoker(&machines.public_key()), now, &system)?;
     write_private(&services.join(ISSUER), &issuer.seed()?)?;
     write_private(&services.join(REVOKER), &signing.seed()?)?;
-    write_private(&services.join(ACCOUNT), &market_jwt)?;
+    write_private(&services.join(MACHINES), &machines_jwt)?;
     write_private(&services.join(SEALING), &XKey::new().seed()?)?;
     let transfers = secret();
     for process in ["services", "ui"] {
         write_private(&dir.join(process).join(TRANSFER_KEY), &transfers)?;
     }
-    for (name, key) in [("operator", &operator), ("system", &system), ("market", &market)] {
+    for (name, key) in [("operator", &operator), ("system", &system), ("market", &market), ("machines", &machines)] {
         write_private(&dir.join("offline").join(format!("{name}.seed")), &key.seed()?)?;
     }
     Ok(Made {
         operator: jwt::operator(&operator, &signing.public_key(), &system.public_key(), now)?,
         system: (system.public_key(), system_jwt),
         market: (market.public_key(), market_jwt),
+        machines: (machines.public_key(), machines_jwt),
     })
 }
 

@@ -12,10 +12,10 @@ use nkeys::KeyPair;
 
 /// Seed of the scoped key that issues machines.
 pub(super) const ISSUER: &str = "issuer.seed";
-/// Seed of the operator's signing key, which signs new versions of the market's account.
+/// Seed of the operator's signing key, which signs new versions of the machines' account.
 pub(super) const REVOKER: &str = "revoker.seed";
-/// The market's account as it was made.
-pub(super) const ACCOUNT: &str = "account.jwt";
+/// The account of machines as it was made.
+pub(super) const MACHINES: &str = "machines.jwt";
 /// Seed of the key that the values of jobs' environments are kept under.
 pub(super) const SEALING: &str = "sealing.seed";
 

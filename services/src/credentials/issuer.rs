@@ -32,8 +32,8 @@ pub(crate) struct Issuer {
 impl Issuer {
     /// With the keys that bootstrap made.
     pub(crate) fn open(dir: &Path, life: Duration) -> anyhow::Result<Self> {
-        let account = jwt::claims(&files::read(&dir.join(files::ACCOUNT))?)?;
-        let account = account["sub"].as_str().context("the market's account has no subject")?.to_owned();
+        let account = jwt::claims(&files::read(&dir.join(files::MACHINES))?)?;
+        let account = account["sub"].as_str().context("the account of machines has no subject")?.to_owned();
         let life = Millis(u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
         Ok(Self { key: files::read_key(&dir.join(files::ISSUER))?, account, life })
     }

@@ -82,16 +82,45 @@ pub(crate) fn operator(
     sign(&key.public_key(), "gpubnb", now, None, claims, key)
 }
 
-/// An account. `machines`: the key that issues machines, and what each of them may do; `{{name()}}` in it stands
-/// for the name of the user, so that whoever holds that key can issue machines and nothing else.
+/// What an account is for.
+pub(crate) enum Role<'a> {
+    /// The broker's own.
+    System,
+    /// Streams, services and the edge. Offers these subjects to the account of machines.
+    Market(&'a [Shared]),
+    /// Machines, and nothing that lasts: what they say reaches the market's account only by the subjects it offers.
+    Machines {
+        /// The market's account.
+        market: &'a str,
+        /// What it offers.
+        shared: &'a [Shared],
+        /// The key that issues machines.
+        issuer: &'a str,
+        /// What each of them may do; `{{name()}}` in it stands for the name of the user, so that whoever holds that key
+        /// can issue machines and nothing else.
+        scope: &'a Permissions,
+    },
+}
+
+/// A subject that one account offers another as a service: the broker itself makes up where answers go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shared {
+    pub(crate) subject: String,
+    /// What it is called in the other account, where that differs; `$1` stands for its wildcard.
+    pub(crate) local: Option<String>,
+    /// Whether one request may have many answers.
+    pub(crate) many: bool,
+}
+
+/// An account.
 pub(crate) fn account(
     subject: &str,
     name: &str,
-    machines: Option<(&str, &Permissions)>,
+    role: &Role<'_>,
     now: Timestamp,
     key: &KeyPair,
 ) -> Result<String, JwtError> {
-    let jetstream = if machines.is_some() { -1 } else { 0 };
+    let jetstream = if matches!(role, Role::Market(_)) { -1 } else { 0 };
     let mut claims = json!({
         "type": "account", "version": 2,
         "limits": {
@@ -100,11 +129,31 @@ pub(crate) fn account(
             "mem_storage": jetstream, "disk_storage": jetstream, "streams": jetstream, "consumer": jetstream,
         },
     });
-    if let Some((key, permissions)) = machines {
-        claims["signing_keys"] =
-            json!([{ "kind": "user_scope", "key": key, "role": "machine", "template": permissions.claims() }]);
+    match role {
+        Role::System => {}
+        Role::Market(shared) => claims["exports"] = shared.iter().map(Shared::export).collect(),
+        Role::Machines { market, shared, issuer, scope } => {
+            claims["imports"] = shared.iter().map(|shared| shared.import(market)).collect();
+            claims["signing_keys"] =
+                json!([{ "kind": "user_scope", "key": issuer, "role": "machine", "template": scope.claims() }]);
+        }
     }
     sign(subject, name, now, None, claims, key)
+}
+
+impl Shared {
+    fn export(&self) -> Value {
+        let response = if self.many { "Stream" } else { "Singleton" };
+        json!({ "name": self.subject, "subject": self.subject, "type": "service", "response_type": response })
+    }
+
+    fn import(&self, from: &str) -> Value {
+        let mut import = json!({ "name": self.subject, "subject": self.subject, "account": from, "type": "service" });
+        if let Some(local) = &self.local {
+            import["local_subject"] = json!(local);
+        }
+        import
+    }
 }
 
 /// A user of an account, signed by the account's own key.
@@ -185,11 +234,12 @@ mod tests {
 
     #[test]
     fn revoking_keeps_all_else_that_an_account_is() {
-        let (operator, market, scope) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
+        let (operator, machines, scope) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
         let now = Timestamp::from_millis(1_000);
         let rights = Permissions { publish: vec!["a".to_owned()], subscribe: vec!["b".to_owned()] };
-        let before =
-            account(&market.public_key(), "MARKET", Some((&scope.public_key(), &rights)), now, &operator).unwrap();
+        let shared = [Shared { subject: "c".to_owned(), local: None, many: false }];
+        let role = Role::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
+        let before = account(&machines.public_key(), "MACHINES", &role, now, &operator).unwrap();
         let after = with_revocations(&before, &[("UX".to_owned(), now)], now, &operator).unwrap();
         let (before, mut after) = (claims(&before).unwrap(), claims(&after).unwrap());
         assert_eq!(after["nats"]["revocations"], json!({ "UX": 1 }));

@@ -57,7 +57,7 @@ impl Revoker {
             life,
             system: nats.connect(SYSTEM_USER, SERVICES_INBOX).await?,
             signing: Arc::new(files::read_key(&dir.join(files::REVOKER))?),
-            account: files::read(&dir.join(files::ACCOUNT))?.into(),
+            account: files::read(&dir.join(files::MACHINES))?.into(),
         })
     }
 
@@ -120,7 +120,7 @@ impl Revoker {
 
     fn account_key(&self) -> anyhow::Result<String> {
         let claims = jwt::claims(&self.account)?;
-        Ok(claims["sub"].as_str().context("the market's account has no subject")?.to_owned())
+        Ok(claims["sub"].as_str().context("the account of machines has no subject")?.to_owned())
     }
 
     async fn client_request(&self, subject: &str, body: Vec<u8>) -> anyhow::Result<bytes::Bytes> {

@@ -8,7 +8,7 @@ use gpubnb_events::{
     subject,
 };
 
-use super::jwt::Permissions;
+use super::jwt::{Permissions, Shared};
 
 /// A user of the broker and the process that holds its credential.
 pub(crate) struct User {
@@ -17,7 +17,7 @@ pub(crate) struct User {
     pub(crate) permissions: Permissions,
 }
 
-/// Every user of the market's account but machines.
+/// Every user of the market's account.
 pub(crate) fn users() -> [User; 6] {
     let user = |name, process, publish: Vec<String>, subscribe: &[&str]| {
         let subscribe = subscribe.iter().map(|s| (*s).to_owned()).collect();
@@ -36,8 +36,13 @@ pub(crate) fn users() -> [User; 6] {
             api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
             &[&services],
         ),
-        // Answers commands: may publish to inboxes only.
-        user("serve", "services", inboxes(&[subject::ANY_INBOX]), &[subject::COMMANDS, subject::DISCOVERY, &services]),
+        // Answers commands: may publish to inboxes only, and to where the broker itself has answers to machines go.
+        user(
+            "serve",
+            "services",
+            inboxes(&[subject::ANY_INBOX, subject::BROKERED]),
+            &[subject::COMMANDS, subject::DISCOVERY, &services],
+        ),
         // Appends events and reads the log. May not change a stream; TELEMETRY, which lies in memory, it may make anew.
         user("append", "services", append(), &[&services]),
         // Reads everything, answers queries, tells live pages. May not write to the log.
@@ -65,19 +70,33 @@ pub(crate) fn users() -> [User; 6] {
     ]
 }
 
+/// What the market's account offers to that of machines. Whatever a machine says there, the broker makes up a place for the
+/// answer: no answer of a stream, a consumer or a service goes where a machine would like it to.
+pub(crate) fn shared_with_machines() -> Vec<Shared> {
+    let share = |subject: String, local: Option<String>, many: bool| Shared { subject, local, many };
+    let mut shared: Vec<_> = subject::of_machines("*").into_iter().map(|subject| share(subject, None, false)).collect();
+    // Which consumer is a machine's own stands in its token. Their account has no streams, and the broker says so to
+    // whoever asks there by the usual name.
+    for (call, many) in [("CONSUMER.INFO", false), ("CONSUMER.MSG.NEXT", true)] {
+        let local = format!("{}.{call}.{DISPATCH}.$1", subject::MACHINE_API);
+        shared.push(share(format!("$JS.API.{call}.{DISPATCH}.*"), Some(local), many));
+    }
+    shared.push(share(format!("$JS.ACK.{DISPATCH}.>"), None, false));
+    shared
+}
+
 /// What whoever holds the scoped key can issue, and nothing else: one machine, on its own subjects.
 pub(crate) fn machine() -> Permissions {
     let consumer = gpubnb_events::stream::machine_consumer_name(subject::NAME_OF_USER);
-    let mut publish = subject::of_named_machine();
-    publish.extend(api(&[
-        &format!("CONSUMER.INFO.{DISPATCH}.{consumer}"),
-        &format!("CONSUMER.MSG.NEXT.{DISPATCH}.{consumer}"),
-    ]));
+    let mut publish = subject::of_machines(subject::NAME_OF_USER);
+    for call in ["CONSUMER.INFO", "CONSUMER.MSG.NEXT"] {
+        publish.push(format!("{}.{call}.{DISPATCH}.{consumer}", subject::MACHINE_API));
+    }
     publish.push(format!("$JS.ACK.{DISPATCH}.{consumer}.>"));
     Permissions { publish, subscribe: vec![format!("{}.>", subject::inbox_of_named_machine())] }
 }
 
-/// The system's user that hands in the account's list of revoked machines.
+/// The system's user that hands in the machines' account with its list of revoked machines.
 pub(crate) fn revoker(account: &str) -> Permissions {
     Permissions {
         publish: vec![subject::UPDATE_ACCOUNT.to_owned(), subject::lookup_account(account)],
