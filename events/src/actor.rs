@@ -13,8 +13,8 @@ pub enum Actor {
     Machine(MachineId),
     /// A process manager of the platform: scheduler, settlement, watchdog.
     Platform,
-    /// A person who runs the platform.
-    Operator,
+    /// A person who runs the platform; nobody in particular in events from before they were told apart.
+    Operator(Option<AccountId>),
 }
 
 /// An actor that could not be read.
@@ -28,7 +28,8 @@ impl fmt::Display for Actor {
             Self::Account(id) => write!(f, "account:{id}"),
             Self::Machine(id) => write!(f, "machine:{id}"),
             Self::Platform => f.write_str("platform"),
-            Self::Operator => f.write_str("operator"),
+            Self::Operator(Some(id)) => write!(f, "operator:{id}"),
+            Self::Operator(None) => f.write_str("operator"),
         }
     }
 }
@@ -42,7 +43,8 @@ impl FromStr for Actor {
             Some(("account", id)) => id.parse().map(Self::Account).map_err(|_| bad()),
             Some(("machine", id)) => id.parse().map(Self::Machine).map_err(|_| bad()),
             None if text == "platform" => Ok(Self::Platform),
-            None if text == "operator" => Ok(Self::Operator),
+            Some(("operator", id)) => id.parse().map(|id| Self::Operator(Some(id))).map_err(|_| bad()),
+            None if text == "operator" => Ok(Self::Operator(None)),
             _ => Err(bad()),
         }
     }
@@ -58,7 +60,8 @@ mod tests {
             Actor::Account(AccountId::generate()),
             Actor::Machine(MachineId::generate()),
             Actor::Platform,
-            Actor::Operator,
+            Actor::Operator(None),
+            Actor::Operator(Some(AccountId::generate())),
         ] {
             assert_eq!(actor.to_string().parse(), Ok(actor));
         }

@@ -383,8 +383,16 @@ pub struct RenewCredential {
     pub machine: MachineId,
     /// The challenge's text.
     pub nonce: String,
-    /// The text, signed with the machine's `NKey`; base64url.
+    /// [`Self::signed_text`], signed with the machine's `NKey`; base64url.
     pub signature: String,
+}
+
+impl RenewCredential {
+    /// What the machine signs. The same key answers the broker: the words before the nonce tell the two apart, so that
+    /// nobody can pass the broker's question off as the market's.
+    pub fn signed_text(&self) -> String {
+        format!("renew.{}.{}", self.machine, self.nonce)
+    }
 }
 
 /// A machine's credential for the broker. It is of use to nobody without the machine's seed.

@@ -2,10 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::subject::MACHINE_API;
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use clap::Args;
+use tokio::sync::watch;
 use tracing::{info, warn};
+
+use crate::subject::MACHINE_API;
 
 /// How to reach the broker.
 #[derive(Debug, Clone, Args)]
@@ -62,6 +64,18 @@ pub async fn connect(
     user: &str,
     inbox: &str,
 ) -> Result<Client, ConnectError> {
+    connect_and_tell(options, url, authority, user, inbox, watch::Sender::new(0)).await
+}
+
+/// The same, and counts each time that the connection is made, the first and every later one.
+pub async fn connect_and_tell(
+    options: ConnectOptions,
+    url: &str,
+    authority: Option<PathBuf>,
+    user: &str,
+    inbox: &str,
+    connects: watch::Sender<u64>,
+) -> Result<Client, ConnectError> {
     let name = user.to_owned();
     let mut options = options
         .name(user)
@@ -72,6 +86,9 @@ pub async fn connect(
         .reconnect_delay_callback(|attempts| Duration::from_millis(50 * u64::try_from(attempts).unwrap_or(20).min(20)))
         .event_callback(move |event| {
             let name = name.clone();
+            if matches!(event, Event::Connected) {
+                connects.send_modify(|count| *count += 1);
+            }
             async move { report(&name, &event) }
         });
     if let Some(authority) = authority {

@@ -165,6 +165,8 @@ pub enum Reject {
     Delisted,
     /// The owner paused it, or it drains.
     Paused,
+    /// The account of its owner is suspended.
+    OwnerSuspended,
     /// It missed heartbeats.
     Offline,
     /// This job failed there before, or was declined.
@@ -194,6 +196,7 @@ impl Reject {
             Self::NotNamed => "not the machine you named",
             Self::Delisted => "no longer listed",
             Self::Paused => "paused by the owner",
+            Self::OwnerSuspended => "its owner's account is suspended",
             Self::Offline => "offline",
             Self::Excluded => "already tried for this job",
             Self::NoFreeSlot => "no free slot",

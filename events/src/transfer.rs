@@ -31,6 +31,8 @@ pub enum Purpose {
         job: JobId,
         /// The attempt.
         lease: Lease,
+        /// Bytes that they may have together.
+        most: u64,
     },
     /// Getting one file that a job is given.
     Input {
@@ -47,6 +49,8 @@ pub enum Purpose {
         lease: Lease,
         /// Path below `/output`.
         path: String,
+        /// Its hash, as the manifest has it.
+        sha256: String,
     },
 }
 
@@ -74,10 +78,12 @@ impl Permit {
     fn text(&self) -> String {
         let expires = self.expires.millis();
         match &self.purpose {
-            Purpose::Upload { job, lease } => format!("upload.{job}.{lease}.{expires}"),
+            Purpose::Upload { job, lease, most } => format!("upload.{job}.{lease}.{most}.{expires}"),
             Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
             // A path may have any character in it: as hex it has none that matters.
-            Purpose::Artifact { job, lease, path } => format!("artifact.{job}.{lease}.{}.{expires}", hex::encode(path)),
+            Purpose::Artifact { job, lease, path, sha256 } => {
+                format!("artifact.{job}.{lease}.{}.{sha256}.{expires}", hex::encode(path))
+            }
         }
     }
 
@@ -85,11 +91,15 @@ impl Permit {
         let (rest, expires) = text.rsplit_once('.')?;
         let mut parts = rest.split('.');
         let purpose = match (parts.next()?, parts.next()?, parts.next()?) {
-            ("upload", job, lease) => Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()? },
+            ("upload", job, lease) => {
+                let most = parts.next()?.parse().ok()?;
+                Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()?, most }
+            }
             ("input", account, input) => Purpose::Input { account: account.parse().ok()?, input: input.parse().ok()? },
             ("artifact", job, lease) => {
                 let path = String::from_utf8(hex::decode(parts.next()?).ok()?).ok()?;
-                Purpose::Artifact { job: job.parse().ok()?, lease: lease.parse().ok()?, path }
+                let sha256 = parts.next()?.to_owned();
+                Purpose::Artifact { job: job.parse().ok()?, lease: lease.parse().ok()?, path, sha256 }
             }
             _ => return None,
         };
@@ -145,9 +155,9 @@ mod tests {
         let now = Timestamp::from_millis(1_000_000);
         let (job, lease) = (JobId::generate(), Lease(Seq(42)));
         for purpose in [
-            Purpose::Upload { job, lease },
+            Purpose::Upload { job, lease, most: 7 },
             Purpose::Input { account: AccountId::generate(), input: CommandId::generate() },
-            Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned() },
+            Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },
         ] {
             let permit = Permit { purpose: purpose.clone(), expires: now.plus(Millis(1_000)) };
             let text = key.sign(&permit).unwrap();

@@ -7,7 +7,13 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::view::{Balance, Figures, JobRow, JobState, MachineView, Page, Receipt, StatementLine, TrailEvent};
+use crate::{
+    query::MACHINES_AT_ONCE,
+    view::{Balance, Figures, JobRow, JobState, MachineView, Page, Receipt, StatementLine, TrailEvent},
+};
+
+/// Most machines that are asked for.
+const MOST_MACHINES: usize = 10_000;
 
 /// A query and the sequence it must have seen.
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,7 +113,17 @@ impl QueryClient {
 
     /// All machines that are not delisted.
     pub async fn machines(&self, actor: Actor, min_seq: Seq) -> Result<Vec<MachineView>, Failure> {
-        self.ask("machines", actor, min_seq, ()).await
+        let mut machines: Vec<MachineView> = Vec::new();
+        while machines.len() < MOST_MACHINES {
+            let after = machines.last().map(|m| m.row.machine);
+            let more: Vec<MachineView> = self.ask("machines", actor, min_seq, after).await?;
+            let last = more.len() < MACHINES_AT_ONCE;
+            machines.extend(more);
+            if last {
+                break;
+            }
+        }
+        Ok(machines)
     }
 
     /// One machine.

@@ -21,7 +21,7 @@ use crate::view::Notice;
 /// Minutes kept.
 const MINUTES: usize = 24 * 60;
 /// Largest heartbeat that is read.
-const MAX_HEARTBEAT: usize = 64 * 1024;
+const MAX_HEARTBEAT: usize = 8 * 1024;
 
 /// Readings of all machines.
 #[derive(Default)]

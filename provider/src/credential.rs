@@ -40,8 +40,8 @@ impl Credential {
         }
     }
 
-    /// Connects to the broker, each time with what is the present credential then.
-    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+    /// Connects to the broker, each time with what is the present credential then. `connects` counts the times.
+    pub(crate) async fn connect(&self, connects: watch::Sender<u64>) -> anyhow::Result<Client> {
         let (identity, present) = (Arc::clone(&self.identity), self.present.subscribe());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
             let (identity, jwt) = (Arc::clone(&identity), present.borrow().credential.jwt.clone());
@@ -55,7 +55,7 @@ impl Credential {
         let enrolled = self.present.borrow().clone();
         let authority = self.authority(enrolled.broker_authority.as_deref())?;
         let inbox = machine_inbox(self.identity.machine);
-        Ok(nats::connect(options, &enrolled.broker, authority, "machine", &inbox).await?)
+        Ok(nats::connect_and_tell(options, &enrolled.broker, authority, "machine", &inbox, connects).await?)
     }
 
     fn authority(&self, pem: Option<&str>) -> anyhow::Result<Option<PathBuf>> {

@@ -16,6 +16,7 @@ use gpubnb_events::{
     stream::{ACK_WAIT, MARKET},
     subject,
 };
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -29,9 +30,11 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Pulls until shutdown.
+/// Pulls until shutdown. After each reconnection it asks anew, from another inbox: what the broker had been asked before
+/// is answered to nobody any more, though it takes the inbox of then for one that is listened to.
 pub(crate) async fn pull(
     js: Context,
+    mut connects: watch::Receiver<u64>,
     listed: Listed,
     tools: Arc<Tools>,
     tasks: TaskTracker,
@@ -41,6 +44,7 @@ pub(crate) async fn pull(
         let pulled = pull_open(&js, &listed, &tools, &tasks, &shutdown);
         tokio::select! {
             () = shutdown.cancelled() => return,
+            Ok(()) = connects.changed() => continue,
             ended = pulled => if let Err(e) = ended { warn!(error = %e, "pulling again") },
         }
         tokio::time::sleep(RETRY).await;

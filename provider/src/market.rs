@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, bail};
 use gpubnb_events::{
     MachineId,
-    command::{Challenge, MachineCredential, RedeemEnrollment},
+    command::{Challenge, MachineCredential, RedeemEnrollment, RenewCredential},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -107,8 +107,9 @@ impl Market {
     pub(crate) async fn renew(&self, keys: &Keys, machine: MachineId) -> anyhow::Result<Enrolled> {
         let empty = serde_json::Map::new();
         let challenge: Challenge = self.post(&format!("/machines/{machine}/challenge"), &empty).await?;
-        let signature = keys.sign(&challenge.nonce)?;
-        let signed = Signed { nonce: challenge.nonce, signature };
+        let mut renew = RenewCredential { machine, nonce: challenge.nonce, signature: String::new() };
+        renew.signature = keys.sign(&renew.signed_text())?;
+        let signed = Signed { nonce: renew.nonce, signature: renew.signature };
         self.post(&format!("/machines/{machine}/credential"), &signed).await
     }
 }

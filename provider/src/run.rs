@@ -10,6 +10,7 @@ use gpubnb_events::{
     rpc::Caller,
     spec::{Offer, OwnerPolicy},
 };
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
@@ -64,7 +65,8 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         () = shutdown.cancelled() => return Ok(()),
         credential = Credential::obtain(Arc::clone(&identity), market) => credential?,
     };
-    let client = credential.connect().await?;
+    let (told, connects) = watch::channel(0);
+    let client = credential.connect(told).await?;
     let js = machine_jetstream(client.clone());
     let platform = Platform::new(Caller::new(client.clone()), machine);
     let list = ListMachine { offer };
@@ -98,7 +100,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     tasks.spawn(beat(client.clone(), machine, gpus, Arc::clone(&hand), every, shutdown.clone()));
     attempt::take_up_again(&tools, &tasks, &shutdown).await.context("looking for jobs that still run")?;
     tasks.spawn(reconcile(platform, Arc::clone(&hand), shutdown.clone()));
-    tasks.spawn(dispatch::pull(js, listed, tools, tasks.clone(), shutdown.clone()));
+    tasks.spawn(dispatch::pull(js, connects, listed, tools, tasks.clone(), shutdown.clone()));
 
     let revoked = credential.keep_fresh(&client, &shutdown).await;
     if revoked.is_some() {

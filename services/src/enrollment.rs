@@ -17,6 +17,10 @@ use crate::credentials::signed_by;
 
 /// How long a code may be redeemed.
 const CODE_LIFE: Millis = Millis(3_600_000);
+/// Most codes that an owner has at once.
+const MOST_CODES: usize = 10;
+/// Most former keys that are remembered of a machine: none of them lives for longer than its last credential.
+const MOST_FORMER: usize = 32;
 
 /// A code that was given out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +45,35 @@ pub(crate) struct Enrollment {
     pub(crate) enrolled_after: Seq,
     #[serde(default)]
     pub(crate) revoked_at: Option<Timestamp>,
+    /// An operator wants it back by no code.
+    #[serde(default)]
+    pub(crate) banned: bool,
+    /// Keys that spoke for it before, each with the time from which on what was issued to it until then is void.
+    #[serde(default)]
+    pub(crate) former: Vec<(String, Timestamp)>,
 }
+
+impl Enrollment {
+    /// Every key whose credentials are void, and from when on.
+    pub(crate) fn void(&self) -> Vec<(String, Timestamp)> {
+        let present = self.revoked_at.map(|at| (self.public_key.clone(), at));
+        self.former.iter().cloned().chain(present).collect()
+    }
+
+    /// The former keys once another speaks for the machine, or the same anew.
+    fn former_after(&self, key: &str, now: Timestamp) -> Vec<(String, Timestamp)> {
+        let mut former = self.void();
+        if self.revoked_at.is_none() && self.public_key != key {
+            former.push((self.public_key.clone(), now));
+        }
+        let newest = former.len().saturating_sub(MOST_FORMER);
+        former.split_off(newest)
+    }
+}
+
+/// The codes that an owner got, with the ends of their lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Given(Vec<Timestamp>);
 
 /// The bucket.
 #[derive(Clone)]
@@ -94,9 +126,29 @@ impl Enrollments {
         let random = data_encoding::BASE32_NOPAD.encode(&rand::rng().random::<[u8; 15]>());
         let code = random.as_bytes().chunks(6).map(String::from_utf8_lossy).collect::<Vec<_>>().join("-");
         let expires = now.plus(CODE_LIFE);
+        self.count_code(owner, expires, now).await?;
         let entry = Code { owner, expires, redeemed: None };
         self.bucket.create(code_key(&code), encode(&entry)?).await.map_err(unavailable)?;
         Ok(EnrollmentCode { code, expires })
+    }
+
+    async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), Failure> {
+        let key = format!("owner.{owner}");
+        let (mut given, revision) = match self.read::<Given>(key.clone()).await? {
+            Some((given, revision)) => (given, Some(revision)),
+            None => (Given::default(), None),
+        };
+        given.0.retain(|expires| *expires > now);
+        if given.0.len() >= MOST_CODES {
+            let message = "You got ten codes within the last hour. Use one of them, or come back later.";
+            return Err(refused("TooManyCodes", RefusalKind::Conflict, message));
+        }
+        given.0.push(expires);
+        let kept = match revision {
+            Some(revision) => self.bucket.update(&key, encode(&given)?, revision).await.map_err(|e| e.to_string()),
+            None => self.bucket.create(&key, encode(&given)?).await.map_err(|e| e.to_string()),
+        };
+        kept.map(drop).map_err(unavailable)
     }
 
     /// Trades a code for an enrollment, once.
@@ -119,16 +171,25 @@ impl Enrollments {
         if now > code.expires || code.redeemed.as_ref().is_some_and(|by| *by != who) {
             return Err(bad_code());
         }
-        if let Some(known) = self.of(c.machine).await?
-            && known.owner != code.owner
-        {
-            return Err(refused("NotYours", RefusalKind::Forbidden, "This machine belongs to another account."));
+        let known = self.read::<Enrollment>(machine_key(c.machine)).await?;
+        if let Some((known, _)) = &known {
+            if known.owner != code.owner {
+                return Err(refused("NotYours", RefusalKind::Forbidden, "This machine belongs to another account."));
+            }
+            if known.banned {
+                let message = "This machine was banned from the market. Talk to those who run it.";
+                return Err(refused("Banned", RefusalKind::Forbidden, message));
+            }
         }
-        if code.redeemed.is_none() {
-            let used = Code { redeemed: Some(who), ..code.clone() };
-            // Two that redeem one code at once: the bucket takes the first.
-            self.bucket.update(&key, encode(&used)?, revision).await.map_err(|_| bad_code())?;
+        if code.redeemed.is_some() {
+            // The answer may have been lost. What was revoked since does not come back by saying it again.
+            let same = |e: &Enrollment| e.revoked_at.is_none() && e.public_key == c.public_key;
+            return known.map(|(e, _)| e).filter(same).ok_or_else(bad_code);
         }
+        let used = Code { redeemed: Some(who), ..code.clone() };
+        // Two that redeem one code at once: the bucket takes the first.
+        self.bucket.update(&key, encode(&used)?, revision).await.map_err(|_| bad_code())?;
+        let former = known.as_ref().map(|(e, _)| e.former_after(&c.public_key, now)).unwrap_or_default();
         let enrollment = Enrollment {
             owner: code.owner,
             public_key: c.public_key.clone(),
@@ -136,8 +197,15 @@ impl Enrollments {
             enrolled_at: now,
             enrolled_after: applied,
             revoked_at: None,
+            banned: false,
+            former,
         };
-        self.bucket.put(machine_key(c.machine), encode(&enrollment)?).await.map_err(unavailable)?;
+        let (key, bytes) = (machine_key(c.machine), encode(&enrollment)?);
+        let kept = match known {
+            Some((_, revision)) => self.bucket.update(&key, bytes, revision).await.map_err(|e| e.to_string()),
+            None => self.bucket.create(&key, bytes).await.map_err(|e| e.to_string()),
+        };
+        kept.map_err(unavailable)?;
         Ok(enrollment)
     }
 
@@ -155,31 +223,42 @@ impl Enrollments {
         })
     }
 
-    /// Takes a machine's right to speak away.
-    pub(crate) async fn revoke(&self, machine: MachineId, now: Timestamp) -> Result<(), Failure> {
+    /// Takes a machine's right to speak away; for good, where an operator bans it.
+    pub(crate) async fn revoke(&self, machine: MachineId, ban: bool, now: Timestamp) -> Result<(), Failure> {
         let Some((enrollment, revision)) = self.read::<Enrollment>(machine_key(machine)).await? else { return Ok(()) };
-        if enrollment.revoked_at.is_some() {
+        if enrollment.revoked_at.is_some() && enrollment.banned >= ban {
             return Ok(());
         }
-        let revoked = Enrollment { revoked_at: Some(now), ..enrollment };
+        let banned = enrollment.banned || ban;
+        let revoked = Enrollment { revoked_at: enrollment.revoked_at.or(Some(now)), banned, ..enrollment };
         self.bucket.update(&machine_key(machine), encode(&revoked)?, revision).await.map_err(unavailable)?;
         Ok(())
     }
 
-    /// All enrolled machines. Codes that ran out are removed on the way.
-    pub(crate) async fn sweep(&self, now: Timestamp) -> Result<Vec<(MachineId, Enrollment)>, Failure> {
-        let keys: Vec<String> =
-            self.bucket.keys().await.map_err(unavailable)?.try_collect().await.map_err(unavailable)?;
+    async fn keys(&self) -> Result<Vec<String>, Failure> {
+        self.bucket.keys().await.map_err(unavailable)?.try_collect().await.map_err(unavailable)
+    }
+
+    /// All enrolled machines. A row that cannot be read is said so and left out: it keeps nobody else enrolled.
+    pub(crate) async fn all(&self) -> Result<Vec<(MachineId, Enrollment)>, Failure> {
         let mut machines = Vec::new();
-        for key in keys {
-            if let Some(machine) = key.strip_prefix("machine.").and_then(|id| id.parse().ok()) {
-                machines.extend(self.of(machine).await?.map(|enrollment| (machine, enrollment)));
-            } else if let Some((code, _)) = self.read::<Code>(key.clone()).await?
-                && now > code.expires
-            {
-                self.bucket.purge(&key).await.map_err(unavailable)?;
+        for key in self.keys().await? {
+            let Some(machine) = key.strip_prefix("machine.").and_then(|id| id.parse().ok()) else { continue };
+            match self.of(machine).await {
+                Ok(found) => machines.extend(found.map(|enrollment| (machine, enrollment))),
+                Err(e) => tracing::error!(%machine, error = %e, "an enrollment cannot be read"),
             }
         }
         Ok(machines)
+    }
+
+    /// Removes the codes that ran out.
+    pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), Failure> {
+        for key in self.keys().await?.into_iter().filter(|key| key.starts_with("code.")) {
+            if self.read::<Code>(key.clone()).await?.is_none_or(|(code, _)| now > code.expires) {
+                self.bucket.purge(&key).await.map_err(unavailable)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -96,6 +96,18 @@ impl Executor {
         Err(Failure::Unavailable(format!("this replica has not reached sequence {last} yet")))
     }
 
+    /// Waits until the view has reached a sequence that a machine names: its job message may be faster than this
+    /// replica's fold. A sequence that is not in the log at all is no lease, and is not waited for.
+    pub(crate) async fn reached(&self, seq: Seq) -> Result<(), Failure> {
+        if self.view.read(World::applied) >= seq || self.log.last_seq().await.map_err(unavailable)? < seq {
+            return Ok(());
+        }
+        if self.view.wait_for(seq).await {
+            return Ok(());
+        }
+        Err(Failure::Unavailable(format!("this replica has not reached sequence {seq} yet")))
+    }
+
     /// The command's job, if it has left memory.
     async fn absent(&self, command: &Command) -> Result<Option<Job>, Failure> {
         let Some(id) = command.job() else { return Ok(None) };

@@ -79,9 +79,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn(revoker.clone().work(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
-    Box::pin(endpoint::serve(&server, Endpoints { executor, files, issuer, revoker, secrets }))
-        .await
-        .map_err(anyhow::Error::from_boxed)?;
+    Box::pin(endpoint::serve(
+        &server,
+        Endpoints { executor, files, issuer, revoker, secrets, pace: endpoint::machine_pace() },
+    ))
+    .await
+    .map_err(anyhow::Error::from_boxed)?;
     if let Some(path) = &config.ready_file {
         std::fs::write(path, &replica).with_context(|| format!("writing {}", path.display()))?;
     }

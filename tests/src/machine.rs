@@ -5,8 +5,13 @@ use std::{fs, path::Path, sync::Arc};
 use anyhow::Context as _;
 use async_nats::{Auth, AuthError, Client, ConnectOptions};
 use data_encoding::BASE64URL_NOPAD;
-use gpubnb_events::{MachineId, nats, subject::machine_inbox};
+use gpubnb_events::{
+    Actor, MachineId, nats,
+    rpc::{Caller, Failure},
+    subject::{machine_command, machine_inbox},
+};
 use nkeys::KeyPair;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{system::System, web::Web};
@@ -41,7 +46,7 @@ impl Stolen {
         let machine = self.machine;
         let challenge = web.post(&format!("/machines/{machine}/challenge"), &json!({})).await?;
         let nonce = challenge["nonce"].as_str().context("a nonce")?;
-        let signed = json!({ "nonce": nonce, "signature": self.sign(nonce)? });
+        let signed = json!({ "nonce": nonce, "signature": self.sign(&format!("renew.{machine}.{nonce}"))? });
         web.post(&format!("/machines/{machine}/credential"), &signed).await
     }
 
@@ -65,5 +70,16 @@ impl Stolen {
     pub async fn enter(&self, system: &System) -> anyhow::Result<Client> {
         let renewed = self.renew(&system.web.stranger()).await?;
         self.connect(system, renewed["jwt"].as_str().context("a token")?).await
+    }
+
+    /// Says something to the market over a connection, in this machine's name.
+    pub async fn say<T: DeserializeOwned>(
+        &self,
+        client: &Client,
+        verb: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, Failure> {
+        let caller = Caller::new(client.clone());
+        caller.call(machine_command(self.machine, verb), Actor::Machine(self.machine), body).await
     }
 }

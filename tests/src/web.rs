@@ -61,6 +61,21 @@ impl Web {
         Ok(web)
     }
 
+    /// Somebody who runs the platform, by the link that the web server prints at its first start. It works once.
+    pub async fn operator(system: &crate::system::System) -> anyhow::Result<Self> {
+        let log = system.log("ui");
+        let link = log.split_whitespace().find(|word| word.contains("/operator/")).context("a link in the log")?;
+        let path = link.strip_prefix(&system.url()).context("a link of this market")?.to_owned();
+        let mut operator = Self::join(&system.url(), "operator").await?;
+        let form = [("csrf", operator.csrf().to_owned())];
+        for expected in [StatusCode::SEE_OTHER, StatusCode::FORBIDDEN] {
+            let opened = operator.at_browser().ask(Method::POST, &path).form(&form).send().await?;
+            anyhow::ensure!(opened.status() == expected, "{} {}", opened.status(), opened.text().await?);
+        }
+        operator.sign_in().await?;
+        Ok(operator.at_browser())
+    }
+
     /// A token with these scopes.
     pub async fn new_token(&self, scopes: &[&str]) -> anyhow::Result<String> {
         let ask = json!({ "email": self.email, "password": self.password, "label": "test", "scopes": scopes });

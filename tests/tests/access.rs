@@ -85,27 +85,12 @@ fn filled(path: &str) -> String {
         .replace("{permit}", "x")
 }
 
-async fn an_operator(system: &System) -> Web {
-    let log = system.log("ui");
-    let link = log.split_whitespace().find(|word| word.contains("/operator/")).unwrap();
-    let path = link.strip_prefix(&system.url()).unwrap().to_owned();
-    let mut operator = Web::join(&system.url(), "operator").await.unwrap();
-    let form = [("csrf", operator.csrf().to_owned())];
-    let browser = operator.at_browser();
-    let opened = browser.ask(Method::POST, &path).form(&form).send().await.unwrap();
-    assert_eq!(opened.status(), StatusCode::SEE_OTHER);
-    let again = browser.ask(Method::POST, &path).form(&form).send().await.unwrap();
-    assert_eq!(again.status(), StatusCode::FORBIDDEN, "the link works once");
-    operator.sign_in().await.unwrap();
-    operator.at_browser()
-}
-
 #[tokio::test]
 async fn every_endpoint_lets_in_whom_it_says_and_nobody_else() {
     let table: BTreeSet<String> = TABLE.lines().map(str::to_owned).collect();
     assert_eq!(routes(), table, "an endpoint was added, removed or changed: say so in tests/access.table");
     let system = System::start(Options::default()).await.unwrap();
-    let operator = an_operator(&system).await;
+    let operator = Web::operator(&system).await.unwrap();
     let lapsed = {
         let token = system.web.new_token(&["jobs:read"]).await.unwrap();
         let browser = system.web.at_browser();
@@ -173,12 +158,20 @@ async fn what_belongs_to_another_looks_as_if_it_were_not_there() {
         let (foreign, text, _) = tried(&system.owner, &Method::GET, &format!("/api/v1/jobs/{job}{path}")).await;
         assert_eq!(foreign, StatusCode::NOT_FOUND, "{path} {text}");
     }
-    for (method, path) in
-        [(Method::POST, format!("/api/v1/jobs/{job}/cancel")), (Method::POST, format!("/api/v1/jobs/{job}/links"))]
-    {
-        let (status, ..) = tried(&system.owner, &method, &path).await;
-        assert!(matches!(status.as_u16(), 400 | 404), "{path} {status}");
+    for page in [format!("/jobs/{job}"), format!("/jobs/{job}/live"), format!("/jobs/{job}/log.txt")] {
+        assert_eq!(tried(&system.web.at_browser(), &Method::GET, &page).await.0, StatusCode::OK, "{page}");
+        assert_eq!(tried(&system.owner.at_browser(), &Method::GET, &page).await.0, StatusCode::NOT_FOUND, "{page}");
     }
+    let cancel = tried(&system.owner, &Method::POST, &format!("/api/v1/jobs/{job}/cancel")).await;
+    assert_eq!(cancel.0, StatusCode::NOT_FOUND, "{}", cancel.1);
+    let body = json!({ "path": "render.png" });
+    let link = system.owner.request(Method::POST, &format!("/jobs/{job}/links"), Some(&body)).await.unwrap();
+    assert_eq!(link.0, StatusCode::NOT_FOUND, "{}", link.1);
+    // Nor can another's token or session be ended.
+    let (mine, theirs) = (system.web.at_browser(), system.owner.at_browser());
+    let token = mine.get("/tokens").await.unwrap()[0]["id"].as_str().unwrap().to_owned();
+    let ended = theirs.request(Method::DELETE, &format!("/tokens/{token}"), None).await.unwrap();
+    assert_eq!(ended.0, StatusCode::NOT_FOUND, "{}", ended.1);
     // Another's machine can neither be changed nor revoked.
     let machine = system.machine("attic").unwrap();
     let wish =
@@ -220,11 +213,12 @@ async fn a_form_of_another_session_is_refused_and_a_session_can_be_ended() {
     assert_eq!(out.status(), StatusCode::SEE_OTHER);
     assert_eq!(tried(&web.at_browser(), &Method::GET, "/wallet").await.0, StatusCode::SEE_OTHER);
     assert_eq!(tried(&again.at_browser(), &Method::GET, "/wallet").await.0, StatusCode::OK);
-    let flags = reqwest::Client::new()
-        .post(format!("{}/sign-in", web.url))
-        .form(&[("email", &web.email), ("password", &web.password)]);
-    let flags = flags.send().await.unwrap();
-    assert!(flags.status().is_success());
+    let form = [("email", &web.email), ("password", &web.password)];
+    let signed_in = web.stranger().ask(Method::POST, "/sign-in").form(&form).send().await.unwrap();
+    let cookie = signed_in.headers()["set-cookie"].to_str().unwrap();
+    for flag in ["__Host-", "Secure", "HttpOnly", "SameSite=", "Path=/"] {
+        assert!(cookie.contains(flag), "{cookie}");
+    }
 }
 
 #[tokio::test]

@@ -169,9 +169,22 @@ async fn secrets_reach_the_job_and_nothing_else() {
     // Nor do the processes write down that, a password, a token, or a code.
     let code: Value = system.owner.post("/enrollments", &json!({})).await.unwrap();
     let token = system.web.new_token(&["jobs:read"]).await.unwrap();
+    let cookie = system.web.cookie().split_once('=').unwrap().1.to_owned();
+    let read = |file: &str| std::fs::read_to_string(system.path().join("attic").join(file)).unwrap().trim().to_owned();
+    let (seed, sealing) = (read("machine.seed"), read("sealing.seed"));
     for process in ["services-0", "projector", "ui", "attic", "nats"] {
         let log = system.log(process);
-        for hidden in [secret, &system.web.password, &token, code["code"].as_str().unwrap(), "eyJ0eXAi"] {
+        for hidden in [
+            secret,
+            &system.web.password,
+            &token,
+            code["code"].as_str().unwrap(),
+            "eyJ0eXAi",
+            &cookie,
+            &seed,
+            &sealing,
+            "upload.",
+        ] {
             assert!(!log.contains(hidden), "{process} wrote {hidden}");
         }
     }

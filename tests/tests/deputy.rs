@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use gpubnb_events::{AccountId, Aggregate, JobId, Log, MachineId, Seq, log::header, nats::jetstream, stream, subject};
 use gpubnb_tests::{
     machine::Stolen,

@@ -13,8 +13,9 @@ use gpubnb_projector::client::QueryClient;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    access::{Paces, People, Sessions},
+    access::{Paces, People, Sessions, Streams},
     live::Changes,
+    transfer::Room,
 };
 
 /// Where machines find the broker.
@@ -32,6 +33,8 @@ pub(crate) struct App {
     pub(crate) people: People,
     pub(crate) sessions: Sessions,
     pub(crate) paces: Paces,
+    /// Streams of events that are open.
+    pub(crate) streams: Streams,
     /// Whether a proxy of ours stands before us, and names the address that a request comes from.
     pub(crate) behind_proxy: bool,
     /// The broker, as machines reach it.
@@ -41,6 +44,8 @@ pub(crate) struct App {
     pub(crate) js: Context,
     pub(crate) artifacts: ObjectStore,
     pub(crate) inputs: ObjectStore,
+    /// Room for files that are being put.
+    pub(crate) room: Room,
     pub(crate) changes: Changes,
     pub(crate) transfer: TransferKey,
     pub(crate) clock: Arc<dyn Clock>,

@@ -105,7 +105,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
         let text = |name| parts.headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
         // The browser's own word; the gate has seen that it is of this host.
         let origin = text(axum::http::header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
-        let host = || text(axum::http::header::HOST).map(|host| format!("http://{host}"));
+        let authority = || parts.uri.authority().map(axum::http::uri::Authority::as_str);
+        let host = || text(axum::http::header::HOST).or_else(authority).map(|host| format!("http://{host}"));
         Ok(Self(origin.or_else(host).unwrap_or_default()))
     }
 }

@@ -12,7 +12,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Run(args) => {
             let shutdown = CancellationToken::new();
             gpubnb_events::observe::cancel_on_signal(shutdown.clone());
-            run(nats, args, shutdown).await
+            Box::pin(run(nats, args, shutdown)).await
         }
         Command::OperatorLink(args) => operator_link(nats, &args.url).await,
         Command::Openapi => {

@@ -17,11 +17,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
-    access::{Pace, Paces, People, Sessions},
+    access::{Pace, Paces, People, Sessions, Streams},
     app::{App, Broker},
     config::RunArgs,
     live::Changes,
     serve::serve,
+    transfer::Room,
 };
 
 /// How long an invitation to run the platform is good.
@@ -54,6 +55,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
             sign_ins_per_minute: args.sign_ins_per_minute,
             sign_ups_per_minute: args.sign_ups_per_minute,
         }),
+        streams: Streams::default(),
+        room: Room::default(),
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
         queries: QueryClient::new(caller.clone()),

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use axum::{
     Extension, Router,
     extract::{DefaultBodyLimit, Request},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -15,14 +15,15 @@ use axum_server::{
     accept::NoDelayAcceptor,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
-use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tower_http::{set_header::SetResponseHeaderLayer, timeout::RequestBodyTimeoutLayer};
 use tracing::info;
 
 use crate::{
     app::App,
+    conditional,
     config::RunArgs,
+    crowd::Crowd,
     error::{ApiError, PageError, Problem},
     extract::is_for_program,
     routes,
@@ -36,8 +37,11 @@ const DRAIN: Duration = Duration::from_secs(3);
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a client may be silent within a body.
 const BODY_SILENCE: Duration = Duration::from_secs(30);
-/// After so long a stream of events ends, and its reader comes through the gate again.
-const STREAM_LIFE: Duration = Duration::from_secs(15 * 60);
+/// How long a request may take until its answer begins; a file's is put within hours.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+const FILE_WITHIN: Duration = Duration::from_secs(4 * 3600);
+/// Connections that one address may have; behind a proxy all come from one.
+const CROWD: usize = 512;
 /// Scripts and styles from here only; nothing inline; no frame around the pages.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -45,6 +49,7 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-
 /// Serves until shutdown.
 pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
+    let crowd = Crowd::new(NoDelayAcceptor::new(), if app.behind_proxy { usize::MAX } else { CROWD });
     let service = router(app, tls.is_some()).into_make_service_with_connect_info::<SocketAddr>();
     let listener = std::net::TcpListener::bind(args.listen).with_context(|| {
         format!("cannot listen on {}: is the port taken? Choose another with --listen", args.listen)
@@ -64,21 +69,23 @@ pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken)
         // Another library in this process may have installed one: either is good.
         drop(rustls::crypto::ring::default_provider().install_default());
         let config = RustlsConfig::from_pem_file(cert, key).await.context("the certificate of this server")?;
-        let acceptor = RustlsAcceptor::new(config).acceptor(NoDelayAcceptor::new());
+        let acceptor = RustlsAcceptor::new(config).acceptor(crowd);
         let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
         slow_clients_end(server.http_builder());
-        server.serve(service).await?;
+        server.first_request_timeout(HEADERS_WITHIN).serve(service).await?;
     } else {
-        let mut server = axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle);
+        let mut server = axum_server::from_tcp(listener)?.acceptor(crowd).handle(handle);
         slow_clients_end(server.http_builder());
-        server.serve(service).await?;
+        server.first_request_timeout(HEADERS_WITHIN).serve(service).await?;
     }
     Ok(())
 }
 
 /// A client that does not say what it wants holds no place for long.
 fn slow_clients_end<E>(builder: &mut hyper_util::server::conn::auto::Builder<E>) {
-    builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    let timer = hyper_util::rt::TokioTimer::new;
+    builder.http1().timer(timer()).header_read_timeout(HEADERS_WITHIN);
+    builder.http2().timer(timer()).keep_alive_interval(HEADERS_WITHIN).keep_alive_timeout(HEADERS_WITHIN);
 }
 
 fn router(app: App, tls: bool) -> Router {
@@ -92,7 +99,8 @@ fn router(app: App, tls: bool) -> Router {
         .method_not_allowed_fallback(not_like_this)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
-        .layer(middleware::from_fn(streams_end))
+        .layer(middleware::from_fn(conditional::versions))
+        .layer(middleware::from_fn(in_time))
         .layer(Extension(app.clone()))
         .layer(middleware::from_fn(same_origin))
         .layer(SetResponseHeaderLayer::if_not_present(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP)))
@@ -120,16 +128,15 @@ async fn not_like_this(request: Request) -> Response {
     problem(request.uri().path(), Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail))
 }
 
-/// Ends streams of events after a while, so that who was signed out meanwhile learns nothing more.
-async fn streams_end(request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
-    let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if kind != Some(b"text/event-stream") {
-        return response;
-    }
-    response.map(|body| {
-        let until = Box::pin(tokio::time::sleep(STREAM_LIFE));
-        axum::body::Body::from_stream(body.into_data_stream().take_until(until))
+/// Whatever takes longer than it should is given up. Files move at their own pace.
+async fn in_time(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/");
+    let patience = if is_file { FILE_WITHIN } else { ANSWER_WITHIN };
+    let path = path.to_owned();
+    tokio::time::timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
+        let detail = "The request took too long. Try again.";
+        problem(&path, Problem::new(StatusCode::REQUEST_TIMEOUT, "TooSlow", detail))
     })
 }
 
@@ -150,6 +157,8 @@ fn is_foreign(request: &Request) -> bool {
     // An origin without a host ("null") is nobody's.
     let origin = header(header::ORIGIN).map(|o| o.split_once("://").map_or("", |(_, host)| host));
     let foreign_site = site.is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    let foreign_origin = origin.is_some_and(|origin| Some(origin) != header(header::HOST));
+    // HTTP/2 says in the address itself which host is meant.
+    let host = header(header::HOST).or_else(|| request.uri().authority().map(Authority::as_str));
+    let foreign_origin = origin.is_some_and(|origin| Some(origin) != host);
     !safe && (foreign_site || foreign_origin)
 }

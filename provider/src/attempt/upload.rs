@@ -36,6 +36,10 @@ async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: 
     let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::fs::File::from_std(content)));
     let request =
         client.put(url).timeout(ONE_FILE).bearer_auth(&permit.token).header("content-length", file.bytes).body(body);
-    request.send().await?.error_for_status()?;
+    let response = request.send().await?;
+    // It was put before, and the answer was lost.
+    if response.status() != reqwest::StatusCode::CONFLICT {
+        response.error_for_status()?;
+    }
     Ok(())
 }

@@ -62,8 +62,8 @@ impl Revoker {
     }
 
     /// Takes a machine's right to speak away; its connection ends as soon as the broker has heard.
-    pub(crate) async fn revoke(&self, machine: MachineId) -> Result<(), Failure> {
-        self.enrollments.revoke(machine, self.clock.now()).await?;
+    pub(crate) async fn revoke(&self, machine: MachineId, ban: bool) -> Result<(), Failure> {
+        self.enrollments.revoke(machine, ban, self.clock.now()).await?;
         self.look();
         Ok(())
     }
@@ -77,16 +77,20 @@ impl Revoker {
     pub(crate) async fn work(self, shutdown: CancellationToken) {
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
-            tokio::select! {
+            let swept = tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.wake.notified() => {}
-                _ = sweep.tick() => {}
-            }
+                () = self.wake.notified() => false,
+                _ = sweep.tick() => true,
+            };
             if !connected(&self.system) {
                 continue;
             }
             if let Err(e) = self.reconcile().await {
                 warn!(error = format!("{e:#}"), "the list of revoked machines is handed in again later");
+            }
+            // After the list: codes never keep anybody from being revoked.
+            if swept && let Err(e) = self.enrollments.sweep(self.clock.now()).await {
+                warn!(error = %e, "codes that ran out are removed later");
             }
         }
     }
@@ -95,20 +99,24 @@ impl Revoker {
     async fn reconcile(&self) -> anyhow::Result<()> {
         let now = self.clock.now();
         let mut revoked = Vec::new();
-        for (machine, enrollment) in self.enrollments.sweep(now).await? {
+        for (machine, enrollment) in self.enrollments.all().await? {
             let left = self.view.read(|w| {
                 let machine = w.machine(machine).filter(|m| m.availability == Availability::Delisted);
                 machine.is_some_and(|m| m.last > enrollment.enrolled_after)
             });
             if left && enrollment.revoked_at.is_none() {
                 stream::retire_machine(&self.js, machine).await?;
-                self.enrollments.revoke(machine, now).await?;
+                self.enrollments.revoke(machine, false, now).await?;
             }
-            let at = enrollment.revoked_at.or(left.then_some(now));
+            let mut void = enrollment.void();
+            void.extend((left && enrollment.revoked_at.is_none()).then_some((enrollment.public_key, now)));
             // What was issued before has run out by then.
-            revoked.extend(at.filter(|at| now.since(*at) <= self.life).map(|at| (enrollment.public_key, at)));
+            revoked.extend(void.into_iter().filter(|(_, at)| now.since(*at) <= self.life));
         }
+        // Of a key that was revoked twice, the later time counts.
         revoked.sort();
+        revoked.reverse();
+        revoked.dedup_by(|later, earlier| later.0 == earlier.0);
         let known = self.client_request(&lookup_account(&self.account_key()?), Vec::new()).await?;
         let known = jwt::revocations(std::str::from_utf8(&known).context("the broker's word about the account")?)?;
         if known != jwt::revocation_list(&revoked) {

@@ -23,17 +23,17 @@ pub(super) fn authorise(
             actor == Actor::Account(*account)
         }
         Command::Deposit(account, _) => {
-            actor == Actor::Operator || (settings.test_funds && actor == Actor::Account(*account))
+            matches!(actor, Actor::Operator(_)) || (settings.test_funds && actor == Actor::Account(*account))
         }
-        Command::ClosePayout(_) | Command::SetSuspension(_) => actor == Actor::Operator,
+        Command::ClosePayout(_) | Command::SetSuspension(_) => matches!(actor, Actor::Operator(_)),
         Command::Cancel(_) => match (actor, job) {
-            (Actor::Operator, _) => true,
+            (Actor::Operator(_), _) => true,
             // A foreign job and one that does not exist look the same.
             (Actor::Account(account), Some(job)) if job.account == account => true,
             _ => return Err(Refusal::UnknownJob),
         },
         Command::ChangeMachine(c) => match actor {
-            Actor::Operator => true,
+            Actor::Operator(_) => true,
             Actor::Machine(machine) => machine == c.machine,
             Actor::Account(account) => world.machine(c.machine).is_some_and(|m| m.owner == account),
             Actor::Platform => false,

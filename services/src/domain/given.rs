@@ -58,7 +58,7 @@ pub(crate) fn given() -> Given {
     given.when(Actor::Account(consumer), Command::OpenAccount(consumer)).appended();
     given.when(Actor::Account(provider), Command::OpenAccount(provider)).appended();
     let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(100) };
-    given.when(Actor::Operator, Command::Deposit(consumer, deposit)).appended();
+    given.when(Actor::Operator(None), Command::Deposit(consumer, deposit)).appended();
     let list = given.listing(provider, given.offer());
     given.when(given.as_machine(), Command::ListMachine(given.machine, list)).appended();
     given
@@ -66,7 +66,7 @@ pub(crate) fn given() -> Given {
 
 impl Given {
     pub(crate) fn as_operator(&self) -> Actor {
-        Actor::Operator
+        Actor::Operator(None)
     }
 
     pub(crate) fn as_consumer(&self) -> Actor {

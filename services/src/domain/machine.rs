@@ -6,7 +6,7 @@ use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Seq,
     command::{MachineWish, RecordTest},
     event::{
-        MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
+        Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
         MachineRepriced, MachineResumed, MachineSuspected, MachineTested,
     },
     log::{EventId, Proposal},
@@ -18,7 +18,13 @@ use super::{Decision, Listing, Refusal};
 /// Most a machine may cost per hour.
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
 /// Most jobs a machine may run at once.
-const MAX_SLOTS: u32 = 256;
+pub(crate) const MAX_SLOTS: u32 = 256;
+
+/// Longest name of a part, bytes.
+const MAX_NAME: usize = 128;
+/// Most checks of a self-test, and their longest text, bytes.
+const MAX_CHECKS: usize = 64;
+const MAX_TEXT: usize = 400;
 
 /// Whether a machine is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,9 +137,7 @@ impl Machine {
 
     /// A self-test was made.
     pub(super) fn record_test(&self, machine: MachineId, c: &RecordTest) -> Result<Decision, Refusal> {
-        if c.checks.len() > 100 {
-            return Err(Refusal::field("checks", "A self-test has at most 100 checks."));
-        }
+        check_test(&c.checks)?;
         Ok(self.propose(MachineTested { machine, checks: c.checks.clone() }))
     }
 
@@ -210,8 +214,26 @@ fn check_offer(offer: &Offer) -> Result<(), Refusal> {
     if offer.slots == 0 || offer.slots > MAX_SLOTS {
         return Err(Refusal::field("slots", format!("A machine has from 1 to {MAX_SLOTS} slots.")));
     }
-    if offer.hardware.gpus.len() > 16 {
+    let hardware = &offer.hardware;
+    if hardware.gpus.len() > 16 {
         return Err(Refusal::field("gpus", "A machine has at most 16 GPUs."));
+    }
+    let of_gpus = hardware.gpus.iter().flat_map(|gpu| [&gpu.uuid, &gpu.model]);
+    let versions = hardware.driver.iter().chain(&hardware.cuda);
+    let names = of_gpus.chain(versions).chain([&hardware.cpu_model]);
+    if names.into_iter().any(|name| name.len() > MAX_NAME) {
+        return Err(Refusal::field("hardware", format!("A name has at most {MAX_NAME} bytes.")));
+    }
+    Ok(())
+}
+
+fn check_test(checks: &[Check]) -> Result<(), Refusal> {
+    let text = |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().any(|t| t.len() > MAX_TEXT);
+    if checks.len() > MAX_CHECKS || checks.iter().any(text) {
+        return Err(Refusal::field(
+            "checks",
+            format!("A self-test has at most {MAX_CHECKS} checks, each text of at most {MAX_TEXT} bytes."),
+        ));
     }
     Ok(())
 }

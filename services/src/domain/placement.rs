@@ -47,7 +47,7 @@ pub fn choose(world: &World, request: &Request<'_>, now: Timestamp) -> Choice {
     let mut candidates = 0;
     let mut best: Option<(&MachineId, &Machine)> = None;
     for (id, machine) in world.machines() {
-        if let Some(reason) = reject(*id, machine, request, now) {
+        if let Some(reason) = reject(world, *id, machine, request, now) {
             *rejected.entry(reason).or_default() += 1;
         } else {
             candidates += 1;
@@ -78,13 +78,13 @@ pub(super) fn dearest(world: &World, c: &SubmitJob, now: Timestamp) -> Option<Ho
     let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
     world
         .machines()
-        .filter(|(id, m)| matches!(reject(**id, m, &request, now), None | Some(Reject::NoFreeSlot)))
+        .filter(|(id, m)| matches!(reject(world, **id, m, &request, now), None | Some(Reject::NoFreeSlot)))
         .map(|(_, m)| m.offer.price)
         .max()
 }
 
 /// The first reason why a machine is not taken.
-fn reject(id: MachineId, machine: &Machine, request: &Request<'_>, now: Timestamp) -> Option<Reject> {
+fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>, now: Timestamp) -> Option<Reject> {
     let named = match request.placement {
         Placement::Machine { machine } if *machine != id => return Some(Reject::NotNamed),
         Placement::Machine { .. } => None,
@@ -98,6 +98,9 @@ fn reject(id: MachineId, machine: &Machine, request: &Request<'_>, now: Timestam
         Availability::Delisted => return Some(Reject::Delisted),
         Availability::Paused | Availability::Draining => return Some(Reject::Paused),
         Availability::Ready => {}
+    }
+    if world.account(machine.owner).is_some_and(|owner| owner.suspended.is_some()) {
+        return Some(Reject::OwnerSuspended);
     }
     if machine.presence != Presence::Online {
         return Some(Reject::Offline);

@@ -88,7 +88,7 @@ async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, Failure> {
 async fn explain(e: Endpoints, r: Incoming) -> Result<Option<PlacementExplanation>, Failure> {
     let CancelJob { job } = r.parse()?;
     let now = e.executor.clock.now();
-    let own = |found: &&Job| r.actor == Actor::Operator || r.actor == Actor::Account(found.account);
+    let own = |found: &&Job| matches!(r.actor, Actor::Operator(_)) || r.actor == Actor::Account(found.account);
     e.executor.view.read(|w| {
         let found = w.job(job).filter(own).ok_or_else(|| Failure::Refused(Refusal::UnknownJob.into()))?;
         Ok((found.phase == Phase::Queued)

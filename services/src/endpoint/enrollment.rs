@@ -2,7 +2,7 @@
 //! request itself: with a code, or with its key.
 
 use gpubnb_events::{
-    Actor, MachineId,
+    AccountId, Actor, MachineId,
     command::{
         AskChallenge, Challenge, CreateEnrollment, EnrollmentCode, MachineCredential, RedeemEnrollment,
         RenewCredential, RevokeMachine, Revoked,
@@ -32,7 +32,7 @@ async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, Failure> {
     let CreateEnrollment {} = r.parse()?;
     let owner = account_of(r.actor)?;
     e.executor.catch_up().await?;
-    e.executor.view.read(|w| domain::may_enroll(w, owner)).map_err(domain::Refusal::into_failure)?;
+    in_good_standing(&e, owner)?;
     e.enrollments().create_code(owner, e.executor.clock.now()).await
 }
 
@@ -40,6 +40,7 @@ async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure>
     let redeem: RedeemEnrollment = r.parse()?;
     let applied = e.executor.view.read(World::applied);
     let enrollment = e.enrollments().redeem(&redeem, e.executor.clock.now(), applied).await?;
+    in_good_standing(&e, enrollment.owner)?;
     issue(&e, redeem.machine, enrollment)
 }
 
@@ -54,7 +55,7 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> 
     let renew: RenewCredential = r.parse()?;
     let enrollment = e.enrollments().live(renew.machine).await?;
     let genuine = e.issuer.challenged(&renew.nonce, renew.machine, e.executor.clock.now())
-        && signed_by(&enrollment.public_key, &renew.nonce, &renew.signature);
+        && signed_by(&enrollment.public_key, &renew.signed_text(), &renew.signature);
     if !genuine {
         return Err(Failure::Refused(Refusal {
             name: "BadSignature".to_owned(),
@@ -63,7 +64,13 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> 
             message: "The challenge has run out, or is not signed with this machine's key.".to_owned(),
         }));
     }
+    in_good_standing(&e, enrollment.owner)?;
     issue(&e, renew.machine, enrollment)
+}
+
+/// The machines of a suspended account get no credential, however they ask. What runs ends with the one they have.
+pub(super) fn in_good_standing(e: &Endpoints, owner: AccountId) -> Result<(), Failure> {
+    e.executor.view.read(|w| domain::may_enroll(w, owner)).map_err(domain::Refusal::into_failure)
 }
 
 fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, Failure> {
@@ -76,12 +83,12 @@ async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, Failure> {
     let RevokeMachine { machine } = r.parse()?;
     let known = e.enrollments().of(machine).await?;
     let may = |enrollment: &&Enrollment| match r.actor {
-        Actor::Operator => true,
+        Actor::Operator(_) => true,
         Actor::Account(account) => account == enrollment.owner,
         Actor::Machine(_) | Actor::Platform => false,
     };
     // Foreign looks like absent.
     known.as_ref().filter(may).ok_or_else(|| domain::Refusal::UnknownMachine.into_failure())?;
-    e.revoker.revoke(machine).await?;
+    e.revoker.revoke(machine, matches!(r.actor, Actor::Operator(_))).await?;
     Ok(Revoked {})
 }

@@ -13,7 +13,11 @@ use gpubnb_events::{
 
 use super::{Endpoints, change_machine, done, endpoint};
 use crate::{
-    domain::{Command, Listing, Refusal, job::Job, machine::Availability},
+    domain::{
+        Command, Listing, Refusal,
+        job::Job,
+        machine::{Availability, MAX_SLOTS},
+    },
     execute::unavailable,
 };
 
@@ -45,6 +49,7 @@ async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
     let slots = offer.slots;
     // Whose it is was said when it was enrolled: a machine cannot say it of itself.
     let enrollment = e.enrollments().live(machine).await?;
+    super::enrollment::in_good_standing(&e, enrollment.owner)?;
     let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
@@ -60,8 +65,7 @@ async fn tested(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 
 async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
     let (machine, accept): (_, Accept) = (machine_of(&r)?, r.parse()?);
-    // The job message may be faster than this replica's fold.
-    e.executor.view.wait_for(accept.lease.0).await;
+    e.executor.reached(accept.lease.0).await?;
     e.executor.execute(r.actor, &Command::Accept(machine, accept)).await?;
     let known = e.executor.view.read(|w| w.job(accept.job).cloned());
     let job = match known {
@@ -90,7 +94,7 @@ fn permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<
         let signed = files.key.sign(&Permit { purpose, expires });
         signed.ok_or_else(|| Failure::Unavailable("the permit could not be signed".to_owned()))
     };
-    let token = sign(Purpose::Upload { job: job.id, lease })?;
+    let token = sign(Purpose::Upload { job: job.id, lease, most: job.spec.resources.output.bytes() })?;
     grant.upload = Some(UploadGrant { url: format!("{}/transfer/{}/{lease}", files.url, job.id), token, expires });
     for input in &job.spec.inputs {
         let permit = sign(Purpose::Input { account: job.account, input: input.input })?;
@@ -101,7 +105,7 @@ fn permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<
 
 async fn decline(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let (machine, decline): (_, Decline) = (machine_of(&r)?, r.parse()?);
-    e.executor.view.wait_for(decline.lease.0).await;
+    e.executor.reached(decline.lease.0).await?;
     e.executor.execute(r.actor, &Command::Decline(machine, decline)).await.map(done)
 }
 
@@ -120,7 +124,7 @@ async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
     let (machine, inventory): (_, Inventory) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;
     let mut leases = Vec::new();
-    for Accept { job, lease } in inventory.leases.into_iter().take(1_000) {
+    for Accept { job, lease } in inventory.leases.into_iter().take(MAX_SLOTS as usize) {
         let wish = match e.executor.view.read(|w| w.job(job).map(|j| j.wish(machine, lease))) {
             Some(wish) => wish,
             None => match e.executor.load(job).await.map_err(unavailable)? {

@@ -7,10 +7,11 @@ mod edge;
 mod enrollment;
 mod machine;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, num::NonZeroU32, sync::Arc};
 
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use gpubnb_events::{
-    Actor, Seq,
+    Actor, MachineId, Seq,
     command::{ChangeMachine, Done, MachineWish},
     rpc::{Failure, Incoming, RefusalKind, Requester, Server},
     transfer::TransferKey,
@@ -34,6 +35,17 @@ pub(crate) struct Endpoints {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) revoker: Revoker,
     pub(crate) secrets: JobEnv,
+    /// How often a machine may ask, so that none keeps the others from being answered.
+    pub(crate) pace: Arc<DefaultKeyedRateLimiter<MachineId>>,
+}
+
+/// Requests a second of one machine, and in a burst: one with many slots starts and ends jobs in rows.
+const MACHINE_PACE: NonZeroU32 = NonZeroU32::new(50).unwrap();
+const MACHINE_BURST: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
+
+/// The pace of machines.
+pub(crate) fn machine_pace() -> Arc<DefaultKeyedRateLimiter<MachineId>> {
+    Arc::new(RateLimiter::keyed(Quota::per_second(MACHINE_PACE).allow_burst(MACHINE_BURST)))
 }
 
 impl Endpoints {
@@ -70,11 +82,20 @@ where
     T: Serialize,
 {
     let endpoints = endpoints.clone();
+    let pace = endpoints.pace.clone();
     let name: String = subject.chars().filter(|c| *c != '*').map(|c| if c == '.' { '-' } else { c }).collect();
     server
         .endpoint(&name, subject, requester, move |incoming| {
+            let hasty = matches!(incoming.actor, Actor::Machine(machine) if pace.check_key(&machine).is_err());
             let answer = handler(endpoints.clone(), incoming);
-            async move { answer.await.and_then(|value| to_json(&value)) }
+            async move {
+                if hasty {
+                    return Err(Failure::Unavailable(
+                        "this machine asks too often; it should wait a little".to_owned(),
+                    ));
+                }
+                answer.await.and_then(|value| to_json(&value))
+            }
         })
         .await
 }

@@ -186,8 +186,8 @@ impl Checker {
         let own = actor == Actor::Account(id);
         let allowed = match entry.event {
             Event::PayoutRequested(_) => own,
-            Event::FundsDeposited(_) => actor == Actor::Operator || (own && self.rules.test_funds),
-            _ => actor == Actor::Operator,
+            Event::FundsDeposited(_) => matches!(actor, Actor::Operator(_)) || (own && self.rules.test_funds),
+            _ => matches!(actor, Actor::Operator(_)),
         };
         holds(allowed, || format!("{actor} had no right to"))?;
         let mut close = |payout: &CommandId, amount: i64, requested: Seq| {
@@ -254,7 +254,7 @@ impl Checker {
         let actor = entry.envelope.actor;
         let watched =
             matches!(entry.event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
-        let owned = [Actor::Machine(id), Actor::Account(machine.owner), Actor::Operator].contains(&actor);
+        let owned = [Actor::Machine(id), Actor::Account(machine.owner), Actor::Operator(None)].contains(&actor);
         holds(if watched { actor == Actor::Platform } else { owned }, || format!("{actor} had no right to"))?;
         let absent = machine.suspect || machine.lost;
         match entry.event {

@@ -163,7 +163,7 @@ impl JobFacts {
     }
 
     fn by_its_people(&self, actor: Actor) -> Held {
-        let allowed = actor == Actor::Operator || actor == Actor::Account(self.account);
+        let allowed = matches!(actor, Actor::Operator(_)) || actor == Actor::Account(self.account);
         holds(allowed, || format!("{actor} had no right to"))
     }
 

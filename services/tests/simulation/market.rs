@@ -356,8 +356,8 @@ impl Market {
     fn somebody(&self, dice: &mut Dice) -> Actor {
         let account = dice.pick(&self.people.accounts).map(Actor::Account);
         let machine = dice.pick(&self.workers).map(|w| Actor::Machine(w.machine));
-        let all = [account, machine, Some(Actor::Platform), Some(Actor::Operator)];
-        dice.of(&all).unwrap_or(Actor::Operator)
+        let all = [account, machine, Some(Actor::Platform), Some(Actor::Operator(None))];
+        dice.of(&all).unwrap_or(Actor::Operator(None))
     }
 }
 

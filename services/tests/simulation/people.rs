@@ -35,7 +35,7 @@ impl Market {
             let account = self.people.accounts[place];
             commands.push((Actor::Account(account), Command::OpenAccount(account)));
             let deposit = Deposit { deposit: self.command_id(), amount: MicroUsd(3_000_000) };
-            commands.push((Actor::Operator, Command::Deposit(account, deposit)));
+            commands.push((Actor::Operator(None), Command::Deposit(account, deposit)));
         }
         for (place, slots) in [1, 2, 2].into_iter().enumerate() {
             let (machine, owner) = (self.machine_id(), self.people.accounts[place % 2]);
@@ -66,14 +66,14 @@ impl Market {
             14 => self.close_payout(account, dice),
             _ => {
                 let reason = dice.one_in(3).then(|| "owes an answer".to_owned());
-                (Actor::Operator, Command::SetSuspension(SetSuspension { account, reason }))
+                (Actor::Operator(None), Command::SetSuspension(SetSuspension { account, reason }))
             }
         };
         self.say(Caller::Anyone, actor, command, dice);
     }
 
     fn deposit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
-        let actor = if dice.one_in(3) { Actor::Account(account) } else { Actor::Operator };
+        let actor = if dice.one_in(3) { Actor::Account(account) } else { Actor::Operator(None) };
         let known = dice.pick(&self.people.deposits).filter(|_| dice.one_in(3));
         let (account, deposit) =
             known.unwrap_or_else(|| (account, Deposit { deposit: self.command_id(), amount: some_money(dice) }));
@@ -107,7 +107,7 @@ impl Market {
 
     fn cancel(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let Some((of, submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
-        let actor = dice.of(&[Actor::Account(of), Actor::Account(of), Actor::Account(account), Actor::Operator]);
+        let actor = dice.of(&[Actor::Account(of), Actor::Account(of), Actor::Account(account), Actor::Operator(None)]);
         (actor, Command::Cancel(submit.job))
     }
 
@@ -122,7 +122,7 @@ impl Market {
     fn close_payout(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let Some((account, asked)) = dice.pick(&self.people.payouts) else { return self.payout(account, dice) };
         let failed = dice.one_in(2).then(|| "the bank said no".to_owned());
-        (Actor::Operator, Command::ClosePayout(ClosePayout { account, payout: asked.payout, failed }))
+        (Actor::Operator(None), Command::ClosePayout(ClosePayout { account, payout: asked.payout, failed }))
     }
 
     /// The owner of a machine changes their mind, or the machine itself says what it is.

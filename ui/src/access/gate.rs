@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 
-use super::{Access, SESSION_COOKIE, Scope, Viewer, cookie};
+use super::{Access, SESSION_COOKIE, Scope, Viewer, cookie, streams::Reader};
 use crate::{
     app::App,
     error::{ApiError, PageError, Problem},
@@ -42,13 +42,18 @@ pub(super) async fn pass(access: Access, mut request: Request, next: Next) -> Re
         return ApiError(Problem::internal(&"the gate has nobody to ask")).into_response();
     };
     let program = is_for_program(request.uri().path());
-    match enter(&app, access, &mut request).await {
-        Ok(()) => next.run(request).await,
+    let back = (request.method() == Method::GET).then(|| sign_in_link(request.uri()));
+    let entered = match enter(&app, access, &mut request).await {
+        Ok(reader) => app.streams.bound(reader, next.run(request).await),
+        Err(problem) => Err(problem),
+    };
+    match entered {
+        Ok(response) => response,
         Err(problem) if program => ApiError(problem).into_response(),
-        Err(problem) if problem.status == StatusCode::UNAUTHORIZED.as_u16() && request.method() == Method::GET => {
-            Redirect::to(&sign_in_link(request.uri())).into_response()
-        }
-        Err(problem) => PageError(problem).into_response(),
+        Err(problem) => match back.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
+            Some(back) => Redirect::to(&back).into_response(),
+            None => PageError(problem).into_response(),
+        },
     }
 }
 
@@ -58,7 +63,7 @@ fn sign_in_link(uri: &Uri) -> String {
     format!("/sign-in?next={}", crate::transfer::escape(here))
 }
 
-async fn enter(app: &App, access: Access, request: &mut Request) -> Result<(), Problem> {
+async fn enter(app: &App, access: Access, request: &mut Request) -> Result<Reader, Problem> {
     let address = address_of(app, request);
     app.paces.address(address)?;
     request.extensions_mut().insert(PeerAddress(address));
@@ -71,7 +76,7 @@ async fn enter(app: &App, access: Access, request: &mut Request) -> Result<(), P
         same_session(&entry.viewer, request).await?;
     }
     request.extensions_mut().insert(entry.viewer);
-    Ok(())
+    Ok(Reader::of(entry.viewer.account, address))
 }
 
 /// The address a request comes from: behind a proxy of ours, the last that it names.

@@ -10,6 +10,7 @@ mod routes;
 mod rows;
 mod secret;
 mod sessions;
+mod streams;
 mod viewer;
 
 use std::{fmt, str::FromStr};
@@ -19,9 +20,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     gate::CSRF_FIELD,
     pace::{Pace, Paces},
-    people::{NewToken, People, SignUp, TokenInfo},
+    people::{NewToken, People, SignUp, TokenInfo, login_of},
     routes::{Endpoint, Many, Routes, Shape},
+    secret::is_secret,
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
+    streams::Streams,
     viewer::{Client, SignedIn, Viewer},
 };
 

@@ -97,7 +97,7 @@ impl Paces {
 }
 
 /// Whoever has an IPv6 address has the 2^64 around it.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {

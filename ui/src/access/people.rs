@@ -102,7 +102,7 @@ fn account_key(account: AccountId) -> String {
 }
 
 /// The same address, however it is written.
-pub(super) fn login_of(email: &str) -> String {
+pub(crate) fn login_of(email: &str) -> String {
     digest(&email.trim().to_lowercase())
 }
 
@@ -196,7 +196,7 @@ impl People {
         .await
     }
 
-    /// Another password, for who knows the present one.
+    /// Another password, for who knows the present one. Tokens end with the old one.
     pub(crate) async fn change_password(&self, account: AccountId, old: &str, new: &str) -> Result<(), Problem> {
         check_password(new)?;
         let person = self.person(account).await?.ok_or_else(|| Problem::not_found("account"))?;
@@ -206,6 +206,8 @@ impl People {
         let password = self.passwords.hash(new.to_owned()).await?;
         self.change(account, |person| {
             person.password.clone_from(&password);
+            // Whoever made a token while they had the session loses it too.
+            person.tokens.clear();
             Ok(())
         })
         .await

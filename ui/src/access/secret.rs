@@ -26,6 +26,11 @@ pub(super) fn new_secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
 }
 
+/// Whether a text has the form of such a secret. Nothing else of it is ever put into a page.
+pub(crate) fn is_secret(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// What is kept of a secret: whoever reads it cannot use it.
 pub(super) fn digest(secret: &str) -> String {
     gpubnb_events::hex(Sha256::digest(secret.as_bytes()))

@@ -46,6 +46,11 @@ impl SignedIn {
     pub(crate) fn actor(self) -> Actor {
         Actor::Account(self.account)
     }
+
+    /// As one who runs the platform. The gate has seen to it that they do, where only they come in.
+    pub(crate) fn operator(self) -> Actor {
+        Actor::Operator(Some(self.account))
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Viewer {

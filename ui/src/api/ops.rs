@@ -2,14 +2,14 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
-    AccountId, Actor, CommandId, MachineId,
+    AccountId, CommandId, MachineId,
     command::{ClosePayout, Done, RevokeMachine, Revoked, SetSuspension},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::jobs::Input;
-use crate::{app::App, error::ApiError, extract::Path};
+use crate::{access::SignedIn, app::App, error::ApiError, extract::Path};
 
 /// Body of `POST /ops/accounts/{id}/suspension`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -21,11 +21,12 @@ pub(crate) struct Suspension {
 
 pub(crate) async fn suspend(
     State(app): State<App>,
+    signed_in: SignedIn,
     Path(account): Path<AccountId>,
     Input(suspension): Input<Suspension>,
 ) -> Result<Json<Done>, ApiError> {
     let body = SetSuspension { account, reason: suspension.reason };
-    Ok(Json(app.command("account", "set_suspension", Actor::Operator, &body).await?))
+    Ok(Json(app.command("account", "set_suspension", signed_in.operator(), &body).await?))
 }
 
 /// Body of `POST /ops/accounts/{id}/payouts/{payout}`.
@@ -38,15 +39,20 @@ pub(crate) struct Closing {
 
 pub(crate) async fn close_payout(
     State(app): State<App>,
+    signed_in: SignedIn,
     Path((account, payout)): Path<(AccountId, CommandId)>,
     Input(closing): Input<Closing>,
 ) -> Result<Json<Done>, ApiError> {
     let body = ClosePayout { account, payout, failed: closing.failed };
-    Ok(Json(app.command("account", "close_payout", Actor::Operator, &body).await?))
+    Ok(Json(app.command("account", "close_payout", signed_in.operator(), &body).await?))
 }
 
 /// `DELETE /ops/machines/{id}/credential`: a ban. What it runs is requeued once it has been silent for long enough.
-pub(crate) async fn ban(State(app): State<App>, Path(machine): Path<MachineId>) -> Result<StatusCode, ApiError> {
-    app.command::<Revoked>("enrollment", "revoke", Actor::Operator, &RevokeMachine { machine }).await?;
+pub(crate) async fn ban(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(machine): Path<MachineId>,
+) -> Result<StatusCode, ApiError> {
+    app.command::<Revoked>("enrollment", "revoke", signed_in.operator(), &RevokeMachine { machine }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Chrome, html};
 use crate::{
-    access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo},
+    access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo, is_secret},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Path, Query},
@@ -181,6 +181,9 @@ struct Invite {
 
 /// The link that `gpubnb-ui operator-link` prints. Opening it changes nothing; agreeing does.
 pub(crate) async fn invite(signed_in: SignedIn, Path(secret): Path<String>) -> Result<Html<String>, PageError> {
+    if !is_secret(&secret) {
+        return Err(Problem::not_found("page").into());
+    }
     Ok(html(&Invite { chrome: Chrome::new("Run this platform", "account", signed_in.viewer), secret })?)
 }
 

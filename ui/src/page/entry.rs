@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{Chrome, html};
 use crate::{
-    access::{Client, SignUp, SignedIn, Viewer, clear_cookie},
+    access::{Client, SignUp, SignedIn, Viewer, clear_cookie, login_of},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
@@ -127,7 +127,7 @@ pub(crate) async fn sign_in(
 /// Who has this address and password. Guessing is slowed down, by address and by person.
 pub(crate) async fn prove(app: &App, client: &Client, email: &str, password: &str) -> Result<AccountId, Problem> {
     app.paces.sign_in(client.address)?;
-    app.paces.guess(email)?;
+    app.paces.guess(&login_of(email))?;
     let account = app.people.sign_in(email, password).await?;
     // Where signing up was interrupted, this makes up for it.
     open_account(app, account).await?;

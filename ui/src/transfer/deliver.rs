@@ -10,7 +10,7 @@ use data_encoding::BASE64URL;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
-use crate::error::Problem;
+use crate::{conditional::knows, error::Problem};
 
 /// Bytes read at once.
 const PIECE: usize = 64 * 1024;
@@ -82,8 +82,7 @@ fn range(headers: &HeaderMap, bytes: u64, etag: &str) -> Result<Option<(u64, u64
 /// The answer that carries a file.
 pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, show: Show) -> Response {
     let etag = format!("\"{}\"", stored.sha256);
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
-    if known.is_some_and(|known| known.split(',').any(|tag| tag.trim() == etag)) {
+    if knows(headers, &etag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
     }
     let Ok(part) = range(headers, stored.bytes, &etag) else {

@@ -2,8 +2,9 @@
 //! short time, or by who owns them. Streamed, capped, hashed; nothing of a job is ever shown as a page.
 
 mod deliver;
+mod room;
 
-use std::{io, pin::pin};
+use std::{future::ready, io, pin::pin};
 
 use async_nats::jetstream::object_store::ObjectStore;
 use axum::{
@@ -13,9 +14,9 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::Response,
 };
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt as _, TryStreamExt};
 use gpubnb_events::{
-    AccountId, CommandId, JobId, Lease, Millis, Seq, Timestamp,
+    AccountId, Actor, CommandId, JobId, Lease, Millis, Seq, Timestamp,
     spec::{Artifact, Input},
     transfer::{Permit, Purpose},
 };
@@ -26,6 +27,7 @@ use tokio_util::io::{InspectReader, StreamReader};
 use utoipa::ToSchema;
 
 use self::deliver::{Show, Stored, deliver, described, picture};
+pub(crate) use self::room::Room;
 use crate::{
     access::SignedIn,
     api::jobs::Input as Json_,
@@ -34,12 +36,12 @@ use crate::{
     extract::{Path, Query},
 };
 
-/// Largest file that a job may leave.
-const MAX_ARTIFACT: u64 = 8 << 30;
 /// Largest file that a job may be given.
 const MAX_INPUT: u64 = 1 << 30;
 /// Most that the inputs of one account may take.
 const MAX_INPUTS: u64 = 2 << 30;
+/// How long it is remembered what the files of an attempt take.
+const ROOM_REMEMBERED: Millis = Millis(24 * 3_600_000);
 /// How long a link to a file is good.
 const LINK_LIFE: Millis = Millis(3_600_000);
 
@@ -72,21 +74,36 @@ fn unavailable(e: impl std::fmt::Display) -> Problem {
     Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("the store of files: {e}")))
 }
 
-/// Stores a body under a name; refuses what is larger than `most`, and leaves nothing of it.
-async fn store(files: &ObjectStore, name: &str, body: Body, most: u64) -> Result<(), Problem> {
-    let body = body.into_data_stream().map_err(io::Error::other);
-    let mut received = 0_u64;
-    let reader = InspectReader::new(StreamReader::new(body).take(most + 1), |part| received += part.len() as u64);
-    let stored = files.put(name, &mut pin!(reader)).await;
-    stored.map_err(unavailable)?;
-    if received > most {
-        files.delete(name).await.map_err(unavailable)?;
-        return Err(Problem::too_large());
-    }
-    Ok(())
+/// How long a body is, as its sender says. Without that nobody could tell whether there is room for it.
+fn length(headers: &HeaderMap, most: u64) -> Result<u64, Problem> {
+    let said = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let bytes: u64 = said.ok_or_else(|| {
+        Problem::new(StatusCode::LENGTH_REQUIRED, "LengthRequired", "Say how long the file is (`Content-Length`).")
+    })?;
+    if bytes > most { Err(Problem::too_large()) } else { Ok(bytes) }
 }
 
-/// `PUT /transfer/{job}/{lease}/{path}`: a worker puts a file of its attempt.
+/// Stores a body of so many bytes under a name, or nothing of it. It is worked on to its end whether or not anybody still
+/// waits: a store that is left in the middle would keep pieces that belong to nothing.
+async fn store(files: &ObjectStore, name: String, body: Body, bytes: u64) -> Result<(), Problem> {
+    let files = files.clone();
+    let stored = tokio::spawn(async move {
+        // A body that breaks off ends here like one that is whole; how long it was tells them apart.
+        let parts = body.into_data_stream().take_while(|part| ready(part.is_ok())).map_err(io::Error::other);
+        let mut received = 0_u64;
+        let reader = InspectReader::new(StreamReader::new(parts).take(bytes), |part| received += part.len() as u64);
+        files.put(name.as_str(), &mut pin!(reader)).await.map_err(unavailable)?;
+        if received < bytes {
+            files.delete(&name).await.map_err(unavailable)?;
+            let detail = format!("The file broke off after {received} of {bytes} bytes: put it again.");
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "Incomplete", detail));
+        }
+        Ok(())
+    });
+    stored.await.map_err(|e| Problem::internal(&e))?
+}
+
+/// `PUT /transfer/{job}/{lease}/{path}`: a worker puts a file of its attempt. What is there stays as it is.
 pub(crate) async fn put(
     State(app): State<App>,
     Path((job, lease, path)): Path<(JobId, u64, String)>,
@@ -95,14 +112,28 @@ pub(crate) async fn put(
     let lease = Lease(Seq(lease));
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let permit = authorization.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| bad_permit("there is none"))?;
-    let purpose = app.transfer.verify(permit, app.now()).map_err(bad_permit)?;
-    if purpose != (Purpose::Upload { job, lease }) {
-        return Err(bad_permit("it is for something else").into());
-    }
+    let most = match app.transfer.verify(permit, app.now()).map_err(bad_permit)? {
+        Purpose::Upload { job: of, lease: at, most } if (of, at) == (job, lease) => most,
+        _ => return Err(bad_permit("it is for something else").into()),
+    };
     if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") || path.len() > 512 {
         return Err(Problem::invalid("path", "The path must be relative and plain.").into());
     }
-    store(&app.artifacts, &artifact_name(job, lease, &path), request.into_body(), MAX_ARTIFACT).await?;
+    let row = app.queries.job(Actor::Platform, job, lease.0).await?;
+    if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {
+        return Err(bad_permit("the attempt is over").into());
+    }
+    let name = artifact_name(job, lease, &path);
+    if app.artifacts.info(name.as_str()).await.is_ok_and(|known| !known.deleted) {
+        let detail = "This file is here already. It does not change any more.";
+        return Err(Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail).into());
+    }
+    let bytes = length(request.headers(), most)?;
+    let Some(room) = app.room.take(lease.to_string(), bytes, most) else {
+        return Err(Problem::too_large().into());
+    };
+    store(&app.artifacts, name, request.into_body(), bytes).await?;
+    room.keep_until(app.now().plus(ROOM_REMEMBERED));
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -112,12 +143,18 @@ pub(crate) async fn by_permit(
     Path(permit): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (store, name, path) = match app.transfer.verify(&permit, app.now()).map_err(bad_permit)? {
-        Purpose::Input { account, input } => (&app.inputs, input_name(account, input), input.to_string()),
-        Purpose::Artifact { job, lease, path } => (&app.artifacts, artifact_name(job, lease, &path), path),
+    let (store, name, path, sha256) = match app.transfer.verify(&permit, app.now()).map_err(bad_permit)? {
+        // An input never changes, and its machine compares hashes itself.
+        Purpose::Input { account, input } => (&app.inputs, input_name(account, input), input.to_string(), None),
+        Purpose::Artifact { job, lease, path, sha256 } => {
+            (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
+        }
         Purpose::Upload { .. } => return Err(bad_permit("it is for putting files").into()),
     };
     let stored = Stored::open(store, &name).await?;
+    if sha256.is_some_and(|sha256| sha256 != stored.sha256) {
+        return Err(not_as_listed().into());
+    }
     Ok(deliver(&headers, stored, &path, Show::Saved).await)
 }
 
@@ -136,6 +173,11 @@ fn listed<'a>(row: &'a JobRow, path: &str) -> Result<(&'a Artifact, Lease), Prob
     Ok((artifact, lease))
 }
 
+fn not_as_listed() -> Problem {
+    let detail = "What the machine put here is not what it listed: it is not given out.";
+    Problem::new(StatusCode::BAD_GATEWAY, "NotAsListed", detail)
+}
+
 /// `GET /jobs/{job}/artifacts/{path}`: the owner reads a file.
 pub(crate) async fn get(
     State(app): State<App>,
@@ -148,8 +190,7 @@ pub(crate) async fn get(
     let (artifact, lease) = listed(&row, &path)?;
     let stored = Stored::open(&app.artifacts, &artifact_name(job, lease, &path)).await?;
     if (stored.bytes, stored.sha256.as_str()) != (artifact.bytes, artifact.sha256.as_str()) {
-        let detail = "What the machine put here is not what it listed: it is not given out.";
-        return Err(Problem::new(StatusCode::BAD_GATEWAY, "NotAsListed", detail).into());
+        return Err(not_as_listed().into());
     }
     let show = picture(&path).filter(|_| how.inline.is_some()).map_or(Show::Saved, Show::Picture);
     Ok(deliver(&headers, stored, &path, show).await)
@@ -181,9 +222,10 @@ pub(crate) async fn link(
     Json_(ask): Json_<AskLink>,
 ) -> Result<Json<Link>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let (_, lease) = listed(&row, &ask.path)?;
+    let (artifact, lease) = listed(&row, &ask.path)?;
+    let sha256 = artifact.sha256.clone();
     let expires = app.now().plus(LINK_LIFE);
-    let permit = Permit { purpose: Purpose::Artifact { job, lease, path: ask.path }, expires };
+    let permit = Permit { purpose: Purpose::Artifact { job, lease, path: ask.path, sha256 }, expires };
     let permit = app.transfer.sign(&permit).ok_or_else(|| Problem::internal(&"signing a permit"))?;
     Ok(Json(Link { path: format!("/transfer/permit/{permit}"), expires }))
 }
@@ -208,16 +250,18 @@ pub(crate) async fn put_input(
     request: Request,
 ) -> Result<(StatusCode, Json<Uploaded>), ApiError> {
     let name = input_name(signed_in.account, input);
-    if let Ok(known) = app.inputs.info(name.as_str()).await {
+    if let Some(known) = app.inputs.info(name.as_str()).await.ok().filter(|known| !known.deleted) {
         let (bytes, sha256) = described(&known);
         return Ok((StatusCode::OK, Json(Uploaded { input, bytes, sha256 })));
     }
-    let room = MAX_INPUTS.saturating_sub(taken(&app, signed_in.account).await?);
-    if room == 0 {
-        let detail = "Your files take 2 GiB: the oldest are removed after 15 days.";
+    let bytes = length(request.headers(), MAX_INPUT)?;
+    let free = MAX_INPUTS.saturating_sub(taken(&app, signed_in.account).await?);
+    // What is on its way counts too: two at once do not get the same room.
+    let Some(_room) = app.room.take(signed_in.account.to_string(), bytes, free) else {
+        let detail = "Your files may take 2 GiB: the oldest are removed after 15 days.";
         return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail).into());
-    }
-    store(&app.inputs, &name, request.into_body(), MAX_INPUT.min(room)).await?;
+    };
+    store(&app.inputs, name.clone(), request.into_body(), bytes).await?;
     let (bytes, sha256) = described(&app.inputs.info(name.as_str()).await.map_err(unavailable)?);
     Ok((StatusCode::CREATED, Json(Uploaded { input, bytes, sha256 })))
 }
