@@ -162,3 +162,26 @@ fn is_foreign(request: &Request) -> bool {
     let foreign_origin = origin.is_some_and(|origin| Some(origin) != host);
     !safe && (foreign_site || foreign_origin)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    #[test]
+    fn a_request_of_another_site_is_foreign_by_either_version_of_http() {
+        let request = |host: Option<&str>, uri: &str, origin: &str| {
+            let mut builder = Request::builder().method(Method::POST).uri(uri).header("origin", origin);
+            if let Some(host) = host {
+                builder = builder.header("host", host);
+            }
+            builder.body(Body::empty()).unwrap()
+        };
+        assert!(!is_foreign(&request(Some("m.example"), "/x", "https://m.example")));
+        assert!(is_foreign(&request(Some("m.example"), "/x", "https://evil.example")));
+        // HTTP/2 has no Host, and the whole address in its place.
+        assert!(!is_foreign(&request(None, "https://m.example/x", "https://m.example")));
+        assert!(is_foreign(&request(None, "https://m.example/x", "https://evil.example")));
+        assert!(is_foreign(&request(None, "/x", "null")));
+    }
+}

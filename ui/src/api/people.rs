@@ -1,7 +1,7 @@
 //! `/api/v1/accounts`, `/api/v1/login`, `/api/v1/account`, `/api/v1/tokens`: who somebody is, for programs.
 
 use axum::{Json, extract::State, http::StatusCode};
-use gpubnb_events::{CommandId, Millis};
+use gpubnb_events::{CommandId, Millis, Seq};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -130,11 +130,46 @@ pub(crate) struct Me {
     account: gpubnb_events::AccountId,
     /// Its e-mail address.
     email: String,
+    /// What they are on the market.
+    roles: Vec<Role>,
     /// Whether this way of asking may run the platform.
     operator: bool,
 }
 
+/// What somebody is on the market. It follows from what they do: nobody applies for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Role {
+    /// Submits jobs: everybody may.
+    Consumer,
+    /// Has a machine on the market.
+    Provider,
+    /// Runs the platform.
+    Operator,
+}
+
+impl Role {
+    /// In a word.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Consumer => "consumer",
+            Self::Provider => "provider",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// The roles of whoever asks.
+pub(crate) async fn roles(app: &App, signed_in: SignedIn) -> Result<Vec<Role>, Problem> {
+    let machines = app.queries.machines(signed_in.actor(), Seq::ZERO).await?;
+    let provider = machines.iter().any(|m| m.row.owner == signed_in.account);
+    let also = [(provider, Role::Provider), (signed_in.viewer.operator, Role::Operator)];
+    let roles = also.into_iter().filter(|(so, _)| *so).map(|(_, role)| role);
+    Ok(std::iter::once(Role::Consumer).chain(roles).collect())
+}
+
 pub(crate) async fn me(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Me>, ApiError> {
     let email = app.people.email(signed_in.account).await?;
-    Ok(Json(Me { account: signed_in.account, email, operator: signed_in.viewer.operator }))
+    let roles = roles(&app, signed_in).await?;
+    Ok(Json(Me { account: signed_in.account, email, roles, operator: signed_in.viewer.operator }))
 }

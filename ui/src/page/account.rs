@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{Chrome, html};
 use crate::{
     access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo, is_secret},
+    api::people::{Role, roles},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Path, Query},
@@ -23,6 +24,7 @@ struct AccountPage {
     chrome: Chrome,
     email: String,
     account: gpubnb_events::AccountId,
+    roles: Vec<Role>,
     operator: bool,
     session: Option<CommandId>,
     sessions: Vec<SessionInfo>,
@@ -56,6 +58,7 @@ async fn show(
         chrome: Chrome::new("Account", "account", signed_in.viewer),
         email: app.people.email(account).await?,
         account,
+        roles: roles(app, signed_in).await?,
         operator,
         session: signed_in.viewer.session,
         sessions: app.sessions.of(account, now).await?,
@@ -90,7 +93,7 @@ pub(crate) async fn page(
     Query(came): Query<Came>,
 ) -> Result<Response, PageError> {
     let done = came.done.and_then(|done| match done.as_str() {
-        "password" => Some("Your password is changed. Every other browser was signed out."),
+        "password" => Some("Your password is changed. Every other browser was signed out, and every token ended."),
         "session" => Some("That browser is signed out."),
         "token" => Some("The token is revoked."),
         "operator" => Some("You run this platform now."),
