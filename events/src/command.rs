@@ -135,6 +135,10 @@ pub enum MachineWish {
     Pause,
     /// Work again.
     Resume,
+    /// The machine's own word: it is its owner's turn. Takes no new jobs.
+    Away,
+    /// The machine's own word: it is spare again. The owner's pause goes on.
+    Back,
     /// Finish what runs, take nothing new.
     Drain,
     /// Leave the market.
@@ -265,6 +269,9 @@ pub struct Report {
     pub usage: Option<Usage>,
     /// When, by the worker's clock.
     pub occurred_at: Timestamp,
+    /// The machine's signature over the manifest ([`crate::manifest::signed_text`]), base64url.
+    #[serde(default)]
+    pub signature: Option<String>,
 }
 
 /// How an attempt ended, in the worker's eyes.

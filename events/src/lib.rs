@@ -10,6 +10,7 @@ pub mod event;
 pub mod ids;
 pub mod ledger;
 pub mod log;
+pub mod manifest;
 pub mod money;
 pub mod nats;
 pub mod observe;

@@ -4,13 +4,20 @@ use std::io::IsTerminal as _;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 /// Starts logging to standard error. `RUST_LOG` chooses what; `GPUBNB_LOG=json` makes it one object a line.
 pub fn start() {
+    start_to(std::io::stderr, std::io::stderr().is_terminal());
+}
+
+/// The same, to where `writer` leads.
+pub fn start_to<W>(writer: W, colours: bool)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
     if std::env::var("GPUBNB_LOG").is_ok_and(|v| v == "json") {
         builder.json().init();
     } else {

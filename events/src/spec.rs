@@ -165,6 +165,8 @@ pub enum Reject {
     Delisted,
     /// The owner paused it, or it drains.
     Paused,
+    /// Its owner uses it.
+    Away,
     /// The account of its owner is suspended.
     OwnerSuspended,
     /// It missed heartbeats.
@@ -196,6 +198,7 @@ impl Reject {
             Self::NotNamed => "not the machine you named",
             Self::Delisted => "no longer listed",
             Self::Paused => "paused by the owner",
+            Self::Away => "in use by its owner",
             Self::OwnerSuspended => "its owner's account is suspended",
             Self::Offline => "offline",
             Self::Excluded => "already tried for this job",
@@ -245,6 +248,12 @@ pub struct Gpu {
     pub model: String,
     /// Memory.
     pub memory: Mebibytes,
+    /// CUDA compute capability, such as `9.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<String>,
+    /// Where it sits, `00000000:01:00.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<String>,
 }
 
 /// What the owner of a machine allows.
@@ -256,6 +265,24 @@ pub struct OwnerPolicy {
     /// Whether jobs may use the network.
     #[serde(default)]
     pub egress: bool,
+    /// It is spare once its GPUs were idle for so many minutes; `None`: it does not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_minutes: Option<u32>,
+    /// The hours of the day at which it is spare, by its own clock, such as `22:00-08:00`; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hours: Option<String>,
+}
+
+impl OwnerPolicy {
+    /// In words: when the machine is spare, and what happens to a job when it is not any more.
+    pub fn words(&self) -> String {
+        let hours = self.hours.as_ref().map(|hours| format!("spare at {hours}"));
+        let idle = self.idle_minutes.map(|minutes| format!("spare when its GPUs were idle for {minutes} min"));
+        let when: Vec<_> = hours.into_iter().chain(idle).collect();
+        let ends =
+            if self.may_evict { "may take it back while a job runs; that costs nothing" } else { "lets jobs finish" };
+        if when.is_empty() { ends.to_owned() } else { format!("{}; {ends}", when.join(", ")) }
+    }
 }
 
 /// A machine as it is offered.

@@ -64,6 +64,44 @@ pub struct GpuReading {
     pub celsius: u32,
     /// Power, watts.
     pub watts: u32,
+    /// Processes that compute or draw on it.
+    #[serde(default)]
+    pub processes: u32,
+    /// What is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<GpuTrouble>,
+}
+
+/// What can be wrong with a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuTrouble {
+    /// It has fallen off the bus.
+    Lost,
+    /// It has to be reset.
+    ResetRequired,
+    /// Its memory has errors that could not be corrected.
+    Ecc,
+    /// The driver does not answer for it.
+    Driver,
+}
+
+impl GpuTrouble {
+    /// In words, with what to do.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Lost => {
+                "the GPU has fallen off the bus: look for Xid 79 in the kernel's log; check its power and seat, and restart the machine"
+            }
+            Self::ResetRequired => "the GPU has to be reset: nvidia-smi --gpu-reset",
+            Self::Ecc => {
+                "the GPU's memory has errors that could not be corrected: restart it, and replace it if they come back"
+            }
+            Self::Driver => {
+                "the NVIDIA driver does not answer: it is being updated or was unloaded; restart the worker when it is back"
+            }
+        }
+    }
 }
 
 /// A watchdog replica's own beat: silence is counted in ticks received back.

@@ -56,6 +56,19 @@ impl Timestamp {
         Self::from_millis(self.millis().saturating_add(i64::try_from(time.0).unwrap_or(i64::MAX)))
     }
 
+    /// Of an HTTP date (RFC 9110, IMF-fixdate).
+    pub fn from_http_date(text: &str) -> Option<Self> {
+        let parsed = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.replace("GMT", "+0000"));
+        parsed.ok().map(Self)
+    }
+
+    /// Minutes since midnight, by the clock on this machine's wall.
+    pub fn local_minute(self) -> u16 {
+        let local = self.0.to_zoned(jiff::tz::TimeZone::system());
+        let of = |part: i8| u16::from(part.unsigned_abs());
+        of(local.hour()) * 60 + of(local.minute())
+    }
+
     /// `2026-02-03`, the day in UTC.
     pub fn date(self) -> String {
         self.0.strftime("%Y-%m-%d").to_string()

@@ -147,6 +147,8 @@ pub enum MachineState {
     Lost,
     /// The owner paused it.
     Paused,
+    /// It is its owner's turn.
+    Away,
     /// It finishes what it has.
     Draining,
     /// It left the market.
@@ -161,10 +163,26 @@ impl MachineState {
             Self::Suspect => "Suspect",
             Self::Lost => "Lost",
             Self::Paused => "Paused",
+            Self::Away => "In use by its owner",
             Self::Draining => "Draining",
             Self::Delisted => "Delisted",
         }
     }
+}
+
+/// An attempt that ended by a machine's fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Trouble {
+    /// The job.
+    pub job: JobId,
+    /// Why it ended.
+    pub reason: Reason,
+    /// What the worker said of it.
+    pub detail: String,
+    /// When.
+    pub at: Timestamp,
+    /// Its event.
+    pub seq: Seq,
 }
 
 /// A machine, as people see it.
@@ -178,6 +196,12 @@ pub struct MachineRow {
     pub offer: Offer,
     /// What the owner wants: Online, Paused, Draining or Delisted.
     pub wanted: MachineState,
+    /// Whether it is its owner's turn.
+    #[serde(default)]
+    pub away: bool,
+    /// What went wrong here by the machine's fault, if nothing went well since.
+    #[serde(default)]
+    pub trouble: Option<Trouble>,
     /// What the watchdog sees: Online, Suspect or Lost.
     pub presence: MachineState,
     /// The last self-test.
@@ -206,6 +230,7 @@ impl MachineRow {
             (MachineState::Delisted, _) => MachineState::Delisted,
             (_, MachineState::Suspect) => MachineState::Suspect,
             (_, MachineState::Lost) => MachineState::Lost,
+            (MachineState::Online, _) if self.away => MachineState::Away,
             (wanted, _) => wanted,
         }
     }

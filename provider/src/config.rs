@@ -1,11 +1,17 @@
-//! The options of `gpubnb-provider`.
+//! The options of `gpubnb-provider`: from the command line, or the environment, or a file, in this order.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context as _, bail};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use gpubnb_events::MicroUsd;
 
-/// Lists this machine on the market and runs jobs on it, in hardened containers.
+use crate::owner::Hours;
+
+/// Shares this machine on a GPUbnb market: lists it, and runs jobs on it in hardened containers while it is spare.
+///
+/// Begin with `enroll`, see with `self-test` whether it is fit, and `run` it (or let systemd: deploy/gpubnb-provider.service).
+/// Each option of `run` can stand in the file of --config instead, by its long name: `price = "0.10"`.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-provider", version)]
 pub struct Cli {
@@ -13,6 +19,9 @@ pub struct Cli {
     /// it under the same path.
     #[arg(long, global = true, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
     pub state: PathBuf,
+    /// File with options (TOML). The command line and the environment go before it.
+    #[arg(long, global = true, env = "GPUBNB_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -25,7 +34,19 @@ pub enum Command {
     Enroll(EnrollArgs),
     /// Lists the machine and works until it is stopped. Jobs that run then go on, and are taken up again
     /// at the next start.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
+    /// Looks whether the machine is fit, and says what to do where it is not. Changes nothing.
+    SelfTest(SelfTestArgs),
+    /// How the worker fares: for people, or as JSON for programs.
+    Status(OutputArgs),
+    /// Takes no new jobs; what runs goes on.
+    Pause,
+    /// Takes jobs again.
+    Resume,
+    /// Takes no new jobs and waits until those that run have ended.
+    Drain(DrainArgs),
+    /// What the worker said last.
+    Logs(LogsArgs),
 }
 
 /// Options of `enroll`.
@@ -57,22 +78,198 @@ pub struct RunArgs {
     /// Jobs it runs at once.
     #[arg(long, env = "GPUBNB_SLOTS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub slots: u32,
+    /// It is spare once its GPUs were idle for so many minutes. As soon as somebody else's process uses a GPU, the jobs
+    /// are stopped and start anew elsewhere.
+    #[arg(long, env = "GPUBNB_IDLE_MINUTES", value_name = "MIN", value_parser = clap::value_parser!(u32).range(0..=1_440))]
+    pub idle_minutes: Option<u32>,
+    /// The hours of the day at which it is spare, by its own clock: `22:00-08:00`, or several with commas.
+    #[arg(long, env = "GPUBNB_HOURS", value_name = "HH:MM-HH:MM")]
+    pub hours: Option<Hours>,
+    /// Seconds that a job gets to end by itself when the owner wants the machine.
+    #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=300))]
+    pub reclaim_grace: u32,
+    /// Lets jobs that ask for it use the network.
+    #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
+    pub allow_egress: bool,
+    /// Which images jobs may bring.
+    #[arg(long, env = "GPUBNB_IMAGES", value_enum, default_value_t = ImagePolicy::Any)]
+    pub images: ImagePolicy,
+    /// A registry that jobs may bring images from, with `--images registries`. May be said several times.
+    #[arg(long, env = "GPUBNB_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
+    pub registry: Vec<String>,
+    /// Largest image, GiB.
+    #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub image_gib: u64,
+    /// Images of former jobs that are kept, GiB in all; the oldest go first.
+    #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub image_cache_gib: u64,
+    /// How a job is kept to its output allowance.
+    #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = Quota::Auto)]
+    pub output_quota: Quota,
+    /// Container runtime for jobs, such as `runsc`, if not Docker's default.
+    #[arg(long, env = "GPUBNB_RUNTIME")]
+    pub runtime: Option<String>,
+    /// Gives GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
+    #[arg(long, env = "GPUBNB_CDI")]
+    pub cdi: bool,
+    /// Lists the machine although its self-test failed.
+    #[arg(long, env = "GPUBNB_UNFIT")]
+    pub unfit: bool,
     /// Pretends to have this many GPUs, which the market marks as simulated. They compute nothing.
     #[arg(long, env = "GPUBNB_SIMULATE_GPUS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16))]
     pub simulate_gpus: u32,
     /// Loads NVML from this file instead of the driver's own place.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub nvml: Option<PathBuf>,
-    /// Lets jobs that ask for it use the network.
-    #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
-    pub allow_egress: bool,
-    /// Container runtime for jobs, such as `runsc`, if not Docker's default.
-    #[arg(long, env = "GPUBNB_RUNTIME")]
-    pub runtime: Option<String>,
     /// Seconds between heartbeats.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
     pub heartbeat: u64,
     /// Log a job may write, MiB.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub max_log_mib: u64,
+}
+
+/// Which images jobs may bring. The market demands a digest of every custom image, and a public registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImagePolicy {
+    /// Those of the market's approved templates only.
+    Templates,
+    /// These, and those of the registries of --registry.
+    Registries,
+    /// Any.
+    Any,
+}
+
+/// How a job is kept to its output allowance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Quota {
+    /// By a file system of its own where that works here, else by looking.
+    Auto,
+    /// By a file system of its own, on a loop device: cannot be exceeded. Needs root.
+    Loop,
+    /// By looking every half second: can be exceeded by what the disk takes meanwhile.
+    Poll,
+}
+
+/// Options of `self-test`.
+#[derive(Debug, Clone, Args)]
+pub struct SelfTestArgs {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// Container runtime for jobs, such as `runsc`, if not Docker's default.
+    #[arg(long, env = "GPUBNB_RUNTIME")]
+    pub(crate) runtime: Option<String>,
+    /// Gives GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
+    #[arg(long, env = "GPUBNB_CDI")]
+    pub(crate) cdi: bool,
+    /// Loads NVML from this file instead of the driver's own place.
+    #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
+    pub(crate) nvml: Option<PathBuf>,
+}
+
+/// For people, or for programs.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArgs {
+    /// JSON, for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of `drain`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DrainArgs {
+    /// Stops the worker once nothing runs any more.
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+/// Options of `logs`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct LogsArgs {
+    /// Goes on with what is said from now on.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Lines from before.
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) lines: u32,
+}
+
+impl Cli {
+    /// Reads the command line, the environment and the file that one of them names.
+    pub fn read() -> anyhow::Result<Self> {
+        let mut command = Self::command();
+        let named = Self::from_arg_matches(&command.clone().ignore_errors(true).get_matches()).ok();
+        if let Some(path) = named.and_then(|cli| cli.config) {
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            command = with_file(command, &text).with_context(|| format!("reading {}", path.display()))?;
+        }
+        Ok(Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit()))
+    }
+}
+
+/// The command with what a file says as its defaults.
+fn with_file(command: clap::Command, text: &str) -> anyhow::Result<clap::Command> {
+    let table: toml::Table = text.parse()?;
+    let mut values = Vec::new();
+    for (name, value) in table {
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Array(all) => all.iter().map(|v| v.as_str().unwrap_or_default()).collect::<Vec<_>>().join(","),
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            toml::Value::Boolean(yes) => yes.to_string(),
+            _ => bail!("`{name}` must be a text, a number, true or false, or a list of texts"),
+        };
+        values.push((name, value));
+    }
+    let known: Vec<String> = command
+        .find_subcommand("run")
+        .map(|run| run.get_arguments().filter_map(|a| a.get_long().map(ToOwned::to_owned)).collect())
+        .unwrap_or_default();
+    if let Some((name, _)) = values.iter().find(|(name, _)| !known.contains(name)) {
+        bail!("there is no option `{name}`. There are: {}", known.join(", "));
+    }
+    Ok(command.mut_subcommands(|sub| {
+        values.iter().fold(sub, |sub, (name, value)| {
+            let id = name.replace('-', "_");
+            if sub.get_arguments().any(|a| a.get_id() == id.as_str()) {
+                let value = clap::builder::OsStr::from(value.clone());
+                sub.mut_arg(id, |arg| arg.default_value(value))
+            } else {
+                sub
+            }
+        })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(file: &str, line: &[&str]) -> anyhow::Result<RunArgs> {
+        let command = with_file(Cli::command(), file)?;
+        let cli = Cli::from_arg_matches(&command.try_get_matches_from(line)?)?;
+        match cli.command {
+            Command::Run(args) => Ok(*args),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file_and_the_file_before_the_defaults() {
+        let file = "price = \"0.25\"\nslots = 3\nallow-egress = true\nregistry = [\"ghcr.io\", \"quay.io\"]\n";
+        let args = run(file, &["gpubnb-provider", "run", "--slots", "2"]).unwrap();
+        assert_eq!((args.slots, args.allow_egress), (2, true));
+        assert_eq!(args.price.to_string(), "$0.25");
+        assert_eq!(args.registry, ["ghcr.io", "quay.io"]);
+        assert_eq!(run("", &["gpubnb-provider", "run"]).unwrap().slots, 1);
+    }
+
+    #[test]
+    fn what_a_file_says_wrong_is_named() {
+        let error = |file: &str| format!("{:#}", run(file, &["gpubnb-provider", "run"]).unwrap_err());
+        assert!(error("prise = 1").contains("no option `prise`"));
+        assert!(error("slots = 0").contains("slots"));
+        assert!(error("hours = \"25:00-26:00\"").contains("hours"));
+    }
 }

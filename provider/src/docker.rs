@@ -22,6 +22,8 @@ use gpubnb_events::{
 pub(crate) const LABEL_MACHINE: &str = "gpubnb.machine";
 /// Label with the job.
 pub(crate) const LABEL_JOB: &str = "gpubnb.job";
+/// Label with the UUIDs of its GPUs, with commas.
+pub(crate) const LABEL_GPUS: &str = "gpubnb.gpus";
 /// Label with the lease.
 pub(crate) const LABEL_LEASE: &str = "gpubnb.lease";
 
@@ -54,6 +56,8 @@ pub struct Frame<'a> {
     pub user: (u32, u32),
     /// GPUs it is given.
     pub gpus: Vec<String>,
+    /// Whether GPUs are given by CDI.
+    pub cdi: bool,
     /// Another runtime than Docker's default.
     pub runtime: Option<String>,
     /// Most log it may write, bytes.
@@ -80,6 +84,7 @@ pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
         (LABEL_MACHINE, frame.machine.to_string()),
         (LABEL_JOB, frame.job.to_string()),
         (LABEL_LEASE, frame.lease.to_string()),
+        (LABEL_GPUS, frame.gpus.join(",")),
     ];
     ContainerCreateBody {
         image: Some(frame.image_id.to_owned()),
@@ -158,15 +163,25 @@ fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         // The worker removes it itself, once its ending is recorded.
         auto_remove: Some(false),
-        device_requests: (!frame.gpus.is_empty()).then(|| {
-            vec![DeviceRequest {
-                driver: Some("nvidia".to_owned()),
-                device_ids: Some(frame.gpus.clone()),
-                capabilities: Some(vec![vec!["gpu".to_owned()]]),
-                ..Default::default()
-            }]
-        }),
+        device_requests: (!frame.gpus.is_empty()).then(|| vec![gpus(frame)]),
         runtime: frame.runtime.clone(),
+        ..Default::default()
+    }
+}
+
+/// The GPUs of a job, by their UUIDs: by NVIDIA's runtime, or by the Container Device Interface.
+fn gpus(frame: &Frame<'_>) -> DeviceRequest {
+    if frame.cdi {
+        return DeviceRequest {
+            driver: Some("cdi".to_owned()),
+            device_ids: Some(frame.gpus.iter().map(|uuid| format!("nvidia.com/gpu={uuid}")).collect()),
+            ..Default::default()
+        };
+    }
+    DeviceRequest {
+        driver: Some("nvidia".to_owned()),
+        device_ids: Some(frame.gpus.clone()),
+        capabilities: Some(vec![vec!["gpu".to_owned()]]),
         ..Default::default()
     }
 }

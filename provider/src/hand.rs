@@ -5,7 +5,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use gpubnb_events::{JobId, Lease, command::LeaseWish, telemetry::RunningLease};
+use gpubnb_events::{Clock as _, JobId, Lease, SystemClock, Timestamp, command::LeaseWish, telemetry::RunningLease};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Attempts in hand. An attempt leaves when its outcome is recorded.
@@ -16,7 +17,46 @@ pub(crate) struct Hand {
 
 struct Held {
     job: JobId,
-    wish: watch::Sender<LeaseWish>,
+    since: Timestamp,
+    gpus: Vec<String>,
+    /// Docker's id of its container.
+    container: Option<String>,
+    wish: watch::Sender<Wish>,
+}
+
+/// What is wanted of an attempt, each stronger than the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wish {
+    /// Go on.
+    Keep,
+    /// Stop: the consumer cancelled.
+    Cancel,
+    /// Stop: the owner wants the machine.
+    Preempt,
+    /// Stop: its GPU is gone.
+    GpuLost,
+    /// Stop and forget: whatever it still does counts for nothing.
+    Abandon,
+}
+
+impl From<LeaseWish> for Wish {
+    fn from(wish: LeaseWish) -> Self {
+        match wish {
+            LeaseWish::Keep => Self::Keep,
+            LeaseWish::Cancel => Self::Cancel,
+            LeaseWish::Abandon => Self::Abandon,
+        }
+    }
+}
+
+/// An attempt in hand, for whoever wants to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct InHand {
+    pub(crate) job: JobId,
+    pub(crate) lease: Lease,
+    pub(crate) since: Timestamp,
+    #[serde(default)]
+    pub(crate) gpus: Vec<String>,
 }
 
 /// Why an attempt was not taken in hand.
@@ -26,6 +66,12 @@ pub(crate) enum NotTaken {
     Full,
     /// It is in hand already: the message was given out again.
     Already,
+}
+
+impl Held {
+    fn new(job: JobId, wish: watch::Sender<Wish>) -> Self {
+        Self { job, since: SystemClock.now(), gpus: Vec::new(), container: None, wish }
+    }
 }
 
 impl Hand {
@@ -38,7 +84,7 @@ impl Hand {
     }
 
     /// Takes an attempt in hand. What the platform wants of it arrives through the receiver.
-    pub(crate) fn take(&self, job: JobId, lease: Lease) -> Result<watch::Receiver<LeaseWish>, NotTaken> {
+    pub(crate) fn take(&self, job: JobId, lease: Lease) -> Result<watch::Receiver<Wish>, NotTaken> {
         let mut held = self.held();
         if held.contains_key(&lease) {
             return Err(NotTaken::Already);
@@ -46,15 +92,15 @@ impl Hand {
         if held.len() >= self.slots {
             return Err(NotTaken::Full);
         }
-        let (wish, receiver) = watch::channel(LeaseWish::Keep);
-        held.insert(lease, Held { job, wish });
+        let (wish, receiver) = watch::channel(Wish::Keep);
+        held.insert(lease, Held::new(job, wish));
         Ok(receiver)
     }
 
     /// Takes up an attempt that runs already, whatever else is in hand.
-    pub(crate) fn take_again(&self, job: JobId, lease: Lease) -> watch::Receiver<LeaseWish> {
-        let (wish, receiver) = watch::channel(LeaseWish::Keep);
-        self.held().insert(lease, Held { job, wish });
+    pub(crate) fn take_again(&self, job: JobId, lease: Lease) -> watch::Receiver<Wish> {
+        let (wish, receiver) = watch::channel(Wish::Keep);
+        self.held().insert(lease, Held::new(job, wish));
         receiver
     }
 
@@ -63,17 +109,76 @@ impl Hand {
         self.held().remove(&lease);
     }
 
-    /// Passes on what the platform wants. A wish to stop is never taken back.
-    pub(crate) fn wish(&self, lease: Lease, wish: LeaseWish) {
+    /// Passes on what is wanted. A wish to stop is never taken back, and a weaker one changes nothing.
+    pub(crate) fn wish(&self, lease: Lease, wish: Wish) {
         if let Some(held) = self.held().get(&lease) {
             held.wish.send_if_modified(|now| {
-                let stronger = *now != wish && wish != LeaseWish::Keep && *now != LeaseWish::Abandon;
+                let stronger = wish > *now;
                 if stronger {
                     *now = wish;
                 }
                 stronger
             });
         }
+    }
+
+    /// The same, of all that is in hand.
+    pub(crate) fn wish_all(&self, wish: Wish) {
+        for held in self.leases() {
+            self.wish(held.lease, wish);
+        }
+    }
+
+    /// Of all that hold one of these GPUs.
+    pub(crate) fn wish_holders(&self, gpus: &[String], wish: Wish) {
+        for held in self.in_hand() {
+            if held.gpus.iter().any(|gpu| gpus.contains(gpu)) {
+                self.wish(held.lease, wish);
+            }
+        }
+    }
+
+    /// Gives an attempt GPUs of these that no other holds; `None` where there are too few.
+    pub(crate) fn allot(&self, lease: Lease, fitting: &[String], count: usize) -> Option<Vec<String>> {
+        let mut held = self.held();
+        let free = |gpu: &&String| held.iter().all(|(other, h)| *other == lease || !h.gpus.contains(gpu));
+        let chosen: Vec<String> = fitting.iter().filter(free).take(count).cloned().collect();
+        if chosen.len() < count {
+            return None;
+        }
+        held.get_mut(&lease)?.gpus.clone_from(&chosen);
+        Some(chosen)
+    }
+
+    /// Notes which GPUs an attempt has that was taken up again.
+    pub(crate) fn holds(&self, lease: Lease, gpus: Vec<String>) {
+        if let Some(held) = self.held().get_mut(&lease) {
+            held.gpus = gpus;
+        }
+    }
+
+    /// Notes which container an attempt has.
+    pub(crate) fn runs_in(&self, lease: Lease, container: &str) {
+        if let Some(held) = self.held().get_mut(&lease) {
+            held.container = Some(container.to_owned());
+        }
+    }
+
+    /// The containers of all attempts in hand.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        self.held().values().filter_map(|held| held.container.clone()).collect()
+    }
+
+    /// What is in hand, with more of it.
+    pub(crate) fn in_hand(&self) -> Vec<InHand> {
+        let all = self.held();
+        let of = |(lease, held): (&Lease, &Held)| InHand {
+            job: held.job,
+            lease: *lease,
+            since: held.since,
+            gpus: held.gpus.clone(),
+        };
+        all.iter().map(of).collect()
     }
 
     /// What is in hand.
@@ -94,10 +199,27 @@ mod tests {
         let wish = hand.take(job, one).unwrap();
         assert_eq!(hand.take(job, one).unwrap_err(), NotTaken::Already);
         assert_eq!(hand.take(job, two).unwrap_err(), NotTaken::Full);
-        hand.wish(one, LeaseWish::Abandon);
-        hand.wish(one, LeaseWish::Keep);
-        assert_eq!(*wish.borrow(), LeaseWish::Abandon);
+        hand.wish(one, Wish::Abandon);
+        hand.wish(one, Wish::Keep);
+        assert_eq!(*wish.borrow(), Wish::Abandon);
         hand.release(one);
         assert!(hand.take(job, two).is_ok());
+    }
+
+    #[test]
+    fn a_gpu_is_one_attempts_at_a_time() {
+        let hand = Hand::new(3);
+        let gpus = ["a", "b", "c"].map(ToOwned::to_owned);
+        let lease = |n| {
+            let lease = Lease(Seq(n));
+            hand.take(JobId::generate(), lease).unwrap();
+            lease
+        };
+        let (one, two, three) = (lease(1), lease(2), lease(3));
+        assert_eq!(hand.allot(one, &gpus, 2).unwrap(), ["a", "b"]);
+        assert!(hand.allot(two, &gpus, 2).is_none());
+        assert_eq!(hand.allot(three, &gpus, 1).unwrap(), ["c"]);
+        hand.release(one);
+        assert_eq!(hand.allot(two, &gpus, 2).unwrap(), ["a", "b"]);
     }
 }

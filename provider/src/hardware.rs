@@ -29,6 +29,11 @@ pub(crate) fn probe(state: &Path, gpus: &Gpus) -> anyhow::Result<Hardware> {
     })
 }
 
+/// The machine's memory.
+pub(crate) fn memory() -> std::io::Result<Mebibytes> {
+    fs::read_to_string("/proc/meminfo").map(|meminfo| total_memory(&meminfo))
+}
+
 fn total_memory(meminfo: &str) -> Mebibytes {
     let kib = field(meminfo, "MemTotal").and_then(|v| v.split(' ').next()).and_then(|v| v.parse::<u64>().ok());
     Mebibytes(kib.unwrap_or(0) / 1_024)

@@ -7,19 +7,29 @@ use gpubnb_events::{
     Clock as _, MachineId, SystemClock,
     nats::connected,
     subject,
-    telemetry::{Heartbeat, WorkerState},
+    telemetry::{GpuTrouble, Heartbeat, WorkerState},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{gpu::Gpus, hand::Hand, hardware::CpuLoad};
+use crate::{
+    gpu::Gpus,
+    hand::{Hand, Wish},
+    hardware::CpuLoad,
+};
 
-/// Beats until shutdown.
+/// Whether a job cannot go on with such a GPU.
+fn is_fatal(trouble: GpuTrouble) -> bool {
+    matches!(trouble, GpuTrouble::Lost | GpuTrouble::ResetRequired | GpuTrouble::Driver)
+}
+
+/// Beats until shutdown, and ends the jobs whose GPU is gone.
 pub(crate) async fn beat(
     client: Client,
     machine: MachineId,
     gpus: Arc<Gpus>,
     hand: Arc<Hand>,
+    state: impl Fn() -> WorkerState + Send,
     every: Duration,
     shutdown: CancellationToken,
 ) {
@@ -32,16 +42,20 @@ pub(crate) async fn beat(
             () = shutdown.cancelled() => return,
             _ = interval.tick() => {}
         }
+        let leases = hand.leases();
+        let readings = gpus.readings(!leases.is_empty());
+        let gone: Vec<String> =
+            readings.iter().filter(|gpu| gpu.trouble.is_some_and(is_fatal)).map(|gpu| gpu.uuid.clone()).collect();
+        hand.wish_holders(&gone, Wish::GpuLost);
         if !connected(&client) {
             continue;
         }
-        let leases = hand.leases();
         let heartbeat = Heartbeat {
             machine,
             occurred_at: SystemClock.now(),
-            state: WorkerState::Ready,
+            state: state(),
             cpu_percent: cpu.percent(),
-            gpus: gpus.readings(!leases.is_empty()),
+            gpus: readings,
             leases,
         };
         let sent = match serde_json::to_vec(&heartbeat) {

@@ -87,6 +87,11 @@ impl Identity {
         }
     }
 
+    /// The market that the machine of a directory is enrolled at, if it is: for who has not the lock.
+    pub(crate) fn enrolled_at(state: &Path) -> Option<Enrollment> {
+        serde_json::from_slice(&fs::read(state.join("enrollment.json")).ok()?).ok()
+    }
+
     /// Keeps where this machine is enrolled.
     pub(crate) fn enrolled(&self, enrollment: &Enrollment) -> anyhow::Result<()> {
         let path = self.state.join("enrollment.json");
@@ -94,6 +99,11 @@ impl Identity {
         fs::write(&partial, serde_json::to_vec_pretty(enrollment)?)?;
         fs::rename(&partial, &path).with_context(|| format!("writing {}", path.display()))
     }
+}
+
+/// Which machine this directory is of, if it is of any.
+pub(crate) fn known(state: &Path) -> Option<MachineId> {
+    fs::read_to_string(state.join("machine")).ok()?.trim().parse().ok()
 }
 
 /// What a file holds; made, and kept, where there is none.

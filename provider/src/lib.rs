@@ -4,7 +4,9 @@
 //! come here: trust in a job, or a credential of another machine.
 
 mod attempt;
+pub mod commands;
 pub mod config;
+mod control;
 mod credential;
 mod dispatch;
 mod docker;
@@ -13,11 +15,16 @@ mod hand;
 mod hardware;
 mod heartbeat;
 mod identity;
+mod journal;
 mod market;
+mod owner;
 mod platform;
 mod run;
+mod selftest;
 mod sync;
 
 pub use config::Cli;
 pub use docker::{Frame, container_name, hardened, job_user};
+pub use journal::Journal;
 pub use run::{enroll, run};
+pub use selftest::command as self_test;

@@ -1,18 +1,31 @@
 //! `gpubnb-provider`: the worker on a spare machine.
 
-use clap::Parser;
-use gpubnb_provider::{Cli, config::Command, enroll, run};
+use std::{io::IsTerminal as _, sync::Arc};
+
+use gpubnb_provider::{Cli, Journal, commands, config::Command, enroll, run, self_test};
 use tokio_util::sync::CancellationToken;
 
 // One thread is enough to watch over jobs, and light enough to forget.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    gpubnb_events::observe::start();
-    let shutdown = CancellationToken::new();
-    gpubnb_events::observe::cancel_on_signal(shutdown.clone());
-    let Cli { state, command } = Cli::parse();
+    let Cli { state, command, .. } = Cli::read()?;
     match command {
-        Command::Enroll(args) => enroll(&state, &args).await,
-        Command::Run(args) => run(&state, args, shutdown).await,
+        Command::Enroll(args) => {
+            gpubnb_events::observe::start();
+            enroll(&state, &args).await
+        }
+        Command::Run(args) => {
+            let journal = Arc::new(Journal::open(&state)?);
+            gpubnb_events::observe::start_to(journal, std::io::stderr().is_terminal());
+            let shutdown = CancellationToken::new();
+            gpubnb_events::observe::cancel_on_signal(shutdown.clone());
+            Box::pin(run(&state, *args, shutdown)).await
+        }
+        Command::SelfTest(args) => self_test(&state, &args).await,
+        Command::Status(args) => commands::status(&state, args).await,
+        Command::Pause => commands::pause(&state).await,
+        Command::Resume => commands::resume(&state).await,
+        Command::Drain(args) => commands::drain(&state, args).await,
+        Command::Logs(args) => commands::logs(&state, args).await,
     }
 }

@@ -26,6 +26,11 @@ impl Platform {
         Self { caller, machine }
     }
 
+    /// Which machine this is.
+    pub(crate) fn machine(&self) -> MachineId {
+        self.machine
+    }
+
     /// One try.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,

@@ -3,29 +3,35 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use async_nats::Client;
+use bollard::Docker;
 use gpubnb_events::{
-    HourlyRate,
-    command::{LeaseWish, ListMachine, Listed},
+    Clock as _, HourlyRate, SystemClock,
+    command::{Done, ListMachine, Listed, RecordTest},
+    event::Check,
     nats::machine_jetstream,
     rpc::Caller,
-    spec::{Offer, OwnerPolicy},
+    spec::{Hardware, Offer, OwnerPolicy},
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, Images, Tools},
+    attempt::{self, Allowed, Images, Outputs, Tools},
     config::{EnrollArgs, RunArgs},
+    control::{Desk, Wanted},
     credential::Credential,
     dispatch, docker,
     gpu::Gpus,
-    hand::Hand,
+    hand::{Hand, Wish},
     hardware,
     heartbeat::beat,
     identity::{Enrollment, Identity},
     market::{Market, http},
+    owner::{self, Policy},
     platform::Platform,
+    selftest::{self, Subject},
     sync::reconcile,
 };
 
@@ -48,27 +54,29 @@ pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
 pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let identity = Arc::new(Identity::open(state)?);
     let enrollment = identity.enrollment()?;
-    let machine = identity.machine;
     let docker = docker::connect().await.context("Docker does not answer: is dockerd running, and may you use it?")?;
     let gpus = Arc::new(Gpus::probe(args.simulate_gpus, args.nvml.as_deref()));
-    let offer = Offer {
-        name: args.name.clone(),
-        region: args.region.clone(),
-        hardware: hardware::probe(&identity.state, &gpus)?,
-        price: HourlyRate(args.price),
-        slots: args.slots,
-        policy: OwnerPolicy { may_evict: false, egress: args.allow_egress },
-    };
     let http = http(&enrollment.market, enrollment.market_ca.as_deref())?;
     let market = Market::new(http.clone(), &enrollment.market);
     let credential = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         credential = Credential::obtain(Arc::clone(&identity), market) => credential?,
     };
+    let checks = selftest::test(&Subject {
+        state: &identity.state,
+        docker: Some(&docker),
+        gpus: &gpus,
+        market: Some((&http, &enrollment.market)),
+        runtime: args.runtime.as_deref(),
+        cdi: args.cdi,
+    })
+    .await;
+    fit(&checks, args.unfit)?;
     let (told, connects) = watch::channel(0);
     let client = credential.connect(told).await?;
-    let js = machine_jetstream(client.clone());
-    let platform = Platform::new(Caller::new(client.clone()), machine);
+    let platform = Platform::new(Caller::new(client.clone()), identity.machine);
+    let offer = offer(&args, hardware::probe(&identity.state, &gpus)?);
+    let hardware = offer.hardware.clone();
     let list = ListMachine { offer };
     let listed = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -78,33 +86,27 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         Ok(listed) => listed,
         Err(refusal) => bail!("the market does not list this machine: {refusal}"),
     };
-    info!(%machine, gpus = list.offer.hardware.gpus.len(), "listed");
+    info!(machine = %identity.machine, gpus = hardware.gpus.len(), "listed");
+    // That it is not recorded harms nobody: it is made again at the next start.
+    if let Err(e) = platform.ask::<Done>("tested", &RecordTest { checks }).await {
+        warn!(error = %e, "the self-test is not recorded");
+    }
 
-    let tools = Arc::new(Tools {
-        machine,
-        docker,
-        images: Images::default(),
-        js: js.clone(),
-        platform: platform.clone(),
-        hand: Arc::new(Hand::new(args.slots)),
-        leases: identity.state.join("leases"),
-        hardware: list.offer.hardware,
-        runtime: args.runtime.clone(),
-        max_log: args.max_log_mib << 20,
-        http,
-        identity,
-    });
-    let hand = Arc::clone(&tools.hand);
-    let tasks = TaskTracker::new();
-    let every = Duration::from_secs(args.heartbeat);
-    tasks.spawn(beat(client.clone(), machine, gpus, Arc::clone(&hand), every, shutdown.clone()));
-    attempt::take_up_again(&tools, &tasks, &shutdown).await.context("looking for jobs that still run")?;
-    tasks.spawn(reconcile(platform, Arc::clone(&hand), shutdown.clone()));
-    tasks.spawn(dispatch::pull(js, connects, listed, tools, tasks.clone(), shutdown.clone()));
-
+    let tools = tools(&args, &client, docker, http, identity, hardware);
+    tools.outputs.bounded().await;
+    let work = Work {
+        args,
+        market: enrollment.market,
+        tools,
+        gpus,
+        platform,
+        client: client.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let tasks = work.start(listed, connects).await?;
     let revoked = credential.keep_fresh(&client, &shutdown).await;
     if revoked.is_some() {
-        give_up(&hand).await;
+        give_up(&work.tools.hand).await;
         shutdown.cancel();
     }
     tasks.close();
@@ -116,11 +118,134 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     Ok(())
 }
 
+/// Whether the machine may be listed.
+fn fit(checks: &[Check], although: bool) -> anyhow::Result<()> {
+    for check in checks.iter().filter(|check| !check.passed) {
+        warn!(check = check.id, actual = check.actual, needed = check.required, "self-test: {}", check.remedy);
+    }
+    let unfit = selftest::unfit(checks);
+    if unfit.is_empty() || although {
+        return Ok(());
+    }
+    let reasons: Vec<_> = unfit.iter().map(|check| format!("{}: {}", check.id, check.remedy)).collect();
+    bail!("the machine is not fit, and is not listed (--unfit lists it all the same). {}", reasons.join(" "))
+}
+
+fn offer(args: &RunArgs, hardware: Hardware) -> Offer {
+    let spare = args.hours.is_some() || args.idle_minutes.is_some();
+    Offer {
+        name: args.name.clone(),
+        region: args.region.clone(),
+        hardware,
+        price: HourlyRate(args.price),
+        slots: args.slots,
+        policy: OwnerPolicy {
+            may_evict: spare,
+            egress: args.allow_egress,
+            idle_minutes: args.idle_minutes,
+            hours: args.hours.as_ref().map(ToString::to_string),
+        },
+    }
+}
+
+fn tools(
+    args: &RunArgs,
+    client: &Client,
+    docker: Docker,
+    http: reqwest::Client,
+    identity: Arc<Identity>,
+    hardware: Hardware,
+) -> Arc<Tools> {
+    let machine = identity.machine;
+    Arc::new(Tools {
+        machine,
+        docker,
+        images: Images::new(Allowed {
+            policy: args.images,
+            registries: args.registry.clone(),
+            largest: args.image_gib << 30,
+            cache: args.image_cache_gib << 30,
+        }),
+        js: machine_jetstream(client.clone()),
+        platform: Platform::new(Caller::new(client.clone()), machine),
+        hand: Arc::new(Hand::new(args.slots)),
+        leases: identity.state.join("leases"),
+        hardware,
+        runtime: args.runtime.clone(),
+        cdi: args.cdi,
+        max_log: args.max_log_mib << 20,
+        reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
+        outputs: Outputs::new(&identity.state, args.output_quota),
+        http,
+        identity,
+    })
+}
+
+/// A worker that is about to begin.
+struct Work {
+    args: RunArgs,
+    market: String,
+    tools: Arc<Tools>,
+    gpus: Arc<Gpus>,
+    platform: Platform,
+    client: Client,
+    shutdown: CancellationToken,
+}
+
+impl Work {
+    /// Starts the loops.
+    async fn start(&self, listed: Listed, connects: watch::Receiver<u64>) -> anyhow::Result<TaskTracker> {
+        let Self { args, tools, gpus, platform, client, shutdown, .. } = self;
+        let (tasks, hand, wanted) = (TaskTracker::new(), Arc::clone(&tools.hand), Arc::<Wanted>::default());
+        attempt::take_up_again(tools, &tasks, shutdown).await.context("looking for jobs that still run")?;
+        let (told, turn) = watch::channel(None);
+        let (seen, away) = (Arc::clone(&wanted), turn.clone());
+        tasks.spawn(beat(
+            client.clone(),
+            tools.machine,
+            Arc::clone(gpus),
+            Arc::clone(&hand),
+            move || seen.state(away.borrow().is_some()),
+            Duration::from_secs(args.heartbeat),
+            shutdown.clone(),
+        ));
+        let policy = Policy {
+            idle: args.idle_minutes.map(|minutes| Duration::from_secs(60 * u64::from(minutes))),
+            hours: args.hours.clone(),
+        };
+        tasks.spawn(owner::watch(
+            policy,
+            Arc::clone(gpus),
+            Arc::clone(&hand),
+            platform.clone(),
+            told,
+            shutdown.clone(),
+        ));
+        let desk = Desk {
+            name: args.name.clone(),
+            market: self.market.clone(),
+            slots: args.slots,
+            since: SystemClock.now(),
+            client: client.clone(),
+            platform: platform.clone(),
+            hand: Arc::clone(&hand),
+            gpus: Arc::clone(gpus),
+            turn,
+            wanted: Arc::clone(&wanted),
+            shutdown: shutdown.clone(),
+        };
+        tasks.spawn(Arc::new(desk).serve(tools.identity.state.clone()));
+        tasks.spawn(reconcile(platform.clone(), hand, wanted, shutdown.clone()));
+        let pull =
+            dispatch::pull(tools.js.clone(), connects, listed, Arc::clone(tools), tasks.clone(), shutdown.clone());
+        tasks.spawn(pull);
+        Ok(tasks)
+    }
+}
+
 /// Nothing that this machine still runs counts: it is stopped and removed.
 async fn give_up(hand: &Hand) {
-    for held in hand.leases() {
-        hand.wish(held.lease, LeaseWish::Abandon);
-    }
+    hand.wish_all(Wish::Abandon);
     let deadline = tokio::time::Instant::now() + AFTER_REVOCATION;
     while !hand.leases().is_empty() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;

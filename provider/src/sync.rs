@@ -9,13 +9,13 @@ use gpubnb_events::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{hand::Hand, platform::Platform};
+use crate::{control::Wanted, hand::Hand, platform::Platform};
 
 const BUSY: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Reconciles until shutdown.
-pub(crate) async fn reconcile(platform: Platform, hand: Arc<Hand>, shutdown: CancellationToken) {
+pub(crate) async fn reconcile(platform: Platform, hand: Arc<Hand>, wanted: Arc<Wanted>, shutdown: CancellationToken) {
     let mut last = tokio::time::Instant::now();
     loop {
         tokio::select! {
@@ -30,8 +30,9 @@ pub(crate) async fn reconcile(platform: Platform, hand: Arc<Hand>, shutdown: Can
         last = tokio::time::Instant::now();
         match platform.ask::<Desired>("sync", &Inventory { leases }).await {
             Ok(desired) => {
+                wanted.set(desired.takes_jobs);
                 for (lease, wish) in desired.leases {
-                    hand.wish(lease, wish);
+                    hand.wish(lease, wish.into());
                 }
             }
             // Nothing is torn down because nobody answered.

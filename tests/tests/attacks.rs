@@ -104,7 +104,13 @@ async fn liar() -> Liar {
     assert!(enroll(&system, "attic", &code(&system.owner).await).status.success());
     let stolen = Stolen::from(&system.path().join("attic")).unwrap();
     let client = stolen.enter(&system).await.unwrap();
-    let gpu = Gpu { uuid: format!("GPU-{MARKUP}"), model: MARKUP.to_owned(), memory: Mebibytes(1_024) };
+    let gpu = Gpu {
+        uuid: format!("GPU-{MARKUP}"),
+        model: MARKUP.to_owned(),
+        memory: Mebibytes(1_024),
+        capability: None,
+        pci: None,
+    };
     let hardware = Hardware {
         cpu_model: MARKUP.to_owned(),
         cpu_cores: 4,
@@ -185,14 +191,22 @@ async fn a_machine_puts_no_more_than_its_job_may_leave_and_nothing_afterwards() 
     }
     assert_eq!(files.info(format!("{}/{}/d", l.job, l.lease)).await.unwrap().size, 100);
     let outputs = [MARKUP, "a"].map(|path| Artifact { path: path.to_owned(), bytes: 1, sha256: "0".repeat(64) });
-    let report = Report {
+    let text = gpubnb_events::manifest::signed_text(l.job, l.lease, &outputs);
+    let mut report = Report {
         job: l.job,
         lease: l.lease,
         outcome: Outcome::Completed,
         outputs: outputs.to_vec(),
         usage: Some(Usage::default()),
         occurred_at: SystemClock.now(),
+        signature: None,
     };
+    // A manifest is the machine's word: without its signature it is nobody's.
+    for signature in [None, Some(l.stolen.sign("something else").unwrap())] {
+        let unsigned = Report { signature, ..report.clone() };
+        assert!(l.stolen.say::<Done>(&l.client, "report", &unsigned).await.is_err());
+    }
+    report.signature = Some(l.stolen.sign(&text).unwrap());
     l.stolen.say::<Done>(&l.client, "report", &report).await.unwrap();
     l.system.web.settled(&l.job.to_string()).await.unwrap();
     assert_eq!(put("e", vec![1]).await, StatusCode::UNAUTHORIZED);

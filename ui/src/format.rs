@@ -83,7 +83,7 @@ pub(crate) fn gpus(row: &MachineRow) -> String {
 pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
     match state {
         MachineState::Online => "good",
-        MachineState::Suspect | MachineState::Paused | MachineState::Draining => "warn",
+        MachineState::Suspect | MachineState::Paused | MachineState::Away | MachineState::Draining => "warn",
         MachineState::Lost | MachineState::Delisted => "bad",
     }
 }

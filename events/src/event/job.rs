@@ -146,6 +146,20 @@ impl Reason {
         }
     }
 
+    /// What the owner of a machine can do where it was at fault; empty where nothing is to be done.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::ProviderLost => "See that the worker runs and reaches the market: gpubnb-provider status.",
+            Self::GpuLost => {
+                "Look at nvidia-smi and the kernel's log for Xid errors; reset the GPU or restart the machine."
+            }
+            Self::DiskFull => "Make room on the disk of --state and of Docker, or offer less.",
+            Self::RuntimeMisconfigured => "Run gpubnb-provider self-test: it says what Docker lacks.",
+            Self::AssignTimeout => "See that the worker runs: gpubnb-provider status, gpubnb-provider logs.",
+            _ => "",
+        }
+    }
+
     /// In words, for people.
     pub fn words(self) -> String {
         match self {
@@ -207,6 +221,9 @@ pub struct Completed {
     pub usage: Usage,
     /// When, by the worker's clock.
     pub occurred_at: Timestamp,
+    /// The machine's signature over the manifest ([`crate::manifest::signed_text`]), base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
 }
 
 /// The job ended without success and will not be tried again.

@@ -31,6 +31,26 @@ pub struct MachineRepriced {
     pub price: HourlyRate,
 }
 
+/// It takes no new jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachinePaused {
+    /// The machine.
+    pub machine: MachineId,
+    /// Whether the machine did so itself, because it is its owner's turn; else it is the owner's own word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub away: bool,
+}
+
+/// It works again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineResumed {
+    /// The machine.
+    pub machine: MachineId,
+    /// Whether it is spare again; else the owner's own pause ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub away: bool,
+}
+
 macro_rules! bare {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
         $(#[$doc])*
@@ -43,10 +63,6 @@ macro_rules! bare {
 }
 
 bare! {
-    /// The owner paused it: no new jobs.
-    MachinePaused,
-    /// The owner lets it work again.
-    MachineResumed,
     /// It finishes what it runs and takes nothing new.
     MachineDrainStarted,
     /// It left the market.

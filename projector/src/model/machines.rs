@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Projection, job_key, machine_key};
 use crate::{
     store::{Rows, StoreError},
-    view::{MachineRow, MachineState},
+    view::{MachineRow, MachineState, Trouble},
 };
 
 /// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last.
@@ -34,7 +34,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -52,7 +52,7 @@ impl Projection for Machines {
             if matches!(event, Event::Settled(_)) {
                 rows.remove(&holder);
             }
-            if let Some(take_in) = of_job(job, event) {
+            if let Some(take_in) = of_job(job, recorded, event) {
                 return change(rows, recorded, machine, take_in);
             }
             return Ok(());
@@ -60,6 +60,8 @@ impl Projection for Machines {
         let gpubnb_events::Aggregate::Machine(machine) = event.aggregate() else { return Ok(()) };
         change(rows, recorded, machine, |row| match event {
             Event::MachineRepriced(e) => row.offer.price = e.price,
+            Event::MachinePaused(e) if e.away => row.away = true,
+            Event::MachineResumed(e) if e.away => row.away = false,
             Event::MachinePaused(_) => row.wanted = MachineState::Paused,
             Event::MachineResumed(_) => row.wanted = MachineState::Online,
             Event::MachineDrainStarted(_) => row.wanted = MachineState::Draining,
@@ -77,11 +79,16 @@ impl Projection for Machines {
 type Change<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
 
 /// What an event of a job changes at the machine that has it.
-fn of_job(job: JobId, event: &Event) -> Option<Change<'_>> {
+fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Change<'a>> {
     let leaves = move |row: &mut MachineRow| row.running.retain(|held| *held != job);
-    let faulty = move |row: &mut MachineRow, reason: Reason, fault: Fault| {
+    let faulty = move |row: &mut MachineRow, reason: Reason, fault: Fault, detail: &str| {
         leaves(row);
         if fault == Fault::Provider {
+            let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());
+            // That its owner wanted it is no trouble.
+            if reason != Reason::Preempted {
+                row.trouble = Some(Trouble { job, reason, detail, at, seq });
+            }
             *row.faults.entry(reason_name(reason)).or_default() += 1;
         } else {
             row.successes += 1;
@@ -92,9 +99,10 @@ fn of_job(job: JobId, event: &Event) -> Option<Change<'_>> {
         Event::Completed(_) => Box::new(move |row| {
             leaves(row);
             row.successes += 1;
+            row.trouble = None;
         }),
-        Event::Failed(e) => Box::new(move |row| faulty(row, e.reason, e.fault)),
-        Event::Requeued(e) => Box::new(move |row| faulty(row, e.reason, e.fault)),
+        Event::Failed(e) => Box::new(move |row| faulty(row, e.reason, e.fault, &e.detail)),
+        Event::Requeued(e) => Box::new(move |row| faulty(row, e.reason, e.fault, &e.detail)),
         Event::Settled(e) => Box::new(move |row| {
             row.earned += e.earned;
             let billed = e.metering.as_ref().map_or(Millis(0), |m| m.billed);
@@ -140,6 +148,8 @@ fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(
             offer: e.offer.clone(),
             wanted: MachineState::Online,
             presence: MachineState::Online,
+            away: false,
+            trouble: None,
             checks: Vec::new(),
             listed_at: recorded.at,
             running: Vec::new(),

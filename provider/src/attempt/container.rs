@@ -1,11 +1,11 @@
 //! The container of an attempt: creation, start, removal; and finding those of a former run.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
-    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bollard::{
@@ -21,11 +21,8 @@ use gpubnb_events::{JobId, Lease, command::Grant, event::Reason, spec::JobSpec};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Problem, Tools, inputs, spawn};
-use crate::docker::{Frame, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name, hardened, job_user};
-
-/// Seconds between SIGTERM and SIGKILL.
-const STOP_GRACE: i32 = 10;
+use super::{Problem, Tools, inputs, outbox::Outbox, output::Of, quota, spawn};
+use crate::docker::{Frame, LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name, hardened, job_user};
 
 /// A container that was made for an attempt.
 pub(super) struct Container {
@@ -40,12 +37,12 @@ pub(super) struct Container {
 
 impl Container {
     /// The id of the image it will be made of, or was.
-    pub(super) async fn image(tools: &Tools, lease: Lease, grant: &Grant) -> Result<String, Problem> {
+    pub(super) async fn image(tools: &Tools, job: JobId, lease: Lease, grant: &Grant) -> Result<String, Problem> {
         if grant.started {
             let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started");
             return existing(&tools.docker, &container_name(tools.machine, lease)).await?.ok_or_else(gone);
         }
-        tools.images.resolve(&tools.docker, &grant.spec.image).await
+        tools.images.resolve(&tools.docker, &grant.spec.image, Of { tools, job, lease }).await
     }
 
     /// Makes it, or finds it where a former run of the worker made it.
@@ -64,7 +61,8 @@ impl Container {
             return Ok(Self { docker, name, lease, output, fresh: false });
         }
         let input = inputs::fetch(tools, grant, &directory(tools, lease)).await?;
-        make_output(&output).map_err(|e| misconfigured(format!("{}: {e}", output.display())))?;
+        let most = grant.spec.resources.output.bytes();
+        let output = tools.outputs.make(&directory(tools, lease), most).await.map_err(|e| disk(&e))?;
         let frame = Frame {
             machine: tools.machine,
             job,
@@ -74,7 +72,8 @@ impl Container {
             input: input.as_deref(),
             env: environment(tools, grant)?,
             user: job_user(),
-            gpus: gpus(tools, &grant.spec)?,
+            gpus: gpus(tools, lease, &grant.spec)?,
+            cdi: tools.cdi,
             runtime: tools.runtime.clone(),
             max_log: tools.max_log,
         };
@@ -83,13 +82,16 @@ impl Container {
         if created == Created::NoImage {
             // It was known, and has been removed since.
             tools.images.forget(&grant.spec.image);
-            if tools.images.resolve(&docker, &grant.spec.image).await? != image_id {
+            if Self::image(tools, job, lease, grant).await? != image_id {
                 return Err(misconfigured("the image's name came to mean another image".to_owned()));
             }
             created = create(&docker, &name, body).await?;
         }
+        if let Created::New(id) = &created {
+            tools.hand.runs_in(lease, id);
+        }
         match created {
-            Created::New => Ok(Self { docker, name, lease, output, fresh: true }),
+            Created::New(_) => Ok(Self { docker, name, lease, output, fresh: true }),
             Created::Existed => Ok(Self { docker, name, lease, output, fresh: false }),
             Created::NoImage => Err(misconfigured("the image vanished twice".to_owned())),
         }
@@ -107,8 +109,9 @@ impl Container {
     }
 
     /// SIGTERM, a grace, SIGKILL.
-    pub(super) async fn stop(&self) {
-        let options = StopContainerOptionsBuilder::default().t(STOP_GRACE).build();
+    pub(super) async fn stop(&self, grace: Duration) {
+        let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
         if let Err(e) = self.docker.stop_container(&self.name, Some(options)).await {
             warn!(lease = self.lease.0.0, error = %e, "stopping");
         }
@@ -116,32 +119,25 @@ impl Container {
 }
 
 /// An attempt's directory.
-fn directory(tools: &Tools, lease: Lease) -> PathBuf {
+pub(super) fn directory(tools: &Tools, lease: Lease) -> PathBuf {
     tools.leases.join(lease.to_string())
 }
 
-fn make_output(output: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(output)?;
-    let (uid, gid) = job_user();
-    chown(output, Some(uid), Some(gid))?;
-    // The parent keeps others on this machine out; inside, the job is alone.
-    if let Some(parent) = output.parent() {
-        fs::set_permissions(parent, fs::Permissions::from_mode(0o711))?;
-    }
-    fs::set_permissions(output, fs::Permissions::from_mode(0o700))
+/// What a failure to make room means.
+fn disk(e: &std::io::Error) -> Problem {
+    let full = e.kind() == std::io::ErrorKind::StorageFull || e.to_string().contains("No space left");
+    Problem::new(if full { Reason::DiskFull } else { Reason::RuntimeMisconfigured }, format!("the job's output: {e}"))
 }
 
-/// The GPUs of the machine that the job is given: as many as it asked for, each large enough.
-fn gpus(tools: &Tools, spec: &JobSpec) -> Result<Vec<String>, Problem> {
+/// The GPUs of the machine that the job is given: as many as it asked for, each large enough, and no other job's.
+fn gpus(tools: &Tools, lease: Lease, spec: &JobSpec) -> Result<Vec<String>, Problem> {
     if tools.hardware.simulated || spec.resources.gpus == 0 {
         return Ok(Vec::new());
     }
     let large_enough = tools.hardware.gpus.iter().filter(|g| g.memory >= spec.resources.vram);
-    let chosen: Vec<_> = large_enough.take(spec.resources.gpus as usize).map(|g| g.uuid.clone()).collect();
-    if chosen.len() < spec.resources.gpus as usize {
-        return Err(Problem::new(Reason::GpuLost, "fewer GPUs than the machine was listed with"));
-    }
-    Ok(chosen)
+    let fitting: Vec<_> = large_enough.map(|g| g.uuid.clone()).collect();
+    let chosen = tools.hand.allot(lease, &fitting, spec.resources.gpus as usize);
+    chosen.ok_or_else(|| Problem::new(Reason::GpuLost, "fewer free GPUs than the job was promised"))
 }
 
 /// The values of the job's environment, which only this machine can open.
@@ -166,7 +162,7 @@ async fn existing(docker: &Docker, name: &str) -> Result<Option<String>, Problem
 /// What came of asking Docker for a container.
 #[derive(PartialEq, Eq)]
 enum Created {
-    New,
+    New(String),
     /// A former run of the worker made it, and got no further.
     Existed,
     NoImage,
@@ -175,7 +171,7 @@ enum Created {
 async fn create(docker: &Docker, name: &str, body: ContainerCreateBody) -> Result<Created, Problem> {
     let options = CreateContainerOptionsBuilder::default().name(name).build();
     match docker.create_container(Some(options), body).await {
-        Ok(_) => Ok(Created::New),
+        Ok(made) => Ok(Created::New(made.id)),
         Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(Created::Existed),
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(Created::NoImage),
         Err(e) => Err(problem(e)),
@@ -208,13 +204,11 @@ pub(super) async fn remove(tools: &Tools, lease: Lease) -> anyhow::Result<()> {
         Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {}
         Err(e) => return Err(e.into()),
     }
-    match tokio::fs::remove_dir_all(directory(tools, lease)).await {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
+    Ok(quota::remove(&directory(tools, lease)).await?)
 }
 
-/// Finds this machine's containers by their labels and goes on with each: after a crash, a restart, a reboot.
+/// Finds this machine's containers by their labels, and what is still to be said of those that are gone, and goes on
+/// with each: after a crash, a restart, a reboot. What belongs to no attempt any more is removed.
 pub(crate) async fn take_up_again(
     tools: &Arc<Tools>,
     tasks: &TaskTracker,
@@ -223,6 +217,7 @@ pub(crate) async fn take_up_again(
     let ours = format!("{LABEL_MACHINE}={}", tools.machine);
     let filters = HashMap::from([("label", vec![ours.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let mut taken = HashSet::new();
     for found in tools.docker.list_containers(Some(options)).await? {
         let labels = found.labels.unwrap_or_default();
         let job = labels.get(LABEL_JOB).and_then(|text| text.parse().ok());
@@ -232,7 +227,28 @@ pub(crate) async fn take_up_again(
             continue;
         };
         info!(%job, %lease, "taken up again");
+        taken.insert(lease);
         spawn(tools, tasks, shutdown, job, lease);
+        let gpus = labels.get(LABEL_GPUS).map(String::as_str).unwrap_or_default();
+        tools.hand.holds(lease, gpus.split(',').filter(|gpu| !gpu.is_empty()).map(ToOwned::to_owned).collect());
+        tools.hand.runs_in(lease, found.id.as_deref().unwrap_or_default());
+    }
+    for (lease, dir) in left_behind(&tools.leases) {
+        if taken.contains(&lease) {
+            continue;
+        }
+        if let Some(outbox) = Outbox::read(&dir) {
+            info!(job = %outbox.report.job, %lease, "its ending is still to be said");
+            spawn(tools, tasks, shutdown, outbox.report.job, lease);
+        } else if let Err(e) = quota::remove(&dir).await {
+            warn!(dir = %dir.display(), error = %e, "nobody's directory cannot be removed");
+        }
     }
     Ok(())
+}
+
+/// The directories of attempts.
+fn left_behind(leases: &Path) -> Vec<(Lease, PathBuf)> {
+    let entries = fs::read_dir(leases).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect()
 }

@@ -8,19 +8,26 @@ mod container;
 mod images;
 mod inputs;
 mod lines;
+mod outbox;
 mod output;
 mod outputs;
+mod quota;
 mod supervise;
 mod upload;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::jetstream::Context;
 use bollard::Docker;
 use gpubnb_events::{
     Clock as _, JobId, Lease, MachineId, SystemClock,
-    command::{Accept, Done, Grant, LeaseWish, Outcome, Report, Start},
+    command::{Accept, Done, Grant, Outcome, Report, Start},
     event::Reason,
+    manifest,
     spec::{Artifact, Hardware, Usage},
 };
 use tokio::sync::watch;
@@ -29,10 +36,19 @@ use tracing::{info, warn};
 
 use self::{
     container::Container,
+    outbox::Outbox,
     supervise::{Ending, Limits, Stop},
 };
-pub(crate) use self::{container::take_up_again, images::Images};
-use crate::{hand::Hand, identity::Identity, platform::Platform};
+pub(crate) use self::{
+    container::take_up_again,
+    images::{Allowed, Images},
+    quota::Outputs,
+};
+use crate::{
+    hand::{Hand, Wish},
+    identity::Identity,
+    platform::Platform,
+};
 
 /// What every attempt works with.
 pub(crate) struct Tools {
@@ -46,7 +62,11 @@ pub(crate) struct Tools {
     pub(crate) leases: PathBuf,
     pub(crate) hardware: Hardware,
     pub(crate) runtime: Option<String>,
+    pub(crate) cdi: bool,
     pub(crate) max_log: u64,
+    /// What a job gets to end by itself when its owner wants the machine.
+    pub(crate) reclaim_grace: Duration,
+    pub(crate) outputs: Outputs,
     pub(crate) http: reqwest::Client,
     pub(crate) identity: Arc<Identity>,
 }
@@ -69,7 +89,7 @@ pub(crate) struct Attempt {
     tools: Arc<Tools>,
     job: JobId,
     lease: Lease,
-    wish: watch::Receiver<LeaseWish>,
+    wish: watch::Receiver<Wish>,
 }
 
 /// What will be reported.
@@ -88,14 +108,24 @@ impl From<Problem> for Outcomes {
 }
 
 impl Outcomes {
-    /// Cancelled before its code ran.
-    fn never_ran() -> Self {
-        Self { outcome: Outcome::Cancelled, outputs: Vec::new(), usage: Some(Usage::default()) }
+    /// Stopped before its code ran.
+    fn never_ran(wish: Wish) -> Self {
+        Self { outcome: stopped_by(wish), outputs: Vec::new(), usage: Some(Usage::default()) }
+    }
+}
+
+/// The outcome of an attempt that was stopped because somebody wanted that.
+fn stopped_by(wish: Wish) -> Outcome {
+    let failed = |reason| Outcome::Failed { reason, detail: String::new() };
+    match wish {
+        Wish::Preempt => failed(Reason::Preempted),
+        Wish::GpuLost => failed(Reason::GpuLost),
+        Wish::Keep | Wish::Cancel | Wish::Abandon => Outcome::Cancelled,
     }
 }
 
 impl Attempt {
-    pub(crate) fn new(tools: Arc<Tools>, job: JobId, lease: Lease, wish: watch::Receiver<LeaseWish>) -> Self {
+    pub(crate) fn new(tools: Arc<Tools>, job: JobId, lease: Lease, wish: watch::Receiver<Wish>) -> Self {
         Self { tools, job, lease, wish }
     }
 
@@ -103,7 +133,7 @@ impl Attempt {
     pub(crate) async fn run(mut self) {
         let mut wish = self.wish.clone();
         tokio::select! {
-            () = supervise::until(&mut wish, |wish| *wish == LeaseWish::Abandon) => {
+            () = supervise::until(&mut wish, |wish| *wish == Wish::Abandon) => {
                 info!(job = %self.job, lease = self.lease.0.0, "abandoned: the lease is no longer live");
             }
             () = self.live() => {}
@@ -124,18 +154,54 @@ impl Attempt {
     }
 
     async fn live(&mut self) {
+        let dir = container::directory(&self.tools, self.lease);
+        let outbox = match Outbox::read(&dir) {
+            // It had ended when the worker did.
+            Some(outbox) => outbox,
+            None => match self.attempt(&dir).await {
+                Some(outbox) => outbox,
+                None => return,
+            },
+        };
+        self.say(outbox, &dir).await;
+    }
+
+    /// Runs it, and keeps what is to be said of it. `None` where it was not for us to run.
+    async fn attempt(&mut self, dir: &Path) -> Option<Outbox> {
         let (job, lease) = (self.job, self.lease);
         let grant: Grant = match self.tools.platform.insist("accept", &Accept { job, lease }).await {
             Ok(grant) => grant,
             Err(refusal) => {
                 info!(%job, lease = lease.0.0, %refusal, "not accepted");
-                return;
+                return None;
             }
         };
         let Outcomes { outcome, outputs, usage } = self.execute(&grant).await.unwrap_or_else(Outcomes::from);
         info!(%job, lease = lease.0.0, ?outcome, "ended");
-        let report = Report { job, lease, outcome, outputs, usage, occurred_at: SystemClock.now() };
-        if let Err(refusal) = self.tools.platform.insist::<Done>("report", &report).await {
+        let signature = self.sign(&outputs);
+        let report = Report { job, lease, outcome, outputs, usage, occurred_at: SystemClock.now(), signature };
+        let upload = grant.upload.filter(|_| !report.outputs.is_empty());
+        let outbox = Outbox { report, upload };
+        if let Err(e) = outbox.keep(dir) {
+            warn!(%job, lease = lease.0.0, error = %e, "its ending is not kept: a crash now would have it found out anew");
+        }
+        Some(outbox)
+    }
+
+    /// The machine's signature over what the attempt left.
+    fn sign(&self, outputs: &[Artifact]) -> Option<String> {
+        let text = manifest::signed_text(self.job, self.lease, outputs);
+        let signed = self.tools.identity.keys.sign(&text);
+        signed.inspect_err(|e| warn!(error = format!("{e:#}"), "the manifest is not signed")).ok()
+    }
+
+    /// Puts its files and says how it ended, for as long as that takes: the market may be away for hours.
+    async fn say(&self, outbox: Outbox, dir: &Path) {
+        let (job, lease) = (self.job, self.lease);
+        if let Some(permit) = &outbox.upload {
+            upload::put_all(&self.tools.http, permit, &dir.join("output"), &outbox.report.outputs).await;
+        }
+        if let Err(refusal) = self.tools.platform.insist::<Done>("report", &outbox.report).await {
             warn!(%job, lease = lease.0.0, %refusal, "the report was refused");
         }
     }
@@ -144,7 +210,7 @@ impl Attempt {
         let (tools, job, lease) = (&*self.tools, self.job, self.lease);
         let mut wish = self.wish.clone();
         let prepare = async {
-            let image_id = Container::image(tools, lease, grant).await?;
+            let image_id = Container::image(tools, job, lease, grant).await?;
             // Recorded while the container is made: neither lets the code run without the other.
             let start = Start { job, lease, image_digest: image_id.clone() };
             let recorded = tools.platform.insist::<Done>("start", &start);
@@ -152,13 +218,15 @@ impl Attempt {
             Ok((made?, recorded))
         };
         let (container, recorded) = tokio::select! {
-            () = supervise::until(&mut wish, |wish| *wish != LeaseWish::Keep) => return Ok(Outcomes::never_ran()),
+            () = supervise::until(&mut wish, |wish| *wish != Wish::Keep) => {
+                return Ok(Outcomes::never_ran(*self.wish.borrow()));
+            }
             prepared = prepare => prepared?,
         };
         if let Err(refusal) = recorded {
             // It is being cancelled, or is over: whichever it is, the platform knows what to make of this.
             info!(%job, lease = lease.0.0, %refusal, "not started");
-            return Ok(Outcomes::never_ran());
+            return Ok(Outcomes::never_ran(Wish::Cancel));
         }
         container.start().await?;
         let limits = Limits::of(grant, tools.max_log);
@@ -170,7 +238,7 @@ impl Attempt {
         let usage = Some(Usage { run: ending.run });
         let failed = |reason, detail: String| Outcome::Failed { reason, detail };
         let outcome = match (ending.stopped, ending.code) {
-            (Some(Stop::Wish), _) => Outcome::Cancelled,
+            (Some(Stop::Wish(wish)), _) => stopped_by(wish),
             (Some(Stop::Limit(reason)), _) => failed(reason, String::new()),
             (None, 0) => Outcome::Completed,
             (None, _) if ending.out_of_memory => failed(Reason::OutOfMemory, String::new()),
@@ -179,12 +247,7 @@ impl Attempt {
         };
         let most = grant.spec.resources.output.bytes();
         match outputs::collect(container.output.clone(), most).await {
-            Ok(outputs) => {
-                if let Some(permit) = &grant.upload {
-                    upload::put_all(&self.tools.http, permit, &container.output, &outputs).await;
-                }
-                Ok(Outcomes { outcome, outputs, usage })
-            }
+            Ok(outputs) => Ok(Outcomes { outcome, outputs, usage }),
             Err(problem) if outcome == Outcome::Completed => {
                 Ok(Outcomes { outcome: failed(problem.reason, problem.detail), outputs: Vec::new(), usage })
             }

@@ -9,7 +9,7 @@ use async_nats::HeaderMap;
 use bollard::{container::LogOutput, query_parameters::LogsOptionsBuilder};
 use futures_util::StreamExt;
 use gpubnb_events::{
-    Clock as _, JobId, SystemClock,
+    Clock as _, JobId, Lease, SystemClock,
     log::header,
     output::{JOB_METRICS, JobMetrics, LOG_LINES, LogLine, LogLines, LogStream, PROGRESS, Progress},
     subject::{self, OutputKind},
@@ -229,31 +229,57 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// Publishes until the broker has it.
     async fn publish(&self, kind: OutputKind, wire_name: &str, value: &impl Serialize, id: Option<String>) {
-        let Ok(payload) = serde_json::to_vec(value) else {
-            warn!(wire_name, "cannot be written");
-            return;
-        };
-        let subject = subject::output(self.tools.machine, self.job, kind);
-        let mut headers = HeaderMap::new();
-        headers.insert(header::TYPE, wire_name);
-        if let Some(id) = id {
-            headers.insert(header::ID, id);
-        }
-        loop {
-            let sent =
-                self.tools.js.publish_with_headers(subject.clone(), headers.clone(), payload.clone().into()).await;
-            let problem = match sent {
-                Ok(ack) => match timeout(ACK, ack).await {
-                    Ok(Ok(_)) => return,
-                    Ok(Err(e)) => e.to_string(),
-                    Err(e) => e.to_string(),
-                },
+        publish(self.tools, self.job, kind, wire_name, value, id).await;
+    }
+}
+
+/// Which attempt something is said of.
+#[derive(Clone, Copy)]
+pub(super) struct Of<'a> {
+    pub(super) tools: &'a Tools,
+    pub(super) job: JobId,
+    pub(super) lease: Lease,
+}
+
+impl Of<'_> {
+    /// Says how far an attempt is before its code runs. What cannot be sent at once is not kept: the next says more.
+    pub(super) async fn say_progress(self, fraction: f32, message: String) {
+        let progress = Progress { lease: self.lease, fraction, message, occurred_at: SystemClock.now() };
+        drop(timeout(ACK, publish(self.tools, self.job, OutputKind::Progress, PROGRESS, &progress, None)).await);
+    }
+}
+
+/// Publishes until the broker has it.
+async fn publish(
+    tools: &Tools,
+    job: JobId,
+    kind: OutputKind,
+    wire_name: &str,
+    value: &impl Serialize,
+    id: Option<String>,
+) {
+    let Ok(payload) = serde_json::to_vec(value) else {
+        warn!(wire_name, "cannot be written");
+        return;
+    };
+    let subject = subject::output(tools.machine, job, kind);
+    let mut headers = HeaderMap::new();
+    headers.insert(header::TYPE, wire_name);
+    if let Some(id) = id {
+        headers.insert(header::ID, id);
+    }
+    loop {
+        let sent = tools.js.publish_with_headers(subject.clone(), headers.clone(), payload.clone().into()).await;
+        let problem = match sent {
+            Ok(ack) => match timeout(ACK, ack).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(e)) => e.to_string(),
                 Err(e) => e.to_string(),
-            };
-            debug!(problem, "output: said again");
-            sleep(RETRY).await;
-        }
+            },
+            Err(e) => e.to_string(),
+        };
+        debug!(problem, "output: said again");
+        sleep(RETRY).await;
     }
 }

@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use bollard::{errors::Error, models::ContainerState, query_parameters::WaitContainerOptions};
 use futures_util::StreamExt;
-use gpubnb_events::{
-    JobId, Millis, Timestamp,
-    command::{Grant, LeaseWish},
-    event::Reason,
-};
+use gpubnb_events::{JobId, Millis, Timestamp, command::Grant, event::Reason};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -16,7 +12,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{Problem, Tools, container::Container, output, outputs};
+use crate::hand::Wish;
 
+/// Between SIGTERM and SIGKILL.
+const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How often the size of the output is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Docker may be away for as long as a restart of it takes.
@@ -44,8 +43,8 @@ impl Limits {
 /// Why the worker stopped the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// The consumer cancelled.
-    Wish,
+    /// Somebody wanted it: the consumer, the owner, or the machine whose GPU is gone.
+    Wish(Wish),
     /// A limit was reached.
     Limit(Reason),
 }
@@ -64,7 +63,7 @@ pub(super) async fn supervise(
     job: JobId,
     container: &Container,
     limits: &Limits,
-    wish: watch::Receiver<LeaseWish>,
+    wish: watch::Receiver<Wish>,
 ) -> Result<Ending, Problem> {
     let began = Instant::now();
     let (flood, flooded) = watch::channel(false);
@@ -83,7 +82,7 @@ async fn watch_over(
     tools: &Tools,
     container: &Container,
     limits: &Limits,
-    mut wish: watch::Receiver<LeaseWish>,
+    mut wish: watch::Receiver<Wish>,
     mut flooded: watch::Receiver<bool>,
     began: Instant,
 ) -> Result<Ending, Problem> {
@@ -95,12 +94,22 @@ async fn watch_over(
     let stop = tokio::select! {
         code = &mut exited => return conclude(tools, container, code?, None, began, before).await,
         () = sleep_until(deadline) => Stop::Limit(limits.time_reason),
-        () = until(&mut wish, |wish| *wish != LeaseWish::Keep) => Stop::Wish,
+        wish = wanted(&mut wish) => Stop::Wish(wish),
         () = until(&mut flooded, |flooded| *flooded) => Stop::Limit(Reason::LogFlood),
         () = outgrown(container, limits.output) => Stop::Limit(Reason::OutputTooLarge),
     };
-    let (code, ()) = tokio::join!(exited, container.stop());
+    let grace = match stop {
+        Stop::Wish(Wish::Preempt) => tools.reclaim_grace,
+        _ => STOP_GRACE,
+    };
+    let (code, ()) = tokio::join!(exited, container.stop(grace));
     conclude(tools, container, code?, Some(stop), began, before).await
+}
+
+/// What is wanted of the attempt, once that is not to go on.
+async fn wanted(wish: &mut watch::Receiver<Wish>) -> Wish {
+    until(wish, |wish| *wish != Wish::Keep).await;
+    *wish.borrow()
 }
 
 /// Returns once the value is as wanted; never, if nobody can change it any more.

@@ -1,6 +1,6 @@
 //! Who may do what: decided here and nowhere else, denied by default.
 
-use gpubnb_events::{AccountId, Actor};
+use gpubnb_events::{AccountId, Actor, command::MachineWish};
 
 use super::{Command, Refusal, Settings, World, job::Job};
 
@@ -32,6 +32,10 @@ pub(super) fn authorise(
             (Actor::Account(account), Some(job)) if job.account == account => true,
             _ => return Err(Refusal::UnknownJob),
         },
+        // Whether its owner uses it is for the machine alone to say.
+        Command::ChangeMachine(c) if matches!(c.wish, MachineWish::Away | MachineWish::Back) => {
+            actor == Actor::Machine(c.machine)
+        }
         Command::ChangeMachine(c) => match actor {
             Actor::Operator(_) => true,
             Actor::Machine(machine) => machine == c.machine,

@@ -125,7 +125,13 @@ impl Given {
                 cpu_cores: 8,
                 memory: Mebibytes(32_768),
                 disk: Mebibytes(100_000),
-                gpus: vec![Gpu { uuid: "GPU-1".to_owned(), model: "RTX 4090".to_owned(), memory: Mebibytes(24_564) }],
+                gpus: vec![Gpu {
+                    uuid: "GPU-1".to_owned(),
+                    model: "RTX 4090".to_owned(),
+                    memory: Mebibytes(24_564),
+                    capability: None,
+                    pci: None,
+                }],
                 driver: None,
                 cuda: None,
                 simulated: false,
@@ -197,7 +203,8 @@ impl Given {
     }
 
     pub(crate) fn report(&self, job: JobId, lease: Lease, outcome: Outcome) -> Command {
-        let report = Report { job, lease, outcome, outputs: Vec::new(), usage: None, occurred_at: self.now };
+        let report =
+            Report { job, lease, outcome, outputs: Vec::new(), usage: None, occurred_at: self.now, signature: None };
         Command::Report(self.machine, report)
     }
 
@@ -209,6 +216,7 @@ impl Given {
             outputs: Vec::new(),
             usage: Some(Usage { run }),
             occurred_at: self.now,
+            signature: None,
         };
         self.when(self.as_machine(), Command::Report(self.machine, report)).appended();
     }

@@ -230,6 +230,7 @@ impl Job {
             Outcome::Completed => {
                 super::submission::check_outputs(&c.outputs)?;
                 let event = Completed {
+                    signature: c.signature.clone(),
                     job: self.id,
                     lease: c.lease,
                     outputs: c.outputs.clone(),

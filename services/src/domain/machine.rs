@@ -63,6 +63,8 @@ pub struct Machine {
     pub offer: Offer,
     /// Whether it takes jobs.
     pub availability: Availability,
+    /// Whether it is its owner's turn, by the machine's own word.
+    pub away: bool,
     /// Whether it is there.
     pub presence: Presence,
     /// The live leases it holds.
@@ -78,6 +80,7 @@ impl Machine {
             public_key: e.public_key.clone(),
             offer: e.offer.clone(),
             availability: Availability::Ready,
+            away: false,
             presence: Presence::Online,
             leases: BTreeMap::new(),
             listed: seq,
@@ -120,8 +123,12 @@ impl Machine {
             (MachineWish::Delist, Delisted) => already,
             (_, Delisted) => Err(Refusal::WrongState("The machine has left the market. List it again first.")),
             (MachineWish::Pause, Paused) | (MachineWish::Resume, Ready) | (MachineWish::Drain, Draining) => already,
-            (MachineWish::Pause, _) => Ok(self.propose(MachinePaused { machine })),
-            (MachineWish::Resume, _) => Ok(self.propose(MachineResumed { machine })),
+            (MachineWish::Pause, _) => Ok(self.propose(MachinePaused { machine, away: false })),
+            (MachineWish::Resume, _) => Ok(self.propose(MachineResumed { machine, away: false })),
+            (MachineWish::Away, _) if self.away => already,
+            (MachineWish::Back, _) if !self.away => already,
+            (MachineWish::Away, _) => Ok(self.propose(MachinePaused { machine, away: true })),
+            (MachineWish::Back, _) => Ok(self.propose(MachineResumed { machine, away: true })),
             (MachineWish::Drain, _) => Ok(self.propose(MachineDrainStarted { machine })),
             (MachineWish::Delist, _) if !self.leases.is_empty() => {
                 Err(Refusal::WrongState("The machine still runs jobs. Drain it, and delist it when they have ended."))
@@ -178,7 +185,7 @@ impl Machine {
                         Availability::Delisted => Availability::Ready,
                         kept => kept,
                     };
-                    *m = Self { availability, leases, ..Self::new(seq, e) };
+                    *m = Self { availability, leases, away: m.away, ..Self::new(seq, e) };
                 })
                 .or_insert_with(|| Self::new(seq, e));
             return;
@@ -188,6 +195,8 @@ impl Machine {
         machine.last = seq;
         match event {
             Event::MachineRepriced(e) => machine.offer.price = e.price,
+            Event::MachinePaused(e) if e.away => machine.away = true,
+            Event::MachineResumed(e) if e.away => machine.away = false,
             Event::MachinePaused(_) => machine.availability = Availability::Paused,
             Event::MachineResumed(_) => machine.availability = Availability::Ready,
             Event::MachineDrainStarted(_) => machine.availability = Availability::Draining,
@@ -213,6 +222,9 @@ fn check_offer(offer: &Offer) -> Result<(), Refusal> {
     check_price(offer.price)?;
     if offer.slots == 0 || offer.slots > MAX_SLOTS {
         return Err(Refusal::field("slots", format!("A machine has from 1 to {MAX_SLOTS} slots.")));
+    }
+    if let Some(hours) = &offer.policy.hours {
+        super::submission::check_text("hours", hours, 80)?;
     }
     let hardware = &offer.hardware;
     if hardware.gpus.len() > 16 {
@@ -249,6 +261,23 @@ mod tests {
         let mut w = given();
         let list = Command::ListMachine(w.machine, w.listing(w.provider, w.offer()));
         assert_eq!(w.when(w.as_machine(), list).already(), w.machine_state().listed);
+    }
+
+    #[test]
+    fn being_away_and_being_paused_are_two_things() {
+        let mut w = given();
+        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
+        let [away, pause, back, resume] =
+            [MachineWish::Away, MachineWish::Pause, MachineWish::Back, MachineWish::Resume].map(change);
+        w.when(w.as_machine(), away.clone()).appended();
+        w.when(w.as_machine(), away.clone()).already();
+        w.when(w.as_provider(), pause).appended();
+        w.when(w.as_machine(), back).appended();
+        assert_eq!((w.machine_state().away, w.machine_state().availability), (false, Availability::Paused));
+        w.when(w.as_provider(), resume).appended();
+        assert_eq!(w.machine_state().availability, Availability::Ready);
+        // Only the machine itself knows whether its owner uses it.
+        w.when(w.as_provider(), away).refused();
     }
 
     #[test]

@@ -99,6 +99,9 @@ fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>
         Availability::Paused | Availability::Draining => return Some(Reject::Paused),
         Availability::Ready => {}
     }
+    if machine.away {
+        return Some(Reject::Away);
+    }
     if world.account(machine.owner).is_some_and(|owner| owner.suspended.is_some()) {
         return Some(Reject::OwnerSuspended);
     }

@@ -60,7 +60,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Shorthand for a field's rule.
-    pub(super) fn field(field: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn field(field: &'static str, message: impl Into<String>) -> Self {
         Self::InvalidField { field, message: message.into() }
     }
 

@@ -6,6 +6,7 @@ use gpubnb_events::{
         Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest, Report, Start,
         UploadGrant,
     },
+    manifest,
     rpc::{Failure, Incoming, Requester, Server},
     stream, subject,
     transfer::{Permit, Purpose},
@@ -13,6 +14,7 @@ use gpubnb_events::{
 
 use super::{Endpoints, change_machine, done, endpoint};
 use crate::{
+    credentials::signed_by,
     domain::{
         Command, Listing, Refusal,
         job::Job,
@@ -116,7 +118,22 @@ async fn start(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 
 async fn report(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
+    if !report.outputs.is_empty() {
+        signed(&e, machine, &report)?;
+    }
     e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)
+}
+
+/// A manifest is the machine's word, and carries its signature: whoever reads the log can check it.
+fn signed(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), Failure> {
+    let text = manifest::signed_text(report.job, report.lease, &report.outputs);
+    let key = e.executor.view.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));
+    let genuine = key.zip(report.signature.as_ref()).is_some_and(|(key, signature)| signed_by(&key, &text, signature));
+    if genuine {
+        Ok(())
+    } else {
+        Err(Refusal::field("signature", "The manifest is not signed with this machine's key.").into_failure())
+    }
 }
 
 /// Desired against actual. On the newest view only: nothing is ever torn down because a replica was behind.

@@ -207,7 +207,13 @@ fn spec(dice: &mut Dice) -> JobSpec {
 }
 
 fn offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
-    let gpus = gpu.then(|| Gpu { uuid: "GPU-1".to_owned(), model: "RTX".to_owned(), memory: Mebibytes(24_564) });
+    let gpus = gpu.then(|| Gpu {
+        uuid: "GPU-1".to_owned(),
+        model: "RTX".to_owned(),
+        memory: Mebibytes(24_564),
+        capability: None,
+        pci: None,
+    });
     Offer {
         name: "attic".to_owned(),
         region: "eu".to_owned(),

@@ -137,7 +137,7 @@ impl Market {
             }
         };
         *state = State::Waiting;
-        let report = Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: now };
+        let report = Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: now, signature: None };
         Some((Actor::Machine(machine), Command::Report(machine, report)))
     }
 
@@ -198,7 +198,8 @@ impl Market {
                     _ => Outcome::Failed { reason: any_reason(dice), detail: String::new() },
                 };
                 let usage = dice.one_in(2).then(|| Usage { run: Millis(dice.word()) });
-                let report = Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: self.now };
+                let report =
+                    Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: self.now, signature: None };
                 Command::Report(name, report)
             }
         };

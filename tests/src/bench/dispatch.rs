@@ -83,6 +83,7 @@ async fn bare_life(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
         env: std::collections::BTreeMap::new(),
         user,
         gpus: Vec::new(),
+        cdi: false,
         runtime: None,
         max_log: 16 << 20,
     };

@@ -207,7 +207,7 @@ fn life(account: AccountId, provider: AccountId, machine: MachineId, seq: Seq) -
         JobAssigned { job, submission: seq, machine, terms, placement: why, attempt: 1 }.into(),
         Accepted { job, lease }.into(),
         Started { job, lease, image_digest: "sha256:0".to_owned() }.into(),
-        Completed { job, lease, outputs: Vec::new(), usage: Usage { run }, occurred_at }.into(),
+        Completed { job, lease, outputs: Vec::new(), usage: Usage { run }, occurred_at, signature: None }.into(),
         settled.into(),
     ])
 }

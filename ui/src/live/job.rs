@@ -132,7 +132,7 @@ fn changed(shown: &mut HashMap<&'static str, String>, name: &'static str, html: 
     Some(event)
 }
 
-/// What the job says, from a sequence of OUTPUT on. Nothing is said before the code runs.
+/// What the job says, from a sequence of OUTPUT on. Nothing is said before a machine has it.
 fn said(
     app: App,
     mut newest: watch::Receiver<JobRow>,
@@ -140,7 +140,7 @@ fn said(
     ended: CancellationToken,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
-        let speaks = |row: &JobRow| row.started_at.is_some() || row.ended_at.is_some();
+        let speaks = |row: &JobRow| !row.attempts.is_empty();
         let Ok(job) = newest.wait_for(speaks).await.map(|row| row.job) else { return };
         let Ok(mut messages) = output::follow(&app, job, from).await else { return ended.cancel() };
         let mut reader = Reader::default();

@@ -191,7 +191,7 @@ async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut 
 }
 
 async fn know_progress(app: &App, job: &JobRow, progress: &mut Option<Progress>, last: &mut bool) {
-    if !*last && job.started_at.is_some() {
+    if !*last && !job.attempts.is_empty() {
         *progress = output::progress(app, job).await;
         *last = job.ended_at.is_some();
     }

@@ -6,7 +6,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    HourlyRate, MachineId,
+    HourlyRate, MachineId, Timestamp,
     command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineWish, RevokeMachine, Revoked},
 };
 use gpubnb_projector::view::{Balance, MachineView};
@@ -32,6 +32,7 @@ struct Provider {
     code: Option<EnrollmentCode>,
     /// This server, as the browser reaches it.
     market: String,
+    now: Timestamp,
 }
 
 pub(crate) async fn page(
@@ -75,7 +76,7 @@ async fn show(
     let prices = prices(&all);
     let machines = all.into_iter().filter(|m| m.row.owner == account).collect();
     let chrome = Chrome::new("My machines", "provider", signed_in.viewer);
-    html(&Provider { chrome, machines, balance, prices, code, market })
+    html(&Provider { chrome, machines, balance, prices, code, market, now: app.now() })
 }
 
 /// P10, median and P90 of the prices on the market.

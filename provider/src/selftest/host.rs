@@ -1,0 +1,122 @@
+//! The machine itself: disk, CPU, memory, GPUs.
+
+use std::{
+    fs::{self, File},
+    hint::black_box,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use gpubnb_events::event::Check;
+use sha2::{Digest as _, Sha256};
+
+use super::{check, needs};
+use crate::{gpu::Gpus, hardware};
+
+/// Room that a machine needs to be of use.
+const LEAST_ROOM_MIB: u64 = 1_024;
+/// What is written and read to measure the disk.
+const SAMPLE: usize = 16 << 20;
+
+pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
+    let state: PathBuf = state.to_owned();
+    let measured = tokio::task::spawn_blocking(move || {
+        let mut checks = disk(&state);
+        checks.extend([cpu_cores(), cpu_hash(), cpu_matmul()]);
+        checks
+    });
+    let mut checks = measured.await.unwrap_or_default();
+    if let Ok(memory) = hardware::memory() {
+        checks.push(check("memory.total", memory.0.to_string(), "MiB"));
+    }
+    for (index, gpu) in gpus.list().iter().enumerate() {
+        let capability = gpu.capability.as_deref().unwrap_or("unknown");
+        checks.push(check(&format!("gpu.{index}.memory"), gpu.memory.0.to_string(), "MiB"));
+        checks.push(check(&format!("gpu.{index}.model"), format!("{}, capability {capability}", gpu.model), ""));
+    }
+    for reading in gpus.readings(false) {
+        if let Some(trouble) = reading.trouble {
+            checks.push(needs(check("gpu.health", reading.uuid, ""), "well", false, trouble.words()));
+        }
+    }
+    checks
+}
+
+fn disk(state: &Path) -> Vec<Check> {
+    let remedy = "Make room on this disk, or choose another directory with --state.";
+    let room = rustix::fs::statvfs(existing(state)).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20);
+    let room =
+        needs(check("disk.room", room.to_string(), "MiB"), &LEAST_ROOM_MIB.to_string(), room >= LEAST_ROOM_MIB, remedy);
+    let path = existing(state).join("self-test.tmp");
+    let speed = write_and_read(&path);
+    drop(fs::remove_file(&path));
+    match speed {
+        Ok((write, read)) => vec![
+            room,
+            needs(
+                check("disk.write", write.to_string(), "MB/s"),
+                "20",
+                write >= 20,
+                "The disk is slow: jobs that write much will be.",
+            ),
+            check("disk.read", read.to_string(), "MB/s, from the cache"),
+        ],
+        Err(e) => vec![room, needs(check("disk.write", e.to_string(), ""), "20", false, remedy)],
+    }
+}
+
+/// The nearest directory that is there.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
+}
+
+fn write_and_read(path: &Path) -> std::io::Result<(u64, u64)> {
+    let sample = vec![0x5a_u8; SAMPLE];
+    let began = Instant::now();
+    let mut file = File::create(path)?;
+    file.write_all(&sample)?;
+    file.sync_all()?;
+    let write = megabytes_a_second(SAMPLE, began);
+    let began = Instant::now();
+    let mut back = Vec::with_capacity(SAMPLE);
+    File::open(path)?.read_to_end(&mut back)?;
+    Ok((write, megabytes_a_second(back.len(), began)))
+}
+
+fn megabytes_a_second(bytes: usize, since: Instant) -> u64 {
+    let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+    bytes as u64 / micros
+}
+
+fn cpu_cores() -> Check {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    check("cpu.cores", cores.to_string(), "")
+}
+
+/// How fast one core hashes.
+fn cpu_hash() -> Check {
+    let sample = vec![0x5a_u8; SAMPLE];
+    let began = Instant::now();
+    black_box(Sha256::digest(&sample));
+    check("cpu.sha256", megabytes_a_second(SAMPLE, began).to_string(), "MB/s a core")
+}
+
+/// How fast one core multiplies matrices, plainly. What a GPU does is measured by the job `matmul`, in a container.
+fn cpu_matmul() -> Check {
+    const N: usize = 192;
+    let (a, b) = (vec![1.5_f32; N * N], vec![0.5_f32; N * N]);
+    let mut c = vec![0_f32; N * N];
+    let began = Instant::now();
+    for i in 0..N {
+        for k in 0..N {
+            let left = a[i * N + k];
+            for (out, right) in c[i * N..(i + 1) * N].iter_mut().zip(&b[k * N..(k + 1) * N]) {
+                *out += left * right;
+            }
+        }
+    }
+    black_box(&c);
+    // Two operations for each product: operations a microsecond are millions a second.
+    check("cpu.matmul", megabytes_a_second(2 * N * N * N, began).to_string(), "MFLOPS a core")
+}

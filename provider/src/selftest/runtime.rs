@@ -1,0 +1,128 @@
+//! Docker and what it runs containers with.
+
+use bollard::{Docker, models::SystemInfo};
+use gpubnb_events::event::Check;
+
+use super::{Subject, check, needs};
+use crate::gpu::Gpus;
+
+/// Oldest Docker that the sandbox was tried on.
+const OLDEST_DOCKER: (u64, u64, u64) = (20, 10, 0);
+/// First runc of each line without the known ways out of a container: CVE-2024-21626 (1.1.12), and CVE-2025-31133,
+/// -52565 and -52881 (1.2.8, 1.3.3).
+const SAFE_RUNC: [(u64, u64, u64); 3] = [(1, 2, 8), (1, 3, 3), (1, 4, 0)];
+
+pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
+    let Some(docker) = subject.docker else { return vec![absent("Docker does not answer")] };
+    match look(docker).await {
+        Ok((version, runc, info)) => {
+            let mut checks = vec![
+                needs(check("docker.answers", "yes", ""), "yes", true, ""),
+                docker_version(&version),
+                runc_version(runc.as_deref()),
+                check("docker.cgroup", format!("{:?}", info.cgroup_version).replace("Some(", "").replace(')', ""), ""),
+                check("docker.storage", info.driver.clone().unwrap_or_default(), ""),
+                userns(&info),
+                runtime(&info, subject.runtime),
+            ];
+            checks.extend(gpu_runtime(&info, subject.gpus, subject.cdi));
+            checks
+        }
+        Err(e) => vec![absent(&e.to_string())],
+    }
+}
+
+fn absent(why: &str) -> Check {
+    let remedy = "Install Docker, start it (systemctl start docker), and let this user use it (group docker, or root).";
+    needs(check("docker.answers", why.chars().take(200).collect::<String>(), ""), "yes", false, remedy)
+}
+
+async fn look(docker: &Docker) -> Result<(String, Option<String>, SystemInfo), bollard::errors::Error> {
+    let version = docker.version().await?;
+    let parts = version.components.unwrap_or_default();
+    let runc = parts.into_iter().find(|part| part.name == "runc").map(|part| part.version);
+    Ok((version.version.unwrap_or_default(), runc, docker.info().await?))
+}
+
+/// The first three numbers of a version.
+fn numbers(version: &str) -> (u64, u64, u64) {
+    let mut parts = version.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
+    let mut next = || parts.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    (next(), next(), next())
+}
+
+fn docker_version(version: &str) -> Check {
+    let passed = numbers(version) >= OLDEST_DOCKER;
+    needs(check("docker.version", version, ""), "20.10 or newer", passed, "Install a newer Docker.")
+}
+
+fn runc_version(version: Option<&str>) -> Check {
+    let Some(version) = version else { return check("docker.runc", "unknown", "") };
+    let found = numbers(version);
+    let safe = SAFE_RUNC.iter().any(|safe| (safe.0, safe.1) == (found.0, found.1) && found >= *safe)
+        || (found.0, found.1) > (1, 4);
+    let remedy = "Update runc: this version has known ways out of a container (CVE-2024-21626, CVE-2025-31133, \
+                  CVE-2025-52565, CVE-2025-52881), unless your distribution has mended it under the same number.";
+    needs(check("docker.runc", version, ""), "1.2.8, 1.3.3, 1.4 or newer", safe, remedy)
+}
+
+/// User namespaces: root in a container is nobody outside. Good to have; jobs never run as root in any case.
+fn userns(info: &SystemInfo) -> Check {
+    let on =
+        info.security_options.iter().flatten().any(|option| option.contains("userns") || option.contains("rootless"));
+    check("docker.userns", if on { "remapped" } else { "not remapped" }, "")
+}
+
+fn runtime(info: &SystemInfo, wanted: Option<&str>) -> Check {
+    let known = |name: &str| info.runtimes.as_ref().is_some_and(|all| all.contains_key(name));
+    let default = info.default_runtime.clone().unwrap_or_else(|| "runc".to_owned());
+    let name = wanted.unwrap_or(&default);
+    let remedy = format!("Docker knows no runtime `{name}`: add it to /etc/docker/daemon.json and restart Docker.");
+    needs(check("docker.runtime", name, ""), "known to Docker", wanted.is_none_or(known), &remedy)
+}
+
+fn gpu_runtime(info: &SystemInfo, gpus: &Gpus, cdi: bool) -> Option<Check> {
+    if gpus.list().is_empty() || gpus.simulated() {
+        return None;
+    }
+    if cdi {
+        let found = info.cdi_spec_dirs.as_ref().is_some_and(|dirs| !dirs.is_empty());
+        let remedy = "Let Docker (25 or newer) use CDI, and write the devices: nvidia-ctk cdi generate \
+                      --output=/etc/cdi/nvidia.yaml.";
+        return Some(needs(check("gpu.runtime", if found { "CDI" } else { "none" }, ""), "CDI", found, remedy));
+    }
+    let found = info.runtimes.as_ref().is_some_and(|all| all.contains_key("nvidia"));
+    let remedy = "Install NVIDIA's container toolkit, then: nvidia-ctk runtime configure --runtime=docker, and restart \
+                  Docker.";
+    Some(needs(check("gpu.runtime", if found { "nvidia" } else { "none" }, ""), "nvidia", found, remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_with_known_ways_out_are_named() {
+        for (version, safe) in [
+            ("1.1.11", false),
+            ("1.1.12+ds1", false),
+            ("1.2.7", false),
+            ("1.2.8", true),
+            ("1.3.2", false),
+            ("1.3.3-0ubuntu1", true),
+            ("1.4.0", true),
+            ("1.5.1", true),
+        ] {
+            assert_eq!(runc_version(Some(version)).passed, safe, "{version}");
+        }
+        assert!(docker_version("20.10.24+dfsg1").passed && !docker_version("19.03.1").passed);
+    }
+
+    #[test]
+    fn a_missing_runtime_is_named_with_its_remedy() {
+        let info = SystemInfo::default();
+        let failed = runtime(&info, Some("runsc"));
+        assert!(!failed.passed && failed.remedy.contains("runsc"));
+        assert!(runtime(&info, None).passed);
+    }
+}
