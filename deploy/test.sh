@@ -10,6 +10,7 @@ step "lints"
 RUSTFLAGS="${CI:+-D warnings}" cargo clippy --locked --quiet --workspace --all-targets
 step "build"
 RUSTFLAGS="${CI:+-D warnings}" cargo build --locked --quiet --workspace --bins
+RUSTFLAGS="${CI:+-D warnings}" cargo build --locked --quiet -p gpubnb-fake-nvml
 deploy/images.sh
 step "tests"
 RUSTFLAGS="${CI:+-D warnings}" cargo test --locked --workspace --no-fail-fast

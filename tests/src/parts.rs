@@ -22,6 +22,11 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("{name} is not built: run `cargo build --workspace --bins` first"))
 }
 
+/// The stand-in for NVIDIA's library, which tests load where there is no GPU.
+pub fn fake_nvml() -> anyhow::Result<PathBuf> {
+    binary("libgpubnb_fake_nvml.so").context("run `cargo build -p gpubnb-fake-nvml` first")
+}
+
 /// A program, from an environment variable, from `target/tools/bin`, or from PATH.
 pub fn program(variable: &str, name: &str, remedy: &str) -> anyhow::Result<PathBuf> {
     if let Some(path) = env::var_os(variable) {

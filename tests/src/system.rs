@@ -56,6 +56,8 @@ pub struct System {
     pub ui: Option<Process>,
     /// The workers, by name.
     pub workers: Vec<Process>,
+    /// Environment of the workers that are started from now on.
+    pub environment: Vec<(&'static str, PathBuf)>,
     /// The consumer, who has $100 of play money.
     pub web: Web,
     /// The provider, who owns the machines.
@@ -78,6 +80,7 @@ impl System {
             projector: None,
             ui: None,
             workers: Vec::new(),
+            environment: Vec::new(),
             owner: web.clone(),
             web,
             nats_port,
@@ -198,6 +201,7 @@ impl System {
         }
         let mut command = Command::new(binary("gpubnb-provider")?);
         command.args(["run", "--name", name, "--state"]).arg(&state).args(arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
         if !arguments.contains(&"--heartbeat") {
             command.args(["--heartbeat", "1"]);
         }
@@ -223,6 +227,39 @@ impl System {
             .output()?;
         anyhow::ensure!(enrolled.status.success(), "enroll: {}", String::from_utf8_lossy(&enrolled.stderr));
         Ok(())
+    }
+
+    /// Gives a worker's command, such as `status`, and returns whether it succeeded, and what it printed.
+    pub fn worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
+        let mut command = Command::new(binary("gpubnb-provider")?);
+        command.args(arguments).arg("--state").arg(self.path().join(name));
+        let output = command.envs(self.environment.iter().map(|(name, value)| (*name, value))).output()?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.success(), format!("{out}{err}")))
+    }
+
+    /// A machine as the market shows it.
+    pub async fn machine_view(&self, name: &str) -> anyhow::Result<serde_json::Value> {
+        self.web.stranger().get(&format!("/machines/{}", self.machine(name)?)).await
+    }
+
+    /// Waits until a machine is as wanted, and returns it.
+    pub async fn machine_until(
+        &self,
+        name: &str,
+        wanted: impl Fn(&serde_json::Value) -> bool,
+    ) -> anyhow::Result<serde_json::Value> {
+        let deadline = Instant::now() + READY;
+        loop {
+            let view = self.machine_view(name).await?;
+            if wanted(&view) {
+                return Ok(view);
+            }
+            if Instant::now() > deadline {
+                bail!("{name} did not get there within {READY:?}: {view:#}\n{}", self.log(name));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// The machine that a worker made its own.
@@ -257,6 +294,7 @@ impl Drop for System {
         for machine in self.machines() {
             remove_containers(&machine);
         }
+        unmount(self.path());
         self.ui = None;
         self.projector = None;
         self.services.clear();
@@ -274,6 +312,19 @@ fn remove_containers(machine: &str) {
         let removed = Command::new("docker").args(["rm", "--force", "--volumes"]).args(ids.split_whitespace()).output();
         if let Err(e) = removed {
             eprintln!("containers of machine {machine} are left: {e}");
+        }
+    }
+}
+
+/// Takes down the file systems of jobs below a directory, so that it can be removed.
+fn unmount(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        if Path::new(place).starts_with(dir) {
+            let done = Command::new("umount").arg(place).status();
+            if !done.as_ref().is_ok_and(std::process::ExitStatus::success) {
+                eprintln!("{place} is still mounted: {done:?}");
+            }
         }
     }
 }

@@ -97,6 +97,12 @@ impl Container {
         }
     }
 
+    /// One that has ended, wherever it is now.
+    pub(super) fn ended(tools: &Tools, lease: Lease) -> Self {
+        let (docker, name) = (tools.docker.clone(), container_name(tools.machine, lease));
+        Self { docker, name, lease, output: directory(tools, lease).join("output"), fresh: false }
+    }
+
     /// Starts it; does nothing where it runs or ran already.
     pub(super) async fn start(&self) -> Result<(), Problem> {
         if !self.fresh

@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use self::{
     container::Container,
     outbox::Outbox,
-    supervise::{Ending, Limits, Stop},
+    supervise::{Ending, Limits, Stop, Watched},
 };
 pub(crate) use self::{
     container::take_up_again,
@@ -156,8 +156,11 @@ impl Attempt {
     async fn live(&mut self) {
         let dir = container::directory(&self.tools, self.lease);
         let outbox = match Outbox::read(&dir) {
-            // It had ended when the worker did.
-            Some(outbox) => outbox,
+            Some(outbox) => {
+                // It had ended when the worker did; what it said may not have been passed on.
+                self.rest_of_log().await;
+                outbox
+            }
             None => match self.attempt(&dir).await {
                 Some(outbox) => outbox,
                 None => return,
@@ -166,26 +169,38 @@ impl Attempt {
         self.say(outbox, &dir).await;
     }
 
-    /// Runs it, and keeps what is to be said of it. `None` where it was not for us to run.
+    /// Runs it. `None` where it was not for us to run.
     async fn attempt(&mut self, dir: &Path) -> Option<Outbox> {
         let (job, lease) = (self.job, self.lease);
-        let grant: Grant = match self.tools.platform.insist("accept", &Accept { job, lease }).await {
-            Ok(grant) => grant,
+        match self.tools.platform.insist("accept", &Accept { job, lease }).await {
+            Ok(grant) => {
+                let ran = self.execute(&grant, dir).await;
+                Some(ran.unwrap_or_else(|problem| self.outbox(&grant, problem.into(), dir)))
+            }
             Err(refusal) => {
                 info!(%job, lease = lease.0.0, %refusal, "not accepted");
-                return None;
+                None
             }
-        };
-        let Outcomes { outcome, outputs, usage } = self.execute(&grant).await.unwrap_or_else(Outcomes::from);
+        }
+    }
+
+    /// What is to be said of it, kept until it is said.
+    fn outbox(&self, grant: &Grant, outcomes: Outcomes, dir: &Path) -> Outbox {
+        let (job, lease) = (self.job, self.lease);
+        let Outcomes { outcome, outputs, usage } = outcomes;
         info!(%job, lease = lease.0.0, ?outcome, "ended");
         let signature = self.sign(&outputs);
         let report = Report { job, lease, outcome, outputs, usage, occurred_at: SystemClock.now(), signature };
-        let upload = grant.upload.filter(|_| !report.outputs.is_empty());
+        let upload = grant.upload.clone().filter(|_| !report.outputs.is_empty());
         let outbox = Outbox { report, upload };
-        if let Err(e) = outbox.keep(dir) {
-            warn!(%job, lease = lease.0.0, error = %e, "its ending is not kept: a crash now would have it found out anew");
-        }
-        Some(outbox)
+        outbox.keep_beside(dir);
+        outbox
+    }
+
+    async fn rest_of_log(&self) {
+        let container = Container::ended(&self.tools, self.lease);
+        let limits = Limits::of_log(self.tools.max_log);
+        Watched::ended(&self.tools, self.job, &container, limits).pass_on().await;
     }
 
     /// The machine's signature over what the attempt left.
@@ -206,7 +221,7 @@ impl Attempt {
         }
     }
 
-    async fn execute(&mut self, grant: &Grant) -> Result<Outcomes, Problem> {
+    async fn execute(&mut self, grant: &Grant, dir: &Path) -> Result<Outbox, Problem> {
         let (tools, job, lease) = (&*self.tools, self.job, self.lease);
         let mut wish = self.wish.clone();
         let prepare = async {
@@ -219,22 +234,31 @@ impl Attempt {
         };
         let (container, recorded) = tokio::select! {
             () = supervise::until(&mut wish, |wish| *wish != Wish::Keep) => {
-                return Ok(Outcomes::never_ran(*self.wish.borrow()));
+                let wish = *self.wish.borrow();
+                return Ok(self.outbox(grant, Outcomes::never_ran(wish), dir));
             }
             prepared = prepare => prepared?,
         };
         if let Err(refusal) = recorded {
             // It is being cancelled, or is over: whichever it is, the platform knows what to make of this.
             info!(%job, lease = lease.0.0, %refusal, "not started");
-            return Ok(Outcomes::never_ran(Wish::Cancel));
+            return Ok(self.outbox(grant, Outcomes::never_ran(Wish::Cancel), dir));
         }
         container.start().await?;
-        let limits = Limits::of(grant, tools.max_log);
-        let ending = supervise::supervise(tools, job, &container, &limits, self.wish.clone()).await?;
-        self.conclude(grant, &container, ending).await
+        let watched = Watched::new(tools, job, &container, Limits::of(grant, tools.max_log));
+        let ended = async {
+            let ending = watched.ending(self.wish.clone()).await;
+            let concluded = match ending {
+                Ok(ending) => self.conclude(grant, &container, ending).await,
+                Err(problem) => problem.into(),
+            };
+            self.outbox(grant, concluded, dir)
+        };
+        let (outbox, ()) = tokio::join!(ended, watched.pass_on());
+        Ok(outbox)
     }
 
-    async fn conclude(&self, grant: &Grant, container: &Container, ending: Ending) -> Result<Outcomes, Problem> {
+    async fn conclude(&self, grant: &Grant, container: &Container, ending: Ending) -> Outcomes {
         let usage = Some(Usage { run: ending.run });
         let failed = |reason, detail: String| Outcome::Failed { reason, detail };
         let outcome = match (ending.stopped, ending.code) {
@@ -247,11 +271,11 @@ impl Attempt {
         };
         let most = grant.spec.resources.output.bytes();
         match outputs::collect(container.output.clone(), most).await {
-            Ok(outputs) => Ok(Outcomes { outcome, outputs, usage }),
+            Ok(outputs) => Outcomes { outcome, outputs, usage },
             Err(problem) if outcome == Outcome::Completed => {
-                Ok(Outcomes { outcome: failed(problem.reason, problem.detail), outputs: Vec::new(), usage })
+                Outcomes { outcome: failed(problem.reason, problem.detail), outputs: Vec::new(), usage }
             }
-            Err(_) => Ok(Outcomes { outcome, outputs: Vec::new(), usage }),
+            Err(_) => Outcomes { outcome, outputs: Vec::new(), usage },
         }
     }
 }

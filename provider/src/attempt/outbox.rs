@@ -44,9 +44,20 @@ impl Outbox {
         }
     }
 
-    /// Keeps it: on the disk, whole or not at all, and readable by the worker only, for the permit is a secret.
-    pub(super) fn keep(&self, dir: &Path) -> std::io::Result<()> {
-        fs::create_dir_all(dir)?;
+    /// Keeps it beside what comes next. Where the directory is gone the attempt has left nothing, or all is said already.
+    pub(super) fn keep_beside(&self, dir: &Path) {
+        let (outbox, dir) = (self.clone(), dir.to_owned());
+        tokio::task::spawn_blocking(move || match outbox.keep(&dir) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                let lease = outbox.report.lease.0.0;
+                tracing::warn!(lease, error = %e, "its ending is not kept: a crash now would have it found out anew");
+            }
+            _ => {}
+        });
+    }
+
+    /// On the disk, whole or not at all, and readable by the worker only, for the permit is a secret.
+    fn keep(&self, dir: &Path) -> std::io::Result<()> {
         let (path, partial) = (dir.join(FILE), dir.join("outbox.partial"));
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
         file.write_all(&serde_json::to_vec(self)?)?;

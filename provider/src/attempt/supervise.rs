@@ -38,6 +38,11 @@ impl Limits {
         };
         Self { time: time.duration(), time_reason, output, log }
     }
+
+    /// Of what is over, and has only its log left.
+    pub(super) fn of_log(log: u64) -> Self {
+        Self { time: Duration::MAX, time_reason: Reason::TimeLimit, output: u64::MAX, log }
+    }
 }
 
 /// Why the worker stopped the container.
@@ -57,25 +62,43 @@ pub(super) struct Ending {
     pub(super) run: Millis,
 }
 
-/// Watches until the container has ended and its log is passed on.
-pub(super) async fn supervise(
-    tools: &Tools,
+/// A container under watch: its ending, and its log beside that. The two are waited for separately, since a log can only
+/// be passed on while the broker is there.
+pub(super) struct Watched<'a> {
+    tools: &'a Tools,
     job: JobId,
-    container: &Container,
-    limits: &Limits,
-    wish: watch::Receiver<Wish>,
-) -> Result<Ending, Problem> {
-    let began = Instant::now();
-    let (flood, flooded) = watch::channel(false);
-    let (over, is_over) = watch::channel(false);
-    let follow = output::follow(tools, job, container, limits.log, &flood, is_over);
-    let watch = async {
-        let ended = watch_over(tools, container, limits, wish, flooded, began).await;
-        over.send_replace(true);
+    container: &'a Container,
+    limits: Limits,
+    began: Instant,
+    flood: watch::Sender<bool>,
+    over: watch::Sender<bool>,
+}
+
+impl<'a> Watched<'a> {
+    pub(super) fn new(tools: &'a Tools, job: JobId, container: &'a Container, limits: Limits) -> Self {
+        let (flood, over) = (watch::Sender::new(false), watch::Sender::new(false));
+        Self { tools, job, container, limits, began: Instant::now(), flood, over }
+    }
+
+    /// One that is over already.
+    pub(super) fn ended(tools: &'a Tools, job: JobId, container: &'a Container, limits: Limits) -> Self {
+        let watched = Self::new(tools, job, container, limits);
+        watched.over.send_replace(true);
+        watched
+    }
+
+    /// Watches until the container has ended.
+    pub(super) async fn ending(&self, wish: watch::Receiver<Wish>) -> Result<Ending, Problem> {
+        let flooded = self.flood.subscribe();
+        let ended = watch_over(self.tools, self.container, &self.limits, wish, flooded, self.began).await;
+        self.over.send_replace(true);
         ended
-    };
-    let (ended, ()) = tokio::join!(watch, follow);
-    ended
+    }
+
+    /// Passes its log on, to the end.
+    pub(super) async fn pass_on(&self) {
+        output::follow(self.tools, self.job, self.container, self.limits.log, &self.flood, self.over.subscribe()).await;
+    }
 }
 
 async fn watch_over(
