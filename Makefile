@@ -3,7 +3,7 @@ PORT ?= 8080
 # All but the demo jobs, which deploy/images.sh builds as one static binary.
 BINARIES = -p gpubnb-services -p gpubnb-projector -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
 
-.PHONY: help setup setup-tests build images demo smoke test bench fmt clean
+.PHONY: help setup setup-tests build images demo smoke test hostile bench fmt clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ smoke: build ## The same, and ends by itself; the last line is JSON
 
 test: setup-tests ## Everything: format, lints, unit, property, whole system, browser
 	@deploy/with-docker.sh deploy/test.sh
+
+hostile: setup-tests ## Just the jobs that try to harm their machine, against real Docker
+	@cargo build --locked --quiet --workspace --bins
+	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec cargo test --locked -p gpubnb-tests --test hostile'
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
 	@cargo build --locked --quiet --release $(BINARIES)

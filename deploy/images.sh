@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the approved demo jobs as one static binary and imports it as a Docker image with nothing else in it.
+# Builds the approved demo jobs as one static binary and imports it as a Docker image with nothing else in it. With --tests,
+# the hostile jobs besides.
 # Offline, and quick when nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,16 +8,27 @@ target="$(rustc -vV | sed -n 's/^host: //p')"
 echo "images: building the workloads (static, $target)"
 RUSTFLAGS="-C target-feature=+crt-static" \
   cargo build --locked --quiet --release -p gpubnb-workloads --target "$target" --target-dir target/workloads
+docker="${GPUBNB_DOCKER:-docker}"
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
-install -m 755 "target/workloads/$target/release/gpubnb-workload" "$stage/gpubnb-workload"
-mkdir "$stage/output" "$stage/tmp"
-docker="${GPUBNB_DOCKER:-docker}"
-stamp="$(sha256sum "$stage/gpubnb-workload" | cut -c1-16)"
-have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.workload"}}' gpubnb/workloads:1 2>/dev/null || true)"
-if [ "$have" != "$stamp" ]; then
-  tar -C "$stage" --sort=name --mtime=@0 --owner=0 --group=0 -c . |
-    "$docker" import --change 'ENTRYPOINT ["/gpubnb-workload"]' --change "LABEL gpubnb.workload=$stamp" \
-      --change 'ENV RAYON_NUM_THREADS=1' - gpubnb/workloads:1 >/dev/null
-  echo "images: gpubnb/workloads:1 imported"
+
+# One static binary as an image, unless it is there already.
+import() {
+  local binary="$1" image="$2" root="$stage/$1"
+  mkdir -p "$root/output" "$root/tmp"
+  install -m 755 "target/workloads/$target/release/$binary" "$root/$binary"
+  local stamp have
+  stamp="$(sha256sum "$root/$binary" | cut -c1-16)"
+  have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.workload"}}' "$image" 2>/dev/null || true)"
+  [ "$have" != "$stamp" ] || return 0
+  tar -C "$root" --sort=name --mtime=@0 --owner=0 --group=0 -c . |
+    "$docker" import --change "ENTRYPOINT [\"/$binary\"]" --change "LABEL gpubnb.workload=$stamp" \
+      --change 'ENV RAYON_NUM_THREADS=1' - "$image" >/dev/null
+  echo "images: $image imported"
+}
+import gpubnb-workload gpubnb/workloads:1
+if [ "${1:-}" = --tests ]; then
+  RUSTFLAGS="-C target-feature=+crt-static" \
+    cargo build --locked --quiet --release -p gpubnb-hostile --target "$target" --target-dir target/workloads
+  import gpubnb-hostile gpubnb/hostile:1
 fi

@@ -11,7 +11,7 @@ RUSTFLAGS="${CI:+-D warnings}" cargo clippy --locked --quiet --workspace --all-t
 step "build"
 RUSTFLAGS="${CI:+-D warnings}" cargo build --locked --quiet --workspace --bins
 RUSTFLAGS="${CI:+-D warnings}" cargo build --locked --quiet -p gpubnb-fake-nvml
-deploy/images.sh
+deploy/images.sh --tests
 step "tests"
 RUSTFLAGS="${CI:+-D warnings}" cargo test --locked --workspace --no-fail-fast
 step "done"

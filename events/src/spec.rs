@@ -86,6 +86,9 @@ pub enum Placement {
     Machine {
         /// The machine.
         machine: MachineId,
+        /// Most it may cost per hour: its owner may change the price before the job is assigned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        price_cap: Option<HourlyRate>,
     },
     /// Wherever it is cheapest under these limits.
     Cheapest {

@@ -75,6 +75,9 @@ pub struct Config {
     /// Seconds that a machine's credential lives before it has to be renewed.
     #[arg(long, env = "GPUBNB_CREDENTIAL_LIFE", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub credential_life: u64,
+    /// An image that jobs may name as it is, without a digest, besides those of the templates. May be said several times.
+    #[arg(long, env = "GPUBNB_APPROVE_IMAGES", value_delimiter = ',', value_name = "IMAGE")]
+    pub approve_image: Vec<String>,
     /// Seconds a machine has to accept a job.
     #[arg(long, default_value_t = 60)]
     pub accept_within: u64,
@@ -93,6 +96,7 @@ impl Config {
     /// The rules of the domain.
     pub fn settings(&self) -> Settings {
         Settings {
+            approved_images: self.approve_image.clone(),
             fee_basis_points: self.fee_basis_points,
             test_funds: self.test_funds,
             accept_within: Millis(self.accept_within.saturating_mul(1_000)),

@@ -129,15 +129,17 @@ impl NewJob {
             (None, None) => return Err(Problem::invalid("image", "Choose a template, or name an image.")),
         };
         let name = self.name.filter(|n| !n.trim().is_empty());
+        let price_cap = amount("price_cap_usd", self.price_cap_usd)?.map(HourlyRate);
+        let (gpu_model, region) = (not_blank(self.gpu_model), not_blank(self.region));
         let placement = match self.machine {
-            Some(machine) => Placement::Machine { machine },
+            // What it is, one sees before one names it; what it costs may change until then.
+            Some(_) if gpu_model.is_some() || region.is_some() => {
+                let detail = "You named a machine: leave out the GPU model and the region, or let the market choose.";
+                return Err(Problem::invalid("machine", detail));
+            }
+            Some(machine) => Placement::Machine { machine, price_cap },
             None => Placement::Cheapest {
-                requirements: Requirements {
-                    price_cap: amount("price_cap_usd", self.price_cap_usd)?.map(HourlyRate),
-                    gpu_model: not_blank(self.gpu_model),
-                    region: not_blank(self.region),
-                    allow_simulated: self.allow_simulated,
-                },
+                requirements: Requirements { price_cap, gpu_model, region, allow_simulated: self.allow_simulated },
             },
         };
         Ok(SubmitJob {
@@ -163,7 +165,10 @@ impl NewJob {
 }
 
 fn find_template(id: &str) -> Result<&'static Template, Problem> {
-    template::find(id).ok_or_else(|| Problem::invalid("template", "There is no such template."))
+    template::find(id).ok_or_else(|| {
+        let known: Vec<_> = template::ALL.iter().map(|t| t.id).collect();
+        Problem::invalid("template", format!("There is no such template. There are: {}.", known.join(", ")))
+    })
 }
 
 fn custom_resources() -> Resources {

@@ -267,6 +267,10 @@ impl Attempt {
             (None, 0) => Outcome::Completed,
             (None, _) if ending.out_of_memory => failed(Reason::OutOfMemory, String::new()),
             (None, EXCEEDED_FILE_SIZE) => failed(Reason::OutputTooLarge, "a file grew past the limit".to_owned()),
+            // It was told that there is no room, and gave up.
+            (None, _) if quota::is_full(&container.output) => {
+                failed(Reason::OutputTooLarge, "there was no room left in /output".to_owned())
+            }
             (None, code) => failed(Reason::NonZeroExit { code }, String::new()),
         };
         let most = grant.spec.resources.output.bytes();

@@ -21,6 +21,8 @@ use crate::{config::Quota, docker::job_user};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a file system takes for itself, besides what it holds.
 const OVERHEAD: u64 = 4 << 20;
+/// Bytes left at which it counts as full.
+const LEAST: u64 = 1 << 20;
 /// Room for more would take as long to make as it is worth.
 const MOST: u64 = 64 << 30;
 
@@ -116,6 +118,12 @@ impl Outputs {
         fs::rename(&partial, &path)?;
         Ok(path)
     }
+}
+
+/// Whether a job's file system has no room, or no place for one more file, left.
+pub(super) fn is_full(output: &Path) -> bool {
+    let left = |room: rustix::fs::StatVfs| room.f_bavail.saturating_mul(room.f_frsize) < LEAST || room.f_favail == 0;
+    is_mounted(output).unwrap_or(false) && rustix::fs::statvfs(output).is_ok_and(left)
 }
 
 /// Removes an attempt's directory, with the file system in it.

@@ -129,6 +129,8 @@ pub struct Settings {
     pub decline_pause: Millis,
     /// Most a job may cost.
     pub max_budget: MicroUsd,
+    /// Images that jobs may name as they are, besides those of the templates.
+    pub approved_images: Vec<String>,
 }
 
 impl Default for Settings {
@@ -140,6 +142,7 @@ impl Default for Settings {
             grace: Millis(30_000),
             decline_pause: Millis(5_000),
             max_budget: MicroUsd::dollars(10_000),
+            approved_images: Vec::new(),
         }
     }
 }

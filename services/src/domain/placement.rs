@@ -86,7 +86,10 @@ pub(super) fn dearest(world: &World, c: &SubmitJob, now: Timestamp) -> Option<Ho
 /// The first reason why a machine is not taken.
 fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>, now: Timestamp) -> Option<Reject> {
     let named = match request.placement {
-        Placement::Machine { machine } if *machine != id => return Some(Reject::NotNamed),
+        Placement::Machine { machine, .. } if *machine != id => return Some(Reject::NotNamed),
+        Placement::Machine { price_cap, .. } if price_cap.is_some_and(|cap| machine.offer.price > cap) => {
+            return Some(Reject::Price);
+        }
         Placement::Machine { .. } => None,
         Placement::Cheapest { requirements } => Some(requirements),
     };

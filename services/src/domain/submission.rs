@@ -91,7 +91,7 @@ pub(super) fn submit(
     if let Some(why) = &account.suspended {
         return Err(Refusal::Suspended(why.clone()));
     }
-    check(c)?;
+    check(c, settings)?;
     let hold = hold(world, c, now, settings)?;
     afford(account, hold)?;
     let limits = limits(c, hold);
@@ -137,16 +137,16 @@ pub(super) fn hold(world: &World, c: &SubmitJob, now: Timestamp, settings: &Sett
 /// A price cap that stands in for a machine, where one is given.
 pub(super) fn price_cap(placement: &Placement) -> Option<HourlyRate> {
     match placement {
-        Placement::Machine { .. } => None,
+        Placement::Machine { price_cap, .. } => *price_cap,
         Placement::Cheapest { requirements } => requirements.price_cap,
     }
 }
 
 /// The rules of a submission that depend on nothing but itself.
-pub(super) fn check(c: &SubmitJob) -> Result<(), Refusal> {
+pub(super) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), Refusal> {
     let spec = &c.spec;
     check_text("name", &spec.name, 80)?;
-    check_image(spec)?;
+    check_image(spec, settings)?;
     if spec.command.len() > 64 || spec.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
         return Err(Refusal::field("command", "A command has at most 64 arguments of at most 4,096 bytes each."));
     }
@@ -173,12 +173,15 @@ pub(super) fn check(c: &SubmitJob) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_image(spec: &JobSpec) -> Result<(), Refusal> {
+fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), Refusal> {
     if let Some(id) = &spec.template {
         let known = template::find(id).ok_or_else(|| Refusal::field("template", "There is no such template."))?;
         if known.image != spec.image {
             return Err(Refusal::field("image", format!("Template `{id}` runs the image {}.", known.image)));
         }
+        return Ok(());
+    }
+    if settings.approved_images.contains(&spec.image) {
         return Ok(());
     }
     let pinned = spec.image.split_once("@sha256:").is_some_and(|(name, digest)| {
@@ -370,9 +373,9 @@ mod tests {
             submit.env = values.iter().map(|n| ((*n).to_owned(), secret())).collect();
             submit
         };
-        assert!(check(&with(&["A", "B_2"], &["A", "B_2"])).is_ok());
+        assert!(check(&with(&["A", "B_2"], &["A", "B_2"]), &Settings::default()).is_ok());
         for (names, values) in [(&["A"][..], &[][..]), (&[], &["A"]), (&["2A"], &["2A"]), (&["A=B"], &["A=B"])] {
-            let refusal = check(&with(names, values)).unwrap_err();
+            let refusal = check(&with(names, values), &Settings::default()).unwrap_err();
             assert!(matches!(refusal, Refusal::InvalidField { field: "env", .. }));
         }
         assert!(!format!("{:?}", with(&["A"], &["A"])).contains("swordfish"));

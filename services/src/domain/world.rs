@@ -191,7 +191,7 @@ impl World {
     /// What a submission would mean now.
     pub fn quote(&self, id: AccountId, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<Quote, Refusal> {
         let account = self.account(id).ok_or(Refusal::UnknownAccount)?;
-        submission::check(c)?;
+        submission::check(c, settings)?;
         let avoid = BTreeMap::new();
         let request = placement::Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
         let choice = placement::choose(self, &request, now);

@@ -185,7 +185,7 @@ impl JobFacts {
         let sound = terms.provider == machine.owner && terms.fee_basis_points == fee;
         holds(sound && machine.prices.contains(&terms.price), || format!("made-up terms {terms:?}"))?;
         match &self.placement {
-            Placement::Machine { machine } => holds(*machine == e.machine, || "another was named".to_owned())?,
+            Placement::Machine { machine, .. } => holds(*machine == e.machine, || "another was named".to_owned())?,
             Placement::Cheapest { requirements } => {
                 let capped = requirements.price_cap.is_none_or(|cap| terms.price <= cap);
                 holds(capped, || "dearer than the cap".to_owned())?;

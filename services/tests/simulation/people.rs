@@ -157,7 +157,7 @@ impl Market {
         let machines: Vec<MachineId> = self.workers.iter().map(|w| w.machine).collect();
         let price_cap = dice.one_in(4).then(|| price(dice));
         let cheapest = Placement::Cheapest { requirements: Requirements { price_cap, ..Requirements::default() } };
-        let named = Placement::Machine { machine: dice.of(&machines) };
+        let named = Placement::Machine { machine: dice.of(&machines), price_cap: None };
         SubmitJob {
             job: self.an_id(dice),
             spec: spec(dice),
