@@ -7,7 +7,7 @@ fi
 fail() { echo "docker: $*" >&2; exit 1; }
 command -v dockerd >/dev/null || fail "no Docker engine answers and none is installed: run deploy/setup.sh"
 [ "$(id -u)" = 0 ] || fail "no Docker engine answers: start it (systemctl start docker), or run this as root"
-pgrep -x dockerd >/dev/null && fail "a Docker engine runs but does not answer you: are you in the group docker?"
+pgrep -x dockerd >/dev/null && fail "a Docker engine runs, but does not answer at ${DOCKER_HOST:-/var/run/docker.sock}. Set DOCKER_HOST to where it listens, or join the group docker. A second one is not started beside it: it would take the first one's network away"
 
 home="$(mktemp -d /tmp/gpubnb-docker.XXXXXX)"
 export DOCKER_HOST="unix://$home/docker.sock"

@@ -24,7 +24,7 @@ fn password(who: &Who) -> anyhow::Result<String> {
 
 pub(crate) async fn sign_up(api: &Api, who: &Who) -> anyhow::Result<u8> {
     let said = api.post("/accounts", &json!({ "email": who.email, "password": password(who)? })).await?;
-    println!("{}", said["message"].as_str().unwrap_or_default());
+    say!("{}", said["message"].as_str().unwrap_or_default());
     Ok(0)
 }
 
@@ -37,27 +37,22 @@ pub(crate) async fn login(api: &Api, login: &Login) -> anyhow::Result<u8> {
     let made: Value = api.post("/login", &body).await?;
     let token = made["token"].as_str().context("an answer without a token")?.to_owned();
     let path = saved::write(&Saved { url: api.url.clone(), token })?;
-    println!(
-        "Logged in to {} until {} ({}).",
-        api.url,
-        made["expires_at"].as_str().unwrap_or_default(),
-        path.display()
-    );
+    say!("Logged in to {} until {} ({}).", api.url, made["expires_at"].as_str().unwrap_or_default(), path.display());
     Ok(0)
 }
 
 pub(crate) fn logout() -> anyhow::Result<u8> {
     saved::forget()?;
-    println!("The token is forgotten here. Revoke it on your account page, if others may have it.");
+    say!("The token is forgotten here. Revoke it on your account page, if others may have it.");
     Ok(0)
 }
 
 pub(crate) async fn enroll_code(api: &Api, json: bool) -> anyhow::Result<u8> {
     let code = api.post("/enrollments", &json!({})).await?;
     if json {
-        println!("{code}");
+        say!("{code}");
     } else {
-        println!("{}", code["code"].as_str().unwrap_or_default());
+        say!("{}", code["code"].as_str().unwrap_or_default());
     }
     Ok(0)
 }

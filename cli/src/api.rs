@@ -30,6 +30,9 @@ impl Api {
         let known = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
         let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| known.as_ref().map(|s| s.url.clone()));
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
+        if !url.contains("://") {
+            bail!("{url} is no address of a market: write https://{url}, or http://{url} for one on this machine");
+        }
         if url.starts_with("http://") {
             // Without TLS there is nobody to trust, and a small system may know no authority at all.
             builder = builder.tls_certs_only([]);
@@ -48,7 +51,9 @@ impl Api {
 
     /// Sends a request; fails where the answer is no.
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let response = request.send().await.with_context(|| format!("{} does not answer", self.url))?;
+        let response = request.send().await.with_context(|| {
+            format!("{} does not answer. Is this the market's address? --url or GPUBNB_URL names another", self.url)
+        })?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -57,6 +62,9 @@ impl Api {
         let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
         if status.as_u16() == 401 && self.token.is_none() {
             bail!("log in first: gpubnb login <e-mail address> --url {}", self.url);
+        }
+        if status.as_u16() == 401 {
+            bail!("{} Log in again: gpubnb login <e-mail address> --url {}", text("detail"), self.url);
         }
         match problem["field"].as_str() {
             Some(field) => bail!("{} ({field}): {}", text("title"), text("detail")),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     CANCELLED,
@@ -15,6 +15,8 @@ use crate::{
 
 /// What was said right before the end may still be on its way.
 const LAST_WORDS: Duration = Duration::from_millis(700);
+/// After so long without a machine it is said why.
+const WAITING: Duration = Duration::from_secs(3);
 /// Exit code of a job that failed otherwise than by its own code.
 const JOB_FAILED: u8 = 1;
 
@@ -40,9 +42,9 @@ pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyh
 fn print_line(line: &Value, json: bool) {
     let text = plain(line["text"].as_str().unwrap_or_default());
     match (json, line["stream"].as_str()) {
-        (true, _) => println!("{line}"),
+        (true, _) => say!("{line}"),
         (false, Some("stderr")) => eprintln!("{text}"),
-        (false, _) => println!("{text}"),
+        (false, _) => say!("{text}"),
     }
 }
 
@@ -53,8 +55,14 @@ pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bo
     let mut trail = Events::of(api, format!("/jobs/{job}/events/stream"));
     let mut said = Events::of(api, format!("/jobs/{job}/logs/stream"));
     let mut asked = false;
+    let mut waited = Box::pin(sleep(WAITING));
     let settled = loop {
         tokio::select! {
+            () = &mut waited, if !waited.is_elapsed() => {
+                if let Some(why) = why_it_waits(&api.get(&format!("/jobs/{job}")).await?) {
+                    bar.suspend(|| eprintln!("{why}"));
+                }
+            }
             event = trail.next() => {
                 let event = event?;
                 bar.set_message(event.name.clone());
@@ -81,6 +89,16 @@ pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bo
     }
     bar.finish_and_clear();
     api.get(&format!("/jobs/{job}?min_seq={settled}")).await
+}
+
+/// Why a job has no machine yet, in words; `None` where it has one.
+fn why_it_waits(job: &Value) -> Option<String> {
+    let waiting = job["waiting"].as_object()?;
+    let count = |r: &Value| format!("{} {}", r["machines"], r["reason"].as_str().unwrap_or_default());
+    let rejected: Vec<_> = waiting["rejected"].as_array().into_iter().flatten().map(count).collect();
+    let chosen = waiting["chosen"].as_str().unwrap_or_default();
+    let machines = if rejected.is_empty() { "the market has none".to_owned() } else { rejected.join(", ") };
+    Some(plain(&format!("It waits: {chosen} ({machines}).")))
 }
 
 fn show(event: Event, bar: &ProgressBar, json: bool) {

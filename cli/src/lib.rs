@@ -3,6 +3,11 @@
 //! Belongs here: what a person types, and how answers look in a terminal. Must not come here: a rule of the market, or a
 //! way to it that is not the public API.
 
+/// Prints a line. Who reads no further (`| head`) ends this, quietly.
+macro_rules! say {
+    ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
+}
+
 mod account;
 mod api;
 mod args;
@@ -11,6 +16,8 @@ mod saved;
 mod show;
 mod stream;
 mod submit;
+
+use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
@@ -21,6 +28,12 @@ use args::Command;
 pub const FAILED: u8 = 125;
 /// Exit code of a job that was cancelled.
 const CANCELLED: u8 = 130;
+
+fn print_line(line: std::fmt::Arguments<'_>) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
+}
 
 /// Does what was asked. Returns the exit code.
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {

@@ -26,7 +26,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) {
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let line = |cells: &[String]| {
         let padded: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", padded.join("  ").trim_end());
+        say!("{}", padded.join("  ").trim_end());
     };
     line(&head.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
     for row in rows {
@@ -41,7 +41,7 @@ fn rows(page: &Value) -> Vec<Value> {
 pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
     let page = api.get("/machines").await?;
     if json {
-        println!("{page}");
+        say!("{page}");
         return Ok(0);
     }
     let mut machines = rows(&page);
@@ -64,7 +64,7 @@ pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool)
     let state = state.map_or_else(String::new, |state| format!("&state={}", plain(state).replace(['&', ' ', '#'], "")));
     let page = api.get(&format!("/jobs?limit={limit}{state}")).await?;
     if json {
-        println!("{page}");
+        say!("{page}");
         return Ok(0);
     }
     let row = |j: &Value| {
@@ -78,28 +78,25 @@ pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool)
 pub(crate) async fn receipt(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
     let receipt = api.get(&format!("/jobs/{job}/receipt")).await?;
     if json {
-        println!("{receipt}");
+        say!("{receipt}");
         return Ok(0);
     }
     let metering = &receipt["metering"];
-    println!("{:<28}{} ms", "metered", metering["billed"]);
-    println!("{:<28}{}/h", "price", dollars(&receipt["terms"]["price"]));
-    println!("{:<28}{}", "cost", dollars(&receipt["cost"]));
-    println!("{:<28}{}", "  to the provider", dollars(&receipt["earned"]));
-    println!("{:<28}{}", "  fee", dollars(&receipt["fee"]));
-    println!(
-        "computed from events {} to {}, settled by event {}",
-        metering["started"], metering["ended"], receipt["seq"]
-    );
+    say!("{:<28}{} ms", "metered", metering["billed"]);
+    say!("{:<28}{}/h", "price", dollars(&receipt["terms"]["price"]));
+    say!("{:<28}{}", "cost", dollars(&receipt["cost"]));
+    say!("{:<28}{}", "  to the provider", dollars(&receipt["earned"]));
+    say!("{:<28}{}", "  fee", dollars(&receipt["fee"]));
+    say!("computed from events {} to {}, settled by event {}", metering["started"], metering["ended"], receipt["seq"]);
     Ok(0)
 }
 
 pub(crate) async fn cancel(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
     let done = api.post(&format!("/jobs/{job}/cancel"), &json!({})).await?;
     if json {
-        println!("{done}");
+        say!("{done}");
     } else {
-        println!("The job was asked to stop.");
+        say!("The job was asked to stop.");
     }
     Ok(0)
 }

@@ -22,7 +22,7 @@ pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
     let submitted = api.post("/jobs", &body(&run, inputs)?).await?;
     let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
     if run.detach {
-        println!("{}", if json { submitted.to_string() } else { job });
+        say!("{}", if json { submitted.to_string() } else { job });
         return Ok(0);
     }
     eprintln!("Job {job}: {}/jobs/{job}", api.url);
@@ -32,7 +32,7 @@ pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
         download(api, &job, &ended, &directory).await?;
     }
     if json {
-        println!("{ended}");
+        say!("{ended}");
     } else {
         eprintln!("{}", ended["summary"].as_str().unwrap_or_default());
     }

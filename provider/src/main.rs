@@ -1,13 +1,23 @@
 //! `gpubnb-provider`: the worker on a spare machine.
 
-use std::{io::IsTerminal as _, sync::Arc};
+use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
 
 use gpubnb_provider::{Cli, Journal, commands, config::Command, enroll, run, self_test};
 use tokio_util::sync::CancellationToken;
 
 // One thread is enough to watch over jobs, and light enough to forget.
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match Box::pin(done()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("gpubnb-provider: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn done() -> anyhow::Result<()> {
     let Cli { state, command, .. } = Cli::read()?;
     match command {
         Command::Enroll(args) => {

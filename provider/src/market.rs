@@ -52,6 +52,9 @@ pub(crate) struct Market {
 
 /// An HTTP client for a market: trusts public authorities, and the one given besides.
 pub(crate) fn http(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+    if !url.contains("://") {
+        bail!("{url} is no address of a market: write https://{url}, or http://{url} for one on this machine");
+    }
     // Another library in this process may have installed one: either is good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(5));

@@ -32,7 +32,7 @@ pub enum Refusal {
     #[error("This account is suspended: {0}")]
     Suspended(String),
     /// Too little money.
-    #[error("This needs {needed} and {available} is available. Add funds or lower the budget.")]
+    #[error("This needs {needed} and {available} is available. Add funds on the page Wallet, or lower the budget.")]
     InsufficientFunds {
         /// What it takes.
         needed: MicroUsd,

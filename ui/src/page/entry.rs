@@ -103,7 +103,10 @@ async fn open_account(app: &App, account: AccountId) -> Result<(), Problem> {
     Ok(())
 }
 
-pub(crate) async fn sign_in_page(Query(way): Query<Way>) -> Result<Response, PageError> {
+pub(crate) async fn sign_in_page(viewer: Viewer, Query(way): Query<Way>) -> Result<Response, PageError> {
+    if viewer.session.is_some() {
+        return Ok(Redirect::to(own(way.next.as_deref().unwrap_or_default())).into_response());
+    }
     show(false, way.welcome.is_some(), way.next.unwrap_or_default(), String::new(), None)
 }
 

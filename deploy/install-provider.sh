@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Installs the worker as a service: its binary, a file of options, the unit. Enrolls the machine where a code is given:
+#   sudo deploy/install-provider.sh target/release/gpubnb-provider [<code> <market address>]
+# Says what it does, overwrites no options, and starts nothing that is not enrolled. PREFIX puts it all below a directory, for trying out.
+set -euo pipefail
+binary="${1:?which binary? target/release/gpubnb-provider, after: cargo build --release -p gpubnb-provider}"
+code="${2:-}" market="${3:-}"
+root="${PREFIX:-}"
+here="$(cd "$(dirname "$0")" && pwd)"
+fail() { echo "install: $*" >&2; exit 1; }
+[ -x "$binary" ] || fail "$binary is no program: build it first (cargo build --release -p gpubnb-provider)"
+[ -z "$code" ] || [ -n "$market" ] || fail "a code goes with the market's address: $0 $binary $code https://market.example"
+[ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "run it as root"
+
+echo "install: $root/usr/local/bin/gpubnb-provider"
+install -D -m 755 "$binary" "$root/usr/local/bin/gpubnb-provider"
+echo "install: $root/etc/systemd/system/gpubnb-provider.service"
+install -D -m 644 "$here/gpubnb-provider.service" "$root/etc/systemd/system/gpubnb-provider.service"
+options="$root/etc/gpubnb/provider.toml"
+if [ -e "$options" ]; then
+  echo "install: $options is there already: kept"
+else
+  echo "install: $options"
+  install -D -m 644 /dev/stdin "$options" <<TOML
+# Options of the worker, by their long names (gpubnb-provider run --help). Restart it to have them taken up.
+name = "$(uname -n)"
+price = "0.10"
+# When the machine is spare:
+# idle-minutes = 10
+# hours = "22:00-08:00"
+TOML
+fi
+[ -z "$root" ] || exit 0
+install -d -m 711 /var/lib/gpubnb
+[ -z "$code" ] || /usr/local/bin/gpubnb-provider enroll "$code" --market "$market"
+/usr/local/bin/gpubnb-provider self-test || echo "install: mend what is missing above; the machine is not listed before"
+systemctl daemon-reload
+if [ -e /var/lib/gpubnb/enrollment.json ]; then
+  systemctl enable --now gpubnb-provider
+  echo "install: it runs. See: gpubnb-provider status"
+else
+  echo "install: enroll it, then: systemctl enable --now gpubnb-provider"
+fi
