@@ -93,6 +93,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     }
 
     let tools = tools(&args, &client, docker, http, identity, hardware);
+    tools.outputs.clear().await;
     tools.outputs.bounded().await;
     let work = Work {
         args,
@@ -111,6 +112,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     }
     tasks.close();
     tasks.wait().await;
+    work.tools.outputs.clear().await;
     if let Some(why) = revoked {
         return Err(why.context("this machine may not work on the market any more"));
     }

@@ -56,13 +56,12 @@ impl Container {
         let misconfigured = |detail: String| Problem::new(Reason::RuntimeMisconfigured, detail);
         let docker = tools.docker.clone();
         let name = container_name(tools.machine, lease);
-        let output = directory(tools, lease).join("output");
         if grant.started {
-            return Ok(Self { docker, name, lease, output, fresh: false });
+            return Ok(Self::ended(tools, lease));
         }
-        let input = inputs::fetch(tools, grant, &directory(tools, lease)).await?;
         let most = grant.spec.resources.output.bytes();
         let output = tools.outputs.make(&directory(tools, lease), most).await.map_err(|e| disk(&e))?;
+        let input = inputs::fetch(tools, grant, &directory(tools, lease)).await?;
         let frame = Frame {
             machine: tools.machine,
             job,

@@ -90,6 +90,8 @@ pub(crate) struct Attempt {
     job: JobId,
     lease: Lease,
     wish: watch::Receiver<Wish>,
+    /// The room that its output had: the next job may want as much.
+    room: Option<u64>,
 }
 
 /// What will be reported.
@@ -126,7 +128,7 @@ fn stopped_by(wish: Wish) -> Outcome {
 
 impl Attempt {
     pub(crate) fn new(tools: Arc<Tools>, job: JobId, lease: Lease, wish: watch::Receiver<Wish>) -> Self {
-        Self { tools, job, lease, wish }
+        Self { tools, job, lease, wish, room: None }
     }
 
     /// Runs it until its outcome is recorded, or the platform wants nothing more of it.
@@ -144,11 +146,14 @@ impl Attempt {
 
     /// Removes what is left of it, beside whatever comes next. Docker works hard at it: the bill goes first.
     fn clean_up(&self) {
-        let (tools, lease) = (Arc::clone(&self.tools), self.lease);
+        let (tools, lease, room) = (Arc::clone(&self.tools), self.lease, self.room);
         tokio::spawn(async move {
             tokio::time::sleep(REMOVE_AFTER).await;
             if let Err(e) = container::remove(&tools, lease).await {
                 warn!(lease = lease.0.0, error = %e, "could not remove the container; it is tried again at the next start");
+            }
+            if let Some(room) = room {
+                tools.outputs.prepare(room).await;
             }
         });
     }
@@ -172,8 +177,9 @@ impl Attempt {
     /// Runs it. `None` where it was not for us to run.
     async fn attempt(&mut self, dir: &Path) -> Option<Outbox> {
         let (job, lease) = (self.job, self.lease);
-        match self.tools.platform.insist("accept", &Accept { job, lease }).await {
+        match self.tools.platform.insist::<Grant>("accept", &Accept { job, lease }).await {
             Ok(grant) => {
+                self.room = Some(grant.spec.resources.output.bytes());
                 let ran = self.execute(&grant, dir).await;
                 Some(ran.unwrap_or_else(|problem| self.outbox(&grant, problem.into(), dir)))
             }

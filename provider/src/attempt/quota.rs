@@ -2,14 +2,16 @@
 //! worker may make one; else a plain directory that is watched.
 //!
 //! Making a file system takes 20 ms and more, and a job should not wait for it: one of each size is made once, empty, and
-//! copied (it is a file with holes) for each attempt.
+//! copied (it is a file with holes) for each attempt; and one that is ready waits for the next job of the same size.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,6 +23,8 @@ use crate::{config::Quota, docker::job_user};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a file system takes for itself, besides what it holds.
 const OVERHEAD: u64 = 4 << 20;
+/// Most that are ready at once, each of another size.
+const MOST_SPARES: usize = 4;
 /// Bytes left at which it counts as full.
 const LEAST: u64 = 1 << 20;
 /// Room for more would take as long to make as it is worth.
@@ -32,11 +36,13 @@ pub(crate) struct Outputs {
     templates: PathBuf,
     wanted: Quota,
     works: OnceCell<bool>,
+    /// Directories with a file system that is ready, by size.
+    spares: Mutex<BTreeMap<u64, PathBuf>>,
 }
 
 impl Outputs {
     pub(crate) fn new(state: &Path, wanted: Quota) -> Self {
-        Self { templates: state.join("templates"), wanted, works: OnceCell::new() }
+        Self { templates: state.join("templates"), wanted, works: OnceCell::new(), spares: Mutex::default() }
     }
 
     /// Whether file systems can be made here. Tried once.
@@ -71,10 +77,59 @@ impl Outputs {
         }
     }
 
+    fn spares(&self) -> MutexGuard<'_, BTreeMap<u64, PathBuf>> {
+        // A map of directories is whole after a panic, too.
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spare_rooms(&self) -> PathBuf {
+        self.templates.join("spares")
+    }
+
+    /// Makes one ready for the next job of this size.
+    pub(super) async fn prepare(&self, most: u64) {
+        if most > MOST || !self.bounded().await || self.spares().contains_key(&most) {
+            return;
+        }
+        let dir = self.spare_rooms().join(gpubnb_events::CommandId::generate().to_string());
+        if let Err(e) = self.mounted(&dir, most).await {
+            return info!(error = %e, "no spare file system");
+        }
+        let surplus = {
+            let mut spares = self.spares();
+            let known = spares.insert(most, dir);
+            let other = spares.keys().copied().find(|size| *size != most);
+            known.or_else(|| if spares.len() > MOST_SPARES { spares.remove(&other?) } else { None })
+        };
+        if let Some(dir) = surplus {
+            drop(remove(&dir).await);
+        }
+    }
+
+    /// Removes what is ready, and what a former run of the worker had ready.
+    pub(crate) async fn clear(&self) {
+        self.spares().clear();
+        for entry in fs::read_dir(self.spare_rooms()).into_iter().flatten().flatten() {
+            if let Err(e) = remove(&entry.path()).await {
+                warn!(dir = %entry.path().display(), error = %e, "a spare file system stays");
+            }
+        }
+    }
+
+    /// Takes one that is ready. Its directory becomes the attempt's.
+    fn take_spare(&self, dir: &Path, most: u64) -> Option<PathBuf> {
+        let spare = self.spares().remove(&most)?;
+        fs::rename(&spare, dir).inspect_err(|e| warn!(error = %e, "a spare file system is not taken")).ok()?;
+        Some(dir.join("output"))
+    }
+
     /// The directory that becomes `/output` of an attempt, with room for so many bytes.
     pub(super) async fn make(&self, dir: &Path, most: u64) -> io::Result<PathBuf> {
         let output = if most <= MOST && self.bounded().await {
-            self.mounted(dir, most).await?
+            match self.take_spare(dir, most) {
+                Some(output) => output,
+                None => self.mounted(dir, most).await?,
+            }
         } else {
             let output = dir.join("output");
             fs::create_dir_all(&output)?;

@@ -32,8 +32,9 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     for pair in 0..PAIRS + WARM_UP {
         let b = millis(bare_life(&docker, system.path()).await?);
         let o = millis(job(&system).await?);
-        // The worker removes its container after the report: not during the next baseline.
+        // The worker removes its container after the report, and makes ready for the next: not during the next baseline.
         until_removed(&docker, &label).await?;
+        sleep(Duration::from_millis(100)).await;
         if pair >= WARM_UP {
             bare.push(b);
             ours.push(o);

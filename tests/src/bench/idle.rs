@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use tokio::time::sleep;
 
 use super::report::Figure;
-use crate::system::{Options, System};
+use crate::{
+    parts::binary,
+    system::{Options, System},
+};
 
 /// How long it is watched.
 const WATCHED: Duration = Duration::from_secs(20);
@@ -25,12 +28,19 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
         Figure::new(
             "idle_worker_rss",
             (rss(pid)?, "MB"),
-            ("what is allowed", 25.0),
+            ("what is allowed", 15.0),
             1,
-            ("< 25 MB", |f| f.value < 25.0),
+            ("< 15 MB", |f| f.value < 15.0),
         ),
+        Figure::new("worker_binary", (size()?, "MB"), ("what is allowed", 25.0), 1, ("< 25 MB", |f| f.value < 25.0)),
         Figure::new("idle_worker_cpu", (cpu, "% core"), ("what is hoped for", 0.2), 1, ("< 0.2 %", |f| f.value < 0.2)),
     ])
+}
+
+/// Of the program, as it is built here.
+fn size() -> anyhow::Result<f64> {
+    let bytes = u32::try_from(fs::metadata(binary("gpubnb-provider")?)?.len()).context("a program")?;
+    Ok(f64::from(bytes) / 1e6)
 }
 
 fn rss(pid: u32) -> anyhow::Result<f64> {
