@@ -65,11 +65,16 @@ pub struct GpuReading {
     /// Power, watts.
     pub watts: u32,
     /// Processes that compute or draw on it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub processes: u32,
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<GpuTrouble>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What can be wrong with a GPU.

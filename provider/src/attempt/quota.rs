@@ -144,7 +144,7 @@ impl Outputs {
     }
 
     async fn mounted(&self, dir: &Path, most: u64) -> io::Result<PathBuf> {
-        let (image, output) = (dir.join("output.img"), dir.join("output"));
+        let (image, output) = (dir.join("room.img"), dir.join("output"));
         fs::create_dir_all(&output)?;
         if is_mounted(&output)? {
             return Ok(output);
