@@ -103,6 +103,9 @@ pub struct RunArgs {
     /// Images of former jobs that are kept, GiB in all; the oldest go first.
     #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub image_cache_gib: u64,
+    /// Days that an image of former jobs is kept while nobody uses it.
+    #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3_650))]
+    pub image_days: u64,
     /// How a job is kept to its output allowance.
     #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = Quota::Auto)]
     pub output_quota: Quota,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use async_nats::Client;
 use bollard::Docker;
 use gpubnb_events::{
-    Clock as _, HourlyRate, SystemClock,
+    Clock as _, HourlyRate, Millis, SystemClock,
     command::{Done, ListMachine, Listed, RecordTest},
     event::Check,
     nats::machine_jetstream,
@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, Allowed, Images, Outputs, Tools},
+    attempt::{self, Allowed, CacheLimits, Images, Outputs, Tools},
     config::{EnrollArgs, RunArgs},
     control::{Desk, Wanted},
     credential::Credential,
@@ -120,6 +120,17 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     Ok(())
 }
 
+/// What its owner allows of images.
+fn allowed(args: &RunArgs) -> Allowed {
+    let unused = Millis(args.image_days * 24 * 3_600_000);
+    Allowed {
+        policy: args.images,
+        registries: args.registry.clone(),
+        largest: args.image_gib << 30,
+        cache: CacheLimits { bytes: args.image_cache_gib << 30, unused },
+    }
+}
+
 /// Whether the machine may be listed.
 fn fit(checks: &[Check], although: bool) -> anyhow::Result<()> {
     for check in checks.iter().filter(|check| !check.passed) {
@@ -162,12 +173,7 @@ fn tools(
     Arc::new(Tools {
         machine,
         docker,
-        images: Images::new(Allowed {
-            policy: args.images,
-            registries: args.registry.clone(),
-            largest: args.image_gib << 30,
-            cache: args.image_cache_gib << 30,
-        }),
+        images: Images::new(&identity.state, allowed(args)),
         js: machine_jetstream(client.clone()),
         platform: Platform::new(Caller::new(client.clone()), machine),
         hand: Arc::new(Hand::new(args.slots)),

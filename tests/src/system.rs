@@ -317,7 +317,7 @@ fn remove_containers(machine: &str) {
 }
 
 /// Takes down the file systems of jobs below a directory, so that it can be removed.
-fn unmount(dir: &Path) {
+pub(crate) fn unmount(dir: &Path) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
         if Path::new(place).starts_with(dir) {

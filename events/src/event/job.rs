@@ -110,6 +110,8 @@ pub enum Reason {
     ProviderLost,
     /// The owner took the machine back.
     Preempted,
+    /// The machine, or its Docker, was stopped and took the job with it.
+    Interrupted,
     /// The GPU failed.
     GpuLost,
     /// The machine's disk is full.
@@ -138,6 +140,7 @@ impl Reason {
             | Self::BadInput => Fault::Consumer,
             Self::ProviderLost
             | Self::Preempted
+            | Self::Interrupted
             | Self::GpuLost
             | Self::DiskFull
             | Self::RuntimeMisconfigured
@@ -150,6 +153,10 @@ impl Reason {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::ProviderLost => "See that the worker runs and reaches the market: gpubnb-provider status.",
+            Self::Interrupted => {
+                "Let jobs outlive a restart of Docker: \"live-restore\": true in /etc/docker/daemon.json. Drain the \
+                 machine before it is restarted: gpubnb-provider drain."
+            }
             Self::GpuLost => {
                 "Look at nvidia-smi and the kernel's log for Xid errors; reset the GPU or restart the machine."
             }
@@ -173,6 +180,7 @@ impl Reason {
             Self::BadInput => "an input cannot be used".to_owned(),
             Self::ProviderLost => "the machine fell silent".to_owned(),
             Self::Preempted => "the owner took the machine back".to_owned(),
+            Self::Interrupted => "the machine was restarted".to_owned(),
             Self::GpuLost => "the GPU failed".to_owned(),
             Self::DiskFull => "the machine's disk is full".to_owned(),
             Self::RuntimeMisconfigured => "the machine's container runtime is not set up".to_owned(),

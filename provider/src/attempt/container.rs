@@ -24,6 +24,9 @@ use tracing::{info, warn};
 use super::{Problem, Tools, inputs, outbox::Outbox, output::Of, quota, spawn};
 use crate::docker::{Frame, LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name, hardened, job_user};
 
+/// Pause before Docker is told the same again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// A container that was made for an attempt.
 pub(super) struct Container {
     docker: Docker,
@@ -113,12 +116,17 @@ impl Container {
         self.docker.start_container(&self.name, None::<StartContainerOptions>).await.map_err(problem)
     }
 
-    /// SIGTERM, a grace, SIGKILL.
+    /// SIGTERM, a grace, SIGKILL. Said again while Docker is away; drop the future to give up.
     pub(super) async fn stop(&self, grace: Duration) {
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
-        if let Err(e) = self.docker.stop_container(&self.name, Some(options)).await {
-            warn!(lease = self.lease.0.0, error = %e, "stopping");
+        loop {
+            match self.docker.stop_container(&self.name, Some(options.clone())).await {
+                // 304: it has ended by itself.
+                Ok(()) | Err(Error::DockerResponseServerError { status_code: 304 | 404, .. }) => return,
+                Err(e) => warn!(lease = self.lease.0.0, error = %e, "stopping: said again"),
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Images: which a job may bring, from the name it gives to the id of what is here, pulled where it is not, and removed
-//! again when there are too many.
+//! Images: which a job may bring, from the name it gives to the id of what is here, pulled where it is not.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,14 +11,19 @@ use bollard::{
     Docker,
     errors::Error,
     models::CreateImageInfo,
-    query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions, RemoveImageOptionsBuilder},
+    query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions},
 };
 use futures_util::StreamExt;
 use gpubnb_events::{event::Reason, template};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{Problem, container::problem, output::Of};
+use super::{
+    Problem,
+    cache::{Cache, CacheLimits},
+    container::problem,
+    output::Of,
+};
 use crate::config::ImagePolicy;
 
 /// How long pulling an image may take.
@@ -37,16 +42,15 @@ pub(crate) struct Allowed {
     pub(crate) registries: Vec<String>,
     /// Largest image, bytes.
     pub(crate) largest: u64,
-    /// Images of former jobs that are kept, bytes.
-    pub(crate) cache: u64,
+    /// Which images of former jobs are kept.
+    pub(crate) cache: CacheLimits,
 }
 
 /// Which image each name meant a moment ago: jobs come in rows, and Docker takes milliseconds to say it again.
 pub(crate) struct Images {
     allowed: Allowed,
     known: Mutex<HashMap<String, (String, Instant)>>,
-    /// Images that were pulled for jobs, with their sizes and when they were used last. Others are not ours to remove.
-    pulled: Mutex<BTreeMap<String, (u64, Instant)>>,
+    pulled: Cache,
 }
 
 impl Allowed {
@@ -70,8 +74,9 @@ fn registry_of(name: &str) -> &str {
 }
 
 impl Images {
-    pub(crate) fn new(allowed: Allowed) -> Self {
-        Self { allowed, known: Mutex::default(), pulled: Mutex::default() }
+    /// What is known of them in this directory.
+    pub(crate) fn new(state: &Path, allowed: Allowed) -> Self {
+        Self { pulled: Cache::open(state, allowed.cache), allowed, known: Mutex::default() }
     }
 
     /// The id of a job's image; pulled where it is not here. It is said how far that is.
@@ -90,9 +95,7 @@ impl Images {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => self.pull(docker, name, of).await?,
             Err(e) => return Err(problem(e)),
         };
-        if let Some((_, used)) = self.pulled().get_mut(&id) {
-            *used = Instant::now();
-        }
+        self.pulled.used(&id);
         let mut known = self.known();
         if known.len() >= MOST {
             known.clear();
@@ -111,30 +114,22 @@ impl Images {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pulled(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (u64, Instant)>> {
-        self.pulled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn pull(&self, docker: &Docker, name: &str, of: Of<'_>) -> Result<String, Problem> {
         info!(image = name, "pulling");
         let pulled = tokio::time::timeout(PULL, self.pull_all(docker, name, of)).await;
         let slow = || Problem::new(Reason::RuntimeMisconfigured, format!("pulling {name} took too long"));
         let (id, bytes) = pulled.map_err(|_| slow())??;
-        self.pulled().insert(id.clone(), (bytes, Instant::now()));
-        self.evict(docker, &id).await;
+        self.pulled.add(&id, bytes);
+        self.pulled.evict(docker, &id).await;
         Ok(id)
     }
 
     async fn pull_all(&self, docker: &Docker, name: &str, of: Of<'_>) -> Result<(String, u64), Problem> {
-        let failed = |e: Error| match e {
-            Error::DockerResponseServerError { status_code: 404, message } => Problem::new(Reason::BadImage, message),
-            e => problem(e),
-        };
         let options = CreateImageOptionsBuilder::default().from_image(name).build();
         let mut steps = docker.create_image(Some(options), None, None);
         let (mut progress, mut said) = (Progress::default(), Instant::now());
         while let Some(step) = steps.next().await {
-            progress.take(step.map_err(failed)?);
+            progress.take(step.map_err(not_pulled)?);
             if progress.total > self.allowed.largest {
                 return Err(too_large(progress.total, self.allowed.largest));
             }
@@ -143,7 +138,7 @@ impl Images {
                 of.say_progress(progress.fraction(), progress.words()).await;
             }
         }
-        let found = docker.inspect_image(name).await.map_err(failed)?;
+        let found = docker.inspect_image(name).await.map_err(not_pulled)?;
         let (id, bytes) = (found.id.unwrap_or_default(), u64::try_from(found.size.unwrap_or(0)).unwrap_or(0));
         if bytes > self.allowed.largest {
             drop(docker.remove_image(&id, None::<RemoveImageOptions>, None).await);
@@ -151,34 +146,14 @@ impl Images {
         }
         Ok((id, bytes))
     }
+}
 
-    /// Removes the images that were used longest ago, until the others fit. One that is in use stays.
-    async fn evict(&self, docker: &Docker, keep: &str) {
-        let oldest_first = {
-            let pulled = self.pulled();
-            let mut all: Vec<_> = pulled.iter().map(|(id, (bytes, used))| (*used, id.clone(), *bytes)).collect();
-            all.sort();
-            all
-        };
-        let mut sum: u64 = oldest_first.iter().map(|(.., bytes)| bytes).sum();
-        for (_, id, bytes) in oldest_first {
-            if sum <= self.allowed.cache {
-                return;
-            }
-            if id == keep {
-                continue;
-            }
-            let options = RemoveImageOptionsBuilder::default().force(false).build();
-            match docker.remove_image(&id, Some(options), None).await {
-                Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-                    info!(id, bytes, "an image that was used long ago is removed");
-                    self.pulled().remove(&id);
-                    sum -= bytes;
-                }
-                Err(e) => warn!(id, error = %e, "an image stays"),
-            }
-        }
-    }
+/// Whose fault it is that an image was not pulled: where its registry says no, nobody else will get it either.
+fn not_pulled(e: Error) -> Problem {
+    const NO: [&str; 6] =
+        ["not found", "manifest unknown", "denied", "unauthorized", "verification failed", "no matching manifest"];
+    let words = e.to_string();
+    if NO.iter().any(|no| words.contains(no)) { Problem::new(Reason::BadImage, words) } else { problem(e) }
 }
 
 fn too_large(bytes: u64, largest: u64) -> Problem {
@@ -192,12 +167,14 @@ fn too_large(bytes: u64, largest: u64) -> Problem {
 struct Progress {
     layers: BTreeMap<String, (u64, u64)>,
     total: u64,
+    unpacks: bool,
 }
 
 impl Progress {
     fn take(&mut self, step: CreateImageInfo) {
         let (Some(id), Some(detail)) = (step.id, step.progress_detail) else { return };
         let bytes = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
+        self.unpacks = step.status.as_deref() == Some("Extracting");
         if step.status.as_deref() == Some("Downloading")
             && let (Some(done), Some(total)) = (bytes(detail.current), bytes(detail.total))
         {
@@ -218,6 +195,9 @@ impl Progress {
     }
 
     fn words(&self) -> String {
+        if self.unpacks {
+            return "unpacking the image".to_owned();
+        }
         format!("pulling the image: {} of {} MiB", self.done() >> 20, self.total >> 20)
     }
 }
@@ -232,7 +212,7 @@ mod tests {
             policy,
             registries: registries.iter().map(|r| (*r).to_owned()).collect(),
             largest: 1,
-            cache: 1,
+            cache: CacheLimits { bytes: 1, unused: gpubnb_events::Millis(1) },
         };
         let template = template::ALL[0].image;
         let custom = "ghcr.io/someone/thing@sha256:0";

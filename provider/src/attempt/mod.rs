@@ -4,6 +4,7 @@
 //! Dropping a running attempt (the worker stops) tears nothing down: the container goes on and is taken up
 //! again by its labels.
 
+mod cache;
 mod container;
 mod images;
 mod inputs;
@@ -34,15 +35,16 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
+pub(crate) use self::{
+    cache::CacheLimits,
+    container::take_up_again,
+    images::{Allowed, Images},
+    quota::Outputs,
+};
 use self::{
     container::Container,
     outbox::Outbox,
     supervise::{Ending, Limits, Stop, Watched},
-};
-pub(crate) use self::{
-    container::take_up_again,
-    images::{Allowed, Images},
-    quota::Outputs,
 };
 use crate::{
     hand::{Hand, Wish},
@@ -148,9 +150,14 @@ impl Attempt {
     fn clean_up(&self) {
         let (tools, lease, room) = (Arc::clone(&self.tools), self.lease, self.room);
         tokio::spawn(async move {
-            tokio::time::sleep(REMOVE_AFTER).await;
-            if let Err(e) = container::remove(&tools, lease).await {
-                warn!(lease = lease.0.0, error = %e, "could not remove the container; it is tried again at the next start");
+            let mut pause = REMOVE_AFTER;
+            for _ in 0..REMOVE_TRIES {
+                tokio::time::sleep(pause).await;
+                match container::remove(&tools, lease).await {
+                    Ok(()) => break,
+                    Err(e) => warn!(lease = lease.0.0, error = %e, "its container could not be removed yet"),
+                }
+                pause = (pause * 4).min(REMOVE_PAUSE);
             }
             if let Some(room) = room {
                 tools.outputs.prepare(room).await;
@@ -292,6 +299,9 @@ impl Attempt {
 
 /// Pause between a report and the removal of its container.
 const REMOVE_AFTER: Duration = Duration::from_millis(50);
+/// How often, and with what longest pause, a removal is tried; the next start of the worker tries it again.
+const REMOVE_TRIES: u32 = 100;
+const REMOVE_PAUSE: Duration = Duration::from_secs(60);
 /// 128 + SIGXFSZ: the kernel's answer to a file past its limit.
 const EXCEEDED_FILE_SIZE: i64 = 153;
 

@@ -60,8 +60,8 @@ pub(super) async fn follow(
         let was_over = *over.borrow();
         match reading.pump(&mut chunk, !was_over, &mut over).await {
             Pumped::Ended if was_over => break,
-            // Whatever ended it: when the container is over, what is left is read.
-            Pumped::Ended => until(&mut over, |over| *over).await,
+            // The container is over at once, and what is left is read; or Docker is not there, and it is read on then.
+            Pumped::Ended => drop(timeout(RETRY, until(&mut over, |over| *over)).await),
             Pumped::Flood => {
                 flood.send_replace(true);
                 break;

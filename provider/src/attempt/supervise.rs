@@ -20,6 +20,10 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(500);
 /// Docker may be away for as long as a restart of it takes.
 const DOCKER_AWAY: Duration = Duration::from_secs(120);
+/// Docker that is being stopped ends the containers first, gives them up to 15 seconds, and goes itself then.
+const DOCKER_STOPS: Duration = Duration::from_secs(16);
+/// Exit codes of a process that was killed: by SIGKILL, by SIGTERM, with everything around it.
+const KILLED: [i64; 3] = [137, 143, 255];
 
 /// What a run may use up.
 pub(super) struct Limits {
@@ -156,25 +160,57 @@ async fn outgrown(container: &Container, most: u64) {
 async fn conclude(
     tools: &Tools,
     container: &Container,
-    code: i64,
+    exit: Exit,
     stopped: Option<Stop>,
     began: Instant,
     before: Duration,
 ) -> Result<Ending, Problem> {
+    let Exit { code, mut away } = exit;
     let watched = Millis::of(began.elapsed() + before);
     // A clean end that was watched from its beginning needs no second look.
     if code == 0 && before.is_zero() {
         return Ok(Ending { code, out_of_memory: false, stopped, run: watched });
     }
-    let state = state(tools, container).await.map_err(|e| Problem::new(Reason::RuntimeMisconfigured, e))?;
+    let state = loop {
+        match state(tools, container).await {
+            Ok(state) => break state,
+            Err(e) => away.bear(e).await?,
+        }
+    };
     // The flag is also set when only a child was killed and the job went on.
     let out_of_memory = state.oom_killed == Some(true) && code == 137;
+    if stopped.is_none() && !out_of_memory && KILLED.contains(&code) {
+        let taken_down = away.since.is_some() || is_from_before_boot(&state) || docker_goes(tools).await;
+        if taken_down {
+            return Err(Problem::new(Reason::Interrupted, "Docker was stopped, and took the job with it"));
+        }
+    }
     let run = if before.is_zero() { watched } else { span(&state).unwrap_or(watched) };
     Ok(Ending { code, out_of_memory, stopped, run })
 }
 
 async fn state(tools: &Tools, container: &Container) -> Result<ContainerState, Error> {
     Ok(tools.docker.inspect_container(&container.name, None).await?.state.unwrap_or_default())
+}
+
+/// Whether the machine has been started since: nothing that ran then can have ended by itself with a killed one's code.
+fn is_from_before_boot(state: &ContainerState) -> bool {
+    use gpubnb_events::{Clock as _, SystemClock};
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let up = Millis(u64::try_from(up.tv_sec).unwrap_or(0) * 1_000);
+    moment(state.started_at.as_deref()).is_some_and(|started| SystemClock.now().since(started) > up)
+}
+
+/// Whether Docker is being stopped: a moment after its containers it is gone itself.
+async fn docker_goes(tools: &Tools) -> bool {
+    let deadline = Instant::now() + DOCKER_STOPS;
+    while Instant::now() < deadline {
+        if tools.docker.ping().await.is_err() {
+            return true;
+        }
+        sleep(LOOK).await;
+    }
+    false
 }
 
 fn moment(text: Option<&str>) -> Option<Timestamp> {
@@ -196,26 +232,43 @@ async fn ran_before(tools: &Tools, container: &Container) -> Duration {
     if ran < Duration::from_secs(1) { Duration::ZERO } else { ran }
 }
 
+/// How a container ended.
+struct Exit {
+    code: i64,
+    away: Away,
+}
+
 /// The container's exit code. Waits through a restart of Docker.
-async fn wait(tools: &Tools, container: &Container) -> Result<i64, Problem> {
-    let mut away_since: Option<Instant> = None;
+async fn wait(tools: &Tools, container: &Container) -> Result<Exit, Problem> {
+    let mut away = Away::default();
     loop {
         let mut waiting = tools.docker.wait_container(&container.name, None::<WaitContainerOptions>);
         match waiting.next().await {
-            Some(Ok(response)) => return Ok(response.status_code),
-            Some(Err(Error::DockerContainerWaitError { code, .. })) => return Ok(code),
-            Some(Err(Error::DockerResponseServerError { status_code: 404, .. })) => {
-                return Err(Problem::new(Reason::RuntimeMisconfigured, "the container was removed by someone else"));
-            }
+            Some(Ok(response)) => return Ok(Exit { code: response.status_code, away }),
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => return Ok(Exit { code, away }),
             Some(Err(Error::RequestTimeoutError)) | None => {}
-            Some(Err(e)) => {
-                let since = *away_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > DOCKER_AWAY {
-                    return Err(Problem::new(Reason::RuntimeMisconfigured, e));
-                }
-                warn!(lease = container.lease.0.0, error = %e, "Docker does not answer: asked again");
-                sleep(Duration::from_secs(1)).await;
-            }
+            Some(Err(e)) => away.bear(e).await?,
         }
+    }
+}
+
+/// How long Docker has been away, if it was.
+#[derive(Default)]
+struct Away {
+    since: Option<Instant>,
+}
+
+impl Away {
+    /// Waits a moment, for Docker to be asked again; or says that it is of no use.
+    async fn bear(&mut self, e: Error) -> Result<(), Problem> {
+        if matches!(e, Error::DockerResponseServerError { status_code: 404, .. }) {
+            return Err(Problem::new(Reason::RuntimeMisconfigured, "the container was removed by someone else"));
+        }
+        if self.since.get_or_insert_with(Instant::now).elapsed() > DOCKER_AWAY {
+            return Err(Problem::new(Reason::RuntimeMisconfigured, e));
+        }
+        warn!(error = %e, "Docker does not answer: asked again");
+        sleep(Duration::from_secs(1)).await;
+        Ok(())
     }
 }

@@ -23,6 +23,7 @@ pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
                 check("docker.cgroup", format!("{:?}", info.cgroup_version).replace("Some(", "").replace(')', ""), ""),
                 check("docker.storage", info.driver.clone().unwrap_or_default(), ""),
                 userns(&info),
+                live_restore(&info),
                 runtime(&info, subject.runtime),
             ];
             checks.extend(gpu_runtime(&info, subject.gpus, subject.cdi));
@@ -71,6 +72,13 @@ fn userns(info: &SystemInfo) -> Check {
     let on =
         info.security_options.iter().flatten().any(|option| option.contains("userns") || option.contains("rootless"));
     check("docker.userns", if on { "remapped" } else { "not remapped" }, "")
+}
+
+/// Whether jobs outlive a restart of Docker.
+fn live_restore(info: &SystemInfo) -> Check {
+    let on = info.live_restore_enabled == Some(true);
+    let remedy = "Let jobs outlive a restart of Docker: \"live-restore\": true in /etc/docker/daemon.json.";
+    needs(check("docker.restore", if on { "on" } else { "off" }, ""), "on", on, remedy)
 }
 
 fn runtime(info: &SystemInfo, wanted: Option<&str>) -> Check {

@@ -1,0 +1,93 @@
+//! A Docker engine of a test's own, that can be stopped and started again. It lives in a network namespace of its own: an
+//! engine beside another one would take the first one's network away.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use tokio::time::{Instant, sleep};
+
+use crate::process::Process;
+
+/// How long an engine may take to answer.
+const READY: Duration = Duration::from_secs(60);
+
+/// A Docker engine. Needs root.
+pub struct Engine {
+    home: PathBuf,
+    options: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Engine {
+    /// Starts one in a directory, with these options besides, and gives it the images for jobs.
+    pub async fn start(home: &Path, options: &[&str]) -> anyhow::Result<Self> {
+        fs::create_dir_all(home)?;
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut engine = Self { home: home.to_owned(), options, process: None };
+        engine.again().await?;
+        let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
+        let images = saved.stdout.take().context("what is saved")?;
+        let loaded = engine.docker().arg("load").stdin(images).output()?;
+        ensure!(saved.wait()?.success() && loaded.status.success(), "the images were not handed on: {loaded:?}");
+        Ok(engine)
+    }
+
+    /// Where it listens, as `DOCKER_HOST` has it.
+    pub fn host(&self) -> PathBuf {
+        PathBuf::from(format!("unix://{}", self.home.join("docker.sock").display()))
+    }
+
+    fn docker(&self) -> Command {
+        let mut docker = Command::new("docker");
+        docker.arg("--host").arg(self.host());
+        docker
+    }
+
+    /// Stops it, as a package's update does.
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again with what it had.
+    pub async fn again(&mut self) -> anyhow::Result<()> {
+        let home = &self.home;
+        let mut command = Command::new("unshare");
+        command.args(["--net", "dockerd", "--host"]).arg(self.host());
+        for (option, place) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+            command.arg(option).arg(home.join(place));
+        }
+        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]).args(&self.options);
+        self.process = Some(Process::start("dockerd", &mut command, home)?);
+        let deadline = Instant::now() + READY;
+        while !self.docker().arg("info").output()?.status.success() {
+            self.process.as_mut().map_or(Ok(()), Process::check)?;
+            if Instant::now() > deadline {
+                bail!(
+                    "the engine does not answer: {}",
+                    self.process.as_ref().map_or_else(String::new, Process::last_words)
+                );
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // With live-restore they would outlive it.
+        if let Ok(listed) = self.docker().args(["ps", "--all", "--quiet"]).output() {
+            let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
+            if !ids.trim().is_empty() {
+                drop(self.docker().args(["rm", "--force"]).args(ids.split_whitespace()).output());
+            }
+        }
+        self.process = None;
+        crate::system::unmount(&self.home);
+    }
+}
