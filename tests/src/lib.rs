@@ -5,5 +5,6 @@ pub mod engine;
 pub mod machine;
 pub mod parts;
 pub mod process;
+pub mod registry;
 pub mod system;
 pub mod web;
