@@ -12,6 +12,18 @@ use crate::{
     time::Timestamp,
 };
 
+/// Bytes of a part: larger files are put in parts, all of them of this size but the last.
+pub const PART_BYTES: u64 = 32 << 20;
+
+/// How far a file has been put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Received {
+    /// Whether all of it is here.
+    pub complete: bool,
+    /// Its parts that are here: the next one has this number.
+    pub parts: u32,
+}
+
 /// The secret that services and the edge share.
 #[derive(Clone)]
 pub struct TransferKey(Vec<u8>);

@@ -204,9 +204,8 @@ fn operators(routes: Routes) -> Routes {
 
 /// Files move at their own pace and size.
 fn files(routes: Routes) -> Routes {
-    routes.put("/transfer/{job}/{lease}/{*path}", Proof, transfer::put).get(
-        "/transfer/permit/{permit}",
-        Proof,
-        transfer::by_permit,
-    )
+    routes
+        .put("/transfer/{job}/{lease}/{*path}", Proof, transfer::put)
+        .get("/transfer/{job}/{lease}/{*path}", Proof, transfer::received)
+        .get("/transfer/permit/{permit}", Proof, transfer::by_permit)
 }

@@ -1,10 +1,21 @@
-//! Puts the files of an attempt at the edge, streamed. A file that cannot be put stays in the manifest: it
-//! is listed, and said to be missing.
+//! Puts the files of an attempt at the edge, streamed, and large ones in parts, so that one which breaks off goes on where it
+//! was. A file that cannot be put stays in the manifest: it is listed, and said to be missing.
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::{Seek as _, SeekFrom},
+    path::Path,
+    time::Duration,
+};
 
-use gpubnb_events::{Clock as _, SystemClock, command::UploadGrant, spec::Artifact};
-use reqwest::StatusCode;
+use gpubnb_events::{
+    Clock as _, SystemClock,
+    command::UploadGrant,
+    spec::Artifact,
+    transfer::{PART_BYTES, Received},
+};
+use reqwest::{RequestBuilder, StatusCode};
+use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 use tracing::warn;
 
@@ -13,7 +24,9 @@ use super::outputs;
 /// First and longest pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const ONE_FILE: Duration = Duration::from_secs(600);
+/// How long one piece may be on its way, and how long an answer.
+const ONE_PIECE: Duration = Duration::from_secs(600);
+const ONE_ANSWER: Duration = Duration::from_secs(30);
 
 /// Puts all files, one after the other, and waits for the market where it is away, for as long as the permit is good.
 pub(super) async fn put_all(client: &reqwest::Client, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
@@ -50,16 +63,58 @@ async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: 
     url.path_segments_mut()
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
         .extend(file.path.split('/'));
-    let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::fs::File::from_std(content)));
-    let request =
-        client.put(url).timeout(ONE_FILE).bearer_auth(&permit.token).header("content-length", file.bytes).body(body);
-    let status = request.send().await?.status();
-    // It was put before, and the answer was lost.
-    if status.is_success() || status == StatusCode::CONFLICT {
+    if file.bytes <= PART_BYTES {
+        return send(client.put(url), permit, content, file.bytes).await;
+    }
+    put_parts(client, permit, &url, content, file.bytes).await
+}
+
+/// Puts the parts that are not there yet.
+async fn put_parts(
+    client: &reqwest::Client,
+    permit: &UploadGrant,
+    url: &reqwest::Url,
+    mut content: File,
+    bytes: u64,
+) -> Result<(), NotPut> {
+    let asked = client.get(url.clone()).timeout(ONE_ANSWER).bearer_auth(&permit.token).send().await?;
+    let received: Received = serde_json::from_slice(&answered(asked)?.bytes().await?)?;
+    if received.complete {
         return Ok(());
     }
+    let parts = bytes.div_ceil(PART_BYTES);
+    // Where all parts are there and the file is not, the last one is put again.
+    for part in u64::from(received.parts).min(parts - 1)..parts {
+        let first = part * PART_BYTES;
+        let mut url = url.clone();
+        url.query_pairs_mut().append_pair("part", &part.to_string());
+        if part + 1 == parts {
+            url.query_pairs_mut().append_pair("last", "true");
+        }
+        content.seek(SeekFrom::Start(first))?;
+        send(client.put(url), permit, content.try_clone()?, (bytes - first).min(PART_BYTES)).await?;
+    }
+    Ok(())
+}
+
+/// Sends so many bytes of a file from where it stands.
+async fn send(request: RequestBuilder, permit: &UploadGrant, content: File, bytes: u64) -> Result<(), NotPut> {
+    let content = tokio::fs::File::from_std(content).take(bytes);
+    let body = reqwest::Body::wrap_stream(ReaderStream::new(content));
+    let request = request.timeout(ONE_PIECE).bearer_auth(&permit.token).header("content-length", bytes).body(body);
+    answered(request.send().await?).map(drop)
+}
+
+/// What the edge said, if it was not a no.
+fn answered(response: reqwest::Response) -> Result<reqwest::Response, NotPut> {
+    let status = response.status();
+    // It was put before, and the answer was lost.
+    if status.is_success() || status == StatusCode::CONFLICT {
+        return Ok(response);
+    }
     let problem = anyhow::anyhow!("the market's edge answered {status}");
-    let again =
-        status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::BAD_REQUEST;
+    const AGAIN: [StatusCode; 3] =
+        [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
+    let again = status.is_server_error() || AGAIN.contains(&status);
     Err(NotPut { problem, is_final: !again })
 }

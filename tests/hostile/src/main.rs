@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Some("tiny-files") => tiny_files(),
         Some("huge-file") => huge_file(),
         Some("sparse-file") => sparse_file(),
+        Some("large-file") => large_file(),
         Some("log-flood") => log_flood(),
         Some("egress") => egress(),
         Some("escape") => escape(),
@@ -162,6 +163,13 @@ fn sparse_file() -> bool {
     };
     println!("{:?}", file.set_len(10 << 30));
     false
+}
+
+/// A file as large as it may be, for what comes after the job.
+fn large_file() -> bool {
+    let written = fill(Path::new("/output/large.bin"), 80 << 20);
+    println!("written: {written:?}");
+    written.is_ok_and(|bytes| bytes == 80 << 20)
 }
 
 fn log_flood() -> bool {

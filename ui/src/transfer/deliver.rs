@@ -1,15 +1,19 @@
 //! Delivering a stored file: streamed, in whole or in part, with a name and a type that can do no harm.
 
-use async_nats::jetstream::object_store::{Object, ObjectStore};
+use std::io;
+
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectStore};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use data_encoding::BASE64URL;
-use tokio::io::AsyncReadExt as _;
-use tokio_util::io::ReaderStream;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_util::io::{ReaderStream, StreamReader};
 
+use super::parts;
 use crate::{conditional::knows, error::Problem};
 
 /// Bytes read at once.
@@ -17,26 +21,51 @@ const PIECE: usize = 64 * 1024;
 
 /// A file in a store.
 pub(super) struct Stored {
-    object: Object,
+    store: ObjectStore,
+    name: String,
+    /// How many it was put in; `None` where it was put as a whole.
+    parts: Option<u32>,
     pub(super) bytes: u64,
     /// In hex.
     pub(super) sha256: String,
 }
 
 impl Stored {
-    /// Opens a file; its size and hash are the store's own.
+    /// Opens a file; its size and hash are what the edge found when it was put.
     pub(super) async fn open(store: &ObjectStore, name: &str) -> Result<Self, Problem> {
-        let object = store.get(name).await.map_err(|e| {
-            tracing::info!(error = %e, "a file is not stored");
+        let info = parts::present(store, name).await.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "NotStored", "This file is not here, or not any more.")
         })?;
-        let (bytes, sha256) = described(object.info());
-        Ok(Self { object, bytes, sha256 })
+        let (parts, bytes, sha256) = match parts::sealed(&info.metadata) {
+            Some((parts, bytes, sha256)) => (Some(parts), bytes, sha256),
+            None => {
+                let (bytes, sha256) = described(&info);
+                (None, bytes, sha256)
+            }
+        };
+        Ok(Self { store: store.clone(), name: name.to_owned(), parts, bytes, sha256 })
+    }
+
+    /// Its bytes from one of them on, and so many.
+    async fn read(self, first: u64, count: u64) -> io::Result<impl AsyncRead + Send + 'static> {
+        let (objects, before) = parts::from(&self.name, self.parts, first);
+        let store = self.store;
+        let pieces = stream::iter(objects).then(move |name| {
+            let store = store.clone();
+            async move {
+                let object = store.get(&name).await.map_err(io::Error::other)?;
+                Ok::<_, io::Error>(ReaderStream::with_capacity(object, PIECE))
+            }
+        });
+        let mut reader = StreamReader::new(Box::pin(pieces.try_flatten()));
+        // The store has no way to begin in the middle: what is not wanted of an object is read and dropped.
+        tokio::io::copy(&mut (&mut reader).take(before), &mut tokio::io::sink()).await?;
+        Ok(reader.take(count))
     }
 }
 
 /// What a store says of a file: its size, and its hash in hex.
-pub(super) fn described(info: &async_nats::jetstream::object_store::ObjectInfo) -> (u64, String) {
+pub(super) fn described(info: &ObjectInfo) -> (u64, String) {
     let digest = info.digest.as_deref().and_then(|d| d.strip_prefix("SHA-256="));
     let digest = digest.and_then(|d| BASE64URL.decode(d.as_bytes()).ok()).unwrap_or_default();
     (info.size as u64, gpubnb_events::hex(digest))
@@ -90,16 +119,19 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, sho
         return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, size)]).into_response();
     };
     let (first, count) = part.unwrap_or((0, stored.bytes));
-    let mut object = stored.object;
-    // The store has no way to begin in the middle: what is not wanted is read and dropped.
-    if first > 0 && tokio::io::copy(&mut (&mut object).take(first), &mut tokio::io::sink()).await.is_err() {
-        return StatusCode::BAD_GATEWAY.into_response();
-    }
+    let bytes = stored.bytes;
+    let content = match stored.read(first, count).await {
+        Ok(content) => content,
+        Err(e) => {
+            tracing::warn!(error = %e, "a file cannot be read");
+            return StatusCode::BAD_GATEWAY.into_response();
+        }
+    };
     let (kind, disposition) = match show {
         Show::Saved => ("application/octet-stream", format!("attachment; filename=\"{}\"", plain_name(path))),
         Show::Picture(kind) => (kind, "inline".to_owned()),
     };
-    let body = Body::from_stream(ReaderStream::with_capacity(object.take(count), PIECE));
+    let body = Body::from_stream(ReaderStream::with_capacity(content, PIECE));
     let mut response = body.into_response();
     let mut set = |name, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -115,7 +147,7 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, sho
     // Even a picture gets no rights.
     set(header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox");
     if part.is_some() {
-        set(header::CONTENT_RANGE, &format!("bytes {first}-{}/{}", first + count - 1, stored.bytes));
+        set(header::CONTENT_RANGE, &format!("bytes {first}-{}/{bytes}", first + count - 1));
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     response

@@ -2,6 +2,7 @@
 //! short time, or by who owns them. Streamed, capped, hashed; nothing of a job is ever shown as a page.
 
 mod deliver;
+mod parts;
 mod room;
 
 use std::{future::ready, io, pin::pin};
@@ -18,15 +19,17 @@ use futures_util::{StreamExt as _, TryStreamExt};
 use gpubnb_events::{
     AccountId, Actor, CommandId, JobId, Lease, Millis, Seq, Timestamp,
     spec::{Artifact, Input},
-    transfer::{Permit, Purpose},
+    transfer::{PART_BYTES, Permit, Purpose, Received},
 };
 use gpubnb_projector::view::JobRow;
 use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{InspectReader, StreamReader};
 use utoipa::ToSchema;
 
 use self::deliver::{Show, Stored, deliver, described, picture};
+use self::parts::Sum;
 pub(crate) use self::room::Room;
 use crate::{
     access::SignedIn,
@@ -83,58 +86,122 @@ fn length(headers: &HeaderMap, most: u64) -> Result<u64, Problem> {
     if bytes > most { Err(Problem::too_large()) } else { Ok(bytes) }
 }
 
-/// Stores a body of so many bytes under a name, or nothing of it. It is worked on to its end whether or not anybody still
-/// waits: a store that is left in the middle would keep pieces that belong to nothing.
-async fn store(files: &ObjectStore, name: String, body: Body, bytes: u64) -> Result<(), Problem> {
+/// Stores a body of so many bytes under a name, or nothing of it, and adds it to the sum. It is worked on to its end whether
+/// or not anybody still waits: a store that is left in the middle would keep pieces that belong to nothing.
+async fn store(files: &ObjectStore, name: String, body: Body, bytes: u64, mut sum: Sum) -> Result<Sum, Problem> {
     let files = files.clone();
     let stored = tokio::spawn(async move {
         // A body that breaks off ends here like one that is whole; how long it was tells them apart.
         let parts = body.into_data_stream().take_while(|part| ready(part.is_ok())).map_err(io::Error::other);
         let mut received = 0_u64;
-        let reader = InspectReader::new(StreamReader::new(parts).take(bytes), |part| received += part.len() as u64);
+        let reader = InspectReader::new(StreamReader::new(parts).take(bytes), |part| {
+            received += part.len() as u64;
+            sum.hasher.update(part);
+        });
         files.put(name.as_str(), &mut pin!(reader)).await.map_err(unavailable)?;
         if received < bytes {
             files.delete(&name).await.map_err(unavailable)?;
             let detail = format!("The file broke off after {received} of {bytes} bytes: put it again.");
             return Err(Problem::new(StatusCode::BAD_REQUEST, "Incomplete", detail));
         }
-        Ok(())
+        sum.bytes += bytes;
+        Ok(sum)
     });
     stored.await.map_err(|e| Problem::internal(&e))?
 }
 
-/// `PUT /transfer/{job}/{lease}/{path}`: a worker puts a file of its attempt. What is there stays as it is.
-pub(crate) async fn put(
-    State(app): State<App>,
-    Path((job, lease, path)): Path<(JobId, u64, String)>,
-    request: Request,
-) -> Result<StatusCode, ApiError> {
+/// What a worker may put, by its permit, and the name of the file.
+async fn permitted(
+    app: &App,
+    (job, lease, path): (JobId, u64, String),
+    headers: &HeaderMap,
+) -> Result<(u64, Lease, String), Problem> {
     let lease = Lease(Seq(lease));
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let permit = authorization.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| bad_permit("there is none"))?;
     let most = match app.transfer.verify(permit, app.now()).map_err(bad_permit)? {
         Purpose::Upload { job: of, lease: at, most } if (of, at) == (job, lease) => most,
-        _ => return Err(bad_permit("it is for something else").into()),
+        _ => return Err(bad_permit("it is for something else")),
     };
     if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") || path.len() > 512 {
-        return Err(Problem::invalid("path", "The path must be relative and plain.").into());
+        return Err(Problem::invalid("path", "The path must be relative and plain."));
     }
     let row = app.queries.job(Actor::Platform, job, lease.0).await?;
     if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {
-        return Err(bad_permit("the attempt is over").into());
+        return Err(bad_permit("the attempt is over"));
     }
-    let name = artifact_name(job, lease, &path);
-    if app.artifacts.info(name.as_str()).await.is_ok_and(|known| !known.deleted) {
-        let detail = "This file is here already. It does not change any more.";
-        return Err(Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail).into());
+    Ok((most, lease, artifact_name(job, lease, &path)))
+}
+
+/// Which piece of a file is put.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Piece {
+    /// The part's number, from 0; all of the file, if there is none.
+    part: Option<u32>,
+    /// Whether it is the last part.
+    #[serde(default)]
+    last: bool,
+}
+
+/// `PUT /transfer/{job}/{lease}/{path}`: a worker puts a file of its attempt, or the next part of it. What is there stays as
+/// it is.
+pub(crate) async fn put(
+    State(app): State<App>,
+    Path(file): Path<(JobId, u64, String)>,
+    Query(piece): Query<Piece>,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    let (most, lease, name) = permitted(&app, file, request.headers()).await?;
+    let here = |detail: &str| Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail);
+    if parts::present(&app.artifacts, &name).await.is_some() {
+        return Err(here("This file is here already. It does not change any more.").into());
     }
     let bytes = length(request.headers(), most)?;
+    let (object, before) = match piece.part {
+        None => (name.clone(), Sum::default()),
+        Some(part) => (parts::name_of(&name, part), next(&app.artifacts, &name, part, bytes, piece.last).await?),
+    };
     let Some(room) = app.room.take(lease.to_string(), bytes, most) else {
         return Err(Problem::too_large().into());
     };
-    store(&app.artifacts, name, request.into_body(), bytes).await?;
+    let sum = store(&app.artifacts, object, request.into_body(), bytes, before).await?;
+    if let Some(part) = piece.part {
+        sum.keep(&app.artifacts, &name, part).await?;
+        if piece.last {
+            sum.seal(&app.artifacts, &name, part + 1).await?;
+        }
+    }
     room.keep_until(app.now().plus(ROOM_REMEMBERED));
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What comes before a part, if it is the next one and as large as it must be.
+async fn next(files: &ObjectStore, name: &str, part: u32, bytes: u64, last: bool) -> Result<Sum, Problem> {
+    if part >= parts::MOST_PARTS || bytes > PART_BYTES || (!last && bytes != PART_BYTES) {
+        let detail = format!("A part has {PART_BYTES} bytes, the last one has no more, and there are few enough.");
+        return Err(Problem::invalid("part", detail));
+    }
+    let Some(before) = part.checked_sub(1) else { return Ok(Sum::default()) };
+    Sum::at(files, name, before).await.ok_or_else(|| {
+        Problem::new(
+            StatusCode::PRECONDITION_FAILED,
+            "OutOfOrder",
+            "The part before this one is not here: ask how many are.",
+        )
+    })
+}
+
+/// `GET /transfer/{job}/{lease}/{path}`: how far a file has been put, for a worker to go on from there.
+pub(crate) async fn received(
+    State(app): State<App>,
+    Path(file): Path<(JobId, u64, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Received>, ApiError> {
+    let (.., name) = permitted(&app, file, &headers).await?;
+    let complete = parts::present(&app.artifacts, &name).await.is_some();
+    let parts = if complete { 0 } else { parts::count(&app.artifacts, &name).await };
+    Ok(Json(Received { complete, parts }))
 }
 
 /// `GET /transfer/permit/{permit}`: whoever holds a permit gets the one file that it is for.
@@ -261,7 +328,7 @@ pub(crate) async fn put_input(
         let detail = "Your files may take 2 GiB: the oldest are removed after 15 days.";
         return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail).into());
     };
-    store(&app.inputs, name.clone(), request.into_body(), bytes).await?;
+    store(&app.inputs, name.clone(), request.into_body(), bytes, Sum::default()).await?;
     let (bytes, sha256) = described(&app.inputs.info(name.as_str()).await.map_err(unavailable)?);
     Ok((StatusCode::CREATED, Json(Uploaded { input, bytes, sha256 })))
 }
