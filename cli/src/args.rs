@@ -67,6 +67,13 @@ pub(crate) enum Command {
         /// The job.
         job: String,
     },
+    /// Checks what a job left: that its machine has signed the list, and that the files are those of the list.
+    Verify {
+        /// The job.
+        job: String,
+        /// Where its files are; else only the list is checked.
+        directory: Option<PathBuf>,
+    },
     /// Prints a completion script for a shell.
     Completions {
         /// Which.

@@ -16,6 +16,7 @@ mod saved;
 mod show;
 mod stream;
 mod submit;
+mod verify;
 
 use std::io::Write as _;
 
@@ -51,6 +52,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Machines => show::machines(&api, json).await,
         Command::Jobs { state, limit } => show::jobs(&api, state.as_deref(), limit, json).await,
         Command::Receipt { job } => show::receipt(&api, &job, json).await,
+        Command::Verify { job, directory } => verify::verify(&api, &job, directory.as_deref(), json).await,
         Command::Cancel { job } => show::cancel(&api, &job, json).await,
         Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
         Command::Run(run) => submit::run(&api, *run, json).await,

@@ -82,6 +82,8 @@ pub struct JobRow {
     /// What it left.
     #[serde(default)]
     pub outputs: Vec<Artifact>,
+    /// The machine's signature over the list of them, base64url.
+    pub signature: Option<String>,
     /// When it was submitted.
     pub submitted_at: Timestamp,
     /// When its code started last.
@@ -192,6 +194,8 @@ pub struct MachineRow {
     pub machine: MachineId,
     /// Who owns it.
     pub owner: AccountId,
+    /// The public keys that it has had, the present one last.
+    pub public_keys: Vec<String>,
     /// What is offered.
     pub offer: Offer,
     /// What the owner wants: Online, Paused, Draining or Delisted.

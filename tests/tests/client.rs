@@ -80,6 +80,14 @@ async fn a_person_signs_up_logs_in_runs_a_job_and_reads_its_bill() {
     let jobs: Value = serde_json::from_str(&t.says(&["jobs", "--json"])).unwrap();
     let job = jobs["rows"][0]["job"].as_str().unwrap();
     assert!(t.says(&["receipt", job]).contains("cost"));
+    // What it left is its machine's word; a file that was changed since is not.
+    assert!(t.says(&["verify", job, "out"]).contains("signed by machine"));
+    let listed: Value = serde_json::from_str(&t.says(&["verify", job, "--json"])).unwrap();
+    assert_eq!(listed["differ"], serde_json::json!([]));
+    fs::write(t.home.join("out/render.png"), "another").unwrap();
+    let changed = t.run(&["verify", job, "out"]);
+    assert_eq!(changed.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&changed.stdout).contains("differs"));
     assert!(t.says(&["completions", "bash"]).contains("gpubnb"));
 }
 

@@ -255,6 +255,9 @@ pub struct Failed {
     /// What it used, where the worker said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The machine's signature over the manifest, as in [`Completed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
 }
 
 /// The job was stopped at the consumer's wish.

@@ -47,6 +47,7 @@ fn submitted(e: &JobSubmitted, at: Timestamp) -> JobRow {
         detail: String::new(),
         attempts: Vec::new(),
         outputs: Vec::new(),
+        signature: None,
         submitted_at: at,
         started_at: None,
         ended_at: None,
@@ -119,11 +120,13 @@ impl JobRow {
                 self.reason = None;
                 self.fault = None;
                 self.outputs.clone_from(&e.outputs);
+                self.signature.clone_from(&e.signature);
             }
             Event::Failed(e) => {
                 self.ends(JobState::Failed, recorded.at);
                 self.because(e.reason, e.fault, &e.detail);
                 self.outputs.clone_from(&e.outputs);
+                self.signature.clone_from(&e.signature);
             }
             Event::Cancelled(_) => self.ends(JobState::Cancelled, recorded.at),
             Event::Settled(e) => {
@@ -143,7 +146,7 @@ impl Projection for Jobs {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

@@ -34,7 +34,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -133,18 +133,26 @@ fn change(
 fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(), StoreError> {
     let key = row_key(e.machine);
     let known: Option<MachineRow> = rows.get(&key)?;
+    let mut public_keys = known.as_ref().map(|known| known.public_keys.clone()).unwrap_or_default();
+    if let Some(public_key) = &e.public_key
+        && public_keys.last() != Some(public_key)
+    {
+        public_keys.push(public_key.clone());
+    }
     let row = match known {
         Some(known) => MachineRow {
             offer: e.offer.clone(),
             // The owner's pause goes on; only leaving the market ends with it.
             wanted: if known.wanted == MachineState::Delisted { MachineState::Online } else { known.wanted },
             presence: MachineState::Online,
+            public_keys,
             seq: recorded.seq,
             ..known
         },
         None => MachineRow {
             machine: e.machine,
             owner: e.owner,
+            public_keys,
             offer: e.offer.clone(),
             wanted: MachineState::Online,
             presence: MachineState::Online,

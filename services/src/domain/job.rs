@@ -275,6 +275,7 @@ impl Job {
             detail,
             outputs: report.map(|r| r.outputs.clone()).unwrap_or_default(),
             usage: report.and_then(|r| r.usage),
+            signature: report.and_then(|r| r.signature.clone()),
         };
         self.propose(event, id, self.last)
     }
@@ -315,6 +316,7 @@ impl Job {
                     detail: String::new(),
                     outputs: Vec::new(),
                     usage: None,
+                    signature: None,
                 };
                 Some(self.propose(event, format!("{}.nomachine", self.id), self.cause()))
             }

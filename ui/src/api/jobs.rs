@@ -9,7 +9,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{
-    JobId, Lease, Seq, Timestamp,
+    JobId, Lease, MachineId, Seq, Timestamp,
     command::{CancelJob, Done, Quote, Submitted},
     output::{LogLine, LogStream, Progress},
     spec::{Artifact, PlacementExplanation},
@@ -164,6 +164,37 @@ pub(crate) async fn artifacts(
     Path(job): Path<JobId>,
 ) -> Result<Json<Vec<Artifact>>, ApiError> {
     Ok(Json(app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.outputs))
+}
+
+/// What a job left, and whose word it is: see `docs/jobs.md`, "Files".
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Manifest {
+    /// The job.
+    job: JobId,
+    /// The attempt that left them.
+    lease: Lease,
+    /// Where it ran.
+    machine: MachineId,
+    /// The public keys that the machine has had (NKeys, base32); one of them has signed.
+    public_keys: Vec<String>,
+    /// The files, in the order that is signed.
+    outputs: Vec<Artifact>,
+    /// The signature (Ed25519), base64url without padding.
+    signature: String,
+}
+
+pub(crate) async fn manifest(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Json<Manifest>, ApiError> {
+    let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let not_signed =
+        || Problem::new(StatusCode::NOT_FOUND, "NotSigned", "The job has left nothing that is signed, or not yet.");
+    let (attempt, signature) = row.attempt().zip(row.signature.clone()).ok_or_else(not_signed)?;
+    let (lease, machine) = (attempt.lease, attempt.machine);
+    let public_keys = app.queries.machine(signed_in.actor(), machine, Seq::ZERO).await?.row.public_keys;
+    Ok(Json(Manifest { job, lease, machine, public_keys, outputs: row.outputs, signature }))
 }
 
 impl Part {

@@ -1,0 +1,88 @@
+//! Checking what a job left: whose word the list is, and whether the files are those of the list. What the market says is
+//! believed only where a signature or a hash bears it out.
+
+use std::{fs::File, io::Read as _, path::Path};
+
+use anyhow::{Context as _, bail, ensure};
+use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact};
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::{api::Api, show::plain};
+
+/// Exit code where something is not as the machine signed it.
+const DIFFERS: u8 = 1;
+
+/// A manifest, as the market gives it.
+#[derive(Deserialize)]
+struct Manifest {
+    job: JobId,
+    lease: Lease,
+    machine: MachineId,
+    public_keys: Vec<String>,
+    outputs: Vec<Artifact>,
+    signature: String,
+}
+
+impl Manifest {
+    /// The key of the machine that has signed it.
+    fn signer(&self) -> anyhow::Result<Option<&String>> {
+        let text = signed_text(self.job, self.lease, &self.outputs);
+        let signature = data_encoding::BASE64URL_NOPAD.decode(self.signature.as_bytes()).context("the signature")?;
+        // The library takes for granted that it is as long as it should be.
+        ensure!(signature.len() == 64, "the signature has not its 64 bytes");
+        let has_signed = |key: &&String| {
+            let key = nkeys::KeyPair::from_public_key(key);
+            key.is_ok_and(|key| key.verify(text.as_bytes(), &signature).is_ok())
+        };
+        Ok(self.public_keys.iter().find(has_signed))
+    }
+}
+
+/// `gpubnb verify`.
+pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json: bool) -> anyhow::Result<u8> {
+    let manifest: Manifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
+    let Some(signer) = manifest.signer()? else {
+        bail!("the list is not signed by a key of the machine {}: do not trust it", manifest.machine);
+    };
+    let mut differs = Vec::new();
+    for file in &manifest.outputs {
+        let found = directory.map(|directory| look(&directory.join(&file.path)));
+        let why = match found {
+            None => None,
+            Some(Ok((bytes, sha256))) => (bytes != file.bytes || sha256 != file.sha256).then(|| "differs".to_owned()),
+            Some(Err(e)) => Some(format!("{e:#}")),
+        };
+        if !json {
+            let verdict = why.as_deref().unwrap_or(if directory.is_some() { "ok" } else { "listed" });
+            say!("{}  {:>12}  {}  {}", file.sha256, file.bytes, plain(&file.path), plain(verdict));
+        }
+        differs.extend(why.map(|why| json!({ "path": file.path, "why": why })));
+    }
+    if json {
+        let machine = manifest.machine;
+        say!(
+            "{}",
+            json!({ "job": manifest.job, "machine": machine, "signed_by": signer, "files": manifest.outputs, "differ": differs })
+        );
+    } else {
+        say!("signed by machine {} with key {signer}", manifest.machine);
+    }
+    Ok(if differs.is_empty() { 0 } else { DIFFERS })
+}
+
+/// A file's size and hash; a link is none.
+fn look(path: &Path) -> anyhow::Result<(u64, String)> {
+    ensure!(!path.symlink_metadata()?.is_symlink(), "is a link");
+    let mut file = File::open(path)?;
+    let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 128 * 1024], 0);
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((bytes, gpubnb_events::hex(hash.finalize())));
+        }
+        hash.update(&buffer[..read]);
+        bytes += read as u64;
+    }
+}
