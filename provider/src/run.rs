@@ -31,7 +31,7 @@ use crate::{
     market::{Market, http},
     owner::{self, Policy},
     platform::Platform,
-    selftest::{self, Subject},
+    selftest::{self, Measure, Subject},
     sync::reconcile,
 };
 
@@ -69,6 +69,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         market: Some((&http, &enrollment.market)),
         runtime: args.runtime.as_deref(),
         cdi: args.cdi,
+        measure: Measure::Kept,
     })
     .await;
     fit(&checks, args.unfit)?;

@@ -160,6 +160,14 @@ async fn gpus_are_read_and_what_is_wrong_with_one_is_named() {
         runtime["passed"] == json!(true) || runtime["remedy"].as_str().unwrap().contains("nvidia-ctk"),
         "{runtime}"
     );
+    // Nor can it be measured without that, and the image: that is said, and how.
+    let matmul =
+        |checks: &Value| checks.as_array().unwrap().iter().find(|c| c["id"] == "gpu.0.matmul").unwrap().clone();
+    assert_eq!(matmul(&view["checks"])["actual"], "not measured");
+    let (_, text) = system.worker("attic", &["self-test", "--json"]).unwrap();
+    let checks: Value = serde_json::Deserializer::from_str(&text).into_iter().next().unwrap().unwrap();
+    let measured = matmul(&checks);
+    assert!(measured["passed"] == json!(true) || measured["remedy"].as_str().unwrap().contains("--pull"), "{measured}");
     for (what, changes) in [
         ("ecc", [("ecc", json!(3))]),
         ("lost", [("trouble", json!("lost"))]),

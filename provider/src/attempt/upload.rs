@@ -27,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long one piece may be on its way, and how long an answer.
 const ONE_PIECE: Duration = Duration::from_secs(600);
 const ONE_ANSWER: Duration = Duration::from_secs(30);
+/// A no that may be a yes the next time, besides what is the server's own fault.
+const AGAIN: [StatusCode; 3] =
+    [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 
 /// Puts all files, one after the other, and waits for the market where it is away, for as long as the permit is good.
 pub(super) async fn put_all(client: &reqwest::Client, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
@@ -113,8 +116,6 @@ fn answered(response: reqwest::Response) -> Result<reqwest::Response, NotPut> {
         return Ok(response);
     }
     let problem = anyhow::anyhow!("the market's edge answered {status}");
-    const AGAIN: [StatusCode; 3] =
-        [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
     let again = status.is_server_error() || AGAIN.contains(&status);
     Err(NotPut { problem, is_final: !again })
 }

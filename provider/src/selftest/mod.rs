@@ -3,6 +3,7 @@
 //! Belongs here: measuring, and saying what is needed. Must not come here: changing anything on the machine.
 
 mod host;
+mod matmul;
 mod network;
 mod runtime;
 
@@ -11,6 +12,7 @@ use std::{fmt::Write as _, path::Path};
 use bollard::Docker;
 use gpubnb_events::event::Check;
 
+pub(crate) use self::matmul::Measure;
 use crate::{gpu::Gpus, identity::Identity};
 
 /// Checks that a machine has to pass before it is listed; the others inform its owner and consumers.
@@ -26,13 +28,17 @@ pub(crate) struct Subject<'a> {
     /// Runtime for jobs, if not Docker's default.
     pub(crate) runtime: Option<&'a str>,
     pub(crate) cdi: bool,
+    /// Whether the GPUs are measured.
+    pub(crate) measure: Measure,
 }
 
-/// Tests everything; takes some two seconds.
+/// Tests everything; takes some two seconds, and as long as the GPUs are measured.
 pub(crate) async fn test(subject: &Subject<'_>) -> Vec<Check> {
     let (runtime, network, host) =
         tokio::join!(runtime::checks(subject), network::checks(subject), host::checks(subject.state, subject.gpus));
-    [runtime, host, network].concat()
+    // By itself, for it wants the machine for itself.
+    let matmul = matmul::checks(subject).await;
+    [runtime, host, matmul, network].concat()
 }
 
 /// The checks that keep a machine from being listed.
@@ -73,6 +79,7 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
         market: http.as_ref().map(|(client, url)| (client, url.as_str())),
         runtime: args.runtime.as_deref(),
         cdi: args.cdi,
+        measure: if args.pull { Measure::Pull } else { Measure::Now },
     })
     .await;
     if args.output.json {

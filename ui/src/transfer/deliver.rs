@@ -36,13 +36,9 @@ impl Stored {
         let info = parts::present(store, name).await.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "NotStored", "This file is not here, or not any more.")
         })?;
-        let (parts, bytes, sha256) = match parts::sealed(&info.metadata) {
-            Some((parts, bytes, sha256)) => (Some(parts), bytes, sha256),
-            None => {
-                let (bytes, sha256) = described(&info);
-                (None, bytes, sha256)
-            }
-        };
+        let sealed = parts::sealed(&info.metadata);
+        let parts = sealed.as_ref().map(|(parts, ..)| *parts);
+        let (bytes, sha256) = sealed.map_or_else(|| described(&info), |(_, bytes, sha256)| (bytes, sha256));
         Ok(Self { store: store.clone(), name: name.to_owned(), parts, bytes, sha256 })
     }
 
