@@ -77,6 +77,21 @@ pub fn job_user() -> (u32, u32) {
     if uid.is_root() { (NOBODY, NOBODY) } else { (uid.as_raw(), rustix::process::getgid().as_raw()) }
 }
 
+/// Whose the files of jobs are outside the container: the job's user, or whom Docker makes of it where it maps users
+/// (`userns-remap`; the offsets are the last part of Docker's directory, `<uid>.<gid>`).
+pub(crate) async fn file_owner(docker: &Docker) -> Result<(u32, u32), bollard::errors::Error> {
+    let info = docker.info().await?;
+    let (uid, gid) = job_user();
+    let maps = info.security_options.iter().flatten().any(|option| option.contains("name=userns"));
+    let (first_uid, first_gid) = info.docker_root_dir.filter(|_| maps).and_then(|dir| offsets(&dir)).unwrap_or((0, 0));
+    Ok((uid.saturating_add(first_uid), gid.saturating_add(first_gid)))
+}
+
+fn offsets(docker_dir: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = docker_dir.rsplit('/').next()?.split_once('.')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
+}
+
 /// The hardened container of one attempt.
 pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
     let (uid, gid) = frame.user;
@@ -183,5 +198,17 @@ fn gpus(frame: &Frame<'_>) -> DeviceRequest {
         device_ids: Some(frame.gpus.clone()),
         capabilities: Some(vec![vec!["gpu".to_owned()]]),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offsets_of_mapped_users_stand_in_dockers_directory() {
+        assert_eq!(offsets("/var/lib/docker/231072.231072"), Some((231_072, 231_072)));
+        assert_eq!(offsets("/var/lib/docker"), None);
+        assert_eq!(offsets("/srv/docker.io"), None);
     }
 }

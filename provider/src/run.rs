@@ -93,7 +93,8 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         warn!(error = %e, "the self-test is not recorded");
     }
 
-    let tools = tools(&args, &client, docker, http, identity, hardware);
+    let owner = docker::file_owner(&docker).await?;
+    let tools = tools(&args, &client, docker, owner, http, identity, hardware);
     tools.outputs.clear().await;
     tools.outputs.bounded().await;
     let work = Work {
@@ -166,6 +167,7 @@ fn tools(
     args: &RunArgs,
     client: &Client,
     docker: Docker,
+    owner: (u32, u32),
     http: reqwest::Client,
     identity: Arc<Identity>,
     hardware: Hardware,
@@ -184,7 +186,7 @@ fn tools(
         cdi: args.cdi,
         max_log: args.max_log_mib << 20,
         reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
-        outputs: Outputs::new(&identity.state, args.output_quota),
+        outputs: Outputs::new(&identity.state, owner, args.output_quota),
         http,
         identity,
     })

@@ -18,7 +18,7 @@ use std::{
 use tokio::{process::Command, sync::OnceCell, time::timeout};
 use tracing::{info, warn};
 
-use crate::{config::Quota, docker::job_user};
+use crate::config::Quota;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a file system takes for itself, besides what it holds.
@@ -34,6 +34,8 @@ const MOST: u64 = 64 << 30;
 pub(crate) struct Outputs {
     /// Where empty file systems are kept, by size.
     templates: PathBuf,
+    /// Whose they are: uid and gid.
+    owner: (u32, u32),
     wanted: Quota,
     works: OnceCell<bool>,
     /// Directories with a file system that is ready, by size.
@@ -41,8 +43,8 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
-    pub(crate) fn new(state: &Path, wanted: Quota) -> Self {
-        Self { templates: state.join("templates"), wanted, works: OnceCell::new(), spares: Mutex::default() }
+    pub(crate) fn new(state: &Path, owner: (u32, u32), wanted: Quota) -> Self {
+        Self { templates: state.join("templates"), owner, wanted, works: OnceCell::new(), spares: Mutex::default() }
     }
 
     /// Whether file systems can be made here. Tried once.
@@ -135,7 +137,7 @@ impl Outputs {
             fs::create_dir_all(&output)?;
             output
         };
-        let (uid, gid) = job_user();
+        let (uid, gid) = self.owner;
         chown(&output, Some(uid), Some(gid))?;
         // The parent keeps others on this machine out; inside, the job is alone.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;

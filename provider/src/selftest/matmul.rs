@@ -28,7 +28,7 @@ use gpubnb_events::{
 };
 
 use super::{Subject, check, needs};
-use crate::docker::{Frame, hardened, job_user};
+use crate::docker::{Frame, file_owner, hardened, job_user};
 
 const FILE: &str = "matmul.json";
 /// How long pulling the image, and how long one measurement may take.
@@ -106,7 +106,7 @@ fn keep(path: &Path, rates: &Rates) -> io::Result<()> {
 async fn measure(subject: &Subject<'_>, docker: &Docker, gpu: &str) -> anyhow::Result<u64> {
     let template = template::ALL.iter().find(|t| t.id == "pytorch").context("the market has no template for it")?;
     let image = image(docker, template, subject.measure).await?;
-    let output = Scratch::new(subject.state)?;
+    let output = Scratch::new(subject.state, file_owner(docker).await?)?;
     let (machine, job, lease) = (MachineId::generate(), JobId::generate(), Lease(Seq::ZERO));
     let frame = Frame {
         machine,
@@ -140,10 +140,9 @@ async fn measure(subject: &Subject<'_>, docker: &Docker, gpu: &str) -> anyhow::R
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(state: &Path) -> io::Result<Self> {
+    fn new(state: &Path, (uid, gid): (u32, u32)) -> io::Result<Self> {
         let dir = Self(state.join("self-test"));
         fs::create_dir_all(&dir.0)?;
-        let (uid, gid) = job_user();
         std::os::unix::fs::chown(&dir.0, Some(uid), Some(gid))?;
         Ok(dir)
     }
