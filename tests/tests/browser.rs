@@ -231,3 +231,55 @@ async fn what_was_typed_is_kept_and_the_error_stands_at_its_field() {
     assert_eq!(name.prop("value").await.unwrap().as_deref(), Some("My <b>digits</b>"));
     browser.client.clone().close().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_job_is_given_files_and_run_again_with_something_changed() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
+    let browser = Browser::open(&system).await;
+    browser.sign_in(&system, &system.web).await;
+    browser.client.goto(&format!("{}/jobs/new?template=noop", system.url())).await.unwrap();
+    let files = ["measured.csv", "<img src=x>.txt"].map(|name| system.path().join(name));
+    for file in &files {
+        fs::write(file, "1,2,3\n").unwrap();
+        browser.client.find(Locator::Css("#files")).await.unwrap().send_keys(file.to_str().unwrap()).await.unwrap();
+    }
+    browser.wait_for("#given li:nth-child(2) input[name=input]").await;
+    assert!(browser.text("#given").await.contains("<img src=x>.txt"), "a name is text");
+    browser.size(1280, 1300).await;
+    browser.picture("new-job-files").await;
+    // One of them was a mistake.
+    browser.click("#given li:nth-child(2) button").await;
+    browser.client.find(Locator::Css("input[name=name]")).await.unwrap().send_keys("With a file").await.unwrap();
+    browser.click(".submit button.primary").await;
+    browser.wait_for("#state[data-state=Settled]").await;
+    let first = browser.client.current_url().await.unwrap();
+    let first = system.web.get(&format!("/jobs/{}", first.path().rsplit('/').next().unwrap())).await.unwrap();
+    let inputs = first["spec"]["inputs"].as_array().unwrap();
+    assert_eq!((inputs.len(), &inputs[0]["path"], &inputs[0]["bytes"]), (1, &json!("measured.csv"), &json!(6)));
+
+    browser.click_live(".head .actions .button").await;
+    browser.wait_for("#given li input[name=input]").await;
+    let name = browser.client.find(Locator::Css("input[name=name]")).await.unwrap();
+    assert_eq!(name.prop("value").await.unwrap().as_deref(), Some("With a file"));
+    name.send_keys(", again").await.unwrap();
+    browser.click(".submit button.primary").await;
+    browser.wait_for("#state[data-state=Settled]").await;
+    let second = browser.client.current_url().await.unwrap();
+    let second = system.web.get(&format!("/jobs/{}", second.path().rsplit('/').next().unwrap())).await.unwrap();
+    assert_ne!(second["job"], first["job"]);
+    assert_eq!(second["spec"]["name"], "With a file, again");
+    for same in ["inputs", "resources", "command", "image"] {
+        assert_eq!(second["spec"][same], first["spec"][same], "{same}");
+    }
+    assert_eq!((&second["limits"], &second["placement"]), (&first["limits"], &first["placement"]));
+    // Both are on the statement, which a spreadsheet can read.
+    let (_, csv) = system.web.at_browser().bytes("/wallet/statement.csv").await.unwrap();
+    let csv = String::from_utf8(csv).unwrap();
+    assert!(csv.starts_with("seq,time,event,job,available,held,balance\n"), "{csv}");
+    for job in [&first, &second] {
+        assert!(csv.contains(&format!(",Settled,{},", job["job"].as_str().unwrap())), "{csv}");
+    }
+    assert_eq!(console(&browser.client).await, Vec::<Value>::new());
+    browser.client.clone().close().await.unwrap();
+}

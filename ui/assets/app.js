@@ -76,6 +76,69 @@ document.body.addEventListener("htmx:sseBeforeMessage", (event) => {
   if (pressed && event.target.closest("[data-rows]")) event.preventDefault();
 });
 
+// Files for a job go to the market as they are chosen; the form names them.
+const drop = document.getElementById("drop");
+if (drop) {
+  const files = document.getElementById("files");
+  const given = document.getElementById("given");
+  const send = document.querySelector("#job-form button.primary");
+  // A UUID of version 7 (RFC 9562): 48 bits of milliseconds, and chance.
+  const uuid = () => {
+    const bytes = crypto.getRandomValues(new Uint8Array(16));
+    let ms = Date.now();
+    for (let i = 5; i >= 0; i -= 1) { bytes[i] = ms % 256; ms = Math.floor(ms / 256); }
+    bytes[6] = (bytes[6] & 0x0f) | 0x70;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    const hex = [...bytes].map((b) => b.toString(16).padStart(2, "0")).join("");
+    return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+  };
+  let onTheWay = 0;
+  const wait = (more) => { onTheWay += more; send.disabled = onTheWay > 0; };
+  const put = (file) => {
+    const id = uuid();
+    const row = document.createElement("li");
+    const name = document.createElement("code");
+    name.textContent = file.name;
+    const how = document.createElement("span");
+    const remove = document.createElement("button");
+    Object.assign(remove, { type: "button", className: "link", textContent: "Remove" });
+    remove.dataset.dropFile = "";
+    row.append(name, " ", how, remove);
+    given.append(row);
+    const request = new XMLHttpRequest();
+    request.open("PUT", `/api/v1/inputs/${id}`);
+    request.setRequestHeader("x-csrf-token", drop.dataset.csrf);
+    request.upload.onprogress = (e) => { if (e.lengthComputable) how.textContent = `${Math.floor((e.loaded / e.total) * 100)} % `; };
+    request.onloadend = () => {
+      wait(-1);
+      if (request.status === 200 || request.status === 201) {
+        how.textContent = "";
+        const field = document.createElement("input");
+        Object.assign(field, { type: "hidden", name: "input", value: `${id} ${file.name}` });
+        row.prepend(field);
+        return;
+      }
+      let why = "The file could not be sent. Remove it and try again.";
+      try { why = JSON.parse(request.responseText).detail || why; } catch { /* no answer in words */ }
+      how.className = "error";
+      how.textContent = why;
+    };
+    remove.addEventListener("click", () => request.abort());
+    wait(1);
+    request.send(file);
+  };
+  drop.hidden = false;
+  files.addEventListener("change", () => { [...files.files].forEach(put); files.value = ""; });
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", name === "dragover");
+      if (name === "drop") [...event.dataTransfer.files].forEach(put);
+    });
+  }
+  given.addEventListener("click", (event) => { if (event.target.matches("[data-drop-file]")) event.target.closest("li").remove(); });
+}
+
 const offline = document.getElementById("offline");
 document.body.addEventListener("htmx:sseError", () => { offline.hidden = false; });
 document.body.addEventListener("htmx:sseOpen", () => {

@@ -13,7 +13,6 @@ use utoipa::ToSchema;
 
 use crate::error::Problem;
 
-/// A job as it is asked for: `POST /api/v1/jobs`, and the form.
 /// A file that was put before, and where the job finds it.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +24,7 @@ pub(crate) struct NewInput {
     pub(crate) path: String,
 }
 
+/// A job as it is asked for: `POST /api/v1/jobs`, and the form.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewJob {
@@ -247,6 +247,7 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<NewJob, Problem
             "time" => job.time_seconds = Some(number::<u64>(&name, &value)?.saturating_mul(60)),
             "budget" => job.budget_usd = Some(value),
             "env" => job.env = variables(&value)?,
+            "input" => job.inputs.push(uploaded(&value)?),
             crate::access::CSRF_FIELD => {}
             "max_attempts" => job.max_attempts = Some(number(&name, &value)?),
             other => return Err(Problem::invalid(other, "This field is not known.")),
@@ -257,6 +258,12 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<NewJob, Problem
 
 fn number<T: std::str::FromStr>(field: &str, value: &str) -> Result<T, Problem> {
     value.parse().map_err(|_| Problem::invalid(field, "This must be a whole number, or a valid id."))
+}
+
+/// A file that the page has put already: its id, and where the job finds it.
+fn uploaded(value: &str) -> Result<NewInput, Problem> {
+    let (input, path) = value.split_once(' ').unwrap_or_default();
+    Ok(NewInput { input: number("inputs", input)?, path: path.to_owned() })
 }
 
 /// Lines of `NAME=value`.
@@ -271,7 +278,7 @@ fn variables(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
 }
 
 /// A command line as words: spaces separate, quotes hold together.
-fn words(line: &str) -> Result<Vec<String>, Problem> {
+pub(crate) fn words(line: &str) -> Result<Vec<String>, Problem> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote: Option<char> = None;

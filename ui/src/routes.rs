@@ -42,6 +42,7 @@ fn pages(routes: Routes) -> Routes {
         .get("/jobs/{job}/log.txt", Person, api::jobs::log_text)
         .get("/jobs/{job}/artifacts/{*path}", Person, transfer::get)
         .get("/wallet", Person, page::wallet::page)
+        .get("/wallet/statement.csv", Person, page::wallet::csv)
         .post("/wallet/deposits", Person, page::wallet::deposit)
         .post("/wallet/payouts", Person, page::wallet::payout)
         .get("/provider", Person, page::provider::page)

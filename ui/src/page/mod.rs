@@ -1,6 +1,7 @@
 //! The pages. Page, handler and template share one name.
 
 pub(crate) mod account;
+mod again;
 pub(crate) mod docs;
 pub(crate) mod entry;
 pub(crate) mod job;
@@ -44,6 +45,11 @@ impl Chrome {
     /// The field that every form which changes something carries.
     pub(crate) fn csrf(&self) -> String {
         csrf_field(self.viewer.unwrap_or_default())
+    }
+
+    /// What scripts of this page send with what they change.
+    fn token(&self) -> String {
+        self.viewer.unwrap_or_default().csrf()
     }
 }
 

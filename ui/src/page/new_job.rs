@@ -7,20 +7,20 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    JobId, MachineId, Seq,
-    command::{Quote, Submitted},
+    AccountId, JobId, MachineId, Seq,
+    command::{Quote, SubmitJob, Submitted},
     template::{self, Template as JobTemplate},
 };
 use gpubnb_projector::view::MachineView;
 use serde::Deserialize;
 
-use super::{Chrome, fragment, html};
+use super::{Chrome, again, fragment, html};
 use crate::{
     access::{SignedIn, Viewer},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
-    input,
+    input, transfer,
 };
 
 /// What a link into the form may preset.
@@ -30,6 +30,21 @@ pub(crate) struct Preset {
     template: Option<String>,
     #[serde(default)]
     machine: Option<MachineId>,
+    /// A job whose form is filled in anew.
+    #[serde(default)]
+    again: Option<JobId>,
+}
+
+impl Preset {
+    /// As the fields of a form have it.
+    fn of(fields: &[(String, String)]) -> Self {
+        let typed = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        Self {
+            template: typed("template").or(Some(String::new())),
+            machine: typed("machine").and_then(|m| m.parse().ok()),
+            again: None,
+        }
+    }
 }
 
 #[derive(Template)]
@@ -70,6 +85,12 @@ impl NewJobPage {
         self.machine.as_ref().is_some_and(|chosen| chosen.row.machine == m.row.machine)
     }
 
+    /// Files that were put already: as the form says them, and where the job finds them.
+    fn inputs(&self) -> Vec<(&str, &str)> {
+        let inputs = self.typed.iter().filter(|(name, _)| name == "input");
+        inputs.filter_map(|(_, value)| Some((value.as_str(), value.split_once(' ')?.1))).collect()
+    }
+
     fn minutes(&self) -> String {
         self.chosen.map_or(60, |t| t.seconds.div_ceil(60)).to_string()
     }
@@ -105,7 +126,18 @@ pub(crate) async fn page(
     Query(preset): Query<Preset>,
 ) -> Result<Html<String>, PageError> {
     let account = viewer.account.ok_or_else(Problem::sign_in_needed)?;
-    Ok(render(&app, SignedIn { viewer, account }, preset, Vec::new(), None).await?)
+    let signed_in = SignedIn { viewer, account };
+    let Some(again) = preset.again else { return Ok(render(&app, signed_in, preset, Vec::new(), None).await?) };
+    let fields = again::fields(&app.queries.job(signed_in.actor(), again, Seq::ZERO).await?);
+    let preset = Preset::of(&fields);
+    Ok(render(&app, signed_in, preset, fields, None).await?)
+}
+
+/// What the form asks for, with what only the store knows of its files.
+async fn command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Problem> {
+    let mut command = input::from_form(fields)?.into_command(JobId::generate())?;
+    transfer::describe(app, account, &mut command.spec.inputs).await?;
+    Ok(command)
 }
 
 pub(crate) async fn submit(
@@ -113,7 +145,7 @@ pub(crate) async fn submit(
     signed_in: SignedIn,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
-    let command = input::from_form(fields.clone()).and_then(|job| job.into_command(JobId::generate()));
+    let command = command(&app, signed_in.account, fields.clone()).await;
     let submitted: Result<Submitted, Problem> = match command {
         Ok(command) => app.command("job", "submit", signed_in.actor(), &command).await.map_err(Problem::from),
         Err(problem) => Err(problem),
@@ -121,11 +153,7 @@ pub(crate) async fn submit(
     match submitted {
         Ok(Submitted { job, seq }) => Ok(Redirect::to(&format!("/jobs/{job}?seq={seq}")).into_response()),
         Err(problem) => {
-            let typed = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-            let preset = Preset {
-                template: typed("template").or(Some(String::new())),
-                machine: typed("machine").and_then(|m| m.parse().ok()),
-            };
+            let preset = Preset::of(&fields);
             let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST);
             let page = render(&app, signed_in, preset, fields, Some(problem)).await?;
             Ok((status, page).into_response())
@@ -146,7 +174,7 @@ pub(crate) async fn quote(
     signed_in: SignedIn,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Html<String>, PageError> {
-    let command = input::from_form(fields).and_then(|job| job.into_command(JobId::generate()));
+    let command = command(&app, signed_in.account, fields).await;
     let quote: Result<Quote, Problem> = match command {
         Ok(command) => app.command("market", "quote", signed_in.actor(), &command).await.map_err(Problem::from),
         Err(problem) => Err(problem),
