@@ -3,7 +3,7 @@ PORT ?= 8080
 # All but the demo jobs, which deploy/images.sh builds as one static binary.
 BINARIES = -p gpubnb-services -p gpubnb-projector -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
 
-.PHONY: help setup setup-tests build images demo smoke test hostile bench fmt clean
+.PHONY: help setup setup-tests build images demo smoke test hostile bench worker fmt clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,7 +35,13 @@ hostile: setup-tests ## Just the jobs that try to harm their machine, against re
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
 	@cargo build --locked --quiet --release $(BINARIES)
+	@cargo build --locked --quiet --profile worker -p gpubnb-provider
+	@install target/worker/gpubnb-provider target/release/gpubnb-provider
 	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/release/gpubnb-bench'
+
+worker: setup ## Builds the worker for owners: target/worker/gpubnb-provider
+	@cargo build --locked --quiet --profile worker -p gpubnb-provider
+	@ls -l target/worker/gpubnb-provider
 
 fmt: ## Formats the code
 	@cargo fmt --all

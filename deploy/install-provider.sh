@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Installs the worker as a service: its binary, a file of options, the unit. Enrolls the machine where a code is given:
-#   sudo deploy/install-provider.sh target/release/gpubnb-provider [<code> <market address>]
+#   sudo deploy/install-provider.sh target/worker/gpubnb-provider [<code> <market address>]
 # Says what it does, overwrites no options, and starts nothing that is not enrolled. PREFIX puts it all below a directory, for trying out.
 set -euo pipefail
-binary="${1:?which binary? target/release/gpubnb-provider, after: cargo build --release -p gpubnb-provider}"
+binary="${1:?which binary? target/worker/gpubnb-provider, after: make worker}"
 code="${2:-}" market="${3:-}"
 root="${PREFIX:-}"
 here="$(cd "$(dirname "$0")" && pwd)"
 fail() { echo "install: $*" >&2; exit 1; }
-[ -x "$binary" ] || fail "$binary is no program: build it first (cargo build --release -p gpubnb-provider)"
+[ -x "$binary" ] || fail "$binary is no program: build it first (make worker)"
 [ -z "$code" ] || [ -n "$market" ] || fail "a code goes with the market's address: $0 $binary $code https://market.example"
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "run it as root"
 
