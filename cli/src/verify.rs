@@ -43,6 +43,7 @@ impl Manifest {
 /// `gpubnb verify`.
 pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     let manifest: Manifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
+    ensure!(job.parse() == Ok(manifest.job), "the market answered with the list of another job");
     let Some(signer) = manifest.signer()? else {
         bail!("the list is not signed by a key of the machine {}: do not trust it", manifest.machine);
     };

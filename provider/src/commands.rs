@@ -41,6 +41,11 @@ async fn ask_status(state: &Path) -> anyhow::Result<Status> {
     }
 }
 
+/// How many jobs the worker has in hand; none, where none runs.
+pub(crate) async fn in_hand(state: &Path) -> usize {
+    ask_status(state).await.map_or(0, |status| status.jobs.len())
+}
+
 fn shown(s: &Status) -> String {
     let state = match s.state {
         WorkerState::Ready => "takes jobs",

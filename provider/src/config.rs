@@ -165,9 +165,9 @@ pub struct SelfTestArgs {
     /// Gives GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
     #[arg(long, env = "GPUBNB_CDI")]
     pub(crate) cdi: bool,
-    /// Pulls PyTorch's image (some GB), if it is not here, to measure the GPUs with it.
+    /// Measures the GPUs with PyTorch, whose image (some GB) is pulled if it is not here.
     #[arg(long)]
-    pub(crate) pull: bool,
+    pub(crate) measure_gpus: bool,
     /// Loads NVML from this file instead of the driver's own place.
     #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub(crate) nvml: Option<PathBuf>,

@@ -97,6 +97,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let tools = tools(&args, &client, docker, owner, http, identity, hardware);
     tools.outputs.clear().await;
     tools.outputs.bounded().await;
+    tools.images.tidy(&tools.docker).await;
     let work = Work {
         args,
         market: enrollment.market,

@@ -54,6 +54,8 @@ async fn a_large_file_goes_on_where_it_broke_off() {
     assert_eq!(sent(put("?part=0").body("small")).await, StatusCode::UNPROCESSABLE_ENTITY, "too small for a first one");
     assert_eq!(sent(put("?part=1&last=true").body("small")).await, StatusCode::PRECONDITION_FAILED);
     assert_eq!(sent(put("?part=0").body(first.to_vec())).await, StatusCode::NO_CONTENT);
+    assert_eq!(sent(put("?part=0").body(last[..8].to_vec())).await, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(received().await["parts"], json!(1));
     // The next one breaks off in the middle, and so does the edge.
     let half = reqwest::Body::wrap_stream(futures_util::stream::iter([
         Ok(last[..1 << 20].to_vec()),

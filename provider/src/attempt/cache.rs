@@ -17,7 +17,8 @@ const FILE: &str = "images.json";
 /// An image that is used all the time is not written down each time.
 const NOTED: Millis = Millis(60_000);
 
-/// What was pulled, by the image's id. Kept on disk: after a restart it is still known what may be removed.
+/// What was pulled, by the name that a job gave it. Kept on disk: after a restart it is still known what may be removed. Not by
+/// the image's id: the owner may have the same image under another name.
 pub(super) struct Cache {
     path: PathBuf,
     limits: CacheLimits,
@@ -61,15 +62,15 @@ impl Cache {
     }
 
     /// One was pulled.
-    pub(super) fn add(&self, id: &str, bytes: u64) {
-        self.kept().insert(id.to_owned(), Kept { bytes, used: SystemClock.now() });
+    pub(super) fn add(&self, name: &str, bytes: u64) {
+        self.kept().insert(name.to_owned(), Kept { bytes, used: SystemClock.now() });
         self.write();
     }
 
     /// A job runs with it.
-    pub(super) fn used(&self, id: &str) {
+    pub(super) fn used(&self, name: &str) {
         let now = SystemClock.now();
-        let noted = match self.kept().get_mut(id) {
+        let noted = match self.kept().get_mut(name) {
             Some(kept) if now.since(kept.used) > NOTED => {
                 kept.used = now;
                 true
@@ -112,15 +113,15 @@ impl Cache {
 
     /// Removes what is too old or too much, but not the one that is about to be used. One that a container uses stays.
     pub(super) async fn evict(&self, docker: &Docker, keep: &str) {
-        for id in self.superfluous(keep, SystemClock.now()) {
-            // By force, for it may have several names; that does not remove one in use.
-            let options = RemoveImageOptionsBuilder::default().force(true).build();
-            match docker.remove_image(&id, Some(options), None).await {
+        for name in self.superfluous(keep, SystemClock.now()) {
+            // Takes the name away, and the image if it has no other and no container uses it.
+            let options = RemoveImageOptionsBuilder::default().force(false).build();
+            match docker.remove_image(&name, Some(options), None).await {
                 Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-                    info!(id, "an image that was used long ago is removed");
-                    self.kept().remove(&id);
+                    info!(name, "an image that was used long ago is removed");
+                    self.kept().remove(&name);
                 }
-                Err(e) => warn!(id, error = %e, "an image stays"),
+                Err(e) => warn!(name, error = %e, "an image stays"),
             }
         }
         self.write();

@@ -95,13 +95,18 @@ impl Images {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => self.pull(docker, name, of).await?,
             Err(e) => return Err(problem(e)),
         };
-        self.pulled.used(&id);
+        self.pulled.used(name);
         let mut known = self.known();
         if known.len() >= MOST {
             known.clear();
         }
         known.insert(name.to_owned(), (id.clone(), Instant::now()));
         Ok(id)
+    }
+
+    /// Removes what is too old or too much.
+    pub(crate) async fn tidy(&self, docker: &Docker) {
+        self.pulled.evict(docker, "").await;
     }
 
     /// It is not here any more.
@@ -119,8 +124,8 @@ impl Images {
         let pulled = tokio::time::timeout(PULL, self.pull_all(docker, name, of)).await;
         let slow = || Problem::new(Reason::RuntimeMisconfigured, format!("pulling {name} took too long"));
         let (id, bytes) = pulled.map_err(|_| slow())??;
-        self.pulled.add(&id, bytes);
-        self.pulled.evict(docker, &id).await;
+        self.pulled.add(name, bytes);
+        self.pulled.evict(docker, name).await;
         Ok(id)
     }
 
@@ -150,10 +155,17 @@ impl Images {
 
 /// Whose fault it is that an image was not pulled: where its registry says no, nobody else will get it either.
 fn not_pulled(e: Error) -> Problem {
-    const NO: [&str; 6] =
-        ["not found", "manifest unknown", "denied", "unauthorized", "verification failed", "no matching manifest"];
+    const NO: [&str; 6] = [
+        "manifest unknown",
+        "pull access denied",
+        "access to the resource is denied",
+        "unauthorized:",
+        "filesystem layer verification failed",
+        "no matching manifest",
+    ];
     let words = e.to_string();
-    if NO.iter().any(|no| words.contains(no)) { Problem::new(Reason::BadImage, words) } else { problem(e) }
+    let not_found = words.contains("manifest for ") && words.contains(" not found");
+    if not_found || NO.iter().any(|no| words.contains(no)) { Problem::new(Reason::BadImage, words) } else { problem(e) }
 }
 
 fn too_large(bytes: u64, largest: u64) -> Problem {

@@ -40,8 +40,9 @@ const ACK: Duration = Duration::from_secs(3);
 /// Up to this size a log is read again from its beginning when the container has ended: Docker needs
 /// milliseconds to end a log that is followed.
 const READ_AGAIN: u64 = 256 * 1024;
-/// How often an ended container's log is asked for before it is given up.
+/// How often an ended container's log is asked for before it is given up; where Docker is away, for two minutes.
 const TRIES: u32 = 5;
+const MOST_FAILURES: u32 = 240;
 
 /// Passes the log on until the container is over and nothing of it is left. Says so through `flood` when it
 /// is too much, and reads no further.
@@ -55,7 +56,7 @@ pub(super) async fn follow(
 ) {
     let mut chunk = Chunk::new(tools, job, container);
     let mut reading = Reading { meter: Meter::new(most), lines: Lines::default(), frames: 0 };
-    let mut tries = 0;
+    let (mut tries, mut failures) = (0, 0);
     while tries < TRIES {
         let was_over = *over.borrow();
         match reading.pump(&mut chunk, !was_over, &mut over).await {
@@ -69,6 +70,10 @@ pub(super) async fn follow(
             Pumped::Failed(e) => {
                 debug!(error = %e, "the log: read on where it broke off");
                 sleep(RETRY).await;
+                failures += u32::from(was_over);
+                if failures < MOST_FAILURES {
+                    continue;
+                }
             }
         }
         tries += u32::from(was_over);
@@ -99,7 +104,9 @@ impl Reading {
     async fn pump(&mut self, chunk: &mut Chunk<'_>, follow: bool, over: &mut watch::Receiver<bool>) -> Pumped {
         let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true).timestamps(true).build();
         let (docker, name) = (&chunk.tools.docker, &chunk.container.name);
-        let mut frames = Box::pin(docker.logs(name, Some(options)).skip(self.frames));
+        let mut frames = Box::pin(docker.logs(name, Some(options)));
+        // What was taken in before. An error is none of that.
+        let mut known = self.frames;
         loop {
             let short = self.meter.taken < READ_AGAIN;
             let frame = tokio::select! {
@@ -111,6 +118,10 @@ impl Reading {
                 }
                 () = until(over, |over| *over), if follow && short => return Pumped::Ended,
             };
+            if known > 0 && matches!(frame, Some(Ok(_))) {
+                known -= 1;
+                continue;
+            }
             let (stream, bytes) = match frame {
                 Some(Ok(LogOutput::StdErr { message })) => (LogStream::Stderr, message),
                 Some(Ok(frame)) => (LogStream::Stdout, frame.into_bytes()),

@@ -93,10 +93,17 @@ impl<'a> Watched<'a> {
 
     /// Watches until the container has ended.
     pub(super) async fn ending(&self, wish: watch::Receiver<Wish>) -> Result<Ending, Problem> {
-        let flooded = self.flood.subscribe();
-        let ended = watch_over(self.tools, self.container, &self.limits, wish, flooded, self.began).await;
+        let ending = self.end(wish).await;
         self.over.send_replace(true);
-        ended
+        ending
+    }
+
+    async fn end(&self, wish: watch::Receiver<Wish>) -> Result<Ending, Problem> {
+        let flooded = self.flood.subscribe();
+        let (exit, stopped) = watch_over(self.tools, self.container, &self.limits, wish, flooded, self.began).await?;
+        // Its log is whole, whatever else there is to find out.
+        self.over.send_replace(true);
+        conclude(self.tools, self.container, exit, stopped, self.began).await
     }
 
     /// Passes its log on, to the end.
@@ -112,14 +119,14 @@ async fn watch_over(
     mut wish: watch::Receiver<Wish>,
     mut flooded: watch::Receiver<bool>,
     began: Instant,
-) -> Result<Ending, Problem> {
-    let exited = wait(tools, container);
+) -> Result<(Exit, Option<Stop>), Problem> {
+    let exited = wait(tools, container, began);
     tokio::pin!(exited);
     // A run that was taken up again has used some of its time already.
     let before = if container.fresh { Duration::ZERO } else { ran_before(tools, container).await };
     let deadline = began + limits.time.saturating_sub(before);
     let stop = tokio::select! {
-        code = &mut exited => return conclude(tools, container, code?, None, began, before).await,
+        exit = &mut exited => return Ok((exit?.after(before), None)),
         () = sleep_until(deadline) => Stop::Limit(limits.time_reason),
         wish = wanted(&mut wish) => Stop::Wish(wish),
         () = until(&mut flooded, |flooded| *flooded) => Stop::Limit(Reason::LogFlood),
@@ -129,8 +136,15 @@ async fn watch_over(
         Stop::Wish(Wish::Preempt) => tools.reclaim_grace,
         _ => STOP_GRACE,
     };
-    let (code, ()) = tokio::join!(exited, container.stop(grace));
-    conclude(tools, container, code?, Some(stop), began, before).await
+    let stopping = async {
+        container.stop(grace).await;
+        std::future::pending::<()>().await;
+    };
+    let exit = tokio::select! {
+        exit = &mut exited => exit?,
+        () = stopping => return Err(Problem::new(Reason::Internal, "waiting for a container ended")),
+    };
+    Ok((exit.after(before), Some(stop)))
 }
 
 /// What is wanted of the attempt, once that is not to go on.
@@ -163,10 +177,9 @@ async fn conclude(
     exit: Exit,
     stopped: Option<Stop>,
     began: Instant,
-    before: Duration,
 ) -> Result<Ending, Problem> {
-    let Exit { code, mut away } = exit;
-    let watched = Millis::of(began.elapsed() + before);
+    let Exit { code, mut away, before, watched } = exit;
+    let watched = Millis::of(watched + before);
     // A clean end that was watched from its beginning needs no second look.
     if code == 0 && before.is_zero() {
         return Ok(Ending { code, out_of_memory: false, stopped, run: watched });
@@ -179,9 +192,12 @@ async fn conclude(
     };
     // The flag is also set when only a child was killed and the job went on.
     let out_of_memory = state.oom_killed == Some(true) && code == 137;
-    if stopped.is_none() && !out_of_memory && KILLED.contains(&code) {
-        let taken_down = away.since.is_some() || is_from_before_boot(&state) || docker_goes(tools).await;
-        if taken_down {
+    if stopped.is_none() && !out_of_memory && code != 0 {
+        let killed = KILLED.contains(&code);
+        // Whoever hears SIGTERM ends with whatever code; nobody saw it alive after the outage.
+        let gone_meanwhile =
+            away.since.is_some() || is_from_before_boot(&state) || (killed && unwatched(&state, began));
+        if gone_meanwhile || (killed && docker_goes(tools).await) {
             return Err(Problem::new(Reason::Interrupted, "Docker was stopped, and took the job with it"));
         }
     }
@@ -201,16 +217,22 @@ fn is_from_before_boot(state: &ContainerState) -> bool {
     moment(state.started_at.as_deref()).is_some_and(|started| SystemClock.now().since(started) > up)
 }
 
-/// Whether Docker is being stopped: a moment after its containers it is gone itself.
+/// Whether it ended while this worker was not there: Docker may have been restarted meanwhile, too.
+fn unwatched(state: &ContainerState, began: Instant) -> bool {
+    use gpubnb_events::{Clock as _, SystemClock};
+    let since = |ended| SystemClock.now().since(ended) > Millis::of(began.elapsed() + Duration::from_secs(1));
+    moment(state.finished_at.as_deref()).is_some_and(since)
+}
+
+/// Whether Docker is being stopped: a moment after its containers it is gone itself. One that is slow is still there.
 async fn docker_goes(tools: &Tools) -> bool {
     let deadline = Instant::now() + DOCKER_STOPS;
-    while Instant::now() < deadline {
-        if tools.docker.ping().await.is_err() {
-            return true;
-        }
+    let mut silent = 0;
+    while Instant::now() < deadline && silent < 3 {
+        silent = if tools.docker.ping().await.is_err() { silent + 1 } else { 0 };
         sleep(LOOK).await;
     }
-    false
+    silent == 3
 }
 
 fn moment(text: Option<&str>) -> Option<Timestamp> {
@@ -236,20 +258,36 @@ async fn ran_before(tools: &Tools, container: &Container) -> Duration {
 struct Exit {
     code: i64,
     away: Away,
+    /// How long it had run before it was watched, and since.
+    before: Duration,
+    watched: Duration,
 }
 
-/// The container's exit code. Waits through a restart of Docker.
-async fn wait(tools: &Tools, container: &Container) -> Result<Exit, Problem> {
+impl Exit {
+    fn after(self, before: Duration) -> Self {
+        Self { before, ..self }
+    }
+}
+
+/// The container's exit code. Waits through restarts of Docker.
+async fn wait(tools: &Tools, container: &Container, began: Instant) -> Result<Exit, Problem> {
     let mut away = Away::default();
-    loop {
+    let code = loop {
         let mut waiting = tools.docker.wait_container(&container.name, None::<WaitContainerOptions>);
         match waiting.next().await {
-            Some(Ok(response)) => return Ok(Exit { code: response.status_code, away }),
-            Some(Err(Error::DockerContainerWaitError { code, .. })) => return Ok(Exit { code, away }),
+            Some(Ok(response)) => break response.status_code,
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => break code,
             Some(Err(Error::RequestTimeoutError)) | None => {}
-            Some(Err(e)) => away.bear(e).await?,
+            Some(Err(e)) => {
+                away.bear(e).await?;
+                // It has outlived that: what it ends with later is its own.
+                if state(tools, container).await.is_ok_and(|state| state.running == Some(true)) {
+                    away = Away::default();
+                }
+            }
         }
-    }
+    };
+    Ok(Exit { code, away, before: Duration::ZERO, watched: began.elapsed() })
 }
 
 /// How long Docker has been away, if it was.

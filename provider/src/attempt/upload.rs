@@ -61,7 +61,7 @@ impl<E: Into<anyhow::Error>> From<E> for NotPut {
 }
 
 async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: &Artifact) -> Result<(), NotPut> {
-    let content = outputs::open(&root.join(&file.path)).map_err(|e| NotPut { problem: e.into(), is_final: true })?;
+    let content = opened(root, file)?;
     let mut url = reqwest::Url::parse(&permit.url)?;
     url.path_segments_mut()
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
@@ -69,7 +69,13 @@ async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: 
     if file.bytes <= PART_BYTES {
         return send(client.put(url), permit, content, file.bytes).await;
     }
-    put_parts(client, permit, &url, content, file.bytes).await
+    drop(content);
+    put_parts(client, permit, &url, root, file).await
+}
+
+/// A file that cannot be read now will not be read later.
+fn opened(root: &Path, file: &Artifact) -> Result<File, NotPut> {
+    outputs::open(&root.join(&file.path)).map_err(|e| NotPut { problem: e.into(), is_final: true })
 }
 
 /// Puts the parts that are not there yet.
@@ -77,25 +83,27 @@ async fn put_parts(
     client: &reqwest::Client,
     permit: &UploadGrant,
     url: &reqwest::Url,
-    mut content: File,
-    bytes: u64,
+    root: &Path,
+    file: &Artifact,
 ) -> Result<(), NotPut> {
+    let bytes = file.bytes;
     let asked = client.get(url.clone()).timeout(ONE_ANSWER).bearer_auth(&permit.token).send().await?;
     let received: Received = serde_json::from_slice(&answered(asked)?.bytes().await?)?;
     if received.complete {
         return Ok(());
     }
     let parts = bytes.div_ceil(PART_BYTES);
-    // Where all parts are there and the file is not, the last one is put again.
-    for part in u64::from(received.parts).min(parts - 1)..parts {
+    for part in u64::from(received.parts)..parts {
         let first = part * PART_BYTES;
         let mut url = url.clone();
         url.query_pairs_mut().append_pair("part", &part.to_string());
         if part + 1 == parts {
             url.query_pairs_mut().append_pair("last", "true");
         }
+        // Opened anew: what is read ahead of one part must not move where the next begins.
+        let mut content = opened(root, file)?;
         content.seek(SeekFrom::Start(first))?;
-        send(client.put(url), permit, content.try_clone()?, (bytes - first).min(PART_BYTES)).await?;
+        send(client.put(url), permit, content, (bytes - first).min(PART_BYTES)).await?;
     }
     Ok(())
 }

@@ -44,10 +44,8 @@ const MOST_LOG: usize = 64 * 1024;
 pub(crate) enum Measure {
     /// Says what was measured before.
     Kept,
-    /// Measures, where the image is here.
+    /// Measures, and pulls the image where it is not here.
     Now,
-    /// Measures, and pulls the image where it is not.
-    Pull,
 }
 
 /// GFLOP/s by the GPU's UUID.
@@ -73,13 +71,14 @@ pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
                 check(&id, rate.to_string(), unit)
             }
             Ok(None) => {
-                let remedy = "Measure it: gpubnb-provider self-test --pull (pulls PyTorch's image, some GB, once).";
+                let remedy =
+                    "Measure it: gpubnb-provider self-test --measure-gpus (pulls PyTorch's image, some GB, once).";
                 needs(check(&id, "not measured", ""), "measured", false, remedy)
             }
             Err(e) => {
                 let why: String = format!("{e:#}").chars().filter(|c| !c.is_control()).take(300).collect();
-                let remedy = "A job on this GPU would fail like this. See gpu.runtime above, then: gpubnb-provider \
-                              self-test --pull.";
+                let remedy = "A job on this GPU would fail like this. See gpu.runtime, then: gpubnb-provider self-test \
+                              --measure-gpus.";
                 needs(check(&id, why, ""), "measured", false, remedy)
             }
         });
@@ -105,7 +104,7 @@ fn keep(path: &Path, rates: &Rates) -> io::Result<()> {
 
 async fn measure(subject: &Subject<'_>, docker: &Docker, gpu: &str) -> anyhow::Result<u64> {
     let template = template::ALL.iter().find(|t| t.id == "pytorch").context("the market has no template for it")?;
-    let image = image(docker, template, subject.measure).await?;
+    let image = image(docker, template).await?;
     let output = Scratch::new(subject.state, file_owner(docker).await?)?;
     let (machine, job, lease) = (MachineId::generate(), JobId::generate(), Lease(Seq::ZERO));
     let frame = Frame {
@@ -168,11 +167,11 @@ fn spec(template: &Template) -> JobSpec {
 }
 
 /// The image's id.
-async fn image(docker: &Docker, template: &Template, measure: Measure) -> anyhow::Result<String> {
+async fn image(docker: &Docker, template: &Template) -> anyhow::Result<String> {
     let inspect = async || docker.inspect_image(template.image).await.map(|found| found.id.unwrap_or_default());
     match inspect().await {
-        Err(Error::DockerResponseServerError { status_code: 404, .. }) if measure == Measure::Pull => {
-            println!("pulling {} (some GB, once)", template.image);
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+            eprintln!("pulling {} (some GB, once)", template.image);
             let options = CreateImageOptionsBuilder::default().from_image(template.image).build();
             let mut steps = docker.create_image(Some(options), None, None);
             let all = async {
@@ -183,9 +182,6 @@ async fn image(docker: &Docker, template: &Template, measure: Measure) -> anyhow
             };
             tokio::time::timeout(PULL, all).await.context("pulling took too long")??;
             Ok(inspect().await?)
-        }
-        Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-            bail!("the image {} is not here", template.image)
         }
         found => Ok(found?),
     }

@@ -65,6 +65,9 @@ pub(crate) fn show(checks: &[Check]) -> String {
 
 /// The command: tests, prints, and fails where the machine is not fit.
 pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow::Result<()> {
+    if args.measure_gpus && crate::commands::in_hand(state).await > 0 {
+        anyhow::bail!("jobs run on this machine: measuring would slow them down. gpubnb-provider drain, then again");
+    }
     let gpus = Gpus::probe(0, args.nvml.as_deref());
     let docker = crate::docker::connect().await.ok();
     let enrollment = Identity::enrolled_at(state);
@@ -79,7 +82,7 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
         market: http.as_ref().map(|(client, url)| (client, url.as_str())),
         runtime: args.runtime.as_deref(),
         cdi: args.cdi,
-        measure: if args.pull { Measure::Pull } else { Measure::Now },
+        measure: if args.measure_gpus { Measure::Now } else { Measure::Kept },
     })
     .await;
     if args.output.json {

@@ -118,7 +118,7 @@ async fn start(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 
 async fn report(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
-    if !report.outputs.is_empty() {
+    if !report.outputs.is_empty() || report.signature.is_some() {
         signed(&e, machine, &report)?;
     }
     e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)

@@ -22,9 +22,8 @@ const PIECE: usize = 64 * 1024;
 /// A file in a store.
 pub(super) struct Stored {
     store: ObjectStore,
-    name: String,
-    /// How many it was put in; `None` where it was put as a whole.
-    parts: Option<u32>,
+    /// What it is made of.
+    objects: Vec<String>,
     pub(super) bytes: u64,
     /// In hex.
     pub(super) sha256: String,
@@ -33,18 +32,19 @@ pub(super) struct Stored {
 impl Stored {
     /// Opens a file; its size and hash are what the edge found when it was put.
     pub(super) async fn open(store: &ObjectStore, name: &str) -> Result<Self, Problem> {
-        let info = parts::present(store, name).await.ok_or_else(|| {
+        let info = parts::present(store, name).await?.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "NotStored", "This file is not here, or not any more.")
         })?;
-        let sealed = parts::sealed(&info.metadata);
-        let parts = sealed.as_ref().map(|(parts, ..)| *parts);
-        let (bytes, sha256) = sealed.map_or_else(|| described(&info), |(_, bytes, sha256)| (bytes, sha256));
-        Ok(Self { store: store.clone(), name: name.to_owned(), parts, bytes, sha256 })
+        let (objects, bytes, sha256) = parts::sealed(&info.metadata).unwrap_or_else(|| {
+            let (bytes, sha256) = described(&info);
+            (vec![name.to_owned()], bytes, sha256)
+        });
+        Ok(Self { store: store.clone(), objects, bytes, sha256 })
     }
 
     /// Its bytes from one of them on, and so many.
     async fn read(self, first: u64, count: u64) -> io::Result<impl AsyncRead + Send + 'static> {
-        let (objects, before) = parts::from(&self.name, self.parts, first);
+        let (objects, before) = parts::from(self.objects, first);
         let store = self.store;
         let pieces = stream::iter(objects).then(move |name| {
             let store = store.clone();

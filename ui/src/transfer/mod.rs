@@ -23,7 +23,6 @@ use gpubnb_events::{
 };
 use gpubnb_projector::view::JobRow;
 use serde::{Deserialize, Serialize};
-use sha2::Digest as _;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{InspectReader, StreamReader};
 use utoipa::ToSchema;
@@ -86,28 +85,36 @@ fn length(headers: &HeaderMap, most: u64) -> Result<u64, Problem> {
     if bytes > most { Err(Problem::too_large()) } else { Ok(bytes) }
 }
 
-/// Stores a body of so many bytes under a name, or nothing of it, and adds it to the sum. It is worked on to its end whether
-/// or not anybody still waits: a store that is left in the middle would keep pieces that belong to nothing.
-async fn store(files: &ObjectStore, name: String, body: Body, bytes: u64, mut sum: Sum) -> Result<Sum, Problem> {
-    let files = files.clone();
-    let stored = tokio::spawn(async move {
-        // A body that breaks off ends here like one that is whole; how long it was tells them apart.
-        let parts = body.into_data_stream().take_while(|part| ready(part.is_ok())).map_err(io::Error::other);
-        let mut received = 0_u64;
-        let reader = InspectReader::new(StreamReader::new(parts).take(bytes), |part| {
-            received += part.len() as u64;
-            sum.hasher.update(part);
-        });
-        files.put(name.as_str(), &mut pin!(reader)).await.map_err(unavailable)?;
-        if received < bytes {
-            files.delete(&name).await.map_err(unavailable)?;
-            let detail = format!("The file broke off after {received} of {bytes} bytes: put it again.");
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "Incomplete", detail));
-        }
-        sum.bytes += bytes;
-        Ok(sum)
+/// Stores a body of so many bytes under a name, or nothing of it, and says all of it to `take_in` besides.
+async fn store(
+    files: &ObjectStore,
+    name: &str,
+    body: Body,
+    bytes: u64,
+    mut take_in: impl FnMut(&[u8]) + Send,
+) -> Result<(), Problem> {
+    // A body that breaks off ends here like one that is whole; how long it was tells them apart.
+    let parts = body.into_data_stream().take_while(|part| ready(part.is_ok())).map_err(io::Error::other);
+    let mut received = 0_u64;
+    let reader = InspectReader::new(StreamReader::new(parts).take(bytes), |part| {
+        received += part.len() as u64;
+        take_in(part);
     });
-    stored.await.map_err(|e| Problem::internal(&e))?
+    files.put(name, &mut pin!(reader)).await.map_err(unavailable)?;
+    if received < bytes {
+        files.delete(name).await.map_err(unavailable)?;
+        let detail = format!("The file broke off after {received} of {bytes} bytes: put it again.");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "Incomplete", detail));
+    }
+    Ok(())
+}
+
+/// Works on to the end, whether or not anybody still waits: a store that is left in the middle would keep pieces that belong
+/// to nothing.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::spawn(work).await.map_err(|e| Problem::internal(&e))?
 }
 
 /// What a worker may put, by its permit, and the name of the file.
@@ -133,11 +140,11 @@ async fn permitted(
     Ok((most, lease, artifact_name(job, lease, &path)))
 }
 
-/// Which piece of a file is put.
+/// Which piece of a file is put. None: all of it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Piece {
-    /// The part's number, from 0; all of the file, if there is none.
+    /// The part's number, from 0.
     part: Option<u32>,
     /// Whether it is the last part.
     #[serde(default)]
@@ -153,42 +160,42 @@ pub(crate) async fn put(
     request: Request,
 ) -> Result<StatusCode, ApiError> {
     let (most, lease, name) = permitted(&app, file, request.headers()).await?;
-    let here = |detail: &str| Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail);
-    if parts::present(&app.artifacts, &name).await.is_some() {
-        return Err(here("This file is here already. It does not change any more.").into());
-    }
+    let (part, last) = (piece.part.unwrap_or(0), piece.last || piece.part.is_none());
     let bytes = length(request.headers(), most)?;
-    let (object, before) = match piece.part {
-        None => (name.clone(), Sum::default()),
-        Some(part) => (parts::name_of(&name, part), next(&app.artifacts, &name, part, bytes, piece.last).await?),
-    };
+    let before = next(&app.artifacts, &name, part, bytes, last).await?;
     let Some(room) = app.room.take(lease.to_string(), bytes, most) else {
         return Err(Problem::too_large().into());
     };
-    let sum = store(&app.artifacts, object, request.into_body(), bytes, before).await?;
-    if let Some(part) = piece.part {
-        sum.keep(&app.artifacts, &name, part).await?;
-        if piece.last {
-            sum.seal(&app.artifacts, &name, part + 1).await?;
-        }
-    }
-    room.keep_until(app.now().plus(ROOM_REMEMBERED));
+    let (files, until) = (app.artifacts.clone(), app.now().plus(ROOM_REMEMBERED));
+    let body = request.into_body();
+    to_the_end(async move {
+        let (mut sum, object) = (before, parts::new_object(&name, part));
+        store(&files, &object, body, bytes, |piece| sum.take_in(piece)).await?;
+        sum.add(object);
+        room.keep_until(until);
+        if last { sum.seal(&files, &name).await } else { sum.keep(&files, &name, part).await }
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What comes before a part, if it is the next one and as large as it must be.
+/// What comes before a part, if that is the next one and as large as it must be.
 async fn next(files: &ObjectStore, name: &str, part: u32, bytes: u64, last: bool) -> Result<Sum, Problem> {
     if part >= parts::MOST_PARTS || bytes > PART_BYTES || (!last && bytes != PART_BYTES) {
         let detail = format!("A part has {PART_BYTES} bytes, the last one has no more, and there are few enough.");
         return Err(Problem::invalid("part", detail));
     }
+    let here = || {
+        let detail = "This is here already. It does not change any more.";
+        Err(Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail))
+    };
+    if parts::present(files, name).await?.is_some() || Sum::at(files, name, part).await?.is_some() {
+        return here();
+    }
     let Some(before) = part.checked_sub(1) else { return Ok(Sum::default()) };
-    Sum::at(files, name, before).await.ok_or_else(|| {
-        Problem::new(
-            StatusCode::PRECONDITION_FAILED,
-            "OutOfOrder",
-            "The part before this one is not here: ask how many are.",
-        )
+    Sum::at(files, name, before).await?.ok_or_else(|| {
+        let detail = "The part before this one is not here: ask how many are.";
+        Problem::new(StatusCode::PRECONDITION_FAILED, "OutOfOrder", detail)
     })
 }
 
@@ -199,8 +206,8 @@ pub(crate) async fn received(
     headers: HeaderMap,
 ) -> Result<Json<Received>, ApiError> {
     let (.., name) = permitted(&app, file, &headers).await?;
-    let complete = parts::present(&app.artifacts, &name).await.is_some();
-    let parts = if complete { 0 } else { parts::count(&app.artifacts, &name).await };
+    let complete = parts::present(&app.artifacts, &name).await?.is_some();
+    let parts = if complete { 0 } else { parts::count(&app.artifacts, &name).await? };
     Ok(Json(Received { complete, parts }))
 }
 
@@ -324,12 +331,17 @@ pub(crate) async fn put_input(
     let bytes = length(request.headers(), MAX_INPUT)?;
     let free = MAX_INPUTS.saturating_sub(taken(&app, signed_in.account).await?);
     // What is on its way counts too: two at once do not get the same room.
-    let Some(_room) = app.room.take(signed_in.account.to_string(), bytes, free) else {
+    let Some(room) = app.room.take(signed_in.account.to_string(), bytes, free) else {
         let detail = "Your files may take 2 GiB: the oldest are removed after 15 days.";
         return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail).into());
     };
-    store(&app.inputs, name.clone(), request.into_body(), bytes, Sum::default()).await?;
-    let (bytes, sha256) = described(&app.inputs.info(name.as_str()).await.map_err(unavailable)?);
+    let (files, body) = (app.inputs.clone(), request.into_body());
+    let (bytes, sha256) = to_the_end(async move {
+        store(&files, &name, body, bytes, |_| ()).await?;
+        drop(room);
+        Ok(described(&files.info(&name).await.map_err(unavailable)?))
+    })
+    .await?;
     Ok((StatusCode::CREATED, Json(Uploaded { input, bytes, sha256 })))
 }
 

@@ -1,10 +1,12 @@
-//! Large files, which are put in parts, so that one which breaks off goes on where it was. Each part is an object of its own
-//! beside the file's name; with the last one, the name itself gets an empty object that says how many there are, and what
-//! they are together. Until then there is no file.
+//! The files of attempts, which are put in parts, so that a large one which breaks off goes on where it was. Each part that is
+//! put is an object of its own, under a name that no other has: what somebody else puts, or what is left of a put that broke
+//! off, changes nothing. Beside each but the last lies the sum up to there: which objects, and the state of the hash. With the
+//! last one the file's name gets an empty object that says which objects it is, and what they are together. Until then there
+//! is no file.
 
 use std::collections::HashMap;
 
-use async_nats::jetstream::object_store::{ObjectInfo, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::object_store::{InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 use gpubnb_events::transfer::PART_BYTES;
 use sha2::{
     Digest as _, Sha256,
@@ -18,13 +20,16 @@ use crate::error::Problem;
 pub(super) const MOST_PARTS: u32 = 4_096;
 
 const STATE: &str = "state";
-const PARTS: &str = "parts";
+const OBJECTS: &str = "objects";
+const SEPARATOR: &str = "\n";
 const BYTES: &str = "bytes";
 const SHA256: &str = "sha256";
 
-/// The object of one part. No file of a job can have this name: a path has no part that is a dot.
-pub(super) fn name_of(file: &str, part: u32) -> String {
-    format!("{file}/./{part}")
+/// A name for the object of one part, which no other has. No file of a job can have it: a path has no part that is a dot.
+pub(super) fn new_object(file: &str, part: u32) -> String {
+    let id = gpubnb_events::CommandId::generate().to_string();
+    // The end of it is chance.
+    format!("{file}/./{part}/{}", &id[id.len() - 12..])
 }
 
 /// The object that says what the parts up to this one are together.
@@ -35,32 +40,53 @@ fn sum_of(file: &str, part: u32) -> String {
 /// What the parts up to one of them are together: kept with it, so that whoever gets the next can go on.
 #[derive(Clone, Default)]
 pub(super) struct Sum {
-    pub(super) bytes: u64,
-    pub(super) hasher: Sha256,
+    objects: Vec<String>,
+    bytes: u64,
+    hasher: Sha256,
 }
 
 impl Sum {
-    /// What is kept with a part; `None` where that is not there, or not whole.
-    pub(super) async fn at(store: &ObjectStore, file: &str, part: u32) -> Option<Self> {
-        let info = present(store, &sum_of(file, part)).await?;
-        let state = data_encoding::HEXLOWER.decode(info.metadata.get(STATE)?.as_bytes()).ok()?;
-        let state = SerializedState::<Sha256>::try_from(state.as_slice()).ok()?;
-        let hasher = Sha256::deserialize(&state).ok()?;
-        Some(Self { bytes: info.metadata.get(BYTES)?.parse().ok()?, hasher })
+    /// What is kept with a part; `None` where that is not there.
+    pub(super) async fn at(store: &ObjectStore, file: &str, part: u32) -> Result<Option<Self>, Problem> {
+        let Some(info) = present(store, &sum_of(file, part)).await? else { return Ok(None) };
+        let read = |metadata: &HashMap<String, String>| {
+            let state = data_encoding::HEXLOWER.decode(metadata.get(STATE)?.as_bytes()).ok()?;
+            let hasher = Sha256::deserialize(&SerializedState::<Sha256>::try_from(state.as_slice()).ok()?).ok()?;
+            let (bytes, objects) = (metadata.get(BYTES)?.parse().ok()?, objects(metadata)?);
+            Some(Self { objects, bytes, hasher })
+        };
+        read(&info.metadata).map(Some).ok_or_else(|| Problem::internal(&"the sum of a part cannot be read"))
     }
 
-    /// Keeps it with its part, which is whole now.
+    /// A piece of the next part.
+    pub(super) fn take_in(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        self.hasher.update(piece);
+    }
+
+    /// The next part is whole, and is this object.
+    pub(super) fn add(&mut self, object: String) {
+        self.objects.push(object);
+    }
+
+    /// Keeps it with its last part.
     pub(super) async fn keep(&self, store: &ObjectStore, file: &str, part: u32) -> Result<(), Problem> {
         let state = gpubnb_events::hex(self.hasher.serialize());
-        say(store, sum_of(file, part), [(STATE, state), (BYTES, self.bytes.to_string())].into()).await
+        let metadata = [(STATE, state), (BYTES, self.bytes.to_string()), (OBJECTS, self.objects.join(SEPARATOR))];
+        say(store, sum_of(file, part), metadata.into()).await
     }
 
     /// All parts are there: from now on the file is.
-    pub(super) async fn seal(self, store: &ObjectStore, file: &str, parts: u32) -> Result<(), Problem> {
+    pub(super) async fn seal(self, store: &ObjectStore, file: &str) -> Result<(), Problem> {
         let sha256 = gpubnb_events::hex(self.hasher.finalize());
-        let metadata = [(PARTS, parts.to_string()), (BYTES, self.bytes.to_string()), (SHA256, sha256)];
+        let metadata = [(OBJECTS, self.objects.join(SEPARATOR)), (BYTES, self.bytes.to_string()), (SHA256, sha256)];
         say(store, file.to_owned(), metadata.into()).await
     }
+}
+
+/// The objects that something said of them names.
+fn objects(metadata: &HashMap<String, String>) -> Option<Vec<String>> {
+    Some(metadata.get(OBJECTS)?.split(SEPARATOR).map(ToOwned::to_owned).collect())
 }
 
 /// An object that has nothing but what is said of it. (The client's `update_metadata` would say it of the part itself, but
@@ -72,37 +98,41 @@ async fn say(store: &ObjectStore, name: String, metadata: HashMap<&str, String>)
     Ok(())
 }
 
-/// What is known of an object that is there.
-pub(super) async fn present(store: &ObjectStore, name: &str) -> Option<ObjectInfo> {
-    store.info(name).await.ok().filter(|info| !info.deleted)
+/// What is known of an object; `None` where it is not there. That the store does not answer is something else.
+pub(super) async fn present(store: &ObjectStore, name: &str) -> Result<Option<ObjectInfo>, Problem> {
+    match store.info(name).await {
+        Ok(info) => Ok(Some(info).filter(|info| !info.deleted)),
+        Err(e) if e.kind() == InfoErrorKind::NotFound => Ok(None),
+        Err(e) => Err(unavailable(e)),
+    }
 }
 
 /// How many parts of a file are there, from the first one on.
-pub(super) async fn count(store: &ObjectStore, file: &str) -> u32 {
+pub(super) async fn count(store: &ObjectStore, file: &str) -> Result<u32, Problem> {
     let (mut low, mut high) = (0, MOST_PARTS);
     while low < high {
         let middle = low.midpoint(high);
-        if Sum::at(store, file, middle).await.is_some() {
+        if present(store, &sum_of(file, middle)).await?.is_some() {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    low
+    Ok(low)
 }
 
-/// What a sealed file is: its parts, bytes and hash. `None` for one that was put as a whole.
-pub(super) fn sealed(metadata: &HashMap<String, String>) -> Option<(u32, u64, String)> {
-    let number = |key| metadata.get(key).and_then(|text| text.parse::<u64>().ok());
-    let parts = u32::try_from(number(PARTS)?).ok().filter(|parts| *parts <= MOST_PARTS)?;
-    Some((parts, number(BYTES)?, metadata.get(SHA256)?.clone()))
+/// What a sealed file is: its objects, bytes and hash. `None` for one that is an object itself.
+pub(super) fn sealed(metadata: &HashMap<String, String>) -> Option<(Vec<String>, u64, String)> {
+    Some((objects(metadata)?, metadata.get(BYTES)?.parse().ok()?, metadata.get(SHA256)?.clone()))
 }
 
 /// The objects that hold a file from some byte on, and how much of the first comes before it.
-pub(super) fn from(file: &str, parts: Option<u32>, first: u64) -> (Vec<String>, u64) {
-    let Some(parts) = parts else { return (vec![file.to_owned()], first) };
-    let skipped = u32::try_from(first / PART_BYTES).unwrap_or(u32::MAX);
-    ((skipped..parts).map(|part| name_of(file, part)).collect(), first % PART_BYTES)
+pub(super) fn from(mut objects: Vec<String>, first: u64) -> (Vec<String>, u64) {
+    if objects.len() < 2 {
+        return (objects, first);
+    }
+    let skipped = usize::try_from(first / PART_BYTES).unwrap_or(usize::MAX).min(objects.len());
+    (objects.split_off(skipped), first % PART_BYTES)
 }
 
 #[cfg(test)]
@@ -111,11 +141,13 @@ mod tests {
 
     #[test]
     fn reading_begins_in_the_part_where_the_byte_is() {
-        assert_eq!(from("f", None, 7), (vec!["f".to_owned()], 7));
-        let names = |parts: &[u32]| parts.iter().map(|part| name_of("f", *part)).collect::<Vec<_>>();
-        assert_eq!(from("f", Some(3), 0), (names(&[0, 1, 2]), 0));
-        assert_eq!(from("f", Some(3), PART_BYTES + 5), (names(&[1, 2]), 5));
-        assert_eq!(from("f", Some(3), 2 * PART_BYTES - 1), (names(&[1, 2]), PART_BYTES - 1));
+        let objects = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(from(objects(&["f"]), PART_BYTES + 7), (objects(&["f"]), PART_BYTES + 7), "one may be of any size");
+        let three = || objects(&["a", "b", "c"]);
+        assert_eq!(from(three(), 0), (three(), 0));
+        assert_eq!(from(three(), PART_BYTES + 5), (objects(&["b", "c"]), 5));
+        assert_eq!(from(three(), 2 * PART_BYTES - 1), (objects(&["b", "c"]), PART_BYTES - 1));
+        assert_eq!(from(three(), 9 * PART_BYTES), (objects(&[]), 0));
     }
 
     #[test]
@@ -126,5 +158,10 @@ mod tests {
         let mut again = Sha256::deserialize(&kept).unwrap();
         again.update(b"and another");
         assert_eq!(again.finalize(), Sha256::digest(b"one part, and another"));
+    }
+
+    #[test]
+    fn no_two_puts_have_the_same_object() {
+        assert_ne!(new_object("f", 0), new_object("f", 0));
     }
 }
