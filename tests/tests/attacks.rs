@@ -189,7 +189,7 @@ async fn a_machine_puts_no_more_than_its_job_may_leave_and_nothing_afterwards() 
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(files.info(format!("{}/{}/d", l.job, l.lease)).await.unwrap().size, 100);
+    assert_eq!(files.info(format!("{}/{}/d", l.job, l.lease)).await.unwrap().metadata["bytes"], "100");
     let outputs = [MARKUP, "a"].map(|path| Artifact { path: path.to_owned(), bytes: 1, sha256: "0".repeat(64) });
     let text = gpubnb_events::manifest::signed_text(l.job, l.lease, &outputs);
     let mut report = Report {

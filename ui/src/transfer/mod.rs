@@ -172,8 +172,9 @@ pub(crate) async fn put(
         let (mut sum, object) = (before, parts::new_object(&name, part));
         store(&files, &object, body, bytes, |piece| sum.take_in(piece)).await?;
         sum.add(object);
+        if last { sum.seal(&files, &name).await } else { sum.keep(&files, &name, part).await }?;
         room.keep_until(until);
-        if last { sum.seal(&files, &name).await } else { sum.keep(&files, &name, part).await }
+        Ok(())
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
