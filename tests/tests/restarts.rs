@@ -65,3 +65,39 @@ async fn a_docker_that_takes_jobs_with_it_is_no_fault_of_theirs() {
     let receipt = system.web.get(&format!("/jobs/{job}/receipt")).await.unwrap();
     assert_eq!(receipt["lease"], settled["attempts"].as_array().unwrap().last().unwrap()["lease"]);
 }
+
+#[tokio::test]
+async fn what_a_reboot_ends_is_run_anew_and_nothing_is_left_of_it() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
+    let job = system.web.submit(&counting(60)).await.unwrap();
+    running(&system, &job).await;
+    // A power cut: worker and container end at once, mounts are gone, and the kernel has another id afterwards.
+    system.workers.remove(0).kill();
+    let docker = |arguments: &[&str]| {
+        let output = std::process::Command::new("docker").args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let container = docker(&["ps", "-q", "--filter", &format!("label=gpubnb.job={job}")]);
+    docker(&["kill", &container]);
+    docker(&["wait", &container]);
+    let leases = system.path().join("attic/leases");
+    for attempt in std::fs::read_dir(&leases).unwrap().flatten() {
+        drop(std::process::Command::new("umount").arg(attempt.path().join("output")).output());
+        std::fs::write(attempt.path().join("boot"), "another").unwrap();
+    }
+    system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
+    let interrupted = |job: &Value| job["attempts"][0]["ended"] == "Requeued";
+    let ended = system.web.wait_for(&job, Duration::from_secs(30), interrupted).await.unwrap();
+    assert_eq!(ended["reason"]["name"], "Interrupted", "{ended:#}");
+    system.start_worker("cellar", &["--price", "0.05"]).await.unwrap();
+    assert_eq!(system.web.settled(&job).await.unwrap()["state"], "Completed");
+    for _ in 0..200 {
+        if std::fs::read_dir(&leases).unwrap().count() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(std::fs::read_dir(&leases).unwrap().count(), 0, "{}", system.log("attic"));
+    assert_eq!(docker(&["ps", "-aq", "--filter", &format!("id={container}")]), "");
+}

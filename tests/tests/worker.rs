@@ -276,6 +276,11 @@ async fn what_ends_while_the_market_is_away_is_settled_when_it_is_back_by_its_ow
     }
     assert!(kept(), "{}", system.log("attic"));
     system.workers.remove(0).kill();
+    // The machine is rebooted: what was mounted is not any more.
+    for attempt in fs::read_dir(&lease).unwrap().flatten() {
+        let taken_down = std::process::Command::new("umount").arg(attempt.path().join("output")).status().unwrap();
+        assert_eq!(taken_down.success(), attempt.path().join("room.img").exists());
+    }
     tokio::time::sleep(Duration::from_secs(5)).await;
     system.start_nats().await.unwrap();
     system.start_services().await.unwrap();

@@ -21,7 +21,7 @@ use gpubnb_events::{JobId, Lease, command::Grant, event::Reason, spec::JobSpec};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Problem, Tools, inputs, outbox::Outbox, output::Of, quota, spawn};
+use super::{Problem, Tools, boot, inputs, outbox::Outbox, output::Of, quota, spawn};
 use crate::docker::{Frame, LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name, hardened, job_user};
 
 /// Pause before Docker is told the same again.
@@ -64,6 +64,7 @@ impl Container {
         }
         let most = grant.spec.resources.output.bytes();
         let output = tools.outputs.make(&directory(tools, lease), most).await.map_err(|e| disk(&e))?;
+        boot::note(&directory(tools, lease)).map_err(|e| disk(&e))?;
         let input = inputs::fetch(tools, grant, &directory(tools, lease)).await?;
         let frame = Frame {
             machine: tools.machine,
@@ -230,6 +231,12 @@ pub(crate) async fn take_up_again(
     let ours = format!("{LABEL_MACHINE}={}", tools.machine);
     let filters = HashMap::from([("label", vec![ours.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    // After a reboot the containers are there, and what was mounted is not.
+    for (lease, dir) in left_behind(&tools.leases) {
+        if let Err(e) = quota::mount_again(&dir).await {
+            warn!(%lease, error = %e, "what the job left cannot be mounted again");
+        }
+    }
     let mut taken = HashSet::new();
     for found in tools.docker.list_containers(Some(options)).await? {
         let labels = found.labels.unwrap_or_default();

@@ -4,6 +4,7 @@
 //! Dropping a running attempt (the worker stops) tears nothing down: the container goes on and is taken up
 //! again by its labels.
 
+mod boot;
 mod cache;
 mod container;
 mod images;

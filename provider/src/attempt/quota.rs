@@ -20,6 +20,8 @@ use tracing::{info, warn};
 
 use crate::config::Quota;
 
+/// The file system of an attempt's output.
+const IMAGE: &str = "room.img";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a file system takes for itself, besides what it holds.
 const OVERHEAD: u64 = 4 << 20;
@@ -146,14 +148,14 @@ impl Outputs {
     }
 
     async fn mounted(&self, dir: &Path, most: u64) -> io::Result<PathBuf> {
-        let (image, output) = (dir.join("room.img"), dir.join("output"));
+        let (image, output) = (dir.join(IMAGE), dir.join("output"));
         fs::create_dir_all(&output)?;
         if is_mounted(&output)? {
             return Ok(output);
         }
         let template = self.template(most).await?;
         command("cp", &["--sparse=always", "--reflink=auto"], &[&template, &image]).await?;
-        command("mount", &["-o", "loop,nosuid,nodev"], &[&image, &output]).await?;
+        mount(&image, &output).await?;
         // ext4 makes itself a directory for what fsck finds; a job's output begins empty.
         match fs::remove_dir(output.join("lost+found")) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -195,6 +197,19 @@ pub(super) async fn remove(dir: &Path) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
+}
+
+/// Mounts the file system of an attempt's output, where it has one and a reboot has taken it down.
+pub(super) async fn mount_again(dir: &Path) -> io::Result<()> {
+    let (image, output) = (dir.join(IMAGE), dir.join("output"));
+    if image.exists() && !is_mounted(&output)? {
+        mount(&image, &output).await?;
+    }
+    Ok(())
+}
+
+async fn mount(image: &Path, output: &Path) -> io::Result<()> {
+    command("mount", &["-o", "loop,nosuid,nodev"], &[image, output]).await
 }
 
 /// Whether something is mounted there: it lies on another device than what it lies in.

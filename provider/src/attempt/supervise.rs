@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Problem, Tools, container::Container, output, outputs};
+use super::{Problem, Tools, boot, container::Container, output, outputs};
 use crate::hand::Wish;
 
 /// Between SIGTERM and SIGKILL.
@@ -193,10 +193,9 @@ async fn conclude(
     // The flag is also set when only a child was killed and the job went on.
     let out_of_memory = state.oom_killed == Some(true) && code == 137;
     if stopped.is_none() && !out_of_memory && code != 0 {
-        let killed = KILLED.contains(&code);
+        let (killed, dir) = (KILLED.contains(&code), container.output.parent().unwrap_or(&container.output));
         // Whoever hears SIGTERM ends with whatever code; nobody saw it alive after the outage.
-        let gone_meanwhile =
-            away.since.is_some() || is_from_before_boot(&state) || (killed && unwatched(&state, began));
+        let gone_meanwhile = away.since.is_some() || boot::was_another(dir) || (killed && unwatched(&state, began));
         if gone_meanwhile || (killed && docker_goes(tools).await) {
             return Err(Problem::new(Reason::Interrupted, "Docker was stopped, and took the job with it"));
         }
@@ -207,14 +206,6 @@ async fn conclude(
 
 async fn state(tools: &Tools, container: &Container) -> Result<ContainerState, Error> {
     Ok(tools.docker.inspect_container(&container.name, None).await?.state.unwrap_or_default())
-}
-
-/// Whether the machine has been started since: nothing that ran then can have ended by itself with a killed one's code.
-fn is_from_before_boot(state: &ContainerState) -> bool {
-    use gpubnb_events::{Clock as _, SystemClock};
-    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let up = Millis(u64::try_from(up.tv_sec).unwrap_or(0) * 1_000);
-    moment(state.started_at.as_deref()).is_some_and(|started| SystemClock.now().since(started) > up)
 }
 
 /// Whether it ended while this worker was not there: Docker may have been restarted meanwhile, too.
