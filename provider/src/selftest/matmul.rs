@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    num::NonZero,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,12 +24,15 @@ use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, Lease, MachineId, Seq,
     event::Check,
-    spec::JobSpec,
+    spec::{JobSpec, Resources},
     template::{self, Template},
 };
 
 use super::{Subject, check, needs};
-use crate::docker::{Frame, file_owner, hardened, job_user};
+use crate::{
+    docker::{Frame, file_owner, hardened, job_user},
+    hardware,
+};
 
 const FILE: &str = "matmul.json";
 /// How long pulling the image, and how long one measurement may take.
@@ -159,11 +163,21 @@ fn spec(template: &Template) -> JobSpec {
         template: Some(template.id.to_owned()),
         image: template.image.to_owned(),
         command: template.command.iter().map(|&part| part.to_owned()).collect(),
-        resources: template.resources.clone(),
+        resources: fitting(template.resources.clone()),
         egress: false,
         env: Vec::new(),
         inputs: Vec::new(),
     }
+}
+
+/// What the template asks for, as far as this machine has it: the GPU is what is measured.
+fn fitting(mut resources: Resources) -> Resources {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    resources.cpu_millis = resources.cpu_millis.min(u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1_000));
+    if let Ok(memory) = hardware::memory() {
+        resources.memory = resources.memory.min(memory);
+    }
+    resources
 }
 
 /// The image's id.
