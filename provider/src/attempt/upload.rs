@@ -61,15 +61,13 @@ impl<E: Into<anyhow::Error>> From<E> for NotPut {
 }
 
 async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: &Artifact) -> Result<(), NotPut> {
-    let content = opened(root, file)?;
     let mut url = reqwest::Url::parse(&permit.url)?;
     url.path_segments_mut()
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
         .extend(file.path.split('/'));
     if file.bytes <= PART_BYTES {
-        return send(client.put(url), permit, content, file.bytes).await;
+        return send(client.put(url), permit, opened(root, file)?, file.bytes).await;
     }
-    drop(content);
     put_parts(client, permit, &url, root, file).await
 }
 

@@ -186,12 +186,9 @@ async fn next(files: &ObjectStore, name: &str, part: u32, bytes: u64, last: bool
         let detail = format!("A part has {PART_BYTES} bytes, the last one has no more, and there are few enough.");
         return Err(Problem::invalid("part", detail));
     }
-    let here = || {
-        let detail = "This is here already. It does not change any more.";
-        Err(Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail))
-    };
     if parts::present(files, name).await?.is_some() || Sum::at(files, name, part).await?.is_some() {
-        return here();
+        let detail = "This is here already. It does not change any more.";
+        return Err(Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail));
     }
     let Some(before) = part.checked_sub(1) else { return Ok(Sum::default()) };
     Sum::at(files, name, before).await?.ok_or_else(|| {
