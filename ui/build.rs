@@ -2,8 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const SCRIPTS: [(&str, &str); 2] =
-    [("htmx.js", "htmx.org/dist/htmx.min.js"), ("sse.js", "htmx-ext-sse/dist/sse.min.js")];
+const SCRIPTS: [(&str, &str); 1] = [("htmx.js", "htmx.org/dist/htmx.min.js")];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=package-lock.json");

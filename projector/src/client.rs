@@ -1,7 +1,7 @@
 //! Asks a projector. The requests here are the whole interface: `query.<name>`.
 
 use gpubnb_events::{
-    AccountId, Actor, JobId, MachineId, Seq,
+    AccountId, Actor, Aggregate, JobId, MachineId, Seq, Timestamp,
     rpc::{Caller, Failure},
     subject,
 };
@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     query::MACHINES_AT_ONCE,
-    view::{Balance, Figures, JobRow, JobState, MachineView, Page, Receipt, StatementLine, TrailEvent},
+    view::{
+        Balance, Day, Figures, JobRow, JobState, MachineView, Page, Reading, Receipt, StatementLine, TrailEvent,
+        ops::{Platform, RowThen, Stuck, Travel},
+    },
 };
 
 /// Most machines that are asked for.
@@ -40,7 +43,7 @@ pub struct JobsQuery {
 }
 
 /// Whose trail.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrailOf {
     /// A job's.
@@ -51,15 +54,28 @@ pub enum TrailOf {
     Account(AccountId),
 }
 
+impl From<TrailOf> for Aggregate {
+    fn from(of: TrailOf) -> Self {
+        match of {
+            TrailOf::Job(id) => Self::Job(id),
+            TrailOf::Machine(id) => Self::Machine(id),
+            TrailOf::Account(id) => Self::Account(id),
+        }
+    }
+}
+
 /// Part of a trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrailQuery {
     /// Whose.
     pub of: TrailOf,
-    /// How many events to skip, from the first.
+    /// How many events to skip, from the first; from the last if `from_end`.
     pub skip: u32,
     /// At most this many; 200 at the most.
     pub limit: u32,
+    /// The newest are wanted; they come oldest first all the same.
+    #[serde(default)]
+    pub from_end: bool,
 }
 
 /// Part of a statement, newest first.
@@ -73,6 +89,37 @@ pub struct StatementQuery {
     pub limit: u32,
 }
 
+/// Machines of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MachinesOfQuery {
+    pub(crate) owner: AccountId,
+    pub(crate) after: Option<MachineId>,
+}
+
+/// Minutes of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadingsQuery {
+    pub(crate) machine: MachineId,
+    pub(crate) minutes: u32,
+}
+
+/// Whose days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DaysOf {
+    /// An account's.
+    Account(AccountId),
+    /// A machine's.
+    Machine(MachineId),
+}
+
+/// Days of an account or machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DaysQuery {
+    pub(crate) of: DaysOf,
+    pub(crate) most: u32,
+}
+
 /// How far each model is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lag {
@@ -82,6 +129,42 @@ pub struct Lag {
     pub applied: Seq,
     /// Models that stopped, and why.
     pub stopped: Vec<(String, String)>,
+}
+
+/// Which events of the whole log, newest first. For operators.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsQuery {
+    /// Events before this one; the newest if not given.
+    pub before: Option<Seq>,
+    /// `account`, `machine` or `job`.
+    pub kind: Option<String>,
+    /// The event's name.
+    pub event: Option<String>,
+    /// Of this job, machine or account.
+    pub of: Option<TrailOf>,
+    /// At most this many; 200 at the most.
+    pub limit: u32,
+}
+
+/// A point in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Point {
+    /// After this event.
+    Seq(Seq),
+    /// After the last event of this time or before.
+    Time(Timestamp),
+}
+
+/// How far one model is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ModelState {
+    /// Its name.
+    pub name: String,
+    /// The last sequence it has taken in.
+    pub checkpoint: Seq,
+    /// Why it stopped, if it did.
+    pub stopped: Option<String>,
 }
 
 /// Asks a projector, in an actor's name.
@@ -126,6 +209,31 @@ impl QueryClient {
         Ok(machines)
     }
 
+    /// All machines of an owner, delisted ones too.
+    pub async fn machines_of(&self, actor: Actor, owner: AccountId, min_seq: Seq) -> Result<Vec<MachineView>, Failure> {
+        let mut machines: Vec<MachineView> = Vec::new();
+        while machines.len() < MOST_MACHINES {
+            let query = MachinesOfQuery { owner, after: machines.last().map(|m| m.row.machine) };
+            let more: Vec<MachineView> = self.ask("machines_of", actor, min_seq, query).await?;
+            let last = more.len() < MACHINES_AT_ONCE;
+            machines.extend(more);
+            if last {
+                break;
+            }
+        }
+        Ok(machines)
+    }
+
+    /// Means of a machine's last `minutes` (a day of them at most), oldest first.
+    pub async fn readings(&self, actor: Actor, machine: MachineId, minutes: u32) -> Result<Vec<Reading>, Failure> {
+        self.ask("readings", actor, Seq::ZERO, ReadingsQuery { machine, minutes }).await
+    }
+
+    /// What was earned and spent on each of the last days on which something was, newest first.
+    pub async fn days(&self, actor: Actor, of: DaysOf, most: u32, min_seq: Seq) -> Result<Vec<Day>, Failure> {
+        self.ask("days", actor, min_seq, DaysQuery { of, most }).await
+    }
+
     /// One machine.
     pub async fn machine(&self, actor: Actor, machine: MachineId, min_seq: Seq) -> Result<MachineView, Failure> {
         self.ask("machine", actor, min_seq, machine).await
@@ -166,8 +274,48 @@ impl QueryClient {
         self.ask("statement", actor, min_seq, query).await
     }
 
+    /// One event, if it is about the actor.
+    pub async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
+        self.ask("event", actor, seq, seq).await
+    }
+
     /// How far the projector is.
     pub async fn lag(&self, actor: Actor) -> Result<Lag, Failure> {
         self.ask("lag", actor, Seq::ZERO, ()).await
+    }
+
+    /// The platform's streams and models. For operators, as all that follow.
+    pub async fn platform(&self, actor: Actor) -> Result<Platform, Failure> {
+        self.ask("platform", actor, Seq::ZERO, ()).await
+    }
+
+    /// Events of the whole log, newest first.
+    pub async fn events(&self, actor: Actor, query: EventsQuery) -> Result<Page<TrailEvent>, Failure> {
+        self.ask("events", actor, Seq::ZERO, query).await
+    }
+
+    /// Jobs that have been in one state for too long.
+    pub async fn stuck(&self, actor: Actor) -> Result<Vec<Stuck>, Failure> {
+        self.ask("stuck", actor, Seq::ZERO, ()).await
+    }
+
+    /// The market at a point.
+    pub async fn travel(&self, actor: Actor, to: Point) -> Result<Travel, Failure> {
+        self.ask("travel", actor, Seq::ZERO, to).await
+    }
+
+    /// One job, machine or account at a point.
+    pub async fn then(&self, actor: Actor, of: TrailOf, to: Point) -> Result<RowThen, Failure> {
+        self.ask("then", actor, Seq::ZERO, (of, to)).await
+    }
+
+    /// Begins to rebuild a model beside the one that answers.
+    pub async fn rebuild(&self, actor: Actor, model: &str) -> Result<(), Failure> {
+        self.ask("rebuild", actor, Seq::ZERO, model).await
+    }
+
+    /// Begins to verify all models against the log.
+    pub async fn verify(&self, actor: Actor) -> Result<(), Failure> {
+        self.ask("verify", actor, Seq::ZERO, ()).await
     }
 }

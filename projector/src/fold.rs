@@ -3,10 +3,13 @@
 //! A model that fails on an event stops there, visibly; the others go on. It is retried from its
 //! checkpoint at the next start, never skipped.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
 
-use gpubnb_events::{Log, Recorded, Seq, log::Follower};
-use tokio::sync::mpsc;
+use gpubnb_events::{Log, Recorded, Seq};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -26,18 +29,54 @@ pub struct Model {
 /// Every model of a projector.
 pub struct Models {
     models: Vec<Model>,
+    trees: Trees,
+    adoption: Adoption,
 }
 
-/// The trees, for reading.
+/// The trees that answer, for reading. One is swapped when its model was rebuilt.
 #[derive(Clone)]
-pub struct Trees(Arc<BTreeMap<&'static str, sled::Tree>>);
+pub struct Trees(Arc<RwLock<BTreeMap<&'static str, sled::Tree>>>);
 
 impl Trees {
     /// A model's tree. Every model's name is known when the program is written.
-    pub fn of(&self, projection: &impl Projection) -> Result<&sled::Tree, StoreError> {
-        self.0.get(projection.name()).ok_or_else(|| {
-            StoreError::Sled(sled::Error::Unsupported(format!("no model is called {}", projection.name())))
-        })
+    pub fn of(&self, projection: &impl Projection) -> Result<sled::Tree, StoreError> {
+        self.named(projection.name())
+    }
+
+    /// The tree of the model with this name.
+    pub fn named(&self, name: &str) -> Result<sled::Tree, StoreError> {
+        let trees = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        trees
+            .get(name)
+            .cloned()
+            .ok_or_else(|| StoreError::Sled(sled::Error::Unsupported(format!("no model is called {name}"))))
+    }
+
+    fn swap(&self, name: &'static str, tree: sled::Tree) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, tree);
+    }
+}
+
+/// Models that were rebuilt beside those that answer, and wait to take their place. The fold reads on where the
+/// rebuilt one is, folds what comes into both, and swaps them when both are equally far.
+#[derive(Clone)]
+pub(crate) struct Adoption {
+    db: sled::Db,
+    rebuilt: Arc<Mutex<Vec<Model>>>,
+    read_on: watch::Sender<Seq>,
+}
+
+impl Adoption {
+    /// Hands over a rebuilt model. It must be behind the end of the log, so that something comes to be read.
+    pub(crate) fn adopt(&self, model: Model) {
+        let next = model.checkpoint.next();
+        self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner).push(model);
+        self.read_on.send_replace(next);
+    }
+
+    /// Whether a model of this name still waits.
+    pub(crate) fn waits(&self, name: &str) -> bool {
+        self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|m| m.name() == name)
     }
 }
 
@@ -46,16 +85,24 @@ impl Models {
     pub fn open(db: &sled::Db) -> Result<Self, StoreError> {
         let models = model::all().into_iter().map(|projection| {
             let tree = store::tree(db, projection.name(), projection.version())?;
-            let checkpoint = store::checkpoint(&tree)?;
-            info!(model = projection.name(), checkpoint = checkpoint.0, "opened");
-            Ok(Model { projection, tree, checkpoint, stopped: None })
+            let model = Model::new(projection, tree)?;
+            info!(model = model.name(), checkpoint = model.checkpoint.0, "opened");
+            Ok(model)
         });
-        Ok(Self { models: models.collect::<Result<_, StoreError>>()? })
+        let models: Vec<Model> = models.collect::<Result<_, StoreError>>()?;
+        let trees = models.iter().map(|m| (m.projection.name(), m.tree.clone())).collect();
+        let adoption = Adoption { db: db.clone(), rebuilt: Arc::default(), read_on: watch::Sender::new(Seq::ZERO) };
+        Ok(Self { models, trees: Trees(Arc::new(RwLock::new(trees))), adoption })
     }
 
     /// The trees, for reading.
     pub fn trees(&self) -> Trees {
-        Trees(Arc::new(self.models.iter().map(|m| (m.projection.name(), m.tree.clone())).collect()))
+        self.trees.clone()
+    }
+
+    /// Where rebuilt models go.
+    pub(crate) fn adoption(&self) -> Adoption {
+        self.adoption.clone()
     }
 
     /// Where to read on: after the checkpoint that is furthest behind.
@@ -68,9 +115,9 @@ impl Models {
         self.running().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO)
     }
 
-    /// Models that stopped, and why.
-    pub fn stopped(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.models.iter().filter_map(|m| Some((m.projection.name(), m.stopped.as_deref()?)))
+    /// Each model: its name, how far it is, and why it stopped if it did.
+    pub fn states(&self) -> impl Iterator<Item = (&'static str, Seq, Option<&str>)> {
+        self.models.iter().map(|m| (m.name(), m.checkpoint, m.stopped.as_deref()))
     }
 
     fn running(&self) -> impl Iterator<Item = &Model> {
@@ -79,16 +126,19 @@ impl Models {
 
     /// Folds a batch into every model. A large one goes into all of them at the same time.
     pub fn fold(&mut self, batch: &[Recorded]) {
-        let running = self.models.iter_mut().filter(|m| m.stopped.is_none());
+        let mut rebuilt = self.adoption.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.models.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
         if batch.len() < LARGE {
             running.for_each(|model| model.fold_or_stop(batch));
-            return;
+        } else {
+            std::thread::scope(|threads| {
+                for model in running {
+                    threads.spawn(|| model.fold_or_stop(batch));
+                }
+            });
         }
-        std::thread::scope(|threads| {
-            for model in running {
-                threads.spawn(|| model.fold_or_stop(batch));
-            }
-        });
+        let (models, trees, db) = (&mut self.models, &self.trees, &self.adoption.db);
+        rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, trees, db)));
     }
 }
 
@@ -100,7 +150,7 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
         return Ok(models);
     }
     let (events, waiting) = mpsc::channel(READ_AHEAD);
-    let reading = tokio::spawn(read(log.follow(models.next()), events, reached.clone()));
+    let reading = tokio::spawn(read(log.clone(), models.next(), models.adoption(), events, reached.clone()));
     let folding = tokio::task::spawn_blocking(move || {
         fold(models, waiting, |_, batch| {
             if batch.last().is_some_and(|last| last.seq >= until) {
@@ -120,11 +170,26 @@ pub(crate) const READ_AHEAD: usize = 20_000;
 /// Most events in one transaction: a row that many of them change is written once.
 const BATCH: usize = 20_000;
 
-/// Reads MARKET into a channel until told to stop.
-pub(crate) async fn read(mut follower: Follower, events: mpsc::Sender<Recorded>, stop: CancellationToken) {
+/// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.
+pub(crate) async fn read(
+    log: Log,
+    from: Seq,
+    adoption: Adoption,
+    events: mpsc::Sender<Recorded>,
+    stop: CancellationToken,
+) {
+    let mut read_on = adoption.read_on.subscribe();
+    let mut follower = log.follow(from);
     let reading = async {
         loop {
-            for recorded in follower.next_batch().await {
+            let batch = tokio::select! {
+                batch = follower.next_batch() => batch,
+                Ok(()) = read_on.changed() => {
+                    follower = log.follow(*read_on.borrow_and_update());
+                    continue;
+                }
+            };
+            for recorded in batch {
                 if events.send(recorded).await.is_err() {
                     return;
                 }
@@ -149,6 +214,49 @@ pub(crate) fn fold(
 }
 
 impl Model {
+    /// A model in a tree, as far as the tree is.
+    pub(crate) fn new(projection: Box<dyn Projection>, tree: sled::Tree) -> Result<Self, StoreError> {
+        let checkpoint = store::checkpoint(&tree)?;
+        Ok(Self { projection, tree, checkpoint, stopped: None })
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.projection.name()
+    }
+
+    /// How far it is.
+    pub(crate) fn checkpoint(&self) -> Seq {
+        self.checkpoint
+    }
+
+    /// Its tree.
+    pub(crate) fn tree(&self) -> &sled::Tree {
+        &self.tree
+    }
+
+    /// Gives its place to one that was rebuilt, once that is as far. Whether it did, or never will.
+    fn gives_way(&mut self, new: &Model, trees: &Trees, db: &sled::Db) -> bool {
+        if self.name() != new.name() {
+            return false;
+        }
+        if let Some(why) = &new.stopped {
+            error!(model = new.name(), why, "the rebuilt model stopped and is given up");
+            return true;
+        }
+        if new.checkpoint < self.checkpoint {
+            return false;
+        }
+        if let Err(e) = store::make_current(db, self.name(), &new.tree) {
+            error!(model = new.name(), error = %e, "the rebuilt model cannot take its place");
+            return true;
+        }
+        (self.tree, self.checkpoint, self.stopped) = (new.tree.clone(), new.checkpoint, None);
+        trees.swap(self.name(), new.tree.clone());
+        info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
+        true
+    }
+
     fn fold_or_stop(&mut self, batch: &[Recorded]) {
         if let Err((seq, e)) = self.fold(batch) {
             error!(model = self.projection.name(), seq = seq.0, error = %e, "a projection stopped: fix it and start again");
@@ -156,17 +264,23 @@ impl Model {
         }
     }
 
-    fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
-        let Some(last) = batch.last() else { return Ok(()) };
+    /// Folds what of a batch comes after its checkpoint; on failure nothing of it, and the event it failed at.
+    pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
         let mut rows = Rows::new(&self.tree);
-        for recorded in batch.iter().filter(|r| r.seq > self.checkpoint) {
+        let mut at = self.checkpoint;
+        for recorded in batch {
+            // What was read again is not folded again, and nothing is folded over a gap.
+            if recorded.seq != at.next() {
+                continue;
+            }
             if let Some(event) = recorded.event() {
                 self.projection.apply(&mut rows, recorded, event).map_err(|e| (recorded.seq, e))?;
             }
+            at = recorded.seq;
         }
-        if last.seq > self.checkpoint {
-            rows.commit(last.seq).map_err(|e| (last.seq, e))?;
-            self.checkpoint = last.seq;
+        if at > self.checkpoint {
+            rows.commit(at).map_err(|e| (at, e))?;
+            self.checkpoint = at;
         }
         Ok(())
     }

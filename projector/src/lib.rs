@@ -9,6 +9,8 @@ pub mod view;
 pub mod fold;
 mod live;
 pub mod model;
+mod notice;
+mod ops;
 mod query;
 mod run;
 pub mod store;

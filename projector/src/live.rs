@@ -4,24 +4,15 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
-use async_nats::jetstream::{
-    Context,
-    consumer::{DeliverPolicy, push::OrderedConfig},
-};
-use futures_util::StreamExt;
-use gpubnb_events::{Aggregate, MachineId, Timestamp, stream::TELEMETRY, subject, telemetry::Heartbeat};
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use gpubnb_events::{MachineId, Timestamp, telemetry::Heartbeat};
 
-use crate::view::Notice;
+use crate::view::Reading;
 
 /// Minutes kept.
 const MINUTES: usize = 24 * 60;
-/// Largest heartbeat that is read.
-const MAX_HEARTBEAT: usize = 8 * 1024;
+const MINUTE_MS: i64 = 60_000;
 
 /// Readings of all machines.
 #[derive(Default)]
@@ -30,31 +21,69 @@ pub(crate) struct Live(Mutex<HashMap<MachineId, Readings>>);
 #[derive(Default)]
 struct Readings {
     last: Option<Heartbeat>,
-    minutes: VecDeque<Minute>,
+    /// The minute that is not over: sums.
+    present: Sums,
+    /// Those that are: twelve bytes each, for a day of every machine.
+    past: VecDeque<Minute>,
 }
 
-struct Minute {
-    starts: i64,
-    sum: u32,
+#[derive(Default)]
+struct Sums {
+    minute: u32,
     count: u32,
+    load: u32,
+    memory: u64,
+    celsius: u32,
+    watts: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Minute {
+    /// Minutes since 1970.
+    minute: u32,
+    memory: u32,
+    watts: u16,
+    load: u8,
+    celsius: u8,
+}
+
+impl Sums {
+    fn add(&mut self, heartbeat: &Heartbeat) {
+        self.count += 1;
+        self.load += load(heartbeat);
+        self.memory += heartbeat.gpus.iter().map(|g| g.memory_used.0).sum::<u64>();
+        self.celsius += heartbeat.gpus.iter().map(|g| g.celsius.min(255)).max().unwrap_or(0);
+        self.watts += heartbeat.gpus.iter().map(|g| g.watts.min(10_000)).sum::<u32>();
+    }
+
+    fn mean(&self) -> Minute {
+        let count = self.count.max(1);
+        Minute {
+            minute: self.minute,
+            memory: u32::try_from(self.memory / u64::from(count)).unwrap_or(u32::MAX),
+            watts: u16::try_from(self.watts / count).unwrap_or(u16::MAX),
+            load: u8::try_from(self.load / count).unwrap_or(100),
+            celsius: u8::try_from(self.celsius / count).unwrap_or(u8::MAX),
+        }
+    }
 }
 
 impl Live {
-    fn hear(&self, heartbeat: Heartbeat, at: Timestamp) {
-        let load = load(&heartbeat);
+    /// Takes in a heartbeat, by the broker's time.
+    pub(crate) fn hear(&self, heartbeat: Heartbeat, at: Timestamp) {
         let mut machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let readings = machines.entry(heartbeat.machine).or_default();
-        let starts = at.millis() / 60_000;
-        match readings.minutes.back_mut() {
-            Some(minute) if minute.starts == starts => {
-                minute.sum += load;
-                minute.count += 1;
+        let minute = u32::try_from(at.millis() / MINUTE_MS).unwrap_or(0);
+        if readings.present.minute != minute {
+            if readings.present.count > 0 {
+                readings.past.push_back(readings.present.mean());
             }
-            _ => readings.minutes.push_back(Minute { starts, sum: load, count: 1 }),
+            if readings.past.len() > MINUTES {
+                readings.past.pop_front();
+            }
+            readings.present = Sums { minute, ..Sums::default() };
         }
-        if readings.minutes.len() > MINUTES {
-            readings.minutes.pop_front();
-        }
+        readings.present.add(&heartbeat);
         readings.last = Some(heartbeat);
     }
 
@@ -63,59 +92,23 @@ impl Live {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return (None, Vec::new()) };
         // The present minute is left out: its mean moves with every heartbeat, and pages would with it.
-        let complete = readings.minutes.len().saturating_sub(1);
-        let skip = complete.saturating_sub(minutes);
-        let load = readings
-            .minutes
-            .iter()
-            .take(complete)
-            .skip(skip)
-            .map(|m| u8::try_from(m.sum / m.count.max(1)).unwrap_or(100));
-        (readings.last.clone(), load.collect())
+        let skip = readings.past.len().saturating_sub(minutes);
+        (readings.last.clone(), readings.past.iter().skip(skip).map(|m| m.load).collect())
     }
 
-    /// Listens until shutdown.
-    pub(crate) async fn listen(&self, js: &Context, shutdown: CancellationToken) {
-        loop {
-            let heard = self.hear_all(js);
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                ended = heard => if let Err(e) = ended { warn!(error = %e, "listening to heartbeats again") },
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    }
-
-    async fn hear_all(&self, js: &Context) -> Result<(), async_nats::Error> {
-        let config = OrderedConfig {
-            deliver_subject: js.client().new_inbox(),
-            deliver_policy: DeliverPolicy::All,
-            filter_subject: subject::HEARTBEATS.to_owned(),
-            ..Default::default()
+    /// The means of a machine's last `minutes`, oldest first.
+    pub(crate) fn readings(&self, machine: MachineId, minutes: usize) -> Vec<Reading> {
+        let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(readings) = machines.get(&machine) else { return Vec::new() };
+        let skip = readings.past.len().saturating_sub(minutes);
+        let reading = |m: &Minute| Reading {
+            at: Timestamp::from_millis(i64::from(m.minute) * MINUTE_MS),
+            load: m.load,
+            memory: m.memory,
+            celsius: m.celsius,
+            watts: m.watts,
         };
-        let mut messages = js.create_consumer_on_stream(config, TELEMETRY).await?.messages().await?;
-        while let Some(message) = messages.next().await {
-            let message = message?;
-            let Some(machine) = subject::machine_of_heartbeat(&message.subject) else { continue };
-            if message.payload.len() > MAX_HEARTBEAT {
-                continue;
-            }
-            let info = message.info()?;
-            let (at, caught_up) = (Timestamp::from_nanos(info.published.unix_timestamp_nanos()), info.pending == 0);
-            match serde_json::from_slice::<Heartbeat>(&message.payload) {
-                // A machine speaks for itself only.
-                Ok(heartbeat) if heartbeat.machine == machine => {
-                    self.hear(heartbeat, at);
-                    if caught_up {
-                        let notice = serde_json::to_vec(&Notice { seq: gpubnb_events::Seq::ZERO })?;
-                        js.client().publish(subject::notice(Aggregate::Machine(machine)), notice.into()).await?;
-                    }
-                }
-                Ok(_) => warn!(%machine, "a heartbeat in another machine's name"),
-                Err(e) => warn!(%machine, error = %e, "unreadable heartbeat"),
-            }
-        }
-        Ok(())
+        readings.past.iter().skip(skip).map(reading).collect()
     }
 }
 
@@ -127,5 +120,24 @@ fn load(heartbeat: &Heartbeat) -> u32 {
         // Rounded to whole percent on purpose: it is drawn, not reckoned with.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         None => heartbeat.cpu_percent.clamp(0.0, 100.0) as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpubnb_events::telemetry::WorkerState;
+
+    #[test]
+    fn a_minute_that_is_over_is_kept_as_its_mean() {
+        let (live, machine) = (Live::default(), MachineId::generate());
+        for (ms, cpu_percent) in [(0, 10.0), (30_000, 30.0), (60_000, 99.0)] {
+            let occurred_at = Timestamp::from_millis(ms);
+            let (state, gpus, leases) = (WorkerState::Ready, Vec::new(), Vec::new());
+            live.hear(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
+        }
+        assert_eq!(live.of(machine, 60).1, [20]);
+        let loads: Vec<_> = live.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
+        assert_eq!(loads, [(0, 20)]);
     }
 }

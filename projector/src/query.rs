@@ -13,7 +13,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use crate::{
-    client::{Ask, JobsQuery, Lag, StatementQuery, TrailOf, TrailQuery},
+    client::{
+        Ask, DaysOf, DaysQuery, JobsQuery, Lag, MachinesOfQuery, ModelState, ReadingsQuery, StatementQuery, TrailOf,
+        TrailQuery,
+    },
     fold::{Models, Trees},
     live::Live,
     model::{
@@ -22,9 +25,13 @@ use crate::{
         ledger::{self, Ledger},
         machines::{self, Machines},
         timeline::{self, Timeline},
+        touched,
     },
     store::{self, StoreError},
-    view::{Balance, Figures, JobRow, MachineRow, MachineState, MachineView, Page, Receipt, StatementLine, TrailEvent},
+    view::{
+        Balance, Day, Figures, JobRow, MachineRow, MachineState, MachineView, Page, Reading, Receipt, StatementLine,
+        TrailEvent,
+    },
 };
 
 /// How long a query waits for the sequence it must have seen.
@@ -34,6 +41,7 @@ const MAX_JOBS: u32 = 100;
 pub(crate) const MACHINES_AT_ONCE: usize = 64;
 const MAX_TRAIL: u32 = 200;
 const MAX_STATEMENT: u32 = 500;
+const MAX_DAYS: u32 = 366;
 /// Events of a trail that are read back at the same time.
 const READ_AT_ONCE: usize = 16;
 /// Jobs looked at for one page of a filtered list.
@@ -45,13 +53,18 @@ const SPARKLINE: usize = 60;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Applied {
     pub(crate) seq: Seq,
-    pub(crate) stopped: Vec<(String, String)>,
+    pub(crate) models: Vec<ModelState>,
 }
 
 impl Applied {
     pub(crate) fn of(models: &Models) -> Self {
-        let stopped = models.stopped().map(|(model, why)| (model.to_owned(), why.to_owned())).collect();
-        Self { seq: models.applied(), stopped }
+        let (seq, states) = (models.applied(), models.states());
+        let models = states.map(|(name, checkpoint, stopped)| ModelState {
+            name: name.to_owned(),
+            checkpoint,
+            stopped: stopped.map(ToOwned::to_owned),
+        });
+        Self { seq, models: models.collect() }
     }
 }
 
@@ -68,6 +81,9 @@ pub(crate) struct Queries {
 pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats::Error> {
     endpoint(server, q, "figures", |q, _, ()| async move { q.figures() }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.machines(after) }).await?;
+    endpoint(server, q, "machines_of", |q, actor, query| async move { q.machines_of(actor, query) }).await?;
+    endpoint(server, q, "readings", |q, _, query: ReadingsQuery| async move { Ok(q.readings(query)) }).await?;
+    endpoint(server, q, "days", |q, actor, query| async move { q.days(actor, query) }).await?;
     endpoint(server, q, "machine", |q, _, id| async move { q.machine(id) }).await?;
     endpoint(server, q, "jobs", |q, actor, query| async move { q.jobs(actor, query) }).await?;
     endpoint(server, q, "job", |q, actor, id| async move { q.job(actor, id) }).await?;
@@ -75,10 +91,11 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "balance", |q, actor, id| async move { q.balance(actor, id) }).await?;
     endpoint(server, q, "statement", |q, actor, query| async move { q.statement(actor, &query) }).await?;
     endpoint(server, q, "trail", |q, actor, query| async move { q.trail(actor, query).await }).await?;
+    endpoint(server, q, "event", |q, actor, seq| async move { q.event(actor, seq).await }).await?;
     endpoint(server, q, "lag", |q, _, ()| async move { q.lag().await }).await
 }
 
-async fn endpoint<B, T, F, Fut>(
+pub(crate) async fn endpoint<B, T, F, Fut>(
     server: &Server,
     queries: &Queries,
     name: &str,
@@ -104,7 +121,7 @@ where
         .await
 }
 
-fn not_found(what: &str) -> Failure {
+pub(crate) fn not_found(what: &str) -> Failure {
     Failure::Refused(Refusal {
         name: "NotFound".to_owned(),
         kind: RefusalKind::NotFound,
@@ -113,7 +130,7 @@ fn not_found(what: &str) -> Failure {
     })
 }
 
-fn broken(e: &StoreError) -> Failure {
+pub(crate) fn broken(e: &StoreError) -> Failure {
     tracing::error!(error = %e, "reading a row");
     Failure::Unavailable("the read model cannot be read; see the projector's log".to_owned())
 }
@@ -125,6 +142,10 @@ fn may_see(actor: Actor, account: AccountId) -> bool {
         Actor::Operator(_) | Actor::Platform => true,
         Actor::Machine(_) => false,
     }
+}
+
+fn may_see_all(actor: Actor) -> bool {
+    matches!(actor, Actor::Operator(_) | Actor::Platform)
 }
 
 impl Queries {
@@ -151,19 +172,10 @@ impl Queries {
 
     fn figures(&self) -> Result<Figures, Failure> {
         let tree = self.trees.of(&MarketFigures).map_err(|e| broken(&e))?;
-        let mut figures: Figures = store::get(tree, FIGURES).map_err(|e| broken(&e))?.unwrap_or_default();
-        let open = |m: &MachineRow| m.state() == MachineState::Online;
-        figures.cheapest = self.rows()?.into_iter().filter(open).map(|m| m.offer.price).min();
+        let mut figures: Figures = store::get(&tree, FIGURES).map_err(|e| broken(&e))?.unwrap_or_default();
+        let machines = self.trees.of(&Machines).map_err(|e| broken(&e))?;
+        figures.cheapest = machines::cheapest(&machines).map_err(|e| broken(&e))?;
         Ok(figures)
-    }
-
-    fn rows(&self) -> Result<Vec<MachineRow>, Failure> {
-        let tree = self.trees.of(&Machines).map_err(|e| broken(&e))?;
-        let rows = tree.scan_prefix([machines::ROW]).map(|entry| {
-            let (key, bytes) = entry?;
-            store::decode::<MachineRow>(&key, &bytes)
-        });
-        rows.collect::<Result<_, _>>().map_err(|e| broken(&e))
     }
 
     fn with_heartbeat(&self, row: MachineRow) -> MachineView {
@@ -173,23 +185,62 @@ impl Queries {
 
     /// The machines after one, by id: as many as fit into one message, whatever they say of themselves.
     fn machines(&self, after: Option<MachineId>) -> Result<Vec<MachineView>, Failure> {
-        let listed = self.rows()?.into_iter().filter(|m| m.wanted != MachineState::Delisted);
-        let later = listed.filter(|m| after.is_none_or(|after| m.machine > after));
-        Ok(later.take(MACHINES_AT_ONCE).map(|row| self.with_heartbeat(row)).collect())
+        let tree = self.trees.of(&Machines).map_err(|e| broken(&e))?;
+        let rows =
+            machines::after(&tree, after).filter(|row| !matches!(row, Ok(m) if m.wanted == MachineState::Delisted));
+        let rows: Result<Vec<_>, _> = rows.take(MACHINES_AT_ONCE).collect();
+        Ok(rows.map_err(|e| broken(&e))?.into_iter().map(|row| self.with_heartbeat(row)).collect())
+    }
+
+    /// The machines of an owner after one, by id, delisted ones too.
+    fn machines_of(&self, actor: Actor, query: MachinesOfQuery) -> Result<Vec<MachineView>, Failure> {
+        if !may_see(actor, query.owner) {
+            return Err(not_found("account"));
+        }
+        let tree = self.trees.of(&Machines).map_err(|e| broken(&e))?;
+        let ids = machines::of_owner(&tree, query.owner, query.after).take(MACHINES_AT_ONCE);
+        ids.map(|id| self.machine(id.map_err(|e| broken(&e))?)).collect()
+    }
+
+    fn readings(&self, query: ReadingsQuery) -> Vec<Reading> {
+        self.live.readings(query.machine, query.minutes as usize)
+    }
+
+    /// What was earned and spent day by day, the newest first.
+    fn days(&self, actor: Actor, query: DaysQuery) -> Result<Vec<Day>, Failure> {
+        let (tree, prefix) = match query.of {
+            DaysOf::Account(id) if may_see(actor, id) => (self.trees.of(&Ledger), ledger::days(id)),
+            DaysOf::Machine(id) if self.machine_row(id)?.is_some_and(|m| may_see(actor, m.owner)) => {
+                (self.trees.of(&Machines), machines::days(id))
+            }
+            DaysOf::Account(_) => return Err(not_found("account")),
+            DaysOf::Machine(_) => return Err(not_found("machine")),
+        };
+        let tree = tree.map_err(|e| broken(&e))?;
+        let rows = tree.scan_prefix(prefix).rev().take(query.most.min(MAX_DAYS) as usize).map(|entry| {
+            let (key, bytes) = entry?;
+            store::decode(&key, &bytes)
+        });
+        rows.collect::<Result<_, _>>().map_err(|e| broken(&e))
+    }
+
+    /// How many events a trail has.
+    pub(crate) fn trail_length(&self, aggregate: Aggregate) -> Result<u32, StoreError> {
+        timeline::length(&self.trees.of(&Timeline)?, aggregate)
     }
 
     fn machine_row(&self, id: MachineId) -> Result<Option<MachineRow>, Failure> {
         let tree = self.trees.of(&Machines).map_err(|e| broken(&e))?;
-        store::get(tree, &machines::row_key(id)).map_err(|e| broken(&e))
+        store::get(&tree, &machines::row_key(id)).map_err(|e| broken(&e))
     }
 
-    fn machine(&self, id: MachineId) -> Result<MachineView, Failure> {
+    pub(crate) fn machine(&self, id: MachineId) -> Result<MachineView, Failure> {
         self.machine_row(id)?.map(|row| self.with_heartbeat(row)).ok_or_else(|| not_found("machine"))
     }
 
-    fn job(&self, actor: Actor, id: JobId) -> Result<JobRow, Failure> {
+    pub(crate) fn job(&self, actor: Actor, id: JobId) -> Result<JobRow, Failure> {
         let tree = self.trees.of(&Jobs).map_err(|e| broken(&e))?;
-        let row: Option<JobRow> = store::get(tree, &jobs::row_key(id)).map_err(|e| broken(&e))?;
+        let row: Option<JobRow> = store::get(&tree, &jobs::row_key(id)).map_err(|e| broken(&e))?;
         row.filter(|row| may_see(actor, row.account)).ok_or_else(|| not_found("job"))
     }
 
@@ -214,9 +265,10 @@ impl Queries {
         for key in range.keys().rev().take(MAX_SCAN) {
             let key = key.map_err(|e| broken(&e.into()))?;
             let Some(id) = key.get(prefix.len()..).and_then(job_of) else { continue };
-            let Some(row) = store::get::<JobRow>(tree, &jobs::row_key(id)).map_err(|e| broken(&e))? else { continue };
+            let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id)).map_err(|e| broken(&e))? else { continue };
             let wanted = may_see(actor, row.account)
                 && query.state.is_none_or(|state| row.state == state)
+                && query.machine.is_none_or(|machine| row.attempts.iter().any(|a| a.machine == machine))
                 && text.as_ref().is_none_or(|text| matches_text(&row, text));
             if !wanted {
                 continue;
@@ -234,7 +286,7 @@ impl Queries {
     fn receipt(&self, actor: Actor, id: JobId) -> Result<Option<Receipt>, Failure> {
         self.job(actor, id)?;
         let tree = self.trees.of(&Ledger).map_err(|e| broken(&e))?;
-        store::get(tree, &ledger::receipt_key(id)).map_err(|e| broken(&e))
+        store::get(&tree, &ledger::receipt_key(id)).map_err(|e| broken(&e))
     }
 
     fn balance(&self, actor: Actor, account: AccountId) -> Result<Balance, Failure> {
@@ -242,7 +294,7 @@ impl Queries {
             return Err(not_found("account"));
         }
         let tree = self.trees.of(&Ledger).map_err(|e| broken(&e))?;
-        Ok(store::get(tree, &ledger::balance_key(account)).map_err(|e| broken(&e))?.unwrap_or_default())
+        Ok(store::get(&tree, &ledger::balance_key(account)).map_err(|e| broken(&e))?.unwrap_or_default())
     }
 
     fn statement(&self, actor: Actor, query: &StatementQuery) -> Result<Page<StatementLine>, Failure> {
@@ -278,21 +330,35 @@ impl Queries {
         };
         let limit = query.limit.clamp(1, MAX_TRAIL);
         let tree = self.trees.of(&Timeline).map_err(|e| broken(&e))?;
-        let length = timeline::length(tree, aggregate).map_err(|e| broken(&e))?;
-        let found = timeline::sequences(tree, aggregate, query.skip, limit).map_err(|e| broken(&e))?;
+        let length = timeline::length(&tree, aggregate).map_err(|e| broken(&e))?;
+        let skip = if query.from_end { length.saturating_sub(query.skip.saturating_add(limit)) } else { query.skip };
+        let found = timeline::sequences(&tree, aggregate, skip, limit).map_err(|e| broken(&e))?;
         let read = futures_util::stream::iter(found).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
         let read: Vec<Option<Recorded>> = read.try_collect().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let visible = |e: &Event| all || e.aggregate() == aggregate;
         let seen = read.into_iter().flatten().filter(|r| r.event().is_some_and(visible));
         let rows = seen.filter_map(|r| trail_event(&r)).collect();
-        let after = query.skip.saturating_add(limit);
-        Ok(Page { rows, next: (after < length).then(|| after.to_string()) })
+        let after = skip.saturating_add(limit);
+        Ok(Page { rows, next: (after < length && !query.from_end).then(|| after.to_string()) })
+    }
+
+    /// One event, for whom it is about.
+    async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
+        let read = self.log.get(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let about = |of: &Aggregate| match of {
+            Aggregate::Account(id) => may_see(actor, *id),
+            Aggregate::Job(id) => self.job(actor, *id).is_ok(),
+            Aggregate::Machine(_) => false,
+        };
+        let seen = read.filter(|r| r.event().is_some_and(|e| touched(e).iter().any(about)) || may_see_all(actor));
+        seen.as_ref().and_then(trail_event).ok_or_else(|| not_found("event"))
     }
 
     async fn lag(&self) -> Result<Lag, Failure> {
         let last = self.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let applied = self.applied.borrow().clone();
-        Ok(Lag { last, applied: applied.seq, stopped: applied.stopped })
+        let stopped = applied.models.into_iter().filter_map(|m| Some((m.name, m.stopped?))).collect();
+        Ok(Lag { last, applied: applied.seq, stopped })
     }
 }
 

@@ -1,13 +1,13 @@
 //! The service: follow MARKET, fold, answer, and tell live pages what changed.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Aggregate, Log, Recorded,
+    Log,
     nats::{NatsArgs, jetstream},
     rpc::Server,
-    subject::{self, PROJECTOR_INBOX},
+    subject::PROJECTOR_INBOX,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,10 +17,10 @@ use crate::{
     config::RunArgs,
     fold::{self, Models, READ_AHEAD},
     live::Live,
-    model::touched,
+    notice,
+    ops::{self, Ops, travel::Traveller, work::Work},
     query::{self, Applied, Queries},
     store,
-    view::Notice,
 };
 
 /// A batch larger than this is history: nobody is told of each change in it.
@@ -36,13 +36,13 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     std::fs::create_dir_all(&args.data).with_context(|| format!("creating {}", args.data.display()))?;
     let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let models = Models::open(&db)?;
-    let trees = models.trees();
+    let (trees, adoption) = (models.trees(), models.adoption());
     let (progress, applied) = watch::channel(Applied::of(&models));
     let tasks = TaskTracker::new();
 
     let (events, waiting) = mpsc::channel(READ_AHEAD);
     let (changes, changed) = mpsc::channel(CHANGES);
-    tasks.spawn(fold::read(log.follow(models.next()), events, shutdown.clone()));
+    tasks.spawn(fold::read(log.clone(), models.next(), models.adoption(), events, shutdown.clone()));
     let folding = tokio::task::spawn_blocking(move || {
         fold::fold(models, waiting, |models, batch| {
             progress.send_replace(Applied::of(models));
@@ -52,15 +52,28 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
             }
         })
     });
-    tasks.spawn(notify(client.clone(), changed));
 
     let live = Arc::new(Live::default());
-    let (listening, stop) = (Arc::clone(&live), shutdown.clone());
-    tasks.spawn(async move { listening.listen(&js, stop).await });
+    let traveller =
+        Traveller::open(log.clone(), &args.data.join("travel")).context("opening what time travel keeps")?;
+    let work = Work {
+        log: log.clone(),
+        db: db.clone(),
+        trees: trees.clone(),
+        adoption,
+        applied: applied.clone(),
+        scratch: args.data.join("verify"),
+        state: Arc::default(),
+    };
+    let queries = Queries { trees, live: Arc::clone(&live), log, applied };
+    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default() };
+    tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
+    tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
 
     let server =
         Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
-    query::serve(&server, &Queries { trees, live, log, applied }).await.map_err(anyhow::Error::from_boxed)?;
+    query::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
+    ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
     info!("ready");
 
     shutdown.cancelled().await;
@@ -71,18 +84,4 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     db.flush_async().await.context("flushing the read models")?;
     info!("stopped");
     Ok(())
-}
-
-async fn notify(client: async_nats::Client, mut changes: mpsc::Receiver<Vec<Recorded>>) {
-    while let Some(batch) = changes.recv().await {
-        let Some(last) = batch.last() else { continue };
-        let Ok(notice) = serde_json::to_vec(&Notice { seq: last.seq }) else { continue };
-        let changed: HashSet<Aggregate> = batch.iter().filter_map(Recorded::event).flat_map(touched).collect();
-        for aggregate in changed {
-            let sent = client.publish(subject::notice(aggregate), notice.clone().into()).await;
-            if let Err(e) = sent {
-                tracing::debug!(error = %e, "a notice was not sent");
-            }
-        }
-    }
 }

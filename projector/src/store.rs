@@ -29,9 +29,11 @@ pub fn open(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
     Ok(sled::Config::new().path(path).cache_capacity(cache_mib.max(8) << 20).open()?)
 }
 
-/// The tree of one model in one version. Trees of its older versions are dropped.
+/// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
+/// when nobody reads.
 pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, StoreError> {
-    let current = format!("{name}.v{version}");
+    let [first, second] = generations(name, version);
+    let current = db.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
     for other in db.tree_names() {
         let other_name = String::from_utf8_lossy(&other).into_owned();
         if other_name != current && other_name.starts_with(&format!("{name}.v")) {
@@ -39,6 +41,35 @@ pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, Store
         }
     }
     Ok(db.open_tree(current)?)
+}
+
+/// An empty tree beside the one that answers, to rebuild the model in.
+pub fn spare(db: &sled::Db, name: &str, version: u32, current: &sled::Tree) -> Result<sled::Tree, StoreError> {
+    let [first, second] = generations(name, version);
+    let spare = if current.name() == first.as_bytes() { second } else { first };
+    db.drop_tree(&spare)?;
+    Ok(db.open_tree(spare)?)
+}
+
+/// From now on this tree answers for the model, also after a restart.
+pub fn make_current(db: &sled::Db, name: &str, tree: &sled::Tree) -> Result<(), StoreError> {
+    tree.flush()?;
+    db.insert(pointer(name), tree.name().as_ref())?;
+    Ok(())
+}
+
+/// A model has two trees in turn, so that one can be rebuilt while the other answers.
+fn generations(name: &str, version: u32) -> [String; 2] {
+    [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
+}
+
+fn pointer(name: &str) -> String {
+    format!("current.{name}")
+}
+
+/// Whether a key is the checkpoint's, and no row's.
+pub fn is_checkpoint(key: &[u8]) -> bool {
+    key == CHECKPOINT
 }
 
 /// How far a tree is.
@@ -53,8 +84,15 @@ pub fn checkpoint(tree: &sled::Tree) -> Result<Seq, StoreError> {
     }
 }
 
+impl StoreError {
+    /// A row that is not what it must be.
+    pub fn corrupt(key: &[u8], problem: impl std::fmt::Display) -> Self {
+        Self::Corrupt { key: key.escape_ascii().to_string(), problem: problem.to_string() }
+    }
+}
+
 fn corrupt(key: &[u8], problem: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt { key: key.escape_ascii().to_string(), problem: problem.to_string() }
+    StoreError::corrupt(key, problem)
 }
 
 /// Reads a row.

@@ -1,139 +1,14 @@
 //! A person's way through the pages, in real Chromium: from the market to a settled job, and what they look like.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::fs;
 
-use fantoccini::{
-    Client, ClientBuilder, Locator,
-    wd::{Capabilities, WebDriverCompatibleCommand},
-};
+use fantoccini::Locator;
 use gpubnb_tests::{
-    parts::{free_port, program, root},
-    process::Process,
+    browser::{Browser, console},
     system::{Options, System},
-    web::Web,
 };
-use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
-
-struct Browser {
-    client: Client,
-    pictures: PathBuf,
-    _driver: Process,
-    _profile: tempfile::TempDir,
-}
-
-impl Browser {
-    async fn open(system: &System) -> Self {
-        let driver = program("GPUBNB_CHROMEDRIVER", "chromedriver", "run `deploy/setup.sh --tests`").unwrap();
-        let port = free_port().unwrap();
-        let mut command = Command::new(driver);
-        command.arg(format!("--port={port}"));
-        let driver = Process::start("chromedriver", &mut command, system.path()).unwrap();
-        let profile = tempfile::tempdir().unwrap();
-        let arguments = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-            "--hide-scrollbars",
-            &format!("--user-data-dir={}", profile.path().display()),
-        ];
-        let mut capabilities = Capabilities::new();
-        capabilities.insert("goog:chromeOptions".to_owned(), json!({ "args": arguments }));
-        capabilities.insert("goog:loggingPrefs".to_owned(), json!({ "browser": "ALL" }));
-        let url = format!("http://127.0.0.1:{port}");
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        let client = loop {
-            match ClientBuilder::new(HttpConnector::new()).capabilities(capabilities.clone()).connect(&url).await {
-                Ok(client) => break client,
-                Err(e) if tokio::time::Instant::now() > deadline => panic!("no browser: {e}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        };
-        let pictures =
-            std::env::var_os("GPUBNB_PICTURES").map_or_else(|| root().join("target/pictures"), PathBuf::from);
-        fs::create_dir_all(&pictures).unwrap();
-        Self { client, pictures, _driver: driver, _profile: profile }
-    }
-
-    /// Signs in, as a person does.
-    async fn sign_in(&self, system: &System, who: &Web) {
-        self.client.goto(&format!("{}/sign-in", system.url())).await.unwrap();
-        for (field, text) in [("email", &who.email), ("password", &who.password)] {
-            let input = self.client.find(Locator::Css(&format!("input[name={field}]"))).await.unwrap();
-            input.send_keys(text).await.unwrap();
-        }
-        self.click("main form button").await;
-        self.wait_for(".who form button").await;
-    }
-
-    async fn size(&self, width: u32, height: u32) {
-        self.client.set_window_size(width, height).await.unwrap();
-    }
-
-    async fn picture(&self, name: &str) {
-        let png = self.client.screenshot().await.unwrap();
-        assert!(png.len() > 5_000, "{name} is no empty page");
-        fs::write(self.pictures.join(format!("{name}.png")), png).unwrap();
-    }
-
-    async fn click(&self, css: &str) {
-        self.client.find(Locator::Css(css)).await.unwrap().click().await.unwrap();
-    }
-
-    /// Clicks what may be replaced at any moment: found and clicked in one step.
-    async fn click_live(&self, css: &str) {
-        let script = "document.querySelector(arguments[0]).click()";
-        self.client.execute(script, vec![json!(css)]).await.unwrap();
-    }
-
-    async fn wait_for(&self, css: &str) {
-        let wait = self.client.wait().at_most(Duration::from_secs(60));
-        if let Err(e) = wait.for_element(Locator::Css(css)).await {
-            let page = self.client.source().await.unwrap_or_default();
-            panic!("{css} did not appear: {e}\n{page}");
-        }
-    }
-
-    /// The text of an element, found and read in one step: live parts may be replaced at any moment.
-    async fn text(&self, css: &str) -> String {
-        let script = "return document.querySelector(arguments[0]).innerText";
-        let text = self.client.execute(script, vec![json!(css)]).await.unwrap();
-        text.as_str().unwrap().to_owned()
-    }
-
-    /// No page is wider than the window.
-    async fn fits(&self, page: &str) {
-        let script = "return [document.documentElement.scrollWidth, window.innerWidth]";
-        let widths: Value = self.client.execute(script, vec![]).await.unwrap();
-        assert!(widths[0].as_i64() <= widths[1].as_i64(), "{page} is wider than its window: {widths}");
-    }
-}
-
-/// `ChromeDriver`'s own command for what the browser wrote to its console.
-#[derive(Debug)]
-struct ConsoleLog;
-
-impl WebDriverCompatibleCommand for ConsoleLog {
-    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
-        base.join(&format!("session/{}/se/log", session.unwrap_or_default()))
-    }
-
-    fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
-        (http::Method::POST, Some(json!({ "type": "browser" }).to_string()))
-    }
-}
-
-/// Errors in the console since the last look, violations of the content security policy among them.
-async fn console(client: &Client) -> Vec<Value> {
-    let entries = client.issue_cmd(ConsoleLog).await.unwrap();
-    let entries = entries.as_array().expect("a list of entries").clone();
-    entries.into_iter().filter(|entry| entry["level"] == "SEVERE").collect()
-}
 
 #[tokio::test]
 async fn a_person_runs_a_job_from_the_market_page_and_sees_it_settled() {
@@ -171,7 +46,7 @@ async fn a_person_runs_a_job_from_the_market_page_and_sees_it_settled() {
     browser.size(1280, 1500).await;
     browser.picture("files").await;
     browser.click("label[for=tab-events]").await;
-    assert!(browser.text("#events").await.contains("JobSubmitted"));
+    assert!(browser.text("#trail").await.contains("JobSubmitted"));
     let job = browser.client.current_url().await.unwrap();
 
     for (width, height, suffix) in [(1280, 900, ""), (360, 740, "-phone")] {

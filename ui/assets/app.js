@@ -1,4 +1,4 @@
-// The little that pages need beyond htmx: ticking times and costs, the log's tools, the state of the connection.
+// The little that every page needs: ticking times and costs, files for a job, questions before what cannot be undone.
 "use strict";
 
 const ago = (ms) => {
@@ -40,41 +40,6 @@ const tick = () => {
   }
 };
 setInterval(tick, 500);
-
-const log = document.getElementById("log");
-if (log) {
-  const find = document.getElementById("log-find");
-  const follow = document.getElementById("log-follow");
-  const matches = (line) => !find.value || line.textContent.toLowerCase().includes(find.value.toLowerCase());
-  const filter = (lines) => lines.forEach((line) => line.classList.toggle("miss", !matches(line)));
-  find.addEventListener("input", () => filter(log.querySelectorAll(".line")));
-  for (const [id, name] of [["log-wrap", "wrap"], ["log-times", "times"]]) {
-    const box = document.getElementById(id);
-    const apply = () => log.classList.toggle(name, box.checked);
-    box.addEventListener("change", apply);
-    apply();
-  }
-  const seen = new Set();
-  new MutationObserver((changes) => {
-    const added = changes.flatMap((c) => [...c.addedNodes]).filter((n) => n.classList);
-    // A stream that had to begin anew says again what was said: each line is kept once.
-    for (const line of added) {
-      if (seen.has(line.id)) line.remove();
-      seen.add(line.id);
-    }
-    filter(added);
-    if (follow.checked) log.scrollTop = log.scrollHeight;
-  }).observe(log, { childList: true });
-}
-
-// A row that is replaced under a finger that is down would lose the click: it keeps still until the finger is up.
-let pressed = false;
-for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) {
-  document.addEventListener(name, () => { setTimeout(() => { pressed = down; }, down ? 0 : 100); }, true);
-}
-document.body.addEventListener("htmx:sseBeforeMessage", (event) => {
-  if (pressed && event.target.closest("[data-rows]")) event.preventDefault();
-});
 
 // Files for a job go to the market as they are chosen; the form names them.
 const drop = document.getElementById("drop");
@@ -139,11 +104,15 @@ if (drop) {
   given.addEventListener("click", (event) => { if (event.target.matches("[data-drop-file]")) event.target.closest("li").remove(); });
 }
 
-const offline = document.getElementById("offline");
-document.body.addEventListener("htmx:sseError", () => { offline.hidden = false; });
-document.body.addEventListener("htmx:sseOpen", () => {
-  offline.hidden = true;
-});
+// The slider of time: it says where it stands, and goes there when it is let go.
+const slider = document.getElementById("slider");
+if (slider) {
+  const [seq, at] = [document.getElementById("seq"), document.getElementById("at")];
+  slider.addEventListener("input", () => { seq.value = slider.value; at.textContent = slider.value; });
+  slider.addEventListener("change", () => { slider.form.elements.time.value = ""; slider.form.requestSubmit(); });
+}
+const again = document.querySelector("[data-again]");
+if (again) setTimeout(() => location.reload(), Number(again.dataset.again));
 
 document.body.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;

@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     access::{Paces, People, Sessions, Streams},
-    live::Changes,
+    live::{Board, Changes},
     transfer::Room,
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct App {
     /// Room for files that are being put.
     pub(crate) room: Room,
     pub(crate) changes: Changes,
+    /// The machines of the market.
+    pub(crate) board: Board,
     pub(crate) transfer: TransferKey,
     pub(crate) clock: Arc<dyn Clock>,
 }

@@ -18,16 +18,13 @@ struct Asset {
 const ASSETS: &[Asset] = &[
     Asset { name: "style.css", kind: "text/css; charset=utf-8", content: include_bytes!("../assets/style.css") },
     Asset { name: "app.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("../assets/app.js") },
+    Asset { name: "live.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("../assets/live.js") },
+    Asset { name: "job.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("../assets/job.js") },
     Asset { name: "icon.svg", kind: "image/svg+xml", content: include_bytes!("../assets/icon.svg") },
     Asset {
         name: "htmx.js",
         kind: "text/javascript; charset=utf-8",
         content: include_bytes!(concat!(env!("OUT_DIR"), "/htmx.js")),
-    },
-    Asset {
-        name: "sse.js",
-        kind: "text/javascript; charset=utf-8",
-        content: include_bytes!(concat!(env!("OUT_DIR"), "/sse.js")),
     },
 ];
 

@@ -9,10 +9,10 @@ use gpubnb_events::{MicroUsd, Millis, Timestamp, spec::Mebibytes};
 use gpubnb_projector::view::{JobRow, MachineRow, MachineState};
 
 /// `1.4 MB`.
-pub(crate) fn bytes(bytes: &u64) -> String {
+pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
-    let mut whole = *bytes;
+    let mut whole = *bytes.borrow();
     let mut rest = 0;
     while whole >= 1024 && unit + 1 < UNITS.len() {
         rest = whole % 1024;
@@ -64,6 +64,11 @@ fn ago(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// How far two clocks are apart.
+pub(crate) fn apart(earlier: &Timestamp, later: &Timestamp) -> String {
+    duration(later.since(*earlier))
+}
+
 /// An amount with its sign: `+$1.00`, `-$1.00`.
 pub(crate) fn signed(amount: &MicroUsd) -> String {
     if amount.0 > 0 { format!("+{amount}") } else { amount.to_string() }
@@ -77,6 +82,50 @@ pub(crate) fn gpus(row: &MachineRow) -> String {
         Some(first) if gpus.len() == 1 => first.model.clone(),
         Some(first) => format!("{} × {}", gpus.len(), first.model),
     }
+}
+
+/// What a machine was measured to do.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Score {
+    /// In words: `67.2 TFLOPS`.
+    pub(crate) words: String,
+    /// For each dollar an hour.
+    pub(crate) per_dollar: f64,
+    /// The same in words.
+    pub(crate) per_dollar_words: String,
+}
+
+/// The rate at which a machine multiplies matrices, by its own self-test: of its GPUs, or of its cores without one.
+// Shown, not reckoned with.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn score(row: &MachineRow) -> Option<Score> {
+    let of = |wanted: &dyn Fn(&str) -> bool| -> Option<f64> {
+        let rates = row.checks.iter().filter(|c| wanted(&c.id)).filter_map(|c| c.actual.parse::<f64>().ok());
+        Some(rates.sum()).filter(|sum| *sum > 0.0)
+    };
+    let gpus = of(&|id| id.starts_with("gpu.") && id.ends_with(".matmul"));
+    let cores = || Some(of(&|id| id == "cpu.matmul")? * f64::from(row.offer.hardware.cpu_cores) / 1e6);
+    let teraflops = gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
+    let words = |teraflops: f64| match teraflops {
+        t if t >= 100.0 => format!("{t:.0} TFLOPS"),
+        t if t >= 1.0 => format!("{t:.1} TFLOPS"),
+        t => format!("{:.1} GFLOPS", t * 1e3),
+    };
+    let price = row.offer.price.0.0 as f64 / 1e6;
+    let per_dollar = if price > 0.0 { teraflops / price } else { f64::INFINITY };
+    let per_dollar_words = if price > 0.0 { format!("{} per $/h", words(per_dollar)) } else { "free".to_owned() };
+    Some(Score { words: words(teraflops), per_dollar, per_dollar_words })
+}
+
+/// Whether it has passed every check of its self-test.
+pub(crate) fn verified(row: &MachineRow) -> bool {
+    !row.checks.is_empty() && row.checks.iter().all(|check| check.passed)
+}
+
+/// What its self-test measured of the way from the market, such as `240 Mbit/s`.
+pub(crate) fn down(row: &MachineRow) -> Option<String> {
+    let check = row.checks.iter().find(|check| check.id == "network.down")?;
+    Some(format!("{} Mbit/s", check.actual))
 }
 
 /// The colour class of a machine's state.

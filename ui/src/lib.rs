@@ -4,9 +4,11 @@
 //! rule of the market (that is `services`), or the inside of a read model.
 
 mod access;
+mod ansi;
 mod api;
 mod app;
 mod assets;
+mod chart;
 mod conditional;
 pub mod config;
 mod crowd;

@@ -20,7 +20,7 @@ use crate::{
     access::{Pace, Paces, People, Sessions, Streams},
     app::{App, Broker},
     config::RunArgs,
-    live::Changes,
+    live::{Board, Changes},
     serve::serve,
     transfer::Room,
 };
@@ -40,9 +40,10 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         print_link(&people, &format!("http://{}", args.listen)).await?;
     }
     let authority = nats.nats_ca.as_ref().map(fs::read_to_string).transpose().context("reading --nats-ca")?;
-    let changes = Changes::new();
+    let (changes, board, queries) = (Changes::new(), Board::new(), QueryClient::new(caller.clone()));
     let tasks = TaskTracker::new();
-    tasks.spawn(changes.clone().listen(client, shutdown.clone()));
+    tasks.spawn(changes.clone().listen(client, board.clone(), shutdown.clone()));
+    tasks.spawn(board.clone().keep(queries.clone(), shutdown.clone()));
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
     tasks.spawn(people.clone().listen(shutdown.clone()));
@@ -59,12 +60,13 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         room: Room::default(),
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
-        queries: QueryClient::new(caller.clone()),
+        queries,
         caller,
         artifacts: js.get_object_store(ARTIFACTS).await.with_context(|| format!("ARTIFACTS {MISSING}"))?,
         inputs: js.get_object_store(INPUTS).await.with_context(|| format!("INPUTS {MISSING}"))?,
         js,
         changes,
+        board,
         transfer: TransferKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
         clock: Arc::new(SystemClock),
     };

@@ -16,7 +16,11 @@ use axum_server::{
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
 use tokio_util::sync::CancellationToken;
-use tower_http::{set_header::SetResponseHeaderLayer, timeout::RequestBodyTimeoutLayer};
+use tower_http::{
+    compression::{CompressionLayer, Predicate, predicate::SizeAbove},
+    set_header::SetResponseHeaderLayer,
+    timeout::RequestBodyTimeoutLayer,
+};
 use tracing::info;
 
 use crate::{
@@ -100,6 +104,7 @@ fn router(app: App, tls: bool) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(middleware::from_fn(conditional::versions))
+        .layer(CompressionLayer::new().compress_when(Squeezed))
         .layer(middleware::from_fn(in_time))
         .layer(Extension(app.clone()))
         .layer(middleware::from_fn(same_origin))
@@ -113,6 +118,22 @@ fn router(app: App, tls: bool) -> Router {
         .layer(tower::util::option_layer(hsts))
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .with_state(app)
+}
+
+/// What is sent smaller: pages, scripts, styles and JSON. Not files of jobs, whose length and ranges are theirs; not
+/// streams of events, which must not wait for more.
+#[derive(Clone, Copy)]
+struct Squeezed;
+
+impl Predicate for Squeezed {
+    fn should_compress<B: axum::body::HttpBody>(&self, response: &axum::http::Response<B>) -> bool {
+        let header = |name: HeaderName| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let kind = header(header::CONTENT_TYPE);
+        let kinds = ["text/html", "text/css", "text/javascript", "application/json", "image/svg+xml"];
+        SizeAbove::default().should_compress(response)
+            && kinds.iter().any(|k| kind.starts_with(k))
+            && header(header::CONTENT_DISPOSITION).is_empty()
+    }
 }
 
 fn problem(path: &str, problem: Problem) -> Response {

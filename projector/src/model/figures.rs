@@ -9,7 +9,7 @@ use crate::{
     view::Figures,
 };
 
-/// `f` → figures; `m<machine>` → what it counts for.
+/// `f` → figures; `c<machine>` → what it counts for.
 pub struct MarketFigures;
 
 /// Key of the figures.
@@ -27,7 +27,7 @@ impl Projection for MarketFigures {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut Rows<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -83,7 +83,7 @@ fn ended(f: &mut Figures, had_a_machine: bool) {
 
 fn count(rows: &mut Rows<'_>, machine: MachineId, now: Counted) -> Result<(), StoreError> {
     let mut before = Counted::default();
-    rows.upsert::<Counted>(&machine_key(b'm', machine), |counted| before = std::mem::replace(counted, now))?;
+    rows.upsert::<Counted>(&machine_key(b'c', machine), |counted| before = std::mem::replace(counted, now))?;
     rows.upsert::<Figures>(FIGURES, |f| {
         f.machines = (f.machines + now.machines).saturating_sub(before.machines);
         f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);

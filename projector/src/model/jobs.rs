@@ -11,7 +11,7 @@ use crate::{
     view::{AttemptRow, JobRow, JobState},
 };
 
-/// `j<job>` → row; `a<account><job>` and `m<machine><job>` → nothing, for lists.
+/// `j<job>` → row; `a<account><job>`, `m<machine><job>` and, until it is settled, `u<job>` → nothing, for lists.
 pub struct Jobs;
 
 const ROW: u8 = b'j';
@@ -30,6 +30,9 @@ pub fn of_account(account: AccountId) -> Vec<u8> {
 pub fn of_machine(machine: MachineId) -> Vec<u8> {
     key(b'm', &[machine.as_bytes()])
 }
+
+/// Prefix of the jobs that are not settled.
+pub const UNSETTLED: &[u8] = b"u";
 
 fn submitted(e: &JobSubmitted, at: Timestamp) -> JobRow {
     JobRow {
@@ -146,7 +149,7 @@ impl Projection for Jobs {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -159,11 +162,15 @@ impl Projection for Jobs {
                 row.seq = recorded.seq;
                 rows.put(&key_of_row, row);
                 rows.put_key(key(b'a', &[e.account.as_bytes(), job.as_bytes()]));
+                rows.put_key(job_key(b'u', job));
             }
             return Ok(());
         }
         if let Event::JobAssigned(e) = event {
             rows.put_key(key(b'm', &[e.machine.as_bytes(), job.as_bytes()]));
+        }
+        if matches!(event, Event::Settled(_)) {
+            rows.remove(&job_key(b'u', job));
         }
         rows.update::<JobRow>(&key_of_row, |row| row.take_in(recorded, event))
     }

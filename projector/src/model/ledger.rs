@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Event, JobId, Lease, MicroUsd, Recorded, Seq,
+    AccountId, Event, JobId, Lease, MicroUsd, Millis, Recorded, Seq,
+    event::Settled,
     ledger::{LedgerAccount, Posting, postings},
     spec::Terms,
 };
@@ -12,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::{Projection, account_key, job_key, key};
 use crate::{
     store::{Rows, StoreError},
-    view::{Balance, Receipt, StatementLine},
+    view::{Balance, Day, Receipt, StatementLine},
 };
 
 /// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt;
-/// `t<job>` → price terms of the present lease; `p` → platform totals.
+/// `t<job>` → price terms of the present lease; `d<account><day>` → what was settled on a day; `p` → platform totals.
 pub struct Ledger;
 
 /// The totals that belong to no account.
@@ -49,6 +50,11 @@ pub fn statement_key(account: AccountId, seq: Seq) -> Vec<u8> {
     key(b's', &[account.as_bytes(), &seq.0.to_be_bytes()])
 }
 
+/// Prefix of an account's days.
+pub fn days(account: AccountId) -> Vec<u8> {
+    account_key(b'd', account)
+}
+
 /// Key of a receipt.
 pub fn receipt_key(job: JobId) -> Vec<u8> {
     job_key(b'r', job)
@@ -63,7 +69,7 @@ impl Projection for Ledger {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -79,11 +85,32 @@ impl Projection for Ledger {
                 let terms = locked.filter(|l| Some(l.lease) == e.lease).map(|l| l.terms);
                 let receipt = Receipt { seq: recorded.seq, at: recorded.at, terms, settled: e.clone() };
                 rows.put(&receipt_key(e.job), receipt);
+                settle(rows, recorded, e)?;
             }
             _ => {}
         }
         post(rows, recorded, event, &postings(event))
     }
+}
+
+/// What was spent and earned on a day.
+fn settle(rows: &mut Rows<'_>, recorded: &Recorded, e: &Settled) -> Result<(), StoreError> {
+    let day = Day::of(recorded.at);
+    let metered = e.metering.as_ref().map_or(0, |m| m.billed.0);
+    let mut add = |account, spent, earned| {
+        rows.upsert::<Day>(&[days(account), day.to_be_bytes().to_vec()].concat(), |sum| {
+            sum.day = day;
+            sum.spent += spent;
+            sum.earned += earned;
+            sum.metered = Millis(sum.metered.0.saturating_add(metered));
+            sum.jobs += 1;
+        })
+    };
+    if e.provider == Some(e.consumer) {
+        return add(e.consumer, e.cost, e.earned);
+    }
+    add(e.consumer, e.cost, MicroUsd::ZERO)?;
+    e.provider.map_or(Ok(()), |provider| add(provider, MicroUsd::ZERO, e.earned))
 }
 
 /// Changes of one account by one event.

@@ -1,18 +1,19 @@
 //! Machines as people see them: offer, presence, what they run, and the record their reliability is made of.
 
 use gpubnb_events::{
-    Event, JobId, MachineId, Millis, Recorded,
-    event::{Fault, MachineListed, Reason},
+    AccountId, Event, HourlyRate, JobId, MachineId, MicroUsd, Millis, Recorded,
+    event::{Fault, MachineListed, Reason, Settled},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Projection, job_key, machine_key};
+use super::{Projection, account_key, job_key, key, machine_key};
 use crate::{
-    store::{Rows, StoreError},
-    view::{MachineRow, MachineState, Trouble},
+    store::{self, Rows, StoreError},
+    view::{Day, MachineRow, MachineState, Trouble},
 };
 
-/// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last.
+/// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last; `o<owner><machine>` and, for
+/// machines that take jobs, `p<price><machine>` → nothing; `d<machine><day>` → what it earned on a day.
 pub struct Machines;
 
 /// First letter of a machine's row.
@@ -21,6 +22,53 @@ pub const ROW: u8 = b'm';
 /// Key of a machine's row.
 pub fn row_key(machine: MachineId) -> Vec<u8> {
     machine_key(ROW, machine)
+}
+
+/// The rows after a machine, by id.
+pub fn after(tree: &sled::Tree, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
+    let from = machine.map_or_else(|| vec![ROW], |machine| [row_key(machine), vec![0]].concat());
+    tree.range(from..vec![ROW + 1]).map(|entry| {
+        let (key, bytes) = entry?;
+        store::decode(&key, &bytes)
+    })
+}
+
+/// The machines of an owner after one, by id.
+pub fn of_owner(
+    tree: &sled::Tree,
+    owner: AccountId,
+    machine: Option<MachineId>,
+) -> impl Iterator<Item = Result<MachineId, StoreError>> {
+    let prefix = account_key(b'o', owner);
+    let from = machine.map_or_else(|| prefix.clone(), |machine| [&prefix[..], machine.as_bytes(), &[0]].concat());
+    let ids = tree.range(from..).keys().map(|key| Ok(key?));
+    let ids = ids
+        .take_while(move |key: &Result<sled::IVec, StoreError>| key.as_ref().map_or(true, |k| k.starts_with(&prefix)));
+    ids.map(|key| {
+        let key = key?;
+        let id = key.get(17..).and_then(|id| id.try_into().ok()).and_then(|id| MachineId::from_bytes(id).ok());
+        id.ok_or_else(|| StoreError::corrupt(&key, "no machine's id in it"))
+    })
+}
+
+/// The lowest price of a machine that takes jobs.
+pub fn cheapest(tree: &sled::Tree) -> Result<Option<HourlyRate>, StoreError> {
+    let Some(key) = tree.scan_prefix([PRICE]).keys().next().transpose()? else { return Ok(None) };
+    let price = key.get(1..9).and_then(|price| price.try_into().ok()).map(i64::from_be_bytes);
+    Ok(price.map(|micros| HourlyRate(MicroUsd(micros))))
+}
+
+/// Prefix of a machine's days.
+pub fn days(machine: MachineId) -> Vec<u8> {
+    machine_key(b'd', machine)
+}
+
+const PRICE: u8 = b'p';
+
+/// Its place among the prices, while it takes jobs. Prices are not negative: their bytes sort as they do.
+fn price_key(row: &MachineRow) -> Option<Vec<u8>> {
+    let price = row.offer.price.0.0.to_be_bytes();
+    (row.state() == MachineState::Online).then(|| key(PRICE, &[&price, row.machine.as_bytes()]))
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -34,7 +82,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -49,8 +97,9 @@ impl Projection for Machines {
         if let Some(job) = event.job() {
             let holder = job_key(b'j', job);
             let Some(Holder { machine }) = rows.get(&holder)? else { return Ok(()) };
-            if matches!(event, Event::Settled(_)) {
+            if let Event::Settled(e) = event {
                 rows.remove(&holder);
+                earn(rows, recorded, machine, e)?;
             }
             if let Some(take_in) = of_job(job, recorded, event) {
                 return change(rows, recorded, machine, take_in);
@@ -118,21 +167,49 @@ fn reason_name(reason: Reason) -> String {
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
+/// What it earned on a day.
+fn earn(rows: &mut Rows<'_>, recorded: &Recorded, machine: MachineId, e: &Settled) -> Result<(), StoreError> {
+    let day = Day::of(recorded.at);
+    rows.upsert::<Day>(&[days(machine), day.to_be_bytes().to_vec()].concat(), |sum| {
+        sum.day = day;
+        sum.earned += e.earned;
+        sum.metered = Millis(sum.metered.0.saturating_add(e.metering.as_ref().map_or(0, |m| m.billed.0)));
+        sum.jobs += 1;
+    })
+}
+
 fn change(
     rows: &mut Rows<'_>,
     recorded: &Recorded,
     machine: MachineId,
     take_in: impl FnOnce(&mut MachineRow),
 ) -> Result<(), StoreError> {
+    let mut prices = (None, None);
     rows.update::<MachineRow>(&row_key(machine), |row| {
+        let before = price_key(row);
         row.seq = recorded.seq;
         take_in(row);
-    })
+        prices = (before, price_key(row));
+    })?;
+    move_price(rows, prices);
+    Ok(())
+}
+
+fn move_price(rows: &mut Rows<'_>, (before, after): (Option<Vec<u8>>, Option<Vec<u8>>)) {
+    if before == after {
+        return;
+    }
+    if let Some(before) = before {
+        rows.remove(&before);
+    }
+    if let Some(after) = after {
+        rows.put_key(after);
+    }
 }
 
 fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(), StoreError> {
-    let key = row_key(e.machine);
-    let known: Option<MachineRow> = rows.get(&key)?;
+    let known: Option<MachineRow> = rows.get(&row_key(e.machine))?;
+    let before = known.as_ref().and_then(price_key);
     let mut public_keys = known.as_ref().map(|known| known.public_keys.clone()).unwrap_or_default();
     if let Some(public_key) = &e.public_key
         && public_keys.last() != Some(public_key)
@@ -163,11 +240,13 @@ fn list(rows: &mut Rows<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(
             running: Vec::new(),
             successes: 0,
             faults: std::collections::BTreeMap::new(),
-            earned: gpubnb_events::MicroUsd::ZERO,
+            earned: MicroUsd::ZERO,
             metered: Millis(0),
             seq: recorded.seq,
         },
     };
-    rows.put(&key, row);
+    rows.put_key(key(b'o', &[row.owner.as_bytes(), row.machine.as_bytes()]));
+    move_price(rows, (before, price_key(&row)));
+    rows.put(&row_key(e.machine), row);
     Ok(())
 }

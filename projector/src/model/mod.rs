@@ -3,6 +3,7 @@
 //! Architecture invariant: `apply` is a function of the rows and the event: no clock, no randomness, no I/O
 //! but its own rows.
 
+pub mod balances;
 pub mod figures;
 pub mod jobs;
 pub mod ledger;

@@ -53,6 +53,8 @@ pub(crate) fn users() -> [User; 6] {
                 inboxes(&[subject::ANY_INBOX]),
                 vec![subject::NOTICES.to_owned()],
                 [MARKET, TELEMETRY].into_iter().flat_map(reads).collect(),
+                // How large they are, for the console; not what is in them.
+                api(&[&format!("STREAM.INFO.{DISPATCH}"), &format!("STREAM.INFO.{OUTPUT}")]),
             ]
             .concat(),
             &[subject::QUERIES, subject::DISCOVERY, &projector],

@@ -56,7 +56,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
         let began = Instant::now();
         let models = fold::catch_up(&log, &db, last).await?;
         ours.push(per_second(last, began));
-        anyhow::ensure!(models.stopped().next().is_none(), "a model stopped");
+        anyhow::ensure!(models.states().all(|(_, _, stopped)| stopped.is_none()), "a model stopped");
         let began = Instant::now();
         drain_all(&stream, last).await?;
         drain.push(per_second(last, began));

@@ -36,6 +36,14 @@ impl Viewer {
         self.account.map_or_else(|| Actor::Account(AccountId::generate()), Actor::Account)
     }
 
+    /// In whose name what is another's is read: operators see everything, as what they are.
+    pub(crate) fn reader(self) -> Actor {
+        match self.account {
+            Some(account) if self.operator => Actor::Operator(Some(account)),
+            _ => self.actor(),
+        }
+    }
+
     /// What the forms of this session carry; empty where there is none.
     pub(crate) fn csrf(self) -> String {
         self.csrf.map(gpubnb_events::hex).unwrap_or_default()
@@ -45,6 +53,11 @@ impl Viewer {
 impl SignedIn {
     pub(crate) fn actor(self) -> Actor {
         Actor::Account(self.account)
+    }
+
+    /// In whose name what is another's is read: operators see every job, as what they are.
+    pub(crate) fn reader(self) -> Actor {
+        self.viewer.reader()
     }
 
     /// As one who runs the platform. The gate has seen to it that they do, where only they come in.

@@ -203,7 +203,7 @@ impl Part {
     }
 
     pub(crate) fn of(&self, of: TrailOf) -> TrailQuery {
-        TrailQuery { of, skip: self.cursor, limit: self.limit.unwrap_or(200) }
+        TrailQuery { of, skip: self.cursor, limit: self.limit.unwrap_or(200), from_end: false }
     }
 }
 

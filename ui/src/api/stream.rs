@@ -51,7 +51,7 @@ pub(crate) async fn events(
     let mut skip = 0;
     let events = async_stream::stream! {
         loop {
-            let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE };
+            let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE, from_end: false };
             // What cannot be read now is read at the next change.
             let rows = app.queries.trail(signed_in.actor(), query, seq).await.map(|page| page.rows).unwrap_or_default();
             let full = rows.len() == PAGE as usize;
@@ -71,7 +71,8 @@ pub(crate) async fn events(
                 return;
             }
             if !full {
-                seq = next_change(&mut changes, |a| a == Aggregate::Job(job)).await.unwrap_or(seq);
+                let change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job)).await;
+                seq = change.map_or(seq, |change| change.seq);
             }
         }
     };

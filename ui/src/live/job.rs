@@ -1,6 +1,6 @@
 //! The live page of one job: its summary, trail, receipt and files as they change, its log as it is written.
 
-use std::{collections::HashMap, convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use async_nats::jetstream::Message;
 use axum::{
@@ -10,7 +10,8 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
-use gpubnb_projector::view::JobRow;
+use gpubnb_projector::view::{JobNews, JobRow};
+use serde::Deserialize;
 use tokio::{
     sync::{broadcast, watch},
     time::{sleep, timeout},
@@ -18,15 +19,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Change, next_change,
+    Change, log, next_change,
     output::{self, Heard, Reader, Said},
+    parts::{Part, Shown},
     pending_changes,
 };
 use crate::{
     access::SignedIn,
     app::App,
     error::PageError,
-    extract::{AtLeast, Path, Query},
+    extract::{Path, Query},
     page::job as page,
 };
 
@@ -37,22 +39,37 @@ pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(at_least): Query<AtLeast>,
+    Query(opened): Query<Opened>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
     let (of_state, of_trail) = (app.changes.subscribe(), app.changes.subscribe());
-    let row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
-    let heard_before = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
-    let from = heard_before.map_or(1, |seq| seq + 1);
+    let row = app.queries.job(signed_in.reader(), job, Seq(opened.seq)).await?;
+    let again = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
+    let from = match again.or(opened.from) {
+        Some(heard) => heard + 1,
+        None => log::tail(&app, &row).await,
+    };
+    // What it says is for nobody else.
+    let own = row.account == signed_in.account;
     // When the output cannot be followed any more, the browser opens the whole stream again.
     let ended = CancellationToken::new();
     let (known, newest) = watch::channel(row.clone());
     let events = futures_util::stream::select_all([
         state(app.clone(), signed_in, known, of_state).boxed(),
         trail(app.clone(), signed_in, job, row.seq, of_trail).boxed(),
-        said(app, newest, from, ended.clone()).boxed(),
+        if own { said(app, newest, from, ended.clone()).boxed() } else { futures_util::stream::pending().boxed() },
     ]);
     Ok(Sse::new(events.map(Ok).take_until(ended.cancelled_owned())).keep_alive(KeepAlive::default()))
+}
+
+/// How a page is opened.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Opened {
+    /// What its reader has brought about.
+    #[serde(default)]
+    seq: u64,
+    /// The last of the output that it heard, if it was open before.
+    from: Option<u64>,
 }
 
 /// Pause between two looks: states that follow each other within milliseconds are read and drawn once. The bill is
@@ -63,11 +80,15 @@ const AHEAD: Duration = Duration::from_secs(2);
 
 type Notices = broadcast::Receiver<Change>;
 
-/// The next sequence at which the job changed.
-async fn next_seq(notices: &mut Notices, job: JobId) -> Seq {
-    let matters = |a| a == Aggregate::Job(job);
-    let seq = next_change(notices, matters).await;
-    seq.max(pending_changes(notices, matters)).unwrap_or(Seq::ZERO)
+/// What became of a job, and at which sequence; its row comes along if the notice told.
+async fn next_news(notices: &mut Notices, job: JobId) -> (Seq, Vec<Arc<JobNews>>) {
+    let matters = |change: &Change| change.aggregate == Aggregate::Job(job);
+    let Some(first) = next_change(notices, matters).await else { return (Seq::ZERO, Vec::new()) };
+    let all: Vec<Change> = std::iter::once(first).chain(pending_changes(notices, matters)).collect();
+    let seq = all.iter().map(|change| change.seq).max().unwrap_or(Seq::ZERO);
+    let told: Vec<_> = all.iter().filter_map(|change| change.job.clone()).collect();
+    // One that did not tell leaves a gap: then all is asked for.
+    (seq, if told.len() == all.len() { told } else { Vec::new() })
 }
 
 /// What follows from the job's row: summary, files, receipt.
@@ -78,27 +99,29 @@ fn state(
     mut notices: Notices,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
-        let (mut shown, mut known) = (HashMap::new(), page::Known::default());
+        let (mut shown, mut known) = (Shown::default(), page::Known::default());
         loop {
             let row = newest.borrow().clone();
-            let html = page::summary(&app, signed_in, &row, &mut known).await;
-            if let Some(event) = changed(&mut shown, "summary", html) {
+            let summary = page::summary(&app, signed_in, &row, &mut known).await;
+            if let Some(event) = shown.changed(&Part::new("summary", summary)) {
                 yield event;
             }
-            if let Some(event) = changed(&mut shown, "artifacts", page::artifacts(&row)) {
-                yield event;
-            }
-            let html = page::receipt(&app, signed_in, &row).await;
-            if let Some(event) = changed(&mut shown, "receipt", html) {
-                yield event;
+            let receipt = page::receipt(&app, signed_in, &row).await;
+            for part in [Part::new("artifacts", page::artifacts(&row)), Part::new("receipt", receipt)] {
+                if let Some(event) = shown.changed(&part) {
+                    yield event;
+                }
             }
             if row.ended_at.is_none() {
                 sleep(FRAME).await;
             }
             let newer = loop {
-                let seq = next_seq(&mut notices, row.job).await;
+                let (seq, told) = next_news(&mut notices, row.job).await;
+                if let Some(news) = told.last() {
+                    break news.row.clone();
+                }
                 // What cannot be read now is read at the next change.
-                if let Ok(newer) = app.queries.job(signed_in.actor(), row.job, seq).await {
+                if let Ok(newer) = app.queries.job(signed_in.reader(), row.job, seq).await {
                     break newer;
                 }
             };
@@ -110,26 +133,19 @@ fn state(
 /// The job's trail.
 fn trail(app: App, signed_in: SignedIn, job: JobId, from: Seq, mut notices: Notices) -> impl Stream<Item = Event> {
     async_stream::stream! {
-        let (mut shown, mut trail, mut seq) = (HashMap::new(), Vec::new(), from);
+        let (mut shown, mut trail, mut seq) = (Shown::default(), Vec::new(), from);
+        let mut whole = false;
         loop {
-            let html = page::events(&app, signed_in, job, seq, &mut trail).await;
-            if let Some(event) = changed(&mut shown, "events", html) {
+            let html = page::events(&app, signed_in, job, (seq, whole), &mut trail).await;
+            if let Some(event) = shown.changed(&Part::new("trail", html)) {
                 yield event;
             }
             sleep(FRAME).await;
-            seq = next_seq(&mut notices, job).await;
+            let (newer, told) = next_news(&mut notices, job).await;
+            seq = newer;
+            whole = page::take_in(&mut trail, &told);
         }
     }
-}
-
-/// A part of the page as an event, if it differs from what was shown.
-fn changed(shown: &mut HashMap<&'static str, String>, name: &'static str, html: String) -> Option<Event> {
-    if shown.get(name) == Some(&html) {
-        return None;
-    }
-    let event = Event::default().event(name).data(&html);
-    shown.insert(name, html);
-    Some(event)
 }
 
 /// What the job says, from a sequence of OUTPUT on. Nothing is said before a machine has it.
@@ -173,16 +189,17 @@ fn events_of(row: &JobRow, heard: Heard) -> Vec<Event> {
         match said {
             Said::Line(lease, number, line) => lines.push((lease, number, line)),
             Said::Progress(progress) if row.attempt().is_some_and(|a| a.lease == progress.lease) => {
-                events.push(Event::default().event("progress").data(page::progress_bar(&progress)));
+                events
+                    .push(Event::default().event("part").data(format!("progress\n{}", page::progress_bar(&progress))));
             }
             Said::Metrics(metrics) => {
-                events.push(Event::default().event("metrics").data(page::metrics_line(&metrics)));
+                events.push(Event::default().event("metrics").data(page::metrics_json(&metrics)));
             }
             Said::Progress(_) => {}
         }
     }
     if !lines.is_empty() {
-        events.push(Event::default().event("log").data(page::log_lines(&lines)));
+        events.push(Event::default().event("log").data(log::lines_html(&lines)));
     }
     if let Some(last) = events.pop() {
         events.push(last.id(id));

@@ -1,14 +1,18 @@
 //! Live pages: change notices in, server-sent events out. One connection a page; what a slow page misses
 //! is made up by asking again, so nothing grows in memory.
 
-pub(crate) mod fragment;
+mod board;
 pub(crate) mod job;
+pub(crate) mod log;
 pub(crate) mod output;
+pub(crate) mod parts;
+
+use std::sync::Arc;
 
 use async_nats::Client;
 use futures_util::StreamExt;
 use gpubnb_events::{Aggregate, Seq, subject};
-use gpubnb_projector::view::Notice;
+use gpubnb_projector::view::{JobNews, News, Notice};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -16,11 +20,15 @@ use tracing::warn;
 /// Notices a slow page may fall behind before it is told to ask again.
 const BACKLOG: usize = 1_024;
 
+pub(crate) use self::board::Board;
+
 /// Something changed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) aggregate: Aggregate,
     pub(crate) seq: Seq,
+    /// What became of a job, if the notice told.
+    pub(crate) job: Option<Arc<JobNews>>,
 }
 
 /// The change notices of the projectors, for every open page.
@@ -37,7 +45,7 @@ impl Changes {
     }
 
     /// Passes notices on until shutdown.
-    pub(crate) async fn listen(self, client: Client, shutdown: CancellationToken) {
+    pub(crate) async fn listen(self, client: Client, board: Board, shutdown: CancellationToken) {
         let mut notices = match client.subscribe(subject::NOTICES).await {
             Ok(notices) => notices,
             Err(e) => return warn!(error = %e, "no live updates"),
@@ -50,30 +58,37 @@ impl Changes {
             let Some(message) = message else { return };
             let notice = serde_json::from_slice::<Notice>(&message.payload);
             if let (Some(aggregate), Ok(notice)) = (subject::aggregate_of_notice(&message.subject), notice) {
+                let job = match notice.news {
+                    News::Job(news) => Some(Arc::from(news)),
+                    News::Machine(view) => {
+                        board.put(*view);
+                        None
+                    }
+                    News::Ask => None,
+                };
                 // No open page is no failure.
-                drop(self.0.send(Change { aggregate, seq: notice.seq }));
+                drop(self.0.send(Change { aggregate, seq: notice.seq, job }));
             }
         }
     }
 }
 
-/// Changes that came while a page was busy, taken together: the newest sequence among those that matter.
+/// Changes that came while a page was busy: those that matter, in order.
 pub(crate) fn pending_changes(
     changes: &mut broadcast::Receiver<Change>,
-    matters: impl Fn(Aggregate) -> bool,
-) -> Option<Seq> {
-    let waiting = std::iter::from_fn(|| changes.try_recv().ok());
-    waiting.filter(|change| matters(change.aggregate)).map(|change| change.seq).max()
+    matters: impl Fn(&Change) -> bool,
+) -> Vec<Change> {
+    std::iter::from_fn(|| changes.try_recv().ok()).filter(|change| matters(change)).collect()
 }
 
 /// The next change that matters. `None` where the page fell behind: it should ask again.
 pub(crate) async fn next_change(
     changes: &mut broadcast::Receiver<Change>,
-    matters: impl Fn(Aggregate) -> bool,
-) -> Option<Seq> {
+    matters: impl Fn(&Change) -> bool,
+) -> Option<Change> {
     loop {
         match changes.recv().await {
-            Ok(change) if matters(change.aggregate) => return Some(change.seq),
+            Ok(change) if matters(&change) => return Some(change),
             Ok(_) => {}
             Err(broadcast::error::RecvError::Lagged(_)) => return None,
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,

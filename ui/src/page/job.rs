@@ -1,31 +1,35 @@
 //! One job: summary first, then log, files, receipt and events, all live.
 
-use std::fmt::Write as _;
+use std::sync::Arc;
 
 use askama::Template;
 use axum::{
     extract::State,
+    http::header,
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
     JobId, Lease, Seq, Timestamp,
     command::{CancelJob, Done},
-    output::{JobMetrics, LogLine, LogStream, Progress},
+    output::{JobMetrics, Progress},
     rpc::Failure,
     spec::PlacementExplanation,
 };
 use gpubnb_projector::{
     client::{TrailOf, TrailQuery},
-    view::{JobRow, JobState, MachineView, Receipt, TrailEvent},
+    view::{JobNews, JobRow, JobState, MachineView, Receipt, TrailEvent},
 };
 
+use serde::Deserialize;
+
 use super::{Chrome, fragment, html};
+use crate::ansi::escape;
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::{AtLeast, Path, Query},
-    live::output,
+    live::{log, output},
 };
 
 #[derive(Template)]
@@ -33,6 +37,10 @@ use crate::{
 struct JobPage {
     chrome: Chrome,
     job: JobRow,
+    /// Whether it is the viewer's. Its log and files are for nobody else, operators included.
+    own: bool,
+    /// Lines of the newest attempt so far.
+    lines: u64,
     fragments: Fragments,
 }
 
@@ -59,8 +67,26 @@ impl Events<'_> {
         matches!(event, "Failed" | "Requeued" | "Cancelled" | "Declined")
     }
 
+    /// The names in it, each once, for the filter.
+    fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.trail.iter().map(|e| e.event.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// When its sender says that it happened, if it says so.
+    fn occurred(&self, event: &TrailEvent) -> Option<Timestamp> {
+        event.body.get("occurred_at")?.as_str()?.parse().ok()
+    }
+
+    /// The attempt it belongs to: a line is drawn where the next begins.
+    fn begins_attempt(&self, event: &TrailEvent) -> Option<u64> {
+        (event.event == "JobAssigned").then(|| event.body.get("attempt").and_then(serde_json::Value::as_u64)).flatten()
+    }
+
     fn raw(&self, event: &TrailEvent) -> String {
-        serde_json::to_string_pretty(&event.body).unwrap_or_default()
+        super::json(&event.body)
     }
 }
 
@@ -83,6 +109,16 @@ impl Artifacts<'_> {
         matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "gif" | "webp")
     }
 
+    fn is_text(&self, path: &str, bytes: &u64) -> bool {
+        let ending = path.rsplit('.').next().unwrap_or_default().to_lowercase();
+        *bytes <= PREVIEW
+            && matches!(ending.as_str(), "txt" | "json" | "jsonl" | "csv" | "md" | "log" | "yaml" | "toml")
+    }
+
+    fn total(&self) -> u64 {
+        self.job.outputs.iter().map(|a| a.bytes).sum()
+    }
+
     fn link(&self, path: &str) -> String {
         let parts: Vec<_> = path.split('/').map(crate::transfer::escape).collect();
         format!("/jobs/{}/artifacts/{}", self.job.job, parts.join("/"))
@@ -101,12 +137,14 @@ struct Fragments {
 #[derive(Default)]
 pub(crate) struct Known {
     /// The machine of the newest attempt.
-    machine: Option<(Lease, MachineView)>,
+    machine: Option<(Lease, Arc<MachineView>)>,
     progress: Option<Progress>,
     /// The job has ended, and this was its last progress.
     last: bool,
 }
 
+/// Largest text that is shown on the page.
+const PREVIEW: u64 = 64 * 1024;
 /// Events asked for at once.
 const PAGE: u32 = 200;
 /// Most events on the page.
@@ -124,7 +162,7 @@ pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known:
         know_progress(app, job, &mut known.progress, &mut known.last),
         waiting(app, signed_in, job),
     );
-    let machine = known.machine.as_ref().map(|(_, machine)| machine);
+    let machine = known.machine.as_ref().map(|(_, machine)| machine.as_ref());
     let progress = known.progress.as_ref().map(progress_bar).unwrap_or_default();
     shown(fragment(&Summary {
         job,
@@ -138,7 +176,7 @@ pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known:
 
 /// The bill, or what will be on it.
 pub(crate) async fn receipt(app: &App, signed_in: SignedIn, job: &JobRow) -> String {
-    let receipt = if job.settled { app.queries.receipt(signed_in.actor(), job.job, job.seq).await } else { Ok(None) };
+    let receipt = if job.settled { app.queries.receipt(signed_in.reader(), job.job, job.seq).await } else { Ok(None) };
     let card = |receipt: Option<Receipt>| fragment(&ReceiptCard { job, receipt: receipt.as_ref() });
     shown(receipt.map_err(Problem::from).and_then(card))
 }
@@ -148,15 +186,25 @@ pub(crate) fn artifacts(job: &JobRow) -> String {
     shown(fragment(&Artifacts { job }))
 }
 
-/// The trail; `trail` is what was read of it before.
+/// Takes what notices told into a trail. Whether it is whole then; else it has to be read.
+pub(crate) fn take_in(trail: &mut Vec<TrailEvent>, told: &[Arc<JobNews>]) -> bool {
+    told.iter().all(|news| {
+        let has = trail.len();
+        let fits = news.before as usize <= has;
+        trail.extend(news.trail.iter().skip(has - (news.before as usize).min(has)).filter(|_| fits).cloned());
+        fits
+    }) && !told.is_empty()
+}
+
+/// The trail; `trail` is what is known of it, as far as `at_least`, and whether that is all.
 pub(crate) async fn events(
     app: &App,
     signed_in: SignedIn,
     job: JobId,
-    at_least: Seq,
+    (at_least, whole): (Seq, bool),
     trail: &mut Vec<TrailEvent>,
 ) -> String {
-    let read = read_on(app, signed_in, job, at_least, trail).await;
+    let read = if whole { Ok(()) } else { read_on(app, signed_in, job, at_least, trail).await };
     shown(read.map_err(Problem::from).and_then(|()| fragment(&Events { trail, now: app.now() })))
 }
 
@@ -170,8 +218,8 @@ async fn read_on(
 ) -> Result<(), Failure> {
     while trail.len() < MOST_EVENTS {
         let skip = u32::try_from(trail.len()).unwrap_or(u32::MAX);
-        let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE };
-        let read = app.queries.trail(signed_in.actor(), query, at_least).await?.rows;
+        let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE, from_end: false };
+        let read = app.queries.trail(signed_in.reader(), query, at_least).await?.rows;
         let last = read.len() < PAGE as usize;
         trail.extend(read);
         if last {
@@ -182,10 +230,13 @@ async fn read_on(
 }
 
 /// A page without its machine's name is better than none.
-async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Option<(Lease, MachineView)>) {
+async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Option<(Lease, Arc<MachineView>)>) {
     let Some(attempt) = job.attempts.last() else { return };
     if known.as_ref().is_none_or(|(lease, _)| *lease != attempt.lease) {
-        let machine = app.queries.machine(signed_in.actor(), attempt.machine, Seq::ZERO).await.ok();
+        let machine = match app.board.machine(attempt.machine) {
+            Some(machine) => Some(machine),
+            None => app.queries.machine(signed_in.reader(), attempt.machine, Seq::ZERO).await.ok().map(Arc::new),
+        };
         *known = machine.map(|machine| (attempt.lease, machine));
     }
 }
@@ -203,7 +254,7 @@ async fn waiting(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<Placeme
     }
     let body = CancelJob { job: job.job };
     // Why it waits is a courtesy: the page says that it waits in any case.
-    app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.actor(), &body).await.ok().flatten()
+    app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.reader(), &body).await.ok().flatten()
 }
 
 pub(crate) async fn page(
@@ -212,16 +263,96 @@ pub(crate) async fn page(
     Path(job): Path<JobId>,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Html<String>, PageError> {
-    let job = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
+    let job = app.queries.job(signed_in.reader(), job, at_least.seq()).await?;
     let (mut known, mut trail) = (Known::default(), Vec::new());
-    let (summary, receipt, events) = tokio::join!(
+    let (summary, receipt, events, lines) = tokio::join!(
         summary(&app, signed_in, &job, &mut known),
         receipt(&app, signed_in, &job),
-        events(&app, signed_in, job.job, job.seq, &mut trail),
+        events(&app, signed_in, job.job, (job.seq, false), &mut trail),
+        log::length(&app, &job),
     );
     let fragments = Fragments { summary, events, receipt, artifacts: artifacts(&job) };
     let chrome = Chrome::new(job.spec.name.clone(), "jobs", signed_in.viewer);
-    Ok(html(&JobPage { chrome, job, fragments })?)
+    let own = job.account == signed_in.account;
+    // A log that cannot be read now comes with the live page.
+    let lines = lines.unwrap_or(0);
+    Ok(html(&JobPage { chrome, own, job, lines, fragments })?)
+}
+
+/// Which part of a log.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Part {
+    lease: u64,
+    #[serde(default)]
+    from: u64,
+}
+
+/// `GET /jobs/{id}/log/part`: lines of an attempt, for the page.
+pub(crate) async fn log_part(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(part): Query<Part>,
+) -> Result<Html<String>, PageError> {
+    let job = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let lines = log::part(&app, &job, Lease(Seq(part.lease)), part.from).await?;
+    Ok(Html(log::lines_html(&lines)))
+}
+
+/// What to look for.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Search {
+    text: String,
+}
+
+/// `GET /jobs/{id}/log/search`: lines of the whole log, for the page.
+pub(crate) async fn log_search(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    Query(search): Query<Search>,
+) -> Result<Html<String>, PageError> {
+    let text = search.text.trim();
+    if text.is_empty() || text.len() > 200 {
+        return Err(Problem::invalid("text", "Look for up to 200 letters.").into());
+    }
+    let job = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let (lines, all) = log::search(&app, &job, text).await?;
+    let count = match (lines.len(), all) {
+        (0, _) => "No line has this in it.".to_owned(),
+        (1, _) => "One line.".to_owned(),
+        (n, true) => format!("{n} lines."),
+        (n, false) => format!("The first {n} lines; there are more. Download the log to see all."),
+    };
+    Ok(Html(format!("<p class=\"hint\">{count} A line's number leads to its place.</p>{}", log::lines_html(&lines))))
+}
+
+/// `GET /jobs/{id}/metrics.json`: what the job has measured, for the charts.
+pub(crate) async fn metrics(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Response, PageError> {
+    let job = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let points: Vec<String> = log::metrics(&app, &job).await?.iter().map(metrics_json).collect();
+    let body = format!("[{}]", points.join(","));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// `GET /jobs/{id}/trail.jsonl`: every event of the job, in order, one JSON object a line.
+pub(crate) async fn trail_lines(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+) -> Result<Response, PageError> {
+    let mut trail = Vec::new();
+    read_on(&app, signed_in, job, Seq::ZERO, &mut trail).await?;
+    let lines: Vec<_> = trail.iter().filter_map(|e| serde_json::to_string(e).ok()).collect();
+    let headers = [
+        (header::CONTENT_TYPE, "application/jsonl".to_owned()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{job}.jsonl\"")),
+    ];
+    Ok((headers, lines.join("\n") + "\n").into_response())
 }
 
 pub(crate) async fn cancel(
@@ -229,12 +360,8 @@ pub(crate) async fn cancel(
     signed_in: SignedIn,
     Path(job): Path<JobId>,
 ) -> Result<Response, PageError> {
-    let done: Done = app.command("job", "cancel", signed_in.actor(), &CancelJob { job }).await?;
+    let done: Done = app.command("job", "cancel", signed_in.reader(), &CancelJob { job }).await?;
     Ok(Redirect::to(&format!("/jobs/{job}?seq={}", done.seq)).into_response())
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// A progress bar with what the job says.
@@ -247,51 +374,8 @@ pub(crate) fn progress_bar(progress: &Progress) -> String {
     )
 }
 
-/// The newest measurements.
-pub(crate) fn metrics_line(metrics: &JobMetrics) -> String {
-    metrics.values.iter().fold(String::new(), |mut html, (name, value)| {
-        // Writing to a String cannot fail.
-        let _ = write!(html, "<span class=\"metric\"><b>{}</b> {}</span> ", escape(name), short(*value));
-        html
-    })
-}
-
-/// A number with as many decimals as it needs, four at most.
-fn short(value: f64) -> String {
-    let text = format!("{value:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// Lines of the log as HTML. A job's text is hostile: escaped, its control characters made visible.
-pub(crate) fn log_lines(lines: &[(Lease, u64, LogLine)]) -> String {
-    lines.iter().fold(String::new(), |mut html, (lease, number, line)| {
-        let text: String =
-            line.text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-        let class = if line.stream == LogStream::Stderr { "line err" } else { "line" };
-        let at = line.at.to_string();
-        let clock = at.get(11..23).unwrap_or_default();
-        let _ = write!(
-            html,
-            "<div class=\"{class}\" id=\"L{lease}-{number}\"><span class=\"at\">{clock}</span><code>{}</code></div>",
-            escape(&text)
-        );
-        html
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_cannot_write_html_into_its_log() {
-        let line = LogLine {
-            stream: LogStream::Stdout,
-            at: Timestamp::EPOCH,
-            text: "<script>alert(1)</script>\u{1b}[31m & \"".to_owned(),
-        };
-        let html = log_lines(&[(Lease(Seq(1)), 0, line)]);
-        assert!(!html.contains("<script>") && !html.contains('\u{1b}'), "{html}");
-        assert!(html.contains("&lt;script&gt;") && html.contains("&amp; &quot;"));
-    }
+/// Measurements, for the charts of the page.
+pub(crate) fn metrics_json(metrics: &JobMetrics) -> String {
+    let at = metrics.occurred_at.millis();
+    serde_json::json!({ "lease": metrics.lease, "at": at, "values": metrics.values }).to_string()
 }

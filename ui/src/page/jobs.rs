@@ -6,12 +6,15 @@ use askama::Template;
 use axum::{
     extract::State,
     response::{
-        Html,
+        Html, IntoResponse, Redirect, Response,
         sse::{Event, Sse},
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{Aggregate, Seq, Timestamp};
+use gpubnb_events::{
+    Aggregate, JobId, Seq, Timestamp,
+    command::{CancelJob, Done},
+};
 use gpubnb_projector::{
     client::JobsQuery,
     view::{JobRow, JobState, Page},
@@ -23,8 +26,8 @@ use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
-    extract::Query,
-    live::fragment as live_fragment,
+    extract::{Form, Query},
+    live::parts::{self, Part},
 };
 
 /// Filters, as in the address.
@@ -36,6 +39,9 @@ pub(crate) struct Filters {
     state: String,
     #[serde(default)]
     cursor: String,
+    /// What its reader has brought about.
+    #[serde(default)]
+    seq: u64,
 }
 
 const STATES: [JobState; 7] = [
@@ -61,7 +67,7 @@ impl Filters {
     }
 
     fn address(&self, path: &str, cursor: &str) -> String {
-        let filters = Self { cursor: cursor.to_owned(), ..self.clone() };
+        let filters = Self { cursor: cursor.to_owned(), seq: 0, ..self.clone() };
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
     }
 }
@@ -71,20 +77,34 @@ impl Filters {
 struct JobsPage {
     chrome: Chrome,
     filters: Filters,
-    rows: String,
+    list: String,
 }
 
 #[derive(Template)]
-#[template(path = "jobs_rows.html")]
-struct Rows {
+#[template(path = "jobs_list.html")]
+struct List {
     filters: Filters,
-    page: Page<JobRow>,
+    rows: Vec<Row>,
+    next: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "jobs_row.html")]
+struct Row {
+    job: JobRow,
+    /// The machine's name, where it has one and that is known.
+    machine: Option<String>,
     now: Timestamp,
 }
 
-async fn rows(app: &App, signed_in: SignedIn, filters: &Filters, seq: Seq) -> Result<String, Problem> {
-    let page = app.queries.jobs(signed_in.actor(), filters.query(signed_in), seq).await?;
-    fragment(&Rows { filters: filters.clone(), page, now: app.now() })
+async fn list(app: &App, signed_in: SignedIn, filters: &Filters, seq: Seq) -> Result<List, Problem> {
+    let Page { rows, next } = app.queries.jobs(signed_in.actor(), filters.query(signed_in), seq).await?;
+    let now = app.now();
+    let row = |job: JobRow| {
+        let machine = job.attempts.last().and_then(|a| app.board.machine(a.machine)).map(|m| m.row.offer.name.clone());
+        Row { job, machine, now }
+    };
+    Ok(List { filters: filters.clone(), rows: rows.into_iter().map(row).collect(), next })
 }
 
 pub(crate) async fn page(
@@ -92,8 +112,8 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(filters): Query<Filters>,
 ) -> Result<Html<String>, PageError> {
-    let rows = rows(&app, signed_in, &filters, Seq::ZERO).await?;
-    Ok(html(&JobsPage { chrome: Chrome::new("Jobs", "jobs", signed_in.viewer), filters, rows })?)
+    let list = fragment(&list(&app, signed_in, &filters, Seq(filters.seq)).await?)?;
+    Ok(html(&JobsPage { chrome: Chrome::new("Jobs", "jobs", signed_in.viewer), filters, list })?)
 }
 
 pub(crate) async fn live(
@@ -102,10 +122,44 @@ pub(crate) async fn live(
     Query(filters): Query<Filters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    // Whose a job is, a notice does not say: the list is asked again, at this pace at most.
-    let matters = |a| matches!(a, Aggregate::Job(_));
-    live_fragment::stream(changes, "rows", Duration::from_millis(500), matters, move |seq| {
+    // Where a notice does not say whose the job is, the list is asked again.
+    let matters = move |change: &crate::live::Change| {
+        let own = change.job.as_ref().is_none_or(|news| news.row.account == signed_in.account);
+        matches!(change.aggregate, Aggregate::Job(_)) && own
+    };
+    parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { rows(&app, signed_in, &filters, seq).await }
+        async move { parts_of(&list(&app, signed_in, &filters, seq).await?) }
     })
+}
+
+fn parts_of(list: &List) -> Result<Vec<Part>, Problem> {
+    let order: Vec<_> = list.rows.iter().map(|row| row.job.job.to_string()).collect();
+    let mut parts = vec![Part::frame("jobs-list", order.join(" "), fragment(list)?)];
+    for row in &list.rows {
+        parts.push(Part::new(format!("j-{}", row.job.job), fragment(row)?));
+    }
+    Ok(parts)
+}
+
+/// Most jobs that are cancelled at once.
+const AT_ONCE: usize = 100;
+
+/// Cancels the jobs that were ticked. One that is over already is passed over.
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Form(ticked): Form<Vec<(String, String)>>,
+) -> Result<Response, PageError> {
+    let jobs = ticked.iter().filter(|(name, _)| name == "job").filter_map(|(_, id)| id.parse::<JobId>().ok());
+    let mut seq = Seq::ZERO;
+    for job in jobs.take(AT_ONCE) {
+        let done = app.command::<Done>("job", "cancel", signed_in.actor(), &CancelJob { job }).await;
+        match done {
+            Ok(done) => seq = seq.max(done.seq),
+            Err(gpubnb_events::rpc::Failure::Refused(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(Redirect::to(&format!("/jobs?seq={seq}")).into_response())
 }

@@ -1,21 +1,57 @@
 //! What it is in one sentence, live figures of the market, two ways in.
 
+use std::{convert::Infallible, time::Duration};
+
 use askama::Template;
-use axum::{extract::State, response::Html};
+use axum::{
+    extract::State,
+    response::{
+        Html,
+        sse::{Event, Sse},
+    },
+};
+use futures_util::Stream;
 use gpubnb_projector::view::Figures;
 
-use super::{Chrome, html};
-use crate::{access::Viewer, app::App, error::PageError};
+use super::{Chrome, fragment, html};
+use crate::{
+    access::Viewer,
+    app::App,
+    error::PageError,
+    live::parts::{self, Part},
+};
 
 #[derive(Template)]
 #[template(path = "landing.html")]
 struct Landing {
     chrome: Chrome,
-    figures: Figures,
+    figures: String,
+}
+
+#[derive(Template)]
+#[template(path = "figures.html")]
+struct FiguresNow {
+    f: Figures,
 }
 
 pub(crate) async fn page(State(app): State<App>, viewer: Viewer) -> Result<Html<String>, PageError> {
-    let figures = app.queries.figures(viewer.actor()).await?;
+    let figures = fragment(&FiguresNow { f: app.queries.figures(viewer.actor()).await? })?;
     let chrome = Chrome::new("Spare GPUs, as easily as booking a stay", "", viewer);
     Ok(html(&Landing { chrome, figures })?)
+}
+
+pub(crate) async fn live(State(app): State<App>, viewer: Viewer) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let changes = app.changes.clone();
+    parts::stream(
+        changes,
+        Duration::from_secs(1),
+        |_| true,
+        move |_| {
+            let app = app.clone();
+            async move {
+                let f = app.queries.figures(viewer.actor()).await?;
+                Ok(vec![Part::new("figures", fragment(&FiguresNow { f })?)])
+            }
+        },
+    )
 }

@@ -1,6 +1,6 @@
 //! One machine: the offer, what it does now, its self-test, its record and its trail.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use askama::Template;
 use axum::{
@@ -13,25 +13,45 @@ use axum::{
 use futures_util::Stream;
 use gpubnb_events::{Aggregate, MachineId, Seq, Timestamp};
 use gpubnb_projector::{
-    client::{TrailOf, TrailQuery},
-    view::{MachineView, TrailEvent},
+    client::{JobsQuery, TrailOf, TrailQuery},
+    view::{JobRow, MachineView, Reading, TrailEvent},
 };
+use serde::Deserialize;
 
 use super::{Chrome, fragment, html};
 use crate::{
     access::Viewer,
     app::App,
+    chart,
     error::{PageError, Problem},
-    extract::Path,
-    live::fragment as live_fragment,
+    extract::{Path, Query},
+    live::parts::{self, Part},
 };
+
+/// Which stretch of time the charts show.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub(crate) struct Stretch {
+    /// 1 or 24.
+    #[serde(default)]
+    hours: u32,
+}
+
+impl Stretch {
+    fn hours(self) -> u32 {
+        if self.hours == 24 { 24 } else { 1 }
+    }
+}
 
 #[derive(Template)]
 #[template(path = "machine.html")]
 struct MachinePage {
     chrome: Chrome,
-    m: MachineView,
+    m: Arc<MachineView>,
     now_card: String,
+    charts: String,
+    hours: u32,
+    /// Jobs that ran here and that the viewer may see.
+    jobs: Vec<JobRow>,
     trail: Vec<TrailEvent>,
     now: Timestamp,
 }
@@ -42,32 +62,90 @@ struct Now<'a> {
     m: &'a MachineView,
 }
 
+/// Events of the trail that are shown.
+const TRAIL: u32 = 100;
+
 pub(crate) async fn page(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
+    Query(stretch): Query<Stretch>,
 ) -> Result<Html<String>, PageError> {
-    let actor = viewer.actor();
-    let m = app.queries.machine(actor, machine, Seq::ZERO).await?;
-    let query = TrailQuery { of: TrailOf::Machine(machine), skip: 0, limit: 100 };
-    let trail = app.queries.trail(actor, query, Seq::ZERO).await?.rows;
-    let now_card = fragment(&Now { m: &m })?;
+    let actor = viewer.reader();
+    let m = known(&app, viewer, machine).await?;
+    let query = TrailQuery { of: TrailOf::Machine(machine), skip: 0, limit: TRAIL, from_end: true };
+    let account = viewer.account.filter(|_| !viewer.operator);
+    let mine = JobsQuery { account, machine: Some(machine), limit: Some(10), ..JobsQuery::default() };
+    let (trail, jobs, charts) = tokio::join!(
+        app.queries.trail(actor, query, Seq::ZERO),
+        jobs(&app, viewer, mine),
+        charts(&app, viewer, &m, stretch.hours()),
+    );
+    let mut trail = trail?.rows;
+    trail.reverse();
+    let (jobs, charts, now_card) = (jobs?, charts?, fragment(&Now { m: &m })?);
     let chrome = Chrome::new(m.row.offer.name.clone(), "market", viewer);
-    Ok(html(&MachinePage { chrome, m, now_card, trail, now: app.now() })?)
+    let (hours, now) = (stretch.hours(), app.now());
+    Ok(html(&MachinePage { chrome, m, now_card, charts, hours, jobs, trail, now })?)
+}
+
+/// Jobs that the viewer may see; a stranger has none.
+async fn jobs(app: &App, viewer: Viewer, query: JobsQuery) -> Result<Vec<JobRow>, Problem> {
+    if viewer.account.is_none() {
+        return Ok(Vec::new());
+    }
+    Ok(app.queries.jobs(viewer.reader(), query, Seq::ZERO).await?.rows)
+}
+
+/// The machine as the board has it; one that left the market is asked for.
+async fn known(app: &App, viewer: Viewer, machine: MachineId) -> Result<Arc<MachineView>, Problem> {
+    match app.board.machine(machine) {
+        Some(m) => Ok(m),
+        None => Ok(Arc::new(app.queries.machine(viewer.actor(), machine, Seq::ZERO).await?)),
+    }
+}
+
+/// The charts of the last hours.
+async fn charts(app: &App, viewer: Viewer, m: &MachineView, hours: u32) -> Result<String, Problem> {
+    let readings = app.queries.readings(viewer.actor(), m.row.machine, hours * 60).await?;
+    Ok(draw(&readings, !m.row.offer.hardware.gpus.is_empty(), hours, app.now()))
+}
+
+fn draw(readings: &[Reading], gpu: bool, hours: u32, now: Timestamp) -> String {
+    let from = now.millis() - i64::from(hours) * 3_600_000;
+    let chart = |name: &str, unit: &str, most: f64, value: &dyn Fn(&Reading) -> f64| {
+        let points: Vec<_> =
+            readings.iter().filter(|r| r.at.millis() >= from).map(|r| (r.at.millis(), value(r))).collect();
+        chart::line(name, unit, &points, (from, now.millis()), most)
+    };
+    let mut charts = chart(if gpu { "GPU utilisation" } else { "CPU load" }, "%", 100.0, &|r| f64::from(r.load));
+    if gpu {
+        charts += &chart("GPU memory in use", "GiB", 0.0, &|r| f64::from(r.memory) / 1_024.0);
+        charts += &chart("Temperature, hottest GPU", "°C", 100.0, &|r| f64::from(r.celsius));
+        charts += &chart("Power", "W", 0.0, &|r| f64::from(r.watts));
+    }
+    charts
 }
 
 pub(crate) async fn live(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
+    Query(stretch): Query<Stretch>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    let matters = move |a| a == Aggregate::Machine(machine);
-    live_fragment::stream(changes, "now", Duration::from_secs(1), matters, move |seq| {
+    let matters = move |change: &crate::live::Change| change.aggregate == Aggregate::Machine(machine);
+    parts::stream(changes, Duration::from_secs(1), matters, move |_| {
         let app = app.clone();
         async move {
-            let m = app.queries.machine(viewer.actor(), machine, seq).await.map_err(Problem::from)?;
-            fragment(&Now { m: &m })
+            let m = known(&app, viewer, machine).await?;
+            let charts = charts(&app, viewer, &m, stretch.hours()).await?;
+            // Charts move on by the minute: not with every heartbeat.
+            let minute = app.now().millis() / 60_000;
+            Ok(vec![
+                Part::new("now", fragment(&Now { m: &m })?),
+                Part::frame("charts", format!("{minute} {}", charts.len()), charts),
+            ])
         }
     })
 }

@@ -1,6 +1,6 @@
 //! The market: machines like stays, with filters in the address and live rows.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use askama::Template;
 use axum::{
@@ -11,7 +11,7 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{Aggregate, MicroUsd, Seq};
+use gpubnb_events::{Aggregate, MicroUsd};
 use gpubnb_projector::view::{MachineState, MachineView};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,8 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::Query,
-    live::fragment as live_fragment,
+    format,
+    live::parts::{self, Part},
 };
 
 /// Filters and order, as in the address.
@@ -42,9 +43,21 @@ pub(crate) struct Filters {
     /// `free`: only machines that would take a job now.
     #[serde(default)]
     only: String,
-    /// `price`, `vram`, `reliability`, `name`.
+    /// Part of the GPU's name.
+    #[serde(default)]
+    gpu: String,
+    /// Percent.
+    #[serde(default)]
+    min_reliability: String,
+    /// `finishes`: owners that do not take the machine back under a job; `egress`: jobs may use the network.
+    #[serde(default)]
+    owner: String,
+    /// `price`, `score`, `vram`, `reliability`, `name`.
     #[serde(default)]
     sort: String,
+    /// Which part of the list, from 1.
+    #[serde(default)]
+    page: String,
 }
 
 impl Filters {
@@ -60,29 +73,60 @@ impl Filters {
             _ => true,
         };
         let vram = offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
+        let model = self.gpu.to_lowercase();
+        let owner = match self.owner.as_str() {
+            "finishes" => !offer.policy.may_evict,
+            "egress" => offer.policy.egress,
+            _ => true,
+        };
+        let reliability = self.min_reliability.parse::<u32>().ok();
         named
             && kind
+            && owner
+            && (model.is_empty() || offer.hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&model)))
+            && reliability.is_none_or(|least| m.row.reliability().is_some_and(|(percent, _)| percent >= least))
             && (self.region.is_empty() || self.region == offer.region)
             && self.max_price.parse::<MicroUsd>().map_or(true, |most| offer.price.0 <= most)
             && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib * 1_024)
-            && (self.only != "free" || (m.row.state() == MachineState::Online && m.row.free_slots() > 0))
+            && match self.only.as_str() {
+                "free" => m.row.state() == MachineState::Online && m.row.free_slots() > 0,
+                "verified" => format::verified(&m.row),
+                _ => true,
+            }
     }
 
-    fn order(&self, machines: &mut [MachineView]) {
-        let vram = |m: &MachineView| m.row.offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
+    fn order(&self, machines: &mut [Arc<MachineView>]) {
+        let vram = |m: &Arc<MachineView>| m.row.offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
         match self.sort.as_str() {
             "vram" => machines.sort_by_key(|m| std::cmp::Reverse(vram(m))),
             "reliability" => machines.sort_by_key(|m| std::cmp::Reverse(m.row.reliability())),
+            "score" => machines.sort_by(|a, b| {
+                let per_dollar = |m: &MachineView| format::score(&m.row).map_or(0.0, |s| s.per_dollar);
+                per_dollar(b).total_cmp(&per_dollar(a))
+            }),
             "name" => machines.sort_by(|a, b| a.row.offer.name.cmp(&b.row.offer.name)),
             _ => machines.sort_by_key(|m| m.row.offer.price),
         }
     }
 
-    /// The address of the live rows with these filters.
-    fn live(&self) -> String {
-        serde_urlencoded::to_string(self).map(|q| format!("/market/live?{q}")).unwrap_or_default()
+    /// An address with these filters.
+    fn address(&self, path: &str, page: usize) -> String {
+        let filters = Self { page: page.to_string(), ..self.clone() };
+        serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
+    }
+
+    fn page(&self) -> usize {
+        self.page.parse().unwrap_or(1).max(1)
+    }
+
+    /// What is further than the first row of filters.
+    fn has_more(&self) -> bool {
+        [&self.gpu, &self.region, &self.min_vram, &self.min_reliability, &self.owner].iter().any(|f| !f.is_empty())
     }
 }
+
+/// Machines on one page.
+const AT_ONCE: usize = 48;
 
 #[derive(Template)]
 #[template(path = "market.html")]
@@ -90,25 +134,44 @@ struct Market {
     chrome: Chrome,
     filters: Filters,
     regions: Vec<String>,
-    rows: String,
+    list: String,
 }
 
+/// The cards of one page of the list, and how many match.
 #[derive(Template)]
-#[template(path = "market_rows.html")]
-struct Rows {
-    machines: Vec<MachineView>,
+#[template(path = "market_list.html")]
+struct List {
+    filters: Filters,
+    cards: Vec<Card>,
+    matching: usize,
     all: usize,
 }
 
-async fn rows(app: &App, viewer: Viewer, filters: &Filters, seq: Seq) -> Result<(String, Vec<String>), Problem> {
-    let mut machines = app.queries.machines(viewer.actor(), seq).await?;
+/// One machine as a card.
+#[derive(Template)]
+#[template(path = "market_card.html")]
+struct Card {
+    m: Arc<MachineView>,
+}
+
+impl List {
+    fn pages(&self) -> usize {
+        self.matching.div_ceil(AT_ONCE)
+    }
+}
+
+/// The machines that match, in order, cut to the page; and the regions there are.
+async fn list(app: &App, filters: &Filters) -> (List, Vec<String>) {
+    let mut machines = app.board.machines().await;
     let all = machines.len();
     let mut regions: Vec<_> = machines.iter().map(|m| m.row.offer.region.clone()).collect();
-    regions.sort();
+    regions.sort_unstable();
     regions.dedup();
     machines.retain(|m| filters.wants(m));
     filters.order(&mut machines);
-    Ok((fragment(&Rows { machines, all })?, regions))
+    let matching = machines.len();
+    let shown = machines.into_iter().skip((filters.page() - 1) * AT_ONCE).take(AT_ONCE);
+    (List { filters: filters.clone(), cards: shown.map(|m| Card { m }).collect(), matching, all }, regions)
 }
 
 pub(crate) async fn page(
@@ -116,19 +179,30 @@ pub(crate) async fn page(
     viewer: Viewer,
     Query(filters): Query<Filters>,
 ) -> Result<Html<String>, PageError> {
-    let (rows, regions) = rows(&app, viewer, &filters, Seq::ZERO).await?;
-    Ok(html(&Market { chrome: Chrome::new("Market", "market", viewer), filters, regions, rows })?)
+    let (list, regions) = list(&app, &filters).await;
+    let list = fragment(&list)?;
+    Ok(html(&Market { chrome: Chrome::new("Market", "market", viewer), filters, regions, list })?)
 }
 
+/// The list where other machines are in it or they stand in another order; else the cards that changed.
 pub(crate) async fn live(
     State(app): State<App>,
-    viewer: Viewer,
     Query(filters): Query<Filters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    let matters = |a| matches!(a, Aggregate::Machine(_));
-    live_fragment::stream(changes, "rows", Duration::from_secs(1), matters, move |seq| {
+    let matters = |change: &crate::live::Change| matches!(change.aggregate, Aggregate::Machine(_));
+    parts::stream(changes, Duration::from_millis(250), matters, move |_| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { Ok(rows(&app, viewer, &filters, seq).await?.0) }
+        async move { parts_of(&list(&app, &filters).await.0) }
     })
+}
+
+fn parts_of(list: &List) -> Result<Vec<Part>, Problem> {
+    let order: Vec<_> = list.cards.iter().map(|card| card.m.row.machine.to_string()).collect();
+    let key = format!("{} {} {}", list.matching, list.all, order.join(" "));
+    let mut parts = vec![Part::frame("market-list", key, fragment(list)?)];
+    for card in &list.cards {
+        parts.push(Part::new(format!("m-{}", card.m.row.machine), fragment(card)?));
+    }
+    Ok(parts)
 }

@@ -2,8 +2,10 @@
 
 pub(crate) mod account;
 mod again;
+pub(crate) mod console;
 pub(crate) mod docs;
 pub(crate) mod entry;
+pub(crate) mod event;
 pub(crate) mod job;
 pub(crate) mod jobs;
 pub(crate) mod landing;
@@ -11,6 +13,8 @@ pub(crate) mod machine;
 pub(crate) mod market;
 pub(crate) mod new_job;
 pub(crate) mod provider;
+pub(crate) mod styleguide;
+pub(crate) mod travel;
 pub(crate) mod wallet;
 
 use askama::Template;
@@ -42,6 +46,11 @@ impl Chrome {
         assets::url(name)
     }
 
+    /// Whether the viewer runs the platform.
+    pub(crate) fn operator(&self) -> bool {
+        self.viewer.is_some_and(|viewer| viewer.operator)
+    }
+
     /// The field that every form which changes something carries.
     pub(crate) fn csrf(&self) -> String {
         csrf_field(self.viewer.unwrap_or_default())
@@ -66,4 +75,10 @@ fn html(page: &impl Template) -> Result<Html<String>, Problem> {
 /// Renders a part of a page.
 fn fragment(part: &impl Template) -> Result<String, Problem> {
     part.render().map_err(|e| Problem::internal(&e))
+}
+
+/// A body as people read it.
+fn json(body: &serde_json::Value) -> String {
+    // What was read as JSON can be written as JSON.
+    serde_json::to_string_pretty(body).unwrap_or_default()
 }

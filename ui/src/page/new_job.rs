@@ -1,5 +1,7 @@
 //! Submitting: a form made from a template's fields, a quote before, errors at the field.
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::{
     extract::State,
@@ -11,7 +13,7 @@ use gpubnb_events::{
     command::{Quote, SubmitJob, Submitted},
     template::{self, Template as JobTemplate},
 };
-use gpubnb_projector::view::MachineView;
+use gpubnb_projector::view::{MachineState, MachineView};
 use serde::Deserialize;
 
 use super::{Chrome, again, fragment, html};
@@ -47,14 +49,17 @@ impl Preset {
     }
 }
 
+/// Machines in the list of the form.
+const MOST_OFFERED: usize = 200;
+
 #[derive(Template)]
 #[template(path = "new_job.html")]
 struct NewJobPage {
     chrome: Chrome,
     templates: &'static [JobTemplate],
     chosen: Option<&'static JobTemplate>,
-    machine: Option<MachineView>,
-    machines: Vec<MachineView>,
+    machine: Option<Arc<MachineView>>,
+    machines: Vec<Arc<MachineView>>,
     typed: Vec<(String, String)>,
     problem: Option<Problem>,
     job: JobId,
@@ -103,9 +108,14 @@ async fn render(
     typed: Vec<(String, String)>,
     problem: Option<Problem>,
 ) -> Result<Html<String>, Problem> {
-    let mut machines = app.queries.machines(signed_in.actor(), Seq::ZERO).await?;
+    let mut machines = app.board.machines().await;
     machines.sort_by_key(|m| m.row.offer.price);
     let machine = preset.machine.and_then(|id| machines.iter().find(|m| m.row.machine == id).cloned());
+    let offered = |m: &Arc<MachineView>| m.row.state() == MachineState::Online || Some(m.row.machine) == preset.machine;
+    machines.retain(offered);
+    // A list that nobody could read: whoever wants another comes by its own page.
+    machines.truncate(MOST_OFFERED);
+    machines.extend(machine.clone().filter(|m| machines.iter().all(|other| other.row.machine != m.row.machine)));
     let id = preset.template.as_deref().unwrap_or("train");
     html(&NewJobPage {
         chrome: Chrome::new("New job", "new", signed_in.viewer),

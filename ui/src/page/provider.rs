@@ -1,38 +1,129 @@
 //! My machines: state, earnings, what runs, and what their owner may want of them.
 
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
 use askama::Template;
 use axum::{
     extract::State,
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{
+        Html, IntoResponse, Redirect, Response,
+        sse::{Event, Sse},
+    },
 };
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gpubnb_events::{
-    HourlyRate, MachineId, Timestamp,
+    Aggregate, HourlyRate, MachineId, MicroUsd, Seq, Timestamp,
     command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineWish, RevokeMachine, Revoked},
 };
-use gpubnb_projector::view::{Balance, MachineView};
+use gpubnb_projector::{
+    client::DaysOf,
+    view::{Balance, Day, MachineRow, MachineState, MachineView},
+};
 use serde::Deserialize;
 
-use super::{Chrome, html};
+use super::{Chrome, fragment, html};
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::{AtLeast, Form, Origin, Path, Query},
     input::dollars,
+    live::{
+        Change,
+        parts::{self, Part},
+    },
 };
 
 #[derive(Template)]
 #[template(path = "provider.html")]
 struct Provider {
     chrome: Chrome,
-    machines: Vec<MachineView>,
-    balance: Balance,
-    prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
+    totals: String,
+    machines: String,
+    empty: bool,
+    seq: Seq,
     /// A code that was just made: shown once, in the command to paste.
     code: Option<EnrollmentCode>,
     /// This server, as the browser reaches it.
     market: String,
+}
+
+#[derive(Template)]
+#[template(path = "provider_totals.html")]
+struct Totals {
+    balance: Balance,
+    today: MicroUsd,
+    month: MicroUsd,
+}
+
+/// The machines, one after the other.
+#[derive(Template)]
+#[template(path = "provider_machines.html")]
+struct Machines {
+    cards: Vec<Card>,
+}
+
+#[derive(Template)]
+#[template(path = "provider_card.html")]
+struct Card {
+    m: MachineView,
+    today: Day,
+    month: MicroUsd,
+    /// Metered time of a slot today, percent of the day so far.
+    utilisation: u64,
+    prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
+    csrf: String,
     now: Timestamp,
+}
+
+/// Days that are added up: a month at the most.
+const MONTH: u32 = 31;
+/// Machines whose days are asked for at the same time.
+const AT_ONCE: usize = 16;
+
+/// What days of this month, and of today, come to.
+pub(crate) fn this_month(days: &[Day], now: Timestamp) -> (Day, Vec<Day>) {
+    let today = Day::of(now);
+    let day_of_month = now.date().rsplit('-').next().and_then(|d| d.parse().ok()).unwrap_or(1_u32);
+    let first = today.saturating_sub(day_of_month - 1);
+    let month: Vec<_> = days.iter().copied().filter(|d| d.day >= first).collect();
+    let of_today = month.iter().copied().find(|d| d.day == today).unwrap_or_default();
+    (of_today, month)
+}
+
+async fn totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<String, Problem> {
+    let (actor, account) = (signed_in.actor(), signed_in.account);
+    let (balance, days) = tokio::join!(
+        app.queries.balance(actor, account, seq),
+        app.queries.days(actor, DaysOf::Account(account), MONTH, seq),
+    );
+    let (today, month) = this_month(&days?, app.now());
+    fragment(&Totals { balance: balance?, today: today.earned, month: month.iter().map(|d| d.earned).sum() })
+}
+
+async fn machines(app: &App, signed_in: SignedIn, seq: Seq) -> Result<Machines, Problem> {
+    let mine = app.queries.machines_of(signed_in.actor(), signed_in.account, seq).await?;
+    let market = app.board.machines().await;
+    let on_it = mine.into_iter().filter(|m| m.row.wanted != MachineState::Delisted);
+    let cards = stream::iter(on_it).map(|m| card(app, signed_in, m, &market)).buffered(AT_ONCE);
+    Ok(Machines { cards: cards.try_collect().await? })
+}
+
+async fn card(app: &App, signed_in: SignedIn, m: MachineView, market: &[Arc<MachineView>]) -> Result<Card, Problem> {
+    let of = DaysOf::Machine(m.row.machine);
+    let days = app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?;
+    let now = app.now();
+    let (today, month) = this_month(&days, now);
+    let so_far = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1) * u64::from(m.row.offer.slots.max(1));
+    Ok(Card {
+        prices: prices(market, &m.row),
+        today,
+        month: month.iter().map(|d| d.earned).sum(),
+        utilisation: (today.metered.0 * 100 / so_far).min(100),
+        csrf: super::csrf_field(signed_in.viewer),
+        m,
+        now,
+    })
 }
 
 pub(crate) async fn page(
@@ -43,6 +134,35 @@ pub(crate) async fn page(
     Ok(show(&app, signed_in, at_least.seq(), None, String::new()).await?)
 }
 
+/// What changes of the page. What of the machines' states they say themselves comes with their heartbeats.
+pub(crate) async fn live(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(at_least): Query<AtLeast>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let (changes, board) = (app.changes.clone(), app.board.clone());
+    let matters = move |change: &Change| match change.aggregate {
+        Aggregate::Machine(id) => board.machine(id).is_none_or(|m| m.row.owner == signed_in.account),
+        Aggregate::Account(id) => id == signed_in.account,
+        Aggregate::Job(_) => false,
+    };
+    let from = at_least.seq();
+    parts::stream(changes, Duration::from_millis(500), matters, move |seq| {
+        let app = app.clone();
+        async move {
+            let seq = seq.max(from);
+            let (totals, machines) = (totals(&app, signed_in, seq).await?, machines(&app, signed_in, seq).await?);
+            let order: Vec<_> = machines.cards.iter().map(|c| c.m.row.machine.to_string()).collect();
+            let frame = Part::frame("machines", order.join(" "), fragment(&machines)?);
+            let mut parts = vec![Part::new("totals", totals), frame];
+            for card in &machines.cards {
+                parts.push(Part::new(format!("p-{}", card.m.row.machine), fragment(card)?));
+            }
+            Ok(parts)
+        }
+    })
+}
+
 /// A code for one more machine, in the command that is pasted there.
 pub(crate) async fn enroll(
     State(app): State<App>,
@@ -50,7 +170,7 @@ pub(crate) async fn enroll(
     Origin(market): Origin,
 ) -> Result<Html<String>, PageError> {
     let code = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
-    Ok(show(&app, signed_in, gpubnb_events::Seq::ZERO, Some(code), market).await?)
+    Ok(show(&app, signed_in, Seq::ZERO, Some(code), market).await?)
 }
 
 /// Takes a machine its right to speak: for one that was stolen, or whose key was.
@@ -66,24 +186,25 @@ pub(crate) async fn revoke(
 async fn show(
     app: &App,
     signed_in: SignedIn,
-    seq: gpubnb_events::Seq,
+    seq: Seq,
     code: Option<EnrollmentCode>,
     market: String,
 ) -> Result<Html<String>, Problem> {
-    let (actor, account) = (signed_in.actor(), signed_in.account);
-    let all = app.queries.machines(actor, seq).await?;
-    let balance = app.queries.balance(actor, account, seq).await?;
-    let prices = prices(&all);
-    let machines = all.into_iter().filter(|m| m.row.owner == account).collect();
+    let (totals, machines) = tokio::join!(totals(app, signed_in, seq), machines(app, signed_in, seq));
+    let (totals, machines) = (totals?, machines?);
     let chrome = Chrome::new("My machines", "provider", signed_in.viewer);
-    html(&Provider { chrome, machines, balance, prices, code, market, now: app.now() })
+    let (empty, machines) = (machines.cards.is_empty(), fragment(&machines)?);
+    html(&Provider { chrome, totals, machines, empty, seq, code, market })
 }
 
-/// P10, median and P90 of the prices on the market.
-fn prices(machines: &[MachineView]) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
-    let mut prices: Vec<_> = machines.iter().map(|m| m.row.offer.price).collect();
+/// P10, median and P90 of the prices of machines with the same GPU (or with none, alike).
+fn prices(market: &[Arc<MachineView>], row: &MachineRow) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
+    let model = |row: &MachineRow| row.offer.hardware.gpus.first().map(|g| g.model.clone());
+    let wanted = model(row);
+    let mut prices: Vec<_> = market.iter().filter(|m| model(&m.row) == wanted).map(|m| m.row.offer.price).collect();
     prices.sort_unstable();
-    let at = |percent: usize| prices.get(prices.len().saturating_sub(1) * percent / 100).copied();
+    // The nearest rank: P90 of few is the highest.
+    let at = |percent: usize| prices.get((prices.len() * percent).div_ceil(100).saturating_sub(1)).copied();
     Some((at(10)?, at(50)?, at(90)?))
 }
 

@@ -1,32 +1,36 @@
 //! What an account has, and every line of how it came about.
 
-use std::io;
+use std::{convert::Infallible, io, time::Duration};
 
 use askama::Template;
 use axum::{
     body::Body,
     extract::State,
     http::header,
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{
+        Html, IntoResponse, Redirect, Response,
+        sse::{Event, Sse},
+    },
 };
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use gpubnb_events::{
-    CommandId, MicroUsd, Seq, Timestamp,
+    Aggregate, CommandId, MicroUsd, Seq, Timestamp,
     command::{Deposit, Done, RequestPayout},
 };
 use gpubnb_projector::{
-    client::StatementQuery,
+    client::{DaysOf, StatementQuery},
     view::{Balance, Page, StatementLine},
 };
 use serde::Deserialize;
 
-use super::{Chrome, html};
+use super::{Chrome, fragment, html};
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
     input::dollars,
+    live::{Change, parts},
 };
 
 /// Which part of the statement.
@@ -42,11 +46,42 @@ pub(crate) struct Part {
 #[template(path = "wallet.html")]
 struct Wallet {
     chrome: Chrome,
-    balance: Balance,
-    statement: Page<StatementLine>,
+    sums: String,
+    statement: String,
     deposit: CommandId,
     payout: CommandId,
+    /// The newest lines: what comes is added. Older ones do not change.
+    live: Option<u64>,
+}
+
+#[derive(Template)]
+#[template(path = "wallet_sums.html")]
+struct Sums {
+    balance: Balance,
+    month: MicroUsd,
+}
+
+#[derive(Template)]
+#[template(path = "wallet_statement.html")]
+struct Statement {
+    page: Page<StatementLine>,
     now: Timestamp,
+}
+
+/// Lines on one page.
+const ON_PAGE: u32 = 50;
+
+async fn contents(app: &App, signed_in: SignedIn, before: Option<u64>, seq: Seq) -> Result<(String, String), Problem> {
+    let (actor, account) = (signed_in.actor(), signed_in.account);
+    let query = StatementQuery { account, before: before.map(Seq), limit: ON_PAGE };
+    let (balance, days, page) = tokio::join!(
+        app.queries.balance(actor, account, seq),
+        app.queries.days(actor, DaysOf::Account(account), 31, seq),
+        app.queries.statement(actor, query, seq),
+    );
+    let (_, month) = super::provider::this_month(&days?, app.now());
+    let sums = Sums { balance: balance?, month: month.iter().map(|day| day.spent).sum() };
+    Ok((fragment(&sums)?, fragment(&Statement { page: page?, now: app.now() })?))
 }
 
 pub(crate) async fn page(
@@ -54,19 +89,27 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(part): Query<Part>,
 ) -> Result<Html<String>, PageError> {
-    let (actor, account) = (signed_in.actor(), signed_in.account);
-    let balance = app.queries.balance(actor, account, Seq(part.seq)).await?;
-    let query = StatementQuery { account, before: part.before.map(Seq), limit: 50 };
-    let statement = app.queries.statement(actor, query, Seq(part.seq)).await?;
+    let (sums, statement) = contents(&app, signed_in, part.before, Seq(part.seq)).await?;
     let chrome = Chrome::new("Wallet", "wallet", signed_in.viewer);
-    Ok(html(&Wallet {
-        chrome,
-        balance,
-        statement,
-        deposit: CommandId::generate(),
-        payout: CommandId::generate(),
-        now: app.now(),
-    })?)
+    let (deposit, payout) = (CommandId::generate(), CommandId::generate());
+    let live = part.before.is_none().then_some(part.seq);
+    Ok(html(&Wallet { chrome, sums, statement, deposit, payout, live })?)
+}
+
+pub(crate) async fn live(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(part): Query<Part>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let changes = app.changes.clone();
+    let matters = move |change: &Change| change.aggregate == Aggregate::Account(signed_in.account);
+    parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
+        let app = app.clone();
+        async move {
+            let (sums, statement) = contents(&app, signed_in, None, seq.max(Seq(part.seq))).await?;
+            Ok(vec![parts::Part::new("sums", sums), parts::Part::new("statement", statement)])
+        }
+    })
 }
 
 /// Lines that are asked for at once.

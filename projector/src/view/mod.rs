@@ -1,5 +1,7 @@
 //! What queries answer with: plain values, also the rows of the read models.
 
+pub mod ops;
+
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
@@ -264,6 +266,21 @@ pub struct MachineView {
     pub load: Vec<u8>,
 }
 
+/// Means of one minute of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Reading {
+    /// When the minute began.
+    pub at: Timestamp,
+    /// Utilisation of its GPUs (of its CPUs without a GPU), percent.
+    pub load: u8,
+    /// Memory in use on all its GPUs, MiB.
+    pub memory: u32,
+    /// The hottest GPU, degrees Celsius.
+    pub celsius: u8,
+    /// Power of all its GPUs, watts.
+    pub watts: u16,
+}
+
 /// One line of an account's statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StatementLine {
@@ -296,6 +313,28 @@ pub struct Balance {
     pub spent: MicroUsd,
     /// What its machines have earned in all.
     pub earned: MicroUsd,
+}
+
+/// What was settled on one day (UTC).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Day {
+    /// Days since 1970.
+    pub day: u32,
+    /// What jobs have cost.
+    pub spent: MicroUsd,
+    /// What machines have earned.
+    pub earned: MicroUsd,
+    /// Metered time of the jobs that were paid for.
+    pub metered: Millis,
+    /// How many those were.
+    pub jobs: u32,
+}
+
+impl Day {
+    /// The number of a moment's day.
+    pub fn of(at: Timestamp) -> u32 {
+        u32::try_from(at.millis() / 86_400_000).unwrap_or(0)
+    }
 }
 
 /// A job's bill: `Settled`, where it stands, and the price it was made with.
@@ -366,8 +405,33 @@ pub struct Page<T> {
 }
 
 /// What changed, as told to live pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Notice {
     /// Ask with this as `min_seq`.
     pub seq: Seq,
+    /// What became of it.
+    pub news: News,
+}
+
+/// What became of something that changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum News {
+    /// Too much to be told in a notice: ask.
+    Ask,
+    /// Of a job.
+    Job(Box<JobNews>),
+    /// Of a machine.
+    Machine(Box<MachineView>),
+}
+
+/// A job after a change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobNews {
+    /// Its row.
+    pub row: JobRow,
+    /// How many events its trail had before.
+    pub before: u32,
+    /// What was added to its trail.
+    pub trail: Vec<TrailEvent>,
 }

@@ -1,0 +1,62 @@
+//! Looks for events in the log: by what they belong to through the timeline, by name by reading back.
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use gpubnb_events::{Log, Seq, rpc::Failure};
+
+use crate::{
+    client::EventsQuery,
+    model::timeline,
+    query::trail_event,
+    view::{Page, TrailEvent},
+};
+
+/// Events in one answer.
+const MOST: u32 = 200;
+/// Events looked at for one answer.
+const LOOKED_AT: u64 = 2_000;
+const READ_AT_ONCE: usize = 64;
+
+impl EventsQuery {
+    fn wants(&self, event: &TrailEvent, aggregate: &str) -> bool {
+        self.event.as_ref().is_none_or(|name| *name == event.event)
+            && self.kind.as_ref().is_none_or(|kind| aggregate.starts_with(kind.as_str()))
+    }
+}
+
+/// The events, newest first, and before which sequence the next part begins.
+pub(crate) async fn events(
+    log: &Log,
+    timeline: &sled::Tree,
+    last: Seq,
+    query: &EventsQuery,
+) -> Result<Page<TrailEvent>, Failure> {
+    let unavailable = |e: &dyn std::fmt::Display| Failure::Unavailable(e.to_string());
+    let before = query.before.unwrap_or(last.next()).min(last.next());
+    let limit = query.limit.clamp(1, MOST) as usize;
+    let candidates: Vec<Seq> = match query.of {
+        None => (before.0.saturating_sub(LOOKED_AT).max(1)..before.0).rev().map(Seq).collect(),
+        Some(of) => {
+            let aggregate = of.into();
+            let length = timeline::length(timeline, aggregate).map_err(|e| unavailable(&e))?;
+            let found = timeline::sequences(timeline, aggregate, 0, length).map_err(|e| unavailable(&e))?;
+            let earlier = found.into_iter().rev().filter(|seq| *seq < before);
+            earlier.take(usize::try_from(LOOKED_AT).unwrap_or(usize::MAX)).collect()
+        }
+    };
+    let lowest = candidates.last().copied();
+    let mut reading = futures_util::stream::iter(candidates).map(|seq| log.get(seq)).buffered(READ_AT_ONCE);
+    let mut page = Page { rows: Vec::new(), next: None };
+    while let Some(recorded) = reading.try_next().await.map_err(|e| unavailable(&e))? {
+        let Some(recorded) = recorded else { continue };
+        let aggregate = recorded.aggregate.map(|a| a.to_string()).unwrap_or_default();
+        let Some(event) = trail_event(&recorded).filter(|event| query.wants(event, &aggregate)) else { continue };
+        page.rows.push(event);
+        if page.rows.len() == limit {
+            page.next = page.rows.last().map(|event| event.seq.to_string());
+            return Ok(page);
+        }
+    }
+    // What was looked at is not all there is.
+    page.next = lowest.filter(|seq| query.of.is_none() && seq.0 > 1).map(|seq| seq.to_string());
+    Ok(page)
+}

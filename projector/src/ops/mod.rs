@@ -1,0 +1,185 @@
+//! What only operators ask: the state of the platform, its events, how it was, and work on its models. Changes nothing
+//! in the log.
+
+pub(crate) mod explore;
+mod invariants;
+mod stuck;
+pub(crate) mod travel;
+pub(crate) mod work;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use gpubnb_events::{
+    Actor, Seq,
+    rpc::{Failure, Refusal, RefusalKind, Server},
+    stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::{
+    travel::{TravelError, Traveller},
+    work::{NotNow, Work},
+};
+use crate::{
+    client::{EventsQuery, Point, TrailOf},
+    model::timeline::Timeline,
+    query::{Queries, broken, endpoint},
+    view::{
+        Page, TrailEvent,
+        ops::{ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
+    },
+};
+
+/// An answer that takes longer says how far it is.
+const SOON: Duration = Duration::from_millis(800);
+/// Seconds over which the rate of folding is taken.
+const RATE_OVER: usize = 10;
+
+/// What is needed to answer operators.
+#[derive(Clone)]
+pub(crate) struct Ops {
+    pub(crate) queries: Queries,
+    pub(crate) work: Work,
+    pub(crate) traveller: Traveller,
+    pub(crate) rate: Arc<Mutex<VecDeque<(Instant, Seq)>>>,
+}
+
+/// Serves them.
+pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::Error> {
+    on(server, ops, "platform", |ops, ()| async move { ops.platform().await }).await?;
+    on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
+    on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
+    on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
+    on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await?;
+    on(server, ops, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") }).await?;
+    on(server, ops, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await
+}
+
+/// An endpoint for operators.
+async fn on<B, T, F, Fut>(server: &Server, ops: &Ops, name: &str, handler: F) -> Result<(), async_nats::Error>
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize,
+    F: Fn(Ops, B) -> Fut + Send + Sync + Clone + 'static,
+    Fut: Future<Output = Result<T, Failure>> + Send,
+{
+    let own = ops.clone();
+    endpoint(server, &ops.queries, name, move |_, actor, body| {
+        let (ops, handler) = (own.clone(), handler.clone());
+        async move {
+            match actor {
+                Actor::Operator(_) | Actor::Platform => handler(ops, body).await,
+                // That there is such a thing is not for others to know.
+                Actor::Account(_) | Actor::Machine(_) => Err(crate::query::not_found("page")),
+            }
+        }
+    })
+    .await
+}
+
+fn begun(result: Result<(), NotNow>, what: &str) -> Result<(), Failure> {
+    result.map_err(|why| match why {
+        NotNow::Unknown => crate::query::not_found(what),
+        NotNow::Runs => Failure::Refused(Refusal {
+            name: "Busy".to_owned(),
+            kind: RefusalKind::Conflict,
+            field: None,
+            message: "One runs already: wait until it is done.".to_owned(),
+        }),
+    })
+}
+
+impl Ops {
+    async fn platform(&self) -> Result<Platform, Failure> {
+        let js = self.queries.log.jetstream();
+        let mut streams = Vec::new();
+        for name in [MARKET, DISPATCH, TELEMETRY, OUTPUT] {
+            let unavailable = |e: &dyn std::fmt::Display| Failure::Unavailable(format!("stream {name}: {e}"));
+            let stream = js.get_stream_no_info(name).await.map_err(|e| unavailable(&e))?;
+            let info = stream.get_info().await.map_err(|e| unavailable(&e))?;
+            streams.push(StreamState {
+                name: name.to_owned(),
+                messages: info.state.messages,
+                bytes: info.state.bytes,
+                first: Seq(info.state.first_sequence),
+                last: Seq(info.state.last_sequence),
+                consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
+                most_bytes: u64::try_from(info.config.max_bytes).ok(),
+            });
+        }
+        let applied = self.queries.applied.borrow().clone();
+        let last = streams.first().map_or(Seq::ZERO, |market| market.last);
+        let state = self.work.state();
+        let models = applied.models.into_iter().map(|m| ModelLine {
+            rebuild: state.rebuilds.get(m.name.as_str()).cloned(),
+            name: m.name,
+            checkpoint: m.checkpoint,
+            stopped: m.stopped,
+        });
+        let models = models.collect();
+        let verification = state.verification.clone();
+        Ok(Platform { streams, last, models, per_second: self.rate(applied.seq), verification })
+    }
+
+    /// Events folded in a second, from looks at least a second apart.
+    fn rate(&self, at: Seq) -> u64 {
+        let mut looks = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if looks.back().is_none_or(|(then, _)| now.duration_since(*then) >= Duration::from_secs(1)) {
+            looks.push_back((now, at));
+        }
+        if looks.len() > RATE_OVER {
+            looks.pop_front();
+        }
+        let Some((then, from)) = looks.front() else { return 0 };
+        let millis = u64::try_from(now.duration_since(*then).as_millis()).unwrap_or(u64::MAX).max(1_000);
+        at.0.saturating_sub(from.0).saturating_mul(1_000) / millis
+    }
+
+    async fn events(&self, query: EventsQuery) -> Result<Page<TrailEvent>, Failure> {
+        let timeline = self.queries.trees.of(&Timeline).map_err(|e| broken(&e))?;
+        let applied = self.queries.applied.borrow().seq;
+        explore::events(&self.queries.log, &timeline, applied, &query).await
+    }
+
+    fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
+        stuck::jobs(&self.queries.trees).map_err(|e| broken(&e))
+    }
+
+    async fn seq_of(&self, to: Point) -> Result<Seq, Failure> {
+        let last = self.queries.applied.borrow().seq;
+        match to {
+            Point::Seq(seq) => Ok(seq.min(last)),
+            Point::Time(time) => self.traveller.at(time, last).await.map_err(|e| failed(&e)),
+        }
+    }
+
+    async fn travel(&self, to: Point) -> Result<Travel, Failure> {
+        let seq = self.seq_of(to).await?;
+        let traveller = self.traveller.clone();
+        // It goes on when nobody waits any more: who asks again finds the snapshots that it left.
+        let journey = tokio::spawn(async move { traveller.market(seq).await });
+        match tokio::time::timeout(SOON, journey).await {
+            Ok(Ok(then)) => then.map(|then| Travel::There(Box::new(then))).map_err(|e| failed(&e)),
+            Ok(Err(e)) => Err(Failure::Unavailable(e.to_string())),
+            Err(_) => {
+                let began = crate::view::ops::Progress { at: Seq::ZERO, until: seq, per_second: 0 };
+                Ok(Travel::Folding(self.traveller.progress().unwrap_or(began)))
+            }
+        }
+    }
+
+    async fn then(&self, of: TrailOf, to: Point) -> Result<RowThen, Failure> {
+        let seq = self.seq_of(to).await?;
+        let timeline = self.queries.trees.of(&Timeline).map_err(|e| broken(&e))?;
+        self.traveller.row(&timeline, of.into(), seq).await.map_err(|e| failed(&e))
+    }
+}
+
+fn failed(e: &TravelError) -> Failure {
+    Failure::Unavailable(e.to_string())
+}

@@ -1,0 +1,84 @@
+//! Jobs that have been in one state for too long, with what is likely wrong and what to do.
+
+use gpubnb_events::{Clock as _, JobId, Millis, SystemClock, Timestamp};
+
+use crate::{
+    fold::Trees,
+    model::jobs::{self, Jobs},
+    store::{self, StoreError},
+    view::{JobRow, JobState, ops::Stuck},
+};
+
+/// Most jobs that are looked at, and told of.
+const LOOKED_AT: usize = 50_000;
+const TOLD: usize = 200;
+/// How long each state may last before it is worth a look.
+const QUEUED: Millis = Millis(10 * 60_000);
+const ASSIGNED: Millis = Millis(90_000);
+const ACCEPTED: Millis = Millis(30 * 60_000);
+const OVER_LIMIT: Millis = Millis(120_000);
+const UNSETTLED: Millis = Millis(60_000);
+
+/// The oldest first.
+pub(super) fn jobs(trees: &Trees) -> Result<Vec<Stuck>, StoreError> {
+    let (tree, now) = (trees.of(&Jobs)?, SystemClock.now());
+    let mut found = Vec::new();
+    for key in tree.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
+        let key = key?;
+        let id = key.get(1..).and_then(|id| id.try_into().ok()).and_then(|id| JobId::from_bytes(id).ok());
+        let id = id.ok_or_else(|| StoreError::corrupt(&key, "no job's id in it"))?;
+        let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id))? else { continue };
+        found.extend(judged(&row, now));
+        if found.len() >= TOLD {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn judged(row: &JobRow, now: Timestamp) -> Option<Stuck> {
+    let assigned = row.attempts.last().map_or(row.submitted_at, |attempt| attempt.assigned_at);
+    let (since, most, cause, remedy) = match row.state {
+        JobState::Queued => (
+            row.submitted_at,
+            QUEUED,
+            "no machine fits its limits, or none is free",
+            "look at why it waits on its page; cancel it, or bring more machines",
+        ),
+        JobState::Assigned => (
+            assigned,
+            ASSIGNED,
+            "the machine does not answer, and the scheduler has not taken it back",
+            "see whether gpubnb-services runs and has a leader",
+        ),
+        JobState::Accepted => (
+            assigned,
+            ACCEPTED,
+            "the machine is pulling its image or its files for very long",
+            "look at the job's page for the pull; cancel it if nothing moves",
+        ),
+        JobState::Running => {
+            let limit = Millis(row.limits.time.millis().0 + OVER_LIMIT.0);
+            (
+                row.started_at.unwrap_or(assigned),
+                limit,
+                "it runs past its time limit: neither worker nor watchdog has ended it",
+                "see whether gpubnb-services runs and has a leader; cancel it",
+            )
+        }
+        JobState::Completed | JobState::Failed | JobState::Cancelled => (
+            row.ended_at.unwrap_or(assigned),
+            UNSETTLED,
+            "it ended and is not settled",
+            "see whether gpubnb-services runs and has a leader: it settles what it finds",
+        ),
+    };
+    (now.since(since) > most).then(|| Stuck {
+        job: row.job,
+        name: row.spec.name.clone(),
+        state: row.state,
+        since,
+        cause: cause.to_owned(),
+        remedy: remedy.to_owned(),
+    })
+}

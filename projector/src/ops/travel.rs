@@ -1,0 +1,261 @@
+//! Time travel: the market, a job, a machine or an account as it was after any event of the log.
+//!
+//! One thing is folded from its own trail, which the timeline knows. The whole market is folded from the nearest
+//! snapshot that an earlier journey left; the way there is told while it is made.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use gpubnb_events::{Aggregate, Event, Log, Recorded, Seq, Timestamp};
+use tokio::sync::Mutex as Turn;
+
+use crate::{
+    model::{
+        Projection,
+        balances::{self, Balances},
+        figures::{FIGURES, MarketFigures},
+        jobs::{self, Jobs},
+        ledger::{self, Ledger},
+        machines::{self, Machines},
+        timeline,
+    },
+    query::trail_event,
+    store::{self, Rows, StoreError},
+    view::{
+        MachineState,
+        ops::{LedgerSums, MarketThen, Progress, RowThen},
+    },
+};
+
+/// Events between two snapshots, at first; it doubles when there are too many.
+const SPACING: u64 = 20_000;
+const MOST_SNAPSHOTS: usize = 64;
+/// Machines of the market that are told of.
+const MACHINES_TOLD: usize = 50;
+/// Events read back at the same time.
+const READ_AT_ONCE: usize = 32;
+/// Longest trail that is folded.
+const MOST_EVENTS: u32 = 20_000;
+/// Events of a trail that are told of.
+const TRAIL_TOLD: usize = 200;
+
+/// Why there is no way there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TravelError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Log(String),
+    #[error("its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show`, which reads the whole log")]
+    TooLong,
+}
+
+/// What was folded before, and where.
+#[derive(Clone)]
+pub(crate) struct Traveller {
+    log: Log,
+    db: sled::Db,
+    snapshots: Arc<Mutex<Snapshots>>,
+    /// One journey at a time; who waits finds what it left.
+    turn: Arc<Turn<()>>,
+    progress: Arc<Mutex<Option<Progress>>>,
+}
+
+struct Snapshots {
+    spacing: u64,
+    taken: BTreeMap<Seq, sled::Tree>,
+}
+
+/// The models a market is made of, in one tree: their keys are told apart by a letter before them.
+fn market_models() -> [Box<dyn Projection>; 3] {
+    [Box::new(Machines), Box::new(MarketFigures), Box::new(Balances)]
+}
+
+impl Traveller {
+    /// Opens a database for what is folded; it is empty, and gone at the end.
+    pub(crate) fn open(log: Log, path: &Path) -> Result<Self, StoreError> {
+        let db = sled::Config::new().path(path).temporary(true).cache_capacity(32 << 20).open()?;
+        let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
+        let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
+        Ok(Self { log, db, snapshots, turn: Arc::default(), progress })
+    }
+
+    /// How far the journey is that is being made.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The market after an event.
+    pub(crate) async fn market(&self, seq: Seq) -> Result<MarketThen, TravelError> {
+        let _turn = self.turn.lock().await;
+        let went = self.go(seq).await;
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let tree = went?;
+        let event = self.log.get(seq).await.map_err(|e| TravelError::Log(e.to_string()))?;
+        let then = market_in(&tree, seq, event.as_ref().and_then(trail_event));
+        self.db.drop_tree(tree.name()).map_err(StoreError::from)?;
+        Ok(then?)
+    }
+
+    /// A tree of the market after an event, of its own.
+    async fn go(&self, seq: Seq) -> Result<sled::Tree, TravelError> {
+        let before = self.snapshots().taken.range(..=seq).next_back().map(|(seq, tree)| (*seq, tree.clone()));
+        let tree = self.fresh()?;
+        let mut at = Seq::ZERO;
+        if let Some((snapshot, rows)) = before {
+            copy(&rows, &tree)?;
+            at = snapshot;
+        }
+        let (models, from) = (market_models(), at);
+        let mut follower = self.log.follow(at.next());
+        while at < seq {
+            let mut batch = follower.next_batch().await;
+            batch.retain(|r| r.seq <= seq);
+            let Some(last) = batch.last().map(|r| r.seq) else { break };
+            for model in &models {
+                let mut rows = Rows::new(&tree);
+                for (recorded, event) in batch.iter().filter_map(|r| Some((r, r.event()?))) {
+                    model.apply(&mut rows, recorded, event)?;
+                }
+                rows.commit(last)?;
+            }
+            at = last;
+            self.keep(at, &tree)?;
+            let done = Progress { at: Seq(at.0 - from.0), until: Seq(seq.0 - from.0), per_second: 0 };
+            *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        }
+        Ok(tree)
+    }
+
+    fn fresh(&self) -> Result<sled::Tree, StoreError> {
+        let name = gpubnb_events::CommandId::generate().to_string();
+        Ok(self.db.open_tree(name)?)
+    }
+
+    /// Keeps a copy, if the last one is far enough behind.
+    fn keep(&self, at: Seq, tree: &sled::Tree) -> Result<(), StoreError> {
+        let mut snapshots = self.snapshots();
+        let near = |other: Option<&Seq>| other.is_some_and(|other| other.0.abs_diff(at.0) < snapshots.spacing);
+        if near(snapshots.taken.range(..=at).next_back().map(|(seq, _)| seq))
+            || near(snapshots.taken.range(at..).next().map(|(seq, _)| seq))
+            || at.0 < snapshots.spacing
+        {
+            return Ok(());
+        }
+        let kept = self.fresh()?;
+        copy(tree, &kept)?;
+        snapshots.taken.insert(at, kept);
+        if snapshots.taken.len() > MOST_SNAPSHOTS {
+            snapshots.spacing *= 2;
+            let odd: Vec<Seq> = snapshots.taken.keys().copied().skip(1).step_by(2).collect();
+            for seq in odd {
+                if let Some(tree) = snapshots.taken.remove(&seq) {
+                    self.db.drop_tree(tree.name())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One thing after an event, folded from its trail.
+    pub(crate) async fn row(&self, timeline: &sled::Tree, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
+        let sequences = sequences(timeline, of, seq)?;
+        let mut trail = self.read(sequences).await?;
+        let told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(trail_event).collect();
+        let (projection, key): (Box<dyn Projection>, _) = match of {
+            Aggregate::Job(id) => (Box::new(Jobs), jobs::row_key(id)),
+            Aggregate::Machine(id) => (Box::new(Machines), machines::row_key(id)),
+            Aggregate::Account(id) => (Box::new(Ledger), ledger::balance_key(id)),
+        };
+        if let Aggregate::Machine(_) = of {
+            // What a job did at a machine is in the job's trail.
+            let jobs = trail.iter().filter_map(|r| match r.event()? {
+                Event::JobAssigned(e) => Some(e.job),
+                _ => None,
+            });
+            let mut all: Vec<Seq> = trail.iter().map(|r| r.seq).collect();
+            for job in jobs {
+                all.extend(self::sequences(timeline, Aggregate::Job(job), seq)?);
+                if all.len() > MOST_EVENTS as usize {
+                    return Err(TravelError::TooLong);
+                }
+            }
+            all.sort_unstable();
+            all.dedup();
+            trail = self.read(all).await?;
+        }
+        let tree = self.fresh()?;
+        let mut rows = Rows::new(&tree);
+        for (recorded, event) in trail.iter().filter_map(|r| Some((r, r.event()?))) {
+            projection.apply(&mut rows, recorded, event)?;
+        }
+        rows.commit(seq)?;
+        let row = store::get(&tree, &key)?;
+        self.db.drop_tree(tree.name()).map_err(StoreError::from)?;
+        Ok(RowThen { seq, row, trail: told })
+    }
+
+    async fn read(&self, sequences: Vec<Seq>) -> Result<Vec<Recorded>, TravelError> {
+        let read = futures_util::stream::iter(sequences).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
+        let read: Vec<Option<Recorded>> = read.try_collect().await.map_err(|e| TravelError::Log(e.to_string()))?;
+        Ok(read.into_iter().flatten().collect())
+    }
+
+    /// The last event that was recorded at a time or before.
+    pub(crate) async fn at(&self, time: Timestamp, last: Seq) -> Result<Seq, TravelError> {
+        let (mut low, mut high) = (0, last.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            let read = self.log.get(Seq(middle)).await.map_err(|e| TravelError::Log(e.to_string()))?;
+            if read.is_some_and(|r| r.at <= time) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(Seq(low))
+    }
+}
+
+fn copy(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
+    for entry in from {
+        let (key, value) = entry?;
+        to.insert(key, value)?;
+    }
+    Ok(())
+}
+
+fn sequences(timeline: &sled::Tree, of: Aggregate, until: Seq) -> Result<Vec<Seq>, TravelError> {
+    let mut found = timeline::sequences(timeline, of, 0, MOST_EVENTS + 1)?;
+    found.retain(|seq| *seq <= until);
+    if found.len() > MOST_EVENTS as usize {
+        return Err(TravelError::TooLong);
+    }
+    Ok(found)
+}
+
+fn market_in(tree: &sled::Tree, seq: Seq, event: Option<crate::view::TrailEvent>) -> Result<MarketThen, StoreError> {
+    let mut figures: crate::view::Figures = store::get(tree, FIGURES)?.unwrap_or_default();
+    figures.cheapest = machines::cheapest(tree)?;
+    let ledger: LedgerSums = balances::sums(tree)?;
+    let (mut told, mut machine_count) = (Vec::new(), 0);
+    for row in machines::after(tree, None) {
+        let row = row?;
+        if row.state() == MachineState::Delisted {
+            continue;
+        }
+        machine_count += 1;
+        if told.len() < MACHINES_TOLD {
+            told.push(row);
+        }
+    }
+    Ok(MarketThen { seq, event, figures, ledger, machines: told, machine_count })
+}

@@ -1,0 +1,326 @@
+//! Work through the whole log beside the service: rebuilding a model, and verifying all of them. One of each at a time,
+//! each in its own tree or database, at the pace the machine allows; what answers meanwhile is not touched.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock};
+use tokio::sync::watch;
+
+use super::invariants::Invariants;
+use crate::{
+    fold::{Adoption, Model, Trees},
+    model,
+    query::Applied,
+    store::{self, StoreError},
+    view::ops::{ModelCheck, Progress, Rebuild, Verification},
+};
+
+/// A rebuilt model is handed over when it is so near.
+const NEAR: u64 = 1_000;
+/// Events folded at once.
+const BATCH: usize = 10_000;
+/// Most keys and sequences that are told of.
+const TOLD: usize = 100;
+/// Rows that may differ while both sides move; more of them is a difference for sure.
+const MOST_SUSPECTS: usize = 50_000;
+/// How often both sides are brought to the same sequence before it is given up.
+const TRIES: usize = 200;
+/// Cache of the database that a verification folds into, MiB.
+const CACHE_MIB: u64 = 64;
+
+/// What runs, and what ran last.
+#[derive(Clone)]
+pub(crate) struct Work {
+    pub(crate) log: Log,
+    pub(crate) db: sled::Db,
+    pub(crate) trees: Trees,
+    pub(crate) adoption: Adoption,
+    pub(crate) applied: watch::Receiver<Applied>,
+    /// Where a verification has its database.
+    pub(crate) scratch: PathBuf,
+    pub(crate) state: Arc<Mutex<State>>,
+}
+
+/// What operators see of it.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) rebuilds: BTreeMap<&'static str, Rebuild>,
+    pub(crate) verification: Option<Verification>,
+}
+
+/// Why something does not begin.
+pub(crate) enum NotNow {
+    /// There is no such model.
+    Unknown,
+    /// One runs already.
+    Runs,
+}
+
+/// Counts what is done.
+struct Meter {
+    began: Instant,
+    from: Seq,
+}
+
+impl Meter {
+    fn start(from: Seq) -> Self {
+        Self { began: Instant::now(), from }
+    }
+
+    fn progress(&self, at: Seq, until: Seq) -> Progress {
+        let done = at.0.saturating_sub(self.from.0);
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        Progress { at, until, per_second: done.saturating_mul(1_000) / millis }
+    }
+}
+
+impl Work {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to rebuild a model beside the one that answers.
+    pub(crate) fn rebuild(&self, name: &str) -> Result<(), NotNow> {
+        let projection = model::all().into_iter().find(|p| p.name() == name).ok_or(NotNow::Unknown)?;
+        let name = projection.name();
+        let mut state = self.state();
+        if state.rebuilds.get(name).is_some_and(|r| r.swapped_at.is_none() && r.failed.is_none()) {
+            return Err(NotNow::Runs);
+        }
+        let progress = Progress { at: Seq::ZERO, until: self.applied.borrow().seq, per_second: 0 };
+        state.rebuilds.insert(name, Rebuild { progress, swapped_at: None, failed: None });
+        drop(state);
+        let work = self.clone();
+        tokio::spawn(async move {
+            let rebuilt = work.rebuilt(projection).await;
+            if let Some(rebuild) = work.state().rebuilds.get_mut(name) {
+                match rebuilt {
+                    Ok(()) => rebuild.swapped_at = Some(SystemClock.now()),
+                    Err(why) => rebuild.failed = Some(why.to_string()),
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn rebuilt(&self, projection: Box<dyn model::Projection>) -> anyhow::Result<()> {
+        let name = projection.name();
+        let current = self.trees.named(name)?;
+        let tree = store::spare(&self.db, name, projection.version(), &current)?;
+        let mut rebuilt = Model::new(projection, tree.clone())?;
+        let (mut follower, meter) = (self.log.follow(Seq(1)), Meter::start(Seq::ZERO));
+        // One event at the least is left for the fold that goes on: it is what makes it swap.
+        while rebuilt.checkpoint().0 + NEAR < self.last().0 {
+            let mut batch = next(&mut follower).await;
+            batch.retain(|r| r.seq < self.last());
+            rebuilt = folded(rebuilt, batch).await?.0;
+            let progress = meter.progress(rebuilt.checkpoint(), self.last());
+            if let Some(rebuild) = self.state().rebuilds.get_mut(name) {
+                rebuild.progress = progress;
+            }
+        }
+        let mut applied = self.applied.clone();
+        self.adoption.adopt(rebuilt);
+        // The fold goes on with both until they are equally far; then the new one answers.
+        loop {
+            if self.trees.named(name)?.name() == tree.name() {
+                return Ok(());
+            }
+            anyhow::ensure!(self.adoption.waits(name), "it stopped, or could not be swapped in: see the log");
+            applied.changed().await?;
+        }
+    }
+
+    fn last(&self) -> Seq {
+        self.applied.borrow().seq
+    }
+
+    /// Begins to verify.
+    pub(crate) fn verify(&self) -> Result<(), NotNow> {
+        let mut state = self.state();
+        if state.verification.as_ref().is_some_and(|v| v.ended_at.is_none()) {
+            return Err(NotNow::Runs);
+        }
+        state.verification = Some(Verification {
+            began_at: SystemClock.now(),
+            progress: Progress { at: Seq::ZERO, until: self.last(), per_second: 0 },
+            ended_at: None,
+            failed: None,
+            models: Vec::new(),
+            violations: Vec::new(),
+            quarantined: Vec::new(),
+        });
+        drop(state);
+        let work = self.clone();
+        tokio::spawn(async move {
+            let verified = work.verified().await;
+            work.note(|v| {
+                v.ended_at = Some(SystemClock.now());
+                match verified {
+                    Ok(models) => v.models = models,
+                    Err(why) => v.failed = Some(why.to_string()),
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Verification)) {
+        if let Some(verification) = self.state().verification.as_mut() {
+            change(verification);
+        }
+    }
+
+    async fn verified(&self) -> anyhow::Result<Vec<ModelCheck>> {
+        let db = sled::Config::new().path(&self.scratch).temporary(true).cache_capacity(CACHE_MIB << 20).open()?;
+        let mut replay = Replay::new(self, &db)?;
+        replay.until(self.last()).await?;
+        let mut checks = Vec::new();
+        for index in 0..replay.models.len() {
+            checks.push(replay.compare(index).await?);
+        }
+        Ok(checks)
+    }
+}
+
+async fn next(follower: &mut gpubnb_events::log::Follower) -> Vec<Recorded> {
+    let mut batch = follower.next_batch().await;
+    batch.truncate(BATCH);
+    batch
+}
+
+/// Folds a batch into a model, on a thread for such work.
+async fn folded(mut model: Model, batch: Vec<Recorded>) -> anyhow::Result<(Model, Vec<Recorded>)> {
+    tokio::task::spawn_blocking(move || match model.fold(&batch) {
+        Ok(()) => Ok((model, batch)),
+        Err((seq, e)) => Err(anyhow::anyhow!("at sequence {seq}: {e}")),
+    })
+    .await?
+}
+
+/// The log folded anew, for comparison.
+struct Replay<'a> {
+    work: &'a Work,
+    models: Vec<Model>,
+    invariants: Invariants,
+    follower: gpubnb_events::log::Follower,
+    read: Vec<Recorded>,
+    at: Seq,
+    meter: Meter,
+}
+
+impl<'a> Replay<'a> {
+    fn new(work: &'a Work, db: &sled::Db) -> Result<Self, StoreError> {
+        let models = model::all().into_iter().map(|projection| {
+            let tree = store::tree(db, projection.name(), projection.version())?;
+            Model::new(projection, tree)
+        });
+        Ok(Self {
+            work,
+            models: models.collect::<Result<_, StoreError>>()?,
+            invariants: Invariants::default(),
+            follower: work.log.follow(Seq(1)),
+            read: Vec::new(),
+            at: Seq::ZERO,
+            meter: Meter::start(Seq::ZERO),
+        })
+    }
+
+    /// Folds exactly up to a sequence.
+    async fn until(&mut self, until: Seq) -> anyhow::Result<()> {
+        while self.at < until {
+            if self.read.is_empty() {
+                self.read = self.follower.next_batch().await;
+            }
+            let later = self.read.iter().position(|r| r.seq > until).unwrap_or(self.read.len());
+            let rest = self.read.split_off(later.min(BATCH));
+            let mut batch = std::mem::replace(&mut self.read, rest);
+            let Some(last) = batch.last().map(|r| r.seq) else { continue };
+            for model in std::mem::take(&mut self.models) {
+                let (model, again) = folded(model, batch).await?;
+                self.models.push(model);
+                batch = again;
+            }
+            for recorded in &batch {
+                match recorded.event() {
+                    Some(event) => self.invariants.apply(recorded.seq, event),
+                    None => self.work.note(|v| {
+                        if v.quarantined.len() < TOLD {
+                            v.quarantined.push(recorded.seq);
+                        }
+                    }),
+                }
+            }
+            self.at = last;
+            let progress = self.meter.progress(last, until.max(self.work.last()));
+            let violations = self.invariants.found().to_vec();
+            self.work.note(|v| (v.progress, v.violations) = (progress, violations));
+        }
+        Ok(())
+    }
+
+    /// Compares a model row by row with the one that answers. That moves on meanwhile: rows that differ are looked at
+    /// again when both are at the same sequence.
+    async fn compare(&mut self, index: usize) -> anyhow::Result<ModelCheck> {
+        let name = self.models[index].name();
+        let live = self.work.trees.named(name)?;
+        let ours = self.models[index].tree().clone();
+        let (one, other) = (ours.clone(), live.clone());
+        let (rows, mut suspects) = tokio::task::spawn_blocking(move || differing(&one, &other)).await??;
+        for _ in 0..TRIES {
+            let at = store::checkpoint(&live)?;
+            self.until(at).await?;
+            let mut still = Vec::new();
+            for key in &suspects {
+                if ours.get(key)? != live.get(key)? {
+                    still.push(key.clone());
+                }
+            }
+            // Each batch moves the checkpoint: nothing was written between the two looks.
+            if store::checkpoint(&live)? == at {
+                let differing = still.iter().take(TOLD).map(|key| key.escape_ascii().to_string()).collect();
+                return Ok(ModelCheck { name: name.to_owned(), rows, differing });
+            }
+            if suspects.len() > still.len() {
+                suspects = still;
+            }
+        }
+        anyhow::bail!("{name} changes too fast to be compared: try again when the market is calmer")
+    }
+}
+
+/// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
+fn differing(ours: &sled::Tree, live: &sled::Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
+    let row = |entry: Option<sled::Result<(sled::IVec, sled::IVec)>>| entry.transpose();
+    let (mut left, mut right) = (ours.iter(), live.iter());
+    let (mut a, mut b) = (row(left.next())?, row(right.next())?);
+    let (mut rows, mut suspects) = (0, Vec::new());
+    while suspects.len() < MOST_SUSPECTS {
+        let order = match (&a, &b) {
+            (None, None) => break,
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let same = order.is_eq() && a == b;
+        let key = if order.is_gt() { b.as_ref() } else { a.as_ref() }.map(|(key, _)| key.clone());
+        if let Some(key) = key.filter(|key| !store::is_checkpoint(key)) {
+            rows += 1;
+            if !same {
+                suspects.push(key);
+            }
+        }
+        if order.is_le() {
+            a = row(left.next())?;
+        }
+        if order.is_ge() {
+            b = row(right.next())?;
+        }
+    }
+    Ok((rows, suspects))
+}

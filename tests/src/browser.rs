@@ -1,0 +1,219 @@
+//! Real Chromium, driven as a person would.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use fantoccini::{
+    Client, ClientBuilder, Locator,
+    wd::{Capabilities, WebDriverCompatibleCommand},
+};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+
+use crate::{
+    parts::{free_port, program, root},
+    process::Process,
+    system::System,
+    web::Web,
+};
+
+/// A browser with a profile of its own.
+pub struct Browser {
+    /// What drives it.
+    pub client: Client,
+    pictures: PathBuf,
+    _driver: Process,
+    _profile: tempfile::TempDir,
+}
+
+impl Browser {
+    /// Starts one, for a market.
+    pub async fn open(system: &System) -> Self {
+        let driver = program("GPUBNB_CHROMEDRIVER", "chromedriver", "run `deploy/setup.sh --tests`").unwrap();
+        let port = free_port().unwrap();
+        let mut command = Command::new(driver);
+        command.arg(format!("--port={port}"));
+        let driver = Process::start("chromedriver", &mut command, system.path()).unwrap();
+        let profile = tempfile::tempdir().unwrap();
+        let arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            "--hide-scrollbars",
+            &format!("--user-data-dir={}", profile.path().display()),
+        ];
+        let mut capabilities = Capabilities::new();
+        capabilities.insert("goog:chromeOptions".to_owned(), json!({ "args": arguments }));
+        capabilities.insert("goog:loggingPrefs".to_owned(), json!({ "browser": "ALL" }));
+        let url = format!("http://127.0.0.1:{port}");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let client = loop {
+            match ClientBuilder::new(HttpConnector::new()).capabilities(capabilities.clone()).connect(&url).await {
+                Ok(client) => break client,
+                Err(e) if tokio::time::Instant::now() > deadline => panic!("no browser: {e}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
+        let pictures =
+            std::env::var_os("GPUBNB_PICTURES").map_or_else(|| root().join("target/pictures"), PathBuf::from);
+        fs::create_dir_all(&pictures).unwrap();
+        Self { client, pictures, _driver: driver, _profile: profile }
+    }
+
+    /// Signs in, as a person does.
+    pub async fn sign_in(&self, system: &System, who: &Web) {
+        self.client.goto(&format!("{}/sign-in", system.url())).await.unwrap();
+        for (field, text) in [("email", &who.email), ("password", &who.password)] {
+            let input = self.client.find(Locator::Css(&format!("input[name={field}]"))).await.unwrap();
+            input.send_keys(text).await.unwrap();
+        }
+        self.click("main form button").await;
+        self.wait_for(".who form button").await;
+    }
+
+    /// The window's size.
+    pub async fn size(&self, width: u32, height: u32) {
+        self.client.set_window_size(width, height).await.unwrap();
+    }
+
+    /// Takes a picture of what is seen.
+    pub async fn picture(&self, name: &str) {
+        let png = self.client.screenshot().await.unwrap();
+        assert!(png.len() > 5_000, "{name} is no empty page");
+        fs::write(self.pictures.join(format!("{name}.png")), png).unwrap();
+    }
+
+    /// Clicks.
+    pub async fn click(&self, css: &str) {
+        self.client.find(Locator::Css(css)).await.unwrap().click().await.unwrap();
+    }
+
+    /// Clicks what may be replaced at any moment: found and clicked in one step.
+    pub async fn click_live(&self, css: &str) {
+        let script = "document.querySelector(arguments[0]).click()";
+        self.client.execute(script, vec![json!(css)]).await.unwrap();
+    }
+
+    /// Waits until there is such an element.
+    pub async fn wait_for(&self, css: &str) {
+        let wait = self.client.wait().at_most(Duration::from_secs(60));
+        if let Err(e) = wait.for_element(Locator::Css(css)).await {
+            let page = self.client.source().await.unwrap_or_default();
+            panic!("{css} did not appear: {e}\n{page}");
+        }
+    }
+
+    /// The text of an element, found and read in one step: live parts may be replaced at any moment.
+    pub async fn text(&self, css: &str) -> String {
+        let script = "return document.querySelector(arguments[0]).innerText";
+        let text = self.client.execute(script, vec![json!(css)]).await.unwrap();
+        text.as_str().unwrap().to_owned()
+    }
+
+    /// No page is wider than the window.
+    pub async fn fits(&self, page: &str) {
+        let script = "return [document.documentElement.scrollWidth, window.innerWidth]";
+        let widths: Value = self.client.execute(script, vec![]).await.unwrap();
+        assert!(widths[0].as_i64() <= widths[1].as_i64(), "{page} is wider than its window: {widths}");
+    }
+}
+
+impl Browser {
+    /// Goes to a page of the market, and sees that it is sound: no error in its console, no violation of its policy, nothing
+    /// that axe-core finds seriously wrong, not wider than the window.
+    pub async fn visit(&self, system: &System, path: &str) {
+        self.client.goto(&format!("{}{path}", system.url())).await.unwrap();
+        self.is_sound(path).await;
+    }
+
+    /// Sees that the page is sound as it is now.
+    pub async fn is_sound(&self, page: &str) {
+        self.fits(page).await;
+        self.is_accessible(page).await;
+        assert_eq!(console(&self.client).await, Vec::<Value>::new(), "{page}");
+    }
+
+    async fn is_accessible(&self, page: &str) {
+        let axe = fs::read_to_string(root().join("ui/node_modules/axe-core/axe.min.js"))
+            .expect("axe-core is missing: run `deploy/setup.sh --tests`");
+        self.client.execute(&format!("if (!window.axe) {{ {axe} }}"), vec![]).await.unwrap();
+        let script = "const done = arguments[arguments.length - 1];
+            axe.run(document, { resultTypes: ['violations'] }).then((found) => done(found.violations
+                .filter((v) => ['serious', 'critical'].includes(v.impact))
+                .map((v) => v.id + ': ' + v.help + ' ' + v.nodes.slice(0, 3).map((n) => n.html.slice(0, 200)).join(' | '))));";
+        let found = self.client.execute_async(script, vec![]).await.unwrap();
+        assert_eq!(found, json!([]), "{page}");
+    }
+
+    /// Light or dark, as a person's system would ask for.
+    pub async fn scheme(&self, scheme: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": { "features": features } });
+        self.client.issue_cmd(Devtools(command)).await.unwrap();
+    }
+
+    /// Types into a field, in place of what is there.
+    pub async fn fill(&self, css: &str, text: &str) {
+        let field = self.client.find(Locator::Css(css)).await.unwrap();
+        field.clear().await.unwrap();
+        field.send_keys(text).await.unwrap();
+    }
+
+    /// Waits until an element says something.
+    pub async fn says(&self, css: &str, words: &str) {
+        let script = "const e = document.querySelector(arguments[0]); return e ? e.innerText : ''";
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            let text = self.client.execute(script, vec![json!(css)]).await.unwrap();
+            if text.as_str().is_some_and(|text| text.contains(words)) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{css} does not say {words:?}: {text}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Ends it.
+    pub async fn close(self) {
+        self.client.clone().close().await.unwrap();
+    }
+}
+
+/// A command of the browser's own protocol, through `ChromeDriver`.
+#[derive(Debug)]
+struct Devtools(Value);
+
+impl WebDriverCompatibleCommand for Devtools {
+    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
+        base.join(&format!("session/{}/goog/cdp/execute", session.unwrap_or_default()))
+    }
+
+    fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
+        (http::Method::POST, Some(self.0.to_string()))
+    }
+}
+
+/// `ChromeDriver`'s own command for what the browser wrote to its console.
+#[derive(Debug)]
+struct ConsoleLog;
+
+impl WebDriverCompatibleCommand for ConsoleLog {
+    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
+        base.join(&format!("session/{}/se/log", session.unwrap_or_default()))
+    }
+
+    fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
+        (http::Method::POST, Some(json!({ "type": "browser" }).to_string()))
+    }
+}
+
+/// Errors in the console since the last look, violations of the content security policy among them.
+pub async fn console(client: &Client) -> Vec<Value> {
+    let entries = client.issue_cmd(ConsoleLog).await.unwrap();
+    let entries = entries.as_array().expect("a list of entries").clone();
+    entries.into_iter().filter(|entry| entry["level"] == "SEVERE").collect()
+}

@@ -1,0 +1,67 @@
+// A page's one connection: parts of the page as they change. A hidden tab lets go of it, and takes it up where it was.
+"use strict";
+
+const page = document.querySelector("[data-live]");
+const offline = document.getElementById("offline");
+// So long a tab may be hidden, and a connection be lost, before anything is done about it, ms.
+const HIDDEN = 10000;
+const LOST = 1500;
+const RETRY = 4000;
+
+// A part that is replaced under a finger that is down would lose the click: it keeps still until the finger is up.
+let pressed = false;
+const late = new Map();
+for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) {
+  document.addEventListener(name, () => setTimeout(() => {
+    pressed = down;
+    if (!down) { late.forEach((html, id) => fill(id, html)); late.clear(); }
+  }, down ? 0 : 100), true);
+}
+
+// What somebody is typing into, or has opened, stays as it is.
+const busy = (part) => {
+  const field = document.activeElement;
+  return field && part.contains(field) && field.matches("input:not([type=checkbox]), select, textarea");
+};
+const fill = (id, html) => {
+  const part = document.getElementById(id);
+  if (!part) return;
+  if (pressed && part.querySelector("a, button")) { late.set(id, html); return; }
+  if (busy(part)) return;
+  const focus = part.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
+  const open = [...part.querySelectorAll("details[open]")].map((d) => d.closest("[id]")?.id);
+  const ticked = new Set([...part.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
+  part.innerHTML = html;
+  if (ticked.size) for (const box of part.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(box.value);
+  for (const of of open) if (of) document.getElementById(of)?.querySelector("details")?.setAttribute("open", "");
+  if (focus) part.querySelector(`[data-keep="${focus}"]`)?.focus();
+  part.dispatchEvent(new CustomEvent("filled", { bubbles: true }));
+};
+
+let source = null;
+let heard = null;
+let lost = null;
+const close = () => { source?.close(); source = null; clearTimeout(lost); lost = null; };
+const open = () => {
+  if (!page || source) return;
+  const address = new URL(page.dataset.live, location.href);
+  if (heard) address.searchParams.set("from", heard);
+  source = new EventSource(address);
+  source.onopen = () => { clearTimeout(lost); lost = null; offline.hidden = true; };
+  source.onerror = () => {
+    lost ??= setTimeout(() => { offline.hidden = false; }, LOST);
+    // A browser gives up where the answer is no stream: the market may be starting, or there are too many of us.
+    if (source && source.readyState === EventSource.CLOSED) { source = null; setTimeout(open, RETRY); }
+  };
+  const on = (name, take) => source.addEventListener(name, (event) => { if (event.lastEventId) heard = event.lastEventId; take(event.data); });
+  on("part", (data) => { const cut = data.indexOf("\n"); fill(data.slice(0, cut), data.slice(cut + 1)); });
+  for (const name of ["log", "metrics"]) on(name, (data) => document.dispatchEvent(new CustomEvent(`said:${name}`, { detail: data })));
+};
+let sleep = null;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(sleep);
+  if (document.hidden) sleep = setTimeout(close, HIDDEN);
+  else open();
+});
+addEventListener("pagehide", close);
+addEventListener("pageshow", open);

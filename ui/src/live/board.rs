@@ -1,0 +1,99 @@
+//! The machines of the market, in memory: filled once, kept up by what notices carry. Market pages are made from it,
+//! however many are open, without asking anybody.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use gpubnb_events::{Actor, MachineId, Seq};
+use gpubnb_projector::{
+    client::QueryClient,
+    view::{MachineState, MachineView},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// How often all is read anew, so that what a notice missed heals.
+const ANEW: Duration = Duration::from_secs(60);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+
+type Machines = BTreeMap<MachineId, Arc<MachineView>>;
+
+/// The board. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Board {
+    machines: Arc<RwLock<Machines>>,
+    filled: watch::Sender<bool>,
+}
+
+impl Board {
+    pub(crate) fn new() -> Self {
+        Self { machines: Arc::default(), filled: watch::Sender::new(false) }
+    }
+
+    /// Takes in a machine, unless it is older than what is known.
+    pub(super) fn put(&self, view: MachineView) {
+        let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
+        put(&mut machines, view);
+    }
+
+    /// Every machine that is not delisted. Waits for the first filling.
+    pub(crate) async fn machines(&self) -> Vec<Arc<MachineView>> {
+        // It fails only where the sender is gone, which is here.
+        drop(self.filled.subscribe().wait_for(|filled| *filled).await);
+        let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.values().filter(|m| m.row.wanted != MachineState::Delisted).cloned().collect()
+    }
+
+    /// One machine, if it is known here.
+    pub(crate) fn machine(&self, id: MachineId) -> Option<Arc<MachineView>> {
+        self.machines.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Reads all of them now and then, until shutdown.
+    pub(crate) async fn keep(self, queries: QueryClient, shutdown: CancellationToken) {
+        loop {
+            let pause = match queries.machines(Actor::Platform, Seq::ZERO).await {
+                Ok(read) => {
+                    self.fill(read);
+                    ANEW
+                }
+                Err(e) => {
+                    warn!(error = %e, "the market cannot be read; trying again");
+                    RETRY
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn fill(&self, read: Vec<MachineView>) {
+        let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
+        let known = std::mem::take(&mut *machines);
+        for view in read {
+            machines.insert(view.row.machine, Arc::new(view));
+        }
+        // What a notice told meanwhile is newer than what was read.
+        for (id, view) in known {
+            if machines.get(&id).is_some_and(|read| read.row.seq < view.row.seq) {
+                machines.insert(id, view);
+            }
+        }
+        drop(machines);
+        self.filled.send_replace(true);
+    }
+}
+
+fn put(machines: &mut Machines, view: MachineView) {
+    let known = machines.get(&view.row.machine);
+    if known.is_none_or(|known| known.row.seq <= view.row.seq) {
+        machines.insert(view.row.machine, Arc::new(view));
+    }
+}

@@ -1,0 +1,276 @@
+//! The log of a job, however long: its end at once, any part of it by line, and a search through all of it. Nothing is
+//! kept here: parts are found in OUTPUT by halving.
+
+use std::{collections::HashMap, fmt::Write as _, time::Duration};
+
+use async_nats::jetstream::{
+    consumer::{DeliverPolicy, push::OrderedConfig},
+    message::StreamMessage,
+    stream::{DirectGetErrorKind, Stream},
+};
+use futures_util::StreamExt as _;
+use gpubnb_events::{
+    JobId, Lease, MachineId,
+    output::{JobMetrics, LogLine, LogLines, LogStream},
+    rpc::Failure,
+    stream::OUTPUT,
+    subject::{self, OutputKind},
+};
+use gpubnb_projector::view::JobRow;
+use tokio::time::timeout;
+
+use super::output::{Reader, Said};
+use crate::{ansi, app::App, error::Problem};
+
+/// Lines that a page begins with.
+const TAIL: u64 = 1_000;
+/// Lines in one part.
+pub(crate) const PART: u64 = 500;
+/// Lines that a search finds.
+const MOST_FOUND: usize = 200;
+/// Points of a chart.
+const MOST_POINTS: usize = 1_000;
+/// How long reading waits for the broker.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a search may take.
+const SEARCH_WITHIN: Duration = Duration::from_secs(20);
+
+/// A line: its attempt, its number there, what it says.
+pub(crate) type Line = (Lease, u64, LogLine);
+
+fn unavailable(e: &dyn std::fmt::Display) -> Problem {
+    Problem::from(Failure::Unavailable(format!("reading output: {e}")))
+}
+
+/// Where in OUTPUT the last lines of a job begin; 1 where there are few, or where it cannot be told.
+pub(crate) async fn tail(app: &App, row: &JobRow) -> u64 {
+    let Some(attempt) = row.attempts.last() else { return 1 };
+    let Ok(log) = Log::open(app, attempt.machine, row.job).await else { return 1 };
+    match log.last().await {
+        // A lease is told apart by the chunk itself: the machine may have had the job before.
+        Ok(Some((_, chunk))) if chunk.lease == attempt.lease => {
+            let end = chunk.first_line + chunk.lines.len() as u64;
+            if end <= 2 * TAIL {
+                return 1;
+            }
+            log.find(attempt.lease, end - TAIL).await.ok().flatten().unwrap_or(1)
+        }
+        _ => 1,
+    }
+}
+
+/// How many lines the newest attempt has written.
+pub(crate) async fn length(app: &App, row: &JobRow) -> Result<u64, Problem> {
+    let Some(attempt) = row.attempts.last() else { return Ok(0) };
+    let last = Log::open(app, attempt.machine, row.job).await?.last().await?;
+    Ok(last.filter(|(_, c)| c.lease == attempt.lease).map_or(0, |(_, c)| c.first_line + c.lines.len() as u64))
+}
+
+/// Lines of an attempt, from one on, [`PART`] at the most.
+pub(crate) async fn part(app: &App, row: &JobRow, lease: Lease, from: u64) -> Result<Vec<Line>, Problem> {
+    let Some(attempt) = row.attempts.iter().find(|a| a.lease == lease) else { return Ok(Vec::new()) };
+    let log = Log::open(app, attempt.machine, row.job).await?;
+    let Some(start) = log.find(lease, from).await? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    log.read(app, row, start, PATIENCE, |line| {
+        if line.0 == lease && line.1 >= from {
+            found.push(line);
+        }
+        (found.len() as u64) < PART
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Lines with some text in them, in the whole log, and whether that is all of them.
+pub(crate) async fn search(app: &App, row: &JobRow, text: &str) -> Result<(Vec<Line>, bool), Problem> {
+    let text = text.to_lowercase();
+    let mut found = Vec::new();
+    let machines: HashMap<MachineId, ()> = row.attempts.iter().map(|a| (a.machine, ())).collect();
+    for machine in machines.into_keys() {
+        let log = Log::open(app, machine, row.job).await?;
+        if log.last().await?.is_none() {
+            continue;
+        }
+        log.read(app, row, 1, SEARCH_WITHIN, |line| {
+            if ansi::plain(&line.2.text).to_lowercase().contains(&text) {
+                found.push(line);
+            }
+            found.len() < MOST_FOUND
+        })
+        .await?;
+    }
+    found.sort_by_key(|(lease, number, _)| (*lease, *number));
+    let all = found.len() < MOST_FOUND;
+    Ok((found, all))
+}
+
+/// What the newest attempt has measured, oldest first: all of it, or every n-th where there is much.
+pub(crate) async fn metrics(app: &App, row: &JobRow) -> Result<Vec<JobMetrics>, Problem> {
+    let Some(attempt) = row.attempts.last() else { return Ok(Vec::new()) };
+    let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
+    let subject = subject::output(attempt.machine, row.job, OutputKind::Metrics);
+    let log = Log { stream, subject };
+    match log.stream.direct_get_last_for_subject(log.subject.clone()).await {
+        Ok(_) => {}
+        Err(e) if e.kind() == DirectGetErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(unavailable(&e)),
+    }
+    let (mut kept, mut every, mut seen) = (Vec::new(), 1_usize, 0_usize);
+    log.said(app, row, 1, PATIENCE, |said| {
+        if let Said::Metrics(metrics) = said
+            && metrics.lease == attempt.lease
+        {
+            if seen.is_multiple_of(every) {
+                kept.push(metrics);
+            }
+            seen += 1;
+            if kept.len() == MOST_POINTS {
+                let mut odd = false;
+                kept.retain(|_| {
+                    odd = !odd;
+                    odd
+                });
+                every *= 2;
+            }
+        }
+        true
+    })
+    .await?;
+    Ok(kept)
+}
+
+/// The chunks of one job's log from one machine.
+struct Log {
+    stream: Stream<()>,
+    subject: String,
+}
+
+impl Log {
+    async fn open(app: &App, machine: MachineId, job: JobId) -> Result<Self, Problem> {
+        let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
+        Ok(Self { stream, subject: subject::output(machine, job, OutputKind::Log) })
+    }
+
+    async fn last(&self) -> Result<Option<(u64, LogLines)>, Problem> {
+        chunk(self.stream.direct_get_last_for_subject(self.subject.clone()).await)
+    }
+
+    /// The first chunk at a sequence or after it.
+    async fn next(&self, from: u64) -> Result<Option<(u64, LogLines)>, Problem> {
+        chunk(self.stream.direct_get_next_for_subject(self.subject.clone(), Some(from)).await)
+    }
+
+    /// The sequence of the last chunk that begins with a line or before it.
+    async fn find(&self, lease: Lease, line: u64) -> Result<Option<u64>, Problem> {
+        let (Some((first, _)), Some((last, _))) = (self.next(1).await?, self.last().await?) else { return Ok(None) };
+        let before = |chunk: &LogLines| chunk.lease < lease || (chunk.lease == lease && chunk.first_line <= line);
+        let (mut low, mut high) = (first, last);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            match self.next(middle).await? {
+                Some((seq, chunk)) if seq <= high && before(&chunk) => low = seq,
+                _ => high = middle - 1,
+            }
+        }
+        Ok(Some(low))
+    }
+
+    /// Reads lines from a chunk on, until `take` has enough, or there are no more.
+    async fn read(
+        &self,
+        app: &App,
+        row: &JobRow,
+        from: u64,
+        within: Duration,
+        mut take: impl FnMut(Line) -> bool,
+    ) -> Result<(), Problem> {
+        let line = |said| match said {
+            Said::Line(lease, number, line) => take((lease, number, line)),
+            Said::Progress(_) | Said::Metrics(_) => true,
+        };
+        self.said(app, row, from, within, line).await
+    }
+
+    /// Reads what was said from a message on, until `take` has enough, or there is no more.
+    async fn said(
+        &self,
+        app: &App,
+        row: &JobRow,
+        from: u64,
+        within: Duration,
+        mut take: impl FnMut(Said) -> bool,
+    ) -> Result<(), Problem> {
+        let config = OrderedConfig {
+            deliver_subject: app.js.client().new_inbox(),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+            filter_subject: self.subject.clone(),
+            ..Default::default()
+        };
+        let consumer = app.js.create_consumer_on_stream(config, OUTPUT).await.map_err(|e| unavailable(&e))?;
+        let mut messages = consumer.messages().await.map_err(|e| unavailable(&e))?;
+        let attempts = super::output::attempts(row);
+        let mut reader = Reader::default();
+        let reading = async {
+            while let Some(Ok(message)) = messages.next().await {
+                let Some(heard) = reader.read(&message, &attempts) else { continue };
+                if !heard.said.into_iter().all(&mut take) || heard.pending == 0 {
+                    return;
+                }
+            }
+        };
+        // What came in time is shown.
+        drop(timeout(within, reading).await);
+        Ok(())
+    }
+}
+
+fn chunk(
+    read: Result<StreamMessage, async_nats::jetstream::stream::DirectGetError>,
+) -> Result<Option<(u64, LogLines)>, Problem> {
+    match read {
+        Ok(message) => match serde_json::from_slice(&message.payload) {
+            Ok(lines) => Ok(Some((message.sequence, lines))),
+            Err(e) => Err(unavailable(&e)),
+        },
+        Err(e) if e.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(e) => Err(unavailable(&e)),
+    }
+}
+
+/// Lines as HTML. A job's text is hostile: escaped, colours as classes, other control sequences left out. Each line can
+/// be linked to.
+pub(crate) fn lines_html(lines: &[Line]) -> String {
+    lines.iter().fold(String::new(), |mut html, (lease, number, line)| {
+        let class = if line.stream == LogStream::Stderr { "line err" } else { "line" };
+        let at = line.at.to_string();
+        let clock = at.get(11..23).unwrap_or_default();
+        // Writing to a String cannot fail.
+        let _ = write!(
+            html,
+            "<div class=\"{class}\" id=\"L{lease}-{number}\"><a class=\"no\" href=\"#L{lease}-{number}\" \
+             aria-label=\"Line {shown}\">{shown}</a><span class=\"at\">{clock}</span><code>{}</code></div>",
+            ansi::html(&line.text),
+            shown = number + 1,
+        );
+        html
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpubnb_events::{Seq, Timestamp};
+
+    #[test]
+    fn a_job_cannot_write_html_into_its_log() {
+        let line = LogLine {
+            stream: LogStream::Stdout,
+            at: Timestamp::EPOCH,
+            text: "<script>alert(1)</script>\u{1b}[31m & \"".to_owned(),
+        };
+        let html = lines_html(&[(Lease(Seq(1)), 0, line)]);
+        assert!(!html.contains("<script>") && !html.contains('\u{1b}'), "{html}");
+        assert!(html.contains("&lt;script&gt;") && html.contains("&amp; &quot;"));
+    }
+}
