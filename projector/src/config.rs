@@ -28,6 +28,27 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Shows one job, machine or account, and its event trail.
     Show(ShowArgs),
+    /// How far each read model is behind the log, and how large the streams are.
+    Lag(AskArgs),
+    /// Has a read model rebuilt beside the one that answers, and swapped in.
+    Rebuild(RebuildArgs),
+    /// Has the log replayed, its invariants looked at, and every row compared. Fails where something differs.
+    Verify(AskArgs),
+}
+
+/// Options of what asks the projector.
+#[derive(Debug, Clone, Args)]
+pub struct AskArgs {
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `rebuild`.
+#[derive(Debug, Clone, Args)]
+pub struct RebuildArgs {
+    /// The model: jobs, machines, timeline, ledger or figures.
+    pub model: String,
 }
 
 /// Options of `run`.

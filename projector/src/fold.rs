@@ -69,9 +69,10 @@ pub(crate) struct Adoption {
 impl Adoption {
     /// Hands over a rebuilt model. It must be behind the end of the log, so that something comes to be read.
     pub(crate) fn adopt(&self, model: Model) {
-        let next = model.checkpoint.next();
-        self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner).push(model);
-        self.read_on.send_replace(next);
+        let mut rebuilt = self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
+        rebuilt.push(model);
+        let furthest_behind = rebuilt.iter().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO);
+        self.read_on.send_replace(furthest_behind.next());
     }
 
     /// Whether a model of this name still waits.

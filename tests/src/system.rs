@@ -238,6 +238,14 @@ impl System {
         Ok((output.status.success(), format!("{out}{err}")))
     }
 
+    /// Runs the operator's tool.
+    pub fn tool(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        let nats = self.nats_args("projector");
+        let mut command = Command::new(binary("gpubnb-projector")?);
+        command.args(["--nats", &nats.nats, "--nats-creds"]).arg(nats.nats_creds);
+        Ok(command.args(arguments).output()?)
+    }
+
     /// A machine as the market shows it.
     pub async fn machine_view(&self, name: &str) -> anyhow::Result<serde_json::Value> {
         self.web.stranger().get(&format!("/machines/{}", self.machine(name)?)).await

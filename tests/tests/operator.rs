@@ -1,19 +1,13 @@
 //! The operator's tool: it reads the streams, and looks back.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::process::{Command, Output};
+use std::process::Output;
 
-use gpubnb_tests::{
-    parts::binary,
-    system::{Options, System},
-};
+use gpubnb_tests::system::{Options, System};
 use serde_json::{Value, json};
 
 fn tool(system: &System, arguments: &[&str]) -> Output {
-    let nats = system.nats_args("projector");
-    let mut command = Command::new(binary("gpubnb-projector").unwrap());
-    command.args(["--nats", &nats.nats, "--nats-creds"]).arg(nats.nats_creds);
-    command.args(arguments).output().unwrap()
+    system.tool(arguments).unwrap()
 }
 
 fn lines(output: &Output) -> Vec<Value> {
@@ -50,4 +44,22 @@ async fn the_log_is_replayed_filtered_and_looked_at_as_it_was() {
     let nobody = tool(&system, &["show", "job", "01900000-0000-7000-8000-00000000dead"]);
     assert!(!nobody.status.success());
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("there is no job"));
+}
+
+#[tokio::test]
+async fn read_models_are_measured_rebuilt_and_verified_from_the_command_line() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    system.start_worker("attic", &[]).await.unwrap();
+    let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
+    system.web.settled(&job).await.unwrap();
+    let lag = tool(&system, &["lag", "--json"]);
+    let lag: Value = serde_json::from_slice(&lag.stdout).unwrap();
+    assert_eq!(lag["models"].as_array().unwrap().len(), 5, "{lag}");
+    assert!(tool(&system, &["rebuild", "timeline"]).status.success());
+    let unknown = tool(&system, &["rebuild", "nothing"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("There is no such model"));
+    let verified = tool(&system, &["verify", "--json"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert_eq!(verified["clean"], true, "{verified}");
 }

@@ -128,10 +128,12 @@ impl Work {
         self.adoption.adopt(rebuilt);
         // The fold goes on with both until they are equally far; then the new one answers.
         loop {
+            // In this order: what does not wait any more is swapped, or given up.
+            let waits = self.adoption.waits(name);
             if self.trees.named(name)?.name() == tree.name() {
                 return Ok(());
             }
-            anyhow::ensure!(self.adoption.waits(name), "it stopped, or could not be swapped in: see the log");
+            anyhow::ensure!(waits, "it stopped, or could not be swapped in: see the log");
             applied.changed().await?;
         }
     }

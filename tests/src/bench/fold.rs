@@ -147,7 +147,7 @@ async fn write_history(js: &jetstream::Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn publish(
+pub(super) async fn publish(
     js: &jetstream::Context,
     event: &Event,
     seq: u64,
@@ -161,7 +161,12 @@ async fn publish(
 }
 
 /// The six events of a job that goes well; the first stands at `seq`.
-fn life(account: AccountId, provider: AccountId, machine: MachineId, seq: Seq) -> anyhow::Result<[Event; 6]> {
+pub(super) fn life(
+    account: AccountId,
+    provider: AccountId,
+    machine: MachineId,
+    seq: Seq,
+) -> anyhow::Result<[Event; 6]> {
     let template = template::find("noop").context("the template")?;
     let job = JobId::generate();
     let hold = MicroUsd(10_000);

@@ -43,7 +43,7 @@ fn size() -> anyhow::Result<f64> {
     Ok(f64::from(bytes) / 1e6)
 }
 
-fn rss(pid: u32) -> anyhow::Result<f64> {
+pub(super) fn rss(pid: u32) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("VmRSS")?;
     let kib: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;

@@ -7,16 +7,27 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Clock as _, SystemClock, Timestamp};
+use reqwest::Method;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 
 use super::{RawBroker, millis, quantile, report::Figure};
-use crate::system::{Options, System};
+use crate::{
+    system::{Options, System},
+    web::Web,
+};
 
 const SAMPLES: usize = 200;
+/// Pages that are open meanwhile: so many people with so many pages each.
+const PEOPLE: usize = 10;
+const EACH: usize = 20;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let system = System::start(Options::default()).await?;
+    let open = others(&system).await?;
     let raw = RawBroker::start(false).await?;
     let mut heard = raw.client.subscribe("raw").await?;
     let (mut ours, mut base) = (Vec::new(), Vec::new());
@@ -27,6 +38,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
         base.push(millis(began.elapsed()));
         ours.push(one(&system).await?);
     }
+    open.iter().for_each(JoinHandle::abort);
     let baseline = quantile(&mut base, 0.99);
     let p99 = (quantile(&mut ours, 0.99), "ms p99");
     let p50 = (quantile(&mut ours, 0.5), "ms p50");
@@ -41,6 +53,23 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
             ("p50 < 50 ms", |f| f.value < 50.0),
         ),
     ])
+}
+
+/// Opens pages of other people, and reads along: of a waiting job, of their jobs, of the market, of the wallet.
+async fn others(system: &System) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let mut open = Vec::new();
+    for person in 0..PEOPLE {
+        let web = Web::join(&system.url(), &format!("reader-{person}")).await?;
+        web.deposit("1").await?;
+        let job = web.submit(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
+        let pages = [format!("/jobs/{job}/live"), "/jobs/live".into(), "/market/live".into(), "/wallet/live".into()];
+        for page in pages.iter().cycle().take(EACH) {
+            let request = web.at_browser().ask(Method::GET, page).timeout(Duration::from_secs(600));
+            let mut frames: Frames = Box::pin(request.send().await?.error_for_status()?.bytes_stream());
+            open.push(tokio::spawn(async move { while let Some(Ok(_)) = frames.next().await {} }));
+        }
+    }
+    Ok(open)
 }
 
 type Frames = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;

@@ -4,6 +4,7 @@ mod dispatch;
 mod fold;
 mod idle;
 mod live;
+mod pages;
 mod report;
 mod submit;
 
@@ -32,6 +33,9 @@ pub async fn run(only: Option<&str>) -> anyhow::Result<()> {
     }
     if wanted("live_latency") {
         report.add(live::measure().await.context("live_latency")?);
+    }
+    if wanted("page_render") {
+        report.add(pages::measure().await.context("page_render")?);
     }
     if wanted("idle_worker") {
         report.add(idle::measure().await.context("idle_worker")?);

@@ -87,7 +87,15 @@ async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
         "provider_usd": dollars(&receipt["earned"]),
         "fee_usd": dollars(&receipt["fee"]),
         "events": events.len(),
+        "verify": verify(system)?,
     }))
+}
+
+/// Replays the log, and compares it with what the market answers.
+fn verify(system: &System) -> anyhow::Result<&'static str> {
+    let verified = system.tool(&["verify"])?;
+    anyhow::ensure!(verified.status.success(), "verify: {}", String::from_utf8_lossy(&verified.stderr));
+    Ok("clean")
 }
 
 /// The link that the web server printed at its first start.

@@ -1,0 +1,115 @@
+//! `rebuild`, `verify` and `lag`: asked of the projector that runs, which does the work.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use anyhow::{Context as _, bail};
+use gpubnb_events::{Actor, rpc::Caller};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client::QueryClient,
+    config::{AskArgs, RebuildArgs},
+    view::ops::{Platform, Progress, Verification},
+};
+
+/// How often is asked how far it is.
+const LOOK: Duration = Duration::from_millis(250);
+const ME: Actor = Actor::Operator(None);
+
+pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
+    let platform = QueryClient::new(Caller::new(client)).platform(ME).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&platform)?);
+        return Ok(());
+    }
+    println!("{:<10} {:>12} {:>14} {:>10} {:>10}", "stream", "messages", "bytes", "first", "last");
+    for s in &platform.streams {
+        println!("{:<10} {:>12} {:>14} {:>10} {:>10}", s.name, s.messages, s.bytes, s.first.0, s.last.0);
+    }
+    println!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag");
+    for m in &platform.models {
+        let state = m.stopped.as_deref().unwrap_or("folding");
+        println!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last));
+    }
+    Ok(())
+}
+
+pub(super) async fn rebuild(
+    client: async_nats::Client,
+    args: &RebuildArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let queries = QueryClient::new(Caller::new(client));
+    queries.rebuild(ME, &args.model).await?;
+    let rebuild = |p: &Platform| p.models.iter().find(|m| m.name == args.model).and_then(|m| m.rebuild.clone());
+    loop {
+        let rebuild = rebuild(&queries.platform(ME).await?).context("there is no such rebuild")?;
+        if let Some(why) = rebuild.failed {
+            bail!("the rebuild was given up: {why}");
+        }
+        if rebuild.swapped_at.is_some() {
+            println!("{} is rebuilt and answers", args.model);
+            return Ok(());
+        }
+        said(&rebuild.progress);
+        if !wait(&shutdown).await {
+            println!("the rebuild goes on in the projector");
+            return Ok(());
+        }
+    }
+}
+
+/// Fails where the models are not what the log says, or the log not what it must be.
+pub(super) async fn verify(
+    client: async_nats::Client,
+    args: &AskArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let queries = QueryClient::new(Caller::new(client));
+    queries.verify(ME).await?;
+    loop {
+        let verification = queries.platform(ME).await?.verification.context("no verification runs")?;
+        if verification.ended_at.is_some() {
+            return told(&verification, args.json);
+        }
+        said(&verification.progress);
+        if !wait(&shutdown).await {
+            println!("the verification goes on in the projector");
+            return Ok(());
+        }
+    }
+}
+
+fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
+    let clean = v.clean();
+    if json {
+        println!("{}", serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?);
+    } else {
+        println!("{:<10} {:>12}  rows that differ", "model", "rows");
+        for m in &v.models {
+            let differing = if m.differing.is_empty() { "none".to_owned() } else { m.differing.join(" ") };
+            println!("{:<10} {:>12}  {differing}", m.name, m.rows);
+        }
+        v.violations.iter().for_each(|x| println!("event {}: {}", x.seq, x.what));
+        v.quarantined.iter().for_each(|seq| println!("event {seq}: no event of ours"));
+        println!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at);
+    }
+    if let Some(why) = &v.failed {
+        bail!("it could not end: {why}");
+    }
+    anyhow::ensure!(clean, "the read models or the log are not what they must be");
+    Ok(())
+}
+
+/// How far it is, on one line that is written over, for a person only.
+fn said(p: &Progress) {
+    if std::io::stderr().is_terminal() {
+        let left = p.seconds_left().map(|s| format!(", {s} s left")).unwrap_or_default();
+        eprint!("\r{:>3} %  {} of {} events, {} a second{left}   \r", p.percent(), p.at, p.until, p.per_second);
+    }
+}
+
+/// Whether to look again.
+async fn wait(shutdown: &CancellationToken) -> bool {
+    shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some()
+}
