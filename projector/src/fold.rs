@@ -138,8 +138,10 @@ impl Models {
                 }
             });
         }
+        // One that takes the place of a model that stopped must be as far as the others, or what is read next leaves a gap.
+        let furthest = self.models.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
         let (models, trees, db) = (&mut self.models, &self.trees, &self.adoption.db);
-        rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, trees, db)));
+        rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, furthest, trees, db)));
     }
 }
 
@@ -237,7 +239,7 @@ impl Model {
     }
 
     /// Gives its place to one that was rebuilt, once that is as far. Whether it did, or never will.
-    fn gives_way(&mut self, new: &Model, trees: &Trees, db: &sled::Db) -> bool {
+    fn gives_way(&mut self, new: &Model, furthest: Seq, trees: &Trees, db: &sled::Db) -> bool {
         if self.name() != new.name() {
             return false;
         }
@@ -245,7 +247,7 @@ impl Model {
             error!(model = new.name(), why, "the rebuilt model stopped and is given up");
             return true;
         }
-        if new.checkpoint < self.checkpoint {
+        if new.checkpoint < furthest {
             return false;
         }
         if let Err(e) = store::make_current(db, self.name(), &new.tree) {

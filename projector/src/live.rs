@@ -108,7 +108,8 @@ impl Live {
             celsius: m.celsius,
             watts: m.watts,
         };
-        readings.past.iter().skip(skip).map(reading).collect()
+        let present = readings.present.mean();
+        readings.past.iter().skip(skip).chain([&present]).map(reading).collect()
     }
 }
 
@@ -138,6 +139,6 @@ mod tests {
         }
         assert_eq!(live.of(machine, 60).1, [20]);
         let loads: Vec<_> = live.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
-        assert_eq!(loads, [(0, 20)]);
+        assert_eq!(loads, [(0, 20), (60_000, 99)]);
     }
 }

@@ -42,6 +42,8 @@ pub(crate) const MACHINES_AT_ONCE: usize = 64;
 const MAX_TRAIL: u32 = 200;
 const MAX_STATEMENT: u32 = 500;
 const MAX_DAYS: u32 = 366;
+/// So many events are looked at for one that strangers may see.
+const HIDDEN: u32 = 8;
 /// Events of a trail that are read back at the same time.
 const READ_AT_ONCE: usize = 16;
 /// Jobs looked at for one page of a filtered list.
@@ -142,6 +144,23 @@ fn may_see(actor: Actor, account: AccountId) -> bool {
         Actor::Operator(_) | Actor::Platform => true,
         Actor::Machine(_) => false,
     }
+}
+
+/// A bill as the one sees it who earned by it: without the consumer's name, budget and balance.
+fn for_the_provider(actor: Actor, mut event: TrailEvent) -> TrailEvent {
+    let Actor::Account(own) = actor else { return event };
+    let own = own.to_string();
+    if let Some(body) = event.body.as_object_mut() {
+        body.remove("consumer");
+        if let Some(metering) = body.get_mut("metering").and_then(serde_json::Value::as_object_mut) {
+            metering.remove("limit");
+            metering.remove("budget");
+        }
+        if let Some(postings) = body.get_mut("postings").and_then(serde_json::Value::as_array_mut) {
+            postings.retain(|p| p["account"].as_str().is_some_and(|a| a.contains(&own) || a == "fees"));
+        }
+    }
+    event
 }
 
 fn may_see_all(actor: Actor) -> bool {
@@ -262,7 +281,9 @@ impl Queries {
             Some(upper) => tree.range(prefix.clone()..upper),
             None => tree.scan_prefix(&prefix),
         };
-        for key in range.keys().rev().take(MAX_SCAN) {
+        // Which machine a job ran on is looked for among the newest.
+        let scan = if query.machine.is_some() { MAX_SCAN / 10 } else { MAX_SCAN };
+        for key in range.keys().rev().take(scan) {
             let key = key.map_err(|e| broken(&e.into()))?;
             let Some(id) = key.get(prefix.len()..).and_then(job_of) else { continue };
             let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id)).map_err(|e| broken(&e))? else { continue };
@@ -331,13 +352,17 @@ impl Queries {
         let limit = query.limit.clamp(1, MAX_TRAIL);
         let tree = self.trees.of(&Timeline).map_err(|e| broken(&e))?;
         let length = timeline::length(&tree, aggregate).map_err(|e| broken(&e))?;
-        let skip = if query.from_end { length.saturating_sub(query.skip.saturating_add(limit)) } else { query.skip };
-        let found = timeline::sequences(&tree, aggregate, skip, limit).map_err(|e| broken(&e))?;
+        // What strangers do not see is left out after it was read: from the end, more is looked at for as many.
+        let looked_at = if query.from_end && !all { limit.saturating_mul(HIDDEN) } else { limit };
+        let from_end = length.saturating_sub(query.skip.saturating_add(looked_at));
+        let skip = if query.from_end { from_end } else { query.skip };
+        let found = timeline::sequences(&tree, aggregate, skip, looked_at).map_err(|e| broken(&e))?;
         let read = futures_util::stream::iter(found).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
         let read: Vec<Option<Recorded>> = read.try_collect().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let visible = |e: &Event| all || e.aggregate() == aggregate;
         let seen = read.into_iter().flatten().filter(|r| r.event().is_some_and(visible));
-        let rows = seen.filter_map(|r| trail_event(&r)).collect();
+        let mut rows: Vec<_> = seen.filter_map(|r| trail_event(&r)).collect();
+        rows.drain(..rows.len().saturating_sub(limit as usize));
         let after = skip.saturating_add(limit);
         Ok(Page { rows, next: (after < length && !query.from_end).then(|| after.to_string()) })
     }
@@ -351,7 +376,9 @@ impl Queries {
             Aggregate::Machine(_) => false,
         };
         let seen = read.filter(|r| r.event().is_some_and(|e| touched(e).iter().any(about)) || may_see_all(actor));
-        seen.as_ref().and_then(trail_event).ok_or_else(|| not_found("event"))
+        let event = seen.as_ref().and_then(trail_event).ok_or_else(|| not_found("event"))?;
+        let own = event.job.is_none_or(|job| self.job(actor, job).is_ok());
+        Ok(if own { event } else { for_the_provider(actor, event) })
     }
 
     async fn lag(&self) -> Result<Lag, Failure> {

@@ -29,6 +29,14 @@ pub fn open(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
     Ok(sled::Config::new().path(path).cache_capacity(cache_mib.max(8) << 20).open()?)
 }
 
+/// Removes a database that is made anew. One that is not there is no failure.
+pub fn clear(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Sled(e.into())),
+        _ => Ok(()),
+    }
+}
+
 /// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
 /// when nobody reads.
 pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, StoreError> {

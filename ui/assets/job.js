@@ -12,6 +12,7 @@ if (log) {
   const more = document.querySelector(".log-more");
   const found = document.getElementById("log-found");
   const seen = new Set();
+  let away = false;
   const place = (line) => { const [, lease, number] = line.id.match(/^L(\d+)-(\d+)$/); return [Number(lease), Number(number)]; };
   const matches = (line) => !find.value || line.querySelector("code").textContent.toLowerCase().includes(find.value.toLowerCase());
   const read = (html) => { const box = document.createElement("template"); box.innerHTML = html; return [...box.content.children].filter((n) => n.matches(".line")); };
@@ -30,8 +31,11 @@ if (log) {
   document.addEventListener("said:log", (event) => {
     const lines = fresh(read(event.detail));
     filter(lines);
+    // A part far up is being read: what comes at the end is no neighbour of it.
+    if (away) { lines.forEach((line) => seen.delete(line.id)); return; }
     log.append(...lines);
-    while (log.childElementCount > KEPT && follow.checked) drop(log.firstElementChild);
+    // Who reads further up keeps what they read; what comes meanwhile is fetched when they follow again.
+    while (log.childElementCount > KEPT) drop(follow.checked ? log.firstElementChild : log.lastElementChild);
     edges();
     if (follow.checked) end();
   });
@@ -42,7 +46,12 @@ if (log) {
     box.addEventListener("change", apply);
     apply();
   }
-  follow.addEventListener("change", () => { if (follow.checked) end(); });
+  follow.addEventListener("change", () => {
+    if (!follow.checked) return;
+    // From a part far up, back to the end: the page begins there.
+    if (away) { history.replaceState(null, "", location.pathname); location.reload(); return; }
+    end();
+  });
   // Whoever scrolls back wants to read.
   log.addEventListener("wheel", (event) => { if (event.deltaY < 0) follow.checked = false; }, { passive: true });
   document.getElementById("log-earlier").addEventListener("click", async () => {
@@ -73,8 +82,10 @@ if (log) {
     follow.checked = false;
     document.getElementById("tab-log").checked = true;
     if (!document.getElementById(target[0].slice(1))) {
+      const lines = read(await part(target[1], Number(target[2]) - 100));
+      away = true;
       [...log.children].forEach(drop);
-      log.append(...fresh(read(await part(target[1], Number(target[2]) - 100))));
+      log.append(...fresh(lines));
       edges();
     }
     log.querySelectorAll(".target").forEach((line) => line.classList.remove("target"));
@@ -114,6 +125,7 @@ if (charts) {
   };
   const take = (said) => {
     // A new attempt measures anew.
+    if (lease !== null && said.lease < lease) return;
     if (lease !== said.lease) { lease = said.lease; series.clear(); charts.replaceChildren(); }
     for (const [name, value] of said.values) {
       if (!Number.isFinite(value) || (series.size >= 24 && !series.has(name))) continue;

@@ -11,29 +11,38 @@ const RETRY = 4000;
 // A part that is replaced under a finger that is down would lose the click: it keeps still until the finger is up.
 let pressed = false;
 const late = new Map();
-for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false]]) {
-  document.addEventListener(name, () => setTimeout(() => {
-    pressed = down;
-    if (!down) { late.forEach((html, id) => fill(id, html)); late.clear(); }
+const catchUp = () => { const parts = [...late]; late.clear(); parts.forEach(([id, html]) => fill(id, html)); };
+for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false], ["contextmenu", false]]) {
+  document.addEventListener(name, (event) => setTimeout(() => {
+    pressed = down && event.button === 0;
+    if (!pressed) catchUp();
   }, down ? 0 : 100), true);
 }
+addEventListener("blur", () => { pressed = false; catchUp(); });
+document.addEventListener("focusout", () => setTimeout(catchUp, 0));
 
 // What somebody is typing into, or has opened, stays as it is.
 const busy = (part) => {
   const field = document.activeElement;
   return field && part.contains(field) && field.matches("input:not([type=checkbox]), select, textarea");
 };
+const shown = new Map();
 const fill = (id, html) => {
   const part = document.getElementById(id);
-  if (!part) return;
-  if (pressed && part.querySelector("a, button")) { late.set(id, html); return; }
-  if (busy(part)) return;
+  // A connection that begins anew says all again.
+  if (!part || (shown.get(id) === html && part.childNodes.length)) return;
+  if ((pressed && part.querySelector("a, button")) || busy(part)) { late.set(id, html); return; }
+  late.delete(id);
+  shown.set(id, html);
   const focus = part.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
-  const open = [...part.querySelectorAll("details[open]")].map((d) => d.closest("[id]")?.id);
+  const open = [...part.querySelectorAll("details[open]")].map((d) => d.id || d.closest("[id]")?.id);
   const ticked = new Set([...part.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
   part.innerHTML = html;
   if (ticked.size) for (const box of part.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(box.value);
-  for (const of of open) if (of) document.getElementById(of)?.querySelector("details")?.setAttribute("open", "");
+  for (const id of open) {
+    const box = id && document.getElementById(id);
+    (box?.matches?.("details") ? box : box?.querySelector("details"))?.setAttribute("open", "");
+  }
   if (focus) part.querySelector(`[data-keep="${focus}"]`)?.focus();
   part.dispatchEvent(new CustomEvent("filled", { bubbles: true }));
 };

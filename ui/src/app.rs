@@ -11,6 +11,7 @@ use gpubnb_events::{
 };
 use gpubnb_projector::client::QueryClient;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::Semaphore;
 
 use crate::{
     access::{Paces, People, Sessions, Streams},
@@ -49,6 +50,8 @@ pub(crate) struct App {
     pub(crate) changes: Changes,
     /// The machines of the market.
     pub(crate) board: Board,
+    /// Places for searches through whole logs.
+    pub(crate) searches: Arc<Semaphore>,
     pub(crate) transfer: TransferKey,
     pub(crate) clock: Arc<dyn Clock>,
 }

@@ -103,7 +103,8 @@ pub(crate) fn score(row: &MachineRow) -> Option<Score> {
         let rates = row.checks.iter().filter(|c| wanted(&c.id)).filter_map(|c| c.actual.parse::<f64>().ok());
         Some(rates.sum()).filter(|sum| *sum > 0.0)
     };
-    let gpus = of(&|id| id.starts_with("gpu.") && id.ends_with(".matmul"));
+    // GPUs are measured in GFLOP/s, cores in MFLOP/s each.
+    let gpus = of(&|id| id.starts_with("gpu.") && id.ends_with(".matmul")).map(|gigaflops| gigaflops / 1e3);
     let cores = || Some(of(&|id| id == "cpu.matmul")? * f64::from(row.offer.hardware.cpu_cores) / 1e6);
     let teraflops = gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
     let words = |teraflops: f64| match teraflops {

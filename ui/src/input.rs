@@ -215,10 +215,13 @@ fn arguments(template: &Template, parameters: &BTreeMap<String, String>) -> Resu
     Ok(arguments)
 }
 
+/// Fields of a form: its own, and a hundred files.
+const MOST_FIELDS: usize = 200;
+
 /// The form's fields, all text; empty ones count as not given.
 pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<NewJob, Problem> {
     let mut job = NewJob::default();
-    for (name, value) in fields.into_iter().take(64) {
+    for (name, value) in fields.into_iter().take(MOST_FIELDS) {
         let value = value.trim().to_owned();
         if value.is_empty() {
             continue;

@@ -46,6 +46,7 @@ fn pages(routes: Routes) -> Routes {
         .get("/jobs/{job}/log/search", Person, page::job::log_search)
         .get("/jobs/{job}/metrics.json", Person, page::job::metrics)
         .get("/jobs/{job}/trail.jsonl", Person, page::job::trail_lines)
+        .get("/jobs/{job}/artifacts.tar", Person, transfer::all::get)
         .get("/jobs/{job}/artifacts/{*path}", Person, transfer::get)
         .get("/wallet", Person, page::wallet::page)
         .get("/wallet/live", Person, page::wallet::live)

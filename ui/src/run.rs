@@ -13,6 +13,7 @@ use gpubnb_events::{
     transfer::TransferKey,
 };
 use gpubnb_projector::client::QueryClient;
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
@@ -27,6 +28,8 @@ use crate::{
 
 /// How long an invitation to run the platform is good.
 const INVITE_LIFE: Millis = Millis(3_600_000);
+/// Searches through whole logs at once.
+const SEARCHES: usize = 4;
 const MISSING: &str = "is missing: start gpubnb-services with --provision first";
 
 /// Serves until shutdown.
@@ -65,6 +68,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         artifacts: js.get_object_store(ARTIFACTS).await.with_context(|| format!("ARTIFACTS {MISSING}"))?,
         inputs: js.get_object_store(INPUTS).await.with_context(|| format!("INPUTS {MISSING}"))?,
         js,
+        searches: Arc::new(Semaphore::new(SEARCHES)),
         changes,
         board,
         transfer: TransferKey::read(&key).with_context(|| format!("reading {}", key.display()))?,

@@ -150,6 +150,8 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ch
             row.successes += 1;
             row.trouble = None;
         }),
+        // It waited in vain for another machine: the last that had it has nothing to do with it.
+        Event::Failed(e) if e.lease.is_none() => return None,
         Event::Failed(e) => Box::new(move |row| faulty(row, e.reason, e.fault, &e.detail)),
         Event::Requeued(e) => Box::new(move |row| faulty(row, e.reason, e.fault, &e.detail)),
         Event::Settled(e) => Box::new(move |row| {

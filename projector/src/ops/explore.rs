@@ -14,6 +14,8 @@ use crate::{
 const MOST: u32 = 200;
 /// Events looked at for one answer.
 const LOOKED_AT: u64 = 2_000;
+/// Bytes of bodies in one answer: a message of the broker is a megabyte at the most.
+const MOST_BYTES: usize = 300 * 1024;
 const READ_AT_ONCE: usize = 64;
 
 impl EventsQuery {
@@ -43,20 +45,21 @@ pub(crate) async fn events(
             earlier.take(usize::try_from(LOOKED_AT).unwrap_or(usize::MAX)).collect()
         }
     };
-    let lowest = candidates.last().copied();
+    let (lowest, looked_at) = (candidates.last().copied(), candidates.len() as u64);
     let mut reading = futures_util::stream::iter(candidates).map(|seq| log.get(seq)).buffered(READ_AT_ONCE);
-    let mut page = Page { rows: Vec::new(), next: None };
+    let (mut page, mut bytes) = (Page { rows: Vec::new(), next: None }, 0);
     while let Some(recorded) = reading.try_next().await.map_err(|e| unavailable(&e))? {
         let Some(recorded) = recorded else { continue };
         let aggregate = recorded.aggregate.map(|a| a.to_string()).unwrap_or_default();
         let Some(event) = trail_event(&recorded).filter(|event| query.wants(event, &aggregate)) else { continue };
+        bytes += event.body.to_string().len();
         page.rows.push(event);
-        if page.rows.len() == limit {
+        if page.rows.len() == limit || bytes > MOST_BYTES {
             page.next = page.rows.last().map(|event| event.seq.to_string());
             return Ok(page);
         }
     }
     // What was looked at is not all there is.
-    page.next = lowest.filter(|seq| query.of.is_none() && seq.0 > 1).map(|seq| seq.to_string());
+    page.next = lowest.filter(|seq| seq.0 > 1 && looked_at == LOOKED_AT).map(|seq| seq.to_string());
     Ok(page)
 }

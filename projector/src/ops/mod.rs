@@ -14,7 +14,7 @@ use std::{
 };
 
 use gpubnb_events::{
-    Actor, Seq,
+    Actor, Millis, Seq,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
 };
@@ -109,6 +109,7 @@ impl Ops {
                 last: Seq(info.state.last_sequence),
                 consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
                 most_bytes: u64::try_from(info.config.max_bytes).ok(),
+                most_age: Some(Millis::of(info.config.max_age)).filter(|age| age.0 > 0),
             });
         }
         let applied = self.queries.applied.borrow().clone();

@@ -55,7 +55,7 @@ fn judged(row: &JobRow, now: Timestamp) -> Option<Stuck> {
             assigned,
             ACCEPTED,
             "the machine is pulling its image or its files for very long",
-            "look at the job's page for the pull; cancel it if nothing moves",
+            "its owner sees the pull on the job's page; cancel it if nothing moves",
         ),
         JobState::Running => {
             let limit = Millis(row.limits.time.millis().0 + OVER_LIMIT.0);

@@ -4,7 +4,7 @@
 //! snapshot that an earlier journey left; the way there is told while it is made.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -34,6 +34,8 @@ use crate::{
 /// Events between two snapshots, at first; it doubles when there are too many.
 const SPACING: u64 = 20_000;
 const MOST_SNAPSHOTS: usize = 64;
+/// Markets that are kept as they were told.
+const MOST_BEEN: usize = 16;
 /// Machines of the market that are told of.
 const MACHINES_TOLD: usize = 50;
 /// Events read back at the same time.
@@ -63,6 +65,8 @@ pub(crate) struct Traveller {
     /// One journey at a time; who waits finds what it left.
     turn: Arc<Turn<()>>,
     progress: Arc<Mutex<Option<Progress>>>,
+    /// Where it was last.
+    been: Arc<Mutex<VecDeque<MarketThen>>>,
 }
 
 struct Snapshots {
@@ -78,10 +82,11 @@ fn market_models() -> [Box<dyn Projection>; 3] {
 impl Traveller {
     /// Opens a database for what is folded; it is empty, and gone at the end.
     pub(crate) fn open(log: Log, path: &Path) -> Result<Self, StoreError> {
+        store::clear(path)?;
         let db = sled::Config::new().path(path).temporary(true).cache_capacity(32 << 20).open()?;
         let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
-        Ok(Self { log, db, snapshots, turn: Arc::default(), progress })
+        Ok(Self { log, db, snapshots, turn: Arc::default(), progress, been: Arc::default() })
     }
 
     /// How far the journey is that is being made.
@@ -96,22 +101,43 @@ impl Traveller {
     /// The market after an event.
     pub(crate) async fn market(&self, seq: Seq) -> Result<MarketThen, TravelError> {
         let _turn = self.turn.lock().await;
-        let went = self.go(seq).await;
+        // Whoever looks again while the way is made finds it made.
+        if let Some(been) = self.been().iter().find(|then| then.seq == seq) {
+            return Ok(been.clone());
+        }
+        let tree = self.fresh()?;
+        let then = self.look(seq, &tree).await;
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let tree = went?;
-        let event = self.log.get(seq).await.map_err(|e| TravelError::Log(e.to_string()))?;
-        let then = market_in(&tree, seq, event.as_ref().and_then(trail_event));
         self.db.drop_tree(tree.name()).map_err(StoreError::from)?;
-        Ok(then?)
+        let then = then?;
+        let mut been = self.been();
+        been.push_back(then.clone());
+        if been.len() > MOST_BEEN {
+            been.pop_front();
+        }
+        Ok(then)
     }
 
-    /// A tree of the market after an event, of its own.
-    async fn go(&self, seq: Seq) -> Result<sled::Tree, TravelError> {
+    fn been(&self) -> MutexGuard<'_, VecDeque<MarketThen>> {
+        self.been.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look(&self, seq: Seq, tree: &sled::Tree) -> Result<MarketThen, TravelError> {
+        self.go(seq, tree).await?;
+        let event = match seq {
+            // Before the first event there is none.
+            Seq::ZERO => None,
+            seq => self.log.get(seq).await.map_err(|e| TravelError::Log(e.to_string()))?,
+        };
+        Ok(market_in(tree, seq, event.as_ref().and_then(trail_event))?)
+    }
+
+    /// Folds the market into a tree, up to an event.
+    async fn go(&self, seq: Seq, tree: &sled::Tree) -> Result<(), TravelError> {
         let before = self.snapshots().taken.range(..=seq).next_back().map(|(seq, tree)| (*seq, tree.clone()));
-        let tree = self.fresh()?;
         let mut at = Seq::ZERO;
         if let Some((snapshot, rows)) = before {
-            copy(&rows, &tree)?;
+            copy(&rows, tree)?;
             at = snapshot;
         }
         let (models, from) = (market_models(), at);
@@ -121,18 +147,18 @@ impl Traveller {
             batch.retain(|r| r.seq <= seq);
             let Some(last) = batch.last().map(|r| r.seq) else { break };
             for model in &models {
-                let mut rows = Rows::new(&tree);
+                let mut rows = Rows::new(tree);
                 for (recorded, event) in batch.iter().filter_map(|r| Some((r, r.event()?))) {
                     model.apply(&mut rows, recorded, event)?;
                 }
                 rows.commit(last)?;
             }
             at = last;
-            self.keep(at, &tree)?;
+            self.keep(at, tree)?;
             let done = Progress { at: Seq(at.0 - from.0), until: Seq(seq.0 - from.0), per_second: 0 };
             *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         }
-        Ok(tree)
+        Ok(())
     }
 
     fn fresh(&self) -> Result<sled::Tree, StoreError> {
@@ -169,7 +195,9 @@ impl Traveller {
     pub(crate) async fn row(&self, timeline: &sled::Tree, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
         let sequences = sequences(timeline, of, seq)?;
         let mut trail = self.read(sequences).await?;
-        let told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(trail_event).collect();
+        let mut told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(trail_event).collect();
+        // Where each body stands, its sequence says.
+        told.iter_mut().for_each(|event| event.body = serde_json::Value::Null);
         let (projection, key): (Box<dyn Projection>, _) = match of {
             Aggregate::Job(id) => (Box::new(Jobs), jobs::row_key(id)),
             Aggregate::Machine(id) => (Box::new(Machines), machines::row_key(id)),

@@ -116,9 +116,15 @@ impl Work {
         let (mut follower, meter) = (self.log.follow(Seq(1)), Meter::start(Seq::ZERO));
         // One event at the least is left for the fold that goes on: it is what makes it swap.
         while rebuilt.checkpoint().0 + NEAR < self.last().0 {
-            let mut batch = next(&mut follower).await;
-            batch.retain(|r| r.seq < self.last());
+            let mut batch = follower.next_batch().await;
+            let (read, last) = (batch.len(), self.last());
+            batch.retain(|r| r.seq < last);
+            // What was cut off is not read again here: the fold that goes on reads it.
+            let cut = batch.len() < read;
             rebuilt = folded(rebuilt, batch).await?.0;
+            if cut {
+                break;
+            }
             let progress = meter.progress(rebuilt.checkpoint(), self.last());
             if let Some(rebuild) = self.state().rebuilds.get_mut(name) {
                 rebuild.progress = progress;
@@ -179,6 +185,8 @@ impl Work {
     }
 
     async fn verified(&self) -> anyhow::Result<Vec<ModelCheck>> {
+        // What a killed verification left is no replay of ours.
+        store::clear(&self.scratch)?;
         let db = sled::Config::new().path(&self.scratch).temporary(true).cache_capacity(CACHE_MIB << 20).open()?;
         let mut replay = Replay::new(self, &db)?;
         replay.until(self.last()).await?;
@@ -188,12 +196,6 @@ impl Work {
         }
         Ok(checks)
     }
-}
-
-async fn next(follower: &mut gpubnb_events::log::Follower) -> Vec<Recorded> {
-    let mut batch = follower.next_batch().await;
-    batch.truncate(BATCH);
-    batch
 }
 
 /// Folds a batch into a model, on a thread for such work.
@@ -302,7 +304,8 @@ fn differing(ours: &sled::Tree, live: &sled::Tree) -> anyhow::Result<(u64, Vec<s
     let (mut left, mut right) = (ours.iter(), live.iter());
     let (mut a, mut b) = (row(left.next())?, row(right.next())?);
     let (mut rows, mut suspects) = (0, Vec::new());
-    while suspects.len() < MOST_SUSPECTS {
+    loop {
+        anyhow::ensure!(suspects.len() < MOST_SUSPECTS, "more than {MOST_SUSPECTS} rows differ: rebuild the model");
         let order = match (&a, &b) {
             (None, None) => break,
             (Some(_), None) => std::cmp::Ordering::Less,

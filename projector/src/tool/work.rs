@@ -53,8 +53,7 @@ pub(super) async fn rebuild(
         }
         said(&rebuild.progress);
         if !wait(&shutdown).await {
-            println!("the rebuild goes on in the projector");
-            return Ok(());
+            bail!("stopped waiting: the rebuild goes on in the projector");
         }
     }
 }
@@ -74,8 +73,7 @@ pub(super) async fn verify(
         }
         said(&verification.progress);
         if !wait(&shutdown).await {
-            println!("the verification goes on in the projector");
-            return Ok(());
+            bail!("stopped waiting: the verification goes on in the projector");
         }
     }
 }

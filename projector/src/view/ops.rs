@@ -1,6 +1,6 @@
 //! What operators are answered with: the platform's streams and models, work on them, and how it was.
 
-use gpubnb_events::{JobId, MicroUsd, Seq, Timestamp};
+use gpubnb_events::{JobId, MicroUsd, Millis, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Figures, JobState, MachineRow, TrailEvent};
@@ -35,8 +35,10 @@ pub struct StreamState {
     pub last: Seq,
     /// Its consumers.
     pub consumers: u64,
-    /// What it may grow to, bytes; `None`: it is kept for ever.
+    /// What it may grow to, bytes; `None`: there is no limit.
     pub most_bytes: Option<u64>,
+    /// How long its messages are kept; `None`: for ever.
+    pub most_age: Option<Millis>,
 }
 
 /// A read model.

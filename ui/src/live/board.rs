@@ -12,12 +12,14 @@ use gpubnb_projector::{
     client::QueryClient,
     view::{MachineState, MachineView},
 };
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// How often all is read anew, so that what a notice missed heals.
 const ANEW: Duration = Duration::from_secs(60);
+/// Machines that wait to be read one by one.
+const MOST_ASKED: usize = 4_096;
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -28,11 +30,23 @@ type Machines = BTreeMap<MachineId, Arc<MachineView>>;
 pub(crate) struct Board {
     machines: Arc<RwLock<Machines>>,
     filled: watch::Sender<bool>,
+    /// Machines that changed, of which a notice did not tell.
+    asked: mpsc::Sender<(MachineId, Seq)>,
+    asking: Arc<Mutex<mpsc::Receiver<(MachineId, Seq)>>>,
 }
 
 impl Board {
     pub(crate) fn new() -> Self {
-        Self { machines: Arc::default(), filled: watch::Sender::new(false) }
+        let (asked, asking) = mpsc::channel(MOST_ASKED);
+        let asking = Arc::new(Mutex::new(asking));
+        Self { machines: Arc::default(), filled: watch::Sender::new(false), asked, asking }
+    }
+
+    /// Has a machine read that changed. Where too many did, all are read soon in any case.
+    pub(super) fn ask(&self, machine: MachineId, seq: Seq) {
+        if self.asked.try_send((machine, seq)).is_err() {
+            debug!(%machine, "read with all the others");
+        }
     }
 
     /// Takes in a machine, unless it is older than what is known.
@@ -67,9 +81,22 @@ impl Board {
                     RETRY
                 }
             };
+            let answering = self.answer(&queries);
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
+                () = answering => {}
+            }
+        }
+    }
+
+    /// Reads the machines that are asked for, one after the other.
+    async fn answer(&self, queries: &QueryClient) {
+        let mut asking = self.asking.lock().await;
+        while let Some((machine, seq)) = asking.recv().await {
+            // One that cannot be read now comes with all the others.
+            if let Ok(view) = queries.machine(Actor::Platform, machine, seq).await {
+                self.put(view);
             }
         }
     }

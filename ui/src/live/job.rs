@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Change, log, next_change,
     output::{self, Heard, Reader, Said},
-    parts::{Part, Shown},
+    parts::{AT_LEAST, Part, Shown},
     pending_changes,
 };
 use crate::{
@@ -83,7 +83,10 @@ type Notices = broadcast::Receiver<Change>;
 /// What became of a job, and at which sequence; its row comes along if the notice told.
 async fn next_news(notices: &mut Notices, job: JobId) -> (Seq, Vec<Arc<JobNews>>) {
     let matters = |change: &Change| change.aggregate == Aggregate::Job(job);
-    let Some(first) = next_change(notices, matters).await else { return (Seq::ZERO, Vec::new()) };
+    // A notice that was missed heals: now and then it is asked.
+    let Ok(Some(first)) = timeout(AT_LEAST, next_change(notices, matters)).await else {
+        return (Seq::ZERO, Vec::new());
+    };
     let all: Vec<Change> = std::iter::once(first).chain(pending_changes(notices, matters)).collect();
     let seq = all.iter().map(|change| change.seq).max().unwrap_or(Seq::ZERO);
     let told: Vec<_> = all.iter().filter_map(|change| change.job.clone()).collect();
@@ -117,11 +120,15 @@ fn state(
             }
             let newer = loop {
                 let (seq, told) = next_news(&mut notices, row.job).await;
-                if let Some(news) = told.last() {
-                    break news.row.clone();
-                }
-                // What cannot be read now is read at the next change.
-                if let Ok(newer) = app.queries.job(signed_in.reader(), row.job, seq).await {
+                let newest = told.iter().map(|news| &news.row).max_by_key(|row| row.seq);
+                let newer = match newest {
+                    Some(newer) => Ok(newer.clone()),
+                    None => app.queries.job(signed_in.reader(), row.job, seq).await,
+                };
+                // What cannot be read now is read at the next change; another projector may be behind.
+                if let Ok(newer) = newer
+                    && newer.seq >= row.seq
+                {
                     break newer;
                 }
             };
@@ -192,10 +199,10 @@ fn events_of(row: &JobRow, heard: Heard) -> Vec<Event> {
                 events
                     .push(Event::default().event("part").data(format!("progress\n{}", page::progress_bar(&progress))));
             }
-            Said::Metrics(metrics) => {
+            Said::Metrics(metrics) if row.attempts.last().is_some_and(|a| a.lease == metrics.lease) => {
                 events.push(Event::default().event("metrics").data(page::metrics_json(&metrics)));
             }
-            Said::Progress(_) => {}
+            Said::Progress(_) | Said::Metrics(_) => {}
         }
     }
     if !lines.is_empty() {

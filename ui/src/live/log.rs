@@ -82,26 +82,30 @@ pub(crate) async fn part(app: &App, row: &JobRow, lease: Lease, from: u64) -> Re
     Ok(found)
 }
 
-/// Lines with some text in them, in the whole log, and whether that is all of them.
+/// Lines with some text in them, in the whole log, and whether that is all of them. So many search at once.
 pub(crate) async fn search(app: &App, row: &JobRow, text: &str) -> Result<(Vec<Line>, bool), Problem> {
+    let Ok(_place) = app.searches.try_acquire() else {
+        return Err(Problem::too_many("Others are searching.", 5));
+    };
     let text = text.to_lowercase();
-    let mut found = Vec::new();
+    let (mut found, mut all) = (Vec::new(), true);
     let machines: HashMap<MachineId, ()> = row.attempts.iter().map(|a| (a.machine, ())).collect();
     for machine in machines.into_keys() {
         let log = Log::open(app, machine, row.job).await?;
         if log.last().await?.is_none() {
             continue;
         }
-        log.read(app, row, 1, SEARCH_WITHIN, |line| {
-            if ansi::plain(&line.2.text).to_lowercase().contains(&text) {
-                found.push(line);
-            }
-            found.len() < MOST_FOUND
-        })
-        .await?;
+        let reached = log
+            .read(app, row, 1, SEARCH_WITHIN, |line| {
+                if ansi::plain(&line.2.text).to_lowercase().contains(&text) {
+                    found.push(line);
+                }
+                found.len() < MOST_FOUND
+            })
+            .await?;
+        all &= reached;
     }
     found.sort_by_key(|(lease, number, _)| (*lease, *number));
-    let all = found.len() < MOST_FOUND;
     Ok((found, all))
 }
 
@@ -176,7 +180,7 @@ impl Log {
         Ok(Some(low))
     }
 
-    /// Reads lines from a chunk on, until `take` has enough, or there are no more.
+    /// Reads lines from a chunk on, until `take` has enough, or there are no more. Whether all was read.
     async fn read(
         &self,
         app: &App,
@@ -184,7 +188,7 @@ impl Log {
         from: u64,
         within: Duration,
         mut take: impl FnMut(Line) -> bool,
-    ) -> Result<(), Problem> {
+    ) -> Result<bool, Problem> {
         let line = |said| match said {
             Said::Line(lease, number, line) => take((lease, number, line)),
             Said::Progress(_) | Said::Metrics(_) => true,
@@ -192,7 +196,7 @@ impl Log {
         self.said(app, row, from, within, line).await
     }
 
-    /// Reads what was said from a message on, until `take` has enough, or there is no more.
+    /// Reads what was said from a message on, until `take` has enough, or there is no more. Whether all was read.
     async fn said(
         &self,
         app: &App,
@@ -200,7 +204,7 @@ impl Log {
         from: u64,
         within: Duration,
         mut take: impl FnMut(Said) -> bool,
-    ) -> Result<(), Problem> {
+    ) -> Result<bool, Problem> {
         let config = OrderedConfig {
             deliver_subject: app.js.client().new_inbox(),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
@@ -214,14 +218,17 @@ impl Log {
         let reading = async {
             while let Some(Ok(message)) = messages.next().await {
                 let Some(heard) = reader.read(&message, &attempts) else { continue };
-                if !heard.said.into_iter().all(&mut take) || heard.pending == 0 {
-                    return;
+                if !heard.said.into_iter().all(&mut take) {
+                    return false;
+                }
+                if heard.pending == 0 {
+                    return true;
                 }
             }
+            false
         };
         // What came in time is shown.
-        drop(timeout(within, reading).await);
-        Ok(())
+        Ok(timeout(within, reading).await.unwrap_or(false))
     }
 }
 
@@ -229,10 +236,8 @@ fn chunk(
     read: Result<StreamMessage, async_nats::jetstream::stream::DirectGetError>,
 ) -> Result<Option<(u64, LogLines)>, Problem> {
     match read {
-        Ok(message) => match serde_json::from_slice(&message.payload) {
-            Ok(lines) => Ok(Some((message.sequence, lines))),
-            Err(e) => Err(unavailable(&e)),
-        },
+        // What a machine says that is no log is not there.
+        Ok(message) => Ok(serde_json::from_slice(&message.payload).ok().map(|lines| (message.sequence, lines))),
         Err(e) if e.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(e) => Err(unavailable(&e)),
     }

@@ -64,7 +64,12 @@ impl Changes {
                         board.put(*view);
                         None
                     }
-                    News::Ask => None,
+                    News::Ask => {
+                        if let Aggregate::Machine(id) = aggregate {
+                            board.ask(id, notice.seq);
+                        }
+                        None
+                    }
                 };
                 // No open page is no failure.
                 drop(self.0.send(Change { aggregate, seq: notice.seq, job }));

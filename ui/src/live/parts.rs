@@ -13,7 +13,7 @@ use super::{Change, Changes, next_change, pending_changes};
 use crate::error::Problem;
 
 /// A page is looked at anew at least this often, so that a missed notice heals.
-const AT_LEAST: Duration = Duration::from_secs(20);
+pub(super) const AT_LEAST: Duration = Duration::from_secs(20);
 
 /// A part of a page.
 pub(crate) struct Part {

@@ -157,9 +157,11 @@ fn shown(part: Result<String, Problem>) -> String {
 
 /// Where the job is, what it costs, and why it waits.
 pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Known) -> String {
+    // What a job says is for nobody else.
+    let own = job.account == signed_in.account;
     let ((), (), waiting) = tokio::join!(
         know_machine(app, signed_in, job, &mut known.machine),
-        know_progress(app, job, &mut known.progress, &mut known.last),
+        know_progress(app, own, job, &mut known.progress, &mut known.last),
         waiting(app, signed_in, job),
     );
     let machine = known.machine.as_ref().map(|(_, machine)| machine.as_ref());
@@ -186,14 +188,13 @@ pub(crate) fn artifacts(job: &JobRow) -> String {
     shown(fragment(&Artifacts { job }))
 }
 
-/// Takes what notices told into a trail. Whether it is whole then; else it has to be read.
+/// Takes what notices told into a trail: what comes after its end. Whether it is whole then; else it has to be read.
 pub(crate) fn take_in(trail: &mut Vec<TrailEvent>, told: &[Arc<JobNews>]) -> bool {
-    told.iter().all(|news| {
-        let has = trail.len();
-        let fits = news.before as usize <= has;
-        trail.extend(news.trail.iter().skip(has - (news.before as usize).min(has)).filter(|_| fits).cloned());
-        fits
-    }) && !told.is_empty()
+    for news in told {
+        let last = trail.last().map_or(Seq::ZERO, |event| event.seq);
+        trail.extend(news.trail.iter().filter(|event| event.seq > last).cloned());
+    }
+    told.last().is_some_and(|news| trail.len() >= news.before as usize + news.trail.len())
 }
 
 /// The trail; `trail` is what is known of it, as far as `at_least`, and whether that is all.
@@ -241,8 +242,8 @@ async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut 
     }
 }
 
-async fn know_progress(app: &App, job: &JobRow, progress: &mut Option<Progress>, last: &mut bool) {
-    if !*last && !job.attempts.is_empty() {
+async fn know_progress(app: &App, own: bool, job: &JobRow, progress: &mut Option<Progress>, last: &mut bool) {
+    if own && !*last && !job.attempts.is_empty() {
         *progress = output::progress(app, job).await;
         *last = job.ended_at.is_some();
     }
@@ -319,10 +320,10 @@ pub(crate) async fn log_search(
     let job = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let (lines, all) = log::search(&app, &job, text).await?;
     let count = match (lines.len(), all) {
-        (0, _) => "No line has this in it.".to_owned(),
-        (1, _) => "One line.".to_owned(),
+        (0, true) => "No line has this in it.".to_owned(),
+        (1, true) => "One line.".to_owned(),
         (n, true) => format!("{n} lines."),
-        (n, false) => format!("The first {n} lines; there are more. Download the log to see all."),
+        (n, false) => format!("{n} lines so far; not all of the log was searched. Download it to see all."),
     };
     Ok(Html(format!("<p class=\"hint\">{count} A line's number leads to its place.</p>{}", log::lines_html(&lines))))
 }

@@ -67,7 +67,7 @@ impl Filters {
     }
 
     fn address(&self, path: &str, cursor: &str) -> String {
-        let filters = Self { cursor: cursor.to_owned(), seq: 0, ..self.clone() };
+        let filters = Self { cursor: cursor.to_owned(), ..self.clone() };
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
     }
 }
@@ -86,6 +86,13 @@ struct List {
     filters: Filters,
     rows: Vec<Row>,
     next: Option<String>,
+}
+
+impl List {
+    /// Whether there is anything to cancel.
+    fn some_go_on(&self) -> bool {
+        self.rows.iter().any(|row| !row.job.state.is_over())
+    }
 }
 
 #[derive(Template)]
@@ -129,13 +136,14 @@ pub(crate) async fn live(
     };
     parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { parts_of(&list(&app, signed_in, &filters, seq).await?) }
+        async move { parts_of(&list(&app, signed_in, &filters, seq.max(Seq(filters.seq))).await?) }
     })
 }
 
 fn parts_of(list: &List) -> Result<Vec<Part>, Problem> {
     let order: Vec<_> = list.rows.iter().map(|row| row.job.job.to_string()).collect();
-    let mut parts = vec![Part::frame("jobs-list", order.join(" "), fragment(list)?)];
+    let key = format!("{} {}", list.some_go_on(), order.join(" "));
+    let mut parts = vec![Part::frame("jobs-list", key, fragment(list)?)];
     for row in &list.rows {
         parts.push(Part::new(format!("j-{}", row.job.job), fragment(row)?));
     }

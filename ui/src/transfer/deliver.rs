@@ -43,7 +43,7 @@ impl Stored {
     }
 
     /// Its bytes from one of them on, and so many.
-    async fn read(self, first: u64, count: u64) -> io::Result<impl AsyncRead + Send + 'static> {
+    pub(super) async fn read(self, first: u64, count: u64) -> io::Result<impl AsyncRead + Send + 'static> {
         let (objects, before) = parts::from(self.objects, first);
         let store = self.store;
         let pieces = stream::iter(objects).then(move |name| {

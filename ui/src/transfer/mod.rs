@@ -1,6 +1,7 @@
 //! The files of jobs: what they are given and what they leave. Put and got with a permit that is good for one purpose and a
 //! short time, or by who owns them. Streamed, capped, hashed; nothing of a job is ever shown as a page.
 
+pub(crate) mod all;
 mod deliver;
 mod parts;
 mod room;
