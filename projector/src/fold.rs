@@ -28,7 +28,7 @@ pub struct Model {
 
 /// Every model of a projector.
 pub struct Models {
-    models: Vec<Model>,
+    all: Vec<Model>,
     trees: Trees,
     adoption: Adoption,
 }
@@ -93,7 +93,7 @@ impl Models {
         let models: Vec<Model> = models.collect::<Result<_, StoreError>>()?;
         let trees = models.iter().map(|m| (m.projection.name(), m.tree.clone())).collect();
         let adoption = Adoption { db: db.clone(), rebuilt: Arc::default(), read_on: watch::Sender::new(Seq::ZERO) };
-        Ok(Self { models, trees: Trees(Arc::new(RwLock::new(trees))), adoption })
+        Ok(Self { all: models, trees: Trees(Arc::new(RwLock::new(trees))), adoption })
     }
 
     /// The trees, for reading.
@@ -118,17 +118,17 @@ impl Models {
 
     /// Each model: its name, how far it is, and why it stopped if it did.
     pub fn states(&self) -> impl Iterator<Item = (&'static str, Seq, Option<&str>)> {
-        self.models.iter().map(|m| (m.name(), m.checkpoint, m.stopped.as_deref()))
+        self.all.iter().map(|m| (m.name(), m.checkpoint, m.stopped.as_deref()))
     }
 
     fn running(&self) -> impl Iterator<Item = &Model> {
-        self.models.iter().filter(|m| m.stopped.is_none())
+        self.all.iter().filter(|m| m.stopped.is_none())
     }
 
     /// Folds a batch into every model. A large one goes into all of them at the same time.
     pub fn fold(&mut self, batch: &[Recorded]) {
         let mut rebuilt = self.adoption.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = self.models.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
+        let running = self.all.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
         if batch.len() < LARGE {
             running.for_each(|model| model.fold_or_stop(batch));
         } else {
@@ -139,8 +139,8 @@ impl Models {
             });
         }
         // One that takes the place of a model that stopped must be as far as the others, or what is read next leaves a gap.
-        let furthest = self.models.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
-        let (models, trees, db) = (&mut self.models, &self.trees, &self.adoption.db);
+        let furthest = self.all.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
+        let (models, trees, db) = (&mut self.all, &self.trees, &self.adoption.db);
         rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, furthest, trees, db)));
     }
 }

@@ -39,8 +39,8 @@ struct Sums {
 
 #[derive(Clone, Copy)]
 struct Minute {
-    /// Minutes since 1970.
-    minute: u32,
+    /// In minutes since 1970.
+    began: u32,
     memory: u32,
     watts: u16,
     load: u8,
@@ -59,7 +59,7 @@ impl Sums {
     fn mean(&self) -> Minute {
         let count = self.count.max(1);
         Minute {
-            minute: self.minute,
+            began: self.minute,
             memory: u32::try_from(self.memory / u64::from(count)).unwrap_or(u32::MAX),
             watts: u16::try_from(self.watts / count).unwrap_or(u16::MAX),
             load: u8::try_from(self.load / count).unwrap_or(100),
@@ -102,7 +102,7 @@ impl Live {
         let Some(readings) = machines.get(&machine) else { return Vec::new() };
         let skip = readings.past.len().saturating_sub(minutes);
         let reading = |m: &Minute| Reading {
-            at: Timestamp::from_millis(i64::from(m.minute) * MINUTE_MS),
+            at: Timestamp::from_millis(i64::from(m.began) * MINUTE_MS),
             load: m.load,
             memory: m.memory,
             celsius: m.celsius,

@@ -266,7 +266,8 @@ impl Queries {
     fn jobs(&self, actor: Actor, query: JobsQuery) -> Result<Page<JobRow>, Failure> {
         let tree = self.trees.of(&Jobs).map_err(|e| broken(&e))?;
         let prefix = match (query.account, query.machine) {
-            (Some(account), _) if may_see(actor, account) => jobs::of_account(account),
+            (Some(account), Some(machine)) if may_see(actor, account) => jobs::of_machine(machine),
+            (Some(account), None) if may_see(actor, account) => jobs::of_account(account),
             (Some(_), _) => return Err(not_found("account")),
             (None, Some(machine)) => jobs::of_machine(machine),
             (None, None) if matches!(actor, Actor::Operator(_) | Actor::Platform) => vec![b'j'],
@@ -281,15 +282,19 @@ impl Queries {
             Some(upper) => tree.range(prefix.clone()..upper),
             None => tree.scan_prefix(&prefix),
         };
-        // Which machine a job ran on is looked for among the newest.
-        let scan = if query.machine.is_some() { MAX_SCAN / 10 } else { MAX_SCAN };
-        for key in range.keys().rev().take(scan) {
+        // Of a machine's jobs, those of an account are known by their keys.
+        let own = query.account.filter(|_| query.machine.is_some()).map(jobs::of_account);
+        for key in range.keys().rev().take(MAX_SCAN) {
             let key = key.map_err(|e| broken(&e.into()))?;
             let Some(id) = key.get(prefix.len()..).and_then(job_of) else { continue };
+            if let Some(own) = &own
+                && !tree.contains_key([own.as_slice(), id.as_bytes()].concat()).map_err(|e| broken(&e.into()))?
+            {
+                continue;
+            }
             let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id)).map_err(|e| broken(&e))? else { continue };
             let wanted = may_see(actor, row.account)
                 && query.state.is_none_or(|state| row.state == state)
-                && query.machine.is_none_or(|machine| row.attempts.iter().any(|a| a.machine == machine))
                 && text.as_ref().is_none_or(|text| matches_text(&row, text));
             if !wanted {
                 continue;

@@ -88,8 +88,11 @@ impl Web {
     pub async fn sign_in(&mut self) -> anyhow::Result<()> {
         let form = [("email", self.email.as_str()), ("password", self.password.as_str())];
         let response = self.client.post(format!("{}/sign-in", self.url)).form(&form).send().await?;
-        let cookie = response.headers().get("set-cookie").context("no cookie")?.to_str()?;
-        self.cookie = Some(cookie.split(';').next().unwrap_or_default().to_owned());
+        let status = response.status();
+        let Some(cookie) = response.headers().get("set-cookie").cloned() else {
+            bail!("signing in: {status} {}", response.text().await?);
+        };
+        self.cookie = Some(cookie.to_str()?.split(';').next().unwrap_or_default().to_owned());
         let page = self.client.get(format!("{}/account", self.url)).header("cookie", self.cookie()).send().await?;
         let page = page.text().await?;
         let (_, rest) = page.split_once("name=\"csrf\" value=\"").context("no token in the forms")?;

@@ -117,7 +117,7 @@ async fn a_provider_signs_up_pastes_a_command_sees_the_machine_online_earns_paus
         browser.is_sound("the command").await;
         let pasted = browser.text("#enroll").await;
         let name = format!("Garage {round}");
-        let worker = paste(&system, &pasted, &name).await;
+        let worker = paste(&system, &pasted, &name);
         browser.client.goto(&format!("{}/provider", system.url())).await.unwrap();
         // It comes into the open page by itself.
         browser.says("#machines", &name).await;
@@ -153,7 +153,7 @@ async fn a_provider_signs_up_pastes_a_command_sees_the_machine_online_earns_paus
 }
 
 /// Runs what the page says is to be pasted on the machine, with a name of its own.
-async fn paste(system: &System, pasted: &str, name: &str) -> Process {
+fn paste(system: &System, pasted: &str, name: &str) -> Process {
     let words: Vec<&str> = pasted.lines().next().unwrap().split_whitespace().collect();
     assert_eq!((words[0], words[1], words[3]), ("gpubnb-provider", "enroll", "--market"), "{pasted}");
     let data = system.path().join(name.replace(' ', "-"));

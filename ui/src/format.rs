@@ -29,7 +29,7 @@ pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
 
 /// `512 MiB`, `24 GiB`.
 pub(crate) fn mebibytes(size: &Mebibytes) -> String {
-    bytes(&size.bytes())
+    bytes(size.bytes())
 }
 
 /// `1 h 02 min`, `3 min 07 s`, `4.2 s`, `180 ms`.
@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn values_have_units_and_no_needless_digits() {
-        assert_eq!(bytes(&0), "0 B");
-        assert_eq!(bytes(&1_536), "1.5 KiB");
-        assert_eq!(bytes(&(3 << 30)), "3 GiB");
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1_536), "1.5 KiB");
+        assert_eq!(bytes(3 << 30), "3 GiB");
         assert_eq!(duration(Millis(180)), "180 ms");
         assert_eq!(duration(Millis(4_249)), "4.2 s");
         assert_eq!(duration(Millis(187_000)), "3 min 07 s");

@@ -95,25 +95,10 @@ fn begun(result: Result<(), NotNow>, what: &str) -> Result<(), Failure> {
 
 impl Ops {
     async fn platform(&self) -> Result<Platform, Failure> {
-        let js = self.queries.log.jetstream();
-        let mut streams = Vec::new();
-        for name in [MARKET, DISPATCH, TELEMETRY, OUTPUT] {
-            let unavailable = |e: &dyn std::fmt::Display| Failure::Unavailable(format!("stream {name}: {e}"));
-            let stream = js.get_stream_no_info(name).await.map_err(|e| unavailable(&e))?;
-            let info = stream.get_info().await.map_err(|e| unavailable(&e))?;
-            streams.push(StreamState {
-                name: name.to_owned(),
-                messages: info.state.messages,
-                bytes: info.state.bytes,
-                first: Seq(info.state.first_sequence),
-                last: Seq(info.state.last_sequence),
-                consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
-                most_bytes: u64::try_from(info.config.max_bytes).ok(),
-                most_age: Some(Millis::of(info.config.max_age)).filter(|age| age.0 > 0),
-            });
-        }
+        let all = [MARKET, DISPATCH, TELEMETRY, OUTPUT].map(|name| self.stream(name));
+        let streams: Vec<_> = futures_util::future::join_all(all).await.into_iter().flatten().collect();
+        let last = self.queries.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let applied = self.queries.applied.borrow().clone();
-        let last = streams.first().map_or(Seq::ZERO, |market| market.last);
         let state = self.work.state();
         let models = applied.models.into_iter().map(|m| ModelLine {
             rebuild: state.rebuilds.get(m.name.as_str()).cloned(),
@@ -124,6 +109,26 @@ impl Ops {
         let models = models.collect();
         let verification = state.verification.clone();
         Ok(Platform { streams, last, models, per_second: self.rate(applied.seq), verification })
+    }
+
+    /// A stream, if it may be looked at: credentials that were made before it was looked at do not allow it.
+    async fn stream(&self, name: &str) -> Option<StreamState> {
+        let js = self.queries.log.jetstream();
+        let looked = tokio::time::timeout(SOON, async {
+            let stream = js.get_stream_no_info(name).await.ok()?;
+            stream.get_info().await.ok()
+        });
+        let info = looked.await.ok().flatten()?;
+        Some(StreamState {
+            name: name.to_owned(),
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+            first: Seq(info.state.first_sequence),
+            last: Seq(info.state.last_sequence),
+            consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
+            most_bytes: u64::try_from(info.config.max_bytes).ok(),
+            most_age: Some(Millis::of(info.config.max_age)).filter(|age| age.0 > 0),
+        })
     }
 
     /// Events folded in a second, from looks at least a second apart.

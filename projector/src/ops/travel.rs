@@ -197,7 +197,9 @@ impl Traveller {
         let mut trail = self.read(sequences).await?;
         let mut told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(trail_event).collect();
         // Where each body stands, its sequence says.
-        told.iter_mut().for_each(|event| event.body = serde_json::Value::Null);
+        for event in &mut told {
+            event.body = serde_json::Value::Null;
+        }
         let (projection, key): (Box<dyn Projection>, _) = match of {
             Aggregate::Job(id) => (Box::new(Jobs), jobs::row_key(id)),
             Aggregate::Machine(id) => (Box::new(Machines), machines::row_key(id)),

@@ -75,12 +75,15 @@ async fn fill(system: &System) -> anyhow::Result<(MachineId, String)> {
             events.extend([submitted, settled]);
         }
         if events.len() >= AT_ONCE || number + 1 == JOBS {
-            for event in events.drain(..) {
-                acks.push(publish(&js, &event, next).await?);
-                next += 1;
-            }
-            for ack in acks.drain(..) {
-                ack.await?;
+            let written = std::mem::take(&mut events);
+            for part in written.chunks(AT_ONCE) {
+                for event in part {
+                    acks.push(publish(&js, event, next).await?);
+                    next += 1;
+                }
+                for ack in acks.drain(..) {
+                    ack.await?;
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The log of a job, however long: its end at once, any part of it by line, and a search through all of it. Nothing is
 //! kept here: parts are found in OUTPUT by halving.
 
-use std::{collections::HashMap, fmt::Write as _, time::Duration};
+use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
 use async_nats::jetstream::{
     consumer::{DeliverPolicy, push::OrderedConfig},
@@ -89,8 +89,8 @@ pub(crate) async fn search(app: &App, row: &JobRow, text: &str) -> Result<(Vec<L
     };
     let text = text.to_lowercase();
     let (mut found, mut all) = (Vec::new(), true);
-    let machines: HashMap<MachineId, ()> = row.attempts.iter().map(|a| (a.machine, ())).collect();
-    for machine in machines.into_keys() {
+    let machines: HashSet<MachineId> = row.attempts.iter().map(|a| a.machine).collect();
+    for machine in machines {
         let log = Log::open(app, machine, row.job).await?;
         if log.last().await?.is_none() {
             continue;

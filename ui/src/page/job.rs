@@ -109,10 +109,9 @@ impl Artifacts<'_> {
         matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "gif" | "webp")
     }
 
-    fn is_text(&self, path: &str, bytes: &u64) -> bool {
+    fn is_text(&self, path: &str, bytes: u64) -> bool {
         let ending = path.rsplit('.').next().unwrap_or_default().to_lowercase();
-        *bytes <= PREVIEW
-            && matches!(ending.as_str(), "txt" | "json" | "jsonl" | "csv" | "md" | "log" | "yaml" | "toml")
+        bytes <= PREVIEW && matches!(ending.as_str(), "txt" | "json" | "jsonl" | "csv" | "md" | "log" | "yaml" | "toml")
     }
 
     fn total(&self) -> u64 {
@@ -277,7 +276,7 @@ pub(crate) async fn page(
     let own = job.account == signed_in.account;
     // A log that cannot be read now comes with the live page.
     let lines = lines.unwrap_or(0);
-    Ok(html(&JobPage { chrome, own, job, lines, fragments })?)
+    Ok(html(&JobPage { chrome, job, own, lines, fragments })?)
 }
 
 /// Which part of a log.

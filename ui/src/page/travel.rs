@@ -95,8 +95,8 @@ impl TravelPage {
 
     /// Name, value, and the value at the point that is compared with.
     #[allow(clippy::unused_self)]
-    fn figures(&self, then: &MarketThen, other: &Option<Box<MarketThen>>) -> Vec<(&'static str, String, String)> {
-        compared(then, other.as_deref(), |m| {
+    fn figures(&self, then: &MarketThen, other: Option<&MarketThen>) -> Vec<(&'static str, String, String)> {
+        compared(then, other, |m| {
             let f = &m.figures;
             vec![
                 ("Machines listed", f.machines.to_string()),
@@ -112,8 +112,8 @@ impl TravelPage {
     }
 
     #[allow(clippy::unused_self)]
-    fn ledger(&self, then: &MarketThen, other: &Option<Box<MarketThen>>) -> Vec<(&'static str, String, String)> {
-        compared(then, other.as_deref(), |m| {
+    fn ledger(&self, then: &MarketThen, other: Option<&MarketThen>) -> Vec<(&'static str, String, String)> {
+        compared(then, other, |m| {
             let l = &m.ledger;
             vec![
                 ("Accounts with money", l.accounts.to_string()),

@@ -77,12 +77,12 @@ mod tests {
 
     #[test]
     fn a_long_name_is_kept() {
-        let path = format!("{}/model.bin", "deep/".repeat(60));
+        let path = format!("{}model.bin", "deep/".repeat(60));
         let mut archive = header_of(&path, 3).unwrap();
         archive.extend(b"abc");
         archive.resize(archive.len().next_multiple_of(512) + 1_024, 0);
         let mut archive = tar::Archive::new(archive.as_slice());
         let entry = archive.entries().unwrap().next().unwrap().unwrap();
-        assert_eq!((entry.path().unwrap().to_str().unwrap(), entry.size()), (path.replace("//", "/").as_str(), 3));
+        assert_eq!((entry.path().unwrap().to_str().unwrap(), entry.size()), (path.as_str(), 3));
     }
 }
