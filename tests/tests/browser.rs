@@ -158,3 +158,19 @@ async fn a_job_is_given_files_and_run_again_with_something_changed() {
     assert_eq!(console(&browser.client).await, Vec::<Value>::new());
     browser.client.clone().close().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_page_says_that_it_is_cut_off_and_takes_up_what_it_missed() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    let browser = Browser::open(&system).await;
+    browser.sign_in(&system, &system.web).await;
+    browser.visit(&system, "/wallet").await;
+    browser.says("#sums", "$100.00").await;
+    system.ui = None;
+    browser.wait_for("#offline:not([hidden])").await;
+    system.start_ui().await.unwrap();
+    system.web.deposit("7").await.unwrap();
+    browser.says("#sums", "$107.00").await;
+    browser.wait_for("#offline[hidden]").await;
+    browser.close().await;
+}

@@ -19,7 +19,12 @@ use reqwest::Method;
 use serde_json::json;
 
 /// A window: its width and height, the colours, and a name for its pictures.
-const WINDOWS: [(u32, u32, &str, &str); 2] = [(1280, 900, "light", ""), (360, 740, "dark", "-phone-dark")];
+const WINDOWS: [(u32, u32, &str, &str); 4] = [
+    (1280, 900, "light", ""),
+    (1280, 900, "dark", "-dark"),
+    (360, 740, "light", "-phone"),
+    (360, 740, "dark", "-phone-dark"),
+];
 
 async fn sign_up(browser: &Browser, system: &System, name: &str) {
     browser.visit(system, "/sign-up").await;

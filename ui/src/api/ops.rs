@@ -15,7 +15,8 @@ use crate::{access::SignedIn, app::App, error::ApiError, extract::Path};
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Suspension {
-    /// Why; `null` reinstates.
+    /// Why; `null` reinstates. It has to be said: an empty body means nothing.
+    #[serde(deserialize_with = "Option::deserialize")]
     reason: Option<String>,
 }
 
@@ -33,7 +34,8 @@ pub(crate) async fn suspend(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Closing {
-    /// Why it failed; `null` if it was paid.
+    /// Why it failed; `null` if it was paid. It has to be said.
+    #[serde(deserialize_with = "Option::deserialize")]
     failed: Option<String>,
 }
 

@@ -196,8 +196,9 @@ fn events_of(row: &JobRow, heard: Heard) -> Vec<Event> {
         match said {
             Said::Line(lease, number, line) => lines.push((lease, number, line)),
             Said::Progress(progress) if row.attempt().is_some_and(|a| a.lease == progress.lease) => {
-                events
-                    .push(Event::default().event("part").data(format!("progress\n{}", page::progress_bar(&progress))));
+                events.push(
+                    Event::default().event("part").data(format!("progress\n{}", page::progress_bar(&progress, row))),
+                );
             }
             Said::Metrics(metrics) if row.attempts.last().is_some_and(|a| a.lease == metrics.lease) => {
                 events.push(Event::default().event("metrics").data(page::metrics_json(&metrics)));

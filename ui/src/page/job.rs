@@ -9,7 +9,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    JobId, Lease, Seq, Timestamp,
+    JobId, Lease, Millis, Seq, Timestamp,
     command::{CancelJob, Done},
     output::{JobMetrics, Progress},
     rpc::Failure,
@@ -29,6 +29,7 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::{AtLeast, Path, Query},
+    format,
     live::{log, output},
 };
 
@@ -144,6 +145,8 @@ pub(crate) struct Known {
 
 /// Largest text that is shown on the page.
 const PREVIEW: u64 = 64 * 1024;
+/// A run is judged by its pace after so long.
+const KNOWN_AFTER: Millis = Millis(3_000);
 /// Events asked for at once.
 const PAGE: u32 = 200;
 /// Most events on the page.
@@ -164,7 +167,7 @@ pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known:
         waiting(app, signed_in, job),
     );
     let machine = known.machine.as_ref().map(|(_, machine)| machine.as_ref());
-    let progress = known.progress.as_ref().map(progress_bar).unwrap_or_default();
+    let progress = known.progress.as_ref().map(|p| progress_bar(p, job)).unwrap_or_default();
     shown(fragment(&Summary {
         job,
         machine,
@@ -364,14 +367,25 @@ pub(crate) async fn cancel(
     Ok(Redirect::to(&format!("/jobs/{job}?seq={}", done.seq)).into_response())
 }
 
-/// A progress bar with what the job says.
-pub(crate) fn progress_bar(progress: &Progress) -> String {
+/// A progress bar with what the job says, and how long it will take if it goes on like this.
+pub(crate) fn progress_bar(progress: &Progress, job: &JobRow) -> String {
     let percent = progress.fraction.clamp(0.0, 1.0) * 100.0;
     let message = escape(&progress.message);
+    let left = left(progress, job).map(|left| format!(" · about {} left", format::duration(left))).unwrap_or_default();
     format!(
         "<progress value=\"{percent:.1}\" max=\"100\" aria-label=\"Progress\"></progress>\
-         <span class=\"percent\">{percent:.0} %</span> <span class=\"hint\">{message}</span>"
+         <span class=\"percent\">{percent:.0} %</span> <span class=\"hint\">{message}{left}</span>"
     )
+}
+
+/// What is left of a run at its pace so far; nothing while too little of it is known.
+// Seconds for people: no precision is lost that anybody could see.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+fn left(progress: &Progress, job: &JobRow) -> Option<Millis> {
+    let started = job.started_at.filter(|_| job.ended_at.is_none())?;
+    let (done, ran) = (f64::from(progress.fraction), progress.occurred_at.since(started));
+    let known = (0.01..1.0).contains(&done) && ran >= KNOWN_AFTER;
+    known.then(|| Millis((ran.0 as f64 * (1.0 - done) / done) as u64 / 1_000 * 1_000))
 }
 
 /// Measurements, for the charts of the page.
