@@ -45,7 +45,7 @@ const MAX_DAYS: u32 = 366;
 /// So many events are looked at for one that strangers may see.
 const HIDDEN: u32 = 8;
 /// Events of a trail that are read back at the same time.
-const READ_AT_ONCE: usize = 16;
+const READ_AT_ONCE: usize = 64;
 /// Jobs looked at for one page of a filtered list.
 const MAX_SCAN: usize = 20_000;
 /// Minutes of load shown beside a machine.

@@ -63,7 +63,7 @@ struct Now<'a> {
 }
 
 /// Events of the trail that are shown.
-const TRAIL: u32 = 100;
+const TRAIL: u32 = 50;
 
 pub(crate) async fn page(
     State(app): State<App>,
