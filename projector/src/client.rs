@@ -196,10 +196,26 @@ impl QueryClient {
 
     /// All machines that are not delisted.
     pub async fn machines(&self, actor: Actor, min_seq: Seq) -> Result<Vec<MachineView>, Failure> {
+        self.all_machines("machines", actor, min_seq, |after| after).await
+    }
+
+    /// All machines of an owner, delisted ones too.
+    pub async fn machines_of(&self, actor: Actor, owner: AccountId, min_seq: Seq) -> Result<Vec<MachineView>, Failure> {
+        self.all_machines("machines_of", actor, min_seq, |after| MachinesOfQuery { owner, after }).await
+    }
+
+    /// Machines, part by part: `query` asks for those after one.
+    async fn all_machines<Q: Serialize + Sync>(
+        &self,
+        name: &str,
+        actor: Actor,
+        min_seq: Seq,
+        query: impl Fn(Option<MachineId>) -> Q,
+    ) -> Result<Vec<MachineView>, Failure> {
         let mut machines: Vec<MachineView> = Vec::new();
         while machines.len() < MOST_MACHINES {
             let after = machines.last().map(|m| m.row.machine);
-            let more: Vec<MachineView> = self.ask("machines", actor, min_seq, after).await?;
+            let more: Vec<MachineView> = self.ask(name, actor, min_seq, query(after)).await?;
             let last = more.len() < MACHINES_AT_ONCE;
             machines.extend(more);
             if last {
@@ -209,19 +225,9 @@ impl QueryClient {
         Ok(machines)
     }
 
-    /// All machines of an owner, delisted ones too.
-    pub async fn machines_of(&self, actor: Actor, owner: AccountId, min_seq: Seq) -> Result<Vec<MachineView>, Failure> {
-        let mut machines: Vec<MachineView> = Vec::new();
-        while machines.len() < MOST_MACHINES {
-            let query = MachinesOfQuery { owner, after: machines.last().map(|m| m.row.machine) };
-            let more: Vec<MachineView> = self.ask("machines_of", actor, min_seq, query).await?;
-            let last = more.len() < MACHINES_AT_ONCE;
-            machines.extend(more);
-            if last {
-                break;
-            }
-        }
-        Ok(machines)
+    /// One machine.
+    pub async fn machine(&self, actor: Actor, machine: MachineId, min_seq: Seq) -> Result<MachineView, Failure> {
+        self.ask("machine", actor, min_seq, machine).await
     }
 
     /// Means of a machine's last `minutes` (a day of them at most), oldest first.
@@ -232,11 +238,6 @@ impl QueryClient {
     /// What was earned and spent on each of the last days on which something was, newest first.
     pub async fn days(&self, actor: Actor, of: DaysOf, most: u32, min_seq: Seq) -> Result<Vec<Day>, Failure> {
         self.ask("days", actor, min_seq, DaysQuery { of, most }).await
-    }
-
-    /// One machine.
-    pub async fn machine(&self, actor: Actor, machine: MachineId, min_seq: Seq) -> Result<MachineView, Failure> {
-        self.ask("machine", actor, min_seq, machine).await
     }
 
     /// Jobs, newest first.

@@ -141,8 +141,7 @@ pub(crate) fn broken(e: &StoreError) -> Failure {
 fn may_see(actor: Actor, account: AccountId) -> bool {
     match actor {
         Actor::Account(id) => id == account,
-        Actor::Operator(_) | Actor::Platform => true,
-        Actor::Machine(_) => false,
+        Actor::Operator(_) | Actor::Platform | Actor::Machine(_) => may_see_all(actor),
     }
 }
 
@@ -163,7 +162,8 @@ fn for_the_provider(actor: Actor, mut event: TrailEvent) -> TrailEvent {
     event
 }
 
-fn may_see_all(actor: Actor) -> bool {
+/// Operators, and the platform.
+pub(crate) fn may_see_all(actor: Actor) -> bool {
     matches!(actor, Actor::Operator(_) | Actor::Platform)
 }
 
@@ -270,7 +270,7 @@ impl Queries {
             (Some(account), None) if may_see(actor, account) => jobs::of_account(account),
             (Some(_), _) => return Err(not_found("account")),
             (None, Some(machine)) => jobs::of_machine(machine),
-            (None, None) if matches!(actor, Actor::Operator(_) | Actor::Platform) => vec![b'j'],
+            (None, None) if may_see_all(actor) => vec![b'j'],
             (None, None) => return Err(not_found("account")),
         };
         let limit = query.limit.unwrap_or(MAX_JOBS).clamp(1, MAX_JOBS) as usize;

@@ -29,12 +29,13 @@ pub fn open(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
     Ok(sled::Config::new().path(path).cache_capacity(cache_mib.max(8) << 20).open()?)
 }
 
-/// Removes a database that is made anew. One that is not there is no failure.
-pub fn clear(path: &Path) -> Result<(), StoreError> {
+/// Opens an empty database that is gone at the end. What a killed one left there is removed first.
+pub fn scratch(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
     match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Sled(e.into())),
-        _ => Ok(()),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Sled(e.into())),
+        _ => {}
     }
+    Ok(sled::Config::new().path(path).temporary(true).cache_capacity(cache_mib << 20).open()?)
 }
 
 /// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use gpubnb_events::{
-    Actor, Millis, Seq,
+    Millis, Seq,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
 };
@@ -27,7 +27,7 @@ use self::{
 use crate::{
     client::{EventsQuery, Point, TrailOf},
     model::timeline::Timeline,
-    query::{Queries, broken, endpoint},
+    query::{Queries, broken, endpoint, may_see_all, not_found},
     view::{
         Page, TrailEvent,
         ops::{ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
@@ -71,11 +71,11 @@ where
     endpoint(server, &ops.queries, name, move |_, actor, body| {
         let (ops, handler) = (own.clone(), handler.clone());
         async move {
-            match actor {
-                Actor::Operator(_) | Actor::Platform => handler(ops, body).await,
-                // That there is such a thing is not for others to know.
-                Actor::Account(_) | Actor::Machine(_) => Err(crate::query::not_found("page")),
+            if may_see_all(actor) {
+                return handler(ops, body).await;
             }
+            // That there is such a thing is not for others to know.
+            Err(not_found("page"))
         }
     })
     .await
@@ -83,7 +83,7 @@ where
 
 fn begun(result: Result<(), NotNow>, what: &str) -> Result<(), Failure> {
     result.map_err(|why| match why {
-        NotNow::Unknown => crate::query::not_found(what),
+        NotNow::Unknown => not_found(what),
         NotNow::Runs => Failure::Refused(Refusal {
             name: "Busy".to_owned(),
             kind: RefusalKind::Conflict,

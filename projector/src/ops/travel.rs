@@ -36,6 +36,8 @@ const SPACING: u64 = 20_000;
 const MOST_SNAPSHOTS: usize = 64;
 /// Markets that are kept as they were told.
 const MOST_BEEN: usize = 16;
+/// Cache of the database that it is folded in, MiB.
+const CACHE_MIB: u64 = 32;
 /// Machines of the market that are told of.
 const MACHINES_TOLD: usize = 50;
 /// Events read back at the same time.
@@ -82,8 +84,7 @@ fn market_models() -> [Box<dyn Projection>; 3] {
 impl Traveller {
     /// Opens a database for what is folded; it is empty, and gone at the end.
     pub(crate) fn open(log: Log, path: &Path) -> Result<Self, StoreError> {
-        store::clear(path)?;
-        let db = sled::Config::new().path(path).temporary(true).cache_capacity(32 << 20).open()?;
+        let db = store::scratch(path, CACHE_MIB)?;
         let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
         Ok(Self { log, db, snapshots, turn: Arc::default(), progress, been: Arc::default() })

@@ -185,9 +185,7 @@ impl Work {
     }
 
     async fn verified(&self) -> anyhow::Result<Vec<ModelCheck>> {
-        // What a killed verification left is no replay of ours.
-        store::clear(&self.scratch)?;
-        let db = sled::Config::new().path(&self.scratch).temporary(true).cache_capacity(CACHE_MIB << 20).open()?;
+        let db = store::scratch(&self.scratch, CACHE_MIB)?;
         let mut replay = Replay::new(self, &db)?;
         replay.until(self.last()).await?;
         let mut checks = Vec::new();

@@ -4,7 +4,6 @@
 use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
 use async_nats::jetstream::{
-    consumer::{DeliverPolicy, push::OrderedConfig},
     message::StreamMessage,
     stream::{DirectGetErrorKind, Stream},
 };
@@ -12,14 +11,13 @@ use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, Lease, MachineId,
     output::{JobMetrics, LogLine, LogLines, LogStream},
-    rpc::Failure,
     stream::OUTPUT,
     subject::{self, OutputKind},
 };
 use gpubnb_projector::view::JobRow;
 use tokio::time::timeout;
 
-use super::output::{Reader, Said};
+use super::output::{self, Reader, Said, unavailable};
 use crate::{ansi, app::App, error::Problem};
 
 /// Lines that a page begins with.
@@ -38,10 +36,6 @@ const SEARCH_WITHIN: Duration = Duration::from_secs(20);
 /// A line: its attempt, its number there, what it says.
 pub(crate) type Line = (Lease, u64, LogLine);
 
-fn unavailable(e: &dyn std::fmt::Display) -> Problem {
-    Problem::from(Failure::Unavailable(format!("reading output: {e}")))
-}
-
 /// Where in OUTPUT the last lines of a job begin; 1 where there are few, or where it cannot be told.
 pub(crate) async fn tail(app: &App, row: &JobRow) -> u64 {
     let Some(attempt) = row.attempts.last() else { return 1 };
@@ -57,13 +51,6 @@ pub(crate) async fn tail(app: &App, row: &JobRow) -> u64 {
         }
         _ => 1,
     }
-}
-
-/// How many lines the newest attempt has written.
-pub(crate) async fn length(app: &App, row: &JobRow) -> Result<u64, Problem> {
-    let Some(attempt) = row.attempts.last() else { return Ok(0) };
-    let last = Log::open(app, attempt.machine, row.job).await?.last().await?;
-    Ok(last.filter(|(_, c)| c.lease == attempt.lease).map_or(0, |(_, c)| c.first_line + c.lines.len() as u64))
 }
 
 /// Lines of an attempt, from one on, [`PART`] at the most.
@@ -205,18 +192,11 @@ impl Log {
         within: Duration,
         mut take: impl FnMut(Said) -> bool,
     ) -> Result<bool, Problem> {
-        let config = OrderedConfig {
-            deliver_subject: app.js.client().new_inbox(),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
-            filter_subject: self.subject.clone(),
-            ..Default::default()
-        };
-        let consumer = app.js.create_consumer_on_stream(config, OUTPUT).await.map_err(|e| unavailable(&e))?;
-        let mut messages = consumer.messages().await.map_err(|e| unavailable(&e))?;
-        let attempts = super::output::attempts(row);
+        let mut messages = output::follow_subject(app, self.subject.clone(), from).await?;
+        let attempts = output::attempts(row);
         let mut reader = Reader::default();
         let reading = async {
-            while let Some(Ok(message)) = messages.next().await {
+            while let Some(message) = messages.next().await {
                 let Some(heard) = reader.read(&message, &attempts) else { continue };
                 if !heard.said.into_iter().all(&mut take) {
                     return false;

@@ -87,20 +87,31 @@ pub(crate) fn attempts(row: &JobRow) -> HashMap<Lease, MachineId> {
     row.attempts.iter().map(|a| (a.lease, a.machine)).collect()
 }
 
+/// The broker did not answer.
+pub(super) fn unavailable(e: &dyn std::fmt::Display) -> Problem {
+    Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("reading output: {e}")))
+}
+
 /// Everything a job says, from a sequence of OUTPUT on.
 pub(crate) async fn follow(
     app: &App,
     job: JobId,
     from: u64,
 ) -> Result<impl Stream<Item = Message> + Unpin + use<>, Problem> {
+    follow_subject(app, subject::output_of_job(job), from).await
+}
+
+/// What is said on one subject of OUTPUT, from a sequence on.
+pub(super) async fn follow_subject(
+    app: &App,
+    filter_subject: String,
+    from: u64,
+) -> Result<impl Stream<Item = Message> + Unpin + use<>, Problem> {
     let config = OrderedConfig {
         deliver_subject: app.js.client().new_inbox(),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
-        filter_subject: subject::output_of_job(job),
+        filter_subject,
         ..Default::default()
-    };
-    let unavailable = |e: &dyn std::fmt::Display| {
-        Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("reading output: {e}")))
     };
     let consumer = app.js.create_consumer_on_stream(config, OUTPUT).await.map_err(|e| unavailable(&e))?;
     let messages = consumer.messages().await.map_err(|e| unavailable(&e))?;
@@ -138,9 +149,6 @@ pub(crate) async fn so_far(
 /// Whether there is anything to read: a consumer of nothing would wait.
 async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem> {
     use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
-    let unavailable = |e: &dyn std::fmt::Display| {
-        Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("reading output: {e}")))
-    };
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     for subject in subjects {
         match stream.direct_get_next_for_subject(subject.clone(), Some(from.max(1))).await {

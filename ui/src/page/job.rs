@@ -40,8 +40,6 @@ struct JobPage {
     job: JobRow,
     /// Whether it is the viewer's. Its log and files are for nobody else, operators included.
     own: bool,
-    /// Lines of the newest attempt so far.
-    lines: u64,
     fragments: Fragments,
 }
 
@@ -268,18 +266,15 @@ pub(crate) async fn page(
 ) -> Result<Html<String>, PageError> {
     let job = app.queries.job(signed_in.reader(), job, at_least.seq()).await?;
     let (mut known, mut trail) = (Known::default(), Vec::new());
-    let (summary, receipt, events, lines) = tokio::join!(
+    let (summary, receipt, events) = tokio::join!(
         summary(&app, signed_in, &job, &mut known),
         receipt(&app, signed_in, &job),
         events(&app, signed_in, job.job, (job.seq, false), &mut trail),
-        log::length(&app, &job),
     );
     let fragments = Fragments { summary, events, receipt, artifacts: artifacts(&job) };
     let chrome = Chrome::new(job.spec.name.clone(), "jobs", signed_in.viewer);
     let own = job.account == signed_in.account;
-    // A log that cannot be read now comes with the live page.
-    let lines = lines.unwrap_or(0);
-    Ok(html(&JobPage { chrome, job, own, lines, fragments })?)
+    Ok(html(&JobPage { chrome, job, own, fragments })?)
 }
 
 /// Which part of a log.
