@@ -131,6 +131,15 @@ pub(crate) struct Run {
     /// On this machine, and no other.
     #[arg(long)]
     pub(crate) machine: Option<String>,
+    /// How the market chooses a machine: the cheapest, if missing.
+    #[arg(long, conflicts_with = "machine", value_parser = ["cheapest", "fastest", "most_reliable"])]
+    pub(crate) strategy: Option<String>,
+    /// Only on a machine of whose attempts at least so many percent ended without its fault.
+    #[arg(long, conflicts_with = "machine", value_name = "PERCENT")]
+    pub(crate) min_reliability: Option<u32>,
+    /// Only on a machine that passed every check of its self-test.
+    #[arg(long, conflicts_with = "machine")]
+    pub(crate) verified: bool,
     /// Most it may cost per hour, dollars.
     #[arg(long, value_name = "USD")]
     pub(crate) price_cap: Option<String>,

@@ -54,6 +54,7 @@ fn body(run: &Run, inputs: Vec<Value>) -> anyhow::Result<Value> {
         "job": job, "name": run.name, "template": run.template, "image": run.image, "parameters": params,
         "command": run.command, "env": env, "inputs": inputs, "machine": run.machine,
         "price_cap_usd": run.price_cap, "budget_usd": run.budget, "gpus": run.gpus, "vram_mib": run.vram,
+        "strategy": run.strategy, "min_reliability": run.min_reliability, "verified": run.verified,
         "memory_mib": run.memory, "time_seconds": run.time, "max_attempts": run.once.then_some(1),
     });
     Ok(whole)

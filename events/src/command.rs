@@ -116,6 +116,13 @@ pub struct Quote {
     pub hold: MicroUsd,
     /// What the account may spend now.
     pub available: MicroUsd,
+    /// When it can start: now where a machine is free; else when the first that fits comes free at the latest, by the
+    /// time limits of what runs there; `None` where no machine fits, or nobody can say.
+    #[serde(default)]
+    pub start: Option<Timestamp>,
+    /// Jobs that wait for a machine already.
+    #[serde(default)]
+    pub waiting: u32,
     /// Why there, or why it would wait.
     pub placement: PlacementExplanation,
 }

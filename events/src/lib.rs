@@ -15,6 +15,7 @@ pub mod money;
 pub mod nats;
 pub mod observe;
 pub mod output;
+pub mod record;
 pub mod rpc;
 pub mod spec;
 pub mod stream;

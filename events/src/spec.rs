@@ -96,6 +96,38 @@ pub enum Placement {
         #[serde(default)]
         requirements: Requirements,
     },
+    /// Wherever one GPU (one core, for a job without a GPU) is fastest, by the machine's self-test.
+    Fastest {
+        /// What a machine must satisfy.
+        #[serde(default)]
+        requirements: Requirements,
+    },
+    /// Wherever an attempt is most likely to end without a fault of the machine, by its record.
+    MostReliable {
+        /// What a machine must satisfy.
+        #[serde(default)]
+        requirements: Requirements,
+    },
+}
+
+impl Placement {
+    /// What a machine must satisfy, where the market chooses.
+    pub fn requirements(&self) -> Option<&Requirements> {
+        match self {
+            Self::Machine { .. } => None,
+            Self::Cheapest { requirements } | Self::Fastest { requirements } | Self::MostReliable { requirements } => {
+                Some(requirements)
+            }
+        }
+    }
+
+    /// Most a machine may cost per hour.
+    pub fn price_cap(&self) -> Option<HourlyRate> {
+        match self {
+            Self::Machine { price_cap, .. } => *price_cap,
+            _ => self.requirements()?.price_cap,
+        }
+    }
 }
 
 /// What a machine must satisfy beyond the job's resources.
@@ -113,6 +145,12 @@ pub struct Requirements {
     /// Whether machines with simulated GPUs will do (for trying things out).
     #[serde(default)]
     pub allow_simulated: bool,
+    /// Least share of its attempts that ended without a fault of the machine, percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reliability: Option<u32>,
+    /// Whether every check of its self-test must have passed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verified: bool,
 }
 
 /// Bounds on a job's life.
@@ -178,6 +216,8 @@ pub enum Reject {
     Excluded,
     /// All its slots are taken.
     NoFreeSlot,
+    /// Other jobs hold the GPUs, the memory or the disk that this one needs.
+    Busy,
     /// Too few GPUs, or too little GPU memory.
     GpuTooSmall,
     /// Its GPUs are simulated and the job did not allow that.
@@ -190,6 +230,10 @@ pub enum Reject {
     Region,
     /// Dearer than the cap.
     Price,
+    /// Its record is below the floor, or it has none.
+    Reliability,
+    /// Not every check of its self-test passed.
+    NotVerified,
     /// The job asks for network access and the owner does not allow it.
     NoEgress,
 }
@@ -206,12 +250,15 @@ impl Reject {
             Self::Offline => "offline",
             Self::Excluded => "already tried for this job",
             Self::NoFreeSlot => "no free slot",
+            Self::Busy => "other jobs hold the GPUs, memory or disk it would need",
             Self::GpuTooSmall => "too few GPUs or too little GPU memory",
             Self::Simulated => "simulated GPUs only",
             Self::GpuModel => "another GPU model",
             Self::TooSmall => "too little CPU, memory or disk",
             Self::Region => "another region",
             Self::Price => "over the price cap",
+            Self::Reliability => "not reliable enough, or without a record",
+            Self::NotVerified => "not every check of its self-test passed",
             Self::NoEgress => "no network access for jobs",
         }
     }

@@ -123,6 +123,7 @@ async fn a_job_is_given_files_and_run_again_with_something_changed() {
     assert!(browser.text("#given").await.contains("<img src=x>.txt"), "a name is text");
     browser.size(1280, 1300).await;
     browser.picture("new-job-files").await;
+    browser.click("select[name=strategy] option[value=most_reliable]").await;
     // One of them was a mistake.
     browser.click("#given li:nth-child(2) button").await;
     browser.client.find(Locator::Css("input[name=name]")).await.unwrap().send_keys("With a file").await.unwrap();
@@ -147,6 +148,7 @@ async fn a_job_is_given_files_and_run_again_with_something_changed() {
     for same in ["inputs", "resources", "command", "image"] {
         assert_eq!(second["spec"][same], first["spec"][same], "{same}");
     }
+    assert_eq!(first["placement"]["by"], "most_reliable");
     assert_eq!((&second["limits"], &second["placement"]), (&first["limits"], &first["placement"]));
     // Both are on the statement, which a spreadsheet can read.
     let (_, csv) = system.web.at_browser().bytes("/wallet/statement.csv").await.unwrap();

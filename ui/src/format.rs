@@ -5,7 +5,12 @@
 
 use std::borrow::Borrow;
 
-use gpubnb_events::{MicroUsd, Millis, Timestamp, spec::Mebibytes};
+use gpubnb_events::{
+    MicroUsd, Millis, Timestamp,
+    command::Quote,
+    record::{self, Speed},
+    spec::Mebibytes,
+};
 use gpubnb_projector::view::{JobRow, MachineRow, MachineState};
 
 /// `1.4 MB`.
@@ -99,14 +104,10 @@ pub(crate) struct Score {
 // Shown, not reckoned with.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) fn score(row: &MachineRow) -> Option<Score> {
-    let of = |wanted: &dyn Fn(&str) -> bool| -> Option<f64> {
-        let rates = row.checks.iter().filter(|c| wanted(&c.id)).filter_map(|c| c.actual.parse::<f64>().ok());
-        Some(rates.sum()).filter(|sum| *sum > 0.0)
-    };
-    // GPUs are measured in GFLOP/s, cores in MFLOP/s each.
-    let gpus = of(&|id| id.starts_with("gpu.") && id.ends_with(".matmul")).map(|gigaflops| gigaflops / 1e3);
-    let cores = || Some(of(&|id| id == "cpu.matmul")? * f64::from(row.offer.hardware.cpu_cores) / 1e6);
-    let teraflops = gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
+    let speed = Speed::of(&row.checks);
+    let cores = || Some(speed.core?.saturating_mul(u64::from(row.offer.hardware.cpu_cores)));
+    let megaflops = speed.gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
+    let teraflops = megaflops as f64 / 1e6;
     let words = |teraflops: f64| match teraflops {
         t if t >= 100.0 => format!("{t:.0} TFLOPS"),
         t if t >= 1.0 => format!("{t:.1} TFLOPS"),
@@ -120,13 +121,29 @@ pub(crate) fn score(row: &MachineRow) -> Option<Score> {
 
 /// Whether it has passed every check of its self-test.
 pub(crate) fn verified(row: &MachineRow) -> bool {
-    !row.checks.is_empty() && row.checks.iter().all(|check| check.passed)
+    record::verified(&row.checks)
 }
 
-/// What its self-test measured of the way from the market, such as `240 Mbit/s`.
-pub(crate) fn down(row: &MachineRow) -> Option<String> {
-    let check = row.checks.iter().find(|check| check.id == "network.down")?;
-    Some(format!("{} Mbit/s", check.actual))
+/// When a quoted job can start, in words.
+pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
+    let first = match quote.waiting {
+        0 => String::new(),
+        1 => "; 1 job waits already".to_owned(),
+        n => format!("; {n} jobs wait already"),
+    };
+    match quote.start {
+        Some(_) if quote.machine.is_some() => "at once, when its image is there".to_owned(),
+        Some(at) => {
+            format!("when the first that fits comes free, in {} at the latest{first}", duration(at.since(*now)))
+        }
+        None => format!("not known: no machine that fits is there{first}"),
+    }
+}
+
+/// What its self-test measured of the way from the market and to it, such as `240 / 38 Mbit/s`.
+pub(crate) fn down_up(row: &MachineRow) -> Option<String> {
+    let of = |id: &str| row.checks.iter().find(|check| check.id == id).map(|check| check.actual.as_str());
+    Some(format!("{} / {} Mbit/s", of("network.down")?, of("network.up").unwrap_or("–")))
 }
 
 /// The colour class of a machine's state.

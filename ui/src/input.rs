@@ -24,6 +24,44 @@ pub(crate) struct NewInput {
     pub(crate) path: String,
 }
 
+/// How the market chooses a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Strategy {
+    /// The lowest price.
+    #[default]
+    Cheapest,
+    /// The fastest GPU, or core for a job without one, by self-test.
+    Fastest,
+    /// The best record.
+    MostReliable,
+}
+
+impl Strategy {
+    /// Each, its name in forms, and in words.
+    pub(crate) const ALL: [(Self, &str, &str); 3] = [
+        (Self::Cheapest, "cheapest", "the cheapest that fits"),
+        (Self::Fastest, "fastest", "the fastest that fits"),
+        (Self::MostReliable, "most_reliable", "the most reliable that fits"),
+    ];
+
+    fn under(self, requirements: Requirements) -> Placement {
+        match self {
+            Self::Cheapest => Placement::Cheapest { requirements },
+            Self::Fastest => Placement::Fastest { requirements },
+            Self::MostReliable => Placement::MostReliable { requirements },
+        }
+    }
+}
+
+impl std::str::FromStr for Strategy {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.iter().find(|(_, known, _)| *known == name).map(|(strategy, ..)| *strategy).ok_or(())
+    }
+}
+
 /// A job as it is asked for: `POST /api/v1/jobs`, and the form.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -64,7 +102,7 @@ pub(crate) struct NewJob {
     /// Whether it needs the network.
     #[serde(default)]
     pub(crate) egress: bool,
-    /// A machine; else the cheapest is taken.
+    /// A machine; else the market chooses.
     #[serde(default)]
     pub(crate) machine: Option<MachineId>,
     /// Most it may cost per hour, dollars.
@@ -76,6 +114,15 @@ pub(crate) struct NewJob {
     /// A region.
     #[serde(default)]
     pub(crate) region: Option<String>,
+    /// How the market chooses where none is named; the cheapest, if missing.
+    #[serde(default)]
+    pub(crate) strategy: Option<Strategy>,
+    /// Least share of its attempts that ended without a fault of the machine, percent.
+    #[serde(default)]
+    pub(crate) min_reliability: Option<u32>,
+    /// Whether every check of its self-test must have passed.
+    #[serde(default)]
+    pub(crate) verified: bool,
     /// Whether simulated GPUs will do.
     #[serde(default)]
     pub(crate) allow_simulated: bool,
@@ -133,14 +180,19 @@ impl NewJob {
         let (gpu_model, region) = (not_blank(self.gpu_model), not_blank(self.region));
         let placement = match self.machine {
             // What it is, one sees before one names it; what it costs may change until then.
-            Some(_) if gpu_model.is_some() || region.is_some() => {
-                let detail = "You named a machine: leave out the GPU model and the region, or let the market choose.";
+            Some(_) if gpu_model.is_some() || region.is_some() || self.min_reliability.is_some() || self.verified => {
+                let detail = "You named a machine: leave out what any other must have, or let the market choose.";
                 return Err(Problem::invalid("machine", detail));
             }
             Some(machine) => Placement::Machine { machine, price_cap },
-            None => Placement::Cheapest {
-                requirements: Requirements { price_cap, gpu_model, region, allow_simulated: self.allow_simulated },
-            },
+            None => self.strategy.unwrap_or_default().under(Requirements {
+                price_cap,
+                gpu_model,
+                region,
+                allow_simulated: self.allow_simulated,
+                reliability: self.min_reliability,
+                verified: self.verified,
+            }),
         };
         Ok(SubmitJob {
             job: self.job.unwrap_or(job),
@@ -246,6 +298,12 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<NewJob, Problem
             "price_cap_usd" => job.price_cap_usd = Some(value),
             "gpu_model" => job.gpu_model = Some(value),
             "region" => job.region = Some(value),
+            "strategy" => {
+                let unknown = |()| Problem::invalid("strategy", "Choose cheapest, fastest or most_reliable.");
+                job.strategy = Some(value.parse().map_err(unknown)?);
+            }
+            "min_reliability" => job.min_reliability = Some(number(&name, &value)?),
+            "verified" => job.verified = true,
             "allow_simulated" => job.allow_simulated = true,
             "time" => job.time_seconds = Some(number::<u64>(&name, &value)?.saturating_mul(60)),
             "budget" => job.budget_usd = Some(value),

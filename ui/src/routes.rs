@@ -128,6 +128,8 @@ fn machines(routes: Routes) -> Routes {
         .about("Pauses, resumes, drains, delists or reprices one's own machine.")
         .takes::<MachineWish>()
         .answers::<Done>()
+        .post("/api/v1/speed", Public, api::machines::speed)
+        .about("Takes what is sent, 256 KiB at the most, and forgets it: a machine measures its way to the market.")
         .post("/api/v1/enrollments", Scope(MachinesWrite), api::machines::create_code)
         .about("A one-time code for one more machine.")
         .answers::<EnrollmentCode>()

@@ -2,7 +2,8 @@
 
 use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, MachineId, MicroUsd, Millis, Recorded,
-    event::{Fault, MachineListed, Reason, Settled},
+    event::{MachineListed, Reason, Settled},
+    record::{self, Mark},
 };
 use serde::{Deserialize, Serialize};
 
@@ -129,38 +130,40 @@ type Change<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
 
 /// What an event of a job changes at the machine that has it.
 fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Change<'a>> {
-    let leaves = move |row: &mut MachineRow| row.running.retain(|held| *held != job);
-    let faulty = move |row: &mut MachineRow, reason: Reason, fault: Fault, detail: &str| {
-        leaves(row);
-        if fault == Fault::Provider {
-            let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());
-            // That its owner wanted it is no trouble.
-            if reason != Reason::Preempted {
-                row.trouble = Some(Trouble { job, reason, detail, at, seq });
-            }
-            *row.faults.entry(reason_name(reason)).or_default() += 1;
-        } else {
-            row.successes += 1;
+    let detail = match event {
+        Event::Declined(_) | Event::Cancelled(_) => {
+            return Some(Box::new(move |row| row.running.retain(|held| *held != job)));
         }
+        Event::Settled(e) => {
+            return Some(Box::new(move |row| {
+                row.earned += e.earned;
+                let billed = e.metering.as_ref().map_or(Millis(0), |m| m.billed);
+                row.metered = Millis(row.metered.0.saturating_add(billed.0));
+            }));
+        }
+        Event::Failed(e) => e.detail.as_str(),
+        Event::Requeued(e) => e.detail.as_str(),
+        _ => "",
     };
-    Some(match event {
-        Event::Declined(_) | Event::Cancelled(_) => Box::new(leaves),
-        Event::Completed(_) => Box::new(move |row| {
-            leaves(row);
-            row.successes += 1;
+    let mark = record::mark(event)?;
+    let completed = matches!(event, Event::Completed(_));
+    Some(Box::new(move |row| {
+        row.running.retain(|held| *held != job);
+        match mark {
+            Mark::Success => row.successes += 1,
+            Mark::Fault(reason) => {
+                // That its owner wanted it is no trouble.
+                if reason != Reason::Preempted {
+                    let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());
+                    row.trouble = Some(Trouble { job, reason, detail, at, seq });
+                }
+                *row.faults.entry(reason_name(reason)).or_default() += 1;
+            }
+        }
+        if completed {
             row.trouble = None;
-        }),
-        // It waited in vain for another machine: the last that had it has nothing to do with it.
-        Event::Failed(e) if e.lease.is_none() => return None,
-        Event::Failed(e) => Box::new(move |row| faulty(row, e.reason, e.fault, &e.detail)),
-        Event::Requeued(e) => Box::new(move |row| faulty(row, e.reason, e.fault, &e.detail)),
-        Event::Settled(e) => Box::new(move |row| {
-            row.earned += e.earned;
-            let billed = e.metering.as_ref().map_or(Millis(0), |m| m.billed);
-            row.metered = Millis(row.metered.0.saturating_add(billed.0));
-        }),
-        _ => return None,
-    })
+        }
+    }))
 }
 
 /// The name of a reason, without its numbers.

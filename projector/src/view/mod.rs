@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     AccountId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason, Settled},
+    record::Record,
     spec::{Artifact, JobSpec, Limits, Offer, Placement, PlacementExplanation, Terms},
     telemetry::Heartbeat,
 };
@@ -243,9 +244,8 @@ impl MachineRow {
 
     /// Share of attempts without a fault of the machine, in percent, and out of how many.
     pub fn reliability(&self) -> Option<(u32, u32)> {
-        let faults: u32 = self.faults.values().sum();
-        let all = self.successes + faults;
-        (self.successes * 100).checked_div(all).map(|percent| (percent, all))
+        let record = Record { successes: self.successes, faults: self.faults.values().sum() };
+        Some((record.percent()?, record.attempts()))
     }
 
     /// Free slots.

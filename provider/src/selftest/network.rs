@@ -11,6 +11,8 @@ const MOST_SKEW_SECONDS: u64 = 5;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the speed is measured.
 const MEASURE: Duration = Duration::from_millis(500);
+/// What is sent at once: the market takes 256 KiB.
+const UP_PART: u32 = 192 * 1024;
 
 pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
     let Some((client, market)) = subject.market else { return Vec::new() };
@@ -39,10 +41,19 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
     while began.elapsed() < MEASURE {
         bytes += get("/openapi.json").await?.error_for_status()?.bytes().await?.len();
     }
-    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+    let down = megabits(bytes, began);
+    let (began, mut bytes) = (Instant::now(), 0);
+    // Not all zeros: something on the way might compress them.
+    let part: Vec<u8> = (0..UP_PART / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    while began.elapsed() < MEASURE {
+        let sent = client.post(format!("{market}/api/v1/speed")).timeout(PATIENCE).body(part.clone()).send();
+        sent.await?.error_for_status()?;
+        bytes += part.len();
+    }
     let mut checks = vec![
         check("network.latency", format!("{:.1}", fastest.as_secs_f64() * 1_000.0), "ms"),
-        check("network.down", (bytes as u64 * 8 / micros).to_string(), "Mbit/s, at least"),
+        check("network.down", down, "Mbit/s, at least"),
+        check("network.up", megabits(bytes, began), "Mbit/s, at least"),
     ];
     if let Some(skew) = skew {
         let remedy = "Set the clock: timedatectl set-ntp true.";
@@ -55,6 +66,11 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
         ));
     }
     Ok(checks)
+}
+
+fn megabits(bytes: usize, began: Instant) -> String {
+    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+    (bytes as u64 * 8 / micros).to_string()
 }
 
 /// How far this machine's clock is from the date of an answer (RFC 9110).

@@ -3,7 +3,8 @@
 use gpubnb_events::{
     AccountId, Actor, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
     Timestamp,
-    command::{Accept, Deposit, Outcome, Report, Start, SubmitJob},
+    command::{Accept, Deposit, Outcome, RecordTest, Report, Start, SubmitJob},
+    event::Check,
     log::Envelope,
     spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Usage},
 };
@@ -152,6 +153,20 @@ impl Given {
         let list = self.listing(self.provider, offer);
         self.when(Actor::Machine(machine), Command::ListMachine(machine, list)).appended();
         machine
+    }
+
+    /// A self-test with these checks: id, what was measured, whether it passed.
+    pub(crate) fn tested(&mut self, machine: MachineId, checks: &[(&str, &str, bool)]) {
+        let check = |&(id, actual, passed): &(&str, &str, bool)| Check {
+            id: id.to_owned(),
+            actual: actual.to_owned(),
+            required: String::new(),
+            unit: String::new(),
+            passed,
+            remedy: String::new(),
+        };
+        let test = RecordTest { checks: checks.iter().map(check).collect() };
+        self.when(Actor::Machine(machine), Command::RecordTest(machine, test)).appended();
     }
 
     pub(crate) fn a_submission(&self) -> SubmitJob {

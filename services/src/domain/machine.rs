@@ -10,6 +10,7 @@ use gpubnb_events::{
         MachineRepriced, MachineResumed, MachineSuspected, MachineTested,
     },
     log::{EventId, Proposal},
+    record::{self, Record, Speed},
     spec::Offer,
 };
 
@@ -69,6 +70,12 @@ pub struct Machine {
     pub presence: Presence,
     /// The live leases it holds.
     pub leases: BTreeMap<JobId, Lease>,
+    /// How its attempts ended.
+    pub record: Record,
+    /// How fast it is, by its last self-test.
+    pub speed: Speed,
+    /// Whether every check of its last self-test passed.
+    pub verified: bool,
     listed: Seq,
 }
 
@@ -83,6 +90,9 @@ impl Machine {
             away: false,
             presence: Presence::Online,
             leases: BTreeMap::new(),
+            record: Record::default(),
+            speed: Speed::default(),
+            verified: false,
             listed: seq,
         }
     }
@@ -185,7 +195,15 @@ impl Machine {
                         Availability::Delisted => Availability::Ready,
                         kept => kept,
                     };
-                    *m = Self { availability, leases, away: m.away, ..Self::new(seq, e) };
+                    *m = Self {
+                        availability,
+                        leases,
+                        away: m.away,
+                        record: m.record,
+                        speed: m.speed,
+                        verified: m.verified,
+                        ..Self::new(seq, e)
+                    };
                 })
                 .or_insert_with(|| Self::new(seq, e));
             return;
@@ -204,6 +222,10 @@ impl Machine {
             Event::MachineSuspected(_) => machine.presence = Presence::Suspect,
             Event::MachineLost(_) => machine.presence = Presence::Lost,
             Event::MachineRecovered(_) => machine.presence = Presence::Online,
+            Event::MachineTested(e) => {
+                machine.speed = Speed::of(&e.checks);
+                machine.verified = record::verified(&e.checks);
+            }
             _ => {}
         }
     }

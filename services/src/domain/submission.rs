@@ -6,7 +6,7 @@ use std::{
 };
 
 use gpubnb_events::{
-    AccountId, HourlyRate, JobId, MicroUsd, Millis, Seconds, Seq, Timestamp,
+    AccountId, JobId, MicroUsd, Millis, Seconds, Seq, Timestamp,
     command::SubmitJob,
     event::JobSubmitted,
     spec::{Artifact, JobSpec, Limits, Mebibytes, Placement},
@@ -134,14 +134,6 @@ pub(super) fn hold(world: &World, c: &SubmitJob, now: Timestamp, settings: &Sett
     Ok(hold)
 }
 
-/// A price cap that stands in for a machine, where one is given.
-pub(super) fn price_cap(placement: &Placement) -> Option<HourlyRate> {
-    match placement {
-        Placement::Machine { price_cap, .. } => *price_cap,
-        Placement::Cheapest { requirements } => requirements.price_cap,
-    }
-}
-
 /// The rules of a submission that depend on nothing but itself.
 pub(super) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), Refusal> {
     let spec = &c.spec;
@@ -163,7 +155,8 @@ pub(super) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), Refusal> {
     if r.vram > Mebibytes(0) && r.gpus == 0 {
         return Err(Refusal::field("vram", "GPU memory needs at least one GPU."));
     }
-    if let Placement::Cheapest { requirements } = &c.placement {
+    if let Some(requirements) = c.placement.requirements() {
+        in_range("reliability", u64::from(requirements.reliability.unwrap_or(0)), 0, 100, "percent")?;
         for (field, text) in [("gpu_model", &requirements.gpu_model), ("region", &requirements.region)] {
             if let Some(text) = text {
                 check_text(field, text, 80)?;

@@ -8,6 +8,7 @@ use gpubnb_events::{
     event::{AccountOpened, JobSubmitted},
     ledger,
     log::{EventId, Proposal},
+    record,
     spec::Terms,
 };
 
@@ -202,6 +203,8 @@ impl World {
             price: machine.map(|m| m.offer.price),
             hold: submission::hold(self, c, now, settings)?,
             available: account.available,
+            start: placement::start(self, &request, &choice, now),
+            waiting: u32::try_from(self.queued.len()).unwrap_or(u32::MAX),
             placement: choice.explanation,
         })
     }
@@ -260,6 +263,9 @@ impl World {
         let holder = job.attempt.as_ref().filter(|_| live).map(|a| (a.machine, a.lease));
         if let Some(machine) = before.and_then(|m| self.machines.get_mut(&m)) {
             machine.leases.remove(&id);
+            if let Some(mark) = record::mark(event) {
+                machine.record.count(mark);
+            }
         }
         if let Some((machine, lease)) = holder
             && let Some(machine) = self.machines.get_mut(&machine)

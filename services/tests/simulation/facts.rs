@@ -186,8 +186,8 @@ impl JobFacts {
         holds(sound && machine.prices.contains(&terms.price), || format!("made-up terms {terms:?}"))?;
         match &self.placement {
             Placement::Machine { machine, .. } => holds(*machine == e.machine, || "another was named".to_owned())?,
-            Placement::Cheapest { requirements } => {
-                let capped = requirements.price_cap.is_none_or(|cap| terms.price <= cap);
+            market => {
+                let capped = market.price_cap().is_none_or(|cap| terms.price <= cap);
                 holds(capped, || "dearer than the cap".to_owned())?;
             }
         }

@@ -3,6 +3,7 @@
 use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
     command::{ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension, SubmitJob},
+    event::Check,
     spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources},
     template,
 };
@@ -141,7 +142,7 @@ impl Market {
                 // Now and then a machine is listed as somebody else's.
                 let owner = if dice.one_in(4) { dice.of(&self.people.accounts) } else { owner };
                 let list = Command::ListMachine(machine, Listing { owner, public_key: None, offer });
-                let test = Command::RecordTest(machine, RecordTest { checks: Vec::new() });
+                let test = Command::RecordTest(machine, RecordTest { checks: vec![measured(dice)] });
                 let command = if dice.one_in(4) { test } else { list };
                 self.say(Caller::Anyone, Actor::Machine(machine), command, dice);
                 return;
@@ -156,12 +157,18 @@ impl Market {
     fn a_job(&mut self, dice: &mut Dice) -> SubmitJob {
         let machines: Vec<MachineId> = self.workers.iter().map(|w| w.machine).collect();
         let price_cap = dice.one_in(4).then(|| price(dice));
-        let cheapest = Placement::Cheapest { requirements: Requirements { price_cap, ..Requirements::default() } };
+        let reliability = dice.one_in(8).then_some(50);
+        let requirements = Requirements { price_cap, reliability, ..Requirements::default() };
+        let market = match dice.below(4) {
+            0 => Placement::Fastest { requirements },
+            1 => Placement::MostReliable { requirements },
+            _ => Placement::Cheapest { requirements },
+        };
         let named = Placement::Machine { machine: dice.of(&machines), price_cap: None };
         SubmitJob {
             job: self.an_id(dice),
             spec: spec(dice),
-            placement: if dice.one_in(3) { named } else { cheapest },
+            placement: if dice.one_in(3) { named } else { market },
             time: Seconds(dice.of(&[1, 60, 600, HOUR])),
             budget: dice.one_in(2).then(|| MicroUsd(some_money(dice).0 / 4)),
             max_attempts: dice.of(&[None, Some(1), Some(2)]),
@@ -179,6 +186,17 @@ impl Market {
             _ => now,
         };
         self.job_id(at)
+    }
+}
+
+fn measured(dice: &mut Dice) -> Check {
+    Check {
+        id: "cpu.matmul".to_owned(),
+        actual: dice.of(&["700", "900", "not measured"]).to_owned(),
+        required: String::new(),
+        unit: "MFLOPS a core".to_owned(),
+        passed: true,
+        remedy: String::new(),
     }
 }
 

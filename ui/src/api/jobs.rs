@@ -232,6 +232,9 @@ pub(crate) async fn events(
 pub(crate) struct LogPart {
     #[serde(default)]
     cursor: Option<u64>,
+    /// About how many lines: messages of the worker are not parted.
+    #[serde(default)]
+    limit: Option<usize>,
 }
 
 impl Line {
@@ -260,7 +263,8 @@ pub(crate) async fn logs(
     Query(part): Query<LogPart>,
 ) -> Result<Json<Page<Line>>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let (said, next) = output::so_far(&app, &row, part.cursor.unwrap_or(1), LINES).await?;
+    let most = part.limit.unwrap_or(LINES).clamp(1, LINES);
+    let (said, next) = output::so_far(&app, &row, part.cursor.unwrap_or(1), most).await?;
     let line = |said| match said {
         Said::Line(lease, number, line) => Some(Line::new(lease, number, line)),
         _ => None,

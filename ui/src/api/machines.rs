@@ -114,6 +114,12 @@ fn enrolled(app: &App, credential: MachineCredential) -> Json<Enrolled> {
     Json(Enrolled { credential, broker, broker_authority })
 }
 
+/// `POST /speed`: what is sent is read and forgotten.
+pub(crate) async fn speed(sent: axum::body::Bytes) -> StatusCode {
+    drop(sent);
+    StatusCode::NO_CONTENT
+}
+
 /// `POST /enroll`: a machine trades a code for its credential. The code is the proof.
 pub(crate) async fn redeem(
     State(app): State<App>,

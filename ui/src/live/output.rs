@@ -118,7 +118,10 @@ pub(super) async fn follow_subject(
     Ok(Box::pin(messages.filter_map(|message| async move { message.ok() })))
 }
 
-/// What a job has said so far: at most `most` things, and where to read on.
+/// Most bytes of what was said in one part: an answer is held in memory as a whole.
+const MOST_BYTES: usize = 2 << 20;
+
+/// What a job has said so far: some `most` things, or two mebibytes of them, and where to read on.
 pub(crate) async fn so_far(
     app: &App,
     row: &JobRow,
@@ -132,14 +135,15 @@ pub(crate) async fn so_far(
     }
     let mut reader = Reader::default();
     let mut messages = follow(app, row.job, from).await?;
-    let mut said = Vec::new();
+    let (mut said, mut bytes) = (Vec::new(), 0);
     while let Ok(Some(message)) = tokio::time::timeout(PATIENCE, messages.next()).await {
+        bytes += message.payload.len();
         let Some(heard) = reader.read(&message, &attempts) else { continue };
         said.extend(heard.said);
         if heard.pending == 0 {
             return Ok((said, None));
         }
-        if said.len() >= most {
+        if said.len() >= most || bytes >= MOST_BYTES {
             return Ok((said, Some(heard.seq + 1)));
         }
     }

@@ -32,23 +32,24 @@ pub(super) fn fields(job: &JobRow) -> Vec<(String, String)> {
     if spec.egress {
         set("egress", "on".to_owned());
     }
-    let mut cap = |price_cap: &Option<HourlyRate>| {
-        if let Some(HourlyRate(price)) = price_cap {
-            set("price_cap_usd", plain(price.to_string()));
-        }
-    };
+    if let Some(HourlyRate(price)) = job.placement.price_cap() {
+        set("price_cap_usd", plain(price.to_string()));
+    }
     match &job.placement {
-        Placement::Machine { machine, price_cap } => {
-            cap(price_cap);
-            set("machine", machine.to_string());
-        }
-        Placement::Cheapest { requirements } => {
-            cap(&requirements.price_cap);
-            requirements.gpu_model.iter().for_each(|model| set("gpu_model", model.clone()));
-            requirements.region.iter().for_each(|region| set("region", region.clone()));
-            if requirements.allow_simulated {
-                set("allow_simulated", "on".to_owned());
-            }
+        Placement::Machine { machine, .. } => set("machine", machine.to_string()),
+        Placement::Cheapest { .. } => {}
+        Placement::Fastest { .. } => set("strategy", "fastest".to_owned()),
+        Placement::MostReliable { .. } => set("strategy", "most_reliable".to_owned()),
+    }
+    if let Some(requirements) = job.placement.requirements() {
+        requirements.gpu_model.iter().for_each(|model| set("gpu_model", model.clone()));
+        requirements.region.iter().for_each(|region| set("region", region.clone()));
+        requirements.reliability.iter().for_each(|percent| set("min_reliability", percent.to_string()));
+        for (name, _) in [("allow_simulated", requirements.allow_simulated), ("verified", requirements.verified)]
+            .into_iter()
+            .filter(|(_, ticked)| *ticked)
+        {
+            set(name, "on".to_owned());
         }
     }
     for input in &spec.inputs {

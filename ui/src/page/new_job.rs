@@ -9,7 +9,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    AccountId, JobId, MachineId, Seq,
+    AccountId, JobId, MachineId, Seq, Timestamp,
     command::{Quote, SubmitJob, Submitted},
     template::{self, Template as JobTemplate},
 };
@@ -176,6 +176,7 @@ pub(crate) async fn submit(
 struct QuoteCard {
     quote: Option<Quote>,
     problem: Option<Problem>,
+    now: Timestamp,
 }
 
 /// The quote beside the form: asked for at every change.
@@ -189,9 +190,10 @@ pub(crate) async fn quote(
         Ok(command) => app.command("market", "quote", signed_in.actor(), &command).await.map_err(Problem::from),
         Err(problem) => Err(problem),
     };
+    let now = app.now();
     let card = match quote {
-        Ok(quote) => QuoteCard { quote: Some(quote), problem: None },
-        Err(problem) => QuoteCard { quote: None, problem: Some(problem) },
+        Ok(quote) => QuoteCard { quote: Some(quote), problem: None, now },
+        Err(problem) => QuoteCard { quote: None, problem: Some(problem), now },
     };
     Ok(Html(fragment(&card)?))
 }
