@@ -107,6 +107,15 @@ impl Browser {
         }
     }
 
+    /// Waits until a script of the page answers with `true`.
+    pub async fn until(&self, script: &str) {
+        let last = tokio::time::Instant::now() + Duration::from_secs(60);
+        while self.client.execute(script, vec![]).await.unwrap() != json!(true) {
+            assert!(tokio::time::Instant::now() < last, "never true: {script}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The text of an element, found and read in one step: live parts may be replaced at any moment.
     pub async fn text(&self, css: &str) -> String {
         let script = "return document.querySelector(arguments[0]).innerText";

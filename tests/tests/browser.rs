@@ -176,3 +176,28 @@ async fn a_page_says_that_it_is_cut_off_and_takes_up_what_it_missed() {
     browser.wait_for("#offline[hidden]").await;
     browser.close().await;
 }
+
+/// Says that the page is hidden, or seen again: a browser that is driven has no hidden tab.
+async fn hide(browser: &Browser, hidden: bool) {
+    let script = "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });
+                  document.dispatchEvent(new Event('visibilitychange'));";
+    browser.client.execute(script, vec![json!(hidden)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hidden_tab_lets_go_of_its_connection_and_takes_up_what_it_missed() {
+    let system = System::start(Options::default()).await.unwrap();
+    let browser = Browser::open(&system).await;
+    browser.sign_in(&system, &system.web).await;
+    browser.visit(&system, "/wallet").await;
+    browser.says("#sums", "$100.00").await;
+    // What the page holds open, and nothing else, is how many streams the server has of this person.
+    browser.until("return source !== null && source.readyState === EventSource.OPEN").await;
+    hide(&browser, true).await;
+    browser.until("return source === null").await;
+    system.web.deposit("7").await.unwrap();
+    assert!(browser.text("#sums").await.contains("$100.00"), "nobody tells a hidden tab");
+    hide(&browser, false).await;
+    browser.says("#sums", "$107.00").await;
+    browser.close().await;
+}

@@ -2,15 +2,14 @@
 
 use std::fmt;
 
-use async_nats::{HeaderMap, jetstream::message::StreamMessage};
+use async_nats::HeaderMap;
 
-use super::{Quarantined, Recorded};
+use super::Quarantined;
 use crate::{
     actor::Actor,
     event::Event,
     ids::{JobId, Seq},
     subject,
-    time::Timestamp,
 };
 
 /// Header names.
@@ -96,13 +95,4 @@ pub(super) fn decode(
         return Err(Quarantined(format!("{} does not belong on {subject}", event.wire_name())));
     }
     Ok((envelope, event))
-}
-
-pub(super) fn from_stored(message: &StreamMessage) -> Recorded {
-    Recorded {
-        seq: Seq(message.sequence),
-        at: Timestamp::from_nanos(message.time.unix_timestamp_nanos()),
-        aggregate: subject::aggregate_of(&message.subject),
-        entry: decode(&message.subject, Some(&message.headers), &message.payload),
-    }
 }

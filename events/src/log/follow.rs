@@ -9,10 +9,10 @@ use async_nats::jetstream::{
 };
 use futures_util::{FutureExt, StreamExt};
 use tokio::task::unconstrained;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
-use super::{Recorded, envelope::decode};
-use crate::{ids::Seq, subject, time::Timestamp};
+use super::{Raw, Recorded};
+use crate::ids::Seq;
 
 /// Most messages in one batch.
 const BATCH: usize = 5_000;
@@ -36,16 +36,37 @@ pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     open: Option<pull::Stream>,
+    /// Whether the broker was asked for just this sequence: what comes instead shows that it has it no more.
+    asked: bool,
+    over_gaps: bool,
 }
 
 impl Follower {
     pub(super) fn new(stream: Stream<()>, from: Seq) -> Self {
-        Self { stream, next: Seq(from.0.max(1)), open: None }
+        Self { stream, next: Seq(from.0.max(1)), open: None, asked: false, over_gaps: false }
     }
 
-    /// The next messages: at least one, at most 5,000, contiguous. Waits while there are none, and through
+    /// Goes on where a message is missing: for those who look for just that. All others wait until it is there again.
+    #[must_use]
+    pub fn over_gaps(self) -> Self {
+        Self { over_gaps: true, ..self }
+    }
+
+    /// The next messages, read: at least one, at most 5,000, contiguous. Waits while there are none, and through
     /// every outage of the broker. Safe to drop between calls (select).
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
+        let read = |raw: &Raw| {
+            let recorded = raw.read();
+            if let Err(why) = &recorded.entry {
+                warn!(seq = recorded.seq.0, %why, "skipped a message of MARKET");
+            }
+            recorded
+        };
+        self.next_raw_batch().await.iter().map(read).collect()
+    }
+
+    /// The same, as the broker has them.
+    pub async fn next_raw_batch(&mut self) -> Vec<Raw> {
         loop {
             match self.try_batch().await {
                 Ok(batch) => return batch,
@@ -58,25 +79,34 @@ impl Follower {
         }
     }
 
-    async fn try_batch(&mut self) -> Result<Vec<Recorded>, FollowError> {
+    async fn try_batch(&mut self) -> Result<Vec<Raw>, FollowError> {
         let failed = |after: Seq, problem: String| FollowError { after, problem };
         if self.open.is_none() {
             self.open = Some(self.reopen().await?);
+            self.asked = true;
         }
         let next = self.next;
         let Some(messages) = self.open.as_mut() else {
             return Err(failed(next, "not open".to_owned()));
         };
-        let mut batch: Vec<Recorded> = Vec::new();
+        let mut batch: Vec<Raw> = Vec::new();
         let mut arrived = Some(messages.next().await);
         while let Some(message) = arrived {
-            match contiguous(message, self.next) {
-                Ok(recorded) => {
-                    self.next = recorded.seq.next();
-                    if let Err(why) = &recorded.entry {
-                        warn!(seq = recorded.seq.0, %why, "skipped a message of MARKET");
-                    }
-                    batch.push(recorded);
+            let asked = std::mem::take(&mut self.asked);
+            let raw = delivered(message).and_then(|raw| match raw.seq {
+                seq if seq == self.next => Ok(raw),
+                seq if asked && seq > self.next && self.over_gaps => Ok(raw),
+                seq if asked && seq > self.next => {
+                    // Whoever folds over it would be wrong ever after.
+                    error!(missing = self.next.0, "MARKET has lost an event: restore it from a backup");
+                    Err(format!("MARKET has no {}", self.next))
+                }
+                seq => Err(format!("expected {}, got {seq}", self.next)),
+            });
+            match raw {
+                Ok(raw) => {
+                    self.next = raw.seq.next();
+                    batch.push(raw);
                 }
                 Err(problem) if batch.is_empty() => return Err(failed(next, problem)),
                 // What came before the failure is good, and is delivered.
@@ -116,16 +146,6 @@ impl Follower {
     }
 }
 
-fn contiguous<E: std::fmt::Display>(message: Option<Result<Message, E>>, expected: Seq) -> Result<Recorded, String> {
-    let message = message.ok_or("the pull ended")?.map_err(|e| e.to_string())?;
-    let info = message.info().map_err(|e| e.to_string())?;
-    if info.stream_sequence != expected.0 {
-        return Err(format!("expected {expected}, got {}", info.stream_sequence));
-    }
-    Ok(Recorded {
-        seq: expected,
-        at: Timestamp::from_nanos(info.published.unix_timestamp_nanos()),
-        aggregate: subject::aggregate_of(&message.subject),
-        entry: decode(&message.subject, message.headers.as_ref(), &message.payload),
-    })
+fn delivered<E: std::fmt::Display>(message: Option<Result<Message, E>>) -> Result<Raw, String> {
+    Raw::delivered(message.ok_or("the pull ended")?.map_err(|e| e.to_string())?)
 }

@@ -5,6 +5,7 @@
 mod append;
 mod envelope;
 mod follow;
+mod raw;
 
 use async_nats::jetstream::{self, stream::Stream};
 
@@ -12,6 +13,7 @@ pub use self::{
     append::{AppendError, Appended},
     envelope::{Envelope, EventId, header},
     follow::Follower,
+    raw::{Hash, Raw, VOUCHED},
 };
 use crate::{
     event::{Aggregate, Event},
@@ -55,6 +57,8 @@ pub struct Recorded {
     pub aggregate: Option<Aggregate>,
     /// Its envelope and event; or why it is no event of ours. Every fold skips such a message alike.
     pub entry: Result<(Envelope, Event), Quarantined>,
+    /// The leaf that it is in the log's Merkle tree.
+    pub leaf: Hash,
 }
 
 /// Why a message of MARKET is skipped by every fold.
@@ -114,7 +118,7 @@ impl Log {
     pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         match self.stream.direct_get(seq.0).await {
-            Ok(message) => Ok(Some(envelope::from_stored(&message))),
+            Ok(message) => Ok(Some(Raw::stored(message).read())),
             Err(e) if e.kind() == NotFound => Ok(None),
             Err(e) => Err(ReadError::Unavailable(e.to_string())),
         }
@@ -124,7 +128,7 @@ impl Log {
     pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
-            Ok(message) => Ok(Some(envelope::from_stored(&message))),
+            Ok(message) => Ok(Some(Raw::stored(message).read())),
             Err(e) if e.kind() == NotFound => Ok(None),
             Err(e) => Err(ReadError::Unavailable(e.to_string())),
         }
@@ -141,7 +145,7 @@ impl Log {
             match next {
                 Ok(message) => {
                     from = message.sequence.saturating_add(1);
-                    found.push(envelope::from_stored(&message));
+                    found.push(Raw::stored(message).read());
                 }
                 Err(e) if e.kind() == NotFound => return Ok(found),
                 Err(e) => return Err(ReadError::Unavailable(e.to_string())),

@@ -55,7 +55,7 @@ impl Broker {
         if let Some(aggregate) = aggregate {
             self.last.insert(aggregate, seq);
         }
-        self.log.push(Recorded { seq, at, aggregate, entry });
+        self.log.push(Recorded { seq, at, aggregate, entry, leaf: [0; 32] });
         seq
     }
 
