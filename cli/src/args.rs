@@ -104,6 +104,23 @@ pub(crate) struct Login {
     pub(crate) days: u32,
 }
 
+/// Which machine.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// On this machine, and no other.
+    #[arg(long)]
+    pub(crate) machine: Option<String>,
+    /// How the market chooses a machine: the cheapest, if missing.
+    #[arg(long, conflicts_with = "machine", value_parser = ["cheapest", "fastest", "most_reliable"])]
+    pub(crate) strategy: Option<String>,
+    /// Only on a machine of whose attempts at least so many percent ended without its fault.
+    #[arg(long, conflicts_with = "machine", value_name = "PERCENT")]
+    pub(crate) min_reliability: Option<u32>,
+    /// Only on a machine that passed every check of its self-test.
+    #[arg(long, conflicts_with = "machine")]
+    pub(crate) verified: bool,
+}
+
 /// A job.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -128,18 +145,9 @@ pub(crate) struct Run {
     /// Its id, a UUID of version 7. The same id again is the same job.
     #[arg(long)]
     pub(crate) id: Option<String>,
-    /// On this machine, and no other.
-    #[arg(long)]
-    pub(crate) machine: Option<String>,
-    /// How the market chooses a machine: the cheapest, if missing.
-    #[arg(long, conflicts_with = "machine", value_parser = ["cheapest", "fastest", "most_reliable"])]
-    pub(crate) strategy: Option<String>,
-    /// Only on a machine of whose attempts at least so many percent ended without its fault.
-    #[arg(long, conflicts_with = "machine", value_name = "PERCENT")]
-    pub(crate) min_reliability: Option<u32>,
-    /// Only on a machine that passed every check of its self-test.
-    #[arg(long, conflicts_with = "machine")]
-    pub(crate) verified: bool,
+    /// Where it runs.
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Most it may cost per hour, dollars.
     #[arg(long, value_name = "USD")]
     pub(crate) price_cap: Option<String>,

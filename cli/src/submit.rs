@@ -52,9 +52,9 @@ fn body(run: &Run, inputs: Vec<Value>) -> anyhow::Result<Value> {
     let params: BTreeMap<_, _> = run.params.iter().cloned().collect();
     let whole = json!({
         "job": job, "name": run.name, "template": run.template, "image": run.image, "parameters": params,
-        "command": run.command, "env": env, "inputs": inputs, "machine": run.machine,
+        "command": run.command, "env": env, "inputs": inputs, "machine": run.place.machine,
         "price_cap_usd": run.price_cap, "budget_usd": run.budget, "gpus": run.gpus, "vram_mib": run.vram,
-        "strategy": run.strategy, "min_reliability": run.min_reliability, "verified": run.verified,
+        "strategy": run.place.strategy, "min_reliability": run.place.min_reliability, "verified": run.place.verified,
         "memory_mib": run.memory, "time_seconds": run.time, "max_attempts": run.once.then_some(1),
     });
     Ok(whole)

@@ -5,6 +5,7 @@
 //! or a read model (that is `projector`).
 
 pub mod actor;
+pub mod archive;
 pub mod command;
 pub mod event;
 pub mod ids;

@@ -29,6 +29,8 @@ pub const ARTIFACTS: &str = "ARTIFACTS";
 pub const INPUTS: &str = "INPUTS";
 /// Bucket of people: password and token hashes.
 pub const CREDENTIALS: &str = "CREDENTIALS";
+/// Bucket of signed tree heads of MARKET.
+pub const CHECKPOINTS: &str = "CHECKPOINTS";
 /// Bucket of signed-in browsers.
 pub const SESSIONS: &str = "SESSIONS";
 /// Bucket of enrollment codes and of enrolled machines.
@@ -44,9 +46,10 @@ const MAX_CONSUMERS: i32 = 10_000;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
 /// Key-value buckets, and how long an entry that nobody touches is kept; zero: for ever.
-const BUCKETS: [(&str, Duration); 5] = [
+const BUCKETS: [(&str, Duration); 6] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
+    (CHECKPOINTS, Duration::ZERO),
     (SESSIONS, SESSION_LIFE),
     (ENROLLMENTS, Duration::ZERO),
     // A job waits for a week at the most, and runs for another.

@@ -47,7 +47,7 @@ pub struct AskArgs {
 /// Options of `rebuild`.
 #[derive(Debug, Clone, Args)]
 pub struct RebuildArgs {
-    /// The model: jobs, machines, timeline, ledger or figures.
+    /// The model: jobs, machines, timeline, ledger, figures or merkle.
     pub model: String,
 }
 

@@ -276,9 +276,11 @@ impl Model {
             if recorded.seq != at.next() {
                 continue;
             }
-            if let Some(event) = recorded.event() {
-                self.projection.apply(&mut rows, recorded, event).map_err(|e| (recorded.seq, e))?;
-            }
+            let taken = match recorded.event() {
+                Some(event) => self.projection.apply(&mut rows, recorded, event),
+                None => self.projection.quarantined(&mut rows, recorded),
+            };
+            taken.map_err(|e| (recorded.seq, e))?;
             at = recorded.seq;
         }
         if at > self.checkpoint {

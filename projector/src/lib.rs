@@ -7,7 +7,9 @@ pub mod config;
 pub mod view;
 
 pub mod fold;
+pub mod heads;
 mod live;
+pub mod merkle;
 pub mod model;
 mod notice;
 mod ops;

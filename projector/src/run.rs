@@ -16,6 +16,7 @@ use tracing::info;
 use crate::{
     config::RunArgs,
     fold::{self, Models, READ_AHEAD},
+    heads,
     live::Live,
     notice,
     ops::{self, Ops, travel::Traveller, work::Work},
@@ -30,6 +31,7 @@ const CHANGES: usize = 16;
 
 /// Runs until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let creds = nats.nats_creds.clone();
     let client = nats.connect("projector", PROJECTOR_INBOX).await?;
     let js = jetstream(client.clone());
     let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services --provision first")?;
@@ -68,6 +70,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let queries = Queries { trees, live: Arc::clone(&live), log, applied };
     let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default() };
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
+    tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), heads::key(&creds)?, shutdown.clone()));
     tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
 
     let server =

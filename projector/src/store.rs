@@ -187,6 +187,20 @@ impl<'a> Rows<'a> {
         self.staged.insert(key, Staged::Bytes(Vec::new()));
     }
 
+    /// Writes the bytes of a row that is no JSON.
+    pub fn put_bytes(&mut self, key: Vec<u8>, bytes: Vec<u8>) {
+        self.staged.insert(key, Staged::Bytes(bytes));
+    }
+
+    /// The bytes of a row that is no JSON; none where there is no row.
+    pub fn bytes(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
+        match self.staged(key, |bytes| Ok(Staged::Bytes(bytes.to_vec())))? {
+            Staged::Bytes(bytes) => Ok(bytes.clone()),
+            Staged::Gone => Ok(Vec::new()),
+            Staged::Value(_) => Err(corrupt(key, OTHER_TYPE)),
+        }
+    }
+
     /// Removes a row.
     pub fn remove(&mut self, key: &[u8]) {
         self.staged.insert(key.to_vec(), Staged::Gone);

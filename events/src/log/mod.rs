@@ -116,9 +116,14 @@ impl Log {
 
     /// One message.
     pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
+        Ok(self.get_raw(seq).await?.map(|raw| raw.read()))
+    }
+
+    /// One message, as the broker has it.
+    pub async fn get_raw(&self, seq: Seq) -> Result<Option<Raw>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         match self.stream.direct_get(seq.0).await {
-            Ok(message) => Ok(Some(Raw::stored(message).read())),
+            Ok(message) => Ok(Some(Raw::stored(message))),
             Err(e) if e.kind() == NotFound => Ok(None),
             Err(e) => Err(ReadError::Unavailable(e.to_string())),
         }

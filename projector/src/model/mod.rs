@@ -8,6 +8,7 @@ pub mod figures;
 pub mod jobs;
 pub mod ledger;
 pub mod machines;
+pub mod merkle;
 pub mod timeline;
 
 use gpubnb_events::{AccountId, Aggregate, Event, JobId, MachineId, Recorded};
@@ -22,6 +23,11 @@ pub trait Projection: Send + Sync {
     fn version(&self) -> u32;
     /// Takes in one event.
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError>;
+    /// Takes in a message that is no event of ours. Nearly all skip it.
+    fn quarantined(&self, rows: &mut Rows<'_>, recorded: &Recorded) -> Result<(), StoreError> {
+        let _ = (rows, recorded);
+        Ok(())
+    }
 }
 
 /// Every read model.
@@ -32,6 +38,7 @@ pub fn all() -> Vec<Box<dyn Projection>> {
         Box::new(timeline::Timeline),
         Box::new(ledger::Ledger),
         Box::new(figures::MarketFigures),
+        Box::new(merkle::Merkle),
     ]
 }
 

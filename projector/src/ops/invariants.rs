@@ -80,7 +80,8 @@ impl Invariants {
         }
     }
 
-    fn broken(&mut self, seq: Seq, what: String) {
+    /// Notes what must not be.
+    pub(crate) fn broken(&mut self, seq: Seq, what: String) {
         if self.found.len() < TOLD {
             self.found.push(Violation { seq, what });
         }

@@ -8,13 +8,19 @@ use std::{
     time::Instant,
 };
 
-use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock};
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock, stream::CHECKPOINTS};
 use tokio::sync::watch;
 
 use super::invariants::Invariants;
 use crate::{
     fold::{Adoption, Model, Trees},
-    model,
+    heads::{self, Head},
+    model::{
+        self, Projection as _,
+        merkle::{self, Merkle, roots},
+    },
     query::Applied,
     store::{self, StoreError},
     view::ops::{ModelCheck, Progress, Rebuild, Verification},
@@ -30,6 +36,8 @@ const TOLD: usize = 100;
 const MOST_SUSPECTS: usize = 50_000;
 /// How often both sides are brought to the same sequence before it is given up.
 const TRIES: usize = 200;
+/// Signed heads read at the same time.
+const HEADS_AT_ONCE: usize = 32;
 /// Cache of the database that a verification folds into, MiB.
 const CACHE_MIB: u64 = 64;
 
@@ -161,6 +169,7 @@ impl Work {
             failed: None,
             models: Vec::new(),
             violations: Vec::new(),
+            heads: 0,
             quarantined: Vec::new(),
         });
         drop(state);
@@ -192,6 +201,7 @@ impl Work {
         for index in 0..replay.models.len() {
             checks.push(replay.compare(index).await?);
         }
+        replay.heads().await?;
         Ok(checks)
     }
 }
@@ -226,7 +236,7 @@ impl<'a> Replay<'a> {
             work,
             models: models.collect::<Result<_, StoreError>>()?,
             invariants: Invariants::default(),
-            follower: work.log.follow(Seq(1)),
+            follower: work.log.follow(Seq(1)).over_gaps(),
             read: Vec::new(),
             at: Seq::ZERO,
             meter: Meter::start(Seq::ZERO),
@@ -243,6 +253,7 @@ impl<'a> Replay<'a> {
             let rest = self.read.split_off(later.min(BATCH));
             let mut batch = std::mem::replace(&mut self.read, rest);
             let Some(last) = batch.last().map(|r| r.seq) else { continue };
+            self.look_for_gaps(&batch);
             for model in std::mem::take(&mut self.models) {
                 let (model, again) = folded(model, batch).await?;
                 self.models.push(model);
@@ -266,6 +277,65 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// No fold goes over a gap: from there on the models cannot be compared, and only the rest of the log is looked at.
+    fn look_for_gaps(&mut self, batch: &[Recorded]) {
+        let before = std::iter::once(self.at).chain(batch.iter().map(|r| r.seq));
+        for (before, next) in before.zip(batch.iter().map(|r| r.seq)) {
+            for missing in (before.0 + 1..next.0).take(TOLD).map(Seq) {
+                self.models.clear();
+                self.invariants.broken(missing, "MARKET has this event no more".to_owned());
+            }
+        }
+    }
+
+    /// Compares the log's own tree with the heads that were signed of it, here and at other times.
+    async fn heads(&mut self) -> anyhow::Result<()> {
+        let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.tree().clone()) else {
+            return Ok(());
+        };
+        let bucket = self.work.log.jetstream().get_key_value(CHECKPOINTS).await;
+        let bucket = bucket.context("the signed heads cannot be read: see `CHECKPOINTS` in docs/operating.md")?;
+        let heads = futures_util::stream::iter(roots(&ours, 0)).map(|root| async {
+            let (size, root) = root?;
+            Ok((size, root, heads::get(&bucket, &Head::name(size)).await?))
+        });
+        let heads: Vec<anyhow::Result<_>> = heads.buffered(HEADS_AT_ONCE).collect().await;
+        let (mut agree, mut before) = (0, 0);
+        for head in heads {
+            let (size, root, head) = head?;
+            // One that nobody has signed yet says nothing.
+            let Some(head) = head else { continue };
+            if head.is_signed() && head.size == size && head.root == gpubnb_events::hex(root) {
+                (agree, before) = (agree + 1, size);
+                continue;
+            }
+            let from = Seq(before + 1);
+            self.invariants.broken(from, format!("from here to {size}, the log is not the one whose head was signed"));
+            break;
+        }
+        let violations = self.invariants.found().to_vec();
+        self.work.note(|v| (v.heads, v.violations) = (agree, violations));
+        Ok(())
+    }
+
+    /// What the leaves that differ tell of the log: which events were changed since they were folded, or moved.
+    fn tampered(&mut self, ours: &sled::Tree, live: &sled::Tree, keys: &[sled::IVec]) -> anyhow::Result<()> {
+        let mut changed = Vec::new();
+        for key in keys {
+            let [now, then] = [ours.get(key)?.unwrap_or_default(), live.get(key)?.unwrap_or_default()];
+            changed.extend(merkle::differing(key, &now, &then));
+        }
+        for (seq, now, then) in changed.iter().take(TOLD) {
+            let place = |other: &&(Seq, Vec<u8>, Vec<u8>)| other.1 == *then && other.2 == *now;
+            let what = match changed.iter().find(place) {
+                Some((other, ..)) => format!("it stands where event {other} was when it was folded"),
+                None => "it is not what it was when it was folded".to_owned(),
+            };
+            self.invariants.broken(*seq, what);
+        }
+        Ok(())
+    }
+
     /// Compares a model row by row with the one that answers. That moves on meanwhile: rows that differ are looked at
     /// again when both are at the same sequence.
     async fn compare(&mut self, index: usize) -> anyhow::Result<ModelCheck> {
@@ -285,6 +355,9 @@ impl<'a> Replay<'a> {
             }
             // Each batch moves the checkpoint: nothing was written between the two looks.
             if store::checkpoint(&live)? == at {
+                if name == Merkle.name() {
+                    self.tampered(&ours, &live, &still)?;
+                }
                 let differing = still.iter().take(TOLD).map(|key| key.escape_ascii().to_string()).collect();
                 return Ok(ModelCheck { name: name.to_owned(), rows, differing });
             }

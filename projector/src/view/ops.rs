@@ -110,6 +110,9 @@ pub struct Verification {
     pub models: Vec<ModelCheck>,
     /// Broken invariants, the first hundred.
     pub violations: Vec<Violation>,
+    /// Signed tree heads that agree with the log.
+    #[serde(default)]
+    pub heads: u64,
     /// Messages that are no events of ours, the first hundred.
     pub quarantined: Vec<Seq>,
 }

@@ -2,8 +2,8 @@
 
 use gpubnb_events::{
     stream::{
-        ARTIFACTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS, TELEMETRY,
-        bucket_stream, store_stream,
+        ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS,
+        TELEMETRY, bucket_stream, store_stream,
     },
     subject,
 };
@@ -53,6 +53,8 @@ pub(crate) fn users() -> [User; 6] {
                 inboxes(&[subject::ANY_INBOX]),
                 vec![subject::NOTICES.to_owned()],
                 [MARKET, TELEMETRY].into_iter().flat_map(reads).collect(),
+                // What the log was, under its own signature.
+                bucket(CHECKPOINTS),
                 // How large they are, for the console; not what is in them.
                 api(&[&format!("STREAM.INFO.{DISPATCH}"), &format!("STREAM.INFO.{OUTPUT}")]),
             ]
@@ -63,8 +65,12 @@ pub(crate) fn users() -> [User; 6] {
         user(
             "operator",
             "projector",
-            [vec![subject::query("*")], [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(reads).collect()]
-                .concat(),
+            [
+                vec![subject::query("*")],
+                [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(reads).collect(),
+                reads(&bucket_stream(CHECKPOINTS)),
+            ]
+            .concat(),
             &[&operator],
         ),
         // Asks in the name of people; knows their sessions; reads output; keeps files.

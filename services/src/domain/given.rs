@@ -90,7 +90,8 @@ impl Given {
             self.now = self.now.plus(Millis(1));
             let envelope = Envelope { id: proposal.id.clone(), actor, cause: proposal.cause, correlation: None };
             let aggregate = Some(proposal.event.aggregate());
-            let recorded = Recorded { seq, at: self.now, aggregate, entry: Ok((envelope, proposal.event.clone())), leaf: [0; 32] };
+            let recorded =
+                Recorded { seq, at: self.now, aggregate, entry: Ok((envelope, proposal.event.clone())), leaf: [0; 32] };
             self.world.apply(&recorded, &self.settings);
             self.log.push(proposal.event.clone());
         }

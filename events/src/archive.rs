@@ -1,0 +1,261 @@
+//! An archive of MARKET: a directory with compressed JSON lines, the leaf of each message, and a manifest. It can be
+//! read, verified and folded anywhere, without a broker.
+//!
+//! Belongs here: the format, written and read. Must not come here: what is done with the events.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use async_nats::HeaderMap;
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    ids::Seq,
+    log::{Hash, Raw, VOUCHED},
+};
+
+/// What this program writes, and all that it reads.
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const LEAVES: &str = "leaves.bin";
+/// Messages of a part.
+const PART: u64 = 50_000;
+/// Longest line: the broker takes a mebibyte, and JSON writes some of its bytes as six.
+const MOST_LINE: u64 = 16 << 20;
+
+/// An archive that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// A file of it.
+    #[error("{file}: {source}")]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// It is of another version.
+    #[error("the archive has format {0}; this program reads {FORMAT}")]
+    Format(u32),
+}
+
+fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
+    let file = file.to_owned();
+    move |source| ArchiveError::File { file, source }
+}
+
+/// What an archive holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest<H> {
+    /// Version of the format.
+    pub format: u32,
+    /// Last sequence in it; it begins with the first.
+    pub last: Seq,
+    /// Its files of events.
+    pub parts: Vec<Part>,
+    /// Tree heads that were signed of the log, oldest first.
+    pub heads: Vec<H>,
+}
+
+/// A file of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name.
+    pub file: String,
+    /// First sequence in it.
+    pub first: Seq,
+    /// Last one.
+    pub last: Seq,
+    /// SHA-256 of the file, hexadecimal.
+    pub sha256: String,
+}
+
+/// A message as a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its sequence.
+    pub seq: Seq,
+    /// The broker's time, nanoseconds since 1970.
+    pub nanos: i64,
+    /// Its subject.
+    pub subject: String,
+    /// The headers that the log vouches for.
+    pub headers: BTreeMap<String, String>,
+    /// Its body, where that is text; all events are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// Its body in hexadecimal, where it is no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+}
+
+impl From<&Raw> for Line {
+    fn from(raw: &Raw) -> Self {
+        let header = |name: &&str| {
+            let value = raw.headers.as_ref()?.get(*name)?;
+            Some(((*name).to_owned(), value.as_str().to_owned()))
+        };
+        let payload = std::str::from_utf8(&raw.payload).ok().map(ToOwned::to_owned);
+        let bytes = payload.is_none().then(|| crate::hex(&raw.payload));
+        let headers = VOUCHED.iter().filter_map(header).collect();
+        Self { seq: raw.seq, nanos: raw.nanos, subject: raw.subject.clone(), headers, payload, bytes }
+    }
+}
+
+impl Line {
+    /// The message; `None` where the body is neither text nor hexadecimal.
+    pub fn raw(self) -> Option<Raw> {
+        let payload = match (self.payload, self.bytes) {
+            (Some(text), None) => text.into_bytes(),
+            (None, Some(bytes)) => hex::decode(bytes).ok()?,
+            _ => return None,
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in self.headers {
+            let name: async_nats::HeaderName = name.parse().ok()?;
+            headers.insert(name, value.parse::<async_nats::HeaderValue>().ok()?);
+        }
+        Some(Raw {
+            seq: self.seq,
+            nanos: self.nanos,
+            subject: self.subject,
+            headers: (!headers.is_empty()).then_some(headers),
+            payload: payload.into(),
+        })
+    }
+}
+
+/// Writes an archive. It is complete with [`Writer::finish`], which writes the manifest.
+pub struct Writer {
+    directory: PathBuf,
+    leaves: BufWriter<File>,
+    part: Option<(String, Seq, GzEncoder<BufWriter<File>>)>,
+    parts: Vec<Part>,
+    last: Seq,
+}
+
+impl Writer {
+    /// Begins one in a directory that is made, and must not hold one yet.
+    pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
+        fs::create_dir_all(directory).map_err(at(directory))?;
+        let file = directory.join(LEAVES);
+        let leaves = BufWriter::new(File::create_new(&file).map_err(at(&file))?);
+        Ok(Self { directory: directory.to_owned(), leaves, part: None, parts: Vec::new(), last: Seq::ZERO })
+    }
+
+    /// Writes one more message. They come in order.
+    pub fn write(&mut self, raw: &Raw) -> Result<(), ArchiveError> {
+        if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
+            self.close()?;
+        }
+        if self.part.is_none() {
+            let name = format!("events-{:012}.jsonl.gz", raw.seq.0);
+            let file = self.directory.join(&name);
+            let file = BufWriter::new(File::create_new(&file).map_err(at(&file))?);
+            self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
+        }
+        let Some((name, _, part)) = &mut self.part else { return Ok(()) };
+        let line = serde_json::to_vec(&Line::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
+        part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(at(&self.directory.join(name)))?;
+        self.leaves.write_all(&raw.leaf()).map_err(at(&self.directory.join(LEAVES)))?;
+        self.last = raw.seq;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), ArchiveError> {
+        let Some((name, first, part)) = self.part.take() else { return Ok(()) };
+        let file = self.directory.join(&name);
+        let written = part.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+        written.and_then(|file| file.sync_all()).map_err(at(&file))?;
+        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        Ok(())
+    }
+
+    /// Ends it. `heads` are the signed heads of the log.
+    pub fn finish<H: Serialize>(mut self, heads: Vec<H>) -> Result<Manifest<H>, ArchiveError> {
+        self.close()?;
+        let leaves = self.directory.join(LEAVES);
+        self.leaves.into_inner().map_err(io::IntoInnerError::into_error).and_then(|f| f.sync_all()).map_err(at(&leaves))?;
+        let manifest = Manifest { format: FORMAT, last: self.last, parts: self.parts, heads };
+        let file = self.directory.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(|e| at(&file)(e.into()))?;
+        fs::write(&file, text).map_err(at(&file))?;
+        Ok(manifest)
+    }
+}
+
+/// Of a file, hexadecimal.
+pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
+    let mut hash = Sha256::new();
+    let mut open = File::open(file).map_err(at(file))?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match open.read(&mut buffer).map_err(at(file))? {
+            0 => return Ok(crate::hex(hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+/// An archive, for reading.
+pub struct Reader<H> {
+    directory: PathBuf,
+    /// What it holds.
+    pub manifest: Manifest<H>,
+}
+
+impl<H: for<'de> Deserialize<'de>> Reader<H> {
+    /// Opens one.
+    pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
+        let file = directory.join(MANIFEST);
+        let text = fs::read(&file).map_err(at(&file))?;
+        let manifest: Manifest<H> = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
+        if manifest.format != FORMAT {
+            return Err(ArchiveError::Format(manifest.format));
+        }
+        Ok(Self { directory: directory.to_owned(), manifest })
+    }
+
+    /// Where a part lies. Its name is not trusted to lead out of the archive.
+    pub fn file(&self, part: &Part) -> PathBuf {
+        self.directory.join(Path::new(&part.file).file_name().unwrap_or_default())
+    }
+
+    /// The lines of a part. One that cannot be read ends it.
+    pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<H>, ArchiveError> {
+        let file = self.file(part);
+        let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
+        let mut ended = false;
+        Ok(std::iter::from_fn(move || {
+            let mut line = Vec::new();
+            let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
+            let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+            let raw = match read {
+                _ if ended => return None,
+                Ok(0) => return None,
+                Ok(_) => serde_json::from_slice::<Line>(&line)
+                    .map_err(|e| invalid(e.to_string()))
+                    .and_then(|line| line.raw().ok_or_else(|| invalid("a line that is no message".to_owned()))),
+                Err(e) => Err(e),
+            };
+            ended = raw.is_err();
+            Some(raw.map_err(at(&file)))
+        }))
+    }
+
+    /// The leaves of all its messages, in order, as they were when it was made.
+    pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<H>, ArchiveError> {
+        let file = self.directory.join(LEAVES);
+        let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);
+        Ok(std::iter::from_fn(move || {
+            let mut leaf = Hash::default();
+            leaves.read_exact(&mut leaf).ok().map(|()| leaf)
+        }))
+    }
+}
