@@ -181,7 +181,11 @@ impl Writer {
     pub fn finish<H: Serialize>(mut self, heads: Vec<H>) -> Result<Manifest<H>, ArchiveError> {
         self.close()?;
         let leaves = self.directory.join(LEAVES);
-        self.leaves.into_inner().map_err(io::IntoInnerError::into_error).and_then(|f| f.sync_all()).map_err(at(&leaves))?;
+        self.leaves
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .and_then(|f| f.sync_all())
+            .map_err(at(&leaves))?;
         let manifest = Manifest { format: FORMAT, last: self.last, parts: self.parts, heads };
         let file = self.directory.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| at(&file)(e.into()))?;

@@ -156,6 +156,18 @@ pub enum Point {
     Time(Timestamp),
 }
 
+impl std::str::FromStr for Point {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time = || text.parse().map(Self::Time);
+        text.parse()
+            .map(|seq| Self::Seq(Seq(seq)))
+            .or_else(|_| time())
+            .map_err(|_| "write a sequence, or a time such as 2026-01-31T12:00:00Z".to_owned())
+    }
+}
+
 /// How far one model is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModelState {
@@ -298,6 +310,11 @@ impl QueryClient {
     /// Jobs that have been in one state for too long.
     pub async fn stuck(&self, actor: Actor) -> Result<Vec<Stuck>, Failure> {
         self.ask("stuck", actor, Seq::ZERO, ()).await
+    }
+
+    /// What an event's leaf is hashed with, up to the root of the log's first `size` events, hexadecimal.
+    pub async fn inclusion(&self, actor: Actor, seq: Seq, size: u64) -> Result<Vec<String>, Failure> {
+        self.ask("inclusion", actor, Seq::ZERO, (seq, size)).await
     }
 
     /// The market at a point.

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{Seq, nats::NatsArgs};
+use gpubnb_events::nats::NatsArgs;
+
+use crate::client::Point;
 
 /// Folds the log into read models, answers queries, and lets operators look at the event streams.
 #[derive(Debug, Clone, Parser)]
@@ -33,7 +35,15 @@ pub enum Command {
     /// Has a read model rebuilt beside the one that answers, and swapped in.
     Rebuild(RebuildArgs),
     /// Has the log replayed, its invariants looked at, and every row compared. Fails where something differs.
-    Verify(AskArgs),
+    Verify(VerifyArgs),
+    /// Sums the ledger of the log, account by account, and proves that it balances.
+    Audit(AuditArgs),
+    /// Writes the log as an archive: compressed JSON lines, the hash of each event, and the signed heads.
+    Export(ExportArgs),
+    /// Prints the proof that an event is in the log, with the head that was signed: to keep, or to show to others.
+    Prove(ProveArgs),
+    /// Checks such a proof. Needs nothing else, and no broker.
+    CheckProof(CheckProofArgs),
 }
 
 /// Options of what asks the projector.
@@ -42,6 +52,62 @@ pub struct AskArgs {
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// Verifies this archive, where it lies: no broker is asked.
+    #[arg(long, value_name = "DIR")]
+    pub archive: Option<PathBuf>,
+    /// Believes only heads signed by this public key.
+    #[arg(long, value_name = "KEY", requires = "archive")]
+    pub key: Option<String>,
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `audit`.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArgs {
+    /// As it was after this sequence, or at this time (such as 2026-01-31T12:00:00Z).
+    #[arg(long, value_name = "SEQ|TIME")]
+    pub at: Option<Point>,
+    /// Reads this archive, and asks no broker.
+    #[arg(long, value_name = "DIR")]
+    pub archive: Option<PathBuf>,
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// The directory to make.
+    #[arg(value_name = "DIR")]
+    pub to: PathBuf,
+    /// Prints the manifest as JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `prove`.
+#[derive(Debug, Clone, Args)]
+pub struct ProveArgs {
+    /// The event's sequence.
+    pub seq: u64,
+}
+
+/// Options of `check-proof`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckProofArgs {
+    /// The file.
+    pub file: PathBuf,
+    /// Believes only a head signed by this public key.
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
 }
 
 /// Options of `rebuild`.
@@ -120,14 +186,7 @@ pub struct ShowArgs {
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
-    /// As it was after this sequence.
-    #[arg(long)]
-    pub at: Option<u64>,
-}
-
-impl ShowArgs {
-    /// The last sequence to take in.
-    pub fn until(&self) -> Seq {
-        Seq(self.at.unwrap_or(u64::MAX))
-    }
+    /// As it was after this sequence, or at this time (such as 2026-01-31T12:00:00Z).
+    #[arg(long, value_name = "SEQ|TIME")]
+    pub at: Option<Point>,
 }

@@ -88,6 +88,39 @@ pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash>
     (last == 0).then_some(hash)
 }
 
+/// A tree that only grows, of which nothing but the root is asked: it holds a hash a level.
+#[derive(Default)]
+pub struct Growing {
+    size: u64,
+    /// Roots of complete subtrees, the largest first.
+    complete: Vec<Hash>,
+}
+
+impl Growing {
+    /// Adds a leaf.
+    pub fn push(&mut self, leaf: Hash) {
+        let mut hash = leaf;
+        // Each trailing one of the size is a subtree that is complete now, with its left sibling waiting.
+        for _ in 0..self.size.trailing_ones() {
+            let Some(left) = self.complete.pop() else { break };
+            hash = node(&left, &hash);
+        }
+        self.complete.push(hash);
+        self.size += 1;
+    }
+
+    /// How many leaves.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The root.
+    pub fn root(&self) -> Hash {
+        let smallest_first = self.complete.iter().rev().copied();
+        smallest_first.reduce(|right, left| node(&left, &right)).unwrap_or_else(empty)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,8 +162,11 @@ mod tests {
     #[test]
     fn every_leaf_of_every_tree_is_proven_and_at_no_other_place() {
         let leaves = Leaves((0..40_u8).map(|n| [n; 32]).collect());
+        let mut growing = Growing::default();
         for size in 1..=40 {
+            growing.push(leaves.subtree(0, size - 1).unwrap());
             let whole = root(&leaves, 0, size).unwrap();
+            assert_eq!(growing.root(), whole);
             for index in 0..size {
                 let (leaf, path) = (leaves.subtree(0, index).unwrap(), path(&leaves, index, size).unwrap());
                 assert_eq!(proven(&leaf, index, size, &path), Some(whole), "{index} of {size}");

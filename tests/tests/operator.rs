@@ -54,7 +54,7 @@ async fn read_models_are_measured_rebuilt_and_verified_from_the_command_line() {
     system.web.settled(&job).await.unwrap();
     let lag = tool(&system, &["lag", "--json"]);
     let lag: Value = serde_json::from_slice(&lag.stdout).unwrap();
-    assert_eq!(lag["models"].as_array().unwrap().len(), 5, "{lag}");
+    assert_eq!(lag["models"].as_array().unwrap().len(), 6, "{lag}");
     assert!(tool(&system, &["rebuild", "timeline"]).status.success());
     let unknown = tool(&system, &["rebuild", "nothing"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("There is no such model"));

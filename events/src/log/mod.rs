@@ -114,6 +114,20 @@ impl Log {
         Ok(Seq(info.state.last_sequence))
     }
 
+    /// The last message of this time or before, among those up to `last`.
+    pub async fn seq_at(&self, time: Timestamp, last: Seq) -> Result<Seq, ReadError> {
+        let (mut low, mut high) = (0, last.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if self.get(Seq(middle)).await?.is_some_and(|r| r.at <= time) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(Seq(low))
+    }
+
     /// One message.
     pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
         Ok(self.get_raw(seq).await?.map(|raw| raw.read()))

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Aggregate, Event, Log, Recorded, Seq, Timestamp};
+use gpubnb_events::{Aggregate, Event, Log, Recorded, Seq};
 use tokio::sync::Mutex as Turn;
 
 use crate::{
@@ -238,21 +238,6 @@ impl Traveller {
         let read = futures_util::stream::iter(sequences).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
         let read: Vec<Option<Recorded>> = read.try_collect().await.map_err(|e| TravelError::Log(e.to_string()))?;
         Ok(read.into_iter().flatten().collect())
-    }
-
-    /// The last event that was recorded at a time or before.
-    pub(crate) async fn at(&self, time: Timestamp, last: Seq) -> Result<Seq, TravelError> {
-        let (mut low, mut high) = (0, last.0);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            let read = self.log.get(Seq(middle)).await.map_err(|e| TravelError::Log(e.to_string()))?;
-            if read.is_some_and(|r| r.at <= time) {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        Ok(Seq(low))
     }
 }
 

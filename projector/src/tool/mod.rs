@@ -1,21 +1,31 @@
 //! The operator's tool: looks at the event streams, and has read models rebuilt and verified. Changes nothing in the log.
 
+mod archive;
+mod audit;
+mod proof;
 mod show;
 mod trail;
 mod work;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log,
+    Log, Seq,
     nats::{NatsArgs, jetstream},
     subject::OPERATOR_INBOX,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Command;
+use crate::{client::Point, config::Command};
 
 /// Runs one command of the tool.
 pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // What lies in files needs no broker.
+    match &command {
+        Command::Verify(args) if let Some(directory) = &args.archive => return archive::verify(directory, args),
+        Command::Audit(args) if let Some(directory) = &args.archive => return audit::archive(args, directory),
+        Command::CheckProof(args) => return proof::check(&args.file, args.key.as_deref()),
+        _ => {}
+    }
     let client = nats.connect("operator", OPERATOR_INBOX).await?;
     let log = Log::open(jetstream(client.clone())).await.context("MARKET cannot be read")?;
     match command {
@@ -25,6 +35,19 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Lag(args) => work::lag(client, &args).await,
         Command::Rebuild(args) => work::rebuild(client, &args, shutdown).await,
         Command::Verify(args) => work::verify(client, &args, shutdown).await,
-        Command::Run(_) => anyhow::bail!("`run` is the service, not a command of the tool"),
+        Command::Audit(args) => audit::log(&log, &args, shutdown).await,
+        Command::Export(args) => archive::export(&log, &args, shutdown).await,
+        Command::Prove(args) => proof::prove(client, &log, Seq(args.seq)).await,
+        Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this is not done here"),
     }
+}
+
+/// The sequence of a point in the log; its end, where none is named.
+async fn point(log: &Log, point: Option<Point>) -> anyhow::Result<Seq> {
+    let last = log.last_seq().await?;
+    Ok(match point {
+        None => last,
+        Some(Point::Seq(seq)) => seq.min(last),
+        Some(Point::Time(time)) => log.seq_at(time, last).await?,
+    })
 }

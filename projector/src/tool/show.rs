@@ -5,7 +5,10 @@ use gpubnb_events::{Aggregate, Log, Recorded, Seq};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::trail::{each, print};
+use super::{
+    point,
+    trail::{each, print},
+};
 use crate::{
     config::{Filter, ShowArgs},
     model::{
@@ -26,7 +29,7 @@ pub(super) async fn show(log: &Log, args: &ShowArgs, shutdown: CancellationToken
         "account" => Aggregate::Account(args.id.parse()?),
         other => bail!("`{other}` is not one of: job, machine, account"),
     };
-    let until = args.until().min(log.last_seq().await?);
+    let until = point(log, args.at).await?;
     let (row, trail) = fold(log, aggregate, until, shutdown).await?;
     let row = row.with_context(|| format!("there is no {aggregate} at sequence {until}"))?;
     if args.json {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     client::QueryClient,
-    config::{AskArgs, RebuildArgs},
+    config::{AskArgs, RebuildArgs, VerifyArgs},
     view::ops::{Platform, Progress, Verification},
 };
 
@@ -61,7 +61,7 @@ pub(super) async fn rebuild(
 /// Fails where the models are not what the log says, or the log not what it must be.
 pub(super) async fn verify(
     client: async_nats::Client,
-    args: &AskArgs,
+    args: &VerifyArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let queries = QueryClient::new(Caller::new(client));
@@ -90,6 +90,7 @@ fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
         }
         v.violations.iter().for_each(|x| println!("event {}: {}", x.seq, x.what));
         v.quarantined.iter().for_each(|seq| println!("event {seq}: no event of ours"));
+        println!("{} signed heads agree", v.heads);
         println!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at);
     }
     if let Some(why) = &v.failed {
@@ -100,7 +101,7 @@ fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
 }
 
 /// How far it is, on one line that is written over, for a person only.
-fn said(p: &Progress) {
+pub(super) fn said(p: &Progress) {
     if std::io::stderr().is_terminal() {
         let left = p.seconds_left().map(|s| format!(", {s} s left")).unwrap_or_default();
         eprint!("\r{:>3} %  {} of {} events, {} a second{left}   \r", p.percent(), p.at, p.until, p.per_second);

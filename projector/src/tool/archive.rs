@@ -1,0 +1,235 @@
+//! `export`, and `verify --archive`: the log as files, and whether they are what the log was. No broker is needed to read.
+
+use std::{collections::VecDeque, path::Path, time::Instant};
+
+use anyhow::{Context as _, bail};
+use gpubnb_events::{
+    Log, Seq,
+    archive::{ArchiveError, Manifest, Part, Reader, Writer, sha256},
+    log::{Hash, Raw},
+    stream::CHECKPOINTS,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::work::said;
+use crate::{
+    config::{ExportArgs, VerifyArgs},
+    heads::{self, Head, LATEST},
+    merkle::Growing,
+    model::merkle::EVERY,
+    ops::invariants::Invariants,
+    view::ops::{Progress, Violation},
+};
+
+/// Most findings that are told of.
+const TOLD: usize = 100;
+
+fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+    Progress { at, until, per_second: at.0.saturating_mul(1_000) / millis }
+}
+
+pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let last = log.last_seq().await?;
+    let mut writer = Writer::create(&args.to)?;
+    let (mut follower, began, mut at) = (log.follow(Seq(1)), Instant::now(), Seq::ZERO);
+    while at < last {
+        let batch = tokio::select! {
+            () = shutdown.cancelled() => bail!("stopped: {} holds no whole archive, remove it", args.to.display()),
+            batch = follower.next_raw_batch() => batch,
+        };
+        let batch: Vec<Raw> = batch.into_iter().take_while(|raw| raw.seq <= last).collect();
+        at = batch.last().map_or(at, |raw| raw.seq);
+        writer =
+            tokio::task::spawn_blocking(move || batch.iter().try_for_each(|raw| writer.write(raw)).map(|()| writer))
+                .await??;
+        said(&progress(began, at, last));
+    }
+    let manifest = writer.finish(signed(log, last).await?)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&manifest)?);
+        return Ok(());
+    }
+    println!("{} events in {} parts, {} signed heads", manifest.last, manifest.parts.len(), manifest.heads.len());
+    if manifest.heads.is_empty() {
+        println!("no head of the log was signed yet: an archive without one vouches for nothing before it was made");
+    }
+    Ok(())
+}
+
+/// The heads that were signed of the first messages, up to `last`.
+async fn signed(log: &Log, last: Seq) -> anyhow::Result<Vec<Head>> {
+    let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
+    let mut found = Vec::new();
+    let sizes = (1..=last.0 / EVERY).map(|n| Head::name(n * EVERY));
+    for name in sizes.chain([LATEST.to_owned()]) {
+        found.extend(heads::get(&bucket, &name).await?.filter(|head| head.size <= last.0));
+    }
+    found.dedup_by_key(|head| head.size);
+    Ok(found)
+}
+
+/// What an archive was found to be.
+#[derive(serde::Serialize)]
+struct Checked {
+    clean: bool,
+    events: u64,
+    /// Signed heads that agree.
+    heads: u64,
+    /// Who signed them.
+    keys: Vec<String>,
+    /// The newest event that a signed head vouches for.
+    vouched: Seq,
+    violations: Vec<Violation>,
+}
+
+pub(super) fn verify(directory: &Path, args: &VerifyArgs) -> anyhow::Result<()> {
+    let reader: Reader<Head> = Reader::open(directory)?;
+    let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&checked)?);
+    } else {
+        checked.violations.iter().for_each(|x| println!("event {}: {}", x.seq, x.what));
+        let (heads, by, vouched) = (checked.heads, checked.keys.join(", "), checked.vouched);
+        println!("{} signed heads agree, up to event {vouched}; signed by {by}", heads);
+        println!("{} after {} events", if checked.clean { "clean" } else { "NOT clean" }, checked.events);
+    }
+    anyhow::ensure!(checked.clean, "the archive is not what the log was");
+    Ok(())
+}
+
+/// Goes through an archive.
+struct Check {
+    invariants: Invariants,
+    tree: Growing,
+    heads: VecDeque<Head>,
+    /// The one key that is believed; any, where none was named.
+    key: Option<String>,
+    checked: Checked,
+    /// Messages whose leaf is not the one in the archive: their sequence, their leaf, the one that was expected.
+    changed: Vec<(Seq, Hash, Hash)>,
+    at: Seq,
+}
+
+impl Check {
+    fn new(manifest: &Manifest<Head>, key: Option<&str>) -> Self {
+        let checked =
+            Checked { clean: false, events: 0, heads: 0, keys: Vec::new(), vouched: Seq::ZERO, violations: Vec::new() };
+        let (invariants, tree) = (Invariants::default(), Growing::default());
+        let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
+        Self { invariants, tree, heads, key, checked, changed: Vec::new(), at: Seq::ZERO }
+    }
+
+    fn wrong(&mut self, seq: Seq, what: impl Into<String>) {
+        if self.checked.violations.len() < TOLD {
+            self.checked.violations.push(Violation { seq, what: what.into() });
+        }
+    }
+
+    fn all(mut self, reader: &Reader<Head>) -> anyhow::Result<Checked> {
+        let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
+        for part in &reader.manifest.parts {
+            self.part(reader, part, &mut leaves)?;
+            said(&progress(began, self.at, last));
+        }
+        self.missing(last.next(), &mut leaves);
+        self.moved();
+        self.checked.violations.extend(self.invariants.found().iter().cloned());
+        self.checked.violations.sort_by_key(|v| v.seq);
+        self.checked.clean = self.checked.violations.is_empty();
+        Ok(self.checked)
+    }
+
+    fn part(
+        &mut self,
+        reader: &Reader<Head>,
+        part: &Part,
+        leaves: &mut impl Iterator<Item = Hash>,
+    ) -> Result<(), ArchiveError> {
+        if sha256(&reader.file(part))? != part.sha256 {
+            self.wrong(part.first, format!("{} is not the file that was written; its events follow", part.file));
+        }
+        for raw in reader.lines(part)? {
+            match raw {
+                Ok(raw) => self.message(&raw, leaves),
+                Err(e) => {
+                    self.wrong(self.at.next(), format!("cannot be read, nor what follows in its file: {e}"));
+                    break;
+                }
+            }
+        }
+        self.missing(part.last.next(), leaves);
+        Ok(())
+    }
+
+    /// The events before `next` that did not come.
+    fn missing(&mut self, next: Seq, leaves: &mut impl Iterator<Item = Hash>) {
+        while self.at.next() < next {
+            self.at = self.at.next();
+            let Some(leaf) = leaves.next() else { break };
+            self.wrong(self.at, "is missing");
+            self.grow(leaf);
+        }
+    }
+
+    fn message(&mut self, raw: &Raw, leaves: &mut impl Iterator<Item = Hash>) {
+        if raw.seq <= self.at {
+            self.wrong(raw.seq, "comes after a later one, or twice");
+            return;
+        }
+        self.missing(raw.seq, leaves);
+        self.at = raw.seq;
+        self.checked.events += 1;
+        let (recorded, expected) = (raw.read(), leaves.next());
+        match expected {
+            Some(expected) if expected != recorded.leaf => {
+                // More of them are named by their heads.
+                if self.changed.len() < TOLD {
+                    self.changed.push((raw.seq, recorded.leaf, expected));
+                }
+            }
+            Some(_) => {}
+            None => self.wrong(raw.seq, "has no leaf in the archive"),
+        }
+        if let Some(event) = recorded.event() {
+            self.invariants.apply(raw.seq, event);
+        }
+        // The heads look at the leaves as they were: what was changed since is named by itself.
+        self.grow(expected.unwrap_or(recorded.leaf));
+    }
+
+    fn grow(&mut self, leaf: Hash) {
+        self.tree.push(leaf);
+        while self.heads.front().is_some_and(|head| head.size <= self.tree.size()) {
+            let Some(head) = self.heads.pop_front() else { break };
+            let believed = self.key.as_ref().is_none_or(|key| *key == head.key);
+            if believed
+                && head.is_signed()
+                && head.size == self.tree.size()
+                && head.root == gpubnb_events::hex(self.tree.root())
+            {
+                self.checked.heads += 1;
+                if !self.checked.keys.contains(&head.key) {
+                    self.checked.keys.push(head.key);
+                }
+            } else {
+                let from = self.checked.vouched.next();
+                self.wrong(from, format!("from here to {}, the leaves are not those whose head was signed", head.size));
+            }
+            self.checked.vouched = Seq(head.size);
+        }
+    }
+
+    /// Says of what is at another's place just that.
+    fn moved(&mut self) {
+        let changed = std::mem::take(&mut self.changed);
+        for (seq, now, then) in &changed {
+            let other = changed.iter().find(|(_, other_now, other_then)| other_now == then && other_then == now);
+            let what = other.map_or_else(
+                || "is not what it was: it was changed".to_owned(),
+                |(other, ..)| format!("has changed places with event {other}"),
+            );
+            self.wrong(*seq, what);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `audit`: the ledger, account by account, from the events alone; and that it balances at every one of them.
+
+use std::collections::BTreeMap;
+
+use gpubnb_events::{
+    AccountId, Event, Log, MicroUsd, Recorded, Seq,
+    archive::Reader,
+    ledger::{LedgerAccount, postings},
+};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{point, trail::each};
+use crate::{client::Point, config::AuditArgs, heads::Head, ops::invariants::Invariants, view::ops::Violation};
+
+/// What an account's postings come to.
+#[derive(Default, Serialize)]
+struct Sums {
+    available: MicroUsd,
+    held: MicroUsd,
+    payable: MicroUsd,
+}
+
+/// The ledger.
+#[derive(Default, Serialize)]
+struct Ledger {
+    at: Seq,
+    events: u64,
+    settled: u64,
+    accounts: BTreeMap<AccountId, Sums>,
+    fees: MicroUsd,
+    /// The world outside: minus what is inside.
+    external: MicroUsd,
+    /// Everything together: zero.
+    total: MicroUsd,
+    violations: Vec<Violation>,
+    #[serde(skip)]
+    invariants: Invariants,
+}
+
+impl Ledger {
+    fn apply(&mut self, recorded: &Recorded) {
+        (self.at, self.events) = (recorded.seq, self.events + 1);
+        let Some(event) = recorded.event() else { return };
+        self.invariants.apply(recorded.seq, event);
+        self.settled += u64::from(matches!(event, Event::Settled(_)));
+        for posting in postings(event) {
+            *(match posting.account {
+                LedgerAccount::Available(id) => &mut self.accounts.entry(id).or_default().available,
+                LedgerAccount::Held(id) => &mut self.accounts.entry(id).or_default().held,
+                LedgerAccount::Payable(id) => &mut self.accounts.entry(id).or_default().payable,
+                LedgerAccount::Fees => &mut self.fees,
+                LedgerAccount::External => &mut self.external,
+            }) += posting.amount;
+            self.total += posting.amount;
+        }
+    }
+
+    fn told(mut self, json: bool) -> anyhow::Result<()> {
+        self.violations = self.invariants.found().to_vec();
+        if json {
+            println!("{}", serde_json::to_string(&self)?);
+        } else {
+            println!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable");
+            for (account, sums) in &self.accounts {
+                let [available, held, payable] = [sums.available, sums.held, sums.payable].map(|m| m.to_string());
+                println!("{account:<38} {available:>16} {held:>16} {payable:>16}", account = account.to_string());
+            }
+            println!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total);
+            self.violations.iter().for_each(|v| println!("event {}: {}", v.seq, v.what));
+            println!("{} events, {} settlements, up to event {}", self.events, self.settled, self.at);
+        }
+        let balanced = self.total == MicroUsd::ZERO && self.violations.is_empty();
+        anyhow::ensure!(balanced, "the ledger is not what it must be");
+        Ok(())
+    }
+}
+
+/// Of an archive, without a broker.
+pub(super) fn archive(args: &AuditArgs, directory: &std::path::Path) -> anyhow::Result<()> {
+    let reader: Reader<Head> = Reader::open(directory)?;
+    let within = |recorded: &Recorded| match args.at {
+        None => true,
+        Some(Point::Seq(seq)) => recorded.seq <= seq,
+        Some(Point::Time(time)) => recorded.at <= time,
+    };
+    let mut ledger = Ledger::default();
+    'parts: for part in &reader.manifest.parts {
+        for raw in reader.lines(part)? {
+            let recorded = raw?.read();
+            if !within(&recorded) {
+                break 'parts;
+            }
+            ledger.apply(&recorded);
+        }
+    }
+    ledger.told(args.json)
+}
+
+/// Of the log.
+pub(super) async fn log(log: &Log, args: &AuditArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let until = point(log, args.at).await?;
+    let mut ledger = Ledger::default();
+    let stopped = shutdown.clone();
+    each(log, Seq(1), until, shutdown, async |recorded| {
+        ledger.apply(&recorded);
+        Ok(())
+    })
+    .await?;
+    anyhow::ensure!(!stopped.is_cancelled(), "stopped");
+    ledger.told(args.json)
+}

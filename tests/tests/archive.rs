@@ -1,0 +1,150 @@
+//! The log as files: exported, verified without a broker, audited; and an event that is proven to be in it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+use gpubnb_tests::system::{Options, System};
+use serde_json::{Value, json};
+
+fn json_of(output: &Output) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"))
+}
+
+/// The one file of events in a small archive.
+fn events(archive: &Path) -> PathBuf {
+    let manifest: Value = serde_json::from_slice(&fs::read(archive.join("manifest.json")).unwrap()).unwrap();
+    archive.join(manifest["parts"][0]["file"].as_str().unwrap())
+}
+
+fn read(file: &Path) -> Vec<String> {
+    let mut text = String::new();
+    MultiGzDecoder::new(File::open(file).unwrap()).read_to_string(&mut text).unwrap();
+    text.lines().map(ToOwned::to_owned).collect()
+}
+
+/// A copy of an archive whose lines were changed by somebody who knows it well: its file's hash is right again.
+fn changed(archive: &Path, name: &str, change: impl FnOnce(&mut Vec<String>)) -> PathBuf {
+    let copy = archive.with_file_name(name);
+    fs::create_dir(&copy).unwrap();
+    for file in fs::read_dir(archive).unwrap().map(|f| f.unwrap()) {
+        fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let file = events(&copy);
+    let mut lines = read(&file);
+    change(&mut lines);
+    let mut compressed = GzEncoder::new(File::create(&file).unwrap(), Compression::fast());
+    compressed.write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
+    compressed.finish().unwrap();
+    let manifest = copy.join("manifest.json");
+    let mut whole: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    whole["parts"][0]["sha256"] = json!(gpubnb_events::archive::sha256(&file).unwrap());
+    fs::write(&manifest, whole.to_string()).unwrap();
+    copy
+}
+
+/// A market in which a job has run, and whose head was signed after it; and the proof of its first event.
+async fn signed_market() -> (System, Value) {
+    let mut system = System::start(Options::default()).await.unwrap();
+    system.start_worker("attic", &[]).await.unwrap();
+    let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
+    system.web.settled(&job).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let last = json_of(&system.tool(&["lag", "--json"]).unwrap())["last"].to_string();
+    loop {
+        let proof = system.tool(&["prove", &last]).unwrap();
+        if proof.status.success() {
+            return (system, json_of(&proof));
+        }
+        assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&proof.stderr));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_archive_is_verified_and_what_was_changed_in_it_is_named() {
+    let (system, _) = signed_market().await;
+    let archive = system.path().join("archive");
+    let manifest = json_of(&system.tool(&["export", archive.to_str().unwrap(), "--json"]).unwrap());
+    assert_eq!(manifest["heads"].as_array().unwrap().len(), 1, "{manifest}");
+    let verify = |archive: &Path| {
+        let output = system.tool(&["verify", "--archive", archive.to_str().unwrap(), "--json"]).unwrap();
+        (output.status.success(), json_of(&output))
+    };
+    let (clean, said) = verify(&archive);
+    assert!(clean && said["heads"] == 1 && said["vouched"] == manifest["last"], "{said}");
+    let violations = |archive: &Path| {
+        let (clean, said) = verify(archive);
+        assert!(!clean, "{said}");
+        let violations = said["violations"].as_array().unwrap().clone();
+        violations.iter().map(|v| (v["seq"].as_u64().unwrap(), v["what"].to_string())).collect::<Vec<_>>()
+    };
+
+    // One bit of the body of the third event: a digit of a time in it, or a letter of an id.
+    let flipped = violations(&changed(&archive, "flipped", |lines| {
+        let mut line: Value = serde_json::from_str(&lines[2]).unwrap();
+        let mut bytes = line["payload"].as_str().unwrap().to_owned().into_bytes();
+        let digit = bytes.iter().rposition(u8::is_ascii_digit).unwrap();
+        bytes[digit] ^= 1;
+        line["payload"] = json!(String::from_utf8(bytes).unwrap());
+        lines[2] = line.to_string();
+    }));
+    assert!(flipped.iter().any(|(seq, what)| *seq == 3 && what.contains("was changed")), "{flipped:?}");
+    let missing = violations(&changed(&archive, "missing", |lines| drop(lines.remove(4))));
+    assert!(missing.iter().any(|(seq, what)| *seq == 5 && what.contains("is missing")), "{missing:?}");
+    // Two events change places, and their sequences with them.
+    let swapped = violations(&changed(&archive, "swapped", |lines| {
+        let mut two: Vec<Value> = lines[2..4].iter().map(|l| serde_json::from_str(l).unwrap()).collect();
+        (two[0]["seq"], two[1]["seq"]) = (json!(4), json!(3));
+        (lines[2], lines[3]) = (two[1].to_string(), two[0].to_string());
+    }));
+    for (seq, other) in [(3, "event 4"), (4, "event 3")] {
+        let found = |(at, what): &(u64, String)| *at == seq && what.contains("changed places") && what.contains(other);
+        assert!(swapped.iter().any(found), "{swapped:?}");
+    }
+    // Whoever changes the leaves with the events has still no key for the head.
+    let forged = changed(&archive, "forged", |_| {});
+    let mut leaves = fs::read(forged.join("leaves.bin")).unwrap();
+    leaves[0] ^= 1;
+    fs::write(forged.join("leaves.bin"), leaves).unwrap();
+    let forged = violations(&forged);
+    assert!(forged.iter().any(|(_, what)| what.contains("whose head was signed")), "{forged:?}");
+
+    let audit = system.tool(&["audit", "--archive", archive.to_str().unwrap(), "--json"]).unwrap();
+    let (live, audit) = (json_of(&system.tool(&["audit", "--json"]).unwrap()), json_of(&audit));
+    assert_eq!((&audit, &audit["settled"], &audit["total"]), (&live, &json!(1), &json!(0)));
+    let first = json_of(&system.tool(&["audit", "--at", "1", "--json"]).unwrap());
+    assert_eq!((&first["at"], &first["settled"]), (&json!(1), &json!(0)));
+    let before = json_of(&system.tool(&["audit", "--at", "2020-01-01T00:00:00Z", "--json"]).unwrap());
+    assert_eq!(before["events"], 0);
+}
+
+#[tokio::test]
+async fn an_event_is_proven_to_be_in_the_log_and_a_changed_one_is_not() {
+    let (system, proof) = signed_market().await;
+    let file = system.path().join("proof.json");
+    let check = |proof: &Value, key: &str| {
+        fs::write(&file, proof.to_string()).unwrap();
+        system.tool(&["check-proof", file.to_str().unwrap(), "--key", key]).unwrap()
+    };
+    let key = proof["head"]["key"].as_str().unwrap();
+    let told = check(&proof, key);
+    assert!(told.status.success() && String::from_utf8_lossy(&told.stdout).contains("Settled.v1"), "{told:?}");
+    assert!(!check(&proof, "UNOBODY").status.success());
+    let mut other = proof.clone();
+    other["message"]["payload"] = json!(other["message"]["payload"].as_str().unwrap().replace("cost\":0", "cost\":-1"));
+    if other == proof {
+        other["message"]["nanos"] = json!(proof["message"]["nanos"].as_i64().unwrap() + 1);
+    }
+    assert!(!check(&other, key).status.success());
+    let mut larger = proof.clone();
+    larger["head"]["size"] = json!(proof["head"]["size"].as_u64().unwrap() + 1);
+    assert!(!check(&larger, key).status.success());
+}
