@@ -11,7 +11,10 @@ use async_nats::jetstream::{
     stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
 };
 
-use crate::{ids::MachineId, subject};
+use crate::{
+    ids::{MachineId, Seq},
+    subject,
+};
 
 /// Decisions and money, for ever.
 pub const MARKET: &str = "MARKET";
@@ -215,6 +218,27 @@ pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Resu
         }
     }
     Ok(())
+}
+
+/// The streams that a backup holds, in the order in which they are saved: what vouches for the log before the log, and
+/// the secrets of its jobs after it. DISPATCH is made from MARKET, and what lies in memory is gone with the broker.
+pub fn backed_up() -> Vec<String> {
+    let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
+    let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
+    before.into_iter().chain([MARKET.to_owned()]).chain(after).collect()
+}
+
+/// Makes DISPATCH anew from a sequence of MARKET on, after a restore. There must be none.
+pub async fn provision_dispatch(
+    js: &jetstream::Context,
+    options: &StreamOptions,
+    from: Seq,
+) -> Result<(), ProvisionError> {
+    let mut wanted = dispatch(options);
+    for source in wanted.sources.iter_mut().flatten() {
+        source.start_sequence = Some(from.0);
+    }
+    ensure(js, wanted).await
 }
 
 /// Name of the stream under a key-value bucket.

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log,
+    Log, Seq,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     config::RunArgs,
     fold::{self, Models, READ_AHEAD},
     heads,
     live::Live,
+    merkle::Nodes as _,
+    model::merkle::{Kept, Merkle},
     notice,
     ops::{self, Ops, travel::Traveller, work::Work},
     query::{self, Applied, Queries},
@@ -29,6 +31,20 @@ const NOTICED: usize = 500;
 /// Batches that may wait for their notices.
 const CHANGES: usize = 16;
 
+/// Whether the models are folded from this very log: the last message that they have taken in is there, and the same.
+async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
+    let tree = models.trees().of(&Merkle)?;
+    let folded = store::checkpoint(&tree)?;
+    let furthest = models.states().map(|(_, at, _)| at).max().unwrap_or(Seq::ZERO);
+    if furthest > log.last_seq().await? {
+        return Ok(false);
+    }
+    let Some(index) = folded.0.checked_sub(1) else { return Ok(true) };
+    let message = log.get_raw(folded).await?;
+    // One that was lost since stops the fold where it is missing, and not here.
+    Ok(message.is_none_or(|message| Kept(&tree).subtree(0, index).is_ok_and(|leaf| leaf == message.leaf())))
+}
+
 /// Runs until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let creds = nats.nats_creds.clone();
@@ -37,7 +53,15 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services --provision first")?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("creating {}", args.data.display()))?;
     let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
-    let models = Models::open(&db)?;
+    let mut models = Models::open(&db)?;
+    if !is_of(&log, &models).await? {
+        warn!(
+            "what was folded is of another log than this one: a backup was restored, or a broker exchanged; it is folded anew"
+        );
+        drop(models);
+        store::clear(&db)?;
+        models = Models::open(&db)?;
+    }
     let (trees, adoption) = (models.trees(), models.adoption());
     let (progress, applied) = watch::channel(Applied::of(&models));
     let tasks = TaskTracker::new();

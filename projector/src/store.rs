@@ -38,6 +38,16 @@ pub fn scratch(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
     Ok(sled::Config::new().path(path).temporary(true).cache_capacity(cache_mib << 20).open()?)
 }
 
+/// Empties a database, when nobody reads.
+pub fn clear(db: &sled::Db) -> Result<(), StoreError> {
+    for name in db.tree_names() {
+        if name != b"__sled__default" {
+            db.drop_tree(name)?;
+        }
+    }
+    Ok(db.clear()?)
+}
+
 /// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
 /// when nobody reads.
 pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, StoreError> {

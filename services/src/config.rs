@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use gpubnb_events::{Millis, nats::NatsArgs, stream::StreamOptions};
 
-use crate::domain::Settings;
+use crate::{backup::BackupArgs, domain::Settings};
 
 /// Decides what happens on the market: command endpoints, scheduler, settlement, watchdog.
 #[derive(Debug, Clone, Parser)]
@@ -23,6 +23,10 @@ pub enum Command {
     Run(Config),
     /// Makes the keys and credentials of a new market, and the broker's configuration.
     Bootstrap(BootstrapArgs),
+    /// Saves every stream of a market that runs.
+    Backup(BackupArgs),
+    /// Makes the streams of a broker that has none from a backup.
+    Restore(RestoreArgs),
 }
 
 /// Options of `bootstrap`.
@@ -43,6 +47,17 @@ pub struct BootstrapArgs {
     /// The certificate's key, as the broker finds it (PEM).
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub backup: BackupArgs,
+    /// Copies of each message in the streams that are made anew.
+    #[arg(long, env = "GPUBNB_REPLICAS", default_value_t = 1)]
+    pub replicas: usize,
 }
 
 /// Options of `run`.

@@ -2,6 +2,7 @@
 //!
 //! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
 
+pub mod backup;
 pub mod config;
 mod credentials;
 pub mod domain;
@@ -14,6 +15,7 @@ mod secrets;
 mod turns;
 mod view;
 
+pub use backup::{backup, restore};
 pub use config::{Cli, Config};
 pub use credentials::bootstrap;
 pub use run::run;

@@ -1,7 +1,8 @@
 //! `gpubnb-services`: the process that decides.
 
 use clap::Parser;
-use gpubnb_services::{Cli, bootstrap, config::Command, run};
+use gpubnb_events::stream::StreamOptions;
+use gpubnb_services::{Cli, backup, bootstrap, config::Command, restore, run};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -12,5 +13,10 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(config) => Box::pin(run(config, shutdown)).await,
         Command::Bootstrap(args) => bootstrap(&args),
+        Command::Backup(args) => backup(&args, shutdown).await,
+        Command::Restore(args) => {
+            let options = StreamOptions { replicas: args.replicas, ..StreamOptions::default() };
+            Box::pin(restore(&args.backup, &options, shutdown)).await
+        }
     }
 }

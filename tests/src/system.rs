@@ -246,6 +246,20 @@ impl System {
         Ok(command.args(arguments).output()?)
     }
 
+    /// Runs a command of the services' program, such as `backup`.
+    pub fn services_tool(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        Ok(self.command("services")?.args(arguments).output()?)
+    }
+
+    /// Stops every process, workers first and the broker last.
+    pub fn stop(&mut self) {
+        self.workers.clear();
+        self.ui = None;
+        self.projector = None;
+        self.services.clear();
+        self.nats = None;
+    }
+
     /// A machine as the market shows it.
     pub async fn machine_view(&self, name: &str) -> anyhow::Result<serde_json::Value> {
         self.web.stranger().get(&format!("/machines/{}", self.machine(name)?)).await
@@ -303,10 +317,7 @@ impl Drop for System {
             remove_containers(&machine);
         }
         unmount(self.path());
-        self.ui = None;
-        self.projector = None;
-        self.services.clear();
-        self.nats = None;
+        self.stop();
     }
 }
 

@@ -91,7 +91,7 @@ pub(super) fn verify(directory: &Path, args: &VerifyArgs) -> anyhow::Result<()> 
     } else {
         checked.violations.iter().for_each(|x| println!("event {}: {}", x.seq, x.what));
         let (heads, by, vouched) = (checked.heads, checked.keys.join(", "), checked.vouched);
-        println!("{} signed heads agree, up to event {vouched}; signed by {by}", heads);
+        println!("{heads} signed heads agree, up to event {vouched}; signed by {by}");
         println!("{} after {} events", if checked.clean { "clean" } else { "NOT clean" }, checked.events);
     }
     anyhow::ensure!(checked.clean, "the archive is not what the log was");

@@ -56,7 +56,6 @@ fn told(proof: &Proof, key: Option<&str>) -> anyhow::Result<String> {
     let proven = merkle::proven(&raw.leaf(), index, *size, &path).map(gpubnb_events::hex);
     ensure!(proven.as_ref() == Some(root), "the event is not the one that the head vouches for");
     let recorded = raw.read();
-    let name =
-        recorded.event().map_or_else(|| "a message that is no event", gpubnb_events::Event::wire_name);
+    let name = recorded.event().map_or_else(|| "a message that is no event", gpubnb_events::Event::wire_name);
     Ok(format!("{name}, recorded {}, is event {} of the log of {size} events, says {signer}", recorded.at, raw.seq))
 }

@@ -33,7 +33,13 @@ pub(crate) fn users() -> [User; 6] {
         user(
             "bootstrap",
             "services",
-            api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
+            [
+                api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
+                // Backup and restore.
+                api(&["STREAM.SNAPSHOT.*", "STREAM.RESTORE.*"]),
+                vec!["$JS.SNAPSHOT.>".to_owned()],
+            ]
+            .concat(),
             &[&services],
         ),
         // Answers commands: may publish to inboxes only, and to where the broker itself has answers to machines go.

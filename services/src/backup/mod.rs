@@ -1,0 +1,153 @@
+//! `backup` and `restore`: every stream of the market in a directory, under the one credential that may change streams.
+//!
+//! Belongs here: what is saved in which order, and what is made anew afterwards. Must not come here: a change of an event.
+
+mod transfer;
+
+use std::{
+    fs,
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::Client;
+use clap::Args;
+use gpubnb_events::{
+    Log, Seq,
+    nats::{NatsArgs, jetstream},
+    stream::{self, MARKET, StreamOptions},
+    subject::SERVICES_INBOX,
+};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use self::transfer::Snapshot;
+use crate::domain::{Settings, World, machine::Availability};
+
+/// Options of `backup` and `restore`.
+#[derive(Debug, Clone, Args)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub nats: NatsArgs,
+    /// Where the backup lies. What is whole in it already is neither saved nor restored again.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+const MANIFEST: &str = "backup.json";
+
+/// What a backup holds.
+#[derive(Default, Serialize, Deserialize)]
+struct Manifest {
+    streams: Vec<Snapshot>,
+}
+
+impl Manifest {
+    fn read(directory: &Path) -> anyhow::Result<Self> {
+        match fs::read(directory.join(MANIFEST)) {
+            Ok(text) => serde_json::from_slice(&text).context("the backup's list cannot be read"),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn write(&self, directory: &Path) -> anyhow::Result<()> {
+        let partial = directory.join("backup.partial");
+        fs::write(&partial, serde_json::to_vec_pretty(self)?)?;
+        Ok(fs::rename(partial, directory.join(MANIFEST))?)
+    }
+}
+
+fn file(directory: &Path, stream: &str) -> PathBuf {
+    directory.join(format!("{stream}.snapshot"))
+}
+
+/// How far it is, for a person only.
+fn said(what: &str, bytes: u64, of: u64) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{what}: {} of {} KiB   \r", bytes >> 10, of.max(bytes) >> 10);
+    }
+}
+
+/// Saves every stream that cannot be made from another one.
+pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
+    fs::create_dir_all(&args.directory).with_context(|| args.directory.display().to_string())?;
+    let mut manifest = Manifest::read(&args.directory)?;
+    for stream in stream::backed_up() {
+        if manifest.streams.iter().any(|s| s.stream == stream) {
+            println!("{stream:<16} is here already");
+            continue;
+        }
+        let file = file(&args.directory, &stream);
+        let saving = transfer::save(&client, &stream, &file, |bytes, of| said(&stream, bytes, of));
+        let snapshot = tokio::select! {
+            () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
+            saved = saving => saved.with_context(|| format!("saving {stream}"))?,
+        };
+        println!("{stream:<16} {:>10} messages, up to {}", snapshot.messages(), snapshot.last());
+        manifest.streams.push(snapshot);
+        manifest.write(&args.directory)?;
+    }
+    println!("saved. A backup is worth what its restore is: see docs/operating.md, \"When the broker's disk is lost\"");
+    Ok(())
+}
+
+/// Makes the streams of a broker that has none from a backup, and what follows from them.
+pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
+    let manifest = Manifest::read(&args.directory)?;
+    ensure!(!manifest.streams.is_empty(), "{} holds no backup", args.directory.display());
+    for snapshot in &manifest.streams {
+        match transfer::last_of(&client, &snapshot.stream).await? {
+            Some(last) if last == snapshot.last() => println!("{:<16} is there already", snapshot.stream),
+            Some(last) => bail!(
+                "the broker has a {} with {last} events; the backup's has {}. Nothing is overwritten: restore into a \
+                 broker without streams",
+                snapshot.stream,
+                snapshot.last()
+            ),
+            None => {
+                let file = file(&args.directory, &snapshot.stream);
+                let loading = transfer::load(&client, snapshot, &file, |bytes, of| said(&snapshot.stream, bytes, of));
+                tokio::select! {
+                    () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
+                    loaded = loading => loaded.with_context(|| format!("restoring {}", snapshot.stream))?,
+                }
+                println!("{:<16} {:>10} messages, up to {}", snapshot.stream, snapshot.messages(), snapshot.last());
+            }
+        }
+    }
+    dispatch(args, &client, options).await?;
+    println!("restored. Start the services, the projector and the web server; then: gpubnb-projector verify");
+    Ok(())
+}
+
+/// Makes the job messages anew, from the oldest lease that is live, and each machine's consumer: those of leases that
+/// ended would only be refused, one by one.
+async fn dispatch(args: &BackupArgs, client: &Client, options: &StreamOptions) -> anyhow::Result<()> {
+    let log = Log::open(jetstream(args.nats.connect("append", SERVICES_INBOX).await?)).await?;
+    let (last, settings) = (log.last_seq().await?, Settings::default());
+    let (mut world, mut follower) = (World::default(), log.follow(Seq(1)));
+    while world.applied() < last {
+        for recorded in follower.next_batch().await {
+            world.apply(&recorded, &settings);
+        }
+        said(MARKET, world.applied().0, last.0);
+    }
+    let live = world.machines().flat_map(|(_, machine)| machine.leases.values());
+    let from = live.map(|lease| lease.0).min().unwrap_or(last.next());
+    let js = jetstream(client.clone());
+    stream::provision_dispatch(&js, options, from).await?;
+    stream::provision(&js, options).await?;
+    let on_market = world.machines().filter(|(_, machine)| machine.availability != Availability::Delisted);
+    let mut machines = 0_u32;
+    for (id, machine) in on_market {
+        stream::provision_machine(&log.jetstream(), *id, machine.offer.slots).await?;
+        machines += 1;
+    }
+    println!("{:<16} from event {from} on, {machines} machines", stream::DISPATCH);
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! A stream's snapshot out of the broker and into it, by the broker's own API: sequences and times are kept.
+//!
+//! The protocol is that of nats-server's `$JS.API.STREAM.SNAPSHOT` and `…RESTORE` (ADR-1 of nats-architecture-and-design
+//! for its JSON): chunks on a subject, each acknowledged, and an empty one at the end.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::{Client, StatusCode};
+use futures_util::StreamExt as _;
+use gpubnb_events::archive::sha256;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// Longest silence of the broker.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of a chunk.
+const CHUNK: usize = 128 * 1024;
+
+/// A stream in a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Snapshot {
+    /// The stream.
+    pub(super) stream: String,
+    /// Its definition, as the broker says it.
+    config: Value,
+    /// Its state then.
+    state: Value,
+    /// Bytes of the file.
+    bytes: u64,
+    /// SHA-256 of the file, hexadecimal.
+    sha256: String,
+}
+
+impl Snapshot {
+    /// Its last sequence.
+    pub(super) fn last(&self) -> u64 {
+        self.state["last_seq"].as_u64().unwrap_or(0)
+    }
+
+    /// Its messages.
+    pub(super) fn messages(&self) -> u64 {
+        self.state["messages"].as_u64().unwrap_or(0)
+    }
+}
+
+/// Asks the broker; its refusal is an error.
+async fn ask<T: DeserializeOwned>(client: &Client, call: &str, body: &Value) -> anyhow::Result<T> {
+    let subject = format!("$JS.API.{call}");
+    let answer = client.request(subject, body.to_string().into()).await.with_context(|| call.to_owned())?;
+    answered(&answer.payload).with_context(|| call.to_owned())
+}
+
+fn answered<T: DeserializeOwned>(payload: &[u8]) -> anyhow::Result<T> {
+    let answer: Value = serde_json::from_slice(payload)?;
+    if let Some(why) = answer["error"]["description"].as_str() {
+        bail!("the broker says: {why}");
+    }
+    Ok(serde_json::from_value(answer)?)
+}
+
+/// What a stream is now, where there is one: its last sequence.
+pub(super) async fn last_of(client: &Client, stream: &str) -> anyhow::Result<Option<u64>> {
+    let subject = format!("$JS.API.STREAM.INFO.{stream}");
+    let answer: Value = serde_json::from_slice(&client.request(subject, "".into()).await?.payload)?;
+    match answer["error"]["code"].as_u64() {
+        None => Ok(answer["state"]["last_seq"].as_u64()),
+        Some(404) => Ok(None),
+        Some(_) => bail!("{stream}: the broker says: {}", answer["error"]["description"]),
+    }
+}
+
+#[derive(Deserialize)]
+struct Begun {
+    config: Value,
+    state: Value,
+}
+
+/// Writes a stream to a file. `seen` hears how many bytes there are so far, and of how many about.
+pub(super) async fn save(
+    client: &Client,
+    stream: &str,
+    file: &Path,
+    mut seen: impl FnMut(u64, u64),
+) -> anyhow::Result<Snapshot> {
+    let inbox = client.new_inbox();
+    let mut chunks = client.subscribe(inbox.clone()).await?;
+    let wish = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK, "jsck": true });
+    let begun: Begun = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
+    let about = begun.state["bytes"].as_u64().unwrap_or(0);
+    let partial = file.with_extension("partial");
+    let mut out = File::create(&partial).with_context(|| partial.display().to_string())?;
+    let mut bytes = 0;
+    loop {
+        let chunk = tokio::time::timeout(PATIENCE, chunks.next()).await.context("the broker fell silent")?;
+        let chunk = chunk.context("the connection was closed")?;
+        if chunk.payload.is_empty() {
+            let bad = chunk.status.filter(|status| *status != StatusCode::OK && status.as_u16() != 204);
+            ensure!(bad.is_none(), "the broker gave up: {}", chunk.description.as_deref().unwrap_or("no reason given"));
+            break;
+        }
+        out.write_all(&chunk.payload)?;
+        bytes += chunk.payload.len() as u64;
+        seen(bytes, about);
+        if let Some(reply) = chunk.reply {
+            client.publish(reply, "".into()).await?;
+        }
+    }
+    out.sync_all()?;
+    fs::rename(&partial, file)?;
+    let (config, state, sha256) = (begun.config, begun.state, sha256(file)?);
+    Ok(Snapshot { stream: stream.to_owned(), config, state, bytes, sha256 })
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    deliver_subject: String,
+}
+
+/// Makes a stream from a file. There must be none of its name.
+pub(super) async fn load(
+    client: &Client,
+    snapshot: &Snapshot,
+    file: &Path,
+    mut seen: impl FnMut(u64, u64),
+) -> anyhow::Result<()> {
+    ensure!(sha256(file)? == snapshot.sha256, "{} is not the file that was written", file.display());
+    let wish = json!({ "config": snapshot.config, "state": snapshot.state });
+    let ready: Ready = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
+    let mut from = File::open(file)?;
+    let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
+    loop {
+        let read = from.read(&mut buffer)?;
+        let chunk = buffer.get(..read).unwrap_or_default().to_vec();
+        let request = async_nats::Request::new().payload(chunk.into()).timeout(Some(PATIENCE));
+        let answer = client.send_request(ready.deliver_subject.clone(), request).await?;
+        if read == 0 {
+            return answered::<Value>(&answer.payload).map(drop);
+        }
+        if !answer.payload.is_empty() {
+            answered::<Value>(&answer.payload)?;
+        }
+        bytes += read as u64;
+        seen(bytes, snapshot.bytes);
+    }
+}
