@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use gpubnb_events::{Millis, nats::NatsArgs, stream::StreamOptions};
 
-use crate::{backup::BackupArgs, domain::Settings};
+use crate::{backup::BackupArgs, domain::Settings, whatif::WhatIfArgs};
 
 /// Decides what happens on the market: command endpoints, scheduler, settlement, watchdog.
 #[derive(Debug, Clone, Parser)]
@@ -27,6 +27,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// Makes the streams of a broker that has none from a backup.
     Restore(RestoreArgs),
+    /// Folds an archive of the log through other prices, another fee or placement, and says what would differ.
+    WhatIf(WhatIfArgs),
 }
 
 /// Options of `bootstrap`.

@@ -14,6 +14,7 @@ mod run;
 mod secrets;
 mod turns;
 mod view;
+pub mod whatif;
 
 pub use backup::{backup, restore};
 pub use config::{Cli, Config};

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gpubnb_events::stream::StreamOptions;
-use gpubnb_services::{Cli, backup, bootstrap, config::Command, restore, run};
+use gpubnb_services::{Cli, backup, bootstrap, config::Command, restore, run, whatif::what_if};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -13,6 +13,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(config) => Box::pin(run(config, shutdown)).await,
         Command::Bootstrap(args) => bootstrap(&args),
+        Command::WhatIf(args) => what_if(&args),
         Command::Backup(args) => backup(&args, shutdown).await,
         Command::Restore(args) => {
             let options = StreamOptions { replicas: args.replicas, ..StreamOptions::default() };

@@ -117,6 +117,18 @@ async fn an_archive_is_verified_and_what_was_changed_in_it_is_named() {
     let forged = violations(&forged);
     assert!(forged.iter().any(|(_, what)| what.contains("whose head was signed")), "{forged:?}");
 
+    // Nothing changed is nothing different; half the price is half the bill, and half of that the fee's.
+    let what_if = |more: &[&str]| {
+        let whole: Vec<&str> = ["what-if", archive.to_str().unwrap(), "--json"].iter().chain(more).copied().collect();
+        json_of(&system.services_tool(&whole).unwrap())
+    };
+    let same = what_if(&[]);
+    assert_eq!((&same["now"], &same["settled"], &same["moved"]), (&same["then"], &json!(1), &json!(0)));
+    let half = what_if(&["--price", "50", "--fee", "5000", "--placement", "fastest"]);
+    let [then, now] = ["then", "now"].map(|when| half[when]["cost"].as_i64().unwrap());
+    assert!(now == then / 2 || now == then / 2 + 1, "{half}");
+    assert_eq!(half["now"]["fee"], now / 2);
+
     let audit = system.tool(&["audit", "--archive", archive.to_str().unwrap(), "--json"]).unwrap();
     let (live, audit) = (json_of(&system.tool(&["audit", "--json"]).unwrap()), json_of(&audit));
     assert_eq!((&audit, &audit["settled"], &audit["total"]), (&live, &json!(1), &json!(0)));

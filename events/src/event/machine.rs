@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{AccountId, MachineId},
     money::HourlyRate,
+    record::Speed,
     spec::Offer,
 };
 
@@ -82,6 +83,8 @@ pub struct MachineTested {
     pub machine: MachineId,
     /// A record per check.
     pub checks: Vec<Check>,
+    /// How fast it was found to be: what placement goes by.
+    pub speed: Speed,
 }
 
 /// One check of a self-test.

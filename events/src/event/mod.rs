@@ -6,6 +6,7 @@
 mod account;
 mod job;
 mod machine;
+mod upcast;
 
 use std::fmt;
 
@@ -61,7 +62,7 @@ macro_rules! events {
         }
 
         impl Event {
-            /// Every wire name that is written today.
+            /// Every wire name that is written today; older ones are read as well.
             pub const WIRE_NAMES: &'static [&'static str] = &[$($wire),+];
 
             /// The name on the wire, with its version.
@@ -84,7 +85,7 @@ macro_rules! events {
                 let bad = |source| DecodeError::Payload { wire_name: wire_name.to_owned(), source };
                 match wire_name {
                     $($wire => serde_json::from_slice(payload).map(Self::$name).map_err(bad),)+
-                    other => Err(DecodeError::UnknownType(other.chars().take(64).collect())),
+                    older => upcast::decode(older, payload),
                 }
             }
         }
@@ -112,7 +113,7 @@ events! {
     MachineResumed = "MachineResumed.v1" (Machine.machine),
     MachineDrainStarted = "MachineDrainStarted.v1" (Machine.machine),
     MachineDelisted = "MachineDelisted.v1" (Machine.machine),
-    MachineTested = "MachineTested.v1" (Machine.machine),
+    MachineTested = "MachineTested.v2" (Machine.machine),
     MachineSuspected = "MachineSuspected.v1" (Machine.machine),
     MachineLost = "MachineLost.v1" (Machine.machine),
     MachineRecovered = "MachineRecovered.v1" (Machine.machine),

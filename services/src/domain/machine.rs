@@ -155,7 +155,7 @@ impl Machine {
     /// A self-test was made.
     pub(super) fn record_test(&self, machine: MachineId, c: &RecordTest) -> Result<Decision, Refusal> {
         check_test(&c.checks)?;
-        Ok(self.propose(MachineTested { machine, checks: c.checks.clone() }))
+        Ok(self.propose(MachineTested { machine, checks: c.checks.clone(), speed: Speed::of(&c.checks) }))
     }
 
     /// The watchdog missed heartbeats.
@@ -223,7 +223,7 @@ impl Machine {
             Event::MachineLost(_) => machine.presence = Presence::Lost,
             Event::MachineRecovered(_) => machine.presence = Presence::Online,
             Event::MachineTested(e) => {
-                machine.speed = Speed::of(&e.checks);
+                machine.speed = e.speed;
                 machine.verified = record::verified(&e.checks);
             }
             _ => {}

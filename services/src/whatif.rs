@@ -1,0 +1,193 @@
+//! `what-if`: an archive of the log folded once more through other prices, another fee, another rule of placement, and
+//! the difference to what happened. It decides nothing, and appends nothing.
+//!
+//! What cannot be known is left as it was: a job runs as long on another machine as it did on its own, and nobody
+//! submits more because it would have been cheaper.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+use gpubnb_events::{
+    Event, HourlyRate, JobId, MachineId, MicroUsd, Recorded,
+    archive::Reader,
+    event::{JobAssigned, Settled},
+    spec::{Placement, Terms},
+};
+use serde::Serialize;
+
+use crate::domain::{Settings, World, placement};
+
+/// Options of `what-if`.
+#[derive(Debug, Clone, Args)]
+pub struct WhatIfArgs {
+    /// The archive, as `gpubnb-projector export` writes it.
+    #[arg(value_name = "DIR")]
+    pub archive: PathBuf,
+    /// The platform's share, in ten-thousandths; as it was, if missing.
+    #[arg(long, value_name = "BASIS_POINTS")]
+    pub fee: Option<u32>,
+    /// All prices, in percent of what they were.
+    #[arg(long, value_name = "PERCENT", default_value_t = 100)]
+    pub price: u32,
+    /// How the market chooses for jobs that named no machine; as they asked, if missing.
+    #[arg(long)]
+    pub placement: Option<Rule>,
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A rule of placement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rule {
+    /// The lowest price.
+    Cheapest,
+    /// The fastest by self-test.
+    Fastest,
+    /// The best record.
+    MostReliable,
+}
+
+impl Rule {
+    /// The same limits under this rule. Who named a machine goes on to have it.
+    fn of(self, asked: &Placement) -> Placement {
+        let Some(requirements) = asked.requirements().cloned() else { return asked.clone() };
+        match self {
+            Self::Cheapest => Placement::Cheapest { requirements },
+            Self::Fastest => Placement::Fastest { requirements },
+            Self::MostReliable => Placement::MostReliable { requirements },
+        }
+    }
+}
+
+/// What settlements come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Sums {
+    /// What consumers paid.
+    pub cost: MicroUsd,
+    /// What the platform kept.
+    pub fee: MicroUsd,
+    /// What providers earned.
+    pub earned: MicroUsd,
+}
+
+impl Sums {
+    fn add(&mut self, cost: MicroUsd, fee: MicroUsd) {
+        self.cost += cost;
+        self.fee += fee;
+        self.earned += cost - fee;
+    }
+}
+
+/// The difference.
+#[derive(Debug, Default, Serialize)]
+pub struct Difference {
+    /// Settlements.
+    pub settled: u64,
+    /// As it was.
+    pub then: Sums,
+    /// As it would have been.
+    pub now: Sums,
+    /// Assignments, and how many would have gone to another machine.
+    pub assigned: u64,
+    /// Those.
+    pub moved: u64,
+    /// Jobs whose bill would have met their budget before they ended as they did.
+    pub cut_short: u64,
+    /// Attempts that each machine would have had more (or fewer).
+    pub attempts: BTreeMap<MachineId, i64>,
+}
+
+/// Goes through the log with another rule beside it.
+struct Other<'a> {
+    args: &'a WhatIfArgs,
+    world: World,
+    settings: Settings,
+    /// The terms that each job would have had.
+    terms: BTreeMap<JobId, Terms>,
+    difference: Difference,
+}
+
+impl Other<'_> {
+    fn apply(&mut self, recorded: &Recorded) {
+        match recorded.event() {
+            // What it was chosen from is the world just before.
+            Some(Event::JobAssigned(e)) => self.assigned(e, recorded),
+            Some(Event::Settled(e)) => self.settled(e),
+            _ => {}
+        }
+        self.world.apply(recorded, &self.settings);
+    }
+
+    fn assigned(&mut self, e: &JobAssigned, recorded: &Recorded) {
+        self.difference.assigned += 1;
+        let other = self.args.placement.and_then(|rule| {
+            let job = self.world.job(e.job)?;
+            let asked = rule.of(&job.placement);
+            let request = placement::Request { spec: &job.spec, placement: &asked, avoid: &job.avoid };
+            let machine = placement::choose(&self.world, &request, recorded.at).machine?;
+            let offer = self.world.machine(machine)?;
+            (machine != e.machine)
+                .then(|| (machine, Terms { price: offer.offer.price, provider: offer.owner, ..e.terms.clone() }))
+        });
+        let mut terms = e.terms.clone();
+        if let Some((machine, theirs)) = other {
+            self.difference.moved += 1;
+            *self.difference.attempts.entry(machine).or_default() += 1;
+            *self.difference.attempts.entry(e.machine).or_default() -= 1;
+            terms = theirs;
+        }
+        let percent = |amount: MicroUsd| amount.share(self.args.price.saturating_mul(100));
+        terms.price = HourlyRate(percent(terms.price.0));
+        terms.fee_basis_points = self.args.fee.unwrap_or(terms.fee_basis_points);
+        self.terms.insert(e.job, terms);
+    }
+
+    fn settled(&mut self, e: &Settled) {
+        self.difference.settled += 1;
+        self.difference.then.add(e.cost, e.fee);
+        let (Some(terms), Some(metering)) = (self.terms.remove(&e.job), &e.metering) else { return };
+        // As long as it ran, but for its budget, which is what a bill stops at.
+        let ran = [Some(metering.broker), metering.worker, Some(metering.limit)].into_iter().flatten().min();
+        let hold = self.world.job(e.job).map_or(e.cost, |job| job.hold);
+        let whole = terms.price.cost_of(ran.unwrap_or(metering.billed));
+        if whole > hold && metering.budget.is_none_or(|budget| metering.billed < budget) {
+            self.difference.cut_short += 1;
+        }
+        let cost = whole.min(hold);
+        self.difference.now.add(cost, cost.share(terms.fee_basis_points));
+    }
+}
+
+/// Prints the difference.
+pub fn what_if(args: &WhatIfArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
+    let reader: Reader<serde_json::Value> = Reader::open(&args.archive)?;
+    let (world, settings) = (World::default(), Settings::default());
+    let mut other = Other { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
+    for part in &reader.manifest.parts {
+        for raw in reader.lines(part)? {
+            other.apply(&raw?.read());
+        }
+    }
+    let d = other.difference;
+    if args.json {
+        println!("{}", serde_json::to_string(&d)?);
+        return Ok(());
+    }
+    println!("{:<10} {:>16} {:>16} {:>16}", "", "as it was", "what if", "difference");
+    let line = |name: &str, then: MicroUsd, now: MicroUsd| {
+        println!("{name:<10} {:>16} {:>16} {:>16}", then.to_string(), now.to_string(), (now - then).to_string());
+    };
+    line("paid", d.then.cost, d.now.cost);
+    line("fees", d.then.fee, d.now.fee);
+    line("earned", d.then.earned, d.now.earned);
+    println!(
+        "{} settlements; {} of {} assignments elsewhere; {} jobs that their budget would have cut short",
+        d.settled, d.moved, d.assigned, d.cut_short
+    );
+    for (machine, attempts) in d.attempts.iter().filter(|(_, attempts)| **attempts != 0) {
+        println!("{machine} {attempts:+} attempts");
+    }
+    Ok(())
+}
