@@ -12,7 +12,10 @@ pub mod ids;
 pub mod ledger;
 pub mod log;
 pub mod manifest;
+pub mod metric;
 pub mod money;
+#[cfg(feature = "monitor")]
+pub mod monitor;
 pub mod nats;
 pub mod observe;
 pub mod output;

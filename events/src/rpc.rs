@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::{actor::Actor, log::header, nats::connected, subject};
+use crate::{actor::Actor, log::header, metric, nats::connected, subject};
 
 /// Largest request body.
 const MAX_BODY: usize = 256 * 1024;
@@ -179,6 +179,7 @@ impl Server {
         let handler = Arc::new(handler);
         let places = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        let name = name.to_owned();
         self.tasks.spawn(async move {
             loop {
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -195,8 +196,11 @@ impl Server {
                     }
                 };
                 let handler = Arc::clone(&handler);
+                let endpoint = name.clone();
                 tasks.spawn(async move {
+                    let began = std::time::Instant::now();
                     let answer = handler(incoming).await;
+                    counted(endpoint, &answer, began.elapsed());
                     match serde_json::to_vec(&answer) {
                         Ok(bytes) => {
                             if let Err(e) = request.respond(Ok(bytes.into())).await {
@@ -222,6 +226,17 @@ impl Server {
             warn!(error = %e, "stopping the service");
         }
     }
+}
+
+/// Counts an answer.
+fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: Duration) {
+    let result = match answer {
+        Ok(_) => "ok",
+        Err(Failure::Refused(_)) => "refused",
+        Err(Failure::Unavailable(_)) => "unavailable",
+    };
+    metrics::histogram!(metric::RPC_SECONDS, "endpoint" => endpoint.clone()).record(took);
+    metrics::counter!(metric::RPC_REQUESTS, "endpoint" => endpoint, "result" => result).increment(1);
 }
 
 /// The rules. A request that breaks them gets no answer at all: where it wants the answer is the attack.

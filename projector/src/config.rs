@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::nats::NatsArgs;
+use gpubnb_events::{monitor::MonitorArgs, nats::NatsArgs};
 
 use crate::client::Point;
 
@@ -120,6 +120,9 @@ pub struct RebuildArgs {
 /// Options of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub monitor: MonitorArgs,
     /// Where the read models are kept. They can be deleted: they come back by replay.
     #[arg(long, env = "GPUBNB_PROJECTOR_DATA", default_value = "data/projector", value_name = "DIR")]
     pub data: PathBuf,

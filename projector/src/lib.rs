@@ -7,6 +7,7 @@ pub mod config;
 pub mod view;
 
 pub mod fold;
+mod gauges;
 pub mod heads;
 mod live;
 pub mod merkle;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, Seq,
+    Log, Seq, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::{
     config::RunArgs,
     fold::{self, Models, READ_AHEAD},
-    heads,
+    gauges, heads,
     live::Live,
     merkle::Nodes as _,
     model::merkle::{Kept, Merkle},
@@ -47,6 +47,7 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
 
 /// Runs until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let ready = monitor::start(&args.monitor, shutdown.clone()).await?;
     let creds = nats.nats_creds.clone();
     let client = nats.connect("projector", PROJECTOR_INBOX).await?;
     let js = jetstream(client.clone());
@@ -101,6 +102,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
     query::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
+    tasks.spawn(gauges::take(ops, shutdown.clone()));
+    ready.set();
     info!("ready");
 
     shutdown.cancelled().await;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{Millis, nats::NatsArgs, stream::StreamOptions};
+use gpubnb_events::{Millis, monitor::MonitorArgs, nats::NatsArgs, stream::StreamOptions};
 
 use crate::{backup::BackupArgs, domain::Settings, whatif::WhatIfArgs};
 
@@ -68,6 +68,9 @@ pub struct Config {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub nats: NatsArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub monitor: MonitorArgs,
     /// Creates missing streams at the start; without it they must be there.
     #[arg(long, env = "GPUBNB_PROVISION")]
     pub provision: bool,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use gpubnb_events::{
     Actor, Aggregate, Clock, Event, JobId, Log, Seq,
     log::{AppendError, ReadError},
+    metric,
     nats::connected,
     rpc::{self, Failure, RefusalKind},
 };
@@ -59,12 +60,14 @@ impl Executor {
             match self.log.append(&proposal, actor).await {
                 Ok(appended) => {
                     let wire_name = proposal.event.wire_name();
+                    metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);
                     info!(seq = appended.seq.0, %actor, aggregate = %proposal.event.aggregate(), wire_name, "appended");
                     self.view.wait_for(appended.seq).await;
                     return Ok(appended.seq);
                 }
                 Err(AppendError::Conflict { last }) => {
                     debug!(last = last.0, "conflict: deciding again");
+                    metrics::counter!(metric::CONFLICTS).increment(1);
                     self.view.wait_for(last).await;
                 }
                 Err(e @ AppendError::Unavailable(_)) => return Err(Failure::Unavailable(e.to_string())),

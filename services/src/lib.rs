@@ -9,6 +9,7 @@ pub mod domain;
 mod endpoint;
 mod enrollment;
 mod execute;
+mod gauges;
 mod process;
 mod run;
 mod secrets;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    CommandId, Log, SystemClock, nats::jetstream, rpc::Server, stream::provision, subject::SERVICES_INBOX,
+    CommandId, Log, SystemClock, monitor, nats::jetstream, rpc::Server, stream::provision, subject::SERVICES_INBOX,
     transfer::TransferKey,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,6 +16,7 @@ use crate::{
     endpoint::{self, Endpoints, Files},
     enrollment::Enrollments,
     execute::Executor,
+    gauges,
     process::{Leadership, Patience, manage, watch},
     secrets::JobEnv,
     turns::Turns,
@@ -24,6 +25,7 @@ use crate::{
 
 /// Runs one replica until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let ready = monitor::start(&config.monitor, shutdown.clone()).await?;
     // Two connections: one serves and may publish to inboxes only, the other appends.
     let serving = config.nats.connect("serve", SERVICES_INBOX).await?;
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;
@@ -60,6 +62,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let keys = &config.nats.nats_creds;
     let secrets = JobEnv::open(&js, Sealing::open(keys)?).await.context("the bucket of secrets")?;
     tasks.spawn(manage(executor.clone(), secrets.clone(), leadership.clone(), shutdown.clone()));
+    tasks.spawn(gauges::take(
+        Arc::clone(&executor.view),
+        Arc::clone(&executor.clock),
+        leadership.clone(),
+        shutdown.clone(),
+    ));
     let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
     tasks.spawn(watch(executor.clone(), js, leadership, replica.clone(), patience, config.streams(), shutdown.clone()));
 
@@ -88,6 +96,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     if let Some(path) = &config.ready_file {
         std::fs::write(path, &replica).with_context(|| format!("writing {}", path.display()))?;
     }
+    ready.set();
     info!(replica, "ready");
 
     shutdown.cancelled().await;

@@ -26,6 +26,8 @@ const READY: Duration = Duration::from_secs(30);
 pub struct Options {
     /// Replicas of the services.
     pub replicas: usize,
+    /// Whether each service is watched, at an address of its own.
+    pub monitored: bool,
     /// Further options of `gpubnb-services run`.
     pub services: Vec<String>,
     /// Further options of `gpubnb-ui run`.
@@ -38,7 +40,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { replicas: 1, services: Vec::new(), ui: Vec::new(), port: None, hurried: true }
+        Self { replicas: 1, monitored: false, services: Vec::new(), ui: Vec::new(), port: None, hurried: true }
     }
 }
 
@@ -140,6 +142,9 @@ impl System {
         let mut command = Command::new(binary(&format!("gpubnb-{name}"))?);
         command.env("GPUBNB_NATS_URL", self.nats_url());
         command.env("GPUBNB_NATS_CREDS", self.keys().join(name));
+        if self.options.monitored {
+            command.env("GPUBNB_MONITOR", "127.0.0.1:0");
+        }
         Ok(command)
     }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::nats::NatsArgs;
+use gpubnb_events::{monitor::MonitorArgs, nats::NatsArgs};
 
 /// Serves the pages and the JSON API.
 #[derive(Debug, Clone, Parser)]
@@ -41,6 +41,9 @@ pub struct LinkArgs {
 /// Options of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub monitor: MonitorArgs,
     /// Where to listen.
     #[arg(long, env = "GPUBNB_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,

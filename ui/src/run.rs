@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use gpubnb_events::{
-    Clock as _, Millis, SystemClock,
+    Clock as _, Millis, SystemClock, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Caller,
     stream::{ARTIFACTS, CREDENTIALS, INPUTS, SESSIONS},
@@ -34,13 +34,15 @@ const MISSING: &str = "is missing: start gpubnb-services with --provision first"
 
 /// Serves until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let ready = monitor::start(&args.monitor, shutdown.clone()).await?;
     let client = nats.connect("ui", UI_INBOX).await?;
     let js = jetstream(client.clone());
     let caller = Caller::new(client.clone());
     let key = nats.nats_creds.join("transfer.key");
     let people = people(&js).await?;
     if people.first_run().await.map_err(|p| anyhow::anyhow!(p.detail))? {
-        print_link(&people, &format!("http://{}", args.listen)).await?;
+        let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+        print_link(&people, &format!("{scheme}://{}", args.listen)).await?;
     }
     let authority = nats.nats_ca.as_ref().map(fs::read_to_string).transpose().context("reading --nats-ca")?;
     let (changes, board, queries) = (Changes::new(), Board::new(), QueryClient::new(caller.clone()));
@@ -74,6 +76,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         transfer: TransferKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
         clock: Arc::new(SystemClock),
     };
+    ready.set();
     serve(app, &args, shutdown).await?;
     tasks.close();
     tasks.wait().await;

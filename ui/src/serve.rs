@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Context as _;
 use axum::{
     Extension, Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, MatchedPath, Request},
     http::{HeaderName, HeaderValue, Method, StatusCode, header, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -15,6 +15,7 @@ use axum_server::{
     accept::NoDelayAcceptor,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
+use gpubnb_events::metric;
 use tokio_util::sync::CancellationToken;
 use tower_http::{
     compression::{CompressionLayer, Predicate, predicate::SizeAbove},
@@ -33,6 +34,8 @@ use crate::{
     routes,
 };
 
+/// Methods that are counted by name.
+const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "PUT", "DELETE"];
 /// Largest body of a form or of an API request.
 const MAX_BODY: usize = 256 * 1024;
 /// How long open requests may take to end at shutdown.
@@ -106,6 +109,7 @@ fn router(app: App, tls: bool) -> Router {
         .layer(middleware::from_fn(conditional::versions))
         .layer(CompressionLayer::new().compress_when(Squeezed))
         .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn(counted))
         .layer(Extension(app.clone()))
         .layer(middleware::from_fn(same_origin))
         .layer(SetResponseHeaderLayer::if_not_present(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP)))
@@ -147,6 +151,19 @@ async fn nothing_here(request: Request) -> Response {
 async fn not_like_this(request: Request) -> Response {
     let detail = "This address does not take such a request.";
     problem(request.uri().path(), Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail))
+}
+
+/// Counts a request by the route that takes it: addresses are as many as visitors make up.
+async fn counted(request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let (route, method) = (path.unwrap_or_else(|| "none".to_owned()), request.method().as_str().to_owned());
+    let method = if METHODS.contains(&method.as_str()) { method } else { "other".to_owned() };
+    let began = std::time::Instant::now();
+    let response = next.run(request).await;
+    metrics::histogram!(metric::HTTP_SECONDS, "route" => route.clone()).record(began.elapsed());
+    let status = response.status().as_u16().to_string();
+    metrics::counter!(metric::HTTP_REQUESTS, "method" => method, "route" => route, "status" => status).increment(1);
+    response
 }
 
 /// Whatever takes longer than it should is given up. Files move at their own pace.

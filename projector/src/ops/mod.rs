@@ -100,7 +100,7 @@ fn begun(result: Result<(), NotNow>, what: &str) -> Result<(), Failure> {
 }
 
 impl Ops {
-    async fn platform(&self) -> Result<Platform, Failure> {
+    pub(crate) async fn platform(&self) -> Result<Platform, Failure> {
         let all = [MARKET, DISPATCH, TELEMETRY, OUTPUT].map(|name| self.stream(name));
         let streams: Vec<_> = futures_util::future::join_all(all).await.into_iter().flatten().collect();
         let last = self.queries.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
@@ -158,7 +158,7 @@ impl Ops {
         explore::events(&self.queries.log, &timeline, applied, &query).await
     }
 
-    fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
+    pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
         stuck::jobs(&self.queries.trees).map_err(|e| broken(&e))
     }
 

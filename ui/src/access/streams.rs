@@ -14,7 +14,7 @@ use axum::{
     response::Response,
 };
 use futures_util::StreamExt as _;
-use gpubnb_events::AccountId;
+use gpubnb_events::{AccountId, metric};
 
 use super::pace::network_of;
 use crate::error::Problem;
@@ -60,6 +60,7 @@ impl Streams {
         }
         *count += 1;
         drop(counts);
+        metrics::gauge!(metric::OPEN_STREAMS).increment(1.0);
         Some(Open { streams: self.clone(), reader })
     }
 
@@ -86,6 +87,7 @@ impl Streams {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        metrics::gauge!(metric::OPEN_STREAMS).decrement(1.0);
         let mut counts = self.streams.counts();
         if let Some(count) = counts.get_mut(&self.reader) {
             *count -= 1;

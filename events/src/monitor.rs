@@ -1,0 +1,112 @@
+//! What a service says of itself to those who watch over it: `/metrics` for Prometheus, `/healthz` and `/readyz` for
+//! whoever starts and stops it. On an address of its own, which is nobody else's business.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, http::StatusCode, routing::get};
+use clap::Args;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::metric::{self, Kind};
+
+/// Upper bounds of the buckets, seconds: from a query out of memory to one that waits.
+const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+/// How often summed values are tidied up.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Where a service is watched.
+#[derive(Debug, Clone, Args)]
+pub struct MonitorArgs {
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere, if missing. Keep it to those who operate the market.
+    #[arg(long, env = "GPUBNB_MONITOR", value_name = "ADDRESS")]
+    pub monitor: Option<SocketAddr>,
+}
+
+/// Why a service cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The address cannot be had.
+    #[error("listening on {address} for those who watch: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// Something else records metrics already.
+    #[error("recording metrics: {0}")]
+    Record(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// Whether the service does its work.
+#[derive(Debug, Clone, Default)]
+pub struct Ready(Arc<AtomicBool>);
+
+impl Ready {
+    /// From now on it does.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Serves until shutdown, where an address was given. Call before anything is counted.
+pub async fn start(args: &MonitorArgs, shutdown: CancellationToken) -> Result<Ready, MonitorError> {
+    let ready = Ready::default();
+    let Some(address) = args.monitor else { return Ok(ready) };
+    let mut builder = PrometheusBuilder::new();
+    for metric in metric::ALL.iter().filter(|m| m.kind == Kind::Seconds) {
+        builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), &BUCKETS)?;
+    }
+    let recorded = builder.install_recorder()?;
+    for metric in metric::ALL {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Seconds => metrics::describe_histogram!(metric.name, metrics::Unit::Seconds, metric.help),
+        }
+    }
+    let listen = |source| MonitorError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    info!(address = %listener.local_addr().map_err(listen)?, "watched at");
+    tokio::spawn(upkeep(recorded.clone(), shutdown.clone()));
+    let router = router(recorded, ready.clone(), shutdown.clone());
+    tokio::spawn(async move {
+        if let Err(e) = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await {
+            warn!(error = %e, "nobody can watch any more");
+        }
+    });
+    Ok(ready)
+}
+
+async fn upkeep(recorded: PrometheusHandle, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
+        recorded.run_upkeep();
+    }
+}
+
+fn router(recorded: PrometheusHandle, ready: Ready, shutdown: CancellationToken) -> Router {
+    let is_ready = move || {
+        let (ready, stopping) = (ready.0.load(Ordering::Acquire), shutdown.is_cancelled());
+        async move {
+            match (ready, stopping) {
+                (_, true) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+                (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+                (true, false) => (StatusCode::OK, "ready\n"),
+            }
+        }
+    };
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(is_ready))
+        .route("/metrics", get(move || async move { recorded.render() }))
+}

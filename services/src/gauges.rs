@@ -1,0 +1,56 @@
+//! What the world is like, for those who watch: gauges, taken every few seconds from the view.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use gpubnb_events::{Clock, metric};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{World, job::Phase, machine::Availability, machine::Presence},
+    process::Leadership,
+    view::View,
+};
+
+const EVERY: Duration = Duration::from_secs(2);
+const PHASES: [(Phase, &str); 5] = [
+    (Phase::Queued, "queued"),
+    (Phase::Assigned, "assigned"),
+    (Phase::Accepted, "accepted"),
+    (Phase::Running, "running"),
+    (Phase::Ended, "ended"),
+];
+const PRESENCES: [(Presence, &str); 3] =
+    [(Presence::Online, "online"), (Presence::Suspect, "suspect"), (Presence::Lost, "lost")];
+
+/// Takes them until shutdown.
+pub(crate) async fn take(view: Arc<View>, clock: Arc<dyn Clock>, leads: Leadership, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+        metrics::gauge!(metric::LEADER).set(if leads.leads() { 1.0 } else { 0.0 });
+        view.read(|world| of_world(world, clock.as_ref()));
+    }
+}
+
+// Counts of things that fit into memory are whole numbers in an f64.
+#[allow(clippy::cast_precision_loss)]
+fn of_world(world: &World, clock: &dyn Clock) {
+    let mut jobs: BTreeMap<&str, u64> = PHASES.iter().map(|(_, name)| (*name, 0)).collect();
+    for job in world.jobs() {
+        if let Some((_, name)) = PHASES.iter().find(|(phase, _)| *phase == job.phase) {
+            *jobs.entry(name).or_default() += 1;
+        }
+    }
+    for (state, count) in jobs {
+        metrics::gauge!(metric::JOBS, "state" => state).set(count as f64);
+    }
+    let on_market = || world.machines().filter(|(_, m)| m.availability != Availability::Delisted);
+    for (presence, name) in PRESENCES {
+        let count = on_market().filter(|(_, m)| m.presence == presence).count();
+        metrics::gauge!(metric::MACHINES, "presence" => name).set(count as f64);
+    }
+    let leases: usize = world.machines().map(|(_, m)| m.leases.len()).sum();
+    metrics::gauge!(metric::LEASES).set(leases as f64);
+    let oldest = world.queued().next().and_then(|job| world.job(job));
+    let waits = oldest.map_or(0, |job| clock.now().since(job.submitted_at).0);
+    metrics::gauge!(metric::OLDEST_QUEUED).set(waits as f64 / 1_000.0);
+    metrics::gauge!(metric::APPLIED).set(world.applied().0 as f64);
+}
