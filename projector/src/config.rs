@@ -38,6 +38,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Sums the ledger of the log, account by account, and proves that it balances.
     Audit(AuditArgs),
+    /// Looks at the whole deployment, and says what to change. Fails where something is to be changed.
+    Doctor(DoctorArgs),
     /// Writes the log as an archive: compressed JSON lines, the hash of each event, and the signed heads.
     Export(ExportArgs),
     /// Prints the proof that an event is in the log, with the head that was signed: to keep, or to show to others.
@@ -64,6 +66,17 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "KEY", requires = "archive")]
     pub key: Option<String>,
     /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Looks at the broker's own configuration as well, where this is its machine.
+    #[arg(long, value_name = "FILE")]
+    pub nats_conf: Option<PathBuf>,
+    /// One JSON list, for programs.
     #[arg(long)]
     pub json: bool,
 }

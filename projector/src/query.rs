@@ -189,7 +189,7 @@ impl Queries {
         Ok(())
     }
 
-    fn figures(&self) -> Result<Figures, Failure> {
+    pub(crate) fn figures(&self) -> Result<Figures, Failure> {
         let tree = self.trees.of(&MarketFigures).map_err(|e| broken(&e))?;
         let mut figures: Figures = store::get(&tree, FIGURES).map_err(|e| broken(&e))?.unwrap_or_default();
         let machines = self.trees.of(&Machines).map_err(|e| broken(&e))?;

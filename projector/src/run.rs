@@ -93,7 +93,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         state: Arc::default(),
     };
     let queries = Queries { trees, live: Arc::clone(&live), log, applied };
-    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default() };
+    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default(), began: Arc::default() };
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
     tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), heads::key(&creds)?, shutdown.clone()));
     tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));

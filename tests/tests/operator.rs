@@ -63,3 +63,39 @@ async fn read_models_are_measured_rebuilt_and_verified_from_the_command_line() {
     let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
     assert_eq!(verified["clean"], true, "{verified}");
 }
+
+#[tokio::test]
+async fn the_doctor_finds_nothing_in_a_market_of_ours_and_names_what_is_changed() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    system.start_worker("attic", &[]).await.unwrap();
+    let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
+    system.web.settled(&job).await.unwrap();
+    let conf = system.path().join("keys/nats.conf");
+    let doctor = || {
+        let output = tool(&system, &["doctor", "--nats-conf", conf.to_str().unwrap(), "--json"]);
+        let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let bad: Vec<_> = checks.into_iter().filter(|c| c["passed"] == false).collect();
+        (output.status.success(), bad)
+    };
+    // Its head is signed some seconds after it began.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while doctor().1.iter().any(|c| c["id"] == "market.signed_head") {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    assert_eq!(doctor(), (true, Vec::new()));
+    let text = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, text.replace("sync_interval: always", "sync_interval: 2m")).unwrap();
+    std::process::Command::new("chmod")
+        .arg("644")
+        .arg(system.path().join("keys/projector/operator.creds"))
+        .status()
+        .unwrap();
+    let (fine, bad) = doctor();
+    let ids: Vec<_> = bad.iter().map(|c| c["id"].as_str().unwrap()).collect();
+    assert_eq!((fine, ids), (false, vec!["credentials.private", "broker.sync_interval"]));
+    assert!(bad.iter().all(|c| c["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty())));
+    // What the log grows by is told.
+    let lag: Value = serde_json::from_slice(&tool(&system, &["lag", "--json"]).stdout).unwrap();
+    assert!(lag["growth"]["per_thousand"].as_u64().unwrap() > 0);
+}

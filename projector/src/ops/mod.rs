@@ -14,11 +14,12 @@ use std::{
 };
 
 use gpubnb_events::{
-    Millis, Seq,
+    Clock as _, Millis, Seq, SystemClock, Timestamp,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::OnceCell;
 
 use self::{
     travel::{TravelError, Traveller},
@@ -35,7 +36,7 @@ use crate::{
     store,
     view::{
         Page, TrailEvent,
-        ops::{ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
+        ops::{Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
     },
 };
 
@@ -51,6 +52,8 @@ pub(crate) struct Ops {
     pub(crate) work: Work,
     pub(crate) traveller: Traveller,
     pub(crate) rate: Arc<Mutex<VecDeque<(Instant, Seq)>>>,
+    /// When the log began.
+    pub(crate) began: Arc<OnceCell<Timestamp>>,
 }
 
 /// Serves them.
@@ -104,6 +107,7 @@ impl Ops {
         let all = [MARKET, DISPATCH, TELEMETRY, OUTPUT].map(|name| self.stream(name));
         let streams: Vec<_> = futures_util::future::join_all(all).await.into_iter().flatten().collect();
         let last = self.queries.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let growth = self.growth(streams.iter().find(|s| s.name == MARKET)).await;
         let applied = self.queries.applied.borrow().clone();
         let state = self.work.state();
         let models = applied.models.into_iter().map(|m| ModelLine {
@@ -114,7 +118,16 @@ impl Ops {
         });
         let models = models.collect();
         let verification = state.verification.clone();
-        Ok(Platform { streams, last, models, per_second: self.rate(applied.seq), verification })
+        Ok(Platform { streams, last, models, per_second: self.rate(applied.seq), verification, growth })
+    }
+
+    /// What the log grows by; `None` where nobody can say now.
+    async fn growth(&self, market: Option<&StreamState>) -> Option<Growth> {
+        let first = async { self.queries.log.get(Seq(1)).await.ok().flatten().map(|first| first.at).ok_or(()) };
+        // It is read once: the first event stays the first.
+        let began = *self.began.get_or_try_init(|| first).await.ok()?;
+        let jobs = self.queries.figures().ok()?.settled;
+        Growth::of(market?.bytes, jobs, SystemClock.now().since(began))
     }
 
     /// A stream, if it may be looked at: credentials that were made before it was looked at do not allow it.

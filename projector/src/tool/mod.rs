@@ -2,6 +2,7 @@
 
 mod archive;
 mod audit;
+mod doctor;
 mod proof;
 mod show;
 mod trail;
@@ -26,6 +27,7 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::CheckProof(args) => return proof::check(&args.file, args.key.as_deref()),
         _ => {}
     }
+    let creds = nats.nats_creds.clone();
     let client = nats.connect("operator", OPERATOR_INBOX).await?;
     let log = Log::open(jetstream(client.clone())).await.context("MARKET cannot be read")?;
     match command {
@@ -37,6 +39,7 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Verify(args) => work::verify(client, &args, shutdown).await,
         Command::Audit(args) => audit::log(&log, &args, shutdown).await,
         Command::Export(args) => archive::export(&log, &args, shutdown).await,
+        Command::Doctor(args) => doctor::doctor(client, &log, &creds, &args).await,
         Command::Prove(args) => proof::prove(client, &log, Seq(args.seq)).await,
         Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this is not done here"),
     }

@@ -26,6 +26,10 @@ pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::R
     for s in &platform.streams {
         println!("{:<10} {:>12} {:>14} {:>10} {:>10}", s.name, s.messages, s.bytes, s.first.0, s.last.0);
     }
+    if let Some(g) = platform.growth {
+        let (thousand, year) = (g.per_thousand >> 10, g.per_year >> 20);
+        println!("\nMARKET is never trimmed: {thousand} KiB for 1,000 jobs, {year} MiB a year at the pace so far");
+    }
     println!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag");
     for m in &platform.models {
         let state = m.stopped.as_deref().unwrap_or("folding");

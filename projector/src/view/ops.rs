@@ -18,6 +18,30 @@ pub struct Platform {
     pub per_second: u64,
     /// The verification that runs, or ran last.
     pub verification: Option<Verification>,
+    /// What the log grows by, once a job was settled.
+    #[serde(default)]
+    pub growth: Option<Growth>,
+}
+
+/// What MARKET grows by. It is never trimmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Growth {
+    /// Jobs that were settled.
+    pub jobs: u64,
+    /// Bytes for every thousand of them, with all that goes with them.
+    pub per_thousand: u64,
+    /// Bytes in a year at the pace so far.
+    pub per_year: u64,
+}
+
+impl Growth {
+    /// Of a log that has `bytes` after so many jobs and so much time.
+    pub fn of(bytes: u64, jobs: u64, since: Millis) -> Option<Self> {
+        const YEAR: u128 = 365 * 86_400_000;
+        let per_thousand = bytes.saturating_mul(1_000).checked_div(jobs)?;
+        let per_year = u128::from(bytes) * YEAR / u128::from(since.0.max(1));
+        Some(Self { jobs, per_thousand, per_year: u64::try_from(per_year).unwrap_or(u64::MAX) })
+    }
 }
 
 /// A stream of the broker.

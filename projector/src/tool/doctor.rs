@@ -1,0 +1,231 @@
+//! `doctor`: looks at a deployment, and says what to change. It changes nothing.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::Client;
+use gpubnb_events::{
+    Actor, Clock as _, Log, MachineId, Seq, SystemClock, Timestamp,
+    event::Check,
+    rpc::Caller,
+    stream::{CHECKPOINTS, DISPATCH, MARKET, OUTPUT, TELEMETRY, machine_consumer},
+};
+use serde_json::Value;
+
+use crate::{
+    client::QueryClient,
+    config::DoctorArgs,
+    heads::{self, LATEST},
+    view::ops::Platform,
+};
+
+const ME: Actor = Actor::Operator(None);
+/// The broker that everything here was tried with has this version, or a later one.
+const BROKER: (u32, u32) = (2, 12);
+const MOST_SKEW_MS: u64 = 2_000;
+const MOST_LAG: u64 = 1_000;
+/// Least free room where the broker keeps its streams.
+const LEAST_ROOM: u64 = 5 << 30;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was found.
+struct Findings(Vec<Check>);
+
+impl Findings {
+    fn add(&mut self, id: &str, actual: impl ToString, required: impl ToString, passed: bool, remedy: &str) {
+        let remedy = if passed { String::new() } else { remedy.to_owned() };
+        let (actual, required) = (actual.to_string(), required.to_string());
+        self.0.push(Check { id: id.to_owned(), actual, required, unit: String::new(), passed, remedy });
+    }
+}
+
+pub(super) async fn doctor(client: Client, log: &Log, creds: &Path, args: &DoctorArgs) -> anyhow::Result<()> {
+    let mut found = Findings(Vec::new());
+    broker(&client, &mut found);
+    streams(&client, &mut found).await?;
+    let queries = QueryClient::new(Caller::new(client.clone()));
+    match queries.platform(ME).await {
+        Ok(platform) => models(&platform, &mut found),
+        Err(e) => found.add("projector.answers", format!("{e:?}"), "yes", false, "Start gpubnb-projector run."),
+    }
+    head(log, &mut found).await;
+    deliveries(&client, &queries, &mut found).await?;
+    credentials(creds, &mut found)?;
+    if let Some(conf) = &args.nats_conf {
+        configuration(conf, &mut found)?;
+    }
+    let Findings(checks) = found;
+    let bad = checks.iter().filter(|check| !check.passed).count();
+    if args.json {
+        println!("{}", serde_json::to_string(&checks)?);
+    } else {
+        for c in &checks {
+            println!("{} {:<28} {:<24} {}", if c.passed { "ok  " } else { "FAIL" }, c.id, c.actual, c.required);
+            if !c.passed {
+                println!("     {}", c.remedy);
+            }
+        }
+    }
+    anyhow::ensure!(bad == 0, "{bad} of {} checks ask for something", checks.len());
+    Ok(())
+}
+
+fn broker(client: &Client, found: &mut Findings) {
+    let info = client.server_info();
+    let mut parts = info.version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    let needed = format!("{}.{} or later", BROKER.0, BROKER.1);
+    found.add("broker.version", &info.version, needed, version >= BROKER, "Update nats-server.");
+    let enough = info.max_payload >= 1 << 20;
+    found.add("broker.max_payload", info.max_payload, 1 << 20, enough, "Set max_payload: 1MB in nats.conf.");
+}
+
+/// A stream, as the broker tells of it.
+async fn info(client: &Client, stream: &str) -> anyhow::Result<Value> {
+    let asked = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
+    let answer = tokio::time::timeout(PATIENCE, asked).await.context("the broker is silent")??;
+    Ok(serde_json::from_slice(&answer.payload)?)
+}
+
+async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
+    let before = SystemClock.now();
+    let market = info(client, MARKET).await?;
+    if let Some(theirs) = market["ts"].as_str().and_then(|ts| ts.parse::<Timestamp>().ok()) {
+        let skew = before.since(theirs).0.max(theirs.since(SystemClock.now()).0);
+        let most = format!("at most {MOST_SKEW_MS} ms");
+        found.add(
+            "clock.skew",
+            format!("{skew} ms"),
+            most,
+            skew <= MOST_SKEW_MS,
+            "Set the clocks: timedatectl set-ntp true.",
+        );
+    }
+    let config = &market["config"];
+    for (field, needed) in [("deny_delete", true), ("deny_purge", true)] {
+        let actual = config[field].as_bool().unwrap_or(false);
+        let remedy = "MARKET was not made by --provision: export it, and restore it into one that was.";
+        found.add(&format!("market.{field}"), actual, needed, actual == needed, remedy);
+    }
+    let storage = config["storage"].as_str().unwrap_or_default();
+    found.add("market.storage", storage, "file", storage == "file", "The log lies in memory: restore it into a file.");
+    let unlimited = ["max_msgs", "max_bytes", "max_age"].iter().all(|limit| config[*limit].as_i64().unwrap_or(0) <= 0);
+    found.add(
+        "market.never_trimmed",
+        unlimited,
+        true,
+        unlimited,
+        "MARKET has a limit: events will be lost. Remove it.",
+    );
+    let clustered = market["cluster"]["name"].is_string();
+    let replicas = config["num_replicas"].as_u64().unwrap_or(1);
+    let remedy = "A cluster with one copy loses the log with one disk: --replicas 3.";
+    found.add(
+        "market.replicas",
+        replicas,
+        if clustered { "3" } else { "1, or 3 in a cluster" },
+        !clustered || replicas >= 3,
+        remedy,
+    );
+    let dispatch = info(client, DISPATCH).await?;
+    let lag = dispatch["sources"][0]["lag"].as_u64().unwrap_or(0);
+    let remedy = "Job messages are late: look at the broker's load. DISPATCH sources them from MARKET.";
+    found.add("dispatch.sourcing_lag", lag, format!("at most {MOST_LAG}"), lag <= MOST_LAG, remedy);
+    let output = info(client, OUTPUT).await?;
+    let (bytes, most) = (&output["state"]["bytes"], output["config"]["max_bytes"].as_u64().unwrap_or(u64::MAX));
+    let percent = bytes.as_u64().unwrap_or(0).saturating_mul(100) / most.max(1);
+    let remedy =
+        "The oldest logs make room for new ones: give it more with --output-mib, or see which job says so much.";
+    found.add("output.room_used", format!("{percent} %"), "at most 90 %", percent <= 90, remedy);
+    let telemetry = info(client, TELEMETRY).await?;
+    let storage = telemetry["config"]["storage"].as_str().unwrap_or_default();
+    found.add(
+        "telemetry.storage",
+        storage,
+        "memory",
+        storage == "memory",
+        "Heartbeats are written to disk: provision anew.",
+    );
+    Ok(())
+}
+
+fn models(platform: &Platform, found: &mut Findings) {
+    for model in &platform.models {
+        let (id, lag) = (format!("model.{}", model.name), model.lag(platform.last));
+        let actual = model.stopped.clone().unwrap_or_else(|| format!("{lag} behind"));
+        let passed = model.stopped.is_none() && lag <= MOST_LAG;
+        let remedy = "See the event it names; mend the projection and start again: it goes on from its checkpoint.";
+        found.add(&id, actual, format!("at most {MOST_LAG} behind"), passed, remedy);
+    }
+}
+
+async fn head(log: &Log, found: &mut Findings) {
+    let head = async {
+        let bucket = log.jetstream().get_key_value(CHECKPOINTS).await?;
+        heads::get(&bucket, LATEST).await
+    };
+    let (actual, passed) = match head.await {
+        Ok(Some(head)) => (format!("of {} events", head.size), head.is_signed()),
+        Ok(None) => ("none yet".to_owned(), false),
+        Err(e) => (format!("{e:#}"), false),
+    };
+    let remedy = "Nothing vouches for the log: start the projector, with credentials that may write to CHECKPOINTS.";
+    found.add("market.signed_head", actual, "signed", passed, remedy);
+}
+
+/// Job messages that are given out again and again, or that nobody fetches.
+async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings) -> anyhow::Result<()> {
+    let Ok(machines) = queries.machines(ME, Seq::ZERO).await else { return Ok(()) };
+    let (mut again, mut without) = (Vec::new(), Vec::new());
+    for machine in machines {
+        let id: MachineId = machine.row.machine;
+        let asked = client.request(format!("$JS.API.CONSUMER.INFO.{DISPATCH}.{}", machine_consumer(id)), "".into());
+        let answer: Value = serde_json::from_slice(&tokio::time::timeout(PATIENCE, asked).await??.payload)?;
+        if answer["error"]["code"] == 404 {
+            without.push(id.to_string());
+        } else if answer["num_redelivered"].as_u64().unwrap_or(0) > 0 {
+            again.push(id.to_string());
+        }
+    }
+    let told = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
+    let remedy = "A worker took a job message and did not say that it has it: look at that machine. After its lease's time \
+                  the job goes elsewhere by itself.";
+    found.add("dispatch.given_out_again", told(&again), "none", again.is_empty(), remedy);
+    let remedy = "These machines cannot fetch jobs: restart their workers, which makes their consumers anew.";
+    found.add("dispatch.without_consumer", told(&without), "none", without.is_empty(), remedy);
+    Ok(())
+}
+
+/// Who else on this machine may read the credentials.
+fn credentials(creds: &Path, found: &mut Findings) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir(creds).with_context(|| creds.display().to_string())? {
+        let entry = entry?;
+        if entry.metadata()?.permissions().mode() & 0o077 != 0 {
+            open.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    let actual = if open.is_empty() { "for nobody else".to_owned() } else { open.join(" ") };
+    found.add("credentials.private", actual, "for nobody else", open.is_empty(), "chmod 600 these files.");
+    Ok(())
+}
+
+/// What only the broker's own file says, where this is the broker's machine.
+fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
+    let value = |name: &str| {
+        let line = text.lines().map(str::trim).find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().trim_matches('"').to_owned())
+    };
+    let sync = value("sync_interval").unwrap_or_else(|| "2m".to_owned());
+    let remedy = "An acknowledged event can be lost with the power: set sync_interval: always in nats.conf.";
+    found.add("broker.sync_interval", &sync, "always", sync == "always", remedy);
+    if let Some(store) = value("store_dir").filter(|store| Path::new(store).exists()) {
+        let room = rustix::fs::statvfs(store.as_str())?;
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        let (actual, least) = (format!("{} GiB", free >> 30), format!("at least {} GiB", LEAST_ROOM >> 30));
+        found.add("broker.free_room", actual, least, free >= LEAST_ROOM, "A full disk stops the market: make room.");
+    }
+    Ok(())
+}
