@@ -102,6 +102,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
     query::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
+    ops.work.go_on()?;
     tasks.spawn(gauges::take(ops, shutdown.clone()));
     ready.set();
     info!("ready");

@@ -53,8 +53,13 @@ pub fn clear(db: &sled::Db) -> Result<(), StoreError> {
 pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, StoreError> {
     let [first, second] = generations(name, version);
     let current = db.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
+    let rebuilt = db.get(rebuilding(name))?;
     for other in db.tree_names() {
         let other_name = String::from_utf8_lossy(&other).into_owned();
+        // What was being rebuilt when the process ended goes on from where it was.
+        if rebuilt.as_ref().is_some_and(|rebuilt| *rebuilt == other) {
+            continue;
+        }
         if other_name != current && other_name.starts_with(&format!("{name}.v")) {
             db.drop_tree(&other)?;
         }
@@ -62,12 +67,30 @@ pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, Store
     Ok(db.open_tree(current)?)
 }
 
-/// An empty tree beside the one that answers, to rebuild the model in.
+/// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut off.
 pub fn spare(db: &sled::Db, name: &str, version: u32, current: &sled::Tree) -> Result<sled::Tree, StoreError> {
     let [first, second] = generations(name, version);
     let spare = if current.name() == first.as_bytes() { second } else { first };
-    db.drop_tree(&spare)?;
+    if !is_rebuilding(db, name)? {
+        db.drop_tree(&spare)?;
+        db.insert(rebuilding(name), spare.as_bytes())?;
+    }
     Ok(db.open_tree(spare)?)
+}
+
+/// Whether a rebuild of a model has begun and not ended, also where the process ended meanwhile.
+pub fn is_rebuilding(db: &sled::Db, name: &str) -> Result<bool, StoreError> {
+    Ok(db.contains_key(rebuilding(name))?)
+}
+
+/// A rebuild has ended, well or not.
+pub fn end_rebuild(db: &sled::Db, name: &str) -> Result<(), StoreError> {
+    db.remove(rebuilding(name))?;
+    Ok(())
+}
+
+fn rebuilding(name: &str) -> String {
+    format!("rebuilding.{name}")
 }
 
 /// From now on this tree answers for the model, also after a restart.
@@ -281,5 +304,28 @@ fn value<'s, T: Row>(staged: &'s mut Staged, key: &[u8]) -> Result<Option<&'s mu
             value.downcast_mut().map(Some).ok_or_else(|| corrupt(key, OTHER_TYPE))
         }
         Staged::Bytes(_) => Err(corrupt(key, OTHER_TYPE)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || open(directory.path(), 8).unwrap();
+        let db = open();
+        let current = tree(&db, "jobs", 3).unwrap();
+        let rebuilt = spare(&db, "jobs", 3, &current).unwrap();
+        Rows::new(&rebuilt).commit(Seq(5)).unwrap();
+        drop((current, rebuilt, db));
+
+        let db = open();
+        let current = tree(&db, "jobs", 3).unwrap();
+        assert!(is_rebuilding(&db, "jobs").unwrap() && !is_rebuilding(&db, "ledger").unwrap());
+        assert_eq!(checkpoint(&spare(&db, "jobs", 3, &current).unwrap()).unwrap(), Seq(5));
+        end_rebuild(&db, "jobs").unwrap();
+        assert_eq!(checkpoint(&spare(&db, "jobs", 3, &current).unwrap()).unwrap(), Seq::ZERO);
     }
 }

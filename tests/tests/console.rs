@@ -54,7 +54,7 @@ async fn models_are_rebuilt_and_verified_under_load_and_no_answer_is_wrong_meanw
     let noop = json!({ "template": "noop" });
     let first = system.web.submit(&noop).await.unwrap();
     let whole = system.web.settled(&first).await.unwrap();
-    for model in ["jobs", "machines", "timeline", "ledger", "figures"] {
+    for model in ["jobs", "machines", "timeline", "ledger", "figures", "merkle"] {
         press(&operator, &format!("/console/rebuild/{model}")).await;
     }
     let load = async {
@@ -74,7 +74,7 @@ async fn models_are_rebuilt_and_verified_under_load_and_no_answer_is_wrong_meanw
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let page = console(&operator).await;
-            if page.matches("rebuilt and swapped").count() == 5 {
+            if page.matches("rebuilt and swapped").count() == 6 {
                 return;
             }
             assert!(Instant::now() < deadline, "not all are swapped: {page}");

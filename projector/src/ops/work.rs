@@ -92,6 +92,16 @@ impl Work {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Goes on with the rebuilds that were cut off when the process ended.
+    pub(crate) fn go_on(&self) -> Result<(), StoreError> {
+        for projection in model::all() {
+            if store::is_rebuilding(&self.db, projection.name())? && self.rebuild(projection.name()).is_ok() {
+                tracing::info!(model = projection.name(), "a rebuild that was cut off goes on");
+            }
+        }
+        Ok(())
+    }
+
     /// Begins to rebuild a model beside the one that answers.
     pub(crate) fn rebuild(&self, name: &str) -> Result<(), NotNow> {
         let projection = model::all().into_iter().find(|p| p.name() == name).ok_or(NotNow::Unknown)?;
@@ -105,7 +115,12 @@ impl Work {
         drop(state);
         let work = self.clone();
         tokio::spawn(async move {
-            let rebuilt = work.rebuilt(projection).await;
+            let rebuilt = work.rebuilt(projection).await.and_then(|()| Ok(store::end_rebuild(&work.db, name)?));
+            if rebuilt.is_err()
+                && let Err(e) = store::end_rebuild(&work.db, name)
+            {
+                tracing::warn!(error = %e, model = name, "a rebuild that was given up is tried again at the next start");
+            }
             if let Some(rebuild) = work.state().rebuilds.get_mut(name) {
                 match rebuilt {
                     Ok(()) => rebuild.swapped_at = Some(SystemClock.now()),
@@ -121,7 +136,8 @@ impl Work {
         let current = self.trees.named(name)?;
         let tree = store::spare(&self.db, name, projection.version(), &current)?;
         let mut rebuilt = Model::new(projection, tree.clone())?;
-        let (mut follower, meter) = (self.log.follow(Seq(1)), Meter::start(Seq::ZERO));
+        let from = rebuilt.checkpoint();
+        let (mut follower, meter) = (self.log.follow(from.next()), Meter::start(from));
         // One event at the least is left for the fold that goes on: it is what makes it swap.
         while rebuilt.checkpoint().0 + NEAR < self.last().0 {
             let mut batch = follower.next_batch().await;

@@ -11,23 +11,18 @@ use gpubnb_events::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::work::said;
+use super::work::{progress, said};
 use crate::{
     config::{ExportArgs, VerifyArgs},
     heads::{self, Head, LATEST},
     merkle::Growing,
     model::merkle::EVERY,
     ops::invariants::Invariants,
-    view::ops::{Progress, Violation},
+    view::ops::Violation,
 };
 
 /// Most findings that are told of.
 const TOLD: usize = 100;
-
-fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
-    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-    Progress { at, until, per_second: at.0.saturating_mul(1_000) / millis }
-}
 
 pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let last = log.last_seq().await?;

@@ -10,7 +10,7 @@ use gpubnb_events::{
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{point, trail::each};
+use super::{point, trail::fold};
 use crate::{client::Point, config::AuditArgs, heads::Head, ops::invariants::Invariants, view::ops::Violation};
 
 /// What an account's postings come to.
@@ -101,12 +101,10 @@ pub(super) fn archive(args: &AuditArgs, directory: &std::path::Path) -> anyhow::
 pub(super) async fn log(log: &Log, args: &AuditArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let until = point(log, args.at).await?;
     let mut ledger = Ledger::default();
-    let stopped = shutdown.clone();
-    each(log, Seq(1), until, shutdown, async |recorded| {
+    fold(log, until, shutdown, async |recorded| {
         ledger.apply(&recorded);
         Ok(())
     })
     .await?;
-    anyhow::ensure!(!stopped.is_cancelled(), "stopped");
     ledger.told(args.json)
 }

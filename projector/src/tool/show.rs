@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     point,
-    trail::{each, print},
+    trail::{self, print},
 };
 use crate::{
     config::{Filter, ShowArgs},
@@ -58,7 +58,7 @@ async fn fold(
     };
     let tree = store::tree(&db, projection.name(), projection.version())?;
     let mut trail = Vec::new();
-    each(log, Seq(1), until, shutdown, async |recorded: Recorded| {
+    trail::fold(log, until, shutdown, async |recorded: Recorded| {
         if let Some(event) = recorded.event() {
             let mut rows = Rows::new(&tree);
             projection.apply(&mut rows, &recorded, event)?;

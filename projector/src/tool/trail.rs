@@ -1,16 +1,22 @@
 //! `tail` and `replay`: events as a table or as JSON lines.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use gpubnb_events::{Event, Log, Recorded, Seq, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use super::work::{progress, said};
 use crate::{
     config::{Filter, ReplayArgs, TailArgs},
     query::trail_event,
 };
 
+/// Events between two words of how far it is.
+const SHOWN_EVERY: u64 = 10_000;
 /// The longest that `replay` waits between two events.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -66,6 +72,25 @@ pub(super) async fn each(
             }
         }
     }
+}
+
+/// The same for a result that only the whole of it makes: shows how far it is, and fails where it was stopped.
+pub(super) async fn fold(
+    log: &Log,
+    until: Seq,
+    shutdown: CancellationToken,
+    mut take: impl AsyncFnMut(Recorded) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (began, stopped) = (Instant::now(), shutdown.clone());
+    each(log, Seq(1), until, shutdown, async |recorded: Recorded| {
+        if recorded.seq.0.is_multiple_of(SHOWN_EVERY) {
+            said(&progress(began, recorded.seq, until));
+        }
+        take(recorded).await
+    })
+    .await?;
+    anyhow::ensure!(!stopped.is_cancelled(), "stopped: what was folded so far is not the answer");
+    Ok(())
 }
 
 /// Prints an event that passes the filter.

@@ -1,9 +1,12 @@
 //! `rebuild`, `verify` and `lag`: asked of the projector that runs, which does the work.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
-use gpubnb_events::{Actor, rpc::Caller};
+use gpubnb_events::{Actor, Seq, rpc::Caller};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -102,6 +105,12 @@ fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
     }
     anyhow::ensure!(clean, "the read models or the log are not what they must be");
     Ok(())
+}
+
+/// How far a command of the tool itself is.
+pub(super) fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+    Progress { at, until, per_second: at.0.saturating_mul(1_000) / millis }
 }
 
 /// How far it is, on one line that is written over, for a person only.
