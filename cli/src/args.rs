@@ -74,6 +74,14 @@ pub(crate) enum Command {
         /// Where its files are; else only the list is checked.
         directory: Option<PathBuf>,
     },
+    /// Checks the proof that an event is in the market's log, as its page gives it. Asks nobody.
+    CheckProof {
+        /// The file.
+        file: PathBuf,
+        /// Believes only a head signed by this public key.
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
     /// Prints a completion script for a shell.
     Completions {
         /// Which.

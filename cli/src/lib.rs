@@ -43,6 +43,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         clap_complete::generate(shell, &mut Cli::command(), "gpubnb", &mut std::io::stdout());
         return Ok(0);
     }
+    if let Command::CheckProof { file, key } = &cli.command {
+        return verify::check_proof(file, key.as_deref());
+    }
     let api = api::Api::new(cli.url.as_deref(), cli.token, cli.ca.as_deref())?;
     match cli.command {
         Command::SignUp(who) => account::sign_up(&api, &who).await,
@@ -56,6 +59,6 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Cancel { job } => show::cancel(&api, &job, json).await,
         Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
         Command::Run(run) => submit::run(&api, *run, json).await,
-        Command::Completions { .. } => Ok(0),
+        Command::Completions { .. } | Command::CheckProof { .. } => Ok(0),
     }
 }

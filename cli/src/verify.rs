@@ -4,7 +4,7 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
-use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact};
+use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, proof::Proof, spec::Artifact};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -38,6 +38,14 @@ impl Manifest {
         };
         Ok(self.public_keys.iter().find(has_signed))
     }
+}
+
+/// Checks the proof of an event, as a file has it.
+pub(crate) fn check_proof(file: &Path, key: Option<&str>) -> anyhow::Result<u8> {
+    let text = std::fs::read(file).with_context(|| file.display().to_string())?;
+    let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
+    println!("{}", proof.told(key)?);
+    Ok(0)
 }
 
 /// `gpubnb verify`.

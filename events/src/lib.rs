@@ -12,6 +12,7 @@ pub mod ids;
 pub mod ledger;
 pub mod log;
 pub mod manifest;
+pub mod merkle;
 pub mod metric;
 pub mod money;
 #[cfg(feature = "monitor")]
@@ -19,6 +20,7 @@ pub mod monitor;
 pub mod nats;
 pub mod observe;
 pub mod output;
+pub mod proof;
 pub mod record;
 pub mod rpc;
 pub mod spec;

@@ -2,6 +2,7 @@
 
 use gpubnb_events::{
     AccountId, Actor, Aggregate, JobId, MachineId, Seq, Timestamp,
+    proof::Proof,
     rpc::{Caller, Failure},
     subject,
 };
@@ -312,9 +313,9 @@ impl QueryClient {
         self.ask("stuck", actor, Seq::ZERO, ()).await
     }
 
-    /// What an event's leaf is hashed with, up to the root of the log's first `size` events, hexadecimal.
-    pub async fn inclusion(&self, actor: Actor, seq: Seq, size: u64) -> Result<Vec<String>, Failure> {
-        self.ask("inclusion", actor, Seq::ZERO, (seq, size)).await
+    /// The proof that an event is in the log.
+    pub async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, Failure> {
+        self.ask("proof", actor, Seq::ZERO, seq).await
     }
 
     /// The market at a point.

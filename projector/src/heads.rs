@@ -5,15 +5,13 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 use async_nats::jetstream::{self, kv};
-use gpubnb_events::{log::Hash, stream::CHECKPOINTS};
+use gpubnb_events::{merkle, proof::Head, stream::CHECKPOINTS};
 use nkeys::KeyPair;
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
     fold::Trees,
-    merkle,
     model::merkle::{Kept, Merkle, roots},
     store,
 };
@@ -23,42 +21,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Where the newest head lies.
 pub const LATEST: &str = "latest";
 
-/// What the log was after its first messages.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Head {
-    /// How many messages.
-    pub size: u64,
-    /// Root of their Merkle tree (RFC 6962), hexadecimal.
-    pub root: String,
-    /// Public key (an `NKey`) of who says so.
-    pub key: String,
-    /// Its Ed25519 signature of the size and the root, hexadecimal.
-    pub signature: String,
-}
-
-impl Head {
-    fn said(size: u64, root: &str) -> Vec<u8> {
-        format!("gpubnb tree head\n{size}\n{root}\n").into_bytes()
-    }
-
-    /// Signs a root.
-    pub fn sign(size: u64, root: &Hash, key: &KeyPair) -> Result<Self, nkeys::error::Error> {
-        let root = gpubnb_events::hex(root);
-        let signature = gpubnb_events::hex(key.sign(&Self::said(size, &root))?);
-        Ok(Self { size, root, key: key.public_key(), signature })
-    }
-
-    /// Whether it is signed by the key it names.
-    pub fn is_signed(&self) -> bool {
-        let Ok(signature) = hex::decode(&self.signature) else { return false };
-        KeyPair::from_public_key(&self.key)
-            .is_ok_and(|key| key.verify(&Self::said(self.size, &self.root), &signature).is_ok())
-    }
-
-    /// Where it lies in the bucket.
-    pub fn name(size: u64) -> String {
-        format!("head.{size}")
-    }
+/// Where the head of so many messages lies.
+pub fn name(size: u64) -> String {
+    format!("head.{size}")
 }
 
 /// The key that a process has in its credential: it signs with what it signs in with.
@@ -101,10 +66,10 @@ async fn sign(
     for kept in roots(&tree, *signed) {
         let (size, root) = kept?;
         let head = Head::sign(size, &root, key)?;
-        match bucket.create(Head::name(size), serde_json::to_vec(&head)?.into()).await {
+        match bucket.create(name(size), serde_json::to_vec(&head)?.into()).await {
             Ok(_) => {}
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => {
-                let said = get(&bucket, &Head::name(size)).await?;
+                let said = get(&bucket, &name(size)).await?;
                 if said.is_some_and(|said| said.root != head.root) {
                     error!(size, "the log is not what it was when its head was signed: run `gpubnb-projector verify`");
                     bail!("the head of {size} says another root");
@@ -118,17 +83,4 @@ async fn sign(
     bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
     *latest = size;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_head_that_was_changed_is_not_signed() {
-        let head = Head::sign(3, &[7; 32], &KeyPair::new_user()).unwrap();
-        assert!(head.is_signed());
-        assert!(!Head { size: 4, ..head.clone() }.is_signed());
-        assert!(!Head { key: KeyPair::new_user().public_key(), ..head }.is_signed());
-    }
 }

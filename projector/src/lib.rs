@@ -10,7 +10,6 @@ pub mod fold;
 mod gauges;
 pub mod heads;
 mod live;
-pub mod merkle;
 pub mod model;
 mod notice;
 mod ops;

@@ -6,7 +6,11 @@ use std::{future::Future, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{
     AccountId, Actor, Aggregate, Event, JobId, Log, MachineId, Recorded, Seq,
+    archive::Line,
+    merkle,
+    proof::Proof,
     rpc::{Failure, Incoming, Refusal, RefusalKind, Requester, Server},
+    stream::CHECKPOINTS,
     subject,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,12 +22,14 @@ use crate::{
         TrailQuery,
     },
     fold::{Models, Trees},
+    heads::{self, LATEST},
     live::Live,
     model::{
         figures::{FIGURES, MarketFigures},
         jobs::{self, Jobs},
         ledger::{self, Ledger},
         machines::{self, Machines},
+        merkle::{Kept, Merkle},
         timeline::{self, Timeline},
         touched,
     },
@@ -94,6 +100,7 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "statement", |q, actor, query| async move { q.statement(actor, &query) }).await?;
     endpoint(server, q, "trail", |q, actor, query| async move { q.trail(actor, query).await }).await?;
     endpoint(server, q, "event", |q, actor, seq| async move { q.event(actor, seq).await }).await?;
+    endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await?;
     endpoint(server, q, "lag", |q, _, ()| async move { q.lag().await }).await
 }
 
@@ -373,6 +380,31 @@ impl Queries {
     }
 
     /// One event, for whom it is about.
+    /// That an event is in the log, for whoever may see all of it.
+    async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, Failure> {
+        let whole = self.event(actor, seq).await;
+        let raw = self.log.get_raw(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let raw = raw.ok_or_else(|| not_found("event"))?;
+        let recorded = raw.read();
+        // What a provider may not see of an event cannot be proven to them either.
+        let all = match (whole, trail_event(&recorded)) {
+            (Ok(seen), Some(whole)) => seen == whole,
+            _ => may_see_all(actor),
+        };
+        if !all {
+            return Err(not_found("event"));
+        }
+        let unsigned = |e: anyhow::Error| Failure::Unavailable(format!("the signed heads cannot be read: {e:#}"));
+        let bucket = self.log.jetstream().get_key_value(CHECKPOINTS).await.map_err(|e| unsigned(e.into()))?;
+        let head = heads::get(&bucket, LATEST).await.map_err(unsigned)?.filter(|head| head.size >= seq.0);
+        let head = head.ok_or_else(|| {
+            Failure::Unavailable("no signed head holds it yet; one is signed every few seconds".to_owned())
+        })?;
+        let tree = self.trees.of(&Merkle).map_err(|e| broken(&e))?;
+        let path = merkle::path(&Kept(&tree), seq.0 - 1, head.size).map_err(|e| broken(&e))?;
+        Ok(Proof { message: Line::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
+    }
+
     async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
         let read = self.log.get(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let about = |of: &Aggregate| match of {

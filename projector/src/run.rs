@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, Seq, monitor,
+    Log, Seq,
+    merkle::Nodes as _,
+    monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -18,7 +20,6 @@ use crate::{
     fold::{self, Models, READ_AHEAD},
     gauges, heads,
     live::Live,
-    merkle::Nodes as _,
     model::merkle::{Kept, Merkle},
     notice,
     ops::{self, Ops, travel::Traveller, work::Work},

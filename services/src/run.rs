@@ -71,14 +71,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
     tasks.spawn(watch(executor.clone(), js, leadership, replica.clone(), patience, config.streams(), shutdown.clone()));
 
-    let files = match &config.edge_url {
-        Some(url) => {
-            let path = keys.join("transfer.key");
-            let key = TransferKey::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            Some(Files { url: url.trim_end_matches('/').to_owned(), key })
-        }
-        None => None,
-    };
+    let files = files(&config)?;
     let log_js = executor.log.jetstream();
     let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
     let enrollments = Enrollments::open(&log_js).await.context("the bucket of enrollments")?;
@@ -105,4 +98,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.wait().await;
     info!("stopped");
     Ok(())
+}
+
+/// Where workers get and put files, if the edge has an address for them.
+fn files(config: &Config) -> anyhow::Result<Option<Files>> {
+    let Some(url) = &config.edge_url else { return Ok(None) };
+    let path = config.nats.nats_creds.join("transfer.key");
+    let key = TransferKey::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(Files { url: url.trim_end_matches('/').to_owned(), key }))
 }

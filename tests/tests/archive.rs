@@ -5,12 +5,16 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
-use gpubnb_tests::system::{Options, System};
+use gpubnb_tests::{
+    parts::binary,
+    system::{Options, System},
+    web::Web,
+};
 use serde_json::{Value, json};
 
 fn json_of(output: &Output) -> Value {
@@ -150,6 +154,15 @@ async fn an_event_is_proven_to_be_in_the_log_and_a_changed_one_is_not() {
     let told = check(&proof, key);
     assert!(told.status.success() && String::from_utf8_lossy(&told.stdout).contains("Settled.v1"), "{told:?}");
     assert!(!check(&proof, "UNOBODY").status.success());
+    // Who may see the event has the same proof from its page, and needs nobody to check it.
+    let page = format!("/events/{}/proof.json", proof["message"]["seq"]);
+    let (status, own) = system.web.at_browser().bytes(&page).await.unwrap();
+    assert_eq!(status, 200);
+    fs::write(&file, own).unwrap();
+    let client = Command::new(binary("gpubnb").unwrap()).arg("check-proof").arg(&file).output().unwrap();
+    assert!(String::from_utf8_lossy(&client.stdout).contains("Settled.v1"), "{client:?}");
+    let somebody = Web::join(&system.url(), "somebody").await.unwrap();
+    assert_eq!(somebody.at_browser().bytes(&page).await.unwrap().0, 404);
     let mut other = proof.clone();
     other["message"]["payload"] = json!(other["message"]["payload"].as_str().unwrap().replace("cost\":0", "cost\":-1"));
     if other == proof {

@@ -79,7 +79,7 @@ async fn the_doctor_finds_nothing_in_a_market_of_ours_and_names_what_is_changed(
     };
     // Its head is signed some seconds after it began.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while doctor().1.iter().any(|c| c["id"] == "market.signed_head") {
+    while doctor().1.iter().any(|c| c["id"] == "log.signed_head") {
         assert!(std::time::Instant::now() < deadline);
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }

@@ -51,6 +51,7 @@ fn pages(routes: Routes) -> Routes {
         .get("/wallet", Person, page::wallet::page)
         .get("/wallet/live", Person, page::wallet::live)
         .get("/events/{seq}", Person, page::event::page)
+        .get("/events/{seq}/proof.json", Person, page::event::proof)
         .get("/wallet/statement.csv", Person, page::wallet::csv)
         .post("/wallet/deposits", Person, page::wallet::deposit)
         .post("/wallet/payouts", Person, page::wallet::payout)

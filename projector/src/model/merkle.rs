@@ -1,12 +1,13 @@
 //! The log's own Merkle tree: which hash each message has, and the root at every thousandth, to be signed.
 
-use gpubnb_events::{Event, Recorded, Seq, log::Hash};
+use gpubnb_events::{
+    Event, Recorded, Seq,
+    log::Hash,
+    merkle::{self, Nodes, node},
+};
 
 use super::{Projection, key};
-use crate::{
-    merkle::{self, Nodes, node},
-    store::{Rows, StoreError},
-};
+use crate::store::{Rows, StoreError};
 
 /// `l<block>` → the leaves of up to 256 sequences; `n<level><index>` → the root of a complete subtree, from such a block
 /// up; `r<size>` → the root after every thousandth message.

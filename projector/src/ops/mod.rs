@@ -27,13 +27,8 @@ use self::{
 };
 use crate::{
     client::{EventsQuery, Point, TrailOf},
-    merkle,
-    model::{
-        merkle::{Kept, Merkle},
-        timeline::Timeline,
-    },
+    model::timeline::Timeline,
     query::{Queries, broken, endpoint, may_see_all, not_found},
-    store,
     view::{
         Page, TrailEvent,
         ops::{Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
@@ -63,7 +58,6 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
     on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
     on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
     on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await?;
-    on(server, ops, "inclusion", |ops, (seq, size)| async move { ops.inclusion(seq, size) }).await?;
     on(server, ops, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") }).await?;
     on(server, ops, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await
 }
@@ -198,16 +192,6 @@ impl Ops {
                 Ok(Travel::Folding(self.traveller.progress().unwrap_or(began)))
             }
         }
-    }
-
-    fn inclusion(&self, Seq(seq): Seq, size: u64) -> Result<Vec<String>, Failure> {
-        let tree = self.queries.trees.of(&Merkle).map_err(|e| broken(&e))?;
-        let folded = store::checkpoint(&tree).map_err(|e| broken(&e))?.0;
-        if seq == 0 || seq > size || size > folded {
-            return Err(not_found("event in such a tree"));
-        }
-        let path = merkle::path(&Kept(&tree), seq - 1, size).map_err(|e| broken(&e))?;
-        Ok(path.iter().map(gpubnb_events::hex).collect())
     }
 
     async fn then(&self, of: TrailOf, to: Point) -> Result<RowThen, Failure> {

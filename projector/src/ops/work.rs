@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::invariants::Invariants;
 use crate::{
     fold::{Adoption, Model, Trees},
-    heads::{self, Head},
+    heads,
     model::{
         self, Projection as _,
         merkle::{self, Merkle, roots},
@@ -313,7 +313,7 @@ impl<'a> Replay<'a> {
         let bucket = bucket.context("the signed heads cannot be read: see `CHECKPOINTS` in docs/operating.md")?;
         let heads = futures_util::stream::iter(roots(&ours, 0)).map(|root| async {
             let (size, root) = root?;
-            Ok((size, root, heads::get(&bucket, &Head::name(size)).await?))
+            Ok((size, root, heads::get(&bucket, &heads::name(size)).await?))
         });
         let heads: Vec<anyhow::Result<_>> = heads.buffered(HEADS_AT_ONCE).collect().await;
         let (mut agree, mut before) = (0, 0);

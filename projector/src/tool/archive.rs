@@ -7,6 +7,8 @@ use gpubnb_events::{
     Log, Seq,
     archive::{ArchiveError, Manifest, Part, Reader, Writer, sha256},
     log::{Hash, Raw},
+    merkle::Growing,
+    proof::Head,
     stream::CHECKPOINTS,
 };
 use tokio_util::sync::CancellationToken;
@@ -14,8 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::work::{progress, said};
 use crate::{
     config::{ExportArgs, VerifyArgs},
-    heads::{self, Head, LATEST},
-    merkle::Growing,
+    heads::{self, LATEST},
     model::merkle::EVERY,
     ops::invariants::Invariants,
     view::ops::Violation,
@@ -56,7 +57,7 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
 async fn signed(log: &Log, last: Seq) -> anyhow::Result<Vec<Head>> {
     let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
     let mut found = Vec::new();
-    let sizes = (1..=last.0 / EVERY).map(|n| Head::name(n * EVERY));
+    let sizes = (1..=last.0 / EVERY).map(|n| heads::name(n * EVERY));
     for name in sizes.chain([LATEST.to_owned()]) {
         found.extend(heads::get(&bucket, &name).await?.filter(|head| head.size <= last.0));
     }

@@ -6,12 +6,13 @@ use gpubnb_events::{
     AccountId, Event, Log, MicroUsd, Recorded, Seq,
     archive::Reader,
     ledger::{LedgerAccount, postings},
+    proof::Head,
 };
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{point, trail::fold};
-use crate::{client::Point, config::AuditArgs, heads::Head, ops::invariants::Invariants, view::ops::Violation};
+use crate::{client::Point, config::AuditArgs, ops::invariants::Invariants, view::ops::Violation};
 
 /// What an account's postings come to.
 #[derive(Default, Serialize)]

@@ -105,23 +105,17 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
     for (field, needed) in [("deny_delete", true), ("deny_purge", true)] {
         let actual = config[field].as_bool().unwrap_or(false);
         let remedy = "MARKET was not made by --provision: export it, and restore it into one that was.";
-        found.add(&format!("market.{field}"), actual, needed, actual == needed, remedy);
+        found.add(&format!("log.{field}"), actual, needed, actual == needed, remedy);
     }
     let storage = config["storage"].as_str().unwrap_or_default();
-    found.add("market.storage", storage, "file", storage == "file", "The log lies in memory: restore it into a file.");
+    found.add("log.storage", storage, "file", storage == "file", "The log lies in memory: restore it into a file.");
     let unlimited = ["max_msgs", "max_bytes", "max_age"].iter().all(|limit| config[*limit].as_i64().unwrap_or(0) <= 0);
-    found.add(
-        "market.never_trimmed",
-        unlimited,
-        true,
-        unlimited,
-        "MARKET has a limit: events will be lost. Remove it.",
-    );
+    found.add("log.never_trimmed", unlimited, true, unlimited, "MARKET has a limit: events will be lost. Remove it.");
     let clustered = market["cluster"]["name"].is_string();
     let replicas = config["num_replicas"].as_u64().unwrap_or(1);
     let remedy = "A cluster with one copy loses the log with one disk: --replicas 3.";
     found.add(
-        "market.replicas",
+        "log.replicas",
         replicas,
         if clustered { "3" } else { "1, or 3 in a cluster" },
         !clustered || replicas >= 3,
@@ -130,17 +124,17 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
     let dispatch = info(client, DISPATCH).await?;
     let lag = dispatch["sources"][0]["lag"].as_u64().unwrap_or(0);
     let remedy = "Job messages are late: look at the broker's load. DISPATCH sources them from MARKET.";
-    found.add("dispatch.sourcing_lag", lag, format!("at most {MOST_LAG}"), lag <= MOST_LAG, remedy);
+    found.add("lag.of_dispatch", lag, format!("at most {MOST_LAG}"), lag <= MOST_LAG, remedy);
     let output = info(client, OUTPUT).await?;
     let (bytes, most) = (&output["state"]["bytes"], output["config"]["max_bytes"].as_u64().unwrap_or(u64::MAX));
     let percent = bytes.as_u64().unwrap_or(0).saturating_mul(100) / most.max(1);
     let remedy =
         "The oldest logs make room for new ones: give it more with --output-mib, or see which job says so much.";
-    found.add("output.room_used", format!("{percent} %"), "at most 90 %", percent <= 90, remedy);
+    found.add("room.of_output", format!("{percent} %"), "at most 90 %", percent <= 90, remedy);
     let telemetry = info(client, TELEMETRY).await?;
     let storage = telemetry["config"]["storage"].as_str().unwrap_or_default();
     found.add(
-        "telemetry.storage",
+        "storage.of_telemetry",
         storage,
         "memory",
         storage == "memory",
@@ -170,7 +164,7 @@ async fn head(log: &Log, found: &mut Findings) {
         Err(e) => (format!("{e:#}"), false),
     };
     let remedy = "Nothing vouches for the log: start the projector, with credentials that may write to CHECKPOINTS.";
-    found.add("market.signed_head", actual, "signed", passed, remedy);
+    found.add("log.signed_head", actual, "signed", passed, remedy);
 }
 
 /// Job messages that are given out again and again, or that nobody fetches.
@@ -190,9 +184,9 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
     let told = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
     let remedy = "A worker took a job message and did not say that it has it: look at that machine. After its lease's time \
                   the job goes elsewhere by itself.";
-    found.add("dispatch.given_out_again", told(&again), "none", again.is_empty(), remedy);
+    found.add("jobs.given_out_again", told(&again), "none", again.is_empty(), remedy);
     let remedy = "These machines cannot fetch jobs: restart their workers, which makes their consumers anew.";
-    found.add("dispatch.without_consumer", told(&without), "none", without.is_empty(), remedy);
+    found.add("machines.without_consumer", told(&without), "none", without.is_empty(), remedy);
     Ok(())
 }
 

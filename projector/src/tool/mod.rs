@@ -40,7 +40,7 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Audit(args) => audit::log(&log, &args, shutdown).await,
         Command::Export(args) => archive::export(&log, &args, shutdown).await,
         Command::Doctor(args) => doctor::doctor(client, &log, &creds, &args).await,
-        Command::Prove(args) => proof::prove(client, &log, Seq(args.seq)).await,
+        Command::Prove(args) => proof::prove(client, Seq(args.seq)).await,
         Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this is not done here"),
     }
 }

@@ -1,12 +1,22 @@
 //! One event of the log, as it was written.
 
 use askama::Template;
-use axum::{extract::State, response::Html};
+use axum::{
+    Json,
+    extract::State,
+    http::header,
+    response::{Html, IntoResponse as _, Response},
+};
 use gpubnb_events::{Seq, Timestamp};
 use gpubnb_projector::view::TrailEvent;
 
 use super::{Chrome, html};
-use crate::{access::SignedIn, app::App, error::PageError, extract::Path};
+use crate::{
+    access::SignedIn,
+    app::App,
+    error::{ApiError, PageError},
+    extract::Path,
+};
 
 #[derive(Template)]
 #[template(path = "event.html")]
@@ -15,6 +25,17 @@ struct EventPage {
     e: TrailEvent,
     body: String,
     now: Timestamp,
+}
+
+/// `GET /events/{seq}/proof.json`: the proof that it is in the log, to keep or to show to others.
+pub(crate) async fn proof(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(seq): Path<u64>,
+) -> Result<Response, ApiError> {
+    let proof = app.queries.proof(signed_in.reader(), Seq(seq)).await?;
+    let file = format!("attachment; filename=\"event-{seq}-proof.json\"");
+    Ok(([(header::CONTENT_DISPOSITION, file)], Json(proof)).into_response())
 }
 
 pub(crate) async fn page(

@@ -1,8 +1,9 @@
 //! The Merkle tree over MARKET, as RFC 6962 (2.1) and RFC 9162 define it: hashes, roots, proofs. Pure; where the
 //! hashes lie is told in `model::merkle`.
 
-use gpubnb_events::log::Hash;
 use sha2::{Digest as _, Sha256};
+
+use crate::log::Hash;
 
 /// Of two subtrees beside each other.
 pub fn node(left: &Hash, right: &Hash) -> Hash {
@@ -152,7 +153,7 @@ mod tests {
         ];
         let leaf = |data: &&[u8]| Sha256::digest([&[0], *data].concat()).into();
         let leaves = Leaves(inputs.iter().map(leaf).collect());
-        let root_of = |size| gpubnb_events::hex(root(&leaves, 0, size).unwrap());
+        let root_of = |size| crate::hex(root(&leaves, 0, size).unwrap());
         assert_eq!(root_of(0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(root_of(1), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
         assert_eq!(root_of(3), "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77");
