@@ -43,6 +43,17 @@ pub struct Deposit {
     pub amount: MicroUsd,
 }
 
+/// `cmd.account.fund`: money has come in for an account, says an operator. Answer: [`Done`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FundAccount {
+    /// Whose.
+    pub account: AccountId,
+    /// The deposit.
+    pub deposit: CommandId,
+    /// How much.
+    pub amount: MicroUsd,
+}
+
 /// `cmd.account.request_payout`: earnings are asked for. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestPayout {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use gpubnb_events::{
-    Clock as _, HourlyRate, JobId, Lease, MicroUsd, Seq, SystemClock,
+    Clock as _, CommandId, HourlyRate, JobId, Lease, MicroUsd, Seq, SystemClock,
     command::{Accept, Done, Grant, ListMachine, Listed, Outcome, Report, Start},
     spec::{Artifact, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Usage},
 };
@@ -69,6 +69,18 @@ async fn what_was_revoked_does_not_come_back_by_itself_and_a_ban_holds() {
     assert_eq!(suspended.0, StatusCode::OK, "{}", suspended.1);
     let refused = cellar.renew(&stranger).await.unwrap_err().to_string();
     assert!(refused.contains("suspended"), "{refused}");
+    // Nor does what it has leave it, whoever adds to it.
+    let path = format!("/ops/accounts/{}/deposits", system.owner.account);
+    let body = json!({ "deposit": CommandId::generate(), "amount_usd": "5" });
+    for _ in 0..2 {
+        let funded = operator.request(Method::POST, &path, Some(&body)).await.unwrap();
+        assert_eq!(funded.0, StatusCode::OK, "{}", funded.1);
+    }
+    let wallet = system.owner.get("/wallet").await.unwrap();
+    assert_eq!(wallet["balance"]["available"], 5_000_000, "said twice is one deposit: {wallet}");
+    let payout = json!({ "payout": CommandId::generate(), "amount_usd": "1" });
+    let refused = system.owner.at_browser().request(Method::POST, "/wallet/payouts", Some(&payout)).await.unwrap();
+    assert_eq!((refused.0, &refused.1["title"]), (StatusCode::FORBIDDEN, &json!("Suspended")), "{}", refused.1);
     // Which operator it was stands in the log.
     let client = system.nats_args("services").connect("append", gpubnb_events::subject::SERVICES_INBOX).await.unwrap();
     let log = gpubnb_events::Log::open(gpubnb_events::nats::jetstream(client)).await.unwrap();

@@ -61,6 +61,10 @@ impl Account {
         if let Some(payout) = self.payouts.get(&c.payout) {
             return same(payout.amount == c.amount, payout.requested, "payout");
         }
+        // What is owed to it stays its own; it leaves when the account is in good standing again.
+        if let Some(why) = &self.suspended {
+            return Err(Refusal::Suspended(why.clone()));
+        }
         check_amount(c.amount)?;
         if c.amount > self.available {
             return Err(Refusal::InsufficientFunds { needed: c.amount, available: self.available });

@@ -3,7 +3,8 @@
 use gpubnb_events::{
     Actor,
     command::{
-        CancelJob, ClosePayout, Deposit, Done, OpenAccount, Quote, RequestPayout, SetSuspension, SubmitJob, Submitted,
+        CancelJob, ClosePayout, Deposit, Done, FundAccount, OpenAccount, Quote, RequestPayout, SetSuspension,
+        SubmitJob, Submitted,
     },
     rpc::{Failure, Incoming, Requester, Server},
     spec::PlacementExplanation,
@@ -21,6 +22,7 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     let edge = Requester::Edge;
     endpoint(server, e, subject::command("account", "open"), edge, open).await?;
     endpoint(server, e, subject::command("account", "deposit"), edge, deposit).await?;
+    endpoint(server, e, subject::command("account", "fund"), edge, fund).await?;
     endpoint(server, e, subject::command("account", "request_payout"), edge, request_payout).await?;
     endpoint(server, e, subject::command("account", "close_payout"), edge, close_payout).await?;
     endpoint(server, e, subject::command("account", "set_suspension"), edge, set_suspension).await?;
@@ -35,6 +37,11 @@ async fn open(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let OpenAccount {} = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::OpenAccount(account)).await.map(done)
+}
+
+async fn fund(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let FundAccount { account, deposit, amount } = r.parse()?;
+    e.executor.execute(r.actor, &Command::Deposit(account, Deposit { deposit, amount })).await.map(done)
 }
 
 async fn deposit(e: Endpoints, r: Incoming) -> Result<Done, Failure> {

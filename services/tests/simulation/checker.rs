@@ -201,6 +201,7 @@ impl Checker {
             Event::PayoutFailed(e) => close(&e.payout, e.amount.0, e.requested),
             Event::FundsDeposited(e) => holds(account.deposits.insert(e.deposit), || "deposited twice".to_owned()),
             Event::PayoutRequested(e) => {
+                holds(!account.suspended, || "the account is suspended".to_owned())?;
                 let facts = PayoutFacts { requested: entry.seq, amount: e.amount.0, closed: false };
                 holds(account.payouts.insert(e.payout, facts).is_none(), || "asked for twice".to_owned())
             }

@@ -3,13 +3,13 @@
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
     AccountId, CommandId, MachineId,
-    command::{ClosePayout, Done, RevokeMachine, Revoked, SetSuspension},
+    command::{ClosePayout, Done, FundAccount, RevokeMachine, Revoked, SetSuspension},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::jobs::Input;
-use crate::{access::SignedIn, app::App, error::ApiError, extract::Path};
+use crate::{access::SignedIn, app::App, error::ApiError, extract::Path, input::dollars};
 
 /// Body of `POST /ops/accounts/{id}/suspension`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -28,6 +28,28 @@ pub(crate) async fn suspend(
 ) -> Result<Json<Done>, ApiError> {
     let body = SetSuspension { account, reason: suspension.reason };
     Ok(Json(app.command("account", "set_suspension", signed_in.operator(), &body).await?))
+}
+
+/// Body of `POST /ops/accounts/{id}/deposits`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Funds {
+    /// The deposit: a UUID of version 7. The same one again is the same deposit.
+    #[schema(value_type = String, format = Uuid)]
+    deposit: CommandId,
+    /// How much, dollars.
+    amount_usd: String,
+}
+
+/// Money has come in for an account.
+pub(crate) async fn fund(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(account): Path<AccountId>,
+    Input(funds): Input<Funds>,
+) -> Result<Json<Done>, ApiError> {
+    let body = FundAccount { account, deposit: funds.deposit, amount: dollars("amount_usd", &funds.amount_usd)? };
+    Ok(Json(app.command("account", "fund", signed_in.operator(), &body).await?))
 }
 
 /// Body of `POST /ops/accounts/{id}/payouts/{payout}`.
