@@ -139,6 +139,9 @@ pub struct RunArgs {
     /// Where the read models are kept. They can be deleted: they come back by replay.
     #[arg(long, env = "GPUBNB_PROJECTOR_DATA", default_value = "data/projector", value_name = "DIR")]
     pub data: PathBuf,
+    /// Another key whose signed heads are believed: the one that this projector's credential had before. May be repeated.
+    #[arg(long, value_name = "KEY")]
+    pub head_key: Vec<String>,
     /// Memory for sled's cache, MiB.
     #[arg(long, default_value_t = 256)]
     pub cache_mib: u64,

@@ -284,7 +284,8 @@ impl Model {
             at = recorded.seq;
         }
         if at > self.checkpoint {
-            rows.commit(at).map_err(|e| (at, e))?;
+            let leaf = batch.iter().find(|recorded| recorded.seq == at).map(|recorded| recorded.leaf);
+            rows.commit_of(at, leaf).map_err(|e| (at, e))?;
             self.checkpoint = at;
         }
         Ok(())

@@ -79,6 +79,19 @@ async fn sign(
         }
         *signed = size;
     }
+    if let Some(said) = get(&bucket, LATEST).await? {
+        // Another projector is further; or the log has lost its end, which a verification says.
+        if said.size > size {
+            return Ok(());
+        }
+        if said.root != gpubnb_events::hex(merkle::root(&Kept(&tree), 0, said.size)?) {
+            error!(
+                said.size,
+                "the log is not what it was when its newest head was signed: run `gpubnb-projector verify`"
+            );
+            bail!("the newest head, of {}, says another root", said.size);
+        }
+    }
     let head = Head::sign(size, &merkle::root(&Kept(&tree), 0, size)?, key)?;
     bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
     *latest = size;

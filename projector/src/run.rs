@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, Seq,
-    merkle::Nodes as _,
-    monitor,
+    Log, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -20,7 +18,6 @@ use crate::{
     fold::{self, Models, READ_AHEAD},
     gauges, heads,
     live::Live,
-    model::merkle::{Kept, Merkle},
     notice,
     ops::{self, Ops, travel::Traveller, work::Work},
     query::{self, Applied, Queries},
@@ -32,18 +29,20 @@ const NOTICED: usize = 500;
 /// Batches that may wait for their notices.
 const CHANGES: usize = 16;
 
-/// Whether the models are folded from this very log: the last message that they have taken in is there, and the same.
+/// Whether the models are folded from this very log: the last message that each has taken in is there, and the same.
 async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
-    let tree = models.trees().of(&Merkle)?;
-    let folded = store::checkpoint(&tree)?;
-    let furthest = models.states().map(|(_, at, _)| at).max().unwrap_or(Seq::ZERO);
-    if furthest > log.last_seq().await? {
-        return Ok(false);
+    let last = log.last_seq().await?;
+    for (name, at, _) in models.states() {
+        if at > last {
+            return Ok(false);
+        }
+        let Some(leaf) = store::last_leaf(&models.trees().named(name)?)? else { continue };
+        // One that was lost since stops the fold where it is missing, and not here.
+        if log.get_raw(at).await?.is_some_and(|message| message.leaf() != leaf) {
+            return Ok(false);
+        }
     }
-    let Some(index) = folded.0.checked_sub(1) else { return Ok(true) };
-    let message = log.get_raw(folded).await?;
-    // One that was lost since stops the fold where it is missing, and not here.
-    Ok(message.is_none_or(|message| Kept(&tree).subtree(0, index).is_ok_and(|leaf| leaf == message.leaf())))
+    Ok(true)
 }
 
 /// Runs until shutdown.
@@ -84,7 +83,10 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let live = Arc::new(Live::default());
     let traveller =
         Traveller::open(log.clone(), &args.data.join("travel")).context("opening what time travel keeps")?;
+    let key = heads::key(&creds)?;
+    let keys = args.head_key.iter().cloned().chain([key.public_key()]).collect();
     let work = Work {
+        keys,
         log: log.clone(),
         db: db.clone(),
         trees: trees.clone(),
@@ -96,7 +98,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let queries = Queries { trees, live: Arc::clone(&live), log, applied };
     let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default(), began: Arc::default() };
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
-    tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), heads::key(&creds)?, shutdown.clone()));
+    tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
     tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
 
     let server =

@@ -2,7 +2,7 @@
 
 use std::{any::Any, path::Path};
 
-use gpubnb_events::Seq;
+use gpubnb_events::{Seq, log::Hash};
 use hashbrown::{HashMap, hash_map::EntryRef};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -119,11 +119,15 @@ pub fn checkpoint(tree: &sled::Tree) -> Result<Seq, StoreError> {
     match tree.get(CHECKPOINT)? {
         None => Ok(Seq::ZERO),
         Some(bytes) => {
-            let bytes = <[u8; 8]>::try_from(bytes.as_ref())
-                .map_err(|_| corrupt(CHECKPOINT, "the checkpoint is not eight bytes"))?;
-            Ok(Seq(u64::from_be_bytes(bytes)))
+            let seq = bytes.get(..8).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes);
+            seq.map(Seq).ok_or_else(|| corrupt(CHECKPOINT, "the checkpoint is not eight bytes"))
         }
     }
+}
+
+/// The leaf of the message that the checkpoint is, where it is known: trees that are older than this do not say.
+pub fn last_leaf(tree: &sled::Tree) -> Result<Option<Hash>, StoreError> {
+    Ok(tree.get(CHECKPOINT)?.and_then(|bytes| bytes.get(8..).and_then(|leaf| leaf.try_into().ok())))
 }
 
 impl StoreError {
@@ -273,6 +277,11 @@ impl<'a> Rows<'a> {
 
     /// Writes the rows and the checkpoint as one atomic batch.
     pub fn commit(self, checkpoint: Seq) -> Result<(), StoreError> {
+        self.commit_of(checkpoint, None)
+    }
+
+    /// The same, and remembers which message the checkpoint is: another log has another one there.
+    pub fn commit_of(self, checkpoint: Seq, leaf: Option<Hash>) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         // In the order of the tree: neighbours are written together.
         let mut staged: Vec<_> = self.staged.into_iter().collect();
@@ -287,7 +296,8 @@ impl<'a> Rows<'a> {
                 Staged::Gone => batch.remove(key),
             }
         }
-        batch.insert(CHECKPOINT, &checkpoint.0.to_be_bytes());
+        let leaf = leaf.map_or_else(Vec::new, Vec::from);
+        batch.insert(CHECKPOINT, [&checkpoint.0.to_be_bytes()[..], &leaf].concat());
         self.tree.apply_batch(batch)?;
         Ok(())
     }

@@ -121,6 +121,29 @@ async fn an_archive_is_verified_and_what_was_changed_in_it_is_named() {
     let forged = violations(&forged);
     assert!(forged.iter().any(|(_, what)| what.contains("whose head was signed")), "{forged:?}");
 
+    // Cut short by somebody who knows how: the head that was signed tells of more.
+    let cut = changed(&archive, "cut", |lines| drop(lines.pop()));
+    let mut leaves = fs::read(cut.join("leaves.bin")).unwrap();
+    leaves.truncate(leaves.len() - 32);
+    fs::write(cut.join("leaves.bin"), leaves).unwrap();
+    let rewrite = |archive: &Path, change: &dyn Fn(&mut Value)| {
+        let file = archive.join("manifest.json");
+        let mut whole: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut whole);
+        fs::write(&file, whole.to_string()).unwrap();
+    };
+    let last = manifest["last"].as_u64().unwrap() - 1;
+    rewrite(&cut, &|m| (m["last"], m["parts"][0]["last"]) = (json!(last), json!(last)));
+    assert!(violations(&cut).iter().any(|(_, what)| what.contains("the archive ends before")));
+    // Without heads nothing vouches for it: who names a key is told so.
+    let bare = changed(&archive, "bare", |_| {});
+    rewrite(&bare, &|m| m["heads"] = json!([]));
+    let key = manifest["heads"][0]["key"].as_str().unwrap();
+    let with_key = |archive: &Path| {
+        let arguments = ["verify", "--archive", archive.to_str().unwrap(), "--key", key];
+        system.tool(&arguments).unwrap().status.success()
+    };
+    assert!(with_key(&archive) && !with_key(&bare));
     // Nothing changed is nothing different; half the price is half the bill, and half of that the fee's.
     let what_if = |more: &[&str]| {
         let whole: Vec<&str> = ["what-if", archive.to_str().unwrap(), "--json"].iter().chain(more).copied().collect();

@@ -127,16 +127,17 @@ pub(crate) fn verified(row: &MachineRow) -> bool {
 /// When a quoted job can start, in words.
 pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
     let first = match quote.waiting {
-        0 => String::new(),
-        1 => "; 1 job waits already".to_owned(),
-        n => format!("; {n} jobs wait already"),
+        0 => "",
+        1 => "; 1 job waits already, and goes first where it fits",
+        _ => "; others wait already, and go first where they fit",
     };
     match quote.start {
         Some(_) if quote.machine.is_some() => "at once, when its image is there".to_owned(),
         Some(at) => {
-            format!("when the first that fits comes free, in {} at the latest{first}", duration(at.since(*now)))
+            let least = if quote.waiting == 0 { " at the latest" } else { "" };
+            format!("when the first that fits comes free, in {}{least}{first}", duration(at.since(*now)))
         }
-        None => format!("not known: no machine that fits is there{first}"),
+        None => format!("not known: no machine that fits is there, or it prepares another job{first}"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use super::invariants::Invariants;
 use crate::{
     fold::{Adoption, Model, Trees},
-    heads,
+    heads::{self, LATEST},
     model::{
         self, Projection as _,
-        merkle::{self, Merkle, roots},
+        merkle::{self, Kept, Merkle, roots},
     },
     query::Applied,
     store::{self, StoreError},
@@ -36,6 +36,8 @@ const TOLD: usize = 100;
 const MOST_SUSPECTS: usize = 50_000;
 /// How often both sides are brought to the same sequence before it is given up.
 const TRIES: usize = 200;
+/// Longest silence of the broker where there is more to read.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Signed heads read at the same time.
 const HEADS_AT_ONCE: usize = 32;
 /// Cache of the database that a verification folds into, MiB.
@@ -49,6 +51,8 @@ pub(crate) struct Work {
     pub(crate) trees: Trees,
     pub(crate) adoption: Adoption,
     pub(crate) applied: watch::Receiver<Applied>,
+    /// Whose signed heads are believed.
+    pub(crate) keys: Vec<String>,
     /// Where a verification has its database.
     pub(crate) scratch: PathBuf,
     pub(crate) state: Arc<Mutex<State>>,
@@ -212,10 +216,17 @@ impl Work {
     async fn verified(&self) -> anyhow::Result<Vec<ModelCheck>> {
         let db = store::scratch(&self.scratch, CACHE_MIB)?;
         let mut replay = Replay::new(self, &db)?;
-        replay.until(self.last()).await?;
-        let mut checks = Vec::new();
-        for index in 0..replay.models.len() {
+        let end = self.log.last_seq().await?;
+        if end < self.last() {
+            replay.models.clear();
+            replay.invariants.broken(end.next(), format!("the log ends here; it was folded up to {}", self.last()));
+        }
+        replay.until(self.last().min(end)).await?;
+        let (mut checks, mut index) = (Vec::new(), 0);
+        // A gap that is found on the way leaves nothing to compare.
+        while index < replay.models.len() {
             checks.push(replay.compare(index).await?);
+            index += 1;
         }
         replay.heads().await?;
         Ok(checks)
@@ -263,7 +274,13 @@ impl<'a> Replay<'a> {
     async fn until(&mut self, until: Seq) -> anyhow::Result<()> {
         while self.at < until {
             if self.read.is_empty() {
-                self.read = self.follower.next_batch().await;
+                let next = tokio::time::timeout(SILENCE, self.follower.next_batch()).await;
+                self.read = next.with_context(|| format!("the broker has nothing after event {}", self.at))?;
+            }
+            if self.read.first().is_some_and(|r| r.seq > until) {
+                self.missing(self.at, until.next());
+                self.at = until;
+                return Ok(());
             }
             let later = self.read.iter().position(|r| r.seq > until).unwrap_or(self.read.len());
             let rest = self.read.split_off(later.min(BATCH));
@@ -297,36 +314,56 @@ impl<'a> Replay<'a> {
     fn look_for_gaps(&mut self, batch: &[Recorded]) {
         let before = std::iter::once(self.at).chain(batch.iter().map(|r| r.seq));
         for (before, next) in before.zip(batch.iter().map(|r| r.seq)) {
-            for missing in (before.0 + 1..next.0).take(TOLD).map(Seq) {
-                self.models.clear();
-                self.invariants.broken(missing, "MARKET has this event no more".to_owned());
-            }
+            self.missing(before, next);
+        }
+    }
+
+    fn missing(&mut self, before: Seq, next: Seq) {
+        for missing in (before.0 + 1..next.0).take(TOLD).map(Seq) {
+            self.models.clear();
+            self.invariants.broken(missing, "MARKET has this event no more".to_owned());
         }
     }
 
     /// Compares the log's own tree with the heads that were signed of it, here and at other times.
     async fn heads(&mut self) -> anyhow::Result<()> {
+        let violations = self.invariants.found().to_vec();
+        self.work.note(|v| v.violations = violations);
         let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.tree().clone()) else {
             return Ok(());
         };
         let bucket = self.work.log.jetstream().get_key_value(CHECKPOINTS).await;
         let bucket = bucket.context("the signed heads cannot be read: see `CHECKPOINTS` in docs/operating.md")?;
+        let latest = heads::get(&bucket, LATEST).await?;
+        let newest = latest.as_ref().map_or(0, |head| head.size);
         let heads = futures_util::stream::iter(roots(&ours, 0)).map(|root| async {
             let (size, root) = root?;
             Ok((size, root, heads::get(&bucket, &heads::name(size)).await?))
         });
-        let heads: Vec<anyhow::Result<_>> = heads.buffered(HEADS_AT_ONCE).collect().await;
+        let mut heads: Vec<anyhow::Result<_>> = heads.buffered(HEADS_AT_ONCE).collect().await;
+        if let Some(latest) = latest.filter(|latest| latest.size <= self.at.0) {
+            heads.push(Ok((newest, gpubnb_events::merkle::root(&Kept(&ours), 0, newest)?, Some(latest))));
+        } else if newest > self.at.0 {
+            let what = format!("the head of {newest} events was signed, and the log ends before");
+            self.invariants.broken(self.at.next(), what);
+        }
         let (mut agree, mut before) = (0, 0);
         for head in heads {
             let (size, root, head) = head?;
-            // One that nobody has signed yet says nothing.
-            let Some(head) = head else { continue };
-            if head.is_signed() && head.size == size && head.root == gpubnb_events::hex(root) {
-                (agree, before) = (agree + 1, size);
-                continue;
-            }
-            let from = Seq(before + 1);
-            self.invariants.broken(from, format!("from here to {size}, the log is not the one whose head was signed"));
+            let what = match head {
+                // The newest head is signed after all those before it: further ones are still to come.
+                None if size > newest => continue,
+                None => format!("the head of {size} events, which was signed, is gone"),
+                Some(head) if !self.work.keys.contains(&head.key) => {
+                    format!("the head of {size} events is signed by {}, which is not believed (--head-key)", head.key)
+                }
+                Some(head) if head.is_signed() && head.size == size && head.root == gpubnb_events::hex(root) => {
+                    (agree, before) = (agree + 1, size);
+                    continue;
+                }
+                Some(_) => format!("from here to {size}, the log is not the one whose head was signed"),
+            };
+            self.invariants.broken(Seq(before + 1), what);
             break;
         }
         let violations = self.invariants.found().to_vec();

@@ -22,10 +22,14 @@ use crate::{
     view::ops::Violation,
 };
 
+/// More events than this are not missed one by one: an archive may say of itself what it likes.
+const MOST_MISSING: u64 = 1_000_000;
 /// Most findings that are told of.
 const TOLD: usize = 100;
 
 pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // Before the end is looked for: what it vouches for will be in the archive.
+    let latest = newest(log).await?;
     let last = log.last_seq().await?;
     let mut writer = Writer::create(&args.to)?;
     let (mut follower, began, mut at) = (log.follow(Seq(1)), Instant::now(), Seq::ZERO);
@@ -41,7 +45,7 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
                 .await??;
         said(&progress(began, at, last));
     }
-    let manifest = writer.finish(signed(log, last).await?)?;
+    let manifest = writer.finish(signed(log, last, latest).await?)?;
     if args.json {
         println!("{}", serde_json::to_string(&manifest)?);
         return Ok(());
@@ -53,14 +57,22 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     Ok(())
 }
 
-/// The heads that were signed of the first messages, up to `last`.
-async fn signed(log: &Log, last: Seq) -> anyhow::Result<Vec<Head>> {
-    let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
-    let mut found = Vec::new();
-    let sizes = (1..=last.0 / EVERY).map(|n| heads::name(n * EVERY));
-    for name in sizes.chain([LATEST.to_owned()]) {
-        found.extend(heads::get(&bucket, &name).await?.filter(|head| head.size <= last.0));
+async fn heads_of(log: &Log) -> anyhow::Result<async_nats::jetstream::kv::Store> {
+    log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")
+}
+
+async fn newest(log: &Log) -> anyhow::Result<Option<Head>> {
+    heads::get(&heads_of(log).await?, LATEST).await
+}
+
+/// The heads that were signed of the first messages, up to `last`, and the one that was the newest.
+async fn signed(log: &Log, last: Seq, latest: Option<Head>) -> anyhow::Result<Vec<Head>> {
+    let (bucket, mut found) = (heads_of(log).await?, Vec::new());
+    for n in 1..=last.0 / EVERY {
+        found.extend(heads::get(&bucket, &heads::name(n * EVERY)).await?);
     }
+    found.extend(latest.filter(|head| head.size <= last.0));
+    found.sort_by_key(|head| head.size);
     found.dedup_by_key(|head| head.size);
     Ok(found)
 }
@@ -105,6 +117,8 @@ struct Check {
     /// Messages whose leaf is not the one in the archive: their sequence, their leaf, the one that was expected.
     changed: Vec<(Seq, Hash, Hash)>,
     at: Seq,
+    /// What the last head vouched for, or should have.
+    looked_at: Seq,
 }
 
 impl Check {
@@ -113,7 +127,7 @@ impl Check {
             Checked { clean: false, events: 0, heads: 0, keys: Vec::new(), vouched: Seq::ZERO, violations: Vec::new() };
         let (invariants, tree) = (Invariants::default(), Growing::default());
         let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
-        Self { invariants, tree, heads, key, checked, changed: Vec::new(), at: Seq::ZERO }
+        Self { invariants, tree, heads, key, checked, changed: Vec::new(), at: Seq::ZERO, looked_at: Seq::ZERO }
     }
 
     fn wrong(&mut self, seq: Seq, what: impl Into<String>) {
@@ -130,6 +144,16 @@ impl Check {
         }
         self.missing(last.next(), &mut leaves);
         self.moved();
+        if leaves.next().is_some() {
+            self.wrong(self.at.next(), "the archive has hashes of more events than it has events");
+        }
+        if let Some(head) = self.heads.front() {
+            let what = format!("a head of {} events was signed, and the archive ends before", head.size);
+            self.wrong(self.at.next(), what);
+        }
+        if self.key.is_some() && self.checked.heads == 0 {
+            self.wrong(Seq(1), "no head of the key that you named vouches for anything here");
+        }
         self.checked.violations.extend(self.invariants.found().iter().cloned());
         self.checked.violations.sort_by_key(|v| v.seq);
         self.checked.clean = self.checked.violations.is_empty();
@@ -160,11 +184,16 @@ impl Check {
 
     /// The events before `next` that did not come.
     fn missing(&mut self, next: Seq, leaves: &mut impl Iterator<Item = Hash>) {
+        if next.0.saturating_sub(self.at.0) > MOST_MISSING {
+            self.wrong(self.at.next(), format!("is missing, and all that follow, up to {next}"));
+            self.at = Seq(next.0.saturating_sub(1));
+            return;
+        }
         while self.at.next() < next {
             self.at = self.at.next();
-            let Some(leaf) = leaves.next() else { break };
             self.wrong(self.at, "is missing");
-            self.grow(leaf);
+            // Where its hash is gone as well, no head can agree from here on, which is said of the next one.
+            self.grow(leaves.next().unwrap_or_default());
         }
     }
 
@@ -205,14 +234,15 @@ impl Check {
                 && head.root == gpubnb_events::hex(self.tree.root())
             {
                 self.checked.heads += 1;
+                self.checked.vouched = Seq(head.size);
                 if !self.checked.keys.contains(&head.key) {
                     self.checked.keys.push(head.key);
                 }
             } else {
-                let from = self.checked.vouched.next();
+                let from = self.looked_at.next();
                 self.wrong(from, format!("from here to {}, the leaves are not those whose head was signed", head.size));
             }
-            self.checked.vouched = Seq(head.size);
+            self.looked_at = Seq(head.size);
         }
     }
 

@@ -7,6 +7,7 @@ mod transfer;
 use std::{
     fs,
     io::IsTerminal as _,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::Client;
 use clap::Args;
 use gpubnb_events::{
-    Log, Seq,
+    Clock as _, Log, Millis, Seq, SystemClock, Timestamp,
     nats::{NatsArgs, jetstream},
     stream::{self, MARKET, StreamOptions},
     subject::SERVICES_INBOX,
@@ -38,9 +39,14 @@ pub struct BackupArgs {
 
 const MANIFEST: &str = "backup.json";
 
+/// Longest that a backup may have been cut off, and still be one: its streams must fit each other.
+const RESUMED_WITHIN: Millis = Millis(6 * 3_600_000);
+
 /// What a backup holds.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Manifest {
+    /// When it was begun.
+    began: Timestamp,
     streams: Vec<Snapshot>,
 }
 
@@ -48,9 +54,15 @@ impl Manifest {
     fn read(directory: &Path) -> anyhow::Result<Self> {
         match fs::read(directory.join(MANIFEST)) {
             Ok(text) => serde_json::from_slice(&text).context("the backup's list cannot be read"),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self { began: SystemClock.now(), streams: Vec::new() })
+            }
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn has(&self, stream: &str) -> bool {
+        self.streams.iter().any(|s| s.stream == stream)
     }
 
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
@@ -74,10 +86,20 @@ fn said(what: &str, bytes: u64, of: u64) {
 /// Saves every stream that cannot be made from another one.
 pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
-    fs::create_dir_all(&args.directory).with_context(|| args.directory.display().to_string())?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.directory);
+    made.with_context(|| args.directory.display().to_string())?;
     let mut manifest = Manifest::read(&args.directory)?;
+    let (here, began) = (args.directory.display(), manifest.began);
+    ensure!(
+        !stream::backed_up().iter().all(|stream| manifest.has(stream)),
+        "{here} holds a whole backup, begun {began}: name a new directory for another one"
+    );
+    ensure!(
+        SystemClock.now().since(began) <= RESUMED_WITHIN,
+        "{here} holds part of a backup, begun {began}, which is too old to go on with: name a new directory"
+    );
     for stream in stream::backed_up() {
-        if manifest.streams.iter().any(|s| s.stream == stream) {
+        if manifest.has(&stream) {
             println!("{stream:<16} is here already");
             continue;
         }
@@ -99,7 +121,8 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
 pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
     let manifest = Manifest::read(&args.directory)?;
-    ensure!(!manifest.streams.is_empty(), "{} holds no backup", args.directory.display());
+    let lacks: Vec<_> = stream::backed_up().into_iter().filter(|stream| !manifest.has(stream)).collect();
+    ensure!(lacks.is_empty(), "{} is no whole backup: it lacks {}", args.directory.display(), lacks.join(", "));
     for snapshot in &manifest.streams {
         match transfer::last_of(&client, &snapshot.stream).await? {
             Some(last) if last == snapshot.last() => println!("{:<16} is there already", snapshot.stream),
@@ -111,7 +134,9 @@ pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: Cance
             ),
             None => {
                 let file = file(&args.directory, &snapshot.stream);
-                let loading = transfer::load(&client, snapshot, &file, |bytes, of| said(&snapshot.stream, bytes, of));
+                let loading = transfer::load(&client, snapshot, options.replicas, &file, |bytes, of| {
+                    said(&snapshot.stream, bytes, of);
+                });
                 tokio::select! {
                     () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
                     loaded = loading => loaded.with_context(|| format!("restoring {}", snapshot.stream))?,

@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     time::Duration,
 };
@@ -17,6 +18,8 @@ use gpubnb_events::archive::sha256;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+/// How long the broker may check a stream.
+const CHECKING: Duration = Duration::from_secs(900);
 /// Longest silence of the broker.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of a chunk.
@@ -52,7 +55,9 @@ impl Snapshot {
 /// Asks the broker; its refusal is an error.
 async fn ask<T: DeserializeOwned>(client: &Client, call: &str, body: &Value) -> anyhow::Result<T> {
     let subject = format!("$JS.API.{call}");
-    let answer = client.request(subject, body.to_string().into()).await.with_context(|| call.to_owned())?;
+    // Before it answers, the broker checks the whole stream.
+    let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(CHECKING));
+    let answer = client.send_request(subject, request).await.with_context(|| call.to_owned())?;
     answered(&answer.payload).with_context(|| call.to_owned())
 }
 
@@ -94,7 +99,9 @@ pub(super) async fn save(
     let begun: Begun = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
     let about = begun.state["bytes"].as_u64().unwrap_or(0);
     let partial = file.with_extension("partial");
-    let mut out = File::create(&partial).with_context(|| partial.display().to_string())?;
+    // In it are passwords' hashes and jobs' secrets: it is for nobody else.
+    let private = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+    let mut out = private.with_context(|| partial.display().to_string())?;
     let mut bytes = 0;
     loop {
         let chunk = tokio::time::timeout(PATIENCE, chunks.next()).await.context("the broker fell silent")?;
@@ -126,18 +133,22 @@ struct Ready {
 pub(super) async fn load(
     client: &Client,
     snapshot: &Snapshot,
+    replicas: usize,
     file: &Path,
     mut seen: impl FnMut(u64, u64),
 ) -> anyhow::Result<()> {
     ensure!(sha256(file)? == snapshot.sha256, "{} is not the file that was written", file.display());
-    let wish = json!({ "config": snapshot.config, "state": snapshot.state });
+    let mut config = snapshot.config.clone();
+    config["num_replicas"] = json!(replicas);
+    let wish = json!({ "config": config, "state": snapshot.state });
     let ready: Ready = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
     let mut from = File::open(file)?;
     let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
     loop {
         let read = from.read(&mut buffer)?;
         let chunk = buffer.get(..read).unwrap_or_default().to_vec();
-        let request = async_nats::Request::new().payload(chunk.into()).timeout(Some(PATIENCE));
+        let patience = if read == 0 { CHECKING } else { PATIENCE };
+        let request = async_nats::Request::new().payload(chunk.into()).timeout(Some(patience));
         let answer = client.send_request(ready.deliver_subject.clone(), request).await?;
         if read == 0 {
             return answered::<Value>(&answer.payload).map(drop);

@@ -10,7 +10,7 @@ use gpubnb_events::{
 
 use super::{
     World,
-    job::Job,
+    job::{Job, Phase},
     machine::{Availability, Machine, Presence},
 };
 
@@ -111,10 +111,13 @@ pub(super) fn start(world: &World, request: &Request<'_>, choice: &Choice, now: 
     }
     let free_at = |(id, m): (&MachineId, &Machine)| {
         let jobs = m.leases.keys().filter_map(|job| world.job(*job));
-        let ends = jobs.map(|job| job.since.plus(job.limits.time.millis()).max(now));
+        // What is still prepared has no limit yet.
+        let end = |job: &Job| (job.phase == Phase::Running).then(|| job.since.plus(job.limits.time.millis()).max(now));
+        let ends: Option<Vec<Timestamp>> = jobs.map(end).collect();
         match reject(world, *id, m, request, now)? {
-            Reject::NoFreeSlot => ends.min(),
-            Reject::Busy => ends.max(),
+            Reject::NoFreeSlot if request.spec.resources.gpus == 0 => ends?.into_iter().min(),
+            // Which job holds what it needs, only the last of them says for sure.
+            Reject::NoFreeSlot | Reject::Busy => ends?.into_iter().max(),
             _ => None,
         }
     };
@@ -307,13 +310,16 @@ mod tests {
             submit
         };
         let first = w.submit(with_gpu(&w));
-        w.assigned(first);
+        let lease = w.assigned(first);
         let second = w.submit(with_gpu(&w));
         let choice = choose(&w.world, &Request::of(w.job(second)), w.now);
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::Busy, machines: 1 }]);
         // A job without a GPU has its slot all the same; and the first one's limit says when the GPU comes free.
         let third = w.submitted();
         assert!(choose(&w.world, &Request::of(w.job(third)), w.now).machine.is_some());
+        assert_eq!(start(&w.world, &Request::of(w.job(second)), &choice, w.now), None, "nobody knows yet");
+        w.accepted(first, lease);
+        w.started(first, lease);
         let waits = start(&w.world, &Request::of(w.job(second)), &choice, w.now).unwrap();
         assert_eq!(waits, w.job(first).since.plus(w.job(first).limits.time.millis()));
     }
