@@ -10,11 +10,13 @@ use std::{
 };
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+use gpubnb_events::{nats, proof::Head, stream, subject};
 use gpubnb_tests::{
     parts::binary,
     system::{Options, System},
     web::Web,
 };
+use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 fn json_of(output: &Output) -> Value {
@@ -192,6 +194,21 @@ async fn an_event_is_proven_to_be_in_the_log_and_a_changed_one_is_not() {
         other["message"]["nanos"] = json!(proof["message"]["nanos"].as_i64().unwrap() + 1);
     }
     assert!(!check(&other, key).status.success());
+    // A head of more than the log has: it has lost its end, says a verification; and so it does of a foreign key.
+    let client = system.nats_args("projector").connect("projector", subject::PROJECTOR_INBOX).await.unwrap();
+    let bucket = nats::jetstream(client).get_key_value(stream::CHECKPOINTS).await.unwrap();
+    let verified = || {
+        let output = system.tool(&["verify", "--json"]).unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert!(verified().0, "{}", verified().1);
+    let signer = KeyPair::new_user();
+    for (size, why) in [(1_000_000, "the log ends before"), (1, "which is not believed")] {
+        let foreign = Head::sign(size, &[0; 32], &signer).unwrap();
+        bucket.put("latest", serde_json::to_vec(&foreign).unwrap().into()).await.unwrap();
+        let (clean, said) = verified();
+        assert!(!clean && said.contains(why), "{said}");
+    }
     let mut larger = proof.clone();
     larger["head"]["size"] = json!(proof["head"]["size"].as_u64().unwrap() + 1);
     assert!(!check(&larger, key).status.success());
