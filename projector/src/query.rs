@@ -42,6 +42,8 @@ use crate::{
 
 /// How long a query waits for the sequence it must have seen.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked whether a tree head has been signed.
+const NEXT_HEAD: Duration = Duration::from_millis(200);
 const MAX_JOBS: u32 = 100;
 /// Machines in one answer: each takes some 12 KB at most.
 pub(crate) const MACHINES_AT_ONCE: usize = 64;
@@ -396,10 +398,18 @@ impl Queries {
         }
         let unsigned = |e: anyhow::Error| Failure::Unavailable(format!("the signed heads cannot be read: {e:#}"));
         let bucket = self.log.jetstream().get_key_value(CHECKPOINTS).await.map_err(|e| unsigned(e.into()))?;
-        let head = heads::get(&bucket, LATEST).await.map_err(unsigned)?.filter(|head| head.size >= seq.0);
-        let head = head.ok_or_else(|| {
-            Failure::Unavailable("no signed head holds it yet; one is signed every few seconds".to_owned())
-        })?;
+        // One is signed every two seconds: of what has just happened, it is about to be.
+        let signed = async {
+            loop {
+                match heads::get(&bucket, LATEST).await {
+                    Ok(Some(head)) if head.size >= seq.0 => return Ok(head),
+                    Ok(_) => tokio::time::sleep(NEXT_HEAD).await,
+                    Err(e) => return Err(unsigned(e)),
+                }
+            }
+        };
+        let late = |_| Failure::Unavailable("no signed head holds it yet: try again in a moment".to_owned());
+        let head = tokio::time::timeout(PATIENCE, signed).await.map_err(late)??;
         let tree = self.trees.of(&Merkle).map_err(|e| broken(&e))?;
         let path = merkle::path(&Kept(&tree), seq.0 - 1, head.size).map_err(|e| broken(&e))?;
         Ok(Proof { message: Line::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
