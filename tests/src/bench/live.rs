@@ -61,7 +61,10 @@ async fn others(system: &System) -> anyhow::Result<Vec<JoinHandle<()>>> {
     for person in 0..PEOPLE {
         let web = Web::join(&system.url(), &format!("reader-{person}")).await?;
         web.deposit("1").await?;
-        let job = web.submit(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
+        let submitted = web.post("/jobs", &json!({ "template": "noop", "budget_usd": "0.01" })).await?;
+        let job = submitted["job"].as_str().unwrap_or_default().to_owned();
+        // The page is opened once it is known.
+        web.get(&format!("/jobs/{job}?min_seq={}", submitted["seq"])).await?;
         let pages = [format!("/jobs/{job}/live"), "/jobs/live".into(), "/market/live".into(), "/wallet/live".into()];
         for page in pages.iter().cycle().take(EACH) {
             let request = web.at_browser().ask(Method::GET, page).timeout(Duration::from_secs(600));
