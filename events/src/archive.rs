@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     ids::Seq,
     log::{Hash, Raw, VOUCHED},
+    proof::Head,
 };
 
 /// What this program writes, and all that it reads.
@@ -52,7 +53,7 @@ fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
 
 /// What an archive holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest<H> {
+pub struct Manifest {
     /// Version of the format.
     pub format: u32,
     /// Last sequence in it; it begins with the first.
@@ -60,7 +61,7 @@ pub struct Manifest<H> {
     /// Its files of events.
     pub parts: Vec<Part>,
     /// Tree heads that were signed of the log, oldest first.
-    pub heads: Vec<H>,
+    pub heads: Vec<Head>,
 }
 
 /// A file of events.
@@ -178,7 +179,7 @@ impl Writer {
     }
 
     /// Ends it. `heads` are the signed heads of the log.
-    pub fn finish<H: Serialize>(mut self, heads: Vec<H>) -> Result<Manifest<H>, ArchiveError> {
+    pub fn finish(mut self, heads: Vec<Head>) -> Result<Manifest, ArchiveError> {
         self.close()?;
         let leaves = self.directory.join(LEAVES);
         self.leaves
@@ -208,18 +209,18 @@ pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
 }
 
 /// An archive, for reading.
-pub struct Reader<H> {
+pub struct Reader {
     directory: PathBuf,
     /// What it holds.
-    pub manifest: Manifest<H>,
+    pub manifest: Manifest,
 }
 
-impl<H: for<'de> Deserialize<'de>> Reader<H> {
+impl Reader {
     /// Opens one.
     pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
         let file = directory.join(MANIFEST);
         let text = fs::read(&file).map_err(at(&file))?;
-        let manifest: Manifest<H> = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
         if manifest.format != FORMAT {
             return Err(ArchiveError::Format(manifest.format));
         }
@@ -232,7 +233,7 @@ impl<H: for<'de> Deserialize<'de>> Reader<H> {
     }
 
     /// The lines of a part. One that cannot be read ends it.
-    pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<H>, ArchiveError> {
+    pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
         let file = self.file(part);
         let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
         let mut ended = false;
@@ -254,7 +255,7 @@ impl<H: for<'de> Deserialize<'de>> Reader<H> {
     }
 
     /// The leaves of all its messages, in order, as they were when it was made.
-    pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<H>, ArchiveError> {
+    pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<>, ArchiveError> {
         let file = self.directory.join(LEAVES);
         let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);
         Ok(std::iter::from_fn(move || {

@@ -24,7 +24,7 @@ pub struct Metric {
 }
 
 macro_rules! metrics {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal $kind:ident $help:literal;)+) => {
+    ($($constant:ident = $name:literal $kind:ident $help:literal;)+) => {
         $(#[doc = $help] pub const $constant: &str = $name;)+
 
         /// Every metric there is.

@@ -107,8 +107,8 @@ fn an_archive_of_every_version_is_replayed() {
         })
         .collect();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
-    writer.finish(Vec::<()>::new()).unwrap();
-    let reader: Reader<()> = Reader::open(&directory.path().join("archive")).unwrap();
+    writer.finish(Vec::new()).unwrap();
+    let reader = Reader::open(&directory.path().join("archive")).unwrap();
     let parts = reader.manifest.parts.iter();
     let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
     let leaves: Vec<_> = reader.leaves().unwrap().collect();

@@ -270,7 +270,7 @@ impl Model {
     /// Folds what of a batch comes after its checkpoint; on failure nothing of it, and the event it failed at.
     pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
         let mut rows = Rows::new(&self.tree);
-        let mut at = self.checkpoint;
+        let (mut at, mut leaf) = (self.checkpoint, None);
         for recorded in batch {
             // What was read again is not folded again, and nothing is folded over a gap.
             if recorded.seq != at.next() {
@@ -281,10 +281,9 @@ impl Model {
                 None => self.projection.quarantined(&mut rows, recorded),
             };
             taken.map_err(|e| (recorded.seq, e))?;
-            at = recorded.seq;
+            (at, leaf) = (recorded.seq, Some(recorded.leaf));
         }
         if at > self.checkpoint {
-            let leaf = batch.iter().find(|recorded| recorded.seq == at).map(|recorded| recorded.leaf);
             rows.commit_of(at, leaf).map_err(|e| (at, e))?;
             self.checkpoint = at;
         }

@@ -384,13 +384,12 @@ impl Queries {
     /// One event, for whom it is about.
     /// That an event is in the log, for whoever may see all of it.
     async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, Failure> {
-        let whole = self.event(actor, seq).await;
         let raw = self.log.get_raw(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let raw = raw.ok_or_else(|| not_found("event"))?;
         let recorded = raw.read();
         // What a provider may not see of an event cannot be proven to them either.
-        let all = match (whole, trail_event(&recorded)) {
-            (Ok(seen), Some(whole)) => seen == whole,
+        let all = match (self.seen(actor, &recorded), trail_event(&recorded)) {
+            (Some(seen), Some(whole)) => seen == whole,
             _ => may_see_all(actor),
         };
         if !all {
@@ -417,15 +416,20 @@ impl Queries {
 
     async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
         let read = self.log.get(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        read.and_then(|recorded| self.seen(actor, &recorded)).ok_or_else(|| not_found("event"))
+    }
+
+    /// What an actor may see of an event.
+    fn seen(&self, actor: Actor, recorded: &Recorded) -> Option<TrailEvent> {
         let about = |of: &Aggregate| match of {
             Aggregate::Account(id) => may_see(actor, *id),
             Aggregate::Job(id) => self.job(actor, *id).is_ok(),
             Aggregate::Machine(_) => false,
         };
-        let seen = read.filter(|r| r.event().is_some_and(|e| touched(e).iter().any(about)) || may_see_all(actor));
-        let event = seen.as_ref().and_then(trail_event).ok_or_else(|| not_found("event"))?;
+        let may = recorded.event().is_some_and(|e| touched(e).iter().any(about)) || may_see_all(actor);
+        let event = trail_event(recorded).filter(|_| may)?;
         let own = event.job.is_none_or(|job| self.job(actor, job).is_ok());
-        Ok(if own { event } else { for_the_provider(actor, event) })
+        Some(if own { event } else { for_the_provider(actor, event) })
     }
 
     async fn lag(&self) -> Result<Lag, Failure> {

@@ -162,7 +162,7 @@ impl Other<'_> {
 /// Prints the difference.
 pub fn what_if(args: &WhatIfArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
-    let reader: Reader<serde_json::Value> = Reader::open(&args.archive)?;
+    let reader = Reader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
     let mut other = Other { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
     for part in &reader.manifest.parts {

@@ -62,6 +62,15 @@ pub fn differing(key: &[u8], ours: &[u8], theirs: &[u8]) -> Vec<(Seq, Vec<u8>, V
     all.filter(|(_, ours, theirs)| ours != theirs).collect()
 }
 
+/// Of messages that changed (sequence, what is there now, what was there then): each, and with which it has changed
+/// places, if it has.
+pub fn places<T: PartialEq>(changed: &[(Seq, T, T)]) -> impl Iterator<Item = (Seq, Option<Seq>)> {
+    changed.iter().map(|(seq, now, then)| {
+        let other = changed.iter().find(|(_, other_now, other_then)| other_now == then && other_then == now);
+        (*seq, other.map(|(other, ..)| *other))
+    })
+}
+
 impl Merkle {
     fn put(rows: &mut Rows<'_>, recorded: &Recorded) -> Result<(), StoreError> {
         // Sequences begin at one, places in the tree at zero.

@@ -378,13 +378,12 @@ impl<'a> Replay<'a> {
             let [now, then] = [ours.get(key)?.unwrap_or_default(), live.get(key)?.unwrap_or_default()];
             changed.extend(merkle::differing(key, &now, &then));
         }
-        for (seq, now, then) in changed.iter().take(TOLD) {
-            let place = |other: &&(Seq, Vec<u8>, Vec<u8>)| other.1 == *then && other.2 == *now;
-            let what = match changed.iter().find(place) {
-                Some((other, ..)) => format!("it stands where event {other} was when it was folded"),
+        for (seq, other) in merkle::places(&changed).take(TOLD) {
+            let what = match other {
+                Some(other) => format!("it stands where event {other} was when it was folded"),
                 None => "it is not what it was when it was folded".to_owned(),
             };
-            self.invariants.broken(*seq, what);
+            self.invariants.broken(seq, what);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, path::Path, time::Instant};
 
 use anyhow::{Context as _, bail};
+use async_nats::jetstream::kv;
 use gpubnb_events::{
     Log, Seq,
     archive::{ArchiveError, Manifest, Part, Reader, Writer, sha256},
@@ -17,7 +18,7 @@ use super::work::{progress, said};
 use crate::{
     config::{ExportArgs, VerifyArgs},
     heads::{self, LATEST},
-    model::merkle::EVERY,
+    model::merkle::{EVERY, places},
     ops::invariants::Invariants,
     view::ops::Violation,
 };
@@ -29,7 +30,8 @@ const TOLD: usize = 100;
 
 pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     // Before the end is looked for: what it vouches for will be in the archive.
-    let latest = newest(log).await?;
+    let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
+    let latest = heads::get(&bucket, LATEST).await?;
     let last = log.last_seq().await?;
     let mut writer = Writer::create(&args.to)?;
     let (mut follower, began, mut at) = (log.follow(Seq(1)), Instant::now(), Seq::ZERO);
@@ -45,7 +47,7 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
                 .await??;
         said(&progress(began, at, last));
     }
-    let manifest = writer.finish(signed(log, last, latest).await?)?;
+    let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
     if args.json {
         println!("{}", serde_json::to_string(&manifest)?);
         return Ok(());
@@ -57,19 +59,11 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     Ok(())
 }
 
-async fn heads_of(log: &Log) -> anyhow::Result<async_nats::jetstream::kv::Store> {
-    log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")
-}
-
-async fn newest(log: &Log) -> anyhow::Result<Option<Head>> {
-    heads::get(&heads_of(log).await?, LATEST).await
-}
-
 /// The heads that were signed of the first messages, up to `last`, and the one that was the newest.
-async fn signed(log: &Log, last: Seq, latest: Option<Head>) -> anyhow::Result<Vec<Head>> {
-    let (bucket, mut found) = (heads_of(log).await?, Vec::new());
+async fn signed(bucket: &kv::Store, last: Seq, latest: Option<Head>) -> anyhow::Result<Vec<Head>> {
+    let mut found = Vec::new();
     for n in 1..=last.0 / EVERY {
-        found.extend(heads::get(&bucket, &heads::name(n * EVERY)).await?);
+        found.extend(heads::get(bucket, &heads::name(n * EVERY)).await?);
     }
     found.extend(latest.filter(|head| head.size <= last.0));
     found.sort_by_key(|head| head.size);
@@ -92,7 +86,7 @@ struct Checked {
 }
 
 pub(super) fn verify(directory: &Path, args: &VerifyArgs) -> anyhow::Result<()> {
-    let reader: Reader<Head> = Reader::open(directory)?;
+    let reader = Reader::open(directory)?;
     let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader)?;
     if args.json {
         println!("{}", serde_json::to_string(&checked)?);
@@ -122,7 +116,7 @@ struct Check {
 }
 
 impl Check {
-    fn new(manifest: &Manifest<Head>, key: Option<&str>) -> Self {
+    fn new(manifest: &Manifest, key: Option<&str>) -> Self {
         let checked =
             Checked { clean: false, events: 0, heads: 0, keys: Vec::new(), vouched: Seq::ZERO, violations: Vec::new() };
         let (invariants, tree) = (Invariants::default(), Growing::default());
@@ -136,7 +130,7 @@ impl Check {
         }
     }
 
-    fn all(mut self, reader: &Reader<Head>) -> anyhow::Result<Checked> {
+    fn all(mut self, reader: &Reader) -> anyhow::Result<Checked> {
         let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
         for part in &reader.manifest.parts {
             self.part(reader, part, &mut leaves)?;
@@ -162,7 +156,7 @@ impl Check {
 
     fn part(
         &mut self,
-        reader: &Reader<Head>,
+        reader: &Reader,
         part: &Part,
         leaves: &mut impl Iterator<Item = Hash>,
     ) -> Result<(), ArchiveError> {
@@ -249,13 +243,12 @@ impl Check {
     /// Says of what is at another's place just that.
     fn moved(&mut self) {
         let changed = std::mem::take(&mut self.changed);
-        for (seq, now, then) in &changed {
-            let other = changed.iter().find(|(_, other_now, other_then)| other_now == then && other_then == now);
+        for (seq, other) in places(&changed) {
             let what = other.map_or_else(
                 || "is not what it was: it was changed".to_owned(),
-                |(other, ..)| format!("has changed places with event {other}"),
+                |other| format!("has changed places with event {other}"),
             );
-            self.wrong(*seq, what);
+            self.wrong(seq, what);
         }
     }
 }

@@ -6,7 +6,6 @@ use gpubnb_events::{
     AccountId, Event, Log, MicroUsd, Recorded, Seq,
     archive::Reader,
     ledger::{LedgerAccount, postings},
-    proof::Head,
 };
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -79,7 +78,7 @@ impl Ledger {
 
 /// Of an archive, without a broker.
 pub(super) fn archive(args: &AuditArgs, directory: &std::path::Path) -> anyhow::Result<()> {
-    let reader: Reader<Head> = Reader::open(directory)?;
+    let reader = Reader::open(directory)?;
     let within = |recorded: &Recorded| match args.at {
         None => true,
         Some(Point::Seq(seq)) => recorded.seq <= seq,

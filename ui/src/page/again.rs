@@ -45,11 +45,11 @@ pub(super) fn fields(job: &JobRow) -> Vec<(String, String)> {
         requirements.gpu_model.iter().for_each(|model| set("gpu_model", model.clone()));
         requirements.region.iter().for_each(|region| set("region", region.clone()));
         requirements.reliability.iter().for_each(|percent| set("min_reliability", percent.to_string()));
-        for (name, _) in [("allow_simulated", requirements.allow_simulated), ("verified", requirements.verified)]
-            .into_iter()
-            .filter(|(_, ticked)| *ticked)
-        {
-            set(name, "on".to_owned());
+        if requirements.allow_simulated {
+            set("allow_simulated", "on".to_owned());
+        }
+        if requirements.verified {
+            set("verified", "on".to_owned());
         }
     }
     for input in &spec.inputs {
