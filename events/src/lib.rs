@@ -6,6 +6,8 @@
 
 pub mod actor;
 pub mod archive;
+#[cfg(feature = "monitor")]
+mod collector;
 pub mod command;
 pub mod event;
 pub mod ids;
@@ -29,6 +31,7 @@ pub mod subject;
 pub mod telemetry;
 pub mod template;
 pub mod time;
+pub mod trace;
 pub mod transfer;
 
 pub use actor::Actor;

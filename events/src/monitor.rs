@@ -17,7 +17,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::metric::{self, Kind};
+use crate::{
+    collector::Sending,
+    metric::{self, Kind},
+};
 
 /// Upper bounds of the buckets, seconds: from a query out of memory to one that waits.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
@@ -30,6 +33,9 @@ pub struct MonitorArgs {
     /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere, if missing. Keep it to those who operate the market.
     #[arg(long, env = "GPUBNB_MONITOR", value_name = "ADDRESS")]
     pub monitor: Option<SocketAddr>,
+    /// An OpenTelemetry collector that is sent traces, over OTLP/HTTP (such as `http://127.0.0.1:4318`); none, if missing.
+    #[arg(long, env = "GPUBNB_OTLP", value_name = "URL")]
+    pub otlp: Option<String>,
 }
 
 /// Why a service cannot be watched.
@@ -46,22 +52,34 @@ pub enum MonitorError {
     /// Something else records metrics already.
     #[error("recording metrics: {0}")]
     Record(#[from] metrics_exporter_prometheus::BuildError),
+    /// Traces cannot be sent.
+    #[error("sending traces: {0}")]
+    Trace(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Whether the service does its work.
+/// Whether the service does its work. Keep it until the service ends: then the last traces are sent.
 #[derive(Debug, Clone, Default)]
-pub struct Ready(Arc<AtomicBool>);
+pub struct Ready {
+    is: Arc<AtomicBool>,
+    _sending: Option<Arc<Sending>>,
+}
 
 impl Ready {
     /// From now on it does.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        self.is.store(true, Ordering::Release);
     }
 }
 
-/// Serves until shutdown, where an address was given. Call before anything is counted.
-pub async fn start(args: &MonitorArgs, shutdown: CancellationToken) -> Result<Ready, MonitorError> {
-    let ready = Ready::default();
+/// Serves until shutdown, where an address was given, and sends traces, where a collector was. `service` is its name
+/// there. Call before anything is counted.
+pub async fn start(
+    args: &MonitorArgs,
+    service: &'static str,
+    shutdown: CancellationToken,
+) -> Result<Ready, MonitorError> {
+    let sending = args.otlp.as_deref().map(|collector| Sending::start(collector, service)).transpose()?;
+    let ready = Ready { is: Arc::default(), _sending: sending.map(Arc::new) };
     let Some(address) = args.monitor else { return Ok(ready) };
     let mut builder = PrometheusBuilder::new();
     for metric in metric::ALL.iter().filter(|m| m.kind == Kind::Seconds) {
@@ -96,7 +114,7 @@ async fn upkeep(recorded: PrometheusHandle, shutdown: CancellationToken) {
 
 fn router(recorded: PrometheusHandle, ready: Ready, shutdown: CancellationToken) -> Router {
     let is_ready = move || {
-        let (ready, stopping) = (ready.0.load(Ordering::Acquire), shutdown.is_cancelled());
+        let (ready, stopping) = (ready.is.load(Ordering::Acquire), shutdown.is_cancelled());
         async move {
             match (ready, stopping) {
                 (_, true) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),

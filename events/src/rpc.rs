@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::{actor::Actor, log::header, metric, nats::connected, subject};
+use crate::{actor::Actor, log::header, metric, nats::connected, subject, trace};
 
 /// Largest request body.
 const MAX_BODY: usize = 256 * 1024;
@@ -107,6 +107,7 @@ impl Caller {
         let payload = serde_json::to_vec(body).map_err(|e| unavailable(&e))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::ACTOR, actor.to_string());
+        trace::inject(&mut headers);
         let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
         let reply = self.client.send_request(subject.clone(), request).await.map_err(|e| unavailable(&e))?;
         let answer: Result<T, Failure> = serde_json::from_slice(&reply.payload).map_err(|e| unavailable(&e))?;
@@ -133,6 +134,8 @@ pub struct Incoming {
     pub actor: Actor,
     /// Its body.
     pub body: Bytes,
+    /// What the requester is at. A machine is not believed in it.
+    trace: opentelemetry::Context,
 }
 
 impl Incoming {
@@ -199,7 +202,7 @@ impl Server {
                 let endpoint = name.clone();
                 tasks.spawn(async move {
                     let began = std::time::Instant::now();
-                    let answer = handler(incoming).await;
+                    let answer = trace::inside(incoming.trace.clone(), handler(incoming)).await;
                     counted(endpoint, &answer, began.elapsed());
                     match serde_json::to_vec(&answer) {
                         Ok(bytes) => {
@@ -242,18 +245,18 @@ fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: 
 /// The rules. A request that breaks them gets no answer at all: where it wants the answer is the attack.
 fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming, &'static str> {
     let named = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
-    let (inboxes, actor) = match requester {
+    let (inboxes, actor, trace) = match requester {
         Requester::Machine => {
             let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
             // It asks from another account: the broker made up the place itself, and knows whose it is.
-            (vec![subject::BROKERED.to_owned()], Actor::Machine(machine))
+            (vec![subject::BROKERED.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
         }
         Requester::Edge | Requester::Platform => {
             let actor = named.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
             let edge = [subject::UI_INBOX, subject::OPERATOR_INBOX];
             let own = [subject::SERVICES_INBOX, subject::PROJECTOR_INBOX];
             let inboxes = edge.iter().chain(own.iter().filter(|_| matches!(requester, Requester::Platform)));
-            (inboxes.map(|s| (*s).to_owned()).collect(), actor)
+            (inboxes.map(|s| (*s).to_owned()).collect(), actor, trace::extract(message.headers.as_ref()))
         }
     };
     let reply = message.reply.as_ref().ok_or("no reply subject")?;
@@ -264,7 +267,7 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
     if message.payload.len() > MAX_BODY {
         return Err("the body is too large");
     }
-    Ok(Incoming { subject: message.subject.to_string(), actor, body: message.payload.clone() })
+    Ok(Incoming { subject: message.subject.to_string(), actor, body: message.payload.clone(), trace })
 }
 
 #[cfg(test)]

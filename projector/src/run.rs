@@ -47,7 +47,7 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
 
 /// Runs until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let ready = monitor::start(&args.monitor, shutdown.clone()).await?;
+    let ready = monitor::start(&args.monitor, "gpubnb-projector", shutdown.clone()).await?;
     let creds = nats.nats_creds.clone();
     let client = nats.connect("projector", PROJECTOR_INBOX).await?;
     let js = jetstream(client.clone());

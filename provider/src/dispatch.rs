@@ -18,10 +18,10 @@ use gpubnb_events::{
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::{
-    attempt::{Attempt, Tools},
+    attempt::{Attempt, Tools, attempted},
     hand::NotTaken,
 };
 
@@ -99,13 +99,14 @@ async fn take(
             info!(%job, lease = lease.0.0, "taken in hand");
             let attempt = Attempt::new(Arc::clone(tools), job, lease, wish);
             let stop = shutdown.clone();
-            tasks.spawn(async move {
+            let run = async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = keep_in_progress(&message) => {}
                     () = attempt.run() => acknowledge(&message).await,
                 }
-            });
+            };
+            tasks.spawn(run.instrument(attempted(tools, job, lease)));
         }
         // It was taken up again after a restart, or given out twice: its own run acknowledges by the outcome,
         // and until then the message comes again.

@@ -9,6 +9,7 @@ use gpubnb_events::{
     metric,
     nats::connected,
     rpc::{self, Failure, RefusalKind},
+    trace::{self, About, SpanKind, Step},
 };
 use tracing::{debug, info};
 
@@ -18,6 +19,7 @@ use crate::{
         job::Job,
         world::{self},
     },
+    passage::Passage,
     turns::Turns,
     view::View,
 };
@@ -38,6 +40,19 @@ pub(crate) struct Executor {
 impl Executor {
     /// Executes one command, and returns the sequence of its event, written now or before.
     pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
+        let passage = command.job().and_then(|job| self.view.read(|w| w.job(job).map(Passage::of)));
+        let about = passage.map_or_else(|| About { job: command.job(), ..About::default() }, |p| p.about());
+        let parent = trace::current().or_else(|| about.job.map(trace::of_job)).unwrap_or_default();
+        let step = Step::now(format!("command {}", command.name()), SpanKind::Server);
+        let seq = trace::within(&parent, step, about, Box::pin(self.decide(actor, command))).await?;
+        if let (Some(job), Some(passage)) = (command.job(), passage) {
+            self.view.read(|w| passage.recorded(job, w, self.clock.now()));
+        }
+        Ok(seq)
+    }
+
+    /// Decides and appends, and again on a conflict.
+    async fn decide(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
         let _turn = self.turns.take(command.aggregate()).await;
         let mut fresh = false;
         for _ in 0..ATTEMPTS {
@@ -57,7 +72,10 @@ impl Executor {
                 }
                 Err(refusal) => return Err(Failure::Refused(refusal.into())),
             };
-            match self.log.append(&proposal, actor).await {
+            let (event, about) = (&proposal.event, About { job: proposal.event.job(), ..About::default() });
+            let step = Step::now(format!("append {}", event.name()), SpanKind::Producer);
+            let parent = trace::current().unwrap_or_default();
+            match trace::within(&parent, step, about, self.log.append(&proposal, actor)).await {
                 Ok(appended) => {
                     let wire_name = proposal.event.wire_name();
                     metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);

@@ -10,6 +10,7 @@ mod endpoint;
 mod enrollment;
 mod execute;
 mod gauges;
+mod passage;
 mod process;
 mod run;
 mod secrets;

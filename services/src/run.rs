@@ -25,7 +25,7 @@ use crate::{
 
 /// Runs one replica until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let ready = monitor::start(&config.monitor, shutdown.clone()).await?;
+    let ready = monitor::start(&config.monitor, "gpubnb-services", shutdown.clone()).await?;
     // Two connections: one serves and may publish to inboxes only, the other appends.
     let serving = config.nats.connect("serve", SERVICES_INBOX).await?;
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;

@@ -28,6 +28,8 @@ pub struct Options {
     pub replicas: usize,
     /// Whether each service is watched, at an address of its own.
     pub monitored: bool,
+    /// A collector that every service sends its traces to.
+    pub otlp: Option<String>,
     /// Further options of `gpubnb-services run`.
     pub services: Vec<String>,
     /// Further options of `gpubnb-ui run`.
@@ -40,7 +42,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { replicas: 1, monitored: false, services: Vec::new(), ui: Vec::new(), port: None, hurried: true }
+        Self {
+            replicas: 1,
+            monitored: false,
+            otlp: None,
+            services: Vec::new(),
+            ui: Vec::new(),
+            port: None,
+            hurried: true,
+        }
     }
 }
 
@@ -144,6 +154,9 @@ impl System {
         command.env("GPUBNB_NATS_CREDS", self.keys().join(name));
         if self.options.monitored {
             command.env("GPUBNB_MONITOR", "127.0.0.1:0");
+        }
+        if let Some(collector) = &self.options.otlp {
+            command.env("GPUBNB_OTLP", collector);
         }
         Ok(command)
     }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use async_nats::jetstream::{Context, object_store::ObjectStore};
 use gpubnb_events::{
-    Actor, Clock, Timestamp,
+    Actor, Clock, JobId, Timestamp,
     rpc::{Caller, Failure},
     subject,
+    trace::{self, About},
     transfer::TransferKey,
 };
 use gpubnb_projector::client::QueryClient;
@@ -16,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::{
     access::{Paces, People, Sessions, Streams},
     live::{Board, Changes},
+    requested::requested,
     transfer::Room,
 };
 
@@ -69,6 +71,19 @@ impl App {
         actor: Actor,
         body: &(impl Serialize + Sync),
     ) -> Result<T, Failure> {
-        self.caller.call(subject::command(area, verb), actor, body).await
+        let call = self.caller.call(subject::command(area, verb), actor, body);
+        trace::within(&trace::apart(), requested(), About::default(), call).await
+    }
+
+    /// The same, about a job: in the job's trace.
+    pub(crate) async fn job_command<T: DeserializeOwned>(
+        &self,
+        verb: &str,
+        actor: Actor,
+        job: JobId,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, Failure> {
+        let call = self.caller.call(subject::command("job", verb), actor, body);
+        trace::within(&trace::of_job(job), requested(), About::job(job), call).await
     }
 }

@@ -19,6 +19,7 @@ mod input;
 mod live;
 mod openapi;
 mod page;
+mod requested;
 mod routes;
 mod run;
 mod serve;

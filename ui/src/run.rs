@@ -34,7 +34,7 @@ const MISSING: &str = "is missing: start gpubnb-services with --provision first"
 
 /// Serves until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let ready = monitor::start(&args.monitor, shutdown.clone()).await?;
+    let ready = monitor::start(&args.monitor, "gpubnb-ui", shutdown.clone()).await?;
     let client = nats.connect("ui", UI_INBOX).await?;
     let js = jetstream(client.clone());
     let caller = Caller::new(client.clone());

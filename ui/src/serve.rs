@@ -31,6 +31,7 @@ use crate::{
     crowd::Crowd,
     error::{ApiError, PageError, Problem},
     extract::is_for_program,
+    requested::answering,
     routes,
 };
 
@@ -159,7 +160,7 @@ async fn counted(request: Request, next: Next) -> Response {
     let (route, method) = (path.unwrap_or_else(|| "none".to_owned()), request.method().as_str().to_owned());
     let method = if METHODS.contains(&method.as_str()) { method } else { "other".to_owned() };
     let began = std::time::Instant::now();
-    let response = next.run(request).await;
+    let response = answering(format!("{method} {route}"), next.run(request)).await;
     metrics::histogram!(metric::HTTP_SECONDS, "route" => route.clone()).record(began.elapsed());
     let status = response.status().as_u16().to_string();
     metrics::counter!(metric::HTTP_REQUESTS, "method" => method, "route" => route, "status" => status).increment(1);

@@ -9,7 +9,7 @@ use crate::{
     actor::Actor,
     event::Event,
     ids::{JobId, Seq},
-    subject,
+    subject, trace,
 };
 
 /// Header names.
@@ -24,6 +24,8 @@ pub mod header {
     pub const CAUSE: &str = "Gpubnb-Cause";
     /// The job it is about.
     pub const CORRELATION: &str = "Gpubnb-Correlation";
+    /// What was going on when it was written (W3C). No part of what is vouched for.
+    pub const TRACE: &str = "traceparent";
     /// The broker's guard: which subjects.
     pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
     /// Set by the broker on a sourced message: `<stream> <sequence> …`.
@@ -65,6 +67,7 @@ impl Envelope {
         if let Some(job) = self.correlation {
             headers.insert(header::CORRELATION, job.to_string());
         }
+        trace::inject(&mut headers);
         headers
     }
 

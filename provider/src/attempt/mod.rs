@@ -34,7 +34,7 @@ use gpubnb_events::{
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{Instrument as _, Span, info, warn};
 
 pub(crate) use self::{
     cache::CacheLimits,
@@ -306,15 +306,21 @@ const REMOVE_PAUSE: Duration = Duration::from_secs(60);
 /// 128 + SIGXFSZ: the kernel's answer to a file past its limit.
 const EXCEEDED_FILE_SIZE: i64 = 153;
 
+/// Every line that is logged of an attempt says of which.
+pub(crate) fn attempted(tools: &Tools, job: JobId, lease: Lease) -> Span {
+    About { job: Some(job), machine: Some(tools.machine), lease: Some(lease) }.logged()
+}
+
 /// Spawns an attempt that has no job message: one that was taken up again.
 fn spawn(tools: &Arc<Tools>, tasks: &TaskTracker, shutdown: &CancellationToken, job: JobId, lease: Lease) {
     let wish = tools.hand.take_again(job, lease);
     let attempt = Attempt::new(Arc::clone(tools), job, lease, wish);
     let stop = shutdown.clone();
-    tasks.spawn(async move {
+    let run = async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = attempt.run() => {}
         }
-    });
+    };
+    tasks.spawn(run.instrument(attempted(tools, job, lease)));
 }

@@ -95,6 +95,33 @@ impl Command {
         }
     }
 
+    /// Its name, for those who watch.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::OpenAccount(_) => "OpenAccount",
+            Self::Deposit(..) => "Deposit",
+            Self::RequestPayout(..) => "RequestPayout",
+            Self::ClosePayout(_) => "ClosePayout",
+            Self::SetSuspension(_) => "SetSuspension",
+            Self::Submit(..) => "Submit",
+            Self::Cancel(_) => "Cancel",
+            Self::ListMachine(..) => "ListMachine",
+            Self::ChangeMachine(_) => "ChangeMachine",
+            Self::RecordTest(..) => "RecordTest",
+            Self::Accept(..) => "Accept",
+            Self::Decline(..) => "Decline",
+            Self::Start(..) => "Start",
+            Self::Report(..) => "Report",
+            Self::Assign(_) => "Assign",
+            Self::Expire(_) => "Expire",
+            Self::Abandon(_) => "Abandon",
+            Self::Settle(_) => "Settle",
+            Self::Suspect(_) => "Suspect",
+            Self::Lose(_) => "Lose",
+            Self::Recover(_) => "Recover",
+        }
+    }
+
     /// The job that the command is about, which may have left memory.
     pub fn job(&self) -> Option<JobId> {
         match self.aggregate() {

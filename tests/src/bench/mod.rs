@@ -56,8 +56,10 @@ impl RawBroker {
         let port = free_port()?;
         let sync = if sync_always { "sync_interval: always" } else { "" };
         let store = dir.path().join("store");
-        let conf =
-            format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"\n{sync}\n}}\n", store.display());
+        let conf = format!(
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"\nmax_file_store: 1TB\n{sync}\n}}\n",
+            store.display()
+        );
         let path = dir.path().join("nats.conf");
         std::fs::write(&path, conf)?;
         let mut command = std::process::Command::new(nats_server()?);

@@ -77,7 +77,7 @@ pub(crate) async fn submit(
     let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
     let mut command = new.into_command(key.unwrap_or_else(JobId::generate))?;
     transfer::describe(&app, signed_in.account, &mut command.spec.inputs).await?;
-    let submitted: Submitted = app.command("job", "submit", signed_in.actor(), &command).await?;
+    let submitted: Submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await?;
     let location = format!("/api/v1/jobs/{}", submitted.job);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())
 }
@@ -144,7 +144,7 @@ pub(crate) async fn cancel(
     signed_in: SignedIn,
     Path(job): Path<JobId>,
 ) -> Result<Json<Done>, ApiError> {
-    Ok(Json(app.command("job", "cancel", signed_in.actor(), &CancelJob { job }).await?))
+    Ok(Json(app.job_command("cancel", signed_in.actor(), job, &CancelJob { job }).await?))
 }
 
 pub(crate) async fn receipt(

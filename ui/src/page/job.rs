@@ -358,7 +358,7 @@ pub(crate) async fn cancel(
     signed_in: SignedIn,
     Path(job): Path<JobId>,
 ) -> Result<Response, PageError> {
-    let done: Done = app.command("job", "cancel", signed_in.reader(), &CancelJob { job }).await?;
+    let done: Done = app.job_command("cancel", signed_in.reader(), job, &CancelJob { job }).await?;
     Ok(Redirect::to(&format!("/jobs/{job}?seq={}", done.seq)).into_response())
 }
 

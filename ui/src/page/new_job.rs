@@ -157,7 +157,7 @@ pub(crate) async fn submit(
 ) -> Result<Response, PageError> {
     let command = command(&app, signed_in.account, fields.clone()).await;
     let submitted: Result<Submitted, Problem> = match command {
-        Ok(command) => app.command("job", "submit", signed_in.actor(), &command).await.map_err(Problem::from),
+        Ok(command) => app.job_command("submit", signed_in.actor(), command.job, &command).await.map_err(Problem::from),
         Err(problem) => Err(problem),
     };
     match submitted {
