@@ -25,6 +25,7 @@ pub mod output;
 pub mod proof;
 pub mod record;
 pub mod rpc;
+pub mod snapshot;
 pub mod spec;
 pub mod stream;
 pub mod subject;

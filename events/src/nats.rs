@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use clap::Args;
+use nkeys::KeyPair;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -47,6 +48,16 @@ pub enum ConnectError {
 }
 
 impl NatsArgs {
+    /// The key that `user` has in its credential, to sign with what it signs in with.
+    pub fn signing_key(&self, user: &str) -> Result<KeyPair, ConnectError> {
+        let path = self.nats_creds.join(format!("{user}.creds"));
+        let unusable = |problem: String| ConnectError::Credential { path: path.clone(), problem };
+        let text = std::fs::read_to_string(&path).map_err(|e| unusable(e.to_string()))?;
+        let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
+        let seed = seed.ok_or_else(|| unusable("there is no user's seed in it".to_owned()))?;
+        KeyPair::from_seed(seed).map_err(|e| unusable(e.to_string()))
+    }
+
     /// Connects as `user`, with its own inbox. Reconnects for ever afterwards.
     pub async fn connect(&self, user: &str, inbox: &str) -> Result<Client, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));

@@ -37,11 +37,15 @@ impl Head {
 
     /// Whether it is signed by the key it names.
     pub fn is_signed(&self) -> bool {
-        // The library takes for granted that it is as long as it should be.
-        let Some(signature) = hex::decode(&self.signature).ok().filter(|bytes| bytes.len() == 64) else { return false };
-        KeyPair::from_public_key(&self.key)
-            .is_ok_and(|key| key.verify(&Self::said(self.size, &self.root), &signature).is_ok())
+        is_signed(&self.key, &Self::said(self.size, &self.root), &self.signature)
     }
+}
+
+/// Whether a signature (hexadecimal) is a key's (an `NKey`) of what is said.
+pub(crate) fn is_signed(key: &str, said: &[u8], signature: &str) -> bool {
+    // The library takes for granted that it is as long as it should be.
+    let Some(signature) = hex::decode(signature).ok().filter(|bytes| bytes.len() == 64) else { return false };
+    KeyPair::from_public_key(key).is_ok_and(|key| key.verify(said, &signature).is_ok())
 }
 
 /// A proof that a message is in the log (RFC 9162, 2.1.3).

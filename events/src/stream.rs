@@ -30,6 +30,8 @@ pub const LEADERS: &str = "LEADERS";
 pub const ARTIFACTS: &str = "ARTIFACTS";
 /// Object store of what jobs are given: `<account>/<input>`.
 pub const INPUTS: &str = "INPUTS";
+/// Object store of snapshots: what services and projectors had folded, so that they start sooner.
+pub const SNAPSHOTS: &str = "SNAPSHOTS";
 /// Bucket of people: password and token hashes.
 pub const CREDENTIALS: &str = "CREDENTIALS";
 /// Bucket of signed tree heads of MARKET.
@@ -61,8 +63,11 @@ const BUCKETS: [(&str, Duration); 6] = [
 /// How long a browser stays signed in.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Object stores, and how long a file is kept.
-const STORES: [(&str, Duration); 2] =
-    [(ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)), (INPUTS, Duration::from_secs(15 * 24 * 3_600))];
+const STORES: [(&str, Duration); 3] = [
+    (ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)),
+    (INPUTS, Duration::from_secs(15 * 24 * 3_600)),
+    (SNAPSHOTS, Duration::ZERO),
+];
 
 /// What differs between deployments.
 #[derive(Debug, Clone)]

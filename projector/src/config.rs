@@ -145,6 +145,10 @@ pub struct RunArgs {
     /// Memory for sled's cache, MiB.
     #[arg(long, default_value_t = 256)]
     pub cache_mib: u64,
+    /// Events after which each model is kept anew in SNAPSHOTS, for a projector that starts without rows; 0: none
+    /// is kept, and none is taken up.
+    #[arg(long, env = "GPUBNB_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
+    pub snapshot_every: u64,
 }
 
 /// Which events.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
+    copier::Copier,
     model::{self, Projection},
     store::{self, Rows, StoreError},
 };
@@ -22,6 +23,7 @@ use crate::{
 pub struct Model {
     projection: Box<dyn Projection>,
     tree: sled::Tree,
+    copier: Arc<Copier>,
     checkpoint: Seq,
     stopped: Option<String>,
 }
@@ -99,6 +101,11 @@ impl Models {
     /// The trees, for reading.
     pub fn trees(&self) -> Trees {
         self.trees.clone()
+    }
+
+    /// What copies each model's rows.
+    pub(crate) fn copiers(&self) -> Vec<(&'static str, u32, Arc<Copier>)> {
+        self.all.iter().map(|m| (m.name(), m.projection.version(), Arc::clone(&m.copier))).collect()
     }
 
     /// Where rebuilt models go.
@@ -220,7 +227,7 @@ impl Model {
     /// A model in a tree, as far as the tree is.
     pub(crate) fn new(projection: Box<dyn Projection>, tree: sled::Tree) -> Result<Self, StoreError> {
         let checkpoint = store::checkpoint(&tree)?;
-        Ok(Self { projection, tree, checkpoint, stopped: None })
+        Ok(Self { projection, tree, copier: Arc::default(), checkpoint, stopped: None })
     }
 
     /// Its name.
@@ -254,6 +261,8 @@ impl Model {
             error!(model = new.name(), error = %e, "the rebuilt model cannot take its place");
             return true;
         }
+        // Whatever is being copied is of the tree that goes.
+        self.copier.give_up();
         (self.tree, self.checkpoint, self.stopped) = (new.tree.clone(), new.checkpoint, None);
         trees.swap(self.name(), new.tree.clone());
         info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
@@ -269,7 +278,7 @@ impl Model {
 
     /// Folds what of a batch comes after its checkpoint; on failure nothing of it, and the event it failed at.
     pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
-        let mut rows = Rows::new(&self.tree);
+        let mut rows = Rows::copied(&self.tree, &self.copier);
         let (mut at, mut leaf) = (self.checkpoint, None);
         for recorded in batch {
             // What was read again is not folded again, and nothing is folded over a gap.

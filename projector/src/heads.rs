@@ -1,7 +1,7 @@
 //! Signed tree heads: the projector's word, under its own key, of what the log was. They are kept in a bucket beside the
 //! log, and can be kept anywhere else: whoever changes the log afterwards cannot change them with it.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_nats::jetstream::{self, kv};
@@ -24,14 +24,6 @@ pub const LATEST: &str = "latest";
 /// Where the head of so many messages lies.
 pub fn name(size: u64) -> String {
     format!("head.{size}")
-}
-
-/// The key that a process has in its credential: it signs with what it signs in with.
-pub fn key(creds: &Path) -> anyhow::Result<KeyPair> {
-    let file = creds.join("projector.creds");
-    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-    let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
-    KeyPair::from_seed(seed.context("no user's seed in the credential")?).context("the credential's seed")
 }
 
 /// A head of the bucket, where there is one.

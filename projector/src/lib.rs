@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod view;
 
+mod copier;
 pub mod fold;
 mod gauges;
 pub mod heads;
@@ -15,6 +16,7 @@ mod notice;
 mod ops;
 mod query;
 mod run;
+mod snapshot;
 pub mod store;
 mod tool;
 

@@ -85,10 +85,14 @@ pub(crate) struct Queries {
     pub(crate) live: Arc<Live>,
     pub(crate) log: Log,
     pub(crate) applied: watch::Receiver<Applied>,
+    /// Before this nothing is answered: what is missing would look as if it were not there.
+    pub(crate) floor: Seq,
 }
 
-/// Serves them all.
+/// Serves them all, from when everything is folded that the log had at the start; how far that is can be asked before.
 pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats::Error> {
+    let at_once = Queries { floor: Seq::ZERO, ..q.clone() };
+    endpoint(server, &at_once, "lag", |q, _, ()| async move { q.lag().await }).await?;
     endpoint(server, q, "figures", |q, _, ()| async move { q.figures() }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.machines(after) }).await?;
     endpoint(server, q, "machines_of", |q, actor, query| async move { q.machines_of(actor, query) }).await?;
@@ -102,8 +106,7 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "statement", |q, actor, query| async move { q.statement(actor, &query) }).await?;
     endpoint(server, q, "trail", |q, actor, query| async move { q.trail(actor, query).await }).await?;
     endpoint(server, q, "event", |q, actor, seq| async move { q.event(actor, seq).await }).await?;
-    endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await?;
-    endpoint(server, q, "lag", |q, _, ()| async move { q.lag().await }).await
+    endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await
 }
 
 pub(crate) async fn endpoint<B, T, F, Fut>(
@@ -124,7 +127,7 @@ where
             let (queries, handler) = (queries.clone(), handler.clone());
             async move {
                 let Ask { min_seq, body } = incoming.parse()?;
-                queries.wait_for(min_seq).await?;
+                queries.wait_for(min_seq.max(queries.floor)).await?;
                 let answer = handler(queries, incoming.actor, body).await?;
                 serde_json::to_value(answer).map_err(|e| Failure::Unavailable(e.to_string()))
             }
@@ -193,7 +196,9 @@ impl Queries {
         }
         let waited = tokio::time::timeout(PATIENCE, applied.wait_for(|a| a.seq >= seq)).await;
         if waited.is_err() {
-            return Err(Failure::Unavailable(format!("the read model has not reached sequence {seq} yet")));
+            let at = self.applied.borrow().seq;
+            let problem = format!("the read models are at sequence {at} and not yet at {seq}: try again in a moment");
+            return Err(Failure::Unavailable(problem));
         }
         Ok(())
     }

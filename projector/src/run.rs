@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, monitor,
+    Log, Recorded, Seq, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -21,6 +21,7 @@ use crate::{
     notice,
     ops::{self, Ops, travel::Traveller, work::Work},
     query::{self, Applied, Queries},
+    snapshot::Keeper,
     store,
 };
 
@@ -45,24 +46,49 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// The models as far as they are: from where they were, from snapshots where there are no rows, or from the beginning.
+async fn open_models(db: &sled::Db, log: &Log, keeper: Option<&Keeper>) -> anyhow::Result<Models> {
+    if !is_of(log, &Models::open(db)?).await? {
+        warn!(
+            "what was folded is of another log than this one: a backup was restored, or a broker exchanged; it is folded anew"
+        );
+        store::clear(db)?;
+    }
+    if let Some(keeper) = keeper {
+        keeper.fill(db).await?;
+    }
+    Ok(Models::open(db)?)
+}
+
+/// Folds what is read, and tells how far that is and what changed.
+fn fold_on(
+    models: Models,
+    waiting: mpsc::Receiver<Recorded>,
+    progress: &watch::Sender<Applied>,
+    changes: &mpsc::Sender<Vec<Recorded>>,
+) -> Models {
+    fold::fold(models, waiting, |models, batch| {
+        progress.send_replace(Applied::of(models));
+        // Notices are a courtesy: a page that misses one asks again by itself.
+        if batch.len() <= NOTICED {
+            drop(changes.try_send(batch));
+        }
+    })
+}
+
 /// Runs until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&args.monitor, "gpubnb-projector", shutdown.clone()).await?;
-    let creds = nats.nats_creds.clone();
     let client = nats.connect("projector", PROJECTOR_INBOX).await?;
     let js = jetstream(client.clone());
     let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services --provision first")?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("creating {}", args.data.display()))?;
     let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
-    let mut models = Models::open(&db)?;
-    if !is_of(&log, &models).await? {
-        warn!(
-            "what was folded is of another log than this one: a backup was restored, or a broker exchanged; it is folded anew"
-        );
-        drop(models);
-        store::clear(&db)?;
-        models = Models::open(&db)?;
-    }
+    let key = nats.signing_key("projector")?;
+    let keys: Vec<String> = args.head_key.iter().cloned().chain([key.public_key()]).collect();
+    let keeper = Keeper::open(&js, log.clone(), key.clone(), keys.clone(), &args.data).await;
+    let models = open_models(&db, &log, keeper.as_ref().filter(|_| args.snapshot_every > 0)).await?;
+    let copiers = models.copiers();
     let (trees, adoption) = (models.trees(), models.adoption());
     let (progress, applied) = watch::channel(Applied::of(&models));
     let tasks = TaskTracker::new();
@@ -70,21 +96,11 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let (events, waiting) = mpsc::channel(READ_AHEAD);
     let (changes, changed) = mpsc::channel(CHANGES);
     tasks.spawn(fold::read(log.clone(), models.next(), models.adoption(), events, shutdown.clone()));
-    let folding = tokio::task::spawn_blocking(move || {
-        fold::fold(models, waiting, |models, batch| {
-            progress.send_replace(Applied::of(models));
-            // Notices are a courtesy: a page that misses one asks again by itself.
-            if batch.len() <= NOTICED {
-                drop(changes.try_send(batch));
-            }
-        })
-    });
+    let folding = tokio::task::spawn_blocking(move || fold_on(models, waiting, &progress, &changes));
 
     let live = Arc::new(Live::default());
     let traveller =
         Traveller::open(log.clone(), &args.data.join("travel")).context("opening what time travel keeps")?;
-    let key = heads::key(&creds)?;
-    let keys = args.head_key.iter().cloned().chain([key.public_key()]).collect();
     let work = Work {
         keys,
         log: log.clone(),
@@ -95,10 +111,21 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         scratch: args.data.join("verify"),
         state: Arc::default(),
     };
-    let queries = Queries { trees, live: Arc::clone(&live), log, applied };
-    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default(), began: Arc::default() };
+    let floor = log.last_seq().await?;
+    let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
+    let ops = Ops {
+        queries: Queries { floor: Seq::ZERO, ..queries.clone() },
+        work,
+        traveller,
+        rate: Arc::default(),
+        began: Arc::default(),
+    };
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
     tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
+    if let Some(keeper) = keeper {
+        let trees = queries.trees.clone();
+        tasks.spawn(keeper.keep(trees, copiers, queries.applied.clone(), args.snapshot_every, shutdown.clone()));
+    }
     tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
 
     let server =
@@ -107,8 +134,12 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
     ops.work.go_on()?;
     tasks.spawn(gauges::take(ops, shutdown.clone()));
-    ready.set();
-    info!("ready");
+    let mut folded = applied;
+    let caught_up = folded.wait_for(|applied| applied.seq >= floor);
+    if let Some(Ok(_)) = shutdown.run_until_cancelled(caught_up).await {
+        ready.set();
+        info!("ready");
+    }
 
     shutdown.cancelled().await;
     server.finish().await;

@@ -6,6 +6,8 @@ use gpubnb_events::{Seq, log::Hash};
 use hashbrown::{HashMap, hash_map::EntryRef};
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::copier::Copier;
+
 /// A failure of the store. The model stops at it, visibly.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -116,18 +118,23 @@ pub fn is_checkpoint(key: &[u8]) -> bool {
 
 /// How far a tree is.
 pub fn checkpoint(tree: &sled::Tree) -> Result<Seq, StoreError> {
-    match tree.get(CHECKPOINT)? {
-        None => Ok(Seq::ZERO),
-        Some(bytes) => {
-            let seq = bytes.get(..8).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes);
-            seq.map(Seq).ok_or_else(|| corrupt(CHECKPOINT, "the checkpoint is not eight bytes"))
-        }
-    }
+    tree.get(CHECKPOINT)?.map_or(Ok(Seq::ZERO), |row| checkpoint_in(&row))
+}
+
+/// How far the tree is that has this checkpoint's row.
+pub fn checkpoint_in(row: &[u8]) -> Result<Seq, StoreError> {
+    let seq = row.get(..8).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes);
+    seq.map(Seq).ok_or_else(|| corrupt(CHECKPOINT, "the checkpoint is not eight bytes"))
+}
+
+/// The leaf of the message that the checkpoint with this row is, where it is known.
+pub fn leaf_in(row: &[u8]) -> Option<Hash> {
+    row.get(8..)?.try_into().ok()
 }
 
 /// The leaf of the message that the checkpoint is, where it is known: trees that are older than this do not say.
 pub fn last_leaf(tree: &sled::Tree) -> Result<Option<Hash>, StoreError> {
-    Ok(tree.get(CHECKPOINT)?.and_then(|bytes| bytes.get(8..).and_then(|leaf| leaf.try_into().ok())))
+    Ok(tree.get(CHECKPOINT)?.and_then(|row| leaf_in(&row)))
 }
 
 impl StoreError {
@@ -178,13 +185,19 @@ enum Staged {
 /// however many events touch it.
 pub struct Rows<'a> {
     tree: &'a sled::Tree,
+    copier: Option<&'a Copier>,
     staged: HashMap<Vec<u8>, Staged>,
 }
 
 impl<'a> Rows<'a> {
     /// Nothing changed yet.
     pub fn new(tree: &'a sled::Tree) -> Self {
-        Self { tree, staged: HashMap::new() }
+        Self { tree, copier: None, staged: HashMap::new() }
+    }
+
+    /// The same, of a tree that may be copied meanwhile.
+    pub(crate) fn copied(tree: &'a sled::Tree, copier: &'a Copier) -> Self {
+        Self { copier: Some(copier), ..Self::new(tree) }
     }
 
     /// A staged row, read from the tree by `read` the first time it is touched.
@@ -286,7 +299,11 @@ impl<'a> Rows<'a> {
         // In the order of the tree: neighbours are written together.
         let mut staged: Vec<_> = self.staged.into_iter().collect();
         staged.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut writing = self.copier.map(Copier::writing);
+        let mut changes = |key: &[u8]| writing.as_mut().map_or(Ok(()), |writing| writing.changes(self.tree, key));
+        changes(CHECKPOINT)?;
         for (key, staged) in staged {
+            changes(&key)?;
             match staged {
                 Staged::Value(value) => {
                     let bytes = value.encode().map_err(|e| corrupt(&key, e))?;
@@ -299,6 +316,7 @@ impl<'a> Rows<'a> {
         let leaf = leaf.map_or_else(Vec::new, Vec::from);
         batch.insert(CHECKPOINT, [&checkpoint.0.to_be_bytes()[..], &leaf].concat());
         self.tree.apply_batch(batch)?;
+        drop(writing);
         Ok(())
     }
 }

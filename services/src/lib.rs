@@ -14,6 +14,7 @@ mod passage;
 mod process;
 mod run;
 mod secrets;
+mod snapshot;
 mod turns;
 mod view;
 pub mod whatif;

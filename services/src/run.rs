@@ -13,12 +13,14 @@ use tracing::info;
 use crate::{
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
+    domain::World,
     endpoint::{self, Endpoints, Files},
     enrollment::Enrollments,
     execute::Executor,
     gauges,
     process::{Leadership, Patience, manage, watch},
     secrets::JobEnv,
+    snapshot::Keeper,
     turns::Turns,
     view::View,
 };
@@ -36,11 +38,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         provision(&jetstream(bootstrap), &config.streams()).await?;
     }
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
+    let (settings, key) = (config.settings(), config.nats.signing_key("append")?);
+    let keeper = Keeper::open(&js, log.clone(), key, &settings).await;
+    let world = if config.snapshot_every > 0 { keeper.found().await } else { World::default() };
     let executor = Executor {
         log: log.clone(),
-        view: Arc::new(View::new()),
+        view: Arc::new(View::new(world)),
         clock: Arc::new(SystemClock),
-        settings: Arc::new(config.settings()),
+        settings: Arc::new(settings),
         turns: Turns::default(),
     };
     let replica = CommandId::generate().to_string();
@@ -55,21 +60,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         reached = folded.wait_for(|applied| *applied >= last) => reached.map(drop)?,
     }
 
-    let leadership = Leadership::default();
-    let held = leadership.clone();
-    let (held_js, held_replica, stop) = (js.clone(), replica.clone(), shutdown.clone());
-    tasks.spawn(async move { held.hold(held_js, held_replica, stop).await });
     let keys = &config.nats.nats_creds;
     let secrets = JobEnv::open(&js, Sealing::open(keys)?).await.context("the bucket of secrets")?;
-    tasks.spawn(manage(executor.clone(), secrets.clone(), leadership.clone(), shutdown.clone()));
-    tasks.spawn(gauges::take(
-        Arc::clone(&executor.view),
-        Arc::clone(&executor.clock),
-        leadership.clone(),
-        shutdown.clone(),
-    ));
-    let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
-    tasks.spawn(watch(executor.clone(), js, leadership, replica.clone(), patience, config.streams(), shutdown.clone()));
+    look_after(&config, &executor, &replica, keeper, secrets.clone(), &tasks, &shutdown);
 
     let files = files(&config)?;
     let log_js = executor.log.jetstream();
@@ -98,6 +91,28 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.wait().await;
     info!("stopped");
     Ok(())
+}
+
+/// Spawns what no command asks for: leadership, the process managers, what is kept and what is measured.
+fn look_after(
+    config: &Config,
+    executor: &Executor,
+    replica: &str,
+    keeper: Keeper,
+    secrets: JobEnv,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) {
+    let (leadership, js) = (Leadership::default(), executor.log.jetstream());
+    let (view, clock) = (Arc::clone(&executor.view), Arc::clone(&executor.clock));
+    let (held, held_js, holder, stop) = (leadership.clone(), js.clone(), replica.to_owned(), shutdown.clone());
+    tasks.spawn(async move { held.hold(held_js, holder, stop).await });
+    tasks.spawn(manage(executor.clone(), secrets, leadership.clone(), shutdown.clone()));
+    tasks.spawn(keeper.keep(Arc::clone(&view), leadership.clone(), config.snapshot_every, shutdown.clone()));
+    tasks.spawn(gauges::take(view, clock, leadership.clone(), shutdown.clone()));
+    let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
+    let (executor, replica, streams) = (executor.clone(), replica.to_owned(), config.streams());
+    tasks.spawn(watch(executor, js, leadership, replica, patience, streams, shutdown.clone()));
 }
 
 /// Where workers get and put files, if the edge has an address for them.

@@ -21,8 +21,10 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn new() -> Self {
-        Self { world: RwLock::new(World::default()), applied: watch::Sender::new(Seq::ZERO) }
+    /// As the world was found.
+    pub(crate) fn new(world: World) -> Self {
+        let applied = watch::Sender::new(world.applied());
+        Self { world: RwLock::new(world), applied }
     }
 
     /// Reads the world. The closure must be short: the fold waits for it.
@@ -44,7 +46,7 @@ impl View {
 
     /// Folds MARKET until shutdown.
     pub(crate) async fn fold(&self, log: &Log, settings: &Settings, shutdown: CancellationToken) {
-        let mut follower = log.follow(Seq(1));
+        let mut follower = log.follow(self.read(World::applied).next());
         loop {
             let batch = tokio::select! {
                 () = shutdown.cancelled() => return,

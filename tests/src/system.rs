@@ -30,6 +30,8 @@ pub struct Options {
     pub monitored: bool,
     /// A collector that every service sends its traces to.
     pub otlp: Option<String>,
+    /// Events after which services and projector keep a snapshot.
+    pub snapshot_every: Option<u64>,
     /// Further options of `gpubnb-services run`.
     pub services: Vec<String>,
     /// Further options of `gpubnb-ui run`.
@@ -46,6 +48,7 @@ impl Default for Options {
             replicas: 1,
             monitored: false,
             otlp: None,
+            snapshot_every: None,
             services: Vec::new(),
             ui: Vec::new(),
             port: None,
@@ -154,6 +157,9 @@ impl System {
         command.env("GPUBNB_NATS_CREDS", self.keys().join(name));
         if self.options.monitored {
             command.env("GPUBNB_MONITOR", "127.0.0.1:0");
+        }
+        if let Some(every) = self.options.snapshot_every {
+            command.env("GPUBNB_SNAPSHOT_EVERY", every.to_string());
         }
         if let Some(collector) = &self.options.otlp {
             command.env("GPUBNB_OTLP", collector);

@@ -10,13 +10,13 @@ mod upcast;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::{account::*, job::*, machine::*};
 use crate::ids::{AccountId, JobId, MachineId};
 
 /// What an event belongs to: the unit of ordering and of the guard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Aggregate {
     /// An account.
     Account(AccountId),

@@ -31,6 +31,7 @@ use gpubnb_events::{
     event::Reason,
     manifest,
     spec::{Artifact, Hardware, Usage},
+    trace::About,
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

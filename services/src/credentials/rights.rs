@@ -3,7 +3,7 @@
 use gpubnb_events::{
     stream::{
         ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS,
-        TELEMETRY, bucket_stream, store_stream,
+        SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
     },
     subject,
 };
@@ -61,6 +61,7 @@ pub(crate) fn users() -> [User; 6] {
                 [MARKET, TELEMETRY].into_iter().flat_map(reads).collect(),
                 // What the log was, under its own signature.
                 bucket(CHECKPOINTS),
+                store(SNAPSHOTS),
                 // How large they are, for the console; not what is in them.
                 api(&[&format!("STREAM.INFO.{DISPATCH}"), &format!("STREAM.INFO.{OUTPUT}")]),
             ]
@@ -157,6 +158,7 @@ fn append() -> Vec<String> {
     for name in [LEADERS, ENROLLMENTS, JOBENV] {
         subjects.extend(bucket(name));
     }
+    subjects.extend(store(SNAPSHOTS));
     subjects.extend(api(&[
         &format!("STREAM.CREATE.{TELEMETRY}"),
         // The consumers of machines.

@@ -10,6 +10,7 @@ use gpubnb_events::{
     ledger::{LedgerAccount, Posting},
     log::{EventId, Proposal},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{Decision, Refusal};
 
@@ -17,7 +18,7 @@ use super::{Decision, Refusal};
 const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
 
 /// State of one account.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Account {
     /// Last sequence of its own events: the guard. Zero: not opened.
     pub last: Seq,
@@ -33,7 +34,7 @@ pub struct Account {
     payouts: HashMap<CommandId, Payout>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Payout {
     requested: Seq,
     amount: MicroUsd,

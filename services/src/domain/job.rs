@@ -12,6 +12,7 @@ use gpubnb_events::{
     log::{EventId, Proposal},
     spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{Decision, Refusal, Settings};
 
@@ -19,7 +20,7 @@ use super::{Decision, Refusal, Settings};
 const LONGEST_DOUBLING: u32 = 10;
 
 /// Where a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// It waits for a machine.
     Queued,
@@ -36,7 +37,7 @@ pub enum Phase {
 }
 
 /// One attempt: the lease and what was agreed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// The fencing token.
     pub lease: Lease,
@@ -49,7 +50,7 @@ pub struct Attempt {
 }
 
 /// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     /// The outcome's sequence.
     pub seq: Seq,
@@ -64,7 +65,7 @@ pub struct Ending {
 }
 
 /// State of one job.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     /// The job.
     pub id: JobId,

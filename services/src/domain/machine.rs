@@ -13,6 +13,7 @@ use gpubnb_events::{
     record::{self, Record, Speed},
     spec::Offer,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{Decision, Listing, Refusal};
 
@@ -28,7 +29,7 @@ const MAX_CHECKS: usize = 64;
 const MAX_TEXT: usize = 400;
 
 /// Whether a machine is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Presence {
     /// It is heard.
     Online,
@@ -39,7 +40,7 @@ pub enum Presence {
 }
 
 /// Whether a machine takes jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Availability {
     /// Yes.
     Ready,
@@ -52,7 +53,7 @@ pub enum Availability {
 }
 
 /// State of one machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
     /// Last sequence of its own events: the guard.
     pub last: Seq,

@@ -1,9 +1,6 @@
 //! Submitting: the rules a job must keep, the money it holds, and the memory that makes it safe to say twice.
 
-use std::{
-    collections::{BTreeMap, hash_map::DefaultHasher},
-    hash::{Hash, Hasher},
-};
+use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, JobId, MicroUsd, Millis, Seconds, Seq, Timestamp,
@@ -11,6 +8,8 @@ use gpubnb_events::{
     event::JobSubmitted,
     spec::{Artifact, JobSpec, Limits, Mebibytes, Placement},
 };
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::{Decision, Refusal, Settings, World, account::Account, placement};
 use gpubnb_events::template;
@@ -23,7 +22,7 @@ const WEEK: Seconds = Seconds(7 * 24 * 3_600);
 const DAY: Seconds = Seconds(24 * 3_600);
 
 /// What is remembered of a submission.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submission {
     /// By whom.
     pub account: AccountId,
@@ -34,7 +33,7 @@ pub struct Submission {
 }
 
 /// The submissions of the last day.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Submissions(BTreeMap<JobId, Submission>);
 
 impl Submissions {
@@ -61,12 +60,10 @@ impl Submissions {
 /// Tells two different submissions under one id apart. The budget is compared beside it: who names none takes
 /// whatever it came to the first time.
 fn fingerprint(spec: &JobSpec, placement: &Placement, limits: &Limits) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for part in [serde_json::to_string(spec), serde_json::to_string(placement)] {
-        part.unwrap_or_default().hash(&mut hasher);
-    }
-    (limits.time, limits.max_attempts, limits.queue).hash(&mut hasher);
-    hasher.finish()
+    let all = serde_json::to_vec(&(spec, placement, limits.time, limits.max_attempts, limits.queue));
+    // Eight bytes are plenty: what is told apart are two submissions under one id.
+    let digest = Sha256::digest(all.unwrap_or_default());
+    digest.iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 /// Decides a submission.

@@ -11,6 +11,7 @@ use gpubnb_events::{
     record,
     spec::Terms,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     Command, Decision, Refusal, Settings,
@@ -22,8 +23,12 @@ use super::{
     submission::{self, Submissions},
 };
 
+/// The version of the world's form and of the rules that fold it. Raise it with every change of either: a world that was
+/// kept by another version is not taken up.
+const VERSION: u32 = 1;
+
 /// State of the whole market at one sequence.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct World {
     applied: Seq,
     accounts: HashMap<AccountId, Account>,
@@ -32,11 +37,17 @@ pub struct World {
     queued: BTreeSet<(Seq, JobId)>,
     ended: BTreeSet<JobId>,
     /// Where quarantined messages stand: no fold reads them, but the broker's guard counts them.
+    #[serde(with = "pairs")]
     strays: HashMap<Aggregate, Seq>,
     pub(super) submissions: Submissions,
 }
 
 impl World {
+    /// The version of what would be kept of it: of its form, its rules, and the one setting that they depend on.
+    pub fn version(settings: &Settings) -> String {
+        format!("{VERSION}-{}", settings.decline_pause.0)
+    }
+
     /// The last sequence taken in.
     pub fn applied(&self) -> Seq {
         self.applied
@@ -289,6 +300,31 @@ impl World {
     }
 }
 
+/// A map whose keys are no texts, as pairs.
+mod pairs {
+    use std::{collections::HashMap, hash::Hash};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S, K, V>(map: &HashMap<K, V>, to: S) -> Result<S::Ok, S::Error>
+    where
+        S: Serializer,
+        K: Serialize,
+        V: Serialize,
+    {
+        to.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, D, K, V>(from: D) -> Result<HashMap<K, V>, D::Error>
+    where
+        D: Deserializer<'de>,
+        K: Deserialize<'de> + Eq + Hash,
+        V: Deserialize<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())
+    }
+}
+
 /// A job rebuilt from its own messages, for one that has left memory.
 pub fn rebuild(submission: &Recorded, own: &[Recorded], settings: &Settings) -> Option<Job> {
     let Some(Event::JobSubmitted(e)) = submission.event() else { return None };
@@ -300,4 +336,71 @@ pub fn rebuild(submission: &Recorded, own: &[Recorded], settings: &Settings) -> 
         job.guard = recorded.seq;
     }
     Some(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use gpubnb_events::{
+        CommandId, MicroUsd, Millis,
+        command::{Outcome, RequestPayout},
+        event::Reason,
+    };
+    use serde_json::Value;
+
+    use super::*;
+    use crate::domain::given::given;
+
+    /// Every place in a text, without ids and indices.
+    fn places(value: &Value, at: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| {
+                let name = if key.starts_with(|c: char| c.is_ascii_digit()) { "*" } else { key };
+                places(value, &format!("{at}.{name}"), found);
+            }),
+            Value::Array(all) => all.iter().for_each(|value| places(value, &format!("{at}[]"), found)),
+            _ => drop(found.insert(at.to_owned())),
+        }
+    }
+
+    #[test]
+    fn a_world_that_is_kept_is_the_same_and_its_form_is_of_its_version() {
+        let mut w = given();
+        let first = w.machine;
+        let payout = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
+        w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).appended();
+        // One that failed on a machine and runs on another, being cancelled; one that ended; one that waits.
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        w.started(job, lease);
+        let failed = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
+        w.when(w.as_machine(), w.report(job, lease, failed)).appended();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        w.started(job, lease);
+        w.when(w.as_consumer(), Command::Cancel(job)).appended();
+        let ended = w.submitted();
+        w.machine = first;
+        let lease = w.assigned(ended);
+        w.accepted(ended, lease);
+        w.started(ended, lease);
+        w.completed(ended, lease, Millis(5));
+        w.submitted();
+        w.world.strays.insert(Aggregate::Account(w.consumer), Seq(1));
+
+        let text = serde_json::to_value(&w.world).unwrap();
+        let again: World = serde_json::from_value(text.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&again).unwrap(), text);
+        let mut found = BTreeSet::new();
+        places(&text, "world", &mut found);
+        let form: Vec<String> =
+            std::iter::once(format!("version {VERSION}")).chain(found).map(|line| line + "\n").collect();
+        assert_eq!(
+            form.concat(),
+            include_str!("world.form"),
+            "what is kept of a world has another form: raise VERSION, and write the form anew"
+        );
+    }
 }

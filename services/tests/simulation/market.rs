@@ -83,6 +83,12 @@ pub(crate) fn run(setup: u64, tape: &[u64]) -> Result<Market, Failure> {
     Err(Failure { violation, log })
 }
 
+/// A world as it comes out of a snapshot.
+fn kept(world: &World) -> World {
+    let text = serde_json::to_string(world).expect("a world can be written");
+    serde_json::from_str(&text).expect("and read")
+}
+
 impl Market {
     fn new(setup: u64) -> Self {
         let mut dice = Dice::new(setup);
@@ -167,11 +173,12 @@ impl Market {
     }
 
     /// A replica loses its memory, and whoever waits on it hears nothing. What was on its way to the broker may
-    /// still arrive.
+    /// still arrive. It begins anew from nothing, or from a snapshot that was kept.
     fn crash(&mut self, dice: &mut Dice) {
         self.tally.count("crash");
         let replica = dice.index(self.replicas.len());
-        self.replicas[replica].world = World::default();
+        let world = &mut self.replicas[replica].world;
+        *world = if dice.one_in(2) { World::default() } else { kept(world) };
         for op in std::mem::take(&mut self.ops) {
             if op.replica == replica {
                 self.give_up(op, dice);

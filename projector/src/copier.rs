@@ -1,0 +1,195 @@
+//! A copy of a model's rows as they were at one moment, made while the fold goes on. Before the fold changes a row that is
+//! not copied yet, the row as it was is put aside; the fold waits for a piece of the copy at the most.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use sled::IVec;
+
+use crate::store::StoreError;
+
+/// Rows that are copied at once.
+const PIECE: usize = 512;
+/// Most rows that are put aside: a copy that is so much slower than the fold is given up.
+const MOST_ASIDE: usize = 500_000;
+
+/// Copies one tree, and knows what the fold must put aside.
+#[derive(Debug, Default)]
+pub(crate) struct Copier(Mutex<Option<Copy>>);
+
+/// A copy that is being made.
+#[derive(Debug, Default)]
+struct Copy {
+    /// Copied up to this key, and this one; `None`: nothing yet.
+    until: Option<Vec<u8>>,
+    /// Rows that were changed since and are not copied yet, as they were; `None`: there was none.
+    aside: BTreeMap<Vec<u8>, Option<IVec>>,
+}
+
+/// The fold's hold on the copy while it writes.
+pub(crate) struct Writing<'a>(MutexGuard<'a, Option<Copy>>);
+
+impl Copier {
+    fn state(&self) -> MutexGuard<'_, Option<Copy>> {
+        // Whoever holds it does nothing that can panic half way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fold is about to write a batch, and holds this until it is written.
+    pub(crate) fn writing(&self) -> Writing<'_> {
+        Writing(self.state())
+    }
+
+    /// A copy that is being made is of no use any more.
+    pub(crate) fn give_up(&self) {
+        *self.state() = None;
+    }
+
+    /// Hands every row of a tree to `each`, in order, as all of them were when this began. Returns whether it is whole: it
+    /// is not when it was given up. One at a time.
+    pub(crate) fn copy<E: From<StoreError>>(
+        &self,
+        tree: &sled::Tree,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        *self.state() = Some(Copy::default());
+        let done = loop {
+            let mut state = self.state();
+            let Some(copy) = state.as_mut() else { return Ok(false) };
+            let (rows, last) = copy.piece(tree)?;
+            drop(state);
+            for (key, value) in rows {
+                if let Err(e) = each(&key, &value) {
+                    self.give_up();
+                    return Err(e);
+                }
+            }
+            if last {
+                break true;
+            }
+        };
+        self.give_up();
+        Ok(done)
+    }
+}
+
+impl Copy {
+    /// The next rows, and whether they are the last.
+    fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
+        let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rows = BTreeMap::new();
+        for row in tree.range::<Vec<u8>, _>((after, Bound::Unbounded)).take(PIECE) {
+            let (key, value) = row?;
+            rows.insert(key.to_vec(), value);
+        }
+        let last = rows.len() < PIECE;
+        self.until = rows.keys().next_back().cloned();
+        // What was changed, up to here, is as it was.
+        let later = match &self.until {
+            Some(until) if !last => {
+                let mut later = self.aside.split_off(until);
+                // The key itself is here, not later.
+                if let Some(own) = later.remove(until) {
+                    self.aside.insert(until.clone(), own);
+                }
+                later
+            }
+            _ => BTreeMap::new(),
+        };
+        for (key, before) in std::mem::replace(&mut self.aside, later) {
+            match before {
+                Some(value) => drop(rows.insert(key, value)),
+                None => drop(rows.remove(&key)),
+            }
+        }
+        Ok((rows, last))
+    }
+}
+
+impl Writing<'_> {
+    /// A row is about to be changed.
+    pub(crate) fn changes(&mut self, tree: &sled::Tree, key: &[u8]) -> Result<(), StoreError> {
+        let Some(copy) = self.0.as_mut() else { return Ok(()) };
+        let copied = copy.until.as_deref().is_some_and(|until| key <= until);
+        if copied || copy.aside.contains_key(key) {
+            return Ok(());
+        }
+        copy.aside.insert(key.to_vec(), tree.get(key)?);
+        if copy.aside.len() > MOST_ASIDE {
+            *self.0 = None;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use gpubnb_events::Seq;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::{Rows, checkpoint, is_checkpoint};
+
+    fn rows(tree: &sled::Tree) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        tree.iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+    }
+
+    fn write(tree: &sled::Tree, copier: &Copier, at: u64, changes: &[(u16, Option<u8>)]) {
+        let mut rows = Rows::copied(tree, copier);
+        for (key, value) in changes {
+            let key = format!("row {key:05}").into_bytes();
+            match value {
+                Some(value) => rows.put_bytes(key, vec![*value]),
+                None => rows.remove(&key),
+            }
+        }
+        rows.commit(Seq(at)).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// Whatever is changed in whatever order while a copy is made, the copy is what was there when it began.
+        #[test]
+        fn a_copy_is_of_one_moment(
+            before in prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 0..2_500),
+            meanwhile in prop::collection::vec(prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200), 0..12),
+        ) {
+            let db = sled::Config::new().temporary(true).open().unwrap();
+            let (tree, copier) = (db.open_tree("rows").unwrap(), Copier::default());
+            write(&tree, &copier, 1, &before);
+            let then = rows(&tree);
+            let (mut copied, mut next) = (BTreeMap::new(), 2);
+            let whole = copier.copy::<StoreError>(&tree, |key, value| {
+                // The first row of each piece and then some: a change is written in between.
+                if copied.len() % 200 == 0 && let Some(changes) = meanwhile.get(next - 2) {
+                    write(&tree, &copier, next as u64, changes);
+                    next += 1;
+                }
+                copied.insert(key.to_vec(), value.to_vec());
+                Ok(())
+            });
+            prop_assert!(whole.unwrap());
+            prop_assert_eq!(copied.keys().filter(|key| is_checkpoint(key)).count(), 1);
+            prop_assert_eq!(copied, then);
+            prop_assert_eq!(checkpoint(&tree).unwrap(), Seq(next as u64 - 1));
+        }
+    }
+
+    #[test]
+    fn a_copy_that_is_given_up_is_not_whole() {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let (tree, copier) = (db.open_tree("rows").unwrap(), Copier::default());
+        let many: Vec<_> = (0..2_000).map(|key| (key, Some(1))).collect();
+        write(&tree, &copier, 1, &many);
+        let whole = copier.copy::<StoreError>(&tree, |_, _| {
+            copier.give_up();
+            Ok(())
+        });
+        assert!(!whole.unwrap());
+    }
+}

@@ -1,0 +1,312 @@
+//! Read models as they were, kept in SNAPSHOTS: a projector without rows takes them up and folds only what came after.
+
+use std::{
+    fs::File,
+    io::{BufReader, BufWriter, Read, Seek as _, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::jetstream;
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use gpubnb_events::{
+    Log, Seq,
+    log::Hash,
+    snapshot::{Manifest, Of, SnapshotError, Snapshots, folded_anew},
+};
+use nkeys::KeyPair;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    copier::Copier,
+    fold::Trees,
+    model,
+    query::Applied,
+    store::{self, StoreError},
+};
+
+/// Shortest pause between two rounds.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Longest key and value of a row, bytes.
+const LONGEST: u32 = 64 << 20;
+/// Bytes of rows that are written at once.
+const BATCH: usize = 4 << 20;
+
+/// Keeps the models, and finds them again.
+pub(crate) struct Keeper {
+    log: Log,
+    store: Snapshots,
+    key: KeyPair,
+    keys: Vec<String>,
+    /// Where files lie while they are made.
+    directory: PathBuf,
+}
+
+/// A model that is kept.
+pub(crate) type Kept = (&'static str, u32, Arc<Copier>);
+
+/// What is kept of it, and by which rules it was folded.
+fn called(name: &str, version: u32) -> (String, String) {
+    (format!("model-{name}"), version.to_string())
+}
+
+fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotError {
+    SnapshotError::Content(std::io::Error::other(e))
+}
+
+impl From<StoreError> for SnapshotError {
+    fn from(e: StoreError) -> Self {
+        content(e)
+    }
+}
+
+impl Keeper {
+    /// Opens the store; `None`: nothing is kept here, and nothing found.
+    pub(crate) async fn open(
+        js: &jetstream::Context,
+        log: Log,
+        key: KeyPair,
+        keys: Vec<String>,
+        directory: &Path,
+    ) -> Option<Self> {
+        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok()?;
+        Some(Self { log, store, key, keys, directory: directory.to_owned() })
+    }
+
+    /// Fills every model that has no rows yet, where there is a snapshot of it.
+    pub(crate) async fn fill(&self, db: &sled::Db) -> Result<(), StoreError> {
+        for projection in model::all() {
+            let (name, version) = (projection.name(), projection.version());
+            let tree = store::tree(db, name, version)?;
+            if store::checkpoint(&tree)? > Seq::ZERO {
+                continue;
+            }
+            match self.fetch(&tree, name, version).await {
+                Ok(Some(seq)) => info!(model = name, seq = seq.0, "begins from a snapshot"),
+                Ok(None) => {}
+                Err(e) => {
+                    folded_anew(name, &e);
+                    tree.clear()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch(&self, tree: &sled::Tree, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
+        let file = tempfile::tempfile_in(&self.directory)?;
+        let mut to = tokio::fs::File::from_std(file.try_clone()?);
+        let (name, version) = called(name, version);
+        let found = self.store.fetch((&name, &version), &self.keys, &self.log, &mut to).await?;
+        let Some(manifest) = found else { return Ok(None) };
+        let tree = tree.clone();
+        let filled = tokio::task::spawn_blocking(move || {
+            let mut file = file;
+            file.rewind()?;
+            fill(&tree, file, &manifest.of)
+        });
+        filled.await.map_err(content)?.map(Some)
+    }
+
+    /// Keeps every model whenever it has taken in `every` more events, until shutdown.
+    pub(crate) async fn keep(
+        self,
+        trees: Trees,
+        models: Vec<Kept>,
+        mut applied: watch::Receiver<Applied>,
+        every: u64,
+        shutdown: CancellationToken,
+    ) {
+        if every == 0 {
+            return;
+        }
+        let mut last = vec![None; models.len()];
+        loop {
+            for ((name, version, copier), last) in models.iter().zip(&mut last) {
+                let called = called(name, *version);
+                if last.is_none() {
+                    let newest = self.store.newest((&called.0, &called.1), &self.key).await;
+                    *last = Some(newest.unwrap_or_default());
+                }
+                let at = trees.named(name).and_then(|tree| store::checkpoint(&tree)).unwrap_or_default();
+                if at.0 < last.unwrap_or_default().0.saturating_add(every) {
+                    continue;
+                }
+                match self.write(&trees, name, called, Arc::clone(copier)).await {
+                    Ok(seq) => {
+                        info!(model = name, seq = seq.0, "a snapshot was kept");
+                        *last = Some(seq);
+                    }
+                    Err(e) => warn!(model = name, error = %e, "the model is kept later"),
+                }
+            }
+            let more = async {
+                tokio::time::sleep(PAUSE).await;
+                applied.changed().await
+            };
+            match shutdown.run_until_cancelled(more).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => return,
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        trees: &Trees,
+        model: &str,
+        (name, version): (String, String),
+        copier: Arc<Copier>,
+    ) -> Result<Seq, SnapshotError> {
+        let tree = trees.named(model)?;
+        let directory = self.directory.clone();
+        let written = tokio::task::spawn_blocking(move || write(&copier, &tree, &directory));
+        let Written { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
+        let leaf = leaf.ok_or(SnapshotError::Doubtful("it does not know which message its last event is"))?;
+        let of = Of { name, version, seq, leaf: gpubnb_events::hex(leaf) };
+        let manifest = Manifest::sign(of, bytes, sha256, &self.key)?;
+        self.store.put(&manifest, &mut tokio::fs::File::from_std(file)).await?;
+        Ok(seq)
+    }
+}
+
+/// A model in a file.
+struct Written {
+    file: File,
+    seq: Seq,
+    leaf: Option<Hash>,
+    bytes: u64,
+    sha256: String,
+}
+
+/// Counts and hashes what is written.
+struct Hashed<W> {
+    to: W,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, from: &[u8]) -> std::io::Result<usize> {
+        let written = self.to.write(from)?;
+        self.hash.update(from.get(..written).unwrap_or_default());
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+fn write(copier: &Copier, tree: &sled::Tree, directory: &Path) -> Result<Written, SnapshotError> {
+    let file = tempfile::tempfile_in(directory)?;
+    let hashed = Hashed { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
+    let mut to = GzEncoder::new(hashed, Compression::fast());
+    let mut checkpoint = None;
+    let whole = copier.copy(tree, |key, value| -> Result<(), SnapshotError> {
+        if store::is_checkpoint(key) {
+            checkpoint = Some((store::checkpoint_in(value)?, store::leaf_in(value)));
+        }
+        for part in [key, value] {
+            let length = u32::try_from(part.len()).map_err(content)?;
+            to.write_all(&length.to_le_bytes())?;
+            to.write_all(part)?;
+        }
+        Ok(())
+    })?;
+    let Hashed { to, hash, bytes } = to.finish()?;
+    let mut file = to.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    if !whole {
+        return Err(SnapshotError::Doubtful("the model changed faster than it was copied, or was rebuilt"));
+    }
+    let (seq, leaf) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
+    file.rewind()?;
+    Ok(Written { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
+}
+
+/// Fills an empty tree. Its checkpoint comes last: a tree that was cut off has none, and is filled again.
+fn fill(tree: &sled::Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
+    tree.clear().map_err(StoreError::from)?;
+    let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
+    let (mut batch, mut bytes, mut checkpoint) = (sled::Batch::default(), 0, None);
+    while let Some((key, value)) = row(&mut from)? {
+        if store::is_checkpoint(&key) {
+            checkpoint = Some((key, value));
+            continue;
+        }
+        bytes += key.len() + value.len();
+        batch.insert(key, value);
+        if bytes > BATCH {
+            tree.apply_batch(std::mem::take(&mut batch)).map_err(StoreError::from)?;
+            bytes = 0;
+        }
+    }
+    tree.apply_batch(batch).map_err(StoreError::from)?;
+    let (key, value) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
+    let leaf = store::leaf_in(&value).map(gpubnb_events::hex);
+    if store::checkpoint_in(&value)? != of.seq || leaf.as_ref() != Some(&of.leaf) {
+        return Err(SnapshotError::Doubtful("it ends at another event than it says"));
+    }
+    tree.flush().map_err(StoreError::from)?;
+    tree.insert(key, value).map_err(StoreError::from)?;
+    Ok(of.seq)
+}
+
+/// A row's key and value.
+type Row = (Vec<u8>, Vec<u8>);
+
+fn row(from: &mut impl Read) -> Result<Option<Row>, SnapshotError> {
+    let mut length = [0; 4];
+    match from.read_exact(&mut length) {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let key = part(from, length)?;
+    from.read_exact(&mut length)?;
+    Ok(Some((key, part(from, length)?)))
+}
+
+fn part(from: &mut impl Read, length: [u8; 4]) -> Result<Vec<u8>, SnapshotError> {
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(SnapshotError::Doubtful("a row of it is too long"));
+    }
+    let mut part = vec![0; length as usize];
+    from.read_exact(&mut part)?;
+    Ok(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Rows;
+
+    #[test]
+    fn a_model_comes_out_of_its_file_as_it_went_in() {
+        let (directory, db) = (tempfile::tempdir().unwrap(), sled::Config::new().temporary(true).open().unwrap());
+        let (tree, other, copier) = (db.open_tree("a").unwrap(), db.open_tree("b").unwrap(), Copier::default());
+        let mut rows = Rows::new(&tree);
+        for n in 0..3_000_u32 {
+            rows.put_bytes(n.to_be_bytes().to_vec(), vec![7; n as usize % 50]);
+        }
+        rows.commit_of(Seq(9), Some([5; 32])).unwrap();
+        let written = write(&copier, &tree, directory.path()).unwrap();
+        assert_eq!((written.seq, written.leaf), (Seq(9), Some([5; 32])));
+        let mut of =
+            Of { name: "model-a".to_owned(), version: "1".to_owned(), seq: Seq(9), leaf: gpubnb_events::hex([5; 32]) };
+        other.insert("left over", "by one that was cut off").unwrap();
+        fill(&other, written.file.try_clone().unwrap(), &of).unwrap();
+        assert_eq!(tree.checksum().unwrap(), other.checksum().unwrap());
+        // One that is not what it says fills nothing that counts.
+        of.seq = Seq(10);
+        let mut file = written.file;
+        file.rewind().unwrap();
+        assert!(fill(&other, file, &of).is_err());
+        assert_eq!(store::checkpoint(&other).unwrap(), Seq::ZERO);
+    }
+}
