@@ -9,6 +9,7 @@ pub mod archive;
 #[cfg(feature = "monitor")]
 mod collector;
 pub mod command;
+pub mod dispatch;
 pub mod event;
 pub mod ids;
 pub mod ledger;

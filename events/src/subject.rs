@@ -85,6 +85,11 @@ pub fn dispatch_of(machine: MachineId) -> String {
     format!("dispatch.{machine}.*")
 }
 
+/// Where a job's message for a machine lands.
+pub fn dispatch(machine: MachineId, job: JobId) -> String {
+    format!("dispatch.{machine}.{job}")
+}
+
 /// The job in a dispatch subject.
 pub fn job_of_dispatch(subject: &str) -> Option<JobId> {
     subject.strip_prefix("dispatch.")?.split_once('.')?.1.parse().ok()

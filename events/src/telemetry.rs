@@ -49,6 +49,9 @@ pub struct RunningLease {
     pub job: JobId,
     /// The attempt.
     pub lease: Lease,
+    /// When it ended there, by the machine's clock, while the market has not taken its files and its report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
 }
 
 /// One reading of a GPU.

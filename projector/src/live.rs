@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use gpubnb_events::{MachineId, Timestamp, telemetry::Heartbeat};
+use gpubnb_events::{JobId, MachineId, Timestamp, telemetry::Heartbeat};
 
 use crate::view::Reading;
 
@@ -94,6 +94,13 @@ impl Live {
         // The present minute is left out: its mean moves with every heartbeat, and pages would with it.
         let skip = readings.past.len().saturating_sub(minutes);
         (readings.last.clone(), readings.past.iter().skip(skip).map(|m| m.load).collect())
+    }
+
+    /// Attempts that have ended on a machine whose outbox still has the report, and since when.
+    pub(crate) fn unsaid(&self) -> Vec<(JobId, Timestamp)> {
+        let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let leases = machines.values().filter_map(|m| m.last.as_ref()).flat_map(|beat| &beat.leases);
+        leases.filter_map(|l| Some((l.job, l.ended_at?))).collect()
     }
 
     /// The means of a machine's last `minutes`, oldest first.

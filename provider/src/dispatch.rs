@@ -8,12 +8,12 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt;
 use gpubnb_events::{
-    JobId, Lease, Seq,
+    JobId, Lease,
     command::{Decline, Done, Listed},
+    dispatch::lease_of,
     event::DeclineReason,
-    log::header,
     rpc::Failure,
-    stream::{ACK_WAIT, MARKET},
+    stream::ACK_WAIT,
     subject,
 };
 use tokio::sync::watch;
@@ -76,14 +76,10 @@ async fn pull_open(
     Ok(())
 }
 
-/// The job, and the lease: the sequence at which the broker found the message in MARKET.
+/// The job and the lease.
 fn read(message: &Message) -> Option<(JobId, Lease)> {
     let job = subject::job_of_dispatch(&message.subject)?;
-    let source = message.headers.as_ref()?.get(header::STREAM_SOURCE)?.as_str();
-    let mut parts = source.split(' ');
-    let from_market = parts.next()? == MARKET;
-    let lease = Lease(Seq(parts.next()?.parse().ok()?));
-    from_market.then_some((job, lease))
+    Some((job, lease_of(message.headers.as_ref())?))
 }
 
 async fn take(

@@ -21,6 +21,8 @@ struct Held {
     gpus: Vec<String>,
     /// Docker's id of its container.
     container: Option<String>,
+    /// When it ended, while that is in the outbox.
+    ended_at: Option<Timestamp>,
     wish: watch::Sender<Wish>,
 }
 
@@ -70,7 +72,7 @@ pub(crate) enum NotTaken {
 
 impl Held {
     fn new(job: JobId, wish: watch::Sender<Wish>) -> Self {
-        Self { job, since: SystemClock.now(), gpus: Vec::new(), container: None, wish }
+        Self { job, since: SystemClock.now(), gpus: Vec::new(), container: None, ended_at: None, wish }
     }
 }
 
@@ -102,6 +104,13 @@ impl Hand {
         let (wish, receiver) = watch::channel(Wish::Keep);
         self.held().insert(lease, Held::new(job, wish));
         receiver
+    }
+
+    /// An attempt has ended, and the market is still to be told.
+    pub(crate) fn ended(&self, lease: Lease, at: Timestamp) {
+        if let Some(held) = self.held().get_mut(&lease) {
+            held.ended_at = Some(at);
+        }
     }
 
     /// Lets go of an attempt.
@@ -183,7 +192,9 @@ impl Hand {
 
     /// What is in hand.
     pub(crate) fn leases(&self) -> Vec<RunningLease> {
-        self.held().iter().map(|(lease, held)| RunningLease { job: held.job, lease: *lease }).collect()
+        let of =
+            |(lease, held): (&Lease, &Held)| RunningLease { job: held.job, lease: *lease, ended_at: held.ended_at };
+        self.held().iter().map(of).collect()
     }
 }
 

@@ -75,7 +75,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
     Box::pin(endpoint::serve(
         &server,
-        Endpoints { executor, files, issuer, revoker, secrets, pace: endpoint::machine_pace() },
+        Endpoints {
+            executor,
+            files,
+            issuer,
+            revoker,
+            secrets,
+            letters: Arc::default(),
+            pace: endpoint::machine_pace(),
+        },
     ))
     .await
     .map_err(anyhow::Error::from_boxed)?;

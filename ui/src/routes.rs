@@ -2,6 +2,7 @@
 
 use gpubnb_events::{
     command::{Challenge, Done, EnrollmentCode, MachineWish, Quote, RedeemEnrollment, Submitted},
+    dispatch::{DeadLetter, Remedied, Remedy},
     spec::Artifact,
     template::Template,
 };
@@ -77,6 +78,7 @@ fn pages(routes: Routes) -> Routes {
         .get("/console/travel", Operator, page::travel::page)
         .post("/console/rebuild/{model}", Operator, page::console::rebuild)
         .post("/console/verify", Operator, page::console::verify)
+        .post("/console/remedy", Operator, page::console::remedy)
         .get("/styleguide", Public, page::styleguide::page)
         .get("/docs", Public, page::docs::page)
         .get("/openapi.json", Public, page::docs::document)
@@ -227,6 +229,13 @@ fn operators(routes: Routes) -> Routes {
         .about("Says how a payout ended.")
         .takes::<api::ops::Closing>()
         .answers::<Done>()
+        .get("/api/v1/ops/dead-letters", Operator, api::ops::letters)
+        .about("Job messages that nobody works on.")
+        .answers::<Vec<DeadLetter>>()
+        .post("/api/v1/ops/dead-letters", Operator, api::ops::remedy)
+        .about("Does what can be done about one of them.")
+        .takes::<Remedy>()
+        .answers::<Remedied>()
         .delete("/api/v1/ops/machines/{machine}/credential", Operator, api::ops::ban)
         .about("Bans a machine, at once.")
 }

@@ -138,6 +138,7 @@ impl Ops {
             bytes: info.state.bytes,
             first: Seq(info.state.first_sequence),
             last: Seq(info.state.last_sequence),
+            behind: info.sources.iter().map(|source| source.lag).max(),
             consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
             most_bytes: u64::try_from(info.config.max_bytes).ok(),
             most_age: Some(Millis::of(info.config.max_age)).filter(|age| age.0 > 0),
@@ -166,7 +167,7 @@ impl Ops {
     }
 
     pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
-        stuck::jobs(&self.queries.trees).map_err(|e| broken(&e))
+        stuck::jobs(&self.queries.trees, &self.queries.live).map_err(|e| broken(&e))
     }
 
     async fn seq_of(&self, to: Point) -> Result<Seq, Failure> {

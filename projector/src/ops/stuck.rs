@@ -4,6 +4,7 @@ use gpubnb_events::{Clock as _, JobId, Millis, SystemClock, Timestamp};
 
 use crate::{
     fold::Trees,
+    live::Live,
     model::jobs::{self, Jobs},
     store::{self, StoreError},
     view::{JobRow, JobState, ops::Stuck},
@@ -18,9 +19,11 @@ const ASSIGNED: Millis = Millis(90_000);
 const ACCEPTED: Millis = Millis(30 * 60_000);
 const OVER_LIMIT: Millis = Millis(120_000);
 const UNSETTLED: Millis = Millis(60_000);
+/// How long an ending may wait in its machine's outbox.
+const UNSAID: Millis = Millis(120_000);
 
-/// The oldest first.
-pub(super) fn jobs(trees: &Trees) -> Result<Vec<Stuck>, StoreError> {
+/// The oldest first; and those whose machine cannot say how they ended.
+pub(super) fn jobs(trees: &Trees, live: &Live) -> Result<Vec<Stuck>, StoreError> {
     let (tree, now) = (trees.of(&Jobs)?, SystemClock.now());
     let mut found = Vec::new();
     for key in tree.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
@@ -33,7 +36,24 @@ pub(super) fn jobs(trees: &Trees) -> Result<Vec<Stuck>, StoreError> {
             break;
         }
     }
+    for (id, since) in live.unsaid().into_iter().filter(|(_, since)| now.since(*since) > UNSAID).take(TOLD) {
+        // A machine may say what it likes of jobs that are not its own, or over.
+        let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id))? else { continue };
+        if row.state == JobState::Running && found.iter().all(|stuck| stuck.job != id) {
+            found.push(told(&row, since, IN_OUTBOX));
+        }
+    }
     Ok(found)
+}
+
+const IN_OUTBOX: (&str, &str) = (
+    "it ended on its machine, whose outbox still has its files or its report: a slow line, or the market does not answer it",
+    "see whether the web server and gpubnb-services answer; the machine goes on trying by itself",
+);
+
+fn told(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) -> Stuck {
+    let (cause, remedy) = (cause.to_owned(), remedy.to_owned());
+    Stuck { job: row.job, name: row.spec.name.clone(), state: row.state, since, cause, remedy }
 }
 
 fn judged(row: &JobRow, now: Timestamp) -> Option<Stuck> {
@@ -73,12 +93,5 @@ fn judged(row: &JobRow, now: Timestamp) -> Option<Stuck> {
             "see whether gpubnb-services runs and has a leader: it settles what it finds",
         ),
     };
-    (now.since(since) > most).then(|| Stuck {
-        job: row.job,
-        name: row.spec.name.clone(),
-        state: row.state,
-        since,
-        cause: cause.to_owned(),
-        remedy: remedy.to_owned(),
-    })
+    (now.since(since) > most).then(|| told(row, since, (cause, remedy)))
 }

@@ -57,6 +57,9 @@ pub struct StreamState {
     pub first: Seq,
     /// Last sequence.
     pub last: Seq,
+    /// Messages of the stream that it sources which are not in it yet; `None`: it sources none.
+    #[serde(default)]
+    pub behind: Option<u64>,
     /// Its consumers.
     pub consumers: u64,
     /// What it may grow to, bytes; `None`: there is no limit.

@@ -228,6 +228,7 @@ impl Attempt {
     /// Puts its files and says how it ended, for as long as that takes: the market may be away for hours.
     async fn say(&self, outbox: Outbox, dir: &Path) {
         let (job, lease) = (self.job, self.lease);
+        self.tools.hand.ended(lease, outbox.report.occurred_at);
         if let Some(permit) = &outbox.upload {
             upload::put_all(&self.tools.http, permit, &dir.join("output"), &outbox.report.outputs).await;
         }

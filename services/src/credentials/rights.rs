@@ -163,7 +163,9 @@ fn append() -> Vec<String> {
         &format!("STREAM.CREATE.{TELEMETRY}"),
         // The consumers of machines.
         &format!("CONSUMER.DURABLE.CREATE.{DISPATCH}.*"),
-        // What waits for a machine that left the market.
+        // Which of them have work that nobody does.
+        &format!("CONSUMER.LIST.{DISPATCH}"),
+        // What waits for a machine that left the market, or that nobody waits for.
         &format!("STREAM.PURGE.{DISPATCH}"),
     ]));
     subjects

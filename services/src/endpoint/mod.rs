@@ -5,6 +5,7 @@
 
 mod edge;
 mod enrollment;
+mod letters;
 mod machine;
 
 use std::{future::Future, num::NonZeroU32, sync::Arc};
@@ -35,6 +36,8 @@ pub(crate) struct Endpoints {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) revoker: Revoker,
     pub(crate) secrets: JobEnv,
+    /// Dead letters, as they were found last.
+    pub(crate) letters: letters::Found,
     /// How often a machine may ask, so that none keeps the others from being answered.
     pub(crate) pace: Arc<DefaultKeyedRateLimiter<MachineId>>,
 }
@@ -65,6 +68,7 @@ pub(crate) struct Files {
 pub(crate) async fn serve(server: &Server, endpoints: Endpoints) -> Result<(), async_nats::Error> {
     edge::serve(server, &endpoints).await?;
     enrollment::serve(server, &endpoints).await?;
+    letters::serve(server, &endpoints).await?;
     machine::serve(server, &endpoints).await
 }
 

@@ -4,6 +4,7 @@ use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
     AccountId, CommandId, MachineId,
     command::{ClosePayout, Done, FundAccount, RevokeMachine, Revoked, SetSuspension},
+    dispatch::{DeadLetter, Remedied, Remedy},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -69,6 +70,20 @@ pub(crate) async fn close_payout(
 ) -> Result<Json<Done>, ApiError> {
     let body = ClosePayout { account, payout, failed: closing.failed };
     Ok(Json(app.command("account", "close_payout", signed_in.operator(), &body).await?))
+}
+
+/// What waits in DISPATCH and nobody works on.
+pub(crate) async fn letters(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<DeadLetter>>, ApiError> {
+    Ok(Json(app.command("market", "letters", signed_in.operator(), &()).await?))
+}
+
+/// Does what can be done about one of them.
+pub(crate) async fn remedy(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Input(remedy): Input<Remedy>,
+) -> Result<Json<Remedied>, ApiError> {
+    Ok(Json(app.command("market", "remedy", signed_in.operator(), &remedy).await?))
 }
 
 /// `DELETE /ops/machines/{id}/credential`: a ban. What it runs is requeued once it has been silent for long enough.

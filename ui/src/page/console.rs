@@ -11,7 +11,11 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{Seq, Timestamp};
+use gpubnb_events::{
+    Actor, MachineId, Seq, Timestamp,
+    dispatch::{DeadLetter, Remedied, Remedy},
+    rpc::Failure,
+};
 use gpubnb_projector::{
     client::{EventsQuery, TrailOf},
     view::{
@@ -26,7 +30,7 @@ use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
-    extract::{Path, Query},
+    extract::{Form, Path, Query},
     live::parts::{self, Part},
 };
 
@@ -34,7 +38,7 @@ use crate::{
 #[template(path = "console.html")]
 struct Console {
     chrome: Chrome,
-    parts: [String; 4],
+    parts: [String; 5],
 }
 
 #[derive(Template)]
@@ -61,23 +65,38 @@ struct VerificationCard<'a> {
 
 #[derive(Template)]
 #[template(path = "console_stuck.html")]
-struct StuckCard {
+struct StuckCard<'a> {
     stuck: Vec<Stuck>,
+    csrf: &'a str,
     now: Timestamp,
 }
 
-const PARTS: [&str; 4] = ["streams", "models", "verification", "stuck"];
+#[derive(Template)]
+#[template(path = "console_letters.html")]
+struct LettersCard<'a> {
+    /// Why they are not known, if they are not.
+    letters: Result<Vec<DeadLetter>, Failure>,
+    /// Messages that the broker has not passed on to DISPATCH.
+    behind: u64,
+    csrf: &'a str,
+    now: Timestamp,
+}
 
-async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 4], Problem> {
+const PARTS: [&str; 5] = ["streams", "models", "verification", "stuck", "letters"];
+
+async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 5], Problem> {
     let actor = signed_in.operator();
-    let (platform, stuck) = tokio::join!(app.queries.platform(actor), app.queries.stuck(actor));
+    let letters = letters(app, actor);
+    let (platform, stuck, letters) = tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), letters);
     let (p, stuck, now) = (&platform?, stuck?, app.now());
+    let behind = p.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
     let csrf = &super::csrf_field(signed_in.viewer);
     Ok([
         fragment(&Streams { p })?,
         fragment(&Models { p, csrf, now })?,
         fragment(&VerificationCard { p, csrf, now })?,
-        fragment(&StuckCard { stuck, now })?,
+        fragment(&StuckCard { stuck, csrf, now })?,
+        fragment(&LettersCard { letters, behind, csrf, now })?,
     ])
 }
 
@@ -105,6 +124,28 @@ pub(crate) async fn live(
             }
         },
     )
+}
+
+/// What waits in DISPATCH and nobody works on.
+pub(crate) async fn letters(app: &App, actor: Actor) -> Result<Vec<DeadLetter>, Failure> {
+    app.command("market", "letters", actor, &()).await
+}
+
+/// Which dead letter, as the form says it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Which {
+    machine: MachineId,
+    seq: Option<Seq>,
+}
+
+/// Does what can be done about a dead letter.
+pub(crate) async fn remedy(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Form(Which { machine, seq }): Form<Which>,
+) -> Result<Response, PageError> {
+    let _: Remedied = app.command("market", "remedy", signed_in.operator(), &Remedy { machine, seq }).await?;
+    Ok(Redirect::to("/console#letters").into_response())
 }
 
 /// Begins to rebuild a model beside the one that answers.

@@ -1,0 +1,125 @@
+//! Job messages in DISPATCH: which lease one carries, and those that nobody works on.
+
+use async_nats::HeaderMap;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{JobId, Lease, MachineId, Seq},
+    log::header,
+    stream::MARKET,
+    time::Timestamp,
+};
+
+/// The lease of a job message: the sequence at which the broker found it in MARKET.
+pub fn lease_of(headers: Option<&HeaderMap>) -> Option<Lease> {
+    let source = headers?.get(header::STREAM_SOURCE)?.as_str();
+    let mut parts = source.split(' ');
+    let from_market = parts.next()? == MARKET;
+    let lease = Lease(Seq(parts.next()?.parse().ok()?));
+    from_market.then_some(lease)
+}
+
+/// Why nobody works on a job message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Trouble {
+    /// The machine has no consumer: it cannot fetch any.
+    NoConsumer,
+    /// The lease that it carries is over.
+    LeaseOver,
+    /// It waits for a machine that does not fetch it.
+    NotFetched,
+    /// It was given to the machine, which did not accept.
+    NotAccepted,
+}
+
+impl Trouble {
+    /// What is likely wrong.
+    pub const fn cause(self) -> &'static str {
+        match self {
+            Self::NoConsumer => "the machine has no consumer in DISPATCH: it cannot fetch a job",
+            Self::LeaseOver => "its lease is over: the job went elsewhere or ended while the machine was away",
+            Self::NotFetched => "the machine does not fetch it: its worker is away, or hangs",
+            Self::NotAccepted => "the machine fetched it and has not accepted: its worker hangs, or was cut off",
+        }
+    }
+
+    /// What becomes of it, and what can be done.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::NoConsumer => "make it anew",
+            Self::LeaseOver => "the machine would be refused when it asks: clear it",
+            Self::NotFetched | Self::NotAccepted => {
+                "when its time to accept is over the job goes elsewhere by itself; look at the machine, or pause it"
+            }
+        }
+    }
+
+    /// What can be done with one click.
+    pub const fn action(self) -> Option<&'static str> {
+        match self {
+            Self::NoConsumer => Some("Make its consumer"),
+            Self::LeaseOver => Some("Clear"),
+            Self::NotFetched | Self::NotAccepted => None,
+        }
+    }
+}
+
+/// A job message that nobody works on, or a machine that can fetch none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DeadLetter {
+    /// The machine that it waits for.
+    pub machine: MachineId,
+    /// The machine's name.
+    pub machine_name: String,
+    /// Why.
+    pub trouble: Trouble,
+    /// The message, where there is one.
+    pub message: Option<DeadMessage>,
+}
+
+/// Which message of DISPATCH that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DeadMessage {
+    /// Its sequence in DISPATCH.
+    pub seq: Seq,
+    /// The job.
+    pub job: JobId,
+    /// The lease.
+    pub lease: Lease,
+    /// When it came there.
+    pub since: Timestamp,
+}
+
+/// Does what can be done about a dead letter with one click. It has to be one still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Remedy {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its message in DISPATCH; none for a machine without a consumer.
+    #[serde(default)]
+    pub seq: Option<Seq>,
+}
+
+/// A remedy was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Remedied {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_where_the_broker_found_the_message() {
+        let with = |source: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::STREAM_SOURCE, source);
+            lease_of(Some(&headers))
+        };
+        assert_eq!(with("MARKET 7 x > y"), Some(Lease(Seq(7))));
+        assert_eq!(with("OTHER 7"), None);
+        assert_eq!(with("MARKET"), None);
+        assert_eq!(lease_of(None), None);
+    }
+}

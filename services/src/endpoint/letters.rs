@@ -1,0 +1,154 @@
+//! Dead letters: what waits in DISPATCH and nobody works on, told to operators with what can be done about each.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{consumer, stream::Stream};
+use futures_util::TryStreamExt as _;
+use gpubnb_events::{
+    Actor, MachineId, Seq, Timestamp,
+    dispatch::{DeadLetter, DeadMessage, Remedied, Remedy, Trouble, lease_of},
+    rpc::{Failure, Incoming, Refusal, RefusalKind, Requester, Server},
+    stream::{DISPATCH, machine_consumer, provision_machine},
+    subject,
+};
+use tokio::sync::Mutex;
+use tracing::info;
+
+use super::{Endpoints, endpoint};
+use crate::domain::{World, job::Phase, machine::Availability};
+
+/// How long what was found is told again.
+const FRESH: Duration = Duration::from_secs(5);
+/// How long looking may take.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// Most messages of one machine that are looked at, and most that are told of.
+const OF_ONE: usize = 20;
+const TOLD: usize = 200;
+
+/// What was found last.
+pub(crate) type Found = Arc<Mutex<Option<(Instant, Vec<DeadLetter>)>>>;
+
+pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+    endpoint(server, e, subject::command("market", "letters"), Requester::Edge, letters).await?;
+    endpoint(server, e, subject::command("market", "remedy"), Requester::Edge, remedy).await
+}
+
+fn for_operators(actor: Actor) -> Result<(), Failure> {
+    match actor {
+        Actor::Operator(_) => Ok(()),
+        _ => Err(refused("NotAllowed", RefusalKind::Forbidden, "Only an operator may do this.")),
+    }
+}
+
+fn refused(name: &str, kind: RefusalKind, message: &str) -> Failure {
+    Failure::Refused(Refusal { name: name.to_owned(), kind, field: None, message: message.to_owned() })
+}
+
+fn broker(e: impl std::fmt::Display) -> Failure {
+    Failure::Unavailable(format!("the broker does not say what waits: {e}"))
+}
+
+async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, Failure> {
+    for_operators(r.actor)?;
+    // One looks for all who ask at the same time.
+    let mut found = e.letters.lock().await;
+    if let Some((_, letters)) = found.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        return Ok(letters.clone());
+    }
+    let letters = tokio::time::timeout(PATIENCE, look(&e)).await.map_err(broker)??;
+    *found = Some((Instant::now(), letters.clone()));
+    Ok(letters)
+}
+
+async fn look(e: &Endpoints) -> Result<Vec<DeadLetter>, Failure> {
+    let stream = e.executor.log.jetstream().get_stream_no_info(DISPATCH).await.map_err(broker)?;
+    let consumers: Vec<consumer::Info> = stream.consumers().try_collect().await.map_err(broker)?;
+    let consumers: HashMap<String, consumer::Info> = consumers.into_iter().map(|c| (c.name.clone(), c)).collect();
+    let machines: Vec<(MachineId, String)> = e.executor.view.read(|w| {
+        let on_market = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
+        on_market.map(|(id, m)| (*id, m.offer.name.clone())).collect()
+    });
+    let mut letters = Vec::new();
+    for (machine, machine_name) in machines {
+        let letter = |trouble, message| DeadLetter { machine, machine_name: machine_name.clone(), trouble, message };
+        match consumers.get(&machine_consumer(machine)) {
+            None => letters.push(letter(Trouble::NoConsumer, None)),
+            Some(info) => {
+                let of_one = waiting(e, &stream, machine, info).await?;
+                letters.extend(of_one.into_iter().map(|(trouble, message)| letter(trouble, Some(message))));
+            }
+        }
+        if letters.len() >= TOLD {
+            break;
+        }
+    }
+    letters.truncate(TOLD);
+    Ok(letters)
+}
+
+/// What waits for one machine for longer than it has to accept.
+async fn waiting(
+    e: &Endpoints,
+    stream: &Stream<()>,
+    machine: MachineId,
+    info: &consumer::Info,
+) -> Result<Vec<(Trouble, DeadMessage)>, Failure> {
+    let mut found = Vec::new();
+    if info.num_pending == 0 && info.num_ack_pending == 0 {
+        return Ok(found);
+    }
+    let (filter, mut next) = (subject::dispatch_of(machine), info.ack_floor.stream_sequence + 1);
+    for _ in 0..OF_ONE {
+        let Ok(raw) = stream.get_first_raw_message_by_subject(&filter, next).await else { break };
+        next = raw.sequence + 1;
+        let at = Timestamp::from_nanos(raw.time.unix_timestamp_nanos());
+        let (job, lease) = (subject::job_of_dispatch(&raw.subject), lease_of(Some(&raw.headers)));
+        let Some((job, lease)) = job.zip(lease) else { continue };
+        let message = DeadMessage { seq: Seq(raw.sequence), job, lease, since: at };
+        let given = raw.sequence <= info.delivered.stream_sequence;
+        if e.executor.clock.now().since(at) > e.executor.settings.accept_within {
+            found.extend(e.executor.view.read(|w| judged(w, machine, &message, given)).map(|t| (t, message)));
+        }
+    }
+    Ok(found)
+}
+
+/// What is wrong with an old message; nothing where its attempt goes on.
+fn judged(world: &World, machine: MachineId, message: &DeadMessage, given: bool) -> Option<Trouble> {
+    let held = world.machine(machine).and_then(|m| m.leases.get(&message.job));
+    if held != Some(&message.lease) {
+        return Some(Trouble::LeaseOver);
+    }
+    let assigned = world.job(message.job).is_some_and(|job| job.phase == Phase::Assigned);
+    assigned.then_some(if given { Trouble::NotAccepted } else { Trouble::NotFetched })
+}
+
+async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
+    for_operators(r.actor)?;
+    let Remedy { machine, seq } = r.parse()?;
+    let letters = tokio::time::timeout(PATIENCE, look(&e)).await.map_err(broker)??;
+    let letter = letters.into_iter().find(|l| l.machine == machine && l.message.map(|m| m.seq) == seq);
+    let gone = || refused("NoSuchLetter", RefusalKind::NotFound, "There is no such dead letter any more.");
+    let letter = letter.ok_or_else(gone)?;
+    let js = e.executor.log.jetstream();
+    match (letter.trouble, letter.message) {
+        (Trouble::NoConsumer, _) => {
+            let slots = e.executor.view.read(|w| w.machine(machine).map_or(1, |m| m.offer.slots));
+            provision_machine(&js, machine, slots).await.map_err(broker)?;
+        }
+        (Trouble::LeaseOver, Some(message)) => {
+            // What came there up to this message, about this job; not what may have come after.
+            let stream = js.get_stream_no_info(DISPATCH).await.map_err(broker)?;
+            let subject = subject::dispatch(machine, message.job);
+            stream.purge().filter(subject).sequence(message.seq.0 + 1).await.map_err(broker)?;
+        }
+        _ => return Err(refused("NoRemedy", RefusalKind::Conflict, letter.trouble.remedy())),
+    }
+    info!(%machine, actor = %r.actor, trouble = ?letter.trouble, "a dead letter was dealt with");
+    *e.letters.lock().await = None;
+    Ok(Remedied {})
+}
