@@ -39,6 +39,11 @@ impl Timestamp {
         Self::from_millis(i64::try_from(nanos / 1_000_000).unwrap_or(i64::MAX))
     }
 
+    /// Nanoseconds since the epoch.
+    pub fn nanos(self) -> i128 {
+        self.0.as_nanosecond()
+    }
+
     /// Milliseconds since the epoch.
     pub fn millis(self) -> i64 {
         self.0.as_millisecond()
@@ -48,6 +53,12 @@ impl Timestamp {
     #[must_use]
     pub fn since(self, earlier: Self) -> Millis {
         Millis(u64::try_from(self.millis().saturating_sub(earlier.millis())).unwrap_or(0))
+    }
+
+    /// The last instant before this one.
+    #[must_use]
+    pub fn before(self) -> Self {
+        self.0.checked_sub(jiff::SignedDuration::from_nanos(1)).map_or(self, Self)
     }
 
     /// This moment and `time` more.

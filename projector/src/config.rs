@@ -2,14 +2,68 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{monitor::MonitorArgs, nats::NatsArgs};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gpubnb_events::{monitor::MonitorArgs, nats::NatsArgs, stream::MARKET};
 
 use crate::client::Point;
 
+/// What `--help` says at the end: examples, and what the exit codes mean.
+mod help {
+    pub(super) const ALL: &str = "\
+Every command but `run` only looks, or asks the projector that runs to work beside its live models: none disturbs the market.
+They use the credential `operator.creds`: name its directory with --nats-creds before the command, or GPUBNB_NATS_CREDS.
+Long work says how far it is on standard error; Ctrl-C ends a command at any moment, and leaves nothing half done.
+
+Exit codes: 0 done, and clean; 1 not, and standard error says why; 2 the command line is wrong.
+
+Examples:
+  gpubnb-projector tail                                    the events as they are written
+  gpubnb-projector show job <id> --at 2026-01-31T12:00:00Z a job as it was
+  gpubnb-projector verify --json                           the log and every row, for a monitoring job";
+    pub(super) const TAIL: &str = "\
+Examples:
+  gpubnb-projector tail --type Settled             the bills, as they are made
+  gpubnb-projector tail --job <id> -n 0            what happens to a job from now on
+  gpubnb-projector tail OUTPUT --id <job> -n 100   what a job prints, from a hundred messages back
+
+--kind, --type and --job tell events of MARKET apart; of another stream, --id is looked for in the subject.
+Ctrl-C ends it.";
+    pub(super) const REPLAY: &str = "\
+Examples:
+  gpubnb-projector replay --from 2026-01-31T00:00:00Z --to 2026-02-01T00:00:00Z --type Settled --json
+  gpubnb-projector replay --job <id> --speed 10    a job's events, ten times faster than they came
+  gpubnb-projector replay TELEMETRY --id <machine> what a machine said of itself in the last hour";
+    pub(super) const SHOW: &str = "\
+Examples:
+  gpubnb-projector show job <id>                             now
+  gpubnb-projector show machine <id> --at 48211              after that event
+  gpubnb-projector show account <id> --at 48210 --with 48211 what that event changed
+  gpubnb-projector show market --at 2026-01-31T12:00:00Z     figures, ledger and machines
+
+The projector that runs answers, from the thing's own trail; the market is folded from the nearest of its snapshots.
+--from-log asks nobody: it folds the log from its first event, and owes nothing to the read models.";
+    pub(super) const REBUILD: &str = "\
+Examples:
+  gpubnb-projector rebuild jobs
+
+The model that answers goes on answering; the new one takes its place in one step when it has caught up. Ctrl-C ends the
+waiting, not the rebuild; a rebuild that was cut off with the projector goes on at its next start.";
+    pub(super) const VERIFY: &str = "\
+Examples:
+  gpubnb-projector verify
+  gpubnb-projector verify --archive backup/ --key U…   an archive, and only heads of that key
+
+Not clean is: a row that differs, a broken invariant, an event that is not what was signed, missing or moved.";
+    pub(super) const EXPORT: &str = "\
+Examples:
+  gpubnb-projector export archive/ && gpubnb-projector verify --archive archive/
+
+Cut off, say the same again: what is whole is kept.";
+}
+
 /// Folds the log into read models, answers queries, and lets operators look at the event streams.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "gpubnb-projector", version)]
+#[command(name = "gpubnb-projector", version, after_long_help = help::ALL)]
 pub struct Cli {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -25,22 +79,30 @@ pub enum Command {
     /// Folds and answers until it is stopped.
     Run(RunArgs),
     /// Shows events as they are written.
+    #[command(after_long_help = help::TAIL)]
     Tail(TailArgs),
     /// Shows the events of a range again, at the pace they came or as fast as possible.
+    #[command(after_long_help = help::REPLAY)]
     Replay(ReplayArgs),
-    /// Shows one job, machine or account, and its event trail.
+    /// Shows one job, machine or account with its event trail, or the whole market: now, as it was, or what changed.
+    #[command(after_long_help = help::SHOW)]
     Show(ShowArgs),
     /// How far each read model is behind the log, and how large the streams are.
     Lag(AskArgs),
+    /// Jobs that have been in one state for too long, with the likely cause and what to do. Fails where there are any.
+    Stuck(AskArgs),
     /// Has a read model rebuilt beside the one that answers, and swapped in.
+    #[command(after_long_help = help::REBUILD)]
     Rebuild(RebuildArgs),
     /// Has the log replayed, its invariants looked at, and every row compared. Fails where something differs.
+    #[command(after_long_help = help::VERIFY)]
     Verify(VerifyArgs),
     /// Sums the ledger of the log, account by account, and proves that it balances.
     Audit(AuditArgs),
     /// Looks at the whole deployment, and says what to change. Fails where something is to be changed.
     Doctor(DoctorArgs),
     /// Writes the log as an archive: compressed JSON lines, the hash of each event, and the signed heads.
+    #[command(after_long_help = help::EXPORT)]
     Export(ExportArgs),
     /// Prints the proof that an event is in the log, with the head that was signed: to keep, or to show to others.
     Prove(ProveArgs),
@@ -128,6 +190,9 @@ pub struct CheckProofArgs {
 pub struct RebuildArgs {
     /// The model: jobs, machines, timeline, ledger, figures or merkle.
     pub model: String,
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `run`.
@@ -174,6 +239,9 @@ pub struct Filter {
 /// Options of `tail`.
 #[derive(Debug, Clone, Args)]
 pub struct TailArgs {
+    /// MARKET, DISPATCH, TELEMETRY or OUTPUT.
+    #[arg(default_value = MARKET)]
+    pub stream: String,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub filter: Filter,
@@ -185,31 +253,54 @@ pub struct TailArgs {
 /// Options of `replay`.
 #[derive(Debug, Clone, Args)]
 pub struct ReplayArgs {
+    /// MARKET, DISPATCH, TELEMETRY or OUTPUT.
+    #[arg(default_value = MARKET)]
+    pub stream: String,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub filter: Filter,
-    /// First sequence.
-    #[arg(long, default_value_t = 1)]
-    pub from: u64,
-    /// Last sequence; the end of the log if not given.
-    #[arg(long)]
-    pub to: Option<u64>,
+    /// From this sequence or time on; from the beginning, if not given.
+    #[arg(long, value_name = "SEQ|TIME")]
+    pub from: Option<Point>,
+    /// Up to this sequence or time; up to the end, if not given.
+    #[arg(long, value_name = "SEQ|TIME")]
+    pub to: Option<Point>,
     /// How many times faster than it happened; 0 = as fast as possible.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_name = "TIMES")]
     pub speed: f64,
+}
+
+/// What `show` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShowKind {
+    /// A job.
+    Job,
+    /// A machine.
+    Machine,
+    /// An account.
+    Account,
+    /// The whole market: figures, ledger and machines.
+    Market,
 }
 
 /// Options of `show`.
 #[derive(Debug, Clone, Args)]
 pub struct ShowArgs {
-    /// `job`, `machine` or `account`.
-    pub kind: String,
-    /// Its id.
-    pub id: String,
+    /// What.
+    pub kind: ShowKind,
+    /// Its id; the market has none.
+    #[arg(required_if_eq_any([("kind", "job"), ("kind", "machine"), ("kind", "account")]))]
+    pub id: Option<String>,
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
     /// As it was after this sequence, or at this time (such as 2026-01-31T12:00:00Z).
     #[arg(long, value_name = "SEQ|TIME")]
     pub at: Option<Point>,
+    /// And what changed since, until this sequence or time.
+    #[arg(long, value_name = "SEQ|TIME", requires = "at", conflicts_with = "from_log")]
+    pub with: Option<Point>,
+    /// Folds the log from its first event, and asks no projector.
+    #[arg(long)]
+    pub from_log: bool,
 }

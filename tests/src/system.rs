@@ -32,6 +32,12 @@ pub struct Options {
     pub otlp: Option<String>,
     /// Events after which services and projector keep a snapshot.
     pub snapshot_every: Option<u64>,
+    /// Whether the broker leaves it to the system when to write to the disk: for histories that are written as fast as may be.
+    pub unsynced: bool,
+    /// How long a process may take to get ready.
+    pub patience: Duration,
+    /// Memory for the projector's cache, MiB.
+    pub cache_mib: u64,
     /// Further options of `gpubnb-services run`.
     pub services: Vec<String>,
     /// Further options of `gpubnb-ui run`.
@@ -49,6 +55,9 @@ impl Default for Options {
             monitored: false,
             otlp: None,
             snapshot_every: None,
+            unsynced: false,
+            patience: READY,
+            cache_mib: 64,
             services: Vec::new(),
             ui: Vec::new(),
             port: None,
@@ -148,6 +157,11 @@ impl System {
             .arg(self.path().join("nats"))
             .output()?;
         anyhow::ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
+        if self.options.unsynced {
+            let conf = self.keys().join("nats.conf");
+            let text = fs::read_to_string(&conf)?;
+            fs::write(&conf, text.replace("sync_interval: always", "sync_interval: \"2m\""))?;
+        }
         Ok(())
     }
 
@@ -185,19 +199,30 @@ impl System {
         command.args(&self.options.services);
         let name = format!("services-{}", self.services.len());
         let mut services = Process::start(&name, &mut command, self.path())?;
-        said_ready(&mut services).await?;
+        said_ready(&mut services, self.options.patience).await?;
         self.services.push(services);
         Ok(())
     }
 
     /// Starts the projector, again with what it had folded.
     pub async fn start_projector(&mut self) -> anyhow::Result<()> {
-        let mut command = self.command("projector")?;
-        command.args(["run", "--cache-mib", "64", "--data"]).arg(self.path().join("projector"));
-        let mut projector = Process::start("projector", &mut command, self.path())?;
-        said_ready(&mut projector).await?;
+        let mut projector = self.begin_projector()?;
+        said_ready(&mut projector, self.options.patience).await?;
         self.projector = Some(projector);
         Ok(())
+    }
+
+    /// The same, and does not wait until it is ready.
+    pub fn begin_projector(&self) -> anyhow::Result<Process> {
+        let mut command = self.command("projector")?;
+        let cache = self.options.cache_mib.to_string();
+        command.args(["run", "--cache-mib", &cache, "--data"]).arg(self.path().join("projector"));
+        Process::start("projector", &mut command, self.path())
+    }
+
+    /// From now on services and projector keep a snapshot after so many events, once they are started again.
+    pub fn keep_snapshots(&mut self, every: u64) {
+        self.options.snapshot_every = Some(every);
     }
 
     /// Starts the web server.
@@ -373,12 +398,12 @@ pub(crate) fn unmount(dir: &Path) {
 }
 
 /// Waits until a process says that it is ready, in what it printed since its start.
-async fn said_ready(process: &mut Process) -> anyhow::Result<()> {
-    let deadline = Instant::now() + READY;
+async fn said_ready(process: &mut Process, patience: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
     while !process.has_said("ready") {
         process.check()?;
         if Instant::now() > deadline {
-            bail!("not ready within {READY:?}:\n{}", process.last_words());
+            bail!("not ready within {patience:?}:\n{}", process.last_words());
         }
         sleep(Duration::from_millis(20)).await;
     }

@@ -39,6 +39,40 @@ async fn the_log_is_replayed_filtered_and_looked_at_as_it_was() {
     assert_eq!((&then["row"]["state"], &then["row"]["settled"]), (&json!("Running"), &json!(false)));
     assert_eq!(then["trail"].as_array().unwrap().len(), 4);
 
+    // Folded from the log alone it is the same; and what one event changed is told.
+    let folded = tool(&system, &["show", "job", &job, "--at", &started, "--json", "--from-log"]);
+    let folded: Value = serde_json::from_slice(&folded.stdout).unwrap();
+    assert_eq!(folded["row"], then["row"]);
+    let settled = trail[5]["seq"].as_u64().unwrap();
+    let (before, after) = ((settled - 1).to_string(), settled.to_string());
+    let changed = tool(&system, &["show", "job", &job, "--at", &before, "--with", &after, "--json"]);
+    let changed: Value = serde_json::from_slice(&changed.stdout).unwrap();
+    assert!(changed["changed"].as_array().unwrap().contains(&json!(["settled", "false", "true"])), "{changed:#}");
+    for more in [&[][..], &["--from-log"]] {
+        let market = [&["show", "market", "--at", &before, "--json"], more].concat();
+        let market: Value = serde_json::from_slice(&tool(&system, &market).stdout).unwrap();
+        assert_eq!((&market["row"]["figures"]["settled"], &market["row"]["seq"]), (&json!(0), &json!(settled - 1)));
+    }
+
+    // A range of time, and the other streams.
+    let (from, to) = (trail[1]["recorded_at"].as_str().unwrap(), trail[3]["recorded_at"].as_str().unwrap());
+    assert_eq!(lines(&tool(&system, &["replay", "--job", &job, "--from", from, "--to", to, "--json"])), trail[1..4]);
+    // A job message is gone once it is worked off; what a job printed is kept.
+    assert_eq!(lines(&tool(&system, &["replay", "DISPATCH", "--json"])), Vec::<Value>::new());
+    let counting = json!({ "template": "count", "parameters": { "lines": "3", "interval-ms": "1" } });
+    let counted = system.web.submit(&counting).await.unwrap();
+    system.web.settled(&counted).await.unwrap();
+    let printed = lines(&tool(&system, &["replay", "OUTPUT", "--id", &counted, "--type", "LogLines", "--json"]));
+    assert!(!printed.is_empty() && printed.iter().all(|p| p["body"]["lines"].is_array()), "{printed:?}");
+    let machine = system.machine("attic").unwrap();
+    let beats = lines(&tool(&system, &["replay", "TELEMETRY", "--id", &machine, "--json"]));
+    assert!(!beats.is_empty() && beats.iter().all(|b| b["body"]["machine"] == json!(machine)), "{beats:?}");
+    let nothing =
+        tool(&system, &["replay", "OUTPUT", "--from", "2020-01-01T00:00:00Z", "--to", "2020-01-02T00:00:00Z"]);
+    assert!(nothing.status.success() && nothing.stdout.is_empty(), "{}", String::from_utf8_lossy(&nothing.stderr));
+    let foreign = tool(&system, &["replay", "KV_CREDENTIALS"]);
+    assert!(String::from_utf8_lossy(&foreign.stderr).contains("is not one of"));
+
     let account = tool(&system, &["show", "account", &system.web.account]);
     assert!(String::from_utf8_lossy(&account.stdout).contains("FundsDeposited"));
     let nobody = tool(&system, &["show", "job", "01900000-0000-7000-8000-00000000dead"]);
@@ -55,7 +89,10 @@ async fn read_models_are_measured_rebuilt_and_verified_from_the_command_line() {
     let lag = tool(&system, &["lag", "--json"]);
     let lag: Value = serde_json::from_slice(&lag.stdout).unwrap();
     assert_eq!(lag["models"].as_array().unwrap().len(), 6, "{lag}");
-    assert!(tool(&system, &["rebuild", "timeline"]).status.success());
+    let rebuilt: Value = serde_json::from_slice(&tool(&system, &["rebuild", "timeline", "--json"]).stdout).unwrap();
+    assert_eq!((&rebuilt["model"], &rebuilt["rebuild"]["failed"]), (&json!("timeline"), &Value::Null));
+    let stuck = tool(&system, &["stuck", "--json"]);
+    assert!(stuck.status.success() && lines(&stuck) == [json!([])]);
     let unknown = tool(&system, &["rebuild", "nothing"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("There is no such model"));
     let verified = tool(&system, &["verify", "--json"]);

@@ -54,7 +54,9 @@ pub(crate) enum TravelError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Log(String),
-    #[error("its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show`, which reads the whole log")]
+    #[error(
+        "its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show --from-log`, which reads the whole log"
+    )]
     TooLong,
 }
 

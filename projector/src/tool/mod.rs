@@ -3,6 +3,7 @@
 mod archive;
 mod audit;
 mod doctor;
+mod messages;
 mod proof;
 mod show;
 mod trail;
@@ -12,6 +13,7 @@ use anyhow::Context as _;
 use gpubnb_events::{
     Log, Seq,
     nats::{NatsArgs, jetstream},
+    stream::MARKET,
     subject::OPERATOR_INBOX,
 };
 use tokio_util::sync::CancellationToken;
@@ -31,9 +33,12 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
     let client = nats.connect("operator", OPERATOR_INBOX).await?;
     let log = Log::open(jetstream(client.clone())).await.context("MARKET cannot be read")?;
     match command {
-        Command::Tail(args) => trail::tail(&log, &args, shutdown).await,
-        Command::Replay(args) => trail::replay(&log, &args, shutdown).await,
-        Command::Show(args) => show::show(&log, &args, shutdown).await,
+        Command::Tail(args) if args.stream == MARKET => trail::tail(&log, &args, shutdown).await,
+        Command::Tail(args) => messages::tail(&log, &args, shutdown).await,
+        Command::Replay(args) if args.stream == MARKET => trail::replay(&log, &args, shutdown).await,
+        Command::Replay(args) => messages::replay(&log, &args, shutdown).await,
+        Command::Show(args) => show::show(client, &log, &args, shutdown).await,
+        Command::Stuck(args) => work::stuck(client, &args).await,
         Command::Lag(args) => work::lag(client, &args).await,
         Command::Rebuild(args) => work::rebuild(client, &args, shutdown).await,
         Command::Verify(args) => work::verify(client, &args, shutdown).await,

@@ -9,8 +9,12 @@ use anyhow::Context as _;
 use gpubnb_events::{Event, Log, Recorded, Seq, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use super::work::{progress, said};
+use super::{
+    point,
+    work::{progress, said},
+};
 use crate::{
+    client::Point,
     config::{Filter, ReplayArgs, TailArgs},
     query::trail_event,
 };
@@ -28,18 +32,40 @@ pub(super) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken
 }
 
 pub(super) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let last = log.last_seq().await?;
-    let to = args.to.map_or(last, |to| Seq(to).min(last));
-    let mut before: Option<Timestamp> = None;
-    each(log, Seq(args.from), to, shutdown, async |recorded: Recorded| {
-        if let (Some(before), true) = (before, args.speed > 0.0) {
-            let pause = recorded.at.since(before).duration().div_f64(args.speed).min(LONGEST_PAUSE);
-            tokio::time::sleep(pause).await;
-        }
-        before = Some(recorded.at);
+    let to = point(log, args.to).await?;
+    let from = match args.from {
+        None => Seq(1),
+        Some(Point::Seq(seq)) => seq,
+        // The first event at this time or after it.
+        Some(Point::Time(time)) => log.seq_at(time.before(), log.last_seq().await?).await?.next(),
+    };
+    let mut pace = Pace::new(args.speed);
+    each(log, from, to, shutdown, async |recorded: Recorded| {
+        pace.wait(recorded.at).await;
         print(&recorded, &args.filter)
     })
     .await
+}
+
+/// The pace at which messages came, or faster.
+pub(super) struct Pace {
+    speed: f64,
+    before: Option<Timestamp>,
+}
+
+impl Pace {
+    /// So many times faster; 0: as fast as possible.
+    pub(super) fn new(speed: f64) -> Self {
+        Self { speed, before: None }
+    }
+
+    /// Waits until it is this message's turn.
+    pub(super) async fn wait(&mut self, at: Timestamp) {
+        if let (Some(before), true) = (self.before, self.speed > 0.0) {
+            tokio::time::sleep(at.since(before).duration().div_f64(self.speed).min(LONGEST_PAUSE)).await;
+        }
+        self.before = Some(at);
+    }
 }
 
 /// Calls `take` with each message from `from` to `to`.
@@ -105,14 +131,15 @@ pub(super) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> 
         }
         (Err(why), _) => format!("{:>8}  {}  {why}", recorded.seq.0, recorded.at),
     };
-    // A closed pipe (`| head`) ends the output, which is no failure.
-    if let Err(e) = writeln!(std::io::stdout(), "{line}") {
-        if e.kind() == std::io::ErrorKind::BrokenPipe {
-            std::process::exit(0);
-        }
-        return Err(e.into());
+    print_line(&line)
+}
+
+/// Prints a line. A closed pipe (`| head`) ends the output, which is no failure.
+pub(super) fn print_line(line: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        printed => Ok(printed?),
     }
-    Ok(())
 }
 
 fn passes(event: &Event, filter: &Filter) -> bool {

@@ -41,6 +41,21 @@ pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::R
     Ok(())
 }
 
+/// Fails where there is any, for whoever watches.
+pub(super) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
+    let stuck = QueryClient::new(Caller::new(client)).stuck(ME).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&stuck)?);
+    } else {
+        println!("{:<36} {:<10} {:<24}  likely cause; what to do", "job", "state", "since");
+        for s in &stuck {
+            println!("{:<36} {:<10} {:<24}  {}; {}", s.job, s.state.name(), s.since.to_string(), s.cause, s.remedy);
+        }
+    }
+    anyhow::ensure!(stuck.is_empty(), "{} jobs have been in one state for too long", stuck.len());
+    Ok(())
+}
+
 pub(super) async fn rebuild(
     client: async_nats::Client,
     args: &RebuildArgs,
@@ -55,7 +70,11 @@ pub(super) async fn rebuild(
             bail!("the rebuild was given up: {why}");
         }
         if rebuild.swapped_at.is_some() {
-            println!("{} is rebuilt and answers", args.model);
+            if args.json {
+                println!("{}", serde_json::json!({ "model": args.model, "rebuild": rebuild }));
+            } else {
+                println!("{} is rebuilt and answers", args.model);
+            }
             return Ok(());
         }
         said(&rebuild.progress);

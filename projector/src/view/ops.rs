@@ -237,6 +237,26 @@ pub struct RowThen {
     pub trail: Vec<TrailEvent>,
 }
 
+/// The fields of a row with their whole names, in order.
+pub fn fields(row: Option<&serde_json::Value>) -> Vec<(String, String)> {
+    fn walk(name: &str, value: &serde_json::Value, found: &mut Vec<(String, String)>) {
+        use serde_json::Value::{Array, Null, Object, String};
+        let below = |part: &str| if name.is_empty() { part.to_owned() } else { format!("{name}.{part}") };
+        match value {
+            Object(fields) => fields.iter().for_each(|(part, value)| walk(&below(part), value, found)),
+            Array(items) => items.iter().enumerate().for_each(|(i, item)| walk(&below(&i.to_string()), item, found)),
+            Null => {}
+            String(text) => found.push((name.to_owned(), text.clone())),
+            other => found.push((name.to_owned(), other.to_string())),
+        }
+    }
+    let mut found = Vec::new();
+    if let Some(row) = row {
+        walk("", row, &mut found);
+    }
+    found
+}
+
 /// Work that has been in one state for too long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Stuck {

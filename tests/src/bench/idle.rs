@@ -44,8 +44,13 @@ fn size() -> anyhow::Result<f64> {
 }
 
 pub(super) fn rss(pid: u32) -> anyhow::Result<f64> {
+    memory(pid, "VmRSS:")
+}
+
+/// A figure of a process's memory, MB: `VmRSS:` now, `VmHWM:` the most it ever was.
+pub(super) fn memory(pid: u32, figure: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("VmRSS")?;
+    let line = status.lines().find(|l| l.starts_with(figure)).context("no such figure")?;
     let kib: f64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
     Ok(kib * 1_024.0 / 1e6)
 }

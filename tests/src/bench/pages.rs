@@ -103,7 +103,7 @@ async fn ready(system: &System, seq: u64) -> anyhow::Result<bool> {
     Ok(folded.is_success() && String::from_utf8_lossy(&market).contains(&all))
 }
 
-fn offer(number: u32) -> Offer {
+pub(super) fn offer(number: u32) -> Offer {
     let gpu = Gpu {
         uuid: format!("GPU-{number}"),
         model: ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000", "NVIDIA H100"][number as usize % 3].to_owned(),

@@ -5,7 +5,7 @@ use axum::{extract::State, response::Html};
 use gpubnb_events::{Seq, Timestamp};
 use gpubnb_projector::{
     client::Point,
-    view::ops::{MarketThen, Progress, RowThen, Travel},
+    view::ops::{MarketThen, Progress, RowThen, Travel, fields},
 };
 use serde::{Deserialize, Serialize};
 
@@ -145,7 +145,8 @@ pub(crate) async fn page(
 ) -> Result<Html<String>, PageError> {
     let last = app.queries.lag(signed_in.operator()).await?.last;
     let point = to.point(last)?;
-    let with = to.with.trim().parse().ok().map(Seq);
+    let with = Some(to.with.trim()).filter(|with| !with.is_empty()).map(str::parse).transpose();
+    let with = with.map_err(|_| Problem::invalid("with", "Write the sequence to compare with."))?.map(Seq);
     let then = if to.id.trim().is_empty() {
         market(&app, signed_in, point, with).await?
     } else {
@@ -190,24 +191,4 @@ async fn row(app: &App, signed_in: SignedIn, to: &To, point: Point, with: Option
     });
     let fields = fields.collect();
     Ok(Then::Row(then, fields))
-}
-
-/// The fields of a row with their whole names, in order.
-fn fields(row: Option<&serde_json::Value>) -> Vec<(String, String)> {
-    fn walk(name: &str, value: &serde_json::Value, found: &mut Vec<(String, String)>) {
-        use serde_json::Value::{Array, Null, Object, String};
-        let below = |part: &str| if name.is_empty() { part.to_owned() } else { format!("{name}.{part}") };
-        match value {
-            Object(fields) => fields.iter().for_each(|(part, value)| walk(&below(part), value, found)),
-            Array(items) => items.iter().enumerate().for_each(|(i, item)| walk(&below(&i.to_string()), item, found)),
-            Null => {}
-            String(text) => found.push((name.to_owned(), text.clone())),
-            other => found.push((name.to_owned(), other.to_string())),
-        }
-    }
-    let mut found = Vec::new();
-    if let Some(row) = row {
-        walk("", row, &mut found);
-    }
-    found
 }
