@@ -39,8 +39,8 @@ impl Trouble {
         match self {
             Self::NoConsumer => "the machine has no consumer in DISPATCH: it cannot fetch a job",
             Self::LeaseOver => "its lease is over: the job went elsewhere or ended while the machine was away",
-            Self::NotFetched => "the machine does not fetch it: its worker is away, or hangs",
-            Self::NotAccepted => "the machine fetched it and has not accepted: its worker hangs, or was cut off",
+            Self::NotFetched => "its time to be accepted is over; the machine has not fetched it",
+            Self::NotAccepted => "its time to be accepted is over; the machine fetched it, and did not accept",
         }
     }
 
@@ -50,7 +50,7 @@ impl Trouble {
             Self::NoConsumer => "make it anew",
             Self::LeaseOver => "the machine would be refused when it asks: clear it",
             Self::NotFetched | Self::NotAccepted => {
-                "when its time to accept is over the job goes elsewhere by itself; look at the machine, or pause it"
+                "the scheduler should have taken the job back: see whether gpubnb-services runs and has a leader"
             }
         }
     }

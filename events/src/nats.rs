@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use clap::Args;
-use nkeys::KeyPair;
+use nkeys::{KeyPair, KeyPairType};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -48,14 +49,16 @@ pub enum ConnectError {
 }
 
 impl NatsArgs {
-    /// The key that `user` has in its credential, to sign with what it signs in with.
+    /// A key to sign with, which only who has `user`'s credential can make. It is not the credential's own: with that, a
+    /// client signs whatever a broker sends it to sign in.
     pub fn signing_key(&self, user: &str) -> Result<KeyPair, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));
         let unusable = |problem: String| ConnectError::Credential { path: path.clone(), problem };
         let text = std::fs::read_to_string(&path).map_err(|e| unusable(e.to_string()))?;
         let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
         let seed = seed.ok_or_else(|| unusable("there is no user's seed in it".to_owned()))?;
-        KeyPair::from_seed(seed).map_err(|e| unusable(e.to_string()))
+        let own = Sha256::new().chain_update("gpubnb signing key\n").chain_update(seed).finalize();
+        KeyPair::new_from_raw(KeyPairType::User, own.into()).map_err(|e| unusable(e.to_string()))
     }
 
     /// Connects as `user`, with its own inbox. Reconnects for ever afterwards.

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
     self,
-    object_store::{ObjectInfo, ObjectMetadata, ObjectStore},
+    object_store::{GetErrorKind, Object, ObjectInfo, ObjectMetadata, ObjectStore},
 };
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tracing::warn;
 
-use crate::{ids::Seq, log::Log, proof, stream::SNAPSHOTS};
+use crate::{event::Event, ids::Seq, log::Log, proof, stream::SNAPSHOTS};
 
 /// How long a snapshot may take to be put or fetched.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// Longest silence while one is fetched.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Tries to fetch one that is being replaced.
+const TRIES: u32 = 3;
 /// Bytes of a piece.
 const PIECE: usize = 128 * 1024;
 /// The entry of the object's metadata that is the manifest.
@@ -64,6 +68,9 @@ pub enum SnapshotError {
     /// It cannot be signed.
     #[error("signing it: {0}")]
     Sign(#[from] nkeys::error::Error),
+    /// The rest of it does not come.
+    #[error("the rest of it does not come: a newer one has taken its place, or the broker is silent")]
+    Replaced,
     /// It is not to be believed.
     #[error("it is not believed: {0}")]
     Doubtful(&'static str),
@@ -124,41 +131,62 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Fetches the newest one of something into `to`, if it is to be believed: signed by one of `keys`, of this log, and
-    /// whole. `None`: there is none. What was written is of no use where this fails.
+    /// Fetches the newest one of something into `to`, if it is to be believed: signed by `key`, of this log, and whole.
+    /// `None`: there is none. What was written is of no use where this fails; where it was replaced, another try may do.
     pub async fn fetch<W>(
         &self,
         (name, version): (&str, &str),
-        keys: &[String],
+        key: &KeyPair,
         log: &Log,
         to: &mut W,
     ) -> Result<Option<Manifest>, SnapshotError>
     where
         W: AsyncWrite + Unpin + Send,
     {
-        let Ok(found) = self.store.info(object(name, version)).await else { return Ok(None) };
-        let manifest = manifest(&found).ok_or(SnapshotError::Doubtful("it does not say what it is"))?;
-        believed(&manifest, (name, version), keys, log).await?;
-        tokio::time::timeout(PATIENCE, self.read(&manifest, to)).await.map_err(broker)??;
+        let found = tokio::time::timeout(SILENCE, self.store.get(object(name, version))).await.map_err(broker)?;
+        let found = match found {
+            Ok(found) => found,
+            Err(e) if e.kind() == GetErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(broker(e)),
+        };
+        let manifest = manifest(found.info()).ok_or(SnapshotError::Doubtful("it does not say what it is"))?;
+        believed(&manifest, (name, version), key, log).await?;
+        read(found, &manifest, to).await?;
         Ok(Some(manifest))
     }
+}
 
-    async fn read<W: AsyncWrite + Unpin + Send>(&self, manifest: &Manifest, to: &mut W) -> Result<(), SnapshotError> {
-        let mut object =
-            self.store.get(object(&manifest.of.name, &manifest.of.version)).await.map_err(broker)?.take(manifest.bytes);
-        let (mut hash, mut read) = (Sha256::new(), 0_u64);
-        let mut piece = vec![0; PIECE];
-        loop {
-            let length = object.read(&mut piece).await?;
-            let Some(bytes) = piece.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
-            hash.update(bytes);
-            read += length as u64;
-            to.write_all(bytes).await?;
+/// Fetches again, a few times, what was replaced meanwhile.
+pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>) -> Result<T, SnapshotError> {
+    for _ in 1..TRIES {
+        match fetch().await {
+            Err(SnapshotError::Replaced) => {}
+            done => return done,
         }
-        to.flush().await?;
-        let whole = read == manifest.bytes && crate::hex(hash.finalize()) == manifest.sha256;
-        if whole { Ok(()) } else { Err(SnapshotError::Doubtful("its content is not what was signed")) }
     }
+    fetch().await
+}
+
+/// Reads exactly what was signed. A newer one may take its place meanwhile: then the rest of this one never comes.
+async fn read<W: AsyncWrite + Unpin + Send>(
+    object: Object,
+    manifest: &Manifest,
+    to: &mut W,
+) -> Result<(), SnapshotError> {
+    let mut object = object.take(manifest.bytes);
+    let (mut hash, mut read) = (Sha256::new(), 0_u64);
+    let mut piece = vec![0; PIECE];
+    while read < manifest.bytes {
+        let length =
+            tokio::time::timeout(SILENCE, object.read(&mut piece)).await.map_err(|_| SnapshotError::Replaced)??;
+        let Some(bytes) = piece.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+        hash.update(bytes);
+        read += length as u64;
+        to.write_all(bytes).await?;
+    }
+    to.flush().await?;
+    let whole = read == manifest.bytes && crate::hex(hash.finalize()) == manifest.sha256;
+    if whole { Ok(()) } else { Err(SnapshotError::Doubtful("its content is not what was signed")) }
 }
 
 fn object(name: &str, version: &str) -> String {
@@ -172,13 +200,13 @@ fn manifest(of: &ObjectInfo) -> Option<Manifest> {
 async fn believed(
     manifest: &Manifest,
     (name, version): (&str, &str),
-    keys: &[String],
+    key: &KeyPair,
     log: &Log,
 ) -> Result<(), SnapshotError> {
     if (manifest.of.name.as_str(), manifest.of.version.as_str()) != (name, version) {
         return Err(SnapshotError::Doubtful("it is of something else"));
     }
-    if !keys.contains(&manifest.key) || !manifest.is_signed() {
+    if manifest.key != key.public_key() || !manifest.is_signed() {
         return Err(SnapshotError::Doubtful("it is signed by a foreign key, or not at all"));
     }
     let message = log.get_raw(manifest.of.seq).await.map_err(broker)?;
@@ -186,6 +214,13 @@ async fn believed(
         return Err(SnapshotError::Doubtful("it is of another log, or of more than the log has"));
     }
     Ok(())
+}
+
+/// The version of something that is folded by rules of this version: another set of events that can be read is another
+/// one as well, for what could not be read was passed over.
+pub fn version(rules: impl std::fmt::Display) -> String {
+    let events = crate::hex(Sha256::digest(Event::WIRE_NAMES.join("\n")));
+    format!("{rules}-{}", &events[..8])
 }
 
 /// Says why a snapshot was not used. It is no failure: the log is read instead.

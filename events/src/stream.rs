@@ -66,7 +66,8 @@ pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 const STORES: [(&str, Duration); 3] = [
     (ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)),
     (INPUTS, Duration::from_secs(15 * 24 * 3_600)),
-    (SNAPSHOTS, Duration::ZERO),
+    // What is left of one that was cut off goes with it.
+    (SNAPSHOTS, Duration::from_secs(30 * 24 * 3_600)),
 ];
 
 /// What differs between deployments.

@@ -80,7 +80,7 @@ impl About {
     /// The span that gives these fields to every line that is logged within it.
     pub fn logged(self) -> tracing::Span {
         use tracing::field::{Empty, display};
-        let span = tracing::info_span!("at", job = Empty, machine = Empty, lease = Empty);
+        let span = tracing::error_span!("at", job = Empty, machine = Empty, lease = Empty);
         if let Some(job) = self.job {
             span.record("job", display(job));
         }
@@ -97,9 +97,9 @@ impl About {
 /// What a job's spans hang from: its own span, which is recorded when it is settled.
 fn ids(job: JobId) -> (TraceId, SpanId) {
     let bytes = *job.as_bytes();
-    // The second half begins with the variant of the id: it is never zero.
     let [_, _, _, _, _, _, _, _, half @ ..] = bytes;
-    (TraceId::from(u128::from_be_bytes(bytes)), SpanId::from(u64::from_be_bytes(half)))
+    // Zero, which an id that somebody chose may have there, is no span's.
+    (TraceId::from(u128::from_be_bytes(bytes)), SpanId::from(u64::from_be_bytes(half).max(1)))
 }
 
 fn remote(trace: TraceId, span: SpanId, flags: TraceFlags) -> Context {
@@ -141,7 +141,8 @@ fn parse(text: &str) -> Option<Context> {
     let mut parts = text.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let lengths = (version, trace.len(), span.len(), flags.len()) == (VERSION, 32, 16, 2);
-    if !lengths || parts.next().is_some() {
+    let hex = text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
+    if !lengths || !hex || parts.next().is_some() {
         return None;
     }
     let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);

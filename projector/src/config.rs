@@ -51,7 +51,7 @@ waiting, not the rebuild; a rebuild that was cut off with the projector goes on 
     pub(super) const VERIFY: &str = "\
 Examples:
   gpubnb-projector verify
-  gpubnb-projector verify --archive backup/ --key U…   an archive, and only heads of that key
+  gpubnb-projector verify --archive archive/ --key U…   an archive, and only heads of that key
 
 Not clean is: a row that differs, a broken invariant, an event that is not what was signed, missing or moved.";
     pub(super) const EXPORT: &str = "\
@@ -113,7 +113,7 @@ pub enum Command {
 /// Options of what asks the projector.
 #[derive(Debug, Clone, Args)]
 pub struct AskArgs {
-    /// One JSON object, for programs.
+    /// JSON, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -210,9 +210,9 @@ pub struct RunArgs {
     /// Memory for sled's cache, MiB.
     #[arg(long, default_value_t = 256)]
     pub cache_mib: u64,
-    /// Events after which each model is kept anew in SNAPSHOTS, for a projector that starts without rows; 0: none
-    /// is kept, and none is taken up.
-    #[arg(long, env = "GPUBNB_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
+    /// Events after which each model is kept anew in SNAPSHOTS (of a long log: a tenth of it), for a projector that
+    /// starts without rows; 0: none is kept, and none is taken up.
+    #[arg(long, env = "GPUBNB_PROJECTOR_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
 }
 
@@ -239,7 +239,7 @@ pub struct Filter {
 /// Options of `tail`.
 #[derive(Debug, Clone, Args)]
 pub struct TailArgs {
-    /// MARKET, DISPATCH, TELEMETRY or OUTPUT.
+    /// MARKET, TELEMETRY or OUTPUT.
     #[arg(default_value = MARKET)]
     pub stream: String,
     #[command(flatten)]

@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     ops::Bound,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use sled::IVec;
@@ -18,7 +21,11 @@ const MOST_ASIDE: usize = 500_000;
 
 /// Copies one tree, and knows what the fold must put aside.
 #[derive(Debug, Default)]
-pub(crate) struct Copier(Mutex<Option<Copy>>);
+pub(crate) struct Copier {
+    copy: Mutex<Option<Copy>>,
+    /// Whether the model has another tree since it was asked last.
+    other: AtomicBool,
+}
 
 /// A copy that is being made.
 #[derive(Debug, Default)]
@@ -35,7 +42,7 @@ pub(crate) struct Writing<'a>(MutexGuard<'a, Option<Copy>>);
 impl Copier {
     fn state(&self) -> MutexGuard<'_, Option<Copy>> {
         // Whoever holds it does nothing that can panic half way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The fold is about to write a batch, and holds this until it is written.
@@ -46,6 +53,17 @@ impl Copier {
     /// A copy that is being made is of no use any more.
     pub(crate) fn give_up(&self) {
         *self.state() = None;
+    }
+
+    /// The model has another tree from now on.
+    pub(crate) fn other_tree(&self) {
+        self.give_up();
+        self.other.store(true, Ordering::Release);
+    }
+
+    /// Whether it has, since this was asked last.
+    pub(crate) fn has_other_tree(&self) -> bool {
+        self.other.swap(false, Ordering::AcqRel)
     }
 
     /// Hands every row of a tree to `each`, in order, as all of them were when this began. Returns whether it is whole: it

@@ -88,6 +88,10 @@ impl Models {
     pub fn open(db: &sled::Db) -> Result<Self, StoreError> {
         let models = model::all().into_iter().map(|projection| {
             let tree = store::tree(db, projection.name(), projection.version())?;
+            if store::checkpoint(&tree)? == Seq::ZERO {
+                // What stands there without a checkpoint was cut off while a snapshot was taken up.
+                tree.clear()?;
+            }
             let model = Model::new(projection, tree)?;
             info!(model = model.name(), checkpoint = model.checkpoint.0, "opened");
             Ok(model)
@@ -176,9 +180,10 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
 /// From this many events on it is worth a thread a model.
 const LARGE: usize = 512;
 /// Most events read ahead of the fold.
-pub(crate) const READ_AHEAD: usize = 20_000;
+pub(crate) const READ_AHEAD: usize = 4_000;
 /// Most events in one transaction: a row that many of them change is written once.
-const BATCH: usize = 20_000;
+static BATCH: std::sync::LazyLock<usize> =
+    std::sync::LazyLock::new(|| std::env::var("XB").ok().and_then(|b| b.parse().ok()).unwrap_or(2000));
 
 /// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.
 pub(crate) async fn read(
@@ -216,7 +221,7 @@ pub(crate) fn fold(
     mut folded: impl FnMut(&Models, Vec<Recorded>),
 ) -> Models {
     let mut batch = Vec::new();
-    while waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
+    while waiting.blocking_recv_many(&mut batch, *BATCH) > 0 {
         models.fold(&batch);
         folded(&models, std::mem::take(&mut batch));
     }
@@ -261,10 +266,10 @@ impl Model {
             error!(model = new.name(), error = %e, "the rebuilt model cannot take its place");
             return true;
         }
-        // Whatever is being copied is of the tree that goes.
-        self.copier.give_up();
         (self.tree, self.checkpoint, self.stopped) = (new.tree.clone(), new.checkpoint, None);
         trees.swap(self.name(), new.tree.clone());
+        // Whatever is being copied is of the tree that went, and what was kept may have been why it was rebuilt.
+        self.copier.other_tree();
         info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
         true
     }

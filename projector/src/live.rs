@@ -6,7 +6,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use gpubnb_events::{JobId, MachineId, Timestamp, telemetry::Heartbeat};
+use gpubnb_events::{
+    MachineId, Timestamp,
+    telemetry::{Heartbeat, RunningLease},
+};
 
 use crate::view::Reading;
 
@@ -97,10 +100,11 @@ impl Live {
     }
 
     /// Attempts that have ended on a machine whose outbox still has the report, and since when.
-    pub(crate) fn unsaid(&self) -> Vec<(JobId, Timestamp)> {
+    pub(crate) fn unsaid(&self) -> Vec<(MachineId, RunningLease)> {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let leases = machines.values().filter_map(|m| m.last.as_ref()).flat_map(|beat| &beat.leases);
-        leases.filter_map(|l| Some((l.job, l.ended_at?))).collect()
+        let beats = machines.values().filter_map(|m| m.last.as_ref());
+        let leases = beats.flat_map(|beat| beat.leases.iter().map(|lease| (beat.machine, *lease)));
+        leases.filter(|(_, lease)| lease.ended_at.is_some()).collect()
     }
 
     /// The means of a machine's last `minutes`, oldest first.

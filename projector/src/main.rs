@@ -11,7 +11,7 @@ async fn main() -> anyhow::Result<()> {
     gpubnb_events::observe::cancel_on_signal(shutdown.clone());
     let cli = Cli::parse();
     match cli.command {
-        Command::Run(args) => run(cli.nats, args, shutdown).await,
+        Command::Run(args) => Box::pin(run(cli.nats, args, shutdown)).await,
         tool => operate(cli.nats, tool, shutdown).await,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, Recorded, Seq, monitor,
+    Log, Recorded, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -86,8 +86,9 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let key = nats.signing_key("projector")?;
     let keys: Vec<String> = args.head_key.iter().cloned().chain([key.public_key()]).collect();
-    let keeper = Keeper::open(&js, log.clone(), key.clone(), keys.clone(), &args.data).await;
-    let models = open_models(&db, &log, keeper.as_ref().filter(|_| args.snapshot_every > 0)).await?;
+    let keeper = Keeper::open(&js, log.clone(), key.clone(), &args.data).await;
+    let opening = open_models(&db, &log, keeper.as_ref().filter(|_| args.snapshot_every > 0));
+    let models = Box::pin(shutdown.run_until_cancelled(opening)).await.context("stopped while starting")??;
     let copiers = models.copiers();
     let (trees, adoption) = (models.trees(), models.adoption());
     let (progress, applied) = watch::channel(Applied::of(&models));
@@ -113,18 +114,13 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     };
     let floor = log.last_seq().await?;
     let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
-    let ops = Ops {
-        queries: Queries { floor: Seq::ZERO, ..queries.clone() },
-        work,
-        traveller,
-        rate: Arc::default(),
-        began: Arc::default(),
-    };
+    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default(), began: Arc::default() };
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
     tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
     if let Some(keeper) = keeper {
         let trees = queries.trees.clone();
-        tasks.spawn(keeper.keep(trees, copiers, queries.applied.clone(), args.snapshot_every, shutdown.clone()));
+        let until = (queries.applied.clone(), floor);
+        tasks.spawn(keeper.keep(trees, copiers, until, args.snapshot_every, shutdown.clone()));
     }
     tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
 

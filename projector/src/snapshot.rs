@@ -13,7 +13,7 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use gpubnb_events::{
     Log, Seq,
     log::Hash,
-    snapshot::{Manifest, Of, SnapshotError, Snapshots, folded_anew},
+    snapshot::{self, Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew},
 };
 use nkeys::KeyPair;
 use sha2::{Digest as _, Sha256};
@@ -31,17 +31,16 @@ use crate::{
 
 /// Shortest pause between two rounds.
 const PAUSE: Duration = Duration::from_secs(10);
+/// What a log must have grown by, at the least: a tenth.
+const TENTH: u64 = 10;
 /// Longest key and value of a row, bytes.
 const LONGEST: u32 = 64 << 20;
-/// Bytes of rows that are written at once.
-const BATCH: usize = 4 << 20;
 
 /// Keeps the models, and finds them again.
 pub(crate) struct Keeper {
     log: Log,
     store: Snapshots,
     key: KeyPair,
-    keys: Vec<String>,
     /// Where files lie while they are made.
     directory: PathBuf,
 }
@@ -51,7 +50,7 @@ pub(crate) type Kept = (&'static str, u32, Arc<Copier>);
 
 /// What is kept of it, and by which rules it was folded.
 fn called(name: &str, version: u32) -> (String, String) {
-    (format!("model-{name}"), version.to_string())
+    (format!("model-{name}"), snapshot::version(version))
 }
 
 fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotError {
@@ -66,15 +65,9 @@ impl From<StoreError> for SnapshotError {
 
 impl Keeper {
     /// Opens the store; `None`: nothing is kept here, and nothing found.
-    pub(crate) async fn open(
-        js: &jetstream::Context,
-        log: Log,
-        key: KeyPair,
-        keys: Vec<String>,
-        directory: &Path,
-    ) -> Option<Self> {
+    pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, directory: &Path) -> Option<Self> {
         let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok()?;
-        Some(Self { log, store, key, keys, directory: directory.to_owned() })
+        Some(Self { log, store, key, directory: directory.to_owned() })
     }
 
     /// Fills every model that has no rows yet, where there is a snapshot of it.
@@ -85,7 +78,7 @@ impl Keeper {
             if store::checkpoint(&tree)? > Seq::ZERO {
                 continue;
             }
-            match self.fetch(&tree, name, version).await {
+            match fetched(async || self.fetch(&tree, name, version).await).await {
                 Ok(Some(seq)) => info!(model = name, seq = seq.0, "begins from a snapshot"),
                 Ok(None) => {}
                 Err(e) => {
@@ -101,7 +94,7 @@ impl Keeper {
         let file = tempfile::tempfile_in(&self.directory)?;
         let mut to = tokio::fs::File::from_std(file.try_clone()?);
         let (name, version) = called(name, version);
-        let found = self.store.fetch((&name, &version), &self.keys, &self.log, &mut to).await?;
+        let found = self.store.fetch((&name, &version), &self.key, &self.log, &mut to).await?;
         let Some(manifest) = found else { return Ok(None) };
         let tree = tree.clone();
         let filled = tokio::task::spawn_blocking(move || {
@@ -112,45 +105,53 @@ impl Keeper {
         filled.await.map_err(content)?.map(Some)
     }
 
-    /// Keeps every model whenever it has taken in `every` more events, until shutdown.
+    /// Keeps every model whenever it has taken in enough more events, and anew when it was rebuilt, until shutdown. It
+    /// begins when what the log had at the start is folded.
     pub(crate) async fn keep(
         self,
         trees: Trees,
         models: Vec<Kept>,
-        mut applied: watch::Receiver<Applied>,
+        (mut applied, floor): (watch::Receiver<Applied>, Seq),
         every: u64,
         shutdown: CancellationToken,
     ) {
         if every == 0 {
             return;
         }
-        let mut last = vec![None; models.len()];
-        loop {
-            for ((name, version, copier), last) in models.iter().zip(&mut last) {
-                let called = called(name, *version);
-                if last.is_none() {
-                    let newest = self.store.newest((&called.0, &called.1), &self.key).await;
-                    *last = Some(newest.unwrap_or_default());
+        let keeping = async {
+            while applied.wait_for(|applied| applied.seq >= floor).await.is_ok() {
+                for (name, version, copier) in &models {
+                    self.keep_one(&trees, name, called(name, *version), copier, every).await;
                 }
-                let at = trees.named(name).and_then(|tree| store::checkpoint(&tree)).unwrap_or_default();
-                if at.0 < last.unwrap_or_default().0.saturating_add(every) {
-                    continue;
-                }
-                match self.write(&trees, name, called, Arc::clone(copier)).await {
-                    Ok(seq) => {
-                        info!(model = name, seq = seq.0, "a snapshot was kept");
-                        *last = Some(seq);
-                    }
-                    Err(e) => warn!(model = name, error = %e, "the model is kept later"),
+                tokio::time::sleep(PAUSE).await;
+                if applied.changed().await.is_err() {
+                    return;
                 }
             }
-            let more = async {
-                tokio::time::sleep(PAUSE).await;
-                applied.changed().await
-            };
-            match shutdown.run_until_cancelled(more).await {
-                Some(Ok(())) => {}
-                Some(Err(_)) | None => return,
+        };
+        shutdown.run_until_cancelled(keeping).await;
+        // A copy on another thread ends with its next piece.
+        for (_, _, copier) in &models {
+            copier.give_up();
+        }
+    }
+
+    async fn keep_one(&self, trees: &Trees, model: &str, called: (String, String), copier: &Arc<Copier>, every: u64) {
+        let rebuilt = copier.has_other_tree();
+        // Asked each time: another projector may have kept it.
+        let last = self.store.newest((&called.0, &called.1), &self.key).await.unwrap_or_default();
+        let at = trees.named(model).and_then(|tree| store::checkpoint(&tree)).unwrap_or_default();
+        // Whole models are written: of a long log not for every bit of it.
+        if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / TENTH) {
+            return;
+        }
+        match self.write(trees, model, called, Arc::clone(copier)).await {
+            Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
+            Err(e) => {
+                warn!(model, error = %e, "the model is kept later");
+                if rebuilt {
+                    copier.other_tree();
+                }
             }
         }
     }
@@ -233,20 +234,14 @@ fn write(copier: &Copier, tree: &sled::Tree, directory: &Path) -> Result<Written
 fn fill(tree: &sled::Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
     tree.clear().map_err(StoreError::from)?;
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
-    let (mut batch, mut bytes, mut checkpoint) = (sled::Batch::default(), 0, None);
+    let mut checkpoint = None;
     while let Some((key, value)) = row(&mut from)? {
         if store::is_checkpoint(&key) {
             checkpoint = Some((key, value));
-            continue;
-        }
-        bytes += key.len() + value.len();
-        batch.insert(key, value);
-        if bytes > BATCH {
-            tree.apply_batch(std::mem::take(&mut batch)).map_err(StoreError::from)?;
-            bytes = 0;
+        } else {
+            tree.insert(key, value).map_err(StoreError::from)?;
         }
     }
-    tree.apply_batch(batch).map_err(StoreError::from)?;
     let (key, value) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
     let leaf = store::leaf_in(&value).map(gpubnb_events::hex);
     if store::checkpoint_in(&value)? != of.seq || leaf.as_ref() != Some(&of.leaf) {

@@ -106,7 +106,7 @@ pub struct Config {
     pub grace: u64,
     /// Events after which the world is kept anew in SNAPSHOTS, for a faster start; 0: it is not kept, and none
     /// is taken up.
-    #[arg(long, env = "GPUBNB_SNAPSHOT_EVERY", default_value_t = 20_000, value_name = "EVENTS")]
+    #[arg(long, env = "GPUBNB_SERVICES_SNAPSHOT_EVERY", default_value_t = 20_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
     /// Seconds of silence after which new work is withheld from a machine.
     #[arg(long, default_value_t = 15)]

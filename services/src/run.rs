@@ -40,7 +40,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
     let (settings, key) = (config.settings(), config.nats.signing_key("append")?);
     let keeper = Keeper::open(&js, log.clone(), key, &settings).await;
-    let world = if config.snapshot_every > 0 { keeper.found().await } else { World::default() };
+    let found = async { if config.snapshot_every > 0 { keeper.found().await } else { World::default() } };
+    let world = Box::pin(shutdown.run_until_cancelled(found)).await.context("stopped while starting")?;
     let executor = Executor {
         log: log.clone(),
         view: Arc::new(View::new(world)),

@@ -10,7 +10,7 @@ use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use gpubnb_events::{
     Log, Seq,
-    snapshot::{Manifest, Of, SnapshotError, Snapshots, folded_anew},
+    snapshot::{Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew, version},
 };
 use nkeys::KeyPair;
 use sha2::{Digest as _, Sha256};
@@ -41,13 +41,13 @@ impl Keeper {
     /// Opens the store. Without one nothing is kept, and nothing found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, settings: &Settings) -> Self {
         let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok();
-        Self { log, store, key, version: World::version(settings) }
+        Self { log, store, key, version: version(World::version(settings)) }
     }
 
     /// The world that was kept last, or an empty one.
     pub(crate) async fn found(&self) -> World {
         let Some(store) = &self.store else { return World::default() };
-        match self.read(store).await {
+        match fetched(async || self.read(store).await).await {
             Ok(Some(world)) => {
                 info!(seq = world.applied().0, "begins from a snapshot");
                 world
@@ -62,8 +62,7 @@ impl Keeper {
 
     async fn read(&self, store: &Snapshots) -> Result<Option<World>, SnapshotError> {
         let mut content = Vec::new();
-        let keys = [self.key.public_key()];
-        let found = store.fetch((NAME, &self.version), &keys, &self.log, &mut content).await?;
+        let found = store.fetch((NAME, &self.version), &self.key, &self.log, &mut content).await?;
         let Some(manifest) = found else { return Ok(None) };
         let read = tokio::task::spawn_blocking(move || -> std::io::Result<World> {
             let text = GzDecoder::new(content.as_slice()).take(LONGEST);
@@ -89,12 +88,13 @@ impl Keeper {
                 Some(Err(_)) | None => return,
             }
             if leads.leads() {
-                match self.write(&store, &view).await {
-                    Ok(seq) => {
+                match shutdown.run_until_cancelled(self.write(&store, &view)).await {
+                    Some(Ok(seq)) => {
                         info!(seq = seq.0, "a snapshot was kept");
                         last = seq;
                     }
-                    Err(e) => warn!(error = %e, "the world is kept later"),
+                    Some(Err(e)) => warn!(error = %e, "the world is kept later"),
+                    None => return,
                 }
             } else if let Some(seq) = store.newest((NAME, &self.version), &self.key).await {
                 last = seq;

@@ -173,7 +173,8 @@ impl System {
             command.env("GPUBNB_MONITOR", "127.0.0.1:0");
         }
         if let Some(every) = self.options.snapshot_every {
-            command.env("GPUBNB_SNAPSHOT_EVERY", every.to_string());
+            command.env("GPUBNB_SERVICES_SNAPSHOT_EVERY", every.to_string());
+            command.env("GPUBNB_PROJECTOR_SNAPSHOT_EVERY", every.to_string());
         }
         if let Some(collector) = &self.options.otlp {
             command.env("GPUBNB_OTLP", collector);

@@ -53,6 +53,10 @@ async fn what_nobody_works_on_is_told_and_mended_with_one_click() {
     let page = String::from_utf8(operator.bytes("/console").await.unwrap().1).unwrap();
     assert!(page.contains("its lease is over") && page.contains("Clear"), "{page}");
 
+    let replayed = system.tool(&["replay", "DISPATCH", "--json"]).unwrap();
+    let replayed: Value = serde_json::from_slice(&replayed.stdout).unwrap();
+    assert_eq!((&replayed["seq"], &replayed["type"]), (&message["seq"], &json!("JobAssigned.v1")), "{replayed}");
+
     let remedy = json!({ "machine": machine, "seq": message["seq"] });
     operator.post(LETTERS, &remedy).await.unwrap();
     letters(&operator, <[Value]>::is_empty).await;

@@ -53,13 +53,16 @@ pub(crate) struct Ops {
 
 /// Serves them.
 pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::Error> {
-    on(server, ops, "platform", |ops, ()| async move { ops.platform().await }).await?;
+    // How far it is can be asked before it is there.
+    let at_once = &Ops { queries: Queries { floor: Seq::ZERO, ..ops.queries.clone() }, ..ops.clone() };
+    on(server, at_once, "platform", |ops, ()| async move { ops.platform().await }).await?;
+    on(server, at_once, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") })
+        .await?;
+    on(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
     on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
     on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
     on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
-    on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await?;
-    on(server, ops, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") }).await?;
-    on(server, ops, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await
+    on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await
 }
 
 /// An endpoint for operators.
@@ -167,6 +170,9 @@ impl Ops {
     }
 
     pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
+        if self.queries.applied.borrow().seq < self.queries.floor {
+            return Err(Failure::Unavailable("what is folded so far says nothing of what is stuck now".to_owned()));
+        }
         stuck::jobs(&self.queries.trees, &self.queries.live).map_err(|e| broken(&e))
     }
 

@@ -36,10 +36,13 @@ pub(super) fn jobs(trees: &Trees, live: &Live) -> Result<Vec<Stuck>, StoreError>
             break;
         }
     }
-    for (id, since) in live.unsaid().into_iter().filter(|(_, since)| now.since(*since) > UNSAID).take(TOLD) {
-        // A machine may say what it likes of jobs that are not its own, or over.
-        let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id))? else { continue };
-        if row.state == JobState::Running && found.iter().all(|stuck| stuck.job != id) {
+    for (machine, lease) in live.unsaid() {
+        let Some(since) = lease.ended_at.filter(|since| now.since(*since) > UNSAID) else { continue };
+        let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(lease.job))? else { continue };
+        // A machine may say what it likes of what is not its own, or over.
+        let its_own = row.attempts.last().is_some_and(|a| (a.machine, a.lease) == (machine, lease.lease));
+        let running = row.state == JobState::Running && its_own;
+        if running && found.len() < TOLD && found.iter().all(|stuck| stuck.job != row.job) {
             found.push(told(&row, since, IN_OUTBOX));
         }
     }

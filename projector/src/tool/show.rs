@@ -127,7 +127,8 @@ async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result
         Aggregate::Account(id) => TrailOf::Account(id),
     };
     let then = queries.then(ME, of, Point::Seq(seq)).await?;
-    Ok(Found { at: seq, row: then.row, trail: then.trail })
+    anyhow::ensure!(then.seq >= seq, "the projector is at {} and not yet at {seq}: wait, or use --from-log", then.seq);
+    Ok(Found { at: then.seq, row: then.row, trail: then.trail })
 }
 
 /// The market, as the projector that runs tells it once it has folded its way there.

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{consumer, stream::Stream};
-use futures_util::TryStreamExt as _;
+use async_nats::jetstream::{consumer, context::ConsumerInfoErrorKind, stream::Stream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{
     Actor, MachineId, Seq, Timestamp,
     dispatch::{DeadLetter, DeadMessage, Remedied, Remedy, Trouble, lease_of},
@@ -25,12 +25,14 @@ use crate::domain::{World, job::Phase, machine::Availability};
 const FRESH: Duration = Duration::from_secs(5);
 /// How long looking may take.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// Machines that are looked at, at the same time.
+const AT_ONCE: usize = 32;
 /// Most messages of one machine that are looked at, and most that are told of.
 const OF_ONE: usize = 20;
 const TOLD: usize = 200;
 
 /// What was found last.
-pub(crate) type Found = Arc<Mutex<Option<(Instant, Vec<DeadLetter>)>>>;
+pub(crate) type Found = Arc<Mutex<Option<(Instant, Result<Vec<DeadLetter>, Failure>)>>>;
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     endpoint(server, e, subject::command("market", "letters"), Requester::Edge, letters).await?;
@@ -54,40 +56,46 @@ fn broker(e: impl std::fmt::Display) -> Failure {
 
 async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, Failure> {
     for_operators(r.actor)?;
-    // One looks for all who ask at the same time.
+    // One looks for all who ask at the same time; a broker that does not answer is not asked again at once either.
     let mut found = e.letters.lock().await;
     if let Some((_, letters)) = found.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-        return Ok(letters.clone());
+        return letters.clone();
     }
-    let letters = tokio::time::timeout(PATIENCE, look(&e)).await.map_err(broker)??;
+    let letters = tokio::time::timeout(PATIENCE, look(&e)).await.map_err(broker).flatten();
     *found = Some((Instant::now(), letters.clone()));
-    Ok(letters)
+    letters
 }
 
 async fn look(e: &Endpoints) -> Result<Vec<DeadLetter>, Failure> {
+    // An older view would take for over what has just begun.
+    e.executor.catch_up().await?;
     let stream = e.executor.log.jetstream().get_stream_no_info(DISPATCH).await.map_err(broker)?;
     let consumers: Vec<consumer::Info> = stream.consumers().try_collect().await.map_err(broker)?;
-    let consumers: HashMap<String, consumer::Info> = consumers.into_iter().map(|c| (c.name.clone(), c)).collect();
-    let machines: Vec<(MachineId, String)> = e.executor.view.read(|w| {
+    let mut consumers: HashMap<String, consumer::Info> = consumers.into_iter().map(|c| (c.name.clone(), c)).collect();
+    let machines: Vec<MachineId> = e.executor.view.read(|w| {
         let on_market = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
-        on_market.map(|(id, m)| (*id, m.offer.name.clone())).collect()
+        on_market.map(|(id, _)| *id).collect()
     });
-    let mut letters = Vec::new();
-    for (machine, machine_name) in machines {
-        let letter = |trouble, message| DeadLetter { machine, machine_name: machine_name.clone(), trouble, message };
-        match consumers.get(&machine_consumer(machine)) {
-            None => letters.push(letter(Trouble::NoConsumer, None)),
-            Some(info) => {
-                let of_one = waiting(e, &stream, machine, info).await?;
-                letters.extend(of_one.into_iter().map(|(trouble, message)| letter(trouble, Some(message))));
-            }
-        }
-        if letters.len() >= TOLD {
-            break;
-        }
-    }
-    letters.truncate(TOLD);
-    Ok(letters)
+    let machines = machines.into_iter().map(|machine| (machine, consumers.remove(&machine_consumer(machine))));
+    let looks: Vec<_> = machines.map(|(machine, info)| of_one(e, &stream, machine, info)).collect();
+    let looks = futures_util::stream::iter(looks).buffered(AT_ONCE);
+    let found: Vec<Vec<DeadLetter>> = looks.try_collect().await?;
+    Ok(found.into_iter().flatten().take(TOLD).collect())
+}
+
+/// The dead letters of one machine, which has this consumer.
+async fn of_one(
+    e: &Endpoints,
+    stream: &Stream<()>,
+    machine: MachineId,
+    info: Option<consumer::Info>,
+) -> Result<Vec<DeadLetter>, Failure> {
+    let name = e.executor.view.read(|w| w.machine(machine).map(|m| m.offer.name.clone()));
+    let machine_name = name.unwrap_or_default();
+    let letter = |trouble, message| DeadLetter { machine, machine_name: machine_name.clone(), trouble, message };
+    let Some(info) = info else { return Ok(vec![letter(Trouble::NoConsumer, None)]) };
+    let waiting = waiting(e, stream, machine, &info).await?;
+    Ok(waiting.into_iter().map(|(trouble, message)| letter(trouble, Some(message))).collect())
 }
 
 /// What waits for one machine for longer than it has to accept.
@@ -127,11 +135,25 @@ fn judged(world: &World, machine: MachineId, message: &DeadMessage, given: bool)
     assigned.then_some(if given { Trouble::NotAccepted } else { Trouble::NotFetched })
 }
 
+async fn look_at(e: &Endpoints, machine: MachineId) -> Result<Vec<DeadLetter>, Failure> {
+    e.executor.catch_up().await?;
+    if e.executor.view.read(|w| w.machine(machine).is_none_or(|m| m.availability == Availability::Delisted)) {
+        return Ok(Vec::new());
+    }
+    let stream = e.executor.log.jetstream().get_stream_no_info(DISPATCH).await.map_err(broker)?;
+    let info = match stream.consumer_info(machine_consumer(machine)).await {
+        Ok(info) => Some(info),
+        Err(e) if e.kind() == ConsumerInfoErrorKind::NotFound => None,
+        Err(e) => return Err(broker(e)),
+    };
+    of_one(e, &stream, machine, info).await
+}
+
 async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
     for_operators(r.actor)?;
     let Remedy { machine, seq } = r.parse()?;
-    let letters = tokio::time::timeout(PATIENCE, look(&e)).await.map_err(broker)??;
-    let letter = letters.into_iter().find(|l| l.machine == machine && l.message.map(|m| m.seq) == seq);
+    let letters = tokio::time::timeout(PATIENCE, look_at(&e, machine)).await.map_err(broker)??;
+    let letter = letters.into_iter().find(|l| l.message.map(|m| m.seq) == seq);
     let gone = || refused("NoSuchLetter", RefusalKind::NotFound, "There is no such dead letter any more.");
     let letter = letter.ok_or_else(gone)?;
     let js = e.executor.log.jetstream();

@@ -82,11 +82,17 @@ struct LettersCard<'a> {
     now: Timestamp,
 }
 
+/// How long the page waits for what is looked for while it is shown.
+const SOON: Duration = Duration::from_secs(1);
 const PARTS: [&str; 5] = ["streams", "models", "verification", "stuck", "letters"];
 
 async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 5], Problem> {
     let actor = signed_in.operator();
-    let letters = letters(app, actor);
+    // Whoever looks at the rest does not wait for it.
+    let letters = async {
+        let late = |_| Err(Failure::Unavailable("the services are still looking".to_owned()));
+        tokio::time::timeout(SOON, letters(app, actor)).await.unwrap_or_else(late)
+    };
     let (platform, stuck, letters) = tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), letters);
     let (p, stuck, now) = (&platform?, stuck?, app.now());
     let behind = p.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
