@@ -136,19 +136,12 @@ impl Models {
         self.all.iter().filter(|m| m.stopped.is_none())
     }
 
-    /// Folds a batch into every model. A large one goes into all of them at the same time.
+    /// Folds a batch into every model, one after the other: what a transaction leaves behind in sled's memory is gone
+    /// before the next, and on a machine that is busy with reading and writing nothing is lost.
     pub fn fold(&mut self, batch: &[Recorded]) {
         let mut rebuilt = self.adoption.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.all.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
-        if batch.len() < LARGE {
-            running.for_each(|model| model.fold_or_stop(batch));
-        } else {
-            std::thread::scope(|threads| {
-                for model in running {
-                    threads.spawn(|| model.fold_or_stop(batch));
-                }
-            });
-        }
+        running.for_each(|model| model.fold_or_stop(batch));
         // One that takes the place of a model that stopped must be as far as the others, or what is read next leaves a gap.
         let furthest = self.all.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
         let (models, trees, db) = (&mut self.all, &self.trees, &self.adoption.db);
@@ -177,13 +170,11 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
     folded.map_err(|e| StoreError::Sled(sled::Error::ReportableBug(format!("the fold ended: {e}"))))
 }
 
-/// From this many events on it is worth a thread a model.
-const LARGE: usize = 512;
 /// Most events read ahead of the fold.
 pub(crate) const READ_AHEAD: usize = 4_000;
-/// Most events in one transaction: a row that many of them change is written once.
-static BATCH: std::sync::LazyLock<usize> =
-    std::sync::LazyLock::new(|| std::env::var("XB").ok().and_then(|b| b.parse().ok()).unwrap_or(2000));
+/// Most events in one transaction. A row that many of them change is written once; but sled keeps all that a transaction
+/// replaces until it ends, some ten kilobytes a row.
+pub(crate) const BATCH: usize = 2_000;
 
 /// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.
 pub(crate) async fn read(
@@ -221,7 +212,7 @@ pub(crate) fn fold(
     mut folded: impl FnMut(&Models, Vec<Recorded>),
 ) -> Models {
     let mut batch = Vec::new();
-    while waiting.blocking_recv_many(&mut batch, *BATCH) > 0 {
+    while waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
         models.fold(&batch);
         folded(&models, std::mem::take(&mut batch));
     }

@@ -57,7 +57,7 @@ impl Default for Options {
             snapshot_every: None,
             unsynced: false,
             patience: READY,
-            cache_mib: 64,
+            cache_mib: 32,
             services: Vec::new(),
             ui: Vec::new(),
             port: None,

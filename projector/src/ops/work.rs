@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::invariants::Invariants;
 use crate::{
-    fold::{Adoption, Model, Trees},
+    fold::{Adoption, BATCH, Model, Trees},
     heads::{self, LATEST},
     model::{
         self, Projection as _,
@@ -28,8 +28,6 @@ use crate::{
 
 /// A rebuilt model is handed over when it is so near.
 const NEAR: u64 = 1_000;
-/// Events folded at once.
-const BATCH: usize = 10_000;
 /// Most keys and sequences that are told of.
 const TOLD: usize = 100;
 /// Rows that may differ while both sides move; more of them is a difference for sure.
@@ -41,7 +39,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Signed heads read at the same time.
 const HEADS_AT_ONCE: usize = 32;
 /// Cache of the database that a verification folds into, MiB.
-const CACHE_MIB: u64 = 64;
+const CACHE_MIB: u64 = 16;
 
 /// What runs, and what ran last.
 #[derive(Clone)]

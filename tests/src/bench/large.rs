@@ -42,8 +42,7 @@ const MOST_SECONDS: f64 = 2.0;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let events = std::env::var("GPUBNB_BENCH_EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(EVENTS);
-    let options =
-        Options { unsynced: true, patience: PATIENCE, cache_mib: 128, snapshot_every: Some(0), ..Options::default() };
+    let options = Options { unsynced: true, patience: PATIENCE, snapshot_every: Some(0), ..Options::default() };
     let mut system = System::start(options).await?;
     (system.ui, system.projector) = (None, None);
     system.services.clear();

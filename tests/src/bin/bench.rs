@@ -1,5 +1,9 @@
 //! `make bench`: the figures beside their physical limits. Names one figure to measure only that.
 
+/// As the projector has it, whose fold is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let only = std::env::args().nth(1);
