@@ -63,7 +63,7 @@ async fn open_models(db: &sled::Db, log: &Log, keeper: Option<&Keeper>) -> anyho
 /// Folds what is read, and tells how far that is and what changed.
 fn fold_on(
     models: Models,
-    waiting: mpsc::Receiver<Recorded>,
+    waiting: mpsc::Receiver<Vec<Recorded>>,
     progress: &watch::Sender<Applied>,
     changes: &mpsc::Sender<Vec<Recorded>>,
 ) -> Models {

@@ -244,8 +244,8 @@ impl Traveller {
 }
 
 fn copy(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
-    for entry in from {
-        let (key, value) = entry?;
+    for row in store::walk(from) {
+        let (key, value) = row?;
         to.insert(key, value)?;
     }
     Ok(())

@@ -422,7 +422,7 @@ impl<'a> Replay<'a> {
 /// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
 fn differing(ours: &sled::Tree, live: &sled::Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
     let row = |entry: Option<sled::Result<(sled::IVec, sled::IVec)>>| entry.transpose();
-    let (mut left, mut right) = (ours.iter(), live.iter());
+    let (mut left, mut right) = (store::walk(ours), store::walk(live));
     let (mut a, mut b) = (row(left.next())?, row(right.next())?);
     let (mut rows, mut suspects) = (0, Vec::new());
     loop {
