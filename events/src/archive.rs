@@ -26,7 +26,7 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 const LEAVES: &str = "leaves.bin";
 /// Messages of a part.
-const PART: u64 = 50_000;
+const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
 /// Longest line: the broker takes a mebibyte, and JSON writes some of its bytes as six.
 const MOST_LINE: u64 = 16 << 20;
 
@@ -44,6 +44,12 @@ pub enum ArchiveError {
     /// It is of another version.
     #[error("the archive has format {0}; this program reads {FORMAT}")]
     Format(u32),
+    /// There is a whole one already.
+    #[error("{0} holds a whole archive: name a new directory for another one")]
+    Whole(PathBuf),
+    /// Told to stop.
+    #[error("stopped")]
+    Stopped,
 }
 
 fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
@@ -139,15 +145,89 @@ pub struct Writer {
     part: Option<(String, Seq, GzEncoder<BufWriter<File>>)>,
     parts: Vec<Part>,
     last: Seq,
+    last_leaf: Option<Hash>,
+}
+
+/// Name of the file of the part that begins with a message.
+fn part_name(first: Seq) -> String {
+    format!("events-{:012}.jsonl.gz", first.0)
+}
+
+/// The messages in a file. One that cannot be read ends it.
+fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>>, ArchiveError> {
+    let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
+    let mut ended = false;
+    Ok(std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let raw = match read {
+            _ if ended => return None,
+            Ok(0) => return None,
+            Ok(_) => serde_json::from_slice::<Line>(&line)
+                .map_err(|e| invalid(e.to_string()))
+                .and_then(|line| line.raw().ok_or_else(|| invalid("a line that is no message".to_owned()))),
+            Err(e) => Err(e),
+        };
+        ended = raw.is_err();
+        Some(raw.map_err(at(&file)))
+    }))
 }
 
 impl Writer {
-    /// Begins one in a directory that is made, and must not hold one yet.
-    pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
+    /// Begins one in a directory, or goes on with one that was cut off: its whole parts are kept, after all of them were
+    /// read, unless `stop` says so.
+    pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(at(directory))?;
+        if directory.join(MANIFEST).exists() {
+            return Err(ArchiveError::Whole(directory.to_owned()));
+        }
         let file = directory.join(LEAVES);
-        let leaves = BufWriter::new(File::create_new(&file).map_err(at(&file))?);
-        Ok(Self { directory: directory.to_owned(), leaves, part: None, parts: Vec::new(), last: Seq::ZERO })
+        let leaves = BufWriter::new(File::create(&file).map_err(at(&file))?);
+        let (directory, part, parts) = (directory.to_owned(), None, Vec::new());
+        let mut writer = Self { directory, leaves, part, parts, last: Seq::ZERO, last_leaf: None };
+        while writer.take_up(&stop)? {}
+        Ok(writer)
+    }
+
+    /// Keeps the next part that lies there, if it is whole.
+    fn take_up(&mut self, stop: &impl Fn() -> bool) -> Result<bool, ArchiveError> {
+        let (first, name) = (self.last.next(), part_name(self.last.next()));
+        let file = self.directory.join(&name);
+        if !file.exists() {
+            return Ok(false);
+        }
+        let mut leaves = Vec::new();
+        for (n, raw) in (first.0..first.0 + PART).zip(lines(file.clone())?) {
+            match raw {
+                Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
+                Ok(_) | Err(ArchiveError::File { .. }) => break,
+                Err(e) => return Err(e),
+            }
+            if stop() {
+                return Err(ArchiveError::Stopped);
+            }
+        }
+        if leaves.len() as u64 != PART {
+            // The last of one that ended is shorter too: it is written anew, with what has come since.
+            fs::remove_file(&file).map_err(at(&file))?;
+            return Ok(false);
+        }
+        self.leaves.write_all(leaves.as_flattened()).map_err(at(&self.directory.join(LEAVES)))?;
+        self.last = Seq(self.last.0 + PART);
+        self.last_leaf = leaves.pop();
+        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        Ok(true)
+    }
+
+    /// The last message in it.
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Its leaf.
+    pub fn last_leaf(&self) -> Option<Hash> {
+        self.last_leaf
     }
 
     /// Writes one more message. They come in order.
@@ -156,7 +236,7 @@ impl Writer {
             self.close()?;
         }
         if self.part.is_none() {
-            let name = format!("events-{:012}.jsonl.gz", raw.seq.0);
+            let name = part_name(raw.seq);
             let file = self.directory.join(&name);
             let file = BufWriter::new(File::create_new(&file).map_err(at(&file))?);
             self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
@@ -164,8 +244,9 @@ impl Writer {
         let Some((name, _, part)) = &mut self.part else { return Ok(()) };
         let line = serde_json::to_vec(&Line::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
         part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(at(&self.directory.join(name)))?;
-        self.leaves.write_all(&raw.leaf()).map_err(at(&self.directory.join(LEAVES)))?;
-        self.last = raw.seq;
+        let leaf = raw.leaf();
+        self.leaves.write_all(&leaf).map_err(at(&self.directory.join(LEAVES)))?;
+        (self.last, self.last_leaf) = (raw.seq, Some(leaf));
         Ok(())
     }
 
@@ -234,24 +315,7 @@ impl Reader {
 
     /// The lines of a part. One that cannot be read ends it.
     pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
-        let file = self.file(part);
-        let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
-        let mut ended = false;
-        Ok(std::iter::from_fn(move || {
-            let mut line = Vec::new();
-            let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
-            let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-            let raw = match read {
-                _ if ended => return None,
-                Ok(0) => return None,
-                Ok(_) => serde_json::from_slice::<Line>(&line)
-                    .map_err(|e| invalid(e.to_string()))
-                    .and_then(|line| line.raw().ok_or_else(|| invalid("a line that is no message".to_owned()))),
-                Err(e) => Err(e),
-            };
-            ended = raw.is_err();
-            Some(raw.map_err(at(&file)))
-        }))
+        lines(self.file(part))
     }
 
     /// The leaves of all its messages, in order, as they were when it was made.
@@ -262,5 +326,38 @@ impl Reader {
             let mut leaf = Hash::default();
             leaves.read_exact(&mut leaf).ok().map(|()| leaf)
         }))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn raw(seq: u64) -> Raw {
+        let payload = format!("{{\"n\":{seq}}}").into();
+        Raw { seq: Seq(seq), nanos: 1, subject: "s".to_owned(), headers: None, payload }
+    }
+
+    #[test]
+    fn one_that_was_cut_off_goes_on_after_its_last_whole_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let whole = directory.path().join("whole");
+        let mut writer = Writer::create(&whole, || false).unwrap();
+        (1..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
+        let expected = writer.finish(Vec::new()).unwrap();
+        assert!(matches!(Writer::create(&whole, || false), Err(ArchiveError::Whole(_))));
+
+        let cut = directory.path().join("cut");
+        let mut writer = Writer::create(&cut, || false).unwrap();
+        (1..=7).for_each(|seq| writer.write(&raw(seq)).unwrap());
+        drop(writer);
+        assert!(matches!(Writer::create(&cut, || true), Err(ArchiveError::Stopped)));
+        let mut writer = Writer::create(&cut, || false).unwrap();
+        assert_eq!((writer.last(), writer.last_leaf()), (Seq(4), Some(raw(4).leaf())));
+        (5..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
+        assert_eq!(writer.finish(Vec::new()).unwrap(), expected);
+        let leaves = |directory: &Path| fs::read(directory.join(LEAVES)).unwrap();
+        assert_eq!(leaves(&cut), leaves(&whole));
     }
 }

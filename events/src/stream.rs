@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, PullConsumer, pull},
-    context::GetStreamErrorKind,
+    context::{GetStreamErrorKind, UpdateStreamError},
     kv, object_store,
     stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
 };
@@ -77,13 +77,29 @@ pub struct StreamOptions {
     pub replicas: usize,
     /// The broker's window for message ids. The domain does not depend on it.
     pub duplicate_window: Duration,
-    /// Room for job output, MiB.
-    pub output_mib: u32,
+    /// What is kept of what jobs print.
+    pub output: Kept,
+    /// What is kept of what machines say of themselves. It lies in memory.
+    pub telemetry: Kept,
+}
+
+/// How much a stream that forgets keeps: whichever is reached first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Room, MiB.
+    pub mib: u32,
+    /// For how long.
+    pub age: Duration,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        Self { replicas: 1, duplicate_window: Duration::from_secs(120), output_mib: 4_096 }
+        Self {
+            replicas: 1,
+            duplicate_window: Duration::from_secs(120),
+            output: Kept { mib: 4_096, age: 30 * DAY },
+            telemetry: Kept { mib: 512, age: HOUR },
+        }
     }
 }
 
@@ -161,9 +177,9 @@ fn telemetry(options: &StreamOptions) -> Config {
         description: Some("Heartbeats and ticks.".to_owned()),
         subjects: vec![subject::HEARTBEATS.to_owned(), subject::TICKS.to_owned()],
         storage: StorageType::Memory,
-        max_age: HOUR,
+        max_age: options.telemetry.age,
         max_messages_per_subject: 720,
-        max_bytes: 512 * MIB,
+        max_bytes: i64::from(options.telemetry.mib) * MIB,
         max_message_size: 256 * 1024,
         max_consumers: MAX_CONSUMERS,
         num_replicas: options.replicas,
@@ -177,8 +193,8 @@ fn output(options: &StreamOptions) -> Config {
         description: Some("Progress, logs and metrics of jobs.".to_owned()),
         subjects: vec![subject::OUTPUT_ALL.to_owned()],
         storage: StorageType::File,
-        max_age: 30 * DAY,
-        max_bytes: i64::from(options.output_mib) * MIB,
+        max_age: options.output.age,
+        max_bytes: i64::from(options.output.mib) * MIB,
         max_messages_per_subject: 100_000,
         max_message_size: 512 * 1024,
         max_consumers: MAX_CONSUMERS,
@@ -266,7 +282,7 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
     let stream = wanted.name.clone();
     let broker = |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: stream.clone(), problem: e.to_string() };
     let found = match js.get_stream(&stream).await {
-        Ok(found) => found.cached_info().config.clone(),
+        Ok(found) => kept_as_told(js, found.cached_info().config.clone(), &wanted).await.map_err(|e| broker(&e))?,
         Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => {
             // Two replicas may create it at once: the second finds the same definition there.
             js.create_stream(wanted.clone()).await.map_err(|e| broker(&e))?.cached_info().config.clone()
@@ -274,6 +290,16 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
         Err(e) => return Err(broker(&e)),
     };
     compare(&found, &wanted)
+}
+
+/// How much a stream that forgets keeps is the operator's choice, and follows it.
+async fn kept_as_told(js: &jetstream::Context, found: Config, wanted: &Config) -> Result<Config, UpdateStreamError> {
+    let kept = |c: &Config| (c.max_age, c.max_bytes);
+    if ![OUTPUT, TELEMETRY].contains(&wanted.name.as_str()) || kept(&found) == kept(wanted) {
+        return Ok(found);
+    }
+    let (max_age, max_bytes) = kept(wanted);
+    Ok(js.update_stream(Config { max_age, max_bytes, ..found }).await?.config)
 }
 
 fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {

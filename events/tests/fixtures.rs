@@ -92,7 +92,7 @@ fn an_older_version_is_read_as_what_it_would_be_today() {
 #[test]
 fn an_archive_of_every_version_is_replayed() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = Writer::create(&directory.path().join("archive")).unwrap();
+    let mut writer = Writer::create(&directory.path().join("archive"), || false).unwrap();
     let events = fixtures().into_iter().filter(|(name, bytes)| volatile(name, bytes).is_none());
     let raws: Vec<Raw> = (1..)
         .zip(events)

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     query::MACHINES_AT_ONCE,
     view::{
-        Balance, Day, Figures, JobRow, JobState, MachineView, Page, Reading, Receipt, StatementLine, TrailEvent,
-        ops::{Platform, RowThen, Stuck, Travel},
+        Balance, Day, Figures, JobRow, JobState, MachineView, Outcome, Page, Reading, Receipt, StatementLine,
+        TrailEvent,
+        ops::{Accounts, Platform, RowThen, Stuck, Travel},
     },
 };
 
@@ -246,6 +247,16 @@ impl QueryClient {
     /// Means of a machine's last `minutes` (a day of them at most), oldest first.
     pub async fn readings(&self, actor: Actor, machine: MachineId, minutes: u32) -> Result<Vec<Reading>, Failure> {
         self.ask("readings", actor, Seq::ZERO, ReadingsQuery { machine, minutes }).await
+    }
+
+    /// The newest attempts at a machine.
+    pub async fn outcomes(&self, actor: Actor, machine: MachineId) -> Result<Vec<Outcome>, Failure> {
+        self.ask("outcomes", actor, Seq::ZERO, machine).await
+    }
+
+    /// Accounts with what they have, by id, and the sums of all. For operators.
+    pub async fn accounts(&self, actor: Actor, after: Option<AccountId>) -> Result<Accounts, Failure> {
+        self.ask("accounts", actor, Seq::ZERO, after).await
     }
 
     /// What was earned and spent on each of the last days on which something was, newest first.

@@ -215,6 +215,10 @@ pub struct RunArgs {
     /// starts without rows; 0: none is kept, and none is taken up.
     #[arg(long, env = "GPUBNB_PROJECTOR_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
+    /// Seconds after which a job that stays in one state counts as stuck, where it would not count before: ten minutes
+    /// for one that waits, and other times in other states.
+    #[arg(long, value_name = "SECONDS")]
+    pub stuck_after: Option<u64>,
 }
 
 /// Which events.

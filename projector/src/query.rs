@@ -35,11 +35,13 @@ use crate::{
     },
     store::{self, StoreError},
     view::{
-        Balance, Day, Figures, JobRow, MachineRow, MachineState, MachineView, Page, Reading, Receipt, StatementLine,
-        TrailEvent,
+        Balance, Day, Figures, JobRow, MachineRow, MachineState, MachineView, Outcome, Page, Reading, Receipt,
+        StatementLine, TrailEvent,
     },
 };
 
+/// Most attempts at a machine that are told of.
+const OUTCOMES: usize = 20;
 /// How long a query waits for the sequence it must have seen.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often is looked whether a tree head has been signed.
@@ -96,6 +98,7 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "figures", |q, _, ()| async move { q.figures() }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.machines(after) }).await?;
     endpoint(server, q, "machines_of", |q, actor, query| async move { q.machines_of(actor, query) }).await?;
+    endpoint(server, q, "outcomes", |q, _, machine: MachineId| async move { q.outcomes(machine) }).await?;
     endpoint(server, q, "readings", |q, _, query: ReadingsQuery| async move { Ok(q.readings(query)) }).await?;
     endpoint(server, q, "days", |q, actor, query| async move { q.days(actor, query) }).await?;
     endpoint(server, q, "machine", |q, _, id| async move { q.machine(id) }).await?;
@@ -233,6 +236,12 @@ impl Queries {
         let tree = self.trees.of(&Machines).map_err(|e| broken(&e))?;
         let ids = machines::of_owner(&tree, query.owner, query.after).take(MACHINES_AT_ONCE);
         ids.map(|id| self.machine(id.map_err(|e| broken(&e))?)).collect()
+    }
+
+    /// The attempts that a machine's record counts: everybody may see how it went, and nobody whose they were.
+    fn outcomes(&self, machine: MachineId) -> Result<Vec<Outcome>, Failure> {
+        let tree = self.trees.of(&Jobs).map_err(|e| broken(&e))?;
+        jobs::outcomes(&tree, machine, OUTCOMES).map_err(|e| broken(&e))
     }
 
     fn readings(&self, query: ReadingsQuery) -> Vec<Reading> {

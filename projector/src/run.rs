@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, Recorded, monitor,
+    Log, Millis, Recorded, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -114,7 +114,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     };
     let floor = log.last_seq().await?;
     let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
-    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default(), began: Arc::default() };
+    let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
+    let ops = Ops { queries: queries.clone(), work, traveller, rate: Arc::default(), began: Arc::default(), patience };
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
     tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
     if let Some(keeper) = keeper {

@@ -3,7 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{Millis, monitor::MonitorArgs, nats::NatsArgs, stream::StreamOptions};
+use gpubnb_events::{
+    Millis,
+    monitor::MonitorArgs,
+    nats::NatsArgs,
+    stream::{Kept, StreamOptions},
+};
 
 use crate::{backup::BackupArgs, domain::Settings, whatif::WhatIfArgs};
 
@@ -80,6 +85,18 @@ pub struct Config {
     /// The broker's window for repeated message ids, milliseconds. The domain does not depend on it.
     #[arg(long, default_value_t = 120_000)]
     pub duplicate_window_ms: u64,
+    /// Days for which OUTPUT keeps what jobs print, unless its room ends before. Its files are kept for 30 days.
+    #[arg(long, env = "GPUBNB_OUTPUT_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    pub output_days: u32,
+    /// Room of OUTPUT, MiB: the oldest goes first.
+    #[arg(long, env = "GPUBNB_OUTPUT_MIB", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(16..))]
+    pub output_mib: u32,
+    /// Minutes for which TELEMETRY keeps what machines say of themselves.
+    #[arg(long, env = "GPUBNB_TELEMETRY_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=1_440))]
+    pub telemetry_minutes: u32,
+    /// Room of TELEMETRY in the broker's memory, MiB.
+    #[arg(long, env = "GPUBNB_TELEMETRY_MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    pub telemetry_mib: u32,
     /// Lets accounts deposit play money by themselves. For demonstrations only.
     #[arg(long, env = "GPUBNB_TEST_FUNDS")]
     pub test_funds: bool,
@@ -134,7 +151,11 @@ impl Config {
         StreamOptions {
             replicas: self.replicas,
             duplicate_window: Duration::from_millis(self.duplicate_window_ms),
-            ..StreamOptions::default()
+            output: Kept { mib: self.output_mib, age: Duration::from_secs(u64::from(self.output_days) * 86_400) },
+            telemetry: Kept {
+                mib: self.telemetry_mib,
+                age: Duration::from_secs(u64::from(self.telemetry_minutes) * 60),
+            },
         }
     }
 }

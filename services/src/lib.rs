@@ -12,6 +12,7 @@ mod execute;
 mod gauges;
 mod passage;
 mod process;
+mod redispatch;
 mod run;
 mod secrets;
 mod snapshot;

@@ -13,7 +13,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(config) => Box::pin(run(config, shutdown)).await,
         Command::Bootstrap(args) => bootstrap(&args),
-        Command::WhatIf(args) => what_if(&args),
+        Command::WhatIf(args) => what_if(&args, &shutdown),
         Command::Backup(args) => backup(&args, shutdown).await,
         Command::Restore(args) => {
             let options = StreamOptions { replicas: args.replicas, ..StreamOptions::default() };

@@ -19,6 +19,7 @@ use crate::{
     execute::Executor,
     gauges,
     process::{Leadership, Patience, manage, watch},
+    redispatch,
     secrets::JobEnv,
     snapshot::Keeper,
     turns::Turns,
@@ -35,7 +36,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     if config.provision {
         // Streams are another credential's affair: this connection is closed again at once.
         let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
-        provision(&jetstream(bootstrap), &config.streams()).await?;
+        let (owner, streams) = (jetstream(bootstrap), config.streams());
+        redispatch::where_lost(&js, &owner, &streams).await?;
+        provision(&owner, &streams).await?;
     }
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
     let (settings, key) = (config.settings(), config.nats.signing_key("append")?);

@@ -4,16 +4,17 @@
 //! What cannot be known is left as it was: a job runs as long on another machine as it did on its own, and nobody
 //! submits more because it would have been cheaper.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, io::IsTerminal as _, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use gpubnb_events::{
-    Event, HourlyRate, JobId, MachineId, MicroUsd, Recorded,
+    Event, HourlyRate, JobId, MachineId, MicroUsd, Recorded, Seq,
     archive::Reader,
     event::{JobAssigned, Settled},
     spec::{Placement, Terms},
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::{Settings, World, placement};
 
@@ -159,14 +160,23 @@ impl Other<'_> {
     }
 }
 
+/// How far it is, for a person only.
+fn said(at: Seq, last: Seq) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{:>3} %   \r", (at.0 * 100).checked_div(last.0).unwrap_or(100));
+    }
+}
+
 /// Prints the difference.
-pub fn what_if(args: &WhatIfArgs) -> anyhow::Result<()> {
+pub fn what_if(args: &WhatIfArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
     let reader = Reader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
     let mut other = Other { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
     for part in &reader.manifest.parts {
+        said(other.world.applied(), reader.manifest.last);
         for raw in reader.lines(part)? {
+            anyhow::ensure!(!stop.is_cancelled(), "stopped");
             other.apply(&raw?.read());
         }
     }

@@ -40,6 +40,8 @@ pub struct Options {
     pub cache_mib: u64,
     /// Further options of `gpubnb-services run`.
     pub services: Vec<String>,
+    /// Further options of `gpubnb-projector run`.
+    pub projector: Vec<String>,
     /// Further options of `gpubnb-ui run`.
     pub ui: Vec<String>,
     /// Port of the web server; a free one if not given.
@@ -59,6 +61,7 @@ impl Default for Options {
             patience: READY,
             cache_mib: 32,
             services: Vec::new(),
+            projector: Vec::new(),
             ui: Vec::new(),
             port: None,
             hurried: true,
@@ -218,6 +221,7 @@ impl System {
         let mut command = self.command("projector")?;
         let cache = self.options.cache_mib.to_string();
         command.args(["run", "--cache-mib", &cache, "--data"]).arg(self.path().join("projector"));
+        command.args(&self.options.projector);
         Process::start("projector", &mut command, self.path())
     }
 

@@ -118,3 +118,19 @@ document.body.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
   if (question && !window.confirm(question)) event.preventDefault();
 });
+
+// What could not be asked for says so where its answer would be.
+for (const failed of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
+  document.addEventListener(failed, ({ detail }) => {
+    const said = document.createElement("p");
+    said.className = "error";
+    said.role = "alert";
+    said.textContent = "The market did not answer. It is asked again when you change something.";
+    detail.target?.replaceChildren(said);
+  });
+}
+
+// A choice in a filter is made at once; what is typed, with Enter.
+document.addEventListener("change", (event) => {
+  if (event.target.matches("form.filters select")) event.target.form.requestSubmit();
+});

@@ -54,9 +54,12 @@ if (log) {
   });
   // Whoever scrolls back wants to read.
   log.addEventListener("wheel", (event) => { if (event.deltaY < 0) follow.checked = false; }, { passive: true });
+  const unread = () => { found.hidden = false; found.textContent = "The log cannot be read now. Try again."; };
   document.getElementById("log-earlier").addEventListener("click", async () => {
     const [lease, number] = place(log.firstElementChild);
-    const lines = fresh(read(await part(lease, number - 500)));
+    const html = await part(lease, number - 500).catch(() => null);
+    if (html === null) { unread(); return; }
+    const lines = fresh(read(html));
     const height = log.scrollHeight;
     follow.checked = false;
     log.prepend(...lines);
@@ -82,7 +85,9 @@ if (log) {
     follow.checked = false;
     document.getElementById("tab-log").checked = true;
     if (!document.getElementById(target[0].slice(1))) {
-      const lines = read(await part(target[1], Number(target[2]) - 100));
+      const html = await part(target[1], Number(target[2]) - 100).catch(() => null);
+      if (html === null) { unread(); return; }
+      const lines = read(html);
       away = true;
       [...log.children].forEach(drop);
       log.append(...fresh(lines));
@@ -145,7 +150,8 @@ if (charts) {
     const said = JSON.parse(event.detail);
     if (ready) { take(said); soon(); } else early.push(said);
   });
-  fetch(charts.dataset.from).then((answer) => (answer.ok ? answer.json() : [])).catch(() => []).then((past) => {
+  const unread = () => { charts.nextElementSibling.textContent = "What was measured before cannot be read now: open the page again."; return []; };
+  fetch(charts.dataset.from).then((answer) => (answer.ok ? answer.json() : unread())).catch(unread).then((past) => {
     past.forEach(take);
     early.forEach(take);
     ready = true;

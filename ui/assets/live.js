@@ -3,6 +3,7 @@
 
 const page = document.querySelector("[data-live]");
 const offline = document.getElementById("offline");
+const reconnecting = offline.textContent;
 // So long a tab may be hidden, and a connection be lost, before anything is done about it, ms.
 const HIDDEN = 10000;
 const LOST = 1500;
@@ -58,12 +59,14 @@ const open = () => {
   source = new EventSource(address);
   source.onopen = () => { clearTimeout(lost); lost = null; offline.hidden = true; };
   source.onerror = () => {
-    lost ??= setTimeout(() => { offline.hidden = false; }, LOST);
+    lost ??= setTimeout(() => { offline.textContent = reconnecting; offline.hidden = false; }, LOST);
     // A browser gives up where the answer is no stream: the market may be starting, or there are too many of us.
     if (source && source.readyState === EventSource.CLOSED) { source = null; setTimeout(open, RETRY); }
   };
   const on = (name, take) => source.addEventListener(name, (event) => { if (event.lastEventId) heard = event.lastEventId; take(event.data); });
-  on("part", (data) => { const cut = data.indexOf("\n"); fill(data.slice(0, cut), data.slice(cut + 1)); });
+  // What could not be looked at is said where lost connections are, until something is heard again.
+  on("problem", (data) => { offline.textContent = data; offline.hidden = false; });
+  on("part", (data) => { offline.hidden = true; const cut = data.indexOf("\n"); fill(data.slice(0, cut), data.slice(cut + 1)); });
   for (const name of ["log", "metrics"]) on(name, (data) => document.dispatchEvent(new CustomEvent(`said:${name}`, { detail: data })));
 };
 let sleep = null;

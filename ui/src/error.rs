@@ -10,6 +10,8 @@ use gpubnb_events::rpc::{Failure, Refusal, RefusalKind};
 use serde::Serialize;
 use tracing::{error, warn};
 
+use crate::{access::Viewer, page::Chrome};
+
 /// What went wrong.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
@@ -158,13 +160,13 @@ impl IntoResponse for ApiError {
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
-    chrome: crate::page::Chrome,
+    chrome: Chrome,
     problem: &'a Problem,
 }
 
 impl IntoResponse for PageError {
     fn into_response(self) -> Response {
-        let page = ErrorPage { chrome: crate::page::Chrome::plain("Something is wrong"), problem: &self.0 };
+        let page = ErrorPage { chrome: Chrome::new("Something is wrong", "", Viewer::present()), problem: &self.0 };
         match page.render() {
             Ok(html) => self.0.with_headers((self.0.code(), Html(html)).into_response()),
             Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),

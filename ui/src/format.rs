@@ -79,6 +79,12 @@ pub(crate) fn signed(amount: &MicroUsd) -> String {
     if amount.0 > 0 { format!("+{amount}") } else { amount.to_string() }
 }
 
+/// Ten-thousandths as percent, with as many digits as they need: `2.5 %`.
+pub(crate) fn percent(basis_points: &u32) -> String {
+    let text = format!("{}.{:02}", basis_points / 100, basis_points % 100);
+    format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
 /// What people call the hardware: `2 × RTX 4090`, `CPU only`.
 pub(crate) fn gpus(row: &MachineRow) -> String {
     let gpus = &row.offer.hardware.gpus;
@@ -139,6 +145,12 @@ pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
         }
         None => format!("not known: no machine that fits is there, or it prepares another job{first}"),
     }
+}
+
+/// What its self-test measured of the way from the market and to it, Mbit/s; nothing where it did not.
+pub(crate) fn speed(row: &MachineRow) -> (f64, f64) {
+    let of = |id: &str| row.checks.iter().find(|check| check.id == id).and_then(|check| check.actual.parse().ok());
+    (of("network.down").unwrap_or(0.0), of("network.up").unwrap_or(0.0))
 }
 
 /// What its self-test measured of the way from the market and to it, such as `240 / 38 Mbit/s`.

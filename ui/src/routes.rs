@@ -6,7 +6,10 @@ use gpubnb_events::{
     spec::Artifact,
     template::Template,
 };
-use gpubnb_projector::view::{Figures, JobRow, MachineView, Receipt, TrailEvent};
+use gpubnb_projector::view::{
+    Day, Figures, JobRow, MachineView, Outcome, Reading, Receipt, TrailEvent,
+    ops::{Accounts, Platform, Stuck, Travel},
+};
 
 use crate::{
     access::{
@@ -73,6 +76,10 @@ fn pages(routes: Routes) -> Routes {
         .post("/operator/{secret}", Person, page::account::accept_invite)
         .get("/console", Operator, page::console::page)
         .get("/console/live", Operator, page::console::live)
+        .get("/console/fleet", Operator, page::console_fleet::page)
+        .get("/console/fleet/live", Operator, page::console_fleet::live)
+        .get("/console/ledger", Operator, page::console_ledger::page)
+        .get("/console/ledger/live", Operator, page::console_ledger::live)
         .get("/console/events", Operator, page::console::events)
         .get("/console/events/live", Operator, page::console::events_live)
         .get("/console/travel", Operator, page::travel::page)
@@ -127,6 +134,15 @@ fn machines(routes: Routes) -> Routes {
         .get("/api/v1/machines/{machine}/events", Public, api::machines::events)
         .about("A machine's trail. Its owner sees more of it than others.")
         .pages::<TrailEvent>()
+        .get("/api/v1/machines/{machine}/readings", Public, api::machines::readings)
+        .about("What a machine measured, minute by minute: the last hour, or `hours` up to 24.")
+        .lists::<Reading>()
+        .get("/api/v1/machines/{machine}/outcomes", Public, api::machines::outcomes)
+        .about("How the newest attempts at a machine went: what its record counts.")
+        .lists::<Outcome>()
+        .get("/api/v1/machines/{machine}/days", Scope(MachinesWrite), api::machines::days)
+        .about("What one's own machine earned on each of the last 31 days.")
+        .lists::<Day>()
         .post("/api/v1/machines/{machine}/wish", Scope(MachinesWrite), api::machines::wish)
         .about("Pauses, resumes, drains, delists or reprices one's own machine.")
         .takes::<MachineWish>()
@@ -205,6 +221,9 @@ fn wallet(routes: Routes) -> Routes {
         .get("/api/v1/wallet", Scope(WalletRead), api::account::wallet)
         .about("Balance and statement.")
         .answers::<api::account::Wallet>()
+        .get("/api/v1/wallet/days", Scope(WalletRead), api::account::days)
+        .about("What was spent and earned on each of the last 31 days on which something was.")
+        .lists::<Day>()
         .post("/api/v1/wallet/deposits", Person, api::account::deposit)
         .about("Adds play money, where the market allows it.")
         .takes::<api::account::NewDeposit>()
@@ -229,6 +248,25 @@ fn operators(routes: Routes) -> Routes {
         .about("Says how a payout ended.")
         .takes::<api::ops::Closing>()
         .answers::<Done>()
+        .get("/api/v1/ops/platform", Operator, api::ops::platform)
+        .about("Streams, read models, rebuilds, and the last verification.")
+        .answers::<Platform>()
+        .get("/api/v1/ops/stuck", Operator, api::ops::stuck)
+        .about("Jobs that have been in one state for too long.")
+        .lists::<Stuck>()
+        .get("/api/v1/ops/events", Operator, api::ops::events)
+        .about("Every event, newest first; `kind`, `id`, `event` and `before` choose.")
+        .pages::<TrailEvent>()
+        .get("/api/v1/ops/ledger", Operator, api::ops::ledger)
+        .about("What everything comes to, and each account, from `after` on.")
+        .answers::<Accounts>()
+        .get("/api/v1/ops/travel", Operator, api::ops::travel)
+        .about("The market at `at`, a sequence or a time; or how far the way there is folded.")
+        .answers::<Travel>()
+        .post("/api/v1/ops/models/{model}/rebuild", Operator, api::ops::rebuild)
+        .about("Begins to rebuild a read model beside the one that answers.")
+        .post("/api/v1/ops/verification", Operator, api::ops::verify)
+        .about("Begins to verify the log and every row.")
         .get("/api/v1/ops/dead-letters", Operator, api::ops::letters)
         .about("Job messages that nobody works on.")
         .answers::<Vec<DeadLetter>>()

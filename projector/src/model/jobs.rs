@@ -7,8 +7,8 @@ use gpubnb_events::{
 
 use super::{Projection, job_key, key};
 use crate::{
-    store::{Rows, StoreError},
-    view::{AttemptRow, JobRow, JobState},
+    store::{self, Rows, StoreError},
+    view::{AttemptRow, JobRow, JobState, Outcome},
 };
 
 /// `j<job>` → row; `a<account><job>`, `m<machine><job>` and, until it is settled, `u<job>` → nothing, for lists.
@@ -33,6 +33,26 @@ pub fn of_machine(machine: MachineId) -> Vec<u8> {
 
 /// Prefix of the jobs that are not settled.
 pub const UNSETTLED: &[u8] = b"u";
+
+/// The attempts at a machine, those of its newest jobs first.
+pub fn outcomes(tree: &sled::Tree, machine: MachineId, most: usize) -> Result<Vec<Outcome>, StoreError> {
+    let prefix = of_machine(machine);
+    let mut found = Vec::new();
+    for key in tree.scan_prefix(&prefix).keys().rev().take(most) {
+        let key = key?;
+        let row: Option<JobRow> = store::get(tree, &[&[ROW], key.get(prefix.len()..).unwrap_or_default()].concat())?;
+        let Some(row) = row else { continue };
+        let last = row.attempts.last().map(|attempt| attempt.lease);
+        for attempt in row.attempts.iter().rev().filter(|attempt| attempt.machine == machine) {
+            let (reason, fault) = if Some(attempt.lease) == last { (row.reason, row.fault) } else { (None, None) };
+            let (lease, at, ended) = (attempt.lease, attempt.assigned_at, attempt.ended.clone());
+            found.push(Outcome { lease, at, ended, reason, fault });
+        }
+    }
+    found.sort_by_key(|outcome| std::cmp::Reverse(outcome.lease.0));
+    found.truncate(most);
+    Ok(found)
+}
 
 fn submitted(e: &JobSubmitted, at: Timestamp) -> JobRow {
     JobRow {

@@ -35,6 +35,9 @@ struct LockedTerms {
     terms: Terms,
 }
 
+/// Prefix of all balances.
+pub const BALANCES: &[u8] = b"b";
+
 /// Key of an account's balance.
 pub fn balance_key(account: AccountId) -> Vec<u8> {
     account_key(b'b', account)

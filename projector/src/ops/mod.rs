@@ -1,6 +1,7 @@
 //! What only operators ask: the state of the platform, its events, how it was, and work on its models. Changes nothing
 //! in the log.
 
+mod accounts;
 pub(crate) mod explore;
 pub(crate) mod invariants;
 mod stuck;
@@ -14,7 +15,7 @@ use std::{
 };
 
 use gpubnb_events::{
-    Clock as _, Millis, Seq, SystemClock, Timestamp,
+    AccountId, Clock as _, Millis, Seq, SystemClock, Timestamp,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
 };
@@ -27,11 +28,12 @@ use self::{
 };
 use crate::{
     client::{EventsQuery, Point, TrailOf},
-    model::timeline::Timeline,
+    model::{ledger::Ledger, timeline::Timeline},
     query::{Queries, broken, endpoint, may_see_all, not_found},
+    store,
     view::{
         Page, TrailEvent,
-        ops::{Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
+        ops::{Accounts, Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
     },
 };
 
@@ -49,6 +51,8 @@ pub(crate) struct Ops {
     pub(crate) rate: Arc<Mutex<VecDeque<(Instant, Seq)>>>,
     /// When the log began.
     pub(crate) began: Arc<OnceCell<Timestamp>>,
+    /// What counts as stuck at the latest.
+    pub(crate) patience: Option<Millis>,
 }
 
 /// Serves them.
@@ -60,6 +64,7 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
         .await?;
     on(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
     on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
+    on(server, ops, "accounts", |ops, after| async move { ops.accounts(after) }).await?;
     on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
     on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
     on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await
@@ -169,11 +174,17 @@ impl Ops {
         explore::events(&self.queries.log, &timeline, applied, &query).await
     }
 
+    fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
+        let tree = self.queries.trees.of(&Ledger).map_err(|e| broken(&e))?;
+        let at = store::checkpoint(&tree).map_err(|e| broken(&e))?;
+        accounts::accounts(&tree, at, after).map_err(|e| broken(&e))
+    }
+
     pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
         if self.queries.applied.borrow().seq < self.queries.floor {
             return Err(Failure::Unavailable("what is folded so far says nothing of what is stuck now".to_owned()));
         }
-        stuck::jobs(&self.queries.trees, &self.queries.live).map_err(|e| broken(&e))
+        stuck::jobs(&self.queries.trees, &self.queries.live, self.patience).map_err(|e| broken(&e))
     }
 
     async fn seq_of(&self, to: Point) -> Result<Seq, Failure> {

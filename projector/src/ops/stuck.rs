@@ -22,8 +22,8 @@ const UNSETTLED: Millis = Millis(60_000);
 /// How long an ending may wait in its machine's outbox.
 const UNSAID: Millis = Millis(120_000);
 
-/// The oldest first; and those whose machine cannot say how they ended.
-pub(super) fn jobs(trees: &Trees, live: &Live) -> Result<Vec<Stuck>, StoreError> {
+/// The oldest first, of those that have been in one state for longer than is usual, or than `patience`; and those whose machine cannot say how they ended.
+pub(super) fn jobs(trees: &Trees, live: &Live, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
     let (tree, now) = (trees.of(&Jobs)?, SystemClock.now());
     let mut found = Vec::new();
     for key in tree.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
@@ -31,7 +31,7 @@ pub(super) fn jobs(trees: &Trees, live: &Live) -> Result<Vec<Stuck>, StoreError>
         let id = key.get(1..).and_then(|id| id.try_into().ok()).and_then(|id| JobId::from_bytes(id).ok());
         let id = id.ok_or_else(|| StoreError::corrupt(&key, "no job's id in it"))?;
         let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id))? else { continue };
-        found.extend(judged(&row, now));
+        found.extend(judged(&row, now, patience));
         if found.len() >= TOLD {
             break;
         }
@@ -59,7 +59,7 @@ fn told(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) -> Stuck 
     Stuck { job: row.job, name: row.spec.name.clone(), state: row.state, since, cause, remedy }
 }
 
-fn judged(row: &JobRow, now: Timestamp) -> Option<Stuck> {
+fn judged(row: &JobRow, now: Timestamp, patience: Option<Millis>) -> Option<Stuck> {
     let assigned = row.attempts.last().map_or(row.submitted_at, |attempt| attempt.assigned_at);
     let (since, most, cause, remedy) = match row.state {
         JobState::Queued => (
@@ -96,5 +96,5 @@ fn judged(row: &JobRow, now: Timestamp) -> Option<Stuck> {
             "see whether gpubnb-services runs and has a leader: it settles what it finds",
         ),
     };
-    (now.since(since) > most).then(|| told(row, since, (cause, remedy)))
+    (now.since(since) > patience.map_or(most, |patience| patience.min(most))).then(|| told(row, since, (cause, remedy)))
 }

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -143,7 +144,7 @@ impl Traveller {
             copy(&rows, tree)?;
             at = snapshot;
         }
-        let (models, from) = (market_models(), at);
+        let (models, from, began) = (market_models(), at, Instant::now());
         let mut follower = self.log.follow(at.next());
         while at < seq {
             let mut batch = follower.next_batch().await;
@@ -158,7 +159,8 @@ impl Traveller {
             }
             at = last;
             self.keep(at, tree)?;
-            let done = Progress { at: Seq(at.0 - from.0), until: Seq(seq.0 - from.0), per_second: 0 };
+            let (done, until) = (Seq(at.0 - from.0), Seq(seq.0 - from.0));
+            let done = Progress::since(began.elapsed(), done, until);
             *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         }
         Ok(())

@@ -2,11 +2,11 @@
 
 use std::{collections::VecDeque, path::Path, time::Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::kv;
 use gpubnb_events::{
     Log, Seq,
-    archive::{ArchiveError, Manifest, Part, Reader, Writer, sha256},
+    archive::{Manifest, Part, Reader, Writer, sha256},
     log::{Hash, Raw},
     merkle::Growing,
     proof::Head,
@@ -14,7 +14,10 @@ use gpubnb_events::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::work::{progress, said};
+use super::{
+    STOPPED, print_line,
+    work::{progress, said},
+};
 use crate::{
     config::{ExportArgs, VerifyArgs},
     heads::{self, LATEST},
@@ -33,11 +36,18 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
     let latest = heads::get(&bucket, LATEST).await?;
     let last = log.last_seq().await?;
-    let mut writer = Writer::create(&args.to)?;
-    let (mut follower, began, mut at) = (log.follow(Seq(1)), Instant::now(), Seq::ZERO);
+    let (to, stop) = (args.to.clone(), shutdown.clone());
+    let mut writer = tokio::task::spawn_blocking(move || Writer::create(&to, || stop.is_cancelled())).await??;
+    let kept = writer.last();
+    if kept > Seq::ZERO {
+        let here = log.get_raw(kept).await?.map(|raw| raw.leaf());
+        ensure!(here == writer.last_leaf(), "{} holds part of an archive of another log", args.to.display());
+        eprintln!("goes on after event {kept}");
+    }
+    let (mut follower, began, mut at) = (log.follow(kept.next()), Instant::now(), kept);
     while at < last {
         let batch = tokio::select! {
-            () = shutdown.cancelled() => bail!("stopped: {} holds no whole archive, remove it", args.to.display()),
+            () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
             batch = follower.next_raw_batch() => batch,
         };
         let batch: Vec<Raw> = batch.into_iter().take_while(|raw| raw.seq <= last).collect();
@@ -49,12 +59,17 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     }
     let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
     if args.json {
-        println!("{}", serde_json::to_string(&manifest)?);
+        print_line(&serde_json::to_string(&manifest)?)?;
         return Ok(());
     }
-    println!("{} events in {} parts, {} signed heads", manifest.last, manifest.parts.len(), manifest.heads.len());
+    print_line(format_args!(
+        "{} events in {} parts, {} signed heads",
+        manifest.last,
+        manifest.parts.len(),
+        manifest.heads.len()
+    ))?;
     if manifest.heads.is_empty() {
-        println!("no head of the log was signed yet: an archive without one vouches for nothing before it was made");
+        print_line("no head of the log was signed yet: an archive without one vouches for nothing before it was made")?;
     }
     Ok(())
 }
@@ -85,16 +100,20 @@ struct Checked {
     violations: Vec<Violation>,
 }
 
-pub(super) fn verify(directory: &Path, args: &VerifyArgs) -> anyhow::Result<()> {
+pub(super) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = Reader::open(directory)?;
-    let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader)?;
+    let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
     if args.json {
-        println!("{}", serde_json::to_string(&checked)?);
+        print_line(&serde_json::to_string(&checked)?)?;
     } else {
-        checked.violations.iter().for_each(|x| println!("event {}: {}", x.seq, x.what));
+        checked.violations.iter().try_for_each(|x| print_line(format_args!("event {}: {}", x.seq, x.what)))?;
         let (heads, by, vouched) = (checked.heads, checked.keys.join(", "), checked.vouched);
-        println!("{heads} signed heads agree, up to event {vouched}; signed by {by}");
-        println!("{} after {} events", if checked.clean { "clean" } else { "NOT clean" }, checked.events);
+        print_line(format_args!("{heads} signed heads agree, up to event {vouched}; signed by {by}"))?;
+        print_line(format_args!(
+            "{} after {} events",
+            if checked.clean { "clean" } else { "NOT clean" },
+            checked.events
+        ))?;
     }
     anyhow::ensure!(checked.clean, "the archive is not what the log was");
     Ok(())
@@ -130,10 +149,10 @@ impl Check {
         }
     }
 
-    fn all(mut self, reader: &Reader) -> anyhow::Result<Checked> {
+    fn all(mut self, reader: &Reader, stop: &CancellationToken) -> anyhow::Result<Checked> {
         let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
         for part in &reader.manifest.parts {
-            self.part(reader, part, &mut leaves)?;
+            self.part(reader, part, &mut leaves, stop)?;
             said(&progress(began, self.at, last));
         }
         self.missing(last.next(), &mut leaves);
@@ -159,11 +178,13 @@ impl Check {
         reader: &Reader,
         part: &Part,
         leaves: &mut impl Iterator<Item = Hash>,
-    ) -> Result<(), ArchiveError> {
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
         if sha256(&reader.file(part))? != part.sha256 {
             self.wrong(part.first, format!("{} is not the file that was written; its events follow", part.file));
         }
         for raw in reader.lines(part)? {
+            ensure!(!stop.is_cancelled(), STOPPED);
             match raw {
                 Ok(raw) => self.message(&raw, leaves),
                 Err(e) => {

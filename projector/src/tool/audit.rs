@@ -1,6 +1,6 @@
 //! `audit`: the ledger, account by account, from the events alone; and that it balances at every one of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use gpubnb_events::{
     AccountId, Event, Log, MicroUsd, Recorded, Seq,
@@ -10,7 +10,11 @@ use gpubnb_events::{
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{point, trail::fold};
+use super::{
+    STOPPED, point, print_line,
+    trail::fold,
+    work::{progress, said},
+};
 use crate::{client::Point, config::AuditArgs, ops::invariants::Invariants, view::ops::Violation};
 
 /// What an account's postings come to.
@@ -59,16 +63,19 @@ impl Ledger {
     fn told(mut self, json: bool) -> anyhow::Result<()> {
         self.violations = self.invariants.found().to_vec();
         if json {
-            println!("{}", serde_json::to_string(&self)?);
+            print_line(&serde_json::to_string(&self)?)?;
         } else {
-            println!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable");
+            print_line(format_args!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable"))?;
             for (account, sums) in &self.accounts {
                 let [available, held, payable] = [sums.available, sums.held, sums.payable].map(|m| m.to_string());
-                println!("{account:<38} {available:>16} {held:>16} {payable:>16}", account = account.to_string());
+                print_line(format_args!(
+                    "{account:<38} {available:>16} {held:>16} {payable:>16}",
+                    account = account.to_string()
+                ))?;
             }
-            println!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total);
-            self.violations.iter().for_each(|v| println!("event {}: {}", v.seq, v.what));
-            println!("{} events, {} settlements, up to event {}", self.events, self.settled, self.at);
+            print_line(format_args!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total))?;
+            self.violations.iter().try_for_each(|v| print_line(format_args!("event {}: {}", v.seq, v.what)))?;
+            print_line(format_args!("{} events, {} settlements, up to event {}", self.events, self.settled, self.at))?;
         }
         let balanced = self.total == MicroUsd::ZERO && self.violations.is_empty();
         anyhow::ensure!(balanced, "the ledger is not what it must be");
@@ -77,16 +84,18 @@ impl Ledger {
 }
 
 /// Of an archive, without a broker.
-pub(super) fn archive(args: &AuditArgs, directory: &std::path::Path) -> anyhow::Result<()> {
+pub(super) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = Reader::open(directory)?;
     let within = |recorded: &Recorded| match args.at {
         None => true,
         Some(Point::Seq(seq)) => recorded.seq <= seq,
         Some(Point::Time(time)) => recorded.at <= time,
     };
-    let mut ledger = Ledger::default();
+    let (mut ledger, began) = (Ledger::default(), Instant::now());
     'parts: for part in &reader.manifest.parts {
+        said(&progress(began, ledger.at, reader.manifest.last));
         for raw in reader.lines(part)? {
+            anyhow::ensure!(!stop.is_cancelled(), STOPPED);
             let recorded = raw?.read();
             if !within(&recorded) {
                 break 'parts;

@@ -12,6 +12,7 @@ use gpubnb_events::{
 };
 use serde_json::Value;
 
+use super::print_line;
 use crate::{
     client::QueryClient,
     config::DoctorArgs,
@@ -59,12 +60,18 @@ pub(super) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     let Findings(checks) = found;
     let bad = checks.iter().filter(|check| !check.passed).count();
     if args.json {
-        println!("{}", serde_json::to_string(&checks)?);
+        print_line(&serde_json::to_string(&checks)?)?;
     } else {
         for c in &checks {
-            println!("{} {:<28} {:<24} {}", if c.passed { "ok  " } else { "FAIL" }, c.id, c.actual, c.required);
+            print_line(format_args!(
+                "{} {:<28} {:<24} {}",
+                if c.passed { "ok  " } else { "FAIL" },
+                c.id,
+                c.actual,
+                c.required
+            ))?;
             if !c.passed {
-                println!("     {}", c.remedy);
+                print_line(format_args!("     {}", c.remedy))?;
             }
         }
     }

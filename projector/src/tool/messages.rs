@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::trail::{Pace, print_line};
+use super::{print_line, trail::Pace};
 use crate::{
     client::Point,
     config::{Filter, ReplayArgs, TailArgs},
@@ -169,9 +169,9 @@ fn print(
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(payload).into_owned()));
     if filter.json {
         let line = json!({ "seq": seq, "recorded_at": at, "subject": subject, "type": wire_name, "body": body });
-        return print_line(&line.to_string());
+        return print_line(line);
     }
     // What machines and jobs say is not to move a terminal's cursor.
     let body: String = body.to_string().chars().filter(|c| !c.is_control()).take(SHOWN).collect();
-    print_line(&format!("{seq:>8}  {at}  {subject}  {body}"))
+    print_line(format_args!("{seq:>8}  {at}  {subject}  {body}"))
 }

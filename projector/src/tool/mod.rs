@@ -9,6 +9,8 @@ mod show;
 mod trail;
 mod work;
 
+use std::{fmt::Display, io::Write as _};
+
 use anyhow::Context as _;
 use gpubnb_events::{
     Log, Seq,
@@ -24,8 +26,12 @@ use crate::{client::Point, config::Command};
 pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationToken) -> anyhow::Result<()> {
     // What lies in files needs no broker.
     match &command {
-        Command::Verify(args) if let Some(directory) = &args.archive => return archive::verify(directory, args),
-        Command::Audit(args) if let Some(directory) = &args.archive => return audit::archive(args, directory),
+        Command::Verify(args) if let Some(directory) = &args.archive => {
+            return archive::verify(directory, args, &shutdown);
+        }
+        Command::Audit(args) if let Some(directory) = &args.archive => {
+            return audit::archive(args, directory, &shutdown);
+        }
         Command::CheckProof(args) => return proof::check(&args.file, args.key.as_deref()),
         _ => {}
     }
@@ -38,16 +44,27 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Replay(args) if args.stream == MARKET => trail::replay(&log, &args, shutdown).await,
         Command::Replay(args) => messages::replay(&log, &args, shutdown).await,
         Command::Show(args) => show::show(client, &log, &args, shutdown).await,
-        Command::Stuck(args) => work::stuck(client, &args).await,
-        Command::Lag(args) => work::lag(client, &args).await,
+        Command::Stuck(args) => until_stopped(&shutdown, work::stuck(client, &args)).await,
+        Command::Lag(args) => until_stopped(&shutdown, work::lag(client, &args)).await,
         Command::Rebuild(args) => work::rebuild(client, &args, shutdown).await,
         Command::Verify(args) => work::verify(client, &args, shutdown).await,
         Command::Audit(args) => audit::log(&log, &args, shutdown).await,
         Command::Export(args) => archive::export(&log, &args, shutdown).await,
-        Command::Doctor(args) => doctor::doctor(client, &log, &creds, &args).await,
-        Command::Prove(args) => proof::prove(client, Seq(args.seq)).await,
+        Command::Doctor(args) => until_stopped(&shutdown, doctor::doctor(client, &log, &creds, &args)).await,
+        Command::Prove(args) => until_stopped(&shutdown, proof::prove(client, Seq(args.seq))).await,
         Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this is not done here"),
     }
+}
+
+/// What a command that was told to stop ends with.
+const STOPPED: &str = "stopped";
+
+/// Does what leaves nothing behind, unless told to stop.
+async fn until_stopped<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    stop.run_until_cancelled(work).await.context(STOPPED)?
 }
 
 /// The sequence of a point in the log; its end, where none is named.
@@ -58,4 +75,12 @@ async fn point(log: &Log, point: Option<Point>) -> anyhow::Result<Seq> {
         Some(Point::Seq(seq)) => seq.min(last),
         Some(Point::Time(time)) => log.seq_at(time, last).await?,
     })
+}
+
+/// Prints a line. Who has seen enough and closes the pipe ends the command.
+fn print_line(line: impl Display) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        printed => Ok(printed?),
+    }
 }

@@ -5,18 +5,17 @@ use std::path::Path;
 use anyhow::Context as _;
 use gpubnb_events::{Actor, Seq, proof::Proof, rpc::Caller};
 
+use super::print_line;
 use crate::client::QueryClient;
 
 pub(super) async fn prove(client: async_nats::Client, seq: Seq) -> anyhow::Result<()> {
     let proof = QueryClient::new(Caller::new(client)).proof(Actor::Operator(None), seq).await?;
     proof.check(None).context("the projector's proof does not hold: run `gpubnb-projector verify`")?;
-    println!("{}", serde_json::to_string_pretty(&proof)?);
-    Ok(())
+    print_line(serde_json::to_string_pretty(&proof)?)
 }
 
 pub(super) fn check(file: &Path, key: Option<&str>) -> anyhow::Result<()> {
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    println!("{}", proof.told(key)?);
-    Ok(())
+    print_line(proof.told(key)?)
 }

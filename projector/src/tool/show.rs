@@ -9,11 +9,7 @@ use gpubnb_events::{Actor, Aggregate, Log, Recorded, Seq, rpc::Caller};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    point,
-    trail::{self, print_line},
-    work::said,
-};
+use super::{point, print_line, trail, until_stopped, work::said};
 use crate::{
     client::{Point, QueryClient, TrailOf},
     config::{ShowArgs, ShowKind},
@@ -60,7 +56,7 @@ pub(super) async fn show(
         match of {
             Some(of) if args.from_log => fold(log, of, seq, shutdown.clone()).await,
             Some(of) => asked(&queries, of, seq).await,
-            None if args.from_log => folded_market(log, seq).await,
+            None if args.from_log => until_stopped(&shutdown, folded_market(log, seq)).await,
             None => market(&queries, seq, &shutdown).await,
         }
     };
@@ -79,12 +75,12 @@ pub(super) async fn show(
         return print_line(&serde_json::to_string_pretty(&all)?);
     }
     if let Some(later) = &later {
-        print_line(&format!("{name} at sequence {}, and what is another at {}", found.at, later.at))?;
+        print_line(format_args!("{name} at sequence {}, and what is another at {}", found.at, later.at))?;
         let width = changed(row, later).iter().map(|(field, ..)| field.len()).max().unwrap_or(0);
         let mut lines = changed(row, later).into_iter();
-        return lines.try_for_each(|(field, a, b)| print_line(&format!("  {field:<width$}  {a} → {b}")));
+        return lines.try_for_each(|(field, a, b)| print_line(format_args!("  {field:<width$}  {a} → {b}")));
     }
-    print_line(&format!("{name} at sequence {}", found.at))?;
+    print_line(format_args!("{name} at sequence {}", found.at))?;
     print_fields(row, 1)?;
     if !found.trail.is_empty() {
         print_line("\nevents")?;
@@ -92,7 +88,7 @@ pub(super) async fn show(
     found
         .trail
         .iter()
-        .try_for_each(|e| print_line(&format!("{:>8}  {}  {:<20} {}", e.seq, e.recorded_at, e.event, e.actor)))
+        .try_for_each(|e| print_line(format_args!("{:>8}  {}  {:<20} {}", e.seq, e.recorded_at, e.event, e.actor)))
 }
 
 /// Which; `None` is the market.
@@ -205,12 +201,12 @@ fn print_fields(value: &Value, depth: usize) -> anyhow::Result<()> {
     for (name, value) in fields {
         match value {
             Value::Object(_) => {
-                print_line(&format!("{indent}{name}"))?;
+                print_line(format_args!("{indent}{name}"))?;
                 print_fields(value, depth + 1)?;
             }
             Value::Null => {}
-            Value::String(text) => print_line(&format!("{indent}{name:<20} {text}"))?,
-            other => print_line(&format!("{indent}{name:<20} {other}"))?,
+            Value::String(text) => print_line(format_args!("{indent}{name:<20} {text}"))?,
+            other => print_line(format_args!("{indent}{name:<20} {other}"))?,
         }
     }
     Ok(())

@@ -1,16 +1,13 @@
 //! `tail` and `replay`: events as a table or as JSON lines.
 
-use std::{
-    io::Write as _,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use gpubnb_events::{Event, Log, Recorded, Seq, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    point,
+    point, print_line,
     work::{progress, said},
 };
 use crate::{
@@ -132,14 +129,6 @@ pub(super) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> 
         (Err(why), _) => format!("{:>8}  {}  {why}", recorded.seq.0, recorded.at),
     };
     print_line(&line)
-}
-
-/// Prints a line. A closed pipe (`| head`) ends the output, which is no failure.
-pub(super) fn print_line(line: &str) -> anyhow::Result<()> {
-    match writeln!(std::io::stdout(), "{line}") {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        printed => Ok(printed?),
-    }
 }
 
 fn passes(event: &Event, filter: &Filter) -> bool {

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use gpubnb_events::{Actor, Seq, rpc::Caller};
 use tokio_util::sync::CancellationToken;
 
+use super::print_line;
 use crate::{
     client::QueryClient,
     config::{AskArgs, RebuildArgs, VerifyArgs},
@@ -22,21 +23,26 @@ const ME: Actor = Actor::Operator(None);
 pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
     let platform = QueryClient::new(Caller::new(client)).platform(ME).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&platform)?);
+        print_line(&serde_json::to_string_pretty(&platform)?)?;
         return Ok(());
     }
-    println!("{:<10} {:>12} {:>14} {:>10} {:>10}", "stream", "messages", "bytes", "first", "last");
+    print_line(format_args!("{:<10} {:>12} {:>14} {:>10} {:>10}", "stream", "messages", "bytes", "first", "last"))?;
     for s in &platform.streams {
-        println!("{:<10} {:>12} {:>14} {:>10} {:>10}", s.name, s.messages, s.bytes, s.first.0, s.last.0);
+        print_line(format_args!(
+            "{:<10} {:>12} {:>14} {:>10} {:>10}",
+            s.name, s.messages, s.bytes, s.first.0, s.last.0
+        ))?;
     }
     if let Some(g) = platform.growth {
         let (thousand, year) = (g.per_thousand >> 10, g.per_year >> 20);
-        println!("\nMARKET is never trimmed: {thousand} KiB for 1,000 jobs, {year} MiB a year at the pace so far");
+        print_line(format_args!(
+            "\nMARKET is never trimmed: {thousand} KiB for 1,000 jobs, {year} MiB a year at the pace so far"
+        ))?;
     }
-    println!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag");
+    print_line(format_args!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag"))?;
     for m in &platform.models {
         let state = m.stopped.as_deref().unwrap_or("folding");
-        println!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last));
+        print_line(format_args!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
     }
     Ok(())
 }
@@ -45,11 +51,18 @@ pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::R
 pub(super) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
     let stuck = QueryClient::new(Caller::new(client)).stuck(ME).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&stuck)?);
+        print_line(&serde_json::to_string_pretty(&stuck)?)?;
     } else {
-        println!("{:<36} {:<10} {:<24}  likely cause; what to do", "job", "state", "since");
+        print_line(format_args!("{:<36} {:<10} {:<24}  likely cause; what to do", "job", "state", "since"))?;
         for s in &stuck {
-            println!("{:<36} {:<10} {:<24}  {}; {}", s.job, s.state.name(), s.since.to_string(), s.cause, s.remedy);
+            print_line(format_args!(
+                "{:<36} {:<10} {:<24}  {}; {}",
+                s.job,
+                s.state.name(),
+                s.since.to_string(),
+                s.cause,
+                s.remedy
+            ))?;
         }
     }
     anyhow::ensure!(stuck.is_empty(), "{} jobs have been in one state for too long", stuck.len());
@@ -71,9 +84,9 @@ pub(super) async fn rebuild(
         }
         if rebuild.swapped_at.is_some() {
             if args.json {
-                println!("{}", serde_json::json!({ "model": args.model, "rebuild": rebuild }));
+                print_line(serde_json::json!({ "model": args.model, "rebuild": rebuild }))?;
             } else {
-                println!("{} is rebuilt and answers", args.model);
+                print_line(format_args!("{} is rebuilt and answers", args.model))?;
             }
             return Ok(());
         }
@@ -107,17 +120,17 @@ pub(super) async fn verify(
 fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
     let clean = v.clean();
     if json {
-        println!("{}", serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?);
+        print_line(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
     } else {
-        println!("{:<10} {:>12}  rows that differ", "model", "rows");
+        print_line(format_args!("{:<10} {:>12}  rows that differ", "model", "rows"))?;
         for m in &v.models {
             let differing = if m.differing.is_empty() { "none".to_owned() } else { m.differing.join(" ") };
-            println!("{:<10} {:>12}  {differing}", m.name, m.rows);
+            print_line(format_args!("{:<10} {:>12}  {differing}", m.name, m.rows))?;
         }
-        v.violations.iter().for_each(|x| println!("event {}: {}", x.seq, x.what));
-        v.quarantined.iter().for_each(|seq| println!("event {seq}: no event of ours"));
-        println!("{} signed heads agree", v.heads);
-        println!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at);
+        v.violations.iter().try_for_each(|x| print_line(format_args!("event {}: {}", x.seq, x.what)))?;
+        v.quarantined.iter().try_for_each(|seq| print_line(format_args!("event {seq}: no event of ours")))?;
+        print_line(format_args!("{} signed heads agree", v.heads))?;
+        print_line(format_args!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at))?;
     }
     if let Some(why) = &v.failed {
         bail!("it could not end: {why}");
@@ -128,8 +141,7 @@ fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
 
 /// How far a command of the tool itself is.
 pub(super) fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
-    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-    Progress { at, until, per_second: at.0.saturating_mul(1_000) / millis }
+    Progress::since(began.elapsed(), at, until)
 }
 
 /// How far it is, on one line that is written over, for a person only.

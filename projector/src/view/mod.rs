@@ -281,6 +281,21 @@ pub struct Reading {
     pub watts: u16,
 }
 
+/// How an attempt at a machine went: what its record counts, with nothing of the job or whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Outcome {
+    /// The assignment's place in the log.
+    pub lease: Lease,
+    /// When it was assigned.
+    pub at: Timestamp,
+    /// How it ended; `None` while it goes on.
+    pub ended: Option<String>,
+    /// Why, where it did not end well and no other attempt came after it.
+    pub reason: Option<Reason>,
+    /// Whose fault that was.
+    pub fault: Option<Fault>,
+}
+
 /// One line of an account's statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StatementLine {

@@ -1,9 +1,11 @@
 //! What operators are answered with: the platform's streams and models, work on them, and how it was.
 
-use gpubnb_events::{JobId, MicroUsd, Millis, Seq, Timestamp};
+use std::time::Duration;
+
+use gpubnb_events::{AccountId, JobId, MicroUsd, Millis, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Figures, JobState, MachineRow, TrailEvent};
+use super::{Balance, Figures, JobState, MachineRow, TrailEvent};
 
 /// The streams and models of the platform, now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -100,6 +102,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// After so long.
+    pub(crate) fn since(elapsed: Duration, at: Seq, until: Seq) -> Self {
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        Self { at, until, per_second: at.0.saturating_mul(1_000) / millis }
+    }
+
     /// How much is done, percent.
     pub fn percent(&self) -> u64 {
         (self.at.0 * 100).checked_div(self.until.0).unwrap_or(100).min(100)
@@ -196,6 +204,28 @@ impl LedgerSums {
     pub fn total(&self) -> MicroUsd {
         self.available + self.held + self.payable + self.fees + self.external
     }
+}
+
+/// What accounts have, and what everything comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Accounts {
+    /// Up to this event.
+    pub at: Seq,
+    /// Of all accounts, the platform and the world outside.
+    pub sums: LedgerSums,
+    /// Some of them, by id.
+    pub rows: Vec<AccountLine>,
+    /// Whether there are more after the last.
+    pub more: bool,
+}
+
+/// One account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AccountLine {
+    /// Which.
+    pub account: AccountId,
+    /// What it has.
+    pub balance: Balance,
 }
 
 /// The market as it was.

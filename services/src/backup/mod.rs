@@ -9,10 +9,10 @@ use std::{
     io::IsTerminal as _,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Context as _, bail, ensure};
-use async_nats::Client;
 use clap::Args;
 use gpubnb_events::{
     Clock as _, Log, Millis, Seq, SystemClock, Timestamp,
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use self::transfer::Snapshot;
-use crate::domain::{Settings, World, machine::Availability};
+use crate::redispatch;
 
 /// Options of `backup` and `restore`.
 #[derive(Debug, Clone, Args)]
@@ -77,10 +77,23 @@ fn file(directory: &Path, stream: &str) -> PathBuf {
 }
 
 /// How far it is, for a person only.
-fn said(what: &str, bytes: u64, of: u64) {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r{what}: {} of {} KiB   \r", bytes >> 10, of.max(bytes) >> 10);
+fn said(what: &str, began: Instant, done: Done) {
+    if !std::io::stderr().is_terminal() {
+        return;
     }
+    let (at, of, unit) = match done {
+        Done::Bytes(at, of) => (at >> 10, of.max(at) >> 10, "KiB"),
+        Done::Events(at, of) => (at, of.max(at), "events"),
+    };
+    let per_second = at.saturating_mul(1_000) / u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+    let left = (of - at).checked_div(per_second).map(|s| format!(", {s} s left")).unwrap_or_default();
+    eprint!("\r{what}: {at} of {of} {unit}, {per_second} a second{left}   \r");
+}
+
+/// How far something is, and how far it will be.
+enum Done {
+    Bytes(u64, u64),
+    Events(u64, u64),
 }
 
 /// Saves every stream that cannot be made from another one.
@@ -103,8 +116,8 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
             println!("{stream:<16} is here already");
             continue;
         }
-        let file = file(&args.directory, &stream);
-        let saving = transfer::save(&client, &stream, &file, |bytes, of| said(&stream, bytes, of));
+        let (file, begun) = (file(&args.directory, &stream), Instant::now());
+        let saving = transfer::save(&client, &stream, &file, |bytes, of| said(&stream, begun, Done::Bytes(bytes, of)));
         let snapshot = tokio::select! {
             () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
             saved = saving => saved.with_context(|| format!("saving {stream}"))?,
@@ -133,9 +146,9 @@ pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: Cance
                 snapshot.last()
             ),
             None => {
-                let file = file(&args.directory, &snapshot.stream);
+                let (file, begun) = (file(&args.directory, &snapshot.stream), Instant::now());
                 let loading = transfer::load(&client, snapshot, options.replicas, &file, |bytes, of| {
-                    said(&snapshot.stream, bytes, of);
+                    said(&snapshot.stream, begun, Done::Bytes(bytes, of));
                 });
                 tokio::select! {
                     () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
@@ -145,34 +158,14 @@ pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: Cance
             }
         }
     }
-    dispatch(args, &client, options).await?;
-    println!("restored. Start the services, the projector and the web server; then: gpubnb-projector verify");
-    Ok(())
-}
-
-/// Makes the job messages anew, from the oldest lease that is live, and each machine's consumer: those of leases that
-/// ended would only be refused, one by one.
-async fn dispatch(args: &BackupArgs, client: &Client, options: &StreamOptions) -> anyhow::Result<()> {
     let log = Log::open(jetstream(args.nats.connect("append", SERVICES_INBOX).await?)).await?;
-    let (last, settings) = (log.last_seq().await?, Settings::default());
-    let (mut world, mut follower) = (World::default(), log.follow(Seq(1)));
-    while world.applied() < last {
-        for recorded in follower.next_batch().await {
-            world.apply(&recorded, &settings);
-        }
-        said(MARKET, world.applied().0, last.0);
-    }
-    let live = world.machines().flat_map(|(_, machine)| machine.leases.values());
-    let from = live.map(|lease| lease.0).min().unwrap_or(last.next());
-    let js = jetstream(client.clone());
-    stream::provision_dispatch(&js, options, from).await?;
-    stream::provision(&js, options).await?;
-    let on_market = world.machines().filter(|(_, machine)| machine.availability != Availability::Delisted);
-    let mut machines = 0_u32;
-    for (id, machine) in on_market {
-        stream::provision_machine(&log.jetstream(), *id, machine.offer.slots).await?;
-        machines += 1;
-    }
+    let begun = Instant::now();
+    let folded = |at: Seq, last: Seq| said(MARKET, begun, Done::Events(at.0, last.0));
+    let owner = jetstream(client);
+    let anew = redispatch::anew(&log, &owner, options, folded);
+    let (from, machines) =
+        Box::pin(shutdown.run_until_cancelled(anew)).await.context("stopped: say the same again to go on")??;
     println!("{:<16} from event {from} on, {machines} machines", stream::DISPATCH);
+    println!("restored. Start the services, the projector and the web server; then: gpubnb-projector verify");
     Ok(())
 }

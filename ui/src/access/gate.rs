@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 
-use super::{Access, SESSION_COOKIE, Scope, Viewer, cookie, streams::Reader};
+use super::{Access, SESSION_COOKIE, Scope, Viewer, cookie, streams::Reader, viewer::looking};
 use crate::{
     app::App,
     error::{ApiError, PageError, Problem},
@@ -43,18 +43,23 @@ pub(super) async fn pass(access: Access, mut request: Request, next: Next) -> Re
     };
     let program = is_for_program(request.uri().path());
     let back = (request.method() == Method::GET).then(|| sign_in_link(request.uri()));
-    let entered = match enter(&app, access, &mut request).await {
-        Ok(reader) => app.streams.bound(reader, next.run(request).await),
-        Err(problem) => Err(problem),
-    };
-    match entered {
-        Ok(response) => response,
-        Err(problem) if program => ApiError(problem).into_response(),
-        Err(problem) => match back.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
-            Some(back) => Redirect::to(&back).into_response(),
-            None => PageError(problem).into_response(),
-        },
-    }
+    let entered = enter(&app, access, &mut request).await;
+    let viewer = request.extensions().get::<Viewer>().copied().unwrap_or_default();
+    looking(viewer, async {
+        let answered = match entered {
+            Ok(reader) => app.streams.bound(reader, next.run(request).await),
+            Err(problem) => Err(problem),
+        };
+        match answered {
+            Ok(response) => response,
+            Err(problem) if program => ApiError(problem).into_response(),
+            Err(problem) => match back.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
+                Some(back) => Redirect::to(&back).into_response(),
+                None => PageError(problem).into_response(),
+            },
+        }
+    })
+    .await
 }
 
 /// The sign-in page that comes back here.
@@ -68,6 +73,7 @@ async fn enter(app: &App, access: Access, request: &mut Request) -> Result<Reade
     app.paces.address(address)?;
     request.extensions_mut().insert(PeerAddress(address));
     let entry = identify(app, request.headers()).await?;
+    request.extensions_mut().insert(entry.viewer);
     if let Some(account) = entry.viewer.account {
         app.paces.account(account)?;
     }
@@ -75,7 +81,6 @@ async fn enter(app: &App, access: Access, request: &mut Request) -> Result<Reade
     if entry.viewer.session.is_some() && !matches!(*request.method(), Method::GET | Method::HEAD) {
         same_session(&entry.viewer, request).await?;
     }
-    request.extensions_mut().insert(entry.viewer);
     Ok(Reader::of(entry.viewer.account, address))
 }
 

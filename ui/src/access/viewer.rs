@@ -22,6 +22,16 @@ pub(crate) struct Viewer {
     pub(super) csrf: Option<[u8; 16]>,
 }
 
+tokio::task_local! {
+    /// Who looks, while a request is answered: for the page that says what went wrong.
+    static LOOKING: Viewer;
+}
+
+/// Answers a request of somebody.
+pub(super) async fn looking<T>(viewer: Viewer, answer: impl Future<Output = T>) -> T {
+    LOOKING.scope(viewer, answer).await
+}
+
 /// One who is known.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SignedIn {
@@ -42,6 +52,11 @@ impl Viewer {
             Some(account) if self.operator => Actor::Operator(Some(account)),
             _ => self.actor(),
         }
+    }
+
+    /// Who looks, where a request is being answered.
+    pub(crate) fn present() -> Self {
+        LOOKING.try_with(|viewer| *viewer).unwrap_or_default()
     }
 
     /// What the forms of this session carry; empty where there is none.

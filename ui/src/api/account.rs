@@ -6,8 +6,8 @@ use gpubnb_events::{
     command::{Deposit, Done, RequestPayout},
 };
 use gpubnb_projector::{
-    client::StatementQuery,
-    view::{Balance, Page, StatementLine},
+    client::{DaysOf, StatementQuery},
+    view::{Balance, Day, Page, StatementLine},
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,15 @@ pub(crate) async fn wallet(
     let query = StatementQuery { account, before: part.cursor.map(Seq), limit: part.limit.unwrap_or(100) };
     let statement = app.queries.statement(actor, query, seq).await?;
     Ok(Json(Wallet { balance, statement }))
+}
+
+/// Days that are told of at once.
+pub(super) const DAYS: u32 = 31;
+
+/// What was spent and earned, day by day.
+pub(crate) async fn days(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Day>>, ApiError> {
+    let of = DaysOf::Account(signed_in.account);
+    Ok(Json(app.queries.days(signed_in.actor(), of, DAYS, Seq::ZERO).await?))
 }
 
 /// Body of `POST /api/v1/wallet/deposits`.

@@ -10,13 +10,16 @@ use gpubnb_events::{
     template::Template,
 };
 use gpubnb_projector::{
-    client::TrailOf,
-    view::{Figures, MachineView, Page, TrailEvent},
+    client::{DaysOf, TrailOf},
+    view::{Day, Figures, MachineView, Outcome, Page, Reading, TrailEvent},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::jobs::{Input, Part};
+use super::{
+    account::DAYS,
+    jobs::{Input, Part},
+};
 use crate::{
     access::{Client, SignedIn, Viewer},
     app::App,
@@ -169,4 +172,40 @@ pub(crate) async fn revoke(
 ) -> Result<StatusCode, ApiError> {
     app.command::<Revoked>("enrollment", "revoke", signed_in.actor(), &RevokeMachine { machine }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which stretch of time.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Stretch {
+    /// Up to 24; one, if missing.
+    hours: Option<u32>,
+}
+
+/// What a machine measured, minute by minute.
+pub(crate) async fn readings(
+    State(app): State<App>,
+    viewer: Viewer,
+    Path(machine): Path<MachineId>,
+    Query(stretch): Query<Stretch>,
+) -> Result<Json<Vec<Reading>>, ApiError> {
+    let hours = stretch.hours.unwrap_or(1).clamp(1, 24);
+    Ok(Json(app.queries.readings(viewer.actor(), machine, hours * 60).await?))
+}
+
+/// How the newest attempts at a machine went.
+pub(crate) async fn outcomes(
+    State(app): State<App>,
+    viewer: Viewer,
+    Path(machine): Path<MachineId>,
+) -> Result<Json<Vec<Outcome>>, ApiError> {
+    Ok(Json(app.queries.outcomes(viewer.actor(), machine).await?))
+}
+
+/// What one's own machine earned, day by day.
+pub(crate) async fn days(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(machine): Path<MachineId>,
+) -> Result<Json<Vec<Day>>, ApiError> {
+    Ok(Json(app.queries.days(signed_in.actor(), DaysOf::Machine(machine), DAYS, Seq::ZERO).await?))
 }

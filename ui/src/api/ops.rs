@@ -6,11 +6,25 @@ use gpubnb_events::{
     command::{ClosePayout, Done, FundAccount, RevokeMachine, Revoked, SetSuspension},
     dispatch::{DeadLetter, Remedied, Remedy},
 };
+use gpubnb_projector::{
+    client::Point,
+    view::{
+        Page, TrailEvent,
+        ops::{Accounts, Platform, Stuck, Travel},
+    },
+};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::jobs::Input;
-use crate::{access::SignedIn, app::App, error::ApiError, extract::Path, input::dollars};
+use crate::{
+    access::SignedIn,
+    app::App,
+    error::{ApiError, Problem},
+    extract::{Path, Query},
+    input::dollars,
+    page::console::Filters,
+};
 
 /// Body of `POST /ops/accounts/{id}/suspension`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -94,4 +108,70 @@ pub(crate) async fn ban(
 ) -> Result<StatusCode, ApiError> {
     app.command::<Revoked>("enrollment", "revoke", signed_in.operator(), &RevokeMachine { machine }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The platform's streams and models.
+pub(crate) async fn platform(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Platform>, ApiError> {
+    Ok(Json(app.queries.platform(signed_in.operator()).await?))
+}
+
+/// Jobs that have been in one state for too long.
+pub(crate) async fn stuck(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Stuck>>, ApiError> {
+    Ok(Json(app.queries.stuck(signed_in.operator()).await?))
+}
+
+/// Every event, newest first.
+pub(crate) async fn events(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(filters): Query<Filters>,
+) -> Result<Json<Page<TrailEvent>>, ApiError> {
+    Ok(Json(app.queries.events(signed_in.operator(), filters.query()?).await?))
+}
+
+/// Which accounts: those after one.
+#[derive(Debug, Deserialize)]
+pub(crate) struct After {
+    after: Option<AccountId>,
+}
+
+/// What everything comes to, and each account.
+pub(crate) async fn ledger(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(After { after }): Query<After>,
+) -> Result<Json<Accounts>, ApiError> {
+    Ok(Json(app.queries.accounts(signed_in.operator(), after).await?))
+}
+
+/// A point in the log.
+#[derive(Debug, Deserialize)]
+pub(crate) struct At {
+    at: String,
+}
+
+/// The market as it was, or how far the way there is.
+pub(crate) async fn travel(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(At { at }): Query<At>,
+) -> Result<Json<Travel>, ApiError> {
+    let at: Point = at.parse().map_err(|e: String| Problem::invalid("at", e))?;
+    Ok(Json(app.queries.travel(signed_in.operator(), at).await?))
+}
+
+/// Begins to rebuild a model; how far it is, the platform tells.
+pub(crate) async fn rebuild(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(model): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    app.queries.rebuild(signed_in.operator(), &model).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Begins to verify; how far it is and what it found, the platform tells.
+pub(crate) async fn verify(State(app): State<App>, signed_in: SignedIn) -> Result<StatusCode, ApiError> {
+    app.queries.verify(signed_in.operator()).await?;
+    Ok(StatusCode::ACCEPTED)
 }

@@ -105,7 +105,11 @@ where
                         }
                     }
                 }
-                Err(problem) => yield Ok(Event::default().event("problem").data(problem.detail)),
+                Err(problem) => {
+                    // All is said again afterwards: that is how the page knows it is well.
+                    shown = Shown::default();
+                    yield Ok(Event::default().event("problem").data(problem.detail));
+                }
             }
             if let Ok(Some(change)) = timeout(at_least, next_change(&mut changes, &matters)).await {
                 seq = seq.max(change.seq);

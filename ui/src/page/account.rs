@@ -33,10 +33,22 @@ struct AccountPage {
     made: Option<String>,
     done: Option<&'static str>,
     problem: Option<Problem>,
+    /// What was typed of a token that was refused.
+    typed: Vec<(String, String)>,
     now: Timestamp,
 }
 
 impl AccountPage {
+    fn typed<'a>(&'a self, name: &str, otherwise: &'a str) -> &'a str {
+        self.typed.iter().find(|(n, _)| n == name).map_or(otherwise, |(_, value)| value)
+    }
+
+    // A template hands over references.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn ticked(&self, scope: &Scope) -> bool {
+        self.typed.iter().any(|(name, value)| name == "scope" && *value == scope.to_string())
+    }
+
     /// Whether this is the browser that looks.
     fn is_present(&self, session: &SessionInfo) -> bool {
         self.session == Some(session.id)
@@ -48,10 +60,11 @@ async fn show(
     signed_in: SignedIn,
     made: Option<String>,
     done: Option<&'static str>,
-    problem: Option<Problem>,
+    problem: Option<(Problem, Vec<(String, String)>)>,
 ) -> Result<Response, Problem> {
     let (account, now) = (signed_in.account, app.now());
     let operator = signed_in.viewer.operator;
+    let (problem, typed) = problem.map_or_else(Default::default, |(problem, typed)| (Some(problem), typed));
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let page = AccountPage {
         chrome: Chrome::new("Account", "account", signed_in.viewer),
@@ -65,15 +78,21 @@ async fn show(
         made,
         done,
         problem,
+        typed,
         now,
     };
     Ok((status, html(&page)?).into_response())
 }
 
 /// A problem with what was typed stands on the page; any other is a page of its own.
-async fn show_or(app: &App, signed_in: SignedIn, problem: Problem) -> Result<Response, PageError> {
+async fn show_or(
+    app: &App,
+    signed_in: SignedIn,
+    problem: Problem,
+    typed: Vec<(String, String)>,
+) -> Result<Response, PageError> {
     if problem.field.is_some() {
-        return Ok(show(app, signed_in, None, None, Some(problem)).await?);
+        return Ok(show(app, signed_in, None, None, Some((problem, typed))).await?);
     }
     Err(problem.into())
 }
@@ -114,7 +133,8 @@ pub(crate) async fn change_password(
 ) -> Result<Response, PageError> {
     app.paces.guess(&signed_in.account.to_string())?;
     if let Err(problem) = app.people.change_password(signed_in.account, &passwords.old, &passwords.new).await {
-        return show_or(&app, signed_in, problem).await;
+        // A password is typed anew.
+        return show_or(&app, signed_in, problem, Vec::new()).await;
     }
     // Whoever else is signed in may be the reason for the change.
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
@@ -160,7 +180,7 @@ pub(crate) async fn create_token(
     };
     match made {
         Ok((_, token)) => Ok(show(&app, signed_in, Some(token), None, None).await?),
-        Err(problem) => show_or(&app, signed_in, problem).await,
+        Err(problem) => show_or(&app, signed_in, problem, fields).await,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The operator's console: streams, models, verification, the ledger's sums, stuck work, and every event.
+//! The operator's console: stuck work, dead letters, models, verification, streams, and every event.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -185,7 +185,7 @@ pub(crate) struct Filters {
 }
 
 impl Filters {
-    fn query(&self) -> Result<EventsQuery, Problem> {
+    pub(crate) fn query(&self) -> Result<EventsQuery, Problem> {
         let some = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
         Ok(EventsQuery {
             before: self.before.parse().ok().map(Seq),

@@ -9,7 +9,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    JobId, Lease, Millis, Seq, Timestamp,
+    JobId, Lease, MicroUsd, Millis, Seq, Timestamp,
     command::{CancelJob, Done},
     output::{JobMetrics, Progress},
     rpc::Failure,
@@ -94,6 +94,13 @@ impl Events<'_> {
 struct ReceiptCard<'a> {
     job: &'a JobRow,
     receipt: Option<&'a Receipt>,
+}
+
+impl ReceiptCard<'_> {
+    /// Of all postings: nothing comes from nowhere.
+    fn sum(&self, receipt: &Receipt) -> MicroUsd {
+        receipt.settled.postings.iter().map(|p| p.amount).sum()
+    }
 }
 
 #[derive(Template)]

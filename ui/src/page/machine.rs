@@ -1,6 +1,13 @@
 //! One machine: the offer, what it does now, its self-test, its record and its trail.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use askama::Template;
 use axum::{
@@ -11,10 +18,10 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{Aggregate, MachineId, Seq, Timestamp};
+use gpubnb_events::{Aggregate, MachineId, Seq, Timestamp, event::Fault};
 use gpubnb_projector::{
     client::{JobsQuery, TrailOf, TrailQuery},
-    view::{JobRow, MachineView, Reading, TrailEvent},
+    view::{JobRow, MachineView, Outcome, Reading, TrailEvent},
 };
 use serde::Deserialize;
 
@@ -50,9 +57,9 @@ struct MachinePage {
     now_card: String,
     charts: String,
     hours: u32,
-    /// Jobs that ran here and that the viewer may see.
-    jobs: Vec<JobRow>,
-    trail: Vec<TrailEvent>,
+    record: String,
+    jobs: String,
+    trail: String,
     now: Timestamp,
 }
 
@@ -62,8 +69,44 @@ struct Now<'a> {
     m: &'a MachineView,
 }
 
+#[derive(Template)]
+#[template(path = "machine_record.html")]
+struct Record<'a> {
+    m: &'a MachineView,
+    outcomes: Vec<Outcome>,
+    /// Whether who looks may open its events.
+    linked: bool,
+    now: Timestamp,
+}
+
+impl Record<'_> {
+    fn at_fault(&self, outcome: &Outcome) -> bool {
+        outcome.fault == Some(Fault::Provider)
+    }
+}
+
+#[derive(Template)]
+#[template(path = "machine_jobs.html")]
+struct JobsHere {
+    /// Those that ran here and that the viewer may see.
+    jobs: Vec<JobRow>,
+    operator: bool,
+    now: Timestamp,
+}
+
+#[derive(Template)]
+#[template(path = "machine_events.html")]
+struct TrailCard<'a> {
+    m: &'a MachineView,
+    trail: Vec<TrailEvent>,
+    linked: bool,
+    now: Timestamp,
+}
+
 /// Events of the trail that are shown.
 const TRAIL: u32 = 50;
+/// Parts of the page that follow the log.
+const TOLD: [&str; 3] = ["record", "jobs-here", "trail"];
 
 pub(crate) async fn page(
     State(app): State<App>,
@@ -71,22 +114,33 @@ pub(crate) async fn page(
     Path(machine): Path<MachineId>,
     Query(stretch): Query<Stretch>,
 ) -> Result<Html<String>, PageError> {
-    let actor = viewer.reader();
     let m = known(&app, viewer, machine).await?;
+    let (told, charts) = tokio::join!(told(&app, viewer, &m), charts(&app, viewer, &m, stretch.hours()));
+    let ([record, jobs, trail], charts, now_card) = (told?, charts?, fragment(&Now { m: &m })?);
+    let chrome = Chrome::new(m.row.offer.name.clone(), "market", viewer);
+    let (hours, now) = (stretch.hours(), app.now());
+    Ok(html(&MachinePage { chrome, m, now_card, charts, hours, record, jobs, trail, now })?)
+}
+
+/// What the log tells of it: its record, the jobs here, its trail.
+async fn told(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3], Problem> {
+    let (machine, actor, now) = (m.row.machine, viewer.reader(), app.now());
     let query = TrailQuery { of: TrailOf::Machine(machine), skip: 0, limit: TRAIL, from_end: true };
     let account = viewer.account.filter(|_| !viewer.operator);
     let mine = JobsQuery { account, machine: Some(machine), limit: Some(10), ..JobsQuery::default() };
-    let (trail, jobs, charts) = tokio::join!(
+    let (trail, jobs, outcomes) = tokio::join!(
         app.queries.trail(actor, query, Seq::ZERO),
-        jobs(&app, viewer, mine),
-        charts(&app, viewer, &m, stretch.hours()),
+        jobs(app, viewer, mine),
+        app.queries.outcomes(actor, machine),
     );
     let mut trail = trail?.rows;
     trail.reverse();
-    let (jobs, charts, now_card) = (jobs?, charts?, fragment(&Now { m: &m })?);
-    let chrome = Chrome::new(m.row.offer.name.clone(), "market", viewer);
-    let (hours, now) = (stretch.hours(), app.now());
-    Ok(html(&MachinePage { chrome, m, now_card, charts, hours, jobs, trail, now })?)
+    let linked = viewer.operator || viewer.account == Some(m.row.owner);
+    Ok([
+        fragment(&Record { m, outcomes: outcomes?, linked: viewer.operator, now })?,
+        fragment(&JobsHere { jobs: jobs?, operator: viewer.operator, now })?,
+        fragment(&TrailCard { m, trail, linked, now })?,
+    ])
 }
 
 /// Jobs that the viewer may see; a stranger has none.
@@ -135,17 +189,24 @@ pub(crate) async fn live(
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
     let matters = move |change: &crate::live::Change| change.aggregate == Aggregate::Machine(machine);
-    parts::stream(changes, Duration::from_secs(1), matters, move |_| {
-        let app = app.clone();
+    // Up to which event the log was told of; none yet.
+    let told_at = Arc::new(AtomicU64::new(0));
+    parts::stream(changes, Duration::from_secs(1), matters, move |seq| {
+        let (app, told_at) = (app.clone(), Arc::clone(&told_at));
         async move {
             let m = known(&app, viewer, machine).await?;
             let charts = charts(&app, viewer, &m, stretch.hours()).await?;
+            let mut parts = Vec::new();
+            // What the log tells changes with its events, not with heartbeats.
+            if told_at.swap(seq.0.max(1), Ordering::Relaxed) != seq.0.max(1) {
+                let told = told(&app, viewer, &m).await?;
+                parts.extend(TOLD.into_iter().zip(told).map(|(id, html)| Part::new(id, html)));
+            }
             // Charts move on by the minute: not with every heartbeat.
             let minute = app.now().millis() / 60_000;
-            Ok(vec![
-                Part::new("now", fragment(&Now { m: &m })?),
-                Part::frame("charts", format!("{minute} {}", charts.len()), charts),
-            ])
+            parts.push(Part::new("now", fragment(&Now { m: &m })?));
+            parts.push(Part::frame("charts", format!("{minute} {}", charts.len()), charts));
+            Ok(parts)
         }
     })
 }

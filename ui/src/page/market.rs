@@ -11,7 +11,7 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{Aggregate, MicroUsd};
+use gpubnb_events::{Aggregate, MicroUsd, spec::Mebibytes};
 use gpubnb_projector::view::{MachineState, MachineView};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,36 @@ pub(crate) struct Filters {
     /// `finishes`: owners that do not take the machine back under a job; `egress`: jobs may use the network.
     #[serde(default)]
     owner: String,
+    /// `online`, `paused`, … or empty.
+    #[serde(default)]
+    state: String,
+    /// GPUs at least.
+    #[serde(default)]
+    min_gpus: String,
+    /// Part of the driver's or CUDA's version.
+    #[serde(default)]
+    driver: String,
+    /// CPU cores at least.
+    #[serde(default)]
+    min_cores: String,
+    /// GiB.
+    #[serde(default)]
+    min_ram: String,
+    /// GiB.
+    #[serde(default)]
+    min_disk: String,
+    /// Mbit/s from the market, at least.
+    #[serde(default)]
+    min_down: String,
+    /// Mbit/s to the market, at least.
+    #[serde(default)]
+    min_up: String,
+    /// Measured speed per dollar, at least.
+    #[serde(default)]
+    min_score: String,
+    /// `real`: without simulated GPUs.
+    #[serde(default)]
+    simulated: String,
     /// `price`, `score`, `vram`, `reliability`, `name`.
     #[serde(default)]
     sort: String,
@@ -88,11 +118,34 @@ impl Filters {
             && (self.region.is_empty() || self.region == offer.region)
             && self.max_price.parse::<MicroUsd>().map_or(true, |most| offer.price.0 <= most)
             && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib * 1_024)
+            && self.wants_hardware(m)
+            && (self.state.is_empty() || m.row.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
                 "free" => m.row.state() == MachineState::Online && m.row.free_slots() > 0,
                 "verified" => format::verified(&m.row),
                 _ => true,
             }
+    }
+
+    /// The filters of what a machine is made of. One that cannot be read filters nothing.
+    // Compared with what people type.
+    #[allow(clippy::cast_precision_loss)]
+    fn wants_hardware(&self, m: &MachineView) -> bool {
+        let hardware = &m.row.offer.hardware;
+        let least = |filter: &str, has: f64| filter.trim().parse::<f64>().map_or(true, |least| has >= least);
+        let gib = |size: Mebibytes| size.0 as f64 / 1_024.0;
+        let (down, up) = format::speed(&m.row);
+        let version = self.driver.trim();
+        let versions = [hardware.driver.as_deref(), hardware.cuda.as_deref()];
+        least(&self.min_gpus, hardware.gpus.len() as f64)
+            && (version.is_empty() || versions.iter().flatten().any(|v| v.contains(version)))
+            && least(&self.min_cores, f64::from(hardware.cpu_cores))
+            && least(&self.min_ram, gib(hardware.memory))
+            && least(&self.min_disk, gib(hardware.disk))
+            && least(&self.min_down, down)
+            && least(&self.min_up, up)
+            && least(&self.min_score, format::score(&m.row).map_or(0.0, |score| score.per_dollar))
+            && (self.simulated != "real" || !hardware.simulated)
     }
 
     fn order(&self, machines: &mut [Arc<MachineView>]) {
@@ -119,11 +172,29 @@ impl Filters {
         self.page.parse().unwrap_or(1).max(1)
     }
 
+    /// The states a machine on the market can be in.
+    fn states(&self) -> [&'static str; 6] {
+        STATES.map(MachineState::name)
+    }
+
     /// What is further than the first row of filters.
     fn has_more(&self) -> bool {
-        [&self.gpu, &self.region, &self.min_vram, &self.min_reliability, &self.owner].iter().any(|f| !f.is_empty())
+        let offer = [&self.gpu, &self.region, &self.min_vram, &self.min_reliability, &self.owner, &self.state];
+        let hardware = [&self.min_gpus, &self.driver, &self.min_cores, &self.min_ram, &self.min_disk];
+        let measured = [&self.min_down, &self.min_up, &self.min_score, &self.simulated];
+        offer.iter().chain(&hardware).chain(&measured).any(|f| !f.is_empty())
     }
 }
+
+/// The states in which a machine is on the market.
+pub(super) const STATES: [MachineState; 6] = [
+    MachineState::Online,
+    MachineState::Suspect,
+    MachineState::Lost,
+    MachineState::Paused,
+    MachineState::Away,
+    MachineState::Draining,
+];
 
 /// Machines on one page.
 const AT_ONCE: usize = 48;

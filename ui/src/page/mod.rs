@@ -3,6 +3,8 @@
 pub(crate) mod account;
 mod again;
 pub(crate) mod console;
+pub(crate) mod console_fleet;
+pub(crate) mod console_ledger;
 pub(crate) mod docs;
 pub(crate) mod entry;
 pub(crate) mod event;
@@ -34,11 +36,6 @@ pub(crate) struct Chrome {
 impl Chrome {
     pub(crate) fn new(title: impl Into<String>, here: &'static str, viewer: Viewer) -> Self {
         Self { title: title.into(), here, viewer: Some(viewer).filter(|v| v.account.is_some()) }
-    }
-
-    /// Of a page that knows nobody.
-    pub(crate) fn plain(title: &str) -> Self {
-        Self { title: title.to_owned(), here: "", viewer: None }
     }
 
     /// The address of an asset.

@@ -5,6 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use askama::Template;
 use axum::{
     extract::State,
+    http::StatusCode,
     response::{
         Html, IntoResponse, Redirect, Response,
         sse::{Event, Sse},
@@ -72,6 +73,8 @@ struct Card {
     /// Metered time of a slot today, percent of the day so far.
     utilisation: u64,
     prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
+    /// What was typed and refused, and why.
+    refused: Option<(String, String)>,
     csrf: String,
     now: Timestamp,
 }
@@ -117,6 +120,7 @@ async fn card(app: &App, signed_in: SignedIn, m: MachineView, market: &[Arc<Mach
     let so_far = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1) * u64::from(m.row.offer.slots.max(1));
     Ok(Card {
         prices: prices(market, &m.row),
+        refused: None,
         today,
         month: month.iter().map(|d| d.earned).sum(),
         utilisation: (today.metered.0 * 100 / so_far).min(100),
@@ -131,7 +135,7 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(at_least): Query<AtLeast>,
 ) -> Result<Html<String>, PageError> {
-    Ok(show(&app, signed_in, at_least.seq(), None, String::new()).await?)
+    Ok(show(&app, signed_in, at_least.seq(), None, String::new(), None).await?)
 }
 
 /// What changes of the page. What of the machines' states they say themselves comes with their heartbeats.
@@ -170,7 +174,7 @@ pub(crate) async fn enroll(
     Origin(market): Origin,
 ) -> Result<Html<String>, PageError> {
     let code = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
-    Ok(show(&app, signed_in, Seq::ZERO, Some(code), market).await?)
+    Ok(show(&app, signed_in, Seq::ZERO, Some(code), market, None).await?)
 }
 
 /// Takes a machine its right to speak: for one that was stolen, or whose key was.
@@ -189,9 +193,15 @@ async fn show(
     seq: Seq,
     code: Option<EnrollmentCode>,
     market: String,
+    refused: Option<(MachineId, (String, String))>,
 ) -> Result<Html<String>, Problem> {
     let (totals, machines) = tokio::join!(totals(app, signed_in, seq), machines(app, signed_in, seq));
-    let (totals, machines) = (totals?, machines?);
+    let (totals, mut machines) = (totals?, machines?);
+    if let Some((machine, refused)) = refused {
+        if let Some(card) = machines.cards.iter_mut().find(|card| card.m.row.machine == machine) {
+            card.refused = Some(refused);
+        }
+    }
     let chrome = Chrome::new("My machines", "provider", signed_in.viewer);
     let (empty, machines) = (machines.cards.is_empty(), fragment(&machines)?);
     html(&Provider { chrome, totals, machines, empty, seq, code, market })
@@ -222,14 +232,27 @@ pub(crate) async fn change(
     Path(machine): Path<MachineId>,
     Form(form): Form<Wish>,
 ) -> Result<Response, PageError> {
+    let typed = form.price.clone().unwrap_or_default();
+    match asked(&app, signed_in, machine, form).await {
+        Ok(done) => Ok(Redirect::to(&format!("/provider?seq={}", done.seq)).into_response()),
+        // Beside the field, with what was typed.
+        Err(problem) if problem.field.is_some() => {
+            let status = StatusCode::from_u16(problem.status).unwrap_or_default();
+            let refused = Some((machine, (typed, problem.detail)));
+            Ok((status, show(&app, signed_in, Seq::ZERO, None, String::new(), refused).await?).into_response())
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+async fn asked(app: &App, signed_in: SignedIn, machine: MachineId, form: Wish) -> Result<Done, Problem> {
     let wish = match form.wish.as_str() {
         "pause" => MachineWish::Pause,
         "resume" => MachineWish::Resume,
         "drain" => MachineWish::Drain,
         "delist" => MachineWish::Delist,
         "reprice" => MachineWish::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
-        _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.").into()),
+        _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.")),
     };
-    let done: Done = app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?;
-    Ok(Redirect::to(&format!("/provider?seq={}", done.seq)).into_response())
+    Ok(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?)
 }

@@ -6,7 +6,7 @@ use askama::Template;
 use axum::{
     body::Body,
     extract::State,
-    http::header,
+    http::{StatusCode, header},
     response::{
         Html, IntoResponse, Redirect, Response,
         sse::{Event, Sse},
@@ -48,10 +48,28 @@ struct Wallet {
     chrome: Chrome,
     sums: String,
     statement: String,
-    deposit: CommandId,
-    payout: CommandId,
+    deposit: Asked,
+    payout: Asked,
     /// The newest lines: what comes is added. Older ones do not change.
     live: Option<u64>,
+}
+
+/// One of the two forms: what was typed, and what was wrong with it.
+struct Asked {
+    id: CommandId,
+    amount: String,
+    problem: Option<Problem>,
+}
+
+impl Asked {
+    fn new(amount: &str) -> Self {
+        Self { id: CommandId::generate(), amount: amount.to_owned(), problem: None }
+    }
+
+    /// What was sent, with what is wrong.
+    fn again(sent: Transfer, problem: Problem) -> Self {
+        Self { id: sent.id, amount: sent.amount, problem: Some(problem) }
+    }
 }
 
 #[derive(Template)]
@@ -89,11 +107,23 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(part): Query<Part>,
 ) -> Result<Html<String>, PageError> {
-    let (sums, statement) = contents(&app, signed_in, part.before, Seq(part.seq)).await?;
+    Ok(show(&app, signed_in, &part, Asked::new(DEPOSIT), Asked::new("")).await?)
+}
+
+/// What the form proposes to deposit, dollars.
+const DEPOSIT: &str = "10";
+
+async fn show(
+    app: &App,
+    signed_in: SignedIn,
+    part: &Part,
+    deposit: Asked,
+    payout: Asked,
+) -> Result<Html<String>, Problem> {
+    let (sums, statement) = contents(app, signed_in, part.before, Seq(part.seq)).await?;
     let chrome = Chrome::new("Wallet", "wallet", signed_in.viewer);
-    let (deposit, payout) = (CommandId::generate(), CommandId::generate());
     let live = part.before.is_none().then_some(part.seq);
-    Ok(html(&Wallet { chrome, sums, statement, deposit, payout, live })?)
+    html(&Wallet { chrome, sums, statement, deposit, payout, live })
 }
 
 pub(crate) async fn live(
@@ -169,9 +199,14 @@ pub(crate) async fn deposit(
     signed_in: SignedIn,
     Form(transfer): Form<Transfer>,
 ) -> Result<Response, PageError> {
-    let body = Deposit { deposit: transfer.id, amount: transfer.amount()? };
-    let done: Done = app.command("account", "deposit", signed_in.actor(), &body).await?;
-    Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response())
+    let done = async {
+        let body = Deposit { deposit: transfer.id, amount: transfer.amount()? };
+        Ok(app.command::<Done>("account", "deposit", signed_in.actor(), &body).await?)
+    };
+    match done.await {
+        Ok(done) => Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response()),
+        Err(problem) => refused(&app, signed_in, problem, |p| (Asked::again(transfer, p), Asked::new(""))).await,
+    }
 }
 
 pub(crate) async fn payout(
@@ -179,9 +214,29 @@ pub(crate) async fn payout(
     signed_in: SignedIn,
     Form(transfer): Form<Transfer>,
 ) -> Result<Response, PageError> {
-    let body = RequestPayout { payout: transfer.id, amount: transfer.amount()? };
-    let done: Done = app.command("account", "request_payout", signed_in.actor(), &body).await?;
-    Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response())
+    let done = async {
+        let body = RequestPayout { payout: transfer.id, amount: transfer.amount()? };
+        Ok(app.command::<Done>("account", "request_payout", signed_in.actor(), &body).await?)
+    };
+    match done.await {
+        Ok(done) => Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response()),
+        Err(problem) => refused(&app, signed_in, problem, |p| (Asked::new(DEPOSIT), Asked::again(transfer, p))).await,
+    }
+}
+
+/// What was refused stands beside its field, with what was typed; what broke is a page of its own.
+async fn refused(
+    app: &App,
+    signed_in: SignedIn,
+    problem: Problem,
+    forms: impl FnOnce(Problem) -> (Asked, Asked),
+) -> Result<Response, PageError> {
+    if problem.status >= 500 {
+        return Err(problem.into());
+    }
+    let status = StatusCode::from_u16(problem.status).unwrap_or_default();
+    let (deposit, payout) = forms(problem);
+    Ok((status, show(app, signed_in, &Part::default(), deposit, payout).await?).into_response())
 }
 
 #[cfg(test)]

@@ -1,0 +1,39 @@
+//! The ledger account by account, and that it comes to nothing.
+
+use gpubnb_events::{AccountId, Seq};
+
+use crate::{
+    model::ledger::{self, PlatformTotals, TOTALS},
+    store::{self, StoreError},
+    view::{
+        Balance,
+        ops::{AccountLine, Accounts, LedgerSums},
+    },
+};
+
+/// Accounts that are told of at once.
+const AT_ONCE: usize = 100;
+
+/// The accounts after one, by id, and the sums of all there are.
+pub(super) fn accounts(tree: &sled::Tree, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
+    let totals: PlatformTotals = store::get(tree, TOTALS)?.unwrap_or_default();
+    let mut sums = LedgerSums { fees: totals.fees, external: totals.external, ..LedgerSums::default() };
+    let (mut rows, mut more) = (Vec::new(), false);
+    for entry in tree.scan_prefix(ledger::BALANCES) {
+        let (key, bytes) = entry?;
+        let balance: Balance = store::decode(&key, &bytes)?;
+        let id = key.get(1..).and_then(|id| id.try_into().ok()).and_then(|id| AccountId::from_bytes(id).ok());
+        let account = id.ok_or_else(|| StoreError::corrupt(&key, "no account's id in it"))?;
+        sums.accounts += 1;
+        sums.available += balance.available;
+        sums.held += balance.held;
+        sums.payable += balance.payable;
+        if after.is_none_or(|after| account > after) {
+            match rows.len() {
+                AT_ONCE => more = true,
+                _ => rows.push(AccountLine { account, balance }),
+            }
+        }
+    }
+    Ok(Accounts { at, sums, rows, more })
+}

@@ -1,0 +1,84 @@
+//! The ledger as operators audit it: what everything comes to, and each account.
+
+use std::{convert::Infallible, time::Duration};
+
+use askama::Template;
+use axum::{
+    extract::State,
+    response::{
+        Html,
+        sse::{Event, Sse},
+    },
+};
+use futures_util::Stream;
+use gpubnb_events::{AccountId, Aggregate, MicroUsd, Seq};
+use gpubnb_projector::view::ops::Accounts;
+use serde::Deserialize;
+
+use super::{Chrome, fragment, html};
+use crate::{
+    access::SignedIn,
+    app::App,
+    error::{PageError, Problem},
+    extract::Query,
+    live::parts::{self, Part},
+};
+
+/// Which accounts: those after one.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct After {
+    #[serde(default)]
+    after: Option<AccountId>,
+}
+
+#[derive(Template)]
+#[template(path = "console_ledger.html")]
+struct Ledger {
+    chrome: Chrome,
+    contents: String,
+    /// The first of them follow what happens.
+    live: bool,
+}
+
+#[derive(Template)]
+#[template(path = "console_ledger_sums.html")]
+struct Contents {
+    ledger: Accounts,
+    /// What the last verification found, if one has ended.
+    verified: Option<(Seq, usize)>,
+}
+
+impl Contents {
+    fn balances(&self) -> bool {
+        self.ledger.sums.total() == MicroUsd::ZERO
+    }
+}
+
+async fn contents(app: &App, signed_in: SignedIn, after: Option<AccountId>) -> Result<String, Problem> {
+    let actor = signed_in.operator();
+    let (ledger, platform) = tokio::join!(app.queries.accounts(actor, after), app.queries.platform(actor));
+    let ended = platform?.verification.filter(|v| v.ended_at.is_some());
+    let verified = ended.map(|v| (v.progress.at, v.violations.len()));
+    fragment(&Contents { ledger: ledger?, verified })
+}
+
+pub(crate) async fn page(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Query(After { after }): Query<After>,
+) -> Result<Html<String>, PageError> {
+    let contents = contents(&app, signed_in, after).await?;
+    let chrome = Chrome::new("Ledger", "console", signed_in.viewer);
+    Ok(html(&Ledger { chrome, contents, live: after.is_none() })?)
+}
+
+pub(crate) async fn live(
+    State(app): State<App>,
+    signed_in: SignedIn,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let matters = |change: &crate::live::Change| matches!(change.aggregate, Aggregate::Account(_));
+    parts::stream(app.changes.clone(), Duration::from_secs(1), matters, move |_| {
+        let app = app.clone();
+        async move { Ok(vec![Part::new("ledger", contents(&app, signed_in, None).await?)]) }
+    })
+}
