@@ -82,7 +82,9 @@ pub fn spare(db: &sled::Db, name: &str, version: u32, current: &sled::Tree) -> R
 
 /// Whether a rebuild of a model has begun and not ended, also where the process ended meanwhile.
 pub fn is_rebuilding(db: &sled::Db, name: &str) -> Result<bool, StoreError> {
-    Ok(db.contains_key(rebuilding(name))?)
+    // One that has taken its place already is done, also where the process ended before it could say so.
+    let (rebuilt, current) = (db.get(rebuilding(name))?, db.get(pointer(name))?);
+    Ok(rebuilt.is_some() && rebuilt != current)
 }
 
 /// A rebuild has ended, well or not.

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod browser;
 pub mod engine;
+pub mod history;
 pub mod machine;
 pub mod parts;
 pub mod process;

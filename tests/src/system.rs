@@ -294,10 +294,15 @@ impl System {
 
     /// Runs the operator's tool.
     pub fn tool(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
+        Ok(self.tool_command()?.args(arguments).output()?)
+    }
+
+    /// The operator's tool, to be told what to do.
+    pub fn tool_command(&self) -> anyhow::Result<Command> {
         let nats = self.nats_args("projector");
         let mut command = Command::new(binary("gpubnb-projector")?);
         command.args(["--nats", &nats.nats, "--nats-creds"]).arg(nats.nats_creds);
-        Ok(command.args(arguments).output()?)
+        Ok(command)
     }
 
     /// Runs a command of the services' program, such as `backup`.

@@ -139,6 +139,9 @@ impl Work {
         let tree = store::spare(&self.db, name, projection.version(), &current)?;
         let mut rebuilt = Model::new(projection, tree.clone())?;
         let from = rebuilt.checkpoint();
+        if from > Seq::ZERO {
+            tracing::info!(model = name, after = from.0, "a rebuild goes on");
+        }
         let (mut follower, meter) = (self.log.follow(from.next()), Meter::start(from));
         // One event at the least is left for the fold that goes on: it is what makes it swap.
         while rebuilt.checkpoint().0 + NEAR < self.last().0 {

@@ -4,29 +4,23 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::{
-    HeaderMap,
-    jetstream::{
-        self,
-        consumer::{AckPolicy, pull},
-        stream::{Config, Stream},
-    },
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, pull},
+    stream::{Config, Stream},
 };
 use futures_util::StreamExt;
 use gpubnb_events::{
-    AccountId, Clock as _, Event, HourlyRate, JobId, Lease, Log, MachineId, MicroUsd, Millis, Seconds, Seq,
-    SystemClock,
-    event::{Accepted, AccountOpened, Completed, FundsDeposited, JobAssigned, JobSubmitted, Settled, Started},
-    ledger::{LedgerAccount, Posting},
+    AccountId, Event, Log, MachineId, MicroUsd, Seq,
+    event::{AccountOpened, FundsDeposited},
     log::header,
-    spec::{Limits, Metering, Placement, PlacementExplanation, Requirements, Terms, Usage},
-    subject, template,
 };
 use gpubnb_projector::{fold, store};
 use sled::transaction::TransactionError;
 use tokio::time::Instant;
 
 use super::{RawBroker, report::Figure};
+use crate::history::{life, publish};
 
 const JOBS: u64 = 30_000;
 const ACCOUNTS: usize = 200;
@@ -151,74 +145,4 @@ async fn write_history(js: &jetstream::Context) -> anyhow::Result<()> {
         ack.await?;
     }
     Ok(())
-}
-
-pub(super) async fn publish(
-    js: &jetstream::Context,
-    event: &Event,
-    seq: u64,
-) -> anyhow::Result<jetstream::context::PublishAckFuture> {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::ID, format!("bench.{seq}"));
-    headers.insert(header::TYPE, event.wire_name());
-    headers.insert(header::ACTOR, "platform");
-    let body = serde_json::to_vec(event)?;
-    Ok(js.publish_with_headers(subject::address(event).subject, headers, body.into()).await?)
-}
-
-/// The six events of a job that goes well; the first stands at `seq`.
-pub(super) fn life(
-    account: AccountId,
-    provider: AccountId,
-    machine: MachineId,
-    seq: Seq,
-) -> anyhow::Result<[Event; 6]> {
-    let template = template::find("noop").context("the template")?;
-    let job = JobId::generate();
-    let hold = MicroUsd(10_000);
-    let lease = Lease(seq.next());
-    let terms = Terms { price: HourlyRate(MicroUsd(360_000)), fee_basis_points: 1_000, provider };
-    let spec = template.spec("bench");
-    let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600) };
-    let placement = Placement::Cheapest { requirements: Requirements::default() };
-    let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: "the cheapest".to_owned() };
-    let run = Millis(1_000);
-    let (cost, fee) = (MicroUsd(100), MicroUsd(10));
-    let metering = Metering {
-        broker: run,
-        worker: Some(run),
-        limit: Millis(60_000),
-        budget: Some(Millis(100_000)),
-        billed: run,
-        started: Seq(seq.0 + 3),
-        ended: Seq(seq.0 + 4),
-    };
-    let posting = |account, amount| Posting { account, amount };
-    let settled = Settled {
-        job,
-        consumer: account,
-        provider: Some(provider),
-        submission: seq,
-        lease: Some(lease),
-        outcome: Seq(seq.0 + 4),
-        metering: Some(metering),
-        cost,
-        fee,
-        earned: cost - fee,
-        postings: vec![
-            posting(LedgerAccount::Held(account), -hold),
-            posting(LedgerAccount::Available(account), hold - cost),
-            posting(LedgerAccount::Available(provider), cost - fee),
-            posting(LedgerAccount::Fees, fee),
-        ],
-    };
-    let occurred_at = SystemClock.now();
-    Ok([
-        JobSubmitted { account, job, spec, placement, limits, hold }.into(),
-        JobAssigned { job, submission: seq, machine, terms, placement: why, attempt: 1 }.into(),
-        Accepted { job, lease }.into(),
-        Started { job, lease, image_digest: "sha256:0".to_owned() }.into(),
-        Completed { job, lease, outputs: Vec::new(), usage: Usage { run }, occurred_at, signature: None }.into(),
-        settled.into(),
-    ])
 }

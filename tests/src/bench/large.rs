@@ -7,30 +7,17 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use gpubnb_events::{
-    AccountId, Event, MachineId, MicroUsd, Seq,
-    event::{AccountOpened, FundsDeposited, MachineListed},
-    nats::jetstream,
-    subject::SERVICES_INBOX,
-};
+use gpubnb_events::Seq;
 use tokio::time::sleep;
 
-use super::{
-    fold::{life, publish},
-    idle::memory,
-    pages::offer,
-    report::Figure,
-};
+use super::{idle::memory, report::Figure};
 use crate::{
+    history,
     process::Process,
     system::{Options, System},
 };
 
 const EVENTS: u64 = 10_000_000;
-const ACCOUNTS: usize = 2_000;
-const MACHINES: usize = 500;
-/// Writes that are on their way at once.
-const AT_ONCE: usize = 4_000;
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(3_600);
 const MODELS: [&str; 6] = ["jobs", "machines", "timeline", "ledger", "figures", "merkle"];
@@ -47,7 +34,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     (system.ui, system.projector) = (None, None);
     system.services.clear();
     let began = Instant::now();
-    let last = write(&system, events).await?;
+    let last = history::write(&system, events).await?;
     println!("large_log: {last} events written in {:.0} s", began.elapsed().as_secs_f64());
 
     let (from_log, most) = folded(&mut system, last).await?;
@@ -82,45 +69,6 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
             ("< 1", |f| f.ratio < 1.0),
         ),
     ])
-}
-
-/// Writes a history of jobs that go well. Returns its last sequence.
-async fn write(system: &System, events: u64) -> anyhow::Result<Seq> {
-    let js = jetstream(system.nats_args("services").connect("append", SERVICES_INBOX).await?);
-    let log = gpubnb_events::Log::open(js.clone()).await?;
-    let mut next = log.last_seq().await?.0 + 1;
-    let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();
-    let machines: Vec<_> = (0..MACHINES).map(|_| MachineId::generate()).collect();
-    let provider = accounts[0];
-    let opened = accounts.iter().flat_map(|account| {
-        let (deposit, amount) = (gpubnb_events::CommandId::generate(), MicroUsd::dollars(1_000));
-        [AccountOpened { account: *account }.into(), FundsDeposited { account: *account, deposit, amount }.into()]
-    });
-    let listed = machines.iter().map(|machine| {
-        let offer = offer(7);
-        MachineListed { machine: *machine, owner: provider, public_key: None, offer }.into()
-    });
-    let mut acks = Vec::new();
-    let mut jobs = 0_usize;
-    let mut batch: Vec<Event> = opened.chain(listed).collect();
-    while next < events {
-        for event in batch.drain(..) {
-            acks.push(publish(&js, &event, next).await?);
-            next += 1;
-        }
-        if acks.len() >= AT_ONCE {
-            for ack in acks.drain(..) {
-                ack.await?;
-            }
-        }
-        let (account, machine) = (accounts[jobs % ACCOUNTS], machines[jobs % MACHINES]);
-        batch.extend(life(account, provider, machine, Seq(next))?);
-        jobs += 1;
-    }
-    for ack in acks {
-        ack.await?;
-    }
-    Ok(log.last_seq().await?)
 }
 
 /// Has everything folded, by a projector that is killed on its way. Returns how long all of it would have taken in one go,

@@ -6,22 +6,18 @@ use std::{pin::Pin, time::Duration};
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _};
 use gpubnb_events::{
-    AccountId, Event, HourlyRate, MachineId, MicroUsd, Seq,
+    AccountId, Event, MachineId, Seq,
     event::{AccountOpened, MachineListed},
     nats::jetstream,
-    spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy},
 };
 use reqwest::Method;
 use tokio::time::{Instant, sleep};
 
-use super::{
-    RawBroker,
-    fold::{life, publish},
-    idle::rss,
-    millis, quantile,
-    report::Figure,
+use super::{RawBroker, idle::rss, millis, quantile, report::Figure};
+use crate::{
+    history::{life, offer, publish},
+    system::{Options, System},
 };
-use crate::system::{Options, System};
 
 const MACHINES: u32 = 10_000;
 const JOBS: usize = 100_000;
@@ -101,33 +97,6 @@ async fn ready(system: &System, seq: u64) -> anyhow::Result<bool> {
     let (_, market) = system.web.bytes("/market").await?;
     let all = format!("of {MACHINES} machines");
     Ok(folded.is_success() && String::from_utf8_lossy(&market).contains(&all))
-}
-
-pub(super) fn offer(number: u32) -> Offer {
-    let gpu = Gpu {
-        uuid: format!("GPU-{number}"),
-        model: ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000", "NVIDIA H100"][number as usize % 3].to_owned(),
-        memory: Mebibytes(24_576),
-        capability: Some("8.9".to_owned()),
-        pci: None,
-    };
-    Offer {
-        name: format!("machine {number}"),
-        region: format!("region-{}", number % 12),
-        hardware: Hardware {
-            cpu_model: "bench".to_owned(),
-            cpu_cores: 16,
-            memory: Mebibytes(65_536),
-            disk: Mebibytes(200_000),
-            gpus: vec![gpu],
-            driver: Some("570.10".to_owned()),
-            cuda: Some("12.8".to_owned()),
-            simulated: true,
-        },
-        price: HourlyRate(MicroUsd(100_000 + i64::from(number % 997) * 1_000)),
-        slots: 1,
-        policy: OwnerPolicy::default(),
-    }
 }
 
 async fn render(system: &System, raw: &RawBroker, machine: MachineId, job: &str) -> anyhow::Result<Vec<Figure>> {

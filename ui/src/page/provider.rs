@@ -197,10 +197,10 @@ async fn show(
 ) -> Result<Html<String>, Problem> {
     let (totals, machines) = tokio::join!(totals(app, signed_in, seq), machines(app, signed_in, seq));
     let (totals, mut machines) = (totals?, machines?);
-    if let Some((machine, refused)) = refused {
-        if let Some(card) = machines.cards.iter_mut().find(|card| card.m.row.machine == machine) {
-            card.refused = Some(refused);
-        }
+    if let Some((machine, refused)) = refused
+        && let Some(card) = machines.cards.iter_mut().find(|card| card.m.row.machine == machine)
+    {
+        card.refused = Some(refused);
     }
     let chrome = Chrome::new("My machines", "provider", signed_in.viewer);
     let (empty, machines) = (machines.cards.is_empty(), fragment(&machines)?);

@@ -1,0 +1,163 @@
+//! Histories for a log, written as fast as the broker takes them: what long logs are tried with.
+
+use anyhow::Context as _;
+use async_nats::{HeaderMap, jetstream};
+use gpubnb_events::{
+    AccountId, Clock as _, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seconds, Seq, SystemClock,
+    event::{
+        Accepted, AccountOpened, Completed, FundsDeposited, JobAssigned, JobSubmitted, MachineListed, Settled, Started,
+    },
+    ledger::{LedgerAccount, Posting},
+    log::header,
+    nats,
+    spec::{
+        Gpu, Hardware, Limits, Mebibytes, Metering, Offer, OwnerPolicy, Placement, PlacementExplanation, Requirements,
+        Terms, Usage,
+    },
+    subject::{self, SERVICES_INBOX},
+    template,
+};
+
+use crate::system::System;
+
+const ACCOUNTS: usize = 2_000;
+const MACHINES: usize = 500;
+/// Writes that are on their way at once.
+const AT_ONCE: usize = 4_000;
+
+/// Writes a history of jobs that go well. Returns its last sequence.
+pub async fn write(system: &System, events: u64) -> anyhow::Result<Seq> {
+    let js = nats::jetstream(system.nats_args("services").connect("append", SERVICES_INBOX).await?);
+    let log = gpubnb_events::Log::open(js.clone()).await?;
+    let mut next = log.last_seq().await?.0 + 1;
+    let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();
+    let machines: Vec<_> = (0..MACHINES).map(|_| MachineId::generate()).collect();
+    let provider = accounts[0];
+    let opened = accounts.iter().flat_map(|account| {
+        let (deposit, amount) = (gpubnb_events::CommandId::generate(), MicroUsd::dollars(1_000));
+        [AccountOpened { account: *account }.into(), FundsDeposited { account: *account, deposit, amount }.into()]
+    });
+    let listed = machines.iter().map(|machine| {
+        let offer = offer(7);
+        MachineListed { machine: *machine, owner: provider, public_key: None, offer }.into()
+    });
+    let mut acks = Vec::new();
+    let mut jobs = 0_usize;
+    let mut batch: Vec<Event> = opened.chain(listed).collect();
+    while next < events {
+        for event in batch.drain(..) {
+            acks.push(publish(&js, &event, next).await?);
+            next += 1;
+        }
+        if acks.len() >= AT_ONCE {
+            for ack in acks.drain(..) {
+                ack.await?;
+            }
+        }
+        let (account, machine) = (accounts[jobs % ACCOUNTS], machines[jobs % MACHINES]);
+        batch.extend(life(account, provider, machine, Seq(next))?);
+        jobs += 1;
+    }
+    for ack in acks {
+        ack.await?;
+    }
+    Ok(log.last_seq().await?)
+}
+
+pub(crate) async fn publish(
+    js: &jetstream::Context,
+    event: &Event,
+    seq: u64,
+) -> anyhow::Result<jetstream::context::PublishAckFuture> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ID, format!("bench.{seq}"));
+    headers.insert(header::TYPE, event.wire_name());
+    headers.insert(header::ACTOR, "platform");
+    let body = serde_json::to_vec(event)?;
+    Ok(js.publish_with_headers(subject::address(event).subject, headers, body.into()).await?)
+}
+
+/// The six events of a job that goes well; the first stands at `seq`.
+pub(crate) fn life(
+    account: AccountId,
+    provider: AccountId,
+    machine: MachineId,
+    seq: Seq,
+) -> anyhow::Result<[Event; 6]> {
+    let template = template::find("noop").context("the template")?;
+    let job = JobId::generate();
+    let hold = MicroUsd(10_000);
+    let lease = Lease(seq.next());
+    let terms = Terms { price: HourlyRate(MicroUsd(360_000)), fee_basis_points: 1_000, provider };
+    let spec = template.spec("bench");
+    let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600) };
+    let placement = Placement::Cheapest { requirements: Requirements::default() };
+    let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: "the cheapest".to_owned() };
+    let run = Millis(1_000);
+    let (cost, fee) = (MicroUsd(100), MicroUsd(10));
+    let metering = Metering {
+        broker: run,
+        worker: Some(run),
+        limit: Millis(60_000),
+        budget: Some(Millis(100_000)),
+        billed: run,
+        started: Seq(seq.0 + 3),
+        ended: Seq(seq.0 + 4),
+    };
+    let posting = |account, amount| Posting { account, amount };
+    let settled = Settled {
+        job,
+        consumer: account,
+        provider: Some(provider),
+        submission: seq,
+        lease: Some(lease),
+        outcome: Seq(seq.0 + 4),
+        metering: Some(metering),
+        cost,
+        fee,
+        earned: cost - fee,
+        postings: vec![
+            posting(LedgerAccount::Held(account), -hold),
+            posting(LedgerAccount::Available(account), hold - cost),
+            posting(LedgerAccount::Available(provider), cost - fee),
+            posting(LedgerAccount::Fees, fee),
+        ],
+    };
+    let occurred_at = SystemClock.now();
+    Ok([
+        JobSubmitted { account, job, spec, placement, limits, hold }.into(),
+        JobAssigned { job, submission: seq, machine, terms, placement: why, attempt: 1 }.into(),
+        Accepted { job, lease }.into(),
+        Started { job, lease, image_digest: "sha256:0".to_owned() }.into(),
+        Completed { job, lease, outputs: Vec::new(), usage: Usage { run }, occurred_at, signature: None }.into(),
+        settled.into(),
+    ])
+}
+
+/// A machine on the market.
+pub(crate) fn offer(number: u32) -> Offer {
+    let gpu = Gpu {
+        uuid: format!("GPU-{number}"),
+        model: ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A6000", "NVIDIA H100"][number as usize % 3].to_owned(),
+        memory: Mebibytes(24_576),
+        capability: Some("8.9".to_owned()),
+        pci: None,
+    };
+    Offer {
+        name: format!("machine {number}"),
+        region: format!("region-{}", number % 12),
+        hardware: Hardware {
+            cpu_model: "bench".to_owned(),
+            cpu_cores: 16,
+            memory: Mebibytes(65_536),
+            disk: Mebibytes(200_000),
+            gpus: vec![gpu],
+            driver: Some("570.10".to_owned()),
+            cuda: Some("12.8".to_owned()),
+            simulated: true,
+        },
+        price: HourlyRate(MicroUsd(100_000 + i64::from(number % 997) * 1_000)),
+        slots: 1,
+        policy: OwnerPolicy::default(),
+    }
+}
