@@ -48,6 +48,8 @@ metrics! {
     STOPPED = "gpubnb_model_stopped" Gauge "Whether a read model stopped at an event, by model.";
     STREAM_MESSAGES = "gpubnb_stream_messages" Gauge "Messages in a stream, by stream.";
     STREAM_BYTES = "gpubnb_stream_bytes" Gauge "Bytes of a stream, by stream.";
+    DISPATCH_BEHIND = "gpubnb_dispatch_behind_messages" Gauge "Messages of MARKET that the broker has not looked at for DISPATCH.";
+    SIGNED = "gpubnb_signed_head_sequence" Gauge "The last event that a signed head of the log vouches for.";
     STUCK = "gpubnb_stuck_jobs" Gauge "Jobs that have been in one state for too long.";
     HTTP_REQUESTS = "gpubnb_http_requests_total" Counter "Requests of the web server, by method, route and status.";
     HTTP_SECONDS = "gpubnb_http_request_duration_seconds" Seconds "How long requests took until the answer began, by route.";

@@ -26,6 +26,9 @@ pub(crate) async fn take(ops: Ops, shutdown: CancellationToken) {
         metrics::gauge!(metric::APPLIED).set(ops.queries.applied.borrow().seq.0 as f64);
         for stream in platform.streams {
             metrics::gauge!(metric::STREAM_MESSAGES, "stream" => stream.name.clone()).set(stream.messages as f64);
+            if let Some(behind) = stream.behind {
+                metrics::gauge!(metric::DISPATCH_BEHIND).set(behind as f64);
+            }
             metrics::gauge!(metric::STREAM_BYTES, "stream" => stream.name).set(stream.bytes as f64);
         }
         for model in platform.models {

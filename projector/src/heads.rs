@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_nats::jetstream::{self, kv};
-use gpubnb_events::{merkle, proof::Head, stream::CHECKPOINTS};
+use gpubnb_events::{merkle, metric, proof::Head, stream::CHECKPOINTS};
 use nkeys::KeyPair;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -74,6 +74,7 @@ async fn sign(
     if let Some(said) = get(&bucket, LATEST).await? {
         // Another projector is further; or the log has lost its end, which a verification says.
         if said.size > size {
+            vouched(said.size);
             return Ok(());
         }
         if said.root != gpubnb_events::hex(merkle::root(&Kept(&tree), 0, said.size)?) {
@@ -87,5 +88,13 @@ async fn sign(
     let head = Head::sign(size, &merkle::root(&Kept(&tree), 0, size)?, key)?;
     bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
     *latest = size;
+    vouched(size);
     Ok(())
+}
+
+/// Tells those who watch how far the log is signed.
+// Exact in an f64 up to 2^53.
+#[allow(clippy::cast_precision_loss)]
+fn vouched(size: u64) {
+    metrics::gauge!(metric::SIGNED).set(size as f64);
 }

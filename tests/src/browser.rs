@@ -139,6 +139,15 @@ impl Browser {
         self.is_sound(path).await;
     }
 
+    /// Opens a page that is not there: what says so is as sound as any.
+    pub async fn visit_missing(&self, system: &System, path: &str) {
+        self.client.goto(&format!("{}{path}", system.url())).await.unwrap();
+        self.fits(path).await;
+        self.is_accessible(path).await;
+        let said = console(&self.client).await;
+        assert!(said.iter().all(|line| line.to_string().contains("404")), "{path}: {said:?}");
+    }
+
     /// Sees that the page is sound as it is now.
     pub async fn is_sound(&self, page: &str) {
         self.fits(page).await;

@@ -91,7 +91,8 @@ pub struct System {
     pub owner: Web,
     nats_port: u16,
     ui_port: u16,
-    options: Options,
+    /// How its processes are started.
+    pub options: Options,
 }
 
 impl System {

@@ -93,7 +93,9 @@ async fn read_models_are_measured_rebuilt_and_verified_from_the_command_line() {
     assert_eq!((&rebuilt["model"], &rebuilt["rebuild"]["failed"]), (&json!("timeline"), &Value::Null));
     let stuck = tool(&system, &["stuck", "--json"]);
     assert!(stuck.status.success() && lines(&stuck) == [json!([])]);
+    assert_eq!(stuck.status.code(), Some(0));
     let unknown = tool(&system, &["rebuild", "nothing"]);
+    assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("There is no such model"));
     let verified = tool(&system, &["verify", "--json"]);
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));

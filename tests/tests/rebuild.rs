@@ -94,7 +94,7 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
     system.projector = None;
     let good = row(&system, Some(b"no figures".to_vec()));
     system.start_projector().await.unwrap();
-    let submitted = system.web.post("/jobs", &json!({ "template": "noop" })).await.unwrap();
+    let submitted = system.web.post("/jobs", &json!({ "template": "noop", "budget_usd": "0.10" })).await.unwrap();
     let seq = submitted["seq"].as_u64().unwrap();
     let stopped = until(&operator, "figures", |m| m["stopped"].is_string()).await;
     assert!(stopped["stopped"].as_str().unwrap().contains(&format!("at sequence {seq}")), "{stopped}");

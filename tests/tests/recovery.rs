@@ -3,6 +3,12 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use async_nats::jetstream::stream;
+use gpubnb_events::{
+    nats,
+    stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
+    subject::SERVICES_INBOX,
+};
 use gpubnb_tests::system::{Options, System};
 use serde_json::{Value, json};
 
@@ -42,7 +48,8 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     // Another one holds its lease through all of it.
     let long = json!({ "template": "count", "parameters": { "lines": "400", "interval-ms": "50" } });
     let runs = system.web.submit(&long).await.unwrap();
-    system.web.wait_for(&runs, Duration::from_secs(60), |job| job["state"] == "Running").await.unwrap();
+    let running = system.web.wait_for(&runs, Duration::from_secs(60), |job| job["state"] == "Running").await.unwrap();
+    let lease = running["attempts"][0]["lease"].as_u64().unwrap();
     let before = audit(&system);
     let backup = system.path().join("backup");
     let saved = system.services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
@@ -61,6 +68,7 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     assert!(!refused.status.success() && said(&refused).contains("it lacks OBJ_ARTIFACTS"), "{}", said(&refused));
     fs::write(&list, whole).unwrap();
     restore(&mut system, &backup).await;
+    assert_eq!(dispatch_begins(&system).await, lease, "what ended before is not said to machines again");
     let verified = system.tool(&["verify", "--json"]).unwrap();
     assert!(verified.status.success(), "{}", said(&verified));
     assert_eq!(audit(&system)["accounts"], before["accounts"]);
@@ -70,6 +78,64 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     assert_eq!(system.web.settled(&runs).await.unwrap()["state"], "Completed", "it ran on meanwhile");
     let next = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     assert_eq!(system.web.settled(&next).await.unwrap()["status"], "Settled");
+}
+
+/// A stream as it is defined.
+async fn stream(system: &System, name: &str) -> stream::Config {
+    let client = system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap();
+    nats::jetstream(client).get_stream(name).await.unwrap().cached_info().config.clone()
+}
+
+/// From which event on the broker looks for job messages.
+async fn dispatch_begins(system: &System) -> u64 {
+    let sources = stream(system, DISPATCH).await.sources.unwrap();
+    sources[0].start_sequence.unwrap_or(1)
+}
+
+#[tokio::test]
+async fn a_dispatch_that_is_lost_is_made_anew_from_the_oldest_live_lease() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    system.start_worker("attic", &["--slots", "2"]).await.unwrap();
+    let done = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
+    system.web.settled(&done).await.unwrap();
+    let long = json!({ "template": "count", "parameters": { "lines": "100", "interval-ms": "50" } });
+    let runs = system.web.submit(&long).await.unwrap();
+    let running = system.web.wait_for(&runs, Duration::from_secs(60), |job| job["state"] == "Running").await.unwrap();
+    let lease = running["attempts"][0]["lease"].as_u64().unwrap();
+    assert_eq!(dispatch_begins(&system).await, 1, "at first there is nothing to leave out");
+    system.services.clear();
+    let owner = system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap();
+    nats::jetstream(owner).delete_stream(DISPATCH).await.unwrap();
+    system.start_services().await.unwrap();
+    assert_eq!(dispatch_begins(&system).await, lease);
+    assert_eq!(system.web.settled(&runs).await.unwrap()["state"], "Completed");
+    let next = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
+    assert_eq!(system.web.settled(&next).await.unwrap()["state"], "Completed", "its machine has its consumer again");
+}
+
+#[tokio::test]
+async fn what_is_kept_of_output_and_telemetry_follows_the_options_and_nothing_else_does() {
+    let mut system = System::start(Options::default()).await.unwrap();
+    let (output, market) = (stream(&system, OUTPUT).await, stream(&system, MARKET).await);
+    system.services.clear();
+    let kept = ["--output-days", "7", "--output-mib", "64", "--telemetry-minutes", "10", "--telemetry-mib", "32"];
+    system.options.services.extend(kept.map(str::to_owned));
+    system.start_services().await.unwrap();
+    let days = |days: u64| Duration::from_secs(days * 24 * 3_600);
+    let changed = stream(&system, OUTPUT).await;
+    assert_eq!((changed.max_age, changed.max_bytes), (days(7), 64 << 20));
+    assert_eq!(stream::Config { max_age: output.max_age, max_bytes: output.max_bytes, ..changed }, output);
+    let telemetry = stream(&system, TELEMETRY).await;
+    assert_eq!((telemetry.max_age, telemetry.max_bytes), (Duration::from_secs(600), 32 << 20));
+    assert_eq!(stream(&system, MARKET).await, market);
+    // It is shown, to programs and to people.
+    let lag: Value = serde_json::from_slice(&system.tool(&["lag", "--json"]).unwrap().stdout).unwrap();
+    let shown = lag["streams"].as_array().unwrap().iter().find(|s| s["name"] == OUTPUT).unwrap();
+    assert_eq!((&shown["most_bytes"], &shown["most_age"]), (&json!(64 << 20), &json!(7 * 24 * 3_600_000_u64)));
+    let table = system.tool(&["lag"]).unwrap();
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    let row = table.lines().find(|line| line.starts_with(OUTPUT)).unwrap();
+    assert!(row.contains("64 MiB") && row.contains("7 d"), "{table}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use gpubnb_events::{Actor, Seq, rpc::Caller};
+use gpubnb_events::{Actor, Millis, Seq, rpc::Caller};
 use tokio_util::sync::CancellationToken;
 
 use super::print_line;
@@ -26,10 +26,15 @@ pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::R
         print_line(&serde_json::to_string_pretty(&platform)?)?;
         return Ok(());
     }
-    print_line(format_args!("{:<10} {:>12} {:>14} {:>10} {:>10}", "stream", "messages", "bytes", "first", "last"))?;
+    print_line(format_args!(
+        "{:<10} {:>12} {:>14} {:>14} {:>9} {:>10} {:>10}",
+        "stream", "messages", "bytes", "may grow to", "kept for", "first", "last"
+    ))?;
     for s in &platform.streams {
+        let most = s.most_bytes.map_or_else(|| "no limit".to_owned(), |most| format!("{} MiB", most >> 20));
+        let age = s.most_age.map_or_else(|| "ever".to_owned(), kept_for);
         print_line(format_args!(
-            "{:<10} {:>12} {:>14} {:>10} {:>10}",
+            "{:<10} {:>12} {:>14} {most:>14} {age:>9} {:>10} {:>10}",
             s.name, s.messages, s.bytes, s.first.0, s.last.0
         ))?;
     }
@@ -45,6 +50,14 @@ pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::R
         print_line(format_args!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
     }
     Ok(())
+}
+
+/// `30 d`, or `60 min` where it is less than two days.
+fn kept_for(age: Millis) -> String {
+    match age.0 / 60_000 {
+        minutes if minutes >= 2 * 24 * 60 => format!("{} d", minutes / (24 * 60)),
+        minutes => format!("{minutes} min"),
+    }
 }
 
 /// Fails where there is any, for whoever watches.

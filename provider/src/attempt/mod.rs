@@ -46,6 +46,7 @@ pub(crate) use self::{
 use self::{
     container::Container,
     outbox::Outbox,
+    output::Of,
     supervise::{Ending, Limits, Stop, Watched},
 };
 use crate::{
@@ -230,7 +231,8 @@ impl Attempt {
         let (job, lease) = (self.job, self.lease);
         self.tools.hand.ended(lease, outbox.report.occurred_at);
         if let Some(permit) = &outbox.upload {
-            upload::put_all(&self.tools.http, permit, &dir.join("output"), &outbox.report.outputs).await;
+            let of = Of { tools: &self.tools, job, lease };
+            upload::put_all(of, permit, &dir.join("output"), &outbox.report.outputs).await;
         }
         if let Err(refusal) = self.tools.platform.insist::<Done>("report", &outbox.report).await {
             warn!(%job, lease = lease.0.0, %refusal, "the report was refused");

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{Seek as _, SeekFrom},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use gpubnb_events::{
@@ -19,7 +19,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 use tracing::warn;
 
-use super::outputs;
+use super::{output::Of, outputs};
 
 /// First and longest pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -31,11 +31,40 @@ const ONE_ANSWER: Duration = Duration::from_secs(30);
 const AGAIN: [StatusCode; 3] =
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 
+/// How often is said how far it is; what is done sooner is not spoken of.
+const SAY: Duration = Duration::from_secs(1);
+
+/// How far all files are.
+struct Told<'a> {
+    of: Of<'a>,
+    total: u64,
+    /// Of the files that are there.
+    before: u64,
+    said: Instant,
+}
+
+impl Told<'_> {
+    /// So much of the present file is there.
+    async fn at(&mut self, bytes: u64) {
+        if self.said.elapsed() < SAY {
+            return;
+        }
+        self.said = Instant::now();
+        let (at, total) = (self.before + bytes, self.total.max(1));
+        // A share for people to look at.
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+        let share = (at as f64 / total as f64) as f32;
+        self.of.say_progress(share, format!("putting its files: {} of {} MB", at / 1_000_000, total / 1_000_000)).await;
+    }
+}
+
 /// Puts all files, one after the other, and waits for the market where it is away, for as long as the permit is good.
-pub(super) async fn put_all(client: &reqwest::Client, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
+pub(super) async fn put_all(of: Of<'_>, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
+    let client = &of.tools.http;
+    let mut told = Told { of, total: files.iter().map(|file| file.bytes).sum(), before: 0, said: Instant::now() };
     for file in files {
         let mut pause = FIRST_PAUSE;
-        while let Err(e) = put(client, permit, root, file).await {
+        while let Err(e) = put(client, permit, root, file, &mut told).await {
             if e.is_final || SystemClock.now() > permit.expires {
                 warn!(path = file.path, error = format!("{:#}", e.problem), "gave up putting a file");
                 break;
@@ -44,6 +73,8 @@ pub(super) async fn put_all(client: &reqwest::Client, permit: &UploadGrant, root
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        told.before += file.bytes;
+        told.at(0).await;
     }
 }
 
@@ -60,7 +91,13 @@ impl<E: Into<anyhow::Error>> From<E> for NotPut {
     }
 }
 
-async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: &Artifact) -> Result<(), NotPut> {
+async fn put(
+    client: &reqwest::Client,
+    permit: &UploadGrant,
+    root: &Path,
+    file: &Artifact,
+    told: &mut Told<'_>,
+) -> Result<(), NotPut> {
     let mut url = reqwest::Url::parse(&permit.url)?;
     url.path_segments_mut()
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
@@ -68,7 +105,7 @@ async fn put(client: &reqwest::Client, permit: &UploadGrant, root: &Path, file: 
     if file.bytes <= PART_BYTES {
         return send(client.put(url), permit, opened(root, file)?, file.bytes).await;
     }
-    put_parts(client, permit, &url, root, file).await
+    put_parts(client, permit, &url, root, file, told).await
 }
 
 /// A file that cannot be read now will not be read later.
@@ -83,6 +120,7 @@ async fn put_parts(
     url: &reqwest::Url,
     root: &Path,
     file: &Artifact,
+    told: &mut Told<'_>,
 ) -> Result<(), NotPut> {
     let bytes = file.bytes;
     let asked = client.get(url.clone()).timeout(ONE_ANSWER).bearer_auth(&permit.token).send().await?;
@@ -102,6 +140,7 @@ async fn put_parts(
         let mut content = opened(root, file)?;
         content.seek(SeekFrom::Start(first))?;
         send(client.put(url), permit, content, (bytes - first).min(PART_BYTES)).await?;
+        told.at((first + PART_BYTES).min(bytes)).await;
     }
     Ok(())
 }
