@@ -159,6 +159,8 @@ pub enum MachineWish {
     Back,
     /// Finish what runs, take nothing new.
     Drain,
+    /// Finish what runs; then it is worked on, and may be silent.
+    Maintain,
     /// Leave the market.
     Delist,
     /// Another price.

@@ -54,11 +54,37 @@ Examples:
   gpubnb-projector verify --archive archive/ --key U…   an archive, and only heads of that key
 
 Not clean is: a row that differs, a broken invariant, an event that is not what was signed, missing or moved.";
+    pub(super) const LAG: &str = "\
+Examples:
+  gpubnb-projector lag          what each stream holds and may grow to; how far each model is behind
+  gpubnb-projector lag --json   the same for programs, with the progress of rebuilds and the last verification";
+    pub(super) const STUCK: &str = "\
+Examples:
+  gpubnb-projector stuck || notify   fails (exit code 1) where there is any";
+    pub(super) const AUDIT: &str = "\
+Examples:
+  gpubnb-projector audit                            every account, and that everything together is nothing
+  gpubnb-projector audit --at 2026-01-31T00:00:00Z  as it was
+  gpubnb-projector audit --archive archive/ --json  of an archive, without a broker
+
+It reads events alone, and owes nothing to the read models. Fails where the ledger breaks a rule at any event.";
+    pub(super) const DOCTOR: &str = "\
+Examples:
+  gpubnb-projector doctor
+  gpubnb-projector doctor --nats-conf keys/nats.conf   on the broker's machine: how it syncs to its disk, and what room it has
+
+Fails where something is to be changed, and says how. What could not be looked at is said, and is no failure.";
+    pub(super) const PROVE: &str = "\
+Examples:
+  gpubnb-projector prove 48211 > proof.json
+  gpubnb-projector check-proof proof.json --key U…   by anyone, anywhere
+
+The proof holds the event, its path in the log's Merkle tree (RFC 6962), and the head that was signed.";
     pub(super) const EXPORT: &str = "\
 Examples:
   gpubnb-projector export archive/ && gpubnb-projector verify --archive archive/
 
-Cut off, say the same again: what is whole is kept.";
+Cut off, say the same again: whole parts of 50,000 events are kept.";
 }
 
 /// Folds the log into read models, answers queries, and lets operators look at the event streams.
@@ -88,8 +114,10 @@ pub enum Command {
     #[command(after_long_help = help::SHOW)]
     Show(ShowArgs),
     /// How far each read model is behind the log, and how large the streams are.
+    #[command(after_long_help = help::LAG)]
     Lag(AskArgs),
     /// Jobs that have been in one state for too long, with the likely cause and what to do. Fails where there are any.
+    #[command(after_long_help = help::STUCK)]
     Stuck(AskArgs),
     /// Has a read model rebuilt beside the one that answers, and swapped in.
     #[command(after_long_help = help::REBUILD)]
@@ -98,15 +126,19 @@ pub enum Command {
     #[command(after_long_help = help::VERIFY)]
     Verify(VerifyArgs),
     /// Sums the ledger of the log, account by account, and proves that it balances.
+    #[command(after_long_help = help::AUDIT)]
     Audit(AuditArgs),
     /// Looks at the whole deployment, and says what to change. Fails where something is to be changed.
+    #[command(after_long_help = help::DOCTOR)]
     Doctor(DoctorArgs),
     /// Writes the log as an archive: compressed JSON lines, the hash of each event, and the signed heads.
     #[command(after_long_help = help::EXPORT)]
     Export(ExportArgs),
     /// Prints the proof that an event is in the log, with the head that was signed: to keep, or to show to others.
+    #[command(after_long_help = help::PROVE)]
     Prove(ProveArgs),
     /// Checks such a proof. Needs nothing else, and no broker.
+    #[command(after_long_help = help::PROVE)]
     CheckProof(CheckProofArgs),
 }
 
@@ -183,6 +215,9 @@ pub struct CheckProofArgs {
     /// Believes only a head signed by this public key.
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
+    /// One JSON object, for programs.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `rebuild`.

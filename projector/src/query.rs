@@ -440,7 +440,9 @@ impl Queries {
             Aggregate::Job(id) => self.job(actor, *id).is_ok(),
             Aggregate::Machine(_) => false,
         };
-        let may = recorded.event().is_some_and(|e| touched(e).iter().any(about)) || may_see_all(actor);
+        // What a machine is and does on the market, everybody may see.
+        let public = |e: &Event| matches!(e.aggregate(), Aggregate::Machine(_));
+        let may = recorded.event().is_some_and(|e| public(e) || touched(e).iter().any(about)) || may_see_all(actor);
         let event = trail_event(recorded).filter(|_| may)?;
         let own = event.job.is_none_or(|job| self.job(actor, job).is_ok());
         Some(if own { event } else { for_the_provider(actor, event) })

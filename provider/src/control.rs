@@ -125,7 +125,8 @@ impl Wanted {
 
     fn wished(&self, wish: MachineWish) {
         self.takes_jobs.store(wish == MachineWish::Resume, Ordering::Relaxed);
-        self.draining.store(wish == MachineWish::Drain, Ordering::Relaxed);
+        let drains = matches!(wish, MachineWish::Drain | MachineWish::Maintain);
+        self.draining.store(drains, Ordering::Relaxed);
     }
 
     pub(crate) fn state(&self, away: bool) -> WorkerState {

@@ -12,6 +12,27 @@ use gpubnb_events::{
 
 use crate::{backup::BackupArgs, domain::Settings, whatif::WhatIfArgs};
 
+/// What `--help` says at the end.
+mod help {
+    pub(super) const BACKUP: &str = "\
+Examples:
+  gpubnb-services backup /backups/2026-01-31 --nats-creds keys/services
+
+The market goes on meanwhile. Cut off, say the same again within six hours: what is whole is not saved again.
+Exit codes: 0 all of it is there; 1 not, and standard error says why; 2 the command line is wrong.";
+    pub(super) const RESTORE: &str = "\
+Examples:
+  gpubnb-services restore /backups/2026-01-31 --nats-creds keys/services --replicas 3
+
+Nothing that a broker has is overwritten. Afterwards: gpubnb-projector verify. The whole way: docs/operating.md.";
+    pub(super) const WHAT_IF: &str = "\
+Examples:
+  gpubnb-services what-if archive/ --fee 300                  a fee of three percent
+  gpubnb-services what-if archive/ --price 90 --placement fastest --json
+
+The archive is made by gpubnb-projector export. Nothing is decided and nothing is written.";
+}
+
 /// Decides what happens on the market: command endpoints, scheduler, settlement, watchdog.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-services", version)]
@@ -29,10 +50,13 @@ pub enum Command {
     /// Makes the keys and credentials of a new market, and the broker's configuration.
     Bootstrap(BootstrapArgs),
     /// Saves every stream of a market that runs.
+    #[command(after_long_help = help::BACKUP)]
     Backup(BackupArgs),
     /// Makes the streams of a broker that has none from a backup.
+    #[command(after_long_help = help::RESTORE)]
     Restore(RestoreArgs),
     /// Folds an archive of the log through other prices, another fee or placement, and says what would differ.
+    #[command(after_long_help = help::WHAT_IF)]
     WhatIf(WhatIfArgs),
 }
 

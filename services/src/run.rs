@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use async_nats::jetstream::Context;
 use gpubnb_events::{
     CommandId, Log, SystemClock, monitor, nats::jetstream, rpc::Server, stream::provision, subject::SERVICES_INBOX,
     transfer::TransferKey,
@@ -26,6 +27,14 @@ use crate::{
     view::View,
 };
 
+/// Makes sure that every stream is there. Streams are another credential's affair: its connection is closed again at once.
+async fn provisioned(config: &Config, js: &Context) -> anyhow::Result<()> {
+    let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
+    let (owner, streams) = (jetstream(bootstrap), config.streams());
+    redispatch::where_lost(js, &owner, &streams).await?;
+    Ok(provision(&owner, &streams).await?)
+}
+
 /// Runs one replica until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&config.monitor, "gpubnb-services", shutdown.clone()).await?;
@@ -34,11 +43,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;
     let js = jetstream(appending);
     if config.provision {
-        // Streams are another credential's affair: this connection is closed again at once.
-        let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
-        let (owner, streams) = (jetstream(bootstrap), config.streams());
-        redispatch::where_lost(&js, &owner, &streams).await?;
-        provision(&owner, &streams).await?;
+        provisioned(&config, &js).await?;
     }
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
     let (settings, key) = (config.settings(), config.nats.signing_key("append")?);

@@ -144,8 +144,13 @@ impl Browser {
         self.client.goto(&format!("{}{path}", system.url())).await.unwrap();
         self.fits(path).await;
         self.is_accessible(path).await;
+        self.forget_refusal(path, "404").await;
+    }
+
+    /// Sees that the browser's console has nothing but an answer of this status, which it counts as an error.
+    pub async fn forget_refusal(&self, page: &str, status: &str) {
         let said = console(&self.client).await;
-        assert!(said.iter().all(|line| line.to_string().contains("404")), "{path}: {said:?}");
+        assert!(said.iter().all(|line| line.to_string().contains(status)), "{page}: {said:?}");
     }
 
     /// Sees that the page is sound as it is now.
@@ -155,7 +160,8 @@ impl Browser {
         assert_eq!(console(&self.client).await, Vec::<Value>::new(), "{page}");
     }
 
-    async fn is_accessible(&self, page: &str) {
+    /// Sees that axe-core finds nothing serious.
+    pub async fn is_accessible(&self, page: &str) {
         let axe = fs::read_to_string(root().join("ui/node_modules/axe-core/axe.min.js"))
             .expect("axe-core is missing: run `deploy/setup.sh --tests`");
         self.client.execute(&format!("if (!window.axe) {{ {axe} }}"), vec![]).await.unwrap();

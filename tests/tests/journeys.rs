@@ -61,6 +61,8 @@ async fn a_consumer_signs_up_funds_finds_quotes_submits_watches_downloads_and_re
         browser.click_live(".machine .button.primary").await;
         browser.wait_for("#quote dd b").await;
         browser.says("#quote", "Attic").await;
+        browser.says("#quote", "Expected start").await;
+        browser.says("#quote", "at once, when its image is there").await;
         browser.is_sound("new job").await;
         browser.picture(&format!("new-job{suffix}")).await;
         browser.click(".submit button.primary").await;
@@ -138,11 +140,28 @@ async fn a_provider_signs_up_pastes_a_command_sees_the_machine_online_earns_paus
         browser.says("#machines", "100 % of 1").await;
         browser.is_sound("provider").await;
         browser.picture(&format!("provider{suffix}")).await;
+        // A price that is none is said beside its field, with what was typed.
+        browser.fill("#machines input[name=price]", "a lot").await;
+        browser.click("#machines button[value=reprice]").await;
+        browser.wait_for("#machines input[aria-invalid]").await;
+        browser.is_accessible("a price that was refused").await;
+        browser.forget_refusal("a price that was refused", "422").await;
+        browser.visit(&system, "/provider").await;
+        browser.click_live("#machines button[value=maintain]").await;
+        browser.says("#machines", "Maintenance").await;
+        browser.click_live("#machines button[value=resume]").await;
+        browser.says("#machines", "Online").await;
         browser.click_live("#machines button[value=pause]").await;
         browser.says("#machines", "Paused").await;
         browser.visit(&system, &format!("/machines/{machine}")).await;
+        browser.says("#record", "Completed").await;
         browser.picture(&format!("machine{suffix}")).await;
 
+        browser.visit(&system, "/wallet").await;
+        browser.fill("form[action='/wallet/payouts'] input[name=amount]", "1000000").await;
+        browser.click("form[action='/wallet/payouts'] button").await;
+        browser.wait_for("#payout-problem").await;
+        browser.forget_refusal("a payout that was refused", "402").await;
         browser.visit(&system, "/wallet").await;
         browser.says("#statement", "Settled").await;
         browser.fill("form[action='/wallet/payouts'] input[name=amount]", "0.00001").await;
@@ -200,7 +219,7 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
         browser.click_live("#stuck a.button").await;
         browser.says("#then", "Queued").await;
         // Every machine, and every account: those in trouble, and that it comes to nothing.
-        browser.visit(&system, "/console/fleet?only=trouble").await;
+        browser.visit(&system, "/console/fleet?text=nothing-like-it").await;
         browser.says("#fleet", "No such machine").await;
         browser.visit(&system, "/console/fleet?text=attic").await;
         browser.says("#fleet", "Attic").await;

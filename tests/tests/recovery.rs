@@ -1,7 +1,11 @@
 //! The broker's disk is lost: the market comes back from its backup, and goes on.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_nats::jetstream::stream;
 use gpubnb_events::{
@@ -54,12 +58,20 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     let backup = system.path().join("backup");
     let saved = system.services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
     assert!(saved.status.success(), "{}", said(&saved));
+    // Cut off before its end, it goes on, and keeps what is whole.
+    let list = backup.join("backup.json");
+    let mut cut: Value = serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap();
+    let lost = cut["streams"].as_array_mut().unwrap().pop().unwrap();
+    fs::write(&list, cut.to_string()).unwrap();
+    let on = system.services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
+    let words = said(&on);
+    assert!(on.status.success() && words.matches("is here already").count() == 8, "{words}");
+    assert!(words.contains(&format!("{:<16} ", lost["stream"].as_str().unwrap())), "{words}");
     let again = system.services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
     assert!(!again.status.success() && said(&again).contains("holds a whole backup"), "{}", said(&again));
 
     lose_the_disk(&mut system).await;
     // One that was cut off is none.
-    let list = backup.join("backup.json");
     let whole = fs::read_to_string(&list).unwrap();
     let mut partial: Value = serde_json::from_str(&whole).unwrap();
     partial["streams"].as_array_mut().unwrap().pop();
@@ -78,6 +90,13 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     assert_eq!(system.web.settled(&runs).await.unwrap()["state"], "Completed", "it ran on meanwhile");
     let next = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     assert_eq!(system.web.settled(&next).await.unwrap()["status"], "Settled");
+}
+
+/// Where the broker keeps a stream.
+fn files_of(directory: &Path, stream: &str) -> Option<PathBuf> {
+    let entries: Vec<_> = fs::read_dir(directory).ok()?.map(|entry| entry.unwrap().path()).collect();
+    let here = entries.iter().find(|path| path.ends_with(Path::new("streams").join(stream))).cloned();
+    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| files_of(path, stream)))
 }
 
 /// A stream as it is defined.
@@ -104,8 +123,9 @@ async fn a_dispatch_that_is_lost_is_made_anew_from_the_oldest_live_lease() {
     let lease = running["attempts"][0]["lease"].as_u64().unwrap();
     assert_eq!(dispatch_begins(&system).await, 1, "at first there is nothing to leave out");
     system.services.clear();
-    let owner = system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap();
-    nats::jetstream(owner).delete_stream(DISPATCH).await.unwrap();
+    system.nats = None;
+    fs::remove_dir_all(files_of(&system.path().join("nats"), DISPATCH).unwrap()).unwrap();
+    system.start_nats().await.unwrap();
     system.start_services().await.unwrap();
     assert_eq!(dispatch_begins(&system).await, lease);
     assert_eq!(system.web.settled(&runs).await.unwrap()["state"], "Completed");

@@ -119,8 +119,17 @@ async fn the_self_test_says_what_is_there_and_what_is_missing() {
     system.start_worker("attic", &[]).await.unwrap();
     let of = |checks: &Value, id: &str| checks.as_array().unwrap().iter().find(|c| c["id"] == id).cloned();
     let view = system.machine_until("attic", |m| !m["checks"].as_array().unwrap().is_empty()).await.unwrap();
-    for id in ["docker.answers", "docker.version", "docker.runc", "disk.room", "disk.write", "cpu.cores", "clock.skew"]
-    {
+    for id in [
+        "docker.answers",
+        "docker.version",
+        "docker.runc",
+        "disk.room",
+        "disk.write",
+        "cpu.cores",
+        "clock.skew",
+        "network.down",
+        "network.up",
+    ] {
         let check = of(&view["checks"], id).unwrap_or_else(|| panic!("{id}: {view:#}"));
         assert_ne!(check["actual"], "", "{id}");
     }

@@ -163,7 +163,11 @@ pub(crate) fn down_up(row: &MachineRow) -> Option<String> {
 pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
     match state {
         MachineState::Online => "good",
-        MachineState::Suspect | MachineState::Paused | MachineState::Away | MachineState::Draining => "warn",
+        MachineState::Suspect
+        | MachineState::Paused
+        | MachineState::Away
+        | MachineState::Draining
+        | MachineState::Maintenance => "warn",
         MachineState::Lost | MachineState::Delisted => "bad",
     }
 }

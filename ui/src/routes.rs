@@ -144,7 +144,7 @@ fn machines(routes: Routes) -> Routes {
         .about("What one's own machine earned on each of the last 31 days.")
         .lists::<Day>()
         .post("/api/v1/machines/{machine}/wish", Scope(MachinesWrite), api::machines::wish)
-        .about("Pauses, resumes, drains, delists or reprices one's own machine.")
+        .about("Pauses, resumes, drains, delists or reprices one's own machine, or announces maintenance.")
         .takes::<MachineWish>()
         .answers::<Done>()
         .post("/api/v1/speed", Public, api::machines::speed)

@@ -52,6 +52,16 @@ pub struct MachineResumed {
     pub away: bool,
 }
 
+/// It finishes what it runs and takes nothing new.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineDrainStarted {
+    /// The machine.
+    pub machine: MachineId,
+    /// Whether its owner works on it then: its silence is announced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub maintenance: bool,
+}
+
 macro_rules! bare {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
         $(#[$doc])*
@@ -64,8 +74,6 @@ macro_rules! bare {
 }
 
 bare! {
-    /// It finishes what it runs and takes nothing new.
-    MachineDrainStarted,
     /// It left the market.
     MachineDelisted,
     /// It missed heartbeats: new work is withheld.

@@ -114,6 +114,7 @@ impl Projection for Machines {
             Event::MachineResumed(e) if e.away => row.away = false,
             Event::MachinePaused(_) => row.wanted = MachineState::Paused,
             Event::MachineResumed(_) => row.wanted = MachineState::Online,
+            Event::MachineDrainStarted(e) if e.maintenance => row.wanted = MachineState::Maintenance,
             Event::MachineDrainStarted(_) => row.wanted = MachineState::Draining,
             Event::MachineDelisted(_) => row.wanted = MachineState::Delisted,
             Event::MachineSuspected(_) => row.presence = MachineState::Suspect,

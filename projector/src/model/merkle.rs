@@ -51,15 +51,29 @@ fn hash_of(key: &[u8], bytes: &[u8]) -> Result<Hash, StoreError> {
     bytes.try_into().map_err(|_| StoreError::corrupt(key, "not a hash"))
 }
 
-/// The sequences of a row of leaves that differs from another one, and the leaf of each here and there.
-pub fn differing(key: &[u8], ours: &[u8], theirs: &[u8]) -> Vec<(Seq, Vec<u8>, Vec<u8>)> {
-    let Some(block) = key.strip_prefix(b"l").and_then(|b| b.try_into().ok()).map(u64::from_be_bytes) else {
-        return Vec::new();
-    };
-    let most = ours.len().max(theirs.len()).div_ceil(HASH);
-    let part = |bytes: &[u8], n: usize| bytes.chunks(HASH).nth(n).unwrap_or_default().to_vec();
-    let all = (0..most).map(|n| (Seq((block << BLOCK) + n as u64 + 1), part(ours, n), part(theirs, n)));
-    all.filter(|(_, ours, theirs)| ours != theirs).collect()
+/// The leaves that were folded, read in the order of their sequences.
+#[derive(Default)]
+pub(crate) struct LeavesThen {
+    block: Option<u64>,
+    leaves: Vec<u8>,
+}
+
+impl LeavesThen {
+    /// The leaf of a message when it was folded; `None` where it has not been. `tree` is the model that answers now.
+    pub(crate) fn at<E: From<StoreError>>(
+        &mut self,
+        seq: Seq,
+        tree: impl FnOnce() -> Result<sled::Tree, E>,
+    ) -> Result<Option<Hash>, E> {
+        let index = seq.0.saturating_sub(1);
+        let (block, within) = (index >> BLOCK, usize::try_from(index & ((1 << BLOCK) - 1)).unwrap_or(usize::MAX));
+        // A block that was not full may have grown.
+        if self.block != Some(block) || self.leaves.len() <= within.saturating_mul(HASH) {
+            let row = tree()?.get(block_key(block)).map_err(StoreError::from)?;
+            (self.block, self.leaves) = (Some(block), row.map(|row| row.to_vec()).unwrap_or_default());
+        }
+        Ok(self.leaves.chunks_exact(HASH).nth(within).and_then(|leaf| leaf.try_into().ok()))
+    }
 }
 
 /// Of messages that changed (sequence, what is there now, what was there then): each, and with which it has changed

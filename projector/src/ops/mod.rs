@@ -53,7 +53,12 @@ pub(crate) struct Ops {
     pub(crate) began: Arc<OnceCell<Timestamp>>,
     /// What counts as stuck at the latest.
     pub(crate) patience: Option<Millis>,
+    /// What was stuck when that was last looked for.
+    pub(crate) stuck: Arc<Mutex<Option<Looked>>>,
 }
+
+/// What was stuck, and when that was looked for.
+type Looked = (Instant, Vec<Stuck>);
 
 /// Serves them.
 pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::Error> {
@@ -184,7 +189,17 @@ impl Ops {
         if self.queries.applied.borrow().seq < self.queries.floor {
             return Err(Failure::Unavailable("what is folded so far says nothing of what is stuck now".to_owned()));
         }
-        stuck::jobs(&self.queries.trees, &self.queries.live, self.patience).map_err(|e| broken(&e))
+        // However many look at the console, it is looked for once a second.
+        let mut looked = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        match looked.as_ref() {
+            Some((at, found)) if at.elapsed() < Duration::from_secs(1) => Ok(found.clone()),
+            _ => {
+                let found =
+                    stuck::jobs(&self.queries.trees, &self.queries.live, self.patience).map_err(|e| broken(&e))?;
+                *looked = Some((Instant::now(), found.clone()));
+                Ok(found)
+            }
+        }
     }
 
     async fn seq_of(&self, to: Point) -> Result<Seq, Failure> {

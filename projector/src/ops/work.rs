@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
-use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock, stream::CHECKPOINTS};
+use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock, log::Hash, stream::CHECKPOINTS};
 use tokio::sync::watch;
 
 use super::invariants::Invariants;
@@ -19,7 +19,7 @@ use crate::{
     heads::{self, LATEST},
     model::{
         self, Projection as _,
-        merkle::{self, Kept, Merkle, roots},
+        merkle::{self, Kept, LeavesThen, Merkle, roots},
     },
     query::Applied,
     store::{self, StoreError},
@@ -30,6 +30,8 @@ use crate::{
 const NEAR: u64 = 1_000;
 /// Most keys and sequences that are told of.
 const TOLD: usize = 100;
+/// Most messages that are another now, of which places are looked for.
+const MOST_CHANGED: usize = 1_000;
 /// Rows that may differ while both sides move; more of them is a difference for sure.
 const MOST_SUSPECTS: usize = 50_000;
 /// How often both sides are brought to the same sequence before it is given up.
@@ -229,6 +231,7 @@ impl Work {
             checks.push(replay.compare(index).await?);
             index += 1;
         }
+        replay.tampered();
         replay.heads().await?;
         Ok(checks)
     }
@@ -248,6 +251,10 @@ struct Replay<'a> {
     work: &'a Work,
     models: Vec<Model>,
     invariants: Invariants,
+    /// What each message was when it was folded.
+    then: LeavesThen,
+    /// Messages that are another now: the leaf that they have, and the one that they had.
+    changed: Vec<(Seq, Hash, Hash)>,
     follower: gpubnb_events::log::Follower,
     read: Vec<Recorded>,
     at: Seq,
@@ -264,6 +271,8 @@ impl<'a> Replay<'a> {
             work,
             models: models.collect::<Result<_, StoreError>>()?,
             invariants: Invariants::default(),
+            then: LeavesThen::default(),
+            changed: Vec::new(),
             follower: work.log.follow(Seq(1)).over_gaps(),
             read: Vec::new(),
             at: Seq::ZERO,
@@ -294,6 +303,7 @@ impl<'a> Replay<'a> {
                 batch = again;
             }
             for recorded in &batch {
+                self.look_at_leaf(recorded)?;
                 match recorded.event() {
                     Some(event) => self.invariants.apply(recorded.seq, event),
                     None => self.work.note(|v| {
@@ -372,21 +382,26 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// What the leaves that differ tell of the log: which events were changed since they were folded, or moved.
-    fn tampered(&mut self, ours: &sled::Tree, live: &sled::Tree, keys: &[sled::IVec]) -> anyhow::Result<()> {
-        let mut changed = Vec::new();
-        for key in keys {
-            let [now, then] = [ours.get(key)?.unwrap_or_default(), live.get(key)?.unwrap_or_default()];
-            changed.extend(merkle::differing(key, &now, &then));
+    /// Looks whether a message is what it was when it was folded; by itself, for no model is folded over a gap.
+    fn look_at_leaf(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
+        let then = self.then.at(recorded.seq, || self.work.trees.named(Merkle.name()))?;
+        if let Some(then) = then.filter(|then| *then != recorded.leaf)
+            && self.changed.len() < MOST_CHANGED
+        {
+            self.changed.push((recorded.seq, recorded.leaf, then));
         }
-        for (seq, other) in merkle::places(&changed).take(TOLD) {
+        Ok(())
+    }
+
+    /// Says which messages were changed since they were folded, or moved.
+    fn tampered(&mut self) {
+        for (seq, other) in merkle::places(&std::mem::take(&mut self.changed)).take(TOLD) {
             let what = match other {
                 Some(other) => format!("it stands where event {other} was when it was folded"),
                 None => "it is not what it was when it was folded".to_owned(),
             };
             self.invariants.broken(seq, what);
         }
-        Ok(())
     }
 
     /// Compares a model row by row with the one that answers. That moves on meanwhile: rows that differ are looked at
@@ -408,9 +423,6 @@ impl<'a> Replay<'a> {
             }
             // Each batch moves the checkpoint: nothing was written between the two looks.
             if store::checkpoint(&live)? == at {
-                if name == Merkle.name() {
-                    self.tampered(&ours, &live, &still)?;
-                }
                 let differing = still.iter().take(TOLD).map(|key| key.escape_ascii().to_string()).collect();
                 return Ok(ModelCheck { name: name.to_owned(), rows, differing });
             }

@@ -54,8 +54,9 @@ pub(super) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     head(log, &mut found).await;
     deliveries(&client, &queries, &mut found).await?;
     credentials(creds, &mut found)?;
-    if let Some(conf) = &args.nats_conf {
-        configuration(conf, &mut found)?;
+    match &args.nats_conf {
+        Some(conf) => configuration(conf, &mut found)?,
+        None => found.add("broker.on_its_machine", "not looked at", "give --nats-conf there", true, ""),
     }
     let Findings(checks) = found;
     let bad = checks.iter().filter(|check| !check.passed).count();
@@ -131,6 +132,10 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
         remedy,
     );
     let dispatch = info(client, DISPATCH).await?;
+    let fewer = dispatch["config"]["num_replicas"].as_u64().unwrap_or(1) < replicas;
+    let remedy =
+        "With one disk the job messages are gone, though not the jobs: make DISPATCH with as many copies as MARKET.";
+    found.add("replicas.of_dispatch", !fewer, "as many as MARKET", !fewer, remedy);
     let lag = dispatch["sources"][0]["lag"].as_u64().unwrap_or(0);
     let remedy = "Job messages are late: look at the broker's load. DISPATCH sources them from MARKET.";
     found.add("lag.of_dispatch", lag, format!("at most {MOST_LAG}"), lag <= MOST_LAG, remedy);

@@ -32,7 +32,7 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Audit(args) if let Some(directory) = &args.archive => {
             return audit::archive(args, directory, &shutdown);
         }
-        Command::CheckProof(args) => return proof::check(&args.file, args.key.as_deref()),
+        Command::CheckProof(args) => return proof::check(args),
         _ => {}
     }
     let creds = nats.nats_creds.clone();

@@ -1,12 +1,10 @@
 //! `prove` and `check-proof`: that one event is in the log, under a signature, for whoever has the proof.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 use gpubnb_events::{Actor, Seq, proof::Proof, rpc::Caller};
 
 use super::print_line;
-use crate::client::QueryClient;
+use crate::{client::QueryClient, config::CheckProofArgs};
 
 pub(super) async fn prove(client: async_nats::Client, seq: Seq) -> anyhow::Result<()> {
     let proof = QueryClient::new(Caller::new(client)).proof(Actor::Operator(None), seq).await?;
@@ -14,8 +12,14 @@ pub(super) async fn prove(client: async_nats::Client, seq: Seq) -> anyhow::Resul
     print_line(serde_json::to_string_pretty(&proof)?)
 }
 
-pub(super) fn check(file: &Path, key: Option<&str>) -> anyhow::Result<()> {
+pub(super) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
+    let file = &args.file;
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    print_line(proof.told(key)?)
+    let told = proof.told(args.key.as_deref())?;
+    if args.json {
+        let (seq, key, size) = (proof.message.seq, &proof.head.key, proof.head.size);
+        return print_line(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": told }));
+    }
+    print_line(told)
 }

@@ -156,6 +156,8 @@ pub enum MachineState {
     Away,
     /// It finishes what it has.
     Draining,
+    /// It finishes what it has; then its owner works on it.
+    Maintenance,
     /// It left the market.
     Delisted,
 }
@@ -170,6 +172,7 @@ impl MachineState {
             Self::Paused => "Paused",
             Self::Away => "In use by its owner",
             Self::Draining => "Draining",
+            Self::Maintenance => "Maintenance",
             Self::Delisted => "Delisted",
         }
     }
@@ -235,6 +238,8 @@ impl MachineRow {
     pub fn state(&self) -> MachineState {
         match (self.wanted, self.presence) {
             (MachineState::Delisted, _) => MachineState::Delisted,
+            // Silence that was announced, and under which nothing runs.
+            (MachineState::Maintenance, _) if self.running.is_empty() => MachineState::Maintenance,
             (_, MachineState::Suspect) => MachineState::Suspect,
             (_, MachineState::Lost) => MachineState::Lost,
             (MachineState::Online, _) if self.away => MachineState::Away,

@@ -140,7 +140,9 @@ impl Machine {
             (MachineWish::Back, _) if !self.away => already,
             (MachineWish::Away, _) => Ok(self.propose(MachinePaused { machine, away: true })),
             (MachineWish::Back, _) => Ok(self.propose(MachineResumed { machine, away: true })),
-            (MachineWish::Drain, _) => Ok(self.propose(MachineDrainStarted { machine })),
+            (MachineWish::Drain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: false })),
+            // Also where it drains already: that its silence is announced is news.
+            (MachineWish::Maintain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: true })),
             (MachineWish::Delist, _) if !self.leases.is_empty() => {
                 Err(Refusal::WrongState("The machine still runs jobs. Drain it, and delist it when they have ended."))
             }
@@ -301,6 +303,20 @@ mod tests {
         assert_eq!(w.machine_state().availability, Availability::Ready);
         // Only the machine itself knows whether its owner uses it.
         w.when(w.as_provider(), away).refused();
+    }
+
+    #[test]
+    fn maintenance_is_a_drain_that_is_announced() {
+        let mut w = given();
+        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
+        let (drain, maintain, resume) =
+            (change(MachineWish::Drain), change(MachineWish::Maintain), change(MachineWish::Resume));
+        w.when(w.as_provider(), drain.clone()).appended();
+        w.when(w.as_provider(), maintain).appended();
+        assert_eq!(w.machine_state().availability, Availability::Draining);
+        w.when(w.as_provider(), drain).already();
+        w.when(w.as_provider(), resume).appended();
+        assert_eq!(w.machine_state().availability, Availability::Ready);
     }
 
     #[test]

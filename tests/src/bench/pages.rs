@@ -17,6 +17,7 @@ use super::{RawBroker, idle::rss, millis, quantile, report::Figure};
 use crate::{
     history::{life, offer, publish},
     system::{Options, System},
+    web::Web,
 };
 
 const MACHINES: u32 = 10_000;
@@ -33,11 +34,12 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let options = Options { ui: vec!["--behind-proxy".to_owned()], ..Options::default() };
     let mut system = System::start(options).await?;
     let raw = RawBroker::start(false).await?;
+    let operator = Web::operator(&system).await?;
     // What is written here is history: nobody is to assign or to watch it.
     system.services.clear();
     let (machine, job) = fill(&system).await?;
     println!("page_render: {MACHINES} machines and {JOBS} jobs are there");
-    let mut figures = render(&system, &raw, machine, &job).await?;
+    let mut figures = render(&system, &operator, &raw, machine, &job).await?;
     figures.push(open(&system).await?);
     Ok(figures)
 }
@@ -99,7 +101,13 @@ async fn ready(system: &System, seq: u64) -> anyhow::Result<bool> {
     Ok(folded.is_success() && String::from_utf8_lossy(&market).contains(&all))
 }
 
-async fn render(system: &System, raw: &RawBroker, machine: MachineId, job: &str) -> anyhow::Result<Vec<Figure>> {
+async fn render(
+    system: &System,
+    operator: &Web,
+    raw: &RawBroker,
+    machine: MachineId,
+    job: &str,
+) -> anyhow::Result<Vec<Figure>> {
     let pages = [
         "/".to_owned(),
         "/market".to_owned(),
@@ -111,9 +119,9 @@ async fn render(system: &System, raw: &RawBroker, machine: MachineId, job: &str)
         "/wallet".to_owned(),
         "/provider".to_owned(),
     ];
-    let browser = system.web.at_browser();
-    let (mut all, mut base) = (Vec::new(), Vec::new());
-    let mut slowest = (0.0, String::new());
+    let (browser, at_console) = (system.web.at_browser(), operator.at_browser());
+    let mut base = Vec::new();
+    let (mut middle, mut tail) = ((0.0, ""), (0.0, ""));
     let mut echo = raw.client.subscribe("echo").await?;
     let client = raw.client.clone();
     let answering = tokio::spawn(async move {
@@ -123,7 +131,11 @@ async fn render(system: &System, raw: &RawBroker, machine: MachineId, job: &str)
             }
         }
     });
-    for page in &pages {
+    // An operator's pages, of the same market.
+    let console = ["/console", "/console/fleet", "/console/ledger", "/console/events", "/console/events?event=Settled"];
+    let pages = pages.iter().map(|page| (&browser, page.as_str()));
+    let pages: Vec<_> = pages.chain(console.map(|page| (&at_console, page))).collect();
+    for (browser, page) in &pages {
         let mut own = Vec::new();
         for _ in 0..ROUNDS {
             let began = Instant::now();
@@ -133,21 +145,23 @@ async fn render(system: &System, raw: &RawBroker, machine: MachineId, job: &str)
             browser.ask(Method::GET, page).send().await?.error_for_status()?.bytes().await?;
             own.push(millis(began.elapsed()));
         }
-        all.extend_from_slice(&own);
-        let median = quantile(&mut own, 0.5);
-        println!("page_render: {page:<55} p50 {median:>7.2} ms, p99 {:>7.2} ms", quantile(&mut own, 0.99));
-        if median > slowest.0 {
-            slowest = (median, page.clone());
+        let (p50, p99) = (quantile(&mut own, 0.5), quantile(&mut own, 0.99));
+        println!("page_render: {page:<55} p50 {p50:>7.2} ms, p99 {p99:>7.2} ms");
+        for (worst, now) in [(&mut middle, p50), (&mut tail, p99)] {
+            if now > worst.0 {
+                *worst = (now, *page);
+            }
         }
     }
     answering.abort();
-    println!("page_render: the slowest is {}", slowest.1);
-    let runs = ROUNDS * pages.len();
+    println!("page_render: the slowest are {} (p50) and {} (p99)", middle.1, tail.1);
+    // Of each page by itself: the slowest must be fast enough, not the mean of all.
+    let runs = ROUNDS;
     let baseline = ("request to the broker and back, p50", quantile(&mut base, 0.5));
-    let tail = ("request to the broker and back, p99", quantile(&mut base, 0.99));
+    let baseline_tail = ("request to the broker and back, p99", quantile(&mut base, 0.99));
     Ok(vec![
-        Figure::new("page_render_p50", (quantile(&mut all, 0.5), "ms"), baseline, runs, ("< 5 ms", |f| f.value < 5.0)),
-        Figure::new("page_render_p99", (quantile(&mut all, 0.99), "ms"), tail, runs, ("< 50 ms", |f| f.value < 50.0)),
+        Figure::new("page_render_p50", (middle.0, "ms"), baseline, runs, ("< 5 ms", |f| f.value < 5.0)),
+        Figure::new("page_render_p99", (tail.0, "ms"), baseline_tail, runs, ("< 50 ms", |f| f.value < 50.0)),
     ])
 }
 

@@ -99,7 +99,6 @@ struct JobsHere {
 struct TrailCard<'a> {
     m: &'a MachineView,
     trail: Vec<TrailEvent>,
-    linked: bool,
     now: Timestamp,
 }
 
@@ -135,11 +134,10 @@ async fn told(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3],
     );
     let mut trail = trail?.rows;
     trail.reverse();
-    let linked = viewer.operator || viewer.account == Some(m.row.owner);
     Ok([
         fragment(&Record { m, outcomes: outcomes?, linked: viewer.operator, now })?,
         fragment(&JobsHere { jobs: jobs?, operator: viewer.operator, now })?,
-        fragment(&TrailCard { m, trail, linked, now })?,
+        fragment(&TrailCard { m, trail, now })?,
     ])
 }
 

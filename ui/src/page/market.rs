@@ -173,7 +173,7 @@ impl Filters {
     }
 
     /// The states a machine on the market can be in.
-    fn states(&self) -> [&'static str; 6] {
+    fn states(&self) -> [&'static str; 7] {
         STATES.map(MachineState::name)
     }
 
@@ -187,13 +187,14 @@ impl Filters {
 }
 
 /// The states in which a machine is on the market.
-pub(super) const STATES: [MachineState; 6] = [
+pub(super) const STATES: [MachineState; 7] = [
     MachineState::Online,
     MachineState::Suspect,
     MachineState::Lost,
     MachineState::Paused,
     MachineState::Away,
     MachineState::Draining,
+    MachineState::Maintenance,
 ];
 
 /// Machines on one page.

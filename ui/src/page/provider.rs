@@ -250,6 +250,7 @@ async fn asked(app: &App, signed_in: SignedIn, machine: MachineId, form: Wish) -
         "pause" => MachineWish::Pause,
         "resume" => MachineWish::Resume,
         "drain" => MachineWish::Drain,
+        "maintain" => MachineWish::Maintain,
         "delist" => MachineWish::Delist,
         "reprice" => MachineWish::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
         _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.")),
