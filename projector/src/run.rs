@@ -115,15 +115,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let floor = log.last_seq().await?;
     let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
     let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
-    let ops = Ops {
-        queries: queries.clone(),
-        work,
-        traveller,
-        rate: Arc::default(),
-        began: Arc::default(),
-        patience,
-        stuck: Arc::default(),
-    };
+    let ops = Ops::new(queries.clone(), work, traveller, patience);
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
     tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
     if let Some(keeper) = keeper {

@@ -161,7 +161,7 @@ async fn a_provider_signs_up_pastes_a_command_sees_the_machine_online_earns_paus
         browser.fill("form[action='/wallet/payouts'] input[name=amount]", "1000000").await;
         browser.click("form[action='/wallet/payouts'] button").await;
         browser.wait_for("#payout-problem").await;
-        browser.forget_refusal("a payout that was refused", "402").await;
+        browser.forget_refusal("a payout that was refused", "422").await;
         browser.visit(&system, "/wallet").await;
         browser.says("#statement", "Settled").await;
         browser.fill("form[action='/wallet/payouts'] input[name=amount]", "0.00001").await;

@@ -22,8 +22,9 @@ for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["point
 addEventListener("blur", () => { pressed = false; catchUp(); });
 document.addEventListener("focusout", () => setTimeout(catchUp, 0));
 
-// What somebody is typing into, or has opened, stays as it is.
+// What somebody is typing into, or has to type anew, or has opened, stays as it is.
 const busy = (part) => {
+  if (part.querySelector("[aria-invalid]")) return true;
   const field = document.activeElement;
   return field && part.contains(field) && field.matches("input:not([type=checkbox]), select, textarea");
 };

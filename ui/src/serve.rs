@@ -100,10 +100,9 @@ fn router(app: App, tls: bool) -> Router {
     let fixed = |name: &'static str, value: &'static str| {
         SetResponseHeaderLayer::if_not_present(HeaderName::from_static(name), HeaderValue::from_static(value))
     };
-    let (router, _) = routes::all().finish();
+    let (router, _) = routes::all().fallback(nothing_here).finish();
     let hsts = tls.then(|| fixed("strict-transport-security", "max-age=31536000"));
     router
-        .fallback(nothing_here)
         .method_not_allowed_fallback(not_like_this)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))

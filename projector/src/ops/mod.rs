@@ -47,14 +47,14 @@ const RATE_OVER: usize = 10;
 pub(crate) struct Ops {
     pub(crate) queries: Queries,
     pub(crate) work: Work,
-    pub(crate) traveller: Traveller,
-    pub(crate) rate: Arc<Mutex<VecDeque<(Instant, Seq)>>>,
+    traveller: Traveller,
+    rate: Arc<Mutex<VecDeque<(Instant, Seq)>>>,
     /// When the log began.
-    pub(crate) began: Arc<OnceCell<Timestamp>>,
+    began: Arc<OnceCell<Timestamp>>,
     /// What counts as stuck at the latest.
-    pub(crate) patience: Option<Millis>,
+    patience: Option<Millis>,
     /// What was stuck when that was last looked for.
-    pub(crate) stuck: Arc<Mutex<Option<Looked>>>,
+    stuck: Arc<Mutex<Option<Looked>>>,
 }
 
 /// What was stuck, and when that was looked for.
@@ -110,6 +110,12 @@ fn begun(result: Result<(), NotNow>, what: &str) -> Result<(), Failure> {
 }
 
 impl Ops {
+    /// What counts as stuck does so after `patience` at the latest.
+    pub(crate) fn new(queries: Queries, work: Work, traveller: Traveller, patience: Option<Millis>) -> Self {
+        let (rate, began, stuck) = (Arc::default(), Arc::default(), Arc::default());
+        Self { queries, work, traveller, rate, began, patience, stuck }
+    }
+
     pub(crate) async fn platform(&self) -> Result<Platform, Failure> {
         let all = [MARKET, DISPATCH, TELEMETRY, OUTPUT].map(|name| self.stream(name));
         let streams: Vec<_> = futures_util::future::join_all(all).await.into_iter().flatten().collect();

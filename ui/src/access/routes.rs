@@ -137,6 +137,13 @@ impl Routes {
         self
     }
 
+    /// What answers where there is no endpoint: it knows who asks, as every endpoint does.
+    pub(crate) fn fallback<H: Handler<T, App>, T: 'static>(mut self, handler: H) -> Self {
+        let gate = middleware::from_fn(|request, next| gate::pass(Access::Public, request, next));
+        self.router = self.router.fallback(handler.layer(gate));
+        self
+    }
+
     /// The router, and the table of all that is in it.
     pub(crate) fn finish(self) -> (Router<App>, Vec<Endpoint>) {
         (self.router, self.table)
