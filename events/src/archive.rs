@@ -47,6 +47,9 @@ pub enum ArchiveError {
     /// There is a whole one already.
     #[error("{0} holds a whole archive: name a new directory for another one")]
     Whole(PathBuf),
+    /// Another process writes it.
+    #[error("{0} is being written by another export: wait for it, or name a new directory")]
+    Busy(PathBuf),
     /// Told to stop.
     #[error("stopped")]
     Stopped,
@@ -183,7 +186,12 @@ impl Writer {
             return Err(ArchiveError::Whole(directory.to_owned()));
         }
         let file = directory.join(LEAVES);
-        let leaves = BufWriter::new(File::create(&file).map_err(at(&file))?);
+        let leaves = File::options().write(true).create(true).truncate(false).open(&file).map_err(at(&file))?;
+        if leaves.try_lock().is_err() {
+            return Err(ArchiveError::Busy(directory.to_owned()));
+        }
+        leaves.set_len(0).map_err(at(&file))?;
+        let leaves = BufWriter::new(leaves);
         let (directory, part, parts) = (directory.to_owned(), None, Vec::new());
         let mut writer = Self { directory, leaves, part, parts, last: Seq::ZERO, last_leaf: None };
         while writer.take_up(&stop)? {}
@@ -197,11 +205,15 @@ impl Writer {
         if !file.exists() {
             return Ok(false);
         }
-        let mut leaves = Vec::new();
-        for (n, raw) in (first.0..first.0 + PART).zip(lines(file.clone())?) {
+        let (mut leaves, mut messages) = (Vec::new(), lines(file.clone())?);
+        // One more than there may be: what is whole ends there, with its checksum.
+        for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
-                Ok(_) | Err(ArchiveError::File { .. }) => break,
+                Ok(_) | Err(ArchiveError::File { .. }) => {
+                    leaves.clear();
+                    break;
+                }
                 Err(e) => return Err(e),
             }
             if stop() {
@@ -353,7 +365,14 @@ mod tests {
         (1..=7).for_each(|seq| writer.write(&raw(seq)).unwrap());
         drop(writer);
         assert!(matches!(Writer::create(&cut, || true), Err(ArchiveError::Stopped)));
+        // A part without its end is not whole, whatever can be read of it.
+        let first = cut.join(part_name(Seq(1)));
+        let (whole_part, torn) = (fs::read(&first).unwrap(), cut.with_file_name("torn"));
+        fs::create_dir(&torn).unwrap();
+        fs::write(torn.join(part_name(Seq(1))), &whole_part[..whole_part.len() - 8]).unwrap();
+        assert_eq!(Writer::create(&torn, || false).unwrap().last(), Seq::ZERO);
         let mut writer = Writer::create(&cut, || false).unwrap();
+        assert!(matches!(Writer::create(&cut, || false), Err(ArchiveError::Busy(_))));
         assert_eq!((writer.last(), writer.last_leaf()), (Seq(4), Some(raw(4).leaf())));
         (5..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
         assert_eq!(writer.finish(Vec::new()).unwrap(), expected);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, PullConsumer, pull},
-    context::{GetStreamErrorKind, UpdateStreamError},
+    context::GetStreamErrorKind,
     kv, object_store,
     stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
 };
@@ -204,8 +204,17 @@ fn output(options: &StreamOptions) -> Config {
     }
 }
 
-/// Makes sure that every stream and bucket is there and as defined here.
+/// Makes sure that every stream and bucket is there and as defined here, and that what is kept follows the options.
 pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
+    for wanted in [telemetry(options), output(options)] {
+        ensure(js, wanted.clone()).await?;
+        keep_as_told(js, wanted).await?;
+    }
+    provision_missing(js, options).await
+}
+
+/// Makes sure that every stream and bucket is there and as defined here. Of what is there already, nothing is trimmed.
+pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     for wanted in [market(options), dispatch(options), telemetry(options), output(options)] {
         ensure(js, wanted).await?;
     }
@@ -282,7 +291,7 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
     let stream = wanted.name.clone();
     let broker = |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: stream.clone(), problem: e.to_string() };
     let found = match js.get_stream(&stream).await {
-        Ok(found) => kept_as_told(js, found.cached_info().config.clone(), &wanted).await.map_err(|e| broker(&e))?,
+        Ok(found) => found.cached_info().config.clone(),
         Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => {
             // Two replicas may create it at once: the second finds the same definition there.
             js.create_stream(wanted.clone()).await.map_err(|e| broker(&e))?.cached_info().config.clone()
@@ -293,13 +302,21 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
 }
 
 /// How much a stream that forgets keeps is the operator's choice, and follows it.
-async fn kept_as_told(js: &jetstream::Context, found: Config, wanted: &Config) -> Result<Config, UpdateStreamError> {
+async fn keep_as_told(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
+    let broker =
+        |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: wanted.name.clone(), problem: e.to_string() };
+    let found = js.get_stream(&wanted.name).await.map_err(|e| broker(&e))?.cached_info().config.clone();
     let kept = |c: &Config| (c.max_age, c.max_bytes);
-    if ![OUTPUT, TELEMETRY].contains(&wanted.name.as_str()) || kept(&found) == kept(wanted) {
-        return Ok(found);
+    if kept(&found) != kept(&wanted) {
+        let (max_age, max_bytes) = kept(&wanted);
+        js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(|e| broker(&e))?;
     }
-    let (max_age, max_bytes) = kept(wanted);
-    Ok(js.update_stream(Config { max_age, max_bytes, ..found }).await?.config)
+    Ok(())
+}
+
+/// Whether a stream forgets by itself, and how soon is the operator's choice.
+fn forgets(stream: &str) -> bool {
+    [OUTPUT, TELEMETRY].contains(&stream)
 }
 
 fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
@@ -315,7 +332,10 @@ fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
             }
         )+};
     }
-    same!(subjects, retention, storage, discard, max_age, num_replicas, deny_delete, deny_purge, allow_direct);
+    same!(subjects, retention, storage, discard, num_replicas, deny_delete, deny_purge, allow_direct);
+    if !forgets(&wanted.name) {
+        same!(max_age);
+    }
     same!(max_consumers);
     // The broker writes "no limit" as -1 where a definition leaves it out.
     let per_subject = |c: &Config| c.max_messages_per_subject.max(0);

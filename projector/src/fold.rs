@@ -171,12 +171,12 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
 }
 
 /// Most parts read ahead of the fold.
-pub(crate) const READ_AHEAD: usize = 8;
+pub(crate) const READ_AHEAD: usize = 10;
 /// Most events in one part. Handed over one by one, the fold would be woken for each.
 const PART: usize = 500;
 /// From so many events on no more are added to what is folded in one transaction. A row that many of them change is
 /// written once; but sled keeps all that a transaction replaces until it ends, some ten kilobytes a row.
-pub const BATCH: usize = 4_000;
+pub const BATCH: usize = 5_000;
 
 /// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.
 pub(crate) async fn read(

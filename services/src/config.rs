@@ -115,8 +115,8 @@ pub struct Config {
     /// Room of OUTPUT, MiB: the oldest goes first.
     #[arg(long, env = "GPUBNB_OUTPUT_MIB", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(16..))]
     pub output_mib: u32,
-    /// Minutes for which TELEMETRY keeps what machines say of themselves.
-    #[arg(long, env = "GPUBNB_TELEMETRY_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=1_440))]
+    /// Minutes for which TELEMETRY keeps what machines say of themselves; an hour of heartbeats at the most.
+    #[arg(long, env = "GPUBNB_TELEMETRY_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=60))]
     pub telemetry_minutes: u32,
     /// Room of TELEMETRY in the broker's memory, MiB.
     #[arg(long, env = "GPUBNB_TELEMETRY_MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=65_536))]

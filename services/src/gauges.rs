@@ -6,7 +6,11 @@ use gpubnb_events::{Clock, metric};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{World, job::Phase, machine::Availability, machine::Presence},
+    domain::{
+        World,
+        job::Phase,
+        machine::{Availability, Machine, Presence},
+    },
     process::Leadership,
     view::View,
 };
@@ -42,7 +46,10 @@ fn of_world(world: &World, clock: &dyn Clock) {
     for (state, count) in jobs {
         metrics::gauge!(metric::JOBS, "state" => state).set(count as f64);
     }
-    let on_market = || world.machines().filter(|(_, m)| m.availability != Availability::Delisted);
+    // The silence of those that are worked on was announced.
+    let announced = |m: &Machine| m.availability == Availability::Maintenance && m.leases.is_empty();
+    let counted = |m: &Machine| m.availability != Availability::Delisted && !announced(m);
+    let on_market = || world.machines().filter(|(_, m)| counted(m));
     for (presence, name) in PRESENCES {
         let count = on_market().filter(|(_, m)| m.presence == presence).count();
         metrics::gauge!(metric::MACHINES, "presence" => name).set(count as f64);

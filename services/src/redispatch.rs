@@ -18,21 +18,26 @@ pub(crate) async fn where_lost(
     owner: &jetstream::Context,
     options: &StreamOptions,
 ) -> anyhow::Result<()> {
-    if !is_missing(owner, DISPATCH).await? || is_missing(owner, MARKET).await? {
+    // Without a consumer nobody fetches anything: it was lost, or made and left before its consumers were.
+    let in_use = consumers(owner, DISPATCH).await?.is_some_and(|consumers| consumers > 0);
+    if in_use || consumers(owner, MARKET).await?.is_none() {
         return Ok(());
     }
     let log = Log::open(js.clone()).await?;
     if log.last_seq().await? > Seq::ZERO {
         let (from, machines) = anew(&log, owner, options, |_, _| {}).await?;
-        warn!(from = from.0, machines, "DISPATCH was lost, and is made anew from the oldest live lease");
+        if machines > 0 {
+            warn!(from = from.0, machines, "DISPATCH was lost, and is made anew from the oldest live lease");
+        }
     }
     Ok(())
 }
 
-async fn is_missing(js: &jetstream::Context, stream: &str) -> anyhow::Result<bool> {
+/// How many consumers a stream has; `None` where there is no such stream.
+async fn consumers(js: &jetstream::Context, stream: &str) -> anyhow::Result<Option<usize>> {
     match js.get_stream(stream).await {
-        Ok(_) => Ok(false),
-        Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => Ok(true),
+        Ok(found) => Ok(Some(found.cached_info().state.consumer_count)),
+        Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => Ok(None),
         Err(e) => Err(e).with_context(|| format!("asking for {stream}")),
     }
 }
@@ -55,7 +60,7 @@ pub(crate) async fn anew(
     let live = world.machines().flat_map(|(_, machine)| machine.leases.values());
     let from = live.map(|lease| lease.0).min().unwrap_or(last.next());
     stream::provision_dispatch(owner, options, from).await?;
-    stream::provision(owner, options).await?;
+    stream::provision_missing(owner, options).await?;
     let on_market = world.machines().filter(|(_, machine)| machine.availability != Availability::Delisted);
     let mut machines = 0_u32;
     for (id, machine) in on_market {

@@ -293,6 +293,16 @@ impl System {
         Ok((output.status.success(), format!("{out}{err}")))
     }
 
+    /// Where the broker keeps a stream.
+    pub fn stream_files(&self, stream: &str) -> Option<PathBuf> {
+        fn below(directory: &Path, wanted: &Path) -> Option<PathBuf> {
+            let entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
+            let here = entries.iter().find(|path| path.ends_with(wanted)).cloned();
+            here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| below(path, wanted)))
+        }
+        below(&self.path().join("nats"), &Path::new("streams").join(stream))
+    }
+
     /// Runs the operator's tool.
     pub fn tool(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
         Ok(self.tool_command()?.args(arguments).output()?)

@@ -148,9 +148,9 @@ async fn a_provider_signs_up_pastes_a_command_sees_the_machine_online_earns_paus
         browser.forget_refusal("a price that was refused", "422").await;
         browser.visit(&system, "/provider").await;
         browser.click_live("#machines button[value=maintain]").await;
-        browser.says("#machines", "Maintenance").await;
+        browser.says("#machines header .badge", "Maintenance").await;
         browser.click_live("#machines button[value=resume]").await;
-        browser.says("#machines", "Online").await;
+        browser.says("#machines header .badge", "Online").await;
         browser.click_live("#machines button[value=pause]").await;
         browser.says("#machines", "Paused").await;
         browser.visit(&system, &format!("/machines/{machine}")).await;

@@ -139,7 +139,8 @@ fn stopped(mut command: Command) -> (Option<i32>, String) {
 
 #[tokio::test]
 async fn commands_that_are_told_to_stop_do_and_say_what_to_do_next() {
-    let (system, _) = long_market(20_000).await;
+    // More than one part of an archive.
+    let (system, _) = long_market(60_000).await;
     let archive = system.path().join("archive");
     let whole = system.tool(&["export", archive.to_str().unwrap()]).unwrap();
     assert_eq!(whole.status.code(), Some(0), "{}", String::from_utf8_lossy(&whole.stderr));
@@ -175,6 +176,22 @@ async fn commands_that_are_told_to_stop_do_and_say_what_to_do_next() {
     assert_eq!(none.status.code(), Some(1));
     let went_on = system.tool(&["export", cut.to_str().unwrap()]).unwrap();
     assert_eq!(went_on.status.code(), Some(0), "{}", String::from_utf8_lossy(&went_on.stderr));
+    // Killed after its first part, it goes on after that.
+    let killed = system.path().join("killed");
+    let mut export = system.tool_command().unwrap();
+    let mut export = export.arg("export").arg(&killed).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !killed.join("events-000000050001.jsonl.gz").exists() {
+        assert!(Instant::now() < deadline && !killed.join("manifest.json").exists());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    export.kill().unwrap();
+    export.wait().unwrap();
+    let went_on = system.tool(&["export", killed.to_str().unwrap()]).unwrap();
+    assert_eq!(went_on.status.code(), Some(0), "{}", String::from_utf8_lossy(&went_on.stderr));
+    assert!(String::from_utf8_lossy(&went_on.stderr).contains("goes on after event 50000"));
+    let read = |directory: &Path, file: &str| std::fs::read(directory.join(file)).unwrap();
+    assert_eq!(read(&killed, "leaves.bin"), read(&archive, "leaves.bin"));
     // A command line that means nothing is another kind of failure.
     assert_eq!(system.tool(&["verify", "--nonsense"]).unwrap().status.code(), Some(2));
 }

@@ -1,11 +1,7 @@
 //! The broker's disk is lost: the market comes back from its backup, and goes on.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use async_nats::jetstream::stream;
 use gpubnb_events::{
@@ -92,13 +88,6 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     assert_eq!(system.web.settled(&next).await.unwrap()["status"], "Settled");
 }
 
-/// Where the broker keeps a stream.
-fn files_of(directory: &Path, stream: &str) -> Option<PathBuf> {
-    let entries: Vec<_> = fs::read_dir(directory).ok()?.map(|entry| entry.unwrap().path()).collect();
-    let here = entries.iter().find(|path| path.ends_with(Path::new("streams").join(stream))).cloned();
-    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| files_of(path, stream)))
-}
-
 /// A stream as it is defined.
 async fn stream(system: &System, name: &str) -> stream::Config {
     let client = system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap();
@@ -124,7 +113,7 @@ async fn a_dispatch_that_is_lost_is_made_anew_from_the_oldest_live_lease() {
     assert_eq!(dispatch_begins(&system).await, 1, "at first there is nothing to leave out");
     system.services.clear();
     system.nats = None;
-    fs::remove_dir_all(files_of(&system.path().join("nats"), DISPATCH).unwrap()).unwrap();
+    fs::remove_dir_all(system.stream_files(DISPATCH).unwrap()).unwrap();
     system.start_nats().await.unwrap();
     system.start_services().await.unwrap();
     assert_eq!(dispatch_begins(&system).await, lease);

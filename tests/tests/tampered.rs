@@ -3,10 +3,7 @@
 //! instead of folding over the gap.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::fs;
 
 use gpubnb_tests::{
     history,
@@ -67,17 +64,10 @@ impl Record {
     }
 }
 
-/// Where the broker keeps the messages of MARKET.
-fn messages(directory: &Path) -> Option<PathBuf> {
-    let entries: Vec<_> = fs::read_dir(directory).ok()?.map(|entry| entry.unwrap().path()).collect();
-    let here = entries.iter().find(|path| path.ends_with("streams/MARKET/msgs")).cloned();
-    here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| messages(path)))
-}
-
 /// Changes the log while the broker is down.
 async fn tamper(system: &mut System, change: impl FnOnce(&mut Vec<Record>)) {
     (system.projector, system.nats) = (None, None);
-    let messages = messages(&system.path().join("nats")).unwrap();
+    let messages = system.stream_files("MARKET").unwrap().join("msgs");
     let block = messages.join("1.blk");
     let before = fs::read(&block).unwrap();
     let mut records = Record::read_all(&before);

@@ -129,8 +129,3 @@ for (const failed of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
     detail.target?.replaceChildren(said);
   });
 }
-
-// A choice in a filter is made at once; what is typed, with Enter.
-document.addEventListener("change", (event) => {
-  if (event.target.matches("form.filters select")) event.target.form.requestSubmit();
-});

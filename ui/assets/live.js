@@ -28,6 +28,7 @@ const busy = (part) => {
   const field = document.activeElement;
   return field && part.contains(field) && field.matches("input:not([type=checkbox]), select, textarea");
 };
+document.addEventListener("input", (event) => event.target.removeAttribute?.("aria-invalid"));
 const shown = new Map();
 const fill = (id, html) => {
   const part = document.getElementById(id);
@@ -38,9 +39,11 @@ const fill = (id, html) => {
   shown.set(id, html);
   const focus = part.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
   const open = [...part.querySelectorAll("details[open]")].map((d) => d.id || d.closest("[id]")?.id);
+  const closed = [...part.querySelectorAll("details[id]:not([open])")].map((d) => d.id);
   const ticked = new Set([...part.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
   part.innerHTML = html;
   if (ticked.size) for (const box of part.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(box.value);
+  for (const id of closed) document.getElementById(id)?.removeAttribute("open");
   for (const id of open) {
     const box = id && document.getElementById(id);
     (box?.matches?.("details") ? box : box?.querySelector("details"))?.setAttribute("open", "");

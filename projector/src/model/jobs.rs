@@ -44,7 +44,10 @@ pub fn outcomes(tree: &sled::Tree, machine: MachineId, most: usize) -> Result<Ve
         let Some(row) = row else { continue };
         let last = row.attempts.last().map(|attempt| attempt.lease);
         for attempt in row.attempts.iter().rev().filter(|attempt| attempt.machine == machine) {
-            let (reason, fault) = if Some(attempt.lease) == last { (row.reason, row.fault) } else { (None, None) };
+            // The row's reason is of the attempt that ended last, if that ended badly.
+            let badly = matches!(attempt.ended.as_deref(), Some("Requeued" | "Failed"));
+            let (reason, fault) =
+                if badly && Some(attempt.lease) == last { (row.reason, row.fault) } else { (None, None) };
             let (lease, at, ended) = (attempt.lease, attempt.assigned_at, attempt.ended.clone());
             found.push(Outcome { lease, at, ended, reason, fault });
         }

@@ -14,8 +14,23 @@ use crate::{
 /// Accounts that are told of at once.
 const AT_ONCE: usize = 100;
 
-/// The accounts after one, by id, and the sums of all there are.
-pub(super) fn accounts(tree: &sled::Tree, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
+/// How often is looked again because something was posted meanwhile.
+const TRIES: usize = 50;
+
+/// The accounts after one, by id, and the sums of all there are, as of one moment. `None` on a market that is too busy.
+pub(super) fn accounts(tree: &sled::Tree, after: Option<AccountId>) -> Result<Option<Accounts>, StoreError> {
+    for _ in 0..TRIES {
+        let at = store::checkpoint(tree)?;
+        let found = summed(tree, at, after)?;
+        // Each batch moves the checkpoint: nothing was posted between the first row and the last.
+        if store::checkpoint(tree)? == at {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+fn summed(tree: &sled::Tree, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
     let totals: PlatformTotals = store::get(tree, TOTALS)?.unwrap_or_default();
     let mut sums = LedgerSums { fees: totals.fees, external: totals.external, ..LedgerSums::default() };
     let (mut rows, mut more) = (Vec::new(), false);

@@ -30,7 +30,6 @@ use crate::{
     client::{EventsQuery, Point, TrailOf},
     model::{ledger::Ledger, timeline::Timeline},
     query::{Queries, broken, endpoint, may_see_all, not_found},
-    store,
     view::{
         Page, TrailEvent,
         ops::{Accounts, Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
@@ -69,7 +68,7 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
         .await?;
     on(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
     on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
-    on(server, ops, "accounts", |ops, after| async move { ops.accounts(after) }).await?;
+    on(server, ops, "accounts", |ops, after| async move { ops.accounts(after).await }).await?;
     on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
     on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
     on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await
@@ -185,10 +184,11 @@ impl Ops {
         explore::events(&self.queries.log, &timeline, applied, &query).await
     }
 
-    fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
+    async fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
         let tree = self.queries.trees.of(&Ledger).map_err(|e| broken(&e))?;
-        let at = store::checkpoint(&tree).map_err(|e| broken(&e))?;
-        accounts::accounts(&tree, at, after).map_err(|e| broken(&e))
+        let summed = tokio::task::spawn_blocking(move || accounts::accounts(&tree, after)).await;
+        let summed = summed.map_err(|e| Failure::Unavailable(e.to_string()))?.map_err(|e| broken(&e))?;
+        summed.ok_or_else(|| Failure::Unavailable("the ledger moves too fast to be summed: try again".to_owned()))
     }
 
     pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {

@@ -225,15 +225,12 @@ impl Work {
             replay.invariants.broken(end.next(), format!("the log ends here; it was folded up to {}", self.last()));
         }
         replay.until(self.last().min(end)).await?;
-        let (mut checks, mut index) = (Vec::new(), 0);
-        // A gap that is found on the way leaves nothing to compare.
-        while index < replay.models.len() {
-            checks.push(replay.compare(index).await?);
-            index += 1;
-        }
+        // Whatever becomes of the comparison, what was found on the way is told.
+        replay.tampered();
+        let checks = replay.compared().await;
         replay.tampered();
         replay.heads().await?;
-        Ok(checks)
+        checks
     }
 }
 
@@ -278,6 +275,16 @@ impl<'a> Replay<'a> {
             at: Seq::ZERO,
             meter: Meter::start(Seq::ZERO),
         })
+    }
+
+    /// Every model, compared. A gap that is found on the way leaves nothing to compare.
+    async fn compared(&mut self) -> anyhow::Result<Vec<ModelCheck>> {
+        let (mut checks, mut index) = (Vec::new(), 0);
+        while index < self.models.len() {
+            checks.push(self.compare(index).await?);
+            index += 1;
+        }
+        Ok(checks)
     }
 
     /// Folds exactly up to a sequence.

@@ -15,7 +15,7 @@ use gpubnb_events::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    STOPPED, print_line,
+    STOPPED, tell,
     work::{progress, said},
 };
 use crate::{
@@ -59,17 +59,17 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     }
     let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
     if args.json {
-        print_line(&serde_json::to_string(&manifest)?)?;
+        tell(&serde_json::to_string(&manifest)?)?;
         return Ok(());
     }
-    print_line(format_args!(
+    tell(format_args!(
         "{} events in {} parts, {} signed heads",
         manifest.last,
         manifest.parts.len(),
         manifest.heads.len()
     ))?;
     if manifest.heads.is_empty() {
-        print_line("no head of the log was signed yet: an archive without one vouches for nothing before it was made")?;
+        tell("no head of the log was signed yet: an archive without one vouches for nothing before it was made")?;
     }
     Ok(())
 }
@@ -104,16 +104,12 @@ pub(super) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationTok
     let reader = Reader::open(directory)?;
     let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
     if args.json {
-        print_line(&serde_json::to_string(&checked)?)?;
+        tell(&serde_json::to_string(&checked)?)?;
     } else {
-        checked.violations.iter().try_for_each(|x| print_line(format_args!("event {}: {}", x.seq, x.what)))?;
+        checked.violations.iter().try_for_each(|x| tell(format_args!("event {}: {}", x.seq, x.what)))?;
         let (heads, by, vouched) = (checked.heads, checked.keys.join(", "), checked.vouched);
-        print_line(format_args!("{heads} signed heads agree, up to event {vouched}; signed by {by}"))?;
-        print_line(format_args!(
-            "{} after {} events",
-            if checked.clean { "clean" } else { "NOT clean" },
-            checked.events
-        ))?;
+        tell(format_args!("{heads} signed heads agree, up to event {vouched}; signed by {by}"))?;
+        tell(format_args!("{} after {} events", if checked.clean { "clean" } else { "NOT clean" }, checked.events))?;
     }
     anyhow::ensure!(checked.clean, "the archive is not what the log was");
     Ok(())

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    STOPPED, point, print_line,
+    STOPPED, point, tell,
     trail::fold,
     work::{progress, said},
 };
@@ -63,19 +63,19 @@ impl Ledger {
     fn told(mut self, json: bool) -> anyhow::Result<()> {
         self.violations = self.invariants.found().to_vec();
         if json {
-            print_line(&serde_json::to_string(&self)?)?;
+            tell(&serde_json::to_string(&self)?)?;
         } else {
-            print_line(format_args!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable"))?;
+            tell(format_args!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable"))?;
             for (account, sums) in &self.accounts {
                 let [available, held, payable] = [sums.available, sums.held, sums.payable].map(|m| m.to_string());
-                print_line(format_args!(
+                tell(format_args!(
                     "{account:<38} {available:>16} {held:>16} {payable:>16}",
                     account = account.to_string()
                 ))?;
             }
-            print_line(format_args!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total))?;
-            self.violations.iter().try_for_each(|v| print_line(format_args!("event {}: {}", v.seq, v.what)))?;
-            print_line(format_args!("{} events, {} settlements, up to event {}", self.events, self.settled, self.at))?;
+            tell(format_args!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total))?;
+            self.violations.iter().try_for_each(|v| tell(format_args!("event {}: {}", v.seq, v.what)))?;
+            tell(format_args!("{} events, {} settlements, up to event {}", self.events, self.settled, self.at))?;
         }
         let balanced = self.total == MicroUsd::ZERO && self.violations.is_empty();
         anyhow::ensure!(balanced, "the ledger is not what it must be");

@@ -12,7 +12,7 @@ use gpubnb_events::{
 };
 use serde_json::Value;
 
-use super::print_line;
+use super::tell;
 use crate::{
     client::QueryClient,
     config::DoctorArgs,
@@ -61,10 +61,10 @@ pub(super) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     let Findings(checks) = found;
     let bad = checks.iter().filter(|check| !check.passed).count();
     if args.json {
-        print_line(&serde_json::to_string(&checks)?)?;
+        tell(&serde_json::to_string(&checks)?)?;
     } else {
         for c in &checks {
-            print_line(format_args!(
+            tell(format_args!(
                 "{} {:<28} {:<24} {}",
                 if c.passed { "ok  " } else { "FAIL" },
                 c.id,
@@ -72,7 +72,7 @@ pub(super) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
                 c.required
             ))?;
             if !c.passed {
-                print_line(format_args!("     {}", c.remedy))?;
+                tell(format_args!("     {}", c.remedy))?;
             }
         }
     }

@@ -77,6 +77,14 @@ async fn point(log: &Log, point: Option<Point>) -> anyhow::Result<Seq> {
     })
 }
 
+/// Prints a line of a verdict. Who has seen enough and closes the pipe loses the words, and not the exit code.
+fn tell(line: impl Display) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
+    }
+}
+
 /// Prints a line. Who has seen enough and closes the pipe ends the command.
 fn print_line(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {

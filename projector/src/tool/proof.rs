@@ -3,13 +3,13 @@
 use anyhow::Context as _;
 use gpubnb_events::{Actor, Seq, proof::Proof, rpc::Caller};
 
-use super::print_line;
+use super::tell;
 use crate::{client::QueryClient, config::CheckProofArgs};
 
 pub(super) async fn prove(client: async_nats::Client, seq: Seq) -> anyhow::Result<()> {
     let proof = QueryClient::new(Caller::new(client)).proof(Actor::Operator(None), seq).await?;
     proof.check(None).context("the projector's proof does not hold: run `gpubnb-projector verify`")?;
-    print_line(serde_json::to_string_pretty(&proof)?)
+    tell(serde_json::to_string_pretty(&proof)?)
 }
 
 pub(super) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
@@ -19,7 +19,7 @@ pub(super) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
     let told = proof.told(args.key.as_deref())?;
     if args.json {
         let (seq, key, size) = (proof.message.seq, &proof.head.key, proof.head.size);
-        return print_line(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": told }));
+        return tell(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": told }));
     }
-    print_line(told)
+    tell(told)
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use gpubnb_events::{Actor, Millis, Seq, rpc::Caller};
 use tokio_util::sync::CancellationToken;
 
-use super::print_line;
+use super::tell;
 use crate::{
     client::QueryClient,
     config::{AskArgs, RebuildArgs, VerifyArgs},
@@ -23,31 +23,31 @@ const ME: Actor = Actor::Operator(None);
 pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
     let platform = QueryClient::new(Caller::new(client)).platform(ME).await?;
     if args.json {
-        print_line(&serde_json::to_string_pretty(&platform)?)?;
+        tell(&serde_json::to_string_pretty(&platform)?)?;
         return Ok(());
     }
-    print_line(format_args!(
+    tell(format_args!(
         "{:<10} {:>12} {:>14} {:>14} {:>9} {:>10} {:>10}",
         "stream", "messages", "bytes", "may grow to", "kept for", "first", "last"
     ))?;
     for s in &platform.streams {
         let most = s.most_bytes.map_or_else(|| "no limit".to_owned(), |most| format!("{} MiB", most >> 20));
         let age = s.most_age.map_or_else(|| "ever".to_owned(), kept_for);
-        print_line(format_args!(
+        tell(format_args!(
             "{:<10} {:>12} {:>14} {most:>14} {age:>9} {:>10} {:>10}",
             s.name, s.messages, s.bytes, s.first.0, s.last.0
         ))?;
     }
     if let Some(g) = platform.growth {
         let (thousand, year) = (g.per_thousand >> 10, g.per_year >> 20);
-        print_line(format_args!(
+        tell(format_args!(
             "\nMARKET is never trimmed: {thousand} KiB for 1,000 jobs, {year} MiB a year at the pace so far"
         ))?;
     }
-    print_line(format_args!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag"))?;
+    tell(format_args!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag"))?;
     for m in &platform.models {
         let state = m.stopped.as_deref().unwrap_or("folding");
-        print_line(format_args!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
+        tell(format_args!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
     }
     Ok(())
 }
@@ -64,11 +64,11 @@ fn kept_for(age: Millis) -> String {
 pub(super) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
     let stuck = QueryClient::new(Caller::new(client)).stuck(ME).await?;
     if args.json {
-        print_line(&serde_json::to_string_pretty(&stuck)?)?;
+        tell(&serde_json::to_string_pretty(&stuck)?)?;
     } else {
-        print_line(format_args!("{:<36} {:<10} {:<24}  likely cause; what to do", "job", "state", "since"))?;
+        tell(format_args!("{:<36} {:<10} {:<24}  likely cause; what to do", "job", "state", "since"))?;
         for s in &stuck {
-            print_line(format_args!(
+            tell(format_args!(
                 "{:<36} {:<10} {:<24}  {}; {}",
                 s.job,
                 s.state.name(),
@@ -97,9 +97,9 @@ pub(super) async fn rebuild(
         }
         if rebuild.swapped_at.is_some() {
             if args.json {
-                print_line(serde_json::json!({ "model": args.model, "rebuild": rebuild }))?;
+                tell(serde_json::json!({ "model": args.model, "rebuild": rebuild }))?;
             } else {
-                print_line(format_args!("{} is rebuilt and answers", args.model))?;
+                tell(format_args!("{} is rebuilt and answers", args.model))?;
             }
             return Ok(());
         }
@@ -133,17 +133,17 @@ pub(super) async fn verify(
 fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
     let clean = v.clean();
     if json {
-        print_line(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
+        tell(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
     } else {
-        print_line(format_args!("{:<10} {:>12}  rows that differ", "model", "rows"))?;
+        tell(format_args!("{:<10} {:>12}  rows that differ", "model", "rows"))?;
         for m in &v.models {
             let differing = if m.differing.is_empty() { "none".to_owned() } else { m.differing.join(" ") };
-            print_line(format_args!("{:<10} {:>12}  {differing}", m.name, m.rows))?;
+            tell(format_args!("{:<10} {:>12}  {differing}", m.name, m.rows))?;
         }
-        v.violations.iter().try_for_each(|x| print_line(format_args!("event {}: {}", x.seq, x.what)))?;
-        v.quarantined.iter().try_for_each(|seq| print_line(format_args!("event {seq}: no event of ours")))?;
-        print_line(format_args!("{} signed heads agree", v.heads))?;
-        print_line(format_args!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at))?;
+        v.violations.iter().try_for_each(|x| tell(format_args!("event {}: {}", x.seq, x.what)))?;
+        v.quarantined.iter().try_for_each(|seq| tell(format_args!("event {seq}: no event of ours")))?;
+        tell(format_args!("{} signed heads agree", v.heads))?;
+        tell(format_args!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at))?;
     }
     if let Some(why) = &v.failed {
         bail!("it could not end: {why}");

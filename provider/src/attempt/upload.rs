@@ -34,48 +34,59 @@ const AGAIN: [StatusCode; 3] =
 /// How often is said how far it is; what is done sooner is not spoken of.
 const SAY: Duration = Duration::from_secs(1);
 
-/// How far all files are.
+/// How far all files are. The run itself is done: its share stays whole, and the words say how far its files are.
 struct Told<'a> {
     of: Of<'a>,
     total: u64,
     /// Of the files that are there.
     before: u64,
-    said: Instant,
+    said: Option<Instant>,
+    began: Instant,
 }
 
 impl Told<'_> {
     /// So much of the present file is there.
     async fn at(&mut self, bytes: u64) {
-        if self.said.elapsed() < SAY {
-            return;
+        if self.said.unwrap_or(self.began).elapsed() >= SAY {
+            self.say(self.before + bytes).await;
         }
-        self.said = Instant::now();
-        let (at, total) = (self.before + bytes, self.total.max(1));
-        // A share for people to look at.
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-        let share = (at as f64 / total as f64) as f32;
-        self.of.say_progress(share, format!("putting its files: {} of {} MB", at / 1_000_000, total / 1_000_000)).await;
+    }
+
+    async fn say(&mut self, bytes: u64) {
+        self.said = Some(Instant::now());
+        let words = format!("puts its files: {} of {} MB", bytes / 1_000_000, self.total / 1_000_000);
+        self.of.say_progress(1.0, words).await;
+    }
+
+    /// Nothing is left to put.
+    async fn done(&mut self) {
+        if self.said.is_some() {
+            self.say(self.before).await;
+        }
     }
 }
 
 /// Puts all files, one after the other, and waits for the market where it is away, for as long as the permit is good.
 pub(super) async fn put_all(of: Of<'_>, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
     let client = &of.tools.http;
-    let mut told = Told { of, total: files.iter().map(|file| file.bytes).sum(), before: 0, said: Instant::now() };
+    let mut told =
+        Told { of, total: files.iter().map(|file| file.bytes).sum(), before: 0, said: None, began: Instant::now() };
     for file in files {
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut there) = (FIRST_PAUSE, true);
         while let Err(e) = put(client, permit, root, file, &mut told).await {
             if e.is_final || SystemClock.now() > permit.expires {
                 warn!(path = file.path, error = format!("{:#}", e.problem), "gave up putting a file");
+                there = false;
                 break;
             }
             warn!(path = file.path, error = format!("{:#}", e.problem), "putting a file again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        told.before += file.bytes;
+        told.before += if there { file.bytes } else { 0 };
         told.at(0).await;
     }
+    told.done().await;
 }
 
 /// A file that was not put.

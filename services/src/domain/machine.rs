@@ -48,6 +48,8 @@ pub enum Availability {
     Paused,
     /// It finishes what it has.
     Draining,
+    /// The same; then its owner works on it.
+    Maintenance,
     /// It left the market.
     Delisted,
 }
@@ -128,12 +130,15 @@ impl Machine {
 
     /// What the owner wants.
     pub(super) fn change(&self, machine: MachineId, wish: MachineWish) -> Result<Decision, Refusal> {
-        use Availability::{Delisted, Draining, Paused, Ready};
+        use Availability::{Delisted, Draining, Maintenance, Paused, Ready};
         let already = Ok(Decision::Already(self.last));
         match (wish, self.availability) {
             (MachineWish::Delist, Delisted) => already,
             (_, Delisted) => Err(Refusal::WrongState("The machine has left the market. List it again first.")),
-            (MachineWish::Pause, Paused) | (MachineWish::Resume, Ready) | (MachineWish::Drain, Draining) => already,
+            (MachineWish::Pause, Paused)
+            | (MachineWish::Resume, Ready)
+            | (MachineWish::Drain, Draining)
+            | (MachineWish::Maintain, Maintenance) => already,
             (MachineWish::Pause, _) => Ok(self.propose(MachinePaused { machine, away: false })),
             (MachineWish::Resume, _) => Ok(self.propose(MachineResumed { machine, away: false })),
             (MachineWish::Away, _) if self.away => already,
@@ -141,7 +146,6 @@ impl Machine {
             (MachineWish::Away, _) => Ok(self.propose(MachinePaused { machine, away: true })),
             (MachineWish::Back, _) => Ok(self.propose(MachineResumed { machine, away: true })),
             (MachineWish::Drain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: false })),
-            // Also where it drains already: that its silence is announced is news.
             (MachineWish::Maintain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: true })),
             (MachineWish::Delist, _) if !self.leases.is_empty() => {
                 Err(Refusal::WrongState("The machine still runs jobs. Drain it, and delist it when they have ended."))
@@ -220,6 +224,7 @@ impl Machine {
             Event::MachineResumed(e) if e.away => machine.away = false,
             Event::MachinePaused(_) => machine.availability = Availability::Paused,
             Event::MachineResumed(_) => machine.availability = Availability::Ready,
+            Event::MachineDrainStarted(e) if e.maintenance => machine.availability = Availability::Maintenance,
             Event::MachineDrainStarted(_) => machine.availability = Availability::Draining,
             Event::MachineDelisted(_) => machine.availability = Availability::Delisted,
             Event::MachineSuspected(_) => machine.presence = Presence::Suspect,
@@ -312,9 +317,11 @@ mod tests {
         let (drain, maintain, resume) =
             (change(MachineWish::Drain), change(MachineWish::Maintain), change(MachineWish::Resume));
         w.when(w.as_provider(), drain.clone()).appended();
-        w.when(w.as_provider(), maintain).appended();
+        w.when(w.as_provider(), maintain.clone()).appended();
+        w.when(w.as_provider(), maintain).already();
+        assert_eq!(w.machine_state().availability, Availability::Maintenance);
+        w.when(w.as_provider(), drain).appended();
         assert_eq!(w.machine_state().availability, Availability::Draining);
-        w.when(w.as_provider(), drain).already();
         w.when(w.as_provider(), resume).appended();
         assert_eq!(w.machine_state().availability, Availability::Ready);
     }

@@ -150,7 +150,7 @@ fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>
     let fitting_gpus = hardware.gpus.iter().filter(|g| g.memory >= resources.vram).count();
     match machine.availability {
         Availability::Delisted => return Some(Reject::Delisted),
-        Availability::Paused | Availability::Draining => return Some(Reject::Paused),
+        Availability::Paused | Availability::Draining | Availability::Maintenance => return Some(Reject::Paused),
         Availability::Ready => {}
     }
     if machine.away {

@@ -25,7 +25,7 @@ use super::{
 
 /// The version of the world's form and of the rules that fold it. Raise it with every change of either: a world that was
 /// kept by another version is not taken up.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// State of the whole market at one sequence.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

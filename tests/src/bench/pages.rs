@@ -120,7 +120,7 @@ async fn render(
         "/provider".to_owned(),
     ];
     let (browser, at_console) = (system.web.at_browser(), operator.at_browser());
-    let mut base = Vec::new();
+    let (mut all, mut base) = (Vec::new(), Vec::new());
     let (mut middle, mut tail) = ((0.0, ""), (0.0, ""));
     let mut echo = raw.client.subscribe("echo").await?;
     let client = raw.client.clone();
@@ -145,6 +145,7 @@ async fn render(
             browser.ask(Method::GET, page).send().await?.error_for_status()?.bytes().await?;
             own.push(millis(began.elapsed()));
         }
+        all.extend_from_slice(&own);
         let (p50, p99) = (quantile(&mut own, 0.5), quantile(&mut own, 0.99));
         println!("page_render: {page:<55} p50 {p50:>7.2} ms, p99 {p99:>7.2} ms");
         for (worst, now) in [(&mut middle, p50), (&mut tail, p99)] {
@@ -155,13 +156,20 @@ async fn render(
     }
     answering.abort();
     println!("page_render: the slowest are {} (p50) and {} (p99)", middle.1, tail.1);
-    // Of each page by itself: the slowest must be fast enough, not the mean of all.
-    let runs = ROUNDS;
+    let runs = ROUNDS * pages.len();
     let baseline = ("request to the broker and back, p50", quantile(&mut base, 0.5));
     let baseline_tail = ("request to the broker and back, p99", quantile(&mut base, 0.99));
     Ok(vec![
-        Figure::new("page_render_p50", (middle.0, "ms"), baseline, runs, ("< 5 ms", |f| f.value < 5.0)),
-        Figure::new("page_render_p99", (tail.0, "ms"), baseline_tail, runs, ("< 50 ms", |f| f.value < 50.0)),
+        Figure::new("page_render_p50", (quantile(&mut all, 0.5), "ms"), baseline, runs, ("< 5 ms", |f| f.value < 5.0)),
+        Figure::new(
+            "page_render_p99",
+            (quantile(&mut all, 0.99), "ms"),
+            baseline_tail,
+            runs,
+            ("< 50 ms", |f| f.value < 50.0),
+        ),
+        // The slowest page by itself: many quick ones must not hide it.
+        Figure::new("slowest_page_p99", (tail.0, "ms"), baseline_tail, ROUNDS, ("< 50 ms", |f| f.value < 50.0)),
     ])
 }
 

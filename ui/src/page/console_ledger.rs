@@ -57,7 +57,7 @@ impl Contents {
 async fn contents(app: &App, signed_in: SignedIn, after: Option<AccountId>) -> Result<String, Problem> {
     let actor = signed_in.operator();
     let (ledger, platform) = tokio::join!(app.queries.accounts(actor, after), app.queries.platform(actor));
-    let ended = platform?.verification.filter(|v| v.ended_at.is_some());
+    let ended = platform?.verification.filter(|v| v.ended_at.is_some() && v.failed.is_none());
     let verified = ended.map(|v| (v.progress.at, v.violations.len()));
     fragment(&Contents { ledger: ledger?, verified })
 }

@@ -2,10 +2,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -187,18 +184,21 @@ pub(crate) async fn live(
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
     let matters = move |change: &crate::live::Change| change.aggregate == Aggregate::Machine(machine);
-    // Up to which event the log was told of; none yet.
-    let told_at = Arc::new(AtomicU64::new(0));
+    // Up to which event the log was told of, and in which minute.
+    let told_of = Arc::new(Mutex::new(None));
     parts::stream(changes, Duration::from_secs(1), matters, move |seq| {
-        let (app, told_at) = (app.clone(), Arc::clone(&told_at));
+        let (app, told_of) = (app.clone(), Arc::clone(&told_of));
         async move {
             let m = known(&app, viewer, machine).await?;
             let charts = charts(&app, viewer, &m, stretch.hours()).await?;
             let mut parts = Vec::new();
-            // What the log tells changes with its events, not with heartbeats.
-            if told_at.swap(seq.0.max(1), Ordering::Relaxed) != seq.0.max(1) {
+            // What the log tells changes with its events, not with heartbeats; and is looked at once a minute anyhow.
+            let now = (seq.max(m.row.seq), app.now().millis() / 60_000);
+            let before = *told_of.lock().unwrap_or_else(PoisonError::into_inner);
+            if before != Some(now) {
                 let told = told(&app, viewer, &m).await?;
                 parts.extend(TOLD.into_iter().zip(told).map(|(id, html)| Part::new(id, html)));
+                *told_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
             }
             // Charts move on by the minute: not with every heartbeat.
             let minute = app.now().millis() / 60_000;

@@ -66,9 +66,9 @@ impl Asked {
         Self { id: CommandId::generate(), amount: amount.to_owned(), problem: None }
     }
 
-    /// What was sent, with what is wrong.
+    /// What was sent, with what is wrong. A refusal noted nothing: the next try is another command.
     fn again(sent: Transfer, problem: Problem) -> Self {
-        Self { id: sent.id, amount: sent.amount, problem: Some(problem) }
+        Self { problem: Some(problem), ..Self::new(&sent.amount) }
     }
 }
 
