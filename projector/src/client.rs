@@ -2,6 +2,7 @@
 
 use gpubnb_events::{
     AccountId, Actor, Aggregate, JobId, MachineId, Seq, Timestamp,
+    event::Check,
     proof::Proof,
     rpc::{Caller, Failure},
     subject,
@@ -322,6 +323,11 @@ impl QueryClient {
     /// Jobs that have been in one state for too long.
     pub async fn stuck(&self, actor: Actor) -> Result<Vec<Stuck>, Failure> {
         self.ask("stuck", actor, Seq::ZERO, ()).await
+    }
+
+    /// Whether the deployment is as it should be, as far as the projector can see.
+    pub async fn doctor(&self, actor: Actor) -> Result<Vec<Check>, Failure> {
+        self.ask("doctor", actor, Seq::ZERO, ()).await
     }
 
     /// The proof that an event is in the log.

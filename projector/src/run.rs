@@ -115,7 +115,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let floor = log.last_seq().await?;
     let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
     let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
-    let ops = Ops::new(queries.clone(), work, traveller, patience);
+    let ops = Ops::new(queries.clone(), work, traveller, patience, nats.nats_creds.clone());
     tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
     tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
     if let Some(keeper) = keeper {

@@ -214,6 +214,7 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
         browser.visit(&system, "/console").await;
         browser.says("#streams", "MARKET").await;
         browser.says("#stuck", "Nobody can").await;
+        browser.says("#doctor", "checks of the broker").await;
         browser.says("#stuck", "no machine fits its limits").await;
         browser.picture(&format!("console-stuck{suffix}")).await;
         browser.click_live("#stuck a.button").await;

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use gpubnb_projector::store;
 use gpubnb_tests::{
     history,
@@ -28,19 +29,21 @@ async fn long_market(events: u64) -> (System, Web) {
     (system, operator)
 }
 
-async fn model(operator: &Web, name: &str) -> Value {
-    let platform = operator.get("/ops/platform").await.unwrap();
-    platform["models"].as_array().unwrap().iter().find(|m| m["name"] == name).unwrap().clone()
+async fn model(operator: &Web, name: &str) -> anyhow::Result<Value> {
+    let platform = operator.get("/ops/platform").await?;
+    let found = platform["models"].as_array().and_then(|models| models.iter().find(|m| m["name"] == name));
+    found.cloned().with_context(|| format!("{name} is not in {platform}"))
 }
 
-/// Asks until it is so.
+/// Asks until it is so. A projector that was killed a moment ago does not answer.
 async fn until(operator: &Web, name: &str, so: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let state = model(operator, name).await;
-        if so(&state) {
-            return state;
-        }
+        let state = match state {
+            Ok(state) if so(&state) => return state,
+            state => format!("{state:?}"),
+        };
         assert!(Instant::now() < deadline, "{state}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

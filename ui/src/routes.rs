@@ -3,6 +3,7 @@
 use gpubnb_events::{
     command::{Challenge, Done, EnrollmentCode, MachineWish, Quote, RedeemEnrollment, Submitted},
     dispatch::{DeadLetter, Remedied, Remedy},
+    event::Check,
     spec::Artifact,
     template::Template,
 };
@@ -251,6 +252,9 @@ fn operators(routes: Routes) -> Routes {
         .get("/api/v1/ops/platform", Operator, api::ops::platform)
         .about("Streams, read models, rebuilds, and the last verification.")
         .answers::<Platform>()
+        .get("/api/v1/ops/doctor", Operator, api::ops::doctor)
+        .about("Whether the deployment is as it should be, check by check.")
+        .lists::<Check>()
         .get("/api/v1/ops/stuck", Operator, api::ops::stuck)
         .about("Jobs that have been in one state for too long.")
         .lists::<Stuck>()

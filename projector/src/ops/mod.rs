@@ -2,6 +2,7 @@
 //! in the log.
 
 mod accounts;
+pub(crate) mod doctor;
 pub(crate) mod explore;
 pub(crate) mod invariants;
 mod stuck;
@@ -10,17 +11,19 @@ pub(crate) mod work;
 
 use std::{
     collections::VecDeque,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use gpubnb_events::{
     AccountId, Clock as _, Millis, Seq, SystemClock, Timestamp,
+    event::Check,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex as Turn, OnceCell};
 
 use self::{
     travel::{TravelError, Traveller},
@@ -38,6 +41,8 @@ use crate::{
 
 /// An answer that takes longer says how far it is.
 const SOON: Duration = Duration::from_millis(800);
+/// How often the deployment is looked at, while somebody asks.
+const CHECKED_EVERY: Duration = Duration::from_secs(10);
 /// Seconds over which the rate of folding is taken.
 const RATE_OVER: usize = 10;
 
@@ -54,10 +59,16 @@ pub(crate) struct Ops {
     patience: Option<Millis>,
     /// What was stuck when that was last looked for.
     stuck: Arc<Mutex<Option<Looked>>>,
+    /// Where this process has its credentials.
+    creds: PathBuf,
+    /// How the deployment was when that was last looked at.
+    checked: Arc<Turn<Option<Checked>>>,
 }
 
 /// What was stuck, and when that was looked for.
 type Looked = (Instant, Vec<Stuck>);
+/// How the deployment was, and when that was looked at.
+type Checked = (Instant, Vec<Check>);
 
 /// Serves them.
 pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::Error> {
@@ -68,6 +79,7 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
         .await?;
     on(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
     on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
+    on(server, at_once, "doctor", |ops, ()| async move { ops.doctor().await }).await?;
     on(server, ops, "accounts", |ops, after| async move { ops.accounts(after).await }).await?;
     on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
     on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
@@ -110,9 +122,15 @@ fn begun(result: Result<(), NotNow>, what: &str) -> Result<(), Failure> {
 
 impl Ops {
     /// What counts as stuck does so after `patience` at the latest.
-    pub(crate) fn new(queries: Queries, work: Work, traveller: Traveller, patience: Option<Millis>) -> Self {
-        let (rate, began, stuck) = (Arc::default(), Arc::default(), Arc::default());
-        Self { queries, work, traveller, rate, began, patience, stuck }
+    pub(crate) fn new(
+        queries: Queries,
+        work: Work,
+        traveller: Traveller,
+        patience: Option<Millis>,
+        creds: PathBuf,
+    ) -> Self {
+        let (rate, began, stuck, checked) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Self { queries, work, traveller, rate, began, patience, stuck, creds, checked }
     }
 
     pub(crate) async fn platform(&self) -> Result<Platform, Failure> {
@@ -189,6 +207,24 @@ impl Ops {
         let summed = tokio::task::spawn_blocking(move || accounts::accounts(&tree, after)).await;
         let summed = summed.map_err(|e| Failure::Unavailable(e.to_string()))?.map_err(|e| broken(&e))?;
         summed.ok_or_else(|| Failure::Unavailable("the ledger moves too fast to be summed: try again".to_owned()))
+    }
+
+    /// Whether the deployment is as it should be. However many ask, it is looked at every ten seconds.
+    async fn doctor(&self) -> Result<Vec<Check>, Failure> {
+        let mut looked = self.checked.lock().await;
+        if let Some((at, checks)) = looked.as_ref()
+            && at.elapsed() < CHECKED_EVERY
+        {
+            return Ok(checks.clone());
+        }
+        let (mut found, log) = (doctor::Findings::default(), &self.queries.log);
+        let platform = self.platform().await.map_err(|e| format!("{e:?}"));
+        let platform = platform.as_ref().map_err(Clone::clone);
+        doctor::look(&log.client(), log, platform, &self.creds, &mut found)
+            .await
+            .map_err(|e| Failure::Unavailable(format!("{e:#}")))?;
+        *looked = Some((Instant::now(), found.0.clone()));
+        Ok(found.0)
     }
 
     pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {

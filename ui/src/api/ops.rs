@@ -5,6 +5,7 @@ use gpubnb_events::{
     AccountId, CommandId, MachineId,
     command::{ClosePayout, Done, FundAccount, RevokeMachine, Revoked, SetSuspension},
     dispatch::{DeadLetter, Remedied, Remedy},
+    event::Check,
 };
 use gpubnb_projector::{
     client::Point,
@@ -113,6 +114,11 @@ pub(crate) async fn ban(
 /// The platform's streams and models.
 pub(crate) async fn platform(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Platform>, ApiError> {
     Ok(Json(app.queries.platform(signed_in.operator()).await?))
+}
+
+/// Whether the deployment is as it should be.
+pub(crate) async fn doctor(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Check>>, ApiError> {
+    Ok(Json(app.queries.doctor(signed_in.operator()).await?))
 }
 
 /// Jobs that have been in one state for too long.

@@ -14,6 +14,7 @@ use futures_util::Stream;
 use gpubnb_events::{
     Actor, MachineId, Seq, Timestamp,
     dispatch::{DeadLetter, Remedied, Remedy},
+    event::Check,
     rpc::Failure,
 };
 use gpubnb_projector::{
@@ -38,7 +39,7 @@ use crate::{
 #[template(path = "console.html")]
 struct Console {
     chrome: Chrome,
-    parts: [String; 5],
+    parts: [String; 6],
 }
 
 #[derive(Template)]
@@ -82,18 +83,36 @@ struct LettersCard<'a> {
     now: Timestamp,
 }
 
+#[derive(Template)]
+#[template(path = "console_doctor.html")]
+struct DoctorCard {
+    /// Why they are not known, if they are not.
+    checks: Result<Vec<Check>, Failure>,
+}
+
+impl DoctorCard {
+    fn bad(&self, checks: &[Check]) -> usize {
+        checks.iter().filter(|check| !check.passed).count()
+    }
+}
+
 /// How long the page waits for what is looked for while it is shown.
 const SOON: Duration = Duration::from_secs(1);
-const PARTS: [&str; 5] = ["streams", "models", "verification", "stuck", "letters"];
+const PARTS: [&str; 6] = ["streams", "models", "verification", "stuck", "letters", "doctor"];
 
-async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 5], Problem> {
+async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 6], Problem> {
     let actor = signed_in.operator();
     // Whoever looks at the rest does not wait for it.
     let letters = async {
         let late = |_| Err(Failure::Unavailable("the services are still looking".to_owned()));
         tokio::time::timeout(SOON, letters(app, actor)).await.unwrap_or_else(late)
     };
-    let (platform, stuck, letters) = tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), letters);
+    let doctor = async {
+        let late = |_| Err(Failure::Unavailable("the projector is still looking".to_owned()));
+        tokio::time::timeout(SOON, app.queries.doctor(actor)).await.unwrap_or_else(late)
+    };
+    let (platform, stuck, letters, checks) =
+        tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), letters, doctor);
     let (p, stuck, now) = (&platform?, stuck?, app.now());
     let behind = p.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
     let csrf = &super::csrf_field(signed_in.viewer);
@@ -103,6 +122,7 @@ async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 5], Problem
         fragment(&VerificationCard { p, csrf, now })?,
         fragment(&StuckCard { stuck, csrf, now })?,
         fragment(&LettersCard { letters, behind, csrf, now })?,
+        fragment(&DoctorCard { checks })?,
     ])
 }
 
