@@ -152,7 +152,19 @@ async fn a_log_of_half_a_million_lines_is_opened_at_its_end_searched_and_linked_
     let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     let settled = system.web.settled(&job).await.unwrap();
     let lease = Lease(Seq(settled["attempts"][0]["lease"].as_u64().unwrap()));
+    // Pages that are open and do not read, as a slow line or a sleeping machine would not.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        let page = system.web.at_browser().ask(Method::GET, &format!("/jobs/{job}/live"));
+        silent.push(page.send().await.unwrap().error_for_status().unwrap());
+    }
+    let web_server = system.ui.as_ref().unwrap().pid();
+    let before = resident(web_server);
     say(&system, job.parse().unwrap(), lease).await;
+    // Each of them would have it all, some thirty megabytes; none is kept for them.
+    let took = resident(web_server).saturating_sub(before);
+    assert!(took < 100, "pages that do not read took {took} MiB");
+    drop(silent);
 
     let browser = Browser::open(&system).await;
     browser.sign_in(&system, &system.web).await;
@@ -175,6 +187,13 @@ async fn a_log_of_half_a_million_lines_is_opened_at_its_end_searched_and_linked_
     browser.is_sound("a long log").await;
     browser.picture("log").await;
     browser.close().await;
+}
+
+/// Memory of a process, MiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1_024
 }
 
 /// Says lines in the name of the machine that had the job, with its own credential.
