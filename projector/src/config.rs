@@ -14,7 +14,7 @@ Every command but `run` only looks, or asks the projector that runs to work besi
 They use the credential `operator.creds`: name its directory with --nats-creds before the command, or GPUBNB_NATS_CREDS.
 Long work says how far it is on standard error; Ctrl-C ends a command at any moment, and leaves nothing half done.
 
-Exit codes: 0 done, and clean; 1 not, and standard error says why; 2 the command line is wrong.
+Exit codes: 0 done, and clean; 1 not, and standard error says why; 2 an option or argument is missing or unknown.
 
 Examples:
   gpubnb-projector tail                                    the events as they are written

@@ -173,11 +173,19 @@ pub fn what_if(args: &WhatIfArgs, stop: &CancellationToken) -> anyhow::Result<()
     let reader = Reader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
     let mut other = Other { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
+    let mut leaves = reader.leaves()?;
     for part in &reader.manifest.parts {
         said(other.world.applied(), reader.manifest.last);
         for raw in reader.lines(part)? {
             anyhow::ensure!(!stop.is_cancelled(), "stopped");
-            other.apply(&raw?.read());
+            let recorded = raw?.read();
+            // What would have been says nothing of a history that was not.
+            anyhow::ensure!(
+                leaves.next() == Some(recorded.leaf),
+                "event {} is not what was exported: see `gpubnb-projector verify --archive`",
+                recorded.seq
+            );
+            other.apply(&recorded);
         }
     }
     let d = other.difference;

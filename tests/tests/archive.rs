@@ -146,6 +146,12 @@ async fn an_archive_is_verified_and_what_was_changed_in_it_is_named() {
         system.tool(&arguments).unwrap().status.success()
     };
     assert!(with_key(&archive) && !with_key(&bare));
+    let bent = archive.with_file_name("flipped");
+    let refused = system.services_tool(&["what-if", bent.to_str().unwrap()]).unwrap();
+    assert!(
+        !refused.status.success()
+            && String::from_utf8_lossy(&refused.stderr).contains("event 3 is not what was exported")
+    );
     // Nothing changed is nothing different; half the price is half the bill, and half of that the fee's.
     let what_if = |more: &[&str]| {
         let whole: Vec<&str> = ["what-if", archive.to_str().unwrap(), "--json"].iter().chain(more).copied().collect();
@@ -179,6 +185,8 @@ async fn an_event_is_proven_to_be_in_the_log_and_a_changed_one_is_not() {
     let told = check(&proof, key);
     assert!(told.status.success() && String::from_utf8_lossy(&told.stdout).contains("Settled.v1"), "{told:?}");
     assert!(!check(&proof, "UNOBODY").status.success());
+    let none = system.tool(&["prove", "0"]).unwrap();
+    assert!(String::from_utf8_lossy(&none.stderr).contains("There is no such event"), "{none:?}");
     // Who may see the event has the same proof from its page, and needs nobody to check it.
     let page = format!("/events/{}/proof.json", proof["message"]["seq"]);
     let (status, own) = system.web.at_browser().bytes(&page).await.unwrap();

@@ -73,6 +73,19 @@ async fn the_log_is_replayed_filtered_and_looked_at_as_it_was() {
     let foreign = tool(&system, &["replay", "KV_CREDENTIALS"]);
     assert!(String::from_utf8_lossy(&foreign.stderr).contains("is not one of"));
 
+    // A filter that nothing can pass is refused, not obeyed.
+    for (slip, says) in [
+        (["--type", "Nonsense"], "there is no event"),
+        (["--job", "bogus"], "is not an id"),
+        (["--kind", "car"], "is not one of"),
+        (["--from", "9999"], "before it begins"),
+    ] {
+        let refused = tool(&system, &[&["replay"], &slip[..]].concat());
+        assert_eq!(refused.status.code(), Some(1), "{slip:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{slip:?}");
+    }
+    assert_eq!(lines(&tool(&system, &["replay", "--job", &job, "--type", "Settled.v1", "--json"])), trail[5..]);
+
     let account = tool(&system, &["show", "account", &system.web.account]);
     assert!(String::from_utf8_lossy(&account.stdout).contains("FundsDeposited"));
     let nobody = tool(&system, &["show", "job", "01900000-0000-7000-8000-00000000dead"]);

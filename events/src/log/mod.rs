@@ -136,6 +136,10 @@ impl Log {
     /// One message, as the broker has it.
     pub async fn get_raw(&self, seq: Seq) -> Result<Option<Raw>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
+        if seq == Seq::ZERO {
+            // Sequences begin at one; the broker would take zero for none.
+            return Ok(None);
+        }
         match self.stream.direct_get(seq.0).await {
             Ok(message) => Ok(Some(Raw::stored(message))),
             Err(e) if e.kind() == NotFound => Ok(None),

@@ -127,7 +127,10 @@ impl Work {
             }
             if let Some(rebuild) = work.state().rebuilds.get_mut(name) {
                 match rebuilt {
-                    Ok(()) => rebuild.swapped_at = Some(SystemClock.now()),
+                    Ok(()) => {
+                        rebuild.progress.at = rebuild.progress.until;
+                        rebuild.swapped_at = Some(SystemClock.now());
+                    }
                     Err(why) => rebuild.failed = Some(why.to_string()),
                 }
             }

@@ -16,7 +16,15 @@ pub(super) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
     let file = &args.file;
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    let told = proof.told(args.key.as_deref())?;
+    let told = match proof.told(args.key.as_deref()) {
+        Ok(told) => told,
+        Err(why) => {
+            if args.json {
+                tell(serde_json::json!({ "proven": false, "why": why.to_string() }))?;
+            }
+            return Err(why.into());
+        }
+    };
     if args.json {
         let (seq, key, size) = (proof.message.seq, &proof.head.key, proof.head.size);
         return tell(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": told }));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use gpubnb_events::{Event, Log, Recorded, Seq, Timestamp};
+use gpubnb_events::{Event, JobId, Log, Recorded, Seq, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,7 +21,25 @@ const SHOWN_EVERY: u64 = 10_000;
 /// The longest that `replay` waits between two events.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// A filter that nothing can pass is a slip of the pen.
+fn checked(filter: &Filter) -> anyhow::Result<()> {
+    let plain = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    if let Some(event) = &filter.event {
+        let known: Vec<String> = Event::WIRE_NAMES.iter().map(|name| plain(name)).collect();
+        anyhow::ensure!(known.contains(&plain(event)), "there is no event `{event}`; there are {}", known.join(", "));
+    }
+    if let Some(kind) = &filter.kind {
+        let known = ["account", "machine", "job"];
+        anyhow::ensure!(known.contains(&kind.as_str()), "`{kind}` is not one of {}", known.join(", "));
+    }
+    for id in [&filter.job, &filter.id].into_iter().flatten() {
+        id.parse::<JobId>().map_err(|e| anyhow::anyhow!("{e}"))?;
+    }
+    Ok(())
+}
+
 pub(super) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    checked(&args.filter)?;
     let last = log.last_seq().await?;
     let from = Seq(last.0.saturating_sub(args.lines.saturating_sub(1)).max(1));
     let from = if args.lines == 0 { last.next() } else { from };
@@ -29,6 +47,7 @@ pub(super) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken
 }
 
 pub(super) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    checked(&args.filter)?;
     let to = point(log, args.to).await?;
     let from = match args.from {
         None => Seq(1),
@@ -36,6 +55,7 @@ pub(super) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationT
         // The first event at this time or after it.
         Some(Point::Time(time)) => log.seq_at(time.before(), log.last_seq().await?).await?.next(),
     };
+    anyhow::ensure!(from <= to.next(), "the range ends, at {to}, before it begins, at {from}");
     let mut pace = Pace::new(args.speed);
     each(log, from, to, shutdown, async |recorded: Recorded| {
         pace.wait(recorded.at).await;
@@ -136,6 +156,6 @@ fn passes(event: &Event, filter: &Filter) -> bool {
     let (kind, id) = aggregate.split_once(' ').unwrap_or_default();
     filter.kind.as_deref().is_none_or(|wanted| wanted == kind)
         && filter.id.as_deref().is_none_or(|wanted| wanted == id)
-        && filter.event.as_deref().is_none_or(|wanted| wanted == event.name())
+        && filter.event.as_deref().is_none_or(|wanted| wanted == event.name() || wanted == event.wire_name())
         && filter.job.as_deref().is_none_or(|wanted| event.job().is_some_and(|job| job.to_string() == wanted))
 }

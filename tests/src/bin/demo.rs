@@ -70,6 +70,9 @@ async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
         println!("  sign in    {} / {}   ({who})", person.email, person.password);
     }
     println!("  operator   {}", operator_link(system)?);
+    // For `gpubnb-projector` and `gpubnb-services`, as docs/operator.md has them.
+    let nats = system.nats_args("projector");
+    println!("  tools      export GPUBNB_NATS_URL={} GPUBNB_NATS_CREDS={}", nats.nats, nats.nats_creds.display());
     if settled["state"] != "Completed" {
         bail!("the job ended as {}: {}", settled["state"], settled["summary"]);
     }
