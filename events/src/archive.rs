@@ -210,11 +210,10 @@ impl Writer {
         for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
-                Ok(_) | Err(ArchiveError::File { .. }) => {
+                _ => {
                     leaves.clear();
                     break;
                 }
-                Err(e) => return Err(e),
             }
             if stop() {
                 return Err(ArchiveError::Stopped);

@@ -206,11 +206,11 @@ fn output(options: &StreamOptions) -> Config {
 
 /// Makes sure that every stream and bucket is there and as defined here, and that what is kept follows the options.
 pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
+    provision_missing(js, options).await?;
     for wanted in [telemetry(options), output(options)] {
-        ensure(js, wanted.clone()).await?;
         keep_as_told(js, wanted).await?;
     }
-    provision_missing(js, options).await
+    Ok(())
 }
 
 /// Makes sure that every stream and bucket is there and as defined here. Of what is there already, nothing is trimmed.

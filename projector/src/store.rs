@@ -150,17 +150,6 @@ fn corrupt(key: &[u8], problem: impl std::fmt::Display) -> StoreError {
     StoreError::corrupt(key, problem)
 }
 
-/// Every row in order, for a walk through a tree that is larger than the cache. sled counts a page as being in its cache
-/// once 64 pages of the same kind were asked for, of 256 kinds: each row is asked for once more, or a walk would leave
-/// thousands of pages that do not count.
-pub fn walk(tree: &sled::Tree) -> impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>> {
-    tree.iter().map(|row| {
-        let (key, value) = row?;
-        tree.contains_key(&key)?;
-        Ok((key, value))
-    })
-}
-
 /// Reads a row.
 pub fn get<T: DeserializeOwned>(tree: &sled::Tree, key: &[u8]) -> Result<Option<T>, StoreError> {
     tree.get(key)?.map(|bytes| decode(key, &bytes)).transpose()

@@ -147,16 +147,23 @@ pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
     }
 }
 
-/// What its self-test measured of the way from the market and to it, Mbit/s; nothing where it did not.
-pub(crate) fn speed(row: &MachineRow) -> (f64, f64) {
-    let of = |id: &str| row.checks.iter().find(|check| check.id == id).and_then(|check| check.actual.parse().ok());
-    (of("network.down").unwrap_or(0.0), of("network.up").unwrap_or(0.0))
+/// What a check of its self-test found.
+fn found<'a>(row: &'a MachineRow, id: &str) -> Option<&'a str> {
+    row.checks.iter().find(|check| check.id == id).map(|check| check.actual.as_str())
 }
 
-/// What its self-test measured of the way from the market and to it, such as `240 / 38 Mbit/s`.
+const DOWN: &str = "network.down";
+const UP: &str = "network.up";
+
+/// What its self-test measured of the way from the market and to it, Mbit/s; nothing where it did not.
+pub(crate) fn speed(row: &MachineRow) -> (f64, f64) {
+    let of = |id| found(row, id).and_then(|mbit| mbit.parse().ok()).unwrap_or(0.0);
+    (of(DOWN), of(UP))
+}
+
+/// The same in words, such as `240 / 38 Mbit/s`.
 pub(crate) fn down_up(row: &MachineRow) -> Option<String> {
-    let of = |id: &str| row.checks.iter().find(|check| check.id == id).map(|check| check.actual.as_str());
-    Some(format!("{} / {} Mbit/s", of("network.down")?, of("network.up").unwrap_or("–")))
+    Some(format!("{} / {} Mbit/s", found(row, DOWN)?, found(row, UP).unwrap_or("–")))
 }
 
 /// The colour class of a machine's state.

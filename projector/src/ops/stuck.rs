@@ -22,7 +22,8 @@ const UNSETTLED: Millis = Millis(60_000);
 /// How long an ending may wait in its machine's outbox.
 const UNSAID: Millis = Millis(120_000);
 
-/// The oldest first, of those that have been in one state for longer than is usual, or than `patience`; and those whose machine cannot say how they ended.
+/// The oldest first, of those that have been in one state for longer than is usual, or than `patience`; and those whose
+/// machine cannot say how they ended.
 pub(super) fn jobs(trees: &Trees, live: &Live, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
     let (tree, now) = (trees.of(&Jobs)?, SystemClock.now());
     let mut found = Vec::new();

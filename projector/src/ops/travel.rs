@@ -160,7 +160,7 @@ impl Traveller {
             at = last;
             self.keep(at, tree)?;
             let (done, until) = (Seq(at.0 - from.0), Seq(seq.0 - from.0));
-            let done = Progress::since(began.elapsed(), done, until);
+            let done = Progress::since(began.elapsed(), Seq::ZERO, done, until);
             *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         }
         Ok(())
@@ -246,8 +246,8 @@ impl Traveller {
 }
 
 fn copy(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
-    for row in store::walk(from) {
-        let (key, value) = row?;
+    for entry in from {
+        let (key, value) = entry?;
         to.insert(key, value)?;
     }
     Ok(())

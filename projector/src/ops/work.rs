@@ -85,9 +85,7 @@ impl Meter {
     }
 
     fn progress(&self, at: Seq, until: Seq) -> Progress {
-        let done = at.0.saturating_sub(self.from.0);
-        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        Progress { at, until, per_second: done.saturating_mul(1_000) / millis }
+        Progress::since(self.began.elapsed(), self.from, at, until)
     }
 }
 
@@ -447,7 +445,7 @@ impl<'a> Replay<'a> {
 /// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
 fn differing(ours: &sled::Tree, live: &sled::Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
     let row = |entry: Option<sled::Result<(sled::IVec, sled::IVec)>>| entry.transpose();
-    let (mut left, mut right) = (store::walk(ours), store::walk(live));
+    let (mut left, mut right) = (ours.iter(), live.iter());
     let (mut a, mut b) = (row(left.next())?, row(right.next())?);
     let (mut rows, mut suspects) = (0, Vec::new());
     loop {

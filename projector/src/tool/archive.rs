@@ -23,7 +23,7 @@ use crate::{
     heads::{self, LATEST},
     model::merkle::{EVERY, places},
     ops::invariants::Invariants,
-    view::ops::Violation,
+    view::ops::{Progress, Violation},
 };
 
 /// More events than this are not missed one by one: an archive may say of itself what it likes.
@@ -55,7 +55,7 @@ pub(super) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
         writer =
             tokio::task::spawn_blocking(move || batch.iter().try_for_each(|raw| writer.write(raw)).map(|()| writer))
                 .await??;
-        said(&progress(began, at, last));
+        said(&Progress::since(began.elapsed(), kept, at, last));
     }
     let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
     if args.json {

@@ -154,7 +154,7 @@ fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
 
 /// How far a command of the tool itself is.
 pub(super) fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
-    Progress::since(began.elapsed(), at, until)
+    Progress::since(began.elapsed(), Seq::ZERO, at, until)
 }
 
 /// How far it is, on one line that is written over, for a person only.

@@ -102,10 +102,10 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// After so long.
-    pub(crate) fn since(elapsed: Duration, at: Seq, until: Seq) -> Self {
+    /// After so long, having begun after `from`.
+    pub(crate) fn since(elapsed: Duration, from: Seq, at: Seq, until: Seq) -> Self {
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-        Self { at, until, per_second: at.0.saturating_mul(1_000) / millis }
+        Self { at, until, per_second: at.0.saturating_sub(from.0).saturating_mul(1_000) / millis }
     }
 
     /// How much is done, percent.

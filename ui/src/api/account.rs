@@ -12,7 +12,7 @@ use gpubnb_projector::{
 use serde::{Deserialize, Serialize};
 
 use super::jobs::Input;
-use crate::{access::SignedIn, app::App, error::ApiError, extract::Query, input::dollars};
+use crate::{access::SignedIn, app::App, error::ApiError, extract::Query, input::dollars, page::provider::MONTH};
 
 /// Answer of `GET /api/v1/wallet`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -44,13 +44,10 @@ pub(crate) async fn wallet(
     Ok(Json(Wallet { balance, statement }))
 }
 
-/// Days that are told of at once.
-pub(super) const DAYS: u32 = 31;
-
 /// What was spent and earned, day by day.
 pub(crate) async fn days(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Day>>, ApiError> {
     let of = DaysOf::Account(signed_in.account);
-    Ok(Json(app.queries.days(signed_in.actor(), of, DAYS, Seq::ZERO).await?))
+    Ok(Json(app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?))
 }
 
 /// Body of `POST /api/v1/wallet/deposits`.

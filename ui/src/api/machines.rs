@@ -16,15 +16,13 @@ use gpubnb_projector::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    account::DAYS,
-    jobs::{Input, Part},
-};
+use super::jobs::{Input, Part};
 use crate::{
     access::{Client, SignedIn, Viewer},
     app::App,
     error::ApiError,
     extract::{Path, Query},
+    page::provider::MONTH,
 };
 
 /// Most machines in one answer.
@@ -207,5 +205,5 @@ pub(crate) async fn days(
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
 ) -> Result<Json<Vec<Day>>, ApiError> {
-    Ok(Json(app.queries.days(signed_in.actor(), DaysOf::Machine(machine), DAYS, Seq::ZERO).await?))
+    Ok(Json(app.queries.days(signed_in.actor(), DaysOf::Machine(machine), MONTH, Seq::ZERO).await?))
 }

@@ -24,7 +24,7 @@ use crate::{
     error::{ApiError, Problem},
     extract::{Path, Query},
     input::dollars,
-    page::console::Filters,
+    page::{console::Filters, console_ledger::After},
 };
 
 /// Body of `POST /ops/accounts/{id}/suspension`.
@@ -133,12 +133,6 @@ pub(crate) async fn events(
     Query(filters): Query<Filters>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
     Ok(Json(app.queries.events(signed_in.operator(), filters.query()?).await?))
-}
-
-/// Which accounts: those after one.
-#[derive(Debug, Deserialize)]
-pub(crate) struct After {
-    after: Option<AccountId>,
 }
 
 /// What everything comes to, and each account.

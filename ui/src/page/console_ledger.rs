@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct After {
     #[serde(default)]
-    after: Option<AccountId>,
+    pub(crate) after: Option<AccountId>,
 }
 
 #[derive(Template)]

@@ -80,7 +80,7 @@ struct Card {
 }
 
 /// Days that are added up: a month at the most.
-const MONTH: u32 = 31;
+pub(crate) const MONTH: u32 = 31;
 /// Machines whose days are asked for at the same time.
 const AT_ONCE: usize = 16;
 

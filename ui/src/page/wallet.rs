@@ -94,7 +94,7 @@ async fn contents(app: &App, signed_in: SignedIn, before: Option<u64>, seq: Seq)
     let query = StatementQuery { account, before: before.map(Seq), limit: ON_PAGE };
     let (balance, days, page) = tokio::join!(
         app.queries.balance(actor, account, seq),
-        app.queries.days(actor, DaysOf::Account(account), 31, seq),
+        app.queries.days(actor, DaysOf::Account(account), super::provider::MONTH, seq),
         app.queries.statement(actor, query, seq),
     );
     let (_, month) = super::provider::this_month(&days?, app.now());
@@ -203,10 +203,8 @@ pub(crate) async fn deposit(
         let body = Deposit { deposit: transfer.id, amount: transfer.amount()? };
         Ok(app.command::<Done>("account", "deposit", signed_in.actor(), &body).await?)
     };
-    match done.await {
-        Ok(done) => Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response()),
-        Err(problem) => refused(&app, signed_in, problem, |p| (Asked::again(transfer, p), Asked::new(""))).await,
-    }
+    let done = done.await;
+    answered(&app, signed_in, done, |p| (Asked::again(transfer, p), Asked::new(""))).await
 }
 
 pub(crate) async fn payout(
@@ -218,22 +216,23 @@ pub(crate) async fn payout(
         let body = RequestPayout { payout: transfer.id, amount: transfer.amount()? };
         Ok(app.command::<Done>("account", "request_payout", signed_in.actor(), &body).await?)
     };
-    match done.await {
-        Ok(done) => Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response()),
-        Err(problem) => refused(&app, signed_in, problem, |p| (Asked::new(DEPOSIT), Asked::again(transfer, p))).await,
-    }
+    let done = done.await;
+    answered(&app, signed_in, done, |p| (Asked::new(DEPOSIT), Asked::again(transfer, p))).await
 }
 
-/// What was refused stands beside its field, with what was typed; what broke is a page of its own.
-async fn refused(
+/// What was done is seen on the next page. What was refused stands beside its field, with what was typed; what broke is a
+/// page of its own.
+async fn answered(
     app: &App,
     signed_in: SignedIn,
-    problem: Problem,
+    done: Result<Done, Problem>,
     forms: impl FnOnce(Problem) -> (Asked, Asked),
 ) -> Result<Response, PageError> {
-    if problem.status >= 500 {
-        return Err(problem.into());
-    }
+    let problem = match done {
+        Ok(done) => return Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response()),
+        Err(problem) if problem.status >= 500 => return Err(problem.into()),
+        Err(problem) => problem,
+    };
     let status = StatusCode::from_u16(problem.status).unwrap_or_default();
     let (deposit, payout) = forms(problem);
     Ok((status, show(app, signed_in, &Part::default(), deposit, payout).await?).into_response())
