@@ -1,5 +1,5 @@
-//! A copy of a model's rows as they were at one moment, made while the fold goes on. Before the fold changes a row that is
-//! not copied yet, the row as it was is put aside; the fold waits for a piece of the copy at the most.
+//! A copy of a model's blocks and checkpoint as they were at one moment, made while the fold goes on. Before the fold changes
+//! a block that is not copied yet, the block as it was is put aside; the fold waits for a piece of the copy at the most.
 
 use std::{
     collections::BTreeMap,
@@ -14,10 +14,10 @@ use sled::IVec;
 
 use crate::store::StoreError;
 
-/// Rows that are copied at once.
-const PIECE: usize = 512;
-/// Most rows that are put aside: a copy that is so much slower than the fold is given up.
-const MOST_ASIDE: usize = 500_000;
+/// Blocks that are copied at once.
+const PIECE: usize = 64;
+/// Most that is put aside, bytes: a copy that is so much slower than the fold is given up.
+const MOST_ASIDE: usize = 64 << 20;
 
 /// Copies one tree, and knows what the fold must put aside.
 #[derive(Debug, Default)]
@@ -32,8 +32,10 @@ pub(crate) struct Copier {
 struct Copy {
     /// Copied up to this key, and this one; `None`: nothing yet.
     until: Option<Vec<u8>>,
-    /// Rows that were changed since and are not copied yet, as they were; `None`: there was none.
+    /// Blocks that were changed since and are not copied yet, as they were; `None`: there was none.
     aside: BTreeMap<Vec<u8>, Option<IVec>>,
+    /// Bytes that were put aside, whether they are copied by now or not.
+    bytes: usize,
 }
 
 /// The fold's hold on the copy while it writes.
@@ -66,7 +68,7 @@ impl Copier {
         self.other.swap(false, Ordering::AcqRel)
     }
 
-    /// Hands every row of a tree to `each`, in order, as all of them were when this began. Returns whether it is whole: it
+    /// Hands every block of a tree to `each`, and the checkpoint, in order, as all of them were when this began. Returns whether it is whole: it
     /// is not when it was given up. One at a time.
     pub(crate) fn copy<E: From<StoreError>>(
         &self,
@@ -95,7 +97,7 @@ impl Copier {
 }
 
 impl Copy {
-    /// The next rows, and whether they are the last.
+    /// The next blocks, and whether they are the last.
     fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
         let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
         let mut rows = BTreeMap::new();
@@ -128,15 +130,17 @@ impl Copy {
 }
 
 impl Writing<'_> {
-    /// A row is about to be changed.
+    /// A block is about to be changed.
     pub(crate) fn changes(&mut self, tree: &sled::Tree, key: &[u8]) -> Result<(), StoreError> {
         let Some(copy) = self.0.as_mut() else { return Ok(()) };
         let copied = copy.until.as_deref().is_some_and(|until| key <= until);
         if copied || copy.aside.contains_key(key) {
             return Ok(());
         }
-        copy.aside.insert(key.to_vec(), tree.get(key)?);
-        if copy.aside.len() > MOST_ASIDE {
+        let before = tree.get(key)?;
+        copy.bytes += key.len() + before.as_ref().map_or(0, |before| before.len());
+        copy.aside.insert(key.to_vec(), before);
+        if copy.bytes > MOST_ASIDE {
             *self.0 = None;
         }
         Ok(())
@@ -151,18 +155,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::{Rows, checkpoint, is_checkpoint};
+    use crate::{
+        store::{Rows, checkpoint},
+        tree::{CHECKPOINT, Tree},
+    };
 
-    fn rows(tree: &sled::Tree) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        tree.iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+    fn blocks(tree: &Tree) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        tree.sled().iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
     }
 
-    fn write(tree: &sled::Tree, copier: &Copier, at: u64, changes: &[(u16, Option<u8>)]) {
+    fn write(tree: &Tree, copier: &Copier, at: u64, changes: &[(u16, Option<u8>)]) {
         let mut rows = Rows::copied(tree, copier);
         for (key, value) in changes {
             let key = format!("row {key:05}").into_bytes();
             match value {
-                Some(value) => rows.put_bytes(key, vec![*value]),
+                Some(value) => rows.put_bytes(key, vec![*value; 700]),
                 None => rows.remove(&key),
             }
         }
@@ -174,17 +181,17 @@ mod tests {
         /// Whatever is changed in whatever order while a copy is made, the copy is what was there when it began.
         #[test]
         fn a_copy_is_of_one_moment(
-            before in prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 0..2_500),
+            before in prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 0..1_500),
             meanwhile in prop::collection::vec(prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200), 0..12),
         ) {
             let db = sled::Config::new().temporary(true).open().unwrap();
-            let (tree, copier) = (db.open_tree("rows").unwrap(), Copier::default());
+            let (tree, copier) = (Tree::open(&db, "rows").unwrap(), Copier::default());
             write(&tree, &copier, 1, &before);
-            let then = rows(&tree);
+            let then = blocks(&tree);
             let (mut copied, mut next) = (BTreeMap::new(), 2);
-            let whole = copier.copy::<StoreError>(&tree, |key, value| {
-                // The first row of each piece and then some: a change is written in between.
-                if copied.len() % 200 == 0 && let Some(changes) = meanwhile.get(next - 2) {
+            let whole = copier.copy::<StoreError>(tree.sled(), |key, value| {
+                // The first of each piece and then some: a change is written in between.
+                if copied.len() % 25 == 0 && let Some(changes) = meanwhile.get(next - 2) {
                     write(&tree, &copier, next as u64, changes);
                     next += 1;
                 }
@@ -192,7 +199,7 @@ mod tests {
                 Ok(())
             });
             prop_assert!(whole.unwrap());
-            prop_assert_eq!(copied.keys().filter(|key| is_checkpoint(key)).count(), 1);
+            prop_assert_eq!(copied.keys().filter(|key| *key == CHECKPOINT).count(), 1);
             prop_assert_eq!(copied, then);
             prop_assert_eq!(checkpoint(&tree).unwrap(), Seq(next as u64 - 1));
         }
@@ -201,10 +208,10 @@ mod tests {
     #[test]
     fn a_copy_that_is_given_up_is_not_whole() {
         let db = sled::Config::new().temporary(true).open().unwrap();
-        let (tree, copier) = (db.open_tree("rows").unwrap(), Copier::default());
-        let many: Vec<_> = (0..2_000).map(|key| (key, Some(1))).collect();
+        let (tree, copier) = (Tree::open(&db, "rows").unwrap(), Copier::default());
+        let many: Vec<_> = (0..1_000).map(|key| (key, Some(1))).collect();
         write(&tree, &copier, 1, &many);
-        let whole = copier.copy::<StoreError>(&tree, |_, _| {
+        let whole = copier.copy::<StoreError>(tree.sled(), |_, _| {
             copier.give_up();
             Ok(())
         });

@@ -17,12 +17,13 @@ use crate::{
     copier::Copier,
     model::{self, Projection},
     store::{self, Rows, StoreError},
+    tree::Tree,
 };
 
 /// One model and its tree.
 pub struct Model {
     projection: Box<dyn Projection>,
-    tree: sled::Tree,
+    tree: Tree,
     copier: Arc<Copier>,
     checkpoint: Seq,
     stopped: Option<String>,
@@ -37,16 +38,16 @@ pub struct Models {
 
 /// The trees that answer, for reading. One is swapped when its model was rebuilt.
 #[derive(Clone)]
-pub struct Trees(Arc<RwLock<BTreeMap<&'static str, sled::Tree>>>);
+pub struct Trees(Arc<RwLock<BTreeMap<&'static str, Tree>>>);
 
 impl Trees {
     /// A model's tree. Every model's name is known when the program is written.
-    pub fn of(&self, projection: &impl Projection) -> Result<sled::Tree, StoreError> {
+    pub fn of(&self, projection: &impl Projection) -> Result<Tree, StoreError> {
         self.named(projection.name())
     }
 
     /// The tree of the model with this name.
-    pub fn named(&self, name: &str) -> Result<sled::Tree, StoreError> {
+    pub fn named(&self, name: &str) -> Result<Tree, StoreError> {
         let trees = self.0.read().unwrap_or_else(PoisonError::into_inner);
         trees
             .get(name)
@@ -54,7 +55,7 @@ impl Trees {
             .ok_or_else(|| StoreError::Sled(sled::Error::Unsupported(format!("no model is called {name}"))))
     }
 
-    fn swap(&self, name: &'static str, tree: sled::Tree) {
+    fn swap(&self, name: &'static str, tree: Tree) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, tree);
     }
 }
@@ -232,7 +233,7 @@ pub(crate) fn fold(
 
 impl Model {
     /// A model in a tree, as far as the tree is.
-    pub(crate) fn new(projection: Box<dyn Projection>, tree: sled::Tree) -> Result<Self, StoreError> {
+    pub(crate) fn new(projection: Box<dyn Projection>, tree: Tree) -> Result<Self, StoreError> {
         let checkpoint = store::checkpoint(&tree)?;
         Ok(Self { projection, tree, copier: Arc::default(), checkpoint, stopped: None })
     }
@@ -248,7 +249,7 @@ impl Model {
     }
 
     /// Its tree.
-    pub(crate) fn tree(&self) -> &sled::Tree {
+    pub(crate) fn tree(&self) -> &Tree {
         &self.tree
     }
 

@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod view;
 
+mod block;
 mod copier;
 pub mod fold;
 mod gauges;
@@ -19,6 +20,7 @@ mod run;
 mod snapshot;
 pub mod store;
 mod tool;
+pub mod tree;
 
 pub use config::{Cli, Command, RunArgs};
 pub use run::run;

@@ -311,7 +311,7 @@ impl Queries {
             let key = key.map_err(|e| broken(&e.into()))?;
             let Some(id) = key.get(prefix.len()..).and_then(job_of) else { continue };
             if let Some(own) = &own
-                && !tree.contains_key([own.as_slice(), id.as_bytes()].concat()).map_err(|e| broken(&e.into()))?
+                && tree.get([own.as_slice(), id.as_bytes()].concat()).map_err(|e| broken(&e))?.is_none()
             {
                 continue;
             }

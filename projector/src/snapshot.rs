@@ -27,6 +27,7 @@ use crate::{
     model,
     query::Applied,
     store::{self, StoreError},
+    tree::{CHECKPOINT, Tree},
 };
 
 /// Shortest pause between two rounds.
@@ -90,7 +91,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn fetch(&self, tree: &sled::Tree, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
+    async fn fetch(&self, tree: &Tree, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
         let file = tempfile::tempfile_in(&self.directory)?;
         let mut to = tokio::fs::File::from_std(file.try_clone()?);
         let (name, version) = called(name, version);
@@ -204,13 +205,13 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-fn write(copier: &Copier, tree: &sled::Tree, directory: &Path) -> Result<Written, SnapshotError> {
+fn write(copier: &Copier, tree: &Tree, directory: &Path) -> Result<Written, SnapshotError> {
     let file = tempfile::tempfile_in(directory)?;
     let hashed = Hashed { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
     let mut to = GzEncoder::new(hashed, Compression::fast());
     let mut checkpoint = None;
-    let whole = copier.copy(tree, |key, value| -> Result<(), SnapshotError> {
-        if store::is_checkpoint(key) {
+    let whole = copier.copy(tree.sled(), |key, value| -> Result<(), SnapshotError> {
+        if key == CHECKPOINT {
             checkpoint = Some((store::checkpoint_in(value)?, store::leaf_in(value)));
         }
         for part in [key, value] {
@@ -231,15 +232,16 @@ fn write(copier: &Copier, tree: &sled::Tree, directory: &Path) -> Result<Written
 }
 
 /// Fills an empty tree. Its checkpoint comes last: a tree that was cut off has none, and is filled again.
-fn fill(tree: &sled::Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
-    tree.clear().map_err(StoreError::from)?;
+fn fill(tree: &Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
+    tree.clear()?;
+    let blocks = tree.sled();
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
     let mut checkpoint = None;
     while let Some((key, value)) = row(&mut from)? {
-        if store::is_checkpoint(&key) {
+        if key == CHECKPOINT {
             checkpoint = Some((key, value));
         } else {
-            tree.insert(key, value).map_err(StoreError::from)?;
+            blocks.insert(key, value).map_err(StoreError::from)?;
         }
     }
     let (key, value) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
@@ -247,8 +249,8 @@ fn fill(tree: &sled::Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
     if store::checkpoint_in(&value)? != of.seq || leaf.as_ref() != Some(&of.leaf) {
         return Err(SnapshotError::Doubtful("it ends at another event than it says"));
     }
-    tree.flush().map_err(StoreError::from)?;
-    tree.insert(key, value).map_err(StoreError::from)?;
+    tree.flush()?;
+    blocks.insert(key, value).map_err(StoreError::from)?;
     Ok(of.seq)
 }
 
@@ -284,7 +286,7 @@ mod tests {
     #[test]
     fn a_model_comes_out_of_its_file_as_it_went_in() {
         let (directory, db) = (tempfile::tempdir().unwrap(), sled::Config::new().temporary(true).open().unwrap());
-        let (tree, other, copier) = (db.open_tree("a").unwrap(), db.open_tree("b").unwrap(), Copier::default());
+        let (tree, other, copier) = (Tree::open(&db, "a").unwrap(), Tree::open(&db, "b").unwrap(), Copier::default());
         let mut rows = Rows::new(&tree);
         for n in 0..3_000_u32 {
             rows.put_bytes(n.to_be_bytes().to_vec(), vec![7; n as usize % 50]);
@@ -294,9 +296,9 @@ mod tests {
         assert_eq!((written.seq, written.leaf), (Seq(9), Some([5; 32])));
         let mut of =
             Of { name: "model-a".to_owned(), version: "1".to_owned(), seq: Seq(9), leaf: gpubnb_events::hex([5; 32]) };
-        other.insert("left over", "by one that was cut off").unwrap();
+        other.sled().insert("left over", "by one that was cut off").unwrap();
         fill(&other, written.file.try_clone().unwrap(), &of).unwrap();
-        assert_eq!(tree.checksum().unwrap(), other.checksum().unwrap());
+        assert_eq!(tree.sled().checksum().unwrap(), other.sled().checksum().unwrap());
         // One that is not what it says fills nothing that counts.
         of.seq = Seq(10);
         let mut file = written.file;

@@ -1,4 +1,5 @@
-//! Rows in sled: one tree per model and version, in which rows and checkpoint are written as one batch.
+//! The database of the models: one tree per model and version, and the rows that a run of events changes, which are
+//! written with the checkpoint as one batch.
 
 use std::{any::Any, path::Path};
 
@@ -6,7 +7,7 @@ use gpubnb_events::{Seq, log::Hash};
 use hashbrown::{HashMap, hash_map::EntryRef};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::copier::Copier;
+use crate::{copier::Copier, tree::Tree};
 
 /// A failure of the store. The model stops at it, visibly.
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +24,6 @@ pub enum StoreError {
         problem: String,
     },
 }
-
-const CHECKPOINT: &[u8] = b"\0checkpoint";
 
 /// Opens the database with a bounded cache.
 pub fn open(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
@@ -52,7 +51,7 @@ pub fn clear(db: &sled::Db) -> Result<(), StoreError> {
 
 /// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
 /// when nobody reads.
-pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, StoreError> {
+pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<Tree, StoreError> {
     let [first, second] = generations(name, version);
     let current = db.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
     let rebuilt = db.get(rebuilding(name))?;
@@ -66,18 +65,18 @@ pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<sled::Tree, Store
             db.drop_tree(&other)?;
         }
     }
-    Ok(db.open_tree(current)?)
+    Tree::open(db, current)
 }
 
 /// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut off.
-pub fn spare(db: &sled::Db, name: &str, version: u32, current: &sled::Tree) -> Result<sled::Tree, StoreError> {
+pub fn spare(db: &sled::Db, name: &str, version: u32, current: &Tree) -> Result<Tree, StoreError> {
     let [first, second] = generations(name, version);
     let spare = if current.name() == first.as_bytes() { second } else { first };
     if !is_rebuilding(db, name)? {
         db.drop_tree(&spare)?;
         db.insert(rebuilding(name), spare.as_bytes())?;
     }
-    Ok(db.open_tree(spare)?)
+    Tree::open(db, spare)
 }
 
 /// Whether a rebuild of a model has begun and not ended, also where the process ended meanwhile.
@@ -98,7 +97,7 @@ fn rebuilding(name: &str) -> String {
 }
 
 /// From now on this tree answers for the model, also after a restart.
-pub fn make_current(db: &sled::Db, name: &str, tree: &sled::Tree) -> Result<(), StoreError> {
+pub fn make_current(db: &sled::Db, name: &str, tree: &Tree) -> Result<(), StoreError> {
     tree.flush()?;
     db.insert(pointer(name), tree.name().as_ref())?;
     Ok(())
@@ -113,20 +112,15 @@ fn pointer(name: &str) -> String {
     format!("current.{name}")
 }
 
-/// Whether a key is the checkpoint's, and no row's.
-pub fn is_checkpoint(key: &[u8]) -> bool {
-    key == CHECKPOINT
-}
-
 /// How far a tree is.
-pub fn checkpoint(tree: &sled::Tree) -> Result<Seq, StoreError> {
-    tree.get(CHECKPOINT)?.map_or(Ok(Seq::ZERO), |row| checkpoint_in(&row))
+pub fn checkpoint(tree: &Tree) -> Result<Seq, StoreError> {
+    tree.checkpoint()?.map_or(Ok(Seq::ZERO), |row| checkpoint_in(&row))
 }
 
 /// How far the tree is that has this checkpoint's row.
 pub fn checkpoint_in(row: &[u8]) -> Result<Seq, StoreError> {
     let seq = row.get(..8).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes);
-    seq.map(Seq).ok_or_else(|| corrupt(CHECKPOINT, "the checkpoint is not eight bytes"))
+    seq.map(Seq).ok_or_else(|| corrupt(b"checkpoint", "the checkpoint is not eight bytes"))
 }
 
 /// The leaf of the message that the checkpoint with this row is, where it is known.
@@ -135,8 +129,8 @@ pub fn leaf_in(row: &[u8]) -> Option<Hash> {
 }
 
 /// The leaf of the message that the checkpoint is, where it is known: trees that are older than this do not say.
-pub fn last_leaf(tree: &sled::Tree) -> Result<Option<Hash>, StoreError> {
-    Ok(tree.get(CHECKPOINT)?.and_then(|row| leaf_in(&row)))
+pub fn last_leaf(tree: &Tree) -> Result<Option<Hash>, StoreError> {
+    Ok(tree.checkpoint()?.and_then(|row| leaf_in(&row)))
 }
 
 impl StoreError {
@@ -151,7 +145,7 @@ fn corrupt(key: &[u8], problem: impl std::fmt::Display) -> StoreError {
 }
 
 /// Reads a row.
-pub fn get<T: DeserializeOwned>(tree: &sled::Tree, key: &[u8]) -> Result<Option<T>, StoreError> {
+pub fn get<T: DeserializeOwned>(tree: &Tree, key: &[u8]) -> Result<Option<T>, StoreError> {
     tree.get(key)?.map(|bytes| decode(key, &bytes)).transpose()
 }
 
@@ -167,12 +161,12 @@ impl<T: Any + Send + Serialize + DeserializeOwned + Clone> Row for T {}
 
 /// A row's value, whatever its type.
 trait Value: Any + Send {
-    fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
+    fn encode(&self, to: &mut Vec<u8>) -> Result<(), serde_json::Error>;
 }
 
 impl<T: Row> Value for T {
-    fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(self)
+    fn encode(&self, to: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        serde_json::to_writer(to, self)
     }
 }
 
@@ -186,19 +180,19 @@ enum Staged {
 /// The rows that a run of events changes, before they are written. Each row is read and written once,
 /// however many events touch it.
 pub struct Rows<'a> {
-    tree: &'a sled::Tree,
+    tree: &'a Tree,
     copier: Option<&'a Copier>,
     staged: HashMap<Vec<u8>, Staged>,
 }
 
 impl<'a> Rows<'a> {
     /// Nothing changed yet.
-    pub fn new(tree: &'a sled::Tree) -> Self {
+    pub fn new(tree: &'a Tree) -> Self {
         Self { tree, copier: None, staged: HashMap::new() }
     }
 
     /// The same, of a tree that may be copied meanwhile.
-    pub(crate) fn copied(tree: &'a sled::Tree, copier: &'a Copier) -> Self {
+    pub(crate) fn copied(tree: &'a Tree, copier: &'a Copier) -> Self {
         Self { copier: Some(copier), ..Self::new(tree) }
     }
 
@@ -297,29 +291,19 @@ impl<'a> Rows<'a> {
 
     /// The same, and remembers which message the checkpoint is: another log has another one there.
     pub fn commit_of(self, checkpoint: Seq, leaf: Option<Hash>) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
         // In the order of the tree: neighbours are written together.
         let mut staged: Vec<_> = self.staged.into_iter().collect();
         staged.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let mut writing = self.copier.map(Copier::writing);
-        let mut changes = |key: &[u8]| writing.as_mut().map_or(Ok(()), |writing| writing.changes(self.tree, key));
-        changes(CHECKPOINT)?;
-        for (key, staged) in staged {
-            changes(&key)?;
-            match staged {
-                Staged::Value(value) => {
-                    let bytes = value.encode().map_err(|e| corrupt(&key, e))?;
-                    batch.insert(key, bytes);
-                }
-                Staged::Bytes(bytes) => batch.insert(key, bytes),
-                Staged::Gone => batch.remove(key),
-            }
-        }
         let leaf = leaf.map_or_else(Vec::new, Vec::from);
-        batch.insert(CHECKPOINT, [&checkpoint.0.to_be_bytes()[..], &leaf].concat());
-        self.tree.apply_batch(batch)?;
-        drop(writing);
-        Ok(())
+        let checkpoint = [&checkpoint.0.to_be_bytes()[..], &leaf].concat();
+        self.tree.write(staged, &checkpoint, self.copier, |key, staged, to| {
+            match staged {
+                Staged::Value(value) => value.encode(to).map_err(|e| corrupt(key, e))?,
+                Staged::Bytes(bytes) => to.extend_from_slice(&bytes),
+                Staged::Gone => return Ok(false),
+            }
+            Ok(true)
+        })
     }
 }
 

@@ -9,7 +9,11 @@ use gpubnb_events::{
     output::{LogLine, LogLines, LogStream},
     subject::{self, OutputKind},
 };
-use gpubnb_projector::store;
+use gpubnb_projector::{
+    model::{Projection as _, ledger::Ledger, merkle::Merkle},
+    store::{self, Rows},
+    tree::Tree,
+};
 use gpubnb_tests::{
     browser::Browser,
     machine::Stolen,
@@ -25,6 +29,13 @@ async fn console(operator: &Web) -> String {
     let (status, page) = operator.bytes("/console").await.unwrap();
     assert_eq!(status, 200);
     String::from_utf8(page).unwrap()
+}
+
+/// Writes a row behind the log.
+fn put(tree: &Tree, key: &[u8], value: Vec<u8>) {
+    let mut rows = Rows::new(tree);
+    rows.put_bytes(key.to_vec(), value);
+    rows.commit_of(store::checkpoint(tree).unwrap(), store::last_leaf(tree).unwrap()).unwrap();
 }
 
 /// Presses a button of it.
@@ -103,21 +114,19 @@ async fn a_row_that_was_changed_behind_the_log_is_named_and_a_rebuild_mends_it()
     system.projector = None;
     {
         let db = store::open(&system.path().join("projector/models"), 16).unwrap();
-        let name = db.tree_names().into_iter().find(|name| name.starts_with(b"ledger.v")).unwrap();
-        let tree = db.open_tree(name).unwrap();
+        let tree = store::tree(&db, Ledger.name(), Ledger.version()).unwrap();
         let (key, row) = tree.scan_prefix(b"b").next().unwrap().unwrap();
         let mut row: Value = serde_json::from_slice(&row).unwrap();
         row["available"] = json!(1_000_000_000_000_i64);
-        tree.insert(key, serde_json::to_vec(&row).unwrap()).unwrap();
+        put(&tree, &key, serde_json::to_vec(&row).unwrap());
         // What the log says now is not what was folded: two events have changed places since, and one was changed.
-        let name = db.tree_names().into_iter().find(|name| name.starts_with(b"merkle.v")).unwrap();
-        let tree = db.open_tree(name).unwrap();
+        let tree = store::tree(&db, Merkle.name(), Merkle.version()).unwrap();
         let (key, leaves) = tree.scan_prefix(b"l").next().unwrap().unwrap();
         let mut leaves = leaves.to_vec();
         let (first, second) = leaves.split_at_mut(32);
         first.swap_with_slice(&mut second[..32]);
         leaves[2 * 32] ^= 1;
-        tree.insert(key, leaves).unwrap();
+        put(&tree, &key, leaves);
         db.flush().unwrap();
     }
     system.start_projector().await.unwrap();

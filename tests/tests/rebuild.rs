@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use gpubnb_projector::store;
+use gpubnb_projector::{
+    model::{Projection as _, figures::MarketFigures},
+    store,
+};
 use gpubnb_tests::{
     history,
     parts::binary,
@@ -84,13 +87,14 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
     let operator = Web::operator(&system).await.unwrap();
     let row = |system: &System, write: Option<Vec<u8>>| {
         let db = store::open(&system.path().join("projector/models"), 16).unwrap();
-        let name = db.tree_names().into_iter().find(|name| name.starts_with(b"figures.v")).unwrap();
-        let tree = db.open_tree(name).unwrap();
+        let tree = store::tree(&db, MarketFigures.name(), MarketFigures.version()).unwrap();
         let before = tree.get("f").unwrap().map(|row| row.to_vec());
+        let mut rows = store::Rows::new(&tree);
         match write {
-            Some(row) => drop(tree.insert("f", row).unwrap()),
-            None => drop(tree.remove("f").unwrap()),
+            Some(row) => rows.put_bytes(b"f".to_vec(), row),
+            None => rows.remove(b"f"),
         }
+        rows.commit_of(store::checkpoint(&tree).unwrap(), store::last_leaf(&tree).unwrap()).unwrap();
         db.flush().unwrap();
         before
     };

@@ -9,6 +9,7 @@ use super::{Projection, key};
 use crate::{
     store::{self, Rows, StoreError},
     view::ops::LedgerSums,
+    tree::Tree,
 };
 
 /// `L` → sums; `A<account>` → nothing. Letters that no other model of a market uses: they share a tree.
@@ -17,7 +18,7 @@ pub struct Balances;
 const SUMS: &[u8] = b"L";
 
 /// The sums.
-pub fn sums(tree: &sled::Tree) -> Result<LedgerSums, StoreError> {
+pub fn sums(tree: &Tree) -> Result<LedgerSums, StoreError> {
     Ok(store::get(tree, SUMS)?.unwrap_or_default())
 }
 

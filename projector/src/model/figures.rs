@@ -27,7 +27,7 @@ impl Projection for MarketFigures {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn apply(&self, rows: &mut Rows<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {

@@ -9,6 +9,7 @@ use super::{Projection, job_key, key};
 use crate::{
     store::{self, Rows, StoreError},
     view::{AttemptRow, JobRow, JobState, Outcome},
+    tree::Tree,
 };
 
 /// `j<job>` → row; `a<account><job>`, `m<machine><job>` and, until it is settled, `u<job>` → nothing, for lists.
@@ -35,7 +36,7 @@ pub fn of_machine(machine: MachineId) -> Vec<u8> {
 pub const UNSETTLED: &[u8] = b"u";
 
 /// The attempts at a machine, those of its newest jobs first.
-pub fn outcomes(tree: &sled::Tree, machine: MachineId, most: usize) -> Result<Vec<Outcome>, StoreError> {
+pub fn outcomes(tree: &Tree, machine: MachineId, most: usize) -> Result<Vec<Outcome>, StoreError> {
     let prefix = of_machine(machine);
     let mut found = Vec::new();
     for key in tree.scan_prefix(&prefix).keys().rev().take(most) {
@@ -172,7 +173,7 @@ impl Projection for Jobs {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

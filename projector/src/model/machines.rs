@@ -11,6 +11,7 @@ use super::{Projection, account_key, job_key, key, machine_key};
 use crate::{
     store::{self, Rows, StoreError},
     view::{Day, MachineRow, MachineState, Trouble},
+    tree::Tree,
 };
 
 /// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last; `o<owner><machine>` and, for
@@ -26,7 +27,7 @@ pub fn row_key(machine: MachineId) -> Vec<u8> {
 }
 
 /// The rows after a machine, by id.
-pub fn after(tree: &sled::Tree, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
+pub fn after(tree: &Tree, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
     let from = machine.map_or_else(|| vec![ROW], |machine| [row_key(machine), vec![0]].concat());
     tree.range(from..vec![ROW + 1]).map(|entry| {
         let (key, bytes) = entry?;
@@ -36,7 +37,7 @@ pub fn after(tree: &sled::Tree, machine: Option<MachineId>) -> impl Iterator<Ite
 
 /// The machines of an owner after one, by id.
 pub fn of_owner(
-    tree: &sled::Tree,
+    tree: &Tree,
     owner: AccountId,
     machine: Option<MachineId>,
 ) -> impl Iterator<Item = Result<MachineId, StoreError>> {
@@ -53,7 +54,7 @@ pub fn of_owner(
 }
 
 /// The lowest price of a machine that takes jobs.
-pub fn cheapest(tree: &sled::Tree) -> Result<Option<HourlyRate>, StoreError> {
+pub fn cheapest(tree: &Tree) -> Result<Option<HourlyRate>, StoreError> {
     let Some(key) = tree.scan_prefix([PRICE]).keys().next().transpose()? else { return Ok(None) };
     let price = key.get(1..9).and_then(|price| price.try_into().ok()).map(i64::from_be_bytes);
     Ok(price.map(|micros| HourlyRate(MicroUsd(micros))))
@@ -83,7 +84,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        5
+        6
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

@@ -7,7 +7,10 @@ use gpubnb_events::{
 };
 
 use super::{Projection, key};
-use crate::store::{Rows, StoreError};
+use crate::{
+    store::{Rows, StoreError},
+    tree::Tree,
+};
 
 /// `l<block>` → the leaves of up to 256 sequences; `n<level><index>` → the root of a complete subtree, from such a block
 /// up; `r<size>` → the root after every thousandth message.
@@ -32,7 +35,7 @@ fn root_key(size: u64) -> Vec<u8> {
 }
 
 /// The roots that are kept, of trees larger than `size`.
-pub fn roots(tree: &sled::Tree, size: u64) -> impl Iterator<Item = Result<(u64, Hash), StoreError>> {
+pub fn roots(tree: &Tree, size: u64) -> impl Iterator<Item = Result<(u64, Hash), StoreError>> {
     tree.range(root_key(size.saturating_add(1))..vec![b'r' + 1]).map(|entry| {
         let (key, root) = entry?;
         let size = key.get(1..).and_then(|size| size.try_into().ok()).map(u64::from_be_bytes);
@@ -42,7 +45,7 @@ pub fn roots(tree: &sled::Tree, size: u64) -> impl Iterator<Item = Result<(u64, 
 }
 
 /// The root that is kept for a size, where one is.
-pub fn root_at(tree: &sled::Tree, size: u64) -> Result<Option<Hash>, StoreError> {
+pub fn root_at(tree: &Tree, size: u64) -> Result<Option<Hash>, StoreError> {
     let key = root_key(size);
     tree.get(&key)?.map(|root| hash_of(&key, &root)).transpose()
 }
@@ -63,7 +66,7 @@ impl LeavesThen {
     pub(crate) fn at<E: From<StoreError>>(
         &mut self,
         seq: Seq,
-        tree: impl FnOnce() -> Result<sled::Tree, E>,
+        tree: impl FnOnce() -> Result<Tree, E>,
     ) -> Result<Option<Hash>, E> {
         let index = seq.0.saturating_sub(1);
         let (block, within) = (index >> BLOCK, usize::try_from(index & ((1 << BLOCK) - 1)).unwrap_or(usize::MAX));
@@ -122,7 +125,7 @@ impl Projection for Merkle {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, _: &Event) -> Result<(), StoreError> {
@@ -173,7 +176,7 @@ impl Nodes for Staged<'_, '_> {
 }
 
 /// The tree as it lies there.
-pub struct Kept<'a>(pub &'a sled::Tree);
+pub struct Kept<'a>(pub &'a Tree);
 
 impl Nodes for Kept<'_> {
     type Error = StoreError;

@@ -4,7 +4,10 @@
 use gpubnb_events::{Aggregate, Event, Recorded, Seq};
 
 use super::{Projection, key, touched};
-use crate::store::{Rows, StoreError};
+use crate::{
+    store::{Rows, StoreError},
+    tree::Tree,
+};
 
 /// `n<kind><id>` → how many; `b<kind><id><block>` → sequences, eight bytes each.
 pub struct Timeline;
@@ -37,12 +40,12 @@ fn count(bytes: Option<&[u8]>) -> u32 {
 }
 
 /// How many events an aggregate's trail has.
-pub fn length(tree: &sled::Tree, aggregate: Aggregate) -> Result<u32, StoreError> {
+pub fn length(tree: &Tree, aggregate: Aggregate) -> Result<u32, StoreError> {
     Ok(count(tree.get(count_key(aggregate))?.as_deref()))
 }
 
 /// The sequences of an aggregate's trail from the `from`th on, at most `most`.
-pub fn sequences(tree: &sled::Tree, aggregate: Aggregate, from: u32, most: u32) -> Result<Vec<Seq>, StoreError> {
+pub fn sequences(tree: &Tree, aggregate: Aggregate, from: u32, most: u32) -> Result<Vec<Seq>, StoreError> {
     let mut found = Vec::new();
     let until = length(tree, aggregate)?.min(from.saturating_add(most));
     let mut at = from;
@@ -64,7 +67,7 @@ impl Projection for Timeline {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

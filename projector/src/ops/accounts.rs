@@ -9,6 +9,7 @@ use crate::{
         Balance,
         ops::{AccountLine, Accounts, LedgerSums},
     },
+    tree::Tree,
 };
 
 /// Accounts that are told of at once.
@@ -18,7 +19,7 @@ const AT_ONCE: usize = 100;
 const TRIES: usize = 50;
 
 /// The accounts after one, by id, and the sums of all there are, as of one moment. `None` on a market that is too busy.
-pub(super) fn accounts(tree: &sled::Tree, after: Option<AccountId>) -> Result<Option<Accounts>, StoreError> {
+pub(super) fn accounts(tree: &Tree, after: Option<AccountId>) -> Result<Option<Accounts>, StoreError> {
     for _ in 0..TRIES {
         let at = store::checkpoint(tree)?;
         let found = summed(tree, at, after)?;
@@ -30,7 +31,7 @@ pub(super) fn accounts(tree: &sled::Tree, after: Option<AccountId>) -> Result<Op
     Ok(None)
 }
 
-fn summed(tree: &sled::Tree, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
+fn summed(tree: &Tree, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
     let totals: PlatformTotals = store::get(tree, TOTALS)?.unwrap_or_default();
     let mut sums = LedgerSums { fees: totals.fees, external: totals.external, ..LedgerSums::default() };
     let (mut rows, mut more) = (Vec::new(), false);

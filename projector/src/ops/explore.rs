@@ -8,6 +8,7 @@ use crate::{
     model::timeline,
     query::trail_event,
     view::{Page, TrailEvent},
+    tree::Tree,
 };
 
 /// Events in one answer.
@@ -28,7 +29,7 @@ impl EventsQuery {
 /// The events, newest first, and before which sequence the next part begins.
 pub(crate) async fn events(
     log: &Log,
-    timeline: &sled::Tree,
+    timeline: &Tree,
     last: Seq,
     query: &EventsQuery,
 ) -> Result<Page<TrailEvent>, Failure> {

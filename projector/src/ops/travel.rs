@@ -30,6 +30,7 @@ use crate::{
         MachineState,
         ops::{LedgerSums, MarketThen, Progress, RowThen},
     },
+    tree::Tree,
 };
 
 /// Events between two snapshots, at first; it doubles when there are too many.
@@ -76,7 +77,7 @@ pub(crate) struct Traveller {
 
 struct Snapshots {
     spacing: u64,
-    taken: BTreeMap<Seq, sled::Tree>,
+    taken: BTreeMap<Seq, Tree>,
 }
 
 /// The models a market is made of, in one tree: their keys are told apart by a letter before them.
@@ -126,7 +127,7 @@ impl Traveller {
         self.been.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look(&self, seq: Seq, tree: &sled::Tree) -> Result<MarketThen, TravelError> {
+    async fn look(&self, seq: Seq, tree: &Tree) -> Result<MarketThen, TravelError> {
         self.go(seq, tree).await?;
         let event = match seq {
             // Before the first event there is none.
@@ -137,11 +138,11 @@ impl Traveller {
     }
 
     /// Folds the market into a tree, up to an event.
-    async fn go(&self, seq: Seq, tree: &sled::Tree) -> Result<(), TravelError> {
+    async fn go(&self, seq: Seq, tree: &Tree) -> Result<(), TravelError> {
         let before = self.snapshots().taken.range(..=seq).next_back().map(|(seq, tree)| (*seq, tree.clone()));
         let mut at = Seq::ZERO;
         if let Some((snapshot, rows)) = before {
-            copy(&rows, tree)?;
+            tree.copy_from(&rows)?;
             at = snapshot;
         }
         let (models, from, began) = (market_models(), at, Instant::now());
@@ -166,13 +167,13 @@ impl Traveller {
         Ok(())
     }
 
-    fn fresh(&self) -> Result<sled::Tree, StoreError> {
+    fn fresh(&self) -> Result<Tree, StoreError> {
         let name = gpubnb_events::CommandId::generate().to_string();
-        Ok(self.db.open_tree(name)?)
+        Tree::open(&self.db, name)
     }
 
     /// Keeps a copy, if the last one is far enough behind.
-    fn keep(&self, at: Seq, tree: &sled::Tree) -> Result<(), StoreError> {
+    fn keep(&self, at: Seq, tree: &Tree) -> Result<(), StoreError> {
         let mut snapshots = self.snapshots();
         let near = |other: Option<&Seq>| other.is_some_and(|other| other.0.abs_diff(at.0) < snapshots.spacing);
         if near(snapshots.taken.range(..=at).next_back().map(|(seq, _)| seq))
@@ -182,7 +183,7 @@ impl Traveller {
             return Ok(());
         }
         let kept = self.fresh()?;
-        copy(tree, &kept)?;
+        kept.copy_from(tree)?;
         snapshots.taken.insert(at, kept);
         if snapshots.taken.len() > MOST_SNAPSHOTS {
             snapshots.spacing *= 2;
@@ -197,7 +198,7 @@ impl Traveller {
     }
 
     /// One thing after an event, folded from its trail.
-    pub(crate) async fn row(&self, timeline: &sled::Tree, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
+    pub(crate) async fn row(&self, timeline: &Tree, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
         let sequences = sequences(timeline, of, seq)?;
         let mut trail = self.read(sequences).await?;
         let mut told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(trail_event).collect();
@@ -245,15 +246,7 @@ impl Traveller {
     }
 }
 
-fn copy(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
-    for entry in from {
-        let (key, value) = entry?;
-        to.insert(key, value)?;
-    }
-    Ok(())
-}
-
-fn sequences(timeline: &sled::Tree, of: Aggregate, until: Seq) -> Result<Vec<Seq>, TravelError> {
+fn sequences(timeline: &Tree, of: Aggregate, until: Seq) -> Result<Vec<Seq>, TravelError> {
     let mut found = timeline::sequences(timeline, of, 0, MOST_EVENTS + 1)?;
     found.retain(|seq| *seq <= until);
     if found.len() > MOST_EVENTS as usize {
@@ -262,7 +255,7 @@ fn sequences(timeline: &sled::Tree, of: Aggregate, until: Seq) -> Result<Vec<Seq
     Ok(found)
 }
 
-fn market_in(tree: &sled::Tree, seq: Seq, event: Option<crate::view::TrailEvent>) -> Result<MarketThen, StoreError> {
+fn market_in(tree: &Tree, seq: Seq, event: Option<crate::view::TrailEvent>) -> Result<MarketThen, StoreError> {
     let mut figures: crate::view::Figures = store::get(tree, FIGURES)?.unwrap_or_default();
     figures.cheapest = machines::cheapest(tree)?;
     let ledger: LedgerSums = balances::sums(tree)?;

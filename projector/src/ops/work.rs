@@ -24,6 +24,7 @@ use crate::{
     query::Applied,
     store::{self, StoreError},
     view::ops::{ModelCheck, Progress, Rebuild, Verification},
+    tree::Tree,
 };
 
 /// A rebuilt model is handed over when it is so near.
@@ -443,10 +444,9 @@ impl<'a> Replay<'a> {
 }
 
 /// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
-fn differing(ours: &sled::Tree, live: &sled::Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
-    let row = |entry: Option<sled::Result<(sled::IVec, sled::IVec)>>| entry.transpose();
+fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
     let (mut left, mut right) = (ours.iter(), live.iter());
-    let (mut a, mut b) = (row(left.next())?, row(right.next())?);
+    let (mut a, mut b) = (left.next().transpose()?, right.next().transpose()?);
     let (mut rows, mut suspects) = (0, Vec::new());
     loop {
         anyhow::ensure!(suspects.len() < MOST_SUSPECTS, "more than {MOST_SUSPECTS} rows differ: rebuild the model");
@@ -458,17 +458,17 @@ fn differing(ours: &sled::Tree, live: &sled::Tree) -> anyhow::Result<(u64, Vec<s
         };
         let same = order.is_eq() && a == b;
         let key = if order.is_gt() { b.as_ref() } else { a.as_ref() }.map(|(key, _)| key.clone());
-        if let Some(key) = key.filter(|key| !store::is_checkpoint(key)) {
+        if let Some(key) = key {
             rows += 1;
             if !same {
                 suspects.push(key);
             }
         }
         if order.is_le() {
-            a = row(left.next())?;
+            a = left.next().transpose()?;
         }
         if order.is_ge() {
-            b = row(right.next())?;
+            b = right.next().transpose()?;
         }
     }
     Ok((rows, suspects))

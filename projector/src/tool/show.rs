@@ -27,6 +27,7 @@ use crate::{
         TrailEvent,
         ops::{Travel, fields},
     },
+    tree::Tree,
 };
 
 const ME: Actor = Actor::Operator(None);
@@ -184,7 +185,7 @@ async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken)
     Ok(Found { at: until, row: store::get(&tree, &key)?, trail })
 }
 
-fn taken_in(projection: &dyn Projection, tree: &sled::Tree, batch: &mut Vec<Recorded>) -> anyhow::Result<()> {
+fn taken_in(projection: &dyn Projection, tree: &Tree, batch: &mut Vec<Recorded>) -> anyhow::Result<()> {
     let Some(last) = batch.last().map(|recorded| recorded.seq) else { return Ok(()) };
     let mut rows = Rows::new(tree);
     for (recorded, event) in batch.iter().filter_map(|r| Some((r, r.event()?))) {

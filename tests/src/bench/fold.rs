@@ -15,7 +15,7 @@ use gpubnb_events::{
     event::{AccountOpened, FundsDeposited},
     log::header,
 };
-use gpubnb_projector::{fold, store};
+use gpubnb_projector::{fold, model, store};
 use sled::transaction::TransactionError;
 use tokio::time::Instant;
 
@@ -92,9 +92,9 @@ async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
 fn write_rows(from: &sled::Db, last: Seq) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let mut trees = Vec::new();
-    for name in from.tree_names() {
-        let rows: Result<Vec<_>, _> = from.open_tree(&name)?.iter().collect();
-        trees.push((name, rows?));
+    for model in model::all() {
+        let rows: Result<Vec<_>, _> = store::tree(from, model.name(), model.version())?.iter().collect();
+        trees.push((model.name(), rows?));
     }
     let db = store::open(dir.path(), CACHE_MIB)?;
     let transactions = usize::try_from(last.0)?.div_ceil(fold::BATCH);

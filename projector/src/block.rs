@@ -1,0 +1,142 @@
+//! Blocks: rows that follow each other, as one value. How they are laid out, looked through and cut.
+//!
+//! A row is the lengths of its key (u16) and of its value (u32), little-endian, then both. Where blocks lie is `tree`'s
+//! affair.
+
+use std::ops::Range;
+
+use crate::store::StoreError;
+
+/// A longer block is cut, bytes. sled keeps sixteen values a page at the most and some hundred bytes of memory for each
+/// page: the longer a block, the fewer pages; the shorter, the less is written for a row that changed.
+pub(crate) const MOST: usize = 4 << 10;
+const HEAD: usize = 6;
+
+/// Where a row stands in its block.
+#[derive(Clone)]
+pub(crate) struct Row {
+    pub(crate) key: Range<usize>,
+    pub(crate) value: Range<usize>,
+}
+
+/// The rows of a block, in order.
+pub(crate) struct Rows<'b> {
+    block: &'b [u8],
+    at: usize,
+}
+
+impl<'b> Rows<'b> {
+    pub(crate) fn of(block: &'b [u8]) -> Self {
+        Self { block, at: 0 }
+    }
+
+    fn next_row(&self) -> Option<Row> {
+        let (head, _) = self.block.get(self.at..)?.split_first_chunk::<HEAD>()?;
+        let [k0, k1, v0, v1, v2, v3] = *head;
+        let key = usize::from(u16::from_le_bytes([k0, k1]));
+        let value = usize::try_from(u32::from_le_bytes([v0, v1, v2, v3])).ok()?;
+        let key = self.at + HEAD..self.at + HEAD + key;
+        let value = key.end..key.end.checked_add(value)?;
+        (value.end <= self.block.len()).then_some(Row { key, value })
+    }
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Row, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.block.len() {
+            return None;
+        }
+        let row = self.next_row();
+        // What cannot be read ends it.
+        self.at = row.as_ref().map_or(self.block.len(), |row| row.value.end);
+        Some(row.ok_or_else(|| StoreError::corrupt(b"", "a block ends within a row")))
+    }
+}
+
+/// Where the value of a row stands.
+pub(crate) fn find(block: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, StoreError> {
+    for row in Rows::of(block) {
+        let row = row?;
+        match block[row.key].cmp(key) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => return Ok(Some(row.value)),
+            std::cmp::Ordering::Greater => break,
+        }
+    }
+    Ok(None)
+}
+
+/// Rows in order, before they are cut into blocks.
+#[derive(Default)]
+pub(crate) struct Packed {
+    bytes: Vec<u8>,
+    /// Where each row begins.
+    starts: Vec<usize>,
+}
+
+impl Packed {
+    /// One more row of another block.
+    fn copy(&mut self, block: &[u8], row: &Row) {
+        self.starts.push(self.bytes.len());
+        self.bytes.extend_from_slice(&block[row.key.start - HEAD..row.value.end]);
+    }
+
+    /// One more row, whose value is written by `value`; none where that says that it is gone.
+    fn push(
+        &mut self,
+        key: &[u8],
+        value: impl FnOnce(&mut Vec<u8>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let start = self.bytes.len();
+        let key_length = u16::try_from(key.len()).map_err(|e| StoreError::corrupt(key, e))?;
+        self.bytes.extend_from_slice(&key_length.to_le_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(key);
+        let before = self.bytes.len();
+        if !value(&mut self.bytes)? {
+            self.bytes.truncate(start);
+            return Ok(());
+        }
+        let value_length = u32::try_from(self.bytes.len() - before).map_err(|e| StoreError::corrupt(key, e))?;
+        self.bytes[start + 2..start + HEAD].copy_from_slice(&value_length.to_le_bytes());
+        self.starts.push(start);
+        Ok(())
+    }
+
+    /// The rows of a block with changes, which are in order too.
+    pub(crate) fn changed<R>(
+        block: &[u8],
+        changes: impl Iterator<Item = (Vec<u8>, R)>,
+        mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
+    ) -> Result<Self, StoreError> {
+        let mut packed = Self::default();
+        let mut rows = Rows::of(block).peekable();
+        for (key, change) in changes {
+            while let Some(Ok(row)) = rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] < key[..])) {
+                packed.copy(block, &row);
+            }
+            rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] == key[..]));
+            packed.push(&key, |to| write(&key, change, to))?;
+        }
+        for row in rows {
+            packed.copy(block, &row?);
+        }
+        Ok(packed)
+    }
+
+    /// The blocks and the first key of each: one, if it is no longer than it may be; otherwise such that each has room.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let blocks = if self.bytes.len() > MOST { self.bytes.len().div_ceil(MOST / 4 * 3) } else { 1 };
+        let length = self.bytes.len().div_ceil(blocks);
+        let mut starts = self.starts.iter().copied().peekable();
+        std::iter::from_fn(move || {
+            let start = starts.next()?;
+            while starts.next_if(|next| next - start < length).is_some() {}
+            let block = &self.bytes[start..starts.peek().copied().unwrap_or(self.bytes.len())];
+            let key = usize::from(u16::from_le_bytes([block[0], block[1]]));
+            Some((&block[HEAD..HEAD + key], block))
+        })
+    }
+}

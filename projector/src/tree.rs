@@ -1,0 +1,425 @@
+//! A model's rows, sorted, in a tree of sled's: blocks of them, and the checkpoint, written as one batch.
+//!
+//! Each block lies under the lowest key that it may hold, and holds what comes before the next. The first may hold
+//! anything, whether it is there or not.
+
+use std::ops::{Bound, RangeBounds};
+
+use sled::IVec;
+
+use crate::{
+    block::{self, Packed},
+    copier::Copier,
+    store::StoreError,
+};
+
+/// Rows in order.
+#[derive(Clone)]
+pub struct Tree(sled::Tree);
+
+/// Where the checkpoint lies: before every block.
+pub(crate) const CHECKPOINT: &[u8] = b"\0checkpoint";
+/// First byte of a block's place.
+const BLOCK: u8 = 1;
+
+/// A row's key and value.
+pub type Row = (IVec, IVec);
+
+fn place(key: &[u8]) -> Vec<u8> {
+    let mut place = Vec::with_capacity(1 + key.len());
+    place.push(BLOCK);
+    place.extend_from_slice(key);
+    place
+}
+
+impl Tree {
+    /// The tree with this name, made if it is not there.
+    pub(crate) fn open(db: &sled::Db, name: impl AsRef<[u8]>) -> Result<Self, StoreError> {
+        Ok(Self(db.open_tree(name)?))
+    }
+
+    /// Where blocks and checkpoint lie.
+    pub(crate) fn sled(&self) -> &sled::Tree {
+        &self.0
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> IVec {
+        self.0.name()
+    }
+
+    /// Removes every row, and the checkpoint.
+    pub(crate) fn clear(&self) -> Result<(), StoreError> {
+        Ok(self.0.clear()?)
+    }
+
+    /// Waits until everything is on the disk.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush()?;
+        Ok(())
+    }
+
+    /// The checkpoint's row.
+    pub(crate) fn checkpoint(&self) -> Result<Option<IVec>, StoreError> {
+        Ok(self.0.get(CHECKPOINT)?)
+    }
+
+    /// Makes this a copy of another tree as it is now.
+    pub(crate) fn copy_from(&self, other: &Self) -> Result<(), StoreError> {
+        for entry in &other.0 {
+            let (place, block) = entry?;
+            self.0.insert(place, block)?;
+        }
+        Ok(())
+    }
+
+    /// The block that holds a key, and its place.
+    fn block_of(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
+        let found = self.0.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()?;
+        Ok(found.unwrap_or_else(|| (IVec::from(&[BLOCK]), IVec::default())))
+    }
+
+    /// A row's value.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<IVec>, StoreError> {
+        let (_, block) = self.block_of(key.as_ref())?;
+        Ok(block::find(&block, key.as_ref())?.map(|value| block.subslice(value.start, value.len())))
+    }
+
+    /// The rows of a range of keys, from either end.
+    pub fn range<K: AsRef<[u8]>>(&self, keys: impl RangeBounds<K>) -> Range {
+        let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
+        let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
+        let (front, back) = (End::default(), End::default());
+        Range { tree: self.0.clone(), from, to, front, back }
+    }
+
+    /// The rows whose keys begin so, from either end.
+    pub fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Range {
+        let prefix = prefix.as_ref();
+        // What comes after all of them: the prefix, whose last byte that can be is raised by one.
+        let mut after = prefix.to_vec();
+        while after.last() == Some(&u8::MAX) {
+            after.pop();
+        }
+        match after.last_mut() {
+            Some(last) => *last += 1,
+            None => return self.range(prefix..),
+        }
+        self.range(prefix..&after[..])
+    }
+
+    /// Every row.
+    pub fn iter(&self) -> Range {
+        self.scan_prefix([])
+    }
+
+    /// Writes changes, which are in order, and the checkpoint as one batch. `write` appends a row's value, or says that
+    /// the row is gone.
+    pub(crate) fn write<R>(
+        &self,
+        changes: Vec<(Vec<u8>, R)>,
+        checkpoint: &[u8],
+        copier: Option<&Copier>,
+        mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut writing = copier.map(Copier::writing);
+        let mut changes_at = |place: &[u8]| writing.as_mut().map_or(Ok(()), |writing| writing.changes(&self.0, place));
+        let mut batch = sled::Batch::default();
+        let mut changes = changes.into_iter().peekable();
+        while let Some((first, _)) = changes.peek() {
+            let (at, block) = self.block_of(first)?;
+            let after = (Bound::Excluded(at.clone()), Bound::Unbounded);
+            let next = self.0.range::<IVec, _>(after).next().transpose()?.map(|(next, _)| next);
+            let within = |key: &[u8]| next.as_ref().is_none_or(|next| key < &next[1..]);
+            let of_block = std::iter::from_fn(|| changes.next_if(|(key, _)| within(key)));
+            let packed = Packed::changed(&block, of_block, &mut write)?;
+            let mut at = Some(at);
+            for (first, block) in packed.blocks() {
+                let at = at.take().unwrap_or_else(|| place(first).into());
+                changes_at(&at)?;
+                batch.insert(at, block);
+            }
+            if let Some(emptied) = at {
+                changes_at(&emptied)?;
+                batch.remove(emptied);
+            }
+        }
+        changes_at(CHECKPOINT)?;
+        batch.insert(CHECKPOINT, checkpoint);
+        self.0.apply_batch(batch)?;
+        Ok(())
+    }
+}
+
+/// Rows from either end. What is written meanwhile is there or not, as with sled's; no row comes twice.
+pub struct Range {
+    tree: sled::Tree,
+    from: Bound<IVec>,
+    to: Bound<IVec>,
+    front: End,
+    back: End,
+}
+
+/// One end of a range.
+#[derive(Default)]
+struct End {
+    /// Place of the block that was read last.
+    place: Option<IVec>,
+    rows: std::vec::IntoIter<Row>,
+}
+
+impl Range {
+    /// Their keys.
+    pub fn keys(self) -> impl DoubleEndedIterator<Item = Result<IVec, StoreError>> {
+        self.map(|row| row.map(|(key, _)| key))
+    }
+
+    fn holds(&self, key: &[u8]) -> bool {
+        let after = match &self.from {
+            Bound::Unbounded => true,
+            Bound::Included(from) => key >= &from[..],
+            Bound::Excluded(from) => key > &from[..],
+        };
+        after
+            && match &self.to {
+                Bound::Unbounded => true,
+                Bound::Included(to) => key <= &to[..],
+                Bound::Excluded(to) => key < &to[..],
+            }
+    }
+
+    /// The rows of a block that are in the range.
+    fn rows(&self, block: &IVec) -> Result<std::vec::IntoIter<Row>, StoreError> {
+        let mut rows = Vec::new();
+        for row in block::Rows::of(block) {
+            let block::Row { key, value } = row?;
+            if self.holds(&block[key.clone()]) {
+                rows.push((block.subslice(key.start, key.len()), block.subslice(value.start, value.len())));
+            }
+        }
+        Ok(rows.into_iter())
+    }
+
+    /// The next block from the front that may hold anything of the range.
+    fn next_block(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
+        let last = match &self.to {
+            Bound::Unbounded => Bound::Excluded(vec![BLOCK + 1]),
+            Bound::Included(to) | Bound::Excluded(to) => Bound::Included(place(to)),
+        };
+        let first = match (&self.front.place, &self.from) {
+            (Some(before), _) => Bound::Excluded(before.to_vec()),
+            (None, Bound::Unbounded) => Bound::Included(vec![BLOCK]),
+            (None, Bound::Included(from) | Bound::Excluded(from)) => {
+                let begins = self.tree.range::<Vec<u8>, _>(vec![BLOCK]..=place(from)).next_back().transpose()?;
+                match begins {
+                    Some(begins) => return Ok(Some(begins)),
+                    None => Bound::Included(vec![BLOCK]),
+                }
+            }
+        };
+        if empty(&first, &last) {
+            return Ok(None);
+        }
+        Ok(self.tree.range::<Vec<u8>, _>((first, last)).next().transpose()?)
+    }
+
+    /// The next from the back.
+    fn next_block_back(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
+        let last = match (&self.back.place, &self.to) {
+            (Some(before), _) => Bound::Excluded(before.to_vec()),
+            (None, Bound::Unbounded) => Bound::Excluded(vec![BLOCK + 1]),
+            (None, Bound::Included(to) | Bound::Excluded(to)) => Bound::Included(place(to)),
+        };
+        let first = Bound::Included(vec![BLOCK]);
+        if empty(&first, &last) {
+            return Ok(None);
+        }
+        let Some((at, block)) = self.tree.range::<Vec<u8>, _>((first, last)).next_back().transpose()? else {
+            return Ok(None);
+        };
+        // The block after this one has had what the range begins with.
+        let begun = match (&self.back.place, &self.from) {
+            (Some(before), Bound::Included(from) | Bound::Excluded(from)) => before[1..] <= from[..],
+            _ => false,
+        };
+        Ok((!begun).then_some((at, block)))
+    }
+}
+
+/// Whether nothing can be between two bounds: sled panics at them.
+fn empty(from: &Bound<Vec<u8>>, to: &Bound<Vec<u8>>) -> bool {
+    match (from, to) {
+        (Bound::Excluded(from), Bound::Excluded(to) | Bound::Included(to))
+        | (Bound::Included(from), Bound::Excluded(to)) => from >= to,
+        (Bound::Included(from), Bound::Included(to)) => from > to,
+        _ => false,
+    }
+}
+
+impl Iterator for Range {
+    type Item = Result<Row, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((key, value)) = self.front.rows.next() {
+                // The other end may have been here.
+                if !self.holds(&key) {
+                    return None;
+                }
+                self.from = Bound::Excluded(key.clone());
+                return Some(Ok((key, value)));
+            }
+            let (place, block) = match self.next_block().transpose()? {
+                Ok(found) => found,
+                Err(e) => return Some(Err(e)),
+            };
+            match self.rows(&block) {
+                Ok(rows) => self.front = End { place: Some(place), rows },
+                Err(e) => return Some(Err(e)),
+            }
+        }
+    }
+}
+
+impl DoubleEndedIterator for Range {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((key, value)) = self.back.rows.next_back() {
+                if !self.holds(&key) {
+                    return None;
+                }
+                self.to = Bound::Excluded(key.clone());
+                return Some(Ok((key, value)));
+            }
+            let (place, block) = match self.next_block_back().transpose()? {
+                Ok(found) => found,
+                Err(e) => return Some(Err(e)),
+            };
+            match self.rows(&block) {
+                Ok(rows) => self.back = End { place: Some(place), rows },
+                Err(e) => return Some(Err(e)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn fresh() -> Tree {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        Tree::open(&db, "rows").unwrap()
+    }
+
+    fn write(tree: &Tree, changes: &Model, gone: &[Vec<u8>]) {
+        let changes = changes.iter().map(|(key, value)| (key.clone(), Some(value)));
+        let mut all: BTreeMap<_, _> = changes.collect();
+        all.extend(gone.iter().map(|key| (key.clone(), None)));
+        let written = tree.write(all.into_iter().collect(), b"checkpoint", None, |_, value, to| {
+            to.extend_from_slice(value.map_or(&[], |value| value));
+            Ok(value.is_some())
+        });
+        written.unwrap();
+    }
+
+    fn of(rows: impl Iterator<Item = Result<Row, StoreError>>) -> Vec<(Vec<u8>, Vec<u8>)> {
+        rows.map(|row| row.unwrap()).map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
+    }
+
+    /// Keys that begin alike, end alike, and are as long as may be.
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..3),
+            (0..4_u8, any::<u16>()).prop_map(|(letter, n)| [&[letter][..], &n.to_be_bytes()].concat()),
+            (0..3_usize).prop_map(|n| vec![u8::MAX; n]),
+        ]
+    }
+
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        (any::<u8>(), prop_oneof![Just(0_usize), 1..60_usize, 500..1_500_usize, Just(9_000)])
+            .prop_map(|(byte, length)| vec![byte; length])
+    }
+
+    fn batches() -> impl Strategy<Value = Vec<(Model, Vec<usize>)>> {
+        let batch = (prop::collection::btree_map(key(), value(), 0..60), prop::collection::vec(any::<usize>(), 0..60));
+        prop::collection::vec(batch, 1..12)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Whatever is written in whatever batches, the rows are those of a sorted map.
+        #[test]
+        fn rows_are_where_they_belong(batches in batches(), from in key(), to in key()) {
+            let (tree, mut model) = (fresh(), Model::new());
+            for (changes, gone) in batches {
+                let keys: Vec<_> = model.keys().cloned().collect();
+                let gone: Vec<_> = gone.iter().filter_map(|n| keys.get(n % keys.len().max(1)).cloned()).collect();
+                write(&tree, &changes, &gone);
+                model.extend(changes);
+                gone.iter().for_each(|key| drop(model.remove(key)));
+
+                let expected: Vec<_> = model.clone().into_iter().collect();
+                prop_assert_eq!(of(tree.iter()), expected.clone());
+                prop_assert_eq!(of(tree.iter().rev()), expected.iter().rev().cloned().collect::<Vec<_>>());
+                for key in keys.iter().chain([&from, &to]) {
+                    prop_assert_eq!(tree.get(key).unwrap().map(|value| value.to_vec()), model.get(key).cloned());
+                }
+                let prefixed: Vec<_> = expected.iter().filter(|(key, _)| key.starts_with(&from)).cloned().collect();
+                prop_assert_eq!(of(tree.scan_prefix(&from)), prefixed);
+                if from <= to {
+                    let part: Vec<_> = model.range(from.clone()..to.clone()).map(|(k, v)| (k.clone(), v.clone())).collect();
+                    prop_assert_eq!(of(tree.range(from.clone()..to.clone()).rev()).into_iter().rev().collect::<Vec<_>>(), part.clone());
+                    prop_assert_eq!(of(tree.range(from.clone()..to.clone())), part);
+                }
+                for block in tree.sled().range([BLOCK]..).values() {
+                    let block = block.unwrap();
+                    let rows = block::Rows::of(&block).count();
+                    prop_assert!(rows == 1 || rows > 0 && block.len() <= block::MOST + 9_000, "{} in {rows}", block.len());
+                }
+            }
+            prop_assert_eq!(tree.checkpoint().unwrap().unwrap(), "checkpoint");
+        }
+
+        /// What is written while the rows are gone through moves other rows to other blocks. None is missed or comes twice,
+        /// from whichever end.
+        #[test]
+        fn rows_that_stay_come_once(before in prop::collection::btree_map(key(), value(), 1..80), batches in batches()) {
+            let tree = fresh();
+            write(&tree, &before, &[]);
+            let (mut rows, mut ends, mut batches) = (tree.iter(), [Vec::new(), Vec::new()], batches.into_iter());
+            for n in 0.. {
+                let row = if n % 3 == 0 { rows.next_back() } else { rows.next() };
+                let Some(row) = row else { break };
+                ends[usize::from(n % 3 == 0)].push(row.unwrap().0.to_vec());
+                if n % 5 == 0 && let Some((mut changes, _)) = batches.next() {
+                    changes.retain(|key, _| !before.contains_key(key));
+                    write(&tree, &changes, &[]);
+                }
+            }
+            let [mut front, mut back] = ends;
+            prop_assert!(front.is_sorted() && back.iter().rev().is_sorted());
+            front.extend(back.drain(..).rev());
+            let mut once = front.clone();
+            once.dedup();
+            prop_assert_eq!(&once, &front);
+            prop_assert!(before.keys().all(|key| once.contains(key)));
+        }
+    }
+
+    #[test]
+    fn a_block_that_was_cut_short_is_said_to_be() {
+        let tree = fresh();
+        write(&tree, &Model::from([(b"row".to_vec(), b"value".to_vec())]), &[]);
+        let block = tree.sled().get([BLOCK]).unwrap().unwrap();
+        tree.sled().insert([BLOCK], &block[..block.len() - 1]).unwrap();
+        assert!(tree.get("row").unwrap_err().to_string().contains("ends within a row"));
+        assert!(tree.iter().next().unwrap().is_err());
+    }
+}
