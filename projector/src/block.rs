@@ -1,9 +1,11 @@
 //! Blocks: rows that follow each other, as one value. How they are laid out, looked through and cut.
 //!
-//! A row is the lengths of its key (u16) and of its value (u32), little-endian, then both. Where blocks lie is `tree`'s
-//! affair.
+//! A row is the lengths of its key (u16) and of its value (u32), little-endian, then both. As it is stored, a block is one
+//! byte, `RAW` or `LZ4`, and its rows, as they are or compressed after their length. Where blocks lie is `tree`'s affair.
 
 use std::ops::Range;
+
+use sled::IVec;
 
 use crate::store::StoreError;
 
@@ -11,6 +13,46 @@ use crate::store::StoreError;
 /// page: the longer a block, the fewer pages; the shorter, the less is written for a row that changed.
 pub(crate) const MOST: usize = 4 << 10;
 const HEAD: usize = 6;
+const RAW: u8 = 0;
+const LZ4: u8 = 1;
+/// Longest block that is believed in, bytes: one row may be as long.
+const LONGEST: usize = 64 << 20;
+
+/// A block as it is stored. Rows of one kind have most of their text in common.
+pub(crate) fn stored(rows: &[u8]) -> Vec<u8> {
+    let mut stored = vec![LZ4; 5 + lz4_flex::block::get_maximum_output_size(rows.len())];
+    let length = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+    stored[1..5].copy_from_slice(&length.to_le_bytes());
+    match lz4_flex::block::compress_into(rows, &mut stored[5..]) {
+        Ok(written) if 5 + written < rows.len() => stored.truncate(5 + written),
+        _ => {
+            stored.clear();
+            stored.push(RAW);
+            stored.extend_from_slice(rows);
+        }
+    }
+    stored
+}
+
+/// The rows of a stored block.
+pub(crate) fn rows(stored: &IVec) -> Result<IVec, StoreError> {
+    let corrupt = |problem: &str| StoreError::corrupt(b"", problem);
+    match stored.split_first() {
+        None => Ok(IVec::default()),
+        Some((&RAW, rows)) => Ok(stored.subslice(1, rows.len())),
+        Some((&LZ4, compressed)) => {
+            let (length, compressed) =
+                compressed.split_first_chunk().ok_or_else(|| corrupt("a block ends within its length"))?;
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            if length > LONGEST {
+                return Err(corrupt("a block is too long"));
+            }
+            let rows = lz4_flex::block::decompress(compressed, length).map_err(|e| corrupt(&e.to_string()))?;
+            Ok(rows.into())
+        }
+        Some(_) => Err(corrupt("a block is of no known kind")),
+    }
+}
 
 /// Where a row stands in its block.
 #[derive(Clone)]

@@ -73,10 +73,12 @@ impl Tree {
         Ok(())
     }
 
-    /// The block that holds a key, and its place.
+    /// The place of the block that holds a key, and its rows.
     fn block_of(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
-        let found = self.0.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()?;
-        Ok(found.unwrap_or_else(|| (IVec::from(&[BLOCK]), IVec::default())))
+        match self.0.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()? {
+            Some((place, stored)) => Ok((place, block::rows(&stored)?)),
+            None => Ok((IVec::from(&[BLOCK]), IVec::default())),
+        }
     }
 
     /// A row's value.
@@ -137,7 +139,7 @@ impl Tree {
             for (first, block) in packed.blocks() {
                 let at = at.take().unwrap_or_else(|| place(first).into());
                 changes_at(&at)?;
-                batch.insert(at, block);
+                batch.insert(at, block::stored(block));
             }
             if let Some(emptied) = at {
                 changes_at(&emptied)?;
@@ -188,10 +190,11 @@ impl Range {
             }
     }
 
-    /// The rows of a block that are in the range.
-    fn rows(&self, block: &IVec) -> Result<std::vec::IntoIter<Row>, StoreError> {
+    /// The rows of a stored block that are in the range.
+    fn rows(&self, stored: &IVec) -> Result<std::vec::IntoIter<Row>, StoreError> {
+        let block = block::rows(stored)?;
         let mut rows = Vec::new();
-        for row in block::Rows::of(block) {
+        for row in block::Rows::of(&block) {
             let block::Row { key, value } = row?;
             if self.holds(&block[key.clone()]) {
                 rows.push((block.subslice(key.start, key.len()), block.subslice(value.start, value.len())));
@@ -379,7 +382,7 @@ mod tests {
                     prop_assert_eq!(of(tree.range(from.clone()..to.clone())), part);
                 }
                 for block in tree.sled().range([BLOCK]..).values() {
-                    let block = block.unwrap();
+                    let block = block::rows(&block.unwrap()).unwrap();
                     let rows = block::Rows::of(&block).count();
                     prop_assert!(rows == 1 || rows > 0 && block.len() <= block::MOST + 9_000, "{} in {rows}", block.len());
                 }
