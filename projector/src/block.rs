@@ -11,7 +11,7 @@ use crate::store::StoreError;
 
 /// A longer block is cut, bytes. sled keeps sixteen values a page at the most and some hundred bytes of memory for each
 /// page: the longer a block, the fewer pages; the shorter, the less is written for a row that changed.
-pub(crate) const MOST: usize = 4 << 10;
+pub(crate) const MOST: usize = 8 << 10;
 const HEAD: usize = 6;
 const RAW: u8 = 0;
 const LZ4: u8 = 1;
@@ -156,7 +156,8 @@ impl Packed {
         let mut packed = Self::default();
         let mut rows = Rows::of(block).peekable();
         for (key, change) in changes {
-            while let Some(Ok(row)) = rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] < key[..])) {
+            while let Some(Ok(row)) = rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] < key[..]))
+            {
                 packed.copy(block, &row);
             }
             rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] == key[..]));

@@ -12,7 +12,7 @@ use std::{
 
 use sled::IVec;
 
-use crate::store::StoreError;
+use crate::{store::StoreError, tree::Tree};
 
 /// Blocks that are copied at once.
 const PIECE: usize = 64;
@@ -72,14 +72,14 @@ impl Copier {
     /// is not when it was given up. One at a time.
     pub(crate) fn copy<E: From<StoreError>>(
         &self,
-        tree: &sled::Tree,
+        tree: &Tree,
         mut each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Result<bool, E> {
         *self.state() = Some(Copy::default());
         let done = loop {
             let mut state = self.state();
             let Some(copy) = state.as_mut() else { return Ok(false) };
-            let (rows, last) = copy.piece(tree)?;
+            let (rows, last) = copy.piece(tree.sled())?;
             drop(state);
             for (key, value) in rows {
                 if let Err(e) = each(&key, &value) {
@@ -101,8 +101,12 @@ impl Copy {
     fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
         let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
         let mut rows = BTreeMap::new();
-        for row in tree.range::<Vec<u8>, _>((after, Bound::Unbounded)).take(PIECE) {
-            let (key, value) = row?;
+        // Looked up one by one: sled counts what it caches by the accesses to it, and going through pages is one for each.
+        let mut next = after;
+        while rows.len() < PIECE
+            && let Some((key, value)) = tree.range::<Vec<u8>, _>((next, Bound::Unbounded)).next().transpose()?
+        {
+            next = Bound::Excluded(key.to_vec());
             rows.insert(key.to_vec(), value);
         }
         let last = rows.len() < PIECE;
@@ -156,8 +160,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        database::Database,
         store::{Rows, checkpoint},
-        tree::{CHECKPOINT, Tree},
+        tree::CHECKPOINT,
     };
 
     fn blocks(tree: &Tree) -> BTreeMap<Vec<u8>, Vec<u8>> {
@@ -184,12 +189,12 @@ mod tests {
             before in prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 0..1_500),
             meanwhile in prop::collection::vec(prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200), 0..12),
         ) {
-            let db = sled::Config::new().temporary(true).open().unwrap();
-            let (tree, copier) = (Tree::open(&db, "rows").unwrap(), Copier::default());
+            let db = Database::temporary(8).unwrap();
+            let (tree, copier) = (db.tree("rows").unwrap(), Copier::default());
             write(&tree, &copier, 1, &before);
             let then = blocks(&tree);
             let (mut copied, mut next) = (BTreeMap::new(), 2);
-            let whole = copier.copy::<StoreError>(tree.sled(), |key, value| {
+            let whole = copier.copy::<StoreError>(&tree, |key, value| {
                 // The first of each piece and then some: a change is written in between.
                 if copied.len() % 25 == 0 && let Some(changes) = meanwhile.get(next - 2) {
                     write(&tree, &copier, next as u64, changes);
@@ -207,11 +212,11 @@ mod tests {
 
     #[test]
     fn a_copy_that_is_given_up_is_not_whole() {
-        let db = sled::Config::new().temporary(true).open().unwrap();
-        let (tree, copier) = (Tree::open(&db, "rows").unwrap(), Copier::default());
+        let db = Database::temporary(8).unwrap();
+        let (tree, copier) = (db.tree("rows").unwrap(), Copier::default());
         let many: Vec<_> = (0..1_000).map(|key| (key, Some(1))).collect();
         write(&tree, &copier, 1, &many);
-        let whole = copier.copy::<StoreError>(tree.sled(), |_, _| {
+        let whole = copier.copy::<StoreError>(&tree, |_, _| {
             copier.give_up();
             Ok(())
         });

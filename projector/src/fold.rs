@@ -15,6 +15,7 @@ use tracing::{error, info};
 
 use crate::{
     copier::Copier,
+    database::Database,
     model::{self, Projection},
     store::{self, Rows, StoreError},
     tree::Tree,
@@ -64,7 +65,7 @@ impl Trees {
 /// rebuilt one is, folds what comes into both, and swaps them when both are equally far.
 #[derive(Clone)]
 pub(crate) struct Adoption {
-    db: sled::Db,
+    db: Database,
     rebuilt: Arc<Mutex<Vec<Model>>>,
     read_on: watch::Sender<Seq>,
 }
@@ -86,9 +87,9 @@ impl Adoption {
 
 impl Models {
     /// Opens every model in a database.
-    pub fn open(db: &sled::Db) -> Result<Self, StoreError> {
+    pub fn open(db: &Database) -> Result<Self, StoreError> {
         let models = model::all().into_iter().map(|projection| {
-            let tree = store::tree(db, projection.name(), projection.version())?;
+            let tree = db.model(projection.name(), projection.version())?;
             if store::checkpoint(&tree)? == Seq::ZERO {
                 // What stands there without a checkpoint was cut off while a snapshot was taken up.
                 tree.clear()?;
@@ -151,7 +152,7 @@ impl Models {
 }
 
 /// Folds everything up to `until`, or a little further, into a database. Reading and folding go on beside each other.
-pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, StoreError> {
+pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, StoreError> {
     let models = Models::open(db)?;
     let reached = CancellationToken::new();
     if models.applied() >= until {
@@ -172,12 +173,12 @@ pub async fn catch_up(log: &Log, db: &sled::Db, until: Seq) -> Result<Models, St
 }
 
 /// Most parts read ahead of the fold.
-pub(crate) const READ_AHEAD: usize = 10;
+pub(crate) const READ_AHEAD: usize = 4;
 /// Most events in one part. Handed over one by one, the fold would be woken for each.
 const PART: usize = 500;
 /// From so many events on no more are added to what is folded in one transaction. A row that many of them change is
 /// written once; but sled keeps all that a transaction replaces until it ends, some ten kilobytes a row.
-pub const BATCH: usize = 5_000;
+pub const BATCH: usize = 2_500;
 
 /// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.
 pub(crate) async fn read(
@@ -254,7 +255,7 @@ impl Model {
     }
 
     /// Gives its place to one that was rebuilt, once that is as far. Whether it did, or never will.
-    fn gives_way(&mut self, new: &Model, furthest: Seq, trees: &Trees, db: &sled::Db) -> bool {
+    fn gives_way(&mut self, new: &Model, furthest: Seq, trees: &Trees, db: &Database) -> bool {
         if self.name() != new.name() {
             return false;
         }
@@ -265,7 +266,7 @@ impl Model {
         if new.checkpoint < furthest {
             return false;
         }
-        if let Err(e) = store::make_current(db, self.name(), &new.tree) {
+        if let Err(e) = db.make_current(self.name(), &new.tree) {
             error!(model = new.name(), error = %e, "the rebuilt model cannot take its place");
             return true;
         }

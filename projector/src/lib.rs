@@ -8,6 +8,7 @@ pub mod view;
 
 mod block;
 mod copier;
+pub mod database;
 pub mod fold;
 mod gauges;
 pub mod heads;

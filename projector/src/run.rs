@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::RunArgs,
+    database::Database,
     fold::{self, Models, READ_AHEAD},
     gauges, heads,
     live::Live,
@@ -47,12 +48,12 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
 }
 
 /// The models as far as they are: from where they were, from snapshots where there are no rows, or from the beginning.
-async fn open_models(db: &sled::Db, log: &Log, keeper: Option<&Keeper>) -> anyhow::Result<Models> {
+async fn open_models(db: &Database, log: &Log, keeper: Option<&Keeper>) -> anyhow::Result<Models> {
     if !is_of(log, &Models::open(db)?).await? {
         warn!(
             "what was folded is of another log than this one: a backup was restored, or a broker exchanged; it is folded anew"
         );
-        store::clear(db)?;
+        db.clear()?;
     }
     if let Some(keeper) = keeper {
         keeper.fill(db).await?;
@@ -83,7 +84,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let js = jetstream(client.clone());
     let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services --provision first")?;
     std::fs::create_dir_all(&args.data).with_context(|| format!("creating {}", args.data.display()))?;
-    let db = store::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
+    let db = Database::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let key = nats.signing_key("projector")?;
     let keys: Vec<String> = args.head_key.iter().cloned().chain([key.public_key()]).collect();
     let keeper = Keeper::open(&js, log.clone(), key.clone(), &args.data).await;
@@ -143,7 +144,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.close();
     folding.await.context("the fold")?;
     tasks.wait().await;
-    db.flush_async().await.context("flushing the read models")?;
+    db.flush().await.context("flushing the read models")?;
     info!("stopped");
     Ok(())
 }

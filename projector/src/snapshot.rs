@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     copier::Copier,
+    database::Database,
     fold::Trees,
     model,
     query::Applied,
@@ -72,10 +73,10 @@ impl Keeper {
     }
 
     /// Fills every model that has no rows yet, where there is a snapshot of it.
-    pub(crate) async fn fill(&self, db: &sled::Db) -> Result<(), StoreError> {
+    pub(crate) async fn fill(&self, db: &Database) -> Result<(), StoreError> {
         for projection in model::all() {
             let (name, version) = (projection.name(), projection.version());
-            let tree = store::tree(db, name, version)?;
+            let tree = db.model(name, version)?;
             if store::checkpoint(&tree)? > Seq::ZERO {
                 continue;
             }
@@ -210,7 +211,7 @@ fn write(copier: &Copier, tree: &Tree, directory: &Path) -> Result<Written, Snap
     let hashed = Hashed { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
     let mut to = GzEncoder::new(hashed, Compression::fast());
     let mut checkpoint = None;
-    let whole = copier.copy(tree.sled(), |key, value| -> Result<(), SnapshotError> {
+    let whole = copier.copy(tree, |key, value| -> Result<(), SnapshotError> {
         if key == CHECKPOINT {
             checkpoint = Some((store::checkpoint_in(value)?, store::leaf_in(value)));
         }
@@ -285,8 +286,8 @@ mod tests {
 
     #[test]
     fn a_model_comes_out_of_its_file_as_it_went_in() {
-        let (directory, db) = (tempfile::tempdir().unwrap(), sled::Config::new().temporary(true).open().unwrap());
-        let (tree, other, copier) = (Tree::open(&db, "a").unwrap(), Tree::open(&db, "b").unwrap(), Copier::default());
+        let (directory, db) = (tempfile::tempdir().unwrap(), Database::temporary(8).unwrap());
+        let (tree, other, copier) = (db.tree("a").unwrap(), db.tree("b").unwrap(), Copier::default());
         let mut rows = Rows::new(&tree);
         for n in 0..3_000_u32 {
             rows.put_bytes(n.to_be_bytes().to_vec(), vec![7; n as usize % 50]);

@@ -1,7 +1,6 @@
-//! The database of the models: one tree per model and version, and the rows that a run of events changes, which are
-//! written with the checkpoint as one batch.
+//! The rows that a run of events changes, which are written with the checkpoint as one batch; and reading them.
 
-use std::{any::Any, path::Path};
+use std::any::Any;
 
 use gpubnb_events::{Seq, log::Hash};
 use hashbrown::{HashMap, hash_map::EntryRef};
@@ -23,93 +22,6 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
-}
-
-/// Opens the database with a bounded cache.
-pub fn open(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
-    Ok(sled::Config::new().path(path).cache_capacity(cache_mib.max(8) << 20).open()?)
-}
-
-/// Opens an empty database that is gone at the end. What a killed one left there is removed first.
-pub fn scratch(path: &Path, cache_mib: u64) -> Result<sled::Db, StoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Sled(e.into())),
-        _ => {}
-    }
-    Ok(sled::Config::new().path(path).temporary(true).cache_capacity(cache_mib << 20).open()?)
-}
-
-/// Empties a database, when nobody reads.
-pub fn clear(db: &sled::Db) -> Result<(), StoreError> {
-    for name in db.tree_names() {
-        if name != b"__sled__default" {
-            db.drop_tree(name)?;
-        }
-    }
-    Ok(db.clear()?)
-}
-
-/// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
-/// when nobody reads.
-pub fn tree(db: &sled::Db, name: &str, version: u32) -> Result<Tree, StoreError> {
-    let [first, second] = generations(name, version);
-    let current = db.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
-    let rebuilt = db.get(rebuilding(name))?;
-    for other in db.tree_names() {
-        let other_name = String::from_utf8_lossy(&other).into_owned();
-        // What was being rebuilt when the process ended goes on from where it was.
-        if rebuilt.as_ref().is_some_and(|rebuilt| *rebuilt == other) {
-            continue;
-        }
-        if other_name != current && other_name.starts_with(&format!("{name}.v")) {
-            db.drop_tree(&other)?;
-        }
-    }
-    Tree::open(db, current)
-}
-
-/// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut off.
-pub fn spare(db: &sled::Db, name: &str, version: u32, current: &Tree) -> Result<Tree, StoreError> {
-    let [first, second] = generations(name, version);
-    let spare = if current.name() == first.as_bytes() { second } else { first };
-    if !is_rebuilding(db, name)? {
-        db.drop_tree(&spare)?;
-        db.insert(rebuilding(name), spare.as_bytes())?;
-    }
-    Tree::open(db, spare)
-}
-
-/// Whether a rebuild of a model has begun and not ended, also where the process ended meanwhile.
-pub fn is_rebuilding(db: &sled::Db, name: &str) -> Result<bool, StoreError> {
-    // One that has taken its place already is done, also where the process ended before it could say so.
-    let (rebuilt, current) = (db.get(rebuilding(name))?, db.get(pointer(name))?);
-    Ok(rebuilt.is_some() && rebuilt != current)
-}
-
-/// A rebuild has ended, well or not.
-pub fn end_rebuild(db: &sled::Db, name: &str) -> Result<(), StoreError> {
-    db.remove(rebuilding(name))?;
-    Ok(())
-}
-
-fn rebuilding(name: &str) -> String {
-    format!("rebuilding.{name}")
-}
-
-/// From now on this tree answers for the model, also after a restart.
-pub fn make_current(db: &sled::Db, name: &str, tree: &Tree) -> Result<(), StoreError> {
-    tree.flush()?;
-    db.insert(pointer(name), tree.name().as_ref())?;
-    Ok(())
-}
-
-/// A model has two trees in turn, so that one can be rebuilt while the other answers.
-fn generations(name: &str, version: u32) -> [String; 2] {
-    [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
-}
-
-fn pointer(name: &str) -> String {
-    format!("current.{name}")
 }
 
 /// How far a tree is.
@@ -318,28 +230,5 @@ fn value<'s, T: Row>(staged: &'s mut Staged, key: &[u8]) -> Result<Option<&'s mu
             value.downcast_mut().map(Some).ok_or_else(|| corrupt(key, OTHER_TYPE))
         }
         Staged::Bytes(_) => Err(corrupt(key, OTHER_TYPE)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = || open(directory.path(), 8).unwrap();
-        let db = open();
-        let current = tree(&db, "jobs", 3).unwrap();
-        let rebuilt = spare(&db, "jobs", 3, &current).unwrap();
-        Rows::new(&rebuilt).commit(Seq(5)).unwrap();
-        drop((current, rebuilt, db));
-
-        let db = open();
-        let current = tree(&db, "jobs", 3).unwrap();
-        assert!(is_rebuilding(&db, "jobs").unwrap() && !is_rebuilding(&db, "ledger").unwrap());
-        assert_eq!(checkpoint(&spare(&db, "jobs", 3, &current).unwrap()).unwrap(), Seq(5));
-        end_rebuild(&db, "jobs").unwrap();
-        assert_eq!(checkpoint(&spare(&db, "jobs", 3, &current).unwrap()).unwrap(), Seq::ZERO);
     }
 }

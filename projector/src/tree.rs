@@ -33,9 +33,9 @@ fn place(key: &[u8]) -> Vec<u8> {
 }
 
 impl Tree {
-    /// The tree with this name, made if it is not there.
-    pub(crate) fn open(db: &sled::Db, name: impl AsRef<[u8]>) -> Result<Self, StoreError> {
-        Ok(Self(db.open_tree(name)?))
+    /// The rows in a tree of sled's.
+    pub(crate) fn over(tree: sled::Tree) -> Self {
+        Self(tree)
     }
 
     /// Where blocks and checkpoint lie.
@@ -313,12 +313,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::database::Database;
 
     type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
     fn fresh() -> Tree {
-        let db = sled::Config::new().temporary(true).open().unwrap();
-        Tree::open(&db, "rows").unwrap()
+        Database::temporary(8).unwrap().tree("rows").unwrap()
     }
 
     fn write(tree: &Tree, changes: &Model, gone: &[Vec<u8>]) {

@@ -5,6 +5,10 @@ use gpubnb_events::stream::StreamOptions;
 use gpubnb_services::{Cli, backup, bootstrap, config::Command, restore, run, whatif::what_if};
 use tokio_util::sync::CancellationToken;
 
+/// What the fold of the log has freed goes back to the system.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     gpubnb_events::observe::start();

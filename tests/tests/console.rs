@@ -10,6 +10,7 @@ use gpubnb_events::{
     subject::{self, OutputKind},
 };
 use gpubnb_projector::{
+    database::Database,
     model::{Projection as _, ledger::Ledger, merkle::Merkle},
     store::{self, Rows},
     tree::Tree,
@@ -113,21 +114,20 @@ async fn a_row_that_was_changed_behind_the_log_is_named_and_a_rebuild_mends_it()
     let honest = system.web.get("/wallet").await.unwrap()["balance"]["available"].clone();
     system.projector = None;
     {
-        let db = store::open(&system.path().join("projector/models"), 16).unwrap();
-        let tree = store::tree(&db, Ledger.name(), Ledger.version()).unwrap();
+        let db = Database::open(&system.path().join("projector/models"), 16).unwrap();
+        let tree = db.model(Ledger.name(), Ledger.version()).unwrap();
         let (key, row) = tree.scan_prefix(b"b").next().unwrap().unwrap();
         let mut row: Value = serde_json::from_slice(&row).unwrap();
         row["available"] = json!(1_000_000_000_000_i64);
         put(&tree, &key, serde_json::to_vec(&row).unwrap());
         // What the log says now is not what was folded: two events have changed places since, and one was changed.
-        let tree = store::tree(&db, Merkle.name(), Merkle.version()).unwrap();
+        let tree = db.model(Merkle.name(), Merkle.version()).unwrap();
         let (key, leaves) = tree.scan_prefix(b"l").next().unwrap().unwrap();
         let mut leaves = leaves.to_vec();
         let (first, second) = leaves.split_at_mut(32);
         first.swap_with_slice(&mut second[..32]);
         leaves[2 * 32] ^= 1;
         put(&tree, &key, leaves);
-        db.flush().unwrap();
     }
     system.start_projector().await.unwrap();
     assert_ne!(system.web.get("/wallet").await.unwrap()["balance"]["available"], honest);

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use gpubnb_projector::{database::Database, model};
 use gpubnb_tests::system::{Options, System};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -115,16 +116,13 @@ async fn a_killed_projector_has_the_same_rows_as_one_that_starts_from_nothing() 
 }
 
 /// Every row of every model, with its checkpoint left out: the last event may differ by what came after.
-fn rows(path: &std::path::Path) -> BTreeMap<(String, Vec<u8>), String> {
-    let db = gpubnb_projector::store::open(path, 16).unwrap();
+fn rows(path: &std::path::Path) -> BTreeMap<(&'static str, Vec<u8>), String> {
+    let db = Database::open(path, 16).unwrap();
     let mut rows = BTreeMap::new();
-    for tree in db.tree_names() {
-        let name = String::from_utf8_lossy(&tree).into_owned();
-        for row in &db.open_tree(&tree).unwrap() {
+    for model in model::all() {
+        for row in db.model(model.name(), model.version()).unwrap().iter() {
             let (key, value) = row.unwrap();
-            if !key.starts_with(b"\0") {
-                rows.insert((name.clone(), key.to_vec()), value.escape_ascii().to_string());
-            }
+            rows.insert((model.name(), key.to_vec()), value.escape_ascii().to_string());
         }
     }
     rows

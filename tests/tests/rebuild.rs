@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use gpubnb_projector::{
+    database::Database,
     model::{Projection as _, figures::MarketFigures},
     store,
 };
@@ -86,8 +87,8 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
     let mut system = System::start(Options::default()).await.unwrap();
     let operator = Web::operator(&system).await.unwrap();
     let row = |system: &System, write: Option<Vec<u8>>| {
-        let db = store::open(&system.path().join("projector/models"), 16).unwrap();
-        let tree = store::tree(&db, MarketFigures.name(), MarketFigures.version()).unwrap();
+        let db = Database::open(&system.path().join("projector/models"), 16).unwrap();
+        let tree = db.model(MarketFigures.name(), MarketFigures.version()).unwrap();
         let before = tree.get("f").unwrap().map(|row| row.to_vec());
         let mut rows = store::Rows::new(&tree);
         match write {
@@ -95,7 +96,7 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
             None => rows.remove(b"f"),
         }
         rows.commit_of(store::checkpoint(&tree).unwrap(), store::last_leaf(&tree).unwrap()).unwrap();
-        db.flush().unwrap();
+        drop(db);
         before
     };
     system.projector = None;

@@ -15,7 +15,7 @@ use gpubnb_events::{
     log::{Raw, header},
     subject,
 };
-use gpubnb_projector::{fold::Models, store};
+use gpubnb_projector::{database::Database, fold::Models};
 use gpubnb_tests::parts::binary;
 use serde_json::Value;
 
@@ -58,7 +58,7 @@ fn an_archive_of_every_version_is_folded_by_all_that_fold() {
 
     let reader = Reader::open(&archive).unwrap();
     let read: Vec<Recorded> = reader.lines(&reader.manifest.parts[0]).unwrap().map(|raw| raw.unwrap().read()).collect();
-    let db = store::open(&directory.path().join("models"), 8).unwrap();
+    let db = Database::open(&directory.path().join("models"), 8).unwrap();
     let mut models = Models::open(&db).unwrap();
     models.fold(&read);
     for (name, checkpoint, stopped) in models.states() {

@@ -8,8 +8,8 @@ use gpubnb_events::{
 use super::{Projection, key};
 use crate::{
     store::{self, Rows, StoreError},
-    view::ops::LedgerSums,
     tree::Tree,
+    view::ops::LedgerSums,
 };
 
 /// `L` → sums; `A<account>` → nothing. Letters that no other model of a market uses: they share a tree.

@@ -8,8 +8,8 @@ use gpubnb_events::{
 use super::{Projection, job_key, key};
 use crate::{
     store::{self, Rows, StoreError},
-    view::{AttemptRow, JobRow, JobState, Outcome},
     tree::Tree,
+    view::{AttemptRow, JobRow, JobState, Outcome},
 };
 
 /// `j<job>` → row; `a<account><job>`, `m<machine><job>` and, until it is settled, `u<job>` → nothing, for lists.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{Projection, account_key, job_key, key, machine_key};
 use crate::{
     store::{self, Rows, StoreError},
-    view::{Day, MachineRow, MachineState, Trouble},
     tree::Tree,
+    view::{Day, MachineRow, MachineState, Trouble},
 };
 
 /// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last; `o<owner><machine>` and, for

@@ -5,11 +5,11 @@ use gpubnb_events::{AccountId, Seq};
 use crate::{
     model::ledger::{self, PlatformTotals, TOTALS},
     store::{self, StoreError},
+    tree::Tree,
     view::{
         Balance,
         ops::{AccountLine, Accounts, LedgerSums},
     },
-    tree::Tree,
 };
 
 /// Accounts that are told of at once.

@@ -7,8 +7,8 @@ use crate::{
     client::EventsQuery,
     model::timeline,
     query::trail_event,
-    view::{Page, TrailEvent},
     tree::Tree,
+    view::{Page, TrailEvent},
 };
 
 /// Events in one answer.

@@ -15,6 +15,7 @@ use gpubnb_events::{Aggregate, Event, Log, Recorded, Seq};
 use tokio::sync::Mutex as Turn;
 
 use crate::{
+    database::Database,
     model::{
         Projection,
         balances::{self, Balances},
@@ -26,11 +27,11 @@ use crate::{
     },
     query::trail_event,
     store::{self, Rows, StoreError},
+    tree::Tree,
     view::{
         MachineState,
         ops::{LedgerSums, MarketThen, Progress, RowThen},
     },
-    tree::Tree,
 };
 
 /// Events between two snapshots, at first; it doubles when there are too many.
@@ -66,7 +67,7 @@ pub(crate) enum TravelError {
 #[derive(Clone)]
 pub(crate) struct Traveller {
     log: Log,
-    db: sled::Db,
+    db: Database,
     snapshots: Arc<Mutex<Snapshots>>,
     /// One journey at a time; who waits finds what it left.
     turn: Arc<Turn<()>>,
@@ -88,7 +89,7 @@ fn market_models() -> [Box<dyn Projection>; 3] {
 impl Traveller {
     /// Opens a database for what is folded; it is empty, and gone at the end.
     pub(crate) fn open(log: Log, path: &Path) -> Result<Self, StoreError> {
-        let db = store::scratch(path, CACHE_MIB)?;
+        let db = Database::scratch(path, CACHE_MIB)?;
         let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
         Ok(Self { log, db, snapshots, turn: Arc::default(), progress, been: Arc::default() })
@@ -113,7 +114,7 @@ impl Traveller {
         let tree = self.fresh()?;
         let then = self.look(seq, &tree).await;
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.db.drop_tree(tree.name()).map_err(StoreError::from)?;
+        self.db.drop_tree(&tree)?;
         let then = then?;
         let mut been = self.been();
         been.push_back(then.clone());
@@ -169,7 +170,7 @@ impl Traveller {
 
     fn fresh(&self) -> Result<Tree, StoreError> {
         let name = gpubnb_events::CommandId::generate().to_string();
-        Tree::open(&self.db, name)
+        self.db.tree(name)
     }
 
     /// Keeps a copy, if the last one is far enough behind.
@@ -190,7 +191,7 @@ impl Traveller {
             let odd: Vec<Seq> = snapshots.taken.keys().copied().skip(1).step_by(2).collect();
             for seq in odd {
                 if let Some(tree) = snapshots.taken.remove(&seq) {
-                    self.db.drop_tree(tree.name())?;
+                    self.db.drop_tree(&tree)?;
                 }
             }
         }
@@ -235,7 +236,7 @@ impl Traveller {
         }
         rows.commit(seq)?;
         let row = store::get(&tree, &key)?;
-        self.db.drop_tree(tree.name()).map_err(StoreError::from)?;
+        self.db.drop_tree(&tree)?;
         Ok(RowThen { seq, row, trail: told })
     }
 

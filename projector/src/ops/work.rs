@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::invariants::Invariants;
 use crate::{
+    database::Database,
     fold::{Adoption, BATCH, Model, Trees},
     heads::{self, LATEST},
     model::{
@@ -23,8 +24,8 @@ use crate::{
     },
     query::Applied,
     store::{self, StoreError},
-    view::ops::{ModelCheck, Progress, Rebuild, Verification},
     tree::Tree,
+    view::ops::{ModelCheck, Progress, Rebuild, Verification},
 };
 
 /// A rebuilt model is handed over when it is so near.
@@ -48,7 +49,7 @@ const CACHE_MIB: u64 = 16;
 #[derive(Clone)]
 pub(crate) struct Work {
     pub(crate) log: Log,
-    pub(crate) db: sled::Db,
+    pub(crate) db: Database,
     pub(crate) trees: Trees,
     pub(crate) adoption: Adoption,
     pub(crate) applied: watch::Receiver<Applied>,
@@ -98,7 +99,7 @@ impl Work {
     /// Goes on with the rebuilds that were cut off when the process ended.
     pub(crate) fn go_on(&self) -> Result<(), StoreError> {
         for projection in model::all() {
-            if store::is_rebuilding(&self.db, projection.name())? && self.rebuild(projection.name()).is_ok() {
+            if self.db.is_rebuilding(projection.name())? && self.rebuild(projection.name()).is_ok() {
                 tracing::info!(model = projection.name(), "a rebuild that was cut off goes on");
             }
         }
@@ -118,9 +119,9 @@ impl Work {
         drop(state);
         let work = self.clone();
         tokio::spawn(async move {
-            let rebuilt = work.rebuilt(projection).await.and_then(|()| Ok(store::end_rebuild(&work.db, name)?));
+            let rebuilt = work.rebuilt(projection).await.and_then(|()| Ok(work.db.end_rebuild(name)?));
             if rebuilt.is_err()
-                && let Err(e) = store::end_rebuild(&work.db, name)
+                && let Err(e) = work.db.end_rebuild(name)
             {
                 tracing::warn!(error = %e, model = name, "a rebuild that was given up is tried again at the next start");
             }
@@ -140,7 +141,7 @@ impl Work {
     async fn rebuilt(&self, projection: Box<dyn model::Projection>) -> anyhow::Result<()> {
         let name = projection.name();
         let current = self.trees.named(name)?;
-        let tree = store::spare(&self.db, name, projection.version(), &current)?;
+        let tree = self.db.spare(name, projection.version(), &current)?;
         let mut rebuilt = Model::new(projection, tree.clone())?;
         let from = rebuilt.checkpoint();
         if from > Seq::ZERO {
@@ -219,7 +220,7 @@ impl Work {
     }
 
     async fn verified(&self) -> anyhow::Result<Vec<ModelCheck>> {
-        let db = store::scratch(&self.scratch, CACHE_MIB)?;
+        let db = Database::scratch(&self.scratch, CACHE_MIB)?;
         let mut replay = Replay::new(self, &db)?;
         let end = self.log.last_seq().await?;
         if end < self.last() {
@@ -261,9 +262,9 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(work: &'a Work, db: &sled::Db) -> Result<Self, StoreError> {
+    fn new(work: &'a Work, db: &Database) -> Result<Self, StoreError> {
         let models = model::all().into_iter().map(|projection| {
-            let tree = store::tree(db, projection.name(), projection.version())?;
+            let tree = db.model(projection.name(), projection.version())?;
             Model::new(projection, tree)
         });
         Ok(Self {

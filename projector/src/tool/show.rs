@@ -13,6 +13,7 @@ use super::{point, print_line, trail, until_stopped, work::said};
 use crate::{
     client::{Point, QueryClient, TrailOf},
     config::{ShowArgs, ShowKind},
+    database::Database,
     model::{
         Projection,
         jobs::{self, Jobs},
@@ -23,13 +24,15 @@ use crate::{
     ops::travel::Traveller,
     query::trail_event,
     store::{self, Rows},
+    tree::Tree,
     view::{
         TrailEvent,
         ops::{Travel, fields},
     },
-    tree::Tree,
 };
 
+/// Cache of the database that is folded in, MiB.
+const CACHE_MIB: u64 = 64;
 const ME: Actor = Actor::Operator(None);
 /// How often is looked how far the way to a market is.
 const LOOK: Duration = Duration::from_millis(250);
@@ -162,13 +165,13 @@ async fn folded_market(log: &Log, seq: Seq) -> anyhow::Result<Found> {
 
 /// Folds the log up to a sequence, in a temporary database that is gone afterwards.
 async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken) -> anyhow::Result<Found> {
-    let db = sled::Config::new().temporary(true).cache_capacity(64 << 20).open()?;
+    let db = Database::temporary(CACHE_MIB)?;
     let (projection, key): (Box<dyn Projection>, _) = match of {
         Aggregate::Job(id) => (Box::new(Jobs), jobs::row_key(id)),
         Aggregate::Machine(id) => (Box::new(Machines), machines::row_key(id)),
         Aggregate::Account(id) => (Box::new(Ledger), ledger::balance_key(id)),
     };
-    let tree = store::tree(&db, projection.name(), projection.version())?;
+    let tree = db.model(projection.name(), projection.version())?;
     let (mut trail, mut batch) = (Vec::new(), Vec::new());
     trail::fold(log, until, shutdown, async |recorded: Recorded| {
         if recorded.event().is_some_and(|event| touched(event).contains(&of)) {

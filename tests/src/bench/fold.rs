@@ -15,7 +15,7 @@ use gpubnb_events::{
     event::{AccountOpened, FundsDeposited},
     log::header,
 };
-use gpubnb_projector::{fold, model, store};
+use gpubnb_projector::{database::Database, fold, model};
 use sled::transaction::TransactionError;
 use tokio::time::Instant;
 
@@ -47,7 +47,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let (mut ours, mut drain, mut sled) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let dir = tempfile::tempdir()?;
-        let db = store::open(dir.path(), CACHE_MIB)?;
+        let db = Database::open(dir.path(), CACHE_MIB)?;
         let began = Instant::now();
         let models = fold::catch_up(&log, &db, last).await?;
         ours.push(per_second(last, began));
@@ -89,14 +89,14 @@ async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
 
 /// Writes the final rows of every model, each once, in transactions as large as the fold's: less than the fold itself has
 /// to write, which changes most rows more than once.
-fn write_rows(from: &sled::Db, last: Seq) -> anyhow::Result<f64> {
+fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let mut trees = Vec::new();
     for model in model::all() {
-        let rows: Result<Vec<_>, _> = store::tree(from, model.name(), model.version())?.iter().collect();
+        let rows: Result<Vec<_>, _> = from.model(model.name(), model.version())?.iter().collect();
         trees.push((model.name(), rows?));
     }
-    let db = store::open(dir.path(), CACHE_MIB)?;
+    let db = sled::Config::new().path(dir.path()).cache_capacity(CACHE_MIB << 20).open()?;
     let transactions = usize::try_from(last.0)?.div_ceil(fold::BATCH);
     let began = Instant::now();
     for (name, rows) in trees {

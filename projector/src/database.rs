@@ -1,0 +1,156 @@
+//! The database that the models' trees lie in, and which trees there are.
+
+use std::path::Path;
+
+use crate::{store::StoreError, tree::Tree};
+
+/// sled's smallest bound, MiB.
+const SMALLEST: u64 = 8;
+
+/// A database. Its copies are one.
+#[derive(Clone)]
+pub struct Database(sled::Db);
+
+impl Database {
+    fn over(config: &sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
+        Ok(Self(config.clone().cache_capacity(cache_mib.max(SMALLEST) << 20).open()?))
+    }
+
+    /// Opens a database, or makes it, with a bounded cache.
+    pub fn open(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
+        Self::over(&sled::Config::new().path(path), cache_mib)
+    }
+
+    /// Opens an empty one that is gone at the end. What a killed one left there is removed first.
+    pub(crate) fn scratch(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
+        match std::fs::remove_dir_all(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Sled(e.into())),
+            _ => {}
+        }
+        Self::over(&sled::Config::new().path(path).temporary(true), cache_mib)
+    }
+
+    /// Opens one among the system's temporary files.
+    pub(crate) fn temporary(cache_mib: u64) -> Result<Self, StoreError> {
+        Self::over(&sled::Config::new().temporary(true), cache_mib)
+    }
+
+    /// The tree with this name, made if it is not there.
+    pub(crate) fn tree(&self, name: impl AsRef<[u8]>) -> Result<Tree, StoreError> {
+        Ok(Tree::over(self.0.open_tree(name)?))
+    }
+
+    /// Removes a tree.
+    pub(crate) fn drop_tree(&self, tree: &Tree) -> Result<(), StoreError> {
+        self.0.drop_tree(tree.name())?;
+        Ok(())
+    }
+
+    /// Waits until everything is on the disk.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush_async().await?;
+        Ok(())
+    }
+
+    /// Empties it, when nobody reads.
+    pub(crate) fn clear(&self) -> Result<(), StoreError> {
+        for name in self.0.tree_names() {
+            if name != b"__sled__default" {
+                self.0.drop_tree(name)?;
+            }
+        }
+        self.0.clear()?;
+        Ok(())
+    }
+
+    /// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
+    /// when nobody reads.
+    pub fn model(&self, name: &str, version: u32) -> Result<Tree, StoreError> {
+        let [first, second] = generations(name, version);
+        let current =
+            self.0.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
+        let rebuilt = self.0.get(rebuilding(name))?;
+        for other in self.0.tree_names() {
+            let other_name = String::from_utf8_lossy(&other).into_owned();
+            // What was being rebuilt when the process ended goes on from where it was.
+            if rebuilt.as_ref().is_some_and(|rebuilt| *rebuilt == other) {
+                continue;
+            }
+            if other_name != current && other_name.starts_with(&format!("{name}.v")) {
+                self.0.drop_tree(&other)?;
+            }
+        }
+        self.tree(current)
+    }
+
+    /// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut
+    /// off.
+    pub(crate) fn spare(&self, name: &str, version: u32, current: &Tree) -> Result<Tree, StoreError> {
+        let [first, second] = generations(name, version);
+        let spare = if current.name() == first.as_bytes() { second } else { first };
+        if !self.is_rebuilding(name)? {
+            self.0.drop_tree(&spare)?;
+            self.0.insert(rebuilding(name), spare.as_bytes())?;
+        }
+        self.tree(spare)
+    }
+
+    /// Whether a rebuild of a model has begun and not ended, also where the process ended meanwhile.
+    pub(crate) fn is_rebuilding(&self, name: &str) -> Result<bool, StoreError> {
+        // One that has taken its place already is done, also where the process ended before it could say so.
+        let (rebuilt, current) = (self.0.get(rebuilding(name))?, self.0.get(pointer(name))?);
+        Ok(rebuilt.is_some() && rebuilt != current)
+    }
+
+    /// A rebuild has ended, well or not.
+    pub(crate) fn end_rebuild(&self, name: &str) -> Result<(), StoreError> {
+        self.0.remove(rebuilding(name))?;
+        Ok(())
+    }
+
+    /// From now on this tree answers for the model, also after a restart.
+    pub(crate) fn make_current(&self, name: &str, tree: &Tree) -> Result<(), StoreError> {
+        tree.flush()?;
+        self.0.insert(pointer(name), tree.name().as_ref())?;
+        Ok(())
+    }
+}
+
+fn rebuilding(name: &str) -> String {
+    format!("rebuilding.{name}")
+}
+
+fn pointer(name: &str) -> String {
+    format!("current.{name}")
+}
+
+/// A model has two trees in turn, so that one can be rebuilt while the other answers.
+fn generations(name: &str, version: u32) -> [String; 2] {
+    [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
+}
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::Seq;
+
+    use super::*;
+    use crate::store::{Rows, checkpoint};
+
+    #[test]
+    fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Database::open(directory.path(), 8).unwrap();
+        let db = open();
+        let current = db.model("jobs", 3).unwrap();
+        let rebuilt = db.spare("jobs", 3, &current).unwrap();
+        Rows::new(&rebuilt).commit(Seq(5)).unwrap();
+        drop((current, rebuilt, db));
+
+        let db = open();
+        let current = db.model("jobs", 3).unwrap();
+        assert!(db.is_rebuilding("jobs").unwrap() && !db.is_rebuilding("ledger").unwrap());
+        assert_eq!(checkpoint(&db.spare("jobs", 3, &current).unwrap()).unwrap(), Seq(5));
+        db.end_rebuild("jobs").unwrap();
+        assert_eq!(checkpoint(&db.spare("jobs", 3, &current).unwrap()).unwrap(), Seq::ZERO);
+    }
+}
