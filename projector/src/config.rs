@@ -244,7 +244,7 @@ pub struct RunArgs {
     pub head_key: Vec<String>,
     /// What sled's cache may hold, MiB, as it lies on the disk: it takes some three times that of memory. What it does not
     /// hold, the system's own cache mostly does.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 16)]
     pub cache_mib: u64,
     /// Events after which each model is kept anew in SNAPSHOTS (of a long log: a tenth of it), for a projector that
     /// starts without rows; 0: none is kept, and none is taken up.

@@ -12,13 +12,14 @@ const SMALLEST: u64 = 8;
 pub struct Database(sled::Db);
 
 impl Database {
-    fn over(config: &sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
-        Ok(Self(config.clone().cache_capacity(cache_mib.max(SMALLEST) << 20).open()?))
+    fn over(config: sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
+        // A copy of a temporary database's configuration would take its files with it.
+        Ok(Self(config.cache_capacity(cache_mib.max(SMALLEST) << 20).open()?))
     }
 
     /// Opens a database, or makes it, with a bounded cache.
     pub fn open(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
-        Self::over(&sled::Config::new().path(path), cache_mib)
+        Self::over(sled::Config::new().path(path), cache_mib)
     }
 
     /// Opens an empty one that is gone at the end. What a killed one left there is removed first.
@@ -27,12 +28,12 @@ impl Database {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Sled(e.into())),
             _ => {}
         }
-        Self::over(&sled::Config::new().path(path).temporary(true), cache_mib)
+        Self::over(sled::Config::new().path(path).temporary(true), cache_mib)
     }
 
     /// Opens one among the system's temporary files.
     pub(crate) fn temporary(cache_mib: u64) -> Result<Self, StoreError> {
-        Self::over(&sled::Config::new().temporary(true), cache_mib)
+        Self::over(sled::Config::new().temporary(true), cache_mib)
     }
 
     /// The tree with this name, made if it is not there.

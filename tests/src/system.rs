@@ -59,7 +59,7 @@ impl Default for Options {
             snapshot_every: None,
             unsynced: false,
             patience: READY,
-            cache_mib: 32,
+            cache_mib: 16,
             services: Vec::new(),
             projector: Vec::new(),
             ui: Vec::new(),

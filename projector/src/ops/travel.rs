@@ -40,7 +40,7 @@ const MOST_SNAPSHOTS: usize = 64;
 /// Markets that are kept as they were told.
 const MOST_BEEN: usize = 16;
 /// Cache of the database that it is folded in, MiB.
-const CACHE_MIB: u64 = 16;
+const CACHE_MIB: u64 = 8;
 /// Machines of the market that are told of.
 const MACHINES_TOLD: usize = 50;
 /// Events read back at the same time.

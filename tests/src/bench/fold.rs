@@ -27,7 +27,7 @@ const ACCOUNTS: usize = 200;
 const ROUNDS: usize = 3;
 const BATCH: usize = 5_000;
 /// sled's cache, MiB: what a projector has unless told otherwise.
-const CACHE_MIB: u64 = 32;
+const CACHE_MIB: u64 = 16;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let broker = RawBroker::start(false).await?;

@@ -41,7 +41,8 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let travelled = travelled(&system, last)?;
     let began = Instant::now();
     let verified = system.tool(&["verify", "--json"])?;
-    ensure!(verified.status.success(), "verify: {}", String::from_utf8_lossy(&verified.stdout));
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(verified.status.success(), "verify: {}{}", said(&verified.stdout), said(&verified.stderr));
     let after = memory(system.projector.as_ref().context("it runs")?.pid(), "VmHWM:")?;
     println!(
         "large_log: verified in {:.0} s; the projector had {after:.0} MB at the most",
