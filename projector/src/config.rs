@@ -242,8 +242,7 @@ pub struct RunArgs {
     /// Another key whose signed heads are believed: the one that this projector's credential had before. May be repeated.
     #[arg(long, value_name = "KEY")]
     pub head_key: Vec<String>,
-    /// What sled's cache may hold, MiB, as it lies on the disk: it takes some three times that of memory. What it does not
-    /// hold, the system's own cache mostly does.
+    /// What sled's cache may hold, MiB, as it lies on the disk. What it does not hold, the system's own cache mostly does.
     #[arg(long, default_value_t = 16)]
     pub cache_mib: u64,
     /// Events after which each model is kept anew in SNAPSHOTS (of a long log: a tenth of it), for a projector that

@@ -176,8 +176,8 @@ pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, St
 pub(crate) const READ_AHEAD: usize = 4;
 /// Most events in one part. Handed over one by one, the fold would be woken for each.
 const PART: usize = 500;
-/// From so many events on no more are added to what is folded in one transaction. A row that many of them change is
-/// written once; but sled keeps all that a transaction replaces until it ends, some ten kilobytes a row.
+/// From so many events on no more are added to what is folded in one transaction. A block that many of them change is
+/// written once; but sled keeps all that a transaction replaces until it ends.
 pub const BATCH: usize = 2_500;
 
 /// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.

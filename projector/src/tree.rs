@@ -3,7 +3,13 @@
 //! Each block lies under the lowest key that it may hold, and holds what comes before the next. The first may hold
 //! anything, whether it is there or not.
 
-use std::ops::{Bound, RangeBounds};
+use std::{
+    ops::{Bound, RangeBounds},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use sled::IVec;
 
@@ -15,10 +21,17 @@ use crate::{
 
 /// Rows in order.
 #[derive(Clone)]
-pub struct Tree(sled::Tree);
+pub struct Tree {
+    sled: sled::Tree,
+    /// Bytes that were written since it was flushed.
+    unflushed: Arc<AtomicUsize>,
+}
 
 /// Where the checkpoint lies: before every block.
 pub(crate) const CHECKPOINT: &[u8] = b"\0checkpoint";
+/// Most that sled is handed before it is waited for, bytes. It writes on threads of its own, and keeps whatever waits for
+/// them.
+const UNFLUSHED: usize = 4 << 20;
 /// First byte of a block's place.
 const BLOCK: u8 = 1;
 
@@ -34,48 +47,48 @@ fn place(key: &[u8]) -> Vec<u8> {
 
 impl Tree {
     /// The rows in a tree of sled's.
-    pub(crate) fn over(tree: sled::Tree) -> Self {
-        Self(tree)
+    pub(crate) fn over(sled: sled::Tree) -> Self {
+        Self { sled, unflushed: Arc::default() }
     }
 
     /// Where blocks and checkpoint lie.
     pub(crate) fn sled(&self) -> &sled::Tree {
-        &self.0
+        &self.sled
     }
 
     /// Its name.
     pub(crate) fn name(&self) -> IVec {
-        self.0.name()
+        self.sled.name()
     }
 
     /// Removes every row, and the checkpoint.
     pub(crate) fn clear(&self) -> Result<(), StoreError> {
-        Ok(self.0.clear()?)
+        Ok(self.sled.clear()?)
     }
 
     /// Waits until everything is on the disk.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.0.flush()?;
+        self.sled.flush()?;
         Ok(())
     }
 
     /// The checkpoint's row.
     pub(crate) fn checkpoint(&self) -> Result<Option<IVec>, StoreError> {
-        Ok(self.0.get(CHECKPOINT)?)
+        Ok(self.sled.get(CHECKPOINT)?)
     }
 
     /// Makes this a copy of another tree as it is now.
     pub(crate) fn copy_from(&self, other: &Self) -> Result<(), StoreError> {
-        for entry in &other.0 {
+        for entry in &other.sled {
             let (place, block) = entry?;
-            self.0.insert(place, block)?;
+            self.sled.insert(place, block)?;
         }
         Ok(())
     }
 
     /// The place of the block that holds a key, and its rows.
     fn block_of(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
-        match self.0.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()? {
+        match self.sled.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()? {
             Some((place, stored)) => Ok((place, block::rows(&stored)?)),
             None => Ok((IVec::from(&[BLOCK]), IVec::default())),
         }
@@ -92,7 +105,7 @@ impl Tree {
         let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
         let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
         let (front, back) = (End::default(), End::default());
-        Range { tree: self.0.clone(), from, to, front, back }
+        Range { tree: self.sled.clone(), from, to, front, back }
     }
 
     /// The rows whose keys begin so, from either end.
@@ -125,13 +138,14 @@ impl Tree {
         mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let mut writing = copier.map(Copier::writing);
-        let mut changes_at = |place: &[u8]| writing.as_mut().map_or(Ok(()), |writing| writing.changes(&self.0, place));
-        let mut batch = sled::Batch::default();
+        let mut changes_at =
+            |place: &[u8]| writing.as_mut().map_or(Ok(()), |writing| writing.changes(&self.sled, place));
+        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
         let mut changes = changes.into_iter().peekable();
         while let Some((first, _)) = changes.peek() {
             let (at, block) = self.block_of(first)?;
             let after = (Bound::Excluded(at.clone()), Bound::Unbounded);
-            let next = self.0.range::<IVec, _>(after).next().transpose()?.map(|(next, _)| next);
+            let next = self.sled.range::<IVec, _>(after).next().transpose()?.map(|(next, _)| next);
             let within = |key: &[u8]| next.as_ref().is_none_or(|next| key < &next[1..]);
             let of_block = std::iter::from_fn(|| changes.next_if(|(key, _)| within(key)));
             let packed = Packed::changed(&block, of_block, &mut write)?;
@@ -139,7 +153,9 @@ impl Tree {
             for (first, block) in packed.blocks() {
                 let at = at.take().unwrap_or_else(|| place(first).into());
                 changes_at(&at)?;
-                batch.insert(at, block::stored(block));
+                let stored = block::stored(block);
+                bytes += stored.len();
+                batch.insert(at, stored);
             }
             if let Some(emptied) = at {
                 changes_at(&emptied)?;
@@ -148,7 +164,12 @@ impl Tree {
         }
         changes_at(CHECKPOINT)?;
         batch.insert(CHECKPOINT, checkpoint);
-        self.0.apply_batch(batch)?;
+        self.sled.apply_batch(batch)?;
+        drop(writing);
+        if self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes > UNFLUSHED {
+            self.unflushed.store(0, Ordering::Relaxed);
+            self.flush()?;
+        }
         Ok(())
     }
 }

@@ -118,7 +118,7 @@ impl Work {
         state.rebuilds.insert(name, Rebuild { progress, swapped_at: None, failed: None });
         drop(state);
         let work = self.clone();
-        tokio::spawn(async move {
+        let began = alone("rebuild", async move {
             let rebuilt = work.rebuilt(projection).await.and_then(|()| Ok(work.db.end_rebuild(name)?));
             if rebuilt.is_err()
                 && let Err(e) = work.db.end_rebuild(name)
@@ -135,6 +135,9 @@ impl Work {
                 }
             }
         });
+        if let (Err(e), Some(rebuild)) = (began, self.state().rebuilds.get_mut(name)) {
+            rebuild.failed = Some(e.to_string());
+        }
         Ok(())
     }
 
@@ -155,7 +158,7 @@ impl Work {
             batch.retain(|r| r.seq < last);
             // What was cut off is not read again here: the fold that goes on reads it.
             let cut = batch.len() < read;
-            rebuilt = folded(rebuilt, batch).await?.0;
+            fold(&mut rebuilt, &batch)?;
             if cut {
                 break;
             }
@@ -200,7 +203,7 @@ impl Work {
         });
         drop(state);
         let work = self.clone();
-        tokio::spawn(async move {
+        let began = alone("verify", async move {
             let verified = work.verified().await;
             work.note(|v| {
                 v.ended_at = Some(SystemClock.now());
@@ -210,6 +213,9 @@ impl Work {
                 }
             });
         });
+        if let Err(e) = began {
+            self.note(|v| (v.ended_at, v.failed) = (Some(SystemClock.now()), Some(e.to_string())));
+        }
         Ok(())
     }
 
@@ -232,22 +238,21 @@ impl Work {
         replay.tampered();
         let checks = replay.compared().await;
         replay.tampered();
-        let heads = replay.heads().await;
-        // What is dropped is flushed first: not on a thread that others wait for.
-        let models = std::mem::take(&mut replay.models);
-        tokio::task::spawn_blocking(move || drop((models, db))).await?;
-        heads?;
+        replay.heads().await?;
         checks
     }
 }
 
-/// Folds a batch into a model, on a thread for such work.
-async fn folded(mut model: Model, batch: Vec<Recorded>) -> anyhow::Result<(Model, Vec<Recorded>)> {
-    tokio::task::spawn_blocking(move || match model.fold(&batch) {
-        Ok(()) => Ok((model, batch)),
-        Err((seq, e)) => Err(anyhow::anyhow!("at sequence {seq}: {e}")),
-    })
-    .await?
+/// Does work through the whole log on a thread of its own: nobody else waits for it, and what it allocates lies together,
+/// not a part in each thread of a pool.
+fn alone(name: &str, work: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work))?;
+    Ok(())
+}
+
+fn fold(model: &mut Model, batch: &[Recorded]) -> anyhow::Result<()> {
+    model.fold(batch).map_err(|(seq, e)| anyhow::anyhow!("{} at sequence {seq}: {e}", model.name()))
 }
 
 /// The log folded anew, for comparison.
@@ -308,14 +313,10 @@ impl<'a> Replay<'a> {
             }
             let later = self.read.iter().position(|r| r.seq > until).unwrap_or(self.read.len());
             let rest = self.read.split_off(later.min(BATCH));
-            let mut batch = std::mem::replace(&mut self.read, rest);
+            let batch = std::mem::replace(&mut self.read, rest);
             let Some(last) = batch.last().map(|r| r.seq) else { continue };
             self.look_for_gaps(&batch);
-            for model in std::mem::take(&mut self.models) {
-                let (model, again) = folded(model, batch).await?;
-                self.models.push(model);
-                batch = again;
-            }
+            self.models.iter_mut().try_for_each(|model| fold(model, &batch))?;
             for recorded in &batch {
                 self.look_at_leaf(recorded)?;
                 match recorded.event() {
@@ -424,8 +425,7 @@ impl<'a> Replay<'a> {
         let name = self.models[index].name();
         let live = self.work.trees.named(name)?;
         let ours = self.models[index].tree().clone();
-        let (one, other) = (ours.clone(), live.clone());
-        let (rows, mut suspects) = tokio::task::spawn_blocking(move || differing(&one, &other)).await??;
+        let (rows, mut suspects) = differing(&ours, &live)?;
         for _ in 0..TRIES {
             let at = store::checkpoint(&live)?;
             self.until(at).await?;
