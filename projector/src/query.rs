@@ -308,7 +308,7 @@ impl Queries {
         // Of a machine's jobs, those of an account are known by their keys.
         let own = query.account.filter(|_| query.machine.is_some()).map(jobs::of_account);
         for key in range.keys().rev().take(MAX_SCAN) {
-            let key = key.map_err(|e| broken(&e.into()))?;
+            let key = key.map_err(|e| broken(&e))?;
             let Some(id) = key.get(prefix.len()..).and_then(job_of) else { continue };
             if let Some(own) = &own
                 && tree.get([own.as_slice(), id.as_bytes()].concat()).map_err(|e| broken(&e))?.is_none()
@@ -356,7 +356,7 @@ impl Queries {
         let limit = query.limit.clamp(1, MAX_STATEMENT) as usize;
         let mut rows: Vec<StatementLine> = Vec::new();
         for entry in tree.range(prefix..until).rev().take(limit + 1) {
-            let (key, bytes) = entry.map_err(|e| broken(&e.into()))?;
+            let (key, bytes) = entry.map_err(|e| broken(&e))?;
             rows.push(store::decode(&key, &bytes).map_err(|e| broken(&e))?);
         }
         let more = rows.len() > limit;

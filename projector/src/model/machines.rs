@@ -43,8 +43,9 @@ pub fn of_owner(
 ) -> impl Iterator<Item = Result<MachineId, StoreError>> {
     let prefix = account_key(b'o', owner);
     let from = machine.map_or_else(|| prefix.clone(), |machine| [&prefix[..], machine.as_bytes(), &[0]].concat());
-    let ids = tree.range(from..).keys().map(|key| Ok(key?));
-    let ids = ids
+    let ids = tree
+        .range(from..)
+        .keys()
         .take_while(move |key: &Result<sled::IVec, StoreError>| key.as_ref().map_or(true, |k| k.starts_with(&prefix)));
     ids.map(|key| {
         let key = key?;

@@ -72,7 +72,7 @@ impl LeavesThen {
         let (block, within) = (index >> BLOCK, usize::try_from(index & ((1 << BLOCK) - 1)).unwrap_or(usize::MAX));
         // A block that was not full may have grown.
         if self.block != Some(block) || self.leaves.len() <= within.saturating_mul(HASH) {
-            let row = tree()?.get(block_key(block)).map_err(StoreError::from)?;
+            let row = tree()?.get(block_key(block))?;
             (self.block, self.leaves) = (Some(block), row.map(|row| row.to_vec()).unwrap_or_default());
         }
         Ok(self.leaves.chunks_exact(HASH).nth(within).and_then(|leaf| leaf.try_into().ok()))

@@ -450,7 +450,7 @@ impl<'a> Replay<'a> {
 
 /// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
 fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
-    let (mut left, mut right) = (ours.iter(), live.iter());
+    let (mut left, mut right) = (ours.all(), live.all());
     let (mut a, mut b) = (left.next().transpose()?, right.next().transpose()?);
     let (mut rows, mut suspects) = (0, Vec::new());
     loop {
