@@ -19,7 +19,10 @@ const LZ4: u8 = 1;
 const LONGEST: usize = 64 << 20;
 
 /// A block as it is stored. Rows of one kind have most of their text in common.
-pub(crate) fn stored(rows: &[u8]) -> Vec<u8> {
+pub(crate) fn stored(rows: &[u8]) -> Result<Vec<u8>, StoreError> {
+    if rows.len() >= LONGEST {
+        return Err(StoreError::corrupt(b"", "it is too long for a block"));
+    }
     let mut stored = vec![LZ4; 5 + lz4_flex::block::get_maximum_output_size(rows.len())];
     let length = u32::try_from(rows.len()).unwrap_or(u32::MAX);
     stored[1..5].copy_from_slice(&length.to_le_bytes());
@@ -31,7 +34,7 @@ pub(crate) fn stored(rows: &[u8]) -> Vec<u8> {
             stored.extend_from_slice(rows);
         }
     }
-    stored
+    Ok(stored)
 }
 
 /// The rows of a stored block.

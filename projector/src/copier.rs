@@ -34,7 +34,7 @@ struct Copy {
     until: Option<Vec<u8>>,
     /// Blocks that were changed since and are not copied yet, as they were; `None`: there was none.
     aside: BTreeMap<Vec<u8>, Option<IVec>>,
-    /// Bytes that were put aside, whether they are copied by now or not.
+    /// Bytes of these.
     bytes: usize,
 }
 
@@ -79,7 +79,11 @@ impl Copier {
         let done = loop {
             let mut state = self.state();
             let Some(copy) = state.as_mut() else { return Ok(false) };
-            let (rows, last) = copy.piece(tree.sled())?;
+            let piece = copy.piece(tree.sled());
+            if piece.is_err() {
+                *state = None;
+            }
+            let (rows, last) = piece?;
             drop(state);
             for (key, value) in rows {
                 if let Err(e) = each(&key, &value) {
@@ -94,6 +98,10 @@ impl Copier {
         self.give_up();
         Ok(done)
     }
+}
+
+fn size(key: &[u8], before: Option<&IVec>) -> usize {
+    key.len() + before.map_or(0, |before| before.len())
 }
 
 impl Copy {
@@ -124,6 +132,7 @@ impl Copy {
             _ => BTreeMap::new(),
         };
         for (key, before) in std::mem::replace(&mut self.aside, later) {
+            self.bytes -= size(&key, before.as_ref());
             match before {
                 Some(value) => drop(rows.insert(key, value)),
                 None => drop(rows.remove(&key)),
@@ -142,7 +151,7 @@ impl Writing<'_> {
             return Ok(());
         }
         let before = tree.get(key)?;
-        copy.bytes += key.len() + before.as_ref().map_or(0, |before| before.len());
+        copy.bytes += size(key, before.as_ref());
         copy.aside.insert(key.to_vec(), before);
         if copy.bytes > MOST_ASIDE {
             *self.0 = None;

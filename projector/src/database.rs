@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{store::StoreError, tree::Tree};
 
-/// sled's smallest bound, MiB.
+/// Smallest bound of sled's cache, MiB: it has 256 parts, and each keeps a page at the least.
 const SMALLEST: u64 = 8;
 
 /// A database. Its copies are one.

@@ -35,7 +35,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(10);
 /// What a log must have grown by, at the least: a tenth.
 const TENTH: u64 = 10;
-/// Longest key and value of a row, bytes.
+/// Longest place and content of a block, bytes.
 const LONGEST: u32 = 64 << 20;
 
 /// Keeps the models, and finds them again.
@@ -235,14 +235,13 @@ fn write(copier: &Copier, tree: &Tree, directory: &Path) -> Result<Written, Snap
 /// Fills an empty tree. Its checkpoint comes last: a tree that was cut off has none, and is filled again.
 fn fill(tree: &Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
     tree.clear()?;
-    let blocks = tree.sled();
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
     let mut checkpoint = None;
     while let Some((key, value)) = row(&mut from)? {
         if key == CHECKPOINT {
             checkpoint = Some((key, value));
         } else {
-            blocks.insert(key, value).map_err(StoreError::from)?;
+            tree.put(&key, value)?;
         }
     }
     let (key, value) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
@@ -251,11 +250,11 @@ fn fill(tree: &Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
         return Err(SnapshotError::Doubtful("it ends at another event than it says"));
     }
     tree.flush()?;
-    blocks.insert(key, value).map_err(StoreError::from)?;
+    tree.put(&key, value)?;
     Ok(of.seq)
 }
 
-/// A row's key and value.
+/// A block's place and the block.
 type Row = (Vec<u8>, Vec<u8>);
 
 fn row(from: &mut impl Read) -> Result<Option<Row>, SnapshotError> {
@@ -272,7 +271,7 @@ fn row(from: &mut impl Read) -> Result<Option<Row>, SnapshotError> {
 fn part(from: &mut impl Read, length: [u8; 4]) -> Result<Vec<u8>, SnapshotError> {
     let length = u32::from_le_bytes(length);
     if length > LONGEST {
-        return Err(SnapshotError::Doubtful("a row of it is too long"));
+        return Err(SnapshotError::Doubtful("a block of it is too long"));
     }
     let mut part = vec![0; length as usize];
     from.read_exact(&mut part)?;

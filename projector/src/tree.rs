@@ -77,11 +77,30 @@ impl Tree {
         Ok(self.sled.get(CHECKPOINT)?)
     }
 
-    /// Makes this a copy of another tree as it is now.
+    /// So many bytes were handed to sled.
+    fn wrote(&self, bytes: usize) -> Result<(), StoreError> {
+        if self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes > UNFLUSHED {
+            self.unflushed.store(0, Ordering::Relaxed);
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Puts a block, or the checkpoint, where it lay in another tree.
+    pub(crate) fn put(&self, place: &[u8], stored: Vec<u8>) -> Result<(), StoreError> {
+        if place != CHECKPOINT && place.first() != Some(&BLOCK) {
+            return Err(StoreError::corrupt(place, "no block lies there"));
+        }
+        let bytes = stored.len();
+        self.sled.insert(place, stored)?;
+        self.wrote(bytes)
+    }
+
+    /// Makes this empty tree a copy of another as it is now.
     pub(crate) fn copy_from(&self, other: &Self) -> Result<(), StoreError> {
         for entry in &other.sled {
             let (place, block) = entry?;
-            self.sled.insert(place, block)?;
+            self.put(&place, block.to_vec())?;
         }
         Ok(())
     }
@@ -105,7 +124,7 @@ impl Tree {
         let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
         let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
         let (front, back) = (End::default(), End::default());
-        Range { tree: self.sled.clone(), from, to, front, back }
+        Range { tree: self.sled.clone(), from, to, front, back, failed: false }
     }
 
     /// The rows whose keys begin so, from either end.
@@ -144,7 +163,7 @@ impl Tree {
         let mut changes = changes.into_iter().peekable();
         while let Some((first, _)) = changes.peek() {
             let (at, block) = self.block_of(first)?;
-            let after = (Bound::Excluded(at.clone()), Bound::Unbounded);
+            let after = (Bound::Excluded(at.clone()), Bound::Excluded(IVec::from(&[BLOCK + 1])));
             let next = self.sled.range::<IVec, _>(after).next().transpose()?.map(|(next, _)| next);
             let within = |key: &[u8]| next.as_ref().is_none_or(|next| key < &next[1..]);
             let of_block = std::iter::from_fn(|| changes.next_if(|(key, _)| within(key)));
@@ -153,7 +172,7 @@ impl Tree {
             for (first, block) in packed.blocks() {
                 let at = at.take().unwrap_or_else(|| place(first).into());
                 changes_at(&at)?;
-                let stored = block::stored(block);
+                let stored = block::stored(block)?;
                 bytes += stored.len();
                 batch.insert(at, stored);
             }
@@ -166,11 +185,7 @@ impl Tree {
         batch.insert(CHECKPOINT, checkpoint);
         self.sled.apply_batch(batch)?;
         drop(writing);
-        if self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes > UNFLUSHED {
-            self.unflushed.store(0, Ordering::Relaxed);
-            self.flush()?;
-        }
-        Ok(())
+        self.wrote(bytes)
     }
 }
 
@@ -181,6 +196,8 @@ pub struct Range {
     to: Bound<IVec>,
     front: End,
     back: End,
+    /// Nothing comes after an error.
+    failed: bool,
 }
 
 /// One end of a range.
@@ -224,8 +241,22 @@ impl Range {
         Ok(rows.into_iter())
     }
 
+    /// What a block that was found holds.
+    fn read(&self, found: Result<Option<(IVec, IVec)>, StoreError>) -> Result<Option<End>, StoreError> {
+        let Some((place, block)) = found? else { return Ok(None) };
+        Ok(Some(End { rows: self.rows(&block)?, place: Some(place) }))
+    }
+
+    fn fails(&mut self, e: StoreError) -> Option<Result<Row, StoreError>> {
+        self.failed = true;
+        Some(Err(e))
+    }
+
     /// The next block from the front that may hold anything of the range.
     fn next_block(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
+        if self.failed {
+            return Ok(None);
+        }
         let last = match &self.to {
             Bound::Unbounded => Bound::Excluded(vec![BLOCK + 1]),
             Bound::Included(to) | Bound::Excluded(to) => Bound::Included(place(to)),
@@ -249,6 +280,9 @@ impl Range {
 
     /// The next from the back.
     fn next_block_back(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
+        if self.failed {
+            return Ok(None);
+        }
         let last = match (&self.back.place, &self.to) {
             (Some(before), _) => Bound::Excluded(before.to_vec()),
             (None, Bound::Unbounded) => Bound::Excluded(vec![BLOCK + 1]),
@@ -270,7 +304,7 @@ impl Range {
     }
 }
 
-/// Whether nothing can be between two bounds: sled panics at them.
+/// Whether nothing can be between two bounds.
 fn empty(from: &Bound<Vec<u8>>, to: &Bound<Vec<u8>>) -> bool {
     match (from, to) {
         (Bound::Excluded(from), Bound::Excluded(to) | Bound::Included(to))
@@ -293,13 +327,9 @@ impl Iterator for Range {
                 self.from = Bound::Excluded(key.clone());
                 return Some(Ok((key, value)));
             }
-            let (place, block) = match self.next_block().transpose()? {
-                Ok(found) => found,
-                Err(e) => return Some(Err(e)),
-            };
-            match self.rows(&block) {
-                Ok(rows) => self.front = End { place: Some(place), rows },
-                Err(e) => return Some(Err(e)),
+            match self.read(self.next_block()) {
+                Ok(end) => self.front = end?,
+                Err(e) => return self.fails(e),
             }
         }
     }
@@ -315,13 +345,9 @@ impl DoubleEndedIterator for Range {
                 self.to = Bound::Excluded(key.clone());
                 return Some(Ok((key, value)));
             }
-            let (place, block) = match self.next_block_back().transpose()? {
-                Ok(found) => found,
-                Err(e) => return Some(Err(e)),
-            };
-            match self.rows(&block) {
-                Ok(rows) => self.back = End { place: Some(place), rows },
-                Err(e) => return Some(Err(e)),
+            match self.read(self.next_block_back()) {
+                Ok(end) => self.back = end?,
+                Err(e) => return self.fails(e),
             }
         }
     }
@@ -444,6 +470,7 @@ mod tests {
         let block = tree.sled().get([BLOCK]).unwrap().unwrap();
         tree.sled().insert([BLOCK], &block[..block.len() - 1]).unwrap();
         assert!(tree.get("row").unwrap_err().to_string().contains("ends within a row"));
-        assert!(tree.all().next().unwrap().is_err());
+        assert_eq!(tree.all().count(), 1, "nothing comes after the error");
+        assert_eq!(tree.all().rev().filter(Result::is_err).count(), 1);
     }
 }

@@ -9,14 +9,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock, log::Hash, stream::CHECKPOINTS};
 use tokio::sync::watch;
 
 use super::invariants::Invariants;
 use crate::{
     database::Database,
-    fold::{Adoption, BATCH, Model, Trees},
+    fold::{Adoption, Model, Trees},
     heads::{self, LATEST},
     model::{
         self, Projection as _,
@@ -312,7 +312,7 @@ impl<'a> Replay<'a> {
                 return Ok(());
             }
             let later = self.read.iter().position(|r| r.seq > until).unwrap_or(self.read.len());
-            let rest = self.read.split_off(later.min(BATCH));
+            let rest = self.read.split_off(later);
             let batch = std::mem::replace(&mut self.read, rest);
             let Some(last) = batch.last().map(|r| r.seq) else { continue };
             self.look_for_gaps(&batch);
@@ -364,18 +364,17 @@ impl<'a> Replay<'a> {
         let newest = latest.as_ref().map_or(0, |head| head.size);
         let heads = futures_util::stream::iter(roots(&ours, 0)).map(|root| async {
             let (size, root) = root?;
-            Ok((size, root, heads::get(&bucket, &heads::name(size)).await?))
+            anyhow::Ok((size, root, heads::get(&bucket, &heads::name(size)).await?))
         });
-        let mut heads: Vec<anyhow::Result<_>> = heads.buffered(HEADS_AT_ONCE).collect().await;
+        let mut heads: Vec<_> = heads.buffered(HEADS_AT_ONCE).try_collect().await?;
         if let Some(latest) = latest.filter(|latest| latest.size <= self.at.0) {
-            heads.push(Ok((newest, gpubnb_events::merkle::root(&Kept(&ours), 0, newest)?, Some(latest))));
+            heads.push((newest, gpubnb_events::merkle::root(&Kept(&ours), 0, newest)?, Some(latest)));
         } else if newest > self.at.0 {
             let what = format!("the head of {newest} events was signed, and the log ends before");
             self.invariants.broken(self.at.next(), what);
         }
         let (mut agree, mut before) = (0, 0);
-        for head in heads {
-            let (size, root, head) = head?;
+        for (size, root, head) in heads {
             let what = match head {
                 // The newest head is signed after all those before it: further ones are still to come.
                 None if size > newest => continue,
@@ -449,7 +448,7 @@ impl<'a> Replay<'a> {
 }
 
 /// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
-fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)> {
+fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
     let (mut left, mut right) = (ours.all(), live.all());
     let (mut a, mut b) = (left.next().transpose()?, right.next().transpose()?);
     let (mut rows, mut suspects) = (0, Vec::new());
@@ -466,7 +465,8 @@ fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<sled::IVec>)>
         if let Some(key) = key {
             rows += 1;
             if !same {
-                suspects.push(key);
+                // The key alone: it holds its block.
+                suspects.push(key.to_vec());
             }
         }
         if order.is_le() {

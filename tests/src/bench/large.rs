@@ -53,7 +53,8 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let (services_log, services_snapshot) = services(&mut system).await?;
     let at_most = |f: &Figure| f.ratio <= 1.0;
     Ok(vec![
-        Figure::new("large_log_memory", (most.max(after), "MB"), ("the bound", MOST_MEMORY), 1, ("<= 1", at_most)),
+        Figure::new("large_log_memory", (most, "MB"), ("the bound", MOST_MEMORY), 1, ("<= 1", at_most)),
+        Figure::new("large_log_verify_memory", (after, "MB"), ("the bound", MOST_MEMORY), 1, ("<= 1", at_most)),
         Figure::new("large_log_travel", (travelled, "s"), ("the bound", MOST_SECONDS), 20, ("<= 1", at_most)),
         Figure::new(
             "projector_from_snapshot",
