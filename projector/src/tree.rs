@@ -247,9 +247,9 @@ impl Range {
         Ok(Some(End { rows: self.rows(&block)?, place: Some(place) }))
     }
 
-    fn fails(&mut self, e: StoreError) -> Option<Result<Row, StoreError>> {
+    fn fails(&mut self, e: StoreError) -> StoreError {
         self.failed = true;
-        Some(Err(e))
+        e
     }
 
     /// The next block from the front that may hold anything of the range.
@@ -329,7 +329,7 @@ impl Iterator for Range {
             }
             match self.read(self.next_block()) {
                 Ok(end) => self.front = end?,
-                Err(e) => return self.fails(e),
+                Err(e) => return Some(Err(self.fails(e))),
             }
         }
     }
@@ -347,7 +347,7 @@ impl DoubleEndedIterator for Range {
             }
             match self.read(self.next_block_back()) {
                 Ok(end) => self.back = end?,
-                Err(e) => return self.fails(e),
+                Err(e) => return Some(Err(self.fails(e))),
             }
         }
     }
