@@ -3,13 +3,7 @@
 //! Each block lies under the lowest key that it may hold, and holds what comes before the next. The first may hold
 //! anything, whether it is there or not.
 
-use std::{
-    ops::{Bound, RangeBounds},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::ops::{Bound, RangeBounds};
 
 use sled::IVec;
 
@@ -23,15 +17,10 @@ use crate::{
 #[derive(Clone)]
 pub struct Tree {
     sled: sled::Tree,
-    /// Bytes that were written since it was flushed.
-    unflushed: Arc<AtomicUsize>,
 }
 
 /// Where the checkpoint lies: before every block.
 pub(crate) const CHECKPOINT: &[u8] = b"\0checkpoint";
-/// Most that sled is handed before it is waited for, bytes. It writes on threads of its own, and keeps whatever waits for
-/// them.
-const UNFLUSHED: usize = 4 << 20;
 /// First byte of a block's place.
 const BLOCK: u8 = 1;
 
@@ -48,7 +37,7 @@ fn place(key: &[u8]) -> Vec<u8> {
 impl Tree {
     /// The rows in a tree of sled's.
     pub(crate) fn over(sled: sled::Tree) -> Self {
-        Self { sled, unflushed: Arc::default() }
+        Self { sled }
     }
 
     /// Where blocks and checkpoint lie.
@@ -77,23 +66,13 @@ impl Tree {
         Ok(self.sled.get(CHECKPOINT)?)
     }
 
-    /// So many bytes were handed to sled.
-    fn wrote(&self, bytes: usize) -> Result<(), StoreError> {
-        if self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes > UNFLUSHED {
-            self.unflushed.store(0, Ordering::Relaxed);
-            self.flush()?;
-        }
-        Ok(())
-    }
-
     /// Puts a block, or the checkpoint, where it lay in another tree.
     pub(crate) fn put(&self, place: &[u8], stored: Vec<u8>) -> Result<(), StoreError> {
         if place != CHECKPOINT && place.first() != Some(&BLOCK) {
             return Err(StoreError::corrupt(place, "no block lies there"));
         }
-        let bytes = stored.len();
         self.sled.insert(place, stored)?;
-        self.wrote(bytes)
+        Ok(())
     }
 
     /// Makes this empty tree a copy of another as it is now.
@@ -159,7 +138,7 @@ impl Tree {
         let mut writing = copier.map(Copier::writing);
         let mut changes_at =
             |place: &[u8]| writing.as_mut().map_or(Ok(()), |writing| writing.changes(&self.sled, place));
-        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+        let mut batch = sled::Batch::default();
         let mut changes = changes.into_iter().peekable();
         while let Some((first, _)) = changes.peek() {
             let (at, block) = self.block_of(first)?;
@@ -172,9 +151,7 @@ impl Tree {
             for (first, block) in packed.blocks() {
                 let at = at.take().unwrap_or_else(|| place(first).into());
                 changes_at(&at)?;
-                let stored = block::stored(block)?;
-                bytes += stored.len();
-                batch.insert(at, stored);
+                batch.insert(at, block::stored(block)?);
             }
             if let Some(emptied) = at {
                 changes_at(&emptied)?;
@@ -184,8 +161,7 @@ impl Tree {
         changes_at(CHECKPOINT)?;
         batch.insert(CHECKPOINT, checkpoint);
         self.sled.apply_batch(batch)?;
-        drop(writing);
-        self.wrote(bytes)
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use super::{Raw, Recorded};
 use crate::ids::Seq;
 
 /// Most messages in one batch.
-const BATCH: usize = 2_000;
+const BATCH: usize = 5_000;
 /// A pull request dies with the broker that held it: it ends by itself and its silence is noticed.
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ impl Follower {
         Self { over_gaps: true, ..self }
     }
 
-    /// The next messages, read: at least one, at most 2,000, contiguous. Waits while there are none, and through
+    /// The next messages, read: at least one, at most 5,000, contiguous. Waits while there are none, and through
     /// every outage of the broker. Safe to drop between calls (select).
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
         let read = |raw: &Raw| {

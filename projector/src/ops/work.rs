@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::invariants::Invariants;
 use crate::{
     database::Database,
-    fold::{Adoption, Model, Trees},
+    fold::{Adoption, BATCH, Model, Trees},
     heads::{self, LATEST},
     model::{
         self, Projection as _,
@@ -312,7 +312,7 @@ impl<'a> Replay<'a> {
                 return Ok(());
             }
             let later = self.read.iter().position(|r| r.seq > until).unwrap_or(self.read.len());
-            let rest = self.read.split_off(later);
+            let rest = self.read.split_off(later.min(BATCH));
             let batch = std::mem::replace(&mut self.read, rest);
             let Some(last) = batch.last().map(|r| r.seq) else { continue };
             self.look_for_gaps(&batch);
