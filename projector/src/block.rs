@@ -157,17 +157,17 @@ impl Packed {
         mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
     ) -> Result<Self, StoreError> {
         let mut packed = Self::default();
-        let mut rows = Rows::of(block).peekable();
+        let rows: Vec<Row> = Rows::of(block).collect::<Result<_, _>>()?;
+        let mut rows = rows.into_iter().peekable();
         for (key, change) in changes {
-            while let Some(Ok(row)) = rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] < key[..]))
-            {
+            while let Some(row) = rows.next_if(|row| block[row.key.clone()] < key[..]) {
                 packed.copy(block, &row);
             }
-            rows.next_if(|row| row.as_ref().is_ok_and(|row| block[row.key.clone()] == key[..]));
+            rows.next_if(|row| block[row.key.clone()] == key[..]);
             packed.push(&key, |to| write(&key, change, to))?;
         }
         for row in rows {
-            packed.copy(block, &row?);
+            packed.copy(block, &row);
         }
         Ok(packed)
     }

@@ -68,35 +68,34 @@ impl Copier {
         self.other.swap(false, Ordering::AcqRel)
     }
 
-    /// Hands every block of a tree to `each`, and the checkpoint, in order, as all of them were when this began. Returns whether it is whole: it
-    /// is not when it was given up. One at a time.
+    /// Hands every block of a tree to `each`, and the checkpoint, in order, as all of them were when this began. Returns
+    /// whether it is whole: it is not when it was given up. One at a time.
     pub(crate) fn copy<E: From<StoreError>>(
+        &self,
+        tree: &Tree,
+        each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        *self.state() = Some(Copy::default());
+        let whole = self.pieces(tree, each);
+        self.give_up();
+        whole
+    }
+
+    fn pieces<E: From<StoreError>>(
         &self,
         tree: &Tree,
         mut each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Result<bool, E> {
-        *self.state() = Some(Copy::default());
-        let done = loop {
+        loop {
             let mut state = self.state();
             let Some(copy) = state.as_mut() else { return Ok(false) };
-            let piece = copy.piece(tree.sled());
-            if piece.is_err() {
-                *state = None;
-            }
-            let (rows, last) = piece?;
+            let (blocks, last) = copy.piece(tree.sled())?;
             drop(state);
-            for (key, value) in rows {
-                if let Err(e) = each(&key, &value) {
-                    self.give_up();
-                    return Err(e);
-                }
-            }
+            blocks.iter().try_for_each(|(place, block)| each(place, block))?;
             if last {
-                break true;
+                return Ok(true);
             }
-        };
-        self.give_up();
-        Ok(done)
+        }
     }
 }
 
@@ -108,17 +107,17 @@ impl Copy {
     /// The next blocks, and whether they are the last.
     fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
         let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rows = BTreeMap::new();
+        let mut blocks = BTreeMap::new();
         // Looked up one by one: sled counts what it caches by the accesses to it, and going through pages is one for each.
         let mut next = after;
-        while rows.len() < PIECE
+        while blocks.len() < PIECE
             && let Some((key, value)) = tree.range::<Vec<u8>, _>((next, Bound::Unbounded)).next().transpose()?
         {
             next = Bound::Excluded(key.to_vec());
-            rows.insert(key.to_vec(), value);
+            blocks.insert(key.to_vec(), value);
         }
-        let last = rows.len() < PIECE;
-        self.until = rows.keys().next_back().cloned();
+        let last = blocks.len() < PIECE;
+        self.until = blocks.keys().next_back().cloned();
         // What was changed, up to here, is as it was.
         let later = match &self.until {
             Some(until) if !last => {
@@ -134,11 +133,11 @@ impl Copy {
         for (key, before) in std::mem::replace(&mut self.aside, later) {
             self.bytes -= size(&key, before.as_ref());
             match before {
-                Some(value) => drop(rows.insert(key, value)),
-                None => drop(rows.remove(&key)),
+                Some(value) => drop(blocks.insert(key, value)),
+                None => drop(blocks.remove(&key)),
             }
         }
-        Ok((rows, last))
+        Ok((blocks, last))
     }
 }
 

@@ -237,11 +237,11 @@ fn fill(tree: &Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
     tree.clear()?;
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
     let mut checkpoint = None;
-    while let Some((key, value)) = row(&mut from)? {
-        if key == CHECKPOINT {
-            checkpoint = Some((key, value));
+    while let Some((place, stored)) = block(&mut from)? {
+        if place == CHECKPOINT {
+            checkpoint = Some((place, stored));
         } else {
-            tree.put(&key, value)?;
+            tree.put(&place, stored)?;
         }
     }
     let (key, value) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
@@ -255,9 +255,9 @@ fn fill(tree: &Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
 }
 
 /// A block's place and the block.
-type Row = (Vec<u8>, Vec<u8>);
+type Block = (Vec<u8>, Vec<u8>);
 
-fn row(from: &mut impl Read) -> Result<Option<Row>, SnapshotError> {
+fn block(from: &mut impl Read) -> Result<Option<Block>, SnapshotError> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -67,7 +67,7 @@ impl Tree {
     }
 
     /// Puts a block, or the checkpoint, where it lay in another tree.
-    pub(crate) fn put(&self, place: &[u8], stored: Vec<u8>) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, place: &[u8], stored: impl Into<IVec>) -> Result<(), StoreError> {
         if place != CHECKPOINT && place.first() != Some(&BLOCK) {
             return Err(StoreError::corrupt(place, "no block lies there"));
         }
@@ -79,14 +79,19 @@ impl Tree {
     pub(crate) fn copy_from(&self, other: &Self) -> Result<(), StoreError> {
         for entry in &other.sled {
             let (place, block) = entry?;
-            self.put(&place, block.to_vec())?;
+            self.put(&place, block)?;
         }
         Ok(())
     }
 
+    /// The last block that does not begin after a key, as it is stored, and its place.
+    fn stored_for(&self, key: &[u8]) -> Result<Option<(IVec, IVec)>, StoreError> {
+        Ok(self.sled.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()?)
+    }
+
     /// The place of the block that holds a key, and its rows.
     fn block_of(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
-        match self.sled.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()? {
+        match self.stored_for(key)? {
             Some((place, stored)) => Ok((place, block::rows(&stored)?)),
             None => Ok((IVec::from(&[BLOCK]), IVec::default())),
         }
@@ -103,7 +108,7 @@ impl Tree {
         let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
         let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
         let (front, back) = (End::default(), End::default());
-        Range { tree: self.sled.clone(), from, to, front, back, failed: false }
+        Range { tree: self.clone(), from, to, front, back, failed: false }
     }
 
     /// The rows whose keys begin so, from either end.
@@ -167,7 +172,7 @@ impl Tree {
 
 /// Rows from either end. What is written meanwhile is there or not, as with sled's; no row comes twice.
 pub struct Range {
-    tree: sled::Tree,
+    tree: Tree,
     from: Bound<IVec>,
     to: Bound<IVec>,
     front: End,
@@ -191,17 +196,8 @@ impl Range {
     }
 
     fn holds(&self, key: &[u8]) -> bool {
-        let after = match &self.from {
-            Bound::Unbounded => true,
-            Bound::Included(from) => key >= &from[..],
-            Bound::Excluded(from) => key > &from[..],
-        };
-        after
-            && match &self.to {
-                Bound::Unbounded => true,
-                Bound::Included(to) => key <= &to[..],
-                Bound::Excluded(to) => key < &to[..],
-            }
+        let keys: (Bound<&[u8]>, Bound<&[u8]>) = (self.from.as_ref().map(|k| &k[..]), self.to.as_ref().map(|k| &k[..]));
+        RangeBounds::<[u8]>::contains(&keys, key)
     }
 
     /// The rows of a stored block that are in the range.
@@ -217,22 +213,22 @@ impl Range {
         Ok(rows.into_iter())
     }
 
-    /// What a block that was found holds.
-    fn read(&self, found: Result<Option<(IVec, IVec)>, StoreError>) -> Result<Option<End>, StoreError> {
-        let Some((place, block)) = found? else { return Ok(None) };
-        Ok(Some(End { rows: self.rows(&block)?, place: Some(place) }))
-    }
-
-    fn fails(&mut self, e: StoreError) -> StoreError {
-        self.failed = true;
-        e
+    /// What the block holds that `next` finds.
+    fn read(
+        &mut self,
+        next: impl FnOnce(&Self) -> Result<Option<(IVec, IVec)>, StoreError>,
+    ) -> Option<Result<End, StoreError>> {
+        if self.failed {
+            return None;
+        }
+        let found = next(self).transpose()?;
+        let read = found.and_then(|(place, block)| Ok(End { rows: self.rows(&block)?, place: Some(place) }));
+        self.failed = read.is_err();
+        Some(read)
     }
 
     /// The next block from the front that may hold anything of the range.
     fn next_block(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
-        if self.failed {
-            return Ok(None);
-        }
         let last = match &self.to {
             Bound::Unbounded => Bound::Excluded(vec![BLOCK + 1]),
             Bound::Included(to) | Bound::Excluded(to) => Bound::Included(place(to)),
@@ -241,34 +237,24 @@ impl Range {
             (Some(before), _) => Bound::Excluded(before.to_vec()),
             (None, Bound::Unbounded) => Bound::Included(vec![BLOCK]),
             (None, Bound::Included(from) | Bound::Excluded(from)) => {
-                let begins = self.tree.range::<Vec<u8>, _>(vec![BLOCK]..=place(from)).next_back().transpose()?;
-                match begins {
-                    Some(begins) => return Ok(Some(begins)),
-                    None => Bound::Included(vec![BLOCK]),
+                if let Some(begins) = self.tree.stored_for(from)? {
+                    return Ok(Some(begins));
                 }
+                Bound::Included(vec![BLOCK])
             }
         };
-        if empty(&first, &last) {
-            return Ok(None);
-        }
-        Ok(self.tree.range::<Vec<u8>, _>((first, last)).next().transpose()?)
+        Ok(self.tree.sled.range::<Vec<u8>, _>((first, last)).next().transpose()?)
     }
 
     /// The next from the back.
     fn next_block_back(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
-        if self.failed {
-            return Ok(None);
-        }
         let last = match (&self.back.place, &self.to) {
             (Some(before), _) => Bound::Excluded(before.to_vec()),
             (None, Bound::Unbounded) => Bound::Excluded(vec![BLOCK + 1]),
             (None, Bound::Included(to) | Bound::Excluded(to)) => Bound::Included(place(to)),
         };
         let first = Bound::Included(vec![BLOCK]);
-        if empty(&first, &last) {
-            return Ok(None);
-        }
-        let Some((at, block)) = self.tree.range::<Vec<u8>, _>((first, last)).next_back().transpose()? else {
+        let Some((at, block)) = self.tree.sled.range::<Vec<u8>, _>((first, last)).next_back().transpose()? else {
             return Ok(None);
         };
         // The block after this one has had what the range begins with.
@@ -277,16 +263,6 @@ impl Range {
             _ => false,
         };
         Ok((!begun).then_some((at, block)))
-    }
-}
-
-/// Whether nothing can be between two bounds.
-fn empty(from: &Bound<Vec<u8>>, to: &Bound<Vec<u8>>) -> bool {
-    match (from, to) {
-        (Bound::Excluded(from), Bound::Excluded(to) | Bound::Included(to))
-        | (Bound::Included(from), Bound::Excluded(to)) => from >= to,
-        (Bound::Included(from), Bound::Included(to)) => from > to,
-        _ => false,
     }
 }
 
@@ -303,9 +279,9 @@ impl Iterator for Range {
                 self.from = Bound::Excluded(key.clone());
                 return Some(Ok((key, value)));
             }
-            match self.read(self.next_block()) {
-                Ok(end) => self.front = end?,
-                Err(e) => return Some(Err(self.fails(e))),
+            match self.read(Self::next_block)? {
+                Ok(end) => self.front = end,
+                Err(e) => return Some(Err(e)),
             }
         }
     }
@@ -321,9 +297,9 @@ impl DoubleEndedIterator for Range {
                 self.to = Bound::Excluded(key.clone());
                 return Some(Ok((key, value)));
             }
-            match self.read(self.next_block_back()) {
-                Ok(end) => self.back = end?,
-                Err(e) => return Some(Err(self.fails(e))),
+            match self.read(Self::next_block_back)? {
+                Ok(end) => self.back = end,
+                Err(e) => return Some(Err(e)),
             }
         }
     }
@@ -404,6 +380,9 @@ mod tests {
                     prop_assert_eq!(of(tree.range(from.clone()..to.clone()).rev()).into_iter().rev().collect::<Vec<_>>(), part.clone());
                     prop_assert_eq!(of(tree.range(from.clone()..to.clone())), part);
                 }
+                prop_assert_eq!(tree.range(from.clone()..from.clone()).rev().count() + tree.range(from.clone()..from.clone()).count(), 0);
+                let inverted = || tree.range([&to[..], &[0]].concat()..to.clone());
+                prop_assert_eq!(inverted().count() + inverted().rev().count(), 0);
                 for block in tree.sled().range([BLOCK]..).values() {
                     let block = block::rows(&block.unwrap()).unwrap();
                     let rows = block::Rows::of(&block).count();

@@ -5,6 +5,7 @@ pub mod browser;
 pub mod engine;
 pub mod history;
 pub mod machine;
+pub mod models;
 pub mod parts;
 pub mod process;
 pub mod registry;

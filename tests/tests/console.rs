@@ -9,15 +9,11 @@ use gpubnb_events::{
     output::{LogLine, LogLines, LogStream},
     subject::{self, OutputKind},
 };
-use gpubnb_projector::{
-    database::Database,
-    model::{Projection as _, ledger::Ledger, merkle::Merkle},
-    store::{self, Rows},
-    tree::Tree,
-};
+use gpubnb_projector::model::{ledger::Ledger, merkle::Merkle};
 use gpubnb_tests::{
     browser::Browser,
     machine::Stolen,
+    models,
     system::{Options, System},
     web::Web,
 };
@@ -30,13 +26,6 @@ async fn console(operator: &Web) -> String {
     let (status, page) = operator.bytes("/console").await.unwrap();
     assert_eq!(status, 200);
     String::from_utf8(page).unwrap()
-}
-
-/// Writes a row behind the log.
-fn put(tree: &Tree, key: &[u8], value: Vec<u8>) {
-    let mut rows = Rows::new(tree);
-    rows.put_bytes(key.to_vec(), value);
-    rows.commit_of(store::checkpoint(tree).unwrap(), store::last_leaf(tree).unwrap()).unwrap();
 }
 
 /// Presses a button of it.
@@ -114,20 +103,20 @@ async fn a_row_that_was_changed_behind_the_log_is_named_and_a_rebuild_mends_it()
     let honest = system.web.get("/wallet").await.unwrap()["balance"]["available"].clone();
     system.projector = None;
     {
-        let db = Database::open(&system.path().join("projector/models"), 16).unwrap();
-        let tree = db.model(Ledger.name(), Ledger.version()).unwrap();
+        let tree = models::open(&system, &Ledger).unwrap();
         let (key, row) = tree.scan_prefix(b"b").next().unwrap().unwrap();
         let mut row: Value = serde_json::from_slice(&row).unwrap();
         row["available"] = json!(1_000_000_000_000_i64);
-        put(&tree, &key, serde_json::to_vec(&row).unwrap());
+        models::write(&tree, &key, Some(serde_json::to_vec(&row).unwrap())).unwrap();
+        drop(tree);
         // What the log says now is not what was folded: two events have changed places since, and one was changed.
-        let tree = db.model(Merkle.name(), Merkle.version()).unwrap();
+        let tree = models::open(&system, &Merkle).unwrap();
         let (key, leaves) = tree.scan_prefix(b"l").next().unwrap().unwrap();
         let mut leaves = leaves.to_vec();
         let (first, second) = leaves.split_at_mut(32);
         first.swap_with_slice(&mut second[..32]);
         leaves[2 * 32] ^= 1;
-        put(&tree, &key, leaves);
+        models::write(&tree, &key, Some(leaves)).unwrap();
     }
     system.start_projector().await.unwrap();
     assert_ne!(system.web.get("/wallet").await.unwrap()["balance"]["available"], honest);

@@ -9,13 +9,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use gpubnb_projector::{
-    database::Database,
-    model::{Projection as _, figures::MarketFigures},
-    store,
-};
+use gpubnb_projector::model::figures::MarketFigures;
 use gpubnb_tests::{
-    history,
+    history, models,
     parts::binary,
     system::{Options, System},
     web::Web,
@@ -87,16 +83,9 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
     let mut system = System::start(Options::default()).await.unwrap();
     let operator = Web::operator(&system).await.unwrap();
     let row = |system: &System, write: Option<Vec<u8>>| {
-        let db = Database::open(&system.path().join("projector/models"), 16).unwrap();
-        let tree = db.model(MarketFigures.name(), MarketFigures.version()).unwrap();
+        let tree = models::open(system, &MarketFigures).unwrap();
         let before = tree.get("f").unwrap().map(|row| row.to_vec());
-        let mut rows = store::Rows::new(&tree);
-        match write {
-            Some(row) => rows.put_bytes(b"f".to_vec(), row),
-            None => rows.remove(b"f"),
-        }
-        rows.commit_of(store::checkpoint(&tree).unwrap(), store::last_leaf(&tree).unwrap()).unwrap();
-        drop(db);
+        models::write(&tree, b"f", write).unwrap();
         before
     };
     system.projector = None;

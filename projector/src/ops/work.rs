@@ -461,8 +461,7 @@ fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
             (Some((a, _)), Some((b, _))) => a.cmp(b),
         };
         let same = order.is_eq() && a == b;
-        let key = if order.is_gt() { b.as_ref() } else { a.as_ref() }.map(|(key, _)| key.clone());
-        if let Some(key) = key {
+        if let Some((key, _)) = if order.is_gt() { &b } else { &a } {
             rows += 1;
             if !same {
                 // The key alone: it holds its block.
