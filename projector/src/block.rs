@@ -12,14 +12,18 @@ use crate::store::StoreError;
 /// A longer block is cut, bytes. sled keeps sixteen values a page at the most and some hundred bytes of memory for each
 /// page: the longer a block, the fewer pages; the shorter, the less is written for a row that changed.
 pub(crate) const MOST: usize = 8 << 10;
+/// And one that is longer as it is stored. sled looks at its cache once in 64 reads of each 256th of it, and whatever is read
+/// meanwhile stays in memory: some pages of each, however small the cache. So they must not be large; rows of hashes, which
+/// do not get shorter, would make them.
+const MOST_STORED: usize = 3 << 10;
 const HEAD: usize = 6;
 const RAW: u8 = 0;
 const LZ4: u8 = 1;
-/// Longest block that is believed in, bytes: one row may be as long.
-const LONGEST: usize = 64 << 20;
+/// Longest block that is believed in, bytes, as its rows are and as it is stored: one row may be as long.
+pub(crate) const LONGEST: usize = 64 << 20;
 
 /// A block as it is stored. Rows of one kind have most of their text in common.
-pub(crate) fn stored(rows: &[u8]) -> Result<Vec<u8>, StoreError> {
+fn stored(rows: &[u8]) -> Result<Vec<u8>, StoreError> {
     if rows.len() >= LONGEST {
         return Err(StoreError::corrupt(b"", "it is too long for a block"));
     }
@@ -172,17 +176,29 @@ impl Packed {
         Ok(packed)
     }
 
-    /// The blocks and the first key of each: one, if it is no longer than it may be; otherwise such that each has room.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let blocks = if self.bytes.len() > MOST { self.bytes.len().div_ceil(MOST / 4 * 3) } else { 1 };
-        let length = self.bytes.len().div_ceil(blocks);
-        let mut starts = self.starts.iter().copied().peekable();
+    /// The blocks as they are stored, and the first key of each. What is too long is cut in half until it is not: each block
+    /// has room then.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Result<(&[u8], Vec<u8>), StoreError>> {
+        // What is to be stored yet, the first at the end.
+        let mut left = Vec::new();
+        left.push(0..self.starts.len());
         std::iter::from_fn(move || {
-            let start = starts.next()?;
-            while starts.next_if(|next| next - start < length).is_some() {}
-            let block = &self.bytes[start..starts.peek().copied().unwrap_or(self.bytes.len())];
-            let key = usize::from(u16::from_le_bytes([block[0], block[1]]));
-            Some((&block[HEAD..HEAD + key], block))
+            loop {
+                let rows = left.pop().filter(|rows| !rows.is_empty())?;
+                let start = self.starts[rows.start];
+                let block = &self.bytes[start..self.starts.get(rows.end).copied().unwrap_or(self.bytes.len())];
+                if rows.len() == 1 || block.len() <= MOST {
+                    let stored = stored(block);
+                    if rows.len() == 1 || stored.as_ref().map_or(true, |stored| stored.len() <= MOST_STORED) {
+                        let key = usize::from(u16::from_le_bytes([block[0], block[1]]));
+                        return Some(stored.map(|stored| (&block[HEAD..HEAD + key], stored)));
+                    }
+                }
+                let middle = start + block.len() / 2;
+                let before = self.starts[rows.clone()].partition_point(|start| *start < middle);
+                let cut = rows.start + before.clamp(1, rows.len() - 1);
+                left.extend([cut..rows.end, rows.start..cut]);
+            }
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{store::StoreError, tree::Tree};
+use crate::{model::Projection, store::StoreError, tree::Tree};
 
 /// Smallest bound of sled's cache, MiB: it has 256 parts, and each keeps a page at the least.
 const SMALLEST: u64 = 8;
@@ -22,12 +22,17 @@ impl Database {
         Self::over(sled::Config::new().path(path), cache_mib)
     }
 
+    /// Removes one that nobody has open, if it is there.
+    pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
+        match std::fs::remove_dir_all(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Sled(e.into())),
+            _ => Ok(()),
+        }
+    }
+
     /// Opens an empty one that is gone at the end. What a killed one left there is removed first.
     pub(crate) fn scratch(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
-        match std::fs::remove_dir_all(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::Sled(e.into())),
-            _ => {}
-        }
+        Self::remove(path)?;
         Self::over(sled::Config::new().path(path).temporary(true), cache_mib)
     }
 
@@ -64,10 +69,10 @@ impl Database {
         Ok(())
     }
 
-    /// The tree that answers for one model in one version. Every other tree of the model is dropped: call at the start,
+    /// The tree that answers for one model in its version. Every other tree of the model is dropped: call at the start,
     /// when nobody reads.
-    pub fn model(&self, name: &str, version: u32) -> Result<Tree, StoreError> {
-        let [first, second] = generations(name, version);
+    pub fn model(&self, model: &dyn Projection) -> Result<Tree, StoreError> {
+        let (name, [first, second]) = (model.name(), generations(model));
         let current =
             self.0.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
         let rebuilt = self.0.get(rebuilding(name))?;
@@ -86,8 +91,8 @@ impl Database {
 
     /// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut
     /// off.
-    pub(crate) fn spare(&self, name: &str, version: u32, current: &Tree) -> Result<Tree, StoreError> {
-        let [first, second] = generations(name, version);
+    pub(crate) fn spare(&self, model: &dyn Projection, current: &Tree) -> Result<Tree, StoreError> {
+        let (name, [first, second]) = (model.name(), generations(model));
         let spare = if current.name() == first.as_bytes() { second } else { first };
         if !self.is_rebuilding(name)? {
             self.0.drop_tree(&spare)?;
@@ -126,7 +131,8 @@ fn pointer(name: &str) -> String {
 }
 
 /// A model has two trees in turn, so that one can be rebuilt while the other answers.
-fn generations(name: &str, version: u32) -> [String; 2] {
+fn generations(model: &dyn Projection) -> [String; 2] {
+    let (name, version) = (model.name(), model.version());
     [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
 }
 
@@ -135,23 +141,26 @@ mod tests {
     use gpubnb_events::Seq;
 
     use super::*;
-    use crate::store::{Rows, checkpoint};
+    use crate::{
+        model::jobs::Jobs,
+        store::{Rows, checkpoint},
+    };
 
     #[test]
     fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {
         let directory = tempfile::tempdir().unwrap();
         let open = || Database::open(directory.path(), 8).unwrap();
         let db = open();
-        let current = db.model("jobs", 3).unwrap();
-        let rebuilt = db.spare("jobs", 3, &current).unwrap();
+        let current = db.model(&Jobs).unwrap();
+        let rebuilt = db.spare(&Jobs, &current).unwrap();
         Rows::new(&rebuilt).commit(Seq(5)).unwrap();
         drop((current, rebuilt, db));
 
         let db = open();
-        let current = db.model("jobs", 3).unwrap();
+        let current = db.model(&Jobs).unwrap();
         assert!(db.is_rebuilding("jobs").unwrap() && !db.is_rebuilding("ledger").unwrap());
-        assert_eq!(checkpoint(&db.spare("jobs", 3, &current).unwrap()).unwrap(), Seq(5));
+        assert_eq!(checkpoint(&db.spare(&Jobs, &current).unwrap()).unwrap(), Seq(5));
         db.end_rebuild("jobs").unwrap();
-        assert_eq!(checkpoint(&db.spare("jobs", 3, &current).unwrap()).unwrap(), Seq::ZERO);
+        assert_eq!(checkpoint(&db.spare(&Jobs, &current).unwrap()).unwrap(), Seq::ZERO);
     }
 }

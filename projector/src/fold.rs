@@ -89,7 +89,7 @@ impl Models {
     /// Opens every model in a database.
     pub fn open(db: &Database) -> Result<Self, StoreError> {
         let models = model::all().into_iter().map(|projection| {
-            let tree = db.model(projection.name(), projection.version())?;
+            let tree = db.model(&*projection)?;
             if store::checkpoint(&tree)? == Seq::ZERO {
                 // What stands there without a checkpoint was cut off while a snapshot was taken up.
                 tree.clear()?;

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Folding allocates and frees much, some of it on other threads than it came from: a fifth faster than with the system's.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {

@@ -20,7 +20,7 @@ use crate::{
     gauges, heads,
     live::Live,
     notice,
-    ops::{self, Ops, travel::Traveller, work::Work},
+    ops::{self, Ops, background::Background, travel::Traveller, work::Work},
     query::{self, Applied, Queries},
     snapshot::Keeper,
     store,
@@ -103,6 +103,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let live = Arc::new(Live::default());
     let traveller =
         Traveller::open(log.clone(), &args.data.join("travel")).context("opening what time travel keeps")?;
+    let scratch = args.data.join("verify");
+    Database::remove(&scratch).context("removing what a verification left that was killed")?;
     let work = Work {
         keys,
         log: log.clone(),
@@ -110,7 +112,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         trees: trees.clone(),
         adoption,
         applied: applied.clone(),
-        scratch: args.data.join("verify"),
+        scratch,
+        background: Background::new(tasks.clone(), shutdown.clone()),
         state: Arc::default(),
     };
     let floor = log.last_seq().await?;

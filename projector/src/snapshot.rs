@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    block::LONGEST,
     copier::Copier,
     database::Database,
     fold::Trees,
@@ -35,8 +36,6 @@ use crate::{
 const PAUSE: Duration = Duration::from_secs(10);
 /// What a log must have grown by, at the least: a tenth.
 const TENTH: u64 = 10;
-/// Longest place and content of a block, bytes.
-const LONGEST: u32 = 64 << 20;
 
 /// Keeps the models, and finds them again.
 pub(crate) struct Keeper {
@@ -76,7 +75,7 @@ impl Keeper {
     pub(crate) async fn fill(&self, db: &Database) -> Result<(), StoreError> {
         for projection in model::all() {
             let (name, version) = (projection.name(), projection.version());
-            let tree = db.model(name, version)?;
+            let tree = db.model(&*projection)?;
             if store::checkpoint(&tree)? > Seq::ZERO {
                 continue;
             }
@@ -269,11 +268,11 @@ fn block(from: &mut impl Read) -> Result<Option<Block>, SnapshotError> {
 }
 
 fn part(from: &mut impl Read, length: [u8; 4]) -> Result<Vec<u8>, SnapshotError> {
-    let length = u32::from_le_bytes(length);
+    let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
     if length > LONGEST {
         return Err(SnapshotError::Doubtful("a block of it is too long"));
     }
-    let mut part = vec![0; length as usize];
+    let mut part = vec![0; length];
     from.read_exact(&mut part)?;
     Ok(part)
 }

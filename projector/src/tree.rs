@@ -153,10 +153,11 @@ impl Tree {
             let of_block = std::iter::from_fn(|| changes.next_if(|(key, _)| within(key)));
             let packed = Packed::changed(&block, of_block, &mut write)?;
             let mut at = Some(at);
-            for (first, block) in packed.blocks() {
+            for block in packed.blocks() {
+                let (first, stored) = block?;
                 let at = at.take().unwrap_or_else(|| place(first).into());
                 changes_at(&at)?;
-                batch.insert(at, block::stored(block)?);
+                batch.insert(at, stored);
             }
             if let Some(emptied) = at {
                 changes_at(&emptied)?;

@@ -15,7 +15,7 @@ const CACHE_MIB: u64 = 16;
 /// The tree of a model.
 pub fn open(system: &System, model: &impl Projection) -> anyhow::Result<Tree> {
     let db = Database::open(&system.path().join("projector/models"), CACHE_MIB)?;
-    Ok(db.model(model.name(), model.version())?)
+    Ok(db.model(model)?)
 }
 
 /// Writes a row, or removes it; as far as the checkpoint says, nothing happened.

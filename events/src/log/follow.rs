@@ -55,14 +55,14 @@ impl Follower {
     /// The next messages, read: at least one, at most 5,000, contiguous. Waits while there are none, and through
     /// every outage of the broker. Safe to drop between calls (select).
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
-        let read = |raw: &Raw| {
+        let read = |raw: Raw| {
             let recorded = raw.read();
             if let Err(why) = &recorded.entry {
                 warn!(seq = recorded.seq.0, %why, "skipped a message of MARKET");
             }
             recorded
         };
-        self.next_raw_batch().await.iter().map(read).collect()
+        self.next_raw_batch().await.into_iter().map(read).collect()
     }
 
     /// The same, as the broker has them.

@@ -12,12 +12,12 @@ use crate::{
     tree::Tree,
 };
 
-/// `l<block>` → the leaves of up to 256 sequences; `n<level><index>` → the root of a complete subtree, from such a block
+/// `l<block>` → the leaves of up to 64 sequences; `n<level><index>` → the root of a complete subtree, from such a block
 /// up; `r<size>` → the root after every thousandth message.
 pub struct Merkle;
 
 /// Leaves in a block, as an exponent.
-const BLOCK: u32 = 8;
+const BLOCK: u32 = 6;
 /// Messages between two roots that are kept.
 pub const EVERY: u64 = 1_000;
 const HASH: usize = 32;
@@ -54,29 +54,52 @@ fn hash_of(key: &[u8], bytes: &[u8]) -> Result<Hash, StoreError> {
     bytes.try_into().map_err(|_| StoreError::corrupt(key, "not a hash"))
 }
 
-/// The leaves that were folded, read in the order of their sequences.
-#[derive(Default)]
-pub(crate) struct LeavesThen {
-    block: Option<u64>,
-    leaves: Vec<u8>,
-}
+/// A message that changed: its sequence, the leaf that it has now, and the one that it had when it was folded.
+pub(crate) type Changed = (Seq, Hash, Hash);
 
-impl LeavesThen {
-    /// The leaf of a message when it was folded; `None` where it has not been. `tree` is the model that answers now.
-    pub(crate) fn at<E: From<StoreError>>(
+/// The leaves of the log as it is now, read in the order of their sequences beside those that were folded.
+#[derive(Default)]
+pub(crate) struct LeavesNow(Vec<(Seq, Hash)>);
+
+impl LeavesNow {
+    /// One more. Returns what changed of the block before it, once that is left. `tree` is the model that answers.
+    pub(crate) fn push<E: From<StoreError>>(
         &mut self,
         seq: Seq,
+        leaf: Hash,
         tree: impl FnOnce() -> Result<Tree, E>,
-    ) -> Result<Option<Hash>, E> {
-        let index = seq.0.saturating_sub(1);
-        let (block, within) = (index >> BLOCK, usize::try_from(index & ((1 << BLOCK) - 1)).unwrap_or(usize::MAX));
-        // A block that was not full may have grown.
-        if self.block != Some(block) || self.leaves.len() <= within.saturating_mul(HASH) {
-            let row = tree()?.get(block_key(block))?;
-            (self.block, self.leaves) = (Some(block), row.map(|row| row.to_vec()).unwrap_or_default());
-        }
-        Ok(self.leaves.chunks_exact(HASH).nth(within).and_then(|leaf| leaf.try_into().ok()))
+    ) -> Result<Vec<Changed>, E> {
+        let left = self.0.first().is_some_and(|(first, _)| place(*first).0 != place(seq).0);
+        let changed = if left { self.changed(&tree()?)? } else { Vec::new() };
+        self.0.push((seq, leaf));
+        Ok(changed)
     }
+
+    /// What changed of those that were not looked at yet. What has not been folded has not changed.
+    pub(crate) fn changed(&mut self, tree: &Tree) -> Result<Vec<Changed>, StoreError> {
+        let now = std::mem::take(&mut self.0);
+        let Some(block) = now.first().map(|(first, _)| place(*first).0) else { return Ok(Vec::new()) };
+        let key = block_key(block);
+        if now.len() == 1 << BLOCK {
+            // The root says as much as the leaves, and is a fiftieth of what must be read.
+            let root = root_of_block(&key, &now.iter().flat_map(|(_, leaf)| *leaf).collect::<Vec<_>>())?;
+            if tree.get(node_key(BLOCK, block))?.is_some_and(|then| *then == root) {
+                return Ok(Vec::new());
+            }
+        }
+        let then = tree.get(&key)?.unwrap_or_default();
+        let changed = now.into_iter().filter_map(|(seq, leaf)| {
+            let then = then.chunks_exact(HASH).nth(place(seq).1)?.try_into().ok()?;
+            (leaf != then).then_some((seq, leaf, then))
+        });
+        Ok(changed.collect())
+    }
+}
+
+/// The block that has a message's leaf, and where in it. Sequences begin at one, places in the tree at zero.
+fn place(seq: Seq) -> (u64, usize) {
+    let index = seq.0.saturating_sub(1);
+    (index >> BLOCK, usize::try_from(index & ((1 << BLOCK) - 1)).unwrap_or(usize::MAX))
 }
 
 /// Of messages that changed (sequence, what is there now, what was there then): each, and with which it has changed
@@ -90,9 +113,7 @@ pub fn places<T: PartialEq>(changed: &[(Seq, T, T)]) -> impl Iterator<Item = (Se
 
 impl Merkle {
     fn put(rows: &mut Rows<'_>, recorded: &Recorded) -> Result<(), StoreError> {
-        // Sequences begin at one, places in the tree at zero.
-        let index = recorded.seq.0.saturating_sub(1);
-        let (block, within) = (index >> BLOCK, index & ((1 << BLOCK) - 1));
+        let (block, within) = place(recorded.seq);
         let key = block_key(block);
         let full = rows.upsert_bytes(&key, |leaves| {
             leaves.extend_from_slice(&recorded.leaf);
@@ -125,7 +146,7 @@ impl Projection for Merkle {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn apply(&self, rows: &mut Rows<'_>, recorded: &Recorded, _: &Event) -> Result<(), StoreError> {

@@ -10,17 +10,17 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock, log::Hash, stream::CHECKPOINTS};
+use gpubnb_events::{Clock as _, Log, Recorded, Seq, SystemClock, stream::CHECKPOINTS};
 use tokio::sync::watch;
 
-use super::invariants::Invariants;
+use super::{background::Background, invariants::Invariants};
 use crate::{
     database::Database,
     fold::{Adoption, BATCH, Model, Trees},
     heads::{self, LATEST},
     model::{
         self, Projection as _,
-        merkle::{self, Kept, LeavesThen, Merkle, roots},
+        merkle::{self, Changed, Kept, LeavesNow, Merkle, roots},
     },
     query::Applied,
     store::{self, StoreError},
@@ -36,6 +36,8 @@ const TOLD: usize = 100;
 const MOST_CHANGED: usize = 1_000;
 /// Rows that may differ while both sides move; more of them is a difference for sure.
 const MOST_SUSPECTS: usize = 50_000;
+/// Rows that are compared without a pause.
+const PAUSE: u64 = 10_000;
 /// How often both sides are brought to the same sequence before it is given up.
 const TRIES: usize = 200;
 /// Longest silence of the broker where there is more to read.
@@ -57,6 +59,7 @@ pub(crate) struct Work {
     pub(crate) keys: Vec<String>,
     /// Where a verification has its database.
     pub(crate) scratch: PathBuf,
+    pub(crate) background: Background,
     pub(crate) state: Arc<Mutex<State>>,
 }
 
@@ -118,7 +121,7 @@ impl Work {
         state.rebuilds.insert(name, Rebuild { progress, swapped_at: None, failed: None });
         drop(state);
         let work = self.clone();
-        let began = alone("rebuild", async move {
+        self.background.spawn(async move {
             let rebuilt = work.rebuilt(projection).await.and_then(|()| Ok(work.db.end_rebuild(name)?));
             if rebuilt.is_err()
                 && let Err(e) = work.db.end_rebuild(name)
@@ -135,16 +138,13 @@ impl Work {
                 }
             }
         });
-        if let (Err(e), Some(rebuild)) = (began, self.state().rebuilds.get_mut(name)) {
-            rebuild.failed = Some(e.to_string());
-        }
         Ok(())
     }
 
     async fn rebuilt(&self, projection: Box<dyn model::Projection>) -> anyhow::Result<()> {
         let name = projection.name();
         let current = self.trees.named(name)?;
-        let tree = self.db.spare(name, projection.version(), &current)?;
+        let tree = self.db.spare(&*projection, &current)?;
         let mut rebuilt = Model::new(projection, tree.clone())?;
         let from = rebuilt.checkpoint();
         if from > Seq::ZERO {
@@ -203,7 +203,7 @@ impl Work {
         });
         drop(state);
         let work = self.clone();
-        let began = alone("verify", async move {
+        self.background.spawn(async move {
             let verified = work.verified().await;
             work.note(|v| {
                 v.ended_at = Some(SystemClock.now());
@@ -213,9 +213,6 @@ impl Work {
                 }
             });
         });
-        if let Err(e) = began {
-            self.note(|v| (v.ended_at, v.failed) = (Some(SystemClock.now()), Some(e.to_string())));
-        }
         Ok(())
     }
 
@@ -235,20 +232,12 @@ impl Work {
         }
         replay.until(self.last().min(end)).await?;
         // Whatever becomes of the comparison, what was found on the way is told.
-        replay.tampered();
+        replay.tampered()?;
         let checks = replay.compared().await;
-        replay.tampered();
+        replay.tampered()?;
         replay.heads().await?;
         checks
     }
-}
-
-/// Does work through the whole log on a thread of its own: nobody else waits for it, and what it allocates lies together,
-/// not a part in each thread of a pool.
-fn alone(name: &str, work: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work))?;
-    Ok(())
 }
 
 fn fold(model: &mut Model, batch: &[Recorded]) -> anyhow::Result<()> {
@@ -260,10 +249,9 @@ struct Replay<'a> {
     work: &'a Work,
     models: Vec<Model>,
     invariants: Invariants,
-    /// What each message was when it was folded.
-    then: LeavesThen,
-    /// Messages that are another now: the leaf that they have, and the one that they had.
-    changed: Vec<(Seq, Hash, Hash)>,
+    /// What each message is now, to be compared with what it was when it was folded.
+    now: LeavesNow,
+    changed: Vec<Changed>,
     follower: gpubnb_events::log::Follower,
     read: Vec<Recorded>,
     at: Seq,
@@ -273,14 +261,14 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     fn new(work: &'a Work, db: &Database) -> Result<Self, StoreError> {
         let models = model::all().into_iter().map(|projection| {
-            let tree = db.model(projection.name(), projection.version())?;
+            let tree = db.model(&*projection)?;
             Model::new(projection, tree)
         });
         Ok(Self {
             work,
             models: models.collect::<Result<_, StoreError>>()?,
             invariants: Invariants::default(),
-            then: LeavesThen::default(),
+            now: LeavesNow::default(),
             changed: Vec::new(),
             follower: work.log.follow(Seq(1)).over_gaps(),
             read: Vec::new(),
@@ -398,17 +386,20 @@ impl<'a> Replay<'a> {
 
     /// Looks whether a message is what it was when it was folded; by itself, for no model is folded over a gap.
     fn look_at_leaf(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
-        let then = self.then.at(recorded.seq, || self.work.trees.named(Merkle.name()))?;
-        if let Some(then) = then.filter(|then| *then != recorded.leaf)
-            && self.changed.len() < MOST_CHANGED
-        {
-            self.changed.push((recorded.seq, recorded.leaf, then));
-        }
+        let changed = self.now.push(recorded.seq, recorded.leaf, || self.work.trees.named(Merkle.name()))?;
+        self.remember(changed);
         Ok(())
     }
 
+    fn remember(&mut self, changed: Vec<Changed>) {
+        let room = MOST_CHANGED.saturating_sub(self.changed.len());
+        self.changed.extend(changed.into_iter().take(room));
+    }
+
     /// Says which messages were changed since they were folded, or moved.
-    fn tampered(&mut self) {
+    fn tampered(&mut self) -> anyhow::Result<()> {
+        let changed = self.now.changed(&self.work.trees.named(Merkle.name())?)?;
+        self.remember(changed);
         for (seq, other) in merkle::places(&std::mem::take(&mut self.changed)).take(TOLD) {
             let what = match other {
                 Some(other) => format!("it stands where event {other} was when it was folded"),
@@ -416,6 +407,7 @@ impl<'a> Replay<'a> {
             };
             self.invariants.broken(seq, what);
         }
+        Ok(())
     }
 
     /// Compares a model row by row with the one that answers. That moves on meanwhile: rows that differ are looked at
@@ -424,7 +416,7 @@ impl<'a> Replay<'a> {
         let name = self.models[index].name();
         let live = self.work.trees.named(name)?;
         let ours = self.models[index].tree().clone();
-        let (rows, mut suspects) = differing(&ours, &live)?;
+        let (rows, mut suspects) = differing(&ours, &live).await?;
         for _ in 0..TRIES {
             let at = store::checkpoint(&live)?;
             self.until(at).await?;
@@ -448,11 +440,15 @@ impl<'a> Replay<'a> {
 }
 
 /// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
-fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
+async fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
     let (mut left, mut right) = (ours.all(), live.all());
     let (mut a, mut b) = (left.next().transpose()?, right.next().transpose()?);
-    let (mut rows, mut suspects) = (0, Vec::new());
+    let (mut rows, mut suspects) = (0_u64, Vec::new());
     loop {
+        if rows % PAUSE == 0 {
+            // It can be cut off here.
+            tokio::task::yield_now().await;
+        }
         anyhow::ensure!(suspects.len() < MOST_SUSPECTS, "more than {MOST_SUSPECTS} rows differ: rebuild the model");
         let order = match (&a, &b) {
             (None, None) => break,

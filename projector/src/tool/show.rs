@@ -171,7 +171,7 @@ async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken)
         Aggregate::Machine(id) => (Box::new(Machines), machines::row_key(id)),
         Aggregate::Account(id) => (Box::new(Ledger), ledger::balance_key(id)),
     };
-    let tree = db.model(projection.name(), projection.version())?;
+    let tree = db.model(&*projection)?;
     let (mut trail, mut batch) = (Vec::new(), Vec::new());
     trail::fold(log, until, shutdown, async |recorded: Recorded| {
         if recorded.event().is_some_and(|event| touched(event).contains(&of)) {
