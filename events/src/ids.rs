@@ -107,6 +107,11 @@ uuid_id!(
     CommandId
 );
 
+uuid_id!(
+    /// A running projector; another each time it is started.
+    ProjectorId
+);
+
 /// The sequence of a message in the MARKET stream. `Seq(0)` stands before the first.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,

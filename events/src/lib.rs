@@ -38,7 +38,7 @@ pub mod transfer;
 
 pub use actor::Actor;
 pub use event::{Aggregate, Event};
-pub use ids::{AccountId, CommandId, JobId, Lease, MachineId, Seq};
+pub use ids::{AccountId, CommandId, JobId, Lease, MachineId, ProjectorId, Seq};
 pub use log::{Log, Proposal, Recorded};
 pub use money::{HourlyRate, MicroUsd};
 pub use time::{Clock, Millis, Seconds, SystemClock, Timestamp};

@@ -3,7 +3,7 @@
 
 use crate::{
     event::{Aggregate, Event},
-    ids::{JobId, MachineId},
+    ids::{JobId, MachineId, ProjectorId},
 };
 
 /// Everything in MARKET.
@@ -184,6 +184,11 @@ pub fn machine_of_command(subject: &str) -> Option<MachineId> {
 /// A query endpoint.
 pub fn query(name: &str) -> String {
     format!("query.{name}")
+}
+
+/// The same of one projector: what it asks for, each has of its own.
+pub fn query_of(name: &str, projector: ProjectorId) -> String {
+    query(&format!("{name}-{projector}"))
 }
 
 /// The change notice of an aggregate.

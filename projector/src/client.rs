@@ -1,7 +1,9 @@
 //! Asks a projector. The requests here are the whole interface: `query.<name>`.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use gpubnb_events::{
-    AccountId, Actor, Aggregate, JobId, MachineId, Seq, Timestamp,
+    AccountId, Actor, Aggregate, JobId, MachineId, ProjectorId, Seq, Timestamp,
     event::Check,
     proof::Proof,
     rpc::{Caller, Failure},
@@ -182,16 +184,58 @@ pub struct ModelState {
     pub stopped: Option<String>,
 }
 
-/// Asks a projector, in an actor's name.
+/// Asks a projector, in an actor's name. What each has of its own (rebuilds, verifications, how far a journey is) is asked of
+/// the one that answered first, as long as it is there.
 #[derive(Clone)]
 pub struct QueryClient {
     caller: Caller,
+    asked: Arc<Mutex<Option<ProjectorId>>>,
+    /// The only one that is asked for what each has of its own.
+    only: Option<ProjectorId>,
 }
 
 impl QueryClient {
     /// Over a connection.
     pub fn new(caller: Caller) -> Self {
-        Self { caller }
+        Self { caller, asked: Arc::default(), only: None }
+    }
+
+    /// Asks this projector for what each has of its own, and no other.
+    #[must_use]
+    pub fn only(self, projector: Option<ProjectorId>) -> Self {
+        Self { only: projector, ..self }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Option<ProjectorId>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What each projector has of its own.
+    async fn ask_one<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        actor: Actor,
+        body: impl Serialize + Sync,
+    ) -> Result<T, Failure> {
+        let ask = Ask { min_seq: Seq::ZERO, body };
+        let asked = self.only.or_else(|| *self.asked());
+        if let Some(projector) = asked {
+            match self.caller.call(subject::query_of(name, projector), actor, &ask).await {
+                // It is gone, or has no answer now: perhaps another has.
+                Err(Failure::Unavailable(_)) if self.only.is_none() => *self.asked() = None,
+                answer => return answer,
+            }
+        }
+        self.caller.call(subject::query(name), actor, &ask).await
+    }
+
+    /// Settles on a projector: what begins there is to be seen there.
+    async fn settle(&self, actor: Actor) -> Result<(), Failure> {
+        let settled = self.only.is_some() || self.asked().is_some();
+        if !settled {
+            Box::pin(self.platform(actor)).await?;
+        }
+        Ok(())
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -312,7 +356,9 @@ impl QueryClient {
 
     /// The platform's streams and models. For operators, as all that follow.
     pub async fn platform(&self, actor: Actor) -> Result<Platform, Failure> {
-        self.ask("platform", actor, Seq::ZERO, ()).await
+        let platform: Platform = self.ask_one("platform", actor, ()).await?;
+        *self.asked() = platform.projector;
+        Ok(platform)
     }
 
     /// Events of the whole log, newest first.
@@ -337,7 +383,8 @@ impl QueryClient {
 
     /// The market at a point.
     pub async fn travel(&self, actor: Actor, to: Point) -> Result<Travel, Failure> {
-        self.ask("travel", actor, Seq::ZERO, to).await
+        self.settle(actor).await?;
+        self.ask_one("travel", actor, to).await
     }
 
     /// One job, machine or account at a point.
@@ -347,11 +394,13 @@ impl QueryClient {
 
     /// Begins to rebuild a model beside the one that answers.
     pub async fn rebuild(&self, actor: Actor, model: &str) -> Result<(), Failure> {
-        self.ask("rebuild", actor, Seq::ZERO, model).await
+        self.settle(actor).await?;
+        self.ask_one("rebuild", actor, model).await
     }
 
     /// Begins to verify all models against the log.
     pub async fn verify(&self, actor: Actor) -> Result<(), Failure> {
-        self.ask("verify", actor, Seq::ZERO, ()).await
+        self.settle(actor).await?;
+        self.ask_one("verify", actor, ()).await
     }
 }

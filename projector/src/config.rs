@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gpubnb_events::{monitor::MonitorArgs, nats::NatsArgs, stream::MARKET};
+use gpubnb_events::{ProjectorId, monitor::MonitorArgs, nats::NatsArgs, stream::MARKET};
 
 use crate::client::Point;
 
@@ -115,7 +115,7 @@ pub enum Command {
     Show(ShowArgs),
     /// How far each read model is behind the log, and how large the streams are.
     #[command(after_long_help = help::LAG)]
-    Lag(AskArgs),
+    Lag(LagArgs),
     /// Jobs that have been in one state for too long, with the likely cause and what to do. Fails where there are any.
     #[command(after_long_help = help::STUCK)]
     Stuck(AskArgs),
@@ -150,6 +150,17 @@ pub struct AskArgs {
     pub json: bool,
 }
 
+/// Options of `lag`.
+#[derive(Debug, Clone, Args)]
+pub struct LagArgs {
+    /// Asks this projector, where there are several. Which one answered is the first line.
+    #[arg(long, value_name = "ID")]
+    pub projector: Option<ProjectorId>,
+    /// JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Options of `verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
@@ -159,6 +170,9 @@ pub struct VerifyArgs {
     /// Believes only heads signed by this public key.
     #[arg(long, value_name = "KEY", requires = "archive")]
     pub key: Option<String>,
+    /// The models of this projector, where there are several (`lag` says which answers).
+    #[arg(long, value_name = "ID", conflicts_with = "archive")]
+    pub projector: Option<ProjectorId>,
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
@@ -225,6 +239,9 @@ pub struct CheckProofArgs {
 pub struct RebuildArgs {
     /// The model: jobs, machines, timeline, ledger, figures or merkle.
     pub model: String,
+    /// At this projector, where there are several (`lag` says which answers).
+    #[arg(long, value_name = "ID")]
+    pub projector: Option<ProjectorId>,
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,

@@ -16,6 +16,6 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Command::Run(args) => Box::pin(run(cli.nats, args, shutdown)).await,
-        tool => operate(cli.nats, tool, shutdown).await,
+        tool => Box::pin(operate(cli.nats, tool, shutdown)).await,
     }
 }

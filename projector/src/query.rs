@@ -112,7 +112,7 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await
 }
 
-pub(crate) async fn endpoint<B, T, F, Fut>(
+async fn endpoint<B, T, F, Fut>(
     server: &Server,
     queries: &Queries,
     name: &str,
@@ -124,9 +124,25 @@ where
     F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
     Fut: Future<Output = Result<T, Failure>> + Send,
 {
+    endpoint_at(server, queries, (name, subject::query(name)), handler).await
+}
+
+/// One endpoint, at a subject.
+pub(crate) async fn endpoint_at<B, T, F, Fut>(
+    server: &Server,
+    queries: &Queries,
+    (name, subject): (&str, String),
+    handler: F,
+) -> Result<(), async_nats::Error>
+where
+    B: DeserializeOwned + Send,
+    T: Serialize,
+    F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
+    Fut: Future<Output = Result<T, Failure>> + Send,
+{
     let queries = queries.clone();
     server
-        .endpoint(&format!("query-{name}"), subject::query(name), Requester::Platform, move |incoming: Incoming| {
+        .endpoint(&format!("query-{name}"), subject, Requester::Platform, move |incoming: Incoming| {
             let (queries, handler) = (queries.clone(), handler.clone());
             async move {
                 let Ask { min_seq, body } = incoming.parse()?;

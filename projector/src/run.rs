@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_events::{
-    Log, Millis, Recorded, monitor,
+    Log, Millis, ProjectorId, Recorded, monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
     subject::PROJECTOR_INBOX,
@@ -106,6 +106,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let scratch = args.data.join("verify");
     Database::remove(&scratch).context("removing what a verification left that was killed")?;
     let work = Work {
+        projector: ProjectorId::generate(),
         keys,
         log: log.clone(),
         db: db.clone(),
@@ -116,6 +117,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         background: Background::new(tasks.clone(), shutdown.clone()),
         state: Arc::default(),
     };
+    info!(projector = %work.projector, "operators ask it by this id");
     let floor = log.last_seq().await?;
     let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
     let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));

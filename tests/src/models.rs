@@ -14,7 +14,12 @@ const CACHE_MIB: u64 = 16;
 
 /// The tree of a model.
 pub fn open(system: &System, model: &impl Projection) -> anyhow::Result<Tree> {
-    let db = Database::open(&system.path().join("projector/models"), CACHE_MIB)?;
+    open_in(system, "projector", model)
+}
+
+/// The tree of a model of the projector that has its rows in this directory.
+pub fn open_in(system: &System, directory: &str, model: &impl Projection) -> anyhow::Result<Tree> {
+    let db = Database::open(&system.path().join(directory).join("models"), CACHE_MIB)?;
     Ok(db.model(model)?)
 }
 

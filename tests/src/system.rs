@@ -219,11 +219,22 @@ impl System {
 
     /// The same, and does not wait until it is ready.
     pub fn begin_projector(&self) -> anyhow::Result<Process> {
+        self.begin_projector_in("projector")
+    }
+
+    /// A projector beside the first, with rows of its own in this directory, once it is ready.
+    pub async fn another_projector(&self, directory: &str) -> anyhow::Result<Process> {
+        let mut projector = self.begin_projector_in(directory)?;
+        said_ready(&mut projector, self.options.patience).await?;
+        Ok(projector)
+    }
+
+    fn begin_projector_in(&self, directory: &str) -> anyhow::Result<Process> {
         let mut command = self.command("projector")?;
         let cache = self.options.cache_mib.to_string();
-        command.args(["run", "--cache-mib", &cache, "--data"]).arg(self.path().join("projector"));
+        command.args(["run", "--cache-mib", &cache, "--data"]).arg(self.path().join(directory));
         command.args(&self.options.projector);
-        Process::start("projector", &mut command, self.path())
+        Process::start(directory, &mut command, self.path())
     }
 
     /// From now on services and projector keep a snapshot after so many events, once they are started again.

@@ -55,6 +55,11 @@ impl Invariants {
         &self.found
     }
 
+    /// Lets go of everything but what is broken: no further event is looked at.
+    pub(crate) fn forget(&mut self) {
+        *self = Self { found: std::mem::take(&mut self.found), ..Self::default() };
+    }
+
     /// Looks at one more event.
     pub(crate) fn apply(&mut self, seq: Seq, event: &Event) {
         self.ledger(seq, event);

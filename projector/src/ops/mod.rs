@@ -8,6 +8,7 @@ pub(crate) mod explore;
 pub(crate) mod invariants;
 mod stuck;
 pub(crate) mod travel;
+mod verify;
 pub(crate) mod work;
 
 use std::{
@@ -22,6 +23,7 @@ use gpubnb_events::{
     event::Check,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
+    subject,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex as Turn, OnceCell};
@@ -33,7 +35,7 @@ use self::{
 use crate::{
     client::{EventsQuery, Point, TrailOf},
     model::{ledger::Ledger, timeline::Timeline},
-    query::{Queries, broken, endpoint, may_see_all, not_found},
+    query::{Queries, broken, endpoint_at, may_see_all, not_found},
     view::{
         Page, TrailEvent,
         ops::{Accounts, Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
@@ -75,16 +77,28 @@ type Checked = (Instant, Vec<Check>);
 pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::Error> {
     // How far it is can be asked before it is there.
     let at_once = &Ops { queries: Queries { floor: Seq::ZERO, ..ops.queries.clone() }, ..ops.clone() };
-    on(server, at_once, "platform", |ops, ()| async move { ops.platform().await }).await?;
-    on(server, at_once, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") })
+    own(server, at_once, "platform", |ops, ()| async move { ops.platform().await }).await?;
+    own(server, at_once, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") })
         .await?;
-    on(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
+    own(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
+    own(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
     on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
     on(server, at_once, "doctor", |ops, ()| async move { ops.doctor().await }).await?;
     on(server, ops, "accounts", |ops, after| async move { ops.accounts(after).await }).await?;
     on(server, ops, "stuck", |ops, ()| async move { ops.stuck() }).await?;
-    on(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
     on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await
+}
+
+/// An endpoint for operators about what each projector has of its own: at whichever answers, and at this very one.
+async fn own<B, T, F, Fut>(server: &Server, ops: &Ops, name: &str, handler: F) -> Result<(), async_nats::Error>
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize,
+    F: Fn(Ops, B) -> Fut + Send + Sync + Clone + 'static,
+    Fut: Future<Output = Result<T, Failure>> + Send,
+{
+    on(server, ops, name, handler.clone()).await?;
+    on_at(server, ops, (&format!("{name}-own"), subject::query_of(name, ops.work.projector)), handler).await
 }
 
 /// An endpoint for operators.
@@ -95,8 +109,23 @@ where
     F: Fn(Ops, B) -> Fut + Send + Sync + Clone + 'static,
     Fut: Future<Output = Result<T, Failure>> + Send,
 {
+    on_at(server, ops, (name, subject::query(name)), handler).await
+}
+
+async fn on_at<B, T, F, Fut>(
+    server: &Server,
+    ops: &Ops,
+    at: (&str, String),
+    handler: F,
+) -> Result<(), async_nats::Error>
+where
+    B: DeserializeOwned + Send + 'static,
+    T: Serialize,
+    F: Fn(Ops, B) -> Fut + Send + Sync + Clone + 'static,
+    Fut: Future<Output = Result<T, Failure>> + Send,
+{
     let own = ops.clone();
-    endpoint(server, &ops.queries, name, move |_, actor, body| {
+    endpoint_at(server, &ops.queries, at, move |_, actor, body| {
         let (ops, handler) = (own.clone(), handler.clone());
         async move {
             if may_see_all(actor) {
@@ -149,7 +178,8 @@ impl Ops {
         });
         let models = models.collect();
         let verification = state.verification.clone();
-        Ok(Platform { streams, last, models, per_second: self.rate(applied.seq), verification, growth })
+        let (projector, per_second) = (Some(self.work.projector), self.rate(applied.seq));
+        Ok(Platform { projector, streams, last, models, per_second, verification, growth })
     }
 
     /// What the log grows by; `None` where nobody can say now.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::tell;
 use crate::{
     client::QueryClient,
-    config::{AskArgs, RebuildArgs, VerifyArgs},
+    config::{AskArgs, LagArgs, RebuildArgs, VerifyArgs},
     view::ops::{Platform, Progress, Verification},
 };
 
@@ -20,11 +20,14 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(250);
 const ME: Actor = Actor::Operator(None);
 
-pub(super) async fn lag(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
-    let platform = QueryClient::new(Caller::new(client)).platform(ME).await?;
+pub(super) async fn lag(client: async_nats::Client, args: &LagArgs) -> anyhow::Result<()> {
+    let platform = QueryClient::new(Caller::new(client)).only(args.projector).platform(ME).await?;
     if args.json {
         tell(&serde_json::to_string_pretty(&platform)?)?;
         return Ok(());
+    }
+    if let Some(projector) = platform.projector {
+        tell(format_args!("projector {projector}\n"))?;
     }
     tell(format_args!(
         "{:<10} {:>12} {:>14} {:>14} {:>9} {:>10} {:>10}",
@@ -87,7 +90,7 @@ pub(super) async fn rebuild(
     args: &RebuildArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let queries = QueryClient::new(Caller::new(client));
+    let queries = QueryClient::new(Caller::new(client)).only(args.projector);
     queries.rebuild(ME, &args.model).await?;
     let rebuild = |p: &Platform| p.models.iter().find(|m| m.name == args.model).and_then(|m| m.rebuild.clone());
     loop {
@@ -116,7 +119,7 @@ pub(super) async fn verify(
     args: &VerifyArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let queries = QueryClient::new(Caller::new(client));
+    let queries = QueryClient::new(Caller::new(client)).only(args.projector);
     queries.verify(ME).await?;
     loop {
         let verification = queries.platform(ME).await?.verification.context("no verification runs")?;

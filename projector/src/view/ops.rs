@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gpubnb_events::{AccountId, JobId, MicroUsd, Millis, Seq, Timestamp};
+use gpubnb_events::{AccountId, JobId, MicroUsd, Millis, ProjectorId, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Balance, Figures, JobState, MachineRow, TrailEvent};
@@ -10,6 +10,9 @@ use super::{Balance, Figures, JobState, MachineRow, TrailEvent};
 /// The streams and models of the platform, now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Platform {
+    /// The projector that answers: models, rebuilds and verifications are its own.
+    #[serde(default)]
+    pub projector: Option<ProjectorId>,
     /// The streams.
     pub streams: Vec<StreamState>,
     /// The last sequence in MARKET.
