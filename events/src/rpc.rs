@@ -7,7 +7,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, HeaderMap,
+    Client, HeaderMap, RequestErrorKind,
     service::{Service, ServiceExt},
 };
 use bytes::Bytes;
@@ -99,6 +99,17 @@ impl Caller {
         actor: Actor,
         body: &(impl Serialize + Sync),
     ) -> Result<T, Failure> {
+        let nobody = Failure::Unavailable(format!("nobody answers {subject}"));
+        self.call_there(subject, actor, body).await?.ok_or(nobody)
+    }
+
+    /// One request; `None`: nobody is there to answer it.
+    pub async fn call_there<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        actor: Actor,
+        body: &(impl Serialize + Sync),
+    ) -> Result<Option<T>, Failure> {
         let unavailable =
             |what: &dyn std::fmt::Display| Failure::Unavailable(format!("no answer from {subject}: {what}"));
         if !connected(&self.client) {
@@ -109,9 +120,12 @@ impl Caller {
         headers.insert(header::ACTOR, actor.to_string());
         trace::inject(&mut headers);
         let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
-        let reply = self.client.send_request(subject.clone(), request).await.map_err(|e| unavailable(&e))?;
+        let reply = match self.client.send_request(subject.clone(), request).await {
+            Err(e) if e.kind() == RequestErrorKind::NoResponders => return Ok(None),
+            reply => reply.map_err(|e| unavailable(&e))?,
+        };
         let answer: Result<T, Failure> = serde_json::from_slice(&reply.payload).map_err(|e| unavailable(&e))?;
-        answer
+        answer.map(Some)
     }
 }
 

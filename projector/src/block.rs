@@ -15,7 +15,7 @@ pub(crate) const MOST: usize = 8 << 10;
 /// And one that is longer as it is stored. sled looks at its cache once in 64 reads of each 256th of it, and whatever is read
 /// meanwhile stays in memory: some pages of each, however small the cache. So they must not be large; rows of hashes, which
 /// do not get shorter, would make them.
-const MOST_STORED: usize = 3 << 10;
+pub(crate) const MOST_STORED: usize = 3 << 10;
 const HEAD: usize = 6;
 const RAW: u8 = 0;
 const LZ4: u8 = 1;
@@ -176,8 +176,8 @@ impl Packed {
         Ok(packed)
     }
 
-    /// The blocks as they are stored, and the first key of each. What is too long is cut in half until it is not: each block
-    /// has room then.
+    /// The blocks as they are stored, and the first key of each. What is too long is cut in half until it is not, down to
+    /// single rows.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Result<(&[u8], Vec<u8>), StoreError>> {
         // What is to be stored yet, the first at the end.
         let mut left = Vec::new();

@@ -218,24 +218,31 @@ impl QueryClient {
         body: impl Serialize + Sync,
     ) -> Result<T, Failure> {
         let ask = Ask { min_seq: Seq::ZERO, body };
-        let asked = self.only.or_else(|| *self.asked());
-        if let Some(projector) = asked {
-            match self.caller.call(subject::query_of(name, projector), actor, &ask).await {
-                // It is gone, or has no answer now: perhaps another has.
-                Err(Failure::Unavailable(_)) if self.only.is_none() => *self.asked() = None,
-                answer => return answer,
+        // Where the one that was asked so far is gone, another is.
+        for _ in 0..2 {
+            let Some(projector) = self.settled(actor).await? else { break };
+            let answer = self.caller.call_there(subject::query_of(name, projector), actor, &ask).await?;
+            if let Some(answer) = answer {
+                return Ok(answer);
             }
+            if self.only.is_some() {
+                return Err(Failure::Unavailable(format!("projector {projector} is not there (any more)")));
+            }
+            self.asked().take_if(|asked| *asked == projector);
         }
         self.caller.call(subject::query(name), actor, &ask).await
     }
 
-    /// Settles on a projector: what begins there is to be seen there.
-    async fn settle(&self, actor: Actor) -> Result<(), Failure> {
-        let settled = self.only.is_some() || self.asked().is_some();
-        if !settled {
-            Box::pin(self.platform(actor)).await?;
+    /// The projector that is asked: the first that answered, or whichever does now. `None`: one that has no id.
+    async fn settled(&self, actor: Actor) -> Result<Option<ProjectorId>, Failure> {
+        if let Some(projector) = self.only.or_else(|| *self.asked()) {
+            return Ok(Some(projector));
         }
-        Ok(())
+        let platform: Platform = Box::pin(self.ask("platform", actor, Seq::ZERO, ())).await?;
+        let mut asked = self.asked();
+        // Somebody else may have settled meanwhile.
+        *asked = asked.or(platform.projector);
+        Ok(*asked)
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -356,9 +363,7 @@ impl QueryClient {
 
     /// The platform's streams and models. For operators, as all that follow.
     pub async fn platform(&self, actor: Actor) -> Result<Platform, Failure> {
-        let platform: Platform = self.ask_one("platform", actor, ()).await?;
-        *self.asked() = platform.projector;
-        Ok(platform)
+        self.ask_one("platform", actor, ()).await
     }
 
     /// Events of the whole log, newest first.
@@ -383,7 +388,6 @@ impl QueryClient {
 
     /// The market at a point.
     pub async fn travel(&self, actor: Actor, to: Point) -> Result<Travel, Failure> {
-        self.settle(actor).await?;
         self.ask_one("travel", actor, to).await
     }
 
@@ -394,13 +398,11 @@ impl QueryClient {
 
     /// Begins to rebuild a model beside the one that answers.
     pub async fn rebuild(&self, actor: Actor, model: &str) -> Result<(), Failure> {
-        self.settle(actor).await?;
         self.ask_one("rebuild", actor, model).await
     }
 
     /// Begins to verify all models against the log.
     pub async fn verify(&self, actor: Actor) -> Result<(), Failure> {
-        self.settle(actor).await?;
         self.ask_one("verify", actor, ()).await
     }
 }

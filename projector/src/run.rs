@@ -101,10 +101,9 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let folding = tokio::task::spawn_blocking(move || fold_on(models, waiting, &progress, &changes));
 
     let live = Arc::new(Live::default());
-    let traveller =
-        Traveller::open(log.clone(), &args.data.join("travel")).context("opening what time travel keeps")?;
-    let scratch = args.data.join("verify");
-    Database::remove(&scratch).context("removing what a verification left that was killed")?;
+    let background = Background::new(tasks.clone(), shutdown.clone());
+    let traveller = Traveller::open(log.clone(), &args.data.join("travel"), background.clone())
+        .context("opening what time travel keeps")?;
     let work = Work {
         projector: ProjectorId::generate(),
         keys,
@@ -113,8 +112,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         trees: trees.clone(),
         adoption,
         applied: applied.clone(),
-        scratch,
-        background: Background::new(tasks.clone(), shutdown.clone()),
+        scratch: args.data.join("verify"),
+        background,
         state: Arc::default(),
     };
     info!(projector = %work.projector, "operators ask it by this id");
@@ -131,11 +130,11 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     }
     tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
 
+    ops.work.go_on()?;
     let server =
         Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
     query::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
-    ops.work.go_on()?;
     tasks.spawn(gauges::take(ops, shutdown.clone()));
     let mut folded = applied;
     let caught_up = folded.wait_for(|applied| applied.seq >= floor);

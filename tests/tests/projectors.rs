@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gpubnb_events::{Clock as _, SystemClock, Timestamp};
 use gpubnb_projector::model::figures::MarketFigures;
 use gpubnb_tests::{
     models,
@@ -57,10 +58,12 @@ async fn what_each_projector_has_of_its_own_is_asked_of_one() {
     assert_eq!(differing["differing"], serde_json::json!(["x"]), "{verified}");
     let (code, verified) = json(&system, &["verify", "--json", "--projector", &first]);
     assert_eq!(code, Some(0), "{verified}");
-    // Whichever it is, who asked hears of the verification that it began.
+    // Whichever it is, who asked hears of the verification that it began, and of none before.
     for _ in 0..6 {
-        let (code, verified) = json(&system, &["verify", "--json"]);
-        assert_eq!(verified["clean"], code == Some(0), "{verified}");
+        let before = SystemClock.now();
+        let verified = json(&system, &["verify", "--json"]).1;
+        let began: Timestamp = serde_json::from_value(verified["verification"]["began_at"].clone()).unwrap();
+        assert!(began >= before, "{verified}");
     }
     let (code, rebuilt) = json(&system, &["rebuild", "figures", "--json", "--projector", second]);
     assert_eq!((code, &rebuilt["rebuild"]["failed"]), (Some(0), &Value::Null), "{rebuilt}");

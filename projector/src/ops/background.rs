@@ -17,6 +17,11 @@ impl Background {
         Self { tasks, shutdown }
     }
 
+    /// Whether what runs is about to be cut off.
+    pub(crate) fn stops(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
+
     /// Begins, within a runtime. `None`: it was cut off.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,

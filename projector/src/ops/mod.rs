@@ -289,10 +289,9 @@ impl Ops {
         let seq = self.seq_of(to).await?;
         let traveller = self.traveller.clone();
         // It goes on when nobody waits any more: who asks again finds the snapshots that it left.
-        let journey = self.work.background.spawn(async move { traveller.market(seq).await });
+        let journey = tokio::spawn(async move { traveller.market(seq).await });
         match tokio::time::timeout(SOON, journey).await {
-            Ok(Ok(Some(then))) => then.map(|then| Travel::There(Box::new(then))).map_err(|e| failed(&e)),
-            Ok(Ok(None)) => Err(Failure::Unavailable("the projector stops".to_owned())),
+            Ok(Ok(then)) => then.map(|then| Travel::There(Box::new(then))).map_err(|e| failed(&e)),
             Ok(Err(e)) => Err(Failure::Unavailable(e.to_string())),
             Err(_) => {
                 let began = crate::view::ops::Progress { at: Seq::ZERO, until: seq, per_second: 0 };

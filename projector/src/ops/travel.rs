@@ -14,6 +14,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Aggregate, Event, Log, Recorded, Seq};
 use tokio::sync::Mutex as Turn;
 
+use super::background::Background;
 use crate::{
     database::Database,
     model::{
@@ -68,6 +69,7 @@ pub(crate) enum TravelError {
 pub(crate) struct Traveller {
     log: Log,
     db: Database,
+    background: Background,
     snapshots: Arc<Mutex<Snapshots>>,
     /// One journey at a time; who waits finds what it left.
     turn: Arc<Turn<()>>,
@@ -88,11 +90,11 @@ fn market_models() -> [Box<dyn Projection>; 3] {
 
 impl Traveller {
     /// Opens a database for what is folded; it is empty, and gone at the end.
-    pub(crate) fn open(log: Log, path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(log: Log, path: &Path, background: Background) -> Result<Self, StoreError> {
         let db = Database::scratch(path, CACHE_MIB)?;
         let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
-        Ok(Self { log, db, snapshots, turn: Arc::default(), progress, been: Arc::default() })
+        Ok(Self { log, db, background, snapshots, turn: Arc::default(), progress, been: Arc::default() })
     }
 
     /// How far the journey is that is being made.
@@ -111,6 +113,16 @@ impl Traveller {
         if let Some(been) = self.been().iter().find(|then| then.seq == seq) {
             return Ok(been.clone());
         }
+        let own = self.clone();
+        let journey = self.background.spawn(async move { own.journey(seq).await });
+        match journey.await {
+            Ok(Some(then)) => then,
+            Ok(None) => Err(TravelError::Log("the projector stops".to_owned())),
+            Err(e) => Err(TravelError::Log(e.to_string())),
+        }
+    }
+
+    async fn journey(&self, seq: Seq) -> Result<MarketThen, TravelError> {
         let tree = self.fresh()?;
         let then = self.look(seq, &tree).await;
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -161,6 +173,8 @@ impl Traveller {
             }
             at = last;
             self.keep(at, tree)?;
+            // It can be cut off here.
+            tokio::task::yield_now().await;
             let (done, until) = (Seq(at.0 - from.0), Seq(seq.0 - from.0));
             let done = Progress::since(began.elapsed(), Seq::ZERO, done, until);
             *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);

@@ -68,7 +68,9 @@ pub(super) async fn verified(work: &Work) -> anyhow::Result<Vec<ModelCheck>> {
             replay.incomplete();
             replay.invariants.broken(end.next(), format!("the log ends here; it was folded up to {}", work.last()));
         }
-        replay.until(work.last().min(end)).await?;
+        let read = replay.until(work.last().min(end)).await;
+        replay.tell();
+        read?;
         // Whatever becomes of the comparison, what was found on the way is told.
         replay.tampered()?;
         let compared = replay.compared().await;
@@ -77,6 +79,7 @@ pub(super) async fn verified(work: &Work) -> anyhow::Result<Vec<ModelCheck>> {
             replay.heads().await?;
             looked_at = replay.at;
         }
+        replay.tell();
         checks.extend(compared?);
         if replay.incomplete {
             break;
@@ -183,10 +186,18 @@ impl<'a> Replay<'a> {
             }
             self.at = last;
             let progress = self.progress(until.max(self.work.last()));
-            let violations = self.invariants.found().to_vec();
-            self.work.note(|v| (v.progress, v.violations) = (progress, violations));
+            self.work.note(|v| v.progress = progress);
+            self.tell();
+            // It can be cut off here: where the broker keeps up, nothing is waited for.
+            tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    /// Tells what was found so far.
+    fn tell(&self) {
+        let violations = self.invariants.found().to_vec();
+        self.work.note(|v| v.violations = violations);
     }
 
     /// How far it is, as if the log were read once.
@@ -213,8 +224,7 @@ impl<'a> Replay<'a> {
 
     /// Compares the log's own tree with the heads that were signed of it, here and at other times.
     async fn heads(&mut self) -> anyhow::Result<()> {
-        let violations = self.invariants.found().to_vec();
-        self.work.note(|v| v.violations = violations);
+        self.tell();
         let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.tree().clone()) else {
             return Ok(());
         };
@@ -251,8 +261,7 @@ impl<'a> Replay<'a> {
             self.invariants.broken(Seq(before + 1), what);
             break;
         }
-        let violations = self.invariants.found().to_vec();
-        self.work.note(|v| (v.heads, v.violations) = (agree, violations));
+        self.work.note(|v| v.heads = agree);
         Ok(())
     }
 

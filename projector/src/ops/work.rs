@@ -79,8 +79,10 @@ impl Work {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on with the rebuilds that were cut off when the process ended.
+    /// Goes on with the rebuilds that were cut off when the process ended, and removes what a verification left. Call before
+    /// anybody can ask.
     pub(crate) fn go_on(&self) -> Result<(), StoreError> {
+        Database::remove(&self.scratch)?;
         for projection in model::all() {
             if self.db.is_rebuilding(projection.name())? && self.rebuild(projection.name()).is_ok() {
                 tracing::info!(model = projection.name(), "a rebuild that was cut off goes on");
@@ -103,7 +105,9 @@ impl Work {
         let work = self.clone();
         self.background.spawn(async move {
             let rebuilt = work.rebuilt(projection).await.and_then(|()| Ok(work.db.end_rebuild(name)?));
+            // One that fails because everything ends goes on at the next start.
             if rebuilt.is_err()
+                && !work.background.stops()
                 && let Err(e) = work.db.end_rebuild(name)
             {
                 tracing::warn!(error = %e, model = name, "a rebuild that was given up is tried again at the next start");
@@ -142,6 +146,8 @@ impl Work {
             if cut {
                 break;
             }
+            // It can be cut off here.
+            tokio::task::yield_now().await;
             let progress = meter.progress(rebuilt.checkpoint(), self.last());
             if let Some(rebuild) = self.state().rebuilds.get_mut(name) {
                 rebuild.progress = progress;

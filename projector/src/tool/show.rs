@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use async_nats::Client;
 use gpubnb_events::{Actor, Aggregate, Log, Recorded, Seq, rpc::Caller};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{point, print_line, trail, until_stopped, work::said};
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         machines::{self, Machines},
         touched,
     },
-    ops::travel::Traveller,
+    ops::{background::Background, travel::Traveller},
     query::trail_event,
     store::{self, Rows},
     tree::Tree,
@@ -60,7 +60,7 @@ pub(super) async fn show(
         match of {
             Some(of) if args.from_log => fold(log, of, seq, shutdown.clone()).await,
             Some(of) => asked(&queries, of, seq).await,
-            None if args.from_log => until_stopped(&shutdown, folded_market(log, seq)).await,
+            None if args.from_log => until_stopped(&shutdown, folded_market(log, seq, shutdown.clone())).await,
             None => market(&queries, seq, &shutdown).await,
         }
     };
@@ -146,9 +146,10 @@ async fn market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -
 }
 
 /// The same, folded here.
-async fn folded_market(log: &Log, seq: Seq) -> anyhow::Result<Found> {
+async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyhow::Result<Found> {
     let directory = tempfile::tempdir()?;
-    let traveller = Traveller::open(log.clone(), directory.path())?;
+    let background = Background::new(TaskTracker::new(), shutdown);
+    let traveller = Traveller::open(log.clone(), directory.path(), background)?;
     let watched = traveller.clone();
     let watching = tokio::spawn(async move {
         loop {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use gpubnb_events::{Actor, Millis, Seq, rpc::Caller};
+use gpubnb_events::{Actor, Millis, ProjectorId, Seq, rpc::Caller};
 use tokio_util::sync::CancellationToken;
 
 use super::tell;
@@ -85,12 +85,19 @@ pub(super) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow:
     Ok(())
 }
 
+/// Asks one projector and no other: if it is gone, so is what began there.
+async fn one(client: async_nats::Client, projector: Option<ProjectorId>) -> anyhow::Result<QueryClient> {
+    let queries = QueryClient::new(Caller::new(client)).only(projector);
+    let answering = queries.platform(ME).await?.projector;
+    Ok(queries.only(answering))
+}
+
 pub(super) async fn rebuild(
     client: async_nats::Client,
     args: &RebuildArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let queries = QueryClient::new(Caller::new(client)).only(args.projector);
+    let queries = one(client, args.projector).await?;
     queries.rebuild(ME, &args.model).await?;
     let rebuild = |p: &Platform| p.models.iter().find(|m| m.name == args.model).and_then(|m| m.rebuild.clone());
     loop {
@@ -119,7 +126,7 @@ pub(super) async fn verify(
     args: &VerifyArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let queries = QueryClient::new(Caller::new(client)).only(args.projector);
+    let queries = one(client, args.projector).await?;
     queries.verify(ME).await?;
     loop {
         let verification = queries.platform(ME).await?.verification.context("no verification runs")?;
