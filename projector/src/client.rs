@@ -220,17 +220,20 @@ impl QueryClient {
         let ask = Ask { min_seq: Seq::ZERO, body };
         // Where the one that was asked so far is gone, another is.
         for _ in 0..2 {
-            let Some(projector) = self.settled(actor).await? else { break };
+            let Some(projector) = self.settled(actor).await? else {
+                return self.caller.call(subject::query(name), actor, &ask).await;
+            };
             let answer = self.caller.call_there(subject::query_of(name, projector), actor, &ask).await?;
             if let Some(answer) = answer {
                 return Ok(answer);
             }
             if self.only.is_some() {
-                return Err(Failure::Unavailable(format!("projector {projector} is not there (any more)")));
+                let gone = format!("projector {projector} does not answer: `lag` names one that does");
+                return Err(Failure::Unavailable(gone));
             }
             self.asked().take_if(|asked| *asked == projector);
         }
-        self.caller.call(subject::query(name), actor, &ask).await
+        Err(Failure::Unavailable("no projector stays: ask again".to_owned()))
     }
 
     /// The projector that is asked: the first that answered, or whichever does now. `None`: one that has no id.
