@@ -238,14 +238,21 @@ impl QueryClient {
 
     /// The projector that is asked: the first that answered, or whichever does now. `None`: one that has no id.
     async fn settled(&self, actor: Actor) -> Result<Option<ProjectorId>, Failure> {
-        if let Some(projector) = self.only.or_else(|| *self.asked()) {
-            return Ok(Some(projector));
+        match self.only.or_else(|| *self.asked()) {
+            None => Ok(self.settle(&Box::pin(self.any_platform(actor)).await?)),
+            settled => Ok(settled),
         }
-        let platform: Platform = Box::pin(self.ask("platform", actor, Seq::ZERO, ())).await?;
+    }
+
+    async fn any_platform(&self, actor: Actor) -> Result<Platform, Failure> {
+        self.ask("platform", actor, Seq::ZERO, ()).await
+    }
+
+    /// Settles on the projector that answered, unless somebody else has settled on one meanwhile.
+    fn settle(&self, platform: &Platform) -> Option<ProjectorId> {
         let mut asked = self.asked();
-        // Somebody else may have settled meanwhile.
         *asked = asked.or(platform.projector);
-        Ok(*asked)
+        *asked
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -366,6 +373,12 @@ impl QueryClient {
 
     /// The platform's streams and models. For operators, as all that follow.
     pub async fn platform(&self, actor: Actor) -> Result<Platform, Failure> {
+        if self.only.is_none() && self.asked().is_none() {
+            let platform = self.any_platform(actor).await?;
+            if self.settle(&platform) == platform.projector {
+                return Ok(platform);
+            }
+        }
         self.ask_one("platform", actor, ()).await
     }
 

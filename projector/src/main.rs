@@ -4,7 +4,7 @@ use clap::Parser;
 use gpubnb_projector::{Cli, Command, operate, run};
 use tokio_util::sync::CancellationToken;
 
-/// Folding allocates and frees much, some of it on other threads than it came from: a fifth faster than with the system's.
+/// Folding allocates and frees much, some of it on other threads than it came from: docs/adr/0016.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

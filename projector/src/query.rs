@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{
-    AccountId, Actor, Aggregate, Event, JobId, Log, MachineId, Recorded, Seq,
+    AccountId, Actor, Aggregate, Event, JobId, Log, MachineId, ProjectorId, Recorded, Seq,
     archive::Line,
     merkle,
     proof::Proof,
@@ -112,26 +112,27 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await
 }
 
-async fn endpoint<B, T, F, Fut>(
-    server: &Server,
-    queries: &Queries,
-    name: &str,
-    handler: F,
-) -> Result<(), async_nats::Error>
-where
-    B: DeserializeOwned + Send,
-    T: Serialize,
-    F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
-    Fut: Future<Output = Result<T, Failure>> + Send,
-{
-    endpoint_at(server, queries, (name, subject::query(name)), handler).await
+/// Where an endpoint is asked: the name that it is counted under, and its subject.
+pub(crate) struct At(String, String);
+
+impl From<&str> for At {
+    fn from(name: &str) -> Self {
+        Self(format!("query-{name}"), subject::query(name))
+    }
 }
 
-/// One endpoint, at a subject.
-pub(crate) async fn endpoint_at<B, T, F, Fut>(
+impl At {
+    /// At one projector.
+    pub(crate) fn of(name: &str, projector: ProjectorId) -> Self {
+        Self(format!("query-{name}-own"), subject::query_of(name, projector))
+    }
+}
+
+/// One endpoint.
+pub(crate) async fn endpoint<B, T, F, Fut>(
     server: &Server,
     queries: &Queries,
-    (name, subject): (&str, String),
+    at: impl Into<At>,
     handler: F,
 ) -> Result<(), async_nats::Error>
 where
@@ -140,9 +141,9 @@ where
     F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
     Fut: Future<Output = Result<T, Failure>> + Send,
 {
-    let queries = queries.clone();
+    let (queries, At(name, subject)) = (queries.clone(), at.into());
     server
-        .endpoint(&format!("query-{name}"), subject, Requester::Platform, move |incoming: Incoming| {
+        .endpoint(&name, subject, Requester::Platform, move |incoming: Incoming| {
             let (queries, handler) = (queries.clone(), handler.clone());
             async move {
                 let Ask { min_seq, body } = incoming.parse()?;

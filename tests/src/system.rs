@@ -18,6 +18,8 @@ use crate::{
     web::Web,
 };
 
+/// Where the projector has its rows.
+const PROJECTOR: &str = "projector";
 /// How long a process may take to get ready.
 const READY: Duration = Duration::from_secs(30);
 
@@ -211,15 +213,13 @@ impl System {
 
     /// Starts the projector, again with what it had folded.
     pub async fn start_projector(&mut self) -> anyhow::Result<()> {
-        let mut projector = self.begin_projector()?;
-        said_ready(&mut projector, self.options.patience).await?;
-        self.projector = Some(projector);
+        self.projector = Some(self.another_projector(PROJECTOR).await?);
         Ok(())
     }
 
     /// The same, and does not wait until it is ready.
     pub fn begin_projector(&self) -> anyhow::Result<Process> {
-        self.begin_projector_in("projector")
+        self.begin_projector_in(PROJECTOR)
     }
 
     /// A projector beside the first, with rows of its own in this directory, once it is ready.

@@ -23,7 +23,6 @@ use gpubnb_events::{
     event::Check,
     rpc::{Failure, Refusal, RefusalKind, Server},
     stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
-    subject,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex as Turn, OnceCell};
@@ -35,7 +34,7 @@ use self::{
 use crate::{
     client::{EventsQuery, Point, TrailOf},
     model::{ledger::Ledger, timeline::Timeline},
-    query::{Queries, broken, endpoint_at, may_see_all, not_found},
+    query::{At, Queries, broken, endpoint, may_see_all, not_found},
     view::{
         Page, TrailEvent,
         ops::{Accounts, Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
@@ -77,11 +76,20 @@ type Checked = (Instant, Vec<Check>);
 pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::Error> {
     // How far it is can be asked before it is there.
     let at_once = &Ops { queries: Queries { floor: Seq::ZERO, ..ops.queries.clone() }, ..ops.clone() };
-    own(server, at_once, "platform", |ops, ()| async move { ops.platform().await }).await?;
-    own(server, at_once, "rebuild", |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") })
-        .await?;
-    own(server, at_once, "verify", |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
-    own(server, ops, "travel", |ops, to| async move { ops.travel(to).await }).await?;
+    // What each has of its own: at whichever answers, and at this very one.
+    let own = |name| [At::from(name), At::of(name, ops.work.projector)];
+    for at in own("platform") {
+        on(server, at_once, at, |ops, ()| async move { ops.platform().await }).await?;
+    }
+    for at in own("rebuild") {
+        on(server, at_once, at, |ops, model: String| async move { begun(ops.work.rebuild(&model), "model") }).await?;
+    }
+    for at in own("verify") {
+        on(server, at_once, at, |ops, ()| async move { begun(ops.work.verify(), "model") }).await?;
+    }
+    for at in own("travel") {
+        on(server, ops, at, |ops, to| async move { ops.travel(to).await }).await?;
+    }
     on(server, ops, "events", |ops, query: EventsQuery| async move { ops.events(query).await }).await?;
     on(server, at_once, "doctor", |ops, ()| async move { ops.doctor().await }).await?;
     on(server, ops, "accounts", |ops, after| async move { ops.accounts(after).await }).await?;
@@ -89,35 +97,8 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
     on(server, ops, "then", |ops, (of, to)| async move { ops.then(of, to).await }).await
 }
 
-/// An endpoint for operators about what each projector has of its own: at whichever answers, and at this very one.
-async fn own<B, T, F, Fut>(server: &Server, ops: &Ops, name: &str, handler: F) -> Result<(), async_nats::Error>
-where
-    B: DeserializeOwned + Send + 'static,
-    T: Serialize,
-    F: Fn(Ops, B) -> Fut + Send + Sync + Clone + 'static,
-    Fut: Future<Output = Result<T, Failure>> + Send,
-{
-    on(server, ops, name, handler.clone()).await?;
-    on_at(server, ops, (&format!("{name}-own"), subject::query_of(name, ops.work.projector)), handler).await
-}
-
 /// An endpoint for operators.
-async fn on<B, T, F, Fut>(server: &Server, ops: &Ops, name: &str, handler: F) -> Result<(), async_nats::Error>
-where
-    B: DeserializeOwned + Send + 'static,
-    T: Serialize,
-    F: Fn(Ops, B) -> Fut + Send + Sync + Clone + 'static,
-    Fut: Future<Output = Result<T, Failure>> + Send,
-{
-    on_at(server, ops, (name, subject::query(name)), handler).await
-}
-
-async fn on_at<B, T, F, Fut>(
-    server: &Server,
-    ops: &Ops,
-    at: (&str, String),
-    handler: F,
-) -> Result<(), async_nats::Error>
+async fn on<B, T, F, Fut>(server: &Server, ops: &Ops, at: impl Into<At>, handler: F) -> Result<(), async_nats::Error>
 where
     B: DeserializeOwned + Send + 'static,
     T: Serialize,
@@ -125,7 +106,7 @@ where
     Fut: Future<Output = Result<T, Failure>> + Send,
 {
     let own = ops.clone();
-    endpoint_at(server, &ops.queries, at, move |_, actor, body| {
+    endpoint(server, &ops.queries, at, move |_, actor, body| {
         let (ops, handler) = (own.clone(), handler.clone());
         async move {
             if may_see_all(actor) {

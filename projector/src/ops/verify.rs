@@ -59,37 +59,12 @@ fn groups() -> Vec<Vec<Box<dyn Projection>>> {
 
 /// Verifies everything. What is found on the way is told at once, in the verification's state.
 pub(super) async fn verified(work: &Work) -> anyhow::Result<Vec<ModelCheck>> {
-    let (groups, mut checks, mut looked_at) = (groups(), Vec::new(), Seq::ZERO);
+    let groups = groups();
     let mut replay = Replay::new(work, groups.len());
-    for (pass, models) in groups.into_iter().enumerate() {
-        replay.begin(pass, models)?;
-        let end = work.log.last_seq().await?;
-        if end < work.last() {
-            replay.incomplete();
-            replay.invariants.broken(end.next(), format!("the log ends here; it was folded up to {}", work.last()));
-        }
-        let read = replay.until(work.last().min(end)).await;
-        replay.tell();
-        read?;
-        // Whatever becomes of the comparison, what was found on the way is told.
-        replay.tampered()?;
-        let compared = replay.compared().await;
-        replay.tampered()?;
-        if pass == 0 {
-            replay.heads().await?;
-            looked_at = replay.at;
-        }
-        replay.tell();
-        checks.extend(compared?);
-        if replay.incomplete {
-            break;
-        }
-    }
-    let place = |check: &ModelCheck| model::all().iter().position(|model| model.name() == check.name);
-    checks.sort_by_key(place);
-    // What came meanwhile was folded and compared, but not looked at event by event.
-    work.note(|v| (v.progress.at, v.progress.until) = (looked_at, looked_at));
-    Ok(checks)
+    let checks = replay.checked(groups).await;
+    // Whatever became of it.
+    replay.tell();
+    checks
 }
 
 /// The log folded anew, for comparison.
@@ -98,9 +73,8 @@ struct Replay<'a> {
     /// Which of how many times the log is read. The events themselves are looked at in the first.
     pass: usize,
     passes: usize,
+    /// None where the log has not all that was folded: there is nothing to compare then.
     models: Vec<Model>,
-    /// The log has not all that was folded: there is nothing to compare.
-    incomplete: bool,
     invariants: Invariants,
     /// What each message is now, to be compared with what it was when it was folded.
     now: LeavesNow,
@@ -118,7 +92,6 @@ impl<'a> Replay<'a> {
             pass: 0,
             passes,
             models: Vec::new(),
-            incomplete: false,
             invariants: Invariants::default(),
             now: LeavesNow::default(),
             changed: Vec::new(),
@@ -139,18 +112,42 @@ impl<'a> Replay<'a> {
             Model::new(projection, tree)
         });
         self.models = models.collect::<Result<_, StoreError>>()?;
-        if pass > 0 {
-            self.invariants.forget();
-            self.follower = self.work.log.follow(Seq(1)).over_gaps();
-            self.read.clear();
-        }
+        self.invariants.forget();
+        self.follower = self.work.log.follow(Seq(1)).over_gaps();
+        self.read.clear();
         (self.pass, self.at) = (pass, Seq::ZERO);
         Ok(())
     }
 
-    fn incomplete(&mut self) {
-        self.models.clear();
-        self.incomplete = true;
+    /// Every group of models, and with the first the log itself.
+    async fn checked(&mut self, groups: Vec<Vec<Box<dyn Projection>>>) -> anyhow::Result<Vec<ModelCheck>> {
+        let (work, mut checks, mut looked_at) = (self.work, Vec::new(), Seq::ZERO);
+        for (pass, models) in groups.into_iter().enumerate() {
+            self.begin(pass, models)?;
+            let end = work.log.last_seq().await?;
+            if end < work.last() {
+                self.models.clear();
+                self.invariants.broken(end.next(), format!("the log ends here; it was folded up to {}", work.last()));
+            }
+            self.until(work.last().min(end)).await?;
+            // Whatever becomes of the comparison, what was found on the way is told.
+            self.tampered()?;
+            let compared = self.compared().await;
+            self.tampered()?;
+            if pass == 0 {
+                self.heads().await?;
+                looked_at = self.at;
+            }
+            checks.extend(compared?);
+            if self.models.is_empty() {
+                break;
+            }
+        }
+        let place = |check: &ModelCheck| model::all().iter().position(|model| model.name() == check.name);
+        checks.sort_by_key(place);
+        // What came meanwhile was folded and compared, but not looked at event by event.
+        work.note(|v| (v.progress.at, v.progress.until) = (looked_at, looked_at));
+        Ok(checks)
     }
 
     /// Every model, compared. A gap that is found on the way leaves nothing to compare.
@@ -217,14 +214,13 @@ impl<'a> Replay<'a> {
 
     fn missing(&mut self, before: Seq, next: Seq) {
         for missing in (before.0 + 1..next.0).take(TOLD).map(Seq) {
-            self.incomplete();
+            self.models.clear();
             self.invariants.broken(missing, "MARKET has this event no more".to_owned());
         }
     }
 
     /// Compares the log's own tree with the heads that were signed of it, here and at other times.
     async fn heads(&mut self) -> anyhow::Result<()> {
-        self.tell();
         let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.tree().clone()) else {
             return Ok(());
         };

@@ -58,22 +58,6 @@ pub(crate) enum NotNow {
     Runs,
 }
 
-/// Counts what is done.
-struct Meter {
-    began: Instant,
-    from: Seq,
-}
-
-impl Meter {
-    fn start(from: Seq) -> Self {
-        Self { began: Instant::now(), from }
-    }
-
-    fn progress(&self, at: Seq, until: Seq) -> Progress {
-        Progress::since(self.began.elapsed(), self.from, at, until)
-    }
-}
-
 impl Work {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,7 +118,7 @@ impl Work {
         if from > Seq::ZERO {
             tracing::info!(model = name, after = from.0, "a rebuild goes on");
         }
-        let (mut follower, meter) = (self.log.follow(from.next()), Meter::start(from));
+        let (mut follower, began) = (self.log.follow(from.next()), Instant::now());
         // One event at the least is left for the fold that goes on: it is what makes it swap.
         while rebuilt.checkpoint().0 + NEAR < self.last().0 {
             let mut batch = follower.next_batch().await;
@@ -148,7 +132,7 @@ impl Work {
             }
             // It can be cut off here.
             tokio::task::yield_now().await;
-            let progress = meter.progress(rebuilt.checkpoint(), self.last());
+            let progress = Progress::since(began.elapsed(), from, rebuilt.checkpoint(), self.last());
             if let Some(rebuild) = self.state().rebuilds.get_mut(name) {
                 rebuild.progress = progress;
             }
