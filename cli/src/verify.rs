@@ -4,7 +4,8 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
-use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, proof::Proof, spec::Artifact};
+use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact};
+use gpubnb_proof::Proof;
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};

@@ -1,46 +1,34 @@
-//! The language of `GPUbnb`: everything two processes must agree on.
+//! The language of `GPUbnb`: everything that two processes must agree on, as plain data and pure functions.
 //!
-//! Belongs here: event types with their frozen wire names, typed ids, money, time, subjects, streams,
-//! the guarded log, and the messages of commands. Must not come here: a decision (that is `services`)
-//! or a read model (that is `projector`).
+//! Belongs here: event types with their frozen wire names, typed ids, money, time, subjects, the form of a message, and
+//! the bodies of commands. Must not come here: a decision (`services/domain`), a read model (`projector`), or anything
+//! that talks to a broker (`events/log`, `events/runtime`).
 
 pub mod actor;
-pub mod archive;
-#[cfg(feature = "monitor")]
-mod collector;
 pub mod command;
-pub mod dispatch;
+pub mod dead_letter;
 pub mod event;
 pub mod ids;
 pub mod ledger;
-pub mod log;
 pub mod manifest;
-pub mod merkle;
-pub mod metric;
+pub mod message;
 pub mod money;
-#[cfg(feature = "monitor")]
-pub mod monitor;
-pub mod nats;
-pub mod observe;
 pub mod output;
-pub mod proof;
 pub mod record;
-pub mod rpc;
-pub mod snapshot;
+pub mod refusal;
 pub mod spec;
-pub mod stream;
 pub mod subject;
 pub mod telemetry;
 pub mod template;
 pub mod time;
-pub mod trace;
 pub mod transfer;
 
 pub use actor::Actor;
 pub use event::{Aggregate, Event};
 pub use ids::{AccountId, CommandId, JobId, Lease, MachineId, ProjectorId, Seq};
-pub use log::{Log, Proposal, Recorded};
+pub use message::{Proposal, Recorded};
 pub use money::{HourlyRate, MicroUsd};
+pub use refusal::{Refusal, RefusalKind};
 pub use time::{Clock, Millis, Seconds, SystemClock, Timestamp};
 
 /// Bytes as hexadecimal text.

@@ -8,56 +8,59 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use gpubnb_events::{Log, Recorded, Seq};
+use gpubnb_events::{Recorded, Seq};
+use gpubnb_log::Log;
+use gpubnb_model::Projection;
+use gpubnb_store::{self, Database, SnapshotCopy, StoreError, Table, WriteBatch};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::{
-    copier::Copier,
-    database::Database,
-    model::{self, Projection},
-    store::{self, Rows, StoreError},
-    tree::Tree,
-};
-
 /// One model and its tree.
 pub struct Model {
     projection: Box<dyn Projection>,
-    tree: Tree,
-    copier: Arc<Copier>,
+    table: Table,
+    copier: Arc<SnapshotCopy>,
     checkpoint: Seq,
     stopped: Option<String>,
+}
+
+/// A fold that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// The store failed.
+    #[error("the read models cannot be written or read")]
+    Store(#[from] StoreError),
+    /// The thread of the fold ended before its work was done.
+    #[error("the fold ended early")]
+    Ended(#[from] tokio::task::JoinError),
 }
 
 /// Every model of a projector.
 pub struct Models {
     all: Vec<Model>,
-    trees: Trees,
+    tables: Tables,
     adoption: Adoption,
 }
 
-/// The trees that answer, for reading. One is swapped when its model was rebuilt.
+/// The tables that answer, for reading. One is swapped when its model was rebuilt.
 #[derive(Clone)]
-pub struct Trees(Arc<RwLock<BTreeMap<&'static str, Tree>>>);
+pub struct Tables(Arc<RwLock<BTreeMap<&'static str, Table>>>);
 
-impl Trees {
-    /// A model's tree. Every model's name is known when the program is written.
-    pub fn of(&self, projection: &impl Projection) -> Result<Tree, StoreError> {
+impl Tables {
+    /// A model's table. Every model's name is known when the program is written.
+    pub fn of(&self, projection: &impl Projection) -> Result<Table, StoreError> {
         self.named(projection.name())
     }
 
-    /// The tree of the model with this name.
-    pub fn named(&self, name: &str) -> Result<Tree, StoreError> {
-        let trees = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        trees
-            .get(name)
-            .cloned()
-            .ok_or_else(|| StoreError::Sled(sled::Error::Unsupported(format!("no model is called {name}"))))
+    /// The table of the model with this name.
+    pub fn named(&self, name: &str) -> Result<Table, StoreError> {
+        let tables = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        tables.get(name).cloned().ok_or_else(|| StoreError::corrupt(name.as_bytes(), "no model has this name"))
     }
 
-    fn swap(&self, name: &'static str, tree: Tree) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, tree);
+    fn swap(&self, name: &'static str, table: Table) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, table);
     }
 }
 
@@ -88,29 +91,29 @@ impl Adoption {
 impl Models {
     /// Opens every model in a database.
     pub fn open(db: &Database) -> Result<Self, StoreError> {
-        let models = model::all().into_iter().map(|projection| {
-            let tree = db.model(&*projection)?;
-            if store::checkpoint(&tree)? == Seq::ZERO {
+        let models = gpubnb_model::all().into_iter().map(|projection| {
+            let table = db.model(projection.tables())?;
+            if gpubnb_store::checkpoint(&table)? == Seq::ZERO {
                 // What stands there without a checkpoint was cut off while a snapshot was taken up.
-                tree.clear()?;
+                table.clear()?;
             }
-            let model = Model::new(projection, tree)?;
+            let model = Model::new(projection, table)?;
             info!(model = model.name(), checkpoint = model.checkpoint.0, "opened");
             Ok(model)
         });
         let models: Vec<Model> = models.collect::<Result<_, StoreError>>()?;
-        let trees = models.iter().map(|m| (m.projection.name(), m.tree.clone())).collect();
+        let tables = models.iter().map(|m| (m.projection.name(), m.table.clone())).collect();
         let adoption = Adoption { db: db.clone(), rebuilt: Arc::default(), read_on: watch::Sender::new(Seq::ZERO) };
-        Ok(Self { all: models, trees: Trees(Arc::new(RwLock::new(trees))), adoption })
+        Ok(Self { all: models, tables: Tables(Arc::new(RwLock::new(tables))), adoption })
     }
 
-    /// The trees, for reading.
-    pub fn trees(&self) -> Trees {
-        self.trees.clone()
+    /// The tables, for reading.
+    pub fn tables(&self) -> Tables {
+        self.tables.clone()
     }
 
     /// What copies each model's rows.
-    pub(crate) fn copiers(&self) -> Vec<(&'static str, u32, Arc<Copier>)> {
+    pub(crate) fn copiers(&self) -> Vec<(&'static str, u32, Arc<SnapshotCopy>)> {
         self.all.iter().map(|m| (m.name(), m.projection.version(), Arc::clone(&m.copier))).collect()
     }
 
@@ -146,13 +149,13 @@ impl Models {
         running.for_each(|model| model.fold_or_stop(batch));
         // One that takes the place of a model that stopped must be as far as the others, or what is read next leaves a gap.
         let furthest = self.all.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
-        let (models, trees, db) = (&mut self.all, &self.trees, &self.adoption.db);
-        rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, furthest, trees, db)));
+        let (models, tables, db) = (&mut self.all, &self.tables, &self.adoption.db);
+        rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, furthest, tables, db)));
     }
 }
 
 /// Folds everything up to `until`, or a little further, into a database. Reading and folding go on beside each other.
-pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, StoreError> {
+pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, FoldError> {
     let models = Models::open(db)?;
     let reached = CancellationToken::new();
     if models.applied() >= until {
@@ -169,7 +172,7 @@ pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, St
     });
     let folded = folding.await;
     reading.abort();
-    folded.map_err(|e| StoreError::Sled(sled::Error::ReportableBug(format!("the fold ended: {e}"))))
+    Ok(folded?)
 }
 
 /// Most parts read ahead of the fold.
@@ -233,10 +236,10 @@ pub(crate) fn fold(
 }
 
 impl Model {
-    /// A model in a tree, as far as the tree is.
-    pub(crate) fn new(projection: Box<dyn Projection>, tree: Tree) -> Result<Self, StoreError> {
-        let checkpoint = store::checkpoint(&tree)?;
-        Ok(Self { projection, tree, copier: Arc::default(), checkpoint, stopped: None })
+    /// A model in a table, as far as the table is.
+    pub(crate) fn new(projection: Box<dyn Projection>, table: Table) -> Result<Self, StoreError> {
+        let checkpoint = gpubnb_store::checkpoint(&table)?;
+        Ok(Self { projection, table, copier: Arc::default(), checkpoint, stopped: None })
     }
 
     /// Its name.
@@ -249,13 +252,13 @@ impl Model {
         self.checkpoint
     }
 
-    /// Its tree.
-    pub(crate) fn tree(&self) -> &Tree {
-        &self.tree
+    /// Its table.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
     }
 
     /// Gives its place to one that was rebuilt, once that is as far. Whether it did, or never will.
-    fn gives_way(&mut self, new: &Model, furthest: Seq, trees: &Trees, db: &Database) -> bool {
+    fn gives_way(&mut self, new: &Model, furthest: Seq, tables: &Tables, db: &Database) -> bool {
         if self.name() != new.name() {
             return false;
         }
@@ -266,14 +269,14 @@ impl Model {
         if new.checkpoint < furthest {
             return false;
         }
-        if let Err(e) = db.make_current(self.name(), &new.tree) {
+        if let Err(e) = db.make_current(self.name(), &new.table) {
             error!(model = new.name(), error = %e, "the rebuilt model cannot take its place");
             return true;
         }
-        (self.tree, self.checkpoint, self.stopped) = (new.tree.clone(), new.checkpoint, None);
-        trees.swap(self.name(), new.tree.clone());
-        // Whatever is being copied is of the tree that went, and what was kept may have been why it was rebuilt.
-        self.copier.other_tree();
+        (self.table, self.checkpoint, self.stopped) = (new.table.clone(), new.checkpoint, None);
+        tables.swap(self.name(), new.table.clone());
+        // Whatever is being copied is of the table that went, and what was kept may have been why it was rebuilt.
+        self.copier.set_replaced();
         info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
         true
     }
@@ -287,7 +290,7 @@ impl Model {
 
     /// Folds what of a batch comes after its checkpoint; on failure nothing of it, and the event it failed at.
     pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
-        let mut rows = Rows::copied(&self.tree, &self.copier);
+        let mut rows = WriteBatch::copied(&self.table, &self.copier);
         let (mut at, mut leaf) = (self.checkpoint, None);
         for recorded in batch {
             // What was read again is not folded again, and nothing is folded over a gap.

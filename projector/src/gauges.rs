@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gpubnb_events::metric;
+use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 

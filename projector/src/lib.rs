@@ -1,28 +1,17 @@
-//! The answers of `GPUbnb`: events folded into read models in sled, the queries over them, and the operator's tool.
+//! The answers of `GPUbnb`: events folded into read models, and the queries over them.
 //!
 //! Belongs here: projections, queries, looking back. Must not come here: a decision, or a write to MARKET.
 
-pub mod client;
-pub mod config;
-pub mod view;
-
-mod block;
-mod copier;
-pub mod database;
+mod change_feed;
+mod config;
 pub mod fold;
 mod gauges;
-pub mod heads;
-mod live;
-pub mod model;
-mod notice;
-mod ops;
-mod query;
+pub mod ops;
 mod run;
+mod serve;
 mod snapshot;
-pub mod store;
-mod tool;
-pub mod tree;
+mod telemetry;
+pub mod tree_head;
 
-pub use config::{Cli, Command, RunArgs};
+pub use config::RunArgs;
 pub use run::run;
-pub use tool::operate;

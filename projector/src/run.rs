@@ -3,27 +3,28 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use gpubnb_events::{
-    Log, Millis, ProjectorId, Recorded, monitor,
+use gpubnb_events::{Millis, ProjectorId, Recorded, subject::PROJECTOR_INBOX};
+use gpubnb_log::Log;
+use gpubnb_runtime::{
+    monitor,
     nats::{NatsArgs, jetstream},
     rpc::Server,
-    subject::PROJECTOR_INBOX,
 };
+use gpubnb_store::{self, Database};
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    change_feed,
     config::RunArgs,
-    database::Database,
     fold::{self, Models, READ_AHEAD},
-    gauges, heads,
-    live::Live,
-    notice,
+    gauges,
     ops::{self, Ops, background::Background, travel::Traveller, work::Work},
-    query::{self, Applied, Queries},
+    serve::{self, Applied, Queries, ReadModels},
     snapshot::Keeper,
-    store,
+    telemetry::Live,
+    tree_head,
 };
 
 /// A batch larger than this is history: nobody is told of each change in it.
@@ -38,7 +39,7 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
         if at > last {
             return Ok(false);
         }
-        let Some(leaf) = store::last_leaf(&models.trees().named(name)?)? else { continue };
+        let Some(leaf) = gpubnb_store::last_leaf(&models.tables().named(name)?)? else { continue };
         // One that was lost since stops the fold where it is missing, and not here.
         if log.get_raw(at).await?.is_some_and(|message| message.leaf() != leaf) {
             return Ok(false);
@@ -91,7 +92,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let opening = open_models(&db, &log, keeper.as_ref().filter(|_| args.snapshot_every > 0));
     let models = Box::pin(shutdown.run_until_cancelled(opening)).await.context("stopped while starting")??;
     let copiers = models.copiers();
-    let (trees, adoption) = (models.trees(), models.adoption());
+    let (tables, adoption) = (models.tables(), models.adoption());
     let (progress, applied) = watch::channel(Applied::of(&models));
     let tasks = TaskTracker::new();
 
@@ -109,7 +110,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         keys,
         log: log.clone(),
         db: db.clone(),
-        trees: trees.clone(),
+        tables: tables.clone(),
         adoption,
         applied: applied.clone(),
         scratch: args.data.join("verify"),
@@ -118,22 +119,23 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     };
     info!(projector = %work.projector, "operators ask it by this id");
     let floor = log.last_seq().await?;
-    let queries = Queries { trees, live: Arc::clone(&live), log, applied: applied.clone(), floor };
+    let read = ReadModels { tables, live };
+    let queries = Queries { read, log, applied: applied.clone(), floor };
     let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
     let ops = Ops::new(queries.clone(), work, traveller, patience, nats.nats_creds.clone());
-    tasks.spawn(notice::of_events(client.clone(), queries.clone(), changed));
-    tasks.spawn(heads::publish(js.clone(), queries.trees.clone(), key, shutdown.clone()));
+    tasks.spawn(change_feed::of_events(client.clone(), queries.clone(), changed));
+    tasks.spawn(tree_head::publish(js.clone(), queries.read.tables.clone(), key, shutdown.clone()));
     if let Some(keeper) = keeper {
-        let trees = queries.trees.clone();
+        let tables = queries.read.tables.clone();
         let until = (queries.applied.clone(), floor);
-        tasks.spawn(keeper.keep(trees, copiers, until, args.snapshot_every, shutdown.clone()));
+        tasks.spawn(keeper.keep(tables, copiers, until, args.snapshot_every, shutdown.clone()));
     }
-    tasks.spawn(notice::of_heartbeats(js, queries.clone(), shutdown.clone()));
+    tasks.spawn(change_feed::of_heartbeats(js, queries.clone(), shutdown.clone()));
 
     ops.work.go_on()?;
     let server =
         Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
-    query::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
+    serve::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
     tasks.spawn(gauges::take(ops, shutdown.clone()));
     let mut folded = applied;

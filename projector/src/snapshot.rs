@@ -10,27 +10,19 @@ use std::{
 
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use gpubnb_events::{
-    Log, Seq,
-    log::Hash,
+use gpubnb_events::{Seq, message::Hash};
+use gpubnb_log::{
+    Log,
     snapshot::{self, Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew},
 };
+use gpubnb_store::{self, CHECKPOINT, Database, LONGEST_BLOCK, SnapshotCopy, StoreError, Table};
 use nkeys::KeyPair;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{
-    block::LONGEST,
-    copier::Copier,
-    database::Database,
-    fold::Trees,
-    model,
-    query::Applied,
-    store::{self, StoreError},
-    tree::{CHECKPOINT, Tree},
-};
+use crate::{fold::Tables, serve::Applied};
 
 /// Shortest pause between two rounds.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -47,7 +39,7 @@ pub(crate) struct Keeper {
 }
 
 /// A model that is kept.
-pub(crate) type Kept = (&'static str, u32, Arc<Copier>);
+pub(crate) type Kept = (&'static str, u32, Arc<SnapshotCopy>);
 
 /// What is kept of it, and by which rules it was folded.
 fn called(name: &str, version: u32) -> (String, String) {
@@ -56,12 +48,6 @@ fn called(name: &str, version: u32) -> (String, String) {
 
 fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotError {
     SnapshotError::Content(std::io::Error::other(e))
-}
-
-impl From<StoreError> for SnapshotError {
-    fn from(e: StoreError) -> Self {
-        content(e)
-    }
 }
 
 impl Keeper {
@@ -73,35 +59,35 @@ impl Keeper {
 
     /// Fills every model that has no rows yet, where there is a snapshot of it.
     pub(crate) async fn fill(&self, db: &Database) -> Result<(), StoreError> {
-        for projection in model::all() {
+        for projection in gpubnb_model::all() {
             let (name, version) = (projection.name(), projection.version());
-            let tree = db.model(&*projection)?;
-            if store::checkpoint(&tree)? > Seq::ZERO {
+            let table = db.model(projection.tables())?;
+            if gpubnb_store::checkpoint(&table)? > Seq::ZERO {
                 continue;
             }
-            match fetched(async || self.fetch(&tree, name, version).await).await {
+            match fetched(async || self.fetch(&table, name, version).await).await {
                 Ok(Some(seq)) => info!(model = name, seq = seq.0, "begins from a snapshot"),
                 Ok(None) => {}
                 Err(e) => {
                     folded_anew(name, &e);
-                    tree.clear()?;
+                    table.clear()?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn fetch(&self, tree: &Tree, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
+    async fn fetch(&self, table: &Table, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
         let file = tempfile::tempfile_in(&self.directory)?;
         let mut to = tokio::fs::File::from_std(file.try_clone()?);
         let (name, version) = called(name, version);
         let found = self.store.fetch((&name, &version), &self.key, &self.log, &mut to).await?;
         let Some(manifest) = found else { return Ok(None) };
-        let tree = tree.clone();
+        let table = table.clone();
         let filled = tokio::task::spawn_blocking(move || {
             let mut file = file;
             file.rewind()?;
-            fill(&tree, file, &manifest.of)
+            fill(&table, file, &manifest.of)
         });
         filled.await.map_err(content)?.map(Some)
     }
@@ -110,7 +96,7 @@ impl Keeper {
     /// begins when what the log had at the start is folded.
     pub(crate) async fn keep(
         self,
-        trees: Trees,
+        tables: Tables,
         models: Vec<Kept>,
         (mut applied, floor): (watch::Receiver<Applied>, Seq),
         every: u64,
@@ -122,7 +108,7 @@ impl Keeper {
         let keeping = async {
             while applied.wait_for(|applied| applied.seq >= floor).await.is_ok() {
                 for (name, version, copier) in &models {
-                    self.keep_one(&trees, name, called(name, *version), copier, every).await;
+                    self.keep_one(&tables, name, called(name, *version), copier, every).await;
                 }
                 tokio::time::sleep(PAUSE).await;
                 if applied.changed().await.is_err() {
@@ -137,21 +123,28 @@ impl Keeper {
         }
     }
 
-    async fn keep_one(&self, trees: &Trees, model: &str, called: (String, String), copier: &Arc<Copier>, every: u64) {
-        let rebuilt = copier.has_other_tree();
+    async fn keep_one(
+        &self,
+        tables: &Tables,
+        model: &str,
+        called: (String, String),
+        copier: &Arc<SnapshotCopy>,
+        every: u64,
+    ) {
+        let rebuilt = copier.take_replaced();
         // Asked each time: another projector may have kept it.
         let last = self.store.newest((&called.0, &called.1), &self.key).await.unwrap_or_default();
-        let at = trees.named(model).and_then(|tree| store::checkpoint(&tree)).unwrap_or_default();
+        let at = tables.named(model).and_then(|table| gpubnb_store::checkpoint(&table)).unwrap_or_default();
         // Whole models are written: of a long log not for every bit of it.
         if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / TENTH) {
             return;
         }
-        match self.write(trees, model, called, Arc::clone(copier)).await {
+        match self.write(tables, model, called, Arc::clone(copier)).await {
             Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
             Err(e) => {
                 warn!(model, error = %e, "the model is kept later");
                 if rebuilt {
-                    copier.other_tree();
+                    copier.set_replaced();
                 }
             }
         }
@@ -159,14 +152,14 @@ impl Keeper {
 
     async fn write(
         &self,
-        trees: &Trees,
+        tables: &Tables,
         model: &str,
         (name, version): (String, String),
-        copier: Arc<Copier>,
+        copier: Arc<SnapshotCopy>,
     ) -> Result<Seq, SnapshotError> {
-        let tree = trees.named(model)?;
+        let table = tables.named(model).map_err(content)?;
         let directory = self.directory.clone();
-        let written = tokio::task::spawn_blocking(move || write(&copier, &tree, &directory));
+        let written = tokio::task::spawn_blocking(move || write(&copier, &table, &directory));
         let Written { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
         let leaf = leaf.ok_or(SnapshotError::Doubtful("it does not know which message its last event is"))?;
         let of = Of { name, version, seq, leaf: gpubnb_events::hex(leaf) };
@@ -205,14 +198,14 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-fn write(copier: &Copier, tree: &Tree, directory: &Path) -> Result<Written, SnapshotError> {
+fn write(copier: &SnapshotCopy, table: &Table, directory: &Path) -> Result<Written, SnapshotError> {
     let file = tempfile::tempfile_in(directory)?;
     let hashed = Hashed { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
     let mut to = GzEncoder::new(hashed, Compression::fast());
     let mut checkpoint = None;
-    let whole = copier.copy(tree, |key, value| -> Result<(), SnapshotError> {
+    let each = |key: &[u8], value: &[u8]| -> Result<(), SnapshotError> {
         if key == CHECKPOINT {
-            checkpoint = Some((store::checkpoint_in(value)?, store::leaf_in(value)));
+            checkpoint = Some((gpubnb_store::checkpoint_in(value).map_err(content)?, gpubnb_store::leaf_in(value)));
         }
         for part in [key, value] {
             let length = u32::try_from(part.len()).map_err(content)?;
@@ -220,7 +213,8 @@ fn write(copier: &Copier, tree: &Tree, directory: &Path) -> Result<Written, Snap
             to.write_all(part)?;
         }
         Ok(())
-    })?;
+    };
+    let whole = copier.copy(table, each, content)?;
     let Hashed { to, hash, bytes } = to.finish()?;
     let mut file = to.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     if !whole {
@@ -231,25 +225,25 @@ fn write(copier: &Copier, tree: &Tree, directory: &Path) -> Result<Written, Snap
     Ok(Written { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
 }
 
-/// Fills an empty tree. Its checkpoint comes last: a tree that was cut off has none, and is filled again.
-fn fill(tree: &Tree, file: File, of: &Of) -> Result<Seq, SnapshotError> {
-    tree.clear()?;
+/// Fills an empty table. Its checkpoint comes last: a table that was cut off has none, and is filled again.
+fn fill(table: &Table, file: File, of: &Of) -> Result<Seq, SnapshotError> {
+    table.clear().map_err(content)?;
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
     let mut checkpoint = None;
     while let Some((place, stored)) = block(&mut from)? {
         if place == CHECKPOINT {
             checkpoint = Some((place, stored));
         } else {
-            tree.put(&place, stored)?;
+            table.put_stored(&place, stored).map_err(content)?;
         }
     }
     let (key, value) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
-    let leaf = store::leaf_in(&value).map(gpubnb_events::hex);
-    if store::checkpoint_in(&value)? != of.seq || leaf.as_ref() != Some(&of.leaf) {
+    let leaf = gpubnb_store::leaf_in(&value).map(gpubnb_events::hex);
+    if gpubnb_store::checkpoint_in(&value).map_err(content)? != of.seq || leaf.as_ref() != Some(&of.leaf) {
         return Err(SnapshotError::Doubtful("it ends at another event than it says"));
     }
-    tree.flush()?;
-    tree.put(&key, value)?;
+    table.flush().map_err(content)?;
+    table.put_stored(&key, value).map_err(content)?;
     Ok(of.seq)
 }
 
@@ -269,7 +263,7 @@ fn block(from: &mut impl Read) -> Result<Option<Block>, SnapshotError> {
 
 fn part(from: &mut impl Read, length: [u8; 4]) -> Result<Vec<u8>, SnapshotError> {
     let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
-    if length > LONGEST {
+    if length > LONGEST_BLOCK {
         return Err(SnapshotError::Doubtful("a block of it is too long"));
     }
     let mut part = vec![0; length];
@@ -280,29 +274,31 @@ fn part(from: &mut impl Read, length: [u8; 4]) -> Result<Vec<u8>, SnapshotError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Rows;
+    use gpubnb_store::WriteBatch;
 
     #[test]
     fn a_model_comes_out_of_its_file_as_it_went_in() {
         let (directory, db) = (tempfile::tempdir().unwrap(), Database::temporary(8).unwrap());
-        let (tree, other, copier) = (db.tree("a").unwrap(), db.tree("b").unwrap(), Copier::default());
-        let mut rows = Rows::new(&tree);
+        let (table, other, copier) = (db.table("a").unwrap(), db.table("b").unwrap(), SnapshotCopy::default());
+        let mut rows = WriteBatch::new(&table);
         for n in 0..3_000_u32 {
             rows.put_bytes(n.to_be_bytes().to_vec(), vec![7; n as usize % 50]);
         }
         rows.commit_of(Seq(9), Some([5; 32])).unwrap();
-        let written = write(&copier, &tree, directory.path()).unwrap();
+        let written = write(&copier, &table, directory.path()).unwrap();
         assert_eq!((written.seq, written.leaf), (Seq(9), Some([5; 32])));
         let mut of =
             Of { name: "model-a".to_owned(), version: "1".to_owned(), seq: Seq(9), leaf: gpubnb_events::hex([5; 32]) };
-        other.sled().insert("left over", "by one that was cut off").unwrap();
+        other.put_stored(&[1, b'x'], b"left over by a fill that was cut off").unwrap();
         fill(&other, written.file.try_clone().unwrap(), &of).unwrap();
-        assert_eq!(tree.sled().checksum().unwrap(), other.sled().checksum().unwrap());
+        let rows = |table: &Table| table.all().collect::<Result<Vec<_>, _>>().unwrap();
+        assert_eq!(rows(&table), rows(&other));
+        assert_eq!(gpubnb_store::last_leaf(&other).unwrap(), Some([5; 32]));
         // One that is not what it says fills nothing that counts.
         of.seq = Seq(10);
         let mut file = written.file;
         file.rewind().unwrap();
         assert!(fill(&other, file, &of).is_err());
-        assert_eq!(store::checkpoint(&other).unwrap(), Seq::ZERO);
+        assert_eq!(gpubnb_store::checkpoint(&other).unwrap(), Seq::ZERO);
     }
 }

@@ -17,9 +17,9 @@ use async_nats::Client;
 use gpubnb_events::{
     MachineId, Timestamp,
     command::{ChangeMachine, Done, MachineWish},
-    nats::connected,
     telemetry::{GpuReading, WorkerState},
 };
+use gpubnb_runtime::nats::connected;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},

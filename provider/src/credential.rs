@@ -5,7 +5,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::{Auth, AuthError, Client, ConnectOptions};
-use gpubnb_events::{Clock as _, SystemClock, Timestamp, nats, subject::machine_inbox};
+use gpubnb_events::{Clock as _, SystemClock, Timestamp, subject::machine_inbox};
+use gpubnb_runtime::nats;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};

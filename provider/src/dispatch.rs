@@ -10,12 +10,11 @@ use futures_util::StreamExt;
 use gpubnb_events::{
     JobId, Lease,
     command::{Decline, Done, Listed},
-    dispatch::lease_of,
     event::DeclineReason,
-    rpc::Failure,
-    stream::ACK_WAIT,
     subject,
 };
+use gpubnb_log::{dispatch::lease_of, stream::ACK_WAIT};
+use gpubnb_runtime::rpc::Failure;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info, warn};

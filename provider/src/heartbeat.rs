@@ -4,11 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::Client;
 use gpubnb_events::{
-    Clock as _, MachineId, SystemClock,
-    nats::connected,
-    subject,
+    Clock as _, MachineId, SystemClock, subject,
     telemetry::{GpuTrouble, Heartbeat, WorkerState},
 };
+use gpubnb_runtime::nats::connected;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 

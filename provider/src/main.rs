@@ -21,14 +21,14 @@ async fn done() -> anyhow::Result<()> {
     let Cli { state, command, .. } = Cli::read()?;
     match command {
         Command::Enroll(args) => {
-            gpubnb_events::observe::start();
+            gpubnb_runtime::observe::start();
             enroll(&state, &args).await
         }
         Command::Run(args) => {
             let journal = Arc::new(Journal::open(&state)?);
-            gpubnb_events::observe::start_to(journal, std::io::stderr().is_terminal());
+            gpubnb_runtime::observe::start_to(journal, std::io::stderr().is_terminal());
             let shutdown = CancellationToken::new();
-            gpubnb_events::observe::cancel_on_signal(shutdown.clone());
+            gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
             Box::pin(run(&state, *args, shutdown)).await
         }
         Command::SelfTest(args) => self_test(&state, &args).await,

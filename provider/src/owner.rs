@@ -8,8 +8,8 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use gpubnb_events::{
     Clock as _, SystemClock,
     command::{ChangeMachine, Done, MachineWish},
-    rpc::Failure,
 };
+use gpubnb_runtime::rpc::Failure;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};

@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use gpubnb_events::{
-    Actor, MachineId,
-    rpc::{Caller, Failure, Refusal},
-    subject,
-};
+use gpubnb_events::{Actor, MachineId, Refusal, subject};
+use gpubnb_runtime::rpc::{Caller, Failure};
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::{debug, warn};
 

@@ -9,10 +9,9 @@ use gpubnb_events::{
     Clock as _, HourlyRate, Millis, SystemClock,
     command::{Done, ListMachine, Listed, RecordTest},
     event::Check,
-    nats::machine_jetstream,
-    rpc::Caller,
     spec::{Hardware, Offer, OwnerPolicy},
 };
+use gpubnb_runtime::{nats::machine_jetstream, rpc::Caller};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};

@@ -2,10 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gpubnb_events::{
-    command::{Accept, Desired, Inventory},
-    rpc::Failure,
-};
+use gpubnb_events::command::{Accept, Desired, Inventory};
+use gpubnb_runtime::rpc::Failure;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 

@@ -3,14 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{
-    Millis,
-    monitor::MonitorArgs,
-    nats::NatsArgs,
-    stream::{Kept, StreamOptions},
-};
+use gpubnb_domain::Settings;
+use gpubnb_events::Millis;
+use gpubnb_log::stream::{Kept, StreamOptions};
+use gpubnb_runtime::{monitor::MonitorArgs, nats::NatsArgs};
 
-use crate::{backup::BackupArgs, domain::Settings, whatif::WhatIfArgs};
+use crate::{backup::BackupArgs, whatif::WhatIfArgs};
 
 /// What `--help` says at the end.
 mod help {

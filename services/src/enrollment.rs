@@ -4,11 +4,11 @@
 use async_nats::jetstream::{self, kv};
 use futures_util::TryStreamExt;
 use gpubnb_events::{
-    AccountId, MachineId, Millis, Seq, Timestamp,
+    AccountId, MachineId, Millis, Refusal, RefusalKind, Seq, Timestamp,
     command::{EnrollmentCode, RedeemEnrollment},
-    rpc::{Failure, Refusal, RefusalKind},
-    stream::ENROLLMENTS,
 };
+use gpubnb_log::stream::ENROLLMENTS;
+use gpubnb_runtime::rpc::Failure;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
@@ -95,14 +95,10 @@ fn unavailable(e: impl std::fmt::Display) -> Failure {
     Failure::Unavailable(format!("the enrollments cannot be reached: {e}"))
 }
 
-fn refused(name: &str, kind: RefusalKind, message: &str) -> Failure {
-    Failure::Refused(Refusal { name: name.to_owned(), kind, field: None, message: message.to_owned() })
-}
-
 /// The same answer for every code that is of no use, so that none can be guessed at.
 fn bad_code() -> Failure {
     let message = "This code is unknown, has run out, or was used. Get a new one on the page \"My machines\".";
-    refused("BadCode", RefusalKind::Forbidden, message)
+    Failure::refused(Refusal::new("BadCode", RefusalKind::Forbidden, message))
 }
 
 fn encode(value: &impl Serialize) -> Result<bytes::Bytes, Failure> {
@@ -141,7 +137,7 @@ impl Enrollments {
         given.0.retain(|expires| *expires > now);
         if given.0.len() >= MOST_CODES {
             let message = "You got ten codes within the last hour. Use one of them, or come back later.";
-            return Err(refused("TooManyCodes", RefusalKind::Conflict, message));
+            return Err(Failure::refused(Refusal::new("TooManyCodes", RefusalKind::Conflict, message)));
         }
         given.0.push(expires);
         let kept = match revision {
@@ -160,10 +156,14 @@ impl Enrollments {
     ) -> Result<Enrollment, Failure> {
         if !signed_by(&c.public_key, &c.signed_text(), &c.signature) {
             let message = "The request is not signed with the key that it names.";
-            return Err(refused("BadSignature", RefusalKind::Forbidden, message));
+            return Err(Failure::refused(Refusal::new("BadSignature", RefusalKind::Forbidden, message)));
         }
         if nkeys::XKey::from_public_key(&c.sealing_key).is_err() {
-            return Err(refused("BadKey", RefusalKind::Invalid, "The sealing key is no x25519 public key."));
+            return Err(Failure::refused(Refusal::new(
+                "BadKey",
+                RefusalKind::Invalid,
+                "The sealing key is no x25519 public key.",
+            )));
         }
         let key = code_key(&c.code);
         let (code, revision): (Code, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
@@ -174,11 +174,15 @@ impl Enrollments {
         let known = self.read::<Enrollment>(machine_key(c.machine)).await?;
         if let Some((known, _)) = &known {
             if known.owner != code.owner {
-                return Err(refused("NotYours", RefusalKind::Forbidden, "This machine belongs to another account."));
+                return Err(Failure::refused(Refusal::new(
+                    "NotYours",
+                    RefusalKind::Forbidden,
+                    "This machine belongs to another account.",
+                )));
             }
             if known.banned {
                 let message = "This machine was banned from the market. Talk to those who run it.";
-                return Err(refused("Banned", RefusalKind::Forbidden, message));
+                return Err(Failure::refused(Refusal::new("Banned", RefusalKind::Forbidden, message)));
             }
         }
         if code.redeemed.is_some() {
@@ -219,7 +223,7 @@ impl Enrollments {
         let live = self.of(machine).await?.filter(|e| e.revoked_at.is_none());
         live.ok_or_else(|| {
             let message = "This machine is not enrolled, or its credential was revoked. Enroll it with a new code.";
-            refused("NotEnrolled", RefusalKind::Forbidden, message)
+            Failure::refused(Refusal::new("NotEnrolled", RefusalKind::Forbidden, message))
         })
     }
 

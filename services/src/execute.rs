@@ -3,26 +3,18 @@
 
 use std::sync::Arc;
 
-use gpubnb_events::{
-    Actor, Aggregate, Clock, Event, JobId, Log, Seq,
-    log::{AppendError, ReadError},
+use gpubnb_domain::{Command, Decision, Settings, World, job::Job};
+use gpubnb_events::{Actor, Aggregate, Clock, Event, JobId, Refusal, RefusalKind, Seq};
+use gpubnb_log::{AppendError, Log, ReadError};
+use gpubnb_runtime::{
     metric,
     nats::connected,
-    rpc::{self, Failure, RefusalKind},
+    rpc::Failure,
     trace::{self, About, SpanKind, Step},
 };
 use tracing::{debug, info};
 
-use crate::{
-    domain::{
-        Command, Decision, Settings, World,
-        job::Job,
-        world::{self},
-    },
-    passage::Passage,
-    turns::Turns,
-    view::View,
-};
+use crate::{passage::Passage, turns::Turns, view::View};
 
 /// Attempts before a typed conflict is returned.
 const ATTEMPTS: u32 = 5;
@@ -70,7 +62,7 @@ impl Executor {
                     fresh = true;
                     continue;
                 }
-                Err(refusal) => return Err(Failure::Refused(refusal.into())),
+                Err(refusal) => return Err(Failure::refused(refusal)),
             };
             let (event, about) = (&proposal.event, About { job: proposal.event.job(), ..About::default() });
             let step = Step::now(format!("append {}", event.name()), SpanKind::Producer);
@@ -90,18 +82,12 @@ impl Executor {
                 }
                 Err(e @ AppendError::Unavailable(_)) => return Err(Failure::Unavailable(e.to_string())),
                 Err(AppendError::Invalid(message)) => {
-                    let kind = RefusalKind::Invalid;
-                    let refusal = rpc::Refusal { name: "TooLarge".to_owned(), kind, field: None, message };
-                    return Err(Failure::Refused(refusal));
+                    return Err(Refusal::new("TooLarge", RefusalKind::Invalid, message).into());
                 }
             }
         }
-        Err(Failure::Refused(rpc::Refusal {
-            name: "Conflict".to_owned(),
-            kind: RefusalKind::Conflict,
-            field: None,
-            message: "Others changed the same thing at the same time. Try again.".to_owned(),
-        }))
+        let message = "Others changed the same thing at the same time. Try again.";
+        Err(Refusal::new("Conflict", RefusalKind::Conflict, message).into())
     }
 
     /// Waits until the view has all that is in the log. Returns whether there was anything to wait for; fails
@@ -148,7 +134,7 @@ impl Executor {
         });
         let Some(submission) = submission else { return Ok(None) };
         let Some(submission) = self.log.get(submission).await? else { return Ok(None) };
-        Ok(world::rebuild(&submission, &own, &self.settings))
+        Ok(gpubnb_domain::rebuild(&submission, &own, &self.settings))
     }
 }
 

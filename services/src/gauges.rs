@@ -2,18 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use gpubnb_events::{Clock, metric};
+use gpubnb_domain::{
+    World,
+    job::Phase,
+    machine::{Availability, Machine, Presence},
+};
+use gpubnb_events::Clock;
+use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    domain::{
-        World,
-        job::Phase,
-        machine::{Availability, Machine, Presence},
-    },
-    process::Leadership,
-    view::View,
-};
+use crate::{process::Leadership, view::View};
 
 const EVERY: Duration = Duration::from_secs(2);
 const PHASES: [(Phase, &str); 5] = [

@@ -5,7 +5,6 @@
 pub mod backup;
 pub mod config;
 mod credentials;
-pub mod domain;
 mod endpoint;
 mod enrollment;
 mod execute;

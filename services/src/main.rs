@@ -1,7 +1,7 @@
 //! `gpubnb-services`: the process that decides.
 
 use clap::Parser;
-use gpubnb_events::stream::StreamOptions;
+use gpubnb_log::stream::StreamOptions;
 use gpubnb_services::{Cli, backup, bootstrap, config::Command, restore, run, whatif::what_if};
 use tokio_util::sync::CancellationToken;
 
@@ -11,9 +11,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    gpubnb_events::observe::start();
+    gpubnb_runtime::observe::start();
     let shutdown = CancellationToken::new();
-    gpubnb_events::observe::cancel_on_signal(shutdown.clone());
+    gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
     match Cli::parse().command {
         Command::Run(config) => Box::pin(run(config, shutdown)).await,
         Command::Bootstrap(args) => bootstrap(&args),

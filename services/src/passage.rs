@@ -1,15 +1,12 @@
 //! How a job passed through its phases, as spans: each is recorded when the event is written that ends it, by the
 //! times of the log. What the machine did while it had the job is in them: it is not asked, and need not be believed.
 
-use gpubnb_events::{
-    JobId, Timestamp,
-    trace::{self, About},
-};
-
-use crate::domain::{
+use gpubnb_domain::{
     World,
     job::{Job, Phase},
 };
+use gpubnb_events::{JobId, Timestamp};
+use gpubnb_runtime::trace::{self, About};
 
 /// Where a job was before an event.
 #[derive(Debug, Clone, Copy)]

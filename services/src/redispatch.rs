@@ -4,13 +4,13 @@
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::GetStreamErrorKind};
-use gpubnb_events::{
-    Log, Seq,
+use gpubnb_domain::{Settings, World, machine::Availability};
+use gpubnb_events::Seq;
+use gpubnb_log::{
+    Log,
     stream::{self, DISPATCH, MARKET, StreamOptions},
 };
 use tracing::warn;
-
-use crate::domain::{Settings, World, machine::Availability};
 
 /// Makes it anew where MARKET has events and DISPATCH is gone. `log` may append, `owner` may change streams.
 pub(crate) async fn where_lost(

@@ -4,17 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
-use gpubnb_events::{
-    CommandId, Log, SystemClock, monitor, nats::jetstream, rpc::Server, stream::provision, subject::SERVICES_INBOX,
-    transfer::TransferKey,
-};
+use gpubnb_domain::World;
+use gpubnb_events::{CommandId, SystemClock, subject::SERVICES_INBOX};
+use gpubnb_log::{Log, stream::provision};
+use gpubnb_runtime::{monitor, nats::jetstream, permit::TransferKey, rpc::Server};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
-    domain::World,
     endpoint::{self, Endpoints, Files},
     enrollment::Enrollments,
     execute::Executor,

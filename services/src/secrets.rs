@@ -7,9 +7,9 @@ use async_nats::jetstream::{self, kv};
 use gpubnb_events::{
     JobId,
     command::{SealedEnv, SubmitJob},
-    rpc::Failure,
-    stream::JOBENV,
 };
+use gpubnb_log::stream::JOBENV;
+use gpubnb_runtime::rpc::Failure;
 
 use crate::credentials::{Sealing, Secrets};
 

@@ -8,8 +8,10 @@ use std::{
 
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use gpubnb_events::{
-    Log, Seq,
+use gpubnb_domain::{Settings, World};
+use gpubnb_events::Seq;
+use gpubnb_log::{
+    Log,
     snapshot::{Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew, version},
 };
 use nkeys::KeyPair;
@@ -17,11 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{
-    domain::{Settings, World},
-    process::Leadership,
-    view::View,
-};
+use crate::{process::Leadership, view::View};
 
 const NAME: &str = "world";
 /// Shortest pause between two.

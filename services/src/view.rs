@@ -5,11 +5,11 @@ use std::{
     time::Duration,
 };
 
-use gpubnb_events::{Log, Seq};
+use gpubnb_domain::{Settings, World};
+use gpubnb_events::Seq;
+use gpubnb_log::Log;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-use crate::domain::{Settings, World};
 
 /// How long a command waits for the fold to catch up with what it has just written.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -7,16 +7,15 @@
 use std::{collections::BTreeMap, io::IsTerminal as _, path::PathBuf};
 
 use clap::{Args, ValueEnum};
+use gpubnb_domain::{Settings, World, placement};
 use gpubnb_events::{
     Event, HourlyRate, JobId, MachineId, MicroUsd, Recorded, Seq,
-    archive::Reader,
     event::{JobAssigned, Settled},
     spec::{Placement, Terms},
 };
+use gpubnb_log::archive::Reader;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-
-use crate::domain::{Settings, World, placement};
 
 /// Options of `what-if`.
 #[derive(Debug, Clone, Args)]

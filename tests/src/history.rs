@@ -8,8 +8,7 @@ use gpubnb_events::{
         Accepted, AccountOpened, Completed, FundsDeposited, JobAssigned, JobSubmitted, MachineListed, Settled, Started,
     },
     ledger::{LedgerAccount, Posting},
-    log::header,
-    nats,
+    message::header,
     spec::{
         Gpu, Hardware, Limits, Mebibytes, Metering, Offer, OwnerPolicy, Placement, PlacementExplanation, Requirements,
         Terms, Usage,
@@ -17,6 +16,7 @@ use gpubnb_events::{
     subject::{self, SERVICES_INBOX},
     template,
 };
+use gpubnb_runtime::nats;
 
 use crate::system::System;
 
@@ -28,7 +28,7 @@ const AT_ONCE: usize = 4_000;
 /// Writes a history of jobs that go well. Returns its last sequence.
 pub async fn write(system: &System, events: u64) -> anyhow::Result<Seq> {
     let js = nats::jetstream(system.nats_args("services").connect("append", SERVICES_INBOX).await?);
-    let log = gpubnb_events::Log::open(js.clone()).await?;
+    let log = gpubnb_log::Log::open(js.clone()).await?;
     let mut next = log.last_seq().await?.0 + 1;
     let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();
     let machines: Vec<_> = (0..MACHINES).map(|_| MachineId::generate()).collect();

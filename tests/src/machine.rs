@@ -6,9 +6,12 @@ use anyhow::Context as _;
 use async_nats::{Auth, AuthError, Client, ConnectOptions};
 use data_encoding::BASE64URL_NOPAD;
 use gpubnb_events::{
-    Actor, MachineId, nats,
-    rpc::{Caller, Failure},
+    Actor, MachineId,
     subject::{machine_command, machine_inbox},
+};
+use gpubnb_runtime::{
+    nats,
+    rpc::{Caller, Failure},
 };
 use nkeys::KeyPair;
 use serde::{Serialize, de::DeserializeOwned};

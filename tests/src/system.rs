@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use gpubnb_events::nats::NatsArgs;
+use gpubnb_runtime::nats::NatsArgs;
 use tokio::time::{Instant, sleep};
 
 use crate::{

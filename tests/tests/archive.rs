@@ -10,7 +10,10 @@ use std::{
 };
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
-use gpubnb_events::{nats, proof::Head, stream, subject};
+use gpubnb_events::subject;
+use gpubnb_log::stream;
+use gpubnb_proof::Head;
+use gpubnb_runtime::nats;
 use gpubnb_tests::{
     parts::binary,
     system::{Options, System},
@@ -51,7 +54,7 @@ fn changed(archive: &Path, name: &str, change: impl FnOnce(&mut Vec<String>)) ->
     compressed.finish().unwrap();
     let manifest = copy.join("manifest.json");
     let mut whole: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-    whole["parts"][0]["sha256"] = json!(gpubnb_events::archive::sha256(&file).unwrap());
+    whole["parts"][0]["sha256"] = json!(gpubnb_log::archive::sha256(&file).unwrap());
     fs::write(&manifest, whole.to_string()).unwrap();
     copy
 }

@@ -83,7 +83,7 @@ async fn what_was_revoked_does_not_come_back_by_itself_and_a_ban_holds() {
     assert_eq!((refused.0, &refused.1["title"]), (StatusCode::FORBIDDEN, &json!("Suspended")), "{}", refused.1);
     // Which operator it was stands in the log.
     let client = system.nats_args("services").connect("append", gpubnb_events::subject::SERVICES_INBOX).await.unwrap();
-    let log = gpubnb_events::Log::open(gpubnb_events::nats::jetstream(client)).await.unwrap();
+    let log = gpubnb_log::Log::open(gpubnb_runtime::nats::jetstream(client)).await.unwrap();
     let account = gpubnb_events::Aggregate::Account(system.owner.account.parse().unwrap());
     let last = log.load(account).await.unwrap().pop().unwrap();
     let me = operator.get("/account").await.unwrap()["account"].as_str().unwrap().to_owned();
@@ -192,10 +192,10 @@ async fn a_machine_puts_no_more_than_its_job_may_leave_and_nothing_afterwards() 
     let mut broken = TcpStream::connect(&address).unwrap();
     broken.write_all(format!("{}half", head("d", 100)).as_bytes()).unwrap();
     drop(broken);
-    let js = gpubnb_events::nats::jetstream(
+    let js = gpubnb_runtime::nats::jetstream(
         l.system.nats_args("ui").connect("ui", gpubnb_events::subject::UI_INBOX).await.unwrap(),
     );
-    let files = js.get_object_store(gpubnb_events::stream::ARTIFACTS).await.unwrap();
+    let files = js.get_object_store(gpubnb_log::stream::ARTIFACTS).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     while put("d", vec![1; 100]).await != StatusCode::NO_CONTENT {
         assert!(Instant::now() < deadline);
@@ -252,7 +252,7 @@ async fn a_machine_that_asks_without_end_keeps_no_other_from_being_answered() {
     let connection = other.enter(&l.system).await.unwrap();
     let began = Instant::now();
     let answer = other.say::<Grant>(&connection, "accept", &nonsense).await;
-    assert!(answer.is_err_and(|e| matches!(e, gpubnb_events::rpc::Failure::Refused(_))));
+    assert!(answer.is_err_and(|e| matches!(e, gpubnb_runtime::rpc::Failure::Refused(_))));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 

@@ -9,7 +9,7 @@ use gpubnb_events::{
     output::{LogLine, LogLines, LogStream},
     subject::{self, OutputKind},
 };
-use gpubnb_projector::model::{ledger::Ledger, merkle::Merkle};
+use gpubnb_model::{ledger::Ledger, merkle::Merkle};
 use gpubnb_tests::{
     browser::Browser,
     machine::Stolen,

@@ -4,7 +4,9 @@
 use std::{process::Command, time::Duration};
 
 use bytes::Bytes;
-use gpubnb_events::{CommandId, JobId, MachineId, nats::connected, stream, subject};
+use gpubnb_events::{CommandId, JobId, MachineId, subject};
+use gpubnb_log::stream;
+use gpubnb_runtime::nats::connected;
 use gpubnb_tests::{
     machine::Stolen,
     parts::binary,
@@ -190,7 +192,7 @@ async fn secrets_reach_the_job_and_nothing_else() {
     }
     // What was kept for the job is gone with it.
     let client = system.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
-    let bucket = gpubnb_events::nats::jetstream(client).get_key_value(stream::JOBENV).await.unwrap();
+    let bucket = gpubnb_runtime::nats::jetstream(client).get_key_value(stream::JOBENV).await.unwrap();
     assert!(bucket.get(&job).await.unwrap().is_none());
 }
 

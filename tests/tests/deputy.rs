@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use gpubnb_events::{AccountId, Aggregate, JobId, Log, MachineId, Seq, log::header, nats::jetstream, stream, subject};
+use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq, message::header, subject};
+use gpubnb_log::{Log, stream};
+use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
     machine::Stolen,
     system::{Options, System},

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use gpubnb_events::nats::NatsArgs;
+use gpubnb_runtime::nats::NatsArgs;
 use gpubnb_tests::{
     parts::{binary, crypto, free_port, nats_server},
     process::Process,

@@ -3,7 +3,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use gpubnb_projector::{database::Database, model};
+use gpubnb_model;
+use gpubnb_store::Database;
 use gpubnb_tests::system::{Options, System};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -120,7 +121,7 @@ fn rows(path: &std::path::Path) -> BTreeMap<(&'static str, Vec<u8>), String> {
     let db = Database::open(path, 16).unwrap();
     let mut rows = BTreeMap::new();
     for model in model::all() {
-        for row in db.model(&*model).unwrap().all() {
+        for row in db.model(model.tables()).unwrap().all() {
             let (key, value) = row.unwrap();
             rows.insert((model.name(), key.to_vec()), value.escape_ascii().to_string());
         }

@@ -1,7 +1,9 @@
 //! Bad input: a named, readable refusal with the field at fault, and nothing in the log.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use gpubnb_events::{Log, nats::jetstream, subject};
+use gpubnb_events::subject;
+use gpubnb_log::Log;
+use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::system::{Options, System};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};

@@ -3,12 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use gpubnb_events::{
-    MachineId,
-    nats::jetstream,
-    stream::{DISPATCH, machine_consumer},
-    subject::SERVICES_INBOX,
-};
+use gpubnb_events::{MachineId, subject::SERVICES_INBOX};
+use gpubnb_log::stream::{DISPATCH, machine_consumer};
+use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
     system::{Options, System},
     web::Web,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gpubnb_events::metric::{self, Kind};
+use gpubnb_runtime::metric::{self, Kind};
 use gpubnb_tests::system::{Options, System};
 use serde_json::{Value, json};
 

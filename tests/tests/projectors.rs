@@ -8,7 +8,7 @@ use std::{
 };
 
 use gpubnb_events::{Clock as _, SystemClock, Timestamp};
-use gpubnb_projector::model::figures::MarketFigures;
+use gpubnb_model::figures::MarketFigures;
 use gpubnb_tests::{
     models,
     system::{Options, System},

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use gpubnb_projector::model::figures::MarketFigures;
+use gpubnb_model::figures::MarketFigures;
 use gpubnb_tests::{
     history, models,
     parts::binary,
@@ -83,9 +83,9 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
     let mut system = System::start(Options::default()).await.unwrap();
     let operator = Web::operator(&system).await.unwrap();
     let row = |system: &System, write: Option<Vec<u8>>| {
-        let tree = models::open(system, &MarketFigures).unwrap();
-        let before = tree.get("f").unwrap().map(|row| row.to_vec());
-        models::write(&tree, b"f", write).unwrap();
+        let table = models::open(system, &MarketFigures).unwrap();
+        let before = table.get("f").unwrap().map(|row| row.to_vec());
+        models::write(&table, b"f", write).unwrap();
         before
     };
     system.projector = None;

@@ -4,11 +4,9 @@
 use std::{fs, path::Path, time::Duration};
 
 use async_nats::jetstream::stream;
-use gpubnb_events::{
-    nats,
-    stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
-    subject::SERVICES_INBOX,
-};
+use gpubnb_events::subject::SERVICES_INBOX;
+use gpubnb_log::stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY};
+use gpubnb_runtime::nats;
 use gpubnb_tests::system::{Options, System};
 use serde_json::{Value, json};
 

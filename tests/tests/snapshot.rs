@@ -7,12 +7,12 @@ use std::{
 };
 
 use futures_util::TryStreamExt as _;
-use gpubnb_events::{
-    nats,
+use gpubnb_events::subject;
+use gpubnb_log::{
     snapshot::{Manifest, Snapshots},
     stream::SNAPSHOTS,
-    subject,
 };
+use gpubnb_runtime::nats;
 use gpubnb_tests::{
     process::Process,
     system::{Options, System},

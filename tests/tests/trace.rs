@@ -8,7 +8,9 @@ use std::{
 };
 
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
-use gpubnb_events::{JobId, Log, Seq, log::header, nats, subject};
+use gpubnb_events::{JobId, Seq, message::header, subject};
+use gpubnb_log::Log;
+use gpubnb_runtime::nats;
 use gpubnb_tests::system::{Options, System};
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
 use prost::Message as _;

@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use gpubnb_events::{
-    Clock as _, Lease, Millis, Seq, SystemClock,
-    transfer::{PART_BYTES, Permit, Purpose, TransferKey},
-};
+use gpubnb_events::{Clock as _, Lease, Millis, Seq, SystemClock, transfer::PART_BYTES};
+use gpubnb_runtime::permit::{Permit, Purpose, TransferKey};
 use gpubnb_tests::system::{Options, System};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};

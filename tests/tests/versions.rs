@@ -9,13 +9,13 @@ use std::{
 };
 
 use async_nats::HeaderMap;
-use gpubnb_events::{
-    Event, Recorded, Seq,
+use gpubnb_events::{Event, Recorded, Seq, message::header, subject};
+use gpubnb_log::{
+    Raw,
     archive::{Reader, Writer},
-    log::{Raw, header},
-    subject,
 };
-use gpubnb_projector::{database::Database, fold::Models};
+use gpubnb_projector::fold::Models;
+use gpubnb_store::Database;
 use gpubnb_tests::parts::binary;
 use serde_json::Value;
 

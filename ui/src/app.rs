@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use async_nats::jetstream::{Context, object_store::ObjectStore};
-use gpubnb_events::{
-    Actor, Clock, JobId, Timestamp,
+use gpubnb_events::{Actor, Clock, JobId, Timestamp, subject};
+use gpubnb_query::QueryClient;
+use gpubnb_runtime::{
+    permit::TransferKey,
     rpc::{Caller, Failure},
-    subject,
     trace::{self, About},
-    transfer::TransferKey,
 };
-use gpubnb_projector::client::QueryClient;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{monitor::MonitorArgs, nats::NatsArgs};
+use gpubnb_runtime::{monitor::MonitorArgs, nats::NatsArgs};
 
 /// Serves the pages and the JSON API.
 #[derive(Debug, Clone, Parser)]

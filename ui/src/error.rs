@@ -6,7 +6,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
-use gpubnb_events::rpc::{Failure, Refusal, RefusalKind};
+use gpubnb_events::{Refusal, RefusalKind};
+use gpubnb_runtime::rpc::Failure;
 use serde::Serialize;
 use tracing::{error, warn};
 

@@ -11,7 +11,7 @@ use gpubnb_events::{
     record::{self, Speed},
     spec::Mebibytes,
 };
-use gpubnb_projector::view::{JobRow, MachineRow, MachineState};
+use gpubnb_query::view::{JobView, ListedMachine, MachineState};
 
 /// `1.4 MB`.
 pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
@@ -86,7 +86,7 @@ pub(crate) fn percent(basis_points: &u32) -> String {
 }
 
 /// What people call the hardware: `2 × RTX 4090`, `CPU only`.
-pub(crate) fn gpus(row: &MachineRow) -> String {
+pub(crate) fn gpus(row: &ListedMachine) -> String {
     let gpus = &row.offer.hardware.gpus;
     match gpus.first() {
         None => "CPU only".to_owned(),
@@ -109,7 +109,7 @@ pub(crate) struct Score {
 /// The rate at which a machine multiplies matrices, by its own self-test: of its GPUs, or of its cores without one.
 // Shown, not reckoned with.
 #[allow(clippy::cast_precision_loss)]
-pub(crate) fn score(row: &MachineRow) -> Option<Score> {
+pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
     let speed = Speed::of(&row.checks);
     let cores = || Some(speed.core?.saturating_mul(u64::from(row.offer.hardware.cpu_cores)));
     let megaflops = speed.gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
@@ -126,7 +126,7 @@ pub(crate) fn score(row: &MachineRow) -> Option<Score> {
 }
 
 /// Whether it has passed every check of its self-test.
-pub(crate) fn verified(row: &MachineRow) -> bool {
+pub(crate) fn verified(row: &ListedMachine) -> bool {
     record::verified(&row.checks)
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
 }
 
 /// What a check of its self-test found.
-fn found<'a>(row: &'a MachineRow, id: &str) -> Option<&'a str> {
+fn found<'a>(row: &'a ListedMachine, id: &str) -> Option<&'a str> {
     row.checks.iter().find(|check| check.id == id).map(|check| check.actual.as_str())
 }
 
@@ -156,13 +156,13 @@ const DOWN: &str = "network.down";
 const UP: &str = "network.up";
 
 /// What its self-test measured of the way from the market and to it, Mbit/s; nothing where it did not.
-pub(crate) fn speed(row: &MachineRow) -> (f64, f64) {
+pub(crate) fn speed(row: &ListedMachine) -> (f64, f64) {
     let of = |id| found(row, id).and_then(|mbit| mbit.parse().ok()).unwrap_or(0.0);
     (of(DOWN), of(UP))
 }
 
 /// The same in words, such as `240 / 38 Mbit/s`.
-pub(crate) fn down_up(row: &MachineRow) -> Option<String> {
+pub(crate) fn down_up(row: &ListedMachine) -> Option<String> {
     Some(format!("{} / {} Mbit/s", found(row, DOWN)?, found(row, UP).unwrap_or("–")))
 }
 
@@ -180,8 +180,8 @@ pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
 }
 
 /// The colour class of a job's state.
-pub(crate) fn job_tone(row: &JobRow) -> &'static str {
-    use gpubnb_projector::view::JobState::{Accepted, Assigned, Cancelled, Completed, Failed, Queued, Running};
+pub(crate) fn job_tone(row: &JobView) -> &'static str {
+    use gpubnb_query::view::JobState::{Accepted, Assigned, Cancelled, Completed, Failed, Queued, Running};
     match row.state {
         Completed => "good",
         Failed => "bad",
@@ -192,8 +192,8 @@ pub(crate) fn job_tone(row: &JobRow) -> &'static str {
 }
 
 /// A job's state in words, with its reason: "Failed: it ran out of memory".
-pub(crate) fn job_state(row: &JobRow) -> String {
-    use gpubnb_projector::view::JobState;
+pub(crate) fn job_state(row: &JobView) -> String {
+    use gpubnb_query::view::JobState;
     let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
     match (row.state, row.reason) {
         (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.words()),

@@ -6,12 +6,12 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    gpubnb_events::observe::start();
+    gpubnb_runtime::observe::start();
     let Cli { nats, command } = Cli::parse();
     match command {
         Command::Run(args) => {
             let shutdown = CancellationToken::new();
-            gpubnb_events::observe::cancel_on_signal(shutdown.clone());
+            gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
             Box::pin(run(nats, args, shutdown)).await
         }
         Command::OperatorLink(args) => operator_link(nats, &args.url).await,

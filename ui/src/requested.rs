@@ -1,9 +1,7 @@
 //! The request that is being answered, as those who watch see it: a command is traced from when its request came in.
 
-use gpubnb_events::{
-    Clock as _, SystemClock, Timestamp,
-    trace::{SpanKind, Step},
-};
+use gpubnb_events::{Clock as _, SystemClock, Timestamp};
+use gpubnb_runtime::trace::{SpanKind, Step};
 
 tokio::task_local! {
     static REQUESTED: (String, Timestamp);

@@ -2,13 +2,13 @@
 
 use gpubnb_events::{
     command::{Challenge, Done, EnrollmentCode, MachineWish, Quote, RedeemEnrollment, Submitted},
-    dispatch::{DeadLetter, Remedied, Remedy},
+    dead_letter::{DeadLetter, Remedied, Remedy},
     event::Check,
     spec::Artifact,
     template::Template,
 };
-use gpubnb_projector::view::{
-    Day, Figures, JobRow, MachineView, Outcome, Reading, Receipt, TrailEvent,
+use gpubnb_query::view::{
+    Day, Figures, JobView, MachineView, Outcome, Reading, Receipt, TrailEvent,
     ops::{Accounts, Platform, Stuck, Travel},
 };
 
@@ -176,14 +176,14 @@ fn jobs(routes: Routes) -> Routes {
         .answers::<Quote>()
         .get("/api/v1/jobs", Scope(JobsRead), api::jobs::list)
         .about("One's own jobs, newest first.")
-        .pages::<JobRow>()
+        .pages::<JobView>()
         .post("/api/v1/jobs", Scope(JobsWrite), api::jobs::submit)
         .about("Submits a job. The same id (or `Idempotency-Key`) again is the same job.")
         .takes::<input::NewJob>()
         .answers::<Submitted>()
         .get("/api/v1/jobs/{job}", Scope(JobsRead), api::jobs::get)
         .about("One job, with its progress, and why it waits.")
-        .answers::<api::jobs::JobView>()
+        .answers::<api::jobs::JobDetails>()
         .post("/api/v1/jobs/{job}/cancel", Scope(JobsWrite), api::jobs::cancel)
         .about("Asks a job to stop.")
         .answers::<Done>()

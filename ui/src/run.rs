@@ -4,15 +4,15 @@ use std::{fs, sync::Arc};
 
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
-use gpubnb_events::{
-    Clock as _, Millis, SystemClock, monitor,
+use gpubnb_events::{Clock as _, Millis, SystemClock, subject::UI_INBOX};
+use gpubnb_log::stream::{ARTIFACTS, CREDENTIALS, INPUTS, SESSIONS};
+use gpubnb_query::QueryClient;
+use gpubnb_runtime::{
+    monitor,
     nats::{NatsArgs, jetstream},
+    permit::TransferKey,
     rpc::Caller,
-    stream::{ARTIFACTS, CREDENTIALS, INPUTS, SESSIONS},
-    subject::UI_INBOX,
-    transfer::TransferKey,
 };
-use gpubnb_projector::client::QueryClient;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;

@@ -15,7 +15,7 @@ use axum_server::{
     accept::NoDelayAcceptor,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
-use gpubnb_events::metric;
+use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 use tower_http::{
     compression::{CompressionLayer, Predicate, predicate::SizeAbove},

@@ -1,16 +1,12 @@
 //! The ledger account by account, and that it comes to nothing.
 
 use gpubnb_events::{AccountId, Seq};
-
-use crate::{
-    model::ledger::{self, PlatformTotals, TOTALS},
-    store::{self, StoreError},
-    tree::Tree,
-    view::{
-        Balance,
-        ops::{AccountLine, Accounts, LedgerSums},
-    },
+use gpubnb_model::ledger::{self, PlatformTotals, TOTALS};
+use gpubnb_query::view::{
+    Balance,
+    ops::{AccountLine, Accounts, LedgerSums},
 };
+use gpubnb_store::{self, StoreError, Table};
 
 /// Accounts that are told of at once.
 const AT_ONCE: usize = 100;
@@ -19,25 +15,25 @@ const AT_ONCE: usize = 100;
 const TRIES: usize = 50;
 
 /// The accounts after one, by id, and the sums of all there are, as of one moment. `None` on a market that is too busy.
-pub(super) fn accounts(tree: &Tree, after: Option<AccountId>) -> Result<Option<Accounts>, StoreError> {
+pub(super) fn accounts(table: &Table, after: Option<AccountId>) -> Result<Option<Accounts>, StoreError> {
     for _ in 0..TRIES {
-        let at = store::checkpoint(tree)?;
-        let found = summed(tree, at, after)?;
+        let at = gpubnb_store::checkpoint(table)?;
+        let found = summed(table, at, after)?;
         // Each batch moves the checkpoint: nothing was posted between the first row and the last.
-        if store::checkpoint(tree)? == at {
+        if gpubnb_store::checkpoint(table)? == at {
             return Ok(Some(found));
         }
     }
     Ok(None)
 }
 
-fn summed(tree: &Tree, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
-    let totals: PlatformTotals = store::get(tree, TOTALS)?.unwrap_or_default();
+fn summed(table: &Table, at: Seq, after: Option<AccountId>) -> Result<Accounts, StoreError> {
+    let totals: PlatformTotals = gpubnb_store::get(table, TOTALS)?.unwrap_or_default();
     let mut sums = LedgerSums { fees: totals.fees, external: totals.external, ..LedgerSums::default() };
     let (mut rows, mut more) = (Vec::new(), false);
-    for entry in tree.scan_prefix(ledger::BALANCES) {
+    for entry in table.scan_prefix(ledger::BALANCES) {
         let (key, bytes) = entry?;
-        let balance: Balance = store::decode(&key, &bytes)?;
+        let balance: Balance = gpubnb_store::decode(&key, &bytes)?;
         let id = key.get(1..).and_then(|id| id.try_into().ok()).and_then(|id| AccountId::from_bytes(id).ok());
         let account = id.ok_or_else(|| StoreError::corrupt(&key, "no account's id in it"))?;
         sums.accounts += 1;

@@ -6,27 +6,24 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Where such work runs.
 #[derive(Clone)]
-pub(crate) struct Background {
+pub struct Background {
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
 impl Background {
     /// `tasks` are waited for; from `shutdown` on all work is cut off where it next waits.
-    pub(crate) fn new(tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+    pub fn new(tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         Self { tasks, shutdown }
     }
 
     /// Whether what runs is about to be cut off.
-    pub(crate) fn stops(&self) -> bool {
+    pub fn stops(&self) -> bool {
         self.shutdown.is_cancelled()
     }
 
     /// Begins, within a runtime. `None`: it was cut off.
-    pub(crate) fn spawn<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<Option<T>> {
+    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<Option<T>> {
         let (runtime, shutdown) = (Handle::current(), self.shutdown.clone());
         self.tasks.spawn_blocking(move || runtime.block_on(shutdown.run_until_cancelled_owned(work)))
     }

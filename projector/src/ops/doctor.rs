@@ -4,17 +4,15 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::Client;
-use gpubnb_events::{
-    Clock as _, Log, SystemClock, Timestamp,
-    event::Check,
+use gpubnb_events::{Clock as _, SystemClock, Timestamp, event::Check};
+use gpubnb_log::{
+    Log,
     stream::{CHECKPOINTS, DISPATCH, MARKET, OUTPUT, TELEMETRY},
 };
+use gpubnb_query::view::ops::Platform;
 use serde_json::Value;
 
-use crate::{
-    heads::{self, LATEST},
-    view::ops::Platform,
-};
+use crate::tree_head::{self, LATEST};
 
 /// The broker that everything here was tried with has this version, or a later one.
 const BROKER: (u32, u32) = (2, 12);
@@ -22,14 +20,16 @@ const MOST_SKEW_MS: u64 = 2_000;
 const MOST_LAG: u64 = 1_000;
 /// Events after the newest signed head: one is signed every two seconds.
 const MOST_UNSIGNED: u64 = 20_000;
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one look may take.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was found.
 #[derive(Default)]
-pub(crate) struct Findings(pub(crate) Vec<Check>);
+pub struct Findings(pub Vec<Check>);
 
 impl Findings {
-    pub(crate) fn add(&mut self, id: &str, actual: impl ToString, required: impl ToString, passed: bool, remedy: &str) {
+    /// Adds a check.
+    pub fn add(&mut self, id: &str, actual: impl ToString, required: impl ToString, passed: bool, remedy: &str) {
         let remedy = if passed { String::new() } else { remedy.to_owned() };
         let (actual, required) = (actual.to_string(), required.to_string());
         self.0.push(Check { id: id.to_owned(), actual, required, unit: String::new(), passed, remedy });
@@ -37,7 +37,7 @@ impl Findings {
 }
 
 /// Looks at broker, streams, models, the newest signed head and the credentials that lie in a directory.
-pub(crate) async fn look(
+pub async fn look(
     client: &Client,
     log: &Log,
     platform: Result<&Platform, String>,
@@ -143,7 +143,7 @@ fn models(platform: &Platform, found: &mut Findings) {
 async fn head(log: &Log, found: &mut Findings) {
     let head = async {
         let bucket = log.jetstream().get_key_value(CHECKPOINTS).await?;
-        heads::get(&bucket, LATEST).await
+        tree_head::get(&bucket, LATEST).await
     };
     let (actual, passed) = match head.await {
         Ok(Some(head)) => {

@@ -1,15 +1,15 @@
 //! Looks for events in the log: by what they belong to through the timeline, by name by reading back.
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Log, Seq, rpc::Failure};
-
-use crate::{
-    client::EventsQuery,
-    model::timeline,
-    query::trail_event,
-    tree::Tree,
+use gpubnb_events::Seq;
+use gpubnb_log::Log;
+use gpubnb_model::timeline;
+use gpubnb_query::{
+    request::EventsQuery,
     view::{Page, TrailEvent},
 };
+use gpubnb_runtime::rpc::Failure;
+use gpubnb_store::Table;
 
 /// Events in one answer.
 const MOST: u32 = 200;
@@ -19,17 +19,15 @@ const LOOKED_AT: u64 = 2_000;
 const MOST_BYTES: usize = 300 * 1024;
 const READ_AT_ONCE: usize = 64;
 
-impl EventsQuery {
-    fn wants(&self, event: &TrailEvent, aggregate: &str) -> bool {
-        self.event.as_ref().is_none_or(|name| *name == event.event)
-            && self.kind.as_ref().is_none_or(|kind| aggregate.starts_with(kind.as_str()))
-    }
+fn wanted(query: &EventsQuery, event: &TrailEvent, aggregate: &str) -> bool {
+    query.event.as_ref().is_none_or(|name| *name == event.event)
+        && query.kind.as_ref().is_none_or(|kind| aggregate.starts_with(kind.as_str()))
 }
 
 /// The events, newest first, and before which sequence the next part begins.
 pub(crate) async fn events(
     log: &Log,
-    timeline: &Tree,
+    timeline: &Table,
     last: Seq,
     query: &EventsQuery,
 ) -> Result<Page<TrailEvent>, Failure> {
@@ -52,7 +50,7 @@ pub(crate) async fn events(
     while let Some(recorded) = reading.try_next().await.map_err(|e| unavailable(&e))? {
         let Some(recorded) = recorded else { continue };
         let aggregate = recorded.aggregate.map(|a| a.to_string()).unwrap_or_default();
-        let Some(event) = trail_event(&recorded).filter(|event| query.wants(event, &aggregate)) else { continue };
+        let Some(event) = TrailEvent::of(&recorded).filter(|event| wanted(query, event, &aggregate)) else { continue };
         bytes += event.body.to_string().len();
         page.rows.push(event);
         if page.rows.len() == limit || bytes > MOST_BYTES {

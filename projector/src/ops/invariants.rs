@@ -11,15 +11,14 @@ use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Seq,
     ledger::{LedgerAccount, postings},
 };
-
-use crate::view::ops::Violation;
+use gpubnb_query::view::ops::Violation;
 
 /// Most broken invariants that are told of.
 const TOLD: usize = 100;
 
 /// What the events so far have come to.
 #[derive(Default)]
-pub(crate) struct Invariants {
+pub struct Invariants {
     balances: HashMap<AccountId, Balance>,
     live: HashMap<JobId, Live>,
     settled: HashSet<u64>,
@@ -51,17 +50,17 @@ struct Slots {
 
 impl Invariants {
     /// What is broken so far.
-    pub(crate) fn found(&self) -> &[Violation] {
+    pub fn found(&self) -> &[Violation] {
         &self.found
     }
 
     /// Lets go of everything but what is broken: no further event is looked at.
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         *self = Self { found: std::mem::take(&mut self.found), ..Self::default() };
     }
 
     /// Looks at one more event.
-    pub(crate) fn apply(&mut self, seq: Seq, event: &Event) {
+    pub fn apply(&mut self, seq: Seq, event: &Event) {
         self.ledger(seq, event);
         match event {
             Event::MachineListed(e) => self.slots.entry(e.machine).or_default().offered = e.offer.slots,
@@ -92,7 +91,7 @@ impl Invariants {
     }
 
     /// Notes what must not be.
-    pub(crate) fn broken(&mut self, seq: Seq, what: String) {
+    pub fn broken(&mut self, seq: Seq, what: String) {
         if self.found.len() < TOLD {
             self.found.push(Violation { seq, what });
         }

@@ -2,12 +2,12 @@
 //! in the log.
 
 mod accounts;
-pub(crate) mod background;
-pub(crate) mod doctor;
+pub mod background;
+pub mod doctor;
 pub(crate) mod explore;
-pub(crate) mod invariants;
+pub mod invariants;
 mod stuck;
-pub(crate) mod travel;
+pub mod travel;
 mod verify;
 pub(crate) mod work;
 
@@ -18,12 +18,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gpubnb_events::{
-    AccountId, Clock as _, Millis, Seq, SystemClock, Timestamp,
-    event::Check,
-    rpc::{Failure, Refusal, RefusalKind, Server},
-    stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY},
+use gpubnb_events::{AccountId, Clock as _, Millis, Refusal, RefusalKind, Seq, SystemClock, Timestamp, event::Check};
+use gpubnb_log::stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY};
+use gpubnb_model::{ledger::Ledger, timeline::Timeline};
+use gpubnb_query::{
+    request::{EventsQuery, Point, TrailOf},
+    view::{
+        Page, TrailEvent,
+        ops::{Accounts, Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
+    },
 };
+use gpubnb_runtime::rpc::{Failure, Server};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex as Turn, OnceCell};
 
@@ -31,15 +36,7 @@ use self::{
     travel::{TravelError, Traveller},
     work::{NotNow, Work},
 };
-use crate::{
-    client::{EventsQuery, Point, TrailOf},
-    model::{ledger::Ledger, timeline::Timeline},
-    query::{At, Queries, broken, endpoint, may_see_all, not_found},
-    view::{
-        Page, TrailEvent,
-        ops::{Accounts, Growth, ModelLine, Platform, RowThen, StreamState, Stuck, Travel},
-    },
-};
+use crate::serve::{At, Queries, broken, endpoint, may_see_all, not_found};
 
 /// An answer that takes longer says how far it is.
 const SOON: Duration = Duration::from_millis(800);
@@ -168,7 +165,7 @@ impl Ops {
         let first = async { self.queries.log.get(Seq(1)).await.ok().flatten().map(|first| first.at).ok_or(()) };
         // It is read once: the first event stays the first.
         let began = *self.began.get_or_try_init(|| first).await.ok()?;
-        let jobs = self.queries.figures().ok()?.settled;
+        let jobs = self.queries.read.figures().ok()?.settled;
         Growth::of(market?.bytes, jobs, SystemClock.now().since(began))
     }
 
@@ -209,15 +206,15 @@ impl Ops {
     }
 
     async fn events(&self, query: EventsQuery) -> Result<Page<TrailEvent>, Failure> {
-        let timeline = self.queries.trees.of(&Timeline).map_err(|e| broken(&e))?;
+        let timeline = self.queries.read.tables.of(&Timeline).map_err(broken)?;
         let applied = self.queries.applied.borrow().seq;
         explore::events(&self.queries.log, &timeline, applied, &query).await
     }
 
     async fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
-        let tree = self.queries.trees.of(&Ledger).map_err(|e| broken(&e))?;
-        let summed = tokio::task::spawn_blocking(move || accounts::accounts(&tree, after)).await;
-        let summed = summed.map_err(|e| Failure::Unavailable(e.to_string()))?.map_err(|e| broken(&e))?;
+        let table = self.queries.read.tables.of(&Ledger).map_err(broken)?;
+        let summed = tokio::task::spawn_blocking(move || accounts::accounts(&table, after)).await;
+        let summed = summed.map_err(|e| Failure::Unavailable(e.to_string()))?.map_err(broken)?;
         summed.ok_or_else(|| Failure::Unavailable("the ledger moves too fast to be summed: try again".to_owned()))
     }
 
@@ -249,7 +246,7 @@ impl Ops {
             Some((at, found)) if at.elapsed() < Duration::from_secs(1) => Ok(found.clone()),
             _ => {
                 let found =
-                    stuck::jobs(&self.queries.trees, &self.queries.live, self.patience).map_err(|e| broken(&e))?;
+                    stuck::jobs(&self.queries.read.tables, &self.queries.read.live, self.patience).map_err(broken)?;
                 *looked = Some((Instant::now(), found.clone()));
                 Ok(found)
             }
@@ -275,7 +272,7 @@ impl Ops {
             Ok(Ok(then)) => then.map(|then| Travel::There(Box::new(then))).map_err(|e| failed(&e)),
             Ok(Err(e)) => Err(Failure::Unavailable(e.to_string())),
             Err(_) => {
-                let began = crate::view::ops::Progress { at: Seq::ZERO, until: seq, per_second: 0 };
+                let began = gpubnb_query::view::ops::Progress { at: Seq::ZERO, until: seq, per_second: 0 };
                 Ok(Travel::Folding(self.traveller.progress().unwrap_or(began)))
             }
         }
@@ -283,7 +280,7 @@ impl Ops {
 
     async fn then(&self, of: TrailOf, to: Point) -> Result<RowThen, Failure> {
         let seq = self.seq_of(to).await?;
-        let timeline = self.queries.trees.of(&Timeline).map_err(|e| broken(&e))?;
+        let timeline = self.queries.read.tables.of(&Timeline).map_err(broken)?;
         self.traveller.row(&timeline, of.into(), seq).await.map_err(|e| failed(&e))
     }
 }

@@ -1,14 +1,14 @@
 //! Jobs that have been in one state for too long, with what is likely wrong and what to do.
 
 use gpubnb_events::{Clock as _, JobId, Millis, SystemClock, Timestamp};
-
-use crate::{
-    fold::Trees,
-    live::Live,
-    model::jobs::{self, Jobs},
-    store::{self, StoreError},
-    view::{JobRow, JobState, ops::Stuck},
+use gpubnb_model::{
+    jobs::{self, Jobs},
+    rows::JobRow,
 };
+use gpubnb_query::view::{JobState, ops::Stuck};
+use gpubnb_store::StoreError;
+
+use crate::{fold::Tables, telemetry::Live};
 
 /// Most jobs that are looked at, and told of.
 const LOOKED_AT: usize = 50_000;
@@ -24,14 +24,14 @@ const UNSAID: Millis = Millis(120_000);
 
 /// The oldest first, of those that have been in one state for longer than is usual, or than `patience`; and those whose
 /// machine cannot say how they ended.
-pub(super) fn jobs(trees: &Trees, live: &Live, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
-    let (tree, now) = (trees.of(&Jobs)?, SystemClock.now());
+pub(super) fn jobs(tables: &Tables, live: &Live, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
+    let (table, now) = (tables.of(&Jobs)?, SystemClock.now());
     let mut found = Vec::new();
-    for key in tree.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
+    for key in table.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
         let key = key?;
         let id = key.get(1..).and_then(|id| id.try_into().ok()).and_then(|id| JobId::from_bytes(id).ok());
         let id = id.ok_or_else(|| StoreError::corrupt(&key, "no job's id in it"))?;
-        let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(id))? else { continue };
+        let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(id))? else { continue };
         found.extend(judged(&row, now, patience));
         if found.len() >= TOLD {
             break;
@@ -39,7 +39,7 @@ pub(super) fn jobs(trees: &Trees, live: &Live, patience: Option<Millis>) -> Resu
     }
     for (machine, lease) in live.unsaid() {
         let Some(since) = lease.ended_at.filter(|since| now.since(*since) > UNSAID) else { continue };
-        let Some(row) = store::get::<JobRow>(&tree, &jobs::row_key(lease.job))? else { continue };
+        let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(lease.job))? else { continue };
         // A machine may say what it likes of what is not its own, or over.
         let its_own = row.attempts.last().is_some_and(|a| (a.machine, a.lease) == (machine, lease.lease));
         let running = row.state == JobState::Running && its_own;

@@ -11,29 +11,23 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Aggregate, Event, Log, Recorded, Seq};
+use gpubnb_events::{Aggregate, Event, Recorded, Seq};
+use gpubnb_log::Log;
+use gpubnb_model::{
+    self, Projection,
+    balances::{self, Balances},
+    figures::{FIGURES, MarketFigures},
+    machines::{self, Machines},
+    timeline,
+};
+use gpubnb_query::view::{
+    MachineState, TrailEvent,
+    ops::{MarketThen, Progress, RowThen},
+};
+use gpubnb_store::{self, Database, StoreError, Table, WriteBatch};
 use tokio::sync::Mutex as Turn;
 
 use super::background::Background;
-use crate::{
-    database::Database,
-    model::{
-        Projection,
-        balances::{self, Balances},
-        figures::{FIGURES, MarketFigures},
-        jobs::{self, Jobs},
-        ledger::{self, Ledger},
-        machines::{self, Machines},
-        timeline,
-    },
-    query::trail_event,
-    store::{self, Rows, StoreError},
-    tree::Tree,
-    view::{
-        MachineState,
-        ops::{LedgerSums, MarketThen, Progress, RowThen},
-    },
-};
 
 /// Events between two snapshots, at first; it doubles when there are too many.
 const SPACING: u64 = 20_000;
@@ -53,20 +47,23 @@ const TRAIL_TOLD: usize = 200;
 
 /// Why there is no way there.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TravelError {
+pub enum TravelError {
     #[error(transparent)]
+    /// The store failed.
     Store(#[from] StoreError),
     #[error("{0}")]
+    /// The log could not be read.
     Log(String),
     #[error(
         "its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show --from-log`, which reads the whole log"
     )]
+    /// The trail is too long to be folded while somebody waits.
     TooLong,
 }
 
 /// What was folded before, and where.
 #[derive(Clone)]
-pub(crate) struct Traveller {
+pub struct Traveller {
     log: Log,
     db: Database,
     background: Background,
@@ -80,17 +77,17 @@ pub(crate) struct Traveller {
 
 struct Snapshots {
     spacing: u64,
-    taken: BTreeMap<Seq, Tree>,
+    taken: BTreeMap<Seq, Table>,
 }
 
-/// The models a market is made of, in one tree: their keys are told apart by a letter before them.
+/// The models a market is made of, in one table: their keys are told apart by a letter before them.
 fn market_models() -> [Box<dyn Projection>; 3] {
     [Box::new(Machines), Box::new(MarketFigures), Box::new(Balances)]
 }
 
 impl Traveller {
     /// Opens a database for what is folded; it is empty, and gone at the end.
-    pub(crate) fn open(log: Log, path: &Path, background: Background) -> Result<Self, StoreError> {
+    pub fn open(log: Log, path: &Path, background: Background) -> Result<Self, StoreError> {
         let db = Database::scratch(path, CACHE_MIB)?;
         let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
@@ -98,7 +95,7 @@ impl Traveller {
     }
 
     /// How far the journey is that is being made.
-    pub(crate) fn progress(&self) -> Option<Progress> {
+    pub fn progress(&self) -> Option<Progress> {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -107,7 +104,7 @@ impl Traveller {
     }
 
     /// The market after an event.
-    pub(crate) async fn market(&self, seq: Seq) -> Result<MarketThen, TravelError> {
+    pub async fn market(&self, seq: Seq) -> Result<MarketThen, TravelError> {
         let _turn = self.turn.lock().await;
         // Whoever looks again while the way is made finds it made.
         if let Some(been) = self.been().iter().find(|then| then.seq == seq) {
@@ -123,10 +120,10 @@ impl Traveller {
     }
 
     async fn journey(&self, seq: Seq) -> Result<MarketThen, TravelError> {
-        let tree = self.fresh()?;
-        let then = self.look(seq, &tree).await;
+        let table = self.fresh()?;
+        let then = self.look(seq, &table).await;
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.db.drop_tree(&tree)?;
+        self.db.drop_table(&table)?;
         let then = then?;
         let mut been = self.been();
         been.push_back(then.clone());
@@ -140,22 +137,22 @@ impl Traveller {
         self.been.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look(&self, seq: Seq, tree: &Tree) -> Result<MarketThen, TravelError> {
-        self.go(seq, tree).await?;
+    async fn look(&self, seq: Seq, table: &Table) -> Result<MarketThen, TravelError> {
+        self.go(seq, table).await?;
         let event = match seq {
             // Before the first event there is none.
             Seq::ZERO => None,
             seq => self.log.get(seq).await.map_err(|e| TravelError::Log(e.to_string()))?,
         };
-        Ok(market_in(tree, seq, event.as_ref().and_then(trail_event))?)
+        Ok(market_in(table, seq, event.as_ref().and_then(TrailEvent::of))?)
     }
 
-    /// Folds the market into a tree, up to an event.
-    async fn go(&self, seq: Seq, tree: &Tree) -> Result<(), TravelError> {
-        let before = self.snapshots().taken.range(..=seq).next_back().map(|(seq, tree)| (*seq, tree.clone()));
+    /// Folds the market into a table, up to an event.
+    async fn go(&self, seq: Seq, table: &Table) -> Result<(), TravelError> {
+        let before = self.snapshots().taken.range(..=seq).next_back().map(|(seq, table)| (*seq, table.clone()));
         let mut at = Seq::ZERO;
         if let Some((snapshot, rows)) = before {
-            tree.copy_from(&rows)?;
+            table.copy_from(&rows)?;
             at = snapshot;
         }
         let (models, from, began) = (market_models(), at, Instant::now());
@@ -165,14 +162,14 @@ impl Traveller {
             batch.retain(|r| r.seq <= seq);
             let Some(last) = batch.last().map(|r| r.seq) else { break };
             for model in &models {
-                let mut rows = Rows::new(tree);
+                let mut rows = WriteBatch::new(table);
                 for (recorded, event) in batch.iter().filter_map(|r| Some((r, r.event()?))) {
                     model.apply(&mut rows, recorded, event)?;
                 }
                 rows.commit(last)?;
             }
             at = last;
-            self.keep(at, tree)?;
+            self.keep(at, table)?;
             // It can be cut off here.
             tokio::task::yield_now().await;
             let (done, until) = (Seq(at.0 - from.0), Seq(seq.0 - from.0));
@@ -182,13 +179,13 @@ impl Traveller {
         Ok(())
     }
 
-    fn fresh(&self) -> Result<Tree, StoreError> {
+    fn fresh(&self) -> Result<Table, StoreError> {
         let name = gpubnb_events::CommandId::generate().to_string();
-        self.db.tree(name)
+        self.db.table(name)
     }
 
     /// Keeps a copy, if the last one is far enough behind.
-    fn keep(&self, at: Seq, tree: &Tree) -> Result<(), StoreError> {
+    fn keep(&self, at: Seq, table: &Table) -> Result<(), StoreError> {
         let mut snapshots = self.snapshots();
         let near = |other: Option<&Seq>| other.is_some_and(|other| other.0.abs_diff(at.0) < snapshots.spacing);
         if near(snapshots.taken.range(..=at).next_back().map(|(seq, _)| seq))
@@ -198,14 +195,14 @@ impl Traveller {
             return Ok(());
         }
         let kept = self.fresh()?;
-        kept.copy_from(tree)?;
+        kept.copy_from(table)?;
         snapshots.taken.insert(at, kept);
         if snapshots.taken.len() > MOST_SNAPSHOTS {
             snapshots.spacing *= 2;
             let odd: Vec<Seq> = snapshots.taken.keys().copied().skip(1).step_by(2).collect();
             for seq in odd {
-                if let Some(tree) = snapshots.taken.remove(&seq) {
-                    self.db.drop_tree(&tree)?;
+                if let Some(table) = snapshots.taken.remove(&seq) {
+                    self.db.drop_table(&table)?;
                 }
             }
         }
@@ -213,19 +210,15 @@ impl Traveller {
     }
 
     /// One thing after an event, folded from its trail.
-    pub(crate) async fn row(&self, timeline: &Tree, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
+    pub async fn row(&self, timeline: &Table, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
         let sequences = sequences(timeline, of, seq)?;
         let mut trail = self.read(sequences).await?;
-        let mut told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(trail_event).collect();
+        let mut told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(TrailEvent::of).collect();
         // Where each body stands, its sequence says.
         for event in &mut told {
             event.body = serde_json::Value::Null;
         }
-        let (projection, key): (Box<dyn Projection>, _) = match of {
-            Aggregate::Job(id) => (Box::new(Jobs), jobs::row_key(id)),
-            Aggregate::Machine(id) => (Box::new(Machines), machines::row_key(id)),
-            Aggregate::Account(id) => (Box::new(Ledger), ledger::balance_key(id)),
-        };
+        let (projection, _) = gpubnb_model::of_aggregate(of);
         if let Aggregate::Machine(_) = of {
             // What a job did at a machine is in the job's trail.
             let jobs = trail.iter().filter_map(|r| match r.event()? {
@@ -243,14 +236,14 @@ impl Traveller {
             all.dedup();
             trail = self.read(all).await?;
         }
-        let tree = self.fresh()?;
-        let mut rows = Rows::new(&tree);
+        let table = self.fresh()?;
+        let mut rows = WriteBatch::new(&table);
         for (recorded, event) in trail.iter().filter_map(|r| Some((r, r.event()?))) {
             projection.apply(&mut rows, recorded, event)?;
         }
         rows.commit(seq)?;
-        let row = store::get(&tree, &key)?;
-        self.db.drop_tree(&tree)?;
+        let row = gpubnb_model::answer(&table, of)?;
+        self.db.drop_table(&table)?;
         Ok(RowThen { seq, row, trail: told })
     }
 
@@ -261,7 +254,7 @@ impl Traveller {
     }
 }
 
-fn sequences(timeline: &Tree, of: Aggregate, until: Seq) -> Result<Vec<Seq>, TravelError> {
+fn sequences(timeline: &Table, of: Aggregate, until: Seq) -> Result<Vec<Seq>, TravelError> {
     let mut found = timeline::sequences(timeline, of, 0, MOST_EVENTS + 1)?;
     found.retain(|seq| *seq <= until);
     if found.len() > MOST_EVENTS as usize {
@@ -270,12 +263,12 @@ fn sequences(timeline: &Tree, of: Aggregate, until: Seq) -> Result<Vec<Seq>, Tra
     Ok(found)
 }
 
-fn market_in(tree: &Tree, seq: Seq, event: Option<crate::view::TrailEvent>) -> Result<MarketThen, StoreError> {
-    let mut figures: crate::view::Figures = store::get(tree, FIGURES)?.unwrap_or_default();
-    figures.cheapest = machines::cheapest(tree)?;
-    let ledger: LedgerSums = balances::sums(tree)?;
+fn market_in(table: &Table, seq: Seq, event: Option<TrailEvent>) -> Result<MarketThen, StoreError> {
+    let mut figures: gpubnb_query::view::Figures = gpubnb_store::get(table, FIGURES)?.unwrap_or_default();
+    figures.cheapest = machines::cheapest(table)?;
+    let ledger = balances::sums(table)?.into();
     let (mut told, mut machine_count) = (Vec::new(), 0);
-    for row in machines::after(tree, None) {
+    for row in machines::after(table, None) {
         let row = row?;
         if row.state() == MachineState::Delisted {
             continue;
@@ -285,5 +278,5 @@ fn market_in(tree: &Tree, seq: Seq, event: Option<crate::view::TrailEvent>) -> R
             told.push(row);
         }
     }
-    Ok(MarketThen { seq, event, figures, ledger, machines: told, machine_count })
+    Ok(MarketThen { seq, event, figures, ledger, machines: told.into_iter().map(Into::into).collect(), machine_count })
 }

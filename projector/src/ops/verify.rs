@@ -5,25 +5,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Recorded, Seq, log::Follower, stream::CHECKPOINTS};
+use gpubnb_events::{Recorded, Seq};
+use gpubnb_log::{Follower, stream::CHECKPOINTS};
+use gpubnb_model::{
+    self, Projection,
+    jobs::Jobs,
+    ledger::Ledger,
+    merkle::{self, Changed, Kept, LeavesNow, Merkle, roots},
+};
+use gpubnb_query::view::ops::{ModelCheck, Progress};
+use gpubnb_store::{self, Database, StoreError, Table};
 
 use super::{
     invariants::Invariants,
     work::{Work, fold},
 };
 use crate::{
-    database::Database,
     fold::{BATCH, Model},
-    heads::{self, LATEST},
-    model::{
-        self, Projection,
-        jobs::Jobs,
-        ledger::Ledger,
-        merkle::{self, Changed, Kept, LeavesNow, Merkle, roots},
-    },
-    store::{self, StoreError},
-    tree::Tree,
-    view::ops::{ModelCheck, Progress},
+    tree_head::{self, LATEST},
 };
 
 /// Most keys and sequences that are told of.
@@ -47,7 +46,7 @@ const CACHE_MIB: u64 = 8;
 /// next: a verification takes no more memory and disk than the largest needs.
 fn groups() -> Vec<Vec<Box<dyn Projection>>> {
     let mut groups = vec![Vec::new()];
-    for model in model::all() {
+    for model in gpubnb_model::all() {
         if [Jobs.name(), Ledger.name()].contains(&model.name()) {
             groups.push(vec![model]);
         } else {
@@ -108,8 +107,8 @@ impl<'a> Replay<'a> {
         self.models.clear();
         let db = Database::scratch(&self.work.scratch.join(pass.to_string()), CACHE_MIB)?;
         let models = models.into_iter().map(|projection| {
-            let tree = db.model(&*projection)?;
-            Model::new(projection, tree)
+            let table = db.model(projection.tables())?;
+            Model::new(projection, table)
         });
         self.models = models.collect::<Result<_, StoreError>>()?;
         self.invariants.forget();
@@ -143,7 +142,7 @@ impl<'a> Replay<'a> {
                 break;
             }
         }
-        let place = |check: &ModelCheck| model::all().iter().position(|model| model.name() == check.name);
+        let place = |check: &ModelCheck| gpubnb_model::all().iter().position(|model| model.name() == check.name);
         checks.sort_by_key(place);
         // What came meanwhile was folded and compared, but not looked at event by event.
         work.note(|v| (v.progress.at, v.progress.until) = (looked_at, looked_at));
@@ -221,20 +220,20 @@ impl<'a> Replay<'a> {
 
     /// Compares the log's own tree with the heads that were signed of it, here and at other times.
     async fn heads(&mut self) -> anyhow::Result<()> {
-        let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.tree().clone()) else {
+        let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.table().clone()) else {
             return Ok(());
         };
         let bucket = self.work.log.jetstream().get_key_value(CHECKPOINTS).await;
         let bucket = bucket.context("the signed heads cannot be read: see `CHECKPOINTS` in docs/operating.md")?;
-        let latest = heads::get(&bucket, LATEST).await?;
+        let latest = tree_head::get(&bucket, LATEST).await?;
         let newest = latest.as_ref().map_or(0, |head| head.size);
         let heads = futures_util::stream::iter(roots(&ours, 0)).map(|root| async {
             let (size, root) = root?;
-            anyhow::Ok((size, root, heads::get(&bucket, &heads::name(size)).await?))
+            anyhow::Ok((size, root, tree_head::get(&bucket, &tree_head::name(size)).await?))
         });
         let mut heads: Vec<_> = heads.buffered(HEADS_AT_ONCE).try_collect().await?;
         if let Some(latest) = latest.filter(|latest| latest.size <= self.at.0) {
-            heads.push((newest, gpubnb_events::merkle::root(&Kept(&ours), 0, newest)?, Some(latest)));
+            heads.push((newest, gpubnb_proof::merkle::root(&Kept(&ours), 0, newest)?, Some(latest)));
         } else if newest > self.at.0 {
             let what = format!("the head of {newest} events was signed, and the log ends before");
             self.invariants.broken(self.at.next(), what);
@@ -264,7 +263,7 @@ impl<'a> Replay<'a> {
     /// Looks whether a message is what it was when it was folded, by itself, for no model is folded over a gap; and whether
     /// its event may be there.
     fn look_at(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
-        let changed = self.now.push(recorded.seq, recorded.leaf, || self.work.trees.named(Merkle.name()))?;
+        let changed = self.now.push(recorded.seq, recorded.leaf, || self.work.tables.named(Merkle.name()))?;
         self.remember(changed);
         match recorded.event() {
             Some(event) => self.invariants.apply(recorded.seq, event),
@@ -284,7 +283,7 @@ impl<'a> Replay<'a> {
 
     /// Says which messages were changed since they were folded, or moved.
     fn tampered(&mut self) -> anyhow::Result<()> {
-        let changed = self.now.changed(&self.work.trees.named(Merkle.name())?)?;
+        let changed = self.now.changed(&self.work.tables.named(Merkle.name())?)?;
         self.remember(changed);
         for (seq, other) in merkle::places(&std::mem::take(&mut self.changed)).take(TOLD) {
             let what = match other {
@@ -300,11 +299,11 @@ impl<'a> Replay<'a> {
     /// again when both are at the same sequence.
     async fn compare(&mut self, index: usize) -> anyhow::Result<ModelCheck> {
         let name = self.models[index].name();
-        let live = self.work.trees.named(name)?;
-        let ours = self.models[index].tree().clone();
+        let live = self.work.tables.named(name)?;
+        let ours = self.models[index].table().clone();
         let (rows, mut suspects) = differing(&ours, &live).await?;
         for _ in 0..TRIES {
-            let at = store::checkpoint(&live)?;
+            let at = gpubnb_store::checkpoint(&live)?;
             self.until(at).await?;
             let mut still = Vec::new();
             for key in &suspects {
@@ -313,7 +312,7 @@ impl<'a> Replay<'a> {
                 }
             }
             // Each batch moves the checkpoint: nothing was written between the two looks.
-            if store::checkpoint(&live)? == at {
+            if gpubnb_store::checkpoint(&live)? == at {
                 let differing = still.iter().take(TOLD).map(|key| key.escape_ascii().to_string()).collect();
                 return Ok(ModelCheck { name: name.to_owned(), rows, differing });
             }
@@ -325,8 +324,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Goes through both trees beside each other: how many rows there are, and the keys of those that differ.
-async fn differing(ours: &Tree, live: &Tree) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
+/// Goes through both tables beside each other: how many rows there are, and the keys of those that differ.
+async fn differing(ours: &Table, live: &Table) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
     let (mut left, mut right) = (ours.all(), live.all());
     let (mut a, mut b) = (left.next().transpose()?, right.next().transpose()?);
     let (mut rows, mut suspects) = (0_u64, Vec::new());

@@ -9,17 +9,16 @@ use std::{
     time::Instant,
 };
 
-use gpubnb_events::{Clock as _, Log, ProjectorId, Recorded, Seq, SystemClock};
+use gpubnb_events::{Clock as _, ProjectorId, Recorded, Seq, SystemClock};
+use gpubnb_log::Log;
+use gpubnb_query::view::ops::{Progress, Rebuild, Verification};
+use gpubnb_store::{Database, StoreError};
 use tokio::sync::watch;
 
 use super::{background::Background, verify::verified};
 use crate::{
-    database::Database,
-    fold::{Adoption, Model, Trees},
-    model,
-    query::Applied,
-    store::StoreError,
-    view::ops::{Progress, Rebuild, Verification},
+    fold::{Adoption, Model, Tables},
+    serve::Applied,
 };
 
 /// A rebuilt model is handed over when it is so near.
@@ -32,7 +31,7 @@ pub(crate) struct Work {
     pub(crate) projector: ProjectorId,
     pub(crate) log: Log,
     pub(crate) db: Database,
-    pub(crate) trees: Trees,
+    pub(crate) tables: Tables,
     pub(crate) adoption: Adoption,
     pub(crate) applied: watch::Receiver<Applied>,
     /// Whose signed heads are believed.
@@ -67,7 +66,7 @@ impl Work {
     /// anybody can ask.
     pub(crate) fn go_on(&self) -> Result<(), StoreError> {
         Database::remove(&self.scratch)?;
-        for projection in model::all() {
+        for projection in gpubnb_model::all() {
             if self.db.is_rebuilding(projection.name())? && self.rebuild(projection.name()).is_ok() {
                 tracing::info!(model = projection.name(), "a rebuild that was cut off goes on");
             }
@@ -77,7 +76,7 @@ impl Work {
 
     /// Begins to rebuild a model beside the one that answers.
     pub(crate) fn rebuild(&self, name: &str) -> Result<(), NotNow> {
-        let projection = model::all().into_iter().find(|p| p.name() == name).ok_or(NotNow::Unknown)?;
+        let projection = gpubnb_model::all().into_iter().find(|p| p.name() == name).ok_or(NotNow::Unknown)?;
         let name = projection.name();
         let mut state = self.state();
         if state.rebuilds.get(name).is_some_and(|r| r.swapped_at.is_none() && r.failed.is_none()) {
@@ -109,11 +108,11 @@ impl Work {
         Ok(())
     }
 
-    async fn rebuilt(&self, projection: Box<dyn model::Projection>) -> anyhow::Result<()> {
+    async fn rebuilt(&self, projection: Box<dyn gpubnb_model::Projection>) -> anyhow::Result<()> {
         let name = projection.name();
-        let current = self.trees.named(name)?;
-        let tree = self.db.spare(&*projection, &current)?;
-        let mut rebuilt = Model::new(projection, tree.clone())?;
+        let current = self.tables.named(name)?;
+        let table = self.db.spare(projection.tables(), &current)?;
+        let mut rebuilt = Model::new(projection, table.clone())?;
         let from = rebuilt.checkpoint();
         if from > Seq::ZERO {
             tracing::info!(model = name, after = from.0, "a rebuild goes on");
@@ -143,7 +142,7 @@ impl Work {
         loop {
             // In this order: what does not wait any more is swapped, or given up.
             let waits = self.adoption.waits(name);
-            if self.trees.named(name)?.name() == tree.name() {
+            if self.tables.named(name)?.name() == table.name() {
                 return Ok(());
             }
             anyhow::ensure!(waits, "it stopped, or could not be swapped in: see the log");

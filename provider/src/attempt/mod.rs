@@ -31,8 +31,8 @@ use gpubnb_events::{
     event::Reason,
     manifest,
     spec::{Artifact, Hardware, Usage},
-    trace::About,
 };
+use gpubnb_runtime::trace::About;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, Span, info, warn};

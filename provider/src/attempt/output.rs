@@ -10,7 +10,7 @@ use bollard::{container::LogOutput, query_parameters::LogsOptionsBuilder};
 use futures_util::StreamExt;
 use gpubnb_events::{
     Clock as _, JobId, Lease, SystemClock,
-    log::header,
+    message::header,
     output::{JOB_METRICS, JobMetrics, LOG_LINES, LogLine, LogLines, LogStream, PROGRESS, Progress},
     subject::{self, OutputKind},
 };

@@ -14,12 +14,12 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use gpubnb_events::{
-    Clock as _, Log, Millis, Seq, SystemClock, Timestamp,
-    nats::{NatsArgs, jetstream},
+use gpubnb_events::{Clock as _, Millis, Seq, SystemClock, Timestamp, subject::SERVICES_INBOX};
+use gpubnb_log::{
+    Log,
     stream::{self, MARKET, StreamOptions},
-    subject::SERVICES_INBOX,
 };
+use gpubnb_runtime::nats::{NatsArgs, jetstream};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 

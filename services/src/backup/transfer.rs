@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use async_nats::{Client, StatusCode};
 use futures_util::StreamExt as _;
-use gpubnb_events::archive::sha256;
+use gpubnb_log::archive::sha256;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 

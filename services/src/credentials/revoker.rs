@@ -5,12 +5,15 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use async_nats::jetstream;
+use gpubnb_domain::machine::Availability;
 use gpubnb_events::{
     Clock, MachineId, Millis, Timestamp,
+    subject::{SERVICES_INBOX, UPDATE_ACCOUNT, lookup_account},
+};
+use gpubnb_log::stream;
+use gpubnb_runtime::{
     nats::{NatsArgs, connected},
     rpc::Failure,
-    stream,
-    subject::{SERVICES_INBOX, UPDATE_ACCOUNT, lookup_account},
 };
 use nkeys::KeyPair;
 use tokio::sync::Notify;
@@ -18,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{bootstrap::SYSTEM_USER, files, jwt};
-use crate::{domain::machine::Availability, enrollment::Enrollments, view::View};
+use crate::{enrollment::Enrollments, view::View};
 
 const SWEEP: Duration = Duration::from_secs(60);
 

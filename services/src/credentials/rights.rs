@@ -1,11 +1,9 @@
 //! What each user of the broker may do: the least that its process needs. Nothing else is allowed.
 
-use gpubnb_events::{
-    stream::{
-        ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS,
-        SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
-    },
-    subject,
+use gpubnb_events::subject;
+use gpubnb_log::stream::{
+    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS,
+    SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
 };
 
 use super::jwt::{Permissions, Shared};
@@ -102,7 +100,7 @@ pub(crate) fn shared_with_machines() -> Vec<Shared> {
 
 /// What whoever holds the scoped key can issue, and nothing else: one machine, on its own subjects.
 pub(crate) fn machine() -> Permissions {
-    let consumer = gpubnb_events::stream::machine_consumer_name(subject::NAME_OF_USER);
+    let consumer = gpubnb_log::stream::machine_consumer_name(subject::NAME_OF_USER);
     let mut publish = subject::of_machines(subject::NAME_OF_USER);
     for call in ["CONSUMER.INFO", "CONSUMER.MSG.NEXT"] {
         publish.push(format!("{}.{call}.{DISPATCH}.{consumer}", subject::MACHINE_API));

@@ -1,22 +1,22 @@
 //! Commands that come in through the edge, in the name of a signed-in account or of an operator.
 
+use gpubnb_domain::{
+    Command, Refusal,
+    job::{Job, Phase},
+    placement,
+};
 use gpubnb_events::{
     Actor,
     command::{
         CancelJob, ClosePayout, Deposit, Done, FundAccount, OpenAccount, Quote, RequestPayout, SetSuspension,
         SubmitJob, Submitted,
     },
-    rpc::{Failure, Incoming, Requester, Server},
     spec::PlacementExplanation,
     subject,
 };
+use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
 
 use super::{Endpoints, account_of, change_machine, done, endpoint};
-use crate::domain::{
-    Command, Refusal,
-    job::{Job, Phase},
-    placement,
-};
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     let edge = Requester::Edge;

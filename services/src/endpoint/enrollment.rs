@@ -1,22 +1,19 @@
 //! Enrolling machines, renewing and revoking their credentials. Whoever redeems or renews proves who it is in the
 //! request itself: with a code, or with its key.
 
+use gpubnb_domain::World;
 use gpubnb_events::{
-    AccountId, Actor, MachineId,
+    AccountId, Actor, MachineId, Refusal, RefusalKind,
     command::{
         AskChallenge, Challenge, CreateEnrollment, EnrollmentCode, MachineCredential, RedeemEnrollment,
         RenewCredential, RevokeMachine, Revoked,
     },
-    rpc::{Failure, Incoming, Refusal, RefusalKind, Requester, Server},
     subject,
 };
+use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
 
 use super::{Endpoints, account_of, endpoint};
-use crate::{
-    credentials::signed_by,
-    domain::{self, World},
-    enrollment::Enrollment,
-};
+use crate::{credentials::signed_by, enrollment::Enrollment};
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     let edge = Requester::Edge;
@@ -57,12 +54,12 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> 
     let genuine = e.issuer.challenged(&renew.nonce, renew.machine, e.executor.clock.now())
         && signed_by(&enrollment.public_key, &renew.signed_text(), &renew.signature);
     if !genuine {
-        return Err(Failure::Refused(Refusal {
-            name: "BadSignature".to_owned(),
-            kind: RefusalKind::Forbidden,
-            field: None,
-            message: "The challenge has run out, or is not signed with this machine's key.".to_owned(),
-        }));
+        return Err(Refusal::new(
+            "BadSignature",
+            RefusalKind::Forbidden,
+            "The challenge has run out, or is not signed with this machine's key.",
+        )
+        .into());
     }
     in_good_standing(&e, enrollment.owner)?;
     issue(&e, renew.machine, enrollment)
@@ -70,7 +67,7 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> 
 
 /// The machines of a suspended account get no credential, however they ask. What runs ends with the one they have.
 pub(super) fn in_good_standing(e: &Endpoints, owner: AccountId) -> Result<(), Failure> {
-    e.executor.view.read(|w| domain::may_enroll(w, owner)).map_err(domain::Refusal::into_failure)
+    e.executor.view.read(|w| gpubnb_domain::may_enroll(w, owner)).map_err(Failure::refused)
 }
 
 fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, Failure> {
@@ -88,7 +85,7 @@ async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, Failure> {
         Actor::Machine(_) | Actor::Platform => false,
     };
     // Foreign looks like absent.
-    known.as_ref().filter(may).ok_or_else(|| domain::Refusal::UnknownMachine.into_failure())?;
+    known.as_ref().filter(may).ok_or_else(|| Failure::refused(gpubnb_domain::Refusal::UnknownMachine))?;
     e.revoker.revoke(machine, matches!(r.actor, Actor::Operator(_))).await?;
     Ok(Revoked {})
 }

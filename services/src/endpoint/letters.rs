@@ -8,18 +8,21 @@ use std::{
 
 use async_nats::jetstream::{consumer, context::ConsumerInfoErrorKind, stream::Stream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use gpubnb_domain::{World, job::Phase, machine::Availability};
 use gpubnb_events::{
-    Actor, MachineId, Seq, Timestamp,
-    dispatch::{DeadLetter, DeadMessage, Remedied, Remedy, Trouble, lease_of},
-    rpc::{Failure, Incoming, Refusal, RefusalKind, Requester, Server},
-    stream::{DISPATCH, machine_consumer, provision_machine},
+    Actor, MachineId, Refusal, RefusalKind, Seq, Timestamp,
+    dead_letter::{DeadLetter, DeadMessage, Remedied, Remedy, Trouble},
     subject,
 };
+use gpubnb_log::{
+    dispatch::lease_of,
+    stream::{DISPATCH, machine_consumer, provision_machine},
+};
+use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
 use tokio::sync::Mutex;
 use tracing::info;
 
 use super::{Endpoints, endpoint};
-use crate::domain::{World, job::Phase, machine::Availability};
 
 /// How long what was found is told again.
 const FRESH: Duration = Duration::from_secs(5);
@@ -42,12 +45,8 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
 fn for_operators(actor: Actor) -> Result<(), Failure> {
     match actor {
         Actor::Operator(_) => Ok(()),
-        _ => Err(refused("NotAllowed", RefusalKind::Forbidden, "Only an operator may do this.")),
+        _ => Err(Failure::refused(Refusal::new("NotAllowed", RefusalKind::Forbidden, "Only an operator may do this."))),
     }
-}
-
-fn refused(name: &str, kind: RefusalKind, message: &str) -> Failure {
-    Failure::Refused(Refusal { name: name.to_owned(), kind, field: None, message: message.to_owned() })
 }
 
 fn broker(e: impl std::fmt::Display) -> Failure {
@@ -154,7 +153,9 @@ async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
     let Remedy { machine, seq } = r.parse()?;
     let letters = tokio::time::timeout(PATIENCE, look_at(&e, machine)).await.map_err(broker)??;
     let letter = letters.into_iter().find(|l| l.message.map(|m| m.seq) == seq);
-    let gone = || refused("NoSuchLetter", RefusalKind::NotFound, "There is no such dead letter any more.");
+    let gone = || {
+        Failure::refused(Refusal::new("NoSuchLetter", RefusalKind::NotFound, "There is no such dead letter any more."))
+    };
     let letter = letter.ok_or_else(gone)?;
     let js = e.executor.log.jetstream();
     match (letter.trouble, letter.message) {
@@ -168,7 +169,7 @@ async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
             let subject = subject::dispatch(machine, message.job);
             stream.purge().filter(subject).sequence(message.seq.0 + 1).await.map_err(broker)?;
         }
-        _ => return Err(refused("NoRemedy", RefusalKind::Conflict, letter.trouble.remedy())),
+        _ => return Err(Failure::refused(Refusal::new("NoRemedy", RefusalKind::Conflict, letter.trouble.remedy()))),
     }
     info!(%machine, actor = %r.actor, trouble = ?letter.trouble, "a dead letter was dealt with");
     *e.letters.lock().await = None;

@@ -1,27 +1,26 @@
 //! Commands of machines. Each speaks for itself only: its id is in the subject, and the subject is its right.
 
+use gpubnb_domain::{
+    Command, Listing, Refusal,
+    job::Job,
+    machine::{Availability, MAX_SLOTS},
+};
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
         Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest, Report, Start,
         UploadGrant,
     },
-    manifest,
+    manifest, subject,
+};
+use gpubnb_log::stream;
+use gpubnb_runtime::{
+    permit::{Permit, Purpose},
     rpc::{Failure, Incoming, Requester, Server},
-    stream, subject,
-    transfer::{Permit, Purpose},
 };
 
 use super::{Endpoints, change_machine, done, endpoint};
-use crate::{
-    credentials::signed_by,
-    domain::{
-        Command, Listing, Refusal,
-        job::Job,
-        machine::{Availability, MAX_SLOTS},
-    },
-    execute::unavailable,
-};
+use crate::{credentials::signed_by, execute::unavailable};
 
 /// How long past the time limit files may still be moved.
 const SLACK: Millis = Millis(3_600_000);
@@ -72,10 +71,10 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
     let known = e.executor.view.read(|w| w.job(accept.job).cloned());
     let job = match known {
         Some(job) => job,
-        None => e.executor.load(accept.job).await.map_err(unavailable)?.ok_or(Refusal::UnknownJob.into_failure())?,
+        None => e.executor.load(accept.job).await.map_err(unavailable)?.ok_or(Failure::refused(Refusal::UnknownJob))?,
     };
     if job.wish(machine, accept.lease) == LeaseWish::Abandon {
-        return Err(Refusal::StaleLease.into_failure());
+        return Err(Failure::refused(Refusal::StaleLease));
     }
     let mut grant = job.grant();
     permits(&e, &job, accept.lease, &mut grant)?;
@@ -132,7 +131,7 @@ fn signed(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), Fail
     if genuine {
         Ok(())
     } else {
-        Err(Refusal::field("signature", "The manifest is not signed with this machine's key.").into_failure())
+        Err(Failure::refused(Refusal::field("signature", "The manifest is not signed with this machine's key.")))
     }
 }
 

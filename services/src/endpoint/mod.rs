@@ -11,18 +11,20 @@ mod machine;
 use std::{future::Future, num::NonZeroU32, sync::Arc};
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use gpubnb_domain::Command;
 use gpubnb_events::{
-    Actor, MachineId, Seq,
+    Actor, MachineId, RefusalKind, Seq,
     command::{ChangeMachine, Done, MachineWish},
-    rpc::{Failure, Incoming, RefusalKind, Requester, Server},
-    transfer::TransferKey,
+};
+use gpubnb_runtime::{
+    permit::TransferKey,
+    rpc::{Failure, Incoming, Requester, Server},
 };
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
     credentials::{Issuer, Revoker},
-    domain::Command,
     enrollment::Enrollments,
     execute::Executor,
     secrets::JobEnv,
@@ -116,7 +118,7 @@ fn done(seq: Seq) -> Done {
 fn account_of(actor: Actor) -> Result<gpubnb_events::AccountId, Failure> {
     match actor {
         Actor::Account(id) => Ok(id),
-        _ => Err(Failure::Refused(gpubnb_events::rpc::Refusal {
+        _ => Err(Failure::Refused(gpubnb_events::Refusal {
             name: "NotAllowed".to_owned(),
             kind: RefusalKind::Forbidden,
             field: None,

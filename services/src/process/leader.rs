@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_nats::jetstream::{Context, kv::Store};
-use gpubnb_events::stream::LEADERS;
+use gpubnb_log::stream::LEADERS;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 

@@ -8,25 +8,19 @@ use async_nats::jetstream::{
     consumer::{DeliverPolicy, push::OrderedConfig},
 };
 use futures_util::StreamExt;
-use gpubnb_events::{
-    Actor, Aggregate, MachineId,
-    rpc::Failure,
-    stream::{StreamOptions, TELEMETRY, provision_telemetry},
-    subject,
-    telemetry::Tick,
+use gpubnb_domain::{
+    Command,
+    machine::{Availability, Presence},
 };
+use gpubnb_events::{Actor, Aggregate, MachineId, subject, telemetry::Tick};
+use gpubnb_log::stream::{StreamOptions, TELEMETRY, provision_telemetry};
+use gpubnb_runtime::rpc::Failure;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Leadership;
-use crate::{
-    domain::{
-        Command,
-        machine::{Availability, Presence},
-    },
-    execute::Executor,
-};
+use crate::execute::Executor;
 
 const TICK: Duration = Duration::from_secs(1);
 /// A longer pause between two ticks means that we were away, not the machines.
@@ -109,7 +103,7 @@ async fn tick(js: Context, replica: String, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = interval.tick() => {}
         }
-        if !gpubnb_events::nats::connected(&js.client()) {
+        if !gpubnb_runtime::nats::connected(&js.client()) {
             continue;
         }
         let tick = Tick { replica: replica.clone(), number };

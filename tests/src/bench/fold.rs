@@ -11,11 +11,13 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt;
 use gpubnb_events::{
-    AccountId, Event, Log, MachineId, MicroUsd, Seq,
+    AccountId, Event, MachineId, MicroUsd, Seq,
     event::{AccountOpened, FundsDeposited},
-    log::header,
+    message::header,
 };
-use gpubnb_projector::{database::Database, fold, model};
+use gpubnb_log::Log;
+use gpubnb_projector::fold;
+use gpubnb_store::Database;
 use sled::transaction::TransactionError;
 use tokio::time::Instant;
 
@@ -92,8 +94,8 @@ async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
 fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let mut trees = Vec::new();
-    for model in model::all() {
-        let rows: Result<Vec<_>, _> = from.model(&*model)?.all().collect();
+    for model in gpubnb_model::all() {
+        let rows: Result<Vec<_>, _> = from.model(model.tables())?.all().collect();
         trees.push((model.name(), rows?));
     }
     let db = sled::Config::new().path(dir.path()).cache_capacity(CACHE_MIB << 20).open()?;
@@ -104,7 +106,7 @@ fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
         for part in rows.chunks(rows.len().div_ceil(transactions).max(1)) {
             let written: Result<(), TransactionError> = tree.transaction(|tree| {
                 for (key, value) in part {
-                    tree.insert(key, value)?;
+                    tree.insert(&**key, &**value)?;
                 }
                 Ok(())
             });

@@ -8,8 +8,8 @@ use futures_util::{Stream, StreamExt as _};
 use gpubnb_events::{
     AccountId, Event, MachineId, Seq,
     event::{AccountOpened, MachineListed},
-    nats::jetstream,
 };
+use gpubnb_runtime::nats::jetstream;
 use reqwest::Method;
 use tokio::time::{Instant, sleep};
 
@@ -47,7 +47,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
 /// Writes the history, and waits until it is folded. Returns a machine and a job of it.
 async fn fill(system: &System) -> anyhow::Result<(MachineId, String)> {
     let js = jetstream(system.nats_args("services").connect("append", "_INBOX.services").await?);
-    let log = gpubnb_events::Log::open(js.clone()).await?;
+    let log = gpubnb_log::Log::open(js.clone()).await?;
     let mut next = log.last_seq().await?.0 + 1;
     let mut acks = Vec::new();
     let (me, others) = (system.web.account.parse()?, AccountId::generate());

@@ -7,10 +7,10 @@ use async_nats::jetstream::{self, message::PublishMessage, stream::Config};
 use gpubnb_events::{
     AccountId, Actor, CommandId, JobId, MicroUsd, Seconds,
     command::{Deposit, Done, OpenAccount, SubmitJob, Submitted},
-    rpc::Caller,
     spec::{Placement, Requirements},
     subject, template,
 };
+use gpubnb_runtime::rpc::Caller;
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{RawBroker, report::Figure};

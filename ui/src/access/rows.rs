@@ -30,7 +30,7 @@ const MOST: usize = 10_000;
 const RETRY: Duration = Duration::from_millis(500);
 
 fn unavailable(e: impl std::fmt::Display) -> Problem {
-    Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("the bucket cannot be reached: {e}")))
+    Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("the bucket cannot be reached: {e}")))
 }
 
 /// What was read, and when.

@@ -2,7 +2,8 @@
 //! the secret's hash: whoever reads the bucket cannot sign in.
 
 use axum::http::{HeaderMap, header};
-use gpubnb_events::{AccountId, CommandId, Timestamp, stream::SESSION_LIFE};
+use gpubnb_events::{AccountId, CommandId, Timestamp};
+use gpubnb_log::stream::SESSION_LIFE;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;

@@ -14,7 +14,8 @@ use axum::{
     response::Response,
 };
 use futures_util::StreamExt as _;
-use gpubnb_events::{AccountId, metric};
+use gpubnb_events::AccountId;
+use gpubnb_runtime::metric;
 
 use super::pace::network_of;
 use crate::error::Problem;

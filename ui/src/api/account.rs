@@ -5,8 +5,8 @@ use gpubnb_events::{
     CommandId, Seq,
     command::{Deposit, Done, RequestPayout},
 };
-use gpubnb_projector::{
-    client::{DaysOf, StatementQuery},
+use gpubnb_query::{
+    request::{DaysOf, StatementQuery},
     view::{Balance, Day, Page, StatementLine},
 };
 use serde::{Deserialize, Serialize};

@@ -14,9 +14,9 @@ use gpubnb_events::{
     output::{LogLine, LogStream, Progress},
     spec::{Artifact, PlacementExplanation},
 };
-use gpubnb_projector::{
-    client::{JobsQuery, TrailOf, TrailQuery},
-    view::{JobRow, JobState, Page, Receipt, TrailEvent},
+use gpubnb_query::{
+    request::{JobsQuery, TrailOf, TrailQuery},
+    view::{JobState, JobView, Page, Receipt, TrailEvent},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
@@ -53,13 +53,13 @@ impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
 
 /// A job, with what is not in the read model: its progress and why it waits.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct JobView {
+pub(crate) struct JobDetails {
     /// `Queued`, `Assigned`, `Accepted`, `Running`, `Completed`, `Failed`, `Cancelled`, and `Settled` once paid.
     status: &'static str,
     /// What happened, in words.
     summary: String,
     #[serde(flatten)]
-    row: JobRow,
+    row: JobView,
     progress: Option<Progress>,
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<PlacementExplanation>,
@@ -112,7 +112,7 @@ pub(crate) async fn list(
     State(app): State<App>,
     signed_in: SignedIn,
     Query(filters): Query<Filters>,
-) -> Result<Json<Page<JobRow>>, ApiError> {
+) -> Result<Json<Page<JobView>>, ApiError> {
     let query = JobsQuery {
         account: Some(signed_in.account),
         machine: None,
@@ -129,14 +129,14 @@ pub(crate) async fn get(
     signed_in: SignedIn,
     Path(job): Path<JobId>,
     Query(at_least): Query<AtLeast>,
-) -> Result<Json<JobView>, ApiError> {
+) -> Result<Json<JobDetails>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
     let progress = output::progress(&app, &row).await;
     let waiting = match row.state {
         JobState::Queued => app.command("job", "explain", signed_in.actor(), &CancelJob { job }).await.unwrap_or(None),
         _ => None,
     };
-    Ok(Json(JobView { status: row.state_name(), summary: crate::format::job_state(&row), row, progress, waiting }))
+    Ok(Json(JobDetails { status: row.state_name(), summary: crate::format::job_state(&row), row, progress, waiting }))
 }
 
 pub(crate) async fn cancel(
@@ -193,7 +193,7 @@ pub(crate) async fn manifest(
         || Problem::new(StatusCode::NOT_FOUND, "NotSigned", "The job has left nothing that is signed, or not yet.");
     let (attempt, signature) = row.attempt().zip(row.signature.clone()).ok_or_else(not_signed)?;
     let (lease, machine) = (attempt.lease, attempt.machine);
-    let public_keys = app.queries.machine(signed_in.actor(), machine, Seq::ZERO).await?.row.public_keys;
+    let public_keys = app.queries.machine(signed_in.actor(), machine, Seq::ZERO).await?.listed.public_keys;
     Ok(Json(Manifest { job, lease, machine, public_keys, outputs: row.outputs, signature }))
 }
 

@@ -9,8 +9,8 @@ use gpubnb_events::{
     },
     template::Template,
 };
-use gpubnb_projector::{
-    client::{DaysOf, TrailOf},
+use gpubnb_query::{
+    request::{DaysOf, TrailOf},
     view::{Day, Figures, MachineView, Outcome, Page, Reading, TrailEvent},
 };
 use serde::{Deserialize, Serialize};
@@ -46,11 +46,11 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<MachineView>>, ApiError> {
     let limit = filters.limit.unwrap_or(MOST).clamp(1, MOST) as usize;
     let mut rows = app.queries.machines(viewer.actor(), Seq(filters.min_seq)).await?;
-    rows.sort_by_key(|m| m.row.machine);
-    rows.retain(|m| filters.cursor.is_none_or(|cursor| m.row.machine > cursor));
+    rows.sort_by_key(|m| m.listed.machine);
+    rows.retain(|m| filters.cursor.is_none_or(|cursor| m.listed.machine > cursor));
     let more = rows.len() > limit;
     rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|m| m.row.machine.to_string());
+    let next = rows.last().filter(|_| more).map(|m| m.listed.machine.to_string());
     Ok(Json(Page { rows, next }))
 }
 

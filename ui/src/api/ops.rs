@@ -4,11 +4,11 @@ use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
     AccountId, CommandId, MachineId,
     command::{ClosePayout, Done, FundAccount, RevokeMachine, Revoked, SetSuspension},
-    dispatch::{DeadLetter, Remedied, Remedy},
+    dead_letter::{DeadLetter, Remedied, Remedy},
     event::Check,
 };
-use gpubnb_projector::{
-    client::Point,
+use gpubnb_query::{
+    request::Point,
     view::{
         Page, TrailEvent,
         ops::{Accounts, Platform, Stuck, Travel},

@@ -162,7 +162,7 @@ impl Role {
 /// The roles of whoever asks.
 pub(crate) async fn roles(app: &App, signed_in: SignedIn) -> Result<Vec<Role>, Problem> {
     let machines = app.queries.machines(signed_in.actor(), Seq::ZERO).await?;
-    let provider = machines.iter().any(|m| m.row.owner == signed_in.account);
+    let provider = machines.iter().any(|m| m.listed.owner == signed_in.account);
     let also = [(provider, Role::Provider), (signed_in.viewer.operator, Role::Operator)];
     let roles = also.into_iter().filter(|(so, _)| *so).map(|(_, role)| role);
     Ok(std::iter::once(Role::Consumer).chain(roles).collect())

@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
-use gpubnb_projector::client::{TrailOf, TrailQuery};
+use gpubnb_query::request::{TrailOf, TrailQuery};
 
 use super::jobs::Line;
 use crate::{

@@ -8,8 +8,8 @@ use std::{
 };
 
 use gpubnb_events::{Actor, MachineId, Seq};
-use gpubnb_projector::{
-    client::QueryClient,
+use gpubnb_query::{
+    QueryClient,
     view::{MachineState, MachineView},
 };
 use tokio::sync::{Mutex, mpsc, watch};
@@ -60,7 +60,7 @@ impl Board {
         // It fails only where the sender is gone, which is here.
         drop(self.filled.subscribe().wait_for(|filled| *filled).await);
         let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
-        machines.values().filter(|m| m.row.wanted != MachineState::Delisted).cloned().collect()
+        machines.values().filter(|m| m.listed.wanted != MachineState::Delisted).cloned().collect()
     }
 
     /// One machine, if it is known here.
@@ -105,11 +105,11 @@ impl Board {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         let known = std::mem::take(&mut *machines);
         for view in read {
-            machines.insert(view.row.machine, Arc::new(view));
+            machines.insert(view.listed.machine, Arc::new(view));
         }
         // What a notice told meanwhile is newer than what was read.
         for (id, view) in known {
-            if machines.get(&id).is_some_and(|read| read.row.seq < view.row.seq) {
+            if machines.get(&id).is_some_and(|read| read.listed.seq < view.listed.seq) {
                 machines.insert(id, view);
             }
         }
@@ -119,8 +119,8 @@ impl Board {
 }
 
 fn put(machines: &mut Machines, view: MachineView) {
-    let known = machines.get(&view.row.machine);
-    if known.is_none_or(|known| known.row.seq <= view.row.seq) {
-        machines.insert(view.row.machine, Arc::new(view));
+    let known = machines.get(&view.listed.machine);
+    if known.is_none_or(|known| known.listed.seq <= view.listed.seq) {
+        machines.insert(view.listed.machine, Arc::new(view));
     }
 }

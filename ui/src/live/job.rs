@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
-use gpubnb_projector::view::{JobNews, JobRow};
+use gpubnb_query::view::{JobNews, JobView};
 use serde::Deserialize;
 use tokio::{
     sync::{broadcast, watch},
@@ -98,7 +98,7 @@ async fn next_news(notices: &mut Notices, job: JobId) -> (Seq, Vec<Arc<JobNews>>
 fn state(
     app: App,
     signed_in: SignedIn,
-    newest: watch::Sender<JobRow>,
+    newest: watch::Sender<JobView>,
     mut notices: Notices,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
@@ -120,7 +120,7 @@ fn state(
             }
             let newer = loop {
                 let (seq, told) = next_news(&mut notices, row.job).await;
-                let newest = told.iter().map(|news| &news.row).max_by_key(|row| row.seq);
+                let newest = told.iter().map(|news| &news.job).max_by_key(|row| row.seq);
                 let newer = match newest {
                     Some(newer) => Ok(newer.clone()),
                     None => app.queries.job(signed_in.reader(), row.job, seq).await,
@@ -158,12 +158,12 @@ fn trail(app: App, signed_in: SignedIn, job: JobId, from: Seq, mut notices: Noti
 /// What the job says, from a sequence of OUTPUT on. Nothing is said before a machine has it.
 fn said(
     app: App,
-    mut newest: watch::Receiver<JobRow>,
+    mut newest: watch::Receiver<JobView>,
     from: u64,
     ended: CancellationToken,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
-        let speaks = |row: &JobRow| !row.attempts.is_empty();
+        let speaks = |row: &JobView| !row.attempts.is_empty();
         let Ok(job) = newest.wait_for(speaks).await.map(|row| row.job) else { return };
         let Ok(mut messages) = output::follow(&app, job, from).await else { return ended.cancel() };
         let mut reader = Reader::default();
@@ -180,7 +180,7 @@ fn said(
 
 /// The row, with the machine that speaks among its attempts. A machine that is not known yet: the output is
 /// ahead of this page.
-async fn speaker_known(newest: &mut watch::Receiver<JobRow>, message: &Message) -> JobRow {
+async fn speaker_known(newest: &mut watch::Receiver<JobView>, message: &Message) -> JobView {
     let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
     let known = newest.wait_for(|row| row.attempts.iter().any(|a| Some(a.machine) == machine));
     // Who is not known by then has no attempt: the reader drops what it says.
@@ -188,7 +188,7 @@ async fn speaker_known(newest: &mut watch::Receiver<JobRow>, message: &Message) 
     newest.borrow().clone()
 }
 
-fn events_of(row: &JobRow, heard: Heard) -> Vec<Event> {
+fn events_of(row: &JobView, heard: Heard) -> Vec<Event> {
     let id = heard.seq.to_string();
     let mut lines = Vec::new();
     let mut events = Vec::new();

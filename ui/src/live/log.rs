@@ -11,10 +11,10 @@ use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, Lease, MachineId,
     output::{JobMetrics, LogLine, LogLines, LogStream},
-    stream::OUTPUT,
     subject::{self, OutputKind},
 };
-use gpubnb_projector::view::JobRow;
+use gpubnb_log::stream::OUTPUT;
+use gpubnb_query::view::JobView;
 use tokio::time::timeout;
 
 use super::output::{self, Reader, Said, unavailable};
@@ -37,7 +37,7 @@ const SEARCH_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) type Line = (Lease, u64, LogLine);
 
 /// Where in OUTPUT the last lines of a job begin; 1 where there are few, or where it cannot be told.
-pub(crate) async fn tail(app: &App, row: &JobRow) -> u64 {
+pub(crate) async fn tail(app: &App, row: &JobView) -> u64 {
     let Some(attempt) = row.attempts.last() else { return 1 };
     let Ok(log) = Log::open(app, attempt.machine, row.job).await else { return 1 };
     match log.last().await {
@@ -54,7 +54,7 @@ pub(crate) async fn tail(app: &App, row: &JobRow) -> u64 {
 }
 
 /// Lines of an attempt, from one on, [`PART`] at the most.
-pub(crate) async fn part(app: &App, row: &JobRow, lease: Lease, from: u64) -> Result<Vec<Line>, Problem> {
+pub(crate) async fn part(app: &App, row: &JobView, lease: Lease, from: u64) -> Result<Vec<Line>, Problem> {
     let Some(attempt) = row.attempts.iter().find(|a| a.lease == lease) else { return Ok(Vec::new()) };
     let log = Log::open(app, attempt.machine, row.job).await?;
     let Some(start) = log.find(lease, from).await? else { return Ok(Vec::new()) };
@@ -70,7 +70,7 @@ pub(crate) async fn part(app: &App, row: &JobRow, lease: Lease, from: u64) -> Re
 }
 
 /// Lines with some text in them, in the whole log, and whether that is all of them. So many search at once.
-pub(crate) async fn search(app: &App, row: &JobRow, text: &str) -> Result<(Vec<Line>, bool), Problem> {
+pub(crate) async fn search(app: &App, row: &JobView, text: &str) -> Result<(Vec<Line>, bool), Problem> {
     let Ok(_place) = app.searches.try_acquire() else {
         return Err(Problem::too_many("Others are searching.", 5));
     };
@@ -97,7 +97,7 @@ pub(crate) async fn search(app: &App, row: &JobRow, text: &str) -> Result<(Vec<L
 }
 
 /// What the newest attempt has measured, oldest first: all of it, or every n-th where there is much.
-pub(crate) async fn metrics(app: &App, row: &JobRow) -> Result<Vec<JobMetrics>, Problem> {
+pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>, Problem> {
     let Some(attempt) = row.attempts.last() else { return Ok(Vec::new()) };
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Metrics);
@@ -171,7 +171,7 @@ impl Log {
     async fn read(
         &self,
         app: &App,
-        row: &JobRow,
+        row: &JobView,
         from: u64,
         within: Duration,
         mut take: impl FnMut(Line) -> bool,
@@ -187,7 +187,7 @@ impl Log {
     async fn said(
         &self,
         app: &App,
-        row: &JobRow,
+        row: &JobView,
         from: u64,
         within: Duration,
         mut take: impl FnMut(Said) -> bool,

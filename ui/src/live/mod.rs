@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_nats::Client;
 use futures_util::StreamExt;
 use gpubnb_events::{Aggregate, Seq, subject};
-use gpubnb_projector::view::{JobNews, News, Notice};
+use gpubnb_query::view::{JobNews, News, Notice};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;

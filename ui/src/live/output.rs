@@ -10,10 +10,10 @@ use futures_util::{Stream, StreamExt};
 use gpubnb_events::{
     JobId, Lease, MachineId,
     output::{JobMetrics, LogLine, LogLines, Progress},
-    stream::OUTPUT,
     subject::{self, OutputKind},
 };
-use gpubnb_projector::view::JobRow;
+use gpubnb_log::stream::OUTPUT;
+use gpubnb_query::view::JobView;
 
 use crate::{app::App, error::Problem};
 
@@ -83,13 +83,13 @@ impl Reader {
 }
 
 /// Which machine holds which lease.
-pub(crate) fn attempts(row: &JobRow) -> HashMap<Lease, MachineId> {
+pub(crate) fn attempts(row: &JobView) -> HashMap<Lease, MachineId> {
     row.attempts.iter().map(|a| (a.lease, a.machine)).collect()
 }
 
 /// The broker did not answer.
 pub(super) fn unavailable(e: &dyn std::fmt::Display) -> Problem {
-    Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("reading output: {e}")))
+    Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("reading output: {e}")))
 }
 
 /// Everything a job says, from a sequence of OUTPUT on.
@@ -124,7 +124,7 @@ const MOST_BYTES: usize = 2 << 20;
 /// What a job has said so far: some `most` things, or two mebibytes of them, and where to read on.
 pub(crate) async fn so_far(
     app: &App,
-    row: &JobRow,
+    row: &JobView,
     from: u64,
     most: usize,
 ) -> Result<(Vec<Said>, Option<u64>), Problem> {
@@ -165,7 +165,7 @@ async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem>
 }
 
 /// The newest progress of a job's present attempt.
-pub(crate) async fn progress(app: &App, row: &JobRow) -> Option<Progress> {
+pub(crate) async fn progress(app: &App, row: &JobView) -> Option<Progress> {
     // Nothing is said before the code runs.
     let attempt = row.attempt().filter(|_| row.started_at.is_some())?;
     let stream = app.js.get_stream_no_info(OUTPUT).await.ok()?;

@@ -1,10 +1,10 @@
 //! A job's own form, filled in anew: to run it again, or with something changed. Its secrets are not known any more.
 
 use gpubnb_events::{HourlyRate, spec::Placement, template};
-use gpubnb_projector::view::JobRow;
+use gpubnb_query::view::JobView;
 
 /// The form's fields, as they would have been typed.
-pub(super) fn fields(job: &JobRow) -> Vec<(String, String)> {
+pub(super) fn fields(job: &JobView) -> Vec<(String, String)> {
     let (spec, resources, limits) = (&job.spec, &job.spec.resources, &job.limits);
     let mut fields = Vec::new();
     let mut set = |name: &str, value: String| fields.push((name.to_owned(), value));

@@ -13,17 +13,17 @@ use axum::{
 use futures_util::Stream;
 use gpubnb_events::{
     Actor, MachineId, Seq, Timestamp,
-    dispatch::{DeadLetter, Remedied, Remedy},
+    dead_letter::{DeadLetter, Remedied, Remedy},
     event::Check,
-    rpc::Failure,
 };
-use gpubnb_projector::{
-    client::{EventsQuery, TrailOf},
+use gpubnb_query::{
+    request::{EventsQuery, TrailOf},
     view::{
         Page, TrailEvent,
         ops::{Platform, Stuck},
     },
 };
+use gpubnb_runtime::rpc::Failure;
 use serde::{Deserialize, Serialize};
 
 use super::{Chrome, fragment, html};

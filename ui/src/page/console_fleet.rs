@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{Aggregate, Timestamp};
-use gpubnb_projector::view::{MachineState, MachineView};
+use gpubnb_query::view::{MachineState, MachineView};
 use serde::{Deserialize, Serialize};
 
 use super::{Chrome, fragment, html};
@@ -39,7 +39,7 @@ pub(crate) struct Filters {
 
 impl Filters {
     fn wants(&self, m: &MachineView) -> bool {
-        let (row, text) = (&m.row, self.text.trim().to_lowercase());
+        let (row, text) = (&m.listed, self.text.trim().to_lowercase());
         let ids = [row.machine.to_string(), row.owner.to_string()];
         let words = [&row.offer.name, &row.offer.region].into_iter().chain(&ids);
         let gpus = row.offer.hardware.gpus.iter().map(|gpu| &gpu.model);
@@ -55,9 +55,9 @@ impl Filters {
 
 /// What is wrong with a machine, as a number to sort by: silence, what its owner is told, checks that failed.
 fn trouble(m: &MachineView) -> usize {
-    let silent = matches!(m.row.state(), MachineState::Suspect | MachineState::Lost);
-    let failed = m.row.checks.iter().filter(|check| !check.passed).count();
-    usize::from(silent) * 100 + usize::from(m.row.trouble.is_some()) * 10 + failed
+    let silent = matches!(m.listed.state(), MachineState::Suspect | MachineState::Lost);
+    let failed = m.listed.checks.iter().filter(|check| !check.passed).count();
+    usize::from(silent) * 100 + usize::from(m.listed.trouble.is_some()) * 10 + failed
 }
 
 #[derive(Template)]
@@ -88,13 +88,13 @@ async fn rows(app: &App, filters: &Filters) -> Result<String, Problem> {
     let all = app.board.machines().await;
     let mut states = BTreeMap::new();
     for m in &all {
-        *states.entry(m.row.state().name()).or_default() += 1;
+        *states.entry(m.listed.state().name()).or_default() += 1;
     }
-    let running = all.iter().map(|m| m.row.running.len()).sum();
-    let slots = all.iter().map(|m| u64::from(m.row.offer.slots)).sum();
+    let running = all.iter().map(|m| m.listed.running.len()).sum();
+    let slots = all.iter().map(|m| u64::from(m.listed.offer.slots)).sum();
     let mut shown: Vec<_> = all.into_iter().filter(|m| filters.wants(m)).collect();
     let matching = shown.len();
-    shown.sort_by(|a, b| (Reverse(trouble(a)), &a.row.offer.name).cmp(&(Reverse(trouble(b)), &b.row.offer.name)));
+    shown.sort_by(|a, b| (Reverse(trouble(a)), &a.listed.offer.name).cmp(&(Reverse(trouble(b)), &b.listed.offer.name)));
     shown.truncate(SHOWN);
     fragment(&Rows { states, running, slots, matching, shown, now: app.now() })
 }

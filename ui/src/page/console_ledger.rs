@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{AccountId, Aggregate, MicroUsd, Seq};
-use gpubnb_projector::view::ops::Accounts;
+use gpubnb_query::view::ops::Accounts;
 use serde::Deserialize;
 
 use super::{Chrome, fragment, html};

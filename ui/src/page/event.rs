@@ -8,7 +8,7 @@ use axum::{
     response::{Html, IntoResponse as _, Response},
 };
 use gpubnb_events::{Seq, Timestamp};
-use gpubnb_projector::view::TrailEvent;
+use gpubnb_query::view::TrailEvent;
 
 use super::{Chrome, html};
 use crate::{

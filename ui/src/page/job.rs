@@ -12,14 +12,13 @@ use gpubnb_events::{
     JobId, Lease, MicroUsd, Millis, Seq, Timestamp,
     command::{CancelJob, Done},
     output::{JobMetrics, Progress},
-    rpc::Failure,
     spec::PlacementExplanation,
 };
-use gpubnb_projector::{
-    client::{TrailOf, TrailQuery},
-    view::{JobNews, JobRow, JobState, MachineView, Receipt, TrailEvent},
+use gpubnb_query::{
+    request::{TrailOf, TrailQuery},
+    view::{JobNews, JobState, JobView, MachineView, Receipt, TrailEvent},
 };
-
+use gpubnb_runtime::rpc::Failure;
 use serde::Deserialize;
 
 use super::{Chrome, fragment, html};
@@ -37,7 +36,7 @@ use crate::{
 #[template(path = "job.html")]
 struct JobPage {
     chrome: Chrome,
-    job: JobRow,
+    job: JobView,
     /// Whether it is the viewer's. Its log and files are for nobody else, operators included.
     own: bool,
     fragments: Fragments,
@@ -46,7 +45,7 @@ struct JobPage {
 #[derive(Template)]
 #[template(path = "job_summary.html")]
 struct Summary<'a> {
-    job: &'a JobRow,
+    job: &'a JobView,
     machine: Option<&'a MachineView>,
     progress: String,
     waiting: Option<PlacementExplanation>,
@@ -92,7 +91,7 @@ impl Events<'_> {
 #[derive(Template)]
 #[template(path = "job_receipt.html")]
 struct ReceiptCard<'a> {
-    job: &'a JobRow,
+    job: &'a JobView,
     receipt: Option<&'a Receipt>,
 }
 
@@ -106,7 +105,7 @@ impl ReceiptCard<'_> {
 #[derive(Template)]
 #[template(path = "job_artifacts.html")]
 struct Artifacts<'a> {
-    job: &'a JobRow,
+    job: &'a JobView,
 }
 
 impl Artifacts<'_> {
@@ -163,7 +162,7 @@ fn shown(part: Result<String, Problem>) -> String {
 }
 
 /// Where the job is, what it costs, and why it waits.
-pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Known) -> String {
+pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobView, known: &mut Known) -> String {
     // What a job says is for nobody else.
     let own = job.account == signed_in.account;
     let ((), (), waiting) = tokio::join!(
@@ -184,14 +183,14 @@ pub(crate) async fn summary(app: &App, signed_in: SignedIn, job: &JobRow, known:
 }
 
 /// The bill, or what will be on it.
-pub(crate) async fn receipt(app: &App, signed_in: SignedIn, job: &JobRow) -> String {
+pub(crate) async fn receipt(app: &App, signed_in: SignedIn, job: &JobView) -> String {
     let receipt = if job.settled { app.queries.receipt(signed_in.reader(), job.job, job.seq).await } else { Ok(None) };
     let card = |receipt: Option<Receipt>| fragment(&ReceiptCard { job, receipt: receipt.as_ref() });
     shown(receipt.map_err(Problem::from).and_then(card))
 }
 
 /// The files.
-pub(crate) fn artifacts(job: &JobRow) -> String {
+pub(crate) fn artifacts(job: &JobView) -> String {
     shown(fragment(&Artifacts { job }))
 }
 
@@ -238,7 +237,7 @@ async fn read_on(
 }
 
 /// A page without its machine's name is better than none.
-async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut Option<(Lease, Arc<MachineView>)>) {
+async fn know_machine(app: &App, signed_in: SignedIn, job: &JobView, known: &mut Option<(Lease, Arc<MachineView>)>) {
     let Some(attempt) = job.attempts.last() else { return };
     if known.as_ref().is_none_or(|(lease, _)| *lease != attempt.lease) {
         let machine = match app.board.machine(attempt.machine) {
@@ -249,14 +248,14 @@ async fn know_machine(app: &App, signed_in: SignedIn, job: &JobRow, known: &mut 
     }
 }
 
-async fn know_progress(app: &App, own: bool, job: &JobRow, progress: &mut Option<Progress>, last: &mut bool) {
+async fn know_progress(app: &App, own: bool, job: &JobView, progress: &mut Option<Progress>, last: &mut bool) {
     if own && !*last && !job.attempts.is_empty() {
         *progress = output::progress(app, job).await;
         *last = job.ended_at.is_some();
     }
 }
 
-async fn waiting(app: &App, signed_in: SignedIn, job: &JobRow) -> Option<PlacementExplanation> {
+async fn waiting(app: &App, signed_in: SignedIn, job: &JobView) -> Option<PlacementExplanation> {
     if job.state != JobState::Queued {
         return None;
     }
@@ -370,7 +369,7 @@ pub(crate) async fn cancel(
 }
 
 /// A progress bar with what the job says, and how long it will take if it goes on like this.
-pub(crate) fn progress_bar(progress: &Progress, job: &JobRow) -> String {
+pub(crate) fn progress_bar(progress: &Progress, job: &JobView) -> String {
     let percent = progress.fraction.clamp(0.0, 1.0) * 100.0;
     let message = escape(&progress.message);
     let left = left(progress, job).map(|left| format!(" · about {} left", format::duration(left))).unwrap_or_default();
@@ -383,7 +382,7 @@ pub(crate) fn progress_bar(progress: &Progress, job: &JobRow) -> String {
 /// What is left of a run at its pace so far; nothing while too little of it is known.
 // Seconds for people: no precision is lost that anybody could see.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-fn left(progress: &Progress, job: &JobRow) -> Option<Millis> {
+fn left(progress: &Progress, job: &JobView) -> Option<Millis> {
     let started = job.started_at.filter(|_| job.ended_at.is_none())?;
     let (done, ran) = (f64::from(progress.fraction), progress.occurred_at.since(started));
     let known = (0.01..1.0).contains(&done) && ran >= KNOWN_AFTER;

@@ -15,9 +15,9 @@ use gpubnb_events::{
     Aggregate, JobId, Seq, Timestamp,
     command::{CancelJob, Done},
 };
-use gpubnb_projector::{
-    client::JobsQuery,
-    view::{JobRow, JobState, Page},
+use gpubnb_query::{
+    request::JobsQuery,
+    view::{JobState, JobView, Page},
 };
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +98,7 @@ impl List {
 #[derive(Template)]
 #[template(path = "jobs_row.html")]
 struct Row {
-    job: JobRow,
+    job: JobView,
     /// The machine's name, where it has one and that is known.
     machine: Option<String>,
     now: Timestamp,
@@ -107,8 +107,9 @@ struct Row {
 async fn list(app: &App, signed_in: SignedIn, filters: &Filters, seq: Seq) -> Result<List, Problem> {
     let Page { rows, next } = app.queries.jobs(signed_in.actor(), filters.query(signed_in), seq).await?;
     let now = app.now();
-    let row = |job: JobRow| {
-        let machine = job.attempts.last().and_then(|a| app.board.machine(a.machine)).map(|m| m.row.offer.name.clone());
+    let row = |job: JobView| {
+        let machine =
+            job.attempts.last().and_then(|a| app.board.machine(a.machine)).map(|m| m.listed.offer.name.clone());
         Row { job, machine, now }
     };
     Ok(List { filters: filters.clone(), rows: rows.into_iter().map(row).collect(), next })
@@ -131,7 +132,7 @@ pub(crate) async fn live(
     let changes = app.changes.clone();
     // Where a notice does not say whose the job is, the list is asked again.
     let matters = move |change: &crate::live::Change| {
-        let own = change.job.as_ref().is_none_or(|news| news.row.account == signed_in.account);
+        let own = change.job.as_ref().is_none_or(|news| news.job.account == signed_in.account);
         matches!(change.aggregate, Aggregate::Job(_)) && own
     };
     parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
@@ -165,7 +166,7 @@ pub(crate) async fn cancel(
         let done = app.command::<Done>("job", "cancel", signed_in.actor(), &CancelJob { job }).await;
         match done {
             Ok(done) => seq = seq.max(done.seq),
-            Err(gpubnb_events::rpc::Failure::Refused(_)) => {}
+            Err(gpubnb_runtime::rpc::Failure::Refused(_)) => {}
             Err(e) => return Err(e.into()),
         }
     }

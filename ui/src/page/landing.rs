@@ -11,7 +11,7 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_projector::view::Figures;
+use gpubnb_query::view::Figures;
 
 use super::{Chrome, fragment, html};
 use crate::{

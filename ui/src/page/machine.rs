@@ -16,9 +16,9 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{Aggregate, MachineId, Seq, Timestamp, event::Fault};
-use gpubnb_projector::{
-    client::{JobsQuery, TrailOf, TrailQuery},
-    view::{JobRow, MachineView, Outcome, Reading, TrailEvent},
+use gpubnb_query::{
+    request::{JobsQuery, TrailOf, TrailQuery},
+    view::{JobView, MachineView, Outcome, Reading, TrailEvent},
 };
 use serde::Deserialize;
 
@@ -86,7 +86,7 @@ impl Record<'_> {
 #[template(path = "machine_jobs.html")]
 struct JobsHere {
     /// Those that ran here and that the viewer may see.
-    jobs: Vec<JobRow>,
+    jobs: Vec<JobView>,
     operator: bool,
     now: Timestamp,
 }
@@ -113,14 +113,14 @@ pub(crate) async fn page(
     let m = known(&app, viewer, machine).await?;
     let (told, charts) = tokio::join!(told(&app, viewer, &m), charts(&app, viewer, &m, stretch.hours()));
     let ([record, jobs, trail], charts, now_card) = (told?, charts?, fragment(&Now { m: &m })?);
-    let chrome = Chrome::new(m.row.offer.name.clone(), "market", viewer);
+    let chrome = Chrome::new(m.listed.offer.name.clone(), "market", viewer);
     let (hours, now) = (stretch.hours(), app.now());
     Ok(html(&MachinePage { chrome, m, now_card, charts, hours, record, jobs, trail, now })?)
 }
 
 /// What the log tells of it: its record, the jobs here, its trail.
 async fn told(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3], Problem> {
-    let (machine, actor, now) = (m.row.machine, viewer.reader(), app.now());
+    let (machine, actor, now) = (m.listed.machine, viewer.reader(), app.now());
     let query = TrailQuery { of: TrailOf::Machine(machine), skip: 0, limit: TRAIL, from_end: true };
     let account = viewer.account.filter(|_| !viewer.operator);
     let mine = JobsQuery { account, machine: Some(machine), limit: Some(10), ..JobsQuery::default() };
@@ -139,7 +139,7 @@ async fn told(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3],
 }
 
 /// Jobs that the viewer may see; a stranger has none.
-async fn jobs(app: &App, viewer: Viewer, query: JobsQuery) -> Result<Vec<JobRow>, Problem> {
+async fn jobs(app: &App, viewer: Viewer, query: JobsQuery) -> Result<Vec<JobView>, Problem> {
     if viewer.account.is_none() {
         return Ok(Vec::new());
     }
@@ -156,8 +156,8 @@ async fn known(app: &App, viewer: Viewer, machine: MachineId) -> Result<Arc<Mach
 
 /// The charts of the last hours.
 async fn charts(app: &App, viewer: Viewer, m: &MachineView, hours: u32) -> Result<String, Problem> {
-    let readings = app.queries.readings(viewer.actor(), m.row.machine, hours * 60).await?;
-    Ok(draw(&readings, !m.row.offer.hardware.gpus.is_empty(), hours, app.now()))
+    let readings = app.queries.readings(viewer.actor(), m.listed.machine, hours * 60).await?;
+    Ok(draw(&readings, !m.listed.offer.hardware.gpus.is_empty(), hours, app.now()))
 }
 
 fn draw(readings: &[Reading], gpu: bool, hours: u32, now: Timestamp) -> String {
@@ -193,7 +193,7 @@ pub(crate) async fn live(
             let charts = charts(&app, viewer, &m, stretch.hours()).await?;
             let mut parts = Vec::new();
             // What the log tells changes with its events, not with heartbeats; and is looked at once a minute anyhow.
-            let now = (seq.max(m.row.seq), app.now().millis() / 60_000);
+            let now = (seq.max(m.listed.seq), app.now().millis() / 60_000);
             let before = *told_of.lock().unwrap_or_else(PoisonError::into_inner);
             if before != Some(now) {
                 let told = told(&app, viewer, &m).await?;

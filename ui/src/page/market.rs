@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{Aggregate, MicroUsd, spec::Mebibytes};
-use gpubnb_projector::view::{MachineState, MachineView};
+use gpubnb_query::view::{MachineState, MachineView};
 use serde::{Deserialize, Serialize};
 
 use super::{Chrome, fragment, html};
@@ -92,7 +92,7 @@ pub(crate) struct Filters {
 
 impl Filters {
     fn wants(&self, m: &MachineView) -> bool {
-        let offer = &m.row.offer;
+        let offer = &m.listed.offer;
         let text = self.text.to_lowercase();
         let named =
             [&offer.name, &offer.region, &offer.hardware.cpu_model].iter().any(|s| s.to_lowercase().contains(&text))
@@ -114,15 +114,15 @@ impl Filters {
             && kind
             && owner
             && (model.is_empty() || offer.hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&model)))
-            && reliability.is_none_or(|least| m.row.reliability().is_some_and(|(percent, _)| percent >= least))
+            && reliability.is_none_or(|least| m.listed.reliability().is_some_and(|(percent, _)| percent >= least))
             && (self.region.is_empty() || self.region == offer.region)
             && self.max_price.parse::<MicroUsd>().map_or(true, |most| offer.price.0 <= most)
             && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib * 1_024)
             && self.wants_hardware(m)
-            && (self.state.is_empty() || m.row.state().name().eq_ignore_ascii_case(&self.state))
+            && (self.state.is_empty() || m.listed.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
-                "free" => m.row.state() == MachineState::Online && m.row.free_slots() > 0,
-                "verified" => format::verified(&m.row),
+                "free" => m.listed.state() == MachineState::Online && m.listed.free_slots() > 0,
+                "verified" => format::verified(&m.listed),
                 _ => true,
             }
     }
@@ -131,10 +131,10 @@ impl Filters {
     // Compared with what people type.
     #[allow(clippy::cast_precision_loss)]
     fn wants_hardware(&self, m: &MachineView) -> bool {
-        let hardware = &m.row.offer.hardware;
+        let hardware = &m.listed.offer.hardware;
         let least = |filter: &str, has: f64| filter.trim().parse::<f64>().map_or(true, |least| has >= least);
         let gib = |size: Mebibytes| size.0 as f64 / 1_024.0;
-        let (down, up) = format::speed(&m.row);
+        let (down, up) = format::speed(&m.listed);
         let version = self.driver.trim();
         let versions = [hardware.driver.as_deref(), hardware.cuda.as_deref()];
         least(&self.min_gpus, hardware.gpus.len() as f64)
@@ -144,21 +144,21 @@ impl Filters {
             && least(&self.min_disk, gib(hardware.disk))
             && least(&self.min_down, down)
             && least(&self.min_up, up)
-            && least(&self.min_score, format::score(&m.row).map_or(0.0, |score| score.per_dollar))
+            && least(&self.min_score, format::score(&m.listed).map_or(0.0, |score| score.per_dollar))
             && (self.simulated != "real" || !hardware.simulated)
     }
 
     fn order(&self, machines: &mut [Arc<MachineView>]) {
-        let vram = |m: &Arc<MachineView>| m.row.offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
+        let vram = |m: &Arc<MachineView>| m.listed.offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
         match self.sort.as_str() {
             "vram" => machines.sort_by_key(|m| std::cmp::Reverse(vram(m))),
-            "reliability" => machines.sort_by_key(|m| std::cmp::Reverse(m.row.reliability())),
+            "reliability" => machines.sort_by_key(|m| std::cmp::Reverse(m.listed.reliability())),
             "score" => machines.sort_by(|a, b| {
-                let per_dollar = |m: &MachineView| format::score(&m.row).map_or(0.0, |s| s.per_dollar);
+                let per_dollar = |m: &MachineView| format::score(&m.listed).map_or(0.0, |s| s.per_dollar);
                 per_dollar(b).total_cmp(&per_dollar(a))
             }),
-            "name" => machines.sort_by(|a, b| a.row.offer.name.cmp(&b.row.offer.name)),
-            _ => machines.sort_by_key(|m| m.row.offer.price),
+            "name" => machines.sort_by(|a, b| a.listed.offer.name.cmp(&b.listed.offer.name)),
+            _ => machines.sort_by_key(|m| m.listed.offer.price),
         }
     }
 
@@ -236,7 +236,7 @@ impl List {
 async fn list(app: &App, filters: &Filters) -> (List, Vec<String>) {
     let mut machines = app.board.machines().await;
     let all = machines.len();
-    let mut regions: Vec<_> = machines.iter().map(|m| m.row.offer.region.clone()).collect();
+    let mut regions: Vec<_> = machines.iter().map(|m| m.listed.offer.region.clone()).collect();
     regions.sort_unstable();
     regions.dedup();
     machines.retain(|m| filters.wants(m));
@@ -270,11 +270,11 @@ pub(crate) async fn live(
 }
 
 fn parts_of(list: &List) -> Result<Vec<Part>, Problem> {
-    let order: Vec<_> = list.cards.iter().map(|card| card.m.row.machine.to_string()).collect();
+    let order: Vec<_> = list.cards.iter().map(|card| card.m.listed.machine.to_string()).collect();
     let key = format!("{} {} {}", list.matching, list.all, order.join(" "));
     let mut parts = vec![Part::frame("market-list", key, fragment(list)?)];
     for card in &list.cards {
-        parts.push(Part::new(format!("m-{}", card.m.row.machine), fragment(card)?));
+        parts.push(Part::new(format!("m-{}", card.m.listed.machine), fragment(card)?));
     }
     Ok(parts)
 }

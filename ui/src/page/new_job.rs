@@ -13,7 +13,7 @@ use gpubnb_events::{
     command::{Quote, SubmitJob, Submitted},
     template::{self, Template as JobTemplate},
 };
-use gpubnb_projector::view::{MachineState, MachineView};
+use gpubnb_query::view::{MachineState, MachineView};
 use serde::Deserialize;
 
 use super::{Chrome, again, fragment, html};
@@ -87,7 +87,7 @@ impl NewJobPage {
     }
 
     fn is_machine(&self, m: &MachineView) -> bool {
-        self.machine.as_ref().is_some_and(|chosen| chosen.row.machine == m.row.machine)
+        self.machine.as_ref().is_some_and(|chosen| chosen.listed.machine == m.listed.machine)
     }
 
     /// Files that were put already: as the form says them, and where the job finds them.
@@ -109,13 +109,14 @@ async fn render(
     problem: Option<Problem>,
 ) -> Result<Html<String>, Problem> {
     let mut machines = app.board.machines().await;
-    machines.sort_by_key(|m| m.row.offer.price);
-    let machine = preset.machine.and_then(|id| machines.iter().find(|m| m.row.machine == id).cloned());
-    let offered = |m: &Arc<MachineView>| m.row.state() == MachineState::Online || Some(m.row.machine) == preset.machine;
+    machines.sort_by_key(|m| m.listed.offer.price);
+    let machine = preset.machine.and_then(|id| machines.iter().find(|m| m.listed.machine == id).cloned());
+    let offered =
+        |m: &Arc<MachineView>| m.listed.state() == MachineState::Online || Some(m.listed.machine) == preset.machine;
     machines.retain(offered);
     // A list that nobody could read: whoever wants another comes by its own page.
     machines.truncate(MOST_OFFERED);
-    machines.extend(machine.clone().filter(|m| machines.iter().all(|other| other.row.machine != m.row.machine)));
+    machines.extend(machine.clone().filter(|m| machines.iter().all(|other| other.listed.machine != m.listed.machine)));
     let id = preset.template.as_deref().unwrap_or("train");
     html(&NewJobPage {
         chrome: Chrome::new("New job", "new", signed_in.viewer),

@@ -16,9 +16,9 @@ use gpubnb_events::{
     Aggregate, HourlyRate, MachineId, MicroUsd, Seq, Timestamp,
     command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineWish, RevokeMachine, Revoked},
 };
-use gpubnb_projector::{
-    client::DaysOf,
-    view::{Balance, Day, MachineRow, MachineState, MachineView},
+use gpubnb_query::{
+    request::DaysOf,
+    view::{Balance, Day, ListedMachine, MachineState, MachineView},
 };
 use serde::Deserialize;
 
@@ -107,19 +107,19 @@ async fn totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<String, Prob
 async fn machines(app: &App, signed_in: SignedIn, seq: Seq) -> Result<Machines, Problem> {
     let mine = app.queries.machines_of(signed_in.actor(), signed_in.account, seq).await?;
     let market = app.board.machines().await;
-    let on_it = mine.into_iter().filter(|m| m.row.wanted != MachineState::Delisted);
+    let on_it = mine.into_iter().filter(|m| m.listed.wanted != MachineState::Delisted);
     let cards = stream::iter(on_it).map(|m| card(app, signed_in, m, &market)).buffered(AT_ONCE);
     Ok(Machines { cards: cards.try_collect().await? })
 }
 
 async fn card(app: &App, signed_in: SignedIn, m: MachineView, market: &[Arc<MachineView>]) -> Result<Card, Problem> {
-    let of = DaysOf::Machine(m.row.machine);
+    let of = DaysOf::Machine(m.listed.machine);
     let days = app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?;
     let now = app.now();
     let (today, month) = this_month(&days, now);
-    let so_far = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1) * u64::from(m.row.offer.slots.max(1));
+    let so_far = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1) * u64::from(m.listed.offer.slots.max(1));
     Ok(Card {
-        prices: prices(market, &m.row),
+        prices: prices(market, &m.listed),
         refused: None,
         today,
         month: month.iter().map(|d| d.earned).sum(),
@@ -146,7 +146,7 @@ pub(crate) async fn live(
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let (changes, board) = (app.changes.clone(), app.board.clone());
     let matters = move |change: &Change| match change.aggregate {
-        Aggregate::Machine(id) => board.machine(id).is_none_or(|m| m.row.owner == signed_in.account),
+        Aggregate::Machine(id) => board.machine(id).is_none_or(|m| m.listed.owner == signed_in.account),
         Aggregate::Account(id) => id == signed_in.account,
         Aggregate::Job(_) => false,
     };
@@ -156,11 +156,11 @@ pub(crate) async fn live(
         async move {
             let seq = seq.max(from);
             let (totals, machines) = (totals(&app, signed_in, seq).await?, machines(&app, signed_in, seq).await?);
-            let order: Vec<_> = machines.cards.iter().map(|c| c.m.row.machine.to_string()).collect();
+            let order: Vec<_> = machines.cards.iter().map(|c| c.m.listed.machine.to_string()).collect();
             let frame = Part::frame("machines", order.join(" "), fragment(&machines)?);
             let mut parts = vec![Part::new("totals", totals), frame];
             for card in &machines.cards {
-                parts.push(Part::new(format!("p-{}", card.m.row.machine), fragment(card)?));
+                parts.push(Part::new(format!("p-{}", card.m.listed.machine), fragment(card)?));
             }
             Ok(parts)
         }
@@ -198,7 +198,7 @@ async fn show(
     let (totals, machines) = tokio::join!(totals(app, signed_in, seq), machines(app, signed_in, seq));
     let (totals, mut machines) = (totals?, machines?);
     if let Some((machine, refused)) = refused
-        && let Some(card) = machines.cards.iter_mut().find(|card| card.m.row.machine == machine)
+        && let Some(card) = machines.cards.iter_mut().find(|card| card.m.listed.machine == machine)
     {
         card.refused = Some(refused);
     }
@@ -208,10 +208,11 @@ async fn show(
 }
 
 /// P10, median and P90 of the prices of machines with the same GPU (or with none, alike).
-fn prices(market: &[Arc<MachineView>], row: &MachineRow) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
-    let model = |row: &MachineRow| row.offer.hardware.gpus.first().map(|g| g.model.clone());
+fn prices(market: &[Arc<MachineView>], row: &ListedMachine) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
+    let model = |row: &ListedMachine| row.offer.hardware.gpus.first().map(|g| g.model.clone());
     let wanted = model(row);
-    let mut prices: Vec<_> = market.iter().filter(|m| model(&m.row) == wanted).map(|m| m.row.offer.price).collect();
+    let mut prices: Vec<_> =
+        market.iter().filter(|m| model(&m.listed) == wanted).map(|m| m.listed.offer.price).collect();
     prices.sort_unstable();
     // The nearest rank: P90 of few is the highest.
     let at = |percent: usize| prices.get((prices.len() * percent).div_ceil(100).saturating_sub(1)).copied();

@@ -3,8 +3,8 @@
 use askama::Template;
 use axum::{extract::State, response::Html};
 use gpubnb_events::{Seq, Timestamp};
-use gpubnb_projector::{
-    client::Point,
+use gpubnb_query::{
+    request::Point,
     view::ops::{MarketThen, Progress, RowThen, Travel, fields},
 };
 use serde::{Deserialize, Serialize};

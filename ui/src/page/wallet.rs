@@ -17,8 +17,8 @@ use gpubnb_events::{
     Aggregate, CommandId, MicroUsd, Seq, Timestamp,
     command::{Deposit, Done, RequestPayout},
 };
-use gpubnb_projector::{
-    client::{DaysOf, StatementQuery},
+use gpubnb_query::{
+    request::{DaysOf, StatementQuery},
     view::{Balance, Page, StatementLine},
 };
 use serde::Deserialize;

@@ -20,9 +20,10 @@ use futures_util::{StreamExt as _, TryStreamExt};
 use gpubnb_events::{
     AccountId, Actor, CommandId, JobId, Lease, Millis, Seq, Timestamp,
     spec::{Artifact, Input},
-    transfer::{PART_BYTES, Permit, Purpose, Received},
+    transfer::{PART_BYTES, Received},
 };
-use gpubnb_projector::view::JobRow;
+use gpubnb_query::view::JobView;
+use gpubnb_runtime::permit::{Permit, Purpose};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{InspectReader, StreamReader};
@@ -74,7 +75,7 @@ fn bad_permit(detail: impl std::fmt::Display) -> Problem {
 }
 
 fn unavailable(e: impl std::fmt::Display) -> Problem {
-    Problem::from(gpubnb_events::rpc::Failure::Unavailable(format!("the store of files: {e}")))
+    Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("the store of files: {e}")))
 }
 
 /// How long a body is, as its sender says. Without that nobody could tell whether there is room for it.
@@ -240,7 +241,7 @@ pub(crate) struct How {
 }
 
 /// The file of a job's last attempt, as its manifest lists it.
-fn listed<'a>(row: &'a JobRow, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
+fn listed<'a>(row: &'a JobView, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
     let artifact = row.outputs.iter().find(|a| a.path == path).ok_or_else(|| Problem::not_found("file"))?;
     let lease = row.attempts.last().map(|a| a.lease).ok_or_else(|| Problem::not_found("file"))?;
     Ok((artifact, lease))

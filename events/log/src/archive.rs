@@ -1,0 +1,322 @@
+//! An archive of MARKET: a directory with compressed JSON lines, the leaf of each message, and a manifest. It can be
+//! read, verified and folded anywhere, without a broker.
+//!
+//! Belongs here: the format, written and read. Must not come here: what is done with the events.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+use gpubnb_events::{Seq, message::Hash};
+use gpubnb_proof::{Head, Line};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::Raw;
+
+/// What this program writes, and all that it reads.
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const LEAVES: &str = "leaves.bin";
+/// Messages of a part.
+const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
+/// Longest line: the broker takes a mebibyte, and JSON writes some of its bytes as six.
+const MOST_LINE: u64 = 16 << 20;
+
+/// An archive that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// A file of it.
+    #[error("{file}: {source}")]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// It is of another version.
+    #[error("the archive has format {0}; this program reads {FORMAT}")]
+    Format(u32),
+    /// There is a whole one already.
+    #[error("{0} holds a whole archive: name a new directory for another one")]
+    Whole(PathBuf),
+    /// Another process writes it.
+    #[error("{0} is being written by another export: wait for it, or name a new directory")]
+    Busy(PathBuf),
+    /// Told to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
+    let file = file.to_owned();
+    move |source| ArchiveError::File { file, source }
+}
+
+/// What an archive holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the format.
+    pub format: u32,
+    /// Last sequence in it; it begins with the first.
+    pub last: Seq,
+    /// Its files of events.
+    pub parts: Vec<Part>,
+    /// Tree heads that were signed of the log, oldest first.
+    pub heads: Vec<Head>,
+}
+
+/// A file of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name.
+    pub file: String,
+    /// First sequence in it.
+    pub first: Seq,
+    /// Last one.
+    pub last: Seq,
+    /// SHA-256 of the file, hexadecimal.
+    pub sha256: String,
+}
+
+/// Writes an archive. It is complete with [`Writer::finish`], which writes the manifest.
+pub struct Writer {
+    directory: PathBuf,
+    leaves: BufWriter<File>,
+    part: Option<(String, Seq, GzEncoder<BufWriter<File>>)>,
+    parts: Vec<Part>,
+    last: Seq,
+    last_leaf: Option<Hash>,
+}
+
+/// Name of the file of the part that begins with a message.
+fn part_name(first: Seq) -> String {
+    format!("events-{:012}.jsonl.gz", first.0)
+}
+
+/// The messages in a file. One that cannot be read ends it.
+fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>>, ArchiveError> {
+    let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
+    let mut ended = false;
+    Ok(std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let raw = match read {
+            _ if ended => return None,
+            Ok(0) => return None,
+            Ok(_) => serde_json::from_slice::<Line>(&line)
+                .map_err(|e| invalid(e.to_string()))
+                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".to_owned()))),
+            Err(e) => Err(e),
+        };
+        ended = raw.is_err();
+        Some(raw.map_err(at(&file)))
+    }))
+}
+
+impl Writer {
+    /// Begins one in a directory, or goes on with one that was cut off: its whole parts are kept, after all of them were
+    /// read, unless `stop` says so.
+    pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
+        fs::create_dir_all(directory).map_err(at(directory))?;
+        if directory.join(MANIFEST).exists() {
+            return Err(ArchiveError::Whole(directory.to_owned()));
+        }
+        let file = directory.join(LEAVES);
+        let leaves = File::options().write(true).create(true).truncate(false).open(&file).map_err(at(&file))?;
+        if leaves.try_lock().is_err() {
+            return Err(ArchiveError::Busy(directory.to_owned()));
+        }
+        leaves.set_len(0).map_err(at(&file))?;
+        let leaves = BufWriter::new(leaves);
+        let (directory, part, parts) = (directory.to_owned(), None, Vec::new());
+        let mut writer = Self { directory, leaves, part, parts, last: Seq::ZERO, last_leaf: None };
+        while writer.take_up(&stop)? {}
+        Ok(writer)
+    }
+
+    /// Keeps the next part that lies there, if it is whole.
+    fn take_up(&mut self, stop: &impl Fn() -> bool) -> Result<bool, ArchiveError> {
+        let (first, name) = (self.last.next(), part_name(self.last.next()));
+        let file = self.directory.join(&name);
+        if !file.exists() {
+            return Ok(false);
+        }
+        let (mut leaves, mut messages) = (Vec::new(), lines(file.clone())?);
+        // One more than there may be: what is whole ends there, with its checksum.
+        for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
+            match raw {
+                Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
+                _ => {
+                    leaves.clear();
+                    break;
+                }
+            }
+            if stop() {
+                return Err(ArchiveError::Stopped);
+            }
+        }
+        if leaves.len() as u64 != PART {
+            // The last of one that ended is shorter too: it is written anew, with what has come since.
+            fs::remove_file(&file).map_err(at(&file))?;
+            return Ok(false);
+        }
+        self.leaves.write_all(leaves.as_flattened()).map_err(at(&self.directory.join(LEAVES)))?;
+        self.last = Seq(self.last.0 + PART);
+        self.last_leaf = leaves.pop();
+        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        Ok(true)
+    }
+
+    /// The last message in it.
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Its leaf.
+    pub fn last_leaf(&self) -> Option<Hash> {
+        self.last_leaf
+    }
+
+    /// Writes one more message. They come in order.
+    pub fn write(&mut self, raw: &Raw) -> Result<(), ArchiveError> {
+        if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
+            self.close()?;
+        }
+        if self.part.is_none() {
+            let name = part_name(raw.seq);
+            let file = self.directory.join(&name);
+            let file = BufWriter::new(File::create_new(&file).map_err(at(&file))?);
+            self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
+        }
+        let Some((name, _, part)) = &mut self.part else { return Ok(()) };
+        let line = serde_json::to_vec(&Line::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
+        part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(at(&self.directory.join(name)))?;
+        let leaf = raw.leaf();
+        self.leaves.write_all(&leaf).map_err(at(&self.directory.join(LEAVES)))?;
+        (self.last, self.last_leaf) = (raw.seq, Some(leaf));
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), ArchiveError> {
+        let Some((name, first, part)) = self.part.take() else { return Ok(()) };
+        let file = self.directory.join(&name);
+        let written = part.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+        written.and_then(|file| file.sync_all()).map_err(at(&file))?;
+        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        Ok(())
+    }
+
+    /// Ends it. `heads` are the signed heads of the log.
+    pub fn finish(mut self, heads: Vec<Head>) -> Result<Manifest, ArchiveError> {
+        self.close()?;
+        let leaves = self.directory.join(LEAVES);
+        self.leaves
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .and_then(|f| f.sync_all())
+            .map_err(at(&leaves))?;
+        let manifest = Manifest { format: FORMAT, last: self.last, parts: self.parts, heads };
+        let file = self.directory.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(|e| at(&file)(e.into()))?;
+        fs::write(&file, text).map_err(at(&file))?;
+        Ok(manifest)
+    }
+}
+
+/// Of a file, hexadecimal.
+pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
+    let mut hash = Sha256::new();
+    let mut open = File::open(file).map_err(at(file))?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match open.read(&mut buffer).map_err(at(file))? {
+            0 => return Ok(gpubnb_events::hex(hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+/// An archive, for reading.
+pub struct Reader {
+    directory: PathBuf,
+    /// What it holds.
+    pub manifest: Manifest,
+}
+
+impl Reader {
+    /// Opens one.
+    pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
+        let file = directory.join(MANIFEST);
+        let text = fs::read(&file).map_err(at(&file))?;
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
+        if manifest.format != FORMAT {
+            return Err(ArchiveError::Format(manifest.format));
+        }
+        Ok(Self { directory: directory.to_owned(), manifest })
+    }
+
+    /// Where a part lies. Its name is not trusted to lead out of the archive.
+    pub fn file(&self, part: &Part) -> PathBuf {
+        self.directory.join(Path::new(&part.file).file_name().unwrap_or_default())
+    }
+
+    /// The lines of a part. One that cannot be read ends it.
+    pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
+        lines(self.file(part))
+    }
+
+    /// The leaves of all its messages, in order, as they were when it was made.
+    pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<>, ArchiveError> {
+        let file = self.directory.join(LEAVES);
+        let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);
+        Ok(std::iter::from_fn(move || {
+            let mut leaf = Hash::default();
+            leaves.read_exact(&mut leaf).ok().map(|()| leaf)
+        }))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn raw(seq: u64) -> Raw {
+        let payload = format!("{{\"n\":{seq}}}").into();
+        Raw { seq: Seq(seq), nanos: 1, subject: "s".to_owned(), headers: None, payload }
+    }
+
+    #[test]
+    fn one_that_was_cut_off_goes_on_after_its_last_whole_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let whole = directory.path().join("whole");
+        let mut writer = Writer::create(&whole, || false).unwrap();
+        (1..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
+        let expected = writer.finish(Vec::new()).unwrap();
+        assert!(matches!(Writer::create(&whole, || false), Err(ArchiveError::Whole(_))));
+
+        let cut = directory.path().join("cut");
+        let mut writer = Writer::create(&cut, || false).unwrap();
+        (1..=7).for_each(|seq| writer.write(&raw(seq)).unwrap());
+        drop(writer);
+        assert!(matches!(Writer::create(&cut, || true), Err(ArchiveError::Stopped)));
+        // A part without its end is not whole, whatever can be read of it.
+        let first = cut.join(part_name(Seq(1)));
+        let (whole_part, torn) = (fs::read(&first).unwrap(), cut.with_file_name("torn"));
+        fs::create_dir(&torn).unwrap();
+        fs::write(torn.join(part_name(Seq(1))), &whole_part[..whole_part.len() - 8]).unwrap();
+        assert_eq!(Writer::create(&torn, || false).unwrap().last(), Seq::ZERO);
+        let mut writer = Writer::create(&cut, || false).unwrap();
+        assert!(matches!(Writer::create(&cut, || false), Err(ArchiveError::Busy(_))));
+        assert_eq!((writer.last(), writer.last_leaf()), (Seq(4), Some(raw(4).leaf())));
+        (5..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
+        assert_eq!(writer.finish(Vec::new()).unwrap(), expected);
+        let leaves = |directory: &Path| fs::read(directory.join(LEAVES)).unwrap();
+        assert_eq!(leaves(&cut), leaves(&whole));
+    }
+}

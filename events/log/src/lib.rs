@@ -1,0 +1,139 @@
+//! The guarded log on `JetStream`: the only way in which an event enters MARKET, and the ways to read it back.
+//!
+//! Belongs here: the streams and what is done with their messages: append, follow, archive, snapshot. Must not come here:
+//! what an event means. No unguarded append exists here, and none may be added.
+
+mod append;
+pub mod archive;
+pub mod dispatch;
+mod follow;
+mod raw;
+pub mod snapshot;
+pub mod stream;
+
+use async_nats::jetstream::{self, stream::Stream};
+use gpubnb_events::{Aggregate, Recorded, Seq, Timestamp, subject};
+
+pub use self::{
+    append::{AppendError, Appended},
+    follow::Follower,
+    raw::Raw,
+};
+use crate::stream::MARKET;
+
+/// Most messages one aggregate may have when it is loaded at once.
+const MAX_AGGREGATE: u64 = 10_000;
+
+/// A handle on MARKET. Cheap to clone.
+#[derive(Clone)]
+pub struct Log {
+    js: jetstream::Context,
+    stream: Stream<()>,
+}
+
+/// A failure to read the log.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The broker did not answer, or not in time.
+    #[error("the broker is unavailable: {0}")]
+    Unavailable(String),
+    /// The aggregate is larger than anything the domain can bring about.
+    #[error("{0} has more than {MAX_AGGREGATE} events")]
+    TooLarge(String),
+}
+
+impl Log {
+    /// Opens MARKET. Fails where the stream was not provisioned.
+    pub async fn open(js: jetstream::Context) -> Result<Self, ReadError> {
+        js.get_stream(MARKET).await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        // The info that comes along grows stale at once: keep a handle without it.
+        let stream = js.get_stream_no_info(MARKET).await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        Ok(Self { js, stream })
+    }
+
+    /// The broker's connection.
+    pub fn client(&self) -> async_nats::Client {
+        self.js.client()
+    }
+
+    /// Its `JetStream`.
+    pub fn jetstream(&self) -> jetstream::Context {
+        self.js.clone()
+    }
+
+    /// The last sequence in MARKET.
+    pub async fn last_seq(&self) -> Result<Seq, ReadError> {
+        let info = self.stream.get_info().await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        Ok(Seq(info.state.last_sequence))
+    }
+
+    /// The last message of this time or before, among those up to `last`.
+    pub async fn seq_at(&self, time: Timestamp, last: Seq) -> Result<Seq, ReadError> {
+        let (mut low, mut high) = (0, last.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if self.get(Seq(middle)).await?.is_some_and(|r| r.at <= time) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(Seq(low))
+    }
+
+    /// One message.
+    pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
+        Ok(self.get_raw(seq).await?.map(|raw| raw.read()))
+    }
+
+    /// One message, as the broker has it.
+    pub async fn get_raw(&self, seq: Seq) -> Result<Option<Raw>, ReadError> {
+        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
+        if seq == Seq::ZERO {
+            // Sequences begin at one; the broker would take zero for none.
+            return Ok(None);
+        }
+        match self.stream.direct_get(seq.0).await {
+            Ok(message) => Ok(Some(Raw::stored(message))),
+            Err(e) if e.kind() == NotFound => Ok(None),
+            Err(e) => Err(ReadError::Unavailable(e.to_string())),
+        }
+    }
+
+    /// The last message of an aggregate.
+    pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
+        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
+        match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
+            Ok(message) => Ok(Some(Raw::stored(message).read())),
+            Err(e) if e.kind() == NotFound => Ok(None),
+            Err(e) => Err(ReadError::Unavailable(e.to_string())),
+        }
+    }
+
+    /// All messages of one aggregate, in order. A job's submission is its account's event and not among them.
+    pub async fn load(&self, aggregate: Aggregate) -> Result<Vec<Recorded>, ReadError> {
+        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
+        let filter = subject::guard(aggregate);
+        let mut found = Vec::new();
+        let mut from = 1;
+        loop {
+            let next = self.stream.direct_get_next_for_subject(filter.clone(), Some(from)).await;
+            match next {
+                Ok(message) => {
+                    from = message.sequence.saturating_add(1);
+                    found.push(Raw::stored(message).read());
+                }
+                Err(e) if e.kind() == NotFound => return Ok(found),
+                Err(e) => return Err(ReadError::Unavailable(e.to_string())),
+            }
+            if found.len() as u64 >= MAX_AGGREGATE {
+                return Err(ReadError::TooLarge(aggregate.to_string()));
+            }
+        }
+    }
+
+    /// Reads on from `from`, for ever, in large batches.
+    pub fn follow(&self, from: Seq) -> Follower {
+        Follower::new(self.stream.clone(), from)
+    }
+}

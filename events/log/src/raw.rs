@@ -1,0 +1,95 @@
+//! A message of MARKET as the broker has it, before it is read.
+
+use async_nats::{HeaderMap, HeaderValue, jetstream::Message, jetstream::message::StreamMessage};
+use bytes::Bytes;
+use gpubnb_events::{
+    Seq,
+    message::{COVERED, Hash, Parts, Recorded},
+};
+use gpubnb_proof::Line;
+
+/// A message as the broker has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raw {
+    /// The message's sequence in MARKET.
+    pub seq: Seq,
+    /// The broker's time, nanoseconds since 1970.
+    pub nanos: i64,
+    /// The subject.
+    pub subject: String,
+    /// The headers; `None` where the message has none.
+    pub headers: Option<HeaderMap>,
+    /// The body.
+    pub payload: Bytes,
+}
+
+impl Raw {
+    /// A message that a consumer delivered.
+    pub(crate) fn delivered(message: Message) -> Result<Self, String> {
+        let (seq, published) =
+            message.info().map(|i| (Seq(i.stream_sequence), i.published)).map_err(|e| e.to_string())?;
+        let nanos = i64::try_from(published.unix_timestamp_nanos()).map_err(|e| e.to_string())?;
+        let Message { message, .. } = message;
+        let (subject, headers, payload) = (message.subject.to_string(), message.headers, message.payload);
+        Ok(Self { seq, nanos, subject, headers, payload })
+    }
+
+    /// A message that was fetched by its sequence.
+    pub(crate) fn stored(message: StreamMessage) -> Self {
+        Self {
+            seq: Seq(message.sequence),
+            // Until the year 2262.
+            nanos: i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX),
+            subject: message.subject.to_string(),
+            headers: Some(message.headers),
+            payload: message.payload,
+        }
+    }
+
+    fn parts<'a>(&'a self) -> Parts<'a, impl Fn(&'static str) -> Option<&'a str>> {
+        let value_of = |name| -> Option<&'a str> { self.headers.as_ref()?.get(name).map(HeaderValue::as_str) };
+        Parts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &self.payload }
+    }
+
+    /// The message's leaf in the log's Merkle tree.
+    pub fn leaf(&self) -> Hash {
+        self.parts().leaf()
+    }
+
+    /// Reads the message.
+    pub fn read(&self) -> Recorded {
+        self.parts().read()
+    }
+}
+
+impl From<&Raw> for Line {
+    fn from(raw: &Raw) -> Self {
+        let header = |name: &&str| {
+            let value = raw.headers.as_ref()?.get(*name)?;
+            Some(((*name).to_owned(), value.as_str().to_owned()))
+        };
+        let payload = std::str::from_utf8(&raw.payload).ok().map(ToOwned::to_owned);
+        let bytes = payload.is_none().then(|| gpubnb_events::hex(&raw.payload));
+        let headers = COVERED.iter().filter_map(header).collect();
+        Self { seq: raw.seq, nanos: raw.nanos, subject: raw.subject.clone(), headers, payload, bytes }
+    }
+}
+
+impl Raw {
+    /// The message that a line of an archive holds; `None` where the line's body or headers cannot be read.
+    pub fn of_line(line: Line) -> Option<Self> {
+        let payload = line.body()?.into_owned().into();
+        let mut headers = HeaderMap::new();
+        for (name, value) in line.headers {
+            let name: async_nats::HeaderName = name.parse().ok()?;
+            headers.insert(name, value.parse::<HeaderValue>().ok()?);
+        }
+        Some(Self {
+            seq: line.seq,
+            nanos: line.nanos,
+            subject: line.subject,
+            headers: (!headers.is_empty()).then_some(headers),
+            payload,
+        })
+    }
+}

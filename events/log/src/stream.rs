@@ -1,0 +1,414 @@
+//! The streams and buckets: one definition each. They are got, compared, and refused where they differ;
+//! never deleted, never recreated, never silently changed.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, PullConsumer, pull},
+    context::GetStreamErrorKind,
+    kv, object_store,
+    stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
+};
+use gpubnb_events::{MachineId, Seq, subject};
+
+/// Decisions and money, for ever.
+pub const MARKET: &str = "MARKET";
+/// Job messages, sourced from MARKET by the broker.
+pub const DISPATCH: &str = "DISPATCH";
+/// Heartbeats and ticks.
+pub const TELEMETRY: &str = "TELEMETRY";
+/// Progress, logs and metrics of jobs.
+pub const OUTPUT: &str = "OUTPUT";
+/// Bucket of the leases between replicas of a service.
+pub const LEADERS: &str = "LEADERS";
+/// Object store of what jobs leave: `<job>/<lease>/<path>`.
+pub const ARTIFACTS: &str = "ARTIFACTS";
+/// Object store of what jobs are given: `<account>/<input>`.
+pub const INPUTS: &str = "INPUTS";
+/// Object store of snapshots: what services and projectors had folded, so that they start sooner.
+pub const SNAPSHOTS: &str = "SNAPSHOTS";
+/// Bucket of people: password and token hashes.
+pub const CREDENTIALS: &str = "CREDENTIALS";
+/// Bucket of signed tree heads of MARKET.
+pub const CHECKPOINTS: &str = "CHECKPOINTS";
+/// Bucket of signed-in browsers.
+pub const SESSIONS: &str = "SESSIONS";
+/// Bucket of enrollment codes and of enrolled machines.
+pub const ENROLLMENTS: &str = "ENROLLMENTS";
+/// Bucket of the values of jobs' environments, sealed; deleted at the outcome.
+pub const JOBENV: &str = "JOBENV";
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+/// Machines of one market; each has a consumer.
+const MAX_CONSUMERS: i32 = 10_000;
+/// How long a worker may be silent before its job message is given out again.
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
+const MIB: i64 = 1 << 20;
+/// Key-value buckets, and how long an entry that nobody touches is kept; zero: for ever.
+const BUCKETS: [(&str, Duration); 6] = [
+    (LEADERS, Duration::from_secs(10)),
+    (CREDENTIALS, Duration::ZERO),
+    (CHECKPOINTS, Duration::ZERO),
+    (SESSIONS, SESSION_LIFE),
+    (ENROLLMENTS, Duration::ZERO),
+    // A job waits for a week at the most, and runs for another.
+    (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
+];
+/// How long a browser stays signed in.
+pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// Object stores, and how long a file is kept.
+const STORES: [(&str, Duration); 3] = [
+    (ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)),
+    (INPUTS, Duration::from_secs(15 * 24 * 3_600)),
+    // What is left of one that was cut off goes with it.
+    (SNAPSHOTS, Duration::from_secs(30 * 24 * 3_600)),
+];
+
+/// What differs between deployments.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// Copies of each message: 1 in development, 3 in production.
+    pub replicas: usize,
+    /// The broker's window for message ids. The domain does not depend on it.
+    pub duplicate_window: Duration,
+    /// What is kept of what jobs print.
+    pub output: Kept,
+    /// What is kept of what machines say of themselves. It lies in memory.
+    pub telemetry: Kept,
+}
+
+/// How much a stream that forgets keeps: whichever is reached first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Room, MiB.
+    pub mib: u32,
+    /// For how long.
+    pub age: Duration,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            duplicate_window: Duration::from_secs(120),
+            output: Kept { mib: 4_096, age: 30 * DAY },
+            telemetry: Kept { mib: 512, age: HOUR },
+        }
+    }
+}
+
+/// A stream is not as it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    /// The broker did not do it.
+    #[error("stream {stream}: the broker says: {problem}")]
+    Broker {
+        /// Which.
+        stream: String,
+        /// What it said.
+        problem: String,
+    },
+    /// It exists and is different.
+    #[error(
+        "stream {stream} exists with another `{field}` ({found}, expected {expected}). It is not changed: \
+         see docs/operating.md, \"A stream differs\""
+    )]
+    Differs {
+        /// Which.
+        stream: String,
+        /// The field.
+        field: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+}
+
+fn market(options: &StreamOptions) -> Config {
+    Config {
+        name: MARKET.to_owned(),
+        description: Some("Decisions and money. Kept for ever.".to_owned()),
+        subjects: vec![subject::MARKET_ALL.to_owned()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        deny_delete: true,
+        deny_purge: true,
+        allow_direct: true,
+        max_consumers: MAX_CONSUMERS,
+        duplicate_window: options.duplicate_window,
+        num_replicas: options.replicas,
+        ..Config::default()
+    }
+}
+
+fn dispatch(options: &StreamOptions) -> Config {
+    let transform = SubjectTransform {
+        source: subject::MARKET_ASSIGNED.to_owned(),
+        destination: subject::DISPATCH_TRANSFORM.to_owned(),
+    };
+    Config {
+        name: DISPATCH.to_owned(),
+        description: Some("Job messages, one consumer per machine.".to_owned()),
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        max_age: HOUR,
+        max_consumers: MAX_CONSUMERS,
+        num_replicas: options.replicas,
+        sources: Some(vec![Source {
+            name: MARKET.to_owned(),
+            subject_transforms: vec![transform],
+            ..Source::default()
+        }]),
+        ..Config::default()
+    }
+}
+
+fn telemetry(options: &StreamOptions) -> Config {
+    Config {
+        name: TELEMETRY.to_owned(),
+        description: Some("Heartbeats and ticks.".to_owned()),
+        subjects: vec![subject::HEARTBEATS.to_owned(), subject::TICKS.to_owned()],
+        storage: StorageType::Memory,
+        max_age: options.telemetry.age,
+        max_messages_per_subject: 720,
+        max_bytes: i64::from(options.telemetry.mib) * MIB,
+        max_message_size: 256 * 1024,
+        max_consumers: MAX_CONSUMERS,
+        num_replicas: options.replicas,
+        ..Config::default()
+    }
+}
+
+fn output(options: &StreamOptions) -> Config {
+    Config {
+        name: OUTPUT.to_owned(),
+        description: Some("Progress, logs and metrics of jobs.".to_owned()),
+        subjects: vec![subject::OUTPUT_ALL.to_owned()],
+        storage: StorageType::File,
+        max_age: options.output.age,
+        max_bytes: i64::from(options.output.mib) * MIB,
+        max_messages_per_subject: 100_000,
+        max_message_size: 512 * 1024,
+        max_consumers: MAX_CONSUMERS,
+        allow_direct: true,
+        num_replicas: options.replicas,
+        ..Config::default()
+    }
+}
+
+/// Makes sure that every stream and bucket is there and as defined here, and that what is kept follows the options.
+pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
+    provision_missing(js, options).await?;
+    for wanted in [telemetry(options), output(options)] {
+        keep_as_told(js, wanted).await?;
+    }
+    Ok(())
+}
+
+/// Makes sure that every stream and bucket is there and as defined here. Of what is there already, nothing is trimmed.
+pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
+    for wanted in [market(options), dispatch(options), telemetry(options), output(options)] {
+        ensure(js, wanted).await?;
+    }
+    let broker = |stream: &str, e: &dyn std::fmt::Display| ProvisionError::Broker {
+        stream: stream.to_owned(),
+        problem: e.to_string(),
+    };
+    for (bucket, max_age) in BUCKETS {
+        if js.get_key_value(bucket).await.is_err() {
+            js.create_key_value(kv::Config {
+                bucket: bucket.to_owned(),
+                history: 1,
+                max_age,
+                num_replicas: options.replicas,
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| broker(bucket, &e))?;
+        }
+    }
+    for (store, max_age) in STORES {
+        if js.get_object_store(store).await.is_err() {
+            js.create_object_store(object_store::Config {
+                bucket: store.to_owned(),
+                max_age,
+                max_bytes: 8_192 * MIB,
+                num_replicas: options.replicas,
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| broker(store, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The streams that a backup holds, in the order in which they are saved: what vouches for the log before the log, and
+/// the secrets of its jobs after it. DISPATCH is made from MARKET, and what lies in memory is gone with the broker.
+pub fn backed_up() -> Vec<String> {
+    let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
+    let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
+    before.into_iter().chain([MARKET.to_owned()]).chain(after).collect()
+}
+
+/// Makes DISPATCH anew from a sequence of MARKET on, after a restore. There must be none.
+pub async fn provision_dispatch(
+    js: &jetstream::Context,
+    options: &StreamOptions,
+    from: Seq,
+) -> Result<(), ProvisionError> {
+    let mut wanted = dispatch(options);
+    for source in wanted.sources.iter_mut().flatten() {
+        source.start_sequence = Some(from.0);
+    }
+    ensure(js, wanted).await
+}
+
+/// Name of the stream under a key-value bucket.
+pub fn bucket_stream(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// Name of the stream under an object store.
+pub fn store_stream(store: &str) -> String {
+    format!("OBJ_{store}")
+}
+
+/// Makes sure that TELEMETRY is there: it lies in memory, and a broker that was alone and restarts has lost it.
+pub async fn provision_telemetry(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
+    ensure(js, telemetry(options)).await
+}
+
+async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
+    let stream = wanted.name.clone();
+    let broker = |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: stream.clone(), problem: e.to_string() };
+    let found = match js.get_stream(&stream).await {
+        Ok(found) => found.cached_info().config.clone(),
+        Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => {
+            // Two replicas may create it at once: the second finds the same definition there.
+            js.create_stream(wanted.clone()).await.map_err(|e| broker(&e))?.cached_info().config.clone()
+        }
+        Err(e) => return Err(broker(&e)),
+    };
+    compare(&found, &wanted)
+}
+
+/// How much a stream that forgets keeps is the operator's choice, and follows it.
+async fn keep_as_told(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
+    let broker =
+        |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: wanted.name.clone(), problem: e.to_string() };
+    let found = js.get_stream(&wanted.name).await.map_err(|e| broker(&e))?.cached_info().config.clone();
+    let kept = |c: &Config| (c.max_age, c.max_bytes);
+    if kept(&found) != kept(&wanted) {
+        let (max_age, max_bytes) = kept(&wanted);
+        js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(|e| broker(&e))?;
+    }
+    Ok(())
+}
+
+/// Whether a stream forgets by itself, and how soon is the operator's choice.
+fn forgets(stream: &str) -> bool {
+    [OUTPUT, TELEMETRY].contains(&stream)
+}
+
+fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
+    macro_rules! same {
+        ($($field:ident),+) => {$(
+            if found.$field != wanted.$field {
+                return Err(ProvisionError::Differs {
+                    stream: wanted.name.clone(),
+                    field: stringify!($field),
+                    found: format!("{:?}", found.$field),
+                    expected: format!("{:?}", wanted.$field),
+                });
+            }
+        )+};
+    }
+    same!(subjects, retention, storage, discard, num_replicas, deny_delete, deny_purge, allow_direct);
+    if !forgets(&wanted.name) {
+        same!(max_age);
+    }
+    same!(max_consumers);
+    // The broker writes "no limit" as -1 where a definition leaves it out.
+    let per_subject = |c: &Config| c.max_messages_per_subject.max(0);
+    if per_subject(found) != per_subject(wanted) {
+        return Err(ProvisionError::Differs {
+            stream: wanted.name.clone(),
+            field: "max_messages_per_subject",
+            found: per_subject(found).to_string(),
+            expected: per_subject(wanted).to_string(),
+        });
+    }
+    let sources = |c: &Config| c.sources.iter().flatten().map(|s| s.subject_transforms.clone()).collect::<Vec<_>>();
+    if sources(found) != sources(wanted) {
+        return Err(ProvisionError::Differs {
+            stream: wanted.name.clone(),
+            field: "sources",
+            found: format!("{:?}", sources(found)),
+            expected: format!("{:?}", sources(wanted)),
+        });
+    }
+    for unlimited in [found.max_messages, found.max_bytes] {
+        if wanted.name == MARKET && unlimited > 0 {
+            return Err(ProvisionError::Differs {
+                stream: MARKET.to_owned(),
+                field: "max_messages or max_bytes",
+                found: unlimited.to_string(),
+                expected: "no limit: MARKET is never trimmed".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Name of a machine's consumer on DISPATCH.
+pub fn machine_consumer(machine: MachineId) -> String {
+    machine_consumer_name(&machine.to_string())
+}
+
+/// The same for a machine whose id is not known yet: the form of the name, around `id`.
+pub fn machine_consumer_name(id: &str) -> String {
+    format!("machine-{id}")
+}
+
+/// A machine's consumer on DISPATCH, with as many job messages in hand as it has slots.
+pub fn machine_consumer_config(machine: MachineId, slots: u32) -> pull::Config {
+    pull::Config {
+        durable_name: Some(machine_consumer(machine)),
+        filter_subject: subject::dispatch_of(machine),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_ack_pending: i64::from(slots.max(1)),
+        ..Default::default()
+    }
+}
+
+/// Creates a machine's consumer, or brings it up to date.
+pub async fn provision_machine(
+    js: &jetstream::Context,
+    machine: MachineId,
+    slots: u32,
+) -> Result<PullConsumer, ProvisionError> {
+    js.create_consumer_on_stream(machine_consumer_config(machine, slots), DISPATCH)
+        .await
+        .map_err(|e| ProvisionError::Broker { stream: DISPATCH.to_owned(), problem: e.to_string() })
+}
+
+/// Removes a machine's consumer and what waits for it: deleting a consumer alone leaves its messages in the queue.
+pub async fn retire_machine(js: &jetstream::Context, machine: MachineId) -> Result<(), ProvisionError> {
+    let broker =
+        |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: DISPATCH.to_owned(), problem: e.to_string() };
+    let stream = js.get_stream_no_info(DISPATCH).await.map_err(|e| broker(&e))?;
+    match stream.delete_consumer(&machine_consumer(machine)).await {
+        Ok(_) => {}
+        // It never had one, or it is gone already.
+        Err(e) if matches!(e.kind(), ConsumerErrorKind::JetStream(ref e) if e.code() == 404) => {}
+        Err(e) => return Err(broker(&e)),
+    }
+    stream.purge().filter(subject::dispatch_of(machine)).await.map_err(|e| broker(&e))?;
+    Ok(())
+}

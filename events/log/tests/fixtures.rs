@@ -1,0 +1,123 @@
+//! Every event that was ever written must be readable for ever: one fixture per wire name and version.
+//!
+//! A new event gets a new fixture. A fixture that is there is never changed.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use gpubnb_events::{Event, MachineId, Seq, ledger, message::header, output, record::Speed, subject, telemetry};
+use gpubnb_log::{
+    Raw,
+    archive::{Reader, Writer},
+};
+
+fn fixtures() -> Vec<(String, Vec<u8>)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap()))
+        .collect();
+    found.sort();
+    found
+}
+
+/// What goes to TELEMETRY and OUTPUT, read and written again.
+fn volatile(wire_name: &str, bytes: &[u8]) -> Option<serde_json::Value> {
+    fn again<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> serde_json::Value {
+        serde_json::to_value(serde_json::from_slice::<T>(bytes).unwrap()).unwrap()
+    }
+    Some(match wire_name {
+        telemetry::HEARTBEAT => again::<telemetry::Heartbeat>(bytes),
+        output::PROGRESS => again::<output::Progress>(bytes),
+        output::LOG_LINES => again::<output::LogLines>(bytes),
+        output::JOB_METRICS => again::<output::JobMetrics>(bytes),
+        _ => return None,
+    })
+}
+
+#[test]
+fn every_fixture_is_read_and_written_again_as_it_was() {
+    for (wire_name, bytes) in fixtures() {
+        if let Some(again) = volatile(&wire_name, &bytes) {
+            assert_eq!(again, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(), "{wire_name}");
+            continue;
+        }
+        let event = Event::decode(&wire_name, &bytes).unwrap_or_else(|e| panic!("{wire_name}: {e}"));
+        let again: serde_json::Value = serde_json::to_value(&event).unwrap();
+        let before: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        if event.wire_name() == wire_name {
+            assert_eq!(again, before, "{wire_name}");
+        } else {
+            // Of an older version: the same event, with nothing lost that it said.
+            assert_eq!(event.name(), wire_name.split('.').next().unwrap());
+            for (field, value) in before.as_object().unwrap() {
+                assert_eq!(&again[field], value, "{wire_name}: {field}");
+            }
+        }
+        let sum: gpubnb_events::MicroUsd = ledger::postings(&event).iter().map(|p| p.amount).sum();
+        assert_eq!(sum, gpubnb_events::MicroUsd::ZERO, "{wire_name}");
+        let address = subject::address(&event);
+        let root = address.guard.trim_end_matches('>');
+        assert!(address.subject.starts_with(root), "{wire_name}: the guard covers the subject");
+    }
+}
+
+#[test]
+fn every_wire_name_has_a_fixture() {
+    let names: BTreeSet<String> = fixtures().into_iter().map(|(name, _)| name).collect();
+    let written = [telemetry::HEARTBEAT, output::PROGRESS, output::LOG_LINES, output::JOB_METRICS];
+    let written: BTreeSet<String> = Event::WIRE_NAMES.iter().chain(&written).map(|name| (*name).to_owned()).collect();
+    assert!(written.is_subset(&names), "without a fixture: {:?}", written.difference(&names).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_older_version_is_read_as_what_it_would_be_today() {
+    let machine = MachineId::generate();
+    let checks = serde_json::json!([
+        { "id": "cpu.matmul", "actual": "812", "required": "", "unit": "MFLOPS a core", "passed": true },
+    ]);
+    let old = serde_json::json!({ "machine": machine, "checks": checks });
+    let Event::MachineTested(event) = Event::decode("MachineTested.v1", old.to_string().as_bytes()).unwrap() else {
+        panic!("another event");
+    };
+    assert_eq!((event.machine, event.speed), (machine, Speed { core: Some(812), ..Speed::default() }));
+}
+
+/// Each version that was ever written, in an archive that is read as one of tomorrow would be.
+#[test]
+fn an_archive_of_every_version_is_replayed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(&directory.path().join("archive"), || false).unwrap();
+    let events = fixtures().into_iter().filter(|(name, bytes)| volatile(name, bytes).is_none());
+    let raws: Vec<Raw> = (1..)
+        .zip(events)
+        .map(|(seq, (wire_name, bytes))| {
+            let event = Event::decode(&wire_name, &bytes).unwrap();
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(header::ID, wire_name.as_str());
+            headers.insert(header::TYPE, wire_name.as_str());
+            headers.insert(header::ACTOR, "platform");
+            let (subject, payload) = (subject::address(&event).subject, bytes.into());
+            Raw { seq: Seq(seq), nanos: 1_000_000, subject, headers: Some(headers), payload }
+        })
+        .collect();
+    raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
+    writer.finish(Vec::new()).unwrap();
+    let reader = Reader::open(&directory.path().join("archive")).unwrap();
+    let parts = reader.manifest.parts.iter();
+    let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
+    let leaves: Vec<_> = reader.leaves().unwrap().collect();
+    assert_eq!(leaves, raws.iter().map(Raw::leaf).collect::<Vec<_>>());
+    for (raw, leaf) in read.iter().zip(leaves) {
+        assert_eq!((raw.read().entry.err(), raw.leaf()), (None, leaf), "{raw:?}");
+    }
+    assert_eq!(read.len(), raws.len());
+}
+
+#[test]
+fn what_is_no_event_is_refused_by_name() {
+    assert!(Event::decode("JobSubmitted.v0", b"{}").unwrap_err().to_string().contains("unknown event type"));
+    assert!(Event::decode("Accepted.v1", b"{}").unwrap_err().to_string().contains("Accepted.v1"));
+    assert!(Event::decode("Accepted.v1", b"{\"job\":\"*\",\"lease\":1}").is_err());
+}

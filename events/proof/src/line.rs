@@ -1,0 +1,46 @@
+//! The JSON form of a message of MARKET, as archives and proofs carry it.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use gpubnb_events::{
+    Seq,
+    message::{Parts, Recorded},
+};
+use serde::{Deserialize, Serialize};
+
+/// A message as one JSON object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// The message's sequence in MARKET.
+    pub seq: Seq,
+    /// The broker's time, nanoseconds since 1970.
+    pub nanos: i64,
+    /// The subject.
+    pub subject: String,
+    /// The headers that the leaf covers.
+    pub headers: BTreeMap<String, String>,
+    /// The body, where it is text; the body of every event is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// The body in hexadecimal, where it is not text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+}
+
+impl Line {
+    /// The body; `None` where it is neither text nor hexadecimal.
+    pub fn body(&self) -> Option<Cow<'_, [u8]>> {
+        match (&self.payload, &self.bytes) {
+            (Some(text), None) => Some(Cow::Borrowed(text.as_bytes())),
+            (None, Some(bytes)) => hex::decode(bytes).ok().map(Cow::Owned),
+            _ => None,
+        }
+    }
+
+    /// Reads the message; `None` where its body cannot be read.
+    pub fn read(&self) -> Option<Recorded> {
+        let body = self.body()?;
+        let value_of = |name: &'static str| self.headers.get(name).map(String::as_str);
+        Some(Parts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &body }.read())
+    }
+}

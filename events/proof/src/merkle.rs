@@ -1,0 +1,179 @@
+//! The Merkle tree over MARKET, as RFC 6962 (2.1) and RFC 9162 define it: hashes, roots, proofs. Pure; where the
+//! hashes lie is told in `model::merkle`.
+
+use gpubnb_events::message::Hash;
+use sha2::{Digest as _, Sha256};
+
+/// Of two subtrees beside each other.
+pub fn node(left: &Hash, right: &Hash) -> Hash {
+    let mut hash = Sha256::new();
+    hash.update([1]);
+    hash.update(left);
+    hash.update(right);
+    hash.finalize().into()
+}
+
+/// The root of a tree without leaves.
+pub fn empty() -> Hash {
+    Sha256::digest([]).into()
+}
+
+/// Where hashes of complete subtrees come from.
+pub trait Nodes {
+    /// Why one cannot be had.
+    type Error;
+    /// The subtree of `2^level` leaves, the `index`-th of its kind from the left. Only asked for where it is complete.
+    fn subtree(&self, level: u32, index: u64) -> Result<Hash, Self::Error>;
+}
+
+/// The greatest power of two below `n`, as an exponent. `n` is at least 2.
+fn split(n: u64) -> u32 {
+    (n - 1).ilog2()
+}
+
+/// The root of the leaves from `start` on, `size` of them; `start` is a multiple of the least power of two that holds them.
+pub fn root<N: Nodes>(nodes: &N, start: u64, size: u64) -> Result<Hash, N::Error> {
+    if size == 0 {
+        return Ok(empty());
+    }
+    if size.is_power_of_two() {
+        let level = size.ilog2();
+        return nodes.subtree(level, start >> level);
+    }
+    let left = 1 << split(size);
+    Ok(node(&root(nodes, start, left)?, &root(nodes, start + left, size - left)?))
+}
+
+/// The proof that a leaf is in the tree of the first `size` leaves: what to hash it with, from the leaf up.
+pub fn path<N: Nodes>(nodes: &N, leaf: u64, size: u64) -> Result<Vec<Hash>, N::Error> {
+    fn below<N: Nodes>(nodes: &N, leaf: u64, start: u64, size: u64, path: &mut Vec<Hash>) -> Result<(), N::Error> {
+        if size <= 1 {
+            return Ok(());
+        }
+        let left = 1 << split(size);
+        if leaf < start + left {
+            below(nodes, leaf, start, left, path)?;
+            path.push(root(nodes, start + left, size - left)?);
+        } else {
+            below(nodes, leaf, start + left, size - left, path)?;
+            path.push(root(nodes, start, left)?);
+        }
+        Ok(())
+    }
+    let mut path = Vec::new();
+    below(nodes, leaf, 0, size, &mut path)?;
+    Ok(path)
+}
+
+/// The root that a leaf's proof comes to (RFC 9162, 2.1.3.2); `None` where the proof is not one for that place.
+pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
+    if index >= size {
+        return None;
+    }
+    let (mut first, mut last, mut hash) = (index, size - 1, *leaf);
+    for sibling in path {
+        if last == 0 {
+            return None;
+        }
+        if first & 1 == 1 || first == last {
+            hash = node(sibling, &hash);
+            while first & 1 == 0 && first != 0 {
+                (first, last) = (first >> 1, last >> 1);
+            }
+        } else {
+            hash = node(&hash, sibling);
+        }
+        (first, last) = (first >> 1, last >> 1);
+    }
+    (last == 0).then_some(hash)
+}
+
+/// A tree that only grows, of which nothing but the root is asked: it holds a hash a level.
+#[derive(Default)]
+pub struct Growing {
+    size: u64,
+    /// Roots of complete subtrees, the largest first.
+    complete: Vec<Hash>,
+}
+
+impl Growing {
+    /// Adds a leaf.
+    pub fn push(&mut self, leaf: Hash) {
+        let mut hash = leaf;
+        // Each trailing one of the size is a subtree that is complete now, with its left sibling waiting.
+        for _ in 0..self.size.trailing_ones() {
+            let Some(left) = self.complete.pop() else { break };
+            hash = node(&left, &hash);
+        }
+        self.complete.push(hash);
+        self.size += 1;
+    }
+
+    /// How many leaves.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The root.
+    pub fn root(&self) -> Hash {
+        let smallest_first = self.complete.iter().rev().copied();
+        smallest_first.reduce(|right, left| node(&left, &right)).unwrap_or_else(empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Leaves(Vec<Hash>);
+
+    impl Nodes for Leaves {
+        type Error = std::convert::Infallible;
+        fn subtree(&self, level: u32, index: u64) -> Result<Hash, Self::Error> {
+            if level == 0 {
+                return Ok(self.0[usize::try_from(index).unwrap()]);
+            }
+            Ok(node(&self.subtree(level - 1, 2 * index)?, &self.subtree(level - 1, 2 * index + 1)?))
+        }
+    }
+
+    /// The leaves and the roots of the reference tests of Certificate Transparency.
+    #[test]
+    fn roots_are_those_of_the_reference() {
+        let inputs: [&[u8]; 8] = [
+            b"",
+            b"\x00",
+            b"\x10",
+            b"\x20\x21",
+            b"\x30\x31",
+            b"\x40\x41\x42\x43",
+            b"\x50\x51\x52\x53\x54\x55\x56\x57",
+            b"\x60\x61\x62\x63\x64\x65\x66\x67\x68\x69\x6a\x6b\x6c\x6d\x6e\x6f",
+        ];
+        let leaf = |data: &&[u8]| Sha256::digest([&[0], *data].concat()).into();
+        let leaves = Leaves(inputs.iter().map(leaf).collect());
+        let root_of = |size| gpubnb_events::hex(root(&leaves, 0, size).unwrap());
+        assert_eq!(root_of(0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(root_of(1), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
+        assert_eq!(root_of(3), "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77");
+        assert_eq!(root_of(8), "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328");
+    }
+
+    #[test]
+    fn every_leaf_of_every_tree_is_proven_and_at_no_other_place() {
+        let leaves = Leaves((0..40_u8).map(|n| [n; 32]).collect());
+        let mut growing = Growing::default();
+        for size in 1..=40 {
+            growing.push(leaves.subtree(0, size - 1).unwrap());
+            let whole = root(&leaves, 0, size).unwrap();
+            assert_eq!(growing.root(), whole);
+            for index in 0..size {
+                let (leaf, path) = (leaves.subtree(0, index).unwrap(), path(&leaves, index, size).unwrap());
+                assert_eq!(proven(&leaf, index, size, &path), Some(whole), "{index} of {size}");
+                for other in (0..=size).filter(|other| *other != index) {
+                    assert_ne!(proven(&leaf, other, size, &path), Some(whole), "{index} as {other} of {size}");
+                }
+            }
+        }
+    }
+}

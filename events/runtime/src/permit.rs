@@ -1,0 +1,170 @@
+//! Permits for files: signed by one process and checked by the edge, each for one purpose and a short time.
+//!
+//! A permit is `<purpose>.<part>.….<expires>.<hmac-sha256>`: it can stand in a header or in an address.
+
+use std::fmt;
+
+use gpubnb_events::{AccountId, CommandId, JobId, Lease, Timestamp};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+/// The secret that services and the edge share.
+#[derive(Clone)]
+pub struct TransferKey(Vec<u8>);
+
+impl fmt::Debug for TransferKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TransferKey(•••)")
+    }
+}
+
+/// What a permit is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// Putting the files of one attempt.
+    Upload {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        lease: Lease,
+        /// Bytes that they may have together.
+        most: u64,
+    },
+    /// Getting one file that a job is given.
+    Input {
+        /// Whose.
+        account: AccountId,
+        /// The file.
+        input: CommandId,
+    },
+    /// Getting one file that a job left.
+    Artifact {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        lease: Lease,
+        /// Path below `/output`.
+        path: String,
+        /// Its hash, as the manifest has it.
+        sha256: String,
+    },
+}
+
+/// Permission to move files until some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    /// What for.
+    pub purpose: Purpose,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+/// A permit that permits nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadPermit {
+    /// It was not signed with this key, or was changed.
+    #[error("the permit is not valid")]
+    Invalid,
+    /// It is too old.
+    #[error("the permit has expired")]
+    Expired,
+}
+
+impl Permit {
+    fn text(&self) -> String {
+        let expires = self.expires.millis();
+        match &self.purpose {
+            Purpose::Upload { job, lease, most } => format!("upload.{job}.{lease}.{most}.{expires}"),
+            Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
+            // A path may have any character in it: as hex it has none that matters.
+            Purpose::Artifact { job, lease, path, sha256 } => {
+                format!("artifact.{job}.{lease}.{}.{sha256}.{expires}", hex::encode(path))
+            }
+        }
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (rest, expires) = text.rsplit_once('.')?;
+        let mut parts = rest.split('.');
+        let purpose = match (parts.next()?, parts.next()?, parts.next()?) {
+            ("upload", job, lease) => {
+                let most = parts.next()?.parse().ok()?;
+                Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()?, most }
+            }
+            ("input", account, input) => Purpose::Input { account: account.parse().ok()?, input: input.parse().ok()? },
+            ("artifact", job, lease) => {
+                let path = String::from_utf8(hex::decode(parts.next()?).ok()?).ok()?;
+                let sha256 = parts.next()?.to_owned();
+                Purpose::Artifact { job: job.parse().ok()?, lease: lease.parse().ok()?, path, sha256 }
+            }
+            _ => return None,
+        };
+        Some(Self { purpose, expires: Timestamp::from_millis(expires.parse().ok()?) })
+    }
+}
+
+impl TransferKey {
+    /// At least 32 bytes.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() >= 32).then(|| Self(bytes.to_vec()))
+    }
+
+    /// From a file.
+    pub fn read(path: &std::path::Path) -> std::io::Result<Self> {
+        let text = std::fs::read_to_string(path)?;
+        Self::new(text.trim().as_bytes())
+            .ok_or_else(|| std::io::Error::other("the transfer key must have at least 32 characters"))
+    }
+
+    fn mac(&self, text: &str) -> Option<Hmac<Sha256>> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).ok()?;
+        mac.update(text.as_bytes());
+        Some(mac)
+    }
+
+    /// A permit as text.
+    pub fn sign(&self, permit: &Permit) -> Option<String> {
+        let text = permit.text();
+        let mac = hex::encode(self.mac(&text)?.finalize().into_bytes());
+        Some(format!("{text}.{mac}"))
+    }
+
+    /// What a text permits at this moment. The comparison takes the same time whatever differs.
+    pub fn verify(&self, signed: &str, now: Timestamp) -> Result<Purpose, BadPermit> {
+        let (text, signature) = signed.rsplit_once('.').ok_or(BadPermit::Invalid)?;
+        let signature = hex::decode(signature).map_err(|_| BadPermit::Invalid)?;
+        let mac = self.mac(text).ok_or(BadPermit::Invalid)?;
+        mac.verify_slice(&signature).map_err(|_| BadPermit::Invalid)?;
+        let permit = Permit::read(text).ok_or(BadPermit::Invalid)?;
+        if now > permit.expires { Err(BadPermit::Expired) } else { Ok(permit.purpose) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpubnb_events::{Millis, Seq};
+
+    #[test]
+    fn a_permit_is_for_what_was_signed_and_nothing_else() {
+        let key = TransferKey::new(&[7; 32]).unwrap();
+        let now = Timestamp::from_millis(1_000_000);
+        let (job, lease) = (JobId::generate(), Lease(Seq(42)));
+        for purpose in [
+            Purpose::Upload { job, lease, most: 7 },
+            Purpose::Input { account: AccountId::generate(), input: CommandId::generate() },
+            Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },
+        ] {
+            let permit = Permit { purpose: purpose.clone(), expires: now.plus(Millis(1_000)) };
+            let text = key.sign(&permit).unwrap();
+            assert_eq!(key.verify(&text, now), Ok(purpose));
+            assert_eq!(key.verify(&text, now.plus(Millis(1_001))), Err(BadPermit::Expired));
+            assert_eq!(TransferKey::new(&[8; 32]).unwrap().verify(&text, now), Err(BadPermit::Invalid));
+            let changed = text.replace(".42.", ".43.").replacen("input", "upload", 1);
+            assert!(changed == text || key.verify(&changed, now) == Err(BadPermit::Invalid));
+        }
+        assert_eq!(key.verify("", now), Err(BadPermit::Invalid));
+        assert_eq!(key.verify("...", now), Err(BadPermit::Invalid));
+        assert!(TransferKey::new(b"short").is_none());
+    }
+}

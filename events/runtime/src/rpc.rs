@@ -1,0 +1,305 @@
+//! Requests and answers between processes, over NATS micro services.
+//!
+//! A requester chooses where the answer goes, and the answer is published with the *service's* rights.
+//! Hence two rules, kept here for every endpoint: an answer goes only into the requester's own inbox, and
+//! the connection that serves may publish to inboxes only (the broker's own rule, see deploy/).
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use async_nats::{
+    Client, HeaderMap, RequestErrorKind,
+    service::{Service, ServiceExt},
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use gpubnb_events::{Actor, Refusal, RefusalKind, message::header, subject};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+
+use crate::{metric, nats::connected, trace};
+
+/// Largest request body.
+const MAX_BODY: usize = 256 * 1024;
+/// Requests that one endpoint works on at once; more wait in the broker's queue.
+const MAX_IN_FLIGHT: usize = 256;
+/// How long a requester waits.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// A request that did not get what it asked for.
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// The answer is no.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// There is no answer now: try again, with the same id.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Failure {
+    /// The answer is no.
+    pub fn refused(refusal: impl Into<Refusal>) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Asks services, in an actor's name.
+#[derive(Clone)]
+pub struct Caller {
+    client: Client,
+}
+
+impl Caller {
+    /// Over a connection.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// The connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// One request. Fails at once where the broker or the service is known to be away.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        actor: Actor,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, Failure> {
+        let nobody = Failure::Unavailable(format!("nobody answers {subject}"));
+        self.call_there(subject, actor, body).await?.ok_or(nobody)
+    }
+
+    /// One request; `None`: nobody is there to answer it.
+    pub async fn call_there<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        actor: Actor,
+        body: &(impl Serialize + Sync),
+    ) -> Result<Option<T>, Failure> {
+        let unavailable =
+            |what: &dyn std::fmt::Display| Failure::Unavailable(format!("no answer from {subject}: {what}"));
+        if !connected(&self.client) {
+            return Err(Failure::Unavailable("the broker is away; reconnecting".to_owned()));
+        }
+        let payload = serde_json::to_vec(body).map_err(|e| unavailable(&e))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACTOR, actor.to_string());
+        trace::inject(&mut headers);
+        let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
+        let reply = match self.client.send_request(subject.clone(), request).await {
+            Err(e) if e.kind() == RequestErrorKind::NoResponders => return Ok(None),
+            reply => reply.map_err(|e| unavailable(&e))?,
+        };
+        let answer: Result<T, Failure> = serde_json::from_slice(&reply.payload).map_err(|e| unavailable(&e))?;
+        answer.map(Some)
+    }
+}
+
+/// Whose requests an endpoint answers: decides the only inbox its answers may go to.
+#[derive(Debug, Clone, Copy)]
+pub enum Requester {
+    /// The web UI, which speaks for signed-in people; and operators.
+    Edge,
+    /// The machine that is named in the subject.
+    Machine,
+    /// Any process of the platform.
+    Platform,
+}
+
+/// A request that passed the rules.
+pub struct Incoming {
+    /// Its subject.
+    pub subject: String,
+    /// In whose name.
+    pub actor: Actor,
+    /// Its body.
+    pub body: Bytes,
+    /// What the requester is at. A machine is not believed in it.
+    trace: opentelemetry::Context,
+}
+
+impl Incoming {
+    /// Reads the body.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|e| {
+            Refusal::new("BadRequest", RefusalKind::Invalid, format!("The request could not be read: {e}.")).into()
+        })
+    }
+}
+
+/// The endpoints of one process.
+pub struct Server {
+    service: Service,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Server {
+    /// Starts a micro service in a queue group of its name.
+    pub async fn start(client: &Client, name: &str, stop: CancellationToken) -> Result<Self, async_nats::Error> {
+        let service = client.service_builder().queue_group(name).start(name, env!("CARGO_PKG_VERSION")).await?;
+        Ok(Self { service, tasks: TaskTracker::new(), stop })
+    }
+
+    /// Serves one endpoint: `filter` is its subject (with `*` for a machine's id).
+    pub async fn endpoint<F, Fut>(
+        &self,
+        name: &str,
+        filter: String,
+        requester: Requester,
+        handler: F,
+    ) -> Result<(), async_nats::Error>
+    where
+        F: Fn(Incoming) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<serde_json::Value, Failure>> + Send,
+    {
+        let mut requests = self.service.endpoint_builder().name(name).add(filter).await?;
+        let handler = Arc::new(handler);
+        let places = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+        let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        let name = name.to_owned();
+        self.tasks.spawn(async move {
+            loop {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let request = tokio::select! {
+                    () = stop.cancelled() => return,
+                    request = requests.next() => request,
+                };
+                let Some(request) = request else { return };
+                let incoming = match admit(&request.message, requester) {
+                    Ok(incoming) => incoming,
+                    Err(why) => {
+                        warn!(subject = %request.message.subject, why, "refused a request without an answer");
+                        continue;
+                    }
+                };
+                let handler = Arc::clone(&handler);
+                let endpoint = name.clone();
+                tasks.spawn(async move {
+                    let began = std::time::Instant::now();
+                    let answer = trace::inside(incoming.trace.clone(), handler(incoming)).await;
+                    counted(endpoint, &answer, began.elapsed());
+                    match serde_json::to_vec(&answer) {
+                        Ok(bytes) => {
+                            if let Err(e) = request.respond(Ok(bytes.into())).await {
+                                warn!(error = %e, "could not answer");
+                            }
+                        }
+                        Err(e) => warn!(error = %e, "could not write an answer"),
+                    }
+                    drop(place);
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits until everything in hand is answered. Call after the stop token is cancelled.
+    pub async fn finish(self) {
+        self.tasks.close();
+        if tokio::time::timeout(PATIENCE, self.tasks.wait()).await.is_err() {
+            warn!("gave up waiting for requests in hand");
+        }
+        if let Err(e) = self.service.stop().await {
+            warn!(error = %e, "stopping the service");
+        }
+    }
+}
+
+/// Counts an answer.
+fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: Duration) {
+    let result = match answer {
+        Ok(_) => "ok",
+        Err(Failure::Refused(_)) => "refused",
+        Err(Failure::Unavailable(_)) => "unavailable",
+    };
+    metrics::histogram!(metric::RPC_SECONDS, "endpoint" => endpoint.clone()).record(took);
+    metrics::counter!(metric::RPC_REQUESTS, "endpoint" => endpoint, "result" => result).increment(1);
+}
+
+/// The rules. A request that breaks them gets no answer at all: where it wants the answer is the attack.
+fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming, &'static str> {
+    let named = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
+    let (inboxes, actor, trace) = match requester {
+        Requester::Machine => {
+            let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
+            // It asks from another account: the broker made up the place itself, and knows whose it is.
+            (vec![subject::BROKERED.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
+        }
+        Requester::Edge | Requester::Platform => {
+            let actor = named.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
+            let edge = [subject::UI_INBOX, subject::OPERATOR_INBOX];
+            let own = [subject::SERVICES_INBOX, subject::PROJECTOR_INBOX];
+            let inboxes = edge.iter().chain(own.iter().filter(|_| matches!(requester, Requester::Platform)));
+            (inboxes.map(|s| (*s).to_owned()).collect(), actor, trace::extract(message.headers.as_ref()))
+        }
+    };
+    let reply = message.reply.as_ref().ok_or("no reply subject")?;
+    let own = |inbox: &String| reply.strip_prefix(inbox.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    if !inboxes.iter().any(own) {
+        return Err("the reply subject is not the requester's own inbox");
+    }
+    if message.payload.len() > MAX_BODY {
+        return Err("the body is too large");
+    }
+    Ok(Incoming { subject: message.subject.to_string(), actor, body: message.payload.clone(), trace })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpubnb_events::MachineId;
+
+    fn request(subject: &str, reply: Option<&str>) -> async_nats::Message {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACTOR, "platform");
+        async_nats::Message {
+            subject: subject.into(),
+            reply: reply.map(Into::into),
+            payload: Bytes::from_static(b"{}"),
+            headers: Some(headers),
+            status: None,
+            description: None,
+            length: 2,
+        }
+    }
+
+    #[test]
+    fn an_answer_goes_only_into_the_requesters_own_inbox() {
+        let (machine, other) = (MachineId::generate(), MachineId::generate());
+        let to = subject::machine_command(machine, "accept");
+        assert!(admit(&request(&to, Some("_R_.x.1")), Requester::Machine).is_ok());
+        for foreign in [
+            Some(format!("_INBOX.{other}.x.1")),
+            Some(format!("_INBOX.{machine}.x.1")),
+            Some("_R_".to_owned()),
+            Some("_R_x.1".to_owned()),
+            Some("$JS.ACK.DISPATCH.x.1.1.1.1.0".to_owned()),
+            Some("market.account.x.event".to_owned()),
+            Some("_INBOX.ui.x".to_owned()),
+            None,
+        ] {
+            assert!(admit(&request(&to, foreign.as_deref()), Requester::Machine).is_err(), "{foreign:?}");
+        }
+        assert!(admit(&request("cmd.job.submit", Some("_INBOX.services.1")), Requester::Edge).is_err());
+    }
+
+    #[test]
+    fn a_machine_speaks_only_for_itself_whatever_its_header_says() {
+        let machine = MachineId::generate();
+        let to = subject::machine_command(machine, "accept");
+        let incoming = admit(&request(&to, Some("_R_.1")), Requester::Machine);
+        assert_eq!(incoming.map(|i| i.actor).ok(), Some(Actor::Machine(machine)));
+    }
+}

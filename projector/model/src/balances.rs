@@ -1,0 +1,57 @@
+//! The sums of the ledger alone, for looking back at the whole market: no statements, no receipts.
+
+use gpubnb_events::{
+    Event, MicroUsd, Recorded,
+    ledger::{LedgerAccount, postings},
+};
+use gpubnb_store::{self, StoreError, Table, WriteBatch};
+
+use super::rows::LedgerSumsRow;
+use super::{Projection, key};
+
+/// `L` → sums; `A<account>` → nothing. Letters that no other model of a market uses: they share a table.
+pub struct Balances;
+
+const SUMS: &[u8] = b"L";
+
+/// The sums.
+pub fn sums(table: &Table) -> Result<LedgerSumsRow, StoreError> {
+    Ok(gpubnb_store::get(table, SUMS)?.unwrap_or_default())
+}
+
+impl Projection for Balances {
+    fn name(&self) -> &'static str {
+        "balances"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn apply(&self, rows: &mut WriteBatch<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
+        for posting in postings(event) {
+            let mut known = true;
+            if let LedgerAccount::Available(id) = posting.account {
+                let account = key(b'A', &[id.as_bytes()]);
+                known = rows.get::<()>(&account)?.is_some();
+                rows.put(&account, ());
+            }
+            rows.upsert::<LedgerSumsRow>(SUMS, |sums| {
+                sums.accounts += u64::from(!known);
+                add(sums, posting.account, posting.amount);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn add(sums: &mut LedgerSumsRow, account: LedgerAccount, amount: MicroUsd) {
+    let side = match account {
+        LedgerAccount::Available(_) => &mut sums.available,
+        LedgerAccount::Held(_) => &mut sums.held,
+        LedgerAccount::Payable(_) => &mut sums.payable,
+        LedgerAccount::Fees => &mut sums.fees,
+        LedgerAccount::External => &mut sums.external,
+    };
+    *side += amount;
+}

@@ -1,0 +1,201 @@
+//! The log's own Merkle tree: which hash each message has, and the root at every thousandth, to be signed.
+
+use gpubnb_events::{Event, Recorded, Seq, message::Hash};
+use gpubnb_proof::merkle::{self, Nodes, node};
+use gpubnb_store::{StoreError, Table, WriteBatch};
+
+use super::{Projection, key};
+
+/// `l<block>` → the leaves of up to 64 sequences; `n<level><index>` → the root of a complete subtree, from such a block
+/// up; `r<size>` → the root after every thousandth message.
+pub struct Merkle;
+
+/// Leaves in a block, as an exponent.
+const BLOCK: u32 = 6;
+/// Messages between two roots that are kept.
+pub const EVERY: u64 = 1_000;
+const HASH: usize = 32;
+
+fn block_key(block: u64) -> Vec<u8> {
+    key(b'l', &[&block.to_be_bytes()])
+}
+
+fn node_key(level: u32, index: u64) -> Vec<u8> {
+    key(b'n', &[&level.to_be_bytes(), &index.to_be_bytes()])
+}
+
+fn root_key(size: u64) -> Vec<u8> {
+    key(b'r', &[&size.to_be_bytes()])
+}
+
+/// The roots that are kept, of trees larger than `size`.
+pub fn roots(tree: &Table, size: u64) -> impl Iterator<Item = Result<(u64, Hash), StoreError>> {
+    tree.range(root_key(size.saturating_add(1))..vec![b'r' + 1]).map(|entry| {
+        let (key, root) = entry?;
+        let size = key.get(1..).and_then(|size| size.try_into().ok()).map(u64::from_be_bytes);
+        let size = size.ok_or_else(|| StoreError::corrupt(&key, "not a size"))?;
+        Ok((size, hash_of(&key, &root)?))
+    })
+}
+
+/// The root that is kept for a size, where one is.
+pub fn root_at(tree: &Table, size: u64) -> Result<Option<Hash>, StoreError> {
+    let key = root_key(size);
+    tree.get(&key)?.map(|root| hash_of(&key, &root)).transpose()
+}
+
+fn hash_of(key: &[u8], bytes: &[u8]) -> Result<Hash, StoreError> {
+    bytes.try_into().map_err(|_| StoreError::corrupt(key, "not a hash"))
+}
+
+/// A message that changed: its sequence, the leaf that it has now, and the one that it had when it was folded.
+pub type Changed = (Seq, Hash, Hash);
+
+/// The leaves of the log as it is now, read in the order of their sequences beside those that were folded.
+#[derive(Default)]
+pub struct LeavesNow(Vec<(Seq, Hash)>);
+
+impl LeavesNow {
+    /// One more. Returns what changed of the block before it, once that is left. `tree` is the model that answers.
+    pub fn push<E: From<StoreError>>(
+        &mut self,
+        seq: Seq,
+        leaf: Hash,
+        tree: impl FnOnce() -> Result<Table, E>,
+    ) -> Result<Vec<Changed>, E> {
+        let left = self.0.first().is_some_and(|(first, _)| place(*first).0 != place(seq).0);
+        let changed = if left { self.changed(&tree()?)? } else { Vec::new() };
+        self.0.push((seq, leaf));
+        Ok(changed)
+    }
+
+    /// What changed of those that were not looked at yet. What has not been folded has not changed.
+    pub fn changed(&mut self, tree: &Table) -> Result<Vec<Changed>, StoreError> {
+        let now = std::mem::take(&mut self.0);
+        let Some(block) = now.first().map(|(first, _)| place(*first).0) else { return Ok(Vec::new()) };
+        let key = block_key(block);
+        if now.len() == 1 << BLOCK {
+            // The root says as much as the leaves, and is a fiftieth of what must be read.
+            let root = root_of_block(&key, &now.iter().flat_map(|(_, leaf)| *leaf).collect::<Vec<_>>())?;
+            if tree.get(node_key(BLOCK, block))?.is_some_and(|then| *then == root) {
+                return Ok(Vec::new());
+            }
+        }
+        let then = tree.get(&key)?.unwrap_or_default();
+        let changed = now.into_iter().filter_map(|(seq, leaf)| {
+            let then = then.chunks_exact(HASH).nth(place(seq).1)?.try_into().ok()?;
+            (leaf != then).then_some((seq, leaf, then))
+        });
+        Ok(changed.collect())
+    }
+}
+
+/// The block that has a message's leaf, and where in it. Sequences begin at one, places in the tree at zero.
+fn place(seq: Seq) -> (u64, usize) {
+    let index = seq.0.saturating_sub(1);
+    (index >> BLOCK, usize::try_from(index & ((1 << BLOCK) - 1)).unwrap_or(usize::MAX))
+}
+
+/// Of messages that changed (sequence, what is there now, what was there then): each, and with which it has changed
+/// places, if it has.
+pub fn places<T: PartialEq>(changed: &[(Seq, T, T)]) -> impl Iterator<Item = (Seq, Option<Seq>)> {
+    changed.iter().map(|(seq, now, then)| {
+        let other = changed.iter().find(|(_, other_now, other_then)| other_now == then && other_then == now);
+        (*seq, other.map(|(other, ..)| *other))
+    })
+}
+
+impl Merkle {
+    fn put(rows: &mut WriteBatch<'_>, recorded: &Recorded) -> Result<(), StoreError> {
+        let (block, within) = place(recorded.seq);
+        let key = block_key(block);
+        let full = rows.upsert_bytes(&key, |leaves| {
+            leaves.extend_from_slice(&recorded.leaf);
+            (within == (1 << BLOCK) - 1).then(|| leaves.clone())
+        })?;
+        if let Some(leaves) = full {
+            let mut hash = root_of_block(&key, &leaves)?;
+            let (mut level, mut index) = (BLOCK, block);
+            loop {
+                rows.put_bytes(node_key(level, index), hash.to_vec());
+                if index & 1 == 0 {
+                    break;
+                }
+                let left = node_key(level, index - 1);
+                hash = node(&hash_of(&left, &rows.bytes(&left)?)?, &hash);
+                (level, index) = (level + 1, index >> 1);
+            }
+        }
+        if recorded.seq.0.is_multiple_of(EVERY) {
+            let root = merkle::root(&Staged(std::cell::RefCell::new(rows)), 0, recorded.seq.0)?;
+            rows.put_bytes(root_key(recorded.seq.0), root.to_vec());
+        }
+        Ok(())
+    }
+}
+
+impl Projection for Merkle {
+    fn name(&self) -> &'static str {
+        "merkle"
+    }
+
+    fn version(&self) -> u32 {
+        3
+    }
+
+    fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, _: &Event) -> Result<(), StoreError> {
+        Self::put(rows, recorded)
+    }
+
+    /// What is no event of ours is in the log all the same.
+    fn quarantined(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded) -> Result<(), StoreError> {
+        Self::put(rows, recorded)
+    }
+}
+
+/// A subtree within a block.
+fn within(key: &[u8], leaves: &[u8], level: u32, index: u64) -> Result<Hash, StoreError> {
+    if level == 0 {
+        let at = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(HASH);
+        return hash_of(key, leaves.get(at..at.saturating_add(HASH)).unwrap_or_default());
+    }
+    Ok(node(&within(key, leaves, level - 1, 2 * index)?, &within(key, leaves, level - 1, 2 * index + 1)?))
+}
+
+fn root_of_block(key: &[u8], leaves: &[u8]) -> Result<Hash, StoreError> {
+    within(key, leaves, BLOCK, 0)
+}
+
+/// A subtree, by how a row's bytes are had.
+fn subtree(
+    level: u32,
+    index: u64,
+    mut bytes: impl FnMut(&[u8]) -> Result<Vec<u8>, StoreError>,
+) -> Result<Hash, StoreError> {
+    if level >= BLOCK {
+        let key = node_key(level, index);
+        return hash_of(&key, &bytes(&key)?);
+    }
+    let key = block_key(index >> (BLOCK - level));
+    within(&key, &bytes(&key)?, level, index & ((1 << (BLOCK - level)) - 1))
+}
+
+/// The tree while it is folded.
+struct Staged<'r, 'a>(std::cell::RefCell<&'r mut WriteBatch<'a>>);
+
+impl Nodes for Staged<'_, '_> {
+    type Error = StoreError;
+    fn subtree(&self, level: u32, index: u64) -> Result<Hash, StoreError> {
+        subtree(level, index, |key| self.0.borrow_mut().bytes(key))
+    }
+}
+
+/// The tree as it lies there.
+pub struct Kept<'a>(pub &'a Table);
+
+impl Nodes for Kept<'_> {
+    type Error = StoreError;
+    fn subtree(&self, level: u32, index: u64) -> Result<Hash, StoreError> {
+        subtree(level, index, |key| Ok(self.0.get(key)?.map(|bytes| bytes.to_vec()).unwrap_or_default()))
+    }
+}

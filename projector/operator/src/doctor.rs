@@ -1,0 +1,96 @@
+//! `doctor`: looks at a deployment, and says what to change. It changes nothing.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use async_nats::Client;
+use gpubnb_events::{Actor, MachineId, Seq};
+use gpubnb_log::{
+    Log,
+    stream::{DISPATCH, machine_consumer},
+};
+use gpubnb_projector::ops::doctor::{Findings, PATIENCE, look};
+use gpubnb_query::QueryClient;
+use gpubnb_runtime::rpc::Caller;
+use serde_json::Value;
+
+use super::tell;
+use crate::config::DoctorArgs;
+
+const ME: Actor = Actor::Operator(None);
+/// Least free room where the broker keeps its streams.
+const LEAST_ROOM: u64 = 5 << 30;
+
+pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &DoctorArgs) -> anyhow::Result<()> {
+    let mut found = Findings::default();
+    let queries = QueryClient::new(Caller::new(client.clone()));
+    let platform = queries.platform(ME).await.map_err(|e| format!("{e:?}"));
+    look(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
+    deliveries(&client, &queries, &mut found).await?;
+    match &args.nats_conf {
+        Some(conf) => configuration(conf, &mut found)?,
+        None => found.add("broker.on_its_machine", "not looked at", "give --nats-conf there", true, ""),
+    }
+    let Findings(checks) = found;
+    let bad = checks.iter().filter(|check| !check.passed).count();
+    if args.json {
+        tell(&serde_json::to_string(&checks)?)?;
+    } else {
+        for c in &checks {
+            tell(format_args!(
+                "{} {:<28} {:<24} {}",
+                if c.passed { "ok  " } else { "FAIL" },
+                c.id,
+                c.actual,
+                c.required
+            ))?;
+            if !c.passed {
+                tell(format_args!("     {}", c.remedy))?;
+            }
+        }
+    }
+    anyhow::ensure!(bad == 0, "{bad} of {} checks ask for something", checks.len());
+    Ok(())
+}
+
+/// Job messages that are given out again and again, or that nobody fetches.
+async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings) -> anyhow::Result<()> {
+    let Ok(machines) = queries.machines(ME, Seq::ZERO).await else { return Ok(()) };
+    let (mut again, mut without) = (Vec::new(), Vec::new());
+    for machine in machines {
+        let id: MachineId = machine.listed.machine;
+        let asked = client.request(format!("$JS.API.CONSUMER.INFO.{DISPATCH}.{}", machine_consumer(id)), "".into());
+        let answer: Value = serde_json::from_slice(&tokio::time::timeout(PATIENCE, asked).await??.payload)?;
+        if answer["error"]["code"] == 404 {
+            without.push(id.to_string());
+        } else if answer["num_redelivered"].as_u64().unwrap_or(0) > 0 {
+            again.push(id.to_string());
+        }
+    }
+    let told = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
+    let remedy = "A worker took a job message and did not say that it has it: look at that machine. After its lease's time \
+                  the job goes elsewhere by itself.";
+    found.add("jobs.given_out_again", told(&again), "none", again.is_empty(), remedy);
+    let remedy = "These machines cannot fetch jobs: restart their workers, which makes their consumers anew.";
+    found.add("machines.without_consumer", told(&without), "none", without.is_empty(), remedy);
+    Ok(())
+}
+
+/// What only the broker's own file says, where this is the broker's machine.
+fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
+    let value = |name: &str| {
+        let line = text.lines().map(str::trim).find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().trim_matches('"').to_owned())
+    };
+    let sync = value("sync_interval").unwrap_or_else(|| "2m".to_owned());
+    let remedy = "An acknowledged event can be lost with the power: set sync_interval: always in nats.conf.";
+    found.add("broker.sync_interval", &sync, "always", sync == "always", remedy);
+    if let Some(store) = value("store_dir").filter(|store| Path::new(store).exists()) {
+        let room = rustix::fs::statvfs(store.as_str())?;
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        let (actual, least) = (format!("{} GiB", free >> 30), format!("at least {} GiB", LEAST_ROOM >> 30));
+        found.add("broker.free_room", actual, least, free >= LEAST_ROOM, "A full disk stops the market: make room.");
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! `gpubnb-projector`: the service that answers, and the operator's tool.
+
+use clap::Parser;
+use gpubnb_operator::{Cli, Command, operate};
+use gpubnb_projector::run;
+use tokio_util::sync::CancellationToken;
+
+/// Folding allocates and frees much, some of it on other threads than it came from: docs/adr/0016.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    gpubnb_runtime::observe::start();
+    let shutdown = CancellationToken::new();
+    gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Run(args) => Box::pin(run(cli.nats, args, shutdown)).await,
+        tool => Box::pin(operate(cli.nats, tool, shutdown)).await,
+    }
+}

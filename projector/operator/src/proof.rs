@@ -1,0 +1,36 @@
+//! `prove` and `check-proof`: that one event is in the log, under a signature, for whoever has the proof.
+
+use anyhow::Context as _;
+use gpubnb_events::{Actor, Seq};
+use gpubnb_proof::Proof;
+use gpubnb_query::QueryClient;
+use gpubnb_runtime::rpc::Caller;
+
+use super::tell;
+use crate::config::CheckProofArgs;
+
+pub(crate) async fn prove(client: async_nats::Client, seq: Seq) -> anyhow::Result<()> {
+    let proof = QueryClient::new(Caller::new(client)).proof(Actor::Operator(None), seq).await?;
+    proof.check(None).context("the projector's proof does not hold: run `gpubnb-projector verify`")?;
+    tell(serde_json::to_string_pretty(&proof)?)
+}
+
+pub(crate) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
+    let file = &args.file;
+    let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
+    let told = match proof.told(args.key.as_deref()) {
+        Ok(told) => told,
+        Err(why) => {
+            if args.json {
+                tell(serde_json::json!({ "proven": false, "why": why.to_string() }))?;
+            }
+            return Err(why.into());
+        }
+    };
+    if args.json {
+        let (seq, key, size) = (proof.message.seq, &proof.head.key, proof.head.size);
+        return tell(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": told }));
+    }
+    tell(told)
+}

@@ -1,0 +1,159 @@
+//! `tail` and `replay`: events as a table or as JSON lines.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use gpubnb_events::{Event, JobId, Recorded, Seq, Timestamp};
+use gpubnb_log::Log;
+use gpubnb_query::{request::Point, view::TrailEvent};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Filter, ReplayArgs, TailArgs};
+use crate::{
+    point, print_line,
+    work::{progress, said},
+};
+
+/// Events between two words of how far it is.
+const SHOWN_EVERY: u64 = 10_000;
+/// The longest that `replay` waits between two events.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A filter that nothing can pass is a slip of the pen.
+fn checked(filter: &Filter) -> anyhow::Result<()> {
+    let plain = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    if let Some(event) = &filter.event {
+        let known: Vec<String> = Event::WIRE_NAMES.iter().map(|name| plain(name)).collect();
+        anyhow::ensure!(known.contains(&plain(event)), "there is no event `{event}`; there are {}", known.join(", "));
+    }
+    if let Some(kind) = &filter.kind {
+        let known = ["account", "machine", "job"];
+        anyhow::ensure!(known.contains(&kind.as_str()), "`{kind}` is not one of {}", known.join(", "));
+    }
+    for id in [&filter.job, &filter.id].into_iter().flatten() {
+        id.parse::<JobId>().map_err(|e| anyhow::anyhow!("{e}"))?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    checked(&args.filter)?;
+    let last = log.last_seq().await?;
+    let from = Seq(last.0.saturating_sub(args.lines.saturating_sub(1)).max(1));
+    let from = if args.lines == 0 { last.next() } else { from };
+    each(log, from, Seq(u64::MAX), shutdown, async |recorded| print(&recorded, &args.filter)).await
+}
+
+pub(crate) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    checked(&args.filter)?;
+    let to = point(log, args.to).await?;
+    let from = match args.from {
+        None => Seq(1),
+        Some(Point::Seq(seq)) => seq,
+        // The first event at this time or after it.
+        Some(Point::Time(time)) => log.seq_at(time.before(), log.last_seq().await?).await?.next(),
+    };
+    anyhow::ensure!(from <= to.next(), "the range ends, at {to}, before it begins, at {from}");
+    let mut pace = Pace::new(args.speed);
+    each(log, from, to, shutdown, async |recorded: Recorded| {
+        pace.wait(recorded.at).await;
+        print(&recorded, &args.filter)
+    })
+    .await
+}
+
+/// The pace at which messages came, or faster.
+pub(crate) struct Pace {
+    speed: f64,
+    before: Option<Timestamp>,
+}
+
+impl Pace {
+    /// So many times faster; 0: as fast as possible.
+    pub(crate) fn new(speed: f64) -> Self {
+        Self { speed, before: None }
+    }
+
+    /// Waits until it is this message's turn.
+    pub(crate) async fn wait(&mut self, at: Timestamp) {
+        if let (Some(before), true) = (self.before, self.speed > 0.0) {
+            tokio::time::sleep(at.since(before).duration().div_f64(self.speed).min(LONGEST_PAUSE)).await;
+        }
+        self.before = Some(at);
+    }
+}
+
+/// Calls `take` with each message from `from` to `to`.
+pub(crate) async fn each(
+    log: &Log,
+    from: Seq,
+    to: Seq,
+    shutdown: CancellationToken,
+    mut take: impl AsyncFnMut(Recorded) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if from > to {
+        return Ok(());
+    }
+    let mut follower = log.follow(from);
+    loop {
+        let batch = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            batch = follower.next_batch() => batch,
+        };
+        for recorded in batch {
+            let seq = recorded.seq;
+            if seq <= to {
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    taken = take(recorded) => taken?,
+                }
+            }
+            if seq >= to {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The same for a result that only the whole of it makes: shows how far it is, and fails where it was stopped.
+pub(crate) async fn fold(
+    log: &Log,
+    until: Seq,
+    shutdown: CancellationToken,
+    mut take: impl AsyncFnMut(Recorded) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (began, stopped) = (Instant::now(), shutdown.clone());
+    each(log, Seq(1), until, shutdown, async |recorded: Recorded| {
+        if recorded.seq.0.is_multiple_of(SHOWN_EVERY) {
+            said(&progress(began, recorded.seq, until));
+        }
+        take(recorded).await
+    })
+    .await?;
+    anyhow::ensure!(!stopped.is_cancelled(), "stopped: what was folded so far is not the answer");
+    Ok(())
+}
+
+/// Prints an event that passes the filter.
+pub(crate) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> {
+    let line = match (&recorded.entry, filter.json) {
+        (Ok((_, event)), _) if !passes(event, filter) => return Ok(()),
+        (Ok(_), true) => serde_json::to_string(&TrailEvent::of(recorded).context("an event that cannot be written")?)?,
+        (Ok((envelope, event)), false) => {
+            let aggregate = event.aggregate().to_string();
+            let actor = envelope.actor.to_string();
+            format!("{:>8}  {}  {:<20} {aggregate:<45} {actor}", recorded.seq.0, recorded.at, event.name())
+        }
+        (Err(why), _) => format!("{:>8}  {}  {why}", recorded.seq.0, recorded.at),
+    };
+    print_line(&line)
+}
+
+fn passes(event: &Event, filter: &Filter) -> bool {
+    let aggregate = event.aggregate().to_string();
+    let (kind, id) = aggregate.split_once(' ').unwrap_or_default();
+    filter.kind.as_deref().is_none_or(|wanted| wanted == kind)
+        && filter.id.as_deref().is_none_or(|wanted| wanted == id)
+        && filter.event.as_deref().is_none_or(|wanted| wanted == event.name() || wanted == event.wire_name())
+        && filter.job.as_deref().is_none_or(|wanted| event.job().is_some_and(|job| job.to_string() == wanted))
+}

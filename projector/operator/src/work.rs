@@ -1,0 +1,182 @@
+//! `rebuild`, `verify` and `lag`: asked of the projector that runs, which does the work.
+
+use std::{
+    io::IsTerminal as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use gpubnb_events::{Actor, Millis, ProjectorId, Seq};
+use gpubnb_query::{
+    QueryClient,
+    view::ops::{Platform, Progress, Verification},
+};
+use gpubnb_runtime::rpc::Caller;
+use tokio_util::sync::CancellationToken;
+
+use super::tell;
+use crate::config::{AskArgs, LagArgs, RebuildArgs, VerifyArgs};
+
+/// How often is asked how far it is.
+const LOOK: Duration = Duration::from_millis(250);
+const ME: Actor = Actor::Operator(None);
+
+pub(crate) async fn lag(client: async_nats::Client, args: &LagArgs) -> anyhow::Result<()> {
+    let platform = QueryClient::new(Caller::new(client)).only(args.projector).platform(ME).await?;
+    if args.json {
+        tell(&serde_json::to_string_pretty(&platform)?)?;
+        return Ok(());
+    }
+    if let Some(projector) = platform.projector {
+        tell(format_args!("projector {projector}\n"))?;
+    }
+    tell(format_args!(
+        "{:<10} {:>12} {:>14} {:>14} {:>9} {:>10} {:>10}",
+        "stream", "messages", "bytes", "may grow to", "kept for", "first", "last"
+    ))?;
+    for s in &platform.streams {
+        let most = s.most_bytes.map_or_else(|| "no limit".to_owned(), |most| format!("{} MiB", most >> 20));
+        let age = s.most_age.map_or_else(|| "ever".to_owned(), kept_for);
+        tell(format_args!(
+            "{:<10} {:>12} {:>14} {most:>14} {age:>9} {:>10} {:>10}",
+            s.name, s.messages, s.bytes, s.first.0, s.last.0
+        ))?;
+    }
+    if let Some(g) = platform.growth {
+        let (thousand, year) = (g.per_thousand >> 10, g.per_year >> 20);
+        tell(format_args!(
+            "\nMARKET is never trimmed: {thousand} KiB for 1,000 jobs, {year} MiB a year at the pace so far"
+        ))?;
+    }
+    tell(format_args!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag"))?;
+    for m in &platform.models {
+        let state = m.stopped.as_deref().unwrap_or("folding");
+        tell(format_args!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
+    }
+    Ok(())
+}
+
+/// `30 d`, or `60 min` where it is less than two days.
+fn kept_for(age: Millis) -> String {
+    match age.0 / 60_000 {
+        minutes if minutes >= 2 * 24 * 60 => format!("{} d", minutes / (24 * 60)),
+        minutes => format!("{minutes} min"),
+    }
+}
+
+/// Fails where there is any, for whoever watches.
+pub(crate) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
+    let stuck = QueryClient::new(Caller::new(client)).stuck(ME).await?;
+    if args.json {
+        tell(&serde_json::to_string_pretty(&stuck)?)?;
+    } else {
+        tell(format_args!("{:<36} {:<10} {:<24}  likely cause; what to do", "job", "state", "since"))?;
+        for s in &stuck {
+            tell(format_args!(
+                "{:<36} {:<10} {:<24}  {}; {}",
+                s.job,
+                s.state.name(),
+                s.since.to_string(),
+                s.cause,
+                s.remedy
+            ))?;
+        }
+    }
+    anyhow::ensure!(stuck.is_empty(), "{} jobs have been in one state for too long", stuck.len());
+    Ok(())
+}
+
+/// Asks one projector and no other: if it is gone, so is what began there.
+async fn one(client: async_nats::Client, projector: Option<ProjectorId>) -> anyhow::Result<QueryClient> {
+    let queries = QueryClient::new(Caller::new(client)).only(projector);
+    let answering = queries.platform(ME).await?.projector;
+    Ok(queries.only(answering))
+}
+
+pub(crate) async fn rebuild(
+    client: async_nats::Client,
+    args: &RebuildArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let queries = one(client, args.projector).await?;
+    queries.rebuild(ME, &args.model).await?;
+    let rebuild = |p: &Platform| p.models.iter().find(|m| m.name == args.model).and_then(|m| m.rebuild.clone());
+    loop {
+        let rebuild = rebuild(&queries.platform(ME).await?).context("there is no such rebuild")?;
+        if let Some(why) = rebuild.failed {
+            bail!("the rebuild was given up: {why}");
+        }
+        if rebuild.swapped_at.is_some() {
+            if args.json {
+                tell(serde_json::json!({ "model": args.model, "rebuild": rebuild }))?;
+            } else {
+                tell(format_args!("{} is rebuilt and answers", args.model))?;
+            }
+            return Ok(());
+        }
+        said(&rebuild.progress);
+        if !wait(&shutdown).await {
+            bail!("stopped waiting: the rebuild goes on in the projector");
+        }
+    }
+}
+
+/// Fails where the models are not what the log says, or the log not what it must be.
+pub(crate) async fn verify(
+    client: async_nats::Client,
+    args: &VerifyArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let queries = one(client, args.projector).await?;
+    queries.verify(ME).await?;
+    loop {
+        let verification = queries.platform(ME).await?.verification.context("no verification runs")?;
+        if verification.ended_at.is_some() {
+            return told(&verification, args.json);
+        }
+        said(&verification.progress);
+        if !wait(&shutdown).await {
+            bail!("stopped waiting: the verification goes on in the projector");
+        }
+    }
+}
+
+fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
+    let clean = v.clean();
+    if json {
+        tell(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
+    } else {
+        tell(format_args!("{:<10} {:>12}  rows that differ", "model", "rows"))?;
+        for m in &v.models {
+            let differing = if m.differing.is_empty() { "none".to_owned() } else { m.differing.join(" ") };
+            tell(format_args!("{:<10} {:>12}  {differing}", m.name, m.rows))?;
+        }
+        v.violations.iter().try_for_each(|x| tell(format_args!("event {}: {}", x.seq, x.what)))?;
+        v.quarantined.iter().try_for_each(|seq| tell(format_args!("event {seq}: no event of ours")))?;
+        tell(format_args!("{} signed heads agree", v.heads))?;
+        tell(format_args!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at))?;
+    }
+    if let Some(why) = &v.failed {
+        bail!("it could not end: {why}");
+    }
+    anyhow::ensure!(clean, "the read models or the log are not what they must be");
+    Ok(())
+}
+
+/// How far a command of the tool itself is.
+pub(crate) fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
+    Progress::since(began.elapsed(), Seq::ZERO, at, until)
+}
+
+/// How far it is, on one line that is written over, for a person only.
+pub(crate) fn said(p: &Progress) {
+    if std::io::stderr().is_terminal() {
+        let left = p.seconds_left().map(|s| format!(", {s} s left")).unwrap_or_default();
+        eprint!("\r{:>3} %  {} of {} events, {} a second{left}   \r", p.percent(), p.at, p.until, p.per_second);
+    }
+}
+
+/// Whether to look again.
+async fn wait(shutdown: &CancellationToken) -> bool {
+    shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some()
+}

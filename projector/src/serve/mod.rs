@@ -1,0 +1,203 @@
+//! The queries as micro service `query.*`: wait for the sequence that was asked for, look whether the actor
+//! may see it, read the rows.
+
+mod access;
+mod read;
+
+use std::{future::Future, time::Duration};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
+use gpubnb_log::{Log, stream::CHECKPOINTS};
+use gpubnb_model::merkle::{Kept, Merkle};
+use gpubnb_proof::{Line, Proof, merkle};
+use gpubnb_query::{
+    request::{Ask, Lag, ModelState, ReadingsQuery, TrailQuery},
+    view::{Page, TrailEvent},
+};
+use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+pub(crate) use self::{
+    access::{may_see_all, not_found},
+    read::{ReadModels, broken},
+};
+use crate::{
+    fold::Models,
+    tree_head::{self, LATEST},
+};
+
+/// How long a query waits for the sequence it must have seen.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked whether a tree head has been signed.
+const NEXT_HEAD: Duration = Duration::from_millis(200);
+/// Events of a trail that are read back at the same time.
+const READ_AT_ONCE: usize = 64;
+
+/// Progress of the fold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Applied {
+    pub(crate) seq: Seq,
+    pub(crate) models: Vec<ModelState>,
+}
+
+impl Applied {
+    pub(crate) fn of(models: &Models) -> Self {
+        let (seq, states) = (models.applied(), models.states());
+        let models = states.map(|(name, checkpoint, stopped)| ModelState {
+            name: name.to_owned(),
+            checkpoint,
+            stopped: stopped.map(ToOwned::to_owned),
+        });
+        Self { seq, models: models.collect() }
+    }
+}
+
+/// All that the endpoints answer from.
+#[derive(Clone)]
+pub(crate) struct Queries {
+    pub(crate) read: ReadModels,
+    pub(crate) log: Log,
+    pub(crate) applied: watch::Receiver<Applied>,
+    /// Before this sequence nothing is answered: what is missing would look as if it were not there.
+    pub(crate) floor: Seq,
+}
+
+/// Serves them all, from when everything is folded that the log had at the start; how far that is can be asked before.
+pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats::Error> {
+    let at_once = Queries { floor: Seq::ZERO, ..q.clone() };
+    endpoint(server, &at_once, "lag", |q, _, ()| async move { q.lag().await }).await?;
+    endpoint(server, q, "figures", |q, _, ()| async move { q.read.figures() }).await?;
+    endpoint(server, q, "machines", |q, _, after| async move { q.read.machines(after) }).await?;
+    endpoint(server, q, "machines_of", |q, actor, query| async move { q.read.machines_of(actor, query) }).await?;
+    endpoint(server, q, "outcomes", |q, _, machine: MachineId| async move { q.read.outcomes(machine) }).await?;
+    endpoint(server, q, "readings", |q, _, query: ReadingsQuery| async move { Ok(q.read.readings(query)) }).await?;
+    endpoint(server, q, "days", |q, actor, query| async move { q.read.days(actor, query) }).await?;
+    endpoint(server, q, "machine", |q, _, id| async move { q.read.machine(id) }).await?;
+    endpoint(server, q, "jobs", |q, actor, query| async move { q.read.jobs(actor, query) }).await?;
+    endpoint(server, q, "job", |q, actor, id| async move { q.read.job(actor, id) }).await?;
+    endpoint(server, q, "receipt", |q, actor, id| async move { q.read.receipt(actor, id) }).await?;
+    endpoint(server, q, "balance", |q, actor, id| async move { q.read.balance(actor, id) }).await?;
+    endpoint(server, q, "statement", |q, actor, query| async move { q.read.statement(actor, &query) }).await?;
+    endpoint(server, q, "trail", |q, actor, query| async move { q.trail(actor, query).await }).await?;
+    endpoint(server, q, "event", |q, actor, seq| async move { q.event(actor, seq).await }).await?;
+    endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await
+}
+
+/// Where an endpoint is asked: the name that it is counted under, and its subject.
+pub(crate) struct At(String, String);
+
+impl From<&str> for At {
+    fn from(name: &str) -> Self {
+        Self(format!("query-{name}"), subject::query(name))
+    }
+}
+
+impl At {
+    /// At one projector.
+    pub(crate) fn of(name: &str, projector: ProjectorId) -> Self {
+        Self(format!("query-{name}-own"), subject::query_of(name, projector))
+    }
+}
+
+/// One endpoint.
+pub(crate) async fn endpoint<B, T, F, Fut>(
+    server: &Server,
+    queries: &Queries,
+    at: impl Into<At>,
+    handler: F,
+) -> Result<(), async_nats::Error>
+where
+    B: DeserializeOwned + Send,
+    T: Serialize,
+    F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
+    Fut: Future<Output = Result<T, Failure>> + Send,
+{
+    let (queries, At(name, subject)) = (queries.clone(), at.into());
+    server
+        .endpoint(&name, subject, Requester::Platform, move |incoming: Incoming| {
+            let (queries, handler) = (queries.clone(), handler.clone());
+            async move {
+                let Ask { min_seq, body } = incoming.parse()?;
+                queries.wait_for(min_seq.max(queries.floor)).await?;
+                let answer = handler(queries, incoming.actor, body).await?;
+                serde_json::to_value(answer).map_err(|e| Failure::Unavailable(e.to_string()))
+            }
+        })
+        .await
+}
+
+impl Queries {
+    async fn wait_for(&self, seq: Seq) -> Result<(), Failure> {
+        let mut applied = self.applied.clone();
+        if applied.borrow().seq >= seq {
+            return Ok(());
+        }
+        // Nobody holds a place here by waiting for what was never written.
+        if self.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))? < seq {
+            let message = format!("The log has not reached sequence {seq}.");
+            return Err(Refusal::new("NoSuchSequence", RefusalKind::Invalid, message).at("min_seq").into());
+        }
+        let waited = tokio::time::timeout(PATIENCE, applied.wait_for(|a| a.seq >= seq)).await;
+        if waited.is_err() {
+            let at = self.applied.borrow().seq;
+            let problem = format!("the read models are at sequence {at} and not yet at {seq}: try again in a moment");
+            return Err(Failure::Unavailable(problem));
+        }
+        Ok(())
+    }
+
+    async fn trail(&self, actor: Actor, query: TrailQuery) -> Result<Page<TrailEvent>, Failure> {
+        let part = self.read.trail_part(actor, &query)?;
+        let reading = futures_util::stream::iter(part.sequences.clone()).map(|seq| self.log.get(seq));
+        let read: Result<Vec<_>, _> = reading.buffered(READ_AT_ONCE).try_collect().await;
+        let recorded = read.map_err(|e| Failure::Unavailable(e.to_string()))?.into_iter().flatten().collect();
+        let rows = part.seen(&self.read, actor, recorded);
+        Ok(Page { rows, next: part.next.map(|next| next.to_string()) })
+    }
+
+    /// The proof that an event is in the log, for an actor who may see all of the event.
+    async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, Failure> {
+        let raw = self.log.get_raw(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let raw = raw.ok_or_else(|| not_found("event"))?;
+        let recorded = raw.read();
+        // What a provider may not see of an event cannot be proven to them either.
+        let all = match (self.read.seen(actor, &recorded), TrailEvent::of(&recorded)) {
+            (Some(seen), Some(whole)) => seen == whole,
+            _ => may_see_all(actor),
+        };
+        if !all {
+            return Err(not_found("event"));
+        }
+        let unsigned = |e: anyhow::Error| Failure::Unavailable(format!("the signed heads cannot be read: {e:#}"));
+        let bucket = self.log.jetstream().get_key_value(CHECKPOINTS).await.map_err(|e| unsigned(e.into()))?;
+        // One is signed every two seconds: of what has just happened, it is about to be.
+        let signed = async {
+            loop {
+                match tree_head::get(&bucket, LATEST).await {
+                    Ok(Some(head)) if head.size >= seq.0 => return Ok(head),
+                    Ok(_) => tokio::time::sleep(NEXT_HEAD).await,
+                    Err(e) => return Err(unsigned(e)),
+                }
+            }
+        };
+        let late = |_| Failure::Unavailable("no signed head holds it yet: try again in a moment".to_owned());
+        let head = tokio::time::timeout(PATIENCE, signed).await.map_err(late)??;
+        let table = self.read.tables.of(&Merkle).map_err(broken)?;
+        let path = merkle::path(&Kept(&table), seq.0 - 1, head.size).map_err(broken)?;
+        Ok(Proof { message: Line::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
+    }
+
+    async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
+        let read = self.log.get(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        read.and_then(|recorded| self.read.seen(actor, &recorded)).ok_or_else(|| not_found("event"))
+    }
+
+    async fn lag(&self) -> Result<Lag, Failure> {
+        let last = self.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let applied = self.applied.borrow().clone();
+        let stopped = applied.models.into_iter().filter_map(|m| Some((m.name, m.stopped?))).collect();
+        Ok(Lag { last, applied: applied.seq, stopped })
+    }
+}

@@ -1,0 +1,100 @@
+//! Signed tree heads: the projector's word, under its own key, of what the log was. They are kept in a bucket beside the
+//! log, and can be kept anywhere else: whoever changes the log afterwards cannot change them with it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use async_nats::jetstream::{self, kv};
+use gpubnb_log::stream::CHECKPOINTS;
+use gpubnb_model::merkle::{Kept, Merkle, roots};
+use gpubnb_proof::{Head, merkle};
+use gpubnb_runtime::metric;
+use gpubnb_store;
+use nkeys::KeyPair;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::fold::Tables;
+
+/// How often is looked whether there is something to sign.
+const LOOK: Duration = Duration::from_secs(2);
+/// Where the newest head lies.
+pub const LATEST: &str = "latest";
+
+/// Where the head of so many messages lies.
+pub fn name(size: u64) -> String {
+    format!("head.{size}")
+}
+
+/// A head of the bucket, where there is one.
+pub async fn get(bucket: &kv::Store, name: &str) -> anyhow::Result<Option<Head>> {
+    let found = bucket.get(name).await?;
+    found.map(|bytes| serde_json::from_slice(&bytes).with_context(|| format!("{name} is no head"))).transpose()
+}
+
+/// Signs the kept roots as they come, and the newest one, until shutdown.
+pub(crate) async fn publish(js: jetstream::Context, tables: Tables, key: KeyPair, shutdown: CancellationToken) {
+    let (mut signed, mut latest) = (0, 0);
+    while shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+        if let Err(e) = sign(&js, &tables, &key, &mut signed, &mut latest).await {
+            warn!(error = format!("{e:#}"), "the tree's head is signed later");
+        }
+    }
+}
+
+async fn sign(
+    js: &jetstream::Context,
+    tables: &Tables,
+    key: &KeyPair,
+    signed: &mut u64,
+    latest: &mut u64,
+) -> anyhow::Result<()> {
+    let tree = tables.of(&Merkle)?;
+    let size = gpubnb_store::checkpoint(&tree)?.0;
+    if size <= *latest {
+        return Ok(());
+    }
+    let bucket = js.get_key_value(CHECKPOINTS).await?;
+    for kept in roots(&tree, *signed) {
+        let (size, root) = kept?;
+        let head = Head::sign(size, &root, key)?;
+        match bucket.create(name(size), serde_json::to_vec(&head)?.into()).await {
+            Ok(_) => {}
+            Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => {
+                let said = get(&bucket, &name(size)).await?;
+                if said.is_some_and(|said| said.root != head.root) {
+                    error!(size, "the log is not what it was when its head was signed: run `gpubnb-projector verify`");
+                    bail!("the head of {size} says another root");
+                }
+            }
+            Err(e) => return Err(e.into()),
+        }
+        *signed = size;
+    }
+    if let Some(said) = get(&bucket, LATEST).await? {
+        // Another projector is further; or the log has lost its end, which a verification says.
+        if said.size > size {
+            vouched(said.size);
+            return Ok(());
+        }
+        if said.root != gpubnb_events::hex(merkle::root(&Kept(&tree), 0, said.size)?) {
+            error!(
+                said.size,
+                "the log is not what it was when its newest head was signed: run `gpubnb-projector verify`"
+            );
+            bail!("the newest head, of {}, says another root", said.size);
+        }
+    }
+    let head = Head::sign(size, &merkle::root(&Kept(&tree), 0, size)?, key)?;
+    bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
+    *latest = size;
+    vouched(size);
+    Ok(())
+}
+
+/// Tells those who watch how far the log is signed.
+// Exact in an f64 up to 2^53.
+#[allow(clippy::cast_precision_loss)]
+fn vouched(size: u64) {
+    metrics::gauge!(metric::SIGNED).set(size as f64);
+}

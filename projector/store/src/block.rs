@@ -1,0 +1,204 @@
+//! Blocks: rows that follow each other, as one value. How they are laid out, looked through and cut.
+//!
+//! A row is the lengths of its key (u16) and of its value (u32), little-endian, then both. As it is stored, a block is one
+//! byte, `RAW` or `LZ4`, and its rows, as they are or compressed after their length. Where blocks lie is the affair of `table.rs`.
+
+use std::ops::Range;
+
+use sled::IVec;
+
+use crate::StoreError;
+
+/// A longer block is cut, bytes. sled keeps sixteen values a page at the most and some hundred bytes of memory for each
+/// page: the longer a block, the fewer pages; the shorter, the less is written for a row that changed.
+pub(crate) const MOST: usize = 8 << 10;
+/// And one that is longer as it is stored. sled looks at its cache once in 64 reads of each 256th of it, and whatever is read
+/// meanwhile stays in memory: some pages of each, however small the cache. So they must not be large; rows of hashes, which
+/// do not get shorter, would make them.
+pub(crate) const MOST_STORED: usize = 3 << 10;
+const HEAD: usize = 6;
+const RAW: u8 = 0;
+const LZ4: u8 = 1;
+/// Longest block that is believed in, bytes, as its rows are and as it is stored: one row may be as long.
+pub const LONGEST: usize = 64 << 20;
+
+/// A block as it is stored. Rows of one kind have most of their text in common.
+fn stored(rows: &[u8]) -> Result<Vec<u8>, StoreError> {
+    if rows.len() >= LONGEST {
+        return Err(StoreError::corrupt(b"", "it is too long for a block"));
+    }
+    let mut stored = vec![LZ4; 5 + lz4_flex::block::get_maximum_output_size(rows.len())];
+    let length = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+    stored[1..5].copy_from_slice(&length.to_le_bytes());
+    match lz4_flex::block::compress_into(rows, &mut stored[5..]) {
+        Ok(written) if 5 + written < rows.len() => stored.truncate(5 + written),
+        _ => {
+            stored.clear();
+            stored.push(RAW);
+            stored.extend_from_slice(rows);
+        }
+    }
+    Ok(stored)
+}
+
+/// The rows of a stored block.
+pub(crate) fn rows(stored: &IVec) -> Result<IVec, StoreError> {
+    let corrupt = |problem: &str| StoreError::corrupt(b"", problem);
+    match stored.split_first() {
+        None => Ok(IVec::default()),
+        Some((&RAW, rows)) => Ok(stored.subslice(1, rows.len())),
+        Some((&LZ4, compressed)) => {
+            let (length, compressed) =
+                compressed.split_first_chunk().ok_or_else(|| corrupt("a block ends within its length"))?;
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            if length > LONGEST {
+                return Err(corrupt("a block is too long"));
+            }
+            let rows = lz4_flex::block::decompress(compressed, length).map_err(|e| corrupt(&e.to_string()))?;
+            Ok(rows.into())
+        }
+        Some(_) => Err(corrupt("a block is of no known kind")),
+    }
+}
+
+/// Where a row stands in its block.
+#[derive(Clone)]
+pub(crate) struct Row {
+    pub(crate) key: Range<usize>,
+    pub(crate) value: Range<usize>,
+}
+
+/// The rows of a block, in order.
+pub(crate) struct Rows<'b> {
+    block: &'b [u8],
+    at: usize,
+}
+
+impl<'b> Rows<'b> {
+    pub(crate) fn of(block: &'b [u8]) -> Self {
+        Self { block, at: 0 }
+    }
+
+    fn next_row(&self) -> Option<Row> {
+        let (head, _) = self.block.get(self.at..)?.split_first_chunk::<HEAD>()?;
+        let [k0, k1, v0, v1, v2, v3] = *head;
+        let key = usize::from(u16::from_le_bytes([k0, k1]));
+        let value = usize::try_from(u32::from_le_bytes([v0, v1, v2, v3])).ok()?;
+        let key = self.at + HEAD..self.at + HEAD + key;
+        let value = key.end..key.end.checked_add(value)?;
+        (value.end <= self.block.len()).then_some(Row { key, value })
+    }
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Row, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.block.len() {
+            return None;
+        }
+        let row = self.next_row();
+        // What cannot be read ends it.
+        self.at = row.as_ref().map_or(self.block.len(), |row| row.value.end);
+        Some(row.ok_or_else(|| StoreError::corrupt(b"", "a block ends within a row")))
+    }
+}
+
+/// Where the value of a row stands.
+pub(crate) fn find(block: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, StoreError> {
+    for row in Rows::of(block) {
+        let row = row?;
+        match block[row.key].cmp(key) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => return Ok(Some(row.value)),
+            std::cmp::Ordering::Greater => break,
+        }
+    }
+    Ok(None)
+}
+
+/// Rows in order, before they are cut into blocks.
+#[derive(Default)]
+pub(crate) struct Packed {
+    bytes: Vec<u8>,
+    /// Where each row begins.
+    starts: Vec<usize>,
+}
+
+impl Packed {
+    /// One more row of another block.
+    fn copy(&mut self, block: &[u8], row: &Row) {
+        self.starts.push(self.bytes.len());
+        self.bytes.extend_from_slice(&block[row.key.start - HEAD..row.value.end]);
+    }
+
+    /// One more row, whose value is written by `value`; none where that says that it is gone.
+    fn push(
+        &mut self,
+        key: &[u8],
+        value: impl FnOnce(&mut Vec<u8>) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let start = self.bytes.len();
+        let key_length = u16::try_from(key.len()).map_err(|e| StoreError::corrupt(key, e))?;
+        self.bytes.extend_from_slice(&key_length.to_le_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(key);
+        let before = self.bytes.len();
+        if !value(&mut self.bytes)? {
+            self.bytes.truncate(start);
+            return Ok(());
+        }
+        let value_length = u32::try_from(self.bytes.len() - before).map_err(|e| StoreError::corrupt(key, e))?;
+        self.bytes[start + 2..start + HEAD].copy_from_slice(&value_length.to_le_bytes());
+        self.starts.push(start);
+        Ok(())
+    }
+
+    /// The rows of a block with changes, which are in order too.
+    pub(crate) fn changed<R>(
+        block: &[u8],
+        changes: impl Iterator<Item = (Vec<u8>, R)>,
+        mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
+    ) -> Result<Self, StoreError> {
+        let mut packed = Self::default();
+        let rows: Vec<Row> = Rows::of(block).collect::<Result<_, _>>()?;
+        let mut rows = rows.into_iter().peekable();
+        for (key, change) in changes {
+            while let Some(row) = rows.next_if(|row| block[row.key.clone()] < key[..]) {
+                packed.copy(block, &row);
+            }
+            rows.next_if(|row| block[row.key.clone()] == key[..]);
+            packed.push(&key, |to| write(&key, change, to))?;
+        }
+        for row in rows {
+            packed.copy(block, &row);
+        }
+        Ok(packed)
+    }
+
+    /// The blocks as they are stored, and the first key of each. What is too long is cut in half until it is not, down to
+    /// single rows.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Result<(&[u8], Vec<u8>), StoreError>> {
+        // What is to be stored yet, the first at the end.
+        let mut left = Vec::new();
+        left.push(0..self.starts.len());
+        std::iter::from_fn(move || {
+            loop {
+                let rows = left.pop().filter(|rows| !rows.is_empty())?;
+                let start = self.starts[rows.start];
+                let block = &self.bytes[start..self.starts.get(rows.end).copied().unwrap_or(self.bytes.len())];
+                if rows.len() == 1 || block.len() <= MOST {
+                    let stored = stored(block);
+                    if rows.len() == 1 || stored.as_ref().map_or(true, |stored| stored.len() <= MOST_STORED) {
+                        let key = usize::from(u16::from_le_bytes([block[0], block[1]]));
+                        return Some(stored.map(|stored| (&block[HEAD..HEAD + key], stored)));
+                    }
+                }
+                let middle = start + block.len() / 2;
+                let before = self.starts[rows.clone()].partition_point(|start| *start < middle);
+                let cut = rows.start + before.clamp(1, rows.len() - 1);
+                left.extend([cut..rows.end, rows.start..cut]);
+            }
+        })
+    }
+}

@@ -1,0 +1,193 @@
+//! An account: what it may spend. Its own events are guarded; events of jobs only ever raise what is
+//! available, so a decision on an older view is never too generous.
+
+use std::collections::HashMap;
+
+use gpubnb_events::{
+    AccountId, CommandId, Event, MicroUsd, Seq,
+    command::{ClosePayout, Deposit, RequestPayout, SetSuspension},
+    event::{AccountReinstated, AccountSuspended, FundsDeposited, PayoutFailed, PayoutPaid, PayoutRequested},
+    ledger::{LedgerAccount, Posting},
+    message::{EventId, Proposal},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, Refusal};
+
+/// Most that is moved at once.
+const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
+
+/// State of one account.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Account {
+    /// Last sequence of its own events: the guard. Zero: not opened.
+    pub last: Seq,
+    /// `AccountOpened`.
+    pub opened: Seq,
+    /// What it may spend.
+    pub available: MicroUsd,
+    /// What is held for its jobs.
+    pub held: MicroUsd,
+    /// Why it is suspended.
+    pub suspended: Option<String>,
+    deposits: HashMap<CommandId, (Seq, MicroUsd)>,
+    payouts: HashMap<CommandId, Payout>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Payout {
+    requested: Seq,
+    amount: MicroUsd,
+    closed: Option<Seq>,
+}
+
+impl Account {
+    /// A proposal on this account.
+    pub(crate) fn propose(&self, event: impl Into<Event>, id: String, cause: Option<Seq>) -> Decision {
+        Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.last, cause })
+    }
+
+    /// Money comes in.
+    pub(crate) fn deposit(&self, account: AccountId, c: &Deposit) -> Result<Decision, Refusal> {
+        if let Some((seq, amount)) = self.deposits.get(&c.deposit) {
+            return same(*amount == c.amount, *seq, "deposit");
+        }
+        check_amount(c.amount)?;
+        let event = FundsDeposited { account, deposit: c.deposit, amount: c.amount };
+        Ok(self.propose(event, format!("{}.deposited", c.deposit), None))
+    }
+
+    /// Earnings are asked for.
+    pub(crate) fn request_payout(&self, account: AccountId, c: &RequestPayout) -> Result<Decision, Refusal> {
+        if let Some(payout) = self.payouts.get(&c.payout) {
+            return same(payout.amount == c.amount, payout.requested, "payout");
+        }
+        // What is owed to it stays its own; it leaves when the account is in good standing again.
+        if let Some(why) = &self.suspended {
+            return Err(Refusal::Suspended(why.clone()));
+        }
+        check_amount(c.amount)?;
+        if c.amount > self.available {
+            return Err(Refusal::InsufficientFunds { needed: c.amount, available: self.available });
+        }
+        let event = PayoutRequested { account, payout: c.payout, amount: c.amount };
+        Ok(self.propose(event, format!("{}.requested", c.payout), None))
+    }
+
+    /// A payout was paid, or failed.
+    pub(crate) fn close_payout(&self, c: &ClosePayout) -> Result<Decision, Refusal> {
+        let payout = self.payouts.get(&c.payout).ok_or(Refusal::UnknownPayout)?;
+        if let Some(seq) = payout.closed {
+            return Ok(Decision::Already(seq));
+        }
+        let (account, amount, requested) = (c.account, payout.amount, payout.requested);
+        let event: Event = match &c.failed {
+            None => PayoutPaid { account, payout: c.payout, amount, requested }.into(),
+            Some(reason) => {
+                PayoutFailed { account, payout: c.payout, amount, requested, reason: reason.clone() }.into()
+            }
+        };
+        Ok(self.propose(event, format!("{}.closed", c.payout), Some(requested)))
+    }
+
+    /// An account is suspended or reinstated.
+    pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Decision {
+        if self.suspended.is_some() == c.reason.is_some() {
+            return Decision::Already(self.last);
+        }
+        let account = c.account;
+        let event: Event = match &c.reason {
+            Some(reason) => AccountSuspended { account, reason: reason.clone() }.into(),
+            None => AccountReinstated { account }.into(),
+        };
+        self.propose(event, format!("{account}.suspension.{}", self.last), None)
+    }
+
+    /// Takes in one of its own events.
+    pub(crate) fn apply(&mut self, seq: Seq, event: &Event) {
+        self.last = seq;
+        match event {
+            Event::AccountOpened(_) => self.opened = seq,
+            Event::FundsDeposited(e) => {
+                self.deposits.insert(e.deposit, (seq, e.amount));
+            }
+            Event::PayoutRequested(e) => {
+                self.payouts.insert(e.payout, Payout { requested: seq, amount: e.amount, closed: None });
+            }
+            Event::PayoutPaid(e) => self.close(e.payout, seq),
+            Event::PayoutFailed(e) => self.close(e.payout, seq),
+            Event::AccountSuspended(e) => self.suspended = Some(e.reason.clone()),
+            Event::AccountReinstated(_) => self.suspended = None,
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, payout: CommandId, seq: Seq) {
+        if let Some(payout) = self.payouts.get_mut(&payout) {
+            payout.closed = Some(seq);
+        }
+    }
+
+    /// Takes in a posting, of whichever event.
+    pub(crate) fn post(&mut self, posting: &Posting) {
+        match posting.account {
+            LedgerAccount::Available(_) => self.available += posting.amount,
+            LedgerAccount::Held(_) => self.held += posting.amount,
+            LedgerAccount::Payable(_) | LedgerAccount::Fees | LedgerAccount::External => {}
+        }
+    }
+}
+
+/// The answer to a command whose id is known: what was said then, if it is the same.
+fn same(same: bool, seq: Seq, field: &'static str) -> Result<Decision, Refusal> {
+    if same { Ok(Decision::Already(seq)) } else { Err(Refusal::IdReused(field)) }
+}
+
+fn check_amount(amount: MicroUsd) -> Result<(), Refusal> {
+    if amount <= MicroUsd::ZERO || amount > MAX_AMOUNT {
+        return Err(Refusal::field("amount", format!("The amount must be above $0 and at most {MAX_AMOUNT}.")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Command, Refusal, testing::*};
+
+    #[test]
+    fn a_deposit_said_twice_is_one_deposit() {
+        let mut w = given();
+        let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
+        let first = w.when(w.as_operator(), Command::Deposit(w.consumer, deposit)).appended();
+        assert_eq!(w.when(w.as_operator(), Command::Deposit(w.consumer, deposit)).already(), first);
+        let other = Deposit { amount: MicroUsd::dollars(6), ..deposit };
+        let refusal = w.when(w.as_operator(), Command::Deposit(w.consumer, other)).refused();
+        assert_eq!(refusal, Refusal::IdReused("deposit"));
+    }
+
+    #[test]
+    fn a_payout_never_exceeds_what_is_available_and_a_failed_one_comes_back() {
+        let mut w = given();
+        let before = w.account(w.consumer).available;
+        let (account, payout) = (w.consumer, CommandId::generate());
+        let ask = |amount| Command::RequestPayout(account, RequestPayout { payout, amount });
+        let too_much = w.when(w.as_consumer(), ask(before + MicroUsd(1))).refused();
+        assert!(matches!(too_much, Refusal::InsufficientFunds { .. }));
+        w.when(w.as_consumer(), ask(before)).appended();
+        assert_eq!(w.account(account).available, MicroUsd::ZERO);
+        let failed = ClosePayout { account, payout, failed: Some("account closed".to_owned()) };
+        let seq = w.when(w.as_operator(), Command::ClosePayout(failed.clone())).appended();
+        assert_eq!(w.account(account).available, before);
+        assert_eq!(w.when(w.as_operator(), Command::ClosePayout(failed)).already(), seq);
+    }
+
+    #[test]
+    fn nobody_gives_themselves_money_unless_it_is_play_money() {
+        let mut w = given();
+        w.settings.test_funds = false;
+        let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
+        let refusal = w.when(w.as_consumer(), Command::Deposit(w.consumer, deposit)).refused();
+        assert!(matches!(refusal, Refusal::NotAllowed(_)));
+    }
+}

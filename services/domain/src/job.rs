@@ -1,0 +1,559 @@
+//! A job: `Queued → Assigned → Accepted → Running → ended → Settled`, and the lease that fences every step.
+
+use std::collections::BTreeMap;
+
+use gpubnb_events::{
+    AccountId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
+    command::{Accept, Decline, Grant, LeaseWish, Outcome, Report, Start},
+    event::{
+        Accepted, CancelRequested, Cancelled, Completed, Declined, Failed, Fault, JobAssigned, JobSubmitted, Reason,
+        Requeued, Started,
+    },
+    message::{EventId, Proposal},
+    spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, Refusal, Settings};
+
+/// How often the pause after a decline is doubled at the most, so that a job's trail stays short enough to load.
+const LONGEST_DOUBLING: u32 = 10;
+
+/// Where a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// It waits for a machine.
+    Queued,
+    /// A machine was told.
+    Assigned,
+    /// The machine prepares it.
+    Accepted,
+    /// Its code runs.
+    Running,
+    /// It ended, and is not settled yet.
+    Ended,
+    /// It is over and paid.
+    Settled,
+}
+
+/// One attempt: the lease and what was agreed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The fencing token.
+    pub lease: Lease,
+    /// Where.
+    pub machine: MachineId,
+    /// The locked price.
+    pub terms: Terms,
+    /// `Started` and its broker time.
+    pub started: Option<(Seq, Timestamp)>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// The outcome's sequence.
+    pub seq: Seq,
+    /// The broker's time of it.
+    pub at: Timestamp,
+    /// Whether somebody pays for the metered time.
+    pub billed: bool,
+    /// Whether it was cancelled: then the meter stops at the request.
+    pub cancelled: bool,
+    /// What the worker measured.
+    pub usage: Option<Usage>,
+}
+
+/// State of one job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// The job.
+    pub id: JobId,
+    /// Whose.
+    pub account: AccountId,
+    /// `JobSubmitted`.
+    pub submission: Seq,
+    /// What to run.
+    pub spec: JobSpec,
+    /// Where.
+    pub placement: Placement,
+    /// Its bounds.
+    pub limits: Limits,
+    /// What is held for it.
+    pub hold: MicroUsd,
+    /// Last sequence of its own events. Zero while it has none.
+    pub last: Seq,
+    /// Last message on its subjects, readable or not: the guard.
+    pub(crate) guard: Seq,
+    /// Where it is.
+    pub phase: Phase,
+    /// The broker's time of the last change of phase.
+    pub since: Timestamp,
+    /// When it was submitted.
+    pub submitted_at: Timestamp,
+    /// The live attempt, or the last one once it ended.
+    pub attempt: Option<Attempt>,
+    /// Attempts that were used up.
+    pub attempts_used: u32,
+    /// Machines it was taken from or that declined, and until when they are left alone; `None`: for good.
+    pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
+    /// How often it was declined: each time the machine is left alone for longer.
+    declines: u32,
+    /// The request to cancel.
+    pub cancel: Option<(Seq, Timestamp)>,
+    /// How it ended.
+    pub ending: Option<Ending>,
+    /// `Settled`.
+    pub settled: Option<Seq>,
+    /// Past leases and the event that ended each.
+    past: BTreeMap<Lease, Seq>,
+}
+
+impl Job {
+    /// A job as it is when it was submitted.
+    pub fn submitted(seq: Seq, at: Timestamp, e: &JobSubmitted) -> Self {
+        Self {
+            id: e.job,
+            account: e.account,
+            submission: seq,
+            spec: e.spec.clone(),
+            placement: e.placement.clone(),
+            limits: e.limits.clone(),
+            hold: e.hold,
+            last: Seq::ZERO,
+            guard: Seq::ZERO,
+            phase: Phase::Queued,
+            since: at,
+            submitted_at: at,
+            attempt: None,
+            attempts_used: 0,
+            avoid: BTreeMap::new(),
+            declines: 0,
+            cancel: None,
+            ending: None,
+            settled: None,
+            past: BTreeMap::new(),
+        }
+    }
+
+    /// A proposal on this job.
+    pub(crate) fn propose(&self, event: impl Into<Event>, id: String, cause: Seq) -> Decision {
+        Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.guard, cause: Some(cause) })
+    }
+
+    /// The live attempt, if it is this machine's and this lease.
+    fn live(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, Refusal> {
+        let live = matches!(self.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+        self.attempt.as_ref().filter(|a| live && a.lease == lease && a.machine == machine).ok_or(Refusal::StaleLease)
+    }
+
+    /// Gives it to a machine.
+    pub(crate) fn assign(
+        &self,
+        machine: MachineId,
+        terms: Terms,
+        placement: PlacementExplanation,
+    ) -> Result<Decision, Refusal> {
+        if self.phase != Phase::Queued {
+            return Err(Refusal::WrongState("The job does not wait for a machine."));
+        }
+        let attempt = self.attempts_used + 1;
+        let event = JobAssigned { job: self.id, submission: self.submission, machine, terms, placement, attempt };
+        let cause = if self.last == Seq::ZERO { self.submission } else { self.last };
+        Ok(self.propose(event, format!("{}.assigned.{}.{machine}", self.id, self.last), cause))
+    }
+
+    /// The machine takes it.
+    pub(crate) fn accept(&self, machine: MachineId, c: Accept) -> Result<Decision, Refusal> {
+        self.live(machine, c.lease)?;
+        if self.phase != Phase::Assigned {
+            return Ok(Decision::Already(self.last));
+        }
+        Ok(self.propose(Accepted { job: self.id, lease: c.lease }, format!("{}.accepted", c.lease), c.lease.0))
+    }
+
+    /// What the machine needs to know once it has accepted. Permits and secrets are added by who may give them.
+    pub fn grant(&self) -> Grant {
+        Grant {
+            spec: self.spec.clone(),
+            time: self.limits.time.millis(),
+            budget: self.attempt.as_ref().and_then(|a| a.terms.price.time_for(self.hold)),
+            started: self.phase == Phase::Running,
+            upload: None,
+            inputs: Vec::new(),
+            env: None,
+        }
+    }
+
+    /// The machine sends it back.
+    pub(crate) fn decline(&self, machine: MachineId, c: &Decline) -> Result<Decision, Refusal> {
+        if let Some(seq) = self.past.get(&c.lease) {
+            return Ok(Decision::Already(*seq));
+        }
+        self.live(machine, c.lease)?;
+        if self.phase != Phase::Assigned {
+            return Err(Refusal::WrongState("The job was accepted: report how it ended instead."));
+        }
+        let event = Declined { job: self.id, lease: c.lease, machine, reason: c.reason };
+        Ok(self.propose(event, format!("{}.ended", c.lease), c.lease.0))
+    }
+
+    /// The container is about to start.
+    pub(crate) fn start(&self, machine: MachineId, c: &Start) -> Result<Decision, Refusal> {
+        let attempt = self.live(machine, c.lease)?;
+        if self.cancel.is_some() {
+            return Err(Refusal::WrongState("The job is being cancelled: do not start it."));
+        }
+        match (self.phase, attempt.started) {
+            (_, Some((seq, _))) => Ok(Decision::Already(seq)),
+            (Phase::Accepted, None) => {
+                let event = Started { job: self.id, lease: c.lease, image_digest: c.image_digest.clone() };
+                Ok(self.propose(event, format!("{}.started", c.lease), self.last))
+            }
+            _ => Err(Refusal::WrongState("The job was not accepted yet.")),
+        }
+    }
+
+    /// How the attempt ended.
+    pub(crate) fn report(&self, machine: MachineId, c: &Report) -> Result<Decision, Refusal> {
+        if let Some(seq) = self.past.get(&c.lease) {
+            return Ok(Decision::Already(*seq));
+        }
+        let attempt = self.live(machine, c.lease)?;
+        if self.phase == Phase::Assigned {
+            return Err(Refusal::WrongState("The job was not accepted yet: decline it instead."));
+        }
+        let id = format!("{}.ended", c.lease);
+        match &c.outcome {
+            Outcome::Completed if attempt.started.is_none() => {
+                Err(Refusal::WrongState("The job never started: it cannot have completed."))
+            }
+            Outcome::Completed => {
+                crate::rules::check_outputs(&c.outputs)?;
+                let event = Completed {
+                    signature: c.signature.clone(),
+                    job: self.id,
+                    lease: c.lease,
+                    outputs: c.outputs.clone(),
+                    usage: c.usage.unwrap_or_default(),
+                    occurred_at: c.occurred_at,
+                };
+                Ok(self.propose(event, id, self.last))
+            }
+            Outcome::Cancelled if self.cancel.is_none() => Err(Refusal::WrongState("Nobody asked to cancel this job.")),
+            Outcome::Cancelled => {
+                let event = Cancelled { job: self.id, lease: Some(c.lease), usage: c.usage };
+                Ok(self.propose(event, id, self.last))
+            }
+            Outcome::Failed { reason, detail } => {
+                if !reason_of_a_worker(*reason) {
+                    return Err(Refusal::field("reason", "This reason is not for a machine to give."));
+                }
+                crate::rules::check_outputs(&c.outputs)?;
+                let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
+                Ok(self.end_attempt(attempt, *reason, detail, Some(c)))
+            }
+        }
+    }
+
+    /// Ends the attempt: one event, Requeued where another attempt may help and Failed otherwise.
+    fn end_attempt(&self, attempt: &Attempt, reason: Reason, detail: String, report: Option<&Report>) -> Decision {
+        let (job, lease, fault) = (self.id, attempt.lease, reason.fault());
+        let again = self.attempts_used + 1 < self.limits.max_attempts && self.cancel.is_none();
+        let id = format!("{lease}.ended");
+        if fault == Fault::Provider && again {
+            return self.propose(
+                Requeued { job, lease, reason, fault, excluded: attempt.machine, detail },
+                id,
+                self.last,
+            );
+        }
+        let event = Failed {
+            job,
+            lease: Some(lease),
+            reason,
+            fault,
+            detail,
+            outputs: report.map(|r| r.outputs.clone()).unwrap_or_default(),
+            usage: report.and_then(|r| r.usage),
+            signature: report.and_then(|r| r.signature.clone()),
+        };
+        self.propose(event, id, self.last)
+    }
+
+    /// The consumer wants it to stop. Before it was accepted it ends at once.
+    pub(crate) fn cancel(&self) -> Result<Decision, Refusal> {
+        let ended = self.ending.as_ref().map(|e| (e.cancelled, e.seq));
+        match (self.phase, self.cancel, ended) {
+            (_, _, Some((true, seq))) | (_, Some((seq, _)), None) => Ok(Decision::Already(seq)),
+            (_, _, Some(_)) => Err(Refusal::WrongState("The job has already ended.")),
+            (Phase::Queued | Phase::Assigned, _, None) => {
+                let lease = self.attempt.as_ref().map(|a| a.lease);
+                let event = Cancelled { job: self.id, lease, usage: None };
+                Ok(self.propose(event, format!("{}.cancelled", self.id), self.cause()))
+            }
+            _ => Ok(self.propose(CancelRequested { job: self.id }, format!("{}.cancel", self.id), self.cause())),
+        }
+    }
+
+    fn cause(&self) -> Seq {
+        self.last.max(self.submission)
+    }
+
+    /// Ends what took too long. `None`: nothing did.
+    pub fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
+        let waited = now.since(self.since);
+        let past = |limit: Millis| waited > limit;
+        let with_grace = |limit: Millis| Millis(limit.0.saturating_add(settings.grace.0));
+        let attempt = self.attempt.as_ref();
+        let ended = |a: &Attempt| format!("{}.ended", a.lease);
+        match (self.phase, attempt) {
+            (Phase::Queued, _) if now.since(self.submitted_at) > self.limits.queue.millis() => {
+                let event = Failed {
+                    job: self.id,
+                    lease: None,
+                    reason: Reason::NoMachine,
+                    fault: Reason::NoMachine.fault(),
+                    detail: String::new(),
+                    outputs: Vec::new(),
+                    usage: None,
+                    signature: None,
+                };
+                Some(self.propose(event, format!("{}.nomachine", self.id), self.cause()))
+            }
+            (Phase::Assigned, Some(a)) if past(settings.accept_within) => {
+                Some(self.end_attempt(a, Reason::AssignTimeout, String::new(), None))
+            }
+            (Phase::Accepted | Phase::Running, Some(a))
+                if self.cancel.is_some_and(|(_, at)| now.since(at) > settings.grace) =>
+            {
+                let event = Cancelled { job: self.id, lease: Some(a.lease), usage: None };
+                Some(self.propose(event, ended(a), self.last))
+            }
+            (Phase::Running, Some(a)) => {
+                let budget = a.terms.price.time_for(self.hold);
+                let time = self.limits.time.millis();
+                let (limit, reason) = match budget {
+                    Some(budget) if budget < time => (budget, Reason::BudgetExhausted),
+                    _ => (time, Reason::TimeLimit),
+                };
+                past(with_grace(limit)).then(|| self.end_attempt(a, reason, String::new(), None))
+            }
+            // Preparing (pulling an image, fetching inputs) has no other bound than this.
+            (Phase::Accepted, Some(a)) if past(Millis(3_600_000)) => {
+                Some(self.end_attempt(a, Reason::RuntimeMisconfigured, "preparing took over an hour".to_owned(), None))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes it away from a lost machine.
+    pub(crate) fn abandon(&self) -> Result<Decision, Refusal> {
+        match (self.phase, &self.attempt) {
+            (Phase::Assigned | Phase::Accepted | Phase::Running, Some(attempt)) => {
+                Ok(self.end_attempt(attempt, Reason::ProviderLost, String::new(), None))
+            }
+            _ => Err(Refusal::WrongState("The job is on no machine.")),
+        }
+    }
+
+    /// What the platform wants of an attempt.
+    pub fn wish(&self, machine: MachineId, lease: Lease) -> LeaseWish {
+        match self.live(machine, lease) {
+            Err(_) => LeaseWish::Abandon,
+            Ok(_) if self.cancel.is_some() => LeaseWish::Cancel,
+            Ok(_) => LeaseWish::Keep,
+        }
+    }
+
+    /// Takes in one of its own events.
+    pub(crate) fn apply(&mut self, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
+        self.last = seq;
+        self.guard = seq;
+        match event {
+            Event::JobAssigned(e) => {
+                let attempt = Attempt { lease: Lease(seq), machine: e.machine, terms: e.terms.clone(), started: None };
+                self.attempt = Some(attempt);
+                self.enter(Phase::Assigned, at);
+            }
+            Event::Declined(e) => {
+                self.past.insert(e.lease, seq);
+                let pause = settings.decline_pause.0.saturating_mul(1 << self.declines.min(LONGEST_DOUBLING));
+                self.avoid.insert(e.machine, Some(at.plus(Millis(pause))));
+                self.declines = self.declines.saturating_add(1);
+                self.attempt = None;
+                self.enter(Phase::Queued, at);
+            }
+            Event::Accepted(_) => self.enter(Phase::Accepted, at),
+            Event::Started(_) => {
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.started = Some((seq, at));
+                }
+                self.enter(Phase::Running, at);
+            }
+            Event::Requeued(e) => {
+                self.past.insert(e.lease, seq);
+                // Who named a machine wants that machine: it is only left alone for a while.
+                let named = matches!(self.placement, Placement::Machine { .. });
+                let until = named.then(|| at.plus(settings.decline_pause));
+                self.avoid.insert(e.excluded, until);
+                self.attempts_used += 1;
+                self.attempt = None;
+                self.enter(Phase::Queued, at);
+            }
+            Event::CancelRequested(_) => self.cancel = Some((seq, at)),
+            Event::Completed(e) => self.end(seq, at, true, Some(e.usage)),
+            Event::Failed(e) => self.end(seq, at, e.fault == Fault::Consumer, e.usage),
+            Event::Cancelled(e) => {
+                self.end(seq, at, true, e.usage);
+                if let Some(ending) = &mut self.ending {
+                    ending.cancelled = true;
+                }
+            }
+            Event::Settled(_) => {
+                self.settled = Some(seq);
+                self.enter(Phase::Settled, at);
+            }
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, at: Timestamp) {
+        self.phase = phase;
+        self.since = at;
+    }
+
+    fn end(&mut self, seq: Seq, at: Timestamp, billed: bool, usage: Option<Usage>) {
+        if let Some(attempt) = &self.attempt {
+            self.past.insert(attempt.lease, seq);
+        }
+        self.ending = Some(Ending { seq, at, billed, cancelled: false, usage });
+        self.enter(Phase::Ended, at);
+    }
+}
+
+/// A machine may tell of its own faults and of the job's; what the platform watches it may not claim.
+fn reason_of_a_worker(reason: Reason) -> bool {
+    !matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Command, testing::*};
+
+    #[test]
+    fn the_whole_life_in_order() {
+        let mut w = given();
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        w.started(job, lease);
+        w.completed(job, lease, Millis(1_000));
+        assert_eq!(w.job(job).phase, Phase::Ended);
+        w.when(Actor::Platform, Command::Settle(job)).appended();
+        assert!(w.world.job(job).is_none(), "a settled job leaves memory");
+    }
+
+    #[test]
+    fn no_code_runs_before_it_was_accepted_nor_completes_before_it_started() {
+        let mut w = given();
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        let start = Command::Start(w.machine, Start { job, lease, image_digest: String::new() });
+        assert!(matches!(w.when(w.as_machine(), start).refused(), Refusal::WrongState(_)));
+        w.accepted(job, lease);
+        let report = w.report(job, lease, Outcome::Completed);
+        assert!(matches!(w.when(w.as_machine(), report).refused(), Refusal::WrongState(_)));
+    }
+
+    #[test]
+    fn a_stale_lease_is_refused_and_the_same_ending_said_twice_is_one() {
+        let mut w = given();
+        let job = w.submitted();
+        let first = w.assigned(job);
+        w.accepted(job, first);
+        let preempted = Outcome::Failed { reason: Reason::Preempted, detail: String::new() };
+        let report = w.report(job, first, preempted);
+        let seq = w.when(w.as_machine(), report.clone()).appended();
+        assert_eq!(w.when(w.as_machine(), report).already(), seq);
+        w.time_passes(Millis(10_000));
+        let second = w.assigned(job);
+        assert!(second > first);
+        let start = Command::Start(w.machine, Start { job, lease: first, image_digest: String::new() });
+        assert_eq!(w.when(w.as_machine(), start).refused(), Refusal::StaleLease);
+    }
+
+    #[test]
+    fn a_fault_of_the_provider_is_tried_again_until_the_attempts_are_used_up() {
+        let mut w = given();
+        let job = w.submitted();
+        for attempt in 1..=2 {
+            let lease = w.assigned(job);
+            w.accepted(job, lease);
+            w.started(job, lease);
+            let lost = w.report(job, lease, Outcome::Failed { reason: Reason::GpuLost, detail: String::new() });
+            w.when(w.as_machine(), lost).appended();
+            let expected = if attempt == 2 { Phase::Ended } else { Phase::Queued };
+            assert_eq!(w.job(job).phase, expected);
+            w.time_passes(Millis(10_000));
+        }
+        assert!(!w.job(job).ending.clone().is_some_and(|e| e.billed));
+    }
+
+    #[test]
+    fn a_decline_uses_no_attempt() {
+        let mut w = given();
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        let decline = Decline { job, lease, reason: gpubnb_events::event::DeclineReason::NoFreeSlot };
+        w.when(w.as_machine(), Command::Decline(w.machine, decline)).appended();
+        assert_eq!(w.when(Actor::Platform, Command::Assign(job)).refused(), Refusal::NoMachineNow);
+        w.time_passes(Millis(6_000));
+        w.assigned(job);
+        assert_eq!(w.job(job).attempts_used, 0);
+    }
+
+    #[test]
+    fn cancelling_ends_a_waiting_job_at_once_and_asks_a_running_one() {
+        let mut w = given();
+        let waiting = w.submitted();
+        w.when(w.as_consumer(), Command::Cancel(waiting)).appended();
+        assert_eq!(w.job(waiting).phase, Phase::Ended);
+
+        let running = w.submitted();
+        let lease = w.assigned(running);
+        w.accepted(running, lease);
+        w.started(running, lease);
+        let asked = w.when(w.as_consumer(), Command::Cancel(running)).appended();
+        assert_eq!(w.when(w.as_consumer(), Command::Cancel(running)).already(), asked);
+        assert_eq!(w.job(running).wish(w.machine, lease), LeaseWish::Cancel);
+        w.time_passes(Millis(60_000));
+        w.when(Actor::Platform, Command::Expire(running)).appended();
+        assert!(w.job(running).ending.clone().is_some_and(|e| e.cancelled));
+        let late = w.report(running, lease, Outcome::Completed);
+        w.when(w.as_machine(), late).already();
+    }
+
+    #[test]
+    fn a_foreign_job_looks_like_none() {
+        let mut w = given();
+        let job = w.submitted();
+        assert_eq!(w.when(w.as_provider(), Command::Cancel(job)).refused(), Refusal::UnknownJob);
+    }
+
+    #[test]
+    fn a_machine_may_not_speak_for_another_nor_claim_what_only_the_platform_sees() {
+        let mut w = given();
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        let other = Actor::Machine(MachineId::generate());
+        let report = w.report(job, lease, Outcome::Completed);
+        assert!(matches!(w.when(other, report).refused(), Refusal::NotAllowed(_)));
+        let claim = w.report(job, lease, Outcome::Failed { reason: Reason::NoMachine, detail: String::new() });
+        assert!(matches!(w.when(w.as_machine(), claim).refused(), Refusal::InvalidField { .. }));
+    }
+
+    use gpubnb_events::Actor;
+}

@@ -1,0 +1,39 @@
+//! The decisions of `GPUbnb`, pure: given the same log and the same command, every replica decides alike.
+//!
+//! Belongs here: who may do what, and what follows from it. Must not come here: I/O, a clock, randomness, floating point.
+//! The crate depends on `gpubnb-events` alone, and `clippy.toml` bans the clocks.
+//!
+//! ```text
+//! state.rs  <- account.rs, machine.rs, job.rs, submission.rs (the aggregates, with their rules)
+//!     ^        placement.rs, metering.rs, authorise.rs (rules across aggregates)
+//!     |
+//! apply.rs (event -> state), decide.rs (state + command -> event), due.rs (state + time -> commands)
+//! ```
+
+#![deny(clippy::float_arithmetic)]
+
+pub mod account;
+mod apply;
+pub mod authorise;
+pub mod command;
+mod decide;
+pub mod due;
+pub mod job;
+pub mod machine;
+pub mod metering;
+pub mod placement;
+pub mod refusal;
+mod rules;
+mod state;
+pub mod submission;
+
+#[cfg(test)]
+mod testing;
+
+pub use self::{
+    apply::rebuild,
+    authorise::may_enroll,
+    command::{Command, Decision, Listing, Settings},
+    refusal::Refusal,
+    state::World,
+};

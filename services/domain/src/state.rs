@@ -1,0 +1,112 @@
+//! The state of the whole market, folded from MARKET: all that decisions need. Jobs leave it when they are settled.
+//!
+//! Belongs here: the state and the ways to look something up. Must not come here: how an event changes the state
+//! (`apply.rs`), or what is decided upon it (`decide.rs`).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq};
+use serde::{Deserialize, Serialize};
+
+use crate::{Settings, account::Account, job::Job, machine::Machine, submission::Submissions};
+
+/// The version of the world's form and of the rules that fold it. Raise it with every change of either: a world that was
+/// kept by another version is not taken up.
+pub(crate) const VERSION: u32 = 2;
+
+/// State of the whole market at one sequence.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct World {
+    pub(crate) applied: Seq,
+    pub(crate) accounts: HashMap<AccountId, Account>,
+    pub(crate) machines: BTreeMap<MachineId, Machine>,
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+    pub(crate) queued: BTreeSet<(Seq, JobId)>,
+    pub(crate) ended: BTreeSet<JobId>,
+    /// Where quarantined messages stand: no fold reads them, but the broker's guard counts them.
+    #[serde(with = "pairs")]
+    pub(crate) strays: HashMap<Aggregate, Seq>,
+    pub(crate) submissions: Submissions,
+}
+
+impl World {
+    /// The version of what would be kept of it: of its form, its rules, and the one setting that they depend on.
+    pub fn version(settings: &Settings) -> String {
+        format!("{VERSION}-{}", settings.decline_pause.0)
+    }
+
+    /// The last sequence taken in.
+    pub fn applied(&self) -> Seq {
+        self.applied
+    }
+
+    /// An account that was opened.
+    pub fn account(&self, id: AccountId) -> Option<&Account> {
+        self.accounts.get(&id).filter(|a| a.last > Seq::ZERO)
+    }
+
+    /// A machine that was ever listed.
+    pub fn machine(&self, id: MachineId) -> Option<&Machine> {
+        self.machines.get(&id)
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> impl Iterator<Item = (&MachineId, &Machine)> {
+        self.machines.iter()
+    }
+
+    /// A job that is not settled yet.
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(&id)
+    }
+
+    /// All jobs that are not settled yet.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// Jobs that wait for a machine, oldest submission first.
+    pub fn queued(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.queued_after(Seq::ZERO).map(|job| job.id)
+    }
+
+    /// Jobs that wait for a machine, submitted after `seq`, oldest first.
+    pub fn queued_after(&self, seq: Seq) -> impl Iterator<Item = &Job> {
+        self.queued.range((seq.next(), JobId::LEAST)..).filter_map(|(_, job)| self.jobs.get(job))
+    }
+
+    /// Jobs that ended and are not settled.
+    pub fn ended(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.ended.iter().copied()
+    }
+
+    /// The last quarantined message of an aggregate; zero without one.
+    pub(crate) fn stray(&self, aggregate: Aggregate) -> Seq {
+        self.strays.get(&aggregate).copied().unwrap_or_default()
+    }
+}
+
+/// A map whose keys are no texts, as pairs.
+mod pairs {
+    use std::{collections::HashMap, hash::Hash};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S, K, V>(map: &HashMap<K, V>, to: S) -> Result<S::Ok, S::Error>
+    where
+        S: Serializer,
+        K: Serialize,
+        V: Serialize,
+    {
+        to.collect_seq(map)
+    }
+
+    pub(crate) fn deserialize<'de, D, K, V>(from: D) -> Result<HashMap<K, V>, D::Error>
+    where
+        D: Deserializer<'de>,
+        K: Deserialize<'de> + Eq + Hash,
+        V: Deserialize<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())
+    }
+}

@@ -1,0 +1,252 @@
+//! Consumers, owners and operators: what they ask for, sensible or not.
+
+use gpubnb_domain::{Command, Listing};
+use gpubnb_events::{
+    AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
+    command::{ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension, SubmitJob},
+    event::Check,
+    spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources},
+    template,
+};
+
+use super::{
+    market::{Market, some_money},
+    op::Caller,
+    tape::Dice,
+    worker::Worker,
+};
+
+const HOUR: u64 = 3_600;
+
+/// The people, and what they remember of what they asked for.
+#[derive(Default)]
+pub(crate) struct People {
+    pub(crate) accounts: Vec<AccountId>,
+    submissions: Vec<(AccountId, SubmitJob)>,
+    deposits: Vec<(AccountId, Deposit)>,
+    payouts: Vec<(AccountId, RequestPayout)>,
+}
+
+impl Market {
+    /// Three accounts, of which two have money and one is not open yet; two honest machines and one that is not.
+    pub(crate) fn newcomers(&mut self, dice: &mut Dice) -> Vec<(Actor, Command)> {
+        let mut commands = Vec::new();
+        self.people.accounts = (0..3).map(|_| self.account_id()).collect();
+        for place in 0..2 {
+            let account = self.people.accounts[place];
+            commands.push((Actor::Account(account), Command::OpenAccount(account)));
+            let deposit = Deposit { deposit: self.command_id(), amount: MicroUsd(3_000_000) };
+            commands.push((Actor::Operator(None), Command::Deposit(account, deposit)));
+        }
+        for (place, slots) in [1, 2, 2].into_iter().enumerate() {
+            let (machine, owner) = (self.machine_id(), self.people.accounts[place % 2]);
+            let offer = offer(slots, place != 1, dice);
+            let honest = place < 2;
+            if honest {
+                self.checker.honest.insert(machine);
+            }
+            self.workers.push(Worker::new(machine, owner, offer.clone(), honest));
+            commands.push((
+                Actor::Machine(machine),
+                Command::ListMachine(machine, Listing { owner, public_key: None, offer }),
+            ));
+        }
+        commands
+    }
+
+    /// A consumer wants something.
+    pub(crate) fn consumer(&mut self, dice: &mut Dice) {
+        let account = dice.of(&self.people.accounts);
+        let (actor, command) = match dice.below(16) {
+            0 => (Actor::Account(account), Command::OpenAccount(account)),
+            1 => self.deposit(account, dice),
+            2..=8 => self.submit(account, dice),
+            9 => self.submit_again(account, dice),
+            10..=12 => self.cancel(account, dice),
+            13 => self.payout(account, dice),
+            14 => self.close_payout(account, dice),
+            _ => {
+                let reason = dice.one_in(3).then(|| "owes an answer".to_owned());
+                (Actor::Operator(None), Command::SetSuspension(SetSuspension { account, reason }))
+            }
+        };
+        self.say(Caller::Anyone, actor, command, dice);
+    }
+
+    fn deposit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let actor = if dice.one_in(3) { Actor::Account(account) } else { Actor::Operator(None) };
+        let known = dice.pick(&self.people.deposits).filter(|_| dice.one_in(3));
+        let (account, deposit) =
+            known.unwrap_or_else(|| (account, Deposit { deposit: self.command_id(), amount: some_money(dice) }));
+        self.people.deposits.push((account, deposit));
+        (actor, Command::Deposit(account, deposit))
+    }
+
+    fn submit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let submit = self.a_job(dice);
+        self.people.submissions.push((account, submit.clone()));
+        (Actor::Account(account), Command::Submit(account, submit))
+    }
+
+    /// A job that an account can pay for.
+    pub(crate) fn a_submission(&mut self) -> (Actor, SubmitJob) {
+        let job = self.a_job(&mut Dice::new(0));
+        (Actor::Account(self.people.accounts[0]), SubmitJob { budget: Some(MicroUsd(1_000)), ..job })
+    }
+
+    /// The same id again: with the same content, with another, or by somebody else.
+    fn submit_again(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((of, mut submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
+        match dice.below(3) {
+            0 => submit.time = Seconds(submit.time.0 + 1),
+            1 => "another".clone_into(&mut submit.spec.name),
+            _ => {}
+        }
+        let by = if dice.one_in(2) { of } else { account };
+        (Actor::Account(by), Command::Submit(by, submit))
+    }
+
+    fn cancel(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((of, submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
+        let actor = dice.of(&[Actor::Account(of), Actor::Account(of), Actor::Account(account), Actor::Operator(None)]);
+        (actor, Command::Cancel(submit.job))
+    }
+
+    fn payout(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let known = dice.pick(&self.people.payouts).filter(|_| dice.one_in(3));
+        let (account, payout) =
+            known.unwrap_or_else(|| (account, RequestPayout { payout: self.command_id(), amount: some_money(dice) }));
+        self.people.payouts.push((account, payout));
+        (Actor::Account(account), Command::RequestPayout(account, payout))
+    }
+
+    fn close_payout(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((account, asked)) = dice.pick(&self.people.payouts) else { return self.payout(account, dice) };
+        let failed = dice.one_in(2).then(|| "the bank said no".to_owned());
+        (Actor::Operator(None), Command::ClosePayout(ClosePayout { account, payout: asked.payout, failed }))
+    }
+
+    /// The owner of a machine changes their mind, or the machine itself says what it is.
+    pub(crate) fn owner(&mut self, dice: &mut Dice) {
+        let worker = dice.index(self.workers.len());
+        let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
+        let wish = match dice.below(12) {
+            0 => MachineWish::Pause,
+            1..=5 => MachineWish::Resume,
+            6 => MachineWish::Drain,
+            7 | 8 => MachineWish::Reprice(price(dice)),
+            9 => MachineWish::Delist,
+            _ => {
+                let mut offer = self.workers[worker].offer.clone();
+                offer.price = price(dice);
+                // Now and then a machine is listed as somebody else's.
+                let owner = if dice.one_in(4) { dice.of(&self.people.accounts) } else { owner };
+                let list = Command::ListMachine(machine, Listing { owner, public_key: None, offer });
+                let test = Command::RecordTest(machine, RecordTest { checks: vec![measured(dice)] });
+                let command = if dice.one_in(4) { test } else { list };
+                self.say(Caller::Anyone, Actor::Machine(machine), command, dice);
+                return;
+            }
+        };
+        let anyone = Actor::Account(dice.of(&self.people.accounts));
+        let own = Actor::Account(owner);
+        let actor = dice.of(&[own, own, own, Actor::Machine(machine), anyone]);
+        self.say(Caller::Anyone, actor, Command::ChangeMachine(ChangeMachine { machine, wish }), dice);
+    }
+
+    fn a_job(&mut self, dice: &mut Dice) -> SubmitJob {
+        let machines: Vec<MachineId> = self.workers.iter().map(|w| w.machine).collect();
+        let price_cap = dice.one_in(4).then(|| price(dice));
+        let reliability = dice.one_in(8).then_some(50);
+        let requirements = Requirements { price_cap, reliability, ..Requirements::default() };
+        let market = match dice.below(4) {
+            0 => Placement::Fastest { requirements },
+            1 => Placement::MostReliable { requirements },
+            _ => Placement::Cheapest { requirements },
+        };
+        let named = Placement::Machine { machine: dice.of(&machines), price_cap: None };
+        SubmitJob {
+            job: self.an_id(dice),
+            spec: spec(dice),
+            placement: if dice.one_in(3) { named } else { market },
+            time: Seconds(dice.of(&[1, 60, 600, HOUR])),
+            budget: dice.one_in(2).then(|| MicroUsd(some_money(dice).0 / 4)),
+            max_attempts: dice.of(&[None, Some(1), Some(2)]),
+            queue: Some(Seconds(dice.of(&[90, 600, HOUR, HOUR]))),
+            env: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// An id that was made just now; sometimes long ago, or by a clock that runs ahead.
+    fn an_id(&mut self, dice: &mut Dice) -> JobId {
+        let now = self.now;
+        let at = match dice.below(16) {
+            0 => Timestamp::from_millis(now.millis() - 86_000_000 - i64::try_from(dice.below(900_000)).unwrap_or(0)),
+            1 => now.plus(Millis(dice.below(900_000))),
+            _ => now,
+        };
+        self.job_id(at)
+    }
+}
+
+fn measured(dice: &mut Dice) -> Check {
+    Check {
+        id: "cpu.matmul".to_owned(),
+        actual: dice.of(&["700", "900", "not measured"]).to_owned(),
+        required: String::new(),
+        unit: "MFLOPS a core".to_owned(),
+        passed: true,
+        remedy: String::new(),
+    }
+}
+
+fn price(dice: &mut Dice) -> HourlyRate {
+    HourlyRate(MicroUsd(dice.of(&[0, 1, 999, 360_000, 360_000, 1_234_567, 7_777_777])))
+}
+
+fn spec(dice: &mut Dice) -> JobSpec {
+    let id = "noop";
+    JobSpec {
+        name: dice.of(&["a", "b"]).to_owned(),
+        template: Some(id.to_owned()),
+        image: template::find(id).map_or("", |t| t.image).to_owned(),
+        command: Vec::new(),
+        resources: Resources {
+            cpu_millis: 1_000,
+            memory: Mebibytes(64),
+            output: Mebibytes(16),
+            gpus: u32::from(dice.one_in(10)),
+            vram: Mebibytes(0),
+        },
+        egress: dice.one_in(60),
+        env: Vec::new(),
+        inputs: Vec::new(),
+    }
+}
+
+fn offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
+    let gpus = gpu.then(|| Gpu {
+        uuid: "GPU-1".to_owned(),
+        model: "RTX".to_owned(),
+        memory: Mebibytes(24_564),
+        capability: None,
+        pci: None,
+    });
+    Offer {
+        name: "attic".to_owned(),
+        region: "eu".to_owned(),
+        hardware: Hardware {
+            cpu_model: "a CPU".to_owned(),
+            cpu_cores: 8,
+            memory: Mebibytes(32_768),
+            disk: Mebibytes(100_000),
+            gpus: gpus.into_iter().collect(),
+            driver: None,
+            cuda: None,
+            simulated: false,
+        },
+        price: price(dice),
+        slots,
+        policy: OwnerPolicy::default(),
+    }
+}
