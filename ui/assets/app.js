@@ -1,8 +1,9 @@
-// The little that every page needs: ticking times and costs, files for a job, questions before what cannot be undone.
+// Scripts for every page: ticking times and costs, uploads of a job's files, and a question before an action that
+// cannot be undone.
 "use strict";
 
 const ago = (ms) => {
-  // What lies ahead says its date.
+  // A time in the future keeps its date.
   if (ms < -5000) return null;
   const s = Math.max(0, Math.floor(ms / 1000));
   if (s < 5) return "just now";
@@ -41,24 +42,30 @@ const tick = () => {
 };
 setInterval(tick, 500);
 
-// Files for a job go to the market as they are chosen; the form names them.
+// Files for a job are uploaded as soon as they are chosen. The form then names them.
 const drop = document.getElementById("drop");
 if (drop) {
   const files = document.getElementById("files");
   const given = document.getElementById("given");
   const send = document.querySelector("#job-form button.primary");
-  // A UUID of version 7 (RFC 9562): 48 bits of milliseconds, and chance.
+  // A UUID of version 7 (RFC 9562): 48 bits of milliseconds, the rest random.
   const uuid = () => {
     const bytes = crypto.getRandomValues(new Uint8Array(16));
     let ms = Date.now();
-    for (let i = 5; i >= 0; i -= 1) { bytes[i] = ms % 256; ms = Math.floor(ms / 256); }
+    for (let i = 5; i >= 0; i -= 1) {
+      bytes[i] = ms % 256;
+      ms = Math.floor(ms / 256);
+    }
     bytes[6] = (bytes[6] & 0x0f) | 0x70;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     const hex = [...bytes].map((b) => b.toString(16).padStart(2, "0")).join("");
     return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
   };
   let onTheWay = 0;
-  const wait = (more) => { onTheWay += more; send.disabled = onTheWay > 0; };
+  const wait = (more) => {
+    onTheWay += more;
+    send.disabled = onTheWay > 0;
+  };
   const put = (file) => {
     const id = uuid();
     const row = document.createElement("li");
@@ -73,7 +80,9 @@ if (drop) {
     const request = new XMLHttpRequest();
     request.open("PUT", `/api/v1/inputs/${id}`);
     request.setRequestHeader("x-csrf-token", drop.dataset.csrf);
-    request.upload.onprogress = (e) => { if (e.lengthComputable) how.textContent = `${Math.floor((e.loaded / e.total) * 100)} % `; };
+    request.upload.onprogress = (e) => {
+      if (e.lengthComputable) how.textContent = `${Math.floor((e.loaded / e.total) * 100)} % `;
+    };
     request.onloadend = () => {
       wait(-1);
       if (request.status === 200 || request.status === 201) {
@@ -84,7 +93,11 @@ if (drop) {
         return;
       }
       let why = "The file could not be sent. Remove it and try again.";
-      try { why = JSON.parse(request.responseText).detail || why; } catch { /* no answer in words */ }
+      try {
+        why = JSON.parse(request.responseText).detail || why;
+      } catch {
+        // The answer is not JSON, so the general sentence stays.
+      }
       how.className = "error";
       how.textContent = why;
     };
@@ -93,7 +106,10 @@ if (drop) {
     request.send(file);
   };
   drop.hidden = false;
-  files.addEventListener("change", () => { [...files.files].forEach(put); files.value = ""; });
+  files.addEventListener("change", () => {
+    [...files.files].forEach(put);
+    files.value = "";
+  });
   for (const name of ["dragover", "dragleave", "drop"]) {
     drop.addEventListener(name, (event) => {
       event.preventDefault();
@@ -101,16 +117,25 @@ if (drop) {
       if (name === "drop") [...event.dataTransfer.files].forEach(put);
     });
   }
-  given.addEventListener("click", (event) => { if (event.target.matches("[data-drop-file]")) event.target.closest("li").remove(); });
+  given.addEventListener("click", (event) => {
+    if (event.target.matches("[data-drop-file]")) event.target.closest("li").remove();
+  });
 }
 
-// The slider of time: it says where it stands, and goes there when it is let go.
+// The slider of the time travel page shows its sequence number while it moves, and loads that page when released.
 const slider = document.getElementById("slider");
 if (slider) {
   const [seq, at] = [document.getElementById("seq"), document.getElementById("at")];
-  slider.addEventListener("input", () => { seq.value = slider.value; at.textContent = slider.value; });
-  slider.addEventListener("change", () => { slider.form.elements.time.value = ""; slider.form.requestSubmit(); });
+  slider.addEventListener("input", () => {
+    seq.value = slider.value;
+    at.textContent = slider.value;
+  });
+  slider.addEventListener("change", () => {
+    slider.form.elements.time.value = "";
+    slider.form.requestSubmit();
+  });
 }
+// A page that shows work in progress on the server reloads itself.
 const again = document.querySelector("[data-again]");
 if (again) setTimeout(() => location.reload(), Number(again.dataset.again));
 
@@ -119,7 +144,7 @@ document.body.addEventListener("submit", (event) => {
   if (question && !window.confirm(question)) event.preventDefault();
 });
 
-// What could not be asked for says so where its answer would be.
+// A part of the page that could not be fetched shows an error in its place.
 for (const failed of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
   document.addEventListener(failed, ({ detail }) => {
     const said = document.createElement("p");

@@ -1,28 +1,50 @@
-// A page's one connection: parts of the page as they change. A hidden tab lets go of it, and takes it up where it was.
+// The page's one connection for server-sent events. Each event replaces a part of the page that changed. A hidden tab
+// closes the connection; when the tab is shown again, a new connection resumes after the last event received.
 "use strict";
 
 const page = document.querySelector("[data-live]");
 const offline = document.getElementById("offline");
 const reconnecting = offline.textContent;
-// So long a tab may be hidden, and a connection be lost, before anything is done about it, ms.
+// In milliseconds: how long a tab may be hidden before its connection is closed, how long a connection may be lost
+// before the page says so, and how long to wait before the next attempt.
 const HIDDEN = 10000;
 const LOST = 1500;
 const RETRY = 4000;
 
-// A part that is replaced under a finger that is down would lose the click: it keeps still until the finger is up.
+// Replacing a part while the pointer is down would lose the click: new content waits until the pointer is up.
 let pressed = false;
 const late = new Map();
-const catchUp = () => { const parts = [...late]; late.clear(); parts.forEach(([id, html]) => fill(id, html)); };
-for (const [name, down] of [["pointerdown", true], ["pointerup", false], ["pointercancel", false], ["contextmenu", false]]) {
-  document.addEventListener(name, (event) => setTimeout(() => {
-    pressed = down && event.button === 0;
-    if (!pressed) catchUp();
-  }, down ? 0 : 100), true);
+const catchUp = () => {
+  const parts = [...late];
+  late.clear();
+  parts.forEach(([id, html]) => fill(id, html));
+};
+for (const [name, down] of [
+  ["pointerdown", true],
+  ["pointerup", false],
+  ["pointercancel", false],
+  ["contextmenu", false],
+]) {
+  document.addEventListener(
+    name,
+    (event) =>
+      setTimeout(
+        () => {
+          pressed = down && event.button === 0;
+          if (!pressed) catchUp();
+        },
+        down ? 0 : 100,
+      ),
+    true,
+  );
 }
-addEventListener("blur", () => { pressed = false; catchUp(); });
+addEventListener("blur", () => {
+  pressed = false;
+  catchUp();
+});
 document.addEventListener("focusout", () => setTimeout(catchUp, 0));
 
-// What somebody is typing into, or has to type anew, or has opened, stays as it is.
+// A part is left as it is while somebody types into it, and while one of its fields was refused and is not corrected.
 const busy = (part) => {
   if (part.querySelector("[aria-invalid]")) return true;
   const field = document.activeElement;
@@ -32,9 +54,12 @@ document.addEventListener("input", (event) => event.target.removeAttribute?.("ar
 const shown = new Map();
 const fill = (id, html) => {
   const part = document.getElementById(id);
-  // A connection that begins anew says all again.
+  // A new connection sends every part again, so the same content may arrive twice.
   if (!part || (shown.get(id) === html && part.childNodes.length)) return;
-  if ((pressed && part.querySelector("a, button")) || busy(part)) { late.set(id, html); return; }
+  if ((pressed && part.querySelector("a, button")) || busy(part)) {
+    late.set(id, html);
+    return;
+  }
   late.delete(id);
   shown.set(id, html);
   const focus = part.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
@@ -42,7 +67,8 @@ const fill = (id, html) => {
   const closed = [...part.querySelectorAll("details[id]:not([open])")].map((d) => d.id);
   const ticked = new Set([...part.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
   part.innerHTML = html;
-  if (ticked.size) for (const box of part.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(box.value);
+  if (ticked.size)
+    for (const box of part.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(box.value);
   for (const id of closed) document.getElementById(id)?.removeAttribute("open");
   for (const id of open) {
     const box = id && document.getElementById(id);
@@ -55,23 +81,51 @@ const fill = (id, html) => {
 let source = null;
 let heard = null;
 let lost = null;
-const close = () => { source?.close(); source = null; clearTimeout(lost); lost = null; };
+const close = () => {
+  source?.close();
+  source = null;
+  clearTimeout(lost);
+  lost = null;
+};
 const open = () => {
   if (!page || source) return;
   const address = new URL(page.dataset.live, location.href);
   if (heard) address.searchParams.set("from", heard);
   source = new EventSource(address);
-  source.onopen = () => { clearTimeout(lost); lost = null; offline.hidden = true; };
-  source.onerror = () => {
-    lost ??= setTimeout(() => { offline.textContent = reconnecting; offline.hidden = false; }, LOST);
-    // A browser gives up where the answer is no stream: the market may be starting, or there are too many of us.
-    if (source && source.readyState === EventSource.CLOSED) { source = null; setTimeout(open, RETRY); }
+  source.onopen = () => {
+    clearTimeout(lost);
+    lost = null;
+    offline.hidden = true;
   };
-  const on = (name, take) => source.addEventListener(name, (event) => { if (event.lastEventId) heard = event.lastEventId; take(event.data); });
-  // What could not be looked at is said where lost connections are, until something is heard again.
-  on("problem", (data) => { offline.textContent = data; offline.hidden = false; });
-  on("part", (data) => { offline.hidden = true; const cut = data.indexOf("\n"); fill(data.slice(0, cut), data.slice(cut + 1)); });
-  for (const name of ["log", "metrics"]) on(name, (data) => document.dispatchEvent(new CustomEvent(`said:${name}`, { detail: data })));
+  source.onerror = () => {
+    lost ??= setTimeout(() => {
+      offline.textContent = reconnecting;
+      offline.hidden = false;
+    }, LOST);
+    // The browser does not retry when the answer is not an event stream, for example while the market is starting or
+    // has too many connections.
+    if (source && source.readyState === EventSource.CLOSED) {
+      source = null;
+      setTimeout(open, RETRY);
+    }
+  };
+  const on = (name, take) =>
+    source.addEventListener(name, (event) => {
+      if (event.lastEventId) heard = event.lastEventId;
+      take(event.data);
+    });
+  // The server could not read a part. The page says so where it reports a lost connection, until the next part arrives.
+  on("problem", (data) => {
+    offline.textContent = data;
+    offline.hidden = false;
+  });
+  on("part", (data) => {
+    offline.hidden = true;
+    const cut = data.indexOf("\n");
+    fill(data.slice(0, cut), data.slice(cut + 1));
+  });
+  for (const name of ["log", "metrics"])
+    on(name, (data) => document.dispatchEvent(new CustomEvent(`said:${name}`, { detail: data })));
 };
 let sleep = null;
 document.addEventListener("visibilitychange", () => {
