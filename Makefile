@@ -43,8 +43,9 @@ worker: setup ## Builds the worker for owners: target/worker/gpubnb-provider
 	@cargo build --locked --quiet --profile worker -p gpubnb-provider
 	@ls -l target/worker/gpubnb-provider
 
-fmt: ## Formats the code
+fmt: setup ## Formats the code, the templates, the stylesheet and the scripts
 	@cargo fmt --all
+	@npm run --prefix ui --silent format
 
 clean: ## Removes what was built
 	@rm -rf target ui/node_modules

@@ -51,7 +51,7 @@ if [ -n "$need_nats" ]; then
   ln -sfn "$PWD/$tools/venv/bin/nats-server" "$tools/bin/nats-server"
 fi
 
-# --- scripts of the pages --------------------------------------------------------------------------------
+# --- scripts of the pages, and the formatter of the pages ------------------------------------------------
 if [ ! -f ui/node_modules/.package-lock.json ] || [ ui/package-lock.json -nt ui/node_modules/.package-lock.json ]; then
   npm ci --prefix ui --ignore-scripts --no-audit --no-fund --loglevel=error
 fi

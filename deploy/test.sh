@@ -6,6 +6,12 @@ step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
 
 step "format"
 cargo fmt --all --check
+npm run --prefix ui --silent format:check
+# In a locale with UTF-8, so that "…" and "·" count as one character each.
+if LC_ALL=C.UTF-8 grep -rnE '^.{121,}' ui/templates ui/assets; then
+  echo "test: the lines above are longer than 120 characters" >&2
+  exit 1
+fi
 step "lints"
 RUSTFLAGS="${CI:+-D warnings}" cargo clippy --locked --quiet --workspace --all-targets
 step "build"
