@@ -1,6 +1,6 @@
-//! The command line: which jobs there are, what they take, and within which bounds.
+//! The command line: the jobs, their options, and the bounds of each option.
 //!
-//! Bounds are checked here, so that a job can rely on its options. Nothing is run here.
+//! The parser checks all bounds, so a job can rely on its options.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use clap::{Args, Parser, Subcommand};
 
 /// The demo jobs of GPUbnb.
 ///
-/// Progress is told on standard output, results are stored in the output folder. The exit code is
-/// 0 for success, 1 for a job which failed, and 2 for arguments which make no sense.
+/// Progress goes to standard output, results go to the output folder. The exit code is 0 for
+/// success, 1 for a failed job, and 2 for invalid arguments.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "gpubnb-workload", version)]
 pub struct Cli {
-    /// The folder for the results
+    /// Folder for the results
     #[arg(
         long,
         global = true,
@@ -23,7 +23,7 @@ pub struct Cli {
         value_name = "DIR"
     )]
     pub output: PathBuf,
-    /// What to do.
+    /// The job to run.
     #[command(subcommand)]
     pub job: Job,
 }
@@ -35,7 +35,7 @@ pub enum Job {
     Train(TrainOptions),
     /// Render a picture of coloured spheres by tracing paths of light
     Render(RenderOptions),
-    /// Measure how fast matrices are multiplied
+    /// Measure how fast one processor core multiplies matrices
     Matmul(MatmulOptions),
     /// Write numbered lines, then end with a chosen exit code
     Count(CountOptions),
@@ -43,30 +43,30 @@ pub enum Job {
     Noop,
 }
 
-/// What `train` takes.
+/// The options of `train`.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct TrainOptions {
-    /// How often to go through the training data
+    /// Number of passes over the training data
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub epochs: u16,
-    /// How many neurons each of the two hidden layers has
+    /// Neurons in each of the two hidden layers
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub hidden: u16,
-    /// How large the first steps are; they get smaller towards the end
+    /// Learning rate of the first epoch; it falls towards the end
     #[arg(long, default_value_t = 0.003, value_parser = learning_rate, value_name = "RATE")]
     pub learning_rate: f64,
-    /// How many pictures are learned from in one step
+    /// Pictures per training step
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch: u16,
-    /// How many turned and shifted variations of each picture are shown in an epoch
+    /// Turned and shifted variations of each picture in an epoch
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub variations: u16,
-    /// Where chance starts: the same seed gives the same result
+    /// Seed of the random numbers: the same seed gives the same result
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
 }
 
-/// What `render` takes.
+/// The options of `render`.
 #[derive(Args, Clone, Debug)]
 pub struct RenderOptions {
     /// Width of the picture in pixels
@@ -75,35 +75,35 @@ pub struct RenderOptions {
     /// Height of the picture in pixels
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u16).range(16..=4096))]
     pub height: u16,
-    /// How many paths of light are followed for each pixel
+    /// Paths of light traced for each pixel
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub samples: u16,
-    /// Which scene: each seed has its own arrangement and colours
+    /// Seed of the scene: each seed has its own arrangement and colours
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
 }
 
-/// What `matmul` takes.
+/// The options of `matmul`.
 #[derive(Args, Clone, Debug)]
 pub struct MatmulOptions {
     /// Rows and columns of each matrix
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub size: u16,
-    /// How long to measure, in seconds
+    /// Duration of the measurement, in seconds
     #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     pub seconds: f64,
 }
 
-/// What `count` takes.
+/// The options of `count`.
 #[derive(Args, Clone, Debug)]
 pub struct CountOptions {
-    /// How many lines to write: odd ones to standard output, even ones to standard error
+    /// Number of lines: odd lines go to standard output, even lines to standard error
     #[arg(long, default_value_t = 10)]
     pub lines: u32,
-    /// How long to wait between two lines, in milliseconds
+    /// Pause between two lines, in milliseconds
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(..=60_000))]
     pub interval_ms: u64,
-    /// The exit code to end with
+    /// Exit code of the job
     #[arg(long, default_value_t = 0)]
     pub exit_code: u8,
 }
@@ -119,7 +119,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 fn number_between(text: &str, low: f64, high: f64) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if (low..=high).contains(&number) => Ok(number),
-        _ => Err(format!("a number from {low} to {high} is needed")),
+        _ => Err(format!("enter a number from {low} to {high}")),
     }
 }
 
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_arguments_are_refused_with_exit_code_2() {
+    fn invalid_arguments_are_refused_with_exit_code_2() {
         for arguments in [
             &["train", "--epochs", "0"][..],
             &["train", "--epochs", "1001"],

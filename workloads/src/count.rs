@@ -1,7 +1,7 @@
 //! The `count` job: numbered lines at a steady pace, then a chosen exit code.
 //!
-//! It is there to try out how logs, progress, cancellation and failures are handled. It computes
-//! nothing and writes no file.
+//! Use the job to try out logs, progress, cancellation and failures. The job computes nothing and
+//! writes no file.
 
 use std::io::Write;
 use std::thread;
@@ -11,7 +11,7 @@ use crate::cli::CountOptions;
 use crate::error::Error;
 use crate::progress::Reporter;
 
-/// Writes odd lines as log lines and even ones to `errors`; gives the exit code that was asked for.
+/// Writes odd lines to the log and even lines to `errors`; returns the exit code from the options.
 pub fn run<W: Write, E: Write>(
     options: &CountOptions,
     reporter: &mut Reporter<W>,
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn odd_lines_are_logged_and_even_ones_go_to_the_errors() {
+    fn odd_lines_are_logged_and_even_lines_go_to_the_errors() {
         let options = CountOptions { lines: 3, interval_ms: 0, exit_code: 7 };
         let (mut out, mut errors) = (Vec::new(), Vec::new());
         let code = run(&options, &mut Reporter::new(&mut out), &mut errors).unwrap();

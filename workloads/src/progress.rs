@@ -1,31 +1,30 @@
-//! How a job tells the outside world how far it is: plain lines on standard output.
+//! The lines on standard output through which a job reports its progress.
 //!
-//! * `::progress <fraction 0..1> <message>` says how much is done. The message is free text.
-//! * `::metric <name>=<number> [<name>=<number> ...]` states measured values.
+//! * `::progress <fraction 0..1> <message>` reports the finished share. The message is free text.
+//! * `::metric <name>=<number> [<name>=<number> ...]` reports measured values.
 //! * Every other line is a log line.
 //!
-//! Each stands on a line of its own and is flushed at once, so that a reader sees it when it
-//! happens. Only the wording of these lines belongs here; when to report is up to each job.
+//! Each line is flushed at once, so that a reader sees the line without delay.
 
 use std::fmt::Write as _;
 use std::io::{self, Stdout, Write};
 
 use crate::error::Error;
 
-/// Words one progress line, without the line end.
+/// Formats a progress line, without the line end.
 ///
-/// A fraction outside of 0 to 1 is clamped, one that is no number counts as 0, and control
-/// characters in the message become spaces: whatever comes in, the result is one line.
+/// A fraction outside 0 to 1 is clamped, NaN becomes 0, and control characters in the message
+/// become spaces, so the result is always a single line.
 pub fn progress_line(fraction: f64, message: &str) -> String {
     let fraction = if fraction.is_nan() { 0.0 } else { fraction.clamp(0.0, 1.0) };
     let line = format!("::progress {fraction:.4} {}", one_line(message));
     line.trim_end().to_owned()
 }
 
-/// Words one metric line, without the line end; `None` where no value is left to tell.
+/// Formats a metric line, without the line end; `None` if no value is finite.
 ///
-/// Values are told with six significant digits; those which are not finite are left out. Characters other than letters, digits, `_`, `-` and
-/// `.` in a name become `_`.
+/// Values have six significant digits; values that are not finite are left out. Characters other
+/// than letters, digits, `_`, `-` and `.` in a name become `_`.
 pub fn metric_line(values: &[(&str, f64)]) -> Option<String> {
     let mut line = String::from("::metric");
     for (name, value) in values.iter().filter(|(_, value)| value.is_finite()) {
@@ -36,7 +35,7 @@ pub fn metric_line(values: &[(&str, f64)]) -> Option<String> {
     (line != "::metric").then_some(line)
 }
 
-/// The value with six significant digits, which is what a reader can take in.
+/// Rounds to six significant digits, to keep the line short.
 fn six_digits(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
@@ -49,7 +48,7 @@ fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Writes the lines of one job and flushes after each.
+/// Writes the lines of a job and flushes after each line.
 #[derive(Debug)]
 pub struct Reporter<W: Write> {
     out: W,
@@ -57,7 +56,7 @@ pub struct Reporter<W: Write> {
 }
 
 impl Reporter<Stdout> {
-    /// Reports on standard output, where the outside world listens.
+    /// Reports on standard output, which the worker reads.
     pub fn stdout() -> Self {
         Self::new(io::stdout())
     }
@@ -69,14 +68,14 @@ impl<W: Write> Reporter<W> {
         Self { out, last_percent: None }
     }
 
-    /// Says how much of the job is done.
+    /// Reports the finished share of the job.
     pub fn progress(&mut self, fraction: f64, message: &str) -> Result<(), Error> {
         self.line(&progress_line(fraction, message))
     }
 
-    /// Says that `done` of `all` steps are done, but only when another whole percent is reached.
+    /// Reports that `done` of `all` steps are done, but only once for each whole percent.
     ///
-    /// For jobs of many small steps, so that their progress never drowns their log.
+    /// A job of many small steps would otherwise flood its own log with progress lines.
     pub fn step(&mut self, done: u32, all: u32, message: &str) -> Result<(), Error> {
         let percent = u64::from(done) * 100 / u64::from(all.max(1));
         let percent = u32::try_from(percent).unwrap_or(100);
@@ -87,7 +86,7 @@ impl<W: Write> Reporter<W> {
         self.progress(f64::from(done) / f64::from(all.max(1)), message)
     }
 
-    /// States measured values.
+    /// Reports measured values.
     pub fn metric(&mut self, values: &[(&str, f64)]) -> Result<(), Error> {
         metric_line(values).map_or(Ok(()), |line| self.line(&line))
     }
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_within_the_same_percent_are_told_once() {
+    fn steps_within_the_same_percent_are_reported_once() {
         let mut out = Vec::new();
         let mut reporter = Reporter::new(&mut out);
         for done in 1..=1000 {
