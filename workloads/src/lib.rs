@@ -1,12 +1,9 @@
-//! The approved demo jobs of GPUbnb: real, short batch jobs which behave as any other job does.
+//! The approved demo jobs of GPUbnb: real, short batch jobs that behave like any other job.
 //!
-//! They take arguments, report progress on standard output ([`progress`]), write their results
-//! into one folder ([`output`]) and end with an exit code. What belongs here is the work of the
-//! demo jobs and nothing else: no networking, no knowledge of the marketplace, of containers or of
-//! the machine they run on. A job which cannot be written this way is not a demo job.
+//! A job takes arguments, reports progress on standard output ([`progress`]), writes its results
+//! into one folder ([`output`]) and ends with an exit code. A demo job uses no network and knows
+//! nothing about the marketplace, containers or the machine that runs the job.
 
-pub mod canvas;
-pub mod chart;
 pub mod cli;
 pub mod count;
 pub mod error;
@@ -24,7 +21,7 @@ use crate::error::Error;
 use crate::output::OutputDir;
 use crate::progress::Reporter;
 
-/// Runs the job that was asked for and says with which exit code the process ends.
+/// Runs the job named on the command line and returns the exit code of the process.
 pub fn run(cli: Cli) -> Result<ExitCode, Error> {
     let mut reporter = Reporter::stdout();
     match cli.job {

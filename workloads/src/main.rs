@@ -1,9 +1,10 @@
-//! The `gpubnb-workload` program: reads the arguments, runs the job, ends with its exit code.
+//! The `gpubnb-workload` program: reads the arguments, runs the job, ends with the job's exit code.
 //!
-//! Only wiring belongs here; the jobs live in the library. The exit codes are 0 for success, 1 for
-//! a job which failed and 2 for arguments which make no sense.
+//! Exit codes: 0 for success, 1 for a failed job, 2 for invalid arguments.
 
+use std::error::Error as _;
 use std::io::Write;
+use std::iter::successors;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,8 +14,9 @@ fn main() -> ExitCode {
     match gpubnb_workloads::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            // Where even this cannot be written, the exit code has to say it.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let causes = successors(error.source(), |cause| (*cause).source()).map(|cause| format!(": {cause}"));
+            // If standard error is closed, the exit code alone reports the failure.
+            let _ = writeln!(std::io::stderr(), "error: {error}{}", causes.collect::<String>());
             ExitCode::FAILURE
         }
     }

@@ -1,26 +1,25 @@
-//! The one folder into which a job writes its results.
+//! The folder into which a job writes its results.
 //!
-//! A result appears under its name only when it is complete: it is written to a hidden name next
-//! to it and then renamed. What the results say is up to the jobs and does not belong here.
+//! A result appears under its name only when the file is complete: `model.safetensors` is first
+//! written as `.model.safetensors.part` and then renamed.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use crate::error::Error;
 
-/// A folder that is known to be writable.
+/// An output folder that is known to be writable.
 #[derive(Clone, Debug)]
 pub struct OutputDir {
     path: PathBuf,
 }
 
 impl OutputDir {
-    /// Takes the folder, making it where it is missing, and makes sure that files can be written.
+    /// Creates the folder if it is missing and checks that files can be written.
     ///
-    /// This is done before the work starts, so that a job never works for nothing.
+    /// A job opens the folder before it starts to work, so no work is lost to a folder that is read-only.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let path = path.into();
         let probe = path.join(".writable");
@@ -33,7 +32,16 @@ impl OutputDir {
 
     /// Stores bytes under a file name.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Error> {
-        self.write_with(name, |part| fs::write(part, bytes).map_err(|source| write_error(part, source)))
+        let part = self.path.join(format!(".{name}.part"));
+        let path = self.path.join(name);
+        match fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path)) {
+            Ok(()) => Ok(path),
+            Err(source) => {
+                // Report the first error; a leftover part is hidden and harmless.
+                let _ = fs::remove_file(&part);
+                Err(Error::Write { path, source })
+            }
+        }
     }
 
     /// Stores a value as readable JSON under a file name.
@@ -42,23 +50,21 @@ impl OutputDir {
         bytes.push(b'\n');
         self.write(name, &bytes)
     }
-
-    /// Stores a file which `fill` writes at the path it is given.
-    pub fn write_with(&self, name: &str, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
-        let part = self.path.join(format!(".{name}.part"));
-        let target = self.path.join(name);
-        let stored =
-            fill(&part).and_then(|()| fs::rename(&part, &target).map_err(|source| write_error(&target, source)));
-        if stored.is_err() {
-            // The first error is the one to tell; a leftover is hidden and harmless.
-            let _ = fs::remove_file(&part);
-        }
-        stored.map(|()| target)
-    }
 }
 
-fn write_error(path: &Path, source: io::Error) -> Error {
-    Error::Write { path: path.to_owned(), source }
+/// Encodes rows of red, green and blue bytes as a PNG file.
+pub fn encode_png(width: usize, height: usize, pixels: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    // A side beyond 32 bits does not fit in memory; the encoder refuses a side of 0.
+    let side = |length: usize| u32::try_from(length).unwrap_or(0);
+    let mut encoder = png::Encoder::new(&mut bytes, side(width), side(height));
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -79,12 +85,10 @@ mod tests {
     fn a_failed_file_never_appears() {
         let dir = tempfile::tempdir().unwrap();
         let output = OutputDir::open(dir.path()).unwrap();
-        let result = output.write_with("a.txt", |part| {
-            fs::write(part, b"half").unwrap();
-            Err(Error::Data("broken"))
-        });
-        assert!(result.is_err());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // The rename fails, because the name belongs to a folder.
+        fs::create_dir(dir.path().join("a.txt")).unwrap();
+        assert!(matches!(output.write("a.txt", b"one"), Err(Error::Write { .. })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
@@ -94,5 +98,21 @@ mod tests {
         fs::write(&file, b"").unwrap();
         let error = OutputDir::open(file.join("below")).unwrap_err();
         assert!(error.to_string().starts_with("cannot write "));
+    }
+
+    #[test]
+    fn an_encoded_picture_decodes_to_the_same_pixels() {
+        let pixels: Vec<u8> = (0..3 * 5 * 4).collect();
+        let bytes = encode_png(5, 4, &pixels).unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
+        let mut decoded = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut decoded).unwrap();
+        assert_eq!((info.width, info.height), (5, 4));
+        assert_eq!(decoded, pixels);
+    }
+
+    #[test]
+    fn an_empty_picture_cannot_be_encoded() {
+        assert!(encode_png(0, 5, &[]).is_err());
     }
 }

@@ -1,15 +1,12 @@
-//! The `render` job: a picture of coloured spheres, by tracing paths of light.
+//! The `render` job: a picture of coloured spheres, by path tracing.
 //!
-//! This module divides the picture into tiles, spreads them over the processors and stores the
-//! result. The scene and the light have modules of their own.
+//! Threads take the tiles of the picture one after the other, so that a slow tile delays no other.
 
 mod light;
 mod scene;
-mod vector;
 
 pub use light::radiance;
 pub use scene::{Camera, Hit, Material, Ray, Scene, Sphere};
-pub use vector::Vec3;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,22 +15,20 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
+use glam::Vec3;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-use crate::canvas::encode_png;
 use crate::cli::RenderOptions;
 use crate::error::Error;
 use crate::number::{byte, real, real64};
-use crate::output::OutputDir;
+use crate::output::{OutputDir, encode_png};
 use crate::progress::Reporter;
 
-/// Rows and columns of each tile.
+/// Width and height of a tile in pixels.
 const TILE: usize = 32;
-/// The odd constant keeps the random numbers of neighbouring pixels unrelated.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Renders the picture of the options and stores it; gives the path of the file.
+/// Renders and stores the picture; returns the path of the file.
 pub fn run<W: Write>(
     options: &RenderOptions,
     output: &OutputDir,
@@ -56,7 +51,7 @@ pub fn run<W: Write>(
     Ok(path)
 }
 
-/// A picture to be rendered.
+/// The picture to render.
 struct Job {
     width: usize,
     height: usize,
@@ -66,7 +61,7 @@ struct Job {
     camera: Camera,
 }
 
-/// A finished piece of the picture.
+/// A finished tile of the picture.
 struct Tile {
     number: usize,
     pixels: Vec<[u8; 3]>,
@@ -89,14 +84,14 @@ impl Job {
         self.width.div_ceil(TILE) * self.height.div_ceil(TILE)
     }
 
-    /// The pixels of a tile: columns and rows.
+    /// The columns and rows of a tile.
     fn area(&self, number: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let per_row = self.width.div_ceil(TILE);
         let (left, top) = (number % per_row * TILE, number / per_row * TILE);
         (left..(left + TILE).min(self.width), top..(top + TILE).min(self.height))
     }
 
-    /// Renders all tiles; this thread collects them and tells the progress.
+    /// Renders all tiles; the calling thread collects the tiles and reports the progress.
     fn render<W: Write>(&self, workers: usize, reporter: &mut Reporter<W>) -> Result<Vec<u8>, Error> {
         let tiles = self.tiles();
         let next = AtomicUsize::new(0);
@@ -108,7 +103,7 @@ impl Job {
                 let started = thread::Builder::new().spawn_scoped(scope, move || self.work(next, &sender)).map(drop);
                 match started {
                     Err(error) if number == 0 => return Err(Error::Thread(error)),
-                    // Where only so many threads are allowed, they do all of the work.
+                    // The limit of threads is reached: the started threads do all the work.
                     Err(_) => break,
                     Ok(()) => {}
                 }
@@ -119,11 +114,11 @@ impl Job {
                 self.place(&tile, &mut pixels);
                 done += 1;
                 let message = format!("{done} of {tiles} tiles");
-                let told = reporter.step(to_u32(done), to_u32(tiles + 1), &message);
-                if told.is_err() {
-                    // Nobody listens any more: no further tile is begun.
+                let reported = reporter.step(to_u32(done), to_u32(tiles + 1), &message);
+                if reported.is_err() {
+                    // The log is closed: start no further tile.
                     next.store(tiles, Ordering::Relaxed);
-                    return told;
+                    return reported;
                 }
             }
             if done < tiles { Err(Error::Unfinished { missing: tiles - done }) } else { Ok(()) }
@@ -143,7 +138,10 @@ impl Job {
     fn tile(&self, number: usize) -> Tile {
         let (columns, rows) = self.area(number);
         let places = rows.flat_map(|row| columns.clone().map(move |column| (column, row)));
-        Tile { number, pixels: places.map(|(column, row)| self.pixel(column, row)).collect() }
+        // A generator for each tile: the picture does not depend on the number of threads.
+        let stream = u64::try_from(number).unwrap_or_default() << 32;
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed ^ stream);
+        Tile { number, pixels: places.map(|(column, row)| self.pixel(column, row, &mut rng)).collect() }
     }
 
     fn place(&self, tile: &Tile, pixels: &mut [u8]) {
@@ -156,26 +154,22 @@ impl Job {
         }
     }
 
-    /// The colour of a pixel, which depends on nothing but the options.
-    fn pixel(&self, column: usize, row: usize) -> [u8; 3] {
-        let number = u64::try_from(row * self.width + column).unwrap_or_default();
-        let seed = self.seed ^ number.wrapping_add(1).wrapping_mul(SPREAD);
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    fn pixel(&self, column: usize, row: usize, rng: &mut Xoshiro256PlusPlus) -> [u8; 3] {
         let mut sum = Vec3::ZERO;
         for _ in 0..self.samples {
             let across = (real(column) + rng.random::<f32>()) / real(self.width);
             let down = (real(row) + rng.random::<f32>()) / real(self.height);
-            let ray = self.camera.ray(across, down, light::in_circle(&mut rng));
-            let light = radiance(&self.scene, ray, &mut rng);
-            // A rare, very bright path would show as a speck.
-            sum += light * (8.0 / light.greatest().max(8.0));
+            let ray = self.camera.ray(across, down, light::in_circle(rng));
+            let light = radiance(&self.scene, ray, rng);
+            // Without this bound, a rare and very bright path would show as a speck.
+            sum += light * (8.0 / light.max_element().max(8.0));
         }
         let mean = sum * (1.0 / real(self.samples));
-        [mean.x, mean.y, mean.z].map(|part| byte(tone(part)))
+        mean.to_array().map(|part| byte(tone(part)))
     }
 }
 
-/// From light to brightness on a screen: bright light is compressed, as on film.
+/// Converts light to brightness on a screen; bright light is compressed, as on film.
 fn tone(light: f32) -> f32 {
     let light = light * 0.6;
     let film = light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14);
@@ -193,7 +187,7 @@ mod tests {
     const OPTIONS: RenderOptions = RenderOptions { width: 70, height: 40, samples: 2, seed: 7 };
 
     #[test]
-    fn the_picture_has_the_size_that_was_asked_for() {
+    fn the_picture_has_the_requested_size() {
         let dir = tempfile::tempdir().unwrap();
         let output = OutputDir::open(dir.path()).unwrap();
         let mut log = Vec::new();

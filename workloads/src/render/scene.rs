@@ -1,81 +1,81 @@
-//! What is on the picture: the spheres, the ground, the sky, and the camera which looks at them.
+//! The scene: the spheres, the ground, the sun, and the camera.
 //!
-//! The arrangement is drawn by lot from a seed. How light travels through it does not belong here.
+//! A seed determines the arrangement and the colours.
 
+use glam::Vec3;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::vector::Vec3;
 use crate::number::real;
 
-/// What a surface does with light.
+/// The way a surface reflects light.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Material {
-    /// Scatters it in all directions.
+    /// Scatters light in all directions.
     Matte,
-    /// Throws it back, more or less clearly.
+    /// Reflects light like a polished metal.
     Metal {
         /// 0 for a mirror.
         roughness: f32,
     },
-    /// A matte body under a clear coat.
+    /// A matte body with a clear coat.
     Glazed,
-    /// Lets it through, bent.
+    /// Refracts light.
     Glass,
 }
 
-/// A ball.
+/// A sphere.
 #[derive(Clone, Copy, Debug)]
 pub struct Sphere {
-    /// Its middle.
+    /// The centre.
     pub centre: Vec3,
-    /// How large it is.
+    /// The radius.
     pub radius: f32,
-    /// The share of each colour of light that it keeps alive.
+    /// The reflected share of red, green and blue light.
     pub colour: Vec3,
-    /// What it is made of.
+    /// The material.
     pub material: Material,
 }
 
-/// A straight way of light, backwards: from the eye.
+/// A ray of light, followed backwards from the camera.
 #[derive(Clone, Copy, Debug)]
 pub struct Ray {
-    /// Where it starts.
+    /// The start.
     pub origin: Vec3,
-    /// Where it goes, of length one.
+    /// The direction, a unit vector.
     pub direction: Vec3,
 }
 
-/// Where a ray meets a surface.
+/// The point where a ray meets a surface.
 #[derive(Clone, Copy, Debug)]
 pub struct Hit {
-    /// How far from the start of the ray.
+    /// The distance from the start of the ray.
     pub distance: f32,
-    /// The place.
+    /// The position.
     pub at: Vec3,
-    /// The direction straight out of the body.
+    /// The surface normal, a unit vector that points outwards.
     pub normal: Vec3,
-    /// What the surface is made of.
+    /// The material of the surface.
     pub material: Material,
     /// The colour of the surface.
     pub colour: Vec3,
 }
 
-/// Everything there is.
+/// The spheres and the sun; the ground and the sky are always the same.
 #[derive(Clone, Debug)]
 pub struct Scene {
     spheres: Vec<Sphere>,
-    /// Where the sun stands, of length one.
+    /// The direction of the sun, a unit vector.
     pub sun: Vec3,
 }
 
-/// Nearer than this, a ray would only meet the surface it starts from.
+/// Hits nearer than this are ignored: by rounding, a ray can hit the surface where the ray starts.
 const NEAREST: f32 = 1e-3;
 const SMALL_SPHERES: usize = 46;
 const GROUND: Vec3 = Vec3::new(0.62, 0.60, 0.585);
 
-/// Colours which go well together.
+/// Sets of colours that go well together.
 const PALETTES: [[Vec3; 5]; 4] = [
     [
         Vec3::new(0.05, 0.22, 0.80),
@@ -108,7 +108,7 @@ const PALETTES: [[Vec3; 5]; 4] = [
 ];
 
 impl Scene {
-    /// The scene of a seed: three large spheres, and many small ones strewn around them.
+    /// The scene of a seed: three large spheres, and many small spheres around them.
     pub fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let palette = PALETTES.choose(&mut rng).unwrap_or(&PALETTES[0]);
@@ -121,7 +121,7 @@ impl Scene {
             .into_iter()
             .map(|(centre, material, colour)| Sphere { centre, radius: 1.0, colour, material })
             .collect();
-        // A small sphere which finds no free place after many tries is left out.
+        // The number of tries is bounded, so a crowded scene has fewer small spheres.
         for _ in 0..SMALL_SPHERES * 30 {
             if spheres.len() >= heroes.len() + SMALL_SPHERES {
                 break;
@@ -131,10 +131,10 @@ impl Scene {
                 spheres.push(sphere);
             }
         }
-        Self { spheres, sun: Vec3::new(-0.55, 0.62, 0.56).unit() }
+        Self { spheres, sun: Vec3::new(-0.55, 0.62, 0.56).normalize() }
     }
 
-    /// The nearest surface that a ray meets.
+    /// The nearest hit of a ray.
     pub fn hit(&self, ray: &Ray) -> Option<Hit> {
         let mut nearest = f32::INFINITY;
         let mut found = None;
@@ -161,7 +161,7 @@ impl Scene {
         })
     }
 
-    /// How much light arrives along a ray that leaves for the sun. Glass takes some of it.
+    /// The share of sunlight that arrives along a ray towards the sun. Glass absorbs a part of the light.
     pub fn clearness(&self, ray: &Ray) -> f32 {
         let mut clearness = 1.0;
         for sphere in &self.spheres {
@@ -183,8 +183,8 @@ fn small_sphere(palette: &[Vec3; 5], rng: &mut ChaCha8Rng) -> Sphere {
     let (material, colour) = match rng.random_range(0..10) {
         0..4 => (Material::Matte, colour),
         4..7 => (Material::Glazed, colour),
-        7..9 => (Material::Metal { roughness: rng.random_range(0.0..0.3) }, colour.mix(Vec3::ONE, 0.4)),
-        _ => (Material::Glass, colour.mix(Vec3::ONE, 0.85)),
+        7..9 => (Material::Metal { roughness: rng.random_range(0.0..0.3) }, colour.lerp(Vec3::ONE, 0.4)),
+        _ => (Material::Glass, colour.lerp(Vec3::ONE, 0.85)),
     };
     Sphere { centre, radius, colour, material }
 }
@@ -204,7 +204,7 @@ fn distance_to(sphere: &Sphere, ray: &Ray) -> Option<f32> {
     [-half - root, -half + root].into_iter().find(|distance| *distance > NEAREST)
 }
 
-/// A camera with a lens, so that what is nearer or farther than its focus gets blurred.
+/// A camera with a lens: objects nearer or farther than the focus are blurred.
 #[derive(Clone, Debug)]
 pub struct Camera {
     origin: Vec3,
@@ -216,17 +216,17 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera which looks at the large spheres, for a picture of this size.
+    /// A camera that looks at the large spheres, for a picture of the given size.
     pub fn new(width: usize, height: usize) -> Self {
         const LENS: f32 = 0.055;
         let origin = Vec3::new(0.9, 2.5, 8.6);
         let target = Vec3::new(0.0, 0.72, 0.0);
         let focus = (target - origin).length() - 0.6;
-        let forward = (target - origin).unit();
-        let right = forward.cross(Vec3::new(0.0, 1.0, 0.0)).unit();
+        let forward = (target - origin).normalize();
+        let right = forward.cross(Vec3::new(0.0, 1.0, 0.0)).normalize();
         let up = right.cross(forward);
         let shape = real(width) / real(height.max(1));
-        // The wider side of the picture always shows the same, so that narrow pictures fit too.
+        // A narrow picture gets a wider view, so that the large spheres fit into it.
         let view_width = 2.0 * focus * 0.40 * shape.clamp(0.8, 1.6) / 1.2;
         let across = right * view_width;
         let down = -up * (view_width / shape);
@@ -234,11 +234,11 @@ impl Camera {
         Self { origin, corner, across, down, lens_right: right * LENS, lens_up: up * LENS }
     }
 
-    /// The ray for a place on the picture (0 to 1 across and down) through a point of the lens.
+    /// The ray for a position on the picture (0 to 1 across and down) through a point of the lens.
     pub fn ray(&self, across: f32, down: f32, lens: (f32, f32)) -> Ray {
         let origin = self.origin + self.lens_right * lens.0 + self.lens_up * lens.1;
         let target = self.corner + self.across * across + self.down * down;
-        Ray { origin, direction: (target - origin).unit() }
+        Ray { origin, direction: (target - origin).normalize() }
     }
 }
 
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_sphere_stands_in_another_one() {
+    fn spheres_do_not_overlap() {
         for seed in 0..20 {
             let scene = Scene::new(seed);
             assert!(scene.spheres.len() > 20);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ray_downwards_meets_something_and_one_upwards_nothing() {
+    fn a_ray_downwards_hits_and_a_ray_upwards_does_not() {
         let scene = Scene::new(1);
         let origin = Vec3::new(0.3, 30.0, 0.2);
         let down = Ray { origin, direction: Vec3::new(0.0, -1.0, 0.0) };

@@ -1,8 +1,7 @@
-//! The handwritten digits: loading, splitting, and varying them.
+//! The handwritten digits: loading, splitting, and varying the pictures.
 //!
-//! The pictures are those of the "Optical Recognition of Handwritten Digits" data set (E. Alpaydin
-//! and C. Kaynak, UCI Machine Learning Repository, CC BY 4.0): 1797 digits of 8 by 8 pixels. What
-//! is learned from them does not belong here.
+//! The data set is "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI
+//! Machine Learning Repository, CC BY 4.0): 1797 digits of 8 by 8 pixels.
 
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
@@ -13,54 +12,54 @@ use crate::number::{floor_index, real};
 
 /// Rows and columns of each picture.
 pub const SIDE: usize = 8;
-/// How many different digits there are.
+/// The number of different digits.
 pub const CLASSES: usize = 10;
 /// Pixels of each picture.
 pub(super) const PIXELS: usize = SIDE * SIDE;
 
-/// The name of the data set, for the stored numbers.
+/// The name of the data set, as stored in `metrics.json`.
 pub(super) const NAME: &str = "Optical Recognition of Handwritten Digits (UCI), 8 x 8 pixels";
 
-/// The brightest pixel of the data set as it is delivered.
+/// The brightness of a white pixel in the original data set.
 const BRIGHTEST: f32 = 16.0;
-/// One in so many pictures of each digit is kept for testing.
+/// Every fifth picture of each digit is kept for testing.
 const TEST_SHARE: usize = 5;
 
-/// One picture: rows of brightness between 0 and 1.
+/// A picture: rows of brightness between 0 and 1.
 pub(super) type Picture = [f32; PIXELS];
 
-/// Pictures and which digit each of them shows.
+/// Pictures with the digit that each of them shows.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
     /// The pictures.
     pub pictures: Vec<Picture>,
     /// The digit on each picture.
-    pub labels: Vec<u32>,
+    pub labels: Vec<usize>,
 }
 
 impl Part {
-    /// How many pictures there are.
+    /// The number of pictures.
     pub const fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// Whether there is no picture at all.
+    /// True if there are no pictures.
     pub const fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 }
 
-/// The data set, split into what is learned from and what is tested with.
+/// The data set, split into a training part and a test part.
 #[derive(Clone, Debug)]
 pub struct Digits {
-    /// What is learned from.
+    /// The pictures that the network learns from.
     pub train: Part,
-    /// What is tested with.
+    /// The pictures that the network is tested with.
     pub test: Part,
 }
 
 impl Digits {
-    /// Loads and splits the data; the split is always the same, so that results can be compared.
+    /// Loads and splits the data; the split is fixed, so that results can be compared.
     pub fn load() -> Result<Self, Error> {
         let data = digits::load_dataset();
         let mut split = Self { train: Part::default(), test: Part::default() };
@@ -72,7 +71,7 @@ impl Digits {
             *count += 1;
             let part = if *count % TEST_SHARE == 0 { &mut split.test } else { &mut split.train };
             part.pictures.push(picture.map(|brightness| brightness / BRIGHTEST));
-            part.labels.push(u32::try_from(class).unwrap_or_default());
+            part.labels.push(class);
         }
         if split.train.is_empty() || split.test.is_empty() {
             return Err(Error::Data("there are too few pictures"));
@@ -81,7 +80,7 @@ impl Digits {
     }
 }
 
-/// The picture, turned, scaled and shifted a little, as another hand might have written it.
+/// Turns, scales and shifts a picture a little at random, like the hand of another writer.
 pub(super) fn vary(picture: &Picture, rng: &mut ChaCha8Rng) -> Picture {
     let turn: f32 = rng.random_range(-0.2..0.2);
     let scale: f32 = rng.random_range(0.88..1.14);
@@ -94,9 +93,9 @@ pub(super) fn vary(picture: &Picture, rng: &mut ChaCha8Rng) -> Picture {
     })
 }
 
-/// The brightness between four pixels; beyond the edge all is dark.
+/// The brightness at a place between four pixels, interpolated; outside the picture it is 0.
 fn sample(picture: &Picture, x: f32, y: f32) -> f32 {
-    // One pixel of margin keeps the whole numbers positive.
+    // A margin of one pixel keeps the integers positive.
     let (x, y) = (x + 1.0, y + 1.0);
     if x < 0.0 || y < 0.0 {
         return 0.0;
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn between_the_pixels_brightness_is_blended() {
+    fn brightness_is_interpolated_between_pixels() {
         let picture: Picture = std::array::from_fn(|i| real(i % SIDE));
         assert!((sample(&picture, 3.0, 3.0) - 3.0).abs() < 1e-6);
         assert!((sample(&picture, 2.5, 6.5) - 2.5).abs() < 1e-6);

@@ -1,66 +1,64 @@
-//! The learning itself: epochs of small steps, each followed by a test.
+//! The training loop: epochs of small steps, each epoch followed by a test.
 //!
-//! Everything that happens is decided by the options and the data; no clock and no hidden chance
-//! is involved, so that the same seed gives the same numbers. Nothing is written or drawn here.
+//! The result depends on the options and the data only, so the same seed gives the same numbers.
 
-use candle_core::{D, Device, Tensor};
-use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, loss};
+use ndarray::Array2;
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use super::data::{self, CLASSES, Digits, PIXELS, Part, Picture, vary};
-use super::model::Mlp;
+use super::model::{Mlp, cross_entropy, read};
 use crate::cli::TrainOptions;
 use crate::error::Error;
-use crate::number::real64;
+use crate::number::{real64, single};
 
-/// How much smaller the last step is than the first.
+/// The last learning rate as a share of the first.
 const FINAL_RATE: f64 = 0.02;
 
-/// How well the network did after one epoch.
+/// The result of one epoch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Epoch {
     /// The number of the epoch, from 1.
     pub epoch: u16,
-    /// The mean loss while learning.
+    /// The mean loss over the training pictures, measured during the epoch.
     pub train_loss: f64,
-    /// The loss on digits it never learned from.
+    /// The mean loss over the test pictures, after the epoch.
     pub test_loss: f64,
-    /// The share of those digits that it read correctly.
+    /// The share of test pictures that the network reads correctly.
     pub test_accuracy: f64,
 }
 
-/// How often each digit (row) was taken for each digit (column).
+/// Number of test pictures for each written digit (row) and each digit read (column).
 pub type Confusion = [[u32; CLASSES]; CLASSES];
 
-/// Everything that is worth to be stored about a training.
+/// The contents of `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
     /// The name of the data set.
     pub data: &'static str,
-    /// How many pictures were learned from.
+    /// The number of training pictures.
     pub train_pictures: usize,
-    /// How many pictures were tested with.
+    /// The number of test pictures.
     pub test_pictures: usize,
     /// The neurons of each layer, input first.
     pub layers: Vec<usize>,
-    /// How many numbers the network consists of.
+    /// The number of trainable values of the network.
     pub weights: usize,
     /// The `--seed`.
     pub seed: u64,
     /// The other options.
     pub parameters: Parameters,
-    /// The share of test digits read correctly in the end.
+    /// The share of test pictures read correctly after the last epoch.
     pub test_accuracy: f64,
-    /// What happened in each epoch.
+    /// The result of each epoch.
     pub epochs: Vec<Epoch>,
-    /// How often each true digit (row) was read as each digit (column) in the end.
+    /// The confusion matrix after the last epoch.
     pub confusion: Confusion,
 }
 
-/// The options of a training, as they are stored.
+/// The options of a training, as stored in `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Parameters {
     /// The `--epochs`.
@@ -78,15 +76,15 @@ pub struct Parameters {
 /// A finished training.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The network, as it is in the end.
+    /// The trained network.
     pub model: Mlp,
-    /// The numbers.
+    /// The measured numbers.
     pub metrics: Metrics,
-    /// How the network reads each test picture in the end.
-    pub predictions: Vec<u32>,
+    /// The digit that the network reads in each test picture after the last epoch.
+    pub predictions: Vec<usize>,
 }
 
-/// Trains a network; `tell` is called after each epoch and can stop the training by an error.
+/// Trains a network; `tell` is called after each epoch and can stop the training with an error.
 pub fn learn(
     options: &TrainOptions,
     digits: &Digits,
@@ -95,24 +93,24 @@ pub fn learn(
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let hidden = usize::from(options.hidden);
     let layers = vec![PIXELS, hidden, hidden, CLASSES];
-    let model = Mlp::new(&layers, &mut rng)?;
-    let rates = ParamsAdamW { lr: options.learning_rate, ..ParamsAdamW::default() };
-    let mut optimizer = AdamW::new(model.vars(), rates)?;
+    let mut model = Mlp::new(&layers, &mut rng);
+    let test_input = matrix(&digits.test.pictures);
     let mut epochs = Vec::new();
     let mut predictions = Vec::new();
     for number in 1..=options.epochs {
-        optimizer.set_learning_rate(options.learning_rate * decay(number, options.epochs));
-        let train_loss = learn_epoch(options, &digits.train, &model, &mut optimizer, &mut rng)?;
-        let (test_loss, read) = test(&model, &digits.test)?;
+        let rate = single(options.learning_rate * decay(number, options.epochs));
+        let train_loss = learn_epoch(options, &digits.train, &mut model, rate, &mut rng);
+        let logits = model.forward(&test_input);
+        let (test_loss, _) = cross_entropy(&logits, &digits.test.labels);
+        predictions = read(&logits);
         if !train_loss.is_finite() || !test_loss.is_finite() {
-            return Err(Error::Diverged { epoch: usize::from(number) });
+            return Err(Error::Diverged { epoch: number });
         }
-        let correct = read.iter().zip(&digits.test.labels).filter(|(a, b)| a == b).count();
-        let test_accuracy = real64(correct) / real64(read.len().max(1));
+        let correct = predictions.iter().zip(&digits.test.labels).filter(|(a, b)| a == b).count();
+        let test_accuracy = real64(correct) / real64(predictions.len().max(1));
         let epoch = Epoch { epoch: number, train_loss, test_loss, test_accuracy };
         tell(&epoch)?;
         epochs.push(epoch);
-        predictions = read;
     }
     let metrics = Metrics {
         data: data::NAME,
@@ -135,57 +133,35 @@ pub fn learn(
     Ok(Outcome { model, metrics, predictions })
 }
 
-/// How large the steps of an epoch are, compared to the first: falling along a half cosine.
+/// The learning rate of an epoch as a share of the first: half a cosine wave, falling.
 fn decay(number: u16, all: u16) -> f64 {
     let done = f64::from(number.saturating_sub(1)) / f64::from(all.max(1));
     FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
 }
 
-/// Shows every picture in all its variations, in a random order; gives the mean loss.
-fn learn_epoch(
-    options: &TrainOptions,
-    part: &Part,
-    model: &Mlp,
-    optimizer: &mut AdamW,
-    rng: &mut ChaCha8Rng,
-) -> Result<f64, Error> {
+/// Learns from every variation of every picture, in random order; returns the mean loss.
+fn learn_epoch(options: &TrainOptions, part: &Part, model: &mut Mlp, rate: f32, rng: &mut ChaCha8Rng) -> f64 {
     let mut order: Vec<usize> =
         (0..part.len()).flat_map(|i| std::iter::repeat_n(i, options.variations.into())).collect();
     order.shuffle(rng);
     let mut sum = 0.0;
     for batch in order.chunks(usize::from(options.batch)) {
         let pictures: Vec<Picture> = batch.iter().map(|i| vary(&part.pictures[*i], rng)).collect();
-        let labels: Vec<u32> = batch.iter().map(|i| part.labels[*i]).collect();
-        let (input, truth) = tensors(&pictures, &labels)?;
-        let loss = loss::cross_entropy(&model.forward(&input)?, &truth)?;
-        optimizer.backward_step(&loss)?;
-        sum += f64::from(loss.to_scalar::<f32>()?) * real64(batch.len());
+        let labels: Vec<usize> = batch.iter().map(|i| part.labels[*i]).collect();
+        sum += model.learn(matrix(&pictures), &labels, rate) * real64(batch.len());
     }
-    Ok(sum / real64(order.len().max(1)))
+    sum / real64(order.len().max(1))
 }
 
-/// The loss on pictures that are not learned from, and how each of them is read.
-fn test(model: &Mlp, part: &Part) -> Result<(f64, Vec<u32>), Error> {
-    let (input, truth) = tensors(&part.pictures, &part.labels)?;
-    let logits = model.forward(&input)?;
-    let loss = loss::cross_entropy(&logits, &truth)?.to_scalar::<f32>()?;
-    let read = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    Ok((f64::from(loss), read))
+/// The pictures as rows of a matrix.
+fn matrix(pictures: &[Picture]) -> Array2<f32> {
+    Array2::from_shape_fn((pictures.len(), PIXELS), |(picture, pixel)| pictures[picture][pixel])
 }
 
-fn tensors(pictures: &[Picture], labels: &[u32]) -> Result<(Tensor, Tensor), Error> {
-    let pixels = pictures.as_flattened().to_vec();
-    let input = Tensor::from_vec(pixels, (pictures.len(), PIXELS), &Device::Cpu)?;
-    let truth = Tensor::from_vec(labels.to_vec(), labels.len(), &Device::Cpu)?;
-    Ok((input, truth))
-}
-
-fn confusion(truth: &[u32], read: &[u32]) -> Confusion {
+fn confusion(truth: &[usize], read: &[usize]) -> Confusion {
     let mut table = Confusion::default();
     for (truth, read) in truth.iter().zip(read) {
-        let row = usize::try_from(*truth).ok().and_then(|truth| table.get_mut(truth));
-        let cell = row.and_then(|row| row.get_mut(usize::try_from(*read).ok()?));
-        if let Some(cell) = cell {
+        if let Some(cell) = table.get_mut(*truth).and_then(|row| row.get_mut(*read)) {
             *cell += 1;
         }
     }
@@ -205,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn confusion_counts_what_is_taken_for_what() {
+    fn confusion_counts_written_and_read_digits() {
         let table = confusion(&[0, 0, 7], &[0, 3, 7]);
         assert_eq!((table[0][0], table[0][3], table[7][7]), (1, 1, 1));
         assert_eq!(table.iter().flatten().sum::<u32>(), 3);

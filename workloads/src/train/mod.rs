@@ -1,7 +1,4 @@
 //! The `train` job: a small neural network learns to read handwritten digits.
-//!
-//! This module runs the job from the data to the stored results. The data, the network, the
-//! learning itself and the picture each have a module of their own.
 
 mod data;
 mod learning;
@@ -19,7 +16,7 @@ use crate::error::Error;
 use crate::output::OutputDir;
 use crate::progress::Reporter;
 
-/// Trains, tells the progress of each epoch, and stores the model, the numbers and the picture.
+/// Trains, reports each epoch, and stores the model, the numbers and the picture.
 pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut Reporter<W>) -> Result<Metrics, Error> {
     let digits = Digits::load()?;
     reporter.log(&format!(
@@ -30,7 +27,7 @@ pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut 
     let outcome = learn(options, &digits, &mut |epoch| tell(epoch, options, reporter))?;
     let metrics = &outcome.metrics;
     let stored = [
-        output.write_with("model.safetensors", |path| Ok(outcome.model.save(path)?))?,
+        output.write("model.safetensors", &outcome.model.to_safetensors()?)?,
         output.write_json("metrics.json", metrics)?,
         output.write("training.png", &picture::draw(metrics, &digits.test, &outcome.predictions)?)?,
     ];
@@ -45,7 +42,7 @@ pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut 
 
 fn tell<W: Write>(epoch: &Epoch, options: &TrainOptions, reporter: &mut Reporter<W>) -> Result<(), Error> {
     let (number, all) = (epoch.epoch, options.epochs);
-    // The last bit is for storing the results.
+    // The last percent is reported when the results are stored.
     let fraction = 0.99 * f64::from(number) / f64::from(all);
     reporter.progress(fraction, &format!("epoch {number} of {all}"))?;
     reporter.metric(&[
@@ -86,8 +83,9 @@ mod tests {
         assert_eq!(stored["seed"], 7);
         assert_eq!(stored["epochs"].as_array().unwrap().len(), 4);
 
-        let weights = candle_core::safetensors::load(dir.path().join("model.safetensors"), &candle_core::Device::Cpu);
-        assert_eq!(weights.unwrap()["layer1.weight"].dims(), [32, 64]);
+        let weights = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        let weights = safetensors::SafeTensors::deserialize(&weights).unwrap();
+        assert_eq!(weights.tensor("layer1.weight").unwrap().shape(), [32, 64]);
 
         let picture = std::fs::File::open(dir.path().join("training.png")).unwrap();
         let picture = png::Decoder::new(std::io::BufReader::new(picture)).read_info().unwrap();
@@ -107,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_training_which_diverges_is_an_error() {
+    fn a_training_that_diverges_is_an_error() {
         let digits = Digits::load().unwrap();
         let options = TrainOptions { learning_rate: f64::MAX, ..OPTIONS };
         let error = learn(&options, &digits, &mut |_| Ok(())).unwrap_err();

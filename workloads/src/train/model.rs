@@ -1,71 +1,173 @@
-//! The network: layers of neurons, each connected to all of the layer before.
-//!
-//! Its weights start from the caller's random numbers, since those of the tensor library cannot be
-//! repeated. How it learns does not belong here.
+//! The network: fully connected layers with rectifiers between them, trained with `AdamW`.
 
-use std::collections::HashMap;
-use std::path::Path;
-
-use candle_core::{Device, Result, Tensor, Var};
-use candle_nn::{Linear, Module};
+use ndarray::{Array, Array2, Axis, Dimension, Ix1, Ix2, Zip};
 use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use crate::number::{real, single};
+use super::data::CLASSES;
+use crate::number::{real, real64};
 
-/// A network of fully connected layers with rectifiers between them.
+// The usual constants of AdamW: the decay of both moving averages, the guard against a division by
+// zero, and the weight decay.
+const MEAN_DECAY: f32 = 0.9;
+const SQUARE_DECAY: f32 = 0.999;
+const EPSILON: f32 = 1e-8;
+const WEIGHT_DECAY: f32 = 0.01;
+
+/// A network of fully connected layers.
 #[derive(Debug)]
 pub struct Mlp {
-    layers: Vec<Linear>,
-    vars: Vec<(String, Var)>,
+    layers: Vec<Layer>,
+    steps: i32,
+}
+
+/// One layer. The weights have a row for each output, as in PyTorch.
+#[derive(Debug)]
+struct Layer {
+    weight: Parameter<Ix2>,
+    bias: Parameter<Ix1>,
+}
+
+/// Trainable values, each with the moving averages of its gradient and of the gradient's square.
+#[derive(Debug)]
+struct Parameter<D: Dimension> {
+    value: Array<f32, D>,
+    mean: Array<f32, D>,
+    square: Array<f32, D>,
+}
+
+/// The values of a parameter as safetensors stores them.
+struct Encoded {
+    name: String,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
 }
 
 impl Mlp {
-    /// A network which knows nothing yet; `sizes` are the neurons of each layer, input first.
-    pub fn new(sizes: &[usize], rng: &mut ChaCha8Rng) -> Result<Self> {
-        let mut network = Self { layers: Vec::new(), vars: Vec::new() };
-        for (number, pair) in sizes.windows(2).enumerate() {
-            let &[inputs, outputs] = pair else { continue };
-            let bound = single((6.0 / f64::from(real(inputs.max(1)))).sqrt());
-            let start: Vec<f32> = (0..inputs * outputs).map(|_| rng.random_range(-bound..bound)).collect();
-            let weight = Var::from_vec(start, (outputs, inputs), &Device::Cpu)?;
-            let bias = Var::from_vec(vec![0.0_f32; outputs], outputs, &Device::Cpu)?;
-            let layer = Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
-            network.layers.push(layer);
-            network.vars.push((format!("layer{}.weight", number + 1), weight));
-            network.vars.push((format!("layer{}.bias", number + 1), bias));
-        }
-        Ok(network)
+    /// An untrained network with random weights; `sizes` counts the neurons of each layer, input first.
+    pub fn new(sizes: &[usize], rng: &mut ChaCha8Rng) -> Self {
+        let layers = sizes.iter().zip(sizes.iter().skip(1)).map(|(inputs, outputs)| {
+            // He initialisation keeps the variance of the signal through the rectifiers.
+            let bound = (6.0 / real((*inputs).max(1))).sqrt();
+            Layer {
+                weight: Parameter::new(Array::from_shape_simple_fn((*outputs, *inputs), || {
+                    rng.random_range(-bound..bound)
+                })),
+                bias: Parameter::new(Array::zeros(*outputs)),
+            }
+        });
+        Self { layers: layers.collect(), steps: 0 }
     }
 
-    /// What learning may change.
-    pub fn vars(&self) -> Vec<Var> {
-        self.vars.iter().map(|(_, var)| var.clone()).collect()
-    }
-
-    /// How many numbers learning may change.
+    /// The number of trainable values.
     pub fn weights(&self) -> usize {
-        self.vars.iter().map(|(_, var)| var.elem_count()).sum()
+        self.layers.iter().map(|layer| layer.weight.value.len() + layer.bias.value.len()).sum()
     }
 
-    /// Stores all weights in the safetensors format.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let tensors = self.vars.iter().map(|(name, var)| (name.as_str(), var.as_tensor().clone()));
-        candle_core::safetensors::save(&tensors.collect::<HashMap<_, _>>(), path)
+    /// The output for each row of the input, before the softmax.
+    pub fn forward(&self, input: &Array2<f32>) -> Array2<f32> {
+        self.activations(input.clone()).pop().unwrap_or_default()
+    }
+
+    /// The input of each layer, and the output of the last layer.
+    fn activations(&self, input: Array2<f32>) -> Vec<Array2<f32>> {
+        let mut values = vec![input];
+        for (number, layer) in self.layers.iter().enumerate() {
+            let Some(input) = values.last() else { break };
+            let mut output = input.dot(&layer.weight.value.t()) + &layer.bias.value;
+            if number + 1 < self.layers.len() {
+                output.mapv_inplace(|value| value.max(0.0));
+            }
+            values.push(output);
+        }
+        values
+    }
+
+    /// Takes one step of gradient descent; returns the loss before the step.
+    pub fn learn(&mut self, input: Array2<f32>, labels: &[usize], rate: f32) -> f64 {
+        self.steps = self.steps.saturating_add(1);
+        let mut values = self.activations(input);
+        let (loss, mut gradient) = cross_entropy(&values.pop().unwrap_or_default(), labels);
+        for (layer, input) in self.layers.iter_mut().zip(values).rev() {
+            let weight = gradient.t().dot(&input);
+            let bias = gradient.sum_axis(Axis(0));
+            gradient = gradient.dot(&layer.weight.value);
+            // A rectifier that gave zero passes no gradient on.
+            gradient.zip_mut_with(&input, |slope, value| *slope = if *value > 0.0 { *slope } else { 0.0 });
+            layer.weight.step(&weight, rate, self.steps);
+            layer.bias.step(&bias, rate, self.steps);
+        }
+        loss
+    }
+
+    /// All weights in the safetensors format.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>, SafeTensorError> {
+        let encoded: Vec<Encoded> = (1..)
+            .zip(&self.layers)
+            .flat_map(|(number, layer)| {
+                [layer.weight.encode(format!("layer{number}.weight")), layer.bias.encode(format!("layer{number}.bias"))]
+            })
+            .collect();
+        let views = encoded.iter().map(|Encoded { name, shape, bytes }| {
+            TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name, view))
+        });
+        serialize(views.collect::<Result<Vec<_>, _>>()?, None)
     }
 }
 
-impl Module for Mlp {
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let mut values = input.clone();
-        for (number, layer) in self.layers.iter().enumerate() {
-            if number > 0 {
-                values = values.relu()?;
-            }
-            values = layer.forward(&values)?;
-        }
-        Ok(values)
+impl<D: Dimension> Parameter<D> {
+    fn new(value: Array<f32, D>) -> Self {
+        Self { mean: Array::zeros(value.raw_dim()), square: Array::zeros(value.raw_dim()), value }
     }
+
+    /// One step of `AdamW`; `steps` counts the steps so far, including this step.
+    fn step(&mut self, gradient: &Array<f32, D>, rate: f32, steps: i32) {
+        // The moving averages start at zero; the division undoes the bias of the first steps.
+        let (mean_share, square_share) = (1.0 - MEAN_DECAY.powi(steps), 1.0 - SQUARE_DECAY.powi(steps));
+        Zip::from(&mut self.value).and(&mut self.mean).and(&mut self.square).and(gradient).for_each(
+            |value, mean, square, slope| {
+                *mean += (1.0 - MEAN_DECAY) * (slope - *mean);
+                *square += (1.0 - SQUARE_DECAY) * (slope * slope - *square);
+                let direction = (*mean / mean_share) / ((*square / square_share).sqrt() + EPSILON);
+                *value -= rate * (direction + WEIGHT_DECAY * *value);
+            },
+        );
+    }
+
+    fn encode(&self, name: String) -> Encoded {
+        let bytes = self.value.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Encoded { name, shape: self.value.shape().to_vec(), bytes }
+    }
+}
+
+/// The mean loss of a batch, and the gradient of the loss with respect to the logits.
+pub(super) fn cross_entropy(logits: &Array2<f32>, labels: &[usize]) -> (f64, Array2<f32>) {
+    let count = labels.len().max(1);
+    let mut loss = 0.0;
+    let mut gradient = logits.clone();
+    for (mut row, label) in gradient.rows_mut().into_iter().zip(labels) {
+        // Subtracting the greatest logit keeps the exponentials finite.
+        let greatest = row.fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        row -= greatest;
+        let logit = row.get(*label).copied().unwrap_or(f32::NAN);
+        row.mapv_inplace(f32::exp);
+        let sum = row.sum();
+        loss += f64::from(sum.ln() - logit);
+        row /= sum;
+        if let Some(slope) = row.get_mut(*label) {
+            *slope -= 1.0;
+        }
+    }
+    (loss / real64(count), gradient / real(count))
+}
+
+/// The digit with the greatest logit in each row.
+pub(super) fn read(logits: &Array2<f32>) -> Vec<usize> {
+    let best =
+        |row: ndarray::ArrayView1<'_, f32>| (0..CLASSES.min(row.len())).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+    logits.rows().into_iter().map(|row| best(row).unwrap_or_default()).collect()
 }
 
 #[cfg(test)]
@@ -74,10 +176,37 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn the_network_has_the_shape_that_was_asked_for() {
-        let network = Mlp::new(&[64, 20, 10], &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+    fn the_network_has_the_given_shape() {
+        let network = Mlp::new(&[64, 20, 10], &mut ChaCha8Rng::seed_from_u64(1));
         assert_eq!(network.weights(), 64 * 20 + 20 + 20 * 10 + 10);
-        let input = Tensor::zeros((3, 64), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert_eq!(network.forward(&input).unwrap().dims(), [3, 10]);
+        assert_eq!(network.forward(&Array2::zeros((3, 64))).dim(), (3, 10));
+    }
+
+    #[test]
+    fn the_gradient_is_the_slope_of_the_loss() {
+        const STEP: f32 = 1e-2;
+        let logits = Array2::from_shape_fn((2, 3), |(row, column)| real(row * 3 + column) * 0.4 - 1.0);
+        let labels = [2, 0];
+        let (_, gradient) = cross_entropy(&logits, &labels);
+        for place in [(0, 0), (0, 2), (1, 0), (1, 1)] {
+            let loss_at = |offset: f32| {
+                let mut moved = logits.clone();
+                moved[place] += offset;
+                cross_entropy(&moved, &labels).0
+            };
+            let slope = (loss_at(STEP) - loss_at(-STEP)) / f64::from(2.0 * STEP);
+            assert!((slope - f64::from(gradient[place])).abs() < 1e-4, "{place:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_lowers_the_loss() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut network = Mlp::new(&[4, 8, 3], &mut rng);
+        let input = Array2::from_shape_simple_fn((6, 4), || rng.random_range(0.0..1.0));
+        let labels = [0, 1, 2, 0, 1, 2];
+        let first = network.learn(input.clone(), &labels, 0.01);
+        let losses: Vec<f64> = (0..50).map(|_| network.learn(input.clone(), &labels, 0.01)).collect();
+        assert!(losses[49] < first * 0.9, "{first} to {}", losses[49]);
     }
 }

@@ -1,36 +1,87 @@
-//! The picture of a training: the curves, the confusion matrix, and some digits as they were read.
-//!
-//! Only the composition is here; how lines and letters are drawn is told in `canvas` and `chart`.
+//! The picture of a training: the curves, the confusion matrix, and some digits.
 
-use super::data::{Part, Picture, SIDE};
-use super::learning::Metrics;
-use crate::canvas::{Align, Canvas, Colour, Point, Rect, TextStyle};
-use crate::chart::{ACCENT, Chart, INK, LINE, MUTED, PAPER, Series, draw_card, draw_chart, round_step};
+use std::ops::Range;
+
+use plotters::prelude::*;
+use plotters::style::register_font;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::data::{CLASSES, Part, Picture, SIDE};
+use super::learning::{Confusion, Epoch, Metrics};
 use crate::error::Error;
-use crate::number::{floor_index, real, single};
+use crate::output::encode_png;
 
-/// Width and height of the picture.
+/// Width and height of the picture in pixels.
 const SIZE: (usize, usize) = (1280, 1000);
+/// The picture is drawn larger by this factor and then scaled down, which smooths all edges.
+const SCALE: usize = 2;
+const FONT: &str = "Ubuntu";
 
-const LEFT: f32 = 40.0;
+const PAPER: RGBColor = RGBColor(0xf6, 0xf7, 0xf9);
+const INK: RGBColor = RGBColor(0x1c, 0x23, 0x2e);
+const MUTED: RGBColor = RGBColor(0x6b, 0x74, 0x84);
+const LINE: RGBColor = RGBColor(0xe3, 0xe6, 0xeb);
+const ACCENT: RGBColor = RGBColor(0x1f, 0x6f, 0xeb);
+
+/// Number of digits shown as samples.
 const SAMPLES: usize = 15;
-/// At most so many of the shown samples are mistakes.
+/// Maximum number of misread digits among the samples.
 const MISTAKES: usize = 5;
 
-/// Draws the whole picture and encodes it.
-pub(super) fn draw(metrics: &Metrics, test: &Part, read: &[u32]) -> Result<Vec<u8>, Error> {
-    let mut canvas = Canvas::new(SIZE.0, SIZE.1, PAPER);
-    draw_header(&mut canvas, metrics);
-    draw_loss(&mut canvas, Rect::new(LEFT, 124.0, 660.0, 322.0), metrics);
-    draw_accuracy(&mut canvas, Rect::new(LEFT, 466.0, 660.0, 322.0), metrics);
-    draw_confusion(&mut canvas, Rect::new(720.0, 124.0, 520.0, 664.0), metrics);
-    draw_samples(&mut canvas, Rect::new(LEFT, 808.0, 1200.0, 158.0), test, read);
-    canvas.to_png()
+type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
+
+/// A curve of a chart: label, colour, and a value for each epoch.
+type Curve = (&'static str, RGBColor, fn(&Epoch) -> f64);
+
+/// Draws the whole picture and encodes it as PNG.
+pub(super) fn draw(metrics: &Metrics, test: &Part, read: &[usize]) -> Result<Vec<u8>, Error> {
+    register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT).map_err(|_| Error::Font)?;
+    let (width, height) = (SIZE.0 * SCALE, SIZE.1 * SCALE);
+    let mut pixels = vec![0; 3 * width * height];
+    {
+        let size = (u32::try_from(width).unwrap_or(0), u32::try_from(height).unwrap_or(0));
+        let sheet = BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area();
+        sheet.fill(&PAPER)?;
+        let (header, sheet) = sheet.margin(px(26), px(16), px(30), px(30)).split_vertically(px(88));
+        let (results, samples) = sheet.split_vertically(px(690));
+        let (curves, matrix) = results.split_horizontally(px(690));
+        let (loss, accuracy) = curves.split_vertically(px(345));
+        draw_header(&header, metrics)?;
+        draw_loss(&loss, &metrics.epochs)?;
+        draw_accuracy(&accuracy, &metrics.epochs)?;
+        draw_confusion(&matrix, &metrics.confusion)?;
+        draw_samples(&samples, test, read)?;
+        sheet.present()?;
+    }
+    encode_png(SIZE.0, SIZE.1, &scale_down(&pixels))
 }
 
-fn draw_header(canvas: &mut Canvas, metrics: &Metrics) {
-    let title = TextStyle::title(INK);
-    canvas.text(Point::new(LEFT, 48.0), "Reading handwritten digits", title);
+/// A length on the final picture, in pixels of the larger drawing.
+fn px(length: i32) -> i32 {
+    length * i32::try_from(SCALE).unwrap_or(1)
+}
+
+/// Replaces each block of `SCALE` by `SCALE` pixels by its mean colour.
+fn scale_down(pixels: &[u8]) -> Vec<u8> {
+    let width = SIZE.0 * SCALE;
+    let mean = |i: usize| {
+        let (row, column, channel) = (i / 3 / SIZE.0, i / 3 % SIZE.0, i % 3);
+        let places = (0..SCALE * SCALE).map(|k| (row * SCALE + k / SCALE) * width + column * SCALE + k % SCALE);
+        let sum: usize = places.map(|place| usize::from(pixels[3 * place + channel])).sum();
+        u8::try_from(sum / (SCALE * SCALE)).unwrap_or(u8::MAX)
+    };
+    (0..3 * SIZE.0 * SIZE.1).map(mean).collect()
+}
+
+fn font(size: i32, colour: RGBColor) -> TextStyle<'static> {
+    (FONT, px(size)).into_font().color(&colour)
+}
+
+fn centred(style: &TextStyle<'static>) -> TextStyle<'static> {
+    style.pos(Pos::new(HPos::Center, VPos::Center))
+}
+
+fn draw_header(area: &Area<'_>, metrics: &Metrics) -> Result<(), Error> {
     let layers: Vec<String> = metrics.layers.iter().map(ToString::to_string).collect();
     let about = format!(
         "network {}, weights {}, epochs {}, batch {}, learning rate {}, seed {}",
@@ -41,146 +92,151 @@ fn draw_header(canvas: &mut Canvas, metrics: &Metrics) {
         metrics.parameters.learning_rate,
         metrics.seed
     );
-    let small = TextStyle::small(MUTED);
-    canvas.text(Point::new(LEFT, 86.0), &about, small);
+    area.draw_text("Reading handwritten digits", &font(38, INK), (px(10), px(5)))?;
+    area.draw_text(&about, &font(18, MUTED), (px(10), px(52)))?;
+    let right = px(1210);
+    let aligned = |style: TextStyle<'static>| style.pos(Pos::new(HPos::Right, VPos::Top));
     let result = format!("{:.1} %", 100.0 * metrics.test_accuracy);
-    let right = real(SIZE.0) - LEFT;
-    canvas.text(Point::new(right, 48.0), &result, TextStyle::title(ACCENT).aligned(Align::Right));
+    area.draw_text(&result, &aligned(font(38, ACCENT)), (right, px(5)))?;
     let below = format!("of {} test digits correct", metrics.test_pictures);
-    canvas.text(Point::new(right, 86.0), &below, small.aligned(Align::Right));
+    Ok(area.draw_text(&below, &aligned(font(18, MUTED)), (right, px(52)))?)
 }
 
-fn draw_loss(canvas: &mut Canvas, area: Rect, metrics: &Metrics) {
-    let train: Vec<f32> = metrics.epochs.iter().map(|epoch| single(epoch.train_loss)).collect();
-    let test: Vec<f32> = metrics.epochs.iter().map(|epoch| single(epoch.test_loss)).collect();
-    let most = train.iter().chain(&test).copied().fold(0.0, f32::max);
-    let step = round_step(most / 5.0);
-    let chart = Chart {
-        title: "Loss",
-        x_label: "epoch",
-        series: &[
-            Series { label: "training", values: &train, colour: MUTED, strong: false },
-            Series { label: "test", values: &test, colour: ACCENT, strong: true },
-        ],
-        low: 0.0,
-        high: (most / step).ceil().max(1.0) * step,
-        decimals: decimals(step),
-        unit: "",
-    };
-    draw_chart(canvas, area, &chart);
+/// Draws a white card with a heading; returns the area below the heading.
+fn card<'a>(area: &Area<'a>, title: &str) -> Result<Area<'a>, Error> {
+    let area = area.margin(px(10), px(10), px(10), px(10));
+    area.fill(&LINE)?;
+    let area = area.margin(px(1), px(1), px(1), px(1));
+    area.fill(&WHITE)?;
+    area.draw_text(title, &font(22, INK), (px(22), px(16)))?;
+    Ok(area.margin(px(50), px(12), px(22), px(22)))
 }
 
-fn draw_accuracy(canvas: &mut Canvas, area: Rect, metrics: &Metrics) {
-    let test: Vec<f32> = metrics.epochs.iter().map(|epoch| single(100.0 * epoch.test_accuracy)).collect();
-    let least = test.iter().copied().fold(100.0, f32::min);
-    let step = round_step((100.0 - least).max(1.0) / 5.0);
-    let chart = Chart {
-        title: "Accuracy",
-        x_label: "epoch",
-        series: &[Series { label: "test", values: &test, colour: ACCENT, strong: true }],
-        low: 100.0 - (((100.0 - least) / step).ceil().max(1.0) * step).min(100.0),
-        high: 100.0,
-        decimals: decimals(step),
-        unit: " %",
-    };
-    draw_chart(canvas, area, &chart);
+fn draw_loss(area: &Area<'_>, epochs: &[Epoch]) -> Result<(), Error> {
+    let curves: [Curve; 2] = [("training", MUTED, |epoch| epoch.train_loss), ("test", ACCENT, |epoch| epoch.test_loss)];
+    let most = epochs.iter().map(|epoch| epoch.train_loss.max(epoch.test_loss)).fold(1e-3, f64::max);
+    draw_chart(&card(area, "Loss")?, 0.0..most * 1.05, "", epochs, &curves)
 }
 
-/// How many decimals are needed to tell multiples of a round step apart.
-fn decimals(step: f32) -> usize {
-    floor_index((-step.log10() - 0.01).ceil())
+fn draw_accuracy(area: &Area<'_>, epochs: &[Epoch]) -> Result<(), Error> {
+    let curves: [Curve; 1] = [("test", ACCENT, |epoch| 100.0 * epoch.test_accuracy)];
+    let least = epochs.iter().map(|epoch| 100.0 * epoch.test_accuracy).fold(99.5, f64::min);
+    let low = (least - 0.1 * (100.0 - least)).max(0.0);
+    draw_chart(&card(area, "Accuracy on the test digits")?, low..100.0, " %", epochs, &curves)
 }
 
-fn draw_confusion(canvas: &mut Canvas, area: Rect, metrics: &Metrics) {
-    const CELL: f32 = 43.0;
-    draw_card(canvas, area, "Confusion matrix");
-    let table = Rect::new(area.x + 68.0, area.y + 96.0, CELL * 10.0, CELL * 10.0);
-    let label = TextStyle::small_bold(MUTED).aligned(Align::Centre);
-    for (row, counts) in metrics.confusion.iter().enumerate() {
-        let along = real(row) * CELL + CELL / 2.0;
-        canvas.text(Point::new(table.x - 22.0, table.y + along), &row.to_string(), label);
-        canvas.text(Point::new(table.x + along, table.y - 20.0), &row.to_string(), label);
-        let most = counts.iter().sum::<u32>().max(1);
-        for (column, count) in counts.iter().enumerate() {
-            let place = Rect::new(
-                table.x + real(column) * CELL + 1.5,
-                table.y + real(row) * CELL + 1.5,
-                CELL - 3.0,
-                CELL - 3.0,
-            );
-            draw_cell(canvas, place, *count, most);
+fn draw_chart(area: &Area<'_>, range: Range<f64>, unit: &str, epochs: &[Epoch], curves: &[Curve]) -> Result<(), Error> {
+    let low = range.start;
+    let last = i32::try_from(epochs.len()).unwrap_or(i32::MAX);
+    let mut chart = ChartBuilder::on(area)
+        .margin_right(px(8))
+        .x_label_area_size(px(50))
+        .y_label_area_size(px(62))
+        .build_cartesian_2d(1..last.max(2), range)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(LINE.stroke_width(2))
+        .axis_style(MUTED.stroke_width(2))
+        .set_all_tick_mark_size(px(5))
+        .label_style(font(16, MUTED))
+        .x_labels(16)
+        .y_labels(6)
+        .y_label_formatter(&|value| format!("{}{unit}", (value * 1000.0).round() / 1000.0))
+        .x_desc("epoch")
+        .draw()?;
+    for (label, colour, value) in curves {
+        let points: Vec<(i32, f64)> = (1..).zip(epochs.iter().map(value)).collect();
+        let style = colour.stroke_width(5);
+        if *colour == ACCENT {
+            chart.draw_series(AreaSeries::new(points.iter().copied(), low, ACCENT.mix(0.07)))?;
+        }
+        // Markers would hide a curve of many epochs.
+        let marker = if points.len() <= 32 { 4 } else { 0 };
+        chart
+            .draw_series(LineSeries::new(points, style.filled()).point_size(u32::try_from(px(marker)).unwrap_or(0)))?
+            .label(*label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + px(22), y)], style));
+    }
+    if curves.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(font(16, MUTED))
+            .legend_area_size(px(30))
+            .draw()?;
+    }
+    Ok(())
+}
+
+fn draw_confusion(area: &Area<'_>, confusion: &Confusion) -> Result<(), Error> {
+    const CELL: i32 = 43;
+    let area = card(area, "Confusion matrix")?;
+    let label = centred(&font(16, MUTED));
+    for (row, counts) in (0..).zip(confusion) {
+        let along = px(CELL * row + CELL / 2);
+        area.draw_text(&row.to_string(), &label, (px(18), px(48) + along))?;
+        area.draw_text(&row.to_string(), &label, (px(38) + along, px(22)))?;
+        let all = counts.iter().sum::<u32>().max(1);
+        for (column, count) in (0..).zip(counts) {
+            let (x, y) = (px(38 + CELL * column), px(48 + CELL * row));
+            let share = f64::from(*count) / f64::from(all);
+            // The least strength makes even a single mistake visible.
+            let colour = if *count == 0 { PAPER.to_rgba() } else { ACCENT.mix(0.12 + 0.88 * share) };
+            let cell = [(x + px(1), y + px(1)), (x + px(CELL - 2), y + px(CELL - 2))];
+            area.draw(&Rectangle::new(cell, colour.filled()))?;
+            if *count > 0 {
+                let ink = if share > 0.45 { WHITE } else { INK };
+                let middle = (x + px(CELL / 2), y + px(CELL / 2));
+                area.draw_text(&count.to_string(), &centred(&font(17, ink)), middle)?;
+            }
         }
     }
-    let style = TextStyle::small(MUTED);
-    let x = area.x + 24.0;
-    canvas.text(Point::new(x, table.bottom() + 40.0), "row: the digit that was written", style);
-    canvas.text(Point::new(x, table.bottom() + 64.0), "column: the digit that was read", style);
-    let mistakes = metrics.confusion.iter().enumerate().flat_map(|(row, counts)| {
-        counts.iter().enumerate().filter(move |(column, _)| *column != row).map(|(_, count)| count)
-    });
-    let mistakes: u32 = mistakes.sum();
-    let told = format!("{mistakes} of {} misread", metrics.test_pictures);
-    canvas.text(Point::new(x, table.bottom() + 100.0), &told, TextStyle::small_bold(INK));
+    let all: u32 = confusion.iter().flatten().sum();
+    let correct: u32 = (0..CLASSES).map(|digit| confusion[digit][digit]).sum();
+    let below = px(48 + CELL * 10);
+    area.draw_text("row: the written digit", &font(16, MUTED), (0, below + px(22)))?;
+    area.draw_text("column: the digit that the network read", &font(16, MUTED), (0, below + px(44)))?;
+    Ok(area.draw_text(&format!("{} of {all} misread", all - correct), &font(18, INK), (0, below + px(74)))?)
 }
 
-fn draw_cell(canvas: &mut Canvas, place: Rect, count: u32, most: u32) {
-    if count == 0 {
-        canvas.rounded(place, 5.0, PAPER);
-        return;
+fn draw_samples(area: &Area<'_>, test: &Part, read: &[usize]) -> Result<(), Error> {
+    let area = card(area, "Samples, and the digits that the network read")?;
+    let samples = choose(&test.labels, read);
+    for (place, sample) in area.split_evenly((1, SAMPLES)).iter().zip(samples) {
+        let (written, read) = (test.labels[sample], read[sample]);
+        let colour = if written == read { INK } else { ACCENT };
+        draw_digit(place, &test.pictures[sample], colour)?;
+        let below = if written == read { read.to_string() } else { format!("{read} not {written}") };
+        place.draw_text(&below, &centred(&font(17, colour)), (px(39), px(80)))?;
     }
-    let share = single(f64::from(count) / f64::from(most));
-    // Even a single mistake must be seen.
-    let colour = Colour::WHITE.mix(ACCENT, 0.12 + 0.88 * share);
-    canvas.rounded(place, 5.0, colour);
-    let ink = if share > 0.45 { Colour::WHITE } else { INK };
-    let style = TextStyle::small(ink).aligned(Align::Centre);
-    canvas.text(place.centre(), &count.to_string(), style);
+    Ok(())
 }
 
-fn draw_samples(canvas: &mut Canvas, area: Rect, test: &Part, read: &[u32]) {
-    draw_card(canvas, area, "Samples");
-    let note = TextStyle::small(MUTED).aligned(Align::Right);
-    let told = "below: the digit that was read, and for mistakes the one that was written";
-    canvas.text(Point::new(area.right() - 28.0, area.y + 30.0), told, note);
-    let side = real(SIDE) * 8.0;
-    let gap = (area.width - 48.0 - side * real(SAMPLES)) / real(SAMPLES - 1);
-    for (number, sample) in choose(&test.labels, read).into_iter().enumerate() {
-        let x = (area.x + 24.0 + real(number) * (side + gap)).round();
-        let place = Rect::new(x, area.y + 54.0, side, side);
-        draw_digit(canvas, place, &test.pictures[sample]);
-        let (truth, read) = (test.labels[sample], read[sample]);
-        let below = Point::new(place.centre().x, place.bottom() + 20.0);
-        if truth == read {
-            let style = TextStyle::small(INK).aligned(Align::Centre);
-            canvas.text(below, &read.to_string(), style);
-        } else {
-            canvas.outline(place.grown(2.0), 3.0, 3.0, ACCENT);
-            let style = TextStyle::small_bold(ACCENT).aligned(Align::Centre);
-            canvas.text(below, &format!("{read} not {truth}"), style);
+fn draw_digit(area: &Area<'_>, picture: &Picture, ink: RGBColor) -> Result<(), Error> {
+    const PIXEL: i32 = 8;
+    for (row, line) in (0..).zip(picture.chunks(SIDE)) {
+        for (column, brightness) in (0..).zip(line) {
+            let (x, y) = (px(7 + PIXEL * column), px(PIXEL * row));
+            area.draw(&Rectangle::new([(x, y), (x + px(PIXEL), y + px(PIXEL))], PAPER.filled()))?;
+            let colour = ink.mix(f64::from(*brightness));
+            area.draw(&Rectangle::new([(x, y), (x + px(PIXEL), y + px(PIXEL))], colour.filled()))?;
         }
     }
+    Ok(())
 }
 
-fn draw_digit(canvas: &mut Canvas, place: Rect, picture: &Picture) {
-    let step = place.width / real(SIDE);
-    for (i, brightness) in picture.iter().enumerate() {
-        let (x, y) = (real(i % SIDE) * step, real(i / SIDE) * step);
-        let pixel = Rect::new(place.x + x, place.y + y, step, step);
-        canvas.fill(pixel, PAPER.mix(INK, *brightness));
-    }
-    canvas.outline(place, 0.0, 1.0, LINE);
-}
-
-/// Which test pictures to show: one of each digit that was read well, then some mistakes.
-fn choose(truth: &[u32], read: &[u32]) -> Vec<usize> {
+/// Chooses the test pictures to show: correctly read digits in order, then some mistakes.
+fn choose(truth: &[usize], read: &[usize]) -> Vec<usize> {
     let is_right = |i: &usize| truth[*i] == read[*i];
     let all = truth.len().min(read.len());
     let mistakes: Vec<usize> = (0..all).filter(|i| !is_right(i)).take(MISTAKES).collect();
     let wanted = SAMPLES - mistakes.len();
     let mut right: Vec<usize> = Vec::new();
-    // More rounds than needed, since the network may never read some digit well.
+    // More rounds than usual are needed if the network never reads some digit correctly.
     for round in 0..wanted {
-        for digit in 0..10 {
+        for digit in 0..CLASSES {
             right.extend((0..all).filter(is_right).filter(|i| truth[*i] == digit).nth(round));
         }
     }
@@ -195,7 +251,7 @@ mod tests {
 
     #[test]
     fn samples_show_each_digit_and_some_mistakes() {
-        let truth: Vec<u32> = (0..200).map(|i| i % 10).collect();
+        let truth: Vec<usize> = (0..200).map(|i| i % 10).collect();
         let mut read = truth.clone();
         for wrong in &mut read[20..60] {
             *wrong = (*wrong + 1) % 10;
@@ -205,12 +261,5 @@ mod tests {
         assert_eq!(chosen[..10].iter().map(|i| truth[*i]).collect::<Vec<_>>(), truth[..10]);
         assert!(chosen[10..].iter().all(|i| truth[*i] != read[*i]));
         assert_eq!(choose(&truth, &truth).len(), SAMPLES);
-    }
-
-    #[test]
-    fn decimals_fit_the_step() {
-        for (step, expected) in [(20.0, 0), (5.0, 0), (1.0, 0), (0.5, 1), (0.2, 1), (0.05, 2)] {
-            assert_eq!(decimals(step), expected, "{step}");
-        }
     }
 }
