@@ -22,8 +22,7 @@ import() {
   have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.workload"}}' "$image" 2>/dev/null || true)"
   [ "$have" != "$stamp" ] || return 0
   tar -C "$root" --sort=name --mtime=@0 --owner=0 --group=0 -c . |
-    "$docker" import --change "ENTRYPOINT [\"/$binary\"]" --change "LABEL gpubnb.workload=$stamp" \
-      --change 'ENV RAYON_NUM_THREADS=1' - "$image" >/dev/null
+    "$docker" import --change "ENTRYPOINT [\"/$binary\"]" --change "LABEL gpubnb.workload=$stamp" - "$image" >/dev/null
   echo "images: $image imported"
 }
 import gpubnb-workload gpubnb/workloads:1
