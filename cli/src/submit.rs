@@ -1,15 +1,14 @@
 //! `gpubnb run`: puts the files, submits the job, follows it, and fetches what it leaves.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use gpubnb_events::{CommandId, JobId};
+use gpubnb_events::{CommandId, job_request::InputRequest};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
 use crate::{api::Api, args::Run, follow, stream};
@@ -19,7 +18,8 @@ pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
     for input in &run.inputs {
         inputs.push(put(api, input).await?);
     }
-    let submitted = api.post("/jobs", &body(&run, inputs)?).await?;
+    let request = run.request(inputs)?;
+    let submitted = api.post("/jobs", &serde_json::to_value(&request)?).await?;
     let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
     if run.detach {
         say!("{}", if json { submitted.to_string() } else { job });
@@ -39,29 +39,8 @@ pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
     Ok(follow::exit_code(&ended))
 }
 
-fn body(run: &Run, inputs: Vec<Value>) -> anyhow::Result<Value> {
-    let mut env = BTreeMap::new();
-    for given in &run.env {
-        let (name, value) = match given.split_once('=') {
-            Some((name, value)) => (name.to_owned(), value.to_owned()),
-            None => (given.clone(), std::env::var(given).with_context(|| format!("{given} is not set here"))?),
-        };
-        env.insert(name, value);
-    }
-    let job = run.id.clone().unwrap_or_else(|| JobId::generate().to_string());
-    let params: BTreeMap<_, _> = run.params.iter().cloned().collect();
-    let whole = json!({
-        "job": job, "name": run.name, "template": run.template, "image": run.image, "parameters": params,
-        "command": run.command, "env": env, "inputs": inputs, "machine": run.place.machine,
-        "price_cap_usd": run.price_cap, "budget_usd": run.budget, "gpus": run.gpus, "vram_mib": run.vram,
-        "strategy": run.place.strategy, "min_reliability": run.place.min_reliability, "verified": run.place.verified,
-        "memory_mib": run.memory, "time_seconds": run.time, "max_attempts": run.once.then_some(1),
-    });
-    Ok(whole)
-}
-
 /// Puts a file, and says where the job finds it.
-async fn put(api: &Api, given: &str) -> anyhow::Result<Value> {
+async fn put(api: &Api, given: &str) -> anyhow::Result<InputRequest> {
     let (file, path) = match given.rsplit_once(':') {
         Some((file, path)) if !path.is_empty() => (PathBuf::from(file), path.to_owned()),
         _ => {
@@ -76,7 +55,7 @@ async fn put(api: &Api, given: &str) -> anyhow::Result<Value> {
     let content = reqwest::Body::wrap_stream(ReaderStream::new(content));
     let request = api.request(Method::PUT, &format!("/inputs/{input}")).header("content-length", bytes).body(content);
     api.send(request).await.with_context(|| format!("putting {}", file.display()))?;
-    Ok(json!({ "input": input, "path": path }))
+    Ok(InputRequest { input, path })
 }
 
 /// Fetches what a job left. Its names are a stranger's: nothing is written outside the directory, and no link is followed.

@@ -9,6 +9,7 @@ pub mod command;
 pub mod dead_letter;
 pub mod event;
 pub mod ids;
+pub mod job_request;
 pub mod ledger;
 pub mod manifest;
 pub mod message;

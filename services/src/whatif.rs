@@ -6,12 +6,12 @@
 
 use std::{collections::BTreeMap, io::IsTerminal as _, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use gpubnb_domain::{Settings, World, placement};
 use gpubnb_events::{
     Event, HourlyRate, JobId, MachineId, MicroUsd, Recorded, Seq,
     event::{JobAssigned, Settled},
-    spec::{Placement, Terms},
+    spec::{Placement, Strategy, Terms},
 };
 use gpubnb_log::archive::Reader;
 use serde::Serialize;
@@ -30,34 +30,11 @@ pub struct WhatIfArgs {
     #[arg(long, value_name = "PERCENT", default_value_t = 100)]
     pub price: u32,
     /// How the market chooses for jobs that named no machine; as they asked, if missing.
-    #[arg(long)]
-    pub placement: Option<Rule>,
+    #[arg(long, value_name = "STRATEGY")]
+    pub placement: Option<Strategy>,
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
-}
-
-/// A rule of placement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rule {
-    /// The lowest price.
-    Cheapest,
-    /// The fastest by self-test.
-    Fastest,
-    /// The best record.
-    MostReliable,
-}
-
-impl Rule {
-    /// The same limits under this rule. Who named a machine goes on to have it.
-    fn of(self, asked: &Placement) -> Placement {
-        let Some(requirements) = asked.requirements().cloned() else { return asked.clone() };
-        match self {
-            Self::Cheapest => Placement::Cheapest { requirements },
-            Self::Fastest => Placement::Fastest { requirements },
-            Self::MostReliable => Placement::MostReliable { requirements },
-        }
-    }
 }
 
 /// What settlements come to.
@@ -121,9 +98,10 @@ impl Other<'_> {
 
     fn assigned(&mut self, e: &JobAssigned, recorded: &Recorded) {
         self.difference.assigned += 1;
-        let other = self.args.placement.and_then(|rule| {
+        let other = self.args.placement.and_then(|strategy| {
             let job = self.world.job(e.job)?;
-            let asked = rule.of(&job.placement);
+            // Who named a machine goes on to have it.
+            let asked = Placement { strategy, ..job.placement.clone() };
             let request = placement::Request { spec: &job.spec, placement: &asked, avoid: &job.avoid };
             let machine = placement::choose(&self.world, &request, recorded.at).machine?;
             let offer = self.world.machine(machine)?;

@@ -10,8 +10,7 @@ use gpubnb_events::{
     ledger::{LedgerAccount, Posting},
     message::header,
     spec::{
-        Gpu, Hardware, Limits, Mebibytes, Metering, Offer, OwnerPolicy, Placement, PlacementExplanation, Requirements,
-        Terms, Usage,
+        Gpu, Hardware, Limits, Mebibytes, Metering, Offer, OwnerPolicy, Placement, PlacementExplanation, Terms, Usage,
     },
     subject::{self, SERVICES_INBOX},
     template,
@@ -91,8 +90,8 @@ pub(crate) fn life(
     let terms = Terms { price: HourlyRate(MicroUsd(360_000)), fee_basis_points: 1_000, provider };
     let spec = template.spec("bench");
     let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600) };
-    let placement = Placement::Cheapest { requirements: Requirements::default() };
-    let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: "the cheapest".to_owned() };
+    let placement = Placement::default();
+    let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: None };
     let run = Millis(1_000);
     let (cost, fee) = (MicroUsd(100), MicroUsd(10));
     let metering = Metering {

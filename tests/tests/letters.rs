@@ -52,7 +52,7 @@ async fn what_nobody_works_on_is_told_and_mended_with_one_click() {
 
     let replayed = system.tool(&["replay", "DISPATCH", "--json"]).unwrap();
     let replayed: Value = serde_json::from_slice(&replayed.stdout).unwrap();
-    assert_eq!((&replayed["seq"], &replayed["type"]), (&message["seq"], &json!("JobAssigned.v1")), "{replayed}");
+    assert_eq!((&replayed["seq"], &replayed["type"]), (&message["seq"], &json!("JobAssigned.v2")), "{replayed}");
 
     let remedy = json!({ "machine": machine, "seq": message["seq"] });
     operator.post(LETTERS, &remedy).await.unwrap();

@@ -19,7 +19,7 @@ use crate::{
         Scope::{JobsRead, JobsWrite, MachinesWrite, WalletRead},
         SignUp, TokenInfo,
     },
-    api, assets, input, live, page, transfer,
+    api, assets, live, page, transfer,
 };
 
 /// All of them.
@@ -172,14 +172,14 @@ fn jobs(routes: Routes) -> Routes {
     routes
         .post("/api/v1/quote", Scope(JobsRead), api::jobs::quote)
         .about("What a job would cost, and where it would run. Nothing is submitted.")
-        .takes::<input::NewJob>()
+        .takes::<gpubnb_events::job_request::JobRequest>()
         .answers::<Quote>()
         .get("/api/v1/jobs", Scope(JobsRead), api::jobs::list)
         .about("One's own jobs, newest first.")
         .pages::<JobView>()
         .post("/api/v1/jobs", Scope(JobsWrite), api::jobs::submit)
         .about("Submits a job. The same id (or `Idempotency-Key`) again is the same job.")
-        .takes::<input::NewJob>()
+        .takes::<gpubnb_events::job_request::JobRequest>()
         .answers::<Submitted>()
         .get("/api/v1/jobs/{job}", Scope(JobsRead), api::jobs::get)
         .about("One job, with its progress, and why it waits.")

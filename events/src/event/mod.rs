@@ -117,7 +117,7 @@ events! {
     MachineSuspected = "MachineSuspected.v1" (Machine.machine),
     MachineLost = "MachineLost.v1" (Machine.machine),
     MachineRecovered = "MachineRecovered.v1" (Machine.machine),
-    JobAssigned = "JobAssigned.v1" (Job.job),
+    JobAssigned = "JobAssigned.v2" (Job.job),
     Declined = "Declined.v1" (Job.job),
     Accepted = "Accepted.v1" (Job.job),
     Started = "Started.v1" (Job.job),

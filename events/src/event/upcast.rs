@@ -4,13 +4,15 @@
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Check, DecodeError, Event, MachineTested};
+use super::{Check, DecodeError, Event, JobAssigned, MachineTested};
 use crate::{ids::MachineId, record::Speed};
 
 /// Reads an event of an older version.
 pub(super) fn decode(wire_name: &str, payload: &[u8]) -> Result<Event, DecodeError> {
     match wire_name {
         "MachineTested.v1" => read::<MachineTestedV1>(wire_name, payload).map(|old| MachineTested::from(old).into()),
+        // Its explanation was a sentence, which is read as one: `Chosen::Words`.
+        "JobAssigned.v1" => read::<JobAssigned>(wire_name, payload).map(Into::into),
         unknown => Err(DecodeError::UnknownType(unknown.chars().take(64).collect())),
     }
 }

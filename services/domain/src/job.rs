@@ -394,7 +394,7 @@ impl Job {
             Event::Requeued(e) => {
                 self.past.insert(e.lease, seq);
                 // Who named a machine wants that machine: it is only left alone for a while.
-                let named = matches!(self.placement, Placement::Machine { .. });
+                let named = self.placement.requirements.machine.is_some();
                 let until = named.then(|| at.plus(settings.decline_pause));
                 self.avoid.insert(e.excluded, until);
                 self.attempts_used += 1;

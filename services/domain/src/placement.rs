@@ -5,7 +5,10 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use gpubnb_events::{
     HourlyRate, MachineId, Timestamp,
     command::SubmitJob,
-    spec::{JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Resources},
+    spec::{
+        Chosen, JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Resources, Strategy,
+        Winner, Won,
+    },
 };
 
 use super::{
@@ -57,50 +60,35 @@ pub fn choose(world: &World, request: &Request<'_>, now: Timestamp) -> Choice {
             }
         }
     }
-    let chosen = best.map_or_else(|| "no machine fits now".to_owned(), |(_, m)| why(request, m));
+    let chosen = best.map(|(_, m)| Chosen::Winner(winner(request, m)));
     let rejected = rejected.into_iter().map(|(reason, machines)| RejectCount { reason, machines }).collect();
     Choice { machine: best.map(|(id, _)| *id), explanation: PlacementExplanation { candidates, rejected, chosen } }
 }
 
 /// How good a machine is at what was asked for: the greatest wins.
 fn rank(request: &Request<'_>, machine: &Machine) -> u64 {
-    match request.placement {
-        Placement::Machine { .. } | Placement::Cheapest { .. } => 0,
-        Placement::Fastest { .. } => speed(request, machine).unwrap_or(0),
-        Placement::MostReliable { .. } => machine.record.expected(),
+    match request.placement.strategy {
+        Strategy::Cheapest => 0,
+        Strategy::Fastest => speed(request, machine).unwrap_or(0),
+        Strategy::MostReliable => machine.record.expected(),
     }
 }
 
-/// Of what the job gets: a GPU, or a core.
+/// The speed of what the job gets: a GPU, or a core. MFLOP/s.
 fn speed(request: &Request<'_>, machine: &Machine) -> Option<u64> {
     if request.spec.resources.gpus > 0 { machine.speed.gpu() } else { machine.speed.core }
 }
 
-/// Why the winner won, in words.
-fn why(request: &Request<'_>, m: &Machine) -> String {
-    let Machine { offer, record, .. } = m;
-    let (name, price) = (&offer.name, offer.price);
-    match request.placement {
-        Placement::Machine { .. } => format!("you named {name}"),
-        Placement::Cheapest { .. } => format!("{name} is the cheapest that fits, at {price}"),
-        Placement::Fastest { .. } => match speed(request, m) {
-            Some(speed) => {
-                let part = if request.spec.resources.gpus > 0 { "GPU" } else { "core" };
-                format!("{name} is the fastest that fits, with {} GFLOP/s a {part}, at {price}", speed / 1_000)
-            }
-            None => format!("no machine that fits has measured its speed; {name} is the cheapest of them, at {price}"),
-        },
-        Placement::MostReliable { .. } => match record.percent() {
-            Some(percent) => {
-                let attempts = record.attempts();
-                format!(
-                    "{name} is the most reliable that fits: {percent} % of {attempts} attempts without its fault, at \
-                     {price}"
-                )
-            }
-            None => format!("no machine that fits has a better record; {name} has none yet, at {price}"),
-        },
-    }
+/// The machine that won, and why.
+fn winner(request: &Request<'_>, m: &Machine) -> Winner {
+    let gpu = request.spec.resources.gpus > 0;
+    let won = match request.placement.strategy {
+        _ if request.placement.requirements.machine.is_some() => Won::Named,
+        Strategy::Cheapest => Won::Cheapest,
+        Strategy::Fastest => Won::Fastest { mflops: speed(request, m), gpu },
+        Strategy::MostReliable => Won::MostReliable { percent: m.record.percent(), attempts: m.record.attempts() },
+    };
+    Winner { name: m.offer.name.clone(), price: m.offer.price, won }
 }
 
 /// When a request can start: now, or when the first machine that would fit comes free at the latest, by the time
@@ -126,7 +114,7 @@ pub(crate) fn start(world: &World, request: &Request<'_>, choice: &Choice, now: 
 
 /// The dearest price a submission could meet among the machines that fit it now, whether free or not.
 pub(crate) fn dearest(world: &World, c: &SubmitJob, now: Timestamp) -> Option<HourlyRate> {
-    if let Some(cap) = c.placement.price_cap() {
+    if let Some(cap) = c.placement.requirements.price_cap {
         return Some(cap);
     }
     let avoid = BTreeMap::new();
@@ -137,13 +125,10 @@ pub(crate) fn dearest(world: &World, c: &SubmitJob, now: Timestamp) -> Option<Ho
 
 /// The first reason why a machine is not taken.
 fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>, now: Timestamp) -> Option<Reject> {
-    let named = match request.placement {
-        Placement::Machine { machine, .. } if *machine != id => return Some(Reject::NotNamed),
-        Placement::Machine { price_cap, .. } if price_cap.is_some_and(|cap| machine.offer.price > cap) => {
-            return Some(Reject::Price);
-        }
-        other => other.requirements(),
-    };
+    let requirements = &request.placement.requirements;
+    if requirements.machine.is_some_and(|named| named != id) {
+        return Some(Reject::NotNamed);
+    }
     let avoided = request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
     let resources = &request.spec.resources;
     let hardware = &machine.offer.hardware;
@@ -177,7 +162,7 @@ fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>
     if request.spec.egress && !machine.offer.policy.egress {
         return Some(Reject::NoEgress);
     }
-    if let Some(reason) = named.and_then(|r| reject_by(r, machine, resources.gpus > 0)) {
+    if let Some(reason) = reject_by(requirements, machine, resources.gpus > 0) {
         return Some(reason);
     }
     if !machine.has_free_slot() {
@@ -262,9 +247,9 @@ mod tests {
             w.tested(machine, &[("cpu.matmul", rate, true)]);
         }
         let requirements = Requirements::default();
-        let choice = placed(&w, &Placement::Fastest { requirements });
+        let choice = placed(&w, &Placement { strategy: Strategy::Fastest, requirements });
         assert_eq!((choice.machine, choice.explanation.candidates), (Some(fast), 3));
-        assert!(choice.explanation.chosen.contains("1 GFLOP/s a core"), "{}", choice.explanation.chosen);
+        assert!(choice.explanation.description().contains("1 GFLOP/s a core"), "{:?}", choice.explanation.chosen);
     }
 
     #[test]
@@ -278,9 +263,9 @@ mod tests {
         w.completed(job, lease, gpubnb_events::Millis(1));
         let fresh = w.listed(w.offer());
         let reliable = |floor| Requirements { reliability: floor, ..Requirements::default() };
-        let choice = placed(&w, &Placement::MostReliable { requirements: reliable(None) });
+        let choice = placed(&w, &Placement { strategy: Strategy::MostReliable, requirements: reliable(None) });
         assert_eq!((choice.machine, choice.explanation.candidates), (Some(proven), 2));
-        let choice = placed(&w, &Placement::Cheapest { requirements: reliable(Some(90)) });
+        let choice = placed(&w, &Placement { requirements: reliable(Some(90)), ..Placement::default() });
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::Reliability, machines: 1 }]);
         assert_ne!(choice.machine, Some(fresh));
     }
@@ -292,7 +277,7 @@ mod tests {
         w.tested(good, &[("disk.write", "1", true)]);
         w.tested(bad, &[("disk.write", "0", false)]);
         let requirements = Requirements { verified: true, ..Requirements::default() };
-        let choice = placed(&w, &Placement::Cheapest { requirements });
+        let choice = placed(&w, &Placement { requirements, ..Placement::default() });
         assert_eq!(choice.machine, Some(good));
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::NotVerified, machines: 2 }]);
     }

@@ -157,12 +157,11 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), Refusal> {
     if r.vram > Mebibytes(0) && r.gpus == 0 {
         return Err(Refusal::field("vram", "GPU memory needs at least one GPU."));
     }
-    if let Some(requirements) = c.placement.requirements() {
-        in_range("reliability", u64::from(requirements.reliability.unwrap_or(0)), 0, 100, "percent")?;
-        for (field, text) in [("gpu_model", &requirements.gpu_model), ("region", &requirements.region)] {
-            if let Some(text) = text {
-                check_text(field, text, 80)?;
-            }
+    let requirements = &c.placement.requirements;
+    in_range("reliability", u64::from(requirements.reliability.unwrap_or(0)), 0, 100, "percent")?;
+    for (field, text) in [("gpu_model", &requirements.gpu_model), ("region", &requirements.region)] {
+        if let Some(text) = text {
+            check_text(field, text, 80)?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use gpubnb_events::{
     command::{Accept, Deposit, Outcome, RecordTest, Report, Start, SubmitJob},
     event::Check,
     message::Envelope,
-    spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Usage},
+    spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
 };
 
 use super::{Command, Decision, Listing, Refusal, Settings, World, account::Account, job::Job, machine::Machine};
@@ -175,7 +175,7 @@ impl Given {
         SubmitJob {
             job: JobId::generate(),
             spec: template.spec("a job"),
-            placement: Placement::Cheapest { requirements: Requirements::default() },
+            placement: Placement::default(),
             time: Seconds(600),
             budget: None,
             max_attempts: Some(2),
@@ -192,7 +192,7 @@ impl Given {
 
     pub(crate) fn submitted(&mut self) -> JobId {
         let mut submit = self.a_submission();
-        submit.placement = Placement::Cheapest { requirements: Requirements::default() };
+        submit.placement = Placement::default();
         submit.time = Seconds(3_600);
         self.submit(submit)
     }

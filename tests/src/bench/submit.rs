@@ -7,7 +7,7 @@ use async_nats::jetstream::{self, message::PublishMessage, stream::Config};
 use gpubnb_events::{
     AccountId, Actor, CommandId, JobId, MicroUsd, Seconds,
     command::{Deposit, Done, OpenAccount, SubmitJob, Submitted},
-    spec::{Placement, Requirements},
+    spec::Placement,
     subject, template,
 };
 use gpubnb_runtime::rpc::Caller;
@@ -61,7 +61,7 @@ fn submission() -> Option<SubmitJob> {
     Some(SubmitJob {
         job: JobId::generate(),
         spec: template.spec("bench"),
-        placement: Placement::Cheapest { requirements: Requirements::default() },
+        placement: Placement::default(),
         time: Seconds(60),
         budget: Some(MicroUsd(10_000)),
         max_attempts: None,

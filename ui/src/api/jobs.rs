@@ -11,6 +11,7 @@ use futures_util::Stream;
 use gpubnb_events::{
     JobId, Lease, MachineId, Seq, Timestamp,
     command::{CancelJob, Done, Quote, Submitted},
+    job_request::JobRequest,
     output::{LogLine, LogStream, Progress},
     spec::{Artifact, PlacementExplanation},
 };
@@ -26,7 +27,6 @@ use crate::{
     app::App,
     error::{ApiError, Problem},
     extract::{AtLeast, Path, Query},
-    input::NewJob,
     live::output::{self, Said},
     transfer,
 };
@@ -70,13 +70,13 @@ pub(crate) async fn submit(
     State(app): State<App>,
     signed_in: SignedIn,
     headers: HeaderMap,
-    Input(new): Input<NewJob>,
+    Input(request): Input<JobRequest>,
 ) -> Result<Response, ApiError> {
     // The standard header may carry the id as well as the body.
     let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
     let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
-    let mut command = new.into_command(key.unwrap_or_else(JobId::generate))?;
-    transfer::describe(&app, signed_in.account, &mut command.spec.inputs).await?;
+    let inputs = transfer::describe(&app, signed_in.account, &request.inputs).await?;
+    let command = request.into_command(key.unwrap_or_else(JobId::generate), inputs).map_err(Problem::from)?;
     let submitted: Submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await?;
     let location = format!("/api/v1/jobs/{}", submitted.job);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())
@@ -86,10 +86,10 @@ pub(crate) async fn submit(
 pub(crate) async fn quote(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(new): Input<NewJob>,
+    Input(request): Input<JobRequest>,
 ) -> Result<Json<Quote>, ApiError> {
-    let mut command = new.into_command(JobId::generate())?;
-    transfer::describe(&app, signed_in.account, &mut command.spec.inputs).await?;
+    let inputs = transfer::describe(&app, signed_in.account, &request.inputs).await?;
+    let command = request.into_command(JobId::generate(), inputs).map_err(Problem::from)?;
     Ok(Json(app.command("market", "quote", signed_in.actor(), &command).await?))
 }
 

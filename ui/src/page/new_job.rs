@@ -96,8 +96,16 @@ impl NewJobPage {
         inputs.filter_map(|(_, value)| Some((value.as_str(), value.split_once(' ')?.1))).collect()
     }
 
-    fn minutes(&self) -> String {
-        self.chosen.map_or(60, |t| t.seconds.div_ceil(60)).to_string()
+    /// The time limit that is usual, seconds.
+    fn seconds(&self) -> String {
+        self.chosen.map_or(3_600, |t| t.seconds).to_string()
+    }
+
+    /// The variables that were named, one a line. Their values are secrets, and stand on no page.
+    fn variables(&self) -> String {
+        let typed = self.value("env", "");
+        let names = typed.lines().filter_map(|line| Some(format!("{}=", line.split_once('=')?.0)));
+        names.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -146,9 +154,9 @@ pub(crate) async fn page(
 
 /// What the form asks for, with what only the store knows of its files.
 async fn command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Problem> {
-    let mut command = input::from_form(fields)?.into_command(JobId::generate())?;
-    transfer::describe(app, account, &mut command.spec.inputs).await?;
-    Ok(command)
+    let request = input::from_form(fields)?;
+    let inputs = transfer::describe(app, account, &request.inputs).await?;
+    Ok(request.into_command(JobId::generate(), inputs)?)
 }
 
 pub(crate) async fn submit(

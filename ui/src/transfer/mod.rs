@@ -19,6 +19,7 @@ use axum::{
 use futures_util::{StreamExt as _, TryStreamExt};
 use gpubnb_events::{
     AccountId, Actor, CommandId, JobId, Lease, Millis, Seq, Timestamp,
+    job_request::InputRequest,
     spec::{Artifact, Input},
     transfer::{PART_BYTES, Received},
 };
@@ -358,15 +359,14 @@ async fn taken(app: &App, account: AccountId) -> Result<u64, Problem> {
     Ok(taken)
 }
 
-/// Adds what only the store knows of the files that a job is to be given. Another account's look like none.
-pub(crate) async fn describe(app: &App, account: AccountId, inputs: &mut [Input]) -> Result<(), Problem> {
-    for input in inputs {
-        let info = app
-            .inputs
-            .info(input_name(account, input.input))
-            .await
-            .map_err(|_| Problem::invalid("inputs", format!("There is no file {}: put it first.", input.input)))?;
-        (input.bytes, input.sha256) = described(&info);
+/// The files that a request names, as the store describes them.
+pub(crate) async fn describe(app: &App, account: AccountId, inputs: &[InputRequest]) -> Result<Vec<Input>, Problem> {
+    let mut described_all = Vec::with_capacity(inputs.len());
+    for InputRequest { input, path } in inputs {
+        let missing = |_| Problem::invalid("inputs", format!("There is no file {input}: put it first."));
+        let info = app.inputs.info(input_name(account, *input)).await.map_err(missing)?;
+        let (bytes, sha256) = described(&info);
+        described_all.push(Input { input: *input, path: path.clone(), bytes, sha256 });
     }
-    Ok(())
+    Ok(described_all)
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gpubnb_events::{
     AccountId, Actor, Event, HourlyRate, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Cancelled, Failed, Fault, JobAssigned, JobSubmitted, Reason, Requeued},
-    spec::{Limits, Placement},
+    spec::{Limits, Placement, Requirements},
 };
 
 use super::{
@@ -184,13 +184,9 @@ impl JobFacts {
         let terms = &e.terms;
         let sound = terms.provider == machine.owner && terms.fee_basis_points == fee;
         holds(sound && machine.prices.contains(&terms.price), || format!("made-up terms {terms:?}"))?;
-        match &self.placement {
-            Placement::Machine { machine, .. } => holds(*machine == e.machine, || "another was named".to_owned())?,
-            market => {
-                let capped = market.price_cap().is_none_or(|cap| terms.price <= cap);
-                holds(capped, || "dearer than the cap".to_owned())?;
-            }
-        }
+        let Requirements { machine: named, price_cap, .. } = &self.placement.requirements;
+        holds(named.is_none_or(|named| named == e.machine), || "another was named".to_owned())?;
+        holds(price_cap.is_none_or(|cap| terms.price <= cap), || "dearer than the cap".to_owned())?;
         self.live = Some(LeaseFacts {
             lease: Lease(entry.seq),
             assigned: entry.at,
@@ -224,7 +220,7 @@ impl JobFacts {
         self.requeues += 1;
         holds(self.requeues < self.limits.max_attempts, || "no attempt was left".to_owned())?;
         holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
-        if !matches!(self.placement, Placement::Machine { .. }) {
+        if self.placement.requirements.machine.is_none() {
             self.excluded.insert(e.excluded);
         }
         self.end_lease(entry.seq);

@@ -1,13 +1,8 @@
 //! The process managers of every replica: scheduler, settlement, reconciler, watchdog. No one of them leads: all
 //! of them work at once, each on its own view (services/src/process).
 
-use gpubnb_domain::{
-    Command, Settings, World,
-    job::Phase,
-    machine::Presence,
-    placement::{Request, choose},
-};
-use gpubnb_events::{Actor, JobId, MachineId, Timestamp};
+use gpubnb_domain::{Command, Settings, World, due, machine::Presence};
+use gpubnb_events::{Actor, MachineId, Seq, Timestamp};
 
 use super::{market::Market, op::Caller, tape::Dice};
 

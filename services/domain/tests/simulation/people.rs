@@ -5,7 +5,7 @@ use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
     command::{ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension, SubmitJob},
     event::Check,
-    spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources},
+    spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources, Strategy},
     template,
 };
 
@@ -159,12 +159,13 @@ impl Market {
         let price_cap = dice.one_in(4).then(|| price(dice));
         let reliability = dice.one_in(8).then_some(50);
         let requirements = Requirements { price_cap, reliability, ..Requirements::default() };
-        let market = match dice.below(4) {
-            0 => Placement::Fastest { requirements },
-            1 => Placement::MostReliable { requirements },
-            _ => Placement::Cheapest { requirements },
+        let strategy = match dice.below(4) {
+            0 => Strategy::Fastest,
+            1 => Strategy::MostReliable,
+            _ => Strategy::Cheapest,
         };
-        let named = Placement::Machine { machine: dice.of(&machines), price_cap: None };
+        let market = Placement { strategy, requirements };
+        let named = Placement::on(dice.of(&machines), None);
         SubmitJob {
             job: self.an_id(dice),
             spec: spec(dice),

@@ -1,0 +1,338 @@
+//! A job as it is asked for: one description, which the form, the API and the client write, and which a job's page reads
+//! back to run the job again.
+//!
+//! Belongs here: the fields with their units, and the way to a command and back. Must not come here: the rules that a job
+//! must keep (`services/domain/src/submission.rs`).
+//!
+//! Units are one set everywhere: thousandths of a core, MiB, seconds, dollars as text.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::{
+    command::{Secret, SubmitJob},
+    ids::{CommandId, JobId, MachineId},
+    money::{HourlyRate, MicroUsd},
+    refusal::{Refusal, RefusalKind},
+    spec::{Input, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources, Strategy},
+    template::{self, Template},
+    time::Seconds,
+};
+
+/// A file that was put before, and where the job finds it. What the file is, only the store knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InputRequest {
+    /// The upload: `PUT /inputs/{id}`.
+    #[schema(value_type = String, format = Uuid)]
+    pub input: CommandId,
+    /// Path below `/input`.
+    pub path: String,
+}
+
+/// A job as it is asked for: `POST /api/v1/jobs`, the form, and `gpubnb run`. Numbers may be given as text, as a form
+/// sends them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobRequest {
+    /// Its id, a UUID of version 7; made by the server if missing. The same id again is the same job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+    /// A name for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// An approved template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// The template's choices.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, String>,
+    /// A custom image, pinned by digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Arguments for a custom image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// CPU, thousandths of a core.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+    /// Memory, MiB.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Room for output, MiB.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub output_mib: Option<u64>,
+    /// GPUs.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
+    /// Memory of each GPU, MiB.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub vram_mib: Option<u64>,
+    /// Whether it needs the network.
+    #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
+    pub egress: bool,
+    /// A machine; else the market chooses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineId>,
+    /// Most it may cost per hour, dollars.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_cap_usd: Option<String>,
+    /// Part of a GPU model's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_model: Option<String>,
+    /// A region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// How the market chooses where no machine is named; the cheapest, if missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// Least share of its attempts that ended without a fault of the machine, percent.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub min_reliability: Option<u32>,
+    /// Whether every check of its self-test must have passed.
+    #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
+    pub verified: bool,
+    /// Whether simulated GPUs will do.
+    #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
+    pub allow_simulated: bool,
+    /// Time limit, seconds.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub time_seconds: Option<u64>,
+    /// Budget, dollars.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_usd: Option<String>,
+    /// How often it may start.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// How long it may wait, seconds.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub queue_seconds: Option<u64>,
+    /// Its environment. The values are secrets: they are given to the machine that runs the job, and to nobody else.
+    #[schema(value_type = BTreeMap<String, String>)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+    /// Files it is given, below `/input`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputRequest>,
+}
+
+impl JobRequest {
+    /// The command that submits the job, with `job` as its id where the request names none. `inputs` are the files of
+    /// the request as the store describes them. Refused are a request without an image, choices that the template does
+    /// not have, amounts that cannot be read, and a named machine with requirements for any other.
+    pub fn into_command(self, job: JobId, inputs: Vec<Input>) -> Result<SubmitJob, Refusal> {
+        let placement = self.placement()?;
+        let template = self.template.as_deref().map(find_template).transpose()?;
+        let base = template.map_or_else(custom_resources, |t| t.resources.clone());
+        let resources = Resources {
+            cpu_millis: self.cpu_millis.unwrap_or(base.cpu_millis),
+            memory: self.memory_mib.map_or(base.memory, Mebibytes),
+            output: self.output_mib.map_or(base.output, Mebibytes),
+            gpus: self.gpus.unwrap_or(base.gpus),
+            vram: self.vram_mib.map_or(base.vram, Mebibytes),
+        };
+        let command = match template {
+            Some(template) => arguments(template, &self.parameters)?,
+            None => self.command,
+        };
+        let image = match (template, self.image) {
+            (Some(template), _) => template.image.to_owned(),
+            (None, Some(image)) => image,
+            (None, None) => return Err(invalid("image", "Choose a template, or name an image.")),
+        };
+        let name = self.name.filter(|n| !n.trim().is_empty());
+        let spec = JobSpec {
+            name: name.unwrap_or_else(|| template.map_or("Custom image", |t| t.title).to_owned()),
+            template: template.map(|t| t.id.to_owned()),
+            image,
+            command,
+            resources,
+            egress: self.egress,
+            env: self.env.keys().cloned().collect(),
+            inputs,
+        };
+        Ok(SubmitJob {
+            job: self.job.unwrap_or(job),
+            spec,
+            placement,
+            time: Seconds(self.time_seconds.unwrap_or_else(|| template.map_or(3_600, |t| t.seconds))),
+            budget: dollars("budget", self.budget_usd.as_deref())?,
+            max_attempts: self.max_attempts,
+            queue: self.queue_seconds.map(Seconds),
+            env: self.env,
+        })
+    }
+
+    fn placement(&self) -> Result<Placement, Refusal> {
+        let price_cap = dollars("price_cap_usd", self.price_cap_usd.as_deref())?.map(HourlyRate);
+        let (gpu_model, region) = (not_blank(self.gpu_model.as_deref()), not_blank(self.region.as_deref()));
+        if let Some(machine) = self.machine {
+            if gpu_model.is_some() || region.is_some() || self.min_reliability.is_some() || self.verified {
+                let message = "You named a machine: leave out what any other must have, or let the market choose.";
+                return Err(invalid("machine", message));
+            }
+            return Ok(Placement::on(machine, price_cap));
+        }
+        let requirements = Requirements {
+            machine: None,
+            price_cap,
+            gpu_model: gpu_model.map(ToOwned::to_owned),
+            region: region.map(ToOwned::to_owned),
+            allow_simulated: self.allow_simulated,
+            reliability: self.min_reliability,
+            verified: self.verified,
+        };
+        Ok(Placement { strategy: self.strategy.unwrap_or_default(), requirements })
+    }
+
+    /// The request that asks for a job once more, with every choice spelled out. The values of its environment are known
+    /// to nobody any more: each is empty, and to be given anew.
+    pub fn again(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
+        // Both are taken apart by name: a field that is added and forgotten here does not compile.
+        let JobSpec { name, template, image, command, resources, egress, env, inputs } = spec;
+        let Resources { cpu_millis, memory, output, gpus, vram } = resources;
+        let Placement { strategy, requirements } = placement;
+        let Limits { time, budget, max_attempts, queue } = limits;
+        let Requirements { machine, price_cap, gpu_model, region, allow_simulated, reliability, verified } =
+            requirements;
+        let template = template.as_deref().and_then(template::find);
+        let plain = |amount: MicroUsd| amount.to_string().replace('$', "");
+        Self {
+            job: None,
+            name: Some(name.clone()),
+            template: template.map(|t| t.id.to_owned()),
+            parameters: template.map(|t| parameters(t, command)).unwrap_or_default(),
+            image: template.is_none().then(|| image.clone()),
+            command: if template.is_none() { command.clone() } else { Vec::new() },
+            cpu_millis: Some(*cpu_millis),
+            memory_mib: Some(memory.0),
+            output_mib: Some(output.0),
+            gpus: Some(*gpus),
+            vram_mib: Some(vram.0),
+            egress: *egress,
+            machine: *machine,
+            price_cap_usd: price_cap.map(|cap| plain(cap.0)),
+            gpu_model: gpu_model.clone(),
+            region: region.clone(),
+            strategy: machine.is_none().then_some(*strategy),
+            min_reliability: *reliability,
+            verified: *verified,
+            allow_simulated: *allow_simulated && machine.is_none(),
+            time_seconds: Some(time.0),
+            budget_usd: Some(plain(*budget)),
+            max_attempts: Some(*max_attempts),
+            queue_seconds: Some(queue.0),
+            env: env.iter().map(|name| (name.clone(), Secret(String::new()))).collect(),
+            inputs: inputs.iter().map(|i| InputRequest { input: i.input, path: i.path.clone() }).collect(),
+        }
+    }
+}
+
+fn invalid(field: &str, message: impl Into<String>) -> Refusal {
+    Refusal::new("InvalidField", RefusalKind::Invalid, message).at(field)
+}
+
+fn find_template(id: &str) -> Result<&'static Template, Refusal> {
+    template::find(id).ok_or_else(|| {
+        let known: Vec<_> = template::ALL.iter().map(|t| t.id).collect();
+        invalid("template", format!("There is no such template. There are: {}.", known.join(", ")))
+    })
+}
+
+const fn custom_resources() -> Resources {
+    Resources { cpu_millis: 1_000, memory: Mebibytes(1_024), output: Mebibytes(1_024), gpus: 0, vram: Mebibytes(0) }
+}
+
+fn not_blank(text: Option<&str>) -> Option<&str> {
+    text.map(str::trim).filter(|t| !t.is_empty())
+}
+
+/// An amount in dollars, as people and programs write it; `None` where nothing is written.
+pub fn dollars(field: &str, text: Option<&str>) -> Result<Option<MicroUsd>, Refusal> {
+    let parsed = not_blank(text).map(MicroUsd::from_str).transpose();
+    parsed.map_err(|e| invalid(field, e.to_string()))
+}
+
+/// The arguments of a template: its own, and `--name value` for each of its fields.
+fn arguments(template: &Template, parameters: &BTreeMap<String, String>) -> Result<Vec<String>, Refusal> {
+    if let Some(unknown) = parameters.keys().find(|name| !template.fields.iter().any(|f| f.name == *name)) {
+        let known: Vec<_> = template.fields.iter().map(|f| f.name).collect();
+        let message = format!("`{unknown}` is not a choice of this template. It has: {}.", known.join(", "));
+        return Err(invalid("parameters", message));
+    }
+    let mut arguments: Vec<String> = template.command.iter().map(|a| (*a).to_owned()).collect();
+    for field in template.fields {
+        let value = parameters.get(field.name).map_or(field.default, |v| v.trim());
+        let number: Option<u32> = value.parse().ok();
+        let fits = number.is_some_and(|n| field.least.is_none_or(|l| n >= l) && field.most.is_none_or(|m| n <= m));
+        if !fits {
+            let range = format!(
+                "{} must be a whole number from {} to {}.",
+                field.label,
+                field.least.unwrap_or(0),
+                field.most.unwrap_or(u32::MAX)
+            );
+            return Err(invalid(field.name, range));
+        }
+        arguments.extend([format!("--{}", field.name), value.to_owned()]);
+    }
+    Ok(arguments)
+}
+
+/// The choices in a template's arguments: the inverse of [`arguments`].
+fn parameters(template: &Template, command: &[String]) -> BTreeMap<String, String> {
+    let pairs = command.get(template.command.len()..).unwrap_or_default().chunks_exact(2);
+    pairs.filter_map(|pair| Some((pair[0].strip_prefix("--")?.to_owned(), pair[1].clone()))).collect()
+}
+
+/// A number, or a text that is one; an empty text is none.
+fn number<'de, D: Deserializer<'de>, T: FromStr + Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given<T> {
+        Number(T),
+        Text(String),
+        Nothing(()),
+    }
+    match Given::<T>::deserialize(from).map_err(|_| de::Error::custom("expected a whole number"))? {
+        Given::Number(number) => Ok(Some(number)),
+        Given::Nothing(()) => Ok(None),
+        Given::Text(text) => match text.trim() {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| de::Error::custom("expected a whole number")),
+        },
+    }
+}
+
+/// Yes or no, or the `on` of a form's box.
+fn checked<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    struct Box;
+
+    impl de::Visitor<'_> for Box {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("true, false or `on`")
+        }
+
+        fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
+            Ok(value)
+        }
+
+        fn visit_str<E: de::Error>(self, value: &str) -> Result<bool, E> {
+            match value {
+                "on" | "true" => Ok(true),
+                "" | "false" => Ok(false),
+                other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+            }
+        }
+    }
+
+    from.deserialize_any(Box)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}

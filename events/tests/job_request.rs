@@ -1,0 +1,163 @@
+//! A job that is run again is the job that was submitted: from a request to an event and back, nothing is lost.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use gpubnb_events::{
+    CommandId, JobId, MachineId, MicroUsd, Seconds,
+    command::{Secret, SubmitJob},
+    event::JobSubmitted,
+    job_request::{InputRequest, JobRequest},
+    spec::{Input, Limits, Strategy},
+    template,
+};
+use proptest::{
+    collection::{btree_map, vec},
+    option::of,
+    prelude::{Strategy as Generator, any, prop, prop_assert_eq, prop_oneof, proptest},
+};
+
+/// Text with whatever a person or program may write into it.
+fn text() -> impl Generator<Value = String> {
+    "[ -~äß漢\n\"'\\\\]{1,20}"
+}
+
+fn amount() -> impl Generator<Value = String> {
+    (0..10_000_000_i64).prop_map(|micros| MicroUsd(micros).to_string().replace('$', ""))
+}
+
+/// What to run: a template with its choices, or an image with a command.
+fn program() -> impl Generator<Value = JobRequest> {
+    let chosen = (0..template::ALL.len(), any::<u32>()).prop_map(|(n, seed)| {
+        let template = &template::ALL[n];
+        let choice = |f: &template::Field| {
+            let (least, most) = (f.least.unwrap_or(0), f.most.unwrap_or(u32::MAX));
+            (f.name.to_owned(), (least + seed % (most - least + 1)).to_string())
+        };
+        // Some choices are made, and the others are left to the template.
+        let parameters = template.fields.iter().filter(|f| seed % 7 != f.name.len() as u32 % 7).map(choice).collect();
+        JobRequest { template: Some(template.id.to_owned()), parameters, ..JobRequest::default() }
+    });
+    let custom = (text(), vec(text(), 0..5)).prop_map(|(image, command)| JobRequest {
+        image: Some(image),
+        command,
+        ..JobRequest::default()
+    });
+    prop_oneof![chosen, custom]
+}
+
+/// Where to run it.
+fn place() -> impl Generator<Value = JobRequest> {
+    let named = of(amount()).prop_map(|price_cap_usd| JobRequest {
+        machine: Some(MachineId::generate()),
+        price_cap_usd,
+        ..JobRequest::default()
+    });
+    let strategy = of(prop::sample::select(Strategy::ALL.map(|(strategy, ..)| strategy).to_vec()));
+    let market = (strategy, of(amount()), of("[a-z0-9]{1,9}"), of("[a-z-]{1,9}"), of(0..=100_u32), any::<[bool; 2]>());
+    let market =
+        market.prop_map(|(strategy, price_cap_usd, gpu_model, region, min_reliability, [verified, simulated])| {
+            JobRequest {
+                strategy,
+                price_cap_usd,
+                gpu_model,
+                region,
+                min_reliability,
+                verified,
+                allow_simulated: simulated,
+                ..JobRequest::default()
+            }
+        });
+    prop_oneof![named, market]
+}
+
+fn request() -> impl Generator<Value = JobRequest> {
+    let sizes = (of(any::<u32>()), of(any::<u64>()), of(any::<u64>()), of(any::<u32>()), of(any::<u64>()));
+    let limits = (of(any::<u64>()), of(amount()), of(any::<u32>()), of(any::<u64>()));
+    let given = (btree_map("[A-Z]{1,5}", text().prop_map(Secret), 0..4), vec(text(), 0..4), any::<bool>());
+    (program(), place(), sizes, limits, given, of(text())).prop_map(
+        |(program, place, (cpu_millis, memory_mib, output_mib, gpus, vram_mib), limits, (env, paths, egress), name)| {
+            let (time_seconds, budget_usd, max_attempts, queue_seconds) = limits;
+            let JobRequest { template, parameters, image, command, .. } = program;
+            let inputs = paths.into_iter().map(|path| InputRequest { input: CommandId::generate(), path }).collect();
+            JobRequest {
+                template,
+                parameters,
+                image,
+                command,
+                cpu_millis,
+                memory_mib,
+                output_mib,
+                gpus,
+                vram_mib,
+                time_seconds,
+                budget_usd,
+                max_attempts,
+                queue_seconds,
+                env,
+                egress,
+                inputs,
+                name,
+                ..place
+            }
+        },
+    )
+}
+
+/// The event that a request becomes, where the domain grants it.
+fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
+    let described =
+        |i: &InputRequest| Input { input: i.input, path: i.path.clone(), bytes: 7, sha256: "ab".to_owned() };
+    let inputs = request.inputs.iter().map(described).collect();
+    let SubmitJob { spec, placement, time, budget, max_attempts, queue, .. } =
+        request.into_command(job, inputs).unwrap();
+    let hold = budget.unwrap_or(MicroUsd(1_234_567));
+    let (max_attempts, queue) = (max_attempts.unwrap_or(3), queue.unwrap_or(Seconds(86_400)));
+    let limits = Limits { time, budget: hold, max_attempts, queue };
+    JobSubmitted {
+        account: "01900000-0000-7000-8000-0000000000a1".parse().unwrap(),
+        job,
+        spec,
+        placement,
+        limits,
+        hold,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_job_that_is_run_again_is_the_job_that_was_submitted(request in request()) {
+        let job = JobId::generate();
+        let event = submitted(request, job);
+        let again = JobRequest::again(&event.spec, &event.placement, &event.limits);
+        // Through JSON, as the API and the client send it.
+        let sent: JobRequest = serde_json::from_str(&serde_json::to_string(&again).unwrap()).unwrap();
+        prop_assert_eq!(&sent, &again);
+        let second = submitted(sent, job);
+        prop_assert_eq!(&second, &event);
+        // A request that spells everything out comes back as it is.
+        prop_assert_eq!(JobRequest::again(&second.spec, &second.placement, &second.limits), again);
+    }
+}
+
+#[test]
+fn a_templates_choices_are_kept_within_its_bounds() {
+    let command = |value: &str| {
+        let parameters = [("epochs".to_owned(), value.to_owned())].into();
+        let request = JobRequest { template: Some("train".to_owned()), parameters, ..JobRequest::default() };
+        request.into_command(JobId::generate(), Vec::new())
+    };
+    assert_eq!(command("3").unwrap().spec.command[..3], ["train", "--epochs", "3"]);
+    for bad in ["0", "--help", "1e3"] {
+        assert_eq!(command(bad).unwrap_err().field.as_deref(), Some("epochs"), "{bad}");
+    }
+}
+
+#[test]
+fn numbers_and_boxes_are_read_as_a_form_sends_them() {
+    let read = |text: &str| serde_json::from_str::<JobRequest>(text);
+    let request = read(r#"{ "memory_mib": "64", "gpus": 1, "verified": "on", "time_seconds": "" }"#).unwrap();
+    let expected = JobRequest { memory_mib: Some(64), gpus: Some(1), verified: true, ..JobRequest::default() };
+    assert_eq!(request, expected);
+    for bad in [r#"{ "gpus": "two" }"#, r#"{ "gpus": -1 }"#, r#"{ "verified": "maybe" }"#, r#"{ "surprise": 1 }"#] {
+        assert!(read(bad).is_err(), "{bad}");
+    }
+}
