@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use gpubnb_model;
 use gpubnb_store::Database;
 use gpubnb_tests::system::{Options, System};
 use reqwest::{Method, StatusCode};
@@ -120,7 +119,7 @@ async fn a_killed_projector_has_the_same_rows_as_one_that_starts_from_nothing() 
 fn rows(path: &std::path::Path) -> BTreeMap<(&'static str, Vec<u8>), String> {
     let db = Database::open(path, 16).unwrap();
     let mut rows = BTreeMap::new();
-    for model in model::all() {
+    for model in gpubnb_model::all() {
         for row in db.model(model.tables()).unwrap().all() {
             let (key, value) = row.unwrap();
             rows.insert((model.name(), key.to_vec()), value.escape_ascii().to_string());
