@@ -241,7 +241,7 @@ fn find_template(id: &str) -> Result<&'static Template, Refusal> {
 }
 
 const fn custom_resources() -> Resources {
-    Resources { cpu_millis: 1_000, memory: Mebibytes(1_024), output: Mebibytes(1_024), gpus: 0, vram: Mebibytes(0) }
+    Resources::new(1_000, Mebibytes(1_024), Mebibytes(1_024))
 }
 
 fn not_blank(text: Option<&str>) -> Option<&str> {

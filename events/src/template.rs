@@ -50,17 +50,11 @@ const fn number(name: &'static str, label: &'static str, default: &'static str, 
 }
 
 const fn small(memory: u64, output: u64) -> Resources {
-    Resources { cpu_millis: 1_000, memory: Mebibytes(memory), output: Mebibytes(output), gpus: 0, vram: Mebibytes(0) }
+    Resources::new(1_000, Mebibytes(memory), Mebibytes(output))
 }
 
 const fn gpu(vram: u64) -> Resources {
-    Resources {
-        cpu_millis: 4_000,
-        memory: Mebibytes(16_384),
-        output: Mebibytes(10_240),
-        gpus: 1,
-        vram: Mebibytes(vram),
-    }
+    Resources::new(4_000, Mebibytes(16_384), Mebibytes(10_240)).with_gpus(1, Mebibytes(vram))
 }
 
 /// All of them, the best first impression first.
@@ -165,16 +159,9 @@ pub const ALL: &[Template] = &[
 impl Template {
     /// A job of it, with its own arguments and nothing chosen.
     pub fn spec(&self, name: &str) -> JobSpec {
-        JobSpec {
-            name: name.to_owned(),
-            template: Some(self.id.to_owned()),
-            image: self.image.to_owned(),
-            command: self.command.iter().map(|argument| (*argument).to_owned()).collect(),
-            resources: self.resources.clone(),
-            egress: false,
-            env: Vec::new(),
-            inputs: Vec::new(),
-        }
+        let command = self.command.iter().map(|argument| (*argument).to_owned()).collect();
+        let spec = JobSpec::of_image(name, self.image, command, self.resources.clone());
+        JobSpec { template: Some(self.id.to_owned()), ..spec }
     }
 }
 

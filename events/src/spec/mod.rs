@@ -55,6 +55,23 @@ pub struct JobSpec {
     pub inputs: Vec<Input>,
 }
 
+impl JobSpec {
+    /// A job of an image, with no wish beside its resources. Whoever makes a specification begins here, so that a field
+    /// that is added needs no change but where it is set.
+    pub fn of_image(name: &str, image: &str, command: Vec<String>, resources: Resources) -> Self {
+        Self {
+            name: name.to_owned(),
+            template: None,
+            image: image.to_owned(),
+            command,
+            resources,
+            egress: false,
+            env: Vec::new(),
+            inputs: Vec::new(),
+        }
+    }
+}
+
 /// A file a job is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Input {
@@ -83,6 +100,20 @@ pub struct Resources {
     /// Least memory of each GPU.
     #[serde(default)]
     pub vram: Mebibytes,
+}
+
+impl Resources {
+    /// CPU in thousandths of a core, memory, and room for output; no GPU, and all else as usual.
+    pub const fn new(cpu_millis: u32, memory: Mebibytes, output: Mebibytes) -> Self {
+        Self { cpu_millis, memory, output, gpus: 0, vram: Mebibytes(0) }
+    }
+
+    /// The same with GPUs, each with at least so much memory.
+    #[must_use]
+    pub const fn with_gpus(mut self, gpus: u32, vram: Mebibytes) -> Self {
+        (self.gpus, self.vram) = (gpus, vram);
+        self
+    }
 }
 
 /// Bounds on a job's life.

@@ -158,16 +158,8 @@ impl Drop for Scratch {
 }
 
 fn spec(template: &Template) -> JobSpec {
-    JobSpec {
-        name: template.title.to_owned(),
-        template: Some(template.id.to_owned()),
-        image: template.image.to_owned(),
-        command: template.command.iter().map(|&part| part.to_owned()).collect(),
-        resources: fitting(template.resources.clone()),
-        egress: false,
-        env: Vec::new(),
-        inputs: Vec::new(),
-    }
+    let whole = template.spec(template.title);
+    JobSpec { resources: fitting(whole.resources.clone()), ..whole }
 }
 
 /// What the template asks for, as far as this machine has it: the GPU is what is measured.

@@ -206,23 +206,10 @@ fn price(dice: &mut Dice) -> HourlyRate {
 }
 
 fn spec(dice: &mut Dice) -> JobSpec {
-    let id = "noop";
-    JobSpec {
-        name: dice.of(&["a", "b"]).to_owned(),
-        template: Some(id.to_owned()),
-        image: template::find(id).map_or("", |t| t.image).to_owned(),
-        command: Vec::new(),
-        resources: Resources {
-            cpu_millis: 1_000,
-            memory: Mebibytes(64),
-            output: Mebibytes(16),
-            gpus: u32::from(dice.one_in(10)),
-            vram: Mebibytes(0),
-        },
-        egress: dice.one_in(60),
-        env: Vec::new(),
-        inputs: Vec::new(),
-    }
+    let whole = template::find("noop").map(|noop| noop.spec(dice.of(&["a", "b"]))).expect("there is such a template");
+    let resources =
+        Resources::new(1_000, Mebibytes(64), Mebibytes(16)).with_gpus(u32::from(dice.one_in(10)), Mebibytes(0));
+    JobSpec { command: Vec::new(), resources, egress: dice.one_in(60), ..whole }
 }
 
 fn offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
