@@ -154,6 +154,9 @@ pub(crate) struct Sizes {
     /// Memory, MiB.
     #[arg(long = "memory-mib", visible_alias = "memory", value_name = "MIB")]
     memory_mib: Option<u64>,
+    /// Size of `/dev/shm`, MiB, which counts as memory.
+    #[arg(long, value_name = "MIB")]
+    shm_mib: Option<u64>,
     /// Room for what the job leaves, MiB.
     #[arg(long, value_name = "MIB")]
     output_mib: Option<u64>,
@@ -203,6 +206,9 @@ pub(crate) struct Run {
     /// A choice of the template: name=value.
     #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = pair)]
     params: Vec<(String, String)>,
+    /// The directory that it starts in, an absolute path; `/output` if missing.
+    #[arg(long, value_name = "PATH")]
+    workdir: Option<String>,
     /// A secret for the job: NAME=value, or NAME alone to pass on yours.
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -254,8 +260,10 @@ impl Run {
             parameters: self.params.iter().cloned().collect(),
             image: self.image.clone(),
             command: self.command.clone(),
+            workdir: self.workdir.clone(),
             cpu_millis: sizes.cpu_millis,
             memory_mib: sizes.memory_mib,
+            shm_mib: sizes.shm_mib,
             output_mib: sizes.output_mib,
             gpus: sizes.gpus,
             vram_mib: sizes.vram_mib,
@@ -289,7 +297,7 @@ mod tests {
 
     #[test]
     fn every_option_of_run_is_a_field_of_the_request() {
-        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 --gpus 1 \
+        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 --shm-mib 32 --workdir /app --gpus 1 \
             --vram 8 --egress --strategy most-reliable --min-reliability 90 --verified --gpu-model 4090 \
             --region eu --allow-simulated --price-cap 1.5 --budget 2 --time 10 --queue-seconds 61 \
             --max-attempts 2 -e A=b -- python train.py";
@@ -301,8 +309,10 @@ mod tests {
             name: text("n"),
             image: text("a@sha256:00"),
             command: vec!["python".to_owned(), "train.py".to_owned()],
+            workdir: text("/app"),
             cpu_millis: Some(500),
             memory_mib: Some(64),
+            shm_mib: Some(32),
             output_mib: Some(1),
             gpus: Some(1),
             vram_mib: Some(8),

@@ -54,12 +54,18 @@ pub struct JobRequest {
     /// Arguments for a custom image.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// The directory that the program starts in, an absolute path; `/output` if missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
     /// CPU, thousandths of a core.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<u32>,
     /// Memory, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
+    /// Size of `/dev/shm`, MiB, which counts as memory; a quarter of the memory (at most 1 GiB) if missing.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub shm_mib: Option<u64>,
     /// Room for output, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub output_mib: Option<u64>,
@@ -128,6 +134,7 @@ impl JobRequest {
         let resources = Resources {
             cpu_millis: self.cpu_millis.unwrap_or(base.cpu_millis),
             memory: self.memory_mib.map_or(base.memory, Mebibytes),
+            shm: self.shm_mib.map(Mebibytes).or(base.shm),
             output: self.output_mib.map_or(base.output, Mebibytes),
             gpus: self.gpus.unwrap_or(base.gpus),
             vram: self.vram_mib.map_or(base.vram, Mebibytes),
@@ -147,6 +154,7 @@ impl JobRequest {
             template: template.map(|t| t.id.to_owned()),
             image,
             command,
+            workdir: not_blank(self.workdir.as_deref()).map(ToOwned::to_owned),
             resources,
             egress: self.egress,
             env: self.env.keys().cloned().collect(),
@@ -190,8 +198,8 @@ impl JobRequest {
     /// to nobody any more: each is empty, and to be given anew.
     pub fn again(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
         // Both are taken apart by name: a field that is added and forgotten here does not compile.
-        let JobSpec { name, template, image, command, resources, egress, env, inputs } = spec;
-        let Resources { cpu_millis, memory, output, gpus, vram } = resources;
+        let JobSpec { name, template, image, command, workdir, resources, egress, env, inputs } = spec;
+        let Resources { cpu_millis, memory, shm, output, gpus, vram } = resources;
         let Placement { strategy, requirements } = placement;
         let Limits { time, budget, max_attempts, queue } = limits;
         let Requirements { machine, price_cap, gpu_model, region, allow_simulated, reliability, verified } =
@@ -205,8 +213,10 @@ impl JobRequest {
             parameters: template.map(|t| parameters(t, command)).unwrap_or_default(),
             image: template.is_none().then(|| image.clone()),
             command: if template.is_none() { command.clone() } else { Vec::new() },
+            workdir: workdir.clone(),
             cpu_millis: Some(*cpu_millis),
             memory_mib: Some(memory.0),
+            shm_mib: shm.map(|shm| shm.0),
             output_mib: Some(output.0),
             gpus: Some(*gpus),
             vram_mib: Some(vram.0),

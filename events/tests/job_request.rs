@@ -71,10 +71,20 @@ fn place() -> impl Generator<Value = JobRequest> {
 
 fn request() -> impl Generator<Value = JobRequest> {
     let sizes = (of(any::<u32>()), of(any::<u64>()), of(any::<u64>()), of(any::<u32>()), of(any::<u64>()));
+    let (shm, workdir) = (of(any::<u64>()), of("/[a-z/]{0,9}"));
     let limits = (of(any::<u64>()), of(amount()), of(any::<u32>()), of(any::<u64>()));
     let given = (btree_map("[A-Z]{1,5}", text().prop_map(Secret), 0..4), vec(text(), 0..4), any::<bool>());
-    (program(), place(), sizes, limits, given, of(text())).prop_map(
-        |(program, place, (cpu_millis, memory_mib, output_mib, gpus, vram_mib), limits, (env, paths, egress), name)| {
+    (program(), place(), sizes, limits, given, of(text()), shm, workdir).prop_map(
+        |(
+            program,
+            place,
+            (cpu_millis, memory_mib, output_mib, gpus, vram_mib),
+            limits,
+            (env, paths, egress),
+            name,
+            shm_mib,
+            workdir,
+        )| {
             let (time_seconds, budget_usd, max_attempts, queue_seconds) = limits;
             let JobRequest { template, parameters, image, command, .. } = program;
             let inputs = paths.into_iter().map(|path| InputRequest { input: CommandId::generate(), path }).collect();
@@ -94,6 +104,8 @@ fn request() -> impl Generator<Value = JobRequest> {
                 queue_seconds,
                 env,
                 egress,
+                shm_mib,
+                workdir,
                 inputs,
                 name,
                 ..place

@@ -106,7 +106,7 @@ pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         user: Some(format!("{uid}:{gid}")),
         env: Some(environment(frame)),
-        working_dir: Some("/output".to_owned()),
+        working_dir: Some(spec.workdir.clone().unwrap_or_else(|| "/output".to_owned())),
         network_disabled: Some(!spec.egress),
         attach_stdin: Some(false),
         open_stdin: Some(false),
@@ -140,7 +140,7 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
 }
 
 fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
-    let Resources { cpu_millis, memory, output, .. } = spec.resources;
+    let Resources { cpu_millis, memory, shm, output, .. } = spec.resources;
     let mut mounts = vec![mount(frame.output, "/output", false)];
     mounts.extend(frame.input.map(|input| mount(input, "/input", true)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -162,7 +162,7 @@ fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
         nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
         oom_score_adj: Some(500),
         ipc_mode: Some("private".to_owned()),
-        shm_size: Some(bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30)),
+        shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
         // A file larger than the whole allowance cannot be written; the sum is watched while the job runs.
         ulimits: Some(vec![limit("nofile", 4_096), limit("core", 0), limit("fsize", bytes(output.bytes()))]),

@@ -42,6 +42,9 @@ pub struct JobSpec {
     /// Arguments for the image's entry point.
     #[serde(default)]
     pub command: Vec<String>,
+    /// The directory that the program starts in, an absolute path; `None`: `/output`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
     /// What it may use.
     pub resources: Resources,
     /// Whether it asks for network access (needs a machine that allows it).
@@ -64,6 +67,7 @@ impl JobSpec {
             template: None,
             image: image.to_owned(),
             command,
+            workdir: None,
             resources,
             egress: false,
             env: Vec::new(),
@@ -92,6 +96,9 @@ pub struct Resources {
     pub cpu_millis: u32,
     /// Memory; there is no swap.
     pub memory: Mebibytes,
+    /// Size of `/dev/shm`, which counts as memory; `None`: a quarter of the memory, at most 1 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm: Option<Mebibytes>,
     /// Room in `/output`.
     pub output: Mebibytes,
     /// Whole GPUs.
@@ -105,7 +112,7 @@ pub struct Resources {
 impl Resources {
     /// CPU in thousandths of a core, memory, and room for output; no GPU, and all else as usual.
     pub const fn new(cpu_millis: u32, memory: Mebibytes, output: Mebibytes) -> Self {
-        Self { cpu_millis, memory, output, gpus: 0, vram: Mebibytes(0) }
+        Self { cpu_millis, memory, shm: None, output, gpus: 0, vram: Mebibytes(0) }
     }
 
     /// The same with GPUs, each with at least so much memory.

@@ -149,6 +149,18 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), Refusal> {
     let r = &spec.resources;
     in_range("cpu", u64::from(r.cpu_millis), 100, 256_000, "thousandths of a core")?;
     in_range("memory", r.memory.0, 16, 1 << 22, "MiB")?;
+    if let Some(shm) = r.shm {
+        in_range("shm", shm.0, 1, r.memory.0, "MiB, for it is part of the memory")?;
+    }
+    if let Some(workdir) = &spec.workdir {
+        let below = workdir.strip_prefix('/');
+        if !below.is_some_and(|path| path.is_empty() || plain_path(path)) {
+            return Err(Refusal::field(
+                "workdir",
+                "This must be an absolute path, such as /app, with nothing like `..`.",
+            ));
+        }
+    }
     in_range("output", r.output.0, 1, 102_400, "MiB")?;
     in_range("gpus", u64::from(r.gpus), 0, 16, "GPUs")?;
     in_range("time", c.time.0, 1, WEEK.0, "seconds")?;
@@ -282,7 +294,7 @@ mod tests {
     #[test]
     fn each_broken_rule_names_its_field() {
         let mut w = given();
-        let cases: [(&str, Break); 9] = [
+        let cases: [(&str, Break); 13] = [
             ("name", |s| s.spec.name = "a\nb".to_owned()),
             ("image", |s| s.spec.image = "latest".to_owned()),
             ("template", |s| s.spec.template = Some("nope".to_owned())),
@@ -291,6 +303,10 @@ mod tests {
             ("time", |s| s.time = Seconds(0)),
             ("budget", |s| s.budget = Some(MicroUsd(-1))),
             ("max_attempts", |s| s.max_attempts = Some(11)),
+            ("shm", |s| s.spec.resources.shm = Some(Mebibytes(0))),
+            ("shm", |s| s.spec.resources.shm = Some(Mebibytes(s.spec.resources.memory.0 + 1))),
+            ("workdir", |s| s.spec.workdir = Some("app".to_owned())),
+            ("workdir", |s| s.spec.workdir = Some("/app/../etc".to_owned())),
             ("vram", |s| s.spec.resources.vram = Mebibytes(8)),
         ];
         for (name, break_it) in cases {
