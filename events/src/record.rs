@@ -1,9 +1,9 @@
-//! A machine's record: what its attempts and its self-tests say of it. Pure arithmetic over events, shared by whoever
-//! must agree on it (the decider's placement, the projector's rows). Every figure can list the events behind it.
+//! A machine's record: how its attempts ended. Pure arithmetic over events, shared by the two that must agree on the
+//! record: the placement of jobs and the projector's rows. Every figure can list the events behind it.
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Check, Event, Fault, Reason};
+use crate::event::{Event, Fault, Reason};
 
 /// How the end of an attempt counts for the machine that had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,41 +67,6 @@ impl Record {
     }
 }
 
-/// How fast a machine multiplies matrices, by its own self-test, in MFLOP/s.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Speed {
-    /// All its GPUs together.
-    pub gpus: Option<u64>,
-    /// How many GPUs that are.
-    pub measured: u32,
-    /// One core.
-    pub core: Option<u64>,
-}
-
-impl Speed {
-    /// By the checks of a self-test: `gpu.<n>.matmul` in GFLOP/s, `cpu.matmul` in MFLOP/s.
-    pub fn of(checks: &[Check]) -> Self {
-        let rate = |c: &Check| c.actual.parse::<u64>().ok().filter(|rate| *rate > 0);
-        let gpus = checks.iter().filter(|c| c.id.starts_with("gpu.") && c.id.ends_with(".matmul")).filter_map(rate);
-        let (measured, sum) = gpus.fold((0, 0_u64), |(n, sum), rate| (n + 1, sum.saturating_add(rate)));
-        Self {
-            gpus: (measured > 0).then(|| sum.saturating_mul(1_000)),
-            measured,
-            core: checks.iter().find(|c| c.id == "cpu.matmul").and_then(rate),
-        }
-    }
-
-    /// One GPU, on average.
-    pub fn gpu(self) -> Option<u64> {
-        self.gpus?.checked_div(u64::from(self.measured))
-    }
-}
-
-/// Whether a self-test was made and every check passed.
-pub fn verified(checks: &[Check]) -> bool {
-    !checks.is_empty() && checks.iter().all(|check| check.passed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,21 +78,5 @@ mod tests {
         assert_eq!(record(2, 1).percent(), Some(66));
         assert!(record(1, 0).expected() < record(99, 1).expected());
         assert!(record(0, 1).expected() < record(0, 0).expected());
-    }
-
-    #[test]
-    fn speed_is_read_from_the_checks_that_measure_it() {
-        let check = |id: &str, actual: &str| Check {
-            id: id.to_owned(),
-            actual: actual.to_owned(),
-            required: String::new(),
-            unit: String::new(),
-            passed: true,
-            remedy: String::new(),
-        };
-        let checks = [check("gpu.0.matmul", "30"), check("gpu.1.matmul", "50"), check("cpu.matmul", "7")];
-        let speed = Speed::of(&checks);
-        assert_eq!((speed.gpus, speed.gpu(), speed.core), (Some(80_000), Some(40_000), Some(7)));
-        assert_eq!(Speed::of(&[check("gpu.0.matmul", "not measured")]), Speed::default());
     }
 }

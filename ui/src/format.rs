@@ -8,7 +8,7 @@ use std::borrow::Borrow;
 use gpubnb_events::{
     MicroUsd, Millis, Timestamp,
     command::Quote,
-    record::{self, Speed},
+    event::{self, Speed},
     spec::Mebibytes,
 };
 use gpubnb_query::view::{JobView, ListedMachine, MachineState};
@@ -127,7 +127,7 @@ pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
 
 /// Whether it has passed every check of its self-test.
 pub(crate) fn verified(row: &ListedMachine) -> bool {
-    record::verified(&row.checks)
+    event::verified(&row.checks)
 }
 
 /// When a quoted job can start, in words.

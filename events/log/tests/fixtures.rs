@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use gpubnb_events::{Event, MachineId, Seq, ledger, message::header, output, record::Speed, subject, telemetry};
+use gpubnb_events::{Event, MachineId, Seq, event::Speed, ledger, message::header, output, subject, telemetry};
 use gpubnb_log::{
     Raw,
     archive::{Reader, Writer},

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{AccountId, MachineId},
     money::HourlyRate,
-    record::Speed,
     spec::Offer,
 };
 
@@ -111,4 +110,60 @@ pub struct Check {
     /// What to do where it did not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
+}
+
+/// The speed at which a machine multiplied matrices in its own self-test, in MFLOP/s.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speed {
+    /// All its GPUs together.
+    pub gpus: Option<u64>,
+    /// How many GPUs that are.
+    pub measured: u32,
+    /// One core.
+    pub core: Option<u64>,
+}
+
+impl Speed {
+    /// Reads the speed from the checks of a self-test: `gpu.<n>.matmul` in GFLOP/s, `cpu.matmul` in MFLOP/s.
+    pub fn of(checks: &[Check]) -> Self {
+        let rate = |c: &Check| c.actual.parse::<u64>().ok().filter(|rate| *rate > 0);
+        let gpus = checks.iter().filter(|c| c.id.starts_with("gpu.") && c.id.ends_with(".matmul")).filter_map(rate);
+        let (measured, sum) = gpus.fold((0, 0_u64), |(n, sum), rate| (n + 1, sum.saturating_add(rate)));
+        Self {
+            gpus: (measured > 0).then(|| sum.saturating_mul(1_000)),
+            measured,
+            core: checks.iter().find(|c| c.id == "cpu.matmul").and_then(rate),
+        }
+    }
+
+    /// One GPU, on average.
+    pub fn gpu(self) -> Option<u64> {
+        self.gpus?.checked_div(u64::from(self.measured))
+    }
+}
+
+/// Whether a self-test was made and every check passed.
+pub fn verified(checks: &[Check]) -> bool {
+    !checks.is_empty() && checks.iter().all(|check| check.passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_read_from_the_checks_that_measure_it() {
+        let check = |id: &str, actual: &str| Check {
+            id: id.to_owned(),
+            actual: actual.to_owned(),
+            required: String::new(),
+            unit: String::new(),
+            passed: true,
+            remedy: String::new(),
+        };
+        let checks = [check("gpu.0.matmul", "30"), check("gpu.1.matmul", "50"), check("cpu.matmul", "7")];
+        let speed = Speed::of(&checks);
+        assert_eq!((speed.gpus, speed.gpu(), speed.core), (Some(80_000), Some(40_000), Some(7)));
+        assert_eq!(Speed::of(&[check("gpu.0.matmul", "not measured")]), Speed::default());
+    }
 }

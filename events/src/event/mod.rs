@@ -10,7 +10,7 @@ mod upcast;
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{account::*, job::*, machine::*};
 use crate::ids::{AccountId, JobId, MachineId};
@@ -82,10 +82,9 @@ macro_rules! events {
 
             /// Reads an event of any version that was ever written.
             pub fn decode(wire_name: &str, payload: &[u8]) -> Result<Self, DecodeError> {
-                let bad = |source| DecodeError::Payload { wire_name: wire_name.to_owned(), source };
                 match wire_name {
-                    $($wire => serde_json::from_slice(payload).map(Self::$name).map_err(bad),)+
-                    older => upcast::decode(older, payload),
+                    $($wire => read(wire_name, payload).map(Self::$name),)+
+                    older => decode_older(older, payload),
                 }
             }
         }
@@ -127,6 +126,20 @@ events! {
     Failed = "Failed.v1" (Job.job),
     Cancelled = "Cancelled.v1" (Job.job),
     Settled = "Settled.v1" (Job.job),
+}
+
+/// Reads an event of a version that is no longer written.
+fn decode_older(wire_name: &str, payload: &[u8]) -> Result<Event, DecodeError> {
+    match wire_name {
+        "MachineTested.v1" => {
+            read::<upcast::MachineTestedV1>(wire_name, payload).map(|old| MachineTested::from(old).into())
+        }
+        unknown => Err(DecodeError::UnknownType(unknown.chars().take(64).collect())),
+    }
+}
+
+fn read<T: DeserializeOwned>(wire_name: &str, payload: &[u8]) -> Result<T, DecodeError> {
+    serde_json::from_slice(payload).map_err(|source| DecodeError::Payload { wire_name: wire_name.to_owned(), source })
 }
 
 impl Event {

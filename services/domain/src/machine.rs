@@ -7,10 +7,10 @@ use gpubnb_events::{
     command::{MachineWish, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
-        MachineRepriced, MachineResumed, MachineSuspected, MachineTested,
+        MachineRepriced, MachineResumed, MachineSuspected, MachineTested, Speed, verified,
     },
     message::{EventId, Proposal},
-    record::{self, Record, Speed},
+    record::Record,
     spec::Offer,
 };
 use serde::{Deserialize, Serialize};
@@ -232,7 +232,7 @@ impl Machine {
             Event::MachineRecovered(_) => machine.presence = Presence::Online,
             Event::MachineTested(e) => {
                 machine.speed = e.speed;
-                machine.verified = record::verified(&e.checks);
+                machine.verified = verified(&e.checks);
             }
             _ => {}
         }
