@@ -37,12 +37,12 @@ The archive is made by gpubnb-projector export. Nothing is decided and nothing i
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Operation,
 }
 
 /// What to do.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Command {
+pub enum Operation {
     /// Runs one replica. Run as many as you like: the guards of the log make them safe beside each other.
     Run(Config),
     /// Makes the keys and credentials of a new market, and the broker's configuration.

@@ -24,7 +24,7 @@ const MOST_FORMER: usize = 32;
 
 /// A code that was given out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Code {
+struct CodeEntry {
     owner: AccountId,
     expires: Timestamp,
     /// Who redeemed it. The same machine with the same key may say it again: the answer may have been lost.
@@ -73,7 +73,7 @@ impl Enrollment {
 
 /// The codes that an owner got, with the ends of their lives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Given(Vec<Timestamp>);
+struct IssuedCodes(Vec<Timestamp>);
 
 /// The bucket.
 #[derive(Clone)]
@@ -123,16 +123,16 @@ impl Enrollments {
         let code = random.as_bytes().chunks(6).map(String::from_utf8_lossy).collect::<Vec<_>>().join("-");
         let expires = now.plus(CODE_LIFE);
         self.count_code(owner, expires, now).await?;
-        let entry = Code { owner, expires, redeemed: None };
+        let entry = CodeEntry { owner, expires, redeemed: None };
         self.bucket.create(code_key(&code), encode(&entry)?).await.map_err(unavailable)?;
         Ok(EnrollmentCode { code, expires })
     }
 
     async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), Failure> {
         let key = format!("owner.{owner}");
-        let (mut given, revision) = match self.read::<Given>(key.clone()).await? {
+        let (mut given, revision) = match self.read::<IssuedCodes>(key.clone()).await? {
             Some((given, revision)) => (given, Some(revision)),
-            None => (Given::default(), None),
+            None => (IssuedCodes::default(), None),
         };
         given.0.retain(|expires| *expires > now);
         if given.0.len() >= MOST_CODES {
@@ -166,7 +166,7 @@ impl Enrollments {
             )));
         }
         let key = code_key(&c.code);
-        let (code, revision): (Code, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
+        let (code, revision): (CodeEntry, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
         let who = (c.machine, c.public_key.clone());
         if now > code.expires || code.redeemed.as_ref().is_some_and(|by| *by != who) {
             return Err(bad_code());
@@ -190,7 +190,7 @@ impl Enrollments {
             let same = |e: &Enrollment| e.revoked_at.is_none() && e.public_key == c.public_key;
             return known.map(|(e, _)| e).filter(same).ok_or_else(bad_code);
         }
-        let used = Code { redeemed: Some(who), ..code.clone() };
+        let used = CodeEntry { redeemed: Some(who), ..code.clone() };
         // Two that redeem one code at once: the bucket takes the first.
         self.bucket.update(&key, encode(&used)?, revision).await.map_err(|_| bad_code())?;
         let former = known.as_ref().map(|(e, _)| e.former_after(&c.public_key, now)).unwrap_or_default();
@@ -259,7 +259,7 @@ impl Enrollments {
     /// Removes the codes that ran out.
     pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), Failure> {
         for key in self.keys().await?.into_iter().filter(|key| key.starts_with("code.")) {
-            if self.read::<Code>(key.clone()).await?.is_none_or(|(code, _)| now > code.expires) {
+            if self.read::<CodeEntry>(key.clone()).await?.is_none_or(|(code, _)| now > code.expires) {
                 self.bucket.purge(&key).await.map_err(unavailable)?;
             }
         }

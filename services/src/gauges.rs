@@ -1,4 +1,4 @@
-//! What the world is like, for those who watch: gauges, taken every few seconds from the view.
+//! What the world is like, for those who watch: gauges, taken every few seconds from the replica.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use gpubnb_events::Clock;
 use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 
-use crate::{process::Leadership, view::View};
+use crate::{process::Leadership, replica::Replica};
 
 const EVERY: Duration = Duration::from_secs(2);
 const PHASES: [(Phase, &str); 5] = [
@@ -25,10 +25,10 @@ const PRESENCES: [(Presence, &str); 3] =
     [(Presence::Online, "online"), (Presence::Suspect, "suspect"), (Presence::Lost, "lost")];
 
 /// Takes them until shutdown.
-pub(crate) async fn take(view: Arc<View>, clock: Arc<dyn Clock>, leads: Leadership, shutdown: CancellationToken) {
+pub(crate) async fn take(replica: Arc<Replica>, clock: Arc<dyn Clock>, leads: Leadership, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
         metrics::gauge!(metric::LEADER).set(if leads.leads() { 1.0 } else { 0.0 });
-        view.read(|world| of_world(world, clock.as_ref()));
+        replica.read(|world| of_world(world, clock.as_ref()));
     }
 }
 

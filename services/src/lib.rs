@@ -2,6 +2,7 @@
 //!
 //! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
 
+mod aggregate_lock;
 pub mod backup;
 pub mod config;
 mod credentials;
@@ -9,14 +10,13 @@ mod endpoint;
 mod enrollment;
 mod execute;
 mod gauges;
-mod passage;
+mod phase_spans;
 mod process;
 mod redispatch;
+mod replica;
 mod run;
 mod secrets;
 mod snapshot;
-mod turns;
-mod view;
 pub mod whatif;
 
 pub use backup::{backup, restore};

@@ -12,18 +12,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
+    aggregate_lock::AggregateLocks,
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
     endpoint::{self, Endpoints, Files},
     enrollment::Enrollments,
     execute::Executor,
     gauges,
-    process::{Leadership, Patience, manage, watch},
+    process::{Leadership, SilenceLimits, manage, watch},
     redispatch,
+    replica::Replica,
     secrets::JobEnv,
-    snapshot::Keeper,
-    turns::Turns,
-    view::View,
+    snapshot::WorldSnapshots,
 };
 
 /// Makes sure that every stream is there. Streams are another credential's affair: its connection is closed again at once.
@@ -46,22 +46,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
     let (settings, key) = (config.settings(), config.nats.signing_key("append")?);
-    let keeper = Keeper::open(&js, log.clone(), key, &settings).await;
-    let found = async { if config.snapshot_every > 0 { keeper.found().await } else { World::default() } };
+    let snapshots = WorldSnapshots::open(&js, log.clone(), key, &settings).await;
+    let found = async { if config.snapshot_every > 0 { snapshots.found().await } else { World::default() } };
     let world = Box::pin(shutdown.run_until_cancelled(found)).await.context("stopped while starting")?;
     let executor = Executor {
         log: log.clone(),
-        view: Arc::new(View::new(world)),
+        replica: Arc::new(Replica::new(world)),
         clock: Arc::new(SystemClock),
         settings: Arc::new(settings),
-        turns: Turns::default(),
+        locks: AggregateLocks::default(),
     };
-    let replica = CommandId::generate().to_string();
+    let replica_id = CommandId::generate().to_string();
     let tasks = TaskTracker::new();
-    let (view, settings, stop) = (Arc::clone(&executor.view), Arc::clone(&executor.settings), shutdown.clone());
-    tasks.spawn(async move { view.fold(&log, &settings, stop).await });
+    let (replica, settings, stop) = (Arc::clone(&executor.replica), Arc::clone(&executor.settings), shutdown.clone());
+    tasks.spawn(async move { replica.fold(&log, &settings, stop).await });
     let last = executor.log.last_seq().await?;
-    let mut folded = executor.view.changes();
+    let mut folded = executor.replica.changes();
     // A long log takes longer than any command would wait.
     tokio::select! {
         () = shutdown.cancelled() => anyhow::bail!("stopped while catching up"),
@@ -70,14 +70,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let keys = &config.nats.nats_creds;
     let secrets = JobEnv::open(&js, Sealing::open(keys)?).await.context("the bucket of secrets")?;
-    look_after(&config, &executor, &replica, keeper, secrets.clone(), &tasks, &shutdown);
+    look_after(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
     let files = files(&config)?;
     let log_js = executor.log.jetstream();
     let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
     let enrollments = Enrollments::open(&log_js).await.context("the bucket of enrollments")?;
-    let (view, clock) = (Arc::clone(&executor.view), Arc::clone(&executor.clock));
-    let revoker = Revoker::open(&config.nats, enrollments, log_js, view, clock, issuer.life()).await?;
+    let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
+    let revoker = Revoker::open(&config.nats, enrollments, log_js, replica, clock, issuer.life()).await?;
     tasks.spawn(revoker.clone().work(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
@@ -89,17 +89,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             issuer,
             revoker,
             secrets,
-            letters: Arc::default(),
-            pace: endpoint::machine_pace(),
+            dead_letters: Arc::default(),
+            machine_rate: endpoint::machine_rate(),
         },
     ))
     .await
     .map_err(anyhow::Error::from_boxed)?;
     if let Some(path) = &config.ready_file {
-        std::fs::write(path, &replica).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, &replica_id).with_context(|| format!("writing {}", path.display()))?;
     }
     ready.set();
-    info!(replica, "ready");
+    info!(replica = replica_id, "ready");
 
     shutdown.cancelled().await;
     server.finish().await;
@@ -113,22 +113,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 fn look_after(
     config: &Config,
     executor: &Executor,
-    replica: &str,
-    keeper: Keeper,
+    replica_id: &str,
+    snapshots: WorldSnapshots,
     secrets: JobEnv,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
     let (leadership, js) = (Leadership::default(), executor.log.jetstream());
-    let (view, clock) = (Arc::clone(&executor.view), Arc::clone(&executor.clock));
-    let (held, held_js, holder, stop) = (leadership.clone(), js.clone(), replica.to_owned(), shutdown.clone());
+    let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
+    let (held, held_js, holder, stop) = (leadership.clone(), js.clone(), replica_id.to_owned(), shutdown.clone());
     tasks.spawn(async move { held.hold(held_js, holder, stop).await });
     tasks.spawn(manage(executor.clone(), secrets, leadership.clone(), shutdown.clone()));
-    tasks.spawn(keeper.keep(Arc::clone(&view), leadership.clone(), config.snapshot_every, shutdown.clone()));
-    tasks.spawn(gauges::take(view, clock, leadership.clone(), shutdown.clone()));
-    let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
-    let (executor, replica, streams) = (executor.clone(), replica.to_owned(), config.streams());
-    tasks.spawn(watch(executor, js, leadership, replica, patience, streams, shutdown.clone()));
+    tasks.spawn(snapshots.keep(Arc::clone(&replica), leadership.clone(), config.snapshot_every, shutdown.clone()));
+    tasks.spawn(gauges::take(replica, clock, leadership.clone(), shutdown.clone()));
+    let patience = SilenceLimits { suspect_after: config.suspect_after, lost_after: config.lost_after };
+    let (executor, replica_id, streams) = (executor.clone(), replica_id.to_owned(), config.streams());
+    tasks.spawn(watch(executor, js, leadership, replica_id, patience, streams, shutdown.clone()));
 }
 
 /// Where workers get and put files, if the edge has an address for them.

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{process::Leadership, view::View};
+use crate::{process::Leadership, replica::Replica};
 
 const NAME: &str = "world";
 /// Shortest pause between two.
@@ -28,14 +28,14 @@ const PAUSE: Duration = Duration::from_secs(10);
 const LONGEST: u64 = 4 << 30;
 
 /// Keeps the world, and finds it again.
-pub(crate) struct Keeper {
+pub(crate) struct WorldSnapshots {
     log: Log,
     store: Option<Snapshots>,
     key: KeyPair,
     version: String,
 }
 
-impl Keeper {
+impl WorldSnapshots {
     /// Opens the store. Without one nothing is kept, and nothing found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, settings: &Settings) -> Self {
         let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok();
@@ -75,10 +75,10 @@ impl Keeper {
     }
 
     /// Keeps the world whenever it has taken in `every` more events, until shutdown. One replica does it for all.
-    pub(crate) async fn keep(self, view: Arc<View>, leads: Leadership, every: u64, shutdown: CancellationToken) {
+    pub(crate) async fn keep(self, replica: Arc<Replica>, leads: Leadership, every: u64, shutdown: CancellationToken) {
         let Some(store) = self.store.clone().filter(|_| every > 0) else { return };
         let mut last = store.newest((NAME, &self.version), &self.key).await.unwrap_or_default();
-        let mut changes = view.changes();
+        let mut changes = replica.changes();
         loop {
             let due = changes.wait_for(|applied| applied.0 >= last.0.saturating_add(every));
             match shutdown.run_until_cancelled(due).await {
@@ -86,7 +86,7 @@ impl Keeper {
                 Some(Err(_)) | None => return,
             }
             if leads.leads() {
-                match shutdown.run_until_cancelled(self.write(&store, &view)).await {
+                match shutdown.run_until_cancelled(self.write(&store, &replica)).await {
                     Some(Ok(seq)) => {
                         info!(seq = seq.0, "a snapshot was kept");
                         last = seq;
@@ -103,9 +103,9 @@ impl Keeper {
         }
     }
 
-    async fn write(&self, store: &Snapshots, view: &View) -> Result<Seq, SnapshotError> {
+    async fn write(&self, store: &Snapshots, replica: &Replica) -> Result<Seq, SnapshotError> {
         // A copy, so that nobody waits while it is written out.
-        let world = view.read(World::clone);
+        let world = replica.read(World::clone);
         let seq = world.applied();
         let message = self.log.get_raw(seq).await.map_err(|e| SnapshotError::Broker(e.to_string()))?;
         let leaf = message.ok_or(SnapshotError::Doubtful("its last event is not in the log"))?.leaf();

@@ -31,7 +31,7 @@ pub struct WhatIfArgs {
     pub price: u32,
     /// How the market chooses for jobs that named no machine; as they asked, if missing.
     #[arg(long)]
-    pub placement: Option<Rule>,
+    pub placement: Option<PlacementRule>,
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
@@ -39,7 +39,7 @@ pub struct WhatIfArgs {
 
 /// A rule of placement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rule {
+pub enum PlacementRule {
     /// The lowest price.
     Cheapest,
     /// The fastest by self-test.
@@ -48,7 +48,7 @@ pub enum Rule {
     MostReliable,
 }
 
-impl Rule {
+impl PlacementRule {
     /// The same limits under this rule. Who named a machine goes on to have it.
     fn of(self, asked: &Placement) -> Placement {
         let Some(requirements) = asked.requirements().cloned() else { return asked.clone() };
@@ -62,7 +62,7 @@ impl Rule {
 
 /// What settlements come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Sums {
+pub struct SettlementTotals {
     /// What consumers paid.
     pub cost: MicroUsd,
     /// What the platform kept.
@@ -71,7 +71,7 @@ pub struct Sums {
     pub earned: MicroUsd,
 }
 
-impl Sums {
+impl SettlementTotals {
     fn add(&mut self, cost: MicroUsd, fee: MicroUsd) {
         self.cost += cost;
         self.fee += fee;
@@ -85,9 +85,9 @@ pub struct Difference {
     /// Settlements.
     pub settled: u64,
     /// As it was.
-    pub then: Sums,
+    pub then: SettlementTotals,
     /// As it would have been.
-    pub now: Sums,
+    pub now: SettlementTotals,
     /// Assignments, and how many would have gone to another machine.
     pub assigned: u64,
     /// Those.
@@ -99,7 +99,7 @@ pub struct Difference {
 }
 
 /// Goes through the log with another rule beside it.
-struct Other<'a> {
+struct Replay<'a> {
     args: &'a WhatIfArgs,
     world: World,
     settings: Settings,
@@ -108,7 +108,7 @@ struct Other<'a> {
     difference: Difference,
 }
 
-impl Other<'_> {
+impl Replay<'_> {
     fn apply(&mut self, recorded: &Recorded) {
         match recorded.event() {
             // What it was chosen from is the world just before.
@@ -160,7 +160,7 @@ impl Other<'_> {
 }
 
 /// How far it is, for a person only.
-fn said(at: Seq, last: Seq) {
+fn show_progress(at: Seq, last: Seq) {
     if std::io::stderr().is_terminal() {
         eprint!("\r{:>3} %   \r", (at.0 * 100).checked_div(last.0).unwrap_or(100));
     }
@@ -171,10 +171,10 @@ pub fn what_if(args: &WhatIfArgs, stop: &CancellationToken) -> anyhow::Result<()
     anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
     let reader = Reader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
-    let mut other = Other { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
+    let mut other = Replay { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
     let mut leaves = reader.leaves()?;
     for part in &reader.manifest.parts {
-        said(other.world.applied(), reader.manifest.last);
+        show_progress(other.world.applied(), reader.manifest.last);
         for raw in reader.lines(part)? {
             anyhow::ensure!(!stop.is_cancelled(), "stopped");
             let recorded = raw?.read();

@@ -21,9 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Random ids, but for the spans whose ids are known before they are made.
 #[derive(Debug, Default)]
-struct Ids(RandomIdGenerator);
+struct SpanIds(RandomIdGenerator);
 
-impl IdGenerator for Ids {
+impl IdGenerator for SpanIds {
     fn new_trace_id(&self) -> TraceId {
         trace::chosen().map_or_else(|| self.0.new_trace_id(), |(trace, _)| trace)
     }
@@ -35,9 +35,9 @@ impl IdGenerator for Ids {
 
 /// Sends for as long as it lives, and what is left when it goes.
 #[derive(Debug)]
-pub(crate) struct Sending(SdkTracerProvider);
+pub(crate) struct TraceExport(SdkTracerProvider);
 
-impl Sending {
+impl TraceExport {
     /// To a collector's address, such as `http://127.0.0.1:4318`.
     pub(crate) fn start(collector: &str, service: &'static str) -> Result<Self, ExporterBuildError> {
         // Another library in this process may have installed one: either is good.
@@ -46,7 +46,7 @@ impl Sending {
         let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(PATIENCE).build()?;
         let resource = Resource::builder().with_service_name(service).build();
         let provider = SdkTracerProvider::builder()
-            .with_id_generator(Ids::default())
+            .with_id_generator(SpanIds::default())
             .with_resource(resource)
             .with_batch_exporter(exporter)
             .build();
@@ -55,7 +55,7 @@ impl Sending {
     }
 }
 
-impl Drop for Sending {
+impl Drop for TraceExport {
     fn drop(&mut self) {
         if let Err(e) = self.0.shutdown_with_timeout(PATIENCE) {
             warn!(error = %e, "the last traces were not sent");

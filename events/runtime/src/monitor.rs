@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    collector::Sending,
+    collector::TraceExport,
     metric::{self, Kind},
 };
 
@@ -53,7 +53,7 @@ pub enum MonitorError {
     #[error("recording metrics: {0}")]
     Record(#[from] metrics_exporter_prometheus::BuildError),
     /// Traces cannot be sent.
-    #[error("sending traces: {0}")]
+    #[error("export traces: {0}")]
     Trace(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
@@ -61,7 +61,7 @@ pub enum MonitorError {
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
     is: Arc<AtomicBool>,
-    _sending: Option<Arc<Sending>>,
+    _export: Option<Arc<TraceExport>>,
 }
 
 impl Ready {
@@ -78,8 +78,8 @@ pub async fn start(
     service: &'static str,
     shutdown: CancellationToken,
 ) -> Result<Ready, MonitorError> {
-    let sending = args.otlp.as_deref().map(|collector| Sending::start(collector, service)).transpose()?;
-    let ready = Ready { is: Arc::default(), _sending: sending.map(Arc::new) };
+    let export = args.otlp.as_deref().map(|collector| TraceExport::start(collector, service)).transpose()?;
+    let ready = Ready { is: Arc::default(), _export: export.map(Arc::new) };
     let Some(address) = args.monitor else { return Ok(ready) };
     let mut builder = PrometheusBuilder::new();
     for metric in metric::ALL.iter().filter(|m| m.kind == Kind::Seconds) {

@@ -23,7 +23,7 @@ use gpubnb_runtime::nats::{NatsArgs, jetstream};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use self::transfer::Snapshot;
+use self::transfer::StreamSnapshot;
 use crate::redispatch;
 
 /// Options of `backup` and `restore`.
@@ -44,13 +44,13 @@ const RESUMED_WITHIN: Millis = Millis(6 * 3_600_000);
 
 /// What a backup holds.
 #[derive(Serialize, Deserialize)]
-struct Manifest {
+struct BackupManifest {
     /// When it was begun.
     began: Timestamp,
-    streams: Vec<Snapshot>,
+    streams: Vec<StreamSnapshot>,
 }
 
-impl Manifest {
+impl BackupManifest {
     fn read(directory: &Path) -> anyhow::Result<Self> {
         match fs::read(directory.join(MANIFEST)) {
             Ok(text) => serde_json::from_slice(&text).context("the backup's list cannot be read"),
@@ -77,13 +77,13 @@ fn file(directory: &Path, stream: &str) -> PathBuf {
 }
 
 /// How far it is, for a person only.
-fn said(what: &str, began: Instant, done: Done) {
+fn show_progress(what: &str, began: Instant, done: BackupProgress) {
     if !std::io::stderr().is_terminal() {
         return;
     }
     let (at, of, unit) = match done {
-        Done::Bytes(at, of) => (at >> 10, of.max(at) >> 10, "KiB"),
-        Done::Events(at, of) => (at, of.max(at), "events"),
+        BackupProgress::Bytes(at, of) => (at >> 10, of.max(at) >> 10, "KiB"),
+        BackupProgress::Events(at, of) => (at, of.max(at), "events"),
     };
     let per_second = at.saturating_mul(1_000) / u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
     let left = (of - at).checked_div(per_second).map(|s| format!(", {s} s left")).unwrap_or_default();
@@ -91,7 +91,7 @@ fn said(what: &str, began: Instant, done: Done) {
 }
 
 /// How far something is, and how far it will be.
-enum Done {
+enum BackupProgress {
     Bytes(u64, u64),
     Events(u64, u64),
 }
@@ -101,7 +101,7 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
     let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.directory);
     made.with_context(|| args.directory.display().to_string())?;
-    let mut manifest = Manifest::read(&args.directory)?;
+    let mut manifest = BackupManifest::read(&args.directory)?;
     let (here, began) = (args.directory.display(), manifest.began);
     ensure!(
         !stream::backed_up().iter().all(|stream| manifest.has(stream)),
@@ -117,7 +117,9 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
             continue;
         }
         let (file, begun) = (file(&args.directory, &stream), Instant::now());
-        let saving = transfer::save(&client, &stream, &file, |bytes, of| said(&stream, begun, Done::Bytes(bytes, of)));
+        let saving = transfer::save(&client, &stream, &file, |bytes, of| {
+            show_progress(&stream, begun, BackupProgress::Bytes(bytes, of))
+        });
         let snapshot = tokio::select! {
             () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
             saved = saving => saved.with_context(|| format!("saving {stream}"))?,
@@ -133,7 +135,7 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
 /// Makes the streams of a broker that has none from a backup, and what follows from them.
 pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
-    let manifest = Manifest::read(&args.directory)?;
+    let manifest = BackupManifest::read(&args.directory)?;
     let lacks: Vec<_> = stream::backed_up().into_iter().filter(|stream| !manifest.has(stream)).collect();
     ensure!(lacks.is_empty(), "{} is no whole backup: it lacks {}", args.directory.display(), lacks.join(", "));
     for snapshot in &manifest.streams {
@@ -148,7 +150,7 @@ pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: Cance
             None => {
                 let (file, begun) = (file(&args.directory, &snapshot.stream), Instant::now());
                 let loading = transfer::load(&client, snapshot, options.replicas, &file, |bytes, of| {
-                    said(&snapshot.stream, begun, Done::Bytes(bytes, of));
+                    show_progress(&snapshot.stream, begun, BackupProgress::Bytes(bytes, of));
                 });
                 tokio::select! {
                     () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
@@ -160,7 +162,7 @@ pub async fn restore(args: &BackupArgs, options: &StreamOptions, shutdown: Cance
     }
     let log = Log::open(jetstream(args.nats.connect("append", SERVICES_INBOX).await?)).await?;
     let begun = Instant::now();
-    let folded = |at: Seq, last: Seq| said(MARKET, begun, Done::Events(at.0, last.0));
+    let folded = |at: Seq, last: Seq| show_progress(MARKET, begun, BackupProgress::Events(at.0, last.0));
     let owner = jetstream(client);
     let anew = redispatch::anew(&log, &owner, options, folded);
     let (from, machines) =

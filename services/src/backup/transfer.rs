@@ -27,7 +27,7 @@ const CHUNK: usize = 128 * 1024;
 
 /// A stream in a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Snapshot {
+pub(super) struct StreamSnapshot {
     /// The stream.
     pub(super) stream: String,
     /// Its definition, as the broker says it.
@@ -40,7 +40,7 @@ pub(super) struct Snapshot {
     sha256: String,
 }
 
-impl Snapshot {
+impl StreamSnapshot {
     /// Its last sequence.
     pub(super) fn last(&self) -> u64 {
         self.state["last_seq"].as_u64().unwrap_or(0)
@@ -81,7 +81,7 @@ pub(super) async fn last_of(client: &Client, stream: &str) -> anyhow::Result<Opt
 }
 
 #[derive(Deserialize)]
-struct Begun {
+struct SnapshotReply {
     config: Value,
     state: Value,
 }
@@ -92,11 +92,11 @@ pub(super) async fn save(
     stream: &str,
     file: &Path,
     mut seen: impl FnMut(u64, u64),
-) -> anyhow::Result<Snapshot> {
+) -> anyhow::Result<StreamSnapshot> {
     let inbox = client.new_inbox();
     let mut chunks = client.subscribe(inbox.clone()).await?;
     let wish = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK, "jsck": true });
-    let begun: Begun = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
+    let begun: SnapshotReply = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
     let about = begun.state["bytes"].as_u64().unwrap_or(0);
     let partial = file.with_extension("partial");
     // In it are passwords' hashes and jobs' secrets: it is for nobody else.
@@ -121,18 +121,18 @@ pub(super) async fn save(
     out.sync_all()?;
     fs::rename(&partial, file)?;
     let (config, state, sha256) = (begun.config, begun.state, sha256(file)?);
-    Ok(Snapshot { stream: stream.to_owned(), config, state, bytes, sha256 })
+    Ok(StreamSnapshot { stream: stream.to_owned(), config, state, bytes, sha256 })
 }
 
 #[derive(Deserialize)]
-struct Ready {
+struct RestoreReply {
     deliver_subject: String,
 }
 
 /// Makes a stream from a file. There must be none of its name.
 pub(super) async fn load(
     client: &Client,
-    snapshot: &Snapshot,
+    snapshot: &StreamSnapshot,
     replicas: usize,
     file: &Path,
     mut seen: impl FnMut(u64, u64),
@@ -141,7 +141,7 @@ pub(super) async fn load(
     let mut config = snapshot.config.clone();
     config["num_replicas"] = json!(replicas);
     let wish = json!({ "config": config, "state": snapshot.state });
-    let ready: Ready = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
+    let ready: RestoreReply = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
     let mut from = File::open(file)?;
     let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
     loop {

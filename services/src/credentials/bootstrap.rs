@@ -10,7 +10,7 @@ use rand::RngExt as _;
 
 use super::{
     files::{ISSUER, MACHINES, REVOKER, SEALING, write_private},
-    jwt::{self, Permissions, Role},
+    jwt::{self, AccountRole, Permissions},
     rights,
 };
 use crate::config::BootstrapArgs;
@@ -59,25 +59,25 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
 }
 
 /// What the broker's configuration says: tokens, and accounts by their public keys.
-struct Made {
+struct BrokerConfig {
     operator: String,
     system: (String, String),
     market: (String, String),
     machines: (String, String),
 }
 
-fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
+fn make(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
     let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
     let [system, market, machines, issuer] = [(); 4].map(|()| KeyPair::new_account());
     let shared = rights::shared_with_machines();
-    let role = Role::Machines {
+    let role = AccountRole::Machines {
         market: &market.public_key(),
         shared: &shared,
         issuer: &issuer.public_key(),
         scope: &rights::machine(),
     };
-    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &Role::System, now, &signing)?;
-    let market_jwt = jwt::account(&market.public_key(), "MARKET", &Role::Market(&shared), now, &signing)?;
+    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &AccountRole::System, now, &signing)?;
+    let market_jwt = jwt::account(&market.public_key(), "MARKET", &AccountRole::Market(&shared), now, &signing)?;
     let machines_jwt = jwt::account(&machines.public_key(), "MACHINES", &role, now, &signing)?;
     for user in rights::users() {
         write_credential(&dir.join(user.process), user.name, &user.permissions, now, &market)?;
@@ -95,7 +95,7 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
     for (name, key) in [("operator", &operator), ("system", &system), ("market", &market), ("machines", &machines)] {
         write_private(&dir.join("offline").join(format!("{name}.seed")), &key.seed()?)?;
     }
-    Ok(Made {
+    Ok(BrokerConfig {
         operator: jwt::operator(&operator, &signing.public_key(), &system.public_key(), now)?,
         system: (system.public_key(), system_jwt),
         market: (market.public_key(), market_jwt),

@@ -83,17 +83,17 @@ pub(crate) fn operator(
 }
 
 /// What an account is for.
-pub(crate) enum Role<'a> {
+pub(crate) enum AccountRole<'a> {
     /// The broker's own.
     System,
     /// Streams, services and the edge. Offers these subjects to the account of machines.
-    Market(&'a [Shared]),
+    Market(&'a [SharedSubject]),
     /// Machines, and nothing that lasts: what they say reaches the market's account only by the subjects it offers.
     Machines {
         /// The market's account.
         market: &'a str,
         /// What it offers.
-        shared: &'a [Shared],
+        shared: &'a [SharedSubject],
         /// The key that issues machines.
         issuer: &'a str,
         /// What each of them may do; `{{name()}}` in it stands for the name of the user, so that whoever holds that key
@@ -104,7 +104,7 @@ pub(crate) enum Role<'a> {
 
 /// A subject that one account offers another as a service: the broker itself makes up where answers go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Shared {
+pub(crate) struct SharedSubject {
     pub(crate) subject: String,
     /// What it is called in the other account, where that differs; `$1` stands for its wildcard.
     pub(crate) local: Option<String>,
@@ -116,11 +116,11 @@ pub(crate) struct Shared {
 pub(crate) fn account(
     subject: &str,
     name: &str,
-    role: &Role<'_>,
+    role: &AccountRole<'_>,
     now: Timestamp,
     key: &KeyPair,
 ) -> Result<String, JwtError> {
-    let jetstream = if matches!(role, Role::Market(_)) { -1 } else { 0 };
+    let jetstream = if matches!(role, AccountRole::Market(_)) { -1 } else { 0 };
     let mut claims = json!({
         "type": "account", "version": 2,
         "limits": {
@@ -130,9 +130,9 @@ pub(crate) fn account(
         },
     });
     match role {
-        Role::System => {}
-        Role::Market(shared) => claims["exports"] = shared.iter().map(Shared::export).collect(),
-        Role::Machines { market, shared, issuer, scope } => {
+        AccountRole::System => {}
+        AccountRole::Market(shared) => claims["exports"] = shared.iter().map(SharedSubject::export).collect(),
+        AccountRole::Machines { market, shared, issuer, scope } => {
             claims["imports"] = shared.iter().map(|shared| shared.import(market)).collect();
             claims["signing_keys"] =
                 json!([{ "kind": "user_scope", "key": issuer, "role": "machine", "template": scope.claims() }]);
@@ -141,7 +141,7 @@ pub(crate) fn account(
     sign(subject, name, now, None, claims, key)
 }
 
-impl Shared {
+impl SharedSubject {
     fn export(&self) -> Value {
         let response = if self.many { "Stream" } else { "Singleton" };
         json!({ "name": self.subject, "subject": self.subject, "type": "service", "response_type": response })
@@ -237,8 +237,8 @@ mod tests {
         let (operator, machines, scope) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
         let now = Timestamp::from_millis(1_000);
         let rights = Permissions { publish: vec!["a".to_owned()], subscribe: vec!["b".to_owned()] };
-        let shared = [Shared { subject: "c".to_owned(), local: None, many: false }];
-        let role = Role::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
+        let shared = [SharedSubject { subject: "c".to_owned(), local: None, many: false }];
+        let role = AccountRole::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
         let before = account(&machines.public_key(), "MACHINES", &role, now, &operator).unwrap();
         let after = with_revocations(&before, &[("UX".to_owned(), now)], now, &operator).unwrap();
         let (before, mut after) = (claims(&before).unwrap(), claims(&after).unwrap());

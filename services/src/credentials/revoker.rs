@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{bootstrap::SYSTEM_USER, files, jwt};
-use crate::{enrollment::Enrollments, view::View};
+use crate::{enrollment::Enrollments, replica::Replica};
 
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(crate) struct Revoker {
     pub(crate) enrollments: Enrollments,
     js: jetstream::Context,
-    view: Arc<View>,
+    replica: Arc<Replica>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
     /// How long a credential lives: as long is a revoked one kept on the list.
@@ -46,7 +46,7 @@ impl Revoker {
         nats: &NatsArgs,
         enrollments: Enrollments,
         js: jetstream::Context,
-        view: Arc<View>,
+        replica: Arc<Replica>,
         clock: Arc<dyn Clock>,
         life: Millis,
     ) -> anyhow::Result<Self> {
@@ -54,7 +54,7 @@ impl Revoker {
         Ok(Self {
             enrollments,
             js,
-            view,
+            replica,
             clock,
             wake: Arc::default(),
             life,
@@ -103,7 +103,7 @@ impl Revoker {
         let now = self.clock.now();
         let mut revoked = Vec::new();
         for (machine, enrollment) in self.enrollments.all().await? {
-            let left = self.view.read(|w| {
+            let left = self.replica.read(|w| {
                 let machine = w.machine(machine).filter(|m| m.availability == Availability::Delisted);
                 machine.is_some_and(|m| m.last > enrollment.enrolled_after)
             });

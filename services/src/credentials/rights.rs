@@ -6,7 +6,7 @@ use gpubnb_log::stream::{
     SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
 };
 
-use super::jwt::{Permissions, Shared};
+use super::jwt::{Permissions, SharedSubject};
 
 /// A user of the broker and the process that holds its credential.
 pub(crate) struct User {
@@ -85,8 +85,8 @@ pub(crate) fn users() -> [User; 6] {
 
 /// What the market's account offers to that of machines. Whatever a machine says there, the broker makes up a place for the
 /// answer: no answer of a stream, a consumer or a service goes where a machine would like it to.
-pub(crate) fn shared_with_machines() -> Vec<Shared> {
-    let share = |subject: String, local: Option<String>, many: bool| Shared { subject, local, many };
+pub(crate) fn shared_with_machines() -> Vec<SharedSubject> {
+    let share = |subject: String, local: Option<String>, many: bool| SharedSubject { subject, local, many };
     let mut shared: Vec<_> = subject::of_machines("*").into_iter().map(|subject| share(subject, None, false)).collect();
     // Which consumer is a machine's own stands in its token. Their account has no streams, and the broker says so to
     // whoever asks there by the usual name.

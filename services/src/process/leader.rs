@@ -27,13 +27,13 @@ impl Leadership {
     }
 
     /// Holds or waits for the lease until shutdown, then gives it back.
-    pub(crate) async fn hold(&self, js: Context, replica: String, shutdown: CancellationToken) {
+    pub(crate) async fn hold(&self, js: Context, replica_id: String, shutdown: CancellationToken) {
         let mut revision = None;
         loop {
-            match renew(&js, &replica, revision).await {
+            match renew(&js, &replica_id, revision).await {
                 Ok(renewed) => {
                     if revision.is_none() {
-                        info!(replica, "this replica leads");
+                        info!(replica = replica_id, "this replica leads");
                     }
                     revision = Some(renewed);
                 }
@@ -58,9 +58,9 @@ impl Leadership {
     }
 }
 
-async fn renew(js: &Context, replica: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
+async fn renew(js: &Context, replica_id: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
     let store: Store = js.get_key_value(LEADERS).await?;
-    let value = replica.to_owned().into_bytes().into();
+    let value = replica_id.to_owned().into_bytes().into();
     Ok(match revision {
         Some(revision) => store.update(KEY, value, revision).await?,
         None => store.create(KEY, value).await?,

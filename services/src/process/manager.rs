@@ -16,7 +16,7 @@ use crate::{execute::Executor, secrets::JobEnv};
 const SWEEP: Duration = Duration::from_secs(1);
 /// Runs until shutdown.
 pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Leadership, shutdown: CancellationToken) {
-    let mut changes = executor.view.changes();
+    let mut changes = executor.replica.changes();
     let mut sweep = tokio::time::interval(SWEEP);
     let mut steady_since = executor.clock.now();
     let mut scheduled = Seq::ZERO;
@@ -40,7 +40,7 @@ pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Lead
 
 async fn settle(executor: &Executor, secrets: &JobEnv) {
     let ended: Vec<(JobId, bool)> =
-        executor.view.read(|w| due::due_settlements(w).map(|job| (job.id, !job.spec.env.is_empty())).collect());
+        executor.replica.read(|w| due::due_settlements(w).map(|job| (job.id, !job.spec.env.is_empty())).collect());
     for (job, had_secrets) in ended {
         // Before the job leaves memory: whatever fails here is tried again at the next sweep.
         if had_secrets && let Err(e) = secrets.forget(job).await {
@@ -54,9 +54,9 @@ async fn settle(executor: &Executor, secrets: &JobEnv) {
 /// Assigns what can be assigned of one pass over the waiting jobs. Returns where the next pass begins.
 async fn schedule(executor: &Executor, after: Seq) -> Seq {
     let now = executor.clock.now();
-    let pass = executor.view.read(|w| due::scheduling_pass(w, after));
+    let pass = executor.replica.read(|w| due::scheduling_pass(w, after));
     for job in pass.jobs {
-        if let Some(command) = executor.view.read(|w| due::due_assignment(w, job, now)) {
+        if let Some(command) = executor.replica.read(|w| due::due_assignment(w, job, now)) {
             give(executor, command).await;
         }
     }
@@ -65,7 +65,7 @@ async fn schedule(executor: &Executor, after: Seq) -> Seq {
 
 async fn expire(executor: &Executor, steady_since: Timestamp) {
     let now = executor.clock.now();
-    for command in executor.view.read(|w| due::due_expiries(w, now, steady_since, &executor.settings)) {
+    for command in executor.replica.read(|w| due::due_expiries(w, now, steady_since, &executor.settings)) {
         give(executor, command).await;
     }
 }

@@ -8,5 +8,5 @@ mod watchdog;
 pub(crate) use self::{
     leader::Leadership,
     manager::manage,
-    watchdog::{Patience, watch},
+    watchdog::{SilenceLimits, watch},
 };

@@ -28,14 +28,14 @@ const PAUSE: Duration = Duration::from_secs(3);
 
 /// When silence means what, in ticks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct SilenceLimits {
     pub(crate) suspect_after: u32,
     pub(crate) lost_after: u32,
 }
 
 /// Counts silence per machine.
 struct Silence {
-    patience: Patience,
+    patience: SilenceLimits,
     ticks: HashMap<MachineId, u32>,
     last_tick: Option<Instant>,
 }
@@ -74,16 +74,16 @@ pub(crate) async fn watch(
     executor: Executor,
     js: Context,
     leadership: Leadership,
-    replica: String,
-    patience: Patience,
+    replica_id: String,
+    patience: SilenceLimits,
     streams: StreamOptions,
     shutdown: CancellationToken,
 ) {
-    let ticker = tokio::spawn(tick(js.clone(), replica.clone(), shutdown.clone()));
+    let ticker = tokio::spawn(tick(js.clone(), replica_id.clone(), shutdown.clone()));
     loop {
         let watched = async {
             provision_telemetry(&js, &streams).await?;
-            listen(&executor, &js, &leadership, &replica, patience).await
+            listen(&executor, &js, &leadership, &replica_id, patience).await
         };
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -95,7 +95,7 @@ pub(crate) async fn watch(
 }
 
 /// Publishes this replica's beat. A beat that does not arrive is the point: nothing is retried.
-async fn tick(js: Context, replica: String, shutdown: CancellationToken) {
+async fn tick(js: Context, replica_id: String, shutdown: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     for number in 0.. {
@@ -106,9 +106,9 @@ async fn tick(js: Context, replica: String, shutdown: CancellationToken) {
         if !gpubnb_runtime::nats::connected(&js.client()) {
             continue;
         }
-        let tick = Tick { replica: replica.clone(), number };
+        let tick = Tick { replica: replica_id.clone(), number };
         let Ok(payload) = serde_json::to_vec(&tick) else { continue };
-        if let Err(e) = js.client().publish(subject::tick(&replica), payload.into()).await {
+        if let Err(e) = js.client().publish(subject::tick(&replica_id), payload.into()).await {
             warn!(error = %e, "could not tick");
         }
     }
@@ -118,10 +118,10 @@ async fn listen(
     executor: &Executor,
     js: &Context,
     leadership: &Leadership,
-    replica: &str,
-    patience: Patience,
+    replica_id: &str,
+    patience: SilenceLimits,
 ) -> Result<(), async_nats::Error> {
-    let own_tick = subject::tick(replica);
+    let own_tick = subject::tick(replica_id);
     let config = OrderedConfig {
         deliver_subject: js.client().new_inbox(),
         deliver_policy: DeliverPolicy::New,
@@ -138,7 +138,7 @@ async fn listen(
             }
             continue;
         }
-        let machines: Vec<_> = executor.view.read(|w| {
+        let machines: Vec<_> = executor.replica.read(|w| {
             let listed = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
             listed.map(|(id, m)| (*id, m.presence)).collect()
         });
@@ -161,7 +161,7 @@ async fn say(executor: &Executor, command: Command) {
     }
     let Some(lost) = lost else { return };
     let held: Vec<_> =
-        executor.view.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
+        executor.replica.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
     for job in held {
         if let Err(e) = executor.execute(Actor::Platform, &Command::Abandon(job)).await {
             warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler will see to it");
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn silence() -> Silence {
-        let patience = Patience { suspect_after: 3, lost_after: 6 };
+        let patience = SilenceLimits { suspect_after: 3, lost_after: 6 };
         Silence { patience, ticks: HashMap::new(), last_tick: None }
     }
 
