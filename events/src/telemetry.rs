@@ -96,7 +96,7 @@ pub enum GpuTrouble {
 
 impl GpuTrouble {
     /// In words, with what to do.
-    pub const fn words(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
             Self::Lost => {
                 "the GPU has fallen off the bus: look for Xid 79 in the kernel's log; check its power and seat, and restart the machine"

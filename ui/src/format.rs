@@ -196,8 +196,10 @@ pub(crate) fn job_state(row: &JobView) -> String {
     use gpubnb_query::view::JobState;
     let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
     match (row.state, row.reason) {
-        (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.words()),
-        (JobState::Queued, Some(reason)) => format!("Interrupted: {}; waiting for another machine", reason.words()),
+        (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.description()),
+        (JobState::Queued, Some(reason)) => {
+            format!("Interrupted: {}; waiting for another machine", reason.description())
+        }
         _ => name.to_owned(),
     }
 }

@@ -168,7 +168,7 @@ impl Reason {
     }
 
     /// In words, for people.
-    pub fn words(self) -> String {
+    pub fn description(self) -> String {
         match self {
             Self::NonZeroExit { code } => format!("the program ended with exit code {code}"),
             Self::OutOfMemory => "it used more memory than it asked for".to_owned(),
