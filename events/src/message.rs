@@ -138,7 +138,7 @@ impl Recorded {
 }
 
 /// A message's parts, wherever the message lies. `value_of` gives the value of a header.
-pub struct Parts<'a, F> {
+pub struct MessageParts<'a, F> {
     /// The message's sequence in MARKET.
     pub seq: Seq,
     /// The broker's time, nanoseconds since 1970.
@@ -151,7 +151,7 @@ pub struct Parts<'a, F> {
     pub payload: &'a [u8],
 }
 
-impl<'a, F: Fn(&'static str) -> Option<&'a str>> Parts<'a, F> {
+impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
     /// The message's leaf in the log's Merkle tree (RFC 6962, 2.1): SHA-256 of a zero byte, the time, the subject, the
     /// covered headers and the body, each of them after its length. The sequence is the leaf's place in the tree, and
     /// therefore not part of the leaf.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use gpubnb_domain::Settings;
 use gpubnb_events::Millis;
-use gpubnb_log::stream::{Kept, StreamOptions};
+use gpubnb_log::stream::{Retention, StreamOptions};
 use gpubnb_runtime::{monitor::MonitorArgs, nats::NatsArgs};
 
 use crate::{backup::BackupArgs, whatif::WhatIfArgs};
@@ -173,8 +173,8 @@ impl Config {
         StreamOptions {
             replicas: self.replicas,
             duplicate_window: Duration::from_millis(self.duplicate_window_ms),
-            output: Kept { mib: self.output_mib, age: Duration::from_secs(u64::from(self.output_days) * 86_400) },
-            telemetry: Kept {
+            output: Retention { mib: self.output_mib, age: Duration::from_secs(u64::from(self.output_days) * 86_400) },
+            telemetry: Retention {
                 mib: self.telemetry_mib,
                 age: Duration::from_secs(u64::from(self.telemetry_minutes) * 60),
             },

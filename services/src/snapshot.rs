@@ -12,7 +12,7 @@ use gpubnb_domain::{Settings, World};
 use gpubnb_events::Seq;
 use gpubnb_log::{
     Log,
-    snapshot::{Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew, version},
+    snapshot::{SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew, version},
 };
 use nkeys::KeyPair;
 use sha2::{Digest as _, Sha256};
@@ -67,7 +67,7 @@ impl WorldSnapshots {
             Ok(serde_json::from_reader(BufReader::new(text))?)
         });
         let world = read.await.map_err(std::io::Error::other)??;
-        if world.applied() == manifest.of.seq {
+        if world.applied() == manifest.id.seq {
             Ok(Some(world))
         } else {
             Err(SnapshotError::Doubtful("it ends at another event than it says"))
@@ -119,9 +119,9 @@ impl WorldSnapshots {
         });
         let content = written.await.map_err(std::io::Error::other)??;
         let (name, version) = (NAME.to_owned(), self.version.clone());
-        let of = Of { name, version, seq, leaf: gpubnb_events::hex(leaf) };
+        let id = SnapshotId { name, version, seq, leaf: gpubnb_events::hex(leaf) };
         let manifest =
-            Manifest::sign(of, content.len() as u64, gpubnb_events::hex(Sha256::digest(&content)), &self.key)?;
+            SnapshotManifest::sign(id, content.len() as u64, gpubnb_events::hex(Sha256::digest(&content)), &self.key)?;
         store.put(&manifest, &mut content.as_slice()).await?;
         Ok(seq)
     }

@@ -13,7 +13,7 @@ use gpubnb_events::{
     event::{JobAssigned, Settled},
     spec::{Placement, Terms},
 };
-use gpubnb_log::archive::Reader;
+use gpubnb_log::archive::ArchiveReader;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -169,7 +169,7 @@ fn show_progress(at: Seq, last: Seq) {
 /// Prints the difference.
 pub fn what_if(args: &WhatIfArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
-    let reader = Reader::open(&args.archive)?;
+    let reader = ArchiveReader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
     let mut other = Replay { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
     let mut leaves = reader.leaves()?;

@@ -11,7 +11,7 @@ use std::{
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use gpubnb_events::{Seq, message::Hash};
-use gpubnb_proof::{Head, Line};
+use gpubnb_proof::{MessageLine, SignedTreeHead};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -58,20 +58,20 @@ fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
 
 /// What an archive holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct ArchiveManifest {
     /// Version of the format.
     pub format: u32,
     /// Last sequence in it; it begins with the first.
     pub last: Seq,
     /// Its files of events.
-    pub parts: Vec<Part>,
+    pub parts: Vec<ArchivePart>,
     /// Tree heads that were signed of the log, oldest first.
-    pub heads: Vec<Head>,
+    pub heads: Vec<SignedTreeHead>,
 }
 
 /// A file of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct ArchivePart {
     /// Its name.
     pub file: String,
     /// First sequence in it.
@@ -82,12 +82,12 @@ pub struct Part {
     pub sha256: String,
 }
 
-/// Writes an archive. It is complete with [`Writer::finish`], which writes the manifest.
-pub struct Writer {
+/// Writes an archive. It is complete with [`ArchiveWriter::finish`], which writes the manifest.
+pub struct ArchiveWriter {
     directory: PathBuf,
     leaves: BufWriter<File>,
     part: Option<(String, Seq, GzEncoder<BufWriter<File>>)>,
-    parts: Vec<Part>,
+    parts: Vec<ArchivePart>,
     last: Seq,
     last_leaf: Option<Hash>,
 }
@@ -108,7 +108,7 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
         let raw = match read {
             _ if ended => return None,
             Ok(0) => return None,
-            Ok(_) => serde_json::from_slice::<Line>(&line)
+            Ok(_) => serde_json::from_slice::<MessageLine>(&line)
                 .map_err(|e| invalid(e.to_string()))
                 .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".to_owned()))),
             Err(e) => Err(e),
@@ -118,7 +118,7 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
     }))
 }
 
-impl Writer {
+impl ArchiveWriter {
     /// Begins one in a directory, or goes on with one that was cut off: its whole parts are kept, after all of them were
     /// read, unless `stop` says so.
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
@@ -168,7 +168,7 @@ impl Writer {
         self.leaves.write_all(leaves.as_flattened()).map_err(at(&self.directory.join(LEAVES)))?;
         self.last = Seq(self.last.0 + PART);
         self.last_leaf = leaves.pop();
-        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
         Ok(true)
     }
 
@@ -194,7 +194,8 @@ impl Writer {
             self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
         }
         let Some((name, _, part)) = &mut self.part else { return Ok(()) };
-        let line = serde_json::to_vec(&Line::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
+        let line =
+            serde_json::to_vec(&MessageLine::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
         part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(at(&self.directory.join(name)))?;
         let leaf = raw.leaf();
         self.leaves.write_all(&leaf).map_err(at(&self.directory.join(LEAVES)))?;
@@ -207,12 +208,12 @@ impl Writer {
         let file = self.directory.join(&name);
         let written = part.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
         written.and_then(|file| file.sync_all()).map_err(at(&file))?;
-        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
         Ok(())
     }
 
     /// Ends it. `heads` are the signed heads of the log.
-    pub fn finish(mut self, heads: Vec<Head>) -> Result<Manifest, ArchiveError> {
+    pub fn finish(mut self, heads: Vec<SignedTreeHead>) -> Result<ArchiveManifest, ArchiveError> {
         self.close()?;
         let leaves = self.directory.join(LEAVES);
         self.leaves
@@ -220,7 +221,7 @@ impl Writer {
             .map_err(io::IntoInnerError::into_error)
             .and_then(|f| f.sync_all())
             .map_err(at(&leaves))?;
-        let manifest = Manifest { format: FORMAT, last: self.last, parts: self.parts, heads };
+        let manifest = ArchiveManifest { format: FORMAT, last: self.last, parts: self.parts, heads };
         let file = self.directory.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| at(&file)(e.into()))?;
         fs::write(&file, text).map_err(at(&file))?;
@@ -242,18 +243,18 @@ pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
 }
 
 /// An archive, for reading.
-pub struct Reader {
+pub struct ArchiveReader {
     directory: PathBuf,
     /// What it holds.
-    pub manifest: Manifest,
+    pub manifest: ArchiveManifest,
 }
 
-impl Reader {
+impl ArchiveReader {
     /// Opens one.
     pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
         let file = directory.join(MANIFEST);
         let text = fs::read(&file).map_err(at(&file))?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
+        let manifest: ArchiveManifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
         if manifest.format != FORMAT {
             return Err(ArchiveError::Format(manifest.format));
         }
@@ -261,12 +262,15 @@ impl Reader {
     }
 
     /// Where a part lies. Its name is not trusted to lead out of the archive.
-    pub fn file(&self, part: &Part) -> PathBuf {
+    pub fn file(&self, part: &ArchivePart) -> PathBuf {
         self.directory.join(Path::new(&part.file).file_name().unwrap_or_default())
     }
 
     /// The lines of a part. One that cannot be read ends it.
-    pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
+    pub fn lines(
+        &self,
+        part: &ArchivePart,
+    ) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
         lines(self.file(part))
     }
 
@@ -295,24 +299,24 @@ mod tests {
     fn one_that_was_cut_off_goes_on_after_its_last_whole_part() {
         let directory = tempfile::tempdir().unwrap();
         let whole = directory.path().join("whole");
-        let mut writer = Writer::create(&whole, || false).unwrap();
+        let mut writer = ArchiveWriter::create(&whole, || false).unwrap();
         (1..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
         let expected = writer.finish(Vec::new()).unwrap();
-        assert!(matches!(Writer::create(&whole, || false), Err(ArchiveError::Whole(_))));
+        assert!(matches!(ArchiveWriter::create(&whole, || false), Err(ArchiveError::Whole(_))));
 
         let cut = directory.path().join("cut");
-        let mut writer = Writer::create(&cut, || false).unwrap();
+        let mut writer = ArchiveWriter::create(&cut, || false).unwrap();
         (1..=7).for_each(|seq| writer.write(&raw(seq)).unwrap());
         drop(writer);
-        assert!(matches!(Writer::create(&cut, || true), Err(ArchiveError::Stopped)));
+        assert!(matches!(ArchiveWriter::create(&cut, || true), Err(ArchiveError::Stopped)));
         // A part without its end is not whole, whatever can be read of it.
         let first = cut.join(part_name(Seq(1)));
         let (whole_part, torn) = (fs::read(&first).unwrap(), cut.with_file_name("torn"));
         fs::create_dir(&torn).unwrap();
         fs::write(torn.join(part_name(Seq(1))), &whole_part[..whole_part.len() - 8]).unwrap();
-        assert_eq!(Writer::create(&torn, || false).unwrap().last(), Seq::ZERO);
-        let mut writer = Writer::create(&cut, || false).unwrap();
-        assert!(matches!(Writer::create(&cut, || false), Err(ArchiveError::Busy(_))));
+        assert_eq!(ArchiveWriter::create(&torn, || false).unwrap().last(), Seq::ZERO);
+        let mut writer = ArchiveWriter::create(&cut, || false).unwrap();
+        assert!(matches!(ArchiveWriter::create(&cut, || false), Err(ArchiveError::Busy(_))));
         assert_eq!((writer.last(), writer.last_leaf()), (Seq(4), Some(raw(4).leaf())));
         (5..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
         assert_eq!(writer.finish(Vec::new()).unwrap(), expected);

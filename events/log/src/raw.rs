@@ -4,9 +4,9 @@ use async_nats::{HeaderMap, HeaderValue, jetstream::Message, jetstream::message:
 use bytes::Bytes;
 use gpubnb_events::{
     Seq,
-    message::{COVERED, Hash, Parts, Recorded},
+    message::{COVERED, Hash, MessageParts, Recorded},
 };
-use gpubnb_proof::Line;
+use gpubnb_proof::MessageLine;
 
 /// A message as the broker has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,9 +46,9 @@ impl Raw {
         }
     }
 
-    fn parts<'a>(&'a self) -> Parts<'a, impl Fn(&'static str) -> Option<&'a str>> {
+    fn parts<'a>(&'a self) -> MessageParts<'a, impl Fn(&'static str) -> Option<&'a str>> {
         let value_of = |name| -> Option<&'a str> { self.headers.as_ref()?.get(name).map(HeaderValue::as_str) };
-        Parts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &self.payload }
+        MessageParts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &self.payload }
     }
 
     /// The message's leaf in the log's Merkle tree.
@@ -62,7 +62,7 @@ impl Raw {
     }
 }
 
-impl From<&Raw> for Line {
+impl From<&Raw> for MessageLine {
     fn from(raw: &Raw) -> Self {
         let header = |name: &&str| {
             let value = raw.headers.as_ref()?.get(*name)?;
@@ -77,7 +77,7 @@ impl From<&Raw> for Line {
 
 impl Raw {
     /// The message that a line of an archive holds; `None` where the line's body or headers cannot be read.
-    pub fn of_line(line: Line) -> Option<Self> {
+    pub fn of_line(line: MessageLine) -> Option<Self> {
         let payload = line.body()?.into_owned().into();
         let mut headers = HeaderMap::new();
         for (name, value) in line.headers {

@@ -30,7 +30,7 @@ const MANIFEST: &str = "manifest";
 
 /// What a snapshot is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Of {
+pub struct SnapshotId {
     /// What was folded: a read model's name, or the services' world.
     pub name: String,
     /// The version of its form and of the rules it was folded by. Another version is another thing.
@@ -43,10 +43,10 @@ pub struct Of {
 
 /// What a snapshot says of itself, under a signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct SnapshotManifest {
     /// What it is of.
     #[serde(flatten)]
-    pub of: Of,
+    pub id: SnapshotId,
     /// Length of the content, bytes.
     pub bytes: u64,
     /// SHA-256 of the content, hexadecimal.
@@ -81,20 +81,20 @@ fn broker(e: impl std::fmt::Display) -> SnapshotError {
     SnapshotError::Broker(e.to_string())
 }
 
-impl Manifest {
-    fn said(of: &Of, bytes: u64, sha256: &str) -> Vec<u8> {
-        let Of { name, version, seq, leaf } = of;
+impl SnapshotManifest {
+    fn signed_text(id: &SnapshotId, bytes: u64, sha256: &str) -> Vec<u8> {
+        let SnapshotId { name, version, seq, leaf } = id;
         format!("gpubnb snapshot\n{name}\n{version}\n{seq}\n{leaf}\n{bytes}\n{sha256}\n").into_bytes()
     }
 
     /// Signs what a snapshot is.
-    pub fn sign(of: Of, bytes: u64, sha256: String, key: &KeyPair) -> Result<Self, SnapshotError> {
-        let signature = gpubnb_events::hex(key.sign(&Self::said(&of, bytes, &sha256))?);
-        Ok(Self { of, bytes, sha256, key: key.public_key(), signature })
+    pub fn sign(id: SnapshotId, bytes: u64, sha256: String, key: &KeyPair) -> Result<Self, SnapshotError> {
+        let signature = gpubnb_events::hex(key.sign(&Self::signed_text(&id, bytes, &sha256))?);
+        Ok(Self { id, bytes, sha256, key: key.public_key(), signature })
     }
 
     fn is_signed(&self) -> bool {
-        gpubnb_proof::is_signed(&self.key, &Self::said(&self.of, self.bytes, &self.sha256), &self.signature)
+        gpubnb_proof::is_signed(&self.key, &Self::signed_text(&self.id, self.bytes, &self.sha256), &self.signature)
     }
 }
 
@@ -113,17 +113,17 @@ impl Snapshots {
     /// Where the newest snapshot of something ends that somebody with this key made.
     pub async fn newest(&self, (name, version): (&str, &str), key: &KeyPair) -> Option<Seq> {
         let found = manifest(&self.store.info(object(name, version)).await.ok()?)?;
-        (found.key == key.public_key() && found.is_signed()).then_some(found.of.seq)
+        (found.key == key.public_key() && found.is_signed()).then_some(found.id.seq)
     }
 
     /// Puts one in the place of the one before.
-    pub async fn put<R>(&self, manifest: &Manifest, content: &mut R) -> Result<(), SnapshotError>
+    pub async fn put<R>(&self, manifest: &SnapshotManifest, content: &mut R) -> Result<(), SnapshotError>
     where
         R: AsyncRead + Unpin + Send,
     {
         let said = serde_json::to_string(manifest).map_err(broker)?;
         let meta = ObjectMetadata {
-            name: object(&manifest.of.name, &manifest.of.version),
+            name: object(&manifest.id.name, &manifest.id.version),
             metadata: HashMap::from([(MANIFEST.to_owned(), said)]),
             ..ObjectMetadata::default()
         };
@@ -140,7 +140,7 @@ impl Snapshots {
         key: &KeyPair,
         log: &Log,
         to: &mut W,
-    ) -> Result<Option<Manifest>, SnapshotError>
+    ) -> Result<Option<SnapshotManifest>, SnapshotError>
     where
         W: AsyncWrite + Unpin + Send,
     {
@@ -171,7 +171,7 @@ pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>
 /// Reads exactly what was signed. A newer one may take its place meanwhile: then the rest of this one never comes.
 async fn read<W: AsyncWrite + Unpin + Send>(
     object: Object,
-    manifest: &Manifest,
+    manifest: &SnapshotManifest,
     to: &mut W,
 ) -> Result<(), SnapshotError> {
     let mut object = object.take(manifest.bytes);
@@ -194,24 +194,24 @@ fn object(name: &str, version: &str) -> String {
     format!("{name}.{version}")
 }
 
-fn manifest(of: &ObjectInfo) -> Option<Manifest> {
+fn manifest(of: &ObjectInfo) -> Option<SnapshotManifest> {
     serde_json::from_str(of.metadata.get(MANIFEST)?).ok()
 }
 
 async fn believed(
-    manifest: &Manifest,
+    manifest: &SnapshotManifest,
     (name, version): (&str, &str),
     key: &KeyPair,
     log: &Log,
 ) -> Result<(), SnapshotError> {
-    if (manifest.of.name.as_str(), manifest.of.version.as_str()) != (name, version) {
+    if (manifest.id.name.as_str(), manifest.id.version.as_str()) != (name, version) {
         return Err(SnapshotError::Doubtful("it is of something else"));
     }
     if manifest.key != key.public_key() || !manifest.is_signed() {
         return Err(SnapshotError::Doubtful("it is signed by a foreign key, or not at all"));
     }
-    let message = log.get_raw(manifest.of.seq).await.map_err(broker)?;
-    if message.is_none_or(|message| gpubnb_events::hex(message.leaf()) != manifest.of.leaf) {
+    let message = log.get_raw(manifest.id.seq).await.map_err(broker)?;
+    if message.is_none_or(|message| gpubnb_events::hex(message.leaf()) != manifest.id.leaf) {
         return Err(SnapshotError::Doubtful("it is of another log, or of more than the log has"));
     }
     Ok(())
@@ -235,13 +235,13 @@ mod tests {
 
     #[test]
     fn a_manifest_that_was_changed_is_not_signed() {
-        let of = Of { name: "jobs".to_owned(), version: "3".to_owned(), seq: Seq(7), leaf: "00".to_owned() };
-        let signed = Manifest::sign(of, 5, "ab".to_owned(), &KeyPair::new_user()).unwrap();
+        let id = SnapshotId { name: "jobs".to_owned(), version: "3".to_owned(), seq: Seq(7), leaf: "00".to_owned() };
+        let signed = SnapshotManifest::sign(id, 5, "ab".to_owned(), &KeyPair::new_user()).unwrap();
         assert!(signed.is_signed());
-        let later = Of { seq: Seq(8), ..signed.of.clone() };
-        assert!(!Manifest { of: later, ..signed.clone() }.is_signed());
-        assert!(!Manifest { bytes: 6, ..signed.clone() }.is_signed());
-        assert!(!Manifest { sha256: "ac".to_owned(), ..signed.clone() }.is_signed());
-        assert!(!Manifest { key: KeyPair::new_user().public_key(), ..signed }.is_signed());
+        let later = SnapshotId { seq: Seq(8), ..signed.id.clone() };
+        assert!(!SnapshotManifest { id: later, ..signed.clone() }.is_signed());
+        assert!(!SnapshotManifest { bytes: 6, ..signed.clone() }.is_signed());
+        assert!(!SnapshotManifest { sha256: "ac".to_owned(), ..signed.clone() }.is_signed());
+        assert!(!SnapshotManifest { key: KeyPair::new_user().public_key(), ..signed }.is_signed());
     }
 }

@@ -74,14 +74,14 @@ pub struct StreamOptions {
     /// The broker's window for message ids. The domain does not depend on it.
     pub duplicate_window: Duration,
     /// What is kept of what jobs print.
-    pub output: Kept,
+    pub output: Retention,
     /// What is kept of what machines say of themselves. It lies in memory.
-    pub telemetry: Kept,
+    pub telemetry: Retention,
 }
 
 /// How much a stream that forgets keeps: whichever is reached first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct Retention {
     /// Room, MiB.
     pub mib: u32,
     /// For how long.
@@ -93,8 +93,8 @@ impl Default for StreamOptions {
         Self {
             replicas: 1,
             duplicate_window: Duration::from_secs(120),
-            output: Kept { mib: 4_096, age: 30 * DAY },
-            telemetry: Kept { mib: 512, age: HOUR },
+            output: Retention { mib: 4_096, age: 30 * DAY },
+            telemetry: Retention { mib: 512, age: HOUR },
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use gpubnb_events::{Event, MachineId, Seq, event::Speed, ledger, message::header, output, subject, telemetry};
 use gpubnb_log::{
     Raw,
-    archive::{Reader, Writer},
+    archive::{ArchiveReader, ArchiveWriter},
 };
 
 fn fixtures() -> Vec<(String, Vec<u8>)> {
@@ -88,7 +88,7 @@ fn an_older_version_is_read_as_what_it_would_be_today() {
 #[test]
 fn an_archive_of_every_version_is_replayed() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = Writer::create(&directory.path().join("archive"), || false).unwrap();
+    let mut writer = ArchiveWriter::create(&directory.path().join("archive"), || false).unwrap();
     let events = fixtures().into_iter().filter(|(name, bytes)| volatile(name, bytes).is_none());
     let raws: Vec<Raw> = (1..)
         .zip(events)
@@ -104,7 +104,7 @@ fn an_archive_of_every_version_is_replayed() {
         .collect();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
-    let reader = Reader::open(&directory.path().join("archive")).unwrap();
+    let reader = ArchiveReader::open(&directory.path().join("archive")).unwrap();
     let parts = reader.manifest.parts.iter();
     let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
     let leaves: Vec<_> = reader.leaves().unwrap().collect();

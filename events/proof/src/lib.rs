@@ -11,11 +11,11 @@ use gpubnb_events::{Event, Recorded, hex as hexadecimal, message::Hash};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
-pub use line::Line;
+pub use line::MessageLine;
 
 /// What the log was after its first messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Head {
+pub struct SignedTreeHead {
     /// How many messages.
     pub size: u64,
     /// Root of their Merkle tree (RFC 6962), hexadecimal.
@@ -26,29 +26,29 @@ pub struct Head {
     pub signature: String,
 }
 
-impl Head {
-    fn said(size: u64, root: &str) -> Vec<u8> {
+impl SignedTreeHead {
+    fn signed_text(size: u64, root: &str) -> Vec<u8> {
         format!("gpubnb tree head\n{size}\n{root}\n").into_bytes()
     }
 
     /// Signs a root.
     pub fn sign(size: u64, root: &Hash, key: &KeyPair) -> Result<Self, nkeys::error::Error> {
         let root = hexadecimal(root);
-        let signature = hexadecimal(key.sign(&Self::said(size, &root))?);
+        let signature = hexadecimal(key.sign(&Self::signed_text(size, &root))?);
         Ok(Self { size, root, key: key.public_key(), signature })
     }
 
     /// Whether it is signed by the key it names.
     pub fn is_signed(&self) -> bool {
-        is_signed(&self.key, &Self::said(self.size, &self.root), &self.signature)
+        is_signed(&self.key, &Self::signed_text(self.size, &self.root), &self.signature)
     }
 }
 
 /// Whether a signature (hexadecimal) is a key's (an `NKey`) of what is said.
-pub fn is_signed(key: &str, said: &[u8], signature: &str) -> bool {
+pub fn is_signed(key: &str, text: &[u8], signature: &str) -> bool {
     // The library takes for granted that it is as long as it should be.
     let Some(signature) = hex::decode(signature).ok().filter(|bytes| bytes.len() == 64) else { return false };
-    KeyPair::from_public_key(key).is_ok_and(|key| key.verify(said, &signature).is_ok())
+    KeyPair::from_public_key(key).is_ok_and(|key| key.verify(text, &signature).is_ok())
 }
 
 /// A proof that a message is in the log (RFC 9162, 2.1.3).
@@ -56,11 +56,11 @@ pub fn is_signed(key: &str, said: &[u8], signature: &str) -> bool {
 pub struct Proof {
     /// The message.
     #[schema(value_type = Object)]
-    pub message: Line,
+    pub message: MessageLine,
     /// What its leaf is hashed with, from the leaf up, hexadecimal.
     pub path: Vec<String>,
     /// The head of the tree that it is in.
-    pub head: Head,
+    pub head: SignedTreeHead,
 }
 
 /// Why a proof proves nothing.
@@ -87,7 +87,7 @@ impl Proof {
         let decoded = |text: &String| hex::decode(text).ok()?.try_into().ok();
         let path: Option<Vec<Hash>> = self.path.iter().map(decoded).collect();
         let path = path.ok_or(NotProven::Unreadable("path"))?;
-        let Head { size, root, key: signer, .. } = &self.head;
+        let SignedTreeHead { size, root, key: signer, .. } = &self.head;
         if key.is_some_and(|key| key != signer) {
             return Err(NotProven::OtherKey(signer.clone()));
         }
@@ -100,10 +100,10 @@ impl Proof {
     }
 
     /// What it proves, in words.
-    pub fn told(&self, key: Option<&str>) -> Result<String, NotProven> {
+    pub fn description(&self, key: Option<&str>) -> Result<String, NotProven> {
         let recorded = self.check(key)?;
         let name = recorded.event().map_or("a message that is no event", Event::wire_name);
-        let Head { size, key, .. } = &self.head;
+        let SignedTreeHead { size, key, .. } = &self.head;
         let (at, seq) = (recorded.at, recorded.seq);
         Ok(format!("{name}, recorded {at}, is event {seq} of the log of {size} events, says {key}"))
     }
@@ -115,10 +115,10 @@ mod tests {
 
     #[test]
     fn a_head_that_was_changed_is_not_signed() {
-        let head = Head::sign(3, &[7; 32], &KeyPair::new_user()).unwrap();
+        let head = SignedTreeHead::sign(3, &[7; 32], &KeyPair::new_user()).unwrap();
         assert!(head.is_signed());
-        assert!(!Head { size: 4, ..head.clone() }.is_signed());
-        assert!(!Head { signature: head.signature[2..].to_owned(), ..head.clone() }.is_signed());
-        assert!(!Head { key: KeyPair::new_user().public_key(), ..head }.is_signed());
+        assert!(!SignedTreeHead { size: 4, ..head.clone() }.is_signed());
+        assert!(!SignedTreeHead { signature: head.signature[2..].to_owned(), ..head.clone() }.is_signed());
+        assert!(!SignedTreeHead { key: KeyPair::new_user().public_key(), ..head }.is_signed());
     }
 }

@@ -90,13 +90,13 @@ pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash>
 
 /// A tree that only grows, of which nothing but the root is asked: it holds a hash a level.
 #[derive(Default)]
-pub struct Growing {
+pub struct GrowingTree {
     size: u64,
     /// Roots of complete subtrees, the largest first.
     complete: Vec<Hash>,
 }
 
-impl Growing {
+impl GrowingTree {
     /// Adds a leaf.
     pub fn push(&mut self, leaf: Hash) {
         let mut hash = leaf;
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn every_leaf_of_every_tree_is_proven_and_at_no_other_place() {
         let leaves = Leaves((0..40_u8).map(|n| [n; 32]).collect());
-        let mut growing = Growing::default();
+        let mut growing = GrowingTree::default();
         for size in 1..=40 {
             growing.push(leaves.subtree(0, size - 1).unwrap());
             let whole = root(&leaves, 0, size).unwrap();

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
 use gpubnb_log::{Log, stream::CHECKPOINTS};
 use gpubnb_model::merkle::{Kept, Merkle};
-use gpubnb_proof::{Line, Proof, merkle};
+use gpubnb_proof::{MessageLine, Proof, merkle};
 use gpubnb_query::{
     request::{Ask, Lag, ModelState, ReadingsQuery, TrailQuery},
     view::{Page, TrailEvent},
@@ -186,7 +186,7 @@ impl Queries {
         let head = tokio::time::timeout(PATIENCE, signed).await.map_err(late)??;
         let table = self.read.tables.of(&Merkle).map_err(broken)?;
         let path = merkle::path(&Kept(&table), seq.0 - 1, head.size).map_err(broken)?;
-        Ok(Proof { message: Line::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
+        Ok(Proof { message: MessageLine::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
     }
 
     async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
