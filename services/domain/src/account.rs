@@ -68,7 +68,7 @@ impl Account {
         }
         check_amount(c.amount)?;
         if c.amount > self.available {
-            return Err(Refusal::InsufficientFunds { needed: c.amount, available: self.available });
+            return Err(Refusal::PayoutTooLarge { asked: c.amount, available: self.available });
         }
         let event = PayoutRequested { account, payout: c.payout, amount: c.amount };
         Ok(self.propose(event, format!("{}.requested", c.payout), None))
@@ -173,13 +173,32 @@ mod tests {
         let (account, payout) = (w.consumer, CommandId::generate());
         let ask = |amount| Command::RequestPayout(account, RequestPayout { payout, amount });
         let too_much = w.when(w.as_consumer(), ask(before + MicroUsd(1))).refused();
-        assert!(matches!(too_much, Refusal::InsufficientFunds { .. }));
+        assert_eq!(too_much, Refusal::PayoutTooLarge { asked: before + MicroUsd(1), available: before });
         w.when(w.as_consumer(), ask(before)).appended();
         assert_eq!(w.account(account).available, MicroUsd::ZERO);
         let failed = ClosePayout { account, payout, failed: Some("account closed".to_owned()) };
         let seq = w.when(w.as_operator(), Command::ClosePayout(failed.clone())).appended();
         assert_eq!(w.account(account).available, before);
         assert_eq!(w.when(w.as_operator(), Command::ClosePayout(failed)).already(), seq);
+    }
+
+    #[test]
+    fn a_lack_of_money_is_told_of_the_field_that_is_at_fault() {
+        let mut w = given();
+        let available = w.account(w.consumer).available;
+        let amount = available + MicroUsd(1);
+        let payout = RequestPayout { payout: CommandId::generate(), amount };
+        let payout = w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).refused();
+        let mut submission = w.a_submission();
+        submission.budget = Some(amount);
+        let submission = w.when(w.as_consumer(), Command::Submit(w.consumer, submission)).refused();
+
+        let [payout, submission] = [payout, submission].map(gpubnb_events::Refusal::from);
+        assert_eq!((payout.name.as_str(), payout.field.as_deref()), ("PayoutTooLarge", Some("amount")));
+        assert!(!payout.message.contains("budget"), "{}", payout.message);
+        assert_eq!((submission.name.as_str(), submission.field.as_deref()), ("InsufficientFunds", Some("budget")));
+        assert!(submission.message.contains("lower the budget"), "{}", submission.message);
+        assert_eq!([payout.kind, submission.kind], [gpubnb_events::RefusalKind::Funds; 2]);
     }
 
     #[test]
