@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     actor::Actor,
+    error::Chain,
     event::{Aggregate, Event},
     ids::{JobId, Seq},
     subject,
@@ -187,7 +188,7 @@ impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
         let envelope = Envelope::read(&self.value_of)?;
         let wire_name =
             (self.value_of)(header::TYPE).ok_or_else(|| Quarantined(format!("no {} header", header::TYPE)))?;
-        let event = Event::decode(wire_name, self.payload).map_err(|e| Quarantined(e.to_string()))?;
+        let event = Event::decode(wire_name, self.payload).map_err(|e| Quarantined(Chain(&e).to_string()))?;
         if subject::address(&event).subject != self.subject {
             return Err(Quarantined(format!("{} does not belong on {}", event.wire_name(), self.subject)));
         }

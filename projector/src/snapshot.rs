@@ -10,7 +10,7 @@ use std::{
 
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use gpubnb_events::{Seq, message::Hash};
+use gpubnb_events::{Chain, Seq, message::Hash};
 use gpubnb_log::{
     Log,
     snapshot::{self, SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew},
@@ -53,7 +53,7 @@ fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotEr
 impl Keeper {
     /// Opens the store; `None`: nothing is kept here, and nothing found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, directory: &Path) -> Option<Self> {
-        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok()?;
+        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %Chain(e), "no snapshots")).ok()?;
         Some(Self { log, store, key, directory: directory.to_owned() })
     }
 
@@ -142,7 +142,7 @@ impl Keeper {
         match self.write(tables, model, called, Arc::clone(copier)).await {
             Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
             Err(e) => {
-                warn!(model, error = %e, "the model is kept later");
+                warn!(model, error = %Chain(&e), "the model is kept later");
                 if rebuilt {
                     copier.set_replaced();
                 }

@@ -91,8 +91,8 @@ fn machine_key(machine: MachineId) -> String {
     format!("machine.{machine}")
 }
 
-fn unavailable(e: impl std::fmt::Display) -> Failure {
-    Failure::Unavailable(format!("the enrollments cannot be reached: {e}"))
+fn unavailable(e: impl std::error::Error + 'static) -> Failure {
+    Failure::unavailable("the enrollments cannot be reached now; try again", &e)
 }
 
 /// The same answer for every code that is of no use, so that none can be guessed at.
@@ -140,11 +140,16 @@ impl Enrollments {
             return Err(Failure::refused(Refusal::new("TooManyCodes", RefusalKind::Conflict, message)));
         }
         given.0.push(expires);
-        let kept = match revision {
-            Some(revision) => self.bucket.update(&key, encode(&given)?, revision).await.map_err(|e| e.to_string()),
-            None => self.bucket.create(&key, encode(&given)?).await.map_err(|e| e.to_string()),
+        self.put(&key, encode(&given)?, revision).await
+    }
+
+    /// Writes an entry in place of the one with this revision; `None`: there must be no entry.
+    async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<(), Failure> {
+        let written = match revision {
+            Some(revision) => self.bucket.update(key, value, revision).await.map_err(unavailable),
+            None => self.bucket.create(key, value).await.map_err(unavailable),
         };
-        kept.map(drop).map_err(unavailable)
+        written.map(drop)
     }
 
     /// Trades a code for an enrollment, once.
@@ -204,12 +209,8 @@ impl Enrollments {
             banned: false,
             former,
         };
-        let (key, bytes) = (machine_key(c.machine), encode(&enrollment)?);
-        let kept = match known {
-            Some((_, revision)) => self.bucket.update(&key, bytes, revision).await.map_err(|e| e.to_string()),
-            None => self.bucket.create(&key, bytes).await.map_err(|e| e.to_string()),
-        };
-        kept.map_err(unavailable)?;
+        let revision = known.map(|(_, revision)| revision);
+        self.put(&machine_key(c.machine), encode(&enrollment)?, revision).await?;
         Ok(enrollment)
     }
 

@@ -1,5 +1,5 @@
-//! From a command to an event: decide, append under the guard, and on a conflict catch up and decide again.
-//! The one retry loop of the services.
+//! From a command to an event: decide, append under the guard, and after a conflict catch up and decide again. This is the
+//! only retry loop of the services.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use crate::{aggregate_lock::AggregateLocks, phase_spans::PhaseSpan, replica::Replica};
 
-/// Attempts before a typed conflict is returned.
+/// How often a command is decided before it is refused because of conflicts.
 const ATTEMPTS: u32 = 5;
 
 /// Executes commands.
@@ -43,7 +43,7 @@ impl Executor {
         Ok(seq)
     }
 
-    /// Decides and appends, and again on a conflict.
+    /// Decides and appends, and does both again after a conflict.
     async fn decide(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
         let _lock = self.locks.lock(command.aggregate()).await;
         let mut fresh = false;
@@ -80,8 +80,12 @@ impl Executor {
                     metrics::counter!(metric::CONFLICTS).increment(1);
                     self.replica.wait_for(last).await;
                 }
-                Err(e @ AppendError::Unavailable(_)) => return Err(Failure::Unavailable(e.to_string())),
-                Err(AppendError::Invalid(message)) => {
+                Err(e @ (AppendError::Unavailable(_) | AppendError::Encoding(_))) => {
+                    let message = "the log of events cannot be written now; try again, with the same id";
+                    return Err(Failure::unavailable(message, &e));
+                }
+                Err(AppendError::TooLarge(_)) => {
+                    let message = "This is too large for the log of events. Make the request smaller.";
                     return Err(Refusal::new("TooLarge", RefusalKind::Invalid, message).into());
                 }
             }
@@ -93,7 +97,7 @@ impl Executor {
     /// Waits until the replica has folded everything in the log. Returns whether there was anything to wait for. Fails
     /// where the events did not arrive in time, for nothing may be concluded from an older state.
     pub(crate) async fn catch_up(&self) -> Result<bool, Failure> {
-        let last = self.log.last_seq().await.map_err(unavailable)?;
+        let last = self.log.last_seq().await?;
         if self.replica.read(World::applied) >= last {
             return Ok(false);
         }
@@ -106,7 +110,7 @@ impl Executor {
     /// Waits until the replica has folded a sequence that a machine names: the machine's job message may arrive before
     /// this replica has folded the assignment. A sequence that the log does not have is no lease, and is not waited for.
     pub(crate) async fn reached(&self, seq: Seq) -> Result<(), Failure> {
-        if self.replica.read(World::applied) >= seq || self.log.last_seq().await.map_err(unavailable)? < seq {
+        if self.replica.read(World::applied) >= seq || self.log.last_seq().await? < seq {
             return Ok(());
         }
         if self.replica.wait_for(seq).await {
@@ -115,13 +119,13 @@ impl Executor {
         Err(Failure::Unavailable(format!("this replica has not reached sequence {seq} yet")))
     }
 
-    /// The command's job, if it has left memory.
+    /// The command's job, loaded from the log if the job has left memory.
     async fn absent(&self, command: &Command) -> Result<Option<Job>, Failure> {
         let Some(id) = command.job() else { return Ok(None) };
         if self.replica.read(|w| w.job(id).is_some()) {
             return Ok(None);
         }
-        self.load(id).await.map_err(unavailable)
+        Ok(self.load(id).await?)
     }
 
     /// A job from the log, settled or not.
@@ -136,8 +140,4 @@ impl Executor {
         let Some(submission) = self.log.get(submission).await? else { return Ok(None) };
         Ok(gpubnb_domain::rebuild(&submission, &own, &self.settings))
     }
-}
-
-pub(crate) fn unavailable(e: ReadError) -> Failure {
-    Failure::Unavailable(e.to_string())
 }

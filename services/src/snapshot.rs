@@ -1,4 +1,5 @@
-//! The world as it was, kept in SNAPSHOTS: a replica that starts takes it up and folds only what came after it.
+//! Snapshots of the state in SNAPSHOTS. A replica that starts begins from the newest one and folds only the events after
+//! it.
 
 use std::{
     io::{BufReader, BufWriter, Read as _, Write as _},
@@ -9,7 +10,7 @@ use std::{
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use gpubnb_domain::{Settings, World};
-use gpubnb_events::Seq;
+use gpubnb_events::{Chain, Seq};
 use gpubnb_log::{
     Log,
     snapshot::{SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew, version},
@@ -22,12 +23,12 @@ use tracing::{info, warn};
 use crate::{process::Leadership, replica::Replica};
 
 const NAME: &str = "world";
-/// Shortest pause between two.
+/// Shortest pause between two snapshots.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Longest text of a world that is taken up, bytes.
+/// Longest uncompressed text of a snapshot that is read, bytes.
 const LONGEST: u64 = 4 << 30;
 
-/// Keeps the world, and finds it again.
+/// Stores snapshots of the state, and finds the newest one.
 pub(crate) struct WorldSnapshots {
     log: Log,
     store: Option<Snapshots>,
@@ -36,14 +37,14 @@ pub(crate) struct WorldSnapshots {
 }
 
 impl WorldSnapshots {
-    /// Opens the store. Without one nothing is kept, and nothing found.
+    /// Opens the object store. Without one, no snapshot is stored or found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, settings: &Settings) -> Self {
-        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok();
+        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %Chain(e), "there are no snapshots")).ok();
         Self { log, store, key, version: version(World::version(settings)) }
     }
 
-    /// The world that was kept last, or an empty one.
-    pub(crate) async fn found(&self) -> World {
+    /// The state in the newest snapshot, or an empty one.
+    pub(crate) async fn newest(&self) -> World {
         let Some(store) = &self.store else { return World::default() };
         match fetched(async || self.read(store).await).await {
             Ok(Some(world)) => {
@@ -74,7 +75,7 @@ impl WorldSnapshots {
         }
     }
 
-    /// Keeps the world whenever it has taken in `every` more events, until shutdown. One replica does it for all.
+    /// Stores a snapshot whenever `every` more events are folded, until shutdown. Only the leader does so.
     pub(crate) async fn keep(self, replica: Arc<Replica>, leads: Leadership, every: u64, shutdown: CancellationToken) {
         let Some(store) = self.store.clone().filter(|_| every > 0) else { return };
         let mut last = store.newest((NAME, &self.version), &self.key).await.unwrap_or_default();
@@ -91,7 +92,7 @@ impl WorldSnapshots {
                         info!(seq = seq.0, "a snapshot was kept");
                         last = seq;
                     }
-                    Some(Err(e)) => warn!(error = %e, "the world is kept later"),
+                    Some(Err(e)) => warn!(error = %Chain(&e), "the snapshot could not be made; trying again later"),
                     None => return,
                 }
             } else if let Some(seq) = store.newest((NAME, &self.version), &self.key).await {
@@ -104,10 +105,10 @@ impl WorldSnapshots {
     }
 
     async fn write(&self, store: &Snapshots, replica: &Replica) -> Result<Seq, SnapshotError> {
-        // A copy, so that nobody waits while it is written out.
+        // A copy, so that the fold does not wait while the text is written.
         let world = replica.read(World::clone);
         let seq = world.applied();
-        let message = self.log.get_raw(seq).await.map_err(|e| SnapshotError::Broker(e.to_string()))?;
+        let message = self.log.get_raw(seq).await.map_err(|e| SnapshotError::Broker(e.into()))?;
         let leaf = message.ok_or(SnapshotError::Doubtful("its last event is not in the log"))?.leaf();
         let written = tokio::task::spawn_blocking(move || -> std::io::Result<Vec<u8>> {
             let mut to = GzEncoder::new(Vec::new(), Compression::fast());

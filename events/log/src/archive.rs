@@ -10,43 +10,43 @@ use std::{
 };
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
-use gpubnb_events::{Seq, message::Hash};
+use gpubnb_events::{BoxError, Seq, message::Hash};
 use gpubnb_proof::{MessageLine, SignedTreeHead};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::Raw;
 
-/// What this program writes, and all that it reads.
+/// The version of the format that this program writes, and the only one that it reads.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 const LEAVES: &str = "leaves.bin";
-/// Messages of a part.
+/// Messages in one file of events.
 const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
-/// Longest line: the broker takes a mebibyte, and JSON writes some of its bytes as six.
+/// Longest line. The broker takes messages of a mebibyte, and JSON writes some bytes as six characters.
 const MOST_LINE: u64 = 16 << 20;
 
 /// An archive that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// A file of it.
-    #[error("{file}: {source}")]
+    /// A file of the archive cannot be read or written.
+    #[error("{file} cannot be read or written")]
     File {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
-    /// It is of another version.
+    /// The archive has another version of the format.
     #[error("the archive has format {0}; this program reads {FORMAT}")]
     Format(u32),
-    /// There is a whole one already.
+    /// The directory holds a whole archive already.
     #[error("{0} holds a whole archive: name a new directory for another one")]
     Whole(PathBuf),
-    /// Another process writes it.
+    /// Another process is writing this archive.
     #[error("{0} is being written by another export: wait for it, or name a new directory")]
     Busy(PathBuf),
-    /// Told to stop.
+    /// The caller asked to stop.
     #[error("stopped")]
     Stopped,
 }
@@ -56,33 +56,33 @@ fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
     move |source| ArchiveError::File { file, source }
 }
 
-/// What an archive holds.
+/// The contents of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveManifest {
     /// Version of the format.
     pub format: u32,
-    /// Last sequence in it; it begins with the first.
+    /// Last sequence in the archive. The first is always 1.
     pub last: Seq,
-    /// Its files of events.
+    /// The files of events.
     pub parts: Vec<ArchivePart>,
-    /// Tree heads that were signed of the log, oldest first.
+    /// Signed tree heads of the log, oldest first.
     pub heads: Vec<SignedTreeHead>,
 }
 
 /// A file of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchivePart {
-    /// Its name.
+    /// The file's name.
     pub file: String,
-    /// First sequence in it.
+    /// First sequence in the file.
     pub first: Seq,
-    /// Last one.
+    /// Last sequence in the file.
     pub last: Seq,
     /// SHA-256 of the file, hexadecimal.
     pub sha256: String,
 }
 
-/// Writes an archive. It is complete with [`ArchiveWriter::finish`], which writes the manifest.
+/// Writes an archive. [`ArchiveWriter::finish`] writes the manifest and completes the archive.
 pub struct ArchiveWriter {
     directory: PathBuf,
     leaves: BufWriter<File>,
@@ -92,25 +92,25 @@ pub struct ArchiveWriter {
     last_leaf: Option<Hash>,
 }
 
-/// Name of the file of the part that begins with a message.
+/// Name of the file of events that begins with a sequence.
 fn part_name(first: Seq) -> String {
     format!("events-{:012}.jsonl.gz", first.0)
 }
 
-/// The messages in a file. One that cannot be read ends it.
+/// The messages in a file. The first message that cannot be read is the last that is returned.
 fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>>, ArchiveError> {
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
     let mut ended = false;
     Ok(std::iter::from_fn(move || {
         let mut line = Vec::new();
         let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
-        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let invalid = |why: BoxError| io::Error::new(io::ErrorKind::InvalidData, why);
         let raw = match read {
             _ if ended => return None,
             Ok(0) => return None,
             Ok(_) => serde_json::from_slice::<MessageLine>(&line)
-                .map_err(|e| invalid(e.to_string()))
-                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".to_owned()))),
+                .map_err(|e| invalid(e.into()))
+                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".into()))),
             Err(e) => Err(e),
         };
         ended = raw.is_err();
@@ -119,8 +119,8 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
 }
 
 impl ArchiveWriter {
-    /// Begins one in a directory, or goes on with one that was cut off: its whole parts are kept, after all of them were
-    /// read, unless `stop` says so.
+    /// Begins an archive in a directory, or goes on with one that was cut off. Whole parts of the latter are kept, after
+    /// every message in them was read. `stop` is asked for each message.
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(at(directory))?;
         if directory.join(MANIFEST).exists() {
@@ -139,7 +139,7 @@ impl ArchiveWriter {
         Ok(writer)
     }
 
-    /// Keeps the next part that lies there, if it is whole.
+    /// Keeps the next part that lies in the directory, if that part is whole.
     fn take_up(&mut self, stop: &impl Fn() -> bool) -> Result<bool, ArchiveError> {
         let (first, name) = (self.last.next(), part_name(self.last.next()));
         let file = self.directory.join(&name);
@@ -147,7 +147,7 @@ impl ArchiveWriter {
             return Ok(false);
         }
         let (mut leaves, mut messages) = (Vec::new(), lines(file.clone())?);
-        // One more than there may be: what is whole ends there, with its checksum.
+        // Read one message more than a part may have: only at its end does gzip compare the checksum.
         for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
@@ -161,7 +161,7 @@ impl ArchiveWriter {
             }
         }
         if leaves.len() as u64 != PART {
-            // The last of one that ended is shorter too: it is written anew, with what has come since.
+            // The last part of a finished archive is shorter too. It is written again, with the events since then.
             fs::remove_file(&file).map_err(at(&file))?;
             return Ok(false);
         }
@@ -172,17 +172,17 @@ impl ArchiveWriter {
         Ok(true)
     }
 
-    /// The last message in it.
+    /// The last sequence that was written.
     pub fn last(&self) -> Seq {
         self.last
     }
 
-    /// Its leaf.
+    /// The leaf of that message.
     pub fn last_leaf(&self) -> Option<Hash> {
         self.last_leaf
     }
 
-    /// Writes one more message. They come in order.
+    /// Writes the next message. Messages come in the order of their sequences.
     pub fn write(&mut self, raw: &Raw) -> Result<(), ArchiveError> {
         if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
             self.close()?;
@@ -212,7 +212,7 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// Ends it. `heads` are the signed heads of the log.
+    /// Completes the archive. `heads` are the signed tree heads of the log.
     pub fn finish(mut self, heads: Vec<SignedTreeHead>) -> Result<ArchiveManifest, ArchiveError> {
         self.close()?;
         let leaves = self.directory.join(LEAVES);
@@ -229,7 +229,7 @@ impl ArchiveWriter {
     }
 }
 
-/// Of a file, hexadecimal.
+/// The SHA-256 of a file, hexadecimal.
 pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
     let mut hash = Sha256::new();
     let mut open = File::open(file).map_err(at(file))?;
@@ -245,12 +245,12 @@ pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
 /// An archive, for reading.
 pub struct ArchiveReader {
     directory: PathBuf,
-    /// What it holds.
+    /// The contents.
     pub manifest: ArchiveManifest,
 }
 
 impl ArchiveReader {
-    /// Opens one.
+    /// Opens an archive.
     pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
         let file = directory.join(MANIFEST);
         let text = fs::read(&file).map_err(at(&file))?;
@@ -261,12 +261,12 @@ impl ArchiveReader {
         Ok(Self { directory: directory.to_owned(), manifest })
     }
 
-    /// Where a part lies. Its name is not trusted to lead out of the archive.
+    /// The path of a part. Only the last component of the name is used, so that no name leads out of the archive.
     pub fn file(&self, part: &ArchivePart) -> PathBuf {
         self.directory.join(Path::new(&part.file).file_name().unwrap_or_default())
     }
 
-    /// The lines of a part. One that cannot be read ends it.
+    /// The messages of a part. The first message that cannot be read is the last that is returned.
     pub fn lines(
         &self,
         part: &ArchivePart,
@@ -274,7 +274,7 @@ impl ArchiveReader {
         lines(self.file(part))
     }
 
-    /// The leaves of all its messages, in order, as they were when it was made.
+    /// The leaves of all messages, in order, as they were when the archive was made.
     pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<>, ArchiveError> {
         let file = self.directory.join(LEAVES);
         let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);

@@ -12,7 +12,8 @@ pub mod snapshot;
 pub mod stream;
 
 use async_nats::jetstream::{self, stream::Stream};
-use gpubnb_events::{Aggregate, Recorded, Seq, Timestamp, subject};
+use gpubnb_events::{Aggregate, BoxError, Recorded, Seq, Timestamp, subject};
+use gpubnb_runtime::rpc::Failure;
 
 pub use self::{
     append::{AppendError, Appended},
@@ -35,19 +36,30 @@ pub struct Log {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The broker did not answer, or not in time.
-    #[error("the broker is unavailable: {0}")]
-    Unavailable(String),
+    #[error("the broker does not answer")]
+    Unavailable(#[source] BoxError),
     /// The aggregate is larger than anything the domain can bring about.
     #[error("{0} has more than {MAX_AGGREGATE} events")]
     TooLarge(String),
 }
 
+fn unavailable(e: impl Into<BoxError>) -> ReadError {
+    ReadError::Unavailable(e.into())
+}
+
+impl From<ReadError> for Failure {
+    /// The requester is told that the log cannot be read now. The causes go into the log lines of this process.
+    fn from(e: ReadError) -> Self {
+        Self::unavailable("the log of events cannot be read now; try again", &e)
+    }
+}
+
 impl Log {
     /// Opens MARKET. Fails where the stream was not provisioned.
     pub async fn open(js: jetstream::Context) -> Result<Self, ReadError> {
-        js.get_stream(MARKET).await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        js.get_stream(MARKET).await.map_err(unavailable)?;
         // The info that comes along grows stale at once: keep a handle without it.
-        let stream = js.get_stream_no_info(MARKET).await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        let stream = js.get_stream_no_info(MARKET).await.map_err(unavailable)?;
         Ok(Self { js, stream })
     }
 
@@ -63,7 +75,7 @@ impl Log {
 
     /// The last sequence in MARKET.
     pub async fn last_seq(&self) -> Result<Seq, ReadError> {
-        let info = self.stream.get_info().await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        let info = self.stream.get_info().await.map_err(unavailable)?;
         Ok(Seq(info.state.last_sequence))
     }
 
@@ -96,7 +108,7 @@ impl Log {
         match self.stream.direct_get(seq.0).await {
             Ok(message) => Ok(Some(Raw::stored(message))),
             Err(e) if e.kind() == NotFound => Ok(None),
-            Err(e) => Err(ReadError::Unavailable(e.to_string())),
+            Err(e) => Err(unavailable(e)),
         }
     }
 
@@ -106,7 +118,7 @@ impl Log {
         match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
             Ok(message) => Ok(Some(Raw::stored(message).read())),
             Err(e) if e.kind() == NotFound => Ok(None),
-            Err(e) => Err(ReadError::Unavailable(e.to_string())),
+            Err(e) => Err(unavailable(e)),
         }
     }
 
@@ -124,7 +136,7 @@ impl Log {
                     found.push(Raw::stored(message).read());
                 }
                 Err(e) if e.kind() == NotFound => return Ok(found),
-                Err(e) => return Err(ReadError::Unavailable(e.to_string())),
+                Err(e) => return Err(unavailable(e)),
             }
             if found.len() as u64 >= MAX_AGGREGATE {
                 return Err(ReadError::TooLarge(aggregate.to_string()));

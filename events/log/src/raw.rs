@@ -3,7 +3,7 @@
 use async_nats::{HeaderMap, HeaderValue, jetstream::Message, jetstream::message::StreamMessage};
 use bytes::Bytes;
 use gpubnb_events::{
-    Seq,
+    BoxError, Seq,
     message::{COVERED, Hash, MessageParts, Recorded},
 };
 use gpubnb_proof::MessageLine;
@@ -25,10 +25,9 @@ pub struct Raw {
 
 impl Raw {
     /// A message that a consumer delivered.
-    pub(crate) fn delivered(message: Message) -> Result<Self, String> {
-        let (seq, published) =
-            message.info().map(|i| (Seq(i.stream_sequence), i.published)).map_err(|e| e.to_string())?;
-        let nanos = i64::try_from(published.unix_timestamp_nanos()).map_err(|e| e.to_string())?;
+    pub(crate) fn delivered(message: Message) -> Result<Self, BoxError> {
+        let (seq, published) = message.info().map(|i| (Seq(i.stream_sequence), i.published))?;
+        let nanos = i64::try_from(published.unix_timestamp_nanos())?;
         let Message { message, .. } = message;
         let (subject, headers, payload) = (message.subject.to_string(), message.headers, message.payload);
         Ok(Self { seq, nanos, subject, headers, payload })
@@ -38,7 +37,7 @@ impl Raw {
     pub(crate) fn stored(message: StreamMessage) -> Self {
         Self {
             seq: Seq(message.sequence),
-            // Until the year 2262.
+            // An i64 of nanoseconds reaches to the year 2262.
             nanos: i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX),
             subject: message.subject.to_string(),
             headers: Some(message.headers),

@@ -1,5 +1,5 @@
-//! Sends what `trace` records to an OpenTelemetry collector, over OTLP. What it cannot take in time is dropped: nobody
-//! waits for those who watch.
+//! Sends the spans that `trace` records to an OpenTelemetry collector, over OTLP. Spans that the collector does not take in
+//! time are dropped: no work waits for monitoring.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use tracing::warn;
 
 use crate::trace;
 
-/// How long one batch may take, and the last one when the process ends.
+/// How long the collector may take for a batch, also for the last batch when the process ends.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Random ids, but for the spans whose ids are known before they are made.
+/// Random ids, except for spans whose ids are chosen beforehand (`trace::chosen`).
 #[derive(Debug, Default)]
 struct SpanIds(RandomIdGenerator);
 
@@ -33,14 +33,14 @@ impl IdGenerator for SpanIds {
     }
 }
 
-/// Sends for as long as it lives, and what is left when it goes.
+/// Sends spans until it is dropped; dropping it sends the last ones.
 #[derive(Debug)]
 pub(crate) struct TraceExport(SdkTracerProvider);
 
 impl TraceExport {
-    /// To a collector's address, such as `http://127.0.0.1:4318`.
+    /// Begins to send to a collector, whose address is such as `http://127.0.0.1:4318`.
     pub(crate) fn start(collector: &str, service: &'static str) -> Result<Self, ExporterBuildError> {
-        // Another library in this process may have installed one: either is good.
+        // Another library in this process may have installed a provider already: that one serves as well.
         drop(rustls::crypto::ring::default_provider().install_default());
         let endpoint = format!("{}/v1/traces", collector.trim_end_matches('/'));
         let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(PATIENCE).build()?;

@@ -36,18 +36,18 @@ impl fmt::Display for Aggregate {
     }
 }
 
-/// A payload that is no event.
+/// The reason why a message is not an event.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The type is not one of ours.
     #[error("unknown event type `{0}`")]
     UnknownType(String),
-    /// The payload does not fit its type.
-    #[error("payload of {wire_name}: {source}")]
+    /// The payload does not fit the type that the message names.
+    #[error("the payload is not a {wire_name}")]
     Payload {
-        /// The type it claims to be.
+        /// The type that the message names.
         wire_name: String,
-        /// What is wrong with it.
+        /// What serde found wrong.
         source: serde_json::Error,
     },
 }

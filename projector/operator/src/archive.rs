@@ -4,7 +4,7 @@ use std::{collections::VecDeque, path::Path, time::Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::kv;
-use gpubnb_events::{Seq, message::Hash};
+use gpubnb_events::{Chain, Seq, message::Hash};
 use gpubnb_log::{
     Log, Raw,
     archive::{ArchiveManifest, ArchivePart, ArchiveReader, ArchiveWriter, sha256},
@@ -183,7 +183,7 @@ impl Check {
             match raw {
                 Ok(raw) => self.message(&raw, leaves),
                 Err(e) => {
-                    self.wrong(self.at.next(), format!("cannot be read, nor what follows in its file: {e}"));
+                    self.wrong(self.at.next(), format!("cannot be read, nor what follows in its file: {}", Chain(&e)));
                     break;
                 }
             }

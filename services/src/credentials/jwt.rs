@@ -15,11 +15,17 @@ const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JwtError {
     /// The key cannot sign.
-    #[error("signing: {0}")]
+    #[error("the key cannot sign")]
     Key(#[from] nkeys::error::Error),
-    /// The text is no JWT.
-    #[error("not a JWT: {0}")]
-    Unreadable(String),
+    /// The text has no second part.
+    #[error("not a JWT: it has no claims")]
+    NoClaims,
+    /// The claims are not base64url.
+    #[error("not a JWT: its claims are not base64url")]
+    Encoding(#[from] data_encoding::DecodeError),
+    /// The claims are not JSON.
+    #[error("not a JWT: its claims are not JSON")]
+    Claims(#[from] serde_json::Error),
 }
 
 /// What a user may publish and subscribe to. What is not allowed is denied.
@@ -210,10 +216,9 @@ pub(crate) fn revocations(account: &str) -> Result<Value, JwtError> {
 
 /// What a JWT of ours says. Its signature is the broker's affair.
 pub(crate) fn claims(jwt: &str) -> Result<Value, JwtError> {
-    let unreadable = |what: &dyn std::fmt::Display| JwtError::Unreadable(what.to_string());
-    let part = jwt.trim().split('.').nth(1).ok_or_else(|| unreadable(&"it has no claims"))?;
-    let bytes = BASE64URL_NOPAD.decode(part.as_bytes()).map_err(|e| unreadable(&e))?;
-    serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))
+    let part = jwt.trim().split('.').nth(1).ok_or(JwtError::NoClaims)?;
+    let bytes = BASE64URL_NOPAD.decode(part.as_bytes())?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]

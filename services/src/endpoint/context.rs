@@ -91,7 +91,7 @@ where
 }
 
 fn to_json(value: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value).map_err(|e| Failure::Unavailable(format!("the answer could not be written: {e}")))
+    serde_json::to_value(value).map_err(|e| Failure::unavailable("the answer could not be written", &e))
 }
 
 pub(super) fn done(seq: Seq) -> Done {

@@ -39,8 +39,8 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, subject::command("market", "remedy"), Requester::Edge, remedy).await
 }
 
-fn broker(e: impl std::fmt::Display) -> Failure {
-    Failure::Unavailable(format!("the broker does not say what waits: {e}"))
+fn broker(e: impl std::error::Error + 'static) -> Failure {
+    Failure::unavailable("the broker does not tell which job messages wait; try again", &e)
 }
 
 async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, Failure> {

@@ -44,7 +44,7 @@ async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure>
 async fn challenge(e: Endpoints, r: Incoming) -> Result<Challenge, Failure> {
     let AskChallenge { machine } = r.parse()?;
     let challenge = e.issuer.challenge(machine, e.executor.clock.now());
-    let (nonce, expires) = challenge.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    let (nonce, expires) = challenge.map_err(|e| Failure::unavailable("the challenge could not be signed", &e))?;
     Ok(Challenge { nonce, expires })
 }
 
@@ -73,7 +73,7 @@ pub(super) fn in_good_standing(e: &Endpoints, owner: AccountId) -> Result<(), Fa
 
 fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, Failure> {
     let issued = e.issuer.issue(machine, &enrollment.public_key, e.executor.clock.now());
-    let issued = issued.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    let issued = issued.map_err(|e| Failure::unavailable("the credential could not be signed", &e))?;
     Ok(MachineCredential { machine, owner: enrollment.owner, jwt: issued.jwt, expires: issued.expires })
 }
 

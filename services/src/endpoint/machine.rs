@@ -24,7 +24,7 @@ use super::{
     context::{Endpoints, done, endpoint},
     enrollment::in_good_standing,
 };
-use crate::{credentials::signed_by, execute::unavailable};
+use crate::credentials::signed_by;
 
 /// How long after a job's time limit its files may still be moved.
 const SLACK: Millis = Millis(3_600_000);
@@ -59,7 +59,7 @@ async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
-        .map_err(|e| Failure::Unavailable(e.to_string()))?;
+        .map_err(|e| Failure::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
@@ -75,7 +75,7 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
     let known = e.executor.replica.read(|w| w.job(accept.job).cloned());
     let job = match known {
         Some(job) => job,
-        None => e.executor.load(accept.job).await.map_err(unavailable)?.ok_or(Failure::refused(Refusal::UnknownJob))?,
+        None => e.executor.load(accept.job).await?.ok_or(Failure::refused(Refusal::UnknownJob))?,
     };
     if job.wish(machine, accept.lease) == LeaseWish::Abandon {
         return Err(Failure::refused(Refusal::StaleLease));
@@ -159,7 +159,7 @@ async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
     for Accept { job, lease } in inventory.leases.into_iter().take(MAX_SLOTS as usize) {
         let wish = match e.executor.replica.read(|w| w.job(job).map(|j| j.wish(machine, lease))) {
             Some(wish) => wish,
-            None => match e.executor.load(job).await.map_err(unavailable)? {
+            None => match e.executor.load(job).await? {
                 Some(job) => job.wish(machine, lease),
                 // A job that is not found may still exist: nothing is torn down for that.
                 None => LeaseWish::Keep,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_nats::jetstream::{Context, kv::Store};
+use gpubnb_events::Chain;
 use gpubnb_log::stream::LEADERS;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -38,7 +39,7 @@ impl Leadership {
                     revision = Some(renewed);
                 }
                 Err(e) => {
-                    debug!(error = %e, "not leading");
+                    debug!(error = %Chain(e.as_ref()), "this replica does not lead");
                     revision = None;
                 }
             }

@@ -12,7 +12,7 @@ use gpubnb_domain::{
     Command,
     machine::{Availability, Presence},
 };
-use gpubnb_events::{Actor, Aggregate, MachineId, subject, telemetry::Tick};
+use gpubnb_events::{Actor, Aggregate, Chain, MachineId, subject, telemetry::Tick};
 use gpubnb_log::stream::{StreamOptions, TELEMETRY, provision_telemetry};
 use gpubnb_runtime::rpc::Failure;
 use tokio::time::Instant;
@@ -87,7 +87,7 @@ pub(crate) async fn watch(
         };
         tokio::select! {
             () = shutdown.cancelled() => break,
-            ended = watched => if let Err(e) = ended { warn!(error = %e, "watching again") },
+            ended = watched => if let Err(e) = ended { warn!(error = %Chain(e.as_ref()), "watching again") },
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
