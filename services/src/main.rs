@@ -5,7 +5,7 @@ use gpubnb_log::stream::StreamOptions;
 use gpubnb_services::{Cli, backup, bootstrap, config::Operation, restore, run, whatif::what_if};
 use tokio_util::sync::CancellationToken;
 
-/// What the fold of the log has freed goes back to the system.
+/// jemalloc gives the memory that the fold of a long log has freed back to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -21,7 +21,7 @@ async fn main() -> anyhow::Result<()> {
         Operation::Backup(args) => backup(&args, shutdown).await,
         Operation::Restore(args) => {
             let options = StreamOptions { replicas: args.replicas, ..StreamOptions::default() };
-            Box::pin(restore(&args.backup, &options, shutdown)).await
+            Box::pin(restore(&args.backup, &options, &args.rules.settings(), shutdown)).await
         }
     }
 }

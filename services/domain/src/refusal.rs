@@ -40,7 +40,9 @@ pub enum Refusal {
         available: MicroUsd,
     },
     /// The account has less money than it asks to be paid out.
-    #[error("You asked for {asked} and {available} is available. Ask for less, or wait until running jobs are settled.")]
+    #[error(
+        "You asked for {asked} and {available} is available. Ask for less, or wait until running jobs are settled."
+    )]
     PayoutTooLarge {
         /// The amount that was asked for.
         asked: MicroUsd,
