@@ -7,8 +7,9 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error and its causes on one line: `cannot read the log: the broker is unavailable: timed out`.
 ///
-/// No error of this workspace repeats its source in its own text. Wherever an error becomes text for good, in a log line or
-/// in a note, its chain has to be written instead. Libraries do repeat their sources; such a repetition is left out.
+/// No error of this workspace repeats its source in its own text. Wherever an error becomes text for good, in a log
+/// line or in a note, its chain has to be written instead. Libraries do repeat their sources; such a repetition is left
+/// out.
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

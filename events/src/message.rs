@@ -1,4 +1,4 @@
-//! The form in which an event stands in MARKET: a message with a subject, headers (the *envelope*) and a body.
+//! The form of an event in MARKET: a message with a subject, headers (the *envelope*) and a body.
 //!
 //! Belongs here: the names of the headers, reading a message, and its leaf in the log's Merkle tree. Pure: the message
 //! may come from a broker, from an archive or from a proof. Must not come here: sending or fetching one (`gpubnb-log`).

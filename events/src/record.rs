@@ -5,16 +5,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Fault, Reason};
 
-/// How the end of an attempt counts for the machine that had it.
+/// How the end of an attempt counts for its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
-    /// The machine did its part, whatever the job did.
+    /// The machine did its part, however the job ended.
     Success,
-    /// The attempt ended by a fault of the machine.
+    /// A fault of the machine ended the attempt.
     Fault(Reason),
 }
 
-/// The mark that an event of a job leaves on the machine that has the job; `None`: it says nothing of the machine.
+/// The mark that an event of a job leaves in the record of the job's machine; `None` for an event that leaves none.
 pub fn mark(event: &Event) -> Option<Mark> {
     let of = |reason: Reason, fault: Fault| match fault {
         Fault::Provider => Mark::Fault(reason),
@@ -23,18 +23,18 @@ pub fn mark(event: &Event) -> Option<Mark> {
     match event {
         Event::Completed(_) => Some(Mark::Success),
         Event::Requeued(e) => Some(of(e.reason, e.fault)),
-        // Without a lease it waited in vain: the last machine that had it has nothing to do with it.
+        // A failure without a lease means that no machine came free: no machine is at fault.
         Event::Failed(e) => e.lease.map(|_| of(e.reason, e.fault)),
         _ => None,
     }
 }
 
-/// Attempts by how they ended.
+/// The record of a machine: its attempts, by how they ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Attempts without a fault of the machine.
+    /// Attempts that ended without a fault of the machine.
     pub successes: u32,
-    /// Attempts that its faults ended.
+    /// Attempts that a fault of the machine ended.
     pub faults: u32,
 }
 
@@ -48,20 +48,20 @@ impl Record {
         *counter = counter.saturating_add(1);
     }
 
-    /// All attempts.
+    /// The number of all attempts.
     pub fn attempts(self) -> u32 {
         self.successes.saturating_add(self.faults)
     }
 
-    /// Share of attempts without a fault, percent, rounded down; `None` without an attempt.
+    /// The share of attempts without a fault, percent, rounded down; `None` before the first attempt.
     pub fn percent(self) -> Option<u32> {
         let percent = (u64::from(self.successes) * 100).checked_div(u64::from(self.attempts()))?;
         // At most a hundred.
         u32::try_from(percent).ok()
     }
 
-    /// How likely the next attempt is to end without a fault, millionths, by Laplace's rule of succession,
-    /// (s + 1) / (n + 2): one success in one attempt counts for less than 99 in 100.
+    /// The probability that the next attempt ends without a fault, in millionths, by Laplace's rule of succession
+    /// (s + 1) / (n + 2). By this rule, 1 success in 1 attempt counts for less than 99 in 100.
     pub fn expected(self) -> u64 {
         (u64::from(self.successes) + 1) * 1_000_000 / (u64::from(self.attempts()) + 2)
     }

@@ -1,8 +1,8 @@
 //! One lock per aggregate: commands on the same aggregate run one after the other within a replica, so that they do not
 //! conflict with each other.
 //!
-//! The locks save retries and nothing else. Two replicas may still decide about one aggregate at the same time; then the
-//! guard of the log lets one append through and refuses the other.
+//! The locks save retries and nothing else. Two replicas may still decide about one aggregate at the same time; then
+//! the guard of the log lets one append through and refuses the other.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,8 +14,8 @@ type Lock = Arc<tokio::sync::Mutex<()>>;
 
 /// The locks that commands hold or wait for. An aggregate without such a command has no entry.
 ///
-/// The outer mutex is a blocking one: it is held for one look at the map and never across an `await`. The inner ones are
-/// tokio's, because a command holds its lock while it waits for the broker.
+/// The outer mutex is a blocking one: it is held for one look at the map and never across an `await`. The inner ones
+/// are tokio's, because a command holds its lock while it waits for the broker.
 #[derive(Clone, Default)]
 pub(crate) struct AggregateLocks(Arc<Mutex<HashMap<Aggregate, Lock>>>);
 

@@ -16,7 +16,8 @@ mod help {
 Examples:
   gpubnb-services backup /backups/2026-01-31 --nats-creds keys/services
 
-The market goes on meanwhile. If the backup is cut off, repeat the command within six hours: whole streams are not saved again.
+The market goes on meanwhile. If the backup is cut off, repeat the command within six hours: whole streams
+are not saved again.
 Exit codes: 0 the backup is complete; 1 it is not, and standard error says why; 2 the command line is wrong.";
     pub(super) const RESTORE: &str = "\
 Examples:
@@ -100,7 +101,12 @@ pub struct RuleArgs {
     #[arg(long, env = "GPUBNB_TEST_FUNDS")]
     pub test_funds: bool,
     /// The platform's share of each cost, in ten-thousandths.
-    #[arg(long, env = "GPUBNB_FEE_BASIS_POINTS", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=5_000))]
+    #[arg(
+        long,
+        env = "GPUBNB_FEE_BASIS_POINTS",
+        default_value_t = 1_000,
+        value_parser = clap::value_parser!(u32).range(0..=5_000)
+    )]
     pub fee_basis_points: u32,
     /// An image that jobs may use without a digest, besides the images of the templates. May be given several times.
     #[arg(long, env = "GPUBNB_APPROVE_IMAGES", value_delimiter = ',', value_name = "IMAGE")]
@@ -149,16 +155,36 @@ pub struct Config {
     #[arg(long, default_value_t = 120_000)]
     pub duplicate_window_ms: u64,
     /// Days for which the output of jobs is kept, if there is room. The files of jobs are kept for 30 days.
-    #[arg(long, env = "GPUBNB_OUTPUT_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    #[arg(
+        long,
+        env = "GPUBNB_OUTPUT_DAYS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u32).range(1..=3_650)
+    )]
     pub output_days: u32,
     /// Room for the output of jobs, MiB. The oldest output goes first.
-    #[arg(long, env = "GPUBNB_OUTPUT_MIB", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(16..))]
+    #[arg(
+        long,
+        env = "GPUBNB_OUTPUT_MIB",
+        default_value_t = 4_096,
+        value_parser = clap::value_parser!(u32).range(16..)
+    )]
     pub output_mib: u32,
     /// Minutes for which heartbeats of machines are kept; at most an hour.
-    #[arg(long, env = "GPUBNB_TELEMETRY_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(5..=60))]
+    #[arg(
+        long,
+        env = "GPUBNB_TELEMETRY_MINUTES",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(5..=60)
+    )]
     pub telemetry_minutes: u32,
     /// Room for heartbeats in the broker's memory, MiB.
-    #[arg(long, env = "GPUBNB_TELEMETRY_MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    #[arg(
+        long,
+        env = "GPUBNB_TELEMETRY_MIB",
+        default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(16..=65_536)
+    )]
     pub telemetry_mib: u32,
     /// Address of the web server as workers reach it, for the files of jobs. Without it, jobs have no files.
     #[arg(long, env = "GPUBNB_EDGE_URL", value_name = "URL")]
@@ -167,7 +193,12 @@ pub struct Config {
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
     /// Seconds until a machine has to renew its credential.
-    #[arg(long, env = "GPUBNB_CREDENTIAL_LIFE", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(2..=86_400))]
+    #[arg(
+        long,
+        env = "GPUBNB_CREDENTIAL_LIFE",
+        default_value_t = 3_600,
+        value_parser = clap::value_parser!(u64).range(2..=86_400)
+    )]
     pub credential_life: u64,
     /// Events after which a new snapshot of the state is stored, for a faster start; 0 neither stores nor uses any.
     #[arg(long, env = "GPUBNB_SERVICES_SNAPSHOT_EVERY", default_value_t = 20_000, value_name = "EVENTS")]

@@ -1,5 +1,5 @@
-//! From a command to an event: decide, append under the guard, and after a conflict catch up and decide again. This is the
-//! only retry loop of the services.
+//! From a command to an event: decide, append under the guard, and after a conflict catch up and decide again. This is
+//! the only retry loop of the services.
 
 use std::sync::Arc;
 
@@ -108,7 +108,8 @@ impl Executor {
     }
 
     /// Waits until the replica has folded a sequence that a machine names: the machine's job message may arrive before
-    /// this replica has folded the assignment. A sequence that the log does not have is no lease, and is not waited for.
+    /// this replica has folded the assignment. A sequence that the log does not have is no lease, and is not waited
+    /// for.
     pub(crate) async fn reached(&self, seq: Seq) -> Result<(), Failure> {
         if self.replica.read(World::applied) >= seq || self.log.last_seq().await? < seq {
             return Ok(());

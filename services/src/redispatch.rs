@@ -1,8 +1,8 @@
-//! Makes DISPATCH again from MARKET where the broker has lost it, or after a restore: the stream itself, and the consumer of
-//! each machine.
+//! Makes DISPATCH again from MARKET where the broker has lost it, or after a restore: the stream itself, and the
+//! consumer of each machine.
 //!
-//! The new stream begins at the oldest live lease. If it began at the first event, every machine would first be given all
-//! its old job messages, and the services would refuse one after the other before any that counts.
+//! The new stream begins at the oldest live lease. If it began at the first event, every machine would first be given
+//! all its old job messages, and the services would refuse one after the other before any that counts.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::GetStreamErrorKind};

@@ -44,7 +44,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let secrets = JobEnv::open(&js, sealing).await.context("the bucket of secrets")?;
     spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
-    let endpoints = endpoints(&config, executor, secrets).await?;
+    let endpoints = Box::pin(endpoints(&config, executor, secrets)).await?;
     tasks.spawn(endpoints.revoker.clone().work(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
@@ -63,8 +63,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
-/// Makes sure that every stream is there. Only the `bootstrap` credential may change streams; its connection is closed again
-/// at the end of this function.
+/// Makes sure that every stream is there. Only the `bootstrap` credential may change streams; its connection is closed
+/// again at the end of this function.
 async fn provision_streams(config: &Config, js: &Context) -> anyhow::Result<()> {
     let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
     let (owner, streams) = (jetstream(bootstrap), config.streams());

@@ -1,5 +1,5 @@
-//! The secret values of jobs' environments. They are kept sealed while the job lives, given to the machine that runs the
-//! job, and deleted before the job is settled. No event and no read model holds them.
+//! The secret values of jobs' environments. They are kept sealed while the job lives, given to the machine that runs
+//! the job, and deleted before the job is settled. No event and no read model holds them.
 
 use std::sync::Arc;
 

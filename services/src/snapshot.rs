@@ -1,5 +1,5 @@
-//! Snapshots of the state in SNAPSHOTS. A replica that starts begins from the newest one and folds only the events after
-//! it.
+//! Snapshots of the state in SNAPSHOTS. A replica that starts begins from the newest one and folds only the events
+//! after it.
 
 use std::{
     io::{BufReader, BufWriter, Read as _, Write as _},

@@ -57,8 +57,8 @@ fn unavailable(e: impl Into<BoxError>) -> AppendError {
 impl Log {
     /// Appends one decision, guarded by the last sequence of the aggregate that the decider saw.
     ///
-    /// An append whose answer was lost may be repeated. The guard then refuses, but the aggregate's last message is this
-    /// very event: the first append had succeeded.
+    /// An append whose answer was lost may be repeated. The guard then refuses, but the aggregate's last message is
+    /// this very event: the first append had succeeded.
     pub async fn append(&self, proposal: &Proposal, actor: Actor) -> Result<Appended, AppendError> {
         let address = subject::address(&proposal.event);
         let envelope =

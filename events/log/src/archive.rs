@@ -119,8 +119,8 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
 }
 
 impl ArchiveWriter {
-    /// Begins an archive in a directory, or goes on with one that was cut off. Whole parts of the latter are kept, after
-    /// every message in them was read. `stop` is asked for each message.
+    /// Begins an archive in a directory, or goes on with one that was cut off. Whole parts of the latter are kept,
+    /// after every message in them was read. `stop` is asked for each message.
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(at(directory))?;
         if directory.join(MANIFEST).exists() {

@@ -1,8 +1,8 @@
 //! Snapshots of folded state, so that a process that starts need not read all of MARKET.
 //!
-//! A snapshot saves time and is never the truth. It is used only if a key that the reader trusts has signed it, if it was
-//! folded by the reader's version of the rules, and if it was made from this log. Otherwise the reader folds from the
-//! first event.
+//! A snapshot saves time and is never the truth. It is used only if a key that the reader trusts has signed it, if it
+//! was folded by the reader's version of the rules, and if it was made from this log. Otherwise the reader folds from
+//! the first event.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -171,7 +171,8 @@ pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>
     fetch().await
 }
 
-/// Reads as many bytes as were signed. If a newer snapshot takes the place of this one meanwhile, the rest never arrives.
+/// Reads as many bytes as were signed. If a newer snapshot takes the place of this one meanwhile, the rest never
+/// arrives.
 async fn read<W: AsyncWrite + Unpin + Send>(
     object: Object,
     manifest: &SnapshotManifest,
@@ -220,8 +221,8 @@ async fn check_trust(
     Ok(())
 }
 
-/// The version of a state that is folded by `rules`, which is the version of the rules. The set of known events is part of
-/// it: a fold skips events that it does not know, so a program that knows more events folds another state.
+/// The version of a state that is folded by `rules`, which is the version of the rules. The set of known events is part
+/// of it: a fold skips events that it does not know, so a program that knows more events folds another state.
 pub fn version(rules: impl std::fmt::Display) -> String {
     let events = gpubnb_events::hex(Sha256::digest(Event::WIRE_NAMES.join("\n")));
     format!("{rules}-{}", &events[..8])

@@ -251,9 +251,9 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
     Ok(())
 }
 
-/// The streams that a backup holds, in the order in which they are saved. The tree heads come before the log, so that the
-/// log is never shorter than a head says; the secrets of jobs come after it, so that no job lacks its secrets. DISPATCH is
-/// made from MARKET, and streams in memory are gone with the broker.
+/// The streams that a backup holds, in the order in which they are saved. The tree heads come before the log, so that
+/// the log is never shorter than a head says; the secrets of jobs come after it, so that no job lacks its secrets.
+/// DISPATCH is made from MARKET, and streams in memory are gone with the broker.
 pub fn backed_up() -> Vec<String> {
     let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
     let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];

@@ -1,5 +1,5 @@
-//! Sends the spans that `trace` records to an OpenTelemetry collector, over OTLP. Spans that the collector does not take in
-//! time are dropped: no work waits for monitoring.
+//! Sends the spans that `trace` records to an OpenTelemetry collector, over OTLP. Spans that the collector does not
+//! take in time are dropped: no work waits for monitoring.
 
 use std::time::Duration;
 

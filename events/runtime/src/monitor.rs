@@ -1,5 +1,5 @@
-//! Monitoring of a service over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the program that starts and
-//! stops the service. The address is separate from all others, so that it can be kept from the public.
+//! Monitoring of a service over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the program that starts
+//! and stops the service. The address is separate from all others, so that it can be kept from the public.
 
 use std::{
     net::SocketAddr,
@@ -71,8 +71,8 @@ impl Ready {
     }
 }
 
-/// Serves metrics until shutdown, if an address was given, and sends traces, if a collector was given. `service` is the name
-/// of the service in traces. Call this function before anything is counted.
+/// Serves metrics until shutdown, if an address was given, and sends traces, if a collector was given. `service` is the
+/// name of the service in traces. Call this function before anything is counted.
 pub async fn start(
     args: &MonitorArgs,
     service: &'static str,

@@ -16,7 +16,8 @@ pub struct NatsArgs {
     /// Address of the broker; `tls://…` where it is reached over a network.
     #[arg(long, env = "GPUBNB_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats: String,
-    /// Directory with the credentials of this process's users, `<user>.creds`, as `gpubnb-services bootstrap` makes them.
+    /// Directory with the credentials of this process's users, `<user>.creds`, as `gpubnb-services bootstrap` makes
+    /// them.
     #[arg(long, env = "GPUBNB_NATS_CREDS", default_value = "keys", value_name = "DIR")]
     pub nats_creds: PathBuf,
     /// Certificate of the authority that signed the broker's, if it is not a public one (PEM).
@@ -48,8 +49,8 @@ pub enum ConnectError {
 }
 
 impl NatsArgs {
-    /// A key for signatures, derived from the seed in `user`'s credential. The credential's own key is not used: a client
-    /// signs with it whatever text a broker sends as the challenge of a sign-in.
+    /// A key for signatures, derived from the seed in `user`'s credential. The credential's own key is not used: a
+    /// client signs with it whatever text a broker sends as the challenge of a sign-in.
     pub fn signing_key(&self, user: &str) -> Result<KeyPair, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));
         let unusable = |source: BoxError| ConnectError::Credential { path: path.clone(), source };

@@ -1,8 +1,8 @@
 //! Requests and answers between processes, over NATS micro services.
 //!
-//! A requester names the subject of the answer, and the answer is published with the rights of the *service*. A requester
-//! could thus have the service publish to any subject. Two rules prevent that. This module answers only into the
-//! requester's own inbox, and the broker lets the connection that answers publish to inboxes only.
+//! A requester names the subject of the answer, and the answer is published with the rights of the *service*. A
+//! requester could thus have the service publish to any subject. Two rules prevent that. This module answers only into
+//! the requester's own inbox, and the broker lets the connection that answers publish to inboxes only.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -244,8 +244,8 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
     let (inboxes, actor, trace) = match requester {
         Requester::Machine => {
             let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
-            // Machines ask from another account. The broker itself names the subject of the answer, and maps the subject
-            // to the inbox of the connection that asked.
+            // Machines ask from another account. The broker itself names the subject of the answer, and maps the
+            // subject to the inbox of the connection that asked.
             (vec![subject::BROKERED.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
         }
         Requester::Edge | Requester::Platform => {

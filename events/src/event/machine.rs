@@ -8,21 +8,21 @@ use crate::{
     spec::Offer,
 };
 
-/// A machine was offered, or offered anew with changes.
+/// A machine was offered, or its offer changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineListed {
     /// The machine.
     pub machine: MachineId,
-    /// Who owns it and earns.
+    /// The account that owns the machine and earns.
     pub owner: AccountId,
-    /// The machine's public key, where it has enrolled.
+    /// The machine's public key, if it has enrolled one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
-    /// What is offered.
+    /// The offer.
     pub offer: Offer,
 }
 
-/// Its price changed, for jobs assigned from now on.
+/// The price of a machine changed. The new price holds for later assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRepriced {
     /// The machine.
@@ -31,32 +31,32 @@ pub struct MachineRepriced {
     pub price: HourlyRate,
 }
 
-/// It takes no new jobs.
+/// A machine was paused: it takes no new jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePaused {
     /// The machine.
     pub machine: MachineId,
-    /// Whether the machine did so itself, because it is its owner's turn; else it is the owner's own word.
+    /// Whether the machine paused itself, because its owner uses it. Otherwise the owner asked for the pause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
 
-/// It works again.
+/// A pause of a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineResumed {
     /// The machine.
     pub machine: MachineId,
-    /// Whether it is spare again; else the owner's own pause ends.
+    /// Whether the pause ended because the owner no longer uses the machine. Otherwise the owner's own pause ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
 
-/// It finishes what it runs and takes nothing new.
+/// A drain of a machine began: it finishes its jobs and takes no new ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineDrainStarted {
     /// The machine.
     pub machine: MachineId,
-    /// Whether its owner works on it then: its silence is announced.
+    /// Whether the owner will work on the machine afterwards. Its silence then raises no alarm.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub maintenance: bool,
 }
@@ -73,41 +73,41 @@ macro_rules! bare {
 }
 
 bare! {
-    /// It left the market.
+    /// A machine left the market.
     MachineDelisted,
-    /// It missed heartbeats: new work is withheld.
+    /// A machine missed heartbeats, and gets no new jobs.
     MachineSuspected,
-    /// It was silent past the grace: what it ran is requeued.
+    /// A machine was silent for so long that its jobs are requeued.
     MachineLost,
-    /// It was heard again.
+    /// A machine was heard again.
     MachineRecovered,
 }
 
-/// A self-test was made.
+/// A machine made a self-test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineTested {
     /// The machine.
     pub machine: MachineId,
-    /// A record per check.
+    /// The checks.
     pub checks: Vec<Check>,
-    /// How fast it was found to be: what placement goes by.
+    /// The speed that was measured, for the placement of jobs.
     pub speed: Speed,
 }
 
 /// One check of a self-test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Check {
-    /// Its id, such as `disk.write`.
+    /// The id, such as `disk.write`.
     pub id: String,
-    /// What was measured.
+    /// The measured value.
     pub actual: String,
-    /// What is required; empty where the check only informs.
+    /// The required value; empty for a check that requires nothing.
     pub required: String,
-    /// Unit of both.
+    /// The unit of both values.
     pub unit: String,
-    /// Whether it passed.
+    /// Whether the check passed.
     pub passed: bool,
-    /// What to do where it did not.
+    /// What to do if the check did not pass.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
 }
@@ -115,11 +115,11 @@ pub struct Check {
 /// The speed at which a machine multiplied matrices in its own self-test, in MFLOP/s.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speed {
-    /// All its GPUs together.
+    /// The sum over all GPUs.
     pub gpus: Option<u64>,
-    /// How many GPUs that are.
+    /// The number of GPUs in the sum.
     pub measured: u32,
-    /// One core.
+    /// The speed of one CPU core.
     pub core: Option<u64>,
 }
 
@@ -136,13 +136,13 @@ impl Speed {
         }
     }
 
-    /// One GPU, on average.
+    /// The average speed of one GPU.
     pub fn gpu(self) -> Option<u64> {
         self.gpus?.checked_div(u64::from(self.measured))
     }
 }
 
-/// Whether a self-test was made and every check passed.
+/// Whether these are the checks of a self-test, and all of them passed.
 pub fn verified(checks: &[Check]) -> bool {
     !checks.is_empty() && checks.iter().all(|check| check.passed)
 }

@@ -1,7 +1,7 @@
-//! The events of MARKET: every decision that was ever taken, as a value with a frozen wire name.
+//! The events of MARKET. An event records a decision, and has a frozen name on the wire.
 //!
-//! A name or a field here is a promise for ever: change one only by adding a new version
-//! (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
+//! Events are kept for ever, and every later program must read them. A name or a field therefore changes only in a new
+//! version of the event (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
 
 mod account;
 mod job;
@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use self::{account::*, job::*, machine::*};
 use crate::ids::{AccountId, JobId, MachineId};
 
-/// What an event belongs to: the unit of ordering and of the guard.
+/// The account, machine or job that an event belongs to. The events of an aggregate are in order, and the guard of an
+/// append covers one aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Aggregate {
     /// An account.
@@ -62,7 +63,7 @@ macro_rules! events {
         }
 
         impl Event {
-            /// Every wire name that is written today; older ones are read as well.
+            /// The wire names that are written today. Older ones are read as well.
             pub const WIRE_NAMES: &'static [&'static str] = &[$($wire),+];
 
             /// The name on the wire, with its version.
@@ -75,7 +76,7 @@ macro_rules! events {
                 match self { $(Self::$name(_) => stringify!($name)),+ }
             }
 
-            /// What it belongs to.
+            /// The aggregate that the event belongs to.
             pub fn aggregate(&self) -> Aggregate {
                 match self { $(Self::$name(e) => Aggregate::$kind(e.$field)),+ }
             }
@@ -143,7 +144,7 @@ fn read<T: DeserializeOwned>(wire_name: &str, payload: &[u8]) -> Result<T, Decod
 }
 
 impl Event {
-    /// The job it tells of, also where it belongs to an account.
+    /// The job that the event is about, even if the event belongs to an account.
     pub fn job(&self) -> Option<JobId> {
         match (self, self.aggregate()) {
             (Self::JobSubmitted(e), _) => Some(e.job),

@@ -4,7 +4,8 @@
 //!
 //! `GPUBNB_HISTORIES` sets how many histories are run, and `GPUBNB_SEED` which ones.
 
-#![allow(clippy::expect_used, clippy::panic)] // a test fails by panicking
+// A test fails by panicking, and this one measures how long it takes.
+#![allow(clippy::expect_used, clippy::panic, clippy::disallowed_types)]
 
 /// The parts of the simulation.
 mod simulation {

@@ -1,8 +1,8 @@
-//! `backup` and `restore`: every stream of the market as files in a directory. Both use the one credential that may change
-//! streams.
+//! `backup` and `restore`: every stream of the market as files in a directory. Both use the one credential that may
+//! change streams.
 //!
-//! Belongs here: the order in which streams are saved, and the streams that are made again after a restore. Must not come
-//! here: a change of an event.
+//! Belongs here: the order in which streams are saved, and the streams that are made again after a restore. Must not
+//! come here: a change of an event.
 
 mod transfer;
 
@@ -121,7 +121,7 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
         }
         let (file, begun) = (file(&args.directory, &stream), Instant::now());
         let saving = transfer::save(&client, &stream, &file, |bytes, of| {
-            show_progress(&stream, begun, BackupProgress::Bytes(bytes, of))
+            show_progress(&stream, begun, BackupProgress::Bytes(bytes, of));
         });
         let snapshot = tokio::select! {
             () = shutdown.cancelled() => bail!("stopped: repeat the command to go on"),

@@ -1,7 +1,7 @@
 //! Reads the snapshot of a stream from the broker, and restores it. The broker's own API keeps sequences and times.
 //!
-//! The protocol is that of nats-server's `$JS.API.STREAM.SNAPSHOT` and `…RESTORE` (ADR-1 of nats-architecture-and-design
-//! for its JSON): chunks on a subject, each acknowledged, and an empty one at the end.
+//! The protocol is that of nats-server's `$JS.API.STREAM.SNAPSHOT` and `…RESTORE` (ADR-1 of
+//! nats-architecture-and-design for its JSON): chunks on a subject, each acknowledged, and an empty one at the end.
 
 use std::{
     fs::{self, File},

@@ -83,8 +83,8 @@ pub(crate) fn users() -> [User; 6] {
     ]
 }
 
-/// What the market's account offers to that of machines. Whatever a machine says there, the broker makes up a place for the
-/// answer: no answer of a stream, a consumer or a service goes where a machine would like it to.
+/// What the market's account offers to that of machines. Whatever a machine says there, the broker makes up a place for
+/// the answer: no answer of a stream, a consumer or a service goes where a machine would like it to.
 pub(crate) fn shared_with_machines() -> Vec<SharedSubject> {
     let share = |subject: String, local: Option<String>, many: bool| SharedSubject { subject, local, many };
     let mut shared: Vec<_> = subject::of_machines("*").into_iter().map(|subject| share(subject, None, false)).collect();

@@ -1,5 +1,5 @@
-//! Dead letters: job messages in DISPATCH that nobody works on. Operators are told of each, with its likely cause and the
-//! remedy.
+//! Dead letters: job messages in DISPATCH that nobody works on. Operators are told of each, with its likely cause and
+//! the remedy.
 
 use std::{
     collections::HashMap,

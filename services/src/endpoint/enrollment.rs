@@ -1,5 +1,5 @@
-//! Enrolling machines, renewing and revoking their credentials. A machine that redeems a code or renews its credential has
-//! no session: the request itself holds the proof, a code or a signature.
+//! Enrolling machines, renewing and revoking their credentials. A machine that redeems a code or renews its credential
+//! has no session: the request itself holds the proof, a code or a signature.
 
 use gpubnb_domain::World;
 use gpubnb_events::{

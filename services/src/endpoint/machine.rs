@@ -1,5 +1,5 @@
-//! Commands of machines. A machine speaks for itself only: its id is part of the subject, and its credential allows it to
-//! publish to that subject alone.
+//! Commands of machines. A machine speaks for itself only: its id is part of the subject, and its credential allows it
+//! to publish to that subject alone.
 
 use gpubnb_domain::{
     Command, Listing, Refusal,
@@ -150,8 +150,8 @@ pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Fa
     Ok(changed)
 }
 
-/// Tells a machine which of its leases go on. Answers on the newest state only: no job is torn down because this replica
-/// was behind.
+/// Tells a machine which of its leases go on. Answers on the newest state only: no job is torn down because this
+/// replica was behind.
 async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
     let (machine, inventory): (_, Inventory) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;

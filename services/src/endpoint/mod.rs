@@ -1,7 +1,7 @@
 //! The command endpoints: `cmd.account.*`, `cmd.job.*`, `cmd.market.*`, `cmd.enrollment.*`, `cmd.machine.<id>.*`.
 //!
-//! Each endpoint reads a request, names the command and the actor, and leaves the decision to the domain. The endpoints are
-//! served over a connection that may publish to inboxes only.
+//! Each endpoint reads a request, names the command and the actor, and leaves the decision to the domain. The endpoints
+//! are served over a connection that may publish to inboxes only.
 
 mod context;
 mod dead_letters;
