@@ -1,6 +1,8 @@
-//! The decisions of `GPUbnb`: a pure domain, the process managers that drive it, and the command endpoints.
+//! The services of `GPUbnb`: the command endpoints, the process managers, and the operator's commands for keys, backups
+//! and what-if questions.
 //!
-//! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
+//! Belongs here: everything that surrounds a decision, from the request to the append. Must not come here: the decision
+//! itself (`gpubnb-domain`), a read model, or a page.
 
 mod aggregate_lock;
 pub mod backup;

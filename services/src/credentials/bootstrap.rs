@@ -1,5 +1,5 @@
-//! Makes what a new market needs once: the operator's, the accounts' and every process's keys, the key for
-//! transfers, the broker's configuration. There is no mode without credentials.
+//! Makes the keys of a new market, once: for the operator, the accounts and each process, and the key for permits. Also
+//! makes the broker's configuration. No market runs without credentials.
 
 use std::{fs, path::Path};
 
@@ -18,10 +18,10 @@ use crate::config::BootstrapArgs;
 const TEMPLATE: &str = include_str!("nats.conf");
 /// The user of the system's account.
 pub(super) const SYSTEM_USER: &str = "system";
-/// The secret that services and the edge share, to sign and to check permits for files.
+/// The file of the secret with which the services sign permits and the web server checks them.
 const TRANSFER_KEY: &str = "transfer.key";
 
-/// Writes `nats.conf`, a directory of credentials for each process, and `offline/`, which belongs into a safe.
+/// Writes `nats.conf`, a directory of credentials for each process, and `offline/` with keys that belong into a safe.
 pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     let conf = args.dir.join("nats.conf");
     if conf.exists() {
@@ -48,7 +48,7 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         .replace("@MACHINES@", &made.machines.0)
         .replace("@MACHINES_JWT@", &made.machines.1)
         .replace("@TLS@", &tls);
-    // Last: where it is, everything is. A bootstrap that was interrupted begins anew.
+    // This file comes last. A bootstrap that was interrupted has not written it, and begins again.
     write_private(&conf, &text)?;
     println!(
         "{} is ready. Move {} away: nothing that runs needs it.",
@@ -58,7 +58,7 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the broker's configuration says: tokens, and accounts by their public keys.
+/// The values in the broker's configuration: JWTs, and the public keys of the accounts.
 struct BrokerConfig {
     operator: String,
     system: (String, String),
@@ -103,7 +103,7 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
     })
 }
 
-/// Writes `<user>.creds`, in the form that NATS's own tools use.
+/// Writes `<user>.creds` in the form of NATS's own tools.
 fn write_credential(
     dir: &Path,
     name: &str,

@@ -1,7 +1,8 @@
-//! NATS JWTs, version 2: what the broker believes about operators, accounts and users.
+//! NATS JWTs of version 2, in which the broker finds the rights of operators, accounts and users.
 //!
-//! The form is NATS's own: `base64url(header).base64url(claims).base64url(signature)`, signed over the first two
-//! with an `NKey`, as <https://github.com/nats-io/jwt> (v2) writes it. Nothing is re-encoded before it is verified.
+//! The form is NATS's own: `base64url(header).base64url(claims).base64url(signature)`, signed over the first two with
+//! an `NKey`, as <https://github.com/nats-io/jwt> (v2) writes it. There is no library for it here:
+//! `nats-io-jwt` 0.1 is at its beginning, and `nats-jwt` 0.3 cannot make operators.
 
 use data_encoding::BASE64URL_NOPAD;
 use gpubnb_events::Timestamp;
@@ -11,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
-/// A JWT that could not be made or read.
+/// A JWT cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JwtError {
     /// The key cannot sign.
@@ -28,7 +29,7 @@ pub(crate) enum JwtError {
     Claims(#[from] serde_json::Error),
 }
 
-/// What a user may publish and subscribe to. What is not allowed is denied.
+/// The subjects that a user may publish and subscribe to. All others are denied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Permissions {
     pub(crate) publish: Vec<String>,
@@ -46,7 +47,7 @@ impl Permissions {
     }
 }
 
-/// Signs claims about `subject`, a public key.
+/// Makes a JWT about `subject`, which is a public key.
 fn sign(
     subject: &str,
     name: &str,
@@ -65,7 +66,8 @@ fn sign(
     if let Some(expires) = expires {
         all["exp"] = json!(expires.millis() / 1_000);
     }
-    // Tells two claims of the same second apart: the broker takes those with one id for the same.
+    // A hash of the claims, so that two JWTs of the same second have different ids: the broker takes JWTs with one id
+    // for the same.
     all["jti"] = json!(gpubnb_events::hex(Sha256::digest(all.to_string().as_bytes())));
     let encode = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
     let signed = format!("{}.{}", encode(HEADER.as_bytes()), encode(all.to_string().as_bytes()));
@@ -73,7 +75,7 @@ fn sign(
     Ok(format!("{signed}.{}", encode(&signature)))
 }
 
-/// The operator's word about itself: its signing key may sign accounts.
+/// The operator's JWT, which it signs itself. It names the signing key, which may sign accounts.
 pub(crate) fn operator(
     key: &KeyPair,
     signing_key: &str,
@@ -88,37 +90,38 @@ pub(crate) fn operator(
     sign(&key.public_key(), "gpubnb", now, None, claims, key)
 }
 
-/// What an account is for.
+/// The role of an account.
 pub(crate) enum AccountRole<'a> {
-    /// The broker's own.
+    /// The broker's own account.
     System,
-    /// Streams, services and the edge. Offers these subjects to the account of machines.
+    /// The account of streams, services and the web server. It exports these subjects to the account of machines.
     Market(&'a [SharedSubject]),
-    /// Machines, and nothing that lasts: what they say reaches the market's account only by the subjects it offers.
+    /// The account of machines. It has no streams, and its messages reach the market's account only by exported
+    /// subjects.
     Machines {
         /// The market's account.
         market: &'a str,
-        /// What it offers.
+        /// The subjects that the market's account exports.
         shared: &'a [SharedSubject],
-        /// The key that issues machines.
+        /// The public key of the issuer of machines.
         issuer: &'a str,
-        /// What each of them may do; `{{name()}}` in it stands for the name of the user, so that whoever holds that key
-        /// can issue machines and nothing else.
+        /// The rights of each machine, where `{{name()}}` stands for the user's name. A holder of the issuer's key can
+        /// issue machines with these rights and nothing else.
         scope: &'a Permissions,
     },
 }
 
-/// A subject that one account offers another as a service: the broker itself makes up where answers go.
+/// A subject that one account exports to another as a service. The broker itself makes up the reply subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SharedSubject {
     pub(crate) subject: String,
-    /// What it is called in the other account, where that differs; `$1` stands for its wildcard.
+    /// The subject's name in the other account, if it has another name there; `$1` stands for the wildcard.
     pub(crate) local: Option<String>,
     /// Whether one request may have many answers.
     pub(crate) many: bool,
 }
 
-/// An account.
+/// The JWT of an account.
 pub(crate) fn account(
     subject: &str,
     name: &str,
@@ -162,7 +165,7 @@ impl SharedSubject {
     }
 }
 
-/// A user of an account, signed by the account's own key.
+/// The JWT of a user, signed by the key of the account.
 pub(crate) fn user(
     subject: &str,
     name: &str,
@@ -176,7 +179,7 @@ pub(crate) fn user(
     sign(subject, name, now, None, claims, key)
 }
 
-/// A machine: a user signed by the scoped key, whose rights are the scope's.
+/// The JWT of a machine: a user that is signed by the scoped key and has the rights of the scope.
 pub(crate) fn machine(
     subject: &str,
     name: &str,
@@ -189,7 +192,7 @@ pub(crate) fn machine(
     sign(subject, name, now, Some(expires), claims, key)
 }
 
-/// The account's JWT anew, with these users revoked: what was issued to them until then counts for nothing.
+/// A new version of an account's JWT, with this list of revoked users in place of the old one.
 pub(crate) fn with_revocations(
     account: &str,
     revoked: &[(String, Timestamp)],
@@ -203,18 +206,19 @@ pub(crate) fn with_revocations(
     sign(&text("sub"), &text("name"), now, None, nats, key)
 }
 
-/// Revoked users, as an account lists them: each with the second until which what was issued to it is void.
+/// An account's revocation list: public key of the user → Unix second. The broker rejects credentials that were issued
+/// to the user at or before that second.
 pub(crate) fn revocation_list(revoked: &[(String, Timestamp)]) -> Value {
     revoked.iter().map(|(user, at)| (user.clone(), json!(at.millis() / 1_000))).collect()
 }
 
-/// The users that an account lists as revoked.
+/// The revocation list in an account's JWT.
 pub(crate) fn revocations(account: &str) -> Result<Value, JwtError> {
     let list = claims(account)?["nats"]["revocations"].take();
     Ok(if list.is_null() { json!({}) } else { list })
 }
 
-/// What a JWT of ours says. Its signature is the broker's affair.
+/// Reads the claims of a JWT. The signature is not checked: the broker does that.
 pub(crate) fn claims(jwt: &str) -> Result<Value, JwtError> {
     let part = jwt.trim().split('.').nth(1).ok_or(JwtError::NoClaims)?;
     let bytes = BASE64URL_NOPAD.decode(part.as_bytes())?;

@@ -1,4 +1,5 @@
-//! One replica at a time drives the process managers, for efficiency only: safety is the guards'.
+//! Leadership: one replica at a time drives the process managers. That only saves work; if two replicas lead for a
+//! moment, the guards of the log keep the market correct.
 
 use std::{
     sync::{
@@ -17,7 +18,7 @@ use tracing::{debug, info};
 const KEY: &str = "manager";
 const RENEW: Duration = Duration::from_secs(2);
 
-/// Whether this replica leads.
+/// The knowledge whether this replica leads.
 #[derive(Clone, Default)]
 pub(crate) struct Leadership(Arc<AtomicBool>);
 
@@ -27,7 +28,7 @@ impl Leadership {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Holds or waits for the lease until shutdown, then gives it back.
+    /// Holds the leader's lease, or waits for it, until shutdown. Then gives the lease back.
     pub(crate) async fn hold(&self, js: Context, replica_id: String, shutdown: CancellationToken) {
         let mut revision = None;
         loop {
@@ -54,7 +55,7 @@ impl Leadership {
             && let Ok(store) = js.get_key_value(LEADERS).await
             && let Err(e) = store.purge(KEY).await
         {
-            debug!(error = %e, "could not give the lease back: it runs out by itself");
+            debug!(error = %e, "the lease could not be given back; it expires by itself");
         }
     }
 }

@@ -1,5 +1,8 @@
-//! Presence of machines. Silence is counted in ticks *received back* from the broker, over the same stream
-//! as the heartbeats: an outage of the control plane stops both, and is never mistaken for lost machines.
+//! The watchdog over the presence of machines.
+//!
+//! The watchdog publishes a tick each second and counts the silence of a machine in ticks that *come back* from the
+//! broker, through the same stream as the heartbeats. An outage of the broker stops ticks and heartbeats alike, so that
+//! it is never mistaken for lost machines.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -23,17 +26,17 @@ use super::Leadership;
 use crate::execute::Executor;
 
 const TICK: Duration = Duration::from_secs(1);
-/// A longer pause between two ticks means that we were away, not the machines.
+/// A longer pause between two ticks means that this process was away, not the machines.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// When silence means what, in ticks.
+/// The ticks of silence after which a machine counts as suspect or lost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SilenceLimits {
     pub(crate) suspect_after: u32,
     pub(crate) lost_after: u32,
 }
 
-/// Counts silence per machine.
+/// Counts the silence of each machine.
 struct Silence {
     patience: SilenceLimits,
     ticks: HashMap<MachineId, u32>,
@@ -45,7 +48,7 @@ impl Silence {
         self.ticks.insert(machine, 0);
     }
 
-    /// One tick came back: whose silence grew too long, and what to say of it.
+    /// Counts a tick that came back. Returns the commands for machines whose presence changed.
     fn tick(&mut self, now: Instant, machines: &[(MachineId, Presence)]) -> Vec<Command> {
         let paused = self.last_tick.replace(now).is_none_or(|last| now.duration_since(last) > PAUSE);
         if paused {
@@ -58,7 +61,7 @@ impl Silence {
             match presence {
                 Presence::Online if *silent > self.patience.suspect_after => commands.push(Command::Suspect(*machine)),
                 Presence::Suspect if *silent > self.patience.lost_after => commands.push(Command::Lose(*machine)),
-                // Heard within the last two ticks.
+                // The machine was heard within the last two ticks.
                 Presence::Suspect | Presence::Lost if *silent <= 2 && !paused => {
                     commands.push(Command::Recover(*machine));
                 }
@@ -69,7 +72,7 @@ impl Silence {
     }
 }
 
-/// Watches until shutdown.
+/// Watches the machines until shutdown.
 pub(crate) async fn watch(
     executor: Executor,
     js: Context,
@@ -94,7 +97,8 @@ pub(crate) async fn watch(
     ticker.abort();
 }
 
-/// Publishes this replica's beat. A beat that does not arrive is the point: nothing is retried.
+/// Publishes this replica's ticks. A lost tick is not sent again: no silence may be counted while the
+/// broker is away.
 async fn tick(js: Context, replica_id: String, shutdown: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -109,7 +113,7 @@ async fn tick(js: Context, replica_id: String, shutdown: CancellationToken) {
         let tick = Tick { replica: replica_id.clone(), number };
         let Ok(payload) = serde_json::to_vec(&tick) else { continue };
         if let Err(e) = js.client().publish(subject::tick(&replica_id), payload.into()).await {
-            warn!(error = %e, "could not tick");
+            warn!(error = %e, "a tick could not be sent");
         }
     }
 }
@@ -145,18 +149,18 @@ async fn listen(
         let commands = silence.tick(Instant::now(), &machines);
         if leadership.leads() {
             for command in commands {
-                say(executor, command).await;
+                give(executor, command).await;
             }
         }
     }
     Ok(())
 }
 
-async fn say(executor: &Executor, command: Command) {
+async fn give(executor: &Executor, command: Command) {
     info!(?command, "presence");
     let lost = if let Command::Lose(machine) = command { Some(machine) } else { None };
     if let Err(Failure::Unavailable(problem)) = executor.execute(Actor::Platform, &command).await {
-        warn!(problem, "will be said again");
+        warn!(problem, "the next tick tries again");
         return;
     }
     let Some(lost) = lost else { return };
@@ -164,7 +168,7 @@ async fn say(executor: &Executor, command: Command) {
         executor.replica.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
     for job in held {
         if let Err(e) = executor.execute(Actor::Platform, &Command::Abandon(job)).await {
-            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler will see to it");
+            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler takes the job from the lost machine later");
         }
     }
 }
