@@ -19,7 +19,7 @@ pub struct Progress {
     pub lease: Lease,
     /// From 0 to 1.
     pub fraction: f32,
-    /// What the job does now, in the job's own words.
+    /// The job's own words for its present work.
     #[serde(default)]
     pub message: String,
     /// When it was said, by the machine's clock.

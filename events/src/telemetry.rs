@@ -18,7 +18,7 @@ pub struct Heartbeat {
     pub machine: MachineId,
     /// When it was sent, by the machine's clock.
     pub occurred_at: Timestamp,
-    /// Whether the machine takes jobs now.
+    /// The state of the worker.
     pub state: WorkerState,
     /// Load of the whole machine's CPUs, percent.
     pub cpu_percent: f32,
@@ -30,7 +30,7 @@ pub struct Heartbeat {
     pub leases: Vec<RunningLease>,
 }
 
-/// Whether a worker takes jobs.
+/// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {

@@ -9,7 +9,7 @@ pub const PART_BYTES: u64 = 32 << 20;
 /// How much of a file has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Received {
-    /// Whether the whole file is here.
+    /// True if the whole file is here.
     pub complete: bool,
     /// The number of parts that are here, which is also the number of the next part.
     pub parts: u32,

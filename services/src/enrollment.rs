@@ -47,7 +47,7 @@ pub(crate) struct Enrollment {
     pub(crate) enrolled_after: Seq,
     #[serde(default)]
     pub(crate) revoked_at: Option<Timestamp>,
-    /// Whether an operator banned the machine: no code can enroll it again.
+    /// True if an operator banned the machine: no code can enroll it again.
     #[serde(default)]
     pub(crate) banned: bool,
     /// Former keys of the machine, each with a time: credentials that were issued to the key until then are void.

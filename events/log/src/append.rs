@@ -26,7 +26,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Appended {
     /// The event's sequence.
     pub seq: Seq,
-    /// Whether an earlier append of the same decision had written the event.
+    /// True if an earlier append of the same decision had written the event.
     pub before: bool,
 }
 

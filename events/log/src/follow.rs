@@ -36,7 +36,7 @@ pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     open: Option<pull::Stream>,
-    /// Whether `next` is the sequence at which the pull was opened. If another message comes then, the broker has lost
+    /// True if `next` is the sequence at which the pull was opened. If another message comes then, the broker has lost
     /// `next`; later in a pull, the message may merely have got lost on the way.
     asked: bool,
     over_gaps: bool,

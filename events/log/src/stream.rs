@@ -312,7 +312,7 @@ async fn update_retention(js: &jetstream::Context, wanted: Config) -> Result<(),
     Ok(())
 }
 
-/// Whether the operator chooses how much of a stream is kept.
+/// True if the operator chooses how much of a stream is kept.
 fn has_retention(stream: &str) -> bool {
     [OUTPUT, TELEMETRY].contains(&stream)
 }

@@ -38,13 +38,13 @@ impl SignedTreeHead {
         Ok(Self { size, root, key: key.public_key(), signature })
     }
 
-    /// Whether the signature is one by the key that the head names.
+    /// True if the signature is one by the key that the head names.
     pub fn is_signed(&self) -> bool {
         is_signed(&self.key, &Self::signed_text(self.size, &self.root), &self.signature)
     }
 }
 
-/// Whether `signature` (hexadecimal) is a signature of `text` by `key` (an `NKey`).
+/// True if `signature` (hexadecimal) is a signature of `text` by `key` (an `NKey`).
 pub fn is_signed(key: &str, text: &[u8], signature: &str) -> bool {
     // The library expects 64 bytes without checking.
     let Some(signature) = hex::decode(signature).ok().filter(|bytes| bytes.len() == 64) else { return false };

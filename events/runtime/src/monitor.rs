@@ -57,7 +57,7 @@ pub enum MonitorError {
     Trace(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Whether the service is ready. Keep this value until the service ends: when it is dropped, the last traces are sent.
+/// The service's readiness. Keep this value until the service ends: when it is dropped, the last traces are sent.
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
     is: Arc<AtomicBool>,

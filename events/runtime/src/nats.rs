@@ -33,7 +33,7 @@ pub enum ConnectError {
     Credential {
         /// The credential's file.
         path: PathBuf,
-        /// What is wrong with the file.
+        /// The cause.
         source: BoxError,
     },
     /// The broker refused, or is not there.
@@ -125,7 +125,7 @@ fn report(user: &str, event: &Event) {
     }
 }
 
-/// Whether the connection is up now.
+/// True while the connection is up.
 pub fn connected(client: &Client) -> bool {
     client.connection_state() == State::Connected
 }

@@ -36,7 +36,7 @@ pub struct MachineRepriced {
 pub struct MachinePaused {
     /// The machine.
     pub machine: MachineId,
-    /// Whether the machine paused itself, because its owner uses it. Otherwise the owner asked for the pause.
+    /// True if the machine paused itself, because its owner uses it. Otherwise the owner asked for the pause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
@@ -46,7 +46,7 @@ pub struct MachinePaused {
 pub struct MachineResumed {
     /// The machine.
     pub machine: MachineId,
-    /// Whether the pause ended because the owner no longer uses the machine. Otherwise the owner's own pause ended.
+    /// True if the pause ended because the owner no longer uses the machine. Otherwise the owner's own pause ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
@@ -56,7 +56,7 @@ pub struct MachineResumed {
 pub struct MachineDrainStarted {
     /// The machine.
     pub machine: MachineId,
-    /// Whether the owner will work on the machine afterwards. Its silence then raises no alarm.
+    /// True if the owner will work on the machine afterwards. Its silence then raises no alarm.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub maintenance: bool,
 }
@@ -105,9 +105,9 @@ pub struct Check {
     pub required: String,
     /// The unit of both values.
     pub unit: String,
-    /// Whether the check passed.
+    /// True if the check passed.
     pub passed: bool,
-    /// What to do if the check did not pass.
+    /// Advice for a check that did not pass.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
 }
@@ -142,7 +142,7 @@ impl Speed {
     }
 }
 
-/// Whether these are the checks of a self-test, and all of them passed.
+/// True if these are the checks of a self-test, and all of them passed.
 pub fn verified(checks: &[Check]) -> bool {
     !checks.is_empty() && checks.iter().all(|check| check.passed)
 }

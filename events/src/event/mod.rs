@@ -48,7 +48,7 @@ pub enum DecodeError {
     Payload {
         /// The type that the message names.
         wire_name: String,
-        /// What serde found wrong.
+        /// The cause.
         source: serde_json::Error,
     },
 }

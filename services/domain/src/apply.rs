@@ -135,7 +135,8 @@ mod tests {
         let first = w.machine;
         let payout = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
         w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).appended();
-        // One that failed on a machine and runs on another, being cancelled; one that ended; one that waits.
+        // Three jobs: the first failed on one machine and is being cancelled on another, the second ended, the third
+        // waits.
         let job = w.submitted();
         let lease = w.assigned(job);
         w.accepted(job, lease);

@@ -146,7 +146,7 @@ pub enum Decision {
 pub struct Settings {
     /// The platform's share, in ten-thousandths.
     pub fee_basis_points: u32,
-    /// Whether accounts may deposit play money by themselves.
+    /// True if accounts may deposit play money by themselves.
     pub test_funds: bool,
     /// How long a machine has to accept.
     pub accept_within: Millis,

@@ -57,9 +57,9 @@ pub struct Ending {
     pub seq: Seq,
     /// The broker's time of that event.
     pub at: Timestamp,
-    /// Whether the metered time is billed.
+    /// True if the metered time is billed.
     pub billed: bool,
-    /// Whether the job was cancelled. The metered time then ends at the request.
+    /// True if the job was cancelled. The metered time then ends at the request.
     pub cancelled: bool,
     /// The use that the worker measured.
     pub usage: Option<Usage>,
@@ -358,7 +358,7 @@ impl Job {
         }
     }
 
-    /// Whether a machine should go on with an attempt.
+    /// True if a machine should go on with an attempt.
     pub fn wish(&self, machine: MachineId, lease: Lease) -> LeaseWish {
         match self.live(machine, lease) {
             Err(_) => LeaseWish::Abandon,
@@ -433,7 +433,7 @@ impl Job {
     }
 }
 
-/// Whether a machine may give this reason. The others are for the platform to find out.
+/// True if a machine may give this reason. The others are for the platform to find out.
 fn reason_of_a_worker(reason: Reason) -> bool {
     !matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
 }

@@ -68,7 +68,7 @@ pub struct Machine {
     pub offer: Offer,
     /// The availability.
     pub availability: Availability,
-    /// Whether the owner uses the machine, as the machine itself reports.
+    /// True if the owner uses the machine, as the machine itself reports.
     pub away: bool,
     /// The presence.
     pub presence: Presence,
@@ -78,7 +78,7 @@ pub struct Machine {
     pub record: Record,
     /// The speed in the last self-test.
     pub speed: Speed,
-    /// Whether every check of the last self-test passed.
+    /// True if every check of the last self-test passed.
     pub verified: bool,
     listed: Seq,
 }
@@ -101,7 +101,7 @@ impl Machine {
         }
     }
 
-    /// Whether a slot is free.
+    /// True if a slot is free.
     pub fn has_free_slot(&self) -> bool {
         self.leases.len() < self.offer.slots as usize
     }

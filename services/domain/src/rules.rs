@@ -4,7 +4,7 @@ use gpubnb_events::spec::Artifact;
 
 use crate::Refusal;
 
-/// Whether a path is relative and cannot lead out of its directory.
+/// True if a path is relative and cannot lead out of its directory.
 pub(crate) fn plain_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 512

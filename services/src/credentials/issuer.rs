@@ -60,7 +60,7 @@ impl Issuer {
         Ok((format!("{text}.{signature}"), expires))
     }
 
-    /// Whether this issuer made this challenge for this machine, and the challenge has not expired.
+    /// True if this issuer made this challenge for this machine, and the challenge has not expired.
     pub(crate) fn challenged(&self, nonce: &str, machine: MachineId, now: Timestamp) -> bool {
         let genuine = || {
             let (text, signature) = nonce.rsplit_once('.')?;
@@ -75,7 +75,7 @@ impl Issuer {
     }
 }
 
-/// Whether the holder of a machine's key signed this text. The signature is base64url.
+/// True if the holder of a machine's key signed this text. The signature is base64url.
 pub(crate) fn signed_by(public_key: &str, text: &str, signature: &str) -> bool {
     let Ok(key) = KeyPair::from_public_key(public_key) else { return false };
     let Ok(signature) = BASE64URL_NOPAD.decode(signature.as_bytes()) else { return false };

@@ -117,7 +117,7 @@ pub(crate) struct SharedSubject {
     pub(crate) subject: String,
     /// The subject's name in the other account, if it has another name there; `$1` stands for the wildcard.
     pub(crate) local: Option<String>,
-    /// Whether one request may have many answers.
+    /// True if one request may have many answers.
     pub(crate) many: bool,
 }
 

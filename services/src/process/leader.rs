@@ -23,7 +23,7 @@ const RENEW: Duration = Duration::from_secs(2);
 pub(crate) struct Leadership(Arc<AtomicBool>);
 
 impl Leadership {
-    /// Whether this replica leads now.
+    /// True if this replica leads now.
     pub(crate) fn leads(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
