@@ -45,7 +45,7 @@ impl Manifest {
 pub(crate) fn check_proof(file: &Path, key: Option<&str>) -> anyhow::Result<u8> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
     let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    println!("{}", proof.told(key)?);
+    println!("{}", proof.description(key)?);
     Ok(0)
 }
 

@@ -1,23 +1,24 @@
-//! Who caused an event. Written in the envelope of every message and of every command.
+//! Actors: the people, machines and processes in whose name commands are given. The envelope of every event names its
+//! actor.
 
 use std::{fmt, str::FromStr};
 
 use crate::ids::{AccountId, MachineId};
 
-/// The one in whose name something is done.
+/// The person, machine or process in whose name a command is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Actor {
     /// A signed-in person.
     Account(AccountId),
-    /// A provider's worker.
+    /// A machine of a provider.
     Machine(MachineId),
-    /// A process manager of the platform: scheduler, settlement, watchdog.
+    /// A process manager of the platform, such as the scheduler, the settlement or the watchdog.
     Platform,
-    /// A person who runs the platform; nobody in particular in events from before they were told apart.
+    /// A person who runs the platform. `None` stands in old events, which did not tell operators apart.
     Operator(Option<AccountId>),
 }
 
-/// An actor that could not be read.
+/// The text is not an actor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an actor")]
 pub struct BadActor(String);

@@ -1,4 +1,4 @@
-//! Dead letters: job messages in DISPATCH that nobody works on, and what an operator can do about each.
+//! Dead letters: job messages in DISPATCH that nobody works on, and the remedy for each.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,22 +7,22 @@ use crate::{
     time::Timestamp,
 };
 
-/// Why nobody works on a job message.
+/// The reason why nobody works on a job message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trouble {
-    /// The machine has no consumer: it cannot fetch any.
+    /// The machine has no consumer, and cannot fetch job messages.
     NoConsumer,
-    /// The lease that it carries is over.
+    /// The lease in the message is over.
     LeaseOver,
-    /// It waits for a machine that does not fetch it.
+    /// The machine does not fetch the message.
     NotFetched,
-    /// It was given to the machine, which did not accept.
+    /// The machine fetched the message, but did not accept the job.
     NotAccepted,
 }
 
 impl Trouble {
-    /// What is likely wrong.
+    /// The likely cause, in words.
     pub const fn cause(self) -> &'static str {
         match self {
             Self::NoConsumer => "the machine has no consumer in DISPATCH: it cannot fetch a job",
@@ -32,7 +32,7 @@ impl Trouble {
         }
     }
 
-    /// What becomes of it, and what can be done.
+    /// The remedy, in words.
     pub const fn remedy(self) -> &'static str {
         match self {
             Self::NoConsumer => "make it anew",
@@ -43,7 +43,7 @@ impl Trouble {
         }
     }
 
-    /// What can be done with one click.
+    /// The label of the button that applies the remedy; `None` where no button can.
     pub const fn action(self) -> Option<&'static str> {
         match self {
             Self::NoConsumer => Some("Make its consumer"),
@@ -56,40 +56,40 @@ impl Trouble {
 /// A job message that nobody works on, or a machine that can fetch none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeadLetter {
-    /// The machine that it waits for.
+    /// The machine that the message is for.
     pub machine: MachineId,
     /// The machine's name.
     pub machine_name: String,
-    /// Why.
+    /// The reason.
     pub trouble: Trouble,
-    /// The message, where there is one.
+    /// The message; `None` for a machine without a consumer.
     pub message: Option<DeadMessage>,
 }
 
-/// Which message of DISPATCH that is.
+/// A message of DISPATCH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeadMessage {
-    /// Its sequence in DISPATCH.
+    /// The sequence in DISPATCH.
     pub seq: Seq,
     /// The job.
     pub job: JobId,
     /// The lease.
     pub lease: Lease,
-    /// When it came there.
+    /// When the message came into DISPATCH.
     pub since: Timestamp,
 }
 
-/// Does what can be done about a dead letter with one click. It has to be one still.
+/// Applies the remedy to a dead letter, if it still is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Remedy {
     /// The machine.
     pub machine: MachineId,
-    /// Its message in DISPATCH; none for a machine without a consumer.
+    /// The sequence of the message in DISPATCH; `None` for a machine without a consumer.
     #[serde(default)]
     pub seq: Option<Seq>,
 }
 
-/// A remedy was applied.
+/// The remedy was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Remedied {}

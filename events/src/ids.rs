@@ -1,4 +1,4 @@
-//! Typed ids. A uuid v7 names an aggregate or a command; a sequence names an event.
+//! Typed ids. A UUID of version 7 names an account, a machine, a job or a command; a sequence names an event.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::time::Timestamp;
 
-/// An id that could not be read.
+/// The text or the bytes are not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an id: expected a version 7 UUID such as 0190b2c5-7d2e-7c3a-9a51-3f0f6a1b2c3d")]
 pub struct BadId(String);
@@ -21,33 +21,33 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// Sorts before every id.
+            /// The id that sorts before every other id.
             pub const LEAST: Self = Self(Uuid::nil());
 
-            /// A new id. For the edge of the system only: decisions receive their ids.
+            /// A new id. Only processes at the edge of the system make ids: decisions receive theirs.
             #[allow(clippy::disallowed_methods)] // the one place where ids of this type are born
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// The moment that is written in the id (its maker's clock, milliseconds).
+            /// The time in the id: when it was made, by its maker's clock, to the millisecond.
             pub fn made_at(self) -> Timestamp {
                 let (secs, nanos) = self.0.get_timestamp().map_or((0, 0), |t| t.to_unix());
                 let millis = i64::try_from(secs).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000);
                 Timestamp::from_millis(millis.saturating_add(i64::from(nanos / 1_000_000)))
             }
 
-            /// The sixteen bytes, in an order that follows time: a key for sorted storage.
+            /// The sixteen bytes. Ids in the order of their bytes are in the order of their times.
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()
             }
 
-            /// From sixteen bytes, as [`Self::as_bytes`] gives them.
+            /// The id of the sixteen bytes that [`Self::as_bytes`] gave.
             pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, BadId> {
                 Self::try_from(Uuid::from_bytes(bytes))
             }
 
-            /// The last eight hex digits, enough for people to tell two apart.
+            /// The last eight hexadecimal digits, which suffice for people to tell two ids apart.
             pub fn short(self) -> String {
                 let text = self.0.simple().to_string();
                 text[24..].to_owned()
@@ -71,7 +71,7 @@ macro_rules! uuid_id {
         impl FromStr for $name {
             type Err = BadId;
 
-            /// Only the canonical form is an id, so that one id has one subject.
+            /// Reads the canonical form only, so that an id has exactly one subject.
             fn from_str(text: &str) -> Result<Self, BadId> {
                 let bad = || BadId(text.chars().take(64).collect());
                 let id = Uuid::parse_str(text).map_err(|_| bad())?;
@@ -91,28 +91,28 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// A person or organisation: consumer, provider, or both.
+    /// An account: a person or organisation that consumes, provides, or does both.
     AccountId
 );
 uuid_id!(
-    /// A machine; made on the machine itself.
+    /// A machine. The machine itself makes its id.
     MachineId
 );
 uuid_id!(
-    /// A job. It is also the id of the command that submits it: submitting twice is safe.
+    /// A job. The command that submits the job has the same id, so that submitting twice is safe.
     JobId
 );
 uuid_id!(
-    /// A command, and what it brings into being (a deposit, a payout).
+    /// A command, and the deposit or payout that it makes.
     CommandId
 );
 
 uuid_id!(
-    /// A running projector; another each time it is started.
+    /// A running projector. Each start makes a new id.
     ProjectorId
 );
 
-/// The sequence of a message in the MARKET stream. `Seq(0)` stands before the first.
+/// The sequence of a message in MARKET. The first message has 1; `Seq(0)` stands before it.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -120,7 +120,7 @@ uuid_id!(
 pub struct Seq(pub u64);
 
 impl Seq {
-    /// Before every message.
+    /// The sequence before the first message.
     pub const ZERO: Self = Self(0);
 
     /// The sequence after this one.

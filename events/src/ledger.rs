@@ -1,5 +1,5 @@
-//! Double entry: what each event does to the ledger. Pure arithmetic over the event itself, shared by
-//! whoever must agree on it (the decider's balances, the projector's ledger, the operator's audit).
+//! Double-entry bookkeeping: the postings of each event. Pure arithmetic over the event, shared by all that must agree
+//! on it: the balances that decisions use, the projector's ledger, the operator's audit.
 
 use std::{fmt, str::FromStr};
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::{event::Event, ids::AccountId, money::MicroUsd};
 
-/// A place where money stands.
+/// An account of the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum LedgerAccount {
-    /// What an account may spend or ask to be paid out.
+    /// Money that an account may spend or have paid out.
     Available(AccountId),
-    /// What is held for an account's unsettled jobs.
+    /// Money that is held for an account's unsettled jobs.
     Held(AccountId),
-    /// What is on its way out to an account.
+    /// Money that is being paid out to an account.
     Payable(AccountId),
-    /// The platform's fees.
+    /// The fees of the platform.
     Fees,
-    /// The world outside: banks and cards.
+    /// Banks and cards outside the platform.
     External,
 }
 
-/// A ledger account that could not be read.
+/// The text is not a ledger account.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a ledger account")]
 pub struct BadLedgerAccount(String);
@@ -71,22 +71,22 @@ impl TryFrom<String> for LedgerAccount {
     }
 }
 
-/// One line of a balanced set.
+/// One line of a set of postings whose sum is zero.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Posting {
-    /// Where.
+    /// The ledger account.
     #[schema(value_type = String)]
     pub account: LedgerAccount,
-    /// How much; positive adds to the account.
+    /// The amount that is added to the account; negative if it is taken away.
     pub amount: MicroUsd,
 }
 
-/// A transfer: what leaves one account enters the other.
+/// The two postings of a transfer.
 fn transfer(from: LedgerAccount, to: LedgerAccount, amount: MicroUsd) -> Vec<Posting> {
     vec![Posting { account: from, amount: -amount }, Posting { account: to, amount }]
 }
 
-/// The postings of an event. Their sum is zero for every event; most events have none.
+/// The postings of an event. Their sum is zero. Most events have no postings.
 pub fn postings(event: &Event) -> Vec<Posting> {
     use LedgerAccount::{Available, External, Held, Payable};
     match event {

@@ -7,6 +7,7 @@
 pub mod actor;
 pub mod command;
 pub mod dead_letter;
+pub mod error;
 pub mod event;
 pub mod ids;
 pub mod job_request;
@@ -25,6 +26,7 @@ pub mod time;
 pub mod transfer;
 
 pub use actor::Actor;
+pub use error::{BoxError, Chain};
 pub use event::{Aggregate, Event};
 pub use ids::{AccountId, CommandId, JobId, Lease, MachineId, ProjectorId, Seq};
 pub use message::{Proposal, Recorded};

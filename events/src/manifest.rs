@@ -1,5 +1,5 @@
-//! The manifest of what an attempt left, and the machine's signature over it: anyone can check that the files are those
-//! which the machine listed, with nothing but the log and the files.
+//! The manifest of the files that an attempt left, which the machine signs. With nothing but the log and the files,
+//! anyone can check that the files are those that the machine listed.
 
 use sha2::{Digest as _, Sha256};
 
@@ -8,8 +8,8 @@ use crate::{
     spec::Artifact,
 };
 
-/// What the machine signs: the job, the attempt, and the SHA-256 of the list, which has a line for each file in the
-/// order of the manifest: `<sha256> <bytes> <path>`, each ended by a line feed.
+/// The text that the machine signs: the job, the attempt, and the SHA-256 of the list of files. The list has a line
+/// `<sha256> <bytes> <path>` for each file, in the order of the manifest, and each line ends with a line feed.
 pub fn signed_text(job: JobId, lease: Lease, outputs: &[Artifact]) -> String {
     let mut list = Sha256::new();
     for file in outputs {

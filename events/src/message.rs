@@ -1,4 +1,4 @@
-//! The form in which an event stands in MARKET: a message with a subject, headers (the *envelope*) and a body.
+//! The form of an event in MARKET: a message with a subject, headers (the *envelope*) and a body.
 //!
 //! Belongs here: the names of the headers, reading a message, and its leaf in the log's Merkle tree. Pure: the message
 //! may come from a broker, from an archive or from a proof. Must not come here: sending or fetching one (`gpubnb-log`).
@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     actor::Actor,
+    error::Chain,
     event::{Aggregate, Event},
     ids::{JobId, Seq},
     subject,
@@ -138,7 +139,7 @@ impl Recorded {
 }
 
 /// A message's parts, wherever the message lies. `value_of` gives the value of a header.
-pub struct Parts<'a, F> {
+pub struct MessageParts<'a, F> {
     /// The message's sequence in MARKET.
     pub seq: Seq,
     /// The broker's time, nanoseconds since 1970.
@@ -151,7 +152,7 @@ pub struct Parts<'a, F> {
     pub payload: &'a [u8],
 }
 
-impl<'a, F: Fn(&'static str) -> Option<&'a str>> Parts<'a, F> {
+impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
     /// The message's leaf in the log's Merkle tree (RFC 6962, 2.1): SHA-256 of a zero byte, the time, the subject, the
     /// covered headers and the body, each of them after its length. The sequence is the leaf's place in the tree, and
     /// therefore not part of the leaf.
@@ -187,7 +188,7 @@ impl<'a, F: Fn(&'static str) -> Option<&'a str>> Parts<'a, F> {
         let envelope = Envelope::read(&self.value_of)?;
         let wire_name =
             (self.value_of)(header::TYPE).ok_or_else(|| Quarantined(format!("no {} header", header::TYPE)))?;
-        let event = Event::decode(wire_name, self.payload).map_err(|e| Quarantined(e.to_string()))?;
+        let event = Event::decode(wire_name, self.payload).map_err(|e| Quarantined(Chain(&e).to_string()))?;
         if subject::address(&event).subject != self.subject {
             return Err(Quarantined(format!("{} does not belong on {}", event.wire_name(), self.subject)));
         }

@@ -1,4 +1,4 @@
-//! Money is integers: micro-dollars. No floating point number comes near it.
+//! Money as whole micro-dollars. No floating point number is used anywhere near money.
 
 use std::{fmt, iter::Sum, ops, str::FromStr};
 
@@ -20,7 +20,7 @@ pub struct MicroUsd(pub i64);
 #[serde(transparent)]
 pub struct HourlyRate(pub MicroUsd);
 
-/// An amount that could not be read.
+/// The text is not an amount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an amount: expected dollars such as 12.50, with at most six decimals")]
 pub struct BadAmount(String);
@@ -29,16 +29,16 @@ const MICROS: i64 = 1_000_000;
 const MILLIS_PER_HOUR: i128 = 3_600_000;
 
 impl MicroUsd {
-    /// Nothing.
+    /// No money.
     pub const ZERO: Self = Self(0);
 
-    /// Whole dollars.
+    /// An amount of whole dollars.
     #[must_use]
     pub const fn dollars(dollars: i64) -> Self {
         Self(dollars * MICROS)
     }
 
-    /// The share of `basis_points` ten-thousandths, rounded down.
+    /// A share of this amount in ten-thousandths, rounded down.
     #[must_use]
     pub fn share(self, basis_points: u32) -> Self {
         Self(clamp(i128::from(self.0) * i128::from(basis_points) / 10_000))
@@ -46,14 +46,14 @@ impl MicroUsd {
 }
 
 impl HourlyRate {
-    /// What a time costs. Rounded down to the micro-dollar, in favour of who pays: the one place where
-    /// a price is rounded.
+    /// The cost of a time, rounded down to the micro-dollar in favour of the consumer. Prices are rounded here and
+    /// nowhere else.
     #[must_use]
     pub fn cost_of(self, time: Millis) -> MicroUsd {
         MicroUsd(clamp(i128::from(self.0.0) * i128::from(time.0) / MILLIS_PER_HOUR))
     }
 
-    /// How long a budget lasts; `None` for a machine that costs nothing.
+    /// The time that a budget pays for; `None` for a machine that costs nothing.
     #[must_use]
     pub fn time_for(self, budget: MicroUsd) -> Option<Millis> {
         if self.0.0 <= 0 {
@@ -68,8 +68,8 @@ fn clamp(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
 }
 
-// Saturating on purpose: amounts are bounded far below the edge where a command enters (see `services`),
-// and a fold must never panic.
+// Arithmetic saturates, because a fold must never panic. The result is never wrong: commands with amounts anywhere near
+// the limits of an i64 are refused (`services/domain`).
 impl ops::Add for MicroUsd {
     type Output = Self;
     fn add(self, other: Self) -> Self {
@@ -104,7 +104,7 @@ impl Sum for MicroUsd {
 }
 
 impl fmt::Display for MicroUsd {
-    /// Dollars with as many decimals as the amount needs, at least two: `$0.0042`.
+    /// Writes dollars with as many decimals as the amount needs, at least two: `$0.0042`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let micros = self.0.unsigned_abs();

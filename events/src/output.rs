@@ -1,4 +1,5 @@
-//! What a job says while it runs. At least once: a chunk names its place, readers drop what they have.
+//! Output of a running job: its log, its progress, its measurements. A message may arrive twice; log lines are
+//! numbered, so that readers drop the lines that they already have.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,21 +12,21 @@ pub const LOG_LINES: &str = "LogLines.v1";
 /// Wire name of [`JobMetrics`].
 pub const JOB_METRICS: &str = "JobMetrics.v1";
 
-/// How far a job is.
+/// The progress of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
     /// The attempt.
     pub lease: Lease,
     /// From 0 to 1.
     pub fraction: f32,
-    /// What it does, in its own words.
+    /// The job's own words for its present work.
     #[serde(default)]
     pub message: String,
-    /// By the machine's clock.
+    /// When it was said, by the machine's clock.
     pub occurred_at: Timestamp,
 }
 
-/// Which of the two streams a line came from.
+/// The stream that a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogStream {
@@ -35,35 +36,35 @@ pub enum LogStream {
     Stderr,
 }
 
-/// A run of log lines of one attempt.
+/// Consecutive log lines of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLines {
     /// The attempt.
     pub lease: Lease,
-    /// Number of the first line, from 0, over the attempt's whole log.
+    /// Number of the first of these lines in the attempt's log, counted from 0.
     pub first_line: u64,
-    /// The lines, without their ends.
+    /// The lines, without line ends.
     pub lines: Vec<LogLine>,
 }
 
-/// One line.
+/// A line of a job's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// Where it came from.
+    /// The stream that the line came from.
     pub stream: LogStream,
-    /// When, by the machine's clock.
+    /// When the line was written, by the machine's clock.
     pub at: Timestamp,
-    /// What it says. Hostile text: escape it.
+    /// The text. The job wrote it: escape it wherever it is shown.
     pub text: String,
 }
 
-/// Measurements of a job.
+/// Measurements that a job reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobMetrics {
     /// The attempt.
     pub lease: Lease,
-    /// By the machine's clock.
+    /// When it was said, by the machine's clock.
     pub occurred_at: Timestamp,
-    /// Name and value.
+    /// Name and value of each measurement.
     pub values: Vec<(String, f64)>,
 }

@@ -1,20 +1,20 @@
-//! A machine's record: what its attempts and its self-tests say of it. Pure arithmetic over events, shared by whoever
-//! must agree on it (the decider's placement, the projector's rows). Every figure can list the events behind it.
+//! A machine's record: how its attempts ended. Pure arithmetic over events, shared by the two that must agree on the
+//! record: the placement of jobs and the projector's rows. Every figure can list the events behind it.
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Check, Event, Fault, Reason};
+use crate::event::{Event, Fault, Reason};
 
-/// How the end of an attempt counts for the machine that had it.
+/// How the end of an attempt counts for its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
-    /// The machine did its part, whatever the job did.
+    /// The machine did its part, however the job ended.
     Success,
-    /// The attempt ended by a fault of the machine.
+    /// A fault of the machine ended the attempt.
     Fault(Reason),
 }
 
-/// The mark that an event of a job leaves on the machine that has the job; `None`: it says nothing of the machine.
+/// The mark that an event of a job leaves in the record of the job's machine; `None` for an event that leaves none.
 pub fn mark(event: &Event) -> Option<Mark> {
     let of = |reason: Reason, fault: Fault| match fault {
         Fault::Provider => Mark::Fault(reason),
@@ -23,18 +23,18 @@ pub fn mark(event: &Event) -> Option<Mark> {
     match event {
         Event::Completed(_) => Some(Mark::Success),
         Event::Requeued(e) => Some(of(e.reason, e.fault)),
-        // Without a lease it waited in vain: the last machine that had it has nothing to do with it.
+        // A failure without a lease means that no machine came free: no machine is at fault.
         Event::Failed(e) => e.lease.map(|_| of(e.reason, e.fault)),
         _ => None,
     }
 }
 
-/// Attempts by how they ended.
+/// The record of a machine: its attempts, by how they ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Attempts without a fault of the machine.
+    /// Attempts that ended without a fault of the machine.
     pub successes: u32,
-    /// Attempts that its faults ended.
+    /// Attempts that a fault of the machine ended.
     pub faults: u32,
 }
 
@@ -48,58 +48,23 @@ impl Record {
         *counter = counter.saturating_add(1);
     }
 
-    /// All attempts.
+    /// The number of all attempts.
     pub fn attempts(self) -> u32 {
         self.successes.saturating_add(self.faults)
     }
 
-    /// Share of attempts without a fault, percent, rounded down; `None` without an attempt.
+    /// The share of attempts without a fault, percent, rounded down; `None` before the first attempt.
     pub fn percent(self) -> Option<u32> {
         let percent = (u64::from(self.successes) * 100).checked_div(u64::from(self.attempts()))?;
         // At most a hundred.
         u32::try_from(percent).ok()
     }
 
-    /// How likely the next attempt is to end without a fault, millionths, by Laplace's rule of succession,
-    /// (s + 1) / (n + 2): one success in one attempt counts for less than 99 in 100.
+    /// The probability that the next attempt ends without a fault, in millionths, by Laplace's rule of succession
+    /// (s + 1) / (n + 2). By this rule, 1 success in 1 attempt counts for less than 99 in 100.
     pub fn expected(self) -> u64 {
         (u64::from(self.successes) + 1) * 1_000_000 / (u64::from(self.attempts()) + 2)
     }
-}
-
-/// How fast a machine multiplies matrices, by its own self-test, in MFLOP/s.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Speed {
-    /// All its GPUs together.
-    pub gpus: Option<u64>,
-    /// How many GPUs that are.
-    pub measured: u32,
-    /// One core.
-    pub core: Option<u64>,
-}
-
-impl Speed {
-    /// By the checks of a self-test: `gpu.<n>.matmul` in GFLOP/s, `cpu.matmul` in MFLOP/s.
-    pub fn of(checks: &[Check]) -> Self {
-        let rate = |c: &Check| c.actual.parse::<u64>().ok().filter(|rate| *rate > 0);
-        let gpus = checks.iter().filter(|c| c.id.starts_with("gpu.") && c.id.ends_with(".matmul")).filter_map(rate);
-        let (measured, sum) = gpus.fold((0, 0_u64), |(n, sum), rate| (n + 1, sum.saturating_add(rate)));
-        Self {
-            gpus: (measured > 0).then(|| sum.saturating_mul(1_000)),
-            measured,
-            core: checks.iter().find(|c| c.id == "cpu.matmul").and_then(rate),
-        }
-    }
-
-    /// One GPU, on average.
-    pub fn gpu(self) -> Option<u64> {
-        self.gpus?.checked_div(u64::from(self.measured))
-    }
-}
-
-/// Whether a self-test was made and every check passed.
-pub fn verified(checks: &[Check]) -> bool {
-    !checks.is_empty() && checks.iter().all(|check| check.passed)
 }
 
 #[cfg(test)]
@@ -113,21 +78,5 @@ mod tests {
         assert_eq!(record(2, 1).percent(), Some(66));
         assert!(record(1, 0).expected() < record(99, 1).expected());
         assert!(record(0, 1).expected() < record(0, 0).expected());
-    }
-
-    #[test]
-    fn speed_is_read_from_the_checks_that_measure_it() {
-        let check = |id: &str, actual: &str| Check {
-            id: id.to_owned(),
-            actual: actual.to_owned(),
-            required: String::new(),
-            unit: String::new(),
-            passed: true,
-            remedy: String::new(),
-        };
-        let checks = [check("gpu.0.matmul", "30"), check("gpu.1.matmul", "50"), check("cpu.matmul", "7")];
-        let speed = Speed::of(&checks);
-        assert_eq!((speed.gpus, speed.gpu(), speed.core), (Some(80_000), Some(40_000), Some(7)));
-        assert_eq!(Speed::of(&[check("gpu.0.matmul", "not measured")]), Speed::default());
     }
 }

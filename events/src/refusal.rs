@@ -1,40 +1,40 @@
-//! Refusals as they go over the wire: a named "no", for people and for programs.
+//! Refusals as they travel between processes. A refusal has a name for programs and a message for people.
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of no a refusal is.
+/// The kind of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {
     /// The request itself is wrong.
     Invalid,
-    /// There is no such thing.
+    /// The thing that the request is about does not exist.
     NotFound,
-    /// It is not yours.
+    /// The actor may not do this.
     Forbidden,
-    /// It does not fit the present state.
+    /// The request does not fit the present state.
     Conflict,
     /// There is not enough money.
     Funds,
 }
 
-/// A named no, for people and programs.
+/// A command was not granted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{name}: {message}")]
 pub struct Refusal {
-    /// Its name, such as `InsufficientFunds`.
+    /// The name, such as `InsufficientFunds`.
     pub name: String,
-    /// What kind of no.
+    /// The kind.
     pub kind: RefusalKind,
-    /// The field at fault.
+    /// The field of the request that is at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// What happened and what to do.
+    /// A sentence on what happened and what to do.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal of this name and kind that is no field's fault. `message` says what happened and what to do.
+    /// A refusal that is not the fault of a single field.
     pub fn new(name: &str, kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { name: name.to_owned(), kind, field: None, message: message.into() }
     }

@@ -1,22 +1,22 @@
-//! Every subject and every filter, built in this file and nowhere else: nothing in the broker notices
-//! a typo in a filter.
+//! Every subject and every filter. They are built in this file and nowhere else, because no broker notices a typo in a
+//! filter.
 
 use crate::{
     event::{Aggregate, Event},
     ids::{JobId, MachineId, ProjectorId},
 };
 
-/// Everything in MARKET.
+/// All subjects of MARKET.
 pub const MARKET_ALL: &str = "market.>";
-/// The assignments in MARKET, which the broker sources into DISPATCH.
+/// The assignments in MARKET, which the broker copies into DISPATCH.
 pub const MARKET_ASSIGNED: &str = "market.job.*.assigned.*";
-/// Where they land: `dispatch.<machine>.<job>`.
+/// The subject of an assignment in DISPATCH: `dispatch.<machine>.<job>`.
 pub const DISPATCH_TRANSFORM: &str = "dispatch.{{wildcard(2)}}.{{wildcard(1)}}";
 /// Every heartbeat.
 pub const HEARTBEATS: &str = "telemetry.*.heartbeat";
 /// Every tick of a watchdog replica.
 pub const TICKS: &str = "telemetry.*.tick";
-/// Everything jobs say while they run.
+/// All output of all jobs.
 pub const OUTPUT_ALL: &str = "output.*.*.*";
 /// Every change notice of the projectors.
 pub const NOTICES: &str = "notice.>";
@@ -25,22 +25,22 @@ pub const NOTICES: &str = "notice.>";
 pub const COMMANDS: &str = "cmd.>";
 /// Every query.
 pub const QUERIES: &str = "query.>";
-/// What micro services are asked about themselves.
+/// Requests by which NATS micro services are discovered.
 pub const DISCOVERY: &str = "$SRV.>";
-/// Where the broker takes a new version of an account.
+/// Requests that give the broker a new version of an account.
 pub const UPDATE_ACCOUNT: &str = "$SYS.REQ.CLAIMS.UPDATE";
 
-/// Where the broker tells an account as it knows it.
+/// Requests that ask the broker for its version of an account.
 pub fn lookup_account(account: &str) -> String {
     format!("$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
 }
 
-/// Where an event goes and what its append is guarded by. One function makes both.
+/// The subject of an event and the filter of its guard. One function makes both, so that they always fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// Subject of the message.
     pub subject: String,
-    /// Filter of the guard: the whole aggregate.
+    /// The guard's filter, which covers the whole aggregate.
     pub guard: String,
 }
 
@@ -55,7 +55,7 @@ pub fn address(event: &Event) -> Address {
     Address { subject, guard: guard(aggregate) }
 }
 
-/// The filter over everything of an aggregate.
+/// The filter that matches all messages of an aggregate.
 pub fn guard(aggregate: Aggregate) -> String {
     format!("{}.>", root(aggregate))
 }
@@ -80,22 +80,22 @@ fn root(aggregate: Aggregate) -> String {
     }
 }
 
-/// Job messages of one machine.
+/// The filter of all job messages for a machine.
 pub fn dispatch_of(machine: MachineId) -> String {
     format!("dispatch.{machine}.*")
 }
 
-/// Where a job's message for a machine lands.
+/// The subject of a job's message for a machine.
 pub fn dispatch(machine: MachineId, job: JobId) -> String {
     format!("dispatch.{machine}.{job}")
 }
 
-/// The job in a dispatch subject.
+/// The job in a subject of DISPATCH.
 pub fn job_of_dispatch(subject: &str) -> Option<JobId> {
     subject.strip_prefix("dispatch.")?.split_once('.')?.1.parse().ok()
 }
 
-/// Heartbeats of one machine.
+/// The subject of a machine's heartbeats.
 pub fn heartbeat(machine: MachineId) -> String {
     format!("telemetry.{machine}.heartbeat")
 }
@@ -105,24 +105,24 @@ pub fn machine_of_heartbeat(subject: &str) -> Option<MachineId> {
     subject.strip_prefix("telemetry.")?.strip_suffix(".heartbeat")?.parse().ok()
 }
 
-/// Ticks of one watchdog replica.
+/// The subject of a watchdog's ticks.
 pub fn tick(replica: &str) -> String {
     format!("telemetry.{replica}.tick")
 }
 
-/// The kinds of output, the last token of an output subject.
+/// The kind of an output message: the last token of its subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKind {
-    /// How far a job is.
+    /// The progress of a job.
     Progress,
-    /// Its lines.
+    /// Lines of the job's log.
     Log,
-    /// Its measurements.
+    /// Measurements of the job.
     Metrics,
 }
 
 impl OutputKind {
-    /// As in the subject.
+    /// The token in the subject.
     pub const fn token(self) -> &'static str {
         match self {
             Self::Progress => "progress",
@@ -132,22 +132,22 @@ impl OutputKind {
     }
 }
 
-/// What one job says on one machine.
+/// The subject of one kind of output of a job on a machine.
 pub fn output(machine: MachineId, job: JobId, kind: OutputKind) -> String {
     format!("output.{machine}.{job}.{}", kind.token())
 }
 
-/// Everything one job says on one machine.
+/// The filter of all output of a job on a machine.
 pub fn output_of(machine: MachineId, job: JobId) -> String {
     format!("output.{machine}.{job}.*")
 }
 
-/// Everything one job says, on whichever machine. Readers check that the machine holds the lease.
+/// The filter of all output of a job on any machine. Readers check that the machine has the lease.
 pub fn output_of_job(job: JobId) -> String {
     format!("output.*.{job}.*")
 }
 
-/// The parts of an output subject.
+/// The machine, the job and the kind in the subject of an output message.
 pub fn parse_output(subject: &str) -> Option<(MachineId, JobId, OutputKind)> {
     let mut tokens = subject.strip_prefix("output.")?.splitn(3, '.');
     let machine = tokens.next()?.parse().ok()?;
@@ -171,7 +171,7 @@ pub fn machine_command(machine: MachineId, verb: &str) -> String {
     format!("cmd.machine.{machine}.{verb}")
 }
 
-/// The filter a command service listens on for a machine verb.
+/// The filter of a command of all machines.
 pub fn machine_command_filter(verb: &str) -> String {
     format!("cmd.machine.*.{verb}")
 }
@@ -186,7 +186,7 @@ pub fn query(name: &str) -> String {
     format!("query.{name}")
 }
 
-/// The same of one projector: what it asks for, each has of its own.
+/// A query endpoint of one projector, for questions about the projector itself.
 pub fn query_of(name: &str, projector: ProjectorId) -> String {
     query(&format!("{name}-{projector}"))
 }
@@ -211,25 +211,27 @@ pub fn aggregate_of_notice(subject: &str) -> Option<Aggregate> {
     }
 }
 
-/// What every inbox begins with.
+/// The beginning of every inbox.
 pub const ANY_INBOX: &str = "_INBOX";
-/// What the broker's stream API is called in the account of machines.
+/// The prefix of the stream API in the account of machines.
 pub const MACHINE_API: &str = "js.market";
-/// Where the broker has answers go that cross from one account into another. Nobody can name such a place themselves.
+/// The beginning of the reply subjects that the broker makes up for requests from another account. No client may name
+/// such a subject itself.
 pub const BROKERED: &str = "_R_";
 /// The inbox of the web UI's connection.
 pub const UI_INBOX: &str = "_INBOX.ui";
-/// The inbox of an operator's tool.
+/// The inbox of the operator's commands.
 pub const OPERATOR_INBOX: &str = "_INBOX.operator";
-/// The inbox of the services' own connections.
+/// The inbox of the services.
 pub const SERVICES_INBOX: &str = "_INBOX.services";
 /// The inbox of a projector.
 pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 
-/// In the scope of the key that issues machines: the name of the user, which is the machine's id.
+/// Placeholder in the scope of the key that issues machines. The broker puts the name of the user there, which is the
+/// machine's id.
 pub const NAME_OF_USER: &str = "{{name()}}";
 
-/// What a machine publishes: its commands, heartbeats and output. `machine` is an id, or what stands for one.
+/// The subjects that a machine publishes to: commands, heartbeats and output. `machine` is an id or a placeholder.
 pub fn of_machines(machine: &str) -> Vec<String> {
     let output = [OutputKind::Progress, OutputKind::Log, OutputKind::Metrics];
     let mut subjects = vec![format!("cmd.machine.{machine}.*"), format!("telemetry.{machine}.heartbeat")];
@@ -237,7 +239,7 @@ pub fn of_machines(machine: &str) -> Vec<String> {
     subjects
 }
 
-/// The inbox of the machine that a credential names.
+/// The inbox of a machine, with the placeholder for its id.
 pub fn inbox_of_named_machine() -> String {
     format!("{ANY_INBOX}.{NAME_OF_USER}")
 }

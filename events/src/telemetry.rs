@@ -1,4 +1,4 @@
-//! What machines say of themselves every few seconds, and the watchdog's tick. Volatile: never in MARKET.
+//! Heartbeats of machines and ticks of the watchdog. Both are volatile and never in MARKET.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,45 +11,45 @@ use crate::{
 /// Wire name of [`Heartbeat`].
 pub const HEARTBEAT: &str = "Heartbeat.v1";
 
-/// A machine is there, and this is how it fares.
+/// The state of a machine, which it sends every few seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Heartbeat {
     /// The machine.
     pub machine: MachineId,
-    /// By its clock.
+    /// When it was sent, by the machine's clock.
     pub occurred_at: Timestamp,
-    /// Whether it would take a job now.
+    /// The state of the worker.
     pub state: WorkerState,
     /// Load of the whole machine's CPUs, percent.
     pub cpu_percent: f32,
-    /// Its GPUs.
+    /// A reading of each GPU.
     #[serde(default)]
     pub gpus: Vec<GpuReading>,
-    /// What it runs.
+    /// The attempts that the machine has.
     #[serde(default)]
     pub leases: Vec<RunningLease>,
 }
 
-/// Whether a worker takes jobs.
+/// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
-    /// It takes jobs while a slot is free.
+    /// The worker takes jobs while a slot is free.
     Ready,
     /// The owner paused it.
     Paused,
-    /// It finishes what it has.
+    /// The worker finishes its jobs and takes no new ones.
     Draining,
 }
 
-/// One attempt that a machine has in hand.
+/// An attempt that a machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RunningLease {
     /// The job.
     pub job: JobId,
     /// The attempt.
     pub lease: Lease,
-    /// When it ended there, by the machine's clock, while the market has not taken its files and its report.
+    /// When the attempt ended on the machine, by its clock, if the report of that is not delivered yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
 }
@@ -57,7 +57,7 @@ pub struct RunningLease {
 /// One reading of a GPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GpuReading {
-    /// Which.
+    /// The GPU.
     pub uuid: String,
     /// Utilisation, percent.
     pub utilisation_percent: u32,
@@ -67,10 +67,10 @@ pub struct GpuReading {
     pub celsius: u32,
     /// Power, watts.
     pub watts: u32,
-    /// Processes that compute or draw on it.
+    /// Processes that compute or draw on the GPU.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub processes: u32,
-    /// What is wrong with it.
+    /// The trouble with the GPU, if there is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<GpuTrouble>,
 }
@@ -80,43 +80,46 @@ const fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// What can be wrong with a GPU.
+/// A trouble with a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuTrouble {
-    /// It has fallen off the bus.
+    /// The GPU has fallen off the bus.
     Lost,
-    /// It has to be reset.
+    /// The GPU has to be reset.
     ResetRequired,
-    /// Its memory has errors that could not be corrected.
+    /// The GPU's memory has errors that could not be corrected.
     Ecc,
-    /// The driver does not answer for it.
+    /// The driver does not answer.
     Driver,
 }
 
 impl GpuTrouble {
-    /// In words, with what to do.
-    pub const fn words(self) -> &'static str {
+    /// The trouble in words, and what to do about it.
+    pub const fn description(self) -> &'static str {
         match self {
             Self::Lost => {
-                "the GPU has fallen off the bus: look for Xid 79 in the kernel's log; check its power and seat, and restart the machine"
+                "the GPU has fallen off the bus: look for Xid 79 in the kernel's log; check its power and seat, and \
+                 restart the machine"
             }
             Self::ResetRequired => "the GPU has to be reset: nvidia-smi --gpu-reset",
             Self::Ecc => {
                 "the GPU's memory has errors that could not be corrected: restart it, and replace it if they come back"
             }
             Self::Driver => {
-                "the NVIDIA driver does not answer: it is being updated or was unloaded; restart the worker when it is back"
+                "the NVIDIA driver does not answer: it is being updated or was unloaded; restart the worker when it is \
+                 back"
             }
         }
     }
 }
 
-/// A watchdog replica's own beat: silence is counted in ticks received back.
+/// The beat of a watchdog. A watchdog counts the silence of machines in its own ticks, as they come back from the
+/// broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tick {
     /// The replica.
     pub replica: String,
-    /// Counts up.
+    /// The number of the tick.
     pub number: u64,
 }

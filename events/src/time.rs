@@ -1,4 +1,5 @@
-//! Time comes from outside: a `Clock` that is passed in. Durations carry their unit in their type.
+//! Timestamps, durations and clocks. No code reads the time by itself: a [`Clock`] is passed in. The type of a duration
+//! names its unit.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -28,13 +29,13 @@ impl Timestamp {
     /// 1970-01-01T00:00:00Z.
     pub const EPOCH: Self = Self(jiff::Timestamp::UNIX_EPOCH);
 
-    /// From milliseconds since the epoch, held inside the calendar's range.
+    /// The time at these milliseconds since the epoch, or the nearest time of the calendar.
     pub fn from_millis(millis: i64) -> Self {
         let edge = if millis < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
         Self(jiff::Timestamp::from_millisecond(millis).unwrap_or(edge))
     }
 
-    /// From nanoseconds since the epoch, cut to the millisecond.
+    /// The time at these nanoseconds since the epoch, cut to the millisecond.
     pub fn from_nanos(nanos: i128) -> Self {
         Self::from_millis(i64::try_from(nanos / 1_000_000).unwrap_or(i64::MAX))
     }
@@ -49,7 +50,7 @@ impl Timestamp {
         self.0.as_millisecond()
     }
 
-    /// How long this is after `earlier`; zero if it is not after it.
+    /// The time between `earlier` and this; zero if this is not later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Millis {
         Millis(u64::try_from(self.millis().saturating_sub(earlier.millis())).unwrap_or(0))
@@ -61,26 +62,26 @@ impl Timestamp {
         self.0.checked_sub(jiff::SignedDuration::from_nanos(1)).map_or(self, Self)
     }
 
-    /// This moment and `time` more.
+    /// The time `time` later.
     #[must_use]
     pub fn plus(self, time: Millis) -> Self {
         Self::from_millis(self.millis().saturating_add(i64::try_from(time.0).unwrap_or(i64::MAX)))
     }
 
-    /// Of an HTTP date (RFC 9110, IMF-fixdate).
+    /// Reads an HTTP date (RFC 9110, IMF-fixdate).
     pub fn from_http_date(text: &str) -> Option<Self> {
         let parsed = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.replace("GMT", "+0000"));
         parsed.ok().map(Self)
     }
 
-    /// Minutes since midnight, by the clock on this machine's wall.
+    /// Minutes since midnight in the time zone of this machine.
     pub fn local_minute(self) -> u16 {
         let local = self.0.to_zoned(jiff::tz::TimeZone::system());
         let of = |part: i8| u16::from(part.unsigned_abs());
         of(local.hour()) * 60 + of(local.minute())
     }
 
-    /// `2026-02-03`, the day in UTC.
+    /// The day in UTC, such as `2026-02-03`.
     pub fn date(self) -> String {
         self.0.strftime("%Y-%m-%d").to_string()
     }
@@ -101,7 +102,7 @@ impl FromStr for Timestamp {
 }
 
 impl From<jiff::Timestamp> for Timestamp {
-    /// Cut to the millisecond, wherever it comes from.
+    /// Cuts the time to the millisecond.
     fn from(at: jiff::Timestamp) -> Self {
         Self::from_millis(at.as_millisecond())
     }
@@ -114,25 +115,25 @@ impl From<Timestamp> for jiff::Timestamp {
 }
 
 impl Millis {
-    /// As the standard library's duration.
+    /// The same time as the standard library's duration.
     pub const fn duration(self) -> Duration {
         Duration::from_millis(self.0)
     }
 
-    /// From the standard library's duration, cut to the millisecond.
+    /// A duration of the standard library, cut to the millisecond.
     pub fn of(time: Duration) -> Self {
         Self(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
     }
 }
 
 impl Seconds {
-    /// In milliseconds.
+    /// The same time in milliseconds.
     pub const fn millis(self) -> Millis {
         Millis(self.0.saturating_mul(1_000))
     }
 }
 
-/// Where the time comes from.
+/// A source of the present time. Tests and the simulation have sources of their own.
 pub trait Clock: Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> Timestamp;

@@ -1,15 +1,16 @@
-//! How files travel between a machine and the edge: in parts, so that a transfer that broke off goes on.
+//! Files that travel between a machine and the web server. Large files travel in parts, so that a transfer that was cut
+//! off can go on.
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a part: larger files are put in parts, all of them of this size but the last.
+/// Bytes of a part. A larger file is sent in parts of this size; only the last part may be shorter.
 pub const PART_BYTES: u64 = 32 << 20;
 
-/// How far a file has been put.
+/// How much of a file has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Received {
-    /// Whether all of it is here.
+    /// True if the whole file is here.
     pub complete: bool,
-    /// Its parts that are here: the next one has this number.
+    /// The number of parts that are here, which is also the number of the next part.
     pub parts: u32,
 }

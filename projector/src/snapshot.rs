@@ -10,10 +10,10 @@ use std::{
 
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use gpubnb_events::{Seq, message::Hash};
+use gpubnb_events::{Chain, Seq, message::Hash};
 use gpubnb_log::{
     Log,
-    snapshot::{self, Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew},
+    snapshot::{self, SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew},
 };
 use gpubnb_store::{self, CHECKPOINT, Database, LONGEST_BLOCK, SnapshotCopy, StoreError, Table};
 use nkeys::KeyPair;
@@ -53,7 +53,7 @@ fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotEr
 impl Keeper {
     /// Opens the store; `None`: nothing is kept here, and nothing found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, directory: &Path) -> Option<Self> {
-        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok()?;
+        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %Chain(e), "no snapshots")).ok()?;
         Some(Self { log, store, key, directory: directory.to_owned() })
     }
 
@@ -87,7 +87,7 @@ impl Keeper {
         let filled = tokio::task::spawn_blocking(move || {
             let mut file = file;
             file.rewind()?;
-            fill(&table, file, &manifest.of)
+            fill(&table, file, &manifest.id)
         });
         filled.await.map_err(content)?.map(Some)
     }
@@ -142,7 +142,7 @@ impl Keeper {
         match self.write(tables, model, called, Arc::clone(copier)).await {
             Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
             Err(e) => {
-                warn!(model, error = %e, "the model is kept later");
+                warn!(model, error = %Chain(&e), "the model is kept later");
                 if rebuilt {
                     copier.set_replaced();
                 }
@@ -162,8 +162,8 @@ impl Keeper {
         let written = tokio::task::spawn_blocking(move || write(&copier, &table, &directory));
         let Written { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
         let leaf = leaf.ok_or(SnapshotError::Doubtful("it does not know which message its last event is"))?;
-        let of = Of { name, version, seq, leaf: gpubnb_events::hex(leaf) };
-        let manifest = Manifest::sign(of, bytes, sha256, &self.key)?;
+        let of = SnapshotId { name, version, seq, leaf: gpubnb_events::hex(leaf) };
+        let manifest = SnapshotManifest::sign(of, bytes, sha256, &self.key)?;
         self.store.put(&manifest, &mut tokio::fs::File::from_std(file)).await?;
         Ok(seq)
     }
@@ -226,7 +226,7 @@ fn write(copier: &SnapshotCopy, table: &Table, directory: &Path) -> Result<Writt
 }
 
 /// Fills an empty table. Its checkpoint comes last: a table that was cut off has none, and is filled again.
-fn fill(table: &Table, file: File, of: &Of) -> Result<Seq, SnapshotError> {
+fn fill(table: &Table, file: File, of: &SnapshotId) -> Result<Seq, SnapshotError> {
     table.clear().map_err(content)?;
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
     let mut checkpoint = None;
@@ -287,8 +287,12 @@ mod tests {
         rows.commit_of(Seq(9), Some([5; 32])).unwrap();
         let written = write(&copier, &table, directory.path()).unwrap();
         assert_eq!((written.seq, written.leaf), (Seq(9), Some([5; 32])));
-        let mut of =
-            Of { name: "model-a".to_owned(), version: "1".to_owned(), seq: Seq(9), leaf: gpubnb_events::hex([5; 32]) };
+        let mut of = SnapshotId {
+            name: "model-a".to_owned(),
+            version: "1".to_owned(),
+            seq: Seq(9),
+            leaf: gpubnb_events::hex([5; 32]),
+        };
         other.put_stored(&[1, b'x'], b"left over by a fill that was cut off").unwrap();
         fill(&other, written.file.try_clone().unwrap(), &of).unwrap();
         let rows = |table: &Table| table.all().collect::<Result<Vec<_>, _>>().unwrap();

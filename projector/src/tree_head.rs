@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream::{self, kv};
 use gpubnb_log::stream::CHECKPOINTS;
 use gpubnb_model::merkle::{Kept, Merkle, roots};
-use gpubnb_proof::{Head, merkle};
+use gpubnb_proof::{SignedTreeHead, merkle};
 use gpubnb_runtime::metric;
 use gpubnb_store;
 use nkeys::KeyPair;
@@ -27,7 +27,7 @@ pub fn name(size: u64) -> String {
 }
 
 /// A head of the bucket, where there is one.
-pub async fn get(bucket: &kv::Store, name: &str) -> anyhow::Result<Option<Head>> {
+pub async fn get(bucket: &kv::Store, name: &str) -> anyhow::Result<Option<SignedTreeHead>> {
     let found = bucket.get(name).await?;
     found.map(|bytes| serde_json::from_slice(&bytes).with_context(|| format!("{name} is no head"))).transpose()
 }
@@ -57,7 +57,7 @@ async fn sign(
     let bucket = js.get_key_value(CHECKPOINTS).await?;
     for kept in roots(&tree, *signed) {
         let (size, root) = kept?;
-        let head = Head::sign(size, &root, key)?;
+        let head = SignedTreeHead::sign(size, &root, key)?;
         match bucket.create(name(size), serde_json::to_vec(&head)?.into()).await {
             Ok(_) => {}
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => {
@@ -85,7 +85,7 @@ async fn sign(
             bail!("the newest head, of {}, says another root", said.size);
         }
     }
-    let head = Head::sign(size, &merkle::root(&Kept(&tree), 0, size)?, key)?;
+    let head = SignedTreeHead::sign(size, &merkle::root(&Kept(&tree), 0, size)?, key)?;
     bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
     *latest = size;
     vouched(size);

@@ -64,7 +64,7 @@ fn shown(s: &Status) -> String {
         let _ = writeln!(text, "  {}  lease {}  for {} s  {}", job.job, job.lease, ago(job.since), job.gpus.join(" "));
     }
     for gpu in &s.gpus {
-        let trouble = gpu.trouble.map(|t| format!("  {}", t.words())).unwrap_or_default();
+        let trouble = gpu.trouble.map(|t| format!("  {}", t.description())).unwrap_or_default();
         let _ = writeln!(
             text,
             "gpu      {}  {} %  {} MiB  {} C  {} W  {} processes{trouble}",

@@ -186,7 +186,7 @@ impl Nvidia {
             None => said.remove(&found.index),
         };
         match trouble {
-            Some(now) if before != trouble => warn!(gpu = found.gpu.uuid, trouble = ?now, "{}", now.words()),
+            Some(now) if before != trouble => warn!(gpu = found.gpu.uuid, trouble = ?now, "{}", now.description()),
             None if before.is_some() => info!(gpu = found.gpu.uuid, "the GPU is well again"),
             _ => {}
         }

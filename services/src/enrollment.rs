@@ -1,5 +1,5 @@
-//! Enrolled machines: one-time codes of owners, and which key speaks for which machine. Kept in a bucket, not in
-//! the log: a code is a secret, and a key that is revoked must be gone at once.
+//! Enrollments: the one-time codes of owners, and the public key of each machine. They lie in a bucket and not in the
+//! log, because a code is a secret, and a revoked key must be gone at once.
 
 use async_nats::jetstream::{self, kv};
 use futures_util::TryStreamExt;
@@ -15,52 +15,54 @@ use sha2::{Digest as _, Sha256};
 
 use crate::credentials::signed_by;
 
-/// How long a code may be redeemed.
+/// How long a code can be redeemed.
 const CODE_LIFE: Millis = Millis(3_600_000);
-/// Most codes that an owner has at once.
+/// Most codes that an owner can have at once.
 const MOST_CODES: usize = 10;
-/// Most former keys that are remembered of a machine: none of them lives for longer than its last credential.
+/// Most former keys of a machine that are remembered. A former key only matters until its last credential expires.
 const MOST_FORMER: usize = 32;
 
-/// A code that was given out.
+/// A code that was given to an owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Code {
+struct CodeEntry {
     owner: AccountId,
     expires: Timestamp,
-    /// Who redeemed it. The same machine with the same key may say it again: the answer may have been lost.
+    /// The machine that redeemed the code, and its key. The same machine may redeem the code again with the same key,
+    /// because the answer may have been lost.
     #[serde(default)]
     redeemed: Option<(MachineId, String)>,
 }
 
-/// Which key speaks for a machine.
+/// The enrollment of a machine: its owner and its keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Enrollment {
     pub(crate) owner: AccountId,
-    /// Its `NKey`.
+    /// The machine's `NKey`.
     pub(crate) public_key: String,
-    /// Its x25519 key, for the secrets of jobs.
+    /// The machine's x25519 key, to which the secrets of jobs are sealed.
     pub(crate) sealing_key: String,
     pub(crate) enrolled_at: Timestamp,
-    /// What the log had seen by then: a machine that left the market before is no reason to revoke this.
+    /// The last event in the log when the machine was enrolled. If the machine left the market before that event, this
+    /// enrollment is not revoked for it.
     pub(crate) enrolled_after: Seq,
     #[serde(default)]
     pub(crate) revoked_at: Option<Timestamp>,
-    /// An operator wants it back by no code.
+    /// True if an operator banned the machine: no code can enroll it again.
     #[serde(default)]
     pub(crate) banned: bool,
-    /// Keys that spoke for it before, each with the time from which on what was issued to it until then is void.
+    /// Former keys of the machine, each with a time: credentials that were issued to the key until then are void.
     #[serde(default)]
     pub(crate) former: Vec<(String, Timestamp)>,
 }
 
 impl Enrollment {
-    /// Every key whose credentials are void, and from when on.
+    /// All keys with void credentials, each with the time until which its credentials are void.
     pub(crate) fn void(&self) -> Vec<(String, Timestamp)> {
         let present = self.revoked_at.map(|at| (self.public_key.clone(), at));
         self.former.iter().cloned().chain(present).collect()
     }
 
-    /// The former keys once another speaks for the machine, or the same anew.
+    /// The former keys after the machine is enrolled again, with `key`.
     fn former_after(&self, key: &str, now: Timestamp) -> Vec<(String, Timestamp)> {
         let mut former = self.void();
         if self.revoked_at.is_none() && self.public_key != key {
@@ -71,18 +73,18 @@ impl Enrollment {
     }
 }
 
-/// The codes that an owner got, with the ends of their lives.
+/// The codes that an owner got: the time at which each expires.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Given(Vec<Timestamp>);
+struct IssuedCodes(Vec<Timestamp>);
 
-/// The bucket.
+/// The bucket of enrollments.
 #[derive(Clone)]
 pub(crate) struct Enrollments {
     bucket: kv::Store,
 }
 
 fn code_key(code: &str) -> String {
-    // As people write it: case and dashes do not matter.
+    // People may write a code in any case, and with or without dashes.
     let plain: String = code.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_uppercase()).collect();
     format!("code.{}", gpubnb_events::hex(Sha256::digest(plain.as_bytes())))
 }
@@ -91,11 +93,11 @@ fn machine_key(machine: MachineId) -> String {
     format!("machine.{machine}")
 }
 
-fn unavailable(e: impl std::fmt::Display) -> Failure {
-    Failure::Unavailable(format!("the enrollments cannot be reached: {e}"))
+fn unavailable(e: impl std::error::Error + 'static) -> Failure {
+    Failure::unavailable("the enrollments cannot be reached now; try again", &e)
 }
 
-/// The same answer for every code that is of no use, so that none can be guessed at.
+/// The answer to every code that cannot be redeemed. It is always the same, so that it helps nobody to guess codes.
 fn bad_code() -> Failure {
     let message = "This code is unknown, has run out, or was used. Get a new one on the page \"My machines\".";
     Failure::refused(Refusal::new("BadCode", RefusalKind::Forbidden, message))
@@ -123,16 +125,16 @@ impl Enrollments {
         let code = random.as_bytes().chunks(6).map(String::from_utf8_lossy).collect::<Vec<_>>().join("-");
         let expires = now.plus(CODE_LIFE);
         self.count_code(owner, expires, now).await?;
-        let entry = Code { owner, expires, redeemed: None };
+        let entry = CodeEntry { owner, expires, redeemed: None };
         self.bucket.create(code_key(&code), encode(&entry)?).await.map_err(unavailable)?;
         Ok(EnrollmentCode { code, expires })
     }
 
     async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), Failure> {
         let key = format!("owner.{owner}");
-        let (mut given, revision) = match self.read::<Given>(key.clone()).await? {
+        let (mut given, revision) = match self.read::<IssuedCodes>(key.clone()).await? {
             Some((given, revision)) => (given, Some(revision)),
-            None => (Given::default(), None),
+            None => (IssuedCodes::default(), None),
         };
         given.0.retain(|expires| *expires > now);
         if given.0.len() >= MOST_CODES {
@@ -140,14 +142,19 @@ impl Enrollments {
             return Err(Failure::refused(Refusal::new("TooManyCodes", RefusalKind::Conflict, message)));
         }
         given.0.push(expires);
-        let kept = match revision {
-            Some(revision) => self.bucket.update(&key, encode(&given)?, revision).await.map_err(|e| e.to_string()),
-            None => self.bucket.create(&key, encode(&given)?).await.map_err(|e| e.to_string()),
-        };
-        kept.map(drop).map_err(unavailable)
+        self.put(&key, encode(&given)?, revision).await
     }
 
-    /// Trades a code for an enrollment, once.
+    /// Writes an entry in place of the one with this revision; `None`: there must be no entry.
+    async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<(), Failure> {
+        let written = match revision {
+            Some(revision) => self.bucket.update(key, value, revision).await.map_err(unavailable),
+            None => self.bucket.create(key, value).await.map_err(unavailable),
+        };
+        written.map(drop)
+    }
+
+    /// Redeems a code, which enrolls a machine. A code can be redeemed once.
     pub(crate) async fn redeem(
         &self,
         c: &RedeemEnrollment,
@@ -166,7 +173,7 @@ impl Enrollments {
             )));
         }
         let key = code_key(&c.code);
-        let (code, revision): (Code, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
+        let (code, revision): (CodeEntry, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
         let who = (c.machine, c.public_key.clone());
         if now > code.expires || code.redeemed.as_ref().is_some_and(|by| *by != who) {
             return Err(bad_code());
@@ -186,12 +193,13 @@ impl Enrollments {
             }
         }
         if code.redeemed.is_some() {
-            // The answer may have been lost. What was revoked since does not come back by saying it again.
+            // The machine repeats its request: the answer may have been lost. An enrollment that was revoked in the
+            // meantime stays revoked.
             let same = |e: &Enrollment| e.revoked_at.is_none() && e.public_key == c.public_key;
             return known.map(|(e, _)| e).filter(same).ok_or_else(bad_code);
         }
-        let used = Code { redeemed: Some(who), ..code.clone() };
-        // Two that redeem one code at once: the bucket takes the first.
+        let used = CodeEntry { redeemed: Some(who), ..code.clone() };
+        // If two machines redeem one code at once, the bucket takes the first.
         self.bucket.update(&key, encode(&used)?, revision).await.map_err(|_| bad_code())?;
         let former = known.as_ref().map(|(e, _)| e.former_after(&c.public_key, now)).unwrap_or_default();
         let enrollment = Enrollment {
@@ -204,12 +212,8 @@ impl Enrollments {
             banned: false,
             former,
         };
-        let (key, bytes) = (machine_key(c.machine), encode(&enrollment)?);
-        let kept = match known {
-            Some((_, revision)) => self.bucket.update(&key, bytes, revision).await.map_err(|e| e.to_string()),
-            None => self.bucket.create(&key, bytes).await.map_err(|e| e.to_string()),
-        };
-        kept.map_err(unavailable)?;
+        let revision = known.map(|(_, revision)| revision);
+        self.put(&machine_key(c.machine), encode(&enrollment)?, revision).await?;
         Ok(enrollment)
     }
 
@@ -218,7 +222,7 @@ impl Enrollments {
         Ok(self.read(machine_key(machine)).await?.map(|(enrollment, _)| enrollment))
     }
 
-    /// The enrollment of a machine whose key still speaks for it.
+    /// The enrollment of a machine, unless it is revoked.
     pub(crate) async fn live(&self, machine: MachineId) -> Result<Enrollment, Failure> {
         let live = self.of(machine).await?.filter(|e| e.revoked_at.is_none());
         live.ok_or_else(|| {
@@ -227,7 +231,7 @@ impl Enrollments {
         })
     }
 
-    /// Takes a machine's right to speak away; for good, where an operator bans it.
+    /// Revokes the enrollment of a machine. With `ban`, no code can enroll the machine again.
     pub(crate) async fn revoke(&self, machine: MachineId, ban: bool, now: Timestamp) -> Result<(), Failure> {
         let Some((enrollment, revision)) = self.read::<Enrollment>(machine_key(machine)).await? else { return Ok(()) };
         if enrollment.revoked_at.is_some() && enrollment.banned >= ban {
@@ -243,7 +247,8 @@ impl Enrollments {
         self.bucket.keys().await.map_err(unavailable)?.try_collect().await.map_err(unavailable)
     }
 
-    /// All enrolled machines. A row that cannot be read is said so and left out: it keeps nobody else enrolled.
+    /// All enrollments. An entry that cannot be read is logged and left out, so that it keeps no other machine from
+    /// being revoked.
     pub(crate) async fn all(&self) -> Result<Vec<(MachineId, Enrollment)>, Failure> {
         let mut machines = Vec::new();
         for key in self.keys().await? {
@@ -256,10 +261,10 @@ impl Enrollments {
         Ok(machines)
     }
 
-    /// Removes the codes that ran out.
+    /// Removes the codes that have expired.
     pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), Failure> {
         for key in self.keys().await?.into_iter().filter(|key| key.starts_with("code.")) {
-            if self.read::<Code>(key.clone()).await?.is_none_or(|(code, _)| now > code.expires) {
+            if self.read::<CodeEntry>(key.clone()).await?.is_none_or(|(code, _)| now > code.expires) {
                 self.bucket.purge(&key).await.map_err(unavailable)?;
             }
         }

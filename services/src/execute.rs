@@ -1,5 +1,5 @@
-//! From a command to an event: decide, append under the guard, and on a conflict catch up and decide again.
-//! The one retry loop of the services.
+//! From a command to an event: decide, append under the guard, and after a conflict catch up and decide again. This is
+//! the only retry loop of the services.
 
 use std::sync::Arc;
 
@@ -14,38 +14,38 @@ use gpubnb_runtime::{
 };
 use tracing::{debug, info};
 
-use crate::{passage::Passage, turns::Turns, view::View};
+use crate::{aggregate_lock::AggregateLocks, phase_spans::PhaseSpan, replica::Replica};
 
-/// Attempts before a typed conflict is returned.
+/// How often a command is decided before it is refused because of conflicts.
 const ATTEMPTS: u32 = 5;
 
 /// Executes commands.
 #[derive(Clone)]
 pub(crate) struct Executor {
     pub(crate) log: Log,
-    pub(crate) view: Arc<View>,
+    pub(crate) replica: Arc<Replica>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: Arc<Settings>,
-    pub(crate) turns: Turns,
+    pub(crate) locks: AggregateLocks,
 }
 
 impl Executor {
     /// Executes one command, and returns the sequence of its event, written now or before.
     pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
-        let passage = command.job().and_then(|job| self.view.read(|w| w.job(job).map(Passage::of)));
-        let about = passage.map_or_else(|| About { job: command.job(), ..About::default() }, |p| p.about());
+        let span = command.job().and_then(|job| self.replica.read(|w| w.job(job).map(PhaseSpan::of)));
+        let about = span.map_or_else(|| About { job: command.job(), ..About::default() }, |span| span.about());
         let parent = trace::current().or_else(|| about.job.map(trace::of_job)).unwrap_or_default();
         let step = Step::now(format!("command {}", command.name()), SpanKind::Server);
         let seq = trace::within(&parent, step, about, Box::pin(self.decide(actor, command))).await?;
-        if let (Some(job), Some(passage)) = (command.job(), passage) {
-            self.view.read(|w| passage.recorded(job, w, self.clock.now()));
+        if let (Some(job), Some(span)) = (command.job(), span) {
+            self.replica.read(|w| span.record_if_over(job, w, self.clock.now()));
         }
         Ok(seq)
     }
 
-    /// Decides and appends, and again on a conflict.
+    /// Decides and appends, and does both again after a conflict.
     async fn decide(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
-        let _turn = self.turns.take(command.aggregate()).await;
+        let _lock = self.locks.lock(command.aggregate()).await;
         let mut fresh = false;
         for _ in 0..ATTEMPTS {
             if !connected(&self.log.client()) {
@@ -53,11 +53,11 @@ impl Executor {
             }
             let absent = self.absent(command).await?;
             let now = self.clock.now();
-            let decision = self.view.read(|w| w.decide(actor, command, absent.as_ref(), now, &self.settings));
+            let decision = self.replica.read(|w| w.decide(actor, command, absent.as_ref(), now, &self.settings));
             let proposal = match decision {
                 Ok(Decision::Already(seq)) => return Ok(seq),
                 Ok(Decision::Append(proposal)) => proposal,
-                // A no is only given on the newest view: another replica may have seen more.
+                // Refuse only on the newest state: another replica may have seen more.
                 Err(_) if !fresh && self.catch_up().await? => {
                     fresh = true;
                     continue;
@@ -72,16 +72,20 @@ impl Executor {
                     let wire_name = proposal.event.wire_name();
                     metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);
                     info!(seq = appended.seq.0, %actor, aggregate = %proposal.event.aggregate(), wire_name, "appended");
-                    self.view.wait_for(appended.seq).await;
+                    self.replica.wait_for(appended.seq).await;
                     return Ok(appended.seq);
                 }
                 Err(AppendError::Conflict { last }) => {
                     debug!(last = last.0, "conflict: deciding again");
                     metrics::counter!(metric::CONFLICTS).increment(1);
-                    self.view.wait_for(last).await;
+                    self.replica.wait_for(last).await;
                 }
-                Err(e @ AppendError::Unavailable(_)) => return Err(Failure::Unavailable(e.to_string())),
-                Err(AppendError::Invalid(message)) => {
+                Err(e @ (AppendError::Unavailable(_) | AppendError::Encoding(_))) => {
+                    let message = "the log of events cannot be written now; try again, with the same id";
+                    return Err(Failure::unavailable(message, &e));
+                }
+                Err(AppendError::TooLarge(_)) => {
+                    let message = "This is too large for the log of events. Make the request smaller.";
                     return Err(Refusal::new("TooLarge", RefusalKind::Invalid, message).into());
                 }
             }
@@ -90,38 +94,39 @@ impl Executor {
         Err(Refusal::new("Conflict", RefusalKind::Conflict, message).into())
     }
 
-    /// Waits until the view has all that is in the log. Returns whether there was anything to wait for; fails
-    /// where it did not come, for nothing may be concluded from an older view.
+    /// Waits until the replica has folded everything in the log. Returns whether there was anything to wait for. Fails
+    /// where the events did not arrive in time, for nothing may be concluded from an older state.
     pub(crate) async fn catch_up(&self) -> Result<bool, Failure> {
-        let last = self.log.last_seq().await.map_err(unavailable)?;
-        if self.view.read(World::applied) >= last {
+        let last = self.log.last_seq().await?;
+        if self.replica.read(World::applied) >= last {
             return Ok(false);
         }
-        if self.view.wait_for(last).await {
+        if self.replica.wait_for(last).await {
             return Ok(true);
         }
         Err(Failure::Unavailable(format!("this replica has not reached sequence {last} yet")))
     }
 
-    /// Waits until the view has reached a sequence that a machine names: its job message may be faster than this
-    /// replica's fold. A sequence that is not in the log at all is no lease, and is not waited for.
+    /// Waits until the replica has folded a sequence that a machine names: the machine's job message may arrive before
+    /// this replica has folded the assignment. A sequence that the log does not have is no lease, and is not waited
+    /// for.
     pub(crate) async fn reached(&self, seq: Seq) -> Result<(), Failure> {
-        if self.view.read(World::applied) >= seq || self.log.last_seq().await.map_err(unavailable)? < seq {
+        if self.replica.read(World::applied) >= seq || self.log.last_seq().await? < seq {
             return Ok(());
         }
-        if self.view.wait_for(seq).await {
+        if self.replica.wait_for(seq).await {
             return Ok(());
         }
         Err(Failure::Unavailable(format!("this replica has not reached sequence {seq} yet")))
     }
 
-    /// The command's job, if it has left memory.
+    /// The command's job, loaded from the log if the job has left memory.
     async fn absent(&self, command: &Command) -> Result<Option<Job>, Failure> {
         let Some(id) = command.job() else { return Ok(None) };
-        if self.view.read(|w| w.job(id).is_some()) {
+        if self.replica.read(|w| w.job(id).is_some()) {
             return Ok(None);
         }
-        self.load(id).await.map_err(unavailable)
+        Ok(self.load(id).await?)
     }
 
     /// A job from the log, settled or not.
@@ -136,8 +141,4 @@ impl Executor {
         let Some(submission) = self.log.get(submission).await? else { return Ok(None) };
         Ok(gpubnb_domain::rebuild(&submission, &own, &self.settings))
     }
-}
-
-pub(crate) fn unavailable(e: ReadError) -> Failure {
-    Failure::Unavailable(e.to_string())
 }

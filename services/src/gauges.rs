@@ -1,4 +1,4 @@
-//! What the world is like, for those who watch: gauges, taken every few seconds from the view.
+//! Gauges of the market for monitoring, taken from the replica's state every few seconds.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use gpubnb_events::Clock;
 use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 
-use crate::{process::Leadership, view::View};
+use crate::{process::Leadership, replica::Replica};
 
 const EVERY: Duration = Duration::from_secs(2);
 const PHASES: [(Phase, &str); 5] = [
@@ -24,15 +24,15 @@ const PHASES: [(Phase, &str); 5] = [
 const PRESENCES: [(Presence, &str); 3] =
     [(Presence::Online, "online"), (Presence::Suspect, "suspect"), (Presence::Lost, "lost")];
 
-/// Takes them until shutdown.
-pub(crate) async fn take(view: Arc<View>, clock: Arc<dyn Clock>, leads: Leadership, shutdown: CancellationToken) {
+/// Takes the gauges until shutdown.
+pub(crate) async fn take(replica: Arc<Replica>, clock: Arc<dyn Clock>, leads: Leadership, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
         metrics::gauge!(metric::LEADER).set(if leads.leads() { 1.0 } else { 0.0 });
-        view.read(|world| of_world(world, clock.as_ref()));
+        replica.read(|world| of_world(world, clock.as_ref()));
     }
 }
 
-// Counts of things that fit into memory are whole numbers in an f64.
+// An f64 holds the count of anything that fits into memory exactly.
 #[allow(clippy::cast_precision_loss)]
 fn of_world(world: &World, clock: &dyn Clock) {
     let mut jobs: BTreeMap<&str, u64> = PHASES.iter().map(|(_, name)| (*name, 0)).collect();
@@ -44,7 +44,7 @@ fn of_world(world: &World, clock: &dyn Clock) {
     for (state, count) in jobs {
         metrics::gauge!(metric::JOBS, "state" => state).set(count as f64);
     }
-    // The silence of those that are worked on was announced.
+    // Machines in maintenance announced their silence: they are not counted.
     let announced = |m: &Machine| m.availability == Availability::Maintenance && m.leases.is_empty();
     let counted = |m: &Machine| m.availability != Availability::Delisted && !announced(m);
     let on_market = || world.machines().filter(|(_, m)| counted(m));

@@ -1,7 +1,10 @@
-//! The decisions of `GPUbnb`: a pure domain, the process managers that drive it, and the command endpoints.
+//! The services of `GPUbnb`: the command endpoints, the process managers, and the operator's commands for keys, backups
+//! and what-if questions.
 //!
-//! Belongs here: who may do what, and what follows from it. Must not come here: a read model, a page, or sled.
+//! Belongs here: everything that surrounds a decision, from the request to the append. Must not come here: the decision
+//! itself (`gpubnb-domain`), a read model, or a page.
 
+mod aggregate_lock;
 pub mod backup;
 pub mod config;
 mod credentials;
@@ -9,14 +12,13 @@ mod endpoint;
 mod enrollment;
 mod execute;
 mod gauges;
-mod passage;
+mod phase_spans;
 mod process;
 mod redispatch;
+mod replica;
 mod run;
 mod secrets;
 mod snapshot;
-mod turns;
-mod view;
 pub mod whatif;
 
 pub use backup::{backup, restore};

@@ -2,10 +2,10 @@
 
 use clap::Parser;
 use gpubnb_log::stream::StreamOptions;
-use gpubnb_services::{Cli, backup, bootstrap, config::Command, restore, run, whatif::what_if};
+use gpubnb_services::{Cli, backup, bootstrap, config::Operation, restore, run, whatif::what_if};
 use tokio_util::sync::CancellationToken;
 
-/// What the fold of the log has freed goes back to the system.
+/// jemalloc gives the memory that the fold of a long log has freed back to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -15,13 +15,13 @@ async fn main() -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
     match Cli::parse().command {
-        Command::Run(config) => Box::pin(run(config, shutdown)).await,
-        Command::Bootstrap(args) => bootstrap(&args),
-        Command::WhatIf(args) => what_if(&args, &shutdown),
-        Command::Backup(args) => backup(&args, shutdown).await,
-        Command::Restore(args) => {
+        Operation::Run(config) => Box::pin(run(config, shutdown)).await,
+        Operation::Bootstrap(args) => bootstrap(&args),
+        Operation::WhatIf(args) => what_if(&args, &shutdown),
+        Operation::Backup(args) => backup(&args, shutdown).await,
+        Operation::Restore(args) => {
             let options = StreamOptions { replicas: args.replicas, ..StreamOptions::default() };
-            Box::pin(restore(&args.backup, &options, shutdown)).await
+            Box::pin(restore(&args.backup, &options, &args.rules.settings(), shutdown)).await
         }
     }
 }

@@ -1,31 +1,34 @@
-//! DISPATCH made anew from MARKET, where the broker has lost it or never had it: from the oldest lease that is live, and
-//! each machine's consumer with it. Sourced from the beginning, the job messages of leases that ended would be refused one
-//! by one, before any that counts.
+//! Makes DISPATCH again from MARKET where the broker has lost it, or after a restore: the stream itself, and the
+//! consumer of each machine.
+//!
+//! The new stream begins at the oldest live lease. If it began at the first event, every machine would first be given
+//! all its old job messages, and the services would refuse one after the other before any that counts.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::GetStreamErrorKind};
 use gpubnb_domain::{Settings, World, machine::Availability};
-use gpubnb_events::Seq;
+use gpubnb_events::{MachineId, Recorded, Seq};
 use gpubnb_log::{
     Log,
     stream::{self, DISPATCH, MARKET, StreamOptions},
 };
 use tracing::warn;
 
-/// Makes it anew where MARKET has events and DISPATCH is gone. `log` may append, `owner` may change streams.
+/// Makes DISPATCH again where MARKET has events and DISPATCH is gone. `js` may append, `owner` may change streams.
 pub(crate) async fn where_lost(
     js: &jetstream::Context,
     owner: &jetstream::Context,
     options: &StreamOptions,
+    settings: &Settings,
 ) -> anyhow::Result<()> {
-    // Without a consumer nobody fetches anything: it was lost, or made and left before its consumers were.
+    // A DISPATCH without consumers counts as lost: whoever made the stream stopped before the consumers were made.
     let in_use = consumers(owner, DISPATCH).await?.is_some_and(|consumers| consumers > 0);
     if in_use || consumers(owner, MARKET).await?.is_none() {
         return Ok(());
     }
     let log = Log::open(js.clone()).await?;
     if log.last_seq().await? > Seq::ZERO {
-        let (from, machines) = anew(&log, owner, options, |_, _| {}).await?;
+        let (from, machines) = make(&log, owner, options, settings, |_, _| {}).await?;
         if machines > 0 {
             warn!(from = from.0, machines, "DISPATCH was lost, and is made anew from the oldest live lease");
         }
@@ -42,30 +45,99 @@ async fn consumers(js: &jetstream::Context, stream: &str) -> anyhow::Result<Opti
     }
 }
 
-/// Makes it, and tells from which event on, and for how many machines. `folded` hears how far the log is looked at.
-pub(crate) async fn anew(
+/// Makes DISPATCH. Returns the sequence at which the stream begins, and the number of machines that got a consumer.
+/// `progress` is called with the last sequence that is folded, and the last sequence of the log.
+pub(crate) async fn make(
     log: &Log,
     owner: &jetstream::Context,
     options: &StreamOptions,
-    folded: impl Fn(Seq, Seq),
+    settings: &Settings,
+    progress: impl Fn(Seq, Seq),
 ) -> anyhow::Result<(Seq, u32)> {
-    let (last, settings) = (log.last_seq().await?, Settings::default());
-    let (mut world, mut follower) = (World::default(), log.follow(Seq(1)));
-    while world.applied() < last {
-        for recorded in follower.next_batch().await {
-            world.apply(&recorded, &settings);
-        }
-        folded(world.applied(), last);
+    let last = log.last_seq().await?;
+    let (mut market, mut follower) = (Market::new(settings), log.follow(Seq(1)));
+    while market.world.applied() < last {
+        market.fold(&follower.next_batch().await);
+        progress(market.world.applied(), last);
     }
-    let live = world.machines().flat_map(|(_, machine)| machine.leases.values());
-    let from = live.map(|lease| lease.0).min().unwrap_or(last.next());
+    let from = market.oldest_lease().unwrap_or(last.next());
     stream::provision_dispatch(owner, options, from).await?;
     stream::provision_missing(owner, options).await?;
-    let on_market = world.machines().filter(|(_, machine)| machine.availability != Availability::Delisted);
     let mut machines = 0_u32;
-    for (id, machine) in on_market {
-        stream::provision_machine(&log.jetstream(), *id, machine.offer.slots).await?;
+    for (machine, slots) in market.machines() {
+        stream::provision_machine(&log.jetstream(), machine, slots).await?;
         machines += 1;
     }
     Ok((from, machines))
+}
+
+/// The market, folded with the settings of this deployment.
+struct Market<'a> {
+    world: World,
+    settings: &'a Settings,
+}
+
+impl<'a> Market<'a> {
+    fn new(settings: &'a Settings) -> Self {
+        Self { world: World::default(), settings }
+    }
+
+    fn fold(&mut self, batch: &[Recorded]) {
+        for recorded in batch {
+            self.world.apply(recorded, self.settings);
+        }
+    }
+
+    fn oldest_lease(&self) -> Option<Seq> {
+        let live = self.world.machines().flat_map(|(_, machine)| machine.leases.values());
+        live.map(|lease| lease.0).min()
+    }
+
+    /// The machines on the market, each with its number of slots.
+    fn machines(&self) -> impl Iterator<Item = (MachineId, u32)> {
+        let on_market = self.world.machines().filter(|(_, machine)| machine.availability != Availability::Delisted);
+        on_market.map(|(id, machine)| (*id, machine.offer.slots))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpubnb_events::{
+        Actor, Event, JobId, Millis, Timestamp,
+        message::{Envelope, EventId},
+    };
+
+    /// One of the frozen events, recorded at a sequence.
+    fn recorded(seq: u64, wire_name: &str) -> Recorded {
+        let file = format!("{}/../events/fixtures/{wire_name}.json", env!("CARGO_MANIFEST_DIR"));
+        let event = Event::decode(wire_name, &std::fs::read(file).unwrap()).unwrap();
+        let id = EventId(wire_name.to_owned());
+        let envelope = Envelope { id, actor: Actor::Platform, cause: None, correlation: event.job() };
+        Recorded {
+            seq: Seq(seq),
+            at: Timestamp::from_millis(1_000),
+            aggregate: Some(event.aggregate()),
+            entry: Ok((envelope, event)),
+            leaf: [0; 32],
+        }
+    }
+
+    #[test]
+    fn the_log_is_folded_with_the_settings_of_the_deployment() {
+        let settings = Settings { decline_pause: Millis(77_000), ..Settings::default() };
+        let mut market = Market::new(&settings);
+        market.fold(&[recorded(1, "MachineListed.v1"), recorded(2, "JobSubmitted.v1")]);
+        assert_eq!(market.oldest_lease(), None);
+        market.fold(&[recorded(3, "JobAssigned.v1")]);
+        assert_eq!(market.oldest_lease(), Some(Seq(3)));
+        market.fold(&[recorded(4, "Declined.v1")]);
+        assert_eq!(market.oldest_lease(), None);
+
+        let (machine, slots) = market.machines().next().unwrap();
+        let job: JobId = "01900000-0000-7000-8000-0000000000d4".parse().unwrap();
+        let left_alone_until = market.world.job(job).unwrap().avoid[&machine];
+        assert_eq!(left_alone_until, Some(Timestamp::from_millis(78_000)));
+        assert_eq!(slots, 1);
+    }
 }

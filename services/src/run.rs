@@ -1,4 +1,4 @@
-//! Puts a replica together and takes it apart again.
+//! Puts a replica together, and takes it apart again at shutdown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,94 +12,48 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
+    aggregate_lock::AggregateLocks,
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
     endpoint::{self, Endpoints, Files},
     enrollment::Enrollments,
     execute::Executor,
     gauges,
-    process::{Leadership, Patience, manage, watch},
+    process::{Leadership, SilenceLimits, manage, watch},
     redispatch,
+    replica::Replica,
     secrets::JobEnv,
-    snapshot::Keeper,
-    turns::Turns,
-    view::View,
+    snapshot::WorldSnapshots,
 };
-
-/// Makes sure that every stream is there. Streams are another credential's affair: its connection is closed again at once.
-async fn provisioned(config: &Config, js: &Context) -> anyhow::Result<()> {
-    let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
-    let (owner, streams) = (jetstream(bootstrap), config.streams());
-    redispatch::where_lost(js, &owner, &streams).await?;
-    Ok(provision(&owner, &streams).await?)
-}
 
 /// Runs one replica until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&config.monitor, "gpubnb-services", shutdown.clone()).await?;
-    // Two connections: one serves and may publish to inboxes only, the other appends.
+    // Two connections: one answers commands and may publish to inboxes only, the other appends.
     let serving = config.nats.connect("serve", SERVICES_INBOX).await?;
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;
     let js = jetstream(appending);
     if config.provision {
-        provisioned(&config, &js).await?;
+        provision_streams(&config, &js).await?;
     }
-    let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
-    let (settings, key) = (config.settings(), config.nats.signing_key("append")?);
-    let keeper = Keeper::open(&js, log.clone(), key, &settings).await;
-    let found = async { if config.snapshot_every > 0 { keeper.found().await } else { World::default() } };
-    let world = Box::pin(shutdown.run_until_cancelled(found)).await.context("stopped while starting")?;
-    let executor = Executor {
-        log: log.clone(),
-        view: Arc::new(View::new(world)),
-        clock: Arc::new(SystemClock),
-        settings: Arc::new(settings),
-        turns: Turns::default(),
-    };
-    let replica = CommandId::generate().to_string();
     let tasks = TaskTracker::new();
-    let (view, settings, stop) = (Arc::clone(&executor.view), Arc::clone(&executor.settings), shutdown.clone());
-    tasks.spawn(async move { view.fold(&log, &settings, stop).await });
-    let last = executor.log.last_seq().await?;
-    let mut folded = executor.view.changes();
-    // A long log takes longer than any command would wait.
-    tokio::select! {
-        () = shutdown.cancelled() => anyhow::bail!("stopped while catching up"),
-        reached = folded.wait_for(|applied| *applied >= last) => reached.map(drop)?,
-    }
+    let (executor, snapshots) = Box::pin(start_replica(&config, &js, &tasks, &shutdown)).await?;
 
-    let keys = &config.nats.nats_creds;
-    let secrets = JobEnv::open(&js, Sealing::open(keys)?).await.context("the bucket of secrets")?;
-    look_after(&config, &executor, &replica, keeper, secrets.clone(), &tasks, &shutdown);
+    let replica_id = CommandId::generate().to_string();
+    let sealing = Sealing::open(&config.nats.nats_creds)?;
+    let secrets = JobEnv::open(&js, sealing).await.context("the bucket of secrets")?;
+    spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
-    let files = files(&config)?;
-    let log_js = executor.log.jetstream();
-    let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
-    let enrollments = Enrollments::open(&log_js).await.context("the bucket of enrollments")?;
-    let (view, clock) = (Arc::clone(&executor.view), Arc::clone(&executor.clock));
-    let revoker = Revoker::open(&config.nats, enrollments, log_js, view, clock, issuer.life()).await?;
-    tasks.spawn(revoker.clone().work(shutdown.clone()));
+    let endpoints = Box::pin(endpoints(&config, executor, secrets)).await?;
+    tasks.spawn(endpoints.revoker.clone().work(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
-    Box::pin(endpoint::serve(
-        &server,
-        Endpoints {
-            executor,
-            files,
-            issuer,
-            revoker,
-            secrets,
-            letters: Arc::default(),
-            pace: endpoint::machine_pace(),
-        },
-    ))
-    .await
-    .map_err(anyhow::Error::from_boxed)?;
+    Box::pin(endpoint::serve(&server, endpoints)).await.map_err(anyhow::Error::from_boxed)?;
     if let Some(path) = &config.ready_file {
-        std::fs::write(path, &replica).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(path, &replica_id).with_context(|| format!("writing {}", path.display()))?;
     }
     ready.set();
-    info!(replica, "ready");
+    info!(replica = replica_id, "ready");
 
     shutdown.cancelled().await;
     server.finish().await;
@@ -109,29 +63,77 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
-/// Spawns what no command asks for: leadership, the process managers, what is kept and what is measured.
-fn look_after(
+/// Makes sure that every stream is there. Only the `bootstrap` credential may change streams; its connection is closed
+/// again at the end of this function.
+async fn provision_streams(config: &Config, js: &Context) -> anyhow::Result<()> {
+    let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
+    let (owner, streams) = (jetstream(bootstrap), config.streams());
+    redispatch::where_lost(js, &owner, &streams, &config.rules.settings()).await?;
+    Ok(provision(&owner, &streams).await?)
+}
+
+/// Folds the log, from a snapshot if there is one, until the replica has caught up; the fold goes on as a task.
+async fn start_replica(
+    config: &Config,
+    js: &Context,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<(Executor, WorldSnapshots)> {
+    let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
+    let (settings, key) = (Arc::new(config.rules.settings()), config.nats.signing_key("append")?);
+    let snapshots = WorldSnapshots::open(js, log.clone(), key, &settings).await;
+    let found = async { if config.snapshot_every > 0 { snapshots.newest().await } else { World::default() } };
+    let world = Box::pin(shutdown.run_until_cancelled(found)).await.context("stopped while starting")?;
+    let replica = Arc::new(Replica::new(world));
+    let mut folded = replica.changes();
+    let last = log.last_seq().await?;
+    tasks.spawn({
+        let (replica, log, settings, stop) = (replica.clone(), log.clone(), settings.clone(), shutdown.clone());
+        async move { replica.fold(&log, &settings, stop).await }
+    });
+    // Commands wait for the fold as well, but only for seconds: a long log takes longer than that.
+    tokio::select! {
+        () = shutdown.cancelled() => anyhow::bail!("stopped while catching up"),
+        reached = folded.wait_for(|applied| *applied >= last) => reached.map(drop)?,
+    }
+    let (clock, locks) = (Arc::new(SystemClock), AggregateLocks::default());
+    Ok((Executor { log, replica, clock, settings, locks }, snapshots))
+}
+
+/// Spawns the work that no command asks for: leadership, the process managers, snapshots and gauges.
+fn spawn_processes(
     config: &Config,
     executor: &Executor,
-    replica: &str,
-    keeper: Keeper,
+    replica_id: &str,
+    snapshots: WorldSnapshots,
     secrets: JobEnv,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
     let (leadership, js) = (Leadership::default(), executor.log.jetstream());
-    let (view, clock) = (Arc::clone(&executor.view), Arc::clone(&executor.clock));
-    let (held, held_js, holder, stop) = (leadership.clone(), js.clone(), replica.to_owned(), shutdown.clone());
+    let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
+    let (held, held_js, holder, stop) = (leadership.clone(), js.clone(), replica_id.to_owned(), shutdown.clone());
     tasks.spawn(async move { held.hold(held_js, holder, stop).await });
     tasks.spawn(manage(executor.clone(), secrets, leadership.clone(), shutdown.clone()));
-    tasks.spawn(keeper.keep(Arc::clone(&view), leadership.clone(), config.snapshot_every, shutdown.clone()));
-    tasks.spawn(gauges::take(view, clock, leadership.clone(), shutdown.clone()));
-    let patience = Patience { suspect_after: config.suspect_after, lost_after: config.lost_after };
-    let (executor, replica, streams) = (executor.clone(), replica.to_owned(), config.streams());
-    tasks.spawn(watch(executor, js, leadership, replica, patience, streams, shutdown.clone()));
+    tasks.spawn(snapshots.keep(Arc::clone(&replica), leadership.clone(), config.snapshot_every, shutdown.clone()));
+    tasks.spawn(gauges::take(replica, clock, leadership.clone(), shutdown.clone()));
+    let limits = SilenceLimits { suspect_after: config.suspect_after, lost_after: config.lost_after };
+    let (executor, replica_id, streams) = (executor.clone(), replica_id.to_owned(), config.streams());
+    tasks.spawn(watch(executor, js, leadership, replica_id, limits, streams, shutdown.clone()));
 }
 
-/// Where workers get and put files, if the edge has an address for them.
+/// The state that the endpoints share.
+async fn endpoints(config: &Config, executor: Executor, secrets: JobEnv) -> anyhow::Result<Endpoints> {
+    let (js, keys) = (executor.log.jetstream(), &config.nats.nats_creds);
+    let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
+    let enrollments = Enrollments::open(&js).await.context("the bucket of enrollments")?;
+    let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
+    let revoker = Revoker::open(&config.nats, enrollments, js, replica, clock, issuer.life()).await?;
+    let (dead_letters, machine_rate) = (Arc::default(), endpoint::machine_rate());
+    Ok(Endpoints { executor, files: files(config)?, issuer, revoker, secrets, dead_letters, machine_rate })
+}
+
+/// Where workers get and put files, if the web server has an address for them.
 fn files(config: &Config) -> anyhow::Result<Option<Files>> {
     let Some(url) = &config.edge_url else { return Ok(None) };
     let path = config.nats.nats_creds.join("transfer.key");

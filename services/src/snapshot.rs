@@ -1,4 +1,5 @@
-//! The world as it was, kept in SNAPSHOTS: a replica that starts takes it up and folds only what came after it.
+//! Snapshots of the state in SNAPSHOTS. A replica that starts begins from the newest one and folds only the events
+//! after it.
 
 use std::{
     io::{BufReader, BufWriter, Read as _, Write as _},
@@ -9,41 +10,41 @@ use std::{
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use gpubnb_domain::{Settings, World};
-use gpubnb_events::Seq;
+use gpubnb_events::{Chain, Seq};
 use gpubnb_log::{
     Log,
-    snapshot::{Manifest, Of, SnapshotError, Snapshots, fetched, folded_anew, version},
+    snapshot::{SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew, version},
 };
 use nkeys::KeyPair;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{process::Leadership, view::View};
+use crate::{process::Leadership, replica::Replica};
 
 const NAME: &str = "world";
-/// Shortest pause between two.
+/// Shortest pause between two snapshots.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Longest text of a world that is taken up, bytes.
+/// Longest uncompressed text of a snapshot that is read, bytes.
 const LONGEST: u64 = 4 << 30;
 
-/// Keeps the world, and finds it again.
-pub(crate) struct Keeper {
+/// Stores snapshots of the state, and finds the newest one.
+pub(crate) struct WorldSnapshots {
     log: Log,
     store: Option<Snapshots>,
     key: KeyPair,
     version: String,
 }
 
-impl Keeper {
-    /// Opens the store. Without one nothing is kept, and nothing found.
+impl WorldSnapshots {
+    /// Opens the object store. Without one, no snapshot is stored or found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, settings: &Settings) -> Self {
-        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok();
+        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %Chain(e), "there are no snapshots")).ok();
         Self { log, store, key, version: version(World::version(settings)) }
     }
 
-    /// The world that was kept last, or an empty one.
-    pub(crate) async fn found(&self) -> World {
+    /// The state in the newest snapshot, or an empty one.
+    pub(crate) async fn newest(&self) -> World {
         let Some(store) = &self.store else { return World::default() };
         match fetched(async || self.read(store).await).await {
             Ok(Some(world)) => {
@@ -67,18 +68,18 @@ impl Keeper {
             Ok(serde_json::from_reader(BufReader::new(text))?)
         });
         let world = read.await.map_err(std::io::Error::other)??;
-        if world.applied() == manifest.of.seq {
+        if world.applied() == manifest.id.seq {
             Ok(Some(world))
         } else {
             Err(SnapshotError::Doubtful("it ends at another event than it says"))
         }
     }
 
-    /// Keeps the world whenever it has taken in `every` more events, until shutdown. One replica does it for all.
-    pub(crate) async fn keep(self, view: Arc<View>, leads: Leadership, every: u64, shutdown: CancellationToken) {
+    /// Stores a snapshot whenever `every` more events are folded, until shutdown. Only the leader does so.
+    pub(crate) async fn keep(self, replica: Arc<Replica>, leads: Leadership, every: u64, shutdown: CancellationToken) {
         let Some(store) = self.store.clone().filter(|_| every > 0) else { return };
         let mut last = store.newest((NAME, &self.version), &self.key).await.unwrap_or_default();
-        let mut changes = view.changes();
+        let mut changes = replica.changes();
         loop {
             let due = changes.wait_for(|applied| applied.0 >= last.0.saturating_add(every));
             match shutdown.run_until_cancelled(due).await {
@@ -86,12 +87,12 @@ impl Keeper {
                 Some(Err(_)) | None => return,
             }
             if leads.leads() {
-                match shutdown.run_until_cancelled(self.write(&store, &view)).await {
+                match shutdown.run_until_cancelled(self.write(&store, &replica)).await {
                     Some(Ok(seq)) => {
                         info!(seq = seq.0, "a snapshot was kept");
                         last = seq;
                     }
-                    Some(Err(e)) => warn!(error = %e, "the world is kept later"),
+                    Some(Err(e)) => warn!(error = %Chain(&e), "the snapshot could not be made; trying again later"),
                     None => return,
                 }
             } else if let Some(seq) = store.newest((NAME, &self.version), &self.key).await {
@@ -103,11 +104,11 @@ impl Keeper {
         }
     }
 
-    async fn write(&self, store: &Snapshots, view: &View) -> Result<Seq, SnapshotError> {
-        // A copy, so that nobody waits while it is written out.
-        let world = view.read(World::clone);
+    async fn write(&self, store: &Snapshots, replica: &Replica) -> Result<Seq, SnapshotError> {
+        // A copy, so that the fold does not wait while the text is written.
+        let world = replica.read(World::clone);
         let seq = world.applied();
-        let message = self.log.get_raw(seq).await.map_err(|e| SnapshotError::Broker(e.to_string()))?;
+        let message = self.log.get_raw(seq).await.map_err(|e| SnapshotError::Broker(e.into()))?;
         let leaf = message.ok_or(SnapshotError::Doubtful("its last event is not in the log"))?.leaf();
         let written = tokio::task::spawn_blocking(move || -> std::io::Result<Vec<u8>> {
             let mut to = GzEncoder::new(Vec::new(), Compression::fast());
@@ -119,9 +120,9 @@ impl Keeper {
         });
         let content = written.await.map_err(std::io::Error::other)??;
         let (name, version) = (NAME.to_owned(), self.version.clone());
-        let of = Of { name, version, seq, leaf: gpubnb_events::hex(leaf) };
+        let id = SnapshotId { name, version, seq, leaf: gpubnb_events::hex(leaf) };
         let manifest =
-            Manifest::sign(of, content.len() as u64, gpubnb_events::hex(Sha256::digest(&content)), &self.key)?;
+            SnapshotManifest::sign(id, content.len() as u64, gpubnb_events::hex(Sha256::digest(&content)), &self.key)?;
         store.put(&manifest, &mut content.as_slice()).await?;
         Ok(seq)
     }

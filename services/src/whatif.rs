@@ -1,8 +1,8 @@
-//! `what-if`: an archive of the log folded once more through other prices, another fee, another rule of placement, and
-//! the difference to what happened. It decides nothing, and appends nothing.
+//! `what-if`: folds an archive of the log with other prices, another fee or another rule of placement, and computes the
+//! difference to what happened. No command is decided and no event is appended.
 //!
-//! What cannot be known is left as it was: a job runs as long on another machine as it did on its own, and nobody
-//! submits more because it would have been cheaper.
+//! Everything that cannot be known stays as it was: a job runs as long on another machine as it did on its own, and
+//! consumers submit the same jobs at any price.
 
 use std::{collections::BTreeMap, io::IsTerminal as _, path::PathBuf};
 
@@ -13,42 +13,42 @@ use gpubnb_events::{
     event::{JobAssigned, Settled},
     spec::{Placement, Strategy, Terms},
 };
-use gpubnb_log::archive::Reader;
+use gpubnb_log::archive::ArchiveReader;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 /// Options of `what-if`.
 #[derive(Debug, Clone, Args)]
 pub struct WhatIfArgs {
-    /// The archive, as `gpubnb-projector export` writes it.
+    /// Directory of the archive, as `gpubnb-projector export` writes it.
     #[arg(value_name = "DIR")]
     pub archive: PathBuf,
-    /// The platform's share, in ten-thousandths; as it was, if missing.
+    /// The platform's share, in ten-thousandths. Default: as it was.
     #[arg(long, value_name = "BASIS_POINTS")]
     pub fee: Option<u32>,
-    /// All prices, in percent of what they were.
+    /// All prices, in percent of the real prices.
     #[arg(long, value_name = "PERCENT", default_value_t = 100)]
     pub price: u32,
-    /// How the market chooses for jobs that named no machine; as they asked, if missing.
+    /// The strategy of placement for jobs that named no machine. Default: the strategy that each job asked for.
     #[arg(long, value_name = "STRATEGY")]
     pub placement: Option<Strategy>,
-    /// One JSON object, for programs.
+    /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What settlements come to.
+/// The sums over all settlements.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Sums {
-    /// What consumers paid.
+pub struct SettlementTotals {
+    /// The money that consumers paid.
     pub cost: MicroUsd,
-    /// What the platform kept.
+    /// The money that the platform kept.
     pub fee: MicroUsd,
-    /// What providers earned.
+    /// The money that providers earned.
     pub earned: MicroUsd,
 }
 
-impl Sums {
+impl SettlementTotals {
     fn add(&mut self, cost: MicroUsd, fee: MicroUsd) {
         self.cost += cost;
         self.fee += fee;
@@ -56,27 +56,27 @@ impl Sums {
     }
 }
 
-/// The difference.
+/// The difference between the real market and the other one.
 #[derive(Debug, Default, Serialize)]
 pub struct Difference {
-    /// Settlements.
+    /// The number of settlements.
     pub settled: u64,
-    /// As it was.
-    pub then: Sums,
-    /// As it would have been.
-    pub now: Sums,
-    /// Assignments, and how many would have gone to another machine.
+    /// The sums in the real market.
+    pub then: SettlementTotals,
+    /// The sums in the other market.
+    pub now: SettlementTotals,
+    /// The number of assignments.
     pub assigned: u64,
-    /// Those.
+    /// The number of assignments that would have gone to another machine.
     pub moved: u64,
-    /// Jobs whose bill would have met their budget before they ended as they did.
+    /// Jobs that their budget would have ended earlier.
     pub cut_short: u64,
-    /// Attempts that each machine would have had more (or fewer).
+    /// The difference in the number of attempts of each machine.
     pub attempts: BTreeMap<MachineId, i64>,
 }
 
-/// Goes through the log with another rule beside it.
-struct Other<'a> {
+/// Folds the log and computes the other market beside it.
+struct Replay<'a> {
     args: &'a WhatIfArgs,
     world: World,
     settings: Settings,
@@ -85,10 +85,10 @@ struct Other<'a> {
     difference: Difference,
 }
 
-impl Other<'_> {
+impl Replay<'_> {
     fn apply(&mut self, recorded: &Recorded) {
         match recorded.event() {
-            // What it was chosen from is the world just before.
+            // The machine was chosen from the state before this event.
             Some(Event::JobAssigned(e)) => self.assigned(e, recorded),
             Some(Event::Settled(e)) => self.settled(e),
             _ => {}
@@ -125,7 +125,7 @@ impl Other<'_> {
         self.difference.settled += 1;
         self.difference.then.add(e.cost, e.fee);
         let (Some(terms), Some(metering)) = (self.terms.remove(&e.job), &e.metering) else { return };
-        // As long as it ran, but for its budget, which is what a bill stops at.
+        // The time that the job ran, without the limit of its budget: the budget limits the cost below.
         let ran = [Some(metering.broker), metering.worker, Some(metering.limit)].into_iter().flatten().min();
         let hold = self.world.job(e.job).map_or(e.cost, |job| job.hold);
         let whole = terms.price.cost_of(ran.unwrap_or(metering.billed));
@@ -137,26 +137,26 @@ impl Other<'_> {
     }
 }
 
-/// How far it is, for a person only.
-fn said(at: Seq, last: Seq) {
+/// Shows the progress, if a person looks on.
+fn show_progress(at: Seq, last: Seq) {
     if std::io::stderr().is_terminal() {
         eprint!("\r{:>3} %   \r", (at.0 * 100).checked_div(last.0).unwrap_or(100));
     }
 }
 
-/// Prints the difference.
+/// Runs `what-if` and prints the difference.
 pub fn what_if(args: &WhatIfArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
-    let reader = Reader::open(&args.archive)?;
+    let reader = ArchiveReader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
-    let mut other = Other { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
+    let mut other = Replay { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
     let mut leaves = reader.leaves()?;
     for part in &reader.manifest.parts {
-        said(other.world.applied(), reader.manifest.last);
+        show_progress(other.world.applied(), reader.manifest.last);
         for raw in reader.lines(part)? {
             anyhow::ensure!(!stop.is_cancelled(), "stopped");
             let recorded = raw?.read();
-            // What would have been says nothing of a history that was not.
+            // An archive that was changed is no history: nothing can be learnt from it.
             anyhow::ensure!(
                 leaves.next() == Some(recorded.leaf),
                 "event {} is not what was exported: see `gpubnb-projector verify --archive`",

@@ -12,7 +12,7 @@ use std::{
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use gpubnb_events::subject;
 use gpubnb_log::stream;
-use gpubnb_proof::Head;
+use gpubnb_proof::SignedTreeHead;
 use gpubnb_runtime::nats;
 use gpubnb_tests::{
     parts::binary,
@@ -215,7 +215,7 @@ async fn an_event_is_proven_to_be_in_the_log_and_a_changed_one_is_not() {
     assert!(verified().0, "{}", verified().1);
     let signer = KeyPair::new_user();
     for (size, why) in [(1_000_000, "the log ends before"), (1, "which is not believed")] {
-        let foreign = Head::sign(size, &[0; 32], &signer).unwrap();
+        let foreign = SignedTreeHead::sign(size, &[0; 32], &signer).unwrap();
         bucket.put("latest", serde_json::to_vec(&foreign).unwrap().into()).await.unwrap();
         let (clean, said) = verified();
         assert!(!clean && said.contains(why), "{said}");

@@ -9,7 +9,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use gpubnb_events::subject;
 use gpubnb_log::{
-    snapshot::{Manifest, Snapshots},
+    snapshot::{SnapshotManifest, Snapshots},
     stream::SNAPSHOTS,
 };
 use gpubnb_runtime::nats;
@@ -58,12 +58,12 @@ async fn spoil_all(system: &System) -> usize {
     let snapshots = Snapshots::open(&js).await.unwrap();
     let objects: Vec<_> = store.list().await.unwrap().try_collect().await.unwrap();
     for object in &objects {
-        let mut manifest: Manifest = serde_json::from_str(&object.metadata["manifest"]).unwrap();
+        let mut manifest: SnapshotManifest = serde_json::from_str(&object.metadata["manifest"]).unwrap();
         let mut content = Vec::new();
         store.get(&object.name).await.unwrap().read_to_end(&mut content).await.unwrap();
-        if manifest.of.name == "model-jobs" {
-            let Manifest { of, bytes, sha256, .. } = manifest;
-            manifest = Manifest::sign(of, bytes, sha256, &KeyPair::new_user()).unwrap();
+        if manifest.id.name == "model-jobs" {
+            let SnapshotManifest { id, bytes, sha256, .. } = manifest;
+            manifest = SnapshotManifest::sign(id, bytes, sha256, &KeyPair::new_user()).unwrap();
         } else {
             *content.last_mut().unwrap() ^= 1;
         }

@@ -12,7 +12,7 @@ use async_nats::HeaderMap;
 use gpubnb_events::{Event, Recorded, Seq, message::header, subject};
 use gpubnb_log::{
     Raw,
-    archive::{Reader, Writer},
+    archive::{ArchiveReader, ArchiveWriter},
 };
 use gpubnb_projector::fold::Models;
 use gpubnb_store::Database;
@@ -52,11 +52,11 @@ fn an_archive_of_every_version_is_folded_by_all_that_fold() {
     let raws = written();
     let versions = raws.iter().filter(|raw| raw.read().event().is_some()).count();
     assert!(versions == raws.len() && versions > Event::WIRE_NAMES.len(), "older versions are among them: {versions}");
-    let mut writer = Writer::create(&archive, || false).unwrap();
+    let mut writer = ArchiveWriter::create(&archive, || false).unwrap();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
 
-    let reader = Reader::open(&archive).unwrap();
+    let reader = ArchiveReader::open(&archive).unwrap();
     let read: Vec<Recorded> = reader.lines(&reader.manifest.parts[0]).unwrap().map(|raw| raw.unwrap().read()).collect();
     let db = Database::open(&directory.path().join("models"), 8).unwrap();
     let mut models = Models::open(&db).unwrap();

@@ -8,7 +8,7 @@ use std::borrow::Borrow;
 use gpubnb_events::{
     MicroUsd, Millis, Timestamp,
     command::Quote,
-    record::{self, Speed},
+    event::{self, Speed},
     spec::Mebibytes,
 };
 use gpubnb_query::view::{JobView, ListedMachine, MachineState};
@@ -127,7 +127,7 @@ pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
 
 /// Whether it has passed every check of its self-test.
 pub(crate) fn verified(row: &ListedMachine) -> bool {
-    record::verified(&row.checks)
+    event::verified(&row.checks)
 }
 
 /// When a quoted job can start, in words.
@@ -196,8 +196,10 @@ pub(crate) fn job_state(row: &JobView) -> String {
     use gpubnb_query::view::JobState;
     let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
     match (row.state, row.reason) {
-        (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.words()),
-        (JobState::Queued, Some(reason)) => format!("Interrupted: {}; waiting for another machine", reason.words()),
+        (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.description()),
+        (JobState::Queued, Some(reason)) => {
+            format!("Interrupted: {}; waiting for another machine", reason.description())
+        }
         _ => name.to_owned(),
     }
 }

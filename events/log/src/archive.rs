@@ -10,43 +10,43 @@ use std::{
 };
 
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
-use gpubnb_events::{Seq, message::Hash};
-use gpubnb_proof::{Head, Line};
+use gpubnb_events::{BoxError, Seq, message::Hash};
+use gpubnb_proof::{MessageLine, SignedTreeHead};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::Raw;
 
-/// What this program writes, and all that it reads.
+/// The version of the format that this program writes, and the only one that it reads.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 const LEAVES: &str = "leaves.bin";
-/// Messages of a part.
+/// Messages in one file of events.
 const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
-/// Longest line: the broker takes a mebibyte, and JSON writes some of its bytes as six.
+/// Longest line. The broker takes messages of a mebibyte, and JSON writes some bytes as six characters.
 const MOST_LINE: u64 = 16 << 20;
 
 /// An archive that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// A file of it.
-    #[error("{file}: {source}")]
+    /// A file of the archive cannot be read or written.
+    #[error("{file} cannot be read or written")]
     File {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: io::Error,
     },
-    /// It is of another version.
+    /// The archive has another version of the format.
     #[error("the archive has format {0}; this program reads {FORMAT}")]
     Format(u32),
-    /// There is a whole one already.
+    /// The directory holds a whole archive already.
     #[error("{0} holds a whole archive: name a new directory for another one")]
     Whole(PathBuf),
-    /// Another process writes it.
+    /// Another process is writing this archive.
     #[error("{0} is being written by another export: wait for it, or name a new directory")]
     Busy(PathBuf),
-    /// Told to stop.
+    /// The caller asked to stop.
     #[error("stopped")]
     Stopped,
 }
@@ -56,61 +56,61 @@ fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
     move |source| ArchiveError::File { file, source }
 }
 
-/// What an archive holds.
+/// The contents of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct ArchiveManifest {
     /// Version of the format.
     pub format: u32,
-    /// Last sequence in it; it begins with the first.
+    /// Last sequence in the archive. The first is always 1.
     pub last: Seq,
-    /// Its files of events.
-    pub parts: Vec<Part>,
-    /// Tree heads that were signed of the log, oldest first.
-    pub heads: Vec<Head>,
+    /// The files of events.
+    pub parts: Vec<ArchivePart>,
+    /// Signed tree heads of the log, oldest first.
+    pub heads: Vec<SignedTreeHead>,
 }
 
 /// A file of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
-    /// Its name.
+pub struct ArchivePart {
+    /// The file's name.
     pub file: String,
-    /// First sequence in it.
+    /// First sequence in the file.
     pub first: Seq,
-    /// Last one.
+    /// Last sequence in the file.
     pub last: Seq,
     /// SHA-256 of the file, hexadecimal.
     pub sha256: String,
 }
 
-/// Writes an archive. It is complete with [`Writer::finish`], which writes the manifest.
-pub struct Writer {
+/// Writes an archive. [`ArchiveWriter::finish`] writes the manifest and completes the archive.
+pub struct ArchiveWriter {
     directory: PathBuf,
     leaves: BufWriter<File>,
     part: Option<(String, Seq, GzEncoder<BufWriter<File>>)>,
-    parts: Vec<Part>,
+    parts: Vec<ArchivePart>,
     last: Seq,
     last_leaf: Option<Hash>,
 }
 
-/// Name of the file of the part that begins with a message.
+/// Name of the file of events that begins with a sequence.
 fn part_name(first: Seq) -> String {
     format!("events-{:012}.jsonl.gz", first.0)
 }
 
-/// The messages in a file. One that cannot be read ends it.
+/// The messages in a file. The first message that cannot be read is the last that is returned.
 fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>>, ArchiveError> {
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
     let mut ended = false;
     Ok(std::iter::from_fn(move || {
         let mut line = Vec::new();
         let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
-        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let invalid = |why: BoxError| io::Error::new(io::ErrorKind::InvalidData, why);
         let raw = match read {
             _ if ended => return None,
             Ok(0) => return None,
-            Ok(_) => serde_json::from_slice::<Line>(&line)
-                .map_err(|e| invalid(e.to_string()))
-                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".to_owned()))),
+            Ok(_) => serde_json::from_slice::<MessageLine>(&line)
+                .map_err(|e| invalid(e.into()))
+                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".into()))),
             Err(e) => Err(e),
         };
         ended = raw.is_err();
@@ -118,9 +118,9 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
     }))
 }
 
-impl Writer {
-    /// Begins one in a directory, or goes on with one that was cut off: its whole parts are kept, after all of them were
-    /// read, unless `stop` says so.
+impl ArchiveWriter {
+    /// Begins an archive in a directory, or goes on with one that was cut off. Whole parts of the latter are kept,
+    /// after every message in them was read. `stop` is asked for each message.
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(at(directory))?;
         if directory.join(MANIFEST).exists() {
@@ -139,7 +139,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Keeps the next part that lies there, if it is whole.
+    /// Keeps the next part that lies in the directory, if that part is whole.
     fn take_up(&mut self, stop: &impl Fn() -> bool) -> Result<bool, ArchiveError> {
         let (first, name) = (self.last.next(), part_name(self.last.next()));
         let file = self.directory.join(&name);
@@ -147,7 +147,7 @@ impl Writer {
             return Ok(false);
         }
         let (mut leaves, mut messages) = (Vec::new(), lines(file.clone())?);
-        // One more than there may be: what is whole ends there, with its checksum.
+        // Read one message more than a part may have: only at its end does gzip compare the checksum.
         for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
@@ -161,28 +161,28 @@ impl Writer {
             }
         }
         if leaves.len() as u64 != PART {
-            // The last of one that ended is shorter too: it is written anew, with what has come since.
+            // The last part of a finished archive is shorter too. It is written again, with the events since then.
             fs::remove_file(&file).map_err(at(&file))?;
             return Ok(false);
         }
         self.leaves.write_all(leaves.as_flattened()).map_err(at(&self.directory.join(LEAVES)))?;
         self.last = Seq(self.last.0 + PART);
         self.last_leaf = leaves.pop();
-        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
         Ok(true)
     }
 
-    /// The last message in it.
+    /// The last sequence that was written.
     pub fn last(&self) -> Seq {
         self.last
     }
 
-    /// Its leaf.
+    /// The leaf of that message.
     pub fn last_leaf(&self) -> Option<Hash> {
         self.last_leaf
     }
 
-    /// Writes one more message. They come in order.
+    /// Writes the next message. Messages come in the order of their sequences.
     pub fn write(&mut self, raw: &Raw) -> Result<(), ArchiveError> {
         if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
             self.close()?;
@@ -194,7 +194,8 @@ impl Writer {
             self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
         }
         let Some((name, _, part)) = &mut self.part else { return Ok(()) };
-        let line = serde_json::to_vec(&Line::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
+        let line =
+            serde_json::to_vec(&MessageLine::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
         part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(at(&self.directory.join(name)))?;
         let leaf = raw.leaf();
         self.leaves.write_all(&leaf).map_err(at(&self.directory.join(LEAVES)))?;
@@ -207,12 +208,12 @@ impl Writer {
         let file = self.directory.join(&name);
         let written = part.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
         written.and_then(|file| file.sync_all()).map_err(at(&file))?;
-        self.parts.push(Part { file: name, first, last: self.last, sha256: sha256(&file)? });
+        self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
         Ok(())
     }
 
-    /// Ends it. `heads` are the signed heads of the log.
-    pub fn finish(mut self, heads: Vec<Head>) -> Result<Manifest, ArchiveError> {
+    /// Completes the archive. `heads` are the signed tree heads of the log.
+    pub fn finish(mut self, heads: Vec<SignedTreeHead>) -> Result<ArchiveManifest, ArchiveError> {
         self.close()?;
         let leaves = self.directory.join(LEAVES);
         self.leaves
@@ -220,7 +221,7 @@ impl Writer {
             .map_err(io::IntoInnerError::into_error)
             .and_then(|f| f.sync_all())
             .map_err(at(&leaves))?;
-        let manifest = Manifest { format: FORMAT, last: self.last, parts: self.parts, heads };
+        let manifest = ArchiveManifest { format: FORMAT, last: self.last, parts: self.parts, heads };
         let file = self.directory.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| at(&file)(e.into()))?;
         fs::write(&file, text).map_err(at(&file))?;
@@ -228,7 +229,7 @@ impl Writer {
     }
 }
 
-/// Of a file, hexadecimal.
+/// The SHA-256 of a file, hexadecimal.
 pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
     let mut hash = Sha256::new();
     let mut open = File::open(file).map_err(at(file))?;
@@ -242,35 +243,38 @@ pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
 }
 
 /// An archive, for reading.
-pub struct Reader {
+pub struct ArchiveReader {
     directory: PathBuf,
-    /// What it holds.
-    pub manifest: Manifest,
+    /// The contents.
+    pub manifest: ArchiveManifest,
 }
 
-impl Reader {
-    /// Opens one.
+impl ArchiveReader {
+    /// Opens an archive.
     pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
         let file = directory.join(MANIFEST);
         let text = fs::read(&file).map_err(at(&file))?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
+        let manifest: ArchiveManifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
         if manifest.format != FORMAT {
             return Err(ArchiveError::Format(manifest.format));
         }
         Ok(Self { directory: directory.to_owned(), manifest })
     }
 
-    /// Where a part lies. Its name is not trusted to lead out of the archive.
-    pub fn file(&self, part: &Part) -> PathBuf {
+    /// The path of a part. Only the last component of the name is used, so that no name leads out of the archive.
+    pub fn file(&self, part: &ArchivePart) -> PathBuf {
         self.directory.join(Path::new(&part.file).file_name().unwrap_or_default())
     }
 
-    /// The lines of a part. One that cannot be read ends it.
-    pub fn lines(&self, part: &Part) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
+    /// The messages of a part. The first message that cannot be read is the last that is returned.
+    pub fn lines(
+        &self,
+        part: &ArchivePart,
+    ) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
         lines(self.file(part))
     }
 
-    /// The leaves of all its messages, in order, as they were when it was made.
+    /// The leaves of all messages, in order, as they were when the archive was made.
     pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<>, ArchiveError> {
         let file = self.directory.join(LEAVES);
         let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);
@@ -295,24 +299,24 @@ mod tests {
     fn one_that_was_cut_off_goes_on_after_its_last_whole_part() {
         let directory = tempfile::tempdir().unwrap();
         let whole = directory.path().join("whole");
-        let mut writer = Writer::create(&whole, || false).unwrap();
+        let mut writer = ArchiveWriter::create(&whole, || false).unwrap();
         (1..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
         let expected = writer.finish(Vec::new()).unwrap();
-        assert!(matches!(Writer::create(&whole, || false), Err(ArchiveError::Whole(_))));
+        assert!(matches!(ArchiveWriter::create(&whole, || false), Err(ArchiveError::Whole(_))));
 
         let cut = directory.path().join("cut");
-        let mut writer = Writer::create(&cut, || false).unwrap();
+        let mut writer = ArchiveWriter::create(&cut, || false).unwrap();
         (1..=7).for_each(|seq| writer.write(&raw(seq)).unwrap());
         drop(writer);
-        assert!(matches!(Writer::create(&cut, || true), Err(ArchiveError::Stopped)));
+        assert!(matches!(ArchiveWriter::create(&cut, || true), Err(ArchiveError::Stopped)));
         // A part without its end is not whole, whatever can be read of it.
         let first = cut.join(part_name(Seq(1)));
         let (whole_part, torn) = (fs::read(&first).unwrap(), cut.with_file_name("torn"));
         fs::create_dir(&torn).unwrap();
         fs::write(torn.join(part_name(Seq(1))), &whole_part[..whole_part.len() - 8]).unwrap();
-        assert_eq!(Writer::create(&torn, || false).unwrap().last(), Seq::ZERO);
-        let mut writer = Writer::create(&cut, || false).unwrap();
-        assert!(matches!(Writer::create(&cut, || false), Err(ArchiveError::Busy(_))));
+        assert_eq!(ArchiveWriter::create(&torn, || false).unwrap().last(), Seq::ZERO);
+        let mut writer = ArchiveWriter::create(&cut, || false).unwrap();
+        assert!(matches!(ArchiveWriter::create(&cut, || false), Err(ArchiveError::Busy(_))));
         assert_eq!((writer.last(), writer.last_leaf()), (Seq(4), Some(raw(4).leaf())));
         (5..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
         assert_eq!(writer.finish(Vec::new()).unwrap(), expected);

@@ -1,11 +1,11 @@
-//! Job messages in DISPATCH: the lease that each of them carries.
+//! Job messages in DISPATCH, and the lease in each of them.
 
 use async_nats::HeaderMap;
 use gpubnb_events::{Lease, Seq, message::header};
 
 use crate::stream::MARKET;
 
-/// The lease of a job message: the sequence at which the broker found it in MARKET.
+/// The lease of a job message: the sequence of the assignment in MARKET, from which the broker copied the message.
 pub fn lease_of(headers: Option<&HeaderMap>) -> Option<Lease> {
     let source = headers?.get(header::STREAM_SOURCE)?.as_str();
     let mut parts = source.split(' ');

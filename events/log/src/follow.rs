@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     stream::Stream,
 };
 use futures_util::{FutureExt, StreamExt};
-use gpubnb_events::{Recorded, Seq};
+use gpubnb_events::{BoxError, Chain, Recorded, Seq};
 use tokio::task::unconstrained;
 use tracing::{debug, error, warn};
 
@@ -16,27 +16,28 @@ use crate::Raw;
 
 /// Most messages in one batch.
 const BATCH: usize = 5_000;
-/// A pull request dies with the broker that held it: it ends by itself and its silence is noticed.
+/// A pull request is lost with the broker that held it. It therefore expires, and heartbeats show that it is alive.
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
-/// The broker removes a consumer of ours that nobody has read from for this long.
+/// The broker removes a consumer that nobody has read from for this long.
 const INACTIVE: Duration = Duration::from_secs(60);
 
-/// A failure of one pull. The follower heals by itself at the next call.
+/// One pull failed. The next call opens a new one.
 #[derive(Debug, thiserror::Error)]
-#[error("following MARKET after {after}: {problem}")]
+#[error("cannot follow MARKET from event {next} on")]
 struct FollowError {
-    after: Seq,
-    problem: String,
+    next: Seq,
+    source: BoxError,
 }
 
-/// Reads MARKET in order and without gaps. It re-opens itself after every failure.
+/// Reads MARKET in order and without gaps, and opens a new pull after every failure.
 pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     open: Option<pull::Stream>,
-    /// Whether the broker was asked for just this sequence: what comes instead shows that it has it no more.
+    /// True if `next` is the sequence at which the pull was opened. If another message comes then, the broker has lost
+    /// `next`; later in a pull, the message may merely have got lost on the way.
     asked: bool,
     over_gaps: bool,
 }
@@ -46,14 +47,14 @@ impl Follower {
         Self { stream, next: Seq(from.0.max(1)), open: None, asked: false, over_gaps: false }
     }
 
-    /// Goes on where a message is missing: for those who look for just that. All others wait until it is there again.
+    /// Skips over missing messages, for tools that look for gaps. Everybody else waits until the log is whole again.
     #[must_use]
     pub fn over_gaps(self) -> Self {
         Self { over_gaps: true, ..self }
     }
 
-    /// The next messages, read: at least one, at most 5,000, contiguous. Waits while there are none, and through
-    /// every outage of the broker. Safe to drop between calls (select).
+    /// The next messages, decoded: at least one, at most 5,000, without a gap. Waits while there are none, and through
+    /// every outage of the broker. The future may be dropped, in a `select!` for example: no message is lost.
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
         let read = |raw: Raw| {
             let recorded = raw.read();
@@ -65,13 +66,13 @@ impl Follower {
         self.next_raw_batch().await.into_iter().map(read).collect()
     }
 
-    /// The same, as the broker has them.
+    /// Like [`Self::next_batch`], with the messages as the broker has them.
     pub async fn next_raw_batch(&mut self) -> Vec<Raw> {
         loop {
             match self.try_batch().await {
                 Ok(batch) => return batch,
                 Err(e) => {
-                    debug!(error = %e, "re-opening");
+                    debug!(error = %Chain(&e), "opening the pull again");
                     self.open = None;
                     tokio::time::sleep(RETRY).await;
                 }
@@ -80,14 +81,13 @@ impl Follower {
     }
 
     async fn try_batch(&mut self) -> Result<Vec<Raw>, FollowError> {
-        let failed = |after: Seq, problem: String| FollowError { after, problem };
         if self.open.is_none() {
             self.open = Some(self.reopen().await?);
             self.asked = true;
         }
         let next = self.next;
         let Some(messages) = self.open.as_mut() else {
-            return Err(failed(next, "not open".to_owned()));
+            return Err(FollowError { next, source: "no pull is open".into() });
         };
         let mut batch: Vec<Raw> = Vec::new();
         let mut arrived = Some(messages.next().await);
@@ -97,32 +97,32 @@ impl Follower {
                 seq if seq == self.next => Ok(raw),
                 seq if asked && seq > self.next && self.over_gaps => Ok(raw),
                 seq if asked && seq > self.next => {
-                    // Whoever folds over it would be wrong ever after.
+                    // A fold that skipped this event would be wrong for ever: report the gap and try again.
                     error!(missing = self.next.0, "MARKET has lost an event: restore it from a backup");
-                    Err(format!("MARKET has no {}", self.next))
+                    Err(format!("MARKET has no event {}", self.next).into())
                 }
-                seq => Err(format!("expected {}, got {seq}", self.next)),
+                seq => Err(format!("expected event {}, got {seq}", self.next).into()),
             });
             match raw {
                 Ok(raw) => {
                     self.next = raw.seq.next();
                     batch.push(raw);
                 }
-                Err(problem) if batch.is_empty() => return Err(failed(next, problem)),
-                // What came before the failure is good, and is delivered.
+                Err(source) if batch.is_empty() => return Err(FollowError { next, source }),
+                // The messages before the failure are good: deliver them, and open a new pull at the next call.
                 Err(_) => {
                     self.open = None;
                     break;
                 }
             }
-            // Unconstrained: otherwise tokio's budget of a task ends a batch after 128 messages.
+            // Without `unconstrained`, tokio's cooperative budget would end a batch after 128 messages.
             arrived = if batch.len() < BATCH { unconstrained(messages.next()).now_or_never() } else { None };
         }
         Ok(batch)
     }
 
     async fn reopen(&self) -> Result<pull::Stream, FollowError> {
-        let failed = |problem: String| FollowError { after: self.next, problem };
+        let failed = |source: BoxError| FollowError { next: self.next, source };
         let consumer = self
             .stream
             .create_consumer(pull::Config {
@@ -134,7 +134,7 @@ impl Follower {
                 ..Default::default()
             })
             .await
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|e| failed(e.into()))?;
         consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -142,10 +142,10 @@ impl Follower {
             .heartbeat(HEARTBEAT)
             .messages()
             .await
-            .map_err(|e| failed(e.to_string()))
+            .map_err(|e| failed(e.into()))
     }
 }
 
-fn delivered<E: std::fmt::Display>(message: Option<Result<Message, E>>) -> Result<Raw, String> {
-    Raw::delivered(message.ok_or("the pull ended")?.map_err(|e| e.to_string())?)
+fn delivered<E: Into<BoxError>>(message: Option<Result<Message, E>>) -> Result<Raw, BoxError> {
+    Raw::delivered(message.ok_or("the pull ended")?.map_err(Into::into)?)
 }

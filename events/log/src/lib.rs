@@ -1,7 +1,7 @@
-//! The guarded log on `JetStream`: the only way in which an event enters MARKET, and the ways to read it back.
+//! The guarded log on `JetStream`: the only way by which an event enters MARKET, and the ways to read events back.
 //!
-//! Belongs here: the streams and what is done with their messages: append, follow, archive, snapshot. Must not come here:
-//! what an event means. No unguarded append exists here, and none may be added.
+//! Belongs here: the definitions of streams, and appending, following, archives and snapshots. Must not come here: the
+//! meaning of an event, or an append without a guard.
 
 mod append;
 pub mod archive;
@@ -12,7 +12,8 @@ pub mod snapshot;
 pub mod stream;
 
 use async_nats::jetstream::{self, stream::Stream};
-use gpubnb_events::{Aggregate, Recorded, Seq, Timestamp, subject};
+use gpubnb_events::{Aggregate, BoxError, Recorded, Seq, Timestamp, subject};
+use gpubnb_runtime::rpc::Failure;
 
 pub use self::{
     append::{AppendError, Appended},
@@ -21,33 +22,44 @@ pub use self::{
 };
 use crate::stream::MARKET;
 
-/// Most messages one aggregate may have when it is loaded at once.
+/// Most messages of an aggregate that are loaded at once.
 const MAX_AGGREGATE: u64 = 10_000;
 
-/// A handle on MARKET. Cheap to clone.
+/// A handle to MARKET. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
     js: jetstream::Context,
     stream: Stream<()>,
 }
 
-/// A failure to read the log.
+/// The log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The broker did not answer, or not in time.
-    #[error("the broker is unavailable: {0}")]
-    Unavailable(String),
-    /// The aggregate is larger than anything the domain can bring about.
+    #[error("the broker does not answer")]
+    Unavailable(#[source] BoxError),
+    /// The aggregate has more messages than the domain can bring about.
     #[error("{0} has more than {MAX_AGGREGATE} events")]
     TooLarge(String),
 }
 
+fn unavailable(e: impl Into<BoxError>) -> ReadError {
+    ReadError::Unavailable(e.into())
+}
+
+impl From<ReadError> for Failure {
+    /// The requester is told that the log cannot be read now. The causes go into the log lines of this process.
+    fn from(e: ReadError) -> Self {
+        Self::unavailable("the log of events cannot be read now; try again", &e)
+    }
+}
+
 impl Log {
-    /// Opens MARKET. Fails where the stream was not provisioned.
+    /// Opens MARKET. Fails if the stream was not provisioned.
     pub async fn open(js: jetstream::Context) -> Result<Self, ReadError> {
-        js.get_stream(MARKET).await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
-        // The info that comes along grows stale at once: keep a handle without it.
-        let stream = js.get_stream_no_info(MARKET).await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        js.get_stream(MARKET).await.map_err(unavailable)?;
+        // The stream's info in this answer is out of date at once: keep a handle without it.
+        let stream = js.get_stream_no_info(MARKET).await.map_err(unavailable)?;
         Ok(Self { js, stream })
     }
 
@@ -56,18 +68,18 @@ impl Log {
         self.js.client()
     }
 
-    /// Its `JetStream`.
+    /// The connection's `JetStream`.
     pub fn jetstream(&self) -> jetstream::Context {
         self.js.clone()
     }
 
     /// The last sequence in MARKET.
     pub async fn last_seq(&self) -> Result<Seq, ReadError> {
-        let info = self.stream.get_info().await.map_err(|e| ReadError::Unavailable(e.to_string()))?;
+        let info = self.stream.get_info().await.map_err(unavailable)?;
         Ok(Seq(info.state.last_sequence))
     }
 
-    /// The last message of this time or before, among those up to `last`.
+    /// The sequence of the last message up to `last` that is not later than `time`.
     pub async fn seq_at(&self, time: Timestamp, last: Seq) -> Result<Seq, ReadError> {
         let (mut low, mut high) = (0, last.0);
         while low < high {
@@ -81,22 +93,22 @@ impl Log {
         Ok(Seq(low))
     }
 
-    /// One message.
+    /// Reads one message; `None` if the log does not have it.
     pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
         Ok(self.get_raw(seq).await?.map(|raw| raw.read()))
     }
 
-    /// One message, as the broker has it.
+    /// Reads one message as the broker has it; `None` if the log does not have it.
     pub async fn get_raw(&self, seq: Seq) -> Result<Option<Raw>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         if seq == Seq::ZERO {
-            // Sequences begin at one; the broker would take zero for none.
+            // Sequences begin at 1. The broker takes 0 for "no sequence given".
             return Ok(None);
         }
         match self.stream.direct_get(seq.0).await {
             Ok(message) => Ok(Some(Raw::stored(message))),
             Err(e) if e.kind() == NotFound => Ok(None),
-            Err(e) => Err(ReadError::Unavailable(e.to_string())),
+            Err(e) => Err(unavailable(e)),
         }
     }
 
@@ -106,11 +118,12 @@ impl Log {
         match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
             Ok(message) => Ok(Some(Raw::stored(message).read())),
             Err(e) if e.kind() == NotFound => Ok(None),
-            Err(e) => Err(ReadError::Unavailable(e.to_string())),
+            Err(e) => Err(unavailable(e)),
         }
     }
 
-    /// All messages of one aggregate, in order. A job's submission is its account's event and not among them.
+    /// All messages of an aggregate, in order. The submission of a job is not among the job's messages: it belongs to
+    /// the account.
     pub async fn load(&self, aggregate: Aggregate) -> Result<Vec<Recorded>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         let filter = subject::guard(aggregate);
@@ -124,7 +137,7 @@ impl Log {
                     found.push(Raw::stored(message).read());
                 }
                 Err(e) if e.kind() == NotFound => return Ok(found),
-                Err(e) => return Err(ReadError::Unavailable(e.to_string())),
+                Err(e) => return Err(unavailable(e)),
             }
             if found.len() as u64 >= MAX_AGGREGATE {
                 return Err(ReadError::TooLarge(aggregate.to_string()));
@@ -132,7 +145,7 @@ impl Log {
         }
     }
 
-    /// Reads on from `from`, for ever, in large batches.
+    /// Reads MARKET from `from` on, for ever, in large batches.
     pub fn follow(&self, from: Seq) -> Follower {
         Follower::new(self.stream.clone(), from)
     }

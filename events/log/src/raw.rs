@@ -3,10 +3,10 @@
 use async_nats::{HeaderMap, HeaderValue, jetstream::Message, jetstream::message::StreamMessage};
 use bytes::Bytes;
 use gpubnb_events::{
-    Seq,
-    message::{COVERED, Hash, Parts, Recorded},
+    BoxError, Seq,
+    message::{COVERED, Hash, MessageParts, Recorded},
 };
-use gpubnb_proof::Line;
+use gpubnb_proof::MessageLine;
 
 /// A message as the broker has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +25,9 @@ pub struct Raw {
 
 impl Raw {
     /// A message that a consumer delivered.
-    pub(crate) fn delivered(message: Message) -> Result<Self, String> {
-        let (seq, published) =
-            message.info().map(|i| (Seq(i.stream_sequence), i.published)).map_err(|e| e.to_string())?;
-        let nanos = i64::try_from(published.unix_timestamp_nanos()).map_err(|e| e.to_string())?;
+    pub(crate) fn delivered(message: Message) -> Result<Self, BoxError> {
+        let (seq, published) = message.info().map(|i| (Seq(i.stream_sequence), i.published))?;
+        let nanos = i64::try_from(published.unix_timestamp_nanos())?;
         let Message { message, .. } = message;
         let (subject, headers, payload) = (message.subject.to_string(), message.headers, message.payload);
         Ok(Self { seq, nanos, subject, headers, payload })
@@ -38,7 +37,7 @@ impl Raw {
     pub(crate) fn stored(message: StreamMessage) -> Self {
         Self {
             seq: Seq(message.sequence),
-            // Until the year 2262.
+            // An i64 of nanoseconds reaches to the year 2262.
             nanos: i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX),
             subject: message.subject.to_string(),
             headers: Some(message.headers),
@@ -46,9 +45,9 @@ impl Raw {
         }
     }
 
-    fn parts<'a>(&'a self) -> Parts<'a, impl Fn(&'static str) -> Option<&'a str>> {
+    fn parts<'a>(&'a self) -> MessageParts<'a, impl Fn(&'static str) -> Option<&'a str>> {
         let value_of = |name| -> Option<&'a str> { self.headers.as_ref()?.get(name).map(HeaderValue::as_str) };
-        Parts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &self.payload }
+        MessageParts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &self.payload }
     }
 
     /// The message's leaf in the log's Merkle tree.
@@ -62,7 +61,7 @@ impl Raw {
     }
 }
 
-impl From<&Raw> for Line {
+impl From<&Raw> for MessageLine {
     fn from(raw: &Raw) -> Self {
         let header = |name: &&str| {
             let value = raw.headers.as_ref()?.get(*name)?;
@@ -77,7 +76,7 @@ impl From<&Raw> for Line {
 
 impl Raw {
     /// The message that a line of an archive holds; `None` where the line's body or headers cannot be read.
-    pub fn of_line(line: Line) -> Option<Self> {
+    pub fn of_line(line: MessageLine) -> Option<Self> {
         let payload = line.body()?.into_owned().into();
         let mut headers = HeaderMap::new();
         for (name, value) in line.headers {

@@ -1,6 +1,8 @@
-//! Snapshots of what was folded from MARKET, so that a start need not read it all. A snapshot is a convenience and never
-//! the truth: it counts only if it was signed by a key that the reader trusts, is of the reader's very version, and is of
-//! this log; whoever doubts it folds from the first event.
+//! Snapshots of folded state, so that a process that starts need not read all of MARKET.
+//!
+//! A snapshot saves time and is never the truth. It is used only if a key that the reader trusts has signed it, if it
+//! was folded by the reader's version of the rules, and if it was made from this log. Otherwise the reader folds from
+//! the first event.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -8,7 +10,7 @@ use async_nats::jetstream::{
     self,
     object_store::{GetErrorKind, Object, ObjectInfo, ObjectMetadata, ObjectStore},
 };
-use gpubnb_events::{Event, Seq};
+use gpubnb_events::{BoxError, Chain, Event, Seq};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -17,88 +19,88 @@ use tracing::warn;
 
 use crate::{Log, stream::SNAPSHOTS};
 
-/// How long a snapshot may take to be put or fetched.
+/// How long a snapshot may take to be stored.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Longest silence while one is fetched.
+/// Longest silence of the broker while a snapshot is fetched.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Tries to fetch one that is being replaced.
+/// How often a snapshot that is replaced in the meantime is fetched.
 const TRIES: u32 = 3;
-/// Bytes of a piece.
+/// Bytes that are read at once.
 const PIECE: usize = 128 * 1024;
-/// The entry of the object's metadata that is the manifest.
+/// The entry of the object's metadata that holds the manifest.
 const MANIFEST: &str = "manifest";
 
-/// What a snapshot is of.
+/// Which state a snapshot holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Of {
-    /// What was folded: a read model's name, or the services' world.
+pub struct SnapshotId {
+    /// The name of the state: a read model's name, or `world` for the state of the services.
     pub name: String,
-    /// The version of its form and of the rules it was folded by. Another version is another thing.
+    /// The version of the state's form and of the rules that folded it. A reader takes its own version only.
     pub version: String,
-    /// The last event in it.
+    /// The last event that was folded.
     pub seq: Seq,
-    /// The leaf of that message in the log's tree, hexadecimal: another log has another one there.
+    /// The leaf of that event in the log's Merkle tree, hexadecimal. Another log has another leaf there.
     pub leaf: String,
 }
 
-/// What a snapshot says of itself, under a signature.
+/// The signed description of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// What it is of.
+pub struct SnapshotManifest {
+    /// Which state it holds.
     #[serde(flatten)]
-    pub of: Of,
+    pub id: SnapshotId,
     /// Length of the content, bytes.
     pub bytes: u64,
     /// SHA-256 of the content, hexadecimal.
     pub sha256: String,
-    /// Public key (an `NKey`) of who made it.
+    /// Public key (an `NKey`) of the process that made the snapshot.
     pub key: String,
-    /// Its Ed25519 signature of all of that, hexadecimal.
+    /// The key's Ed25519 signature of all the fields above, hexadecimal.
     pub signature: String,
 }
 
-/// A snapshot that was not made or not taken. Nothing is lost but time.
+/// A snapshot could not be made or used. Only time is lost.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The broker did not do its part.
-    #[error("the broker: {0}")]
-    Broker(String),
-    /// Reading or writing the content.
-    #[error("its content: {0}")]
+    /// The broker refused, or did not answer.
+    #[error("the broker did not do its part")]
+    Broker(#[source] BoxError),
+    /// The content cannot be read or written.
+    #[error("the content cannot be read or written")]
     Content(#[from] std::io::Error),
-    /// It cannot be signed.
-    #[error("signing it: {0}")]
+    /// The manifest cannot be signed.
+    #[error("the manifest cannot be signed")]
     Sign(#[from] nkeys::error::Error),
-    /// The rest of it does not come.
-    #[error("the rest of it does not come: a newer one has taken its place, or the broker is silent")]
+    /// The rest of the content does not arrive.
+    #[error("the rest of the snapshot does not arrive: a newer one has taken its place, or the broker is silent")]
     Replaced,
-    /// It is not to be believed.
-    #[error("it is not believed: {0}")]
+    /// The snapshot must not be used.
+    #[error("the snapshot is not trusted: {0}")]
     Doubtful(&'static str),
 }
 
-fn broker(e: impl std::fmt::Display) -> SnapshotError {
-    SnapshotError::Broker(e.to_string())
+fn broker(e: impl Into<BoxError>) -> SnapshotError {
+    SnapshotError::Broker(e.into())
 }
 
-impl Manifest {
-    fn said(of: &Of, bytes: u64, sha256: &str) -> Vec<u8> {
-        let Of { name, version, seq, leaf } = of;
+impl SnapshotManifest {
+    fn signed_text(id: &SnapshotId, bytes: u64, sha256: &str) -> Vec<u8> {
+        let SnapshotId { name, version, seq, leaf } = id;
         format!("gpubnb snapshot\n{name}\n{version}\n{seq}\n{leaf}\n{bytes}\n{sha256}\n").into_bytes()
     }
 
-    /// Signs what a snapshot is.
-    pub fn sign(of: Of, bytes: u64, sha256: String, key: &KeyPair) -> Result<Self, SnapshotError> {
-        let signature = gpubnb_events::hex(key.sign(&Self::said(&of, bytes, &sha256))?);
-        Ok(Self { of, bytes, sha256, key: key.public_key(), signature })
+    /// Signs the description of a snapshot.
+    pub fn sign(id: SnapshotId, bytes: u64, sha256: String, key: &KeyPair) -> Result<Self, SnapshotError> {
+        let signature = gpubnb_events::hex(key.sign(&Self::signed_text(&id, bytes, &sha256))?);
+        Ok(Self { id, bytes, sha256, key: key.public_key(), signature })
     }
 
     fn is_signed(&self) -> bool {
-        gpubnb_proof::is_signed(&self.key, &Self::said(&self.of, self.bytes, &self.sha256), &self.signature)
+        gpubnb_proof::is_signed(&self.key, &Self::signed_text(&self.id, self.bytes, &self.sha256), &self.signature)
     }
 }
 
-/// The store of snapshots, for whoever has a key to sign with.
+/// The object store of snapshots.
 #[derive(Clone)]
 pub struct Snapshots {
     store: ObjectStore,
@@ -110,21 +112,21 @@ impl Snapshots {
         Ok(Self { store: js.get_object_store(SNAPSHOTS).await.map_err(broker)? })
     }
 
-    /// Where the newest snapshot of something ends that somebody with this key made.
+    /// The last event in the newest snapshot of this name and version; `None` if `key` did not sign one.
     pub async fn newest(&self, (name, version): (&str, &str), key: &KeyPair) -> Option<Seq> {
         let found = manifest(&self.store.info(object(name, version)).await.ok()?)?;
-        (found.key == key.public_key() && found.is_signed()).then_some(found.of.seq)
+        (found.key == key.public_key() && found.is_signed()).then_some(found.id.seq)
     }
 
-    /// Puts one in the place of the one before.
-    pub async fn put<R>(&self, manifest: &Manifest, content: &mut R) -> Result<(), SnapshotError>
+    /// Stores a snapshot in place of the previous one.
+    pub async fn put<R>(&self, manifest: &SnapshotManifest, content: &mut R) -> Result<(), SnapshotError>
     where
         R: AsyncRead + Unpin + Send,
     {
-        let said = serde_json::to_string(manifest).map_err(broker)?;
+        let text = serde_json::to_string(manifest).map_err(broker)?;
         let meta = ObjectMetadata {
-            name: object(&manifest.of.name, &manifest.of.version),
-            metadata: HashMap::from([(MANIFEST.to_owned(), said)]),
+            name: object(&manifest.id.name, &manifest.id.version),
+            metadata: HashMap::from([(MANIFEST.to_owned(), text)]),
             ..ObjectMetadata::default()
         };
         let put = tokio::time::timeout(PATIENCE, self.store.put(meta, content)).await;
@@ -132,15 +134,16 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Fetches the newest one of something into `to`, if it is to be believed: signed by `key`, of this log, and whole.
-    /// `None`: there is none. What was written is of no use where this fails; where it was replaced, another try may do.
+    /// Fetches the newest snapshot of this name and version into `to`, if it can be trusted: signed by `key`, made from
+    /// this log, and whole. `None`: there is no snapshot. After a failure the bytes in `to` are worthless; after
+    /// [`SnapshotError::Replaced`], another try may succeed.
     pub async fn fetch<W>(
         &self,
         (name, version): (&str, &str),
         key: &KeyPair,
         log: &Log,
         to: &mut W,
-    ) -> Result<Option<Manifest>, SnapshotError>
+    ) -> Result<Option<SnapshotManifest>, SnapshotError>
     where
         W: AsyncWrite + Unpin + Send,
     {
@@ -150,14 +153,14 @@ impl Snapshots {
             Err(e) if e.kind() == GetErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(broker(e)),
         };
-        let manifest = manifest(found.info()).ok_or(SnapshotError::Doubtful("it does not say what it is"))?;
-        believed(&manifest, (name, version), key, log).await?;
+        let manifest = manifest(found.info()).ok_or(SnapshotError::Doubtful("it has no manifest"))?;
+        check_trust(&manifest, (name, version), key, log).await?;
         read(found, &manifest, to).await?;
         Ok(Some(manifest))
     }
 }
 
-/// Fetches again, a few times, what was replaced meanwhile.
+/// Repeats a fetch a few times while the snapshot is replaced in the meantime.
 pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>) -> Result<T, SnapshotError> {
     for _ in 1..TRIES {
         match fetch().await {
@@ -168,10 +171,11 @@ pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>
     fetch().await
 }
 
-/// Reads exactly what was signed. A newer one may take its place meanwhile: then the rest of this one never comes.
+/// Reads as many bytes as were signed. If a newer snapshot takes the place of this one meanwhile, the rest never
+/// arrives.
 async fn read<W: AsyncWrite + Unpin + Send>(
     object: Object,
-    manifest: &Manifest,
+    manifest: &SnapshotManifest,
     to: &mut W,
 ) -> Result<(), SnapshotError> {
     let mut object = object.take(manifest.bytes);
@@ -194,39 +198,39 @@ fn object(name: &str, version: &str) -> String {
     format!("{name}.{version}")
 }
 
-fn manifest(of: &ObjectInfo) -> Option<Manifest> {
+fn manifest(of: &ObjectInfo) -> Option<SnapshotManifest> {
     serde_json::from_str(of.metadata.get(MANIFEST)?).ok()
 }
 
-async fn believed(
-    manifest: &Manifest,
+async fn check_trust(
+    manifest: &SnapshotManifest,
     (name, version): (&str, &str),
     key: &KeyPair,
     log: &Log,
 ) -> Result<(), SnapshotError> {
-    if (manifest.of.name.as_str(), manifest.of.version.as_str()) != (name, version) {
-        return Err(SnapshotError::Doubtful("it is of something else"));
+    if (manifest.id.name.as_str(), manifest.id.version.as_str()) != (name, version) {
+        return Err(SnapshotError::Doubtful("it holds another fold, or one by other rules"));
     }
     if manifest.key != key.public_key() || !manifest.is_signed() {
         return Err(SnapshotError::Doubtful("it is signed by a foreign key, or not at all"));
     }
-    let message = log.get_raw(manifest.of.seq).await.map_err(broker)?;
-    if message.is_none_or(|message| gpubnb_events::hex(message.leaf()) != manifest.of.leaf) {
-        return Err(SnapshotError::Doubtful("it is of another log, or of more than the log has"));
+    let message = log.get_raw(manifest.id.seq).await.map_err(broker)?;
+    if message.is_none_or(|message| gpubnb_events::hex(message.leaf()) != manifest.id.leaf) {
+        return Err(SnapshotError::Doubtful("it was made from another log, or from more than this log has"));
     }
     Ok(())
 }
 
-/// The version of something that is folded by rules of this version: another set of events that can be read is another
-/// one as well, for what could not be read was passed over.
+/// The version of a state that is folded by `rules`, which is the version of the rules. The set of known events is part
+/// of it: a fold skips events that it does not know, so a program that knows more events folds another state.
 pub fn version(rules: impl std::fmt::Display) -> String {
     let events = gpubnb_events::hex(Sha256::digest(Event::WIRE_NAMES.join("\n")));
     format!("{rules}-{}", &events[..8])
 }
 
-/// Says why a snapshot was not used. It is no failure: the log is read instead.
+/// Logs why a snapshot is not used. That is no failure: the log is folded from the first event instead.
 pub fn folded_anew(name: &str, why: &SnapshotError) {
-    warn!(name, why = %why, "the snapshot is not used: everything is folded from the first event");
+    warn!(name, why = %Chain(why), "the snapshot is not used: everything is folded from the first event");
 }
 
 #[cfg(test)]
@@ -235,13 +239,13 @@ mod tests {
 
     #[test]
     fn a_manifest_that_was_changed_is_not_signed() {
-        let of = Of { name: "jobs".to_owned(), version: "3".to_owned(), seq: Seq(7), leaf: "00".to_owned() };
-        let signed = Manifest::sign(of, 5, "ab".to_owned(), &KeyPair::new_user()).unwrap();
+        let id = SnapshotId { name: "jobs".to_owned(), version: "3".to_owned(), seq: Seq(7), leaf: "00".to_owned() };
+        let signed = SnapshotManifest::sign(id, 5, "ab".to_owned(), &KeyPair::new_user()).unwrap();
         assert!(signed.is_signed());
-        let later = Of { seq: Seq(8), ..signed.of.clone() };
-        assert!(!Manifest { of: later, ..signed.clone() }.is_signed());
-        assert!(!Manifest { bytes: 6, ..signed.clone() }.is_signed());
-        assert!(!Manifest { sha256: "ac".to_owned(), ..signed.clone() }.is_signed());
-        assert!(!Manifest { key: KeyPair::new_user().public_key(), ..signed }.is_signed());
+        let later = SnapshotId { seq: Seq(8), ..signed.id.clone() };
+        assert!(!SnapshotManifest { id: later, ..signed.clone() }.is_signed());
+        assert!(!SnapshotManifest { bytes: 6, ..signed.clone() }.is_signed());
+        assert!(!SnapshotManifest { sha256: "ac".to_owned(), ..signed.clone() }.is_signed());
+        assert!(!SnapshotManifest { key: KeyPair::new_user().public_key(), ..signed }.is_signed());
     }
 }

@@ -1,5 +1,7 @@
-//! The streams and buckets: one definition each. They are got, compared, and refused where they differ;
-//! never deleted, never recreated, never silently changed.
+//! The definitions of all streams, buckets and object stores.
+//!
+//! A stream that is there is compared with its definition, and refused where it differs. No stream is ever deleted,
+//! created again or silently changed.
 
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use async_nats::jetstream::{
     kv, object_store,
     stream::{Config, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, Source, StorageType, SubjectTransform},
 };
-use gpubnb_events::{MachineId, Seq, subject};
+use gpubnb_events::{BoxError, MachineId, Seq, subject};
 
 /// Decisions and money, for ever.
 pub const MARKET: &str = "MARKET";
@@ -22,11 +24,11 @@ pub const TELEMETRY: &str = "TELEMETRY";
 pub const OUTPUT: &str = "OUTPUT";
 /// Bucket of the leases between replicas of a service.
 pub const LEADERS: &str = "LEADERS";
-/// Object store of what jobs leave: `<job>/<lease>/<path>`.
+/// Object store of the files that jobs leave: `<job>/<lease>/<path>`.
 pub const ARTIFACTS: &str = "ARTIFACTS";
-/// Object store of what jobs are given: `<account>/<input>`.
+/// Object store of the files that jobs are given: `<account>/<input>`.
 pub const INPUTS: &str = "INPUTS";
-/// Object store of snapshots: what services and projectors had folded, so that they start sooner.
+/// Object store of snapshots: folded state of services and projectors, with which they start sooner.
 pub const SNAPSHOTS: &str = "SNAPSHOTS";
 /// Bucket of people: password and token hashes.
 pub const CREDENTIALS: &str = "CREDENTIALS";
@@ -46,7 +48,7 @@ const MAX_CONSUMERS: i32 = 10_000;
 /// How long a worker may be silent before its job message is given out again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
-/// Key-value buckets, and how long an entry that nobody touches is kept; zero: for ever.
+/// Key-value buckets, and how long an entry is kept after its last change; zero: for ever.
 const BUCKETS: [(&str, Duration); 6] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
@@ -62,29 +64,29 @@ pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 const STORES: [(&str, Duration); 3] = [
     (ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)),
     (INPUTS, Duration::from_secs(15 * 24 * 3_600)),
-    // What is left of one that was cut off goes with it.
+    // The leftovers of a snapshot that was cut off go after the same time.
     (SNAPSHOTS, Duration::from_secs(30 * 24 * 3_600)),
 ];
 
-/// What differs between deployments.
+/// The settings of streams that differ between deployments.
 #[derive(Debug, Clone)]
 pub struct StreamOptions {
     /// Copies of each message: 1 in development, 3 in production.
     pub replicas: usize,
     /// The broker's window for message ids. The domain does not depend on it.
     pub duplicate_window: Duration,
-    /// What is kept of what jobs print.
-    pub output: Kept,
-    /// What is kept of what machines say of themselves. It lies in memory.
-    pub telemetry: Kept,
+    /// How much of the jobs' output is kept.
+    pub output: Retention,
+    /// How many heartbeats are kept. They lie in the broker's memory.
+    pub telemetry: Retention,
 }
 
-/// How much a stream that forgets keeps: whichever is reached first.
+/// How much a stream keeps before the oldest messages go: the limit that is reached first counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
-    /// Room, MiB.
+pub struct Retention {
+    /// Size, MiB.
     pub mib: u32,
-    /// For how long.
+    /// Age of the oldest message.
     pub age: Duration,
 }
 
@@ -93,38 +95,44 @@ impl Default for StreamOptions {
         Self {
             replicas: 1,
             duplicate_window: Duration::from_secs(120),
-            output: Kept { mib: 4_096, age: 30 * DAY },
-            telemetry: Kept { mib: 512, age: HOUR },
+            output: Retention { mib: 4_096, age: 30 * DAY },
+            telemetry: Retention { mib: 512, age: HOUR },
         }
     }
 }
 
-/// A stream is not as it must be.
+/// A stream is not there, or not as it must be.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
-    /// The broker did not do it.
-    #[error("stream {stream}: the broker says: {problem}")]
+    /// The broker refused, or did not answer.
+    #[error("the broker did not do its part for {stream}")]
     Broker {
-        /// Which.
+        /// The stream, bucket or object store.
         stream: String,
-        /// What it said.
-        problem: String,
+        /// The broker's reason.
+        source: BoxError,
     },
-    /// It exists and is different.
+    /// The stream exists, with another definition.
     #[error(
         "stream {stream} exists with another `{field}` ({found}, expected {expected}). It is not changed: \
          see docs/operating.md, \"A stream differs\""
     )]
     Differs {
-        /// Which.
+        /// The stream.
         stream: String,
-        /// The field.
+        /// The field that differs.
         field: &'static str,
-        /// What it is.
+        /// The value in the broker.
         found: String,
-        /// What it must be.
+        /// The value that the market needs.
         expected: String,
     },
+}
+
+/// Turns the broker's error about a stream, bucket or object store into ours.
+fn broker<E: Into<BoxError>>(stream: &str) -> impl FnOnce(E) -> ProvisionError + use<E> {
+    let stream = stream.to_owned();
+    move |e| ProvisionError::Broker { stream, source: e.into() }
 }
 
 fn market(options: &StreamOptions) -> Config {
@@ -204,7 +212,7 @@ fn output(options: &StreamOptions) -> Config {
 pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     provision_missing(js, options).await?;
     for wanted in [telemetry(options), output(options)] {
-        keep_as_told(js, wanted).await?;
+        update_retention(js, wanted).await?;
     }
     Ok(())
 }
@@ -214,10 +222,6 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
     for wanted in [market(options), dispatch(options), telemetry(options), output(options)] {
         ensure(js, wanted).await?;
     }
-    let broker = |stream: &str, e: &dyn std::fmt::Display| ProvisionError::Broker {
-        stream: stream.to_owned(),
-        problem: e.to_string(),
-    };
     for (bucket, max_age) in BUCKETS {
         if js.get_key_value(bucket).await.is_err() {
             js.create_key_value(kv::Config {
@@ -228,7 +232,7 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
                 ..Default::default()
             })
             .await
-            .map_err(|e| broker(bucket, &e))?;
+            .map_err(broker(bucket))?;
         }
     }
     for (store, max_age) in STORES {
@@ -241,21 +245,22 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
                 ..Default::default()
             })
             .await
-            .map_err(|e| broker(store, &e))?;
+            .map_err(broker(store))?;
         }
     }
     Ok(())
 }
 
-/// The streams that a backup holds, in the order in which they are saved: what vouches for the log before the log, and
-/// the secrets of its jobs after it. DISPATCH is made from MARKET, and what lies in memory is gone with the broker.
+/// The streams that a backup holds, in the order in which they are saved. The tree heads come before the log, so that
+/// the log is never shorter than a head says; the secrets of jobs come after it, so that no job lacks its secrets.
+/// DISPATCH is made from MARKET, and streams in memory are gone with the broker.
 pub fn backed_up() -> Vec<String> {
     let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
     let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
     before.into_iter().chain([MARKET.to_owned()]).chain(after).collect()
 }
 
-/// Makes DISPATCH anew from a sequence of MARKET on, after a restore. There must be none.
+/// Makes DISPATCH again from a sequence of MARKET on, after a restore. There must be no DISPATCH.
 pub async fn provision_dispatch(
     js: &jetstream::Context,
     options: &StreamOptions,
@@ -278,40 +283,37 @@ pub fn store_stream(store: &str) -> String {
     format!("OBJ_{store}")
 }
 
-/// Makes sure that TELEMETRY is there: it lies in memory, and a broker that was alone and restarts has lost it.
+/// Makes sure that TELEMETRY is there. It lies in memory: a broker without replicas loses it in a restart.
 pub async fn provision_telemetry(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     ensure(js, telemetry(options)).await
 }
 
 async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
-    let stream = wanted.name.clone();
-    let broker = |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: stream.clone(), problem: e.to_string() };
-    let found = match js.get_stream(&stream).await {
+    let stream = &wanted.name;
+    let found = match js.get_stream(stream).await {
         Ok(found) => found.cached_info().config.clone(),
         Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => {
-            // Two replicas may create it at once: the second finds the same definition there.
-            js.create_stream(wanted.clone()).await.map_err(|e| broker(&e))?.cached_info().config.clone()
+            // Two replicas may create the stream at once: the second finds the same definition there.
+            js.create_stream(wanted.clone()).await.map_err(broker(stream))?.cached_info().config.clone()
         }
-        Err(e) => return Err(broker(&e)),
+        Err(e) => return Err(broker(stream)(e)),
     };
     compare(&found, &wanted)
 }
 
-/// How much a stream that forgets keeps is the operator's choice, and follows it.
-async fn keep_as_told(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
-    let broker =
-        |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: wanted.name.clone(), problem: e.to_string() };
-    let found = js.get_stream(&wanted.name).await.map_err(|e| broker(&e))?.cached_info().config.clone();
+/// Changes the retention of a stream to the operator's present choice.
+async fn update_retention(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
+    let found = js.get_stream(&wanted.name).await.map_err(broker(&wanted.name))?.cached_info().config.clone();
     let kept = |c: &Config| (c.max_age, c.max_bytes);
     if kept(&found) != kept(&wanted) {
         let (max_age, max_bytes) = kept(&wanted);
-        js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(|e| broker(&e))?;
+        js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(broker(&wanted.name))?;
     }
     Ok(())
 }
 
-/// Whether a stream forgets by itself, and how soon is the operator's choice.
-fn forgets(stream: &str) -> bool {
+/// True if the operator chooses how much of a stream is kept.
+fn has_retention(stream: &str) -> bool {
     [OUTPUT, TELEMETRY].contains(&stream)
 }
 
@@ -329,7 +331,7 @@ fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
         )+};
     }
     same!(subjects, retention, storage, discard, num_replicas, deny_delete, deny_purge, allow_direct);
-    if !forgets(&wanted.name) {
+    if !has_retention(&wanted.name) {
         same!(max_age);
     }
     same!(max_consumers);
@@ -370,12 +372,12 @@ pub fn machine_consumer(machine: MachineId) -> String {
     machine_consumer_name(&machine.to_string())
 }
 
-/// The same for a machine whose id is not known yet: the form of the name, around `id`.
+/// Name of the consumer of a machine with this id, or with a placeholder in place of the id.
 pub fn machine_consumer_name(id: &str) -> String {
     format!("machine-{id}")
 }
 
-/// A machine's consumer on DISPATCH, with as many job messages in hand as it has slots.
+/// A machine's consumer on DISPATCH. It may have as many unacknowledged job messages as the machine has slots.
 pub fn machine_consumer_config(machine: MachineId, slots: u32) -> pull::Config {
     pull::Config {
         durable_name: Some(machine_consumer(machine)),
@@ -393,22 +395,19 @@ pub async fn provision_machine(
     machine: MachineId,
     slots: u32,
 ) -> Result<PullConsumer, ProvisionError> {
-    js.create_consumer_on_stream(machine_consumer_config(machine, slots), DISPATCH)
-        .await
-        .map_err(|e| ProvisionError::Broker { stream: DISPATCH.to_owned(), problem: e.to_string() })
+    js.create_consumer_on_stream(machine_consumer_config(machine, slots), DISPATCH).await.map_err(broker(DISPATCH))
 }
 
-/// Removes a machine's consumer and what waits for it: deleting a consumer alone leaves its messages in the queue.
+/// Removes a machine's consumer and the messages that wait for the machine. Deleting the consumer alone would leave the
+/// messages in the stream.
 pub async fn retire_machine(js: &jetstream::Context, machine: MachineId) -> Result<(), ProvisionError> {
-    let broker =
-        |e: &dyn std::fmt::Display| ProvisionError::Broker { stream: DISPATCH.to_owned(), problem: e.to_string() };
-    let stream = js.get_stream_no_info(DISPATCH).await.map_err(|e| broker(&e))?;
+    let stream = js.get_stream_no_info(DISPATCH).await.map_err(broker(DISPATCH))?;
     match stream.delete_consumer(&machine_consumer(machine)).await {
         Ok(_) => {}
-        // It never had one, or it is gone already.
+        // The machine never had a consumer, or the consumer is gone already.
         Err(e) if matches!(e.kind(), ConsumerErrorKind::JetStream(ref e) if e.code() == 404) => {}
-        Err(e) => return Err(broker(&e)),
+        Err(e) => return Err(broker(DISPATCH)(e)),
     }
-    stream.purge().filter(subject::dispatch_of(machine)).await.map_err(|e| broker(&e))?;
+    stream.purge().filter(subject::dispatch_of(machine)).await.map_err(broker(DISPATCH))?;
     Ok(())
 }

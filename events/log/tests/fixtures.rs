@@ -1,14 +1,14 @@
-//! Every event that was ever written must be readable for ever: one fixture per wire name and version.
+//! Every event that was ever written must be readable for ever. There is a fixture for each wire name and version.
 //!
 //! A new event gets a new fixture. A fixture that is there is never changed.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use gpubnb_events::{Event, MachineId, Seq, ledger, message::header, output, record::Speed, subject, telemetry};
+use gpubnb_events::{Event, MachineId, Seq, event::Speed, ledger, message::header, output, subject, telemetry};
 use gpubnb_log::{
     Raw,
-    archive::{Reader, Writer},
+    archive::{ArchiveReader, ArchiveWriter},
 };
 
 fn fixtures() -> Vec<(String, Vec<u8>)> {
@@ -22,7 +22,7 @@ fn fixtures() -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// What goes to TELEMETRY and OUTPUT, read and written again.
+/// Reads a message of TELEMETRY or OUTPUT and writes it again; `None` for an event.
 fn volatile(wire_name: &str, bytes: &[u8]) -> Option<serde_json::Value> {
     fn again<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> serde_json::Value {
         serde_json::to_value(serde_json::from_slice::<T>(bytes).unwrap()).unwrap()
@@ -49,7 +49,7 @@ fn every_fixture_is_read_and_written_again_as_it_was() {
         if event.wire_name() == wire_name {
             assert_eq!(again, before, "{wire_name}");
         } else {
-            // Of an older version: the same event, with nothing lost that it said.
+            // A fixture of an older version is read as the same event, and none of its fields is lost.
             assert_eq!(event.name(), wire_name.split('.').next().unwrap());
             for (field, value) in before.as_object().unwrap() {
                 assert_eq!(&again[field], value, "{wire_name}: {field}");
@@ -84,11 +84,11 @@ fn an_older_version_is_read_as_what_it_would_be_today() {
     assert_eq!((event.machine, event.speed), (machine, Speed { core: Some(812), ..Speed::default() }));
 }
 
-/// Each version that was ever written, in an archive that is read as one of tomorrow would be.
+/// An archive with an event of each version that was ever written.
 #[test]
 fn an_archive_of_every_version_is_replayed() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = Writer::create(&directory.path().join("archive"), || false).unwrap();
+    let mut writer = ArchiveWriter::create(&directory.path().join("archive"), || false).unwrap();
     let events = fixtures().into_iter().filter(|(name, bytes)| volatile(name, bytes).is_none());
     let raws: Vec<Raw> = (1..)
         .zip(events)
@@ -104,7 +104,7 @@ fn an_archive_of_every_version_is_replayed() {
         .collect();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
-    let reader = Reader::open(&directory.path().join("archive")).unwrap();
+    let reader = ArchiveReader::open(&directory.path().join("archive")).unwrap();
     let parts = reader.manifest.parts.iter();
     let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
     let leaves: Vec<_> = reader.leaves().unwrap().collect();

@@ -4,13 +4,13 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use gpubnb_events::{
     Seq,
-    message::{Parts, Recorded},
+    message::{MessageParts, Recorded},
 };
 use serde::{Deserialize, Serialize};
 
 /// A message as one JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct MessageLine {
     /// The message's sequence in MARKET.
     pub seq: Seq,
     /// The broker's time, nanoseconds since 1970.
@@ -27,7 +27,7 @@ pub struct Line {
     pub bytes: Option<String>,
 }
 
-impl Line {
+impl MessageLine {
     /// The body; `None` where it is neither text nor hexadecimal.
     pub fn body(&self) -> Option<Cow<'_, [u8]>> {
         match (&self.payload, &self.bytes) {
@@ -41,6 +41,6 @@ impl Line {
     pub fn read(&self) -> Option<Recorded> {
         let body = self.body()?;
         let value_of = |name: &'static str| self.headers.get(name).map(String::as_str);
-        Some(Parts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &body }.read())
+        Some(MessageParts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &body }.read())
     }
 }

@@ -1,10 +1,10 @@
-//! The Merkle tree over MARKET, as RFC 6962 (2.1) and RFC 9162 define it: hashes, roots, proofs. Pure; where the
-//! hashes lie is told in `model::merkle`.
+//! The Merkle tree over MARKET, as RFC 6962 (2.1) and RFC 9162 define it: hashes, roots, proofs. Pure; `gpubnb-model`
+//! stores the hashes.
 
 use gpubnb_events::message::Hash;
 use sha2::{Digest as _, Sha256};
 
-/// Of two subtrees beside each other.
+/// The hash of the node above two subtrees.
 pub fn node(left: &Hash, right: &Hash) -> Hash {
     let mut hash = Sha256::new();
     hash.update([1]);
@@ -18,11 +18,11 @@ pub fn empty() -> Hash {
     Sha256::digest([]).into()
 }
 
-/// Where hashes of complete subtrees come from.
+/// A source of the hashes of complete subtrees.
 pub trait Nodes {
-    /// Why one cannot be had.
+    /// The reason why a hash cannot be had.
     type Error;
-    /// The subtree of `2^level` leaves, the `index`-th of its kind from the left. Only asked for where it is complete.
+    /// The root of the `index`-th subtree of `2^level` leaves from the left. Only complete subtrees are asked for.
     fn subtree(&self, level: u32, index: u64) -> Result<Hash, Self::Error>;
 }
 
@@ -31,7 +31,8 @@ fn split(n: u64) -> u32 {
     (n - 1).ilog2()
 }
 
-/// The root of the leaves from `start` on, `size` of them; `start` is a multiple of the least power of two that holds them.
+/// The root of `size` leaves from `start` on. `start` must be a multiple of the least power of two that is not below
+/// `size`.
 pub fn root<N: Nodes>(nodes: &N, start: u64, size: u64) -> Result<Hash, N::Error> {
     if size == 0 {
         return Ok(empty());
@@ -44,7 +45,8 @@ pub fn root<N: Nodes>(nodes: &N, start: u64, size: u64) -> Result<Hash, N::Error
     Ok(node(&root(nodes, start, left)?, &root(nodes, start + left, size - left)?))
 }
 
-/// The proof that a leaf is in the tree of the first `size` leaves: what to hash it with, from the leaf up.
+/// The proof that a leaf is in the tree of the first `size` leaves: the hashes with which the leaf is hashed, from the
+/// leaf to the root.
 pub fn path<N: Nodes>(nodes: &N, leaf: u64, size: u64) -> Result<Vec<Hash>, N::Error> {
     fn below<N: Nodes>(nodes: &N, leaf: u64, start: u64, size: u64, path: &mut Vec<Hash>) -> Result<(), N::Error> {
         if size <= 1 {
@@ -65,7 +67,7 @@ pub fn path<N: Nodes>(nodes: &N, leaf: u64, size: u64) -> Result<Vec<Hash>, N::E
     Ok(path)
 }
 
-/// The root that a leaf's proof comes to (RFC 9162, 2.1.3.2); `None` where the proof is not one for that place.
+/// The root to which a proof leads from a leaf (RFC 9162, 2.1.3.2); `None` if the proof does not fit the leaf's place.
 pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
     if index >= size {
         return None;
@@ -88,19 +90,20 @@ pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash>
     (last == 0).then_some(hash)
 }
 
-/// A tree that only grows, of which nothing but the root is asked: it holds a hash a level.
+/// A tree that only grows and gives nothing but its root. It keeps one hash for each level.
 #[derive(Default)]
-pub struct Growing {
+pub struct GrowingTree {
     size: u64,
     /// Roots of complete subtrees, the largest first.
     complete: Vec<Hash>,
 }
 
-impl Growing {
+impl GrowingTree {
     /// Adds a leaf.
     pub fn push(&mut self, leaf: Hash) {
         let mut hash = leaf;
-        // Each trailing one of the size is a subtree that is complete now, with its left sibling waiting.
+        // Each trailing one bit of the size is a complete subtree that waits for its right sibling, which is complete
+        // now.
         for _ in 0..self.size.trailing_ones() {
             let Some(left) = self.complete.pop() else { break };
             hash = node(&left, &hash);
@@ -109,12 +112,12 @@ impl Growing {
         self.size += 1;
     }
 
-    /// How many leaves.
+    /// The number of leaves.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The root.
+    /// The root of all leaves.
     pub fn root(&self) -> Hash {
         let smallest_first = self.complete.iter().rev().copied();
         smallest_first.reduce(|right, left| node(&left, &right)).unwrap_or_else(empty)
@@ -162,7 +165,7 @@ mod tests {
     #[test]
     fn every_leaf_of_every_tree_is_proven_and_at_no_other_place() {
         let leaves = Leaves((0..40_u8).map(|n| [n; 32]).collect());
-        let mut growing = Growing::default();
+        let mut growing = GrowingTree::default();
         for size in 1..=40 {
             growing.push(leaves.subtree(0, size - 1).unwrap());
             let whole = root(&leaves, 0, size).unwrap();

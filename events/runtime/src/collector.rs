@@ -1,5 +1,5 @@
-//! Sends what `trace` records to an OpenTelemetry collector, over OTLP. What it cannot take in time is dropped: nobody
-//! waits for those who watch.
+//! Sends the spans that `trace` records to an OpenTelemetry collector, over OTLP. Spans that the collector does not
+//! take in time are dropped: no work waits for monitoring.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use tracing::warn;
 
 use crate::trace;
 
-/// How long one batch may take, and the last one when the process ends.
+/// How long the collector may take for a batch, also for the last batch when the process ends.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Random ids, but for the spans whose ids are known before they are made.
+/// Random ids, except for spans whose ids are chosen beforehand (`trace::chosen`).
 #[derive(Debug, Default)]
-struct Ids(RandomIdGenerator);
+struct SpanIds(RandomIdGenerator);
 
-impl IdGenerator for Ids {
+impl IdGenerator for SpanIds {
     fn new_trace_id(&self) -> TraceId {
         trace::chosen().map_or_else(|| self.0.new_trace_id(), |(trace, _)| trace)
     }
@@ -33,20 +33,20 @@ impl IdGenerator for Ids {
     }
 }
 
-/// Sends for as long as it lives, and what is left when it goes.
+/// Sends spans until it is dropped; dropping it sends the last ones.
 #[derive(Debug)]
-pub(crate) struct Sending(SdkTracerProvider);
+pub(crate) struct TraceExport(SdkTracerProvider);
 
-impl Sending {
-    /// To a collector's address, such as `http://127.0.0.1:4318`.
+impl TraceExport {
+    /// Begins to send to a collector, whose address is such as `http://127.0.0.1:4318`.
     pub(crate) fn start(collector: &str, service: &'static str) -> Result<Self, ExporterBuildError> {
-        // Another library in this process may have installed one: either is good.
+        // Another library in this process may have installed a provider already: that one serves as well.
         drop(rustls::crypto::ring::default_provider().install_default());
         let endpoint = format!("{}/v1/traces", collector.trim_end_matches('/'));
         let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).with_timeout(PATIENCE).build()?;
         let resource = Resource::builder().with_service_name(service).build();
         let provider = SdkTracerProvider::builder()
-            .with_id_generator(Ids::default())
+            .with_id_generator(SpanIds::default())
             .with_resource(resource)
             .with_batch_exporter(exporter)
             .build();
@@ -55,7 +55,7 @@ impl Sending {
     }
 }
 
-impl Drop for Sending {
+impl Drop for TraceExport {
     fn drop(&mut self) {
         if let Err(e) = self.0.shutdown_with_timeout(PATIENCE) {
             warn!(error = %e, "the last traces were not sent");

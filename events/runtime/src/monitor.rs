@@ -1,5 +1,5 @@
-//! What a service says of itself to those who watch over it: `/metrics` for Prometheus, `/healthz` and `/readyz` for
-//! whoever starts and stops it. On an address of its own, which is nobody else's business.
+//! Monitoring of a service over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the program that starts
+//! and stops the service. The address is separate from all others, so that it can be kept from the public.
 
 use std::{
     net::SocketAddr,
@@ -18,68 +18,68 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    collector::Sending,
+    collector::TraceExport,
     metric::{self, Kind},
 };
 
-/// Upper bounds of the buckets, seconds: from a query out of memory to one that waits.
+/// Upper bounds of the histograms' buckets, seconds: from a query that memory answers to one that waits.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
-/// How often summed values are tidied up.
+/// How often the recorder moves new measurements into the histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Where a service is watched.
+/// Options of monitoring.
 #[derive(Debug, Clone, Args)]
 pub struct MonitorArgs {
-    /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere, if missing. Keep it to those who operate the market.
+    /// Address for `/metrics`, `/healthz` and `/readyz`; without it they are not served. Keep it from the public.
     #[arg(long, env = "GPUBNB_MONITOR", value_name = "ADDRESS")]
     pub monitor: Option<SocketAddr>,
-    /// An OpenTelemetry collector that is sent traces, over OTLP/HTTP (such as `http://127.0.0.1:4318`); none, if missing.
+    /// OpenTelemetry collector for traces, over OTLP/HTTP (such as `http://127.0.0.1:4318`); without it none are sent.
     #[arg(long, env = "GPUBNB_OTLP", value_name = "URL")]
     pub otlp: Option<String>,
 }
 
-/// Why a service cannot be watched.
+/// The reason why a service cannot be monitored.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
-    /// The address cannot be had.
-    #[error("listening on {address} for those who watch: {source}")]
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} for monitoring")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// What is wrong.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Something else records metrics already.
-    #[error("recording metrics: {0}")]
+    /// Metrics cannot be recorded: something else in this process records them already.
+    #[error("cannot record metrics")]
     Record(#[from] metrics_exporter_prometheus::BuildError),
-    /// Traces cannot be sent.
-    #[error("sending traces: {0}")]
+    /// The sender of traces cannot be set up.
+    #[error("cannot send traces")]
     Trace(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Whether the service does its work. Keep it until the service ends: then the last traces are sent.
+/// The service's readiness. Keep this value until the service ends: when it is dropped, the last traces are sent.
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
     is: Arc<AtomicBool>,
-    _sending: Option<Arc<Sending>>,
+    _export: Option<Arc<TraceExport>>,
 }
 
 impl Ready {
-    /// From now on it does.
+    /// The service is ready from now on.
     pub fn set(&self) {
         self.is.store(true, Ordering::Release);
     }
 }
 
-/// Serves until shutdown, where an address was given, and sends traces, where a collector was. `service` is its name
-/// there. Call before anything is counted.
+/// Serves metrics until shutdown, if an address was given, and sends traces, if a collector was given. `service` is the
+/// name of the service in traces. Call this function before anything is counted.
 pub async fn start(
     args: &MonitorArgs,
     service: &'static str,
     shutdown: CancellationToken,
 ) -> Result<Ready, MonitorError> {
-    let sending = args.otlp.as_deref().map(|collector| Sending::start(collector, service)).transpose()?;
-    let ready = Ready { is: Arc::default(), _sending: sending.map(Arc::new) };
+    let export = args.otlp.as_deref().map(|collector| TraceExport::start(collector, service)).transpose()?;
+    let ready = Ready { is: Arc::default(), _export: export.map(Arc::new) };
     let Some(address) = args.monitor else { return Ok(ready) };
     let mut builder = PrometheusBuilder::new();
     for metric in metric::ALL.iter().filter(|m| m.kind == Kind::Seconds) {
@@ -100,7 +100,7 @@ pub async fn start(
     let router = router(recorded, ready.clone(), shutdown.clone());
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await {
-            warn!(error = %e, "nobody can watch any more");
+            warn!(error = %e, "monitoring has ended");
         }
     });
     Ok(ready)

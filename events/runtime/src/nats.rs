@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use clap::Args;
-use gpubnb_events::subject::MACHINE_API;
+use gpubnb_events::{BoxError, subject::MACHINE_API};
 use nkeys::{KeyPair, KeyPairType};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -16,7 +16,8 @@ pub struct NatsArgs {
     /// Address of the broker; `tls://…` where it is reached over a network.
     #[arg(long, env = "GPUBNB_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats: String,
-    /// Directory with the credentials of this process's users, `<user>.creds`, as `gpubnb-services bootstrap` makes them.
+    /// Directory with the credentials of this process's users, `<user>.creds`, as `gpubnb-services bootstrap` makes
+    /// them.
     #[arg(long, env = "GPUBNB_NATS_CREDS", default_value = "keys", value_name = "DIR")]
     pub nats_creds: PathBuf,
     /// Certificate of the authority that signed the broker's, if it is not a public one (PEM).
@@ -24,52 +25,52 @@ pub struct NatsArgs {
     pub nats_ca: Option<PathBuf>,
 }
 
-/// A connection that could not be made.
+/// The connection could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The credential is of no use.
-    #[error("{path}: {problem}. `gpubnb-services bootstrap` makes it")]
+    /// The credential cannot be used.
+    #[error("the credential {path} cannot be used; `gpubnb-services bootstrap` makes one")]
     Credential {
-        /// The file.
+        /// The credential's file.
         path: PathBuf,
-        /// What is wrong.
-        problem: String,
+        /// The cause.
+        source: BoxError,
     },
-    /// The broker refused.
-    #[error("cannot connect to the broker at {url} as `{user}`: {problem}. Is nats-server running there?")]
+    /// The broker refused, or is not there.
+    #[error("cannot connect to the broker at {url} as `{user}`; is nats-server running there?")]
     Refused {
-        /// Where.
+        /// The broker's address.
         url: String,
-        /// Who.
+        /// The user of the broker.
         user: String,
-        /// What is wrong.
-        problem: String,
+        /// The cause.
+        source: async_nats::ConnectError,
     },
 }
 
 impl NatsArgs {
-    /// A key to sign with, which only who has `user`'s credential can make. It is not the credential's own: with that, a
-    /// client signs whatever a broker sends it to sign in.
+    /// A key for signatures, derived from the seed in `user`'s credential. The credential's own key is not used: a
+    /// client signs with it whatever text a broker sends as the challenge of a sign-in.
     pub fn signing_key(&self, user: &str) -> Result<KeyPair, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));
-        let unusable = |problem: String| ConnectError::Credential { path: path.clone(), problem };
-        let text = std::fs::read_to_string(&path).map_err(|e| unusable(e.to_string()))?;
+        let unusable = |source: BoxError| ConnectError::Credential { path: path.clone(), source };
+        let text = std::fs::read_to_string(&path).map_err(|e| unusable(e.into()))?;
         let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
-        let seed = seed.ok_or_else(|| unusable("there is no user's seed in it".to_owned()))?;
+        let seed = seed.ok_or_else(|| unusable("there is no user's seed in it".into()))?;
         let own = Sha256::new().chain_update("gpubnb signing key\n").chain_update(seed).finalize();
-        KeyPair::new_from_raw(KeyPairType::User, own.into()).map_err(|e| unusable(e.to_string()))
+        KeyPair::new_from_raw(KeyPairType::User, own.into()).map_err(|e| unusable(e.into()))
     }
 
-    /// Connects as `user`, with its own inbox. Reconnects for ever afterwards.
+    /// Connects as `user`, with an inbox of its own. The connection reconnects for ever.
     pub async fn connect(&self, user: &str, inbox: &str) -> Result<Client, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));
         let credential = std::fs::read_to_string(&path).and_then(|text| ConnectOptions::with_credentials(&text));
-        let options = credential.map_err(|e| ConnectError::Credential { path, problem: e.to_string() })?;
+        let options = credential.map_err(|e| ConnectError::Credential { path, source: e.into() })?;
         connect(options, &self.nats, self.nats_ca.clone(), user, inbox).await
     }
 }
 
-/// Connects with options that hold a credential already.
+/// Connects with options that already hold a credential.
 pub async fn connect(
     options: ConnectOptions,
     url: &str,
@@ -80,7 +81,7 @@ pub async fn connect(
     connect_and_tell(options, url, authority, user, inbox, watch::Sender::new(0)).await
 }
 
-/// The same, and counts each time that the connection is made, the first and every later one.
+/// Like [`connect`]; `connects` counts how often the connection was made, the first time included.
 pub async fn connect_and_tell(
     options: ConnectOptions,
     url: &str,
@@ -107,14 +108,14 @@ pub async fn connect_and_tell(
     if let Some(authority) = authority {
         options = options.add_root_certificates(authority).require_tls(true);
     }
-    options.connect(url).await.map_err(|e| ConnectError::Refused {
+    options.connect(url).await.map_err(|source| ConnectError::Refused {
         url: url.to_owned(),
         user: user.to_owned(),
-        problem: e.to_string(),
+        source,
     })
 }
 
-// Denied subjects are silent to the caller: this is where they show.
+// The broker does not tell a publisher that a subject is denied. Denials show up here only.
 fn report(user: &str, event: &Event) {
     match event {
         Event::Connected => info!(user, "connected to the broker"),
@@ -124,7 +125,7 @@ fn report(user: &str, event: &Event) {
     }
 }
 
-/// Whether the connection is up now.
+/// True while the connection is up.
 pub fn connected(client: &Client) -> bool {
     client.connection_state() == State::Connected
 }
@@ -136,7 +137,8 @@ pub fn jetstream(client: Client) -> jetstream::Context {
     context
 }
 
-/// The same over a machine's connection, whose account has no streams of its own.
+/// `JetStream` over a machine's connection. The account of machines has no streams; the broker maps this prefix to the
+/// market's account.
 pub fn machine_jetstream(client: Client) -> jetstream::Context {
     let mut context = jetstream::with_prefix(client, MACHINE_API);
     context.set_timeout(Duration::from_secs(5));

@@ -1,4 +1,4 @@
-//! Structured logs of a process. Never a secret, never personal data.
+//! Structured logs of a process. A log line never holds a secret or personal data.
 
 use std::io::IsTerminal as _;
 
@@ -6,12 +6,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-/// Starts logging to standard error. `RUST_LOG` chooses what; `GPUBNB_LOG=json` makes it one object a line.
+/// Starts logging to standard error. `RUST_LOG` chooses the level; with `GPUBNB_LOG=json`, each line is a JSON object.
 pub fn start() {
     start_to(std::io::stderr, std::io::stderr().is_terminal());
 }
 
-/// The same, to where `writer` leads.
+/// Starts logging to `writer`.
 pub fn start_to<W>(writer: W, colours: bool)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,

@@ -1,6 +1,7 @@
-//! Permits for files: signed by one process and checked by the edge, each for one purpose and a short time.
+//! Permits to get or put files. A process signs a permit for one purpose and a short time, and the web server checks
+//! it.
 //!
-//! A permit is `<purpose>.<part>.….<expires>.<hmac-sha256>`: it can stand in a header or in an address.
+//! The text of a permit is `<purpose>.<part>.….<expires>.<hmac-sha256>`, which fits into a header or an address.
 
 use std::fmt;
 
@@ -8,7 +9,7 @@ use gpubnb_events::{AccountId, CommandId, JobId, Lease, Timestamp};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// The secret that services and the edge share.
+/// The secret that the services and the web server share.
 #[derive(Clone)]
 pub struct TransferKey(Vec<u8>);
 
@@ -18,26 +19,26 @@ impl fmt::Debug for TransferKey {
     }
 }
 
-/// What a permit is for.
+/// The purpose of a permit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
-    /// Putting the files of one attempt.
+    /// Putting the files that one attempt left.
     Upload {
         /// The job.
         job: JobId,
         /// The attempt.
         lease: Lease,
-        /// Bytes that they may have together.
+        /// Most bytes of all files together.
         most: u64,
     },
-    /// Getting one file that a job is given.
+    /// Getting one input file of a job.
     Input {
-        /// Whose.
+        /// The account that owns the file.
         account: AccountId,
         /// The file.
         input: CommandId,
     },
-    /// Getting one file that a job left.
+    /// Getting one file that an attempt left.
     Artifact {
         /// The job.
         job: JobId,
@@ -45,27 +46,27 @@ pub enum Purpose {
         lease: Lease,
         /// Path below `/output`.
         path: String,
-        /// Its hash, as the manifest has it.
+        /// The file's SHA-256 in the manifest.
         sha256: String,
     },
 }
 
-/// Permission to move files until some moment.
+/// Permission to get or put files until a certain time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
-    /// What for.
+    /// The purpose.
     pub purpose: Purpose,
-    /// Until when.
+    /// The time at which the permit ends.
     pub expires: Timestamp,
 }
 
-/// A permit that permits nothing.
+/// The reason why a permit is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPermit {
-    /// It was not signed with this key, or was changed.
+    /// The permit was not signed with this key, or was changed.
     #[error("the permit is not valid")]
     Invalid,
-    /// It is too old.
+    /// The permit has expired.
     #[error("the permit has expired")]
     Expired,
 }
@@ -76,7 +77,7 @@ impl Permit {
         match &self.purpose {
             Purpose::Upload { job, lease, most } => format!("upload.{job}.{lease}.{most}.{expires}"),
             Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
-            // A path may have any character in it: as hex it has none that matters.
+            // A path may contain any character, also the dot that separates the parts: write it in hexadecimal.
             Purpose::Artifact { job, lease, path, sha256 } => {
                 format!("artifact.{job}.{lease}.{}.{sha256}.{expires}", hex::encode(path))
             }
@@ -104,12 +105,12 @@ impl Permit {
 }
 
 impl TransferKey {
-    /// At least 32 bytes.
+    /// A key of these bytes; `None` for fewer than 32.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         (bytes.len() >= 32).then(|| Self(bytes.to_vec()))
     }
 
-    /// From a file.
+    /// Reads the key from a file.
     pub fn read(path: &std::path::Path) -> std::io::Result<Self> {
         let text = std::fs::read_to_string(path)?;
         Self::new(text.trim().as_bytes())
@@ -122,14 +123,14 @@ impl TransferKey {
         Some(mac)
     }
 
-    /// A permit as text.
+    /// Signs a permit.
     pub fn sign(&self, permit: &Permit) -> Option<String> {
         let text = permit.text();
         let mac = hex::encode(self.mac(&text)?.finalize().into_bytes());
         Some(format!("{text}.{mac}"))
     }
 
-    /// What a text permits at this moment. The comparison takes the same time whatever differs.
+    /// The purpose of a signed permit, if the permit is valid now. The signature is compared in constant time.
     pub fn verify(&self, signed: &str, now: Timestamp) -> Result<Purpose, BadPermit> {
         let (text, signature) = signed.rsplit_once('.').ok_or(BadPermit::Invalid)?;
         let signature = hex::decode(signature).map_err(|_| BadPermit::Invalid)?;

@@ -1,8 +1,8 @@
 //! Requests and answers between processes, over NATS micro services.
 //!
-//! A requester chooses where the answer goes, and the answer is published with the *service's* rights.
-//! Hence two rules, kept here for every endpoint: an answer goes only into the requester's own inbox, and
-//! the connection that serves may publish to inboxes only (the broker's own rule, see deploy/).
+//! A requester names the subject of the answer, and the answer is published with the rights of the *service*. A
+//! requester could thus have the service publish to any subject. Two rules prevent that. This module answers only into
+//! the requester's own inbox, and the broker lets the connection that answers publish to inboxes only.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use gpubnb_events::{Actor, Refusal, RefusalKind, message::header, subject};
+use gpubnb_events::{Actor, Chain, Refusal, RefusalKind, message::header, subject};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,25 +22,33 @@ use crate::{metric, nats::connected, trace};
 
 /// Largest request body.
 const MAX_BODY: usize = 256 * 1024;
-/// Requests that one endpoint works on at once; more wait in the broker's queue.
+/// Requests that one endpoint works on at once. Further requests wait in the broker's queue.
 const MAX_IN_FLIGHT: usize = 256;
 /// How long a requester waits.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// A request that did not get what it asked for.
+/// The reason why a request was not granted.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
-    /// The answer is no.
+    /// The request was refused, for a named reason.
     #[error("{0}")]
     Refused(Refusal),
-    /// There is no answer now: try again, with the same id.
+    /// There is no answer now. Try again, with the same id.
     #[error("{0}")]
     Unavailable(String),
 }
 
 impl Failure {
-    /// The answer is no.
+    /// There is no answer now, because of `error`. The requester reads `message`; the chain of causes, which may name
+    /// addresses and other internals, goes into the log lines of this process.
+    pub fn unavailable(message: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let message = message.into();
+        warn!(error = %Chain(error), "{message}");
+        Self::Unavailable(message)
+    }
+
+    /// A refusal.
     pub fn refused(refusal: impl Into<Refusal>) -> Self {
         Self::Refused(refusal.into())
     }
@@ -52,14 +60,14 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// Asks services, in an actor's name.
+/// Sends requests to services, in an actor's name.
 #[derive(Clone)]
 pub struct Caller {
     client: Client,
 }
 
 impl Caller {
-    /// Over a connection.
+    /// Sends requests over this connection.
     pub fn new(client: Client) -> Self {
         Self { client }
     }
@@ -69,7 +77,7 @@ impl Caller {
         &self.client
     }
 
-    /// One request. Fails at once where the broker or the service is known to be away.
+    /// Sends one request. Fails at once where the broker or the service is known to be away.
     pub async fn call<T: DeserializeOwned>(
         &self,
         subject: String,
@@ -80,38 +88,39 @@ impl Caller {
         self.call_there(subject, actor, body).await?.ok_or(nobody)
     }
 
-    /// One request; `None`: nobody is there to answer it.
+    /// Sends one request; `None`: no service listens on the subject.
     pub async fn call_there<T: DeserializeOwned>(
         &self,
         subject: String,
         actor: Actor,
         body: &(impl Serialize + Sync),
     ) -> Result<Option<T>, Failure> {
-        let unavailable =
-            |what: &dyn std::fmt::Display| Failure::Unavailable(format!("no answer from {subject}: {what}"));
+        let no_answer = |error: &(dyn std::error::Error + 'static)| {
+            Failure::unavailable(format!("no answer from {subject}"), error)
+        };
         if !connected(&self.client) {
             return Err(Failure::Unavailable("the broker is away; reconnecting".to_owned()));
         }
-        let payload = serde_json::to_vec(body).map_err(|e| unavailable(&e))?;
+        let payload = serde_json::to_vec(body).map_err(|e| no_answer(&e))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::ACTOR, actor.to_string());
         trace::inject(&mut headers);
         let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
         let reply = match self.client.send_request(subject.clone(), request).await {
             Err(e) if e.kind() == RequestErrorKind::NoResponders => return Ok(None),
-            reply => reply.map_err(|e| unavailable(&e))?,
+            reply => reply.map_err(|e| no_answer(&e))?,
         };
-        let answer: Result<T, Failure> = serde_json::from_slice(&reply.payload).map_err(|e| unavailable(&e))?;
+        let answer: Result<T, Failure> = serde_json::from_slice(&reply.payload).map_err(|e| no_answer(&e))?;
         answer.map(Some)
     }
 }
 
-/// Whose requests an endpoint answers: decides the only inbox its answers may go to.
+/// The kind of requester that an endpoint answers. The kind decides into which inbox an answer may go.
 #[derive(Debug, Clone, Copy)]
 pub enum Requester {
-    /// The web UI, which speaks for signed-in people; and operators.
+    /// The web server, which speaks for signed-in people and operators.
     Edge,
-    /// The machine that is named in the subject.
+    /// The machine that the subject names.
     Machine,
     /// Any process of the platform.
     Platform,
@@ -119,13 +128,13 @@ pub enum Requester {
 
 /// A request that passed the rules.
 pub struct Incoming {
-    /// Its subject.
+    /// The subject.
     pub subject: String,
-    /// In whose name.
+    /// The actor in whose name the request is made.
     pub actor: Actor,
-    /// Its body.
+    /// The body.
     pub body: Bytes,
-    /// What the requester is at. A machine is not believed in it.
+    /// The requester's trace. Empty for a machine, which could name any trace.
     trace: opentelemetry::Context,
 }
 
@@ -205,19 +214,19 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until everything in hand is answered. Call after the stop token is cancelled.
+    /// Waits until every request that was taken is answered. Call after the stop token is cancelled.
     pub async fn finish(self) {
         self.tasks.close();
         if tokio::time::timeout(PATIENCE, self.tasks.wait()).await.is_err() {
-            warn!("gave up waiting for requests in hand");
+            warn!("some requests were not answered in time before the stop");
         }
         if let Err(e) = self.service.stop().await {
-            warn!(error = %e, "stopping the service");
+            warn!(error = %e, "the service could not be stopped cleanly");
         }
     }
 }
 
-/// Counts an answer.
+/// Counts an answer in the metrics.
 fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: Duration) {
     let result = match answer {
         Ok(_) => "ok",
@@ -228,13 +237,15 @@ fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: 
     metrics::counter!(metric::RPC_REQUESTS, "endpoint" => endpoint, "result" => result).increment(1);
 }
 
-/// The rules. A request that breaks them gets no answer at all: where it wants the answer is the attack.
+/// Checks a request against the rules of this module. A request that breaks a rule gets no answer at all, because an
+/// answer to a subject of the requester's choice is the very attack.
 fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming, &'static str> {
     let named = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
     let (inboxes, actor, trace) = match requester {
         Requester::Machine => {
             let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
-            // It asks from another account: the broker made up the place itself, and knows whose it is.
+            // Machines ask from another account. The broker itself names the subject of the answer, and maps the
+            // subject to the inbox of the connection that asked.
             (vec![subject::BROKERED.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
         }
         Requester::Edge | Requester::Platform => {

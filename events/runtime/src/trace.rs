@@ -1,8 +1,10 @@
-//! Traces that follow a job through the market (<https://www.w3.org/TR/trace-context/>). A job's id *is* its trace's id,
-//! so that the trace is found by what everybody knows of the job, and no sender has to be believed in it. What is going
-//! on travels in the `traceparent` header of requests and events, and DISPATCH hands it on to the worker with the job.
+//! Traces that follow a job through the market (<https://www.w3.org/TR/trace-context/>).
 //!
-//! Spans are recorded where a collector is named (`monitor`); without one, this costs next to nothing.
+//! The id of a job's trace *is* the job's id. Everybody who knows the job can find the trace, and no sender has to be
+//! believed about it. The current span travels in the `traceparent` header of requests and events; in DISPATCH, it
+//! reaches the worker together with the job.
+//!
+//! Spans are recorded only if a collector is configured (`monitor`). Without one, tracing costs next to nothing.
 
 use std::{cell::Cell, future::Future, time::SystemTime};
 
@@ -20,15 +22,15 @@ use tracing::Instrument as _;
 
 pub use opentelemetry::trace::SpanKind;
 
-/// The only version of the header there is.
+/// The only version of the header that exists.
 const VERSION: &str = "00";
 
 thread_local! {
-    /// The ids that the next span gets instead of random ones.
+    /// The ids that the next span of this thread gets instead of random ones.
     static CHOSEN: Cell<Option<(TraceId, SpanId)>> = const { Cell::new(None) };
 }
 
-/// Something that takes time, and gets a span.
+/// A step of the work, for which a span is recorded.
 #[derive(Debug, Clone)]
 pub struct Step {
     name: String,
@@ -37,18 +39,19 @@ pub struct Step {
 }
 
 impl Step {
-    /// One that begins now.
+    /// A step that begins now.
     pub fn now(name: String, kind: SpanKind) -> Self {
         Self { name, kind, since: None }
     }
 
-    /// One that began before.
+    /// A step that began at a time in the past.
     pub fn since(name: String, kind: SpanKind, since: Timestamp) -> Self {
         Self { name, kind, since: Some(since) }
     }
 }
 
-/// What a span is about: attributes of the span, and fields of every line that is logged within it.
+/// The job, machine and attempt that a span is about. They become attributes of the span and fields of every log line
+/// within it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct About {
     /// The job.
@@ -60,7 +63,7 @@ pub struct About {
 }
 
 impl About {
-    /// A job, and nothing closer.
+    /// A job, without a machine or an attempt.
     pub fn job(job: JobId) -> Self {
         Self { job: Some(job), ..Self::default() }
     }
@@ -73,7 +76,7 @@ impl About {
         job.into_iter().chain(machine).chain(lease).collect()
     }
 
-    /// The span that gives these fields to every line that is logged within it.
+    /// A logging span that gives these fields to every log line within it.
     pub fn logged(self) -> tracing::Span {
         use tracing::field::{Empty, display};
         let span = tracing::error_span!("at", job = Empty, machine = Empty, lease = Empty);
@@ -90,11 +93,12 @@ impl About {
     }
 }
 
-/// What a job's spans hang from: its own span, which is recorded when it is settled.
+/// The ids of a job's trace and of the span of the whole job. That span is recorded when the job is settled; the other
+/// spans of the job name it as their parent before.
 fn ids(job: JobId) -> (TraceId, SpanId) {
     let bytes = *job.as_bytes();
     let [_, _, _, _, _, _, _, _, half @ ..] = bytes;
-    // Zero, which an id that somebody chose may have there, is no span's.
+    // An id of a client's choice may have zeroes there, but zero is not a valid id of a span.
     (TraceId::from(u128::from_be_bytes(bytes)), SpanId::from(u64::from_be_bytes(half).max(1)))
 }
 
@@ -102,23 +106,23 @@ fn remote(trace: TraceId, span: SpanId, flags: TraceFlags) -> Context {
     Context::new().with_remote_span_context(SpanContext::new(trace, span, flags, true, TraceState::default()))
 }
 
-/// Inside a job's trace.
+/// The context of a job's trace.
 pub fn of_job(job: JobId) -> Context {
     let (trace, span) = ids(job);
     remote(trace, span, TraceFlags::SAMPLED)
 }
 
-/// In a trace of its own.
+/// The context of a new trace.
 pub fn apart() -> Context {
     Context::new()
 }
 
-/// Inside what is going on here; `None`: in nothing.
+/// The context of the current span; `None` if there is none.
 pub fn current() -> Option<Context> {
     Some(Context::current()).filter(|context| context.span().span_context().is_valid())
 }
 
-/// Writes what is going on here into headers.
+/// Writes the current span into headers.
 pub fn inject(headers: &mut HeaderMap) {
     if let Some(context) = current() {
         let span = context.span();
@@ -128,7 +132,7 @@ pub fn inject(headers: &mut HeaderMap) {
     }
 }
 
-/// Reads from headers what was going on there. What cannot be read says nothing.
+/// Reads the sender's span from headers. A header that cannot be read counts as none.
 pub fn extract(headers: Option<&HeaderMap>) -> Context {
     headers.and_then(|h| h.get(header::TRACE)).and_then(|value| parse(value.as_str())).unwrap_or_default()
 }
@@ -148,12 +152,12 @@ fn parse(text: &str) -> Option<Context> {
     valid.then_some(context)
 }
 
-/// Runs what belongs to something that goes on elsewhere.
+/// Runs `work` in a context from elsewhere.
 pub async fn inside<F: Future>(context: Context, work: F) -> F::Output {
     work.with_context(context).await
 }
 
-/// Runs `work` as a step of what goes on in `parent`, until it is done.
+/// Runs `work` as a step within `parent`. The step's span ends with `work`.
 pub async fn within<F: Future>(parent: &Context, step: Step, about: About, work: F) -> F::Output {
     let mut span = SpanBuilder::from_name(step.name).with_kind(step.kind).with_attributes(about.attributes());
     span.start_time = step.since.map(system_time);
@@ -161,12 +165,12 @@ pub async fn within<F: Future>(parent: &Context, step: Step, about: About, work:
     work.with_context(parent.with_span(span)).instrument(about.logged()).await
 }
 
-/// Records a span of what is over: in a job's trace, from one time to another.
+/// Records a span of the past in a job's trace.
 pub fn past(job: JobId, name: &'static str, about: About, (from, to): (Timestamp, Timestamp)) {
     record(name, about, (from, to), &of_job(job));
 }
 
-/// Records a job's own span, from which all others of its trace hang.
+/// Records the span of a whole job, which is the parent of all other spans of the job.
 pub fn whole(job: JobId, (from, to): (Timestamp, Timestamp)) {
     CHOSEN.set(Some(ids(job)));
     record("job", About::job(job), (from, to), &Context::new());
@@ -183,7 +187,7 @@ fn record(name: &'static str, about: About, (from, to): (Timestamp, Timestamp), 
     global::tracer("gpubnb").build_with_context(span, parent).end_with_timestamp(to.max(from));
 }
 
-/// The ids that were chosen for the span that is being made, if any were.
+/// The ids that were chosen for the span that is being made, if there are any.
 #[cfg(feature = "monitor")]
 pub(crate) fn chosen() -> Option<(TraceId, SpanId)> {
     CHOSEN.get()

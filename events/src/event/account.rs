@@ -1,5 +1,5 @@
-//! Events of an account: what changes what it may spend. `JobSubmitted` is one of them, because
-//! submitting spends: the guard on the account makes an overdraft impossible.
+//! Events of an account. `JobSubmitted` is one of them, because a submission holds money: the guard on the account
+//! makes an overdraft impossible.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,42 +16,42 @@ pub struct AccountOpened {
     pub account: AccountId,
 }
 
-/// Money came in from outside.
+/// Money came in from outside the platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FundsDeposited {
     /// The account.
     pub account: AccountId,
-    /// The deposit; the id of its command.
+    /// The deposit. Its id is the id of the command.
     pub deposit: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
 }
 
-/// A job was submitted and its budget is held.
+/// A job was submitted, and its budget is held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSubmitted {
     /// The consumer.
     pub account: AccountId,
-    /// The job; the id of its command.
+    /// The job. Its id is the id of the command.
     pub job: JobId,
-    /// What to run.
+    /// The specification: what to run.
     pub spec: JobSpec,
-    /// Where.
+    /// The rule by which a machine is chosen.
     pub placement: Placement,
-    /// Its bounds.
+    /// The limits.
     pub limits: Limits,
-    /// What is held until it is settled.
+    /// The money that is held until the job is settled.
     pub hold: MicroUsd,
 }
 
-/// A provider asked for earnings.
+/// A payout was requested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PayoutRequested {
     /// The account.
     pub account: AccountId,
-    /// The payout; the id of its command.
+    /// The payout. Its id is the id of the command.
     pub payout: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
 }
 
@@ -62,9 +62,9 @@ pub struct PayoutPaid {
     pub account: AccountId,
     /// The payout.
     pub payout: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
-    /// `PayoutRequested`.
+    /// The sequence of `PayoutRequested`.
     pub requested: Seq,
 }
 
@@ -75,24 +75,24 @@ pub struct PayoutFailed {
     pub account: AccountId,
     /// The payout.
     pub payout: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
-    /// `PayoutRequested`.
+    /// The sequence of `PayoutRequested`.
     pub requested: Seq,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// The account may not submit.
+/// The account was suspended: it may not submit jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountSuspended {
     /// The account.
     pub account: AccountId,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// The account may submit again.
+/// The suspension of the account ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountReinstated {
     /// The account.

@@ -1,4 +1,4 @@
-//! Events of a job, from its first assignment to its settlement. Every report of a worker carries its lease.
+//! Events of a job, from its first assignment to its settlement. Events that a worker caused name the lease.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,80 +10,81 @@ use crate::{
     time::Timestamp,
 };
 
-/// A job was given to a machine. Its sequence is the lease. This very message is the machine's job message.
+/// A job was given to a machine. The sequence of this event is the lease, and this message, copied into DISPATCH, is
+/// the job message that the machine fetches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobAssigned {
     /// The job.
     pub job: JobId,
-    /// `JobSubmitted`.
+    /// The sequence of `JobSubmitted`.
     pub submission: Seq,
     /// The machine.
     pub machine: MachineId,
-    /// The locked price.
+    /// The price and the fee, which no longer change.
     pub terms: Terms,
-    /// Why this machine.
+    /// The explanation why this machine was chosen.
     pub placement: PlacementExplanation,
-    /// The attempt, from 1.
+    /// The number of the attempt, counted from 1.
     pub attempt: u32,
 }
 
-/// Why a machine sent a job back without trying it. Nobody's fault.
+/// The reason why a machine sent a job back without trying it. This is nobody's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeclineReason {
     /// All its slots are taken.
     NoFreeSlot,
     /// The owner paused it.
     Paused,
-    /// It drains.
+    /// The machine drains.
     Draining,
 }
 
-/// The machine sent the job back; no attempt is used.
+/// The machine sent the job back. That uses up no attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Declined {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
     /// The machine.
     pub machine: MachineId,
-    /// Why.
+    /// The reason.
     pub reason: DeclineReason,
 }
 
-/// The machine took the job and prepares it.
+/// The machine accepted the job and prepares it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
 }
 
-/// The container is about to start: from here the meter runs.
+/// The container is about to start. The metered time begins here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
-    /// Digest of the image that runs.
+    /// Digest of the image.
     pub image_digest: String,
 }
 
-/// Whose fault an ending is. Decides who pays.
+/// The party at fault for an ending, which decides who pays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// The job or who submitted it: metered time is billed.
+    /// The job, or the person who submitted it. The metered time is billed.
     Consumer,
-    /// The machine: nothing is billed.
+    /// The machine. Nothing is billed.
     Provider,
-    /// `GPUbnb`: nothing is billed.
+    /// `GPUbnb`. Nothing is billed.
     Platform,
 }
 
-/// Why an attempt ended without success. The name is what people see.
+/// The reason why an attempt ended without success. People see the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "name")]
 pub enum Reason {
@@ -92,15 +93,15 @@ pub enum Reason {
         /// Exit code.
         code: i64,
     },
-    /// It used more memory than it asked for.
+    /// The job used more memory than it asked for.
     OutOfMemory,
-    /// It ran longer than its time limit.
+    /// The job ran longer than its time limit.
     TimeLimit,
     /// The budget was used up.
     BudgetExhausted,
-    /// It wrote more to `/output` than it asked for.
+    /// The job wrote more to `/output` than it asked for.
     OutputTooLarge,
-    /// It wrote too much log, or too fast.
+    /// The job wrote too much log, or wrote log too fast.
     LogFlood,
     /// The image does not exist or cannot run.
     BadImage,
@@ -110,7 +111,7 @@ pub enum Reason {
     ProviderLost,
     /// The owner took the machine back.
     Preempted,
-    /// The machine, or its Docker, was stopped and took the job with it.
+    /// The machine or its Docker was stopped, and the job with it.
     Interrupted,
     /// The GPU failed.
     GpuLost,
@@ -127,7 +128,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Whose fault it is.
+    /// The party at fault.
     pub fn fault(self) -> Fault {
         match self {
             Self::NonZeroExit { .. }
@@ -149,7 +150,7 @@ impl Reason {
         }
     }
 
-    /// What the owner of a machine can do where it was at fault; empty where nothing is to be done.
+    /// Advice to the owner of a machine that was at fault; empty where there is nothing to do.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::ProviderLost => "See that the worker runs and reaches the market: gpubnb-provider status.",
@@ -167,8 +168,8 @@ impl Reason {
         }
     }
 
-    /// In words, for people.
-    pub fn words(self) -> String {
+    /// The reason in words.
+    pub fn description(self) -> String {
         match self {
             Self::NonZeroExit { code } => format!("the program ended with exit code {code}"),
             Self::OutOfMemory => "it used more memory than it asked for".to_owned(),
@@ -191,25 +192,25 @@ impl Reason {
     }
 }
 
-/// The attempt failed by no fault of the job; it waits for another machine.
+/// The attempt ended by a fault of the machine. The job waits for another machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requeued {
     /// The job.
     pub job: JobId,
-    /// The attempt that ended.
+    /// The lease of the attempt that ended.
     pub lease: Lease,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// Whose fault.
+    /// The party at fault.
     pub fault: Fault,
-    /// The machine it will not be given to again.
+    /// The machine, which the job will not be given to again.
     pub excluded: MachineId,
-    /// What the worker said of it.
+    /// Details that the worker reported.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 
-/// The consumer wants it to stop.
+/// The consumer asked to cancel the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CancelRequested {
     /// The job.
@@ -221,13 +222,13 @@ pub struct CancelRequested {
 pub struct Completed {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
-    /// The files it left.
+    /// The files that the job left.
     pub outputs: Vec<Artifact>,
-    /// What it used.
+    /// The metered use.
     pub usage: Usage,
-    /// When, by the worker's clock.
+    /// When the program ended, by the worker's clock.
     pub occurred_at: Timestamp,
     /// The machine's signature over the manifest ([`crate::manifest::signed_text`]), base64url.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -239,20 +240,20 @@ pub struct Completed {
 pub struct Failed {
     /// The job.
     pub job: JobId,
-    /// The attempt; `None` if it never had one.
+    /// The attempt; `None` for a job that never had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// Whose fault.
+    /// The party at fault.
     pub fault: Fault,
-    /// What the worker said of it.
+    /// Details that the worker reported.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// What it left before it failed.
+    /// The files that the job left before it failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<Artifact>,
-    /// What it used, where the worker said so.
+    /// The metered use, if the worker reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// The machine's signature over the manifest, as in [`Completed`].
@@ -260,44 +261,45 @@ pub struct Failed {
     pub signature: Option<String>,
 }
 
-/// The job was stopped at the consumer's wish.
+/// The job was cancelled, as the consumer had asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
     /// The job.
     pub job: JobId,
-    /// The attempt; `None` if it had none.
+    /// The attempt; `None` for a job that had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
-    /// What it used, where the worker said so.
+    /// The metered use, if the worker reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }
 
-/// The bill: one balanced set of postings, and the sequences it was computed from. Once per job.
+/// The bill of a job: its postings, and the sequences of the events from which the bill is computed. Each job has one
+/// bill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Settled {
     /// The job.
     pub job: JobId,
-    /// Who pays.
+    /// The account that pays.
     pub consumer: AccountId,
-    /// Who earns; `None` if no attempt was metered.
+    /// The account that earns; `None` if no attempt was metered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<AccountId>,
-    /// `JobSubmitted`: spec, limits, hold.
+    /// The sequence of `JobSubmitted`, which has the specification, the limits and the hold.
     pub submission: Seq,
-    /// `JobAssigned`: the price terms; `None` if no attempt is billed.
+    /// The sequence of `JobAssigned`, which has the price; `None` if no attempt is billed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
-    /// The outcome.
+    /// The sequence of the event that ended the job.
     pub outcome: Seq,
-    /// How the time came about; `None` if nothing is billed.
+    /// The metered time and how it was computed; `None` if nothing is billed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metering: Option<Metering>,
-    /// What the consumer pays.
+    /// The cost for the consumer.
     pub cost: MicroUsd,
-    /// The platform's share of it.
+    /// The platform's share of the cost.
     pub fee: MicroUsd,
-    /// The provider's share of it.
+    /// The provider's share of the cost.
     pub earned: MicroUsd,
     /// The postings. Their sum is zero.
     pub postings: Vec<Posting>,

@@ -5,25 +5,24 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{AccountId, MachineId},
     money::HourlyRate,
-    record::Speed,
     spec::Offer,
 };
 
-/// A machine was offered, or offered anew with changes.
+/// A machine was offered, or its offer changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineListed {
     /// The machine.
     pub machine: MachineId,
-    /// Who owns it and earns.
+    /// The account that owns the machine and earns.
     pub owner: AccountId,
-    /// The machine's public key, where it has enrolled.
+    /// The machine's public key, if it has enrolled one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
-    /// What is offered.
+    /// The offer.
     pub offer: Offer,
 }
 
-/// Its price changed, for jobs assigned from now on.
+/// The price of a machine changed. The new price holds for later assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRepriced {
     /// The machine.
@@ -32,32 +31,32 @@ pub struct MachineRepriced {
     pub price: HourlyRate,
 }
 
-/// It takes no new jobs.
+/// A machine was paused: it takes no new jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePaused {
     /// The machine.
     pub machine: MachineId,
-    /// Whether the machine did so itself, because it is its owner's turn; else it is the owner's own word.
+    /// True if the machine paused itself, because its owner uses it. Otherwise the owner asked for the pause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
 
-/// It works again.
+/// A pause of a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineResumed {
     /// The machine.
     pub machine: MachineId,
-    /// Whether it is spare again; else the owner's own pause ends.
+    /// True if the pause ended because the owner no longer uses the machine. Otherwise the owner's own pause ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
 
-/// It finishes what it runs and takes nothing new.
+/// A drain of a machine began: it finishes its jobs and takes no new ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineDrainStarted {
     /// The machine.
     pub machine: MachineId,
-    /// Whether its owner works on it then: its silence is announced.
+    /// True if the owner will work on the machine afterwards. Its silence then raises no alarm.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub maintenance: bool,
 }
@@ -74,41 +73,97 @@ macro_rules! bare {
 }
 
 bare! {
-    /// It left the market.
+    /// A machine left the market.
     MachineDelisted,
-    /// It missed heartbeats: new work is withheld.
+    /// A machine missed heartbeats, and gets no new jobs.
     MachineSuspected,
-    /// It was silent past the grace: what it ran is requeued.
+    /// A machine was silent for so long that its jobs are requeued.
     MachineLost,
-    /// It was heard again.
+    /// A machine was heard again.
     MachineRecovered,
 }
 
-/// A self-test was made.
+/// A machine made a self-test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineTested {
     /// The machine.
     pub machine: MachineId,
-    /// A record per check.
+    /// The checks.
     pub checks: Vec<Check>,
-    /// How fast it was found to be: what placement goes by.
+    /// The speed that was measured, for the placement of jobs.
     pub speed: Speed,
 }
 
 /// One check of a self-test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Check {
-    /// Its id, such as `disk.write`.
+    /// The id, such as `disk.write`.
     pub id: String,
-    /// What was measured.
+    /// The measured value.
     pub actual: String,
-    /// What is required; empty where the check only informs.
+    /// The required value; empty for a check that requires nothing.
     pub required: String,
-    /// Unit of both.
+    /// The unit of both values.
     pub unit: String,
-    /// Whether it passed.
+    /// True if the check passed.
     pub passed: bool,
-    /// What to do where it did not.
+    /// Advice for a check that did not pass.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
+}
+
+/// The speed at which a machine multiplied matrices in its own self-test, in MFLOP/s.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speed {
+    /// The sum over all GPUs.
+    pub gpus: Option<u64>,
+    /// The number of GPUs in the sum.
+    pub measured: u32,
+    /// The speed of one CPU core.
+    pub core: Option<u64>,
+}
+
+impl Speed {
+    /// Reads the speed from the checks of a self-test: `gpu.<n>.matmul` in GFLOP/s, `cpu.matmul` in MFLOP/s.
+    pub fn of(checks: &[Check]) -> Self {
+        let rate = |c: &Check| c.actual.parse::<u64>().ok().filter(|rate| *rate > 0);
+        let gpus = checks.iter().filter(|c| c.id.starts_with("gpu.") && c.id.ends_with(".matmul")).filter_map(rate);
+        let (measured, sum) = gpus.fold((0, 0_u64), |(n, sum), rate| (n + 1, sum.saturating_add(rate)));
+        Self {
+            gpus: (measured > 0).then(|| sum.saturating_mul(1_000)),
+            measured,
+            core: checks.iter().find(|c| c.id == "cpu.matmul").and_then(rate),
+        }
+    }
+
+    /// The average speed of one GPU.
+    pub fn gpu(self) -> Option<u64> {
+        self.gpus?.checked_div(u64::from(self.measured))
+    }
+}
+
+/// True if these are the checks of a self-test, and all of them passed.
+pub fn verified(checks: &[Check]) -> bool {
+    !checks.is_empty() && checks.iter().all(|check| check.passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_read_from_the_checks_that_measure_it() {
+        let check = |id: &str, actual: &str| Check {
+            id: id.to_owned(),
+            actual: actual.to_owned(),
+            required: String::new(),
+            unit: String::new(),
+            passed: true,
+            remedy: String::new(),
+        };
+        let checks = [check("gpu.0.matmul", "30"), check("gpu.1.matmul", "50"), check("cpu.matmul", "7")];
+        let speed = Speed::of(&checks);
+        assert_eq!((speed.gpus, speed.gpu(), speed.core), (Some(80_000), Some(40_000), Some(7)));
+        assert_eq!(Speed::of(&[check("gpu.0.matmul", "not measured")]), Speed::default());
+    }
 }

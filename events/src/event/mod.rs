@@ -1,7 +1,7 @@
-//! The events of MARKET: every decision that was ever taken, as a value with a frozen wire name.
+//! The events of MARKET. An event records a decision, and has a frozen name on the wire.
 //!
-//! A name or a field here is a promise for ever: change one only by adding a new version
-//! (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
+//! Events are kept for ever, and every later program must read them. A name or a field therefore changes only in a new
+//! version of the event (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
 
 mod account;
 mod job;
@@ -10,12 +10,13 @@ mod upcast;
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{account::*, job::*, machine::*};
 use crate::ids::{AccountId, JobId, MachineId};
 
-/// What an event belongs to: the unit of ordering and of the guard.
+/// The account, machine or job that an event belongs to. The events of an aggregate are in order, and the guard of an
+/// append covers one aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Aggregate {
     /// An account.
@@ -36,18 +37,18 @@ impl fmt::Display for Aggregate {
     }
 }
 
-/// A payload that is no event.
+/// The reason why a message is not an event.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The type is not one of ours.
     #[error("unknown event type `{0}`")]
     UnknownType(String),
-    /// The payload does not fit its type.
-    #[error("payload of {wire_name}: {source}")]
+    /// The payload does not fit the type that the message names.
+    #[error("the payload is not a {wire_name}")]
     Payload {
-        /// The type it claims to be.
+        /// The type that the message names.
         wire_name: String,
-        /// What is wrong with it.
+        /// The cause.
         source: serde_json::Error,
     },
 }
@@ -62,7 +63,7 @@ macro_rules! events {
         }
 
         impl Event {
-            /// Every wire name that is written today; older ones are read as well.
+            /// The wire names that are written today. Older ones are read as well.
             pub const WIRE_NAMES: &'static [&'static str] = &[$($wire),+];
 
             /// The name on the wire, with its version.
@@ -75,17 +76,16 @@ macro_rules! events {
                 match self { $(Self::$name(_) => stringify!($name)),+ }
             }
 
-            /// What it belongs to.
+            /// The aggregate that the event belongs to.
             pub fn aggregate(&self) -> Aggregate {
                 match self { $(Self::$name(e) => Aggregate::$kind(e.$field)),+ }
             }
 
             /// Reads an event of any version that was ever written.
             pub fn decode(wire_name: &str, payload: &[u8]) -> Result<Self, DecodeError> {
-                let bad = |source| DecodeError::Payload { wire_name: wire_name.to_owned(), source };
                 match wire_name {
-                    $($wire => serde_json::from_slice(payload).map(Self::$name).map_err(bad),)+
-                    older => upcast::decode(older, payload),
+                    $($wire => read(wire_name, payload).map(Self::$name),)+
+                    older => decode_older(older, payload),
                 }
             }
         }
@@ -129,8 +129,24 @@ events! {
     Settled = "Settled.v1" (Job.job),
 }
 
+/// Reads an event of a version that is no longer written.
+fn decode_older(wire_name: &str, payload: &[u8]) -> Result<Event, DecodeError> {
+    match wire_name {
+        "MachineTested.v1" => {
+            read::<upcast::MachineTestedV1>(wire_name, payload).map(|old| MachineTested::from(old).into())
+        }
+        // Version 1 explains the choice of the machine by a sentence, which is read as one: `Chosen::Words`.
+        "JobAssigned.v1" => read::<JobAssigned>(wire_name, payload).map(Into::into),
+        unknown => Err(DecodeError::UnknownType(unknown.chars().take(64).collect())),
+    }
+}
+
+fn read<T: DeserializeOwned>(wire_name: &str, payload: &[u8]) -> Result<T, DecodeError> {
+    serde_json::from_slice(payload).map_err(|source| DecodeError::Payload { wire_name: wire_name.to_owned(), source })
+}
+
 impl Event {
-    /// The job it tells of, also where it belongs to an account.
+    /// The job that the event is about, even if the event belongs to an account.
     pub fn job(&self) -> Option<JobId> {
         match (self, self.aggregate()) {
             (Self::JobSubmitted(e), _) => Some(e.job),

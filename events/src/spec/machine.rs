@@ -65,8 +65,8 @@ pub struct OwnerPolicy {
 }
 
 impl OwnerPolicy {
-    /// In words: when the machine is spare, and what happens to a job when it is not any more.
-    pub fn words(&self) -> String {
+    /// When the machine is spare, for people, and what happens to a job when it is not any more.
+    pub fn description(&self) -> String {
         let hours = self.hours.as_ref().map(|hours| format!("spare at {hours}"));
         let idle = self.idle_minutes.map(|minutes| format!("spare when its GPUs were idle for {minutes} min"));
         let when: Vec<_> = hours.into_iter().chain(idle).collect();

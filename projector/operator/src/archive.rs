@@ -4,10 +4,10 @@ use std::{collections::VecDeque, path::Path, time::Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::kv;
-use gpubnb_events::{Seq, message::Hash};
+use gpubnb_events::{Chain, Seq, message::Hash};
 use gpubnb_log::{
     Log, Raw,
-    archive::{Manifest, Part, Reader, Writer, sha256},
+    archive::{ArchiveManifest, ArchivePart, ArchiveReader, ArchiveWriter, sha256},
     stream::CHECKPOINTS,
 };
 use gpubnb_model::merkle::{EVERY, places};
@@ -15,7 +15,7 @@ use gpubnb_projector::{
     ops::invariants::Invariants,
     tree_head::{self, LATEST},
 };
-use gpubnb_proof::{Head, merkle::Growing};
+use gpubnb_proof::{SignedTreeHead, merkle::GrowingTree};
 use gpubnb_query::view::ops::{Progress, Violation};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +36,7 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     let latest = tree_head::get(&bucket, LATEST).await?;
     let last = log.last_seq().await?;
     let (to, stop) = (args.to.clone(), shutdown.clone());
-    let mut writer = tokio::task::spawn_blocking(move || Writer::create(&to, || stop.is_cancelled())).await??;
+    let mut writer = tokio::task::spawn_blocking(move || ArchiveWriter::create(&to, || stop.is_cancelled())).await??;
     let kept = writer.last();
     if kept > Seq::ZERO {
         let here = log.get_raw(kept).await?.map(|raw| raw.leaf());
@@ -74,7 +74,7 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
 }
 
 /// The heads that were signed of the first messages, up to `last`, and the one that was the newest.
-async fn signed(bucket: &kv::Store, last: Seq, latest: Option<Head>) -> anyhow::Result<Vec<Head>> {
+async fn signed(bucket: &kv::Store, last: Seq, latest: Option<SignedTreeHead>) -> anyhow::Result<Vec<SignedTreeHead>> {
     let mut found = Vec::new();
     for n in 1..=last.0 / EVERY {
         found.extend(tree_head::get(bucket, &tree_head::name(n * EVERY)).await?);
@@ -100,7 +100,7 @@ struct Checked {
 }
 
 pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<()> {
-    let reader = Reader::open(directory)?;
+    let reader = ArchiveReader::open(directory)?;
     let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
     if args.json {
         tell(&serde_json::to_string(&checked)?)?;
@@ -117,8 +117,8 @@ pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationTok
 /// Goes through an archive.
 struct Check {
     invariants: Invariants,
-    table: Growing,
-    heads: VecDeque<Head>,
+    table: GrowingTree,
+    heads: VecDeque<SignedTreeHead>,
     /// The one key that is believed; any, where none was named.
     key: Option<String>,
     checked: Checked,
@@ -130,10 +130,10 @@ struct Check {
 }
 
 impl Check {
-    fn new(manifest: &Manifest, key: Option<&str>) -> Self {
+    fn new(manifest: &ArchiveManifest, key: Option<&str>) -> Self {
         let checked =
             Checked { clean: false, events: 0, heads: 0, keys: Vec::new(), vouched: Seq::ZERO, violations: Vec::new() };
-        let (invariants, table) = (Invariants::default(), Growing::default());
+        let (invariants, table) = (Invariants::default(), GrowingTree::default());
         let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
         Self { invariants, table, heads, key, checked, changed: Vec::new(), at: Seq::ZERO, looked_at: Seq::ZERO }
     }
@@ -144,7 +144,7 @@ impl Check {
         }
     }
 
-    fn all(mut self, reader: &Reader, stop: &CancellationToken) -> anyhow::Result<Checked> {
+    fn all(mut self, reader: &ArchiveReader, stop: &CancellationToken) -> anyhow::Result<Checked> {
         let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
         for part in &reader.manifest.parts {
             self.part(reader, part, &mut leaves, stop)?;
@@ -170,8 +170,8 @@ impl Check {
 
     fn part(
         &mut self,
-        reader: &Reader,
-        part: &Part,
+        reader: &ArchiveReader,
+        part: &ArchivePart,
         leaves: &mut impl Iterator<Item = Hash>,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
@@ -183,7 +183,7 @@ impl Check {
             match raw {
                 Ok(raw) => self.message(&raw, leaves),
                 Err(e) => {
-                    self.wrong(self.at.next(), format!("cannot be read, nor what follows in its file: {e}"));
+                    self.wrong(self.at.next(), format!("cannot be read, nor what follows in its file: {}", Chain(&e)));
                     break;
                 }
             }

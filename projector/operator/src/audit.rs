@@ -6,7 +6,7 @@ use gpubnb_events::{
     AccountId, Event, MicroUsd, Recorded, Seq,
     ledger::{LedgerAccount, postings},
 };
-use gpubnb_log::{Log, archive::Reader};
+use gpubnb_log::{Log, archive::ArchiveReader};
 use gpubnb_projector::ops::invariants::Invariants;
 use gpubnb_query::{request::Point, view::ops::Violation};
 use serde::Serialize;
@@ -87,7 +87,7 @@ impl Ledger {
 
 /// Of an archive, without a broker.
 pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
-    let reader = Reader::open(directory)?;
+    let reader = ArchiveReader::open(directory)?;
     let within = |recorded: &Recorded| match args.at {
         None => true,
         Some(Point::Seq(seq)) => recorded.seq <= seq,

@@ -19,7 +19,7 @@ pub(crate) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
     let file = &args.file;
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    let told = match proof.told(args.key.as_deref()) {
+    let told = match proof.description(args.key.as_deref()) {
         Ok(told) => told,
         Err(why) => {
             if args.json {

@@ -11,6 +11,8 @@ use gpubnb_query::{
 use gpubnb_runtime::rpc::Failure;
 use gpubnb_store::Table;
 
+use crate::serve::broken;
+
 /// Events in one answer.
 const MOST: u32 = 200;
 /// Events looked at for one answer.
@@ -31,15 +33,14 @@ pub(crate) async fn events(
     last: Seq,
     query: &EventsQuery,
 ) -> Result<Page<TrailEvent>, Failure> {
-    let unavailable = |e: &dyn std::fmt::Display| Failure::Unavailable(e.to_string());
     let before = query.before.unwrap_or(last.next()).min(last.next());
     let limit = query.limit.clamp(1, MOST) as usize;
     let candidates: Vec<Seq> = match query.of {
         None => (before.0.saturating_sub(LOOKED_AT).max(1)..before.0).rev().map(Seq).collect(),
         Some(of) => {
             let aggregate = of.into();
-            let length = timeline::length(timeline, aggregate).map_err(|e| unavailable(&e))?;
-            let found = timeline::sequences(timeline, aggregate, 0, length).map_err(|e| unavailable(&e))?;
+            let length = timeline::length(timeline, aggregate).map_err(broken)?;
+            let found = timeline::sequences(timeline, aggregate, 0, length).map_err(broken)?;
             let earlier = found.into_iter().rev().filter(|seq| *seq < before);
             earlier.take(usize::try_from(LOOKED_AT).unwrap_or(usize::MAX)).collect()
         }
@@ -47,7 +48,7 @@ pub(crate) async fn events(
     let (lowest, looked_at) = (candidates.last().copied(), candidates.len() as u64);
     let mut reading = futures_util::stream::iter(candidates).map(|seq| log.get(seq)).buffered(READ_AT_ONCE);
     let (mut page, mut bytes) = (Page { rows: Vec::new(), next: None }, 0);
-    while let Some(recorded) = reading.try_next().await.map_err(|e| unavailable(&e))? {
+    while let Some(recorded) = reading.try_next().await? {
         let Some(recorded) = recorded else { continue };
         let aggregate = recorded.aggregate.map(|a| a.to_string()).unwrap_or_default();
         let Some(event) = TrailEvent::of(&recorded).filter(|event| wanted(query, event, &aggregate)) else { continue };

@@ -144,7 +144,7 @@ impl Ops {
     pub(crate) async fn platform(&self) -> Result<Platform, Failure> {
         let all = [MARKET, DISPATCH, TELEMETRY, OUTPUT].map(|name| self.stream(name));
         let streams: Vec<_> = futures_util::future::join_all(all).await.into_iter().flatten().collect();
-        let last = self.queries.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let last = self.queries.log.last_seq().await?;
         let growth = self.growth(streams.iter().find(|s| s.name == MARKET)).await;
         let applied = self.queries.applied.borrow().clone();
         let state = self.work.state();
@@ -214,7 +214,7 @@ impl Ops {
     async fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
         let table = self.queries.read.tables.of(&Ledger).map_err(broken)?;
         let summed = tokio::task::spawn_blocking(move || accounts::accounts(&table, after)).await;
-        let summed = summed.map_err(|e| Failure::Unavailable(e.to_string()))?.map_err(broken)?;
+        let summed = summed.map_err(|e| Failure::unavailable("the ledger could not be summed", &e))?.map_err(broken)?;
         summed.ok_or_else(|| Failure::Unavailable("the ledger moves too fast to be summed: try again".to_owned()))
     }
 
@@ -231,7 +231,7 @@ impl Ops {
         let platform = platform.as_ref().map_err(Clone::clone);
         doctor::look(&log.client(), log, platform, &self.creds, &mut found)
             .await
-            .map_err(|e| Failure::Unavailable(format!("{e:#}")))?;
+            .map_err(|e| Failure::unavailable("the deployment could not be checked", e.as_ref()))?;
         *looked = Some((Instant::now(), found.0.clone()));
         Ok(found.0)
     }
@@ -257,9 +257,7 @@ impl Ops {
         let last = self.queries.applied.borrow().seq;
         match to {
             Point::Seq(seq) => Ok(seq.min(last)),
-            Point::Time(time) => {
-                self.queries.log.seq_at(time, last).await.map_err(|e| Failure::Unavailable(e.to_string()))
-            }
+            Point::Time(time) => Ok(self.queries.log.seq_at(time, last).await?),
         }
     }
 
@@ -270,7 +268,7 @@ impl Ops {
         let journey = tokio::spawn(async move { traveller.market(seq).await });
         match tokio::time::timeout(SOON, journey).await {
             Ok(Ok(then)) => then.map(|then| Travel::There(Box::new(then))).map_err(|e| failed(&e)),
-            Ok(Err(e)) => Err(Failure::Unavailable(e.to_string())),
+            Ok(Err(e)) => Err(Failure::unavailable("the journey broke off; try again", &e)),
             Err(_) => {
                 let began = gpubnb_query::view::ops::Progress { at: Seq::ZERO, until: seq, per_second: 0 };
                 Ok(Travel::Folding(self.traveller.progress().unwrap_or(began)))
@@ -286,5 +284,8 @@ impl Ops {
 }
 
 fn failed(e: &TravelError) -> Failure {
-    Failure::Unavailable(e.to_string())
+    match e {
+        TravelError::TooLong => Failure::Unavailable(e.to_string()),
+        TravelError::Store(_) | TravelError::Log(_) => Failure::unavailable("the journey broke off; try again", e),
+    }
 }

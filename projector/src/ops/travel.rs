@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Aggregate, Event, Recorded, Seq};
+use gpubnb_events::{Aggregate, Chain, Event, Recorded, Seq};
 use gpubnb_log::Log;
 use gpubnb_model::{
     self, Projection,
@@ -142,7 +142,7 @@ impl Traveller {
         let event = match seq {
             // Before the first event there is none.
             Seq::ZERO => None,
-            seq => self.log.get(seq).await.map_err(|e| TravelError::Log(e.to_string()))?,
+            seq => self.log.get(seq).await.map_err(|e| TravelError::Log(Chain(&e).to_string()))?,
         };
         Ok(market_in(table, seq, event.as_ref().and_then(TrailEvent::of))?)
     }
@@ -249,7 +249,8 @@ impl Traveller {
 
     async fn read(&self, sequences: Vec<Seq>) -> Result<Vec<Recorded>, TravelError> {
         let read = futures_util::stream::iter(sequences).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
-        let read: Vec<Option<Recorded>> = read.try_collect().await.map_err(|e| TravelError::Log(e.to_string()))?;
+        let read: Vec<Option<Recorded>> =
+            read.try_collect().await.map_err(|e| TravelError::Log(Chain(&e).to_string()))?;
         Ok(read.into_iter().flatten().collect())
     }
 }

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
 use gpubnb_log::{Log, stream::CHECKPOINTS};
 use gpubnb_model::merkle::{Kept, Merkle};
-use gpubnb_proof::{Line, Proof, merkle};
+use gpubnb_proof::{MessageLine, Proof, merkle};
 use gpubnb_query::{
     request::{Ask, Lag, ModelState, ReadingsQuery, TrailQuery},
     view::{Page, TrailEvent},
@@ -122,7 +122,7 @@ where
                 let Ask { min_seq, body } = incoming.parse()?;
                 queries.wait_for(min_seq.max(queries.floor)).await?;
                 let answer = handler(queries, incoming.actor, body).await?;
-                serde_json::to_value(answer).map_err(|e| Failure::Unavailable(e.to_string()))
+                serde_json::to_value(answer).map_err(|e| Failure::unavailable("the answer could not be written", &e))
             }
         })
         .await
@@ -135,7 +135,7 @@ impl Queries {
             return Ok(());
         }
         // Nobody holds a place here by waiting for what was never written.
-        if self.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))? < seq {
+        if self.log.last_seq().await? < seq {
             let message = format!("The log has not reached sequence {seq}.");
             return Err(Refusal::new("NoSuchSequence", RefusalKind::Invalid, message).at("min_seq").into());
         }
@@ -152,14 +152,14 @@ impl Queries {
         let part = self.read.trail_part(actor, &query)?;
         let reading = futures_util::stream::iter(part.sequences.clone()).map(|seq| self.log.get(seq));
         let read: Result<Vec<_>, _> = reading.buffered(READ_AT_ONCE).try_collect().await;
-        let recorded = read.map_err(|e| Failure::Unavailable(e.to_string()))?.into_iter().flatten().collect();
+        let recorded = read?.into_iter().flatten().collect();
         let rows = part.seen(&self.read, actor, recorded);
         Ok(Page { rows, next: part.next.map(|next| next.to_string()) })
     }
 
     /// The proof that an event is in the log, for an actor who may see all of the event.
     async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, Failure> {
-        let raw = self.log.get_raw(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let raw = self.log.get_raw(seq).await?;
         let raw = raw.ok_or_else(|| not_found("event"))?;
         let recorded = raw.read();
         // What a provider may not see of an event cannot be proven to them either.
@@ -170,7 +170,8 @@ impl Queries {
         if !all {
             return Err(not_found("event"));
         }
-        let unsigned = |e: anyhow::Error| Failure::Unavailable(format!("the signed heads cannot be read: {e:#}"));
+        let unsigned =
+            |e: anyhow::Error| Failure::unavailable("the signed heads cannot be read now; try again", e.as_ref());
         let bucket = self.log.jetstream().get_key_value(CHECKPOINTS).await.map_err(|e| unsigned(e.into()))?;
         // One is signed every two seconds: of what has just happened, it is about to be.
         let signed = async {
@@ -186,16 +187,16 @@ impl Queries {
         let head = tokio::time::timeout(PATIENCE, signed).await.map_err(late)??;
         let table = self.read.tables.of(&Merkle).map_err(broken)?;
         let path = merkle::path(&Kept(&table), seq.0 - 1, head.size).map_err(broken)?;
-        Ok(Proof { message: Line::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
+        Ok(Proof { message: MessageLine::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
     }
 
     async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
-        let read = self.log.get(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let read = self.log.get(seq).await?;
         read.and_then(|recorded| self.read.seen(actor, &recorded)).ok_or_else(|| not_found("event"))
     }
 
     async fn lag(&self) -> Result<Lag, Failure> {
-        let last = self.log.last_seq().await.map_err(|e| Failure::Unavailable(e.to_string()))?;
+        let last = self.log.last_seq().await?;
         let applied = self.applied.borrow().clone();
         let stopped = applied.models.into_iter().filter_map(|m| Some((m.name, m.stopped?))).collect();
         Ok(Lag { last, applied: applied.seq, stopped })

@@ -39,7 +39,7 @@ pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
     }
     for reading in gpus.readings(false) {
         if let Some(trouble) = reading.trouble {
-            checks.push(needs(check("gpu.health", reading.uuid, ""), "well", false, trouble.words()));
+            checks.push(needs(check("gpu.health", reading.uuid, ""), "well", false, trouble.description()));
         }
     }
     checks

@@ -1,5 +1,7 @@
-//! An account: what it may spend. Its own events are guarded; events of jobs only ever raise what is
-//! available, so a decision on an older view is never too generous.
+//! An account, and the money that it may spend.
+//!
+//! The account's own events are guarded. Events of jobs also change the balance, but they only ever raise the available
+//! amount: a decision on an older state is never too generous.
 
 use std::collections::HashMap;
 
@@ -14,21 +16,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{Decision, Refusal};
 
-/// Most that is moved at once.
+/// Greatest amount of one deposit or payout.
 const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
 
 /// State of one account.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Account {
-    /// Last sequence of its own events: the guard. Zero: not opened.
+    /// Last sequence of the account's own events, which is the guard. Zero: the account is not opened.
     pub last: Seq,
-    /// `AccountOpened`.
+    /// The sequence of `AccountOpened`.
     pub opened: Seq,
-    /// What it may spend.
+    /// The money that the account may spend.
     pub available: MicroUsd,
-    /// What is held for its jobs.
+    /// The money that is held for the account's jobs.
     pub held: MicroUsd,
-    /// Why it is suspended.
+    /// The reason of the suspension; `None` for an account that is not suspended.
     pub suspended: Option<String>,
     deposits: HashMap<CommandId, (Seq, MicroUsd)>,
     payouts: HashMap<CommandId, Payout>,
@@ -47,7 +49,7 @@ impl Account {
         Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.last, cause })
     }
 
-    /// Money comes in.
+    /// Deposits money.
     pub(crate) fn deposit(&self, account: AccountId, c: &Deposit) -> Result<Decision, Refusal> {
         if let Some((seq, amount)) = self.deposits.get(&c.deposit) {
             return same(*amount == c.amount, *seq, "deposit");
@@ -57,24 +59,24 @@ impl Account {
         Ok(self.propose(event, format!("{}.deposited", c.deposit), None))
     }
 
-    /// Earnings are asked for.
+    /// Requests a payout.
     pub(crate) fn request_payout(&self, account: AccountId, c: &RequestPayout) -> Result<Decision, Refusal> {
         if let Some(payout) = self.payouts.get(&c.payout) {
             return same(payout.amount == c.amount, payout.requested, "payout");
         }
-        // What is owed to it stays its own; it leaves when the account is in good standing again.
+        // The money stays the account's own. It can be paid out when the suspension ends.
         if let Some(why) = &self.suspended {
             return Err(Refusal::Suspended(why.clone()));
         }
         check_amount(c.amount)?;
         if c.amount > self.available {
-            return Err(Refusal::InsufficientFunds { needed: c.amount, available: self.available });
+            return Err(Refusal::PayoutTooLarge { asked: c.amount, available: self.available });
         }
         let event = PayoutRequested { account, payout: c.payout, amount: c.amount };
         Ok(self.propose(event, format!("{}.requested", c.payout), None))
     }
 
-    /// A payout was paid, or failed.
+    /// Records that a payout was paid, or failed.
     pub(crate) fn close_payout(&self, c: &ClosePayout) -> Result<Decision, Refusal> {
         let payout = self.payouts.get(&c.payout).ok_or(Refusal::UnknownPayout)?;
         if let Some(seq) = payout.closed {
@@ -90,7 +92,7 @@ impl Account {
         Ok(self.propose(event, format!("{}.closed", c.payout), Some(requested)))
     }
 
-    /// An account is suspended or reinstated.
+    /// Suspends or reinstates the account.
     pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Decision {
         if self.suspended.is_some() == c.reason.is_some() {
             return Decision::Already(self.last);
@@ -103,7 +105,7 @@ impl Account {
         self.propose(event, format!("{account}.suspension.{}", self.last), None)
     }
 
-    /// Takes in one of its own events.
+    /// Folds one of the account's own events.
     pub(crate) fn apply(&mut self, seq: Seq, event: &Event) {
         self.last = seq;
         match event {
@@ -128,7 +130,7 @@ impl Account {
         }
     }
 
-    /// Takes in a posting, of whichever event.
+    /// Folds a posting, of an event of any aggregate.
     pub(crate) fn post(&mut self, posting: &Posting) {
         match posting.account {
             LedgerAccount::Available(_) => self.available += posting.amount,
@@ -138,7 +140,7 @@ impl Account {
     }
 }
 
-/// The answer to a command whose id is known: what was said then, if it is the same.
+/// The answer to a command whose id was used before: the earlier answer, if the content is the same.
 fn same(same: bool, seq: Seq, field: &'static str) -> Result<Decision, Refusal> {
     if same { Ok(Decision::Already(seq)) } else { Err(Refusal::IdReused(field)) }
 }
@@ -173,13 +175,32 @@ mod tests {
         let (account, payout) = (w.consumer, CommandId::generate());
         let ask = |amount| Command::RequestPayout(account, RequestPayout { payout, amount });
         let too_much = w.when(w.as_consumer(), ask(before + MicroUsd(1))).refused();
-        assert!(matches!(too_much, Refusal::InsufficientFunds { .. }));
+        assert_eq!(too_much, Refusal::PayoutTooLarge { asked: before + MicroUsd(1), available: before });
         w.when(w.as_consumer(), ask(before)).appended();
         assert_eq!(w.account(account).available, MicroUsd::ZERO);
         let failed = ClosePayout { account, payout, failed: Some("account closed".to_owned()) };
         let seq = w.when(w.as_operator(), Command::ClosePayout(failed.clone())).appended();
         assert_eq!(w.account(account).available, before);
         assert_eq!(w.when(w.as_operator(), Command::ClosePayout(failed)).already(), seq);
+    }
+
+    #[test]
+    fn a_lack_of_money_is_told_of_the_field_that_is_at_fault() {
+        let mut w = given();
+        let available = w.account(w.consumer).available;
+        let amount = available + MicroUsd(1);
+        let payout = RequestPayout { payout: CommandId::generate(), amount };
+        let payout = w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).refused();
+        let mut submission = w.a_submission();
+        submission.budget = Some(amount);
+        let submission = w.when(w.as_consumer(), Command::Submit(w.consumer, submission)).refused();
+
+        let [payout, submission] = [payout, submission].map(gpubnb_events::Refusal::from);
+        assert_eq!((payout.name.as_str(), payout.field.as_deref()), ("PayoutTooLarge", Some("amount")));
+        assert!(!payout.message.contains("budget"), "{}", payout.message);
+        assert_eq!((submission.name.as_str(), submission.field.as_deref()), ("InsufficientFunds", Some("budget")));
+        assert!(submission.message.contains("lower the budget"), "{}", submission.message);
+        assert_eq!([payout.kind, submission.kind], [gpubnb_events::RefusalKind::Funds; 2]);
     }
 
     #[test]

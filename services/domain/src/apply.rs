@@ -1,4 +1,4 @@
-//! The fold: how each event changes the state.
+//! The fold: how events change the state.
 
 use gpubnb_events::{Aggregate, Event, JobId, Recorded, Seq, Timestamp, event::JobSubmitted, ledger, record};
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl World {
-    /// Takes in one message, in order. Quarantined messages change nothing.
+    /// Folds the next message. A quarantined message changes nothing but the guard of its aggregate.
     pub fn apply(&mut self, recorded: &Recorded, settings: &Settings) {
         debug_assert!(recorded.seq > self.applied);
         if let Some(event) = recorded.event() {
@@ -44,8 +44,8 @@ impl World {
     }
 
     fn submitted(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
-        // The first submission of an id is the job; a second one (two accounts racing with one id) only
-        // holds its own account's money. See docs/adr/0003.
+        // If two accounts submit the same id at the same time, the first submission makes the job. The second one only
+        // holds money of its account. See docs/adr/0003.
         if self.submissions.get(e.job).is_none() {
             let mut job = Job::submitted(seq, at, e);
             job.guard = self.stray(Aggregate::Job(e.job));
@@ -89,7 +89,7 @@ impl World {
     }
 }
 
-/// A job rebuilt from its own messages, for one that has left memory.
+/// Rebuilds a job that has left memory from its submission and its own messages.
 pub fn rebuild(submission: &Recorded, own: &[Recorded], settings: &Settings) -> Option<Job> {
     let Some(Event::JobSubmitted(e)) = submission.event() else { return None };
     let mut job = Job::submitted(submission.seq, submission.at, e);
@@ -135,7 +135,8 @@ mod tests {
         let first = w.machine;
         let payout = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
         w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).appended();
-        // One that failed on a machine and runs on another, being cancelled; one that ended; one that waits.
+        // Three jobs: the first failed on one machine and is being cancelled on another, the second ended, the third
+        // waits.
         let job = w.submitted();
         let lease = w.assigned(job);
         w.accepted(job, lease);

@@ -1,16 +1,16 @@
-//! Who may do what: decided here and nowhere else, denied by default.
+//! Authorisation: which actor may give which command. No other file decides that, and the default is no.
 
 use gpubnb_events::{AccountId, Actor, command::MachineWish};
 
 use super::{Command, Refusal, Settings, World, job::Job};
 
-/// Whether an account may add machines.
+/// Refuses an account that may not add machines.
 pub fn may_enroll(world: &World, owner: AccountId) -> Result<(), Refusal> {
     let account = world.account(owner).ok_or(Refusal::UnknownAccount)?;
     account.suspended.as_ref().map_or(Ok(()), |why| Err(Refusal::Suspended(why.clone())))
 }
 
-/// Whether the actor may give the command at all. What the state allows is decided later.
+/// Refuses a command that the actor may not give. Whether the state allows the command is decided later.
 pub(crate) fn authorise(
     world: &World,
     job: Option<&Job>,
@@ -28,11 +28,11 @@ pub(crate) fn authorise(
         Command::ClosePayout(_) | Command::SetSuspension(_) => matches!(actor, Actor::Operator(_)),
         Command::Cancel(_) => match (actor, job) {
             (Actor::Operator(_), _) => true,
-            // A foreign job and one that does not exist look the same.
+            // Somebody else's job looks like one that does not exist.
             (Actor::Account(account), Some(job)) if job.account == account => true,
             _ => return Err(Refusal::UnknownJob),
         },
-        // Whether its owner uses it is for the machine alone to say.
+        // Only the machine itself knows whether its owner uses it.
         Command::ChangeMachine(c) if matches!(c.wish, MachineWish::Away | MachineWish::Back) => {
             actor == Actor::Machine(c.machine)
         }

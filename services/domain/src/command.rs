@@ -1,4 +1,4 @@
-//! Every command the domain knows, and what a decision comes out as.
+//! The commands of the domain, the outcome of a decision, and the settings of a deployment.
 
 use gpubnb_events::{
     AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
@@ -10,56 +10,56 @@ use gpubnb_events::{
     spec::Offer,
 };
 
-/// A machine's offer, with what its enrollment says of it.
+/// A machine's offer, with the owner and the key from its enrollment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// Who owns it and earns.
+    /// The account that owns the machine and earns.
     pub owner: AccountId,
-    /// The key that speaks for it.
+    /// The machine's public key.
     pub public_key: Option<String>,
-    /// What is offered.
+    /// The offer.
     pub offer: Offer,
 }
 
-/// A wish that someone may or may not be granted.
+/// A command. The domain grants or refuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // short-lived values, never stored in bulk
 pub enum Command {
     /// Opens an account.
     OpenAccount(AccountId),
-    /// Money comes in.
+    /// Deposits money.
     Deposit(AccountId, Deposit),
-    /// Earnings are asked for.
+    /// Requests a payout.
     RequestPayout(AccountId, RequestPayout),
-    /// A payout was paid, or failed.
+    /// Records that a payout was paid, or failed.
     ClosePayout(ClosePayout),
-    /// An account is suspended or reinstated.
+    /// Suspends or reinstates an account.
     SetSuspension(SetSuspension),
-    /// A job is submitted.
+    /// Submits a job.
     Submit(AccountId, SubmitJob),
-    /// A job shall stop.
+    /// Cancels a job.
     Cancel(JobId),
-    /// A machine is offered.
+    /// Offers a machine.
     ListMachine(MachineId, Listing),
-    /// An owner changes a machine.
+    /// Changes a machine as its owner wishes.
     ChangeMachine(ChangeMachine),
-    /// A self-test was made.
+    /// Records a self-test.
     RecordTest(MachineId, RecordTest),
-    /// A machine takes a job.
+    /// A machine accepts a job.
     Accept(MachineId, Accept),
     /// A machine sends a job back.
     Decline(MachineId, Decline),
     /// A machine is about to start the container.
     Start(MachineId, Start),
-    /// A machine says how an attempt ended.
+    /// A machine reports how an attempt ended.
     Report(MachineId, Report),
     /// The scheduler gives a waiting job to a machine.
     Assign(JobId),
-    /// The reconciler ends what took too long.
+    /// The reconciler ends a job that took too long.
     Expire(JobId),
     /// The reconciler takes a job away from a lost machine.
     Abandon(JobId),
-    /// The settlement of an ended job.
+    /// The settlement bills an ended job.
     Settle(JobId),
     /// The watchdog missed heartbeats.
     Suspect(MachineId),
@@ -70,7 +70,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// What its event would belong to: commands on the same aggregate take turns.
+    /// The aggregate of the event that the command would write.
     pub fn aggregate(&self) -> Aggregate {
         match self {
             Self::OpenAccount(account)
@@ -95,7 +95,7 @@ impl Command {
         }
     }
 
-    /// Its name, for those who watch.
+    /// The command's name in traces.
     pub fn name(&self) -> &'static str {
         match self {
             Self::OpenAccount(_) => "OpenAccount",
@@ -131,13 +131,13 @@ impl Command {
     }
 }
 
-/// What a decision comes out as.
+/// The outcome of a granted command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // one per command, moved once
 pub enum Decision {
-    /// Write this.
+    /// This event has to be appended.
     Append(Proposal),
-    /// It was done before, at this sequence.
+    /// The command was granted before; its event has this sequence.
     Already(Seq),
 }
 
@@ -146,17 +146,17 @@ pub enum Decision {
 pub struct Settings {
     /// The platform's share, in ten-thousandths.
     pub fee_basis_points: u32,
-    /// Whether accounts may deposit play money by themselves.
+    /// True if accounts may deposit play money by themselves.
     pub test_funds: bool,
     /// How long a machine has to accept.
     pub accept_within: Millis,
-    /// How long past a limit the platform waits for the worker's own word.
+    /// How long after a limit the platform waits for the worker's own report.
     pub grace: Millis,
     /// How long a job that was declined is kept from that machine.
     pub decline_pause: Millis,
-    /// Most a job may cost.
+    /// The greatest budget of a job.
     pub max_budget: MicroUsd,
-    /// Images that jobs may name as they are, besides those of the templates.
+    /// Images that jobs may use without a digest, besides the images of the templates.
     pub approved_images: Vec<String>,
 }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 impl World {
-    /// Decides a command. `absent` is the command's job where it has left memory and was loaded from the log.
+    /// Decides a command. If the command's job has left memory, `absent` is that job, loaded from the log.
     pub fn decide(
         &self,
         actor: Actor,
@@ -37,10 +37,11 @@ impl World {
         Ok(self.past_strays(decision))
     }
 
-    /// A guard that also covers messages which no fold reads: one of them must not lock an aggregate for ever.
+    /// Raises the guard of a proposal over quarantined messages, which the broker counts. Otherwise a single such
+    /// message would block its aggregate for ever.
     ///
-    /// A job knows its own: one that was loaded may be older than this world, and a stray that only the world
-    /// has seen would lift its guard over events that it has not.
+    /// A job keeps its guard itself. A job that was loaded from the log may be older than this world; a stray that only
+    /// the world has seen would lift the guard over events that the loaded job has not seen.
     fn past_strays(&self, decision: Decision) -> Decision {
         match decision {
             Decision::Append(mut proposal) => {
@@ -104,7 +105,7 @@ impl World {
         }
     }
 
-    /// Only a machine that is lost loses its jobs.
+    /// Takes a job from its machine, if that machine is lost.
     fn abandon(&self, job: &Job) -> Result<Decision, Refusal> {
         let holder = job.attempt.as_ref().and_then(|attempt| self.machine(attempt.machine));
         if holder.is_none_or(|machine| machine.presence != Presence::Lost) {
@@ -125,7 +126,7 @@ impl World {
         job.assign(id, terms, choice.explanation)
     }
 
-    /// What a submission would mean now.
+    /// A preview of a submission: the machine, the price and the hold, if the job were submitted now.
     pub fn quote(&self, id: AccountId, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<Quote, Refusal> {
         let account = self.account(id).ok_or(Refusal::UnknownAccount)?;
         submission::check(c, settings)?;

@@ -1,4 +1,4 @@
-//! The commands that are due: what the process managers should give next, from the state and the time alone.
+//! The commands that process managers should give next, computed from the state and the time alone.
 //!
 //! Belongs here: every choice of the managers. Must not come here: when they wake up, or how a command is sent
 //! (`services/src/process`). The simulation runs these very functions.
@@ -12,9 +12,9 @@ use crate::{
     placement::{self, Request},
 };
 
-/// Jobs taken up in one pass, so that a long queue does not starve settlement.
+/// Most jobs in one pass, so that a long queue does not keep jobs from being settled.
 pub const PASS: usize = 256;
-/// After a start or an outage of the control plane, workers get this long to speak before limits are enforced.
+/// How long workers may report after a start or an outage of the services before limits are enforced.
 pub const SETTLING: Millis = Millis(10_000);
 
 /// Jobs that ended and are not settled.
@@ -52,8 +52,8 @@ pub fn due_assignment(world: &World, job: JobId, now: Timestamp) -> Option<Comma
     placement::choose(world, &Request::of(waiting), now).machine.map(|_| Command::Assign(job))
 }
 
-/// Jobs to be taken from lost machines, and jobs that took too long. `steady_since` is the time since which this replica
-/// has led and reached the broker: before workers could speak, silence says nothing of them.
+/// The commands for jobs on lost machines, and for jobs that took too long. `steady_since` is the time since which this
+/// replica has been leader and connected. Workers could not report before, so the silence before then means nothing.
 pub fn due_expiries(world: &World, now: Timestamp, steady_since: Timestamp, settings: &Settings) -> Vec<Command> {
     if now.since(steady_since) <= SETTLING {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! A job: `Queued → Assigned → Accepted → Running → ended → Settled`, and the lease that fences every step.
+//! A job: `Queued → Assigned → Accepted → Running → Ended → Settled`. Every step of a machine must name the live lease.
 
 use std::collections::BTreeMap;
 
@@ -16,51 +16,52 @@ use serde::{Deserialize, Serialize};
 
 use super::{Decision, Refusal, Settings};
 
-/// How often the pause after a decline is doubled at the most, so that a job's trail stays short enough to load.
+/// How often the pause after a decline doubles. The pauses keep a job from being declined so often that its messages
+/// are too many to load.
 const LONGEST_DOUBLING: u32 = 10;
 
-/// Where a job is.
+/// The phase that a job is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// It waits for a machine.
+    /// The job waits for a machine.
     Queued,
-    /// A machine was told.
+    /// The job was given to a machine, which has not accepted yet.
     Assigned,
-    /// The machine prepares it.
+    /// The machine accepted the job and prepares it.
     Accepted,
-    /// Its code runs.
+    /// The program runs.
     Running,
-    /// It ended, and is not settled yet.
+    /// The job ended, and is not settled yet.
     Ended,
-    /// It is over and paid.
+    /// The job is billed.
     Settled,
 }
 
-/// One attempt: the lease and what was agreed.
+/// An attempt: the lease, the machine and the price.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// The fencing token.
     pub lease: Lease,
-    /// Where.
+    /// The machine.
     pub machine: MachineId,
-    /// The locked price.
+    /// The price and the fee, which no longer change.
     pub terms: Terms,
-    /// `Started` and its broker time.
+    /// The sequence and the broker's time of `Started`.
     pub started: Option<(Seq, Timestamp)>,
 }
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// The outcome's sequence.
+    /// The sequence of the event that ended the job.
     pub seq: Seq,
-    /// The broker's time of it.
+    /// The broker's time of that event.
     pub at: Timestamp,
-    /// Whether somebody pays for the metered time.
+    /// True if the metered time is billed.
     pub billed: bool,
-    /// Whether it was cancelled: then the meter stops at the request.
+    /// True if the job was cancelled. The metered time then ends at the request.
     pub cancelled: bool,
-    /// What the worker measured.
+    /// The use that the worker measured.
     pub usage: Option<Usage>,
 }
 
@@ -69,48 +70,48 @@ pub struct Ending {
 pub struct Job {
     /// The job.
     pub id: JobId,
-    /// Whose.
+    /// The consumer.
     pub account: AccountId,
-    /// `JobSubmitted`.
+    /// The sequence of `JobSubmitted`.
     pub submission: Seq,
-    /// What to run.
+    /// The specification: what to run.
     pub spec: JobSpec,
-    /// Where.
+    /// The rule by which a machine is chosen.
     pub placement: Placement,
-    /// Its bounds.
+    /// The limits.
     pub limits: Limits,
-    /// What is held for it.
+    /// The money that is held.
     pub hold: MicroUsd,
-    /// Last sequence of its own events. Zero while it has none.
+    /// Last sequence of the job's own events. Zero before the first.
     pub last: Seq,
-    /// Last message on its subjects, readable or not: the guard.
+    /// Last message on the job's subjects, quarantined ones included, which is the guard.
     pub(crate) guard: Seq,
-    /// Where it is.
+    /// The phase.
     pub phase: Phase,
     /// The broker's time of the last change of phase.
     pub since: Timestamp,
-    /// When it was submitted.
+    /// The broker's time of the submission.
     pub submitted_at: Timestamp,
-    /// The live attempt, or the last one once it ended.
+    /// The live attempt; after the end, the last one.
     pub attempt: Option<Attempt>,
     /// Attempts that were used up.
     pub attempts_used: u32,
-    /// Machines it was taken from or that declined, and until when they are left alone; `None`: for good.
+    /// Machines that declined or lost the job, and until when the job is not given to them; `None`: never again.
     pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
-    /// How often it was declined: each time the machine is left alone for longer.
+    /// How often the job was declined. Each decline doubles the pause.
     declines: u32,
-    /// The request to cancel.
+    /// The sequence and the broker's time of the request to cancel.
     pub cancel: Option<(Seq, Timestamp)>,
-    /// How it ended.
+    /// The ending.
     pub ending: Option<Ending>,
-    /// `Settled`.
+    /// The sequence of `Settled`.
     pub settled: Option<Seq>,
-    /// Past leases and the event that ended each.
+    /// Past leases, each with the event that ended it.
     past: BTreeMap<Lease, Seq>,
 }
 
 impl Job {
-    /// A job as it is when it was submitted.
+    /// The job after its submission.
     pub fn submitted(seq: Seq, at: Timestamp, e: &JobSubmitted) -> Self {
         Self {
             id: e.job,
@@ -141,13 +142,13 @@ impl Job {
         Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.guard, cause: Some(cause) })
     }
 
-    /// The live attempt, if it is this machine's and this lease.
+    /// The live attempt, if it is on this machine and has this lease.
     fn live(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, Refusal> {
         let live = matches!(self.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
         self.attempt.as_ref().filter(|a| live && a.lease == lease && a.machine == machine).ok_or(Refusal::StaleLease)
     }
 
-    /// Gives it to a machine.
+    /// Gives the job to a machine.
     pub(crate) fn assign(
         &self,
         machine: MachineId,
@@ -163,7 +164,7 @@ impl Job {
         Ok(self.propose(event, format!("{}.assigned.{}.{machine}", self.id, self.last), cause))
     }
 
-    /// The machine takes it.
+    /// The machine accepts the job.
     pub(crate) fn accept(&self, machine: MachineId, c: Accept) -> Result<Decision, Refusal> {
         self.live(machine, c.lease)?;
         if self.phase != Phase::Assigned {
@@ -172,7 +173,7 @@ impl Job {
         Ok(self.propose(Accepted { job: self.id, lease: c.lease }, format!("{}.accepted", c.lease), c.lease.0))
     }
 
-    /// What the machine needs to know once it has accepted. Permits and secrets are added by who may give them.
+    /// The answer to a machine that accepts the job. The endpoint adds the permits and the secrets.
     pub fn grant(&self) -> Grant {
         Grant {
             spec: self.spec.clone(),
@@ -185,7 +186,7 @@ impl Job {
         }
     }
 
-    /// The machine sends it back.
+    /// The machine sends the job back.
     pub(crate) fn decline(&self, machine: MachineId, c: &Decline) -> Result<Decision, Refusal> {
         if let Some(seq) = self.past.get(&c.lease) {
             return Ok(Decision::Already(*seq));
@@ -214,7 +215,7 @@ impl Job {
         }
     }
 
-    /// How the attempt ended.
+    /// The machine reports how the attempt ended.
     pub(crate) fn report(&self, machine: MachineId, c: &Report) -> Result<Decision, Refusal> {
         if let Some(seq) = self.past.get(&c.lease) {
             return Ok(Decision::Already(*seq));
@@ -256,7 +257,7 @@ impl Job {
         }
     }
 
-    /// Ends the attempt: one event, Requeued where another attempt may help and Failed otherwise.
+    /// Ends the attempt with one event: `Requeued` where another attempt may help, otherwise `Failed`.
     fn end_attempt(&self, attempt: &Attempt, reason: Reason, detail: String, report: Option<&Report>) -> Decision {
         let (job, lease, fault) = (self.id, attempt.lease, reason.fault());
         let again = self.attempts_used + 1 < self.limits.max_attempts && self.cancel.is_none();
@@ -281,7 +282,7 @@ impl Job {
         self.propose(event, id, self.last)
     }
 
-    /// The consumer wants it to stop. Before it was accepted it ends at once.
+    /// The consumer cancels the job. A job that no machine has accepted ends at once.
     pub(crate) fn cancel(&self) -> Result<Decision, Refusal> {
         let ended = self.ending.as_ref().map(|e| (e.cancelled, e.seq));
         match (self.phase, self.cancel, ended) {
@@ -300,7 +301,7 @@ impl Job {
         self.last.max(self.submission)
     }
 
-    /// Ends what took too long. `None`: nothing did.
+    /// Ends a job that took too long; `None` if it did not.
     pub fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
         let waited = now.since(self.since);
         let past = |limit: Millis| waited > limit;
@@ -339,7 +340,7 @@ impl Job {
                 };
                 past(with_grace(limit)).then(|| self.end_attempt(a, reason, String::new(), None))
             }
-            // Preparing (pulling an image, fetching inputs) has no other bound than this.
+            // Pulling the image and fetching the inputs have no other time limit.
             (Phase::Accepted, Some(a)) if past(Millis(3_600_000)) => {
                 Some(self.end_attempt(a, Reason::RuntimeMisconfigured, "preparing took over an hour".to_owned(), None))
             }
@@ -347,7 +348,7 @@ impl Job {
         }
     }
 
-    /// Takes it away from a lost machine.
+    /// Takes the job from a lost machine.
     pub(crate) fn abandon(&self) -> Result<Decision, Refusal> {
         match (self.phase, &self.attempt) {
             (Phase::Assigned | Phase::Accepted | Phase::Running, Some(attempt)) => {
@@ -357,7 +358,7 @@ impl Job {
         }
     }
 
-    /// What the platform wants of an attempt.
+    /// True if a machine should go on with an attempt.
     pub fn wish(&self, machine: MachineId, lease: Lease) -> LeaseWish {
         match self.live(machine, lease) {
             Err(_) => LeaseWish::Abandon,
@@ -366,7 +367,7 @@ impl Job {
         }
     }
 
-    /// Takes in one of its own events.
+    /// Folds one of the job's own events.
     pub(crate) fn apply(&mut self, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
         self.last = seq;
         self.guard = seq;
@@ -393,7 +394,7 @@ impl Job {
             }
             Event::Requeued(e) => {
                 self.past.insert(e.lease, seq);
-                // Who named a machine wants that machine: it is only left alone for a while.
+                // A consumer who named the machine wants that machine: try it again after a pause.
                 let named = self.placement.requirements.machine.is_some();
                 let until = named.then(|| at.plus(settings.decline_pause));
                 self.avoid.insert(e.excluded, until);
@@ -432,7 +433,7 @@ impl Job {
     }
 }
 
-/// A machine may tell of its own faults and of the job's; what the platform watches it may not claim.
+/// True if a machine may give this reason. The others are for the platform to find out.
 fn reason_of_a_worker(reason: Reason) -> bool {
     !matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
 }

@@ -1,6 +1,7 @@
 //! The decisions of `GPUbnb`, pure: given the same log and the same command, every replica decides alike.
 //!
-//! Belongs here: who may do what, and what follows from it. Must not come here: I/O, a clock, randomness, floating point.
+//! Belongs here: who may do what, and what follows from it. Must not come here: I/O, a clock, randomness, floating
+//! point.
 //! The crate depends on `gpubnb-events` alone, and `clippy.toml` bans the clocks.
 //!
 //! ```text

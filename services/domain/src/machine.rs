@@ -1,4 +1,4 @@
-//! A machine: its offer, its owner's wishes, its presence, and the leases it holds.
+//! A machine: its offer, its owner's wishes, its presence, and its leases.
 
 use std::collections::BTreeMap;
 
@@ -7,77 +7,78 @@ use gpubnb_events::{
     command::{MachineWish, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
-        MachineRepriced, MachineResumed, MachineSuspected, MachineTested,
+        MachineRepriced, MachineResumed, MachineSuspected, MachineTested, Speed, verified,
     },
     message::{EventId, Proposal},
-    record::{self, Record, Speed},
+    record::Record,
     spec::Offer,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Decision, Listing, Refusal};
 
-/// Most a machine may cost per hour.
+/// Greatest price of a machine per hour.
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
-/// Most jobs a machine may run at once.
+/// Most slots of a machine.
 pub const MAX_SLOTS: u32 = 256;
 
-/// Longest name of a part, bytes.
+/// Longest name of a hardware component, bytes.
 const MAX_NAME: usize = 128;
-/// Most checks of a self-test, and their longest text, bytes.
+/// Most checks of a self-test.
 const MAX_CHECKS: usize = 64;
+/// Longest text of a check, bytes.
 const MAX_TEXT: usize = 400;
 
-/// Whether a machine is there.
+/// The presence of a machine, as the watchdog sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Presence {
-    /// It is heard.
+    /// The machine is heard.
     Online,
-    /// It missed heartbeats.
+    /// The machine missed heartbeats.
     Suspect,
-    /// It was silent past the grace.
+    /// The machine was silent for too long.
     Lost,
 }
 
-/// Whether a machine takes jobs.
+/// The availability of a machine, as its owner wishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Availability {
-    /// Yes.
+    /// The machine takes jobs.
     Ready,
     /// The owner paused it.
     Paused,
-    /// It finishes what it has.
+    /// The machine finishes its jobs and takes no new ones.
     Draining,
-    /// The same; then its owner works on it.
+    /// Like `Draining`; afterwards the owner works on the machine.
     Maintenance,
-    /// It left the market.
+    /// The machine left the market.
     Delisted,
 }
 
 /// State of one machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
-    /// Last sequence of its own events: the guard.
+    /// Last sequence of the machine's own events, which is the guard.
     pub last: Seq,
-    /// Who owns it.
+    /// The account that owns the machine.
     pub owner: AccountId,
-    /// The key that speaks for it.
+    /// The machine's public key.
     pub public_key: Option<String>,
-    /// What it offers.
+    /// The offer.
     pub offer: Offer,
-    /// Whether it takes jobs.
+    /// The availability.
     pub availability: Availability,
-    /// Whether it is its owner's turn, by the machine's own word.
+    /// True if the owner uses the machine, as the machine itself reports.
     pub away: bool,
-    /// Whether it is there.
+    /// The presence.
     pub presence: Presence,
-    /// The live leases it holds.
+    /// The machine's live leases.
     pub leases: BTreeMap<JobId, Lease>,
-    /// How its attempts ended.
+    /// The record of attempts.
     pub record: Record,
-    /// How fast it is, by its last self-test.
+    /// The speed in the last self-test.
     pub speed: Speed,
-    /// Whether every check of its last self-test passed.
+    /// True if every check of the last self-test passed.
     pub verified: bool,
     listed: Seq,
 }
@@ -100,7 +101,7 @@ impl Machine {
         }
     }
 
-    /// Whether another lease fits.
+    /// True if a slot is free.
     pub fn has_free_slot(&self) -> bool {
         self.leases.len() < self.offer.slots as usize
     }
@@ -128,7 +129,7 @@ impl Machine {
         Ok(known.propose(event))
     }
 
-    /// What the owner wants.
+    /// Changes the machine as its owner wishes.
     pub(crate) fn change(&self, machine: MachineId, wish: MachineWish) -> Result<Decision, Refusal> {
         use Availability::{Delisted, Draining, Maintenance, Paused, Ready};
         let already = Ok(Decision::Already(self.last));
@@ -159,13 +160,13 @@ impl Machine {
         }
     }
 
-    /// A self-test was made.
+    /// Records a self-test.
     pub(crate) fn record_test(&self, machine: MachineId, c: &RecordTest) -> Result<Decision, Refusal> {
         check_test(&c.checks)?;
         Ok(self.propose(MachineTested { machine, checks: c.checks.clone(), speed: Speed::of(&c.checks) }))
     }
 
-    /// The watchdog missed heartbeats.
+    /// The watchdog missed heartbeats of the machine.
     pub(crate) fn suspect(&self, machine: MachineId) -> Decision {
         match self.presence {
             Presence::Online => self.propose(MachineSuspected { machine }),
@@ -173,7 +174,7 @@ impl Machine {
         }
     }
 
-    /// The watchdog gave it up, which it does only after it suspected it.
+    /// The watchdog gives the machine up. Only a suspect machine can be lost.
     pub(crate) fn lose(&self, machine: MachineId) -> Result<Decision, Refusal> {
         match self.presence {
             Presence::Online => Err(Refusal::WrongState("The machine is heard.")),
@@ -182,7 +183,7 @@ impl Machine {
         }
     }
 
-    /// The watchdog heard it again.
+    /// The watchdog heard the machine again.
     pub(crate) fn recover(&self, machine: MachineId) -> Decision {
         match self.presence {
             Presence::Suspect | Presence::Lost => self.propose(MachineRecovered { machine }),
@@ -190,14 +191,14 @@ impl Machine {
         }
     }
 
-    /// Takes in one of a machine's events.
+    /// Folds an event of a machine.
     pub(crate) fn apply(machines: &mut BTreeMap<MachineId, Self>, seq: Seq, event: &Event) {
         if let Event::MachineListed(e) = event {
             machines
                 .entry(e.machine)
                 .and_modify(|m| {
                     let leases = std::mem::take(&mut m.leases);
-                    // Listing anew says what is offered, not that the owner's pause is over.
+                    // A new listing changes the offer. It does not end the owner's pause.
                     let availability = match m.availability {
                         Availability::Delisted => Availability::Ready,
                         kept => kept,
@@ -232,7 +233,7 @@ impl Machine {
             Event::MachineRecovered(_) => machine.presence = Presence::Online,
             Event::MachineTested(e) => {
                 machine.speed = e.speed;
-                machine.verified = record::verified(&e.checks);
+                machine.verified = verified(&e.checks);
             }
             _ => {}
         }

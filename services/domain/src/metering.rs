@@ -1,4 +1,4 @@
-//! Metering and the bill. Everything here can be recomputed by anyone from the events that `Settled` cites.
+//! Metering and the bill. Anybody can compute the bill again from the events that `Settled` cites.
 
 use gpubnb_events::{
     AccountId, MicroUsd,
@@ -12,7 +12,7 @@ use super::{
     job::{Attempt, Ending, Job, Phase},
 };
 
-/// Settles an ended job: one event that carries all its postings.
+/// Settles an ended job, with one event that has all the postings.
 pub(crate) fn settle(job: &Job) -> Result<Decision, Refusal> {
     if let Some(seq) = job.settled {
         return Ok(Decision::Already(seq));
@@ -40,7 +40,8 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, Refusal> {
     Ok(job.propose(event, format!("{}.settled", job.id), ending.seq))
 }
 
-/// The metered time: the smallest of the broker's time, the worker's, the limit, and what the budget buys.
+/// The metered time: the least of the broker's time, the worker's time, the time limit, and the time that the budget
+/// pays for.
 fn meter(job: &Job, attempt: &Attempt, ending: &Ending) -> Option<Metering> {
     let (started, started_at) = attempt.started.filter(|_| ending.billed)?;
     let (ended, ended_at) = match job.cancel {
@@ -55,7 +56,7 @@ fn meter(job: &Job, attempt: &Attempt, ending: &Ending) -> Option<Metering> {
     Some(Metering { broker, worker, limit, budget, billed, started, ended })
 }
 
-/// Hold released, consumer debited, provider and platform credited. The sum is zero.
+/// The postings: the hold is released, the consumer debited, provider and platform credited. Their sum is zero.
 fn postings(
     consumer: AccountId,
     provider: Option<AccountId>,

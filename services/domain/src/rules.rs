@@ -1,10 +1,10 @@
-//! Rules that a single value must keep, whichever command it comes with: texts, paths, hashes, numbers.
+//! Rules for single values that occur in several commands: texts, paths, hashes, numbers.
 
 use gpubnb_events::spec::Artifact;
 
 use crate::Refusal;
 
-/// Relative, and with nothing in it that leads elsewhere.
+/// True if a path is relative and cannot lead out of its directory.
 pub(crate) fn plain_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 512
@@ -24,7 +24,7 @@ pub(crate) fn check_text(field: &'static str, text: &str, most: usize) -> Result
     Ok(())
 }
 
-/// The manifest of a machine: bounded, and with nothing but plain relative paths in it.
+/// The list of files that a machine reports: not too long, and with plain relative paths only.
 pub(crate) fn check_outputs(outputs: &[Artifact]) -> Result<(), Refusal> {
     if outputs.len() > 1_000 || !outputs.iter().all(|a| plain_path(&a.path) && sha256_hex(&a.sha256)) {
         return Err(Refusal::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));

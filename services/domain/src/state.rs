@@ -1,7 +1,7 @@
-//! The state of the whole market, folded from MARKET: all that decisions need. Jobs leave it when they are settled.
+//! The state of the whole market that decisions need, folded from MARKET. Jobs leave the state when they are settled.
 //!
 //! Belongs here: the state and the ways to look something up. Must not come here: how an event changes the state
-//! (`apply.rs`), or what is decided upon it (`decide.rs`).
+//! (`apply.rs`), or a decision (`decide.rs`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Settings, account::Account, job::Job, machine::Machine, submission::Submissions};
 
-/// The version of the world's form and of the rules that fold it. Raise it with every change of either: a world that was
-/// kept by another version is not taken up.
+/// The version of the form of [`World`] and of the rules that fold it. Raise it with every change of either: snapshots
+/// of another version are discarded.
 pub(crate) const VERSION: u32 = 2;
 
 /// State of the whole market at one sequence.
@@ -23,19 +23,20 @@ pub struct World {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) queued: BTreeSet<(Seq, JobId)>,
     pub(crate) ended: BTreeSet<JobId>,
-    /// Where quarantined messages stand: no fold reads them, but the broker's guard counts them.
+    /// The last quarantined message of each aggregate. No fold reads such messages, but the broker's guard counts them.
     #[serde(with = "pairs")]
     pub(crate) strays: HashMap<Aggregate, Seq>,
     pub(crate) submissions: Submissions,
 }
 
 impl World {
-    /// The version of what would be kept of it: of its form, its rules, and the one setting that they depend on.
+    /// Version of a stored snapshot. A snapshot is discarded when the version differs: when the form of the state, the
+    /// fold or `decline_pause` changed, which is the only setting that the fold depends on.
     pub fn version(settings: &Settings) -> String {
         format!("{VERSION}-{}", settings.decline_pause.0)
     }
 
-    /// The last sequence taken in.
+    /// The last sequence that is folded.
     pub fn applied(&self) -> Seq {
         self.applied
     }
@@ -70,7 +71,7 @@ impl World {
         self.queued_after(Seq::ZERO).map(|job| job.id)
     }
 
-    /// Jobs that wait for a machine, submitted after `seq`, oldest first.
+    /// Jobs that wait for a machine and were submitted after `seq`, oldest first.
     pub fn queued_after(&self, seq: Seq) -> impl Iterator<Item = &Job> {
         self.queued.range((seq.next(), JobId::LEAST)..).filter_map(|(_, job)| self.jobs.get(job))
     }
@@ -86,7 +87,7 @@ impl World {
     }
 }
 
-/// A map whose keys are no texts, as pairs.
+/// Serialises a map as a list of pairs, because its keys are not texts.
 mod pairs {
     use std::{collections::HashMap, hash::Hash};
 

@@ -1,4 +1,4 @@
-//! A small world for given/when/then tests: an in-memory log, two accounts, one machine.
+//! A small market for given/when/then tests: a log in memory, two accounts, one machine.
 
 use gpubnb_events::template;
 use gpubnb_events::{
@@ -48,7 +48,7 @@ pub(crate) fn given() -> Given {
     let mut given = Given {
         world: World::default(),
         settings: Settings { test_funds: true, ..Settings::default() },
-        // The ids of the tests are made by the real clock: the world's time starts there.
+        // Ids carry the time of the real clock, so the time of the market begins there.
         now: JobId::generate().made_at(),
         consumer: AccountId::generate(),
         provider: AccountId::generate(),
@@ -198,7 +198,7 @@ impl Given {
     }
 
     pub(crate) fn assigned(&mut self, job: JobId) -> Lease {
-        // The one machine of this world is given another chance.
+        // If the job may not go back to the only machine, list another one.
         if let Some(job) = self.world.job(job)
             && job.avoid.get(&self.machine).is_some_and(Option::is_none)
         {

@@ -1,10 +1,11 @@
-//! The pure domain under a scheduler that means ill: several replicas that lag and crash, lost answers, repeated
-//! and late commands, strays in the log, clocks that jump and differ, workers that are slow, and one that lies.
-//! An independent judge checks every promise at every sequence, and everything must come to rest at the end.
+//! The domain under a hostile scheduler: several replicas that lag and crash, lost answers, repeated and late commands,
+//! strays in the log, clocks that jump and differ, workers that are slow, and one worker that lies. An independent
+//! judge checks every promise at every sequence, and everything must come to rest at the end.
 //!
 //! `GPUBNB_HISTORIES` sets how many histories are run, and `GPUBNB_SEED` which ones.
 
-#![allow(clippy::expect_used, clippy::panic)] // a test fails by panicking
+// A test fails by panicking, and this one measures how long it takes.
+#![allow(clippy::expect_used, clippy::panic, clippy::disallowed_types)]
 
 /// The parts of the simulation.
 mod simulation {
@@ -44,7 +45,7 @@ use simulation::{
     tape::{LONGEST, shortest, tape},
 };
 
-/// Histories per run, unless told otherwise.
+/// Histories per run, if `GPUBNB_HISTORIES` is not set.
 const HISTORIES: u64 = 8_000;
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -85,7 +86,7 @@ fn run_seeds(first: u64, histories: u64) -> Tally {
     sum
 }
 
-/// The shortest history of a seed that breaks the same kind of promise, told from its beginning.
+/// The shortest history of a seed that breaks the same kind of promise, as text.
 fn shortest_failure(seed: u64) -> String {
     let tape = shortest(tape(seed), |tape| run(seed, tape).is_err());
     match run(seed, &tape) {
@@ -107,7 +108,7 @@ fn no_history_breaks_a_promise() {
     for (what, times) in sum.all() {
         println!("{times:>10} {what}");
     }
-    // A simulation in which something never happens says nothing about it.
+    // A simulation in which something never happens proves nothing about it.
     if histories >= HISTORIES {
         let events = Event::WIRE_NAMES.iter().filter_map(|name| name.split('.').next());
         for what in events.chain(["refusal", "conflict", "lost answer", "crash", "stray"]) {
@@ -131,8 +132,9 @@ fn no_history_that_chance_finds_breaks_a_promise() {
     }
 }
 
-/// Found by chance once in millions: a replica that is far behind loads an ended job, then sees all at once that it
-/// was settled and that a stray followed. The stray must not lift the guard of the loaded job over the settlement.
+/// A case that chance finds once in millions of histories: a replica that is far behind loads an ended job, and then
+/// sees at once that the job was settled and that a stray followed. The stray must not lift the guard of the loaded job
+/// over the settlement.
 #[test]
 fn a_job_that_was_loaded_too_early_is_not_settled_twice() {
     let mut market = Market::begun(0).expect("a market");
@@ -149,7 +151,8 @@ fn a_job_that_was_loaded_too_early_is_not_settled_twice() {
     market.settle_down().expect("settled once");
 }
 
-/// The judge itself is judged: each message of a good log is in turn told twice, or by a stranger.
+/// A test of the judge: each message of a good log is in turn repeated, or given another actor, and the judge must
+/// object.
 #[test]
 fn the_judge_objects_to_a_forged_log() {
     let market = (0..100).find_map(|seed| run(seed, &tape(seed)).ok().filter(|m| m.checker.seen.of("Completed") > 1));

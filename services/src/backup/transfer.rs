@@ -1,7 +1,7 @@
-//! A stream's snapshot out of the broker and into it, by the broker's own API: sequences and times are kept.
+//! Reads the snapshot of a stream from the broker, and restores it. The broker's own API keeps sequences and times.
 //!
-//! The protocol is that of nats-server's `$JS.API.STREAM.SNAPSHOT` and `…RESTORE` (ADR-1 of nats-architecture-and-design
-//! for its JSON): chunks on a subject, each acknowledged, and an empty one at the end.
+//! The protocol is that of nats-server's `$JS.API.STREAM.SNAPSHOT` and `…RESTORE` (ADR-1 of
+//! nats-architecture-and-design for its JSON): chunks on a subject, each acknowledged, and an empty one at the end.
 
 use std::{
     fs::{self, File},
@@ -18,21 +18,21 @@ use gpubnb_log::archive::sha256;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-/// How long the broker may check a stream.
+/// How long the broker may take to check a stream.
 const CHECKING: Duration = Duration::from_secs(900);
 /// Longest silence of the broker.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of a chunk.
 const CHUNK: usize = 128 * 1024;
 
-/// A stream in a file.
+/// A stream that was saved to a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Snapshot {
+pub(super) struct StreamSnapshot {
     /// The stream.
     pub(super) stream: String,
-    /// Its definition, as the broker says it.
+    /// The stream's definition, in the broker's own form.
     config: Value,
-    /// Its state then.
+    /// The stream's state when it was saved.
     state: Value,
     /// Bytes of the file.
     bytes: u64,
@@ -40,22 +40,22 @@ pub(super) struct Snapshot {
     sha256: String,
 }
 
-impl Snapshot {
-    /// Its last sequence.
+impl StreamSnapshot {
+    /// The stream's last sequence.
     pub(super) fn last(&self) -> u64 {
         self.state["last_seq"].as_u64().unwrap_or(0)
     }
 
-    /// Its messages.
+    /// The number of messages.
     pub(super) fn messages(&self) -> u64 {
         self.state["messages"].as_u64().unwrap_or(0)
     }
 }
 
-/// Asks the broker; its refusal is an error.
+/// Calls the broker's API. A refusal is an error.
 async fn ask<T: DeserializeOwned>(client: &Client, call: &str, body: &Value) -> anyhow::Result<T> {
     let subject = format!("$JS.API.{call}");
-    // Before it answers, the broker checks the whole stream.
+    // The broker checks the whole stream before it answers.
     let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(CHECKING));
     let answer = client.send_request(subject, request).await.with_context(|| call.to_owned())?;
     answered(&answer.payload).with_context(|| call.to_owned())
@@ -69,7 +69,7 @@ fn answered<T: DeserializeOwned>(payload: &[u8]) -> anyhow::Result<T> {
     Ok(serde_json::from_value(answer)?)
 }
 
-/// What a stream is now, where there is one: its last sequence.
+/// The last sequence of a stream; `None` where there is no such stream.
 pub(super) async fn last_of(client: &Client, stream: &str) -> anyhow::Result<Option<u64>> {
     let subject = format!("$JS.API.STREAM.INFO.{stream}");
     let answer: Value = serde_json::from_slice(&client.request(subject, "".into()).await?.payload)?;
@@ -81,25 +81,25 @@ pub(super) async fn last_of(client: &Client, stream: &str) -> anyhow::Result<Opt
 }
 
 #[derive(Deserialize)]
-struct Begun {
+struct SnapshotReply {
     config: Value,
     state: Value,
 }
 
-/// Writes a stream to a file. `seen` hears how many bytes there are so far, and of how many about.
+/// Writes a stream to a file. `progress` is called with the bytes so far and about how many there will be.
 pub(super) async fn save(
     client: &Client,
     stream: &str,
     file: &Path,
-    mut seen: impl FnMut(u64, u64),
-) -> anyhow::Result<Snapshot> {
+    mut progress: impl FnMut(u64, u64),
+) -> anyhow::Result<StreamSnapshot> {
     let inbox = client.new_inbox();
     let mut chunks = client.subscribe(inbox.clone()).await?;
     let wish = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK, "jsck": true });
-    let begun: Begun = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
+    let begun: SnapshotReply = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
     let about = begun.state["bytes"].as_u64().unwrap_or(0);
     let partial = file.with_extension("partial");
-    // In it are passwords' hashes and jobs' secrets: it is for nobody else.
+    // The file holds hashes of passwords and secrets of jobs: nobody else may read it.
     let private = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
     let mut out = private.with_context(|| partial.display().to_string())?;
     let mut bytes = 0;
@@ -113,7 +113,7 @@ pub(super) async fn save(
         }
         out.write_all(&chunk.payload)?;
         bytes += chunk.payload.len() as u64;
-        seen(bytes, about);
+        progress(bytes, about);
         if let Some(reply) = chunk.reply {
             client.publish(reply, "".into()).await?;
         }
@@ -121,27 +121,27 @@ pub(super) async fn save(
     out.sync_all()?;
     fs::rename(&partial, file)?;
     let (config, state, sha256) = (begun.config, begun.state, sha256(file)?);
-    Ok(Snapshot { stream: stream.to_owned(), config, state, bytes, sha256 })
+    Ok(StreamSnapshot { stream: stream.to_owned(), config, state, bytes, sha256 })
 }
 
 #[derive(Deserialize)]
-struct Ready {
+struct RestoreReply {
     deliver_subject: String,
 }
 
-/// Makes a stream from a file. There must be none of its name.
+/// Restores a stream from a file. There must be no stream of its name.
 pub(super) async fn load(
     client: &Client,
-    snapshot: &Snapshot,
+    snapshot: &StreamSnapshot,
     replicas: usize,
     file: &Path,
-    mut seen: impl FnMut(u64, u64),
+    mut progress: impl FnMut(u64, u64),
 ) -> anyhow::Result<()> {
     ensure!(sha256(file)? == snapshot.sha256, "{} is not the file that was written", file.display());
     let mut config = snapshot.config.clone();
     config["num_replicas"] = json!(replicas);
     let wish = json!({ "config": config, "state": snapshot.state });
-    let ready: Ready = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
+    let ready: RestoreReply = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
     let mut from = File::open(file)?;
     let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
     loop {
@@ -157,6 +157,6 @@ pub(super) async fn load(
             answered::<Value>(&answer.payload)?;
         }
         bytes += read as u64;
-        seen(bytes, snapshot.bytes);
+        progress(bytes, snapshot.bytes);
     }
 }

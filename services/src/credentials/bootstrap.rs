@@ -1,5 +1,5 @@
-//! Makes what a new market needs once: the operator's, the accounts' and every process's keys, the key for
-//! transfers, the broker's configuration. There is no mode without credentials.
+//! Makes the keys of a new market, once: for the operator, the accounts and each process, and the key for permits. Also
+//! makes the broker's configuration. No market runs without credentials.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use rand::RngExt as _;
 
 use super::{
     files::{ISSUER, MACHINES, REVOKER, SEALING, write_private},
-    jwt::{self, Permissions, Role},
+    jwt::{self, AccountRole, Permissions},
     rights,
 };
 use crate::config::BootstrapArgs;
@@ -18,10 +18,10 @@ use crate::config::BootstrapArgs;
 const TEMPLATE: &str = include_str!("nats.conf");
 /// The user of the system's account.
 pub(super) const SYSTEM_USER: &str = "system";
-/// The secret that services and the edge share, to sign and to check permits for files.
+/// The file of the secret with which the services sign permits and the web server checks them.
 const TRANSFER_KEY: &str = "transfer.key";
 
-/// Writes `nats.conf`, a directory of credentials for each process, and `offline/`, which belongs into a safe.
+/// Writes `nats.conf`, a directory of credentials for each process, and `offline/` with keys that belong into a safe.
 pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     let conf = args.dir.join("nats.conf");
     if conf.exists() {
@@ -48,7 +48,7 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         .replace("@MACHINES@", &made.machines.0)
         .replace("@MACHINES_JWT@", &made.machines.1)
         .replace("@TLS@", &tls);
-    // Last: where it is, everything is. A bootstrap that was interrupted begins anew.
+    // This file comes last. A bootstrap that was interrupted has not written it, and begins again.
     write_private(&conf, &text)?;
     println!(
         "{} is ready. Move {} away: nothing that runs needs it.",
@@ -58,26 +58,26 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the broker's configuration says: tokens, and accounts by their public keys.
-struct Made {
+/// The values in the broker's configuration: JWTs, and the public keys of the accounts.
+struct BrokerConfig {
     operator: String,
     system: (String, String),
     market: (String, String),
     machines: (String, String),
 }
 
-fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
+fn make(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
     let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
     let [system, market, machines, issuer] = [(); 4].map(|()| KeyPair::new_account());
     let shared = rights::shared_with_machines();
-    let role = Role::Machines {
+    let role = AccountRole::Machines {
         market: &market.public_key(),
         shared: &shared,
         issuer: &issuer.public_key(),
         scope: &rights::machine(),
     };
-    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &Role::System, now, &signing)?;
-    let market_jwt = jwt::account(&market.public_key(), "MARKET", &Role::Market(&shared), now, &signing)?;
+    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &AccountRole::System, now, &signing)?;
+    let market_jwt = jwt::account(&market.public_key(), "MARKET", &AccountRole::Market(&shared), now, &signing)?;
     let machines_jwt = jwt::account(&machines.public_key(), "MACHINES", &role, now, &signing)?;
     for user in rights::users() {
         write_credential(&dir.join(user.process), user.name, &user.permissions, now, &market)?;
@@ -95,7 +95,7 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
     for (name, key) in [("operator", &operator), ("system", &system), ("market", &market), ("machines", &machines)] {
         write_private(&dir.join("offline").join(format!("{name}.seed")), &key.seed()?)?;
     }
-    Ok(Made {
+    Ok(BrokerConfig {
         operator: jwt::operator(&operator, &signing.public_key(), &system.public_key(), now)?,
         system: (system.public_key(), system_jwt),
         market: (market.public_key(), market_jwt),
@@ -103,7 +103,7 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<Made> {
     })
 }
 
-/// Writes `<user>.creds`, in the form that NATS's own tools use.
+/// Writes `<user>.creds` in the form of NATS's own tools.
 fn write_credential(
     dir: &Path,
     name: &str,

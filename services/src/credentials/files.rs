@@ -1,4 +1,4 @@
-//! The files of a market's keys: written whole or not at all, readable by their owner only.
+//! The files of a market's keys. A file is written whole or not at all, and only its owner may read it.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,16 +10,16 @@ use std::{
 use anyhow::Context as _;
 use nkeys::KeyPair;
 
-/// Seed of the scoped key that issues machines.
+/// Seed of the scoped key that signs the credentials of machines.
 pub(super) const ISSUER: &str = "issuer.seed";
 /// Seed of the operator's signing key, which signs new versions of the machines' account.
 pub(super) const REVOKER: &str = "revoker.seed";
-/// The account of machines as it was made.
+/// The JWT of the machines' account, as bootstrap made it.
 pub(super) const MACHINES: &str = "machines.jwt";
-/// Seed of the key that the values of jobs' environments are kept under.
+/// Seed of the key that seals the secret values of jobs.
 pub(super) const SEALING: &str = "sealing.seed";
 
-/// Writes a file that only its owner may read, all of it or nothing.
+/// Writes a file that only its owner may read, whole or not at all.
 pub(super) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let partial = path.with_extension("partial");
     let written = || -> std::io::Result<()> {

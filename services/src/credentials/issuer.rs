@@ -1,4 +1,5 @@
-//! Issues machines their credentials: short-lived, and each for one machine's own subjects, whatever this key signs.
+//! Issues the credentials of machines. They live for a short time, and whatever this key signs allows a machine nothing
+//! but its own subjects.
 
 use std::{path::Path, time::Duration};
 
@@ -13,7 +14,7 @@ use super::{
     jwt::{self, JwtError},
 };
 
-/// How long a machine may take to sign what it is asked to sign.
+/// How long a machine may take to sign a challenge.
 const CHALLENGE_LIFE: Millis = Millis(60_000);
 
 /// A machine's credential for the broker.
@@ -30,7 +31,7 @@ pub(crate) struct Issuer {
 }
 
 impl Issuer {
-    /// With the keys that bootstrap made.
+    /// Reads the keys that bootstrap made.
     pub(crate) fn open(dir: &Path, life: Duration) -> anyhow::Result<Self> {
         let account = jwt::claims(&files::read(&dir.join(files::MACHINES))?)?;
         let account = account["sub"].as_str().context("the account of machines has no subject")?.to_owned();
@@ -38,19 +39,19 @@ impl Issuer {
         Ok(Self { key: files::read_key(&dir.join(files::ISSUER))?, account, life })
     }
 
-    /// How long a credential lives: as long must a revoked one be remembered.
+    /// How long a credential lives. A revoked credential has to be remembered for as long.
     pub(crate) fn life(&self) -> Millis {
         self.life
     }
 
-    /// A credential for the machine with this public key.
+    /// Issues a credential for the machine with this public key.
     pub(crate) fn issue(&self, machine: MachineId, public_key: &str, now: Timestamp) -> Result<Credential, JwtError> {
         let expires = now.plus(self.life);
         let jwt = jwt::machine(public_key, &machine.to_string(), &self.account, now, expires, &self.key)?;
         Ok(Credential { jwt, expires })
     }
 
-    /// Something to sign, for one machine and a short time.
+    /// A challenge for one machine, which can be signed for a short time.
     pub(crate) fn challenge(&self, machine: MachineId, now: Timestamp) -> Result<(String, Timestamp), JwtError> {
         let expires = now.plus(CHALLENGE_LIFE);
         let random = gpubnb_events::hex(rand::rng().random::<[u8; 16]>());
@@ -59,7 +60,7 @@ impl Issuer {
         Ok((format!("{text}.{signature}"), expires))
     }
 
-    /// Whether this is a challenge of ours to this machine, that has not run out.
+    /// True if this issuer made this challenge for this machine, and the challenge has not expired.
     pub(crate) fn challenged(&self, nonce: &str, machine: MachineId, now: Timestamp) -> bool {
         let genuine = || {
             let (text, signature) = nonce.rsplit_once('.')?;
@@ -74,7 +75,7 @@ impl Issuer {
     }
 }
 
-/// Whether the holder of a machine's key signed this text. The signature is base64url.
+/// True if the holder of a machine's key signed this text. The signature is base64url.
 pub(crate) fn signed_by(public_key: &str, text: &str, signature: &str) -> bool {
     let Ok(key) = KeyPair::from_public_key(public_key) else { return false };
     let Ok(signature) = BASE64URL_NOPAD.decode(signature.as_bytes()) else { return false };

@@ -1,7 +1,8 @@
-//! NATS JWTs, version 2: what the broker believes about operators, accounts and users.
+//! NATS JWTs of version 2, in which the broker finds the rights of operators, accounts and users.
 //!
-//! The form is NATS's own: `base64url(header).base64url(claims).base64url(signature)`, signed over the first two
-//! with an `NKey`, as <https://github.com/nats-io/jwt> (v2) writes it. Nothing is re-encoded before it is verified.
+//! The form is NATS's own: `base64url(header).base64url(claims).base64url(signature)`, signed over the first two with
+//! an `NKey`, as <https://github.com/nats-io/jwt> (v2) writes it. There is no library for it here:
+//! `nats-io-jwt` 0.1 is at its beginning, and `nats-jwt` 0.3 cannot make operators.
 
 use data_encoding::BASE64URL_NOPAD;
 use gpubnb_events::Timestamp;
@@ -11,18 +12,24 @@ use sha2::{Digest as _, Sha256};
 
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
-/// A JWT that could not be made or read.
+/// A JWT cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JwtError {
     /// The key cannot sign.
-    #[error("signing: {0}")]
+    #[error("the key cannot sign")]
     Key(#[from] nkeys::error::Error),
-    /// The text is no JWT.
-    #[error("not a JWT: {0}")]
-    Unreadable(String),
+    /// The text has no second part.
+    #[error("not a JWT: it has no claims")]
+    NoClaims,
+    /// The claims are not base64url.
+    #[error("not a JWT: its claims are not base64url")]
+    Encoding(#[from] data_encoding::DecodeError),
+    /// The claims are not JSON.
+    #[error("not a JWT: its claims are not JSON")]
+    Claims(#[from] serde_json::Error),
 }
 
-/// What a user may publish and subscribe to. What is not allowed is denied.
+/// The subjects that a user may publish and subscribe to. All others are denied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Permissions {
     pub(crate) publish: Vec<String>,
@@ -40,7 +47,7 @@ impl Permissions {
     }
 }
 
-/// Signs claims about `subject`, a public key.
+/// Makes a JWT about `subject`, which is a public key.
 fn sign(
     subject: &str,
     name: &str,
@@ -59,7 +66,8 @@ fn sign(
     if let Some(expires) = expires {
         all["exp"] = json!(expires.millis() / 1_000);
     }
-    // Tells two claims of the same second apart: the broker takes those with one id for the same.
+    // A hash of the claims, so that two JWTs of the same second have different ids: the broker takes JWTs with one id
+    // for the same.
     all["jti"] = json!(gpubnb_events::hex(Sha256::digest(all.to_string().as_bytes())));
     let encode = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
     let signed = format!("{}.{}", encode(HEADER.as_bytes()), encode(all.to_string().as_bytes()));
@@ -67,7 +75,7 @@ fn sign(
     Ok(format!("{signed}.{}", encode(&signature)))
 }
 
-/// The operator's word about itself: its signing key may sign accounts.
+/// The operator's JWT, which it signs itself. It names the signing key, which may sign accounts.
 pub(crate) fn operator(
     key: &KeyPair,
     signing_key: &str,
@@ -82,45 +90,46 @@ pub(crate) fn operator(
     sign(&key.public_key(), "gpubnb", now, None, claims, key)
 }
 
-/// What an account is for.
-pub(crate) enum Role<'a> {
-    /// The broker's own.
+/// The role of an account.
+pub(crate) enum AccountRole<'a> {
+    /// The broker's own account.
     System,
-    /// Streams, services and the edge. Offers these subjects to the account of machines.
-    Market(&'a [Shared]),
-    /// Machines, and nothing that lasts: what they say reaches the market's account only by the subjects it offers.
+    /// The account of streams, services and the web server. It exports these subjects to the account of machines.
+    Market(&'a [SharedSubject]),
+    /// The account of machines. It has no streams, and its messages reach the market's account only by exported
+    /// subjects.
     Machines {
         /// The market's account.
         market: &'a str,
-        /// What it offers.
-        shared: &'a [Shared],
-        /// The key that issues machines.
+        /// The subjects that the market's account exports.
+        shared: &'a [SharedSubject],
+        /// The public key of the issuer of machines.
         issuer: &'a str,
-        /// What each of them may do; `{{name()}}` in it stands for the name of the user, so that whoever holds that key
-        /// can issue machines and nothing else.
+        /// The rights of each machine, where `{{name()}}` stands for the user's name. A holder of the issuer's key can
+        /// issue machines with these rights and nothing else.
         scope: &'a Permissions,
     },
 }
 
-/// A subject that one account offers another as a service: the broker itself makes up where answers go.
+/// A subject that one account exports to another as a service. The broker itself makes up the reply subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Shared {
+pub(crate) struct SharedSubject {
     pub(crate) subject: String,
-    /// What it is called in the other account, where that differs; `$1` stands for its wildcard.
+    /// The subject's name in the other account, if it has another name there; `$1` stands for the wildcard.
     pub(crate) local: Option<String>,
-    /// Whether one request may have many answers.
+    /// True if one request may have many answers.
     pub(crate) many: bool,
 }
 
-/// An account.
+/// The JWT of an account.
 pub(crate) fn account(
     subject: &str,
     name: &str,
-    role: &Role<'_>,
+    role: &AccountRole<'_>,
     now: Timestamp,
     key: &KeyPair,
 ) -> Result<String, JwtError> {
-    let jetstream = if matches!(role, Role::Market(_)) { -1 } else { 0 };
+    let jetstream = if matches!(role, AccountRole::Market(_)) { -1 } else { 0 };
     let mut claims = json!({
         "type": "account", "version": 2,
         "limits": {
@@ -130,9 +139,9 @@ pub(crate) fn account(
         },
     });
     match role {
-        Role::System => {}
-        Role::Market(shared) => claims["exports"] = shared.iter().map(Shared::export).collect(),
-        Role::Machines { market, shared, issuer, scope } => {
+        AccountRole::System => {}
+        AccountRole::Market(shared) => claims["exports"] = shared.iter().map(SharedSubject::export).collect(),
+        AccountRole::Machines { market, shared, issuer, scope } => {
             claims["imports"] = shared.iter().map(|shared| shared.import(market)).collect();
             claims["signing_keys"] =
                 json!([{ "kind": "user_scope", "key": issuer, "role": "machine", "template": scope.claims() }]);
@@ -141,7 +150,7 @@ pub(crate) fn account(
     sign(subject, name, now, None, claims, key)
 }
 
-impl Shared {
+impl SharedSubject {
     fn export(&self) -> Value {
         let response = if self.many { "Stream" } else { "Singleton" };
         json!({ "name": self.subject, "subject": self.subject, "type": "service", "response_type": response })
@@ -156,7 +165,7 @@ impl Shared {
     }
 }
 
-/// A user of an account, signed by the account's own key.
+/// The JWT of a user, signed by the key of the account.
 pub(crate) fn user(
     subject: &str,
     name: &str,
@@ -170,7 +179,7 @@ pub(crate) fn user(
     sign(subject, name, now, None, claims, key)
 }
 
-/// A machine: a user signed by the scoped key, whose rights are the scope's.
+/// The JWT of a machine: a user that is signed by the scoped key and has the rights of the scope.
 pub(crate) fn machine(
     subject: &str,
     name: &str,
@@ -183,7 +192,7 @@ pub(crate) fn machine(
     sign(subject, name, now, Some(expires), claims, key)
 }
 
-/// The account's JWT anew, with these users revoked: what was issued to them until then counts for nothing.
+/// A new version of an account's JWT, with this list of revoked users in place of the old one.
 pub(crate) fn with_revocations(
     account: &str,
     revoked: &[(String, Timestamp)],
@@ -197,23 +206,23 @@ pub(crate) fn with_revocations(
     sign(&text("sub"), &text("name"), now, None, nats, key)
 }
 
-/// Revoked users, as an account lists them: each with the second until which what was issued to it is void.
+/// An account's revocation list: public key of the user → Unix second. The broker rejects credentials that were issued
+/// to the user at or before that second.
 pub(crate) fn revocation_list(revoked: &[(String, Timestamp)]) -> Value {
     revoked.iter().map(|(user, at)| (user.clone(), json!(at.millis() / 1_000))).collect()
 }
 
-/// The users that an account lists as revoked.
+/// The revocation list in an account's JWT.
 pub(crate) fn revocations(account: &str) -> Result<Value, JwtError> {
     let list = claims(account)?["nats"]["revocations"].take();
     Ok(if list.is_null() { json!({}) } else { list })
 }
 
-/// What a JWT of ours says. Its signature is the broker's affair.
+/// Reads the claims of a JWT. The signature is not checked: the broker does that.
 pub(crate) fn claims(jwt: &str) -> Result<Value, JwtError> {
-    let unreadable = |what: &dyn std::fmt::Display| JwtError::Unreadable(what.to_string());
-    let part = jwt.trim().split('.').nth(1).ok_or_else(|| unreadable(&"it has no claims"))?;
-    let bytes = BASE64URL_NOPAD.decode(part.as_bytes()).map_err(|e| unreadable(&e))?;
-    serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))
+    let part = jwt.trim().split('.').nth(1).ok_or(JwtError::NoClaims)?;
+    let bytes = BASE64URL_NOPAD.decode(part.as_bytes())?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]
@@ -237,8 +246,8 @@ mod tests {
         let (operator, machines, scope) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
         let now = Timestamp::from_millis(1_000);
         let rights = Permissions { publish: vec!["a".to_owned()], subscribe: vec!["b".to_owned()] };
-        let shared = [Shared { subject: "c".to_owned(), local: None, many: false }];
-        let role = Role::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
+        let shared = [SharedSubject { subject: "c".to_owned(), local: None, many: false }];
+        let role = AccountRole::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
         let before = account(&machines.public_key(), "MACHINES", &role, now, &operator).unwrap();
         let after = with_revocations(&before, &[("UX".to_owned(), now)], now, &operator).unwrap();
         let (before, mut after) = (claims(&before).unwrap(), claims(&after).unwrap());

@@ -1,7 +1,8 @@
-//! Credentials of the broker: what is made once for a market, and what is issued and revoked while it runs.
+//! Credentials for the broker. The keys of a market are made once; the credentials of machines are issued and revoked
+//! while the market runs.
 //!
-//! Belongs here: keys, JWTs, and who may do what on the broker. Must not come here: people's passwords (that is the
-//! edge), or a decision of the market.
+//! Belongs here: keys, JWTs, and the rights of each user of the broker. Must not come here: people's passwords (`ui`),
+//! or a decision of the market.
 
 mod bootstrap;
 mod files;

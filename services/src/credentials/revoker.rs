@@ -1,5 +1,5 @@
-//! Keeps the broker's list of revoked machines as the enrollments say: at once when one is revoked, and every minute
-//! besides, so that what was missed heals. A machine that left the market is revoked too.
+//! Keeps the broker's list of revoked machines up to date with the enrollments: at once when a machine is revoked, and
+//! every minute, in case a revocation was missed. A machine that left the market is revoked too.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{bootstrap::SYSTEM_USER, files, jwt};
-use crate::{enrollment::Enrollments, view::View};
+use crate::{enrollment::Enrollments, replica::Replica};
 
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -30,10 +30,10 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(crate) struct Revoker {
     pub(crate) enrollments: Enrollments,
     js: jetstream::Context,
-    view: Arc<View>,
+    replica: Arc<Replica>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
-    /// How long a credential lives: as long is a revoked one kept on the list.
+    /// How long a credential lives. A revoked key stays on the list for as long.
     life: Millis,
     system: async_nats::Client,
     signing: Arc<KeyPair>,
@@ -41,12 +41,12 @@ pub(crate) struct Revoker {
 }
 
 impl Revoker {
-    /// Over a connection to the system's account.
+    /// Connects to the broker's system account.
     pub(crate) async fn open(
         nats: &NatsArgs,
         enrollments: Enrollments,
         js: jetstream::Context,
-        view: Arc<View>,
+        replica: Arc<Replica>,
         clock: Arc<dyn Clock>,
         life: Millis,
     ) -> anyhow::Result<Self> {
@@ -54,7 +54,7 @@ impl Revoker {
         Ok(Self {
             enrollments,
             js,
-            view,
+            replica,
             clock,
             wake: Arc::default(),
             life,
@@ -64,14 +64,14 @@ impl Revoker {
         })
     }
 
-    /// Takes a machine's right to speak away; its connection ends as soon as the broker has heard.
+    /// Revokes a machine. Its connection ends as soon as the broker has the new list.
     pub(crate) async fn revoke(&self, machine: MachineId, ban: bool) -> Result<(), Failure> {
         self.enrollments.revoke(machine, ban, self.clock.now()).await?;
         self.look();
         Ok(())
     }
 
-    /// Something changed: looks now, and not at the next sweep.
+    /// Compares the lists now, and not only at the next sweep.
     pub(crate) fn look(&self) {
         self.wake.notify_one();
     }
@@ -89,21 +89,24 @@ impl Revoker {
                 continue;
             }
             if let Err(e) = self.reconcile().await {
-                warn!(error = format!("{e:#}"), "the list of revoked machines is handed in again later");
+                warn!(
+                    error = format!("{e:#}"),
+                    "the list of revoked machines could not be handed in; trying again later"
+                );
             }
-            // After the list: codes never keep anybody from being revoked.
+            // Codes come after the list, so that they never delay a revocation.
             if swept && let Err(e) = self.enrollments.sweep(self.clock.now()).await {
-                warn!(error = %e, "codes that ran out are removed later");
+                warn!(error = %e, "expired codes could not be removed; trying again later");
             }
         }
     }
 
-    /// Compares what is revoked with what the broker knows, and tells it what it does not.
+    /// Compares the revoked machines with the broker's list, and gives the broker a new list if they differ.
     async fn reconcile(&self) -> anyhow::Result<()> {
         let now = self.clock.now();
         let mut revoked = Vec::new();
         for (machine, enrollment) in self.enrollments.all().await? {
-            let left = self.view.read(|w| {
+            let left = self.replica.read(|w| {
                 let machine = w.machine(machine).filter(|m| m.availability == Availability::Delisted);
                 machine.is_some_and(|m| m.last > enrollment.enrolled_after)
             });
@@ -113,10 +116,10 @@ impl Revoker {
             }
             let mut void = enrollment.void();
             void.extend((left && enrollment.revoked_at.is_none()).then_some((enrollment.public_key, now)));
-            // What was issued before has run out by then.
+            // Older revocations are left out: the credentials that they are about have expired by themselves.
             revoked.extend(void.into_iter().filter(|(_, at)| now.since(*at) <= self.life));
         }
-        // Of a key that was revoked twice, the later time counts.
+        // For a key that was revoked twice, the later time counts.
         revoked.sort();
         revoked.reverse();
         revoked.dedup_by(|later, earlier| later.0 == earlier.0);

@@ -1,4 +1,4 @@
-//! What each user of the broker may do: the least that its process needs. Nothing else is allowed.
+//! The rights of each user of the broker: the least that its process needs.
 
 use gpubnb_events::subject;
 use gpubnb_log::stream::{
@@ -6,9 +6,9 @@ use gpubnb_log::stream::{
     SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
 };
 
-use super::jwt::{Permissions, Shared};
+use super::jwt::{Permissions, SharedSubject};
 
-/// A user of the broker and the process that holds its credential.
+/// A user of the broker, and the process that holds the user's credential.
 pub(crate) struct User {
     pub(crate) name: &'static str,
     pub(crate) process: &'static str,
@@ -27,7 +27,7 @@ pub(crate) fn users() -> [User; 6] {
     let operator = format!("{}.>", subject::OPERATOR_INBOX);
     let ui = format!("{}.>", subject::UI_INBOX);
     [
-        // May change streams. Used once, at the start of a market.
+        // May change streams. Used at the start of a market, for backups and for restores.
         user(
             "bootstrap",
             "services",
@@ -40,16 +40,18 @@ pub(crate) fn users() -> [User; 6] {
             .concat(),
             &[&services],
         ),
-        // Answers commands: may publish to inboxes only, and to where the broker itself has answers to machines go.
+        // Answers commands: may publish to inboxes only, and to the reply subjects that the broker makes up for
+        // machines.
         user(
             "serve",
             "services",
             inboxes(&[subject::ANY_INBOX, subject::BROKERED]),
             &[subject::COMMANDS, subject::DISCOVERY, &services],
         ),
-        // Appends events and reads the log. May not change a stream; TELEMETRY, which lies in memory, it may make anew.
+        // Appends events and reads the log. May not change a stream; may create TELEMETRY, which lies in memory and
+        // gets lost.
         user("append", "services", append(), &[&services]),
-        // Reads everything, answers queries, tells live pages. May not write to the log.
+        // Reads the log, answers queries, sends change notices. May not write to the log.
         user(
             "projector",
             "projector",
@@ -57,16 +59,16 @@ pub(crate) fn users() -> [User; 6] {
                 inboxes(&[subject::ANY_INBOX]),
                 vec![subject::NOTICES.to_owned()],
                 [MARKET, TELEMETRY].into_iter().flat_map(reads).collect(),
-                // What the log was, under its own signature.
+                // Signed tree heads.
                 bucket(CHECKPOINTS),
                 store(SNAPSHOTS),
-                // How large they are, for the console; not what is in them.
+                // The sizes of these streams, for the console; not their messages.
                 api(&[&format!("STREAM.INFO.{DISPATCH}"), &format!("STREAM.INFO.{OUTPUT}")]),
             ]
             .concat(),
             &[subject::QUERIES, subject::DISCOVERY, &projector],
         ),
-        // The operator's tool: reads the streams, asks queries.
+        // The operator's commands: read the streams, ask queries.
         user(
             "operator",
             "projector",
@@ -78,18 +80,18 @@ pub(crate) fn users() -> [User; 6] {
             .concat(),
             &[&operator],
         ),
-        // Asks in the name of people; knows their sessions; reads output; keeps files.
+        // The web server: asks in the name of people, keeps their sessions and files, reads output.
         user("ui", "ui", edge(), &[subject::NOTICES, &ui]),
     ]
 }
 
-/// What the market's account offers to that of machines. Whatever a machine says there, the broker makes up a place for the
-/// answer: no answer of a stream, a consumer or a service goes where a machine would like it to.
-pub(crate) fn shared_with_machines() -> Vec<Shared> {
-    let share = |subject: String, local: Option<String>, many: bool| Shared { subject, local, many };
+/// The subjects that the market's account exports to the account of machines. The broker makes up the reply subjects
+/// itself, so no machine can direct an answer of a stream, a consumer or a service to a subject of its choice.
+pub(crate) fn shared_with_machines() -> Vec<SharedSubject> {
+    let share = |subject: String, local: Option<String>, many: bool| SharedSubject { subject, local, many };
     let mut shared: Vec<_> = subject::of_machines("*").into_iter().map(|subject| share(subject, None, false)).collect();
-    // Which consumer is a machine's own stands in its token. Their account has no streams, and the broker says so to
-    // whoever asks there by the usual name.
+    // A machine's token names the machine's own consumer. The calls get another prefix in the account of machines,
+    // because the broker answers the usual one there with "no streams in this account".
     for (call, many) in [("CONSUMER.INFO", false), ("CONSUMER.MSG.NEXT", true)] {
         let local = format!("{}.{call}.{DISPATCH}.$1", subject::MACHINE_API);
         shared.push(share(format!("$JS.API.{call}.{DISPATCH}.*"), Some(local), many));
@@ -98,7 +100,7 @@ pub(crate) fn shared_with_machines() -> Vec<Shared> {
     shared
 }
 
-/// What whoever holds the scoped key can issue, and nothing else: one machine, on its own subjects.
+/// The rights that the scoped key can issue: those of one machine, on its own subjects.
 pub(crate) fn machine() -> Permissions {
     let consumer = gpubnb_log::stream::machine_consumer_name(subject::NAME_OF_USER);
     let mut publish = subject::of_machines(subject::NAME_OF_USER);
@@ -121,7 +123,7 @@ fn api(calls: &[&str]) -> Vec<String> {
     calls.iter().map(|call| format!("$JS.API.{call}")).collect()
 }
 
-/// Reading a stream: its state, single messages, and consumers of one's own.
+/// The rights to read a stream: its state, single messages, and by consumers of the user's own.
 fn reads(stream: &str) -> Vec<String> {
     let mut subjects = api(&[
         &format!("STREAM.INFO.{stream}"),
@@ -142,7 +144,7 @@ fn bucket(name: &str) -> Vec<String> {
     [vec![format!("$KV.{name}.>")], reads(&bucket_stream(name))].concat()
 }
 
-/// Files are replaced by purging their old chunks.
+/// The rights to use an object store. A file is replaced by purging its old chunks.
 fn store(name: &str) -> Vec<String> {
     let stream = store_stream(name);
     [vec![format!("$O.{name}.>")], reads(&stream), api(&[&format!("STREAM.PURGE.{stream}")])].concat()
@@ -161,9 +163,9 @@ fn append() -> Vec<String> {
         &format!("STREAM.CREATE.{TELEMETRY}"),
         // The consumers of machines.
         &format!("CONSUMER.DURABLE.CREATE.{DISPATCH}.*"),
-        // Which of them have work that nobody does.
+        // The consumers with messages that nobody fetches.
         &format!("CONSUMER.LIST.{DISPATCH}"),
-        // What waits for a machine that left the market, or that nobody waits for.
+        // Messages for machines that left the market, and dead letters.
         &format!("STREAM.PURGE.{DISPATCH}"),
     ]));
     subjects

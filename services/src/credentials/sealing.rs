@@ -1,4 +1,4 @@
-//! Secrets of jobs: sealed while they wait, and sealed anew for the one machine that runs the job.
+//! Sealing of jobs' secrets: with the market's key while a job waits, and then for the one machine that runs the job.
 //!
 //! `XKey` is NATS's own x25519 key with `crypto_box` (X25519, `XSalsa20`, `Poly1305`).
 
@@ -9,33 +9,33 @@ use nkeys::XKey;
 
 use super::files;
 
-/// The values of a job's environment, by name.
+/// The secret values of a job's environment, by name.
 pub(crate) type Secrets = BTreeMap<String, String>;
 
-/// Seals and opens.
+/// Seals and opens secrets with the market's key.
 pub(crate) struct Sealing {
     key: XKey,
 }
 
 impl Sealing {
-    /// With the market's key.
+    /// Reads the market's key.
     pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(files::SEALING);
         let key = XKey::from_seed(&files::read(&path)?).with_context(|| format!("{} holds no key", path.display()))?;
         Ok(Self { key })
     }
 
-    /// The key that what is sealed for a machine is from.
+    /// The market's public key, which a machine needs to open its secrets.
     pub(crate) fn public_key(&self) -> String {
         self.key.public_key()
     }
 
-    /// To be kept.
+    /// Seals secrets to be kept.
     pub(crate) fn keep(&self, secrets: &Secrets) -> anyhow::Result<Vec<u8>> {
         Ok(self.key.seal(&serde_json::to_vec(secrets)?, &self.key)?)
     }
 
-    /// Of what was kept: sealed so that only the machine with this public key can open it.
+    /// Opens kept secrets and seals them so that only the machine with this public key can open them.
     pub(crate) fn for_machine(&self, kept: &[u8], machine: &str) -> anyhow::Result<Vec<u8>> {
         let machine = XKey::from_public_key(machine).context("the machine's key")?;
         Ok(self.key.seal(&self.key.open(kept, &self.key)?, &machine)?)

@@ -1,4 +1,4 @@
-//! Commands that come in through the edge, in the name of a signed-in account or of an operator.
+//! Commands that come through the web server, in the name of a signed-in account or of an operator.
 
 use gpubnb_domain::{
     Command, Refusal,
@@ -16,7 +16,10 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
 
-use super::{Endpoints, account_of, change_machine, done, endpoint};
+use super::{
+    context::{Endpoints, account_of, done, endpoint},
+    machine::change_machine,
+};
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     let edge = Requester::Edge;
@@ -69,7 +72,7 @@ async fn set_suspension(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, Failure> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
-    // Before the event: a job that is in the log has its secrets.
+    // The secrets are kept before the event is written, so that a job in the log always has its secrets.
     let new = e.secrets.keep(&submit).await?;
     let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
     if new && matches!(submitted, Err(Failure::Refused(_))) {
@@ -87,16 +90,16 @@ async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, Failure> {
     let submit: SubmitJob = r.parse()?;
     let account = account_of(r.actor)?;
     let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
-    let quote = e.executor.view.read(|w| w.quote(account, &submit, now, settings));
+    let quote = e.executor.replica.read(|w| w.quote(account, &submit, now, settings));
     quote.map_err(|refusal| Failure::Refused(refusal.into()))
 }
 
-/// Why a job waits; `null` once it does not.
+/// Explains why a job waits; `null` for a job that does not wait.
 async fn explain(e: Endpoints, r: Incoming) -> Result<Option<PlacementExplanation>, Failure> {
     let CancelJob { job } = r.parse()?;
     let now = e.executor.clock.now();
     let own = |found: &&Job| matches!(r.actor, Actor::Operator(_)) || r.actor == Actor::Account(found.account);
-    e.executor.view.read(|w| {
+    e.executor.replica.read(|w| {
         let found = w.job(job).filter(own).ok_or_else(|| Failure::Refused(Refusal::UnknownJob.into()))?;
         Ok((found.phase == Phase::Queued)
             .then(|| placement::choose(w, &placement::Request::of(found), now).explanation))

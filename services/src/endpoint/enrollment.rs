@@ -1,5 +1,5 @@
-//! Enrolling machines, renewing and revoking their credentials. Whoever redeems or renews proves who it is in the
-//! request itself: with a code, or with its key.
+//! Enrolling machines, renewing and revoking their credentials. A machine that redeems a code or renews its credential
+//! has no session: the request itself holds the proof, a code or a signature.
 
 use gpubnb_domain::World;
 use gpubnb_events::{
@@ -12,7 +12,7 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
 
-use super::{Endpoints, account_of, endpoint};
+use super::context::{Endpoints, account_of, endpoint};
 use crate::{credentials::signed_by, enrollment::Enrollment};
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
@@ -35,7 +35,7 @@ async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, Failure> {
 
 async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> {
     let redeem: RedeemEnrollment = r.parse()?;
-    let applied = e.executor.view.read(World::applied);
+    let applied = e.executor.replica.read(World::applied);
     let enrollment = e.enrollments().redeem(&redeem, e.executor.clock.now(), applied).await?;
     in_good_standing(&e, enrollment.owner)?;
     issue(&e, redeem.machine, enrollment)
@@ -44,7 +44,7 @@ async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure>
 async fn challenge(e: Endpoints, r: Incoming) -> Result<Challenge, Failure> {
     let AskChallenge { machine } = r.parse()?;
     let challenge = e.issuer.challenge(machine, e.executor.clock.now());
-    let (nonce, expires) = challenge.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    let (nonce, expires) = challenge.map_err(|e| Failure::unavailable("the challenge could not be signed", &e))?;
     Ok(Challenge { nonce, expires })
 }
 
@@ -65,14 +65,15 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> 
     issue(&e, renew.machine, enrollment)
 }
 
-/// The machines of a suspended account get no credential, however they ask. What runs ends with the one they have.
+/// Refuses an account that is suspended. Its machines get no new credential; running jobs go on until the present
+/// credential expires.
 pub(super) fn in_good_standing(e: &Endpoints, owner: AccountId) -> Result<(), Failure> {
-    e.executor.view.read(|w| gpubnb_domain::may_enroll(w, owner)).map_err(Failure::refused)
+    e.executor.replica.read(|w| gpubnb_domain::may_enroll(w, owner)).map_err(Failure::refused)
 }
 
 fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, Failure> {
     let issued = e.issuer.issue(machine, &enrollment.public_key, e.executor.clock.now());
-    let issued = issued.map_err(|e| Failure::Unavailable(e.to_string()))?;
+    let issued = issued.map_err(|e| Failure::unavailable("the credential could not be signed", &e))?;
     Ok(MachineCredential { machine, owner: enrollment.owner, jwt: issued.jwt, expires: issued.expires })
 }
 
@@ -84,7 +85,7 @@ async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, Failure> {
         Actor::Account(account) => account == enrollment.owner,
         Actor::Machine(_) | Actor::Platform => false,
     };
-    // Foreign looks like absent.
+    // Somebody else's machine looks like none at all.
     known.as_ref().filter(may).ok_or_else(|| Failure::refused(gpubnb_domain::Refusal::UnknownMachine))?;
     e.revoker.revoke(machine, matches!(r.actor, Actor::Operator(_))).await?;
     Ok(Revoked {})

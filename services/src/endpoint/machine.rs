@@ -1,4 +1,5 @@
-//! Commands of machines. Each speaks for itself only: its id is in the subject, and the subject is its right.
+//! Commands of machines. A machine speaks for itself only: its id is part of the subject, and its credential allows it
+//! to publish to that subject alone.
 
 use gpubnb_domain::{
     Command, Listing, Refusal,
@@ -8,8 +9,8 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest, Report, Start,
-        UploadGrant,
+        Accept, ChangeMachine, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, MachineWish,
+        RecordTest, Report, Start, UploadGrant,
     },
     manifest, subject,
 };
@@ -19,10 +20,13 @@ use gpubnb_runtime::{
     rpc::{Failure, Incoming, Requester, Server},
 };
 
-use super::{Endpoints, change_machine, done, endpoint};
-use crate::{credentials::signed_by, execute::unavailable};
+use super::{
+    context::{Endpoints, done, endpoint},
+    enrollment::in_good_standing,
+};
+use crate::credentials::signed_by;
 
-/// How long past the time limit files may still be moved.
+/// How long after a job's time limit its files may still be moved.
 const SLACK: Millis = Millis(3_600_000);
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
@@ -48,14 +52,14 @@ fn machine_of(r: &Incoming) -> Result<MachineId, Failure> {
 async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
     let (machine, ListMachine { offer }) = (machine_of(&r)?, r.parse()?);
     let slots = offer.slots;
-    // Whose it is was said when it was enrolled: a machine cannot say it of itself.
+    // The owner is the one who enrolled the machine: a machine cannot name its owner itself.
     let enrollment = e.enrollments().live(machine).await?;
-    super::enrollment::in_good_standing(&e, enrollment.owner)?;
+    in_good_standing(&e, enrollment.owner)?;
     let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
-        .map_err(|e| Failure::Unavailable(e.to_string()))?;
+        .map_err(|e| Failure::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
@@ -68,10 +72,10 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
     let (machine, accept): (_, Accept) = (machine_of(&r)?, r.parse()?);
     e.executor.reached(accept.lease.0).await?;
     e.executor.execute(r.actor, &Command::Accept(machine, accept)).await?;
-    let known = e.executor.view.read(|w| w.job(accept.job).cloned());
+    let known = e.executor.replica.read(|w| w.job(accept.job).cloned());
     let job = match known {
         Some(job) => job,
-        None => e.executor.load(accept.job).await.map_err(unavailable)?.ok_or(Failure::refused(Refusal::UnknownJob))?,
+        None => e.executor.load(accept.job).await?.ok_or(Failure::refused(Refusal::UnknownJob))?,
     };
     if job.wish(machine, accept.lease) == LeaseWish::Abandon {
         return Err(Failure::refused(Refusal::StaleLease));
@@ -87,7 +91,7 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
     Ok(grant)
 }
 
-/// Adds the permits to get and to put the files of the attempt, and of no other.
+/// Adds the permits to get and to put the files of this attempt.
 fn permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<(), Failure> {
     let Some(files) = &e.files else { return Ok(()) };
     let expires = e.executor.clock.now().plus(job.limits.time.millis()).plus(SLACK);
@@ -118,15 +122,15 @@ async fn start(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 async fn report(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
     if !report.outputs.is_empty() || report.signature.is_some() {
-        signed(&e, machine, &report)?;
+        check_signature(&e, machine, &report)?;
     }
     e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)
 }
 
-/// A manifest is the machine's word, and carries its signature: whoever reads the log can check it.
-fn signed(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), Failure> {
+/// Checks the signature of a manifest. The manifest goes into the log with the signature, where anyone can check it.
+fn check_signature(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), Failure> {
     let text = manifest::signed_text(report.job, report.lease, &report.outputs);
-    let key = e.executor.view.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));
+    let key = e.executor.replica.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));
     let genuine = key.zip(report.signature.as_ref()).is_some_and(|(key, signature)| signed_by(&key, &text, signature));
     if genuine {
         Ok(())
@@ -135,23 +139,35 @@ fn signed(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), Fail
     }
 }
 
-/// Desired against actual. On the newest view only: nothing is ever torn down because a replica was behind.
+/// Changes a machine as its owner wishes. The owner asks on a page, or on the machine itself.
+pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+    let change: ChangeMachine = r.parse()?;
+    let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
+    if change.wish == MachineWish::Delist {
+        // The machine's credential ends with its offer.
+        e.revoker.look();
+    }
+    Ok(changed)
+}
+
+/// Tells a machine which of its leases go on. Answers on the newest state only: no job is torn down because this
+/// replica was behind.
 async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
     let (machine, inventory): (_, Inventory) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;
     let mut leases = Vec::new();
     for Accept { job, lease } in inventory.leases.into_iter().take(MAX_SLOTS as usize) {
-        let wish = match e.executor.view.read(|w| w.job(job).map(|j| j.wish(machine, lease))) {
+        let wish = match e.executor.replica.read(|w| w.job(job).map(|j| j.wish(machine, lease))) {
             Some(wish) => wish,
-            None => match e.executor.load(job).await.map_err(unavailable)? {
+            None => match e.executor.load(job).await? {
                 Some(job) => job.wish(machine, lease),
-                // Unknown is not over: a lookup that finds nothing tears nothing down.
+                // A job that is not found may still exist: nothing is torn down for that.
                 None => LeaseWish::Keep,
             },
         };
         leases.push((lease, wish));
     }
     let takes_jobs =
-        e.executor.view.read(|w| w.machine(machine).is_some_and(|m| m.availability == Availability::Ready));
+        e.executor.replica.read(|w| w.machine(machine).is_some_and(|m| m.availability == Availability::Ready));
     Ok(Desired { leases, takes_jobs })
 }

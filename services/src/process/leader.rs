@@ -1,4 +1,5 @@
-//! One replica at a time drives the process managers, for efficiency only: safety is the guards'.
+//! Leadership: one replica at a time drives the process managers. That only saves work; if two replicas lead for a
+//! moment, the guards of the log keep the market correct.
 
 use std::{
     sync::{
@@ -9,6 +10,7 @@ use std::{
 };
 
 use async_nats::jetstream::{Context, kv::Store};
+use gpubnb_events::Chain;
 use gpubnb_log::stream::LEADERS;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -16,29 +18,29 @@ use tracing::{debug, info};
 const KEY: &str = "manager";
 const RENEW: Duration = Duration::from_secs(2);
 
-/// Whether this replica leads.
+/// The knowledge whether this replica leads.
 #[derive(Clone, Default)]
 pub(crate) struct Leadership(Arc<AtomicBool>);
 
 impl Leadership {
-    /// Whether this replica leads now.
+    /// True if this replica leads now.
     pub(crate) fn leads(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Holds or waits for the lease until shutdown, then gives it back.
-    pub(crate) async fn hold(&self, js: Context, replica: String, shutdown: CancellationToken) {
+    /// Holds the leader's lease, or waits for it, until shutdown. Then gives the lease back.
+    pub(crate) async fn hold(&self, js: Context, replica_id: String, shutdown: CancellationToken) {
         let mut revision = None;
         loop {
-            match renew(&js, &replica, revision).await {
+            match renew(&js, &replica_id, revision).await {
                 Ok(renewed) => {
                     if revision.is_none() {
-                        info!(replica, "this replica leads");
+                        info!(replica = replica_id, "this replica leads");
                     }
                     revision = Some(renewed);
                 }
                 Err(e) => {
-                    debug!(error = %e, "not leading");
+                    debug!(error = %Chain(e.as_ref()), "this replica does not lead");
                     revision = None;
                 }
             }
@@ -53,14 +55,14 @@ impl Leadership {
             && let Ok(store) = js.get_key_value(LEADERS).await
             && let Err(e) = store.purge(KEY).await
         {
-            debug!(error = %e, "could not give the lease back: it runs out by itself");
+            debug!(error = %e, "the lease could not be given back; it expires by itself");
         }
     }
 }
 
-async fn renew(js: &Context, replica: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
+async fn renew(js: &Context, replica_id: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
     let store: Store = js.get_key_value(LEADERS).await?;
-    let value = replica.to_owned().into_bytes().into();
+    let value = replica_id.to_owned().into_bytes().into();
     Ok(match revision {
         Some(revision) => store.update(KEY, value, revision).await?,
         None => store.create(KEY, value).await?,

@@ -1,6 +1,7 @@
-//! Scheduler, settlement and reconciler: for every job, the next thing that should happen to it.
+//! Scheduler, settlement and reconciler: they give the next command that each job needs.
 //!
-//! Woken by every change, and once a second besides, so that a lost or late message heals.
+//! Every change of the state wakes them. They also look once a second, so that no lost or late message leaves a job
+//! behind.
 
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use super::Leadership;
 use crate::{execute::Executor, secrets::JobEnv};
 
 const SWEEP: Duration = Duration::from_secs(1);
+
 /// Runs until shutdown.
 pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Leadership, shutdown: CancellationToken) {
-    let mut changes = executor.view.changes();
+    let mut changes = executor.replica.changes();
     let mut sweep = tokio::time::interval(SWEEP);
     let mut steady_since = executor.clock.now();
     let mut scheduled = Seq::ZERO;
@@ -40,9 +42,9 @@ pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Lead
 
 async fn settle(executor: &Executor, secrets: &JobEnv) {
     let ended: Vec<(JobId, bool)> =
-        executor.view.read(|w| due::due_settlements(w).map(|job| (job.id, !job.spec.env.is_empty())).collect());
+        executor.replica.read(|w| due::due_settlements(w).map(|job| (job.id, !job.spec.env.is_empty())).collect());
     for (job, had_secrets) in ended {
-        // Before the job leaves memory: whatever fails here is tried again at the next sweep.
+        // Delete the secrets first: after its settlement the job has left memory, and nobody would try again.
         if had_secrets && let Err(e) = secrets.forget(job).await {
             warn!(error = %e, %job, "the job's secrets are deleted later, and the job is settled then");
             continue;
@@ -51,12 +53,12 @@ async fn settle(executor: &Executor, secrets: &JobEnv) {
     }
 }
 
-/// Assigns what can be assigned of one pass over the waiting jobs. Returns where the next pass begins.
+/// Assigns the jobs of one pass over the queue that can be assigned. Returns where the next pass begins.
 async fn schedule(executor: &Executor, after: Seq) -> Seq {
     let now = executor.clock.now();
-    let pass = executor.view.read(|w| due::scheduling_pass(w, after));
+    let pass = executor.replica.read(|w| due::scheduling_pass(w, after));
     for job in pass.jobs {
-        if let Some(command) = executor.view.read(|w| due::due_assignment(w, job, now)) {
+        if let Some(command) = executor.replica.read(|w| due::due_assignment(w, job, now)) {
             give(executor, command).await;
         }
     }
@@ -65,13 +67,13 @@ async fn schedule(executor: &Executor, after: Seq) -> Seq {
 
 async fn expire(executor: &Executor, steady_since: Timestamp) {
     let now = executor.clock.now();
-    for command in executor.view.read(|w| due::due_expiries(w, now, steady_since, &executor.settings)) {
+    for command in executor.replica.read(|w| due::due_expiries(w, now, steady_since, &executor.settings)) {
         give(executor, command).await;
     }
 }
 
-/// Gives a command in the platform's name. A no is fine: another replica was faster, or it is seen again
-/// at the next sweep.
+/// Gives a command in the platform's name. A refusal is fine: either another replica was faster, or the next sweep
+/// gives the command again.
 async fn give(executor: &Executor, command: Command) {
     match executor.execute(Actor::Platform, &command).await {
         Ok(_) | Err(Failure::Refused(_)) => {}

@@ -1,5 +1,5 @@
-//! The process managers: loops that compare what is with what should be, and give commands. They decide
-//! nothing themselves; the guards make it safe that several replicas run them at once.
+//! The process managers: loops that compare the state with what should be, and give commands. The domain decides the
+//! commands, and the guards of the log make it safe that several replicas run the loops at once.
 
 mod leader;
 mod manager;
@@ -8,5 +8,5 @@ mod watchdog;
 pub(crate) use self::{
     leader::Leadership,
     manager::manage,
-    watchdog::{Patience, watch},
+    watchdog::{SilenceLimits, watch},
 };

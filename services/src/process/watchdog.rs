@@ -1,5 +1,8 @@
-//! Presence of machines. Silence is counted in ticks *received back* from the broker, over the same stream
-//! as the heartbeats: an outage of the control plane stops both, and is never mistaken for lost machines.
+//! The watchdog over the presence of machines.
+//!
+//! The watchdog publishes a tick each second and counts the silence of a machine in ticks that *come back* from the
+//! broker, through the same stream as the heartbeats. An outage of the broker stops ticks and heartbeats alike, so that
+//! it is never mistaken for lost machines.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,7 +15,7 @@ use gpubnb_domain::{
     Command,
     machine::{Availability, Presence},
 };
-use gpubnb_events::{Actor, Aggregate, MachineId, subject, telemetry::Tick};
+use gpubnb_events::{Actor, Aggregate, Chain, MachineId, subject, telemetry::Tick};
 use gpubnb_log::stream::{StreamOptions, TELEMETRY, provision_telemetry};
 use gpubnb_runtime::rpc::Failure;
 use tokio::time::Instant;
@@ -23,19 +26,19 @@ use super::Leadership;
 use crate::execute::Executor;
 
 const TICK: Duration = Duration::from_secs(1);
-/// A longer pause between two ticks means that we were away, not the machines.
+/// A longer pause between two ticks means that this process was away, not the machines.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// When silence means what, in ticks.
+/// The ticks of silence after which a machine counts as suspect or lost.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct SilenceLimits {
     pub(crate) suspect_after: u32,
     pub(crate) lost_after: u32,
 }
 
-/// Counts silence per machine.
+/// Counts the silence of each machine.
 struct Silence {
-    patience: Patience,
+    patience: SilenceLimits,
     ticks: HashMap<MachineId, u32>,
     last_tick: Option<Instant>,
 }
@@ -45,7 +48,7 @@ impl Silence {
         self.ticks.insert(machine, 0);
     }
 
-    /// One tick came back: whose silence grew too long, and what to say of it.
+    /// Counts a tick that came back. Returns the commands for machines whose presence changed.
     fn tick(&mut self, now: Instant, machines: &[(MachineId, Presence)]) -> Vec<Command> {
         let paused = self.last_tick.replace(now).is_none_or(|last| now.duration_since(last) > PAUSE);
         if paused {
@@ -58,7 +61,7 @@ impl Silence {
             match presence {
                 Presence::Online if *silent > self.patience.suspect_after => commands.push(Command::Suspect(*machine)),
                 Presence::Suspect if *silent > self.patience.lost_after => commands.push(Command::Lose(*machine)),
-                // Heard within the last two ticks.
+                // The machine was heard within the last two ticks.
                 Presence::Suspect | Presence::Lost if *silent <= 2 && !paused => {
                     commands.push(Command::Recover(*machine));
                 }
@@ -69,33 +72,34 @@ impl Silence {
     }
 }
 
-/// Watches until shutdown.
+/// Watches the machines until shutdown.
 pub(crate) async fn watch(
     executor: Executor,
     js: Context,
     leadership: Leadership,
-    replica: String,
-    patience: Patience,
+    replica_id: String,
+    patience: SilenceLimits,
     streams: StreamOptions,
     shutdown: CancellationToken,
 ) {
-    let ticker = tokio::spawn(tick(js.clone(), replica.clone(), shutdown.clone()));
+    let ticker = tokio::spawn(tick(js.clone(), replica_id.clone(), shutdown.clone()));
     loop {
         let watched = async {
             provision_telemetry(&js, &streams).await?;
-            listen(&executor, &js, &leadership, &replica, patience).await
+            listen(&executor, &js, &leadership, &replica_id, patience).await
         };
         tokio::select! {
             () = shutdown.cancelled() => break,
-            ended = watched => if let Err(e) = ended { warn!(error = %e, "watching again") },
+            ended = watched => if let Err(e) = ended { warn!(error = %Chain(e.as_ref()), "watching again") },
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     ticker.abort();
 }
 
-/// Publishes this replica's beat. A beat that does not arrive is the point: nothing is retried.
-async fn tick(js: Context, replica: String, shutdown: CancellationToken) {
+/// Publishes this replica's ticks. A lost tick is not sent again: no silence may be counted while the
+/// broker is away.
+async fn tick(js: Context, replica_id: String, shutdown: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     for number in 0.. {
@@ -106,10 +110,10 @@ async fn tick(js: Context, replica: String, shutdown: CancellationToken) {
         if !gpubnb_runtime::nats::connected(&js.client()) {
             continue;
         }
-        let tick = Tick { replica: replica.clone(), number };
+        let tick = Tick { replica: replica_id.clone(), number };
         let Ok(payload) = serde_json::to_vec(&tick) else { continue };
-        if let Err(e) = js.client().publish(subject::tick(&replica), payload.into()).await {
-            warn!(error = %e, "could not tick");
+        if let Err(e) = js.client().publish(subject::tick(&replica_id), payload.into()).await {
+            warn!(error = %e, "a tick could not be sent");
         }
     }
 }
@@ -118,10 +122,10 @@ async fn listen(
     executor: &Executor,
     js: &Context,
     leadership: &Leadership,
-    replica: &str,
-    patience: Patience,
+    replica_id: &str,
+    patience: SilenceLimits,
 ) -> Result<(), async_nats::Error> {
-    let own_tick = subject::tick(replica);
+    let own_tick = subject::tick(replica_id);
     let config = OrderedConfig {
         deliver_subject: js.client().new_inbox(),
         deliver_policy: DeliverPolicy::New,
@@ -138,33 +142,33 @@ async fn listen(
             }
             continue;
         }
-        let machines: Vec<_> = executor.view.read(|w| {
+        let machines: Vec<_> = executor.replica.read(|w| {
             let listed = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
             listed.map(|(id, m)| (*id, m.presence)).collect()
         });
         let commands = silence.tick(Instant::now(), &machines);
         if leadership.leads() {
             for command in commands {
-                say(executor, command).await;
+                give(executor, command).await;
             }
         }
     }
     Ok(())
 }
 
-async fn say(executor: &Executor, command: Command) {
+async fn give(executor: &Executor, command: Command) {
     info!(?command, "presence");
     let lost = if let Command::Lose(machine) = command { Some(machine) } else { None };
     if let Err(Failure::Unavailable(problem)) = executor.execute(Actor::Platform, &command).await {
-        warn!(problem, "will be said again");
+        warn!(problem, "the next tick tries again");
         return;
     }
     let Some(lost) = lost else { return };
     let held: Vec<_> =
-        executor.view.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
+        executor.replica.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
     for job in held {
         if let Err(e) = executor.execute(Actor::Platform, &Command::Abandon(job)).await {
-            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler will see to it");
+            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler takes the job from the lost machine later");
         }
     }
 }
@@ -174,7 +178,7 @@ mod tests {
     use super::*;
 
     fn silence() -> Silence {
-        let patience = Patience { suspect_after: 3, lost_after: 6 };
+        let patience = SilenceLimits { suspect_after: 3, lost_after: 6 };
         Silence { patience, ticks: HashMap::new(), last_tick: None }
     }
 

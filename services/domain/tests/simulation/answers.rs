@@ -1,4 +1,4 @@
-//! Whether an answer is true: the sequence a caller is given is that of the event it asked for.
+//! The check of an answer: the sequence that a caller is given must be that of the event that the caller asked for.
 
 use gpubnb_domain::Command;
 use gpubnb_events::{Actor, Aggregate, Event, JobId, Lease, MachineId, Seq};
@@ -8,7 +8,7 @@ use super::{
     checker::{Checker, Held, holds},
 };
 
-/// Checks a "done, at this sequence".
+/// Checks the answer "done, at this sequence".
 pub(crate) fn confirm(checker: &Checker, broker: &Broker, actor: Actor, command: &Command, seq: Seq) -> Held {
     let event = broker.get(seq).and_then(|r| r.event());
     let sound = match (command, event) {
@@ -24,11 +24,11 @@ pub(crate) fn confirm(checker: &Checker, broker: &Broker, actor: Actor, command:
         (Command::Cancel(job), Some(Event::Cancelled(e))) => e.job == *job,
         (Command::Assign(job), Some(Event::JobAssigned(e))) => e.job == *job,
         (Command::Settle(job), Some(Event::Settled(e))) => e.job == *job,
-        // Two may end one attempt at the same time: each is told of the ending that stands.
+        // If two callers end one attempt at the same time, both are given the ending that was written.
         (Command::Expire(job) | Command::Abandon(job), Some(event)) => ending_of_any(checker, *job, event, seq),
         (Command::Accept(_, c), Some(event)) => event.job() == Some(c.job) && accepted(checker, c.job, c.lease),
         (Command::Start(machine, c), Some(Event::Started(e))) => {
-            // The code runs from here on: the judge has seen that the lease was live when this was written.
+            // The program runs from here on. The judge has seen that the lease was live when the event was written.
             (e.job, e.lease, Actor::Machine(*machine)) == (c.job, c.lease, actor)
         }
         (Command::Decline(_, c), Some(_)) => ended_at(checker, c.job, c.lease, seq),

@@ -1,4 +1,4 @@
-//! The bill, computed a second time from the events that `Settled` cites, in arithmetic of its own.
+//! The bill, computed a second time from the events that `Settled` cites, with arithmetic of its own.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::{
 
 const MILLIS_PER_HOUR: i128 = 3_600_000;
 
-/// What should be billed: milliseconds and micro-dollars.
+/// The milliseconds and micro-dollars that should be billed.
 struct Bill {
     broker: i128,
     limit: i128,
@@ -32,7 +32,7 @@ fn compute(job: &JobFacts, ended: &Ended, attempt: &LeaseFacts) -> Option<Bill> 
     Some(Bill { broker, limit, budget, billed, cost: (price * billed / MILLIS_PER_HOUR).min(hold) })
 }
 
-/// Whether the settlement is what anyone would compute.
+/// Checks that a settlement is the bill that anyone would compute.
 pub(crate) fn check(job: &JobFacts, e: &Settled, fee_basis_points: u32) -> Held {
     let ended = job.ended.as_ref().ok_or_else(|| Violation("it has not ended".to_owned()))?;
     let cited = (e.submission, e.outcome, e.consumer) == (job.submission, ended.seq, job.account);

@@ -1,5 +1,5 @@
-//! MARKET in memory, with the broker's guard: an append succeeds only if nobody wrote to the aggregate since,
-//! whether what they wrote can be read or not. Message ids are not remembered: the duplicate window is shut.
+//! MARKET in memory, with the broker's guard: an append succeeds only if nobody has written to the aggregate since,
+//! events and unreadable messages alike. Message ids are not remembered, as if the duplicate window were over.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,11 @@ use gpubnb_events::{
     message::{Envelope, Quarantined},
 };
 
-/// What came of an append.
+/// The outcome of an append.
 pub(crate) enum Appended {
-    /// It was written.
+    /// The event was written.
     Now(Seq),
-    /// The guard refused, because this very event is the last of its aggregate: an answer had been lost.
+    /// The guard refused, because this very event is the last of its aggregate: an earlier answer was lost.
     Before(Seq),
     /// The guard refused.
     Conflict(Seq),
@@ -40,7 +40,7 @@ impl Broker {
         Appended::Now(self.write(at, Some(aggregate), Ok((envelope, proposal.event.clone()))))
     }
 
-    /// A message that no fold reads, but that the guard counts where it has an aggregate's subject.
+    /// Writes a message that no fold reads. The guard counts it, if it has an aggregate's subject.
     pub(crate) fn stray(&mut self, aggregate: Option<Aggregate>, at: Timestamp) -> Seq {
         self.write(at, aggregate, Err(Quarantined("a stray".to_owned())))
     }
@@ -59,7 +59,7 @@ impl Broker {
         seq
     }
 
-    /// All of it.
+    /// All messages.
     pub(crate) fn log(&self) -> &[Recorded] {
         &self.log
     }
@@ -74,12 +74,12 @@ impl Broker {
         self.log.get(usize::try_from(seq.0.checked_sub(1)?).ok()?)
     }
 
-    /// What comes after a sequence.
+    /// The messages after a sequence.
     pub(crate) fn after(&self, seq: Seq) -> &[Recorded] {
         self.log.get(usize::try_from(seq.0).unwrap_or(usize::MAX)..).unwrap_or_default()
     }
 
-    /// A job from its own messages, settled or not, as the executor loads one that left memory.
+    /// Loads a job from its own messages, settled or not, as the executor loads a job that has left memory.
     pub(crate) fn load(&self, id: JobId, settings: &Settings) -> Option<Job> {
         let aggregate = Some(Aggregate::Job(id));
         let own: Vec<Recorded> = self.log.iter().filter(|r| r.aggregate == aggregate).cloned().collect();

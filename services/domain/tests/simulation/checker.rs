@@ -1,5 +1,6 @@
-//! The independent judge: a small fold of its own over the log, asked at every sequence. It shares event types
-//! and `ledger::postings` with the market, and no decision. Here: money, accounts, machines; jobs are in `facts`.
+//! The independent judge: a small fold of its own over the log, which is asked at every sequence. The judge shares
+//! event types and `ledger::postings` with the market, and no decision. Here are money, accounts and machines; jobs are
+//! in `facts`.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry as Slot};
 
@@ -22,12 +23,12 @@ pub(crate) struct Violation(pub(crate) String);
 /// `Ok` as long as every promise holds.
 pub(crate) type Held<T = ()> = Result<T, Violation>;
 
-/// A promise: it holds, or here is what was broken.
+/// Turns a promise that does not hold into a violation.
 pub(crate) fn holds(promise: bool, broken: impl FnOnce() -> String) -> Held {
     if promise { Ok(()) } else { Err(Violation(broken())) }
 }
 
-/// What is known of an account.
+/// The judge's knowledge of an account.
 #[derive(Default)]
 struct AccountFacts {
     suspended: bool,
@@ -44,10 +45,10 @@ struct PayoutFacts {
     closed: bool,
 }
 
-/// What is known of a machine.
+/// The judge's knowledge of a machine.
 pub(crate) struct MachineFacts {
     pub(crate) owner: AccountId,
-    /// Every price it ever had: terms are made on a view that may be old.
+    /// Every price that the machine ever had: a replica may assign a job on an old state.
     pub(crate) prices: BTreeSet<HourlyRate>,
     pub(crate) slots: usize,
     pub(crate) lost: bool,
@@ -55,16 +56,16 @@ pub(crate) struct MachineFacts {
     delisted: bool,
 }
 
-/// What the judge must know of how the market is set up.
+/// The settings of the market that the judge must know.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// The platform's share, in ten-thousandths.
     pub(crate) fee: u32,
-    /// Whether accounts may deposit play money by themselves.
+    /// True if accounts may deposit play money by themselves.
     pub(crate) test_funds: bool,
     /// How long a machine has to accept.
     pub(crate) accept_within: Millis,
-    /// How long past a limit a worker is waited for.
+    /// How long after a limit the platform waits for the worker.
     pub(crate) grace: Millis,
     /// How far the clocks of replicas and broker may be apart.
     pub(crate) skew: Millis,
@@ -73,19 +74,19 @@ pub(crate) struct Rules {
 /// The judge.
 pub(crate) struct Checker {
     pub(crate) rules: Rules,
-    /// Machines whose worker counts its slots.
+    /// Machines with an honest worker, which counts its slots.
     pub(crate) honest: BTreeSet<MachineId>,
     pub(crate) jobs: BTreeMap<JobId, JobFacts>,
     pub(crate) machines: BTreeMap<MachineId, MachineFacts>,
     pub(crate) ledger: BTreeMap<LedgerAccount, i128>,
     accounts: BTreeMap<AccountId, AccountFacts>,
-    /// Holds of second submissions of one id: two accounts raced with it, and the later one got no job.
+    /// Holds of second submissions with one id: two accounts submitted it at once, and the later one got no job.
     pub(crate) stranded: BTreeMap<AccountId, i128>,
     /// How often each event was seen.
     pub(crate) seen: Tally,
 }
 
-/// One event and what is around it.
+/// An event with its message.
 pub(crate) struct Entry<'a> {
     pub(crate) seq: Seq,
     pub(crate) at: Timestamp,
@@ -144,7 +145,7 @@ impl Checker {
         self.money(entry.event)
     }
 
-    /// The ledger balances, and nobody owes, at every sequence.
+    /// Checks that the ledger balances and that no account is below zero.
     fn money(&mut self, event: &Event) -> Held {
         let postings = ledger::postings(event);
         if postings.is_empty() {
@@ -169,7 +170,7 @@ impl Checker {
         Ok(())
     }
 
-    /// What stands on a ledger account.
+    /// The balance of a ledger account.
     pub(crate) fn balance(&self, account: LedgerAccount) -> i128 {
         self.ledger.get(&account).copied().unwrap_or_default()
     }
@@ -295,7 +296,7 @@ impl Checker {
         Ok(())
     }
 
-    /// An honest worker never has more accepted leases than slots.
+    /// Checks that no honest worker has more accepted leases than slots.
     fn slots(&self, job: JobId) -> Held {
         let live = || self.jobs.values().filter_map(|j| j.live.as_ref()).filter(|l| l.accepted.is_some());
         let Some(machine) = self.jobs.get(&job).and_then(|j| j.live.as_ref()).map(|l| l.machine) else {
@@ -308,7 +309,7 @@ impl Checker {
     }
 }
 
-/// What only the platform can see, and a machine may not claim.
+/// The reasons that only the platform can find out, and that no machine may give.
 pub(crate) fn platforms_own(reason: Reason) -> bool {
     matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
 }

@@ -1,5 +1,5 @@
-//! What the judge knows of a job: the lease that is live, how it ended, whether it was settled; and the fence
-//! that every event of a job must pass.
+//! The judge's knowledge of a job: the live lease, the ending, the settlement. Every event of a job is checked against
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use super::{
     checker::{Entry, Held, MachineFacts, Rules, Violation, holds, platforms_own},
 };
 
-/// How long a worker may prepare.
+/// How long a worker may prepare a job.
 const PREPARING: Millis = Millis(3_600_000);
 
 /// One attempt.
@@ -27,7 +27,7 @@ pub(crate) struct LeaseFacts {
     pub(crate) provider: AccountId,
     pub(crate) accepted: Option<Timestamp>,
     pub(crate) started: Option<(Seq, Timestamp)>,
-    /// Whether its machine was lost at any time since it was assigned.
+    /// True if the machine was lost at any time since the assignment.
     pub(crate) lost: bool,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Ended {
     pub(crate) attempt: Option<LeaseFacts>,
 }
 
-/// What is known of a job.
+/// The judge's knowledge of a job.
 #[derive(Debug)]
 pub(crate) struct JobFacts {
     pub(crate) account: AccountId,
@@ -82,7 +82,7 @@ impl JobFacts {
         }
     }
 
-    /// Judges the job's next event, and takes it in.
+    /// Checks the job's next event, and folds it.
     pub(crate) fn judge(
         &mut self,
         entry: &Entry<'_>,
@@ -143,7 +143,7 @@ impl JobFacts {
         }
     }
 
-    /// The live attempt: the lease must be the live one, and told of by nobody but its machine.
+    /// The live attempt. The event must name the live lease, and its actor must be the machine.
     fn fenced(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
         let live = self.live.as_mut().filter(|live| live.lease == lease);
         let live = live.ok_or_else(|| Violation(format!("lease {lease} was not live")))?;
@@ -151,7 +151,8 @@ impl JobFacts {
         Ok(live)
     }
 
-    /// The live attempt, where the platform may end it too. A worker does so only after it accepted.
+    /// The live attempt, for an event by which the platform may end it as well. A worker ends an attempt only after it
+    /// accepted the job.
     fn fenced_or_platform(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
         if actor != Actor::Platform {
             let live = self.fenced(lease, actor)?;
@@ -200,7 +201,7 @@ impl JobFacts {
         Ok(())
     }
 
-    /// The platform's own reasons need what they say; a worker gives only those it can know.
+    /// Checks a reason: one of the platform's must be true, and a worker gives only reasons that it can know.
     fn reason(live: &LeaseFacts, reason: Reason, actor: Actor) -> Held {
         holds(actor == Actor::Platform || !platforms_own(reason), || format!("{actor} claims {reason:?}"))?;
         match reason {
@@ -261,7 +262,7 @@ impl JobFacts {
         Ok(())
     }
 
-    /// The platform cuts nobody off before their time, as far as its clocks can tell.
+    /// Checks that the platform ends no attempt before its time, as far as the clocks can tell.
     fn patience(&self, entry: &Entry<'_>, rules: &Rules) -> Held {
         let waited = |since: Timestamp| entry.at.since(since).0 + rules.skew.0;
         let reason = match entry.event {

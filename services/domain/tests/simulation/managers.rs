@@ -1,5 +1,5 @@
-//! The process managers of every replica: scheduler, settlement, reconciler, watchdog. No one of them leads: all
-//! of them work at once, each on its own view (services/src/process).
+//! The process managers of every replica: scheduler, settlement, reconciler, watchdog. There is no leader here: the
+//! managers of all replicas work at once, each on the state of its own replica (services/src/process).
 
 use gpubnb_domain::{Command, Settings, World, due, machine::Presence};
 use gpubnb_events::{Actor, MachineId, Seq, Timestamp};
@@ -7,7 +7,7 @@ use gpubnb_events::{Actor, MachineId, Seq, Timestamp};
 use super::{market::Market, op::Caller, tape::Dice};
 
 impl Market {
-    /// One manager of one replica does one thing.
+    /// One manager of one replica gives one command.
     pub(crate) fn manager(&mut self, dice: &mut Dice) {
         let place = dice.index(self.replicas.len());
         let replica = &self.replicas[place];
@@ -24,7 +24,7 @@ impl Market {
     }
 }
 
-/// Jobs that wait, and for which there is a machine: one pass after another, as the shipped scheduler goes on.
+/// The assignments that are possible now: all passes of the shipped scheduler, one after the other.
 pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
     let (mut due, mut after) = (Vec::new(), Seq::ZERO);
     loop {
@@ -37,17 +37,17 @@ pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
     }
 }
 
-/// Jobs that ended.
+/// The settlements of jobs that ended.
 pub(crate) fn settle(world: &World) -> Vec<Command> {
     due::due_settlements(world).map(|job| Command::Settle(job.id)).collect()
 }
 
-/// Jobs that something must be done about, where the control plane has been steady for ever.
+/// The commands of the shipped reconciler, with a control plane that has been steady since the beginning.
 pub(crate) fn reconcile(world: &World, now: Timestamp, settings: &Settings) -> Vec<Command> {
     due::due_expiries(world, now, Timestamp::EPOCH, settings)
 }
 
-/// A machine falls silent, stays silent, or is heard again; mostly one that has something to lose.
+/// A machine falls silent, stays silent, or is heard again. Two times in three, the machine has a job to lose.
 fn watch(world: &World, dice: &mut Dice) -> Option<Command> {
     let busy = !dice.one_in(3);
     let watched = world.machines().filter(|(_, m)| !busy || !m.leases.is_empty());

@@ -1,5 +1,5 @@
-//! The market of one history: broker, replicas, judge, and everyone who wants something of it. Every step is
-//! one of a few small things that can happen anywhere at any time, drawn from one word of the tape.
+//! The market of one history: broker, replicas, judge, people and machines. Each step is one of a few small things that
+//! can happen anywhere at any time, drawn from one word of the tape.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -20,16 +20,16 @@ use super::{
 
 /// Most commands on their way at once.
 const IN_FLIGHT: usize = 10;
-/// How far a replica's clock may be from the truth, in milliseconds.
+/// How far a replica's clock may be wrong, milliseconds.
 const SKEW: u64 = 20_000;
-/// How far the broker's clock may be behind.
+/// How far the broker's clock may be behind, milliseconds.
 const BROKER_SKEW: u64 = 200;
-/// Most that is shown of a message of a broken history.
+/// Most characters that are printed of a message of a broken history.
 const LINE: usize = 300;
-/// Where the time of every history starts.
+/// The time at which every history begins.
 const START: Timestamp = Timestamp::EPOCH;
 
-/// A command that was done, and where.
+/// A command that was granted, and the sequence of its event.
 #[derive(Clone)]
 pub(crate) struct Said {
     pub(crate) actor: Actor,
@@ -37,7 +37,7 @@ pub(crate) struct Said {
     pub(crate) seq: Seq,
 }
 
-/// Everything there is.
+/// The whole market of a history.
 pub(crate) struct Market {
     pub(crate) settings: Settings,
     pub(crate) now: Timestamp,
@@ -53,13 +53,13 @@ pub(crate) struct Market {
     ids: u64,
 }
 
-/// How a history went wrong.
+/// The way in which a history went wrong.
 pub(crate) struct Failure {
     pub(crate) violation: Violation,
     pub(crate) log: String,
 }
 
-/// Runs one history from its beginning to its rest.
+/// Runs one history from its beginning to its end.
 pub(crate) fn run(setup: u64, tape: &[u64]) -> Result<Market, Failure> {
     let mut market = Market::new(setup);
     let ended = catch_unwind(AssertUnwindSafe(|| {
@@ -83,7 +83,7 @@ pub(crate) fn run(setup: u64, tape: &[u64]) -> Result<Market, Failure> {
     Err(Failure { violation, log })
 }
 
-/// A world as it comes out of a snapshot.
+/// The state as it comes out of a snapshot.
 fn kept(world: &World) -> World {
     let text = serde_json::to_string(world).expect("a world can be written");
     serde_json::from_str(&text).expect("and read")
@@ -127,12 +127,12 @@ impl Market {
         Ok(market)
     }
 
-    /// The last command that set out comes one stage further.
+    /// Moves the command that began last one stage further.
     pub(crate) fn one_stage(&mut self) -> Held {
         self.ops.pop().map_or(Ok(()), |op| self.advance(op, 1, None))
     }
 
-    /// A few people and machines, so that the first step of a tape can already matter.
+    /// Opens a few accounts and lists a few machines, so that already the first step of a tape can matter.
     fn open(&mut self) -> Held {
         let mut dice = Dice::new(self.ids);
         for (actor, command) in self.newcomers(&mut dice) {
@@ -165,15 +165,15 @@ impl Market {
         Ok(())
     }
 
-    /// A replica sees a little more of the log.
+    /// A replica folds a little more of the log.
     fn catch_up(&mut self, dice: &mut Dice) {
         let replica = dice.index(self.replicas.len());
         let to = Seq(self.replicas[replica].world.applied().0 + 1 + dice.below(12));
         self.replicas[replica].catch_up(&self.broker, to, &self.settings);
     }
 
-    /// A replica loses its memory, and whoever waits on it hears nothing. What was on its way to the broker may
-    /// still arrive. It begins anew from nothing, or from a snapshot that was kept.
+    /// A replica crashes: its callers get no answer, but appends on their way may still reach the broker. The replica
+    /// begins again from nothing or from a snapshot.
     fn crash(&mut self, dice: &mut Dice) {
         self.tally.count("crash");
         let replica = dice.index(self.replicas.len());
@@ -197,7 +197,7 @@ impl Market {
         self.unknown.push(op);
     }
 
-    /// A message that nobody can read, mostly where something has just happened.
+    /// Somebody writes a message that nobody can read, mostly to an aggregate that has just changed.
     fn stray(&mut self, dice: &mut Dice) {
         self.tally.count("stray");
         let at = self.broker_time(dice);
@@ -207,7 +207,7 @@ impl Market {
         self.broker.stray(aggregate, at);
     }
 
-    /// Who does not know says it again, here or elsewhere.
+    /// A caller without an answer repeats the command, at the same replica or another.
     fn retry(&mut self, dice: &mut Dice) {
         if !self.unknown.is_empty() {
             let op = self.unknown.swap_remove(dice.index(self.unknown.len()));
@@ -215,7 +215,7 @@ impl Market {
         }
     }
 
-    /// Something that was done, mostly not long ago, is said again by the same or by somebody else.
+    /// A command that was granted, mostly not long ago, is repeated by the same actor or another.
     fn repeat(&mut self, dice: &mut Dice) {
         let recent = self.said.len().saturating_sub(if dice.one_in(3) { usize::MAX } else { 8 });
         let Some(said) = dice.pick(&self.said[recent..]) else { return };
@@ -223,13 +223,13 @@ impl Market {
         self.say(Caller::Anyone, actor, said.command, dice);
     }
 
-    /// A command sets out.
+    /// A command begins.
     pub(crate) fn say(&mut self, caller: Caller, actor: Actor, command: Command, dice: &mut Dice) {
         let replica = dice.index(self.replicas.len());
         self.say_to(replica, caller, actor, command);
     }
 
-    /// A command sets out at this replica.
+    /// A command begins at this replica.
     pub(crate) fn say_to(&mut self, replica: usize, caller: Caller, actor: Actor, command: Command) {
         self.ops.push(Op::new(caller, actor, command, replica));
     }
@@ -248,7 +248,7 @@ impl Market {
         self.advance(op, stages, Some(dice))
     }
 
-    /// Takes an op some stages further. Without dice, everything goes well.
+    /// Moves a command some stages further. Without dice, nothing goes wrong.
     fn advance(&mut self, mut op: Op, stages: u64, mut dice: Option<&mut Dice>) -> Held {
         for _ in 0..stages {
             let at = dice.as_deref_mut().map_or(self.now, |dice| self.broker_time(dice));
@@ -304,12 +304,12 @@ impl Market {
         Ok(())
     }
 
-    /// Says something and waits for the answer, with nothing going wrong in between.
+    /// Gives a command and waits for the answer, while nothing goes wrong.
     pub(crate) fn say_at_once(&mut self, caller: Caller, actor: Actor, command: Command) -> Held {
         self.at_once(Op::new(caller, actor, command, 0))
     }
 
-    /// Where nobody is in the way there must be an answer.
+    /// Checks that there is an answer while nothing goes wrong.
     fn at_once(&mut self, op: Op) -> Held {
         let unanswered = self.unknown.len();
         let (actor, command) = (op.actor, op.command.clone());
@@ -317,7 +317,7 @@ impl Market {
         holds(self.unknown.len() <= unanswered, || format!("{actor} gets no answer to {command:?}"))
     }
 
-    /// All that is on its way arrives, and all that is not known is asked again.
+    /// Completes all commands that are on their way, and repeats those whose outcome is not known.
     pub(crate) fn settle_down(&mut self) -> Held {
         while let Some(op) = self.ops.pop() {
             self.advance(op, u64::MAX, None)?;
@@ -328,12 +328,12 @@ impl Market {
         Ok(())
     }
 
-    /// The broker's clock: near the truth, and not always forward.
+    /// The broker's clock, which is slightly wrong and sometimes goes back.
     fn broker_time(&self, dice: &mut Dice) -> Timestamp {
         Timestamp::from_millis(self.now.millis() - i64::try_from(dice.below(BROKER_SKEW)).unwrap_or(0))
     }
 
-    /// Sixteen bytes of a new id that was made at a time.
+    /// The sixteen bytes of a new id that was made at this time.
     fn id(&mut self, at: Timestamp) -> [u8; 16] {
         self.ids = self.ids.wrapping_add(1);
         let mut bytes = [0; 16];
@@ -368,7 +368,7 @@ impl Market {
     }
 }
 
-/// Some money, from nothing to a few dollars.
+/// An amount from nothing to a few dollars.
 pub(crate) fn some_money(dice: &mut Dice) -> MicroUsd {
     let most = dice.of(&[0, 10, 1_000, 1_000_000, 5_000_000]);
     MicroUsd(i64::try_from(dice.below(most + 1)).unwrap_or(0))

@@ -1,37 +1,37 @@
-//! One command on its way through one replica, in the small steps between which anything may happen:
-//! load, decide, append. The retry rules are those of the executor (services/src/execute.rs).
+//! A command on its way through a replica, in the stages between which anything may happen: load, decide, append. The
+//! rules for retries are those of the executor (services/src/execute.rs).
 
 use gpubnb_domain::{Command, Decision, Settings, World, job::Job};
 use gpubnb_events::{Actor, Lease, Proposal, Seq, Timestamp};
 
 use super::broker::{Appended, Broker};
 
-/// Attempts before a conflict is given back.
+/// How often a command is decided before the conflict is the answer.
 const ATTEMPTS: u32 = 5;
 
-/// Who waits for the answer.
+/// The caller that waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Caller {
     /// A person, or a process manager.
     Anyone,
-    /// A worker, about this attempt.
+    /// A worker, with a command about this attempt.
     Worker(usize, Lease),
-    /// Nobody any more: the caller gave up, and the append is still on its way to the broker.
+    /// Nobody: the caller gave up, while the append is still on its way to the broker.
     Nobody,
 }
 
-/// What the caller hears.
+/// The answer to a caller.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// It stands at this sequence.
+    /// The event has this sequence.
     Done(Seq),
-    /// No.
+    /// The command was refused.
     Refused,
-    /// Too many conflicts, a lost answer, or a crash: it may have been done or not.
+    /// Nobody knows whether the command was granted, because of too many conflicts, a lost answer or a crash.
     Unknown,
 }
 
-/// A replica of the services: its view of the market, and its clock's error in milliseconds.
+/// A replica of the services: its state of the market, and the error of its clock in milliseconds.
 pub(crate) struct Replica {
     pub(crate) world: World,
     pub(crate) skew: i64,
@@ -48,7 +48,7 @@ impl Replica {
         }
     }
 
-    /// Its clock.
+    /// The time on the replica's clock.
     pub(crate) fn clock(&self, now: Timestamp) -> Timestamp {
         Timestamp::from_millis(now.millis().saturating_add(self.skew))
     }
@@ -73,15 +73,15 @@ pub(crate) struct Op {
     stage: Stage,
 }
 
-/// What one stage came to.
+/// The outcome of one stage.
 pub(crate) enum Progress {
-    /// On to the next stage.
+    /// The next stage follows.
     On,
-    /// The append was refused: the replica waits for this sequence, and decides again.
+    /// The guard refused the append: the replica waits for this sequence and decides again.
     Behind(Seq),
-    /// It was appended.
+    /// The event was appended.
     Appended(Seq),
-    /// It is over.
+    /// The command has its answer.
     Answered(Answer),
 }
 
@@ -90,17 +90,17 @@ impl Op {
         Self { caller, actor, command, replica, attempts: 0, fresh: false, stage: Stage::Load }
     }
 
-    /// The same command from its beginning, perhaps at another replica.
+    /// The same command from the beginning, perhaps at another replica.
     pub(crate) fn again(self, replica: usize) -> Self {
         Self::new(self.caller, self.actor, self.command, replica)
     }
 
-    /// What of it may still reach the broker when its caller has given up, if it was decided by then.
+    /// The append that may still reach the broker after the caller gave up, if the command was decided by then.
     pub(crate) fn ghost(&self) -> Option<Self> {
         matches!(self.stage, Stage::Append(_)).then(|| Self { caller: Caller::Nobody, ..self.clone() })
     }
 
-    /// One stage further.
+    /// Takes the next stage.
     pub(crate) fn advance(
         &mut self,
         broker: &mut Broker,
@@ -142,7 +142,7 @@ impl Op {
         }
     }
 
-    /// A no is only given on the newest view.
+    /// Refuses a command, but only on the newest state.
     fn refused(&mut self, broker: &Broker, replica: &mut Replica, settings: &Settings) -> Progress {
         if self.fresh || replica.world.applied() >= broker.last_seq() {
             return Progress::Answered(Answer::Refused);

@@ -1,4 +1,4 @@
-//! Consumers, owners and operators: what they ask for, sensible or not.
+//! Consumers, owners and operators, and their commands, sensible or not.
 
 use gpubnb_domain::{Command, Listing};
 use gpubnb_events::{
@@ -18,7 +18,7 @@ use super::{
 
 const HOUR: u64 = 3_600;
 
-/// The people, and what they remember of what they asked for.
+/// The people, and the commands that they remember.
 #[derive(Default)]
 pub(crate) struct People {
     pub(crate) accounts: Vec<AccountId>,
@@ -28,7 +28,7 @@ pub(crate) struct People {
 }
 
 impl Market {
-    /// Three accounts, of which two have money and one is not open yet; two honest machines and one that is not.
+    /// Three accounts, of which two have money and one is not open yet. Two honest machines and one that lies.
     pub(crate) fn newcomers(&mut self, dice: &mut Dice) -> Vec<(Actor, Command)> {
         let mut commands = Vec::new();
         self.people.accounts = (0..3).map(|_| self.account_id()).collect();
@@ -54,7 +54,7 @@ impl Market {
         commands
     }
 
-    /// A consumer wants something.
+    /// A consumer gives a command.
     pub(crate) fn consumer(&mut self, dice: &mut Dice) {
         let account = dice.of(&self.people.accounts);
         let (actor, command) = match dice.below(16) {
@@ -94,7 +94,7 @@ impl Market {
         (Actor::Account(self.people.accounts[0]), SubmitJob { budget: Some(MicroUsd(1_000)), ..job })
     }
 
-    /// The same id again: with the same content, with another, or by somebody else.
+    /// An id is used again: with the same content, with another, or by somebody else.
     fn submit_again(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let Some((of, mut submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
         match dice.below(3) {
@@ -126,7 +126,7 @@ impl Market {
         (Actor::Operator(None), Command::ClosePayout(ClosePayout { account, payout: asked.payout, failed }))
     }
 
-    /// The owner of a machine changes their mind, or the machine itself says what it is.
+    /// An owner changes a machine, or the machine lists itself.
     pub(crate) fn owner(&mut self, dice: &mut Dice) {
         let worker = dice.index(self.workers.len());
         let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
@@ -139,7 +139,7 @@ impl Market {
             _ => {
                 let mut offer = self.workers[worker].offer.clone();
                 offer.price = price(dice);
-                // Now and then a machine is listed as somebody else's.
+                // Sometimes a machine is listed as somebody else's.
                 let owner = if dice.one_in(4) { dice.of(&self.people.accounts) } else { owner };
                 let list = Command::ListMachine(machine, Listing { owner, public_key: None, offer });
                 let test = Command::RecordTest(machine, RecordTest { checks: vec![measured(dice)] });
@@ -178,7 +178,7 @@ impl Market {
         }
     }
 
-    /// An id that was made just now; sometimes long ago, or by a clock that runs ahead.
+    /// An id that was made just now, or sometimes long ago, or by a clock that runs ahead.
     fn an_id(&mut self, dice: &mut Dice) -> JobId {
         let now = self.now;
         let at = match dice.below(16) {

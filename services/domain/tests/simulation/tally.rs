@@ -1,4 +1,4 @@
-//! What happened in histories, counted: a simulation in which nothing happens proves nothing.
+//! Counts of the things that happened in histories: a simulation in which nothing happens proves nothing.
 
 use std::collections::BTreeMap;
 
@@ -7,27 +7,27 @@ use std::collections::BTreeMap;
 pub(crate) struct Tally(BTreeMap<&'static str, u64>);
 
 impl Tally {
-    /// Once more.
+    /// Counts one.
     pub(crate) fn count(&mut self, what: &'static str) {
         self.add(what, 1);
     }
 
-    /// So many more.
+    /// Counts several.
     pub(crate) fn add(&mut self, what: &'static str, times: u64) {
         *self.0.entry(what).or_default() += times;
     }
 
-    /// All of another.
+    /// Adds another tally.
     pub(crate) fn join(&mut self, other: &Self) {
         other.0.iter().for_each(|(what, times)| self.add(what, *times));
     }
 
-    /// How often.
+    /// The count of a thing.
     pub(crate) fn of(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or_default()
     }
 
-    /// All of it.
+    /// All counts.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.0.iter().map(|(what, times)| (*what, *times))
     }

@@ -1,5 +1,5 @@
-//! Chance that can be replayed and shrunk. A history is a tape of words: each step draws all its choices
-//! from its own word, so a tape with words taken out is another valid history.
+//! Chance that can be replayed and shrunk. A history is a tape of words. Each step draws all its choices from a word of
+//! its own, so that a tape without some of its words is a valid history as well.
 
 /// Most steps of a history.
 pub(crate) const LONGEST: usize = 200;
@@ -27,22 +27,22 @@ impl Dice {
         self.word() % n.max(1)
     }
 
-    /// A place in something of this length.
+    /// An index into a list of this length.
     pub(crate) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).unwrap_or_default()
     }
 
-    /// Whether the one chance in `n` came true.
+    /// True once in `n` times.
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    /// One of these, unless there are none.
+    /// One of these values; `None` if there are none.
     pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
         from.get(self.index(from.len())).cloned()
     }
 
-    /// One of these.
+    /// One of these values.
     pub(crate) fn of<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.index(from.len())]
     }
@@ -55,7 +55,7 @@ pub(crate) fn tape(seed: u64) -> Vec<u64> {
     (0..steps).map(|_| dice.word()).collect()
 }
 
-/// The shortest tape that still fails: ever smaller pieces are cut out for as long as that helps.
+/// The shortest tape that still fails: smaller and smaller pieces are cut out for as long as the rest fails.
 pub(crate) fn shortest(mut tape: Vec<u64>, fails: impl Fn(&[u64]) -> bool) -> Vec<u64> {
     let mut piece = tape.len() / 2;
     while piece > 0 {

@@ -1,5 +1,5 @@
-//! The machines. An honest worker counts its slots, runs code only after its start was granted, and tells the
-//! truth, however late; the other one says anything about anybody's attempts.
+//! The machines. An honest worker counts its slots, runs a program only after the start was granted, and reports the
+//! truth, however late. The other worker reports anything about anybody's attempts.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +13,20 @@ use gpubnb_events::{
 
 use super::{market::Market, op::Caller, tape::Dice};
 
-/// Where an attempt is, as its worker sees it.
+/// The stage of an attempt, as its worker sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Something was said about it, and the answer is not in.
+    /// The worker gave a command about the attempt and waits for the answer.
     Waiting,
-    /// It is prepared.
+    /// The job is prepared.
     Accepted,
-    /// Its code runs since then.
+    /// The program has run since then.
     Running(Timestamp),
-    /// It shall stop, or was not allowed to start.
+    /// The attempt has to stop, or was not allowed to start.
     Stopping,
 }
 
-/// A machine and what it has in hand.
+/// A machine and its attempts.
 #[derive(Clone)]
 pub(crate) struct Worker {
     pub(crate) machine: MachineId,
@@ -34,7 +34,7 @@ pub(crate) struct Worker {
     pub(crate) offer: Offer,
     pub(crate) honest: bool,
     pub(crate) runs: BTreeMap<Lease, (JobId, State)>,
-    /// How much of the log its job messages were taken from.
+    /// The last sequence up to which the machine has fetched its job messages.
     heard: usize,
 }
 
@@ -43,13 +43,13 @@ impl Worker {
         Self { machine, owner, offer, honest, runs: BTreeMap::new(), heard: 0 }
     }
 
-    /// The answer to something it said.
+    /// The worker gets an answer.
     pub(crate) fn hears(&mut self, command: &Command, lease: Lease, done: bool, now: Timestamp) {
         let Some((_, state)) = self.runs.get_mut(&lease) else { return };
         match (command, done) {
             (Command::Accept(..), true) => *state = State::Accepted,
             (Command::Start(..), true) => *state = State::Running(now),
-            // It is being cancelled, or is over: whichever it is, the platform knows what to make of "cancelled".
+            // The job is being cancelled or is over. In either case, "cancelled" is a report that the platform expects.
             (Command::Start(..), false) => *state = State::Stopping,
             _ => _ = self.runs.remove(&lease),
         }
@@ -57,7 +57,8 @@ impl Worker {
 }
 
 impl Market {
-    /// An honest worker does something: takes a message, gets on with an attempt, compares notes, or restarts.
+    /// An honest worker fetches a message, goes on with an attempt, compares its leases with the platform's, or
+    /// restarts.
     pub(crate) fn worker(&mut self, dice: &mut Dice) {
         let honest: Vec<usize> = (0..self.workers.len()).filter(|w| self.workers[*w].honest).collect();
         let worker = dice.of(&honest);
@@ -84,7 +85,7 @@ impl Market {
         }
     }
 
-    /// The next job message, or one that is delivered again.
+    /// Fetches the next job message, or one that is delivered again.
     pub(crate) fn next_message(&mut self, worker: usize, dice: &mut Dice) -> Option<(JobId, Lease)> {
         let own = &mut self.workers[worker];
         if dice.one_in(10) {
@@ -102,7 +103,7 @@ impl Market {
         None
     }
 
-    /// Takes a job, or declines where there is no room (or on a whim).
+    /// Accepts a job, or declines it: because no slot is free, or for no reason.
     pub(crate) fn take(&mut self, worker: usize, job: JobId, lease: Lease, whim: bool) -> (Caller, Actor, Command) {
         let own = &mut self.workers[worker];
         let full = own.runs.len() >= own.offer.slots as usize;
@@ -115,7 +116,7 @@ impl Market {
         (Caller::Worker(worker, lease), actor, Command::Accept(machine, Accept { job, lease }))
     }
 
-    /// The next thing to say of an attempt.
+    /// Gives the next command about an attempt.
     pub(crate) fn get_on(&mut self, worker: usize, lease: Lease, dice: &mut Dice) -> Option<(Actor, Command)> {
         let now = self.now;
         let own = &mut self.workers[worker];
@@ -141,7 +142,7 @@ impl Market {
         Some((Actor::Machine(machine), Command::Report(machine, report)))
     }
 
-    /// Desired against actual, on the newest view.
+    /// Compares the worker's leases with the newest state.
     pub(crate) fn sync(&mut self, worker: usize, replica: usize) {
         self.replicas[replica].catch_up(&self.broker, self.broker.last_seq(), &self.settings);
         let own = &mut self.workers[worker];
@@ -161,7 +162,7 @@ impl Market {
         });
     }
 
-    /// A worker that was away takes its attempts up again: it accepts and starts them a second time.
+    /// A worker that was away continues its attempts: it accepts and starts them a second time.
     fn restart(&mut self, worker: usize, dice: &mut Dice) {
         let machine = self.workers[worker].machine;
         let mut again = Vec::new();
@@ -177,7 +178,7 @@ impl Market {
         }
     }
 
-    /// A worker that lies: about its own attempts and others', in its own name and in others'.
+    /// A worker lies about its own attempts and others', in its own name and in others'.
     pub(crate) fn mallory(&mut self, dice: &mut Dice) {
         let Some(own) = self.workers.iter().find(|w| !w.honest).map(|w| w.machine) else { return };
         let assigned = |r: &Recorded| match r.event()? {

@@ -1,5 +1,7 @@
-//! How a job passed through its phases, as spans: each is recorded when the event is written that ends it, by the
-//! times of the log. What the machine did while it had the job is in them: it is not asked, and need not be believed.
+//! The phases of a job as spans: waiting, dispatch, preparing, running, settlement.
+//!
+//! The span of a phase is recorded when the event that ends the phase is written, with the times of the log. The spans
+//! therefore cover the time that a machine had the job, and no machine has to be asked or believed for them.
 
 use gpubnb_domain::{
     World,
@@ -8,30 +10,30 @@ use gpubnb_domain::{
 use gpubnb_events::{JobId, Timestamp};
 use gpubnb_runtime::trace::{self, About};
 
-/// Where a job was before an event.
+/// The phase that a job was in before a command, and since when.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Passage {
+pub(crate) struct PhaseSpan {
     phase: Phase,
     since: Timestamp,
     submitted_at: Timestamp,
     about: About,
 }
 
-impl Passage {
-    /// Looks at a job.
+impl PhaseSpan {
+    /// The phase that a job is in now.
     pub(crate) fn of(job: &Job) -> Self {
         let attempt = job.attempt.as_ref();
         let about = About { job: Some(job.id), machine: attempt.map(|a| a.machine), lease: attempt.map(|a| a.lease) };
         Self { phase: job.phase, since: job.since, submitted_at: job.submitted_at, about }
     }
 
-    /// What is known of it.
+    /// The job, its machine and its lease.
     pub(crate) fn about(&self) -> About {
         self.about
     }
 
-    /// Records the phase that ended, if one did.
-    pub(crate) fn recorded(&self, id: JobId, world: &World, now: Timestamp) {
+    /// Records the phase, if it is over in `world`.
+    pub(crate) fn record_if_over(&self, id: JobId, world: &World, now: Timestamp) {
         // A job that left memory is settled.
         let after = world.job(id).map_or((Phase::Settled, now), |job| (job.phase, job.since));
         if after.0 == self.phase {

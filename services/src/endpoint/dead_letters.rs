@@ -1,8 +1,8 @@
-//! Dead letters: what waits in DISPATCH and nobody works on, told to operators with what can be done about each.
+//! Dead letters: job messages in DISPATCH that nobody works on. Operators are told of each, with its likely cause and
+//! the remedy.
 
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use async_nats::jetstream::{consumer, context::ConsumerInfoErrorKind, stream::St
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_domain::{World, job::Phase, machine::Availability};
 use gpubnb_events::{
-    Actor, MachineId, Refusal, RefusalKind, Seq, Timestamp,
+    MachineId, Refusal, RefusalKind, Seq, Timestamp,
     dead_letter::{DeadLetter, DeadMessage, Remedied, Remedy, Trouble},
     subject,
 };
@@ -19,44 +19,35 @@ use gpubnb_log::{
     stream::{DISPATCH, machine_consumer, provision_machine},
 };
 use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
-use tokio::sync::Mutex;
 use tracing::info;
 
-use super::{Endpoints, endpoint};
+use super::context::{Endpoints, endpoint, only_operators};
 
-/// How long what was found is told again.
+/// How long the last answer is given again.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long looking may take.
+/// How long one look at DISPATCH may take.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// Machines that are looked at, at the same time.
+/// Machines whose messages are read at the same time.
 const AT_ONCE: usize = 32;
-/// Most messages of one machine that are looked at, and most that are told of.
-const OF_ONE: usize = 20;
-const TOLD: usize = 200;
-
-/// What was found last.
-pub(crate) type Found = Arc<Mutex<Option<(Instant, Result<Vec<DeadLetter>, Failure>)>>>;
+/// Most messages that are read for one machine.
+const MOST_OF_ONE: usize = 20;
+/// Most dead letters in one answer.
+const MOST: usize = 200;
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     endpoint(server, e, subject::command("market", "letters"), Requester::Edge, letters).await?;
     endpoint(server, e, subject::command("market", "remedy"), Requester::Edge, remedy).await
 }
 
-fn for_operators(actor: Actor) -> Result<(), Failure> {
-    match actor {
-        Actor::Operator(_) => Ok(()),
-        _ => Err(Failure::refused(Refusal::new("NotAllowed", RefusalKind::Forbidden, "Only an operator may do this."))),
-    }
-}
-
-fn broker(e: impl std::fmt::Display) -> Failure {
-    Failure::Unavailable(format!("the broker does not say what waits: {e}"))
+fn broker(e: impl std::error::Error + 'static) -> Failure {
+    Failure::unavailable("the broker does not tell which job messages wait; try again", &e)
 }
 
 async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, Failure> {
-    for_operators(r.actor)?;
-    // One looks for all who ask at the same time; a broker that does not answer is not asked again at once either.
-    let mut found = e.letters.lock().await;
+    only_operators(r.actor)?;
+    // The lock makes one request look on behalf of all that ask at the same time. A failure is kept as well: a broker
+    // that does not answer is not asked again at once.
+    let mut found = e.dead_letters.lock().await;
     if let Some((_, letters)) = found.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
         return letters.clone();
     }
@@ -66,12 +57,12 @@ async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, Failure> 
 }
 
 async fn look(e: &Endpoints) -> Result<Vec<DeadLetter>, Failure> {
-    // An older view would take for over what has just begun.
+    // On an older state, a lease that has just begun would look as if it were over.
     e.executor.catch_up().await?;
     let stream = e.executor.log.jetstream().get_stream_no_info(DISPATCH).await.map_err(broker)?;
     let consumers: Vec<consumer::Info> = stream.consumers().try_collect().await.map_err(broker)?;
     let mut consumers: HashMap<String, consumer::Info> = consumers.into_iter().map(|c| (c.name.clone(), c)).collect();
-    let machines: Vec<MachineId> = e.executor.view.read(|w| {
+    let machines: Vec<MachineId> = e.executor.replica.read(|w| {
         let on_market = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
         on_market.map(|(id, _)| *id).collect()
     });
@@ -79,17 +70,17 @@ async fn look(e: &Endpoints) -> Result<Vec<DeadLetter>, Failure> {
     let looks: Vec<_> = machines.map(|(machine, info)| of_one(e, &stream, machine, info)).collect();
     let looks = futures_util::stream::iter(looks).buffered(AT_ONCE);
     let found: Vec<Vec<DeadLetter>> = looks.try_collect().await?;
-    Ok(found.into_iter().flatten().take(TOLD).collect())
+    Ok(found.into_iter().flatten().take(MOST).collect())
 }
 
-/// The dead letters of one machine, which has this consumer.
+/// The dead letters of one machine. `info` describes its consumer; `None`: it has none.
 async fn of_one(
     e: &Endpoints,
     stream: &Stream<()>,
     machine: MachineId,
     info: Option<consumer::Info>,
 ) -> Result<Vec<DeadLetter>, Failure> {
-    let name = e.executor.view.read(|w| w.machine(machine).map(|m| m.offer.name.clone()));
+    let name = e.executor.replica.read(|w| w.machine(machine).map(|m| m.offer.name.clone()));
     let machine_name = name.unwrap_or_default();
     let letter = |trouble, message| DeadLetter { machine, machine_name: machine_name.clone(), trouble, message };
     let Some(info) = info else { return Ok(vec![letter(Trouble::NoConsumer, None)]) };
@@ -97,7 +88,7 @@ async fn of_one(
     Ok(waiting.into_iter().map(|(trouble, message)| letter(trouble, Some(message))).collect())
 }
 
-/// What waits for one machine for longer than it has to accept.
+/// Messages that have waited for one machine for longer than a machine has to accept a job.
 async fn waiting(
     e: &Endpoints,
     stream: &Stream<()>,
@@ -109,7 +100,7 @@ async fn waiting(
         return Ok(found);
     }
     let (filter, mut next) = (subject::dispatch_of(machine), info.ack_floor.stream_sequence + 1);
-    for _ in 0..OF_ONE {
+    for _ in 0..MOST_OF_ONE {
         let Ok(raw) = stream.get_first_raw_message_by_subject(&filter, next).await else { break };
         next = raw.sequence + 1;
         let at = Timestamp::from_nanos(raw.time.unix_timestamp_nanos());
@@ -118,14 +109,14 @@ async fn waiting(
         let message = DeadMessage { seq: Seq(raw.sequence), job, lease, since: at };
         let given = raw.sequence <= info.delivered.stream_sequence;
         if e.executor.clock.now().since(at) > e.executor.settings.accept_within {
-            found.extend(e.executor.view.read(|w| judged(w, machine, &message, given)).map(|t| (t, message)));
+            found.extend(e.executor.replica.read(|w| trouble_with(w, machine, &message, given)).map(|t| (t, message)));
         }
     }
     Ok(found)
 }
 
-/// What is wrong with an old message; nothing where its attempt goes on.
-fn judged(world: &World, machine: MachineId, message: &DeadMessage, given: bool) -> Option<Trouble> {
+/// The trouble with an old message; `None` while its attempt goes on.
+fn trouble_with(world: &World, machine: MachineId, message: &DeadMessage, given: bool) -> Option<Trouble> {
     let held = world.machine(machine).and_then(|m| m.leases.get(&message.job));
     if held != Some(&message.lease) {
         return Some(Trouble::LeaseOver);
@@ -136,7 +127,7 @@ fn judged(world: &World, machine: MachineId, message: &DeadMessage, given: bool)
 
 async fn look_at(e: &Endpoints, machine: MachineId) -> Result<Vec<DeadLetter>, Failure> {
     e.executor.catch_up().await?;
-    if e.executor.view.read(|w| w.machine(machine).is_none_or(|m| m.availability == Availability::Delisted)) {
+    if e.executor.replica.read(|w| w.machine(machine).is_none_or(|m| m.availability == Availability::Delisted)) {
         return Ok(Vec::new());
     }
     let stream = e.executor.log.jetstream().get_stream_no_info(DISPATCH).await.map_err(broker)?;
@@ -149,7 +140,7 @@ async fn look_at(e: &Endpoints, machine: MachineId) -> Result<Vec<DeadLetter>, F
 }
 
 async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
-    for_operators(r.actor)?;
+    only_operators(r.actor)?;
     let Remedy { machine, seq } = r.parse()?;
     let letters = tokio::time::timeout(PATIENCE, look_at(&e, machine)).await.map_err(broker)??;
     let letter = letters.into_iter().find(|l| l.message.map(|m| m.seq) == seq);
@@ -160,11 +151,11 @@ async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
     let js = e.executor.log.jetstream();
     match (letter.trouble, letter.message) {
         (Trouble::NoConsumer, _) => {
-            let slots = e.executor.view.read(|w| w.machine(machine).map_or(1, |m| m.offer.slots));
+            let slots = e.executor.replica.read(|w| w.machine(machine).map_or(1, |m| m.offer.slots));
             provision_machine(&js, machine, slots).await.map_err(broker)?;
         }
         (Trouble::LeaseOver, Some(message)) => {
-            // What came there up to this message, about this job; not what may have come after.
+            // Up to this message only: the job may have been given to the machine again since.
             let stream = js.get_stream_no_info(DISPATCH).await.map_err(broker)?;
             let subject = subject::dispatch(machine, message.job);
             stream.purge().filter(subject).sequence(message.seq.0 + 1).await.map_err(broker)?;
@@ -172,6 +163,6 @@ async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, Failure> {
         _ => return Err(Failure::refused(Refusal::new("NoRemedy", RefusalKind::Conflict, letter.trouble.remedy()))),
     }
     info!(%machine, actor = %r.actor, trouble = ?letter.trouble, "a dead letter was dealt with");
-    *e.letters.lock().await = None;
+    *e.dead_letters.lock().await = None;
     Ok(Remedied {})
 }

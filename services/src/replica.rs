@@ -1,27 +1,27 @@
-//! The replica's own view of the world: MARKET folded in memory, and a way to wait until it has seen enough.
+//! This replica's state: MARKET folded in memory, and a way to wait until a certain event is folded.
 
-use std::{
-    sync::{PoisonError, RwLock},
-    time::Duration,
-};
+use std::time::Duration;
 
 use gpubnb_domain::{Settings, World};
 use gpubnb_events::Seq;
 use gpubnb_log::Log;
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long a command waits for the fold to catch up with what it has just written.
+/// How long a command waits for the fold to catch up with the event that it has just written.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Events that are folded before readers get their turn again.
+const PIECE: usize = 500;
 
-/// MARKET, folded.
-pub(crate) struct View {
+/// The market, as folded by this replica.
+pub(crate) struct Replica {
     world: RwLock<World>,
     applied: watch::Sender<Seq>,
 }
 
-impl View {
-    /// As the world was found.
+impl Replica {
+    /// A replica that begins from this world: an empty one, or one from a snapshot.
     pub(crate) fn new(world: World) -> Self {
         let applied = watch::Sender::new(world.applied());
         Self { world: RwLock::new(world), applied }
@@ -29,11 +29,10 @@ impl View {
 
     /// Reads the world. The closure must be short: the fold waits for it.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&World) -> T) -> T {
-        // A poisoned lock would mean that `apply` panicked, which it cannot: it is infallible.
-        read(&self.world.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.world.read())
     }
 
-    /// Tells of every change.
+    /// The last sequence that is folded, and every change of it.
     pub(crate) fn changes(&self) -> watch::Receiver<Seq> {
         self.applied.subscribe()
     }
@@ -52,9 +51,8 @@ impl View {
                 () = shutdown.cancelled() => return,
                 batch = follower.next_batch() => batch,
             };
-            // In pieces, so that readers get their turn during a long catch-up.
-            for piece in batch.chunks(500) {
-                let mut world = self.world.write().unwrap_or_else(PoisonError::into_inner);
+            for piece in batch.chunks(PIECE) {
+                let mut world = self.world.write();
                 for recorded in piece {
                     world.apply(recorded, settings);
                 }
