@@ -5,10 +5,15 @@
 //! The crate depends on `gpubnb-events` alone, and `clippy.toml` bans the clocks.
 //!
 //! ```text
-//! state.rs  <- account.rs, machine.rs, job.rs, submission.rs (the aggregates, with their rules)
-//!     ^        placement.rs, metering.rs, authorise.rs (rules across aggregates)
-//!     |
-//! apply.rs (event -> state), decide.rs (state + command -> event), due.rs (state + time -> commands)
+//! command.rs, refusal.rs, rules.rs                 commands, refusals, rules for single values
+//!     ^
+//! account.rs, machine.rs, job.rs, submissions.rs   the aggregates: their state, their rules, their events
+//!     ^
+//! state.rs                                         the state of the whole market
+//!     ^
+//! submission.rs, placement.rs, authorise.rs        rules across aggregates; metering.rs bills a job
+//!     ^
+//! decide.rs (state + command -> event), apply.rs (event -> state), due.rs (state + time -> commands)
 //! ```
 
 #![deny(clippy::float_arithmetic)]
@@ -27,6 +32,7 @@ pub mod refusal;
 mod rules;
 mod state;
 pub mod submission;
+pub mod submissions;
 
 #[cfg(test)]
 mod testing;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq};
 use serde::{Deserialize, Serialize};
 
-use crate::{Settings, account::Account, job::Job, machine::Machine, submission::Submissions};
+use crate::{Settings, account::Account, job::Job, machine::Machine, submissions::Submissions};
 
 /// The version of the form of [`World`] and of the rules that fold it. Raise it with every change of either: snapshots
 /// of another version are discarded.

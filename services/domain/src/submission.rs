@@ -1,75 +1,25 @@
-//! Submitting: the rules a job must keep, the money it holds, and the memory that makes it safe to say twice.
-
-use std::collections::BTreeMap;
+//! Submitting: the rules that a job must keep, and the money that is held for it.
 
 use gpubnb_events::{
-    AccountId, JobId, MicroUsd, Millis, Seconds, Seq, Timestamp,
+    AccountId, MicroUsd, Millis, Seconds, Timestamp,
     command::SubmitJob,
     event::JobSubmitted,
-    spec::{JobSpec, Limits, Mebibytes, Placement},
+    spec::{JobSpec, Limits, Mebibytes},
     template,
 };
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     Decision, Refusal, Settings, World,
     account::Account,
     placement,
     rules::{check_text, in_range, plain_path, sha256_hex},
+    submissions::{MEMORY, fingerprint},
 };
 
-/// A job id older than this is refused; younger ones are remembered.
-pub const MEMORY: Millis = Millis(24 * 3_600_000);
 /// How far a client's clock may run ahead.
 const AHEAD: Millis = Millis(600_000);
 const WEEK: Seconds = Seconds(7 * 24 * 3_600);
 const DAY: Seconds = Seconds(24 * 3_600);
-
-/// What is remembered of a submission.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Submission {
-    /// By whom.
-    pub account: AccountId,
-    /// `JobSubmitted`.
-    pub seq: Seq,
-    fingerprint: u64,
-    budget: MicroUsd,
-}
-
-/// The submissions of the last day.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Submissions(BTreeMap<JobId, Submission>);
-
-impl Submissions {
-    /// What is known of a job id.
-    pub fn get(&self, job: JobId) -> Option<&Submission> {
-        self.0.get(&job)
-    }
-
-    /// Takes in a submission, and forgets ids that would be refused by now.
-    pub(crate) fn apply(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
-        let fingerprint = fingerprint(&e.spec, &e.placement, &e.limits);
-        let budget = e.limits.budget;
-        self.0.entry(e.job).or_insert(Submission { account: e.account, seq, fingerprint, budget });
-        // Ids sort by the time in them: the oldest are first.
-        while let Some(oldest) = self.0.first_entry() {
-            if at.since(oldest.key().made_at()) <= Millis(2 * MEMORY.0) {
-                break;
-            }
-            oldest.remove();
-        }
-    }
-}
-
-/// Tells two different submissions under one id apart. The budget is compared beside it: who names none takes
-/// whatever it came to the first time.
-fn fingerprint(spec: &JobSpec, placement: &Placement, limits: &Limits) -> u64 {
-    let all = serde_json::to_vec(&(spec, placement, limits.time, limits.max_attempts, limits.queue));
-    // Eight bytes are plenty: what is told apart are two submissions under one id.
-    let digest = Sha256::digest(all.unwrap_or_default());
-    digest.iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-}
 
 /// Decides a submission.
 pub(crate) fn submit(

@@ -1,11 +1,11 @@
-//! How a history ends: the storm is over, everybody does what they should, and then it must be true that every
-//! job is settled, no money is held, every replica knows the same, and saying things again changes nothing.
+//! The end of a history. Nothing goes wrong any more, and everybody does what they should. Then every job must get
+//! settled, no money may be held, every replica must know the same, and repeating commands must change nothing.
 
 use gpubnb_domain::{
     Command, Decision, Refusal, World,
     job::{Job, Phase},
     machine::Machine,
-    submission::MEMORY,
+    submissions::MEMORY,
 };
 use gpubnb_events::{Actor, Aggregate, Event, JobId, Millis, ledger::LedgerAccount};
 
@@ -18,12 +18,12 @@ use super::{
     tape::Dice,
 };
 
-/// Rounds until everything must be over. The clock runs ever faster: the last of them are hours.
+/// Rounds until everything must be over. The rounds get longer and longer; the last ones take hours.
 const ROUNDS: u32 = 60;
-/// Well within the time that preparing may take.
+/// A time well within the hour that preparing may take.
 const PREPARED_SOON: Millis = Millis(1_800_000);
 
-/// Brings a history to its rest, and checks all that must be true there.
+/// Brings a history to its end, and checks everything that must be true there.
 pub(crate) fn rest(m: &mut Market) -> Held {
     m.settle_down()?;
     alike(m)?;
@@ -52,7 +52,7 @@ pub(crate) fn rest(m: &mut Market) -> Held {
     m.said.iter().try_for_each(|said| said_again(m, &fresh, said))
 }
 
-/// Jobs that are being cancelled before they started, on a machine that will say nothing more.
+/// Jobs that are being cancelled before they started, on a machine that will not report any more.
 fn cancelling(m: &Market) -> Vec<JobId> {
     let silent = |job: &JobFacts| {
         let live = job.live.as_ref().filter(|_| job.cancel.is_some())?;
@@ -62,7 +62,7 @@ fn cancelling(m: &Market) -> Vec<JobId> {
     m.checker.jobs.iter().filter(|(_, job)| silent(job).is_some()).map(|(id, _)| *id).collect()
 }
 
-/// Honest workers take, start and report whatever is theirs.
+/// Honest workers accept, start and report all their jobs.
 fn work(m: &mut Market) -> Held {
     let mut dice = Dice::new(m.broker.last_seq().0);
     for worker in 0..m.workers.len() {
@@ -84,7 +84,7 @@ fn work(m: &mut Market) -> Held {
     Ok(())
 }
 
-/// The process managers of one replica do all that is to be done.
+/// The process managers of one replica give every command that is due.
 fn manage(m: &mut Market) -> Held {
     for kind in 0..3 {
         m.replicas[0].catch_up(&m.broker, m.broker.last_seq(), &m.settings);
@@ -107,14 +107,15 @@ fn nothing_is_left(m: &Market) -> Held {
     }
     for account in m.checker.accounts() {
         let held = m.checker.balance(LedgerAccount::Held(account));
-        // Known: of two accounts that race with one id, the later gets no job and its hold is never released.
+        // A known flaw: if two accounts submit one id at once, the later one gets no job, and its hold is never
+        // released.
         let stranded = m.checker.stranded.get(&account).copied().unwrap_or_default();
         holds(held == stranded, || format!("{held} is held for {account} for ever"))?;
     }
     Ok(())
 }
 
-/// Every replica that caught up knows what the judge knows, and so does a job that is loaded by itself.
+/// Checks that every replica that caught up knows the same as the judge, and so does a job that is loaded from the log.
 fn alike(m: &mut Market) -> Held {
     let Market { replicas, broker, settings, checker, .. } = m;
     for replica in replicas.iter_mut() {
@@ -134,7 +135,7 @@ fn alike(m: &mut Market) -> Held {
     Ok(())
 }
 
-/// The world against the judge's own facts.
+/// Compares a replica's state with the judge's facts.
 fn known(world: &World, checker: &Checker) -> Held {
     for id in checker.accounts() {
         let account = world.account(id).ok_or_else(|| Violation(format!("{id} is forgotten")))?;
@@ -198,13 +199,13 @@ fn same_job(a: &Job, b: &Job) -> bool {
         && (&a.spec, &a.placement, &a.limits) == (&b.spec, &b.placement, &b.limits)
 }
 
-/// What was done once, said again when all is over.
+/// Repeats a command that was granted, when everything is over.
 fn said_again(m: &Market, fresh: &World, said: &Said) -> Held {
     let job = said.command.job().filter(|id| fresh.job(*id).is_none());
     let absent = job.and_then(|id| m.broker.load(id, &m.settings));
     let decision = fresh.decide(said.actor, &said.command, absent.as_ref(), m.now, &m.settings);
     let sound = match (&said.command, &decision) {
-        // Wishes and observations without an id of their own: saying them again is a new wish.
+        // These commands have no id of their own: repeating one is a new wish.
         (
             Command::ChangeMachine(_)
             | Command::ListMachine(..)
@@ -215,9 +216,9 @@ fn said_again(m: &Market, fresh: &World, said: &Said) -> Held {
             | Command::Recover(_),
             _,
         ) => true,
-        // An id is remembered for a day, and refused from then on.
+        // An id is remembered for a day, and refused afterwards.
         (Command::Submit(_, c), Err(Refusal::IdOutOfTime)) => m.now.since(c.job.made_at()) > MEMORY,
-        // Known: the later of two accounts that raced with one id is only told so when it asks again.
+        // A known flaw: if two accounts submit one id at once, the later one learns of it only when it asks again.
         (Command::Submit(id, c), Err(Refusal::IdReused(_))) => {
             m.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id)
         }
