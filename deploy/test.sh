@@ -12,6 +12,9 @@ if LC_ALL=C.UTF-8 grep -rnE '^.{121,}' ui/templates ui/assets; then
   echo "test: the lines above are longer than 120 characters" >&2
   exit 1
 fi
+step "dependencies"
+cargo fetch --locked --quiet
+PATH="$PWD/target/tools/bin:$PATH" cargo-deny --offline check --hide-inclusion-graph licenses bans sources
 step "lints"
 RUSTFLAGS="${CI:+-D warnings}" cargo clippy --locked --quiet --workspace --all-targets
 step "build"
