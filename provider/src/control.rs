@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use async_nats::Client;
 use gpubnb_events::{
     MachineId, Timestamp,
-    command::{ChangeMachine, Done, MachineWish},
+    command::{ChangeMachine, Done, MachineChange},
     telemetry::{GpuReading, WorkerState},
 };
 use gpubnb_runtime::nats::connected;
@@ -123,9 +123,9 @@ impl Wanted {
         }
     }
 
-    fn wished(&self, wish: MachineWish) {
-        self.takes_jobs.store(wish == MachineWish::Resume, Ordering::Relaxed);
-        let drains = matches!(wish, MachineWish::Drain | MachineWish::Maintain);
+    fn wished(&self, wish: MachineChange) {
+        self.takes_jobs.store(wish == MachineChange::Resume, Ordering::Relaxed);
+        let drains = matches!(wish, MachineChange::Drain | MachineChange::Maintain);
         self.draining.store(drains, Ordering::Relaxed);
     }
 
@@ -165,9 +165,9 @@ impl Desk {
                 self.shutdown.cancel();
                 return Answer::Done;
             }
-            Ask::Pause => MachineWish::Pause,
-            Ask::Resume => MachineWish::Resume,
-            Ask::Drain => MachineWish::Drain,
+            Ask::Pause => MachineChange::Pause,
+            Ask::Resume => MachineChange::Resume,
+            Ask::Drain => MachineChange::Drain,
         };
         let change = ChangeMachine { machine: self.platform.machine(), wish };
         match self.platform.ask::<Done>("wish", &change).await {

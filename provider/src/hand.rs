@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use gpubnb_events::{Clock as _, JobId, Lease, SystemClock, Timestamp, command::LeaseWish, telemetry::RunningLease};
+use gpubnb_events::{Clock as _, JobId, Lease, SystemClock, Timestamp, command::DesiredLease, telemetry::RunningLease};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -41,12 +41,12 @@ pub(crate) enum Wish {
     Abandon,
 }
 
-impl From<LeaseWish> for Wish {
-    fn from(wish: LeaseWish) -> Self {
+impl From<DesiredLease> for Wish {
+    fn from(wish: DesiredLease) -> Self {
         match wish {
-            LeaseWish::Keep => Self::Keep,
-            LeaseWish::Cancel => Self::Cancel,
-            LeaseWish::Abandon => Self::Abandon,
+            DesiredLease::Keep => Self::Keep,
+            DesiredLease::Cancel => Self::Cancel,
+            DesiredLease::Abandon => Self::Abandon,
         }
     }
 }

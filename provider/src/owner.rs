@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use gpubnb_events::{
     Clock as _, SystemClock,
-    command::{ChangeMachine, Done, MachineWish},
+    command::{ChangeMachine, Done, MachineChange},
 };
 use gpubnb_runtime::rpc::Failure;
 use tokio::{sync::watch, time::Instant};
@@ -117,7 +117,7 @@ pub(crate) async fn watch(
 ) {
     if !policy.is_any() {
         // It may have been away when it was configured otherwise.
-        return tell(&platform, MachineWish::Back, &shutdown).await;
+        return tell(&platform, MachineChange::Back, &shutdown).await;
     }
     // Nobody knows what was before the start: what is idle now has been for long enough.
     let mut used: Option<Instant> = None;
@@ -142,19 +142,19 @@ pub(crate) async fn watch(
         if let Some(why) = &now {
             info!(why = why.words(), "the owner's turn: no new jobs, and what runs is stopped");
             hand.wish_all(Wish::Preempt);
-            tell(&platform, MachineWish::Away, &shutdown).await;
+            tell(&platform, MachineChange::Away, &shutdown).await;
             // What was accepted while the market did not know yet.
             hand.wish_all(Wish::Preempt);
         } else {
             info!("the machine is spare again");
-            tell(&platform, MachineWish::Back, &shutdown).await;
+            tell(&platform, MachineChange::Back, &shutdown).await;
         }
         told = Some(now);
     }
 }
 
 /// Tells the market, for as long as it takes.
-async fn tell(platform: &Platform, wish: MachineWish, shutdown: &CancellationToken) {
+async fn tell(platform: &Platform, wish: MachineChange, shutdown: &CancellationToken) {
     let change = ChangeMachine { machine: platform.machine(), wish };
     loop {
         match platform.ask::<Done>("wish", &change).await {

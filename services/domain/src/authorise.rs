@@ -1,6 +1,6 @@
 //! Who may do what: decided here and nowhere else, denied by default.
 
-use gpubnb_events::{AccountId, Actor, command::MachineWish};
+use gpubnb_events::{AccountId, Actor, command::MachineChange};
 
 use super::{Command, Refusal, Settings, World, job::Job};
 
@@ -33,7 +33,7 @@ pub(crate) fn authorise(
             _ => return Err(Refusal::UnknownJob),
         },
         // Whether its owner uses it is for the machine alone to say.
-        Command::ChangeMachine(c) if matches!(c.wish, MachineWish::Away | MachineWish::Back) => {
+        Command::ChangeMachine(c) if matches!(c.wish, MachineChange::Away | MachineChange::Back) => {
             actor == Actor::Machine(c.machine)
         }
         Command::ChangeMachine(c) => match actor {

@@ -8,7 +8,7 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, RecordTest, Report, Start,
+        Accept, Decline, Desired, DesiredLease, Done, Grant, Inventory, ListMachine, Listed, RecordTest, Report, Start,
         UploadGrant,
     },
     manifest, subject,
@@ -73,7 +73,7 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
         Some(job) => job,
         None => e.executor.load(accept.job).await.map_err(unavailable)?.ok_or(Failure::refused(Refusal::UnknownJob))?,
     };
-    if job.wish(machine, accept.lease) == LeaseWish::Abandon {
+    if job.wish(machine, accept.lease) == DesiredLease::Abandon {
         return Err(Failure::refused(Refusal::StaleLease));
     }
     let mut grant = job.grant();
@@ -146,7 +146,7 @@ async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
             None => match e.executor.load(job).await.map_err(unavailable)? {
                 Some(job) => job.wish(machine, lease),
                 // Unknown is not over: a lookup that finds nothing tears nothing down.
-                None => LeaseWish::Keep,
+                None => DesiredLease::Keep,
             },
         };
         leases.push((lease, wish));

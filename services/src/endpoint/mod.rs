@@ -14,7 +14,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use gpubnb_domain::Command;
 use gpubnb_events::{
     Actor, MachineId, RefusalKind, Seq,
-    command::{ChangeMachine, Done, MachineWish},
+    command::{ChangeMachine, Done, MachineChange},
 };
 use gpubnb_runtime::{
     permit::TransferKey,
@@ -131,7 +131,7 @@ fn account_of(actor: Actor) -> Result<gpubnb_events::AccountId, Failure> {
 async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let change: ChangeMachine = r.parse()?;
     let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
-    if change.wish == MachineWish::Delist {
+    if change.wish == MachineChange::Delist {
         // Its credential ends with its offer.
         e.revoker.look();
     }
