@@ -205,6 +205,126 @@ fn gpus(params: &SandboxParams<'_>) -> DeviceRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gpubnb_events::{Seq, spec::Mebibytes, template};
+    use serde_json::{Value, json};
+
+    const MACHINE: &str = "01940000-0000-7000-8000-00000000000a";
+    const JOB: &str = "01940000-0000-7000-8000-00000000000b";
+
+    fn spec() -> JobSpec {
+        JobSpec {
+            name: "test".to_owned(),
+            template: None,
+            image: "example.org/job@sha256:0".to_owned(),
+            command: vec!["train".to_owned(), "--fast".to_owned()],
+            resources: Resources {
+                cpu_millis: 1_500,
+                memory: Mebibytes(1_024),
+                output: Mebibytes(100),
+                ..template::ALL[0].resources.clone()
+            },
+            egress: false,
+            env: Vec::new(),
+            inputs: Vec::new(),
+        }
+    }
+
+    fn params() -> SandboxParams<'static> {
+        SandboxParams {
+            machine: MACHINE.parse().unwrap(),
+            job: JOB.parse().unwrap(),
+            lease: Lease(Seq(7)),
+            image_id: "sha256:1",
+            output: Path::new("/state/7/output"),
+            input: Some(Path::new("/state/7/input")),
+            env: BTreeMap::from([("TOKEN".to_owned(), "secret".to_owned())]),
+            user: (65_534, 65_534),
+            gpus: Vec::new(),
+            cdi: false,
+            runtime: None,
+            max_log: 16 << 20,
+        }
+    }
+
+    fn created(spec: &JobSpec, params: &SandboxParams<'_>) -> Value {
+        serde_json::to_value(hardened(spec, params)).unwrap()
+    }
+
+    /// All that Docker is told about a job's container. A setting that is lost, changed or added fails this test: whoever
+    /// changes the sandbox says so here, too.
+    #[test]
+    fn the_sandbox_is_this_and_nothing_else() {
+        let expected = json!({
+            "Image": "sha256:1",
+            "Cmd": ["train", "--fast"],
+            "User": "65534:65534",
+            "WorkingDir": "/output",
+            "Env": [
+                format!("GPUBNB_JOB={JOB}"), "GPUBNB_OUTPUT=/output", "HOME=/tmp", "TMPDIR=/tmp", "TOKEN=secret",
+            ],
+            "Labels": {
+                "gpubnb.machine": MACHINE, "gpubnb.job": JOB, "gpubnb.lease": "7", "gpubnb.gpus": "",
+            },
+            "NetworkDisabled": true,
+            "AttachStdin": false,
+            "OpenStdin": false,
+            "Tty": false,
+            "HostConfig": {
+                "NetworkMode": "none",
+                "ReadonlyRootfs": true,
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges:true"],
+                "Privileged": false,
+                "Init": true,
+                "IpcMode": "private",
+                "PidsLimit": 512,
+                "Memory": 1_024_i64 << 20,
+                "MemorySwap": 1_024_i64 << 20,
+                "ShmSize": 256_i64 << 20,
+                "NanoCpus": 1_500_000_000_i64,
+                "OomScoreAdj": 500,
+                "Ulimits": [
+                    { "Name": "nofile", "Soft": 4_096, "Hard": 4_096 },
+                    { "Name": "core", "Soft": 0, "Hard": 0 },
+                    { "Name": "fsize", "Soft": 100_i64 << 20, "Hard": 100_i64 << 20 },
+                ],
+                "Tmpfs": { "/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777" },
+                "Mounts": [
+                    { "Type": "bind", "Source": "/state/7/output", "Target": "/output", "ReadOnly": false },
+                    { "Type": "bind", "Source": "/state/7/input", "Target": "/input", "ReadOnly": true },
+                ],
+                "LogConfig": { "Type": "json-file", "Config": { "max-file": "1", "max-size": "67108864" } },
+                "RestartPolicy": { "Name": "no" },
+                "AutoRemove": false,
+            },
+        });
+        assert_eq!(created(&spec(), &params()), expected);
+    }
+
+    #[test]
+    fn a_job_with_internet_access_differs_from_another_in_its_network_alone() {
+        let with_egress = JobSpec { egress: true, ..spec() };
+        let mut created = created(&with_egress, &params());
+        assert_eq!(created["NetworkDisabled"].take(), json!(false));
+        assert_eq!(created["HostConfig"]["NetworkMode"].take(), json!("bridge"));
+        let mut without = self::created(&spec(), &params());
+        without["NetworkDisabled"].take();
+        without["HostConfig"]["NetworkMode"].take();
+        assert_eq!(created, without);
+    }
+
+    #[test]
+    fn a_job_gets_its_own_gpus_and_no_other() {
+        let gpus = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
+        let request = |cdi| {
+            let params = SandboxParams { gpus: gpus.clone(), cdi, ..params() };
+            created(&spec(), &params)["HostConfig"]["DeviceRequests"].take()
+        };
+        let nvidia = json!([{ "Driver": "nvidia", "DeviceIDs": ["GPU-1", "GPU-2"], "Capabilities": [["gpu"]] }]);
+        assert_eq!(request(false), nvidia);
+        let cdi = json!([{ "Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"] }]);
+        assert_eq!(request(true), cdi);
+    }
 
     #[test]
     fn the_offsets_of_mapped_users_stand_in_dockers_directory() {
