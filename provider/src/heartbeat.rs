@@ -29,7 +29,7 @@ fn is_fatal(trouble: GpuTrouble) -> bool {
 }
 
 /// Reads the GPUs, and stops the attempts whose GPU has failed.
-fn check_gpus(gpus: &Gpus, leases: &LeaseTable) -> Vec<GpuReading> {
+pub(crate) fn check_gpus(gpus: &Gpus, leases: &LeaseTable) -> Vec<GpuReading> {
     let readings = gpus.readings(!leases.running().is_empty());
     let failed = readings.iter().filter(|gpu| gpu.trouble.is_some_and(is_fatal));
     let failed: Vec<String> = failed.map(|gpu| gpu.uuid.clone()).collect();

@@ -154,8 +154,8 @@ mod tests {
         let message = "x".repeat(2 * MAX_MESSAGE);
         let parsed = push(&mut lines, &format!("::progress 0.5 {message}\u{7}\n"));
         assert!(matches!(parsed, Some(JobLine::Progress(_, message)) if message.len() == MAX_MESSAGE));
-        let many: String = (0..2 * MAX_METRICS).map(|n| format!(" m{n}=1")).collect();
-        let parsed = push(&mut lines, &format!("::metric {many}\n"));
+        let many: Vec<_> = (0..2 * MAX_METRICS).map(|n| format!("m{n}=1")).collect();
+        let parsed = push(&mut lines, &format!("::metric {}\n", many.join(" ")));
         assert!(matches!(parsed, Some(JobLine::Metrics(values)) if values.len() == MAX_METRICS));
         let parsed = push(&mut lines, &format!("::metric {}=1\n", "n".repeat(65)));
         assert!(matches!(parsed, Some(JobLine::Log(_))), "a name that is too long is no metric");

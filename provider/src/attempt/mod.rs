@@ -12,6 +12,8 @@ mod boot_id;
 mod container;
 mod context;
 mod end;
+#[cfg(test)]
+mod gpu_loss;
 mod image_cache;
 mod images;
 mod inputs;
@@ -26,6 +28,8 @@ mod report;
 mod resume;
 mod run;
 mod stop;
+#[cfg(test)]
+mod testing;
 mod upload;
 mod watch;
 

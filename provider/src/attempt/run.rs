@@ -180,7 +180,87 @@ fn moment(text: Option<&str>) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, sync::Arc};
+
+    use gpubnb_events::spec::Mebibytes;
+
     use super::*;
+    use crate::{
+        attempt::testing::{RECLAIM_GRACE, StubDocker, attempt, grant},
+        desired_state::{DesiredState, StopReason},
+        lease_table::LeaseTable,
+    };
+
+    /// Runs an attempt with 1 MiB of output. `act` is what happens meanwhile.
+    async fn end_of(
+        grant: &Grant,
+        act: impl AsyncFnOnce(&AttemptContext, &StubDocker, &RunSignals),
+    ) -> (End, Option<String>) {
+        let (state, docker) = (tempfile::tempdir().unwrap(), StubDocker::start().await);
+        let context = attempt(state.path(), &docker, &Arc::new(LeaseTable::new(1))).await;
+        let signals = RunSignals::running();
+        let running = until_end(&context, grant, Origin::ThisRun, &signals);
+        let (end, ()) = tokio::join!(running, act(&context, &docker, &signals));
+        assert!(*signals.container_ended().borrow(), "the log is complete");
+        (end, docker.stopped_by())
+    }
+
+    fn ample() -> Grant {
+        grant(Millis(60_000), None, Mebibytes(1))
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_is_told_by_its_exit_code() {
+        for (code, out_of_memory) in [(0, false), (3, false), (137, true)] {
+            let (end, stopped) = end_of(&ample(), async |_, docker, _| docker.exit(code, out_of_memory)).await;
+            let End::Exited { code: found, out_of_memory: oom, .. } = end else { panic!("{end:?}") };
+            assert_eq!((found, oom, stopped), (code, out_of_memory, None));
+        }
+    }
+
+    #[tokio::test]
+    async fn each_limit_stops_the_container_with_its_reason() {
+        let nothing = async |_: &AttemptContext, _: &StubDocker, _: &RunSignals| {};
+        let limit_of = |end: (End, Option<String>)| match end {
+            (End::Stopped { cause: StopCause::Limit(reason), .. }, Some(grace)) if grace == "t=10" => reason,
+            other => panic!("{other:?}"),
+        };
+        let time = grant(Millis(50), None, Mebibytes(1));
+        assert_eq!(limit_of(end_of(&time, nothing).await), Reason::TimeLimit);
+        let budget = grant(Millis(60_000), Some(Millis(50)), Mebibytes(1));
+        assert_eq!(limit_of(end_of(&budget, nothing).await), Reason::BudgetExhausted);
+        let flood = async |_: &AttemptContext, _: &StubDocker, signals: &RunSignals| signals.set_log_flooded();
+        assert_eq!(limit_of(end_of(&ample(), flood).await), Reason::LogFlood);
+        let outgrow = async |context: &AttemptContext, _: &StubDocker, _: &RunSignals| {
+            fs::write(context.output().join("large"), vec![0; (1 << 20) + 1]).unwrap();
+        };
+        assert_eq!(limit_of(end_of(&ample(), outgrow).await), Reason::OutputTooLarge);
+    }
+
+    #[tokio::test]
+    async fn a_request_stops_the_container_and_only_the_owner_sets_its_grace() {
+        let reclaim = format!("t={}", RECLAIM_GRACE.as_secs());
+        for (reason, grace) in [(StopReason::Cancelled, "t=10"), (StopReason::Preempted, reclaim.as_str())] {
+            let (end, stopped) = end_of(&ample(), async |context, _, _| {
+                context.tools.leases.set_desired(context.lease, DesiredState::Stop(reason));
+            })
+            .await;
+            let cause = StopCause::Requested(reason);
+            assert!(matches!(end, End::Stopped { cause: found, .. } if found == cause), "{end:?}");
+            assert_eq!(stopped.as_deref(), Some(grace));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_exits_after_a_reboot_was_interrupted() {
+        let (end, _) = end_of(&ample(), async |context, docker, _| {
+            fs::write(context.directory().join("boot"), "another\n").unwrap();
+            docker.exit(1, false);
+        })
+        .await;
+        let End::Failed(problem) = end else { panic!("{end:?}") };
+        assert_eq!(problem.reason, Reason::Interrupted);
+    }
 
     const NEVER: &str = "0001-01-01T00:00:00Z";
 

@@ -82,28 +82,11 @@ async fn outgrown(context: &AttemptContext, most: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpubnb_events::{
-        Millis,
-        spec::{JobSpec, Mebibytes},
-        template,
-    };
+    use crate::attempt::testing::grant;
+    use gpubnb_events::{Millis, spec::Mebibytes};
 
-    fn grant(time: u64, budget: Option<u64>) -> Grant {
-        let template = &template::ALL[0];
-        let mut resources = template.resources.clone();
-        resources.output = Mebibytes(3);
-        let spec = JobSpec {
-            name: "test".to_owned(),
-            template: None,
-            image: template.image.to_owned(),
-            command: Vec::new(),
-            resources,
-            egress: false,
-            env: Vec::new(),
-            inputs: Vec::new(),
-        };
-        let (time, budget) = (Millis(time), budget.map(Millis));
-        Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), env: None }
+    fn limits(time: u64, budget: Option<u64>) -> Limits {
+        Limits::of(&grant(Millis(time), budget.map(Millis), Mebibytes(3)))
     }
 
     #[test]
@@ -115,15 +98,14 @@ mod tests {
             (5_000, Some(2_000), 2, Reason::BudgetExhausted),
             (5_000, Some(0), 0, Reason::BudgetExhausted),
         ] {
-            let limits = Limits::of(&grant(time, budget));
             let expected = Limits { time: Duration::from_secs(expected), time_reason: reason, output: 3 << 20 };
-            assert_eq!(limits, expected, "{time} {budget:?}");
+            assert_eq!(limits(time, budget), expected, "{time} {budget:?}");
         }
     }
 
     #[test]
     fn time_that_was_used_before_the_worker_restarted_counts() {
-        let limits = Limits::of(&grant(5_000, None));
+        let limits = limits(5_000, None);
         assert_eq!(limits.time_left(Duration::ZERO), Duration::from_secs(5));
         assert_eq!(limits.time_left(Duration::from_secs(3)), Duration::from_secs(2));
         assert_eq!(limits.time_left(Duration::from_secs(9)), Duration::ZERO);

@@ -72,7 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_value_that_nobody_can_change_any_more_is_waited_for_without_end() {
-        let (sender, mut receiver) = watch::channel(1);
+        let (sender, mut receiver) = watch::channel(1_u32);
         until(&mut receiver, |value| *value == 1).await;
         assert_eq!(until_some(&mut receiver, |value| value.checked_add(1)).await, 2);
         drop(sender);
