@@ -1,10 +1,10 @@
-//! The options of `gpubnb-provider`. An option on the command line goes before one in the environment, and that before one in
-//! the file of `--config`.
+//! The options of `gpubnb-provider`. An option on the command line goes before one in the environment, and that before
+//! one in the file of `--config`.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, value_parser};
 use gpubnb_events::MicroUsd;
 
 use crate::owner::Hours;
@@ -17,8 +17,8 @@ use crate::owner::Hours;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-provider", version)]
 pub struct Cli {
-    /// The worker's directory: it holds the machine's id and keys, and the output of jobs while they run. Docker must see
-    /// it under the same path.
+    /// The worker's directory: it holds the machine's id and keys, and the output of jobs while they run. Docker must
+    /// see it under the same path.
     #[arg(long, global = true, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
     pub state: PathBuf,
     /// A file with options (TOML). Options on the command line and in the environment go before those in the file.
@@ -34,8 +34,8 @@ pub struct Cli {
 pub enum Command {
     /// Enrolls this machine on a market with a one-time code. The machine's private key never leaves it.
     Enroll(EnrollArgs),
-    /// Lists the machine on the market and runs jobs until the worker is stopped. Jobs that run then go on, and the next
-    /// start takes them up again.
+    /// Lists the machine on the market and runs jobs until the worker is stopped. Jobs that run then go on, and the
+    /// next start takes them up again.
     Run(Box<RunArgs>),
     /// Checks whether the machine is fit, and tells what to do where it is not. Changes nothing.
     SelfTest(SelfTestArgs),
@@ -78,17 +78,18 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_PRICE", default_value = "0.10", value_name = "USD")]
     pub price: MicroUsd,
     /// Number of jobs that the machine runs at once.
-    #[arg(long, env = "GPUBNB_SLOTS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, env = "GPUBNB_SLOTS", default_value_t = 1, value_parser = value_parser!(u32).range(1..=256))]
     pub slots: u32,
-    /// Accept jobs only after the GPUs have been idle for so many minutes. As soon as another process uses a GPU, the jobs are
-    /// stopped and start again elsewhere.
-    #[arg(long, env = "GPUBNB_IDLE_MINUTES", value_name = "MIN", value_parser = clap::value_parser!(u32).range(0..=1_440))]
+    /// Accept jobs only after the GPUs have been idle for so many minutes. As soon as another process uses a GPU, the
+    /// jobs are stopped and start again elsewhere.
+    #[arg(long, env = "GPUBNB_IDLE_MINUTES", value_name = "MIN", value_parser = value_parser!(u32).range(0..=1_440))]
     pub idle_minutes: Option<u32>,
-    /// Accept jobs only in these hours of the day, by the machine's clock: `22:00-08:00`, or several, separated by commas.
+    /// Accept jobs only in these hours of the day, by the machine's clock: `22:00-08:00`, or several, separated by
+    /// commas.
     #[arg(long, env = "GPUBNB_HOURS", value_name = "HH:MM-HH:MM")]
     pub hours: Option<Hours>,
     /// Seconds that a job has to end by itself when the owner needs the machine.
-    #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=300))]
+    #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = value_parser!(u32).range(0..=300))]
     pub reclaim_grace: u32,
     /// Allow internet access to jobs that ask for it.
     #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
@@ -100,13 +101,15 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
     pub registry: Vec<String>,
     /// Largest image, GiB.
-    #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = value_parser!(u64).range(1..=1_000))]
     pub image_gib: u64,
-    /// Size of the images of former jobs that are kept, GiB in all. The images that were used longest ago are removed first.
-    #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    /// Size of the images of former jobs that are kept, GiB in all. The images that were used longest ago are removed
+    /// first.
+    #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40)]
+    #[arg(value_parser = value_parser!(u64).range(0..=10_000))]
     pub image_cache_gib: u64,
     /// Days that an image of former jobs is kept while no job uses it.
-    #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3_650))]
+    #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3_650))]
     pub image_days: u64,
     /// How a job is kept to its output allowance.
     #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = Quota::Auto)]
@@ -121,21 +124,21 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_UNFIT")]
     pub unfit: bool,
     /// Pretend to have so many GPUs. They compute nothing, and the market marks them as simulated.
-    #[arg(long, env = "GPUBNB_SIMULATE_GPUS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16))]
+    #[arg(long, env = "GPUBNB_SIMULATE_GPUS", default_value_t = 0, value_parser = value_parser!(u32).range(0..=16))]
     pub simulate_gpus: u32,
     /// Load NVML from this file instead of the driver's own.
     #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub nvml: Option<PathBuf>,
     /// Seconds between heartbeats.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=60))]
     pub heartbeat: u64,
     /// Largest log of a job, MiB.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u64).range(1..=1024))]
     pub max_log_mib: u64,
 }
 
-/// The images that jobs may use. The market itself demands that every custom image is in a public registry and is named by
-/// its digest.
+/// The images that jobs may use. The market itself demands that every custom image is in a public registry and is named
+/// by its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ImagePolicy {
     /// Only the images of the market's approved templates.
@@ -199,7 +202,7 @@ pub struct LogsArgs {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// Number of lines of the log to begin with.
-    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = value_parser!(u32).range(0..=100_000))]
     pub(crate) lines: u32,
 }
 

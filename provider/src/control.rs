@@ -1,5 +1,5 @@
-//! The socket by which the commands of `gpubnb-provider` ask and steer the running worker on the same machine. It lies in
-//! the worker's directory, and only its user can open it. A request and its answer are a line of JSON each.
+//! The socket by which the commands of `gpubnb-provider` ask and steer the running worker on the same machine. It lies
+//! in the worker's directory, and only its user can open it. A request and its answer are a line of JSON each.
 
 use std::{
     fs,
@@ -78,9 +78,9 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) since: Timestamp,
     pub(crate) state: WorkerState,
-    /// Why the worker takes no jobs, where its own rules say so and not a command of its owner.
+    /// The reason for taking no jobs, where that is one of the owner's rules and not a command.
     pub(crate) why: Option<String>,
-    /// Whether the worker is connected to the broker.
+    /// True while the worker is connected to the broker.
     pub(crate) connected: bool,
     pub(crate) slots: u32,
     pub(crate) jobs: Vec<AttemptStatus>,
@@ -102,8 +102,8 @@ pub(crate) struct ControlServer {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Whether the market gives this machine jobs, as far as its owner is concerned: by the market's last word, or by a command
-/// of the owner since.
+/// The state of the machine on the market: it takes jobs, or is paused, or drains. The market tells the state with each
+/// answer to the list of attempts, and a command of the owner changes it in between.
 #[derive(Debug)]
 pub(crate) struct Availability {
     takes_jobs: AtomicBool,
@@ -282,7 +282,7 @@ mod tests {
         availability.note_change(MachineChange::Drain);
         assert_eq!(availability.state(false), WorkerState::Draining);
         availability.set_takes_jobs(false);
-        assert_eq!(availability.state(true), WorkerState::Draining, "the market's word says not why");
+        assert_eq!(availability.state(true), WorkerState::Draining, "the market does not tell why it gives no jobs");
         availability.note_change(MachineChange::Pause);
         assert_eq!(availability.state(false), WorkerState::Paused);
         availability.set_takes_jobs(true);

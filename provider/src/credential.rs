@@ -1,5 +1,5 @@
-//! The machine's credential for the broker. It is valid for a short time, and is renewed over HTTP before it expires, or after
-//! an outage that was longer than its life.
+//! The machine's credential for the broker. It is valid for a short time, and is renewed over HTTP before it expires,
+//! or after an outage that was longer than its life.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,7 +41,8 @@ impl Credential {
         }
     }
 
-    /// Connects to the broker. Each reconnection uses the credential that is present then. `connects` counts the connections.
+    /// Connects to the broker. Each reconnection uses the credential that is present then. `connects` counts the
+    /// connections.
     pub(crate) async fn connect(&self, connects: watch::Sender<u64>) -> anyhow::Result<Client> {
         let (identity, present) = (Arc::clone(&self.identity), self.present.subscribe());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
@@ -72,8 +73,8 @@ impl Credential {
         left.saturating_sub(left / RENEW_AT)
     }
 
-    /// Renews the credential until shutdown, for which it returns `None`. Returns the market's reason where the market has
-    /// revoked the credential.
+    /// Renews the credential until shutdown, for which it returns `None`. Returns the market's reason where the market
+    /// has revoked the credential.
     pub(crate) async fn keep_fresh(&self, client: &Client, shutdown: &CancellationToken) -> Option<anyhow::Error> {
         let mut pause = Self::renew_in(self.present.borrow().credential.expires);
         loop {

@@ -1,7 +1,7 @@
 //! The state in which an attempt should be, and why an attempt is asked to stop.
 //!
-//! Three parties ask: the platform (the consumer cancelled, or the lease is over), the owner (the machine is needed), and
-//! the worker's own watch over the GPUs.
+//! Three parties ask: the platform (the consumer cancelled, or the lease is over), the owner (the machine is needed),
+//! and the worker's own watch over the GPUs.
 
 use gpubnb_events::command::DesiredLease;
 

@@ -29,8 +29,9 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Pulls until shutdown. After each reconnection the worker pulls from a new inbox. The broker may still send the messages
-/// of the former pull request to the former inbox, where nobody listens; they would be lost until their ack times out.
+/// Pulls until shutdown. After each reconnection the worker pulls from a new inbox. The broker may still send the
+/// messages of the former pull request to the former inbox, where nobody listens; they would be lost until their ack
+/// times out.
 pub(crate) async fn pull(
     js: Context,
     mut connects: watch::Receiver<u64>,
@@ -44,7 +45,9 @@ pub(crate) async fn pull(
         tokio::select! {
             () = shutdown.cancelled() => return,
             Ok(()) = connects.changed() => continue,
-            ended = pulled => if let Err(e) = ended { warn!(error = format!("{:#}", anyhow::anyhow!(e)), "pulling failed: pulling again") },
+            ended = pulled => if let Err(e) = ended {
+                warn!(error = format!("{:#}", anyhow::anyhow!(e)), "pulling failed: pulling again");
+            },
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -103,8 +106,8 @@ async fn take(
             };
             tasks.spawn(run.instrument(span));
         }
-        // The attempt runs already: this worker took it up again after a restart, or the broker delivered the message twice.
-        // The message comes again until the attempt has ended.
+        // The attempt runs already: this worker took it up again after a restart, or the broker delivered the message
+        // twice. The message comes again until the attempt has ended.
         Err(NotTaken::Already) => {
             if let Err(e) = message.ack_with(AckKind::Nak(Some(ACK_WAIT))).await {
                 warn!(error = %e, "a message could not be put back");

@@ -1,5 +1,5 @@
 //! The sandbox: the settings of a job's container. Everything is denied by default, and each line that allows something
-//! says why.
+//! has a comment with the reason.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -57,7 +57,7 @@ pub struct SandboxParams<'a> {
     pub user: (u32, u32),
     /// The UUIDs of the job's GPUs.
     pub gpus: Vec<String>,
-    /// Whether the container gets its GPUs by the Container Device Interface, and not by NVIDIA's runtime.
+    /// True where the container gets its GPUs by the Container Device Interface, and not by NVIDIA's runtime.
     pub cdi: bool,
     /// The container runtime, where it is not Docker's default.
     pub runtime: Option<String>,
@@ -65,8 +65,8 @@ pub struct SandboxParams<'a> {
     pub max_log: u64,
 }
 
-/// The name of an attempt's container. Docker makes no second container of the same name. The machine is part of the name,
-/// because workers of several markets may share one Docker.
+/// The name of an attempt's container. Docker makes no second container of the same name. The machine is part of the
+/// name, because workers of several markets may share one Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
     format!("gpubnb-{machine}-{lease}")
 }
@@ -78,8 +78,9 @@ pub fn job_user() -> (u32, u32) {
     if uid.is_root() { (NOBODY, NOBODY) } else { (uid.as_raw(), rustix::process::getgid().as_raw()) }
 }
 
-/// The uid and gid that own the files of jobs outside the container: the job's own, or those that Docker maps them to with
-/// `userns-remap`. Docker then adds the offsets in the name of its directory, such as `/var/lib/docker/231072.231072`.
+/// The uid and gid that own the files of jobs outside the container: the job's own, or those that Docker maps them to
+/// with `userns-remap`. Docker then adds the offsets in the name of its directory, such as
+/// `/var/lib/docker/231072.231072`.
 pub(crate) async fn file_owner(docker: &Docker) -> Result<(u32, u32), bollard::errors::Error> {
     let info = docker.info().await?;
     let (uid, gid) = job_user();
@@ -250,8 +251,8 @@ mod tests {
         serde_json::to_value(hardened(spec, params)).unwrap()
     }
 
-    /// All that Docker is told about a job's container. A setting that is lost, changed or added fails this test: whoever
-    /// changes the sandbox says so here, too.
+    /// Pins the whole request to Docker for a job's container. A setting that is lost, changed or added fails this
+    /// test, so that whoever changes the sandbox changes this list, too.
     #[test]
     fn the_sandbox_is_this_and_nothing_else() {
         let expected = json!({

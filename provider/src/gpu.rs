@@ -28,8 +28,8 @@ pub(crate) enum Gpus {
     Simulated(u32),
 }
 
-/// NVIDIA's GPUs as they were found at the start. A GPU that is lost does not tell its UUID any more, and is known by its
-/// index.
+/// NVIDIA's GPUs as they were found at the start. A GPU that is lost does not tell its UUID any more, and is known by
+/// its index.
 pub(crate) struct Nvidia {
     nvml: Nvml,
     gpus: Vec<NvidiaGpu>,
@@ -37,7 +37,7 @@ pub(crate) struct Nvidia {
     logged: Mutex<BTreeMap<u32, GpuTrouble>>,
 }
 
-/// One GPU as it was found at the start.
+/// A GPU as it was found at the start.
 struct NvidiaGpu {
     index: u32,
     gpu: Gpu,
@@ -121,7 +121,7 @@ impl Gpus {
         }
     }
 
-    /// Whether a process that is in none of these containers uses a GPU.
+    /// Returns true where a process that is in none of these containers uses a GPU.
     pub(crate) fn used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
         nvidia.gpus.iter().any(|known| nvidia.pids(known.index).into_iter().any(|pid| !is_ours(pid, containers)))
@@ -132,8 +132,8 @@ fn simulated_uuid(index: u32) -> String {
     format!("GPU-simulated-{index}")
 }
 
-/// Whether a process runs in one of these containers, by its cgroup. A worker that is in a container itself cannot see the
-/// cgroups of others: then each process counts as a job's where any job runs.
+/// Looks at a process's cgroup to tell whether the process runs in one of these containers. A worker that is in a
+/// container itself cannot see the cgroups of others: then each process counts as a job's where any job runs.
 fn is_ours(pid: u32, containers: &[String]) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
         Ok(cgroup) => containers.iter().any(|id| cgroup.contains(id.as_str())),

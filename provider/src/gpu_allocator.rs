@@ -1,4 +1,4 @@
-//! Which GPUs each attempt on this machine has been given. A GPU belongs to one attempt at a time.
+//! Allocates the GPUs of this machine to its attempts. A GPU belongs to one attempt at a time.
 
 use std::{
     collections::BTreeMap,

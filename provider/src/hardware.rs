@@ -1,5 +1,5 @@
-//! The machine's CPU, memory and disk, as the kernel tells them. A share of memory and disk is kept for the owner, and not
-//! offered.
+//! The machine's CPU, memory and disk, as the kernel tells them. A share of memory and disk is kept for the owner, and
+//! not offered.
 
 use std::{fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! Heartbeats: how the machine is, sent every few seconds. Each beat also looks at the GPUs, and stops the jobs whose GPU has
-//! failed. A heartbeat that cannot be sent is dropped: the next one is newer.
+//! Heartbeats: how the machine is, sent every few seconds. Each beat also looks at the GPUs, and stops the jobs whose
+//! GPU has failed. A heartbeat that cannot be sent is dropped: the next one is newer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,8 @@ enum NotSent {
     Broker(#[from] async_nats::client::PublishError),
 }
 
-/// Whether a job cannot go on where its GPU has this trouble. Memory errors alone end no job: the program sees them itself.
+/// Returns true for a trouble of a GPU with which a job cannot go on. Memory errors are none: the program itself sees
+/// them.
 fn is_fatal(trouble: GpuTrouble) -> bool {
     matches!(trouble, GpuTrouble::Lost | GpuTrouble::ResetRequired | GpuTrouble::Driver)
 }

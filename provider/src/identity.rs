@@ -1,5 +1,5 @@
-//! The machine's identity: its id and keys, which are made once and never leave the machine, the market where it is enrolled,
-//! and the lock by which only one worker uses them.
+//! The machine's identity: its id and keys, which are made once and never leave the machine, the market where it is
+//! enrolled, and the lock by which only one worker uses them.
 
 use std::{
     fs::{self, File, OpenOptions},

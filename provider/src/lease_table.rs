@@ -1,4 +1,5 @@
-//! The attempts that run on this machine, by their leases: how many there may be, and the state in which each should be.
+//! The attempts that run on this machine, by their leases: how many there may be, and the state in which each should
+//! be.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! The worker of `GPUbnb` on a provider's machine: it pulls job messages, runs each job in Docker, and reports how the job
-//! ended.
+//! The worker of `GPUbnb` on a provider's machine: it pulls job messages, runs each job in Docker, and reports how the
+//! job ended.
 //!
 //! Belongs here: the machine's hardware, the sandbox, the life of one attempt on this machine. Must not
 //! come here: trust in a job, or a credential of another machine.

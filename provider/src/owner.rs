@@ -1,8 +1,8 @@
-//! Watches when the owner needs the machine: outside the hours at which it is shared, and while a process that is no job's
-//! uses a GPU.
+//! Watches when the owner needs the machine: outside the hours at which it is shared, and while a process that is no
+//! job's uses a GPU.
 //!
-//! The watch looks once a second. When the owner needs the machine, the worker tells the market and stops the jobs. When the
-//! machine is spare again, the worker tells that, too.
+//! The watch looks once a second. When the owner needs the machine, the worker tells the market and stops the jobs.
+//! When the machine is spare again, the worker tells that, too.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -59,7 +59,7 @@ impl fmt::Display for Hours {
 }
 
 impl Hours {
-    /// Whether a minute of the day is in one of the windows.
+    /// Returns true for a minute of the day that is in one of the windows.
     fn contain(&self, minute: u16) -> bool {
         self.windows
             .iter()
@@ -95,8 +95,8 @@ impl fmt::Display for AwayReason {
 }
 
 impl SharingRules {
-    /// Why the machine is not spare; `None` where it is. `unused` is how long no other process has used a GPU; `None` while
-    /// one does.
+    /// Why the machine is not spare; `None` where it is. `unused` is how long no other process has used a GPU; `None`
+    /// while one does.
     fn away(&self, minute: u16, unused: Option<Duration>) -> Option<AwayReason> {
         if self.hours.as_ref().is_some_and(|hours| !hours.contain(minute)) {
             return Some(AwayReason::OutsideHours);
@@ -105,7 +105,7 @@ impl SharingRules {
         unused.is_none_or(|unused| unused < idle).then_some(AwayReason::GpuInUse)
     }
 
-    /// Whether there is any rule.
+    /// Returns true where there is any rule.
     fn is_any(&self) -> bool {
         self.idle.is_some() || self.hours.is_some()
     }

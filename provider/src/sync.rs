@@ -1,5 +1,5 @@
-//! Reconciles with the platform: the worker lists its attempts, and the platform answers with the state in which each should
-//! be.
+//! Reconciles with the platform: the worker lists its attempts, and the platform answers with the state in which each
+//! should be.
 
 use std::{sync::Arc, time::Duration};
 

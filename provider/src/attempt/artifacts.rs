@@ -30,7 +30,8 @@ pub(super) async fn size(root: PathBuf) -> u64 {
     }
 }
 
-/// The list of a job's files with their hashes, for the manifest. Fails where they are more, or larger, than they may be.
+/// The list of a job's files with their hashes, for the manifest. Fails where they are more, or larger, than they may
+/// be.
 pub(super) async fn collect(root: PathBuf, most: u64) -> Result<Vec<Artifact>, Problem> {
     let collected = tokio::task::spawn_blocking(move || {
         let files = walk(&root)?;

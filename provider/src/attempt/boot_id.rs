@@ -1,5 +1,5 @@
-//! Whether the machine was restarted during an attempt: the kernel's id of the present boot is noted in the attempt's
-//! directory. Unlike the clock, the id is right also after a power cut.
+//! Tells whether the machine was restarted during an attempt. For that, the kernel's id of the present boot is noted in
+//! the attempt's directory. Unlike the clock, the id is right also after a power cut.
 
 use std::{fs, io, path::Path};
 
@@ -16,7 +16,7 @@ pub(super) fn note(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the machine was restarted since the id was noted; no, where either id is not known.
+/// Returns true where the machine was restarted since the id was noted; false also where either id is not known.
 pub(super) fn has_changed(dir: &Path) -> bool {
     match (fs::read(dir.join(FILE)), fs::read(KERNEL_BOOT_ID)) {
         (Ok(noted), Ok(now)) => noted != now,

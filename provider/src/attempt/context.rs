@@ -1,5 +1,5 @@
-//! Who an attempt is: its job, its lease and its machine, with the tools it works with, its container, and the state in
-//! which it should be. Every file of this folder gets this one value.
+//! The context of an attempt: its job, lease and machine, the tools it works with, its container, and the state in
+//! which it should be. Every step of an attempt gets this one value.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ pub(crate) struct Tools {
     pub(crate) identity: Arc<Identity>,
 }
 
-/// One attempt.
+/// The context of an attempt.
 pub(crate) struct AttemptContext {
     pub(super) tools: Arc<Tools>,
     pub(super) job: JobId,

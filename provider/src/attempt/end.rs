@@ -1,4 +1,4 @@
-//! How an attempt ended, and what the market is told of that.
+//! How an attempt ended, and the outcome that the market is told.
 
 use gpubnb_events::{Millis, command::Outcome, event::Reason, spec::Usage};
 
@@ -48,13 +48,13 @@ impl End {
         }
     }
 
-    /// Whether the job's code ran, so that there may be files in `/output`.
+    /// Returns true where the job's code ran, so that there may be files in `/output`.
     pub(super) fn has_run(&self) -> bool {
         matches!(self, Self::Stopped { .. } | Self::Exited { .. })
     }
 
-    /// The outcome for the market. `output_is_full` says whether `/output` has no room left, which explains an exit code
-    /// that nothing else explains.
+    /// The outcome for the market. `output_is_full` says whether `/output` has no room left, which explains an exit
+    /// code that nothing else explains.
     pub(super) fn outcome(&self, output_is_full: impl FnOnce() -> bool) -> Outcome {
         match self {
             Self::NotStarted(reason) => stopped(*reason),

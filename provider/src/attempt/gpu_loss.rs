@@ -45,9 +45,9 @@ fn set(file: &Path, troubles: &[&str], ecc: u64) {
     fs::write(file, json!({ "driver": "1", "gpus": gpus }).to_string()).unwrap();
 }
 
-/// Runs a test of this file again in a process of its own, with the fake NVML answering from a file: the library takes the
-/// file's name from the environment, and only a new process can safely be given another environment. Returns the file in
-/// the new process, and `None` in the old one.
+/// Runs a test of this file again in a process of its own, with the fake NVML answering from a file: the library takes
+/// the file's name from the environment, and only a new process can safely be given another environment. Returns the
+/// file in the new process, and `None` in the old one.
 fn with_fake_nvml(test: &str) -> Option<PathBuf> {
     if let Some(file) = env::var_os(FAKE_NVML) {
         return Some(file.into());

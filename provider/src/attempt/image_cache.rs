@@ -1,5 +1,5 @@
-//! The images that were pulled for jobs: their sizes, when each was used last, and the removal of those that are too old or
-//! too many. Other images on this machine are the owner's, and are never removed.
+//! The images that were pulled for jobs: their sizes, when each was used last, and the removal of those that are too
+//! old or too many. Other images on this machine are the owner's, and are never removed.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +17,9 @@ const FILE: &str = "images.json";
 /// The last use of an image is noted with this precision, so that the file is not written for every job.
 const USE_PRECISION: Millis = Millis(60_000);
 
-/// The images that were pulled for jobs, by the names that the jobs gave. The list is kept on disk, so that after a restart
-/// it is known which images may be removed. Ids would not do: the owner may have the same image under another name.
+/// The images that were pulled for jobs, by the names that the jobs gave. The list is kept on disk, so that after a
+/// restart it is known which images may be removed. Ids would not do: the owner may have the same image under another
+/// name.
 pub(super) struct ImageCache {
     path: PathBuf,
     limits: CacheLimits,
@@ -112,8 +113,8 @@ impl ImageCache {
         superfluous
     }
 
-    /// Removes images that are too old or too many, but not `keep`, which is about to be used. Docker keeps an image that a
-    /// container uses.
+    /// Removes images that are too old or too many, but not `keep`, which is about to be used. Docker keeps an image
+    /// that a container uses.
     pub(super) async fn evict(&self, docker: &Docker, keep: &str) {
         for name in self.superfluous(keep, SystemClock.now()) {
             // Removes the name, and the image where it has no other name and no container uses it.

@@ -1,4 +1,5 @@
-//! Finds the image of a job by its name: refuses it where the owner does not allow it, and pulls it where it is not here.
+//! Finds the image of a job by its name: refuses it where the owner does not allow it, and pulls it where it is not
+//! here.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -160,8 +161,8 @@ impl Images {
     }
 }
 
-/// A failure to pull an image. Where the registry refuses the image, no other machine will get it either, and the job is at
-/// fault.
+/// A failure to pull an image. Where the registry refuses the image, no other machine will get it either, and the job
+/// is at fault.
 fn not_pulled(e: Error) -> Problem {
     const REFUSALS: [&str; 6] = [
         "manifest unknown",

@@ -1,7 +1,7 @@
 //! Forwards what a job writes: follows its log in Docker and publishes it in small chunks.
 //!
-//! While the broker is away nothing is lost, and nothing is kept in memory: Docker keeps the log, and the worker reads on
-//! when the broker is back.
+//! While the broker is away nothing is lost, and nothing is kept in memory: Docker keeps the log, and the worker reads
+//! on when the broker is back.
 
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ const TRIES: u32 = 5;
 /// How often reading the log of an ended container may fail: for two minutes, while Docker is away.
 const MOST_FAILURES: u32 = 240;
 
-/// Forwards the log until the container has ended and nothing of the log is left. Where the job writes too much, signals
-/// that and reads no further.
+/// Forwards the log until the container has ended and nothing of the log is left. Where the job writes too much,
+/// signals that and reads no further.
 pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     let mut ended = signals.container_ended();
     let mut chunk = Chunk::new(context);
@@ -51,8 +51,8 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
         let had_ended = *ended.borrow();
         match reader.read(&mut chunk, !had_ended, &mut ended).await {
             Stopped::AtEnd if had_ended => break,
-            // Either the container ends now, and its last lines are read next; or Docker went away, and the log is read on
-            // when Docker is back.
+            // Either the container ends now, and its last lines are read next; or Docker went away, and the log is read
+            // on when Docker is back.
             Stopped::AtEnd => drop(timeout(RETRY, until(&mut ended, |ended| *ended)).await),
             Stopped::Flood => {
                 signals.set_log_flooded();
@@ -88,8 +88,8 @@ enum Stopped {
 struct LogReader {
     meter: RateMeter,
     lines: LineJoiner,
-    /// Frames of Docker's log that were read. The log of a container only grows, so that each reading, which begins at the
-    /// first frame, skips so many.
+    /// Frames of Docker's log that were read. The log of a container only grows, so that each reading, which begins at
+    /// the first frame, skips so many.
     frames: usize,
 }
 
@@ -233,8 +233,8 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// The id of a chunk. A worker that reads the log a second time after a restart makes the same id of the same lines, and
-/// another id where more lines follow the same first one.
+/// The id of a chunk. A worker that reads the log a second time after a restart makes the same id of the same lines,
+/// and another id where more lines follow the same first one.
 fn chunk_id(lease: Lease, first_line: u64, count: u64) -> String {
     format!("{lease}.{first_line}.{count}")
 }

@@ -1,5 +1,5 @@
-//! Turns the bytes that a job writes into log lines, progress and metrics. The input is hostile: everything is bounded, and
-//! nothing is interpreted further.
+//! Turns the bytes that a job writes into log lines, progress and metrics. The input is hostile: everything is bounded,
+//! and nothing is interpreted further.
 //!
 //! A job tells its progress and metrics from any language by a line of its own on standard output, such as
 //! `::progress 0.25 epoch 3 of 12` or `::metric loss=0.5 accuracy=0.9`.

@@ -1,11 +1,11 @@
-//! One attempt at a job on this machine, from the job message to the delivered report.
+//! An attempt at a job on this machine, from the job message to the delivered report.
 //!
-//! The way of an attempt, each step in a file of its name: accept the lease, `prepare` the container and record `Started`,
-//! start the container, `run` until it has ended while `log` is forwarded, list the `artifacts`, and deliver the `report`.
-//! The container is started only after `Started` is in the log of events.
+//! The way of an attempt, each step in a file of its name: accept the lease, `prepare` the container and record
+//! `Started`, start the container, `run` until it has ended while `log` is forwarded, list the `artifacts`, and deliver
+//! the `report`. The container is started only after `Started` is in the log of events.
 //!
-//! A worker that stops drops its attempts, and tears nothing down: the containers run on, and `resume` finds them at the
-//! next start by their labels.
+//! A worker that stops drops its attempts, and tears nothing down: the containers run on, and `resume` finds them at
+//! the next start by their labels.
 
 mod artifacts;
 mod boot_id;
@@ -66,8 +66,8 @@ pub(crate) async fn run(context: AttemptContext) {
     clean_up(context, output_bytes);
 }
 
-/// Carries out the attempt, from wherever a former run of the worker left it. Sets `output_bytes`, the size of the job's
-/// output volume, as soon as it is known.
+/// Carries out the attempt, from wherever a former run of the worker left it. Sets `output_bytes`, the size of the
+/// job's output volume, as soon as it is known.
 async fn carry_out(context: &AttemptContext, output_bytes: &mut Option<u64>) {
     let pending = if let Some(pending) = PendingReport::read(&context.directory()) {
         // The attempt had ended when the worker did. Some of its log may not have been forwarded.

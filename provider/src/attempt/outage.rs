@@ -20,7 +20,7 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    /// Whether there was one.
+    /// Returns true where Docker has failed to answer, and was not seen well since.
     pub(super) fn has_begun(&self) -> bool {
         self.since.is_some()
     }

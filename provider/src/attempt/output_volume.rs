@@ -1,9 +1,9 @@
-//! The volume that a job's `/output` is on. Where this worker may mount, the volume is a file system of its own on a loop
-//! device, whose size the job cannot exceed. Elsewhere it is a plain directory whose size is watched.
+//! The volume that a job's `/output` is on. Where this worker may mount, the volume is a file system of its own on a
+//! loop device, whose size the job cannot exceed. Elsewhere it is a plain directory whose size is watched.
 //!
-//! To make a file system takes 20 ms and more, and a job should not wait for that. Hence an empty file system of each size
-//! is made once, as a template, and each volume is a copy of it (a file with holes is copied fast); and a spare volume, of
-//! the size that the last job had, is ready for the next.
+//! To make a file system takes 20 ms and more, and a job should not wait for that. Hence an empty file system of each
+//! size is made once, as a template, and each volume is a copy of it (a file with holes is copied fast); and a spare
+//! volume, of the size that the last job had, is ready for the next.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ pub(crate) struct OutputVolumes {
     /// The uid and gid that own the files of jobs.
     owner: (u32, u32),
     quota: Quota,
-    /// Whether this worker can make and mount file systems, once that was tried.
+    /// True where this worker can make and mount file systems. Empty until that was tried.
     can_mount: OnceCell<bool>,
     /// The directories of spare volumes, by size.
     spares: Mutex<BTreeMap<u64, PathBuf>>,
@@ -52,7 +52,7 @@ impl OutputVolumes {
         Self { templates: state.join("templates"), owner, quota, can_mount: OnceCell::new(), spares: Mutex::default() }
     }
 
-    /// Whether file systems can be made and mounted here. The first call tries it.
+    /// Returns true where file systems can be made and mounted here. The first call tries it.
     pub(crate) async fn can_mount(&self) -> bool {
         *self.can_mount.get_or_init(|| self.try_to_mount()).await
     }
@@ -181,15 +181,16 @@ fn volume_size(bytes: u64) -> u64 {
     bytes + OVERHEAD + bytes / 20
 }
 
-/// Adds a spare volume. Returns the directory of one that is to be removed: the former spare of the same size, or one of
-/// another size where there are too many.
+/// Adds a spare volume. Returns the directory of one that is to be removed: the former spare of the same size, or one
+/// of another size where there are too many.
 fn add_spare(spares: &mut BTreeMap<u64, PathBuf>, bytes: u64, dir: PathBuf) -> Option<PathBuf> {
     let former = spares.insert(bytes, dir);
     let other = spares.keys().copied().find(|size| *size != bytes);
     former.or_else(|| if spares.len() > MOST_SPARES { spares.remove(&other?) } else { None })
 }
 
-/// Whether a job's file system has no room left, or no inode for one more file. A plain directory is never full.
+/// Returns true where a job's file system has no room left, or no inode for one more file. A plain directory is never
+/// full.
 pub(super) fn is_full(output: &Path) -> bool {
     let none_left = |s: rustix::fs::StatVfs| s.f_bavail.saturating_mul(s.f_frsize) < LEAST_FREE || s.f_favail == 0;
     is_mounted(output).unwrap_or(false) && rustix::fs::statvfs(output).is_ok_and(none_left)
@@ -229,7 +230,7 @@ async fn mount(image: &Path, output: &Path) -> io::Result<()> {
     command("mount", &["-o", "loop,nosuid,nodev"], &[image, output]).await
 }
 
-/// Whether something is mounted at a path: then the path is on another device than its parent directory.
+/// Returns true where a file system is mounted at a path. Then the path is on another device than its parent directory.
 fn is_mounted(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     match (fs::symlink_metadata(path), path.parent().map(fs::symlink_metadata)) {

@@ -16,7 +16,7 @@ use crate::{
     docker::{SandboxParams, hardened, job_user},
 };
 
-/// Who made the container of an attempt.
+/// The maker of an attempt's container: this run of the worker, or a former one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     /// This run of the worker made the container. Nothing has happened in it yet.

@@ -21,8 +21,8 @@ impl Problem {
         Self { reason, cause: cause.into() }
     }
 
-    /// A failure that Docker reported. The text of the error is all there is to tell whose fault it is, since Docker has
-    /// no error codes for these cases.
+    /// A failure that Docker reported. The text of the error is all there is to tell whose fault it is, since Docker
+    /// has no error codes for these cases.
     pub(super) fn of_docker(e: Error) -> Self {
         let text = e.to_string();
         let mentions = |parts: &[&str]| parts.iter().any(|part| text.contains(part));

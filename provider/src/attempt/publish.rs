@@ -28,7 +28,8 @@ enum PublishError {
     NoAck(#[from] tokio::time::error::Elapsed),
 }
 
-/// Publishes a value, and tries again until the broker has it. A second message with the same id is dropped by the broker.
+/// Publishes a value, and tries again until the broker has it. A second message with the same id is dropped by the
+/// broker.
 pub(super) async fn publish(
     context: &AttemptContext,
     kind: OutputKind,
@@ -58,7 +59,8 @@ pub(super) async fn publish(
     }
 }
 
-/// Publishes how far an attempt is while its code does not run. The broker is not waited for: the next progress says more.
+/// Publishes how far an attempt is while its code does not run. A message that the broker does not take soon is
+/// dropped, since the next one is newer.
 pub(super) async fn publish_progress(context: &AttemptContext, fraction: f32, message: String) {
     let progress = Progress { lease: context.lease, fraction, message, occurred_at: SystemClock.now() };
     let sent = timeout(ACK, publish(context, OutputKind::Progress, PROGRESS, &progress, None)).await;

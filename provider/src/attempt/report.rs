@@ -1,5 +1,5 @@
-//! The report of an attempt: made when the attempt has ended, kept on disk until the platform has it, and delivered after
-//! the files. After a crash the worker delivers the report that it had kept, with the reason that was found then.
+//! The report of an attempt: made when the attempt has ended, kept on disk until the platform has it, and delivered
+//! after the files. After a crash the worker delivers the report that it had kept, with the reason that was found then.
 
 use std::{
     fs::{self, OpenOptions},
@@ -27,11 +27,12 @@ const MOST_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct PendingReport {
     pub(super) report: Report,
-    /// Where the files go; `None` where there are none, or the market keeps none.
+    /// The permit for the files; `None` where there are no files, or the market keeps none.
     upload: Option<UploadGrant>,
 }
 
-/// Makes the report of an attempt that has ended: lists and signs its files, and begins to write the report to the disk.
+/// Makes the report of an attempt that has ended: lists and signs its files, and begins to write the report to the
+/// disk.
 pub(super) async fn conclude(context: &AttemptContext, grant: &Grant, end: End) -> PendingReport {
     let (job, lease, output) = (context.job, context.lease, context.output());
     let usage = Some(end.usage());
@@ -40,7 +41,7 @@ pub(super) async fn conclude(context: &AttemptContext, grant: &Grant, end: End) 
     if end.has_run() {
         match artifacts::collect(output, grant.spec.resources.output.bytes()).await {
             Ok(listed) => outputs = listed,
-            // A job that failed has its own reason, which says more.
+            // The reason for which a job failed is more important than that its files are not listed.
             Err(problem) if outcome == Outcome::Completed => outcome = problem.outcome(),
             Err(problem) => info!(%job, lease = lease.0.0, problem = problem.detail(), "its files are not listed"),
         }
@@ -93,14 +94,14 @@ impl PendingReport {
         }
     }
 
-    /// Writes the report to the disk while the attempt goes on. Where the directory is gone, the attempt has left nothing,
-    /// or the report is delivered already.
+    /// Writes the report to the disk while the attempt goes on. Where the directory is gone, the attempt has left
+    /// nothing, or the report is delivered already.
     fn keep_in_background(&self, dir: &Path) {
         let (pending, dir) = (self.clone(), dir.to_owned());
         tokio::task::spawn_blocking(move || match pending.keep(&dir) {
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 let lease = pending.report.lease.0.0;
-                warn!(lease, error = %e, "the report is not on disk: after a crash the worker finds out again how it ended");
+                warn!(lease, error = %e, "the report is not on disk: a crash now would lose its reason");
             }
             _ => {}
         });

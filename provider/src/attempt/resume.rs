@@ -19,8 +19,8 @@ use super::{
 };
 use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE};
 
-/// Finds this machine's containers by their labels, and the reports of those that are gone, and goes on with each. Removes
-/// the directories that belong to no attempt any more.
+/// Finds this machine's containers by their labels, and the reports of those that are gone, and goes on with each.
+/// Removes the directories that belong to no attempt any more.
 pub(crate) async fn resume_all(
     tools: &Arc<Tools>,
     tasks: &TaskTracker,

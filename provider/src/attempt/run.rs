@@ -34,8 +34,8 @@ struct Exit {
     watched: Duration,
 }
 
-/// Watches a container that was started until it has ended. Its log is complete when the signal for that is given, which
-/// is before everything about the end is known.
+/// Watches a container that was started until it has ended. Its log is complete when the signal for that is given,
+/// which is before everything about the end is known.
 pub(super) async fn until_end(context: &AttemptContext, grant: &Grant, origin: Origin, signals: &RunSignals) -> End {
     let began = Instant::now();
     let watched = watch_over(context, &Limits::of(grant), origin, signals, began).await;
@@ -133,14 +133,14 @@ async fn judge(
     Ok(end(out_of_memory, run))
 }
 
-/// Whether the container ended before this worker began to watch it, `watched` ago: Docker may have been restarted in the
-/// meantime, too. A second is allowed for the clocks.
+/// Returns true where the container ended before this worker began to watch it, `watched` ago: Docker, too, may have
+/// been restarted before that. A second is allowed for the clocks.
 fn ended_unwatched(state: &ContainerState, now: Timestamp, watched: Duration) -> bool {
     let since = |ended| now.since(ended) > Millis::of(watched + Duration::from_secs(1));
     moment(state.finished_at.as_deref()).is_some_and(since)
 }
 
-/// Whether Docker is being stopped. Docker that only is slow answers again.
+/// Returns true where Docker is being stopped. Docker that is only slow answers again.
 async fn docker_is_stopping(context: &AttemptContext) -> bool {
     let deadline = Instant::now() + DOCKER_STOPS;
     let mut unanswered = 0;
@@ -159,8 +159,8 @@ async fn ran_before(context: &AttemptContext) -> Duration {
     }
 }
 
-/// How long the job of a container ran, or has run by now. Less than a second counts as nothing: so long it may have run
-/// since this worker started it.
+/// How long the job of a container ran, or has run by now. Less than a second counts as nothing: so long it may have
+/// run since this worker started it.
 fn run_time_until(state: &ContainerState, now: Timestamp) -> Duration {
     let until = moment(state.finished_at.as_deref()).unwrap_or(now);
     let ran = moment(state.started_at.as_deref()).map_or(Duration::ZERO, |started| until.since(started).duration());

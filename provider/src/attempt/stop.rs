@@ -1,4 +1,5 @@
-//! What stops a running container: a request, or one of the job's limits; and how long the job then has to end by itself.
+//! The causes for which a running container is stopped, which are a request or one of the job's limits, and the time
+//! that the job then has to end by itself.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Uploads the files of an attempt to the market's edge. A large file goes in parts, so that an upload which breaks off is
-//! continued from the part where it broke off. A file that cannot be uploaded stays in the manifest, and the market shows
-//! it as missing.
+//! Uploads the files of an attempt to the market's edge. A large file goes in parts, so that an upload which breaks off
+//! is continued from the part where it broke off. A file that cannot be uploaded stays in the manifest, and the market
+//! shows it as missing.
 
 use std::{
     fs::File,
@@ -35,7 +35,8 @@ const TRANSIENT: [StatusCode; 3] =
 /// How often the progress is published. An upload that takes less time than this publishes none.
 const PUBLISH: Duration = Duration::from_secs(1);
 
-/// How far the upload of all files is. The job itself is done: its progress stays at 1, and the message tells the bytes.
+/// How far the upload of all files is. The job itself is done: its progress stays at 1, and the message tells the
+/// bytes.
 struct UploadProgress<'a> {
     context: &'a AttemptContext,
     total: u64,
@@ -96,7 +97,7 @@ pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, f
 /// Why a file was not uploaded.
 struct UploadError {
     cause: anyhow::Error,
-    /// Whether another try would fail, too.
+    /// True where another try would fail, too.
     is_final: bool,
 }
 
@@ -178,7 +179,7 @@ fn accepted(response: reqwest::Response) -> Result<reqwest::Response, UploadErro
     Err(UploadError { cause: anyhow::anyhow!("the market's edge answered {status}"), is_final: is_final(status) })
 }
 
-/// Whether another try would be refused, too.
+/// Returns true for a refusal that another try would meet, too.
 fn is_final(status: StatusCode) -> bool {
     !status.is_server_error() && !TRANSIENT.contains(&status)
 }

@@ -1,5 +1,5 @@
-//! Waiting until a watched value is as wanted, and the two signals between a running container and the forwarding of its
-//! log.
+//! Waiting until a watched value is as wanted, and the two signals between a running container and the forwarding of
+//! its log.
 
 use tokio::sync::watch;
 
@@ -24,8 +24,8 @@ pub(super) async fn until_some<T, R>(value: &mut watch::Receiver<T>, mut pick: i
     }
 }
 
-/// The watch over a container and the forwarding of its log run side by side: the log may take longer, since it can only
-/// be forwarded while the broker is there. These signals are all that the two tell each other.
+/// The watch over a container and the forwarding of its log run side by side: the log may take longer, since it can
+/// only be forwarded while the broker is there. These signals are all that the two tell each other.
 pub(super) struct RunSignals {
     container_ended: watch::Sender<bool>,
     log_flooded: watch::Sender<bool>,
@@ -54,12 +54,12 @@ impl RunSignals {
         self.log_flooded.send_replace(true);
     }
 
-    /// Whether the container has ended.
+    /// Becomes true when the container has ended.
     pub(super) fn container_ended(&self) -> watch::Receiver<bool> {
         self.container_ended.subscribe()
     }
 
-    /// Whether the job writes too much log.
+    /// Becomes true when the job writes too much log.
     pub(super) fn log_flooded(&self) -> watch::Receiver<bool> {
         self.log_flooded.subscribe()
     }

@@ -17,8 +17,8 @@ use crate::{gpu::Gpus, hardware};
 
 /// Free disk space that a machine needs at least.
 const LEAST_ROOM_MIB: u64 = 1_024;
-/// Bytes that are written, read and hashed to measure the disk and the CPU. They are handled in pieces: glibc would keep the
-/// memory of one large buffer for the life of the worker.
+/// Bytes that are written, read and hashed to measure the disk and the CPU. They are handled in pieces: glibc would
+/// keep the memory of one large buffer for the life of the worker.
 const SAMPLE: usize = 16 << 20;
 const PIECE: usize = 128 << 10;
 

@@ -1,6 +1,6 @@
-//! Measures how fast each GPU multiplies matrices, by running the market's template `pytorch` in the sandbox of a job. That
-//! also shows whether a job can use the GPU at all. The measurement takes a while, and no job should run beside it: it is made
-//! when the owner asks, and its result is kept and reported at each start of the worker.
+//! Measures how fast each GPU multiplies matrices, by running the market's template `pytorch` in the sandbox of a job.
+//! The measurement also shows that a job can use the GPU at all. It takes a while, and no job should run beside it: it
+//! is made when the owner asks, and its result is kept and reported at each start of the worker.
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,7 @@ const PREFIX: &str = "GFLOP/s ";
 /// Most bytes of the container's log that are read.
 const MOST_LOG: usize = 64 * 1024;
 
-/// Whether the GPUs are measured now.
+/// Measure the GPUs now, or report the last results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Measure {
     /// Reports the results of the last measurement.

@@ -1,5 +1,5 @@
-//! The self-test, which finds out whether this machine is fit to run jobs. Each check is a record, with a remedy where it
-//! failed.
+//! The self-test, which finds out whether this machine is fit to run jobs. Each check is a record, with a remedy where
+//! it failed.
 //!
 //! Belongs here: measuring, and comparing with what is needed. Must not come here: changing anything on the machine.
 
@@ -20,7 +20,7 @@ use crate::{gpu::Gpus, identity::Identity};
 const NEEDED: [&str; 6] =
     ["docker.answers", "docker.version", "docker.runtime", "gpu.runtime", "disk.room", "clock.skew"];
 
-/// What a self-test is given: the machine's directory, its Docker, its GPUs, and the market.
+/// The subject of a self-test: the machine's directory, its Docker, its GPUs, and the market.
 pub(crate) struct TestSubject<'a> {
     pub(crate) state: &'a Path,
     pub(crate) docker: Option<&'a Docker>,
@@ -29,7 +29,6 @@ pub(crate) struct TestSubject<'a> {
     /// The container runtime for jobs, where it is not Docker's default.
     pub(crate) runtime: Option<&'a str>,
     pub(crate) cdi: bool,
-    /// Whether the GPUs are measured now.
     pub(crate) measure: Measure,
 }
 

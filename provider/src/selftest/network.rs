@@ -82,8 +82,8 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
     Ok(checks)
 }
 
-/// The answer, unless the market refuses the request, for example because there were too many. The measurement then ends
-/// with what it has.
+/// The answer, unless the market refuses the request, for example because there were too many. The measurement then
+/// ends with what it has.
 fn successful(response: reqwest::Response) -> Option<reqwest::Response> {
     response.status().is_success().then_some(response)
 }

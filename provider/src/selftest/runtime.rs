@@ -67,15 +67,15 @@ fn runc_version(version: Option<&str>) -> Check {
     needs(check("docker.runc", version, ""), "1.2.8, 1.3.3, 1.4 or newer", safe, remedy)
 }
 
-/// Whether user namespaces are on, so that root in a container is nobody outside. They are not required, since no job runs
-/// as root.
+/// Shows whether user namespaces are on, so that root in a container is nobody outside. They are not required, since no
+/// job runs as root.
 fn userns(info: &SystemInfo) -> Check {
     let on =
         info.security_options.iter().flatten().any(|option| option.contains("userns") || option.contains("rootless"));
     check("docker.userns", if on { "remapped" } else { "not remapped" }, "")
 }
 
-/// Whether containers outlive a restart of Docker.
+/// Checks that containers outlive a restart of Docker.
 fn live_restore(info: &SystemInfo) -> Check {
     let on = info.live_restore_enabled == Some(true);
     let remedy = "Let jobs outlive a restart of Docker: \"live-restore\": true in /etc/docker/daemon.json.";

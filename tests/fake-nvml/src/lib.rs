@@ -44,7 +44,8 @@ struct Gpu {
     trouble: String,
 }
 
-/// Reads the file again at each call, so that a test can change the answers. `None` stands for a driver that is not loaded.
+/// Reads the file again at each call, so that a test can change the answers. `None` stands for a driver that is not
+/// loaded.
 fn machine() -> Option<Machine> {
     let text = fs::read_to_string(std::env::var_os("GPUBNB_FAKE_NVML")?).ok()?;
     serde_json::from_str(&text).ok()

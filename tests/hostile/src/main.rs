@@ -1,5 +1,5 @@
-//! Jobs that try to harm the machine they run on, for `make hostile`. Each prints its attempts, and exits with 0 where the
-//! sandbox held it and with 1 where it got through. Run one only inside a container.
+//! Jobs that try to harm the machine they run on, for `make hostile`. Each prints its attempts, and exits with 0 where
+//! the sandbox held it and with 1 where it got through. Run one only inside a container.
 
 use std::{
     ffi::CString,
