@@ -101,7 +101,7 @@ async fn take(
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = keep_in_progress(&message) => {}
-                    () = attempt::run(context) => acknowledge(&message).await,
+                    () = attempt::carry_out(context) => acknowledge(&message).await,
                 }
             };
             tasks.spawn(run.instrument(span));

@@ -50,15 +50,15 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     while tries < TRIES {
         let had_ended = *ended.borrow();
         match reader.read(&mut chunk, !had_ended, &mut ended).await {
-            Stopped::AtEnd if had_ended => break,
+            ReadResult::AtEnd if had_ended => break,
             // Either the container ends now, and its last lines are read next; or Docker went away, and the log is read
             // on when Docker is back.
-            Stopped::AtEnd => drop(timeout(RETRY, until(&mut ended, |ended| *ended)).await),
-            Stopped::Flood => {
+            ReadResult::AtEnd => drop(timeout(RETRY, until(&mut ended, |ended| *ended)).await),
+            ReadResult::Flood => {
                 signals.set_log_flooded();
                 break;
             }
-            Stopped::Failed(e) => {
+            ReadResult::Failed(e) => {
                 debug!(error = %e, "reading the log failed: it is read on from the same place");
                 sleep(RETRY).await;
                 failures += u32::from(had_ended);
@@ -75,8 +75,8 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     chunk.flush().await;
 }
 
-/// Why one reading of the log stopped.
-enum Stopped {
+/// Why a reading of the log stopped.
+enum ReadResult {
     /// There is no more log at present.
     AtEnd,
     /// The job writes too much.
@@ -99,7 +99,7 @@ impl LogReader {
     }
 
     /// Reads on: with `follow` until the container has ended, else what is there.
-    async fn read(&mut self, chunk: &mut Chunk<'_>, follow: bool, ended: &mut watch::Receiver<bool>) -> Stopped {
+    async fn read(&mut self, chunk: &mut Chunk<'_>, follow: bool, ended: &mut watch::Receiver<bool>) -> ReadResult {
         let mut frames = Box::pin(chunk.context.container.log(follow));
         let mut to_skip = self.frames;
         loop {
@@ -111,7 +111,7 @@ impl LogReader {
                     chunk.flush().await;
                     continue;
                 }
-                () = until(ended, |ended| *ended), if follow && is_short => return Stopped::AtEnd,
+                () = until(ended, |ended| *ended), if follow && is_short => return ReadResult::AtEnd,
             };
             // An error is no frame of the log, and not skipped.
             if to_skip > 0 && matches!(frame, Some(Ok(_))) {
@@ -121,12 +121,12 @@ impl LogReader {
             let (stream, bytes) = match frame {
                 Some(Ok(LogOutput::StdErr { message })) => (LogStream::Stderr, message),
                 Some(Ok(frame)) => (LogStream::Stdout, frame.into_bytes()),
-                Some(Err(e)) => return Stopped::Failed(e),
-                None => return Stopped::AtEnd,
+                Some(Err(e)) => return ReadResult::Failed(e),
+                None => return ReadResult::AtEnd,
             };
             self.frames += 1;
             if self.meter.is_exceeded_by(bytes.len() as u64, Instant::now()) {
-                return Stopped::Flood;
+                return ReadResult::Flood;
             }
             if let Some(line) = self.lines.push(stream, &bytes) {
                 chunk.push(line);

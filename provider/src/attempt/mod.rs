@@ -53,22 +53,22 @@ const REMOVE_AFTER: Duration = Duration::from_millis(50);
 const REMOVE_TRIES: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_secs(60);
 
-/// Runs an attempt until its report is delivered, or its lease is over.
-pub(crate) async fn run(context: AttemptContext) {
+/// Carries out an attempt until its report is delivered, or its lease is over.
+pub(crate) async fn carry_out(context: AttemptContext) {
     let mut output_bytes = None;
     tokio::select! {
         () = context.abandoned() => {
             info!(job = %context.job, lease = context.lease.0.0, "abandoned: the lease is no longer live");
         }
-        () = carry_out(&context, &mut output_bytes) => {}
+        () = until_reported(&context, &mut output_bytes) => {}
     }
     context.tools.leases.release(context.lease);
     clean_up(context, output_bytes);
 }
 
-/// Carries out the attempt, from wherever a former run of the worker left it. Sets `output_bytes`, the size of the
-/// job's output volume, as soon as it is known.
-async fn carry_out(context: &AttemptContext, output_bytes: &mut Option<u64>) {
+/// Goes on with the attempt from wherever a former run of the worker left it. Sets `output_bytes`, the size of the job's
+/// output volume, as soon as it is known.
+async fn until_reported(context: &AttemptContext, output_bytes: &mut Option<u64>) {
     let pending = if let Some(pending) = PendingReport::read(&context.directory()) {
         // The attempt had ended when the worker did. Some of its log may not have been forwarded.
         log::forward(context, &RunSignals::ended()).await;
@@ -82,13 +82,13 @@ async fn carry_out(context: &AttemptContext, output_bytes: &mut Option<u64>) {
             }
         };
         *output_bytes = Some(grant.spec.resources.output.bytes());
-        carry_out_granted(context, &grant).await
+        execute(context, &grant).await
     };
     report::deliver(context, pending).await;
 }
 
 /// Prepares the container, starts it, and waits until it has ended and its log is forwarded.
-async fn carry_out_granted(context: &AttemptContext, grant: &Grant) -> PendingReport {
+async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
     let origin = match prepare_and_start(context, grant).await {
         Ok(origin) => origin,
         Err(end) => return report::conclude(context, grant, end).await,

@@ -76,7 +76,7 @@ fn spawn(tools: &Arc<Tools>, tasks: &TaskTracker, shutdown: &CancellationToken, 
     let run = async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = super::run(context) => {}
+            () = super::carry_out(context) => {}
         }
     };
     tasks.spawn(run.instrument(span));

@@ -62,7 +62,7 @@ async fn watch_over(
     };
     let cause = tokio::select! {
         exit = &mut exited => return Ok((Exit { ran_before, ..exit? }, None)),
-        cause = stop::cause(context, limits, signals, began, ran_before) => cause,
+        cause = stop::until_cause(context, limits, signals, began, ran_before) => cause,
     };
     let stopping = async {
         context.container.stop(stop::grace(cause, context.tools.reclaim_grace)).await;

@@ -45,8 +45,8 @@ impl Limits {
     }
 }
 
-/// Returns the cause once the container has to be stopped. `ran_before` is how long the job had run at `began`.
-pub(super) async fn cause(
+/// Waits until the container has to be stopped, and returns the cause. `ran_before` is how long the job had run at `began`.
+pub(super) async fn until_cause(
     context: &AttemptContext,
     limits: &Limits,
     signals: &RunSignals,
