@@ -145,10 +145,12 @@ pub struct CancelJob {
     pub job: JobId,
 }
 
-/// What an owner wants of a machine.
+/// A change of a machine that its owner, or the machine itself, asks for. The API document names it `MachineChange`, as it
+/// always has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum MachineWish {
+#[schema(as = MachineChange)]
+pub enum MachineChange {
     /// Take no new jobs.
     Pause,
     /// Work again.
@@ -173,7 +175,7 @@ pub struct ChangeMachine {
     /// The machine.
     pub machine: MachineId,
     /// What is wanted.
-    pub wish: MachineWish,
+    pub wish: MachineChange,
 }
 
 /// `cmd.machine.<id>.list`: the machine is offered. Answer: [`Listed`].
@@ -322,16 +324,16 @@ pub struct Inventory {
 /// What the platform wants of each attempt, in the order of the inventory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
-    /// One wish per attempt.
-    pub leases: Vec<(Lease, LeaseWish)>,
+    /// One desired state per attempt.
+    pub leases: Vec<(Lease, DesiredLease)>,
     /// Whether the owner paused the machine or lets it drain.
     pub takes_jobs: bool,
 }
 
-/// What the platform wants of an attempt.
+/// The state in which the platform wants an attempt to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LeaseWish {
+pub enum DesiredLease {
     /// Go on.
     Keep,
     /// Stop: the consumer cancelled. Report the ending.

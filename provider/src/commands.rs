@@ -1,4 +1,4 @@
-//! The commands that talk to the running worker, as people and programs see them.
+//! The commands that ask or steer the running worker: `status`, `pause`, `resume`, `drain` and `logs`.
 
 use std::{
     fmt::Write as _,
@@ -13,40 +13,42 @@ use gpubnb_events::{Clock as _, SystemClock, telemetry::WorkerState};
 
 use crate::{
     config::{DrainArgs, LogsArgs, OutputArgs},
-    control::{Answer, Ask, Status, ask},
+    control::{ControlAnswer, ControlRequest, Status, ask},
     identity, journal,
 };
 
+/// Time between two looks at a worker that drains, or at its log.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How the worker fares. Fails where none runs.
+/// Prints how the worker is. Fails where none runs.
 pub async fn status(state: &Path, output: OutputArgs) -> anyhow::Result<()> {
-    let status = ask_status(state).await.with_context(|| match identity::known(state) {
+    let status = ask_status(state).await.with_context(|| match identity::machine_of(state) {
         Some(machine) => format!("machine {machine} does not work now"),
         None => "this machine is not enrolled".to_owned(),
     })?;
     if output.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print!("{}", shown(&status));
+        print!("{}", describe(&status));
     }
     Ok(())
 }
 
 async fn ask_status(state: &Path) -> anyhow::Result<Status> {
-    match ask(state, Ask::Status).await? {
-        Answer::Status(status) => Ok(*status),
-        Answer::Problem(problem) => bail!(problem),
-        Answer::Done => bail!("the worker answered something else: is it of another version?"),
+    match ask(state, ControlRequest::Status).await? {
+        ControlAnswer::Status(status) => Ok(*status),
+        ControlAnswer::Problem(problem) => bail!(problem),
+        ControlAnswer::Done => bail!("the worker's answer is not understood: is the worker of another version?"),
     }
 }
 
-/// How many jobs the worker has in hand; none, where none runs.
-pub(crate) async fn in_hand(state: &Path) -> usize {
+/// How many jobs the worker runs; none where no worker runs.
+pub(crate) async fn running_jobs(state: &Path) -> usize {
     ask_status(state).await.map_or(0, |status| status.jobs.len())
 }
 
-fn shown(s: &Status) -> String {
+/// The status for people.
+fn describe(s: &Status) -> String {
     let state = match s.state {
         WorkerState::Ready => "takes jobs",
         WorkerState::Paused => "takes no new jobs",
@@ -74,31 +76,32 @@ fn shown(s: &Status) -> String {
     text
 }
 
-async fn told(state: &Path, what: Ask) -> anyhow::Result<()> {
-    match ask(state, what).await? {
-        Answer::Done => Ok(()),
-        Answer::Problem(problem) => bail!(problem),
-        Answer::Status(_) => bail!("the worker answered something else: is it of another version?"),
+/// Sends the worker a request that is answered by yes or no.
+async fn command(state: &Path, request: ControlRequest) -> anyhow::Result<()> {
+    match ask(state, request).await? {
+        ControlAnswer::Done => Ok(()),
+        ControlAnswer::Problem(problem) => bail!(problem),
+        ControlAnswer::Status(_) => bail!("the worker's answer is not understood: is the worker of another version?"),
     }
 }
 
 /// Takes no new jobs.
 pub async fn pause(state: &Path) -> anyhow::Result<()> {
-    told(state, Ask::Pause).await?;
+    command(state, ControlRequest::Pause).await?;
     println!("Paused: no new jobs. What runs goes on; `gpubnb-provider drain` waits for it.");
     Ok(())
 }
 
 /// Takes jobs again.
 pub async fn resume(state: &Path) -> anyhow::Result<()> {
-    told(state, Ask::Resume).await?;
+    command(state, ControlRequest::Resume).await?;
     println!("The machine takes jobs again.");
     Ok(())
 }
 
-/// Takes no new jobs and waits until what runs has ended.
+/// Takes no new jobs, and waits until the jobs that run have ended.
 pub async fn drain(state: &Path, args: DrainArgs) -> anyhow::Result<()> {
-    told(state, Ask::Drain).await?;
+    command(state, ControlRequest::Drain).await?;
     let mut left = usize::MAX;
     loop {
         let jobs = ask_status(state).await?.jobs.len();
@@ -113,13 +116,13 @@ pub async fn drain(state: &Path, args: DrainArgs) -> anyhow::Result<()> {
     }
     println!("Nothing runs any more.");
     if args.stop {
-        told(state, Ask::Stop).await?;
+        command(state, ControlRequest::Stop).await?;
         println!("The worker stops. `gpubnb-provider resume` lets the machine take jobs again once it is started.");
     }
     Ok(())
 }
 
-/// What the worker said last, and on.
+/// Prints the end of the worker's log, and goes on with new lines where that is asked for.
 pub async fn logs(state: &Path, args: LogsArgs) -> anyhow::Result<()> {
     let path = journal::path(state);
     let mut file = fs::File::open(&path)
@@ -139,7 +142,7 @@ pub async fn logs(state: &Path, args: LogsArgs) -> anyhow::Result<()> {
     }
     loop {
         tokio::time::sleep(POLL).await;
-        // It begins anew when it has grown too long.
+        // A file that is shorter than before is a new one: the worker begins a new file where the old one is too long.
         if fs::metadata(&path)?.len() < file.stream_position()? {
             file = fs::File::open(&path)?;
         }

@@ -1,64 +1,66 @@
-//! The options of `gpubnb-provider`: from the command line, or the environment, or a file, in this order.
+//! The options of `gpubnb-provider`. An option on the command line goes before one in the environment, and that before
+//! one in the file of `--config`.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, value_parser};
 use gpubnb_events::MicroUsd;
 
 use crate::owner::Hours;
 
 /// Shares this machine on a GPUbnb market: lists it, and runs jobs on it in hardened containers while it is spare.
 ///
-/// Begin with `enroll`, see with `self-test` whether it is fit, and `run` it (or let systemd: deploy/gpubnb-provider.service).
-/// Each option of `run` can stand in the file of --config instead, by its long name: `price = "0.10"`.
+/// First `enroll` the machine, then check with `self-test` that it is fit, then `run` the worker, or let systemd run it
+/// (deploy/gpubnb-provider.service). Each option of `run` can also stand in the file of --config, by its long name:
+/// `price = "0.10"`.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-provider", version)]
 pub struct Cli {
-    /// Directory of the worker: the machine's id and keys, and the output of jobs while they run. Docker must see
-    /// it under the same path.
+    /// The worker's directory: it holds the machine's id and keys, and the output of jobs while they run. Docker must
+    /// see it under the same path.
     #[arg(long, global = true, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
     pub state: PathBuf,
-    /// File with options (TOML). The command line and the environment go before it.
+    /// A file with options (TOML). Options on the command line and in the environment go before those in the file.
     #[arg(long, global = true, env = "GPUBNB_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Trades a one-time code for this machine's right to work on a market. The key that it makes stays here.
+    /// Enrolls this machine on a market with a one-time code. The machine's private key never leaves it.
     Enroll(EnrollArgs),
-    /// Lists the machine and works until it is stopped. Jobs that run then go on, and are taken up again
-    /// at the next start.
+    /// Lists the machine on the market and runs jobs until the worker is stopped. Jobs that run then go on, and the
+    /// next start takes them up again.
     Run(Box<RunArgs>),
-    /// Looks whether the machine is fit, and says what to do where it is not. Changes nothing.
+    /// Checks whether the machine is fit, and tells what to do where it is not. Changes nothing.
     SelfTest(SelfTestArgs),
-    /// How the worker fares: for people, or as JSON for programs.
+    /// Shows how the worker is, for people or as JSON.
     Status(OutputArgs),
-    /// Takes no new jobs; what runs goes on.
+    /// Takes no new jobs. The jobs that run go on.
     Pause,
     /// Takes jobs again.
     Resume,
     /// Takes no new jobs and waits until those that run have ended.
     Drain(DrainArgs),
-    /// What the worker said last.
+    /// Shows the worker's log.
     Logs(LogsArgs),
 }
 
 /// Options of `enroll`.
 #[derive(Debug, Clone, Args)]
 pub struct EnrollArgs {
-    /// The code, from the market's page "My machines".
+    /// The one-time code from the market's page "My machines".
     #[arg(env = "GPUBNB_ENROLL_CODE")]
     pub code: String,
     /// Address of the market.
     #[arg(long, env = "GPUBNB_MARKET", value_name = "URL")]
     pub market: String,
-    /// Certificate of the authority that signed the market's, if it is not a public one (PEM).
+    /// Certificate (PEM) of the authority that signed the market's, where that authority is not a public one.
     #[arg(long, env = "GPUBNB_MARKET_CA", value_name = "FILE")]
     pub market_ca: Option<PathBuf>,
 }
@@ -69,88 +71,92 @@ pub struct RunArgs {
     /// Name of the machine on the market.
     #[arg(long, env = "GPUBNB_NAME", default_value = "spare machine")]
     pub name: String,
-    /// Where it stands.
+    /// Region where the machine stands.
     #[arg(long, env = "GPUBNB_REGION", default_value = "unknown")]
     pub region: String,
-    /// Price per hour and slot, dollars.
+    /// Price of an hour of one job, dollars.
     #[arg(long, env = "GPUBNB_PRICE", default_value = "0.10", value_name = "USD")]
     pub price: MicroUsd,
-    /// Jobs it runs at once.
-    #[arg(long, env = "GPUBNB_SLOTS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    /// Number of jobs that the machine runs at once.
+    #[arg(long, env = "GPUBNB_SLOTS", default_value_t = 1, value_parser = value_parser!(u32).range(1..=256))]
     pub slots: u32,
-    /// It is spare once its GPUs were idle for so many minutes. As soon as somebody else's process uses a GPU, the jobs
-    /// are stopped and start anew elsewhere.
-    #[arg(long, env = "GPUBNB_IDLE_MINUTES", value_name = "MIN", value_parser = clap::value_parser!(u32).range(0..=1_440))]
+    /// Accept jobs only after the GPUs have been idle for so many minutes. As soon as another process uses a GPU, the
+    /// jobs are stopped and start again elsewhere.
+    #[arg(long, env = "GPUBNB_IDLE_MINUTES", value_name = "MIN", value_parser = value_parser!(u32).range(0..=1_440))]
     pub idle_minutes: Option<u32>,
-    /// The hours of the day at which it is spare, by its own clock: `22:00-08:00`, or several with commas.
+    /// Accept jobs only in these hours of the day, by the machine's clock: `22:00-08:00`, or several, separated by
+    /// commas.
     #[arg(long, env = "GPUBNB_HOURS", value_name = "HH:MM-HH:MM")]
     pub hours: Option<Hours>,
-    /// Seconds that a job gets to end by itself when the owner wants the machine.
-    #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=300))]
+    /// Seconds that a job has to end by itself when the owner needs the machine.
+    #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = value_parser!(u32).range(0..=300))]
     pub reclaim_grace: u32,
-    /// Lets jobs that ask for it use the network.
+    /// Allow internet access to jobs that ask for it.
     #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
     pub allow_egress: bool,
-    /// Which images jobs may bring.
+    /// The images that jobs may use.
     #[arg(long, env = "GPUBNB_IMAGES", value_enum, default_value_t = ImagePolicy::Any)]
     pub images: ImagePolicy,
-    /// A registry that jobs may bring images from, with `--images registries`. May be said several times.
+    /// A registry whose images jobs may use, with `--images registries`. May be given several times.
     #[arg(long, env = "GPUBNB_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
     pub registry: Vec<String>,
     /// Largest image, GiB.
-    #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = value_parser!(u64).range(1..=1_000))]
     pub image_gib: u64,
-    /// Images of former jobs that are kept, GiB in all; the oldest go first.
-    #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    /// Size of the images of former jobs that are kept, GiB in all. The images that were used longest ago are removed
+    /// first.
+    #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40)]
+    #[arg(value_parser = value_parser!(u64).range(0..=10_000))]
     pub image_cache_gib: u64,
-    /// Days that an image of former jobs is kept while nobody uses it.
-    #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3_650))]
+    /// Days that an image of former jobs is kept while no job uses it.
+    #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3_650))]
     pub image_days: u64,
     /// How a job is kept to its output allowance.
     #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = Quota::Auto)]
     pub output_quota: Quota,
-    /// Container runtime for jobs, such as `runsc`, if not Docker's default.
+    /// Container runtime for jobs, such as `runsc`, where it is not Docker's default.
     #[arg(long, env = "GPUBNB_RUNTIME")]
     pub runtime: Option<String>,
-    /// Gives GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
+    /// Give GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
     #[arg(long, env = "GPUBNB_CDI")]
     pub cdi: bool,
-    /// Lists the machine although its self-test failed.
+    /// List the machine although its self-test failed.
     #[arg(long, env = "GPUBNB_UNFIT")]
     pub unfit: bool,
-    /// Pretends to have this many GPUs, which the market marks as simulated. They compute nothing.
-    #[arg(long, env = "GPUBNB_SIMULATE_GPUS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16))]
+    /// Pretend to have so many GPUs. They compute nothing, and the market marks them as simulated.
+    #[arg(long, env = "GPUBNB_SIMULATE_GPUS", default_value_t = 0, value_parser = value_parser!(u32).range(0..=16))]
     pub simulate_gpus: u32,
-    /// Loads NVML from this file instead of the driver's own place.
+    /// Load NVML from this file instead of the driver's own.
     #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub nvml: Option<PathBuf>,
     /// Seconds between heartbeats.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=60))]
     pub heartbeat: u64,
-    /// Log a job may write, MiB.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    /// Largest log of a job, MiB.
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u64).range(1..=1024))]
     pub max_log_mib: u64,
 }
 
-/// Which images jobs may bring. The market demands a digest of every custom image, and a public registry.
+/// The images that jobs may use. The market itself demands that every custom image is in a public registry and is named
+/// by its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ImagePolicy {
-    /// Those of the market's approved templates only.
+    /// Only the images of the market's approved templates.
     Templates,
-    /// These, and those of the registries of --registry.
+    /// The images of the templates, and those in the registries of --registry.
     Registries,
-    /// Any.
+    /// Any image.
     Any,
 }
 
 /// How a job is kept to its output allowance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Quota {
-    /// By a file system of its own where that works here, else by looking.
+    /// By a file system of its own where that is possible, else by measuring.
     Auto,
-    /// By a file system of its own, on a loop device: cannot be exceeded. Needs root.
+    /// By a file system of its own, on a loop device. The job cannot exceed it. Needs root.
     Loop,
-    /// By looking every half second: can be exceeded by what the disk takes meanwhile.
+    /// By measuring every half second. The job can exceed the allowance by as much as it writes in that time.
     Poll,
 }
 
@@ -159,24 +165,24 @@ pub enum Quota {
 pub struct SelfTestArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// Container runtime for jobs, such as `runsc`, if not Docker's default.
+    /// Container runtime for jobs, such as `runsc`, where it is not Docker's default.
     #[arg(long, env = "GPUBNB_RUNTIME")]
     pub(crate) runtime: Option<String>,
-    /// Gives GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
+    /// Give GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
     #[arg(long, env = "GPUBNB_CDI")]
     pub(crate) cdi: bool,
-    /// Measures the GPUs with PyTorch, whose image (some GB) is pulled if it is not here.
+    /// Measure the GPUs with PyTorch. Its image has some GB, and is pulled where it is not here.
     #[arg(long)]
     pub(crate) measure_gpus: bool,
-    /// Loads NVML from this file instead of the driver's own place.
+    /// Load NVML from this file instead of the driver's own.
     #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub(crate) nvml: Option<PathBuf>,
 }
 
-/// For people, or for programs.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct OutputArgs {
-    /// JSON, for programs.
+    /// Print JSON, for programs.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -184,7 +190,7 @@ pub struct OutputArgs {
 /// Options of `drain`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct DrainArgs {
-    /// Stops the worker once nothing runs any more.
+    /// Stop the worker once no job runs any more.
     #[arg(long)]
     pub(crate) stop: bool,
 }
@@ -192,11 +198,11 @@ pub struct DrainArgs {
 /// Options of `logs`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LogsArgs {
-    /// Goes on with what is said from now on.
+    /// Go on with new lines as they come.
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Lines from before.
-    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    /// Number of lines of the log to begin with.
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = value_parser!(u32).range(0..=100_000))]
     pub(crate) lines: u32,
 }
 
@@ -213,7 +219,7 @@ impl Cli {
     }
 }
 
-/// The command with what a file says as its defaults.
+/// The command, with the values of a file as its defaults.
 fn with_file(command: clap::Command, text: &str) -> anyhow::Result<clap::Command> {
     let table: toml::Table = text.parse()?;
     let mut values = Vec::new();
@@ -272,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_says_wrong_is_named() {
+    fn an_error_in_the_file_is_named() {
         let error = |file: &str| format!("{:#}", run(file, &["gpubnb-provider", "run"]).unwrap_err());
         assert!(error("prise = 1").contains("no option `prise`"));
         assert!(error("slots = 0").contains("slots"));

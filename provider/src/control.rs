@@ -1,5 +1,5 @@
-//! How the running worker is asked how it fares and told what to do, on its own machine: a socket in its directory that
-//! only its user can open. A line of JSON each way.
+//! The socket by which the commands of `gpubnb-provider` ask and steer the running worker on the same machine. It lies
+//! in the worker's directory, and only its user can open it. A request and its answer are a line of JSON each.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use async_nats::Client;
 use gpubnb_events::{
     MachineId, Timestamp,
-    command::{ChangeMachine, Done, MachineWish},
+    command::{ChangeMachine, Done, MachineChange},
     telemetry::{GpuReading, WorkerState},
 };
 use gpubnb_runtime::nats::connected;
@@ -28,46 +28,47 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     gpu::Gpus,
-    hand::{Hand, InHand},
-    owner::Turn,
+    lease_table::{AttemptStatus, LeaseTable},
+    owner::AwayReason,
     platform::Platform,
 };
 
 const SOCKET: &str = "control.sock";
-/// Longest question and longest answer, bytes.
-const MAX_ASK: u64 = 1_024;
+/// Longest request and longest answer, bytes.
+const MAX_REQUEST: u64 = 1_024;
 const MAX_ANSWER: u64 = 1 << 20;
+/// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Questions answered at once.
+/// Requests that are answered at once.
 const AT_ONCE: usize = 8;
 
-/// What a worker is asked.
+/// A request to the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Ask {
-    /// How it fares.
+pub(crate) enum ControlRequest {
+    /// Tell how the worker is.
     Status,
     Pause,
     Resume,
     Drain,
-    /// To stop: jobs that run go on.
+    /// Stop the worker. Jobs that run go on.
     Stop,
 }
 
-/// What it answers.
+/// The worker's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
+pub(crate) enum ControlAnswer {
     Status(Box<Status>),
     Done,
     Problem(String),
 }
 
-/// How a worker fares.
+/// How a worker is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) machine: MachineId,
@@ -77,58 +78,61 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) since: Timestamp,
     pub(crate) state: WorkerState,
-    /// Why it takes no jobs, where it is not its owner's own word.
+    /// The reason for taking no jobs, where that is one of the owner's rules and not a command.
     pub(crate) why: Option<String>,
-    /// Whether the broker hears it.
+    /// True while the worker is connected to the broker.
     pub(crate) connected: bool,
     pub(crate) slots: u32,
-    pub(crate) jobs: Vec<InHand>,
+    pub(crate) jobs: Vec<AttemptStatus>,
     pub(crate) gpus: Vec<GpuReading>,
 }
 
-/// The running worker, as it is seen from this machine.
-pub(crate) struct Desk {
+/// Serves the socket.
+pub(crate) struct ControlServer {
     pub(crate) name: String,
     pub(crate) market: String,
     pub(crate) slots: u32,
     pub(crate) since: Timestamp,
     pub(crate) client: Client,
     pub(crate) platform: Platform,
-    pub(crate) hand: Arc<Hand>,
+    pub(crate) leases: Arc<LeaseTable>,
     pub(crate) gpus: Arc<Gpus>,
-    pub(crate) turn: watch::Receiver<Option<Turn>>,
-    /// What the market said of it last: whether it gives it jobs.
-    pub(crate) wanted: Arc<Wanted>,
+    pub(crate) away: watch::Receiver<Option<AwayReason>>,
+    pub(crate) availability: Arc<Availability>,
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Whether the market gives this machine jobs, as far as its owner is concerned.
+/// The state of the machine on the market: it takes jobs, or is paused, or drains. The market tells the state with each
+/// answer to the list of attempts, and a command of the owner changes it in between.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct Availability {
     takes_jobs: AtomicBool,
     draining: AtomicBool,
 }
 
-impl Default for Wanted {
+impl Default for Availability {
     fn default() -> Self {
         Self { takes_jobs: AtomicBool::new(true), draining: AtomicBool::new(false) }
     }
 }
 
-impl Wanted {
-    pub(crate) fn set(&self, takes_jobs: bool) {
+impl Availability {
+    /// Takes the market's word.
+    pub(crate) fn set_takes_jobs(&self, takes_jobs: bool) {
         self.takes_jobs.store(takes_jobs, Ordering::Relaxed);
         if takes_jobs {
             self.draining.store(false, Ordering::Relaxed);
         }
     }
 
-    fn wished(&self, wish: MachineWish) {
-        self.takes_jobs.store(wish == MachineWish::Resume, Ordering::Relaxed);
-        let drains = matches!(wish, MachineWish::Drain | MachineWish::Maintain);
+    /// Notes a change that the owner asked for and the market accepted.
+    fn note_change(&self, change: MachineChange) {
+        self.takes_jobs.store(change == MachineChange::Resume, Ordering::Relaxed);
+        let drains = matches!(change, MachineChange::Drain | MachineChange::Maintain);
         self.draining.store(drains, Ordering::Relaxed);
     }
 
+    /// The state that heartbeats tell. `away`: the owner uses the machine.
     pub(crate) fn state(&self, away: bool) -> WorkerState {
         match (self.takes_jobs.load(Ordering::Relaxed), self.draining.load(Ordering::Relaxed)) {
             (true, _) if !away => WorkerState::Ready,
@@ -138,10 +142,10 @@ impl Wanted {
     }
 }
 
-impl Desk {
+impl ControlServer {
     fn status(&self) -> Status {
-        let turn = self.turn.borrow().clone();
-        let jobs = self.hand.in_hand();
+        let away = self.away.borrow().clone();
+        let jobs = self.leases.statuses();
         Status {
             machine: self.platform.machine(),
             name: self.name.clone(),
@@ -149,8 +153,8 @@ impl Desk {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             since: self.since,
-            state: self.wanted.state(turn.is_some()),
-            why: turn.map(|turn| turn.words().to_owned()),
+            state: self.availability.state(away.is_some()),
+            why: away.map(|reason| reason.to_string()),
             connected: connected(&self.client),
             slots: self.slots,
             gpus: self.gpus.readings(!jobs.is_empty()),
@@ -158,24 +162,24 @@ impl Desk {
         }
     }
 
-    async fn answer(&self, ask: Ask) -> Answer {
-        let wish = match ask {
-            Ask::Status => return Answer::Status(Box::new(self.status())),
-            Ask::Stop => {
+    async fn answer(&self, request: ControlRequest) -> ControlAnswer {
+        let change = match request {
+            ControlRequest::Status => return ControlAnswer::Status(Box::new(self.status())),
+            ControlRequest::Stop => {
                 self.shutdown.cancel();
-                return Answer::Done;
+                return ControlAnswer::Done;
             }
-            Ask::Pause => MachineWish::Pause,
-            Ask::Resume => MachineWish::Resume,
-            Ask::Drain => MachineWish::Drain,
+            ControlRequest::Pause => MachineChange::Pause,
+            ControlRequest::Resume => MachineChange::Resume,
+            ControlRequest::Drain => MachineChange::Drain,
         };
-        let change = ChangeMachine { machine: self.platform.machine(), wish };
-        match self.platform.ask::<Done>("wish", &change).await {
+        let command = ChangeMachine { machine: self.platform.machine(), wish: change };
+        match self.platform.ask::<Done>("wish", &command).await {
             Ok(_) => {
-                self.wanted.wished(wish);
-                Answer::Done
+                self.availability.note_change(change);
+                ControlAnswer::Done
             }
-            Err(e) => Answer::Problem(e.to_string()),
+            Err(e) => ControlAnswer::Problem(format!("{:#}", anyhow::Error::new(e))),
         }
     }
 
@@ -184,7 +188,12 @@ impl Desk {
         let path = state.join(SOCKET);
         let listener = match listen(&path) {
             Ok(listener) => listener,
-            Err(e) => return warn!(error = format!("{e:#}"), "`gpubnb-provider status` will not work"),
+            Err(e) => {
+                return warn!(
+                    error = format!("{e:#}"),
+                    "the socket cannot be opened: `gpubnb-provider status` will not work"
+                );
+            }
         };
         let places = Arc::new(Semaphore::new(AT_ONCE));
         loop {
@@ -194,29 +203,33 @@ impl Desk {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(e) => {
-                        warn!(error = %e, "the worker's socket");
+                        warn!(error = %e, "a connection to the worker's socket was not accepted");
                         tokio::time::sleep(Duration::from_secs(1)).await;
                         continue;
                     }
                 },
             };
-            let desk = Arc::clone(&self);
+            let server = Arc::clone(&self);
             tokio::spawn(async move {
-                // Who hangs up has no need of an answer.
-                drop(timeout(PATIENCE, desk.talk(stream)).await);
+                match timeout(PATIENCE, server.serve_one(stream)).await {
+                    Ok(Ok(())) => {}
+                    // Most often the command was interrupted, and needs no answer.
+                    Ok(Err(e)) => debug!(error = format!("{e:#}"), "a request on the worker's socket failed"),
+                    Err(_) => debug!("a request on the worker's socket took too long"),
+                }
                 drop(place);
             });
         }
         drop(fs::remove_file(&path));
     }
 
-    async fn talk(&self, stream: UnixStream) -> anyhow::Result<()> {
+    async fn serve_one(&self, stream: UnixStream) -> anyhow::Result<()> {
         let (read, mut write) = stream.into_split();
         let mut line = String::new();
-        BufReader::new(read.take(MAX_ASK)).read_line(&mut line).await?;
+        BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
         let answer = match serde_json::from_str(&line) {
-            Ok(ask) => self.answer(ask).await,
-            Err(e) => Answer::Problem(format!("not understood: {e}")),
+            Ok(request) => self.answer(request).await,
+            Err(e) => ControlAnswer::Problem(format!("not understood: {e}")),
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
@@ -226,7 +239,7 @@ impl Desk {
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    // The lock on the directory is ours: whoever made it is gone.
+    // This worker has the lock on the directory. A socket that is here is left from a worker that is gone.
     match fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
         _ => {}
@@ -236,8 +249,8 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Asks the worker that runs with this directory.
-pub(crate) async fn ask(state: &Path, ask: Ask) -> anyhow::Result<Answer> {
+/// Sends a request to the worker that runs with this directory.
+pub(crate) async fn ask(state: &Path, request: ControlRequest) -> anyhow::Result<ControlAnswer> {
     let path = state.join(SOCKET);
     let Ok(stream) = UnixStream::connect(&path).await else {
         bail!(
@@ -247,7 +260,7 @@ pub(crate) async fn ask(state: &Path, ask: Ask) -> anyhow::Result<Answer> {
     };
     let talk = async {
         let (read, mut write) = stream.into_split();
-        let mut text = serde_json::to_vec(&ask)?;
+        let mut text = serde_json::to_vec(&request)?;
         text.push(b'\n');
         write.write_all(&text).await?;
         let mut line = String::new();
@@ -255,4 +268,24 @@ pub(crate) async fn ask(state: &Path, ask: Ask) -> anyhow::Result<Answer> {
         Ok(serde_json::from_str(&line)?)
     };
     timeout(PATIENCE, talk).await.context("the worker does not answer")?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_ready_where_the_market_the_owner_and_its_rules_agree() {
+        let availability = Availability::default();
+        assert_eq!(availability.state(false), WorkerState::Ready);
+        assert_eq!(availability.state(true), WorkerState::Paused, "the owner uses the machine");
+        availability.note_change(MachineChange::Drain);
+        assert_eq!(availability.state(false), WorkerState::Draining);
+        availability.set_takes_jobs(false);
+        assert_eq!(availability.state(true), WorkerState::Draining, "the market does not tell why it gives no jobs");
+        availability.note_change(MachineChange::Pause);
+        assert_eq!(availability.state(false), WorkerState::Paused);
+        availability.set_takes_jobs(true);
+        assert_eq!(availability.state(false), WorkerState::Ready);
+    }
 }

@@ -1,5 +1,5 @@
-//! The machine's credential for the broker: short-lived, renewed over HTTP before it runs out, also after an outage that
-//! was longer than its life.
+//! The machine's credential for the broker. It is valid for a short time, and is renewed over HTTP before it expires,
+//! or after an outage that was longer than its life.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,13 +13,13 @@ use tracing::{debug, info, warn};
 
 use crate::{
     identity::Identity,
-    market::{Enrolled, Market, Refused},
+    market::{EdgeRefusal, Enrolled, Market},
 };
 
 /// Pause after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(5);
-/// A credential is renewed when this share of its life is left.
-const LEFT: u32 = 3;
+/// A credential is renewed when a third of its life is left.
+const RENEW_AT: u32 = 3;
 
 /// The present credential.
 pub(crate) struct Credential {
@@ -29,19 +29,20 @@ pub(crate) struct Credential {
 }
 
 impl Credential {
-    /// Gets one. Waits for the market where it is away; fails where it says no.
+    /// Gets the first credential. Waits while the market is away, and fails where it refuses.
     pub(crate) async fn obtain(identity: Arc<Identity>, market: Market) -> anyhow::Result<Self> {
         loop {
             match market.renew(&identity.keys, identity.machine).await {
                 Ok(enrolled) => return Ok(Self { identity, market, present: watch::Sender::new(enrolled) }),
-                Err(e) if e.is::<Refused>() => return Err(e.context("the market does not know this machine")),
+                Err(e) if e.is::<EdgeRefusal>() => return Err(e.context("the market does not know this machine")),
                 Err(e) => warn!(error = format!("{e:#}"), "waiting for the market"),
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    /// Connects to the broker, each time with what is the present credential then. `connects` counts the times.
+    /// Connects to the broker. Each reconnection uses the credential that is present then. `connects` counts the
+    /// connections.
     pub(crate) async fn connect(&self, connects: watch::Sender<u64>) -> anyhow::Result<Client> {
         let (identity, present) = (Arc::clone(&self.identity), self.present.subscribe());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
@@ -66,13 +67,14 @@ impl Credential {
         Ok(Some(path))
     }
 
-    /// How long until it is to be renewed.
+    /// The time until a credential is to be renewed.
     fn renew_in(expires: Timestamp) -> Duration {
         let left = Duration::from_millis(expires.since(SystemClock.now()).0);
-        left.saturating_sub(left / LEFT)
+        left.saturating_sub(left / RENEW_AT)
     }
 
-    /// Renews it until shutdown. Returns why, where the market takes the machine its right to speak.
+    /// Renews the credential until shutdown, for which it returns `None`. Returns the market's reason where the market
+    /// has revoked the credential.
     pub(crate) async fn keep_fresh(&self, client: &Client, shutdown: &CancellationToken) -> Option<anyhow::Error> {
         let mut pause = Self::renew_in(self.present.borrow().credential.expires);
         loop {
@@ -86,12 +88,12 @@ impl Credential {
                     debug!(%expires, "the credential is renewed");
                     pause = Self::renew_in(expires).max(Duration::from_millis(500));
                     self.present.send_replace(enrolled);
-                    // The broker keeps to the credential that a connection was made with.
+                    // The broker uses the credential of the connection's beginning. A new one needs a new connection.
                     if let Err(e) = client.force_reconnect().await {
-                        warn!(error = %e, "connecting anew");
+                        warn!(error = %e, "the connection to the broker was not renewed");
                     }
                 }
-                Err(e) if e.is::<Refused>() => return Some(e),
+                Err(e) if e.is::<EdgeRefusal>() => return Some(e),
                 Err(e) => {
                     info!(error = format!("{e:#}"), "the credential is renewed later");
                     pause = RETRY;

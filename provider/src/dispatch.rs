@@ -20,17 +20,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info, warn};
 
 use crate::{
-    attempt::{Attempt, Tools, attempted},
-    hand::NotTaken,
+    attempt::{self, AttemptContext, Tools},
+    lease_table::NotTaken,
 };
 
-/// A pull request ends by itself, and its silence is noticed.
+/// A pull request expires after this time. The broker sends heartbeats meanwhile, so that a lost connection is noticed.
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Pulls until shutdown. After each reconnection it asks anew, from another inbox: what the broker had been asked before
-/// is answered to nobody any more, though it takes the inbox of then for one that is listened to.
+/// Pulls until shutdown. After each reconnection the worker pulls from a new inbox. The broker may still send the
+/// messages of the former pull request to the former inbox, where nobody listens; they would be lost until their ack
+/// times out.
 pub(crate) async fn pull(
     js: Context,
     mut connects: watch::Receiver<u64>,
@@ -44,7 +45,9 @@ pub(crate) async fn pull(
         tokio::select! {
             () = shutdown.cancelled() => return,
             Ok(()) = connects.changed() => continue,
-            ended = pulled => if let Err(e) = ended { warn!(error = %e, "pulling again") },
+            ended = pulled => if let Err(e) = ended {
+                warn!(error = format!("{:#}", anyhow::anyhow!(e)), "pulling failed: pulling again");
+            },
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -68,14 +71,14 @@ async fn pull_open(
         if let Some((job, lease)) = read(&message) {
             take(message, job, lease, tools, tasks, shutdown).await;
         } else {
-            warn!(subject = %message.subject, "a job message without a lease: put aside");
+            warn!(subject = %message.subject, "a job message has no lease: it is dropped");
             message.ack_with(AckKind::Term).await?;
         }
     }
     Ok(())
 }
 
-/// The job and the lease.
+/// The job and the lease of a message.
 fn read(message: &Message) -> Option<(JobId, Lease)> {
     let job = subject::job_of_dispatch(&message.subject)?;
     Some((job, lease_of(message.headers.as_ref())?))
@@ -89,32 +92,32 @@ async fn take(
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
-    match tools.hand.take(job, lease) {
-        Ok(wish) => {
-            info!(%job, lease = lease.0.0, "taken in hand");
-            let attempt = Attempt::new(Arc::clone(tools), job, lease, wish);
-            let stop = shutdown.clone();
+    match tools.leases.take(job, lease) {
+        Ok(desired) => {
+            info!(%job, lease = lease.0.0, "taken");
+            let context = AttemptContext::new(Arc::clone(tools), job, lease, desired);
+            let (span, stop) = (context.span(), shutdown.clone());
             let run = async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = keep_in_progress(&message) => {}
-                    () = attempt.run() => acknowledge(&message).await,
+                    () = attempt::carry_out(context) => acknowledge(&message).await,
                 }
             };
-            tasks.spawn(run.instrument(attempted(tools, job, lease)));
+            tasks.spawn(run.instrument(span));
         }
-        // It was taken up again after a restart, or given out twice: its own run acknowledges by the outcome,
-        // and until then the message comes again.
+        // The attempt runs already: this worker took it up again after a restart, or the broker delivered the message
+        // twice. The message comes again until the attempt has ended.
         Err(NotTaken::Already) => {
             if let Err(e) = message.ack_with(AckKind::Nak(Some(ACK_WAIT))).await {
-                warn!(error = %e, "nak");
+                warn!(error = %e, "a message could not be put back");
             }
         }
         Err(NotTaken::Full) => {
             let decline = Decline { job, lease, reason: DeclineReason::NoFreeSlot };
             match tools.platform.ask::<Done>("decline", &decline).await {
                 Ok(_) | Err(Failure::Refused(_)) => acknowledge(&message).await,
-                Err(Failure::Unavailable(problem)) => warn!(problem, "will be declined when it comes again"),
+                Err(Failure::Unavailable(problem)) => warn!(%problem, "a job is declined when its message comes again"),
             }
         }
     }
@@ -125,13 +128,13 @@ async fn keep_in_progress(message: &Message) {
     loop {
         tokio::time::sleep(ACK_WAIT / 3).await;
         if let Err(e) = message.ack_with(AckKind::Progress).await {
-            warn!(error = %e, "in progress");
+            warn!(error = %e, "the broker could not be told that a job is in progress");
         }
     }
 }
 
 async fn acknowledge(message: &Message) {
     if let Err(e) = message.ack().await {
-        warn!(error = %e, "ack: the message will come again, and be found over");
+        warn!(error = %e, "a message could not be acknowledged: it comes again, and its lease is refused then");
     }
 }

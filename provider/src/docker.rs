@@ -1,4 +1,5 @@
-//! The sandbox: how a job's container is made. Deny by default; each line that loosens something says why.
+//! The sandbox: the settings of a job's container. Everything is denied by default, and each line that allows something
+//! has a comment with the reason.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,16 +19,16 @@ use gpubnb_events::{
     spec::{JobSpec, Resources},
 };
 
-/// Label that says: this container is ours.
+/// Label with the machine, by which a worker knows its containers.
 pub(crate) const LABEL_MACHINE: &str = "gpubnb.machine";
 /// Label with the job.
 pub(crate) const LABEL_JOB: &str = "gpubnb.job";
-/// Label with the UUIDs of its GPUs, with commas.
+/// Label with the UUIDs of the job's GPUs, separated by commas.
 pub(crate) const LABEL_GPUS: &str = "gpubnb.gpus";
 /// Label with the lease.
 pub(crate) const LABEL_LEASE: &str = "gpubnb.lease";
 
-/// Above the longest that `stop` takes.
+/// Timeout of a request to Docker: longer than stopping a container takes.
 const TIMEOUT_SECONDS: u64 = 60;
 
 /// Connects to Docker by `DOCKER_HOST`, or where it usually listens.
@@ -36,49 +37,50 @@ pub(crate) async fn connect() -> Result<Docker, bollard::errors::Error> {
     docker.negotiate_version().await
 }
 
-/// What goes into a container besides the job's own wishes.
-pub struct Frame<'a> {
+/// The parameters of a job's container, besides the job's own specification.
+pub struct SandboxParams<'a> {
     /// This machine.
     pub machine: MachineId,
     /// The job.
     pub job: JobId,
     /// The attempt.
     pub lease: Lease,
-    /// The image by its id, not by a name that may move.
+    /// The image's id. A name may come to mean another image.
     pub image_id: &'a str,
     /// The directory that becomes `/output`.
     pub output: &'a Path,
-    /// The directory that becomes `/input`, which nobody can change.
+    /// The directory that becomes `/input`, read-only.
     pub input: Option<&'a Path>,
-    /// The values of its environment.
+    /// The values of the job's environment.
     pub env: BTreeMap<String, String>,
-    /// Whose uid and gid it runs under; never root.
+    /// The uid and gid under which the job runs; never root.
     pub user: (u32, u32),
-    /// GPUs it is given.
+    /// The UUIDs of the job's GPUs.
     pub gpus: Vec<String>,
-    /// Whether GPUs are given by CDI.
+    /// True where the container gets its GPUs by the Container Device Interface, and not by NVIDIA's runtime.
     pub cdi: bool,
-    /// Another runtime than Docker's default.
+    /// The container runtime, where it is not Docker's default.
     pub runtime: Option<String>,
-    /// Most log it may write, bytes.
+    /// Most log that the job may write, bytes.
     pub max_log: u64,
 }
 
-/// Name of an attempt's container: a second one cannot be made. The machine is part of it, because workers
-/// of several markets may share one Docker.
+/// The name of an attempt's container. Docker makes no second container of the same name. The machine is part of the
+/// name, because workers of several markets may share one Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
     format!("gpubnb-{machine}-{lease}")
 }
 
-/// Whose uid and gid jobs run under: nobody's where the worker is root, else the worker's own.
+/// The uid and gid under which jobs run: nobody's where the worker is root, else the worker's own.
 pub fn job_user() -> (u32, u32) {
     const NOBODY: u32 = 65_534;
     let uid = rustix::process::getuid();
     if uid.is_root() { (NOBODY, NOBODY) } else { (uid.as_raw(), rustix::process::getgid().as_raw()) }
 }
 
-/// Whose the files of jobs are outside the container: the job's user, or whom Docker makes of it where it maps users
-/// (`userns-remap`; the offsets are the last part of Docker's directory, `<uid>.<gid>`).
+/// The uid and gid that own the files of jobs outside the container: the job's own, or those that Docker maps them to
+/// with `userns-remap`. Docker then adds the offsets in the name of its directory, such as
+/// `/var/lib/docker/231072.231072`.
 pub(crate) async fn file_owner(docker: &Docker) -> Result<(u32, u32), bollard::errors::Error> {
     let info = docker.info().await?;
     let (uid, gid) = job_user();
@@ -93,39 +95,39 @@ fn offsets(docker_dir: &str) -> Option<(u32, u32)> {
 }
 
 /// The hardened container of one attempt.
-pub fn hardened(spec: &JobSpec, frame: &Frame<'_>) -> ContainerCreateBody {
-    let (uid, gid) = frame.user;
+pub fn hardened(spec: &JobSpec, params: &SandboxParams<'_>) -> ContainerCreateBody {
+    let (uid, gid) = params.user;
     let labels = [
-        (LABEL_MACHINE, frame.machine.to_string()),
-        (LABEL_JOB, frame.job.to_string()),
-        (LABEL_LEASE, frame.lease.to_string()),
-        (LABEL_GPUS, frame.gpus.join(",")),
+        (LABEL_MACHINE, params.machine.to_string()),
+        (LABEL_JOB, params.job.to_string()),
+        (LABEL_LEASE, params.lease.to_string()),
+        (LABEL_GPUS, params.gpus.join(",")),
     ];
     ContainerCreateBody {
-        image: Some(frame.image_id.to_owned()),
+        image: Some(params.image_id.to_owned()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         user: Some(format!("{uid}:{gid}")),
-        env: Some(environment(frame)),
+        env: Some(environment(params)),
         working_dir: Some(spec.workdir.clone().unwrap_or_else(|| "/output".to_owned())),
         network_disabled: Some(!spec.egress),
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
         labels: Some(labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
-        host_config: Some(host_config(spec, frame)),
+        host_config: Some(host_config(spec, params)),
         ..Default::default()
     }
 }
 
-/// What the job finds in its environment: what is said to every job, and what its consumer gave it.
-fn environment(frame: &Frame<'_>) -> Vec<String> {
+/// The job's environment: the variables that every job gets, and those of its consumer.
+fn environment(params: &SandboxParams<'_>) -> Vec<String> {
     let own = [
-        format!("GPUBNB_JOB={}", frame.job),
+        format!("GPUBNB_JOB={}", params.job),
         "GPUBNB_OUTPUT=/output".to_owned(),
         "HOME=/tmp".to_owned(),
         "TMPDIR=/tmp".to_owned(),
     ];
-    let given = frame.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let given = params.env.iter().map(|(name, value)| format!("{name}={value}"));
     own.into_iter().chain(given).collect()
 }
 
@@ -139,10 +141,10 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
-fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
+fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let Resources { cpu_millis, memory, shm, output, .. } = spec.resources;
-    let mut mounts = vec![mount(frame.output, "/output", false)];
-    mounts.extend(frame.input.map(|input| mount(input, "/input", true)));
+    let mut mounts = vec![mount(params.output, "/output", false)];
+    mounts.extend(params.input.map(|input| mount(input, "/input", true)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let limit =
         |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
@@ -152,50 +154,50 @@ fn host_config(spec: &JobSpec, frame: &Frame<'_>) -> HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         privileged: Some(false),
-        // Docker's own init is process 1: it passes SIGTERM on, which a program as process 1 never hears, and
-        // buries orphans.
+        // Docker's init is process 1. It forwards SIGTERM, which the kernel does not deliver to a process 1 without a
+        // handler, and reaps orphans.
         init: Some(true),
         pids_limit: Some(512),
         memory: Some(bytes(memory.bytes())),
-        // Equal to the memory: no swap.
+        // Equal to the memory, which means no swap.
         memory_swap: Some(bytes(memory.bytes())),
         nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
         oom_score_adj: Some(500),
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
-        // A file larger than the whole allowance cannot be written; the sum is watched while the job runs.
+        // `fsize` bounds each file by the whole allowance. The sum of all files is bounded by the volume, or watched.
         ulimits: Some(vec![limit("nofile", 4_096), limit("core", 0), limit("fsize", bytes(output.bytes()))]),
         mounts: Some(mounts),
-        // Above the worker's own cap: a log that Docker rotates cannot be followed.
+        // Larger than the worker's own limit, since a log that Docker rotates cannot be followed.
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(HashMap::from([
-                ("max-size".to_owned(), (frame.max_log * 4).to_string()),
+                ("max-size".to_owned(), (params.max_log * 4).to_string()),
                 ("max-file".to_owned(), "1".to_owned()),
             ])),
         }),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
-        // The worker removes it itself, once its ending is recorded.
+        // The worker removes the container itself, once the job's end is recorded.
         auto_remove: Some(false),
-        device_requests: (!frame.gpus.is_empty()).then(|| vec![gpus(frame)]),
-        runtime: frame.runtime.clone(),
+        device_requests: (!params.gpus.is_empty()).then(|| vec![gpus(params)]),
+        runtime: params.runtime.clone(),
         ..Default::default()
     }
 }
 
-/// The GPUs of a job, by their UUIDs: by NVIDIA's runtime, or by the Container Device Interface.
-fn gpus(frame: &Frame<'_>) -> DeviceRequest {
-    if frame.cdi {
+/// The request for the job's GPUs, by their UUIDs.
+fn gpus(params: &SandboxParams<'_>) -> DeviceRequest {
+    if params.cdi {
         return DeviceRequest {
             driver: Some("cdi".to_owned()),
-            device_ids: Some(frame.gpus.iter().map(|uuid| format!("nvidia.com/gpu={uuid}")).collect()),
+            device_ids: Some(params.gpus.iter().map(|uuid| format!("nvidia.com/gpu={uuid}")).collect()),
             ..Default::default()
         };
     }
     DeviceRequest {
         driver: Some("nvidia".to_owned()),
-        device_ids: Some(frame.gpus.clone()),
+        device_ids: Some(params.gpus.clone()),
         capabilities: Some(vec![vec!["gpu".to_owned()]]),
         ..Default::default()
     }
@@ -204,6 +206,128 @@ fn gpus(frame: &Frame<'_>) -> DeviceRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gpubnb_events::{Seq, spec::Mebibytes};
+    use serde_json::{Value, json};
+
+    const MACHINE: &str = "01940000-0000-7000-8000-00000000000a";
+    const JOB: &str = "01940000-0000-7000-8000-00000000000b";
+
+    fn spec() -> JobSpec {
+        let resources = Resources::new(1_500, Mebibytes(1_024), Mebibytes(100));
+        JobSpec::of_image(
+            "test",
+            "example.org/job@sha256:0",
+            ["train", "--fast"].map(str::to_owned).to_vec(),
+            resources,
+        )
+    }
+
+    fn params() -> SandboxParams<'static> {
+        SandboxParams {
+            machine: MACHINE.parse().unwrap(),
+            job: JOB.parse().unwrap(),
+            lease: Lease(Seq(7)),
+            image_id: "sha256:1",
+            output: Path::new("/state/7/output"),
+            input: Some(Path::new("/state/7/input")),
+            env: BTreeMap::from([("TOKEN".to_owned(), "secret".to_owned())]),
+            user: (65_534, 65_534),
+            gpus: Vec::new(),
+            cdi: false,
+            runtime: None,
+            max_log: 16 << 20,
+        }
+    }
+
+    fn created(spec: &JobSpec, params: &SandboxParams<'_>) -> Value {
+        serde_json::to_value(hardened(spec, params)).unwrap()
+    }
+
+    /// Pins the whole request to Docker for a job's container. A setting that is lost, changed or added fails this
+    /// test, so that whoever changes the sandbox changes this list, too.
+    #[test]
+    fn the_sandbox_is_this_and_nothing_else() {
+        let expected = json!({
+            "Image": "sha256:1",
+            "Cmd": ["train", "--fast"],
+            "User": "65534:65534",
+            "WorkingDir": "/output",
+            "Env": [
+                format!("GPUBNB_JOB={JOB}"), "GPUBNB_OUTPUT=/output", "HOME=/tmp", "TMPDIR=/tmp", "TOKEN=secret",
+            ],
+            "Labels": {
+                "gpubnb.machine": MACHINE, "gpubnb.job": JOB, "gpubnb.lease": "7", "gpubnb.gpus": "",
+            },
+            "NetworkDisabled": true,
+            "AttachStdin": false,
+            "OpenStdin": false,
+            "Tty": false,
+            "HostConfig": {
+                "NetworkMode": "none",
+                "ReadonlyRootfs": true,
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges:true"],
+                "Privileged": false,
+                "Init": true,
+                "IpcMode": "private",
+                "PidsLimit": 512,
+                "Memory": 1_024_i64 << 20,
+                "MemorySwap": 1_024_i64 << 20,
+                "ShmSize": 256_i64 << 20,
+                "NanoCpus": 1_500_000_000_i64,
+                "OomScoreAdj": 500,
+                "Ulimits": [
+                    { "Name": "nofile", "Soft": 4_096, "Hard": 4_096 },
+                    { "Name": "core", "Soft": 0, "Hard": 0 },
+                    { "Name": "fsize", "Soft": 100_i64 << 20, "Hard": 100_i64 << 20 },
+                ],
+                "Tmpfs": { "/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777" },
+                "Mounts": [
+                    { "Type": "bind", "Source": "/state/7/output", "Target": "/output", "ReadOnly": false },
+                    { "Type": "bind", "Source": "/state/7/input", "Target": "/input", "ReadOnly": true },
+                ],
+                "LogConfig": { "Type": "json-file", "Config": { "max-file": "1", "max-size": "67108864" } },
+                "RestartPolicy": { "Name": "no" },
+                "AutoRemove": false,
+            },
+        });
+        assert_eq!(created(&spec(), &params()), expected);
+    }
+
+    #[test]
+    fn a_job_starts_where_it_asks_to_and_has_the_shared_memory_that_it_asks_for() {
+        let mut wished = JobSpec { workdir: Some("/app".to_owned()), ..spec() };
+        wished.resources.shm = Some(Mebibytes(7));
+        let created = created(&wished, &params());
+        assert_eq!((&created["WorkingDir"], &created["HostConfig"]["ShmSize"]), (&json!("/app"), &json!(7 << 20)));
+        // The memory that the job may use stays the same: shared memory is part of it.
+        assert_eq!(created["HostConfig"]["Memory"], json!(1_024_i64 << 20));
+    }
+
+    #[test]
+    fn a_job_with_internet_access_differs_from_another_in_its_network_alone() {
+        let with_egress = JobSpec { egress: true, ..spec() };
+        let mut created = created(&with_egress, &params());
+        assert_eq!(created["NetworkDisabled"].take(), json!(false));
+        assert_eq!(created["HostConfig"]["NetworkMode"].take(), json!("bridge"));
+        let mut without = self::created(&spec(), &params());
+        without["NetworkDisabled"].take();
+        without["HostConfig"]["NetworkMode"].take();
+        assert_eq!(created, without);
+    }
+
+    #[test]
+    fn a_job_gets_its_own_gpus_and_no_other() {
+        let gpus = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
+        let request = |cdi| {
+            let params = SandboxParams { gpus: gpus.clone(), cdi, ..params() };
+            created(&spec(), &params)["HostConfig"]["DeviceRequests"].take()
+        };
+        let nvidia = json!([{ "Driver": "nvidia", "DeviceIDs": ["GPU-1", "GPU-2"], "Capabilities": [["gpu"]] }]);
+        assert_eq!(request(false), nvidia);
+        let cdi = json!([{ "Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"] }]);
+        assert_eq!(request(true), cdi);
+    }
 
     #[test]
     fn the_offsets_of_mapped_users_stand_in_dockers_directory() {

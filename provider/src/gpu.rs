@@ -1,4 +1,4 @@
-//! The machine's GPUs: NVIDIA's by NVML, simulated ones if the owner says so, or none.
+//! The machine's GPUs: NVIDIA's, which are read by NVML, or simulated ones where the owner asks for them, or none.
 
 use std::{
     collections::BTreeMap,
@@ -20,31 +20,33 @@ use tracing::{info, warn};
 
 /// The machine's GPUs.
 pub(crate) enum Gpus {
-    /// There are none.
+    /// The machine has none.
     None,
-    /// NVIDIA's.
+    /// NVIDIA's GPUs.
     Nvidia(Box<Nvidia>),
-    /// This many pretended ones.
+    /// So many simulated ones.
     Simulated(u32),
 }
 
-/// NVIDIA's GPUs, as they were found at the start. One that is lost does not say any more which it is.
+/// NVIDIA's GPUs as they were found at the start. A GPU that is lost does not tell its UUID any more, and is known by
+/// its index.
 pub(crate) struct Nvidia {
     nvml: Nvml,
-    found: Vec<Found>,
-    /// What was said of a GPU already.
-    said: Mutex<BTreeMap<u32, GpuTrouble>>,
+    gpus: Vec<NvidiaGpu>,
+    /// The trouble of each GPU, by its index, that was logged already.
+    logged: Mutex<BTreeMap<u32, GpuTrouble>>,
 }
 
-struct Found {
+/// A GPU as it was found at the start.
+struct NvidiaGpu {
     index: u32,
     gpu: Gpu,
-    /// Uncorrected memory errors from before; `None` where it does not count them.
+    /// Uncorrected memory errors until the start; `None` where the GPU does not count them.
     ecc: Option<u64>,
 }
 
 impl Gpus {
-    /// Looks for them.
+    /// Finds the GPUs of this machine.
     pub(crate) fn probe(simulate: u32, library: Option<&Path>) -> Self {
         if simulate > 0 {
             return Self::Simulated(simulate);
@@ -83,7 +85,7 @@ impl Gpus {
         Some(format!("{}.{}", version / 1_000, version % 1_000 / 10))
     }
 
-    /// What they are.
+    /// The descriptions of the GPUs.
     pub(crate) fn list(&self) -> Vec<Gpu> {
         match self {
             Self::None => Vec::new(),
@@ -96,11 +98,11 @@ impl Gpus {
                     pci: None,
                 })
                 .collect(),
-            Self::Nvidia(nvidia) => nvidia.found.iter().map(|found| found.gpu.clone()).collect(),
+            Self::Nvidia(nvidia) => nvidia.gpus.iter().map(|known| known.gpu.clone()).collect(),
         }
     }
 
-    /// How they fare. Simulated ones follow whether a job runs: no number is made up beyond that.
+    /// The present readings. Those of simulated GPUs only follow whether a job runs.
     pub(crate) fn readings(&self, busy: bool) -> Vec<GpuReading> {
         match self {
             Self::None => Vec::new(),
@@ -115,14 +117,14 @@ impl Gpus {
                     trouble: None,
                 })
                 .collect(),
-            Self::Nvidia(nvidia) => nvidia.found.iter().map(|found| nvidia.reading(found)).collect(),
+            Self::Nvidia(nvidia) => nvidia.gpus.iter().map(|known| nvidia.reading(known)).collect(),
         }
     }
 
-    /// Whether a process uses one of them that is in none of these containers.
+    /// Returns true where a process that is in none of these containers uses a GPU.
     pub(crate) fn used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
-        nvidia.found.iter().any(|found| nvidia.pids(found.index).into_iter().any(|pid| !is_ours(pid, containers)))
+        nvidia.gpus.iter().any(|known| nvidia.pids(known.index).into_iter().any(|pid| !is_ours(pid, containers)))
     }
 }
 
@@ -130,8 +132,8 @@ fn simulated_uuid(index: u32) -> String {
     format!("GPU-simulated-{index}")
 }
 
-/// Whether a process runs in one of these containers, by its cgroup. A process of which nothing is known (the worker
-/// is in a container itself) counts as a job's where there is one.
+/// Looks at a process's cgroup to tell whether the process runs in one of these containers. A worker that is in a
+/// container itself cannot see the cgroups of others: then each process counts as a job's where any job runs.
 fn is_ours(pid: u32, containers: &[String]) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
         Ok(cgroup) => containers.iter().any(|id| cgroup.contains(id.as_str())),
@@ -142,31 +144,31 @@ fn is_ours(pid: u32, containers: &[String]) -> bool {
 impl Nvidia {
     fn find(nvml: Nvml) -> Self {
         let count = nvml.device_count().unwrap_or(0);
-        let mut found = Vec::new();
+        let mut gpus = Vec::new();
         for index in 0..count {
             match nvml.device_by_index(index).and_then(|device| describe(&device)) {
-                Ok((gpu, ecc)) => found.push(Found { index, gpu, ecc }),
+                Ok((gpu, ecc)) => gpus.push(NvidiaGpu { index, gpu, ecc }),
                 Err(error) => warn!(%error, index, "a GPU does not answer: it is not listed"),
             }
         }
-        Self { nvml, found, said: Mutex::default() }
+        Self { nvml, gpus, logged: Mutex::default() }
     }
 
-    fn reading(&self, found: &Found) -> GpuReading {
-        let read = self.nvml.device_by_index(found.index).and_then(|device| {
+    fn reading(&self, known: &NvidiaGpu) -> GpuReading {
+        let read = self.nvml.device_by_index(known.index).and_then(|device| {
             Ok(GpuReading {
                 uuid: device.uuid()?,
                 utilisation_percent: device.utilization_rates()?.gpu,
                 memory_used: Mebibytes(device.memory_info()?.used >> 20),
-                // Sensors that a card does not have read as zero.
+                // A sensor that the card does not have reads as zero.
                 celsius: device.temperature(TemperatureSensor::Gpu).unwrap_or(0),
                 watts: device.power_usage().map_or(0, |milliwatts| milliwatts / 1_000),
                 processes: u32::try_from(pids(&device).len()).unwrap_or(u32::MAX),
-                trouble: ecc(&device).zip(found.ecc).and_then(|(now, then)| (now > then).then_some(GpuTrouble::Ecc)),
+                trouble: ecc(&device).zip(known.ecc).and_then(|(now, then)| (now > then).then_some(GpuTrouble::Ecc)),
             })
         });
         let reading = read.unwrap_or_else(|e| GpuReading {
-            uuid: found.gpu.uuid.clone(),
+            uuid: known.gpu.uuid.clone(),
             utilisation_percent: 0,
             memory_used: Mebibytes(0),
             celsius: 0,
@@ -174,20 +176,20 @@ impl Nvidia {
             processes: 0,
             trouble: Some(trouble(&e)),
         });
-        self.say(found, reading.trouble);
+        self.log_change(known, reading.trouble);
         reading
     }
 
-    /// Says what is wrong when it becomes so, and when it is over.
-    fn say(&self, found: &Found, trouble: Option<GpuTrouble>) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Logs a trouble when it begins, and when it is over.
+    fn log_change(&self, known: &NvidiaGpu, trouble: Option<GpuTrouble>) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match trouble {
-            Some(trouble) => said.insert(found.index, trouble),
-            None => said.remove(&found.index),
+            Some(trouble) => logged.insert(known.index, trouble),
+            None => logged.remove(&known.index),
         };
         match trouble {
-            Some(now) if before != trouble => warn!(gpu = found.gpu.uuid, trouble = ?now, "{}", now.description()),
-            None if before.is_some() => info!(gpu = found.gpu.uuid, "the GPU is well again"),
+            Some(now) if before != trouble => warn!(gpu = known.gpu.uuid, trouble = ?now, "{}", now.description()),
+            None if before.is_some() => info!(gpu = known.gpu.uuid, "the GPU works again"),
             _ => {}
         }
     }
@@ -209,6 +211,7 @@ fn describe(device: &Device<'_>) -> Result<(Gpu, Option<u64>), NvmlError> {
     Ok((gpu, ecc(device)))
 }
 
+/// Uncorrected memory errors since the driver was loaded.
 fn ecc(device: &Device<'_>) -> Option<u64> {
     device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok()
 }

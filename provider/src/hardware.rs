@@ -1,4 +1,5 @@
-//! What the machine has besides GPUs: read from the kernel, and offered with a share kept for its owner.
+//! The machine's CPU, memory and disk, as the kernel tells them. A share of memory and disk is kept for the owner, and
+//! not offered.
 
 use std::{fs, path::Path};
 
@@ -7,10 +8,10 @@ use gpubnb_events::spec::{Hardware, Mebibytes};
 
 use crate::gpu::Gpus;
 
-/// Memory that is never offered.
+/// Memory that is kept for the owner.
 const KEPT: Mebibytes = Mebibytes(512);
 
-/// Measures the machine.
+/// The hardware that the machine offers.
 pub(crate) fn probe(state: &Path, gpus: &Gpus) -> anyhow::Result<Hardware> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("reading /proc/cpuinfo")?;
     let meminfo = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
@@ -20,7 +21,7 @@ pub(crate) fn probe(state: &Path, gpus: &Gpus) -> anyhow::Result<Hardware> {
         cpu_model: field(&cpuinfo, "model name").unwrap_or("unknown CPU").to_owned(),
         cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),
         memory: Mebibytes(total_memory(&meminfo).0.saturating_sub(KEPT.0)),
-        // Half of what is free: the owner's disk is the owner's.
+        // Half of the free space (`>> 21` and not `>> 20`): the other half is kept for the owner.
         disk: Mebibytes(room.f_bavail.saturating_mul(room.f_frsize) >> 21),
         gpus: gpus.list(),
         driver: gpus.driver(),
@@ -29,7 +30,7 @@ pub(crate) fn probe(state: &Path, gpus: &Gpus) -> anyhow::Result<Hardware> {
     })
 }
 
-/// The machine's memory.
+/// All memory of the machine.
 pub(crate) fn memory() -> std::io::Result<Mebibytes> {
     fs::read_to_string("/proc/meminfo").map(|meminfo| total_memory(&meminfo))
 }
@@ -39,6 +40,7 @@ fn total_memory(meminfo: &str) -> Mebibytes {
     Mebibytes(kib.unwrap_or(0) / 1_024)
 }
 
+/// The value of a line `name: value`.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
@@ -46,7 +48,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// CPU load of the whole machine, from the kernel's counters.
+/// The CPU load of the whole machine, from the kernel's counters.
 #[derive(Debug, Default)]
 pub(crate) struct CpuLoad {
     busy: u64,
@@ -54,18 +56,19 @@ pub(crate) struct CpuLoad {
 }
 
 impl CpuLoad {
-    /// Percent since the last call.
+    /// The load since the last call, percent.
     pub(crate) fn percent(&mut self) -> f32 {
         let Ok(stat) = fs::read_to_string("/proc/stat") else { return 0.0 };
         let (busy, all) = jiffies(&stat);
         let (more_busy, more) = (busy.saturating_sub(self.busy), all.saturating_sub(self.all));
         *self = Self { busy, all };
-        // Counters of a few seconds: no precision is lost.
+        // The counters of a few seconds are small: no precision is lost.
         #[allow(clippy::cast_precision_loss)]
         if more == 0 { 0.0 } else { 100.0 * more_busy as f32 / more as f32 }
     }
 }
 
+/// The busy time and the whole time of all CPUs since boot, in the kernel's ticks.
 fn jiffies(stat: &str) -> (u64, u64) {
     let numbers = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
     let numbers: Vec<u64> = numbers.take(8).filter_map(|n| n.parse().ok()).collect();

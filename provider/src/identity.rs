@@ -1,5 +1,5 @@
-//! Who this machine is: an id and keys that are made once and never leave it, the market it belongs to, and a lock so that
-//! only one worker speaks for it.
+//! The machine's identity: its id and keys, which are made once and never leave the machine, the market where it is
+//! enrolled, and the lock by which only one worker uses them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,7 +15,7 @@ use nkeys::{KeyPair, XKey};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-/// The machine's identity, held for as long as this value lives.
+/// The machine's identity. The lock is held for as long as this value lives.
 pub(crate) struct Identity {
     pub(crate) machine: MachineId,
     pub(crate) state: PathBuf,
@@ -26,27 +26,27 @@ pub(crate) struct Identity {
 /// The machine's keys.
 pub(crate) struct Keys {
     nkey: KeyPair,
-    /// For the secrets of jobs.
+    /// The key with which the market seals the secrets of jobs.
     pub(crate) sealing: XKey,
 }
 
-/// Where this machine is enrolled.
+/// The market where this machine is enrolled.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Enrollment {
     /// Address of the market's edge.
     pub(crate) market: String,
-    /// Certificate of the authority that signed the edge's, if it is not a public one.
+    /// Certificate of the authority that signed the edge's, where that authority is not a public one.
     #[serde(default)]
     pub(crate) market_ca: Option<PathBuf>,
 }
 
 impl Keys {
-    /// `U…`.
+    /// The public key that names this machine, `U…`.
     pub(crate) fn public_key(&self) -> String {
         self.nkey.public_key()
     }
 
-    /// Signs a text; base64url.
+    /// Signs a text. The signature is in base64url.
     pub(crate) fn sign(&self, text: &str) -> anyhow::Result<String> {
         Ok(BASE64URL_NOPAD.encode(&self.sign_bytes(text.as_bytes())?))
     }
@@ -58,7 +58,7 @@ impl Keys {
 }
 
 impl Identity {
-    /// Takes the lock and reads who this is; makes it up at the first start.
+    /// Takes the lock and reads the id and the keys. Makes them at the first start.
     pub(crate) fn open(state: &Path) -> anyhow::Result<Self> {
         let state = std::path::absolute(state)?;
         fs::create_dir_all(state.join("leases")).with_context(|| format!("creating {}", state.display()))?;
@@ -74,7 +74,7 @@ impl Identity {
         Ok(Self { machine, state, keys, _lock: lock })
     }
 
-    /// The market this machine is enrolled at.
+    /// The market where this machine is enrolled. Fails where it is enrolled nowhere.
     pub(crate) fn enrollment(&self) -> anyhow::Result<Enrollment> {
         let path = self.state.join("enrollment.json");
         match fs::read(&path) {
@@ -87,12 +87,12 @@ impl Identity {
         }
     }
 
-    /// The market that the machine of a directory is enrolled at, if it is: for who has not the lock.
+    /// The market where the machine of a directory is enrolled, if it is, for commands that run beside the worker.
     pub(crate) fn enrolled_at(state: &Path) -> Option<Enrollment> {
         serde_json::from_slice(&fs::read(state.join("enrollment.json")).ok()?).ok()
     }
 
-    /// Keeps where this machine is enrolled.
+    /// Writes down where this machine is enrolled.
     pub(crate) fn enrolled(&self, enrollment: &Enrollment) -> anyhow::Result<()> {
         let path = self.state.join("enrollment.json");
         let partial = path.with_extension("partial");
@@ -101,12 +101,12 @@ impl Identity {
     }
 }
 
-/// Which machine this directory is of, if it is of any.
-pub(crate) fn known(state: &Path) -> Option<MachineId> {
+/// The id of the machine whose directory this is, if it is one's.
+pub(crate) fn machine_of(state: &Path) -> Option<MachineId> {
     fs::read_to_string(state.join("machine")).ok()?.trim().parse().ok()
 }
 
-/// What a file holds; made, and kept, where there is none.
+/// The content of a file. Where there is none, the content is made and written.
 fn kept(path: &Path, mode: u32, make: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => return Ok(text.trim().to_owned()),

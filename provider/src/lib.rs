@@ -1,4 +1,5 @@
-//! The machine of `GPUbnb`: pulls job messages, runs them in Docker on the GPU, reports with the lease.
+//! The worker of `GPUbnb` on a provider's machine: it pulls job messages, runs each job in Docker, and reports how the
+//! job ended.
 //!
 //! Belongs here: the machine's hardware, the sandbox, the life of one attempt on this machine. Must not
 //! come here: trust in a job, or a credential of another machine.
@@ -8,23 +9,25 @@ pub mod commands;
 pub mod config;
 mod control;
 mod credential;
+mod desired_state;
 mod dispatch;
 mod docker;
 mod gpu;
-mod hand;
+mod gpu_allocator;
 mod hardware;
 mod heartbeat;
 mod identity;
 mod journal;
+mod lease_table;
 mod market;
 mod owner;
 mod platform;
-mod run;
 mod selftest;
 mod sync;
+mod worker;
 
 pub use config::Cli;
-pub use docker::{Frame, container_name, hardened, job_user};
+pub use docker::{SandboxParams, container_name, hardened, job_user};
 pub use journal::Journal;
-pub use run::{enroll, run};
 pub use selftest::command as self_test;
+pub use worker::{enroll, run};

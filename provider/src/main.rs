@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
 use gpubnb_provider::{Cli, Journal, commands, config::Command, enroll, run, self_test};
 use tokio_util::sync::CancellationToken;
 
-// One thread is enough to watch over jobs, and light enough to forget.
+// A single thread is enough to watch over jobs, and costs the owner little memory.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match Box::pin(done()).await {

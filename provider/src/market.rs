@@ -1,4 +1,4 @@
-//! The market's edge, over HTTP: enrolling this machine and renewing its credential.
+//! The client for the market's edge, over HTTP: enrolls this machine and renews its credential.
 
 use std::{path::Path, time::Duration};
 
@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::identity::Keys;
 
+/// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What the market says to an enrolled machine.
+/// The market's answer to an enrolled machine: its credential, and where the broker is.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Enrolled {
     #[serde(flatten)]
@@ -23,22 +24,24 @@ pub(crate) struct Enrolled {
     pub(crate) broker_authority: Option<String>,
 }
 
-/// A no of the edge, and its name.
+/// The edge refused a request.
 #[derive(Debug, thiserror::Error)]
 #[error("{title}: {detail}")]
-pub(crate) struct Refused {
+pub(crate) struct EdgeRefusal {
     pub(crate) title: String,
     pub(crate) detail: String,
 }
 
+/// The body of an answer that is an error (RFC 9457).
 #[derive(Deserialize)]
-struct Problem {
+struct ProblemBody {
     title: String,
     detail: String,
 }
 
+/// The answer to a challenge.
 #[derive(Serialize)]
-struct Signed {
+struct SignedChallenge {
     nonce: String,
     signature: String,
 }
@@ -50,12 +53,12 @@ pub(crate) struct Market {
     url: String,
 }
 
-/// An HTTP client for a market: trusts public authorities, and the one given besides.
+/// An HTTP client for a market. It trusts the public authorities and the given one.
 pub(crate) fn http(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     if !url.contains("://") {
-        bail!("{url} is no address of a market: write https://{url}, or http://{url} for one on this machine");
+        bail!("{url} is not the address of a market: write https://{url}, or http://{url} for one on this machine");
     }
-    // Another library in this process may have installed one: either is good.
+    // The call fails where another library of this process has installed a provider, which does as well.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(5));
     if let Some(path) = authority {
@@ -63,7 +66,7 @@ pub(crate) fn http(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwes
         builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
     }
     if url.starts_with("http://") {
-        // Without TLS there is nobody to trust, and a small system may know no authority at all.
+        // Without TLS no authority is needed, and a small system may have none.
         builder = builder.tls_certs_only([]);
     }
     Ok(builder.build()?)
@@ -82,18 +85,18 @@ impl Market {
         let status = response.status();
         let text = response.bytes().await?;
         if status.is_success() {
-            return serde_json::from_slice(&text).with_context(|| format!("{url} answered something else"));
+            return serde_json::from_slice(&text).with_context(|| format!("the answer of {url} is not understood"));
         }
-        match serde_json::from_slice::<Problem>(&text) {
-            Ok(Problem { title, detail }) if status.is_client_error() && status.as_u16() != 429 => {
-                Err(Refused { title, detail }.into())
+        match serde_json::from_slice::<ProblemBody>(&text) {
+            Ok(ProblemBody { title, detail }) if status.is_client_error() && status.as_u16() != 429 => {
+                Err(EdgeRefusal { title, detail }.into())
             }
-            Ok(Problem { title, detail }) => bail!("{title}: {detail}"),
+            Ok(ProblemBody { title, detail }) => bail!("{title}: {detail}"),
             Err(_) => bail!("{url} answered {status}"),
         }
     }
 
-    /// Trades a code for a credential.
+    /// Enrolls the machine with a one-time code. Returns its first credential.
     pub(crate) async fn enroll(&self, keys: &Keys, machine: MachineId, code: &str) -> anyhow::Result<Enrolled> {
         let mut redeem = RedeemEnrollment {
             code: code.to_owned(),
@@ -106,13 +109,13 @@ impl Market {
         self.post("/enroll", &redeem).await
     }
 
-    /// Renews the credential by signing what the market asks to sign.
+    /// Renews the credential by signing the market's challenge.
     pub(crate) async fn renew(&self, keys: &Keys, machine: MachineId) -> anyhow::Result<Enrolled> {
         let empty = serde_json::Map::new();
         let challenge: Challenge = self.post(&format!("/machines/{machine}/challenge"), &empty).await?;
         let mut renew = RenewCredential { machine, nonce: challenge.nonce, signature: String::new() };
         renew.signature = keys.sign(&renew.signed_text())?;
-        let signed = Signed { nonce: renew.nonce, signature: renew.signature };
+        let signed = SignedChallenge { nonce: renew.nonce, signature: renew.signature };
         self.post(&format!("/machines/{machine}/credential"), &signed).await
     }
 }

@@ -1,4 +1,4 @@
-//! What the worker says to the platform, and how long it keeps saying it.
+//! Sends this machine's commands to the platform: once, or again until the platform answers.
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ impl Platform {
         Self { caller, machine }
     }
 
-    /// Which machine this is.
+    /// The machine in whose name the commands are sent.
     pub(crate) fn machine(&self) -> MachineId {
         self.machine
     }
 
-    /// One try.
+    /// Sends a command once.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         verb: &str,
@@ -38,7 +38,7 @@ impl Platform {
         self.caller.call(subject, Actor::Machine(self.machine), body).await
     }
 
-    /// Tries until there is an answer: a yes, or a no. Drop the future to give up.
+    /// Sends a command until the platform accepts or refuses it. Drop the future to give up.
     pub(crate) async fn insist<T: DeserializeOwned>(
         &self,
         verb: &str,
@@ -48,12 +48,14 @@ impl Platform {
         loop {
             match self.ask(verb, body).await {
                 Ok(answer) => return Ok(answer),
-                // Others were faster; the platform will decide anew.
+                // Another command came first. The platform decides again from the new state.
                 Err(Failure::Refused(refusal)) if refusal.name == "Conflict" => {
-                    debug!(verb, "conflict: said again");
+                    debug!(verb, "a conflict: sending the command again");
                 }
                 Err(Failure::Refused(refusal)) => return Err(refusal),
-                Err(Failure::Unavailable(problem)) => warn!(verb, problem, "the platform is away: said again"),
+                Err(Failure::Unavailable(problem)) => {
+                    warn!(verb, %problem, "the platform does not answer: sending the command again");
+                }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

@@ -1,4 +1,5 @@
-//! Desired against actual: the worker says what it has in hand and hears what is wanted of each attempt.
+//! Reconciles with the platform: the worker lists its attempts, and the platform answers with the state in which each
+//! should be.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,13 +8,19 @@ use gpubnb_runtime::rpc::Failure;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{control::Wanted, hand::Hand, platform::Platform};
+use crate::{control::Availability, lease_table::LeaseTable, platform::Platform};
 
+/// Time between two lists, while there are attempts and while there are none.
 const BUSY: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Reconciles until shutdown.
-pub(crate) async fn reconcile(platform: Platform, hand: Arc<Hand>, wanted: Arc<Wanted>, shutdown: CancellationToken) {
+pub(crate) async fn reconcile(
+    platform: Platform,
+    table: Arc<LeaseTable>,
+    availability: Arc<Availability>,
+    shutdown: CancellationToken,
+) {
     let mut last = tokio::time::Instant::now();
     loop {
         tokio::select! {
@@ -21,21 +28,21 @@ pub(crate) async fn reconcile(platform: Platform, hand: Arc<Hand>, wanted: Arc<W
             () = tokio::time::sleep(BUSY) => {}
         }
         let leases: Vec<_> =
-            hand.leases().into_iter().map(|held| Accept { job: held.job, lease: held.lease }).collect();
+            table.running().into_iter().map(|held| Accept { job: held.job, lease: held.lease }).collect();
         if leases.is_empty() && last.elapsed() < IDLE {
             continue;
         }
         last = tokio::time::Instant::now();
         match platform.ask::<Desired>("sync", &Inventory { leases }).await {
             Ok(desired) => {
-                wanted.set(desired.takes_jobs);
-                for (lease, wish) in desired.leases {
-                    hand.wish(lease, wish.into());
+                availability.set_takes_jobs(desired.takes_jobs);
+                for (lease, state) in desired.leases {
+                    table.set_desired(lease, state.into());
                 }
             }
-            // Nothing is torn down because nobody answered.
-            Err(Failure::Unavailable(problem)) => debug!(problem, "sync"),
-            Err(Failure::Refused(refusal)) => warn!(%refusal, "sync"),
+            // The attempts run on: an answer that did not come is no reason to stop one.
+            Err(Failure::Unavailable(problem)) => debug!(%problem, "the list of attempts was not answered"),
+            Err(Failure::Refused(refusal)) => warn!(%refusal, "the list of attempts was refused"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Every address of this server, and what each demands. Nothing else is served.
 
 use gpubnb_events::{
-    command::{Challenge, Done, EnrollmentCode, MachineWish, Quote, RedeemEnrollment, Submitted},
+    command::{Challenge, Done, EnrollmentCode, MachineChange, Quote, RedeemEnrollment, Submitted},
     dead_letter::{DeadLetter, Remedied, Remedy},
     event::Check,
     spec::Artifact,
@@ -146,7 +146,7 @@ fn machines(routes: Routes) -> Routes {
         .lists::<Day>()
         .post("/api/v1/machines/{machine}/wish", Scope(MachinesWrite), api::machines::wish)
         .about("Pauses, resumes, drains, delists or reprices one's own machine, or announces maintenance.")
-        .takes::<MachineWish>()
+        .takes::<MachineChange>()
         .answers::<Done>()
         .post("/api/v1/speed", Public, api::machines::speed)
         .about("Takes what is sent, 256 KiB at the most, and forgets it: a machine measures its way to the market.")

@@ -1,7 +1,9 @@
-//! Images: which a job may bring, from the name it gives to the id of what is here, pulled where it is not.
+//! Finds the image of a job by its name: refuses it where the owner does not allow it, and pulls it where it is not
+//! here.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -16,44 +18,46 @@ use bollard::{
 use futures_util::StreamExt;
 use gpubnb_events::{event::Reason, template};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Problem,
-    cache::{Cache, CacheLimits},
-    container::problem,
-    output::Of,
+    context::AttemptContext,
+    image_cache::{CacheLimits, ImageCache},
+    publish::publish_progress,
 };
 use crate::config::ImagePolicy;
 
 /// How long pulling an image may take.
 const PULL: Duration = Duration::from_secs(1_800);
-/// How long a name is taken to mean the same image. Names move, though seldom.
-const KNOWN: Duration = Duration::from_secs(30);
-/// Most names remembered.
-const MOST: usize = 256;
-/// How often a pull says how far it is.
-const SAY: Duration = Duration::from_secs(2);
+/// How long the id of a name is remembered. A name may come to mean another image, though that is rare.
+const REMEMBER: Duration = Duration::from_secs(30);
+/// Most names that are remembered.
+const MOST_NAMES: usize = 256;
+/// How often the progress of a pull is published.
+const PUBLISH: Duration = Duration::from_secs(2);
 
-/// What the owner allows of images.
+/// The owner's rules for images.
 #[derive(Debug, Clone)]
-pub(crate) struct Allowed {
+pub(crate) struct ImageRules {
     pub(crate) policy: ImagePolicy,
     pub(crate) registries: Vec<String>,
     /// Largest image, bytes.
     pub(crate) largest: u64,
-    /// Which images of former jobs are kept.
+    /// How many images of former jobs are kept, and for how long.
     pub(crate) cache: CacheLimits,
 }
 
-/// Which image each name meant a moment ago: jobs come in rows, and Docker takes milliseconds to say it again.
+/// The images on this machine.
 pub(crate) struct Images {
-    allowed: Allowed,
-    known: Mutex<HashMap<String, (String, Instant)>>,
-    pulled: Cache,
+    rules: ImageRules,
+    /// The id that each name had, and when that was asked: similar jobs often follow each other, and Docker takes
+    /// milliseconds to answer.
+    recent: Mutex<HashMap<String, (String, Instant)>>,
+    pulled: ImageCache,
 }
 
-impl Allowed {
+impl ImageRules {
     fn allows(&self, name: &str) -> bool {
         let approved = template::ALL.iter().any(|t| t.image == name);
         let listed = || self.registries.iter().any(|registry| registry == registry_of(name));
@@ -65,7 +69,7 @@ impl Allowed {
     }
 }
 
-/// The registry that an image's name leads to.
+/// The registry in an image's name.
 fn registry_of(name: &str) -> &str {
     match name.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
@@ -74,88 +78,93 @@ fn registry_of(name: &str) -> &str {
 }
 
 impl Images {
-    /// What is known of them in this directory.
-    pub(crate) fn new(state: &Path, allowed: Allowed) -> Self {
-        Self { pulled: Cache::open(state, allowed.cache), allowed, known: Mutex::default() }
+    /// The images on this machine. The directory has the list of those that were pulled for jobs.
+    pub(crate) fn new(state: &Path, rules: ImageRules) -> Self {
+        Self { pulled: ImageCache::open(state, rules.cache), rules, recent: Mutex::default() }
     }
 
-    /// The id of a job's image; pulled where it is not here. It is said how far that is.
-    pub(super) async fn resolve(&self, docker: &Docker, name: &str, of: Of<'_>) -> Result<String, Problem> {
-        if !self.allowed.allows(name) {
+    /// The id of a job's image. Pulls the image where it is not here, and publishes the progress of that.
+    pub(super) async fn resolve(&self, name: &str, context: &AttemptContext) -> Result<String, Problem> {
+        if !self.rules.allows(name) {
             let detail = "this machine's owner does not allow images from there (--images)";
             return Err(Problem::new(Reason::BadImage, detail));
         }
-        if let Some((id, at)) = self.known().get(name)
-            && at.elapsed() < KNOWN
+        if let Some((id, at)) = self.recent().get(name)
+            && at.elapsed() < REMEMBER
         {
             return Ok(id.clone());
         }
-        let id = match docker.inspect_image(name).await {
+        let id = match context.tools.docker.inspect_image(name).await {
             Ok(found) => found.id.unwrap_or_default(),
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => self.pull(docker, name, of).await?,
-            Err(e) => return Err(problem(e)),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => self.pull(name, context).await?,
+            Err(e) => return Err(Problem::of_docker(e)),
         };
-        self.pulled.used(name);
-        let mut known = self.known();
-        if known.len() >= MOST {
-            known.clear();
+        self.pulled.note_use(name);
+        let mut recent = self.recent();
+        if recent.len() >= MOST_NAMES {
+            recent.clear();
         }
-        known.insert(name.to_owned(), (id.clone(), Instant::now()));
+        recent.insert(name.to_owned(), (id.clone(), Instant::now()));
         Ok(id)
     }
 
-    /// Removes what is too old or too much.
+    /// Removes the images of former jobs that are too old or too many.
     pub(crate) async fn tidy(&self, docker: &Docker) {
         self.pulled.evict(docker, "").await;
     }
 
-    /// It is not here any more.
+    /// Forgets the id of a name, because the image is not here any more.
     pub(super) fn forget(&self, name: &str) {
-        self.known().remove(name);
+        self.recent().remove(name);
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Instant)>> {
-        // A map of names is whole after a panic, too.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recent(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Instant)>> {
+        // A panic elsewhere cannot leave a map half written.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn pull(&self, docker: &Docker, name: &str, of: Of<'_>) -> Result<String, Problem> {
+    async fn pull(&self, name: &str, context: &AttemptContext) -> Result<String, Problem> {
         info!(image = name, "pulling");
-        let pulled = tokio::time::timeout(PULL, self.pull_all(docker, name, of)).await;
-        let slow = || Problem::new(Reason::RuntimeMisconfigured, format!("pulling {name} took too long"));
-        let (id, bytes) = pulled.map_err(|_| slow())??;
+        let docker = &context.tools.docker;
+        let pulled = tokio::time::timeout(PULL, self.pull_all(docker, name, context)).await;
+        let too_slow = || Problem::new(Reason::RuntimeMisconfigured, format!("pulling {name} took too long"));
+        let (id, bytes) = pulled.map_err(|_| too_slow())??;
         self.pulled.add(name, bytes);
         self.pulled.evict(docker, name).await;
         Ok(id)
     }
 
-    async fn pull_all(&self, docker: &Docker, name: &str, of: Of<'_>) -> Result<(String, u64), Problem> {
+    /// Returns the image's id and size, bytes.
+    async fn pull_all(&self, docker: &Docker, name: &str, context: &AttemptContext) -> Result<(String, u64), Problem> {
         let options = CreateImageOptionsBuilder::default().from_image(name).build();
         let mut steps = docker.create_image(Some(options), None, None);
-        let (mut progress, mut said) = (Progress::default(), Instant::now());
+        let (mut progress, mut published) = (PullProgress::default(), Instant::now());
         while let Some(step) = steps.next().await {
-            progress.take(step.map_err(not_pulled)?);
-            if progress.total > self.allowed.largest {
-                return Err(too_large(progress.total, self.allowed.largest));
+            progress.update(step.map_err(not_pulled)?);
+            if progress.total > self.rules.largest {
+                return Err(too_large(progress.total, self.rules.largest));
             }
-            if said.elapsed() > SAY {
-                said = Instant::now();
-                of.say_progress(progress.fraction(), progress.words()).await;
+            if published.elapsed() > PUBLISH {
+                published = Instant::now();
+                publish_progress(context, progress.fraction(), progress.to_string()).await;
             }
         }
         let found = docker.inspect_image(name).await.map_err(not_pulled)?;
         let (id, bytes) = (found.id.unwrap_or_default(), u64::try_from(found.size.unwrap_or(0)).unwrap_or(0));
-        if bytes > self.allowed.largest {
-            drop(docker.remove_image(&id, None::<RemoveImageOptions>, None).await);
-            return Err(too_large(bytes, self.allowed.largest));
+        if bytes > self.rules.largest {
+            if let Err(e) = docker.remove_image(&id, None::<RemoveImageOptions>, None).await {
+                warn!(image = name, error = %e, "an image that is too large cannot be removed");
+            }
+            return Err(too_large(bytes, self.rules.largest));
         }
         Ok((id, bytes))
     }
 }
 
-/// Whose fault it is that an image was not pulled: where its registry says no, nobody else will get it either.
+/// A failure to pull an image. Where the registry refuses the image, no other machine will get it either, and the job
+/// is at fault.
 fn not_pulled(e: Error) -> Problem {
-    const NO: [&str; 6] = [
+    const REFUSALS: [&str; 6] = [
         "manifest unknown",
         "pull access denied",
         "access to the resource is denied",
@@ -163,27 +172,29 @@ fn not_pulled(e: Error) -> Problem {
         "filesystem layer verification failed",
         "no matching manifest",
     ];
-    let words = e.to_string();
-    let not_found = words.contains("manifest for ") && words.contains(" not found");
-    if not_found || NO.iter().any(|no| words.contains(no)) { Problem::new(Reason::BadImage, words) } else { problem(e) }
+    let text = e.to_string();
+    let not_found = text.contains("manifest for ") && text.contains(" not found");
+    let refused = not_found || REFUSALS.iter().any(|refusal| text.contains(refusal));
+    if refused { Problem::caused(Reason::BadImage, e) } else { Problem::of_docker(e) }
 }
 
 fn too_large(bytes: u64, largest: u64) -> Problem {
     let gib = |bytes: u64| bytes >> 30;
-    let detail = format!("it has {} GiB and more, and {} are allowed here", gib(bytes), gib(largest));
+    let detail = format!("the image has {} GiB or more, and {} are allowed here", gib(bytes), gib(largest));
     Problem::new(Reason::BadImage, detail)
 }
 
-/// How far a pull is: bytes of each layer.
+/// How far a pull is.
 #[derive(Default)]
-struct Progress {
+struct PullProgress {
+    /// Bytes of each layer: those that are here, and all.
     layers: BTreeMap<String, (u64, u64)>,
     total: u64,
     unpacks: bool,
 }
 
-impl Progress {
-    fn take(&mut self, step: CreateImageInfo) {
+impl PullProgress {
+    fn update(&mut self, step: CreateImageInfo) {
         let (Some(id), Some(detail)) = (step.id, step.progress_detail) else { return };
         let bytes = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
         self.unpacks = step.status.as_deref() == Some("Extracting");
@@ -200,27 +211,30 @@ impl Progress {
     }
 
     fn fraction(&self) -> f32 {
-        // Of what is known so far; drawn, and not reckoned with.
+        // Only shown as a bar: the precision that is lost does not matter.
         #[allow(clippy::cast_precision_loss)]
         let share = self.done() as f32 / self.total.max(1) as f32;
         share
     }
+}
 
-    fn words(&self) -> String {
+impl fmt::Display for PullProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.unpacks {
-            return "unpacking the image".to_owned();
+            return f.write_str("unpacking the image");
         }
-        format!("pulling the image: {} of {} MiB", self.done() >> 20, self.total >> 20)
+        write!(f, "pulling the image: {} of {} MiB", self.done() >> 20, self.total >> 20)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bollard::models::ProgressDetail;
 
     #[test]
     fn the_owner_says_where_images_may_come_from() {
-        let allowed = |policy, registries: &[&str]| Allowed {
+        let rules = |policy, registries: &[&str]| ImageRules {
             policy,
             registries: registries.iter().map(|r| (*r).to_owned()).collect(),
             largest: 1,
@@ -228,14 +242,42 @@ mod tests {
         };
         let template = template::ALL[0].image;
         let custom = "ghcr.io/someone/thing@sha256:0";
-        for (allowed, expected) in [
-            (allowed(ImagePolicy::Any, &[]), [true, true, true]),
-            (allowed(ImagePolicy::Templates, &["ghcr.io"]), [true, false, false]),
-            (allowed(ImagePolicy::Registries, &["ghcr.io"]), [true, true, false]),
-            (allowed(ImagePolicy::Registries, &["docker.io"]), [true, false, true]),
+        for (rules, expected) in [
+            (rules(ImagePolicy::Any, &[]), [true, true, true]),
+            (rules(ImagePolicy::Templates, &["ghcr.io"]), [true, false, false]),
+            (rules(ImagePolicy::Registries, &["ghcr.io"]), [true, true, false]),
+            (rules(ImagePolicy::Registries, &["docker.io"]), [true, false, true]),
         ] {
-            let got = [template, custom, "debian@sha256:0"].map(|name| allowed.allows(name));
-            assert_eq!(got, expected, "{allowed:?}");
+            let got = [template, custom, "debian@sha256:0"].map(|name| rules.allows(name));
+            assert_eq!(got, expected, "{rules:?}");
         }
+    }
+
+    #[test]
+    fn an_image_that_its_registry_refuses_is_the_jobs_fault() {
+        let refused = |text: &str| {
+            not_pulled(Error::DockerResponseServerError { status_code: 500, message: text.to_owned() }).reason
+        };
+        assert_eq!(refused("manifest for example.org/a:1 not found"), Reason::BadImage);
+        assert_eq!(refused("pull access denied for a"), Reason::BadImage);
+        assert_eq!(refused("dial tcp: lookup example.org: no such host"), Reason::RuntimeMisconfigured);
+        assert_eq!(refused("no space left on device"), Reason::DiskFull);
+    }
+
+    #[test]
+    fn the_progress_of_a_pull_is_the_share_of_the_known_layers() {
+        let mut progress = PullProgress::default();
+        let step = |id: &str, status: &str, current: i64, total: i64| CreateImageInfo {
+            id: Some(id.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: Some(ProgressDetail { current: Some(current), total: Some(total) }),
+            ..Default::default()
+        };
+        progress.update(step("one", "Downloading", 1 << 20, 4 << 20));
+        progress.update(step("two", "Downloading", 3 << 20, 4 << 20));
+        assert_eq!(progress.to_string(), "pulling the image: 4 of 8 MiB");
+        assert!((progress.fraction() - 0.5).abs() < f32::EPSILON);
+        progress.update(step("one", "Extracting", 1, 4));
+        assert_eq!(progress.to_string(), "unpacking the image");
     }
 }

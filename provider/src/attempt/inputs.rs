@@ -1,4 +1,4 @@
-//! The files a job is given: fetched with a permit for each, checked against their hashes, and nobody's to change.
+//! Downloads the files that a job is given, checks their hashes, and makes them read-only.
 
 use std::{
     fs,
@@ -13,13 +13,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tracing::warn;
 
-use super::{Problem, Tools};
+use super::{Problem, context::Tools};
 
+/// How often the download of one file is tried, and how long it may take.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 const ONE_FILE: Duration = Duration::from_secs(600);
 
-/// Fetches them all into a directory; `None` where there are none.
+/// Downloads all files into the directory `input` of an attempt. `None` where the job has none.
 pub(super) async fn fetch(tools: &Tools, grant: &Grant, dir: &Path) -> Result<Option<PathBuf>, Problem> {
     if grant.spec.inputs.is_empty() {
         return Ok(None);
@@ -29,24 +30,28 @@ pub(super) async fn fetch(tools: &Tools, grant: &Grant, dir: &Path) -> Result<Op
         return Err(Problem::new(Reason::BadInput, "the market keeps no files"));
     }
     for (input, url) in grant.spec.inputs.iter().zip(&grant.inputs) {
-        let path = plain(&root, &input.path)?;
+        let path = path_below(&root, &input.path)?;
         let mut tries = 0;
         while let Err(e) = get(tools, url, &path, input).await {
             tries += 1;
             if tries == TRIES {
-                return Err(Problem::new(Reason::BadInput, format!("{}: {e:#}", input.path)));
+                return Err(Problem::caused(Reason::BadInput, e.context(input.path.clone())));
             }
-            warn!(path = input.path, error = format!("{e:#}"), "fetching a file again");
+            warn!(path = input.path, error = format!("{e:#}"), "downloading a file again");
             tokio::time::sleep(PAUSE * tries).await;
         }
     }
     Ok(Some(root))
 }
 
-/// A path below the root. The market has checked it; this machine does not rely on that.
-fn plain(root: &Path, path: &str) -> Result<PathBuf, Problem> {
-    let all_plain = path.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains('\0'));
-    if all_plain { Ok(root.join(path)) } else { Err(Problem::new(Reason::BadInput, "a path that leads elsewhere")) }
+/// A path below the root. The market has checked the path, but this machine does not rely on that.
+fn path_below(root: &Path, path: &str) -> Result<PathBuf, Problem> {
+    let is_name = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+    if path.split('/').all(is_name) {
+        Ok(root.join(path))
+    } else {
+        Err(Problem::new(Reason::BadInput, "a path that leads elsewhere"))
+    }
 }
 
 async fn get(tools: &Tools, url: &str, path: &Path, input: &Input) -> anyhow::Result<()> {
@@ -61,13 +66,27 @@ async fn get(tools: &Tools, url: &str, path: &Path, input: &Input) -> anyhow::Re
     while let Some(piece) = body.next().await {
         let piece = piece?;
         bytes += piece.len() as u64;
-        anyhow::ensure!(bytes <= input.bytes, "it is larger than it was said to be");
+        anyhow::ensure!(bytes <= input.bytes, "the file is larger than the job says");
         hash.update(&piece);
         file.write_all(&piece).await?;
     }
     file.flush().await?;
-    anyhow::ensure!(bytes == input.bytes, "it has {bytes} bytes, and not {}", input.bytes);
-    anyhow::ensure!(gpubnb_events::hex(hash.finalize()) == input.sha256, "its hash is another");
+    anyhow::ensure!(bytes == input.bytes, "the file has {bytes} bytes, and not {}", input.bytes);
+    anyhow::ensure!(gpubnb_events::hex(hash.finalize()) == input.sha256, "the file has another hash than the job says");
     fs::set_permissions(path, fs::Permissions::from_mode(0o444))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_is_written_below_its_directory_and_nowhere_else() {
+        let root = Path::new("/lease/input");
+        assert_eq!(path_below(root, "a/b.txt").unwrap(), Path::new("/lease/input/a/b.txt"));
+        for path in ["", "/etc/passwd", "..", "a/../../b", "./a", "a//b", "a/", "a\0b"] {
+            assert_eq!(path_below(root, path).unwrap_err().reason, Reason::BadInput, "{path:?}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
-//! Puts the files of an attempt at the edge, streamed, and large ones in parts, so that one which breaks off goes on where it
-//! was. A file that cannot be put stays in the manifest: it is listed, and said to be missing.
+//! Uploads the files of an attempt to the market's edge. A large file goes in parts, so that an upload which breaks off
+//! is continued from the part where it broke off. A file that cannot be uploaded stays in the manifest, and the market
+//! shows it as missing.
 
 use std::{
     fs::File,
@@ -19,123 +20,127 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 use tracing::warn;
 
-use super::{output::Of, outputs};
+use super::{artifacts, context::AttemptContext, publish::publish_progress};
 
 /// First and longest pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long one piece may be on its way, and how long an answer.
-const ONE_PIECE: Duration = Duration::from_secs(600);
+/// How long one request with content may take, and how long one without.
+const ONE_PART: Duration = Duration::from_secs(600);
 const ONE_ANSWER: Duration = Duration::from_secs(30);
-/// A no that may be a yes the next time, besides what is the server's own fault.
-const AGAIN: [StatusCode; 3] =
+/// Refusals after which another try may succeed. After an error of the server another try always may.
+const TRANSIENT: [StatusCode; 3] =
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 
-/// How often is said how far it is; what is done sooner is not spoken of.
-const SAY: Duration = Duration::from_secs(1);
+/// How often the progress is published. An upload that takes less time than this publishes none.
+const PUBLISH: Duration = Duration::from_secs(1);
 
-/// How far all files are. The run itself is done: its share stays whole, and the words say how far its files are.
-struct Told<'a> {
-    of: Of<'a>,
+/// How far the upload of all files is. The job itself is done: its progress stays at 1, and the message tells the
+/// bytes.
+struct UploadProgress<'a> {
+    context: &'a AttemptContext,
     total: u64,
-    /// Of the files that are there.
-    before: u64,
-    said: Option<Instant>,
+    /// Bytes of the files that are uploaded.
+    uploaded: u64,
     began: Instant,
+    published: Option<Instant>,
 }
 
-impl Told<'_> {
-    /// So much of the present file is there.
-    async fn at(&mut self, bytes: u64) {
-        if self.said.unwrap_or(self.began).elapsed() >= SAY {
-            self.say(self.before + bytes).await;
+impl UploadProgress<'_> {
+    /// So many bytes of the present file are uploaded.
+    async fn update(&mut self, bytes: u64) {
+        if self.published.unwrap_or(self.began).elapsed() >= PUBLISH {
+            self.publish(self.uploaded + bytes).await;
         }
     }
 
-    async fn say(&mut self, bytes: u64) {
-        self.said = Some(Instant::now());
-        let words = format!("puts its files: {} of {} MB", bytes / 1_000_000, self.total / 1_000_000);
-        self.of.say_progress(1.0, words).await;
+    async fn publish(&mut self, bytes: u64) {
+        self.published = Some(Instant::now());
+        publish_progress(self.context, 1.0, message(bytes, self.total)).await;
     }
 
-    /// Nothing is left to put.
-    async fn done(&mut self) {
-        if self.said.is_some() {
-            self.say(self.before).await;
+    /// No file is left to upload.
+    async fn finish(&mut self) {
+        if self.published.is_some() {
+            self.publish(self.uploaded).await;
         }
     }
 }
 
-/// Puts all files, one after the other, and waits for the market where it is away, for as long as the permit is good.
-pub(super) async fn put_all(of: Of<'_>, permit: &UploadGrant, root: &Path, files: &[Artifact]) {
-    let client = &of.tools.http;
-    let mut told =
-        Told { of, total: files.iter().map(|file| file.bytes).sum(), before: 0, said: None, began: Instant::now() };
+fn message(bytes: u64, total: u64) -> String {
+    format!("uploading files: {} of {} MB", bytes / 1_000_000, total / 1_000_000)
+}
+
+/// Uploads all files, one after the other. Waits for the market where it is away, for as long as the permit is valid.
+pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, files: &[Artifact]) {
+    let (client, root) = (&context.tools.http, context.output());
+    let total = files.iter().map(|file| file.bytes).sum();
+    let mut progress = UploadProgress { context, total, uploaded: 0, began: Instant::now(), published: None };
     for file in files {
-        let (mut pause, mut there) = (FIRST_PAUSE, true);
-        while let Err(e) = put(client, permit, root, file, &mut told).await {
+        let (mut pause, mut is_uploaded) = (FIRST_PAUSE, true);
+        while let Err(e) = upload(client, permit, &root, file, &mut progress).await {
             if e.is_final || SystemClock.now() > permit.expires {
-                warn!(path = file.path, error = format!("{:#}", e.problem), "gave up putting a file");
-                there = false;
+                warn!(path = file.path, error = format!("{:#}", e.cause), "gave up uploading a file");
+                is_uploaded = false;
                 break;
             }
-            warn!(path = file.path, error = format!("{:#}", e.problem), "putting a file again");
+            warn!(path = file.path, error = format!("{:#}", e.cause), "uploading a file again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        told.before += if there { file.bytes } else { 0 };
-        told.at(0).await;
+        progress.uploaded += if is_uploaded { file.bytes } else { 0 };
+        progress.update(0).await;
     }
-    told.done().await;
+    progress.finish().await;
 }
 
-/// A file that was not put.
-struct NotPut {
-    problem: anyhow::Error,
-    /// Whether trying again is of no use.
+/// Why a file was not uploaded.
+struct UploadError {
+    cause: anyhow::Error,
+    /// True where another try would fail, too.
     is_final: bool,
 }
 
-impl<E: Into<anyhow::Error>> From<E> for NotPut {
+impl<E: Into<anyhow::Error>> From<E> for UploadError {
     fn from(e: E) -> Self {
-        Self { problem: e.into(), is_final: false }
+        Self { cause: e.into(), is_final: false }
     }
 }
 
-async fn put(
+async fn upload(
     client: &reqwest::Client,
     permit: &UploadGrant,
     root: &Path,
     file: &Artifact,
-    told: &mut Told<'_>,
-) -> Result<(), NotPut> {
+    progress: &mut UploadProgress<'_>,
+) -> Result<(), UploadError> {
     let mut url = reqwest::Url::parse(&permit.url)?;
     url.path_segments_mut()
         .map_err(|()| anyhow::anyhow!("the edge's address has no path"))?
         .extend(file.path.split('/'));
     if file.bytes <= PART_BYTES {
-        return send(client.put(url), permit, opened(root, file)?, file.bytes).await;
+        return send(client.put(url), permit, open(root, file)?, file.bytes).await;
     }
-    put_parts(client, permit, &url, root, file, told).await
+    upload_parts(client, permit, &url, root, file, progress).await
 }
 
 /// A file that cannot be read now will not be read later.
-fn opened(root: &Path, file: &Artifact) -> Result<File, NotPut> {
-    outputs::open(&root.join(&file.path)).map_err(|e| NotPut { problem: e.into(), is_final: true })
+fn open(root: &Path, file: &Artifact) -> Result<File, UploadError> {
+    artifacts::open(&root.join(&file.path)).map_err(|e| UploadError { cause: e.into(), is_final: true })
 }
 
-/// Puts the parts that are not there yet.
-async fn put_parts(
+/// Uploads the parts that the market does not have yet.
+async fn upload_parts(
     client: &reqwest::Client,
     permit: &UploadGrant,
     url: &reqwest::Url,
     root: &Path,
     file: &Artifact,
-    told: &mut Told<'_>,
-) -> Result<(), NotPut> {
+    progress: &mut UploadProgress<'_>,
+) -> Result<(), UploadError> {
     let bytes = file.bytes;
     let asked = client.get(url.clone()).timeout(ONE_ANSWER).bearer_auth(&permit.token).send().await?;
-    let received: Received = serde_json::from_slice(&answered(asked)?.bytes().await?)?;
+    let received: Received = serde_json::from_slice(&accepted(asked)?.bytes().await?)?;
     if received.complete {
         return Ok(());
     }
@@ -147,31 +152,54 @@ async fn put_parts(
         if part + 1 == parts {
             url.query_pairs_mut().append_pair("last", "true");
         }
-        // Opened anew: what is read ahead of one part must not move where the next begins.
-        let mut content = opened(root, file)?;
+        // The file is opened again for each part: reading ahead in one must not move the place where the next begins.
+        let mut content = open(root, file)?;
         content.seek(SeekFrom::Start(first))?;
         send(client.put(url), permit, content, (bytes - first).min(PART_BYTES)).await?;
-        told.at((first + PART_BYTES).min(bytes)).await;
+        progress.update((first + PART_BYTES).min(bytes)).await;
     }
     Ok(())
 }
 
-/// Sends so many bytes of a file from where it stands.
-async fn send(request: RequestBuilder, permit: &UploadGrant, content: File, bytes: u64) -> Result<(), NotPut> {
+/// Sends so many bytes of a file from its present position.
+async fn send(request: RequestBuilder, permit: &UploadGrant, content: File, bytes: u64) -> Result<(), UploadError> {
     let content = tokio::fs::File::from_std(content).take(bytes);
     let body = reqwest::Body::wrap_stream(ReaderStream::new(content));
-    let request = request.timeout(ONE_PIECE).bearer_auth(&permit.token).header("content-length", bytes).body(body);
-    answered(request.send().await?).map(drop)
+    let request = request.timeout(ONE_PART).bearer_auth(&permit.token).header("content-length", bytes).body(body);
+    accepted(request.send().await?).map(drop)
 }
 
-/// What the edge said, if it was not a no.
-fn answered(response: reqwest::Response) -> Result<reqwest::Response, NotPut> {
+/// The answer, unless it refuses the file.
+fn accepted(response: reqwest::Response) -> Result<reqwest::Response, UploadError> {
     let status = response.status();
-    // It was put before, and the answer was lost.
+    // 409: an earlier try had uploaded the file, and its answer was lost.
     if status.is_success() || status == StatusCode::CONFLICT {
         return Ok(response);
     }
-    let problem = anyhow::anyhow!("the market's edge answered {status}");
-    let again = status.is_server_error() || AGAIN.contains(&status);
-    Err(NotPut { problem, is_final: !again })
+    Err(UploadError { cause: anyhow::anyhow!("the market's edge answered {status}"), is_final: is_final(status) })
+}
+
+/// Returns true for a refusal that another try would meet, too.
+fn is_final(status: StatusCode) -> bool {
+    !status.is_server_error() && !TRANSIENT.contains(&status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_is_tried_again_where_that_may_help() {
+        for status in [500, 503, 429, 400, 412] {
+            assert!(!is_final(StatusCode::from_u16(status).unwrap()), "{status}");
+        }
+        for status in [401, 403, 404, 413] {
+            assert!(is_final(StatusCode::from_u16(status).unwrap()), "{status}");
+        }
+    }
+
+    #[test]
+    fn the_progress_is_told_in_megabytes() {
+        assert_eq!(message(1_999_999, 80_000_000), "uploading files: 1 of 80 MB");
+    }
 }

@@ -1,4 +1,4 @@
-//! The machine itself: disk, CPU, memory, GPUs.
+//! Checks of the machine itself: disk, CPU, memory and GPUs.
 
 use std::{
     fs::{self, File},
@@ -10,14 +10,15 @@ use std::{
 
 use gpubnb_events::event::Check;
 use sha2::{Digest as _, Sha256};
+use tracing::warn;
 
 use super::{check, needs};
 use crate::{gpu::Gpus, hardware};
 
-/// Room that a machine needs to be of use.
+/// Free disk space that a machine needs at least.
 const LEAST_ROOM_MIB: u64 = 1_024;
-/// What is written and read to measure the disk, and hashed: so many bytes, in pieces. In one, glibc would keep the memory
-/// for the life of the worker.
+/// Bytes that are written, read and hashed to measure the disk and the CPU. They are handled in pieces: glibc would
+/// keep the memory of one large buffer for the life of the worker.
 const SAMPLE: usize = 16 << 20;
 const PIECE: usize = 128 << 10;
 
@@ -28,7 +29,10 @@ pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
         checks.extend([cpu_cores(), cpu_hash(), cpu_matmul()]);
         checks
     });
-    let mut checks = measured.await.unwrap_or_default();
+    let mut checks = measured.await.unwrap_or_else(|e| {
+        warn!(error = %e, "the disk and the CPU could not be measured");
+        Vec::new()
+    });
     if let Ok(memory) = hardware::memory() {
         checks.push(check("memory.total", memory.0.to_string(), "MiB"));
     }
@@ -68,7 +72,7 @@ fn disk(state: &Path) -> Vec<Check> {
     }
 }
 
-/// The nearest directory that is there.
+/// The nearest directory above a path that exists.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
 }
@@ -100,7 +104,7 @@ fn cpu_cores() -> Check {
     check("cpu.cores", cores.to_string(), "")
 }
 
-/// How fast one core hashes.
+/// The speed at which one core hashes.
 fn cpu_hash() -> Check {
     let piece = vec![0x5a_u8; PIECE];
     let began = Instant::now();
@@ -112,7 +116,7 @@ fn cpu_hash() -> Check {
     check("cpu.sha256", megabytes_a_second(SAMPLE, began).to_string(), "MB/s a core")
 }
 
-/// How fast one core multiplies matrices, plainly. What a GPU does is measured by the job `matmul`, in a container.
+/// The speed at which one core multiplies matrices with a plain loop. The GPUs are measured in `matmul.rs`.
 fn cpu_matmul() -> Check {
     const N: usize = 192;
     let (a, b) = (vec![1.5_f32; N * N], vec![0.5_f32; N * N]);
@@ -127,6 +131,6 @@ fn cpu_matmul() -> Check {
         }
     }
     black_box(&c);
-    // Two operations for each product: operations a microsecond are millions a second.
+    // Each product is two operations, and operations per microsecond are millions per second.
     check("cpu.matmul", megabytes_a_second(2 * N * N * N, began).to_string(), "MFLOPS a core")
 }

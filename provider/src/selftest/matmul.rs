@@ -1,6 +1,6 @@
-//! How fast the GPUs multiply matrices: the market's template `pytorch`, run on each of them in the sandbox of a job. So it
-//! says besides whether jobs are given the GPU at all. It takes a while and wants the GPU for itself: it is measured when the
-//! owner asks, kept, and said again whenever the worker starts.
+//! Measures how fast each GPU multiplies matrices, by running the market's template `pytorch` in the sandbox of a job.
+//! The measurement also shows that a job can use the GPU at all. It takes a while, and no job should run beside it: it
+//! is made when the owner asks, and its result is kept and reported at each start of the worker.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bollard::{
     Docker,
     container::LogOutput,
@@ -28,34 +28,34 @@ use gpubnb_events::{
     template::{self, Template},
 };
 
-use super::{Subject, check, needs};
+use super::{TestSubject, check, needs};
 use crate::{
-    docker::{Frame, file_owner, hardened, job_user},
+    docker::{SandboxParams, file_owner, hardened, job_user},
     hardware,
 };
 
 const FILE: &str = "matmul.json";
-/// How long pulling the image, and how long one measurement may take.
+/// How long pulling the image may take, and how long one measurement.
 const PULL: Duration = Duration::from_secs(3_600);
 const MEASURE: Duration = Duration::from_secs(300);
-/// What the template prints before the number.
-const SAID: &str = "GFLOP/s ";
-/// Log that is read.
+/// The text that the template prints before the number.
+const PREFIX: &str = "GFLOP/s ";
+/// Most bytes of the container's log that are read.
 const MOST_LOG: usize = 64 * 1024;
 
-/// Whether to measure.
+/// Measure the GPUs now, or report the last results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Measure {
-    /// Says what was measured before.
+    /// Reports the results of the last measurement.
     Kept,
-    /// Measures, and pulls the image where it is not here.
+    /// Measures now. Pulls the image where it is not here.
     Now,
 }
 
 /// GFLOP/s by the GPU's UUID.
 type Rates = BTreeMap<String, u64>;
 
-pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
+pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
     if subject.gpus.simulated() {
         return Vec::new();
     }
@@ -90,12 +90,12 @@ pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
     if subject.measure != Measure::Kept
         && let Err(e) = keep(&path, &rates)
     {
-        tracing::warn!(path = %path.display(), error = %e, "what was measured is not kept");
+        tracing::warn!(path = %path.display(), error = %e, "the measured speeds are not kept");
     }
     checks
 }
 
-/// What was measured before. Where that cannot be read, it is measured anew.
+/// The results of the last measurement. A file that cannot be read counts as none, and the owner measures again.
 fn kept(path: &Path) -> Rates {
     fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
@@ -106,12 +106,12 @@ fn keep(path: &Path, rates: &Rates) -> io::Result<()> {
     fs::rename(&partial, path)
 }
 
-async fn measure(subject: &Subject<'_>, docker: &Docker, gpu: &str) -> anyhow::Result<u64> {
+async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyhow::Result<u64> {
     let template = template::ALL.iter().find(|t| t.id == "pytorch").context("the market has no template for it")?;
     let image = image(docker, template).await?;
     let output = Scratch::new(subject.state, file_owner(docker).await?)?;
     let (machine, job, lease) = (MachineId::generate(), JobId::generate(), Lease(Seq::ZERO));
-    let frame = Frame {
+    let params = SandboxParams {
         machine,
         job,
         lease,
@@ -125,8 +125,8 @@ async fn measure(subject: &Subject<'_>, docker: &Docker, gpu: &str) -> anyhow::R
         runtime: subject.runtime.map(ToOwned::to_owned),
         max_log: 1 << 20,
     };
-    let mut body = hardened(&spec(template), &frame);
-    // It is no job: nobody may take it up again.
+    let mut body = hardened(&spec(template), &params);
+    // Without labels, no worker takes the container for an attempt and resumes it.
     body.labels = None;
     let name = format!("gpubnb-self-test-{job}");
     let options = CreateContainerOptionsBuilder::default().name(&name).build();
@@ -134,12 +134,12 @@ async fn measure(subject: &Subject<'_>, docker: &Docker, gpu: &str) -> anyhow::R
     let ran = tokio::time::timeout(MEASURE, run(docker, &name)).await;
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     let removed = docker.remove_container(&name, Some(options)).await;
-    let said = ran.context("it took too long")??;
+    let output = ran.context("the measurement took too long")??;
     removed?;
-    rate(&said).with_context(|| format!("it said no rate: {}", said.trim()))
+    rate(&output).with_context(|| format!("no speed in the output: {}", output.trim()))
 }
 
-/// A directory that is gone afterwards.
+/// A directory that is removed when this value is dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -162,7 +162,7 @@ fn spec(template: &Template) -> JobSpec {
     JobSpec { resources: fitting(whole.resources.clone()), ..whole }
 }
 
-/// What the template asks for, as far as this machine has it: the GPU is what is measured.
+/// The template's resources, reduced to what this machine has: only the GPU is measured.
 fn fitting(mut resources: Resources) -> Resources {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     resources.cpu_millis = resources.cpu_millis.min(u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1_000));
@@ -193,29 +193,29 @@ async fn image(docker: &Docker, template: &Template) -> anyhow::Result<String> {
     }
 }
 
-/// Runs it, and returns what it said.
+/// Runs the container, and returns its output.
 async fn run(docker: &Docker, name: &str) -> anyhow::Result<String> {
     docker.start_container(name, None::<StartContainerOptions>).await?;
     let ended = docker.wait_container(name, None::<WaitContainerOptions>).next().await;
     let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("20").build();
     let mut lines = docker.logs(name, Some(options));
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     while let Some(line) = lines.next().await {
-        said.extend_from_slice(&LogOutput::into_bytes(line?));
-        if said.len() > MOST_LOG {
+        output.extend_from_slice(&LogOutput::into_bytes(line?));
+        if output.len() > MOST_LOG {
             break;
         }
     }
-    let said = String::from_utf8_lossy(&said).into_owned();
+    let output = String::from_utf8_lossy(&output).into_owned();
     match ended {
-        Some(Ok(_)) | None => Ok(said),
-        Some(Err(e)) => bail!("{e}: {}", said.trim()),
+        Some(Ok(_)) | None => Ok(output),
+        Some(Err(e)) => Err(anyhow::Error::new(e).context(output.trim().to_owned())),
     }
 }
 
-/// The number in what the template printed.
-fn rate(said: &str) -> Option<u64> {
-    said.lines().find_map(|line| line.strip_prefix(SAID)?.trim().parse().ok())
+/// The speed in the template's output.
+fn rate(output: &str) -> Option<u64> {
+    output.lines().find_map(|line| line.strip_prefix(PREFIX)?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_says_the_rate_in_a_line_of_its_own() {
+    fn the_template_prints_the_speed_on_a_line_of_its_own() {
         assert_eq!(rate("NVIDIA H100\nGFLOP/s 51234\n"), Some(51_234));
         assert_eq!(rate("Traceback: GFLOP/s 1"), None);
         let template = template::ALL.iter().find(|t| t.id == "pytorch").unwrap();

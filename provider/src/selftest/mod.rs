@@ -1,6 +1,7 @@
-//! The self-test: whether this machine is fit to run jobs. A record for each check, with what to do where it failed.
+//! The self-test, which finds out whether this machine is fit to run jobs. Each check is a record, with a remedy where
+//! it failed.
 //!
-//! Belongs here: measuring, and saying what is needed. Must not come here: changing anything on the machine.
+//! Belongs here: measuring, and comparing with what is needed. Must not come here: changing anything on the machine.
 
 mod host;
 mod matmul;
@@ -15,28 +16,27 @@ use gpubnb_events::event::Check;
 pub(crate) use self::matmul::Measure;
 use crate::{gpu::Gpus, identity::Identity};
 
-/// Checks that a machine has to pass before it is listed; the others inform its owner and consumers.
+/// The checks that a machine has to pass before it is listed. The others only inform its owner and consumers.
 const NEEDED: [&str; 6] =
     ["docker.answers", "docker.version", "docker.runtime", "gpu.runtime", "disk.room", "clock.skew"];
 
-/// What the test looks at.
-pub(crate) struct Subject<'a> {
+/// The subject of a self-test: the machine's directory, its Docker, its GPUs, and the market.
+pub(crate) struct TestSubject<'a> {
     pub(crate) state: &'a Path,
     pub(crate) docker: Option<&'a Docker>,
     pub(crate) gpus: &'a Gpus,
     pub(crate) market: Option<(&'a reqwest::Client, &'a str)>,
-    /// Runtime for jobs, if not Docker's default.
+    /// The container runtime for jobs, where it is not Docker's default.
     pub(crate) runtime: Option<&'a str>,
     pub(crate) cdi: bool,
-    /// Whether the GPUs are measured.
     pub(crate) measure: Measure,
 }
 
-/// Tests everything; takes some two seconds, and as long as the GPUs are measured.
-pub(crate) async fn test(subject: &Subject<'_>) -> Vec<Check> {
+/// Makes all checks. That takes about two seconds, and longer where the GPUs are measured.
+pub(crate) async fn test(subject: &TestSubject<'_>) -> Vec<Check> {
     let (runtime, network, host) =
         tokio::join!(runtime::checks(subject), network::checks(subject), host::checks(subject.state, subject.gpus));
-    // By itself, for it wants the machine for itself.
+    // This measurement comes last, because nothing else should run beside it.
     let matmul = matmul::checks(subject).await;
     [runtime, host, matmul, network].concat()
 }
@@ -46,8 +46,8 @@ pub(crate) fn unfit(checks: &[Check]) -> Vec<&Check> {
     checks.iter().filter(|check| !check.passed && NEEDED.contains(&check.id.as_str())).collect()
 }
 
-/// Prints the checks for people.
-pub(crate) fn show(checks: &[Check]) -> String {
+/// The checks as lines for people.
+pub(crate) fn describe(checks: &[Check]) -> String {
     let mut text = String::new();
     for check in checks {
         let mark = match (check.passed, NEEDED.contains(&check.id.as_str())) {
@@ -63,9 +63,9 @@ pub(crate) fn show(checks: &[Check]) -> String {
     text
 }
 
-/// The command: tests, prints, and fails where the machine is not fit.
+/// The command `self-test`: prints the checks, and fails where the machine is not fit.
 pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow::Result<()> {
-    if args.measure_gpus && crate::commands::in_hand(state).await > 0 {
+    if args.measure_gpus && crate::commands::running_jobs(state).await > 0 {
         anyhow::bail!("jobs run on this machine: measuring would slow them down. gpubnb-provider drain, then again");
     }
     let gpus = Gpus::probe(0, args.nvml.as_deref());
@@ -75,7 +75,7 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
         Some(at) => Some((crate::market::http(&at.market, at.market_ca.as_deref())?, at.market.clone())),
         None => None,
     };
-    let checks = test(&Subject {
+    let checks = test(&TestSubject {
         state,
         docker: docker.as_ref(),
         gpus: &gpus,
@@ -88,13 +88,14 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
     if args.output.json {
         println!("{}", serde_json::to_string_pretty(&checks)?);
     } else {
-        print!("{}", show(&checks));
+        print!("{}", describe(&checks));
     }
     let unfit = unfit(&checks).len();
     anyhow::ensure!(unfit == 0, "{unfit} needed checks failed: the machine would not be listed");
     Ok(())
 }
 
+/// A check that only informs.
 fn check(id: &str, actual: impl Into<String>, unit: &str) -> Check {
     Check {
         id: id.to_owned(),
@@ -106,7 +107,7 @@ fn check(id: &str, actual: impl Into<String>, unit: &str) -> Check {
     }
 }
 
-/// A check with a condition, and what to do where it does not hold.
+/// Adds a requirement to a check, with the remedy where the check does not meet it.
 fn needs(check: Check, required: &str, passed: bool, remedy: &str) -> Check {
     let remedy = if passed { String::new() } else { remedy.to_owned() };
     Check { required: required.to_owned(), passed, remedy, ..check }
@@ -121,7 +122,7 @@ mod tests {
         let failed = |id| needs(check(id, "0", "GiB"), "1", false, "make room");
         let checks = [failed("disk.room"), failed("disk.write"), check("clock.skew", "0", "s")];
         assert_eq!(unfit(&checks).iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["disk.room"]);
-        let text = show(&checks);
+        let text = describe(&checks);
         assert!(text.contains("FAIL disk.room") && text.contains("warn disk.write") && text.contains("make room"));
     }
 }

@@ -1,28 +1,34 @@
-//! The way to the market: how far, how fast, and whether the clocks agree.
+//! Checks of the connection to the market: latency, speed, and the difference of the clocks.
 
 use std::time::{Duration, Instant};
 
 use gpubnb_events::{Clock as _, SystemClock, Timestamp, event::Check};
 
-use super::{Subject, check, needs};
+use super::{TestSubject, check, needs};
 
-/// How far apart the clocks may be: tokens and permits are good for minutes.
+/// How far apart the clocks may be. Tokens and permits are valid for minutes only.
 const MOST_SKEW_SECONDS: u64 = 5;
+/// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the speed is measured.
 const MEASURE: Duration = Duration::from_millis(500);
-/// Most requests each way: the market bounds how often an address asks.
+/// Most requests in each direction: the market limits the requests of an address.
 const MOST_PARTS: u32 = 40;
-/// What is sent at once: the market takes 256 KiB.
+/// Bytes of one upload: the market takes 256 KiB at most.
 const UP_PART: u32 = 192 * 1024;
 
-pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
+pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
     let Some((client, market)) = subject.market else { return Vec::new() };
     match look(client, market.trim_end_matches('/')).await {
         Ok(checks) => checks,
         Err(e) => {
             let remedy = "See that this machine reaches the market: its address, a firewall, its certificate.";
-            vec![needs(check("network.market", e.without_url().to_string(), ""), "answers", false, remedy)]
+            vec![needs(
+                check("network.market", format!("{:#}", anyhow::Error::new(e.without_url())), ""),
+                "answers",
+                false,
+                remedy,
+            )]
         }
     }
 }
@@ -40,7 +46,7 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
     }
     let (began, mut bytes) = (Instant::now(), 0);
     for _ in 0..MOST_PARTS {
-        let Some(response) = well(get("/openapi.json").await?) else { break };
+        let Some(response) = successful(get("/openapi.json").await?) else { break };
         bytes += response.bytes().await?.len();
         if began.elapsed() > MEASURE {
             break;
@@ -48,11 +54,11 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
     }
     let down = (bytes > 0).then(|| check("network.down", megabits(bytes, began), "Mbit/s, at least"));
     let (began, mut bytes) = (Instant::now(), 0);
-    // Not all zeros: something on the way might compress them.
+    // The content is not all zeros, which something on the way might compress.
     let part: Vec<u8> = (0..UP_PART / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     for _ in 0..MOST_PARTS {
         let sent = client.post(format!("{market}/api/v1/speed")).timeout(PATIENCE).body(part.clone()).send();
-        if well(sent.await?).is_none() {
+        if successful(sent.await?).is_none() {
             break;
         }
         bytes += part.len();
@@ -76,8 +82,9 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
     Ok(checks)
 }
 
-/// An answer that is none of "too many" or "not here": what was measured until then is all that is known.
-fn well(response: reqwest::Response) -> Option<reqwest::Response> {
+/// The answer, unless the market refuses the request, for example because there were too many. The measurement then
+/// ends with what it has.
+fn successful(response: reqwest::Response) -> Option<reqwest::Response> {
     response.status().is_success().then_some(response)
 }
 
@@ -86,7 +93,7 @@ fn megabits(bytes: usize, began: Instant) -> String {
     (bytes as u64 * 8 / micros).to_string()
 }
 
-/// How far this machine's clock is from the date of an answer (RFC 9110).
+/// The difference between this machine's clock and the `Date` header of an answer, seconds (RFC 9110).
 fn seconds_apart(date: &str) -> Option<u64> {
     let theirs = Timestamp::from_http_date(date)?;
     let ours = SystemClock.now();

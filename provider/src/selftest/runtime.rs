@@ -1,18 +1,18 @@
-//! Docker and what it runs containers with.
+//! Checks of Docker and its container runtimes.
 
 use bollard::{Docker, models::SystemInfo};
 use gpubnb_events::event::Check;
 
-use super::{Subject, check, needs};
+use super::{TestSubject, check, needs};
 use crate::gpu::Gpus;
 
-/// Oldest Docker that the sandbox was tried on.
+/// The oldest version of Docker on which the sandbox was tried.
 const OLDEST_DOCKER: (u64, u64, u64) = (20, 10, 0);
-/// First runc of each line without the known ways out of a container: CVE-2024-21626 (1.1.12), and CVE-2025-31133,
-/// -52565 and -52881 (1.2.8, 1.3.3).
+/// The first safe version of each line of runc. Older ones let a job out of its container: CVE-2024-21626 (mended in
+/// 1.1.12), and CVE-2025-31133, -52565 and -52881 (mended in 1.2.8 and 1.3.3).
 const SAFE_RUNC: [(u64, u64, u64); 3] = [(1, 2, 8), (1, 3, 3), (1, 4, 0)];
 
-pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
+pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
     let Some(docker) = subject.docker else { return vec![absent("Docker does not answer")] };
     match look(docker).await {
         Ok((version, runc, info)) => {
@@ -29,7 +29,7 @@ pub(super) async fn checks(subject: &Subject<'_>) -> Vec<Check> {
             checks.extend(gpu_runtime(&info, subject.gpus, subject.cdi));
             checks
         }
-        Err(e) => vec![absent(&e.to_string())],
+        Err(e) => vec![absent(&format!("{:#}", anyhow::Error::new(e)))],
     }
 }
 
@@ -67,14 +67,15 @@ fn runc_version(version: Option<&str>) -> Check {
     needs(check("docker.runc", version, ""), "1.2.8, 1.3.3, 1.4 or newer", safe, remedy)
 }
 
-/// User namespaces: root in a container is nobody outside. Good to have; jobs never run as root in any case.
+/// Shows whether user namespaces are on, so that root in a container is nobody outside. They are not required, since no
+/// job runs as root.
 fn userns(info: &SystemInfo) -> Check {
     let on =
         info.security_options.iter().flatten().any(|option| option.contains("userns") || option.contains("rootless"));
     check("docker.userns", if on { "remapped" } else { "not remapped" }, "")
 }
 
-/// Whether jobs outlive a restart of Docker.
+/// Checks that containers outlive a restart of Docker.
 fn live_restore(info: &SystemInfo) -> Check {
     let on = info.live_restore_enabled == Some(true);
     let remedy = "Let jobs outlive a restart of Docker: \"live-restore\": true in /etc/docker/daemon.json.";

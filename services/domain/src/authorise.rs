@@ -1,6 +1,6 @@
 //! Authorisation: which actor may give which command. No other file decides that, and the default is no.
 
-use gpubnb_events::{AccountId, Actor, command::MachineWish};
+use gpubnb_events::{AccountId, Actor, command::MachineChange};
 
 use super::{Command, Refusal, Settings, World, job::Job};
 
@@ -33,7 +33,7 @@ pub(crate) fn authorise(
             _ => return Err(Refusal::UnknownJob),
         },
         // Only the machine itself knows whether its owner uses it.
-        Command::ChangeMachine(c) if matches!(c.wish, MachineWish::Away | MachineWish::Back) => {
+        Command::ChangeMachine(c) if matches!(c.wish, MachineChange::Away | MachineChange::Back) => {
             actor == Actor::Machine(c.machine)
         }
         Command::ChangeMachine(c) => match actor {

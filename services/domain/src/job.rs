@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
-    command::{Accept, Decline, Grant, LeaseWish, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLease, Grant, Outcome, Report, Start},
     event::{
         Accepted, CancelRequested, Cancelled, Completed, Declined, Failed, Fault, JobAssigned, JobSubmitted, Reason,
         Requeued, Started,
@@ -358,12 +358,12 @@ impl Job {
         }
     }
 
-    /// True if a machine should go on with an attempt.
-    pub fn wish(&self, machine: MachineId, lease: Lease) -> LeaseWish {
+    /// The desired state of an attempt: go on, cancel, or abandon.
+    pub fn wish(&self, machine: MachineId, lease: Lease) -> DesiredLease {
         match self.live(machine, lease) {
-            Err(_) => LeaseWish::Abandon,
-            Ok(_) if self.cancel.is_some() => LeaseWish::Cancel,
-            Ok(_) => LeaseWish::Keep,
+            Err(_) => DesiredLease::Abandon,
+            Ok(_) if self.cancel.is_some() => DesiredLease::Cancel,
+            Ok(_) => DesiredLease::Keep,
         }
     }
 
@@ -528,7 +528,7 @@ mod tests {
         w.started(running, lease);
         let asked = w.when(w.as_consumer(), Command::Cancel(running)).appended();
         assert_eq!(w.when(w.as_consumer(), Command::Cancel(running)).already(), asked);
-        assert_eq!(w.job(running).wish(w.machine, lease), LeaseWish::Cancel);
+        assert_eq!(w.job(running).wish(w.machine, lease), DesiredLease::Cancel);
         w.time_passes(Millis(60_000));
         w.when(Actor::Platform, Command::Expire(running)).appended();
         assert!(w.job(running).ending.clone().is_some_and(|e| e.cancelled));

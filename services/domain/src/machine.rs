@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Seq,
-    command::{MachineWish, RecordTest},
+    command::{MachineChange, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
         MachineRepriced, MachineResumed, MachineSuspected, MachineTested, Speed, verified,
@@ -130,30 +130,30 @@ impl Machine {
     }
 
     /// Changes the machine as its owner wishes.
-    pub(crate) fn change(&self, machine: MachineId, wish: MachineWish) -> Result<Decision, Refusal> {
+    pub(crate) fn change(&self, machine: MachineId, wish: MachineChange) -> Result<Decision, Refusal> {
         use Availability::{Delisted, Draining, Maintenance, Paused, Ready};
         let already = Ok(Decision::Already(self.last));
         match (wish, self.availability) {
-            (MachineWish::Delist, Delisted) => already,
+            (MachineChange::Delist, Delisted) => already,
             (_, Delisted) => Err(Refusal::WrongState("The machine has left the market. List it again first.")),
-            (MachineWish::Pause, Paused)
-            | (MachineWish::Resume, Ready)
-            | (MachineWish::Drain, Draining)
-            | (MachineWish::Maintain, Maintenance) => already,
-            (MachineWish::Pause, _) => Ok(self.propose(MachinePaused { machine, away: false })),
-            (MachineWish::Resume, _) => Ok(self.propose(MachineResumed { machine, away: false })),
-            (MachineWish::Away, _) if self.away => already,
-            (MachineWish::Back, _) if !self.away => already,
-            (MachineWish::Away, _) => Ok(self.propose(MachinePaused { machine, away: true })),
-            (MachineWish::Back, _) => Ok(self.propose(MachineResumed { machine, away: true })),
-            (MachineWish::Drain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: false })),
-            (MachineWish::Maintain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: true })),
-            (MachineWish::Delist, _) if !self.leases.is_empty() => {
+            (MachineChange::Pause, Paused)
+            | (MachineChange::Resume, Ready)
+            | (MachineChange::Drain, Draining)
+            | (MachineChange::Maintain, Maintenance) => already,
+            (MachineChange::Pause, _) => Ok(self.propose(MachinePaused { machine, away: false })),
+            (MachineChange::Resume, _) => Ok(self.propose(MachineResumed { machine, away: false })),
+            (MachineChange::Away, _) if self.away => already,
+            (MachineChange::Back, _) if !self.away => already,
+            (MachineChange::Away, _) => Ok(self.propose(MachinePaused { machine, away: true })),
+            (MachineChange::Back, _) => Ok(self.propose(MachineResumed { machine, away: true })),
+            (MachineChange::Drain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: false })),
+            (MachineChange::Maintain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: true })),
+            (MachineChange::Delist, _) if !self.leases.is_empty() => {
                 Err(Refusal::WrongState("The machine still runs jobs. Drain it, and delist it when they have ended."))
             }
-            (MachineWish::Delist, _) => Ok(self.propose(MachineDelisted { machine })),
-            (MachineWish::Reprice(price), _) if price == self.offer.price => already,
-            (MachineWish::Reprice(price), _) => {
+            (MachineChange::Delist, _) => Ok(self.propose(MachineDelisted { machine })),
+            (MachineChange::Reprice(price), _) if price == self.offer.price => already,
+            (MachineChange::Reprice(price), _) => {
                 check_price(price)?;
                 Ok(self.propose(MachineRepriced { machine, price }))
             }
@@ -299,7 +299,7 @@ mod tests {
         let mut w = given();
         let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
         let [away, pause, back, resume] =
-            [MachineWish::Away, MachineWish::Pause, MachineWish::Back, MachineWish::Resume].map(change);
+            [MachineChange::Away, MachineChange::Pause, MachineChange::Back, MachineChange::Resume].map(change);
         w.when(w.as_machine(), away.clone()).appended();
         w.when(w.as_machine(), away.clone()).already();
         w.when(w.as_provider(), pause).appended();
@@ -316,7 +316,7 @@ mod tests {
         let mut w = given();
         let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
         let (drain, maintain, resume) =
-            (change(MachineWish::Drain), change(MachineWish::Maintain), change(MachineWish::Resume));
+            (change(MachineChange::Drain), change(MachineChange::Maintain), change(MachineChange::Resume));
         w.when(w.as_provider(), drain.clone()).appended();
         w.when(w.as_provider(), maintain.clone()).appended();
         w.when(w.as_provider(), maintain).already();
@@ -331,7 +331,7 @@ mod tests {
     fn an_offer_made_anew_does_not_end_the_owners_pause() {
         let mut w = given();
         let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
-        let (pause, delist) = (change(MachineWish::Pause), change(MachineWish::Delist));
+        let (pause, delist) = (change(MachineChange::Pause), change(MachineChange::Delist));
         w.when(w.as_provider(), pause).appended();
         let mut offer = w.offer();
         offer.slots += 1;
@@ -366,7 +366,7 @@ mod tests {
         let mut w = given();
         let job = w.submitted();
         w.assigned(job);
-        let delist = Command::ChangeMachine(ChangeMachine { machine: w.machine, wish: MachineWish::Delist });
+        let delist = Command::ChangeMachine(ChangeMachine { machine: w.machine, wish: MachineChange::Delist });
         assert!(matches!(w.when(w.as_provider(), delist.clone()).refused(), Refusal::WrongState(_)));
         assert!(matches!(w.when(w.as_consumer(), delist).refused(), Refusal::NotAllowed(_)));
     }

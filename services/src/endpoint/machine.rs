@@ -9,8 +9,8 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, ChangeMachine, Decline, Desired, Done, Grant, Inventory, LeaseWish, ListMachine, Listed, MachineWish,
-        RecordTest, Report, Start, UploadGrant,
+        Accept, ChangeMachine, Decline, Desired, DesiredLease, Done, Grant, Inventory, ListMachine, Listed,
+        MachineChange, RecordTest, Report, Start, UploadGrant,
     },
     manifest, subject,
 };
@@ -77,7 +77,7 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
         Some(job) => job,
         None => e.executor.load(accept.job).await?.ok_or(Failure::refused(Refusal::UnknownJob))?,
     };
-    if job.wish(machine, accept.lease) == LeaseWish::Abandon {
+    if job.wish(machine, accept.lease) == DesiredLease::Abandon {
         return Err(Failure::refused(Refusal::StaleLease));
     }
     let mut grant = job.grant();
@@ -143,7 +143,7 @@ fn check_signature(e: &Endpoints, machine: MachineId, report: &Report) -> Result
 pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
     let change: ChangeMachine = r.parse()?;
     let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
-    if change.wish == MachineWish::Delist {
+    if change.wish == MachineChange::Delist {
         // The machine's credential ends with its offer.
         e.revoker.look();
     }
@@ -162,7 +162,7 @@ async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
             None => match e.executor.load(job).await? {
                 Some(job) => job.wish(machine, lease),
                 // A job that is not found may still exist: nothing is torn down for that.
-                None => LeaseWish::Keep,
+                None => DesiredLease::Keep,
             },
         };
         leases.push((lease, wish));

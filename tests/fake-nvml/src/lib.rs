@@ -1,7 +1,8 @@
-//! A FAKE of NVIDIA's `libnvidia-ml.so`: as many symbols as the worker asks for, answering from a JSON file that a test
-//! writes (`GPUBNB_FAKE_NVML`). It exists because the tests have no GPU; nothing but tests may load it.
+//! A FAKE of NVIDIA's `libnvidia-ml.so` for tests on machines without a GPU. Nothing but tests may load it. It has the
+//! functions that the worker calls, and answers from the JSON file that `GPUBNB_FAKE_NVML` names, which a test writes:
+//! `{ "driver": "550", "gpus": [{ "uuid": "GPU-1", "total_mib": 81920, "trouble": "lost" }] }`.
 //!
-//! The structs are those of `nvml.h` (NVML API reference, driver 550): plain C, in the versions that nvml-wrapper asks for.
+//! The structs are those of `nvml.h` (NVML API reference, driver 550), in the versions that nvml-wrapper asks for.
 
 use std::{
     ffi::{c_char, c_int, c_uint, c_ulonglong},
@@ -18,6 +19,7 @@ const DRIVER_NOT_LOADED: c_int = 9;
 const GPU_IS_LOST: c_int = 15;
 const RESET_REQUIRED: c_int = 16;
 
+/// The content of the file.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Machine {
@@ -38,16 +40,18 @@ struct Gpu {
     watts: c_uint,
     pids: Vec<c_uint>,
     ecc: Option<u64>,
-    /// `lost`, `reset` or `driver`.
+    /// Why the GPU does not answer: `lost`, `reset` or `driver`. Empty for a GPU that works.
     trouble: String,
 }
 
+/// Reads the file again at each call, so that a test can change the answers. `None` stands for a driver that is not
+/// loaded.
 fn machine() -> Option<Machine> {
     let text = fs::read_to_string(std::env::var_os("GPUBNB_FAKE_NVML")?).ok()?;
     serde_json::from_str(&text).ok()
 }
 
-/// A device's handle is its number and one.
+/// The GPU of a handle. The handle is the GPU's index plus one, so that no handle is null.
 fn gpu(device: usize) -> Result<Gpu, c_int> {
     let machine = machine().ok_or(DRIVER_NOT_LOADED)?;
     let gpu = machine.gpus.into_iter().nth(device.wrapping_sub(1)).ok_or(INVALID_ARGUMENT)?;
@@ -59,10 +63,11 @@ fn gpu(device: usize) -> Result<Gpu, c_int> {
     }
 }
 
+/// Writes a value where the caller wants it, and returns the code for the caller.
 fn answer<T>(found: Result<T, c_int>, to: *mut T) -> c_int {
     match found {
         Ok(value) if !to.is_null() => {
-            // SAFETY: the caller gives a place for one value of this type, as nvml.h says.
+            // SAFETY: the pointer leads to a place for one value of this type, as nvml.h demands.
             unsafe { to.write(value) };
             SUCCESS
         }
@@ -71,6 +76,7 @@ fn answer<T>(found: Result<T, c_int>, to: *mut T) -> c_int {
     }
 }
 
+/// Writes a text with its final zero where the caller wants it.
 fn text(found: Result<String, c_int>, to: *mut c_char, length: c_uint) -> c_int {
     let value = match found {
         Ok(value) => value,
@@ -80,7 +86,7 @@ fn text(found: Result<String, c_int>, to: *mut c_char, length: c_uint) -> c_int 
         return INSUFFICIENT_SIZE;
     }
     for (index, byte) in value.bytes().chain([0]).enumerate() {
-        // SAFETY: the caller gives `length` bytes, and no more than that are written.
+        // SAFETY: the pointer leads to `length` bytes, and no more than that are written.
         unsafe { to.add(index).write(byte.cast_signed()) };
     }
     SUCCESS
@@ -91,14 +97,14 @@ macro_rules! export {
         #[doc = concat!("`", stringify!($name), "` of nvml.h.")]
         ///
         /// # Safety
-        /// As nvml.h demands: pointers lead to places of the types there.
+        /// As nvml.h demands, each pointer leads to a place of its type.
         #[unsafe(no_mangle)]
         #[allow(non_snake_case, clippy::missing_safety_doc)]
         pub unsafe extern "C" fn $name($($arg: $kind),*) -> c_int $body
     )+};
 }
 
-/// Memory of a device.
+/// The memory of a device (`nvmlMemory_v2_t`).
 #[repr(C)]
 pub struct Memory {
     version: c_uint,
@@ -108,14 +114,14 @@ pub struct Memory {
     used: c_ulonglong,
 }
 
-/// Utilisation of a device.
+/// The utilisation of a device (`nvmlUtilization_t`).
 #[repr(C)]
 pub struct Utilization {
     gpu: c_uint,
     memory: c_uint,
 }
 
-/// Place of a device.
+/// The PCI address of a device (`nvmlPciInfo_t`).
 #[repr(C)]
 pub struct Pci {
     legacy: [c_char; 16],
@@ -123,7 +129,7 @@ pub struct Pci {
     bus_id: [c_char; 32],
 }
 
-/// A process on a device.
+/// A process on a device (`nvmlProcessInfo_t`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Process {
@@ -133,6 +139,7 @@ pub struct Process {
     compute: c_uint,
 }
 
+/// Writes the processes on a device. As with NVML, a caller whose list is too short is told the length that it needs.
 fn processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_int {
     let pids = match gpu(device) {
         Ok(gpu) => gpu.pids,
@@ -142,7 +149,7 @@ fn processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_int {
         return INVALID_ARGUMENT;
     }
     let most = c_uint::try_from(pids.len()).unwrap_or(c_uint::MAX);
-    // SAFETY: `count` leads to the length of `list`, as nvml.h says.
+    // SAFETY: `count` is not null, and leads to the length of `list`, as nvml.h demands.
     let room = unsafe { count.read() };
     // SAFETY: as above.
     unsafe { count.write(most) };
@@ -150,7 +157,7 @@ fn processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_int {
         return INSUFFICIENT_SIZE;
     }
     for (index, pid) in pids.into_iter().enumerate() {
-        // SAFETY: there is room for `room` of them, and no more than that are written.
+        // SAFETY: the list has room for `room` processes, and no more than that are written.
         unsafe { list.add(index).write(Process { pid, memory: 0, instance: c_uint::MAX, compute: c_uint::MAX }) };
     }
     SUCCESS

@@ -1,5 +1,5 @@
-//! Jobs that try to harm the machine they run on, for `make hostile`. Each says what it did, and exits with 0 where it was
-//! held, with 1 where it got through. Run one only inside a container.
+//! Jobs that try to harm the machine they run on, for `make hostile`. Each prints its attempts, and exits with 0 where
+//! the sandbox held it and with 1 where it got through. Run one only inside a container.
 
 use std::{
     ffi::CString,
@@ -30,22 +30,24 @@ fn main() -> ExitCode {
         Some("deaf") => deaf(),
         Some("odd-files") => odd_files(),
         _ => {
-            eprintln!("which one?");
+            eprintln!("there is no such job");
             false
         }
     };
     if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// SAFETY of all calls below: they take plain numbers, or strings and buffers that outlive them.
-fn failed(what: &str, result: i64) -> bool {
+/// Prints whether a call of the kernel failed, as it must.
+///
+/// SAFETY of all calls below: their arguments are plain numbers, or strings and buffers that outlive the call.
+fn failed(call: &str, result: i64) -> bool {
     let error = io::Error::last_os_error();
     let held = result < 0;
-    println!("{what}: {}", if held { format!("held ({error})") } else { "GOT THROUGH".to_owned() });
+    println!("{call}: {}", if held { format!("held ({error})") } else { "GOT THROUGH".to_owned() });
     held
 }
 
-/// Forks until it cannot any more.
+/// Forks until the kernel refuses.
 fn fork_bomb() -> bool {
     let mut children = 0;
     for _ in 0..100_000 {
@@ -65,7 +67,7 @@ fn fork_bomb() -> bool {
     false
 }
 
-/// Children that nobody waits for, again and again.
+/// Leaves children that nobody waits for, again and again.
 fn zombies() -> bool {
     let mut refused = 0;
     for _ in 0..20_000 {
@@ -86,6 +88,7 @@ fn zombies() -> bool {
     refused > 0
 }
 
+/// Allocates memory until the kernel kills the job.
 fn memory_bomb() -> bool {
     let mut hoard = Vec::new();
     loop {
@@ -94,7 +97,7 @@ fn memory_bomb() -> bool {
     }
 }
 
-/// Writes until there is no room; the bytes that were written.
+/// Writes a file until there is no room, or it has `most` bytes. Returns the bytes that were written.
 fn fill(path: &Path, most: u64) -> io::Result<u64> {
     let piece = vec![0x5a_u8; 1 << 20];
     let mut file = File::create(path)?;
@@ -108,9 +111,10 @@ fn fill(path: &Path, most: u64) -> io::Result<u64> {
     Ok(written)
 }
 
+/// Fills each file system but the output. Only the small ones in memory may be written at all.
 fn fill_disks() -> bool {
-    // A file may not be larger than the output; there can be many.
-    // SAFETY: the handler is the kernel's own: to ignore it, and see writes fail.
+    // The limit on the size of a file does not help here, since there can be many files.
+    // SAFETY: ignoring a signal installs no handler. Without the signal, a write past the limit fails.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let mut held = true;
     for (place, most) in [("/", 0), ("/etc", 0), ("/usr", 0), ("/tmp", 64 << 20), ("/dev/shm", 64 << 20)] {
@@ -123,6 +127,7 @@ fn fill_disks() -> bool {
     held
 }
 
+/// Fills the output with files of 1 MiB.
 fn fill_output() -> bool {
     for index in 0.. {
         let name = format!("/output/{index}");
@@ -137,6 +142,7 @@ fn fill_output() -> bool {
     false
 }
 
+/// Fills the output with files of one byte, which use up inodes and not bytes.
 fn tiny_files() -> bool {
     for index in 0..1_000_000 {
         if let Err(e) = fs::write(format!("/output/{index}"), "x") {
@@ -148,11 +154,13 @@ fn tiny_files() -> bool {
     false
 }
 
+/// Writes one file that is larger than the output may be.
 fn huge_file() -> bool {
     println!("{:?}", fill(Path::new("/output/huge"), 10 << 30));
     false
 }
 
+/// Makes one file with a large size and no content.
 fn sparse_file() -> bool {
     let file = match File::create("/output/sparse") {
         Ok(file) => file,
@@ -165,13 +173,14 @@ fn sparse_file() -> bool {
     false
 }
 
-/// A file as large as it may be, for what comes after the job.
+/// Writes a file as large as the output allows, so that the upload after the job has something to carry.
 fn large_file() -> bool {
     let written = fill(Path::new("/output/large.bin"), 80 << 20);
     println!("written: {written:?}");
     written.is_ok_and(|bytes| bytes == 80 << 20)
 }
 
+/// Writes to the log without end.
 fn log_flood() -> bool {
     let line = "x".repeat(1_000);
     loop {
@@ -179,6 +188,7 @@ fn log_flood() -> bool {
     }
 }
 
+/// Tries to reach the network: the internet, the machine's own services, and names.
 fn egress() -> bool {
     let patience = Duration::from_secs(2);
     let mut held = true;
@@ -195,11 +205,12 @@ fn egress() -> bool {
     held && !resolved && !sent
 }
 
+/// Tries the known ways out of a container: mounts, namespaces, devices, privileged calls, files of the kernel.
 fn escape() -> bool {
     let text = |text: &str| CString::new(text).unwrap_or_default();
     let (none, proc, root, device) = (text("none"), text("proc"), text("/"), text("/tmp/disk"));
     let mut held = true;
-    // SAFETY: see `failed`, for each of these.
+    // SAFETY: see `failed`, for each of these calls.
     unsafe {
         held &= failed(
             "mount",
@@ -243,7 +254,7 @@ fn escape() -> bool {
         println!("{path}: {}", if opened { "GOT THROUGH" } else { "held" });
         held &= !opened;
     }
-    // Of the machine's processes it sees none: only itself and the container's own init.
+    // Only this process and the container's init may be visible, and none of the machine's processes.
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let seen = processes.filter(|p| p.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).count();
     println!("processes: {seen} {}", if seen <= 2 { "held" } else { "GOT THROUGH" });
@@ -257,9 +268,9 @@ fn escape() -> bool {
     held && !socket && !root
 }
 
-/// Hears no SIGTERM.
+/// Ignores SIGTERM.
 fn deaf() -> bool {
-    // SAFETY: the handler is the kernel's own: to ignore it.
+    // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     println!("deaf");
     loop {
@@ -267,7 +278,7 @@ fn deaf() -> bool {
     }
 }
 
-/// Files that would mislead whoever takes them out.
+/// Leaves files whose names or contents would mislead whoever reads the output.
 fn odd_files() -> bool {
     let made = || -> io::Result<()> {
         symlink("/etc/shadow", "/output/shadow")?;
@@ -286,7 +297,7 @@ fn odd_files() -> bool {
             fs::create_dir(&deep)?;
         }
         fs::write(format!("{deep}/bottom"), "x")?;
-        // What would unpack to more than there is.
+        // The name promises an archive. Its content is none, and must be unpacked by nobody.
         fs::write("/output/bomb.tar.gz", vec![0x1f; 10_000])?;
         println!("\u{1b}]0;title\u{7}\u{1b}[2J<script>alert(1)</script>");
         Ok(())

@@ -13,7 +13,7 @@ use bollard::{
 };
 use futures_util::StreamExt;
 use gpubnb_events::{JobId, Lease, MachineId, Seq, template};
-use gpubnb_provider::{Frame, hardened, job_user};
+use gpubnb_provider::{SandboxParams, hardened, job_user};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -74,7 +74,7 @@ async fn bare_life(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
     let user = job_user();
     chown(&output, Some(user.0), Some(user.1))?;
     let image = docker.inspect_image(template.image).await?.id.unwrap_or_default();
-    let frame = Frame {
+    let frame = SandboxParams {
         machine: MachineId::generate(),
         job: JobId::generate(),
         lease: Lease(Seq(0)),

@@ -4,8 +4,8 @@ use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
     Actor, MachineId, Seq,
     command::{
-        AskChallenge, Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineCredential, MachineWish,
-        RedeemEnrollment, RenewCredential, RevokeMachine, Revoked,
+        AskChallenge, Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange,
+        MachineCredential, RedeemEnrollment, RenewCredential, RevokeMachine, Revoked,
     },
     template::Template,
 };
@@ -85,7 +85,7 @@ pub(crate) async fn wish(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
-    Input(wish): Input<MachineWish>,
+    Input(wish): Input<MachineChange>,
 ) -> Result<Json<Done>, ApiError> {
     Ok(Json(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?))
 }

@@ -14,7 +14,7 @@ use axum::{
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gpubnb_events::{
     Aggregate, HourlyRate, MachineId, MicroUsd, Seq, Timestamp,
-    command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineWish, RevokeMachine, Revoked},
+    command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange, RevokeMachine, Revoked},
 };
 use gpubnb_query::{
     request::DaysOf,
@@ -248,12 +248,12 @@ pub(crate) async fn change(
 
 async fn asked(app: &App, signed_in: SignedIn, machine: MachineId, form: Wish) -> Result<Done, Problem> {
     let wish = match form.wish.as_str() {
-        "pause" => MachineWish::Pause,
-        "resume" => MachineWish::Resume,
-        "drain" => MachineWish::Drain,
-        "maintain" => MachineWish::Maintain,
-        "delist" => MachineWish::Delist,
-        "reprice" => MachineWish::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
+        "pause" => MachineChange::Pause,
+        "resume" => MachineChange::Resume,
+        "drain" => MachineChange::Drain,
+        "maintain" => MachineChange::Maintain,
+        "delist" => MachineChange::Delist,
+        "reprice" => MachineChange::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
         _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.")),
     };
     Ok(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?)

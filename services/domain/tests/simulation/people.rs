@@ -3,7 +3,9 @@
 use gpubnb_domain::{Command, Listing};
 use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
-    command::{ChangeMachine, ClosePayout, Deposit, MachineWish, RecordTest, RequestPayout, SetSuspension, SubmitJob},
+    command::{
+        ChangeMachine, ClosePayout, Deposit, MachineChange, RecordTest, RequestPayout, SetSuspension, SubmitJob,
+    },
     event::Check,
     spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources, Strategy},
     template,
@@ -131,11 +133,11 @@ impl Market {
         let worker = dice.index(self.workers.len());
         let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
         let wish = match dice.below(12) {
-            0 => MachineWish::Pause,
-            1..=5 => MachineWish::Resume,
-            6 => MachineWish::Drain,
-            7 | 8 => MachineWish::Reprice(price(dice)),
-            9 => MachineWish::Delist,
+            0 => MachineChange::Pause,
+            1..=5 => MachineChange::Resume,
+            6 => MachineChange::Drain,
+            7 | 8 => MachineChange::Reprice(price(dice)),
+            9 => MachineChange::Delist,
             _ => {
                 let mut offer = self.workers[worker].offer.clone();
                 offer.price = price(dice);

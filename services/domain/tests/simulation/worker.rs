@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use gpubnb_domain::Command;
 use gpubnb_events::{
     AccountId, Actor, Event, JobId, Lease, MachineId, Millis, Recorded, Timestamp,
-    command::{Accept, Decline, LeaseWish, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLease, Outcome, Report, Start},
     event::{DeclineReason, Reason},
     spec::{Offer, Usage},
 };
@@ -153,12 +153,12 @@ impl Market {
             }
             let wish = match world.job(*job) {
                 Some(job) => job.wish(machine, *lease),
-                None => self.broker.load(*job, &self.settings).map_or(LeaseWish::Keep, |j| j.wish(machine, *lease)),
+                None => self.broker.load(*job, &self.settings).map_or(DesiredLease::Keep, |j| j.wish(machine, *lease)),
             };
-            if wish == LeaseWish::Cancel {
+            if wish == DesiredLease::Cancel {
                 *state = State::Stopping;
             }
-            wish != LeaseWish::Abandon
+            wish != DesiredLease::Abandon
         });
     }
 

@@ -1,4 +1,4 @@
-//! Puts the worker together: identity, credential, hardware, listing, and the loops.
+//! Puts the worker together: identity, credential, self-test, listing, and the tasks that run until shutdown.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -17,27 +17,28 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, Allowed, CacheLimits, Images, Outputs, Tools},
+    attempt::{self, CacheLimits, ImageRules, Images, OutputVolumes, Tools},
     config::{EnrollArgs, RunArgs},
-    control::{Desk, Wanted},
+    control::{Availability, ControlServer},
     credential::Credential,
+    desired_state::DesiredState,
     dispatch, docker,
     gpu::Gpus,
-    hand::{Hand, Wish},
     hardware,
     heartbeat::beat,
     identity::{Enrollment, Identity},
+    lease_table::LeaseTable,
     market::{Market, http},
-    owner::{self, Policy},
+    owner::{self, SharingRules},
     platform::Platform,
-    selftest::{self, Measure, Subject},
+    selftest::{self, Measure, TestSubject},
     sync::reconcile,
 };
 
-/// How long attempts may take to end when the machine may not speak any more.
+/// How long attempts may take to end once the market has revoked the machine's credential.
 const AFTER_REVOCATION: Duration = Duration::from_secs(15);
 
-/// Trades a one-time code for this machine's right to work.
+/// Enrolls this machine with a one-time code.
 pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
     let identity = Identity::open(state)?;
     let market_ca = args.market_ca.as_deref().map(std::path::absolute).transpose()?;
@@ -49,7 +50,7 @@ pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Works until shutdown. Containers that run then go on, and are taken up again at the next start.
+/// Runs the worker until shutdown. Containers that run then go on, and the next start takes them up again.
 pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let identity = Arc::new(Identity::open(state)?);
     let enrollment = identity.enrollment()?;
@@ -61,7 +62,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         () = shutdown.cancelled() => return Ok(()),
         credential = Credential::obtain(Arc::clone(&identity), market) => credential?,
     };
-    let checks = selftest::test(&Subject {
+    let checks = selftest::test(&TestSubject {
         state: &identity.state,
         docker: Some(&docker),
         gpus: &gpus,
@@ -71,9 +72,9 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         measure: Measure::Kept,
     })
     .await;
-    fit(&checks, args.unfit)?;
-    let (told, connects) = watch::channel(0);
-    let client = credential.connect(told).await?;
+    require_fit(&checks, args.unfit)?;
+    let (count, connects) = watch::channel(0);
+    let client = credential.connect(count).await?;
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);
     let offer = offer(&args, hardware::probe(&identity.state, &gpus)?);
     let hardware = offer.hardware.clone();
@@ -87,17 +88,17 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         Err(refusal) => bail!("the market does not list this machine: {refusal}"),
     };
     info!(machine = %identity.machine, gpus = hardware.gpus.len(), "listed");
-    // That it is not recorded harms nobody: it is made again at the next start.
+    // A self-test that is not recorded does no harm: the next start makes another.
     if let Err(e) = platform.ask::<Done>("tested", &RecordTest { checks }).await {
         warn!(error = %e, "the self-test is not recorded");
     }
 
     let owner = docker::file_owner(&docker).await?;
     let tools = tools(&args, &client, docker, owner, http, identity, hardware);
-    tools.outputs.clear().await;
-    tools.outputs.bounded().await;
+    tools.output_volumes.clear().await;
+    tools.output_volumes.can_mount().await;
     tools.images.tidy(&tools.docker).await;
-    let work = Work {
+    let worker = Worker {
         args,
         market: enrollment.market,
         tools,
@@ -106,15 +107,15 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         client: client.clone(),
         shutdown: shutdown.clone(),
     };
-    let tasks = work.start(listed, connects).await?;
+    let tasks = worker.start(listed, connects).await?;
     let revoked = credential.keep_fresh(&client, &shutdown).await;
     if revoked.is_some() {
-        give_up(&work.tools.hand).await;
+        abandon_all(&worker.tools.leases).await;
         shutdown.cancel();
     }
     tasks.close();
     tasks.wait().await;
-    work.tools.outputs.clear().await;
+    worker.tools.output_volumes.clear().await;
     if let Some(why) = revoked {
         return Err(why.context("this machine may not work on the market any more"));
     }
@@ -122,10 +123,10 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     Ok(())
 }
 
-/// What its owner allows of images.
-fn allowed(args: &RunArgs) -> Allowed {
+/// The owner's rules for images.
+fn image_rules(args: &RunArgs) -> ImageRules {
     let unused = Millis(args.image_days * 24 * 3_600_000);
-    Allowed {
+    ImageRules {
         policy: args.images,
         registries: args.registry.clone(),
         largest: args.image_gib << 30,
@@ -133,13 +134,13 @@ fn allowed(args: &RunArgs) -> Allowed {
     }
 }
 
-/// Whether the machine may be listed.
-fn fit(checks: &[Check], although: bool) -> anyhow::Result<()> {
+/// Fails where the self-test found the machine unfit, unless the owner lists it all the same.
+fn require_fit(checks: &[Check], list_unfit: bool) -> anyhow::Result<()> {
     for check in checks.iter().filter(|check| !check.passed) {
         warn!(check = check.id, actual = check.actual, needed = check.required, "self-test: {}", check.remedy);
     }
     let unfit = selftest::unfit(checks);
-    if unfit.is_empty() || although {
+    if unfit.is_empty() || list_unfit {
         return Ok(());
     }
     let reasons: Vec<_> = unfit.iter().map(|check| format!("{}: {}", check.id, check.remedy)).collect();
@@ -176,24 +177,24 @@ fn tools(
     Arc::new(Tools {
         machine,
         docker,
-        images: Images::new(&identity.state, allowed(args)),
+        images: Images::new(&identity.state, image_rules(args)),
         js: machine_jetstream(client.clone()),
         platform: Platform::new(Caller::new(client.clone()), machine),
-        hand: Arc::new(Hand::new(args.slots)),
-        leases: identity.state.join("leases"),
+        leases: Arc::new(LeaseTable::new(args.slots)),
+        attempts_dir: identity.state.join("leases"),
         hardware,
         runtime: args.runtime.clone(),
         cdi: args.cdi,
         max_log: args.max_log_mib << 20,
         reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
-        outputs: Outputs::new(&identity.state, owner, args.output_quota),
+        output_volumes: OutputVolumes::new(&identity.state, owner, args.output_quota),
         http,
         identity,
     })
 }
 
-/// A worker that is about to begin.
-struct Work {
+/// A worker that is listed on the market.
+struct Worker {
     args: RunArgs,
     market: String,
     tools: Arc<Tools>,
@@ -203,50 +204,51 @@ struct Work {
     shutdown: CancellationToken,
 }
 
-impl Work {
-    /// Starts the loops.
+impl Worker {
+    /// Takes up the attempts of a former run, and starts the tasks that run until shutdown.
     async fn start(&self, listed: Listed, connects: watch::Receiver<u64>) -> anyhow::Result<TaskTracker> {
         let Self { args, tools, gpus, platform, client, shutdown, .. } = self;
-        let (tasks, hand, wanted) = (TaskTracker::new(), Arc::clone(&tools.hand), Arc::<Wanted>::default());
-        attempt::take_up_again(tools, &tasks, shutdown).await.context("looking for jobs that still run")?;
-        let (told, turn) = watch::channel(None);
-        let (seen, away) = (Arc::clone(&wanted), turn.clone());
+        let (tasks, leases) = (TaskTracker::new(), Arc::clone(&tools.leases));
+        let availability = Arc::<Availability>::default();
+        attempt::resume_all(tools, &tasks, shutdown).await.context("looking for jobs that still run")?;
+        let (set_away, away) = watch::channel(None);
+        let (market, owner) = (Arc::clone(&availability), away.clone());
         tasks.spawn(beat(
             client.clone(),
             tools.machine,
             Arc::clone(gpus),
-            Arc::clone(&hand),
-            move || seen.state(away.borrow().is_some()),
+            Arc::clone(&leases),
+            move || market.state(owner.borrow().is_some()),
             Duration::from_secs(args.heartbeat),
             shutdown.clone(),
         ));
-        let policy = Policy {
+        let rules = SharingRules {
             idle: args.idle_minutes.map(|minutes| Duration::from_secs(60 * u64::from(minutes))),
             hours: args.hours.clone(),
         };
         tasks.spawn(owner::watch(
-            policy,
+            rules,
             Arc::clone(gpus),
-            Arc::clone(&hand),
+            Arc::clone(&leases),
             platform.clone(),
-            told,
+            set_away,
             shutdown.clone(),
         ));
-        let desk = Desk {
+        let control = ControlServer {
             name: args.name.clone(),
             market: self.market.clone(),
             slots: args.slots,
             since: SystemClock.now(),
             client: client.clone(),
             platform: platform.clone(),
-            hand: Arc::clone(&hand),
+            leases: Arc::clone(&leases),
             gpus: Arc::clone(gpus),
-            turn,
-            wanted: Arc::clone(&wanted),
+            away,
+            availability: Arc::clone(&availability),
             shutdown: shutdown.clone(),
         };
-        tasks.spawn(Arc::new(desk).serve(tools.identity.state.clone()));
-        tasks.spawn(reconcile(platform.clone(), hand, wanted, shutdown.clone()));
+        tasks.spawn(Arc::new(control).serve(tools.identity.state.clone()));
+        tasks.spawn(reconcile(platform.clone(), leases, availability, shutdown.clone()));
         let pull =
             dispatch::pull(tools.js.clone(), connects, listed, Arc::clone(tools), tasks.clone(), shutdown.clone());
         tasks.spawn(pull);
@@ -254,11 +256,11 @@ impl Work {
     }
 }
 
-/// Nothing that this machine still runs counts: it is stopped and removed.
-async fn give_up(hand: &Hand) {
-    hand.wish_all(Wish::Abandon);
+/// Abandons all attempts, since nothing that a revoked machine still runs counts.
+async fn abandon_all(leases: &LeaseTable) {
+    leases.set_desired_of_all(DesiredState::Abandon);
     let deadline = tokio::time::Instant::now() + AFTER_REVOCATION;
-    while !hand.leases().is_empty() && tokio::time::Instant::now() < deadline {
+    while !leases.running().is_empty() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,5 +1,5 @@
-//! What a job left in `/output`. Untrusted: bytes and entries are capped, links are never followed, names
-//! that could mislead are left out.
+//! Lists and hashes the files that a job left in `/output`. The files are untrusted: their number and size are bounded,
+//! links are never followed, and names with control characters are left out.
 
 use std::{
     fs::{self, File},
@@ -15,12 +15,12 @@ use super::Problem;
 
 /// Most files in a manifest.
 const MAX_FILES: usize = 1_000;
-/// Most entries looked at, so that a million tiny files end the look and not the machine.
+/// Most directory entries that are read, so that a job with a million tiny files does not keep the machine busy.
 const MAX_ENTRIES: usize = 10_000;
 const MAX_DEPTH: usize = 16;
 const MAX_PATH: usize = 512;
 
-/// Bytes in a job's output; `u64::MAX` where there is more than can be looked at.
+/// The size of a job's output, bytes; `u64::MAX` where there are more files than are read.
 pub(super) async fn size(root: PathBuf) -> u64 {
     let walked = tokio::task::spawn_blocking(move || walk(&root)).await;
     match walked {
@@ -30,7 +30,8 @@ pub(super) async fn size(root: PathBuf) -> u64 {
     }
 }
 
-/// The manifest of a job's output.
+/// The list of a job's files with their hashes, for the manifest. Fails where they are more, or larger, than they may
+/// be.
 pub(super) async fn collect(root: PathBuf, most: u64) -> Result<Vec<Artifact>, Problem> {
     let collected = tokio::task::spawn_blocking(move || {
         let files = walk(&root)?;
@@ -44,26 +45,25 @@ pub(super) async fn collect(root: PathBuf, most: u64) -> Result<Vec<Artifact>, P
         }
         files.into_iter().map(|file| hash(&root, file)).collect()
     });
-    collected.await.map_err(|e| Problem::new(Reason::RuntimeMisconfigured, e))?
+    collected.await.map_err(|e| Problem::caused(Reason::RuntimeMisconfigured, e))?
 }
 
-struct Found {
+/// A file, not hashed yet.
+struct ListedFile {
     path: String,
     bytes: u64,
 }
 
-fn walk(root: &Path) -> Result<Vec<Found>, Problem> {
-    let failed =
-        |path: &Path, e: std::io::Error| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", path.display()));
+fn walk(root: &Path) -> Result<Vec<ListedFile>, Problem> {
     let mut files = Vec::new();
     let mut entries = 0;
     let mut open = vec![(root.to_path_buf(), String::new(), 0)];
     while let Some((directory, prefix, depth)) = open.pop() {
         let listed = match fs::read_dir(&directory) {
             Ok(listed) => listed,
-            // While the job runs, what was here may be gone.
+            // While the job runs, a directory that was listed may be gone.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(failed(&directory, e)),
+            Err(e) => return Err(unreadable(&directory.to_string_lossy(), e)),
         };
         for entry in listed {
             let Ok(entry) = entry else { continue };
@@ -75,12 +75,12 @@ fn walk(root: &Path) -> Result<Vec<Found>, Problem> {
             if path.len() > MAX_PATH || path.chars().any(char::is_control) {
                 continue;
             }
-            // Of the entry itself: a link is neither file nor directory.
+            // The metadata of the entry itself: a link is neither a file nor a directory.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_dir() && depth < MAX_DEPTH {
                 open.push((entry.path(), format!("{path}/"), depth + 1));
             } else if metadata.is_file() {
-                files.push(Found { path, bytes: metadata.len() });
+                files.push(ListedFile { path, bytes: metadata.len() });
             }
         }
     }
@@ -88,14 +88,18 @@ fn walk(root: &Path) -> Result<Vec<Found>, Problem> {
     Ok(files)
 }
 
-/// Opens a file of a job, and nothing that a link points to.
+/// Opens a file of a job. Fails where it is a link.
 pub(super) fn open(path: &Path) -> std::io::Result<File> {
     let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     fs::OpenOptions::new().read(true).custom_flags(no_follow).open(path)
 }
 
-fn hash(root: &Path, file: Found) -> Result<Artifact, Problem> {
-    let failed = |e: std::io::Error| Problem::new(Reason::RuntimeMisconfigured, format!("{}: {e}", file.path));
+fn unreadable(path: &str, e: std::io::Error) -> Problem {
+    Problem::caused(Reason::RuntimeMisconfigured, anyhow::Error::new(e).context(path.to_owned()))
+}
+
+fn hash(root: &Path, file: ListedFile) -> Result<Artifact, Problem> {
+    let failed = |e: std::io::Error| unreadable(&file.path, e);
     let mut content = open(&root.join(&file.path)).map_err(failed)?.take(file.bytes);
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
@@ -129,5 +133,16 @@ mod tests {
         assert_eq!(size(dir.path().to_path_buf()).await, 5);
         let problem = collect(dir.path().to_path_buf(), 4).await.unwrap_err();
         assert_eq!(problem.reason, Reason::OutputTooLarge);
+        assert_eq!(problem.detail(), "5 bytes, 4 allowed");
+    }
+
+    #[tokio::test]
+    async fn more_files_than_a_manifest_holds_are_too_much_output() {
+        let dir = tempfile::tempdir().unwrap();
+        for index in 0..=MAX_FILES {
+            fs::write(dir.path().join(index.to_string()), "").unwrap();
+        }
+        let problem = collect(dir.path().to_path_buf(), 100).await.unwrap_err();
+        assert_eq!((problem.reason, problem.detail()), (Reason::OutputTooLarge, "1001 files, 1000 allowed".to_owned()));
     }
 }

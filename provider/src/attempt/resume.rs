@@ -1,0 +1,117 @@
+//! Takes up the attempts of a former run of the worker: after a crash, a restart of the worker, or a reboot.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bollard::{errors::Error, models::ContainerSummary, query_parameters::ListContainersOptionsBuilder};
+use gpubnb_events::{JobId, Lease};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument as _, info, warn};
+
+use super::{
+    context::{AttemptContext, Tools},
+    output_volume,
+    report::PendingReport,
+};
+use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE};
+
+/// Finds this machine's containers by their labels, and the reports of those that are gone, and goes on with each.
+/// Removes the directories that belong to no attempt any more.
+pub(crate) async fn resume_all(
+    tools: &Arc<Tools>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
+    // After a reboot the containers exist, but their volumes are not mounted.
+    for (lease, dir) in directories(&tools.attempts_dir) {
+        if let Err(e) = output_volume::mount_again(&dir).await {
+            warn!(%lease, error = %e, "the job's output cannot be mounted again");
+        }
+    }
+    let mut resumed = HashSet::new();
+    for found in containers(tools).await? {
+        let labels = found.labels.unwrap_or_default();
+        let job = labels.get(LABEL_JOB).and_then(|text| text.parse().ok());
+        let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse().ok());
+        let (Some(job), Some(lease)) = (job, lease) else {
+            warn!(container = found.id, "a container has our label but no job: it is left alone");
+            continue;
+        };
+        info!(%job, %lease, "taken up again");
+        resumed.insert(lease);
+        spawn(tools, tasks, shutdown, job, lease);
+        tools.leases.gpus.restore(lease, gpus_of_label(labels.get(LABEL_GPUS)));
+        tools.leases.set_container(lease, found.id.as_deref().unwrap_or_default());
+    }
+    for (lease, dir) in directories(&tools.attempts_dir) {
+        if resumed.contains(&lease) {
+            continue;
+        }
+        if let Some(pending) = PendingReport::read(&dir) {
+            info!(job = %pending.report.job, %lease, "its report is still to be delivered");
+            spawn(tools, tasks, shutdown, pending.report.job, lease);
+        } else if let Err(e) = output_volume::remove(&dir).await {
+            warn!(dir = %dir.display(), error = %e, "the directory of a former attempt cannot be removed");
+        }
+    }
+    Ok(())
+}
+
+async fn containers(tools: &Tools) -> Result<Vec<ContainerSummary>, Error> {
+    let label = format!("{LABEL_MACHINE}={}", tools.machine);
+    let filters = HashMap::from([("label", vec![label.as_str()])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    tools.docker.list_containers(Some(options)).await
+}
+
+/// Spawns an attempt that has no job message, because a former run of the worker took it.
+fn spawn(tools: &Arc<Tools>, tasks: &TaskTracker, shutdown: &CancellationToken, job: JobId, lease: Lease) {
+    let desired = tools.leases.take_up_again(job, lease);
+    let context = AttemptContext::new(Arc::clone(tools), job, lease, desired);
+    let (span, stop) = (context.span(), shutdown.clone());
+    let run = async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = super::carry_out(context) => {}
+        }
+    };
+    tasks.spawn(run.instrument(span));
+}
+
+fn gpus_of_label(label: Option<&String>) -> Vec<String> {
+    let gpus = label.map(String::as_str).unwrap_or_default();
+    gpus.split(',').filter(|gpu| !gpu.is_empty()).map(ToOwned::to_owned).collect()
+}
+
+/// The directories of attempts, by lease.
+fn directories(attempts_dir: &Path) -> Vec<(Lease, PathBuf)> {
+    let entries = fs::read_dir(attempts_dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gpus_of_a_container_are_read_from_its_label() {
+        assert_eq!(gpus_of_label(Some(&"GPU-1,GPU-2".to_owned())), ["GPU-1", "GPU-2"]);
+        assert!(gpus_of_label(Some(&String::new())).is_empty());
+        assert!(gpus_of_label(None).is_empty());
+    }
+
+    #[test]
+    fn only_directories_that_are_named_by_a_lease_are_attempts() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["17", "spares", "x17"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let leases: Vec<_> = directories(dir.path()).into_iter().map(|(lease, _)| lease.to_string()).collect();
+        assert_eq!(leases, ["17"]);
+        assert!(directories(&dir.path().join("absent")).is_empty());
+    }
+}

@@ -1,0 +1,166 @@
+//! For the tests of this folder: an attempt on a stand-in for Docker, which has one container.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use async_nats::ConnectOptions;
+use bollard::{API_DEFAULT_VERSION, Docker};
+use gpubnb_events::{
+    JobId, Lease, Millis, Seq,
+    command::Grant,
+    spec::{Hardware, JobSpec, Mebibytes},
+    template,
+};
+use gpubnb_runtime::{nats::machine_jetstream, rpc::Caller};
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use super::{AttemptContext, CacheLimits, ImageRules, Images, OutputVolumes, Tools, watch::until_some};
+use crate::{
+    config::{ImagePolicy, Quota},
+    identity::Identity,
+    lease_table::LeaseTable,
+    platform::Platform,
+};
+
+/// The grace that the owner has set, unlike the usual one.
+pub(super) const RECLAIM_GRACE: Duration = Duration::from_secs(3);
+
+/// A stand-in for Docker over HTTP. Its container runs until it is stopped, or until the test lets it exit.
+pub(super) struct StubDocker {
+    pub(super) client: Docker,
+    state: watch::Sender<StubContainer>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct StubContainer {
+    exit_code: Option<i64>,
+    out_of_memory: bool,
+    /// The query of the request that stopped the container.
+    stopped_by: Option<String>,
+}
+
+impl StubDocker {
+    pub(super) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        let client = Docker::connect_with_http(&address, 5, API_DEFAULT_VERSION).unwrap();
+        let state = watch::Sender::new(StubContainer::default());
+        let served = state.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, served.clone()));
+            }
+        });
+        Self { client, state }
+    }
+
+    /// Lets the container exit by itself.
+    pub(super) fn exit(&self, code: i64, out_of_memory: bool) {
+        self.state.send_modify(|container| {
+            container.exit_code = Some(code);
+            container.out_of_memory = out_of_memory;
+        });
+    }
+
+    /// The grace with which the container was stopped, if it was: `t=10`.
+    pub(super) fn stopped_by(&self) -> Option<String> {
+        self.state.borrow().stopped_by.clone()
+    }
+}
+
+async fn serve(stream: TcpStream, state: watch::Sender<StubContainer>) {
+    let mut stream = BufReader::new(stream);
+    let mut request = String::new();
+    stream.read_line(&mut request).await.unwrap();
+    let mut header = String::new();
+    while stream.read_line(&mut header).await.unwrap() > 2 {
+        header.clear();
+    }
+    let address = request.split(' ').nth(1).unwrap_or_default();
+    let (path, query) = address.split_once('?').unwrap_or((address, ""));
+    let (status, body) = if path.ends_with("/wait") {
+        let code = until_some(&mut state.subscribe(), |container| container.exit_code).await;
+        (200, json!({ "StatusCode": code }).to_string())
+    } else if path.ends_with("/stop") {
+        state.send_modify(|container| {
+            container.exit_code.get_or_insert(137);
+            container.stopped_by = Some(query.to_owned());
+        });
+        (204, String::new())
+    } else if path.ends_with("/json") {
+        let container = state.borrow().clone();
+        let now = gpubnb_events::Clock::now(&gpubnb_events::SystemClock).to_string();
+        let state = json!({
+            "Running": container.exit_code.is_none(), "OOMKilled": container.out_of_memory,
+            "StartedAt": now, "FinishedAt": now,
+        });
+        (200, json!({ "Id": "stub", "State": state }).to_string())
+    } else {
+        (200, "OK".to_owned())
+    };
+    let head = format!("HTTP/1.1 {status} stub\r\ncontent-type: application/json\r\nconnection: close\r\n");
+    let length = if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+    stream.write_all(format!("{head}{length}\r\n{body}").as_bytes()).await.unwrap();
+}
+
+/// An attempt in a worker's table, with its directory below `state`. There is no broker.
+pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<LeaseTable>) -> AttemptContext {
+    let client = ConnectOptions::new().retry_on_initial_connect().connect("127.0.0.1:1").await.unwrap();
+    let identity = Arc::new(Identity::open(state).unwrap());
+    let rules = ImageRules {
+        policy: ImagePolicy::Any,
+        registries: Vec::new(),
+        largest: 0,
+        cache: CacheLimits { bytes: 0, unused: Millis(0) },
+    };
+    // Another library of this process may have installed a provider already.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let tools = Tools {
+        machine: identity.machine,
+        docker: docker.client.clone(),
+        images: Images::new(state, rules),
+        js: machine_jetstream(client.clone()),
+        platform: Platform::new(Caller::new(client), identity.machine),
+        leases: Arc::clone(leases),
+        attempts_dir: state.join("leases"),
+        hardware: hardware(),
+        runtime: None,
+        cdi: false,
+        max_log: 1 << 20,
+        reclaim_grace: RECLAIM_GRACE,
+        output_volumes: OutputVolumes::new(state, (0, 0), Quota::Poll),
+        http: reqwest::Client::builder().tls_certs_only([]).build().unwrap(),
+        identity,
+    };
+    let (job, lease) = (JobId::generate(), Lease(Seq(7)));
+    let desired = leases.take(job, lease).unwrap();
+    let context = AttemptContext::new(Arc::new(tools), job, lease, desired);
+    std::fs::create_dir_all(context.output()).unwrap();
+    context
+}
+
+fn hardware() -> Hardware {
+    Hardware {
+        cpu_model: "stub".to_owned(),
+        cpu_cores: 1,
+        memory: Mebibytes(1_024),
+        disk: Mebibytes(1_024),
+        gpus: Vec::new(),
+        driver: None,
+        cuda: None,
+        simulated: false,
+    }
+}
+
+/// A grant with a limit of time and of output, for a job of the first template.
+pub(super) fn grant(time: Millis, budget: Option<Millis>, output: Mebibytes) -> Grant {
+    let template = &template::ALL[0];
+    let mut resources = template.resources.clone();
+    resources.output = output;
+    let spec = JobSpec::of_image("test", template.image, Vec::new(), resources);
+    Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), env: None }
+}
