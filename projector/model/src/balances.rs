@@ -55,3 +55,33 @@ fn add(sums: &mut LedgerSumsRow, account: LedgerAccount, amount: MicroUsd) {
     };
     *side += amount;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{COST, EARNED, FEE, HOLD, History, account, job, machine};
+
+    #[test]
+    fn the_sums_are_those_of_every_posting_and_each_account_counts_once() {
+        let mut history = History::default();
+        history.deposited(account(1), MicroUsd::dollars(1));
+        history.deposited(account(1), MicroUsd::dollars(1));
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.submitted(account(1), job(2));
+        let found = sums(&history.fold(&Balances)).unwrap();
+        let expected = LedgerSumsRow {
+            accounts: 2,
+            available: MicroUsd::dollars(2) - HOLD - COST + EARNED,
+            held: HOLD,
+            payable: MicroUsd::ZERO,
+            fees: FEE,
+            external: -MicroUsd::dollars(2),
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn before_the_first_event_there_is_nothing() {
+        assert_eq!(sums(&History::default().fold(&Balances)).unwrap(), LedgerSumsRow::default());
+    }
+}

@@ -87,3 +87,96 @@ fn count(rows: &mut WriteBatch<'_>, machine: MachineId, now: Counted) -> Result<
         f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::event::{MachineDelisted, Reason};
+
+    use super::*;
+    use crate::testing::{BILLED, COST, FEE, History, account, job, machine};
+
+    fn fold(history: &History) -> FiguresRow {
+        gpubnb_store::get(&history.fold(&MarketFigures), FIGURES).unwrap().unwrap_or_default()
+    }
+
+    /// Jobs that wait and jobs on a machine.
+    fn jobs(history: &History) -> (u32, u32) {
+        let figures = fold(history);
+        (figures.queued, figures.active)
+    }
+
+    #[test]
+    fn a_job_is_counted_where_it_is() {
+        let mut history = History::default();
+        history.submitted(account(1), job(1));
+        assert_eq!(jobs(&history), (1, 0));
+        let lease = history.assigned(job(1), machine(1));
+        assert_eq!(jobs(&history), (0, 1));
+        history.declined(job(1), lease, machine(1));
+        assert_eq!(jobs(&history), (1, 0));
+        let lease = history.assigned(job(1), machine(2));
+        history.requeued(job(1), lease, machine(2), Reason::ProviderLost);
+        assert_eq!(jobs(&history), (1, 0));
+        let lease = history.assigned(job(1), machine(3));
+        history.completed(job(1), lease);
+        assert_eq!(jobs(&history), (0, 0));
+    }
+
+    #[test]
+    fn a_job_that_ends_leaves_the_count_that_it_was_in() {
+        let mut history = History::default();
+        for number in 1..=4 {
+            history.submitted(account(1), job(number));
+        }
+        let (third, fourth) = (history.assigned(job(3), machine(1)), history.assigned(job(4), machine(1)));
+        assert_eq!(jobs(&history), (2, 2));
+        history.failed(job(1), None, Reason::NoMachine);
+        history.cancelled(job(2), None);
+        assert_eq!(jobs(&history), (0, 2));
+        history.failed(job(3), Some(third), Reason::OutOfMemory);
+        history.cancelled(job(4), Some(fourth));
+        assert_eq!(jobs(&history), (0, 0));
+    }
+
+    #[test]
+    fn a_settlement_adds_cost_fee_and_time() {
+        let mut history = History::default();
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.submitted(account(1), job(2));
+        history.cancelled(job(2), None);
+        history.settled(job(2), account(1), None);
+        let figures = fold(&history);
+        assert_eq!((figures.settled, figures.cost, figures.fees, figures.metered), (2, COST, FEE, BILLED));
+    }
+
+    #[test]
+    fn a_machine_is_counted_once_while_it_is_listed() {
+        let mut history = History::default();
+        let counted = |history: &History| {
+            let figures = fold(history);
+            (figures.machines, figures.gpus)
+        };
+        history.listed(account(2), machine(1));
+        history.listed(account(2), machine(2));
+        assert_eq!(counted(&history), (2, 2));
+        // Offered anew, with a second GPU.
+        history.listed_with(account(2), machine(1), |e| {
+            let gpu = e.offer.hardware.gpus[0].clone();
+            e.offer.hardware.gpus.push(gpu);
+        });
+        assert_eq!(counted(&history), (2, 3));
+        history.record(MachineDelisted { machine: machine(1) });
+        history.record(MachineDelisted { machine: machine(1) });
+        assert_eq!(counted(&history), (1, 1));
+        history.listed(account(2), machine(1));
+        assert_eq!(counted(&history), (2, 2));
+    }
+
+    #[test]
+    fn simulated_gpus_are_not_counted() {
+        let mut history = History::default();
+        history.listed_with(account(2), machine(1), |e| e.offer.hardware.simulated = true);
+        let figures = fold(&history);
+        assert_eq!((figures.machines, figures.gpus), (1, 0));
+    }
+}

@@ -173,3 +173,174 @@ fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings:
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::{
+        CommandId,
+        event::{PayoutFailed, PayoutPaid, PayoutRequested},
+    };
+    use gpubnb_store::Table;
+
+    use super::*;
+    use crate::testing::{BILLED, COST, DAY, EARNED, FEE, FIRST_DAY, HOLD, History, account, job, machine};
+
+    const CONSUMER: u16 = 1;
+    const PROVIDER: u16 = 2;
+
+    fn balance(table: &Table, number: u16) -> BalanceRow {
+        gpubnb_store::get(table, &balance_key(account(number))).unwrap().unwrap_or_default()
+    }
+
+    fn statement(table: &Table, number: u16) -> Vec<StatementRow> {
+        let lines = table.scan_prefix(statement_prefix(account(number))).map(|entry| {
+            let (key, bytes) = entry.unwrap();
+            gpubnb_store::decode(&key, &bytes).unwrap()
+        });
+        lines.collect()
+    }
+
+    fn days_of(table: &Table, number: u16) -> Vec<DayRow> {
+        let days = table.scan_prefix(days(account(number))).map(|entry| {
+            let (key, bytes) = entry.unwrap();
+            gpubnb_store::decode(&key, &bytes).unwrap()
+        });
+        days.collect()
+    }
+
+    fn totals(table: &Table) -> PlatformTotals {
+        gpubnb_store::get(table, TOTALS).unwrap().unwrap_or_default()
+    }
+
+    fn deposited() -> History {
+        let mut history = History::default();
+        history.deposited(account(CONSUMER), MicroUsd::dollars(1));
+        history
+    }
+
+    #[test]
+    fn a_deposit_is_available_and_comes_from_outside() {
+        let history = deposited();
+        let table = history.fold(&Ledger);
+        assert_eq!(balance(&table, CONSUMER).available, MicroUsd::dollars(1));
+        assert_eq!(totals(&table), PlatformTotals { fees: MicroUsd::ZERO, external: -MicroUsd::dollars(1) });
+        let [line] = &statement(&table, CONSUMER)[..] else { panic!("one line") };
+        assert_eq!((line.event.as_str(), line.job, line.at), ("FundsDeposited", None, history.last().at));
+        assert_eq!((line.available, line.balance), (MicroUsd::dollars(1), MicroUsd::dollars(1)));
+    }
+
+    #[test]
+    fn a_submission_moves_the_hold_and_a_settlement_pays_from_it() {
+        let mut history = deposited();
+        history.submitted(account(CONSUMER), job(1));
+        let held = balance(&history.fold(&Ledger), CONSUMER);
+        assert_eq!((held.available, held.held), (MicroUsd::dollars(1) - HOLD, HOLD));
+        let lease = history.assigned(job(1), machine(1));
+        history.completed(job(1), lease);
+        history.settled(job(1), account(CONSUMER), Some((account(PROVIDER), lease)));
+        let table = history.fold(&Ledger);
+        let consumer = balance(&table, CONSUMER);
+        assert_eq!((consumer.available, consumer.held), (MicroUsd::dollars(1) - COST, MicroUsd::ZERO));
+        assert_eq!((consumer.spent, consumer.earned), (COST, MicroUsd::ZERO));
+        let provider = balance(&table, PROVIDER);
+        assert_eq!((provider.available, provider.spent, provider.earned), (EARNED, MicroUsd::ZERO, EARNED));
+        assert_eq!(totals(&table).fees, FEE);
+        let balances: Vec<_> = statement(&table, CONSUMER).iter().map(|line| line.balance).collect();
+        assert_eq!(balances, [MicroUsd::dollars(1), MicroUsd::dollars(1) - HOLD, MicroUsd::dollars(1) - COST]);
+    }
+
+    #[test]
+    fn a_receipt_has_the_terms_of_the_lease_that_is_billed() {
+        let receipt = |history: &History| -> ReceiptRow {
+            gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap()
+        };
+        let mut billed = deposited();
+        let lease = billed.whole_job(job(1), account(CONSUMER), (account(PROVIDER), machine(1)));
+        let found = receipt(&billed);
+        assert_eq!((found.seq, found.settled.lease), (billed.last().seq, Some(lease)));
+        assert!(found.terms.is_some());
+
+        let mut unbilled = deposited();
+        unbilled.submitted(account(CONSUMER), job(1));
+        let lease = unbilled.assigned(job(1), machine(1));
+        unbilled.cancelled(job(1), Some(lease));
+        unbilled.settled(job(1), account(CONSUMER), None);
+        assert_eq!(receipt(&unbilled).terms, None);
+        let consumer = balance(&unbilled.fold(&Ledger), CONSUMER);
+        assert_eq!((consumer.available, consumer.held), (MicroUsd::dollars(1), MicroUsd::ZERO));
+    }
+
+    #[test]
+    fn the_terms_of_an_earlier_lease_are_on_no_receipt() {
+        let mut history = deposited();
+        history.submitted(account(CONSUMER), job(1));
+        let first = history.assigned(job(1), machine(1));
+        history.declined(job(1), first, machine(1));
+        history.assigned(job(1), machine(2));
+        // Billed under the first lease, though the terms that are locked are those of the second.
+        history.settled(job(1), account(CONSUMER), Some((account(PROVIDER), first)));
+        let receipt: ReceiptRow =
+            gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap();
+        assert_eq!(receipt.terms, None);
+    }
+
+    #[test]
+    fn settlements_are_summed_by_the_day_on_which_they_are_recorded() {
+        let mut history = deposited();
+        history.whole_job(job(1), account(CONSUMER), (account(PROVIDER), machine(1)));
+        let lease = history.whole_job(job(2), account(CONSUMER), (account(PROVIDER), machine(1)));
+        // The last millisecond of the first day, and the first of the next.
+        history.submitted(account(CONSUMER), job(3));
+        history.submitted(account(CONSUMER), job(4));
+        let midnight = i64::from(FIRST_DAY + 1) * 86_400_000;
+        let left = u64::try_from(midnight - 1 - history.now().millis()).unwrap();
+        history.time_passes(Millis(left));
+        history.settled(job(3), account(CONSUMER), Some((account(PROVIDER), lease)));
+        history.settled(job(4), account(CONSUMER), None);
+        let table = history.fold(&Ledger);
+        let first = DayRow { day: FIRST_DAY, jobs: 3, metered: Millis(3 * BILLED.0), ..DayRow::default() };
+        let thrice = |amount: MicroUsd| amount + amount + amount;
+        let second = DayRow { day: FIRST_DAY + 1, jobs: 1, ..DayRow::default() };
+        assert_eq!(days_of(&table, CONSUMER), [DayRow { spent: thrice(COST), ..first }, second]);
+        assert_eq!(days_of(&table, PROVIDER), [DayRow { earned: thrice(EARNED), ..first }]);
+        history.time_passes(DAY);
+        history.whole_job(job(5), account(CONSUMER), (account(PROVIDER), machine(1)));
+        assert_eq!(days_of(&history.fold(&Ledger), PROVIDER).len(), 2);
+    }
+
+    #[test]
+    fn who_rents_their_own_machine_has_one_day_and_one_line_for_the_bill() {
+        let mut history = deposited();
+        history.whole_job(job(1), account(CONSUMER), (account(CONSUMER), machine(1)));
+        let table = history.fold(&Ledger);
+        let both = balance(&table, CONSUMER);
+        assert_eq!((both.available, both.held), (MicroUsd::dollars(1) - FEE, MicroUsd::ZERO));
+        assert_eq!((both.spent, both.earned), (COST, EARNED));
+        let day = DayRow { day: FIRST_DAY, spent: COST, earned: EARNED, metered: BILLED, jobs: 1 };
+        assert_eq!(days_of(&table, CONSUMER), [day]);
+        let lines = statement(&table, CONSUMER);
+        assert_eq!(lines.iter().filter(|line| line.event == "Settled").count(), 1);
+    }
+
+    #[test]
+    fn a_payout_is_payable_until_it_is_paid_or_fails() {
+        let (account, payout, amount) = (account(PROVIDER), CommandId::LEAST, MicroUsd(500));
+        let mut history = History::default();
+        history.deposited(account, MicroUsd(800));
+        let requested = history.record(PayoutRequested { account, payout, amount });
+        let asked = balance(&history.fold(&Ledger), PROVIDER);
+        assert_eq!((asked.available, asked.payable), (MicroUsd(300), MicroUsd(500)));
+
+        let reason = "the bank said no".to_owned();
+        history.record(PayoutFailed { account, payout, amount, requested, reason });
+        let failed = balance(&history.fold(&Ledger), PROVIDER);
+        assert_eq!((failed.available, failed.payable), (MicroUsd(800), MicroUsd::ZERO));
+
+        let requested = history.record(PayoutRequested { account, payout, amount });
+        history.record(PayoutPaid { account, payout, amount, requested });
+        let table = history.fold(&Ledger);
+        let paid = balance(&table, PROVIDER);
+        assert_eq!((paid.available, paid.payable), (MicroUsd(300), MicroUsd::ZERO));
+        assert_eq!(totals(&table).external, MicroUsd(-300));
+    }
+}

@@ -13,6 +13,8 @@ pub mod ledger;
 pub mod machines;
 pub mod merkle;
 pub mod rows;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod timeline;
 
 use gpubnb_events::{AccountId, Aggregate, Event, JobId, MachineId, Recorded};

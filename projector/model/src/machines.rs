@@ -256,3 +256,235 @@ fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Re
     rows.put(&row_key(e.machine), row);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::event::{
+        Check, MachineDelisted, MachineDrainStarted, MachineLost, MachinePaused, MachineRecovered, MachineRepriced,
+        MachineResumed, MachineSuspected, MachineTested,
+    };
+
+    use super::*;
+    use crate::testing::{BILLED, DAY, EARNED, FIRST_DAY, History, account, job, machine};
+
+    const PRICE_OF_FIXTURE: HourlyRate = HourlyRate(MicroUsd(360_000));
+
+    fn row(table: &Table) -> MachineRow {
+        gpubnb_store::get(table, &row_key(machine(1))).unwrap().unwrap()
+    }
+
+    fn fold(history: &History) -> MachineRow {
+        row(&history.fold(&Machines))
+    }
+
+    /// The machine's state, and the lowest price on the market.
+    fn state(history: &History) -> (MachineState, Option<HourlyRate>) {
+        let table = history.fold(&Machines);
+        (row(&table).state(), cheapest(&table).unwrap())
+    }
+
+    fn listed() -> History {
+        let mut history = History::default();
+        history.listed(account(2), machine(1));
+        history
+    }
+
+    fn pause(away: bool) -> MachinePaused {
+        MachinePaused { machine: machine(1), away }
+    }
+
+    fn resume(away: bool) -> MachineResumed {
+        MachineResumed { machine: machine(1), away }
+    }
+
+    #[test]
+    fn a_listed_machine_is_online_and_in_its_owners_list() {
+        let history = listed();
+        let table = history.fold(&Machines);
+        let machine_row = row(&table);
+        assert_eq!((machine_row.owner, machine_row.listed_at), (account(2), history.last().at));
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        let owned = |owner, after| of_owner(&table, owner, after).collect::<Result<Vec<_>, _>>().unwrap();
+        assert_eq!(owned(account(2), None), [machine(1)]);
+        assert_eq!(owned(account(2), Some(machine(1))), []);
+        assert_eq!(owned(account(1), None), []);
+    }
+
+    #[test]
+    fn only_machines_that_take_jobs_have_a_price_on_the_market() {
+        let mut history = listed();
+        history.record(pause(false));
+        assert_eq!(state(&history), (MachineState::Paused, None));
+        history.record(resume(false));
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        history.record(MachineSuspected { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Suspect, None));
+        history.record(MachineLost { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Lost, None));
+        history.record(MachineRecovered { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        history.record(MachineDrainStarted { machine: machine(1), maintenance: false });
+        assert_eq!(state(&history), (MachineState::Draining, None));
+    }
+
+    #[test]
+    fn the_cheapest_of_several_prices_is_found_and_a_new_price_takes_the_place_of_the_old() {
+        let price = |micros| HourlyRate(MicroUsd(micros));
+        let mut history = listed();
+        history.listed_with(account(2), machine(2), |e| e.offer.price = price(70_000));
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(price(70_000)));
+        history.record(MachineRepriced { machine: machine(2), price: price(1_000_000) });
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(PRICE_OF_FIXTURE));
+        history.listed_with(account(2), machine(1), |e| e.offer.price = price(2_000_000));
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(price(1_000_000)));
+        let table = history.fold(&Machines);
+        assert_eq!(table.scan_prefix([PRICE]).count(), 2);
+    }
+
+    #[test]
+    fn the_owners_pause_and_the_owners_own_use_are_told_apart() {
+        let mut history = listed();
+        history.record(pause(true));
+        assert_eq!(state(&history), (MachineState::Away, None));
+        history.record(pause(false));
+        history.record(resume(true));
+        assert_eq!(state(&history), (MachineState::Paused, None));
+        history.record(resume(false));
+        assert_eq!(state(&history).0, MachineState::Online);
+    }
+
+    #[test]
+    fn silence_in_maintenance_is_announced_once_nothing_runs() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.record(MachineDrainStarted { machine: machine(1), maintenance: true });
+        history.record(MachineLost { machine: machine(1) });
+        assert_eq!(state(&history).0, MachineState::Lost);
+        history.completed(job(1), lease);
+        assert_eq!(state(&history).0, MachineState::Maintenance);
+    }
+
+    #[test]
+    fn a_machine_that_is_listed_again_keeps_its_record_and_when_it_was_listed_first() {
+        let mut history = listed();
+        let first = history.last().at;
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.record(MachineDelisted { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Delisted, None));
+        history.listed_with(account(2), machine(1), |e| e.public_key = Some("UNEW".to_owned()));
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        let machine = fold(&history);
+        assert_eq!((machine.listed_at, machine.successes, machine.earned), (first, 1, EARNED));
+        assert_eq!(machine.public_keys, ["UABC", "UNEW"]);
+    }
+
+    #[test]
+    fn an_offer_that_is_changed_while_the_machine_is_paused_leaves_it_paused() {
+        let mut history = listed();
+        history.record(pause(false));
+        history.record(MachineSuspected { machine: machine(1) });
+        history.listed_with(account(2), machine(1), |e| e.offer.slots = 3);
+        let machine = fold(&history);
+        assert_eq!((machine.state(), machine.offer.slots), (MachineState::Paused, 3));
+        assert_eq!(machine.public_keys, ["UABC"], "the same key is not kept twice");
+    }
+
+    #[test]
+    fn a_declined_job_is_no_attempt() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        assert_eq!(fold(&history).running, [job(1)]);
+        history.declined(job(1), lease, machine(1));
+        let machine = fold(&history);
+        assert_eq!((machine.running.len(), machine.successes, machine.faults.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_fault_is_counted_and_remembered_until_a_job_completes() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        let seq = history.requeued(job(1), lease, machine(1), Reason::GpuLost);
+        let at = history.last().at;
+        let machine_row = fold(&history);
+        assert_eq!((machine_row.running.len(), machine_row.successes), (0, 0));
+        assert_eq!(machine_row.faults, [("GpuLost".to_owned(), 1)].into());
+        let (reason, detail) = (Reason::GpuLost, "requeued".to_owned());
+        assert_eq!(machine_row.trouble, Some(FaultRow { job: job(1), reason, detail, at, seq }));
+
+        // A job that fails by its own fault is a success of the machine, and does not show that the trouble is over.
+        history.submitted(account(1), job(2));
+        let lease = history.assigned(job(2), machine(1));
+        history.failed(job(2), Some(lease), Reason::NonZeroExit { code: 3 });
+        let machine_row = fold(&history);
+        assert_eq!((machine_row.successes, machine_row.trouble.is_some()), (1, true));
+
+        history.submitted(account(1), job(3));
+        let lease = history.assigned(job(3), machine(1));
+        history.completed(job(3), lease);
+        let machine_row = fold(&history);
+        assert_eq!((machine_row.successes, machine_row.trouble), (2, None));
+        assert_eq!(machine_row.faults, [("GpuLost".to_owned(), 1)].into());
+    }
+
+    #[test]
+    fn an_owner_who_takes_the_machine_back_is_a_fault_and_no_trouble() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.requeued(job(1), lease, machine(1), Reason::Preempted);
+        let machine = fold(&history);
+        assert_eq!((machine.faults, machine.trouble), ([("Preempted".to_owned(), 1)].into(), None));
+    }
+
+    #[test]
+    fn a_job_that_waits_in_vain_says_nothing_of_its_last_machine() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.declined(job(1), lease, machine(1));
+        history.failed(job(1), None, Reason::NoMachine);
+        let machine = fold(&history);
+        assert_eq!((machine.successes, machine.faults.len()), (0, 0));
+    }
+
+    #[test]
+    fn earnings_are_summed_by_day() {
+        let mut history = listed();
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.whole_job(job(2), account(1), (account(2), machine(1)));
+        history.time_passes(DAY);
+        history.whole_job(job(3), account(1), (account(2), machine(1)));
+        let table = history.fold(&Machines);
+        let machine_row = row(&table);
+        assert_eq!(machine_row.earned, EARNED + EARNED + EARNED);
+        assert_eq!(machine_row.metered, Millis(3 * BILLED.0));
+        let days = table.scan_prefix(days(machine(1))).map(|entry| {
+            let (key, bytes) = entry.unwrap();
+            let day: DayRow = gpubnb_store::decode(&key, &bytes).unwrap();
+            (day.day, day.jobs, day.earned, day.spent)
+        });
+        let expected =
+            [(FIRST_DAY, 2, EARNED + EARNED, MicroUsd::ZERO), (FIRST_DAY + 1, 1, EARNED, MicroUsd::ZERO)];
+        assert_eq!(days.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_self_test_takes_the_place_of_the_one_before() {
+        let mut history = listed();
+        let check = |id: &str| Check {
+            id: id.to_owned(),
+            actual: "1".to_owned(),
+            required: String::new(),
+            unit: String::new(),
+            passed: true,
+            remedy: String::new(),
+        };
+        for checks in [vec![check("disk.write"), check("cpu.matmul")], vec![check("disk.write")]] {
+            history.record(MachineTested { machine: machine(1), checks, speed: Default::default() });
+        }
+        assert_eq!(fold(&history).checks, [check("disk.write")]);
+    }
+}

@@ -199,3 +199,75 @@ impl Nodes for Kept<'_> {
         subtree(level, index, |key| Ok(self.0.get(key)?.map(|bytes| bytes.to_vec()).unwrap_or_default()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_proof::merkle::Growing;
+
+    use super::*;
+    use crate::testing::{History, account, job};
+
+    fn history(messages: u16) -> History {
+        let mut history = History::default();
+        for number in 0..messages {
+            // A message that is no event has its leaf like any other.
+            if number % 10 == 9 {
+                history.quarantined();
+            } else {
+                history.submitted(account(1), job(number));
+            }
+        }
+        history
+    }
+
+    #[test]
+    fn the_stored_tree_has_the_roots_of_a_tree_in_memory() {
+        let history = history(130);
+        let table = history.fold(&Merkle);
+        let mut tree = Growing::default();
+        for recorded in history.messages() {
+            tree.push(recorded.leaf);
+            let root = merkle::root(&Kept(&table), 0, tree.size()).unwrap();
+            assert_eq!(root, tree.root(), "of {} messages", tree.size());
+        }
+    }
+
+    #[test]
+    fn every_thousandth_root_is_kept() {
+        let history = history(2_001);
+        let table = history.fold(&Merkle);
+        let mut tree = Growing::default();
+        history.messages()[..1_000].iter().for_each(|recorded| tree.push(recorded.leaf));
+        assert_eq!(root_at(&table, 1_000).unwrap(), Some(tree.root()));
+        assert_eq!(root_at(&table, 999).unwrap(), None);
+        let sizes = |after| roots(&table, after).map(|root| root.unwrap().0).collect::<Vec<_>>();
+        assert_eq!((sizes(0), sizes(999), sizes(1_000)), (vec![1_000, 2_000], vec![1_000, 2_000], vec![2_000]));
+    }
+
+    /// The messages that changed, where each is read again with the leaf that `now` gives it.
+    fn changed(history: &History, now: impl Fn(Seq, Hash) -> Hash) -> Vec<u64> {
+        let table = history.fold(&Merkle);
+        let (mut leaves, mut changed) = (LeavesNow::default(), Vec::new());
+        for recorded in history.messages() {
+            let leaf = now(recorded.seq, recorded.leaf);
+            changed.extend(leaves.push::<StoreError>(recorded.seq, leaf, || Ok(table.clone())).unwrap());
+        }
+        changed.extend(leaves.changed(&table).unwrap());
+        changed.into_iter().map(|(seq, ..)| seq.0).collect()
+    }
+
+    #[test]
+    fn a_message_that_changed_is_found_in_a_full_block_and_in_the_last() {
+        let history = history(70);
+        assert!(changed(&history, |_, leaf| leaf).is_empty());
+        let tampered = [1, 64, 65, 70];
+        assert_eq!(changed(&history, |seq, leaf| if tampered.contains(&seq.0) { [0; 32] } else { leaf }), tampered);
+    }
+
+    #[test]
+    fn messages_that_changed_places_name_each_other() {
+        let changed = [(Seq(3), 'b', 'a'), (Seq(5), 'x', 'c'), (Seq(9), 'a', 'b')];
+        let found: Vec<_> = places(&changed).collect();
+        assert_eq!(found, [(Seq(3), Some(Seq(9))), (Seq(5), None), (Seq(9), Some(Seq(3)))]);
+    }
+}

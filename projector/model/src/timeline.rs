@@ -81,3 +81,60 @@ impl Projection for Timeline {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{History, account, job, machine};
+
+    fn trail(table: &Table, aggregate: Aggregate) -> Vec<u64> {
+        let length = length(table, aggregate).unwrap();
+        sequences(table, aggregate, 0, length).unwrap().into_iter().map(|seq| seq.0).collect()
+    }
+
+    #[test]
+    fn an_event_is_in_the_trail_of_everything_that_it_touches() {
+        let mut history = History::default();
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        let table = history.fold(&Timeline);
+        assert_eq!(trail(&table, Aggregate::Job(job(1))), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(trail(&table, Aggregate::Machine(machine(1))), [2]);
+        assert_eq!(trail(&table, Aggregate::Account(account(1))), [1, 6]);
+        assert_eq!(trail(&table, Aggregate::Account(account(2))), [6]);
+        assert!(trail(&table, Aggregate::Account(account(3))).is_empty());
+    }
+
+    #[test]
+    fn who_rents_their_own_machine_has_the_bill_once() {
+        let mut history = History::default();
+        history.whole_job(job(1), account(1), (account(1), machine(1)));
+        assert_eq!(trail(&history.fold(&Timeline), Aggregate::Account(account(1))), [1, 6]);
+    }
+
+    #[test]
+    fn a_quarantined_message_is_in_no_trail() {
+        let mut history = History::default();
+        history.submitted(account(1), job(1));
+        history.quarantined();
+        history.assigned(job(1), machine(1));
+        assert_eq!(trail(&history.fold(&Timeline), Aggregate::Job(job(1))), [1, 3]);
+    }
+
+    #[test]
+    fn a_part_of_a_trail_goes_over_the_blocks() {
+        let mut history = History::default();
+        let of = Aggregate::Account(account(1));
+        let events = 2 * u16::try_from(BLOCK).unwrap() + 1;
+        for number in 0..events {
+            history.submitted(account(1), job(number));
+        }
+        let table = history.fold(&Timeline);
+        assert_eq!(length(&table, of).unwrap(), u32::from(events));
+        let part = |from, most| sequences(&table, of, from, most).unwrap().into_iter().map(|seq| seq.0);
+        assert!(part(0, u32::MAX).eq(1..=129));
+        assert!(part(BLOCK - 1, 2).eq([64, 65]));
+        assert!(part(BLOCK, BLOCK).eq(65..=128));
+        assert!(part(2 * BLOCK, 10).eq([129]));
+        assert_eq!(part(u32::from(events), 10).count() + part(u32::MAX, u32::MAX).count() + part(5, 0).count(), 0);
+    }
+}
