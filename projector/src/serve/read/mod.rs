@@ -42,3 +42,23 @@ impl ReadModels {
         Ok(Figures { cheapest, ..row.into() })
     }
 }
+
+#[cfg(test)]
+impl ReadModels {
+    /// What is answered after a history, folded into a database of its own.
+    pub(crate) fn after(history: &gpubnb_model::testing::History) -> Self {
+        let mut models = crate::fold::Models::open(&gpubnb_store::Database::temporary(8).unwrap()).unwrap();
+        models.fold(history.messages());
+        assert!(models.states().all(|(_, checkpoint, stopped)| checkpoint >= models.applied() && stopped.is_none()));
+        Self { tables: models.tables(), live: Arc::default() }
+    }
+}
+
+/// The name of the refusal that a query is answered with.
+#[cfg(test)]
+pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, Failure>) -> String {
+    match answer {
+        Err(Failure::Refused(refusal)) => format!("{}: {}", refusal.name, refusal.message),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
