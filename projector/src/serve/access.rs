@@ -41,3 +41,61 @@ pub(super) fn without_the_consumer(actor: Actor, mut event: TrailEvent) -> Trail
     }
     event
 }
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_model::testing::account;
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(body: Value) -> TrailEvent {
+        let text = String::new;
+        TrailEvent {
+            seq: gpubnb_events::Seq(1),
+            recorded_at: gpubnb_events::Timestamp::from_millis(0),
+            event: text(),
+            wire_name: text(),
+            actor: text(),
+            cause: None,
+            job: None,
+            body,
+        }
+    }
+
+    #[test]
+    fn a_bill_without_the_consumer_keeps_what_is_the_providers() {
+        let (consumer, provider) = (account(1), account(2));
+        let posting = |account: String, amount: i64| json!({ "account": account, "amount": amount });
+        let bill = event(json!({
+            "consumer": consumer,
+            "provider": provider,
+            "metering": { "broker": 3, "worker": 2, "limit": 600, "budget": 500, "billed": 2 },
+            "earned": 9,
+            "postings": [
+                posting(format!("held:{consumer}"), -100),
+                posting(format!("available:{consumer}"), 90),
+                posting(format!("available:{provider}"), 9),
+                posting("fees".to_owned(), 1),
+            ],
+        }));
+        let redacted = without_the_consumer(Actor::Account(provider), bill.clone()).body;
+        let expected = json!({
+            "provider": provider,
+            "metering": { "broker": 3, "worker": 2, "billed": 2 },
+            "earned": 9,
+            "postings": [posting(format!("available:{provider}"), 9), posting("fees".to_owned(), 1)],
+        });
+        assert_eq!(redacted, expected);
+        assert_eq!(without_the_consumer(Actor::Platform, bill.clone()), bill);
+    }
+
+    #[test]
+    fn only_the_account_itself_and_those_who_see_everything_see_an_accounts_affairs() {
+        let own = account(1);
+        assert!(may_see(Actor::Account(own), own) && may_see(Actor::Operator(None), own));
+        assert!(may_see(Actor::Operator(Some(account(2))), own) && may_see(Actor::Platform, own));
+        assert!(!may_see(Actor::Account(account(2)), own));
+        assert!(!may_see(Actor::Machine(gpubnb_model::testing::machine(1)), own));
+    }
+}

@@ -162,12 +162,7 @@ impl Queries {
         let raw = self.log.get_raw(seq).await.map_err(|e| Failure::Unavailable(e.to_string()))?;
         let raw = raw.ok_or_else(|| not_found("event"))?;
         let recorded = raw.read();
-        // What a provider may not see of an event cannot be proven to them either.
-        let all = match (self.read.seen(actor, &recorded), TrailEvent::of(&recorded)) {
-            (Some(seen), Some(whole)) => seen == whole,
-            _ => may_see_all(actor),
-        };
-        if !all {
+        if !self.read.sees_whole(actor, &recorded) {
             return Err(not_found("event"));
         }
         let unsigned = |e: anyhow::Error| Failure::Unavailable(format!("the signed heads cannot be read: {e:#}"));
