@@ -114,7 +114,7 @@ async fn hear_all(js: &Context, queries: &Queries) -> Result<(), async_nats::Err
         match serde_json::from_slice::<Heartbeat>(&message.payload) {
             // A machine speaks for itself only.
             Ok(heartbeat) if heartbeat.machine == machine => {
-                queries.read.live.hear(heartbeat, at);
+                queries.read.telemetry.hear(heartbeat, at);
                 if caught_up {
                     let aggregate = Aggregate::Machine(machine);
                     send(&js.client(), aggregate, Seq::ZERO, news(queries, aggregate, &[])).await;

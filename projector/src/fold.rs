@@ -20,7 +20,7 @@ use tracing::{error, info};
 pub struct Model {
     projection: Box<dyn Projection>,
     table: Table,
-    copier: Arc<SnapshotCopy>,
+    snapshot_copy: Arc<SnapshotCopy>,
     checkpoint: Seq,
     stopped: Option<String>,
 }
@@ -92,7 +92,7 @@ impl Models {
     /// Opens every model in a database.
     pub fn open(db: &Database) -> Result<Self, StoreError> {
         let models = gpubnb_model::all().into_iter().map(|projection| {
-            let table = db.model(projection.tables())?;
+            let table = db.model(projection.model_version())?;
             if gpubnb_store::checkpoint(&table)? == Seq::ZERO {
                 // What stands there without a checkpoint was cut off while a snapshot was taken up.
                 table.clear()?;
@@ -113,8 +113,8 @@ impl Models {
     }
 
     /// What copies each model's rows.
-    pub(crate) fn copiers(&self) -> Vec<(&'static str, u32, Arc<SnapshotCopy>)> {
-        self.all.iter().map(|m| (m.name(), m.projection.version(), Arc::clone(&m.copier))).collect()
+    pub(crate) fn snapshot_copies(&self) -> Vec<(&'static str, u32, Arc<SnapshotCopy>)> {
+        self.all.iter().map(|m| (m.name(), m.projection.version(), Arc::clone(&m.snapshot_copy))).collect()
     }
 
     /// Where rebuilt models go.
@@ -239,7 +239,7 @@ impl Model {
     /// A model in a table, as far as the table is.
     pub(crate) fn new(projection: Box<dyn Projection>, table: Table) -> Result<Self, StoreError> {
         let checkpoint = gpubnb_store::checkpoint(&table)?;
-        Ok(Self { projection, table, copier: Arc::default(), checkpoint, stopped: None })
+        Ok(Self { projection, table, snapshot_copy: Arc::default(), checkpoint, stopped: None })
     }
 
     /// Its name.
@@ -276,7 +276,7 @@ impl Model {
         (self.table, self.checkpoint, self.stopped) = (new.table.clone(), new.checkpoint, None);
         tables.swap(self.name(), new.table.clone());
         // Whatever is being copied is of the table that went, and what was kept may have been why it was rebuilt.
-        self.copier.set_replaced();
+        self.snapshot_copy.set_replaced();
         info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
         true
     }
@@ -290,7 +290,7 @@ impl Model {
 
     /// Folds what of a batch comes after its checkpoint; on failure nothing of it, and the event it failed at.
     pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
-        let mut rows = WriteBatch::copied(&self.table, &self.copier);
+        let mut rows = WriteBatch::copied(&self.table, &self.snapshot_copy);
         let (mut at, mut leaf) = (self.checkpoint, None);
         for recorded in batch {
             // What was read again is not folded again, and nothing is folded over a gap.

@@ -22,8 +22,8 @@ use crate::{
     gauges,
     ops::{self, Ops, background::Background, travel::Traveller, work::Work},
     serve::{self, Applied, Queries, ReadModels},
-    snapshot::Keeper,
-    telemetry::Live,
+    snapshot::Snapshotter,
+    telemetry::Telemetry,
     tree_head,
 };
 
@@ -49,7 +49,7 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
 }
 
 /// The models as far as they are: from where they were, from snapshots where there are no rows, or from the beginning.
-async fn open_models(db: &Database, log: &Log, keeper: Option<&Keeper>) -> anyhow::Result<Models> {
+async fn open_models(db: &Database, log: &Log, keeper: Option<&Snapshotter>) -> anyhow::Result<Models> {
     if !is_of(log, &Models::open(db)?).await? {
         warn!(
             "what was folded is of another log than this one: a backup was restored, or a broker exchanged; it is folded anew"
@@ -88,10 +88,10 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let db = Database::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let key = nats.signing_key("projector")?;
     let keys: Vec<String> = args.head_key.iter().cloned().chain([key.public_key()]).collect();
-    let keeper = Keeper::open(&js, log.clone(), key.clone(), &args.data).await;
+    let keeper = Snapshotter::open(&js, log.clone(), key.clone(), &args.data).await;
     let opening = open_models(&db, &log, keeper.as_ref().filter(|_| args.snapshot_every > 0));
     let models = Box::pin(shutdown.run_until_cancelled(opening)).await.context("stopped while starting")??;
-    let copiers = models.copiers();
+    let snapshot_copies = models.snapshot_copies();
     let (tables, adoption) = (models.tables(), models.adoption());
     let (progress, applied) = watch::channel(Applied::of(&models));
     let tasks = TaskTracker::new();
@@ -101,7 +101,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(fold::read(log.clone(), models.next(), models.adoption(), events, shutdown.clone()));
     let folding = tokio::task::spawn_blocking(move || fold_on(models, waiting, &progress, &changes));
 
-    let live = Arc::new(Live::default());
+    let telemetry = Arc::new(Telemetry::default());
     let background = Background::new(tasks.clone(), shutdown.clone());
     let traveller = Traveller::open(log.clone(), &args.data.join("travel"), background.clone())
         .context("opening what time travel keeps")?;
@@ -119,7 +119,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     };
     info!(projector = %work.projector, "operators ask it by this id");
     let floor = log.last_seq().await?;
-    let read = ReadModels { tables, live };
+    let read = ReadModels { tables, telemetry };
     let queries = Queries { read, log, applied: applied.clone(), floor };
     let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
     let ops = Ops::new(queries.clone(), work, traveller, patience, nats.nats_creds.clone());
@@ -128,7 +128,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     if let Some(keeper) = keeper {
         let tables = queries.read.tables.clone();
         let until = (queries.applied.clone(), floor);
-        tasks.spawn(keeper.keep(tables, copiers, until, args.snapshot_every, shutdown.clone()));
+        tasks.spawn(keeper.keep(tables, snapshot_copies, until, args.snapshot_every, shutdown.clone()));
     }
     tasks.spawn(change_feed::of_heartbeats(js, queries.clone(), shutdown.clone()));
 

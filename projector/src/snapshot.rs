@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 const TENTH: u64 = 10;
 
 /// Keeps the models, and finds them again.
-pub(crate) struct Keeper {
+pub(crate) struct Snapshotter {
     log: Log,
     store: Snapshots,
     key: KeyPair,
@@ -39,7 +39,7 @@ pub(crate) struct Keeper {
 }
 
 /// A model that is kept.
-pub(crate) type Kept = (&'static str, u32, Arc<SnapshotCopy>);
+pub(crate) type ModelCopy = (&'static str, u32, Arc<SnapshotCopy>);
 
 /// What is kept of it, and by which rules it was folded.
 fn called(name: &str, version: u32) -> (String, String) {
@@ -50,7 +50,7 @@ fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotEr
     SnapshotError::Content(std::io::Error::other(e))
 }
 
-impl Keeper {
+impl Snapshotter {
     /// Opens the store; `None`: nothing is kept here, and nothing found.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, directory: &Path) -> Option<Self> {
         let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok()?;
@@ -61,7 +61,7 @@ impl Keeper {
     pub(crate) async fn fill(&self, db: &Database) -> Result<(), StoreError> {
         for projection in gpubnb_model::all() {
             let (name, version) = (projection.name(), projection.version());
-            let table = db.model(projection.tables())?;
+            let table = db.model(projection.model_version())?;
             if gpubnb_store::checkpoint(&table)? > Seq::ZERO {
                 continue;
             }
@@ -97,7 +97,7 @@ impl Keeper {
     pub(crate) async fn keep(
         self,
         tables: Tables,
-        models: Vec<Kept>,
+        models: Vec<ModelCopy>,
         (mut applied, floor): (watch::Receiver<Applied>, Seq),
         every: u64,
         shutdown: CancellationToken,
@@ -107,8 +107,8 @@ impl Keeper {
         }
         let keeping = async {
             while applied.wait_for(|applied| applied.seq >= floor).await.is_ok() {
-                for (name, version, copier) in &models {
-                    self.keep_one(&tables, name, called(name, *version), copier, every).await;
+                for (name, version, snapshot_copy) in &models {
+                    self.keep_one(&tables, name, called(name, *version), snapshot_copy, every).await;
                 }
                 tokio::time::sleep(PAUSE).await;
                 if applied.changed().await.is_err() {
@@ -118,8 +118,8 @@ impl Keeper {
         };
         shutdown.run_until_cancelled(keeping).await;
         // A copy on another thread ends with its next piece.
-        for (_, _, copier) in &models {
-            copier.give_up();
+        for (_, _, snapshot_copy) in &models {
+            snapshot_copy.give_up();
         }
     }
 
@@ -128,10 +128,10 @@ impl Keeper {
         tables: &Tables,
         model: &str,
         called: (String, String),
-        copier: &Arc<SnapshotCopy>,
+        snapshot_copy: &Arc<SnapshotCopy>,
         every: u64,
     ) {
-        let rebuilt = copier.take_replaced();
+        let rebuilt = snapshot_copy.take_replaced();
         // Asked each time: another projector may have kept it.
         let last = self.store.newest((&called.0, &called.1), &self.key).await.unwrap_or_default();
         let at = tables.named(model).and_then(|table| gpubnb_store::checkpoint(&table)).unwrap_or_default();
@@ -139,12 +139,12 @@ impl Keeper {
         if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / TENTH) {
             return;
         }
-        match self.write(tables, model, called, Arc::clone(copier)).await {
+        match self.write(tables, model, called, Arc::clone(snapshot_copy)).await {
             Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
             Err(e) => {
                 warn!(model, error = %e, "the model is kept later");
                 if rebuilt {
-                    copier.set_replaced();
+                    snapshot_copy.set_replaced();
                 }
             }
         }
@@ -155,12 +155,12 @@ impl Keeper {
         tables: &Tables,
         model: &str,
         (name, version): (String, String),
-        copier: Arc<SnapshotCopy>,
+        snapshot_copy: Arc<SnapshotCopy>,
     ) -> Result<Seq, SnapshotError> {
         let table = tables.named(model).map_err(content)?;
         let directory = self.directory.clone();
-        let written = tokio::task::spawn_blocking(move || write(&copier, &table, &directory));
-        let Written { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
+        let written = tokio::task::spawn_blocking(move || write(&snapshot_copy, &table, &directory));
+        let SnapshotFile { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
         let leaf = leaf.ok_or(SnapshotError::Doubtful("it does not know which message its last event is"))?;
         let of = Of { name, version, seq, leaf: gpubnb_events::hex(leaf) };
         let manifest = Manifest::sign(of, bytes, sha256, &self.key)?;
@@ -170,7 +170,7 @@ impl Keeper {
 }
 
 /// A model in a file.
-struct Written {
+struct SnapshotFile {
     file: File,
     seq: Seq,
     leaf: Option<Hash>,
@@ -179,13 +179,13 @@ struct Written {
 }
 
 /// Counts and hashes what is written.
-struct Hashed<W> {
+struct HashingWriter<W> {
     to: W,
     hash: Sha256,
     bytes: u64,
 }
 
-impl<W: Write> Write for Hashed<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, from: &[u8]) -> std::io::Result<usize> {
         let written = self.to.write(from)?;
         self.hash.update(from.get(..written).unwrap_or_default());
@@ -198,9 +198,9 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-fn write(copier: &SnapshotCopy, table: &Table, directory: &Path) -> Result<Written, SnapshotError> {
+fn write(snapshot_copy: &SnapshotCopy, table: &Table, directory: &Path) -> Result<SnapshotFile, SnapshotError> {
     let file = tempfile::tempfile_in(directory)?;
-    let hashed = Hashed { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
+    let hashed = HashingWriter { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
     let mut to = GzEncoder::new(hashed, Compression::fast());
     let mut checkpoint = None;
     let each = |key: &[u8], value: &[u8]| -> Result<(), SnapshotError> {
@@ -214,15 +214,15 @@ fn write(copier: &SnapshotCopy, table: &Table, directory: &Path) -> Result<Writt
         }
         Ok(())
     };
-    let whole = copier.copy(table, each, content)?;
-    let Hashed { to, hash, bytes } = to.finish()?;
+    let whole = snapshot_copy.copy(table, each, content)?;
+    let HashingWriter { to, hash, bytes } = to.finish()?;
     let mut file = to.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     if !whole {
         return Err(SnapshotError::Doubtful("the model changed faster than it was copied, or was rebuilt"));
     }
     let (seq, leaf) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
     file.rewind()?;
-    Ok(Written { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
+    Ok(SnapshotFile { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
 }
 
 /// Fills an empty table. Its checkpoint comes last: a table that was cut off has none, and is filled again.
@@ -248,9 +248,9 @@ fn fill(table: &Table, file: File, of: &Of) -> Result<Seq, SnapshotError> {
 }
 
 /// A block's place and the block.
-type Block = (Vec<u8>, Vec<u8>);
+type StoredBlock = (Vec<u8>, Vec<u8>);
 
-fn block(from: &mut impl Read) -> Result<Option<Block>, SnapshotError> {
+fn block(from: &mut impl Read) -> Result<Option<StoredBlock>, SnapshotError> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -279,13 +279,13 @@ mod tests {
     #[test]
     fn a_model_comes_out_of_its_file_as_it_went_in() {
         let (directory, db) = (tempfile::tempdir().unwrap(), Database::temporary(8).unwrap());
-        let (table, other, copier) = (db.table("a").unwrap(), db.table("b").unwrap(), SnapshotCopy::default());
+        let (table, other, snapshot_copy) = (db.table("a").unwrap(), db.table("b").unwrap(), SnapshotCopy::default());
         let mut rows = WriteBatch::new(&table);
         for n in 0..3_000_u32 {
             rows.put_bytes(n.to_be_bytes().to_vec(), vec![7; n as usize % 50]);
         }
         rows.commit_of(Seq(9), Some([5; 32])).unwrap();
-        let written = write(&copier, &table, directory.path()).unwrap();
+        let written = write(&snapshot_copy, &table, directory.path()).unwrap();
         assert_eq!((written.seq, written.leaf), (Seq(9), Some([5; 32])));
         let mut of =
             Of { name: "model-a".to_owned(), version: "1".to_owned(), seq: Seq(9), leaf: gpubnb_events::hex([5; 32]) };

@@ -18,19 +18,19 @@ const MINUTE_MS: i64 = 60_000;
 
 /// Readings of all machines.
 #[derive(Default)]
-pub(crate) struct Live(Mutex<HashMap<MachineId, Readings>>);
+pub(crate) struct Telemetry(Mutex<HashMap<MachineId, Readings>>);
 
 #[derive(Default)]
 struct Readings {
     last: Option<Heartbeat>,
     /// The minute that is not over: sums.
-    present: Sums,
+    present: MinuteSums,
     /// Those that are: twelve bytes each, for a day of every machine.
     past: VecDeque<Minute>,
 }
 
 #[derive(Default)]
-struct Sums {
+struct MinuteSums {
     minute: u32,
     count: u32,
     load: u32,
@@ -49,7 +49,7 @@ struct Minute {
     celsius: u8,
 }
 
-impl Sums {
+impl MinuteSums {
     fn add(&mut self, heartbeat: &Heartbeat) {
         self.count += 1;
         self.load += load(heartbeat);
@@ -70,7 +70,7 @@ impl Sums {
     }
 }
 
-impl Live {
+impl Telemetry {
     /// Takes in a heartbeat, by the broker's time.
     pub(crate) fn hear(&self, heartbeat: Heartbeat, at: Timestamp) {
         let mut machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +83,7 @@ impl Live {
             if readings.past.len() > MINUTES {
                 readings.past.pop_front();
             }
-            readings.present = Sums { minute, ..Sums::default() };
+            readings.present = MinuteSums { minute, ..MinuteSums::default() };
         }
         readings.present.add(&heartbeat);
         readings.last = Some(heartbeat);
@@ -141,14 +141,14 @@ mod tests {
 
     #[test]
     fn a_minute_that_is_over_is_kept_as_its_mean() {
-        let (live, machine) = (Live::default(), MachineId::generate());
+        let (telemetry, machine) = (Telemetry::default(), MachineId::generate());
         for (ms, cpu_percent) in [(0, 10.0), (30_000, 30.0), (60_000, 99.0)] {
             let occurred_at = Timestamp::from_millis(ms);
             let (state, gpus, leases) = (WorkerState::Ready, Vec::new(), Vec::new());
-            live.hear(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
+            telemetry.hear(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
         }
-        assert_eq!(live.of(machine, 60).1, [20]);
-        let loads: Vec<_> = live.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
+        assert_eq!(telemetry.of(machine, 60).1, [20]);
+        let loads: Vec<_> = telemetry.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
         assert_eq!(loads, [(0, 20), (60_000, 99)]);
     }
 }

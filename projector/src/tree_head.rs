@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use async_nats::jetstream::{self, kv};
 use gpubnb_log::stream::CHECKPOINTS;
-use gpubnb_model::merkle::{Kept, Merkle, roots};
+use gpubnb_model::merkle::{Merkle, StoredTree, roots};
 use gpubnb_proof::{Head, merkle};
 use gpubnb_runtime::metric;
 use gpubnb_store;
@@ -49,13 +49,13 @@ async fn sign(
     signed: &mut u64,
     latest: &mut u64,
 ) -> anyhow::Result<()> {
-    let tree = tables.of(&Merkle)?;
-    let size = gpubnb_store::checkpoint(&tree)?.0;
+    let table = tables.of(&Merkle)?;
+    let size = gpubnb_store::checkpoint(&table)?.0;
     if size <= *latest {
         return Ok(());
     }
     let bucket = js.get_key_value(CHECKPOINTS).await?;
-    for kept in roots(&tree, *signed) {
+    for kept in roots(&table, *signed) {
         let (size, root) = kept?;
         let head = Head::sign(size, &root, key)?;
         match bucket.create(name(size), serde_json::to_vec(&head)?.into()).await {
@@ -77,7 +77,7 @@ async fn sign(
             vouched(said.size);
             return Ok(());
         }
-        if said.root != gpubnb_events::hex(merkle::root(&Kept(&tree), 0, said.size)?) {
+        if said.root != gpubnb_events::hex(merkle::root(&StoredTree(&table), 0, said.size)?) {
             error!(
                 said.size,
                 "the log is not what it was when its newest head was signed: run `gpubnb-projector verify`"
@@ -85,7 +85,7 @@ async fn sign(
             bail!("the newest head, of {}, says another root", said.size);
         }
     }
-    let head = Head::sign(size, &merkle::root(&Kept(&tree), 0, size)?, key)?;
+    let head = Head::sign(size, &merkle::root(&StoredTree(&table), 0, size)?, key)?;
     bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
     *latest = size;
     vouched(size);

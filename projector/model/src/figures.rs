@@ -14,7 +14,7 @@ pub struct MarketFigures;
 pub const FIGURES: &[u8] = b"f";
 
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
-struct Counted {
+struct CountedMachine {
     machines: u32,
     gpus: u32,
 }
@@ -33,9 +33,9 @@ impl Projection for MarketFigures {
             Event::MachineListed(e) => {
                 let hardware = &e.offer.hardware;
                 let gpus = if hardware.simulated { 0 } else { u32::try_from(hardware.gpus.len()).unwrap_or(0) };
-                count(rows, e.machine, Counted { machines: 1, gpus })
+                count(rows, e.machine, CountedMachine { machines: 1, gpus })
             }
-            Event::MachineDelisted(e) => count(rows, e.machine, Counted::default()),
+            Event::MachineDelisted(e) => count(rows, e.machine, CountedMachine::default()),
             Event::JobSubmitted(_)
             | Event::JobAssigned(_)
             | Event::Declined(_)
@@ -79,9 +79,9 @@ fn ended(f: &mut FiguresRow, had_a_machine: bool) {
     *counter = counter.saturating_sub(1);
 }
 
-fn count(rows: &mut WriteBatch<'_>, machine: MachineId, now: Counted) -> Result<(), StoreError> {
-    let mut before = Counted::default();
-    rows.upsert::<Counted>(&machine_key(b'c', machine), |counted| before = std::mem::replace(counted, now))?;
+fn count(rows: &mut WriteBatch<'_>, machine: MachineId, now: CountedMachine) -> Result<(), StoreError> {
+    let mut before = CountedMachine::default();
+    rows.upsert::<CountedMachine>(&machine_key(b'c', machine), |counted| before = std::mem::replace(counted, now))?;
     rows.upsert::<FiguresRow>(FIGURES, |f| {
         f.machines = (f.machines + now.machines).saturating_sub(before.machines);
         f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);

@@ -117,7 +117,7 @@ fn settle(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result
 
 /// Changes of one account by one event.
 #[derive(Default)]
-struct Change {
+struct BalanceChange {
     available: MicroUsd,
     held: MicroUsd,
     payable: MicroUsd,
@@ -127,7 +127,7 @@ fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings:
     if postings.is_empty() {
         return Ok(());
     }
-    let mut changes: BTreeMap<AccountId, Change> = BTreeMap::new();
+    let mut changes: BTreeMap<AccountId, BalanceChange> = BTreeMap::new();
     let mut totals = PlatformTotals::default();
     for Posting { account, amount } in postings {
         match account {
@@ -279,8 +279,7 @@ mod tests {
         history.assigned(job(1), machine(2));
         // Billed under the first lease, though the terms that are locked are those of the second.
         history.settled(job(1), account(CONSUMER), Some((account(PROVIDER), first)));
-        let receipt: ReceiptRow =
-            gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap();
+        let receipt: ReceiptRow = gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap();
         assert_eq!(receipt.terms, None);
     }
 

@@ -29,8 +29,8 @@ pub trait Projection: Send + Sync {
     /// Its version. Another version is another table, built anew.
     fn version(&self) -> u32;
     /// The projection's tables in the store.
-    fn tables(&self) -> gpubnb_store::Model<'static> {
-        gpubnb_store::Model { name: self.name(), version: self.version() }
+    fn model_version(&self) -> gpubnb_store::ModelVersion<'static> {
+        gpubnb_store::ModelVersion { name: self.name(), version: self.version() }
     }
     /// Takes in one event.
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError>;

@@ -127,10 +127,10 @@ impl Projection for Machines {
 }
 
 /// A change of a machine's row.
-type Change<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
+type RowChange<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
 
 /// What an event of a job changes at the machine that has it.
-fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Change<'a>> {
+fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<RowChange<'a>> {
     let detail = match event {
         Event::Declined(_) | Event::Cancelled(_) => {
             return Some(Box::new(move |row| row.running.retain(|held| *held != job)));
@@ -466,8 +466,7 @@ mod tests {
             let day: DayRow = gpubnb_store::decode(&key, &bytes).unwrap();
             (day.day, day.jobs, day.earned, day.spent)
         });
-        let expected =
-            [(FIRST_DAY, 2, EARNED + EARNED, MicroUsd::ZERO), (FIRST_DAY + 1, 1, EARNED, MicroUsd::ZERO)];
+        let expected = [(FIRST_DAY, 2, EARNED + EARNED, MicroUsd::ZERO), (FIRST_DAY + 1, 1, EARNED, MicroUsd::ZERO)];
         assert_eq!(days.collect::<Vec<_>>(), expected);
     }
 

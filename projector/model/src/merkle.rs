@@ -29,8 +29,8 @@ fn root_key(size: u64) -> Vec<u8> {
 }
 
 /// The roots that are kept, of trees larger than `size`.
-pub fn roots(tree: &Table, size: u64) -> impl Iterator<Item = Result<(u64, Hash), StoreError>> {
-    tree.range(root_key(size.saturating_add(1))..vec![b'r' + 1]).map(|entry| {
+pub fn roots(table: &Table, size: u64) -> impl Iterator<Item = Result<(u64, Hash), StoreError>> {
+    table.range(root_key(size.saturating_add(1))..vec![b'r' + 1]).map(|entry| {
         let (key, root) = entry?;
         let size = key.get(1..).and_then(|size| size.try_into().ok()).map(u64::from_be_bytes);
         let size = size.ok_or_else(|| StoreError::corrupt(&key, "not a size"))?;
@@ -39,9 +39,9 @@ pub fn roots(tree: &Table, size: u64) -> impl Iterator<Item = Result<(u64, Hash)
 }
 
 /// The root that is kept for a size, where one is.
-pub fn root_at(tree: &Table, size: u64) -> Result<Option<Hash>, StoreError> {
+pub fn root_at(table: &Table, size: u64) -> Result<Option<Hash>, StoreError> {
     let key = root_key(size);
-    tree.get(&key)?.map(|root| hash_of(&key, &root)).transpose()
+    table.get(&key)?.map(|root| hash_of(&key, &root)).transpose()
 }
 
 fn hash_of(key: &[u8], bytes: &[u8]) -> Result<Hash, StoreError> {
@@ -70,18 +70,18 @@ impl LeavesNow {
     }
 
     /// What changed of those that were not looked at yet. What has not been folded has not changed.
-    pub fn changed(&mut self, tree: &Table) -> Result<Vec<Changed>, StoreError> {
+    pub fn changed(&mut self, table: &Table) -> Result<Vec<Changed>, StoreError> {
         let now = std::mem::take(&mut self.0);
         let Some(block) = now.first().map(|(first, _)| place(*first).0) else { return Ok(Vec::new()) };
         let key = block_key(block);
         if now.len() == 1 << BLOCK {
             // The root says as much as the leaves, and is a fiftieth of what must be read.
             let root = root_of_block(&key, &now.iter().flat_map(|(_, leaf)| *leaf).collect::<Vec<_>>())?;
-            if tree.get(node_key(BLOCK, block))?.is_some_and(|then| *then == root) {
+            if table.get(node_key(BLOCK, block))?.is_some_and(|then| *then == root) {
                 return Ok(Vec::new());
             }
         }
-        let then = tree.get(&key)?.unwrap_or_default();
+        let then = table.get(&key)?.unwrap_or_default();
         let changed = now.into_iter().filter_map(|(seq, leaf)| {
             let then = then.chunks_exact(HASH).nth(place(seq).1)?.try_into().ok()?;
             (leaf != then).then_some((seq, leaf, then))
@@ -127,7 +127,7 @@ impl Merkle {
             }
         }
         if recorded.seq.0.is_multiple_of(EVERY) {
-            let root = merkle::root(&Staged(std::cell::RefCell::new(rows)), 0, recorded.seq.0)?;
+            let root = merkle::root(&StagedTree(std::cell::RefCell::new(rows)), 0, recorded.seq.0)?;
             rows.put_bytes(root_key(recorded.seq.0), root.to_vec());
         }
         Ok(())
@@ -181,9 +181,9 @@ fn subtree(
 }
 
 /// The tree while it is folded.
-struct Staged<'r, 'a>(std::cell::RefCell<&'r mut WriteBatch<'a>>);
+struct StagedTree<'r, 'a>(std::cell::RefCell<&'r mut WriteBatch<'a>>);
 
-impl Nodes for Staged<'_, '_> {
+impl Nodes for StagedTree<'_, '_> {
     type Error = StoreError;
     fn subtree(&self, level: u32, index: u64) -> Result<Hash, StoreError> {
         subtree(level, index, |key| self.0.borrow_mut().bytes(key))
@@ -191,9 +191,9 @@ impl Nodes for Staged<'_, '_> {
 }
 
 /// The tree as it lies there.
-pub struct Kept<'a>(pub &'a Table);
+pub struct StoredTree<'a>(pub &'a Table);
 
-impl Nodes for Kept<'_> {
+impl Nodes for StoredTree<'_> {
     type Error = StoreError;
     fn subtree(&self, level: u32, index: u64) -> Result<Hash, StoreError> {
         subtree(level, index, |key| Ok(self.0.get(key)?.map(|bytes| bytes.to_vec()).unwrap_or_default()))
@@ -227,7 +227,7 @@ mod tests {
         let mut tree = Growing::default();
         for recorded in history.messages() {
             tree.push(recorded.leaf);
-            let root = merkle::root(&Kept(&table), 0, tree.size()).unwrap();
+            let root = merkle::root(&StoredTree(&table), 0, tree.size()).unwrap();
             assert_eq!(root, tree.root(), "of {} messages", tree.size());
         }
     }

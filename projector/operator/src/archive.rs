@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{ExportArgs, VerifyArgs};
 use crate::{
     STOPPED, tell,
-    work::{progress, said},
+    work::{progress, show_progress},
 };
 
 /// More events than this are not missed one by one: an archive may say of itself what it likes.
@@ -54,7 +54,7 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
         writer =
             tokio::task::spawn_blocking(move || batch.iter().try_for_each(|raw| writer.write(raw)).map(|()| writer))
                 .await??;
-        said(&Progress::since(began.elapsed(), kept, at, last));
+        show_progress(&Progress::since(began.elapsed(), kept, at, last));
     }
     let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
     if args.json {
@@ -87,7 +87,7 @@ async fn signed(bucket: &kv::Store, last: Seq, latest: Option<Head>) -> anyhow::
 
 /// What an archive was found to be.
 #[derive(serde::Serialize)]
-struct Checked {
+struct ArchiveReport {
     clean: bool,
     events: u64,
     /// Signed heads that agree.
@@ -101,7 +101,7 @@ struct Checked {
 
 pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = Reader::open(directory)?;
-    let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
+    let checked = ArchiveCheck::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
     if args.json {
         tell(&serde_json::to_string(&checked)?)?;
     } else {
@@ -115,13 +115,13 @@ pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationTok
 }
 
 /// Goes through an archive.
-struct Check {
+struct ArchiveCheck {
     invariants: Invariants,
     table: Growing,
     heads: VecDeque<Head>,
     /// The one key that is believed; any, where none was named.
     key: Option<String>,
-    checked: Checked,
+    checked: ArchiveReport,
     /// Messages whose leaf is not the one in the archive: their sequence, their leaf, the one that was expected.
     changed: Vec<(Seq, Hash, Hash)>,
     at: Seq,
@@ -129,10 +129,16 @@ struct Check {
     looked_at: Seq,
 }
 
-impl Check {
+impl ArchiveCheck {
     fn new(manifest: &Manifest, key: Option<&str>) -> Self {
-        let checked =
-            Checked { clean: false, events: 0, heads: 0, keys: Vec::new(), vouched: Seq::ZERO, violations: Vec::new() };
+        let checked = ArchiveReport {
+            clean: false,
+            events: 0,
+            heads: 0,
+            keys: Vec::new(),
+            vouched: Seq::ZERO,
+            violations: Vec::new(),
+        };
         let (invariants, table) = (Invariants::default(), Growing::default());
         let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
         Self { invariants, table, heads, key, checked, changed: Vec::new(), at: Seq::ZERO, looked_at: Seq::ZERO }
@@ -144,11 +150,11 @@ impl Check {
         }
     }
 
-    fn all(mut self, reader: &Reader, stop: &CancellationToken) -> anyhow::Result<Checked> {
+    fn all(mut self, reader: &Reader, stop: &CancellationToken) -> anyhow::Result<ArchiveReport> {
         let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
         for part in &reader.manifest.parts {
             self.part(reader, part, &mut leaves, stop)?;
-            said(&progress(began, self.at, last));
+            show_progress(&progress(began, self.at, last));
         }
         self.missing(last.next(), &mut leaves);
         self.moved();

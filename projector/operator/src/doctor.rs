@@ -67,12 +67,12 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
             again.push(id.to_string());
         }
     }
-    let told = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
+    let listed = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
     let remedy = "A worker took a job message and did not say that it has it: look at that machine. After its lease's time \
                   the job goes elsewhere by itself.";
-    found.add("jobs.given_out_again", told(&again), "none", again.is_empty(), remedy);
+    found.add("jobs.given_out_again", listed(&again), "none", again.is_empty(), remedy);
     let remedy = "These machines cannot fetch jobs: restart their workers, which makes their consumers anew.";
-    found.add("machines.without_consumer", told(&without), "none", without.is_empty(), remedy);
+    found.add("machines.without_consumer", listed(&without), "none", without.is_empty(), remedy);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Filter, ReplayArgs, TailArgs};
 use crate::{
     point, print_line,
-    work::{progress, said},
+    work::{progress, show_progress},
 };
 
 /// Events between two words of how far it is.
@@ -125,7 +125,7 @@ pub(crate) async fn fold(
     let (began, stopped) = (Instant::now(), shutdown.clone());
     each(log, Seq(1), until, shutdown, async |recorded: Recorded| {
         if recorded.seq.0.is_multiple_of(SHOWN_EVERY) {
-            said(&progress(began, recorded.seq, until));
+            show_progress(&progress(began, recorded.seq, until));
         }
         take(recorded).await
     })

@@ -114,7 +114,7 @@ pub(crate) async fn rebuild(
             }
             return Ok(());
         }
-        said(&rebuild.progress);
+        show_progress(&rebuild.progress);
         if !wait(&shutdown).await {
             bail!("stopped waiting: the rebuild goes on in the projector");
         }
@@ -132,16 +132,16 @@ pub(crate) async fn verify(
     loop {
         let verification = queries.platform(ME).await?.verification.context("no verification runs")?;
         if verification.ended_at.is_some() {
-            return told(&verification, args.json);
+            return report_verification(&verification, args.json);
         }
-        said(&verification.progress);
+        show_progress(&verification.progress);
         if !wait(&shutdown).await {
             bail!("stopped waiting: the verification goes on in the projector");
         }
     }
 }
 
-fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
+fn report_verification(v: &Verification, json: bool) -> anyhow::Result<()> {
     let clean = v.clean();
     if json {
         tell(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
@@ -169,7 +169,7 @@ pub(crate) fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
 }
 
 /// How far it is, on one line that is written over, for a person only.
-pub(crate) fn said(p: &Progress) {
+pub(crate) fn show_progress(p: &Progress) {
     if std::io::stderr().is_terminal() {
         let left = p.seconds_left().map(|s| format!(", {s} s left")).unwrap_or_default();
         eprint!("\r{:>3} %  {} of {} events, {} a second{left}   \r", p.percent(), p.at, p.until, p.per_second);

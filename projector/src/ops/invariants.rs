@@ -19,8 +19,8 @@ const TOLD: usize = 100;
 /// What the events so far have come to.
 #[derive(Default)]
 pub struct Invariants {
-    balances: HashMap<AccountId, Balance>,
-    live: HashMap<JobId, Live>,
+    balances: HashMap<AccountId, AccountBalance>,
+    live: HashMap<JobId, LiveLease>,
     settled: HashSet<u64>,
     /// Of millions of settled jobs a hash each is kept, which nobody outside can foresee: of ten million, two are alike once
     /// in three hundred thousand verifications.
@@ -30,13 +30,13 @@ pub struct Invariants {
 }
 
 #[derive(Default)]
-struct Balance {
+struct AccountBalance {
     available: MicroUsd,
     held: MicroUsd,
     payable: MicroUsd,
 }
 
-struct Live {
+struct LiveLease {
     lease: Lease,
     machine: MachineId,
     accepted: bool,
@@ -68,7 +68,7 @@ impl Invariants {
                 if self.live.contains_key(&e.job) {
                     self.broken(seq, format!("job {} is assigned while another lease is live", e.job));
                 }
-                let live = Live { lease: Lease(seq), machine: e.machine, accepted: false };
+                let live = LiveLease { lease: Lease(seq), machine: e.machine, accepted: false };
                 self.live.insert(e.job, live);
             }
             Event::Accepted(e) => self.accepted(seq, e.job, e.lease),

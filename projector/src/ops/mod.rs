@@ -4,7 +4,7 @@
 mod accounts;
 pub mod background;
 pub mod doctor;
-pub(crate) mod explore;
+pub(crate) mod event_search;
 pub mod invariants;
 mod stuck;
 pub mod travel;
@@ -30,13 +30,13 @@ use gpubnb_query::{
 };
 use gpubnb_runtime::rpc::{Failure, Server};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::{Mutex as Turn, OnceCell};
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use self::{
     travel::{TravelError, Traveller},
     work::{NotNow, Work},
 };
-use crate::serve::{At, Queries, broken, endpoint, may_see_all, not_found};
+use crate::serve::{Address, Queries, broken, endpoint, may_see_all, not_found};
 
 /// An answer that takes longer says how far it is.
 const SOON: Duration = Duration::from_millis(800);
@@ -61,7 +61,7 @@ pub(crate) struct Ops {
     /// Where this process has its credentials.
     creds: PathBuf,
     /// How the deployment was when that was last looked at.
-    checked: Arc<Turn<Option<Checked>>>,
+    checked: Arc<AsyncMutex<Option<Checked>>>,
 }
 
 /// What was stuck, and when that was looked for.
@@ -74,7 +74,7 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
     // How far it is can be asked before it is there.
     let at_once = &Ops { queries: Queries { floor: Seq::ZERO, ..ops.queries.clone() }, ..ops.clone() };
     // What each has of its own: at whichever answers, and at this very one.
-    let own = |name| [At::from(name), At::of(name, ops.work.projector)];
+    let own = |name| [Address::from(name), Address::of(name, ops.work.projector)];
     for at in own("platform") {
         on(server, at_once, at, |ops, ()| async move { ops.platform().await }).await?;
     }
@@ -95,7 +95,12 @@ pub(crate) async fn serve(server: &Server, ops: &Ops) -> Result<(), async_nats::
 }
 
 /// An endpoint for operators.
-async fn on<B, T, F, Fut>(server: &Server, ops: &Ops, at: impl Into<At>, handler: F) -> Result<(), async_nats::Error>
+async fn on<B, T, F, Fut>(
+    server: &Server,
+    ops: &Ops,
+    at: impl Into<Address>,
+    handler: F,
+) -> Result<(), async_nats::Error>
 where
     B: DeserializeOwned + Send + 'static,
     T: Serialize,
@@ -208,7 +213,7 @@ impl Ops {
     async fn events(&self, query: EventsQuery) -> Result<Page<TrailEvent>, Failure> {
         let timeline = self.queries.read.tables.of(&Timeline).map_err(broken)?;
         let applied = self.queries.applied.borrow().seq;
-        explore::events(&self.queries.log, &timeline, applied, &query).await
+        event_search::search(&self.queries.log, &timeline, applied, &query).await
     }
 
     async fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
@@ -245,8 +250,8 @@ impl Ops {
         match looked.as_ref() {
             Some((at, found)) if at.elapsed() < Duration::from_secs(1) => Ok(found.clone()),
             _ => {
-                let found =
-                    stuck::jobs(&self.queries.read.tables, &self.queries.read.live, self.patience).map_err(broken)?;
+                let found = stuck::jobs(&self.queries.read.tables, &self.queries.read.telemetry, self.patience)
+                    .map_err(broken)?;
                 *looked = Some((Instant::now(), found.clone()));
                 Ok(found)
             }

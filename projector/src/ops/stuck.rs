@@ -8,7 +8,7 @@ use gpubnb_model::{
 use gpubnb_query::view::{JobState, ops::Stuck};
 use gpubnb_store::StoreError;
 
-use crate::{fold::Tables, telemetry::Live};
+use crate::{fold::Tables, telemetry::Telemetry};
 
 /// Most jobs that are looked at, and told of.
 const LOOKED_AT: usize = 50_000;
@@ -24,7 +24,7 @@ const UNSAID: Millis = Millis(120_000);
 
 /// The oldest first, of those that have been in one state for longer than is usual, or than `patience`; and those whose
 /// machine cannot say how they ended.
-pub(super) fn jobs(tables: &Tables, live: &Live, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
+pub(super) fn jobs(tables: &Tables, telemetry: &Telemetry, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
     let (table, now) = (tables.of(&Jobs)?, SystemClock.now());
     let mut found = Vec::new();
     for key in table.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
@@ -37,14 +37,14 @@ pub(super) fn jobs(tables: &Tables, live: &Live, patience: Option<Millis>) -> Re
             break;
         }
     }
-    for (machine, lease) in live.unsaid() {
+    for (machine, lease) in telemetry.unsaid() {
         let Some(since) = lease.ended_at.filter(|since| now.since(*since) > UNSAID) else { continue };
         let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(lease.job))? else { continue };
         // A machine may say what it likes of what is not its own, or over.
         let its_own = row.attempts.last().is_some_and(|a| (a.machine, a.lease) == (machine, lease.lease));
         let running = row.state == JobState::Running && its_own;
         if running && found.len() < TOLD && found.iter().all(|stuck| stuck.job != row.job) {
-            found.push(told(&row, since, IN_OUTBOX));
+            found.push(stuck(&row, since, IN_OUTBOX));
         }
     }
     Ok(found)
@@ -55,7 +55,7 @@ const IN_OUTBOX: (&str, &str) = (
     "see whether the web server and gpubnb-services answer; the machine goes on trying by itself",
 );
 
-fn told(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) -> Stuck {
+fn stuck(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) -> Stuck {
     let (cause, remedy) = (cause.to_owned(), remedy.to_owned());
     Stuck { job: row.job, name: row.spec.name.clone(), state: row.state, since, cause, remedy }
 }
@@ -97,5 +97,6 @@ fn judged(row: &JobRow, now: Timestamp, patience: Option<Millis>) -> Option<Stuc
             "see whether gpubnb-services runs and has a leader: it settles what it finds",
         ),
     };
-    (now.since(since) > patience.map_or(most, |patience| patience.min(most))).then(|| told(row, since, (cause, remedy)))
+    (now.since(since) > patience.map_or(most, |patience| patience.min(most)))
+        .then(|| stuck(row, since, (cause, remedy)))
 }

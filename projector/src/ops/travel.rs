@@ -25,7 +25,7 @@ use gpubnb_query::view::{
     ops::{MarketThen, Progress, RowThen},
 };
 use gpubnb_store::{self, Database, StoreError, Table, WriteBatch};
-use tokio::sync::Mutex as Turn;
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::background::Background;
 
@@ -67,15 +67,15 @@ pub struct Traveller {
     log: Log,
     db: Database,
     background: Background,
-    snapshots: Arc<Mutex<Snapshots>>,
+    snapshots: Arc<Mutex<MarketSnapshots>>,
     /// One journey at a time; who waits finds what it left.
-    turn: Arc<Turn<()>>,
+    turn: Arc<AsyncMutex<()>>,
     progress: Arc<Mutex<Option<Progress>>>,
     /// Where it was last.
     been: Arc<Mutex<VecDeque<MarketThen>>>,
 }
 
-struct Snapshots {
+struct MarketSnapshots {
     spacing: u64,
     taken: BTreeMap<Seq, Table>,
 }
@@ -89,7 +89,7 @@ impl Traveller {
     /// Opens a database for what is folded; it is empty, and gone at the end.
     pub fn open(log: Log, path: &Path, background: Background) -> Result<Self, StoreError> {
         let db = Database::scratch(path, CACHE_MIB)?;
-        let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
+        let snapshots = MarketSnapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
         Ok(Self { log, db, background, snapshots, turn: Arc::default(), progress, been: Arc::default() })
     }
@@ -99,7 +99,7 @@ impl Traveller {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
+    fn snapshots(&self) -> MutexGuard<'_, MarketSnapshots> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

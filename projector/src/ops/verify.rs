@@ -11,7 +11,7 @@ use gpubnb_model::{
     self, Projection,
     jobs::Jobs,
     ledger::Ledger,
-    merkle::{self, Changed, Kept, LeavesNow, Merkle, roots},
+    merkle::{self, Changed, LeavesNow, Merkle, StoredTree, roots},
 };
 use gpubnb_query::view::ops::{ModelCheck, Progress};
 use gpubnb_store::{self, Database, StoreError, Table};
@@ -107,7 +107,7 @@ impl<'a> Replay<'a> {
         self.models.clear();
         let db = Database::scratch(&self.work.scratch.join(pass.to_string()), CACHE_MIB)?;
         let models = models.into_iter().map(|projection| {
-            let table = db.model(projection.tables())?;
+            let table = db.model(projection.model_version())?;
             Model::new(projection, table)
         });
         self.models = models.collect::<Result<_, StoreError>>()?;
@@ -233,7 +233,7 @@ impl<'a> Replay<'a> {
         });
         let mut heads: Vec<_> = heads.buffered(HEADS_AT_ONCE).try_collect().await?;
         if let Some(latest) = latest.filter(|latest| latest.size <= self.at.0) {
-            heads.push((newest, gpubnb_proof::merkle::root(&Kept(&ours), 0, newest)?, Some(latest)));
+            heads.push((newest, gpubnb_proof::merkle::root(&StoredTree(&ours), 0, newest)?, Some(latest)));
         } else if newest > self.at.0 {
             let what = format!("the head of {newest} events was signed, and the log ends before");
             self.invariants.broken(self.at.next(), what);

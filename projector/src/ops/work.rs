@@ -111,7 +111,7 @@ impl Work {
     async fn rebuilt(&self, projection: Box<dyn gpubnb_model::Projection>) -> anyhow::Result<()> {
         let name = projection.name();
         let current = self.tables.named(name)?;
-        let table = self.db.spare(projection.tables(), &current)?;
+        let table = self.db.spare(projection.model_version(), &current)?;
         let mut rebuilt = Model::new(projection, table.clone())?;
         let from = rebuilt.checkpoint();
         if from > Seq::ZERO {

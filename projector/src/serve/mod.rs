@@ -9,7 +9,7 @@ use std::{future::Future, time::Duration};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
 use gpubnb_log::{Log, stream::CHECKPOINTS};
-use gpubnb_model::merkle::{Kept, Merkle};
+use gpubnb_model::merkle::{Merkle, StoredTree};
 use gpubnb_proof::{Line, Proof, merkle};
 use gpubnb_query::{
     request::{Ask, Lag, ModelState, ReadingsQuery, TrailQuery},
@@ -86,15 +86,15 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
 }
 
 /// Where an endpoint is asked: the name that it is counted under, and its subject.
-pub(crate) struct At(String, String);
+pub(crate) struct Address(String, String);
 
-impl From<&str> for At {
+impl From<&str> for Address {
     fn from(name: &str) -> Self {
         Self(format!("query-{name}"), subject::query(name))
     }
 }
 
-impl At {
+impl Address {
     /// At one projector.
     pub(crate) fn of(name: &str, projector: ProjectorId) -> Self {
         Self(format!("query-{name}-own"), subject::query_of(name, projector))
@@ -105,7 +105,7 @@ impl At {
 pub(crate) async fn endpoint<B, T, F, Fut>(
     server: &Server,
     queries: &Queries,
-    at: impl Into<At>,
+    at: impl Into<Address>,
     handler: F,
 ) -> Result<(), async_nats::Error>
 where
@@ -114,7 +114,7 @@ where
     F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
     Fut: Future<Output = Result<T, Failure>> + Send,
 {
-    let (queries, At(name, subject)) = (queries.clone(), at.into());
+    let (queries, Address(name, subject)) = (queries.clone(), at.into());
     server
         .endpoint(&name, subject, Requester::Platform, move |incoming: Incoming| {
             let (queries, handler) = (queries.clone(), handler.clone());
@@ -180,7 +180,7 @@ impl Queries {
         let late = |_| Failure::Unavailable("no signed head holds it yet: try again in a moment".to_owned());
         let head = tokio::time::timeout(PATIENCE, signed).await.map_err(late)??;
         let table = self.read.tables.of(&Merkle).map_err(broken)?;
-        let path = merkle::path(&Kept(&table), seq.0 - 1, head.size).map_err(broken)?;
+        let path = merkle::path(&StoredTree(&table), seq.0 - 1, head.size).map_err(broken)?;
         Ok(Proof { message: Line::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
     }
 

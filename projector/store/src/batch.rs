@@ -70,19 +70,19 @@ enum Staged {
 /// however many events touch it.
 pub struct WriteBatch<'a> {
     table: &'a Table,
-    copier: Option<&'a SnapshotCopy>,
+    snapshot_copy: Option<&'a SnapshotCopy>,
     staged: HashMap<Vec<u8>, Staged>,
 }
 
 impl<'a> WriteBatch<'a> {
     /// Nothing changed yet.
     pub fn new(table: &'a Table) -> Self {
-        Self { table, copier: None, staged: HashMap::new() }
+        Self { table, snapshot_copy: None, staged: HashMap::new() }
     }
 
     /// The same, of a table that may be copied meanwhile.
-    pub fn copied(table: &'a Table, copier: &'a SnapshotCopy) -> Self {
-        Self { copier: Some(copier), ..Self::new(table) }
+    pub fn copied(table: &'a Table, snapshot_copy: &'a SnapshotCopy) -> Self {
+        Self { snapshot_copy: Some(snapshot_copy), ..Self::new(table) }
     }
 
     /// A staged row, read from the table by `read` the first time it is touched.
@@ -186,7 +186,7 @@ impl<'a> WriteBatch<'a> {
         let leaf = leaf.map_or_else(Vec::new, Vec::from);
         let checkpoint = [&checkpoint.0.to_be_bytes()[..], &leaf].concat();
         // The copy is held until the batch is written.
-        let mut copy = self.copier.map(SnapshotCopy::lock);
+        let mut copy = self.snapshot_copy.map(SnapshotCopy::lock);
         let before = |tree: &sled::Tree, place: &[u8]| {
             copy.as_mut().map_or(Ok(()), |copy: &mut CopyLock<'_>| copy.changes(tree, place))
         };

@@ -63,35 +63,35 @@ pub(crate) fn rows(stored: &IVec) -> Result<IVec, StoreError> {
 
 /// Where a row stands in its block.
 #[derive(Clone)]
-pub(crate) struct Row {
+pub(crate) struct RowSpan {
     pub(crate) key: Range<usize>,
     pub(crate) value: Range<usize>,
 }
 
 /// The rows of a block, in order.
-pub(crate) struct Rows<'b> {
+pub(crate) struct RowSpans<'b> {
     block: &'b [u8],
     at: usize,
 }
 
-impl<'b> Rows<'b> {
+impl<'b> RowSpans<'b> {
     pub(crate) fn of(block: &'b [u8]) -> Self {
         Self { block, at: 0 }
     }
 
-    fn next_row(&self) -> Option<Row> {
+    fn next_row(&self) -> Option<RowSpan> {
         let (head, _) = self.block.get(self.at..)?.split_first_chunk::<HEAD>()?;
         let [k0, k1, v0, v1, v2, v3] = *head;
         let key = usize::from(u16::from_le_bytes([k0, k1]));
         let value = usize::try_from(u32::from_le_bytes([v0, v1, v2, v3])).ok()?;
         let key = self.at + HEAD..self.at + HEAD + key;
         let value = key.end..key.end.checked_add(value)?;
-        (value.end <= self.block.len()).then_some(Row { key, value })
+        (value.end <= self.block.len()).then_some(RowSpan { key, value })
     }
 }
 
-impl Iterator for Rows<'_> {
-    type Item = Result<Row, StoreError>;
+impl Iterator for RowSpans<'_> {
+    type Item = Result<RowSpan, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.at >= self.block.len() {
@@ -106,7 +106,7 @@ impl Iterator for Rows<'_> {
 
 /// Where the value of a row stands.
 pub(crate) fn find(block: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, StoreError> {
-    for row in Rows::of(block) {
+    for row in RowSpans::of(block) {
         let row = row?;
         match block[row.key].cmp(key) {
             std::cmp::Ordering::Less => {}
@@ -127,7 +127,7 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// One more row of another block.
-    fn copy(&mut self, block: &[u8], row: &Row) {
+    fn copy(&mut self, block: &[u8], row: &RowSpan) {
         self.starts.push(self.bytes.len());
         self.bytes.extend_from_slice(&block[row.key.start - HEAD..row.value.end]);
     }
@@ -161,7 +161,7 @@ impl Packed {
         mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
     ) -> Result<Self, StoreError> {
         let mut packed = Self::default();
-        let rows: Vec<Row> = Rows::of(block).collect::<Result<_, _>>()?;
+        let rows: Vec<RowSpan> = RowSpans::of(block).collect::<Result<_, _>>()?;
         let mut rows = rows.into_iter().peekable();
         for (key, change) in changes {
             while let Some(row) = rows.next_if(|row| block[row.key.clone()] < key[..]) {

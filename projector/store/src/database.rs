@@ -9,7 +9,7 @@ const SMALLEST: u64 = 8;
 
 /// A model's name and version: another version has tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Model<'a> {
+pub struct ModelVersion<'a> {
     /// The model's name.
     pub name: &'a str,
     /// The version of the model's rows.
@@ -80,7 +80,7 @@ impl Database {
 
     /// The tree that answers for one model in its version. Every other tree of the model is dropped: call at the start,
     /// when nobody reads.
-    pub fn model(&self, model: Model<'_>) -> Result<Table, StoreError> {
+    pub fn model(&self, model: ModelVersion<'_>) -> Result<Table, StoreError> {
         let (name, [first, second]) = (model.name, generations(model));
         let current =
             self.0.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
@@ -100,7 +100,7 @@ impl Database {
 
     /// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut
     /// off.
-    pub fn spare(&self, model: Model<'_>, current: &Table) -> Result<Table, StoreError> {
+    pub fn spare(&self, model: ModelVersion<'_>, current: &Table) -> Result<Table, StoreError> {
         let (name, [first, second]) = (model.name, generations(model));
         let spare = if *current.name() == *first.as_bytes() { second } else { first };
         if !self.is_rebuilding(name)? {
@@ -140,8 +140,8 @@ fn pointer(name: &str) -> String {
 }
 
 /// A model has two trees in turn, so that one can be rebuilt while the other answers.
-fn generations(model: Model<'_>) -> [String; 2] {
-    let Model { name, version } = model;
+fn generations(model: ModelVersion<'_>) -> [String; 2] {
+    let ModelVersion { name, version } = model;
     [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
 }
 
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::{WriteBatch, checkpoint};
 
-    const JOBS: Model<'_> = Model { name: "jobs", version: 4 };
+    const JOBS: ModelVersion<'_> = ModelVersion { name: "jobs", version: 4 };
 
     #[test]
     fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {

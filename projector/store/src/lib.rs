@@ -19,7 +19,7 @@ mod table;
 pub use self::{
     batch::{Row, WriteBatch, checkpoint, checkpoint_in, decode, get, last_leaf, leaf_in},
     block::LONGEST as LONGEST_BLOCK,
-    database::{Database, Model},
+    database::{Database, ModelVersion},
     error::StoreError,
     row_bytes::RowBytes,
     snapshot_copy::SnapshotCopy,

@@ -22,14 +22,14 @@ const MOST_ASIDE: usize = 64 << 20;
 /// Copies one tree, and knows what the fold must put aside.
 #[derive(Debug, Default)]
 pub struct SnapshotCopy {
-    copy: Mutex<Option<Copy>>,
+    copy: Mutex<Option<CopyState>>,
     /// Whether the model has got another table since this was asked last.
     replaced: AtomicBool,
 }
 
 /// A copy that is being made.
 #[derive(Debug, Default)]
-struct Copy {
+struct CopyState {
     /// Copied up to this key, and this one; `None`: nothing yet.
     until: Option<Vec<u8>>,
     /// Blocks that were changed since and are not copied yet, as they were; `None`: there was none.
@@ -39,10 +39,10 @@ struct Copy {
 }
 
 /// The fold's hold on the copy while it writes.
-pub(crate) struct CopyLock<'a>(MutexGuard<'a, Option<Copy>>);
+pub(crate) struct CopyLock<'a>(MutexGuard<'a, Option<CopyState>>);
 
 impl SnapshotCopy {
-    fn state(&self) -> MutexGuard<'_, Option<Copy>> {
+    fn state(&self) -> MutexGuard<'_, Option<CopyState>> {
         // Whoever holds it does nothing that can panic half way.
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,7 +77,7 @@ impl SnapshotCopy {
         each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
         failed: impl Fn(StoreError) -> E,
     ) -> Result<bool, E> {
-        *self.state() = Some(Copy::default());
+        *self.state() = Some(CopyState::default());
         let whole = self.pieces(table, each, failed);
         self.give_up();
         whole
@@ -106,7 +106,7 @@ fn size(key: &[u8], before: Option<&IVec>) -> usize {
     key.len() + before.map_or(0, |before| before.len())
 }
 
-impl Copy {
+impl CopyState {
     /// The next blocks, and whether they are the last.
     fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
         let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
@@ -176,8 +176,8 @@ mod tests {
         table.sled().iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
     }
 
-    fn write(table: &Table, copier: &SnapshotCopy, at: u64, changes: &[(u16, Option<u8>)]) {
-        let mut rows = WriteBatch::copied(table, copier);
+    fn write(table: &Table, snapshot_copy: &SnapshotCopy, at: u64, changes: &[(u16, Option<u8>)]) {
+        let mut rows = WriteBatch::copied(table, snapshot_copy);
         for (key, value) in changes {
             let key = format!("row {key:05}").into_bytes();
             match value {
@@ -197,14 +197,14 @@ mod tests {
             meanwhile in prop::collection::vec(prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200), 0..12),
         ) {
             let db = Database::temporary(8).unwrap();
-            let (table, copier) = (db.table("rows").unwrap(), SnapshotCopy::default());
-            write(&table, &copier, 1, &before);
+            let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());
+            write(&table, &snapshot_copy, 1, &before);
             let then = blocks(&table);
             let (mut copied, mut next) = (BTreeMap::new(), 2);
-            let whole = copier.copy(&table, |key, value| {
+            let whole = snapshot_copy.copy(&table, |key, value| {
                 // The first of each piece and then some: a change is written in between.
                 if copied.len() % 25 == 0 && let Some(changes) = meanwhile.get(next - 2) {
-                    write(&table, &copier, next as u64, changes);
+                    write(&table, &snapshot_copy, next as u64, changes);
                     next += 1;
                 }
                 copied.insert(key.to_vec(), value.to_vec());
@@ -220,13 +220,13 @@ mod tests {
     #[test]
     fn a_copy_that_is_given_up_is_not_whole() {
         let db = Database::temporary(8).unwrap();
-        let (table, copier) = (db.table("rows").unwrap(), SnapshotCopy::default());
+        let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());
         let many: Vec<_> = (0..1_000).map(|key| (key, Some(1))).collect();
-        write(&table, &copier, 1, &many);
-        let whole = copier.copy(
+        write(&table, &snapshot_copy, 1, &many);
+        let whole = snapshot_copy.copy(
             &table,
             |_, _| {
-                copier.give_up();
+                snapshot_copy.give_up();
                 Ok(())
             },
             |e| e,

@@ -106,7 +106,7 @@ impl Table {
     pub fn range<K: AsRef<[u8]>>(&self, keys: impl RangeBounds<K>) -> Range {
         let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
         let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
-        let (front, back) = (End::default(), End::default());
+        let (front, back) = (RangeEnd::default(), RangeEnd::default());
         Range { table: self.clone(), from, to, front, back, failed: false }
     }
 
@@ -172,15 +172,15 @@ pub struct Range {
     table: Table,
     from: Bound<IVec>,
     to: Bound<IVec>,
-    front: End,
-    back: End,
+    front: RangeEnd,
+    back: RangeEnd,
     /// Nothing comes after an error.
     failed: bool,
 }
 
 /// One end of a range.
 #[derive(Default)]
-struct End {
+struct RangeEnd {
     /// Place of the block that was read last.
     place: Option<IVec>,
     rows: std::vec::IntoIter<KeyValue>,
@@ -201,8 +201,8 @@ impl Range {
     fn rows(&self, stored: &IVec) -> Result<std::vec::IntoIter<KeyValue>, StoreError> {
         let block = block::rows(stored)?;
         let mut rows = Vec::new();
-        for row in block::Rows::of(&block) {
-            let block::Row { key, value } = row?;
+        for row in block::RowSpans::of(&block) {
+            let block::RowSpan { key, value } = row?;
             if self.holds(&block[key.clone()]) {
                 let bytes = |part: std::ops::Range<usize>| RowBytes(block.subslice(part.start, part.len()));
                 rows.push((bytes(key), bytes(value)));
@@ -215,12 +215,12 @@ impl Range {
     fn read(
         &mut self,
         next: impl FnOnce(&Self) -> Result<Option<(IVec, IVec)>, StoreError>,
-    ) -> Option<Result<End, StoreError>> {
+    ) -> Option<Result<RangeEnd, StoreError>> {
         if self.failed {
             return None;
         }
         let found = next(self).transpose()?;
-        let read = found.and_then(|(place, block)| Ok(End { rows: self.rows(&block)?, place: Some(place) }));
+        let read = found.and_then(|(place, block)| Ok(RangeEnd { rows: self.rows(&block)?, place: Some(place) }));
         self.failed = read.is_err();
         Some(read)
     }
@@ -312,13 +312,13 @@ mod tests {
     use super::*;
     use crate::Database;
 
-    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+    type Reference = BTreeMap<Vec<u8>, Vec<u8>>;
 
     fn fresh() -> Table {
         Database::temporary(8).unwrap().table("rows").unwrap()
     }
 
-    fn write(table: &Table, changes: &Model, gone: &[Vec<u8>]) {
+    fn write(table: &Table, changes: &Reference, gone: &[Vec<u8>]) {
         let changes = changes.iter().map(|(key, value)| (key.clone(), Some(value)));
         let mut all: BTreeMap<_, _> = changes.collect();
         all.extend(gone.iter().map(|key| (key.clone(), None)));
@@ -360,7 +360,7 @@ mod tests {
         })
     }
 
-    fn batches() -> impl Strategy<Value = Vec<(Model, Vec<usize>)>> {
+    fn batches() -> impl Strategy<Value = Vec<(Reference, Vec<usize>)>> {
         let batch = (prop::collection::btree_map(key(), value(), 0..60), prop::collection::vec(any::<usize>(), 0..60));
         prop::collection::vec(batch, 1..12)
     }
@@ -370,7 +370,7 @@ mod tests {
         /// Whatever is written in whatever batches, the rows are those of a sorted map.
         #[test]
         fn rows_are_where_they_belong(batches in batches(), from in key(), to in key()) {
-            let (table, mut model) = (fresh(), Model::new());
+            let (table, mut model) = (fresh(), Reference::new());
             for (changes, gone) in batches {
                 let keys: Vec<_> = model.keys().cloned().collect();
                 let gone: Vec<_> = gone.iter().filter_map(|n| keys.get(n % keys.len().max(1)).cloned()).collect();
@@ -397,7 +397,7 @@ mod tests {
                 for stored in table.sled().range([BLOCK]..).values() {
                     let stored = stored.unwrap();
                     let block = block::rows(&stored).unwrap();
-                    let rows = block::Rows::of(&block).count();
+                    let rows = block::RowSpans::of(&block).count();
                     let short = block.len() <= block::MOST && stored.len() <= block::MOST_STORED;
                     prop_assert!(rows == 1 || rows > 0 && short, "{} in {rows}, {} stored", block.len(), stored.len());
                 }
@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn a_block_that_was_cut_short_is_said_to_be() {
         let table = fresh();
-        write(&table, &Model::from([(b"row".to_vec(), b"value".to_vec())]), &[]);
+        write(&table, &Reference::from([(b"row".to_vec(), b"value".to_vec())]), &[]);
         let block = table.sled().get([BLOCK]).unwrap().unwrap();
         table.sled().insert([BLOCK], &block[..block.len() - 1]).unwrap();
         assert!(table.get("row").unwrap_err().to_string().contains("ends within a row"));

@@ -146,10 +146,7 @@ mod tests {
             assert_eq!(refusal(read.days(actor(2), days)), NO_ACCOUNT);
         }
         let days = |machine| DaysQuery { of: DaysOf::Machine(machine), most: 10 };
-        assert_eq!(
-            refusal(read.days(actor(2), days(machine(1)))),
-            refusal(read.days(actor(2), days(machine(9))))
-        );
+        assert_eq!(refusal(read.days(actor(2), days(machine(1)))), refusal(read.days(actor(2), days(machine(9)))));
         assert_eq!(refusal(read.receipt(actor(2), job(1))), refusal(read.receipt(actor(2), job(9))));
         assert!(read.receipt(Actor::Operator(None), job(1)).unwrap().is_some());
     }

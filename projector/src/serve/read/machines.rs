@@ -22,7 +22,7 @@ const SPARKLINE: usize = 60;
 
 impl ReadModels {
     pub(crate) fn with_heartbeat(&self, row: MachineRow) -> MachineView {
-        let (heartbeat, load) = self.live.of(row.machine, SPARKLINE);
+        let (heartbeat, load) = self.telemetry.of(row.machine, SPARKLINE);
         MachineView { listed: row.into(), heartbeat, load }
     }
 
@@ -52,7 +52,7 @@ impl ReadModels {
     }
 
     pub(crate) fn readings(&self, query: ReadingsQuery) -> Vec<Reading> {
-        self.live.readings(query.machine, query.minutes as usize)
+        self.telemetry.readings(query.machine, query.minutes as usize)
     }
 
     pub(crate) fn machine_row(&self, id: MachineId) -> Result<Option<MachineRow>, Failure> {

@@ -18,13 +18,13 @@ use gpubnb_query::view::Figures;
 use gpubnb_runtime::rpc::Failure;
 use gpubnb_store::StoreError;
 
-use crate::{fold::Tables, telemetry::Live};
+use crate::{fold::Tables, telemetry::Telemetry};
 
 /// The tables of the models that answer, and the machines' last heartbeats.
 #[derive(Clone)]
 pub(crate) struct ReadModels {
     pub(crate) tables: Tables,
-    pub(crate) live: Arc<Live>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// A failure of the store as an answer: the cause stands in the projector's own log.
@@ -50,7 +50,7 @@ impl ReadModels {
         let mut models = crate::fold::Models::open(&gpubnb_store::Database::temporary(8).unwrap()).unwrap();
         models.fold(history.messages());
         assert!(models.states().all(|(_, checkpoint, stopped)| checkpoint >= models.applied() && stopped.is_none()));
-        Self { tables: models.tables(), live: Arc::default() }
+        Self { tables: models.tables(), telemetry: Arc::default() }
     }
 }
 

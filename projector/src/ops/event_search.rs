@@ -25,7 +25,7 @@ fn wanted(query: &EventsQuery, event: &TrailEvent, aggregate: &str) -> bool {
 }
 
 /// The events, newest first, and before which sequence the next part begins.
-pub(crate) async fn events(
+pub(crate) async fn search(
     log: &Log,
     timeline: &Table,
     last: Seq,
