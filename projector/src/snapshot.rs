@@ -1,4 +1,5 @@
-//! Read models as they were, kept in SNAPSHOTS: a projector without rows takes them up and folds only what came after.
+//! Snapshots of the read models in the bucket SNAPSHOTS. A projector without rows loads them, and folds only the events
+//! that came after.
 
 use std::{
     fs::File,
@@ -22,27 +23,27 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{fold::Tables, serve::Applied};
+use crate::{
+    fold::{ModelCopy, Tables},
+    serve::Applied,
+};
 
-/// Shortest pause between two rounds.
+/// Shortest pause between two rounds over the models.
 const PAUSE: Duration = Duration::from_secs(10);
-/// What a log must have grown by, at the least: a tenth.
-const TENTH: u64 = 10;
+/// A model is written again when it has grown by at least one part in this many.
+const GROWTH: u64 = 10;
 
-/// Keeps the models, and finds them again.
+/// Writes snapshots of the models, and loads them.
 pub(crate) struct Snapshotter {
     log: Log,
     store: Snapshots,
     key: KeyPair,
-    /// Where files lie while they are made.
+    /// The directory for temporary files.
     directory: PathBuf,
 }
 
-/// A model that is kept.
-pub(crate) type ModelCopy = (&'static str, u32, Arc<SnapshotCopy>);
-
-/// What is kept of it, and by which rules it was folded.
-fn called(name: &str, version: u32) -> (String, String) {
+/// The name of a model's snapshot, and the version of the rules that the model was folded by.
+fn snapshot_key(name: &str, version: u32) -> (String, String) {
     (format!("model-{name}"), snapshot::version(version))
 }
 
@@ -51,13 +52,15 @@ fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotEr
 }
 
 impl Snapshotter {
-    /// Opens the store; `None`: nothing is kept here, and nothing found.
+    /// Opens the bucket; `None` where there is none, or the projector may not read it: it works without snapshots.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, directory: &Path) -> Option<Self> {
-        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %e, "no snapshots")).ok()?;
+        let opened = Snapshots::open(js).await;
+        let unavailable = |e: &SnapshotError| warn!(error = e as &dyn std::error::Error, "working without snapshots");
+        let store = opened.inspect_err(unavailable).ok()?;
         Some(Self { log, store, key, directory: directory.to_owned() })
     }
 
-    /// Fills every model that has no rows yet, where there is a snapshot of it.
+    /// Loads the newest snapshot of every model that has no rows yet.
     pub(crate) async fn fill(&self, db: &Database) -> Result<(), StoreError> {
         for projection in gpubnb_model::all() {
             let (name, version) = (projection.name(), projection.version());
@@ -80,7 +83,7 @@ impl Snapshotter {
     async fn fetch(&self, table: &Table, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
         let file = tempfile::tempfile_in(&self.directory)?;
         let mut to = tokio::fs::File::from_std(file.try_clone()?);
-        let (name, version) = called(name, version);
+        let (name, version) = snapshot_key(name, version);
         let found = self.store.fetch((&name, &version), &self.key, &self.log, &mut to).await?;
         let Some(manifest) = found else { return Ok(None) };
         let table = table.clone();
@@ -92,8 +95,8 @@ impl Snapshotter {
         filled.await.map_err(content)?.map(Some)
     }
 
-    /// Keeps every model whenever it has taken in enough more events, and anew when it was rebuilt, until shutdown. It
-    /// begins when what the log had at the start is folded.
+    /// Writes a snapshot of each model whenever the model has folded enough events since the last, or was rebuilt;
+    /// until shutdown. Begins when the models have caught up with the log as it was at the start.
     pub(crate) async fn keep(
         self,
         tables: Tables,
@@ -102,13 +105,10 @@ impl Snapshotter {
         every: u64,
         shutdown: CancellationToken,
     ) {
-        if every == 0 {
-            return;
-        }
         let keeping = async {
             while applied.wait_for(|applied| applied.seq >= floor).await.is_ok() {
-                for (name, version, snapshot_copy) in &models {
-                    self.keep_one(&tables, name, called(name, *version), snapshot_copy, every).await;
+                for model in &models {
+                    self.keep_one(&tables, model, every).await;
                 }
                 tokio::time::sleep(PAUSE).await;
                 if applied.changed().await.is_err() {
@@ -117,34 +117,29 @@ impl Snapshotter {
             }
         };
         shutdown.run_until_cancelled(keeping).await;
-        // A copy on another thread ends with its next piece.
-        for (_, _, snapshot_copy) in &models {
-            snapshot_copy.give_up();
+        // A copy that is being made on another thread ends before its next piece.
+        for model in &models {
+            model.snapshot_copy.give_up();
         }
     }
 
-    async fn keep_one(
-        &self,
-        tables: &Tables,
-        model: &str,
-        called: (String, String),
-        snapshot_copy: &Arc<SnapshotCopy>,
-        every: u64,
-    ) {
-        let rebuilt = snapshot_copy.take_replaced();
-        // Asked each time: another projector may have kept it.
-        let last = self.store.newest((&called.0, &called.1), &self.key).await.unwrap_or_default();
-        let at = tables.named(model).and_then(|table| gpubnb_store::checkpoint(&table)).unwrap_or_default();
-        // Whole models are written: of a long log not for every bit of it.
-        if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / TENTH) {
+    async fn keep_one(&self, tables: &Tables, model: &ModelCopy, every: u64) {
+        let (name, version) = snapshot_key(model.name, model.version);
+        let rebuilt = model.snapshot_copy.take_replaced();
+        // The bucket is asked each time, because another projector may have written a snapshot meanwhile.
+        let last = self.store.newest((&name, &version), &self.key).await.unwrap_or_default();
+        let at = tables.named(model.name).and_then(|table| gpubnb_store::checkpoint(&table)).unwrap_or_default();
+        // A snapshot holds the whole model: the longer the log, the more events must have come since the last one.
+        if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / GROWTH) {
             return;
         }
-        match self.write(tables, model, called, Arc::clone(snapshot_copy)).await {
-            Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
+        match self.write(tables, model, (name, version)).await {
+            Ok(seq) => info!(model = model.name, seq = seq.0, "a snapshot was kept"),
             Err(e) => {
-                warn!(model, error = %e, "the model is kept later");
+                let error = &e as &dyn std::error::Error;
+                warn!(model = model.name, error, "the snapshot will be written later");
                 if rebuilt {
-                    snapshot_copy.set_replaced();
+                    model.snapshot_copy.set_replaced();
                 }
             }
         }
@@ -153,12 +148,11 @@ impl Snapshotter {
     async fn write(
         &self,
         tables: &Tables,
-        model: &str,
+        model: &ModelCopy,
         (name, version): (String, String),
-        snapshot_copy: Arc<SnapshotCopy>,
     ) -> Result<Seq, SnapshotError> {
-        let table = tables.named(model).map_err(content)?;
-        let directory = self.directory.clone();
+        let table = tables.named(model.name).map_err(content)?;
+        let (snapshot_copy, directory) = (Arc::clone(&model.snapshot_copy), self.directory.clone());
         let written = tokio::task::spawn_blocking(move || write(&snapshot_copy, &table, &directory));
         let SnapshotFile { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
         let leaf = leaf.ok_or(SnapshotError::Doubtful("it does not know which message its last event is"))?;
@@ -169,7 +163,7 @@ impl Snapshotter {
     }
 }
 
-/// A model in a file.
+/// The file of a snapshot, and what its manifest says of it.
 struct SnapshotFile {
     file: File,
     seq: Seq,
@@ -178,7 +172,7 @@ struct SnapshotFile {
     sha256: String,
 }
 
-/// Counts and hashes what is written.
+/// Counts and hashes the bytes that pass through.
 struct HashingWriter<W> {
     to: W,
     hash: Sha256,
@@ -225,7 +219,8 @@ fn write(snapshot_copy: &SnapshotCopy, table: &Table, directory: &Path) -> Resul
     Ok(SnapshotFile { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
 }
 
-/// Fills an empty table. Its checkpoint comes last: a table that was cut off has none, and is filled again.
+/// Fills a table from a snapshot. The checkpoint is written last: a table whose filling was cut off has none, and is
+/// filled again.
 fn fill(table: &Table, file: File, of: &Of) -> Result<Seq, SnapshotError> {
     table.clear().map_err(content)?;
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
@@ -247,7 +242,7 @@ fn fill(table: &Table, file: File, of: &Of) -> Result<Seq, SnapshotError> {
     Ok(of.seq)
 }
 
-/// A block's place and the block.
+/// The place of a block, and the block as it is stored.
 type StoredBlock = (Vec<u8>, Vec<u8>);
 
 fn block(from: &mut impl Read) -> Result<Option<StoredBlock>, SnapshotError> {
@@ -294,7 +289,7 @@ mod tests {
         let rows = |table: &Table| table.all().collect::<Result<Vec<_>, _>>().unwrap();
         assert_eq!(rows(&table), rows(&other));
         assert_eq!(gpubnb_store::last_leaf(&other).unwrap(), Some([5; 32]));
-        // One that is not what it says fills nothing that counts.
+        // A snapshot that ends at another event than its manifest says leaves no checkpoint.
         of.seq = Seq(10);
         let mut file = written.file;
         file.rewind().unwrap();
