@@ -1,5 +1,5 @@
-//! A copy of a table's blocks and checkpoint as they were at one moment, made while the fold goes on. Before the fold changes
-//! a block that is not copied yet, the block as it was is put aside; the fold waits for a piece of the copy at the most.
+//! A copy of a table as of one moment, made while the fold goes on (copy on write). Before the fold changes a block
+//! that is not copied yet, the old block is put aside for the copy. The fold waits for one piece of the copy at most.
 
 use std::{
     collections::BTreeMap,
@@ -14,27 +14,27 @@ use sled::IVec;
 
 use crate::{StoreError, Table};
 
-/// Blocks that are copied at once.
+/// Blocks in one piece of a copy.
 const PIECE: usize = 64;
-/// Most that is put aside, bytes: a copy that is so much slower than the fold is given up.
+/// Most bytes that are put aside. A copy that is so much slower than the fold is given up.
 const MOST_ASIDE: usize = 64 << 20;
 
-/// Copies one tree, and knows what the fold must put aside.
+/// The copy of one table, shared by the fold and the copying thread.
 #[derive(Debug, Default)]
 pub struct SnapshotCopy {
     copy: Mutex<Option<CopyState>>,
-    /// Whether the model has got another table since this was asked last.
+    /// True if the model got another table since `take_replaced` was called last.
     replaced: AtomicBool,
 }
 
-/// A copy that is being made.
+/// The state of a copy that is being made.
 #[derive(Debug, Default)]
 struct CopyState {
-    /// Copied up to this key, and this one; `None`: nothing yet.
+    /// The last key that is copied; `None` before the first piece.
     until: Option<Vec<u8>>,
-    /// Blocks that were changed since and are not copied yet, as they were; `None`: there was none.
+    /// The old form of blocks that were changed before they were copied; `None` for a block that did not exist.
     aside: BTreeMap<Vec<u8>, Option<IVec>>,
-    /// Bytes of these.
+    /// The bytes in `aside`.
     bytes: usize,
 }
 
@@ -43,34 +43,34 @@ pub(crate) struct CopyLock<'a>(MutexGuard<'a, Option<CopyState>>);
 
 impl SnapshotCopy {
     fn state(&self) -> MutexGuard<'_, Option<CopyState>> {
-        // Whoever holds it does nothing that can panic half way.
+        // A poisoned lock is safe to use: nothing panics between two changes that belong together.
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fold is about to write a batch, and holds this until it is written.
+    /// Locks the copy for the fold, until the fold has written a batch.
     pub(crate) fn lock(&self) -> CopyLock<'_> {
         CopyLock(self.state())
     }
 
-    /// A copy that is being made is of no use any more.
+    /// Gives up the copy that is being made, if there is one.
     pub fn give_up(&self) {
         *self.state() = None;
     }
 
-    /// The model has another table from now on.
+    /// Notes that the model has another table from now on.
     pub fn set_replaced(&self) {
         self.give_up();
         self.replaced.store(true, Ordering::Release);
     }
 
-    /// Whether the model has got another table since this was asked last.
+    /// True if the model got another table since this was called last.
     pub fn take_replaced(&self) -> bool {
         self.replaced.swap(false, Ordering::AcqRel)
     }
 
-    /// Hands every block of a tree to `each`, and the checkpoint, in order, as all of them were when this began. Returns
-    /// whether it is whole: it is not when it was given up. One at a time. `failed` makes a failure of the store into the
-    /// error of `each`.
+    /// Hands the checkpoint and every block of a table to `each`, in order, as they were when this was called. Returns
+    /// false where the copy was given up. Only one copy is made at a time. `failed` turns a failure of the store into
+    /// the error type of `each`.
     pub fn copy<E>(
         &self,
         table: &Table,
@@ -107,11 +107,12 @@ fn size(key: &[u8], before: Option<&IVec>) -> usize {
 }
 
 impl CopyState {
-    /// The next blocks, and whether they are the last.
+    /// The next piece of blocks, and whether it is the last.
     fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
         let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
         let mut blocks = BTreeMap::new();
-        // Looked up one by one: sled counts what it caches by the accesses to it, and going through pages is one for each.
+        // A range of its own for each block: sled bounds its cache by the number of accesses, and one iteration over
+        // many pages counts too few.
         let mut next = after;
         while blocks.len() < PIECE
             && let Some((key, value)) = tree.range::<Vec<u8>, _>((next, Bound::Unbounded)).next().transpose()?
@@ -121,11 +122,11 @@ impl CopyState {
         }
         let last = blocks.len() < PIECE;
         self.until = blocks.keys().next_back().cloned();
-        // What was changed, up to here, is as it was.
+        // In this piece, blocks that were changed get their old form again.
         let later = match &self.until {
             Some(until) if !last => {
                 let mut later = self.aside.split_off(until);
-                // The key itself is here, not later.
+                // `split_off` puts the last key of this piece with the later ones.
                 if let Some(own) = later.remove(until) {
                     self.aside.insert(until.clone(), own);
                 }
@@ -145,7 +146,7 @@ impl CopyState {
 }
 
 impl CopyLock<'_> {
-    /// A block is about to be changed.
+    /// Called before a block is changed: puts the old block aside, unless it is copied already.
     pub(crate) fn changes(&mut self, tree: &sled::Tree, key: &[u8]) -> Result<(), StoreError> {
         let Some(copy) = self.0.as_mut() else { return Ok(()) };
         let copied = copy.until.as_deref().is_some_and(|until| key <= until);
@@ -202,7 +203,7 @@ mod tests {
             let then = blocks(&table);
             let (mut copied, mut next) = (BTreeMap::new(), 2);
             let whole = snapshot_copy.copy(&table, |key, value| {
-                // The first of each piece and then some: a change is written in between.
+                // A change is written at the first block of each piece and between some others.
                 if copied.len() % 25 == 0 && let Some(changes) = meanwhile.get(next - 2) {
                     write(&table, &snapshot_copy, next as u64, changes);
                     next += 1;
