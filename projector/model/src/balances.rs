@@ -1,4 +1,4 @@
-//! The sums of the ledger alone, for looking back at the whole market: no statements, no receipts.
+//! The sums of the ledger, without statements and receipts: enough for a look back at the whole market.
 
 use gpubnb_events::{
     Event, MicroUsd, Recorded,
@@ -9,12 +9,13 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::LedgerSumsRow;
 use super::{Projection, key};
 
-/// `L` → sums; `A<account>` → nothing. Letters that no other model of a market uses: they share a table.
+/// `L` → sums; `A<account>` → nothing, for each account that has a posting. Time travel folds this model, the machines
+/// and the figures into one table, so that no letter may be used by two of them.
 pub struct Balances;
 
 const SUMS: &[u8] = b"L";
 
-/// The sums.
+/// The sums of the ledger.
 pub fn sums(table: &Table) -> Result<LedgerSumsRow, StoreError> {
     Ok(gpubnb_store::get(table, SUMS)?.unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! FiguresRow of the whole market, for its first page.
+//! Figures of the whole market, for the first page of the site.
 
 use gpubnb_events::{Event, MachineId, Millis, Recorded};
 use gpubnb_store::{StoreError, WriteBatch};
@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::rows::FiguresRow;
 use super::{Projection, machine_key};
 
-/// `f` → figures; `c<machine>` → what it counts for.
+/// `f` → figures; `c<machine>` → what the machine adds to the figures.
 pub struct MarketFigures;
 
-/// Key of the figures.
+/// The key of the figures.
 pub const FIGURES: &[u8] = b"f";
 
+/// The part of the figures that a machine accounts for; nothing once the machine is delisted.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct CountedMachine {
     machines: u32,
@@ -49,7 +50,7 @@ impl Projection for MarketFigures {
     }
 }
 
-/// What an event of a job changes.
+/// Changes the figures by an event of a job.
 fn of_job(f: &mut FiguresRow, event: &Event) {
     match event {
         Event::JobSubmitted(_) => f.queued += 1,

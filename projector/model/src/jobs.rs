@@ -1,4 +1,4 @@
-//! Jobs as people see them, and by account and machine.
+//! Jobs as people see them, with lists by account and by machine.
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, Recorded, Timestamp,
@@ -10,30 +10,31 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::{AttemptRow, JobRow};
 use super::{Projection, job_key, key};
 
-/// `j<job>` → row; `a<account><job>`, `m<machine><job>` and, until it is settled, `u<job>` → nothing, for lists.
+/// `j<job>` → row. For the lists of jobs, keys without a value: `a<account><job>`, `m<machine><job>` and, until the job
+/// is settled, `u<job>`.
 pub struct Jobs;
 
 const ROW: u8 = b'j';
 
-/// Key of a job's row.
+/// The key of a job's row.
 pub fn row_key(job: JobId) -> Vec<u8> {
     job_key(ROW, job)
 }
 
-/// Prefix of an account's jobs.
+/// The prefix of the list of an account's jobs.
 pub fn of_account(account: AccountId) -> Vec<u8> {
     key(b'a', &[account.as_bytes()])
 }
 
-/// Prefix of a machine's jobs.
+/// The prefix of the list of a machine's jobs.
 pub fn of_machine(machine: MachineId) -> Vec<u8> {
     key(b'm', &[machine.as_bytes()])
 }
 
-/// Prefix of the jobs that are not settled.
+/// The prefix of the list of jobs that are not settled.
 pub const UNSETTLED: &[u8] = b"u";
 
-/// The attempts at a machine, those of its newest jobs first.
+/// The newest attempts at a machine, the newest first. Looks at the machine's newest `most` jobs only.
 pub fn outcomes(table: &Table, machine: MachineId, most: usize) -> Result<Vec<Outcome>, StoreError> {
     let prefix = of_machine(machine);
     let mut found = Vec::new();
@@ -44,7 +45,7 @@ pub fn outcomes(table: &Table, machine: MachineId, most: usize) -> Result<Vec<Ou
         let Some(row) = row else { continue };
         let last = row.attempts.last().map(|attempt| attempt.lease);
         for attempt in row.attempts.iter().rev().filter(|attempt| attempt.machine == machine) {
-            // The row's reason is of the attempt that ended last, if that ended badly.
+            // A row has the reason of the job's last attempt only.
             let badly = matches!(attempt.ended.as_deref(), Some("Requeued" | "Failed"));
             let (reason, fault) =
                 if badly && Some(attempt.lease) == last { (row.reason, row.fault) } else { (None, None) };

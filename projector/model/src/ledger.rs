@@ -1,4 +1,4 @@
-//! The ledger: balances, statements and receipts, from the postings of every event.
+//! The ledger: balances, statements, days and receipts, from the postings of every event.
 
 use std::collections::BTreeMap;
 
@@ -15,54 +15,55 @@ use serde::{Deserialize, Serialize};
 use super::rows::{BalanceRow, DayRow, ReceiptRow, StatementRow};
 use super::{Projection, account_key, job_key, key};
 
-/// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt;
-/// `t<job>` → price terms of the present lease; `d<account><day>` → what was settled on a day; `p` → platform totals.
+/// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt; `t<job>` → price terms of the
+/// present lease; `d<account><day>` → the sums of a day's settlements; `p` → the platform's totals.
 pub struct Ledger;
 
 /// The totals that belong to no account.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformTotals {
-    /// Fees.
+    /// The platform's fees.
     pub fees: MicroUsd,
-    /// The world outside: minus what is inside.
+    /// The balance of the world outside: the sum of all money inside, negated.
     pub external: MicroUsd,
 }
 
+/// The price terms that an assignment locked.
 #[derive(Clone, Serialize, Deserialize)]
 struct LockedTerms {
     lease: Lease,
     terms: Terms,
 }
 
-/// Prefix of all balances.
+/// The prefix of all balances.
 pub const BALANCES: &[u8] = b"b";
 
-/// Key of an account's balance.
+/// The key of an account's balance.
 pub fn balance_key(account: AccountId) -> Vec<u8> {
     account_key(b'b', account)
 }
 
-/// Prefix of an account's statement.
+/// The prefix of an account's statement.
 pub fn statement_prefix(account: AccountId) -> Vec<u8> {
     account_key(b's', account)
 }
 
-/// Key of a statement line.
+/// The key of a statement line.
 pub fn statement_key(account: AccountId, seq: Seq) -> Vec<u8> {
     key(b's', &[account.as_bytes(), &seq.0.to_be_bytes()])
 }
 
-/// Prefix of an account's days.
+/// The prefix of an account's days.
 pub fn days(account: AccountId) -> Vec<u8> {
     account_key(b'd', account)
 }
 
-/// Key of a receipt.
+/// The key of a receipt.
 pub fn receipt_key(job: JobId) -> Vec<u8> {
     job_key(b'r', job)
 }
 
-/// Key of the platform's totals.
+/// The key of the platform's totals.
 pub const TOTALS: &[u8] = b"p";
 
 impl Projection for Ledger {
@@ -95,7 +96,7 @@ impl Projection for Ledger {
     }
 }
 
-/// What was spent and earned on a day.
+/// Adds a settlement to the day's sums of the consumer and of the provider.
 fn settle(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result<(), StoreError> {
     let day = Day::of(recorded.at);
     let metered = e.metering.as_ref().map_or(0, |m| m.billed.0);
@@ -115,7 +116,7 @@ fn settle(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result
     e.provider.map_or(Ok(()), |provider| add(provider, MicroUsd::ZERO, e.earned))
 }
 
-/// Changes of one account by one event.
+/// The changes of one account's balance by one event.
 #[derive(Default)]
 struct BalanceChange {
     available: MicroUsd,
@@ -123,6 +124,7 @@ struct BalanceChange {
     payable: MicroUsd,
 }
 
+/// Applies an event's postings to balances, statements and totals.
 fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings: &[Posting]) -> Result<(), StoreError> {
     if postings.is_empty() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Machines as people see them: offer, presence, what they run, and the record their reliability is made of.
+//! Machines as people see them: the offer, the presence, the running jobs, and the record that reliability is computed
+//! from.
 
 use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, MachineId, MicroUsd, Millis, Recorded,
@@ -12,19 +13,19 @@ use serde::{Deserialize, Serialize};
 use super::rows::{DayRow, FaultRow, MachineRow};
 use super::{Projection, account_key, job_key, key, machine_key};
 
-/// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last; `o<owner><machine>` and, for
-/// machines that take jobs, `p<price><machine>` → nothing; `d<machine><day>` → what it earned on a day.
+/// `m<machine>` → row; `j<job>` → the machine that the job was assigned to last; `d<machine><day>` → the sums of a
+/// day's settlements. Keys without a value: `o<owner><machine>` and, while the machine takes jobs, `p<price><machine>`.
 pub struct Machines;
 
-/// First letter of a machine's row.
+/// The first letter of the key of a machine's row.
 pub const ROW: u8 = b'm';
 
-/// Key of a machine's row.
+/// The key of a machine's row.
 pub fn row_key(machine: MachineId) -> Vec<u8> {
     machine_key(ROW, machine)
 }
 
-/// The rows after a machine, by id.
+/// The rows of the machines after one, by id.
 pub fn after(table: &Table, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
     let from = machine.map_or_else(|| vec![ROW], |machine| [row_key(machine), vec![0]].concat());
     table.range(from..vec![ROW + 1]).map(|entry| {
@@ -59,19 +60,21 @@ pub fn cheapest(table: &Table) -> Result<Option<HourlyRate>, StoreError> {
     Ok(price.map(|micros| HourlyRate(MicroUsd(micros))))
 }
 
-/// Prefix of a machine's days.
+/// The prefix of a machine's days.
 pub fn days(machine: MachineId) -> Vec<u8> {
     machine_key(b'd', machine)
 }
 
 const PRICE: u8 = b'p';
 
-/// Its place among the prices, while it takes jobs. Prices are not negative: their bytes sort as they do.
+/// The key of a machine in the index of prices; `None` unless the machine takes jobs. Prices are never negative, so
+/// that their bytes sort as the prices do.
 fn price_key(row: &MachineRow) -> Option<Vec<u8>> {
     let price = row.offer.price.0.0.to_be_bytes();
     (row.state() == MachineState::Online).then(|| key(PRICE, &[&price, row.machine.as_bytes()]))
 }
 
+/// The machine that a job was assigned to last.
 #[derive(Clone, Serialize, Deserialize)]
 struct Holder {
     machine: MachineId,
@@ -129,7 +132,8 @@ impl Projection for Machines {
 /// A change of a machine's row.
 type RowChange<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
 
-/// What an event of a job changes at the machine that has it.
+/// The change of a machine's row by an event of a job that the machine has; `None` where the event changes nothing
+/// there.
 fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<RowChange<'a>> {
     let detail = match event {
         Event::Declined(_) | Event::Cancelled(_) => {
@@ -153,7 +157,7 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ro
         match mark {
             Mark::Success => row.successes += 1,
             Mark::Fault(reason) => {
-                // That its owner wanted it is no trouble.
+                // An owner who took the machine back has nothing to mend.
                 if reason != Reason::Preempted {
                     let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());
                     row.trouble = Some(FaultRow { job, reason, detail, at, seq });
@@ -167,13 +171,13 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ro
     }))
 }
 
-/// The name of a reason, without its numbers.
+/// The name of a reason, without its fields: `NonZeroExit` for `NonZeroExit { code: 3 }`.
 fn reason_name(reason: Reason) -> String {
     let text = format!("{reason:?}");
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// What it earned on a day.
+/// Adds a settlement to the day's sums of a machine.
 fn earn(rows: &mut WriteBatch<'_>, recorded: &Recorded, machine: MachineId, e: &Settled) -> Result<(), StoreError> {
     let day = Day::of(recorded.at);
     rows.upsert::<DayRow>(&[days(machine), day.to_be_bytes().to_vec()].concat(), |sum| {
@@ -184,6 +188,7 @@ fn earn(rows: &mut WriteBatch<'_>, recorded: &Recorded, machine: MachineId, e: &
     })
 }
 
+/// Changes a machine's row, and its place in the index of prices.
 fn change(
     rows: &mut WriteBatch<'_>,
     recorded: &Recorded,
@@ -225,7 +230,7 @@ fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Re
     let row = match known {
         Some(known) => MachineRow {
             offer: e.offer.clone(),
-            // The owner's pause goes on; only leaving the market ends with it.
+            // A new offer does not end the owner's pause. It only brings a delisted machine back to the market.
             wanted: if known.wanted == MachineState::Delisted { MachineState::Online } else { known.wanted },
             presence: MachineState::Online,
             public_keys,
@@ -261,7 +266,7 @@ fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Re
 mod tests {
     use gpubnb_events::event::{
         Check, MachineDelisted, MachineDrainStarted, MachineLost, MachinePaused, MachineRecovered, MachineRepriced,
-        MachineResumed, MachineSuspected, MachineTested,
+        MachineResumed, MachineSuspected,
     };
 
     use super::*;
@@ -482,7 +487,7 @@ mod tests {
             remedy: String::new(),
         };
         for checks in [vec![check("disk.write"), check("cpu.matmul")], vec![check("disk.write")]] {
-            history.record(MachineTested { machine: machine(1), checks, speed: Default::default() });
+            history.tested(machine(1), checks);
         }
         assert_eq!(fold(&history).checks, [check("disk.write")]);
     }

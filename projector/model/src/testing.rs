@@ -1,7 +1,7 @@
 //! Given these events, which rows are there? A history of recorded messages for tests, and the fold of a model over it.
 //!
-//! The bodies are those of `events/fixtures`, with ids and amounts that a test can tell apart. A test changes the fields
-//! that it is about: `history.submitted_with(account(1), job(1), |e| e.limits.time = Seconds(5))`.
+//! The bodies are those of `events/fixtures`, with ids and amounts that a test can tell apart. A test changes the
+//! fields that it is about: `history.submitted_with(account(1), job(1), |e| e.limits.time = Seconds(5))`.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "only tests use this module")]
 
@@ -10,8 +10,8 @@ use std::{fmt, str::FromStr};
 use gpubnb_events::{
     AccountId, Actor, CommandId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seq, Timestamp,
     event::{
-        Accepted, Cancelled, Completed, Declined, Failed, FundsDeposited, JobAssigned, JobSubmitted, MachineListed,
-        Reason, Requeued, Settled, Started,
+        Accepted, Cancelled, Check, Completed, Declined, Failed, FundsDeposited, JobAssigned, JobSubmitted,
+        MachineListed, MachineTested, Reason, Requeued, Settled, Started,
     },
     ledger::{LedgerAccount, Posting},
     message::{Envelope, EventId, Quarantined},
@@ -24,9 +24,9 @@ use crate::Projection;
 pub const DAY: Millis = Millis(86_400_000);
 /// The number of the day on which every history begins, at midnight.
 pub const FIRST_DAY: u32 = 20_000;
-/// What is held for a job.
+/// The amount that is held for a job.
 pub const HOLD: MicroUsd = MicroUsd(60_000);
-/// What a job costs that is billed.
+/// The cost of a job that is billed.
 pub const COST: MicroUsd = MicroUsd(290);
 /// The platform's share of the cost.
 pub const FEE: MicroUsd = MicroUsd(29);
@@ -174,6 +174,13 @@ impl History {
         let mut event = MachineListed { machine, owner, ..fixture!(MachineListed) };
         change(&mut event);
         self.record(event)
+    }
+
+    /// A machine makes a self-test.
+    pub fn tested(&mut self, machine: MachineId, checks: Vec<Check>) -> Seq {
+        let fixture = include_str!("../../../events/fixtures/MachineTested.v2.json");
+        let test: MachineTested = serde_json::from_str(fixture).unwrap();
+        self.record(MachineTested { machine, checks, ..test })
     }
 
     /// A job is assigned to a machine.

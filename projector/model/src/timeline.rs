@@ -1,18 +1,18 @@
-//! Which events each job, machine and account is told of: blocks of sequences. The events themselves are
-//! read back from MARKET, so that nothing is stored twice.
+//! The trails: for each job, machine and account the sequences of its events. The events themselves are read back from
+//! MARKET, so that nothing is stored twice.
 
 use gpubnb_events::{Aggregate, Event, Recorded, Seq};
 use gpubnb_store::{StoreError, Table, WriteBatch};
 
 use super::{Projection, key, touched};
 
-/// `n<kind><id>` → how many; `b<kind><id><block>` → sequences, eight bytes each.
+/// `n<kind><id>` → the length of a trail; `b<kind><id><block>` → a block of its sequences, eight bytes each.
 pub struct Timeline;
 
-/// Sequences in one block.
+/// The number of sequences in a block.
 pub const BLOCK: u32 = 64;
 
-/// The bytes that name an aggregate.
+/// The bytes of an aggregate in a key: the letter of its kind, and its id.
 fn name(aggregate: Aggregate) -> [u8; 17] {
     let (kind, id) = match &aggregate {
         Aggregate::Account(id) => (b'a', *id.as_bytes()),
@@ -36,12 +36,12 @@ fn count(bytes: Option<&[u8]>) -> u32 {
     bytes.and_then(|b| b.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
-/// How many events an aggregate's trail has.
+/// The number of events in an aggregate's trail.
 pub fn length(table: &Table, aggregate: Aggregate) -> Result<u32, StoreError> {
     Ok(count(table.get(count_key(aggregate))?.as_deref()))
 }
 
-/// The sequences of an aggregate's trail from the `from`th on, at most `most`.
+/// A part of an aggregate's trail: at most `most` sequences, after the first `from`.
 pub fn sequences(table: &Table, aggregate: Aggregate, from: u32, most: u32) -> Result<Vec<Seq>, StoreError> {
     let mut found = Vec::new();
     let until = length(table, aggregate)?.min(from.saturating_add(most));
