@@ -1,4 +1,4 @@
-//! `audit`: the ledger, account by account, from the events alone; and that it balances at every one of them.
+//! `audit`: sums the ledger, account by account, from the events alone, and checks that it balances after every event.
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
@@ -19,7 +19,7 @@ use crate::{
     work::{progress, show_progress},
 };
 
-/// What an account's postings come to.
+/// The sums of an account's postings.
 #[derive(Default, Serialize)]
 struct AccountSums {
     available: MicroUsd,
@@ -27,7 +27,7 @@ struct AccountSums {
     payable: MicroUsd,
 }
 
-/// The ledger.
+/// The audit of a ledger. With `--json`, these fields are printed.
 #[derive(Default, Serialize)]
 struct LedgerAudit {
     at: Seq,
@@ -35,9 +35,9 @@ struct LedgerAudit {
     settled: u64,
     accounts: BTreeMap<AccountId, AccountSums>,
     fees: MicroUsd,
-    /// The world outside: minus what is inside.
+    /// The balance of the world outside: the other sums together, negated.
     external: MicroUsd,
-    /// Everything together: zero.
+    /// The sum of everything, which must be zero.
     total: MicroUsd,
     violations: Vec<Violation>,
     #[serde(skip)]
@@ -85,7 +85,7 @@ impl LedgerAudit {
     }
 }
 
-/// Of an archive, without a broker.
+/// Audits an archive, without a broker.
 pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = Reader::open(directory)?;
     let within = |recorded: &Recorded| match args.at {
@@ -108,7 +108,7 @@ pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationTok
     ledger.report(args.json)
 }
 
-/// Of the log.
+/// Audits the log.
 pub(crate) async fn log(log: &Log, args: &AuditArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let until = point(log, args.at).await?;
     let mut ledger = LedgerAudit::default();

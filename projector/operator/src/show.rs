@@ -1,5 +1,5 @@
-//! `show`: one job, machine or account, or the whole market, at a sequence: as the projector that runs tells it, or folded
-//! from the log alone.
+//! `show`: a job, a machine, an account or the whole market, as it was after an event. The answer comes from the
+//! running projector or, with `--from-log`, is folded here from the log alone.
 
 use std::time::Duration;
 
@@ -25,15 +25,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::config::{ShowArgs, ShowKind};
 use crate::{point, print_line, trail, until_stopped, work::show_progress};
 
-/// Cache of the database that is folded in, MiB.
+/// The cache of the temporary database, MiB.
 const CACHE_MIB: u64 = 64;
 const ME: Actor = Actor::Operator(None);
-/// How often is looked how far the way to a market is.
+/// How often the progress is asked for.
 const LOOK: Duration = Duration::from_millis(250);
-/// Events that are folded at once.
+/// Events that are folded in one batch.
 const BATCH: usize = 5_000;
 
-/// What was found at a point.
+/// The state of the thing after an event.
 struct StateAt {
     at: Seq,
     row: Option<Value>,
@@ -89,7 +89,7 @@ pub(crate) async fn show(
         .try_for_each(|e| print_line(format_args!("{:>8}  {}  {:<20} {}", e.seq, e.recorded_at, e.event, e.actor)))
 }
 
-/// Which; `None` is the market.
+/// The aggregate to show; `None` for the market.
 fn target(args: &ShowArgs) -> anyhow::Result<Option<Aggregate>> {
     let id = args.id.as_deref().unwrap_or_default();
     let unreadable = || format!("`{id}` is no id");
@@ -101,7 +101,7 @@ fn target(args: &ShowArgs) -> anyhow::Result<Option<Aggregate>> {
     })
 }
 
-/// Fields that are not what they were: name, before, after.
+/// The fields that differ: name, value before, value after.
 fn changed(before: &Value, later: &StateAt) -> Vec<(String, String, String)> {
     let (before, after) = (fields(Some(before)), fields(later.row.as_ref()));
     let of = |all: &[(String, String)], name: &str| {
@@ -113,7 +113,7 @@ fn changed(before: &Value, later: &StateAt) -> Vec<(String, String, String)> {
     all.filter(|(_, before, after)| before != after).collect()
 }
 
-/// As the projector that runs tells it.
+/// The state of an aggregate, from the running projector.
 async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result<StateAt> {
     let of = match of {
         Aggregate::Job(id) => TrailOf::Job(id),
@@ -125,7 +125,7 @@ async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result
     Ok(StateAt { at: then.seq, row: then.row, trail: then.trail })
 }
 
-/// The market, as the projector that runs tells it once it has folded its way there.
+/// The market, from the running projector. Waits until the projector has folded it.
 async fn market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -> anyhow::Result<StateAt> {
     loop {
         match queries.travel(ME, Point::Seq(seq)).await? {
@@ -139,7 +139,7 @@ async fn market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -
     }
 }
 
-/// The same, folded here.
+/// The market, folded here from the log.
 async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
     let directory = tempfile::tempdir()?;
     let background = Background::new(TaskTracker::new(), shutdown);
@@ -158,7 +158,7 @@ async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyh
     Ok(StateAt { at: seq, row: Some(serde_json::to_value(then?)?), trail: Vec::new() })
 }
 
-/// Folds the log up to a sequence, in a temporary database that is gone afterwards.
+/// The state of an aggregate, folded here from the log in a temporary database.
 async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
     let db = Database::temporary(CACHE_MIB)?;
     let (projection, _) = gpubnb_model::of_aggregate(of);
