@@ -65,7 +65,7 @@ pub struct TrailQuery {
     pub skip: u32,
     /// The number of events in the answer, at most 200.
     pub limit: u32,
-    /// Whether the newest events are wanted. They come oldest first all the same.
+    /// True if the newest events are wanted. They come oldest first all the same.
     #[serde(default)]
     pub from_end: bool,
 }

@@ -1,6 +1,6 @@
-//! Who may see what. Every query asks here, and nothing is hidden anywhere else.
+//! The rules of access. Every query asks here, and no other place hides anything.
 //!
-//! A foreign thing looks like one that is not there: `NotFound`, never `Forbidden`.
+//! A thing that the actor may not see looks as if it did not exist: `NotFound`, never `Forbidden`.
 
 use gpubnb_events::{AccountId, Actor, Refusal, RefusalKind};
 use gpubnb_query::view::TrailEvent;
@@ -11,7 +11,7 @@ pub(crate) fn not_found(what: &str) -> Failure {
     Refusal::new("NotFound", RefusalKind::NotFound, format!("There is no such {what}.")).into()
 }
 
-/// Whether an actor may see an account's own affairs: the account itself, operators, and the platform.
+/// True if an actor may see an account's own affairs. The account itself may, as may operators and the platform.
 pub(super) fn may_see(actor: Actor, account: AccountId) -> bool {
     match actor {
         Actor::Account(id) => id == account,
@@ -19,13 +19,13 @@ pub(super) fn may_see(actor: Actor, account: AccountId) -> bool {
     }
 }
 
-/// Whether an actor may see everything: operators, and the platform.
+/// True if an actor may see everything. Operators and the platform may.
 pub(crate) fn may_see_all(actor: Actor) -> bool {
     matches!(actor, Actor::Operator(_) | Actor::Platform)
 }
 
-/// An event of another account's job, as the account sees it that earned by the job: without the consumer's name, budget
-/// and balance. Of a bill only the postings of the account itself and the platform's fee remain.
+/// Redacts an event of a job for an account that earned by the job but did not submit it. The consumer's name, limit
+/// and budget are removed. Of a bill's postings only those of the account itself and the platform's fee remain.
 pub(super) fn without_the_consumer(actor: Actor, mut event: TrailEvent) -> TrailEvent {
     let Actor::Account(own) = actor else { return event };
     let own = own.to_string();

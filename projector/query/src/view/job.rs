@@ -27,7 +27,7 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// Whether the job has ended. Only the settlement can still follow.
+    /// True if the job has ended. Only the settlement can still follow.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
@@ -63,9 +63,9 @@ pub struct JobView {
     pub hold: MicroUsd,
     /// The job's state.
     pub state: JobState,
-    /// Whether the job is settled.
+    /// True if the job is settled.
     pub settled: bool,
-    /// Whether the consumer asked for the job to be cancelled.
+    /// True if the consumer asked for the job to be cancelled.
     pub cancel_requested: bool,
     /// Why the job failed, or why the last attempt was requeued.
     pub reason: Option<Reason>,

@@ -90,7 +90,7 @@ pub struct ListedMachine {
     pub offer: Offer,
     /// The state that the owner asked for: Online, Paused, Draining, Maintenance or Delisted.
     pub wanted: MachineState,
-    /// Whether the owner uses the machine now.
+    /// True if the owner uses the machine now.
     #[serde(default)]
     pub away: bool,
     /// The last fault of the machine, if no job has completed there since.

@@ -157,7 +157,7 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Whether the verification ended and found no difference and no broken invariant.
+    /// True if the verification ended and found no difference and no broken invariant.
     pub fn clean(&self) -> bool {
         self.ended_at.is_some()
             && self.failed.is_none()
@@ -219,7 +219,7 @@ pub struct Accounts {
     pub sums: LedgerSums,
     /// The accounts of this page, by id.
     pub rows: Vec<AccountLine>,
-    /// Whether more accounts follow.
+    /// True if more accounts follow.
     pub more: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Jobs: one, and lists of them, newest first.
+//! Queries about jobs: one job, and lists of jobs, newest first.
 
 use gpubnb_events::{Actor, JobId};
 use gpubnb_model::{
@@ -16,7 +16,7 @@ use crate::serve::access::{may_see, may_see_all, not_found};
 
 /// Most jobs in one answer.
 const MAX_JOBS: u32 = 100;
-/// Jobs looked at for one page of a filtered list.
+/// Most jobs that are looked at for one page of a filtered list.
 const MAX_SCAN: usize = 20_000;
 
 impl ReadModels {
@@ -45,7 +45,7 @@ impl ReadModels {
             Some(upper) => table.range(prefix.clone()..upper),
             None => table.scan_prefix(&prefix),
         };
-        // Of a machine's jobs, those of an account are known by their keys.
+        // On a machine's list, an account's jobs are recognised by their keys, before their rows are read.
         let own = query.account.filter(|_| query.machine.is_some()).map(jobs::of_account);
         for key in range.keys().rev().take(MAX_SCAN) {
             let key = key.map_err(broken)?;
@@ -66,7 +66,8 @@ impl ReadModels {
                 page.next = page.rows.last().map(|row| row.job.to_string());
                 break;
             }
-            // What each left is told where one job is asked for: a thousand files a row would burst the answer.
+            // The files are left out of lists: with a thousand files in each row, the answer would be too large for a
+            // message.
             page.rows.push(JobRow { outputs: Vec::new(), ..row }.into());
         }
         Ok(page)

@@ -1,4 +1,4 @@
-//! Money: balances, statements, receipts, and what was settled day by day.
+//! Queries about money: balances, statements, receipts, and days.
 
 use gpubnb_events::{AccountId, Actor, JobId, Seq};
 use gpubnb_model::{
@@ -57,7 +57,7 @@ impl ReadModels {
         Ok(row.map(Into::into))
     }
 
-    /// What was earned and spent day by day, the newest first.
+    /// The days on which something was settled, the newest first.
     pub(crate) fn days(&self, actor: Actor, query: DaysQuery) -> Result<Vec<Day>, Failure> {
         let (table, prefix) = match query.of {
             DaysOf::Account(id) if may_see(actor, id) => (self.tables.of(&Ledger), ledger::days(id)),

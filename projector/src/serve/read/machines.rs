@@ -1,4 +1,4 @@
-//! Machines, their readings, and the attempts that their record counts.
+//! Queries about machines: their rows, their readings, and the attempts that their record counts.
 
 use gpubnb_events::{Actor, MachineId};
 use gpubnb_model::{
@@ -17,7 +17,7 @@ use crate::serve::access::{may_see, not_found};
 
 /// Most attempts at a machine that one answer lists.
 const OUTCOMES: usize = 20;
-/// Minutes of load shown beside a machine.
+/// Minutes of load that are answered with a machine.
 const SPARKLINE: usize = 60;
 
 impl ReadModels {
@@ -26,7 +26,8 @@ impl ReadModels {
         MachineView { listed: row.into(), heartbeat, load }
     }
 
-    /// The machines after one, by id: as many as fit into one message, whatever they say of themselves.
+    /// The machines after one, by id, without those that are delisted. A full answer fits into one message of the
+    /// broker.
     pub(crate) fn machines(&self, after: Option<MachineId>) -> Result<Vec<MachineView>, Failure> {
         let table = self.tables.of(&Machines).map_err(broken)?;
         let rows =
@@ -35,7 +36,7 @@ impl ReadModels {
         Ok(rows.map_err(broken)?.into_iter().map(|row| self.with_heartbeat(row)).collect())
     }
 
-    /// The machines of an owner after one, by id, delisted ones too.
+    /// The machines of an owner after one, by id, also those that are delisted.
     pub(crate) fn machines_of(&self, actor: Actor, query: MachinesOfQuery) -> Result<Vec<MachineView>, Failure> {
         if !may_see(actor, query.owner) {
             return Err(not_found("account"));
@@ -45,7 +46,8 @@ impl ReadModels {
         ids.map(|id| self.machine(id.map_err(broken)?)).collect()
     }
 
-    /// The attempts that a machine's record counts: everybody may see how it went, and nobody whose they were.
+    /// The newest attempts that a machine's record counts. Everybody may see how they ended; whose jobs they were is
+    /// left out.
     pub(crate) fn outcomes(&self, machine: MachineId) -> Result<Vec<Outcome>, Failure> {
         let table = self.tables.of(&Jobs).map_err(broken)?;
         jobs::outcomes(&table, machine, OUTCOMES).map_err(broken)

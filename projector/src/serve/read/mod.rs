@@ -1,6 +1,6 @@
-//! Answers from the rows alone: no log, no broker.
+//! The answers that need the rows alone, and neither the log nor the broker.
 //!
-//! Belongs here: reading rows and making answers of them, page by page. Who may see them is asked of `access.rs`.
+//! Belongs here: reading rows, and making pages of answers from them. Who may see them is decided in `access.rs`.
 
 mod jobs;
 mod ledger;
@@ -20,14 +20,14 @@ use gpubnb_store::StoreError;
 
 use crate::{fold::Tables, telemetry::Telemetry};
 
-/// The tables of the models that answer, and the machines' last heartbeats.
+/// The tables of the models, and the telemetry of the machines.
 #[derive(Clone)]
 pub(crate) struct ReadModels {
     pub(crate) tables: Tables,
     pub(crate) telemetry: Arc<Telemetry>,
 }
 
-/// A failure of the store as an answer: the cause stands in the projector's own log.
+/// The answer where the store failed. The cause is written to the projector's log, for operators.
 pub(crate) fn broken(e: StoreError) -> Failure {
     tracing::error!(error = &e as &dyn std::error::Error, "reading a row");
     Failure::Unavailable("the read model cannot be read; see the projector's log".to_owned())
@@ -45,7 +45,7 @@ impl ReadModels {
 
 #[cfg(test)]
 impl ReadModels {
-    /// What is answered after a history, folded into a database of its own.
+    /// The read models after a history, in a database of their own.
     pub(crate) fn after(history: &gpubnb_model::testing::History) -> Self {
         let mut models = crate::fold::Models::open(&gpubnb_store::Database::temporary(8).unwrap()).unwrap();
         models.fold(history.messages());

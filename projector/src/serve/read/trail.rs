@@ -1,4 +1,4 @@
-//! Trails: which events a thing's trail has, and what an actor sees of each event.
+//! Trails: the events of a job, a machine or an account, and the part of each event that an actor sees.
 
 use gpubnb_events::{Actor, Aggregate, Event, Recorded, Seq};
 use gpubnb_model::{
@@ -17,25 +17,26 @@ use crate::serve::access::{may_see, may_see_all, not_found, without_the_consumer
 
 /// Most events of a trail in one answer.
 const MAX_TRAIL: u32 = 200;
-/// So many events are looked at for one that strangers may see.
+/// From the end of a machine's trail, this many events are looked at for each that a stranger asks for.
 const HIDDEN: u32 = 8;
 
-/// A part of a trail before its events are read back from the log.
+/// A part of a trail whose events are still to be read from the log.
 pub(crate) struct TrailPart {
-    /// Whose trail.
+    /// The aggregate whose trail it is.
     of: Aggregate,
-    /// Whether the actor sees what others do there, too.
+    /// True if the actor also sees the events of other aggregates in this trail, such as the jobs on a machine.
     all: bool,
     /// Most events of the answer.
     limit: u32,
     /// The sequences of the events.
     pub(crate) sequences: Vec<Seq>,
-    /// Where the next part begins; `None` at the end.
+    /// The number of events before the next part; `None` at the end.
     pub(crate) next: Option<u32>,
 }
 
 impl TrailPart {
-    /// The events that an actor sees of those that were read back, the newest where there are too many.
+    /// The events that the actor sees of those that were read from the log; the newest, where there are more than the
+    /// limit.
     pub(crate) fn seen(&self, read: &ReadModels, actor: Actor, recorded: Vec<Recorded>) -> Vec<TrailEvent> {
         let visible = |e: &Event| self.all || e.aggregate() == self.of;
         let events = recorded.iter().filter(|r| r.event().is_some_and(visible));
@@ -46,12 +47,12 @@ impl TrailPart {
 }
 
 impl ReadModels {
-    /// How many events a trail has.
+    /// The number of events in a trail.
     pub(crate) fn trail_length(&self, aggregate: Aggregate) -> Result<u32, StoreError> {
         timeline::length(&self.tables.of(&Timeline)?, aggregate)
     }
 
-    /// Which events to read back for a part of a trail.
+    /// The part of a trail that a query asks for.
     pub(crate) fn trail_part(&self, actor: Actor, query: &TrailQuery) -> Result<TrailPart, Failure> {
         let of = match query.of {
             TrailOf::Job(id) => Aggregate::Job(self.job(actor, id)?.job),
@@ -59,7 +60,8 @@ impl ReadModels {
             TrailOf::Account(_) => return Err(not_found("account")),
             TrailOf::Machine(id) => Aggregate::Machine(id),
         };
-        // What runs on a machine is its owner's and the consumer's affair: strangers see the machine's own events.
+        // The jobs on a machine are the affair of its owner and of the consumers. Strangers see the machine's own
+        // events.
         let all = match of {
             Aggregate::Machine(id) => self.machine_row(id)?.is_some_and(|m| may_see(actor, m.owner)),
             _ => true,
@@ -67,7 +69,8 @@ impl ReadModels {
         let limit = query.limit.clamp(1, MAX_TRAIL);
         let table = self.tables.of(&Timeline).map_err(broken)?;
         let length = timeline::length(&table, of).map_err(broken)?;
-        // What strangers do not see is left out after it was read: from the end, more is looked at for as many.
+        // Events that strangers may not see are left out after they were read. From the end, more events are read, so
+        // that enough remain.
         let looked_at = if query.from_end && !all { limit.saturating_mul(HIDDEN) } else { limit };
         let from_end = length.saturating_sub(query.skip.saturating_add(looked_at));
         let skip = if query.from_end { from_end } else { query.skip };
@@ -77,20 +80,20 @@ impl ReadModels {
         Ok(TrailPart { of, all, limit, sequences, next })
     }
 
-    /// The event as an actor may see it; `None` where the actor may not.
+    /// An event as the actor may see it; `None` where the actor may not see it at all.
     pub(crate) fn seen(&self, actor: Actor, recorded: &Recorded) -> Option<TrailEvent> {
         let about = |of: &Aggregate| match of {
             Aggregate::Account(id) => may_see(actor, *id),
             Aggregate::Job(id) => self.job(actor, *id).is_ok(),
             Aggregate::Machine(_) => false,
         };
-        // What a machine is and does on the market, everybody may see.
+        // Everybody may see a machine's own events.
         let public = |e: &Event| matches!(e.aggregate(), Aggregate::Machine(_));
         let may = recorded.event().is_some_and(|e| public(e) || touched(e).iter().any(about)) || may_see_all(actor);
         self.redacted(actor, recorded).filter(|_| may)
     }
 
-    /// Whether an actor sees the whole of an event. Only then may the event be proven to the actor: a proof holds the
+    /// True if an actor sees the whole of an event. Only then may the event be proven to the actor: a proof holds the
     /// message as it was written, with nothing left out.
     pub(crate) fn sees_whole(&self, actor: Actor, recorded: &Recorded) -> bool {
         match (self.seen(actor, recorded), TrailEvent::of(recorded)) {
@@ -100,7 +103,7 @@ impl ReadModels {
         }
     }
 
-    /// The event, without the consumer's affairs where it is about a job that the actor may not see.
+    /// An event, without the consumer's affairs where it is about a job that the actor may not see.
     fn redacted(&self, actor: Actor, recorded: &Recorded) -> Option<TrailEvent> {
         let event = TrailEvent::of(recorded)?;
         let own = event.job.is_none_or(|job| self.job(actor, job).is_ok());
