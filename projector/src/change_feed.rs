@@ -1,7 +1,7 @@
-//! Tells live pages what changed and what became of it, so that they need not ask. A courtesy: a page that misses
-//! a notice, or finds a gap, asks.
+//! The change feed: notices to live pages, each with the new state of a job or a machine, so that a page need not ask.
+//! A notice may be lost: a page that finds a gap asks.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, error::Error, time::Duration};
 
 use async_nats::{
     Client,
@@ -21,25 +21,26 @@ use tracing::{debug, warn};
 
 use crate::serve::Queries;
 
-/// From so many events at once on, pages ask for what they show: most of it nobody looks at.
-const TOLD: usize = 64;
-/// Largest notice; one that would be larger says to ask.
+/// A batch with more events than this is announced without the new states: pages that show one of them ask.
+const WITH_STATE: usize = 64;
+/// The largest notice, bytes. In place of a larger one, pages are told to ask.
 const MAX_NOTICE: usize = 256 * 1024;
-/// Largest heartbeat that is read.
+/// The largest heartbeat that is read, bytes.
 const MAX_HEARTBEAT: usize = 8 * 1024;
-/// Pause before heartbeats are listened to again.
+/// The pause before a broken subscription to heartbeats is renewed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Of what was folded.
+/// Sends a notice of everything that a folded batch changed. The new state is read back from the rows: a batch changes
+/// a row several times, and the last state is that in the store.
 pub(crate) async fn of_events(client: Client, queries: Queries, mut changes: mpsc::Receiver<Vec<Recorded>>) {
     while let Some(batch) = changes.recv().await {
         let Some(last) = batch.last() else { continue };
         let mut changed: HashSet<Aggregate> = batch.iter().filter_map(Recorded::event).flat_map(touched).collect();
-        let told = batch.len() <= TOLD;
+        let with_state = batch.len() <= WITH_STATE;
         let news: Vec<_> =
-            changed.iter().map(|a| (*a, if told { news(&queries, *a, &batch) } else { News::Ask })).collect();
+            changed.iter().map(|a| (*a, if with_state { news(&queries, *a, &batch) } else { News::Ask })).collect();
         for (aggregate, news) in news {
-            // What a job does changes the machine that has it.
+            // An event of a job also changes the row of the machine that has the job.
             if let News::Job(job) = &news
                 && let Some(attempt) = job.job.attempts.last()
                 && changed.insert(Aggregate::Machine(attempt.machine))
@@ -52,7 +53,7 @@ pub(crate) async fn of_events(client: Client, queries: Queries, mut changes: mps
     }
 }
 
-/// What became of an aggregate, read after the fold.
+/// The state of an aggregate after the fold.
 fn news(queries: &Queries, aggregate: Aggregate, batch: &[Recorded]) -> News {
     match aggregate {
         Aggregate::Machine(id) => queries.read.machine(id).map_or(News::Ask, |view| News::Machine(Box::new(view))),
@@ -76,18 +77,18 @@ async fn send(client: &Client, aggregate: Aggregate, seq: Seq, news: News) {
     let encoded = serde_json::to_vec(&Notice { seq, news }).ok().filter(|bytes| bytes.len() <= MAX_NOTICE);
     let Some(bytes) = encoded.or_else(|| serde_json::to_vec(&Notice { seq, news: News::Ask }).ok()) else { return };
     if let Err(e) = client.publish(subject::notice(aggregate), bytes.into()).await {
-        debug!(error = %e, "a notice was not sent");
+        debug!(error = &e as &dyn Error, "a notice was not sent");
     }
 }
 
-/// Of what machines say of themselves; until shutdown.
+/// Takes in the heartbeats of machines and sends a notice of each; until shutdown.
 pub(crate) async fn of_heartbeats(js: Context, queries: Queries, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             ended = hear_all(&js, &queries) => {
                 if let Err(e) = ended {
-                    warn!(error = %e, "listening to heartbeats again");
+                    warn!(error = &*e as &dyn Error, "listening to heartbeats again");
                 }
             }
         }
@@ -112,16 +113,16 @@ async fn hear_all(js: &Context, queries: &Queries) -> Result<(), async_nats::Err
         let info = message.info()?;
         let (at, caught_up) = (Timestamp::from_nanos(info.published.unix_timestamp_nanos()), info.pending == 0);
         match serde_json::from_slice::<Heartbeat>(&message.payload) {
-            // A machine speaks for itself only.
+            // The subject names the machine by its credential: a heartbeat for another machine is ignored.
             Ok(heartbeat) if heartbeat.machine == machine => {
-                queries.read.live.hear(heartbeat, at);
+                queries.read.telemetry.hear(heartbeat, at);
                 if caught_up {
                     let aggregate = Aggregate::Machine(machine);
                     send(&js.client(), aggregate, Seq::ZERO, news(queries, aggregate, &[])).await;
                 }
             }
             Ok(_) => warn!(%machine, "a heartbeat in another machine's name"),
-            Err(e) => warn!(%machine, error = %e, "unreadable heartbeat"),
+            Err(e) => warn!(%machine, error = &e as &dyn Error, "unreadable heartbeat"),
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The options of the service.
+//! The options of the service, `gpubnb-projector run`.
 
 use std::path::PathBuf;
 
@@ -11,21 +11,21 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub monitor: MonitorArgs,
-    /// Where the read models are kept. They can be deleted: they come back by replay.
+    /// Directory of the read models. It can be deleted: they are folded from the log again.
     #[arg(long, env = "GPUBNB_PROJECTOR_DATA", default_value = "data/projector", value_name = "DIR")]
     pub data: PathBuf,
-    /// Another key whose signed heads are believed: the one that this projector's credential had before. May be repeated.
+    /// Another public key whose signed heads are trusted, such as this projector's former key. May be repeated.
     #[arg(long, value_name = "KEY")]
     pub head_key: Vec<String>,
-    /// What sled's cache may hold, MiB, as it lies on the disk. What it does not hold, the system's own cache mostly does.
+    /// Size of the read models' cache, MiB, compressed. The system's page cache mostly holds the rest.
     #[arg(long, default_value_t = 16)]
     pub cache_mib: u64,
-    /// Events after which each model is kept anew in SNAPSHOTS (of a long log: a tenth of it), for a projector that
-    /// starts without rows; 0: none is kept, and none is taken up.
+    /// Events between two snapshots of each model (on a long log at least a tenth of it). A projector that starts
+    /// without rows loads them; 0 = write and load none.
     #[arg(long, env = "GPUBNB_PROJECTOR_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
-    /// Seconds after which a job that stays in one state counts as stuck, where it would not count before: ten minutes
-    /// for one that waits, and other times in other states.
+    /// Seconds in one state after which a job counts as stuck at the latest. Without it each state has its own limit,
+    /// such as ten minutes of waiting.
     #[arg(long, value_name = "SECONDS")]
     pub stuck_after: Option<u64>,
 }

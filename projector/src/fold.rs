@@ -16,39 +16,55 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// One model and its tree.
+/// A projection with its table and its checkpoint.
 pub struct Model {
     projection: Box<dyn Projection>,
     table: Table,
-    copier: Arc<SnapshotCopy>,
+    snapshot_copy: Arc<SnapshotCopy>,
     checkpoint: Seq,
     stopped: Option<String>,
 }
 
-/// A fold that did not come to its end.
+/// The copy of one model's table, shared by the fold and the snapshots.
+pub(crate) struct ModelCopy {
+    pub(crate) name: &'static str,
+    pub(crate) version: u32,
+    pub(crate) snapshot_copy: Arc<SnapshotCopy>,
+}
+
+/// A fold that ended before its work was done.
 #[derive(Debug, thiserror::Error)]
 pub enum FoldError {
     /// The store failed.
     #[error("the read models cannot be written or read")]
     Store(#[from] StoreError),
-    /// The thread of the fold ended before its work was done.
+    /// The thread of the fold ended early.
     #[error("the fold ended early")]
     Ended(#[from] tokio::task::JoinError),
 }
 
-/// Every model of a projector.
+/// A model could not fold an event.
+#[derive(Debug, thiserror::Error)]
+#[error("the model {model} cannot fold the event at sequence {seq}")]
+pub(crate) struct ModelError {
+    model: &'static str,
+    seq: Seq,
+    source: StoreError,
+}
+
+/// Every read model of a projector.
 pub struct Models {
     all: Vec<Model>,
     tables: Tables,
     adoption: Adoption,
 }
 
-/// The tables that answer, for reading. One is swapped when its model was rebuilt.
+/// The tables that queries read. A table is swapped when its model was rebuilt.
 #[derive(Clone)]
 pub struct Tables(Arc<RwLock<BTreeMap<&'static str, Table>>>);
 
 impl Tables {
-    /// A model's table. Every model's name is known when the program is written.
+    /// A projection's table.
     pub fn of(&self, projection: &impl Projection) -> Result<Table, StoreError> {
         self.named(projection.name())
     }
@@ -64,25 +80,26 @@ impl Tables {
     }
 }
 
-/// Models that were rebuilt beside those that answer, and wait to take their place. The fold reads on where the
-/// rebuilt one is, folds what comes into both, and swaps them when both are equally far.
+/// Rebuilt models that wait to take the place of those that answer. The fold goes back to the checkpoint of the rebuilt
+/// model, folds events into both, and swaps them when both are equally far.
 #[derive(Clone)]
 pub(crate) struct Adoption {
     db: Database,
     rebuilt: Arc<Mutex<Vec<Model>>>,
-    read_on: watch::Sender<Seq>,
+    /// The sequence from which the fold must read, because a rebuilt model waits there.
+    read_from: watch::Sender<Seq>,
 }
 
 impl Adoption {
-    /// Hands over a rebuilt model. It must be behind the end of the log, so that something comes to be read.
+    /// Hands over a rebuilt model. Its checkpoint must be before the end of the log: only a batch makes the fold swap.
     pub(crate) fn adopt(&self, model: Model) {
         let mut rebuilt = self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         rebuilt.push(model);
         let furthest_behind = rebuilt.iter().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO);
-        self.read_on.send_replace(furthest_behind.next());
+        self.read_from.send_replace(furthest_behind.next());
     }
 
-    /// Whether a model of this name still waits.
+    /// True if a model of this name still waits.
     pub(crate) fn waits(&self, name: &str) -> bool {
         self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|m| m.name() == name)
     }
@@ -92,9 +109,9 @@ impl Models {
     /// Opens every model in a database.
     pub fn open(db: &Database) -> Result<Self, StoreError> {
         let models = gpubnb_model::all().into_iter().map(|projection| {
-            let table = db.model(projection.tables())?;
+            let table = db.model(projection.model_version())?;
             if gpubnb_store::checkpoint(&table)? == Seq::ZERO {
-                // What stands there without a checkpoint was cut off while a snapshot was taken up.
+                // Rows without a checkpoint are left from a snapshot whose loading was cut off.
                 table.clear()?;
             }
             let model = Model::new(projection, table)?;
@@ -103,7 +120,7 @@ impl Models {
         });
         let models: Vec<Model> = models.collect::<Result<_, StoreError>>()?;
         let tables = models.iter().map(|m| (m.projection.name(), m.table.clone())).collect();
-        let adoption = Adoption { db: db.clone(), rebuilt: Arc::default(), read_on: watch::Sender::new(Seq::ZERO) };
+        let adoption = Adoption { db: db.clone(), rebuilt: Arc::default(), read_from: watch::Sender::new(Seq::ZERO) };
         Ok(Self { all: models, tables: Tables(Arc::new(RwLock::new(tables))), adoption })
     }
 
@@ -112,27 +129,32 @@ impl Models {
         self.tables.clone()
     }
 
-    /// What copies each model's rows.
-    pub(crate) fn copiers(&self) -> Vec<(&'static str, u32, Arc<SnapshotCopy>)> {
-        self.all.iter().map(|m| (m.name(), m.projection.version(), Arc::clone(&m.copier))).collect()
+    /// The hooks through which a snapshot copies each model's table while the fold goes on.
+    pub(crate) fn snapshot_copies(&self) -> Vec<ModelCopy> {
+        let of = |m: &Model| ModelCopy {
+            name: m.name(),
+            version: m.projection.version(),
+            snapshot_copy: Arc::clone(&m.snapshot_copy),
+        };
+        self.all.iter().map(of).collect()
     }
 
-    /// Where rebuilt models go.
+    /// The place where rebuilt models are handed over.
     pub(crate) fn adoption(&self) -> Adoption {
         self.adoption.clone()
     }
 
-    /// Where to read on: after the checkpoint that is furthest behind.
+    /// The sequence to read from: after the checkpoint that is furthest behind.
     pub fn next(&self) -> Seq {
         self.applied().next()
     }
 
-    /// What every running model has taken in.
+    /// The last sequence that every running model has folded.
     pub fn applied(&self) -> Seq {
         self.running().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO)
     }
 
-    /// Each model: its name, how far it is, and why it stopped if it did.
+    /// The name of each model, its checkpoint, and why it stopped, if it did.
     pub fn states(&self) -> impl Iterator<Item = (&'static str, Seq, Option<&str>)> {
         self.all.iter().map(|m| (m.name(), m.checkpoint, m.stopped.as_deref()))
     }
@@ -141,20 +163,21 @@ impl Models {
         self.all.iter().filter(|m| m.stopped.is_none())
     }
 
-    /// Folds a batch into every model, one after the other: what a transaction leaves behind in sled's memory is gone
-    /// before the next. Two at a time were no faster on a machine that reads and writes meanwhile.
+    /// Folds a batch into every model, one after the other, so that sled has freed the memory of one transaction before
+    /// the next. Two models at a time were no faster on a machine that also reads the log and answers.
     pub fn fold(&mut self, batch: &[Recorded]) {
         let mut rebuilt = self.adoption.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.all.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
         running.for_each(|model| model.fold_or_stop(batch));
-        // One that takes the place of a model that stopped must be as far as the others, or what is read next leaves a gap.
+        // A rebuilt model may take the place of one that stopped long ago. It must be as far as all others before it
+        // does: the fold reads on after the furthest, and would leave a gap.
         let furthest = self.all.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
         let (models, tables, db) = (&mut self.all, &self.tables, &self.adoption.db);
-        rebuilt.retain(|new| !models.iter_mut().any(|old| old.gives_way(new, furthest, tables, db)));
+        rebuilt.retain(|new| !models.iter_mut().any(|old| old.is_replaced(new, furthest, tables, db)));
     }
 }
 
-/// Folds everything up to `until`, or a little further, into a database. Reading and folding go on beside each other.
+/// Folds the log up to `until`, or a little further, into a database. Reading and folding run at the same time.
 pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, FoldError> {
     let models = Models::open(db)?;
     let reached = CancellationToken::new();
@@ -175,15 +198,18 @@ pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, Fo
     Ok(folded?)
 }
 
-/// Most parts read ahead of the fold.
+/// Parts that may be read ahead of the fold.
 pub(crate) const READ_AHEAD: usize = 4;
-/// Most events in one part. Handed over one by one, the fold would be woken for each.
+/// Most events in one part. The follower's batches (up to 5,000 events, or a single one) are cut into parts for the
+/// channel, and `fold` joins the parts that wait. Both steps are needed: a part bounds the memory that is read ahead,
+/// and the join makes a large transaction of many small batches. With one hop, either the channel would hold four times
+/// 5,000 events, or an event that comes alone would be a transaction of its own while others already wait.
 const PART: usize = 500;
-/// From so many events on no more are added to what is folded in one transaction. A block that many of them change is
-/// written once; but sled keeps all that a transaction replaces until it ends.
+/// A transaction that has this many events gets no more. A block that many events change is written once per
+/// transaction; but sled keeps every block that a transaction replaces in memory until the transaction ends.
 pub const BATCH: usize = 2_500;
 
-/// Reads MARKET into a channel until told to stop; goes back where a rebuilt model waits to catch up.
+/// Reads MARKET into a channel until told to stop. Goes back in the log where a rebuilt model waits to catch up.
 pub(crate) async fn read(
     log: Log,
     from: Seq,
@@ -191,14 +217,14 @@ pub(crate) async fn read(
     events: mpsc::Sender<Vec<Recorded>>,
     stop: CancellationToken,
 ) {
-    let mut read_on = adoption.read_on.subscribe();
+    let mut read_from = adoption.read_from.subscribe();
     let mut follower = log.follow(from);
     let reading = async {
         loop {
             let batch = tokio::select! {
                 batch = follower.next_batch() => batch,
-                Ok(()) = read_on.changed() => {
-                    follower = log.follow(*read_on.borrow_and_update());
+                Ok(()) = read_from.changed() => {
+                    follower = log.follow(*read_from.borrow_and_update());
                     continue;
                 }
             };
@@ -217,7 +243,7 @@ pub(crate) async fn read(
     stop.run_until_cancelled(reading).await;
 }
 
-/// Folds what waits, as much at once as there is, until nobody reads any more. `folded` sees each batch.
+/// Folds the parts that wait, many in one transaction, until the reader ends. `folded` gets each batch afterwards.
 pub(crate) fn fold(
     mut models: Models,
     mut waiting: mpsc::Receiver<Vec<Recorded>>,
@@ -236,29 +262,30 @@ pub(crate) fn fold(
 }
 
 impl Model {
-    /// A model in a table, as far as the table is.
+    /// A model whose checkpoint is that of its table.
     pub(crate) fn new(projection: Box<dyn Projection>, table: Table) -> Result<Self, StoreError> {
         let checkpoint = gpubnb_store::checkpoint(&table)?;
-        Ok(Self { projection, table, copier: Arc::default(), checkpoint, stopped: None })
+        Ok(Self { projection, table, snapshot_copy: Arc::default(), checkpoint, stopped: None })
     }
 
-    /// Its name.
+    /// The model's name.
     pub(crate) fn name(&self) -> &'static str {
         self.projection.name()
     }
 
-    /// How far it is.
+    /// The last sequence that the model has folded.
     pub(crate) fn checkpoint(&self) -> Seq {
         self.checkpoint
     }
 
-    /// Its table.
+    /// The model's table.
     pub(crate) fn table(&self) -> &Table {
         &self.table
     }
 
-    /// Gives its place to one that was rebuilt, once that is as far. Whether it did, or never will.
-    fn gives_way(&mut self, new: &Model, furthest: Seq, tables: &Tables, db: &Database) -> bool {
+    /// Gives the place of this model to a rebuilt one of the same name, once that one is far enough. True: the rebuilt
+    /// model need not wait any longer, because it was swapped in or never can be.
+    fn is_replaced(&mut self, new: &Model, furthest: Seq, tables: &Tables, db: &Database) -> bool {
         if self.name() != new.name() {
             return false;
         }
@@ -270,30 +297,35 @@ impl Model {
             return false;
         }
         if let Err(e) = db.make_current(self.name(), &new.table) {
-            error!(model = new.name(), error = %e, "the rebuilt model cannot take its place");
+            let error = &e as &dyn std::error::Error;
+            error!(model = new.name(), error, "the rebuilt model cannot take its place");
             return true;
         }
         (self.table, self.checkpoint, self.stopped) = (new.table.clone(), new.checkpoint, None);
         tables.swap(self.name(), new.table.clone());
-        // Whatever is being copied is of the table that went, and what was kept may have been why it was rebuilt.
-        self.copier.set_replaced();
+        // A copy in progress is of the table that was replaced; and a wrong snapshot may be the reason for the rebuild,
+        // so that a new one must be made.
+        self.snapshot_copy.set_replaced();
         info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
         true
     }
 
     fn fold_or_stop(&mut self, batch: &[Recorded]) {
-        if let Err((seq, e)) = self.fold(batch) {
-            error!(model = self.projection.name(), seq = seq.0, error = %e, "a projection stopped: fix it and start again");
-            self.stopped = Some(format!("at sequence {seq}: {e}"));
+        if let Err(e) = self.fold(batch) {
+            let seq = e.seq;
+            let cause = format!("{:#}", anyhow::Error::from(e.source));
+            error!(model = self.name(), seq = seq.0, cause, "a projection stopped: fix it and start again");
+            self.stopped = Some(format!("at sequence {seq}: {cause}"));
         }
     }
 
-    /// Folds what of a batch comes after its checkpoint; on failure nothing of it, and the event it failed at.
-    pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), (Seq, StoreError)> {
-        let mut rows = WriteBatch::copied(&self.table, &self.copier);
+    /// Folds the events of a batch that follow the model's checkpoint; all of them or, on failure, none.
+    pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), ModelError> {
+        let model = self.name();
+        let mut rows = WriteBatch::copied(&self.table, &self.snapshot_copy);
         let (mut at, mut leaf) = (self.checkpoint, None);
         for recorded in batch {
-            // What was read again is not folded again, and nothing is folded over a gap.
+            // Skips events that are already folded, and those after a gap.
             if recorded.seq != at.next() {
                 continue;
             }
@@ -301,11 +333,11 @@ impl Model {
                 Some(event) => self.projection.apply(&mut rows, recorded, event),
                 None => self.projection.quarantined(&mut rows, recorded),
             };
-            taken.map_err(|e| (recorded.seq, e))?;
+            taken.map_err(|source| ModelError { model, seq: recorded.seq, source })?;
             (at, leaf) = (recorded.seq, Some(recorded.leaf));
         }
         if at > self.checkpoint {
-            rows.commit_of(at, leaf).map_err(|e| (at, e))?;
+            rows.commit_of(at, leaf).map_err(|source| ModelError { model, seq: at, source })?;
             self.checkpoint = at;
         }
         Ok(())

@@ -1,24 +1,24 @@
-//! How far the fold is and how large the streams are, for those who watch: gauges, taken every few seconds.
+//! Gauges for monitoring, set every few seconds: the progress of the fold, the size of the streams, the stuck jobs.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::ops::Ops;
+use crate::ops::OperatorQueries;
 
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Takes them until shutdown.
+/// Sets the gauges until shutdown.
 // Sequences and sizes are exact in an f64 up to 2^53.
 #[allow(clippy::cast_precision_loss)]
-pub(crate) async fn take(ops: Ops, shutdown: CancellationToken) {
+pub(crate) async fn set(ops: OperatorQueries, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
         let platform = match ops.platform().await {
             Ok(platform) => platform,
             Err(e) => {
-                debug!(error = ?e, "nothing to show now");
+                debug!(error = &e as &dyn Error, "the gauges are not set this time");
                 continue;
             }
         };
@@ -38,7 +38,7 @@ pub(crate) async fn take(ops: Ops, shutdown: CancellationToken) {
         }
         match ops.stuck() {
             Ok(stuck) => metrics::gauge!(metric::STUCK).set(stuck.len() as f64),
-            Err(e) => debug!(error = ?e, "nobody knows what is stuck"),
+            Err(e) => debug!(error = &e as &dyn Error, "the gauge of stuck jobs is not set this time"),
         }
     }
 }

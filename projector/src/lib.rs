@@ -1,6 +1,6 @@
-//! The answers of `GPUbnb`: events folded into read models, and the queries over them.
+//! The projector of `GPUbnb`: folds events into read models, and answers queries from them.
 //!
-//! Belongs here: projections, queries, looking back. Must not come here: a decision, or a write to MARKET.
+//! Belongs here: folding, queries, time travel, verification. Must not come here: a decision, or a write to MARKET.
 
 mod change_feed;
 mod config;

@@ -1,9 +1,10 @@
-//! The service: follow MARKET, fold, answer, and tell live pages what changed.
+//! The service: follows MARKET, folds events into the read models, answers queries, and tells live pages about changes.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use gpubnb_events::{Millis, ProjectorId, Recorded, subject::PROJECTOR_INBOX};
+use async_nats::jetstream::Context as JetStream;
+use gpubnb_events::{Millis, ProjectorId, Recorded, Seq, subject::PROJECTOR_INBOX};
 use gpubnb_log::Log;
 use gpubnb_runtime::{
     monitor,
@@ -11,6 +12,7 @@ use gpubnb_runtime::{
     rpc::Server,
 };
 use gpubnb_store::{self, Database};
+use nkeys::KeyPair;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -18,21 +20,21 @@ use tracing::{info, warn};
 use crate::{
     change_feed,
     config::RunArgs,
-    fold::{self, Models, READ_AHEAD},
+    fold::{self, Adoption, ModelCopy, Models, READ_AHEAD},
     gauges,
-    ops::{self, Ops, background::Background, travel::Traveller, work::Work},
+    ops::{self, OperatorQueries, background::Background, context::WorkContext, rebuild, travel::Traveller},
     serve::{self, Applied, Queries, ReadModels},
-    snapshot::Keeper,
-    telemetry::Live,
+    snapshot::Snapshotter,
     tree_head,
 };
 
-/// A batch larger than this is history: nobody is told of each change in it.
+/// A larger batch is history that is being caught up with: live pages are not told of each change in it.
 const NOTICED: usize = 500;
-/// Batches that may wait for their notices.
+/// Batches that may wait for their notices to be sent.
 const CHANGES: usize = 16;
 
-/// Whether the models are folded from this very log: the last message that each has taken in is there, and the same.
+/// True if the models were folded from this very log: the log still has the last message that each model has folded,
+/// with the same content.
 async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
     let last = log.last_seq().await?;
     for (name, at, _) in models.states() {
@@ -40,7 +42,7 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
             return Ok(false);
         }
         let Some(leaf) = gpubnb_store::last_leaf(&models.tables().named(name)?)? else { continue };
-        // One that was lost since stops the fold where it is missing, and not here.
+        // Where that message is lost, the log is still the same: the fold stops at the gap and says so.
         if log.get_raw(at).await?.is_some_and(|message| message.leaf() != leaf) {
             return Ok(false);
         }
@@ -48,21 +50,23 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The models as far as they are: from where they were, from snapshots where there are no rows, or from the beginning.
-async fn open_models(db: &Database, log: &Log, keeper: Option<&Keeper>) -> anyhow::Result<Models> {
+/// The models as they were left; from snapshots where there are no rows; or else empty, to be folded from the first
+/// event.
+async fn open_models(db: &Database, log: &Log, snapshotter: Option<&Snapshotter>) -> anyhow::Result<Models> {
     if !is_of(log, &Models::open(db)?).await? {
         warn!(
-            "what was folded is of another log than this one: a backup was restored, or a broker exchanged; it is folded anew"
+            "the read models were folded from another log than this one: a backup was restored, or a broker exchanged; \
+             they are folded anew"
         );
         db.clear()?;
     }
-    if let Some(keeper) = keeper {
-        keeper.fill(db).await?;
+    if let Some(snapshotter) = snapshotter {
+        snapshotter.fill(db).await?;
     }
     Ok(Models::open(db)?)
 }
 
-/// Folds what is read, and tells how far that is and what changed.
+/// Folds the events as they are read, and tells the queries how far the models are and the change feed what changed.
 fn fold_on(
     models: Models,
     waiting: mpsc::Receiver<Vec<Recorded>>,
@@ -71,11 +75,24 @@ fn fold_on(
 ) -> Models {
     fold::fold(models, waiting, |models, batch| {
         progress.send_replace(Applied::of(models));
-        // Notices are a courtesy: a page that misses one asks again by itself.
+        // A notice may be lost: a page that misses one asks.
         if batch.len() <= NOTICED {
             drop(changes.try_send(batch));
         }
     })
+}
+
+/// The parts of a running service that its tasks share.
+struct Service {
+    args: RunArgs,
+    nats: NatsArgs,
+    js: JetStream,
+    log: Log,
+    db: Database,
+    /// The key that signs tree heads and snapshots.
+    key: KeyPair,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
 }
 
 /// Runs until shutdown.
@@ -87,70 +104,96 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     std::fs::create_dir_all(&args.data).with_context(|| format!("creating {}", args.data.display()))?;
     let db = Database::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let key = nats.signing_key("projector")?;
-    let keys: Vec<String> = args.head_key.iter().cloned().chain([key.public_key()]).collect();
-    let keeper = Keeper::open(&js, log.clone(), key.clone(), &args.data).await;
-    let opening = open_models(&db, &log, keeper.as_ref().filter(|_| args.snapshot_every > 0));
-    let models = Box::pin(shutdown.run_until_cancelled(opening)).await.context("stopped while starting")??;
-    let copiers = models.copiers();
-    let (tables, adoption) = (models.tables(), models.adoption());
-    let (progress, applied) = watch::channel(Applied::of(&models));
-    let tasks = TaskTracker::new();
+    let service = Service { args, nats, js, log, db, key, tasks: TaskTracker::new(), shutdown };
 
+    let snapshotter = service.snapshotter().await;
+    let opening = open_models(&service.db, &service.log, snapshotter.as_ref());
+    let opened = Box::pin(service.shutdown.run_until_cancelled(opening)).await;
+    let models = opened.context("stopped while starting")??;
+    let (copies, tables, adoption) = (models.snapshot_copies(), models.tables(), models.adoption());
+
+    let (progress, applied) = watch::channel(Applied::of(&models));
     let (events, waiting) = mpsc::channel(READ_AHEAD);
     let (changes, changed) = mpsc::channel(CHANGES);
-    tasks.spawn(fold::read(log.clone(), models.next(), models.adoption(), events, shutdown.clone()));
+    let reading = fold::read(service.log.clone(), models.next(), adoption.clone(), events, service.shutdown.clone());
+    service.tasks.spawn(reading);
     let folding = tokio::task::spawn_blocking(move || fold_on(models, waiting, &progress, &changes));
 
-    let live = Arc::new(Live::default());
-    let background = Background::new(tasks.clone(), shutdown.clone());
-    let traveller = Traveller::open(log.clone(), &args.data.join("travel"), background.clone())
-        .context("opening what time travel keeps")?;
-    let work = Work {
-        projector: ProjectorId::generate(),
-        keys,
-        log: log.clone(),
-        db: db.clone(),
-        tables: tables.clone(),
-        adoption,
-        applied: applied.clone(),
-        scratch: args.data.join("verify"),
-        background,
-        state: Arc::default(),
-    };
-    info!(projector = %work.projector, "operators ask it by this id");
-    let floor = log.last_seq().await?;
-    let read = ReadModels { tables, live };
-    let queries = Queries { read, log, applied: applied.clone(), floor };
-    let patience = args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
-    let ops = Ops::new(queries.clone(), work, traveller, patience, nats.nats_creds.clone());
-    tasks.spawn(change_feed::of_events(client.clone(), queries.clone(), changed));
-    tasks.spawn(tree_head::publish(js.clone(), queries.read.tables.clone(), key, shutdown.clone()));
-    if let Some(keeper) = keeper {
-        let tables = queries.read.tables.clone();
-        let until = (queries.applied.clone(), floor);
-        tasks.spawn(keeper.keep(tables, copiers, until, args.snapshot_every, shutdown.clone()));
-    }
-    tasks.spawn(change_feed::of_heartbeats(js, queries.clone(), shutdown.clone()));
-
-    ops.work.go_on()?;
-    let server =
-        Server::start(&client, "gpubnb-projector", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
+    let floor = service.log.last_seq().await?;
+    let read = ReadModels { tables, telemetry: Arc::default() };
+    let queries = Queries { read, log: service.log.clone(), applied, floor };
+    service.tasks.spawn(change_feed::of_events(client.clone(), queries.clone(), changed));
+    service.publish_what_is_folded(&queries, snapshotter.map(|snapshotter| (snapshotter, copies)));
+    let ops = service.operator_queries(&queries, adoption)?;
+    rebuild::resume_all(&ops.work)?;
+    let server = Server::start(&client, "gpubnb-projector", service.shutdown.clone()).await;
+    let server = server.map_err(anyhow::Error::from_boxed)?;
     serve::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
-    tasks.spawn(gauges::take(ops, shutdown.clone()));
-    let mut folded = applied;
-    let caught_up = folded.wait_for(|applied| applied.seq >= floor);
-    if let Some(Ok(_)) = shutdown.run_until_cancelled(caught_up).await {
+    service.tasks.spawn(gauges::set(ops, service.shutdown.clone()));
+
+    if service.caught_up(queries.applied, floor).await {
         ready.set();
         info!("ready");
     }
-
-    shutdown.cancelled().await;
+    service.shutdown.cancelled().await;
     server.finish().await;
-    tasks.close();
+    service.tasks.close();
     folding.await.context("the fold")?;
-    tasks.wait().await;
-    db.flush().await.context("flushing the read models")?;
+    service.tasks.wait().await;
+    service.db.flush().await.context("flushing the read models")?;
     info!("stopped");
     Ok(())
+}
+
+impl Service {
+    /// The snapshots of the models; `None` where the options or the broker allow none.
+    async fn snapshotter(&self) -> Option<Snapshotter> {
+        if self.args.snapshot_every == 0 {
+            return None;
+        }
+        Snapshotter::open(&self.js, self.log.clone(), self.key.clone(), &self.args.data).await
+    }
+
+    /// Starts the tasks that publish signed tree heads, snapshots, and the heartbeats of machines to live pages.
+    fn publish_what_is_folded(&self, queries: &Queries, snapshots: Option<(Snapshotter, Vec<ModelCopy>)>) {
+        let tables = &queries.read.tables;
+        let heads = tree_head::publish(self.js.clone(), tables.clone(), self.key.clone(), self.shutdown.clone());
+        self.tasks.spawn(heads);
+        if let Some((snapshotter, copies)) = snapshots {
+            let until = (queries.applied.clone(), queries.floor);
+            let every = self.args.snapshot_every;
+            self.tasks.spawn(snapshotter.keep(tables.clone(), copies, until, every, self.shutdown.clone()));
+        }
+        self.tasks.spawn(change_feed::of_heartbeats(self.js.clone(), queries.clone(), self.shutdown.clone()));
+    }
+
+    fn operator_queries(&self, queries: &Queries, adoption: Adoption) -> anyhow::Result<OperatorQueries> {
+        let background = Background::new(self.tasks.clone(), self.shutdown.clone());
+        let traveller = Traveller::open(self.log.clone(), &self.args.data.join("travel"), background.clone())
+            .context("opening the database for time travel")?;
+        let keys = self.args.head_key.iter().cloned().chain([self.key.public_key()]).collect();
+        let work = WorkContext {
+            projector: ProjectorId::generate(),
+            keys,
+            log: self.log.clone(),
+            db: self.db.clone(),
+            tables: queries.read.tables.clone(),
+            adoption,
+            applied: queries.applied.clone(),
+            scratch: self.args.data.join("verify"),
+            background,
+            state: Arc::default(),
+        };
+        info!(projector = %work.projector, "operators ask this projector by its id");
+        let patience = self.args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
+        let creds = self.nats.nats_creds.clone();
+        Ok(OperatorQueries::new(queries.clone(), work, traveller, patience, creds))
+    }
+
+    /// Waits until the models have folded the log as it was at the start. False: the service was told to stop before.
+    async fn caught_up(&self, mut applied: watch::Receiver<Applied>, floor: Seq) -> bool {
+        let reached = applied.wait_for(|applied| applied.seq >= floor);
+        matches!(self.shutdown.run_until_cancelled(reached).await, Some(Ok(_)))
+    }
 }

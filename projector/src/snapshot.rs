@@ -1,4 +1,5 @@
-//! Read models as they were, kept in SNAPSHOTS: a projector without rows takes them up and folds only what came after.
+//! Snapshots of the read models in the bucket SNAPSHOTS. A projector without rows loads them, and folds only the events
+//! that came after.
 
 use std::{
     fs::File,
@@ -10,7 +11,7 @@ use std::{
 
 use async_nats::jetstream;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use gpubnb_events::{Chain, Seq, message::Hash};
+use gpubnb_events::{Seq, message::Hash};
 use gpubnb_log::{
     Log,
     snapshot::{self, SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew},
@@ -22,27 +23,27 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{fold::Tables, serve::Applied};
+use crate::{
+    fold::{ModelCopy, Tables},
+    serve::Applied,
+};
 
-/// Shortest pause between two rounds.
+/// Shortest pause between two rounds over the models.
 const PAUSE: Duration = Duration::from_secs(10);
-/// What a log must have grown by, at the least: a tenth.
-const TENTH: u64 = 10;
+/// A model is written again when it has grown by at least one part in this many.
+const GROWTH: u64 = 10;
 
-/// Keeps the models, and finds them again.
-pub(crate) struct Keeper {
+/// Writes snapshots of the models, and loads them.
+pub(crate) struct Snapshotter {
     log: Log,
     store: Snapshots,
     key: KeyPair,
-    /// Where files lie while they are made.
+    /// The directory for temporary files.
     directory: PathBuf,
 }
 
-/// A model that is kept.
-pub(crate) type Kept = (&'static str, u32, Arc<SnapshotCopy>);
-
-/// What is kept of it, and by which rules it was folded.
-fn called(name: &str, version: u32) -> (String, String) {
+/// The name of a model's snapshot, and the version of the rules that the model was folded by.
+fn snapshot_key(name: &str, version: u32) -> (String, String) {
     (format!("model-{name}"), snapshot::version(version))
 }
 
@@ -50,18 +51,20 @@ fn content(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SnapshotEr
     SnapshotError::Content(std::io::Error::other(e))
 }
 
-impl Keeper {
-    /// Opens the store; `None`: nothing is kept here, and nothing found.
+impl Snapshotter {
+    /// Opens the bucket; `None` where there is none, or the projector may not read it: it works without snapshots.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, directory: &Path) -> Option<Self> {
-        let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %Chain(e), "no snapshots")).ok()?;
+        let opened = Snapshots::open(js).await;
+        let unavailable = |e: &SnapshotError| warn!(error = e as &dyn std::error::Error, "working without snapshots");
+        let store = opened.inspect_err(unavailable).ok()?;
         Some(Self { log, store, key, directory: directory.to_owned() })
     }
 
-    /// Fills every model that has no rows yet, where there is a snapshot of it.
+    /// Loads the newest snapshot of every model that has no rows yet.
     pub(crate) async fn fill(&self, db: &Database) -> Result<(), StoreError> {
         for projection in gpubnb_model::all() {
             let (name, version) = (projection.name(), projection.version());
-            let table = db.model(projection.tables())?;
+            let table = db.model(projection.model_version())?;
             if gpubnb_store::checkpoint(&table)? > Seq::ZERO {
                 continue;
             }
@@ -80,7 +83,7 @@ impl Keeper {
     async fn fetch(&self, table: &Table, name: &str, version: u32) -> Result<Option<Seq>, SnapshotError> {
         let file = tempfile::tempfile_in(&self.directory)?;
         let mut to = tokio::fs::File::from_std(file.try_clone()?);
-        let (name, version) = called(name, version);
+        let (name, version) = snapshot_key(name, version);
         let found = self.store.fetch((&name, &version), &self.key, &self.log, &mut to).await?;
         let Some(manifest) = found else { return Ok(None) };
         let table = table.clone();
@@ -92,23 +95,20 @@ impl Keeper {
         filled.await.map_err(content)?.map(Some)
     }
 
-    /// Keeps every model whenever it has taken in enough more events, and anew when it was rebuilt, until shutdown. It
-    /// begins when what the log had at the start is folded.
+    /// Writes a snapshot of each model whenever the model has folded enough events since the last, or was rebuilt;
+    /// until shutdown. Begins when the models have caught up with the log as it was at the start.
     pub(crate) async fn keep(
         self,
         tables: Tables,
-        models: Vec<Kept>,
+        models: Vec<ModelCopy>,
         (mut applied, floor): (watch::Receiver<Applied>, Seq),
         every: u64,
         shutdown: CancellationToken,
     ) {
-        if every == 0 {
-            return;
-        }
         let keeping = async {
             while applied.wait_for(|applied| applied.seq >= floor).await.is_ok() {
-                for (name, version, copier) in &models {
-                    self.keep_one(&tables, name, called(name, *version), copier, every).await;
+                for model in &models {
+                    self.keep_one(&tables, model, every).await;
                 }
                 tokio::time::sleep(PAUSE).await;
                 if applied.changed().await.is_err() {
@@ -117,34 +117,29 @@ impl Keeper {
             }
         };
         shutdown.run_until_cancelled(keeping).await;
-        // A copy on another thread ends with its next piece.
-        for (_, _, copier) in &models {
-            copier.give_up();
+        // A copy that is being made on another thread ends before its next piece.
+        for model in &models {
+            model.snapshot_copy.give_up();
         }
     }
 
-    async fn keep_one(
-        &self,
-        tables: &Tables,
-        model: &str,
-        called: (String, String),
-        copier: &Arc<SnapshotCopy>,
-        every: u64,
-    ) {
-        let rebuilt = copier.take_replaced();
-        // Asked each time: another projector may have kept it.
-        let last = self.store.newest((&called.0, &called.1), &self.key).await.unwrap_or_default();
-        let at = tables.named(model).and_then(|table| gpubnb_store::checkpoint(&table)).unwrap_or_default();
-        // Whole models are written: of a long log not for every bit of it.
-        if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / TENTH) {
+    async fn keep_one(&self, tables: &Tables, model: &ModelCopy, every: u64) {
+        let (name, version) = snapshot_key(model.name, model.version);
+        let rebuilt = model.snapshot_copy.take_replaced();
+        // The bucket is asked each time, because another projector may have written a snapshot meanwhile.
+        let last = self.store.newest((&name, &version), &self.key).await.unwrap_or_default();
+        let at = tables.named(model.name).and_then(|table| gpubnb_store::checkpoint(&table)).unwrap_or_default();
+        // A snapshot holds the whole model: the longer the log, the more events must have come since the last one.
+        if !rebuilt && at.0.saturating_sub(last.0) < every.max(last.0 / GROWTH) {
             return;
         }
-        match self.write(tables, model, called, Arc::clone(copier)).await {
-            Ok(seq) => info!(model, seq = seq.0, "a snapshot was kept"),
+        match self.write(tables, model, (name, version)).await {
+            Ok(seq) => info!(model = model.name, seq = seq.0, "a snapshot was kept"),
             Err(e) => {
-                warn!(model, error = %Chain(&e), "the model is kept later");
+                let error = &e as &dyn std::error::Error;
+                warn!(model = model.name, error, "the snapshot will be written later");
                 if rebuilt {
-                    copier.set_replaced();
+                    model.snapshot_copy.set_replaced();
                 }
             }
         }
@@ -153,14 +148,13 @@ impl Keeper {
     async fn write(
         &self,
         tables: &Tables,
-        model: &str,
+        model: &ModelCopy,
         (name, version): (String, String),
-        copier: Arc<SnapshotCopy>,
     ) -> Result<Seq, SnapshotError> {
-        let table = tables.named(model).map_err(content)?;
-        let directory = self.directory.clone();
-        let written = tokio::task::spawn_blocking(move || write(&copier, &table, &directory));
-        let Written { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
+        let table = tables.named(model.name).map_err(content)?;
+        let (snapshot_copy, directory) = (Arc::clone(&model.snapshot_copy), self.directory.clone());
+        let written = tokio::task::spawn_blocking(move || write(&snapshot_copy, &table, &directory));
+        let SnapshotFile { file, seq, leaf, bytes, sha256 } = written.await.map_err(content)??;
         let leaf = leaf.ok_or(SnapshotError::Doubtful("it does not know which message its last event is"))?;
         let of = SnapshotId { name, version, seq, leaf: gpubnb_events::hex(leaf) };
         let manifest = SnapshotManifest::sign(of, bytes, sha256, &self.key)?;
@@ -169,8 +163,8 @@ impl Keeper {
     }
 }
 
-/// A model in a file.
-struct Written {
+/// The file of a snapshot, and what its manifest says of it.
+struct SnapshotFile {
     file: File,
     seq: Seq,
     leaf: Option<Hash>,
@@ -178,14 +172,14 @@ struct Written {
     sha256: String,
 }
 
-/// Counts and hashes what is written.
-struct Hashed<W> {
+/// Counts and hashes the bytes that pass through.
+struct HashingWriter<W> {
     to: W,
     hash: Sha256,
     bytes: u64,
 }
 
-impl<W: Write> Write for Hashed<W> {
+impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, from: &[u8]) -> std::io::Result<usize> {
         let written = self.to.write(from)?;
         self.hash.update(from.get(..written).unwrap_or_default());
@@ -198,9 +192,9 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-fn write(copier: &SnapshotCopy, table: &Table, directory: &Path) -> Result<Written, SnapshotError> {
+fn write(snapshot_copy: &SnapshotCopy, table: &Table, directory: &Path) -> Result<SnapshotFile, SnapshotError> {
     let file = tempfile::tempfile_in(directory)?;
-    let hashed = Hashed { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
+    let hashed = HashingWriter { to: BufWriter::new(file), hash: Sha256::new(), bytes: 0 };
     let mut to = GzEncoder::new(hashed, Compression::fast());
     let mut checkpoint = None;
     let each = |key: &[u8], value: &[u8]| -> Result<(), SnapshotError> {
@@ -214,18 +208,19 @@ fn write(copier: &SnapshotCopy, table: &Table, directory: &Path) -> Result<Writt
         }
         Ok(())
     };
-    let whole = copier.copy(table, each, content)?;
-    let Hashed { to, hash, bytes } = to.finish()?;
+    let whole = snapshot_copy.copy(table, each, content)?;
+    let HashingWriter { to, hash, bytes } = to.finish()?;
     let mut file = to.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     if !whole {
         return Err(SnapshotError::Doubtful("the model changed faster than it was copied, or was rebuilt"));
     }
     let (seq, leaf) = checkpoint.ok_or(SnapshotError::Doubtful("it has no checkpoint"))?;
     file.rewind()?;
-    Ok(Written { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
+    Ok(SnapshotFile { file, seq, leaf, bytes, sha256: gpubnb_events::hex(hash.finalize()) })
 }
 
-/// Fills an empty table. Its checkpoint comes last: a table that was cut off has none, and is filled again.
+/// Fills a table from a snapshot. The checkpoint is written last: a table whose filling was cut off has none, and is
+/// filled again.
 fn fill(table: &Table, file: File, of: &SnapshotId) -> Result<Seq, SnapshotError> {
     table.clear().map_err(content)?;
     let mut from = BufReader::new(GzDecoder::new(BufReader::new(file)));
@@ -247,10 +242,10 @@ fn fill(table: &Table, file: File, of: &SnapshotId) -> Result<Seq, SnapshotError
     Ok(of.seq)
 }
 
-/// A block's place and the block.
-type Block = (Vec<u8>, Vec<u8>);
+/// The place of a block, and the block as it is stored.
+type StoredBlock = (Vec<u8>, Vec<u8>);
 
-fn block(from: &mut impl Read) -> Result<Option<Block>, SnapshotError> {
+fn block(from: &mut impl Read) -> Result<Option<StoredBlock>, SnapshotError> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -279,13 +274,13 @@ mod tests {
     #[test]
     fn a_model_comes_out_of_its_file_as_it_went_in() {
         let (directory, db) = (tempfile::tempdir().unwrap(), Database::temporary(8).unwrap());
-        let (table, other, copier) = (db.table("a").unwrap(), db.table("b").unwrap(), SnapshotCopy::default());
+        let (table, other, snapshot_copy) = (db.table("a").unwrap(), db.table("b").unwrap(), SnapshotCopy::default());
         let mut rows = WriteBatch::new(&table);
         for n in 0..3_000_u32 {
             rows.put_bytes(n.to_be_bytes().to_vec(), vec![7; n as usize % 50]);
         }
         rows.commit_of(Seq(9), Some([5; 32])).unwrap();
-        let written = write(&copier, &table, directory.path()).unwrap();
+        let written = write(&snapshot_copy, &table, directory.path()).unwrap();
         assert_eq!((written.seq, written.leaf), (Seq(9), Some([5; 32])));
         let mut of = SnapshotId {
             name: "model-a".to_owned(),
@@ -298,7 +293,7 @@ mod tests {
         let rows = |table: &Table| table.all().collect::<Result<Vec<_>, _>>().unwrap();
         assert_eq!(rows(&table), rows(&other));
         assert_eq!(gpubnb_store::last_leaf(&other).unwrap(), Some([5; 32]));
-        // One that is not what it says fills nothing that counts.
+        // A snapshot that ends at another event than its manifest says leaves no checkpoint.
         of.seq = Seq(10);
         let mut file = written.file;
         file.rewind().unwrap();

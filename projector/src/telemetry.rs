@@ -1,5 +1,6 @@
-//! What machines say of themselves now: the last heartbeat, and one-minute means of a day. Volatile: it
-//! comes back from TELEMETRY and the heartbeats to come, and is no part of what must replay.
+//! The telemetry of the machines: the last heartbeat of each, and the means of each minute of a day. It is in memory
+//! only. After a restart it comes back from the stream TELEMETRY and the next heartbeats; a replay of MARKET does not
+//! need it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,25 +13,25 @@ use gpubnb_events::{
 };
 use gpubnb_query::view::Reading;
 
-/// Minutes kept.
+/// Minutes that are kept.
 const MINUTES: usize = 24 * 60;
 const MINUTE_MS: i64 = 60_000;
 
 /// Readings of all machines.
 #[derive(Default)]
-pub(crate) struct Live(Mutex<HashMap<MachineId, Readings>>);
+pub(crate) struct Telemetry(Mutex<HashMap<MachineId, Readings>>);
 
 #[derive(Default)]
 struct Readings {
     last: Option<Heartbeat>,
-    /// The minute that is not over: sums.
-    present: Sums,
-    /// Those that are: twelve bytes each, for a day of every machine.
+    /// The sums of the present minute.
+    present: MinuteSums,
+    /// The means of the minutes before: twelve bytes each, so that a day of every machine fits in memory.
     past: VecDeque<Minute>,
 }
 
 #[derive(Default)]
-struct Sums {
+struct MinuteSums {
     minute: u32,
     count: u32,
     load: u32,
@@ -41,7 +42,7 @@ struct Sums {
 
 #[derive(Clone, Copy)]
 struct Minute {
-    /// In minutes since 1970.
+    /// The minute's number since 1970.
     began: u32,
     memory: u32,
     watts: u16,
@@ -49,7 +50,7 @@ struct Minute {
     celsius: u8,
 }
 
-impl Sums {
+impl MinuteSums {
     fn add(&mut self, heartbeat: &Heartbeat) {
         self.count += 1;
         self.load += load(heartbeat);
@@ -70,8 +71,8 @@ impl Sums {
     }
 }
 
-impl Live {
-    /// Takes in a heartbeat, by the broker's time.
+impl Telemetry {
+    /// Takes in a heartbeat. `at` is the broker's time.
     pub(crate) fn hear(&self, heartbeat: Heartbeat, at: Timestamp) {
         let mut machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let readings = machines.entry(heartbeat.machine).or_default();
@@ -83,22 +84,22 @@ impl Live {
             if readings.past.len() > MINUTES {
                 readings.past.pop_front();
             }
-            readings.present = Sums { minute, ..Sums::default() };
+            readings.present = MinuteSums { minute, ..MinuteSums::default() };
         }
         readings.present.add(&heartbeat);
         readings.last = Some(heartbeat);
     }
 
-    /// The last heartbeat of a machine, and its load in the last `minutes`.
+    /// The last heartbeat of a machine, and its mean load in each of the last `minutes`.
     pub(crate) fn of(&self, machine: MachineId, minutes: usize) -> (Option<Heartbeat>, Vec<u8>) {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return (None, Vec::new()) };
-        // The present minute is left out: its mean moves with every heartbeat, and pages would with it.
+        // The present minute is left out: its mean changes with every heartbeat, and pages would be redrawn each time.
         let skip = readings.past.len().saturating_sub(minutes);
         (readings.last.clone(), readings.past.iter().skip(skip).map(|m| m.load).collect())
     }
 
-    /// Attempts that have ended on a machine whose outbox still has the report, and since when.
+    /// Attempts that have ended on their machine while the report still waits in the machine's outbox.
     pub(crate) fn unsaid(&self) -> Vec<(MachineId, RunningLease)> {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let beats = machines.values().filter_map(|m| m.last.as_ref());
@@ -123,12 +124,12 @@ impl Live {
     }
 }
 
-/// One number for how busy a machine is: its GPUs, or its CPUs where it has none.
+/// The load of a machine, percent: the mean of its GPUs, or that of its CPUs where it has no GPU.
 fn load(heartbeat: &Heartbeat) -> u32 {
     let gpus = u32::try_from(heartbeat.gpus.len()).unwrap_or(0);
     match heartbeat.gpus.iter().map(|g| g.utilisation_percent.min(100)).sum::<u32>().checked_div(gpus) {
         Some(mean) => mean,
-        // Rounded to whole percent on purpose: it is drawn, not reckoned with.
+        // The load is only drawn: whole percent are enough.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         None => heartbeat.cpu_percent.clamp(0.0, 100.0) as u32,
     }
@@ -141,14 +142,14 @@ mod tests {
 
     #[test]
     fn a_minute_that_is_over_is_kept_as_its_mean() {
-        let (live, machine) = (Live::default(), MachineId::generate());
+        let (telemetry, machine) = (Telemetry::default(), MachineId::generate());
         for (ms, cpu_percent) in [(0, 10.0), (30_000, 30.0), (60_000, 99.0)] {
             let occurred_at = Timestamp::from_millis(ms);
             let (state, gpus, leases) = (WorkerState::Ready, Vec::new(), Vec::new());
-            live.hear(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
+            telemetry.hear(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
         }
-        assert_eq!(live.of(machine, 60).1, [20]);
-        let loads: Vec<_> = live.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
+        assert_eq!(telemetry.of(machine, 60).1, [20]);
+        let loads: Vec<_> = telemetry.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
         assert_eq!(loads, [(0, 20), (60_000, 99)]);
     }
 }

@@ -16,7 +16,7 @@ pub fn open(system: &System, model: &impl Projection) -> anyhow::Result<Table> {
 /// The table of a model of the projector that has its rows in this directory.
 pub fn open_in(system: &System, directory: &str, model: &impl Projection) -> anyhow::Result<Table> {
     let db = Database::open(&system.path().join(directory).join("models"), CACHE_MIB)?;
-    Ok(db.model(model.tables())?)
+    Ok(db.model(model.model_version())?)
 }
 
 /// Writes a row, or removes it; as far as the checkpoint says, nothing happened.

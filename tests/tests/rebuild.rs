@@ -154,7 +154,7 @@ async fn commands_that_are_told_to_stop_do_and_say_what_to_do_next() {
     for (arguments, says) in [
         (words(&["verify", "--archive"], &archive), "stopped"),
         (words(&["audit", "--archive"], &archive), "stopped"),
-        (words(&["export"], &cut), "say the same again to go on"),
+        (words(&["export"], &cut), "run the same command again to continue"),
         (plain(&["audit"]), "stopped"),
         (plain(&["show", "market", "--from-log"]), "stopped"),
         (plain(&["verify"]), "goes on in the projector"),
@@ -186,7 +186,7 @@ async fn commands_that_are_told_to_stop_do_and_say_what_to_do_next() {
     export.wait().unwrap();
     let went_on = system.tool(&["export", killed.to_str().unwrap()]).unwrap();
     assert_eq!(went_on.status.code(), Some(0), "{}", String::from_utf8_lossy(&went_on.stderr));
-    assert!(String::from_utf8_lossy(&went_on.stderr).contains("goes on after event 50000"));
+    assert!(String::from_utf8_lossy(&went_on.stderr).contains("continuing after event 50000"));
     let read = |directory: &Path, file: &str| std::fs::read(directory.join(file)).unwrap();
     assert_eq!(read(&killed, "leaves.bin"), read(&archive, "leaves.bin"));
     // A command line that means nothing is another kind of failure.

@@ -1,4 +1,4 @@
-//! The sums of the ledger alone, for looking back at the whole market: no statements, no receipts.
+//! The sums of the ledger, without statements and receipts: enough for a look back at the whole market.
 
 use gpubnb_events::{
     Event, MicroUsd, Recorded,
@@ -9,12 +9,13 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::LedgerSumsRow;
 use super::{Projection, key};
 
-/// `L` → sums; `A<account>` → nothing. Letters that no other model of a market uses: they share a table.
+/// `L` → sums; `A<account>` → nothing, for each account that has a posting. Time travel folds this model, the machines
+/// and the figures into one table, so that no letter may be used by two of them.
 pub struct Balances;
 
 const SUMS: &[u8] = b"L";
 
-/// The sums.
+/// The sums of the ledger.
 pub fn sums(table: &Table) -> Result<LedgerSumsRow, StoreError> {
     Ok(gpubnb_store::get(table, SUMS)?.unwrap_or_default())
 }
@@ -54,4 +55,34 @@ fn add(sums: &mut LedgerSumsRow, account: LedgerAccount, amount: MicroUsd) {
         LedgerAccount::External => &mut sums.external,
     };
     *side += amount;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{COST, EARNED, FEE, HOLD, History, account, job, machine};
+
+    #[test]
+    fn the_sums_are_those_of_every_posting_and_each_account_counts_once() {
+        let mut history = History::default();
+        history.deposited(account(1), MicroUsd::dollars(1));
+        history.deposited(account(1), MicroUsd::dollars(1));
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.submitted(account(1), job(2));
+        let found = sums(&history.fold(&Balances)).unwrap();
+        let expected = LedgerSumsRow {
+            accounts: 2,
+            available: MicroUsd::dollars(2) - HOLD - COST + EARNED,
+            held: HOLD,
+            payable: MicroUsd::ZERO,
+            fees: FEE,
+            external: -MicroUsd::dollars(2),
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn before_the_first_event_there_is_nothing() {
+        assert_eq!(sums(&History::default().fold(&Balances)).unwrap(), LedgerSumsRow::default());
+    }
 }

@@ -1,4 +1,4 @@
-//! FiguresRow of the whole market, for its first page.
+//! Figures of the whole market, for the first page of the site.
 
 use gpubnb_events::{Event, MachineId, Millis, Recorded};
 use gpubnb_store::{StoreError, WriteBatch};
@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::rows::FiguresRow;
 use super::{Projection, machine_key};
 
-/// `f` → figures; `c<machine>` → what it counts for.
+/// `f` → figures; `c<machine>` → what the machine adds to the figures.
 pub struct MarketFigures;
 
-/// Key of the figures.
+/// The key of the figures.
 pub const FIGURES: &[u8] = b"f";
 
+/// The part of the figures that a machine accounts for; nothing once the machine is delisted.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
-struct Counted {
+struct CountedMachine {
     machines: u32,
     gpus: u32,
 }
@@ -33,9 +34,9 @@ impl Projection for MarketFigures {
             Event::MachineListed(e) => {
                 let hardware = &e.offer.hardware;
                 let gpus = if hardware.simulated { 0 } else { u32::try_from(hardware.gpus.len()).unwrap_or(0) };
-                count(rows, e.machine, Counted { machines: 1, gpus })
+                count(rows, e.machine, CountedMachine { machines: 1, gpus })
             }
-            Event::MachineDelisted(e) => count(rows, e.machine, Counted::default()),
+            Event::MachineDelisted(e) => count(rows, e.machine, CountedMachine::default()),
             Event::JobSubmitted(_)
             | Event::JobAssigned(_)
             | Event::Declined(_)
@@ -49,7 +50,7 @@ impl Projection for MarketFigures {
     }
 }
 
-/// What an event of a job changes.
+/// Changes the figures by an event of a job.
 fn of_job(f: &mut FiguresRow, event: &Event) {
     match event {
         Event::JobSubmitted(_) => f.queued += 1,
@@ -79,11 +80,104 @@ fn ended(f: &mut FiguresRow, had_a_machine: bool) {
     *counter = counter.saturating_sub(1);
 }
 
-fn count(rows: &mut WriteBatch<'_>, machine: MachineId, now: Counted) -> Result<(), StoreError> {
-    let mut before = Counted::default();
-    rows.upsert::<Counted>(&machine_key(b'c', machine), |counted| before = std::mem::replace(counted, now))?;
+fn count(rows: &mut WriteBatch<'_>, machine: MachineId, now: CountedMachine) -> Result<(), StoreError> {
+    let mut before = CountedMachine::default();
+    rows.upsert::<CountedMachine>(&machine_key(b'c', machine), |counted| before = std::mem::replace(counted, now))?;
     rows.upsert::<FiguresRow>(FIGURES, |f| {
         f.machines = (f.machines + now.machines).saturating_sub(before.machines);
         f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::event::{MachineDelisted, Reason};
+
+    use super::*;
+    use crate::testing::{BILLED, COST, FEE, History, account, job, machine};
+
+    fn fold(history: &History) -> FiguresRow {
+        gpubnb_store::get(&history.fold(&MarketFigures), FIGURES).unwrap().unwrap_or_default()
+    }
+
+    /// Jobs that wait and jobs on a machine.
+    fn jobs(history: &History) -> (u32, u32) {
+        let figures = fold(history);
+        (figures.queued, figures.active)
+    }
+
+    #[test]
+    fn a_job_is_counted_where_it_is() {
+        let mut history = History::default();
+        history.submitted(account(1), job(1));
+        assert_eq!(jobs(&history), (1, 0));
+        let lease = history.assigned(job(1), machine(1));
+        assert_eq!(jobs(&history), (0, 1));
+        history.declined(job(1), lease, machine(1));
+        assert_eq!(jobs(&history), (1, 0));
+        let lease = history.assigned(job(1), machine(2));
+        history.requeued(job(1), lease, machine(2), Reason::ProviderLost);
+        assert_eq!(jobs(&history), (1, 0));
+        let lease = history.assigned(job(1), machine(3));
+        history.completed(job(1), lease);
+        assert_eq!(jobs(&history), (0, 0));
+    }
+
+    #[test]
+    fn a_job_that_ends_leaves_the_count_that_it_was_in() {
+        let mut history = History::default();
+        for number in 1..=4 {
+            history.submitted(account(1), job(number));
+        }
+        let (third, fourth) = (history.assigned(job(3), machine(1)), history.assigned(job(4), machine(1)));
+        assert_eq!(jobs(&history), (2, 2));
+        history.failed(job(1), None, Reason::NoMachine);
+        history.cancelled(job(2), None);
+        assert_eq!(jobs(&history), (0, 2));
+        history.failed(job(3), Some(third), Reason::OutOfMemory);
+        history.cancelled(job(4), Some(fourth));
+        assert_eq!(jobs(&history), (0, 0));
+    }
+
+    #[test]
+    fn a_settlement_adds_cost_fee_and_time() {
+        let mut history = History::default();
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.submitted(account(1), job(2));
+        history.cancelled(job(2), None);
+        history.settled(job(2), account(1), None);
+        let figures = fold(&history);
+        assert_eq!((figures.settled, figures.cost, figures.fees, figures.metered), (2, COST, FEE, BILLED));
+    }
+
+    #[test]
+    fn a_machine_is_counted_once_while_it_is_listed() {
+        let mut history = History::default();
+        let counted = |history: &History| {
+            let figures = fold(history);
+            (figures.machines, figures.gpus)
+        };
+        history.listed(account(2), machine(1));
+        history.listed(account(2), machine(2));
+        assert_eq!(counted(&history), (2, 2));
+        // Offered anew, with a second GPU.
+        history.listed_with(account(2), machine(1), |e| {
+            let gpu = e.offer.hardware.gpus[0].clone();
+            e.offer.hardware.gpus.push(gpu);
+        });
+        assert_eq!(counted(&history), (2, 3));
+        history.record(MachineDelisted { machine: machine(1) });
+        history.record(MachineDelisted { machine: machine(1) });
+        assert_eq!(counted(&history), (1, 1));
+        history.listed(account(2), machine(1));
+        assert_eq!(counted(&history), (2, 2));
+    }
+
+    #[test]
+    fn simulated_gpus_are_not_counted() {
+        let mut history = History::default();
+        history.listed_with(account(2), machine(1), |e| e.offer.hardware.simulated = true);
+        let figures = fold(&history);
+        assert_eq!((figures.machines, figures.gpus), (1, 0));
+    }
 }

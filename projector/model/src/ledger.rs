@@ -1,4 +1,4 @@
-//! The ledger: balances, statements and receipts, from the postings of every event.
+//! The ledger: balances, statements, days and receipts, from the postings of every event.
 
 use std::collections::BTreeMap;
 
@@ -15,54 +15,55 @@ use serde::{Deserialize, Serialize};
 use super::rows::{BalanceRow, DayRow, ReceiptRow, StatementRow};
 use super::{Projection, account_key, job_key, key};
 
-/// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt;
-/// `t<job>` → price terms of the present lease; `d<account><day>` → what was settled on a day; `p` → platform totals.
+/// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt; `t<job>` → price terms of the
+/// present lease; `d<account><day>` → the sums of a day's settlements; `p` → the platform's totals.
 pub struct Ledger;
 
 /// The totals that belong to no account.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlatformTotals {
-    /// Fees.
+    /// The platform's fees.
     pub fees: MicroUsd,
-    /// The world outside: minus what is inside.
+    /// The balance of the world outside: the sum of all money inside, negated.
     pub external: MicroUsd,
 }
 
+/// The price terms that an assignment locked.
 #[derive(Clone, Serialize, Deserialize)]
 struct LockedTerms {
     lease: Lease,
     terms: Terms,
 }
 
-/// Prefix of all balances.
+/// The prefix of all balances.
 pub const BALANCES: &[u8] = b"b";
 
-/// Key of an account's balance.
+/// The key of an account's balance.
 pub fn balance_key(account: AccountId) -> Vec<u8> {
     account_key(b'b', account)
 }
 
-/// Prefix of an account's statement.
+/// The prefix of an account's statement.
 pub fn statement_prefix(account: AccountId) -> Vec<u8> {
     account_key(b's', account)
 }
 
-/// Key of a statement line.
+/// The key of a statement line.
 pub fn statement_key(account: AccountId, seq: Seq) -> Vec<u8> {
     key(b's', &[account.as_bytes(), &seq.0.to_be_bytes()])
 }
 
-/// Prefix of an account's days.
+/// The prefix of an account's days.
 pub fn days(account: AccountId) -> Vec<u8> {
     account_key(b'd', account)
 }
 
-/// Key of a receipt.
+/// The key of a receipt.
 pub fn receipt_key(job: JobId) -> Vec<u8> {
     job_key(b'r', job)
 }
 
-/// Key of the platform's totals.
+/// The key of the platform's totals.
 pub const TOTALS: &[u8] = b"p";
 
 impl Projection for Ledger {
@@ -95,7 +96,7 @@ impl Projection for Ledger {
     }
 }
 
-/// What was spent and earned on a day.
+/// Adds a settlement to the day's sums of the consumer and of the provider.
 fn settle(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result<(), StoreError> {
     let day = Day::of(recorded.at);
     let metered = e.metering.as_ref().map_or(0, |m| m.billed.0);
@@ -115,19 +116,20 @@ fn settle(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result
     e.provider.map_or(Ok(()), |provider| add(provider, MicroUsd::ZERO, e.earned))
 }
 
-/// Changes of one account by one event.
+/// The changes of one account's balance by one event.
 #[derive(Default)]
-struct Change {
+struct BalanceChange {
     available: MicroUsd,
     held: MicroUsd,
     payable: MicroUsd,
 }
 
+/// Applies an event's postings to balances, statements and totals.
 fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings: &[Posting]) -> Result<(), StoreError> {
     if postings.is_empty() {
         return Ok(());
     }
-    let mut changes: BTreeMap<AccountId, Change> = BTreeMap::new();
+    let mut changes: BTreeMap<AccountId, BalanceChange> = BTreeMap::new();
     let mut totals = PlatformTotals::default();
     for Posting { account, amount } in postings {
         match account {
@@ -172,4 +174,174 @@ fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings:
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::{
+        CommandId,
+        event::{PayoutFailed, PayoutPaid, PayoutRequested},
+    };
+    use gpubnb_store::Table;
+
+    use super::*;
+    use crate::testing::{BILLED, COST, DAY, EARNED, FEE, FIRST_DAY, HOLD, History, account, job, machine};
+
+    const CONSUMER: u16 = 1;
+    const PROVIDER: u16 = 2;
+
+    fn balance(table: &Table, number: u16) -> BalanceRow {
+        gpubnb_store::get(table, &balance_key(account(number))).unwrap().unwrap_or_default()
+    }
+
+    fn statement(table: &Table, number: u16) -> Vec<StatementRow> {
+        let lines = table.scan_prefix(statement_prefix(account(number))).map(|entry| {
+            let (key, bytes) = entry.unwrap();
+            gpubnb_store::decode(&key, &bytes).unwrap()
+        });
+        lines.collect()
+    }
+
+    fn days_of(table: &Table, number: u16) -> Vec<DayRow> {
+        let days = table.scan_prefix(days(account(number))).map(|entry| {
+            let (key, bytes) = entry.unwrap();
+            gpubnb_store::decode(&key, &bytes).unwrap()
+        });
+        days.collect()
+    }
+
+    fn totals(table: &Table) -> PlatformTotals {
+        gpubnb_store::get(table, TOTALS).unwrap().unwrap_or_default()
+    }
+
+    fn deposited() -> History {
+        let mut history = History::default();
+        history.deposited(account(CONSUMER), MicroUsd::dollars(1));
+        history
+    }
+
+    #[test]
+    fn a_deposit_is_available_and_comes_from_outside() {
+        let history = deposited();
+        let table = history.fold(&Ledger);
+        assert_eq!(balance(&table, CONSUMER).available, MicroUsd::dollars(1));
+        assert_eq!(totals(&table), PlatformTotals { fees: MicroUsd::ZERO, external: -MicroUsd::dollars(1) });
+        let [line] = &statement(&table, CONSUMER)[..] else { panic!("one line") };
+        assert_eq!((line.event.as_str(), line.job, line.at), ("FundsDeposited", None, history.last().at));
+        assert_eq!((line.available, line.balance), (MicroUsd::dollars(1), MicroUsd::dollars(1)));
+    }
+
+    #[test]
+    fn a_submission_moves_the_hold_and_a_settlement_pays_from_it() {
+        let mut history = deposited();
+        history.submitted(account(CONSUMER), job(1));
+        let held = balance(&history.fold(&Ledger), CONSUMER);
+        assert_eq!((held.available, held.held), (MicroUsd::dollars(1) - HOLD, HOLD));
+        let lease = history.assigned(job(1), machine(1));
+        history.completed(job(1), lease);
+        history.settled(job(1), account(CONSUMER), Some((account(PROVIDER), lease)));
+        let table = history.fold(&Ledger);
+        let consumer = balance(&table, CONSUMER);
+        assert_eq!((consumer.available, consumer.held), (MicroUsd::dollars(1) - COST, MicroUsd::ZERO));
+        assert_eq!((consumer.spent, consumer.earned), (COST, MicroUsd::ZERO));
+        let provider = balance(&table, PROVIDER);
+        assert_eq!((provider.available, provider.spent, provider.earned), (EARNED, MicroUsd::ZERO, EARNED));
+        assert_eq!(totals(&table).fees, FEE);
+        let balances: Vec<_> = statement(&table, CONSUMER).iter().map(|line| line.balance).collect();
+        assert_eq!(balances, [MicroUsd::dollars(1), MicroUsd::dollars(1) - HOLD, MicroUsd::dollars(1) - COST]);
+    }
+
+    #[test]
+    fn a_receipt_has_the_terms_of_the_lease_that_is_billed() {
+        let receipt = |history: &History| -> ReceiptRow {
+            gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap()
+        };
+        let mut billed = deposited();
+        let lease = billed.whole_job(job(1), account(CONSUMER), (account(PROVIDER), machine(1)));
+        let found = receipt(&billed);
+        assert_eq!((found.seq, found.settled.lease), (billed.last().seq, Some(lease)));
+        assert!(found.terms.is_some());
+
+        let mut unbilled = deposited();
+        unbilled.submitted(account(CONSUMER), job(1));
+        let lease = unbilled.assigned(job(1), machine(1));
+        unbilled.cancelled(job(1), Some(lease));
+        unbilled.settled(job(1), account(CONSUMER), None);
+        assert_eq!(receipt(&unbilled).terms, None);
+        let consumer = balance(&unbilled.fold(&Ledger), CONSUMER);
+        assert_eq!((consumer.available, consumer.held), (MicroUsd::dollars(1), MicroUsd::ZERO));
+    }
+
+    #[test]
+    fn the_terms_of_an_earlier_lease_are_on_no_receipt() {
+        let mut history = deposited();
+        history.submitted(account(CONSUMER), job(1));
+        let first = history.assigned(job(1), machine(1));
+        history.declined(job(1), first, machine(1));
+        history.assigned(job(1), machine(2));
+        // Billed under the first lease, though the terms that are locked are those of the second.
+        history.settled(job(1), account(CONSUMER), Some((account(PROVIDER), first)));
+        let receipt: ReceiptRow = gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap();
+        assert_eq!(receipt.terms, None);
+    }
+
+    #[test]
+    fn settlements_are_summed_by_the_day_on_which_they_are_recorded() {
+        let mut history = deposited();
+        history.whole_job(job(1), account(CONSUMER), (account(PROVIDER), machine(1)));
+        let lease = history.whole_job(job(2), account(CONSUMER), (account(PROVIDER), machine(1)));
+        // The last millisecond of the first day, and the first of the next.
+        history.submitted(account(CONSUMER), job(3));
+        history.submitted(account(CONSUMER), job(4));
+        let midnight = i64::from(FIRST_DAY + 1) * 86_400_000;
+        let left = u64::try_from(midnight - 1 - history.now().millis()).unwrap();
+        history.time_passes(Millis(left));
+        history.settled(job(3), account(CONSUMER), Some((account(PROVIDER), lease)));
+        history.settled(job(4), account(CONSUMER), None);
+        let table = history.fold(&Ledger);
+        let first = DayRow { day: FIRST_DAY, jobs: 3, metered: Millis(3 * BILLED.0), ..DayRow::default() };
+        let thrice = |amount: MicroUsd| amount + amount + amount;
+        let second = DayRow { day: FIRST_DAY + 1, jobs: 1, ..DayRow::default() };
+        assert_eq!(days_of(&table, CONSUMER), [DayRow { spent: thrice(COST), ..first }, second]);
+        assert_eq!(days_of(&table, PROVIDER), [DayRow { earned: thrice(EARNED), ..first }]);
+        history.time_passes(DAY);
+        history.whole_job(job(5), account(CONSUMER), (account(PROVIDER), machine(1)));
+        assert_eq!(days_of(&history.fold(&Ledger), PROVIDER).len(), 2);
+    }
+
+    #[test]
+    fn who_rents_their_own_machine_has_one_day_and_one_line_for_the_bill() {
+        let mut history = deposited();
+        history.whole_job(job(1), account(CONSUMER), (account(CONSUMER), machine(1)));
+        let table = history.fold(&Ledger);
+        let both = balance(&table, CONSUMER);
+        assert_eq!((both.available, both.held), (MicroUsd::dollars(1) - FEE, MicroUsd::ZERO));
+        assert_eq!((both.spent, both.earned), (COST, EARNED));
+        let day = DayRow { day: FIRST_DAY, spent: COST, earned: EARNED, metered: BILLED, jobs: 1 };
+        assert_eq!(days_of(&table, CONSUMER), [day]);
+        let lines = statement(&table, CONSUMER);
+        assert_eq!(lines.iter().filter(|line| line.event == "Settled").count(), 1);
+    }
+
+    #[test]
+    fn a_payout_is_payable_until_it_is_paid_or_fails() {
+        let (account, payout, amount) = (account(PROVIDER), CommandId::LEAST, MicroUsd(500));
+        let mut history = History::default();
+        history.deposited(account, MicroUsd(800));
+        let requested = history.record(PayoutRequested { account, payout, amount });
+        let asked = balance(&history.fold(&Ledger), PROVIDER);
+        assert_eq!((asked.available, asked.payable), (MicroUsd(300), MicroUsd(500)));
+
+        let reason = "the bank said no".to_owned();
+        history.record(PayoutFailed { account, payout, amount, requested, reason });
+        let failed = balance(&history.fold(&Ledger), PROVIDER);
+        assert_eq!((failed.available, failed.payable), (MicroUsd(800), MicroUsd::ZERO));
+
+        let requested = history.record(PayoutRequested { account, payout, amount });
+        history.record(PayoutPaid { account, payout, amount, requested });
+        let table = history.fold(&Ledger);
+        let paid = balance(&table, PROVIDER);
+        assert_eq!((paid.available, paid.payable), (MicroUsd(300), MicroUsd::ZERO));
+        assert_eq!(totals(&table).external, MicroUsd(-300));
+    }
 }

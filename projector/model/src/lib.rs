@@ -1,8 +1,9 @@
-//! The read models, pure: each is a name, a version and one `apply`, a function of the rows and the event. Its rows come
-//! back byte for byte by replay.
+//! The read models. Each is a *projection*: a name, a version, and one pure function `apply` from the rows and an event
+//! to the changed rows. A replay of the log therefore gives the same rows, byte for byte.
 //!
-//! Belongs here: projections, the rows that they write, and reading these rows. Must not come here: a clock, randomness,
-//! floating point, or I/O but a model's own rows. The crate depends on nothing that could bring them in.
+//! Belongs here: projections, the rows that they write, and reading these rows. Must not come here: a clock,
+//! randomness, floating point, or any I/O but a model's own rows. The crate depends on nothing that could bring them
+//! in.
 
 #![deny(clippy::float_arithmetic)]
 
@@ -13,6 +14,8 @@ pub mod ledger;
 pub mod machines;
 pub mod merkle;
 pub mod rows;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod timeline;
 
 use gpubnb_events::{AccountId, Aggregate, Event, JobId, MachineId, Recorded};
@@ -20,19 +23,19 @@ use gpubnb_query::view::{Balance, JobView, ListedMachine};
 use gpubnb_store::{StoreError, Table, WriteBatch};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// A read model.
+/// The rules of a read model.
 pub trait Projection: Send + Sync {
-    /// Its name; the name of its tree.
+    /// The model's name.
     fn name(&self) -> &'static str;
-    /// Its version. Another version is another table, built anew.
+    /// The version of the rows and the rules. A new version gets a new table, which is folded from the first event.
     fn version(&self) -> u32;
-    /// The projection's tables in the store.
-    fn tables(&self) -> gpubnb_store::Model<'static> {
-        gpubnb_store::Model { name: self.name(), version: self.version() }
+    /// The name and the version, under which the store keeps the model's table.
+    fn model_version(&self) -> gpubnb_store::ModelVersion<'static> {
+        gpubnb_store::ModelVersion { name: self.name(), version: self.version() }
     }
-    /// Takes in one event.
+    /// Applies one event to the rows.
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError>;
-    /// Takes in a message that is no event of ours. Nearly all skip it.
+    /// Applies a quarantined message to the rows. Nearly all models skip it.
     fn quarantined(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded) -> Result<(), StoreError> {
         let _ = (rows, recorded);
         Ok(())
@@ -51,7 +54,7 @@ pub fn all() -> Vec<Box<dyn Projection>> {
     ]
 }
 
-/// The model that has one row for an aggregate, and the key of that row.
+/// The model that has a row for an aggregate, and the key of that row.
 pub fn of_aggregate(of: Aggregate) -> (Box<dyn Projection>, Vec<u8>) {
     match of {
         Aggregate::Job(id) => (Box::new(jobs::Jobs), jobs::row_key(id)),
@@ -60,7 +63,8 @@ pub fn of_aggregate(of: Aggregate) -> (Box<dyn Projection>, Vec<u8>) {
     }
 }
 
-/// The answer that an aggregate's row in its model's table is made into; `None` where there is no row.
+/// The answer made of an aggregate's row, as JSON; `None` where there is no row. `table` is that of the aggregate's
+/// model.
 pub fn answer(table: &Table, of: Aggregate) -> Result<Option<serde_json::Value>, StoreError> {
     fn made<R: DeserializeOwned, A: From<R> + Serialize>(
         table: &Table,
@@ -78,7 +82,7 @@ pub fn answer(table: &Table, of: Aggregate) -> Result<Option<serde_json::Value>,
     }
 }
 
-/// Everything an event is part of the trail of.
+/// The aggregates whose trails an event belongs to.
 pub fn touched(event: &Event) -> Vec<Aggregate> {
     let mut touched = vec![event.aggregate()];
     match event {
@@ -95,7 +99,7 @@ pub fn touched(event: &Event) -> Vec<Aggregate> {
     touched
 }
 
-/// A key: one letter and the bytes of ids and numbers, so that it sorts as they do.
+/// A key: one letter, then the bytes of ids and of big-endian numbers, so that keys sort as the ids and numbers do.
 fn key(letter: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
     key.push(letter);

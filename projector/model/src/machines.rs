@@ -1,4 +1,5 @@
-//! Machines as people see them: offer, presence, what they run, and the record their reliability is made of.
+//! Machines as people see them: the offer, the presence, the running jobs, and the record that reliability is computed
+//! from.
 
 use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, MachineId, MicroUsd, Millis, Recorded,
@@ -12,19 +13,19 @@ use serde::{Deserialize, Serialize};
 use super::rows::{DayRow, FaultRow, MachineRow};
 use super::{Projection, account_key, job_key, key, machine_key};
 
-/// `m<machine>` → row; `j<job>` → the machine that has the job in hand or had it last; `o<owner><machine>` and, for
-/// machines that take jobs, `p<price><machine>` → nothing; `d<machine><day>` → what it earned on a day.
+/// `m<machine>` → row; `j<job>` → the machine that the job was assigned to last; `d<machine><day>` → the sums of a
+/// day's settlements. Keys without a value: `o<owner><machine>` and, while the machine takes jobs, `p<price><machine>`.
 pub struct Machines;
 
-/// First letter of a machine's row.
+/// The first letter of the key of a machine's row.
 pub const ROW: u8 = b'm';
 
-/// Key of a machine's row.
+/// The key of a machine's row.
 pub fn row_key(machine: MachineId) -> Vec<u8> {
     machine_key(ROW, machine)
 }
 
-/// The rows after a machine, by id.
+/// The rows of the machines after one, by id.
 pub fn after(table: &Table, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
     let from = machine.map_or_else(|| vec![ROW], |machine| [row_key(machine), vec![0]].concat());
     table.range(from..vec![ROW + 1]).map(|entry| {
@@ -59,19 +60,21 @@ pub fn cheapest(table: &Table) -> Result<Option<HourlyRate>, StoreError> {
     Ok(price.map(|micros| HourlyRate(MicroUsd(micros))))
 }
 
-/// Prefix of a machine's days.
+/// The prefix of a machine's days.
 pub fn days(machine: MachineId) -> Vec<u8> {
     machine_key(b'd', machine)
 }
 
 const PRICE: u8 = b'p';
 
-/// Its place among the prices, while it takes jobs. Prices are not negative: their bytes sort as they do.
+/// The key of a machine in the index of prices; `None` unless the machine takes jobs. Prices are never negative, so
+/// that their bytes sort as the prices do.
 fn price_key(row: &MachineRow) -> Option<Vec<u8>> {
     let price = row.offer.price.0.0.to_be_bytes();
     (row.state() == MachineState::Online).then(|| key(PRICE, &[&price, row.machine.as_bytes()]))
 }
 
+/// The machine that a job was assigned to last.
 #[derive(Clone, Serialize, Deserialize)]
 struct Holder {
     machine: MachineId,
@@ -127,10 +130,11 @@ impl Projection for Machines {
 }
 
 /// A change of a machine's row.
-type Change<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
+type RowChange<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
 
-/// What an event of a job changes at the machine that has it.
-fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Change<'a>> {
+/// The change of a machine's row by an event of a job that the machine has; `None` where the event changes nothing
+/// there.
+fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<RowChange<'a>> {
     let detail = match event {
         Event::Declined(_) | Event::Cancelled(_) => {
             return Some(Box::new(move |row| row.running.retain(|held| *held != job)));
@@ -153,7 +157,7 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ch
         match mark {
             Mark::Success => row.successes += 1,
             Mark::Fault(reason) => {
-                // That its owner wanted it is no trouble.
+                // An owner who took the machine back has nothing to mend.
                 if reason != Reason::Preempted {
                     let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());
                     row.trouble = Some(FaultRow { job, reason, detail, at, seq });
@@ -167,13 +171,13 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ch
     }))
 }
 
-/// The name of a reason, without its numbers.
+/// The name of a reason, without its fields: `NonZeroExit` for `NonZeroExit { code: 3 }`.
 fn reason_name(reason: Reason) -> String {
     let text = format!("{reason:?}");
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// What it earned on a day.
+/// Adds a settlement to the day's sums of a machine.
 fn earn(rows: &mut WriteBatch<'_>, recorded: &Recorded, machine: MachineId, e: &Settled) -> Result<(), StoreError> {
     let day = Day::of(recorded.at);
     rows.upsert::<DayRow>(&[days(machine), day.to_be_bytes().to_vec()].concat(), |sum| {
@@ -184,6 +188,7 @@ fn earn(rows: &mut WriteBatch<'_>, recorded: &Recorded, machine: MachineId, e: &
     })
 }
 
+/// Changes a machine's row, and its place in the index of prices.
 fn change(
     rows: &mut WriteBatch<'_>,
     recorded: &Recorded,
@@ -225,7 +230,7 @@ fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Re
     let row = match known {
         Some(known) => MachineRow {
             offer: e.offer.clone(),
-            // The owner's pause goes on; only leaving the market ends with it.
+            // A new offer does not end the owner's pause. It only brings a delisted machine back to the market.
             wanted: if known.wanted == MachineState::Delisted { MachineState::Online } else { known.wanted },
             presence: MachineState::Online,
             public_keys,
@@ -255,4 +260,235 @@ fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Re
     move_price(rows, (before, price_key(&row)));
     rows.put(&row_key(e.machine), row);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::event::{
+        Check, MachineDelisted, MachineDrainStarted, MachineLost, MachinePaused, MachineRecovered, MachineRepriced,
+        MachineResumed, MachineSuspected,
+    };
+
+    use super::*;
+    use crate::testing::{BILLED, DAY, EARNED, FIRST_DAY, History, account, job, machine};
+
+    const PRICE_OF_FIXTURE: HourlyRate = HourlyRate(MicroUsd(360_000));
+
+    fn row(table: &Table) -> MachineRow {
+        gpubnb_store::get(table, &row_key(machine(1))).unwrap().unwrap()
+    }
+
+    fn fold(history: &History) -> MachineRow {
+        row(&history.fold(&Machines))
+    }
+
+    /// The machine's state, and the lowest price on the market.
+    fn state(history: &History) -> (MachineState, Option<HourlyRate>) {
+        let table = history.fold(&Machines);
+        (row(&table).state(), cheapest(&table).unwrap())
+    }
+
+    fn listed() -> History {
+        let mut history = History::default();
+        history.listed(account(2), machine(1));
+        history
+    }
+
+    fn pause(away: bool) -> MachinePaused {
+        MachinePaused { machine: machine(1), away }
+    }
+
+    fn resume(away: bool) -> MachineResumed {
+        MachineResumed { machine: machine(1), away }
+    }
+
+    #[test]
+    fn a_listed_machine_is_online_and_in_its_owners_list() {
+        let history = listed();
+        let table = history.fold(&Machines);
+        let machine_row = row(&table);
+        assert_eq!((machine_row.owner, machine_row.listed_at), (account(2), history.last().at));
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        let owned = |owner, after| of_owner(&table, owner, after).collect::<Result<Vec<_>, _>>().unwrap();
+        assert_eq!(owned(account(2), None), [machine(1)]);
+        assert_eq!(owned(account(2), Some(machine(1))), []);
+        assert_eq!(owned(account(1), None), []);
+    }
+
+    #[test]
+    fn only_machines_that_take_jobs_have_a_price_on_the_market() {
+        let mut history = listed();
+        history.record(pause(false));
+        assert_eq!(state(&history), (MachineState::Paused, None));
+        history.record(resume(false));
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        history.record(MachineSuspected { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Suspect, None));
+        history.record(MachineLost { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Lost, None));
+        history.record(MachineRecovered { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        history.record(MachineDrainStarted { machine: machine(1), maintenance: false });
+        assert_eq!(state(&history), (MachineState::Draining, None));
+    }
+
+    #[test]
+    fn the_cheapest_of_several_prices_is_found_and_a_new_price_takes_the_place_of_the_old() {
+        let price = |micros| HourlyRate(MicroUsd(micros));
+        let mut history = listed();
+        history.listed_with(account(2), machine(2), |e| e.offer.price = price(70_000));
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(price(70_000)));
+        history.record(MachineRepriced { machine: machine(2), price: price(1_000_000) });
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(PRICE_OF_FIXTURE));
+        history.listed_with(account(2), machine(1), |e| e.offer.price = price(2_000_000));
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(price(1_000_000)));
+        let table = history.fold(&Machines);
+        assert_eq!(table.scan_prefix([PRICE]).count(), 2);
+    }
+
+    #[test]
+    fn the_owners_pause_and_the_owners_own_use_are_told_apart() {
+        let mut history = listed();
+        history.record(pause(true));
+        assert_eq!(state(&history), (MachineState::Away, None));
+        history.record(pause(false));
+        history.record(resume(true));
+        assert_eq!(state(&history), (MachineState::Paused, None));
+        history.record(resume(false));
+        assert_eq!(state(&history).0, MachineState::Online);
+    }
+
+    #[test]
+    fn silence_in_maintenance_is_announced_once_nothing_runs() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.record(MachineDrainStarted { machine: machine(1), maintenance: true });
+        history.record(MachineLost { machine: machine(1) });
+        assert_eq!(state(&history).0, MachineState::Lost);
+        history.completed(job(1), lease);
+        assert_eq!(state(&history).0, MachineState::Maintenance);
+    }
+
+    #[test]
+    fn a_machine_that_is_listed_again_keeps_its_record_and_when_it_was_listed_first() {
+        let mut history = listed();
+        let first = history.last().at;
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.record(MachineDelisted { machine: machine(1) });
+        assert_eq!(state(&history), (MachineState::Delisted, None));
+        history.listed_with(account(2), machine(1), |e| e.public_key = Some("UNEW".to_owned()));
+        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        let machine = fold(&history);
+        assert_eq!((machine.listed_at, machine.successes, machine.earned), (first, 1, EARNED));
+        assert_eq!(machine.public_keys, ["UABC", "UNEW"]);
+    }
+
+    #[test]
+    fn an_offer_that_is_changed_while_the_machine_is_paused_leaves_it_paused() {
+        let mut history = listed();
+        history.record(pause(false));
+        history.record(MachineSuspected { machine: machine(1) });
+        history.listed_with(account(2), machine(1), |e| e.offer.slots = 3);
+        let machine = fold(&history);
+        assert_eq!((machine.state(), machine.offer.slots), (MachineState::Paused, 3));
+        assert_eq!(machine.public_keys, ["UABC"], "the same key is not kept twice");
+    }
+
+    #[test]
+    fn a_declined_job_is_no_attempt() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        assert_eq!(fold(&history).running, [job(1)]);
+        history.declined(job(1), lease, machine(1));
+        let machine = fold(&history);
+        assert_eq!((machine.running.len(), machine.successes, machine.faults.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_fault_is_counted_and_remembered_until_a_job_completes() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        let seq = history.requeued(job(1), lease, machine(1), Reason::GpuLost);
+        let at = history.last().at;
+        let machine_row = fold(&history);
+        assert_eq!((machine_row.running.len(), machine_row.successes), (0, 0));
+        assert_eq!(machine_row.faults, [("GpuLost".to_owned(), 1)].into());
+        let (reason, detail) = (Reason::GpuLost, "requeued".to_owned());
+        assert_eq!(machine_row.trouble, Some(FaultRow { job: job(1), reason, detail, at, seq }));
+
+        // A job that fails by its own fault is a success of the machine, and does not show that the trouble is over.
+        history.submitted(account(1), job(2));
+        let lease = history.assigned(job(2), machine(1));
+        history.failed(job(2), Some(lease), Reason::NonZeroExit { code: 3 });
+        let machine_row = fold(&history);
+        assert_eq!((machine_row.successes, machine_row.trouble.is_some()), (1, true));
+
+        history.submitted(account(1), job(3));
+        let lease = history.assigned(job(3), machine(1));
+        history.completed(job(3), lease);
+        let machine_row = fold(&history);
+        assert_eq!((machine_row.successes, machine_row.trouble), (2, None));
+        assert_eq!(machine_row.faults, [("GpuLost".to_owned(), 1)].into());
+    }
+
+    #[test]
+    fn an_owner_who_takes_the_machine_back_is_a_fault_and_no_trouble() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.requeued(job(1), lease, machine(1), Reason::Preempted);
+        let machine = fold(&history);
+        assert_eq!((machine.faults, machine.trouble), ([("Preempted".to_owned(), 1)].into(), None));
+    }
+
+    #[test]
+    fn a_job_that_waits_in_vain_says_nothing_of_its_last_machine() {
+        let mut history = listed();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.declined(job(1), lease, machine(1));
+        history.failed(job(1), None, Reason::NoMachine);
+        let machine = fold(&history);
+        assert_eq!((machine.successes, machine.faults.len()), (0, 0));
+    }
+
+    #[test]
+    fn earnings_are_summed_by_day() {
+        let mut history = listed();
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        history.whole_job(job(2), account(1), (account(2), machine(1)));
+        history.time_passes(DAY);
+        history.whole_job(job(3), account(1), (account(2), machine(1)));
+        let table = history.fold(&Machines);
+        let machine_row = row(&table);
+        assert_eq!(machine_row.earned, EARNED + EARNED + EARNED);
+        assert_eq!(machine_row.metered, Millis(3 * BILLED.0));
+        let days = table.scan_prefix(days(machine(1))).map(|entry| {
+            let (key, bytes) = entry.unwrap();
+            let day: DayRow = gpubnb_store::decode(&key, &bytes).unwrap();
+            (day.day, day.jobs, day.earned, day.spent)
+        });
+        let expected = [(FIRST_DAY, 2, EARNED + EARNED, MicroUsd::ZERO), (FIRST_DAY + 1, 1, EARNED, MicroUsd::ZERO)];
+        assert_eq!(days.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_self_test_takes_the_place_of_the_one_before() {
+        let mut history = listed();
+        let check = |id: &str| Check {
+            id: id.to_owned(),
+            actual: "1".to_owned(),
+            required: String::new(),
+            unit: String::new(),
+            passed: true,
+            remedy: String::new(),
+        };
+        for checks in [vec![check("disk.write"), check("cpu.matmul")], vec![check("disk.write")]] {
+            history.tested(machine(1), checks);
+        }
+        assert_eq!(fold(&history).checks, [check("disk.write")]);
+    }
 }

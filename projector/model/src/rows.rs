@@ -1,7 +1,7 @@
-//! The stored rows of the models, as JSON in the store; and the answers that are made of them.
+//! The rows of the models, which are stored as JSON, and their conversion into answers.
 //!
-//! A change here is a change of the storage: raise the version of the projection that writes the row. A change of an
-//! answer (`gpubnb-query`) is none. The conversions name every field, so that neither forgets the other.
+//! Whoever changes a row raises the version of the projection that writes it. An answer (`gpubnb-query`) can change
+//! without that. The conversions name every field of both, so that the compiler finds a field that one of them lacks.
 
 #![allow(missing_docs, reason = "each field is documented in the answer that is made of it")]
 

@@ -1,10 +1,11 @@
-//! `export`, and `verify --archive`: the log as files, and whether they are what the log was. No broker is needed to read.
+//! `export` writes the log as an archive of files. `verify --archive` checks that such an archive is the log as it was
+//! signed; it needs no broker.
 
 use std::{collections::VecDeque, path::Path, time::Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::kv;
-use gpubnb_events::{Chain, Seq, message::Hash};
+use gpubnb_events::{Seq, message::Hash};
 use gpubnb_log::{
     Log, Raw,
     archive::{ArchiveManifest, ArchivePart, ArchiveReader, ArchiveWriter, sha256},
@@ -22,16 +23,16 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{ExportArgs, VerifyArgs};
 use crate::{
     STOPPED, tell,
-    work::{progress, said},
+    work::{progress, show_progress},
 };
 
-/// More events than this are not missed one by one: an archive may say of itself what it likes.
+/// A longer run of missing events is reported as one: the manifest of a damaged archive may claim any number.
 const MOST_MISSING: u64 = 1_000_000;
-/// Most findings that are told of.
-const TOLD: usize = 100;
+/// Most findings that are reported.
+const MOST_REPORTED: usize = 100;
 
 pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    // Before the end is looked for: what it vouches for will be in the archive.
+    // The newest head is read before the end of the log, so that every event that it covers is in the archive.
     let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
     let latest = tree_head::get(&bucket, LATEST).await?;
     let last = log.last_seq().await?;
@@ -41,12 +42,12 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     if kept > Seq::ZERO {
         let here = log.get_raw(kept).await?.map(|raw| raw.leaf());
         ensure!(here == writer.last_leaf(), "{} holds part of an archive of another log", args.to.display());
-        eprintln!("goes on after event {kept}");
+        eprintln!("continuing after event {kept}");
     }
     let (mut follower, began, mut at) = (log.follow(kept.next()), Instant::now(), kept);
     while at < last {
         let batch = tokio::select! {
-            () = shutdown.cancelled() => bail!("stopped: say the same again to go on"),
+            () = shutdown.cancelled() => bail!("stopped: run the same command again to continue"),
             batch = follower.next_raw_batch() => batch,
         };
         let batch: Vec<Raw> = batch.into_iter().take_while(|raw| raw.seq <= last).collect();
@@ -54,7 +55,7 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
         writer =
             tokio::task::spawn_blocking(move || batch.iter().try_for_each(|raw| writer.write(raw)).map(|()| writer))
                 .await??;
-        said(&Progress::since(began.elapsed(), kept, at, last));
+        show_progress(&Progress::since(began.elapsed(), kept, at, last));
     }
     let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
     if args.json {
@@ -68,12 +69,12 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
         manifest.heads.len()
     ))?;
     if manifest.heads.is_empty() {
-        tell("no head of the log was signed yet: an archive without one vouches for nothing before it was made")?;
+        tell("no head of the log is signed yet: nothing proves later that this archive was not changed")?;
     }
     Ok(())
 }
 
-/// The heads that were signed of the first messages, up to `last`, and the one that was the newest.
+/// The signed heads of the first `last` messages or fewer, by size; among them `latest`, the newest.
 async fn signed(bucket: &kv::Store, last: Seq, latest: Option<SignedTreeHead>) -> anyhow::Result<Vec<SignedTreeHead>> {
     let mut found = Vec::new();
     for n in 1..=last.0 / EVERY {
@@ -85,23 +86,23 @@ async fn signed(bucket: &kv::Store, last: Seq, latest: Option<SignedTreeHead>) -
     Ok(found)
 }
 
-/// What an archive was found to be.
+/// The result of checking an archive.
 #[derive(serde::Serialize)]
-struct Checked {
+struct ArchiveReport {
     clean: bool,
     events: u64,
-    /// Signed heads that agree.
+    /// The number of signed heads that agree with the archive.
     heads: u64,
-    /// Who signed them.
+    /// The public keys that signed these heads.
     keys: Vec<String>,
-    /// The newest event that a signed head vouches for.
+    /// The newest event that a signed head covers.
     vouched: Seq,
     violations: Vec<Violation>,
 }
 
 pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = ArchiveReader::open(directory)?;
-    let checked = Check::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
+    let checked = ArchiveCheck::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
     if args.json {
         tell(&serde_json::to_string(&checked)?)?;
     } else {
@@ -114,41 +115,47 @@ pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationTok
     Ok(())
 }
 
-/// Goes through an archive.
-struct Check {
+/// The check of an archive, part by part.
+struct ArchiveCheck {
     invariants: Invariants,
     table: GrowingTree,
     heads: VecDeque<SignedTreeHead>,
-    /// The one key that is believed; any, where none was named.
+    /// The only key that is trusted; any key, where none was named.
     key: Option<String>,
-    checked: Checked,
-    /// Messages whose leaf is not the one in the archive: their sequence, their leaf, the one that was expected.
+    checked: ArchiveReport,
+    /// Messages that do not have the leaf that the archive names: the sequence, the message's leaf, the named leaf.
     changed: Vec<(Seq, Hash, Hash)>,
     at: Seq,
-    /// What the last head vouched for, or should have.
+    /// The size of the last head that was compared, whether it agreed or not.
     looked_at: Seq,
 }
 
-impl Check {
+impl ArchiveCheck {
     fn new(manifest: &ArchiveManifest, key: Option<&str>) -> Self {
-        let checked =
-            Checked { clean: false, events: 0, heads: 0, keys: Vec::new(), vouched: Seq::ZERO, violations: Vec::new() };
+        let checked = ArchiveReport {
+            clean: false,
+            events: 0,
+            heads: 0,
+            keys: Vec::new(),
+            vouched: Seq::ZERO,
+            violations: Vec::new(),
+        };
         let (invariants, table) = (Invariants::default(), GrowingTree::default());
         let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
         Self { invariants, table, heads, key, checked, changed: Vec::new(), at: Seq::ZERO, looked_at: Seq::ZERO }
     }
 
     fn wrong(&mut self, seq: Seq, what: impl Into<String>) {
-        if self.checked.violations.len() < TOLD {
+        if self.checked.violations.len() < MOST_REPORTED {
             self.checked.violations.push(Violation { seq, what: what.into() });
         }
     }
 
-    fn all(mut self, reader: &ArchiveReader, stop: &CancellationToken) -> anyhow::Result<Checked> {
+    fn all(mut self, reader: &ArchiveReader, stop: &CancellationToken) -> anyhow::Result<ArchiveReport> {
         let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
         for part in &reader.manifest.parts {
             self.part(reader, part, &mut leaves, stop)?;
-            said(&progress(began, self.at, last));
+            show_progress(&progress(began, self.at, last));
         }
         self.missing(last.next(), &mut leaves);
         self.moved();
@@ -160,7 +167,7 @@ impl Check {
             self.wrong(self.at.next(), what);
         }
         if self.key.is_some() && self.checked.heads == 0 {
-            self.wrong(Seq(1), "no head of the key that you named vouches for anything here");
+            self.wrong(Seq(1), "no head in this archive is signed by the key that you named");
         }
         self.checked.violations.extend(self.invariants.found().iter().cloned());
         self.checked.violations.sort_by_key(|v| v.seq);
@@ -183,7 +190,8 @@ impl Check {
             match raw {
                 Ok(raw) => self.message(&raw, leaves),
                 Err(e) => {
-                    self.wrong(self.at.next(), format!("cannot be read, nor what follows in its file: {}", Chain(&e)));
+                    let what = "cannot be read, nor can the events after it in its file";
+                    self.wrong(self.at.next(), format!("{what}: {:#}", anyhow::Error::from(e)));
                     break;
                 }
             }
@@ -192,7 +200,7 @@ impl Check {
         Ok(())
     }
 
-    /// The events before `next` that did not come.
+    /// Notes the events before `next` that are missing.
     fn missing(&mut self, next: Seq, leaves: &mut impl Iterator<Item = Hash>) {
         if next.0.saturating_sub(self.at.0) > MOST_MISSING {
             self.wrong(self.at.next(), format!("is missing, and all that follow, up to {next}"));
@@ -202,7 +210,7 @@ impl Check {
         while self.at.next() < next {
             self.at = self.at.next();
             self.wrong(self.at, "is missing");
-            // Where its hash is gone as well, no head can agree from here on, which is said of the next one.
+            // Where the leaf is missing as well, no head can agree from here on, and the next head is reported.
             self.grow(leaves.next().unwrap_or_default());
         }
     }
@@ -218,18 +226,19 @@ impl Check {
         let (recorded, expected) = (raw.read(), leaves.next());
         match expected {
             Some(expected) if expected != recorded.leaf => {
-                // More of them are named by their heads.
-                if self.changed.len() < TOLD {
+                // Further changed messages are still found by the heads.
+                if self.changed.len() < MOST_REPORTED {
                     self.changed.push((raw.seq, recorded.leaf, expected));
                 }
             }
             Some(_) => {}
-            None => self.wrong(raw.seq, "has no leaf in the archive"),
+            None => self.wrong(raw.seq, "has no hash in the archive"),
         }
         if let Some(event) = recorded.event() {
             self.invariants.apply(raw.seq, event);
         }
-        // The heads look at the leaves as they were: what was changed since is named by itself.
+        // The heads are compared with the leaves that the archive names. A changed message is reported by itself, and
+        // not once more by every head that follows.
         self.grow(expected.unwrap_or(recorded.leaf));
     }
 
@@ -256,7 +265,7 @@ impl Check {
         }
     }
 
-    /// Says of what is at another's place just that.
+    /// Reports the changed messages, and which of them changed places.
     fn moved(&mut self) {
         let changed = std::mem::take(&mut self.changed);
         for (seq, other) in places(&changed) {

@@ -1,4 +1,4 @@
-//! `audit`: the ledger, account by account, from the events alone; and that it balances at every one of them.
+//! `audit`: sums the ledger, account by account, from the events alone, and checks that it balances after every event.
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
@@ -16,35 +16,35 @@ use crate::config::AuditArgs;
 use crate::{
     STOPPED, point, tell,
     trail::fold,
-    work::{progress, said},
+    work::{progress, show_progress},
 };
 
-/// What an account's postings come to.
+/// The sums of an account's postings.
 #[derive(Default, Serialize)]
-struct Sums {
+struct AccountSums {
     available: MicroUsd,
     held: MicroUsd,
     payable: MicroUsd,
 }
 
-/// The ledger.
+/// The audit of a ledger. With `--json`, these fields are printed.
 #[derive(Default, Serialize)]
-struct Ledger {
+struct LedgerAudit {
     at: Seq,
     events: u64,
     settled: u64,
-    accounts: BTreeMap<AccountId, Sums>,
+    accounts: BTreeMap<AccountId, AccountSums>,
     fees: MicroUsd,
-    /// The world outside: minus what is inside.
+    /// The balance of the world outside: the other sums together, negated.
     external: MicroUsd,
-    /// Everything together: zero.
+    /// The sum of everything, which must be zero.
     total: MicroUsd,
     violations: Vec<Violation>,
     #[serde(skip)]
     invariants: Invariants,
 }
 
-impl Ledger {
+impl LedgerAudit {
     fn apply(&mut self, recorded: &Recorded) {
         (self.at, self.events) = (recorded.seq, self.events + 1);
         let Some(event) = recorded.event() else { return };
@@ -62,7 +62,7 @@ impl Ledger {
         }
     }
 
-    fn told(mut self, json: bool) -> anyhow::Result<()> {
+    fn report(mut self, json: bool) -> anyhow::Result<()> {
         self.violations = self.invariants.found().to_vec();
         if json {
             tell(&serde_json::to_string(&self)?)?;
@@ -85,7 +85,7 @@ impl Ledger {
     }
 }
 
-/// Of an archive, without a broker.
+/// Audits an archive, without a broker.
 pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = ArchiveReader::open(directory)?;
     let within = |recorded: &Recorded| match args.at {
@@ -93,9 +93,9 @@ pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationTok
         Some(Point::Seq(seq)) => recorded.seq <= seq,
         Some(Point::Time(time)) => recorded.at <= time,
     };
-    let (mut ledger, began) = (Ledger::default(), Instant::now());
+    let (mut ledger, began) = (LedgerAudit::default(), Instant::now());
     'parts: for part in &reader.manifest.parts {
-        said(&progress(began, ledger.at, reader.manifest.last));
+        show_progress(&progress(began, ledger.at, reader.manifest.last));
         for raw in reader.lines(part)? {
             anyhow::ensure!(!stop.is_cancelled(), STOPPED);
             let recorded = raw?.read();
@@ -105,17 +105,17 @@ pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationTok
             ledger.apply(&recorded);
         }
     }
-    ledger.told(args.json)
+    ledger.report(args.json)
 }
 
-/// Of the log.
+/// Audits the log.
 pub(crate) async fn log(log: &Log, args: &AuditArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let until = point(log, args.at).await?;
-    let mut ledger = Ledger::default();
+    let mut ledger = LedgerAudit::default();
     fold(log, until, shutdown, async |recorded| {
         ledger.apply(&recorded);
         Ok(())
     })
     .await?;
-    ledger.told(args.json)
+    ledger.report(args.json)
 }

@@ -1,4 +1,4 @@
-//! The options of `gpubnb-projector`: of its service, and of every command for operators.
+//! The options of `gpubnb-projector`: those of its service, and those of every command for operators.
 
 use std::path::PathBuf;
 
@@ -9,84 +9,84 @@ use gpubnb_projector::RunArgs;
 use gpubnb_query::request::Point;
 use gpubnb_runtime::nats::NatsArgs;
 
-/// What `--help` says at the end: examples, and what the exit codes mean.
+/// The end of each `--help`: examples, and the meaning of the exit codes.
 mod help {
     pub(crate) const ALL: &str = "\
-Every command but `run` only looks, or asks the projector that runs to work beside its live models: none disturbs the market.
+No command but `run` disturbs the market: the others read, or ask the running projector to work beside its models.
 They use the credential `operator.creds`: name its directory with --nats-creds before the command, or GPUBNB_NATS_CREDS.
-Long work says how far it is on standard error; Ctrl-C ends a command at any moment, and leaves nothing half done.
+Long commands show their progress on standard error. Ctrl-C ends a command at any moment and leaves nothing half done.
 
-Exit codes: 0 done, and clean; 1 not, and standard error says why; 2 an option or argument is missing or unknown.
+Exit codes: 0 done and clean; 1 failed or not clean, see standard error; 2 an option or argument is missing or unknown.
 
 Examples:
   gpubnb-projector tail                                    the events as they are written
   gpubnb-projector show job <id> --at 2026-01-31T12:00:00Z a job as it was
-  gpubnb-projector verify --json                           the log and every row, for a monitoring job";
+  gpubnb-projector verify --json                           check the log and every row, for a monitoring job";
     pub(crate) const TAIL: &str = "\
 Examples:
   gpubnb-projector tail --type Settled             the bills, as they are made
   gpubnb-projector tail --job <id> -n 0            what happens to a job from now on
-  gpubnb-projector tail OUTPUT --id <job> -n 100   what a job prints, from a hundred messages back
+  gpubnb-projector tail OUTPUT --id <job> -n 100   the log of a job, from a hundred messages back
 
---kind, --type and --job tell events of MARKET apart; of another stream, --id is looked for in the subject.
-Ctrl-C ends it.";
+--kind, --type and --job select events of MARKET. In other streams, --id selects messages with this id in their subject.
+Ctrl-C ends the command.";
     pub(crate) const REPLAY: &str = "\
 Examples:
   gpubnb-projector replay --from 2026-01-31T00:00:00Z --to 2026-02-01T00:00:00Z --type Settled --json
   gpubnb-projector replay --job <id> --speed 10    a job's events, ten times faster than they came
-  gpubnb-projector replay TELEMETRY --id <machine> what a machine said of itself in the last hour";
+  gpubnb-projector replay TELEMETRY --id <machine> the heartbeats of a machine in the last hour";
     pub(crate) const SHOW: &str = "\
 Examples:
   gpubnb-projector show job <id>                             now
   gpubnb-projector show machine <id> --at 48211              after that event
-  gpubnb-projector show account <id> --at 48210 --with 48211 what that event changed
+  gpubnb-projector show account <id> --at 48210 --with 48211 the changes by that event
   gpubnb-projector show market --at 2026-01-31T12:00:00Z     figures, ledger and machines
 
-The projector that runs answers, from the thing's own trail; the market is folded from the nearest of its snapshots.
---from-log asks nobody: it folds the log from its first event, and owes nothing to the read models.";
+The running projector answers. It folds a job, machine or account from its own trail, and the market from the nearest
+snapshot. With --from-log no projector is asked: the log is folded here from its first event.";
     pub(crate) const REBUILD: &str = "\
 Examples:
   gpubnb-projector rebuild jobs
 
-The model that answers goes on answering; the new one takes its place in one step when it has caught up. Ctrl-C ends the
-waiting, not the rebuild; a rebuild that was cut off with the projector goes on at its next start.";
+The old model answers until the new one has caught up and takes its place in one step. Ctrl-C ends the waiting, not the
+rebuild. A rebuild that is cut off when the projector ends goes on at its next start.";
     pub(crate) const VERIFY: &str = "\
 Examples:
   gpubnb-projector verify
-  gpubnb-projector verify --archive archive/ --key U…   an archive, and only heads of that key
+  gpubnb-projector verify --archive archive/ --key U…   an archive, trusting only heads signed by that key
 
-Not clean is: a row that differs, a broken invariant, an event that is not what was signed, missing or moved.";
+Not clean: a row differs, an invariant is broken, or an event was changed, removed or moved after it was signed.";
     pub(crate) const LAG: &str = "\
 Examples:
-  gpubnb-projector lag          what each stream holds and may grow to; how far each model is behind
+  gpubnb-projector lag          the size and the limit of each stream; how far each model is behind
   gpubnb-projector lag --json   the same for programs, with the progress of rebuilds and the last verification";
     pub(crate) const STUCK: &str = "\
 Examples:
-  gpubnb-projector stuck || notify   fails (exit code 1) where there is any";
+  gpubnb-projector stuck || notify   fails (exit code 1) if any job is stuck";
     pub(crate) const AUDIT: &str = "\
 Examples:
-  gpubnb-projector audit                            every account, and that everything together is nothing
-  gpubnb-projector audit --at 2026-01-31T00:00:00Z  as it was
-  gpubnb-projector audit --archive archive/ --json  of an archive, without a broker
+  gpubnb-projector audit                            every account, and the total, which must be zero
+  gpubnb-projector audit --at 2026-01-31T00:00:00Z  the ledger as it was
+  gpubnb-projector audit --archive archive/ --json  the ledger of an archive, without a broker
 
-It reads events alone, and owes nothing to the read models. Fails where the ledger breaks a rule at any event.";
+The audit reads events only, never the read models. Fails if the ledger breaks a rule at any event.";
     pub(crate) const DOCTOR: &str = "\
 Examples:
   gpubnb-projector doctor
-  gpubnb-projector doctor --nats-conf keys/nats.conf   on the broker's machine: how it syncs to its disk, and what room it has
+  gpubnb-projector doctor --nats-conf keys/nats.conf   on the broker's machine: also its disk and how it syncs
 
-Fails where something is to be changed, and says how. What could not be looked at is said, and is no failure.";
+Fails if something must be changed, and says how. A check that could not be made is listed, and is no failure.";
     pub(crate) const PROVE: &str = "\
 Examples:
   gpubnb-projector prove 48211 > proof.json
-  gpubnb-projector check-proof proof.json --key U…   by anyone, anywhere
+  gpubnb-projector check-proof proof.json --key U…   needs no broker: anyone can check the proof
 
-The proof holds the event, its path in the log's Merkle tree (RFC 6962), and the head that was signed.";
+The proof contains the event, its path in the log's Merkle tree (RFC 6962), and the signed head.";
     pub(crate) const EXPORT: &str = "\
 Examples:
   gpubnb-projector export archive/ && gpubnb-projector verify --archive archive/
 
-Cut off, say the same again: whole parts of 50,000 events are kept.";
+If it was cut off, run the same command again: finished parts of 50,000 events are kept.";
 }
 
 /// Folds the log into read models, answers queries, and lets operators look at the event streams.
@@ -96,55 +96,56 @@ pub struct Cli {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub nats: NatsArgs,
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Folds and answers until it is stopped.
+    /// Runs the service: folds the log and answers queries until it is stopped.
     Run(RunArgs),
     /// Shows events as they are written.
     #[command(after_long_help = help::TAIL)]
     Tail(TailArgs),
-    /// Shows the events of a range again, at the pace they came or as fast as possible.
+    /// Shows past events again, at the pace at which they came or as fast as possible.
     #[command(after_long_help = help::REPLAY)]
     Replay(ReplayArgs),
-    /// Shows one job, machine or account with its event trail, or the whole market: now, as it was, or what changed.
+    /// Shows a job, machine or account with its events, or the whole market: now, at a time, or what changed between
+    /// two.
     #[command(after_long_help = help::SHOW)]
     Show(ShowArgs),
-    /// How far each read model is behind the log, and how large the streams are.
+    /// Shows how far each read model is behind the log, and how large the streams are.
     #[command(after_long_help = help::LAG)]
     Lag(LagArgs),
-    /// Jobs that have been in one state for too long, with the likely cause and what to do. Fails where there are any.
+    /// Lists jobs that have been in one state for too long, with the likely cause and remedy. Fails if there are any.
     #[command(after_long_help = help::STUCK)]
     Stuck(AskArgs),
-    /// Has a read model rebuilt beside the one that answers, and swapped in.
+    /// Rebuilds a read model from the log beside the one that answers, and swaps it in.
     #[command(after_long_help = help::REBUILD)]
     Rebuild(RebuildArgs),
-    /// Has the log replayed, its invariants looked at, and every row compared. Fails where something differs.
+    /// Replays the log, checks its invariants, and compares every row. Fails if something differs.
     #[command(after_long_help = help::VERIFY)]
     Verify(VerifyArgs),
     /// Sums the ledger of the log, account by account, and proves that it balances.
     #[command(after_long_help = help::AUDIT)]
     Audit(AuditArgs),
-    /// Looks at the whole deployment, and says what to change. Fails where something is to be changed.
+    /// Checks the whole deployment and says what to change. Fails if something must be changed.
     #[command(after_long_help = help::DOCTOR)]
     Doctor(DoctorArgs),
     /// Writes the log as an archive: compressed JSON lines, the hash of each event, and the signed heads.
     #[command(after_long_help = help::EXPORT)]
     Export(ExportArgs),
-    /// Prints the proof that an event is in the log, with the head that was signed: to keep, or to show to others.
+    /// Prints a proof that an event is in the signed log, to keep or to show to others.
     #[command(after_long_help = help::PROVE)]
     Prove(ProveArgs),
-    /// Checks such a proof. Needs nothing else, and no broker.
+    /// Checks a proof that `prove` printed. Needs no broker.
     #[command(after_long_help = help::PROVE)]
     CheckProof(CheckProofArgs),
 }
 
-/// Options of what asks the projector.
+/// Options of `stuck`.
 #[derive(Debug, Clone, Args)]
 pub struct AskArgs {
     /// JSON, for programs.
@@ -155,7 +156,7 @@ pub struct AskArgs {
 /// Options of `lag`.
 #[derive(Debug, Clone, Args)]
 pub struct LagArgs {
-    /// Asks this projector, where there are several. Which one answered is the first line.
+    /// Asks this projector, where there are several. The first line names the one that answered.
     #[arg(long, value_name = "ID")]
     pub projector: Option<ProjectorId>,
     /// JSON, for programs.
@@ -166,13 +167,13 @@ pub struct LagArgs {
 /// Options of `verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
-    /// Verifies this archive, where it lies: no broker is asked.
+    /// Verifies this archive instead, without a broker.
     #[arg(long, value_name = "DIR")]
     pub archive: Option<PathBuf>,
-    /// Believes only heads signed by this public key.
+    /// Trusts only heads signed by this public key.
     #[arg(long, value_name = "KEY", requires = "archive")]
     pub key: Option<String>,
-    /// The models of this projector, where there are several (`lag` says which answers).
+    /// Verifies the models of this projector, where there are several (`lag` names the one that answers).
     #[arg(long, value_name = "ID", conflicts_with = "archive")]
     pub projector: Option<ProjectorId>,
     /// One JSON object, for programs.
@@ -183,7 +184,7 @@ pub struct VerifyArgs {
 /// Options of `doctor`.
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArgs {
-    /// Looks at the broker's own configuration as well, where this is its machine.
+    /// Also checks the broker's configuration file; run this on the broker's machine.
     #[arg(long, value_name = "FILE")]
     pub nats_conf: Option<PathBuf>,
     /// One JSON list, for programs.
@@ -194,10 +195,10 @@ pub struct DoctorArgs {
 /// Options of `audit`.
 #[derive(Debug, Clone, Args)]
 pub struct AuditArgs {
-    /// As it was after this sequence, or at this time (such as 2026-01-31T12:00:00Z).
+    /// Sums the ledger as it was after this sequence or at this time (such as 2026-01-31T12:00:00Z).
     #[arg(long, value_name = "SEQ|TIME")]
     pub at: Option<Point>,
-    /// Reads this archive, and asks no broker.
+    /// Reads this archive instead, without a broker.
     #[arg(long, value_name = "DIR")]
     pub archive: Option<PathBuf>,
     /// One JSON object, for programs.
@@ -208,7 +209,7 @@ pub struct AuditArgs {
 /// Options of `export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
-    /// The directory to make.
+    /// The directory of the archive.
     #[arg(value_name = "DIR")]
     pub to: PathBuf,
     /// Prints the manifest as JSON, for programs.
@@ -226,9 +227,9 @@ pub struct ProveArgs {
 /// Options of `check-proof`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckProofArgs {
-    /// The file.
+    /// The file with the proof.
     pub file: PathBuf,
-    /// Believes only a head signed by this public key.
+    /// Trusts only a head signed by this public key.
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// One JSON object, for programs.
@@ -241,7 +242,7 @@ pub struct CheckProofArgs {
 pub struct RebuildArgs {
     /// The model: jobs, machines, timeline, ledger, figures or merkle.
     pub model: String,
-    /// At this projector, where there are several (`lag` says which answers).
+    /// Rebuilds the model of this projector, where there are several (`lag` names the one that answers).
     #[arg(long, value_name = "ID")]
     pub projector: Option<ProjectorId>,
     /// One JSON object, for programs.
@@ -249,7 +250,7 @@ pub struct RebuildArgs {
     pub json: bool,
 }
 
-/// Which events.
+/// Options that select events.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Filter {
     /// Only this kind of aggregate: account, machine or job.
@@ -261,7 +262,7 @@ pub struct Filter {
     /// Only this event, such as `JobAssigned`.
     #[arg(long = "type")]
     pub event: Option<String>,
-    /// Only events about this job, whatever they belong to.
+    /// Only events about this job, also those of accounts.
     #[arg(long)]
     pub job: Option<String>,
     /// One JSON object per line, for programs.
@@ -272,13 +273,13 @@ pub struct Filter {
 /// Options of `tail`.
 #[derive(Debug, Clone, Args)]
 pub struct TailArgs {
-    /// MARKET, TELEMETRY or OUTPUT.
+    /// The stream: MARKET, TELEMETRY or OUTPUT.
     #[arg(default_value = MARKET)]
     pub stream: String,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub filter: Filter,
-    /// Begin this many events back.
+    /// Begins this many events back.
     #[arg(short = 'n', long, default_value_t = 10)]
     pub lines: u64,
 }
@@ -286,16 +287,16 @@ pub struct TailArgs {
 /// Options of `replay`.
 #[derive(Debug, Clone, Args)]
 pub struct ReplayArgs {
-    /// MARKET, DISPATCH, TELEMETRY or OUTPUT.
+    /// The stream: MARKET, DISPATCH, TELEMETRY or OUTPUT.
     #[arg(default_value = MARKET)]
     pub stream: String,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub filter: Filter,
-    /// From this sequence or time on; from the beginning, if not given.
+    /// Begins at this sequence or time; without it, at the first event.
     #[arg(long, value_name = "SEQ|TIME")]
     pub from: Option<Point>,
-    /// Up to this sequence or time; up to the end, if not given.
+    /// Ends at this sequence or time; without it, at the last event.
     #[arg(long, value_name = "SEQ|TIME")]
     pub to: Option<Point>,
     /// How many times faster than it happened; 0 = as fast as possible.
@@ -303,7 +304,7 @@ pub struct ReplayArgs {
     pub speed: f64,
 }
 
-/// What `show` shows.
+/// The kinds of things that `show` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ShowKind {
     /// A job.
@@ -319,21 +320,21 @@ pub enum ShowKind {
 /// Options of `show`.
 #[derive(Debug, Clone, Args)]
 pub struct ShowArgs {
-    /// What.
+    /// The kind of the thing.
     pub kind: ShowKind,
-    /// Its id; the market has none.
+    /// The id of the thing; the market has none.
     #[arg(required_if_eq_any([("kind", "job"), ("kind", "machine"), ("kind", "account")]))]
     pub id: Option<String>,
     /// One JSON object, for programs.
     #[arg(long)]
     pub json: bool,
-    /// As it was after this sequence, or at this time (such as 2026-01-31T12:00:00Z).
+    /// Shows the thing as it was after this sequence or at this time (such as 2026-01-31T12:00:00Z).
     #[arg(long, value_name = "SEQ|TIME")]
     pub at: Option<Point>,
-    /// And what changed since, until this sequence or time.
+    /// Shows instead the changes from --at to this sequence or time.
     #[arg(long, value_name = "SEQ|TIME", requires = "at", conflicts_with = "from_log")]
     pub with: Option<Point>,
-    /// Folds the log from its first event, and asks no projector.
+    /// Folds the log here from its first event, and asks no projector.
     #[arg(long)]
     pub from_log: bool,
 }

@@ -1,4 +1,4 @@
-//! `doctor`: looks at a deployment, and says what to change. It changes nothing.
+//! `doctor`: checks a deployment, and tells the operator what to change. The command itself changes nothing.
 
 use std::path::Path;
 
@@ -18,13 +18,13 @@ use super::tell;
 use crate::config::DoctorArgs;
 
 const ME: Actor = Actor::Operator(None);
-/// Least free room where the broker keeps its streams.
+/// The least free room on the disk of the broker's streams, bytes.
 const LEAST_ROOM: u64 = 5 << 30;
 
 pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &DoctorArgs) -> anyhow::Result<()> {
     let mut found = Findings::default();
     let queries = QueryClient::new(Caller::new(client.clone()));
-    let platform = queries.platform(ME).await.map_err(|e| format!("{e:?}"));
+    let platform = queries.platform(ME).await.map_err(|e| e.to_string());
     look(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
     deliveries(&client, &queries, &mut found).await?;
     match &args.nats_conf {
@@ -49,11 +49,11 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
             }
         }
     }
-    anyhow::ensure!(bad == 0, "{bad} of {} checks ask for something", checks.len());
+    anyhow::ensure!(bad == 0, "{bad} of {} checks failed", checks.len());
     Ok(())
 }
 
-/// Job messages that are given out again and again, or that nobody fetches.
+/// Checks the job messages: those that are delivered again and again, and machines that cannot fetch any.
 async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings) -> anyhow::Result<()> {
     let Ok(machines) = queries.machines(ME, Seq::ZERO).await else { return Ok(()) };
     let (mut again, mut without) = (Vec::new(), Vec::new());
@@ -67,16 +67,16 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
             again.push(id.to_string());
         }
     }
-    let told = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
-    let remedy = "A worker took a job message and did not say that it has it: look at that machine. After its lease's time \
-                  the job goes elsewhere by itself.";
-    found.add("jobs.given_out_again", told(&again), "none", again.is_empty(), remedy);
-    let remedy = "These machines cannot fetch jobs: restart their workers, which makes their consumers anew.";
-    found.add("machines.without_consumer", told(&without), "none", without.is_empty(), remedy);
+    let listed = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
+    let remedy = "A worker fetched a job message and did not acknowledge it: check that machine. When the lease expires, the \
+                  job goes to another machine by itself.";
+    found.add("jobs.given_out_again", listed(&again), "none", again.is_empty(), remedy);
+    let remedy = "These machines cannot fetch jobs: restart their workers, which creates their consumers again.";
+    found.add("machines.without_consumer", listed(&without), "none", without.is_empty(), remedy);
     Ok(())
 }
 
-/// What only the broker's own file says, where this is the broker's machine.
+/// Checks the broker's configuration file, where this is the broker's machine.
 fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
     let value = |name: &str| {
@@ -84,13 +84,19 @@ fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
         Some(line.split_once(':')?.1.trim().trim_matches('"').to_owned())
     };
     let sync = value("sync_interval").unwrap_or_else(|| "2m".to_owned());
-    let remedy = "An acknowledged event can be lost with the power: set sync_interval: always in nats.conf.";
+    let remedy = "An acknowledged event can be lost in a power cut: set sync_interval: always in nats.conf.";
     found.add("broker.sync_interval", &sync, "always", sync == "always", remedy);
     if let Some(store) = value("store_dir").filter(|store| Path::new(store).exists()) {
         let room = rustix::fs::statvfs(store.as_str())?;
         let free = room.f_bavail.saturating_mul(room.f_frsize);
         let (actual, least) = (format!("{} GiB", free >> 30), format!("at least {} GiB", LEAST_ROOM >> 30));
-        found.add("broker.free_room", actual, least, free >= LEAST_ROOM, "A full disk stops the market: make room.");
+        found.add(
+            "broker.free_room",
+            actual,
+            least,
+            free >= LEAST_ROOM,
+            "A full disk stops the market: free some space.",
+        );
     }
     Ok(())
 }

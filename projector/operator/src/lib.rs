@@ -1,4 +1,5 @@
-//! The operator's tool: looks at the event streams, and has read models rebuilt and verified. Changes nothing in the log.
+//! The operator's tool: shows the event streams, and asks a projector to rebuild and verify its read models. It never
+//! changes the log.
 
 mod archive;
 mod audit;
@@ -23,7 +24,7 @@ pub use config::{Cli, Command};
 
 /// Runs one command of the tool.
 pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationToken) -> anyhow::Result<()> {
-    // What lies in files needs no broker.
+    // Commands that read files need no broker.
     match &command {
         Command::Verify(args) if let Some(directory) = &args.archive => {
             return archive::verify(directory, args, &shutdown);
@@ -55,10 +56,10 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
     }
 }
 
-/// What a command that was told to stop ends with.
+/// The error of a command that was told to stop.
 const STOPPED: &str = "stopped";
 
-/// Does what leaves nothing behind, unless told to stop.
+/// Runs work that may be dropped half way, until it is done or the command is told to stop.
 async fn until_stopped<T>(
     stop: &CancellationToken,
     work: impl Future<Output = anyhow::Result<T>>,
@@ -66,7 +67,7 @@ async fn until_stopped<T>(
     stop.run_until_cancelled(work).await.context(STOPPED)?
 }
 
-/// The sequence of a point in the log; its end, where none is named.
+/// The sequence of a point in the log; the end of the log, where no point is named.
 async fn point(log: &Log, point: Option<Point>) -> anyhow::Result<Seq> {
     let last = log.last_seq().await?;
     Ok(match point {
@@ -76,7 +77,8 @@ async fn point(log: &Log, point: Option<Point>) -> anyhow::Result<Seq> {
     })
 }
 
-/// Prints a line of a verdict. Who has seen enough and closes the pipe loses the words, and not the exit code.
+/// Prints a line of a result. Where the reader has closed the pipe (as `head` does), the command goes on without words:
+/// its exit code still counts.
 fn tell(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -84,7 +86,7 @@ fn tell(line: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line. Who has seen enough and closes the pipe ends the command.
+/// Prints a line. Where the reader has closed the pipe (as `head` does), the command ends.
 fn print_line(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -1,11 +1,11 @@
-//! `gpubnb-projector`: the service that answers, and the operator's tool.
+//! `gpubnb-projector`: the projector's service, and the operator's tool.
 
 use clap::Parser;
 use gpubnb_operator::{Cli, Command, operate};
 use gpubnb_projector::run;
 use tokio_util::sync::CancellationToken;
 
-/// Folding allocates and frees much, some of it on other threads than it came from: docs/adr/0016.
+/// Folding allocates and frees much memory, some of it on another thread than allocated it: docs/adr/0016.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

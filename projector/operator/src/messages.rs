@@ -1,4 +1,5 @@
-//! `tail` and `replay` of the streams beside MARKET: what waits for machines, what they say of themselves, what jobs print.
+//! `tail` and `replay` of the other streams: DISPATCH (job messages for machines), TELEMETRY (heartbeats), OUTPUT (the
+//! logs of jobs).
 
 use std::time::Duration;
 
@@ -24,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Filter, ReplayArgs, TailArgs};
 use crate::{print_line, trail::Pace};
 
-/// Longest silence of the broker while there is more.
+/// The longest silence of the broker while there are more messages.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Characters of a body that a person is shown.
+/// Characters of a body in a line for people.
 const SHOWN: usize = 160;
 
 pub(crate) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -75,7 +76,8 @@ async fn open(log: &Log, name: &str, filter: &Filter) -> anyhow::Result<(Stream,
     Ok((stream, first, last))
 }
 
-/// Prints from somewhere on: up to an end, at the latest where there is no more, or as messages come.
+/// Prints the messages of a stream from a start. With an end, it stops there or after the last message; without one, it
+/// goes on as messages come.
 async fn read(
     stream: &Stream,
     deliver_policy: DeliverPolicy,
@@ -93,7 +95,7 @@ async fn read(
     loop {
         let next = async {
             match end {
-                // Whether there is more, each message says: where there is, it is waited for.
+                // Each message says how many follow: another one is awaited only where there is one.
                 Some(_) => tokio::time::timeout(PATIENCE, messages.next()).await.context("the broker is silent"),
                 None => Ok(messages.next().await),
             }
@@ -121,7 +123,8 @@ async fn read(
     }
 }
 
-/// What waits in DISPATCH, message by message: it is a queue, which has no other readers than those who work it off.
+/// Prints the messages that wait in DISPATCH, one by one by sequence: the stream is a work queue and allows no second
+/// consumer.
 async fn waiting(
     stream: &Stream,
     (from, end): (Option<Point>, Point),
@@ -169,7 +172,7 @@ fn print(
         let line = json!({ "seq": seq, "recorded_at": at, "subject": subject, "type": wire_name, "body": body });
         return print_line(line);
     }
-    // What machines and jobs say is not to move a terminal's cursor.
+    // Text of machines and jobs must not move the terminal's cursor.
     let body: String = body.to_string().chars().filter(|c| !c.is_control()).take(SHOWN).collect();
     print_line(format_args!("{seq:>8}  {at}  {subject}  {body}"))
 }

@@ -1,4 +1,4 @@
-//! `prove` and `check-proof`: that one event is in the log, under a signature, for whoever has the proof.
+//! `prove` fetches a proof that one event is in the signed log. `check-proof` checks such a proof, without a broker.
 
 use anyhow::Context as _;
 use gpubnb_events::{Actor, Seq};
@@ -19,8 +19,8 @@ pub(crate) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
     let file = &args.file;
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    let told = match proof.description(args.key.as_deref()) {
-        Ok(told) => told,
+    let description = match proof.description(args.key.as_deref()) {
+        Ok(description) => description,
         Err(why) => {
             if args.json {
                 tell(serde_json::json!({ "proven": false, "why": why.to_string() }))?;
@@ -30,7 +30,7 @@ pub(crate) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
     };
     if args.json {
         let (seq, key, size) = (proof.message.seq, &proof.head.key, proof.head.size);
-        return tell(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": told }));
+        return tell(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": description }));
     }
-    tell(told)
+    tell(description)
 }

@@ -1,5 +1,5 @@
-//! `show`: one job, machine or account, or the whole market, at a sequence: as the projector that runs tells it, or folded
-//! from the log alone.
+//! `show`: a job, a machine, an account or the whole market, as it was after an event. The answer comes from the
+//! running projector or, with `--from-log`, is folded here from the log alone.
 
 use std::time::Duration;
 
@@ -23,18 +23,18 @@ use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::config::{ShowArgs, ShowKind};
-use crate::{point, print_line, trail, until_stopped, work::said};
+use crate::{point, print_line, trail, until_stopped, work::show_progress};
 
-/// Cache of the database that is folded in, MiB.
+/// The cache of the temporary database, MiB.
 const CACHE_MIB: u64 = 64;
 const ME: Actor = Actor::Operator(None);
-/// How often is looked how far the way to a market is.
+/// How often the progress is asked for.
 const LOOK: Duration = Duration::from_millis(250);
-/// Events that are folded at once.
+/// Events that are folded in one batch.
 const BATCH: usize = 5_000;
 
-/// What was found at a point.
-struct Found {
+/// The state of the thing after an event.
+struct StateAt {
     at: Seq,
     row: Option<Value>,
     trail: Vec<TrailEvent>,
@@ -89,7 +89,7 @@ pub(crate) async fn show(
         .try_for_each(|e| print_line(format_args!("{:>8}  {}  {:<20} {}", e.seq, e.recorded_at, e.event, e.actor)))
 }
 
-/// Which; `None` is the market.
+/// The aggregate to show; `None` for the market.
 fn target(args: &ShowArgs) -> anyhow::Result<Option<Aggregate>> {
     let id = args.id.as_deref().unwrap_or_default();
     let unreadable = || format!("`{id}` is no id");
@@ -101,8 +101,8 @@ fn target(args: &ShowArgs) -> anyhow::Result<Option<Aggregate>> {
     })
 }
 
-/// Fields that are not what they were: name, before, after.
-fn changed(before: &Value, later: &Found) -> Vec<(String, String, String)> {
+/// The fields that differ: name, value before, value after.
+fn changed(before: &Value, later: &StateAt) -> Vec<(String, String, String)> {
     let (before, after) = (fields(Some(before)), fields(later.row.as_ref()));
     let of = |all: &[(String, String)], name: &str| {
         all.iter().find(|(other, _)| other == name).map_or_else(|| "–".to_owned(), |(_, value)| value.clone())
@@ -113,8 +113,8 @@ fn changed(before: &Value, later: &Found) -> Vec<(String, String, String)> {
     all.filter(|(_, before, after)| before != after).collect()
 }
 
-/// As the projector that runs tells it.
-async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result<Found> {
+/// The state of an aggregate, from the running projector.
+async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result<StateAt> {
     let of = match of {
         Aggregate::Job(id) => TrailOf::Job(id),
         Aggregate::Machine(id) => TrailOf::Machine(id),
@@ -122,25 +122,25 @@ async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result
     };
     let then = queries.then(ME, of, Point::Seq(seq)).await?;
     anyhow::ensure!(then.seq >= seq, "the projector is at {} and not yet at {seq}: wait, or use --from-log", then.seq);
-    Ok(Found { at: then.seq, row: then.row, trail: then.trail })
+    Ok(StateAt { at: then.seq, row: then.row, trail: then.trail })
 }
 
-/// The market, as the projector that runs tells it once it has folded its way there.
-async fn market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -> anyhow::Result<Found> {
+/// The market, from the running projector. Waits until the projector has folded it.
+async fn market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -> anyhow::Result<StateAt> {
     loop {
         match queries.travel(ME, Point::Seq(seq)).await? {
             Travel::There(then) => {
-                return Ok(Found { at: then.seq, row: Some(serde_json::to_value(then)?), trail: Vec::new() });
+                return Ok(StateAt { at: then.seq, row: Some(serde_json::to_value(then)?), trail: Vec::new() });
             }
-            Travel::Folding(progress) => said(&progress),
+            Travel::Folding(progress) => show_progress(&progress),
         }
         let waited = shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await;
         waited.context("stopped waiting: the projector goes on folding, and is there when asked again")?;
     }
 }
 
-/// The same, folded here.
-async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyhow::Result<Found> {
+/// The market, folded here from the log.
+async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
     let directory = tempfile::tempdir()?;
     let background = Background::new(TaskTracker::new(), shutdown);
     let traveller = Traveller::open(log.clone(), directory.path(), background)?;
@@ -149,20 +149,20 @@ async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyh
         loop {
             tokio::time::sleep(LOOK).await;
             if let Some(progress) = watched.progress() {
-                said(&progress);
+                show_progress(&progress);
             }
         }
     });
     let then = traveller.market(seq).await;
     watching.abort();
-    Ok(Found { at: seq, row: Some(serde_json::to_value(then?)?), trail: Vec::new() })
+    Ok(StateAt { at: seq, row: Some(serde_json::to_value(then?)?), trail: Vec::new() })
 }
 
-/// Folds the log up to a sequence, in a temporary database that is gone afterwards.
-async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken) -> anyhow::Result<Found> {
+/// The state of an aggregate, folded here from the log in a temporary database.
+async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
     let db = Database::temporary(CACHE_MIB)?;
     let (projection, _) = gpubnb_model::of_aggregate(of);
-    let table = db.model(projection.tables())?;
+    let table = db.model(projection.model_version())?;
     let (mut trail, mut batch) = (Vec::new(), Vec::new());
     trail::fold(log, until, shutdown, async |recorded: Recorded| {
         if recorded.event().is_some_and(|event| touched(event).contains(&of)) {
@@ -176,7 +176,7 @@ async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken)
     })
     .await?;
     taken_in(projection.as_ref(), &table, &mut batch)?;
-    Ok(Found { at: until, row: gpubnb_model::answer(&table, of)?, trail })
+    Ok(StateAt { at: until, row: gpubnb_model::answer(&table, of)?, trail })
 }
 
 fn taken_in(projection: &dyn Projection, table: &Table, batch: &mut Vec<Recorded>) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `tail` and `replay`: events as a table or as JSON lines.
+//! `tail` and `replay` of MARKET: events as a table or as JSON lines.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,15 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Filter, ReplayArgs, TailArgs};
 use crate::{
     point, print_line,
-    work::{progress, said},
+    work::{progress, show_progress},
 };
 
-/// Events between two words of how far it is.
+/// Events between two updates of the progress.
 const SHOWN_EVERY: u64 = 10_000;
 /// The longest that `replay` waits between two events.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// A filter that nothing can pass is a slip of the pen.
+/// Fails where a filter can match nothing, such as an unknown event: it was mistyped.
 fn checked(filter: &Filter) -> anyhow::Result<()> {
     let plain = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     if let Some(event) = &filter.event {
@@ -31,7 +31,7 @@ fn checked(filter: &Filter) -> anyhow::Result<()> {
         anyhow::ensure!(known.contains(&kind.as_str()), "`{kind}` is not one of {}", known.join(", "));
     }
     for id in [&filter.job, &filter.id].into_iter().flatten() {
-        id.parse::<JobId>().map_err(|e| anyhow::anyhow!("{e}"))?;
+        id.parse::<JobId>()?;
     }
     Ok(())
 }
@@ -62,14 +62,14 @@ pub(crate) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationT
     .await
 }
 
-/// The pace at which messages came, or faster.
+/// Repeats the pauses between messages, or shorter ones.
 pub(crate) struct Pace {
     speed: f64,
     before: Option<Timestamp>,
 }
 
 impl Pace {
-    /// So many times faster; 0: as fast as possible.
+    /// `speed` is how many times faster; 0 is as fast as possible.
     pub(crate) fn new(speed: f64) -> Self {
         Self { speed, before: None }
     }
@@ -83,7 +83,7 @@ impl Pace {
     }
 }
 
-/// Calls `take` with each message from `from` to `to`.
+/// Calls `take` with each message from `from` to `to`, both included.
 pub(crate) async fn each(
     log: &Log,
     from: Seq,
@@ -115,7 +115,8 @@ pub(crate) async fn each(
     }
 }
 
-/// The same for a result that only the whole of it makes: shows how far it is, and fails where it was stopped.
+/// Calls `take` with each message up to `until`, shows the progress, and fails where it was stopped: half of a fold is
+/// no result.
 pub(crate) async fn fold(
     log: &Log,
     until: Seq,
@@ -125,12 +126,12 @@ pub(crate) async fn fold(
     let (began, stopped) = (Instant::now(), shutdown.clone());
     each(log, Seq(1), until, shutdown, async |recorded: Recorded| {
         if recorded.seq.0.is_multiple_of(SHOWN_EVERY) {
-            said(&progress(began, recorded.seq, until));
+            show_progress(&progress(began, recorded.seq, until));
         }
         take(recorded).await
     })
     .await?;
-    anyhow::ensure!(!stopped.is_cancelled(), "stopped: what was folded so far is not the answer");
+    anyhow::ensure!(!stopped.is_cancelled(), "stopped before the whole log was folded: there is no answer");
     Ok(())
 }
 

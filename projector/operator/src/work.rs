@@ -1,4 +1,4 @@
-//! `rebuild`, `verify` and `lag`: asked of the projector that runs, which does the work.
+//! `lag`, `stuck`, `rebuild` and `verify`: the running projector answers, and does the work.
 
 use std::{
     io::IsTerminal as _,
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::tell;
 use crate::config::{AskArgs, LagArgs, RebuildArgs, VerifyArgs};
 
-/// How often is asked how far it is.
+/// How often the progress is asked for.
 const LOOK: Duration = Duration::from_millis(250);
 const ME: Actor = Actor::Operator(None);
 
@@ -56,7 +56,7 @@ pub(crate) async fn lag(client: async_nats::Client, args: &LagArgs) -> anyhow::R
     Ok(())
 }
 
-/// `30 d`, or `60 min` where it is less than two days.
+/// A time in days, such as `30 d`; in minutes, such as `60 min`, where it is less than two days.
 fn kept_for(age: Millis) -> String {
     match age.0 / 60_000 {
         minutes if minutes >= 2 * 24 * 60 => format!("{} d", minutes / (24 * 60)),
@@ -64,7 +64,7 @@ fn kept_for(age: Millis) -> String {
     }
 }
 
-/// Fails where there is any, for whoever watches.
+/// Lists stuck jobs. Fails where there are any, so that a monitoring job notices.
 pub(crate) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow::Result<()> {
     let stuck = QueryClient::new(Caller::new(client)).stuck(ME).await?;
     if args.json {
@@ -86,7 +86,7 @@ pub(crate) async fn stuck(client: async_nats::Client, args: &AskArgs) -> anyhow:
     Ok(())
 }
 
-/// Asks one projector and no other: if it is gone, so is what began there.
+/// A client for one projector and no other: when that projector is gone, so is the work that was started there.
 async fn one(client: async_nats::Client, projector: Option<ProjectorId>) -> anyhow::Result<QueryClient> {
     let queries = QueryClient::new(Caller::new(client)).only(projector);
     let answering = queries.platform(ME).await?.projector;
@@ -114,14 +114,14 @@ pub(crate) async fn rebuild(
             }
             return Ok(());
         }
-        said(&rebuild.progress);
+        show_progress(&rebuild.progress);
         if !wait(&shutdown).await {
             bail!("stopped waiting: the rebuild goes on in the projector");
         }
     }
 }
 
-/// Fails where the models are not what the log says, or the log not what it must be.
+/// Waits for a verification. Fails where a row differs from the log, or the log breaks an invariant.
 pub(crate) async fn verify(
     client: async_nats::Client,
     args: &VerifyArgs,
@@ -132,16 +132,16 @@ pub(crate) async fn verify(
     loop {
         let verification = queries.platform(ME).await?.verification.context("no verification runs")?;
         if verification.ended_at.is_some() {
-            return told(&verification, args.json);
+            return report_verification(&verification, args.json);
         }
-        said(&verification.progress);
+        show_progress(&verification.progress);
         if !wait(&shutdown).await {
             bail!("stopped waiting: the verification goes on in the projector");
         }
     }
 }
 
-fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
+fn report_verification(v: &Verification, json: bool) -> anyhow::Result<()> {
     let clean = v.clean();
     if json {
         tell(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
@@ -157,26 +157,26 @@ fn told(v: &Verification, json: bool) -> anyhow::Result<()> {
         tell(format_args!("{} after {} events", if clean { "clean" } else { "NOT clean" }, v.progress.at))?;
     }
     if let Some(why) = &v.failed {
-        bail!("it could not end: {why}");
+        bail!("the verification could not be finished: {why}");
     }
     anyhow::ensure!(clean, "the read models or the log are not what they must be");
     Ok(())
 }
 
-/// How far a command of the tool itself is.
+/// The progress of a command that reads the log itself.
 pub(crate) fn progress(began: Instant, at: Seq, until: Seq) -> Progress {
     Progress::since(began.elapsed(), Seq::ZERO, at, until)
 }
 
-/// How far it is, on one line that is written over, for a person only.
-pub(crate) fn said(p: &Progress) {
+/// Shows the progress on one line that is overwritten; only where standard error is a terminal.
+pub(crate) fn show_progress(p: &Progress) {
     if std::io::stderr().is_terminal() {
         let left = p.seconds_left().map(|s| format!(", {s} s left")).unwrap_or_default();
         eprint!("\r{:>3} %  {} of {} events, {} a second{left}   \r", p.percent(), p.at, p.until, p.per_second);
     }
 }
 
-/// Whether to look again.
+/// Waits before the progress is asked for again. False: the command was told to stop.
 async fn wait(shutdown: &CancellationToken) -> bool {
     shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some()
 }

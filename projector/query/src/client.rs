@@ -18,26 +18,28 @@ use crate::{
     },
 };
 
-/// Most machines that are asked for.
+/// Most machines in a list that is asked for part by part.
 const MOST_MACHINES: usize = 10_000;
 
-/// Asks a projector, in an actor's name. What each has of its own (rebuilds, verifications, how far a journey is) is asked of
-/// the one that answered first, as long as it is there.
+/// Asks projectors, in an actor's name. Any projector answers from its read models. Rebuilds, verifications and
+/// journeys through time belong to one projector: about these the client asks the projector that answered first, as
+/// long as that one is there.
 #[derive(Clone)]
 pub struct QueryClient {
     caller: Caller,
+    /// The projector that is asked about its own work, once one has answered.
     asked: Arc<Mutex<Option<ProjectorId>>>,
-    /// The only one that is asked for what each has of its own.
+    /// The only projector that may be asked about its own work.
     only: Option<ProjectorId>,
 }
 
 impl QueryClient {
-    /// Over a connection.
+    /// A client that asks over this connection.
     pub fn new(caller: Caller) -> Self {
         Self { caller, asked: Arc::default(), only: None }
     }
 
-    /// Asks this projector for what each has of its own, and no other.
+    /// The same client, which asks this projector and no other about its own work.
     #[must_use]
     pub fn only(self, projector: Option<ProjectorId>) -> Self {
         Self { only: projector, ..self }
@@ -47,7 +49,7 @@ impl QueryClient {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What each projector has of its own.
+    /// Asks one projector about its own work.
     async fn ask_one<T: DeserializeOwned>(
         &self,
         name: &str,
@@ -55,7 +57,7 @@ impl QueryClient {
         body: impl Serialize + Sync,
     ) -> Result<T, Failure> {
         let ask = Ask { min_seq: Seq::ZERO, body };
-        // Where the one that was asked so far is gone, another is.
+        // Where the projector that was asked so far is gone, another one is asked.
         for _ in 0..2 {
             let Some(projector) = self.settled(actor).await? else {
                 return self.caller.call(subject::query(name), actor, &ask).await;
@@ -70,10 +72,11 @@ impl QueryClient {
             }
             self.asked().take_if(|asked| *asked == projector);
         }
-        Err(Failure::Unavailable("no projector stays: ask again".to_owned()))
+        Err(Failure::Unavailable("each projector that answered was gone at once: ask again".to_owned()))
     }
 
-    /// The projector that is asked: the first that answered, or whichever does now. `None`: one that has no id.
+    /// The projector to ask about its own work: the one that answered first, or else the one that answers now. `None`
+    /// where that one is too old to have an id.
     async fn settled(&self, actor: Actor) -> Result<Option<ProjectorId>, Failure> {
         match self.only.or_else(|| *self.asked()) {
             None => Ok(self.settle(&Box::pin(self.any_platform(actor)).await?)),
@@ -85,7 +88,7 @@ impl QueryClient {
         self.ask("platform", actor, Seq::ZERO, ()).await
     }
 
-    /// Settles on the projector that answered, unless somebody else has settled on one meanwhile.
+    /// Settles on the projector that answered, unless another task has settled on one meanwhile.
     fn settle(&self, platform: &Platform) -> Option<ProjectorId> {
         let mut asked = self.asked();
         *asked = asked.or(platform.projector);
@@ -102,7 +105,7 @@ impl QueryClient {
         self.caller.call(subject::query(name), actor, &Ask { min_seq, body }).await
     }
 
-    /// Figures of the market.
+    /// The market's figures.
     pub async fn figures(&self, actor: Actor) -> Result<Figures, Failure> {
         self.ask("figures", actor, Seq::ZERO, ()).await
     }
@@ -112,12 +115,12 @@ impl QueryClient {
         self.all_machines("machines", actor, min_seq, |after| after).await
     }
 
-    /// All machines of an owner, delisted ones too.
+    /// All machines of an owner, also those that are delisted.
     pub async fn machines_of(&self, actor: Actor, owner: AccountId, min_seq: Seq) -> Result<Vec<MachineView>, Failure> {
         self.all_machines("machines_of", actor, min_seq, |after| MachinesOfQuery { owner, after }).await
     }
 
-    /// Machines, part by part: `query` asks for those after one.
+    /// All machines, part by part. `query` makes the request for the machines after one.
     async fn all_machines<Q: Serialize + Sync>(
         &self,
         name: &str,
@@ -143,7 +146,7 @@ impl QueryClient {
         self.ask("machine", actor, min_seq, machine).await
     }
 
-    /// Means of a machine's last `minutes` (a day of them at most), oldest first.
+    /// The readings of a machine in its last `minutes`, oldest first; they are kept for a day.
     pub async fn readings(&self, actor: Actor, machine: MachineId, minutes: u32) -> Result<Vec<Reading>, Failure> {
         self.ask("readings", actor, Seq::ZERO, ReadingsQuery { machine, minutes }).await
     }
@@ -153,12 +156,12 @@ impl QueryClient {
         self.ask("outcomes", actor, Seq::ZERO, machine).await
     }
 
-    /// Accounts with what they have, by id, and the sums of all. For operators.
+    /// A page of accounts by id, each with its money, and the sums of all accounts. For operators.
     pub async fn accounts(&self, actor: Actor, after: Option<AccountId>) -> Result<Accounts, Failure> {
         self.ask("accounts", actor, Seq::ZERO, after).await
     }
 
-    /// What was earned and spent on each of the last days on which something was, newest first.
+    /// The last days on which something was settled, newest first.
     pub async fn days(&self, actor: Actor, of: DaysOf, most: u32, min_seq: Seq) -> Result<Vec<Day>, Failure> {
         self.ask("days", actor, min_seq, DaysQuery { of, most }).await
     }
@@ -173,7 +176,7 @@ impl QueryClient {
         self.ask("job", actor, min_seq, job).await
     }
 
-    /// Part of a trail, oldest first.
+    /// A part of a trail, oldest first.
     pub async fn trail(&self, actor: Actor, query: TrailQuery, min_seq: Seq) -> Result<Page<TrailEvent>, Failure> {
         self.ask("trail", actor, min_seq, query).await
     }
@@ -183,12 +186,12 @@ impl QueryClient {
         self.ask("receipt", actor, min_seq, job).await
     }
 
-    /// What an account has.
+    /// An account's money.
     pub async fn balance(&self, actor: Actor, account: AccountId, min_seq: Seq) -> Result<Balance, Failure> {
         self.ask("balance", actor, min_seq, account).await
     }
 
-    /// Part of a statement.
+    /// A part of a statement, newest first.
     pub async fn statement(
         &self,
         actor: Actor,
@@ -198,17 +201,17 @@ impl QueryClient {
         self.ask("statement", actor, min_seq, query).await
     }
 
-    /// One event, if it is about the actor.
+    /// One event, as far as the actor may see it.
     pub async fn event(&self, actor: Actor, seq: Seq) -> Result<TrailEvent, Failure> {
         self.ask("event", actor, seq, seq).await
     }
 
-    /// How far the projector is.
+    /// How far the projector is behind the log.
     pub async fn lag(&self, actor: Actor) -> Result<Lag, Failure> {
         self.ask("lag", actor, Seq::ZERO, ()).await
     }
 
-    /// The platform's streams and models. For operators, as all that follow.
+    /// The platform's streams and models. This query and all that follow are for operators, except `proof`.
     pub async fn platform(&self, actor: Actor) -> Result<Platform, Failure> {
         if self.only.is_none() && self.asked().is_none() {
             let platform = self.any_platform(actor).await?;
@@ -229,32 +232,32 @@ impl QueryClient {
         self.ask("stuck", actor, Seq::ZERO, ()).await
     }
 
-    /// Whether the deployment is as it should be, as far as the projector can see.
+    /// The checks of the deployment that the projector can make.
     pub async fn doctor(&self, actor: Actor) -> Result<Vec<Check>, Failure> {
         self.ask("doctor", actor, Seq::ZERO, ()).await
     }
 
-    /// The proof that an event is in the log.
+    /// The proof that an event is in the log, for an actor who may see the whole event.
     pub async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, Failure> {
         self.ask("proof", actor, Seq::ZERO, seq).await
     }
 
-    /// The market at a point.
+    /// The market at a point in the log.
     pub async fn travel(&self, actor: Actor, to: Point) -> Result<Travel, Failure> {
         self.ask_one("travel", actor, to).await
     }
 
-    /// One job, machine or account at a point.
+    /// One job, machine or account at a point in the log.
     pub async fn then(&self, actor: Actor, of: TrailOf, to: Point) -> Result<RowThen, Failure> {
         self.ask("then", actor, Seq::ZERO, (of, to)).await
     }
 
-    /// Begins to rebuild a model beside the one that answers.
+    /// Starts to rebuild a model beside the one that answers.
     pub async fn rebuild(&self, actor: Actor, model: &str) -> Result<(), Failure> {
         self.ask_one("rebuild", actor, model).await
     }
 
-    /// Begins to verify all models against the log.
+    /// Starts to verify all models against the log.
     pub async fn verify(&self, actor: Actor) -> Result<(), Failure> {
         self.ask_one("verify", actor, ()).await
     }

@@ -1,7 +1,7 @@
-//! The contract between a projector and those who ask it: requests, answers, and a client.
+//! The contract between a projector and its clients: requests, answers, and a client.
 //!
-//! Belongs here: what goes over the wire. Must not come here: how rows are stored (`gpubnb-projector`); a change of the
-//! storage must not change an answer.
+//! Belongs here: everything that goes over the wire. Must not come here: the stored form of rows
+//! (`gpubnb-model`). A change of the storage must not change an answer.
 
 pub mod client;
 pub mod request;

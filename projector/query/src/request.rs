@@ -1,14 +1,14 @@
-//! The requests: what may be asked of a projector, and how much of it at once. Each is the body of one `query.<name>`.
+//! The requests to a projector, and the limits on each answer. Each request is the body of one query, `query.<name>`.
 
 use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::view::JobState;
 
-/// Machines in one answer: each takes some 12 KB at most.
+/// Most machines in one answer. A machine takes 12 KB at most, and a message of the broker holds a megabyte.
 pub const MACHINES_AT_ONCE: usize = 64;
 
-/// A query and the sequence it must have seen.
+/// A request, and the sequence that the answer must have seen.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ask<T> {
     /// The sequence that the projector must have folded before it answers.
@@ -17,32 +17,32 @@ pub struct Ask<T> {
     pub body: T,
 }
 
-/// Which jobs.
+/// Asks for jobs, newest first. Each field that is given narrows the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobsQuery {
-    /// Of this account.
+    /// The jobs of this account.
     pub account: Option<AccountId>,
-    /// On this machine (its owner's view: without what others run).
+    /// The jobs of this machine. Even the machine's owner gets only the jobs that the owner submitted.
     pub machine: Option<MachineId>,
-    /// In this state.
+    /// The jobs in this state.
     pub state: Option<JobState>,
-    /// With this in the name, image or id.
+    /// The jobs with this text in their name, image or id.
     pub text: Option<String>,
-    /// From a former page.
+    /// `next` of the page before.
     pub cursor: Option<String>,
-    /// At most this many; 100 at the most.
+    /// The number of jobs in the answer, at most 100.
     pub limit: Option<u32>,
 }
 
-/// Whose trail.
+/// The thing whose trail is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrailOf {
-    /// A job's.
+    /// A job.
     Job(JobId),
-    /// A machine's.
+    /// A machine.
     Machine(MachineId),
-    /// An account's.
+    /// An account.
     Account(AccountId),
 }
 
@@ -56,91 +56,91 @@ impl From<TrailOf> for Aggregate {
     }
 }
 
-/// Part of a trail.
+/// Asks for a part of a trail, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrailQuery {
-    /// Whose.
+    /// The thing whose trail it is.
     pub of: TrailOf,
-    /// How many events to skip, from the first; from the last if `from_end`.
+    /// The number of events to skip: from the first, or, with `from_end`, from the last.
     pub skip: u32,
-    /// At most this many; 200 at the most.
+    /// The number of events in the answer, at most 200.
     pub limit: u32,
-    /// The newest are wanted; they come oldest first all the same.
+    /// True if the newest events are wanted. They come oldest first all the same.
     #[serde(default)]
     pub from_end: bool,
 }
 
-/// Part of a statement, newest first.
+/// Asks for a part of a statement, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatementQuery {
-    /// Whose.
+    /// The account.
     pub account: AccountId,
-    /// Lines before this one.
+    /// Only lines before this sequence.
     pub before: Option<Seq>,
-    /// At most this many; 500 at the most.
+    /// The number of lines in the answer, at most 500.
     pub limit: u32,
 }
 
-/// Machines of an owner.
+/// Asks for the machines of an owner, by id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinesOfQuery {
     /// The owner.
     pub owner: AccountId,
-    /// Machines after this one, by id; from the first where none is named.
+    /// Only machines after this one; all of them where none is named.
     pub after: Option<MachineId>,
 }
 
-/// Minutes of a machine.
+/// Asks for the readings of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadingsQuery {
     /// The machine.
     pub machine: MachineId,
-    /// At most this many minutes, the last ones.
+    /// The number of minutes; the last ones are answered.
     pub minutes: u32,
 }
 
-/// Whose days.
+/// The account or machine whose days are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DaysOf {
-    /// An account's.
+    /// An account.
     Account(AccountId),
-    /// A machine's.
+    /// A machine.
     Machine(MachineId),
 }
 
-/// Days of an account or machine.
+/// Asks for the days on which something was settled, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaysQuery {
-    /// Whose days.
+    /// The account or machine.
     pub of: DaysOf,
-    /// At most this many days, the newest first.
+    /// The number of days in the answer, at most 366.
     pub most: u32,
 }
 
-/// How far each model is.
+/// How far the read models are behind the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lag {
     /// The last sequence in MARKET.
     pub last: Seq,
-    /// What every running model has taken in.
+    /// The last sequence that every running model has folded.
     pub applied: Seq,
-    /// Models that stopped, and why.
+    /// The models that stopped, each with the reason.
     pub stopped: Vec<(String, String)>,
 }
 
-/// Which events of the whole log, newest first. For operators.
+/// Asks for events of the whole log, newest first. For operators. Each field that is given narrows the list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsQuery {
-    /// Events before this one; the newest if not given.
+    /// The events before this sequence.
     pub before: Option<Seq>,
-    /// `account`, `machine` or `job`.
+    /// The events of this kind of aggregate: `account`, `machine` or `job`.
     pub kind: Option<String>,
-    /// The event's name.
+    /// The events with this name.
     pub event: Option<String>,
-    /// Of this job, machine or account.
+    /// The events in the trail of this job, machine or account.
     pub of: Option<TrailOf>,
-    /// At most this many; 200 at the most.
+    /// The number of events in the answer, at most 200.
     pub limit: u32,
 }
 
@@ -148,9 +148,9 @@ pub struct EventsQuery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Point {
-    /// After this event.
+    /// The point after the event with this sequence.
     Seq(Seq),
-    /// After the last event of this time or before.
+    /// The point after the last event that is not later than this time.
     Time(Timestamp),
 }
 
@@ -166,13 +166,13 @@ impl std::str::FromStr for Point {
     }
 }
 
-/// How far one model is.
+/// The state of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModelState {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// The last sequence it has taken in.
+    /// The last sequence that the model has folded.
     pub checkpoint: Seq,
-    /// Why it stopped, if it did.
+    /// Why the model stopped, if it did.
     pub stopped: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The ledger account by account, and that it comes to nothing.
+//! The ledger, account by account, and its sums, which must add up to zero.
 
 use gpubnb_events::{AccountId, Seq};
 use gpubnb_model::ledger::{self, PlatformTotals, TOTALS};
@@ -8,18 +8,20 @@ use gpubnb_query::view::{
 };
 use gpubnb_store::{self, StoreError, Table};
 
-/// Accounts that are told of at once.
+/// Most accounts in one answer.
 const AT_ONCE: usize = 100;
 
-/// How often is looked again because something was posted meanwhile.
+/// Attempts to read all balances without a posting in between.
 const TRIES: usize = 50;
 
-/// The accounts after one, by id, and the sums of all there are, as of one moment. `None` on a market that is too busy.
+/// The accounts after one, by id, and the sums of all accounts, as of one moment. `None` where the market was too busy
+/// for that.
 pub(super) fn accounts(table: &Table, after: Option<AccountId>) -> Result<Option<Accounts>, StoreError> {
     for _ in 0..TRIES {
         let at = gpubnb_store::checkpoint(table)?;
         let found = summed(table, at, after)?;
-        // Each batch moves the checkpoint: nothing was posted between the first row and the last.
+        // Each batch moves the checkpoint. Where it has not moved, nothing was posted between the first row and the
+        // last.
         if gpubnb_store::checkpoint(table)? == at {
             return Ok(Some(found));
         }

@@ -1,4 +1,5 @@
-//! Whether a deployment is as it should be, as far as the broker and the read models tell: for `doctor`, and for the console.
+//! Checks of a deployment that the broker and the read models can answer: for the command `doctor`, and for the
+//! console.
 
 use std::{path::Path, time::Duration};
 
@@ -14,16 +15,16 @@ use serde_json::Value;
 
 use crate::tree_head::{self, LATEST};
 
-/// The broker that everything here was tried with has this version, or a later one.
+/// The oldest version of the broker that this software is tested with.
 const BROKER: (u32, u32) = (2, 12);
 const MOST_SKEW_MS: u64 = 2_000;
 const MOST_LAG: u64 = 1_000;
-/// Events after the newest signed head: one is signed every two seconds.
+/// Most events after the newest signed head, which is two seconds old at most.
 const MOST_UNSIGNED: u64 = 20_000;
-/// How long one look may take.
+/// How long the broker may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What was found.
+/// The checks that were made.
 #[derive(Default)]
 pub struct Findings(pub Vec<Check>);
 
@@ -36,7 +37,7 @@ impl Findings {
     }
 }
 
-/// Looks at broker, streams, models, the newest signed head and the credentials that lie in a directory.
+/// Checks the broker, the streams, the models, the newest signed head, and the credentials in a directory.
 pub async fn look(
     client: &Client,
     log: &Log,
@@ -64,7 +65,7 @@ fn broker(client: &Client, found: &mut Findings) {
     found.add("broker.max_payload", info.max_payload, 1 << 20, enough, "Set max_payload: 1MB in nats.conf.");
 }
 
-/// A stream, as the broker tells of it.
+/// The broker's information about a stream.
 async fn info(client: &Client, stream: &str) -> anyhow::Result<Value> {
     let asked = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
     let answer = tokio::time::timeout(PATIENCE, asked).await.context("the broker is silent")??;
@@ -88,13 +89,25 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
     let config = &market["config"];
     for (field, needed) in [("deny_delete", true), ("deny_purge", true)] {
         let actual = config[field].as_bool().unwrap_or(false);
-        let remedy = "MARKET was not made by --provision: export it, and restore it into one that was.";
+        let remedy = "MARKET was not made by --provision: export it, and restore it into a stream that was.";
         found.add(&format!("log.{field}"), actual, needed, actual == needed, remedy);
     }
     let storage = config["storage"].as_str().unwrap_or_default();
-    found.add("log.storage", storage, "file", storage == "file", "The log lies in memory: restore it into a file.");
+    found.add(
+        "log.storage",
+        storage,
+        "file",
+        storage == "file",
+        "The log is kept in memory only: restore it into a stream on disk.",
+    );
     let unlimited = ["max_msgs", "max_bytes", "max_age"].iter().all(|limit| config[*limit].as_i64().unwrap_or(0) <= 0);
-    found.add("log.never_trimmed", unlimited, true, unlimited, "MARKET has a limit: events will be lost. Remove it.");
+    found.add(
+        "log.never_trimmed",
+        unlimited,
+        true,
+        unlimited,
+        "MARKET has a limit, so that events will be lost: remove the limit.",
+    );
     let clustered = market["cluster"]["name"].is_string();
     let replicas = config["num_replicas"].as_u64().unwrap_or(1);
     let remedy = "A cluster with one copy loses the log with one disk: --replicas 3.";
@@ -107,8 +120,7 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
     );
     let dispatch = info(client, DISPATCH).await?;
     let fewer = dispatch["config"]["num_replicas"].as_u64().unwrap_or(1) < replicas;
-    let remedy =
-        "With one disk the job messages are gone, though not the jobs: make DISPATCH with as many copies as MARKET.";
+    let remedy = "If one disk fails, job messages are lost (the jobs are not): give DISPATCH as many copies as MARKET.";
     found.add("replicas.of_dispatch", !fewer, "as many as MARKET", !fewer, remedy);
     let lag = dispatch["sources"][0]["lag"].as_u64().unwrap_or(0);
     let remedy = "Job messages are late: look at the broker's load. DISPATCH sources them from MARKET.";
@@ -116,7 +128,7 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
     let output = info(client, OUTPUT).await?;
     let (bytes, most) = (&output["state"]["bytes"], output["config"]["max_bytes"].as_u64().unwrap_or(u64::MAX));
     let percent = bytes.as_u64().unwrap_or(0).saturating_mul(100) / most.max(1);
-    // Full is what it is on a busy market: the oldest logs make room for new ones.
+    // A full stream is normal on a busy market: the oldest logs make room for new ones.
     found.add("room.of_output", format!("{percent} % used"), "for information", true, "");
     let telemetry = info(client, TELEMETRY).await?;
     let storage = telemetry["config"]["storage"].as_str().unwrap_or_default();
@@ -125,7 +137,7 @@ async fn streams(client: &Client, found: &mut Findings) -> anyhow::Result<()> {
         storage,
         "memory",
         storage == "memory",
-        "Heartbeats are written to disk: provision anew.",
+        "Heartbeats are written to disk: provision the streams again.",
     );
     Ok(())
 }
@@ -154,11 +166,11 @@ async fn head(log: &Log, found: &mut Findings) {
         Ok(None) => ("none yet".to_owned(), false),
         Err(e) => (format!("{e:#}"), false),
     };
-    let remedy = "Nothing vouches for the log: start the projector, with credentials that may write to CHECKPOINTS.";
+    let remedy = "No signed head covers the log: start the projector, with credentials that may write to CHECKPOINTS.";
     found.add("log.signed_head", actual, "signed", passed, remedy);
 }
 
-/// Who else on this machine may read the credentials.
+/// Checks that nobody else on this machine may read the credentials.
 fn credentials(creds: &Path, found: &mut Findings) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let mut open = Vec::new();

@@ -1,6 +1,7 @@
-//! What must hold at every sequence of the log, looked at event by event.
+//! The invariants of the log: rules that must hold after every event.
 //!
-//! Only what follows from the log alone. What needs the domain's rules is proven by the simulation of `services`.
+//! Belongs here: rules that the log alone can break or keep. Rules that need the domain are tested by the simulation of
+//! `services`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,30 +14,31 @@ use gpubnb_events::{
 };
 use gpubnb_query::view::ops::Violation;
 
-/// Most broken invariants that are told of.
-const TOLD: usize = 100;
+/// Most broken invariants that are reported.
+const MOST_REPORTED: usize = 100;
 
-/// What the events so far have come to.
+/// The state after the events so far, as far as the rules need it.
 #[derive(Default)]
 pub struct Invariants {
-    balances: HashMap<AccountId, Balance>,
-    live: HashMap<JobId, Live>,
+    balances: HashMap<AccountId, AccountBalance>,
+    live: HashMap<JobId, LiveLease>,
     settled: HashSet<u64>,
-    /// Of millions of settled jobs a hash each is kept, which nobody outside can foresee: of ten million, two are alike once
-    /// in three hundred thousand verifications.
+    /// For `settled`, which has a hash of each job and not the id, to save memory. The keys of the hash are random, so
+    /// that nobody can prepare two ids with one hash. With ten million jobs, two hashes are equal by chance in one of
+    /// three hundred thousand verifications.
     hash: RandomState,
     slots: HashMap<MachineId, Slots>,
     found: Vec<Violation>,
 }
 
 #[derive(Default)]
-struct Balance {
+struct AccountBalance {
     available: MicroUsd,
     held: MicroUsd,
     payable: MicroUsd,
 }
 
-struct Live {
+struct LiveLease {
     lease: Lease,
     machine: MachineId,
     accepted: bool,
@@ -49,17 +51,17 @@ struct Slots {
 }
 
 impl Invariants {
-    /// What is broken so far.
+    /// The broken invariants so far.
     pub fn found(&self) -> &[Violation] {
         &self.found
     }
 
-    /// Lets go of everything but what is broken: no further event is looked at.
+    /// Frees all memory but that of the broken invariants. Call this after the last event.
     pub fn forget(&mut self) {
         *self = Self { found: std::mem::take(&mut self.found), ..Self::default() };
     }
 
-    /// Looks at one more event.
+    /// Checks the next event.
     pub fn apply(&mut self, seq: Seq, event: &Event) {
         self.ledger(seq, event);
         match event {
@@ -68,7 +70,7 @@ impl Invariants {
                 if self.live.contains_key(&e.job) {
                     self.broken(seq, format!("job {} is assigned while another lease is live", e.job));
                 }
-                let live = Live { lease: Lease(seq), machine: e.machine, accepted: false };
+                let live = LiveLease { lease: Lease(seq), machine: e.machine, accepted: false };
                 self.live.insert(e.job, live);
             }
             Event::Accepted(e) => self.accepted(seq, e.job, e.lease),
@@ -90,9 +92,9 @@ impl Invariants {
         }
     }
 
-    /// Notes what must not be.
+    /// Notes a broken invariant.
     pub fn broken(&mut self, seq: Seq, what: String) {
-        if self.found.len() < TOLD {
+        if self.found.len() < MOST_REPORTED {
             self.found.push(Violation { seq, what });
         }
     }

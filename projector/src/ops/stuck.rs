@@ -1,4 +1,4 @@
-//! Jobs that have been in one state for too long, with what is likely wrong and what to do.
+//! Jobs that have been in one state for too long, each with the likely cause and the remedy.
 
 use gpubnb_events::{Clock as _, JobId, Millis, SystemClock, Timestamp};
 use gpubnb_model::{
@@ -8,23 +8,24 @@ use gpubnb_model::{
 use gpubnb_query::view::{JobState, ops::Stuck};
 use gpubnb_store::StoreError;
 
-use crate::{fold::Tables, telemetry::Live};
+use crate::{fold::Tables, telemetry::Telemetry};
 
-/// Most jobs that are looked at, and told of.
+/// Most unsettled jobs that are looked at.
 const LOOKED_AT: usize = 50_000;
-const TOLD: usize = 200;
-/// How long each state may last before it is worth a look.
+/// Most stuck jobs in the answer.
+const MOST_STUCK: usize = 200;
+/// How long a job may be in each state before it counts as stuck.
 const QUEUED: Millis = Millis(10 * 60_000);
 const ASSIGNED: Millis = Millis(90_000);
 const ACCEPTED: Millis = Millis(30 * 60_000);
 const OVER_LIMIT: Millis = Millis(120_000);
 const UNSETTLED: Millis = Millis(60_000);
-/// How long an ending may wait in its machine's outbox.
+/// How long the report of an ended attempt may wait in its machine's outbox.
 const UNSAID: Millis = Millis(120_000);
 
-/// The oldest first, of those that have been in one state for longer than is usual, or than `patience`; and those whose
-/// machine cannot say how they ended.
-pub(super) fn jobs(tables: &Tables, live: &Live, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
+/// The stuck jobs, the oldest first: those that have been in one state for longer than usual, or than `patience`; and
+/// those whose machine cannot deliver its report of the end.
+pub(super) fn jobs(tables: &Tables, telemetry: &Telemetry, patience: Option<Millis>) -> Result<Vec<Stuck>, StoreError> {
     let (table, now) = (tables.of(&Jobs)?, SystemClock.now());
     let mut found = Vec::new();
     for key in table.scan_prefix(jobs::UNSETTLED).keys().take(LOOKED_AT) {
@@ -33,29 +34,29 @@ pub(super) fn jobs(tables: &Tables, live: &Live, patience: Option<Millis>) -> Re
         let id = id.ok_or_else(|| StoreError::corrupt(&key, "no job's id in it"))?;
         let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(id))? else { continue };
         found.extend(judged(&row, now, patience));
-        if found.len() >= TOLD {
+        if found.len() >= MOST_STUCK {
             break;
         }
     }
-    for (machine, lease) in live.unsaid() {
+    for (machine, lease) in telemetry.unsaid() {
         let Some(since) = lease.ended_at.filter(|since| now.since(*since) > UNSAID) else { continue };
         let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(lease.job))? else { continue };
-        // A machine may say what it likes of what is not its own, or over.
+        // A heartbeat may name any lease. It counts only for the live lease of a job on this very machine.
         let its_own = row.attempts.last().is_some_and(|a| (a.machine, a.lease) == (machine, lease.lease));
         let running = row.state == JobState::Running && its_own;
-        if running && found.len() < TOLD && found.iter().all(|stuck| stuck.job != row.job) {
-            found.push(told(&row, since, IN_OUTBOX));
+        if running && found.len() < MOST_STUCK && found.iter().all(|stuck| stuck.job != row.job) {
+            found.push(stuck(&row, since, IN_OUTBOX));
         }
     }
     Ok(found)
 }
 
 const IN_OUTBOX: (&str, &str) = (
-    "it ended on its machine, whose outbox still has its files or its report: a slow line, or the market does not answer it",
-    "see whether the web server and gpubnb-services answer; the machine goes on trying by itself",
+    "it ended on its machine, but the report or the files still wait there: the line is slow, or the market does not answer",
+    "check that the web server and gpubnb-services answer; the machine keeps trying by itself",
 );
 
-fn told(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) -> Stuck {
+fn stuck(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) -> Stuck {
     let (cause, remedy) = (cause.to_owned(), remedy.to_owned());
     Stuck { job: row.job, name: row.spec.name.clone(), state: row.state, since, cause, remedy }
 }
@@ -67,35 +68,36 @@ fn judged(row: &JobRow, now: Timestamp, patience: Option<Millis>) -> Option<Stuc
             row.submitted_at,
             QUEUED,
             "no machine fits its limits, or none is free",
-            "look at why it waits on its page; cancel it, or bring more machines",
+            "its page says why it waits; cancel it, or add machines",
         ),
         JobState::Assigned => (
             assigned,
             ASSIGNED,
-            "the machine does not answer, and the scheduler has not taken it back",
+            "the machine does not answer, and the scheduler has not taken the job back",
             "see whether gpubnb-services runs and has a leader",
         ),
         JobState::Accepted => (
             assigned,
             ACCEPTED,
-            "the machine is pulling its image or its files for very long",
-            "its owner sees the pull on the job's page; cancel it if nothing moves",
+            "the machine has been fetching the image or the files for very long",
+            "the job's page shows the progress of the download; cancel the job if nothing moves",
         ),
         JobState::Running => {
             let limit = Millis(row.limits.time.millis().0 + OVER_LIMIT.0);
             (
                 row.started_at.unwrap_or(assigned),
                 limit,
-                "it runs past its time limit: neither worker nor watchdog has ended it",
-                "see whether gpubnb-services runs and has a leader; cancel it",
+                "it runs past its time limit: neither the worker nor the watchdog has ended it",
+                "check that gpubnb-services runs and has a leader; cancel the job",
             )
         }
         JobState::Completed | JobState::Failed | JobState::Cancelled => (
             row.ended_at.unwrap_or(assigned),
             UNSETTLED,
-            "it ended and is not settled",
-            "see whether gpubnb-services runs and has a leader: it settles what it finds",
+            "it has ended and is not settled",
+            "check that gpubnb-services runs and has a leader: it settles every ended job that it finds",
         ),
     };
-    (now.since(since) > patience.map_or(most, |patience| patience.min(most))).then(|| told(row, since, (cause, remedy)))
+    (now.since(since) > patience.map_or(most, |patience| patience.min(most)))
+        .then(|| stuck(row, since, (cause, remedy)))
 }

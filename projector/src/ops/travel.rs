@@ -1,7 +1,7 @@
 //! Time travel: the market, a job, a machine or an account as it was after any event of the log.
 //!
-//! One thing is folded from its own trail, which the timeline knows. The whole market is folded from the nearest
-//! snapshot that an earlier journey left; the way there is told while it is made.
+//! A job, a machine or an account is folded from its own trail, which the timeline knows. The whole market is folded
+//! from the nearest snapshot that an earlier journey left; meanwhile the progress can be asked for.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,8 +11,8 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Aggregate, Chain, Event, Recorded, Seq};
-use gpubnb_log::Log;
+use gpubnb_events::{Aggregate, Event, Recorded, Seq};
+use gpubnb_log::{Log, ReadError};
 use gpubnb_model::{
     self, Projection,
     balances::{self, Balances},
@@ -25,98 +25,100 @@ use gpubnb_query::view::{
     ops::{MarketThen, Progress, RowThen},
 };
 use gpubnb_store::{self, Database, StoreError, Table, WriteBatch};
-use tokio::sync::Mutex as Turn;
+use tokio::{sync::Mutex as AsyncMutex, task::JoinError};
 
 use super::background::Background;
 
-/// Events between two snapshots, at first; it doubles when there are too many.
+/// Events between two snapshots at first. The number doubles when there are too many snapshots.
 const SPACING: u64 = 20_000;
 const MOST_SNAPSHOTS: usize = 64;
-/// Markets that are kept as they were told.
+/// Most finished answers that are kept.
 const MOST_BEEN: usize = 16;
-/// Cache of the database that it is folded in, MiB.
+/// The cache of the database for time travel, MiB.
 const CACHE_MIB: u64 = 8;
-/// Machines of the market that are told of.
-const MACHINES_TOLD: usize = 50;
+/// Most machines in the answer.
+const MACHINES_SHOWN: usize = 50;
 /// Events read back at the same time.
 const READ_AT_ONCE: usize = 32;
-/// Longest trail that is folded.
+/// The longest trail that is folded while somebody waits.
 const MOST_EVENTS: u32 = 20_000;
-/// Events of a trail that are told of.
-const TRAIL_TOLD: usize = 200;
+/// Most events of a trail in the answer.
+const TRAIL_SHOWN: usize = 200;
 
-/// Why there is no way there.
+/// The reason why a journey failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TravelError {
-    #[error(transparent)]
     /// The store failed.
+    #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{0}")]
     /// The log could not be read.
-    Log(String),
+    #[error(transparent)]
+    Log(#[from] ReadError),
+    /// The process is about to end.
+    #[error("the projector is stopping")]
+    Stopping,
+    /// The task of the journey ended early.
+    #[error("the journey ended early")]
+    Ended(#[from] JoinError),
+    /// The trail is too long to be folded while somebody waits.
     #[error(
         "its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show --from-log`, which reads the whole log"
     )]
-    /// The trail is too long to be folded while somebody waits.
     TooLong,
 }
 
-/// What was folded before, and where.
+/// Folds the past. Clones share the database and the snapshots.
 #[derive(Clone)]
 pub struct Traveller {
     log: Log,
     db: Database,
     background: Background,
-    snapshots: Arc<Mutex<Snapshots>>,
-    /// One journey at a time; who waits finds what it left.
-    turn: Arc<Turn<()>>,
+    snapshots: Arc<Mutex<MarketSnapshots>>,
+    /// One journey is made at a time; the next one finds the snapshots of those before.
+    turn: Arc<AsyncMutex<()>>,
     progress: Arc<Mutex<Option<Progress>>>,
-    /// Where it was last.
+    /// The last answers.
     been: Arc<Mutex<VecDeque<MarketThen>>>,
 }
 
-struct Snapshots {
+struct MarketSnapshots {
     spacing: u64,
     taken: BTreeMap<Seq, Table>,
 }
 
-/// The models a market is made of, in one table: their keys are told apart by a letter before them.
+/// The models that make up a market. They share one table, in which the first letter of a key tells them apart.
 fn market_models() -> [Box<dyn Projection>; 3] {
     [Box::new(Machines), Box::new(MarketFigures), Box::new(Balances)]
 }
 
 impl Traveller {
-    /// Opens a database for what is folded; it is empty, and gone at the end.
+    /// Opens an empty database for time travel, which is removed at the end.
     pub fn open(log: Log, path: &Path, background: Background) -> Result<Self, StoreError> {
         let db = Database::scratch(path, CACHE_MIB)?;
-        let snapshots = Snapshots { spacing: SPACING, taken: BTreeMap::new() };
+        let snapshots = MarketSnapshots { spacing: SPACING, taken: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
         Ok(Self { log, db, background, snapshots, turn: Arc::default(), progress, been: Arc::default() })
     }
 
-    /// How far the journey is that is being made.
+    /// The progress of the journey that is being made, if there is one.
     pub fn progress(&self) -> Option<Progress> {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
+    fn snapshots(&self) -> MutexGuard<'_, MarketSnapshots> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The market after an event.
     pub async fn market(&self, seq: Seq) -> Result<MarketThen, TravelError> {
         let _turn = self.turn.lock().await;
-        // Whoever looks again while the way is made finds it made.
+        // An operator who asks again while the journey is made finds its answer here.
         if let Some(been) = self.been().iter().find(|then| then.seq == seq) {
             return Ok(been.clone());
         }
         let own = self.clone();
         let journey = self.background.spawn(async move { own.journey(seq).await });
-        match journey.await {
-            Ok(Some(then)) => then,
-            Ok(None) => Err(TravelError::Log("the projector stops".to_owned())),
-            Err(e) => Err(TravelError::Log(e.to_string())),
-        }
+        journey.await?.ok_or(TravelError::Stopping)?
     }
 
     async fn journey(&self, seq: Seq) -> Result<MarketThen, TravelError> {
@@ -140,9 +142,9 @@ impl Traveller {
     async fn look(&self, seq: Seq, table: &Table) -> Result<MarketThen, TravelError> {
         self.go(seq, table).await?;
         let event = match seq {
-            // Before the first event there is none.
+            // At sequence zero, before the first event, there is no event to show.
             Seq::ZERO => None,
-            seq => self.log.get(seq).await.map_err(|e| TravelError::Log(Chain(&e).to_string()))?,
+            seq => self.log.get(seq).await?,
         };
         Ok(market_in(table, seq, event.as_ref().and_then(TrailEvent::of))?)
     }
@@ -170,7 +172,7 @@ impl Traveller {
             }
             at = last;
             self.keep(at, table)?;
-            // It can be cut off here.
+            // A shutdown cuts the journey off at this await; without it, a fast broker would leave none.
             tokio::task::yield_now().await;
             let (done, until) = (Seq(at.0 - from.0), Seq(seq.0 - from.0));
             let done = Progress::since(began.elapsed(), Seq::ZERO, done, until);
@@ -184,7 +186,7 @@ impl Traveller {
         self.db.table(name)
     }
 
-    /// Keeps a copy, if the last one is far enough behind.
+    /// Keeps a snapshot of the table, unless another snapshot is near.
     fn keep(&self, at: Seq, table: &Table) -> Result<(), StoreError> {
         let mut snapshots = self.snapshots();
         let near = |other: Option<&Seq>| other.is_some_and(|other| other.0.abs_diff(at.0) < snapshots.spacing);
@@ -209,18 +211,18 @@ impl Traveller {
         Ok(())
     }
 
-    /// One thing after an event, folded from its trail.
+    /// A job, a machine or an account after an event, folded from its trail.
     pub async fn row(&self, timeline: &Table, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
         let sequences = sequences(timeline, of, seq)?;
         let mut trail = self.read(sequences).await?;
-        let mut told: Vec<_> = trail.iter().rev().take(TRAIL_TOLD).rev().filter_map(TrailEvent::of).collect();
-        // Where each body stands, its sequence says.
-        for event in &mut told {
+        let mut shown: Vec<_> = trail.iter().rev().take(TRAIL_SHOWN).rev().filter_map(TrailEvent::of).collect();
+        // The bodies are left out: each event can be asked for by its sequence.
+        for event in &mut shown {
             event.body = serde_json::Value::Null;
         }
         let (projection, _) = gpubnb_model::of_aggregate(of);
         if let Aggregate::Machine(_) = of {
-            // What a job did at a machine is in the job's trail.
+            // A machine's row also counts the reports of its jobs, which are in the jobs' trails only.
             let jobs = trail.iter().filter_map(|r| match r.event()? {
                 Event::JobAssigned(e) => Some(e.job),
                 _ => None,
@@ -244,13 +246,12 @@ impl Traveller {
         rows.commit(seq)?;
         let row = gpubnb_model::answer(&table, of)?;
         self.db.drop_table(&table)?;
-        Ok(RowThen { seq, row, trail: told })
+        Ok(RowThen { seq, row, trail: shown })
     }
 
     async fn read(&self, sequences: Vec<Seq>) -> Result<Vec<Recorded>, TravelError> {
         let read = futures_util::stream::iter(sequences).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
-        let read: Vec<Option<Recorded>> =
-            read.try_collect().await.map_err(|e| TravelError::Log(Chain(&e).to_string()))?;
+        let read: Vec<Option<Recorded>> = read.try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }
 }
@@ -268,16 +269,16 @@ fn market_in(table: &Table, seq: Seq, event: Option<TrailEvent>) -> Result<Marke
     let mut figures: gpubnb_query::view::Figures = gpubnb_store::get(table, FIGURES)?.unwrap_or_default();
     figures.cheapest = machines::cheapest(table)?;
     let ledger = balances::sums(table)?.into();
-    let (mut told, mut machine_count) = (Vec::new(), 0);
+    let (mut shown, mut machine_count) = (Vec::new(), 0);
     for row in machines::after(table, None) {
         let row = row?;
         if row.state() == MachineState::Delisted {
             continue;
         }
         machine_count += 1;
-        if told.len() < MACHINES_TOLD {
-            told.push(row);
+        if shown.len() < MACHINES_SHOWN {
+            shown.push(row);
         }
     }
-    Ok(MarketThen { seq, event, figures, ledger, machines: told.into_iter().map(Into::into).collect(), machine_count })
+    Ok(MarketThen { seq, event, figures, ledger, machines: shown.into_iter().map(Into::into).collect(), machine_count })
 }

@@ -1,49 +1,50 @@
-//! Verifying: the log folded anew and compared with the models that answer, row by row; every event looked at; and the log
-//! compared with the tree heads that were signed of it. Nothing here changes anything but a database of its own.
+//! Verification: the log is folded anew and compared with the models that answer, row by row; the invariants are
+//! checked at every event; and the log is compared with the tree heads that were signed of it. Nothing is changed but a
+//! database of the verification's own.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Recorded, Seq};
+use gpubnb_events::{Clock as _, Recorded, Seq, SystemClock};
 use gpubnb_log::{Follower, stream::CHECKPOINTS};
 use gpubnb_model::{
     self, Projection,
     jobs::Jobs,
     ledger::Ledger,
-    merkle::{self, Changed, Kept, LeavesNow, Merkle, roots},
+    merkle::{self, Changed, LeavesNow, Merkle, StoredTree, roots},
 };
-use gpubnb_query::view::ops::{ModelCheck, Progress};
+use gpubnb_query::view::ops::{ModelCheck, Progress, Verification};
 use gpubnb_store::{self, Database, StoreError, Table};
 
 use super::{
+    context::{NotStarted, WorkContext},
     invariants::Invariants,
-    work::{Work, fold},
 };
 use crate::{
     fold::{BATCH, Model},
     tree_head::{self, LATEST},
 };
 
-/// Most keys and sequences that are told of.
-const TOLD: usize = 100;
-/// Most messages that are another now, of which places are looked for.
+/// Most keys and sequences that are reported.
+const MOST_REPORTED: usize = 100;
+/// Most changed messages that are compared with each other, to find those that changed places.
 const MOST_CHANGED: usize = 1_000;
-/// Rows that may differ while both sides move; more of them is a difference for sure.
+/// Most rows that may differ while both sides still move. More of them are no coincidence.
 const MOST_SUSPECTS: usize = 50_000;
-/// Rows that are compared without a pause.
+/// Rows that are compared between two pauses.
 const PAUSE: u64 = 10_000;
-/// How often both sides are brought to the same sequence before it is given up.
+/// Attempts to bring both sides to the same sequence.
 const TRIES: usize = 200;
-/// Longest silence of the broker where there is more to read.
+/// The longest silence of the broker while there is more to read.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Signed heads read at the same time.
+/// Signed heads that are read at the same time.
 const HEADS_AT_ONCE: usize = 32;
-/// Cache of the database that is folded into, MiB.
+/// The cache of the verification's database, MiB.
 const CACHE_MIB: u64 = 8;
 
-/// The models, those together that are folded together. Each group reads the log once, and its database is gone before the
-/// next: a verification takes no more memory and disk than the largest needs.
+/// The models in groups that are folded together. The log is read once for each group, and the database of a group is
+/// removed before the next: a verification takes only as much memory and disk as its largest group.
 fn groups() -> Vec<Vec<Box<dyn Projection>>> {
     let mut groups = vec![Vec::new()];
     for model in gpubnb_model::all() {
@@ -56,26 +57,64 @@ fn groups() -> Vec<Vec<Box<dyn Projection>>> {
     groups
 }
 
-/// Verifies everything. What is found on the way is told at once, in the verification's state.
-pub(super) async fn verified(work: &Work) -> anyhow::Result<Vec<ModelCheck>> {
+/// Starts to verify every model and the log.
+pub(super) fn start(context: &WorkContext) -> Result<(), NotStarted> {
+    let mut state = context.state();
+    if state.verification.as_ref().is_some_and(|v| v.ended_at.is_none()) {
+        return Err(NotStarted::Running);
+    }
+    state.verification = Some(Verification {
+        began_at: SystemClock.now(),
+        progress: Progress { at: Seq::ZERO, until: context.last(), per_second: 0 },
+        ended_at: None,
+        failed: None,
+        models: Vec::new(),
+        violations: Vec::new(),
+        heads: 0,
+        quarantined: Vec::new(),
+    });
+    drop(state);
+    let own = context.clone();
+    context.background.spawn(async move {
+        let verified = verify(&own).await;
+        note(&own, |v| {
+            v.ended_at = Some(SystemClock.now());
+            match verified {
+                Ok(models) => v.models = models,
+                Err(e) => v.failed = Some(format!("{e:#}")),
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Changes the verification that operators see.
+fn note(context: &WorkContext, change: impl FnOnce(&mut Verification)) {
+    if let Some(verification) = context.state().verification.as_mut() {
+        change(verification);
+    }
+}
+
+/// Verifies everything. Operators see each finding at once.
+async fn verify(context: &WorkContext) -> anyhow::Result<Vec<ModelCheck>> {
     let groups = groups();
-    let mut replay = Replay::new(work, groups.len());
+    let mut replay = Replay::new(context, groups.len());
     let checks = replay.checked(groups).await;
-    // Whatever became of it.
-    replay.tell();
+    // Findings are shown even where the verification could not be finished.
+    replay.show_violations();
     checks
 }
 
-/// The log folded anew, for comparison.
+/// The replay of the log, for comparison with the models that answer.
 struct Replay<'a> {
-    work: &'a Work,
-    /// Which of how many times the log is read. The events themselves are looked at in the first.
+    context: &'a WorkContext,
+    /// The number of this reading of the log, from zero. The events themselves are checked in the first.
     pass: usize,
     passes: usize,
-    /// None where the log has not all that was folded: there is nothing to compare then.
+    /// The models of the present group. Empty where the log lacks an event: then there is nothing to compare.
     models: Vec<Model>,
     invariants: Invariants,
-    /// What each message is now, to be compared with what it was when it was folded.
+    /// The present leaf of each message, to be compared with the leaf that was folded.
     now: LeavesNow,
     changed: Vec<Changed>,
     follower: Follower,
@@ -85,51 +124,52 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(work: &'a Work, passes: usize) -> Self {
+    fn new(context: &'a WorkContext, passes: usize) -> Self {
         Self {
-            work,
+            context,
             pass: 0,
             passes,
             models: Vec::new(),
             invariants: Invariants::default(),
             now: LeavesNow::default(),
             changed: Vec::new(),
-            follower: work.log.follow(Seq(1)).over_gaps(),
+            follower: context.log.follow(Seq(1)).over_gaps(),
             read: Vec::new(),
             at: Seq::ZERO,
             began: Instant::now(),
         }
     }
 
-    /// Begins with further models from the first event.
+    /// Begins to fold the next group of models, from the first event.
     fn begin(&mut self, pass: usize, models: Vec<Box<dyn Projection>>) -> Result<(), StoreError> {
-        // The former database is gone before there is another.
+        // The database of the group before is removed with its last handle.
         self.models.clear();
-        let db = Database::scratch(&self.work.scratch.join(pass.to_string()), CACHE_MIB)?;
+        let db = Database::scratch(&self.context.scratch.join(pass.to_string()), CACHE_MIB)?;
         let models = models.into_iter().map(|projection| {
-            let table = db.model(projection.tables())?;
+            let table = db.model(projection.model_version())?;
             Model::new(projection, table)
         });
         self.models = models.collect::<Result<_, StoreError>>()?;
         self.invariants.forget();
-        self.follower = self.work.log.follow(Seq(1)).over_gaps();
+        self.follower = self.context.log.follow(Seq(1)).over_gaps();
         self.read.clear();
         (self.pass, self.at) = (pass, Seq::ZERO);
         Ok(())
     }
 
-    /// Every group of models, and with the first the log itself.
+    /// Checks every group of models, and with the first group the log itself.
     async fn checked(&mut self, groups: Vec<Vec<Box<dyn Projection>>>) -> anyhow::Result<Vec<ModelCheck>> {
-        let (work, mut checks, mut looked_at) = (self.work, Vec::new(), Seq::ZERO);
+        let (context, mut checks, mut looked_at) = (self.context, Vec::new(), Seq::ZERO);
         for (pass, models) in groups.into_iter().enumerate() {
             self.begin(pass, models)?;
-            let end = work.log.last_seq().await?;
-            if end < work.last() {
+            let end = context.log.last_seq().await?;
+            if end < context.last() {
                 self.models.clear();
-                self.invariants.broken(end.next(), format!("the log ends here; it was folded up to {}", work.last()));
+                self.invariants
+                    .broken(end.next(), format!("the log ends here; it was folded up to {}", context.last()));
             }
-            self.until(work.last().min(end)).await?;
-            // Whatever becomes of the comparison, what was found on the way is told.
+            self.until(context.last().min(end)).await?;
+            // Findings about the log are noted even where the comparison fails.
             self.tampered()?;
             let compared = self.compared().await;
             self.tampered()?;
@@ -144,12 +184,12 @@ impl<'a> Replay<'a> {
         }
         let place = |check: &ModelCheck| gpubnb_model::all().iter().position(|model| model.name() == check.name);
         checks.sort_by_key(place);
-        // What came meanwhile was folded and compared, but not looked at event by event.
-        work.note(|v| (v.progress.at, v.progress.until) = (looked_at, looked_at));
+        // Events that came after the first reading were folded and compared, but not checked by the invariants.
+        note(context, |v| (v.progress.at, v.progress.until) = (looked_at, looked_at));
         Ok(checks)
     }
 
-    /// Every model, compared. A gap that is found on the way leaves nothing to compare.
+    /// Compares every model of the group. A gap in the log that is found meanwhile leaves nothing to compare.
     async fn compared(&mut self) -> anyhow::Result<Vec<ModelCheck>> {
         let (mut checks, mut index) = (Vec::new(), 0);
         while index < self.models.len() {
@@ -159,7 +199,7 @@ impl<'a> Replay<'a> {
         Ok(checks)
     }
 
-    /// Folds exactly up to a sequence.
+    /// Reads and folds the log exactly up to a sequence.
     async fn until(&mut self, until: Seq) -> anyhow::Result<()> {
         while self.at < until {
             if self.read.is_empty() {
@@ -176,34 +216,34 @@ impl<'a> Replay<'a> {
             let batch = std::mem::replace(&mut self.read, rest);
             let Some(last) = batch.last().map(|r| r.seq) else { continue };
             self.look_for_gaps(&batch);
-            self.models.iter_mut().try_for_each(|model| fold(model, &batch))?;
+            self.models.iter_mut().try_for_each(|model| model.fold(&batch))?;
             if self.pass == 0 {
                 batch.iter().try_for_each(|recorded| self.look_at(recorded))?;
             }
             self.at = last;
-            let progress = self.progress(until.max(self.work.last()));
-            self.work.note(|v| v.progress = progress);
-            self.tell();
-            // It can be cut off here: where the broker keeps up, nothing is waited for.
+            let progress = self.progress(until.max(self.context.last()));
+            note(self.context, |v| v.progress = progress);
+            self.show_violations();
+            // A shutdown cuts the verification off at this await; without it, a fast broker would leave none.
             tokio::task::yield_now().await;
         }
         Ok(())
     }
 
-    /// Tells what was found so far.
-    fn tell(&self) {
+    /// Shows operators the broken invariants so far.
+    fn show_violations(&self) {
         let violations = self.invariants.found().to_vec();
-        self.work.note(|v| v.violations = violations);
+        note(self.context, |v| v.violations = violations);
     }
 
-    /// How far it is, as if the log were read once.
+    /// The progress over all readings of the log, scaled to one reading.
     fn progress(&self, until: Seq) -> Progress {
         let (pass, passes) = (u64::try_from(self.pass).unwrap_or(0), u64::try_from(self.passes).unwrap_or(1));
         let done = (pass * until.0 + self.at.0) / passes.max(1);
         Progress::since(self.began.elapsed(), Seq::ZERO, Seq(done), until)
     }
 
-    /// No fold goes over a gap: from there on the models cannot be compared, and only the rest of the log is looked at.
+    /// Notes the events that are missing. No model is folded over a gap: from there on only the log itself is checked.
     fn look_for_gaps(&mut self, batch: &[Recorded]) {
         let before = std::iter::once(self.at).chain(batch.iter().map(|r| r.seq));
         for (before, next) in before.zip(batch.iter().map(|r| r.seq)) {
@@ -212,18 +252,18 @@ impl<'a> Replay<'a> {
     }
 
     fn missing(&mut self, before: Seq, next: Seq) {
-        for missing in (before.0 + 1..next.0).take(TOLD).map(Seq) {
+        for missing in (before.0 + 1..next.0).take(MOST_REPORTED).map(Seq) {
             self.models.clear();
             self.invariants.broken(missing, "MARKET has this event no more".to_owned());
         }
     }
 
-    /// Compares the log's own tree with the heads that were signed of it, here and at other times.
+    /// Compares the Merkle tree of the log with all heads that were ever signed of it.
     async fn heads(&mut self) -> anyhow::Result<()> {
         let Some(ours) = self.models.iter().find(|m| m.name() == Merkle.name()).map(|m| m.table().clone()) else {
             return Ok(());
         };
-        let bucket = self.work.log.jetstream().get_key_value(CHECKPOINTS).await;
+        let bucket = self.context.log.jetstream().get_key_value(CHECKPOINTS).await;
         let bucket = bucket.context("the signed heads cannot be read: see `CHECKPOINTS` in docs/operating.md")?;
         let latest = tree_head::get(&bucket, LATEST).await?;
         let newest = latest.as_ref().map_or(0, |head| head.size);
@@ -233,7 +273,7 @@ impl<'a> Replay<'a> {
         });
         let mut heads: Vec<_> = heads.buffered(HEADS_AT_ONCE).try_collect().await?;
         if let Some(latest) = latest.filter(|latest| latest.size <= self.at.0) {
-            heads.push((newest, gpubnb_proof::merkle::root(&Kept(&ours), 0, newest)?, Some(latest)));
+            heads.push((newest, gpubnb_proof::merkle::root(&StoredTree(&ours), 0, newest)?, Some(latest)));
         } else if newest > self.at.0 {
             let what = format!("the head of {newest} events was signed, and the log ends before");
             self.invariants.broken(self.at.next(), what);
@@ -241,10 +281,10 @@ impl<'a> Replay<'a> {
         let (mut agree, mut before) = (0, 0);
         for (size, root, head) in heads {
             let what = match head {
-                // The newest head is signed after all those before it: further ones are still to come.
+                // The newest head is signed last: heads beyond it are still to come.
                 None if size > newest => continue,
                 None => format!("the head of {size} events, which was signed, is gone"),
-                Some(head) if !self.work.keys.contains(&head.key) => {
+                Some(head) if !self.context.keys.contains(&head.key) => {
                     format!("the head of {size} events is signed by {}, which is not believed (--head-key)", head.key)
                 }
                 Some(head) if head.is_signed() && head.size == size && head.root == gpubnb_events::hex(root) => {
@@ -256,19 +296,19 @@ impl<'a> Replay<'a> {
             self.invariants.broken(Seq(before + 1), what);
             break;
         }
-        self.work.note(|v| v.heads = agree);
+        note(self.context, |v| v.heads = agree);
         Ok(())
     }
 
-    /// Looks whether a message is what it was when it was folded, by itself, for no model is folded over a gap; and whether
-    /// its event may be there.
+    /// Checks one message: whether its leaf is the one that was folded, and whether its event keeps the invariants. The
+    /// leaves are compared here, and not by the replayed model, because no model is folded over a gap.
     fn look_at(&mut self, recorded: &Recorded) -> anyhow::Result<()> {
-        let changed = self.now.push(recorded.seq, recorded.leaf, || self.work.tables.named(Merkle.name()))?;
+        let changed = self.now.push(recorded.seq, recorded.leaf, || self.context.tables.named(Merkle.name()))?;
         self.remember(changed);
         match recorded.event() {
             Some(event) => self.invariants.apply(recorded.seq, event),
-            None => self.work.note(|v| {
-                if v.quarantined.len() < TOLD {
+            None => note(self.context, |v| {
+                if v.quarantined.len() < MOST_REPORTED {
                     v.quarantined.push(recorded.seq);
                 }
             }),
@@ -281,11 +321,11 @@ impl<'a> Replay<'a> {
         self.changed.extend(changed.into_iter().take(room));
     }
 
-    /// Says which messages were changed since they were folded, or moved.
+    /// Notes which messages were changed, or changed places, since they were folded.
     fn tampered(&mut self) -> anyhow::Result<()> {
-        let changed = self.now.changed(&self.work.tables.named(Merkle.name())?)?;
+        let changed = self.now.changed(&self.context.tables.named(Merkle.name())?)?;
         self.remember(changed);
-        for (seq, other) in merkle::places(&std::mem::take(&mut self.changed)).take(TOLD) {
+        for (seq, other) in merkle::places(&std::mem::take(&mut self.changed)).take(MOST_REPORTED) {
             let what = match other {
                 Some(other) => format!("it stands where event {other} was when it was folded"),
                 None => "it is not what it was when it was folded".to_owned(),
@@ -295,11 +335,11 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Compares a model row by row with the one that answers. That moves on meanwhile: rows that differ are looked at
+    /// Compares a model row by row with the one that answers, which moves on meanwhile. Rows that differ are compared
     /// again when both are at the same sequence.
     async fn compare(&mut self, index: usize) -> anyhow::Result<ModelCheck> {
         let name = self.models[index].name();
-        let live = self.work.tables.named(name)?;
+        let live = self.context.tables.named(name)?;
         let ours = self.models[index].table().clone();
         let (rows, mut suspects) = differing(&ours, &live).await?;
         for _ in 0..TRIES {
@@ -311,9 +351,10 @@ impl<'a> Replay<'a> {
                     still.push(key.clone());
                 }
             }
-            // Each batch moves the checkpoint: nothing was written between the two looks.
+            // Each batch moves the checkpoint. Where it has not moved, nothing was written while the rows were
+            // compared.
             if gpubnb_store::checkpoint(&live)? == at {
-                let differing = still.iter().take(TOLD).map(|key| key.escape_ascii().to_string()).collect();
+                let differing = still.iter().take(MOST_REPORTED).map(|key| key.escape_ascii().to_string()).collect();
                 return Ok(ModelCheck { name: name.to_owned(), rows, differing });
             }
             if suspects.len() > still.len() {
@@ -324,7 +365,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Goes through both tables beside each other: how many rows there are, and the keys of those that differ.
+/// Goes through both tables side by side. Returns the number of rows, and the keys of those that differ.
 async fn differing(ours: &Table, live: &Table) -> anyhow::Result<(u64, Vec<Vec<u8>>)> {
     let (mut left, mut right) = (ours.all(), live.all());
     let (mut a, mut b) = (left.next().transpose()?, right.next().transpose()?);
@@ -345,7 +386,7 @@ async fn differing(ours: &Table, live: &Table) -> anyhow::Result<(u64, Vec<Vec<u
         if let Some((key, _)) = if order.is_gt() { &b } else { &a } {
             rows += 1;
             if !same {
-                // The key alone: it holds its block.
+                // Only the key is copied: the row would keep its whole block in memory.
                 suspects.push(key.to_vec());
             }
         }

@@ -1,5 +1,5 @@
-//! The queries as micro service `query.*`: wait for the sequence that was asked for, look whether the actor
-//! may see it, read the rows.
+//! The queries as the micro service `query.*`. Each waits until the models have folded the sequence that the request
+//! names, checks what the actor may see, and reads the rows.
 
 mod access;
 mod read;
@@ -9,7 +9,7 @@ use std::{future::Future, time::Duration};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
 use gpubnb_log::{Log, stream::CHECKPOINTS};
-use gpubnb_model::merkle::{Kept, Merkle};
+use gpubnb_model::merkle::{Merkle, StoredTree};
 use gpubnb_proof::{MessageLine, Proof, merkle};
 use gpubnb_query::{
     request::{Ask, Lag, ModelState, ReadingsQuery, TrailQuery},
@@ -28,14 +28,14 @@ use crate::{
     tree_head::{self, LATEST},
 };
 
-/// How long a query waits for the sequence it must have seen.
+/// How long a query waits for the models to reach the sequence that the request names.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often is looked whether a tree head has been signed.
+/// How often a query looks for a new signed tree head.
 const NEXT_HEAD: Duration = Duration::from_millis(200);
-/// Events of a trail that are read back at the same time.
+/// Events of a trail that are read from the log at the same time.
 const READ_AT_ONCE: usize = 64;
 
-/// Progress of the fold.
+/// The progress of the fold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Applied {
     pub(crate) seq: Seq,
@@ -54,17 +54,19 @@ impl Applied {
     }
 }
 
-/// All that the endpoints answer from.
+/// Everything that the endpoints answer from. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Queries {
     pub(crate) read: ReadModels,
     pub(crate) log: Log,
     pub(crate) applied: watch::Receiver<Applied>,
-    /// Before this sequence nothing is answered: what is missing would look as if it were not there.
+    /// No query is answered before the models have folded this sequence: a job that is not folded yet would look as if
+    /// it did not exist.
     pub(crate) floor: Seq,
 }
 
-/// Serves them all, from when everything is folded that the log had at the start; how far that is can be asked before.
+/// Serves all queries once the models have caught up with the log as it was at the start. Only `lag` is answered
+/// before.
 pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats::Error> {
     let at_once = Queries { floor: Seq::ZERO, ..q.clone() };
     endpoint(server, &at_once, "lag", |q, _, ()| async move { q.lag().await }).await?;
@@ -85,27 +87,27 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await
 }
 
-/// Where an endpoint is asked: the name that it is counted under, and its subject.
-pub(crate) struct At(String, String);
+/// The address of an endpoint: the name under which its requests are counted, and its subject.
+pub(crate) struct Address(String, String);
 
-impl From<&str> for At {
+impl From<&str> for Address {
     fn from(name: &str) -> Self {
         Self(format!("query-{name}"), subject::query(name))
     }
 }
 
-impl At {
-    /// At one projector.
+impl Address {
+    /// The address of a query that only this projector answers.
     pub(crate) fn of(name: &str, projector: ProjectorId) -> Self {
         Self(format!("query-{name}-own"), subject::query_of(name, projector))
     }
 }
 
-/// One endpoint.
+/// Serves one endpoint.
 pub(crate) async fn endpoint<B, T, F, Fut>(
     server: &Server,
     queries: &Queries,
-    at: impl Into<At>,
+    address: impl Into<Address>,
     handler: F,
 ) -> Result<(), async_nats::Error>
 where
@@ -114,7 +116,7 @@ where
     F: Fn(Queries, Actor, B) -> Fut + Send + Sync + Clone + 'static,
     Fut: Future<Output = Result<T, Failure>> + Send,
 {
-    let (queries, At(name, subject)) = (queries.clone(), at.into());
+    let (queries, Address(name, subject)) = (queries.clone(), address.into());
     server
         .endpoint(&name, subject, Requester::Platform, move |incoming: Incoming| {
             let (queries, handler) = (queries.clone(), handler.clone());
@@ -134,7 +136,7 @@ impl Queries {
         if applied.borrow().seq >= seq {
             return Ok(());
         }
-        // Nobody holds a place here by waiting for what was never written.
+        // Nothing is gained by waiting for a sequence that the log does not have.
         if self.log.last_seq().await? < seq {
             let message = format!("The log has not reached sequence {seq}.");
             return Err(Refusal::new("NoSuchSequence", RefusalKind::Invalid, message).at("min_seq").into());
@@ -162,18 +164,13 @@ impl Queries {
         let raw = self.log.get_raw(seq).await?;
         let raw = raw.ok_or_else(|| not_found("event"))?;
         let recorded = raw.read();
-        // What a provider may not see of an event cannot be proven to them either.
-        let all = match (self.read.seen(actor, &recorded), TrailEvent::of(&recorded)) {
-            (Some(seen), Some(whole)) => seen == whole,
-            _ => may_see_all(actor),
-        };
-        if !all {
+        if !self.read.sees_whole(actor, &recorded) {
             return Err(not_found("event"));
         }
         let unsigned =
             |e: anyhow::Error| Failure::unavailable("the signed heads cannot be read now; try again", e.as_ref());
         let bucket = self.log.jetstream().get_key_value(CHECKPOINTS).await.map_err(|e| unsigned(e.into()))?;
-        // One is signed every two seconds: of what has just happened, it is about to be.
+        // A head is signed every two seconds: for a new event, the next one is awaited.
         let signed = async {
             loop {
                 match tree_head::get(&bucket, LATEST).await {
@@ -183,10 +180,10 @@ impl Queries {
                 }
             }
         };
-        let late = |_| Failure::Unavailable("no signed head holds it yet: try again in a moment".to_owned());
+        let late = |_| Failure::Unavailable("no signed head covers this event yet: try again in a moment".to_owned());
         let head = tokio::time::timeout(PATIENCE, signed).await.map_err(late)??;
         let table = self.read.tables.of(&Merkle).map_err(broken)?;
-        let path = merkle::path(&Kept(&table), seq.0 - 1, head.size).map_err(broken)?;
+        let path = merkle::path(&StoredTree(&table), seq.0 - 1, head.size).map_err(broken)?;
         Ok(Proof { message: MessageLine::from(&raw), path: path.iter().map(gpubnb_events::hex).collect(), head })
     }
 

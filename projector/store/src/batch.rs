@@ -1,4 +1,5 @@
-//! The write batch: the rows that a run of events changes, written with the checkpoint at once; and reading typed rows.
+//! The write batch: the rows that a run of events changes, written together with the checkpoint. And reading typed
+//! rows.
 
 use std::any::Any;
 
@@ -8,23 +9,23 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{SnapshotCopy, StoreError, Table, snapshot_copy::CopyLock};
 
-/// How far a table is.
+/// A table's checkpoint: the sequence of the last event in it.
 pub fn checkpoint(table: &Table) -> Result<Seq, StoreError> {
     table.checkpoint_row()?.map_or(Ok(Seq::ZERO), |row| checkpoint_in(&row))
 }
 
-/// How far the table is that has this checkpoint's row.
+/// The sequence in a checkpoint's row.
 pub fn checkpoint_in(row: &[u8]) -> Result<Seq, StoreError> {
     let seq = row.get(..8).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes);
     seq.map(Seq).ok_or_else(|| corrupt(b"checkpoint", "the checkpoint is not eight bytes"))
 }
 
-/// The leaf of the message that the checkpoint with this row is, where it is known.
+/// The leaf in a checkpoint's row, if there is one: the leaf of the last message.
 pub fn leaf_in(row: &[u8]) -> Option<Hash> {
     row.get(8..)?.try_into().ok()
 }
 
-/// The leaf of the message that the checkpoint is, where it is known: trees that are older than this do not say.
+/// The leaf of the last message in a table; `None` for tables from before leaves were stored.
 pub fn last_leaf(table: &Table) -> Result<Option<Hash>, StoreError> {
     Ok(table.checkpoint_row()?.and_then(|row| leaf_in(&row)))
 }
@@ -43,12 +44,12 @@ pub fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, StoreE
     serde_json::from_slice(bytes).map_err(|e| corrupt(key, e))
 }
 
-/// A row that can be staged: read and changed as a value, written as JSON once, when it is committed.
+/// The value of a row. In a batch it is read and changed as a value, and encoded as JSON once, at the commit.
 pub trait Row: Any + Send + Serialize + DeserializeOwned + Clone {}
 
 impl<T: Any + Send + Serialize + DeserializeOwned + Clone> Row for T {}
 
-/// A row's value, whatever its type.
+/// The value of a staged row, whatever its type.
 trait Value: Any + Send {
     fn encode(&self, to: &mut Vec<u8>) -> Result<(), serde_json::Error>;
 }
@@ -70,19 +71,19 @@ enum Staged {
 /// however many events touch it.
 pub struct WriteBatch<'a> {
     table: &'a Table,
-    copier: Option<&'a SnapshotCopy>,
+    snapshot_copy: Option<&'a SnapshotCopy>,
     staged: HashMap<Vec<u8>, Staged>,
 }
 
 impl<'a> WriteBatch<'a> {
-    /// Nothing changed yet.
+    /// An empty batch for a table.
     pub fn new(table: &'a Table) -> Self {
-        Self { table, copier: None, staged: HashMap::new() }
+        Self { table, snapshot_copy: None, staged: HashMap::new() }
     }
 
-    /// The same, of a table that may be copied meanwhile.
-    pub fn copied(table: &'a Table, copier: &'a SnapshotCopy) -> Self {
-        Self { copier: Some(copier), ..Self::new(table) }
+    /// An empty batch for a table of which a snapshot copy may be made meanwhile.
+    pub fn copied(table: &'a Table, snapshot_copy: &'a SnapshotCopy) -> Self {
+        Self { snapshot_copy: Some(snapshot_copy), ..Self::new(table) }
     }
 
     /// A staged row, read from the table by `read` the first time it is touched.
@@ -107,7 +108,7 @@ impl<'a> WriteBatch<'a> {
         self.staged(key, |bytes| Ok(Staged::Value(Box::new(decode::<T>(key, bytes)?))))
     }
 
-    /// A row.
+    /// Reads a row, with the changes of this batch.
     pub fn get<T: Row>(&mut self, key: &[u8]) -> Result<Option<T>, StoreError> {
         Ok(value(self.typed::<T>(key)?, key)?.cloned())
     }
@@ -117,17 +118,17 @@ impl<'a> WriteBatch<'a> {
         self.staged.insert(key.to_vec(), Staged::Value(Box::new(row)));
     }
 
-    /// Writes a row that is its key alone.
+    /// Writes a row that has a key and no value.
     pub fn put_key(&mut self, key: Vec<u8>) {
         self.staged.insert(key, Staged::Bytes(Vec::new()));
     }
 
-    /// Writes the bytes of a row that is no JSON.
+    /// Writes a row of raw bytes.
     pub fn put_bytes(&mut self, key: Vec<u8>, bytes: Vec<u8>) {
         self.staged.insert(key, Staged::Bytes(bytes));
     }
 
-    /// The bytes of a row that is no JSON; none where there is no row.
+    /// The bytes of a raw row; empty where there is no row.
     pub fn bytes(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
         match self.staged(key, |bytes| Ok(Staged::Bytes(bytes.to_vec())))? {
             Staged::Bytes(bytes) => Ok(bytes.clone()),
@@ -141,7 +142,7 @@ impl<'a> WriteBatch<'a> {
         self.staged.insert(key.to_vec(), Staged::Gone);
     }
 
-    /// Changes a row in place. A row that is not there is not made.
+    /// Changes a row in place, if there is one.
     pub fn update<T: Row>(&mut self, key: &[u8], change: impl FnOnce(&mut T)) -> Result<(), StoreError> {
         if let Some(row) = value(self.typed::<T>(key)?, key)? {
             change(row);
@@ -149,7 +150,7 @@ impl<'a> WriteBatch<'a> {
         Ok(())
     }
 
-    /// Changes a row in place; makes an empty one first where there is none.
+    /// Changes a row in place. Where there is none, its default is changed.
     pub fn upsert<T: Row + Default>(&mut self, key: &[u8], change: impl FnOnce(&mut T)) -> Result<(), StoreError> {
         let staged = self.typed::<T>(key)?;
         if matches!(staged, Staged::Gone) {
@@ -161,7 +162,7 @@ impl<'a> WriteBatch<'a> {
         Ok(())
     }
 
-    /// Changes the bytes of a row that is no JSON; starts with none where there is no row.
+    /// Changes the bytes of a raw row in place. Where there is none, empty bytes are changed.
     pub fn upsert_bytes<R>(&mut self, key: &[u8], change: impl FnOnce(&mut Vec<u8>) -> R) -> Result<R, StoreError> {
         let staged = self.staged(key, |bytes| Ok(Staged::Bytes(bytes.to_vec())))?;
         if matches!(staged, Staged::Gone) {
@@ -178,15 +179,16 @@ impl<'a> WriteBatch<'a> {
         self.commit_of(checkpoint, None)
     }
 
-    /// The same, and remembers which message the checkpoint is: another log has another one there.
+    /// Writes the rows and the checkpoint as one atomic batch. `leaf` is that of the checkpoint's message, by which the
+    /// table is later recognised as folded from this log and not from another.
     pub fn commit_of(self, checkpoint: Seq, leaf: Option<Hash>) -> Result<(), StoreError> {
-        // In the order of the table: neighbours are written together.
+        // In the order of keys: rows of the same block are written together.
         let mut staged: Vec<_> = self.staged.into_iter().collect();
         staged.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let leaf = leaf.map_or_else(Vec::new, Vec::from);
         let checkpoint = [&checkpoint.0.to_be_bytes()[..], &leaf].concat();
-        // The copy is held until the batch is written.
-        let mut copy = self.copier.map(SnapshotCopy::lock);
+        // A snapshot copy cannot read its next piece before the batch is written.
+        let mut copy = self.snapshot_copy.map(SnapshotCopy::lock);
         let before = |tree: &sled::Tree, place: &[u8]| {
             copy.as_mut().map_or(Ok(()), |copy: &mut CopyLock<'_>| copy.changes(tree, place))
         };

@@ -1,7 +1,8 @@
-//! Blocks: rows that follow each other, as one value. How they are laid out, looked through and cut.
+//! Blocks: many neighbouring rows as one value of sled. Their layout, the search in them, and how they are cut.
 //!
-//! A row is the lengths of its key (u16) and of its value (u32), little-endian, then both. As it is stored, a block is one
-//! byte, `RAW` or `LZ4`, and its rows, as they are or compressed after their length. Where blocks lie is the affair of `table.rs`.
+//! In a block, a row is the length of its key (u16), the length of its value (u32), both little-endian, the key, and
+//! the value. A stored block begins with one byte: `RAW`, before the rows as they are, or `LZ4`, before their length
+//! and the compressed rows. Under which key a block is stored is decided in `table.rs`.
 
 use std::ops::Range;
 
@@ -9,23 +10,24 @@ use sled::IVec;
 
 use crate::StoreError;
 
-/// A longer block is cut, bytes. sled keeps sixteen values a page at the most and some hundred bytes of memory for each
-/// page: the longer a block, the fewer pages; the shorter, the less is written for a row that changed.
+/// A block with more bytes of rows is cut. sled keeps at most sixteen values in a page, and some hundred bytes of
+/// memory for each page: with long blocks there are fewer pages, with short blocks less is written for a row that
+/// changed.
 pub(crate) const MOST: usize = 8 << 10;
-/// And one that is longer as it is stored. sled looks at its cache once in 64 reads of each 256th of it, and whatever is read
-/// meanwhile stays in memory: some pages of each, however small the cache. So they must not be large; rows of hashes, which
-/// do not get shorter, would make them.
+/// A block with more bytes in its stored form is cut, too. sled bounds each of the 256 parts of its cache only once in
+/// 64 reads, and keeps all pages that are read meanwhile in memory, however small the cache. So pages must be small,
+/// also those of blocks that do not compress, such as hashes.
 pub(crate) const MOST_STORED: usize = 3 << 10;
 const HEAD: usize = 6;
 const RAW: u8 = 0;
 const LZ4: u8 = 1;
-/// Longest block that is believed in, bytes, as its rows are and as it is stored: one row may be as long.
+/// The longest block, and so the longest row, in bytes. A block that claims to be longer is corrupt.
 pub const LONGEST: usize = 64 << 20;
 
-/// A block as it is stored. Rows of one kind have most of their text in common.
+/// The stored form of a block. Rows of one kind compress well: most of their text is the same.
 fn stored(rows: &[u8]) -> Result<Vec<u8>, StoreError> {
     if rows.len() >= LONGEST {
-        return Err(StoreError::corrupt(b"", "it is too long for a block"));
+        return Err(StoreError::corrupt(b"", "the row is too long for a block"));
     }
     let mut stored = vec![LZ4; 5 + lz4_flex::block::get_maximum_output_size(rows.len())];
     let length = u32::try_from(rows.len()).unwrap_or(u32::MAX);
@@ -61,52 +63,52 @@ pub(crate) fn rows(stored: &IVec) -> Result<IVec, StoreError> {
     }
 }
 
-/// Where a row stands in its block.
+/// The place of a row in its block.
 #[derive(Clone)]
-pub(crate) struct Row {
+pub(crate) struct RowSpan {
     pub(crate) key: Range<usize>,
     pub(crate) value: Range<usize>,
 }
 
-/// The rows of a block, in order.
-pub(crate) struct Rows<'b> {
+/// The places of a block's rows, in order.
+pub(crate) struct RowSpans<'b> {
     block: &'b [u8],
     at: usize,
 }
 
-impl<'b> Rows<'b> {
+impl<'b> RowSpans<'b> {
     pub(crate) fn of(block: &'b [u8]) -> Self {
         Self { block, at: 0 }
     }
 
-    fn next_row(&self) -> Option<Row> {
+    fn next_row(&self) -> Option<RowSpan> {
         let (head, _) = self.block.get(self.at..)?.split_first_chunk::<HEAD>()?;
         let [k0, k1, v0, v1, v2, v3] = *head;
         let key = usize::from(u16::from_le_bytes([k0, k1]));
         let value = usize::try_from(u32::from_le_bytes([v0, v1, v2, v3])).ok()?;
         let key = self.at + HEAD..self.at + HEAD + key;
         let value = key.end..key.end.checked_add(value)?;
-        (value.end <= self.block.len()).then_some(Row { key, value })
+        (value.end <= self.block.len()).then_some(RowSpan { key, value })
     }
 }
 
-impl Iterator for Rows<'_> {
-    type Item = Result<Row, StoreError>;
+impl Iterator for RowSpans<'_> {
+    type Item = Result<RowSpan, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.at >= self.block.len() {
             return None;
         }
         let row = self.next_row();
-        // What cannot be read ends it.
+        // After a row that cannot be read, the next one cannot be found.
         self.at = row.as_ref().map_or(self.block.len(), |row| row.value.end);
         Some(row.ok_or_else(|| StoreError::corrupt(b"", "a block ends within a row")))
     }
 }
 
-/// Where the value of a row stands.
+/// The place of a row's value.
 pub(crate) fn find(block: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, StoreError> {
-    for row in Rows::of(block) {
+    for row in RowSpans::of(block) {
         let row = row?;
         match block[row.key].cmp(key) {
             std::cmp::Ordering::Less => {}
@@ -121,18 +123,18 @@ pub(crate) fn find(block: &[u8], key: &[u8]) -> Result<Option<Range<usize>>, Sto
 #[derive(Default)]
 pub(crate) struct Packed {
     bytes: Vec<u8>,
-    /// Where each row begins.
+    /// The place at which each row begins.
     starts: Vec<usize>,
 }
 
 impl Packed {
-    /// One more row of another block.
-    fn copy(&mut self, block: &[u8], row: &Row) {
+    /// Adds a row of another block.
+    fn copy(&mut self, block: &[u8], row: &RowSpan) {
         self.starts.push(self.bytes.len());
         self.bytes.extend_from_slice(&block[row.key.start - HEAD..row.value.end]);
     }
 
-    /// One more row, whose value is written by `value`; none where that says that it is gone.
+    /// Adds a row. `value` appends the row's value, or returns false: then no row is added.
     fn push(
         &mut self,
         key: &[u8],
@@ -154,14 +156,14 @@ impl Packed {
         Ok(())
     }
 
-    /// The rows of a block with changes, which are in order too.
+    /// The rows of a block after changes. The changes are in the order of their keys, as the rows are.
     pub(crate) fn changed<R>(
         block: &[u8],
         changes: impl Iterator<Item = (Vec<u8>, R)>,
         mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
     ) -> Result<Self, StoreError> {
         let mut packed = Self::default();
-        let rows: Vec<Row> = Rows::of(block).collect::<Result<_, _>>()?;
+        let rows: Vec<RowSpan> = RowSpans::of(block).collect::<Result<_, _>>()?;
         let mut rows = rows.into_iter().peekable();
         for (key, change) in changes {
             while let Some(row) = rows.next_if(|row| block[row.key.clone()] < key[..]) {
@@ -176,10 +178,10 @@ impl Packed {
         Ok(packed)
     }
 
-    /// The blocks as they are stored, and the first key of each. What is too long is cut in half until it is not, down to
-    /// single rows.
+    /// The stored form of the rows as blocks, each with its first key. A block that is too long is cut in half, and its
+    /// halves again, down to single rows.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Result<(&[u8], Vec<u8>), StoreError>> {
-        // What is to be stored yet, the first at the end.
+        // The ranges of rows that are not stored yet, in reverse order.
         let mut left = Vec::new();
         left.push(0..self.starts.len());
         std::iter::from_fn(move || {

@@ -1,15 +1,15 @@
-//! The database that the models' tables lie in, and which of them answer.
+//! The database of the models' tables, and which table of a model answers: the present one, or one that was rebuilt.
 
 use std::path::Path;
 
 use crate::{StoreError, Table};
 
-/// Smallest bound of sled's cache, MiB: it has 256 parts, and each keeps a page at the least.
+/// The smallest cache of sled, MiB: it has 256 parts, and each of them keeps at least a page.
 const SMALLEST: u64 = 8;
 
-/// A model's name and version: another version has tables of its own.
+/// A model's name and version. Each version has tables of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Model<'a> {
+pub struct ModelVersion<'a> {
     /// The model's name.
     pub name: &'a str,
     /// The version of the model's rows.
@@ -22,16 +22,17 @@ pub struct Database(sled::Db);
 
 impl Database {
     fn over(config: sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
-        // A copy of a temporary database's configuration would take its files with it.
+        // The configuration is moved, not cloned: when a clone of a temporary database's configuration is dropped, sled
+        // deletes the files.
         Ok(Self(config.cache_capacity(cache_mib.max(SMALLEST) << 20).open()?))
     }
 
-    /// Opens a database, or makes it, with a bounded cache.
+    /// Opens or creates a database with a bounded cache.
     pub fn open(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
         Self::over(sled::Config::new().path(path), cache_mib)
     }
 
-    /// Removes one that nobody has open, if it is there.
+    /// Removes a database that nobody has open, if it exists.
     pub fn remove(path: &Path) -> Result<(), StoreError> {
         match std::fs::remove_dir_all(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Database(e.into())),
@@ -39,35 +40,36 @@ impl Database {
         }
     }
 
-    /// Opens an empty one that is gone at the end. What a killed one left there is removed first.
+    /// Opens an empty database that is removed when it is dropped. Files that a killed process left there are removed
+    /// first.
     pub fn scratch(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
         Self::remove(path)?;
         Self::over(sled::Config::new().path(path).temporary(true), cache_mib)
     }
 
-    /// Opens one among the system's temporary files.
+    /// Opens an empty database among the system's temporary files. It is removed when it is dropped.
     pub fn temporary(cache_mib: u64) -> Result<Self, StoreError> {
         Self::over(sled::Config::new().temporary(true), cache_mib)
     }
 
-    /// The tree with this name, made if it is not there.
+    /// The table with this name, which is created if it does not exist.
     pub fn table(&self, name: impl AsRef<[u8]>) -> Result<Table, StoreError> {
         Ok(Table::over(self.0.open_tree(name)?))
     }
 
-    /// Removes a tree.
+    /// Removes a table.
     pub fn drop_table(&self, table: &Table) -> Result<(), StoreError> {
         self.0.drop_tree(table.name())?;
         Ok(())
     }
 
-    /// Waits until everything is on the disk.
+    /// Waits until everything is on disk.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.0.flush_async().await?;
         Ok(())
     }
 
-    /// Empties it, when nobody reads.
+    /// Removes every table. Call this when nobody reads.
     pub fn clear(&self) -> Result<(), StoreError> {
         for name in self.0.tree_names() {
             if name != b"__sled__default" {
@@ -78,16 +80,16 @@ impl Database {
         Ok(())
     }
 
-    /// The tree that answers for one model in its version. Every other tree of the model is dropped: call at the start,
-    /// when nobody reads.
-    pub fn model(&self, model: Model<'_>) -> Result<Table, StoreError> {
+    /// The table that answers for a model in this version. Every other table of the model is removed, except one that
+    /// is being rebuilt. Call this at the start, when nobody reads.
+    pub fn model(&self, model: ModelVersion<'_>) -> Result<Table, StoreError> {
         let (name, [first, second]) = (model.name, generations(model));
         let current =
             self.0.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
         let rebuilt = self.0.get(rebuilding(name))?;
         for other in self.0.tree_names() {
             let other_name = String::from_utf8_lossy(&other).into_owned();
-            // What was being rebuilt when the process ended goes on from where it was.
+            // A rebuild that was cut off when the process ended is resumed in its table.
             if rebuilt.as_ref().is_some_and(|rebuilt| *rebuilt == other) {
                 continue;
             }
@@ -98,9 +100,8 @@ impl Database {
         self.table(current)
     }
 
-    /// A tree beside the one that answers, to rebuild the model in: empty, or as far as a rebuild had come that was cut
-    /// off.
-    pub fn spare(&self, model: Model<'_>, current: &Table) -> Result<Table, StoreError> {
+    /// A second table, in which the model is rebuilt: empty, or with the rows of a rebuild that was cut off.
+    pub fn spare(&self, model: ModelVersion<'_>, current: &Table) -> Result<Table, StoreError> {
         let (name, [first, second]) = (model.name, generations(model));
         let spare = if *current.name() == *first.as_bytes() { second } else { first };
         if !self.is_rebuilding(name)? {
@@ -110,20 +111,20 @@ impl Database {
         self.table(spare)
     }
 
-    /// Whether a rebuild of a model has begun and not ended, also where the process ended meanwhile.
+    /// True if a rebuild of a model has begun and not ended, also in an earlier process.
     pub fn is_rebuilding(&self, name: &str) -> Result<bool, StoreError> {
-        // One that has taken its place already is done, also where the process ended before it could say so.
+        // A rebuilt table that already answers is done, even if the process ended before it called `end_rebuild`.
         let (rebuilt, current) = (self.0.get(rebuilding(name))?, self.0.get(pointer(name))?);
         Ok(rebuilt.is_some() && rebuilt != current)
     }
 
-    /// A rebuild has ended, well or not.
+    /// Notes that a rebuild has ended, well or badly.
     pub fn end_rebuild(&self, name: &str) -> Result<(), StoreError> {
         self.0.remove(rebuilding(name))?;
         Ok(())
     }
 
-    /// From now on this tree answers for the model, also after a restart.
+    /// Makes this table the one that answers for the model, also after a restart.
     pub fn make_current(&self, name: &str, table: &Table) -> Result<(), StoreError> {
         table.flush()?;
         self.0.insert(pointer(name), table.name().as_ref())?;
@@ -139,9 +140,9 @@ fn pointer(name: &str) -> String {
     format!("current.{name}")
 }
 
-/// A model has two trees in turn, so that one can be rebuilt while the other answers.
-fn generations(model: Model<'_>) -> [String; 2] {
-    let Model { name, version } = model;
+/// The names of a model's two tables. They take turns: one is rebuilt while the other answers.
+fn generations(model: ModelVersion<'_>) -> [String; 2] {
+    let ModelVersion { name, version } = model;
     [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
 }
 
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
     use crate::{WriteBatch, checkpoint};
 
-    const JOBS: Model<'_> = Model { name: "jobs", version: 4 };
+    const JOBS: ModelVersion<'_> = ModelVersion { name: "jobs", version: 4 };
 
     #[test]
     fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {

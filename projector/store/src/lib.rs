@@ -1,7 +1,7 @@
-//! The store of the read models: tables of rows in order, in sled. Above this crate nobody knows which database it is.
+//! The store of the read models: tables of sorted rows, in sled. No other crate knows which database is used.
 //!
-//! Belongs here: every use of sled, and whatever sled makes necessary (blocks, copies of one moment). Must not come here:
-//! what a row means, or which models there are.
+//! Belongs here: every use of sled, and the means to use it well (blocks, copies as of one moment). Must not come here:
+//! the meaning of a row, or the list of models.
 //!
 //! ```text
 //! error.rs <- block.rs <- table.rs <- snapshot_copy.rs <- batch.rs
@@ -19,7 +19,7 @@ mod table;
 pub use self::{
     batch::{Row, WriteBatch, checkpoint, checkpoint_in, decode, get, last_leaf, leaf_in},
     block::LONGEST as LONGEST_BLOCK,
-    database::{Database, Model},
+    database::{Database, ModelVersion},
     error::StoreError,
     row_bytes::RowBytes,
     snapshot_copy::SnapshotCopy,

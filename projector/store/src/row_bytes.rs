@@ -1,4 +1,4 @@
-//! The bytes of a key or of a row, shared with the block that they were read from.
+//! The bytes of a key or a value. They share the memory of the block that they were read from.
 
 use std::{borrow::Borrow, fmt, ops::Deref};
 

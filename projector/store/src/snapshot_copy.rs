@@ -1,5 +1,5 @@
-//! A copy of a table's blocks and checkpoint as they were at one moment, made while the fold goes on. Before the fold changes
-//! a block that is not copied yet, the block as it was is put aside; the fold waits for a piece of the copy at the most.
+//! A copy of a table as of one moment, made while the fold goes on (copy on write). Before the fold changes a block
+//! that is not copied yet, the old block is put aside for the copy. The fold waits for one piece of the copy at most.
 
 use std::{
     collections::BTreeMap,
@@ -14,70 +14,70 @@ use sled::IVec;
 
 use crate::{StoreError, Table};
 
-/// Blocks that are copied at once.
+/// Blocks in one piece of a copy.
 const PIECE: usize = 64;
-/// Most that is put aside, bytes: a copy that is so much slower than the fold is given up.
+/// Most bytes that are put aside. A copy that is so much slower than the fold is given up.
 const MOST_ASIDE: usize = 64 << 20;
 
-/// Copies one tree, and knows what the fold must put aside.
+/// The copy of one table, shared by the fold and the copying thread.
 #[derive(Debug, Default)]
 pub struct SnapshotCopy {
-    copy: Mutex<Option<Copy>>,
-    /// Whether the model has got another table since this was asked last.
+    copy: Mutex<Option<CopyState>>,
+    /// True if the model got another table since `take_replaced` was called last.
     replaced: AtomicBool,
 }
 
-/// A copy that is being made.
+/// The state of a copy that is being made.
 #[derive(Debug, Default)]
-struct Copy {
-    /// Copied up to this key, and this one; `None`: nothing yet.
+struct CopyState {
+    /// The last key that is copied; `None` before the first piece.
     until: Option<Vec<u8>>,
-    /// Blocks that were changed since and are not copied yet, as they were; `None`: there was none.
+    /// The old form of blocks that were changed before they were copied; `None` for a block that did not exist.
     aside: BTreeMap<Vec<u8>, Option<IVec>>,
-    /// Bytes of these.
+    /// The bytes in `aside`.
     bytes: usize,
 }
 
 /// The fold's hold on the copy while it writes.
-pub(crate) struct CopyLock<'a>(MutexGuard<'a, Option<Copy>>);
+pub(crate) struct CopyLock<'a>(MutexGuard<'a, Option<CopyState>>);
 
 impl SnapshotCopy {
-    fn state(&self) -> MutexGuard<'_, Option<Copy>> {
-        // Whoever holds it does nothing that can panic half way.
+    fn state(&self) -> MutexGuard<'_, Option<CopyState>> {
+        // A poisoned lock is safe to use: nothing panics between two changes that belong together.
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fold is about to write a batch, and holds this until it is written.
+    /// Locks the copy for the fold, until the fold has written a batch.
     pub(crate) fn lock(&self) -> CopyLock<'_> {
         CopyLock(self.state())
     }
 
-    /// A copy that is being made is of no use any more.
+    /// Gives up the copy that is being made, if there is one.
     pub fn give_up(&self) {
         *self.state() = None;
     }
 
-    /// The model has another table from now on.
+    /// Notes that the model has another table from now on.
     pub fn set_replaced(&self) {
         self.give_up();
         self.replaced.store(true, Ordering::Release);
     }
 
-    /// Whether the model has got another table since this was asked last.
+    /// True if the model got another table since this was called last.
     pub fn take_replaced(&self) -> bool {
         self.replaced.swap(false, Ordering::AcqRel)
     }
 
-    /// Hands every block of a tree to `each`, and the checkpoint, in order, as all of them were when this began. Returns
-    /// whether it is whole: it is not when it was given up. One at a time. `failed` makes a failure of the store into the
-    /// error of `each`.
+    /// Hands the checkpoint and every block of a table to `each`, in order, as they were when this was called. Returns
+    /// false where the copy was given up. Only one copy is made at a time. `failed` turns a failure of the store into
+    /// the error type of `each`.
     pub fn copy<E>(
         &self,
         table: &Table,
         each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
         failed: impl Fn(StoreError) -> E,
     ) -> Result<bool, E> {
-        *self.state() = Some(Copy::default());
+        *self.state() = Some(CopyState::default());
         let whole = self.pieces(table, each, failed);
         self.give_up();
         whole
@@ -106,12 +106,13 @@ fn size(key: &[u8], before: Option<&IVec>) -> usize {
     key.len() + before.map_or(0, |before| before.len())
 }
 
-impl Copy {
-    /// The next blocks, and whether they are the last.
+impl CopyState {
+    /// The next piece of blocks, and whether it is the last.
     fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
         let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
         let mut blocks = BTreeMap::new();
-        // Looked up one by one: sled counts what it caches by the accesses to it, and going through pages is one for each.
+        // A range of its own for each block: sled bounds its cache by the number of accesses, and one iteration over
+        // many pages counts too few.
         let mut next = after;
         while blocks.len() < PIECE
             && let Some((key, value)) = tree.range::<Vec<u8>, _>((next, Bound::Unbounded)).next().transpose()?
@@ -121,11 +122,11 @@ impl Copy {
         }
         let last = blocks.len() < PIECE;
         self.until = blocks.keys().next_back().cloned();
-        // What was changed, up to here, is as it was.
+        // In this piece, blocks that were changed get their old form again.
         let later = match &self.until {
             Some(until) if !last => {
                 let mut later = self.aside.split_off(until);
-                // The key itself is here, not later.
+                // `split_off` puts the last key of this piece with the later ones.
                 if let Some(own) = later.remove(until) {
                     self.aside.insert(until.clone(), own);
                 }
@@ -145,7 +146,7 @@ impl Copy {
 }
 
 impl CopyLock<'_> {
-    /// A block is about to be changed.
+    /// Called before a block is changed: puts the old block aside, unless it is copied already.
     pub(crate) fn changes(&mut self, tree: &sled::Tree, key: &[u8]) -> Result<(), StoreError> {
         let Some(copy) = self.0.as_mut() else { return Ok(()) };
         let copied = copy.until.as_deref().is_some_and(|until| key <= until);
@@ -176,8 +177,8 @@ mod tests {
         table.sled().iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
     }
 
-    fn write(table: &Table, copier: &SnapshotCopy, at: u64, changes: &[(u16, Option<u8>)]) {
-        let mut rows = WriteBatch::copied(table, copier);
+    fn write(table: &Table, snapshot_copy: &SnapshotCopy, at: u64, changes: &[(u16, Option<u8>)]) {
+        let mut rows = WriteBatch::copied(table, snapshot_copy);
         for (key, value) in changes {
             let key = format!("row {key:05}").into_bytes();
             match value {
@@ -197,14 +198,14 @@ mod tests {
             meanwhile in prop::collection::vec(prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200), 0..12),
         ) {
             let db = Database::temporary(8).unwrap();
-            let (table, copier) = (db.table("rows").unwrap(), SnapshotCopy::default());
-            write(&table, &copier, 1, &before);
+            let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());
+            write(&table, &snapshot_copy, 1, &before);
             let then = blocks(&table);
             let (mut copied, mut next) = (BTreeMap::new(), 2);
-            let whole = copier.copy(&table, |key, value| {
-                // The first of each piece and then some: a change is written in between.
+            let whole = snapshot_copy.copy(&table, |key, value| {
+                // A change is written at the first block of each piece and between some others.
                 if copied.len() % 25 == 0 && let Some(changes) = meanwhile.get(next - 2) {
-                    write(&table, &copier, next as u64, changes);
+                    write(&table, &snapshot_copy, next as u64, changes);
                     next += 1;
                 }
                 copied.insert(key.to_vec(), value.to_vec());
@@ -220,13 +221,13 @@ mod tests {
     #[test]
     fn a_copy_that_is_given_up_is_not_whole() {
         let db = Database::temporary(8).unwrap();
-        let (table, copier) = (db.table("rows").unwrap(), SnapshotCopy::default());
+        let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());
         let many: Vec<_> = (0..1_000).map(|key| (key, Some(1))).collect();
-        write(&table, &copier, 1, &many);
-        let whole = copier.copy(
+        write(&table, &snapshot_copy, 1, &many);
+        let whole = snapshot_copy.copy(
             &table,
             |_, _| {
-                copier.give_up();
+                snapshot_copy.give_up();
                 Ok(())
             },
             |e| e,

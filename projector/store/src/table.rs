@@ -1,7 +1,7 @@
-//! A model's rows, sorted, in a tree of sled's: blocks of rows, and the checkpoint, written as one batch.
+//! A model's sorted rows in a tree of sled: blocks of rows, and the checkpoint. Both are written in one atomic batch.
 //!
-//! Each block lies under the lowest key that it may hold, and holds what comes before the next. The first may hold
-//! anything, whether it is there or not.
+//! Each block is stored under the lowest key that it may hold, and holds the rows up to the key of the next block. The
+//! first block may hold any key that is lower than the second block's, and need not exist.
 
 use std::ops::{Bound, RangeBounds};
 
@@ -12,20 +12,21 @@ use crate::{
     block::{self, Packed},
 };
 
-/// Rows in order.
+/// A table of sorted rows. Clones are handles on the same one.
 #[derive(Clone)]
 pub struct Table {
     sled: sled::Tree,
 }
 
-/// Where the checkpoint lies: before every block.
+/// The key of the checkpoint in sled's tree: lower than that of every block.
 pub const CHECKPOINT: &[u8] = b"\0checkpoint";
-/// First byte of a block's place.
+/// The first byte of a block's key in sled's tree.
 const BLOCK: u8 = 1;
 
 /// A row's key and value.
 pub type KeyValue = (RowBytes, RowBytes);
 
+/// The key in sled's tree of a block whose lowest row has this key.
 fn place(key: &[u8]) -> Vec<u8> {
     let mut place = Vec::with_capacity(1 + key.len());
     place.push(BLOCK);
@@ -34,12 +35,12 @@ fn place(key: &[u8]) -> Vec<u8> {
 }
 
 impl Table {
-    /// The rows in a tree of sled's.
+    /// The table in a tree of sled.
     pub(crate) fn over(sled: sled::Tree) -> Self {
         Self { sled }
     }
 
-    /// The tree of sled's in which the blocks and the checkpoint lie.
+    /// The tree of sled that has the blocks and the checkpoint.
     pub(crate) fn sled(&self) -> &sled::Tree {
         &self.sled
     }
@@ -54,7 +55,7 @@ impl Table {
         Ok(self.sled.clear()?)
     }
 
-    /// Waits until everything is on the disk.
+    /// Waits until everything is on disk.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.sled.flush()?;
         Ok(())
@@ -65,10 +66,10 @@ impl Table {
         Ok(self.sled.get(CHECKPOINT)?.map(RowBytes))
     }
 
-    /// Puts a block, or the checkpoint, where it lay in another table.
+    /// Puts a block, or the checkpoint, at the place that it had in another table.
     pub fn put_stored(&self, place: &[u8], stored: impl AsRef<[u8]>) -> Result<(), StoreError> {
         if place != CHECKPOINT && place.first() != Some(&BLOCK) {
-            return Err(StoreError::corrupt(place, "no block lies there"));
+            return Err(StoreError::corrupt(place, "this is not the place of a block"));
         }
         self.sled.insert(place, stored.as_ref())?;
         Ok(())
@@ -83,12 +84,13 @@ impl Table {
         Ok(())
     }
 
-    /// The last block that does not begin after a key, as it is stored, and its place.
+    /// The block that may hold a key: its place, and its stored form; `None` where that is the first and does not
+    /// exist.
     fn stored_for(&self, key: &[u8]) -> Result<Option<(IVec, IVec)>, StoreError> {
         Ok(self.sled.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()?)
     }
 
-    /// The place of the block that holds a key, and its rows.
+    /// The block that may hold a key: its place, and its rows.
     fn block_of(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
         match self.stored_for(key)? {
             Some((place, stored)) => Ok((place, block::rows(&stored)?)),
@@ -102,18 +104,19 @@ impl Table {
         Ok(block::find(&block, key.as_ref())?.map(|value| RowBytes(block.subslice(value.start, value.len()))))
     }
 
-    /// The rows of a range of keys, from either end.
+    /// The rows in a range of keys, from either end.
     pub fn range<K: AsRef<[u8]>>(&self, keys: impl RangeBounds<K>) -> Range {
         let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
         let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
-        let (front, back) = (End::default(), End::default());
+        let (front, back) = (RangeEnd::default(), RangeEnd::default());
         Range { table: self.clone(), from, to, front, back, failed: false }
     }
 
-    /// The rows whose keys begin so, from either end.
+    /// The rows whose keys begin with a prefix, from either end.
     pub fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Range {
         let prefix = prefix.as_ref();
-        // What comes after all of them: the prefix, whose last byte that can be is raised by one.
+        // The first key after all of them: the prefix with its last byte raised by one, after bytes that are 255
+        // already were cut off.
         let mut after = prefix.to_vec();
         while after.last() == Some(&u8::MAX) {
             after.pop();
@@ -130,8 +133,9 @@ impl Table {
         self.scan_prefix([])
     }
 
-    /// Writes changes, which are in order, and the checkpoint as one batch. `write` appends a row's value, or says that
-    /// the row is gone. `before` is told of each block before the block is changed.
+    /// Writes changes and the checkpoint as one atomic batch. The changes are in the order of their keys. `write`
+    /// appends the value of a row, or returns false: then the row is removed. `before` is called with the place of each
+    /// block before the block is changed.
     pub(crate) fn write<R>(
         &self,
         changes: Vec<(Vec<u8>, R)>,
@@ -167,27 +171,27 @@ impl Table {
     }
 }
 
-/// Rows from either end. What is written meanwhile is there or not, as with sled's; no row comes twice.
+/// Rows from either end. A row that is written meanwhile may be missing; no row comes twice.
 pub struct Range {
     table: Table,
     from: Bound<IVec>,
     to: Bound<IVec>,
-    front: End,
-    back: End,
-    /// Nothing comes after an error.
+    front: RangeEnd,
+    back: RangeEnd,
+    /// True if an error came: nothing follows it.
     failed: bool,
 }
 
 /// One end of a range.
 #[derive(Default)]
-struct End {
-    /// Place of the block that was read last.
+struct RangeEnd {
+    /// The place of the block that was read last.
     place: Option<IVec>,
     rows: std::vec::IntoIter<KeyValue>,
 }
 
 impl Range {
-    /// Their keys.
+    /// The keys of the rows.
     pub fn keys(self) -> impl DoubleEndedIterator<Item = Result<RowBytes, StoreError>> {
         self.map(|row| row.map(|(key, _)| key))
     }
@@ -201,8 +205,8 @@ impl Range {
     fn rows(&self, stored: &IVec) -> Result<std::vec::IntoIter<KeyValue>, StoreError> {
         let block = block::rows(stored)?;
         let mut rows = Vec::new();
-        for row in block::Rows::of(&block) {
-            let block::Row { key, value } = row?;
+        for row in block::RowSpans::of(&block) {
+            let block::RowSpan { key, value } = row?;
             if self.holds(&block[key.clone()]) {
                 let bytes = |part: std::ops::Range<usize>| RowBytes(block.subslice(part.start, part.len()));
                 rows.push((bytes(key), bytes(value)));
@@ -211,21 +215,21 @@ impl Range {
         Ok(rows.into_iter())
     }
 
-    /// What the block holds that `next` finds.
+    /// The rows of the block that `next` finds.
     fn read(
         &mut self,
         next: impl FnOnce(&Self) -> Result<Option<(IVec, IVec)>, StoreError>,
-    ) -> Option<Result<End, StoreError>> {
+    ) -> Option<Result<RangeEnd, StoreError>> {
         if self.failed {
             return None;
         }
         let found = next(self).transpose()?;
-        let read = found.and_then(|(place, block)| Ok(End { rows: self.rows(&block)?, place: Some(place) }));
+        let read = found.and_then(|(place, block)| Ok(RangeEnd { rows: self.rows(&block)?, place: Some(place) }));
         self.failed = read.is_err();
         Some(read)
     }
 
-    /// The next block from the front that may hold anything of the range.
+    /// The next block from the front that may hold rows of the range.
     fn next_block(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
         let last = match &self.to {
             Bound::Unbounded => Bound::Excluded(vec![BLOCK + 1]),
@@ -244,7 +248,7 @@ impl Range {
         Ok(self.table.sled.range::<Vec<u8>, _>((first, last)).next().transpose()?)
     }
 
-    /// The next from the back.
+    /// The next block from the back that may hold rows of the range.
     fn next_block_back(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
         let last = match (&self.back.place, &self.to) {
             (Some(before), _) => Bound::Excluded(before.to_vec()),
@@ -255,7 +259,7 @@ impl Range {
         let Some((at, block)) = self.table.sled.range::<Vec<u8>, _>((first, last)).next_back().transpose()? else {
             return Ok(None);
         };
-        // The block after this one has had what the range begins with.
+        // The range began in the block that was read before: nothing of it can be in this one.
         let begun = match (&self.back.place, &self.from) {
             (Some(before), Bound::Included(from) | Bound::Excluded(from)) => before[1..] <= from[..],
             _ => false,
@@ -270,7 +274,7 @@ impl Iterator for Range {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((key, value)) = self.front.rows.next() {
-                // The other end may have been here.
+                // The other end of the range may have returned this row already.
                 if !self.holds(&key) {
                     return None;
                 }
@@ -312,13 +316,13 @@ mod tests {
     use super::*;
     use crate::Database;
 
-    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+    type Reference = BTreeMap<Vec<u8>, Vec<u8>>;
 
     fn fresh() -> Table {
         Database::temporary(8).unwrap().table("rows").unwrap()
     }
 
-    fn write(table: &Table, changes: &Model, gone: &[Vec<u8>]) {
+    fn write(table: &Table, changes: &Reference, gone: &[Vec<u8>]) {
         let changes = changes.iter().map(|(key, value)| (key.clone(), Some(value)));
         let mut all: BTreeMap<_, _> = changes.collect();
         all.extend(gone.iter().map(|key| (key.clone(), None)));
@@ -338,7 +342,7 @@ mod tests {
         rows.map(|row| row.unwrap()).map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
 
-    /// Keys that begin alike, end alike, and are as long as may be.
+    /// Keys with common prefixes, keys of bytes 255, and short keys.
     fn key() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
             prop::collection::vec(any::<u8>(), 0..3),
@@ -347,7 +351,7 @@ mod tests {
         ]
     }
 
-    /// Of one byte, or such that nothing makes it shorter.
+    /// Values of one repeated byte, and values that do not compress.
     fn value() -> impl Strategy<Value = Vec<u8>> {
         let length = prop_oneof![Just(0_usize), 1..60_usize, 500..1_500_usize, Just(9_000)];
         (any::<u64>(), length, any::<bool>()).prop_map(|(seed, length, one)| {
@@ -360,7 +364,7 @@ mod tests {
         })
     }
 
-    fn batches() -> impl Strategy<Value = Vec<(Model, Vec<usize>)>> {
+    fn batches() -> impl Strategy<Value = Vec<(Reference, Vec<usize>)>> {
         let batch = (prop::collection::btree_map(key(), value(), 0..60), prop::collection::vec(any::<usize>(), 0..60));
         prop::collection::vec(batch, 1..12)
     }
@@ -370,7 +374,7 @@ mod tests {
         /// Whatever is written in whatever batches, the rows are those of a sorted map.
         #[test]
         fn rows_are_where_they_belong(batches in batches(), from in key(), to in key()) {
-            let (table, mut model) = (fresh(), Model::new());
+            let (table, mut model) = (fresh(), Reference::new());
             for (changes, gone) in batches {
                 let keys: Vec<_> = model.keys().cloned().collect();
                 let gone: Vec<_> = gone.iter().filter_map(|n| keys.get(n % keys.len().max(1)).cloned()).collect();
@@ -397,7 +401,7 @@ mod tests {
                 for stored in table.sled().range([BLOCK]..).values() {
                     let stored = stored.unwrap();
                     let block = block::rows(&stored).unwrap();
-                    let rows = block::Rows::of(&block).count();
+                    let rows = block::RowSpans::of(&block).count();
                     let short = block.len() <= block::MOST && stored.len() <= block::MOST_STORED;
                     prop_assert!(rows == 1 || rows > 0 && short, "{} in {rows}, {} stored", block.len(), stored.len());
                 }
@@ -405,8 +409,8 @@ mod tests {
             prop_assert_eq!(&*table.checkpoint_row().unwrap().unwrap(), b"checkpoint".as_slice());
         }
 
-        /// What is written while the rows are gone through moves other rows to other blocks. None is missed or comes twice,
-        /// from whichever end.
+        /// Writing during an iteration moves rows to other blocks. No row that stays is missed or comes twice, from
+        /// either end.
         #[test]
         fn rows_that_stay_come_once(before in prop::collection::btree_map(key(), value(), 1..80), batches in batches()) {
             let table = fresh();
@@ -434,7 +438,7 @@ mod tests {
     #[test]
     fn a_block_that_was_cut_short_is_said_to_be() {
         let table = fresh();
-        write(&table, &Model::from([(b"row".to_vec(), b"value".to_vec())]), &[]);
+        write(&table, &Reference::from([(b"row".to_vec(), b"value".to_vec())]), &[]);
         let block = table.sled().get([BLOCK]).unwrap().unwrap();
         table.sled().insert([BLOCK], &block[..block.len() - 1]).unwrap();
         assert!(table.get("row").unwrap_err().to_string().contains("ends within a row"));

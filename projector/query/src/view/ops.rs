@@ -1,4 +1,4 @@
-//! What operators are answered with: the platform's streams and models, work on them, and how it was.
+//! The answers to operators: the platform's streams and models, work on the models, and the market as it was.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Balance, Figures, JobState, ListedMachine, TrailEvent};
 
-/// The streams and models of the platform, now.
+/// The streams and read models of the platform, now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Platform {
-    /// The projector that answers: models, rebuilds and verifications are its own.
+    /// The projector that answers. Read models, rebuilds and verifications are those of this projector.
     #[serde(default)]
     pub projector: Option<ProjectorId>,
     /// The streams.
@@ -19,28 +19,28 @@ pub struct Platform {
     pub last: Seq,
     /// The read models.
     pub models: Vec<ModelLine>,
-    /// Events that were folded in each of the last seconds, on average.
+    /// Events that were folded in a second, on average over the last ten seconds or so.
     pub per_second: u64,
-    /// The verification that runs, or ran last.
+    /// The verification that is running, or ran last.
     pub verification: Option<Verification>,
-    /// What the log grows by, once a job was settled.
+    /// How fast the log grows; known once a job was settled.
     #[serde(default)]
     pub growth: Option<Growth>,
 }
 
-/// What MARKET grows by. It is never trimmed.
+/// How fast MARKET grows. MARKET is never trimmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Growth {
-    /// Jobs that were settled.
+    /// Settled jobs.
     pub jobs: u64,
-    /// Bytes for every thousand of them, with all that goes with them.
+    /// Bytes for every thousand settled jobs, with the events of machines and accounts that came meanwhile.
     pub per_thousand: u64,
-    /// Bytes in a year at the pace so far.
+    /// Bytes in a year, if the market goes on at its pace so far.
     pub per_year: u64,
 }
 
 impl Growth {
-    /// Of a log that has `bytes` after so many jobs and so much time.
+    /// The growth of a log that has `bytes` after so many jobs and so much time.
     pub fn of(bytes: u64, jobs: u64, since: Millis) -> Option<Self> {
         const YEAR: u128 = 365 * 86_400_000;
         let per_thousand = bytes.saturating_mul(1_000).checked_div(jobs)?;
@@ -52,71 +52,71 @@ impl Growth {
 /// A stream of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StreamState {
-    /// Its name.
+    /// The stream's name.
     pub name: String,
-    /// Messages in it.
+    /// The number of messages.
     pub messages: u64,
-    /// Bytes.
+    /// The size of the messages, bytes.
     pub bytes: u64,
-    /// First sequence.
+    /// The first sequence.
     pub first: Seq,
-    /// Last sequence.
+    /// The last sequence.
     pub last: Seq,
-    /// Messages of the stream that it sources which are not in it yet; `None`: it sources none.
+    /// Messages that this stream has yet to copy from the stream that it sources; `None` where it sources none.
     #[serde(default)]
     pub behind: Option<u64>,
-    /// Its consumers.
+    /// The number of consumers.
     pub consumers: u64,
-    /// What it may grow to, bytes; `None`: there is no limit.
+    /// The limit on the size, bytes; `None` without a limit.
     pub most_bytes: Option<u64>,
-    /// How long its messages are kept; `None`: for ever.
+    /// How long messages are kept; `None` for ever.
     pub most_age: Option<Millis>,
 }
 
 /// A read model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModelLine {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// The last sequence it has taken in.
+    /// The last sequence that the model has folded.
     pub checkpoint: Seq,
-    /// Why it stopped, if it did.
+    /// Why the model stopped, if it did.
     pub stopped: Option<String>,
-    /// Its rebuild beside itself, if one runs or ran last.
+    /// The rebuild of this model that is running, or ran last.
     pub rebuild: Option<Rebuild>,
 }
 
 impl ModelLine {
-    /// Events it has not taken in yet.
+    /// Events that the model has yet to fold, where the log ends at `last`.
     pub fn lag(&self, last: impl std::borrow::Borrow<Seq>) -> u64 {
         last.borrow().0.saturating_sub(self.checkpoint.0)
     }
 }
 
-/// Work through the log.
+/// The progress of work through the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
-    /// Where it is.
+    /// The sequence that is reached.
     pub at: Seq,
-    /// Where it ends.
+    /// The sequence at which the work ends.
     pub until: Seq,
-    /// Events in a second.
+    /// The pace, events in a second.
     pub per_second: u64,
 }
 
 impl Progress {
-    /// After so long, having begun after `from`.
+    /// The progress of work that began after the sequence `from` and has reached `at` in the time `elapsed`.
     pub fn since(elapsed: Duration, from: Seq, at: Seq, until: Seq) -> Self {
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
         Self { at, until, per_second: at.0.saturating_sub(from.0).saturating_mul(1_000) / millis }
     }
 
-    /// How much is done, percent.
+    /// The share that is done, percent.
     pub fn percent(&self) -> u64 {
         (self.at.0 * 100).checked_div(self.until.0).unwrap_or(100).min(100)
     }
 
-    /// Seconds until it is done.
+    /// Seconds until the work is done, at its present pace.
     pub fn seconds_left(&self) -> Option<u64> {
         self.until.0.saturating_sub(self.at.0).checked_div(self.per_second)
     }
@@ -125,38 +125,39 @@ impl Progress {
 /// A rebuild of a model beside the one that answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Rebuild {
-    /// How far it is.
+    /// The progress of the fold.
     pub progress: Progress,
-    /// When it was swapped in.
+    /// The time at which the rebuilt model began to answer.
     pub swapped_at: Option<Timestamp>,
-    /// Why it was given up.
+    /// Why the rebuild was given up.
     pub failed: Option<String>,
 }
 
-/// A replay of the whole log, compared with the models that answer, with the invariants looked at in every event.
+/// A replay of the whole log. Its rows are compared with the models that answer, and the invariants are checked at
+/// every event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Verification {
-    /// When it began.
+    /// The time at which the verification began.
     pub began_at: Timestamp,
-    /// How far it is.
+    /// The progress through the log.
     pub progress: Progress,
-    /// When it ended.
+    /// The time at which the verification ended.
     pub ended_at: Option<Timestamp>,
-    /// Why it could not end.
+    /// Why the verification could not be finished.
     pub failed: Option<String>,
-    /// Rows that were compared, by model.
+    /// The comparison of each model.
     pub models: Vec<ModelCheck>,
-    /// Broken invariants, the first hundred.
+    /// The first hundred broken invariants.
     pub violations: Vec<Violation>,
-    /// Signed tree heads that agree with the log.
+    /// The number of signed tree heads that agree with the log.
     #[serde(default)]
     pub heads: u64,
-    /// Messages that are no events of ours, the first hundred.
+    /// The first hundred quarantined messages.
     pub quarantined: Vec<Seq>,
 }
 
 impl Verification {
-    /// Whether it ended, and found nothing.
+    /// True if the verification ended and found no difference and no broken invariant.
     pub fn clean(&self) -> bool {
         self.ended_at.is_some()
             && self.failed.is_none()
@@ -165,14 +166,14 @@ impl Verification {
     }
 }
 
-/// The rows of a model, compared.
+/// The comparison of a model's rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModelCheck {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// Rows that were compared.
+    /// The number of rows that were compared.
     pub rows: u64,
-    /// Keys of rows that differ, the first hundred.
+    /// The keys of the first hundred rows that differ.
     pub differing: Vec<String>,
 }
 
@@ -181,96 +182,96 @@ pub struct ModelCheck {
 pub struct Violation {
     /// The event at which it broke.
     pub seq: Seq,
-    /// What is wrong.
+    /// The problem, for people.
     pub what: String,
 }
 
 /// Sums of the ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LedgerSums {
-    /// Accounts with a balance.
+    /// The number of accounts with a balance.
     pub accounts: u64,
-    /// What they may spend.
+    /// The amounts that accounts may spend.
     pub available: MicroUsd,
-    /// What is held for jobs.
+    /// The amounts that are held for jobs.
     pub held: MicroUsd,
-    /// What is on its way out.
+    /// The amounts of payouts that are on their way.
     pub payable: MicroUsd,
     /// The platform's fees.
     pub fees: MicroUsd,
-    /// The world outside: minus what is inside.
+    /// The balance of the world outside: the other sums together, negated.
     pub external: MicroUsd,
 }
 
 impl LedgerSums {
-    /// Everything together: zero, always.
+    /// The sum of everything, which must be zero.
     pub fn total(&self) -> MicroUsd {
         self.available + self.held + self.payable + self.fees + self.external
     }
 }
 
-/// What accounts have, and what everything comes to.
+/// A page of accounts, and the sums of the whole ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Accounts {
-    /// Up to this event.
+    /// The ledger is that after the event with this sequence.
     pub at: Seq,
-    /// Of all accounts, the platform and the world outside.
+    /// The sums of all accounts, the platform and the world outside.
     pub sums: LedgerSums,
-    /// Some of them, by id.
+    /// The accounts of this page, by id.
     pub rows: Vec<AccountLine>,
-    /// Whether there are more after the last.
+    /// True if more accounts follow.
     pub more: bool,
 }
 
-/// One account.
+/// One account and its money.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AccountLine {
-    /// Which.
+    /// The account.
     pub account: AccountId,
-    /// What it has.
+    /// The account's money.
     pub balance: Balance,
 }
 
-/// The market as it was.
+/// The market as it was after an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MarketThen {
-    /// After this event.
+    /// The sequence of the event.
     pub seq: Seq,
     /// The event itself.
     pub event: Option<TrailEvent>,
-    /// The figures.
+    /// The market's figures.
     pub figures: Figures,
-    /// The ledger.
+    /// The sums of the ledger.
     pub ledger: LedgerSums,
-    /// The machines that were on the market, the first fifty.
+    /// The first fifty machines on the market.
     pub machines: Vec<ListedMachine>,
-    /// How many there were.
+    /// The number of machines on the market.
     pub machine_count: u64,
 }
 
-/// The market at a point, or how far the way there is.
+/// The market at a point in the log; or, while the market is still being folded, the progress.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Travel {
-    /// It is being folded.
+    /// The market is being folded: ask again.
     Folding(Progress),
-    /// There it is.
+    /// The market at that point.
     There(Box<MarketThen>),
 }
 
-/// One job, machine or account as it was.
+/// One job, machine or account as it was after an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RowThen {
-    /// After this event.
+    /// The sequence of the event.
     pub seq: Seq,
-    /// Its row; `None` where it was not there yet.
+    /// The row; `None` where there was none yet.
     #[schema(value_type = Object)]
     pub row: Option<serde_json::Value>,
-    /// The events it was made of: the last two hundred.
+    /// The last two hundred events that made the row, without their bodies.
     pub trail: Vec<TrailEvent>,
 }
 
-/// The fields of a row with their whole names, in order.
+/// The fields of a row in order, each with its path and its value: `("offer.hardware.cpu_cores", "8")`.
 pub fn fields(row: Option<&serde_json::Value>) -> Vec<(String, String)> {
     fn walk(name: &str, value: &serde_json::Value, found: &mut Vec<(String, String)>) {
         use serde_json::Value::{Array, Null, Object, String};
@@ -290,19 +291,19 @@ pub fn fields(row: Option<&serde_json::Value>) -> Vec<(String, String)> {
     found
 }
 
-/// Work that has been in one state for too long.
+/// A job that has been in one state for too long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Stuck {
     /// The job.
     pub job: JobId,
-    /// Its name.
+    /// The job's name.
     pub name: String,
-    /// Where it is.
+    /// The job's state.
     pub state: JobState,
-    /// Since when.
+    /// The time since which the job is in this state.
     pub since: Timestamp,
-    /// What is likely wrong.
+    /// The likely cause.
     pub cause: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }

@@ -1,4 +1,4 @@
-//! Jobs: one, and lists of them, newest first.
+//! Queries about jobs: one job, and lists of jobs, newest first.
 
 use gpubnb_events::{Actor, JobId};
 use gpubnb_model::{
@@ -16,7 +16,7 @@ use crate::serve::access::{may_see, may_see_all, not_found};
 
 /// Most jobs in one answer.
 const MAX_JOBS: u32 = 100;
-/// Jobs looked at for one page of a filtered list.
+/// Most jobs that are looked at for one page of a filtered list.
 const MAX_SCAN: usize = 20_000;
 
 impl ReadModels {
@@ -45,7 +45,7 @@ impl ReadModels {
             Some(upper) => table.range(prefix.clone()..upper),
             None => table.scan_prefix(&prefix),
         };
-        // Of a machine's jobs, those of an account are known by their keys.
+        // On a machine's list, an account's jobs are recognised by their keys, before their rows are read.
         let own = query.account.filter(|_| query.machine.is_some()).map(jobs::of_account);
         for key in range.keys().rev().take(MAX_SCAN) {
             let key = key.map_err(broken)?;
@@ -66,7 +66,8 @@ impl ReadModels {
                 page.next = page.rows.last().map(|row| row.job.to_string());
                 break;
             }
-            // What each left is told where one job is asked for: a thousand files a row would burst the answer.
+            // The files are left out of lists: with a thousand files in each row, the answer would be too large for a
+            // message.
             page.rows.push(JobRow { outputs: Vec::new(), ..row }.into());
         }
         Ok(page)
@@ -80,4 +81,161 @@ fn job_of(bytes: &[u8]) -> Option<JobId> {
 
 fn matches_text(row: &JobRow, text: &str) -> bool {
     [row.spec.name.to_lowercase(), row.spec.image.to_lowercase(), row.job.to_string()].iter().any(|s| s.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::AccountId;
+    use gpubnb_model::testing::{History, account, job, machine};
+    use gpubnb_query::view::JobState;
+
+    use super::*;
+    use crate::serve::read::refusal;
+
+    const OPERATOR: Actor = Actor::Operator(None);
+
+    fn actor(number: u16) -> Actor {
+        Actor::Account(account(number))
+    }
+
+    /// The jobs 1 to `last` of account 1.
+    fn submitted(last: u16) -> History {
+        let mut history = History::default();
+        for number in 1..=last {
+            history.submitted(account(1), job(number));
+        }
+        history
+    }
+
+    fn of(account: AccountId) -> JobsQuery {
+        JobsQuery { account: Some(account), ..JobsQuery::default() }
+    }
+
+    fn ids(page: &Page<JobView>) -> Vec<JobId> {
+        page.rows.iter().map(|row| row.job).collect()
+    }
+
+    /// The jobs of account 1 as that account reads them, page by page, each with its cursor.
+    fn pages(history: &History, query: &JobsQuery) -> Vec<Vec<JobId>> {
+        let (read, mut cursor, mut pages) = (ReadModels::after(history), None, Vec::new());
+        loop {
+            let page = read.jobs(actor(1), JobsQuery { cursor, ..query.clone() }).unwrap();
+            pages.push(ids(&page));
+            cursor = page.next;
+            if cursor.is_none() {
+                return pages;
+            }
+        }
+    }
+
+    #[test]
+    fn an_account_without_jobs_has_one_empty_page() {
+        assert_eq!(pages(&History::default(), &of(account(1))), [[]]);
+    }
+
+    #[test]
+    fn jobs_come_newest_first_page_by_page() {
+        let two = JobsQuery { limit: Some(2), ..of(account(1)) };
+        let [first, second, third] = [vec![job(5), job(4)], vec![job(3), job(2)], vec![job(1)]];
+        assert_eq!(pages(&submitted(5), &two), [first, second, third]);
+    }
+
+    #[test]
+    fn a_last_page_that_is_exactly_full_has_no_next() {
+        let two = JobsQuery { limit: Some(2), ..of(account(1)) };
+        assert_eq!(pages(&submitted(4), &two), [[job(4), job(3)], [job(2), job(1)]]);
+        assert_eq!(pages(&submitted(2), &two), [[job(2), job(1)]]);
+    }
+
+    #[test]
+    fn a_page_has_at_least_one_job_and_at_most_a_hundred() {
+        let history = submitted(101);
+        let lengths = |limit| pages(&history, &JobsQuery { limit, ..of(account(1)) }).iter().map(Vec::len).collect();
+        let (unlimited, many): (Vec<_>, Vec<_>) = (lengths(None), lengths(Some(u32::MAX)));
+        assert_eq!((unlimited, many), (vec![100, 1], vec![100, 1]));
+        let read = ReadModels::after(&history);
+        assert_eq!(read.jobs(actor(1), JobsQuery { limit: Some(0), ..of(account(1)) }).unwrap().rows.len(), 1);
+    }
+
+    #[test]
+    fn a_cursor_may_name_a_job_that_is_not_in_the_list() {
+        let read = ReadModels::after(&submitted(3));
+        let after = |cursor: &str| {
+            let page = read.jobs(actor(1), JobsQuery { cursor: Some(cursor.to_owned()), ..of(account(1)) });
+            ids(&page.unwrap())
+        };
+        assert_eq!(after(&job(3).to_string()), [job(2), job(1)]);
+        assert_eq!(after(&job(9).to_string()), [job(3), job(2), job(1)]);
+        assert_eq!(after(&job(1).to_string()), []);
+        assert_eq!(after("no id"), [job(3), job(2), job(1)]);
+    }
+
+    #[test]
+    fn a_list_is_filtered_by_state_and_the_next_page_has_more_of_that_state() {
+        let mut history = submitted(6);
+        for number in [1, 3, 5] {
+            history.cancelled(job(number), None);
+        }
+        let cancelled = JobsQuery { state: Some(JobState::Cancelled), limit: Some(2), ..of(account(1)) };
+        assert_eq!(pages(&history, &cancelled), [vec![job(5), job(3)], vec![job(1)]]);
+        let three = JobsQuery { limit: Some(3), ..cancelled };
+        assert_eq!(pages(&history, &three), [[job(5), job(3), job(1)]]);
+    }
+
+    #[test]
+    fn a_list_is_filtered_by_text_in_name_image_and_id_in_any_case() {
+        let mut history = History::default();
+        history.submitted_with(account(1), job(1), |e| e.spec.name = "Night Render".to_owned());
+        history.submitted_with(account(1), job(2), |e| e.spec.image = "registry/RENDER:2".to_owned());
+        history.submitted(account(1), job(3));
+        let found = |text: &str| pages(&history, &JobsQuery { text: Some(text.to_owned()), ..of(account(1)) });
+        assert_eq!(found("rEnDeR"), [[job(2), job(1)]]);
+        assert_eq!(found(&job(3).to_string()), [[job(3)]]);
+        assert_eq!(found("nothing of the kind"), [[]]);
+    }
+
+    #[test]
+    fn a_machines_list_has_only_the_jobs_that_the_actor_may_see() {
+        let mut history = submitted(3);
+        history.submitted(account(2), job(4));
+        for number in [1, 3, 4] {
+            history.assigned(job(number), machine(1));
+        }
+        let read = ReadModels::after(&history);
+        let on = |by, account| {
+            let query = JobsQuery { machine: Some(machine(1)), account, ..JobsQuery::default() };
+            read.jobs(by, query).map(|page| ids(&page))
+        };
+        assert_eq!(on(actor(1), None).unwrap(), [job(3), job(1)]);
+        assert_eq!(on(actor(2), None).unwrap(), [job(4)]);
+        assert_eq!(on(actor(3), None).unwrap(), []);
+        assert_eq!(on(OPERATOR, None).unwrap(), [job(4), job(3), job(1)]);
+        assert_eq!(on(OPERATOR, Some(account(1))).unwrap(), [job(3), job(1)]);
+        assert_eq!(refusal(on(actor(2), Some(account(1)))), "NotFound: There is no such account.");
+    }
+
+    #[test]
+    fn all_jobs_are_for_those_who_see_everything() {
+        let read = ReadModels::after(&submitted(2));
+        assert_eq!(ids(&read.jobs(OPERATOR, JobsQuery::default()).unwrap()), [job(2), job(1)]);
+        assert_eq!(refusal(read.jobs(actor(1), JobsQuery::default())), "NotFound: There is no such account.");
+    }
+
+    #[test]
+    fn a_foreign_account_and_a_foreign_job_look_as_if_they_were_not_there() {
+        let read = ReadModels::after(&submitted(1));
+        assert_eq!(refusal(read.jobs(actor(2), of(account(1)))), refusal(read.jobs(actor(2), of(account(9)))));
+        assert_eq!(refusal(read.job(actor(2), job(1))), refusal(read.job(actor(2), job(9))));
+        assert_eq!(read.job(actor(1), job(1)).unwrap().job, job(1));
+        assert_eq!(read.job(OPERATOR, job(1)).unwrap().job, job(1));
+    }
+
+    #[test]
+    fn the_files_of_a_job_are_told_where_the_job_alone_is_asked_for() {
+        let mut history = History::default();
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        let read = ReadModels::after(&history);
+        assert_eq!(read.job(actor(1), job(1)).unwrap().outputs.len(), 1);
+        assert_eq!(read.jobs(actor(1), of(account(1))).unwrap().rows[0].outputs.len(), 0);
+    }
 }

@@ -1,4 +1,4 @@
-//! Money: balances, statements, receipts, and what was settled day by day.
+//! Queries about money: balances, statements, receipts, and days.
 
 use gpubnb_events::{AccountId, Actor, JobId, Seq};
 use gpubnb_model::{
@@ -57,7 +57,7 @@ impl ReadModels {
         Ok(row.map(Into::into))
     }
 
-    /// What was earned and spent day by day, the newest first.
+    /// The days on which something was settled, the newest first.
     pub(crate) fn days(&self, actor: Actor, query: DaysQuery) -> Result<Vec<Day>, Failure> {
         let (table, prefix) = match query.of {
             DaysOf::Account(id) if may_see(actor, id) => (self.tables.of(&Ledger), ledger::days(id)),
@@ -73,5 +73,113 @@ impl ReadModels {
             gpubnb_store::decode::<DayRow>(&key, &bytes).map(Into::into)
         });
         rows.collect::<Result<_, _>>().map_err(broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::MicroUsd;
+    use gpubnb_model::testing::{COST, DAY, EARNED, FIRST_DAY, History, account, job, machine};
+
+    use super::*;
+    use crate::serve::read::refusal;
+
+    const NO_ACCOUNT: &str = "NotFound: There is no such account.";
+
+    fn actor(number: u16) -> Actor {
+        Actor::Account(account(number))
+    }
+
+    fn deposits(number: usize) -> ReadModels {
+        let mut history = History::default();
+        for _ in 0..number {
+            history.deposited(account(1), MicroUsd(1));
+        }
+        ReadModels::after(&history)
+    }
+
+    fn statement(read: &ReadModels, before: Option<u64>, limit: u32) -> (Vec<u64>, Option<String>) {
+        let query = StatementQuery { account: account(1), before: before.map(Seq), limit };
+        let page = read.statement(actor(1), &query).unwrap();
+        (page.rows.iter().map(|line| line.seq.0).collect(), page.next)
+    }
+
+    #[test]
+    fn a_statement_comes_newest_first_page_by_page() {
+        let read = deposits(5);
+        assert_eq!(statement(&read, None, 2), (vec![5, 4], Some("4".to_owned())));
+        assert_eq!(statement(&read, Some(4), 2), (vec![3, 2], Some("2".to_owned())));
+        assert_eq!(statement(&read, Some(2), 2), (vec![1], None));
+        assert_eq!(statement(&read, Some(1), 2), (vec![], None));
+        assert_eq!(statement(&read, Some(99), 5), (vec![5, 4, 3, 2, 1], None), "exactly full, and the last");
+    }
+
+    #[test]
+    fn a_part_of_a_statement_has_at_least_one_line_and_at_most_five_hundred() {
+        let read = deposits(501);
+        let (rows, next) = statement(&read, None, u32::MAX);
+        assert_eq!((rows.len(), next.as_deref()), (500, Some("2")));
+        assert_eq!(statement(&read, None, 0), (vec![501], Some("501".to_owned())));
+    }
+
+    #[test]
+    fn an_account_without_postings_has_nothing() {
+        let read = deposits(0);
+        assert_eq!(statement(&read, None, 10), (vec![], None));
+        assert_eq!(read.balance(actor(1), account(1)).unwrap(), Balance::default());
+        let days = DaysQuery { of: DaysOf::Account(account(1)), most: 10 };
+        assert_eq!(read.days(actor(1), days).unwrap(), []);
+    }
+
+    #[test]
+    fn the_money_of_others_looks_as_if_there_were_no_such_account() {
+        let mut history = History::default();
+        history.deposited(account(1), MicroUsd(1));
+        history.listed(account(1), machine(1));
+        history.whole_job(job(1), account(1), (account(1), machine(1)));
+        let read = ReadModels::after(&history);
+        for owner in [account(1), account(9)] {
+            assert_eq!(refusal(read.balance(actor(2), owner)), NO_ACCOUNT);
+            let query = StatementQuery { account: owner, before: None, limit: 10 };
+            assert_eq!(refusal(read.statement(actor(2), &query)), NO_ACCOUNT);
+            let days = DaysQuery { of: DaysOf::Account(owner), most: 10 };
+            assert_eq!(refusal(read.days(actor(2), days)), NO_ACCOUNT);
+        }
+        let days = |machine| DaysQuery { of: DaysOf::Machine(machine), most: 10 };
+        assert_eq!(refusal(read.days(actor(2), days(machine(1)))), refusal(read.days(actor(2), days(machine(9)))));
+        assert_eq!(refusal(read.receipt(actor(2), job(1))), refusal(read.receipt(actor(2), job(9))));
+        assert!(read.receipt(Actor::Operator(None), job(1)).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_receipt_is_there_once_the_job_is_settled() {
+        let mut history = History::default();
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.completed(job(1), lease);
+        assert_eq!(ReadModels::after(&history).receipt(actor(1), job(1)).unwrap(), None);
+        let seq = history.settled(job(1), account(1), Some((account(2), lease)));
+        let read = ReadModels::after(&history);
+        let receipt = read.receipt(actor(1), job(1)).unwrap().unwrap();
+        assert_eq!((receipt.seq, receipt.settled.cost), (seq, COST));
+        // The provider has the earnings in the own statement; the bill is the consumer's.
+        assert!(read.receipt(actor(2), job(1)).is_err());
+    }
+
+    #[test]
+    fn days_come_newest_first_up_to_as_many_as_are_asked_for() {
+        let mut history = History::default();
+        history.listed(account(2), machine(1));
+        for number in 1..=3 {
+            history.whole_job(job(number), account(1), (account(2), machine(1)));
+            history.time_passes(DAY);
+        }
+        let read = ReadModels::after(&history);
+        let days = |of, most| read.days(actor(2), DaysQuery { of, most }).unwrap();
+        for of in [DaysOf::Account(account(2)), DaysOf::Machine(machine(1))] {
+            let numbers = |most| days(of, most).iter().map(|day| day.day - FIRST_DAY).collect::<Vec<_>>();
+            assert_eq!((numbers(2), numbers(u32::MAX), numbers(0)), (vec![2, 1], vec![2, 1, 0], vec![]));
+            assert_eq!(days(of, 1)[0].earned, EARNED);
+        }
     }
 }

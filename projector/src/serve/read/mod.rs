@@ -1,6 +1,6 @@
-//! Answers from the rows alone: no log, no broker.
+//! The answers that need the rows alone, and neither the log nor the broker.
 //!
-//! Belongs here: reading rows and making answers of them, page by page. Who may see them is asked of `access.rs`.
+//! Belongs here: reading rows, and making pages of answers from them. Who may see them is decided in `access.rs`.
 
 mod jobs;
 mod ledger;
@@ -18,16 +18,16 @@ use gpubnb_query::view::Figures;
 use gpubnb_runtime::rpc::Failure;
 use gpubnb_store::StoreError;
 
-use crate::{fold::Tables, telemetry::Live};
+use crate::{fold::Tables, telemetry::Telemetry};
 
-/// The tables of the models that answer, and the machines' last heartbeats.
+/// The tables of the models, and the telemetry of the machines.
 #[derive(Clone)]
 pub(crate) struct ReadModels {
     pub(crate) tables: Tables,
-    pub(crate) live: Arc<Live>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
-/// A failure of the store as an answer: the cause stands in the projector's own log.
+/// The answer where the store failed. The cause is written to the projector's log, for operators.
 pub(crate) fn broken(e: StoreError) -> Failure {
     tracing::error!(error = &e as &dyn std::error::Error, "reading a row");
     Failure::Unavailable("the read model cannot be read; see the projector's log".to_owned())
@@ -40,5 +40,25 @@ impl ReadModels {
         let machines = self.tables.of(&Machines).map_err(broken)?;
         let cheapest = machine_rows::cheapest(&machines).map_err(broken)?;
         Ok(Figures { cheapest, ..row.into() })
+    }
+}
+
+#[cfg(test)]
+impl ReadModels {
+    /// The read models after a history, in a database of their own.
+    pub(crate) fn after(history: &gpubnb_model::testing::History) -> Self {
+        let mut models = crate::fold::Models::open(&gpubnb_store::Database::temporary(8).unwrap()).unwrap();
+        models.fold(history.messages());
+        assert!(models.states().all(|(_, checkpoint, stopped)| checkpoint >= models.applied() && stopped.is_none()));
+        Self { tables: models.tables(), telemetry: Arc::default() }
+    }
+}
+
+/// The name of the refusal that a query is answered with.
+#[cfg(test)]
+pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, Failure>) -> String {
+    match answer {
+        Err(Failure::Refused(refusal)) => format!("{}: {}", refusal.name, refusal.message),
+        other => panic!("expected a refusal, got {other:?}"),
     }
 }

@@ -1,4 +1,5 @@
-//! Looks for events in the log: by what they belong to through the timeline, by name by reading back.
+//! The search for events in the log. The timeline finds the events of a job, a machine or an account; for a name or a
+//! kind, events are read back from the log, the newest first.
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::Seq;
@@ -11,14 +12,13 @@ use gpubnb_query::{
 use gpubnb_runtime::rpc::Failure;
 use gpubnb_store::Table;
 
-use crate::serve::broken;
-
-/// Events in one answer.
+/// Most events in one answer.
 const MOST: u32 = 200;
-/// Events looked at for one answer.
+/// Most events that are read back for one answer.
 const LOOKED_AT: u64 = 2_000;
-/// Bytes of bodies in one answer: a message of the broker is a megabyte at the most.
+/// Most bytes of bodies in one answer: a message of the broker holds a megabyte.
 const MOST_BYTES: usize = 300 * 1024;
+/// Events that are read back at the same time.
 const READ_AT_ONCE: usize = 64;
 
 fn wanted(query: &EventsQuery, event: &TrailEvent, aggregate: &str) -> bool {
@@ -26,21 +26,22 @@ fn wanted(query: &EventsQuery, event: &TrailEvent, aggregate: &str) -> bool {
         && query.kind.as_ref().is_none_or(|kind| aggregate.starts_with(kind.as_str()))
 }
 
-/// The events, newest first, and before which sequence the next part begins.
-pub(crate) async fn events(
+/// The events, newest first. The cursor is the sequence before which the next page begins.
+pub(super) async fn search(
     log: &Log,
     timeline: &Table,
     last: Seq,
     query: &EventsQuery,
 ) -> Result<Page<TrailEvent>, Failure> {
+    let unavailable = |e: anyhow::Error| Failure::Unavailable(format!("{e:#}"));
     let before = query.before.unwrap_or(last.next()).min(last.next());
     let limit = query.limit.clamp(1, MOST) as usize;
     let candidates: Vec<Seq> = match query.of {
         None => (before.0.saturating_sub(LOOKED_AT).max(1)..before.0).rev().map(Seq).collect(),
         Some(of) => {
             let aggregate = of.into();
-            let length = timeline::length(timeline, aggregate).map_err(broken)?;
-            let found = timeline::sequences(timeline, aggregate, 0, length).map_err(broken)?;
+            let length = timeline::length(timeline, aggregate).map_err(|e| unavailable(e.into()))?;
+            let found = timeline::sequences(timeline, aggregate, 0, length).map_err(|e| unavailable(e.into()))?;
             let earlier = found.into_iter().rev().filter(|seq| *seq < before);
             earlier.take(usize::try_from(LOOKED_AT).unwrap_or(usize::MAX)).collect()
         }
@@ -48,7 +49,7 @@ pub(crate) async fn events(
     let (lowest, looked_at) = (candidates.last().copied(), candidates.len() as u64);
     let mut reading = futures_util::stream::iter(candidates).map(|seq| log.get(seq)).buffered(READ_AT_ONCE);
     let (mut page, mut bytes) = (Page { rows: Vec::new(), next: None }, 0);
-    while let Some(recorded) = reading.try_next().await? {
+    while let Some(recorded) = reading.try_next().await.map_err(|e| unavailable(e.into()))? {
         let Some(recorded) = recorded else { continue };
         let aggregate = recorded.aggregate.map(|a| a.to_string()).unwrap_or_default();
         let Some(event) = TrailEvent::of(&recorded).filter(|event| wanted(query, event, &aggregate)) else { continue };
@@ -59,7 +60,7 @@ pub(crate) async fn events(
             return Ok(page);
         }
     }
-    // What was looked at is not all there is.
+    // All candidates were looked at; where that is the most for one answer, older events may follow.
     page.next = lowest.filter(|seq| seq.0 > 1 && looked_at == LOOKED_AT).map(|seq| seq.to_string());
     Ok(page)
 }

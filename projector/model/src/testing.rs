@@ -1,0 +1,267 @@
+//! Given these events, which rows are there? A history of recorded messages for tests, and the fold of a model over it.
+//!
+//! The bodies are those of `events/fixtures`, with ids and amounts that a test can tell apart. A test changes the
+//! fields that it is about: `history.submitted_with(account(1), job(1), |e| e.limits.time = Seconds(5))`.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "only tests use this module")]
+
+use std::{fmt, str::FromStr};
+
+use gpubnb_events::{
+    AccountId, Actor, CommandId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seq, Timestamp,
+    event::{
+        Accepted, Cancelled, Check, Completed, Declined, Failed, FundsDeposited, JobAssigned, JobSubmitted,
+        MachineListed, MachineTested, Reason, Requeued, Settled, Started,
+    },
+    ledger::{LedgerAccount, Posting},
+    message::{Envelope, EventId, Quarantined},
+};
+use gpubnb_store::{Database, Table, WriteBatch};
+
+use crate::Projection;
+
+/// The length of a day.
+pub const DAY: Millis = Millis(86_400_000);
+/// The number of the day on which every history begins, at midnight.
+pub const FIRST_DAY: u32 = 20_000;
+/// The amount that is held for a job.
+pub const HOLD: MicroUsd = MicroUsd(60_000);
+/// The cost of a job that is billed.
+pub const COST: MicroUsd = MicroUsd(290);
+/// The platform's share of the cost.
+pub const FEE: MicroUsd = MicroUsd(29);
+/// The provider's share of the cost.
+pub const EARNED: MicroUsd = MicroUsd(261);
+/// The time that is billed.
+pub const BILLED: Millis = Millis(2_908);
+
+/// Messages that are folded in one batch: some rows are read where they are staged, others where they are stored.
+const BATCH: usize = 7;
+
+/// An id that ends in a number. A higher number sorts later.
+fn id<I: FromStr<Err: fmt::Debug>>(kind: char, number: u16) -> I {
+    format!("01900000-0000-7000-8000-{kind}{kind}{kind}{kind}0000{number:04x}").parse().unwrap()
+}
+
+/// The account with this number.
+pub fn account(number: u16) -> AccountId {
+    id('a', number)
+}
+
+/// The machine with this number.
+pub fn machine(number: u16) -> MachineId {
+    id('c', number)
+}
+
+/// The job with this number.
+pub fn job(number: u16) -> JobId {
+    id('d', number)
+}
+
+macro_rules! fixture {
+    ($event:ident) => {{
+        let text = include_str!(concat!("../../../events/fixtures/", stringify!($event), ".v1.json"));
+        serde_json::from_str::<$event>(text).unwrap()
+    }};
+}
+
+/// The messages of a log. Each is recorded a second after the one before.
+pub struct History {
+    messages: Vec<Recorded>,
+    now: Timestamp,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        let midnight = i64::from(FIRST_DAY) * 86_400_000;
+        Self { messages: Vec::new(), now: Timestamp::from_millis(midnight) }
+    }
+}
+
+impl History {
+    /// The messages so far.
+    pub fn messages(&self) -> &[Recorded] {
+        &self.messages
+    }
+
+    /// The last message.
+    pub fn last(&self) -> &Recorded {
+        self.messages.last().unwrap()
+    }
+
+    /// The time of the next message.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Lets time pass before the next message.
+    pub fn time_passes(&mut self, time: Millis) {
+        self.now = self.now.plus(time);
+    }
+
+    /// Folds the messages with one model into a table of their own.
+    pub fn fold(&self, model: &impl Projection) -> Table {
+        let table = Database::temporary(8).unwrap().table(model.name()).unwrap();
+        for batch in self.messages.chunks(BATCH) {
+            let mut rows = WriteBatch::new(&table);
+            for recorded in batch {
+                match recorded.event() {
+                    Some(event) => model.apply(&mut rows, recorded, event).unwrap(),
+                    None => model.quarantined(&mut rows, recorded).unwrap(),
+                }
+            }
+            rows.commit(batch.last().unwrap().seq).unwrap();
+        }
+        table
+    }
+
+    /// Records an event, written by the platform.
+    pub fn record(&mut self, event: impl Into<Event>) -> Seq {
+        let event = event.into();
+        let aggregate = event.aggregate();
+        let id = EventId(format!("{}", self.messages.len()));
+        let envelope = Envelope { id, actor: Actor::Platform, cause: None, correlation: event.job() };
+        self.push(Some(aggregate), Ok((envelope, event)))
+    }
+
+    /// Records a message that is no event.
+    pub fn quarantined(&mut self) -> Seq {
+        self.push(None, Err(Quarantined("no event".to_owned())))
+    }
+
+    fn push(
+        &mut self,
+        aggregate: Option<gpubnb_events::Aggregate>,
+        entry: Result<(Envelope, Event), Quarantined>,
+    ) -> Seq {
+        let seq = Seq(self.messages.len() as u64 + 1);
+        let mut leaf = [7; 32];
+        leaf[..8].copy_from_slice(&seq.0.to_be_bytes());
+        self.messages.push(Recorded { seq, at: self.now, aggregate, entry, leaf });
+        self.time_passes(Millis(1_000));
+        seq
+    }
+
+    /// An account deposits money.
+    pub fn deposited(&mut self, account: AccountId, amount: MicroUsd) -> Seq {
+        self.record(FundsDeposited { account, deposit: id::<CommandId>('e', 1), amount })
+    }
+
+    /// An account submits a job, for which [`HOLD`] is held.
+    pub fn submitted(&mut self, account: AccountId, job: JobId) -> Seq {
+        self.submitted_with(account, job, |_| {})
+    }
+
+    /// An account submits a job that differs from others.
+    pub fn submitted_with(&mut self, account: AccountId, job: JobId, change: impl FnOnce(&mut JobSubmitted)) -> Seq {
+        let mut event = JobSubmitted { account, job, hold: HOLD, ..fixture!(JobSubmitted) };
+        change(&mut event);
+        self.record(event)
+    }
+
+    /// A machine is listed, with one GPU and one slot.
+    pub fn listed(&mut self, owner: AccountId, machine: MachineId) -> Seq {
+        self.listed_with(owner, machine, |_| {})
+    }
+
+    /// A machine is listed that differs from others.
+    pub fn listed_with(
+        &mut self,
+        owner: AccountId,
+        machine: MachineId,
+        change: impl FnOnce(&mut MachineListed),
+    ) -> Seq {
+        let mut event = MachineListed { machine, owner, ..fixture!(MachineListed) };
+        change(&mut event);
+        self.record(event)
+    }
+
+    /// A machine makes a self-test.
+    pub fn tested(&mut self, machine: MachineId, checks: Vec<Check>) -> Seq {
+        let fixture = include_str!("../../../events/fixtures/MachineTested.v2.json");
+        let test: MachineTested = serde_json::from_str(fixture).unwrap();
+        self.record(MachineTested { machine, checks, ..test })
+    }
+
+    /// A job is assigned to a machine.
+    pub fn assigned(&mut self, job: JobId, machine: MachineId) -> Lease {
+        Lease(self.record(JobAssigned { job, machine, ..fixture!(JobAssigned) }))
+    }
+
+    /// The machine sends the job back without trying it.
+    pub fn declined(&mut self, job: JobId, lease: Lease, machine: MachineId) -> Seq {
+        self.record(Declined { job, lease, machine, ..fixture!(Declined) })
+    }
+
+    /// The machine accepts the job.
+    pub fn accepted(&mut self, job: JobId, lease: Lease) -> Seq {
+        self.record(Accepted { job, lease })
+    }
+
+    /// The job's code starts.
+    pub fn started(&mut self, job: JobId, lease: Lease) -> Seq {
+        self.record(Started { job, lease, ..fixture!(Started) })
+    }
+
+    /// The attempt fails and the job waits again.
+    pub fn requeued(&mut self, job: JobId, lease: Lease, excluded: MachineId, reason: Reason) -> Seq {
+        let (fault, detail) = (reason.fault(), "requeued".to_owned());
+        self.record(Requeued { job, lease, reason, fault, excluded, detail })
+    }
+
+    /// The job ends well.
+    pub fn completed(&mut self, job: JobId, lease: Lease) -> Seq {
+        self.record(Completed { job, lease, ..fixture!(Completed) })
+    }
+
+    /// The job ends badly; without a lease it waited in vain.
+    pub fn failed(&mut self, job: JobId, lease: Option<Lease>, reason: Reason) -> Seq {
+        self.record(Failed { job, lease, reason, fault: reason.fault(), ..fixture!(Failed) })
+    }
+
+    /// The job is stopped; without a lease it waited.
+    pub fn cancelled(&mut self, job: JobId, lease: Option<Lease>) -> Seq {
+        self.record(Cancelled { job, lease, usage: None })
+    }
+
+    /// The job is settled. `billed` names the provider who earns and the lease that is billed; without it nothing is.
+    pub fn settled(&mut self, job: JobId, consumer: AccountId, billed: Option<(AccountId, Lease)>) -> Seq {
+        let posting = |account, amount| Posting { account, amount };
+        let (available, held) = (LedgerAccount::Available(consumer), LedgerAccount::Held(consumer));
+        let bill = Settled { job, consumer, ..fixture!(Settled) };
+        self.record(match billed {
+            Some((provider, lease)) => Settled {
+                provider: Some(provider),
+                lease: Some(lease),
+                postings: vec![
+                    posting(held, -HOLD),
+                    posting(available, HOLD - COST),
+                    posting(LedgerAccount::Available(provider), EARNED),
+                    posting(LedgerAccount::Fees, FEE),
+                ],
+                ..bill
+            },
+            None => Settled {
+                provider: None,
+                lease: None,
+                metering: None,
+                cost: MicroUsd::ZERO,
+                fee: MicroUsd::ZERO,
+                earned: MicroUsd::ZERO,
+                postings: vec![posting(held, -HOLD), posting(available, HOLD)],
+                ..bill
+            },
+        })
+    }
+
+    /// A job's whole life on a machine, paid for: submitted, assigned, accepted, started, completed, settled.
+    pub fn whole_job(&mut self, job: JobId, consumer: AccountId, (provider, machine): (AccountId, MachineId)) -> Lease {
+        self.submitted(consumer, job);
+        let lease = self.assigned(job, machine);
+        self.accepted(job, lease);
+        self.started(job, lease);
+        self.completed(job, lease);
+        self.settled(job, consumer, Some((provider, lease)));
+        lease
+    }
+}
