@@ -11,8 +11,14 @@ use gpubnb_query::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::jobs::Input;
-use crate::{access::SignedIn, app::App, error::ApiError, extract::Query, input::dollars, page::provider::MONTH};
+use crate::{
+    access::SignedIn,
+    app::App,
+    error::ApiError,
+    extract::{JsonBody, Query},
+    input::dollars,
+    page::provider::MONTH,
+};
 
 /// Answer of `GET /api/v1/wallet`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -64,7 +70,7 @@ pub(crate) struct NewDeposit {
 pub(crate) async fn deposit(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(new): Input<NewDeposit>,
+    JsonBody(new): JsonBody<NewDeposit>,
 ) -> Result<Json<Done>, ApiError> {
     let body = Deposit { deposit: new.deposit, amount: dollars("amount_usd", &new.amount_usd)? };
     Ok(Json(app.command("account", "deposit", signed_in.actor(), &body).await?))
@@ -84,7 +90,7 @@ pub(crate) struct NewPayout {
 pub(crate) async fn payout(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(new): Input<NewPayout>,
+    JsonBody(new): JsonBody<NewPayout>,
 ) -> Result<Json<Done>, ApiError> {
     let body = RequestPayout { payout: new.payout, amount: dollars("amount_usd", &new.amount_usd)? };
     Ok(Json(app.command("account", "request_payout", signed_in.actor(), &body).await?))

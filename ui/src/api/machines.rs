@@ -16,12 +16,12 @@ use gpubnb_query::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::jobs::{Input, Part};
+use super::jobs::Part;
 use crate::{
     access::{Client, SignedIn, Viewer},
     app::App,
     error::ApiError,
-    extract::{Path, Query},
+    extract::{JsonBody, Path, Query},
     page::provider::MONTH,
 };
 
@@ -85,7 +85,7 @@ pub(crate) async fn wish(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
-    Input(wish): Input<MachineWish>,
+    JsonBody(wish): JsonBody<MachineWish>,
 ) -> Result<Json<Done>, ApiError> {
     Ok(Json(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?))
 }
@@ -125,7 +125,7 @@ pub(crate) async fn speed(sent: axum::body::Bytes) -> StatusCode {
 pub(crate) async fn redeem(
     State(app): State<App>,
     client: Client,
-    Input(redeem): Input<RedeemEnrollment>,
+    JsonBody(redeem): JsonBody<RedeemEnrollment>,
 ) -> Result<Json<Enrolled>, ApiError> {
     app.paces.sign_in(client.address)?;
     let credential = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await?;
@@ -155,7 +155,7 @@ pub(crate) struct Signed {
 pub(crate) async fn renew(
     State(app): State<App>,
     Path(machine): Path<MachineId>,
-    Input(signed): Input<Signed>,
+    JsonBody(signed): JsonBody<Signed>,
 ) -> Result<Json<Enrolled>, ApiError> {
     let renew = RenewCredential { machine, nonce: signed.nonce, signature: signed.signature };
     let credential = app.command("enrollment", "renew", Actor::Machine(machine), &renew).await?;

@@ -17,12 +17,11 @@ use gpubnb_query::{
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::jobs::Input;
 use crate::{
     access::SignedIn,
     app::App,
     error::{ApiError, Problem},
-    extract::{Path, Query},
+    extract::{JsonBody, Path, Query},
     input::dollars,
     page::{console::Filters, console_ledger::After},
 };
@@ -40,7 +39,7 @@ pub(crate) async fn suspend(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(account): Path<AccountId>,
-    Input(suspension): Input<Suspension>,
+    JsonBody(suspension): JsonBody<Suspension>,
 ) -> Result<Json<Done>, ApiError> {
     let body = SetSuspension { account, reason: suspension.reason };
     Ok(Json(app.command("account", "set_suspension", signed_in.operator(), &body).await?))
@@ -62,7 +61,7 @@ pub(crate) async fn fund(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(account): Path<AccountId>,
-    Input(funds): Input<Funds>,
+    JsonBody(funds): JsonBody<Funds>,
 ) -> Result<Json<Done>, ApiError> {
     let body = FundAccount { account, deposit: funds.deposit, amount: dollars("amount_usd", &funds.amount_usd)? };
     Ok(Json(app.command("account", "fund", signed_in.operator(), &body).await?))
@@ -81,7 +80,7 @@ pub(crate) async fn close_payout(
     State(app): State<App>,
     signed_in: SignedIn,
     Path((account, payout)): Path<(AccountId, CommandId)>,
-    Input(closing): Input<Closing>,
+    JsonBody(closing): JsonBody<Closing>,
 ) -> Result<Json<Done>, ApiError> {
     let body = ClosePayout { account, payout, failed: closing.failed };
     Ok(Json(app.command("account", "close_payout", signed_in.operator(), &body).await?))
@@ -96,7 +95,7 @@ pub(crate) async fn letters(State(app): State<App>, signed_in: SignedIn) -> Resu
 pub(crate) async fn remedy(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(remedy): Input<Remedy>,
+    JsonBody(remedy): JsonBody<Remedy>,
 ) -> Result<Json<Remedied>, ApiError> {
     Ok(Json(app.command("market", "remedy", signed_in.operator(), &remedy).await?))
 }

@@ -5,12 +5,11 @@ use gpubnb_events::{CommandId, Millis, Seq};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::jobs::Input;
 use crate::{
     access::{Client, NewToken, Scope, SignUp, SignedIn, TokenInfo},
     app::App,
     error::{ApiError, Problem},
-    extract::Path,
+    extract::{JsonBody, Path},
     page::entry,
 };
 
@@ -27,7 +26,7 @@ pub(crate) struct Said {
 pub(crate) async fn sign_up(
     State(app): State<App>,
     client: Client,
-    Input(new): Input<SignUp>,
+    JsonBody(new): JsonBody<SignUp>,
 ) -> Result<(StatusCode, Json<Said>), ApiError> {
     app.paces.sign_up(client.address)?;
     entry::join(&app, &new).await?;
@@ -81,7 +80,7 @@ async fn make(
 pub(crate) async fn login(
     State(app): State<App>,
     client: Client,
-    Input(login): Input<Login>,
+    JsonBody(login): JsonBody<Login>,
 ) -> Result<(StatusCode, Json<Made>), ApiError> {
     let account = entry::prove(&app, &client, &login.email, &login.password).await?;
     make(&app, account, login.label, login.scopes, login.days).await
@@ -104,7 +103,7 @@ pub(crate) struct AskToken {
 pub(crate) async fn create(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(ask): Input<AskToken>,
+    JsonBody(ask): JsonBody<AskToken>,
 ) -> Result<(StatusCode, Json<Made>), ApiError> {
     make(&app, signed_in.account, ask.label, ask.scopes, ask.days).await
 }

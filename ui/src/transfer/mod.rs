@@ -34,10 +34,9 @@ use self::parts::Sum;
 pub(crate) use self::room::Room;
 use crate::{
     access::SignedIn,
-    api::jobs::Input as Json_,
     app::App,
     error::{ApiError, Problem},
-    extract::{Path, Query},
+    extract::{JsonBody, Path, Query},
 };
 
 /// Largest file that a job may be given.
@@ -293,7 +292,7 @@ pub(crate) async fn link(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Json_(ask): Json_<AskLink>,
+    JsonBody(ask): JsonBody<AskLink>,
 ) -> Result<Json<Link>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let (artifact, lease) = listed(&row, &ask.path)?;
