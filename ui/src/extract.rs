@@ -7,7 +7,7 @@ use axum::{
     http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use gpubnb_events::Seq;
+use gpubnb_events::{AccountId, Seq};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::error::{ApiError, PageError, Problem};
@@ -34,6 +34,13 @@ impl AtLeast {
     pub(crate) fn seq(&self) -> Seq {
         Seq(self.seq.max(self.min_seq))
     }
+}
+
+/// A page of the accounts: those after this one.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct AfterAccount {
+    #[serde(default)]
+    pub(crate) after: Option<AccountId>,
 }
 
 /// The fields of a submitted HTML form.
