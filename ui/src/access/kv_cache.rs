@@ -102,7 +102,7 @@ impl KvCache {
                     }
                 }
                 Err(e) => {
-                    warn!(error = %e, bucket = self.bucket.name, "cannot watch the bucket for changes; trying again")
+                    warn!(error = %e, bucket = self.bucket.name, "cannot watch the bucket for changes; trying again");
                 }
             }
             shutdown.run_until_cancelled(tokio::time::sleep(RETRY)).await;

@@ -50,7 +50,7 @@ pub(crate) async fn suspend(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Funds {
-    /// Id of the deposit, a UUIDv7. Sending the same id again adds nothing.
+    /// Id of the deposit, a UUID of version 7. Sending the same id again adds nothing.
     #[schema(value_type = String, format = Uuid)]
     deposit: CommandId,
     /// Dollars.
