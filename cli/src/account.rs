@@ -17,14 +17,14 @@ fn password(who: &Who) -> anyhow::Result<String> {
         return Ok(text.lines().next().unwrap_or_default().to_owned());
     }
     if !std::io::stdin().is_terminal() {
-        bail!("there is nobody to ask for the password: use --password-file");
+        bail!("the password cannot be asked for without a terminal: use --password-file");
     }
     Ok(rpassword::prompt_password(format!("Password of {}: ", who.email))?)
 }
 
 pub(crate) async fn sign_up(api: &Api, who: &Who) -> anyhow::Result<u8> {
-    let said = api.post("/accounts", &json!({ "email": who.email, "password": password(who)? })).await?;
-    say!("{}", said["message"].as_str().unwrap_or_default());
+    let answer = api.post("/accounts", &json!({ "email": who.email, "password": password(who)? })).await?;
+    say!("{}", answer["message"].as_str().unwrap_or_default());
     Ok(0)
 }
 
@@ -34,16 +34,21 @@ pub(crate) async fn login(api: &Api, login: &Login) -> anyhow::Result<u8> {
         "email": login.who.email, "password": password(&login.who)?, "label": login.label,
         "scopes": scopes, "days": login.days,
     });
-    let made: Value = api.post("/login", &body).await?;
-    let token = made["token"].as_str().context("an answer without a token")?.to_owned();
+    let token_info: Value = api.post("/login", &body).await?;
+    let token = token_info["token"].as_str().context("the market's answer has no token")?.to_owned();
     let path = saved::write(&Saved { url: api.url.clone(), token })?;
-    say!("Logged in to {} until {} ({}).", api.url, made["expires_at"].as_str().unwrap_or_default(), path.display());
+    say!(
+        "Logged in to {} until {} ({}).",
+        api.url,
+        token_info["expires_at"].as_str().unwrap_or_default(),
+        path.display()
+    );
     Ok(0)
 }
 
 pub(crate) fn logout() -> anyhow::Result<u8> {
     saved::forget()?;
-    say!("The token is forgotten here. Revoke it on your account page, if others may have it.");
+    say!("The token was deleted here. Revoke it on your account page if others may have it.");
     Ok(0)
 }
 

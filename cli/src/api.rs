@@ -1,4 +1,4 @@
-//! The market's API, as this client uses it. A no is told in the market's own words.
+//! The market's API, as this client uses it. A refusal is shown in the market's own words.
 
 use std::{path::Path, time::Duration};
 
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::saved;
 
+/// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client of one market.
@@ -19,7 +20,7 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(url: Option<&str>, token: Option<String>, authority: Option<&Path>) -> anyhow::Result<Self> {
-        // Another library in this process may have installed one: either is good.
+        // Installing fails if another library has installed a provider already, which is just as good.
         drop(rustls::crypto::ring::default_provider().install_default());
         let mut builder = Client::builder().connect_timeout(Duration::from_secs(5));
         if let Some(path) = authority {
@@ -31,16 +32,18 @@ impl Api {
         let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| known.as_ref().map(|s| s.url.clone()));
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
         if !url.contains("://") {
-            bail!("{url} is no address of a market: write https://{url}, or http://{url} for one on this machine");
+            bail!(
+                "{url} is not the address of a market: write https://{url}, or http://{url} for a market on this machine"
+            );
         }
         if url.starts_with("http://") {
-            // Without TLS there is nobody to trust, and a small system may know no authority at all.
+            // Without TLS no authority is needed, and a small system may have none installed.
             builder = builder.tls_certs_only([]);
         }
         Ok(Self { client: builder.build()?, url, token: token.or(known.map(|s| s.token)) })
     }
 
-    /// A request, below `/api/v1`.
+    /// A request to a path below `/api/v1`.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.client.request(method, format!("{}/api/v1{path}", self.url));
         match &self.token {
@@ -49,7 +52,7 @@ impl Api {
         }
     }
 
-    /// Sends a request; fails where the answer is no.
+    /// Sends a request. An answer other than success is an error.
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.with_context(|| {
             format!("{} does not answer. Is this the market's address? --url or GPUBNB_URL names another", self.url)

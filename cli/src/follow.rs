@@ -1,4 +1,4 @@
-//! Following a job: what it says, how far it is, and how it ends.
+//! Following a job: its log, its progress, and its end.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::{
     stream::{Event, Events},
 };
 
-/// What was said right before the end may still be on its way.
-const LAST_WORDS: Duration = Duration::from_millis(700);
-/// After so long without a machine it is said why.
+/// How long to wait for lines that were written right before the end and may still be on their way.
+const LAST_LINES: Duration = Duration::from_millis(700);
+/// How long a job may wait for a machine before the reason is shown.
 const WAITING: Duration = Duration::from_secs(3);
-/// Exit code of a job that failed otherwise than by its own code.
+/// Exit code of a job that failed for another reason than its own exit code.
 const JOB_FAILED: u8 = 1;
 
 /// `gpubnb logs`.
@@ -38,7 +38,8 @@ pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyh
     }
 }
 
-/// A job's line goes where the job wrote it; its bytes must not steer this terminal.
+/// Prints a line to the stream to which the job wrote it. Control characters are replaced, as they could control the
+/// terminal.
 fn print_line(line: &Value, json: bool) {
     let text = plain(line["text"].as_str().unwrap_or_default());
     match (json, line["stream"].as_str()) {
@@ -48,12 +49,12 @@ fn print_line(line: &Value, json: bool) {
     }
 }
 
-/// Shows a job until it is settled, and returns it. `ask_to_stop`: Ctrl-C asks the job to stop.
+/// Shows a job until it is settled, and returns it. With `ask_to_stop`, Ctrl-C asks the job to stop.
 pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bool) -> anyhow::Result<Value> {
     let bar = ProgressBar::new(1_000);
     bar.set_style(ProgressStyle::with_template("{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
     let mut trail = Events::of(api, format!("/jobs/{job}/events/stream"));
-    let mut said = Events::of(api, format!("/jobs/{job}/logs/stream"));
+    let mut output = Events::of(api, format!("/jobs/{job}/logs/stream"));
     let mut asked = false;
     let mut waited = Box::pin(sleep(WAITING));
     let settled = loop {
@@ -70,7 +71,7 @@ pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bo
                     break event.data["seq"].as_u64().unwrap_or(0);
                 }
             }
-            event = said.next() => show(event?, &bar, json),
+            event = output.next() => show(event?, &bar, json),
             pressed = tokio::signal::ctrl_c(), if ask_to_stop => {
                 pressed?;
                 if asked {
@@ -84,14 +85,14 @@ pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bo
             }
         }
     };
-    while let Ok(Ok(event)) = timeout(LAST_WORDS, said.next()).await {
+    while let Ok(Ok(event)) = timeout(LAST_LINES, output.next()).await {
         show(event, &bar, json);
     }
     bar.finish_and_clear();
     api.get(&format!("/jobs/{job}?min_seq={settled}")).await
 }
 
-/// Why a job has no machine yet, in words; `None` where it has one.
+/// The reason why a job has no machine yet; `None` if it has one.
 fn why_it_waits(job: &Value) -> Option<String> {
     let waiting = job["waiting"].as_object()?;
     let count = |r: &Value| format!("{} {}", r["machines"], r["reason"].as_str().unwrap_or_default());
@@ -106,7 +107,7 @@ fn show(event: Event, bar: &ProgressBar, json: bool) {
         "line" => bar.suspend(|| print_line(&event.data, json)),
         "progress" => {
             let fraction = event.data["fraction"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
-            // From 0 to 1,000.
+            // The result is between 0 and 1,000, so the conversion loses nothing that matters.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             bar.set_position((fraction * 1_000.0) as u64);
             bar.set_message(plain(event.data["message"].as_str().unwrap_or_default()));
@@ -115,7 +116,7 @@ fn show(event: Event, bar: &ProgressBar, json: bool) {
     }
 }
 
-/// The exit code that says how a job ended: its own, where it had one.
+/// The exit code for a job's end: the job's own exit code, if it has one.
 pub(crate) fn exit_code(job: &Value) -> u8 {
     match job["state"].as_str() {
         Some("Completed") => 0,

@@ -1,9 +1,9 @@
 //! The command-line client of `GPUbnb`: thin over `/api/v1`, for people at a terminal and for scripts.
 //!
-//! Belongs here: what a person types, and how answers look in a terminal. Must not come here: a rule of the market, or a
-//! way to it that is not the public API.
+//! Belongs here: the commands, and how answers look in a terminal. Must not come here: a rule of the market, or a way
+//! to the market other than the public API.
 
-/// Prints a line. Who reads no further (`| head`) ends this, quietly.
+/// Prints a line. If the reader has gone, as in `gpubnb jobs | head`, this process ends quietly.
 macro_rules! say {
     ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
 }
@@ -25,7 +25,7 @@ use clap::CommandFactory as _;
 pub use args::Cli;
 use args::Command;
 
-/// Exit code where the client itself failed, and not the job.
+/// Exit code if this client failed, and not the job.
 pub const FAILED: u8 = 125;
 /// Exit code of a job that was cancelled.
 const CANCELLED: u8 = 130;
@@ -36,7 +36,7 @@ fn print_line(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Does what was asked. Returns the exit code.
+/// Runs a command and returns the exit code.
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let json = cli.json;
     if let Command::Completions { shell } = cli.command {

@@ -1,4 +1,4 @@
-//! What `login` keeps: the market and the token, readable by their owner only.
+//! The file that `login` writes: the market's address and the token. Only its owner can read it.
 
 use std::{
     env, fs,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-/// Where one is logged in.
+/// The market that the user is logged in to.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Saved {
     pub(crate) url: String,
@@ -23,7 +23,7 @@ fn path() -> anyhow::Result<PathBuf> {
     Ok(base.context("neither XDG_CONFIG_HOME nor HOME is set: use --token")?.join("gpubnb/login.json"))
 }
 
-/// What was kept, if anything was.
+/// Reads the file, if there is one.
 pub(crate) fn read() -> anyhow::Result<Option<Saved>> {
     let path = path()?;
     match fs::read(&path) {
@@ -33,7 +33,7 @@ pub(crate) fn read() -> anyhow::Result<Option<Saved>> {
     }
 }
 
-/// Keeps it.
+/// Writes the file.
 pub(crate) fn write(saved: &Saved) -> anyhow::Result<PathBuf> {
     let path = path()?;
     if let Some(dir) = path.parent() {
@@ -46,7 +46,7 @@ pub(crate) fn write(saved: &Saved) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Forgets it.
+/// Deletes the file.
 pub(crate) fn forget() -> anyhow::Result<()> {
     match fs::remove_file(path()?) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),

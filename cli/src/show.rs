@@ -1,11 +1,11 @@
-//! Lists and bills, as tables for people and JSON for programs.
+//! Lists and receipts: tables for people, JSON for programs.
 
 use gpubnb_events::MicroUsd;
 use serde_json::{Value, json};
 
 use crate::api::Api;
 
-/// A text for a terminal: what others wrote must not steer it.
+/// A text that others wrote, made safe for a terminal: control characters are replaced.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

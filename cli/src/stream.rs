@@ -1,30 +1,35 @@
-//! Server-sent events, opened again where they end, from where they were.
+//! Server-sent events. A stream that ends or breaks is opened again where it ended.
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use reqwest::Method;
 use serde_json::Value;
+use sse_stream::{Sse, SseByteStream};
 
 use crate::api::Api;
 
+/// The pause before a market that did not answer is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Tries in a row before giving up on a market that does not answer.
 const TRIES: u32 = 60;
 
-/// An event.
+/// An event whose data is JSON.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) data: Value,
 }
 
-/// A stream that resumes by the id of the last event.
+type Blocks = Pin<Box<dyn Stream<Item = Result<Sse, sse_stream::Error>> + Send>>;
+
+/// A stream of events that resumes after the last event that it got.
 pub(crate) struct Events<'a> {
     api: &'a Api,
     path: String,
+    /// The id of the last event that had one.
     last: Option<String>,
-    open: Option<(reqwest::Response, Parser)>,
+    open: Option<Blocks>,
 }
 
 impl<'a> Events<'a> {
@@ -32,19 +37,20 @@ impl<'a> Events<'a> {
         Self { api, path, last: None, open: None }
     }
 
-    /// The next event. Reconnects for as long as the market is away.
+    /// The next event. While the market does not answer, this tries again.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Event> {
         let mut tries = 0;
         loop {
-            if let Some((response, parser)) = &mut self.open {
-                if let Some((event, id)) = parser.next() {
-                    self.last = id.or(self.last.take());
-                    return Ok(event);
-                }
-                match response.chunk().await {
-                    Ok(Some(bytes)) => parser.push(&bytes),
-                    // It ended, or broke: it is opened again below.
-                    Ok(None) | Err(_) => self.open = None,
+            if let Some(blocks) = &mut self.open {
+                match blocks.next().await {
+                    Some(Ok(block)) => {
+                        self.last = block.id.clone().or(self.last.take());
+                        if let Some(event) = event_of(block) {
+                            return Ok(event);
+                        }
+                    }
+                    // The stream ended or broke. It is opened again below.
+                    None | Some(Err(_)) => self.open = None,
                 }
                 continue;
             }
@@ -53,7 +59,7 @@ impl<'a> Events<'a> {
                 request = request.header("last-event-id", last);
             }
             match self.api.send(request).await {
-                Ok(response) => self.open = Some((response, Parser::default())),
+                Ok(response) => self.open = Some(Box::pin(SseByteStream::new(response.bytes_stream()))),
                 Err(e) if tries >= TRIES => return Err(e),
                 Err(_) => tries += 1,
             }
@@ -62,38 +68,10 @@ impl<'a> Events<'a> {
     }
 }
 
-/// Reads `text/event-stream`.
-#[derive(Default)]
-struct Parser {
-    bytes: Vec<u8>,
-}
-
-impl Parser {
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// The next whole event, and its id.
-    fn next(&mut self) -> Option<(Event, Option<String>)> {
-        loop {
-            let end = self.bytes.windows(2).position(|pair| pair == b"\n\n")?;
-            let block: Vec<u8> = self.bytes.drain(..end + 2).collect();
-            let (mut event, mut id, mut data) = (Event::default(), None, String::new());
-            for line in String::from_utf8_lossy(&block).lines() {
-                match line.split_once(':').map(|(field, value)| (field, value.strip_prefix(' ').unwrap_or(value))) {
-                    Some(("event", value)) => value.clone_into(&mut event.name),
-                    Some(("id", value)) => id = Some(value.to_owned()),
-                    Some(("data", value)) => data.push_str(value),
-                    _ => {}
-                }
-            }
-            // A comment, which only keeps the line alive.
-            if let Ok(value) = serde_json::from_str(&data) {
-                event.data = value;
-                return Some((event, id));
-            }
-        }
-    }
+/// The event of a block; `None` for a block without JSON, such as a comment that only keeps the connection open.
+fn event_of(block: Sse) -> Option<Event> {
+    let data = serde_json::from_str(&block.data?).ok()?;
+    Some(Event { name: block.event.unwrap_or_default(), data })
 }
 
 /// Saves a body to a file, and returns its hash and size.
@@ -118,21 +96,51 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn events_come_whole_however_they_are_cut() {
+    /// The events of a text that arrives in these pieces, each with its id.
+    async fn read(pieces: &[&str]) -> Vec<(Event, Option<String>)> {
+        let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, std::io::Error>(piece.as_bytes())).collect();
+        let blocks: Vec<_> = SseByteStream::new(futures_util::stream::iter(pieces)).collect().await;
+        let event = |block: Result<Sse, _>| {
+            let block = block.unwrap();
+            let id = block.id.clone();
+            Some((event_of(block)?, id))
+        };
+        blocks.into_iter().filter_map(event).collect()
+    }
+
+    fn event(name: &str, data: Value) -> Event {
+        Event { name: name.to_owned(), data }
+    }
+
+    #[tokio::test]
+    async fn events_come_whole_however_they_are_cut() {
         let text = ": hello\n\nevent: line\nid: 7\ndata: {\"text\":\"a\"}\n\nevent: progress\ndata: 1\n\n";
+        let expected =
+            [(event("line", json!({ "text": "a" })), Some("7".to_owned())), (event("progress", json!(1)), None)];
         for cut in 0..text.len() {
-            let mut parser = Parser::default();
-            let mut seen = Vec::new();
-            for part in [&text[..cut], &text[cut..]] {
-                parser.push(part.as_bytes());
-                seen.extend(std::iter::from_fn(|| parser.next()));
-            }
-            let expected = [
-                (Event { name: "line".to_owned(), data: json!({ "text": "a" }) }, Some("7".to_owned())),
-                (Event { name: "progress".to_owned(), data: json!(1) }, None),
-            ];
-            assert_eq!(seen, expected, "{cut}");
+            assert_eq!(read(&[&text[..cut], &text[cut..]]).await, expected, "{cut}");
         }
+    }
+
+    #[tokio::test]
+    async fn data_may_have_several_lines() {
+        let text = "event: line\ndata: {\ndata:\"text\":\ndata: \"a\"}\n\n";
+        assert_eq!(read(&[text]).await, [(event("line", json!({ "text": "a" })), None)]);
+    }
+
+    #[tokio::test]
+    async fn lines_may_end_as_a_proxy_likes_them() {
+        let text = "event: line\r\nid: 7\r\ndata: 1\r\n\r\nevent: line\r\ndata: 2\r\n\r\n";
+        let expected = [(event("line", json!(1)), Some("7".to_owned())), (event("line", json!(2)), None)];
+        for cut in 0..text.len() {
+            assert_eq!(read(&[&text[..cut], &text[cut..]]).await, expected, "{cut}");
+        }
+        assert_eq!(read(&[&text.replace("\r\n", "\r")]).await, expected);
+    }
+
+    #[tokio::test]
+    async fn comments_and_events_without_json_are_passed_over() {
+        let text = ": keep alive\n\ndata: not json\n\nevent: line\n: within an event\ndata: 1\n\nevent: line\ndata: 2";
+        assert_eq!(read(&[text]).await, [(event("line", json!(1)), None)], "the last event has not arrived yet");
     }
 }

@@ -1,5 +1,5 @@
-//! Checking what a job left: whose word the list is, and whether the files are those of the list. What the market says is
-//! believed only where a signature or a hash bears it out.
+//! Checks the files that a job left: the signature of their list, and the hash of each file. Nothing that the market
+//! says is trusted without a signature or a hash.
 
 use std::{fs::File, io::Read as _, path::Path};
 
@@ -12,12 +12,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{api::Api, show::plain};
 
-/// Exit code where something is not as the machine signed it.
+/// Exit code if a file differs from the signed list.
 const DIFFERS: u8 = 1;
 
-/// A manifest, as the market gives it.
+/// The list of a job's files, with the machine's signature.
 #[derive(Deserialize)]
-struct Manifest {
+struct JobManifest {
     job: JobId,
     lease: Lease,
     machine: MachineId,
@@ -26,13 +26,13 @@ struct Manifest {
     signature: String,
 }
 
-impl Manifest {
-    /// The key of the machine that has signed it.
+impl JobManifest {
+    /// The machine's key that signed the list, if one of its keys did.
     fn signer(&self) -> anyhow::Result<Option<&String>> {
         let text = signed_text(self.job, self.lease, &self.outputs);
         let signature = data_encoding::BASE64URL_NOPAD.decode(self.signature.as_bytes()).context("the signature")?;
-        // The library takes for granted that it is as long as it should be.
-        ensure!(signature.len() == 64, "the signature has not its 64 bytes");
+        // The library would report a signature of another length like one that does not match.
+        ensure!(signature.len() == 64, "the signature is not 64 bytes long");
         let has_signed = |key: &&String| {
             let key = nkeys::KeyPair::from_public_key(key);
             key.is_ok_and(|key| key.verify(text.as_bytes(), &signature).is_ok())
@@ -41,17 +41,17 @@ impl Manifest {
     }
 }
 
-/// Checks the proof of an event, as a file has it.
+/// `gpubnb check-proof`: checks the proof of an event in a file.
 pub(crate) fn check_proof(file: &Path, key: Option<&str>) -> anyhow::Result<u8> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
-    println!("{}", proof.description(key)?);
+    let proof: Proof = serde_json::from_slice(&text).context("this file is not a proof")?;
+    say!("{}", proof.description(key)?);
     Ok(0)
 }
 
 /// `gpubnb verify`.
 pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json: bool) -> anyhow::Result<u8> {
-    let manifest: Manifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
+    let manifest: JobManifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
     ensure!(job.parse() == Ok(manifest.job), "the market answered with the list of another job");
     let Some(signer) = manifest.signer()? else {
         bail!("the list is not signed by a key of the machine {}: do not trust it", manifest.machine);
@@ -72,17 +72,17 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
     }
     if json {
         let machine = manifest.machine;
-        say!(
-            "{}",
-            json!({ "job": manifest.job, "machine": machine, "signed_by": signer, "files": manifest.outputs, "differ": differs })
-        );
+        let JobManifest { job, outputs, .. } = &manifest;
+        let verdict =
+            json!({ "job": job, "machine": machine, "signed_by": signer, "files": outputs, "differ": differs });
+        say!("{verdict}");
     } else {
         say!("signed by machine {} with key {signer}", manifest.machine);
     }
     Ok(if differs.is_empty() { 0 } else { DIFFERS })
 }
 
-/// A file's size and hash; a link is none.
+/// Size and hash of a file. A link is refused.
 fn look(path: &Path) -> anyhow::Result<(u64, String)> {
     ensure!(!path.symlink_metadata()?.is_symlink(), "is a link");
     let mut file = File::open(path)?;

@@ -65,7 +65,7 @@ async fn strangers_ids_and_paths_are_refused_alike() {
     for page in ["/jobs/x", "/nothing", "/machines/x", &format!("/jobs/{id}")] {
         let (status, html) = system.web.bytes(page).await.unwrap();
         assert!(status.is_client_error(), "{page} {status}");
-        assert!(String::from_utf8_lossy(&html).contains("That did not work"), "{page}");
+        assert!(String::from_utf8_lossy(&html).contains("Something's not right"), "{page}");
     }
 }
 

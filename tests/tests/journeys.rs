@@ -62,7 +62,7 @@ async fn a_consumer_signs_up_funds_finds_quotes_submits_watches_downloads_and_re
         browser.wait_for("#quote dd b").await;
         browser.says("#quote", "Attic").await;
         browser.says("#quote", "Expected start").await;
-        browser.says("#quote", "at once, when its image is there").await;
+        browser.says("#quote", "now, after its image has been downloaded").await;
         browser.is_sound("new job").await;
         browser.picture(&format!("new-job{suffix}")).await;
         browser.click(".submit button.primary").await;
@@ -261,7 +261,7 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
         browser.picture(&format!("console{suffix}")).await;
         // Another's job is there for an operator, and why it waits.
         browser.visit(&system, &format!("/jobs/{waiting}")).await;
-        browser.says("#summary", "Why it waits").await;
+        browser.says("#summary", "Waiting because").await;
     }
     // For others there is no such page.
     let (status, _) = system.web.bytes("/console").await.unwrap();

@@ -1,19 +1,21 @@
-//! A job's lines for people: colours and weights of ECMA-48 (SGR) become classes, everything else that is meant for a
-//! terminal is left out.
+//! Lines of a job's log for a page: colours and weights of ECMA-48 (SGR) become CSS classes, and every other control
+//! sequence is dropped.
 
 use std::fmt::Write as _;
 
 use vte::{Params, Parser, Perform};
 
+use crate::escape::push_html;
+
 /// A line as HTML.
 pub(crate) fn html(line: &str) -> String {
-    let mut page = Page::default();
-    Parser::new().advance(&mut page, line.as_bytes());
-    page.close();
-    page.html
+    let mut line_html = HtmlLine::default();
+    Parser::new().advance(&mut line_html, line.as_bytes());
+    line_html.close();
+    line_html.html
 }
 
-/// A line without what is meant for a terminal.
+/// A line as plain text, without control sequences.
 pub(crate) fn plain(line: &str) -> String {
     if !line.contains(char::is_control) {
         return line.to_owned();
@@ -21,24 +23,6 @@ pub(crate) fn plain(line: &str) -> String {
     let mut plain = Plain::default();
     Parser::new().advance(&mut plain, line.as_bytes());
     plain.0
-}
-
-/// Text that goes into HTML.
-pub(crate) fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut html, c| {
-        push(&mut html, c);
-        html
-    })
-}
-
-fn push(html: &mut String, c: char) {
-    match c {
-        '&' => html.push_str("&amp;"),
-        '<' => html.push_str("&lt;"),
-        '>' => html.push_str("&gt;"),
-        '"' => html.push_str("&quot;"),
-        c => html.push(c),
-    }
 }
 
 #[derive(Default)]
@@ -50,10 +34,10 @@ impl Perform for Plain {
     }
 }
 
-/// How the text looks that comes next.
+/// The look of the text that comes next.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 struct Look {
-    /// 0 to 15.
+    /// One of the 16 colours of a terminal, from 0 to 15.
     colour: Option<u16>,
     bold: bool,
     dim: bool,
@@ -61,14 +45,14 @@ struct Look {
 }
 
 #[derive(Default)]
-struct Page {
+struct HtmlLine {
     html: String,
     look: Look,
-    /// The look of the element that is open.
+    /// The look of the `<span>` that is open.
     open: Look,
 }
 
-impl Page {
+impl HtmlLine {
     fn close(&mut self) {
         if self.open != Look::default() {
             self.html.push_str("</span>");
@@ -76,7 +60,8 @@ impl Page {
         self.open = Look::default();
     }
 
-    fn turn(&mut self) {
+    /// Opens a `<span>` for the present look, if another one is open.
+    fn apply_look(&mut self) {
         if self.open == self.look {
             return;
         }
@@ -111,10 +96,10 @@ impl Page {
     }
 }
 
-impl Perform for Page {
+impl Perform for HtmlLine {
     fn print(&mut self, c: char) {
-        self.turn();
-        push(&mut self.html, c);
+        self.apply_look();
+        push_html(&mut self.html, c);
     }
 
     fn execute(&mut self, byte: u8) {
@@ -132,7 +117,7 @@ impl Perform for Page {
         }
         let mut codes = params.iter().filter_map(|p| p.first().copied());
         while let Some(code) = codes.next() {
-            // A colour of the large palettes: its numbers are no codes of their own; it is shown plain.
+            // A colour of the large palettes: `38;5;n` or `38;2;r;g;b`. The numbers after 38 or 48 are skipped.
             if matches!(code, 38 | 48) {
                 let skip = if codes.next() == Some(5) { 1 } else { 3 };
                 codes.by_ref().take(skip).for_each(drop);
@@ -150,7 +135,7 @@ mod tests {
     #[test]
     fn colours_become_classes_and_other_sequences_vanish() {
         assert_eq!(html("a\u{1b}[1;31mred\u{1b}[0m b"), "a<span class=\"c1 b\">red</span> b");
-        assert_eq!(html("\u{1b}[2J\u{1b}]0;title\u{7}x<y\u{1b}[92m"), "x&lt;y");
+        assert_eq!(html("\u{1b}[2J\u{1b}]0;title\u{7}x<y\u{1b}[92m"), "x&#60;y");
         assert_eq!(html("\u{1b}[38;5;200mpink\u{1b}[m\u{1b}[33mamber"), "pink<span class=\"c3\">amber</span>");
         assert_eq!(plain("\u{1b}[31mred\u{1b}[0m\tx"), "redx");
     }

@@ -1,4 +1,4 @@
-//! What handlers share.
+//! The services and the state that handlers share.
 
 use std::sync::Arc;
 
@@ -14,44 +14,39 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 
 use crate::{
-    access::{Paces, People, Sessions, Streams},
-    live::{Board, Changes},
-    requested::requested,
-    transfer::Room,
+    access::{OpenStreams, RateLimits, Sessions, Users},
+    request_span,
+    state::{Changes, MachineCache, UploadQuota},
 };
 
-/// Where machines find the broker.
+/// The broker, as machines reach it.
 #[derive(Debug, Clone)]
 pub(crate) struct Broker {
     /// Its address.
     pub(crate) url: String,
-    /// The authority that signed its certificate, if it is not a public one (PEM).
+    /// The certificate of the authority that signed the broker's (PEM), if that is not a public authority.
     pub(crate) authority: Option<String>,
 }
 
-/// What handlers share. Cheap to clone.
+/// The services and the state that handlers share. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct App {
-    pub(crate) people: People,
+    pub(crate) users: Users,
     pub(crate) sessions: Sessions,
-    pub(crate) paces: Paces,
-    /// Streams of events that are open.
-    pub(crate) streams: Streams,
-    /// Whether a proxy of ours stands before us, and names the address that a request comes from.
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) streams: OpenStreams,
+    /// True if a proxy of ours stands before this server and names the address that a request comes from.
     pub(crate) behind_proxy: bool,
-    /// The broker, as machines reach it.
     pub(crate) broker: Broker,
     pub(crate) caller: Caller,
     pub(crate) queries: QueryClient,
     pub(crate) js: Context,
     pub(crate) artifacts: ObjectStore,
     pub(crate) inputs: ObjectStore,
-    /// Room for files that are being put.
-    pub(crate) room: Room,
+    pub(crate) upload_quota: UploadQuota,
     pub(crate) changes: Changes,
-    /// The machines of the market.
-    pub(crate) board: Board,
-    /// Places for searches through whole logs.
+    pub(crate) machines: MachineCache,
+    /// Permits for searches through whole logs.
     pub(crate) searches: Arc<Semaphore>,
     pub(crate) transfer: TransferKey,
     pub(crate) clock: Arc<dyn Clock>,
@@ -62,7 +57,7 @@ impl App {
         self.clock.now()
     }
 
-    /// Gives a command in an actor's name.
+    /// Sends a command in an actor's name.
     pub(crate) async fn command<T: DeserializeOwned>(
         &self,
         area: &str,
@@ -71,10 +66,10 @@ impl App {
         body: &(impl Serialize + Sync),
     ) -> Result<T, Failure> {
         let call = self.caller.call(subject::command(area, verb), actor, body);
-        trace::within(&trace::apart(), requested(), About::default(), call).await
+        trace::within(&trace::apart(), request_span::current(), About::default(), call).await
     }
 
-    /// The same, about a job: in the job's trace.
+    /// Sends a command about a job. It becomes part of the job's trace.
     pub(crate) async fn job_command<T: DeserializeOwned>(
         &self,
         verb: &str,
@@ -83,6 +78,6 @@ impl App {
         body: &(impl Serialize + Sync),
     ) -> Result<T, Failure> {
         let call = self.caller.call(subject::command("job", verb), actor, body);
-        trace::within(&trace::of_job(job), requested(), About::job(job), call).await
+        trace::within(&trace::of_job(job), request_span::current(), About::job(job), call).await
     }
 }

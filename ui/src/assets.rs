@@ -1,4 +1,5 @@
-//! The files that pages need, embedded. Their addresses carry their hash, so that browsers may keep them.
+//! The embedded files that pages need. Their addresses contain a hash of them, so that browsers can cache them for
+//! ever.
 
 use std::{fmt::Write as _, sync::LazyLock};
 
@@ -28,7 +29,7 @@ const ASSETS: &[Asset] = &[
     },
 ];
 
-/// One version for all: the hash of everything.
+/// The version of all assets together: a hash of all their contents.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = Sha256::new();
     for asset in ASSETS {

@@ -1,21 +1,21 @@
-//! Charts as inline SVG, drawn here: no script is needed to read them.
+//! Charts as inline SVG, which need no script in the browser.
 
 use std::fmt::Write as _;
 
-use crate::ansi::escape;
+use crate::escape;
 
 const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 120.0;
-/// A gap longer than this is not drawn over, ms.
+/// The line is broken where readings are missing for longer than this, milliseconds.
 const GAP: i64 = 180_000;
 
-/// A line over time: `points` of (ms, value), from one moment to another. The scale reaches from zero to `most`, or
-/// further where a value does.
+/// A line over time. `points` are (milliseconds, value); the scale reaches from zero to `most`, or to the highest value
+/// if that is higher.
 pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i64, i64), most: f64) -> String {
     let top = points.iter().map(|(_, v)| *v).fold(most, f64::max);
     let top = if top > 0.0 { top } else { 1.0 };
-    let (name, unit) = (escape(name), escape(unit));
-    let said = match points.last() {
+    let (name, unit) = (escape::html(name), escape::html(unit));
+    let summary = match points.last() {
         None => "no readings yet".to_owned(),
         Some((_, last)) => {
             let low = points.iter().map(|(_, v)| *v).fold(f64::INFINITY, f64::min);
@@ -25,8 +25,8 @@ pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i
     };
     let lines = segments(points, (from, to), top);
     format!(
-        "<figure class=\"chart\"><figcaption><b>{name}</b> <span>{said}</span></figcaption>\
-         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{name}: {said}\">\
+        "<figure class=\"chart\"><figcaption><b>{name}</b> <span>{summary}</span></figcaption>\
+         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{name}: {summary}\">\
          <path class=\"grid\" d=\"M0 1H{WIDTH}M0 {half}H{WIDTH}M0 {bottom}H{WIDTH}\"/>{lines}</svg>\
          <p class=\"axis\"><span>{ago} ago</span><span>top: {top} {unit}</span><span>now</span></p></figure>",
         half = HEIGHT / 2.0,
@@ -41,7 +41,7 @@ fn hours(ms: i64) -> String {
 }
 
 /// Polylines, broken where readings are missing.
-// Pixels: no precision is lost that anybody could see.
+// The values become pixels: nobody can see the precision that is lost.
 #[allow(clippy::cast_precision_loss)]
 fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64) -> String {
     let span = (to - from).max(1) as f64;
@@ -62,7 +62,7 @@ fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64) -> String {
     html
 }
 
-/// A number with as many digits as a person reads.
+/// A number with at most one decimal.
 pub(crate) fn short(value: f64) -> String {
     let text = if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") };
     text.strip_suffix(".0").map_or(text.clone(), ToOwned::to_owned)
@@ -79,6 +79,6 @@ mod tests {
         let html = line("Load", "%", &points, (0, 60 * minute), 100.0);
         assert_eq!(html.matches("<polyline").count(), 2);
         assert!(html.contains("30.5 %; 10 to 30.5 %") && html.contains("1 h ago"), "{html}");
-        assert!(line("<b>", "%", &[], (0, minute), 0.0).contains("&lt;b&gt;: no readings yet"));
+        assert!(line("<b>", "%", &[], (0, minute), 0.0).contains("&#60;b&#62;: no readings yet"));
     }
 }

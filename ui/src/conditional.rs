@@ -1,5 +1,5 @@
-//! Conditional requests of the API: an answer says which version it is, and who has that version gets no more than that.
-//! It saves the transfer, not the work.
+//! Conditional requests of the API: an answer carries an `ETag`, and a client that has this version already gets an
+//! empty answer (304). That saves the transfer, not the work of making the answer.
 
 use axum::{
     body::{Body, to_bytes},
@@ -12,16 +12,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{ApiError, Problem};
 
-/// Largest answer that is looked at; larger ones are files, which have versions of their own.
+/// Most bytes of an answer that is held in memory to be hashed.
 const MOST: usize = 8 << 20;
 
-/// Whether a client's `If-None-Match` names this version.
+/// True if a client's `If-None-Match` names this version.
 pub(crate) fn knows(headers: &HeaderMap, etag: &str) -> bool {
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
     known.is_some_and(|known| known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag))
 }
 
-/// Gives the answers of the API their versions.
+/// Middleware that gives the answers of the API their versions.
 pub(crate) async fn versions(request: Request, next: Next) -> Response {
     let asked = request.method() == Method::GET && request.uri().path().starts_with("/api/v1/");
     let headers = request.headers().clone();

@@ -12,12 +12,12 @@ pub struct Cli {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub nats: NatsArgs,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands of `gpubnb-ui`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Serves until it is stopped. Run as many as you like.
@@ -26,14 +26,14 @@ pub enum Command {
     OperatorLink(LinkArgs),
     /// Prints the API as an OpenAPI 3.1 document.
     Openapi,
-    /// Prints every endpoint and what it demands, one a line.
+    /// Prints a line for every endpoint, with the access that it demands.
     Routes,
 }
 
 /// Options of `operator-link`.
 #[derive(Debug, Clone, Args)]
 pub struct LinkArgs {
-    /// Address of the pages, as people reach them.
+    /// Address under which people reach the pages.
     #[arg(long, env = "GPUBNB_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     pub url: String,
 }
@@ -44,29 +44,29 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub monitor: MonitorArgs,
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, env = "GPUBNB_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
-    /// Certificate of this server, with those between it and its authority (PEM). Without one, put a proxy that has
-    /// one before it: browsers keep no session over plain HTTP but on their own machine.
+    /// Certificate chain of this server (PEM). Without it, put a proxy with a certificate before this server: over
+    /// plain HTTP, browsers keep a session only with their own machine.
     #[arg(long, env = "GPUBNB_TLS_CERT", requires = "tls_key", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
-    /// The certificate's key (PEM).
+    /// Private key of the certificate (PEM).
     #[arg(long, env = "GPUBNB_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// A proxy stands before this server: the address of a request is the last in `X-Forwarded-For`.
+    /// A proxy stands before this server: take a client's address from the last entry of `X-Forwarded-For`.
     #[arg(long, env = "GPUBNB_BEHIND_PROXY")]
     pub behind_proxy: bool,
-    /// Address of the broker, as machines reach it; what this process uses, if it is the same.
+    /// Address under which machines reach the broker, if it differs from the one that this process uses.
     #[arg(long, env = "GPUBNB_MACHINES_NATS_URL", value_name = "URL")]
     pub machines_nats: Option<String>,
-    /// Requests a second of one address, and of one account; five times as many at once.
+    /// Requests per second from one address, and from one account. A burst may have five times as many.
     #[arg(long, env = "GPUBNB_REQUESTS_PER_SECOND", default_value = "50")]
     pub requests_per_second: NonZeroU32,
-    /// Attempts a minute of one address to sign in or to redeem a code.
+    /// Attempts per minute from one address to sign in or to redeem a code.
     #[arg(long, env = "GPUBNB_SIGN_INS_PER_MINUTE", default_value = "20")]
     pub sign_ins_per_minute: NonZeroU32,
-    /// New accounts a minute of one address.
+    /// New accounts per minute from one address.
     #[arg(long, env = "GPUBNB_SIGN_UPS_PER_MINUTE", default_value = "5")]
     pub sign_ups_per_minute: NonZeroU32,
 }

@@ -1,40 +1,38 @@
-//! Failures as people and programs see them: a page, or `application/problem+json` (RFC 9457).
+//! Failures as programs and people see them: `application/problem+json` (RFC 9457), or a page that is drawn later.
 
-use askama::Template;
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
 };
 use gpubnb_events::{Refusal, RefusalKind};
 use gpubnb_runtime::rpc::Failure;
 use serde::Serialize;
 use tracing::{error, warn};
 
-use crate::{access::Viewer, page::Chrome};
-
-/// What went wrong.
+/// A failure, with its HTTP status.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
     /// HTTP status.
     pub(crate) status: u16,
     /// The name of the refusal.
     pub(crate) title: String,
-    /// What happened and what to do.
+    /// A sentence that says what happened and what to do.
     pub(crate) detail: String,
-    /// The field at fault.
+    /// The field at fault, if the fault is in one field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) field: Option<String>,
-    /// When to try again, seconds.
+    /// Seconds after which to try again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry_after: Option<u64>,
 }
 
-/// A problem of the API.
+/// A problem in an answer of the API.
 #[derive(Debug)]
 pub(crate) struct ApiError(pub(crate) Problem);
 
-/// A problem of a page.
+/// A problem in place of a page. The response has no body: it carries the [`Problem`] as an extension, and
+/// `page::error::draw` makes a page of it, because only there is known how a page looks.
 #[derive(Debug)]
 pub(crate) struct PageError(pub(crate) Problem);
 
@@ -56,9 +54,10 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "SignInNeeded", "Sign in first.")
     }
 
-    /// The same for a person that is not there and for a password that is not right.
+    /// The same answer for an unknown address and for a wrong password, so that nobody learns which addresses have
+    /// accounts.
     pub(crate) fn bad_credentials() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "BadCredentials", "The address or the password is not right.")
+        Self::new(StatusCode::UNAUTHORIZED, "BadCredentials", "Wrong e-mail or password.")
     }
 
     pub(crate) fn bad_token() -> Self {
@@ -84,7 +83,7 @@ impl Problem {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "Internal",
-            "Something broke on our side. It was noted; try again.",
+            "Something went wrong on our side. We logged it; please try again.",
         )
     }
 
@@ -158,19 +157,10 @@ impl IntoResponse for ApiError {
     }
 }
 
-#[derive(Template)]
-#[template(path = "error.html")]
-struct ErrorPage<'a> {
-    chrome: Chrome,
-    problem: &'a Problem,
-}
-
 impl IntoResponse for PageError {
     fn into_response(self) -> Response {
-        let page = ErrorPage { chrome: Chrome::new("Something is wrong", "", Viewer::present()), problem: &self.0 };
-        match page.render() {
-            Ok(html) => self.0.with_headers((self.0.code(), Html(html)).into_response()),
-            Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
-        }
+        let mut response = self.0.with_headers(self.0.code().into_response());
+        response.extensions_mut().insert(self.0);
+        response
     }
 }

@@ -1,41 +1,53 @@
-//! The parts of a request. What cannot be read is said in the form of the asker: a page, or problem+json.
+//! The parts of a request. A request that cannot be read is answered in the form that its sender expects: a page for a
+//! browser, `application/problem+json` for a program.
 
 use axum::{
+    body::Bytes,
     extract::{FromRequest, FromRequestParts, Request, rejection},
-    http::{StatusCode, request::Parts},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use gpubnb_events::Seq;
+use gpubnb_events::{AccountId, Seq};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::error::{ApiError, PageError, Problem};
 
-/// The variable parts of the address.
+/// The variable parts of the path, such as the id in `/jobs/{job}`.
 pub(crate) struct Path<T>(pub(crate) T);
 
-/// What follows the question mark.
+/// The query string.
 pub(crate) struct Query<T>(pub(crate) T);
 
-/// What to have seen before answering: the sequence that the last command came back with.
+/// The answer must reflect the log at least up to this sequence: the one that the client's last command returned.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct AtLeast {
-    /// In addresses of pages.
+    /// The parameter's name in addresses of pages.
     #[serde(default)]
     seq: u64,
-    /// In the API.
+    /// The parameter's name in the API.
     #[serde(default)]
     min_seq: u64,
 }
 
 impl AtLeast {
-    /// The sequence.
+    /// The sequence, whichever of the two names it came by.
     pub(crate) fn seq(&self) -> Seq {
         Seq(self.seq.max(self.min_seq))
     }
 }
 
-/// A form.
+/// A page of the accounts: those after this one.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct AfterAccount {
+    #[serde(default)]
+    pub(crate) after: Option<AccountId>,
+}
+
+/// The fields of a submitted HTML form.
 pub(crate) struct Form<T>(pub(crate) T);
+
+/// A JSON body. The refusal of a bad one says what is wrong and where.
+pub(crate) struct JsonBody<T>(pub(crate) T);
 
 /// A request that could not be read.
 pub(crate) struct Unreadable {
@@ -56,7 +68,7 @@ impl IntoResponse for Unreadable {
     }
 }
 
-/// Whether programs ask there, and not people.
+/// True for addresses that programs use, and not browsers.
 pub(crate) fn is_for_program(path: &str) -> bool {
     path.starts_with("/api/") || path.starts_with("/transfer/")
 }
@@ -67,7 +79,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Unreadable> {
         let path = parts.uri.path().to_owned();
         let read = axum::extract::Path::<T>::from_request_parts(parts, state).await;
-        // An address that names nothing there could be is simply not there.
+        // `/jobs/nonsense` cannot be the address of any job, so it is answered like a job that does not exist.
         read.map(|axum::extract::Path(value)| Self(value))
             .map_err(|e: rejection::PathRejection| Unreadable::new(StatusCode::NOT_FOUND, &path, &e.body_text()))
     }
@@ -95,7 +107,23 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Form<T> {
     }
 }
 
-/// This server, as the client addressed it: for commands that are pasted elsewhere.
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        if !kind.starts_with("application/json") {
+            let detail = "Send JSON, with the header `Content-Type: application/json`.";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "NotJson", detail).into());
+        }
+        let body = Bytes::from_request(request, state).await.map_err(|_| Problem::too_large())?;
+        serde_json::from_slice(&body).map(Self).map_err(|e| {
+            Problem::new(StatusCode::BAD_REQUEST, "BadJson", format!("The request could not be read: {e}.")).into()
+        })
+    }
+}
+
+/// The address of this server as the client reached it, for commands that people paste into another machine's terminal.
 pub(crate) struct Origin(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Origin {
@@ -103,10 +131,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let text = |name| parts.headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
-        // The browser's own word; the gate has seen that it is of this host.
-        let origin = text(axum::http::header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
+        // The browser says it; the check of cross-site requests has compared it with the host.
+        let origin = text(header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
         let authority = || parts.uri.authority().map(axum::http::uri::Authority::as_str);
-        let host = || text(axum::http::header::HOST).or_else(authority).map(|host| format!("http://{host}"));
+        let host = || text(header::HOST).or_else(authority).map(|host| format!("http://{host}"));
         Ok(Self(origin.or_else(host).unwrap_or_default()))
     }
 }

@@ -1,17 +1,12 @@
-//! How values look: units always, digits no more than needed.
+//! Values as text for people: always with a unit, and with no more digits than needed.
 
 // Templates pass references.
 #![allow(clippy::trivially_copy_pass_by_ref)]
 
 use std::borrow::Borrow;
 
-use gpubnb_events::{
-    MicroUsd, Millis, Timestamp,
-    command::Quote,
-    event::{self, Speed},
-    spec::Mebibytes,
-};
-use gpubnb_query::view::{JobView, ListedMachine, MachineState};
+use gpubnb_events::{MicroUsd, Millis, Timestamp, command::Quote, spec::Mebibytes};
+use gpubnb_query::view::{JobView, MachineState};
 
 /// `1.4 MB`.
 pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
@@ -49,14 +44,15 @@ pub(crate) fn duration(time: impl Borrow<Millis>) -> String {
     }
 }
 
-/// A moment as `<time>`: relative, with the absolute on hover. Made of numbers only: safe as HTML.
+/// A moment as `<time>`: relative, with the absolute time as its title. It contains no text from outside, so it is safe
+/// as HTML.
 pub(crate) fn time(at: &Timestamp, now: &Timestamp) -> String {
     format!(r#"<time datetime="{at}" title="{at}">{}</time>"#, ago(*at, *now))
 }
 
 fn ago(at: Timestamp, now: Timestamp) -> String {
     if at > now.plus(Millis(5_000)) {
-        // What lies ahead says its date.
+        // A time in the future is shown as its date.
         return at.date();
     }
     let seconds = now.since(at).0 / 1_000;
@@ -69,7 +65,7 @@ fn ago(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// How far two clocks are apart.
+/// The time from one moment to a later one.
 pub(crate) fn apart(earlier: &Timestamp, later: &Timestamp) -> String {
     duration(later.since(*earlier))
 }
@@ -85,52 +81,7 @@ pub(crate) fn percent(basis_points: &u32) -> String {
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// What people call the hardware: `2 × RTX 4090`, `CPU only`.
-pub(crate) fn gpus(row: &ListedMachine) -> String {
-    let gpus = &row.offer.hardware.gpus;
-    match gpus.first() {
-        None => "CPU only".to_owned(),
-        Some(first) if gpus.len() == 1 => first.model.clone(),
-        Some(first) => format!("{} × {}", gpus.len(), first.model),
-    }
-}
-
-/// What a machine was measured to do.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Score {
-    /// In words: `67.2 TFLOPS`.
-    pub(crate) words: String,
-    /// For each dollar an hour.
-    pub(crate) per_dollar: f64,
-    /// The same in words.
-    pub(crate) per_dollar_words: String,
-}
-
-/// The rate at which a machine multiplies matrices, by its own self-test: of its GPUs, or of its cores without one.
-// Shown, not reckoned with.
-#[allow(clippy::cast_precision_loss)]
-pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
-    let speed = Speed::of(&row.checks);
-    let cores = || Some(speed.core?.saturating_mul(u64::from(row.offer.hardware.cpu_cores)));
-    let megaflops = speed.gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
-    let teraflops = megaflops as f64 / 1e6;
-    let words = |teraflops: f64| match teraflops {
-        t if t >= 100.0 => format!("{t:.0} TFLOPS"),
-        t if t >= 1.0 => format!("{t:.1} TFLOPS"),
-        t => format!("{:.1} GFLOPS", t * 1e3),
-    };
-    let price = row.offer.price.0.0 as f64 / 1e6;
-    let per_dollar = if price > 0.0 { teraflops / price } else { f64::INFINITY };
-    let per_dollar_words = if price > 0.0 { format!("{} per $/h", words(per_dollar)) } else { "free".to_owned() };
-    Some(Score { words: words(teraflops), per_dollar, per_dollar_words })
-}
-
-/// Whether it has passed every check of its self-test.
-pub(crate) fn verified(row: &ListedMachine) -> bool {
-    event::verified(&row.checks)
-}
-
-/// When a quoted job can start, in words.
+/// When a quoted job can start, as a sentence.
 pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
     let first = match quote.waiting {
         0 => "",
@@ -138,32 +89,13 @@ pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
         _ => "; others wait already, and go first where they fit",
     };
     match quote.start {
-        Some(_) if quote.machine.is_some() => "at once, when its image is there".to_owned(),
+        Some(_) if quote.machine.is_some() => "now, after its image has been downloaded".to_owned(),
         Some(at) => {
             let least = if quote.waiting == 0 { " at the latest" } else { "" };
             format!("when the first that fits comes free, in {}{least}{first}", duration(at.since(*now)))
         }
         None => format!("not known: no machine that fits is there, or it prepares another job{first}"),
     }
-}
-
-/// What a check of its self-test found.
-fn found<'a>(row: &'a ListedMachine, id: &str) -> Option<&'a str> {
-    row.checks.iter().find(|check| check.id == id).map(|check| check.actual.as_str())
-}
-
-const DOWN: &str = "network.down";
-const UP: &str = "network.up";
-
-/// What its self-test measured of the way from the market and to it, Mbit/s; nothing where it did not.
-pub(crate) fn speed(row: &ListedMachine) -> (f64, f64) {
-    let of = |id| found(row, id).and_then(|mbit| mbit.parse().ok()).unwrap_or(0.0);
-    (of(DOWN), of(UP))
-}
-
-/// The same in words, such as `240 / 38 Mbit/s`.
-pub(crate) fn down_up(row: &ListedMachine) -> Option<String> {
-    Some(format!("{} / {} Mbit/s", found(row, DOWN)?, found(row, UP).unwrap_or("–")))
 }
 
 /// The colour class of a machine's state.
@@ -191,7 +123,7 @@ pub(crate) fn job_tone(row: &JobView) -> &'static str {
     }
 }
 
-/// A job's state in words, with its reason: "Failed: it ran out of memory".
+/// A job's state with its reason: "Failed: it ran out of memory".
 pub(crate) fn job_state(row: &JobView) -> String {
     use gpubnb_query::view::JobState;
     let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
@@ -205,7 +137,7 @@ pub(crate) fn job_state(row: &JobView) -> String {
 }
 
 /// The points of a sparkline, 120 × 24: `x,y x,y …`.
-// A few hundred points: no precision is lost.
+// There are a few hundred points: no precision is lost.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) fn sparkline(load: &[u8]) -> String {
     // A line needs two points.

@@ -1,9 +1,10 @@
 //! The face of `GPUbnb`: pages, the JSON API, live updates, and the files of jobs.
 //!
-//! Belongs here: what people and programs see, and the reading of what they send. Must not come here: a
-//! rule of the market (that is `services`), or the inside of a read model.
+//! Belongs here: the answers that people and programs get, and the reading of their requests. Must not come here: a
+//! rule of the market (that belongs to `services`), or the inside of a read model.
 
 mod access;
+mod accounts;
 mod ansi;
 mod api;
 mod app;
@@ -11,18 +12,26 @@ mod assets;
 mod chart;
 mod conditional;
 pub mod config;
-mod crowd;
+mod connection_limit;
+mod earnings;
 mod error;
+mod escape;
+mod event_search;
 mod extract;
 mod format;
+mod hardware;
 mod input;
+mod keyed_limit;
 mod live;
 mod openapi;
 mod page;
-mod requested;
+mod request_span;
 mod routes;
 mod run;
 mod serve;
+mod state;
+#[cfg(test)]
+mod testing;
 mod transfer;
 
 pub use config::{Cli, Command};

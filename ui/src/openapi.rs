@@ -1,7 +1,8 @@
-//! The API as an OpenAPI document, made from the table of routes: what is served is what is documented.
+//! The API as an OpenAPI document. It is made from the table of routes, so every endpoint that is served is documented.
 
 use std::{fmt::Write as _, sync::LazyLock};
 
+use anyhow::Context as _;
 use axum::http::Method;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -23,20 +24,20 @@ use crate::{
 
 const TOKEN: &str = "token";
 
-/// The endpoints of the API, gathered once: they are what the program was written with.
+/// The endpoints of the API. Pages are not among them.
 static ENDPOINTS: LazyLock<Vec<Endpoint>> =
-    LazyLock::new(|| routes::all().finish().1.into_iter().filter(|e| !e.about.is_empty()).collect());
-static DOCUMENT: LazyLock<Result<String, String>> =
-    LazyLock::new(|| document().to_pretty_json().map_err(|e| e.to_string()));
+    LazyLock::new(|| routes::all().table().into_iter().filter(|e| !e.about.is_empty()).collect());
+static DOCUMENT: LazyLock<Result<String, serde_json::Error>> = LazyLock::new(|| document().to_pretty_json());
 
 /// The document, as JSON.
 pub fn openapi_document() -> anyhow::Result<&'static str> {
-    DOCUMENT.as_deref().map_err(|e| anyhow::anyhow!("{e}"))
+    let document: &'static Result<String, serde_json::Error> = &DOCUMENT;
+    document.as_deref().context("writing the OpenAPI document")
 }
 
-/// Every endpoint and what it demands, one a line: method, path, access.
+/// A line for every endpoint: method, path, and the access that it demands.
 pub fn routes_table() -> String {
-    routes::all().finish().1.into_iter().fold(String::new(), |mut table, e| {
+    routes::all().table().into_iter().fold(String::new(), |mut table, e| {
         // Writing to a string does not fail.
         let _ = writeln!(table, "{} {} {}", e.method, e.path, e.access);
         table
@@ -66,7 +67,7 @@ fn document() -> OpenApi {
     OpenApiBuilder::new().info(info).paths(paths.build()).components(Some(components.build())).build()
 }
 
-/// OpenAPI has no name for "the rest of the path".
+/// OpenAPI has no notation for "the rest of the path", such as `{*path}`.
 fn template(path: &str) -> String {
     path.replace("{*", "{")
 }
@@ -75,7 +76,7 @@ fn reference(name: &str) -> Ref {
     Ref::from_schema_name(name.to_owned())
 }
 
-/// A body of one thing, of a list of them, or of a page of them.
+/// A body: one object, a list, or a page of a list.
 fn content(shape: &Shape) -> Content {
     let list = || ArrayBuilder::new().items(reference(&shape.name)).build();
     let content = ContentBuilder::new();
@@ -91,12 +92,12 @@ fn content(shape: &Shape) -> Content {
 }
 
 fn item(endpoint: &Endpoint) -> PathItem {
-    let mut answer = ResponseBuilder::new().description("It is so");
+    let mut answer = ResponseBuilder::new().description("Success");
     if let Some(shape) = &endpoint.answer {
         answer = answer.content("application/json", content(shape));
     }
     let problem = ResponseBuilder::new()
-        .description("It is not: a named problem (RFC 9457)")
+        .description("A problem with a name (RFC 9457)")
         .content("application/problem+json", ContentBuilder::new().schema(Some(reference(&Problem::name()))).build());
     let mut operation = OperationBuilder::new()
         .summary(Some(endpoint.about))
@@ -129,11 +130,11 @@ fn item(endpoint: &Endpoint) -> PathItem {
     PathItem::new(method, operation.build())
 }
 
-/// What an endpoint demands, in words.
+/// The demand of an endpoint, as a sentence.
 pub(crate) fn demand(access: Access) -> String {
     match access {
         Access::Public => "Open to all.".to_owned(),
-        Access::Proof => "The proof is in the request itself.".to_owned(),
+        Access::Proof => "No token needed: the request itself carries the proof.".to_owned(),
         Access::Known => "Needs a token.".to_owned(),
         Access::Person => "Needs a signed-in browser.".to_owned(),
         Access::Scope(scope) => format!("Needs a token with the scope `{scope}`."),
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn every_endpoint_of_the_api_is_documented() {
-        for endpoint in routes::all().finish().1 {
+        for endpoint in routes::all().table() {
             let api = endpoint.path.starts_with("/api/");
             assert_eq!(api, !endpoint.about.is_empty(), "{} {}", endpoint.method, endpoint.path);
         }

@@ -1,4 +1,4 @@
-//! Puts the process together: connections, buckets, stores, and what prints a link for the first operator.
+//! Starts the process: connects to the broker, opens buckets and stores, and prints the link for the first operator.
 
 use std::{fs, sync::Arc};
 
@@ -18,17 +18,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
-    access::{Pace, Paces, People, Sessions, Streams},
+    access::{OpenStreams, RateLimits, Rates, Sessions, Users},
     app::{App, Broker},
     config::RunArgs,
-    live::{Board, Changes},
     serve::serve,
-    transfer::Room,
+    state::{Changes, MachineCache, UploadQuota},
 };
 
-/// How long an invitation to run the platform is good.
+/// How long an invitation to run the platform is valid.
 const INVITE_LIFE: Millis = Millis(3_600_000);
-/// Searches through whole logs at once.
+/// Most searches through whole logs at the same time.
 const SEARCHES: usize = 4;
 const MISSING: &str = "is missing: start gpubnb-services with --provision first";
 
@@ -39,30 +38,30 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let js = jetstream(client.clone());
     let caller = Caller::new(client.clone());
     let key = nats.nats_creds.join("transfer.key");
-    let people = people(&js).await?;
-    if people.first_run().await.map_err(|p| anyhow::anyhow!(p.detail))? {
+    let users = users(&js).await?;
+    if users.first_run().await.map_err(|p| anyhow::anyhow!(p.detail))? {
         let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
-        print_link(&people, &format!("{scheme}://{}", args.listen)).await?;
+        print_link(&users, &format!("{scheme}://{}", args.listen)).await?;
     }
     let authority = nats.nats_ca.as_ref().map(fs::read_to_string).transpose().context("reading --nats-ca")?;
-    let (changes, board, queries) = (Changes::new(), Board::new(), QueryClient::new(caller.clone()));
+    let (changes, machines, queries) = (Changes::new(), MachineCache::new(), QueryClient::new(caller.clone()));
     let tasks = TaskTracker::new();
-    tasks.spawn(changes.clone().listen(client, board.clone(), shutdown.clone()));
-    tasks.spawn(board.clone().keep(queries.clone(), shutdown.clone()));
+    tasks.spawn(changes.clone().listen(client, machines.clone(), shutdown.clone()));
+    tasks.spawn(machines.clone().keep(queries.clone(), shutdown.clone()));
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
-    tasks.spawn(people.clone().listen(shutdown.clone()));
+    tasks.spawn(users.clone().listen(shutdown.clone()));
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let app = App {
-        people,
+        users,
         sessions,
-        paces: Paces::new(Pace {
+        rate_limits: RateLimits::new(Rates {
             requests_per_second: args.requests_per_second,
             sign_ins_per_minute: args.sign_ins_per_minute,
             sign_ups_per_minute: args.sign_ups_per_minute,
         }),
-        streams: Streams::default(),
-        room: Room::default(),
+        streams: OpenStreams::default(),
+        upload_quota: UploadQuota::default(),
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
         queries,
@@ -72,7 +71,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         js,
         searches: Arc::new(Semaphore::new(SEARCHES)),
         changes,
-        board,
+        machines,
         transfer: TransferKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
         clock: Arc::new(SystemClock),
     };
@@ -84,20 +83,20 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     Ok(())
 }
 
-async fn people(js: &Context) -> anyhow::Result<People> {
-    Ok(People::new(js.get_key_value(CREDENTIALS).await.with_context(|| format!("CREDENTIALS {MISSING}"))?))
+async fn users(js: &Context) -> anyhow::Result<Users> {
+    Ok(Users::new(js.get_key_value(CREDENTIALS).await.with_context(|| format!("CREDENTIALS {MISSING}"))?))
 }
 
-/// Prints a link that makes whoever opens it first an operator.
+/// Prints a link that makes the first user who accepts it an operator.
 pub async fn operator_link(nats: NatsArgs, url: &str) -> anyhow::Result<()> {
     let js = jetstream(nats.connect("ui", UI_INBOX).await?);
-    print_link(&people(&js).await?, url.trim_end_matches('/')).await
+    print_link(&users(&js).await?, url.trim_end_matches('/')).await
 }
 
-async fn print_link(people: &People, url: &str) -> anyhow::Result<()> {
-    let invite = people.invite_operator(SystemClock.now().plus(INVITE_LIFE)).await;
+async fn print_link(users: &Users, url: &str) -> anyhow::Result<()> {
+    let invite = users.invite_operator(SystemClock.now().plus(INVITE_LIFE)).await;
     let secret = invite.map_err(|p| anyhow::anyhow!(p.detail))?;
-    // Printed, not logged: logs are kept and passed on.
+    // The link is a secret. It is printed and not logged, because logs are kept and passed on.
     println!("Whoever opens this first becomes an operator (within an hour, once): {url}/operator/{secret}");
     Ok(())
 }

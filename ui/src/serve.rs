@@ -1,12 +1,12 @@
-//! The server itself: TLS, time-outs, and the headers that every answer carries.
+//! The HTTP server: TLS, time-outs, the check of cross-site requests, and the headers that every response carries.
 
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
-    Extension, Router,
+    Router,
     extract::{DefaultBodyLimit, MatchedPath, Request},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header, uri::Authority},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -19,6 +19,7 @@ use gpubnb_runtime::metric;
 use tokio_util::sync::CancellationToken;
 use tower_http::{
     compression::{CompressionLayer, Predicate, predicate::SizeAbove},
+    csrf::{CsrfLayer, ProtectionError},
     set_header::SetResponseHeaderLayer,
     timeout::RequestBodyTimeoutLayer,
 };
@@ -28,28 +29,28 @@ use crate::{
     app::App,
     conditional,
     config::RunArgs,
-    crowd::Crowd,
+    connection_limit::ConnectionLimit,
     error::{ApiError, PageError, Problem},
     extract::is_for_program,
-    requested::answering,
-    routes,
+    page, request_span, routes,
 };
 
-/// Methods that are counted by name.
+/// Methods that have a counter of their own.
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "PUT", "DELETE"];
 /// Largest body of a form or of an API request.
 const MAX_BODY: usize = 256 * 1024;
 /// How long open requests may take to end at shutdown.
 const DRAIN: Duration = Duration::from_secs(3);
-/// How long a client may take to say what it wants.
+/// How long a client may take to send the headers of a request.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// How long a client may be silent within a body.
+/// How long a client may pause within a body.
 const BODY_SILENCE: Duration = Duration::from_secs(30);
-/// How long a request may take until its answer begins; a file's is put within hours.
+/// How long a request may take until its response begins.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// The same for the upload of a file.
 const FILE_WITHIN: Duration = Duration::from_secs(4 * 3600);
-/// Connections that one address may have; behind a proxy all come from one.
-const CROWD: usize = 512;
+/// Connections that one address may have open. Behind a proxy there is no such limit, as all come from one address.
+const CONNECTIONS: u64 = 512;
 /// Scripts and styles from here only; nothing inline; no frame around the pages.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -57,7 +58,8 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-
 /// Serves until shutdown.
 pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
-    let crowd = Crowd::new(NoDelayAcceptor::new(), if app.behind_proxy { usize::MAX } else { CROWD });
+    let most = if app.behind_proxy { u64::MAX } else { CONNECTIONS };
+    let limited = ConnectionLimit::new(NoDelayAcceptor::new(), most);
     let service = router(app, tls.is_some()).into_make_service_with_connect_info::<SocketAddr>();
     let listener = std::net::TcpListener::bind(args.listen).with_context(|| {
         format!("cannot listen on {}: is the port taken? Choose another with --listen", args.listen)
@@ -68,29 +70,29 @@ pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken)
         let handle = handle.clone();
         async move {
             shutdown.cancelled().await;
-            // Live pages never end by themselves.
+            // Live pages never end by themselves, so the server does not wait for them.
             handle.graceful_shutdown(Some(DRAIN));
         }
     });
     info!(address = %listener.local_addr()?, tls = tls.is_some(), "ready");
     if let Some((cert, key)) = tls {
-        // Another library in this process may have installed one: either is good.
+        // Installing fails if another library has installed a provider already, which is just as good.
         drop(rustls::crypto::ring::default_provider().install_default());
         let config = RustlsConfig::from_pem_file(cert, key).await.context("the certificate of this server")?;
-        let acceptor = RustlsAcceptor::new(config).acceptor(crowd);
+        let acceptor = RustlsAcceptor::new(config).acceptor(limited);
         let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
-        slow_clients_end(server.http_builder());
+        limit_slow_clients(server.http_builder());
         server.first_request_timeout(HEADERS_WITHIN).serve(service).await?;
     } else {
-        let mut server = axum_server::from_tcp(listener)?.acceptor(crowd).handle(handle);
-        slow_clients_end(server.http_builder());
+        let mut server = axum_server::from_tcp(listener)?.acceptor(limited).handle(handle);
+        limit_slow_clients(server.http_builder());
         server.first_request_timeout(HEADERS_WITHIN).serve(service).await?;
     }
     Ok(())
 }
 
-/// A client that does not say what it wants holds no place for long.
-fn slow_clients_end<E>(builder: &mut hyper_util::server::conn::auto::Builder<E>) {
+/// Ends connections whose client is slow to send a request or does not answer pings.
+fn limit_slow_clients<E>(builder: &mut hyper_util::server::conn::auto::Builder<E>) {
     let timer = hyper_util::rt::TokioTimer::new;
     builder.http1().timer(timer()).header_read_timeout(HEADERS_WITHIN);
     builder.http2().timer(timer()).keep_alive_interval(HEADERS_WITHIN).keep_alive_timeout(HEADERS_WITHIN);
@@ -100,18 +102,18 @@ fn router(app: App, tls: bool) -> Router {
     let fixed = |name: &'static str, value: &'static str| {
         SetResponseHeaderLayer::if_not_present(HeaderName::from_static(name), HeaderValue::from_static(value))
     };
-    let (router, _) = routes::all().fallback(nothing_here).finish();
     let hsts = tls.then(|| fixed("strict-transport-security", "max-age=31536000"));
-    router
-        .method_not_allowed_fallback(not_like_this)
+    routes::all()
+        .router(&app, nothing_here)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(middleware::from_fn(conditional::versions))
-        .layer(CompressionLayer::new().compress_when(Squeezed))
         .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn(page::error::draw))
+        .layer(CompressionLayer::new().compress_when(Compressible))
         .layer(middleware::from_fn(counted))
-        .layer(Extension(app.clone()))
-        .layer(middleware::from_fn(same_origin))
+        .layer(CsrfLayer::new().with_rejection_response(from_another_site))
         .layer(SetResponseHeaderLayer::if_not_present(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP)))
         .layer(fixed("x-content-type-options", "nosniff"))
         .layer(fixed("x-frame-options", "DENY"))
@@ -124,12 +126,12 @@ fn router(app: App, tls: bool) -> Router {
         .with_state(app)
 }
 
-/// What is sent smaller: pages, scripts, styles and JSON. Not files of jobs, whose length and ranges are theirs; not
-/// streams of events, which must not wait for more.
+/// Compresses pages, scripts, styles and JSON. Files of jobs keep their length and ranges, and streams of events must
+/// not wait for more text.
 #[derive(Clone, Copy)]
-struct Squeezed;
+struct Compressible;
 
-impl Predicate for Squeezed {
+impl Predicate for Compressible {
     fn should_compress<B: axum::body::HttpBody>(&self, response: &axum::http::Response<B>) -> bool {
         let header = |name: HeaderName| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let kind = header(header::CONTENT_TYPE);
@@ -148,25 +150,25 @@ async fn nothing_here(request: Request) -> Response {
     problem(request.uri().path(), Problem::not_found("page"))
 }
 
-async fn not_like_this(request: Request) -> Response {
+async fn method_not_allowed(request: Request) -> Response {
     let detail = "This address does not take such a request.";
     problem(request.uri().path(), Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail))
 }
 
-/// Counts a request by the route that takes it: addresses are as many as visitors make up.
+/// Counts a request by its route and not by its address, because clients can make up any number of addresses.
 async fn counted(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let (route, method) = (path.unwrap_or_else(|| "none".to_owned()), request.method().as_str().to_owned());
     let method = if METHODS.contains(&method.as_str()) { method } else { "other".to_owned() };
     let began = std::time::Instant::now();
-    let response = answering(format!("{method} {route}"), next.run(request)).await;
+    let response = request_span::within(format!("{method} {route}"), next.run(request)).await;
     metrics::histogram!(metric::HTTP_SECONDS, "route" => route.clone()).record(began.elapsed());
     let status = response.status().as_u16().to_string();
     metrics::counter!(metric::HTTP_REQUESTS, "method" => method, "route" => route, "status" => status).increment(1);
     response
 }
 
-/// Whatever takes longer than it should is given up. Files move at their own pace.
+/// Gives up a request that takes too long. Files get much more time.
 async fn in_time(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/");
@@ -178,48 +180,56 @@ async fn in_time(request: Request, next: Next) -> Response {
     })
 }
 
-/// Refuses what another site makes a visitor's browser send. Browsers say where a request comes from;
-/// programs, which have no visitor to betray, need not.
-async fn same_origin(request: Request, next: Next) -> Response {
-    if is_foreign(&request) {
-        let detail = "The request comes from another site.";
-        return ApiError(Problem::new(StatusCode::FORBIDDEN, "ForeignOrigin", detail)).into_response();
-    }
-    next.run(request).await
-}
-
-fn is_foreign(request: &Request) -> bool {
-    let header = |name: HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok());
-    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let site = header(HeaderName::from_static("sec-fetch-site"));
-    // An origin without a host ("null") is nobody's.
-    let origin = header(header::ORIGIN).map(|o| o.split_once("://").map_or("", |(_, host)| host));
-    let foreign_site = site.is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    // HTTP/2 says in the address itself which host is meant.
-    let host = header(header::HOST).or_else(|| request.uri().authority().map(Authority::as_str));
-    let foreign_origin = origin.is_some_and(|origin| Some(origin) != host);
-    !safe && (foreign_site || foreign_origin)
+/// The answer to a request that another site made a visitor's browser send. The layer goes by `Sec-Fetch-Site`, and by
+/// `Origin` for browsers that do not send it. Programs send neither, and have no visitor whom they could betray.
+fn from_another_site(_: ProtectionError) -> Response {
+    let detail = "The request comes from another site.";
+    ApiError(Problem::new(StatusCode::FORBIDDEN, "ForeignOrigin", detail)).into_response()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::body::Body;
+    use axum::{body::Body, routing::any};
+    use tower::ServiceExt as _;
 
-    #[test]
-    fn a_request_of_another_site_is_foreign_by_either_version_of_http() {
-        let request = |host: Option<&str>, uri: &str, origin: &str| {
-            let mut builder = Request::builder().method(Method::POST).uri(uri).header("origin", origin);
-            if let Some(host) = host {
-                builder = builder.header("host", host);
-            }
-            builder.body(Body::empty()).unwrap()
-        };
-        assert!(!is_foreign(&request(Some("m.example"), "/x", "https://m.example")));
-        assert!(is_foreign(&request(Some("m.example"), "/x", "https://evil.example")));
+    async fn status(method: &str, uri: &str, headers: &[(&str, &str)]) -> StatusCode {
+        let router: Router = Router::new()
+            .route("/x", any(|| async { "done" }))
+            .layer(CsrfLayer::new().with_rejection_response(from_another_site));
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn a_request_of_another_site_is_refused_by_either_version_of_http() {
+        let own = [("host", "m.example"), ("origin", "https://m.example")];
+        let foreign = [("host", "m.example"), ("origin", "https://evil.example")];
+        assert_eq!(status("POST", "/x", &own).await, StatusCode::OK);
+        assert_eq!(status("POST", "/x", &foreign).await, StatusCode::FORBIDDEN);
         // HTTP/2 has no Host, and the whole address in its place.
-        assert!(!is_foreign(&request(None, "https://m.example/x", "https://m.example")));
-        assert!(is_foreign(&request(None, "https://m.example/x", "https://evil.example")));
-        assert!(is_foreign(&request(None, "/x", "null")));
+        assert_eq!(status("POST", "https://m.example/x", &own[1..]).await, StatusCode::OK);
+        assert_eq!(status("POST", "https://m.example/x", &foreign[1..]).await, StatusCode::FORBIDDEN);
+        assert_eq!(status("POST", "/x", &[("origin", "null")]).await, StatusCode::FORBIDDEN);
+    }
+
+    #[tokio::test]
+    async fn a_browser_says_itself_that_a_request_is_foreign() {
+        for (site, expected) in [
+            ("same-origin", StatusCode::OK),
+            ("none", StatusCode::OK),
+            ("same-site", StatusCode::FORBIDDEN),
+            ("cross-site", StatusCode::FORBIDDEN),
+        ] {
+            let headers = [("host", "m.example"), ("sec-fetch-site", site)];
+            for method in ["POST", "PUT", "DELETE"] {
+                assert_eq!(status(method, "/x", &headers).await, expected, "{method} {site}");
+            }
+            assert_eq!(status("GET", "/x", &headers).await, StatusCode::OK, "reading changes nothing");
+        }
+        assert_eq!(status("POST", "/x", &[]).await, StatusCode::OK, "a program says nothing");
     }
 }

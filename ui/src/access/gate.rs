@@ -1,108 +1,94 @@
-//! The gate before every endpoint: who asks, how often, and whether they may. Denied by default.
-
-use std::net::{IpAddr, SocketAddr};
+//! The gate before every endpoint. It finds out who sends a request, applies the rate limits, and denies access unless
+//! the endpoint's demand is met.
 
 use axum::{
     body::{Body, to_bytes},
-    extract::{ConnectInfo, Request},
+    extract::{Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Redirect, Response},
 };
 
-use super::{Access, SESSION_COOKIE, Scope, Viewer, cookie, streams::Reader, viewer::looking};
+use subtle::ConstantTimeEq as _;
+
+use super::{Access, SESSION_COOKIE, Scope, Viewer, cookie, peer::PeerAddress, streams::StreamReader};
 use crate::{
     app::App,
     error::{ApiError, PageError, Problem},
+    escape,
     extract::is_for_program,
 };
 
-/// Name of the form field that carries a session's token against cross-site requests.
+/// The form field that carries a session's token against cross-site requests.
 pub(crate) const CSRF_FIELD: &str = "csrf";
-/// The same for programs in the page.
+/// The header by which scripts of a page send the same token.
 const CSRF_HEADER: &str = "x-csrf-token";
 /// Largest form.
 const MAX_FORM: usize = 256 * 1024;
 
-/// Where a request comes from.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PeerAddress(pub(super) IpAddr);
-
-/// How somebody came in.
-struct Entry {
+/// The result of identifying the sender of a request.
+struct Identity {
     viewer: Viewer,
-    /// What the token allows; `None` at a browser, where the person may do all.
+    /// The scopes of the token. `None` for a browser, where the user may do everything.
     scopes: Option<Vec<Scope>>,
 }
 
-/// Lets a request in, or says why not.
-pub(super) async fn pass(access: Access, mut request: Request, next: Next) -> Response {
-    // Laid around all routes where the server is put together.
-    let Some(app) = request.extensions().get::<App>().cloned() else {
-        return ApiError(Problem::internal(&"the gate has nobody to ask")).into_response();
-    };
+/// Passes a request on to its handler, or answers with the reason for the refusal.
+///
+/// The viewer is put into the extensions of the request, for the handler, and of the response, for the page that shows
+/// an error.
+pub(super) async fn pass(State((app, access)): State<(App, Access)>, mut request: Request, next: Next) -> Response {
     let program = is_for_program(request.uri().path());
     let back = (request.method() == Method::GET).then(|| sign_in_link(request.uri()));
     let entered = enter(&app, access, &mut request).await;
     let viewer = request.extensions().get::<Viewer>().copied().unwrap_or_default();
-    looking(viewer, async {
-        let answered = match entered {
-            Ok(reader) => app.streams.bound(reader, next.run(request).await),
-            Err(problem) => Err(problem),
-        };
-        match answered {
-            Ok(response) => response,
-            Err(problem) if program => ApiError(problem).into_response(),
-            Err(problem) => match back.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
-                Some(back) => Redirect::to(&back).into_response(),
-                None => PageError(problem).into_response(),
-            },
-        }
-    })
-    .await
+    let answered = match entered {
+        Ok(reader) => app.streams.limit(reader, next.run(request).await),
+        Err(problem) => Err(problem),
+    };
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(problem) if program => ApiError(problem).into_response(),
+        Err(problem) => match back.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
+            Some(back) => Redirect::to(&back).into_response(),
+            None => PageError(problem).into_response(),
+        },
+    };
+    response.extensions_mut().insert(viewer);
+    response
 }
 
-/// The sign-in page that comes back here.
+/// The address of the sign-in page that leads back to `uri`.
 fn sign_in_link(uri: &Uri) -> String {
     let here = uri.path_and_query().map_or("/", axum::http::uri::PathAndQuery::as_str);
-    format!("/sign-in?next={}", crate::transfer::escape(here))
+    format!("/sign-in?next={}", escape::url(here))
 }
 
-async fn enter(app: &App, access: Access, request: &mut Request) -> Result<Reader, Problem> {
-    let address = address_of(app, request);
-    app.paces.address(address)?;
-    request.extensions_mut().insert(PeerAddress(address));
-    let entry = identify(app, request.headers()).await?;
-    request.extensions_mut().insert(entry.viewer);
-    if let Some(account) = entry.viewer.account {
-        app.paces.account(account)?;
+async fn enter(app: &App, access: Access, request: &mut Request) -> Result<StreamReader, Problem> {
+    let peer = PeerAddress::of(request, app.behind_proxy);
+    app.rate_limits.address(peer.0)?;
+    request.extensions_mut().insert(peer);
+    let identity = identify(app, request.headers()).await?;
+    request.extensions_mut().insert(identity.viewer);
+    if let Some(account) = identity.viewer.account {
+        app.rate_limits.account(account)?;
     }
-    allow(access, &entry)?;
-    if entry.viewer.session.is_some() && !matches!(*request.method(), Method::GET | Method::HEAD) {
-        same_session(&entry.viewer, request).await?;
+    allow(access, &identity)?;
+    if identity.viewer.session.is_some() && !matches!(*request.method(), Method::GET | Method::HEAD) {
+        same_session(&identity.viewer, request).await?;
     }
-    Ok(Reader::of(entry.viewer.account, address))
+    Ok(StreamReader::of(identity.viewer.account, peer.0))
 }
 
-/// The address a request comes from: behind a proxy of ours, the last that it names.
-fn address_of(app: &App, request: &Request) -> IpAddr {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map_or([0; 4].into(), |info| info.0.ip());
-    let forwarded = || {
-        let header = request.headers().get_all("x-forwarded-for").iter().next_back()?;
-        header.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
-    };
-    if app.behind_proxy { forwarded().unwrap_or(peer) } else { peer }
-}
-
-async fn identify(app: &App, headers: &HeaderMap) -> Result<Entry, Problem> {
+async fn identify(app: &App, headers: &HeaderMap) -> Result<Identity, Problem> {
     let now = app.now();
     let authorization = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    // Permits for files come the same way; they are looked at where they are used.
+    // Permits for files come in the same header. The handlers of transfers verify them.
     if let Some(token) = authorization.and_then(|a| a.strip_prefix("Bearer ")).filter(|t| t.starts_with("gpubnb_")) {
-        let known = app.people.by_token(token, now).await?.ok_or_else(Problem::bad_token)?;
-        let operator = known.operator && known.scopes.as_ref().is_none_or(|s| s.contains(&Scope::Ops));
+        let known = app.users.by_token(token, now).await?.ok_or_else(Problem::bad_token)?;
+        let operator = known.operator && known.scopes.contains(&Scope::Ops);
         let viewer = Viewer { account: Some(known.account), operator, session: None, csrf: None };
-        return Ok(Entry { viewer, scopes: known.scopes });
+        return Ok(Identity { viewer, scopes: Some(known.scopes) });
     }
     let session = match cookie(headers, SESSION_COOKIE) {
         Some(cookie) => app.sessions.open(cookie, now).await?,
@@ -112,40 +98,42 @@ async fn identify(app: &App, headers: &HeaderMap) -> Result<Entry, Problem> {
         None => Viewer::default(),
         Some(open) => Viewer {
             account: Some(open.account),
-            operator: app.people.is_operator(open.account).await?,
+            operator: app.users.is_operator(open.account).await?,
             session: Some(open.id),
             csrf: Some(open.csrf),
         },
     };
-    Ok(Entry { viewer, scopes: None })
+    Ok(Identity { viewer, scopes: None })
 }
 
-/// Whether somebody who came in like this may go on.
-fn allow(access: Access, entry: &Entry) -> Result<(), Problem> {
-    let at_browser = entry.viewer.session.is_some();
-    let known = entry.viewer.account.is_some();
+/// Refuses a sender who does not meet the endpoint's demand.
+fn allow(access: Access, identity: &Identity) -> Result<(), Problem> {
+    let at_browser = identity.viewer.session.is_some();
+    let known = identity.viewer.account.is_some();
     match access {
         Access::Public | Access::Proof => Ok(()),
         _ if !known => Err(Problem::sign_in_needed()),
         Access::Known => Ok(()),
         Access::Person if at_browser => Ok(()),
         Access::Person => Err(Problem::forbidden("This is for a person at a browser; no token can do it.")),
-        Access::Scope(scope) => match &entry.scopes {
+        Access::Scope(scope) => match &identity.scopes {
             None => Ok(()),
             Some(scopes) if scopes.contains(&scope) => Ok(()),
             Some(_) => Err(Problem::forbidden(format!("This token has not the scope `{scope}`: make one that has."))),
         },
-        Access::Operator if entry.viewer.operator => Ok(()),
-        // That there is such a page is not for others to know.
+        Access::Operator if identity.viewer.operator => Ok(()),
+        // Nobody else is to learn that there is such a page.
         Access::Operator => Err(Problem::not_found("page")),
     }
 }
 
-/// Whether a request that changes something comes from a page of this very session. Another site can make a browser
-/// send its cookie, but it does not know what our forms carry.
+/// Refuses a request that changes something unless it carries its session's token. Another site can make a browser send
+/// its cookie, but does not know the token that our forms carry.
 async fn same_session(viewer: &Viewer, request: &mut Request) -> Result<(), Problem> {
     let expected = viewer.csrf();
-    let foreign = || Problem::forbidden("The form is of another session: open the page again, and send it anew.");
+    let foreign = || {
+        Problem::forbidden("The form belongs to another session: open the page again, and send the form from there.")
+    };
     if let Some(sent) = request.headers().get(CSRF_HEADER) {
         return if same(sent.as_bytes(), expected.as_bytes()) { Ok(()) } else { Err(foreign()) };
     }
@@ -161,9 +149,9 @@ async fn same_session(viewer: &Viewer, request: &mut Request) -> Result<(), Prob
     if sent.is_some_and(|sent| same(sent, expected.as_bytes())) { Ok(()) } else { Err(foreign()) }
 }
 
-/// Compares in the same time whatever differs.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    !b.is_empty() && a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+/// Compares a token with the expected one in constant time. An empty token equals nothing.
+fn same(sent: &[u8], expected: &[u8]) -> bool {
+    !expected.is_empty() && bool::from(sent.ct_eq(expected))
 }
 
 #[cfg(test)]
@@ -171,19 +159,19 @@ mod tests {
     use super::*;
     use gpubnb_events::{AccountId, CommandId};
 
-    fn entry(session: bool, operator: bool, scopes: Option<Vec<Scope>>) -> Entry {
+    fn identity(session: bool, operator: bool, scopes: Option<Vec<Scope>>) -> Identity {
         let session = session.then(CommandId::generate);
         let viewer = Viewer { account: Some(AccountId::generate()), operator, session, csrf: None };
-        Entry { viewer, scopes }
+        Identity { viewer, scopes }
     }
 
     #[test]
     fn each_kind_of_access_lets_in_who_it_says_and_nobody_else() {
-        let stranger = Entry { viewer: Viewer::default(), scopes: None };
-        let person = entry(true, false, None);
-        let operator = entry(true, true, None);
-        let reader = entry(false, false, Some(vec![Scope::JobsRead]));
-        let status = |access, entry: &Entry| allow(access, entry).err().map_or(200, |p| p.status);
+        let stranger = Identity { viewer: Viewer::default(), scopes: None };
+        let person = identity(true, false, None);
+        let operator = identity(true, true, None);
+        let reader = identity(false, false, Some(vec![Scope::JobsRead]));
+        let status = |access, identity: &Identity| allow(access, identity).err().map_or(200, |p| p.status);
         for (access, expected) in [
             (Access::Public, [200, 200, 200, 200]),
             (Access::Proof, [200, 200, 200, 200]),

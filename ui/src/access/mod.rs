@@ -1,16 +1,17 @@
-//! Who may come in, and how far: here a request becomes a viewer, and nowhere else.
+//! Access control. Here, and nowhere else, a request becomes a viewer.
 //!
-//! Belongs here: people, their passwords, sessions and tokens, what each endpoint demands, and how often it may be
-//! asked. Must not come here: a page, or what an account may do on the market (that is `services`).
+//! Belongs here: users with their passwords, sessions and tokens; the demand of each endpoint; rate limits. Must not
+//! come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
 
 mod gate;
-mod pace;
-mod people;
+mod kv_cache;
+mod peer;
+mod rate_limit;
 mod routes;
-mod rows;
 mod secret;
 mod sessions;
 mod streams;
+mod users;
 mod viewer;
 
 use std::{fmt, str::FromStr};
@@ -19,29 +20,30 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     gate::CSRF_FIELD,
-    pace::{Pace, Paces},
-    people::{NewToken, People, SignUp, TokenInfo, login_of},
+    peer::Client,
+    rate_limit::{RateLimits, Rates},
     routes::{Endpoint, Many, Routes, Shape},
     secret::is_secret,
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
-    streams::Streams,
-    viewer::{Client, SignedIn, Viewer},
+    streams::OpenStreams,
+    users::{NewToken, SignUp, TokenInfo, Users, login_of},
+    viewer::{SignedIn, Viewer},
 };
 
-/// What an endpoint demands of whoever asks. Every endpoint says it where it is added to the routes.
+/// The demand of an endpoint: the access that a sender must have. Every route states its demand where it is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Nothing: anybody may look.
+    /// Anybody may look.
     Public,
-    /// Nothing but proof in the request itself: a password, a code, a signature, a permit.
+    /// The request itself carries the proof: a password, a code, a signature or a permit. The handler checks it.
     Proof,
-    /// Anybody who is known: a person, or any token.
+    /// A signed-in browser, or any token.
     Known,
-    /// A person at a browser.
+    /// A signed-in browser.
     Person,
-    /// A person at a browser, or a token with this scope.
+    /// A signed-in browser, or a token with this scope.
     Scope(Scope),
-    /// A person who runs the platform: at a browser, or with a token of the scope `ops`.
+    /// A user who runs the platform, in a signed-in browser or with a token of the scope `ops`.
     Operator,
 }
 
@@ -58,7 +60,7 @@ impl fmt::Display for Access {
     }
 }
 
-/// What a token may be used for.
+/// A right that a token can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Scope {
     /// Looking at jobs, their logs and files.
@@ -79,7 +81,7 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    /// All of them, as a person is asked.
+    /// All scopes, in the order in which forms list them.
     pub(crate) const ALL: [Self; 5] =
         [Self::JobsRead, Self::JobsWrite, Self::MachinesWrite, Self::WalletRead, Self::Ops];
 }

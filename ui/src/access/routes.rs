@@ -1,12 +1,12 @@
-//! The routes, each with what it demands. There is no way to add one without saying so, and the table of them all is
-//! what documentation and tests are made from.
+//! The routes, each with the access that it demands. A route cannot be added without stating its demand. The
+//! documentation of the API and the tests of access are made from the table of all routes.
 
 use axum::{
     Router,
     handler::Handler,
     http::Method,
     middleware,
-    routing::{MethodFilter, on},
+    routing::{MethodFilter, MethodRouter, any, on},
 };
 use utoipa::{ToSchema, openapi::RefOr, openapi::schema::Schema};
 
@@ -19,13 +19,13 @@ pub(crate) struct Endpoint {
     pub(crate) method: Method,
     pub(crate) path: &'static str,
     pub(crate) access: Access,
-    /// What it is, for the documentation of the API; pages have none.
+    /// One sentence for the documentation of the API; empty for a page.
     pub(crate) about: &'static str,
     pub(crate) body: Option<Shape>,
     pub(crate) answer: Option<Shape>,
 }
 
-/// The schema of a body, and all that it refers to.
+/// The schema of a body, and the schemas to which it refers.
 #[derive(Clone)]
 pub(crate) struct Shape {
     pub(crate) name: String,
@@ -33,14 +33,14 @@ pub(crate) struct Shape {
     pub(crate) many: Many,
 }
 
-/// How many of a thing there are in a body.
+/// The form of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Many {
-    /// One.
+    /// One object.
     One,
-    /// All of them, as a list.
+    /// A list of all objects.
     List,
-    /// A page of them, and where the next begins.
+    /// A page of objects, with the cursor of the next page.
     Page,
 }
 
@@ -54,16 +54,14 @@ impl Shape {
 }
 
 /// Routes under construction.
+#[derive(Default)]
 pub(crate) struct Routes {
-    router: Router<App>,
+    handlers: Vec<MethodRouter<App>>,
+    /// One line for each of the handlers.
     table: Vec<Endpoint>,
 }
 
 impl Routes {
-    pub(crate) fn new() -> Self {
-        Self { router: Router::new(), table: Vec::new() }
-    }
-
     fn add<H, T>(mut self, method: Method, path: &'static str, access: Access, handler: H) -> Self
     where
         H: Handler<T, App>,
@@ -75,8 +73,7 @@ impl Routes {
             Method::DELETE => MethodFilter::DELETE,
             _ => MethodFilter::GET,
         };
-        let gate = middleware::from_fn(move |request, next| gate::pass(access, request, next));
-        self.router = self.router.route(path, on(filter, handler).layer(gate));
+        self.handlers.push(on(filter, handler));
         self.table.push(Endpoint { method, path, access, about: "", body: None, answer: None });
         self
     }
@@ -97,7 +94,7 @@ impl Routes {
         self.add(Method::DELETE, path, access, handler)
     }
 
-    /// What the endpoint that was added last is.
+    /// Describes the endpoint that was added last.
     pub(crate) fn about(mut self, about: &'static str) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.about = about;
@@ -105,7 +102,7 @@ impl Routes {
         self
     }
 
-    /// What it takes.
+    /// The body that the endpoint takes.
     pub(crate) fn takes<B: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.body = Some(Shape::of::<B>());
@@ -113,7 +110,7 @@ impl Routes {
         self
     }
 
-    /// What it answers.
+    /// The body that the endpoint answers with.
     pub(crate) fn answers<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.answer = Some(Shape::of::<A>());
@@ -121,7 +118,7 @@ impl Routes {
         self
     }
 
-    /// It answers a list of these.
+    /// The endpoint answers with a list.
     pub(crate) fn lists<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.answer = Some(Shape { many: Many::List, ..Shape::of::<A>() });
@@ -129,7 +126,7 @@ impl Routes {
         self
     }
 
-    /// It answers a page of these.
+    /// The endpoint answers with a page of a list.
     pub(crate) fn pages<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.answer = Some(Shape { many: Many::Page, ..Shape::of::<A>() });
@@ -137,15 +134,18 @@ impl Routes {
         self
     }
 
-    /// What answers where there is no endpoint: it knows who asks, as every endpoint does.
-    pub(crate) fn fallback<H: Handler<T, App>, T: 'static>(mut self, handler: H) -> Self {
-        let gate = middleware::from_fn(|request, next| gate::pass(Access::Public, request, next));
-        self.router = self.router.fallback(handler.layer(gate));
-        self
+    /// The table of all endpoints.
+    pub(crate) fn table(self) -> Vec<Endpoint> {
+        self.table
     }
 
-    /// The router, and the table of all that is in it.
-    pub(crate) fn finish(self) -> (Router<App>, Vec<Endpoint>) {
-        (self.router, self.table)
+    /// The router, with the gate before every handler. `fallback` answers where there is no endpoint.
+    pub(crate) fn router<H: Handler<T, App>, T: 'static>(self, app: &App, fallback: H) -> Router<App> {
+        let gate = |access| middleware::from_fn_with_state((app.clone(), access), gate::pass);
+        let mut router = Router::new();
+        for (endpoint, handler) in self.table.into_iter().zip(self.handlers) {
+            router = router.route(endpoint.path, handler.layer(gate(endpoint.access)));
+        }
+        router.fallback_service(any(fallback).layer(gate(Access::Public)).with_state(app.clone()))
     }
 }

@@ -1,4 +1,4 @@
-//! Secrets that the edge gives out, and how passwords are kept.
+//! Secrets that this server issues, and the hashing of passwords.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ use tokio::sync::Semaphore;
 
 use crate::error::Problem;
 
-/// Hashing a password takes 19 MiB and much of a core: as many at once, and no more.
+/// Passwords hashed at the same time. Hashing one takes 19 MiB of memory and most of a core.
 const AT_ONCE: usize = 2;
-/// Verified where there is no such person, so that the answer takes as long.
+/// Verified if there is no such user, so that the answer takes as long as for one that exists.
 const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$WfgKz0sM6M6CxmLBgPn1VBTTfX5hVyGXHgHVzlP6MUA";
 
@@ -26,12 +26,12 @@ pub(super) fn new_secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
 }
 
-/// Whether a text has the form of such a secret. Nothing else of it is ever put into a page.
+/// True if a text has the form of such a secret. A page shows a text from an address only if this is true.
 pub(crate) fn is_secret(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// What is kept of a secret: whoever reads it cannot use it.
+/// The hash of a secret, for storage. Nobody can use it in place of the secret.
 pub(super) fn digest(secret: &str) -> String {
     gpubnb_events::hex(Sha256::digest(secret.as_bytes()))
 }
@@ -61,7 +61,7 @@ impl Passwords {
         hashed.await?.map_err(|e| Problem::internal(&e))
     }
 
-    /// Whether the password is the one that was hashed. `None`: there is nobody; that takes as long.
+    /// True if the hash is the password's. Without a hash the answer is no, and takes as long.
     pub(super) async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, Problem> {
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| NOBODY.to_owned());

@@ -1,38 +1,27 @@
-//! The one who looks, as the gate let them in. Handlers get one from here, and have no other way to learn of an actor.
+//! The sender of a request, as the gate identified it. Handlers learn from here, and from nowhere else, in whose name
+//! they act.
 
-use std::{convert::Infallible, net::IpAddr};
+use std::convert::Infallible;
 
-use axum::{
-    extract::FromRequestParts,
-    http::{header, request::Parts},
-};
+use axum::{extract::FromRequestParts, http::request::Parts};
 use gpubnb_events::{AccountId, Actor, CommandId};
 
 use crate::error::{ApiError, Problem};
 
-/// The one who looks.
+/// The sender of a request: a user, or a stranger.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Viewer {
-    /// Who is signed in, or whose token it is.
+    /// The account that is signed in or owns the token; `None` for a stranger.
     pub(crate) account: Option<AccountId>,
-    /// Whether they run the platform, and came in by a way that lets them.
+    /// True if the user runs the platform and came in by a way that allows it: a session, or a token of the scope
+    /// `ops`.
     pub(crate) operator: bool,
-    /// The session, at a browser.
+    /// The session, if the request comes from a signed-in browser.
     pub(crate) session: Option<CommandId>,
     pub(super) csrf: Option<[u8; 16]>,
 }
 
-tokio::task_local! {
-    /// Who looks, while a request is answered: for the page that says what went wrong.
-    static LOOKING: Viewer;
-}
-
-/// Answers a request of somebody.
-pub(super) async fn looking<T>(viewer: Viewer, answer: impl Future<Output = T>) -> T {
-    LOOKING.scope(viewer, answer).await
-}
-
-/// One who is known.
+/// A viewer who has an account.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SignedIn {
     pub(crate) viewer: Viewer,
@@ -40,13 +29,13 @@ pub(crate) struct SignedIn {
 }
 
 impl Viewer {
-    /// In whose name queries are asked. A stranger sees what the platform shows to all.
+    /// The actor of queries about the viewer's own things, and about what everybody may see.
     pub(crate) fn actor(self) -> Actor {
-        // A stranger's account id that nobody has: public queries answer, private ones find nothing.
+        // A stranger gets an account that nobody has: public queries answer, private ones find nothing.
         self.account.map_or_else(|| Actor::Account(AccountId::generate()), Actor::Account)
     }
 
-    /// In whose name what is another's is read: operators see everything, as what they are.
+    /// The actor of queries about things of other accounts, which operators may see.
     pub(crate) fn reader(self) -> Actor {
         match self.account {
             Some(account) if self.operator => Actor::Operator(Some(account)),
@@ -54,12 +43,7 @@ impl Viewer {
         }
     }
 
-    /// Who looks, where a request is being answered.
-    pub(crate) fn present() -> Self {
-        LOOKING.try_with(|viewer| *viewer).unwrap_or_default()
-    }
-
-    /// What the forms of this session carry; empty where there is none.
+    /// The token that the forms of this session carry; empty without a session.
     pub(crate) fn csrf(self) -> String {
         self.csrf.map(gpubnb_events::hex).unwrap_or_default()
     }
@@ -70,12 +54,13 @@ impl SignedIn {
         Actor::Account(self.account)
     }
 
-    /// In whose name what is another's is read: operators see every job, as what they are.
+    /// The actor of queries about things of other accounts, which operators may see.
     pub(crate) fn reader(self) -> Actor {
         self.viewer.reader()
     }
 
-    /// As one who runs the platform. The gate has seen to it that they do, where only they come in.
+    /// The actor of an operator's commands. Only for endpoints that demand [`super::Access::Operator`]: there the gate
+    /// has checked that the user is one.
     pub(crate) fn operator(self) -> Actor {
         Actor::Operator(Some(self.account))
     }
@@ -85,7 +70,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Viewer {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // Where no gate stood, nobody came in.
+        // Without a gate before the handler, the sender is a stranger.
         Ok(parts.extensions.get::<Self>().copied().unwrap_or_default())
     }
 }
@@ -97,22 +82,5 @@ impl<S: Send + Sync> FromRequestParts<S> for SignedIn {
         let Ok(viewer) = Viewer::from_request_parts(parts, state).await;
         let account = viewer.account.ok_or_else(|| ApiError(Problem::sign_in_needed()))?;
         Ok(Self { viewer, account })
-    }
-}
-
-/// The program at the other end: where it is, and what it calls itself.
-#[derive(Debug, Clone)]
-pub(crate) struct Client {
-    pub(crate) address: IpAddr,
-    pub(crate) name: String,
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Client {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let address = parts.extensions.get::<super::gate::PeerAddress>().map_or([0; 4].into(), |peer| peer.0);
-        let name = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        Ok(Self { address, name: name.to_owned() })
     }
 }

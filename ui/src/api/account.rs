@@ -1,91 +1,142 @@
-//! `/api/v1/wallet`: balance, statement, deposits.
+//! `/api/v1/accounts`, `/api/v1/login`, `/api/v1/account`, `/api/v1/tokens`: accounts and tokens.
 
-use axum::{Json, extract::State};
-use gpubnb_events::{
-    CommandId, Seq,
-    command::{Deposit, Done, RequestPayout},
-};
-use gpubnb_query::{
-    request::{DaysOf, StatementQuery},
-    view::{Balance, Day, Page, StatementLine},
-};
+use axum::{Json, extract::State, http::StatusCode};
+use gpubnb_events::{CommandId, Millis};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::jobs::Input;
-use crate::{access::SignedIn, app::App, error::ApiError, extract::Query, input::dollars, page::provider::MONTH};
+use crate::{
+    access::{Client, NewToken, Scope, SignUp, SignedIn, TokenInfo},
+    accounts::{self, Role, roles},
+    app::App,
+    error::{ApiError, Problem},
+    extract::{JsonBody, Path},
+};
 
-/// Answer of `GET /api/v1/wallet`.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(crate) struct Wallet {
-    balance: Balance,
-    statement: Page<StatementLine>,
+const DAY: u64 = 24 * 3_600_000;
+
+/// A message for people.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Message {
+    /// The message.
+    message: &'static str,
 }
 
-/// Which part of the statement.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct Part {
-    #[serde(default)]
-    cursor: Option<u64>,
-    #[serde(default)]
-    limit: Option<u32>,
-    #[serde(default)]
-    min_seq: u64,
-}
-
-pub(crate) async fn wallet(
+/// `POST /accounts`: the answer is the same whether the address was free or not.
+pub(crate) async fn sign_up(
     State(app): State<App>,
-    signed_in: SignedIn,
-    Query(part): Query<Part>,
-) -> Result<Json<Wallet>, ApiError> {
-    let (actor, account, seq) = (signed_in.actor(), signed_in.account, Seq(part.min_seq));
-    let balance = app.queries.balance(actor, account, seq).await?;
-    let query = StatementQuery { account, before: part.cursor.map(Seq), limit: part.limit.unwrap_or(100) };
-    let statement = app.queries.statement(actor, query, seq).await?;
-    Ok(Json(Wallet { balance, statement }))
+    client: Client,
+    JsonBody(new): JsonBody<SignUp>,
+) -> Result<(StatusCode, Json<Message>), ApiError> {
+    app.rate_limits.sign_up(client.address)?;
+    accounts::sign_up(&app, &new).await?;
+    let message = "If the address was new, the account is ready: log in with the password you chose.";
+    Ok((StatusCode::ACCEPTED, Json(Message { message })))
 }
 
-/// What was spent and earned, day by day.
-pub(crate) async fn days(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Day>>, ApiError> {
-    let of = DaysOf::Account(signed_in.account);
-    Ok(Json(app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?))
-}
-
-/// Body of `POST /api/v1/wallet/deposits`.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
+/// Body of `POST /login`.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct NewDeposit {
-    /// Its id; the same id again is the same deposit.
-    #[schema(value_type = String, format = Uuid)]
-    deposit: CommandId,
-    /// Dollars.
-    amount_usd: String,
+pub(crate) struct Login {
+    /// E-mail address.
+    email: String,
+    /// Password.
+    password: String,
+    /// Purpose of the token, in the owner's words.
+    label: String,
+    /// Rights of the token.
+    #[schema(value_type = Vec<String>)]
+    scopes: Vec<Scope>,
+    /// Days until the token expires; 90 if missing.
+    #[serde(default)]
+    days: Option<u64>,
 }
 
-pub(crate) async fn deposit(
+/// A token that was just made.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct NewTokenAnswer {
+    /// The token, for the header `Authorization: Bearer …`. It is shown only once.
+    token: String,
+    #[serde(flatten)]
+    info: TokenInfo,
+}
+
+async fn create_token(
+    app: &App,
+    account: gpubnb_events::AccountId,
+    label: String,
+    scopes: Vec<Scope>,
+    days: Option<u64>,
+) -> Result<(StatusCode, Json<NewTokenAnswer>), ApiError> {
+    let days = days.unwrap_or(90);
+    if !(1..=365).contains(&days) {
+        return Err(Problem::invalid("days", "A token lives from 1 to 365 days.").into());
+    }
+    let new = NewToken { label, scopes, expires_at: app.now().plus(Millis(days * DAY)) };
+    let (info, token) = app.users.create_token(account, &new, app.now()).await?;
+    Ok((StatusCode::CREATED, Json(NewTokenAnswer { token, info })))
+}
+
+pub(crate) async fn login(
     State(app): State<App>,
-    signed_in: SignedIn,
-    Input(new): Input<NewDeposit>,
-) -> Result<Json<Done>, ApiError> {
-    let body = Deposit { deposit: new.deposit, amount: dollars("amount_usd", &new.amount_usd)? };
-    Ok(Json(app.command("account", "deposit", signed_in.actor(), &body).await?))
+    client: Client,
+    JsonBody(login): JsonBody<Login>,
+) -> Result<(StatusCode, Json<NewTokenAnswer>), ApiError> {
+    let account = accounts::check_password(&app, &client, &login.email, &login.password).await?;
+    create_token(&app, account, login.label, login.scopes, login.days).await
 }
 
-/// Body of `POST /api/v1/wallet/payouts`.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
+/// Body of `POST /tokens`.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct NewPayout {
-    /// Its id; the same id again is the same payout.
-    #[schema(value_type = String, format = Uuid)]
-    payout: CommandId,
-    /// Dollars.
-    amount_usd: String,
+pub(crate) struct TokenRequest {
+    /// Purpose of the token, in the owner's words.
+    label: String,
+    /// Rights of the token.
+    #[schema(value_type = Vec<String>)]
+    scopes: Vec<Scope>,
+    /// Days until the token expires; 90 if missing.
+    #[serde(default)]
+    days: Option<u64>,
 }
 
-pub(crate) async fn payout(
+pub(crate) async fn create(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(new): Input<NewPayout>,
-) -> Result<Json<Done>, ApiError> {
-    let body = RequestPayout { payout: new.payout, amount: dollars("amount_usd", &new.amount_usd)? };
-    Ok(Json(app.command("account", "request_payout", signed_in.actor(), &body).await?))
+    JsonBody(ask): JsonBody<TokenRequest>,
+) -> Result<(StatusCode, Json<NewTokenAnswer>), ApiError> {
+    create_token(&app, signed_in.account, ask.label, ask.scopes, ask.days).await
+}
+
+pub(crate) async fn list(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<TokenInfo>>, ApiError> {
+    Ok(Json(app.users.tokens(signed_in.account, app.now()).await?))
+}
+
+pub(crate) async fn revoke(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(token): Path<CommandId>,
+) -> Result<StatusCode, ApiError> {
+    app.users.revoke_token(signed_in.account, token).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The caller.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Me {
+    /// The account.
+    #[schema(value_type = String, format = Uuid)]
+    account: gpubnb_events::AccountId,
+    /// Its e-mail address.
+    email: String,
+    /// The caller's roles on the market.
+    roles: Vec<Role>,
+    /// True if the caller may use the operators' endpoints by this token.
+    operator: bool,
+}
+
+pub(crate) async fn me(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Me>, ApiError> {
+    let email = app.users.email(signed_in.account).await?;
+    let roles = roles(&app, signed_in).await?;
+    Ok(Json(Me { account: signed_in.account, email, roles, operator: signed_in.viewer.operator }))
 }

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     body::{Body, Bytes},
-    extract::{FromRequest, Request, State},
+    extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -19,37 +19,17 @@ use gpubnb_query::{
     request::{JobsQuery, TrailOf, TrailQuery},
     view::{JobState, JobView, Page, Receipt, TrailEvent},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     access::SignedIn,
     app::App,
     error::{ApiError, Problem},
-    extract::{AtLeast, Path, Query},
+    extract::{AtLeast, JsonBody, Path, Query},
     live::output::{self, Said},
     transfer,
 };
-
-/// A JSON body; what is wrong with it is said, with the field.
-pub(crate) struct Input<T>(pub(crate) T);
-
-impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        if !kind.starts_with("application/json") {
-            let detail = "Send JSON, with the header `Content-Type: application/json`.";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "NotJson", detail).into());
-        }
-        let too_large = |_| Problem::too_large();
-        let body = Bytes::from_request(request, app).await.map_err(too_large)?;
-        serde_json::from_slice(&body).map(Self).map_err(|e| {
-            Problem::new(StatusCode::BAD_REQUEST, "BadJson", format!("The request could not be read: {e}.")).into()
-        })
-    }
-}
 
 /// A job, with what is not in the read model: its progress and why it waits.
 #[derive(Debug, Serialize, ToSchema)]
@@ -70,7 +50,7 @@ pub(crate) async fn submit(
     State(app): State<App>,
     signed_in: SignedIn,
     headers: HeaderMap,
-    Input(request): Input<JobRequest>,
+    JsonBody(request): JsonBody<JobRequest>,
 ) -> Result<Response, ApiError> {
     // The standard header may carry the id as well as the body.
     let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
@@ -86,7 +66,7 @@ pub(crate) async fn submit(
 pub(crate) async fn quote(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(request): Input<JobRequest>,
+    JsonBody(request): JsonBody<JobRequest>,
 ) -> Result<Json<Quote>, ApiError> {
     let inputs = transfer::describe(&app, signed_in.account, &request.inputs).await?;
     let command = request.into_command(JobId::generate(), inputs).map_err(Problem::from)?;

@@ -1,4 +1,4 @@
-//! Machines: what is on the market, enrolling and revoking one's own, and what a machine asks for itself.
+//! Machines: the list of the market, enrolling and revoking the caller's own machines, and the requests of machines.
 
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
@@ -16,21 +16,21 @@ use gpubnb_query::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::jobs::{Input, Part};
+use super::jobs::Part;
 use crate::{
     access::{Client, SignedIn, Viewer},
     app::App,
+    earnings::MONTH,
     error::ApiError,
-    extract::{Path, Query},
-    page::provider::MONTH,
+    extract::{JsonBody, Path, Query},
 };
 
 /// Most machines in one answer.
 const MOST: u32 = 500;
 
-/// Which machines.
+/// A page of the list of machines.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Filters {
+pub(crate) struct MachinePage {
     #[serde(default)]
     cursor: Option<MachineId>,
     #[serde(default)]
@@ -42,12 +42,12 @@ pub(crate) struct Filters {
 pub(crate) async fn list(
     State(app): State<App>,
     viewer: Viewer,
-    Query(filters): Query<Filters>,
+    Query(page): Query<MachinePage>,
 ) -> Result<Json<Page<MachineView>>, ApiError> {
-    let limit = filters.limit.unwrap_or(MOST).clamp(1, MOST) as usize;
-    let mut rows = app.queries.machines(viewer.actor(), Seq(filters.min_seq)).await?;
+    let limit = page.limit.unwrap_or(MOST).clamp(1, MOST) as usize;
+    let mut rows = app.queries.machines(viewer.actor(), Seq(page.min_seq)).await?;
     rows.sort_by_key(|m| m.listed.machine);
-    rows.retain(|m| filters.cursor.is_none_or(|cursor| m.listed.machine > cursor));
+    rows.retain(|m| page.cursor.is_none_or(|cursor| m.listed.machine > cursor));
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|m| m.listed.machine.to_string());
@@ -68,7 +68,7 @@ pub(crate) async fn events(
     Path(machine): Path<MachineId>,
     Query(part): Query<Part>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
-    // That there is such a machine, or 404.
+    // Answers 404 if there is no such machine.
     app.queries.machine(viewer.actor(), machine, part.seq()).await?;
     Ok(Json(app.queries.trail(viewer.actor(), part.of(TrailOf::Machine(machine)), part.seq()).await?))
 }
@@ -85,7 +85,7 @@ pub(crate) async fn wish(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
-    Input(wish): Input<MachineChange>,
+    JsonBody(wish): JsonBody<MachineChange>,
 ) -> Result<Json<Done>, ApiError> {
     Ok(Json(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?))
 }
@@ -99,14 +99,14 @@ pub(crate) async fn create_code(
     Ok((StatusCode::CREATED, Json(code)))
 }
 
-/// What an enrolled machine needs to know.
+/// The credential of an enrolled machine, and the broker to use it with.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Enrolled {
     #[serde(flatten)]
     credential: MachineCredential,
-    /// Where the broker is.
+    /// Address of the broker.
     broker: String,
-    /// The authority that signed the broker's certificate, if it is not a public one (PEM).
+    /// Certificate of the authority that signed the broker's (PEM), if that is not a public authority.
     broker_authority: Option<String>,
 }
 
@@ -115,19 +115,19 @@ fn enrolled(app: &App, credential: MachineCredential) -> Json<Enrolled> {
     Json(Enrolled { credential, broker, broker_authority })
 }
 
-/// `POST /speed`: what is sent is read and forgotten.
+/// `POST /speed`: reads a body and forgets it. A machine measures its upload speed with it.
 pub(crate) async fn speed(sent: axum::body::Bytes) -> StatusCode {
     drop(sent);
     StatusCode::NO_CONTENT
 }
 
-/// `POST /enroll`: a machine trades a code for its credential. The code is the proof.
+/// `POST /enroll`: a machine exchanges a code for its credential. The code is the proof.
 pub(crate) async fn redeem(
     State(app): State<App>,
     client: Client,
-    Input(redeem): Input<RedeemEnrollment>,
+    JsonBody(redeem): JsonBody<RedeemEnrollment>,
 ) -> Result<Json<Enrolled>, ApiError> {
-    app.paces.sign_in(client.address)?;
+    app.rate_limits.sign_in(client.address)?;
     let credential = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await?;
     Ok(enrolled(&app, credential))
 }
@@ -155,14 +155,14 @@ pub(crate) struct Signed {
 pub(crate) async fn renew(
     State(app): State<App>,
     Path(machine): Path<MachineId>,
-    Input(signed): Input<Signed>,
+    JsonBody(signed): JsonBody<Signed>,
 ) -> Result<Json<Enrolled>, ApiError> {
     let renew = RenewCredential { machine, nonce: signed.nonce, signature: signed.signature };
     let credential = app.command("enrollment", "renew", Actor::Machine(machine), &renew).await?;
     Ok(enrolled(&app, credential))
 }
 
-/// `DELETE /machines/{id}/credential`: its owner takes its right to speak away, at once.
+/// `DELETE /machines/{id}/credential`: the owner revokes the machine's credential. It takes effect at once.
 pub(crate) async fn revoke(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -172,25 +172,25 @@ pub(crate) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Which stretch of time.
+/// A period that ends now.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Stretch {
-    /// Up to 24; one, if missing.
+pub(crate) struct Period {
+    /// Hours, up to 24; one if missing.
     hours: Option<u32>,
 }
 
-/// What a machine measured, minute by minute.
+/// The measurements of a machine, minute by minute.
 pub(crate) async fn readings(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
-    Query(stretch): Query<Stretch>,
+    Query(period): Query<Period>,
 ) -> Result<Json<Vec<Reading>>, ApiError> {
-    let hours = stretch.hours.unwrap_or(1).clamp(1, 24);
+    let hours = period.hours.unwrap_or(1).clamp(1, 24);
     Ok(Json(app.queries.readings(viewer.actor(), machine, hours * 60).await?))
 }
 
-/// How the newest attempts at a machine went.
+/// The outcomes of the newest attempts on a machine.
 pub(crate) async fn outcomes(
     State(app): State<App>,
     viewer: Viewer,
@@ -199,7 +199,7 @@ pub(crate) async fn outcomes(
     Ok(Json(app.queries.outcomes(viewer.actor(), machine).await?))
 }
 
-/// What one's own machine earned, day by day.
+/// The earnings of the caller's own machine, day by day.
 pub(crate) async fn days(
     State(app): State<App>,
     signed_in: SignedIn,

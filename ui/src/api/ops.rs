@@ -1,4 +1,4 @@
-//! `/api/v1/ops`: what those who run the platform may do.
+//! `/api/v1/ops`: the endpoints of operators.
 
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
@@ -17,21 +17,21 @@ use gpubnb_query::{
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::jobs::Input;
 use crate::{
     access::SignedIn,
     app::App,
     error::{ApiError, Problem},
-    extract::{Path, Query},
+    event_search::EventSearch,
+    extract::{AfterAccount, JsonBody, Path, Query},
     input::dollars,
-    page::{console::Filters, console_ledger::After},
 };
 
 /// Body of `POST /ops/accounts/{id}/suspension`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Suspension {
-    /// Why; `null` reinstates. It has to be said: an empty body means nothing.
+    /// Reason for the suspension; `null` reinstates the account. The field is required, so that an empty body cannot
+    /// reinstate by mistake.
     #[serde(deserialize_with = "Option::deserialize")]
     reason: Option<String>,
 }
@@ -40,7 +40,7 @@ pub(crate) async fn suspend(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(account): Path<AccountId>,
-    Input(suspension): Input<Suspension>,
+    JsonBody(suspension): JsonBody<Suspension>,
 ) -> Result<Json<Done>, ApiError> {
     let body = SetSuspension { account, reason: suspension.reason };
     Ok(Json(app.command("account", "set_suspension", signed_in.operator(), &body).await?))
@@ -50,19 +50,19 @@ pub(crate) async fn suspend(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Funds {
-    /// The deposit: a UUID of version 7. The same one again is the same deposit.
+    /// Id of the deposit, a UUID of version 7. Sending the same id again adds nothing.
     #[schema(value_type = String, format = Uuid)]
     deposit: CommandId,
-    /// How much, dollars.
+    /// Dollars.
     amount_usd: String,
 }
 
-/// Money has come in for an account.
+/// Records that money has arrived for an account.
 pub(crate) async fn fund(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(account): Path<AccountId>,
-    Input(funds): Input<Funds>,
+    JsonBody(funds): JsonBody<Funds>,
 ) -> Result<Json<Done>, ApiError> {
     let body = FundAccount { account, deposit: funds.deposit, amount: dollars("amount_usd", &funds.amount_usd)? };
     Ok(Json(app.command("account", "fund", signed_in.operator(), &body).await?))
@@ -72,7 +72,7 @@ pub(crate) async fn fund(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Closing {
-    /// Why it failed; `null` if it was paid. It has to be said.
+    /// Reason why the payout failed; `null` if it was paid. The field is required.
     #[serde(deserialize_with = "Option::deserialize")]
     failed: Option<String>,
 }
@@ -81,27 +81,28 @@ pub(crate) async fn close_payout(
     State(app): State<App>,
     signed_in: SignedIn,
     Path((account, payout)): Path<(AccountId, CommandId)>,
-    Input(closing): Input<Closing>,
+    JsonBody(closing): JsonBody<Closing>,
 ) -> Result<Json<Done>, ApiError> {
     let body = ClosePayout { account, payout, failed: closing.failed };
     Ok(Json(app.command("account", "close_payout", signed_in.operator(), &body).await?))
 }
 
-/// What waits in DISPATCH and nobody works on.
+/// The messages of DISPATCH that no machine will work on.
 pub(crate) async fn letters(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<DeadLetter>>, ApiError> {
     Ok(Json(app.command("market", "letters", signed_in.operator(), &()).await?))
 }
 
-/// Does what can be done about one of them.
+/// Repairs what can be repaired about one of them.
 pub(crate) async fn remedy(
     State(app): State<App>,
     signed_in: SignedIn,
-    Input(remedy): Input<Remedy>,
+    JsonBody(remedy): JsonBody<Remedy>,
 ) -> Result<Json<Remedied>, ApiError> {
     Ok(Json(app.command("market", "remedy", signed_in.operator(), &remedy).await?))
 }
 
-/// `DELETE /ops/machines/{id}/credential`: a ban. What it runs is requeued once it has been silent for long enough.
+/// `DELETE /ops/machines/{id}/credential`: bans a machine. Its jobs are requeued when it has been silent for long
+/// enough.
 pub(crate) async fn ban(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -116,7 +117,7 @@ pub(crate) async fn platform(State(app): State<App>, signed_in: SignedIn) -> Res
     Ok(Json(app.queries.platform(signed_in.operator()).await?))
 }
 
-/// Whether the deployment is as it should be.
+/// Checks of the deployment.
 pub(crate) async fn doctor(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Check>>, ApiError> {
     Ok(Json(app.queries.doctor(signed_in.operator()).await?))
 }
@@ -130,27 +131,27 @@ pub(crate) async fn stuck(State(app): State<App>, signed_in: SignedIn) -> Result
 pub(crate) async fn events(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(search): Query<EventSearch>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
-    Ok(Json(app.queries.events(signed_in.operator(), filters.query()?).await?))
+    Ok(Json(app.queries.events(signed_in.operator(), search.query()?).await?))
 }
 
-/// What everything comes to, and each account.
+/// The totals of the ledger, and each account.
 pub(crate) async fn ledger(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(After { after }): Query<After>,
+    Query(AfterAccount { after }): Query<AfterAccount>,
 ) -> Result<Json<Accounts>, ApiError> {
     Ok(Json(app.queries.accounts(signed_in.operator(), after).await?))
 }
 
-/// A point in the log.
+/// A point in the log: a sequence or a time.
 #[derive(Debug, Deserialize)]
 pub(crate) struct At {
     at: String,
 }
 
-/// The market as it was, or how far the way there is.
+/// The market as it was, or the progress of rebuilding it.
 pub(crate) async fn travel(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -160,7 +161,7 @@ pub(crate) async fn travel(
     Ok(Json(app.queries.travel(signed_in.operator(), at).await?))
 }
 
-/// Begins to rebuild a model; how far it is, the platform tells.
+/// Begins to rebuild a read model. `GET /ops/platform` shows the progress.
 pub(crate) async fn rebuild(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -170,7 +171,7 @@ pub(crate) async fn rebuild(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Begins to verify; how far it is and what it found, the platform tells.
+/// Begins a verification. `GET /ops/platform` shows the progress and the findings.
 pub(crate) async fn verify(State(app): State<App>, signed_in: SignedIn) -> Result<StatusCode, ApiError> {
     app.queries.verify(signed_in.operator()).await?;
     Ok(StatusCode::ACCEPTED)

@@ -1,5 +1,5 @@
-//! `/api/v1/jobs/{id}/events/stream` and `…/logs/stream`: as it happens, by server-sent events. Each has an id; who
-//! was cut off says the last one (`Last-Event-ID`) and misses nothing.
+//! `/api/v1/jobs/{id}/events/stream` and `…/logs/stream`: trail and output of a job as server-sent events. A client
+//! that was cut off sends the id of the last event (`Last-Event-ID`) and misses nothing.
 
 use std::convert::Infallible;
 
@@ -18,16 +18,14 @@ use crate::{
     app::App,
     error::ApiError,
     extract::Path,
-    live::{
-        next_change,
-        output::{self, Reader, Said},
-    },
+    live::output::{self, OutputReader, Said},
+    state::next_change,
 };
 
-/// Events of a trail asked for at once.
+/// Events in one query.
 const PAGE: u32 = 200;
 
-fn last_heard(headers: &HeaderMap) -> Option<u64> {
+fn last_event_id(headers: &HeaderMap) -> Option<u64> {
     headers.get("last-event-id")?.to_str().ok()?.parse().ok()
 }
 
@@ -47,12 +45,12 @@ pub(crate) async fn events(
 ) -> Result<impl axum::response::IntoResponse, ApiError> {
     let mut changes = app.changes.subscribe();
     let mut seq = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.seq;
-    let mut last = Seq(last_heard(&headers).unwrap_or(0));
+    let mut last = Seq(last_event_id(&headers).unwrap_or(0));
     let mut skip = 0;
     let events = async_stream::stream! {
         loop {
             let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE, from_end: false };
-            // What cannot be read now is read at the next change.
+            // If the trail cannot be read now, it is read at the next change.
             let rows = app.queries.trail(signed_in.actor(), query, seq).await.map(|page| page.rows).unwrap_or_default();
             let full = rows.len() == PAGE as usize;
             skip += u32::try_from(rows.len()).unwrap_or(PAGE);
@@ -79,7 +77,8 @@ pub(crate) async fn events(
     Ok(sse(events).keep_alive(KeepAlive::default()))
 }
 
-/// What the job says: `line`, `progress` and `metrics`; the id is where to read on. It is for the reader to stop.
+/// The job's output as events `line`, `progress` and `metrics`. The id of an event is its position in the output. The
+/// stream does not end with the job: the client closes it.
 pub(crate) async fn logs(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -87,14 +86,15 @@ pub(crate) async fn logs(
     headers: HeaderMap,
 ) -> Result<impl axum::response::IntoResponse, ApiError> {
     let mut row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let from = last_heard(&headers).map_or(1, |seq| seq + 1);
+    let from = last_event_id(&headers).map_or(1, |seq| seq + 1);
     let mut messages = output::follow(&app, job, from).await?;
     let events = async_stream::stream! {
-        let mut reader = Reader::default();
+        let mut reader = OutputReader::default();
         while let Some(message) = messages.next().await {
             let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
             if !row.attempts.iter().any(|a| Some(a.machine) == machine) {
-                // The output may be ahead of what was read: a new attempt. Who has none is not listened to.
+                // A new attempt may have begun since the job was read. Output of a machine without an attempt is
+                // dropped.
                 row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
             }
             let Some(heard) = reader.read(&message, &output::attempts(&row)) else { continue };
@@ -108,7 +108,7 @@ pub(crate) async fn logs(
                     Said::Metrics(metrics) => Event::default().event("metrics").json_data(metrics),
                 };
                 let Ok(event) = event else { continue };
-                // The id with the last of them: who has that has all.
+                // Only the last event of a message carries the id: a client that has this one has all of them.
                 yield if index + 1 == count { event.id(heard.seq.to_string()) } else { event };
             }
         }

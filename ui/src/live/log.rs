@@ -1,5 +1,5 @@
-//! The log of a job, however long: its end at once, any part of it by line, and a search through all of it. Nothing is
-//! kept here: parts are found in OUTPUT by halving.
+//! Reading the log of a job, however long it is: its end, any range of lines, and a search through all of it. Nothing
+//! is kept in memory: a line is found in the stream OUTPUT by binary search.
 
 use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
@@ -17,31 +17,32 @@ use gpubnb_log::stream::OUTPUT;
 use gpubnb_query::view::JobView;
 use tokio::time::timeout;
 
-use super::output::{self, Reader, Said, unavailable};
+use super::output::{self, OutputReader, Said, unavailable};
 use crate::{ansi, app::App, error::Problem};
 
-/// Lines that a page begins with.
+/// Lines that a page shows when it opens.
 const TAIL: u64 = 1_000;
-/// Lines in one part.
+/// Most lines in one answer.
 pub(crate) const PART: u64 = 500;
-/// Lines that a search finds.
+/// Most lines that a search finds.
 const MOST_FOUND: usize = 200;
-/// Points of a chart.
+/// Most points of a chart.
 const MOST_POINTS: usize = 1_000;
 /// How long reading waits for the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a search may take.
 const SEARCH_WITHIN: Duration = Duration::from_secs(20);
 
-/// A line: its attempt, its number there, what it says.
-pub(crate) type Line = (Lease, u64, LogLine);
+/// A line of a log: its attempt, its number within the attempt, its text.
+pub(crate) type NumberedLine = (Lease, u64, LogLine);
 
-/// Where in OUTPUT the last lines of a job begin; 1 where there are few, or where it cannot be told.
+/// The sequence of OUTPUT at which the last lines of a job begin. It is 1 if the log is short, or if the broker does
+/// not answer.
 pub(crate) async fn tail(app: &App, row: &JobView) -> u64 {
     let Some(attempt) = row.attempts.last() else { return 1 };
     let Ok(log) = Log::open(app, attempt.machine, row.job).await else { return 1 };
     match log.last().await {
-        // A lease is told apart by the chunk itself: the machine may have had the job before.
+        // The machine may have run an earlier attempt of the job, so the chunk's own lease is compared.
         Ok(Some((_, chunk))) if chunk.lease == attempt.lease => {
             let end = chunk.first_line + chunk.lines.len() as u64;
             if end <= 2 * TAIL {
@@ -53,8 +54,8 @@ pub(crate) async fn tail(app: &App, row: &JobView) -> u64 {
     }
 }
 
-/// Lines of an attempt, from one on, [`PART`] at the most.
-pub(crate) async fn part(app: &App, row: &JobView, lease: Lease, from: u64) -> Result<Vec<Line>, Problem> {
+/// Lines of an attempt, beginning with line `from`, [`PART`] at most.
+pub(crate) async fn part(app: &App, row: &JobView, lease: Lease, from: u64) -> Result<Vec<NumberedLine>, Problem> {
     let Some(attempt) = row.attempts.iter().find(|a| a.lease == lease) else { return Ok(Vec::new()) };
     let log = Log::open(app, attempt.machine, row.job).await?;
     let Some(start) = log.find(lease, from).await? else { return Ok(Vec::new()) };
@@ -69,9 +70,9 @@ pub(crate) async fn part(app: &App, row: &JobView, lease: Lease, from: u64) -> R
     Ok(found)
 }
 
-/// Lines with some text in them, in the whole log, and whether that is all of them. So many search at once.
-pub(crate) async fn search(app: &App, row: &JobView, text: &str) -> Result<(Vec<Line>, bool), Problem> {
-    let Ok(_place) = app.searches.try_acquire() else {
+/// The lines of the whole log that contain a text, and true if the search reached the end of the log.
+pub(crate) async fn search(app: &App, row: &JobView, text: &str) -> Result<(Vec<NumberedLine>, bool), Problem> {
+    let Ok(_permit) = app.searches.try_acquire() else {
         return Err(Problem::too_many("Others are searching.", 5));
     };
     let text = text.to_lowercase();
@@ -96,7 +97,7 @@ pub(crate) async fn search(app: &App, row: &JobView, text: &str) -> Result<(Vec<
     Ok((found, all))
 }
 
-/// What the newest attempt has measured, oldest first: all of it, or every n-th where there is much.
+/// The measurements of the newest attempt, oldest first: all of them, or every n-th if there are many.
 pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>, Problem> {
     let Some(attempt) = row.attempts.last() else { return Ok(Vec::new()) };
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
@@ -131,7 +132,7 @@ pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>,
     Ok(kept)
 }
 
-/// The chunks of one job's log from one machine.
+/// One kind of output of one job on one machine, in OUTPUT.
 struct Log {
     stream: Stream<()>,
     subject: String,
@@ -152,7 +153,7 @@ impl Log {
         chunk(self.stream.direct_get_next_for_subject(self.subject.clone(), Some(from)).await)
     }
 
-    /// The sequence of the last chunk that begins with a line or before it.
+    /// The sequence of the last chunk that begins with the line or before it.
     async fn find(&self, lease: Lease, line: u64) -> Result<Option<u64>, Problem> {
         let (Some((first, _)), Some((last, _))) = (self.next(1).await?, self.last().await?) else { return Ok(None) };
         let before = |chunk: &LogLines| chunk.lease < lease || (chunk.lease == lease && chunk.first_line <= line);
@@ -167,14 +168,14 @@ impl Log {
         Ok(Some(low))
     }
 
-    /// Reads lines from a chunk on, until `take` has enough, or there are no more. Whether all was read.
+    /// Reads lines, beginning with the chunk at a sequence, until `take` returns false. True if the end was reached.
     async fn read(
         &self,
         app: &App,
         row: &JobView,
         from: u64,
         within: Duration,
-        mut take: impl FnMut(Line) -> bool,
+        mut take: impl FnMut(NumberedLine) -> bool,
     ) -> Result<bool, Problem> {
         let line = |said| match said {
             Said::Line(lease, number, line) => take((lease, number, line)),
@@ -183,7 +184,7 @@ impl Log {
         self.said(app, row, from, within, line).await
     }
 
-    /// Reads what was said from a message on, until `take` has enough, or there is no more. Whether all was read.
+    /// Reads output, beginning with the message at a sequence, until `take` returns false. True if the end was reached.
     async fn said(
         &self,
         app: &App,
@@ -194,7 +195,7 @@ impl Log {
     ) -> Result<bool, Problem> {
         let mut messages = output::follow_subject(app, self.subject.clone(), from).await?;
         let attempts = output::attempts(row);
-        let mut reader = Reader::default();
+        let mut reader = OutputReader::default();
         let reading = async {
             while let Some(message) = messages.next().await {
                 let Some(heard) = reader.read(&message, &attempts) else { continue };
@@ -207,7 +208,7 @@ impl Log {
             }
             false
         };
-        // What came in time is shown.
+        // After a time-out, the caller shows what it has.
         Ok(timeout(within, reading).await.unwrap_or(false))
     }
 }
@@ -216,16 +217,16 @@ fn chunk(
     read: Result<StreamMessage, async_nats::jetstream::stream::DirectGetError>,
 ) -> Result<Option<(u64, LogLines)>, Problem> {
     match read {
-        // What a machine says that is no log is not there.
+        // A message that cannot be read as a log is treated as missing: a machine may send anything.
         Ok(message) => Ok(serde_json::from_slice(&message.payload).ok().map(|lines| (message.sequence, lines))),
         Err(e) if e.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(e) => Err(unavailable(&e)),
     }
 }
 
-/// Lines as HTML. A job's text is hostile: escaped, colours as classes, other control sequences left out. Each line can
-/// be linked to.
-pub(crate) fn lines_html(lines: &[Line]) -> String {
+/// Lines as HTML, each with an anchor. The text of a job may be hostile: it is escaped, and control sequences become
+/// classes or are dropped.
+pub(crate) fn lines_html(lines: &[NumberedLine]) -> String {
     lines.iter().fold(String::new(), |mut html, (lease, number, line)| {
         let class = if line.stream == LogStream::Stderr { "line err" } else { "line" };
         let at = line.at.to_string();
@@ -256,6 +257,6 @@ mod tests {
         };
         let html = lines_html(&[(Lease(Seq(1)), 0, line)]);
         assert!(!html.contains("<script>") && !html.contains('\u{1b}'), "{html}");
-        assert!(html.contains("&lt;script&gt;") && html.contains("&amp; &quot;"));
+        assert!(html.contains("&#60;script&#62;") && html.contains("&#38; &#34;"));
     }
 }

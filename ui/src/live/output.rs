@@ -1,4 +1,5 @@
-//! What jobs say, read from OUTPUT: from the beginning, and on as it comes. Readers drop what they have.
+//! The output of jobs, read from the stream OUTPUT: from any position, and then as it comes. A reader drops lines that
+//! it has read already, because workers repeat messages.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,34 +18,36 @@ use gpubnb_query::view::JobView;
 
 use crate::{app::App, error::Problem};
 
-/// How long a look at what is there waits for the broker.
+/// How long reading waits for the broker.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Something a job said.
+/// A piece of a job's output.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// A line of the log: its attempt, its number there, what it says.
+    /// A line of the log: its attempt, its number within the attempt, its text.
     Line(Lease, u64, LogLine),
     Progress(Progress),
     Metrics(JobMetrics),
 }
 
-/// A message of OUTPUT, read: its sequence, and whether more of the past is still to come.
-pub(crate) struct Heard {
+/// A message of OUTPUT.
+pub(crate) struct OutputMessage {
     pub(crate) seq: u64,
+    /// Messages that are stored already and come after this one.
     pub(crate) pending: u64,
     pub(crate) said: Vec<Said>,
 }
 
-/// Drops what was heard before: the next line of each attempt.
+/// Reads messages, and drops lines that came before.
 #[derive(Default)]
-pub(crate) struct Reader {
+pub(crate) struct OutputReader {
+    /// The number of the next line of each attempt.
     next: HashMap<Lease, u64>,
 }
 
-impl Reader {
-    /// Reads a message of a machine. Only the machine that holds a lease may speak for it.
-    pub(crate) fn read(&mut self, message: &Message, attempts: &HashMap<Lease, MachineId>) -> Option<Heard> {
+impl OutputReader {
+    /// Reads a message of a machine. Output for a lease counts only if it comes from the machine that holds the lease.
+    pub(crate) fn read(&mut self, message: &Message, attempts: &HashMap<Lease, MachineId>) -> Option<OutputMessage> {
         let info = message.info().ok()?;
         let (seq, pending) = (info.stream_sequence, info.pending);
         let (machine, _, kind) = subject::parse_output(&message.subject)?;
@@ -68,7 +71,7 @@ impl Reader {
                 .into_iter()
                 .collect(),
         };
-        Some(Heard { seq, pending, said })
+        Some(OutputMessage { seq, pending, said })
     }
 
     fn lines(&mut self, chunk: LogLines) -> Vec<Said> {
@@ -82,17 +85,17 @@ impl Reader {
     }
 }
 
-/// Which machine holds which lease.
+/// The machine that holds each lease.
 pub(crate) fn attempts(row: &JobView) -> HashMap<Lease, MachineId> {
     row.attempts.iter().map(|a| (a.lease, a.machine)).collect()
 }
 
-/// The broker did not answer.
+/// The problem of a broker that does not answer.
 pub(super) fn unavailable(e: &dyn std::fmt::Display) -> Problem {
     Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("reading output: {e}")))
 }
 
-/// Everything a job says, from a sequence of OUTPUT on.
+/// All output of a job, beginning at a sequence of OUTPUT.
 pub(crate) async fn follow(
     app: &App,
     job: JobId,
@@ -101,7 +104,7 @@ pub(crate) async fn follow(
     follow_subject(app, subject::output_of_job(job), from).await
 }
 
-/// What is said on one subject of OUTPUT, from a sequence on.
+/// The messages of one subject of OUTPUT, beginning at a sequence.
 pub(super) async fn follow_subject(
     app: &App,
     filter_subject: String,
@@ -118,10 +121,10 @@ pub(super) async fn follow_subject(
     Ok(Box::pin(messages.filter_map(|message| async move { message.ok() })))
 }
 
-/// Most bytes of what was said in one part: an answer is held in memory as a whole.
+/// Most bytes of output in one answer, because a whole answer is held in memory.
 const MOST_BYTES: usize = 2 << 20;
 
-/// What a job has said so far: some `most` things, or two mebibytes of them, and where to read on.
+/// The output of a job so far, up to about `most` pieces or two mebibytes, and the sequence at which to read on.
 pub(crate) async fn so_far(
     app: &App,
     row: &JobView,
@@ -133,7 +136,7 @@ pub(crate) async fn so_far(
     if subjects.is_empty() || !any(app, &subjects, from).await? {
         return Ok((Vec::new(), None));
     }
-    let mut reader = Reader::default();
+    let mut reader = OutputReader::default();
     let mut messages = follow(app, row.job, from).await?;
     let (mut said, mut bytes) = (Vec::new(), 0);
     while let Ok(Some(message)) = tokio::time::timeout(PATIENCE, messages.next()).await {
@@ -150,7 +153,7 @@ pub(crate) async fn so_far(
     Ok((said, None))
 }
 
-/// Whether there is anything to read: a consumer of nothing would wait.
+/// True if there is a message to read. A consumer without a message would wait for one.
 async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem> {
     use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
@@ -166,11 +169,11 @@ async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem>
 
 /// The newest progress of a job's present attempt.
 pub(crate) async fn progress(app: &App, row: &JobView) -> Option<Progress> {
-    // Nothing is said before the code runs.
+    // A job writes nothing before it has started.
     let attempt = row.attempt().filter(|_| row.started_at.is_some())?;
     let stream = app.js.get_stream_no_info(OUTPUT).await.ok()?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Progress);
-    // None said yet, or the broker is away: either way there is no progress to show now.
+    // Either the job has reported none yet or the broker is away: in both cases there is no progress to show.
     let message = stream.direct_get_last_for_subject(subject).await.ok()?;
     let progress: Progress = serde_json::from_slice(&message.payload).ok()?;
     (progress.lease == attempt.lease).then_some(progress)
@@ -183,7 +186,7 @@ mod tests {
 
     #[test]
     fn lines_that_were_heard_before_are_dropped() {
-        let mut reader = Reader::default();
+        let mut reader = OutputReader::default();
         let lease = Lease(Seq(1));
         let line = |text: &str| LogLine { stream: LogStream::Stdout, at: Timestamp::EPOCH, text: text.to_owned() };
         let chunk =

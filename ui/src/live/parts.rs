@@ -1,6 +1,6 @@
-//! A page's one connection: the parts of the page that changed, each with the id of the element it fills.
+//! A page's one connection. It sends the parts of the page that changed, each with the id of the element that it fills.
 //!
-//! Of what was sent only hashes are kept: an open page costs the server next to nothing, however large it is.
+//! The server keeps only the hashes of the parts, so an open page costs next to nothing, however large it is.
 
 use std::{collections::HashMap, convert::Infallible, future::Future, hash::BuildHasher as _, time::Duration};
 
@@ -9,39 +9,42 @@ use futures_util::Stream;
 use gpubnb_events::Seq;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Change, Changes, next_change, pending_changes};
-use crate::error::Problem;
+use crate::{
+    error::Problem,
+    state::{Change, Changes, next_change, pending_changes},
+};
 
-/// A page is looked at anew at least this often, so that a missed notice heals.
-pub(super) const AT_LEAST: Duration = Duration::from_secs(20);
+/// A page is rendered at least this often, which repairs it after a lost notice.
+pub(crate) const AT_LEAST: Duration = Duration::from_secs(20);
 
 /// A part of a page.
-pub(crate) struct Part {
-    /// The element it fills.
+pub(crate) struct PagePart {
+    /// The id of the element that it fills.
     pub(crate) id: String,
-    /// What is in it.
+    /// The element's content.
     pub(crate) html: String,
-    /// What decides whether it is sent, where that is not all of its content: it holds the parts that follow.
+    /// Set for a part that contains the parts after it. It is sent when this key changes, not when its HTML changes,
+    /// because the parts inside it are sent on their own.
     frame: Option<String>,
 }
 
-impl Part {
+impl PagePart {
     pub(crate) fn new(id: impl Into<String>, html: String) -> Self {
         Self { id: id.into(), html, frame: None }
     }
 
-    /// A part that holds all the parts that follow: sent when `key` differs, and they with it.
+    /// A part that contains all the parts after it. It is sent, with all of them, when `key` changes.
     pub(crate) fn frame(id: impl Into<String>, key: String, html: String) -> Self {
         Self { id: id.into(), html, frame: Some(key) }
     }
 
-    /// As an event: the id on the first line, the content on the others.
+    /// The part as an event: the id on the first line, the content on the others.
     fn event(&self) -> Event {
         Event::default().event("part").data(format!("{}\n{}", self.id, self.html))
     }
 }
 
-/// What a page shows, as hashes.
+/// The hashes of the parts that a page shows.
 #[derive(Default)]
 pub(crate) struct Shown {
     hashes: HashMap<String, u64>,
@@ -49,8 +52,8 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    /// The part as an event, if it differs from what is shown.
-    pub(crate) fn changed(&mut self, part: &Part) -> Option<Event> {
+    /// The part as an event, if it differs from the one that the page shows.
+    pub(crate) fn changed(&mut self, part: &PagePart) -> Option<Event> {
         let hash = self.hasher.hash_one(part.frame.as_ref().unwrap_or(&part.html));
         if self.hashes.get(&part.id) == Some(&hash) {
             return None;
@@ -60,31 +63,31 @@ impl Shown {
     }
 }
 
-/// Sends the parts that differ, now and after each change that matters, at most every `pace`.
+/// Sends the parts that changed, now and after each change that matters, but no more often than every `pause`.
 pub(crate) fn stream<F, Fut>(
     changes: Changes,
-    pace: Duration,
+    pause: Duration,
     matters: impl Fn(&Change) -> bool + Send + Sync + 'static,
     render: F,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>>
 where
     F: Fn(Seq) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<Vec<Part>, Problem>> + Send,
+    Fut: Future<Output = Result<Vec<PagePart>, Problem>> + Send,
 {
-    ticking(changes, pace, AT_LEAST, matters, render)
+    ticking(changes, pause, AT_LEAST, matters, render)
 }
 
-/// The same, and looks anew after `at_least` whatever changed.
+/// Like [`stream`], and also renders the page after `at_least` without any change.
 pub(crate) fn ticking<F, Fut>(
     changes: Changes,
-    pace: Duration,
+    pause: Duration,
     at_least: Duration,
     matters: impl Fn(&Change) -> bool + Send + Sync + 'static,
     render: F,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>>
 where
     F: Fn(Seq) -> Fut + Send + 'static,
-    Fut: Future<Output = Result<Vec<Part>, Problem>> + Send,
+    Fut: Future<Output = Result<Vec<PagePart>, Problem>> + Send,
 {
     let mut changes = changes.subscribe();
     let matters = Box::new(matters) as Box<dyn Fn(&Change) -> bool + Send + Sync>;
@@ -106,7 +109,7 @@ where
                     }
                 }
                 Err(problem) => {
-                    // All is said again afterwards: that is how the page knows it is well.
+                    // Afterwards all parts are sent again: that is how the page learns that the problem is over.
                     shown = Shown::default();
                     yield Ok(Event::default().event("problem").data(problem.detail));
                 }
@@ -114,7 +117,7 @@ where
             if let Ok(Some(change)) = timeout(at_least, next_change(&mut changes, &matters)).await {
                 seq = seq.max(change.seq);
             }
-            sleep_until(began + pace).await;
+            sleep_until(began + pause).await;
             if let Some(newer) = pending_changes(&mut changes, &matters).last() {
                 seq = seq.max(newer.seq);
             }
@@ -130,7 +133,7 @@ mod tests {
     #[test]
     fn only_what_differs_is_sent() {
         let mut shown = Shown::default();
-        let part = |html: &str| Part::new("a", html.to_owned());
+        let part = |html: &str| PagePart::new("a", html.to_owned());
         assert!(shown.changed(&part("1")).is_some());
         assert!(shown.changed(&part("1")).is_none());
         assert!(shown.changed(&part("2")).is_some());

@@ -1,4 +1,4 @@
-//! One's own account: password, browsers that are signed in, tokens for programs.
+//! The viewer's account: password, signed-in browsers, tokens for programs.
 
 use askama::Template;
 use axum::{
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{Chrome, html};
 use crate::{
     access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo, is_secret},
-    api::people::{Role, roles},
+    accounts::{Role, roles},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Path, Query},
@@ -29,11 +29,11 @@ struct AccountPage {
     sessions: Vec<SessionInfo>,
     tokens: Vec<TokenInfo>,
     scopes: Vec<Scope>,
-    /// A token that was just made: shown once.
-    made: Option<String>,
+    /// A token that was just created, which is shown only once.
+    new_token: Option<String>,
     done: Option<&'static str>,
     problem: Option<Problem>,
-    /// What was typed of a token that was refused.
+    /// The fields of a new token that was refused.
     typed: Vec<(String, String)>,
     now: Timestamp,
 }
@@ -43,13 +43,13 @@ impl AccountPage {
         self.typed.iter().find(|(n, _)| n == name).map_or(otherwise, |(_, value)| value)
     }
 
-    // A template hands over references.
+    // Templates pass references.
     #[allow(clippy::trivially_copy_pass_by_ref)]
     fn ticked(&self, scope: &Scope) -> bool {
         self.typed.iter().any(|(name, value)| name == "scope" && *value == scope.to_string())
     }
 
-    /// Whether this is the browser that looks.
+    /// True for the session of the browser that shows the page.
     fn is_present(&self, session: &SessionInfo) -> bool {
         self.session == Some(session.id)
     }
@@ -58,7 +58,7 @@ impl AccountPage {
 async fn show(
     app: &App,
     signed_in: SignedIn,
-    made: Option<String>,
+    new_token: Option<String>,
     done: Option<&'static str>,
     problem: Option<(Problem, Vec<(String, String)>)>,
 ) -> Result<Response, Problem> {
@@ -68,14 +68,14 @@ async fn show(
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let page = AccountPage {
         chrome: Chrome::new("Account", "account", signed_in.viewer),
-        email: app.people.email(account).await?,
+        email: app.users.email(account).await?,
         account,
         roles: roles(app, signed_in).await?,
         session: signed_in.viewer.session,
         sessions: app.sessions.of(account, now).await?,
-        tokens: app.people.tokens(account, now).await?,
+        tokens: app.users.tokens(account, now).await?,
         scopes: Scope::ALL.into_iter().filter(|s| operator || *s != Scope::Ops).collect(),
-        made,
+        new_token,
         done,
         problem,
         typed,
@@ -84,7 +84,7 @@ async fn show(
     Ok((status, html(&page)?).into_response())
 }
 
-/// A problem with what was typed stands on the page; any other is a page of its own.
+/// Shows a problem with a field beside that field. Any other problem gets a page of its own.
 async fn show_or(
     app: &App,
     signed_in: SignedIn,
@@ -97,9 +97,9 @@ async fn show_or(
     Err(problem.into())
 }
 
-/// What was done before coming here.
+/// The change after which the browser was sent here.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Came {
+pub(crate) struct After {
     #[serde(default)]
     done: Option<String>,
 }
@@ -107,19 +107,21 @@ pub(crate) struct Came {
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(came): Query<Came>,
+    Query(after): Query<After>,
 ) -> Result<Response, PageError> {
-    let done = came.done.and_then(|done| match done.as_str() {
-        "password" => Some("Your password is changed. Every other browser was signed out, and every token ended."),
+    let done = after.done.and_then(|done| match done.as_str() {
+        "password" => {
+            Some("Your password is changed. Every other browser was signed out, and every token was revoked.")
+        }
         "session" => Some("That browser is signed out."),
         "token" => Some("The token is revoked."),
-        "operator" => Some("You run this platform now."),
+        "operator" => Some("You are now an operator."),
         _ => None,
     });
     Ok(show(&app, signed_in, None, done, None).await?)
 }
 
-/// The present password and another.
+/// The present password and the new one.
 #[derive(Deserialize)]
 pub(crate) struct Passwords {
     old: String,
@@ -131,12 +133,12 @@ pub(crate) async fn change_password(
     signed_in: SignedIn,
     Form(passwords): Form<Passwords>,
 ) -> Result<Response, PageError> {
-    app.paces.guess(&signed_in.account.to_string())?;
-    if let Err(problem) = app.people.change_password(signed_in.account, &passwords.old, &passwords.new).await {
-        // A password is typed anew.
+    app.rate_limits.guess(&signed_in.account.to_string())?;
+    if let Err(problem) = app.users.change_password(signed_in.account, &passwords.old, &passwords.new).await {
+        // The typed passwords are not sent back to the page.
         return show_or(&app, signed_in, problem, Vec::new()).await;
     }
-    // Whoever else is signed in may be the reason for the change.
+    // Somebody else who is signed in may be the reason for the change.
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     Ok(Redirect::to("/account?done=password").into_response())
 }
@@ -152,8 +154,8 @@ pub(crate) async fn end_session(
 
 const DAY: u64 = 24 * 3_600_000;
 
-/// Reads a form of a new token: its scopes are check boxes of one name.
-fn new_token(fields: &[(String, String)], now: Timestamp) -> Result<NewToken, Problem> {
+/// Reads the form of a new token. All check boxes of scopes have the same name.
+fn read_token(fields: &[(String, String)], now: Timestamp) -> Result<NewToken, Problem> {
     let value = |name: &str| fields.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str());
     let scopes = fields.iter().filter(|(name, _)| name == "scope");
     let days: u64 = value("days")
@@ -174,11 +176,11 @@ pub(crate) async fn create_token(
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
     let now = app.now();
-    let made = match new_token(&fields, now) {
-        Ok(new) => app.people.create_token(signed_in.account, &new, now).await,
+    let created = match read_token(&fields, now) {
+        Ok(new) => app.users.create_token(signed_in.account, &new, now).await,
         Err(problem) => Err(problem),
     };
-    match made {
+    match created {
         Ok((_, token)) => Ok(show(&app, signed_in, Some(token), None, None).await?),
         Err(problem) => show_or(&app, signed_in, problem, fields).await,
     }
@@ -189,7 +191,7 @@ pub(crate) async fn revoke_token(
     signed_in: SignedIn,
     Path(token): Path<CommandId>,
 ) -> Result<Redirect, PageError> {
-    app.people.revoke_token(signed_in.account, token).await?;
+    app.users.revoke_token(signed_in.account, token).await?;
     Ok(Redirect::to("/account?done=token"))
 }
 
@@ -200,7 +202,7 @@ struct Invite {
     secret: String,
 }
 
-/// The link that `gpubnb-ui operator-link` prints. Opening it changes nothing; agreeing does.
+/// The page of the link that `gpubnb-ui operator-link` prints. Opening the page changes nothing; its button does.
 pub(crate) async fn invite(signed_in: SignedIn, Path(secret): Path<String>) -> Result<Html<String>, PageError> {
     if !is_secret(&secret) {
         return Err(Problem::not_found("page").into());
@@ -213,8 +215,8 @@ pub(crate) async fn accept_invite(
     signed_in: SignedIn,
     Path(secret): Path<String>,
 ) -> Result<Redirect, PageError> {
-    app.paces.guess(&signed_in.account.to_string())?;
-    app.people.accept_invite(&secret, app.now()).await?;
-    app.people.make_operator(signed_in.account).await?;
+    app.rate_limits.guess(&signed_in.account.to_string())?;
+    app.users.accept_invite(&secret, app.now()).await?;
+    app.users.make_operator(signed_in.account).await?;
     Ok(Redirect::to("/account?done=operator"))
 }

@@ -16,23 +16,22 @@ use gpubnb_events::{
     dead_letter::{DeadLetter, Remedied, Remedy},
     event::Check,
 };
-use gpubnb_query::{
-    request::{EventsQuery, TrailOf},
-    view::{
-        Page, TrailEvent,
-        ops::{Platform, Stuck},
-    },
+use gpubnb_query::view::{
+    Page, TrailEvent,
+    ops::{Platform, Stuck},
 };
 use gpubnb_runtime::rpc::Failure;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{Chrome, fragment, html};
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
+    event_search::EventSearch,
     extract::{Form, Path, Query},
-    live::parts::{self, Part},
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
 #[derive(Template)]
@@ -44,13 +43,13 @@ struct Console {
 
 #[derive(Template)]
 #[template(path = "console_streams.html")]
-struct Streams<'a> {
+struct StreamsCard<'a> {
     p: &'a Platform,
 }
 
 #[derive(Template)]
 #[template(path = "console_models.html")]
-struct Models<'a> {
+struct ModelsCard<'a> {
     p: &'a Platform,
     csrf: &'a str,
     now: Timestamp,
@@ -75,9 +74,9 @@ struct StuckCard<'a> {
 #[derive(Template)]
 #[template(path = "console_letters.html")]
 struct LettersCard<'a> {
-    /// Why they are not known, if they are not.
+    /// The dead letters, or the reason why they could not be read.
     letters: Result<Vec<DeadLetter>, Failure>,
-    /// Messages that the broker has not passed on to DISPATCH.
+    /// Messages that the broker has not copied to DISPATCH yet.
     behind: u64,
     csrf: &'a str,
     now: Timestamp,
@@ -86,7 +85,7 @@ struct LettersCard<'a> {
 #[derive(Template)]
 #[template(path = "console_doctor.html")]
 struct DoctorCard {
-    /// Why they are not known, if they are not.
+    /// The checks, or the reason why they could not be made.
     checks: Result<Vec<Check>, Failure>,
 }
 
@@ -96,13 +95,12 @@ impl DoctorCard {
     }
 }
 
-/// How long the page waits for what is looked for while it is shown.
+/// How long the page waits for the dead letters and the checks, which take longer than the rest.
 const SOON: Duration = Duration::from_secs(1);
 const PARTS: [&str; 6] = ["streams", "models", "verification", "stuck", "letters", "doctor"];
 
 async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 6], Problem> {
     let actor = signed_in.operator();
-    // Whoever looks at the rest does not wait for it.
     let letters = async {
         let late = |_| Err(Failure::Unavailable("the services are still looking".to_owned()));
         tokio::time::timeout(SOON, letters(app, actor)).await.unwrap_or_else(late)
@@ -117,8 +115,8 @@ async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 6], Problem
     let behind = p.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
     let csrf = &super::csrf_field(signed_in.viewer);
     Ok([
-        fragment(&Streams { p })?,
-        fragment(&Models { p, csrf, now })?,
+        fragment(&StreamsCard { p })?,
+        fragment(&ModelsCard { p, csrf, now })?,
         fragment(&VerificationCard { p, csrf, now })?,
         fragment(&StuckCard { stuck, csrf, now })?,
         fragment(&LettersCard { letters, behind, csrf, now })?,
@@ -146,35 +144,35 @@ pub(crate) async fn live(
             let app = app.clone();
             async move {
                 let contents = contents(&app, signed_in).await?;
-                Ok(PARTS.into_iter().zip(contents).map(|(id, html)| Part::new(id, html)).collect())
+                Ok(PARTS.into_iter().zip(contents).map(|(id, html)| PagePart::new(id, html)).collect())
             }
         },
     )
 }
 
-/// What waits in DISPATCH and nobody works on.
+/// The messages of DISPATCH that no machine will work on.
 pub(crate) async fn letters(app: &App, actor: Actor) -> Result<Vec<DeadLetter>, Failure> {
     app.command("market", "letters", actor, &()).await
 }
 
-/// Which dead letter, as the form says it.
+/// The form that names a dead letter.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Which {
+pub(crate) struct ChosenLetter {
     machine: MachineId,
     seq: Option<Seq>,
 }
 
-/// Does what can be done about a dead letter.
+/// Repairs what can be repaired about a dead letter.
 pub(crate) async fn remedy(
     State(app): State<App>,
     signed_in: SignedIn,
-    Form(Which { machine, seq }): Form<Which>,
+    Form(ChosenLetter { machine, seq }): Form<ChosenLetter>,
 ) -> Result<Response, PageError> {
     let _: Remedied = app.command("market", "remedy", signed_in.operator(), &Remedy { machine, seq }).await?;
     Ok(Redirect::to("/console#letters").into_response())
 }
 
-/// Begins to rebuild a model beside the one that answers.
+/// Begins to rebuild a read model. The present one answers until the new one is ready.
 pub(crate) async fn rebuild(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -190,67 +188,18 @@ pub(crate) async fn verify(State(app): State<App>, signed_in: SignedIn) -> Resul
     Ok(Redirect::to("/console#verification").into_response())
 }
 
-/// Filters of the events, as in the address.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Filters {
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    event: String,
-    /// The id of a job, machine or account.
-    #[serde(default)]
-    id: String,
-    #[serde(default)]
-    before: String,
-}
-
-impl Filters {
-    pub(crate) fn query(&self) -> Result<EventsQuery, Problem> {
-        let some = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
-        Ok(EventsQuery {
-            before: self.before.parse().ok().map(Seq),
-            // With an id, all that it is part of the trail of.
-            kind: some(&self.kind).filter(|_| self.id.trim().is_empty()),
-            event: some(&self.event),
-            of: some(&self.id).map(|id| trail_of(&self.kind, &id)).transpose()?,
-            limit: 100,
-        })
-    }
-
-    fn address(&self, path: &str, before: &str) -> String {
-        let filters = Self { before: before.to_owned(), ..self.clone() };
-        serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
-    }
-
-    /// Whether new events come in by themselves.
-    fn follows(&self) -> bool {
-        self.before.is_empty()
-    }
-}
-
-/// What an id names. Ids look alike: the kind says which.
-pub(super) fn trail_of(kind: &str, id: &str) -> Result<TrailOf, Problem> {
-    let bad = |_| Problem::invalid("id", "This is not the id of a job, machine or account.");
-    Ok(match kind {
-        "account" => TrailOf::Account(id.parse().map_err(bad)?),
-        "machine" => TrailOf::Machine(id.parse().map_err(bad)?),
-        "job" | "" => TrailOf::Job(id.parse().map_err(bad)?),
-        _ => return Err(Problem::invalid("kind", "Choose job, machine or account.")),
-    })
-}
-
 #[derive(Template)]
 #[template(path = "console_events.html")]
-struct Events {
+struct EventsPage {
     chrome: Chrome,
-    filters: Filters,
+    filters: EventSearch,
     rows: String,
 }
 
 #[derive(Template)]
 #[template(path = "console_events_rows.html")]
 struct EventRows {
-    filters: Filters,
+    filters: EventSearch,
     page: Page<TrailEvent>,
     now: Timestamp,
 }
@@ -268,7 +217,7 @@ impl EventRows {
     }
 }
 
-async fn rows(app: &App, signed_in: SignedIn, filters: &Filters) -> Result<String, Problem> {
+async fn rows(app: &App, signed_in: SignedIn, filters: &EventSearch) -> Result<String, Problem> {
     let page = app.queries.events(signed_in.operator(), filters.query()?).await?;
     fragment(&EventRows { filters: filters.clone(), page, now: app.now() })
 }
@@ -276,22 +225,22 @@ async fn rows(app: &App, signed_in: SignedIn, filters: &Filters) -> Result<Strin
 pub(crate) async fn events(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<EventSearch>,
 ) -> Result<Html<String>, PageError> {
     let rows = rows(&app, signed_in, &filters).await?;
-    Ok(html(&Events { chrome: Chrome::new("Events", "console", signed_in.viewer), filters, rows })?)
+    Ok(html(&EventsPage { chrome: Chrome::new("Events", "console", signed_in.viewer), filters, rows })?)
 }
 
 pub(crate) async fn events_live(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<EventSearch>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    // Heartbeats come without a sequence of their own: they are no events.
-    let matters = |change: &crate::live::Change| change.seq > Seq::ZERO;
+    // A change without a sequence is a heartbeat, which is no event.
+    let matters = |change: &Change| change.seq > Seq::ZERO;
     parts::stream(changes, Duration::from_millis(500), matters, move |_| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { Ok(vec![Part::new("events", rows(&app, signed_in, &filters).await?)]) }
+        async move { Ok(vec![PagePart::new("events", rows(&app, signed_in, &filters).await?)]) }
     })
 }

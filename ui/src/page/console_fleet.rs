@@ -1,4 +1,4 @@
-//! The fleet: every machine on the market as operators look at it, those in trouble first.
+//! The fleet: every machine on the market, for operators. Machines in trouble come first.
 
 use std::{cmp::Reverse, collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -21,23 +21,24 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::Query,
-    live::parts::{self, Part},
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
-/// Filters of the fleet, as in the address.
+/// The filters, as they stand in the address.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Filters {
+pub(crate) struct FleetFilters {
     /// Part of its name, region, GPU, id or its owner's id.
     #[serde(default)]
     text: String,
     #[serde(default)]
     state: String,
-    /// `trouble`: only those that something is wrong with.
+    /// `trouble`: only machines in trouble.
     #[serde(default)]
     only: String,
 }
 
-impl Filters {
+impl FleetFilters {
     fn wants(&self, m: &MachineView) -> bool {
         let (row, text) = (&m.listed, self.text.trim().to_lowercase());
         let ids = [row.machine.to_string(), row.owner.to_string()];
@@ -53,7 +54,7 @@ impl Filters {
     }
 }
 
-/// What is wrong with a machine, as a number to sort by: silence, what its owner is told, checks that failed.
+/// The trouble of a machine as a number to sort by. Silence weighs most, then a recent fault, then failed checks.
 fn trouble(m: &MachineView) -> usize {
     let silent = matches!(m.listed.state(), MachineState::Suspect | MachineState::Lost);
     let failed = m.listed.checks.iter().filter(|check| !check.passed).count();
@@ -64,15 +65,15 @@ fn trouble(m: &MachineView) -> usize {
 #[template(path = "console_fleet.html")]
 struct Fleet {
     chrome: Chrome,
-    filters: Filters,
+    filters: FleetFilters,
     states: Vec<&'static str>,
     rows: String,
 }
 
 #[derive(Template)]
 #[template(path = "console_fleet_rows.html")]
-struct Rows {
-    /// How many there are in each state, of all.
+struct FleetRows {
+    /// Number of all machines in each state.
     states: BTreeMap<&'static str, usize>,
     running: usize,
     slots: u64,
@@ -81,11 +82,11 @@ struct Rows {
     now: Timestamp,
 }
 
-/// Machines that are shown at once: who looks for another one says so in the filter.
+/// Most machines on the page. Others are found with the filters.
 const SHOWN: usize = 200;
 
-async fn rows(app: &App, filters: &Filters) -> Result<String, Problem> {
-    let all = app.board.machines().await;
+async fn rows(app: &App, filters: &FleetFilters) -> Result<String, Problem> {
+    let all = app.machines.machines().await;
     let mut states = BTreeMap::new();
     for m in &all {
         *states.entry(m.listed.state().name()).or_default() += 1;
@@ -96,13 +97,13 @@ async fn rows(app: &App, filters: &Filters) -> Result<String, Problem> {
     let matching = shown.len();
     shown.sort_by(|a, b| (Reverse(trouble(a)), &a.listed.offer.name).cmp(&(Reverse(trouble(b)), &b.listed.offer.name)));
     shown.truncate(SHOWN);
-    fragment(&Rows { states, running, slots, matching, shown, now: app.now() })
+    fragment(&FleetRows { states, running, slots, matching, shown, now: app.now() })
 }
 
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<FleetFilters>,
 ) -> Result<Html<String>, PageError> {
     let rows = rows(&app, &filters).await?;
     let chrome = Chrome::new("Fleet", "console", signed_in.viewer);
@@ -111,11 +112,37 @@ pub(crate) async fn page(
 
 pub(crate) async fn live(
     State(app): State<App>,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<FleetFilters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let matters = |change: &crate::live::Change| matches!(change.aggregate, Aggregate::Machine(_));
+    let matters = |change: &Change| matches!(change.aggregate, Aggregate::Machine(_));
     parts::stream(app.changes.clone(), Duration::from_secs(1), matters, move |_| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { Ok(vec![Part::new("fleet", rows(&app, &filters).await?)]) }
+        async move { Ok(vec![PagePart::new("fleet", rows(&app, &filters).await?)]) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::machine;
+
+    #[test]
+    fn silence_is_worse_than_any_failed_check() {
+        let well = machine("a", "RTX", 1);
+        let mut silent = well.clone();
+        silent.listed.presence = MachineState::Suspect;
+        assert_eq!((trouble(&well), trouble(&silent)), (0, 100));
+        let only_trouble = FleetFilters { only: "trouble".to_owned(), ..Default::default() };
+        assert!(only_trouble.wants(&silent) && !only_trouble.wants(&well));
+    }
+
+    #[test]
+    fn the_text_filter_finds_names_gpus_and_ids() {
+        let m = machine("Lab Seven", "RTX 4090", 1);
+        for text in ["lab", "4090", "eu", &m.listed.machine.to_string(), &m.listed.owner.to_string()] {
+            assert!(FleetFilters { text: format!(" {text} "), ..Default::default() }.wants(&m), "{text}");
+        }
+        assert!(!FleetFilters { text: "a100".to_owned(), ..Default::default() }.wants(&m));
+        assert!(!FleetFilters { state: "Lost".to_owned(), ..Default::default() }.wants(&m));
+    }
 }

@@ -1,4 +1,4 @@
-//! The ledger as operators audit it: what everything comes to, and each account.
+//! The ledger, for operators: the totals, and each account.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -13,30 +13,23 @@ use axum::{
 use futures_util::Stream;
 use gpubnb_events::{AccountId, Aggregate, MicroUsd, Seq};
 use gpubnb_query::view::ops::Accounts;
-use serde::Deserialize;
 
 use super::{Chrome, fragment, html};
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
-    extract::Query,
-    live::parts::{self, Part},
+    extract::{AfterAccount, Query},
+    live::parts::{self, PagePart},
+    state::Change,
 };
-
-/// Which accounts: those after one.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct After {
-    #[serde(default)]
-    pub(crate) after: Option<AccountId>,
-}
 
 #[derive(Template)]
 #[template(path = "console_ledger.html")]
 struct Ledger {
     chrome: Chrome,
     contents: String,
-    /// The first of them follow what happens.
+    /// True for the first page, which is updated as accounts change.
     live: bool,
 }
 
@@ -44,7 +37,7 @@ struct Ledger {
 #[template(path = "console_ledger_sums.html")]
 struct Contents {
     ledger: Accounts,
-    /// What the last verification found, if one has ended.
+    /// The last sequence and the number of findings of the last verification, if one has ended.
     verified: Option<(Seq, usize)>,
 }
 
@@ -65,7 +58,7 @@ async fn contents(app: &App, signed_in: SignedIn, after: Option<AccountId>) -> R
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(After { after }): Query<After>,
+    Query(AfterAccount { after }): Query<AfterAccount>,
 ) -> Result<Html<String>, PageError> {
     let contents = contents(&app, signed_in, after).await?;
     let chrome = Chrome::new("Ledger", "console", signed_in.viewer);
@@ -76,9 +69,9 @@ pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let matters = |change: &crate::live::Change| matches!(change.aggregate, Aggregate::Account(_));
+    let matters = |change: &Change| matches!(change.aggregate, Aggregate::Account(_));
     parts::stream(app.changes.clone(), Duration::from_secs(1), matters, move |_| {
         let app = app.clone();
-        async move { Ok(vec![Part::new("ledger", contents(&app, signed_in, None).await?)]) }
+        async move { Ok(vec![PagePart::new("ledger", contents(&app, signed_in, None).await?)]) }
     })
 }

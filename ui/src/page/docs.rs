@@ -1,4 +1,5 @@
-//! The API, for people: every endpoint and what it demands. Programs read `/openapi.json`.
+//! The documentation of the API for people: every endpoint and the access that it demands. Programs read
+//! `/openapi.json`.
 
 use askama::Template;
 use axum::{

@@ -1,4 +1,4 @@
-//! One event of the log, as it was written.
+//! One event of the log, exactly as it was written.
 
 use askama::Template;
 use axum::{
@@ -27,7 +27,7 @@ struct EventPage {
     now: Timestamp,
 }
 
-/// `GET /events/{seq}/proof.json`: the proof that it is in the log, to keep or to show to others.
+/// `GET /events/{seq}/proof.json`: the proof that the event is in the log, to keep or to show to others.
 pub(crate) async fn proof(
     State(app): State<App>,
     signed_in: SignedIn,

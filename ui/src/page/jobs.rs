@@ -1,4 +1,4 @@
-//! The jobs of an account: filter, search, live.
+//! The list of the viewer's jobs: filters, search, live updates.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -27,19 +27,20 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
-    live::parts::{self, Part},
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
-/// Filters, as in the address.
+/// The filters, as they stand in the address.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Filters {
+pub(crate) struct JobFilters {
     #[serde(default)]
     text: String,
     #[serde(default)]
     state: String,
     #[serde(default)]
     cursor: String,
-    /// What its reader has brought about.
+    /// The sequence of the viewer's last command, which the list must show.
     #[serde(default)]
     seq: u64,
 }
@@ -54,7 +55,7 @@ const STATES: [JobState; 7] = [
     JobState::Cancelled,
 ];
 
-impl Filters {
+impl JobFilters {
     fn query(&self, signed_in: SignedIn) -> JobsQuery {
         JobsQuery {
             account: Some(signed_in.account),
@@ -76,49 +77,49 @@ impl Filters {
 #[template(path = "jobs.html")]
 struct JobsPage {
     chrome: Chrome,
-    filters: Filters,
+    filters: JobFilters,
     list: String,
 }
 
 #[derive(Template)]
 #[template(path = "jobs_list.html")]
-struct List {
-    filters: Filters,
-    rows: Vec<Row>,
+struct JobList {
+    filters: JobFilters,
+    rows: Vec<ListedJob>,
     next: Option<String>,
 }
 
-impl List {
-    /// Whether there is anything to cancel.
-    fn some_go_on(&self) -> bool {
+impl JobList {
+    /// True if there is a job to cancel.
+    fn can_cancel_any(&self) -> bool {
         self.rows.iter().any(|row| !row.job.state.is_over())
     }
 }
 
 #[derive(Template)]
 #[template(path = "jobs_row.html")]
-struct Row {
+struct ListedJob {
     job: JobView,
-    /// The machine's name, where it has one and that is known.
+    /// The name of the job's machine, if the job has one and its name is known.
     machine: Option<String>,
     now: Timestamp,
 }
 
-async fn list(app: &App, signed_in: SignedIn, filters: &Filters, seq: Seq) -> Result<List, Problem> {
+async fn list(app: &App, signed_in: SignedIn, filters: &JobFilters, seq: Seq) -> Result<JobList, Problem> {
     let Page { rows, next } = app.queries.jobs(signed_in.actor(), filters.query(signed_in), seq).await?;
     let now = app.now();
     let row = |job: JobView| {
         let machine =
-            job.attempts.last().and_then(|a| app.board.machine(a.machine)).map(|m| m.listed.offer.name.clone());
-        Row { job, machine, now }
+            job.attempts.last().and_then(|a| app.machines.machine(a.machine)).map(|m| m.listed.offer.name.clone());
+        ListedJob { job, machine, now }
     };
-    Ok(List { filters: filters.clone(), rows: rows.into_iter().map(row).collect(), next })
+    Ok(JobList { filters: filters.clone(), rows: rows.into_iter().map(row).collect(), next })
 }
 
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<JobFilters>,
 ) -> Result<Html<String>, PageError> {
     let list = fragment(&list(&app, signed_in, &filters, Seq(filters.seq)).await?)?;
     Ok(html(&JobsPage { chrome: Chrome::new("Jobs", "jobs", signed_in.viewer), filters, list })?)
@@ -127,11 +128,11 @@ pub(crate) async fn page(
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<JobFilters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    // Where a notice does not say whose the job is, the list is asked again.
-    let matters = move |change: &crate::live::Change| {
+    // If a notice does not carry the job, it may be the viewer's, so the list is read again.
+    let matters = move |change: &Change| {
         let own = change.job.as_ref().is_none_or(|news| news.job.account == signed_in.account);
         matches!(change.aggregate, Aggregate::Job(_)) && own
     };
@@ -141,20 +142,20 @@ pub(crate) async fn live(
     })
 }
 
-fn parts_of(list: &List) -> Result<Vec<Part>, Problem> {
+fn parts_of(list: &JobList) -> Result<Vec<PagePart>, Problem> {
     let order: Vec<_> = list.rows.iter().map(|row| row.job.job.to_string()).collect();
-    let key = format!("{} {}", list.some_go_on(), order.join(" "));
-    let mut parts = vec![Part::frame("jobs-list", key, fragment(list)?)];
+    let key = format!("{} {}", list.can_cancel_any(), order.join(" "));
+    let mut parts = vec![PagePart::frame("jobs-list", key, fragment(list)?)];
     for row in &list.rows {
-        parts.push(Part::new(format!("j-{}", row.job.job), fragment(row)?));
+        parts.push(PagePart::new(format!("j-{}", row.job.job), fragment(row)?));
     }
     Ok(parts)
 }
 
-/// Most jobs that are cancelled at once.
+/// Most jobs that one request cancels.
 const AT_ONCE: usize = 100;
 
-/// Cancels the jobs that were ticked. One that is over already is passed over.
+/// Cancels the selected jobs. A job that is over already is skipped.
 pub(crate) async fn cancel(
     State(app): State<App>,
     signed_in: SignedIn,

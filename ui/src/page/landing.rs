@@ -1,4 +1,4 @@
-//! What it is in one sentence, live figures of the market, two ways in.
+//! The first page: one sentence about the market, its live figures, and two ways in.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     access::Viewer,
     app::App,
     error::PageError,
-    live::parts::{self, Part},
+    live::parts::{self, PagePart},
 };
 
 #[derive(Template)]
@@ -50,7 +50,7 @@ pub(crate) async fn live(State(app): State<App>, viewer: Viewer) -> Sse<impl Str
             let app = app.clone();
             async move {
                 let f = app.queries.figures(viewer.actor()).await?;
-                Ok(vec![Part::new("figures", fragment(&FiguresNow { f })?)])
+                Ok(vec![PagePart::new("figures", fragment(&FiguresNow { f })?)])
             }
         },
     )

@@ -1,4 +1,4 @@
-//! One machine: the offer, what it does now, its self-test, its record and its trail.
+//! One machine: its offer, present state, self-test, track record and trail.
 
 use std::{
     convert::Infallible,
@@ -29,18 +29,19 @@ use crate::{
     chart,
     error::{PageError, Problem},
     extract::{Path, Query},
-    live::parts::{self, Part},
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
-/// Which stretch of time the charts show.
+/// The period that the charts show.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
-pub(crate) struct Stretch {
+pub(crate) struct Period {
     /// 1 or 24.
     #[serde(default)]
     hours: u32,
 }
 
-impl Stretch {
+impl Period {
     fn hours(self) -> u32 {
         if self.hours == 24 { 24 } else { 1 }
     }
@@ -71,7 +72,7 @@ struct Now<'a> {
 struct Record<'a> {
     m: &'a MachineView,
     outcomes: Vec<Outcome>,
-    /// Whether who looks may open its events.
+    /// True if the viewer may open the events.
     linked: bool,
     now: Timestamp,
 }
@@ -85,7 +86,7 @@ impl Record<'_> {
 #[derive(Template)]
 #[template(path = "machine_jobs.html")]
 struct JobsHere {
-    /// Those that ran here and that the viewer may see.
+    /// The jobs that ran here and that the viewer may see.
     jobs: Vec<JobView>,
     operator: bool,
     now: Timestamp,
@@ -101,25 +102,25 @@ struct TrailCard<'a> {
 
 /// Events of the trail that are shown.
 const TRAIL: u32 = 50;
-/// Parts of the page that follow the log.
-const TOLD: [&str; 3] = ["record", "jobs-here", "trail"];
+/// The parts of the page that are read from the log.
+const FROM_LOG: [&str; 3] = ["record", "jobs-here", "trail"];
 
 pub(crate) async fn page(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
-    Query(stretch): Query<Stretch>,
+    Query(period): Query<Period>,
 ) -> Result<Html<String>, PageError> {
     let m = known(&app, viewer, machine).await?;
-    let (told, charts) = tokio::join!(told(&app, viewer, &m), charts(&app, viewer, &m, stretch.hours()));
-    let ([record, jobs, trail], charts, now_card) = (told?, charts?, fragment(&Now { m: &m })?);
+    let (from_log, charts) = tokio::join!(from_log(&app, viewer, &m), charts(&app, viewer, &m, period.hours()));
+    let ([record, jobs, trail], charts, now_card) = (from_log?, charts?, fragment(&Now { m: &m })?);
     let chrome = Chrome::new(m.listed.offer.name.clone(), "market", viewer);
-    let (hours, now) = (stretch.hours(), app.now());
+    let (hours, now) = (period.hours(), app.now());
     Ok(html(&MachinePage { chrome, m, now_card, charts, hours, record, jobs, trail, now })?)
 }
 
-/// What the log tells of it: its record, the jobs here, its trail.
-async fn told(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3], Problem> {
+/// The parts that are read from the log: track record, jobs, trail.
+async fn from_log(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3], Problem> {
     let (machine, actor, now) = (m.listed.machine, viewer.reader(), app.now());
     let query = TrailQuery { of: TrailOf::Machine(machine), skip: 0, limit: TRAIL, from_end: true };
     let account = viewer.account.filter(|_| !viewer.operator);
@@ -138,7 +139,7 @@ async fn told(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3],
     ])
 }
 
-/// Jobs that the viewer may see; a stranger has none.
+/// The jobs that the viewer may see. A stranger may see none.
 async fn jobs(app: &App, viewer: Viewer, query: JobsQuery) -> Result<Vec<JobView>, Problem> {
     if viewer.account.is_none() {
         return Ok(Vec::new());
@@ -146,9 +147,9 @@ async fn jobs(app: &App, viewer: Viewer, query: JobsQuery) -> Result<Vec<JobView
     Ok(app.queries.jobs(viewer.reader(), query, Seq::ZERO).await?.rows)
 }
 
-/// The machine as the board has it; one that left the market is asked for.
+/// The machine from the cache. A machine that has left the market is queried.
 async fn known(app: &App, viewer: Viewer, machine: MachineId) -> Result<Arc<MachineView>, Problem> {
-    match app.board.machine(machine) {
+    match app.machines.machine(machine) {
         Some(m) => Ok(m),
         None => Ok(Arc::new(app.queries.machine(viewer.actor(), machine, Seq::ZERO).await?)),
     }
@@ -180,30 +181,30 @@ pub(crate) async fn live(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
-    Query(stretch): Query<Stretch>,
+    Query(period): Query<Period>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    let matters = move |change: &crate::live::Change| change.aggregate == Aggregate::Machine(machine);
-    // Up to which event the log was told of, and in which minute.
-    let told_of = Arc::new(Mutex::new(None));
+    let matters = move |change: &Change| change.aggregate == Aggregate::Machine(machine);
+    // The sequence and the minute of the last reading from the log.
+    let last_read = Arc::new(Mutex::new(None));
     parts::stream(changes, Duration::from_secs(1), matters, move |seq| {
-        let (app, told_of) = (app.clone(), Arc::clone(&told_of));
+        let (app, last_read) = (app.clone(), Arc::clone(&last_read));
         async move {
             let m = known(&app, viewer, machine).await?;
-            let charts = charts(&app, viewer, &m, stretch.hours()).await?;
+            let charts = charts(&app, viewer, &m, period.hours()).await?;
             let mut parts = Vec::new();
-            // What the log tells changes with its events, not with heartbeats; and is looked at once a minute anyhow.
+            // These parts change with events, not with heartbeats. They are read again once a minute in any case.
             let now = (seq.max(m.listed.seq), app.now().millis() / 60_000);
-            let before = *told_of.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = *last_read.lock().unwrap_or_else(PoisonError::into_inner);
             if before != Some(now) {
-                let told = told(&app, viewer, &m).await?;
-                parts.extend(TOLD.into_iter().zip(told).map(|(id, html)| Part::new(id, html)));
-                *told_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+                let html = from_log(&app, viewer, &m).await?;
+                parts.extend(FROM_LOG.into_iter().zip(html).map(|(id, html)| PagePart::new(id, html)));
+                *last_read.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
             }
-            // Charts move on by the minute: not with every heartbeat.
+            // Charts are sent once a minute, not with every heartbeat.
             let minute = app.now().millis() / 60_000;
-            parts.push(Part::new("now", fragment(&Now { m: &m })?));
-            parts.push(Part::frame("charts", format!("{minute} {}", charts.len()), charts));
+            parts.push(PagePart::new("now", fragment(&Now { m: &m })?));
+            parts.push(PagePart::frame("charts", format!("{minute} {}", charts.len()), charts));
             Ok(parts)
         }
     })

@@ -1,4 +1,4 @@
-//! The market: machines like stays, with filters in the address and live rows.
+//! The market: cards of machines, with filters in the address and live updates.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -21,13 +21,14 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     extract::Query,
-    format,
-    live::parts::{self, Part},
+    hardware,
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
-/// Filters and order, as in the address.
+/// Filters and order, as they stand in the address.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Filters {
+pub(crate) struct MarketFilters {
     #[serde(default)]
     text: String,
     /// `gpu`, `cpu` or empty.
@@ -49,7 +50,7 @@ pub(crate) struct Filters {
     /// Percent.
     #[serde(default)]
     min_reliability: String,
-    /// `finishes`: owners that do not take the machine back under a job; `egress`: jobs may use the network.
+    /// `finishes`: the owner never stops a job; `egress`: jobs may use the internet.
     #[serde(default)]
     owner: String,
     /// `online`, `paused`, … or empty.
@@ -85,12 +86,12 @@ pub(crate) struct Filters {
     /// `price`, `score`, `vram`, `reliability`, `name`.
     #[serde(default)]
     sort: String,
-    /// Which part of the list, from 1.
+    /// The page of the list, from 1.
     #[serde(default)]
     page: String,
 }
 
-impl Filters {
+impl MarketFilters {
     fn wants(&self, m: &MachineView) -> bool {
         let offer = &m.listed.offer;
         let text = self.text.to_lowercase();
@@ -122,30 +123,30 @@ impl Filters {
             && (self.state.is_empty() || m.listed.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
                 "free" => m.listed.state() == MachineState::Online && m.listed.free_slots() > 0,
-                "verified" => format::verified(&m.listed),
+                "verified" => hardware::verified(&m.listed),
                 _ => true,
             }
     }
 
-    /// The filters of what a machine is made of. One that cannot be read filters nothing.
-    // Compared with what people type.
+    /// The filters of hardware and speed. A filter that cannot be read is ignored.
+    // The values are compared with numbers that people type: the precision that is lost does not matter.
     #[allow(clippy::cast_precision_loss)]
     fn wants_hardware(&self, m: &MachineView) -> bool {
-        let hardware = &m.listed.offer.hardware;
+        let parts = &m.listed.offer.hardware;
         let least = |filter: &str, has: f64| filter.trim().parse::<f64>().map_or(true, |least| has >= least);
         let gib = |size: Mebibytes| size.0 as f64 / 1_024.0;
-        let (down, up) = format::speed(&m.listed);
+        let (down, up) = hardware::network_speed(&m.listed);
         let version = self.driver.trim();
-        let versions = [hardware.driver.as_deref(), hardware.cuda.as_deref()];
-        least(&self.min_gpus, hardware.gpus.len() as f64)
+        let versions = [parts.driver.as_deref(), parts.cuda.as_deref()];
+        least(&self.min_gpus, parts.gpus.len() as f64)
             && (version.is_empty() || versions.iter().flatten().any(|v| v.contains(version)))
-            && least(&self.min_cores, f64::from(hardware.cpu_cores))
-            && least(&self.min_ram, gib(hardware.memory))
-            && least(&self.min_disk, gib(hardware.disk))
+            && least(&self.min_cores, f64::from(parts.cpu_cores))
+            && least(&self.min_ram, gib(parts.memory))
+            && least(&self.min_disk, gib(parts.disk))
             && least(&self.min_down, down)
             && least(&self.min_up, up)
-            && least(&self.min_score, format::score(&m.listed).map_or(0.0, |score| score.per_dollar))
-            && (self.simulated != "real" || !hardware.simulated)
+            && least(&self.min_score, hardware::score(&m.listed).map_or(0.0, |score| score.per_dollar))
+            && (self.simulated != "real" || !parts.simulated)
     }
 
     fn order(&self, machines: &mut [Arc<MachineView>]) {
@@ -154,7 +155,7 @@ impl Filters {
             "vram" => machines.sort_by_key(|m| std::cmp::Reverse(vram(m))),
             "reliability" => machines.sort_by_key(|m| std::cmp::Reverse(m.listed.reliability())),
             "score" => machines.sort_by(|a, b| {
-                let per_dollar = |m: &MachineView| format::score(&m.listed).map_or(0.0, |s| s.per_dollar);
+                let per_dollar = |m: &MachineView| hardware::score(&m.listed).map_or(0.0, |s| s.per_dollar);
                 per_dollar(b).total_cmp(&per_dollar(a))
             }),
             "name" => machines.sort_by(|a, b| a.listed.offer.name.cmp(&b.listed.offer.name)),
@@ -162,7 +163,7 @@ impl Filters {
         }
     }
 
-    /// An address with these filters.
+    /// The address of a page of the list with these filters.
     fn address(&self, path: &str, page: usize) -> String {
         let filters = Self { page: page.to_string(), ..self.clone() };
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
@@ -177,7 +178,7 @@ impl Filters {
         STATES.map(MachineState::name)
     }
 
-    /// What is further than the first row of filters.
+    /// True if a filter below the first row is set.
     fn has_more(&self) -> bool {
         let offer = [&self.gpu, &self.region, &self.min_vram, &self.min_reliability, &self.owner, &self.state];
         let hardware = [&self.min_gpus, &self.driver, &self.min_cores, &self.min_ram, &self.min_disk];
@@ -204,7 +205,7 @@ const AT_ONCE: usize = 48;
 #[template(path = "market.html")]
 struct Market {
     chrome: Chrome,
-    filters: Filters,
+    filters: MarketFilters,
     regions: Vec<String>,
     list: String,
 }
@@ -212,29 +213,29 @@ struct Market {
 /// The cards of one page of the list, and how many match.
 #[derive(Template)]
 #[template(path = "market_list.html")]
-struct List {
-    filters: Filters,
-    cards: Vec<Card>,
+struct MarketList {
+    filters: MarketFilters,
+    cards: Vec<MachineCard>,
     matching: usize,
     all: usize,
 }
 
-/// One machine as a card.
+/// The card of a machine.
 #[derive(Template)]
 #[template(path = "market_card.html")]
-struct Card {
+struct MachineCard {
     m: Arc<MachineView>,
 }
 
-impl List {
+impl MarketList {
     fn pages(&self) -> usize {
         self.matching.div_ceil(AT_ONCE)
     }
 }
 
-/// The machines that match, in order, cut to the page; and the regions there are.
-async fn list(app: &App, filters: &Filters) -> (List, Vec<String>) {
-    let mut machines = app.board.machines().await;
+/// One page of the machines that match, in order, and the regions of all machines.
+async fn list(app: &App, filters: &MarketFilters) -> (MarketList, Vec<String>) {
+    let mut machines = app.machines.machines().await;
     let all = machines.len();
     let mut regions: Vec<_> = machines.iter().map(|m| m.listed.offer.region.clone()).collect();
     regions.sort_unstable();
@@ -243,38 +244,140 @@ async fn list(app: &App, filters: &Filters) -> (List, Vec<String>) {
     filters.order(&mut machines);
     let matching = machines.len();
     let shown = machines.into_iter().skip((filters.page() - 1) * AT_ONCE).take(AT_ONCE);
-    (List { filters: filters.clone(), cards: shown.map(|m| Card { m }).collect(), matching, all }, regions)
+    (MarketList { filters: filters.clone(), cards: shown.map(|m| MachineCard { m }).collect(), matching, all }, regions)
 }
 
 pub(crate) async fn page(
     State(app): State<App>,
     viewer: Viewer,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<MarketFilters>,
 ) -> Result<Html<String>, PageError> {
     let (list, regions) = list(&app, &filters).await;
     let list = fragment(&list)?;
     Ok(html(&Market { chrome: Chrome::new("Market", "market", viewer), filters, regions, list })?)
 }
 
-/// The list where other machines are in it or they stand in another order; else the cards that changed.
+/// Sends the whole list if its machines or their order changed, otherwise only the cards that changed.
 pub(crate) async fn live(
     State(app): State<App>,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<MarketFilters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    let matters = |change: &crate::live::Change| matches!(change.aggregate, Aggregate::Machine(_));
+    let matters = |change: &Change| matches!(change.aggregate, Aggregate::Machine(_));
     parts::stream(changes, Duration::from_millis(250), matters, move |_| {
         let (app, filters) = (app.clone(), filters.clone());
         async move { parts_of(&list(&app, &filters).await.0) }
     })
 }
 
-fn parts_of(list: &List) -> Result<Vec<Part>, Problem> {
+fn parts_of(list: &MarketList) -> Result<Vec<PagePart>, Problem> {
     let order: Vec<_> = list.cards.iter().map(|card| card.m.listed.machine.to_string()).collect();
     let key = format!("{} {} {}", list.matching, list.all, order.join(" "));
-    let mut parts = vec![Part::frame("market-list", key, fragment(list)?)];
+    let mut parts = vec![PagePart::frame("market-list", key, fragment(list)?)];
     for card in &list.cards {
-        parts.push(Part::new(format!("m-{}", card.m.listed.machine), fragment(card)?));
+        parts.push(PagePart::new(format!("m-{}", card.m.listed.machine), fragment(card)?));
     }
     Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::machine;
+    use gpubnb_events::spec::Gpu;
+
+    fn filters(query: &str) -> MarketFilters {
+        serde_urlencoded::from_str(query).unwrap()
+    }
+
+    #[test]
+    fn filters_choose_by_what_the_machine_offers() {
+        let mut m = machine("lab", "RTX 4090", 500_000);
+        for fits in [
+            "",
+            "text=rtx",
+            "text=LAB",
+            "kind=gpu",
+            "max_price=0.5",
+            "min_vram=24",
+            "gpu=4090",
+            "region=EU",
+            "only=free",
+            "state=online",
+            "min_cores=8",
+            "min_ram=16",
+            "min_disk=100",
+            "owner=finishes",
+            "simulated=real",
+            "min_gpus=nonsense",
+            "max_price=nonsense",
+        ] {
+            assert!(filters(fits).wants(&m), "{fits}");
+        }
+        for excludes in [
+            "text=a100",
+            "kind=cpu",
+            "max_price=0.49",
+            "min_vram=25",
+            "gpu=A100",
+            "region=US",
+            "only=verified",
+            "state=lost",
+            "min_cores=9",
+            "min_ram=17",
+            "min_disk=101",
+            "owner=egress",
+            "min_reliability=1",
+            "min_down=1",
+            "driver=535",
+        ] {
+            assert!(!filters(excludes).wants(&m), "{excludes}");
+        }
+        m.listed.running.push(gpubnb_events::JobId::generate());
+        assert!(!filters("only=free").wants(&m), "its one slot is in use");
+    }
+
+    #[test]
+    fn the_order_is_by_price_unless_another_is_chosen() {
+        let mut big = machine("a", "H200", 3);
+        big.listed
+            .offer
+            .hardware
+            .gpus
+            .push(Gpu { memory: Mebibytes(141 * 1_024), ..big.listed.offer.hardware.gpus[0].clone() });
+        let mut machines = [machine("c", "RTX", 2), big, machine("b", "RTX", 1)].map(Arc::new);
+        let mut sorted = |query: &str| {
+            filters(query).order(&mut machines);
+            machines.iter().map(|m| m.listed.offer.name.clone()).collect::<String>()
+        };
+        assert_eq!(sorted(""), "bca");
+        assert_eq!(sorted("sort=name"), "abc");
+        assert!(sorted("sort=vram").starts_with('a'));
+    }
+
+    #[test]
+    fn a_page_that_is_no_number_is_the_first() {
+        for query in ["", "page=0", "page=-1", "page=x"] {
+            assert_eq!(filters(query).page(), 1, "{query}");
+        }
+        assert_eq!(filters("page=3").page(), 3);
+        let list = |matching| MarketList { filters: filters(""), cards: Vec::new(), matching, all: matching };
+        assert_eq!([0, 1, AT_ONCE, AT_ONCE + 1].map(|n| list(n).pages()), [0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn one_card_more_changes_the_list_and_a_new_price_only_its_card() {
+        let one = Arc::new(machine("a", "RTX", 1));
+        let list = |cards: &[&Arc<MachineView>]| MarketList {
+            filters: filters(""),
+            cards: cards.iter().map(|m| MachineCard { m: Arc::clone(m) }).collect(),
+            matching: cards.len(),
+            all: cards.len(),
+        };
+        let parts = parts_of(&list(&[&one])).unwrap();
+        assert_eq!(
+            parts.iter().map(|p| p.id.clone()).collect::<Vec<_>>(),
+            ["market-list".to_owned(), format!("m-{}", one.listed.machine)]
+        );
+    }
 }

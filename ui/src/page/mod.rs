@@ -1,12 +1,11 @@
 //! The pages. Page, handler and template share one name.
 
 pub(crate) mod account;
-mod again;
 pub(crate) mod console;
 pub(crate) mod console_fleet;
 pub(crate) mod console_ledger;
 pub(crate) mod docs;
-pub(crate) mod entry;
+pub(crate) mod error;
 pub(crate) mod event;
 pub(crate) mod job;
 pub(crate) mod jobs;
@@ -15,6 +14,8 @@ pub(crate) mod machine;
 pub(crate) mod market;
 pub(crate) mod new_job;
 pub(crate) mod provider;
+mod resubmit;
+pub(crate) mod sign_in;
 pub(crate) mod styleguide;
 pub(crate) mod travel;
 pub(crate) mod wallet;
@@ -24,12 +25,12 @@ use axum::response::Html;
 
 use crate::{access::Viewer, assets, error::Problem};
 
-/// What surrounds every page.
+/// The frame around every page: title, menu, and the viewer's name.
 pub(crate) struct Chrome {
     pub(crate) title: String,
-    /// Which entry of the menu is lit.
+    /// The entry of the menu that is highlighted.
     pub(crate) here: &'static str,
-    /// Whether somebody is signed in, and in which role.
+    /// The viewer, if one is signed in.
     pub(crate) viewer: Option<Viewer>,
 }
 
@@ -43,23 +44,23 @@ impl Chrome {
         assets::url(name)
     }
 
-    /// Whether the viewer runs the platform.
+    /// True if the viewer runs the platform.
     pub(crate) fn operator(&self) -> bool {
         self.viewer.is_some_and(|viewer| viewer.operator)
     }
 
-    /// The field that every form which changes something carries.
+    /// The hidden field that every form that changes something must contain.
     pub(crate) fn csrf(&self) -> String {
         csrf_field(self.viewer.unwrap_or_default())
     }
 
-    /// What scripts of this page send with what they change.
+    /// The token that scripts of this page send with requests that change something.
     fn token(&self) -> String {
         self.viewer.unwrap_or_default().csrf()
     }
 }
 
-/// The hidden field that says which session a form belongs to.
+/// The hidden field with the session's token against cross-site requests.
 pub(crate) fn csrf_field(viewer: Viewer) -> String {
     format!("<input type=\"hidden\" name=\"{}\" value=\"{}\">", crate::access::CSRF_FIELD, viewer.csrf())
 }
@@ -74,8 +75,8 @@ fn fragment(part: &impl Template) -> Result<String, Problem> {
     part.render().map_err(|e| Problem::internal(&e))
 }
 
-/// A body as people read it.
+/// JSON, indented for people.
 fn json(body: &serde_json::Value) -> String {
-    // What was read as JSON can be written as JSON.
+    // Writing cannot fail: the value was read from JSON.
     serde_json::to_string_pretty(body).unwrap_or_default()
 }

@@ -16,7 +16,7 @@ use gpubnb_events::{
 use gpubnb_query::view::{MachineState, MachineView};
 use serde::Deserialize;
 
-use super::{Chrome, again, fragment, html};
+use super::{Chrome, fragment, html, resubmit};
 use crate::{
     access::{SignedIn, Viewer},
     app::App,
@@ -116,7 +116,7 @@ async fn render(
     typed: Vec<(String, String)>,
     problem: Option<Problem>,
 ) -> Result<Html<String>, Problem> {
-    let mut machines = app.board.machines().await;
+    let mut machines = app.machines.machines().await;
     machines.sort_by_key(|m| m.listed.offer.price);
     let machine = preset.machine.and_then(|id| machines.iter().find(|m| m.listed.machine == id).cloned());
     let offered =
@@ -147,7 +147,7 @@ pub(crate) async fn page(
     let account = viewer.account.ok_or_else(Problem::sign_in_needed)?;
     let signed_in = SignedIn { viewer, account };
     let Some(again) = preset.again else { return Ok(render(&app, signed_in, preset, Vec::new(), None).await?) };
-    let fields = again::fields(&app.queries.job(signed_in.actor(), again, Seq::ZERO).await?);
+    let fields = resubmit::fields(&app.queries.job(signed_in.actor(), again, Seq::ZERO).await?);
     let preset = Preset::of(&fields);
     Ok(render(&app, signed_in, preset, fields, None).await?)
 }

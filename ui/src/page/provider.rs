@@ -1,4 +1,4 @@
-//! My machines: state, earnings, what runs, and what their owner may want of them.
+//! The viewer's own machines: state, earnings, running jobs, and the buttons of the owner.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -26,13 +26,12 @@ use super::{Chrome, fragment, html};
 use crate::{
     access::SignedIn,
     app::App,
+    earnings::{MONTH, this_month},
     error::{PageError, Problem},
     extract::{AtLeast, Form, Origin, Path, Query},
     input::dollars,
-    live::{
-        Change,
-        parts::{self, Part},
-    },
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
 #[derive(Template)]
@@ -43,9 +42,9 @@ struct Provider {
     machines: String,
     empty: bool,
     seq: Seq,
-    /// A code that was just made: shown once, in the command to paste.
+    /// A code that was just created. It is shown once, in the command to paste.
     code: Option<EnrollmentCode>,
-    /// This server, as the browser reaches it.
+    /// The address of this server as the browser reaches it.
     market: String,
 }
 
@@ -57,42 +56,30 @@ struct Totals {
     month: MicroUsd,
 }
 
-/// The machines, one after the other.
+/// The cards of the machines.
 #[derive(Template)]
 #[template(path = "provider_machines.html")]
 struct Machines {
-    cards: Vec<Card>,
+    cards: Vec<OwnMachineCard>,
 }
 
 #[derive(Template)]
 #[template(path = "provider_card.html")]
-struct Card {
+struct OwnMachineCard {
     m: MachineView,
     today: Day,
     month: MicroUsd,
-    /// Metered time of a slot today, percent of the day so far.
+    /// Metered time per slot today, in percent of the day so far.
     utilisation: u64,
     prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
-    /// What was typed and refused, and why.
+    /// The price that was typed and refused, and the reason.
     refused: Option<(String, String)>,
     csrf: String,
     now: Timestamp,
 }
 
-/// Days that are added up: a month at the most.
-pub(crate) const MONTH: u32 = 31;
-/// Machines whose days are asked for at the same time.
+/// Most queries for earnings at the same time.
 const AT_ONCE: usize = 16;
-
-/// What days of this month, and of today, come to.
-pub(crate) fn this_month(days: &[Day], now: Timestamp) -> (Day, Vec<Day>) {
-    let today = Day::of(now);
-    let day_of_month = now.date().rsplit('-').next().and_then(|d| d.parse().ok()).unwrap_or(1_u32);
-    let first = today.saturating_sub(day_of_month - 1);
-    let month: Vec<_> = days.iter().copied().filter(|d| d.day >= first).collect();
-    let of_today = month.iter().copied().find(|d| d.day == today).unwrap_or_default();
-    (of_today, month)
-}
 
 async fn totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<String, Problem> {
     let (actor, account) = (signed_in.actor(), signed_in.account);
@@ -106,19 +93,24 @@ async fn totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<String, Prob
 
 async fn machines(app: &App, signed_in: SignedIn, seq: Seq) -> Result<Machines, Problem> {
     let mine = app.queries.machines_of(signed_in.actor(), signed_in.account, seq).await?;
-    let market = app.board.machines().await;
+    let market = app.machines.machines().await;
     let on_it = mine.into_iter().filter(|m| m.listed.wanted != MachineState::Delisted);
     let cards = stream::iter(on_it).map(|m| card(app, signed_in, m, &market)).buffered(AT_ONCE);
     Ok(Machines { cards: cards.try_collect().await? })
 }
 
-async fn card(app: &App, signed_in: SignedIn, m: MachineView, market: &[Arc<MachineView>]) -> Result<Card, Problem> {
+async fn card(
+    app: &App,
+    signed_in: SignedIn,
+    m: MachineView,
+    market: &[Arc<MachineView>],
+) -> Result<OwnMachineCard, Problem> {
     let of = DaysOf::Machine(m.listed.machine);
     let days = app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?;
     let now = app.now();
     let (today, month) = this_month(&days, now);
     let so_far = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1) * u64::from(m.listed.offer.slots.max(1));
-    Ok(Card {
+    Ok(OwnMachineCard {
         prices: prices(market, &m.listed),
         refused: None,
         today,
@@ -138,15 +130,15 @@ pub(crate) async fn page(
     Ok(show(&app, signed_in, at_least.seq(), None, String::new(), None).await?)
 }
 
-/// What changes of the page. What of the machines' states they say themselves comes with their heartbeats.
+/// The parts of the page that changed.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
     Query(at_least): Query<AtLeast>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let (changes, board) = (app.changes.clone(), app.board.clone());
+    let (changes, machines_known) = (app.changes.clone(), app.machines.clone());
     let matters = move |change: &Change| match change.aggregate {
-        Aggregate::Machine(id) => board.machine(id).is_none_or(|m| m.listed.owner == signed_in.account),
+        Aggregate::Machine(id) => machines_known.machine(id).is_none_or(|m| m.listed.owner == signed_in.account),
         Aggregate::Account(id) => id == signed_in.account,
         Aggregate::Job(_) => false,
     };
@@ -157,17 +149,17 @@ pub(crate) async fn live(
             let seq = seq.max(from);
             let (totals, machines) = (totals(&app, signed_in, seq).await?, machines(&app, signed_in, seq).await?);
             let order: Vec<_> = machines.cards.iter().map(|c| c.m.listed.machine.to_string()).collect();
-            let frame = Part::frame("machines", order.join(" "), fragment(&machines)?);
-            let mut parts = vec![Part::new("totals", totals), frame];
+            let frame = PagePart::frame("machines", order.join(" "), fragment(&machines)?);
+            let mut parts = vec![PagePart::new("totals", totals), frame];
             for card in &machines.cards {
-                parts.push(Part::new(format!("p-{}", card.m.listed.machine), fragment(card)?));
+                parts.push(PagePart::new(format!("p-{}", card.m.listed.machine), fragment(card)?));
             }
             Ok(parts)
         }
     })
 }
 
-/// A code for one more machine, in the command that is pasted there.
+/// Creates a code to enroll a machine, and shows it in the command to paste there.
 pub(crate) async fn enroll(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -177,7 +169,7 @@ pub(crate) async fn enroll(
     Ok(show(&app, signed_in, Seq::ZERO, Some(code), market, None).await?)
 }
 
-/// Takes a machine its right to speak: for one that was stolen, or whose key was.
+/// Revokes the credential of a machine, for example of one that was stolen.
 pub(crate) async fn revoke(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -207,21 +199,21 @@ async fn show(
     html(&Provider { chrome, totals, machines, empty, seq, code, market })
 }
 
-/// P10, median and P90 of the prices of machines with the same GPU (or with none, alike).
+/// P10, median and P90 of the prices of machines with the same GPU, or of machines without a GPU.
 fn prices(market: &[Arc<MachineView>], row: &ListedMachine) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
     let model = |row: &ListedMachine| row.offer.hardware.gpus.first().map(|g| g.model.clone());
     let wanted = model(row);
     let mut prices: Vec<_> =
         market.iter().filter(|m| model(&m.listed) == wanted).map(|m| m.listed.offer.price).collect();
     prices.sort_unstable();
-    // The nearest rank: P90 of few is the highest.
+    // The nearest-rank method: P90 of a few prices is the highest one.
     let at = |percent: usize| prices.get((prices.len() * percent).div_ceil(100).saturating_sub(1)).copied();
     Some((at(10)?, at(50)?, at(90)?))
 }
 
-/// A button of the page.
+/// The form of a button.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Wish {
+pub(crate) struct OwnerAction {
     wish: String,
     #[serde(default)]
     price: Option<String>,
@@ -231,12 +223,12 @@ pub(crate) async fn change(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
-    Form(form): Form<Wish>,
+    Form(form): Form<OwnerAction>,
 ) -> Result<Response, PageError> {
     let typed = form.price.clone().unwrap_or_default();
-    match asked(&app, signed_in, machine, form).await {
+    match send_wish(&app, signed_in, machine, form).await {
         Ok(done) => Ok(Redirect::to(&format!("/provider?seq={}", done.seq)).into_response()),
-        // Beside the field, with what was typed.
+        // The problem is shown beside the field, with the price that was typed.
         Err(problem) if problem.field.is_some() => {
             let status = StatusCode::from_u16(problem.status).unwrap_or_default();
             let refused = Some((machine, (typed, problem.detail)));
@@ -246,7 +238,7 @@ pub(crate) async fn change(
     }
 }
 
-async fn asked(app: &App, signed_in: SignedIn, machine: MachineId, form: Wish) -> Result<Done, Problem> {
+async fn send_wish(app: &App, signed_in: SignedIn, machine: MachineId, form: OwnerAction) -> Result<Done, Problem> {
     let wish = match form.wish.as_str() {
         "pause" => MachineChange::Pause,
         "resume" => MachineChange::Resume,
@@ -257,4 +249,24 @@ async fn asked(app: &App, signed_in: SignedIn, machine: MachineId, form: Wish) -
         _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.")),
     };
     Ok(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::machine;
+
+    #[test]
+    fn prices_are_those_of_machines_with_the_same_gpu() {
+        let own = machine("own", "RTX 4090", 5);
+        let market: Vec<_> = (1..=10).map(|price| Arc::new(machine("x", "RTX 4090", price))).collect();
+        let rate = |micros| HourlyRate(MicroUsd(micros));
+        assert_eq!(prices(&market, &own.listed), Some((rate(1), rate(5), rate(9))));
+        assert_eq!(prices(&market[..1], &own.listed), Some((rate(1), rate(1), rate(1))));
+        assert_eq!(prices(&market, &machine("other", "A100", 5).listed), None);
+        let mut without = machine("cpu", "", 5);
+        without.listed.offer.hardware.gpus.clear();
+        assert_eq!(prices(&market, &without.listed), None);
+        assert_eq!(prices(&[Arc::new(without.clone())], &without.listed), Some((rate(5), rate(5), rate(5))));
+    }
 }

@@ -1,4 +1,4 @@
-//! Every component of the pages, beside its name. What is not here is not used.
+//! Every component of the pages, beside its name. Pages use no others.
 
 use askama::Template;
 use axum::response::Html;

@@ -1,4 +1,4 @@
-//! Time travel: the market, a job, a machine or an account as it was after any event; and what changed since another.
+//! Time travel: the market, a job, a machine or an account as it was after any event, compared with another moment.
 
 use askama::Template;
 use axum::{extract::State, response::Html};
@@ -9,18 +9,19 @@ use gpubnb_query::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Chrome, console::trail_of, html};
+use super::{Chrome, html};
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
+    event_search::trail_of,
     extract::Query,
     format,
 };
 
-/// Where to, as in the address.
+/// The destination, as it stands in the address.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct To {
+pub(crate) struct Destination {
     /// `job`, `machine`, `account`; the market if empty.
     #[serde(default)]
     kind: String,
@@ -29,21 +30,22 @@ pub(crate) struct To {
     /// A sequence; the end of the log if empty.
     #[serde(default)]
     seq: String,
-    /// A time, instead of a sequence: `2026-01-31T12:00:00Z`, or without its end.
+    /// A time, instead of a sequence: `2026-01-31T12:00:00Z`, or a beginning of it such as `2026-01-31`.
     #[serde(default)]
     time: String,
-    /// What to compare with.
+    /// The sequence to compare with.
     #[serde(default)]
     with: String,
 }
 
-impl To {
+impl Destination {
     fn point(&self, last: Seq) -> Result<Point, Problem> {
         if let Some(time) = Some(self.time.trim()).filter(|t| !t.is_empty()) {
-            // A browser's field for a time has no zone: it is UTC here.
-            let whole = [time.to_owned(), format!("{time}Z"), format!("{time}:00Z"), format!("{time}T00:00:00Z")];
+            // A browser's field for a time sends no zone. It is taken as UTC.
+            let time = time.replacen(' ', "T", 1);
+            let whole = [time.clone(), format!("{time}Z"), format!("{time}:00Z"), format!("{time}T00:00:00Z")];
             let time = whole.iter().find_map(|text| text.parse::<Timestamp>().ok());
-            let what = "Say a time (UTC) like 2026-01-31T12:00:00Z.";
+            let what = "Enter a UTC time, for example 2026-01-31 12:00.";
             return time.map(Point::Time).ok_or_else(|| Problem::invalid("time", what));
         }
         match self.seq.trim() {
@@ -61,14 +63,15 @@ impl To {
     }
 }
 
-/// What is shown.
+/// The content of the page.
 enum Then {
     Market(Box<MarketThen>, Option<Box<MarketThen>>),
     Row(RowThen, Vec<Field>),
+    /// The read models of that moment are being built.
     Folding(Progress),
 }
 
-/// A field of a row, and what it was at the point that is compared with.
+/// A field of a row, with its other value if it differs at the point of comparison.
 struct Field {
     name: String,
     value: String,
@@ -79,7 +82,7 @@ struct Field {
 #[template(path = "travel.html")]
 struct TravelPage {
     chrome: Chrome,
-    to: To,
+    to: Destination,
     then: Then,
     seq: Seq,
     last: Seq,
@@ -87,13 +90,13 @@ struct TravelPage {
 }
 
 impl TravelPage {
-    /// Where the slider's buttons lead: so many events further.
+    /// The address that is `events` further, for the buttons beside the slider.
     fn step(&self, events: i64) -> Option<String> {
         let seq = self.seq.0.checked_add_signed(events).filter(|seq| (1..=self.last.0).contains(seq))?;
         Some(self.to.address(Seq(seq)))
     }
 
-    /// Name, value, and the value at the point that is compared with.
+    /// Name, value, and value at the point of comparison.
     #[allow(clippy::unused_self)]
     fn figures(&self, then: &MarketThen, other: Option<&MarketThen>) -> Vec<(&'static str, String, String)> {
         compared(then, other, |m| {
@@ -105,7 +108,7 @@ impl TravelPage {
                 ("Jobs waiting", f.queued.to_string()),
                 ("Jobs on a machine", f.active.to_string()),
                 ("Jobs settled", f.settled.to_string()),
-                ("They cost", f.cost.to_string()),
+                ("Total cost", f.cost.to_string()),
                 ("Metered time", format::duration(f.metered)),
             ]
         })
@@ -119,15 +122,15 @@ impl TravelPage {
                 ("Accounts with money", l.accounts.to_string()),
                 ("Available", l.available.to_string()),
                 ("Held for jobs", l.held.to_string()),
-                ("On its way out", l.payable.to_string()),
+                ("Payouts pending", l.payable.to_string()),
                 ("Fees", l.fees.to_string()),
-                ("The world outside", l.external.to_string()),
+                ("External (in − out)", l.external.to_string()),
             ]
         })
     }
 }
 
-/// Lines of two markets beside each other.
+/// The lines of two markets beside each other.
 fn compared(
     then: &MarketThen,
     other: Option<&MarketThen>,
@@ -141,7 +144,7 @@ fn compared(
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(to): Query<To>,
+    Query(to): Query<Destination>,
 ) -> Result<Html<String>, PageError> {
     let last = app.queries.lag(signed_in.operator()).await?.last;
     let point = to.point(last)?;
@@ -177,7 +180,13 @@ async fn market(app: &App, signed_in: SignedIn, to: Point, with: Option<Seq>) ->
     Ok(Then::Market(then, other))
 }
 
-async fn row(app: &App, signed_in: SignedIn, to: &To, point: Point, with: Option<Seq>) -> Result<Then, Problem> {
+async fn row(
+    app: &App,
+    signed_in: SignedIn,
+    to: &Destination,
+    point: Point,
+    with: Option<Seq>,
+) -> Result<Then, Problem> {
     let of = trail_of(&to.kind, to.id.trim())?;
     let then = app.queries.then(signed_in.operator(), of, point).await?;
     let before = match with {
@@ -191,4 +200,27 @@ async fn row(app: &App, signed_in: SignedIn, to: &To, point: Point, with: Option
     });
     let fields = fields.collect();
     Ok(Then::Row(then, fields))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(seq: &str, time: &str) -> Result<Point, Problem> {
+        Destination { seq: seq.to_owned(), time: time.to_owned(), ..Default::default() }.point(Seq(9))
+    }
+
+    #[test]
+    fn a_point_is_a_sequence_or_a_time_and_the_end_of_the_log_without_either() {
+        assert!(matches!(point("", ""), Ok(Point::Seq(Seq(9)))));
+        assert!(matches!(point("4", ""), Ok(Point::Seq(Seq(4)))));
+        assert!(matches!(point("400", ""), Ok(Point::Seq(Seq(9)))), "never after the end");
+        assert_eq!(point("four", "").unwrap_err().field.as_deref(), Some("seq"));
+        let noon: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
+        for time in ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00", "2026-01-31T12:00", "2026-01-31 12:00"] {
+            assert!(matches!(point("4", time), Ok(Point::Time(at)) if at == noon), "{time}");
+        }
+        assert!(matches!(point("", "2026-01-31"), Ok(Point::Time(_))));
+        assert_eq!(point("", "noon").unwrap_err().field.as_deref(), Some("time"));
+    }
 }

@@ -1,4 +1,4 @@
-//! What an account has, and every line of how it came about.
+//! The viewer's money: balance, statement, deposits and payouts.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -27,15 +27,17 @@ use super::{Chrome, fragment, html};
 use crate::{
     access::SignedIn,
     app::App,
+    earnings::{MONTH, this_month},
     error::{PageError, Problem},
     extract::{Form, Query},
     input::dollars,
-    live::{Change, parts},
+    live::parts::{self, PagePart},
+    state::Change,
 };
 
-/// Which part of the statement.
+/// A page of the statement: the lines before a sequence.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Part {
+pub(crate) struct StatementRange {
     #[serde(default)]
     before: Option<u64>,
     #[serde(default)]
@@ -48,26 +50,26 @@ struct Wallet {
     chrome: Chrome,
     sums: String,
     statement: String,
-    deposit: Asked,
-    payout: Asked,
-    /// The newest lines: what comes is added. Older ones do not change.
+    deposit: AmountForm,
+    payout: AmountForm,
+    /// Set on the first page, to which new lines are added: the sequence that it must show.
     live: Option<u64>,
 }
 
-/// One of the two forms: what was typed, and what was wrong with it.
-struct Asked {
+/// One of the two forms: the amount that was typed, and the problem with it.
+struct AmountForm {
     id: CommandId,
     amount: String,
     problem: Option<Problem>,
 }
 
-impl Asked {
+impl AmountForm {
     fn new(amount: &str) -> Self {
         Self { id: CommandId::generate(), amount: amount.to_owned(), problem: None }
     }
 
-    /// What was sent, with what is wrong. A refusal noted nothing: the next try is another command.
-    fn again(sent: Transfer, problem: Problem) -> Self {
+    /// The form that was refused. A refused command left nothing behind, so the next try gets a new id.
+    fn refused(sent: Transfer, problem: Problem) -> Self {
         Self { problem: Some(problem), ..Self::new(&sent.amount) }
     }
 }
@@ -94,10 +96,10 @@ async fn contents(app: &App, signed_in: SignedIn, before: Option<u64>, seq: Seq)
     let query = StatementQuery { account, before: before.map(Seq), limit: ON_PAGE };
     let (balance, days, page) = tokio::join!(
         app.queries.balance(actor, account, seq),
-        app.queries.days(actor, DaysOf::Account(account), super::provider::MONTH, seq),
+        app.queries.days(actor, DaysOf::Account(account), MONTH, seq),
         app.queries.statement(actor, query, seq),
     );
-    let (_, month) = super::provider::this_month(&days?, app.now());
+    let (_, month) = this_month(&days?, app.now());
     let sums = Sums { balance: balance?, month: month.iter().map(|day| day.spent).sum() };
     Ok((fragment(&sums)?, fragment(&Statement { page: page?, now: app.now() })?))
 }
@@ -105,44 +107,44 @@ async fn contents(app: &App, signed_in: SignedIn, before: Option<u64>, seq: Seq)
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(part): Query<Part>,
+    Query(range): Query<StatementRange>,
 ) -> Result<Html<String>, PageError> {
-    Ok(show(&app, signed_in, &part, Asked::new(DEPOSIT), Asked::new("")).await?)
+    Ok(show(&app, signed_in, &range, AmountForm::new(DEPOSIT), AmountForm::new("")).await?)
 }
 
-/// What the form proposes to deposit, dollars.
+/// The amount in the form before somebody types another, dollars.
 const DEPOSIT: &str = "10";
 
 async fn show(
     app: &App,
     signed_in: SignedIn,
-    part: &Part,
-    deposit: Asked,
-    payout: Asked,
+    range: &StatementRange,
+    deposit: AmountForm,
+    payout: AmountForm,
 ) -> Result<Html<String>, Problem> {
-    let (sums, statement) = contents(app, signed_in, part.before, Seq(part.seq)).await?;
+    let (sums, statement) = contents(app, signed_in, range.before, Seq(range.seq)).await?;
     let chrome = Chrome::new("Wallet", "wallet", signed_in.viewer);
-    let live = part.before.is_none().then_some(part.seq);
+    let live = range.before.is_none().then_some(range.seq);
     html(&Wallet { chrome, sums, statement, deposit, payout, live })
 }
 
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(part): Query<Part>,
+    Query(range): Query<StatementRange>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
     let matters = move |change: &Change| change.aggregate == Aggregate::Account(signed_in.account);
     parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
         let app = app.clone();
         async move {
-            let (sums, statement) = contents(&app, signed_in, None, seq.max(Seq(part.seq))).await?;
-            Ok(vec![parts::Part::new("sums", sums), parts::Part::new("statement", statement)])
+            let (sums, statement) = contents(&app, signed_in, None, seq.max(Seq(range.seq))).await?;
+            Ok(vec![PagePart::new("sums", sums), PagePart::new("statement", statement)])
         }
     })
 }
 
-/// Lines that are asked for at once.
+/// Lines in one query.
 const AT_ONCE: u32 = 200;
 
 /// `GET /wallet/statement.csv`: all of the statement, newest first, in dollars with six decimals; streamed.
@@ -167,7 +169,7 @@ pub(crate) async fn csv(State(app): State<App>, signed_in: SignedIn) -> Response
     (headers, Body::from_stream(pages)).into_response()
 }
 
-/// Numbers, ids and the names of events: nothing that a spreadsheet could take for a formula.
+/// A line has only numbers, ids and names of events, so a spreadsheet cannot take any of it for a formula.
 fn csv_line(line: &StatementLine) -> String {
     let job = line.job.map(|job| job.to_string()).unwrap_or_default();
     let [available, held, balance] = [line.available, line.held, line.balance].map(decimal);
@@ -181,7 +183,7 @@ fn decimal(amount: MicroUsd) -> String {
     format!("{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }
 
-/// An amount and the id that makes saying it twice safe.
+/// An amount, and the id that makes sending the form twice safe.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Transfer {
     id: CommandId,
@@ -204,7 +206,7 @@ pub(crate) async fn deposit(
         Ok(app.command::<Done>("account", "deposit", signed_in.actor(), &body).await?)
     };
     let done = done.await;
-    answered(&app, signed_in, done, |p| (Asked::again(transfer, p), Asked::new(""))).await
+    answered(&app, signed_in, done, |p| (AmountForm::refused(transfer, p), AmountForm::new(""))).await
 }
 
 pub(crate) async fn payout(
@@ -217,16 +219,16 @@ pub(crate) async fn payout(
         Ok(app.command::<Done>("account", "request_payout", signed_in.actor(), &body).await?)
     };
     let done = done.await;
-    answered(&app, signed_in, done, |p| (Asked::new(DEPOSIT), Asked::again(transfer, p))).await
+    answered(&app, signed_in, done, |p| (AmountForm::new(DEPOSIT), AmountForm::refused(transfer, p))).await
 }
 
-/// What was done is seen on the next page. What was refused stands beside its field, with what was typed; what broke is a
-/// page of its own.
+/// Leads on to the wallet after a success. A refusal is shown in its form, with the amount that was typed. A failure of
+/// ours gets a page of its own.
 async fn answered(
     app: &App,
     signed_in: SignedIn,
     done: Result<Done, Problem>,
-    forms: impl FnOnce(Problem) -> (Asked, Asked),
+    forms: impl FnOnce(Problem) -> (AmountForm, AmountForm),
 ) -> Result<Response, PageError> {
     let problem = match done {
         Ok(done) => return Ok(Redirect::to(&format!("/wallet?seq={}", done.seq)).into_response()),
@@ -235,7 +237,7 @@ async fn answered(
     };
     let status = StatusCode::from_u16(problem.status).unwrap_or_default();
     let (deposit, payout) = forms(problem);
-    Ok((status, show(app, signed_in, &Part::default(), deposit, payout).await?).into_response())
+    Ok((status, show(app, signed_in, &StatementRange::default(), deposit, payout).await?).into_response())
 }
 
 #[cfg(test)]

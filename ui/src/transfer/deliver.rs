@@ -1,4 +1,4 @@
-//! Delivering a stored file: streamed, in whole or in part, with a name and a type that can do no harm.
+//! Delivering a stored file: streamed, whole or a range of it, with a name and a type that cannot harm a browser.
 
 use std::io;
 
@@ -19,10 +19,10 @@ use crate::{conditional::knows, error::Problem};
 /// Bytes read at once.
 const PIECE: usize = 64 * 1024;
 
-/// A file in a store.
+/// A file in an object store.
 pub(super) struct Stored {
     store: ObjectStore,
-    /// What it is made of.
+    /// The objects that hold its bytes, in order.
     objects: Vec<String>,
     pub(super) bytes: u64,
     /// In hex.
@@ -30,7 +30,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Opens a file; its size and hash are what the edge found when it was put.
+    /// Opens a file. This server computed its size and hash when the file was uploaded.
     pub(super) async fn open(store: &ObjectStore, name: &str) -> Result<Self, Problem> {
         let info = parts::present(store, name).await?.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "NotStored", "This file is not here, or not any more.")
@@ -42,7 +42,7 @@ impl Stored {
         Ok(Self { store: store.clone(), objects, bytes, sha256 })
     }
 
-    /// Its bytes from one of them on, and so many.
+    /// Reads `count` bytes, beginning with byte `first`.
     pub(super) async fn read(self, first: u64, count: u64) -> io::Result<impl AsyncRead + Send + 'static> {
         let (objects, before) = parts::from(self.objects, first);
         let store = self.store;
@@ -54,29 +54,29 @@ impl Stored {
             }
         });
         let mut reader = StreamReader::new(Box::pin(pieces.try_flatten()));
-        // The store has no way to begin in the middle: what is not wanted of an object is read and dropped.
+        // The store cannot read from the middle of an object, so the bytes before the first one are read and dropped.
         tokio::io::copy(&mut (&mut reader).take(before), &mut tokio::io::sink()).await?;
         Ok(reader.take(count))
     }
 }
 
-/// What a store says of a file: its size, and its hash in hex.
+/// Size of an object, and its hash in hex.
 pub(super) fn described(info: &ObjectInfo) -> (u64, String) {
     let digest = info.digest.as_deref().and_then(|d| d.strip_prefix("SHA-256="));
     let digest = digest.and_then(|d| BASE64URL.decode(d.as_bytes()).ok()).unwrap_or_default();
     (info.size as u64, gpubnb_events::hex(digest))
 }
 
-/// How a file is to be shown.
+/// The form in which a browser gets a file.
 #[derive(Clone, Copy)]
 pub(super) enum Show {
-    /// Saved.
+    /// As a download.
     Saved,
-    /// A picture in a page.
+    /// As a picture in a page, with its media type.
     Picture(&'static str),
 }
 
-/// What kind of picture a file is, by its name. Only these are ever shown.
+/// The media type of a picture, by the file's name. No other file is ever shown in a page.
 pub(super) fn picture(path: &str) -> Option<&'static str> {
     match path.rsplit('.').next()?.to_lowercase().as_str() {
         "png" => Some("image/png"),
@@ -87,7 +87,8 @@ pub(super) fn picture(path: &str) -> Option<&'static str> {
     }
 }
 
-/// The bytes that a request wants: from, and how many. `None`: all. Only one range is served.
+/// The first byte and the number of bytes that a request asks for; `None` for the whole file. A request for several
+/// ranges gets the whole file. An error means that the file has no such bytes.
 fn range(headers: &HeaderMap, bytes: u64, etag: &str) -> Result<Option<(u64, u64)>, ()> {
     let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
     let Some(spec) = text(header::RANGE).and_then(|r| r.strip_prefix("bytes=")) else { return Ok(None) };
@@ -104,7 +105,7 @@ fn range(headers: &HeaderMap, bytes: u64, etag: &str) -> Result<Option<(u64, u64
     if bytes == 0 || first > last { Err(()) } else { Ok(Some((first, last - first + 1))) }
 }
 
-/// The answer that carries a file.
+/// The response that carries a file.
 pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, show: Show) -> Response {
     let etag = format!("\"{}\"", stored.sha256);
     if knows(headers, &etag) {
@@ -140,7 +141,7 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, sho
     set(header::ETAG, &etag);
     set(header::ACCEPT_RANGES, "bytes");
     set(header::CACHE_CONTROL, "private, max-age=86400, immutable");
-    // Even a picture gets no rights.
+    // If a browser took the file for a page in spite of its type, the page could do nothing.
     set(header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox");
     if part.is_some() {
         set(header::CONTENT_RANGE, &format!("bytes {first}-{}/{bytes}", first + count - 1));
@@ -149,7 +150,7 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: Stored, path: &str, sho
     response
 }
 
-/// The last part of a path, with nothing in it that a header or a file system could take amiss.
+/// The last part of a path, without characters that could break a header or mean something to a file system.
 fn plain_name(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or_default();
     let plain: String = name.chars().filter(|c| c.is_ascii_graphic() && !"\"\\;%".contains(*c)).take(100).collect();

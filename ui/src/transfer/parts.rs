@@ -1,8 +1,9 @@
-//! The files of attempts, which are put in parts, so that a large one which breaks off goes on where it was. Each part that is
-//! put is an object of its own, under a name that no other has: what somebody else puts, or what is left of a put that broke
-//! off, changes nothing. Beside each but the last lies the sum up to there: which objects, and the state of the hash. With the
-//! last one the file's name gets an empty object that says which objects it is, and what they are together. Until then there
-//! is no file.
+//! Files that are uploaded in parts, so that an upload that breaks off can resume.
+//!
+//! Each part is an object with a unique name, so neither an upload at the same time nor the rest of one that broke off
+//! can change it. Beside each part except the last lies an empty object whose metadata lists the parts so far and holds
+//! the state of the hash (see [`PartialFile`]). When the last part is stored, the file's own name gets an empty object
+//! whose metadata lists all parts, the size and the hash. Until then the file does not exist.
 
 use std::collections::HashMap;
 
@@ -13,7 +14,7 @@ use sha2::{
     digest::common::hazmat::{SerializableState as _, SerializedState},
 };
 
-use super::unavailable;
+use super::store::unavailable;
 use crate::error::Problem;
 
 /// Most parts of one file.
@@ -25,80 +26,83 @@ const SEPARATOR: &str = "\n";
 const BYTES: &str = "bytes";
 const SHA256: &str = "sha256";
 
-/// A name for the object of one part, which no other has. No file of a job can have it: a path has no part that is a dot.
+/// A unique name for the object of one part. No file of a job can have this name, because its path must not contain `.`
+/// as a segment.
 pub(super) fn new_object(file: &str, part: u32) -> String {
     let id = gpubnb_events::CommandId::generate().to_string();
-    // The end of it is chance.
+    // The end of a UUID of version 7 is random.
     format!("{file}/./{part}/{}", &id[id.len() - 12..])
 }
 
-/// The object that says what the parts up to this one are together.
-fn sum_of(file: &str, part: u32) -> String {
+/// The name of the object that describes the parts up to this one.
+fn partial_name(file: &str, part: u32) -> String {
     format!("{file}/./{part}/sum")
 }
 
-/// What the parts up to one of them are together: kept with it, so that whoever gets the next can go on.
+/// The parts of a file up to one of them. It is stored beside that part, so that any replica can take the next one.
 #[derive(Clone, Default)]
-pub(super) struct Sum {
+pub(super) struct PartialFile {
     objects: Vec<String>,
     bytes: u64,
     hasher: Sha256,
 }
 
-impl Sum {
-    /// What is kept with a part; `None` where that is not there.
+impl PartialFile {
+    /// Reads what is stored beside a part; `None` if the part is not there.
     pub(super) async fn at(store: &ObjectStore, file: &str, part: u32) -> Result<Option<Self>, Problem> {
-        let Some(info) = present(store, &sum_of(file, part)).await? else { return Ok(None) };
+        let Some(info) = present(store, &partial_name(file, part)).await? else { return Ok(None) };
         let read = |metadata: &HashMap<String, String>| {
             let state = data_encoding::HEXLOWER.decode(metadata.get(STATE)?.as_bytes()).ok()?;
             let hasher = Sha256::deserialize(&SerializedState::<Sha256>::try_from(state.as_slice()).ok()?).ok()?;
             let (bytes, objects) = (metadata.get(BYTES)?.parse().ok()?, objects(metadata)?);
             Some(Self { objects, bytes, hasher })
         };
-        read(&info.metadata).map(Some).ok_or_else(|| Problem::internal(&"the sum of a part cannot be read"))
+        read(&info.metadata)
+            .map(Some)
+            .ok_or_else(|| Problem::internal(&"the description of a partial file cannot be read"))
     }
 
-    /// A piece of the next part.
+    /// Hashes and counts a piece of the next part.
     pub(super) fn take_in(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
         self.hasher.update(piece);
     }
 
-    /// The next part is whole, and is this object.
+    /// The next part is complete and is this object.
     pub(super) fn add(&mut self, object: String) {
         self.objects.push(object);
     }
 
-    /// Keeps it with its last part.
+    /// Stores this beside its last part.
     pub(super) async fn keep(&self, store: &ObjectStore, file: &str, part: u32) -> Result<(), Problem> {
         let state = gpubnb_events::hex(self.hasher.serialize());
         let metadata = [(STATE, state), (BYTES, self.bytes.to_string()), (OBJECTS, self.objects.join(SEPARATOR))];
-        say(store, sum_of(file, part), metadata.into()).await
+        put_metadata(store, partial_name(file, part), metadata.into()).await
     }
 
-    /// All parts are there: from now on the file is.
+    /// All parts are stored: creates the file.
     pub(super) async fn seal(self, store: &ObjectStore, file: &str) -> Result<(), Problem> {
         let sha256 = gpubnb_events::hex(self.hasher.finalize());
         let metadata = [(OBJECTS, self.objects.join(SEPARATOR)), (BYTES, self.bytes.to_string()), (SHA256, sha256)];
-        say(store, file.to_owned(), metadata.into()).await
+        put_metadata(store, file.to_owned(), metadata.into()).await
     }
 }
 
-/// The objects that something said of them names.
+/// The parts that metadata list.
 fn objects(metadata: &HashMap<String, String>) -> Option<Vec<String>> {
     Some(metadata.get(OBJECTS)?.split(SEPARATOR).map(ToOwned::to_owned).collect())
 }
 
-/// An object that has nothing but what is said of it. (The client's `update_metadata` would say it of the part itself, but
-/// forgets everything except name and description.)
-async fn say(store: &ObjectStore, name: String, metadata: HashMap<&str, String>) -> Result<(), Problem> {
+/// Stores an empty object with metadata. (The client's `update_metadata` could add them to the part itself, but it
+/// drops everything except name and description.)
+async fn put_metadata(store: &ObjectStore, name: String, metadata: HashMap<&str, String>) -> Result<(), Problem> {
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let object = ObjectMetadata { name, metadata, ..Default::default() };
     store.put(object, &mut tokio::io::empty()).await.map_err(unavailable)?;
     Ok(())
 }
 
-/// What is known of an object; `None` where it is not there. That the store does not answer is something else.
+/// The description of an object; `None` if there is none. If the store does not answer, that is an error.
 pub(super) async fn present(store: &ObjectStore, name: &str) -> Result<Option<ObjectInfo>, Problem> {
     match store.info(name).await {
         Ok(info) => Ok(Some(info).filter(|info| !info.deleted)),
@@ -107,12 +111,12 @@ pub(super) async fn present(store: &ObjectStore, name: &str) -> Result<Option<Ob
     }
 }
 
-/// How many parts of a file are there, from the first one on.
+/// The number of parts that are stored, counted from the first one. Parts come in order, so a binary search finds it.
 pub(super) async fn count(store: &ObjectStore, file: &str) -> Result<u32, Problem> {
     let (mut low, mut high) = (0, MOST_PARTS);
     while low < high {
         let middle = low.midpoint(high);
-        if present(store, &sum_of(file, middle)).await?.is_some() {
+        if present(store, &partial_name(file, middle)).await?.is_some() {
             low = middle + 1;
         } else {
             high = middle;
@@ -121,12 +125,13 @@ pub(super) async fn count(store: &ObjectStore, file: &str) -> Result<u32, Proble
     Ok(low)
 }
 
-/// What a sealed file is: its objects, bytes and hash. `None` for one that is an object itself.
+/// The parts of a complete file, its size and its hash. `None` for a file that was not uploaded in parts.
 pub(super) fn sealed(metadata: &HashMap<String, String>) -> Option<(Vec<String>, u64, String)> {
     Some((objects(metadata)?, metadata.get(BYTES)?.parse().ok()?, metadata.get(SHA256)?.clone()))
 }
 
-/// The objects that hold a file from some byte on, and how much of the first comes before it.
+/// The objects that hold a file's bytes beginning with byte `first`, and the number of bytes before it in the first
+/// object.
 pub(super) fn from(mut objects: Vec<String>, first: u64) -> (Vec<String>, u64) {
     if objects.len() < 2 {
         return (objects, first);

@@ -1,4 +1,4 @@
-//! How often somebody may ask: per address, per account, and more strictly where a secret could be guessed.
+//! Rate limits: requests per address and per account, and stricter ones for requests that could guess a secret.
 
 use std::{
     net::IpAddr,
@@ -15,57 +15,57 @@ use gpubnb_events::AccountId;
 
 use crate::error::Problem;
 
-/// After so many questions the limiters forget those who are idle: their memory is bounded by who is busy.
+/// After this many requests the limiters forget the keys that are idle, so their memory is bounded by the keys in use.
 const FORGET_EVERY: u64 = 10_000;
 
-/// How often.
+/// The rates that the options of `run` set.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
-    /// Requests a second of one address or account.
+pub(crate) struct Rates {
+    /// Requests per second from one address, and from one account.
     pub(crate) requests_per_second: NonZeroU32,
-    /// Attempts a minute to sign in, or to redeem a code, of one address.
+    /// Attempts per minute from one address to sign in or to redeem a code.
     pub(crate) sign_ins_per_minute: NonZeroU32,
-    /// New accounts a minute of one address.
+    /// New accounts per minute from one address.
     pub(crate) sign_ups_per_minute: NonZeroU32,
 }
 
-/// Wrong passwords in a row before one has to wait, and for how long for each further one.
+/// Passwords that may be tried in a row for one account, and the wait before each further try.
 const GUESSES: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const PER_GUESS: Duration = Duration::from_secs(20);
-/// A burst of requests may be so many seconds' worth.
+/// A burst may have as many requests as are allowed within this many seconds.
 const BURST_SECONDS: u32 = 5;
 
 type Limiter<K> = Arc<DefaultKeyedRateLimiter<K>>;
 
-/// The limiters of one replica.
+/// The rate limits, as this replica counts them.
 #[derive(Clone)]
-pub(crate) struct Paces {
+pub(crate) struct RateLimits {
     addresses: Limiter<IpAddr>,
     accounts: Limiter<AccountId>,
     sign_ins: Limiter<IpAddr>,
     sign_ups: Limiter<IpAddr>,
     guesses: Limiter<String>,
-    asked: Arc<AtomicU64>,
+    requests: Arc<AtomicU64>,
 }
 
-impl Paces {
-    pub(crate) fn new(pace: Pace) -> Self {
-        let burst = pace.requests_per_second.saturating_mul(NonZeroU32::MIN.saturating_add(BURST_SECONDS - 1));
-        let requests = Quota::per_second(pace.requests_per_second).allow_burst(burst);
+impl RateLimits {
+    pub(crate) fn new(rates: Rates) -> Self {
+        let burst = rates.requests_per_second.saturating_mul(NonZeroU32::MIN.saturating_add(BURST_SECONDS - 1));
+        let per_second = Quota::per_second(rates.requests_per_second).allow_burst(burst);
         let guesses = Quota::with_period(PER_GUESS).unwrap_or(Quota::per_minute(GUESSES)).allow_burst(GUESSES);
         Self {
-            addresses: Arc::new(RateLimiter::keyed(requests)),
-            accounts: Arc::new(RateLimiter::keyed(requests)),
-            sign_ins: Arc::new(RateLimiter::keyed(Quota::per_minute(pace.sign_ins_per_minute))),
-            sign_ups: Arc::new(RateLimiter::keyed(Quota::per_minute(pace.sign_ups_per_minute))),
+            addresses: Arc::new(RateLimiter::keyed(per_second)),
+            accounts: Arc::new(RateLimiter::keyed(per_second)),
+            sign_ins: Arc::new(RateLimiter::keyed(Quota::per_minute(rates.sign_ins_per_minute))),
+            sign_ups: Arc::new(RateLimiter::keyed(Quota::per_minute(rates.sign_ups_per_minute))),
             guesses: Arc::new(RateLimiter::keyed(guesses)),
-            asked: Arc::default(),
+            requests: Arc::default(),
         }
     }
 
-    /// One request of an address.
+    /// Counts a request from an address.
     pub(crate) fn address(&self, address: IpAddr) -> Result<(), Problem> {
-        if self.asked.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+        if self.requests.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
             self.addresses.retain_recent();
             self.accounts.retain_recent();
             self.sign_ins.retain_recent();
@@ -75,28 +75,28 @@ impl Paces {
         check(&self.addresses, &network_of(address), "Too many requests from your address.")
     }
 
-    /// One request of an account.
+    /// Counts a request from an account.
     pub(crate) fn account(&self, account: AccountId) -> Result<(), Problem> {
         check(&self.accounts, &account, "Too many requests of your account.")
     }
 
-    /// One attempt to get in from an address.
+    /// Counts an attempt to sign in from an address.
     pub(crate) fn sign_in(&self, address: IpAddr) -> Result<(), Problem> {
         check(&self.sign_ins, &network_of(address), "Too many attempts from your address.")
     }
 
-    /// One new account from an address.
+    /// Counts a new account from an address.
     pub(crate) fn sign_up(&self, address: IpAddr) -> Result<(), Problem> {
         check(&self.sign_ups, &network_of(address), "Too many new accounts from your address.")
     }
 
-    /// One attempt at a person's password, whether there is such a person or not.
+    /// Counts an attempt at the password of a user, also of one that does not exist.
     pub(crate) fn guess(&self, login: &str) -> Result<(), Problem> {
         check(&self.guesses, &login.to_owned(), "Too many attempts for this address.")
     }
 }
 
-/// Whoever has an IPv6 address has the 2^64 around it.
+/// The network that counts as one address. A provider gives each customer an IPv6 network of at least 2^64 addresses.
 pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -121,19 +121,19 @@ mod tests {
     #[test]
     fn guessing_slows_down_and_others_are_not_held_back() {
         let n = |n| NonZeroU32::new(n).unwrap();
-        let paces =
-            Paces::new(Pace { requests_per_second: n(2), sign_ins_per_minute: n(3), sign_ups_per_minute: n(1) });
+        let limits =
+            RateLimits::new(Rates { requests_per_second: n(2), sign_ins_per_minute: n(3), sign_ups_per_minute: n(1) });
         for _ in 0..GUESSES.get() {
-            paces.guess("a").unwrap();
+            limits.guess("a").unwrap();
         }
-        let problem = paces.guess("a").unwrap_err();
+        let problem = limits.guess("a").unwrap_err();
         assert_eq!(problem.status, 429);
         assert!(problem.retry_after.is_some_and(|seconds| (1..=21).contains(&seconds)));
-        paces.guess("b").unwrap();
+        limits.guess("b").unwrap();
         let (one, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        (0..10).for_each(|_| paces.address(one).unwrap());
-        assert!(paces.address(one).is_err());
-        paces.address(other).unwrap();
+        (0..10).for_each(|_| limits.address(one).unwrap());
+        assert!(limits.address(one).is_err());
+        limits.address(other).unwrap();
     }
 
     #[test]

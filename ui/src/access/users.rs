@@ -1,7 +1,7 @@
-//! People: how they are called, how they prove it, what they may run, and the tokens they gave out.
+//! Users: their e-mail addresses, passwords and tokens, and whether they may run the platform.
 //!
-//! Two rows each in the bucket CREDENTIALS: `login.<hash of the e-mail address>` → account, and
-//! `account.<account>` → the person. Passwords and tokens are kept as hashes.
+//! Each user has two rows in the bucket CREDENTIALS: `login.<hash of the e-mail address>` holds the account's id, and
+//! `account.<account>` holds the user. Passwords and tokens are stored as hashes.
 
 use gpubnb_events::{AccountId, CommandId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -9,23 +9,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Scope,
-    rows::Rows,
+    kv_cache::KvCache,
     secret::{Passwords, digest, new_secret},
 };
 use crate::error::Problem;
 
-/// Shortest and longest password.
+/// Characters that a password may have.
 const PASSWORD: std::ops::RangeInclusive<usize> = 10..=200;
-/// Most tokens of one person.
+/// Most tokens of one user.
 const MOST_TOKENS: usize = 50;
-/// How a token begins, so that it is known for what it is where it should not be.
+/// Every token begins like this, so that a scanner for secrets recognises one that was published by mistake.
 const TOKEN_PREFIX: &str = "gpubnb_";
-/// The use of a token is noted this seldom.
+/// The row is written to note the use of a token no more often than this.
 const NOTE_USE_EVERY_MS: u64 = 60_000;
 
-/// A person.
+/// A user, as stored.
 #[derive(Clone, Serialize, Deserialize)]
-struct Person {
+struct User {
     email: String,
     password: String,
     created_at: Timestamp,
@@ -42,21 +42,21 @@ struct Token {
     digest: String,
 }
 
-/// A token, without what makes it one.
+/// A token without its secret.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub(crate) struct TokenInfo {
-    /// Its name for revoking it.
+    /// The id by which it is revoked.
     #[schema(value_type = String, format = Uuid)]
     pub(crate) id: CommandId,
-    /// What it is for, in the owner's words.
+    /// Its purpose, in the owner's words.
     pub(crate) label: String,
-    /// What it may be used for.
+    /// The rights of the token.
     #[schema(value_type = Vec<String>)]
     pub(crate) scopes: Vec<Scope>,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) created_at: Timestamp,
-    /// Until when it is of use.
+    /// When it expires.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) expires_at: Timestamp,
     /// When it was used last, to the minute.
@@ -72,28 +72,27 @@ pub(crate) struct NewToken {
     pub(crate) expires_at: Timestamp,
 }
 
-/// Who wants to join.
+/// A request to sign up.
 #[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SignUp {
-    /// E-mail address: the name to sign in with.
+    /// E-mail address, which is also the name to sign in with.
     pub(crate) email: String,
     /// From 10 to 200 characters.
     pub(crate) password: String,
 }
 
-/// One who is known by password or token.
-pub(super) struct Known {
+/// The user to whom a token belongs, and the token's rights.
+pub(super) struct TokenUser {
     pub(super) account: AccountId,
     pub(super) operator: bool,
-    /// `None`: all of them.
-    pub(super) scopes: Option<Vec<Scope>>,
+    pub(super) scopes: Vec<Scope>,
 }
 
-/// The bucket of people.
+/// The users, in their bucket.
 #[derive(Clone)]
-pub(crate) struct People {
-    rows: Rows,
+pub(crate) struct Users {
+    rows: KvCache,
     passwords: Passwords,
 }
 
@@ -101,7 +100,7 @@ fn account_key(account: AccountId) -> String {
     format!("account.{account}")
 }
 
-/// The same address, however it is written.
+/// The key of an e-mail address, the same for every spelling of it: `A@b.example` and ` a@b.example`.
 pub(crate) fn login_of(email: &str) -> String {
     digest(&email.trim().to_lowercase())
 }
@@ -111,11 +110,11 @@ fn login_key(email: &str) -> String {
 }
 
 fn check_email(email: &str) -> Result<(), Problem> {
-    let shaped = email.split_once('@').is_some_and(|(name, host)| {
+    let has_parts = email.split_once('@').is_some_and(|(name, host)| {
         !name.is_empty() && host.contains('.') && !host.starts_with('.') && !host.ends_with('.')
     });
     let plain = !email.chars().any(|c| c.is_whitespace() || c.is_control());
-    if shaped && plain && email.len() <= 254 {
+    if has_parts && plain && email.len() <= 254 {
         return Ok(());
     }
     Err(Problem::invalid("email", "This is no e-mail address."))
@@ -125,95 +124,99 @@ fn check_password(password: &str) -> Result<(), Problem> {
     if PASSWORD.contains(&password.chars().count()) {
         return Ok(());
     }
-    Err(Problem::invalid("password", "A password has from 10 to 200 characters. Long beats complicated."))
+    Err(Problem::invalid(
+        "password",
+        "A password has from 10 to 200 characters. A long phrase is better than a short puzzle.",
+    ))
 }
 
-impl People {
+impl Users {
     pub(crate) fn new(bucket: async_nats::jetstream::kv::Store) -> Self {
-        Self { rows: Rows::new(bucket), passwords: Passwords::new() }
+        Self { rows: KvCache::new(bucket), passwords: Passwords::new() }
     }
 
-    /// Hears of what other replicas change, until shutdown.
+    /// Follows what other replicas change, until shutdown.
     pub(crate) async fn listen(self, shutdown: CancellationToken) {
         self.rows.listen(shutdown).await;
     }
 
-    /// A new person. `None`: the address is taken; whoever asks is not told, and it took as long.
+    /// Creates a user. `None` if the address is taken: nobody may learn that from the answer, so it takes as long.
     pub(crate) async fn sign_up(&self, new: &SignUp, now: Timestamp) -> Result<Option<AccountId>, Problem> {
         let email = new.email.trim();
         check_email(email)?;
         check_password(&new.password)?;
         let account = AccountId::generate();
         let password = self.passwords.hash(new.password.clone()).await?;
-        let person = Person { email: email.to_owned(), password, created_at: now, operator: false, tokens: Vec::new() };
-        // The person first: an address that leads nowhere could never be used again.
-        self.rows.create(&account_key(account), &person).await?;
+        let user = User { email: email.to_owned(), password, created_at: now, operator: false, tokens: Vec::new() };
+        // The user's row comes first. If the process stopped after the other one, the address would be taken for ever
+        // by an account that does not exist.
+        self.rows.create(&account_key(account), &user).await?;
         Ok(self.rows.create(&login_key(email), &account).await?.then_some(account))
     }
 
-    /// Who has this address and password.
+    /// The account with this address and password.
     pub(crate) async fn sign_in(&self, email: &str, password: &str) -> Result<AccountId, Problem> {
         let account: Option<AccountId> = self.rows.get(&login_key(email)).await?;
-        let person = match account {
-            Some(account) => self.person(account).await?,
+        let user = match account {
+            Some(account) => self.user(account).await?,
             None => None,
         };
-        // Longer than any password: not worth a hash.
+        // A text longer than any password is cut, so that its hash costs no more than a password's.
         let short: String = password.chars().take(*PASSWORD.end() + 1).collect();
-        let fits = self.passwords.verify(short, person.map(|p| p.password)).await?;
+        let fits = self.passwords.verify(short, user.map(|u| u.password)).await?;
         account.filter(|_| fits).ok_or_else(Problem::bad_credentials)
     }
 
-    async fn person(&self, account: AccountId) -> Result<Option<Person>, Problem> {
+    async fn user(&self, account: AccountId) -> Result<Option<User>, Problem> {
         self.rows.get(&account_key(account)).await
     }
 
     async fn change<R>(
         &self,
         account: AccountId,
-        mut change: impl FnMut(&mut Person) -> Result<R, Problem>,
+        mut change: impl FnMut(&mut User) -> Result<R, Problem>,
     ) -> Result<R, Problem> {
         let gone = || Problem::not_found("account");
-        self.rows.change(&account_key(account), |person| change(person.as_mut().ok_or_else(gone)?)).await
+        self.rows.change(&account_key(account), |user| change(user.as_mut().ok_or_else(gone)?)).await
     }
 
-    /// The address of an account.
+    /// The e-mail address of an account.
     pub(crate) async fn email(&self, account: AccountId) -> Result<String, Problem> {
-        Ok(self.person(account).await?.map(|p| p.email).unwrap_or_default())
+        Ok(self.user(account).await?.map(|u| u.email).unwrap_or_default())
     }
 
-    /// Whether an account may run the platform.
+    /// True if an account may run the platform.
     pub(super) async fn is_operator(&self, account: AccountId) -> Result<bool, Problem> {
-        Ok(self.person(account).await?.is_some_and(|p| p.operator))
+        Ok(self.user(account).await?.is_some_and(|u| u.operator))
     }
 
     /// Lets an account run the platform.
     pub(crate) async fn make_operator(&self, account: AccountId) -> Result<(), Problem> {
-        self.change(account, |person| {
-            person.operator = true;
+        self.change(account, |user| {
+            user.operator = true;
             Ok(())
         })
         .await
     }
 
-    /// Another password, for who knows the present one. Tokens end with the old one.
+    /// Replaces the password of a user who knows the present one. All the user's tokens end.
     pub(crate) async fn change_password(&self, account: AccountId, old: &str, new: &str) -> Result<(), Problem> {
         check_password(new)?;
-        let person = self.person(account).await?.ok_or_else(|| Problem::not_found("account"))?;
-        if !self.passwords.verify(old.to_owned(), Some(person.password)).await? {
+        let user = self.user(account).await?.ok_or_else(|| Problem::not_found("account"))?;
+        if !self.passwords.verify(old.to_owned(), Some(user.password)).await? {
             return Err(Problem::invalid("old", "This is not your present password."));
         }
         let password = self.passwords.hash(new.to_owned()).await?;
-        self.change(account, |person| {
-            person.password.clone_from(&password);
-            // Whoever made a token while they had the session loses it too.
-            person.tokens.clear();
+        self.change(account, |user| {
+            user.password.clone_from(&password);
+            // Somebody who got hold of the session may have made a token for later.
+            user.tokens.clear();
             Ok(())
         })
         .await
     }
 
-    /// A new token: shown once, kept as a hash.
+    /// Creates a token. It is shown to its owner once and stored as a hash.
     pub(crate) async fn create_token(
         &self,
         account: AccountId,
@@ -222,10 +225,10 @@ impl People {
     ) -> Result<(TokenInfo, String), Problem> {
         let label = new.label.trim();
         if label.is_empty() || label.chars().count() > 80 || label.chars().any(char::is_control) {
-            return Err(Problem::invalid("label", "Say in up to 80 characters what the token is for."));
+            return Err(Problem::invalid("label", "Enter a name of up to 80 characters for the token."));
         }
         if new.scopes.is_empty() {
-            return Err(Problem::invalid("scopes", "Choose what the token may be used for."));
+            return Err(Problem::invalid("scopes", "Choose at least one permission."));
         }
         let info = TokenInfo {
             id: CommandId::generate(),
@@ -237,78 +240,79 @@ impl People {
         };
         let secret = new_secret();
         let token = Token { info: info.clone(), digest: digest(&secret) };
-        self.change(account, |person| {
-            person.tokens.retain(|t| t.info.expires_at > now);
-            if person.tokens.len() >= MOST_TOKENS {
+        self.change(account, |user| {
+            user.tokens.retain(|t| t.info.expires_at > now);
+            if user.tokens.len() >= MOST_TOKENS {
                 return Err(Problem::invalid("label", "You have 50 tokens: revoke one that is not used."));
             }
-            if new.scopes.contains(&Scope::Ops) && !person.operator {
-                return Err(Problem::invalid("scopes", "Only those who run the platform have the scope `ops`."));
+            if new.scopes.contains(&Scope::Ops) && !user.operator {
+                return Err(Problem::invalid("scopes", "Only operators can have the scope `ops`."));
             }
-            person.tokens.push(token.clone());
+            user.tokens.push(token.clone());
             Ok(())
         })
         .await?;
         Ok((info, format!("{TOKEN_PREFIX}{account}_{secret}")))
     }
 
-    /// The tokens of an account that are still of use, newest first.
+    /// The tokens of an account that have not expired, newest first.
     pub(crate) async fn tokens(&self, account: AccountId, now: Timestamp) -> Result<Vec<TokenInfo>, Problem> {
-        let tokens = self.person(account).await?.map(|p| p.tokens).unwrap_or_default();
+        let tokens = self.user(account).await?.map(|u| u.tokens).unwrap_or_default();
         Ok(tokens.into_iter().rev().map(|t| t.info).filter(|t| t.expires_at > now).collect())
     }
 
     /// Ends a token.
     pub(crate) async fn revoke_token(&self, account: AccountId, id: CommandId) -> Result<(), Problem> {
-        self.change(account, |person| {
-            let before = person.tokens.len();
-            person.tokens.retain(|t| t.info.id != id);
-            if person.tokens.len() < before { Ok(()) } else { Err(Problem::not_found("token")) }
+        self.change(account, |user| {
+            let before = user.tokens.len();
+            user.tokens.retain(|t| t.info.id != id);
+            if user.tokens.len() < before { Ok(()) } else { Err(Problem::not_found("token")) }
         })
         .await
     }
 
-    /// Whose token this is, if it is one and of use.
-    pub(super) async fn by_token(&self, token: &str, now: Timestamp) -> Result<Option<Known>, Problem> {
+    /// The user to whom a token belongs; `None` if the token is unknown or has expired.
+    pub(super) async fn by_token(&self, token: &str, now: Timestamp) -> Result<Option<TokenUser>, Problem> {
         let parts = token.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.split_once('_'));
         let Some((account, secret)) = parts else { return Ok(None) };
         let Ok(account) = account.parse::<AccountId>() else { return Ok(None) };
-        let Some(person) = self.person(account).await? else { return Ok(None) };
+        let Some(user) = self.user(account).await? else { return Ok(None) };
         let digest = digest(secret);
-        let found = person.tokens.iter().find(|t| t.digest == digest && t.info.expires_at > now);
+        let found = user.tokens.iter().find(|t| t.digest == digest && t.info.expires_at > now);
         let Some(found) = found else { return Ok(None) };
         if found.info.last_used.is_none_or(|last| now.since(last).0 > NOTE_USE_EVERY_MS) {
             self.note_use(account, found.info.id, now).await;
         }
-        Ok(Some(Known { account, operator: person.operator, scopes: Some(found.info.scopes.clone()) }))
+        Ok(Some(TokenUser { account, operator: user.operator, scopes: found.info.scopes.clone() }))
     }
 
     async fn note_use(&self, account: AccountId, id: CommandId, now: Timestamp) {
-        let noted = self.change(account, |person| {
-            for token in person.tokens.iter_mut().filter(|t| t.info.id == id) {
+        let noted = self.change(account, |user| {
+            for token in user.tokens.iter_mut().filter(|t| t.info.id == id) {
                 token.info.last_used = Some(now);
             }
             Ok(())
         });
-        // A note that is missing harms nobody.
+        // The request goes on: when the token was last used is information for its owner, and nothing depends on it.
         if let Err(problem) = noted.await {
             tracing::debug!(detail = problem.detail, "the use of a token was not noted");
         }
     }
 
-    /// A link that makes whoever opens it first an operator. Kept as a hash, and used once.
+    /// Creates the secret of a link that makes the first user who accepts it an operator. It is stored as a hash.
     pub(crate) async fn invite_operator(&self, expires_at: Timestamp) -> Result<String, Problem> {
         let secret = new_secret();
         self.rows.create(&format!("invite.{}", digest(&secret)), &Invite { expires_at, used: false }).await?;
         Ok(secret)
     }
 
-    /// Whether any operator was ever invited: on its first run a market prints a link.
+    /// True at the very first call in the life of a market. At its first start, the market prints a link for an
+    /// operator.
     pub(crate) async fn first_run(&self) -> Result<bool, Problem> {
         self.rows.create("first-run", &true).await
     }
 
-    /// Uses an invitation up.
+    /// Uses an invitation. It can be used once.
     pub(crate) async fn accept_invite(&self, secret: &str, now: Timestamp) -> Result<(), Problem> {
         let bad = || Problem::new(axum::http::StatusCode::FORBIDDEN, "BadInvite", "This link has run out or was used.");
         self.rows

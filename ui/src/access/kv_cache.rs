@@ -1,7 +1,8 @@
-//! Rows of a bucket that several replicas change: read, changed, written back only where nobody was faster.
+//! A cache of JSON rows in a key-value bucket that several replicas change. A row is written back only if no replica
+//! has changed the row since it was read.
 //!
-//! What was read is remembered until the bucket tells of a change, and for a few seconds at the most: most requests are
-//! of somebody who has just been here.
+//! A row stays in the cache until the bucket reports a change of the row, and for a few seconds at most. That pays
+//! because most requests come from users who made another request a moment ago.
 
 use std::{
     collections::HashMap,
@@ -21,23 +22,24 @@ use tracing::warn;
 
 use crate::error::Problem;
 
-/// How often a change is tried again because somebody else was faster.
+/// How often a change is tried if other replicas keep changing the same row.
 const ATTEMPTS: u32 = 5;
-/// Where the bucket's word of a change does not arrive, a row is believed for so long.
+/// How long a cached row is used if no report of a change arrives, because a report may have been lost.
 const BELIEVED: Duration = Duration::from_secs(5);
-/// Most rows remembered.
+/// Most rows in the cache.
 const MOST: usize = 10_000;
+/// The pause before the bucket is watched again after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
 fn unavailable(e: impl std::fmt::Display) -> Problem {
     Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("the bucket cannot be reached: {e}")))
 }
 
-/// What was read, and when.
+/// The cached rows, each with the moment when it was read.
 #[derive(Default)]
 struct Memory {
     rows: Mutex<HashMap<String, (Instant, bytes::Bytes)>>,
-    /// Moves with every change: what was being read meanwhile is not remembered.
+    /// Counts reported changes. A row that was requested before a change and arrives after it is not cached.
     changes: AtomicU64,
 }
 
@@ -64,7 +66,7 @@ impl Memory {
         (read.elapsed() < BELIEVED).then(|| bytes.clone())
     }
 
-    /// Remembers what was read, unless something changed since `before`.
+    /// Caches a row, unless a change was reported since `before`.
     fn remember(&self, key: &str, bytes: bytes::Bytes, before: u64) {
         let mut rows = self.rows();
         if self.changes.load(Ordering::SeqCst) == before {
@@ -76,19 +78,19 @@ impl Memory {
     }
 }
 
-/// A bucket of JSON rows.
+/// A bucket of JSON rows, with its cache.
 #[derive(Clone)]
-pub(super) struct Rows {
+pub(super) struct KvCache {
     bucket: kv::Store,
     memory: Arc<Memory>,
 }
 
-impl Rows {
+impl KvCache {
     pub(super) fn new(bucket: kv::Store) -> Self {
         Self { bucket, memory: Arc::default() }
     }
 
-    /// Hears of changes until shutdown.
+    /// Follows the reports of changes until shutdown.
     pub(super) async fn listen(self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             self.memory.forget_all();
@@ -99,7 +101,9 @@ impl Rows {
                         self.memory.forget(&change.key);
                     }
                 }
-                Err(e) => warn!(error = %e, bucket = self.bucket.name, "changes are heard of later"),
+                Err(e) => {
+                    warn!(error = %e, bucket = self.bucket.name, "cannot watch the bucket for changes; trying again");
+                }
             }
             shutdown.run_until_cancelled(tokio::time::sleep(RETRY)).await;
         }
@@ -118,7 +122,7 @@ impl Rows {
         }
     }
 
-    /// A row.
+    /// Reads a row, from the cache if it is there.
     pub(super) async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Problem> {
         match self.memory.recall(key) {
             Some(bytes) => read(&bytes).map(Some),
@@ -126,7 +130,7 @@ impl Rows {
         }
     }
 
-    /// Makes a row; false where there is one already.
+    /// Creates a row. False if the key has a row already.
     pub(super) async fn create(&self, key: &str, row: &impl Serialize) -> Result<bool, Problem> {
         let bytes = serde_json::to_vec(row).map_err(|e| Problem::internal(&e))?;
         match self.bucket.create(key, bytes.into()).await {
@@ -136,7 +140,8 @@ impl Rows {
         }
     }
 
-    /// Changes a row, which may not be there yet. The change is made anew where somebody else was faster.
+    /// Changes a row, which may not exist yet. If another replica changes the row at the same time, `change` is called
+    /// again with the new row.
     pub(super) async fn change<T, R>(
         &self,
         key: &str,
@@ -151,7 +156,7 @@ impl Rows {
             let Some(row) = row else { return Ok(changed) };
             let bytes = serde_json::to_vec(&row).map_err(|e| Problem::internal(&e))?;
             let written = self.bucket.update(key, bytes.into(), revision).await;
-            // Before anybody is told that it is done: who comes next sees it.
+            // Before the caller learns that the change is done, so that its next request reads the new row.
             self.memory.forget(key);
             match written {
                 Ok(_) => return Ok(changed),
@@ -179,7 +184,7 @@ mod tests {
         assert_eq!(memory.recall("a"), Some(row.clone()));
         memory.forget("a");
         assert_eq!(memory.recall("a"), None);
-        // It was read before the change, and arrives after it.
+        // This row was requested before the change and arrives after it.
         memory.remember("a", row.clone(), 0);
         assert_eq!(memory.recall("a"), None);
         memory.remember("a", row.clone(), 1);

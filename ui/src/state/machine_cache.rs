@@ -1,5 +1,5 @@
-//! The machines of the market, in memory: filled once, kept up by what notices carry. Market pages are made from it,
-//! however many are open, without asking anybody.
+//! The machines of the market, in memory. The cache is filled once and kept up to date by change notices. Pages of the
+//! market are rendered from it, so that open pages cost no queries, however many they are.
 
 use std::{
     collections::BTreeMap,
@@ -16,65 +16,65 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-/// How often all is read anew, so that what a notice missed heals.
-const ANEW: Duration = Duration::from_secs(60);
-/// Machines that wait to be read one by one.
+/// How often all machines are read again, which repairs the cache after a lost notice.
+const REFRESH: Duration = Duration::from_secs(60);
+/// Most machines that wait to be read one by one.
 const MOST_ASKED: usize = 4_096;
-/// Pause after a failure.
+/// The pause after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
 type Machines = BTreeMap<MachineId, Arc<MachineView>>;
 
-/// The board. Cheap to clone.
+/// The cache. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Board {
+pub(crate) struct MachineCache {
     machines: Arc<RwLock<Machines>>,
     filled: watch::Sender<bool>,
-    /// Machines that changed, of which a notice did not tell.
+    /// Machines that changed, and whose notice did not carry the new state.
     asked: mpsc::Sender<(MachineId, Seq)>,
     asking: Arc<Mutex<mpsc::Receiver<(MachineId, Seq)>>>,
 }
 
-impl Board {
+impl MachineCache {
     pub(crate) fn new() -> Self {
         let (asked, asking) = mpsc::channel(MOST_ASKED);
         let asking = Arc::new(Mutex::new(asking));
         Self { machines: Arc::default(), filled: watch::Sender::new(false), asked, asking }
     }
 
-    /// Has a machine read that changed. Where too many did, all are read soon in any case.
+    /// Asks for a machine to be read again because it changed. If too many wait, it is read with all the others.
     pub(super) fn ask(&self, machine: MachineId, seq: Seq) {
         if self.asked.try_send((machine, seq)).is_err() {
-            debug!(%machine, "read with all the others");
+            debug!(%machine, "the queue is full: the machine is read with all the others");
         }
     }
 
-    /// Takes in a machine, unless it is older than what is known.
+    /// Stores the new state of a machine, unless the cache has a newer one.
     pub(super) fn put(&self, view: MachineView) {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         put(&mut machines, view);
     }
 
-    /// Every machine that is not delisted. Waits for the first filling.
+    /// Every machine that is not delisted. Waits until the cache is filled for the first time.
     pub(crate) async fn machines(&self) -> Vec<Arc<MachineView>> {
-        // It fails only where the sender is gone, which is here.
+        // Waiting fails only when the sender is gone, and `self` holds the sender.
         drop(self.filled.subscribe().wait_for(|filled| *filled).await);
         let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
         machines.values().filter(|m| m.listed.wanted != MachineState::Delisted).cloned().collect()
     }
 
-    /// One machine, if it is known here.
+    /// One machine, if it is in the cache.
     pub(crate) fn machine(&self, id: MachineId) -> Option<Arc<MachineView>> {
         self.machines.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    /// Reads all of them now and then, until shutdown.
+    /// Keeps the cache filled and up to date until shutdown.
     pub(crate) async fn keep(self, queries: QueryClient, shutdown: CancellationToken) {
         loop {
             let pause = match queries.machines(Actor::Platform, Seq::ZERO).await {
                 Ok(read) => {
                     self.fill(read);
-                    ANEW
+                    REFRESH
                 }
                 Err(e) => {
                     warn!(error = %e, "the market cannot be read; trying again");
@@ -90,11 +90,11 @@ impl Board {
         }
     }
 
-    /// Reads the machines that are asked for, one after the other.
+    /// Reads the machines that were asked for, one after the other.
     async fn answer(&self, queries: &QueryClient) {
         let mut asking = self.asking.lock().await;
         while let Some((machine, seq)) = asking.recv().await {
-            // One that cannot be read now comes with all the others.
+            // A machine that cannot be read now is read later with all the others.
             if let Ok(view) = queries.machine(Actor::Platform, machine, seq).await {
                 self.put(view);
             }
@@ -107,7 +107,7 @@ impl Board {
         for view in read {
             machines.insert(view.listed.machine, Arc::new(view));
         }
-        // What a notice told meanwhile is newer than what was read.
+        // A notice that came during the query carries a newer state than the query's answer.
         for (id, view) in known {
             if machines.get(&id).is_some_and(|read| read.listed.seq < view.listed.seq) {
                 machines.insert(id, view);

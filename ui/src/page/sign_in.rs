@@ -6,23 +6,20 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
-use gpubnb_events::{
-    AccountId, Actor,
-    command::{Done, OpenAccount},
-};
 use serde::Deserialize;
 
 use super::{Chrome, html};
 use crate::{
-    access::{Client, SignUp, SignedIn, Viewer, clear_cookie, login_of},
+    access::{Client, SignUp, SignedIn, Viewer, clear_cookie},
+    accounts,
     app::App,
     error::{PageError, Problem},
     extract::{Form, Query},
 };
 
-/// Where to go afterwards, and whether somebody has just signed up.
+/// The page to open afterwards, and a mark for somebody who has just signed up.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Way {
+pub(crate) struct Next {
     #[serde(default)]
     next: Option<String>,
     #[serde(default)]
@@ -30,10 +27,10 @@ pub(crate) struct Way {
 }
 
 #[derive(Template)]
-#[template(path = "entry.html")]
-struct Entry {
+#[template(path = "sign_in.html")]
+struct SignInPage {
     chrome: Chrome,
-    /// Signing up; else signing in.
+    /// True for signing up, false for signing in.
     new: bool,
     welcome: bool,
     next: String,
@@ -41,9 +38,9 @@ struct Entry {
     problem: Option<Problem>,
 }
 
-/// What is typed into either form.
+/// The fields of either form.
 #[derive(Deserialize)]
-pub(crate) struct Typed {
+pub(crate) struct Credentials {
     email: String,
     password: String,
     #[serde(default)]
@@ -60,11 +57,12 @@ fn show(
     let (title, here) = if new { ("Sign up", "sign-up") } else { ("Sign in", "sign-in") };
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let chrome = Chrome::new(title, here, Viewer::default());
-    let page = html(&Entry { chrome, new, welcome, next, email, problem })?;
+    let page = html(&SignInPage { chrome, new, welcome, next, email, problem })?;
     Ok((status, page).into_response())
 }
 
-/// Only a page of ours: an address of another site would make this one its accomplice.
+/// The page to open, if it is one of ours. With a foreign address, a link to our sign-in page would lead to another
+/// site.
 fn own(next: &str) -> &str {
     let elsewhere = next.starts_with("//") || next.contains('\\') || next.chars().any(char::is_control);
     if next.starts_with('/') && !elsewhere { next } else { "/market" }
@@ -74,48 +72,34 @@ pub(crate) async fn sign_up_page() -> Result<Response, PageError> {
     show(true, false, String::new(), String::new(), None)
 }
 
-/// The answer is the same whether the address was free or not.
+/// The answer is the same for a free and for a taken address.
 pub(crate) async fn sign_up(
     State(app): State<App>,
     client: Client,
-    Form(typed): Form<Typed>,
+    Form(typed): Form<Credentials>,
 ) -> Result<Response, PageError> {
-    app.paces.sign_up(client.address)?;
+    app.rate_limits.sign_up(client.address)?;
     let new = SignUp { email: typed.email.clone(), password: typed.password };
-    match join(&app, &new).await {
+    match accounts::sign_up(&app, &new).await {
         Ok(()) => Ok(Redirect::to("/sign-in?welcome=1").into_response()),
         Err(problem) if problem.field.is_some() => show(true, false, String::new(), typed.email, Some(problem)),
         Err(problem) => Err(problem.into()),
     }
 }
 
-/// Makes a person and opens their account.
-pub(crate) async fn join(app: &App, new: &SignUp) -> Result<(), Problem> {
-    if let Some(account) = app.people.sign_up(new, app.now()).await? {
-        open_account(app, account).await?;
-    }
-    Ok(())
-}
-
-/// Opens the account of a person; the same said again changes nothing.
-async fn open_account(app: &App, account: AccountId) -> Result<(), Problem> {
-    app.command::<Done>("account", "open", Actor::Account(account), &OpenAccount {}).await?;
-    Ok(())
-}
-
-pub(crate) async fn sign_in_page(viewer: Viewer, Query(way): Query<Way>) -> Result<Response, PageError> {
+pub(crate) async fn sign_in_page(viewer: Viewer, Query(next): Query<Next>) -> Result<Response, PageError> {
     if viewer.session.is_some() {
-        return Ok(Redirect::to(own(way.next.as_deref().unwrap_or_default())).into_response());
+        return Ok(Redirect::to(own(next.next.as_deref().unwrap_or_default())).into_response());
     }
-    show(false, way.welcome.is_some(), way.next.unwrap_or_default(), String::new(), None)
+    show(false, next.welcome.is_some(), next.next.unwrap_or_default(), String::new(), None)
 }
 
 pub(crate) async fn sign_in(
     State(app): State<App>,
     client: Client,
-    Form(typed): Form<Typed>,
+    Form(typed): Form<Credentials>,
 ) -> Result<Response, PageError> {
-    match prove(&app, &client, &typed.email, &typed.password).await {
+    match accounts::check_password(&app, &client, &typed.email, &typed.password).await {
         Ok(account) => {
             let cookie = app.sessions.begin(account, &client.name, app.now()).await?;
             Ok(([(header::SET_COOKIE, cookie)], Redirect::to(own(&typed.next))).into_response())
@@ -125,16 +109,6 @@ pub(crate) async fn sign_in(
         }
         Err(problem) => Err(problem.into()),
     }
-}
-
-/// Who has this address and password. Guessing is slowed down, by address and by person.
-pub(crate) async fn prove(app: &App, client: &Client, email: &str, password: &str) -> Result<AccountId, Problem> {
-    app.paces.sign_in(client.address)?;
-    app.paces.guess(&login_of(email))?;
-    let account = app.people.sign_in(email, password).await?;
-    // Where signing up was interrupted, this makes up for it.
-    open_account(app, account).await?;
-    Ok(account)
 }
 
 pub(crate) async fn sign_out(State(app): State<App>, signed_in: SignedIn) -> Result<Response, PageError> {

@@ -1,4 +1,4 @@
-//! All files of a job at once: a tar archive, streamed as it is read; nothing is kept.
+//! All files of a job as one tar archive. It is streamed while the files are read; nothing of it is stored.
 
 use std::io;
 
@@ -12,11 +12,12 @@ use bytes::Bytes;
 use gpubnb_events::{JobId, Seq};
 use tokio::io::AsyncReadExt as _;
 
-use super::{artifact_name, deliver::Stored, listed};
+use super::{deliver::Stored, download::listed, store::artifact_name};
 use crate::{access::SignedIn, app::App, error::ApiError, extract::Path};
 
-/// The unit of the format.
+/// The block size of the format: headers and contents are padded to it.
 const BLOCK: u64 = 512;
+/// Bytes read at once.
 const PIECE: usize = 64 * 1024;
 
 /// `GET /jobs/{job}/artifacts.tar`
@@ -52,7 +53,7 @@ pub(crate) async fn get(
             let rest = usize::try_from(artifact.bytes.next_multiple_of(BLOCK) - artifact.bytes).unwrap_or(0);
             yield Bytes::from(vec![0; rest]);
         }
-        // Two empty blocks end it.
+        // Two empty blocks end an archive.
         yield Bytes::from(vec![0; 1_024]);
     };
     let archive: std::pin::Pin<Box<dyn futures_util::Stream<Item = io::Result<Bytes>> + Send>> = Box::pin(archive);
@@ -60,13 +61,13 @@ pub(crate) async fn get(
     Ok((headers, Body::from_stream(archive)).into_response())
 }
 
-/// What stands before a file: its name, however long, and its size.
+/// The header of a file: its name, which may be of any length, and its size.
 fn header_of(path: &str, bytes: u64) -> io::Result<Vec<u8>> {
-    let mut header = tar::Header::new_gnu();
+    let mut header = ::tar::Header::new_gnu();
     header.set_size(bytes);
     header.set_mode(0o644);
-    let mut archive = tar::Builder::new(Vec::new());
-    // Written without its content, which follows from where it is stored.
+    let mut archive = ::tar::Builder::new(Vec::new());
+    // Only the header is written here. The caller sends the content after it.
     archive.append_data(&mut header, path, io::empty())?;
     Ok(archive.get_ref().clone())
 }
@@ -78,10 +79,10 @@ mod tests {
     #[test]
     fn a_long_name_is_kept() {
         let path = format!("{}model.bin", "deep/".repeat(60));
-        let mut archive = header_of(&path, 3).unwrap();
-        archive.extend(b"abc");
-        archive.resize(archive.len().next_multiple_of(512) + 1_024, 0);
-        let mut archive = tar::Archive::new(archive.as_slice());
+        let mut bytes = header_of(&path, 3).unwrap();
+        bytes.extend(b"abc");
+        bytes.resize(bytes.len().next_multiple_of(512) + 1_024, 0);
+        let mut archive = ::tar::Archive::new(bytes.as_slice());
         let entry = archive.entries().unwrap().next().unwrap().unwrap();
         assert_eq!((entry.path().unwrap().to_str().unwrap(), entry.size()), (path.as_str(), 3));
     }

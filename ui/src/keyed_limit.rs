@@ -1,0 +1,112 @@
+//! A limit on how much each key may use at the same time, for example how many connections one address may have open.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// How much of something each key uses. Clones share their counts. A key that uses nothing takes no memory.
+pub(crate) struct KeyedLimit<K: Eq + Hash>(Arc<Mutex<HashMap<K, u64>>>);
+
+/// A share of a key's limit. It is given back when this is dropped.
+pub(crate) struct Share<K: Eq + Hash> {
+    limit: KeyedLimit<K>,
+    key: K,
+    amount: u64,
+}
+
+impl<K: Eq + Hash> Clone for KeyedLimit<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Eq + Hash> Default for KeyedLimit<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash> KeyedLimit<K> {
+    fn used(&self) -> MutexGuard<'_, HashMap<K, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `amount` for a key. `None` if the key would then use more than `most`.
+    pub(crate) fn take(&self, key: K, amount: u64, most: u64) -> Option<Share<K>>
+    where
+        K: Clone,
+    {
+        let mut used = self.used();
+        let sum = used.get(&key).copied().unwrap_or(0).checked_add(amount).filter(|sum| *sum <= most)?;
+        used.insert(key.clone(), sum);
+        drop(used);
+        Some(Share { limit: self.clone(), key, amount })
+    }
+
+    /// True when no key uses anything.
+    #[cfg(test)]
+    pub(crate) fn is_unused(&self) -> bool {
+        self.used().is_empty()
+    }
+}
+
+impl<K: Eq + Hash> Share<K> {
+    /// Joins another share of the same key to this one, so that both are given back together.
+    pub(crate) fn merge(&mut self, mut other: Self) {
+        self.amount = self.amount.saturating_add(std::mem::take(&mut other.amount));
+    }
+}
+
+impl<K: Eq + Hash> Drop for Share<K> {
+    fn drop(&mut self) {
+        let mut used = self.limit.used();
+        let Some(sum) = used.get_mut(&self.key) else { return };
+        *sum = sum.saturating_sub(self.amount);
+        if *sum == 0 {
+            used.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_has_its_own_limit_and_gets_back_what_it_dropped() {
+        let limit = KeyedLimit::default();
+        let first = limit.take("a", 6, 10).unwrap();
+        assert!(limit.take("a", 5, 10).is_none());
+        assert!(limit.take("a", 4, 10).is_some());
+        assert!(limit.take("b", 10, 10).is_some());
+        drop(first);
+        assert!(limit.take("a", 10, 10).is_some());
+        assert!(limit.is_unused());
+    }
+
+    #[test]
+    fn an_amount_that_overflows_is_refused() {
+        let limit = KeyedLimit::default();
+        let _held = limit.take("a", 1, u64::MAX).unwrap();
+        assert!(limit.take("a", u64::MAX, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn a_refusal_leaves_nothing_behind() {
+        let limit = KeyedLimit::default();
+        assert!(limit.take("a", 11, 10).is_none());
+        assert!(limit.is_unused());
+    }
+
+    #[test]
+    fn merged_shares_are_given_back_together() {
+        let limit = KeyedLimit::default();
+        let mut both = limit.take("a", 3, 10).unwrap();
+        both.merge(limit.take("a", 4, 10).unwrap());
+        assert!(limit.take("a", 4, 10).is_none());
+        drop(both);
+        assert!(limit.is_unused());
+    }
+}

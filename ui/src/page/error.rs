@@ -1,0 +1,75 @@
+//! The page that shows a problem.
+
+use askama::Template;
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderValue, header},
+    middleware::Next,
+    response::Response,
+};
+
+use super::Chrome;
+use crate::{access::Viewer, error::Problem};
+
+#[derive(Template)]
+#[template(path = "error.html")]
+struct ErrorPage<'a> {
+    chrome: Chrome,
+    problem: &'a Problem,
+}
+
+/// Middleware that gives a page to every response that carries a [`Problem`] (see [`crate::error::PageError`]).
+pub(crate) async fn draw(request: Request, next: Next) -> Response {
+    drawn(next.run(request).await)
+}
+
+fn drawn(mut response: Response) -> Response {
+    let Some(problem) = response.extensions_mut().remove::<Problem>() else { return response };
+    // The gate left the viewer there. Without a gate on the way, for example after a time-out, the page shows no name.
+    let viewer = response.extensions().get::<Viewer>().copied().unwrap_or_default();
+    let page = ErrorPage { chrome: Chrome::new("Something is wrong", "", viewer), problem: &problem };
+    let (kind, body) = match page.render() {
+        Ok(html) => ("text/html; charset=utf-8", html),
+        Err(e) => {
+            tracing::error!(error = &e as &dyn std::error::Error, "the page of a problem cannot be rendered");
+            ("text/plain; charset=utf-8", problem.detail)
+        }
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    *response.body_mut() = Body::from(body);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::PageError;
+    use axum::{body::to_bytes, http::StatusCode, response::IntoResponse as _};
+
+    async fn text(response: Response) -> String {
+        String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_problem_becomes_a_page_with_its_status_and_headers() {
+        let problem = Problem::too_many("Too many <b>requests</b>.", 7);
+        let response = drawn(PageError(problem).into_response());
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "7");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
+        let html = text(response).await;
+        assert!(
+            html.contains("<html") && html.contains("Try again in 7 s.") && !html.contains("<b>requests"),
+            "{html}"
+        );
+    }
+
+    #[tokio::test]
+    async fn any_other_response_passes_unchanged() {
+        let response = drawn((StatusCode::NOT_FOUND, "no").into_response());
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(text(response).await, "no");
+    }
+}

@@ -1,0 +1,120 @@
+//! Downloads: with a permit, by the job's owner, or by a link that the owner made.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use gpubnb_events::{JobId, Lease, Millis, Seq, Timestamp, spec::Artifact};
+use gpubnb_query::view::JobView;
+use gpubnb_runtime::permit::{Permit, Purpose};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    deliver::{Show, Stored, deliver, picture},
+    store::{artifact_name, bad_permit, input_name},
+};
+use crate::{
+    access::SignedIn,
+    app::App,
+    error::{ApiError, Problem},
+    extract::{JsonBody, Path, Query},
+};
+
+/// How long a link to a file is valid.
+const LINK_LIFE: Millis = Millis(3_600_000);
+
+/// `GET /transfer/permit/{permit}`: the holder of a permit gets the file that the permit names.
+pub(crate) async fn by_permit(
+    State(app): State<App>,
+    Path(permit): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let (store, name, path, sha256) = match app.transfer.verify(&permit, app.now()).map_err(bad_permit)? {
+        // An input never changes, and the machine compares the hash itself.
+        Purpose::Input { account, input } => (&app.inputs, input_name(account, input), input.to_string(), None),
+        Purpose::Artifact { job, lease, path, sha256 } => {
+            (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
+        }
+        Purpose::Upload { .. } => return Err(bad_permit("it is for putting files").into()),
+    };
+    let stored = Stored::open(store, &name).await?;
+    if sha256.is_some_and(|sha256| sha256 != stored.sha256) {
+        return Err(not_as_listed().into());
+    }
+    Ok(deliver(&headers, stored, &path, Show::Saved).await)
+}
+
+/// The form in which a browser gets a file.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Presentation {
+    /// If present, a picture is shown in the page. Every other file is downloaded.
+    #[serde(default)]
+    inline: Option<String>,
+}
+
+/// A file in the manifest of a job's last attempt.
+pub(super) fn listed<'a>(row: &'a JobView, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
+    let artifact = row.outputs.iter().find(|a| a.path == path).ok_or_else(|| Problem::not_found("file"))?;
+    let lease = row.attempts.last().map(|a| a.lease).ok_or_else(|| Problem::not_found("file"))?;
+    Ok((artifact, lease))
+}
+
+fn not_as_listed() -> Problem {
+    let detail = "What the machine put here is not what it listed: it is not given out.";
+    Problem::new(StatusCode::BAD_GATEWAY, "NotAsListed", detail)
+}
+
+/// `GET /jobs/{job}/artifacts/{path}`: the owner reads a file.
+pub(crate) async fn get(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path((job, path)): Path<(JobId, String)>,
+    Query(how): Query<Presentation>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let (artifact, lease) = listed(&row, &path)?;
+    let stored = Stored::open(&app.artifacts, &artifact_name(job, lease, &path)).await?;
+    if (stored.bytes, stored.sha256.as_str()) != (artifact.bytes, artifact.sha256.as_str()) {
+        return Err(not_as_listed().into());
+    }
+    let show = picture(&path).filter(|_| how.inline.is_some()).map_or(Show::Saved, Show::Picture);
+    Ok(deliver(&headers, stored, &path, show).await)
+}
+
+/// A request for a link to a file.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AskLink {
+    /// Path of the file, as in the list of artifacts.
+    path: String,
+}
+
+/// A link to one file.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Link {
+    /// Path of the link on this server.
+    path: String,
+    /// When the link expires.
+    #[schema(value_type = String, format = DateTime)]
+    expires: Timestamp,
+}
+
+/// `POST /jobs/{job}/links`: a link to one file. Everybody who has the link can download the file.
+pub(crate) async fn link(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(job): Path<JobId>,
+    JsonBody(ask): JsonBody<AskLink>,
+) -> Result<Json<Link>, ApiError> {
+    let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
+    let (artifact, lease) = listed(&row, &ask.path)?;
+    let sha256 = artifact.sha256.clone();
+    let expires = app.now().plus(LINK_LIFE);
+    let permit = Permit { purpose: Purpose::Artifact { job, lease, path: ask.path, sha256 }, expires };
+    let permit = app.transfer.sign(&permit).ok_or_else(|| Problem::internal(&"signing a permit"))?;
+    Ok(Json(Link { path: format!("/transfer/permit/{permit}"), expires }))
+}
