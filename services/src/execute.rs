@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use gpubnb_domain::{Command, Decision, Settings, World, job::Job};
-use gpubnb_events::{Actor, Aggregate, Clock, Event, JobId, Refusal, RefusalKind, Seq};
+use gpubnb_events::{Actor, Aggregate, Chain, Clock, Event, JobId, Refusal, RefusalKind, Seq};
 use gpubnb_log::{AppendError, Log, ReadError};
 use gpubnb_runtime::{
     metric,
@@ -84,7 +84,8 @@ impl Executor {
                     let message = "the log of events cannot be written now; try again, with the same id";
                     return Err(Failure::unavailable(message, &e));
                 }
-                Err(AppendError::TooLarge(_)) => {
+                Err(e @ AppendError::TooLarge(_)) => {
+                    info!(error = %Chain(&e), command = command.name(), "refused");
                     let message = "This is too large for the log of events. Make the request smaller.";
                     return Err(Refusal::new("TooLarge", RefusalKind::Invalid, message).into());
                 }

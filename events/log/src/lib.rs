@@ -50,7 +50,11 @@ fn unavailable(e: impl Into<BoxError>) -> ReadError {
 impl From<ReadError> for Failure {
     /// The requester is told that the log cannot be read now. The causes go into the log lines of this process.
     fn from(e: ReadError) -> Self {
-        Self::unavailable("the log of events cannot be read now; try again", &e)
+        let message = match &e {
+            ReadError::Unavailable(_) => "the log of events cannot be read now; try again".to_owned(),
+            ReadError::TooLarge(_) => e.to_string(),
+        };
+        Self::unavailable(message, &e)
     }
 }
 
