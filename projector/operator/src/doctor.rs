@@ -68,8 +68,8 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
         }
     }
     let listed = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
-    let remedy = "A worker fetched a job message and did not acknowledge it: check that machine. When the lease expires, the \
-                  job goes to another machine by itself.";
+    let remedy = "A worker fetched a job message and did not acknowledge it: check that machine. When the lease \
+                  expires, the job goes to another machine by itself.";
     found.add("jobs.given_out_again", listed(&again), "none", again.is_empty(), remedy);
     let remedy = "These machines cannot fetch jobs: restart their workers, which creates their consumers again.";
     found.add("machines.without_consumer", listed(&without), "none", without.is_empty(), remedy);

@@ -52,7 +52,7 @@ pub(super) fn jobs(tables: &Tables, telemetry: &Telemetry, patience: Option<Mill
 }
 
 const IN_OUTBOX: (&str, &str) = (
-    "it ended on its machine, but the report or the files still wait there: the line is slow, or the market does not answer",
+    "it ended on its machine, but its report or files still wait there: a slow line, or the market does not answer",
     "check that the web server and gpubnb-services answer; the machine keeps trying by itself",
 );
 

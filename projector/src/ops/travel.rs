@@ -62,7 +62,7 @@ pub enum TravelError {
     Ended(#[from] JoinError),
     /// The trail is too long to be folded while somebody waits.
     #[error(
-        "its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show --from-log`, which reads the whole log"
+        "its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show --from-log`, which folds the log"
     )]
     TooLong,
 }

@@ -195,7 +195,10 @@ mod tests {
         #[test]
         fn a_copy_is_of_one_moment(
             before in prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 0..1_500),
-            meanwhile in prop::collection::vec(prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200), 0..12),
+            meanwhile in prop::collection::vec(
+                prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200),
+                0..12,
+            ),
         ) {
             let db = Database::temporary(8).unwrap();
             let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());

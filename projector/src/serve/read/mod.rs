@@ -62,3 +62,26 @@ pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, Failure>) -> String 
         other => panic!("expected a refusal, got {other:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gpubnb_events::{HourlyRate, MicroUsd, event::MachinePaused};
+    use gpubnb_model::testing::{COST, History, account, job, machine};
+
+    use super::*;
+
+    #[test]
+    fn the_figures_have_the_price_of_the_cheapest_machine_that_takes_jobs() {
+        let price = |micros| HourlyRate(MicroUsd(micros));
+        let mut history = History::default();
+        assert_eq!(ReadModels::after(&history).figures().unwrap(), Figures::default());
+        history.listed_with(account(2), machine(1), |e| e.offer.price = price(70_000));
+        history.listed_with(account(2), machine(2), |e| e.offer.price = price(90_000));
+        history.whole_job(job(1), account(1), (account(2), machine(1)));
+        let figures = ReadModels::after(&history).figures().unwrap();
+        assert_eq!((figures.machines, figures.settled, figures.cost), (2, 1, COST));
+        assert_eq!(figures.cheapest, Some(price(70_000)));
+        history.record(MachinePaused { machine: machine(1), away: false });
+        assert_eq!(ReadModels::after(&history).figures().unwrap().cheapest, Some(price(90_000)));
+    }
+}
