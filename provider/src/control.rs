@@ -220,7 +220,9 @@ impl ControlServer {
                 drop(place);
             });
         }
-        drop(fs::remove_file(&path));
+        if let Err(e) = fs::remove_file(&path) {
+            warn!(path = %path.display(), error = %e, "the worker's socket cannot be removed");
+        }
     }
 
     async fn serve_one(&self, stream: UnixStream) -> anyhow::Result<()> {

@@ -64,7 +64,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     };
     let checks = selftest::test(&TestSubject {
         state: &identity.state,
-        docker: Some(&docker),
+        docker: Ok(&docker),
         gpus: &gpus,
         market: Some((&http, &enrollment.market)),
         runtime: args.runtime.as_deref(),

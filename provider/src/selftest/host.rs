@@ -56,7 +56,11 @@ fn disk(state: &Path) -> Vec<Check> {
         needs(check("disk.room", room.to_string(), "MiB"), &LEAST_ROOM_MIB.to_string(), room >= LEAST_ROOM_MIB, remedy);
     let path = existing(state).join("self-test.tmp");
     let speed = write_and_read(&path);
-    drop(fs::remove_file(&path));
+    if path.exists()
+        && let Err(e) = fs::remove_file(&path)
+    {
+        warn!(path = %path.display(), error = %e, "the file of the disk check cannot be removed");
+    }
     match speed {
         Ok((write, read)) => vec![
             room,

@@ -23,7 +23,7 @@ const NEEDED: [&str; 6] =
 /// The subject of a self-test: the machine's directory, its Docker, its GPUs, and the market.
 pub(crate) struct TestSubject<'a> {
     pub(crate) state: &'a Path,
-    pub(crate) docker: Option<&'a Docker>,
+    pub(crate) docker: Result<&'a Docker, &'a bollard::errors::Error>,
     pub(crate) gpus: &'a Gpus,
     pub(crate) market: Option<(&'a reqwest::Client, &'a str)>,
     /// The container runtime for jobs, where it is not Docker's default.
@@ -69,7 +69,7 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
         anyhow::bail!("jobs run on this machine: measuring would slow them down. gpubnb-provider drain, then again");
     }
     let gpus = Gpus::probe(0, args.nvml.as_deref());
-    let docker = crate::docker::connect().await.ok();
+    let docker = crate::docker::connect().await;
     let enrollment = Identity::enrolled_at(state);
     let http = match &enrollment {
         Some(at) => Some((crate::market::http(&at.market, at.market_ca.as_deref())?, at.market.clone())),

@@ -1,6 +1,8 @@
 //! Checks of Docker and its container runtimes.
 
-use bollard::{Docker, models::SystemInfo};
+use std::error::Error as _;
+
+use bollard::{Docker, errors::Error, models::SystemInfo};
 use gpubnb_events::event::Check;
 
 use super::{TestSubject, check, needs};
@@ -13,7 +15,10 @@ const OLDEST_DOCKER: (u64, u64, u64) = (20, 10, 0);
 const SAFE_RUNC: [(u64, u64, u64); 3] = [(1, 2, 8), (1, 3, 3), (1, 4, 0)];
 
 pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
-    let Some(docker) = subject.docker else { return vec![absent("Docker does not answer")] };
+    let docker = match subject.docker {
+        Ok(docker) => docker,
+        Err(e) => return vec![absent(e)],
+    };
     match look(docker).await {
         Ok((version, runc, info)) => {
             let mut checks = vec![
@@ -29,16 +34,18 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
             checks.extend(gpu_runtime(&info, subject.gpus, subject.cdi));
             checks
         }
-        Err(e) => vec![absent(&format!("{:#}", anyhow::Error::new(e)))],
+        Err(e) => vec![absent(&e)],
     }
 }
 
-fn absent(why: &str) -> Check {
+fn absent(e: &Error) -> Check {
     let remedy = "Install Docker, start it (systemctl start docker), and let this user use it (group docker, or root).";
+    let causes = std::iter::successors(e.source(), |e| (*e).source()).map(|e| format!(": {e}"));
+    let why: String = std::iter::once(e.to_string()).chain(causes).collect();
     needs(check("docker.answers", why.chars().take(200).collect::<String>(), ""), "yes", false, remedy)
 }
 
-async fn look(docker: &Docker) -> Result<(String, Option<String>, SystemInfo), bollard::errors::Error> {
+async fn look(docker: &Docker) -> Result<(String, Option<String>, SystemInfo), Error> {
     let version = docker.version().await?;
     let parts = version.components.unwrap_or_default();
     let runc = parts.into_iter().find(|part| part.name == "runc").map(|part| part.version);
