@@ -37,8 +37,9 @@ impl Engine {
         let hook = programs.join(HOOK);
         let note = home.join("config.json").display().to_string();
         // The hook gets the container's state on its standard input; its bundle holds the container's configuration.
-        let script =
-            format!("#!/bin/sh\ncp \"$(sed -n 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/p')/config.json\" {note}\n");
+        let script = format!(
+            "#!/bin/sh\ncp \"$(sed -n 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/p')/config.json\" {note}.partial\nmv {note}.partial {note}\n"
+        );
         fs::write(&hook, script)?;
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
         Self::start(home, &["--add-runtime", "nvidia=runc"]).await

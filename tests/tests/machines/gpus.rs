@@ -9,6 +9,7 @@ use gpubnb_tests::{
     parts::fake_nvml,
     shared::{Plan, Shared},
     system::{Options, System},
+    wait::until,
 };
 use serde_json::{Value, json};
 
@@ -156,7 +157,9 @@ async fn a_job_is_given_its_gpu_and_ends_when_that_gpu_is_lost() {
     assert_eq!(check(&view["checks"], "gpu.runtime")["passed"], json!(true));
     let job = market.web.submit(&wants_a_gpu(&market, "equipped")).await.unwrap();
     running(&market.web, &job).await;
-    assert_eq!(engine.gpus_given().unwrap(), [UUID], "the toolkit is told the job's GPU and no other");
+    // The toolkit hears of the job's GPU, and of no other, when the container starts.
+    until("the toolkit hears of a GPU", async || engine.gpus_given().is_ok()).await;
+    assert_eq!(engine.gpus_given().unwrap(), [UUID]);
     // The GPU falls off the bus.
     show(&file, &[gpu(&[("trouble", json!("lost"))])]);
     let ended = market.web.settled(&job).await.unwrap();
