@@ -15,12 +15,13 @@ use gpubnb_tests::{
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-/// Time after which the markets of these tests give a silent machine up.
-const LOST_AFTER: Duration = Duration::from_secs(2);
+/// Time after which the market gives a silent machine up. Long enough for a worker to start beside other tests.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// A market that gives silent machines up soon.
 async fn impatient() -> System {
-    let services = ["--suspect-after", "1", "--lost-after", "2"].map(str::to_owned).into();
+    let lost_after = LOST_AFTER.as_secs().to_string();
+    let services = ["--suspect-after", "1", "--lost-after", &lost_after].map(str::to_owned).into();
     System::start(Options { services, ..Options::default() }).await.unwrap()
 }
 
@@ -117,10 +118,8 @@ async fn a_machine_that_comes_back_too_late_is_refused_and_cleans_up() {
     let settled = system.web.settled(&job).await.unwrap();
     assert_eq!(settled["attempts"].as_array().unwrap().len(), 2, "{settled:#}");
     let leases = system.path().join("attic").join("leases");
-    until("the removal of all that the attempts left", async || {
-        fs::read_dir(&leases).unwrap().count() == 0 && containers(&job, "-aq").is_empty()
-    })
-    .await;
+    until("the removal of the attempts' directories", async || fs::read_dir(&leases).unwrap().count() == 0).await;
+    until("the removal of the attempts' containers", async || containers(&job, "-aq").is_empty()).await;
     // The attempt that was given up is not billed.
     let receipt = system.web.get(&format!("/jobs/{job}/receipt")).await.unwrap();
     assert_eq!(receipt["lease"], settled["attempts"][1]["lease"]);
