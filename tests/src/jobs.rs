@@ -27,10 +27,11 @@ pub fn on_machine(mut job: Value, machine: &str) -> Value {
     job
 }
 
-/// A job that waits in the queue, since there is no machine with such a GPU.
+/// A job that waits in the queue, since there is no machine with such a GPU. It holds so many dollars.
 #[must_use]
-pub fn that_nobody_takes(mut job: Value) -> Value {
+pub fn that_nobody_takes(mut job: Value, budget_usd: &str) -> Value {
     job["gpu_model"] = json!("H999");
+    job["budget_usd"] = json!(budget_usd);
     job
 }
 

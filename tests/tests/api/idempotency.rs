@@ -53,7 +53,7 @@ async fn the_same_deposit_counts_once() {
 #[tokio::test]
 async fn the_same_cancel_counts_once() {
     let market = MARKET.open().await.unwrap();
-    let job = market.web.submit(&that_nobody_takes(noop())).await.unwrap();
+    let job = market.web.submit(&that_nobody_takes(noop(), "1")).await.unwrap();
     let cancel = format!("/jobs/{job}/cancel");
     let nothing = json!({});
     let answers = join_all((0..8).map(|_| market.web.post(&cancel, &nothing))).await;
@@ -64,7 +64,7 @@ async fn the_same_cancel_counts_once() {
 
 /// Submits a job that holds $9, again for as long as its account is busy with another command.
 async fn submitted(market: &Market) -> StatusCode {
-    let mut body = that_nobody_takes(json!({ "template": "noop", "budget_usd": "9" }));
+    let mut body = that_nobody_takes(noop(), "9");
     body["job"] = json!(JobId::generate());
     for _ in 0..100 {
         let (status, problem) = market.web.request(Method::POST, "/jobs", Some(&body)).await.unwrap();

@@ -235,7 +235,7 @@ async fn a_machine_that_asks_without_end_is_refused_by_name_and_keeps_no_other_f
     // Neither its own burst nor the flood of the first machine is told to the second one.
     let answer = other.say::<Grant>(&quiet, "accept", &nonsense).await;
     let Err(Failure::Refused(refusal)) = answer else { panic!("{answer:?}") };
-    assert_eq!(refusal.name, "NotFound");
+    assert_eq!(refusal.name, "UnknownJob");
     let (mut decided, mut hasty) = (0, 0);
     while decided + hasty < FLOOD {
         let answer = tokio::time::timeout(Duration::from_secs(30), answers.next()).await.unwrap().unwrap();

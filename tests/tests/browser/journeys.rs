@@ -303,7 +303,7 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
     system.start_worker("Attic", &["--price", "0.36"]).await.unwrap();
     let done = system.web.submit(&noop()).await.unwrap();
     let seq = system.web.settled(&done).await.unwrap()["seq"].as_u64().unwrap();
-    let waiting = that_nobody_takes(json!({ "template": "noop", "name": "Nobody can", "budget_usd": "0.01" }));
+    let waiting = that_nobody_takes(json!({ "template": "noop", "name": "Nobody can" }), "0.01");
     let waiting = system.web.submit(&waiting).await.unwrap();
     let operator = Web::operator(&system).await.unwrap();
     let browser = Browser::open(&system).await;
