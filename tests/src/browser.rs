@@ -11,9 +11,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 
 use crate::{
+    market::Market,
     parts::{free_port, program, root},
     process::Process,
-    system::System,
     web::Web,
 };
 
@@ -28,12 +28,12 @@ pub struct Browser {
 
 impl Browser {
     /// Starts one, for a market.
-    pub async fn open(system: &System) -> Self {
+    pub async fn open(market: &Market) -> Self {
         let driver = program("GPUBNB_CHROMEDRIVER", "chromedriver", "run `deploy/setup.sh --tests`").unwrap();
         let port = free_port().unwrap();
         let mut command = Command::new(driver);
         command.arg(format!("--port={port}"));
-        let driver = Process::start("chromedriver", &mut command, system.path()).unwrap();
+        let driver = Process::start("chromedriver", &mut command, market.path()).unwrap();
         let profile = tempfile::tempdir().unwrap();
         let arguments = [
             "--headless",
@@ -65,8 +65,8 @@ impl Browser {
     }
 
     /// Signs in, as a person does.
-    pub async fn sign_in(&self, system: &System, who: &Web) {
-        self.client.goto(&format!("{}/sign-in", system.url())).await.unwrap();
+    pub async fn sign_in(&self, market: &Market, who: &Web) {
+        self.client.goto(&format!("{}/sign-in", market.url())).await.unwrap();
         for (field, text) in [("email", &who.email), ("password", &who.password)] {
             let input = self.client.find(Locator::Css(&format!("input[name={field}]"))).await.unwrap();
             input.send_keys(text).await.unwrap();
@@ -134,14 +134,14 @@ impl Browser {
 impl Browser {
     /// Goes to a page of the market, and sees that it is sound: no error in its console, no violation of its policy, nothing
     /// that axe-core finds seriously wrong, not wider than the window.
-    pub async fn visit(&self, system: &System, path: &str) {
-        self.client.goto(&format!("{}{path}", system.url())).await.unwrap();
+    pub async fn visit(&self, market: &Market, path: &str) {
+        self.client.goto(&format!("{}{path}", market.url())).await.unwrap();
         self.is_sound(path).await;
     }
 
     /// Opens a page that is not there: what says so is as sound as any.
-    pub async fn visit_missing(&self, system: &System, path: &str) {
-        self.client.goto(&format!("{}{path}", system.url())).await.unwrap();
+    pub async fn visit_missing(&self, market: &Market, path: &str) {
+        self.client.goto(&format!("{}{path}", market.url())).await.unwrap();
         self.fits(path).await;
         self.is_accessible(path).await;
         self.forget_refusal(path, "404").await;

@@ -3,12 +3,14 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::process::Process;
@@ -23,8 +25,36 @@ pub struct Engine {
     process: Option<Process>,
 }
 
+/// The program of NVIDIA's container toolkit that Docker runs before a container with GPUs starts.
+const HOOK: &str = "nvidia-container-runtime-hook";
+
 impl Engine {
-    /// Starts one in a directory, with these options besides, and gives it the images for jobs.
+    /// Starts an engine that finds NVIDIA's container toolkit: a stand-in that gives no GPU away, but notes what the
+    /// container would see.
+    pub async fn with_gpus(home: &Path) -> anyhow::Result<Self> {
+        let programs = home.join("bin");
+        fs::create_dir_all(&programs)?;
+        let hook = programs.join(HOOK);
+        let note = home.join("config.json").display().to_string();
+        // The hook gets the container's state on its standard input; its bundle holds the container's configuration.
+        let script = format!(
+            "#!/bin/sh\ncp \"$(sed -n 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/p')/config.json\" {note}.partial\nmv {note}.partial {note}\n"
+        );
+        fs::write(&hook, script)?;
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+        Self::start(home, &["--add-runtime", "nvidia=runc"]).await
+    }
+
+    /// The GPUs that the last container with GPUs was to see.
+    pub fn gpus_given(&self) -> anyhow::Result<Vec<String>> {
+        let config: Value = serde_json::from_str(&fs::read_to_string(self.home.join("config.json"))?)?;
+        let variables = config["process"]["env"].as_array().context("a container's environment")?;
+        let given = variables.iter().filter_map(|v| v.as_str()?.strip_prefix("NVIDIA_VISIBLE_DEVICES="));
+        Ok(given.flat_map(|gpus| gpus.split(',')).map(str::to_owned).collect())
+    }
+
+    /// Starts an engine in a directory, with these options besides, and gives it the images for jobs. The machine's own
+    /// configuration of Docker is left aside.
     pub async fn start(home: &Path, options: &[&str]) -> anyhow::Result<Self> {
         fs::create_dir_all(home)?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
@@ -57,7 +87,12 @@ impl Engine {
     pub async fn again(&mut self) -> anyhow::Result<()> {
         let home = &self.home;
         let mut command = Command::new("unshare");
-        command.args(["--net", "dockerd", "--host"]).arg(self.host());
+        // Programs that a test left in the directory come first.
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", home.join("bin").display()));
+        let configuration = home.join("daemon.json");
+        fs::write(&configuration, "{}")?;
+        command.args(["--net", "dockerd", "--host"]).arg(self.host()).arg("--config-file").arg(configuration);
         for (option, place) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             command.arg(option).arg(home.join(place));
         }
@@ -88,6 +123,6 @@ impl Drop for Engine {
             }
         }
         self.process = None;
-        crate::system::unmount(&self.home);
+        crate::market::unmount(&self.home);
     }
 }

@@ -17,7 +17,7 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::nats;
 
-use crate::system::System;
+use crate::market::Market;
 
 const ACCOUNTS: usize = 2_000;
 const MACHINES: usize = 500;
@@ -25,8 +25,8 @@ const MACHINES: usize = 500;
 const AT_ONCE: usize = 4_000;
 
 /// Writes a history of jobs that go well. Returns its last sequence.
-pub async fn write(system: &System, events: u64) -> anyhow::Result<Seq> {
-    let js = nats::jetstream(system.nats_args("services").connect("append", SERVICES_INBOX).await?);
+pub async fn write(market: &Market, events: u64) -> anyhow::Result<Seq> {
+    let js = nats::jetstream(market.nats_args("services").connect("append", SERVICES_INBOX).await?);
     let log = gpubnb_log::Log::open(js.clone()).await?;
     let mut next = log.last_seq().await?.0 + 1;
     let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();

@@ -1,42 +1,44 @@
 //! A connection with a machine's real credential, as whoever stole its keys would make it.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::Context as _;
-use async_nats::{Auth, AuthError, Client, ConnectOptions};
+use async_nats::{Auth, AuthError, Client, ConnectOptions, Event};
 use data_encoding::BASE64URL_NOPAD;
 use gpubnb_events::{
     Actor, MachineId,
     subject::{machine_command, machine_inbox},
 };
-use gpubnb_runtime::{
-    nats,
-    rpc::{Caller, Failure},
-};
+use gpubnb_runtime::rpc::{Caller, Failure};
 use nkeys::KeyPair;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{system::System, web::Web};
+use crate::{market::Market, web::Web};
 
 /// A machine's id and seed, read from its worker's directory.
 pub struct Stolen {
-    /// Which machine.
+    /// The machine whose keys these are.
     pub machine: MachineId,
     key: Arc<KeyPair>,
+    refused: Arc<Mutex<Vec<String>>>,
 }
 
 impl Stolen {
-    /// Of a worker.
+    /// The keys of a worker, from its directory.
     pub fn from(state: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| fs::read_to_string(state.join(name)).map(|text| text.trim().to_owned());
         let machine = read("machine")?.parse()?;
-        Ok(Self { machine, key: Arc::new(KeyPair::from_seed(&read("machine.seed")?)?) })
+        Ok(Self { machine, key: Arc::new(KeyPair::from_seed(&read("machine.seed")?)?), refused: Arc::default() })
     }
 
-    /// Of a machine that nobody knows.
+    /// The keys of a machine that nobody knows.
     pub fn unknown() -> Self {
-        Self { machine: MachineId::generate(), key: Arc::new(KeyPair::new_user()) }
+        Self { machine: MachineId::generate(), key: Arc::new(KeyPair::new_user()), refused: Arc::default() }
     }
 
     /// A text, signed with its key.
@@ -54,7 +56,7 @@ impl Stolen {
     }
 
     /// Connects with a token for the broker.
-    pub async fn connect(&self, system: &System, jwt: &str) -> anyhow::Result<Client> {
+    pub async fn connect(&self, market: &Market, jwt: &str) -> anyhow::Result<Client> {
         let (key, jwt) = (Arc::clone(&self.key), jwt.to_owned());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
             let (key, jwt) = (Arc::clone(&key), jwt.clone());
@@ -65,17 +67,30 @@ impl Stolen {
                 Ok(auth)
             }
         });
-        let options = options.max_reconnects(1);
-        Ok(nats::connect(options, &system.nats_url(), None, "thief", &machine_inbox(self.machine)).await?)
+        let refused = Arc::clone(&self.refused);
+        let listen = move |event| {
+            if let Event::ServerError(error) = event {
+                refused.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+            }
+            std::future::ready(())
+        };
+        let options = options.name("thief").max_reconnects(1).event_callback(listen);
+        Ok(options.custom_inbox_prefix(machine_inbox(self.machine)).connect(market.nats_url()).await?)
+    }
+
+    /// The errors that the broker has told the connections of this machine, such as violations of its permissions. Whoever
+    /// publishes or subscribes hears nothing of them otherwise.
+    pub fn refused(&self) -> Vec<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Renews and connects.
-    pub async fn enter(&self, system: &System) -> anyhow::Result<Client> {
-        let renewed = self.renew(&system.web.stranger()).await?;
-        self.connect(system, renewed["jwt"].as_str().context("a token")?).await
+    pub async fn enter(&self, market: &Market) -> anyhow::Result<Client> {
+        let renewed = self.renew(&market.web.stranger()).await?;
+        self.connect(market, renewed["jwt"].as_str().context("a token")?).await
     }
 
-    /// Says something to the market over a connection, in this machine's name.
+    /// Gives the market a command over a connection, in this machine's name.
     pub async fn say<T: DeserializeOwned>(
         &self,
         client: &Client,

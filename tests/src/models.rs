@@ -3,19 +3,19 @@
 use gpubnb_model::Projection;
 use gpubnb_store::{self, Database, Table, WriteBatch};
 
-use crate::system::System;
+use crate::market::Market;
 
 /// sled's cache, MiB.
 const CACHE_MIB: u64 = 16;
 
 /// The table of a model.
-pub fn open(system: &System, model: &impl Projection) -> anyhow::Result<Table> {
-    open_in(system, "projector", model)
+pub fn open(market: &Market, model: &impl Projection) -> anyhow::Result<Table> {
+    open_in(market, "projector", model)
 }
 
 /// The table of a model of the projector that has its rows in this directory.
-pub fn open_in(system: &System, directory: &str, model: &impl Projection) -> anyhow::Result<Table> {
-    let db = Database::open(&system.path().join(directory).join("models"), CACHE_MIB)?;
+pub fn open_in(market: &Market, directory: &str, model: &impl Projection) -> anyhow::Result<Table> {
+    let db = Database::open(&market.path().join(directory).join("models"), CACHE_MIB)?;
     Ok(db.model(model.model_version())?)
 }
 

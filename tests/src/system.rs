@@ -1,40 +1,43 @@
-//! A market of its own: broker, services, projector, web server and workers, each a real process, on free
-//! ports of 127.0.0.1, in a temporary directory. Everything ends with it.
+//! The processes of a market of a test's own: broker, services, projector, web server and workers, on free ports of
+//! 127.0.0.1, in a temporary directory. All of them end when the [`System`] is dropped.
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    ops::{Deref, DerefMut},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
-use gpubnb_runtime::nats::NatsArgs;
+use anyhow::bail;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    market::{Market, remove_containers, unmount},
     parts::{binary, free_port, nats_server},
+    places::{self, Place},
     process::Process,
     web::Web,
 };
 
-/// Where the projector has its rows.
+/// The directory of the projector's rows.
 const PROJECTOR: &str = "projector";
 /// How long a process may take to get ready.
-const READY: Duration = Duration::from_secs(30);
+pub(crate) const READY: Duration = Duration::from_secs(30);
 
-/// What differs between markets.
-#[derive(Debug, Clone)]
+/// The differences between one market and the usual one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Options {
     /// Replicas of the services.
     pub replicas: usize,
-    /// Whether each service is watched, at an address of its own.
+    /// Each service answers a monitor, at an address of its own.
     pub monitored: bool,
-    /// A collector that every service sends its traces to.
+    /// Address of a collector, to which every service sends its traces.
     pub otlp: Option<String>,
-    /// Events after which services and projector keep a snapshot.
+    /// Number of events after which services and projector keep a snapshot.
     pub snapshot_every: Option<u64>,
-    /// Whether the broker leaves it to the system when to write to the disk: for histories that are written as fast as may be.
+    /// The broker leaves it to the operating system when data reaches the disk: for histories that are written as fast
+    /// as possible.
     pub unsynced: bool,
     /// How long a process may take to get ready.
     pub patience: Duration,
@@ -48,7 +51,7 @@ pub struct Options {
     pub ui: Vec<String>,
     /// Port of the web server; a free one if not given.
     pub port: Option<u16>,
-    /// Whether people here may ask as often as they like, which tests do.
+    /// The web server's limits on requests are so high that no test meets them.
     pub hurried: bool,
 }
 
@@ -71,10 +74,9 @@ impl Default for Options {
     }
 }
 
-/// A running market.
+/// A running market, and the handles of its processes.
 pub struct System {
-    /// Its directory.
-    pub dir: tempfile::TempDir,
+    market: Market,
     /// The broker; `None` while it is stopped.
     pub nats: Option<Process>,
     /// Replicas of the services.
@@ -83,40 +85,50 @@ pub struct System {
     pub projector: Option<Process>,
     /// The web server.
     pub ui: Option<Process>,
-    /// The workers, by name.
+    /// The workers, in the order in which they were started.
     pub workers: Vec<Process>,
-    /// Environment of the workers that are started from now on.
-    pub environment: Vec<(&'static str, PathBuf)>,
-    /// The consumer, who has $100 of play money.
-    pub web: Web,
-    /// The provider, who owns the machines.
-    pub owner: Web,
-    nats_port: u16,
-    ui_port: u16,
-    /// How its processes are started.
+    /// The settings with which its processes are started.
     pub options: Options,
+    /// Removed after the processes have ended: see `Drop`.
+    _directory: tempfile::TempDir,
+    _place: Option<Place>,
+}
+
+impl Deref for System {
+    type Target = Market;
+
+    fn deref(&self) -> &Market {
+        &self.market
+    }
+}
+
+impl DerefMut for System {
+    fn deref_mut(&mut self) -> &mut Market {
+        &mut self.market
+    }
 }
 
 impl System {
-    /// Starts everything but workers.
+    /// Starts everything but workers, once there is a place for one more market on this machine.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("gpubnb-").tempdir()?;
-        let nats_port = free_port()?;
+        let place = places::take().await?;
+        Self::start_at_once(options, Some(place)).await
+    }
+
+    /// Starts everything but workers. A market that many tests share takes no place: it would keep the place to the end.
+    pub(crate) async fn start_at_once(options: Options, place: Option<Place>) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("gpubnb-").tempdir()?;
         let ui_port = options.port.map_or_else(free_port, Ok)?;
-        let web = Web::new(&format!("http://127.0.0.1:{ui_port}"))?;
         let mut system = Self {
+            market: Market::new(directory.path(), free_port()?, ui_port),
             nats: None,
             services: Vec::new(),
             projector: None,
             ui: None,
             workers: Vec::new(),
-            environment: Vec::new(),
-            owner: web.clone(),
-            web,
-            nats_port,
-            ui_port,
             options,
-            dir,
+            _directory: directory,
+            _place: place,
         };
         system.bootstrap()?;
         system.start_nats().await?;
@@ -131,35 +143,11 @@ impl System {
         Ok(system)
     }
 
-    /// Its directory.
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn keys(&self) -> PathBuf {
-        self.path().join("keys")
-    }
-
-    /// The web server's address.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ui_port)
-    }
-
-    /// The broker's address.
-    pub fn nats_url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.nats_port)
-    }
-
-    /// How a process connects to the broker.
-    pub fn nats_args(&self, process: &str) -> NatsArgs {
-        NatsArgs { nats: self.nats_url(), nats_creds: self.keys().join(process), nats_ca: None }
-    }
-
     fn bootstrap(&self) -> anyhow::Result<()> {
         let made = Command::new(binary("gpubnb-services")?)
             .args(["bootstrap", "--dir"])
             .arg(self.keys())
-            .args(["--listen", &format!("127.0.0.1:{}", self.nats_port), "--store"])
+            .args(["--listen", &format!("127.0.0.1:{}", self.nats_port()), "--store"])
             .arg(self.path().join("nats"))
             .output()?;
         anyhow::ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
@@ -171,10 +159,9 @@ impl System {
         Ok(())
     }
 
-    fn command(&self, name: &str) -> anyhow::Result<Command> {
-        let mut command = Command::new(binary(&format!("gpubnb-{name}"))?);
-        command.env("GPUBNB_NATS_URL", self.nats_url());
-        command.env("GPUBNB_NATS_CREDS", self.keys().join(name));
+    /// One of our programs, with the settings of this market.
+    fn process(&self, name: &str) -> anyhow::Result<Command> {
+        let mut command = self.command(name)?;
         if self.options.monitored {
             command.env("GPUBNB_MONITOR", "127.0.0.1:0");
         }
@@ -193,7 +180,7 @@ impl System {
         let mut command = Command::new(nats_server()?);
         command.arg("-c").arg(self.keys().join("nats.conf"));
         let mut nats = Process::start("nats", &mut command, self.path())?;
-        let address = ("127.0.0.1", self.nats_port);
+        let address = ("127.0.0.1", self.nats_port());
         ready(&mut nats, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
         self.nats = Some(nats);
         Ok(())
@@ -201,7 +188,7 @@ impl System {
 
     /// Starts one more replica of the services.
     pub async fn start_services(&mut self) -> anyhow::Result<()> {
-        let mut command = self.command("services")?;
+        let mut command = self.process("services")?;
         command.args(["run", "--provision", "--test-funds", "--edge-url", &self.url()]);
         command.args(&self.options.services);
         let name = format!("services-{}", self.services.len());
@@ -230,7 +217,7 @@ impl System {
     }
 
     fn begin_projector_in(&self, directory: &str) -> anyhow::Result<Process> {
-        let mut command = self.command("projector")?;
+        let mut command = self.process("projector")?;
         let cache = self.options.cache_mib.to_string();
         command.args(["run", "--cache-mib", &cache, "--data"]).arg(self.path().join(directory));
         command.args(&self.options.projector);
@@ -244,8 +231,8 @@ impl System {
 
     /// Starts the web server.
     pub async fn start_ui(&mut self) -> anyhow::Result<()> {
-        let mut command = self.command("ui")?;
-        command.args(["run", "--listen", &format!("127.0.0.1:{}", self.ui_port)]);
+        let mut command = self.process("ui")?;
+        command.args(["run", "--listen", &format!("127.0.0.1:{}", self.ui_port())]);
         if self.options.hurried {
             let plenty = "100000";
             command.args(["--requests-per-second", plenty, "--sign-ins-per-minute", plenty]);
@@ -261,75 +248,9 @@ impl System {
 
     /// Starts a worker, again with the identity it had; waits until its machine is on the market.
     pub async fn start_worker(&mut self, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
-        let state = self.path().join(name);
-        if !state.join("enrollment.json").exists() {
-            self.enroll(name, &self.owner).await?;
-        }
-        let mut command = Command::new(binary("gpubnb-provider")?);
-        command.args(["run", "--name", name, "--state"]).arg(&state).args(arguments);
-        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
-        if !arguments.contains(&"--heartbeat") {
-            command.args(["--heartbeat", "1"]);
-        }
-        let mut worker = Process::start(name, &mut command, self.path())?;
-        let stranger = self.web.stranger();
-        let online = async || {
-            let machines = stranger.get("/machines").await.unwrap_or_default();
-            let named = |m: &&serde_json::Value| m["offer"]["name"] == name && m["presence"] == "Online";
-            machines["rows"].as_array().is_some_and(|all| all.iter().any(|m| named(&m)))
-        };
-        ready(&mut worker, online).await?;
+        let worker = self.begin_worker(name, arguments).await?;
         self.workers.push(worker);
         Ok(())
-    }
-
-    /// Enrolls a machine for an account, with a code of its own.
-    pub async fn enroll(&self, name: &str, owner: &Web) -> anyhow::Result<()> {
-        let code = owner.post("/enrollments", &serde_json::json!({})).await?;
-        let code = code["code"].as_str().context("a code")?;
-        let enrolled = Command::new(binary("gpubnb-provider")?)
-            .args(["enroll", code, "--market", &self.url(), "--state"])
-            .arg(self.path().join(name))
-            .output()?;
-        anyhow::ensure!(enrolled.status.success(), "enroll: {}", String::from_utf8_lossy(&enrolled.stderr));
-        Ok(())
-    }
-
-    /// Gives a worker's command, such as `status`, and returns whether it succeeded, and what it printed.
-    pub fn worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
-        let mut command = Command::new(binary("gpubnb-provider")?);
-        command.args(arguments).arg("--state").arg(self.path().join(name));
-        let output = command.envs(self.environment.iter().map(|(name, value)| (*name, value))).output()?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        Ok((output.status.success(), format!("{out}{err}")))
-    }
-
-    /// Where the broker keeps a stream.
-    pub fn stream_files(&self, stream: &str) -> Option<PathBuf> {
-        fn below(directory: &Path, wanted: &Path) -> Option<PathBuf> {
-            let entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
-            let here = entries.iter().find(|path| path.ends_with(wanted)).cloned();
-            here.or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| below(path, wanted)))
-        }
-        below(&self.path().join("nats"), &Path::new("streams").join(stream))
-    }
-
-    /// Runs the operator's tool.
-    pub fn tool(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
-        Ok(self.tool_command()?.args(arguments).output()?)
-    }
-
-    /// The operator's tool, to be told what to do.
-    pub fn tool_command(&self) -> anyhow::Result<Command> {
-        let nats = self.nats_args("projector");
-        let mut command = Command::new(binary("gpubnb-projector")?);
-        command.args(["--nats", &nats.nats, "--nats-creds"]).arg(nats.nats_creds);
-        Ok(command)
-    }
-
-    /// Runs a command of the services' program, such as `backup`.
-    pub fn services_tool(&self, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
-        Ok(self.command("services")?.args(arguments).output()?)
     }
 
     /// Stops every process, workers first and the broker last.
@@ -339,47 +260,6 @@ impl System {
         self.projector = None;
         self.services.clear();
         self.nats = None;
-    }
-
-    /// A machine as the market shows it.
-    pub async fn machine_view(&self, name: &str) -> anyhow::Result<serde_json::Value> {
-        self.web.stranger().get(&format!("/machines/{}", self.machine(name)?)).await
-    }
-
-    /// Waits until a machine is as wanted, and returns it.
-    pub async fn machine_until(
-        &self,
-        name: &str,
-        wanted: impl Fn(&serde_json::Value) -> bool,
-    ) -> anyhow::Result<serde_json::Value> {
-        let deadline = Instant::now() + READY;
-        loop {
-            let view = self.machine_view(name).await?;
-            if wanted(&view) {
-                return Ok(view);
-            }
-            if Instant::now() > deadline {
-                bail!("{name} did not get there within {READY:?}: {view:#}\n{}", self.log(name));
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// The machine that a worker made its own.
-    pub fn machine(&self, name: &str) -> anyhow::Result<String> {
-        let path = self.path().join(name).join("machine");
-        Ok(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?.trim().to_owned())
-    }
-
-    /// Every machine that a worker of this market made its own.
-    fn machines(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
-        entries.filter_map(|entry| fs::read_to_string(entry.path().join("machine")).ok()).collect()
-    }
-
-    /// What a process printed.
-    pub fn log(&self, name: &str) -> String {
-        fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 
     /// Fails if any process has ended, with what it printed last.
@@ -402,33 +282,6 @@ impl Drop for System {
     }
 }
 
-/// Removes the containers of a machine, and no others.
-fn remove_containers(machine: &str) {
-    let label = format!("label=gpubnb.machine={}", machine.trim());
-    let listed = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &label]).output();
-    let Ok(listed) = listed else { return };
-    let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
-    if !ids.trim().is_empty() {
-        let removed = Command::new("docker").args(["rm", "--force", "--volumes"]).args(ids.split_whitespace()).output();
-        if let Err(e) = removed {
-            eprintln!("containers of machine {machine} are left: {e}");
-        }
-    }
-}
-
-/// Takes down the file systems of jobs below a directory, so that it can be removed.
-pub(crate) fn unmount(dir: &Path) {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-        if Path::new(place).starts_with(dir) {
-            let done = Command::new("umount").arg(place).status();
-            if !done.as_ref().is_ok_and(std::process::ExitStatus::success) {
-                eprintln!("{place} is still mounted: {done:?}");
-            }
-        }
-    }
-}
-
 /// Waits until a process says that it is ready, in what it printed since its start.
 async fn said_ready(process: &mut Process, patience: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + patience;
@@ -442,7 +295,7 @@ async fn said_ready(process: &mut Process, patience: Duration) -> anyhow::Result
     Ok(())
 }
 
-async fn ready(process: &mut Process, is_ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
+pub(crate) async fn ready(process: &mut Process, is_ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + READY;
     while !is_ready().await {
         process.check()?;

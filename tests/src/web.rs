@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use crate::market::Market;
+
 /// A person of one market: a token for programs, and a signed-in browser.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Web {
+    #[serde(skip, default = "client")]
     client: reqwest::Client,
     /// Address of the web server.
     pub url: String,
@@ -24,32 +28,36 @@ pub struct Web {
     csrf: String,
 }
 
-/// Everything but running the platform.
+/// All scopes of a token. Operators have none: they work at a browser.
 pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
+
+/// An HTTP client that shows redirections instead of following them. Its connections belong to the runtime of one test,
+/// so each test has a client of its own.
+fn client() -> reqwest::Client {
+    crate::parts::crypto();
+    let settings = reqwest::Client::builder().timeout(Duration::from_secs(30));
+    settings.redirect(reqwest::redirect::Policy::none()).build().unwrap_or_default()
+}
 
 impl Web {
     /// A stranger at the market at an address.
-    pub fn new(url: &str) -> anyhow::Result<Self> {
-        crate::parts::crypto();
-        let no_redirect = reqwest::redirect::Policy::none();
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(no_redirect).build()?;
-        let (email, password) = (String::new(), String::new());
-        let (token, cookie) = (None, None);
-        Ok(Self {
-            client,
+    #[must_use]
+    pub fn new(url: &str) -> Self {
+        Self {
+            client: client(),
             url: url.to_owned(),
             account: String::new(),
-            email,
-            password,
-            token,
-            cookie,
+            email: String::new(),
+            password: String::new(),
+            token: None,
+            cookie: None,
             csrf: String::new(),
-        })
+        }
     }
 
     /// Signs up, signs in at a browser, and makes a token.
     pub async fn join(url: &str, name: &str) -> anyhow::Result<Self> {
-        let mut web = Self::new(url)?;
+        let mut web = Self::new(url);
         web.email = format!("{name}@gpubnb.example");
         web.password = gpubnb_events::CommandId::generate().to_string();
         let who = json!({ "email": web.email, "password": web.password });
@@ -61,12 +69,12 @@ impl Web {
         Ok(web)
     }
 
-    /// Somebody who runs the platform, by the link that the web server prints at its first start. It works once.
-    pub async fn operator(system: &crate::system::System) -> anyhow::Result<Self> {
-        let log = system.log("ui");
+    /// Somebody who runs the platform, by the link that the web server prints at its first start. The link works once.
+    pub async fn operator(market: &Market) -> anyhow::Result<Self> {
+        let log = market.log("ui");
         let link = log.split_whitespace().find(|word| word.contains("/operator/")).context("a link in the log")?;
-        let path = link.strip_prefix(&system.url()).context("a link of this market")?.to_owned();
-        let mut operator = Self::join(&system.url(), "operator").await?;
+        let path = link.strip_prefix(&market.url()).context("a link of this market")?.to_owned();
+        let mut operator = Self::join(&market.url(), "operator").await?;
         let form = [("csrf", operator.csrf().to_owned())];
         for expected in [StatusCode::SEE_OTHER, StatusCode::FORBIDDEN] {
             let opened = operator.at_browser().ask(Method::POST, &path).form(&form).send().await?;
@@ -84,7 +92,7 @@ impl Web {
         Ok(made["token"].as_str().context("a token")?.to_owned())
     }
 
-    /// Signs in at a browser: keeps its cookie, and what its forms carry.
+    /// Signs in at a browser: keeps the session's cookie and the token of its forms.
     pub async fn sign_in(&mut self) -> anyhow::Result<()> {
         let form = [("email", self.email.as_str()), ("password", self.password.as_str())];
         let response = self.client.post(format!("{}/sign-in", self.url)).form(&form).send().await?;
@@ -112,7 +120,7 @@ impl Web {
         Self { token: None, ..self.clone() }
     }
 
-    /// Somebody who is not known.
+    /// A stranger at the same market.
     #[must_use]
     pub fn stranger(&self) -> Self {
         Self { token: None, cookie: None, csrf: String::new(), ..self.clone() }
@@ -123,7 +131,7 @@ impl Web {
         self.cookie.clone().unwrap_or_default()
     }
 
-    /// What the session's forms carry.
+    /// The token that the forms of the session carry against forged requests.
     pub fn csrf(&self) -> &str {
         &self.csrf
     }
@@ -162,7 +170,7 @@ impl Web {
         self.at_browser().post("/wallet/deposits", &deposit).await
     }
 
-    /// Reads.
+    /// Reads a resource below `/api/v1`.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         match self.request(Method::GET, path, None).await? {
             (status, value) if status.is_success() => Ok(value),
@@ -170,7 +178,7 @@ impl Web {
         }
     }
 
-    /// Does.
+    /// Posts to a resource below `/api/v1`.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         match self.request(Method::POST, path, Some(body)).await? {
             (status, value) if status.is_success() => Ok(value),
@@ -200,7 +208,7 @@ impl Web {
         Ok(submitted["job"].as_str().context("an answer without a job")?.to_owned())
     }
 
-    /// Waits until a job is as wanted, and returns it.
+    /// Waits until a job fulfils a condition, and returns the job.
     pub async fn wait_for(
         &self,
         job: &str,

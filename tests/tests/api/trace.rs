@@ -1,0 +1,145 @@
+//! One job is one trace, as a collector of traces gets it: from the request that submits the job to its settlement.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
+use gpubnb_events::{JobId, Seq, message::header, subject};
+use gpubnb_log::Log;
+use gpubnb_runtime::nats;
+use gpubnb_tests::{
+    jobs::noop,
+    system::{Options, System},
+    wait::until,
+};
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
+use prost::Message as _;
+
+type Spans = Arc<Mutex<Vec<(String, Span)>>>;
+
+/// A collector of traces, as far as a sender sees it: it takes OTLP over HTTP.
+async fn collector() -> (String, Spans) {
+    async fn take(State(spans): State<Spans>, body: Bytes) -> StatusCode {
+        let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
+        for of in request.resource_spans {
+            let service = of.resource.unwrap().attributes.into_iter().find(|a| a.key == "service.name").unwrap();
+            let service = format!("{:?}", service.value);
+            let found = of.scope_spans.into_iter().flat_map(|s| s.spans).map(|span| (service.clone(), span));
+            spans.lock().unwrap().extend(found);
+        }
+        StatusCode::OK
+    }
+    let spans = Spans::default();
+    let router = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&spans));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (address, spans)
+}
+
+/// The spans of a job's trace by name, each with the service that sent it.
+type Trace = BTreeMap<String, (String, Span)>;
+
+/// The trace of a job, once the job's own span and that of its request are among the spans.
+async fn trace_of(job: &str, spans: &Spans) -> Trace {
+    let trace = job.parse::<JobId>().unwrap().as_bytes().to_vec();
+    let mut found = Trace::new();
+    until("the trace of the job", async || {
+        let all = spans.lock().unwrap().clone();
+        let of_job = all.into_iter().filter(|(_, span)| span.trace_id == trace);
+        found = of_job.map(|(service, span)| (span.name.clone(), (service, span))).collect();
+        found.contains_key("job") && found.contains_key("POST /api/v1/jobs")
+    })
+    .await;
+    found
+}
+
+/// Every step of a job that goes well.
+const STEPS: [&str; 19] = [
+    "POST /api/v1/jobs",
+    "command Submit",
+    "append JobSubmitted",
+    "queue",
+    "command Assign",
+    "append JobAssigned",
+    "dispatch",
+    "command Accept",
+    "append Accepted",
+    "prepare",
+    "command Start",
+    "append Started",
+    "container",
+    "command Report",
+    "append Completed",
+    "settlement",
+    "command Settle",
+    "append Settled",
+    "job",
+];
+
+/// The trace has one root, and every other span hangs from a span of the trace.
+fn hangs_together(trace: &Trace) {
+    let ids: BTreeSet<&[u8]> = trace.values().map(|(_, span)| span.span_id.as_slice()).collect();
+    for (name, (_, span)) in trace {
+        let parent = span.parent_span_id.as_slice();
+        assert!(if name == "job" { parent.is_empty() } else { ids.contains(parent) }, "{name}");
+        assert!(span.start_time_unix_nano <= span.end_time_unix_nano, "{name}");
+    }
+    for (child, parent) in [
+        ("append JobSubmitted", "command Submit"),
+        ("command Submit", "POST /api/v1/jobs"),
+        ("POST /api/v1/jobs", "job"),
+        ("container", "job"),
+    ] {
+        assert_eq!(trace[child].1.parent_span_id, trace[parent].1.span_id, "{child}");
+    }
+    assert!(trace["command Submit"].0.contains("gpubnb-services"), "{}", trace["command Submit"].0);
+    assert!(trace["POST /api/v1/jobs"].0.contains("gpubnb-ui"));
+}
+
+/// The phases of the job follow one another without a gap.
+fn phases_follow_one_another(trace: &Trace) {
+    for (before, after) in
+        [("queue", "dispatch"), ("dispatch", "prepare"), ("prepare", "container"), ("container", "settlement")]
+    {
+        let (before, after) = (&trace[before].1, &trace[after].1);
+        assert_eq!(before.end_time_unix_nano, after.start_time_unix_nano, "{}, {}", before.name, after.name);
+    }
+    let about: BTreeSet<&str> = trace["container"].1.attributes.iter().map(|a| a.key.as_str()).collect();
+    assert_eq!(about, BTreeSet::from(["gpubnb.job", "gpubnb.machine", "gpubnb.lease"]));
+}
+
+/// Every event about the job names the trace in a header, and so do the lines of the services' log.
+async fn events_name_the_trace(system: &System, job: &str) {
+    let client = system.nats_args("projector").connect("projector", subject::PROJECTOR_INBOX).await.unwrap();
+    let log = Log::open(nats::jetstream(client)).await.unwrap();
+    let (last, mut events) = (log.last_seq().await.unwrap(), 0);
+    let trace = job.replace('-', "");
+    for seq in 1..=last.0 {
+        let headers = log.get_raw(Seq(seq)).await.unwrap().unwrap().headers.unwrap();
+        if headers.get(header::CORRELATION).is_some_and(|of| of.as_str() == job) {
+            events += 1;
+            let at = headers.get(header::TRACE).unwrap().as_str();
+            assert!(at.starts_with(&format!("00-{trace}-")), "{at}");
+        }
+    }
+    assert_eq!(events, 6, "submitted, assigned, accepted, started, completed, settled");
+    let line = format!("job={job} machine={} lease=", system.machine("attic").unwrap());
+    assert!(system.log("services-0").contains(&line), "{line}: {}", system.log("services-0"));
+}
+
+#[tokio::test]
+async fn a_job_is_one_trace_from_the_request_to_the_settlement() {
+    let (address, spans) = collector().await;
+    let mut system = System::start(Options { otlp: Some(address), ..Options::default() }).await.unwrap();
+    system.start_worker("attic", &[]).await.unwrap();
+    let job = system.web.submit(&noop()).await.unwrap();
+    system.web.settled(&job).await.unwrap();
+    let trace = trace_of(&job, &spans).await;
+    assert_eq!(trace.keys().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(STEPS));
+    hangs_together(&trace);
+    phases_follow_one_another(&trace);
+    events_name_the_trace(&system, &job).await;
+}

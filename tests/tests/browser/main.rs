@@ -1,0 +1,7 @@
+//! The pages in real Chromium.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod forms;
+mod journeys;
+mod live;
+mod long_log;

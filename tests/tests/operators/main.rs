@@ -1,0 +1,15 @@
+//! The tools of those who run the platform: the operator's commands, the console's models, backups and monitors.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod archive;
+mod commands;
+mod console;
+mod letters;
+mod monitor;
+mod operator;
+mod projectors;
+mod proofs;
+mod rebuild;
+mod recovery;
+mod snapshot;
+mod tampered;
