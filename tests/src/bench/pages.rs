@@ -11,7 +11,10 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::nats::jetstream;
 use reqwest::Method;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 use super::{RawBroker, idle::rss, millis, quantile, report::Figure};
 use crate::{
@@ -101,6 +104,19 @@ async fn ready(system: &System, seq: u64) -> anyhow::Result<bool> {
     Ok(folded.is_success() && String::from_utf8_lossy(&market).contains(&all))
 }
 
+/// Answers requests to the broker, for the baseline.
+async fn echo(raw: &RawBroker) -> anyhow::Result<JoinHandle<()>> {
+    let mut requests = raw.client.subscribe("echo").await?;
+    let client = raw.client.clone();
+    Ok(tokio::spawn(async move {
+        while let Some(message) = requests.next().await {
+            if let Some(reply) = message.reply {
+                drop(client.publish(reply, message.payload).await);
+            }
+        }
+    }))
+}
+
 async fn render(
     system: &System,
     operator: &Web,
@@ -122,15 +138,7 @@ async fn render(
     let (browser, at_console) = (system.web.at_browser(), operator.at_browser());
     let (mut all, mut base) = (Vec::new(), Vec::new());
     let (mut middle, mut tail) = ((0.0, ""), (0.0, ""));
-    let mut echo = raw.client.subscribe("echo").await?;
-    let client = raw.client.clone();
-    let answering = tokio::spawn(async move {
-        while let Some(message) = echo.next().await {
-            if let Some(reply) = message.reply {
-                drop(client.publish(reply, message.payload).await);
-            }
-        }
-    });
+    let answering = echo(raw).await?;
     // An operator's pages, of the same market.
     let console = ["/console", "/console/fleet", "/console/ledger", "/console/events", "/console/events?event=Settled"];
     let pages = pages.iter().map(|page| (&browser, page.as_str()));
