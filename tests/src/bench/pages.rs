@@ -25,7 +25,7 @@ use crate::{
 
 const MACHINES: u32 = 10_000;
 const JOBS: usize = 100_000;
-/// Jobs of the one who looks.
+/// Jobs of the person who opens the pages.
 const OWN: usize = 10_000;
 /// How often each page is opened.
 const ROUNDS: usize = 100;
@@ -38,7 +38,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let mut system = System::start(options).await?;
     let raw = RawBroker::start(false).await?;
     let operator = Web::operator(&system).await?;
-    // What is written here is history: nobody is to assign or to watch it.
+    // The events are history: no service is to assign or watch the jobs in it.
     system.services.clear();
     let (machine, job) = fill(&system).await?;
     println!("page_render: {MACHINES} machines and {JOBS} jobs are there");
@@ -71,7 +71,7 @@ async fn fill(system: &System) -> anyhow::Result<(MachineId, String)> {
             job = all[0].job().context("a job")?.to_string();
             events.extend(all);
         } else {
-            // Of others' jobs what matters is how many they are.
+            // The jobs of others need only be many.
             let [submitted, .., settled] = all;
             events.extend([submitted, settled]);
         }
@@ -96,7 +96,7 @@ async fn fill(system: &System) -> anyhow::Result<(MachineId, String)> {
     Ok((machine, job))
 }
 
-/// Whether everything is folded, and the web server has all machines.
+/// Tells whether all events are folded and the web server has all machines.
 async fn ready(system: &System, seq: u64) -> anyhow::Result<bool> {
     let (folded, _) = system.web.bytes(&format!("/jobs?seq={seq}")).await?;
     let (_, market) = system.web.bytes("/market").await?;
