@@ -31,7 +31,7 @@ test: setup-tests ## Everything: format, lints, unit, property, whole system, br
 
 hostile: setup-tests ## Just the jobs that try to harm their machine, against real Docker
 	@cargo build --locked --quiet --workspace --bins
-	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec cargo test --locked -p gpubnb-tests --test hostile'
+	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec cargo test --locked -p gpubnb-tests --test machines -- hostile::'
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
 	@cargo build --locked --quiet --release $(BINARIES)

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Brings the whole market up with compose.yaml beside whatever else runs here, runs one job on it, starts it a
-# second time, and removes exactly what it made.
+# Starts the whole market with compose.yaml, beside whatever else runs on this machine. Runs one job on the market, starts
+# the market a second time, and removes exactly what the test made.
 #
-# Base images that are here are used as they are. For each that is missing a stand-in is made, so that the test
-# runs without a network: Debian is this machine's shell and libraries, the broker this machine's nats-server,
-# Node.js and Rust hand out what was built before. Needs bash, curl, jq, and Docker with Compose; Linux only.
+# The test uses the base images that Docker has, and makes a stand-in for each that is missing, so that it runs without a
+# network: the stand-in for Debian has this machine's shell and libraries, the one for the broker this machine's
+# nats-server, and those for Node.js and Rust hand out the parts that were built before. The test needs bash, curl, jq, and
+# Docker with Compose, on Linux.
 #
-#   GPUBNB_BINARIES=DIR      where the four processes are (the newer of target/debug and target/release)
-#   GPUBNB_WORKLOAD=FILE     the static workload (made by deploy/images.sh)
+#   GPUBNB_BINARIES=DIR      directory of our programs (the newer of target/debug and target/release)
+#   GPUBNB_WORKLOAD=FILE     the static demo jobs (made by deploy/images.sh)
 #   GPUBNB_NATS_SERVER=FILE  the broker's program (on PATH)
-#   GPUBNB_PULL=1            no stand-ins: what is missing is pulled, and everything is compiled
+#   GPUBNB_PULL=1            no stand-ins: missing images are pulled, and everything is compiled
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,8 +23,10 @@ for program in docker curl jq tar; do have "$program" || fail "$program is not i
 docker info >/dev/null 2>&1 || fail "Docker does not answer: start it, and see that you may use it"
 if docker compose version >/dev/null 2>&1; then
   compose=(docker compose)
+elif [ -x target/tools/bin/docker-compose ]; then
+  compose=("$PWD/target/tools/bin/docker-compose")
 else
-  have docker-compose || fail "Docker Compose is not installed: install version 2.20 or newer"
+  have docker-compose || fail "Docker Compose is not installed: run deploy/setup.sh --tests"
   compose=(docker-compose)
 fi
 case "${DOCKER_HOST:-unix:///var/run/docker.sock}" in
@@ -39,11 +42,11 @@ override="$dir/override.yaml"
 bases=()
 lent=
 
-# What is said is shown if it fails.
+# quietly COMMAND: its output goes to the log, which is shown if the test fails.
 quietly() { "$@" >>"$dir/log" 2>&1; }
 
-# Compose, with this run's own names, directory and port. One step at a time: without BuildKit, builds beside
-# each other would do the same work twice.
+# Compose, with names, a directory and a port of this run. Compose takes one step at a time: without BuildKit, builds side
+# by side would do the same work twice.
 dc() {
   COMPOSE_PARALLEL_LIMIT=1 \
     GPUBNB_PORT=0 GPUBNB_PRICE=0 GPUBNB_STATE="$state" GPUBNB_NAME="$run" GPUBNB_DOCKER_SOCKET="$socket" \
@@ -55,7 +58,7 @@ clean_up() {
   trap - EXIT
   trap : INT TERM
   set +e
-  # A signal may come while something else is written elsewhere.
+  # A signal may come while the output is redirected.
   exec >&3 2>&4
   [ "$status" = 0 ] || [ ! -s "$dir/log" ] || tail -n 40 "$dir/log"
   if [ -s "$override" ]; then
@@ -63,14 +66,14 @@ clean_up() {
       dc ps --all
       dc logs --no-color --tail 40
     fi
-    say "removing what was made"
-    # The worker first: it would go on with the jobs that are removed here.
+    say "removing everything that the test made"
+    # The worker ends first: it would go on with the jobs that are removed here.
     dc stop provider >/dev/null 2>&1
     machine="$(cat "$state/machine" 2>/dev/null)"
     if [ -n "$machine" ]; then
       docker ps --all --quiet --filter "label=gpubnb.machine=$machine" | xargs -r docker rm --force --volumes >/dev/null
     fi
-    # What the worker made belongs to root, and what jobs made to nobody.
+    # The worker's files belong to root, and those of jobs to nobody.
     rm -rf "$state" 2>/dev/null ||
       docker run --rm --network none --user 0:0 --volume "$dir:$dir" "$run/market" rm -rf "$state"
     dc down --volumes --remove-orphans >/dev/null 2>&1
@@ -135,7 +138,7 @@ the_workload() {
   echo "$found"
 }
 
-# The program itself, also where what is on PATH is a script that starts it.
+# The path of the broker's program, also where PATH leads to a script that starts the program.
 the_broker() {
   local found pid
   found="${GPUBNB_NATS_SERVER:-target/tools/bin/nats-server}"
@@ -276,10 +279,10 @@ start() {
   say "the market is up at ${url%/api/v1} after $((SECONDS - from)) s"
 }
 
-# What compose.yaml says about who sees what, as the processes find it.
+# sees SERVICE EXPECTED: the user and the keys that the service finds, as compose.yaml should give them.
 sees() {
   local found
-  # The shell inside is to say who it is.
+  # The shell in the container expands this.
   # shellcheck disable=SC2016
   found="$(dc exec -T "$1" bash -c 'echo $UID /keys/*')"
   [ "$found" = "$2" ] || fail "$1 runs with '$found' and not with '$2'"

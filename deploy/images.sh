@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Builds the approved demo jobs as one static binary and imports it as a Docker image with nothing else in it. With --tests,
-# the hostile jobs besides.
-# Offline, and quick when nothing changed.
+# Builds the approved demo jobs as one static binary, and imports that binary as a Docker image with nothing else in it.
+# With --tests the hostile jobs get an image as well. Needs no network, and is quick when nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target="$(rustc -vV | sed -n 's/^host: //p')"
@@ -12,7 +11,7 @@ docker="${GPUBNB_DOCKER:-docker}"
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
 
-# One static binary as an image, unless it is there already.
+# import BINARY IMAGE: one static binary as an image, unless Docker has that image already.
 import() {
   local binary="$1" image="$2" root="$stage/$1"
   mkdir -p "$root/output" "$root/tmp"

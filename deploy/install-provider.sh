@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Installs the worker as a service: its binary, a file of options, the unit. Enrolls the machine where a code is given:
+# Installs the worker as a service: its program, a file of options, and the unit. With a code it enrolls the machine:
 #   sudo deploy/install-provider.sh target/worker/gpubnb-provider [<code> <market address>]
-# Says what it does, overwrites no options, and starts nothing that is not enrolled. PREFIX puts it all below a directory, for trying out.
+# The script names every file that it writes, overwrites no options, and starts no worker that is not enrolled. With PREFIX
+# set, all files go below that directory, to try the script out.
 set -euo pipefail
-binary="${1:?which binary? target/worker/gpubnb-provider, after: make worker}"
+binary="${1:?name the program: target/worker/gpubnb-provider, which make worker builds}"
 code="${2:-}" market="${3:-}"
 root="${PREFIX:-}"
 here="$(cd "$(dirname "$0")" && pwd)"
 fail() { echo "install: $*" >&2; exit 1; }
-[ -x "$binary" ] || fail "$binary is no program: build it first (make worker)"
+[ -x "$binary" ] || fail "$binary is no program: build the worker first (make worker)"
 [ -z "$code" ] || [ -n "$market" ] || fail "a code goes with the market's address: $0 $binary $code https://market.example"
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "run it as root"
 
@@ -22,7 +23,7 @@ if [ -e "$options" ]; then
 else
   echo "install: $options"
   install -D -m 644 /dev/stdin "$options" <<TOML
-# Options of the worker, by their long names (gpubnb-provider run --help). Restart it to have them taken up.
+# Options of the worker, by their long names (gpubnb-provider run --help). Restart the worker after a change.
 name = "$(uname -n)"
 price = "0.10"
 # When the machine is spare:
@@ -33,11 +34,11 @@ fi
 [ -z "$root" ] || exit 0
 install -d -m 711 /var/lib/gpubnb
 [ -z "$code" ] || /usr/local/bin/gpubnb-provider enroll "$code" --market "$market"
-/usr/local/bin/gpubnb-provider self-test || echo "install: mend what is missing above; the machine is not listed before"
+/usr/local/bin/gpubnb-provider self-test || echo "install: mend the failed checks above; until then the machine is not listed"
 systemctl daemon-reload
 if [ -e /var/lib/gpubnb/enrollment.json ]; then
   systemctl enable --now gpubnb-provider
-  echo "install: it runs. See: gpubnb-provider status"
+  echo "install: the worker runs. See: gpubnb-provider status"
 else
-  echo "install: enroll it, then: systemctl enable --now gpubnb-provider"
+  echo "install: enroll the machine (gpubnb-provider enroll), then: systemctl enable --now gpubnb-provider"
 fi

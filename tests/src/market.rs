@@ -40,7 +40,7 @@ pub struct Market {
 
 /// A worker of one test at a market that others share. Its jobs' containers and file systems end with it.
 pub struct Worker {
-    /// Its process.
+    /// The worker's process.
     pub process: Process,
     directory: PathBuf,
 }
@@ -80,7 +80,7 @@ impl Market {
         Ok(web)
     }
 
-    /// Its directory.
+    /// The directory of the market.
     pub fn path(&self) -> &Path {
         &self.directory
     }
@@ -155,7 +155,7 @@ impl Market {
         Ok(())
     }
 
-    /// Gives a worker's command, such as `status`, and returns whether it succeeded, and what it printed.
+    /// Runs a command of the worker's program, such as `status`. Returns its success and its output.
     pub fn worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
         let mut command = Command::new(binary("gpubnb-provider")?);
         command.args(arguments).arg("--state").arg(self.path().join(name));
@@ -164,7 +164,7 @@ impl Market {
         Ok((output.status.success(), format!("{out}{err}")))
     }
 
-    /// Where the broker keeps a stream.
+    /// The directory in which the broker keeps a stream.
     pub fn stream_files(&self, stream: &str) -> Option<PathBuf> {
         fn below(directory: &Path, wanted: &Path) -> Option<PathBuf> {
             let entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
@@ -179,7 +179,7 @@ impl Market {
         Ok(self.tool_command()?.args(arguments).output()?)
     }
 
-    /// The operator's tool, to be told what to do.
+    /// The operator's tool, without a command yet.
     pub fn tool_command(&self) -> anyhow::Result<Command> {
         let nats = self.nats_args("projector");
         let mut command = Command::new(binary("gpubnb-projector")?);
@@ -192,12 +192,12 @@ impl Market {
         Ok(self.command("services")?.args(arguments).output()?)
     }
 
-    /// A machine as the market shows it.
+    /// The machine's row on the market.
     pub async fn machine_view(&self, name: &str) -> anyhow::Result<Value> {
         self.web.stranger().get(&format!("/machines/{}", self.machine(name)?)).await
     }
 
-    /// Waits until a machine is as wanted, and returns it.
+    /// Waits until a machine fulfils a condition, and returns the machine.
     pub async fn machine_until(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         let deadline = Instant::now() + READY;
         loop {
@@ -224,7 +224,7 @@ impl Market {
         entries.filter_map(|entry| fs::read_to_string(entry.path().join("machine")).ok()).collect()
     }
 
-    /// What a process printed.
+    /// The output of a process.
     pub fn log(&self, name: &str) -> String {
         fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
     }

@@ -19,12 +19,12 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    /// Where in its log this run begins.
+    /// The place in the log where this run begins.
     begins: usize,
 }
 
 impl Process {
-    /// Starts a command. What it prints goes to `<directory>/<name>.log`.
+    /// Starts a command. Its output goes to `<directory>/<name>.log`.
     pub fn start(name: &str, command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
@@ -38,25 +38,25 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log, begins })
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it printed this since its start.
+    /// Tells whether the process has printed this text since its start.
     pub fn has_said(&self, words: &str) -> bool {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         text.get(self.begins..).is_some_and(|said| said.contains(words))
     }
 
-    /// What it printed last.
+    /// The last lines that the process printed.
     pub fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
-    /// Fails if it has ended, with what it printed last.
+    /// Fails if the process has ended, with the last lines that it printed.
     pub fn check(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -67,19 +67,19 @@ impl Process {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        // A process that is gone already cannot be signalled, which is as good.
+        // A process that has ended cannot be signalled, and need not be.
         if let Some(pid) = pid {
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Kills it, as a power cut would.
+    /// Kills the process, as a power cut would.
     pub fn kill(mut self) {
         self.signal(Signal::KILL);
         drop(self.child.wait());
     }
 
-    /// Asks it to stop and waits; kills it where it does not.
+    /// Asks the process to stop and waits; kills the process if it does not stop in time.
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
         let deadline = Instant::now() + GRACE;

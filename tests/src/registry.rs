@@ -1,5 +1,5 @@
 //! A registry of images on 127.0.0.1 (OCI Distribution Specification 1.1, the reading half), whose images are the demo jobs'
-//! with something added. Some of them are not as they should be.
+//! with a layer added. Some of the images are odd on purpose.
 
 use std::{
     collections::HashMap,
@@ -24,20 +24,20 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Pieces in which a slow one comes, and the pause between them.
+/// Size of the pieces in which a slow image is sent, and the pause between them.
 const PIECE: usize = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(600);
 
-/// What is odd about an image.
+/// The oddity of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing.
+    /// The image has none.
     Plain,
-    /// It comes slowly.
+    /// The image is sent slowly.
     Slow,
-    /// It is said to have 30 GiB.
+    /// The registry announces 30 GiB.
     Huge,
-    /// What comes is not what its digest says.
+    /// The content that is sent has another digest than the manifest says.
     Lying,
 }
 
@@ -54,7 +54,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts one with these images, each of so many bytes and more.
+    /// Starts a registry with these images, each of so many bytes and more.
     pub async fn start(images: &[(&str, Kind, usize)]) -> anyhow::Result<Self> {
         let base = workloads()?;
         let made = images.iter().map(|(name, kind, bytes)| Ok(((*name).to_owned(), image(&base, *kind, *bytes)?)));
@@ -70,12 +70,12 @@ impl Registry {
         Ok(Self { address, server })
     }
 
-    /// An image's name, as a job gives it.
+    /// The name by which a job asks for the image.
     pub fn name(&self, image: &str) -> String {
         format!("{}/{image}:1", self.address)
     }
 
-    /// Whether Docker has it.
+    /// Tells whether Docker has the image.
     pub fn is_here(&self, image: &str) -> bool {
         let inspected = Command::new("docker").args(["image", "inspect", &self.name(image)]).output();
         inspected.is_ok_and(|output| output.status.success())
@@ -102,7 +102,7 @@ fn digest(bytes: &[u8]) -> String {
 fn workloads() -> anyhow::Result<(Bytes, Value)> {
     let dir = tempfile::tempdir()?;
     let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
-    let archive = saved.stdout.take().context("what is saved")?;
+    let archive = saved.stdout.take().context("the saved image")?;
     let unpacked = Command::new("tar").arg("-x").arg("-C").arg(dir.path()).stdin(archive).status()?;
     ensure!(saved.wait()?.success() && unpacked.success(), "the demo jobs' image is not here: run deploy/images.sh");
     let read = |name: &Value| std::fs::read(dir.path().join(name.as_str().unwrap_or_default()));
@@ -111,7 +111,7 @@ fn workloads() -> anyhow::Result<(Bytes, Value)> {
     Ok((layer.into(), serde_json::from_slice(&read(&manifest[0]["Config"])?)?))
 }
 
-/// The same with a layer more, which nobody else has.
+/// The demo jobs' image with one more layer, which no other image has.
 fn image((layer, config): &(Bytes, Value), kind: Kind, bytes: usize) -> anyhow::Result<Image> {
     let dir = tempfile::tempdir()?;
     let mut noise = vec![0; bytes];

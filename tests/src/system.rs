@@ -273,7 +273,7 @@ impl Drop for System {
     fn drop(&mut self) {
         // Workers first, while there is someone to report to; the broker last.
         self.workers.clear();
-        // What they ran would go on without them, which is right anywhere but here.
+        // Containers outlive their worker on purpose; here they must end with the test.
         for machine in self.machines() {
             remove_containers(&machine);
         }

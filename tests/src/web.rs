@@ -19,9 +19,9 @@ pub struct Web {
     pub url: String,
     /// The account; empty for a stranger.
     pub account: String,
-    /// Its e-mail address.
+    /// The account's e-mail address.
     pub email: String,
-    /// Its password.
+    /// The account's password.
     pub password: String,
     token: Option<String>,
     cookie: Option<String>,

@@ -1,15 +1,12 @@
 //! Every event that was ever written must be readable for ever. There is a fixture for each wire name and version.
 //!
-//! A new event gets a new fixture. A fixture that is there is never changed.
+//! A new event gets a new fixture. A fixture that is there is never changed. `tests/tests/house/versions.rs` makes an archive
+//! of all fixtures.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use gpubnb_events::{Event, MachineId, Seq, event::Speed, ledger, message::header, output, subject, telemetry};
-use gpubnb_log::{
-    Raw,
-    archive::{ArchiveReader, ArchiveWriter},
-};
+use gpubnb_events::{Event, MachineId, event::Speed, ledger, output, subject, telemetry};
 
 fn fixtures() -> Vec<(String, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
@@ -82,37 +79,6 @@ fn an_older_version_is_read_as_what_it_would_be_today() {
         panic!("another event");
     };
     assert_eq!((event.machine, event.speed), (machine, Speed { core: Some(812), ..Speed::default() }));
-}
-
-/// An archive with an event of each version that was ever written.
-#[test]
-fn an_archive_of_every_version_is_replayed() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut writer = ArchiveWriter::create(&directory.path().join("archive"), || false).unwrap();
-    let events = fixtures().into_iter().filter(|(name, bytes)| volatile(name, bytes).is_none());
-    let raws: Vec<Raw> = (1..)
-        .zip(events)
-        .map(|(seq, (wire_name, bytes))| {
-            let event = Event::decode(&wire_name, &bytes).unwrap();
-            let mut headers = async_nats::HeaderMap::new();
-            headers.insert(header::ID, wire_name.as_str());
-            headers.insert(header::TYPE, wire_name.as_str());
-            headers.insert(header::ACTOR, "platform");
-            let (subject, payload) = (subject::address(&event).subject, bytes.into());
-            Raw { seq: Seq(seq), nanos: 1_000_000, subject, headers: Some(headers), payload }
-        })
-        .collect();
-    raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
-    writer.finish(Vec::new()).unwrap();
-    let reader = ArchiveReader::open(&directory.path().join("archive")).unwrap();
-    let parts = reader.manifest.parts.iter();
-    let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
-    let leaves: Vec<_> = reader.leaves().unwrap().collect();
-    assert_eq!(leaves, raws.iter().map(Raw::leaf).collect::<Vec<_>>());
-    for (raw, leaf) in read.iter().zip(leaves) {
-        assert_eq!((raw.read().entry.err(), raw.leaf()), (None, leaf), "{raw:?}");
-    }
-    assert_eq!(read.len(), raws.len());
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     ])
 }
 
-/// Of the program, as it is built here.
+/// The size of the program, as it is built here, MB.
 fn size() -> anyhow::Result<f64> {
     let bytes = u32::try_from(fs::metadata(binary("gpubnb-provider")?)?.len()).context("a program")?;
     Ok(f64::from(bytes) / 1e6)

@@ -20,7 +20,6 @@ use crate::{
 const EVENTS: u64 = 10_000_000;
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(3_600);
-const MODELS: [&str; 6] = ["jobs", "machines", "timeline", "ledger", "figures", "merkle"];
 /// Journeys into the past after the first.
 const JOURNEYS: u64 = 20;
 /// Bounds: MB, and seconds.
@@ -100,7 +99,7 @@ async fn folded(system: &mut System, last: Seq) -> anyhow::Result<(f64, f64)> {
 
 /// Where the models were when they were opened the last time.
 fn resumed_at(words: &str) -> anyhow::Result<u64> {
-    let opened = words.lines().rev().filter(|line| line.contains("opened")).take(MODELS.len());
+    let opened = words.lines().rev().filter(|line| line.contains("opened")).take(gpubnb_model::all().len());
     let checkpoints = opened.filter_map(|line| line.split("checkpoint=").nth(1)?.trim().parse().ok());
     checkpoints.min().context("no model was opened")
 }
@@ -128,8 +127,8 @@ async fn projector_from_snapshots(system: &mut System) -> anyhow::Result<f64> {
     let began = Instant::now();
     system.start_projector().await?;
     let projector = system.projector.as_mut().context("it runs")?;
-    for model in MODELS {
-        said(projector, &format!("a snapshot was kept model=\"{model}\"")).await?;
+    for model in gpubnb_model::all() {
+        said(projector, &format!("a snapshot was kept model=\"{}\"", model.name())).await?;
     }
     let most = memory(projector.pid(), "VmHWM:")?;
     println!("large_log: every model was kept in {:.0} s; {most:.0} MB", began.elapsed().as_secs_f64());

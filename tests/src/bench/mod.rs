@@ -41,7 +41,7 @@ pub async fn run(only: Option<&str>) -> anyhow::Result<()> {
     if wanted("idle_worker") {
         report.add(idle::measure().await.context("idle_worker")?);
     }
-    // It takes ten minutes and twenty gigabytes: only where it is asked for.
+    // This figure takes ten minutes and twenty gigabytes: only on request.
     if only == Some("large_log") {
         report.add(large::measure().await.context("large_log")?);
     }

@@ -11,7 +11,10 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::nats::jetstream;
 use reqwest::Method;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 use super::{RawBroker, idle::rss, millis, quantile, report::Figure};
 use crate::{
@@ -22,7 +25,7 @@ use crate::{
 
 const MACHINES: u32 = 10_000;
 const JOBS: usize = 100_000;
-/// Jobs of the one who looks.
+/// Jobs of the person who opens the pages.
 const OWN: usize = 10_000;
 /// How often each page is opened.
 const ROUNDS: usize = 100;
@@ -35,7 +38,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     let mut system = System::start(options).await?;
     let raw = RawBroker::start(false).await?;
     let operator = Web::operator(&system).await?;
-    // What is written here is history: nobody is to assign or to watch it.
+    // The events are history: no service is to assign or watch the jobs in it.
     system.services.clear();
     let (machine, job) = fill(&system).await?;
     println!("page_render: {MACHINES} machines and {JOBS} jobs are there");
@@ -68,7 +71,7 @@ async fn fill(system: &System) -> anyhow::Result<(MachineId, String)> {
             job = all[0].job().context("a job")?.to_string();
             events.extend(all);
         } else {
-            // Of others' jobs what matters is how many they are.
+            // The jobs of others need only be many.
             let [submitted, .., settled] = all;
             events.extend([submitted, settled]);
         }
@@ -93,12 +96,25 @@ async fn fill(system: &System) -> anyhow::Result<(MachineId, String)> {
     Ok((machine, job))
 }
 
-/// Whether everything is folded, and the web server has all machines.
+/// Tells whether all events are folded and the web server has all machines.
 async fn ready(system: &System, seq: u64) -> anyhow::Result<bool> {
     let (folded, _) = system.web.bytes(&format!("/jobs?seq={seq}")).await?;
     let (_, market) = system.web.bytes("/market").await?;
     let all = format!("of {MACHINES} machines");
     Ok(folded.is_success() && String::from_utf8_lossy(&market).contains(&all))
+}
+
+/// Answers requests to the broker, for the baseline.
+async fn echo(raw: &RawBroker) -> anyhow::Result<JoinHandle<()>> {
+    let mut requests = raw.client.subscribe("echo").await?;
+    let client = raw.client.clone();
+    Ok(tokio::spawn(async move {
+        while let Some(message) = requests.next().await {
+            if let Some(reply) = message.reply {
+                drop(client.publish(reply, message.payload).await);
+            }
+        }
+    }))
 }
 
 async fn render(
@@ -122,15 +138,7 @@ async fn render(
     let (browser, at_console) = (system.web.at_browser(), operator.at_browser());
     let (mut all, mut base) = (Vec::new(), Vec::new());
     let (mut middle, mut tail) = ((0.0, ""), (0.0, ""));
-    let mut echo = raw.client.subscribe("echo").await?;
-    let client = raw.client.clone();
-    let answering = tokio::spawn(async move {
-        while let Some(message) = echo.next().await {
-            if let Some(reply) = message.reply {
-                drop(client.publish(reply, message.payload).await);
-            }
-        }
-    });
+    let answering = echo(raw).await?;
     // An operator's pages, of the same market.
     let console = ["/console", "/console/fleet", "/console/ledger", "/console/events", "/console/events?event=Settled"];
     let pages = pages.iter().map(|page| (&browser, page.as_str()));

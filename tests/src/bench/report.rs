@@ -16,9 +16,9 @@ pub(super) struct Figure {
     pub(super) ratio: f64,
     /// Samples, or repetitions, of each.
     pub(super) runs: usize,
-    /// What the ratio is meant to be.
+    /// The target.
     pub(super) target: &'static str,
-    /// Whether it is.
+    /// The target is met.
     pub(super) met: bool,
 }
 

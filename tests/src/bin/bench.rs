@@ -1,6 +1,6 @@
 //! `make bench`: the figures beside their physical limits. Names one figure to measure only that.
 
-/// As the projector has it, whose fold is measured here.
+/// The projector's allocator, because this program measures the projector's fold.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

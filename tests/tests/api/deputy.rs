@@ -87,7 +87,7 @@ async fn kept(a: &Attack<'_>) -> Vec<(&'static str, u64, u64)> {
 
 #[tokio::test]
 async fn the_answer_to_a_machine_goes_to_no_subject_but_its_own_inbox() {
-    // Of its own, so that nobody else writes to the streams meanwhile.
+    // The market is the test's own, so that nobody else writes to the streams meanwhile.
     let mut system = System::start(Options::default()).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
     let a = attack(&system).await;

@@ -14,7 +14,7 @@ static MARKET: Shared = Shared::new(Plan::default);
 
 #[tokio::test]
 async fn each_bad_submission_is_refused_by_name_and_appends_nothing() {
-    // Of its own, so that nobody else appends to the log meanwhile.
+    // The market is the test's own, so that nobody else appends to the log meanwhile.
     let system = System::start(Options::default()).await.unwrap();
     let client = system.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
     let log = Log::open(jetstream(client)).await.unwrap();

@@ -39,7 +39,7 @@ async fn a_hidden_tab_lets_go_of_its_connection_and_takes_up_what_it_missed() {
     browser.sign_in(&market, &market.web).await;
     browser.visit(&market, "/wallet").await;
     browser.says("#sums", "$100.00").await;
-    // What the page holds open, and nothing else, is how many streams the server has of this person.
+    // The page holds one stream of the server open.
     browser.until("return source !== null && source.readyState === EventSource.OPEN").await;
     hide(&browser, true).await;
     browser.until("return source === null").await;

@@ -2,7 +2,6 @@
 //!
 //! A wrong import inside these rules does not compile. What stands here is read from Cargo's own answers and from every
 //! source file of the repository.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,6 +1,5 @@
-//! What was written long ago is folded today: every version of every event that was ever written, as an archive, through
-//! every read model, through the world of the services, and through the tools that read archives.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! Events that were written long ago are folded today: an archive has every version of every event that was ever written,
+//! and goes through the archive's reader, every read model, the state of the services, and the tools that read archives.
 
 use std::{
     fs,
@@ -45,29 +44,59 @@ fn json_of(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"))
 }
 
-#[test]
-fn an_archive_of_every_version_is_folded_by_all_that_fold() {
-    let directory = tempfile::tempdir().unwrap();
-    let archive = directory.path().join("archive");
-    let raws = written();
-    let versions = raws.iter().filter(|raw| raw.read().event().is_some()).count();
-    assert!(versions == raws.len() && versions > Event::WIRE_NAMES.len(), "older versions are among them: {versions}");
-    let mut writer = ArchiveWriter::create(&archive, || false).unwrap();
+/// Writes an archive of every version.
+fn archive_of(raws: &[Raw], path: &Path) {
+    let mut writer = Writer::create(path, || false).unwrap();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
+}
 
-    let reader = ArchiveReader::open(&archive).unwrap();
-    let read: Vec<Recorded> = reader.lines(&reader.manifest.parts[0]).unwrap().map(|raw| raw.unwrap().read()).collect();
+#[test]
+fn older_versions_are_among_the_fixtures() {
+    let raws = written();
+    assert!(raws.iter().all(|raw| raw.read().event().is_some()));
+    assert!(raws.len() > Event::WIRE_NAMES.len(), "{} fixtures", raws.len());
+}
+
+#[test]
+fn an_archive_of_every_version_is_read_as_it_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let raws = written();
+    archive_of(&raws, &directory.path().join("archive"));
+    let reader = Reader::open(&directory.path().join("archive")).unwrap();
+    let parts = reader.manifest.parts.iter();
+    let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
+    let leaves: Vec<_> = reader.leaves().unwrap().collect();
+    assert_eq!(leaves, raws.iter().map(Raw::leaf).collect::<Vec<_>>());
+    for (raw, leaf) in read.iter().zip(leaves) {
+        assert_eq!((raw.read().entry.err(), raw.leaf()), (None, leaf), "{raw:?}");
+    }
+    assert_eq!(read.len(), raws.len());
+}
+
+#[test]
+fn an_archive_of_every_version_is_folded_by_every_read_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let raws = written();
+    let read: Vec<Recorded> = raws.iter().map(Raw::read).collect();
     let db = Database::open(&directory.path().join("models"), 8).unwrap();
     let mut models = Models::open(&db).unwrap();
     models.fold(&read);
     for (name, checkpoint, stopped) in models.states() {
         assert_eq!((stopped, checkpoint), (None, Seq(raws.len() as u64)), "{name}");
     }
-    // The world of the services folds it for a question; the ledger of these postings comes to nothing.
+}
+
+#[test]
+fn an_archive_of_every_version_is_folded_by_the_services_and_the_audit() {
+    let directory = tempfile::tempdir().unwrap();
+    let archive = directory.path().join("archive");
+    let raws = written();
+    archive_of(&raws, &archive);
     let what_if = Command::new(binary("gpubnb-services").unwrap()).arg("what-if").arg(&archive).arg("--json").output();
     let what_if = json_of(&what_if.unwrap());
     assert!(what_if["settled"].as_u64() >= Some(1) && what_if["then"] == what_if["now"], "{what_if}");
+    // The postings of the fixtures balance.
     let tool =
         Command::new(binary("gpubnb-projector").unwrap()).args(["audit", "--json", "--archive"]).arg(&archive).output();
     let audit = json_of(&tool.unwrap());

@@ -113,7 +113,7 @@ async fn a_killed_projector_has_the_same_rows_as_one_that_starts_from_nothing() 
     assert_eq!(live, rebuilt);
 }
 
-/// Every row of every model, with its checkpoint left out: the last event may differ by what came after.
+/// Every row of every model. Checkpoints are left out: later events may have moved them on.
 fn rows(path: &std::path::Path) -> BTreeMap<(&'static str, Vec<u8>), String> {
     let db = Database::open(path, 16).unwrap();
     let mut rows = BTreeMap::new();
@@ -141,7 +141,7 @@ async fn a_lost_machine_is_fenced_and_its_job_runs_elsewhere() {
     let lost = system.web.wait_for(&job, Duration::from_secs(30), requeued).await.unwrap();
     assert_eq!(lost["reason"]["name"], "ProviderLost");
     system.start_worker("second", &["--price", "0.2"]).await.unwrap();
-    // The first comes back with a container of a lease that is no longer live: it is told to give it up.
+    // The first machine comes back with a container whose lease is over, and is told to give the container up.
     system.start_worker("first", &["--price", "0.1"]).await.unwrap();
     let settled = system.web.settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
@@ -158,7 +158,7 @@ async fn several_replicas_take_turns_and_settle_once() {
     for _ in 0..6 {
         jobs.push(system.web.submit(&counting(5, 20)).await.unwrap());
     }
-    // Whoever leads, it is one of these.
+    // One of the replicas leads, and it may be the one that is killed.
     system.services.remove(0).kill();
     for job in &jobs {
         went_well(&system, job, 5).await;

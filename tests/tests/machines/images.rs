@@ -1,7 +1,5 @@
 //! Images that are pulled for jobs, from a registry of the test's own.
 
-use std::time::Duration;
-
 use gpubnb_tests::{
     registry::{Kind, Registry},
     system::{Options, System},
@@ -31,13 +29,15 @@ async fn an_image_is_pulled_with_its_progress_shown_and_gone_when_another_needs_
     let mut system = market(&registry, &["first", "second"]).await;
     system.start_worker("attic", &["--image-cache-gib", "0"]).await.unwrap();
     let job = submit(&system, &registry, "first").await;
-    let pulls =
-        |job: &Value| job["progress"]["message"].as_str().is_some_and(|said| said.starts_with("pulling the image"));
-    system.web.wait_for(&job, Duration::from_secs(30), pulls).await.unwrap();
     let settled = system.web.settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
+    // The stream keeps every message about the progress; the job's page shows the last one.
+    let replayed = system.tool(&["replay", "OUTPUT", "--id", &job, "--type", "Progress", "--json"]).unwrap();
+    let replayed = String::from_utf8(replayed.stdout).unwrap();
+    assert!(replayed.contains("\"pulling the image: "), "{replayed}");
+    assert!(settled["progress"]["message"].as_str().unwrap().contains("the image"), "{settled:#}");
     assert!(registry.is_here("first"), "it is kept for the next job");
-    // The worker is started anew, and still knows what it pulled.
+    // The worker is started anew, and still knows which images it pulled.
     system.workers.clear();
     system.start_worker("attic", &["--image-cache-gib", "0"]).await.unwrap();
     assert_eq!(ended(&system, &registry, "second").await["state"], "Completed");
@@ -57,7 +57,7 @@ async fn an_image_that_cannot_be_used_is_named_and_costs_nothing() {
         assert_eq!(job["cost"], 0);
     }
     assert_eq!(ended(&system, &registry, "fine").await["state"], "Completed");
-    // An owner who wants none but the templates' gets none but those.
+    // An owner may allow the images of templates alone.
     system.workers.clear();
     system.start_worker("attic", &["--images", "templates"]).await.unwrap();
     let job = ended(&system, &registry, "fine").await;

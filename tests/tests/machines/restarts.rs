@@ -55,7 +55,7 @@ async fn a_docker_that_takes_jobs_with_it_is_no_fault_of_theirs() {
     assert_eq!((&ended["attempts"][0]["ended"], &ended["reason"]["name"]), (&json!("Requeued"), &json!("Interrupted")));
     let view = system.machine_view("attic").await.unwrap();
     assert_eq!(view["trouble"]["reason"]["name"], "Interrupted", "{view:#}");
-    // Another machine takes it, and only that one is paid.
+    // Another machine takes the job, and only that machine is paid.
     system.environment.clear();
     system.start_worker("cellar", &["--price", "0.05"]).await.unwrap();
     let settled = system.web.settled(&job).await.unwrap();

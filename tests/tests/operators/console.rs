@@ -57,7 +57,7 @@ async fn models_are_rebuilt_and_verified_under_load_and_no_answer_is_wrong_meanw
         for _ in 0..40 {
             let submitted = system.web.post("/jobs", &noop).await.unwrap();
             let job = submitted["job"].as_str().unwrap().to_owned();
-            // What was just done is known, whichever tree answers.
+            // A job that was just submitted is known, whether the old or the new rows answer.
             let known = system.web.get(&format!("/jobs/{job}?min_seq={}", submitted["seq"])).await.unwrap();
             assert_eq!(known["job"], job.as_str());
             assert_eq!(system.web.get(&format!("/jobs/{first}")).await.unwrap(), whole);
@@ -82,7 +82,7 @@ async fn models_are_rebuilt_and_verified_under_load_and_no_answer_is_wrong_meanw
     for job in &jobs {
         system.web.settled(job).await.unwrap();
     }
-    // What was swapped in still answers after a restart, and is right.
+    // The rebuilt rows still answer after a restart, and are right.
     system.projector = None;
     system.start_projector().await.unwrap();
     assert_eq!(system.web.get(&format!("/jobs/{first}")).await.unwrap(), whole);
@@ -103,7 +103,7 @@ async fn a_row_that_was_changed_behind_the_log_is_named_and_a_rebuild_mends_it()
         row["available"] = json!(1_000_000_000_000_i64);
         models::write(&tree, &key, Some(serde_json::to_vec(&row).unwrap())).unwrap();
         drop(tree);
-        // What the log says now is not what was folded: two events have changed places since, and one was changed.
+        // The hashes of the folded events are changed, as if two events had changed places since, and one were another.
         let tree = models::open(&system, &Merkle).unwrap();
         let (key, leaves) = tree.scan_prefix(b"l").next().unwrap().unwrap();
         let mut leaves = leaves.to_vec();

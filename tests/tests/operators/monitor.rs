@@ -1,4 +1,4 @@
-//! What those who watch over a market see: metrics, readiness, and dashboards and alerts that name only what there is.
+//! Monitoring of a market: metrics and readiness, and dashboards and alerts that name only metrics that exist.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ fn deployed(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring").join(name)).unwrap()
 }
 
-/// The names of ours in an expression, as they are declared: without what Prometheus adds to a histogram's.
+/// Our metrics in an expression, by their declared names: without the suffixes that Prometheus adds to a histogram.
 fn named(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| word.starts_with("gpubnb_"));
@@ -44,7 +44,7 @@ fn names_follow_the_conventions_and_dashboards_and_alerts_name_no_other() {
         let expression = rule["expr"].as_str().unwrap();
         promql_parser::parser::parse(expression).unwrap_or_else(|e| panic!("{expression}: {e}"));
         let names = named(expression);
-        // Whether a service answers at all, Prometheus itself says.
+        // The metric `up` comes from Prometheus itself.
         let known = !names.is_empty() || expression.contains("up{job=\"gpubnb\"}");
         assert!(known && names.is_subset(&declared()), "{expression}");
         assert!(rule["annotations"]["remedy"].is_string() && rule["labels"]["severity"].is_string(), "{rule}");
@@ -58,7 +58,7 @@ fn names_follow_the_conventions_and_dashboards_and_alerts_name_no_other() {
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().unwrap() {
             let expression = target["expr"].as_str().unwrap();
-            // What Grafana puts in for its variables is a time.
+            // Grafana puts a time in the place of its variable.
             let asked = expression.replace("$__rate_interval", "1m");
             promql_parser::parser::parse(&asked).unwrap_or_else(|e| panic!("{expression}: {e}"));
             shown.extend(named(expression));
@@ -80,7 +80,7 @@ async fn every_service_says_that_it_is_ready_and_all_that_is_declared_is_measure
     system.start_worker("attic", &[]).await.unwrap();
     let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     system.web.settled(&job).await.unwrap();
-    // A page that stays open.
+    // A live page stays open, so that its metric is measured.
     let page = format!("{}/market/live", system.url());
     let _open = reqwest::get(&page).await.unwrap();
     let addresses = ["services-0", "projector", "ui"].map(|name| {

@@ -1,5 +1,5 @@
-//! Several projectors: each has rows, rebuilds and verifications of its own, and who asks for them hears of one, not of
-//! whichever happens to answer.
+//! Several projectors: each has its own rows, rebuilds and verifications. Whoever begins one of these hears about that one,
+//! whichever projector happens to answer.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ fn json(system: &System, args: &[&str]) -> (Option<i32>, Value) {
     (asked.status.code(), answer.unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&asked.stderr))))
 }
 
-/// Who answers, sooner or later.
+/// The projectors that answer; asks until there are so many.
 fn answering(system: &System, projectors: usize) -> BTreeSet<String> {
     let (mut found, deadline) = (BTreeSet::new(), Instant::now() + Duration::from_secs(60));
     while found.len() < projectors {
@@ -42,14 +42,14 @@ async fn what_each_projector_has_of_its_own_is_asked_of_one() {
     let mut system = System::start(Options::default()).await.unwrap();
     let operator = Web::operator(&system).await.unwrap();
     let first = answering(&system, 1).pop_first().unwrap();
-    // The other's figures are changed behind the log.
+    // The figures of the second projector are changed behind the log.
     drop(system.another_projector(OTHER).await.unwrap());
     models::write(&models::open_in(&system, OTHER, &MarketFigures).unwrap(), b"x", Some(b"{}".to_vec())).unwrap();
     let beside = system.another_projector(OTHER).await.unwrap();
     let both = answering(&system, 2);
     let second = both.iter().find(|id| **id != first).unwrap();
 
-    // Each verifies its own rows, and says so to whoever asked it.
+    // Each projector verifies its own rows.
     let (code, verified) = json(&system, &["verify", "--json", "--projector", second]);
     assert_eq!(code, Some(1), "{verified}");
     let models = verified["verification"]["models"].as_array().unwrap();
@@ -57,7 +57,7 @@ async fn what_each_projector_has_of_its_own_is_asked_of_one() {
     assert_eq!(differing["differing"], serde_json::json!(["x"]), "{verified}");
     let (code, verified) = json(&system, &["verify", "--json", "--projector", &first]);
     assert_eq!(code, Some(0), "{verified}");
-    // Whichever it is, who asked hears of the verification that it began, and of none before.
+    // Whichever projector answers, the answer is about the verification that this request began, and none before.
     for _ in 0..6 {
         let before = SystemClock.now();
         let verified = json(&system, &["verify", "--json"]).1;
@@ -69,7 +69,7 @@ async fn what_each_projector_has_of_its_own_is_asked_of_one() {
     let (code, verified) = json(&system, &["verify", "--json", "--projector", second]);
     assert_eq!(code, Some(0), "{verified}");
 
-    // The console stays with one as long as it is there, and then with the other.
+    // The console asks one projector as long as that projector answers, and then the other.
     let settled = told(&operator).await;
     for _ in 0..10 {
         assert_eq!(told(&operator).await, settled);

@@ -11,7 +11,7 @@ use gpubnb_tests::{
 };
 use serde_json::{Value, json};
 
-/// A market with so long a log that every way through it takes a while; nothing decides in it any more.
+/// A market with a log that takes a while to fold. Its services are stopped.
 async fn long_market(events: u64) -> (System, Web) {
     let options = Options { unsynced: true, snapshot_every: Some(0), ..Options::default() };
     let mut system = System::start(options).await.unwrap();
@@ -89,7 +89,7 @@ async fn a_model_that_cannot_take_an_event_in_stops_there_and_goes_on_once_it_is
     assert!(stopped["stopped"].as_str().unwrap().contains(&format!("at sequence {seq}")), "{stopped}");
     let checkpoint = stopped["checkpoint"].as_u64().unwrap();
     assert!(checkpoint < seq, "it has not gone past it: {stopped}");
-    // The others go on, and every answer but its own is there.
+    // The other models go on, and answer.
     until(&operator, "jobs", |m| m["checkpoint"].as_u64() >= Some(seq) && m["stopped"].is_null()).await;
     let job = submitted["job"].as_str().unwrap();
     assert_eq!(system.web.get(&format!("/jobs/{job}?min_seq={seq}")).await.unwrap()["job"], job);

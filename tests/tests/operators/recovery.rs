@@ -17,7 +17,7 @@ fn audit(system: &System) -> Value {
     serde_json::from_slice(&system.tool(&["audit", "--json"]).unwrap().stdout).unwrap()
 }
 
-/// Loses all that the broker had, and everything that is connected to it; then a broker with nothing is there.
+/// Stops the market and starts a broker with an empty disk.
 async fn lose_the_disk(system: &mut System) {
     system.stop();
     fs::remove_dir_all(system.path().join("nats")).unwrap();
@@ -28,7 +28,7 @@ async fn restore(system: &mut System, backup: &Path) {
     let backup = backup.to_str().unwrap();
     let restored = system.services_tool(&["restore", backup]).unwrap();
     assert!(restored.status.success(), "{}", said(&restored));
-    // Saying it again changes nothing.
+    // A second restore changes nothing.
     let again = system.services_tool(&["restore", backup]).unwrap();
     assert!(again.status.success() && said(&again).contains("is there already"), "{}", said(&again));
     system.start_services().await.unwrap();
@@ -42,7 +42,7 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     system.start_worker("attic", &["--slots", "2"]).await.unwrap();
     let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     system.web.settled(&job).await.unwrap();
-    // Another one holds its lease through all of it.
+    // A second job holds its lease through backup and restore.
     let long = json!({ "template": "count", "parameters": { "lines": "400", "interval-ms": "50" } });
     let runs = system.web.submit(&long).await.unwrap();
     let running = system.web.wait_for(&runs, Duration::from_secs(60), |job| job["state"] == "Running").await.unwrap();
@@ -51,7 +51,7 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     let backup = system.path().join("backup");
     let saved = system.services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
     assert!(saved.status.success(), "{}", said(&saved));
-    // Cut off before its end, it goes on, and keeps what is whole.
+    // A backup that was cut off goes on, and keeps the streams that are whole.
     let list = backup.join("backup.json");
     let mut cut: Value = serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap();
     let lost = cut["streams"].as_array_mut().unwrap().pop().unwrap();
@@ -64,7 +64,7 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     assert!(!again.status.success() && said(&again).contains("holds a whole backup"), "{}", said(&again));
 
     lose_the_disk(&mut system).await;
-    // One that was cut off is none.
+    // A backup that was cut off cannot be restored.
     let whole = fs::read_to_string(&list).unwrap();
     let mut partial: Value = serde_json::from_str(&whole).unwrap();
     partial["streams"].as_array_mut().unwrap().pop();
@@ -85,13 +85,13 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_verified_and_goes_on() 
     assert_eq!(system.web.settled(&next).await.unwrap()["status"], "Settled");
 }
 
-/// A stream as it is defined.
+/// The configuration of a stream.
 async fn stream(system: &System, name: &str) -> stream::Config {
     let client = system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap();
     nats::jetstream(client).get_stream(name).await.unwrap().cached_info().config.clone()
 }
 
-/// From which event on the broker looks for job messages.
+/// The sequence of the first event that the stream of job messages takes in.
 async fn dispatch_begins(system: &System) -> u64 {
     let sources = stream(system, DISPATCH).await.sources.unwrap();
     sources[0].start_sequence.unwrap_or(1)
@@ -134,7 +134,7 @@ async fn what_is_kept_of_output_and_telemetry_follows_the_options_and_nothing_el
     let telemetry = stream(&system, TELEMETRY).await;
     assert_eq!((telemetry.max_age, telemetry.max_bytes), (Duration::from_secs(600), 32 << 20));
     assert_eq!(stream(&system, MARKET).await, market);
-    // It is shown, to programs and to people.
+    // The tool shows the limits, to programs and to people.
     let lag: Value = serde_json::from_slice(&system.tool(&["lag", "--json"]).unwrap().stdout).unwrap();
     let shown = lag["streams"].as_array().unwrap().iter().find(|s| s["name"] == OUTPUT).unwrap();
     assert_eq!((&shown["most_bytes"], &shown["most_age"]), (&json!(64 << 20), &json!(7 * 24 * 3_600_000_u64)));

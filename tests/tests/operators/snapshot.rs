@@ -1,9 +1,6 @@
-//! A start from snapshots: sooner, and never on the word of one that is not of this log and this market's own.
+//! Services and read models start from snapshots, but never from one that somebody else signed or that was changed.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::fs;
 
 use futures_util::TryStreamExt as _;
 use gpubnb_events::subject;
@@ -13,21 +10,22 @@ use gpubnb_log::{
 };
 use gpubnb_runtime::nats;
 use gpubnb_tests::{
+    jobs::noop,
     process::Process,
     system::{Options, System},
+    wait::until,
 };
 use nkeys::KeyPair;
-use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
-const MODELS: [&str; 6] = ["jobs", "machines", "timeline", "ledger", "figures", "merkle"];
+/// The names of all read models.
+fn models() -> Vec<&'static str> {
+    gpubnb_model::all().iter().map(|model| model.name()).collect()
+}
 
+/// Waits until a process has printed something.
 async fn said(process: &Process, words: &str) {
-    let by = Instant::now() + Duration::from_secs(30);
-    while !process.has_said(words) {
-        assert!(Instant::now() < by, "{words:?} was not said: {}", process.last_words());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(words, async || process.has_said(words)).await;
 }
 
 /// Loses the rows and the memory of all that fold, and starts them again.
@@ -43,13 +41,13 @@ async fn start_anew(system: &mut System) {
 async fn run_jobs(system: &System, count: usize) -> String {
     let mut last = String::new();
     for _ in 0..count {
-        last = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
+        last = system.web.submit(&noop()).await.unwrap();
         system.web.settled(&last).await.unwrap();
     }
     last
 }
 
-/// Puts one that somebody else signed in the place of one, and changes what is in all others. Returns how many there were.
+/// Spoils all snapshots: one gets the signature of somebody else, and of all others a byte is changed. Returns their number.
 async fn spoil_all(system: &System) -> usize {
     let client = system.nats_args("projector").connect("projector", subject::PROJECTOR_INBOX).await.unwrap();
     let js = nats::jetstream(client);
@@ -77,7 +75,7 @@ async fn services_and_projector_begin_from_snapshots_and_believe_no_foreign_one(
     system.start_worker("attic", &[]).await.unwrap();
     let job = run_jobs(&system, 3).await;
     let projector = system.projector.as_ref().unwrap();
-    for model in MODELS {
+    for model in models() {
         said(projector, &format!("a snapshot was kept model=\"{model}\"")).await;
     }
     said(&system.services[0], "a snapshot was kept").await;
@@ -85,7 +83,7 @@ async fn services_and_projector_begin_from_snapshots_and_believe_no_foreign_one(
 
     start_anew(&mut system).await;
     let projector = system.projector.as_ref().unwrap();
-    for model in MODELS {
+    for model in models() {
         assert!(projector.has_said(&format!("begins from a snapshot model=\"{model}\"")), "{}", projector.last_words());
     }
     assert!(system.services[0].has_said("begins from a snapshot"), "{}", system.services[0].last_words());
@@ -95,7 +93,7 @@ async fn services_and_projector_begin_from_snapshots_and_believe_no_foreign_one(
     let verified = system.tool(&["verify", "--json"]).unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 
-    assert_eq!(spoil_all(&system).await, MODELS.len() + 1, "each model, and the world");
+    assert_eq!(spoil_all(&system).await, models().len() + 1, "one of each model, and one of the services");
     start_anew(&mut system).await;
     let (projector, services) = (system.projector.as_ref().unwrap(), &system.services[0]);
     for process in [projector, services] {

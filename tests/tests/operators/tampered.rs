@@ -1,6 +1,6 @@
-//! Somebody with the broker's disk changes the log, and knows how: each record's checksum is right again. Verification names
-//! the event that was changed, the one that is missing, and those that have changed places; and whoever folds the log waits
-//! instead of folding over the gap.
+//! Somebody with the broker's disk changes the log with care: each record's checksum is right again. Verification names the
+//! event that was changed, the one that is missing, and those that have changed places; and a projector that folds the log
+//! waits at the gap.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 /// subject's length, subject, headers with their length before them, body, checksum; little endian.
 struct Record {
     seq: u64,
-    /// All between sequence and checksum.
+    /// The bytes between sequence and checksum.
     rest: Vec<u8>,
     has_headers: bool,
 }
@@ -43,7 +43,7 @@ impl Record {
         records
     }
 
-    /// As the broker would have written it in the first block of MARKET.
+    /// Writes the record as the broker writes it into the first block of MARKET.
     fn write(&self, into: &mut Vec<u8>) {
         let length = u32::try_from(12 + self.rest.len() + CHECKSUM).unwrap();
         let seq = self.seq.to_le_bytes();
@@ -53,7 +53,7 @@ impl Record {
         let key: [u8; 32] = Sha256::digest("MARKET-1").into();
         let key = [0, 8, 16, 24].map(|at| u64::from_le_bytes(number(&key, at)));
         let mut hasher = HighwayHasher::new(Key(key));
-        // Not the lengths: sequence and time, subject, headers, body.
+        // The checksum covers sequence and time, subject, headers and body, but not the lengths.
         let subject_end = FIXED - 12 + usize::from(u16::from_le_bytes(number(&self.rest, 8)));
         hasher.append(&seq);
         hasher.append(&self.rest[..8]);
@@ -80,7 +80,7 @@ async fn tamper(system: &mut System, change: impl FnOnce(&mut Vec<Record>)) {
     assert_eq!(write(&records), before, "this is how the broker writes a block");
     change(&mut records);
     fs::write(&block, write(&records)).unwrap();
-    // What the broker remembers of its blocks; without it, it looks at them.
+    // Without its index the broker reads the blocks again.
     drop(fs::remove_file(messages.join("index.db")));
     system.start_nats().await.unwrap();
     system.start_projector().await.unwrap();
@@ -97,7 +97,7 @@ async fn an_event_that_was_changed_lost_or_moved_on_the_brokers_disk_is_named() 
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         (output.status.code(), said["verification"]["violations"].as_array().unwrap().clone())
     };
-    // All of it is folded, and its head is signed.
+    // Waits until all events are folded, and a head is signed after the last of them.
     let lag =
         |system: &System| serde_json::from_slice::<Value>(&system.tool(&["lag", "--json"]).unwrap().stdout).unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
@@ -116,7 +116,7 @@ async fn an_event_that_was_changed_lost_or_moved_on_the_brokers_disk_is_named() 
         let body = &mut records[9].rest;
         let digit = body.iter().rposition(u8::is_ascii_digit).unwrap();
         body[digit] ^= 1;
-        // Two events change places, with all that is theirs but their sequence.
+        // Two events change places and keep the sequences of those places.
         let (seq, other) = (records[19].seq, records[20].seq);
         records.swap(19, 20);
         (records[19].seq, records[20].seq) = (seq, other);
@@ -139,7 +139,7 @@ async fn an_event_that_was_changed_lost_or_moved_on_the_brokers_disk_is_named() 
         found.iter().filter(others).filter(|v| !v["what"].as_str().unwrap().contains("head")).collect();
     assert!(others.is_empty(), "nothing else was touched: {others:#?}");
 
-    // As it was, it is clean again: nothing was folded meanwhile.
+    // With the honest records back, the log is clean again: nothing was folded over the gap.
     tamper(&mut system, |records| {
         let has_headers = true;
         *records = honest.into_iter().map(|(seq, rest)| Record { seq, rest, has_headers }).collect();
