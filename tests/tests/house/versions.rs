@@ -46,7 +46,7 @@ fn json_of(output: &Output) -> Value {
 
 /// Writes an archive of every version.
 fn archive_of(raws: &[Raw], path: &Path) {
-    let mut writer = Writer::create(path, || false).unwrap();
+    let mut writer = ArchiveWriter::create(path, || false).unwrap();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
 }
@@ -63,7 +63,7 @@ fn an_archive_of_every_version_is_read_as_it_was_written() {
     let directory = tempfile::tempdir().unwrap();
     let raws = written();
     archive_of(&raws, &directory.path().join("archive"));
-    let reader = Reader::open(&directory.path().join("archive")).unwrap();
+    let reader = ArchiveReader::open(&directory.path().join("archive")).unwrap();
     let parts = reader.manifest.parts.iter();
     let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
     let leaves: Vec<_> = reader.leaves().unwrap().collect();
