@@ -1,4 +1,4 @@
-//! What a person types.
+//! The commands and options that a person types.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -27,12 +27,12 @@ pub struct Cli {
     /// Prints JSON, for programs.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Makes an account.
@@ -111,7 +111,7 @@ pub(crate) struct Who {
 pub(crate) struct Login {
     #[command(flatten)]
     pub(crate) who: Who,
-    /// What the token is called on your account page.
+    /// The name of the token on your account page.
     #[arg(long, default_value = "gpubnb command line")]
     pub(crate) label: String,
     /// How long it lives, days.
@@ -145,7 +145,7 @@ pub(crate) struct Place {
     allow_simulated: bool,
 }
 
-/// What a job may use.
+/// The resources that a job may use.
 #[derive(Debug, Args)]
 pub(crate) struct Sizes {
     /// CPU, thousandths of a core.

@@ -20,7 +20,7 @@ use crate::{
     time::Seconds,
 };
 
-/// A file that was put before, and where the job finds it. What the file is, only the store knows.
+/// A file that was uploaded before, and the path at which the job finds it. Its size and hash are known to the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InputRequest {
@@ -75,7 +75,7 @@ pub struct JobRequest {
     /// Memory of each GPU, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub vram_mib: Option<u64>,
-    /// Whether it needs the network.
+    /// The job needs the network.
     #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
     pub egress: bool,
     /// A machine; else the market chooses.
@@ -96,10 +96,10 @@ pub struct JobRequest {
     /// Least share of its attempts that ended without a fault of the machine, percent.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub min_reliability: Option<u32>,
-    /// Whether every check of its self-test must have passed.
+    /// Only a machine that passed every check of its self-test.
     #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
     pub verified: bool,
-    /// Whether simulated GPUs will do.
+    /// A machine with simulated GPUs is taken, too.
     #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
     pub allow_simulated: bool,
     /// Time limit, seconds.

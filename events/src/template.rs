@@ -10,7 +10,7 @@ pub struct Template {
     pub id: &'static str,
     /// For people.
     pub title: &'static str,
-    /// What it does.
+    /// A sentence about the job.
     pub about: &'static str,
     /// The image it runs.
     pub image: &'static str,
@@ -20,11 +20,11 @@ pub struct Template {
     /// Further arguments that a person may choose.
     #[schema(value_type = Vec<Field>)]
     pub fields: &'static [Field],
-    /// What it may use.
+    /// The resources that it may use.
     pub resources: Resources,
     /// Wall-clock limit that suits it, seconds.
     pub seconds: u64,
-    /// Whether the machine must be able to pull it from a public registry.
+    /// The image is pulled from a public registry, so the machine must reach one.
     pub pulled: bool,
 }
 
@@ -35,7 +35,7 @@ pub struct Field {
     pub name: &'static str,
     /// For people.
     pub label: &'static str,
-    /// What is taken if nothing is chosen.
+    /// The value where nothing is chosen.
     pub default: &'static str,
     /// Least value, where it is a number.
     pub least: Option<u32>,
@@ -57,7 +57,7 @@ const fn gpu(vram: u64) -> Resources {
     Resources::new(4_000, Mebibytes(16_384), Mebibytes(10_240)).with_gpus(1, Mebibytes(vram))
 }
 
-/// All of them, the best first impression first.
+/// All templates, in the order of the form: the best first impression first.
 pub const ALL: &[Template] = &[
     Template {
         id: "train",
@@ -157,7 +157,7 @@ pub const ALL: &[Template] = &[
 ];
 
 impl Template {
-    /// A job of it, with its own arguments and nothing chosen.
+    /// The specification of a job of this template, with the template's own arguments and nothing chosen.
     pub fn spec(&self, name: &str) -> JobSpec {
         let command = self.command.iter().map(|argument| (*argument).to_owned()).collect();
         let spec = JobSpec::of_image(name, self.image, command, self.resources.clone());
@@ -165,7 +165,7 @@ impl Template {
     }
 }
 
-/// One by its id.
+/// The template with this id.
 pub fn find(id: &str) -> Option<&'static Template> {
     ALL.iter().find(|t| t.id == id)
 }

@@ -24,7 +24,7 @@ fn amount() -> impl Generator<Value = String> {
     (0..10_000_000_i64).prop_map(|micros| MicroUsd(micros).to_string().replace('$', ""))
 }
 
-/// What to run: a template with its choices, or an image with a command.
+/// The program of a job: a template with its choices, or an image with a command.
 fn program() -> impl Generator<Value = JobRequest> {
     let chosen = (0..template::ALL.len(), any::<u32>()).prop_map(|(n, seed)| {
         let template = &template::ALL[n];

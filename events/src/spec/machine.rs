@@ -1,11 +1,11 @@
-//! What a machine offers.
+//! The offer of a machine: its hardware, its price and its owner's rules.
 
 use serde::{Deserialize, Serialize};
 
 use super::Mebibytes;
 use crate::money::HourlyRate;
 
-/// What a machine has, as its worker measured it.
+/// The hardware of a machine, as its worker measured it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Hardware {
     /// CPU model name.
@@ -25,7 +25,7 @@ pub struct Hardware {
     /// CUDA version of the driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cuda: Option<String>,
-    /// Whether the GPUs are simulated: they compute nothing.
+    /// The GPUs are simulated: they compute nothing.
     #[serde(default)]
     pub simulated: bool,
 }
@@ -47,13 +47,13 @@ pub struct Gpu {
     pub pci: Option<String>,
 }
 
-/// What the owner of a machine allows.
+/// The rules of a machine's owner.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OwnerPolicy {
-    /// Whether the owner may take the machine back while a job runs.
+    /// The owner may take the machine back while a job runs.
     #[serde(default)]
     pub may_evict: bool,
-    /// Whether jobs may use the network.
+    /// Jobs may use the network.
     #[serde(default)]
     pub egress: bool,
     /// It is spare once its GPUs were idle for so many minutes; `None`: it does not look.
@@ -83,13 +83,13 @@ pub struct Offer {
     pub name: String,
     /// Where it stands, for people and filters.
     pub region: String,
-    /// What it has.
+    /// Its hardware.
     pub hardware: Hardware,
     /// Price per hour and slot.
     pub price: HourlyRate,
     /// Jobs it runs at once.
     pub slots: u32,
-    /// What the owner allows.
+    /// The owner's rules.
     #[serde(default)]
     pub policy: OwnerPolicy,
 }

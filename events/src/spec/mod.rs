@@ -1,4 +1,4 @@
-//! What a job asks for and what a machine offers: the values inside events and commands.
+//! The specification of a job and the offer of a machine: the values inside events and commands.
 
 mod machine;
 mod placement;
@@ -29,7 +29,7 @@ impl Mebibytes {
     }
 }
 
-/// What to run.
+/// The specification of a job: the program and the room that it gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobSpec {
     /// A name for people.
@@ -45,9 +45,9 @@ pub struct JobSpec {
     /// The directory that the program starts in, an absolute path; `None`: `/output`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// What it may use.
+    /// The resources that the job may use.
     pub resources: Resources,
-    /// Whether it asks for network access (needs a machine that allows it).
+    /// The job asks for network access, and needs a machine that allows it.
     #[serde(default)]
     pub egress: bool,
     /// Names of its environment's variables. Their values are secrets, and stand in no event.
@@ -59,8 +59,8 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// A job of an image, with no wish beside its resources. Whoever makes a specification begins here, so that a field
-    /// that is added needs no change but where it is set.
+    /// The specification of a job of an image, with nothing chosen but its resources. Every specification is made from this
+    /// one, so that a field that is added later needs a change only where it is set.
     pub fn of_image(name: &str, image: &str, command: Vec<String>, resources: Resources) -> Self {
         Self {
             name: name.to_owned(),
@@ -158,7 +158,7 @@ pub struct Artifact {
     pub sha256: String,
 }
 
-/// What a run used.
+/// The measured use of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Usage {
     /// Run time by the worker's monotonic clock.
@@ -178,7 +178,7 @@ pub struct Metering {
     /// How long the budget lasts at the price; `None` if the price is zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Millis>,
-    /// What is billed.
+    /// The time that is billed.
     pub billed: Millis,
     /// `Started`.
     pub started: Seq,

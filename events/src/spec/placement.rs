@@ -15,7 +15,7 @@ use crate::{ids::MachineId, money::HourlyRate};
 pub struct Placement {
     /// How the market chooses among the machines that fit.
     pub strategy: Strategy,
-    /// What a machine must satisfy.
+    /// The conditions that a machine must satisfy.
     pub requirements: Requirements,
 }
 
@@ -68,13 +68,13 @@ impl FromStr for Strategy {
     }
 }
 
-/// What a machine must satisfy beyond the job's resources.
+/// The conditions that a machine must satisfy beyond the job's resources.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Requirements {
     /// This machine and no other.
     #[serde(skip)]
     pub machine: Option<MachineId>,
-    /// Most it may cost per hour.
+    /// The highest price per hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_cap: Option<HourlyRate>,
     /// Part of the GPU's model name, in any case.
@@ -83,13 +83,13 @@ pub struct Requirements {
     /// Region, exactly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Whether machines with simulated GPUs will do (for trying things out).
+    /// Machines with simulated GPUs are taken, too (for trying things out).
     #[serde(default)]
     pub allow_simulated: bool,
     /// Least share of its attempts that ended without a fault of the machine, percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reliability: Option<u32>,
-    /// Whether every check of its self-test must have passed.
+    /// Only machines that passed every check of their self-test are taken.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
 }
@@ -110,19 +110,19 @@ enum Wire {
     },
     /// On the cheapest machine that satisfies the requirements.
     Cheapest {
-        /// What a machine must satisfy.
+        /// The conditions that a machine must satisfy.
         #[serde(default)]
         requirements: Requirements,
     },
     /// On the fastest.
     Fastest {
-        /// What a machine must satisfy.
+        /// The conditions that a machine must satisfy.
         #[serde(default)]
         requirements: Requirements,
     },
     /// On the most reliable.
     MostReliable {
-        /// What a machine must satisfy.
+        /// The conditions that a machine must satisfy.
         #[serde(default)]
         requirements: Requirements,
     },
@@ -222,7 +222,7 @@ pub enum Won {
         /// Speed of one GPU, or of one core where the job has no GPU, MFLOP/s; `None`: no machine that fits has
         /// measured its speed, and the cheapest won.
         mflops: Option<u64>,
-        /// Whether the speed is a GPU's.
+        /// The speed is that of a GPU, and not of a core.
         gpu: bool,
     },
     /// The best record.

@@ -26,9 +26,9 @@ pub struct Choice {
     pub explanation: PlacementExplanation,
 }
 
-/// What is placed: a job, or one that would be submitted.
+/// The request for a machine: of a job that waits, or of one that would be submitted.
 pub struct Request<'a> {
-    /// What to run.
+    /// The specification of the job.
     pub spec: &'a JobSpec,
     /// Where.
     pub placement: &'a Placement,
@@ -48,7 +48,7 @@ pub fn choose(world: &World, request: &Request<'_>, now: Timestamp) -> Choice {
     let mut rejected: BTreeMap<Reject, u32> = BTreeMap::new();
     let mut candidates = 0;
     let mut best: Option<(&MachineId, &Machine)> = None;
-    // What was asked for first, then the cheapest, the emptiest, the smallest id: always the same answer.
+    // The strategy of the request decides; then the lower price, fewer jobs, the smaller id: always the same answer.
     let score = |(id, m): &(&MachineId, &Machine)| (Reverse(rank(request, m)), m.offer.price, m.leases.len(), **id);
     for (id, machine) in world.machines() {
         if let Some(reason) = reject(world, *id, machine, request, now) {
@@ -99,7 +99,7 @@ pub(crate) fn start(world: &World, request: &Request<'_>, choice: &Choice, now: 
     }
     let free_at = |(id, m): (&MachineId, &Machine)| {
         let jobs = m.leases.keys().filter_map(|job| world.job(*job));
-        // What is still prepared has no limit yet.
+        // A job that is still being prepared has no limit yet.
         let end = |job: &Job| (job.phase == Phase::Running).then(|| job.since.plus(job.limits.time.millis()).max(now));
         let ends: Option<Vec<Timestamp>> = jobs.map(end).collect();
         match reject(world, *id, m, request, now)? {
@@ -171,7 +171,7 @@ fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>
     (!has_room(world, machine, resources, fitting_gpus)).then_some(Reject::Busy)
 }
 
-/// Whether what its jobs hold leaves enough. Cores are not counted: they are shared by time, and the owner says by the
+/// True if the machine's jobs leave enough. Cores are not counted: they are shared by time, and the owner says by the
 /// number of slots how far; GPUs, memory and disk cannot be.
 fn has_room(world: &World, machine: &Machine, wanted: &Resources, fitting_gpus: usize) -> bool {
     let (mut gpus, mut memory, mut output) = (wanted.gpus as usize, wanted.memory.0, wanted.output.0);

@@ -47,7 +47,7 @@ pub(crate) fn submit(
     let hold = hold(world, c, now, settings)?;
     afford(account, hold)?;
     let limits = limits(c, hold);
-    // What is submitted is part of the identity: another job under the same id, racing with this one, is not this one.
+    // The event's id names the content, too: another job under the same job id, racing with this one, has another id.
     let fingerprint = fingerprint(&c.spec, &c.placement, &limits);
     let identity = format!("{}.submitted.{fingerprint:016x}.{}", c.job, hold.0);
     let (spec, placement) = (c.spec.clone(), c.placement.clone());
@@ -66,7 +66,7 @@ fn afford(account: &Account, hold: MicroUsd) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is held: the budget, or the most it can cost where it can run now.
+/// The money that is held: the budget, or the most that the job can cost on the machines that it can run on now.
 pub(crate) fn hold(world: &World, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<MicroUsd, Refusal> {
     let hold = match c.budget {
         Some(budget) => budget,
@@ -155,8 +155,8 @@ fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), Refusal> {
     ))
 }
 
-/// Whether an image's name leads to a registry on the internet: a machine asks whatever stands there, and what it
-/// can reach besides is its owner's affair.
+/// True if an image's name leads to a registry on the internet. The machine sends requests to whatever host the name holds,
+/// so `nas.local/a`, which leads into the network of the machine's owner, is refused.
 fn public_registry(name: &str) -> bool {
     let first = name.split('/').next().unwrap_or_default();
     if !name.contains('/') || !(first.contains(['.', ':']) || first == "localhost") {
@@ -168,7 +168,8 @@ fn public_registry(name: &str) -> bool {
     host.contains('.') && last.bytes().any(|b| b.is_ascii_alphabetic()) && !private.contains(&last)
 }
 
-/// The names in the specification are those of the values beside it, and each is one.
+/// `spec.env` (names only, public) must list exactly the keys of `env` (the secret values), and every name must be a valid
+/// name of a variable.
 fn check_env(c: &SubmitJob) -> Result<(), Refusal> {
     let named = |name: &String| {
         let mut bytes = name.bytes();

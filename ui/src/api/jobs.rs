@@ -36,7 +36,7 @@ use crate::{
 pub(crate) struct JobDetails {
     /// `Queued`, `Assigned`, `Accepted`, `Running`, `Completed`, `Failed`, `Cancelled`, and `Settled` once paid.
     status: &'static str,
-    /// What happened, in words.
+    /// The state of the job in a sentence.
     summary: String,
     #[serde(flatten)]
     row: JobView,
@@ -146,7 +146,7 @@ pub(crate) async fn artifacts(
     Ok(Json(app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.outputs))
 }
 
-/// What a job left, and whose word it is: see `docs/jobs.md`, "Files".
+/// The signed list of the files that a job left: see `docs/jobs.md`, "Files".
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Manifest {
     /// The job.

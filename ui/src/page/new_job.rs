@@ -25,7 +25,7 @@ use crate::{
     input, transfer,
 };
 
-/// What a link into the form may preset.
+/// The fields that a link into the form may preset.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Preset {
     #[serde(default)]
@@ -66,7 +66,7 @@ struct NewJobPage {
 }
 
 impl NewJobPage {
-    /// What was typed, or else what is usual.
+    /// The value that was typed, or else the usual one.
     fn value(&self, name: &str, usual: &str) -> String {
         let typed = self.typed.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         typed.unwrap_or_else(|| usual.to_owned())
@@ -152,7 +152,7 @@ pub(crate) async fn page(
     Ok(render(&app, signed_in, preset, fields, None).await?)
 }
 
-/// What the form asks for, with what only the store knows of its files.
+/// The command that the form asks for, with the size and hash of its files from the store.
 async fn command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Problem> {
     let request = input::from_form(fields)?;
     let inputs = transfer::describe(app, account, &request.inputs).await?;
