@@ -1,7 +1,7 @@
 # The commands of GPUbnb. `make demo` shows it; `make test` proves it.
 PORT ?= 8080
 # All but the demo jobs, which deploy/images.sh builds as one static binary.
-BINARIES = -p gpubnb-services -p gpubnb-operator -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
+BINARIES = --no-default-features -p gpubnb-services -p gpubnb-operator -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
 
 .PHONY: help setup setup-tests build images demo smoke test hostile bench worker fmt clean
 

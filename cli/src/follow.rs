@@ -13,14 +13,14 @@ use crate::{
     stream::{Event, Events},
 };
 
-/// How long to wait for lines that were written right before the end and may still be on their way.
+/// How long to wait for another line of output after the job is settled: the last lines may still be on their way.
 const LAST_LINES: Duration = Duration::from_millis(700);
-/// How long a job may wait for a machine before the reason is shown.
-const WAITING: Duration = Duration::from_secs(3);
-/// Exit code of a job that failed for another reason than its own exit code.
+/// How long a job may wait for a machine before the client prints the reason.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Exit code of the client if a job failed and the job has no exit code of its own.
 const JOB_FAILED: u8 = 1;
 
-/// `gpubnb logs`.
+/// `gpubnb logs`: prints the output of a job. With `follow`, also the output to come, until the job is settled.
 pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyhow::Result<u8> {
     if follow {
         return to_the_end(api, job, json, false).await.map(|_| 0);
@@ -38,8 +38,8 @@ pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyh
     }
 }
 
-/// Prints a line to the stream to which the job wrote it. Control characters are replaced, as they could control the
-/// terminal.
+/// Prints a line of a job's output to the stream to which the job wrote the line: stdout or stderr. Control characters
+/// are replaced, as they could control the terminal.
 fn print_line(line: &Value, json: bool) {
     let text = plain(line["text"].as_str().unwrap_or_default());
     match (json, line["stream"].as_str()) {
@@ -49,14 +49,16 @@ fn print_line(line: &Value, json: bool) {
     }
 }
 
-/// Shows a job until it is settled, and returns it. With `ask_to_stop`, Ctrl-C asks the job to stop.
+/// Shows the progress and the output of a job until the job is settled, and returns the settled job. With
+/// `ask_to_stop`, the first Ctrl-C cancels the job, and the second leaves the client.
 pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bool) -> anyhow::Result<Value> {
+    // The bar counts in thousandths of the work.
     let bar = ProgressBar::new(1_000);
     bar.set_style(ProgressStyle::with_template("{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
     let mut trail = Events::of(api, format!("/jobs/{job}/events/stream"));
     let mut output = Events::of(api, format!("/jobs/{job}/logs/stream"));
     let mut asked = false;
-    let mut waited = Box::pin(sleep(WAITING));
+    let mut waited = Box::pin(sleep(PATIENCE));
     let settled = loop {
         tokio::select! {
             () = &mut waited, if !waited.is_elapsed() => {
@@ -75,7 +77,7 @@ pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bo
             pressed = tokio::signal::ctrl_c(), if ask_to_stop => {
                 pressed?;
                 if asked {
-                    anyhow::bail!("left; the job is being stopped: gpubnb logs -f {job}");
+                    anyhow::bail!("the client leaves while the job is being stopped; to follow: gpubnb logs -f {job}");
                 }
                 asked = true;
                 bar.suspend(|| eprintln!("Asking the job to stop. Press Ctrl-C again to leave."));
@@ -92,16 +94,17 @@ pub(crate) async fn to_the_end(api: &Api, job: &str, json: bool, ask_to_stop: bo
     api.get(&format!("/jobs/{job}?min_seq={settled}")).await
 }
 
-/// The reason why a job has no machine yet; `None` if it has one.
+/// The reason why a job waits for a machine; `None` if the job does not wait.
 fn why_it_waits(job: &Value) -> Option<String> {
     let waiting = job["waiting"].as_object()?;
-    let count = |r: &Value| format!("{} {}", r["machines"], r["reason"].as_str().unwrap_or_default());
-    let rejected: Vec<_> = waiting["rejected"].as_array().into_iter().flatten().map(count).collect();
+    let count_and_reason = |r: &Value| format!("{} {}", r["machines"], r["reason"].as_str().unwrap_or_default());
+    let rejected: Vec<_> = waiting["rejected"].as_array().into_iter().flatten().map(count_and_reason).collect();
     let chosen = waiting["chosen"].as_str().unwrap_or_default();
-    let machines = if rejected.is_empty() { "the market has none".to_owned() } else { rejected.join(", ") };
-    Some(plain(&format!("It waits: {chosen} ({machines}).")))
+    let machines = if rejected.is_empty() { "there are no machines".to_owned() } else { rejected.join(", ") };
+    Some(plain(&format!("The job waits: {chosen} ({machines}).")))
 }
 
+/// Prints a line of output, or moves the progress bar.
 fn show(event: Event, bar: &ProgressBar, json: bool) {
     match event.name.as_str() {
         "line" => bar.suspend(|| print_line(&event.data, json)),
@@ -116,7 +119,7 @@ fn show(event: Event, bar: &ProgressBar, json: bool) {
     }
 }
 
-/// The exit code for a job's end: the job's own exit code, if it has one.
+/// The exit code of the client for a job that has ended: the job's own exit code, if the job has one.
 pub(crate) fn exit_code(job: &Value) -> u8 {
     match job["state"].as_str() {
         Some("Completed") => 0,

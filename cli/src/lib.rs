@@ -1,9 +1,11 @@
-//! The command-line client of `GPUbnb`: thin over `/api/v1`, for people at a terminal and for scripts.
+//! The command-line client of `GPUbnb`, for people at a terminal and for scripts. Nearly every command only calls
+//! the public API under `/api/v1` and prints the answer.
 //!
-//! Belongs here: the commands, and how answers look in a terminal. Must not come here: a rule of the market, or a way
-//! to the market other than the public API.
+//! This crate holds the commands, and the form in which answers appear in a terminal. It must hold no rule of the
+//! market, and no way to the market other than the public API.
 
-/// Prints a line. If the reader has gone, as in `gpubnb jobs | head`, this process ends quietly.
+/// Prints a line to the standard output. If nobody reads the output any more, as in `gpubnb jobs | head`, this process
+/// ends with exit code 0.
 macro_rules! say {
     ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
 }
@@ -25,9 +27,9 @@ use clap::CommandFactory as _;
 pub use args::Cli;
 use args::Command;
 
-/// Exit code if this client failed, and not the job.
+/// Exit code of this process if the client itself failed, as opposed to the job.
 pub const FAILED: u8 = 125;
-/// Exit code of a job that was cancelled.
+/// Exit code of this process if the job was cancelled.
 const CANCELLED: u8 = 130;
 
 fn print_line(line: std::fmt::Arguments<'_>) {
@@ -36,7 +38,7 @@ fn print_line(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Runs a command and returns the exit code.
+/// Runs a command and returns the exit code for this process.
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let json = cli.json;
     if let Command::Completions { shell } = cli.command {
@@ -59,6 +61,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Cancel { job } => show::cancel(&api, &job, json).await,
         Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
         Command::Run(run) => submit::run(&api, *run, json).await,
+        // These two commands have returned above, because they need no market.
         Command::Completions { .. } | Command::CheckProof { .. } => Ok(0),
     }
 }

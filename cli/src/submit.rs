@@ -1,4 +1,4 @@
-//! `gpubnb run`: puts the files, submits the job, follows it, and fetches what it leaves.
+//! `gpubnb run`: uploads the input files, submits the job, follows the job to its end, and downloads its output files.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use crate::{api::Api, args::Run, follow, stream};
 pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
     let mut inputs = Vec::new();
     for input in &run.inputs {
-        inputs.push(put(api, input).await?);
+        inputs.push(upload(api, input).await?);
     }
     let request = run.request(inputs)?;
     let submitted = api.post("/jobs", &serde_json::to_value(&request)?).await?;
-    let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
+    let job = submitted["job"].as_str().context("the market's answer names no job")?.to_owned();
     if run.detach {
         say!("{}", if json { submitted.to_string() } else { job });
         return Ok(0);
@@ -39,8 +39,9 @@ pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
     Ok(follow::exit_code(&ended))
 }
 
-/// Puts a file, and says where the job finds it.
-async fn put(api: &Api, given: &str) -> anyhow::Result<InputRequest> {
+/// Uploads an input file. `given` is `FILE`, or `FILE:PATH` with the path below `/input` at which the job finds the
+/// file.
+async fn upload(api: &Api, given: &str) -> anyhow::Result<InputRequest> {
     let (file, path) = match given.rsplit_once(':') {
         Some((file, path)) if !path.is_empty() => (PathBuf::from(file), path.to_owned()),
         _ => {
@@ -54,24 +55,27 @@ async fn put(api: &Api, given: &str) -> anyhow::Result<InputRequest> {
     let input = CommandId::generate();
     let content = reqwest::Body::wrap_stream(ReaderStream::new(content));
     let request = api.request(Method::PUT, &format!("/inputs/{input}")).header("content-length", bytes).body(content);
-    api.send(request).await.with_context(|| format!("putting {}", file.display()))?;
+    api.send(request).await.with_context(|| format!("uploading {}", file.display()))?;
     Ok(InputRequest { input, path })
 }
 
-/// Fetches what a job left. Its names are a stranger's: nothing is written outside the directory, and no link is followed.
+/// Downloads the output files of a job. The names of the files come from a stranger: no file is written outside the
+/// directory, and no link is followed.
 async fn download(api: &Api, job: &str, ended: &Value, directory: &Path) -> anyhow::Result<()> {
     let files = ended["outputs"].as_array().cloned().unwrap_or_default();
     for file in &files {
         let path = file["path"].as_str().unwrap_or_default();
-        let plain = path.split('/').all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains('\\'));
-        ensure!(plain && !path.chars().any(char::is_control), "a file is named {path:?}: it is not fetched");
+        let stays_inside = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
+        let safe = path.split('/').all(stays_inside) && !path.chars().any(char::is_control);
+        ensure!(safe, "the name {path:?} is not safe: the file is not downloaded");
         let target = directory.join(path);
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
         }
-        if fs::symlink_metadata(&target).is_ok_and(|known| known.is_symlink()) {
-            bail!("{} is a link: it is not written through", target.display());
+        if fs::symlink_metadata(&target).is_ok_and(|metadata| metadata.is_symlink()) {
+            bail!("{} is a link: no file is written through a link", target.display());
         }
+        // Only the path of this URL is used. Setting its segments escapes the characters of the file's name.
         let mut url = reqwest::Url::parse(&format!("{}/x", api.url))?;
         let segments = url.path_segments_mut().map_err(|()| anyhow::anyhow!("the market's address has no path"));
         segments?.clear().extend(["jobs", job, "artifacts"]).extend(path.split('/'));
@@ -80,7 +84,7 @@ async fn download(api: &Api, job: &str, ended: &Value, directory: &Path) -> anyh
         ensure!(file["sha256"] == hash.as_str() && file["bytes"] == bytes, "{path} arrived damaged: fetch it again");
     }
     if !files.is_empty() {
-        eprintln!("{} files in {}", files.len(), directory.display());
+        eprintln!("{} files were saved in {}", files.len(), directory.display());
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The bodies of commands and of their answers. What a command may do is decided in `services`.
+//! The bodies of commands and of their answers. `services` decides which commands are allowed.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,7 +12,7 @@ use crate::{
     time::{Millis, Seconds, Timestamp},
 };
 
-/// A text that is shown to nobody: debugging prints dots.
+/// A secret text. `Debug` prints dots in its place, so that no log shows the secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -23,18 +23,18 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A command was done, now or before.
+/// Answer of a command that has been done, by this request or by an earlier one with the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Done {
-    /// The sequence of its event: what to wait for before reading.
+    /// The sequence of the command's event. A query that waits for this sequence sees the effect of the command.
     pub seq: Seq,
 }
 
-/// `cmd.account.open`: opens the actor's account.
+/// `cmd.account.open`: opens the account in whose name the command is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenAccount {}
 
-/// `cmd.account.deposit`: money comes in. Answer: [`Done`].
+/// `cmd.account.deposit`: adds money to the account in whose name the command is sent. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deposit {
     /// The deposit.
@@ -43,10 +43,10 @@ pub struct Deposit {
     pub amount: MicroUsd,
 }
 
-/// `cmd.account.fund`: money has come in for an account, says an operator. Answer: [`Done`].
+/// `cmd.account.fund`: an operator adds money to an account. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FundAccount {
-    /// Whose.
+    /// The account that the money goes to.
     pub account: AccountId,
     /// The deposit.
     pub deposit: CommandId,
@@ -54,7 +54,7 @@ pub struct FundAccount {
     pub amount: MicroUsd,
 }
 
-/// `cmd.account.request_payout`: earnings are asked for. Answer: [`Done`].
+/// `cmd.account.request_payout`: a provider asks for earnings to be paid out. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestPayout {
     /// The payout.
@@ -66,41 +66,42 @@ pub struct RequestPayout {
 /// `cmd.account.close_payout`: an operator says how a payout ended. Answer: [`Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClosePayout {
-    /// Whose.
+    /// The account that asked for the payout.
     pub account: AccountId,
     /// The payout.
     pub payout: CommandId,
-    /// Why it failed; `None` if it was paid.
+    /// The reason why the payout failed; `None` if the payout was paid.
     pub failed: Option<String>,
 }
 
-/// `cmd.account.suspend` and `cmd.account.reinstate`: an operator's. Answer: [`Done`].
+/// `cmd.account.suspend` and `cmd.account.reinstate`: an operator suspends an account, or ends its suspension. Answer:
+/// [`Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetSuspension {
-    /// Whose.
+    /// The account to suspend or to reinstate.
     pub account: AccountId,
-    /// Why; `None` reinstates.
+    /// The reason of the suspension; `None` reinstates the account.
     pub reason: Option<String>,
 }
 
 /// `cmd.job.submit`. Answer: [`Submitted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubmitJob {
-    /// The job. Saying it again returns the first answer.
+    /// The id of the job. A second command with the same id returns the answer of the first.
     pub job: JobId,
-    /// What to run.
+    /// The image, the arguments and the resources of the job.
     pub spec: JobSpec,
-    /// Where.
+    /// The machines on which the job may run, and the way to choose among them.
     pub placement: Placement,
-    /// Wall-clock time a run may take.
+    /// Most wall-clock time that a run may take.
     pub time: Seconds,
-    /// Most it may cost; `None`: the most it can cost where it can run now.
+    /// Most that the job may cost. `None`: the most that it can cost on the machines that it can run on now.
     pub budget: Option<MicroUsd>,
-    /// How often it may start; `None`: 3.
+    /// How often the job may start; `None`: three times.
     pub max_attempts: Option<u32>,
-    /// How long it may wait for a machine; `None`: a day.
+    /// How long the job may wait for a machine; `None`: a day.
     pub queue: Option<Seconds>,
-    /// The values of its environment. They never enter an event: the specification has their names only.
+    /// The values of the job's environment. They never enter an event: the specification has their names only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
 }
@@ -110,31 +111,33 @@ pub struct SubmitJob {
 pub struct Submitted {
     /// The job.
     pub job: JobId,
-    /// `JobSubmitted`.
+    /// The sequence of `JobSubmitted`.
     pub seq: Seq,
 }
 
-/// `cmd.market.quote`: what a submission would mean; nothing is written. Body: [`SubmitJob`].
+/// Answer of `cmd.market.quote`: the price and the place that a submission would get now. The quote writes no event.
+/// Body: [`SubmitJob`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Quote {
-    /// Where it would run now; `None`: it would wait.
+    /// The machine on which the job would run now; `None` if the job would wait.
     pub machine: Option<MachineId>,
-    /// Its name.
+    /// The name of that machine.
     pub machine_name: Option<String>,
-    /// Price per hour there.
+    /// Price per hour of that machine.
     pub price: Option<HourlyRate>,
-    /// Most it can cost, and what is held.
+    /// The amount that the market would hold: the budget, or the most that the job can cost.
     pub hold: MicroUsd,
-    /// What the account may spend now.
+    /// The money that the account can spend now.
     pub available: MicroUsd,
-    /// When it can start: now where a machine is free; else when the first that fits comes free at the latest, by the
-    /// time limits of what runs there; `None` where no machine fits, or nobody can say.
+    /// The time at which the job can start. If a suitable machine is free, that time is now. Otherwise the first
+    /// suitable machine is free at this time at the latest, by the time limits of the jobs that it runs. `None` if no
+    /// machine is suitable, or if the machines still prepare jobs, which has no limit.
     #[serde(default)]
     pub start: Option<Timestamp>,
-    /// Jobs that wait for a machine already.
+    /// Number of jobs that already wait for a machine.
     #[serde(default)]
     pub waiting: u32,
-    /// Why there, or why it would wait.
+    /// The reason why this machine is chosen, or why the job would wait.
     pub placement: PlacementExplanation,
 }
 
@@ -145,131 +148,135 @@ pub struct CancelJob {
     pub job: JobId,
 }
 
-/// A change of a machine that its owner, or the machine itself, asks for. The API document names it `MachineChange`, as it
-/// always has.
+/// A change of a machine that its owner, or the machine itself, asks for. In the OpenAPI document the type is named
+/// `MachineChange`, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(as = MachineChange)]
 pub enum MachineChange {
     /// Take no new jobs.
     Pause,
-    /// Work again.
+    /// Take new jobs again.
     Resume,
-    /// The machine's own word: it is its owner's turn. Takes no new jobs.
+    /// Sent by the machine itself: its owner is using the machine, so it takes no new jobs.
     Away,
-    /// The machine's own word: it is spare again. The owner's pause goes on.
+    /// Sent by the machine itself: its owner no longer uses the machine. A pause that the owner asked for goes on.
     Back,
-    /// Finish what runs, take nothing new.
+    /// Finish the running jobs, and take no new ones.
     Drain,
-    /// Finish what runs; then it is worked on, and may be silent.
+    /// Finish the running jobs. Then people work on the machine, and it may send no heartbeats.
     Maintain,
     /// Leave the market.
     Delist,
-    /// Another price.
+    /// Offer the machine at another price.
     Reprice(HourlyRate),
 }
 
-/// `cmd.market.machine` (its owner) and `cmd.machine.<id>.wish` (the machine itself). Answer: [`Done`].
+/// `cmd.market.machine` (sent by the machine's owner) and `cmd.machine.<id>.wish` (sent by the machine itself). Answer:
+/// [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeMachine {
     /// The machine.
     pub machine: MachineId,
-    /// What is wanted.
+    /// The change that the sender wants.
     pub wish: MachineChange,
 }
 
-/// `cmd.machine.<id>.list`: the machine is offered. Answer: [`Listed`].
+/// `cmd.machine.<id>.list`: the machine offers itself on the market. Answer: [`Listed`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListMachine {
-    /// What is offered.
+    /// The hardware, the price and the terms of the machine.
     pub offer: Offer,
 }
 
-/// Answer of `cmd.machine.<id>.list`: the machine's consumer is ready.
+/// Answer of `cmd.machine.<id>.list`: the machine is listed, and the broker keeps a queue of jobs for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// The sequence of `MachineListed`.
     pub seq: Seq,
-    /// Stream to pull from.
+    /// The broker's stream that the machine's jobs come from.
     pub stream: String,
-    /// Consumer to pull from.
+    /// The broker's consumer on that stream that the machine pulls from.
     pub consumer: String,
 }
 
-/// `cmd.machine.<id>.tested`. Answer: [`Done`].
+/// `cmd.machine.<id>.tested`: a machine reports its self-test. Answer: [`Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordTest {
-    /// A record per check.
+    /// The result of every check.
     pub checks: Vec<Check>,
 }
 
-/// `cmd.machine.<id>.accept`. Answer: [`Grant`].
+/// `cmd.machine.<id>.accept`: a machine takes the job that was assigned to it. Answer: [`Grant`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accept {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
 }
 
-/// All that a worker needs for one attempt. Asking again returns the same.
+/// All that a worker needs for one attempt. A second `accept` with the same lease returns the same specification and
+/// limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// What to run.
+    /// The image, the arguments and the resources of the job.
     pub spec: JobSpec,
-    /// Its time limit.
+    /// The job's time limit.
     pub time: Millis,
-    /// How long its budget lasts; `None`: for ever.
+    /// How long the job's budget pays for the machine; `None`: without end.
     pub budget: Option<Millis>,
-    /// Whether `Started` is already in the log.
+    /// True if the attempt's `Started` is already in the log.
     pub started: bool,
-    /// Where to put the files it leaves; `None` where the market keeps none.
+    /// Permission to upload the files in `/output`; `None` where the market keeps no files.
     pub upload: Option<UploadGrant>,
-    /// Where to get each file it is given, in the order of the specification.
+    /// The addresses from which to download the job's input files, in the order of the specification.
     #[serde(default)]
     pub inputs: Vec<String>,
-    /// The values of its environment, sealed for this machine; `None` where it has none.
+    /// The values of the job's environment, sealed for this machine; `None` where the job has none.
     #[serde(default)]
     pub env: Option<SealedEnv>,
 }
 
-/// Values that only one machine can read: a JSON object of names and values, in a `crypto_box`.
+/// The values of a job's environment, which only one machine can read: a JSON object of names and values in a
+/// `crypto_box`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedEnv {
-    /// The market's x25519 public key.
+    /// The market's x25519 public key, with which the machine opens the box.
     pub from: String,
     /// The box, in hex.
     pub sealed: String,
 }
 
-/// Permission to put the files of one attempt.
+/// Permission to upload the files of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadGrant {
-    /// `PUT <url>/<path>`.
+    /// The address to which the files are sent: `PUT <url>/<path>` for each file.
     pub url: String,
-    /// Bearer token, bound to the attempt.
+    /// Bearer token, which is good for this attempt only.
     pub token: String,
-    /// Until when.
+    /// When the token expires.
     pub expires: Timestamp,
 }
 
-/// `cmd.machine.<id>.decline`. Answer: [`Done`].
+/// `cmd.machine.<id>.decline`: a machine does not take the job that was assigned to it. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decline {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
-    /// Why.
+    /// The reason why the machine does not take the job.
     pub reason: DeclineReason,
 }
 
-/// `cmd.machine.<id>.start`: before the container starts. Answer: [`Done`]; a refusal means: remove it.
+/// `cmd.machine.<id>.start`: a machine says that it is about to start the container. Answer: [`Done`]. If the answer is
+/// a refusal, the machine removes the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
     /// Digest of the image.
     pub image_digest: String,
@@ -280,53 +287,53 @@ pub struct Start {
 pub struct Report {
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
-    /// How.
+    /// The end of the attempt.
     pub outcome: Outcome,
-    /// The files it left.
+    /// The files that the attempt left in `/output`.
     #[serde(default)]
     pub outputs: Vec<Artifact>,
-    /// What it used, if it ran.
+    /// The resources that the attempt used; `None` if the job's code never ran.
     pub usage: Option<Usage>,
-    /// When, by the worker's clock.
+    /// The time of the end, by the worker's clock.
     pub occurred_at: Timestamp,
-    /// The machine's signature over the manifest ([`crate::manifest::signed_text`]), base64url.
+    /// The machine's signature over the list of files ([`crate::manifest::signed_text`]), base64url.
     #[serde(default)]
     pub signature: Option<String>,
 }
 
-/// How an attempt ended, in the worker's eyes.
+/// How an attempt ended, as the worker saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Exit code 0.
+    /// The job ended with exit code 0.
     Completed,
-    /// It failed.
+    /// The attempt failed.
     Failed {
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// More of it, for people.
+        /// Details of the reason, for people to read.
         #[serde(default)]
         detail: String,
     },
-    /// It was stopped because cancelling was asked for.
+    /// The worker stopped the attempt because the consumer cancelled the job.
     Cancelled,
 }
 
-/// `cmd.machine.<id>.sync`: what the worker has in hand. Answer: [`Desired`].
+/// `cmd.machine.<id>.sync`: the attempts that a worker still works on. Answer: [`Desired`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
-    /// Its attempts.
+    /// The job and the lease of each attempt.
     pub leases: Vec<Accept>,
 }
 
-/// What the platform wants of each attempt, in the order of the inventory.
+/// Answer of `cmd.machine.<id>.sync`: the state in which the platform wants each attempt to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
-    /// One desired state per attempt.
+    /// One desired state per attempt, in the order of the inventory.
     pub leases: Vec<(Lease, DesiredLease)>,
-    /// Whether the owner paused the machine or lets it drain.
+    /// True if the machine takes new jobs; false, for example, while it is paused or drains.
     pub takes_jobs: bool,
 }
 
@@ -334,11 +341,11 @@ pub struct Desired {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DesiredLease {
-    /// Go on.
+    /// The attempt goes on.
     Keep,
-    /// Stop: the consumer cancelled. Report the ending.
+    /// The consumer cancelled the job: stop the attempt, and report its end.
     Cancel,
-    /// Stop and forget: the attempt is over, whatever it still does counts for nothing.
+    /// The platform has ended the attempt already: stop it, and report nothing.
     Abandon,
 }
 
@@ -346,12 +353,12 @@ pub enum DesiredLease {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateEnrollment {}
 
-/// A one-time code.
+/// A code with which one machine enrolls, once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct EnrollmentCode {
-    /// What to type on the machine.
+    /// The code that the owner types on the machine.
     pub code: String,
-    /// Until when.
+    /// When the code expires.
     pub expires: Timestamp,
 }
 
@@ -366,13 +373,13 @@ impl fmt::Debug for EnrollmentCode {
 pub struct RedeemEnrollment {
     /// The code.
     pub code: String,
-    /// The machine; it made its own id.
+    /// The id of the machine, which the machine made itself.
     pub machine: MachineId,
-    /// Its `NKey`, `U…`. The seed never leaves the machine.
+    /// The machine's public `NKey`, which begins with `U`. The seed never leaves the machine.
     pub public_key: String,
-    /// Its x25519 key, `X…`, which secrets of jobs are sealed for.
+    /// The machine's public x25519 key, which begins with `X`. The secrets of jobs are sealed for this key.
     pub sealing_key: String,
-    /// [`Self::signed_text`], signed with the `NKey`; base64url.
+    /// The signature of the `NKey` over [`Self::signed_text`], base64url.
     pub signature: String,
 }
 
@@ -383,7 +390,7 @@ impl fmt::Debug for RedeemEnrollment {
 }
 
 impl RedeemEnrollment {
-    /// What the machine signs.
+    /// The text that the machine signs, which proves that the machine has the seed.
     pub fn signed_text(&self) -> String {
         format!("enroll.{}.{}.{}", self.machine, self.sealing_key, self.code)
     }
@@ -396,29 +403,29 @@ pub struct AskChallenge {
     pub machine: MachineId,
 }
 
-/// What a machine has to sign.
+/// A challenge, which a machine signs to prove that it still has its seed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Challenge {
-    /// The text.
+    /// The random text of the challenge.
     pub nonce: String,
-    /// Until when.
+    /// When the challenge expires.
     pub expires: Timestamp,
 }
 
-/// `cmd.enrollment.renew`. Answer: [`MachineCredential`].
+/// `cmd.enrollment.renew`: a machine answers a challenge, and gets a new credential. Answer: [`MachineCredential`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewCredential {
     /// The machine.
     pub machine: MachineId,
     /// The challenge's text.
     pub nonce: String,
-    /// [`Self::signed_text`], signed with the machine's `NKey`; base64url.
+    /// The signature of the machine's `NKey` over [`Self::signed_text`], base64url.
     pub signature: String,
 }
 
 impl RenewCredential {
-    /// What the machine signs. The same key answers the broker: the words before the nonce tell the two apart, so that
-    /// nobody can pass the broker's question off as the market's.
+    /// The text that the machine signs. The machine signs the broker's challenges with the same key. The words before
+    /// the nonce tell the two apart, so that nobody can pass a challenge of the broker off as one of the market.
     pub fn signed_text(&self) -> String {
         format!("renew.{}.{}", self.machine, self.nonce)
     }
@@ -429,11 +436,11 @@ impl RenewCredential {
 pub struct MachineCredential {
     /// The machine.
     pub machine: MachineId,
-    /// Who owns it.
+    /// The account that owns the machine.
     pub owner: AccountId,
-    /// The token.
+    /// The token that the machine shows to the broker.
     pub jwt: String,
-    /// Until when.
+    /// When the token expires.
     pub expires: Timestamp,
 }
 
@@ -443,13 +450,14 @@ impl fmt::Debug for MachineCredential {
     }
 }
 
-/// `cmd.enrollment.revoke`: a machine's owner, or an operator, takes its right to speak away at once.
+/// `cmd.enrollment.revoke`: a machine's owner, or an operator, makes the machine's credential invalid at once. Answer:
+/// [`Revoked`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokeMachine {
     /// The machine.
     pub machine: MachineId,
 }
 
-/// It is so.
+/// Answer of `cmd.enrollment.revoke`: the machine's credential is revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoked {}

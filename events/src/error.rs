@@ -2,14 +2,14 @@
 
 use std::{error::Error, fmt};
 
-/// Any error, where a function can fail in ways that have nothing else in common.
+/// An error of any type, for functions whose failures have no type in common.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error and its causes on one line: `cannot read the log: the broker is unavailable: timed out`.
 ///
-/// No error of this workspace repeats its source in its own text. Wherever an error becomes text for good, in a log
-/// line or in a note, its chain has to be written instead. Libraries do repeat their sources; such a repetition is left
-/// out.
+/// No error of this workspace repeats its source in its own text. Therefore a log line or a stored note writes the
+/// `Chain` of an error, never the error alone. Errors of libraries may repeat their sources. A cause is left out if the
+/// text before it ends with the text of the cause.
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

@@ -1,10 +1,10 @@
-//! A job as it is asked for: one description, which the form, the API and the client write, and which a job's page reads
-//! back to run the job again.
+//! The request for a job: one type, which the web form, the API and the client `gpubnb` write. "Run again" on a job's
+//! page makes the request anew from the job.
 //!
-//! Belongs here: the fields with their units, and the way to a command and back. Must not come here: the rules that a job
-//! must keep (`services/domain/src/submission.rs`).
+//! Belongs here: the fields with their units, the way from a request to a command, and the way from a job back to a
+//! request. Must not come here: the rules that a job must keep (`services/domain/src/submission.rs`).
 //!
-//! Units are one set everywhere: thousandths of a core, MiB, seconds, dollars as text.
+//! All fields use the same units: thousandths of a core, MiB, seconds, and dollars as text.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -20,32 +20,34 @@ use crate::{
     time::Seconds,
 };
 
-/// A file that was uploaded before, and the path at which the job finds it. Its size and hash are known to the store.
+/// An input file, which was uploaded before, and the path at which the job finds it. The size and the hash of the file
+/// are not part of the request: the store knows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InputRequest {
-    /// The upload: `PUT /inputs/{id}`.
+    /// The id under which the file was uploaded: `PUT /inputs/{id}`.
     #[schema(value_type = String, format = Uuid)]
     pub input: CommandId,
-    /// Path below `/input`.
+    /// Path of the file below `/input` in the container.
     pub path: String,
 }
 
-/// A job as it is asked for: `POST /api/v1/jobs`, the form, and `gpubnb run`. Numbers may be given as text, as a form
-/// sends them.
+/// The request for a job, from `POST /api/v1/jobs`, from the web form, or from `gpubnb run`. Numbers may be given as
+/// text, as a form sends them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobRequest {
-    /// Its id, a UUID of version 7; made by the server if missing. The same id again is the same job.
+    /// The id of the job, a UUID of version 7; the server makes one if it is missing. A second request with the same id
+    /// is the same job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<JobId>,
     /// A name for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// An approved template.
+    /// The id of a template of the market. It takes the place of an image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// The template's choices.
+    /// The values of the template's fields, by the names of the fields.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, String>,
     /// A custom image, pinned by digest.
@@ -66,67 +68,69 @@ pub struct JobRequest {
     /// Size of `/dev/shm`, MiB, which counts as memory; a quarter of the memory (at most 1 GiB) if missing.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub shm_mib: Option<u64>,
-    /// Room for output, MiB.
+    /// Room for the files in `/output`, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub output_mib: Option<u64>,
-    /// GPUs.
+    /// Number of GPUs.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
-    /// Memory of each GPU, MiB.
+    /// Least memory of each GPU, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub vram_mib: Option<u64>,
-    /// The job needs the network.
+    /// True if the job needs the network.
     #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
     pub egress: bool,
-    /// A machine; else the market chooses.
+    /// The machine on which the job must run; the market chooses one if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineId>,
-    /// Most it may cost per hour, dollars.
+    /// Highest price of the machine per hour, dollars.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price_cap_usd: Option<String>,
-    /// Part of a GPU model's name.
+    /// Part of the name of the GPU model that the machine must have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_model: Option<String>,
-    /// A region.
+    /// The region in which the machine must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// How the market chooses where no machine is named; the cheapest, if missing.
+    /// The way in which the market chooses where no machine is named; the market takes the cheapest if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
-    /// Least share of its attempts that ended without a fault of the machine, percent.
+    /// Least reliability of the machine: the share of its attempts that ended without a fault of the machine, percent.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub min_reliability: Option<u32>,
-    /// Only a machine that passed every check of its self-test.
+    /// True if the machine must have passed every check of its self-test.
     #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
     pub verified: bool,
-    /// A machine with simulated GPUs is taken, too.
+    /// True if the machine may have simulated GPUs.
     #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
     pub allow_simulated: bool,
-    /// Time limit, seconds.
+    /// Time limit of a run, seconds.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub time_seconds: Option<u64>,
-    /// Budget, dollars.
+    /// Most that the job may cost, dollars.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_usd: Option<String>,
-    /// How often it may start.
+    /// How often the job may start.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// How long it may wait, seconds.
+    /// How long the job may wait for a machine, seconds.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub queue_seconds: Option<u64>,
-    /// Its environment. The values are secrets: they are given to the machine that runs the job, and to nobody else.
+    /// The job's environment variables. The values are secrets: they are given to the machine that runs the job, and to
+    /// nobody else.
     #[schema(value_type = BTreeMap<String, String>)]
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
-    /// Files it is given, below `/input`.
+    /// The input files of the job.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<InputRequest>,
 }
 
 impl JobRequest {
     /// The command that submits the job, with `job` as its id where the request names none. `inputs` are the files of
-    /// the request as the store describes them. Refused are a request without an image, choices that the template does
-    /// not have, amounts that cannot be read, and a named machine with requirements for any other.
+    /// the request as the store describes them. Refuses a request without an image, values for fields that the template
+    /// does not have, amounts that cannot be read, and a request that names a machine and also demands a GPU model, a
+    /// region, a reliability or a self-test.
     pub fn into_command(self, job: JobId, inputs: Vec<Input>) -> Result<SubmitJob, Refusal> {
         let placement = self.placement()?;
         let template = self.template.as_deref().map(find_template).transpose()?;
@@ -172,12 +176,14 @@ impl JobRequest {
         })
     }
 
+    /// The machine that the request names, or the requirements by which the market chooses one.
     fn placement(&self) -> Result<Placement, Refusal> {
         let price_cap = dollars("price_cap_usd", self.price_cap_usd.as_deref())?.map(HourlyRate);
         let (gpu_model, region) = (not_blank(self.gpu_model.as_deref()), not_blank(self.region.as_deref()));
         if let Some(machine) = self.machine {
             if gpu_model.is_some() || region.is_some() || self.min_reliability.is_some() || self.verified {
-                let message = "You named a machine: leave out what any other must have, or let the market choose.";
+                let message =
+                    "You named a machine: leave out GPU model, region, reliability and self-test, or name no machine.";
                 return Err(invalid("machine", message));
             }
             return Ok(Placement::on(machine, price_cap));
@@ -194,10 +200,10 @@ impl JobRequest {
         Ok(Placement { strategy: self.strategy.unwrap_or_default(), requirements })
     }
 
-    /// The request that asks for a job once more, with every choice spelled out. The values of its environment are known
-    /// to nobody any more: each is empty, and to be given anew.
+    /// The request that asks for the same job once more, with every default spelled out. The values of the job's
+    /// environment are deleted by then: each is empty, and the user has to give it anew.
     pub fn again(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
-        // Both are taken apart by name: a field that is added and forgotten here does not compile.
+        // Every struct is taken apart by the names of its fields, so that a forgotten new field does not compile.
         let JobSpec { name, template, image, command, workdir, resources, egress, env, inputs } = spec;
         let Resources { cpu_millis, memory, shm, output, gpus, vram } = resources;
         let Placement { strategy, requirements } = placement;
@@ -205,7 +211,7 @@ impl JobRequest {
         let Requirements { machine, price_cap, gpu_model, region, allow_simulated, reliability, verified } =
             requirements;
         let template = template.as_deref().and_then(template::find);
-        let plain = |amount: MicroUsd| amount.to_string().replace('$', "");
+        let without_sign = |amount: MicroUsd| amount.to_string().replace('$', "");
         Self {
             job: None,
             name: Some(name.clone()),
@@ -222,7 +228,7 @@ impl JobRequest {
             vram_mib: Some(vram.0),
             egress: *egress,
             machine: *machine,
-            price_cap_usd: price_cap.map(|cap| plain(cap.0)),
+            price_cap_usd: price_cap.map(|cap| without_sign(cap.0)),
             gpu_model: gpu_model.clone(),
             region: region.clone(),
             strategy: machine.is_none().then_some(*strategy),
@@ -230,7 +236,7 @@ impl JobRequest {
             verified: *verified,
             allow_simulated: *allow_simulated && machine.is_none(),
             time_seconds: Some(time.0),
-            budget_usd: Some(plain(*budget)),
+            budget_usd: Some(without_sign(*budget)),
             max_attempts: Some(*max_attempts),
             queue_seconds: Some(queue.0),
             env: env.iter().map(|name| (name.clone(), Secret(String::new()))).collect(),
@@ -246,10 +252,11 @@ fn invalid(field: &str, message: impl Into<String>) -> Refusal {
 fn find_template(id: &str) -> Result<&'static Template, Refusal> {
     template::find(id).ok_or_else(|| {
         let known: Vec<_> = template::ALL.iter().map(|t| t.id).collect();
-        invalid("template", format!("There is no such template. There are: {}.", known.join(", ")))
+        invalid("template", format!("There is no such template. The templates are: {}.", known.join(", ")))
     })
 }
 
+/// The resources of a job with a custom image, where the request names none.
 const fn custom_resources() -> Resources {
     Resources::new(1_000, Mebibytes(1_024), Mebibytes(1_024))
 }
@@ -264,11 +271,11 @@ pub fn dollars(field: &str, text: Option<&str>) -> Result<Option<MicroUsd>, Refu
     parsed.map_err(|e| invalid(field, e.to_string()))
 }
 
-/// The arguments of a template: its own, and `--name value` for each of its fields.
+/// The arguments of a job with a template: those of the template, and `--name value` for each of the template's fields.
 fn arguments(template: &Template, parameters: &BTreeMap<String, String>) -> Result<Vec<String>, Refusal> {
     if let Some(unknown) = parameters.keys().find(|name| !template.fields.iter().any(|f| f.name == *name)) {
         let known: Vec<_> = template.fields.iter().map(|f| f.name).collect();
-        let message = format!("`{unknown}` is not a choice of this template. It has: {}.", known.join(", "));
+        let message = format!("`{unknown}` is not a field of this template. The fields are: {}.", known.join(", "));
         return Err(invalid("parameters", message));
     }
     let mut arguments: Vec<String> = template.command.iter().map(|a| (*a).to_owned()).collect();
@@ -290,13 +297,13 @@ fn arguments(template: &Template, parameters: &BTreeMap<String, String>) -> Resu
     Ok(arguments)
 }
 
-/// The choices in a template's arguments: the inverse of [`arguments`].
+/// The values of the fields in a template's arguments: the inverse of [`arguments`].
 fn parameters(template: &Template, command: &[String]) -> BTreeMap<String, String> {
     let pairs = command.get(template.command.len()..).unwrap_or_default().chunks_exact(2);
     pairs.filter_map(|pair| Some((pair[0].strip_prefix("--")?.to_owned(), pair[1].clone()))).collect()
 }
 
-/// A number, or a text that is one; an empty text is none.
+/// Reads a number that is given as a number or as text. An empty text and null are read as `None`.
 fn number<'de, D: Deserializer<'de>, T: FromStr + Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -315,11 +322,11 @@ fn number<'de, D: Deserializer<'de>, T: FromStr + Deserialize<'de>>(from: D) -> 
     }
 }
 
-/// Yes or no, or the `on` of a form's box.
+/// Reads true or false, or `on`, which a form sends for a checked box.
 fn checked<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-    struct Box;
+    struct CheckBox;
 
-    impl de::Visitor<'_> for Box {
+    impl de::Visitor<'_> for CheckBox {
         type Value = bool;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -339,7 +346,7 @@ fn checked<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
         }
     }
 
-    from.deserialize_any(Box)
+    from.deserialize_any(CheckBox)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -1,32 +1,32 @@
-//! Output of a running job: its log, its progress, its measurements. A message may arrive twice; log lines are
-//! numbered, so that readers drop the lines that they already have.
+//! The messages with the output of a running job: log lines, progress and measurements. A message may arrive twice. Log
+//! lines are numbered, so that readers can drop the lines that they already have.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{ids::Lease, time::Timestamp};
 
-/// Wire name of [`Progress`].
+/// The name of the type [`Progress`] in a message's header.
 pub const PROGRESS: &str = "Progress.v1";
-/// Wire name of [`LogLines`].
+/// The name of the type [`LogLines`] in a message's header.
 pub const LOG_LINES: &str = "LogLines.v1";
-/// Wire name of [`JobMetrics`].
+/// The name of the type [`JobMetrics`] in a message's header.
 pub const JOB_METRICS: &str = "JobMetrics.v1";
 
-/// The progress of a job.
+/// The progress of a job, as the job reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
-    /// The attempt.
+    /// The lease of the attempt that reports the progress.
     pub lease: Lease,
-    /// From 0 to 1.
+    /// The finished share of the work, from 0 to 1.
     pub fraction: f32,
-    /// The job's own words for its present work.
+    /// A text in which the job describes its present work.
     #[serde(default)]
     pub message: String,
-    /// When it was said, by the machine's clock.
+    /// The time of the report, by the machine's clock.
     pub occurred_at: Timestamp,
 }
 
-/// The stream that a line came from.
+/// The stream to which the job wrote a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogStream {
@@ -39,7 +39,7 @@ pub enum LogStream {
 /// Consecutive log lines of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLines {
-    /// The attempt.
+    /// The lease of the attempt that wrote the lines.
     pub lease: Lease,
     /// Number of the first of these lines in the attempt's log, counted from 0.
     pub first_line: u64,
@@ -50,20 +50,20 @@ pub struct LogLines {
 /// A line of a job's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// The stream that the line came from.
+    /// The stream to which the job wrote the line.
     pub stream: LogStream,
-    /// When the line was written, by the machine's clock.
+    /// The time at which the line was written, by the machine's clock.
     pub at: Timestamp,
-    /// The text. The job wrote it: escape it wherever it is shown.
+    /// The text of the line, which comes from an untrusted job: escape the text wherever it is shown.
     pub text: String,
 }
 
 /// Measurements that a job reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobMetrics {
-    /// The attempt.
+    /// The lease of the attempt that reports the measurements.
     pub lease: Lease,
-    /// When it was said, by the machine's clock.
+    /// The time of the report, by the machine's clock.
     pub occurred_at: Timestamp,
     /// Name and value of each measurement.
     pub values: Vec<(String, f64)>,

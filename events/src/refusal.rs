@@ -1,8 +1,9 @@
-//! Refusals as they travel between processes. A refusal has a name for programs and a message for people.
+//! Refusals of requests, in the form in which one process sends them to another. A refusal has a name for programs and
+//! a message for people.
 
 use serde::{Deserialize, Serialize};
 
-/// The kind of a refusal.
+/// The kind of a refusal: the general reason, which many names share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {
@@ -10,36 +11,36 @@ pub enum RefusalKind {
     Invalid,
     /// The thing that the request is about does not exist.
     NotFound,
-    /// The actor may not do this.
+    /// The actor has no right to make this request.
     Forbidden,
-    /// The request does not fit the present state.
+    /// The request does not fit the present state of the thing that it is about.
     Conflict,
-    /// There is not enough money.
+    /// The account does not hold enough money.
     Funds,
 }
 
-/// A command was not granted.
+/// The refusal of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{name}: {message}")]
 pub struct Refusal {
-    /// The name, such as `InsufficientFunds`.
+    /// The name of the reason, such as `InsufficientFunds`.
     pub name: String,
-    /// The kind.
+    /// The general reason.
     pub kind: RefusalKind,
-    /// The field of the request that is at fault.
+    /// The field of the request that caused the refusal; `None` if no single field did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// A sentence on what happened and what to do.
+    /// A message for people: the reason, and a way to go on.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal that is not the fault of a single field.
+    /// Makes a refusal that no single field of the request caused.
     pub fn new(name: &str, kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { name: name.to_owned(), kind, field: None, message: message.into() }
     }
 
-    /// The same refusal, with the field at fault.
+    /// The same refusal, caused by this field of the request.
     #[must_use]
     pub fn at(self, field: &str) -> Self {
         Self { field: Some(field.to_owned()), ..self }

@@ -1,5 +1,5 @@
-//! A Docker engine of a test's own, that can be stopped and started again. It lives in a network namespace of its own: an
-//! engine beside another one would take the first one's network away.
+//! A Docker engine that belongs to one test, which can stop the engine and start it again. The engine runs in a network
+//! namespace of its own, because it would disturb the network of the computer's usual engine otherwise.
 
 use std::{
     fs,
@@ -15,13 +15,16 @@ use tokio::time::{Instant, sleep};
 
 use crate::process::Process;
 
-/// How long an engine may take to answer.
+/// How long an engine may take from its start to its first answer.
 const READY: Duration = Duration::from_secs(60);
 
-/// A Docker engine. Needs root.
+/// A Docker engine of a test. Only root can start one.
 pub struct Engine {
+    /// The directory of all the engine's files.
     home: PathBuf,
+    /// Further options of `dockerd`.
     options: Vec<String>,
+    /// The process `dockerd`; `None` while the engine is stopped.
     process: Option<Process>,
 }
 
@@ -29,23 +32,27 @@ pub struct Engine {
 const HOOK: &str = "nvidia-container-runtime-hook";
 
 impl Engine {
-    /// Starts an engine that finds NVIDIA's container toolkit: a stand-in that gives no GPU away, but notes what the
-    /// container would see.
+    /// Starts an engine that finds a stand-in for NVIDIA's container toolkit. The stand-in gives a container no GPU,
+    /// but saves the container's configuration, which names the GPUs that the real toolkit would give.
     pub async fn with_gpus(home: &Path) -> anyhow::Result<Self> {
         let programs = home.join("bin");
         fs::create_dir_all(&programs)?;
         let hook = programs.join(HOOK);
-        let note = home.join("config.json").display().to_string();
-        // The hook gets the container's state on its standard input; its bundle holds the container's configuration.
+        let saved = home.join("config.json").display().to_string();
+        // The hook reads the container's state from its standard input. The state names the bundle, which is the
+        // directory with the container's configuration.
         let script = format!(
-            "#!/bin/sh\ncp \"$(sed -n 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/p')/config.json\" {note}.partial\nmv {note}.partial {note}\n"
+            "#!/bin/sh\n\
+             cp \"$(sed -n 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/p')/config.json\" {saved}.partial\n\
+             mv {saved}.partial {saved}\n"
         );
         fs::write(&hook, script)?;
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+        // Workers look for a runtime named `nvidia`; the usual `runc` serves under this name.
         Self::start(home, &["--add-runtime", "nvidia=runc"]).await
     }
 
-    /// The GPUs that the last container with GPUs was to see.
+    /// The GPUs of the last container that was started with GPUs. Fails if there was no such container yet.
     pub fn gpus_given(&self) -> anyhow::Result<Vec<String>> {
         let config: Value = serde_json::from_str(&fs::read_to_string(self.home.join("config.json"))?)?;
         let variables = config["process"]["env"].as_array().context("a container's environment")?;
@@ -53,17 +60,17 @@ impl Engine {
         Ok(given.flat_map(|gpus| gpus.split(',')).map(str::to_owned).collect())
     }
 
-    /// Starts an engine in a directory, with these options besides, and gives it the images for jobs. The machine's own
-    /// configuration of Docker is left aside.
+    /// Starts an engine whose files are in the directory `home`, with further options of `dockerd`, and loads the image
+    /// of the demo jobs into the engine. The engine does not read the computer's own configuration of Docker.
     pub async fn start(home: &Path, options: &[&str]) -> anyhow::Result<Self> {
         fs::create_dir_all(home)?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut engine = Self { home: home.to_owned(), options, process: None };
         engine.again().await?;
         let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
-        let images = saved.stdout.take().context("the saved images")?;
-        let loaded = engine.docker().arg("load").stdin(images).output()?;
-        ensure!(saved.wait()?.success() && loaded.status.success(), "the images were not handed on: {loaded:?}");
+        let image = saved.stdout.take().context("the saved image")?;
+        let loaded = engine.docker().arg("load").stdin(image).output()?;
+        ensure!(saved.wait()?.success() && loaded.status.success(), "the image was not loaded: {loaded:?}");
         Ok(engine)
     }
 
@@ -72,22 +79,23 @@ impl Engine {
         PathBuf::from(format!("unix://{}", self.home.join("docker.sock").display()))
     }
 
+    /// A command of Docker's client that goes to this engine.
     fn docker(&self) -> Command {
         let mut docker = Command::new("docker");
         docker.arg("--host").arg(self.host());
         docker
     }
 
-    /// Stops the engine, as a package's update does.
+    /// Stops the engine, as an update of Docker's package does.
     pub fn stop(&mut self) {
         self.process = None;
     }
 
-    /// Starts the engine again, with its containers and images.
+    /// Starts the engine, with the containers and images that it had before, and waits until it answers.
     pub async fn again(&mut self) -> anyhow::Result<()> {
         let home = &self.home;
         let mut command = Command::new("unshare");
-        // Programs that a test left in the directory come first.
+        // The engine finds the programs in `bin`, such as the stand-in for NVIDIA's hook, before all others.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", home.join("bin").display()));
         let configuration = home.join("daemon.json");
@@ -115,7 +123,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // With live-restore the containers would outlive the engine.
+        // With Docker's option `live-restore` the containers would outlive the engine, so they are removed first.
         if let Ok(listed) = self.docker().args(["ps", "--all", "--quiet"]).output() {
             let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
             if !ids.trim().is_empty() {

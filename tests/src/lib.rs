@@ -1,6 +1,7 @@
 //! The whole system, put together from its real parts: for tests, for the demo and for the benchmarks.
 
 pub mod bench;
+#[cfg(feature = "browser")]
 pub mod browser;
 pub mod engine;
 pub mod history;

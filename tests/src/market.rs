@@ -1,4 +1,5 @@
-//! A market as tests and people outside of its processes reach it: its addresses, its directory, and two people.
+//! A running market as a test sees it: the addresses of its broker and web server, its directory, and its two people,
+//! a consumer and a provider.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use crate::{
     web::Web,
 };
 
-/// A market, whoever started it.
+/// A running market: one that a test started for itself, or one that tests share.
 #[derive(Serialize, Deserialize)]
 pub struct Market {
     directory: PathBuf,
@@ -31,14 +32,15 @@ pub struct Market {
     pub web: Web,
     /// The provider, who owns the machines.
     pub owner: Web,
-    /// Somebody who runs the platform: at shared markets, where every test may need one.
+    /// The operator of a shared market. A market of one test has none until the test calls `Web::operator`.
     operator: Option<Web>,
-    /// Environment of the workers that are started from now on.
+    /// Environment variables of every worker that is started from now on.
     #[serde(skip)]
     pub environment: Vec<(&'static str, PathBuf)>,
 }
 
-/// A worker of one test at a market that others share. Its jobs' containers and file systems end with it.
+/// A worker of one test at a market that other tests share. When this value is dropped, the worker stops, and the
+/// containers and the mounted file systems of its jobs are removed.
 pub struct Worker {
     /// The worker's process.
     pub process: Process,
@@ -56,24 +58,25 @@ impl Drop for Worker {
 }
 
 impl Market {
+    /// A market whose consumer and provider have not signed up yet.
     pub(crate) fn new(directory: &Path, nats_port: u16, ui_port: u16) -> Self {
-        let nobody = Web::new(&format!("http://127.0.0.1:{ui_port}"));
-        let (web, owner, directory) = (nobody.clone(), nobody, directory.to_owned());
+        let visitor = Web::new(&format!("http://127.0.0.1:{ui_port}"));
+        let (web, owner, directory) = (visitor.clone(), visitor, directory.to_owned());
         Self { directory, nats_port, ui_port, web, owner, operator: None, environment: Vec::new() }
     }
 
-    /// Makes somebody an operator, for all tests that share the market.
+    /// Signs up the operator whom all tests of a shared market use.
     pub(crate) async fn appoint_operator(&mut self) -> anyhow::Result<()> {
         self.operator = Some(Web::operator(self).await?);
         Ok(())
     }
 
-    /// The operator of a shared market.
+    /// The operator of a shared market. Fails at a market of one test.
     pub fn operator(&self) -> anyhow::Result<Web> {
         self.operator.clone().context("this market is not shared: use Web::operator")
     }
 
-    /// A person of their own, with $100 of play money.
+    /// A new consumer, whom no other test uses, with $100 of play money.
     pub async fn newcomer(&self) -> anyhow::Result<Web> {
         let web = Web::join(&self.url(), &CommandId::generate().to_string()).await?;
         web.deposit("100").await?;
@@ -85,6 +88,7 @@ impl Market {
         &self.directory
     }
 
+    /// The directory with the broker credentials of the processes.
     pub(crate) fn keys(&self) -> PathBuf {
         self.path().join("keys")
     }
@@ -112,7 +116,7 @@ impl Market {
         NatsArgs { nats: self.nats_url(), nats_creds: self.keys().join(process), nats_ca: None }
     }
 
-    /// One of our programs, with its credential for the broker.
+    /// A command that runs the program `gpubnb-<name>` with the address of the broker and the program's credential.
     pub(crate) fn command(&self, name: &str) -> anyhow::Result<Command> {
         let mut command = Command::new(binary(&format!("gpubnb-{name}"))?);
         command.env("GPUBNB_NATS_URL", self.nats_url());
@@ -120,12 +124,15 @@ impl Market {
         Ok(command)
     }
 
-    /// Starts a worker that ends with the test, not with the market; waits until its machine is on the market.
+    /// Starts a worker that ends when the returned value is dropped, before the market ends. Waits until the worker's
+    /// machine is online on the market.
     pub async fn own_worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Worker> {
         let process = self.begin_worker(name, arguments).await?;
         Ok(Worker { process, directory: self.path().join(name) })
     }
 
+    /// Enrolls a worker where that is needed, starts the worker, and waits until its machine is online on the market.
+    /// The caller keeps the process.
     pub(crate) async fn begin_worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Process> {
         let state = self.path().join(name);
         if !state.join("enrollment.json").exists() {
@@ -143,10 +150,10 @@ impl Market {
         Ok(worker)
     }
 
-    /// Enrolls a machine for an account, with a code of its own.
+    /// Enrolls the machine of a worker for an account, with a new enrollment code of that account.
     pub async fn enroll(&self, name: &str, owner: &Web) -> anyhow::Result<()> {
         let code = owner.post("/enrollments", &json!({})).await?;
-        let code = code["code"].as_str().context("a code")?;
+        let code = code["code"].as_str().context("an answer without a code")?;
         let enrolled = Command::new(binary("gpubnb-provider")?)
             .args(["enroll", code, "--market", &self.url(), "--state"])
             .arg(self.path().join(name))
@@ -155,7 +162,7 @@ impl Market {
         Ok(())
     }
 
-    /// Runs a command of the worker's program, such as `status`. Returns its success and its output.
+    /// Runs a command of the worker's program, such as `status`. Returns true if the command succeeded, and its output.
     pub fn worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
         let mut command = Command::new(binary("gpubnb-provider")?);
         command.args(arguments).arg("--state").arg(self.path().join(name));
@@ -164,7 +171,7 @@ impl Market {
         Ok((output.status.success(), format!("{out}{err}")))
     }
 
-    /// The directory in which the broker keeps a stream.
+    /// The directory in which the broker keeps the files of a stream; `None` if there is none.
     pub fn stream_files(&self, stream: &str) -> Option<PathBuf> {
         fn below(directory: &Path, wanted: &Path) -> Option<PathBuf> {
             let entries: Vec<_> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
@@ -174,12 +181,12 @@ impl Market {
         below(&self.path().join("nats"), &Path::new("streams").join(stream))
     }
 
-    /// Runs the operator's tool.
+    /// Runs the operator's tool, `gpubnb-projector`, with arguments such as `verify`.
     pub fn tool(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         Ok(self.tool_command()?.args(arguments).output()?)
     }
 
-    /// The operator's tool, without a command yet.
+    /// The operator's tool with its options for the broker. The caller adds the other arguments.
     pub fn tool_command(&self) -> anyhow::Result<Command> {
         let nats = self.nats_args("projector");
         let mut command = Command::new(binary("gpubnb-projector")?);
@@ -192,12 +199,12 @@ impl Market {
         Ok(self.command("services")?.args(arguments).output()?)
     }
 
-    /// The machine's row on the market.
+    /// The machine of a worker as the API shows it to a stranger.
     pub async fn machine_view(&self, name: &str) -> anyhow::Result<Value> {
         self.web.stranger().get(&format!("/machines/{}", self.machine(name)?)).await
     }
 
-    /// Waits until a machine fulfils a condition, and returns the machine.
+    /// Waits until `wanted` is true of the machine of a worker, as the API shows it, and returns that answer.
     pub async fn machine_until(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         let deadline = Instant::now() + READY;
         loop {
@@ -206,31 +213,31 @@ impl Market {
                 return Ok(view);
             }
             if Instant::now() > deadline {
-                bail!("{name} did not get there within {READY:?}: {view:#}\n{}", self.log(name));
+                bail!("machine {name} is not in the wanted state after {READY:?}: {view:#}\n{}", self.log(name));
             }
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// The machine that a worker made its own.
+    /// The id of a worker's machine, which the worker keeps in its directory.
     pub fn machine(&self, name: &str) -> anyhow::Result<String> {
         let path = self.path().join(name).join("machine");
         Ok(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?.trim().to_owned())
     }
 
-    /// Every machine that a worker of this market made its own.
+    /// The ids of the machines of all workers of this market.
     pub(crate) fn machines(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path()).into_iter().flatten().flatten();
         entries.filter_map(|entry| fs::read_to_string(entry.path().join("machine")).ok()).collect()
     }
 
-    /// The output of a process.
+    /// The output of a process so far.
     pub fn log(&self, name: &str) -> String {
         fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 }
 
-/// Tells whether the market lists a machine of this name that can be reached.
+/// Returns true if the market lists a machine of this name, and the machine is online.
 pub(crate) async fn online(stranger: &Web, name: &str) -> bool {
     let machines = stranger.get("/machines").await.unwrap_or_default();
     let named = |m: &Value| m["offer"]["name"] == name && m["presence"] == "Online";
@@ -251,7 +258,7 @@ pub(crate) fn remove_containers(machine: &str) {
     }
 }
 
-/// Takes down the file systems of jobs below a directory, so that it can be removed.
+/// Unmounts the file systems of jobs below a directory, so that the directory can be removed.
 pub(crate) fn unmount(dir: &Path) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {

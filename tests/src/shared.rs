@@ -1,8 +1,8 @@
-//! One market for all tests of a module that change nothing but what is their own.
+//! One market for all those tests of a module that change only accounts, jobs and machines of their own.
 //!
-//! A process of its own (`gpubnb-test-market`) holds such a market, because a test binary has no moment after its last
-//! test. The process starts the market when the first test opens it, and ends it when the pipe to the test binary breaks:
-//! at the end of that binary, however it came.
+//! A separate process (`gpubnb-test-market`) holds the shared market, because a test binary can run nothing after its
+//! last test. The first test that opens the market starts that process, and the process starts the market. The process
+//! ends the market when the pipe from the test binary breaks. The pipe breaks when the test binary ends or is killed.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -21,44 +21,49 @@ use crate::{
     system::{Options, System},
 };
 
-/// The things that a shared market has when its first test opens it.
+/// The description of a shared market as its first test finds the market.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
-    /// The settings of its processes.
+    /// The settings of the market's processes.
     pub options: Options,
+    /// The name and the command-line arguments of each worker.
     workers: Vec<(String, Vec<String>)>,
+    /// The number of jobs that have run.
     jobs: u32,
+    /// The number of invented events in the log, if there are any.
     history: Option<u64>,
 }
 
 impl Plan {
-    /// A market whose processes have these settings.
+    /// Plans a market whose processes have these settings.
     #[must_use]
     pub fn with(options: Options) -> Self {
         Self { options, ..Self::default() }
     }
 
-    /// Adds a worker.
+    /// Adds a worker, with arguments for its command line.
     #[must_use]
     pub fn worker(mut self, name: &str, arguments: &[&str]) -> Self {
         self.workers.push((name.to_owned(), arguments.iter().map(ToString::to_string).collect()));
         self
     }
 
-    /// Runs so many jobs of the consumer that end at once.
+    /// Lets the market's consumer run this number of jobs, one after the other. Each job does nothing and ends.
     #[must_use]
     pub fn jobs(mut self, jobs: u32) -> Self {
         self.jobs = jobs;
         self
     }
 
-    /// Writes a log of so many events, in which the services decide nothing more.
+    /// Adds a history of this number of invented events to the log. The services are stopped before, so that they add
+    /// no event of their own.
     #[must_use]
     pub fn history(mut self, events: u64) -> Self {
         self.history = Some(events);
         self
     }
 
+    /// Starts the market of this plan.
     async fn start(self) -> anyhow::Result<System> {
         let mut system = System::start_at_once(self.options, None).await?;
         system.appoint_operator().await?;
@@ -71,6 +76,7 @@ impl Plan {
             system.web.settled(&job).await?;
         }
         if let Some(events) = self.history {
+            // This stops the services.
             system.services.clear();
             history::write(&system, events).await?;
         }
@@ -84,30 +90,31 @@ pub struct Shared {
     host: OnceLock<Result<Host, String>>,
 }
 
-/// The process that holds the market, and the market as that process described it.
+/// The process that holds the market.
 struct Host {
+    /// The [`Market`] as JSON, as the process has described it.
     market: String,
     _child: Child,
-    /// The pipe whose end is the end of the market.
+    /// The pipe to the process, which ends the market when this pipe closes.
     _pipe: ChildStdin,
 }
 
 impl Shared {
-    /// A market that is started as planned when the first test opens it.
+    /// A market that is started by the first test that opens it, after the plan that `plan` returns.
     #[must_use]
     pub const fn new(plan: fn() -> Plan) -> Self {
         Self { plan, host: OnceLock::new() }
     }
 
-    /// Opens the market for one test. Its consumer is the test's own, and has $100 of play money.
+    /// Opens the market for one test, with a new consumer, who belongs to this test and has $100 of play money.
     pub async fn open(&self) -> anyhow::Result<Market> {
         let mut market = self.open_as_is()?;
         market.web = market.newcomer().await?;
         Ok(market)
     }
 
-    /// Opens the market with the consumer that it was started with: where every event would disturb other tests, or where
-    /// no service is left to take in another consumer.
+    /// Opens the market with the consumer that the market was started with. A test needs this if each further event
+    /// would disturb other tests, or if the services are stopped and cannot open an account for another consumer.
     pub fn open_as_is(&self) -> anyhow::Result<Market> {
         let started = || Host::start(&(self.plan)()).map_err(|e| format!("{e:#}"));
         let host = self.host.get_or_init(started).as_ref().map_err(|why| anyhow::anyhow!("no shared market: {why}"))?;
@@ -116,6 +123,7 @@ impl Shared {
 }
 
 impl Host {
+    /// Starts the process, and waits until its market is ready.
     fn start(plan: &Plan) -> anyhow::Result<Self> {
         let mut child = Command::new(binary("gpubnb-test-market")?)
             .stdin(Stdio::piped())
@@ -123,17 +131,17 @@ impl Host {
             .spawn()
             .context("starting gpubnb-test-market")?;
         let mut pipe = child.stdin.take().context("a pipe to the shared market")?;
-        let said = child.stdout.take().context("a pipe from the shared market")?;
+        let output = child.stdout.take().context("a pipe from the shared market")?;
         writeln!(pipe, "{}", serde_json::to_string(plan)?)?;
         let mut market = String::new();
-        BufReader::new(said).read_line(&mut market)?;
-        ensure!(!market.is_empty(), "it ended before it was ready; the reason stands in the output of the tests");
+        BufReader::new(output).read_line(&mut market)?;
+        ensure!(!market.is_empty(), "gpubnb-test-market ended early; the output of the tests tells the reason");
         Ok(Self { market, _child: child, _pipe: pipe })
     }
 }
 
-/// Holds a market for another process: reads its [`Plan`] from the standard input, starts and describes the market, and
-/// ends it when the input ends.
+/// The main function of `gpubnb-test-market`. Reads the [`Plan`] of a market from the standard input, starts the
+/// market, prints the [`Market`] as one line of JSON, and ends the market when the input ends.
 pub async fn host() -> anyhow::Result<()> {
     let mut input = std::io::stdin().lock();
     let mut plan = String::new();

@@ -1,4 +1,7 @@
 //! The API as an OpenAPI document. It is made from the table of routes, so every endpoint that is served is documented.
+//!
+//! The page that shows the document is itself a route, so this module and `routes.rs` name each other. It is the one circle
+//! of the crate, and it stays: handing the table in as state would only hide it.
 
 use std::{fmt::Write as _, sync::LazyLock};
 

@@ -1,4 +1,6 @@
-//! The guarded append, and what a conflict or a lost answer means.
+//! The append of one event to the log. The broker guards each append: it refuses the event if its aggregate has got
+//! another event since the decision was taken. This file also tells a conflict from the repetition of an append whose
+//! answer was lost.
 
 use std::time::Duration;
 
@@ -21,25 +23,25 @@ use crate::Log;
 /// How long the broker may take to confirm an append.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// An event is in the log.
+/// The result of a successful append: the event is in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
-    /// The event's sequence.
+    /// The event's sequence in the log.
     pub seq: Seq,
-    /// True if an earlier append of the same decision had written the event.
+    /// True if an earlier append of the same proposal had already written the event.
     pub before: bool,
 }
 
-/// The event is not in the log, or nobody knows whether it is there.
+/// The append failed: the event is not in the log, or nobody knows yet if the event is there.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// Somebody else wrote to the aggregate first. Fold the log up to `last` and decide again.
+    /// Another writer appended an event of the same aggregate first. Fold the log up to `last` and decide again.
     #[error("the aggregate has moved on to sequence {last}")]
     Conflict {
-        /// The aggregate's last sequence.
+        /// The sequence of the aggregate's last event; zero if the aggregate has no event.
         last: Seq,
     },
-    /// The broker did not answer. The event may be in the log: append the same proposal again to find out.
+    /// The broker did not confirm the append. The event may be in the log: append the same proposal again to find out.
     #[error("the broker does not answer")]
     Unavailable(#[source] BoxError),
     /// The broker takes no message of this size.
@@ -55,10 +57,11 @@ fn unavailable(e: impl Into<BoxError>) -> AppendError {
 }
 
 impl Log {
-    /// Appends one decision, guarded by the last sequence of the aggregate that the decider saw.
+    /// Appends the event of one decision. The broker refuses the event unless the aggregate's last event is still the
+    /// one with the sequence `proposal.expected`, which the decider saw.
     ///
-    /// An append whose answer was lost may be repeated. The guard then refuses, but the aggregate's last message is
-    /// this very event: the first append had succeeded.
+    /// An append whose answer was lost may be repeated. If the first append had succeeded, the broker refuses the
+    /// second one, but the aggregate's last event has the proposal's id. The result is then a success.
     pub async fn append(&self, proposal: &Proposal, actor: Actor) -> Result<Appended, AppendError> {
         let address = subject::address(&proposal.event);
         let envelope =
@@ -69,17 +72,18 @@ impl Log {
             .header(header::EXPECTED_SUBJECT, address.guard.as_str())
             .expected_last_subject_sequence(proposal.expected.0)
             .payload(payload.into());
-        let published = self.js.send_publish(address.subject, message).await.map_err(unavailable)?;
-        let ack = tokio::time::timeout(ACK_TIMEOUT, published).await.map_err(unavailable)?;
+        let confirmation = self.js.send_publish(address.subject, message).await.map_err(unavailable)?;
+        let ack = tokio::time::timeout(ACK_TIMEOUT, confirmation).await.map_err(unavailable)?;
         match ack {
             Ok(ack) => Ok(Appended { seq: Seq(ack.sequence), before: ack.duplicate }),
-            Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => self.refused(proposal).await,
+            Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => self.conflict_or_repetition(proposal).await,
             Err(e) if e.kind() == PublishErrorKind::MaxPayloadExceeded => Err(AppendError::TooLarge(e)),
             Err(e) => Err(unavailable(e)),
         }
     }
 
-    async fn refused(&self, proposal: &Proposal) -> Result<Appended, AppendError> {
+    /// Finds out why the broker refused a proposal: its event is already in the log, or another event came first.
+    async fn conflict_or_repetition(&self, proposal: &Proposal) -> Result<Appended, AppendError> {
         let last = self.last_of(proposal.event.aggregate()).await.map_err(unavailable)?;
         let Some(last) = last else {
             return Err(AppendError::Conflict { last: Seq::ZERO });
@@ -91,7 +95,7 @@ impl Log {
     }
 }
 
-/// The envelope as the broker's headers, with the trace context of the writer.
+/// The headers of the message: those of the envelope, and the trace context of the writer.
 fn headers(envelope: &Envelope, event: &Event) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in envelope.headers(event) {

@@ -1,7 +1,7 @@
-//! An archive of MARKET: a directory with compressed JSON lines, the leaf of each message, and a manifest. It can be
-//! read, verified and folded anywhere, without a broker.
+//! An archive of MARKET: a directory with the messages as compressed JSON lines, the leaf of each message in the Merkle
+//! tree, and a manifest. An archive can be read, verified and folded anywhere, without a broker.
 //!
-//! Belongs here: the format, written and read. Must not come here: what is done with the events.
+//! Belongs here: writing and reading the format. Must not come here: the use of the events.
 
 use std::{
     fs::{self, File},
@@ -19,12 +19,14 @@ use crate::Raw;
 
 /// The version of the format that this program writes, and the only one that it reads.
 const FORMAT: u32 = 1;
+/// The file that lists the contents. An archive is complete if, and only if, it has this file.
 const MANIFEST: &str = "manifest.json";
+/// The file with the leaf of each message, one after the other.
 const LEAVES: &str = "leaves.bin";
-/// Messages in one file of events.
+/// Messages in one part, which is a file of events. Only the last part of an archive has fewer.
 const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
-/// Longest line. The broker takes messages of a mebibyte, and JSON writes some bytes as six characters.
-const MOST_LINE: u64 = 16 << 20;
+/// Longest line, bytes. The broker takes messages of a mebibyte, and JSON writes some bytes as six characters.
+const LONGEST_LINE: u64 = 16 << 20;
 
 /// An archive that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +42,18 @@ pub enum ArchiveError {
     /// The archive has another version of the format.
     #[error("the archive has format {0}; this program reads {FORMAT}")]
     Format(u32),
-    /// The directory holds a whole archive already.
+    /// The directory holds a complete archive already.
     #[error("{0} holds a whole archive: name a new directory for another one")]
     Whole(PathBuf),
     /// Another process is writing this archive.
     #[error("{0} is being written by another export: wait for it, or name a new directory")]
     Busy(PathBuf),
-    /// The caller asked to stop.
+    /// The caller's `stop` returned true.
     #[error("stopped")]
     Stopped,
 }
 
+/// Adds the name of the file to an error of input or output.
 fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
     let file = file.to_owned();
     move |source| ArchiveError::File { file, source }
@@ -63,13 +66,13 @@ pub struct ArchiveManifest {
     pub format: u32,
     /// Last sequence in the archive. The first is always 1.
     pub last: Seq,
-    /// The files of events.
+    /// The parts, oldest first.
     pub parts: Vec<ArchivePart>,
     /// Signed tree heads of the log, oldest first.
     pub heads: Vec<SignedTreeHead>,
 }
 
-/// A file of events.
+/// A part of an archive: one file of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchivePart {
     /// The file's name.
@@ -92,25 +95,25 @@ pub struct ArchiveWriter {
     last_leaf: Option<Hash>,
 }
 
-/// Name of the file of events that begins with a sequence.
+/// The name of the part that begins with a sequence.
 fn part_name(first: Seq) -> String {
     format!("events-{:012}.jsonl.gz", first.0)
 }
 
-/// The messages in a file. The first message that cannot be read is the last that is returned.
+/// The messages in a part. If a message cannot be read, its error is the last item.
 fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>>, ArchiveError> {
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
     let mut ended = false;
     Ok(std::iter::from_fn(move || {
         let mut line = Vec::new();
-        let read = (&mut lines).take(MOST_LINE).read_until(b'\n', &mut line);
+        let read = (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut line);
         let invalid = |why: BoxError| io::Error::new(io::ErrorKind::InvalidData, why);
         let raw = match read {
             _ if ended => return None,
             Ok(0) => return None,
             Ok(_) => serde_json::from_slice::<MessageLine>(&line)
                 .map_err(|e| invalid(e.into()))
-                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that is no message".into()))),
+                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that holds no message".into()))),
             Err(e) => Err(e),
         };
         ended = raw.is_err();
@@ -119,8 +122,9 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
 }
 
 impl ArchiveWriter {
-    /// Begins an archive in a directory, or goes on with one that was cut off. Whole parts of the latter are kept,
-    /// after every message in them was read. `stop` is asked for each message.
+    /// Begins an archive in a directory, or goes on with an archive whose writer was interrupted. Complete parts of an
+    /// interrupted archive are kept, after every message in them was read. `stop` is called after each of these
+    /// messages, and ends the function with [`ArchiveError::Stopped`] if it returns true.
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(at(directory))?;
         if directory.join(MANIFEST).exists() {
@@ -135,19 +139,20 @@ impl ArchiveWriter {
         let leaves = BufWriter::new(leaves);
         let (directory, part, parts) = (directory.to_owned(), None, Vec::new());
         let mut writer = Self { directory, leaves, part, parts, last: Seq::ZERO, last_leaf: None };
-        while writer.take_up(&stop)? {}
+        while writer.keep_next_part(&stop)? {}
         Ok(writer)
     }
 
-    /// Keeps the next part that lies in the directory, if that part is whole.
-    fn take_up(&mut self, stop: &impl Fn() -> bool) -> Result<bool, ArchiveError> {
+    /// Keeps the next part that is in the directory, if the part is complete; otherwise removes it. Returns true if a
+    /// part was kept.
+    fn keep_next_part(&mut self, stop: &impl Fn() -> bool) -> Result<bool, ArchiveError> {
         let (first, name) = (self.last.next(), part_name(self.last.next()));
         let file = self.directory.join(&name);
         if !file.exists() {
             return Ok(false);
         }
         let (mut leaves, mut messages) = (Vec::new(), lines(file.clone())?);
-        // Read one message more than a part may have: only at its end does gzip compare the checksum.
+        // The loop asks for one message more than a part may have: gzip compares the checksum only at the file's end.
         for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
@@ -161,7 +166,8 @@ impl ArchiveWriter {
             }
         }
         if leaves.len() as u64 != PART {
-            // The last part of a finished archive is shorter too. It is written again, with the events since then.
+            // The part is torn, or it is the short last part of an archive whose manifest was removed. Such a part is
+            // removed, and `write` writes its messages anew.
             fs::remove_file(&file).map_err(at(&file))?;
             return Ok(false);
         }
@@ -172,20 +178,20 @@ impl ArchiveWriter {
         Ok(true)
     }
 
-    /// The last sequence that was written.
+    /// The sequence of the last message that was written or kept.
     pub fn last(&self) -> Seq {
         self.last
     }
 
-    /// The leaf of that message.
+    /// The leaf of the last message that was written or kept.
     pub fn last_leaf(&self) -> Option<Hash> {
         self.last_leaf
     }
 
-    /// Writes the next message. Messages come in the order of their sequences.
+    /// Writes the next message. The caller gives the messages in the order of their sequences, without a gap.
     pub fn write(&mut self, raw: &Raw) -> Result<(), ArchiveError> {
         if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
-            self.close()?;
+            self.close_part()?;
         }
         if self.part.is_none() {
             let name = part_name(raw.seq);
@@ -203,7 +209,8 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    fn close(&mut self) -> Result<(), ArchiveError> {
+    /// Completes the part that is being written, if there is one.
+    fn close_part(&mut self) -> Result<(), ArchiveError> {
         let Some((name, first, part)) = self.part.take() else { return Ok(()) };
         let file = self.directory.join(&name);
         let written = part.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
@@ -214,7 +221,7 @@ impl ArchiveWriter {
 
     /// Completes the archive. `heads` are the signed tree heads of the log.
     pub fn finish(mut self, heads: Vec<SignedTreeHead>) -> Result<ArchiveManifest, ArchiveError> {
-        self.close()?;
+        self.close_part()?;
         let leaves = self.directory.join(LEAVES);
         self.leaves
             .into_inner()
@@ -245,12 +252,12 @@ pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
 /// An archive, for reading.
 pub struct ArchiveReader {
     directory: PathBuf,
-    /// The contents.
+    /// The list of the archive's contents.
     pub manifest: ArchiveManifest,
 }
 
 impl ArchiveReader {
-    /// Opens an archive.
+    /// Opens a complete archive.
     pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
         let file = directory.join(MANIFEST);
         let text = fs::read(&file).map_err(at(&file))?;
@@ -266,7 +273,7 @@ impl ArchiveReader {
         self.directory.join(Path::new(&part.file).file_name().unwrap_or_default())
     }
 
-    /// The messages of a part. The first message that cannot be read is the last that is returned.
+    /// The messages of a part. If a message cannot be read, its error is the last item.
     pub fn lines(
         &self,
         part: &ArchivePart,
@@ -274,7 +281,7 @@ impl ArchiveReader {
         lines(self.file(part))
     }
 
-    /// The leaves of all messages, in order, as they were when the archive was made.
+    /// The leaves of all messages, in order, as the writer of the archive stored them.
     pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<>, ArchiveError> {
         let file = self.directory.join(LEAVES);
         let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);
@@ -296,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_cut_off_goes_on_after_its_last_whole_part() {
+    fn an_interrupted_archive_goes_on_after_its_last_complete_part() {
         let directory = tempfile::tempdir().unwrap();
         let whole = directory.path().join("whole");
         let mut writer = ArchiveWriter::create(&whole, || false).unwrap();
@@ -309,7 +316,7 @@ mod tests {
         (1..=7).for_each(|seq| writer.write(&raw(seq)).unwrap());
         drop(writer);
         assert!(matches!(ArchiveWriter::create(&cut, || true), Err(ArchiveError::Stopped)));
-        // A part without its end is not whole, whatever can be read of it.
+        // A part without its end is not complete, even if all of its messages can be read.
         let first = cut.join(part_name(Seq(1)));
         let (whole_part, torn) = (fs::read(&first).unwrap(), cut.with_file_name("torn"));
         fs::create_dir(&torn).unwrap();

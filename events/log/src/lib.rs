@@ -1,7 +1,8 @@
-//! The guarded log on `JetStream`: the only way by which an event enters MARKET, and the ways to read events back.
+//! The log of events: the broker's stream MARKET on `JetStream`. Every event enters MARKET through this crate, by an
+//! append with a guard: the broker refuses the append if the aggregate has got another event in the meantime.
 //!
-//! Belongs here: the definitions of streams, and appending, following, archives and snapshots. Must not come here: the
-//! meaning of an event, or an append without a guard.
+//! Belongs here: the definitions of the broker's streams, and appending to MARKET, following it, archives and
+//! snapshots. Must not come here: the meaning of an event, or an append without a guard.
 
 mod append;
 pub mod archive;
@@ -22,10 +23,10 @@ pub use self::{
 };
 use crate::stream::MARKET;
 
-/// Most messages of an aggregate that are loaded at once.
+/// [`Log::load`] fails for an aggregate with this many messages or more.
 const MAX_AGGREGATE: u64 = 10_000;
 
-/// A handle to MARKET. Cheap to clone.
+/// A handle to MARKET. A clone of the handle is cheap.
 #[derive(Clone)]
 pub struct Log {
     js: jetstream::Context,
@@ -35,11 +36,11 @@ pub struct Log {
 /// The log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The broker did not answer, or not in time.
+    /// The broker did not answer in time, or answered with an error.
     #[error("the broker does not answer")]
     Unavailable(#[source] BoxError),
-    /// The aggregate has more messages than the domain can bring about.
-    #[error("{0} has more than {MAX_AGGREGATE} events")]
+    /// The aggregate, which is named, has more messages than the rules of the domain allow to come about.
+    #[error("{0} has {MAX_AGGREGATE} events or more")]
     TooLarge(String),
 }
 
@@ -48,7 +49,7 @@ fn unavailable(e: impl Into<BoxError>) -> ReadError {
 }
 
 impl From<ReadError> for Failure {
-    /// The requester is told that the log cannot be read now. The causes go into the log lines of this process.
+    /// The requester is told that the log cannot be read now. The causes go into the log lines of this process only.
     fn from(e: ReadError) -> Self {
         let message = match &e {
             ReadError::Unavailable(_) => "the log of events cannot be read now; try again".to_owned(),
@@ -62,28 +63,29 @@ impl Log {
     /// Opens MARKET. Fails if the stream was not provisioned.
     pub async fn open(js: jetstream::Context) -> Result<Self, ReadError> {
         js.get_stream(MARKET).await.map_err(unavailable)?;
-        // The stream's info in this answer is out of date at once: keep a handle without it.
+        // A stream's info is out of date as soon as it arrives, so the handle that is kept has no info.
         let stream = js.get_stream_no_info(MARKET).await.map_err(unavailable)?;
         Ok(Self { js, stream })
     }
 
-    /// The broker's connection.
+    /// The connection to the broker.
     pub fn client(&self) -> async_nats::Client {
         self.js.client()
     }
 
-    /// The connection's `JetStream`.
+    /// The `JetStream` interface of the connection.
     pub fn jetstream(&self) -> jetstream::Context {
         self.js.clone()
     }
 
-    /// The last sequence in MARKET.
+    /// The sequence of the last message in MARKET.
     pub async fn last_seq(&self) -> Result<Seq, ReadError> {
         let info = self.stream.get_info().await.map_err(unavailable)?;
         Ok(Seq(info.state.last_sequence))
     }
 
-    /// The sequence of the last message up to `last` that is not later than `time`.
+    /// The sequence of the newest message that was written at `time` or before, among the messages up to sequence
+    /// `last`; 0 if there is none.
     pub async fn seq_at(&self, time: Timestamp, last: Seq) -> Result<Seq, ReadError> {
         let (mut low, mut high) = (0, last.0);
         while low < high {
@@ -97,12 +99,12 @@ impl Log {
         Ok(Seq(low))
     }
 
-    /// Reads one message; `None` if the log does not have it.
+    /// Reads and decodes one message; `None` if MARKET has no message of this sequence.
     pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
         Ok(self.get_raw(seq).await?.map(|raw| raw.read()))
     }
 
-    /// Reads one message as the broker has it; `None` if the log does not have it.
+    /// Reads one message without decoding it; `None` if MARKET has no message of this sequence.
     pub async fn get_raw(&self, seq: Seq) -> Result<Option<Raw>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         if seq == Seq::ZERO {
@@ -116,7 +118,7 @@ impl Log {
         }
     }
 
-    /// The last message of an aggregate.
+    /// The last message of an aggregate; `None` if the aggregate has none.
     pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
@@ -126,8 +128,8 @@ impl Log {
         }
     }
 
-    /// All messages of an aggregate, in order. The submission of a job is not among the job's messages: it belongs to
-    /// the account.
+    /// All messages of an aggregate, in order. The submission of a job is not among the job's messages: the
+    /// submission is a message of the account.
     pub async fn load(&self, aggregate: Aggregate) -> Result<Vec<Recorded>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         let filter = subject::guard(aggregate);
@@ -149,7 +151,7 @@ impl Log {
         }
     }
 
-    /// Reads MARKET from `from` on, for ever, in large batches.
+    /// Reads MARKET from the sequence `from` on, in large batches. The follower never ends: it waits for new messages.
     pub fn follow(&self, from: Seq) -> Follower {
         Follower::new(self.stream.clone(), from)
     }

@@ -1,8 +1,9 @@
-//! Snapshots of folded state, so that a process that starts need not read all of MARKET.
+//! Snapshots of the state that a process has folded from the log (the stream MARKET), so that a process that starts
+//! need not read the whole log.
 //!
-//! A snapshot saves time and is never the truth. It is used only if a key that the reader trusts has signed it, if it
-//! was folded by the reader's version of the rules, and if it was made from this log. Otherwise the reader folds from
-//! the first event.
+//! A snapshot only saves time: the log alone is the truth. A reader uses a snapshot only if a key that the reader
+//! trusts has signed the snapshot, if the reader's version of the rules has folded the state, and if the state was
+//! folded from the log that the reader reads. Otherwise the reader folds the log from the first event.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,62 +20,63 @@ use tracing::warn;
 
 use crate::{Log, stream::SNAPSHOTS};
 
-/// How long a snapshot may take to be stored.
+/// Longest time for storing one snapshot.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Longest silence of the broker while a snapshot is fetched.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How often a snapshot that is replaced in the meantime is fetched.
+/// Number of attempts to fetch a snapshot, if a newer one replaces the snapshot during each attempt.
 const TRIES: u32 = 3;
-/// Bytes that are read at once.
+/// Bytes of a snapshot that one read takes at most.
 const PIECE: usize = 128 * 1024;
-/// The entry of the object's metadata that holds the manifest.
+/// Key of the manifest in the metadata of a stored object.
 const MANIFEST: &str = "manifest";
 
-/// Which state a snapshot holds.
+/// Names the state that a snapshot holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotId {
-    /// The name of the state: a read model's name, or `world` for the state of the services.
+    /// The name of the state: a read model's name, or `world` for the state that the services decide from.
     pub name: String,
-    /// The version of the state's form and of the rules that folded it. A reader takes its own version only.
+    /// The version of the state's form and of the rules that folded the state. A reader uses snapshots of its own
+    /// version only.
     pub version: String,
-    /// The last event that was folded.
+    /// The sequence of the last event in the state.
     pub seq: Seq,
-    /// The leaf of that event in the log's Merkle tree, hexadecimal. Another log has another leaf there.
+    /// The leaf of that event in the log's Merkle tree, hexadecimal. Another log has another leaf at this sequence.
     pub leaf: String,
 }
 
 /// The signed description of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotManifest {
-    /// Which state it holds.
+    /// The name, version and last event of the state that the snapshot holds.
     #[serde(flatten)]
     pub id: SnapshotId,
-    /// Length of the content, bytes.
+    /// Length of the snapshot's content, bytes.
     pub bytes: u64,
-    /// SHA-256 of the content, hexadecimal.
+    /// SHA-256 of the snapshot's content, hexadecimal.
     pub sha256: String,
     /// Public key (an `NKey`) of the process that made the snapshot.
     pub key: String,
-    /// The key's Ed25519 signature of all the fields above, hexadecimal.
+    /// The key's Ed25519 signature of `id`, `bytes` and `sha256`, hexadecimal.
     pub signature: String,
 }
 
-/// A snapshot could not be made or used. Only time is lost.
+/// The reason why a snapshot could not be made or used. The process then folds the log itself, so only time is lost.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The broker refused, or did not answer.
-    #[error("the broker did not do its part")]
+    #[error("the broker refused, or did not answer")]
     Broker(#[source] BoxError),
-    /// The content cannot be read or written.
-    #[error("the content cannot be read or written")]
+    /// The snapshot's content cannot be read or written.
+    #[error("the content of the snapshot cannot be read or written")]
     Content(#[from] std::io::Error),
     /// The manifest cannot be signed.
     #[error("the manifest cannot be signed")]
     Sign(#[from] nkeys::error::Error),
-    /// The rest of the content does not arrive.
+    /// The rest of the content does not arrive, most likely because a newer snapshot has replaced this one.
     #[error("the rest of the snapshot does not arrive: a newer one has taken its place, or the broker is silent")]
     Replaced,
-    /// The snapshot must not be used.
+    /// The snapshot must not be used, for the reason in the text.
     #[error("the snapshot is not trusted: {0}")]
     Doubtful(&'static str),
 }
@@ -84,17 +86,19 @@ fn broker(e: impl Into<BoxError>) -> SnapshotError {
 }
 
 impl SnapshotManifest {
+    /// The text that the key signs.
     fn signed_text(id: &SnapshotId, bytes: u64, sha256: &str) -> Vec<u8> {
         let SnapshotId { name, version, seq, leaf } = id;
         format!("gpubnb snapshot\n{name}\n{version}\n{seq}\n{leaf}\n{bytes}\n{sha256}\n").into_bytes()
     }
 
-    /// Signs the description of a snapshot.
+    /// Describes a snapshot and signs the description.
     pub fn sign(id: SnapshotId, bytes: u64, sha256: String, key: &KeyPair) -> Result<Self, SnapshotError> {
         let signature = gpubnb_events::hex(key.sign(&Self::signed_text(&id, bytes, &sha256))?);
         Ok(Self { id, bytes, sha256, key: key.public_key(), signature })
     }
 
+    /// True if the signature was made by `self.key` and fits the other fields.
     fn is_signed(&self) -> bool {
         gpubnb_proof::is_signed(&self.key, &Self::signed_text(&self.id, self.bytes, &self.sha256), &self.signature)
     }
@@ -112,20 +116,21 @@ impl Snapshots {
         Ok(Self { store: js.get_object_store(SNAPSHOTS).await.map_err(broker)? })
     }
 
-    /// The last event in the newest snapshot of this name and version; `None` if `key` did not sign one.
+    /// The sequence of the last event in the newest snapshot of this name and version. `None` if there is no such
+    /// snapshot, if `key` did not sign the snapshot, or if the broker does not answer.
     pub async fn newest(&self, (name, version): (&str, &str), key: &KeyPair) -> Option<Seq> {
-        let found = manifest(&self.store.info(object(name, version)).await.ok()?)?;
+        let found = manifest(&self.store.info(object_name(name, version)).await.ok()?)?;
         (found.key == key.public_key() && found.is_signed()).then_some(found.id.seq)
     }
 
-    /// Stores a snapshot in place of the previous one.
+    /// Stores a snapshot in place of the previous snapshot of the same name and version.
     pub async fn put<R>(&self, manifest: &SnapshotManifest, content: &mut R) -> Result<(), SnapshotError>
     where
         R: AsyncRead + Unpin + Send,
     {
         let text = serde_json::to_string(manifest).map_err(broker)?;
         let meta = ObjectMetadata {
-            name: object(&manifest.id.name, &manifest.id.version),
+            name: object_name(&manifest.id.name, &manifest.id.version),
             metadata: HashMap::from([(MANIFEST.to_owned(), text)]),
             ..ObjectMetadata::default()
         };
@@ -134,9 +139,9 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Fetches the newest snapshot of this name and version into `to`, if it can be trusted: signed by `key`, made from
-    /// this log, and whole. `None`: there is no snapshot. After a failure the bytes in `to` are worthless; after
-    /// [`SnapshotError::Replaced`], another try may succeed.
+    /// Fetches the newest snapshot of this name and version into `to`, if the snapshot can be trusted: signed by `key`,
+    /// folded from `log`, and complete. Returns `None` if there is no snapshot. After a failure the bytes in `to` are
+    /// worthless. After [`SnapshotError::Replaced`], another attempt may succeed.
     pub async fn fetch<W>(
         &self,
         (name, version): (&str, &str),
@@ -147,20 +152,20 @@ impl Snapshots {
     where
         W: AsyncWrite + Unpin + Send,
     {
-        let found = tokio::time::timeout(SILENCE, self.store.get(object(name, version))).await.map_err(broker)?;
+        let found = tokio::time::timeout(SILENCE, self.store.get(object_name(name, version))).await.map_err(broker)?;
         let found = match found {
             Ok(found) => found,
             Err(e) if e.kind() == GetErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(broker(e)),
         };
-        let manifest = manifest(found.info()).ok_or(SnapshotError::Doubtful("it has no manifest"))?;
+        let manifest = manifest(found.info()).ok_or(SnapshotError::Doubtful("it has no readable manifest"))?;
         check_trust(&manifest, (name, version), key, log).await?;
         read(found, &manifest, to).await?;
         Ok(Some(manifest))
     }
 }
 
-/// Repeats a fetch a few times while the snapshot is replaced in the meantime.
+/// Calls `fetch`, and again, up to `TRIES` times in all, as long as it fails with [`SnapshotError::Replaced`].
 pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>) -> Result<T, SnapshotError> {
     for _ in 1..TRIES {
         match fetch().await {
@@ -171,8 +176,8 @@ pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>
     fetch().await
 }
 
-/// Reads as many bytes as were signed. If a newer snapshot takes the place of this one meanwhile, the rest never
-/// arrives.
+/// Copies a stored snapshot into `to`: as many bytes as the manifest says, and checks their hash. If a newer snapshot
+/// replaces this one meanwhile, the rest of the bytes never arrives.
 async fn read<W: AsyncWrite + Unpin + Send>(
     object: Object,
     manifest: &SnapshotManifest,
@@ -190,18 +195,21 @@ async fn read<W: AsyncWrite + Unpin + Send>(
         to.write_all(bytes).await?;
     }
     to.flush().await?;
-    let whole = read == manifest.bytes && gpubnb_events::hex(hash.finalize()) == manifest.sha256;
-    if whole { Ok(()) } else { Err(SnapshotError::Doubtful("its content is not what was signed")) }
+    let as_signed = read == manifest.bytes && gpubnb_events::hex(hash.finalize()) == manifest.sha256;
+    if as_signed { Ok(()) } else { Err(SnapshotError::Doubtful("its content is not what was signed")) }
 }
 
-fn object(name: &str, version: &str) -> String {
+/// The name under which the broker stores a snapshot.
+fn object_name(name: &str, version: &str) -> String {
     format!("{name}.{version}")
 }
 
-fn manifest(of: &ObjectInfo) -> Option<SnapshotManifest> {
-    serde_json::from_str(of.metadata.get(MANIFEST)?).ok()
+/// The manifest of a stored snapshot; `None` if there is none that can be read.
+fn manifest(stored: &ObjectInfo) -> Option<SnapshotManifest> {
+    serde_json::from_str(stored.metadata.get(MANIFEST)?).ok()
 }
 
+/// Checks everything that the manifest tells about a snapshot, before the content is fetched.
 async fn check_trust(
     manifest: &SnapshotManifest,
     (name, version): (&str, &str),
@@ -209,26 +217,27 @@ async fn check_trust(
     log: &Log,
 ) -> Result<(), SnapshotError> {
     if (manifest.id.name.as_str(), manifest.id.version.as_str()) != (name, version) {
-        return Err(SnapshotError::Doubtful("it holds another fold, or one by other rules"));
+        return Err(SnapshotError::Doubtful("it holds another state, or a state that was folded by other rules"));
     }
     if manifest.key != key.public_key() || !manifest.is_signed() {
         return Err(SnapshotError::Doubtful("it is signed by a foreign key, or not at all"));
     }
     let message = log.get_raw(manifest.id.seq).await.map_err(broker)?;
     if message.is_none_or(|message| gpubnb_events::hex(message.leaf()) != manifest.id.leaf) {
-        return Err(SnapshotError::Doubtful("it was made from another log, or from more than this log has"));
+        return Err(SnapshotError::Doubtful("it was made from another log, or from more events than this log has"));
     }
     Ok(())
 }
 
-/// The version of a state that is folded by `rules`, which is the version of the rules. The set of known events is part
-/// of it: a fold skips events that it does not know, so a program that knows more events folds another state.
+/// The version of a state, made from the version of the rules that fold the state and from the set of events that this
+/// program knows. A fold skips unknown events, so a program that knows more events folds another state.
 pub fn version(rules: impl std::fmt::Display) -> String {
     let events = gpubnb_events::hex(Sha256::digest(Event::WIRE_NAMES.join("\n")));
     format!("{rules}-{}", &events[..8])
 }
 
-/// Logs why a snapshot is not used. That is no failure: the log is folded from the first event instead.
+/// Writes the reason why a snapshot is not used into this process's log lines. The process goes on: it folds from the
+/// first event instead.
 pub fn folded_anew(name: &str, why: &SnapshotError) {
     warn!(name, why = %Chain(why), "the snapshot is not used: everything is folded from the first event");
 }

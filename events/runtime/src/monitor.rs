@@ -1,5 +1,5 @@
 //! Monitoring of a service over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the program that starts
-//! and stops the service. The address is separate from all others, so that it can be kept from the public.
+//! and stops the service. These pages have an address of their own, so that a firewall can keep the public out.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,8 @@ use crate::{
     metric::{self, Kind},
 };
 
-/// Upper bounds of the histograms' buckets, seconds: from a query that memory answers to one that waits.
+/// Upper bounds of the histograms' buckets, seconds: from a query that is answered from memory to a query that waits
+/// until the projector has caught up.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 /// How often the recorder moves new measurements into the histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -30,10 +31,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Options of monitoring.
 #[derive(Debug, Clone, Args)]
 pub struct MonitorArgs {
-    /// Address for `/metrics`, `/healthz` and `/readyz`; without it they are not served. Keep it from the public.
+    /// Address for `/metrics`, `/healthz` and `/readyz`; without an address they are not served. The public must not
+    /// reach the address.
     #[arg(long, env = "GPUBNB_MONITOR", value_name = "ADDRESS")]
     pub monitor: Option<SocketAddr>,
-    /// OpenTelemetry collector for traces, over OTLP/HTTP (such as `http://127.0.0.1:4318`); without it none are sent.
+    /// OpenTelemetry collector for traces, over OTLP/HTTP (such as `http://127.0.0.1:4318`); without a collector
+    /// no traces are sent.
     #[arg(long, env = "GPUBNB_OTLP", value_name = "URL")]
     pub otlp: Option<String>,
 }
@@ -41,7 +44,7 @@ pub struct MonitorArgs {
 /// The reason why a service cannot be monitored.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
-    /// The address cannot be listened on.
+    /// The service cannot listen on the address.
     #[error("cannot listen on {address} for monitoring")]
     Listen {
         /// The address.
@@ -60,26 +63,27 @@ pub enum MonitorError {
 /// The service's readiness. Keep this value until the service ends: when it is dropped, the last traces are sent.
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
-    is: Arc<AtomicBool>,
+    ready: Arc<AtomicBool>,
+    /// Sends the last traces when it is dropped.
     _export: Option<Arc<TraceExport>>,
 }
 
 impl Ready {
     /// The service is ready from now on.
     pub fn set(&self) {
-        self.is.store(true, Ordering::Release);
+        self.ready.store(true, Ordering::Release);
     }
 }
 
-/// Serves metrics until shutdown, if an address was given, and sends traces, if a collector was given. `service` is the
-/// name of the service in traces. Call this function before anything is counted.
+/// Serves the pages of monitoring until shutdown, if an address was given. Sends traces, if a collector was given.
+/// `service` is the name of the service in traces. Call this function before anything is counted.
 pub async fn start(
     args: &MonitorArgs,
     service: &'static str,
     shutdown: CancellationToken,
 ) -> Result<Ready, MonitorError> {
     let export = args.otlp.as_deref().map(|collector| TraceExport::start(collector, service)).transpose()?;
-    let ready = Ready { is: Arc::default(), _export: export.map(Arc::new) };
+    let ready = Ready { ready: Arc::default(), _export: export.map(Arc::new) };
     let Some(address) = args.monitor else { return Ok(ready) };
     let mut builder = PrometheusBuilder::new();
     for metric in metric::ALL.iter().filter(|m| m.kind == Kind::Seconds) {
@@ -106,6 +110,7 @@ pub async fn start(
     Ok(ready)
 }
 
+/// Moves new measurements into the histograms, again and again, until shutdown.
 async fn upkeep(recorded: PrometheusHandle, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         recorded.run_upkeep();
@@ -114,7 +119,7 @@ async fn upkeep(recorded: PrometheusHandle, shutdown: CancellationToken) {
 
 fn router(recorded: PrometheusHandle, ready: Ready, shutdown: CancellationToken) -> Router {
     let is_ready = move || {
-        let (ready, stopping) = (ready.is.load(Ordering::Acquire), shutdown.is_cancelled());
+        let (ready, stopping) = (ready.ready.load(Ordering::Acquire), shutdown.is_cancelled());
         async move {
             match (ready, stopping) {
                 (_, true) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),

@@ -1,8 +1,8 @@
 //! Requests and answers between processes, over NATS micro services.
 //!
-//! A requester names the subject of the answer, and the answer is published with the rights of the *service*. A
-//! requester could thus have the service publish to any subject. Two rules prevent that. This module answers only into
-//! the requester's own inbox, and the broker lets the connection that answers publish to inboxes only.
+//! A requester names the subject of the answer (the reply subject), and the answer is published with the rights of the
+//! *service*. A requester could thus have the service publish to any subject. Two rules prevent that. This module sends
+//! an answer only into the requester's own inbox, and the broker lets the service's connection publish to inboxes only.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -24,31 +24,32 @@ use crate::{metric, nats::connected, trace};
 const MAX_BODY: usize = 256 * 1024;
 /// Requests that one endpoint works on at once. Further requests wait in the broker's queue.
 const MAX_IN_FLIGHT: usize = 256;
-/// How long a requester waits.
+/// How long a requester waits for an answer, and how long a stopping server waits for its last answers.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The reason why a request was not granted.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
-    /// The request was refused, for a named reason.
+    /// The service refused the request, for a named reason.
     #[error("{0}")]
     Refused(Refusal),
-    /// There is no answer now. Try again, with the same id.
+    /// There is no answer now. The requester should repeat the request; a command keeps its id, so that it is carried
+    /// out only once.
     #[error("{0}")]
     Unavailable(String),
 }
 
 impl Failure {
-    /// There is no answer now, because of `error`. The requester reads `message`; the chain of causes, which may name
-    /// addresses and other internals, goes into the log lines of this process.
+    /// Makes a [`Failure::Unavailable`] because of `error`. The requester reads `message`; the chain of causes of the
+    /// error, which may name addresses and other internals, goes into the log lines of this process.
     pub fn unavailable(message: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let message = message.into();
         warn!(error = %Chain(error), "{message}");
         Self::Unavailable(message)
     }
 
-    /// A refusal.
+    /// Makes a [`Failure::Refused`].
     pub fn refused(refusal: impl Into<Refusal>) -> Self {
         Self::Refused(refusal.into())
     }
@@ -60,24 +61,25 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// Sends requests to services, in an actor's name.
+/// Sends requests to services, each in the name of an actor.
 #[derive(Clone)]
 pub struct Caller {
     client: Client,
 }
 
 impl Caller {
-    /// Sends requests over this connection.
+    /// Makes a caller that sends its requests over this connection.
     pub fn new(client: Client) -> Self {
         Self { client }
     }
 
-    /// The connection.
+    /// The connection over which this caller sends.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Sends one request. Fails at once where the broker or the service is known to be away.
+    /// Sends one request and waits for its answer. Fails without waiting if this process is not connected to the
+    /// broker, or if no service listens on the subject.
     pub async fn call<T: DeserializeOwned>(
         &self,
         subject: String,
@@ -88,7 +90,7 @@ impl Caller {
         self.call_there(subject, actor, body).await?.ok_or(nobody)
     }
 
-    /// Sends one request; `None`: no service listens on the subject.
+    /// Sends one request and waits for its answer. Returns `None` if no service listens on the subject.
     pub async fn call_there<T: DeserializeOwned>(
         &self,
         subject: String,
@@ -99,7 +101,7 @@ impl Caller {
             Failure::unavailable(format!("no answer from {subject}"), error)
         };
         if !connected(&self.client) {
-            return Err(Failure::Unavailable("the broker is away; reconnecting".to_owned()));
+            return Err(Failure::Unavailable("the broker is away; this process is reconnecting".to_owned()));
         }
         let payload = serde_json::to_vec(body).map_err(|e| no_answer(&e))?;
         let mut headers = HeaderMap::new();
@@ -115,31 +117,31 @@ impl Caller {
     }
 }
 
-/// The kind of requester that an endpoint answers. The kind decides into which inbox an answer may go.
+/// The kind of requester that an endpoint answers. The kind decides into which inboxes an answer may go.
 #[derive(Debug, Clone, Copy)]
 pub enum Requester {
-    /// The web server, which speaks for signed-in people and operators.
+    /// The web server, which speaks for people who are signed in, or the operator's tool.
     Edge,
-    /// The machine that the subject names.
+    /// The machine that the request's subject names.
     Machine,
-    /// Any process of the platform.
+    /// Any process of the platform: those of `Edge`, the services and the projectors.
     Platform,
 }
 
-/// A request that passed the rules.
+/// A request that passed the checks in `admit`.
 pub struct Incoming {
-    /// The subject.
+    /// The subject to which the request was sent.
     pub subject: String,
     /// The actor in whose name the request is made.
     pub actor: Actor,
-    /// The body.
+    /// The request's body: JSON that is not parsed yet.
     pub body: Bytes,
-    /// The requester's trace. Empty for a machine, which could name any trace.
+    /// The requester's trace. Empty if the requester is a machine, because a machine could name a foreign trace.
     trace: opentelemetry::Context,
 }
 
 impl Incoming {
-    /// Reads the body.
+    /// Parses the body as JSON.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|e| {
             Refusal::new("BadRequest", RefusalKind::Invalid, format!("The request could not be read: {e}.")).into()
@@ -150,18 +152,20 @@ impl Incoming {
 /// The endpoints of one process.
 pub struct Server {
     service: Service,
+    /// The loops of the endpoints, and the requests that are being answered.
     tasks: TaskTracker,
+    /// Once cancelled, the endpoints take no further request.
     stop: CancellationToken,
 }
 
 impl Server {
-    /// Starts a micro service in a queue group of its name.
+    /// Starts a micro service without endpoints. Processes that start it under the same `name` share the requests.
     pub async fn start(client: &Client, name: &str, stop: CancellationToken) -> Result<Self, async_nats::Error> {
         let service = client.service_builder().queue_group(name).start(name, env!("CARGO_PKG_VERSION")).await?;
         Ok(Self { service, tasks: TaskTracker::new(), stop })
     }
 
-    /// Serves one endpoint: `filter` is its subject (with `*` for a machine's id).
+    /// Serves one endpoint: `handler` answers the requests whose subject matches `filter` (`*` stands for any machine).
     pub async fn endpoint<F, Fut>(
         &self,
         name: &str,
@@ -175,12 +179,12 @@ impl Server {
     {
         let mut requests = self.service.endpoint_builder().name(name).add(filter).await?;
         let handler = Arc::new(handler);
-        let places = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+        let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
         let name = name.to_owned();
         self.tasks.spawn(async move {
             loop {
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let request = tokio::select! {
                     () = stop.cancelled() => return,
                     request = requests.next() => request,
@@ -189,7 +193,7 @@ impl Server {
                 let incoming = match admit(&request.message, requester) {
                     Ok(incoming) => incoming,
                     Err(why) => {
-                        warn!(subject = %request.message.subject, why, "refused a request without an answer");
+                        warn!(subject = %request.message.subject, why, "ignored a request that breaks the rules");
                         continue;
                     }
                 };
@@ -198,27 +202,28 @@ impl Server {
                 tasks.spawn(async move {
                     let began = std::time::Instant::now();
                     let answer = trace::inside(incoming.trace.clone(), handler(incoming)).await;
-                    counted(endpoint, &answer, began.elapsed());
+                    count_answer(endpoint, &answer, began.elapsed());
                     match serde_json::to_vec(&answer) {
                         Ok(bytes) => {
                             if let Err(e) = request.respond(Ok(bytes.into())).await {
-                                warn!(error = %e, "could not answer");
+                                warn!(error = %e, "could not send an answer");
                             }
                         }
-                        Err(e) => warn!(error = %e, "could not write an answer"),
+                        Err(e) => warn!(error = %e, "could not encode an answer as JSON"),
                     }
-                    drop(place);
+                    drop(permit);
                 });
             }
         });
         Ok(())
     }
 
-    /// Waits until every request that was taken is answered. Call after the stop token is cancelled.
+    /// Waits until every request that an endpoint has taken is answered, and stops the micro service. Call this after
+    /// the stop token is cancelled.
     pub async fn finish(self) {
         self.tasks.close();
         if tokio::time::timeout(PATIENCE, self.tasks.wait()).await.is_err() {
-            warn!("some requests were not answered in time before the stop");
+            warn!("this process stops before some requests are answered");
         }
         if let Err(e) = self.service.stop().await {
             warn!(error = %e, "the service could not be stopped cleanly");
@@ -226,8 +231,8 @@ impl Server {
     }
 }
 
-/// Counts an answer in the metrics.
-fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: Duration) {
+/// Records an answer and its duration in the metrics.
+fn count_answer(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: Duration) {
     let result = match answer {
         Ok(_) => "ok",
         Err(Failure::Refused(_)) => "refused",
@@ -237,19 +242,19 @@ fn counted(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: 
     metrics::counter!(metric::RPC_REQUESTS, "endpoint" => endpoint, "result" => result).increment(1);
 }
 
-/// Checks a request against the rules of this module. A request that breaks a rule gets no answer at all, because an
-/// answer to a subject of the requester's choice is the very attack.
+/// Checks that the request names an actor, that the answer would go into the requester's own inbox, and that the body
+/// is not too large. A request that fails gets no answer at all: an attacker may have chosen the subject of the answer.
 fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming, &'static str> {
-    let named = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
+    let named_actor = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
     let (inboxes, actor, trace) = match requester {
         Requester::Machine => {
             let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
-            // Machines ask from another account. The broker itself names the subject of the answer, and maps the
-            // subject to the inbox of the connection that asked.
+            // Machines send their requests from another NATS account. For such a request the broker itself makes up the
+            // reply subject, and carries the answer to the inbox of the machine's connection.
             (vec![subject::BROKERED.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
         }
         Requester::Edge | Requester::Platform => {
-            let actor = named.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
+            let actor = named_actor.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
             let edge = [subject::UI_INBOX, subject::OPERATOR_INBOX];
             let own = [subject::SERVICES_INBOX, subject::PROJECTOR_INBOX];
             let inboxes = edge.iter().chain(own.iter().filter(|_| matches!(requester, Requester::Platform)));
@@ -257,8 +262,8 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
         }
     };
     let reply = message.reply.as_ref().ok_or("no reply subject")?;
-    let own = |inbox: &String| reply.strip_prefix(inbox.as_str()).is_some_and(|rest| rest.starts_with('.'));
-    if !inboxes.iter().any(own) {
+    let holds_reply = |inbox: &String| reply.strip_prefix(inbox.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    if !inboxes.iter().any(holds_reply) {
         return Err("the reply subject is not the requester's own inbox");
     }
     if message.payload.len() > MAX_BODY {
@@ -292,10 +297,13 @@ mod tests {
         let to = subject::machine_command(machine, "accept");
         assert!(admit(&request(&to, Some("_R_.x.1")), Requester::Machine).is_ok());
         for foreign in [
+            // Inboxes of machines: the broker replaces these subjects before a machine's request arrives.
             Some(format!("_INBOX.{other}.x.1")),
             Some(format!("_INBOX.{machine}.x.1")),
+            // Subjects that only resemble the broker's.
             Some("_R_".to_owned()),
             Some("_R_x.1".to_owned()),
+            // The acknowledgement of a message in a stream, an event, and the inbox of the web server.
             Some("$JS.ACK.DISPATCH.x.1.1.1.1.0".to_owned()),
             Some("market.account.x.event".to_owned()),
             Some("_INBOX.ui.x".to_owned()),

@@ -1,7 +1,11 @@
-//! The store of the read models: tables of sorted rows, in sled. No other crate knows which database is used.
+//! The store of the read models: tables of sorted rows, in the embedded database sled. No other crate knows which
+//! database is used.
 //!
-//! Belongs here: every use of sled, and the means to use it well (blocks, copies as of one moment). Must not come here:
-//! the meaning of a row, or the list of models.
+//! This crate holds every use of sled, and the means to use sled well: blocks, which keep many neighbouring rows as one
+//! value of sled, and copies of a table as of one moment. It must hold neither the meaning of a row nor the list of
+//! models.
+//!
+//! In this diagram, an arrow points to the file that another file uses. `table.rs` uses `row_bytes.rs` besides.
 //!
 //! ```text
 //! error.rs <- block.rs <- table.rs <- snapshot_copy.rs <- batch.rs

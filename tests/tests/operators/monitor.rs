@@ -1,4 +1,5 @@
-//! Monitoring of a market: metrics and readiness, and dashboards and alerts that name only metrics that exist.
+//! The monitoring of a market. Every declared metric is measured, every server says that it is ready, and the dashboard
+//! and the alerts name only declared metrics.
 
 use std::{
     collections::BTreeSet,
@@ -11,19 +12,22 @@ use gpubnb_runtime::metric::{self, Kind};
 use gpubnb_tests::system::{Options, System};
 use serde_json::{Value, json};
 
-fn deployed(name: &str) -> String {
+/// The text of a file in `deploy/monitoring`.
+fn monitoring_file(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring").join(name)).unwrap()
 }
 
-/// Our metrics in an expression, by their declared names: without the suffixes that Prometheus adds to a histogram.
-fn named(expression: &str) -> BTreeSet<String> {
+/// The metrics of the market in an expression of Prometheus, by their declared names: without the suffixes that
+/// Prometheus adds to the name of a histogram.
+fn metrics_in(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let ours = words.filter(|word| word.starts_with("gpubnb_"));
-    let plain =
+    let names = words.filter(|word| word.starts_with("gpubnb_"));
+    let without_suffix =
         |word: &str| ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end).map(str::to_owned));
-    ours.map(|word| plain(word).unwrap_or_else(|| word.to_owned())).collect()
+    names.map(|word| without_suffix(word).unwrap_or_else(|| word.to_owned())).collect()
 }
 
+/// The names of all metrics that the market's processes declare.
 fn declared() -> BTreeSet<String> {
     metric::ALL.iter().map(|m| m.name.to_owned()).collect()
 }
@@ -38,37 +42,38 @@ fn names_follow_the_conventions_and_dashboards_and_alerts_name_no_other() {
         };
         assert!(ends_well && m.name.starts_with("gpubnb_") && m.help.ends_with('.'), "{}", m.name);
     }
-    let alerts: Value = serde_yaml_ng::from_str(&deployed("alerts.yml")).unwrap();
+    let alerts: Value = serde_yaml_ng::from_str(&monitoring_file("alerts.yml")).unwrap();
     let rules = alerts["groups"][0]["rules"].as_array().unwrap();
     for rule in rules {
         let expression = rule["expr"].as_str().unwrap();
         promql_parser::parser::parse(expression).unwrap_or_else(|e| panic!("{expression}: {e}"));
-        let names = named(expression);
-        // The metric `up` comes from Prometheus itself.
-        let known = !names.is_empty() || expression.contains("up{job=\"gpubnb\"}");
-        assert!(known && names.is_subset(&declared()), "{expression}");
+        let names = metrics_in(expression);
+        // An alert names a metric of the market, or the metric `up`, which comes from Prometheus itself.
+        let names_a_metric = !names.is_empty() || expression.contains("up{job=\"gpubnb\"}");
+        assert!(names_a_metric && names.is_subset(&declared()), "{expression}");
         assert!(rule["annotations"]["remedy"].is_string() && rule["labels"]["severity"].is_string(), "{rule}");
     }
     for outage in ["absent(up", "absent(gpubnb_leader)"] {
-        let told = |rule: &Value| rule["expr"].as_str().unwrap().contains(outage);
-        assert!(rules.iter().any(told), "nobody is told when everything is gone: {outage}");
+        let reports_outage = |rule: &Value| rule["expr"].as_str().unwrap().contains(outage);
+        assert!(rules.iter().any(reports_outage), "no alert reports that all processes are gone: {outage}");
     }
-    let dashboard: Value = serde_json::from_str(&deployed("grafana.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&monitoring_file("grafana.json")).unwrap();
     let mut shown = BTreeSet::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().unwrap() {
             let expression = target["expr"].as_str().unwrap();
-            // Grafana puts a time in the place of its variable.
-            let asked = expression.replace("$__rate_interval", "1m");
-            promql_parser::parser::parse(&asked).unwrap_or_else(|e| panic!("{expression}: {e}"));
-            shown.extend(named(expression));
+            // Grafana replaces its variable by a duration before it sends the expression to Prometheus.
+            let sent = expression.replace("$__rate_interval", "1m");
+            promql_parser::parser::parse(&sent).unwrap_or_else(|e| panic!("{expression}: {e}"));
+            shown.extend(metrics_in(expression));
         }
     }
-    assert_eq!(shown, declared(), "the dashboard shows all that is measured, and nothing else");
-    let scrape: Value = serde_yaml_ng::from_str(&deployed("prometheus.yml")).unwrap();
+    assert_eq!(shown, declared(), "the dashboard shows all declared metrics, and no other");
+    let scrape: Value = serde_yaml_ng::from_str(&monitoring_file("prometheus.yml")).unwrap();
     assert_eq!(scrape["rule_files"], json!(["alerts.yml"]));
 }
 
+/// The status and the body of the answer; `None` if there is no answer.
 async fn get(address: &str) -> Option<(u16, String)> {
     let answer = reqwest::get(address).await.ok()?;
     Some((answer.status().as_u16(), answer.text().await.ok()?))
@@ -80,19 +85,20 @@ async fn every_service_says_that_it_is_ready_and_all_that_is_declared_is_measure
     system.start_worker("attic", &[]).await.unwrap();
     let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
     system.web.settled(&job).await.unwrap();
-    // A live page stays open, so that its metric is measured.
+    // A live page stays open, so that the metric of open streams is 1.
     let page = format!("{}/market/live", system.url());
-    let _open = reqwest::get(&page).await.unwrap();
+    let _open_page = reqwest::get(&page).await.unwrap();
     let addresses = ["services-0", "projector", "ui"].map(|name| {
         let log = system.log(name);
-        let said = log.lines().find(|line| line.contains("watched at")).unwrap_or_else(|| panic!("{name}: {log}"));
-        let address = said.split("address=").nth(1).unwrap().trim();
+        let line = log.lines().find(|line| line.contains("watched at")).unwrap_or_else(|| panic!("{name}: {log}"));
+        let address = line.split("address=").nth(1).unwrap().trim();
         format!("http://{address}")
     });
     for address in &addresses {
         assert_eq!(get(&format!("{address}/healthz")).await.unwrap().0, 200);
         assert_eq!(get(&format!("{address}/readyz")).await.unwrap(), (200, "ready\n".to_owned()));
     }
+    // The metric of conflicts appears only after two appends have competed, and here they need not.
     let wanted: BTreeSet<String> = declared().into_iter().filter(|name| name != metric::CONFLICTS).collect();
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -100,12 +106,13 @@ async fn every_service_says_that_it_is_ready_and_all_that_is_declared_is_measure
         for address in &addresses {
             text += &get(&format!("{address}/metrics")).await.unwrap().1;
         }
-        let values = text.lines().filter(|line| !line.starts_with('#'));
-        let found: BTreeSet<String> = values.flat_map(|line| named(line.split(['{', ' ']).next().unwrap())).collect();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let names = samples.map(|line| line.split(['{', ' ']).next().unwrap());
+        let found: BTreeSet<String> = names.flat_map(metrics_in).collect();
         if wanted.is_subset(&found) && text.contains("gpubnb_http_open_streams 1") {
             assert!(text.contains("gpubnb_events_appended_total{event=\"Settled\"} 1"), "{text}");
             assert!(text.contains("gpubnb_model_stopped{model=\"ledger\"} 0"), "{text}");
-            assert!(!text.contains(&job), "no id is a label: there is no end of them");
+            assert!(!text.contains(&job), "the job's id is a label: there would be a time series for each job");
             return;
         }
         let missing: Vec<_> = wanted.difference(&found).collect();

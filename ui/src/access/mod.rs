@@ -1,7 +1,7 @@
-//! Access control. Here, and nowhere else, a request becomes a viewer.
+//! Access control. Only this module decides who sends a request: a user, or a stranger (see `viewer.rs`).
 //!
-//! Belongs here: users with their passwords, sessions and tokens; the demand of each endpoint; rate limits. Must not
-//! come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
+//! Belongs here: users with their passwords, sessions and tokens; the access that an endpoint demands; rate limits.
+//! Must not come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
 
 mod gate;
 mod kv_cache;
@@ -30,20 +30,22 @@ pub(crate) use self::{
     viewer::{SignedIn, Viewer},
 };
 
-/// The demand of an endpoint: the access that a sender must have. Every route states its demand where it is added.
+/// The demand of an endpoint: the access that the sender of a request must have. `ui/src/routes.rs` states the demand
+/// of every endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Anybody may look.
+    /// Anybody, signed in or not.
     Public,
-    /// The request itself carries the proof: a password, a code, a signature or a permit. The handler checks it.
+    /// Anybody whose request carries a proof: a password, a code, a signature or a permit. The handler checks the
+    /// proof.
     Proof,
-    /// A signed-in browser, or any token.
+    /// A signed-in browser, or a token with any scopes.
     Known,
-    /// A signed-in browser.
+    /// A signed-in browser, and no token.
     Person,
     /// A signed-in browser, or a token with this scope.
     Scope(Scope),
-    /// A user who runs the platform, in a signed-in browser or with a token of the scope `ops`.
+    /// An operator, who runs the platform, in a signed-in browser or with a token of the scope `ops`.
     Operator,
 }
 
@@ -72,10 +74,10 @@ pub(crate) enum Scope {
     /// Adding and changing machines.
     #[serde(rename = "machines:write")]
     MachinesWrite,
-    /// Looking at the wallet.
+    /// Looking at the account's wallet: its money and its postings.
     #[serde(rename = "wallet:read")]
     WalletRead,
-    /// Running the platform.
+    /// Running the platform, if the token's user is an operator.
     #[serde(rename = "ops")]
     Ops,
 }

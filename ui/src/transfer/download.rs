@@ -1,4 +1,5 @@
-//! Downloads: with a permit, by the job's owner, or by a link that the owner made.
+//! Downloads of files: by a machine with a permit, by the owner of a job, or by anybody with a link that the owner
+//! made.
 
 use axum::{
     Json,
@@ -23,10 +24,10 @@ use crate::{
     extract::{JsonBody, Path, Query},
 };
 
-/// How long a link to a file is valid.
+/// How long a link to a file is valid: an hour.
 const LINK_LIFE: Millis = Millis(3_600_000);
 
-/// `GET /transfer/permit/{permit}`: the holder of a permit gets the file that the permit names.
+/// `GET /transfer/permit/{permit}`: anybody who has a permit downloads the file that the permit names.
 pub(crate) async fn by_permit(
     State(app): State<App>,
     Path(permit): Path<String>,
@@ -38,7 +39,7 @@ pub(crate) async fn by_permit(
         Purpose::Artifact { job, lease, path, sha256 } => {
             (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
         }
-        Purpose::Upload { .. } => return Err(bad_permit("it is for putting files").into()),
+        Purpose::Upload { .. } => return Err(bad_permit("the permit is for uploading files").into()),
     };
     let stored = Stored::open(store, &name).await?;
     if sha256.is_some_and(|sha256| sha256 != stored.sha256) {
@@ -50,24 +51,25 @@ pub(crate) async fn by_permit(
 /// The form in which a browser gets a file.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Presentation {
-    /// If present, a picture is shown in the page. Every other file is downloaded.
+    /// If this parameter is present, with any value, a picture is shown in the page. Every other file is downloaded.
     #[serde(default)]
     inline: Option<String>,
 }
 
-/// A file in the manifest of a job's last attempt.
+/// A file in the manifest of a job's last attempt, and the lease of that attempt.
 pub(super) fn listed<'a>(row: &'a JobView, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
     let artifact = row.outputs.iter().find(|a| a.path == path).ok_or_else(|| Problem::not_found("file"))?;
     let lease = row.attempts.last().map(|a| a.lease).ok_or_else(|| Problem::not_found("file"))?;
     Ok((artifact, lease))
 }
 
+/// The stored file differs from the file that the machine listed in its manifest.
 fn not_as_listed() -> Problem {
-    let detail = "What the machine put here is not what it listed: it is not given out.";
+    let detail = "The file that the machine uploaded is not the file that it listed, so the file cannot be downloaded.";
     Problem::new(StatusCode::BAD_GATEWAY, "NotAsListed", detail)
 }
 
-/// `GET /jobs/{job}/artifacts/{path}`: the owner reads a file.
+/// `GET /jobs/{job}/artifacts/{path}`: the owner of a job downloads one of its output files.
 pub(crate) async fn get(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -89,7 +91,7 @@ pub(crate) async fn get(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AskLink {
-    /// Path of the file, as in the list of artifacts.
+    /// Path of the file, as in the job's list of artifacts.
     path: String,
 }
 
@@ -103,7 +105,8 @@ pub(crate) struct Link {
     expires: Timestamp,
 }
 
-/// `POST /jobs/{job}/links`: a link to one file. Everybody who has the link can download the file.
+/// `POST /jobs/{job}/links`: makes a link to one output file of a job. Everybody who has the link can download the
+/// file.
 pub(crate) async fn link(
     State(app): State<App>,
     signed_in: SignedIn,

@@ -16,15 +16,15 @@ use crate::error::Error;
 use crate::output::OutputDir;
 use crate::progress::Reporter;
 
-/// Trains, reports each epoch, and stores the model, the numbers and the picture.
+/// Runs the job: trains a network, reports each epoch, and stores the model, the metrics and a picture.
 pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut Reporter<W>) -> Result<Metrics, Error> {
     let digits = Digits::load()?;
     reporter.log(&format!(
-        "learning from {} handwritten digits, testing with {} others",
+        "training with {} pictures of handwritten digits, testing with {} others",
         digits.train.len(),
         digits.test.len()
     ))?;
-    let outcome = learn(options, &digits, &mut |epoch| tell(epoch, options, reporter))?;
+    let outcome = learn(options, &digits, &mut |epoch| report_epoch(epoch, options, reporter))?;
     let metrics = &outcome.metrics;
     let stored = [
         output.write("model.safetensors", &outcome.model.to_safetensors()?)?,
@@ -40,11 +40,12 @@ pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut 
     Ok(outcome.metrics)
 }
 
-fn tell<W: Write>(epoch: &Epoch, options: &TrainOptions, reporter: &mut Reporter<W>) -> Result<(), Error> {
-    let (number, all) = (epoch.epoch, options.epochs);
-    // The last percent is reported when the results are stored.
-    let fraction = 0.99 * f64::from(number) / f64::from(all);
-    reporter.progress(fraction, &format!("epoch {number} of {all}"))?;
+/// Reports one finished epoch: the progress of the job, the measurements, and a log line.
+fn report_epoch<W: Write>(epoch: &Epoch, options: &TrainOptions, reporter: &mut Reporter<W>) -> Result<(), Error> {
+    let (number, total) = (epoch.epoch, options.epochs);
+    // The epochs make up 99 % of the progress. `run` reports the last percent after it has stored the results.
+    let fraction = 0.99 * f64::from(number) / f64::from(total);
+    reporter.progress(fraction, &format!("epoch {number} of {total}"))?;
     reporter.metric(&[
         ("epoch", f64::from(number)),
         ("train_loss", epoch.train_loss),
@@ -84,6 +85,7 @@ mod tests {
         assert_eq!(stored["epochs"].as_array().unwrap().len(), 4);
 
         let weights = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        // The 32 hidden neurons of `OPTIONS`, each with a weight for each of the 8 x 8 pixels.
         let weights = safetensors::SafeTensors::deserialize(&weights).unwrap();
         assert_eq!(weights.tensor("layer1.weight").unwrap().shape(), [32, 64]);
 
