@@ -78,14 +78,9 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);
     let offer = offer(&args, hardware::probe(&identity.state, &gpus)?);
     let hardware = offer.hardware.clone();
-    let list = ListMachine { offer };
     let listed = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        listed = platform.insist::<Listed>("list", &list) => listed,
-    };
-    let listed = match listed {
-        Ok(listed) => listed,
-        Err(refusal) => bail!("the market does not list this machine: {refusal}"),
+        listed = list(&platform, ListMachine { offer }) => listed?,
     };
     info!(machine = %identity.machine, gpus = hardware.gpus.len(), "listed");
     // A self-test that is not recorded does no harm: the next start makes another.
@@ -121,6 +116,14 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     }
     info!("stopped; jobs that run go on and are taken up again at the next start");
     Ok(())
+}
+
+/// Lists the machine on the market, however long the market is away.
+async fn list(platform: &Platform, list: ListMachine) -> anyhow::Result<Listed> {
+    match platform.insist::<Listed>("list", &list).await {
+        Ok(listed) => Ok(listed),
+        Err(refusal) => bail!("the market does not list this machine: {refusal}"),
+    }
 }
 
 /// The owner's rules for images.

@@ -147,6 +147,13 @@ pub(crate) fn sparkline(load: &[u8]) -> String {
     load.iter().enumerate().map(point).collect::<Vec<_>>().join(" ")
 }
 
+/// The share of a machine's attempts that ended without its fault, percent, and how many attempts there were:
+/// `98 % (42 attempts)`.
+pub(crate) fn reliability((percent, attempts): &(u32, u32)) -> String {
+    let noun = if *attempts == 1 { "attempt" } else { "attempts" };
+    format!("{percent} % ({attempts} {noun})")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -215,7 +215,7 @@ async fn a_text_that_is_too_long_is_no_offer() {
 }
 
 /// Requests of a machine that asks without end: several times those that it may make in a burst.
-const FLOOD: usize = 5_000;
+const FLOOD: usize = 2_500;
 /// Requests of one machine that are decided in each second, and at once after a pause (`services/src/endpoint/context.rs`).
 const DECIDED_A_SECOND: u64 = 50;
 const DECIDED_AT_ONCE: u64 = 1_000;

@@ -166,7 +166,7 @@ async fn earn(market: &Market, name: &str) -> String {
 
 /// Changes the machine: a price that is none, maintenance, and a pause.
 async fn manage(browser: &Browser, market: &Market, machine: &str, suffix: &str) {
-    browser.says("#machines", "100 % of 1").await;
+    browser.says("#machines", "100 % (1 attempt)").await;
     browser.is_sound("provider").await;
     browser.picture(&format!("machines{suffix}")).await;
     // The refusal stands beside the field, which keeps the text that was typed.
