@@ -1,6 +1,6 @@
 //! Trails: the events of a job, a machine or an account, and the part of each event that an actor sees.
 
-use gpubnb_events::{Actor, Aggregate, Event, Recorded, Seq};
+use gpubnb_events::{Actor, Aggregate, Event, JobId, Recorded, Seq};
 use gpubnb_model::{
     timeline::{self, Timeline},
     touched,
@@ -40,7 +40,10 @@ impl TrailPart {
     pub(crate) fn seen(&self, read: &ReadModels, actor: Actor, recorded: Vec<Recorded>) -> Vec<TrailEvent> {
         let visible = |e: &Event| self.all || e.aggregate() == self.of;
         let events = recorded.iter().filter(|r| r.event().is_some_and(visible));
-        let mut rows: Vec<_> = events.filter_map(|r| read.redacted(actor, r)).collect();
+        // `trail_part` has asked already whether the actor may see the job of a job's trail: its row is not read again
+        // for each event.
+        let sees_job = |job| self.of == Aggregate::Job(job) || read.job(actor, job).is_ok();
+        let mut rows: Vec<_> = events.filter_map(|r| redacted(actor, r, sees_job)).collect();
         rows.drain(..rows.len().saturating_sub(self.limit as usize));
         rows
     }
@@ -90,7 +93,7 @@ impl ReadModels {
         // Everybody may see a machine's own events.
         let public = |e: &Event| matches!(e.aggregate(), Aggregate::Machine(_));
         let may = recorded.event().is_some_and(|e| public(e) || touched(e).iter().any(about)) || may_see_all(actor);
-        self.redacted(actor, recorded).filter(|_| may)
+        redacted(actor, recorded, |job| self.job(actor, job).is_ok()).filter(|_| may)
     }
 
     /// True if an actor sees the whole of an event. Only then may the event be proven to the actor: a proof holds the
@@ -102,13 +105,12 @@ impl ReadModels {
             _ => may_see_all(actor),
         }
     }
+}
 
-    /// An event, without the consumer's affairs where it is about a job that the actor may not see.
-    fn redacted(&self, actor: Actor, recorded: &Recorded) -> Option<TrailEvent> {
-        let event = TrailEvent::of(recorded)?;
-        let own = event.job.is_none_or(|job| self.job(actor, job).is_ok());
-        Some(if own { event } else { without_the_consumer(actor, event) })
-    }
+/// An event, without the consumer's affairs where it is about a job that the actor may not see.
+fn redacted(actor: Actor, recorded: &Recorded, sees_job: impl Fn(JobId) -> bool) -> Option<TrailEvent> {
+    let event = TrailEvent::of(recorded)?;
+    Some(if event.job.is_none_or(sees_job) { event } else { without_the_consumer(actor, event) })
 }
 
 #[cfg(test)]
