@@ -1,7 +1,9 @@
 # The commands of GPUbnb. `make demo` shows it; `make test` proves it.
 PORT ?= 8080
-# All but the demo jobs, which deploy/images.sh builds as one static binary.
+# All but the demo jobs, which deploy/images.sh builds as one static binary. Without default features, the build needs
+# neither the driver of a browser nor the allocator jemalloc, which takes a third of the whole build.
 BINARIES = --no-default-features -p gpubnb-services -p gpubnb-operator -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
+JEMALLOC = --features gpubnb-services/jemalloc,gpubnb-operator/jemalloc,gpubnb-tests/jemalloc
 
 .PHONY: help setup setup-tests build images demo smoke test hostile bench worker fmt clean
 
@@ -34,7 +36,7 @@ hostile: setup-tests ## Just the jobs that try to harm their machine, against re
 	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec cargo test --locked -p gpubnb-tests --test machines -- hostile::'
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
-	@cargo build --locked --quiet --release $(BINARIES)
+	@cargo build --locked --quiet --release $(BINARIES) $(JEMALLOC)
 	@cargo build --locked --quiet --profile worker -p gpubnb-provider
 	@install target/worker/gpubnb-provider target/release/gpubnb-provider
 	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/release/gpubnb-bench'

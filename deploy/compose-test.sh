@@ -133,7 +133,7 @@ need_binaries() {
 
 the_workload() {
   local found="${GPUBNB_WORKLOAD:-}"
-  [ -n "$found" ] || found="target/workloads/$(rustc --print host-tuple)/release/gpubnb-workload"
+  [ -n "$found" ] || found="target/workloads/$(rustc --print host-tuple)/workloads/gpubnb-workload"
   [ -x "$found" ] || fail "$found is not there: run deploy/images.sh, or set GPUBNB_WORKLOAD"
   echo "$found"
 }
@@ -216,7 +216,7 @@ RUSTC
   script "$1/usr/local/bin/cargo" <<'CARGO'
 #!/bin/bash
 case "$*" in
-  *gpubnb-workloads*) exec install -D -t target/workloads/stand-in/release /built/gpubnb-workload ;;
+  *gpubnb-workloads*) exec install -D -t target/workloads/stand-in/workloads /built/gpubnb-workload ;;
   *) exec install -D -t target/release /built/gpubnb /built/gpubnb-{services,projector,provider,ui} ;;
 esac
 CARGO

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 target="$(rustc -vV | sed -n 's/^host: //p')"
 echo "images: building the workloads (static, $target)"
 RUSTFLAGS="-C target-feature=+crt-static" \
-  cargo build --locked --quiet --release -p gpubnb-workloads --target "$target" --target-dir target/workloads
+  cargo build --locked --quiet --profile workloads -p gpubnb-workloads --target "$target" --target-dir target/workloads
 docker="${GPUBNB_DOCKER:-docker}"
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
@@ -15,7 +15,7 @@ trap 'rm -rf "$stage"' EXIT
 import() {
   local binary="$1" image="$2" root="$stage/$1"
   mkdir -p "$root/output" "$root/tmp"
-  install -m 755 "target/workloads/$target/release/$binary" "$root/$binary"
+  install -m 755 "target/workloads/$target/workloads/$binary" "$root/$binary"
   local stamp have
   stamp="$(sha256sum "$root/$binary" | cut -c1-16)"
   have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.workload"}}' "$image" 2>/dev/null || true)"
@@ -27,6 +27,6 @@ import() {
 import gpubnb-workload gpubnb/workloads:1
 if [ "${1:-}" = --tests ]; then
   RUSTFLAGS="-C target-feature=+crt-static" \
-    cargo build --locked --quiet --release -p gpubnb-hostile --target "$target" --target-dir target/workloads
+    cargo build --locked --quiet --profile workloads -p gpubnb-hostile --target "$target" --target-dir target/workloads
   import gpubnb-hostile gpubnb/hostile:1
 fi

@@ -6,6 +6,7 @@ use gpubnb_services::{Cli, backup, bootstrap, config::Operation, restore, run, w
 use tokio_util::sync::CancellationToken;
 
 /// jemalloc gives the memory that the fold of a long log has freed back to the system.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

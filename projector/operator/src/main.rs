@@ -6,6 +6,7 @@ use gpubnb_projector::run;
 use tokio_util::sync::CancellationToken;
 
 /// Folding allocates and frees much memory, some of it on another thread than allocated it: docs/adr/0016.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

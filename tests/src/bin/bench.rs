@@ -1,6 +1,7 @@
 //! `make bench`: the figures beside their physical limits. Names one figure to measure only that.
 
 /// The projector's allocator, because this program measures the projector's fold.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
