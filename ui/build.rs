@@ -1,7 +1,9 @@
-//! Embeds the scripts that npm brought, so that the binary serves its pages without anything beside it.
+//! Copies the scripts that npm installed to the build directory. `assets.rs` embeds them in the binary, so the binary
+//! needs no other files.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
+/// The scripts: the name in the build directory, and the path in `node_modules`.
 const SCRIPTS: [(&str, &str); 1] = [("htmx.js", "htmx.org/dist/htmx.min.js")];
 
 fn main() -> Result<(), Box<dyn Error>> {

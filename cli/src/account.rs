@@ -1,4 +1,4 @@
-//! Signing up, logging in, and codes for machines.
+//! The commands `sign-up`, `login`, `logout` and `enroll-code`.
 
 use std::io::IsTerminal as _;
 
@@ -7,37 +7,38 @@ use serde_json::{Value, json};
 
 use crate::{
     api::Api,
-    args::{Login, Who},
-    saved::{self, Saved},
+    args::{CredentialArgs, LoginArgs},
+    saved::{self, SavedLogin},
 };
 
-fn password(who: &Who) -> anyhow::Result<String> {
-    if let Some(path) = &who.password_file {
+fn password(credentials: &CredentialArgs) -> anyhow::Result<String> {
+    if let Some(path) = &credentials.password_file {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         return Ok(text.lines().next().unwrap_or_default().to_owned());
     }
     if !std::io::stdin().is_terminal() {
         bail!("the password cannot be asked for without a terminal: use --password-file");
     }
-    Ok(rpassword::prompt_password(format!("Password of {}: ", who.email))?)
+    Ok(rpassword::prompt_password(format!("Password of {}: ", credentials.email))?)
 }
 
-pub(crate) async fn sign_up(api: &Api, who: &Who) -> anyhow::Result<u8> {
-    let answer = api.post("/accounts", &json!({ "email": who.email, "password": password(who)? })).await?;
-    say!("{}", answer["message"].as_str().unwrap_or_default());
+pub(crate) async fn sign_up(api: &Api, credentials: &CredentialArgs) -> anyhow::Result<u8> {
+    let answer =
+        api.post("/accounts", &json!({ "email": credentials.email, "password": password(credentials)? })).await?;
+    outln!("{}", answer["message"].as_str().unwrap_or_default());
     Ok(0)
 }
 
-pub(crate) async fn login(api: &Api, login: &Login) -> anyhow::Result<u8> {
+pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
     let scopes = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
     let body = json!({
-        "email": login.who.email, "password": password(&login.who)?, "label": login.label,
+        "email": login.credentials.email, "password": password(&login.credentials)?, "label": login.label,
         "scopes": scopes, "days": login.days,
     });
     let token_info: Value = api.post("/login", &body).await?;
     let token = token_info["token"].as_str().context("the market's answer has no token")?.to_owned();
-    let path = saved::write(&Saved { url: api.url.clone(), token })?;
-    say!(
+    let path = saved::write(&SavedLogin { url: api.url.clone(), token })?;
+    outln!(
         "Logged in to {} until {} ({}).",
         api.url,
         token_info["expires_at"].as_str().unwrap_or_default(),
@@ -47,17 +48,17 @@ pub(crate) async fn login(api: &Api, login: &Login) -> anyhow::Result<u8> {
 }
 
 pub(crate) fn logout() -> anyhow::Result<u8> {
-    saved::forget()?;
-    say!("The token was deleted here. Revoke it on your account page if others may have it.");
+    saved::delete()?;
+    outln!("The saved token was deleted. If others may know the token, revoke it on your account page.");
     Ok(0)
 }
 
 pub(crate) async fn enroll_code(api: &Api, json: bool) -> anyhow::Result<u8> {
     let code = api.post("/enrollments", &json!({})).await?;
     if json {
-        say!("{code}");
+        outln!("{code}");
     } else {
-        say!("{}", code["code"].as_str().unwrap_or_default());
+        outln!("{}", code["code"].as_str().unwrap_or_default());
     }
     Ok(0)
 }

@@ -1,4 +1,4 @@
-//! The market's API, as this client uses it. A refusal is shown in the market's own words.
+//! A client of the market's public API. The text of a refusal comes from the market.
 
 use std::{path::Path, time::Duration};
 
@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::saved;
 
-/// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client of one market.
 pub(crate) struct Api {
@@ -19,31 +19,29 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(url: Option<&str>, token: Option<String>, authority: Option<&Path>) -> anyhow::Result<Self> {
-        // Installing fails if another library has installed a provider already, which is just as good.
+    pub(crate) fn new(url: Option<&str>, token: Option<String>, ca: Option<&Path>) -> anyhow::Result<Self> {
+        // This fails only if a provider is already installed, and any provider will do.
         drop(rustls::crypto::ring::default_provider().install_default());
         let mut builder = Client::builder().connect_timeout(Duration::from_secs(5));
-        if let Some(path) = authority {
+        if let Some(path) = ca {
             let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
         }
         let saved = saved::read()?;
-        let known = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
-        let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| known.as_ref().map(|s| s.url.clone()));
+        let login = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
+        let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| login.as_ref().map(|s| s.url.clone()));
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
         if !url.contains("://") {
-            bail!(
-                "{url} is not the address of a market: write https://{url}, or http://{url} for a market on this machine"
-            );
+            bail!("{url} is not the address of a market: write https://{url}, or http://{url} for a local market");
         }
         if url.starts_with("http://") {
-            // Without TLS no authority is needed, and a small system may have none installed.
+            // Plain HTTP needs no certificates, and a small system may have none installed.
             builder = builder.tls_certs_only([]);
         }
-        Ok(Self { client: builder.build()?, url, token: token.or(known.map(|s| s.token)) })
+        Ok(Self { client: builder.build()?, url, token: token.or(login.map(|s| s.token)) })
     }
 
-    /// A request to a path below `/api/v1`.
+    /// Makes a request to a path below `/api/v1`.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.client.request(method, format!("{}/api/v1{path}", self.url));
         match &self.token {
@@ -52,7 +50,7 @@ impl Api {
         }
     }
 
-    /// Sends a request. An answer other than success is an error.
+    /// Sends a request. Fails if the status of the answer is not a success.
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.with_context(|| {
             format!("{} does not answer. Is this the market's address? --url or GPUBNB_URL names another", self.url)
@@ -77,10 +75,10 @@ impl Api {
     }
 
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        Ok(self.send(self.request(Method::GET, path).timeout(PATIENCE)).await?.json().await?)
+        Ok(self.send(self.request(Method::GET, path).timeout(REQUEST_TIMEOUT)).await?.json().await?)
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        Ok(self.send(self.request(Method::POST, path).timeout(PATIENCE).json(body)).await?.json().await?)
+        Ok(self.send(self.request(Method::POST, path).timeout(REQUEST_TIMEOUT).json(body)).await?.json().await?)
     }
 }

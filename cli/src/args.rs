@@ -1,4 +1,4 @@
-//! The commands and options that a person types.
+//! The commands and options of the command line.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -15,13 +15,13 @@ use gpubnb_events::{
 #[derive(Debug, Parser)]
 #[command(name = "gpubnb", version)]
 pub struct Cli {
-    /// Address of the market; else the one that you logged in to.
+    /// Address of the market. Default: the market that you logged in to.
     #[arg(long, global = true, env = "GPUBNB_URL", value_name = "URL")]
     pub(crate) url: Option<String>,
-    /// Token; else the one that `login` keeps.
+    /// Token. Default: the token that `login` saved.
     #[arg(long, global = true, env = "GPUBNB_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
-    /// Certificate of the authority that signed the market's, if it is not a public one (PEM).
+    /// Certificate (PEM) of a private certificate authority that the client trusts as well.
     #[arg(long, global = true, env = "GPUBNB_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Prints JSON, for programs.
@@ -35,36 +35,36 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Makes an account.
-    SignUp(Who),
-    /// Trades your password for a token, which is kept in your configuration directory.
-    Login(Login),
-    /// Forgets the token. Revoke it on your account page.
+    /// Creates an account.
+    SignUp(CredentialArgs),
+    /// Exchanges your password for a token, which is saved in your configuration directory.
+    Login(LoginArgs),
+    /// Deletes the saved token. The token stays valid until you revoke it on your account page.
     Logout,
-    /// Prints a one-time code for one more machine of yours.
+    /// Prints a one-time code with which you enroll one more machine.
     EnrollCode,
     /// Lists the machines on the market, cheapest first.
     Machines,
-    /// Submits a job, shows what it says, fetches what it leaves, and exits with its code. Ctrl-C asks it to stop.
-    Run(Box<Run>),
+    /// Submits a job, shows its output, downloads its files, and exits with its exit code. Ctrl-C cancels the job.
+    Run(Box<RunArgs>),
     /// Lists your jobs, newest first.
     Jobs {
-        /// Only those in this state, such as Running.
+        /// Lists only jobs in this state, such as Running.
         #[arg(long)]
         state: Option<String>,
-        /// At most so many.
+        /// Number of jobs to list at most.
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
-    /// Prints what a job said.
+    /// Prints the output of a job.
     Logs {
         /// The job.
         job: String,
-        /// Goes on until the job has ended.
+        /// Also prints new output, until the job is settled.
         #[arg(short, long)]
         follow: bool,
     },
-    /// Asks a job to stop.
+    /// Cancels a job.
     Cancel {
         /// The job.
         job: String,
@@ -74,31 +74,31 @@ pub(crate) enum Command {
         /// The job.
         job: String,
     },
-    /// Checks what a job left: that its machine has signed the list, and that the files are those of the list.
+    /// Checks the files of a job: the machine's signature of the list of files, and the hash of each file.
     Verify {
         /// The job.
         job: String,
-        /// Where its files are; else only the list is checked.
+        /// Directory of the downloaded files. Without it, only the list is checked.
         directory: Option<PathBuf>,
     },
-    /// Checks the proof that an event is in the market's log, as its page gives it. Asks nobody.
+    /// Checks the proof that an event is in the market's log. The event's page offers the proof. Needs no network.
     CheckProof {
-        /// The file.
+        /// The file with the proof.
         file: PathBuf,
-        /// Believes only a head signed by this public key.
+        /// Trusts only a tree head signed by this public key.
         #[arg(long, value_name = "KEY")]
         key: Option<String>,
     },
     /// Prints a completion script for a shell.
     Completions {
-        /// Which.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }
 
-/// Who.
+/// The credentials of an account.
 #[derive(Debug, Args)]
-pub(crate) struct Who {
+pub(crate) struct CredentialArgs {
     /// E-mail address.
     pub(crate) email: String,
     /// Reads the password from the first line of this file, instead of asking for it.
@@ -106,134 +106,134 @@ pub(crate) struct Who {
     pub(crate) password_file: Option<PathBuf>,
 }
 
-/// Who, and for what.
+/// Options of `login`.
 #[derive(Debug, Args)]
-pub(crate) struct Login {
+pub(crate) struct LoginArgs {
     #[command(flatten)]
-    pub(crate) who: Who,
+    pub(crate) credentials: CredentialArgs,
     /// The name of the token on your account page.
     #[arg(long, default_value = "gpubnb command line")]
     pub(crate) label: String,
-    /// How long it lives, days.
+    /// Lifetime of the token, days.
     #[arg(long, default_value_t = 90)]
     pub(crate) days: u32,
 }
 
-/// Which machine a job runs on.
+/// Options that choose the machine of a job.
 #[derive(Debug, Args)]
-pub(crate) struct Place {
-    /// On this machine, and no other.
+pub(crate) struct PlacementArgs {
+    /// Runs the job on this machine only.
     #[arg(long)]
     machine: Option<MachineId>,
-    /// How the market chooses a machine: the cheapest, if missing.
+    /// Strategy by which the market chooses a machine. Default: cheapest.
     #[arg(long, conflicts_with = "machine", value_name = "cheapest|fastest|most_reliable")]
     strategy: Option<Strategy>,
-    /// Only on a machine of whose attempts at least so many percent ended without its fault.
+    /// Requires a machine with at least this percentage of attempts that ended without a fault of the machine.
     #[arg(long, conflicts_with = "machine", value_name = "PERCENT")]
     min_reliability: Option<u32>,
-    /// Only on a machine that passed every check of its self-test.
+    /// Requires a machine that passed every check of its self-test.
     #[arg(long, conflicts_with = "machine")]
     verified: bool,
-    /// Only on a machine with a GPU that has this in its model's name.
+    /// Requires a GPU whose model name contains this text.
     #[arg(long, conflicts_with = "machine", value_name = "MODEL")]
     gpu_model: Option<String>,
-    /// Only on a machine in this region.
+    /// Requires a machine in this region.
     #[arg(long, conflicts_with = "machine")]
     region: Option<String>,
-    /// Also on a machine whose GPUs are simulated: they compute nothing.
+    /// Allows machines with simulated GPUs, which compute nothing.
     #[arg(long, conflicts_with = "machine")]
     allow_simulated: bool,
 }
 
 /// The resources that a job may use.
 #[derive(Debug, Args)]
-pub(crate) struct Sizes {
+pub(crate) struct ResourceArgs {
     /// CPU, thousandths of a core.
     #[arg(long, value_name = "MILLIS")]
     cpu_millis: Option<u32>,
     /// Memory, MiB.
     #[arg(long = "memory-mib", visible_alias = "memory", value_name = "MIB")]
     memory_mib: Option<u64>,
-    /// Size of `/dev/shm`, MiB, which counts as memory.
+    /// Size of `/dev/shm`, MiB. This counts as memory.
     #[arg(long, value_name = "MIB")]
     shm_mib: Option<u64>,
-    /// Room for what the job leaves, MiB.
+    /// Room for the output files, MiB.
     #[arg(long, value_name = "MIB")]
     output_mib: Option<u64>,
-    /// GPUs.
+    /// Number of GPUs.
     #[arg(long)]
     gpus: Option<u32>,
     /// Memory of each GPU, MiB.
     #[arg(long = "vram-mib", visible_alias = "vram", value_name = "MIB")]
     vram_mib: Option<u64>,
-    /// Needs the network.
+    /// Allows the job to use the network.
     #[arg(long)]
     egress: bool,
 }
 
-/// The bounds of a job's life.
+/// The limits of a job.
 #[derive(Debug, Args)]
-pub(crate) struct Bounds {
-    /// Most it may cost per hour, dollars.
+pub(crate) struct LimitArgs {
+    /// The highest price per hour, dollars.
     #[arg(long, value_name = "USD")]
     price_cap: Option<String>,
-    /// Most it may cost in all, dollars.
+    /// The highest total cost, dollars.
     #[arg(long, value_name = "USD")]
     budget: Option<String>,
-    /// Wall-clock limit, seconds.
+    /// The longest run time, seconds.
     #[arg(long = "time-seconds", visible_alias = "time", value_name = "SECONDS")]
     time_seconds: Option<u64>,
-    /// How long it may wait for a machine, seconds.
+    /// The longest wait for a machine, seconds.
     #[arg(long, value_name = "SECONDS")]
     queue_seconds: Option<u64>,
-    /// How often it may start, where a machine fails.
+    /// Number of attempts at most. Another attempt is made only if a machine fails.
     #[arg(long, value_name = "NUMBER")]
     max_attempts: Option<u32>,
-    /// Starts it at most once, also where a machine fails.
+    /// Starts the job at most once, even if a machine fails.
     #[arg(long, conflicts_with = "max_attempts")]
     once: bool,
 }
 
-/// A job.
+/// Options of `run`.
 #[derive(Debug, Args)]
-pub(crate) struct Run {
+pub(crate) struct RunArgs {
     /// An approved template, such as `train`.
     #[arg(long, conflicts_with = "image", required_unless_present = "image")]
     template: Option<String>,
     /// A custom image, pinned by its digest: name@sha256:…
     #[arg(long)]
     image: Option<String>,
-    /// A choice of the template: name=value.
-    #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = pair)]
+    /// A parameter of the template: name=value.
+    #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = parse_pair)]
     params: Vec<(String, String)>,
-    /// The directory that it starts in, an absolute path; `/output` if missing.
+    /// The absolute path of the directory in which the command starts. Default: `/output`.
     #[arg(long, value_name = "PATH")]
     workdir: Option<String>,
-    /// A secret for the job: NAME=value, or NAME alone to pass on yours.
+    /// A secret variable for the job: NAME=value, or NAME alone to pass on the value from your own environment.
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// A file for the job, found below `/input`: `FILE`, or `FILE:path`.
+    /// An input file: `FILE`, or `FILE:path` for another path below `/input`.
     #[arg(short, long = "input", value_name = "FILE[:PATH]")]
     pub(crate) inputs: Vec<String>,
-    /// A name for people.
+    /// The name of the job on pages and in lists.
     #[arg(long)]
     name: Option<String>,
-    /// Its id, a UUID of version 7. The same id again is the same job.
+    /// The id of the job, a UUID of version 7. To repeat a submission safely, give the same id.
     #[arg(long)]
     id: Option<JobId>,
     #[command(flatten)]
-    place: Place,
+    placement: PlacementArgs,
     #[command(flatten)]
-    sizes: Sizes,
+    resources: ResourceArgs,
     #[command(flatten)]
-    bounds: Bounds,
-    /// Does not wait: prints the job's id.
+    limits: LimitArgs,
+    /// Prints the job's id and does not wait for the job.
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Where to put what the job leaves; a directory named after the job, if missing.
+    /// Directory for the output files. Default: a new directory named after the job's id.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
-    /// Fetches nothing.
+    /// Downloads no files.
     #[arg(long, conflicts_with = "output")]
     pub(crate) no_download: bool,
     /// Arguments for a custom image.
@@ -241,8 +241,8 @@ pub(crate) struct Run {
     command: Vec<String>,
 }
 
-impl Run {
-    /// The request for the job; `inputs` are the files that were put for it.
+impl RunArgs {
+    /// The request for the job. `inputs` are the uploaded files.
     pub(crate) fn request(&self, inputs: Vec<InputRequest>) -> anyhow::Result<JobRequest> {
         let mut env = BTreeMap::new();
         for given in &self.env {
@@ -252,7 +252,7 @@ impl Run {
             };
             env.insert(name, Secret(value));
         }
-        let Self { place, sizes, bounds, .. } = self;
+        let Self { placement, resources, limits, .. } = self;
         Ok(JobRequest {
             job: Some(self.id.unwrap_or_else(JobId::generate)),
             name: self.name.clone(),
@@ -261,32 +261,32 @@ impl Run {
             image: self.image.clone(),
             command: self.command.clone(),
             workdir: self.workdir.clone(),
-            cpu_millis: sizes.cpu_millis,
-            memory_mib: sizes.memory_mib,
-            shm_mib: sizes.shm_mib,
-            output_mib: sizes.output_mib,
-            gpus: sizes.gpus,
-            vram_mib: sizes.vram_mib,
-            egress: sizes.egress,
-            machine: place.machine,
-            price_cap_usd: bounds.price_cap.clone(),
-            gpu_model: place.gpu_model.clone(),
-            region: place.region.clone(),
-            strategy: place.strategy,
-            min_reliability: place.min_reliability,
-            verified: place.verified,
-            allow_simulated: place.allow_simulated,
-            time_seconds: bounds.time_seconds,
-            budget_usd: bounds.budget.clone(),
-            max_attempts: if bounds.once { Some(1) } else { bounds.max_attempts },
-            queue_seconds: bounds.queue_seconds,
+            cpu_millis: resources.cpu_millis,
+            memory_mib: resources.memory_mib,
+            shm_mib: resources.shm_mib,
+            output_mib: resources.output_mib,
+            gpus: resources.gpus,
+            vram_mib: resources.vram_mib,
+            egress: resources.egress,
+            machine: placement.machine,
+            price_cap_usd: limits.price_cap.clone(),
+            gpu_model: placement.gpu_model.clone(),
+            region: placement.region.clone(),
+            strategy: placement.strategy,
+            min_reliability: placement.min_reliability,
+            verified: placement.verified,
+            allow_simulated: placement.allow_simulated,
+            time_seconds: limits.time_seconds,
+            budget_usd: limits.budget.clone(),
+            max_attempts: if limits.once { Some(1) } else { limits.max_attempts },
+            queue_seconds: limits.queue_seconds,
             env,
             inputs,
         })
     }
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+fn parse_pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
     Ok((name.to_owned(), value.to_owned()))
 }
@@ -329,7 +329,7 @@ mod tests {
             max_attempts: Some(2),
             queue_seconds: Some(61),
             env: [("A".to_owned(), Secret("b".to_owned()))].into(),
-            // A template excludes an image, and a named machine excludes wishes of any other.
+            // `--template` excludes `--image`, and `--machine` excludes the other options of placement.
             template: None,
             parameters: BTreeMap::new(),
             machine: None,
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn the_options_do_not_contradict_each_other() {
+    fn the_options_are_consistent_and_machine_excludes_other_placement() {
         let command = <Cli as clap::CommandFactory>::command;
         command().debug_assert();
         let named = "gpubnb run --template noop --machine 01900000-0000-7000-8000-000000000001 --verified";

@@ -1,12 +1,12 @@
 //! The command-line client of `GPUbnb`, for people at a terminal and for scripts. Nearly every command only calls
 //! the public API under `/api/v1` and prints the answer.
 //!
-//! This crate holds the commands, and the form in which answers appear in a terminal. It must hold no rule of the
-//! market, and no way to the market other than the public API.
+//! Belongs here: the commands, and how answers look in a terminal. Must not come here: a rule of the market, or access
+//! to the market other than through the public API.
 
-/// Prints a line to the standard output. If nobody reads the output any more, as in `gpubnb jobs | head`, this process
-/// ends with exit code 0.
-macro_rules! say {
+/// Prints a line to the standard output. If the reader has closed the pipe, as in `gpubnb jobs | head`, this
+/// process ends with exit code 0.
+macro_rules! outln {
     ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
 }
 
@@ -27,7 +27,7 @@ use clap::CommandFactory as _;
 pub use args::Cli;
 use args::Command;
 
-/// Exit code of this process if the client itself failed, as opposed to the job.
+/// Exit code of this process if the client failed, as opposed to the job.
 pub const FAILED: u8 = 125;
 /// Exit code of this process if the job was cancelled.
 const CANCELLED: u8 = 130;
@@ -50,7 +50,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     }
     let api = api::Api::new(cli.url.as_deref(), cli.token, cli.ca.as_deref())?;
     match cli.command {
-        Command::SignUp(who) => account::sign_up(&api, &who).await,
+        Command::SignUp(credentials) => account::sign_up(&api, &credentials).await,
         Command::Login(login) => account::login(&api, &login).await,
         Command::Logout => account::logout(),
         Command::EnrollCode => account::enroll_code(&api, json).await,

@@ -1,4 +1,4 @@
-//! `gpubnb`: jobs on other people's GPUs, from a terminal.
+//! The program `gpubnb`: runs jobs on other people's GPUs, from a terminal.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The file that `login` writes: the market's address and the token. Only its owner can read it.
+//! The file that `login` writes: the market's address and the token. Only the file's owner can read it.
 
 use std::{
     env, fs,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// The market that the user is logged in to.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Saved {
+pub(crate) struct SavedLogin {
     pub(crate) url: String,
     pub(crate) token: String,
 }
@@ -23,8 +23,8 @@ fn path() -> anyhow::Result<PathBuf> {
     Ok(base.context("neither XDG_CONFIG_HOME nor HOME is set: use --token")?.join("gpubnb/login.json"))
 }
 
-/// Reads the file, if there is one.
-pub(crate) fn read() -> anyhow::Result<Option<Saved>> {
+/// Reads the file; `None` if the file does not exist.
+pub(crate) fn read() -> anyhow::Result<Option<SavedLogin>> {
     let path = path()?;
     match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())).map(Some),
@@ -33,8 +33,8 @@ pub(crate) fn read() -> anyhow::Result<Option<Saved>> {
     }
 }
 
-/// Writes the file.
-pub(crate) fn write(saved: &Saved) -> anyhow::Result<PathBuf> {
+/// Writes the file, and returns its path.
+pub(crate) fn write(saved: &SavedLogin) -> anyhow::Result<PathBuf> {
     let path = path()?;
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -47,7 +47,7 @@ pub(crate) fn write(saved: &Saved) -> anyhow::Result<PathBuf> {
 }
 
 /// Deletes the file.
-pub(crate) fn forget() -> anyhow::Result<()> {
+pub(crate) fn delete() -> anyhow::Result<()> {
     match fs::remove_file(path()?) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
         _ => Ok(()),

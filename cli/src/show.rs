@@ -1,4 +1,4 @@
-//! Lists and receipts: tables for people, JSON for programs.
+//! The commands that print lists, receipts and short answers: tables for people, JSON for programs.
 
 use gpubnb_events::MicroUsd;
 use serde_json::{Value, json};
@@ -6,19 +6,19 @@ use serde_json::{Value, json};
 use crate::api::Api;
 
 /// A text that others wrote, made safe for a terminal: control characters are replaced.
-pub(crate) fn plain(text: &str) -> String {
+pub(crate) fn sanitize(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn text(value: &Value) -> String {
-    plain(value.as_str().unwrap_or_default())
+    sanitize(value.as_str().unwrap_or_default())
 }
 
 fn dollars(value: &Value) -> String {
     MicroUsd(value.as_i64().unwrap_or(0)).to_string()
 }
 
-fn table(head: &[&str], rows: &[Vec<String>]) {
+fn print_table(head: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(head.get(column).map(|h| h.len())).max().unwrap_or(0)
@@ -26,7 +26,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) {
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let line = |cells: &[String]| {
         let padded: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        say!("{}", padded.join("  ").trim_end());
+        outln!("{}", padded.join("  ").trim_end());
     };
     line(&head.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
     for row in rows {
@@ -41,7 +41,7 @@ fn rows(page: &Value) -> Vec<Value> {
 pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
     let page = api.get("/machines").await?;
     if json {
-        say!("{page}");
+        outln!("{page}");
         return Ok(0);
     }
     let mut machines = rows(&page);
@@ -56,47 +56,53 @@ pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
         let name = text(&m["offer"]["name"]);
         vec![text(&m["machine"]), name, text(&m["presence"]), text(&m["offer"]["region"]), gpus, price]
     };
-    table(&["MACHINE", "NAME", "STATE", "REGION", "GPU", "PRICE"], &machines.iter().map(row).collect::<Vec<_>>());
+    print_table(&["MACHINE", "NAME", "STATE", "REGION", "GPU", "PRICE"], &machines.iter().map(row).collect::<Vec<_>>());
     Ok(0)
 }
 
 pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool) -> anyhow::Result<u8> {
-    let state = state.map_or_else(String::new, |state| format!("&state={}", plain(state).replace(['&', ' ', '#'], "")));
+    let state =
+        state.map_or_else(String::new, |state| format!("&state={}", sanitize(state).replace(['&', ' ', '#'], "")));
     let page = api.get(&format!("/jobs?limit={limit}{state}")).await?;
     if json {
-        say!("{page}");
+        outln!("{page}");
         return Ok(0);
     }
     let row = |j: &Value| {
         let created = text(&j["submitted_at"]);
         vec![text(&j["job"]), text(&j["spec"]["name"]), text(&j["state"]), created, dollars(&j["cost"])]
     };
-    table(&["JOB", "NAME", "STATE", "SUBMITTED", "COST"], &rows(&page).iter().map(row).collect::<Vec<_>>());
+    print_table(&["JOB", "NAME", "STATE", "SUBMITTED", "COST"], &rows(&page).iter().map(row).collect::<Vec<_>>());
     Ok(0)
 }
 
 pub(crate) async fn receipt(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
     let receipt = api.get(&format!("/jobs/{job}/receipt")).await?;
     if json {
-        say!("{receipt}");
+        outln!("{receipt}");
         return Ok(0);
     }
     let metering = &receipt["metering"];
-    say!("{:<28}{} ms", "metered", metering["billed"]);
-    say!("{:<28}{}/h", "price", dollars(&receipt["terms"]["price"]));
-    say!("{:<28}{}", "cost", dollars(&receipt["cost"]));
-    say!("{:<28}{}", "  to the provider", dollars(&receipt["earned"]));
-    say!("{:<28}{}", "  fee", dollars(&receipt["fee"]));
-    say!("computed from events {} to {}, settled by event {}", metering["started"], metering["ended"], receipt["seq"]);
+    outln!("{:<28}{} ms", "metered", metering["billed"]);
+    outln!("{:<28}{}/h", "price", dollars(&receipt["terms"]["price"]));
+    outln!("{:<28}{}", "cost", dollars(&receipt["cost"]));
+    outln!("{:<28}{}", "  to the provider", dollars(&receipt["earned"]));
+    outln!("{:<28}{}", "  fee", dollars(&receipt["fee"]));
+    outln!(
+        "computed from events {} to {}, settled by event {}",
+        metering["started"],
+        metering["ended"],
+        receipt["seq"]
+    );
     Ok(0)
 }
 
 pub(crate) async fn cancel(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
     let done = api.post(&format!("/jobs/{job}/cancel"), &json!({})).await?;
     if json {
-        say!("{done}");
+        outln!("{done}");
     } else {
-        say!("The job was asked to stop.");
+        outln!("The job was asked to stop.");
     }
     Ok(0)
 }

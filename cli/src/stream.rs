@@ -1,4 +1,4 @@
-//! Server-sent events. A stream that ends or breaks is opened again where it ended.
+//! Server-sent events. A stream that ends or breaks is opened again, and continues after its last event.
 
 use std::{pin::Pin, time::Duration};
 
@@ -9,10 +9,10 @@ use sse_stream::{Sse, SseByteStream};
 
 use crate::api::Api;
 
-/// The pause before a market that did not answer is asked again.
+/// The pause before the next try, if the market did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Tries in a row before giving up on a market that does not answer.
-const TRIES: u32 = 60;
+/// Number of failed tries in a row before an error is returned.
+const MAX_TRIES: u32 = 60;
 
 /// An event whose data is JSON.
 #[derive(Debug, Default, PartialEq)]
@@ -24,7 +24,7 @@ pub(crate) struct Event {
 type Blocks = Pin<Box<dyn Stream<Item = Result<Sse, sse_stream::Error>> + Send>>;
 
 /// A stream of events that resumes after the last event that it got.
-pub(crate) struct Events<'a> {
+pub(crate) struct EventStream<'a> {
     api: &'a Api,
     path: String,
     /// The id of the last event that had one.
@@ -32,12 +32,12 @@ pub(crate) struct Events<'a> {
     open: Option<Blocks>,
 }
 
-impl<'a> Events<'a> {
-    pub(crate) fn of(api: &'a Api, path: String) -> Self {
+impl<'a> EventStream<'a> {
+    pub(crate) fn new(api: &'a Api, path: String) -> Self {
         Self { api, path, last: None, open: None }
     }
 
-    /// The next event. While the market does not answer, this tries again.
+    /// The next event. If the market does not answer, tries again.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Event> {
         let mut tries = 0;
         loop {
@@ -45,7 +45,7 @@ impl<'a> Events<'a> {
                 match blocks.next().await {
                     Some(Ok(block)) => {
                         self.last = block.id.clone().or(self.last.take());
-                        if let Some(event) = event_of(block) {
+                        if let Some(event) = parse_event(block) {
                             return Ok(event);
                         }
                     }
@@ -60,7 +60,7 @@ impl<'a> Events<'a> {
             }
             match self.api.send(request).await {
                 Ok(response) => self.open = Some(Box::pin(SseByteStream::new(response.bytes_stream()))),
-                Err(e) if tries >= TRIES => return Err(e),
+                Err(e) if tries >= MAX_TRIES => return Err(e),
                 Err(_) => tries += 1,
             }
             tokio::time::sleep(if tries > 0 { PAUSE } else { Duration::ZERO }).await;
@@ -68,13 +68,13 @@ impl<'a> Events<'a> {
     }
 }
 
-/// The event of a block; `None` for a block without JSON, such as a comment that only keeps the connection open.
-fn event_of(block: Sse) -> Option<Event> {
+/// Parses a block; `None` for a block without JSON, such as a comment that only keeps the connection open.
+fn parse_event(block: Sse) -> Option<Event> {
     let data = serde_json::from_str(&block.data?).ok()?;
     Some(Event { name: block.event.unwrap_or_default(), data })
 }
 
-/// Saves a body to a file, and returns its hash and size.
+/// Saves the body of a response to a file. Returns the SHA-256 (hexadecimal) and the size in bytes.
 pub(crate) async fn save(response: reqwest::Response, path: &std::path::Path) -> anyhow::Result<(String, u64)> {
     use sha2::{Digest as _, Sha256};
     use tokio::io::AsyncWriteExt as _;
@@ -96,14 +96,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// The events of a text that arrives in these pieces, each with its id.
+    /// Parses a text that arrives in these pieces. Returns the events, each with its id.
     async fn read(pieces: &[&str]) -> Vec<(Event, Option<String>)> {
         let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, std::io::Error>(piece.as_bytes())).collect();
         let blocks: Vec<_> = SseByteStream::new(futures_util::stream::iter(pieces)).collect().await;
         let event = |block: Result<Sse, _>| {
             let block = block.unwrap();
             let id = block.id.clone();
-            Some((event_of(block)?, id))
+            Some((parse_event(block)?, id))
         };
         blocks.into_iter().filter_map(event).collect()
     }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_come_whole_however_they_are_cut() {
+    async fn events_are_whole_wherever_the_text_is_split() {
         let text = ": hello\n\nevent: line\nid: 7\ndata: {\"text\":\"a\"}\n\nevent: progress\ndata: 1\n\n";
         let expected =
             [(event("line", json!({ "text": "a" })), Some("7".to_owned())), (event("progress", json!(1)), None)];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_may_end_as_a_proxy_likes_them() {
+    async fn lines_may_end_with_crlf_or_cr() {
         let text = "event: line\r\nid: 7\r\ndata: 1\r\n\r\nevent: line\r\ndata: 2\r\n\r\n";
         let expected = [(event("line", json!(1)), Some("7".to_owned())), (event("line", json!(2)), None)];
         for cut in 0..text.len() {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn comments_and_events_without_json_are_passed_over() {
+    async fn comments_and_events_without_json_are_skipped() {
         let text = ": keep alive\n\ndata: not json\n\nevent: line\n: within an event\ndata: 1\n\nevent: line\ndata: 2";
         assert_eq!(read(&[text]).await, [(event("line", json!(1)), None)], "the last event has not arrived yet");
     }

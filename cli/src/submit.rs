@@ -11,9 +11,9 @@ use reqwest::Method;
 use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
-use crate::{api::Api, args::Run, follow, stream};
+use crate::{api::Api, args::RunArgs, follow, stream};
 
-pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
+pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u8> {
     let mut inputs = Vec::new();
     for input in &run.inputs {
         inputs.push(upload(api, input).await?);
@@ -22,30 +22,30 @@ pub(crate) async fn run(api: &Api, run: Run, json: bool) -> anyhow::Result<u8> {
     let submitted = api.post("/jobs", &serde_json::to_value(&request)?).await?;
     let job = submitted["job"].as_str().context("the market's answer names no job")?.to_owned();
     if run.detach {
-        say!("{}", if json { submitted.to_string() } else { job });
+        outln!("{}", if json { submitted.to_string() } else { job });
         return Ok(0);
     }
     eprintln!("Job {job}: {}/jobs/{job}", api.url);
-    let ended = follow::to_the_end(api, &job, json, true).await?;
+    let ended = follow::follow_until_settled(api, &job, json, true).await?;
     if !run.no_download {
         let directory = run.output.clone().unwrap_or_else(|| PathBuf::from(&job));
         download(api, &job, &ended, &directory).await?;
     }
     if json {
-        say!("{ended}");
+        outln!("{ended}");
     } else {
         eprintln!("{}", ended["summary"].as_str().unwrap_or_default());
     }
     Ok(follow::exit_code(&ended))
 }
 
-/// Uploads an input file. `given` is `FILE`, or `FILE:PATH` with the path below `/input` at which the job finds the
+/// Uploads an input file. `argument` is `FILE`, or `FILE:PATH` with the path below `/input` at which the job finds the
 /// file.
-async fn upload(api: &Api, given: &str) -> anyhow::Result<InputRequest> {
-    let (file, path) = match given.rsplit_once(':') {
+async fn upload(api: &Api, argument: &str) -> anyhow::Result<InputRequest> {
+    let (file, path) = match argument.rsplit_once(':') {
         Some((file, path)) if !path.is_empty() => (PathBuf::from(file), path.to_owned()),
         _ => {
-            let file = PathBuf::from(given);
+            let file = PathBuf::from(argument);
             let name = file.file_name().and_then(|name| name.to_str()).context("a file without a name")?.to_owned();
             (file, name)
         }
@@ -59,15 +59,15 @@ async fn upload(api: &Api, given: &str) -> anyhow::Result<InputRequest> {
     Ok(InputRequest { input, path })
 }
 
-/// Downloads the output files of a job. The names of the files come from a stranger: no file is written outside the
-/// directory, and no link is followed.
+/// Downloads the output files of a job. The job chose the names of the files, so they are not trusted: no file is
+/// written outside the directory, and no link is followed.
 async fn download(api: &Api, job: &str, ended: &Value, directory: &Path) -> anyhow::Result<()> {
     let files = ended["outputs"].as_array().cloned().unwrap_or_default();
     for file in &files {
         let path = file["path"].as_str().unwrap_or_default();
         let stays_inside = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
-        let safe = path.split('/').all(stays_inside) && !path.chars().any(char::is_control);
-        ensure!(safe, "the name {path:?} is not safe: the file is not downloaded");
+        let is_safe = path.split('/').all(stays_inside) && !path.chars().any(char::is_control);
+        ensure!(is_safe, "the name {path:?} is not safe: the file is not downloaded");
         let target = directory.join(path);
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
@@ -75,7 +75,7 @@ async fn download(api: &Api, job: &str, ended: &Value, directory: &Path) -> anyh
         if fs::symlink_metadata(&target).is_ok_and(|metadata| metadata.is_symlink()) {
             bail!("{} is a link: no file is written through a link", target.display());
         }
-        // Only the path of this URL is used. Setting its segments escapes the characters of the file's name.
+        // Only the path of this URL is used. `extend` escapes the characters of the file's name.
         let mut url = reqwest::Url::parse(&format!("{}/x", api.url))?;
         let segments = url.path_segments_mut().map_err(|()| anyhow::anyhow!("the market's address has no path"));
         segments?.clear().extend(["jobs", job, "artifacts"]).extend(path.split('/'));

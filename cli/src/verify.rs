@@ -1,5 +1,5 @@
-//! Checks the files that a job left: the signature of their list, and the hash of each file. Nothing that the market
-//! says is trusted without a signature or a hash.
+//! Checks the output files of a job: the signature of the list of files, and the hash of each file. No answer of the
+//! market is trusted without a signature or a hash.
 
 use std::{fs::File, io::Read as _, path::Path};
 
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::{api::Api, show::plain};
+use crate::{api::Api, show::sanitize};
 
 /// Exit code if a file differs from the signed list.
 const DIFFERS: u8 = 1;
@@ -27,11 +27,11 @@ struct JobManifest {
 }
 
 impl JobManifest {
-    /// The machine's key that signed the list, if one of its keys did.
+    /// The key with which the machine signed the list; `None` if no key of the machine did.
     fn signer(&self) -> anyhow::Result<Option<&String>> {
         let text = signed_text(self.job, self.lease, &self.outputs);
         let signature = data_encoding::BASE64URL_NOPAD.decode(self.signature.as_bytes()).context("the signature")?;
-        // The library would report a signature of another length like one that does not match.
+        // The library does not distinguish a wrong length from a wrong signature.
         ensure!(signature.len() == 64, "the signature is not 64 bytes long");
         let has_signed = |key: &&String| {
             let key = nkeys::KeyPair::from_public_key(key);
@@ -45,11 +45,11 @@ impl JobManifest {
 pub(crate) fn check_proof(file: &Path, key: Option<&str>) -> anyhow::Result<u8> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
     let proof: Proof = serde_json::from_slice(&text).context("this file is not a proof")?;
-    say!("{}", proof.description(key)?);
+    outln!("{}", proof.description(key)?);
     Ok(0)
 }
 
-/// `gpubnb verify`.
+/// `gpubnb verify`: checks the list of a job's files, and the files in `directory`.
 pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     let manifest: JobManifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
     ensure!(job.parse() == Ok(manifest.job), "the market answered with the list of another job");
@@ -58,7 +58,7 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
     };
     let mut differs = Vec::new();
     for file in &manifest.outputs {
-        let found = directory.map(|directory| look(&directory.join(&file.path)));
+        let found = directory.map(|directory| size_and_hash(&directory.join(&file.path)));
         let why = match found {
             None => None,
             Some(Ok((bytes, sha256))) => (bytes != file.bytes || sha256 != file.sha256).then(|| "differs".to_owned()),
@@ -66,7 +66,7 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
         };
         if !json {
             let verdict = why.as_deref().unwrap_or(if directory.is_some() { "ok" } else { "listed" });
-            say!("{}  {:>12}  {}  {}", file.sha256, file.bytes, plain(&file.path), plain(verdict));
+            outln!("{}  {:>12}  {}  {}", file.sha256, file.bytes, sanitize(&file.path), sanitize(verdict));
         }
         differs.extend(why.map(|why| json!({ "path": file.path, "why": why })));
     }
@@ -75,15 +75,15 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
         let JobManifest { job, outputs, .. } = &manifest;
         let verdict =
             json!({ "job": job, "machine": machine, "signed_by": signer, "files": outputs, "differ": differs });
-        say!("{verdict}");
+        outln!("{verdict}");
     } else {
-        say!("signed by machine {} with key {signer}", manifest.machine);
+        outln!("signed by machine {} with key {signer}", manifest.machine);
     }
     Ok(if differs.is_empty() { 0 } else { DIFFERS })
 }
 
-/// Size and hash of a file. A link is refused.
-fn look(path: &Path) -> anyhow::Result<(u64, String)> {
+/// The size in bytes and the SHA-256 (hexadecimal) of a file. A link is refused.
+fn size_and_hash(path: &Path) -> anyhow::Result<(u64, String)> {
     ensure!(!path.symlink_metadata()?.is_symlink(), "is a link");
     let mut file = File::open(path)?;
     let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 128 * 1024], 0);

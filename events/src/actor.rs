@@ -14,11 +14,11 @@ pub enum Actor {
     Machine(MachineId),
     /// A process manager of the platform, such as the scheduler, the settlement or the watchdog.
     Platform,
-    /// A person who runs the platform. `None` stands in old events, which did not tell operators apart.
+    /// A person who runs the platform. `None` only in old events, which do not name the operator.
     Operator(Option<AccountId>),
 }
 
-/// The text is not an actor.
+/// The error for a text that is not an actor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an actor")]
 pub struct BadActor(String);
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_actor_reads_as_it_is_written() {
+    fn the_text_of_an_actor_parses_to_the_same_actor() {
         for actor in [
             Actor::Account(AccountId::generate()),
             Actor::Machine(MachineId::generate()),

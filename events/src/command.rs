@@ -1,4 +1,9 @@
-//! The bodies of commands and of their answers. `services` decides which commands are allowed.
+//! The bodies of commands, and their answers. Each command's doc comment begins with its subject, such as
+//! `cmd.job.submit`. A header of the request names the sender, an [`crate::Actor`]. A *lease* identifies one attempt to
+//! run a job on a machine.
+//!
+//! Belongs here: data that the sender and the services must agree on. Must not come here: the decision whether a
+//! command is allowed (`services/domain`).
 
 use std::{collections::BTreeMap, fmt};
 
@@ -23,23 +28,23 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Answer of a command that has been done, by this request or by an earlier one with the same content.
+/// The answer to a command whose event is in the log. An earlier request with the same id may have written the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Done {
     /// The sequence of the command's event. A query that waits for this sequence sees the effect of the command.
     pub seq: Seq,
 }
 
-/// `cmd.account.open`: opens the account in whose name the command is sent.
+/// `cmd.account.open`: opens the sender's account. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenAccount {}
 
-/// `cmd.account.deposit`: adds money to the account in whose name the command is sent. Answer: [`Done`].
+/// `cmd.account.deposit`: adds money to the sender's account. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deposit {
-    /// The deposit.
+    /// The id of the deposit.
     pub deposit: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
 }
 
@@ -48,18 +53,18 @@ pub struct Deposit {
 pub struct FundAccount {
     /// The account that the money goes to.
     pub account: AccountId,
-    /// The deposit.
+    /// The id of the deposit.
     pub deposit: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
 }
 
 /// `cmd.account.request_payout`: a provider asks for earnings to be paid out. Answer: [`Done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestPayout {
-    /// The payout.
+    /// The id of the payout.
     pub payout: CommandId,
-    /// How much.
+    /// The amount.
     pub amount: MicroUsd,
 }
 
@@ -68,7 +73,7 @@ pub struct RequestPayout {
 pub struct ClosePayout {
     /// The account that asked for the payout.
     pub account: AccountId,
-    /// The payout.
+    /// The id of the payout.
     pub payout: CommandId,
     /// The reason why the payout failed; `None` if the payout was paid.
     pub failed: Option<String>,
@@ -93,15 +98,16 @@ pub struct SubmitJob {
     pub spec: JobSpec,
     /// The machines on which the job may run, and the way to choose among them.
     pub placement: Placement,
-    /// Most wall-clock time that a run may take.
+    /// The longest time that a run may take, by the wall clock.
     pub time: Seconds,
-    /// Most that the job may cost. `None`: the most that it can cost on the machines that it can run on now.
+    /// The highest cost of the job. `None`: the cost of the whole time limit on the most expensive machine that fits
+    /// now.
     pub budget: Option<MicroUsd>,
-    /// How often the job may start; `None`: three times.
+    /// The number of times that the job may start; `None`: three.
     pub max_attempts: Option<u32>,
-    /// How long the job may wait for a machine; `None`: a day.
+    /// The longest time that the job waits for a machine; `None`: a day.
     pub queue: Option<Seconds>,
-    /// The values of the job's environment. They never enter an event: the specification has their names only.
+    /// The values of the job's environment. They never enter an event: the specification contains only the names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
 }
@@ -115,8 +121,8 @@ pub struct Submitted {
     pub seq: Seq,
 }
 
-/// Answer of `cmd.market.quote`: the price and the place that a submission would get now. The quote writes no event.
-/// Body: [`SubmitJob`].
+/// Answer of `cmd.market.quote`: the machine and the price for a job that is submitted now. A quote writes no event.
+/// The command's body is a [`SubmitJob`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Quote {
     /// The machine on which the job would run now; `None` if the job would wait.
@@ -125,13 +131,13 @@ pub struct Quote {
     pub machine_name: Option<String>,
     /// Price per hour of that machine.
     pub price: Option<HourlyRate>,
-    /// The amount that the market would hold: the budget, or the most that the job can cost.
+    /// The amount that the market would hold: the budget of the command, or the highest cost of the job.
     pub hold: MicroUsd,
     /// The money that the account can spend now.
     pub available: MicroUsd,
-    /// The time at which the job can start. If a suitable machine is free, that time is now. Otherwise the first
-    /// suitable machine is free at this time at the latest, by the time limits of the jobs that it runs. `None` if no
-    /// machine is suitable, or if the machines still prepare jobs, which has no limit.
+    /// The latest time at which the job starts. If a suitable machine is free, this is the present time. Otherwise a
+    /// running job ends at this time by its time limit, and its machine becomes free. `None` if no machine is suitable,
+    /// or if the suitable machines still prepare their jobs, because preparation has no time limit.
     #[serde(default)]
     pub start: Option<Timestamp>,
     /// Number of jobs that already wait for a machine.
@@ -148,11 +154,9 @@ pub struct CancelJob {
     pub job: JobId,
 }
 
-/// A change of a machine that its owner, or the machine itself, asks for. In the OpenAPI document the type is named
-/// `MachineChange`, too.
+/// A change of a machine. The machine's owner or the machine itself asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-#[schema(as = MachineChange)]
 pub enum MachineChange {
     /// Take no new jobs.
     Pause,
@@ -160,11 +164,12 @@ pub enum MachineChange {
     Resume,
     /// Sent by the machine itself: its owner is using the machine, so it takes no new jobs.
     Away,
-    /// Sent by the machine itself: its owner no longer uses the machine. A pause that the owner asked for goes on.
+    /// Sent by the machine itself: its owner no longer uses the machine. If the owner also paused the machine, it stays
+    /// paused.
     Back,
     /// Finish the running jobs, and take no new ones.
     Drain,
-    /// Finish the running jobs. Then people work on the machine, and it may send no heartbeats.
+    /// Like `Drain`. Afterwards the owner works on the machine, and missing heartbeats raise no alarm.
     Maintain,
     /// Leave the market.
     Delist,
@@ -179,7 +184,8 @@ pub struct ChangeMachine {
     /// The machine.
     pub machine: MachineId,
     /// The change that the sender wants.
-    pub wish: MachineChange,
+    #[serde(rename = "wish")]
+    pub change: MachineChange,
 }
 
 /// `cmd.machine.<id>.list`: the machine offers itself on the market. Answer: [`Listed`].
@@ -216,15 +222,15 @@ pub struct Accept {
     pub lease: Lease,
 }
 
-/// All that a worker needs for one attempt. A second `accept` with the same lease returns the same specification and
-/// limits.
+/// Everything that a worker needs for one attempt. A second `accept` with the same lease returns the same specification
+/// and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The image, the arguments and the resources of the job.
     pub spec: JobSpec,
     /// The job's time limit.
     pub time: Millis,
-    /// How long the job's budget pays for the machine; `None`: without end.
+    /// The time for which the job's budget pays the machine; `None` if the machine costs nothing.
     pub budget: Option<Millis>,
     /// True if the attempt's `Started` is already in the log.
     pub started: bool,
@@ -238,13 +244,13 @@ pub struct Grant {
     pub env: Option<SealedEnv>,
 }
 
-/// The values of a job's environment, which only one machine can read: a JSON object of names and values in a
-/// `crypto_box`.
+/// The values of a job's environment, encrypted for one machine. The plain text is a JSON object of names and values.
+/// The encryption is `crypto_box` of `NaCl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedEnv {
-    /// The market's x25519 public key, with which the machine opens the box.
+    /// The market's x25519 public key, which the machine needs for decryption.
     pub from: String,
-    /// The box, in hex.
+    /// The encrypted text, hexadecimal.
     pub sealed: String,
 }
 
@@ -253,7 +259,7 @@ pub struct SealedEnv {
 pub struct UploadGrant {
     /// The address to which the files are sent: `PUT <url>/<path>` for each file.
     pub url: String,
-    /// Bearer token, which is good for this attempt only.
+    /// Bearer token, which is valid only for this attempt.
     pub token: String,
     /// When the token expires.
     pub expires: Timestamp,
@@ -282,7 +288,7 @@ pub struct Start {
     pub image_digest: String,
 }
 
-/// `cmd.machine.<id>.report`: how an attempt ended. Answer: [`Done`].
+/// `cmd.machine.<id>.report`: a machine reports the end of an attempt. Answer: [`Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The job.
@@ -303,7 +309,7 @@ pub struct Report {
     pub signature: Option<String>,
 }
 
-/// How an attempt ended, as the worker saw it.
+/// The end of an attempt, as the worker saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -321,7 +327,7 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// `cmd.machine.<id>.sync`: the attempts that a worker still works on. Answer: [`Desired`].
+/// `cmd.machine.<id>.sync`: the attempts that a worker still works on. Answer: [`DesiredMachineState`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// The job and the lease of each attempt.
@@ -330,9 +336,9 @@ pub struct Inventory {
 
 /// Answer of `cmd.machine.<id>.sync`: the state in which the platform wants each attempt to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Desired {
+pub struct DesiredMachineState {
     /// One desired state per attempt, in the order of the inventory.
-    pub leases: Vec<(Lease, DesiredLease)>,
+    pub leases: Vec<(Lease, DesiredLeaseState)>,
     /// True if the machine takes new jobs; false, for example, while it is paused or drains.
     pub takes_jobs: bool,
 }
@@ -340,12 +346,12 @@ pub struct Desired {
 /// The state in which the platform wants an attempt to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum DesiredLease {
+pub enum DesiredLeaseState {
     /// The attempt goes on.
     Keep,
     /// The consumer cancelled the job: stop the attempt, and report its end.
     Cancel,
-    /// The platform has ended the attempt already: stop it, and report nothing.
+    /// The platform has already ended the attempt: stop the attempt, and report nothing.
     Abandon,
 }
 
@@ -353,7 +359,7 @@ pub enum DesiredLease {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateEnrollment {}
 
-/// A code with which one machine enrolls, once.
+/// A code with which one machine can enroll. The code works only once.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct EnrollmentCode {
     /// The code that the owner types on the machine.
@@ -375,7 +381,8 @@ pub struct RedeemEnrollment {
     pub code: String,
     /// The id of the machine, which the machine made itself.
     pub machine: MachineId,
-    /// The machine's public `NKey`, which begins with `U`. The seed never leaves the machine.
+    /// The machine's public `NKey` (an Ed25519 key in the form of NATS), which begins with `U`. The private part, the
+    /// seed, never leaves the machine.
     pub public_key: String,
     /// The machine's public x25519 key, which begins with `X`. The secrets of jobs are sealed for this key.
     pub sealing_key: String,
@@ -390,7 +397,7 @@ impl fmt::Debug for RedeemEnrollment {
 }
 
 impl RedeemEnrollment {
-    /// The text that the machine signs, which proves that the machine has the seed.
+    /// The text that the machine signs. The signature proves that the machine has the seed.
     pub fn signed_text(&self) -> String {
         format!("enroll.{}.{}.{}", self.machine, self.sealing_key, self.code)
     }
@@ -398,7 +405,7 @@ impl RedeemEnrollment {
 
 /// `cmd.enrollment.challenge`: a machine wants its credential renewed. Answer: [`Challenge`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskChallenge {
+pub struct RequestChallenge {
     /// The machine.
     pub machine: MachineId,
 }
@@ -424,14 +431,14 @@ pub struct RenewCredential {
 }
 
 impl RenewCredential {
-    /// The text that the machine signs. The machine signs the broker's challenges with the same key. The words before
-    /// the nonce tell the two apart, so that nobody can pass a challenge of the broker off as one of the market.
+    /// The text that the machine signs. The machine also signs challenges of the broker with the same key. The prefix
+    /// `renew.` keeps both kinds of signature apart, so that a signature for the broker cannot renew a credential.
     pub fn signed_text(&self) -> String {
         format!("renew.{}.{}", self.machine, self.nonce)
     }
 }
 
-/// A machine's credential for the broker. It is of use to nobody without the machine's seed.
+/// A machine's credential for the broker. The credential is useless without the machine's seed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MachineCredential {
     /// The machine.

@@ -1,4 +1,5 @@
-//! Dead letters: job messages in DISPATCH that nobody works on, and the remedy for each.
+//! Dead letters: job messages that no machine works on, and the remedy for each. Job messages are in the broker's
+//! stream DISPATCH; each machine fetches its messages through a consumer of its own.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,13 +8,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// The reason why nobody works on a job message.
+/// The reason why no machine works on a job message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trouble {
     /// The machine has no consumer, and cannot fetch job messages.
     NoConsumer,
-    /// The lease in the message is over.
+    /// The lease in the message is over: the job has ended, or another attempt has begun.
     LeaseOver,
     /// The machine does not fetch the message.
     NotFetched,
@@ -22,7 +23,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// The likely cause, in words.
+    /// The likely cause, for people. `its` means the job message.
     pub const fn cause(self) -> &'static str {
         match self {
             Self::NoConsumer => "the machine has no consumer in DISPATCH: it cannot fetch a job",
@@ -32,11 +33,11 @@ impl Trouble {
         }
     }
 
-    /// The remedy, in words.
+    /// The remedy, for people.
     pub const fn remedy(self) -> &'static str {
         match self {
-            Self::NoConsumer => "make it anew",
-            Self::LeaseOver => "the machine would be refused when it asks: clear it",
+            Self::NoConsumer => "create the consumer again",
+            Self::LeaseOver => "clear the message: the market would refuse the machine if it accepted the job",
             Self::NotFetched | Self::NotAccepted => {
                 "the scheduler should have taken the job back: see whether gpubnb-services runs and has a leader"
             }
@@ -53,7 +54,7 @@ impl Trouble {
     }
 }
 
-/// A job message that nobody works on, or a machine that can fetch none.
+/// A job message that no machine works on, or a machine that cannot fetch messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeadLetter {
     /// The machine that the message is for.
@@ -79,7 +80,7 @@ pub struct DeadMessage {
     pub since: Timestamp,
 }
 
-/// Applies the remedy to a dead letter, if it still is one.
+/// The request to apply the remedy to a dead letter. A message that is no longer a dead letter is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Remedy {

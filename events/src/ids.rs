@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::time::Timestamp;
 
-/// The text or the bytes are not an id.
+/// The error for a text or a UUID that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an id: expected a version 7 UUID such as 0190b2c5-7d2e-7c3a-9a51-3f0f6a1b2c3d")]
 pub struct BadId(String);
@@ -22,32 +22,32 @@ macro_rules! uuid_id {
 
         impl $name {
             /// The id that sorts before every other id.
-            pub const LEAST: Self = Self(Uuid::nil());
+            pub const MIN: Self = Self(Uuid::nil());
 
             /// A new id. Only processes at the edge of the system make ids: decisions receive theirs.
-            #[allow(clippy::disallowed_methods)] // the one place where ids of this type are born
+            #[allow(clippy::disallowed_methods)] // the one place where ids of this type are made
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// The time in the id: when it was made, by its maker's clock, to the millisecond.
+            /// The time at which the id was made, in milliseconds, by the clock of the process that made it.
             pub fn made_at(self) -> Timestamp {
                 let (secs, nanos) = self.0.get_timestamp().map_or((0, 0), |t| t.to_unix());
                 let millis = i64::try_from(secs).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000);
                 Timestamp::from_millis(millis.saturating_add(i64::from(nanos / 1_000_000)))
             }
 
-            /// The sixteen bytes. Ids in the order of their bytes are in the order of their times.
+            /// The sixteen bytes, big-endian. Ids that are sorted by their bytes are sorted by their times.
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()
             }
 
-            /// The id of the sixteen bytes that [`Self::as_bytes`] gave.
+            /// The inverse of [`Self::as_bytes`].
             pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, BadId> {
                 Self::try_from(Uuid::from_bytes(bytes))
             }
 
-            /// The last eight hexadecimal digits, which suffice for people to tell two ids apart.
+            /// The last eight hexadecimal digits, for people.
             pub fn short(self) -> String {
                 let text = self.0.simple().to_string();
                 text[24..].to_owned()
@@ -71,7 +71,7 @@ macro_rules! uuid_id {
         impl FromStr for $name {
             type Err = BadId;
 
-            /// Reads the canonical form only, so that an id has exactly one subject.
+            /// Parses only the canonical form (lower case, with dashes): two spellings of an id would be two subjects.
             fn from_str(text: &str) -> Result<Self, BadId> {
                 let bad = || BadId(text.chars().take(64).collect());
                 let id = Uuid::parse_str(text).map_err(|_| bad())?;
@@ -112,7 +112,7 @@ uuid_id!(
     ProjectorId
 );
 
-/// The sequence of a message in MARKET. The first message has 1; `Seq(0)` stands before it.
+/// The sequence of a message in MARKET. The first message has 1; `Seq(0)` is before it.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_knows_when_it_was_made() {
+    fn an_id_contains_the_time_at_which_it_was_made() {
         let id: JobId = "01900000-0000-7000-8000-000000000001".parse().unwrap();
         assert_eq!(id.made_at(), Timestamp::from_millis(0x0190_0000_0000));
         assert_eq!(id.short(), "00000001");

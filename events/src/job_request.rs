@@ -20,8 +20,8 @@ use crate::{
     time::Seconds,
 };
 
-/// An input file, which was uploaded before, and the path at which the job finds it. The size and the hash of the file
-/// are not part of the request: the store knows them.
+/// An uploaded input file, and its path in the container. The size and the hash of the file are not part of the
+/// request: the store of uploads knows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InputRequest {
@@ -44,7 +44,7 @@ pub struct JobRequest {
     /// A name for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The id of a template of the market. It takes the place of an image.
+    /// The id of a template of the market. A request with a template needs no image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// The values of the template's fields, by the names of the fields.
@@ -78,7 +78,7 @@ pub struct JobRequest {
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub vram_mib: Option<u64>,
     /// True if the job needs the network.
-    #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
+    #[serde(deserialize_with = "check_box", skip_serializing_if = "is_false")]
     pub egress: bool,
     /// The machine on which the job must run; the market chooses one if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,17 +92,17 @@ pub struct JobRequest {
     /// The region in which the machine must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// The way in which the market chooses where no machine is named; the market takes the cheapest if it is missing.
+    /// The market's strategy for choosing a machine, if the request names none; `cheapest` if missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
     /// Least reliability of the machine: the share of its attempts that ended without a fault of the machine, percent.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub min_reliability: Option<u32>,
     /// True if the machine must have passed every check of its self-test.
-    #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
+    #[serde(deserialize_with = "check_box", skip_serializing_if = "is_false")]
     pub verified: bool,
     /// True if the machine may have simulated GPUs.
-    #[serde(deserialize_with = "checked", skip_serializing_if = "is_false")]
+    #[serde(deserialize_with = "check_box", skip_serializing_if = "is_false")]
     pub allow_simulated: bool,
     /// Time limit of a run, seconds.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
@@ -110,10 +110,10 @@ pub struct JobRequest {
     /// Most that the job may cost, dollars.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_usd: Option<String>,
-    /// How often the job may start.
+    /// The number of times that the job may start.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// How long the job may wait for a machine, seconds.
+    /// The longest time that the job waits for a machine, seconds.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub queue_seconds: Option<u64>,
     /// The job's environment variables. The values are secrets: they are given to the machine that runs the job, and to
@@ -127,7 +127,7 @@ pub struct JobRequest {
 }
 
 impl JobRequest {
-    /// The command that submits the job, with `job` as its id where the request names none. `inputs` are the files of
+    /// The command that submits the job. Its id is `job` if the request names none. `inputs` are the files of
     /// the request as the store describes them. Refuses a request without an image, values for fields that the template
     /// does not have, amounts that cannot be read, and a request that names a machine and also demands a GPU model, a
     /// region, a reliability or a self-test.
@@ -186,7 +186,7 @@ impl JobRequest {
                     "You named a machine: leave out GPU model, region, reliability and self-test, or name no machine.";
                 return Err(invalid("machine", message));
             }
-            return Ok(Placement::on(machine, price_cap));
+            return Ok(Placement::on_machine(machine, price_cap));
         }
         let requirements = Requirements {
             machine: None,
@@ -200,9 +200,9 @@ impl JobRequest {
         Ok(Placement { strategy: self.strategy.unwrap_or_default(), requirements })
     }
 
-    /// The request that asks for the same job once more, with every default spelled out. The values of the job's
-    /// environment are deleted by then: each is empty, and the user has to give it anew.
-    pub fn again(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
+    /// The request that asks for the same job once more, with every default filled in. Each value of the environment is
+    /// empty, because the market deletes the values when the job ends: the user has to enter them again.
+    pub fn from_job(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
         // Every struct is taken apart by the names of its fields, so that a forgotten new field does not compile.
         let JobSpec { name, template, image, command, workdir, resources, egress, env, inputs } = spec;
         let Resources { cpu_millis, memory, shm, output, gpus, vram } = resources;
@@ -246,7 +246,7 @@ impl JobRequest {
 }
 
 fn invalid(field: &str, message: impl Into<String>) -> Refusal {
-    Refusal::new("InvalidField", RefusalKind::Invalid, message).at(field)
+    Refusal::new("InvalidField", RefusalKind::Invalid, message).with_field(field)
 }
 
 fn find_template(id: &str) -> Result<&'static Template, Refusal> {
@@ -256,7 +256,7 @@ fn find_template(id: &str) -> Result<&'static Template, Refusal> {
     })
 }
 
-/// The resources of a job with a custom image, where the request names none.
+/// The resources of a job with a custom image, if the request names none.
 const fn custom_resources() -> Resources {
     Resources::new(1_000, Mebibytes(1_024), Mebibytes(1_024))
 }
@@ -265,7 +265,7 @@ fn not_blank(text: Option<&str>) -> Option<&str> {
     text.map(str::trim).filter(|t| !t.is_empty())
 }
 
-/// An amount in dollars, as people and programs write it; `None` where nothing is written.
+/// Parses an amount in dollars, such as `12.50`; `None` if the text is missing or blank.
 pub fn dollars(field: &str, text: Option<&str>) -> Result<Option<MicroUsd>, Refusal> {
     let parsed = not_blank(text).map(MicroUsd::from_str).transpose();
     parsed.map_err(|e| invalid(field, e.to_string()))
@@ -323,7 +323,7 @@ fn number<'de, D: Deserializer<'de>, T: FromStr + Deserialize<'de>>(from: D) -> 
 }
 
 /// Reads true or false, or `on`, which a form sends for a checked box.
-fn checked<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+fn check_box<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
     struct CheckBox;
 
     impl de::Visitor<'_> for CheckBox {

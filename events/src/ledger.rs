@@ -1,5 +1,5 @@
-//! Double-entry bookkeeping: the postings of each event. Pure arithmetic over the event, shared by all that must agree
-//! on it: the balances that decisions use, the projector's ledger, the operator's audit.
+//! Double-entry bookkeeping: the postings of each event. Decisions, the projector's ledger and the operator's audit all
+//! use these functions, so that their balances agree.
 
 use std::{fmt, str::FromStr};
 
@@ -11,11 +11,11 @@ use crate::{event::Event, ids::AccountId, money::MicroUsd};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum LedgerAccount {
-    /// Money that an account may spend or have paid out.
+    /// Money that the account can spend or withdraw.
     Available(AccountId),
     /// Money that is held for an account's unsettled jobs.
     Held(AccountId),
-    /// Money that is being paid out to an account.
+    /// Money of a payout that is requested and not yet paid.
     Payable(AccountId),
     /// The fees of the platform.
     Fees,
@@ -23,7 +23,7 @@ pub enum LedgerAccount {
     External,
 }
 
-/// The text is not a ledger account.
+/// The error for a text that is not a ledger account.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a ledger account")]
 pub struct BadLedgerAccount(String);
@@ -77,7 +77,7 @@ pub struct Posting {
     /// The ledger account.
     #[schema(value_type = String)]
     pub account: LedgerAccount,
-    /// The amount that is added to the account; negative if it is taken away.
+    /// The amount that is added to the account; negative if money leaves the account.
     pub amount: MicroUsd,
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use crate::{event::FundsDeposited, ids::CommandId};
 
     #[test]
-    fn a_transfer_sums_to_zero_and_accounts_read_as_written() {
+    fn a_transfer_sums_to_zero_and_its_account_names_parse_back() {
         let account = AccountId::generate();
         let event = FundsDeposited { account, deposit: CommandId::generate(), amount: MicroUsd::dollars(3) }.into();
         let postings = postings(&event);

@@ -1,5 +1,5 @@
-//! The manifest of the files that an attempt left, which the machine signs. With nothing but the log and the files,
-//! anyone can check that the files are those that the machine listed.
+//! The manifest: the list of the files that an attempt left in `/output`. The machine signs the manifest. Anybody who
+//! has the log and the files can check that the files are the ones that the machine listed.
 
 use sha2::{Digest as _, Sha256};
 
@@ -24,7 +24,7 @@ mod tests {
     use crate::ids::Seq;
 
     #[test]
-    fn whatever_is_changed_the_text_is_another() {
+    fn every_change_changes_the_signed_text() {
         let job = JobId::generate();
         let file = |path: &str, bytes| Artifact { path: path.to_owned(), bytes, sha256: "ab".to_owned() };
         let text = signed_text(job, Lease(Seq(1)), &[file("a", 1)]);

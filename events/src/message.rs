@@ -1,7 +1,7 @@
 //! The form of an event in MARKET: a message with a subject, headers (the *envelope*) and a body.
 //!
-//! Belongs here: the names of the headers, reading a message, and its leaf in the log's Merkle tree. Pure: the message
-//! may come from a broker, from an archive or from a proof. Must not come here: sending or fetching one (`gpubnb-log`).
+//! Belongs here: the names of the headers, decoding a message from any source, and its leaf (its hash) in the log's
+//! Merkle tree. Must not come here: sending or fetching a message (`gpubnb-log`).
 
 use std::fmt;
 
@@ -30,13 +30,13 @@ pub mod header {
     pub const CORRELATION: &str = "Gpubnb-Correlation";
     /// The W3C trace context of the writer. The leaf does not cover this header.
     pub const TRACE: &str = "traceparent";
-    /// The filter of subjects that the broker's guard of an append looks at.
+    /// A filter of subjects. A guarded append compares the last sequence under this filter with the expected sequence.
     pub const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
     /// Set by the broker on a sourced message: `<stream> <sequence> …`.
     pub const STREAM_SOURCE: &str = "Nats-Stream-Source";
 }
 
-/// The headers that the leaf covers: ours. A broker may add others to a message.
+/// The headers that the leaf covers: the headers that the writer of an event sets. A broker may add other headers.
 pub const COVERED: [&str; 5] = [header::ID, header::TYPE, header::ACTOR, header::CAUSE, header::CORRELATION];
 
 /// The SHA-256 of a message, or of two such hashes.
@@ -78,7 +78,7 @@ impl Envelope {
         required.into_iter().chain(cause).chain(job)
     }
 
-    fn read<'a>(value_of: impl Fn(&'static str) -> Option<&'a str>) -> Result<Self, Quarantined> {
+    fn from_headers<'a>(value_of: impl Fn(&'static str) -> Option<&'a str>) -> Result<Self, Quarantined> {
         let required = |name| value_of(name).ok_or_else(|| Quarantined(format!("no {name} header")));
         let bad = |name: &str| Quarantined(format!("unreadable {name} header"));
         Ok(Self {
@@ -93,7 +93,8 @@ impl Envelope {
     }
 }
 
-/// A decision that is to be written: one event, and the guard of its append.
+/// A decision that is to be written: one event, and the guard of its append. The broker refuses the append unless the
+/// last sequence of the event's aggregate is `expected`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
     /// The event.
@@ -106,14 +107,15 @@ pub struct Proposal {
     pub cause: Option<Seq>,
 }
 
-/// A message of MARKET after it was read.
+/// A decoded message of MARKET.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     /// The message's sequence in MARKET.
     pub seq: Seq,
     /// The broker's time of the message.
     pub at: Timestamp,
-    /// The aggregate that the message's subject names: the guard of that aggregate counts the message.
+    /// The aggregate in the message's subject. A quarantined message may have one, too: the broker's guard counts the
+    /// message.
     pub aggregate: Option<Aggregate>,
     /// The envelope and the event; or the reason why every fold skips the message.
     pub entry: Result<(Envelope, Event), Quarantined>,
@@ -121,7 +123,8 @@ pub struct Recorded {
     pub leaf: Hash,
 }
 
-/// The reason why every fold skips a message of MARKET.
+/// The reason why a message of MARKET is not a valid event. Every fold (a program that computes state from the events)
+/// skips the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("quarantined: {0}")]
 pub struct Quarantined(pub String);
@@ -138,7 +141,7 @@ impl Recorded {
     }
 }
 
-/// A message's parts, wherever the message lies. `value_of` gives the value of a header.
+/// The parts of a message that comes from a broker, an archive or a proof.
 pub struct MessageParts<'a, F> {
     /// The message's sequence in MARKET.
     pub seq: Seq,
@@ -146,7 +149,7 @@ pub struct MessageParts<'a, F> {
     pub nanos: i64,
     /// The subject.
     pub subject: &'a str,
-    /// The value of a header; `None` where the message has no such header.
+    /// Returns the value of a header; `None` if the message has no such header.
     pub value_of: F,
     /// The body.
     pub payload: &'a [u8],
@@ -173,19 +176,19 @@ impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
         hash.finalize().into()
     }
 
-    /// Reads the message. A message without a valid envelope, or on a subject that is not its event's, is quarantined.
-    pub fn read(&self) -> Recorded {
+    /// Decodes the message. A message without a valid envelope, or on the subject of another event, is quarantined.
+    pub fn decode(&self) -> Recorded {
         Recorded {
             seq: self.seq,
             at: Timestamp::from_nanos(self.nanos.into()),
             aggregate: subject::aggregate_of(self.subject),
-            entry: self.decode(),
+            entry: self.decode_entry(),
             leaf: self.leaf(),
         }
     }
 
-    fn decode(&self) -> Result<(Envelope, Event), Quarantined> {
-        let envelope = Envelope::read(&self.value_of)?;
+    fn decode_entry(&self) -> Result<(Envelope, Event), Quarantined> {
+        let envelope = Envelope::from_headers(&self.value_of)?;
         let wire_name =
             (self.value_of)(header::TYPE).ok_or_else(|| Quarantined(format!("no {} header", header::TYPE)))?;
         let event = Event::decode(wire_name, self.payload).map_err(|e| Quarantined(Chain(&e).to_string()))?;

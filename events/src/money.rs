@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Millis;
 
-/// An amount in millionths of a US dollar; negative in a posting that takes away.
+/// An amount in millionths of a US dollar; negative in a posting that takes money from an account.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -20,7 +20,7 @@ pub struct MicroUsd(pub i64);
 #[serde(transparent)]
 pub struct HourlyRate(pub MicroUsd);
 
-/// The text is not an amount.
+/// The error for a text that is not an amount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an amount: expected dollars such as 12.50, with at most six decimals")]
 pub struct BadAmount(String);
@@ -38,7 +38,7 @@ impl MicroUsd {
         Self(dollars * MICROS)
     }
 
-    /// A share of this amount in ten-thousandths, rounded down.
+    /// This amount times `basis_points` / 10,000, rounded down.
     #[must_use]
     pub fn share(self, basis_points: u32) -> Self {
         Self(clamp(i128::from(self.0) * i128::from(basis_points) / 10_000))
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_read_as_they_are_written() {
+    fn the_text_of_an_amount_parses_to_the_same_amount() {
         for (text, micros) in [("$12.50", 12_500_000), ("$0.000001", 1), ("-$3.20", -3_200_000), ("$0.00", 0)] {
             assert_eq!(text.parse::<MicroUsd>(), Ok(MicroUsd(micros)));
             assert_eq!(MicroUsd(micros).to_string(), text);

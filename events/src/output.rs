@@ -1,5 +1,5 @@
 //! The messages with the output of a running job: log lines, progress and measurements. A message may arrive twice. Log
-//! lines are numbered, so that readers can drop the lines that they already have.
+//! lines are numbered, so that readers can drop duplicate lines.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,27 +1,27 @@
-//! A machine's record: how its attempts ended. Pure arithmetic over events, shared by the two that must agree on the
-//! record: the placement of jobs and the projector's rows. Every figure can list the events behind it.
+//! A machine's record: the number of its attempts with and without a fault of the machine. The placement of jobs and
+//! the projector's rows use the same functions, so that both have the same record.
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Fault, Reason};
 
-/// How the end of an attempt counts for its machine.
+/// The result of an attempt in its machine's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
-    /// The machine did its part, however the job ended.
+pub enum AttemptResult {
+    /// The attempt ended without a fault of the machine, even if the job failed.
     Success,
     /// A fault of the machine ended the attempt.
-    Fault(Reason),
+    MachineFault(Reason),
 }
 
-/// The mark that an event of a job leaves in the record of the job's machine; `None` for an event that leaves none.
-pub fn mark(event: &Event) -> Option<Mark> {
+/// The result that an event adds to the record of the job's machine; `None` for an event that ends no attempt.
+pub fn attempt_result(event: &Event) -> Option<AttemptResult> {
     let of = |reason: Reason, fault: Fault| match fault {
-        Fault::Provider => Mark::Fault(reason),
-        Fault::Consumer | Fault::Platform => Mark::Success,
+        Fault::Provider => AttemptResult::MachineFault(reason),
+        Fault::Consumer | Fault::Platform => AttemptResult::Success,
     };
     match event {
-        Event::Completed(_) => Some(Mark::Success),
+        Event::Completed(_) => Some(AttemptResult::Success),
         Event::Requeued(e) => Some(of(e.reason, e.fault)),
         // A failure without a lease means that no machine came free: no machine is at fault.
         Event::Failed(e) => e.lease.map(|_| of(e.reason, e.fault)),
@@ -29,21 +29,21 @@ pub fn mark(event: &Event) -> Option<Mark> {
     }
 }
 
-/// The record of a machine: its attempts, by how they ended.
+/// The record of a machine: the number of its attempts by result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct MachineRecord {
     /// Attempts that ended without a fault of the machine.
     pub successes: u32,
     /// Attempts that a fault of the machine ended.
     pub faults: u32,
 }
 
-impl Record {
-    /// Counts a mark.
-    pub fn count(&mut self, mark: Mark) {
-        let counter = match mark {
-            Mark::Success => &mut self.successes,
-            Mark::Fault(_) => &mut self.faults,
+impl MachineRecord {
+    /// Adds the result of one attempt.
+    pub fn count(&mut self, result: AttemptResult) {
+        let counter = match result {
+            AttemptResult::Success => &mut self.successes,
+            AttemptResult::MachineFault(_) => &mut self.faults,
         };
         *counter = counter.saturating_add(1);
     }
@@ -53,16 +53,15 @@ impl Record {
         self.successes.saturating_add(self.faults)
     }
 
-    /// The share of attempts without a fault, percent, rounded down; `None` before the first attempt.
+    /// The percentage of attempts without a fault of the machine, rounded down; `None` before the first attempt.
     pub fn percent(self) -> Option<u32> {
         let percent = (u64::from(self.successes) * 100).checked_div(u64::from(self.attempts()))?;
-        // At most a hundred.
         u32::try_from(percent).ok()
     }
 
     /// The probability that the next attempt ends without a fault, in millionths, by Laplace's rule of succession
     /// (s + 1) / (n + 2). By this rule, 1 success in 1 attempt counts for less than 99 in 100.
-    pub fn expected(self) -> u64 {
+    pub fn success_probability_ppm(self) -> u64 {
         (u64::from(self.successes) + 1) * 1_000_000 / (u64::from(self.attempts()) + 2)
     }
 }
@@ -72,11 +71,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_attempts_count_for_less_than_many() {
-        let record = |successes, faults| Record { successes, faults };
+    fn one_success_is_worth_less_than_99_of_100() {
+        let record = |successes, faults| MachineRecord { successes, faults };
         assert_eq!(record(0, 0).percent(), None);
         assert_eq!(record(2, 1).percent(), Some(66));
-        assert!(record(1, 0).expected() < record(99, 1).expected());
-        assert!(record(0, 1).expected() < record(0, 0).expected());
+        assert!(record(1, 0).success_probability_ppm() < record(99, 1).success_probability_ppm());
+        assert!(record(0, 1).success_probability_ppm() < record(0, 0).success_probability_ppm());
     }
 }

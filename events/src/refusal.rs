@@ -30,19 +30,19 @@ pub struct Refusal {
     /// The field of the request that caused the refusal; `None` if no single field did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// A message for people: the reason, and a way to go on.
+    /// A message for people: the reason, and what the user can do.
     pub message: String,
 }
 
 impl Refusal {
-    /// Makes a refusal that no single field of the request caused.
+    /// A refusal that is not about a single field of the request.
     pub fn new(name: &str, kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { name: name.to_owned(), kind, field: None, message: message.into() }
     }
 
-    /// The same refusal, caused by this field of the request.
+    /// The same refusal, about this field of the request.
     #[must_use]
-    pub fn at(self, field: &str) -> Self {
+    pub fn with_field(self, field: &str) -> Self {
         Self { field: Some(field.to_owned()), ..self }
     }
 }

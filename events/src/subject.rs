@@ -1,5 +1,6 @@
-//! Every subject and every filter. They are built in this file and nowhere else, because no broker notices a typo in a
-//! filter.
+//! Every subject of the broker, and every filter of subjects. Other files build none, because the broker does not
+//! report a typo in a filter: the filter just matches nothing. In a filter, `*` stands for one token and `>` for all
+//! that follow.
 
 use crate::{
     event::{Aggregate, Event},
@@ -27,10 +28,10 @@ pub const COMMANDS: &str = "cmd.>";
 pub const QUERIES: &str = "query.>";
 /// Requests by which NATS micro services are discovered.
 pub const DISCOVERY: &str = "$SRV.>";
-/// Requests that give the broker a new version of an account.
+/// Requests that give the broker a new version of an account (an account of NATS, which separates users).
 pub const UPDATE_ACCOUNT: &str = "$SYS.REQ.CLAIMS.UPDATE";
 
-/// Requests that ask the broker for its version of an account.
+/// The subject of requests that ask the broker for its version of a NATS account.
 pub fn lookup_account(account: &str) -> String {
     format!("$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
 }
@@ -47,7 +48,7 @@ pub struct Address {
 /// The address of an event.
 pub fn address(event: &Event) -> Address {
     let aggregate = event.aggregate();
-    let root = root(aggregate);
+    let root = aggregate_root(aggregate);
     let subject = match event {
         Event::JobAssigned(e) => format!("{root}.assigned.{}", e.machine),
         _ => format!("{root}.event"),
@@ -57,10 +58,10 @@ pub fn address(event: &Event) -> Address {
 
 /// The filter that matches all messages of an aggregate.
 pub fn guard(aggregate: Aggregate) -> String {
-    format!("{}.>", root(aggregate))
+    format!("{}.>", aggregate_root(aggregate))
 }
 
-/// The aggregate that a subject of MARKET belongs to.
+/// The aggregate in a subject of MARKET.
 pub fn aggregate_of(subject: &str) -> Option<Aggregate> {
     let mut tokens = subject.strip_prefix("market.")?.splitn(3, '.');
     let (kind, id) = (tokens.next()?, tokens.next()?);
@@ -72,7 +73,7 @@ pub fn aggregate_of(subject: &str) -> Option<Aggregate> {
     }
 }
 
-fn root(aggregate: Aggregate) -> String {
+fn aggregate_root(aggregate: Aggregate) -> String {
     match aggregate {
         Aggregate::Account(id) => format!("market.account.{id}"),
         Aggregate::Machine(id) => format!("market.machine.{id}"),
@@ -142,7 +143,8 @@ pub fn output_of(machine: MachineId, job: JobId) -> String {
     format!("output.{machine}.{job}.*")
 }
 
-/// The filter of all output of a job on any machine. Readers check that the machine has the lease.
+/// The filter of all output of a job on any machine. Any machine may publish there: readers check that the machine has
+/// the lease.
 pub fn output_of_job(job: JobId) -> String {
     format!("output.*.{job}.*")
 }
@@ -171,7 +173,7 @@ pub fn machine_command(machine: MachineId, verb: &str) -> String {
     format!("cmd.machine.{machine}.{verb}")
 }
 
-/// The filter of a command of all machines.
+/// The filter of one command (`verb`) of all machines: `cmd.machine.*.<verb>`.
 pub fn machine_command_filter(verb: &str) -> String {
     format!("cmd.machine.*.{verb}")
 }
@@ -181,17 +183,17 @@ pub fn machine_of_command(subject: &str) -> Option<MachineId> {
     subject.strip_prefix("cmd.machine.")?.split_once('.')?.0.parse().ok()
 }
 
-/// A query endpoint.
+/// A query endpoint: `query.<name>`.
 pub fn query(name: &str) -> String {
     format!("query.{name}")
 }
 
-/// A query endpoint of one projector, for questions about the projector itself.
+/// A query endpoint of one projector, for questions about the projector itself: `query.<name>-<projector>`.
 pub fn query_of(name: &str, projector: ProjectorId) -> String {
     query(&format!("{name}-{projector}"))
 }
 
-/// The change notice of an aggregate.
+/// The subject of an aggregate's change notices. The projector publishes a notice when it has folded an event.
 pub fn notice(aggregate: Aggregate) -> String {
     match aggregate {
         Aggregate::Account(id) => format!("notice.account.{id}"),
@@ -200,7 +202,7 @@ pub fn notice(aggregate: Aggregate) -> String {
     }
 }
 
-/// The aggregate of a change notice.
+/// The aggregate in the subject of a change notice.
 pub fn aggregate_of_notice(subject: &str) -> Option<Aggregate> {
     let (kind, id) = subject.strip_prefix("notice.")?.split_once('.')?;
     match kind {
@@ -211,13 +213,13 @@ pub fn aggregate_of_notice(subject: &str) -> Option<Aggregate> {
     }
 }
 
-/// The beginning of every inbox.
+/// The beginning of every inbox. An inbox is the subject under which a connection receives the answers to its requests.
 pub const ANY_INBOX: &str = "_INBOX";
-/// The prefix of the stream API in the account of machines.
+/// The prefix of the `JetStream` API for machines, which are in a NATS account of their own.
 pub const MACHINE_API: &str = "js.market";
-/// The beginning of the reply subjects that the broker makes up for requests from another account. No client may name
-/// such a subject itself.
-pub const BROKERED: &str = "_R_";
+/// The beginning of the reply subjects that the broker creates for requests from another NATS account. No client may
+/// choose such a subject itself.
+pub const BROKER_REPLIES: &str = "_R_";
 /// The inbox of the web UI's connection.
 pub const UI_INBOX: &str = "_INBOX.ui";
 /// The inbox of the operator's commands.
@@ -227,21 +229,21 @@ pub const SERVICES_INBOX: &str = "_INBOX.services";
 /// The inbox of a projector.
 pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 
-/// Placeholder in the scope of the key that issues machines. The broker puts the name of the user there, which is the
+/// Placeholder in the permissions of machines. The broker replaces it by the name of the connected user, which is the
 /// machine's id.
-pub const NAME_OF_USER: &str = "{{name()}}";
+pub const USER_NAME_PLACEHOLDER: &str = "{{name()}}";
 
 /// The subjects that a machine publishes to: commands, heartbeats and output. `machine` is an id or a placeholder.
-pub fn of_machines(machine: &str) -> Vec<String> {
+pub fn published_by_machine(machine: &str) -> Vec<String> {
     let output = [OutputKind::Progress, OutputKind::Log, OutputKind::Metrics];
     let mut subjects = vec![format!("cmd.machine.{machine}.*"), format!("telemetry.{machine}.heartbeat")];
     subjects.extend(output.map(|kind| format!("output.{machine}.*.{}", kind.token())));
     subjects
 }
 
-/// The inbox of a machine, with the placeholder for its id.
-pub fn inbox_of_named_machine() -> String {
-    format!("{ANY_INBOX}.{NAME_OF_USER}")
+/// The inbox of a machine, with [`USER_NAME_PLACEHOLDER`] in place of the id.
+pub fn machine_inbox_template() -> String {
+    format!("{ANY_INBOX}.{USER_NAME_PLACEHOLDER}")
 }
 
 /// The inbox of a machine's connection.
@@ -254,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_subject_is_made_of_can_be_read_back() {
+    fn the_ids_in_a_subject_parse_back() {
         let (machine, job) = (MachineId::generate(), JobId::generate());
         let subject = output(machine, job, OutputKind::Log);
         assert_eq!(parse_output(&subject), Some((machine, job, OutputKind::Log)));
@@ -262,7 +264,7 @@ mod tests {
         assert_eq!(machine_of_command(&machine_command(machine, "accept")), Some(machine));
         assert_eq!(job_of_dispatch(&format!("dispatch.{machine}.{job}")), Some(job));
         for aggregate in [Aggregate::Job(job), Aggregate::Machine(machine)] {
-            assert_eq!(aggregate_of(&format!("{}.event", root(aggregate))), Some(aggregate));
+            assert_eq!(aggregate_of(&format!("{}.event", aggregate_root(aggregate))), Some(aggregate));
             assert_eq!(aggregate_of_notice(&notice(aggregate)), Some(aggregate));
         }
     }

@@ -1,4 +1,5 @@
-//! Heartbeats of machines and ticks of the watchdog. Both are volatile and never in MARKET.
+//! Heartbeats of machines, and ticks of the watchdog (the process that notices silent machines). Both are in the stream
+//! TELEMETRY, which the broker keeps in memory, and never in MARKET.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,16 +17,16 @@ pub const HEARTBEAT: &str = "Heartbeat.v1";
 pub struct Heartbeat {
     /// The machine.
     pub machine: MachineId,
-    /// When it was sent, by the machine's clock.
+    /// The time at which the heartbeat was sent, by the machine's clock.
     pub occurred_at: Timestamp,
     /// The state of the worker.
     pub state: WorkerState,
     /// Load of the whole machine's CPUs, percent.
     pub cpu_percent: f32,
-    /// A reading of each GPU.
+    /// One reading per GPU.
     #[serde(default)]
     pub gpus: Vec<GpuReading>,
-    /// The attempts that the machine has.
+    /// The attempts that the machine works on.
     #[serde(default)]
     pub leases: Vec<RunningLease>,
 }
@@ -36,20 +37,20 @@ pub struct Heartbeat {
 pub enum WorkerState {
     /// The worker takes jobs while a slot is free.
     Ready,
-    /// The owner paused it.
+    /// The owner paused the worker.
     Paused,
     /// The worker finishes its jobs and takes no new ones.
     Draining,
 }
 
-/// An attempt that a machine has.
+/// An attempt that a machine works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RunningLease {
     /// The job.
     pub job: JobId,
     /// The attempt.
     pub lease: Lease,
-    /// When the attempt ended on the machine, by its clock, if the report of that is not delivered yet.
+    /// The time at which the attempt ended, by the machine's clock, if the market has not received the report yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
 }
@@ -57,7 +58,7 @@ pub struct RunningLease {
 /// One reading of a GPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GpuReading {
-    /// The GPU.
+    /// The GPU's id from the driver, `GPU-…`.
     pub uuid: String,
     /// Utilisation, percent.
     pub utilisation_percent: u32,
@@ -67,10 +68,10 @@ pub struct GpuReading {
     pub celsius: u32,
     /// Power, watts.
     pub watts: u32,
-    /// Processes that compute or draw on the GPU.
+    /// Number of processes that use the GPU.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub processes: u32,
-    /// The trouble with the GPU, if there is any.
+    /// The defect of the GPU; `None` for a working GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<GpuTrouble>,
 }
@@ -80,11 +81,11 @@ const fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// A trouble with a GPU.
+/// A defect of a GPU or of its driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuTrouble {
-    /// The GPU has fallen off the bus.
+    /// The GPU has fallen off the PCI bus.
     Lost,
     /// The GPU has to be reset.
     ResetRequired,
@@ -95,7 +96,7 @@ pub enum GpuTrouble {
 }
 
 impl GpuTrouble {
-    /// The trouble in words, and what to do about it.
+    /// The defect and the remedy, for people.
     pub const fn description(self) -> &'static str {
         match self {
             Self::Lost => {
@@ -114,12 +115,12 @@ impl GpuTrouble {
     }
 }
 
-/// The beat of a watchdog. A watchdog counts the silence of machines in its own ticks, as they come back from the
-/// broker.
+/// A message that a watchdog sends regularly, and receives back from the broker. The watchdog measures the silence of
+/// machines in received ticks. In an outage of the broker no ticks arrive, so no machine counts as silent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tick {
-    /// The replica.
+    /// The replica of the services that sends the tick.
     pub replica: String,
-    /// The number of the tick.
+    /// The number of the tick, which grows by 1.
     pub number: u64,
 }

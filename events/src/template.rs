@@ -1,4 +1,4 @@
-//! The approved templates: jobs anyone may run, with a form made from their fields.
+//! The templates: approved jobs that every consumer may run. The web form is made from a template's fields.
 
 use crate::spec::{JobSpec, Mebibytes, Resources};
 use serde::Serialize;
@@ -6,40 +6,40 @@ use serde::Serialize;
 /// An approved job.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Template {
-    /// Its id.
+    /// The id, in requests and events.
     pub id: &'static str,
-    /// For people.
+    /// The title for people.
     pub title: &'static str,
     /// A sentence about the job.
     pub about: &'static str,
-    /// The image it runs.
+    /// The container image.
     pub image: &'static str,
-    /// First arguments.
+    /// The arguments that every job of this template has. The arguments of the fields follow.
     #[schema(value_type = Vec<String>)]
     pub command: &'static [&'static str],
-    /// Further arguments that a person may choose.
+    /// The arguments that a person may choose.
     #[schema(value_type = Vec<Field>)]
     pub fields: &'static [Field],
-    /// The resources that it may use.
+    /// The resources, if the request names none.
     pub resources: Resources,
-    /// Wall-clock limit that suits it, seconds.
+    /// The time limit in seconds, if the request names none.
     pub seconds: u64,
-    /// The image is pulled from a public registry, so the machine must reach one.
+    /// True if the machine pulls the image from a public registry.
     pub pulled: bool,
 }
 
-/// One choice of a template: `--<name> <value>`.
+/// An argument that a person may choose: `--<name> <value>`.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Field {
     /// Name of the argument, without dashes.
     pub name: &'static str,
-    /// For people.
+    /// The label in the form.
     pub label: &'static str,
-    /// The value where nothing is chosen.
+    /// The value if the request has none.
     pub default: &'static str,
-    /// Least value, where it is a number.
+    /// Least value; `None`: 0.
     pub least: Option<u32>,
-    /// Most.
+    /// Greatest value; `None`: no limit.
     pub most: Option<u32>,
 }
 
@@ -57,7 +57,7 @@ const fn gpu(vram: u64) -> Resources {
     Resources::new(4_000, Mebibytes(16_384), Mebibytes(10_240)).with_gpus(1, Mebibytes(vram))
 }
 
-/// All templates, in the order of the form: the best first impression first.
+/// All templates, in the order of the form. A new user's first choice comes first.
 pub const ALL: &[Template] = &[
     Template {
         id: "train",
@@ -157,10 +157,10 @@ pub const ALL: &[Template] = &[
 ];
 
 impl Template {
-    /// The specification of a job of this template, with the template's own arguments and nothing chosen.
+    /// The specification of a job of this template, without the arguments of the fields.
     pub fn spec(&self, name: &str) -> JobSpec {
         let command = self.command.iter().map(|argument| (*argument).to_owned()).collect();
-        let spec = JobSpec::of_image(name, self.image, command, self.resources.clone());
+        let spec = JobSpec::for_image(name, self.image, command, self.resources.clone());
         JobSpec { template: Some(self.id.to_owned()), ..spec }
     }
 }

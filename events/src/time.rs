@@ -29,7 +29,7 @@ impl Timestamp {
     /// 1970-01-01T00:00:00Z.
     pub const EPOCH: Self = Self(jiff::Timestamp::UNIX_EPOCH);
 
-    /// The time at these milliseconds since the epoch, or the nearest time of the calendar.
+    /// The time at these milliseconds since the epoch. A time outside the calendar becomes its first or last moment.
     pub fn from_millis(millis: i64) -> Self {
         let edge = if millis < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
         Self(jiff::Timestamp::from_millisecond(millis).unwrap_or(edge))
@@ -50,19 +50,19 @@ impl Timestamp {
         self.0.as_millisecond()
     }
 
-    /// The time between `earlier` and this; zero if this is not later.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Millis {
         Millis(u64::try_from(self.millis().saturating_sub(earlier.millis())).unwrap_or(0))
     }
 
-    /// The last instant before this one.
+    /// The moment one nanosecond before this one.
     #[must_use]
-    pub fn before(self) -> Self {
+    pub fn previous_instant(self) -> Self {
         self.0.checked_sub(jiff::SignedDuration::from_nanos(1)).map_or(self, Self)
     }
 
-    /// The time `time` later.
+    /// The moment after this one by `time`.
     #[must_use]
     pub fn plus(self, time: Millis) -> Self {
         Self::from_millis(self.millis().saturating_add(i64::try_from(time.0).unwrap_or(i64::MAX)))
@@ -121,7 +121,7 @@ impl Millis {
     }
 
     /// A duration of the standard library, cut to the millisecond.
-    pub fn of(time: Duration) -> Self {
+    pub fn from_duration(time: Duration) -> Self {
         Self(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
     }
 }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_is_written_as_rfc_3339_and_never_runs_backwards() {
+    fn a_timestamp_is_rfc_3339_text_and_time_between_is_never_negative() {
         let at = Timestamp::from_millis(1_770_000_000_123);
         assert_eq!(serde_json::to_string(&at).unwrap(), "\"2026-02-02T02:40:00.123Z\"");
         assert_eq!("2026-02-02T02:40:00.123456789Z".parse::<Timestamp>().unwrap(), at);

@@ -1,16 +1,16 @@
-//! Files that travel between a machine and the web server. Large files travel in parts, so that a transfer that was cut
-//! off can go on.
+//! File transfers between a machine and the web server. A large file is sent in parts, so that an interrupted transfer
+//! can continue with the next part.
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a part. A larger file is sent in parts of this size; only the last part may be shorter.
+/// Size of a part, bytes. Only the last part of a file may be smaller.
 pub const PART_BYTES: u64 = 32 << 20;
 
-/// How much of a file has arrived.
+/// The part of a file that has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Received {
-    /// True if the whole file is here.
+    /// True if the whole file has arrived.
     pub complete: bool,
-    /// The number of parts that are here, which is also the number of the next part.
+    /// The number of parts that have arrived. Parts are numbered from 0, so this is also the number of the next part.
     pub parts: u32,
 }

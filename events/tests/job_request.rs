@@ -1,4 +1,4 @@
-//! A job that is run again is the job that was submitted: from a request to an event and back, nothing is lost.
+//! Running a job again submits the same job: the conversion from a request to an event and back loses nothing.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gpubnb_events::{
@@ -15,7 +15,7 @@ use proptest::{
     prelude::{Strategy as Generator, any, prop, prop_assert_eq, prop_oneof, proptest},
 };
 
-/// Text with whatever a person or program may write into it.
+/// Text with spaces, quotes, line feeds and characters outside ASCII.
 fn text() -> impl Generator<Value = String> {
     "[ -~äß漢\n\"'\\\\]{1,20}"
 }
@@ -24,7 +24,7 @@ fn amount() -> impl Generator<Value = String> {
     (0..10_000_000_i64).prop_map(|micros| MicroUsd(micros).to_string().replace('$', ""))
 }
 
-/// The program of a job: a template with its choices, or an image with a command.
+/// The program of a job: a template with values for its fields, or an image with a command.
 fn program() -> impl Generator<Value = JobRequest> {
     let chosen = (0..template::ALL.len(), any::<u32>()).prop_map(|(n, seed)| {
         let template = &template::ALL[n];
@@ -32,7 +32,7 @@ fn program() -> impl Generator<Value = JobRequest> {
             let (least, most) = (f.least.unwrap_or(0), f.most.unwrap_or(u32::MAX));
             (f.name.to_owned(), (least + seed % (most - least + 1)).to_string())
         };
-        // Some choices are made, and the others are left to the template.
+        // Some fields get a value, and the other fields keep the template's default.
         let parameters =
             template.fields.iter().filter(|f| !f.name.len().is_multiple_of(2) || seed % 2 == 0).map(choice).collect();
         JobRequest { template: Some(template.id.to_owned()), parameters, ..JobRequest::default() }
@@ -45,8 +45,8 @@ fn program() -> impl Generator<Value = JobRequest> {
     prop_oneof![chosen, custom]
 }
 
-/// Where to run it.
-fn place() -> impl Generator<Value = JobRequest> {
+/// The placement of a job: a named machine, or conditions for the market's choice.
+fn placement() -> impl Generator<Value = JobRequest> {
     let named = of(amount()).prop_map(|price_cap_usd| JobRequest {
         machine: Some(MachineId::generate()),
         price_cap_usd,
@@ -75,7 +75,7 @@ fn request() -> impl Generator<Value = JobRequest> {
     let (shm, workdir) = (of(any::<u64>()), of("/[a-z/]{0,9}"));
     let limits = (of(any::<u64>()), of(amount()), of(any::<u32>()), of(any::<u64>()));
     let given = (btree_map("[A-Z]{1,5}", text().prop_map(Secret), 0..4), vec(text(), 0..4), any::<bool>());
-    (program(), place(), sizes, limits, given, of(text()), shm, workdir).prop_map(
+    (program(), placement(), sizes, limits, given, of(text()), shm, workdir).prop_map(
         |(
             program,
             place,
@@ -115,7 +115,7 @@ fn request() -> impl Generator<Value = JobRequest> {
     )
 }
 
-/// The event that a request becomes, where the domain grants it.
+/// The event that the domain would write for a request.
 fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
     let described =
         |i: &InputRequest| Input { input: i.input, path: i.path.clone(), bytes: 7, sha256: "ab".to_owned() };
@@ -137,22 +137,22 @@ fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
 
 proptest! {
     #[test]
-    fn a_job_that_is_run_again_is_the_job_that_was_submitted(request in request()) {
+    fn running_a_job_again_submits_the_same_job(request in request()) {
         let job = JobId::generate();
         let event = submitted(request, job);
-        let again = JobRequest::again(&event.spec, &event.placement, &event.limits);
+        let again = JobRequest::from_job(&event.spec, &event.placement, &event.limits);
         // Through JSON, as the API and the client send it.
         let sent: JobRequest = serde_json::from_str(&serde_json::to_string(&again).unwrap()).unwrap();
         prop_assert_eq!(&sent, &again);
         let second = submitted(sent, job);
         prop_assert_eq!(&second, &event);
-        // A request that spells everything out comes back as it is.
-        prop_assert_eq!(JobRequest::again(&second.spec, &second.placement, &second.limits), again);
+        // A request with every default filled in comes back unchanged.
+        prop_assert_eq!(JobRequest::from_job(&second.spec, &second.placement, &second.limits), again);
     }
 }
 
 #[test]
-fn a_templates_choices_are_kept_within_its_bounds() {
+fn the_value_of_a_templates_field_must_be_within_the_bounds() {
     let command = |value: &str| {
         let parameters = [("epochs".to_owned(), value.to_owned())].into();
         let request = JobRequest { template: Some("train".to_owned()), parameters, ..JobRequest::default() };
@@ -165,7 +165,7 @@ fn a_templates_choices_are_kept_within_its_bounds() {
 }
 
 #[test]
-fn numbers_and_boxes_are_read_as_a_form_sends_them() {
+fn numbers_and_check_boxes_parse_as_a_form_sends_them() {
     let read = |text: &str| serde_json::from_str::<JobRequest>(text);
     let request = read(r#"{ "memory_mib": "64", "gpus": 1, "verified": "on", "time_seconds": "" }"#).unwrap();
     let expected = JobRequest { memory_mib: Some(64), gpus: Some(1), verified: true, ..JobRequest::default() };

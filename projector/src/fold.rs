@@ -1,7 +1,8 @@
-//! Runs the read models: reads MARKET once, and folds each batch into every model from its own checkpoint.
+//! Folds the events of MARKET (the log) into all read models. Each model has a table and a checkpoint: the sequence of
+//! the last event that was folded into the table.
 //!
-//! A model that fails on an event stops there, visibly; the others go on. It is retried from its
-//! checkpoint at the next start, never skipped.
+//! If a model cannot fold an event, this model stops and operators see the reason. The other models continue. At the
+//! next start the stopped model tries the same event again: no event is skipped.
 
 use std::{
     collections::BTreeMap,
@@ -16,23 +17,24 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// A projection with its table and its checkpoint.
+/// A read model: a projection (the rules of the fold), its table, and its checkpoint.
 pub struct Model {
     projection: Box<dyn Projection>,
     table: Table,
     snapshot_copy: Arc<SnapshotCopy>,
     checkpoint: Seq,
+    /// The reason why the model stopped. `None` while it runs.
     stopped: Option<String>,
 }
 
-/// The copy of one model's table, shared by the fold and the snapshots.
-pub(crate) struct ModelCopy {
+/// The parts of a model that are needed to write a snapshot of the model.
+pub(crate) struct SnapshotSource {
     pub(crate) name: &'static str,
     pub(crate) version: u32,
     pub(crate) snapshot_copy: Arc<SnapshotCopy>,
 }
 
-/// A fold that ended before its work was done.
+/// The reason why a fold ended too early.
 #[derive(Debug, thiserror::Error)]
 pub enum FoldError {
     /// The store failed.
@@ -43,7 +45,7 @@ pub enum FoldError {
     Ended(#[from] tokio::task::JoinError),
 }
 
-/// A model could not fold an event.
+/// The error of a model that cannot fold an event.
 #[derive(Debug, thiserror::Error)]
 #[error("the model {model} cannot fold the event at sequence {seq}")]
 pub(crate) struct ModelError {
@@ -52,66 +54,68 @@ pub(crate) struct ModelError {
     source: StoreError,
 }
 
-/// Every read model of a projector.
+/// All read models of a projector.
 pub struct Models {
     all: Vec<Model>,
     tables: Tables,
-    adoption: Adoption,
+    swap_queue: SwapQueue,
 }
 
-/// The tables that queries read. A table is swapped when its model was rebuilt.
+/// The tables that queries read. The table of a rebuilt model replaces the model's old table.
 #[derive(Clone)]
 pub struct Tables(Arc<RwLock<BTreeMap<&'static str, Table>>>);
 
 impl Tables {
-    /// A projection's table.
+    /// The table of a projection.
     pub fn of(&self, projection: &impl Projection) -> Result<Table, StoreError> {
-        self.named(projection.name())
+        self.by_name(projection.name())
     }
 
     /// The table of the model with this name.
-    pub fn named(&self, name: &str) -> Result<Table, StoreError> {
+    pub fn by_name(&self, name: &str) -> Result<Table, StoreError> {
         let tables = self.0.read().unwrap_or_else(PoisonError::into_inner);
         tables.get(name).cloned().ok_or_else(|| StoreError::corrupt(name.as_bytes(), "no model has this name"))
     }
 
-    fn swap(&self, name: &'static str, table: Table) {
+    fn replace(&self, name: &'static str, table: Table) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, table);
     }
 }
 
-/// Rebuilt models that wait to take the place of those that answer. The fold goes back to the checkpoint of the rebuilt
-/// model, folds events into both, and swaps them when both are equally far.
+/// Rebuilt models that will replace the old models of the same names. The reader goes back to the checkpoint of a
+/// rebuilt model, and the fold folds events into both models. When the rebuilt model has caught up, the fold swaps the
+/// tables. Clones share the queue.
 #[derive(Clone)]
-pub(crate) struct Adoption {
+pub(crate) struct SwapQueue {
     db: Database,
     rebuilt: Arc<Mutex<Vec<Model>>>,
-    /// The sequence from which the fold must read, because a rebuilt model waits there.
+    /// The next event of the rebuilt model that is furthest behind. The reader goes back to this event.
     read_from: watch::Sender<Seq>,
 }
 
-impl Adoption {
-    /// Hands over a rebuilt model. Its checkpoint must be before the end of the log: only a batch makes the fold swap.
-    pub(crate) fn adopt(&self, model: Model) {
+impl SwapQueue {
+    /// Adds a rebuilt model. The log must have an event after the model's checkpoint, because the fold swaps only when
+    /// it folds a batch.
+    pub(crate) fn push(&self, model: Model) {
         let mut rebuilt = self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         rebuilt.push(model);
         let furthest_behind = rebuilt.iter().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO);
         self.read_from.send_replace(furthest_behind.next());
     }
 
-    /// True if a model of this name still waits.
-    pub(crate) fn waits(&self, name: &str) -> bool {
+    /// True if a rebuilt model of this name waits in the queue.
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|m| m.name() == name)
     }
 }
 
 impl Models {
-    /// Opens every model in a database.
+    /// Opens all models in a database.
     pub fn open(db: &Database) -> Result<Self, StoreError> {
         let models = gpubnb_model::all().into_iter().map(|projection| {
-            let table = db.model(projection.model_version())?;
+            let table = db.current_table(projection.model_version())?;
             if gpubnb_store::checkpoint(&table)? == Seq::ZERO {
-                // Rows without a checkpoint are left from a snapshot whose loading was cut off.
+                // A table with rows but without a checkpoint comes from a snapshot that was not loaded completely.
                 table.clear()?;
             }
             let model = Model::new(projection, table)?;
@@ -120,41 +124,42 @@ impl Models {
         });
         let models: Vec<Model> = models.collect::<Result<_, StoreError>>()?;
         let tables = models.iter().map(|m| (m.projection.name(), m.table.clone())).collect();
-        let adoption = Adoption { db: db.clone(), rebuilt: Arc::default(), read_from: watch::Sender::new(Seq::ZERO) };
-        Ok(Self { all: models, tables: Tables(Arc::new(RwLock::new(tables))), adoption })
+        let swap_queue =
+            SwapQueue { db: db.clone(), rebuilt: Arc::default(), read_from: watch::Sender::new(Seq::ZERO) };
+        Ok(Self { all: models, tables: Tables(Arc::new(RwLock::new(tables))), swap_queue })
     }
 
-    /// The tables, for reading.
+    /// The tables for queries.
     pub fn tables(&self) -> Tables {
         self.tables.clone()
     }
 
-    /// The hooks through which a snapshot copies each model's table while the fold goes on.
-    pub(crate) fn snapshot_copies(&self) -> Vec<ModelCopy> {
-        let of = |m: &Model| ModelCopy {
+    /// The parts of each model that are needed to write snapshots.
+    pub(crate) fn snapshot_sources(&self) -> Vec<SnapshotSource> {
+        let source = |m: &Model| SnapshotSource {
             name: m.name(),
             version: m.projection.version(),
             snapshot_copy: Arc::clone(&m.snapshot_copy),
         };
-        self.all.iter().map(of).collect()
+        self.all.iter().map(source).collect()
     }
 
-    /// The place where rebuilt models are handed over.
-    pub(crate) fn adoption(&self) -> Adoption {
-        self.adoption.clone()
+    /// The queue for rebuilt models.
+    pub(crate) fn swap_queue(&self) -> SwapQueue {
+        self.swap_queue.clone()
     }
 
-    /// The sequence to read from: after the checkpoint that is furthest behind.
-    pub fn next(&self) -> Seq {
+    /// The next sequence that the fold needs: the one after the lowest checkpoint of the running models.
+    pub fn next_seq(&self) -> Seq {
         self.applied().next()
     }
 
-    /// The last sequence that every running model has folded.
+    /// The lowest checkpoint of the running models: every running model has folded the events up to this sequence.
     pub fn applied(&self) -> Seq {
         self.running().map(|m| m.checkpoint).min().unwrap_or(Seq::ZERO)
     }
 
-    /// The name of each model, its checkpoint, and why it stopped, if it did.
+    /// The name and the checkpoint of each model, and the reason why the model stopped (`None` while it runs).
     pub fn states(&self) -> impl Iterator<Item = (&'static str, Seq, Option<&str>)> {
         self.all.iter().map(|m| (m.name(), m.checkpoint, m.stopped.as_deref()))
     }
@@ -163,21 +168,21 @@ impl Models {
         self.all.iter().filter(|m| m.stopped.is_none())
     }
 
-    /// Folds a batch into every model, one after the other, so that sled has freed the memory of one transaction before
-    /// the next. Two models at a time were no faster on a machine that also reads the log and answers.
+    /// Folds a batch into every model, one model after the other. This order lets sled free the memory of one
+    /// transaction before the next, and two models at a time were not faster.
     pub fn fold(&mut self, batch: &[Recorded]) {
-        let mut rebuilt = self.adoption.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rebuilt = self.swap_queue.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.all.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
         running.for_each(|model| model.fold_or_stop(batch));
-        // A rebuilt model may take the place of one that stopped long ago. It must be as far as all others before it
-        // does: the fold reads on after the furthest, and would leave a gap.
+        // The reader continues after the highest checkpoint. A rebuilt model with a lower checkpoint would miss events,
+        // so it must reach the highest checkpoint before the swap.
         let furthest = self.all.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
-        let (models, tables, db) = (&mut self.all, &self.tables, &self.adoption.db);
-        rebuilt.retain(|new| !models.iter_mut().any(|old| old.is_replaced(new, furthest, tables, db)));
+        let (models, tables, db) = (&mut self.all, &self.tables, &self.swap_queue.db);
+        rebuilt.retain(|new| !models.iter_mut().any(|old| old.try_swap(new, furthest, tables, db)));
     }
 }
 
-/// Folds the log up to `until`, or a little further, into a database. Reading and folding run at the same time.
+/// Folds the log into a database, at least up to the event `until`. Reads and folds at the same time.
 pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, FoldError> {
     let models = Models::open(db)?;
     let reached = CancellationToken::new();
@@ -185,9 +190,9 @@ pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, Fo
         return Ok(models);
     }
     let (events, waiting) = mpsc::channel(READ_AHEAD);
-    let reading = tokio::spawn(read(log.clone(), models.next(), models.adoption(), events, reached.clone()));
+    let reading = tokio::spawn(read_log(log.clone(), models.next_seq(), models.swap_queue(), events, reached.clone()));
     let folding = tokio::task::spawn_blocking(move || {
-        fold(models, waiting, |_, batch| {
+        fold_chunks(models, waiting, |_, batch| {
             if batch.last().is_some_and(|last| last.seq >= until) {
                 reached.cancel();
             }
@@ -198,26 +203,27 @@ pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, Fo
     Ok(folded?)
 }
 
-/// Parts that may be read ahead of the fold.
+/// The number of chunks that the channel between the reader and the fold holds.
 pub(crate) const READ_AHEAD: usize = 4;
-/// Most events in one part. The follower's batches (up to 5,000 events, or a single one) are cut into parts for the
-/// channel, and `fold` joins the parts that wait. Both steps are needed: a part bounds the memory that is read ahead,
-/// and the join makes a large transaction of many small batches. With one hop, either the channel would hold four times
-/// 5,000 events, or an event that comes alone would be a transaction of its own while others already wait.
-const PART: usize = 500;
-/// A transaction that has this many events gets no more. A block that many events change is written once per
-/// transaction; but sled keeps every block that a transaction replaces in memory until the transaction ends.
+/// The most events in one chunk. The reader gets batches of 1 to 5,000 events from the log and splits them into chunks.
+/// Small chunks limit the memory of the channel: at most 4 times 500 events. The fold joins the waiting chunks again,
+/// so that many events share one transaction.
+const CHUNK: usize = 500;
+/// The fold adds no more chunks to a transaction that has this many events. Large transactions write fewer blocks: a
+/// block that many events change is written once. But until the transaction ends, sled keeps every replaced block in
+/// memory.
 pub const BATCH: usize = 2_500;
 
-/// Reads MARKET into a channel until told to stop. Goes back in the log where a rebuilt model waits to catch up.
-pub(crate) async fn read(
+/// Reads MARKET and sends the events to the fold, until `stop` is cancelled. If a rebuilt model waits in the queue,
+/// goes back to the model's next event.
+pub(crate) async fn read_log(
     log: Log,
     from: Seq,
-    adoption: Adoption,
+    swap_queue: SwapQueue,
     events: mpsc::Sender<Vec<Recorded>>,
     stop: CancellationToken,
 ) {
-    let mut read_from = adoption.read_from.subscribe();
+    let mut read_from = swap_queue.read_from.subscribe();
     let mut follower = log.follow(from);
     let reading = async {
         loop {
@@ -230,11 +236,11 @@ pub(crate) async fn read(
             };
             let mut batch = batch.into_iter();
             loop {
-                let part: Vec<_> = batch.by_ref().take(PART).collect();
-                if part.is_empty() {
+                let chunk: Vec<_> = batch.by_ref().take(CHUNK).collect();
+                if chunk.is_empty() {
                     break;
                 }
-                if events.send(part).await.is_err() {
+                if events.send(chunk).await.is_err() {
                     return;
                 }
             }
@@ -243,17 +249,18 @@ pub(crate) async fn read(
     stop.run_until_cancelled(reading).await;
 }
 
-/// Folds the parts that wait, many in one transaction, until the reader ends. `folded` gets each batch afterwards.
-pub(crate) fn fold(
+/// Folds the events that the reader sends, until the reader ends. Joins waiting chunks into one batch. After each
+/// batch, calls `folded` with the models and the batch.
+pub(crate) fn fold_chunks(
     mut models: Models,
     mut waiting: mpsc::Receiver<Vec<Recorded>>,
     mut folded: impl FnMut(&Models, Vec<Recorded>),
 ) -> Models {
     while let Some(mut batch) = waiting.blocking_recv() {
         while batch.len() < BATCH
-            && let Ok(part) = waiting.try_recv()
+            && let Ok(chunk) = waiting.try_recv()
         {
-            batch.extend(part);
+            batch.extend(chunk);
         }
         models.fold(&batch);
         folded(&models, batch);
@@ -262,7 +269,7 @@ pub(crate) fn fold(
 }
 
 impl Model {
-    /// A model whose checkpoint is that of its table.
+    /// Makes a model and reads its checkpoint from the table.
     pub(crate) fn new(projection: Box<dyn Projection>, table: Table) -> Result<Self, StoreError> {
         let checkpoint = gpubnb_store::checkpoint(&table)?;
         Ok(Self { projection, table, snapshot_copy: Arc::default(), checkpoint, stopped: None })
@@ -273,7 +280,7 @@ impl Model {
         self.projection.name()
     }
 
-    /// The last sequence that the model has folded.
+    /// The sequence of the last event that the model has folded.
     pub(crate) fn checkpoint(&self) -> Seq {
         self.checkpoint
     }
@@ -283,14 +290,14 @@ impl Model {
         &self.table
     }
 
-    /// Gives the place of this model to a rebuilt one of the same name, once that one is far enough. True: the rebuilt
-    /// model need not wait any longer, because it was swapped in or never can be.
-    fn is_replaced(&mut self, new: &Model, furthest: Seq, tables: &Tables, db: &Database) -> bool {
+    /// Replaces this model's table with the table of the rebuilt model `new`, if both have the same name and `new` has
+    /// reached the sequence `furthest`. Returns true if `new` must leave the queue: it was swapped in, or it failed.
+    fn try_swap(&mut self, new: &Model, furthest: Seq, tables: &Tables, db: &Database) -> bool {
         if self.name() != new.name() {
             return false;
         }
         if let Some(why) = &new.stopped {
-            error!(model = new.name(), why, "the rebuilt model stopped and is given up");
+            error!(model = new.name(), why, "the rebuilt model stopped; the old model stays in use");
             return true;
         }
         if new.checkpoint < furthest {
@@ -298,13 +305,13 @@ impl Model {
         }
         if let Err(e) = db.make_current(self.name(), &new.table) {
             let error = &e as &dyn std::error::Error;
-            error!(model = new.name(), error, "the rebuilt model cannot take its place");
+            error!(model = new.name(), error, "the rebuilt model cannot be swapped in; the old model stays in use");
             return true;
         }
         (self.table, self.checkpoint, self.stopped) = (new.table.clone(), new.checkpoint, None);
-        tables.swap(self.name(), new.table.clone());
-        // A copy in progress is of the table that was replaced; and a wrong snapshot may be the reason for the rebuild,
-        // so that a new one must be made.
+        tables.replace(self.name(), new.table.clone());
+        // Cancels a snapshot of the old table. Also requests a new snapshot, because the stored snapshot may have the
+        // same errors as the old table.
         self.snapshot_copy.set_replaced();
         info!(model = self.name(), checkpoint = self.checkpoint.0, "rebuilt and swapped");
         true
@@ -314,30 +321,30 @@ impl Model {
         if let Err(e) = self.fold(batch) {
             let seq = e.seq;
             let cause = format!("{:#}", anyhow::Error::from(e.source));
-            error!(model = self.name(), seq = seq.0, cause, "a projection stopped: fix it and start again");
+            error!(model = self.name(), seq = seq.0, cause, "a model stopped: fix its projection and start again");
             self.stopped = Some(format!("at sequence {seq}: {cause}"));
         }
     }
 
-    /// Folds the events of a batch that follow the model's checkpoint; all of them or, on failure, none.
+    /// Folds those events of a batch that follow the model's checkpoint. On failure, none of the events is folded.
     pub(crate) fn fold(&mut self, batch: &[Recorded]) -> Result<(), ModelError> {
         let model = self.name();
-        let mut rows = WriteBatch::copied(&self.table, &self.snapshot_copy);
+        let mut rows = WriteBatch::with_snapshot_copy(&self.table, &self.snapshot_copy);
         let (mut at, mut leaf) = (self.checkpoint, None);
         for recorded in batch {
-            // Skips events that are already folded, and those after a gap.
+            // Skips events that are already folded, and all events after a gap in the sequence.
             if recorded.seq != at.next() {
                 continue;
             }
-            let taken = match recorded.event() {
+            let applied = match recorded.event() {
                 Some(event) => self.projection.apply(&mut rows, recorded, event),
                 None => self.projection.quarantined(&mut rows, recorded),
             };
-            taken.map_err(|source| ModelError { model, seq: recorded.seq, source })?;
+            applied.map_err(|source| ModelError { model, seq: recorded.seq, source })?;
             (at, leaf) = (recorded.seq, Some(recorded.leaf));
         }
         if at > self.checkpoint {
-            rows.commit_of(at, leaf).map_err(|source| ModelError { model, seq: at, source })?;
+            rows.commit_with_leaf(at, leaf).map_err(|source| ModelError { model, seq: at, source })?;
             self.checkpoint = at;
         }
         Ok(())

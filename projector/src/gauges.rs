@@ -1,4 +1,4 @@
-//! Gauges for monitoring, set every few seconds: the progress of the fold, the size of the streams, the stuck jobs.
+//! The projector's gauges for monitoring: progress of the fold, sizes of the streams, number of stuck jobs.
 
 use std::{error::Error, time::Duration};
 
@@ -8,17 +8,18 @@ use tracing::debug;
 
 use crate::ops::OperatorQueries;
 
-const EVERY: Duration = Duration::from_secs(2);
+/// The pause before the gauges are set again.
+const PAUSE: Duration = Duration::from_secs(2);
 
-/// Sets the gauges until shutdown.
+/// Sets the gauges every two seconds, until shutdown.
 // Sequences and sizes are exact in an f64 up to 2^53.
 #[allow(clippy::cast_precision_loss)]
-pub(crate) async fn set(ops: OperatorQueries, shutdown: CancellationToken) {
-    while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+pub(crate) async fn run(ops: OperatorQueries, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some() {
         let platform = match ops.platform().await {
             Ok(platform) => platform,
             Err(e) => {
-                debug!(error = &e as &dyn Error, "the gauges are not set this time");
+                debug!(error = &e as &dyn Error, "the gauges were not set");
                 continue;
             }
         };
@@ -38,7 +39,7 @@ pub(crate) async fn set(ops: OperatorQueries, shutdown: CancellationToken) {
         }
         match ops.stuck() {
             Ok(stuck) => metrics::gauge!(metric::STUCK).set(stuck.len() as f64),
-            Err(e) => debug!(error = &e as &dyn Error, "the gauge of stuck jobs is not set this time"),
+            Err(e) => debug!(error = &e as &dyn Error, "the gauge of stuck jobs was not set"),
         }
     }
 }

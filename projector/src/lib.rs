@@ -1,6 +1,8 @@
-//! The projector of `GPUbnb`: folds events into read models, and answers queries from them.
+//! The projector of `GPUbnb`. It reads MARKET (the JetStream stream that is the log of all events), folds the events
+//! into read models, and answers queries from the read models. To fold an event into a model means to change the
+//! model's rows as the event requires.
 //!
-//! Belongs here: folding, queries, time travel, verification. Must not come here: a decision, or a write to MARKET.
+//! The projector makes no decisions and never writes to MARKET.
 
 mod change_feed;
 mod config;

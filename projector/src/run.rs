@@ -1,4 +1,5 @@
-//! The service: follows MARKET, folds events into the read models, answers queries, and tells live pages about changes.
+//! The service `gpubnb-projector run`: reads MARKET (the log of all events), folds the events into the read models,
+//! answers queries, and sends notices of changes to the live pages of the web server.
 
 use std::sync::Arc;
 
@@ -20,29 +21,30 @@ use tracing::{info, warn};
 use crate::{
     change_feed,
     config::RunArgs,
-    fold::{self, Adoption, ModelCopy, Models, READ_AHEAD},
+    fold::{self, Models, READ_AHEAD, SnapshotSource, SwapQueue},
     gauges,
-    ops::{self, OperatorQueries, background::Background, context::WorkContext, rebuild, travel::Traveller},
-    serve::{self, Applied, Queries, ReadModels},
+    ops::{self, OperatorQueries, background::Background, context::WorkContext, rebuild, travel::PastStates},
+    serve::{self, FoldProgress, Queries, ReadModels},
     snapshot::Snapshotter,
     tree_head,
 };
 
-/// A larger batch is history that is being caught up with: live pages are not told of each change in it.
-const NOTICED: usize = 500;
-/// Batches that may wait for their notices to be sent.
-const CHANGES: usize = 16;
+/// The largest batch of events for which notices are sent. A larger batch occurs only while the projector catches up
+/// with old events.
+const MAX_ANNOUNCED_BATCH: usize = 500;
+/// The number of folded batches that may wait for the change feed.
+const WAITING_BATCHES: usize = 16;
 
-/// True if the models were folded from this very log: the log still has the last message that each model has folded,
-/// with the same content.
-async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
+/// True if every model was folded from this log: the last message that the model has folded is also in the log, with
+/// the same content.
+async fn are_models_of_log(log: &Log, models: &Models) -> anyhow::Result<bool> {
     let last = log.last_seq().await?;
     for (name, at, _) in models.states() {
         if at > last {
             return Ok(false);
         }
-        let Some(leaf) = gpubnb_store::last_leaf(&models.tables().named(name)?)? else { continue };
-        // Where that message is lost, the log is still the same: the fold stops at the gap and says so.
+        let Some(leaf) = gpubnb_store::checkpoint_leaf(&models.tables().by_name(name)?)? else { continue };
+        // If the message is missing, it was lost from this log. The models are kept, and the fold reports the gap.
         if log.get_raw(at).await?.is_some_and(|message| message.leaf() != leaf) {
             return Ok(false);
         }
@@ -50,39 +52,40 @@ async fn is_of(log: &Log, models: &Models) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The models as they were left; from snapshots where there are no rows; or else empty, to be folded from the first
-/// event.
+/// Opens the models with the rows of the last run. Models without rows are loaded from snapshots if there are any.
+/// Models of another log are emptied.
 async fn open_models(db: &Database, log: &Log, snapshotter: Option<&Snapshotter>) -> anyhow::Result<Models> {
-    if !is_of(log, &Models::open(db)?).await? {
+    if !are_models_of_log(log, &Models::open(db)?).await? {
         warn!(
-            "the read models were folded from another log than this one: a backup was restored, or a broker exchanged; \
-             they are folded anew"
+            "the read models were folded from another log: a backup was restored, or the broker was replaced; the \
+             read models are folded again from the first event"
         );
         db.clear()?;
     }
     if let Some(snapshotter) = snapshotter {
-        snapshotter.fill(db).await?;
+        snapshotter.load_all(db).await?;
     }
     Ok(Models::open(db)?)
 }
 
-/// Folds the events as they are read, and tells the queries how far the models are and the change feed what changed.
-fn fold_on(
+/// Folds the events that the reader sends. After each batch, publishes the progress to the queries and sends the events
+/// to the change feed.
+fn fold_and_announce(
     models: Models,
     waiting: mpsc::Receiver<Vec<Recorded>>,
-    progress: &watch::Sender<Applied>,
+    progress: &watch::Sender<FoldProgress>,
     changes: &mpsc::Sender<Vec<Recorded>>,
 ) -> Models {
-    fold::fold(models, waiting, |models, batch| {
-        progress.send_replace(Applied::of(models));
-        // A notice may be lost: a page that misses one asks.
-        if batch.len() <= NOTICED {
+    fold::fold_chunks(models, waiting, |models, batch| {
+        progress.send_replace(FoldProgress::of(models));
+        // If the channel is full, the notices are lost. A page that misses a notice sends a query instead.
+        if batch.len() <= MAX_ANNOUNCED_BATCH {
             drop(changes.try_send(batch));
         }
     })
 }
 
-/// The parts of a running service that its tasks share.
+/// The connections, settings and handles that the tasks of the service share.
 struct Service {
     args: RunArgs,
     nats: NatsArgs,
@@ -95,7 +98,7 @@ struct Service {
     shutdown: CancellationToken,
 }
 
-/// Runs until shutdown.
+/// Runs the service until shutdown.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&args.monitor, "gpubnb-projector", shutdown.clone()).await?;
     let client = nats.connect("projector", PROJECTOR_INBOX).await?;
@@ -110,29 +113,30 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let opening = open_models(&service.db, &service.log, snapshotter.as_ref());
     let opened = Box::pin(service.shutdown.run_until_cancelled(opening)).await;
     let models = opened.context("stopped while starting")??;
-    let (copies, tables, adoption) = (models.snapshot_copies(), models.tables(), models.adoption());
+    let (snapshot_sources, tables, swap_queue) = (models.snapshot_sources(), models.tables(), models.swap_queue());
 
-    let (progress, applied) = watch::channel(Applied::of(&models));
+    let (progress, applied) = watch::channel(FoldProgress::of(&models));
     let (events, waiting) = mpsc::channel(READ_AHEAD);
-    let (changes, changed) = mpsc::channel(CHANGES);
-    let reading = fold::read(service.log.clone(), models.next(), adoption.clone(), events, service.shutdown.clone());
+    let (changes, changed) = mpsc::channel(WAITING_BATCHES);
+    let reading =
+        fold::read_log(service.log.clone(), models.next_seq(), swap_queue.clone(), events, service.shutdown.clone());
     service.tasks.spawn(reading);
-    let folding = tokio::task::spawn_blocking(move || fold_on(models, waiting, &progress, &changes));
+    let folding = tokio::task::spawn_blocking(move || fold_and_announce(models, waiting, &progress, &changes));
 
     let floor = service.log.last_seq().await?;
     let read = ReadModels { tables, telemetry: Arc::default() };
     let queries = Queries { read, log: service.log.clone(), applied, floor };
-    service.tasks.spawn(change_feed::of_events(client.clone(), queries.clone(), changed));
-    service.publish_what_is_folded(&queries, snapshotter.map(|snapshotter| (snapshotter, copies)));
-    let ops = service.operator_queries(&queries, adoption)?;
+    service.tasks.spawn(change_feed::announce_events(client.clone(), queries.clone(), changed));
+    service.start_publishers(&queries, snapshotter.map(|snapshotter| (snapshotter, snapshot_sources)));
+    let ops = service.operator_queries(&queries, swap_queue)?;
     rebuild::resume_all(&ops.work)?;
     let server = Server::start(&client, "gpubnb-projector", service.shutdown.clone()).await;
     let server = server.map_err(anyhow::Error::from_boxed)?;
     serve::serve(&server, &queries).await.map_err(anyhow::Error::from_boxed)?;
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
-    service.tasks.spawn(gauges::set(ops, service.shutdown.clone()));
+    service.tasks.spawn(gauges::run(ops, service.shutdown.clone()));
 
-    if service.caught_up(queries.applied, floor).await {
+    if service.wait_for_floor(queries.applied, floor).await {
         ready.set();
         info!("ready");
     }
@@ -147,7 +151,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
 }
 
 impl Service {
-    /// The snapshots of the models; `None` where the options or the broker allow none.
+    /// Opens the store of snapshots. `None` if the options or the broker do not allow snapshots.
     async fn snapshotter(&self) -> Option<Snapshotter> {
         if self.args.snapshot_every == 0 {
             return None;
@@ -155,22 +159,22 @@ impl Service {
         Snapshotter::open(&self.js, self.log.clone(), self.key.clone(), &self.args.data).await
     }
 
-    /// Starts the tasks that publish signed tree heads, snapshots, and the heartbeats of machines to live pages.
-    fn publish_what_is_folded(&self, queries: &Queries, snapshots: Option<(Snapshotter, Vec<ModelCopy>)>) {
+    /// Starts the tasks that publish signed tree heads, snapshots, and notices of heartbeats.
+    fn start_publishers(&self, queries: &Queries, snapshots: Option<(Snapshotter, Vec<SnapshotSource>)>) {
         let tables = &queries.read.tables;
         let heads = tree_head::publish(self.js.clone(), tables.clone(), self.key.clone(), self.shutdown.clone());
         self.tasks.spawn(heads);
-        if let Some((snapshotter, copies)) = snapshots {
+        if let Some((snapshotter, snapshot_sources)) = snapshots {
             let until = (queries.applied.clone(), queries.floor);
             let every = self.args.snapshot_every;
-            self.tasks.spawn(snapshotter.keep(tables.clone(), copies, until, every, self.shutdown.clone()));
+            self.tasks.spawn(snapshotter.run(tables.clone(), snapshot_sources, until, every, self.shutdown.clone()));
         }
-        self.tasks.spawn(change_feed::of_heartbeats(self.js.clone(), queries.clone(), self.shutdown.clone()));
+        self.tasks.spawn(change_feed::announce_heartbeats(self.js.clone(), queries.clone(), self.shutdown.clone()));
     }
 
-    fn operator_queries(&self, queries: &Queries, adoption: Adoption) -> anyhow::Result<OperatorQueries> {
+    fn operator_queries(&self, queries: &Queries, swap_queue: SwapQueue) -> anyhow::Result<OperatorQueries> {
         let background = Background::new(self.tasks.clone(), self.shutdown.clone());
-        let traveller = Traveller::open(self.log.clone(), &self.args.data.join("travel"), background.clone())
+        let past_states = PastStates::open(self.log.clone(), &self.args.data.join("travel"), background.clone())
             .context("opening the database for time travel")?;
         let keys = self.args.head_key.iter().cloned().chain([self.key.public_key()]).collect();
         let work = WorkContext {
@@ -179,20 +183,21 @@ impl Service {
             log: self.log.clone(),
             db: self.db.clone(),
             tables: queries.read.tables.clone(),
-            adoption,
+            swap_queue,
             applied: queries.applied.clone(),
             scratch: self.args.data.join("verify"),
             background,
             state: Arc::default(),
         };
         info!(projector = %work.projector, "operators ask this projector by its id");
-        let patience = self.args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
+        let stuck_after = self.args.stuck_after.map(|seconds| Millis(seconds.saturating_mul(1_000)));
         let creds = self.nats.nats_creds.clone();
-        Ok(OperatorQueries::new(queries.clone(), work, traveller, patience, creds))
+        Ok(OperatorQueries::new(queries.clone(), work, past_states, stuck_after, creds))
     }
 
-    /// Waits until the models have folded the log as it was at the start. False: the service was told to stop before.
-    async fn caught_up(&self, mut applied: watch::Receiver<Applied>, floor: Seq) -> bool {
+    /// Waits until the models have folded the event `floor`, the last event of the log at the start. Returns false if
+    /// the service is stopped before.
+    async fn wait_for_floor(&self, mut applied: watch::Receiver<FoldProgress>, floor: Seq) -> bool {
         let reached = applied.wait_for(|applied| applied.seq >= floor);
         matches!(self.shutdown.run_until_cancelled(reached).await, Some(Ok(_)))
     }

@@ -1,6 +1,5 @@
-//! The telemetry of the machines: the last heartbeat of each, and the means of each minute of a day. It is in memory
-//! only. After a restart it comes back from the stream TELEMETRY and the next heartbeats; a replay of MARKET does not
-//! need it.
+//! The telemetry of the machines: the last heartbeat of each machine, and the mean readings of each minute of the last
+//! day. The telemetry is in memory only. After a restart the projector reads it again from the stream TELEMETRY.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,26 +12,29 @@ use gpubnb_events::{
 };
 use gpubnb_query::view::Reading;
 
-/// Minutes that are kept.
+/// The number of past minutes that are kept for each machine.
 const MINUTES: usize = 24 * 60;
 const MINUTE_MS: i64 = 60_000;
 
-/// Readings of all machines.
+/// The readings of all machines.
 #[derive(Default)]
 pub(crate) struct Telemetry(Mutex<HashMap<MachineId, Readings>>);
 
+/// The readings of one machine.
 #[derive(Default)]
 struct Readings {
     last: Option<Heartbeat>,
-    /// The sums of the present minute.
-    present: MinuteSums,
-    /// The means of the minutes before: twelve bytes each, so that a day of every machine fits in memory.
-    past: VecDeque<Minute>,
+    current_minute: MinuteSums,
+    /// The means of the past minutes, oldest first. A minute takes twelve bytes, so a day takes 17 KB per machine.
+    past_minutes: VecDeque<MinuteMeans>,
 }
 
+/// The sums of the heartbeats of one minute. The units are those of `MinuteMeans`.
 #[derive(Default)]
 struct MinuteSums {
+    /// Minutes since 1970.
     minute: u32,
+    /// The number of heartbeats.
     count: u32,
     load: u32,
     memory: u64,
@@ -40,13 +42,18 @@ struct MinuteSums {
     watts: u32,
 }
 
+/// The means of the heartbeats of one minute.
 #[derive(Clone, Copy)]
-struct Minute {
-    /// The minute's number since 1970.
-    began: u32,
+struct MinuteMeans {
+    /// Minutes since 1970.
+    minute: u32,
+    /// The used memory of all GPUs, MiB.
     memory: u32,
+    /// The power of all GPUs.
     watts: u16,
+    /// Percent.
     load: u8,
+    /// The temperature of the hottest GPU.
     celsius: u8,
 }
 
@@ -59,10 +66,10 @@ impl MinuteSums {
         self.watts += heartbeat.gpus.iter().map(|g| g.watts.min(10_000)).sum::<u32>();
     }
 
-    fn mean(&self) -> Minute {
+    fn mean(&self) -> MinuteMeans {
         let count = self.count.max(1);
-        Minute {
-            began: self.minute,
+        MinuteMeans {
+            minute: self.minute,
             memory: u32::try_from(self.memory / u64::from(count)).unwrap_or(u32::MAX),
             watts: u16::try_from(self.watts / count).unwrap_or(u16::MAX),
             load: u8::try_from(self.load / count).unwrap_or(100),
@@ -72,64 +79,64 @@ impl MinuteSums {
 }
 
 impl Telemetry {
-    /// Takes in a heartbeat. `at` is the broker's time.
-    pub(crate) fn hear(&self, heartbeat: Heartbeat, at: Timestamp) {
+    /// Records a heartbeat. `at` is the time at which the broker received the heartbeat.
+    pub(crate) fn record(&self, heartbeat: Heartbeat, at: Timestamp) {
         let mut machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let readings = machines.entry(heartbeat.machine).or_default();
         let minute = u32::try_from(at.millis() / MINUTE_MS).unwrap_or(0);
-        if readings.present.minute != minute {
-            if readings.present.count > 0 {
-                readings.past.push_back(readings.present.mean());
+        if readings.current_minute.minute != minute {
+            if readings.current_minute.count > 0 {
+                readings.past_minutes.push_back(readings.current_minute.mean());
             }
-            if readings.past.len() > MINUTES {
-                readings.past.pop_front();
+            if readings.past_minutes.len() > MINUTES {
+                readings.past_minutes.pop_front();
             }
-            readings.present = MinuteSums { minute, ..MinuteSums::default() };
+            readings.current_minute = MinuteSums { minute, ..MinuteSums::default() };
         }
-        readings.present.add(&heartbeat);
+        readings.current_minute.add(&heartbeat);
         readings.last = Some(heartbeat);
     }
 
-    /// The last heartbeat of a machine, and its mean load in each of the last `minutes`.
-    pub(crate) fn of(&self, machine: MachineId, minutes: usize) -> (Option<Heartbeat>, Vec<u8>) {
+    /// The last heartbeat of a machine, and the machine's mean load (percent) in each of the last `minutes`.
+    pub(crate) fn heartbeat_and_load(&self, machine: MachineId, minutes: usize) -> (Option<Heartbeat>, Vec<u8>) {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return (None, Vec::new()) };
-        // The present minute is left out: its mean changes with every heartbeat, and pages would be redrawn each time.
-        let skip = readings.past.len().saturating_sub(minutes);
-        (readings.last.clone(), readings.past.iter().skip(skip).map(|m| m.load).collect())
+        // The current minute is left out, because its mean changes with every heartbeat, and pages would be redrawn.
+        let skip = readings.past_minutes.len().saturating_sub(minutes);
+        (readings.last.clone(), readings.past_minutes.iter().skip(skip).map(|m| m.load).collect())
     }
 
-    /// Attempts that have ended on their machine while the report still waits in the machine's outbox.
-    pub(crate) fn unsaid(&self) -> Vec<(MachineId, RunningLease)> {
+    /// Attempts that have ended on their machine, but whose reports still wait in the machine's outbox.
+    pub(crate) fn unreported_ends(&self) -> Vec<(MachineId, RunningLease)> {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let beats = machines.values().filter_map(|m| m.last.as_ref());
         let leases = beats.flat_map(|beat| beat.leases.iter().map(|lease| (beat.machine, *lease)));
         leases.filter(|(_, lease)| lease.ended_at.is_some()).collect()
     }
 
-    /// The means of a machine's last `minutes`, oldest first.
+    /// The mean readings of a machine in each of the last `minutes` and in the current minute, oldest first.
     pub(crate) fn readings(&self, machine: MachineId, minutes: usize) -> Vec<Reading> {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return Vec::new() };
-        let skip = readings.past.len().saturating_sub(minutes);
-        let reading = |m: &Minute| Reading {
-            at: Timestamp::from_millis(i64::from(m.began) * MINUTE_MS),
+        let skip = readings.past_minutes.len().saturating_sub(minutes);
+        let reading = |m: &MinuteMeans| Reading {
+            at: Timestamp::from_millis(i64::from(m.minute) * MINUTE_MS),
             load: m.load,
             memory: m.memory,
             celsius: m.celsius,
             watts: m.watts,
         };
-        let present = readings.present.mean();
-        readings.past.iter().skip(skip).chain([&present]).map(reading).collect()
+        let current = readings.current_minute.mean();
+        readings.past_minutes.iter().skip(skip).chain([&current]).map(reading).collect()
     }
 }
 
-/// The load of a machine, percent: the mean of its GPUs, or that of its CPUs where it has no GPU.
+/// The load of a machine, percent: the mean load of its GPUs, or the load of its CPUs if the machine has no GPU.
 fn load(heartbeat: &Heartbeat) -> u32 {
     let gpus = u32::try_from(heartbeat.gpus.len()).unwrap_or(0);
     match heartbeat.gpus.iter().map(|g| g.utilisation_percent.min(100)).sum::<u32>().checked_div(gpus) {
         Some(mean) => mean,
-        // The load is only drawn: whole percent are enough.
+        // The load is only shown in charts, so whole percents are enough.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         None => heartbeat.cpu_percent.clamp(0.0, 100.0) as u32,
     }
@@ -141,14 +148,14 @@ mod tests {
     use gpubnb_events::telemetry::WorkerState;
 
     #[test]
-    fn a_minute_that_is_over_is_kept_as_its_mean() {
+    fn past_minutes_are_kept_as_means() {
         let (telemetry, machine) = (Telemetry::default(), MachineId::generate());
         for (ms, cpu_percent) in [(0, 10.0), (30_000, 30.0), (60_000, 99.0)] {
             let occurred_at = Timestamp::from_millis(ms);
             let (state, gpus, leases) = (WorkerState::Ready, Vec::new(), Vec::new());
-            telemetry.hear(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
+            telemetry.record(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);
         }
-        assert_eq!(telemetry.of(machine, 60).1, [20]);
+        assert_eq!(telemetry.heartbeat_and_load(machine, 60).1, [20]);
         let loads: Vec<_> = telemetry.readings(machine, 60).iter().map(|r| (r.at.millis(), r.load)).collect();
         assert_eq!(loads, [(0, 20), (60_000, 99)]);
     }

@@ -1,6 +1,6 @@
-//! Signed tree heads (RFC 6962): the projector signs, with its own key, the root of the log's Merkle tree. The heads
-//! are kept in a bucket beside the log, and anybody may keep copies elsewhere. Whoever changes the log afterwards
-//! cannot make the old heads agree with it.
+//! Signed tree heads (RFC 6962). A tree head is the root of the Merkle tree over the first `size` messages of the log.
+//! The projector signs tree heads with its key and keeps them in the bucket CHECKPOINTS. Anybody may keep copies. If
+//! the log is changed afterwards, its roots differ from the signed heads.
 
 use std::time::Duration;
 
@@ -17,32 +17,34 @@ use tracing::{error, warn};
 
 use crate::fold::Tables;
 
-/// How often the projector looks for a new root to sign.
-const LOOK: Duration = Duration::from_secs(2);
-/// The key of the newest head in the bucket.
+/// The pause before the projector signs the next heads.
+const SIGN_EVERY: Duration = Duration::from_secs(2);
+/// The bucket's key for the newest head.
 pub const LATEST: &str = "latest";
 
-/// The key of the head of the first `size` messages.
-pub fn name(size: u64) -> String {
+/// The bucket's key for the head of the first `size` messages.
+pub fn bucket_key(size: u64) -> String {
     format!("head.{size}")
 }
 
-/// A head from the bucket, if there is one.
+/// Reads a head from the bucket, if it exists.
 pub async fn get(bucket: &kv::Store, name: &str) -> anyhow::Result<Option<SignedTreeHead>> {
     let found = bucket.get(name).await?;
-    found.map(|bytes| serde_json::from_slice(&bytes).with_context(|| format!("{name} is no head"))).transpose()
+    found.map(|bytes| serde_json::from_slice(&bytes).with_context(|| format!("{name} is not a tree head"))).transpose()
 }
 
-/// Signs each stored root once it is there, and the newest root; until shutdown.
+/// Signs and publishes every root that the Merkle model stores, and the newest root, until shutdown.
 pub(crate) async fn publish(js: jetstream::Context, tables: Tables, key: KeyPair, shutdown: CancellationToken) {
     let (mut signed, mut latest) = (0, 0);
-    while shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+    while shutdown.run_until_cancelled(tokio::time::sleep(SIGN_EVERY)).await.is_some() {
         if let Err(e) = sign(&js, &tables, &key, &mut signed, &mut latest).await {
-            warn!(error = format!("{e:#}"), "the tree head is signed later");
+            warn!(error = format!("{e:#}"), "the tree head was not signed; trying again");
         }
     }
 }
 
+/// Signs the roots that the Merkle model stores for sizes above `signed`, and the root of all folded messages. Updates
+/// `signed` (the size of the last signed stored root) and `latest` (the size of the newest signed head).
 async fn sign(
     js: &jetstream::Context,
     tables: &Tables,
@@ -56,16 +58,16 @@ async fn sign(
         return Ok(());
     }
     let bucket = js.get_key_value(CHECKPOINTS).await?;
-    for kept in roots(&table, *signed) {
-        let (size, root) = kept?;
+    for stored_root in roots(&table, *signed) {
+        let (size, root) = stored_root?;
         let head = SignedTreeHead::sign(size, &root, key)?;
-        match bucket.create(name(size), serde_json::to_vec(&head)?.into()).await {
+        match bucket.create(bucket_key(size), serde_json::to_vec(&head)?.into()).await {
             Ok(_) => {}
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => {
-                let known = get(&bucket, &name(size)).await?;
+                let known = get(&bucket, &bucket_key(size)).await?;
                 if known.is_some_and(|known| known.root != head.root) {
-                    error!(size, "the log is not what it was when its head was signed: run `gpubnb-projector verify`");
-                    bail!("the head of {size} has another root");
+                    error!(size, "the log was changed after its head was signed: run `gpubnb-projector verify`");
+                    bail!("the head of {size} messages has another root");
                 }
             }
             Err(e) => return Err(e.into()),
@@ -73,29 +75,30 @@ async fn sign(
         *signed = size;
     }
     if let Some(known) = get(&bucket, LATEST).await? {
-        // Another projector is further ahead; or the log has lost its end, which a verification reports.
+        // Another projector has folded more messages. Or the log has lost its last messages; a verification reports
+        // that.
         if known.size > size {
-            show_signed(known.size);
+            set_signed_gauge(known.size);
             return Ok(());
         }
         if known.root != gpubnb_events::hex(merkle::root(&StoredTree(&table), 0, known.size)?) {
             error!(
                 size = known.size,
-                "the log is not what it was when its newest head was signed: run `gpubnb-projector verify`"
+                "the log was changed after its newest head was signed: run `gpubnb-projector verify`"
             );
-            bail!("the newest head, of {}, has another root", known.size);
+            bail!("the newest head, of {} messages, has another root", known.size);
         }
     }
     let head = SignedTreeHead::sign(size, &merkle::root(&StoredTree(&table), 0, size)?, key)?;
     bucket.put(LATEST, serde_json::to_vec(&head)?.into()).await?;
     *latest = size;
-    show_signed(size);
+    set_signed_gauge(size);
     Ok(())
 }
 
-/// Shows monitoring how far the log is signed.
-// Exact in an f64 up to 2^53.
+/// Sets the gauge of the number of messages that the newest signed head covers.
+// The number is exact in an f64 up to 2^53.
 #[allow(clippy::cast_precision_loss)]
-fn show_signed(size: u64) {
+fn set_signed_gauge(size: u64) {
     metrics::gauge!(metric::SIGNED).set(size as f64);
 }

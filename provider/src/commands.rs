@@ -1,4 +1,4 @@
-//! The commands that ask or steer the running worker: `status`, `pause`, `resume`, `drain` and `logs`.
+//! The commands that query or control the running worker: `status`, `pause`, `resume`, `drain` and `logs`.
 
 use std::{
     fmt::Write as _,
@@ -13,14 +13,14 @@ use gpubnb_events::{Clock as _, SystemClock, telemetry::WorkerState};
 
 use crate::{
     config::{DrainArgs, LogsArgs, OutputArgs},
-    control::{ControlAnswer, ControlRequest, Status, ask},
+    control::{ControlAnswer, ControlRequest, Status, send_request},
     identity, journal,
 };
 
-/// Time between two looks at a worker that drains, or at its log.
-const POLL: Duration = Duration::from_millis(500);
+/// Time between two checks of a draining worker or of its log.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Prints how the worker is. Fails where none runs.
+/// Prints the worker's status. Fails if no worker runs.
 pub async fn status(state: &Path, output: OutputArgs) -> anyhow::Result<()> {
     let status = ask_status(state).await.with_context(|| match identity::machine_of(state) {
         Some(machine) => format!("machine {machine} does not work now"),
@@ -35,35 +35,35 @@ pub async fn status(state: &Path, output: OutputArgs) -> anyhow::Result<()> {
 }
 
 async fn ask_status(state: &Path) -> anyhow::Result<Status> {
-    match ask(state, ControlRequest::Status).await? {
+    match send_request(state, ControlRequest::Status).await? {
         ControlAnswer::Status(status) => Ok(*status),
         ControlAnswer::Problem(problem) => bail!(problem),
         ControlAnswer::Done => bail!("the worker's answer is not understood: is the worker of another version?"),
     }
 }
 
-/// How many jobs the worker runs; none where no worker runs.
+/// The number of jobs that the worker runs; 0 if no worker runs.
 pub(crate) async fn running_jobs(state: &Path) -> usize {
     ask_status(state).await.map_or(0, |status| status.jobs.len())
 }
 
-/// The status for people.
+/// The status as text for people.
 fn describe(s: &Status) -> String {
     let state = match s.state {
         WorkerState::Ready => "takes jobs",
         WorkerState::Paused => "takes no new jobs",
-        WorkerState::Draining => "finishes what it has",
+        WorkerState::Draining => "takes no new jobs, and finishes its running jobs",
     };
     let why = s.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     let mut text = format!("{} ({}) {state}{why}\n", s.name, s.machine);
-    let ago = |at| SystemClock.now().since(at).0 / 1_000;
-    let broker = if s.connected { "connected" } else { "NOT connected: trying again, and what runs goes on" };
+    let age = |at| SystemClock.now().since(at).0 / 1_000;
+    let broker = if s.connected { "connected" } else { "NOT connected: retrying, and running jobs go on" };
     // Writing to a String cannot fail.
     let _ = writeln!(text, "market   {} ({broker})", s.market);
-    let _ = writeln!(text, "worker   version {}, pid {}, for {} s", s.version, s.pid, ago(s.since));
+    let _ = writeln!(text, "worker   version {}, pid {}, for {} s", s.version, s.pid, age(s.since));
     let _ = writeln!(text, "jobs     {} of {}", s.jobs.len(), s.slots);
     for job in &s.jobs {
-        let _ = writeln!(text, "  {}  lease {}  for {} s  {}", job.job, job.lease, ago(job.since), job.gpus.join(" "));
+        let _ = writeln!(text, "  {}  lease {}  for {} s  {}", job.job, job.lease, age(job.since), job.gpus.join(" "));
     }
     for gpu in &s.gpus {
         let trouble = gpu.trouble.map(|t| format!("  {}", t.description())).unwrap_or_default();
@@ -76,60 +76,60 @@ fn describe(s: &Status) -> String {
     text
 }
 
-/// Sends the worker a request that is answered by yes or no.
-async fn command(state: &Path, request: ControlRequest) -> anyhow::Result<()> {
-    match ask(state, request).await? {
+/// Sends the worker a request whose answer carries no data.
+async fn send_command(state: &Path, request: ControlRequest) -> anyhow::Result<()> {
+    match send_request(state, request).await? {
         ControlAnswer::Done => Ok(()),
         ControlAnswer::Problem(problem) => bail!(problem),
         ControlAnswer::Status(_) => bail!("the worker's answer is not understood: is the worker of another version?"),
     }
 }
 
-/// Takes no new jobs.
+/// Lets the machine take no new jobs.
 pub async fn pause(state: &Path) -> anyhow::Result<()> {
-    command(state, ControlRequest::Pause).await?;
-    println!("Paused: no new jobs. What runs goes on; `gpubnb-provider drain` waits for it.");
+    send_command(state, ControlRequest::Pause).await?;
+    println!("Paused: no new jobs. Running jobs go on; `gpubnb-provider drain` waits for them.");
     Ok(())
 }
 
-/// Takes jobs again.
+/// Lets the machine take jobs after a pause or a drain.
 pub async fn resume(state: &Path) -> anyhow::Result<()> {
-    command(state, ControlRequest::Resume).await?;
+    send_command(state, ControlRequest::Resume).await?;
     println!("The machine takes jobs again.");
     Ok(())
 }
 
-/// Takes no new jobs, and waits until the jobs that run have ended.
+/// Lets the machine take no new jobs, and waits until the running jobs have ended.
 pub async fn drain(state: &Path, args: DrainArgs) -> anyhow::Result<()> {
-    command(state, ControlRequest::Drain).await?;
-    let mut left = usize::MAX;
+    send_command(state, ControlRequest::Drain).await?;
+    let mut last_jobs = usize::MAX;
     loop {
         let jobs = ask_status(state).await?.jobs.len();
         if jobs == 0 {
             break;
         }
-        if jobs < left {
+        if jobs < last_jobs {
             println!("Draining: {jobs} still run.");
-            left = jobs;
+            last_jobs = jobs;
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     println!("Nothing runs any more.");
     if args.stop {
-        command(state, ControlRequest::Stop).await?;
+        send_command(state, ControlRequest::Stop).await?;
         println!("The worker stops. `gpubnb-provider resume` lets the machine take jobs again once it is started.");
     }
     Ok(())
 }
 
-/// Prints the end of the worker's log, and goes on with new lines where that is asked for.
+/// Prints the last lines of the worker's log. With `args.follow`, also prints each new line, until interrupted.
 pub async fn logs(state: &Path, args: LogsArgs) -> anyhow::Result<()> {
     let path = journal::path(state);
     let mut file = fs::File::open(&path)
-        .with_context(|| format!("{} is not there: no worker has run with this --state", path.display()))?;
+        .with_context(|| format!("{} does not exist: no worker has run with this --state", path.display()))?;
     let mut text = String::new();
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(journal::MOST)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(journal::MAX_FILE_BYTES)))?;
     file.read_to_string(&mut text)?;
     let lines: Vec<&str> = text.lines().collect();
     let skip = lines.len().saturating_sub(args.lines as usize);
@@ -141,8 +141,8 @@ pub async fn logs(state: &Path, args: LogsArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     loop {
-        tokio::time::sleep(POLL).await;
-        // A file that is shorter than before is a new one: the worker begins a new file where the old one is too long.
+        tokio::time::sleep(POLL_INTERVAL).await;
+        // The file is shorter than the part already read: the worker has rotated its log and begun a new file.
         if fs::metadata(&path)?.len() < file.stream_position()? {
             file = fs::File::open(&path)?;
         }

@@ -1,5 +1,5 @@
-//! The options of `gpubnb-provider`. An option on the command line goes before one in the environment, and that before
-//! one in the file of `--config`.
+//! The options of `gpubnb-provider`. The command line overrides the environment, and the environment overrides the
+//! file of `--config`.
 
 use std::{fs, path::PathBuf};
 
@@ -11,9 +11,9 @@ use crate::owner::Hours;
 
 /// Shares this machine on a GPUbnb market: lists it, and runs jobs on it in hardened containers while it is spare.
 ///
-/// First `enroll` the machine, then check with `self-test` that it is fit, then `run` the worker, or let systemd run it
-/// (deploy/gpubnb-provider.service). Each option of `run` can also stand in the file of --config, by its long name:
-/// `price = "0.10"`.
+/// First `enroll` the machine, then check with `self-test` that the machine is fit, then `run` the worker, or let
+/// systemd run it (deploy/gpubnb-provider.service). Each option of `run` can also be set in the file of --config by its
+/// long name: `price = "0.10"`.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpubnb-provider", version)]
 pub struct Cli {
@@ -21,7 +21,7 @@ pub struct Cli {
     /// see it under the same path.
     #[arg(long, global = true, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
     pub state: PathBuf,
-    /// A file with options (TOML). Options on the command line and in the environment go before those in the file.
+    /// A file with options (TOML). The command line and the environment override the file.
     #[arg(long, global = true, env = "GPUBNB_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The command.
@@ -34,18 +34,18 @@ pub struct Cli {
 pub enum Command {
     /// Enrolls this machine on a market with a one-time code. The machine's private key never leaves it.
     Enroll(EnrollArgs),
-    /// Lists the machine on the market and runs jobs until the worker is stopped. Jobs that run then go on, and the
-    /// next start takes them up again.
+    /// Lists the machine on the market and runs jobs until the worker is stopped. Running jobs then go on, and
+    /// the worker resumes them at its next start.
     Run(Box<RunArgs>),
-    /// Checks whether the machine is fit, and tells what to do where it is not. Changes nothing.
+    /// Checks whether the machine is fit, and says how to fix problems. Changes nothing.
     SelfTest(SelfTestArgs),
-    /// Shows how the worker is, for people or as JSON.
+    /// Shows the worker's status, for people or as JSON.
     Status(OutputArgs),
-    /// Takes no new jobs. The jobs that run go on.
+    /// Lets the machine take no new jobs. Running jobs go on.
     Pause,
-    /// Takes jobs again.
+    /// Lets the machine take jobs after `pause` or `drain`.
     Resume,
-    /// Takes no new jobs and waits until those that run have ended.
+    /// Lets the machine take no new jobs, and waits until the running jobs have ended.
     Drain(DrainArgs),
     /// Shows the worker's log.
     Logs(LogsArgs),
@@ -60,7 +60,7 @@ pub struct EnrollArgs {
     /// Address of the market.
     #[arg(long, env = "GPUBNB_MARKET", value_name = "URL")]
     pub market: String,
-    /// Certificate (PEM) of the authority that signed the market's, where that authority is not a public one.
+    /// Certificate (PEM) of the authority that signed the market's certificate, if that authority is not a public one.
     #[arg(long, env = "GPUBNB_MARKET_CA", value_name = "FILE")]
     pub market_ca: Option<PathBuf>,
 }
@@ -71,24 +71,24 @@ pub struct RunArgs {
     /// Name of the machine on the market.
     #[arg(long, env = "GPUBNB_NAME", default_value = "spare machine")]
     pub name: String,
-    /// Region where the machine stands.
+    /// Region of the machine.
     #[arg(long, env = "GPUBNB_REGION", default_value = "unknown")]
     pub region: String,
-    /// Price of an hour of one job, dollars.
+    /// Price of one job for one hour, US dollars.
     #[arg(long, env = "GPUBNB_PRICE", default_value = "0.10", value_name = "USD")]
     pub price: MicroUsd,
     /// Number of jobs that the machine runs at once.
     #[arg(long, env = "GPUBNB_SLOTS", default_value_t = 1, value_parser = value_parser!(u32).range(1..=256))]
     pub slots: u32,
-    /// Accept jobs only after the GPUs have been idle for so many minutes. As soon as another process uses a GPU, the
+    /// Accept jobs only after the GPUs have been idle for this many minutes. As soon as another process uses a GPU, the
     /// jobs are stopped and start again elsewhere.
     #[arg(long, env = "GPUBNB_IDLE_MINUTES", value_name = "MIN", value_parser = value_parser!(u32).range(0..=1_440))]
     pub idle_minutes: Option<u32>,
-    /// Accept jobs only in these hours of the day, by the machine's clock: `22:00-08:00`, or several, separated by
-    /// commas.
+    /// Accept jobs only in these hours of the day, by the machine's clock, such as `22:00-08:00`. Commas separate
+    /// several windows.
     #[arg(long, env = "GPUBNB_HOURS", value_name = "HH:MM-HH:MM")]
     pub hours: Option<Hours>,
-    /// Seconds that a job has to end by itself when the owner needs the machine.
+    /// Seconds between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = value_parser!(u32).range(0..=300))]
     pub reclaim_grace: u32,
     /// Allow internet access to jobs that ask for it.
@@ -103,30 +103,30 @@ pub struct RunArgs {
     /// Largest image, GiB.
     #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = value_parser!(u64).range(1..=1_000))]
     pub image_gib: u64,
-    /// Size of the images of former jobs that are kept, GiB in all. The images that were used longest ago are removed
+    /// Most disk space for images that were pulled for jobs, GiB in total. The least recently used images are removed
     /// first.
     #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40)]
     #[arg(value_parser = value_parser!(u64).range(0..=10_000))]
     pub image_cache_gib: u64,
-    /// Days that an image of former jobs is kept while no job uses it.
+    /// Days that an image pulled for a job is kept after its last use.
     #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3_650))]
     pub image_days: u64,
-    /// How a job is kept to its output allowance.
-    #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = Quota::Auto)]
-    pub output_quota: Quota,
-    /// Container runtime for jobs, such as `runsc`, where it is not Docker's default.
+    /// The way in which the limit of a job's output is enforced.
+    #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = OutputQuota::Auto)]
+    pub output_quota: OutputQuota,
+    /// Container runtime for jobs, such as `runsc`, if it is not Docker's default.
     #[arg(long, env = "GPUBNB_RUNTIME")]
     pub runtime: Option<String>,
-    /// Give GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
+    /// Give GPUs to jobs by the Container Device Interface (CDI, Docker 25 and newer) instead of NVIDIA's runtime.
     #[arg(long, env = "GPUBNB_CDI")]
     pub cdi: bool,
     /// List the machine although its self-test failed.
     #[arg(long, env = "GPUBNB_UNFIT")]
     pub unfit: bool,
-    /// Pretend to have so many GPUs. They compute nothing, and the market marks them as simulated.
+    /// Pretend to have this many GPUs. They compute nothing, and the market marks them as simulated.
     #[arg(long, env = "GPUBNB_SIMULATE_GPUS", default_value_t = 0, value_parser = value_parser!(u32).range(0..=16))]
     pub simulate_gpus: u32,
-    /// Load NVML from this file instead of the driver's own.
+    /// Load NVML (NVIDIA's management library) from this file instead of the driver's own file.
     #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub nvml: Option<PathBuf>,
     /// Seconds between heartbeats.
@@ -137,8 +137,8 @@ pub struct RunArgs {
     pub max_log_mib: u64,
 }
 
-/// The images that jobs may use. The market itself demands that every custom image is in a public registry and is named
-/// by its digest.
+/// The images that jobs may use. In addition, the market requires that a custom image is in a public registry and is
+/// named by its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ImagePolicy {
     /// Only the images of the market's approved templates.
@@ -149,14 +149,14 @@ pub enum ImagePolicy {
     Any,
 }
 
-/// How a job is kept to its output allowance.
+/// The way in which the limit of a job's output is enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Quota {
-    /// By a file system of its own where that is possible, else by measuring.
+pub enum OutputQuota {
+    /// A file system per job where that is possible, else by measuring.
     Auto,
-    /// By a file system of its own, on a loop device. The job cannot exceed it. Needs root.
+    /// A file system per job, on a loop device. The job cannot exceed the limit. Needs root.
     Loop,
-    /// By measuring every half second. The job can exceed the allowance by as much as it writes in that time.
+    /// By measuring every half second. The job can exceed the limit by as much as it writes in half a second.
     Poll,
 }
 
@@ -165,16 +165,16 @@ pub enum Quota {
 pub struct SelfTestArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// Container runtime for jobs, such as `runsc`, where it is not Docker's default.
+    /// Container runtime for jobs, such as `runsc`, if it is not Docker's default.
     #[arg(long, env = "GPUBNB_RUNTIME")]
     pub(crate) runtime: Option<String>,
-    /// Give GPUs to jobs by CDI (Docker 25 and newer) instead of NVIDIA's runtime.
+    /// Give GPUs to jobs by the Container Device Interface (CDI, Docker 25 and newer) instead of NVIDIA's runtime.
     #[arg(long, env = "GPUBNB_CDI")]
     pub(crate) cdi: bool,
-    /// Measure the GPUs with PyTorch. Its image has some GB, and is pulled where it is not here.
+    /// Measure the GPUs with PyTorch. Pulls PyTorch's image (some GB) if the image is not on this machine.
     #[arg(long)]
     pub(crate) measure_gpus: bool,
-    /// Load NVML from this file instead of the driver's own.
+    /// Load NVML (NVIDIA's management library) from this file instead of the driver's own file.
     #[arg(long, env = "GPUBNB_NVML", value_name = "FILE")]
     pub(crate) nvml: Option<PathBuf>,
 }
@@ -190,7 +190,7 @@ pub struct OutputArgs {
 /// Options of `drain`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct DrainArgs {
-    /// Stop the worker once no job runs any more.
+    /// Stop the worker when no job runs.
     #[arg(long)]
     pub(crate) stop: bool,
 }
@@ -198,29 +198,29 @@ pub struct DrainArgs {
 /// Options of `logs`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LogsArgs {
-    /// Go on with new lines as they come.
+    /// Also print each new line, until interrupted.
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Number of lines of the log to begin with.
+    /// Number of lines to print from the end of the log.
     #[arg(short = 'n', long, default_value_t = 100, value_parser = value_parser!(u32).range(0..=100_000))]
     pub(crate) lines: u32,
 }
 
 impl Cli {
-    /// Reads the command line, the environment and the file that one of them names.
+    /// Reads the command line, the environment, and the file that `--config` or `GPUBNB_CONFIG` names.
     pub fn read() -> anyhow::Result<Self> {
         let mut command = Self::command();
-        let named = Self::from_arg_matches(&command.clone().ignore_errors(true).get_matches()).ok();
-        if let Some(path) = named.and_then(|cli| cli.config) {
+        let parsed = Self::from_arg_matches(&command.clone().ignore_errors(true).get_matches()).ok();
+        if let Some(path) = parsed.and_then(|cli| cli.config) {
             let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            command = with_file(command, &text).with_context(|| format!("reading {}", path.display()))?;
+            command = with_file_defaults(command, &text).with_context(|| format!("reading {}", path.display()))?;
         }
         Ok(Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit()))
     }
 }
 
-/// The command, with the values of a file as its defaults.
-fn with_file(command: clap::Command, text: &str) -> anyhow::Result<clap::Command> {
+/// Returns the command with the values of a TOML file as the defaults of its options.
+fn with_file_defaults(command: clap::Command, text: &str) -> anyhow::Result<clap::Command> {
     let table: toml::Table = text.parse()?;
     let mut values = Vec::new();
     for (name, value) in table {
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     fn run(file: &str, line: &[&str]) -> anyhow::Result<RunArgs> {
-        let command = with_file(Cli::command(), file)?;
+        let command = with_file_defaults(Cli::command(), file)?;
         let cli = Cli::from_arg_matches(&command.try_get_matches_from(line)?)?;
         match cli.command {
             Command::Run(args) => Ok(*args),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_goes_before_the_file_and_the_file_before_the_defaults() {
+    fn the_command_line_overrides_the_file_and_the_file_overrides_the_defaults() {
         let file = "price = \"0.25\"\nslots = 3\nallow-egress = true\nregistry = [\"ghcr.io\", \"quay.io\"]\n";
         let args = run(file, &["gpubnb-provider", "run", "--slots", "2"]).unwrap();
         assert_eq!((args.slots, args.allow_egress), (2, true));
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_the_file_is_named() {
+    fn an_error_in_the_file_names_the_option() {
         let error = |file: &str| format!("{:#}", run(file, &["gpubnb-provider", "run"]).unwrap_err());
         assert!(error("prise = 1").contains("no option `prise`"));
         assert!(error("slots = 0").contains("slots"));

@@ -1,5 +1,6 @@
-//! The socket by which the commands of `gpubnb-provider` ask and steer the running worker on the same machine. It lies
-//! in the worker's directory, and only its user can open it. A request and its answer are a line of JSON each.
+//! The control socket: through it the commands of `gpubnb-provider` query and control the running worker on the same
+//! machine. The socket is in the worker's directory, and only the worker's user can open it. A request is one line of
+//! JSON, and so is its answer.
 
 use std::{
     fs,
@@ -19,7 +20,7 @@ use gpubnb_events::{
     command::{ChangeMachine, Done, MachineChange},
     telemetry::{GpuReading, WorkerState},
 };
-use gpubnb_runtime::nats::connected;
+use gpubnb_runtime::nats::is_connected;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -33,29 +34,34 @@ use tracing::{debug, warn};
 use crate::{
     gpu::Gpus,
     lease_table::{AttemptStatus, LeaseTable},
-    owner::AwayReason,
+    owner::ReclaimReason,
     platform::Platform,
 };
 
+/// The file of the socket, in the worker's directory.
 const SOCKET: &str = "control.sock";
-/// Longest request and longest answer, bytes.
-const MAX_REQUEST: u64 = 1_024;
-const MAX_ANSWER: u64 = 1 << 20;
-/// How long a request may take.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// Requests that are answered at once.
-const AT_ONCE: usize = 8;
+/// Longest request, bytes.
+const MAX_REQUEST_BYTES: u64 = 1_024;
+/// Longest answer, bytes.
+const MAX_ANSWER_BYTES: u64 = 1 << 20;
+/// Longest time of a request with its answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Most requests that are handled at the same time.
+const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// A request to the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ControlRequest {
-    /// Tell how the worker is.
+    /// Answer with the worker's status.
     Status,
+    /// Take no new jobs.
     Pause,
+    /// Take jobs again.
     Resume,
+    /// Take no new jobs, and finish the running jobs.
     Drain,
-    /// Stop the worker. Jobs that run go on.
+    /// Stop the worker. Running jobs go on.
     Stop,
 }
 
@@ -63,12 +69,15 @@ pub(crate) enum ControlRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ControlAnswer {
+    /// The answer to a request for the status.
     Status(Box<Status>),
+    /// The request was carried out.
     Done,
+    /// The request failed, with a text for people.
     Problem(String),
 }
 
-/// How a worker is.
+/// The status of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) machine: MachineId,
@@ -76,18 +85,20 @@ pub(crate) struct Status {
     pub(crate) market: String,
     pub(crate) version: String,
     pub(crate) pid: u32,
+    /// When the worker started.
     pub(crate) since: Timestamp,
     pub(crate) state: WorkerState,
-    /// The reason for taking no jobs, where that is one of the owner's rules and not a command.
+    /// The owner's rule for which the machine takes no jobs. `None` if no rule forbids jobs; a pause is no rule.
     pub(crate) why: Option<String>,
     /// True while the worker is connected to the broker.
     pub(crate) connected: bool,
+    /// Most jobs that run at the same time.
     pub(crate) slots: u32,
     pub(crate) jobs: Vec<AttemptStatus>,
     pub(crate) gpus: Vec<GpuReading>,
 }
 
-/// Serves the socket.
+/// The server of the control socket.
 pub(crate) struct ControlServer {
     pub(crate) name: String,
     pub(crate) market: String,
@@ -97,45 +108,45 @@ pub(crate) struct ControlServer {
     pub(crate) platform: Platform,
     pub(crate) leases: Arc<LeaseTable>,
     pub(crate) gpus: Arc<Gpus>,
-    pub(crate) away: watch::Receiver<Option<AwayReason>>,
+    pub(crate) reclaimed: watch::Receiver<Option<ReclaimReason>>,
     pub(crate) availability: Arc<Availability>,
     pub(crate) shutdown: CancellationToken,
 }
 
-/// The state of the machine on the market: it takes jobs, or is paused, or drains. The market tells the state with each
-/// answer to the list of attempts, and a command of the owner changes it in between.
+/// The state of the machine on the market: takes jobs, paused or draining. The market sends the state with each answer
+/// to the list of attempts (`sync.rs`). A command of the owner changes the state at once.
 #[derive(Debug)]
 pub(crate) struct Availability {
     takes_jobs: AtomicBool,
-    draining: AtomicBool,
+    is_draining: AtomicBool,
 }
 
 impl Default for Availability {
     fn default() -> Self {
-        Self { takes_jobs: AtomicBool::new(true), draining: AtomicBool::new(false) }
+        Self { takes_jobs: AtomicBool::new(true), is_draining: AtomicBool::new(false) }
     }
 }
 
 impl Availability {
-    /// Takes the market's word.
+    /// Sets the state to the market's answer.
     pub(crate) fn set_takes_jobs(&self, takes_jobs: bool) {
         self.takes_jobs.store(takes_jobs, Ordering::Relaxed);
         if takes_jobs {
-            self.draining.store(false, Ordering::Relaxed);
+            self.is_draining.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Notes a change that the owner asked for and the market accepted.
-    fn note_change(&self, change: MachineChange) {
+    /// Sets the state after the owner asked for a change and the market accepted it.
+    fn apply_change(&self, change: MachineChange) {
         self.takes_jobs.store(change == MachineChange::Resume, Ordering::Relaxed);
-        let drains = matches!(change, MachineChange::Drain | MachineChange::Maintain);
-        self.draining.store(drains, Ordering::Relaxed);
+        let is_draining = matches!(change, MachineChange::Drain | MachineChange::Maintain);
+        self.is_draining.store(is_draining, Ordering::Relaxed);
     }
 
-    /// The state that heartbeats tell. `away`: the owner uses the machine.
-    pub(crate) fn state(&self, away: bool) -> WorkerState {
-        match (self.takes_jobs.load(Ordering::Relaxed), self.draining.load(Ordering::Relaxed)) {
-            (true, _) if !away => WorkerState::Ready,
+    /// The state for heartbeats. `is_reclaimed` is true while the owner needs the machine.
+    pub(crate) fn state(&self, is_reclaimed: bool) -> WorkerState {
+        match (self.takes_jobs.load(Ordering::Relaxed), self.is_draining.load(Ordering::Relaxed)) {
+            (true, _) if !is_reclaimed => WorkerState::Ready,
             (false, true) => WorkerState::Draining,
             _ => WorkerState::Paused,
         }
@@ -144,7 +155,7 @@ impl Availability {
 
 impl ControlServer {
     fn status(&self) -> Status {
-        let away = self.away.borrow().clone();
+        let reclaimed = self.reclaimed.borrow().clone();
         let jobs = self.leases.statuses();
         Status {
             machine: self.platform.machine(),
@@ -153,9 +164,9 @@ impl ControlServer {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             since: self.since,
-            state: self.availability.state(away.is_some()),
-            why: away.map(|reason| reason.to_string()),
-            connected: connected(&self.client),
+            state: self.availability.state(reclaimed.is_some()),
+            why: reclaimed.map(|reason| reason.to_string()),
+            connected: is_connected(&self.client),
             slots: self.slots,
             gpus: self.gpus.readings(!jobs.is_empty()),
             jobs,
@@ -173,17 +184,17 @@ impl ControlServer {
             ControlRequest::Resume => MachineChange::Resume,
             ControlRequest::Drain => MachineChange::Drain,
         };
-        let command = ChangeMachine { machine: self.platform.machine(), wish: change };
-        match self.platform.ask::<Done>("wish", &command).await {
+        let command = ChangeMachine { machine: self.platform.machine(), change };
+        match self.platform.call::<Done>("wish", &command).await {
             Ok(_) => {
-                self.availability.note_change(change);
+                self.availability.apply_change(change);
                 ControlAnswer::Done
             }
             Err(e) => ControlAnswer::Problem(format!("{:#}", anyhow::Error::new(e))),
         }
     }
 
-    /// Answers until shutdown.
+    /// Serves requests until shutdown.
     pub(crate) async fn serve(self: Arc<Self>, state: PathBuf) {
         let path = state.join(SOCKET);
         let listener = match listen(&path) {
@@ -195,9 +206,9 @@ impl ControlServer {
                 );
             }
         };
-        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             let stream = tokio::select! {
                 () = self.shutdown.cancelled() => break,
                 accepted = listener.accept() => match accepted {
@@ -211,13 +222,13 @@ impl ControlServer {
             };
             let server = Arc::clone(&self);
             tokio::spawn(async move {
-                match timeout(PATIENCE, server.serve_one(stream)).await {
+                match timeout(REQUEST_TIMEOUT, server.serve_connection(stream)).await {
                     Ok(Ok(())) => {}
-                    // Most often the command was interrupted, and needs no answer.
+                    // The usual cause is that the user interrupted the command. Nobody waits for the answer then.
                     Ok(Err(e)) => debug!(error = format!("{e:#}"), "a request on the worker's socket failed"),
                     Err(_) => debug!("a request on the worker's socket took too long"),
                 }
-                drop(place);
+                drop(permit);
             });
         }
         if let Err(e) = fs::remove_file(&path) {
@@ -225,13 +236,13 @@ impl ControlServer {
         }
     }
 
-    async fn serve_one(&self, stream: UnixStream) -> anyhow::Result<()> {
+    async fn serve_connection(&self, stream: UnixStream) -> anyhow::Result<()> {
         let (read, mut write) = stream.into_split();
         let mut line = String::new();
-        BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
+        BufReader::new(read.take(MAX_REQUEST_BYTES)).read_line(&mut line).await?;
         let answer = match serde_json::from_str(&line) {
             Ok(request) => self.answer(request).await,
-            Err(e) => ControlAnswer::Problem(format!("not understood: {e}")),
+            Err(e) => ControlAnswer::Problem(format!("the request is not understood: {e}")),
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
@@ -241,7 +252,7 @@ impl ControlServer {
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    // This worker has the lock on the directory. A socket that is here is left from a worker that is gone.
+    // This worker has the lock on the directory. An existing socket was left by a worker that has ended.
     match fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
         _ => {}
@@ -251,8 +262,8 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Sends a request to the worker that runs with this directory.
-pub(crate) async fn ask(state: &Path, request: ControlRequest) -> anyhow::Result<ControlAnswer> {
+/// Sends a request to the worker whose directory is `state`, and returns the worker's answer.
+pub(crate) async fn send_request(state: &Path, request: ControlRequest) -> anyhow::Result<ControlAnswer> {
     let path = state.join(SOCKET);
     let Ok(stream) = UnixStream::connect(&path).await else {
         bail!(
@@ -260,16 +271,16 @@ pub(crate) async fn ask(state: &Path, request: ControlRequest) -> anyhow::Result
             state.display()
         );
     };
-    let talk = async {
+    let exchange = async {
         let (read, mut write) = stream.into_split();
         let mut text = serde_json::to_vec(&request)?;
         text.push(b'\n');
         write.write_all(&text).await?;
         let mut line = String::new();
-        BufReader::new(read.take(MAX_ANSWER)).read_line(&mut line).await?;
+        BufReader::new(read.take(MAX_ANSWER_BYTES)).read_line(&mut line).await?;
         Ok(serde_json::from_str(&line)?)
     };
-    timeout(PATIENCE, talk).await.context("the worker does not answer")?
+    timeout(REQUEST_TIMEOUT, exchange).await.context("the worker does not answer")?
 }
 
 #[cfg(test)]
@@ -277,15 +288,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_ready_where_the_market_the_owner_and_its_rules_agree() {
+    fn a_machine_is_ready_only_if_the_market_the_owner_and_the_rules_allow_it() {
         let availability = Availability::default();
         assert_eq!(availability.state(false), WorkerState::Ready);
         assert_eq!(availability.state(true), WorkerState::Paused, "the owner uses the machine");
-        availability.note_change(MachineChange::Drain);
+        availability.apply_change(MachineChange::Drain);
         assert_eq!(availability.state(false), WorkerState::Draining);
         availability.set_takes_jobs(false);
-        assert_eq!(availability.state(true), WorkerState::Draining, "the market does not tell why it gives no jobs");
-        availability.note_change(MachineChange::Pause);
+        assert_eq!(availability.state(true), WorkerState::Draining, "the market does not say why it gives no jobs");
+        availability.apply_change(MachineChange::Pause);
         assert_eq!(availability.state(false), WorkerState::Paused);
         availability.set_takes_jobs(true);
         assert_eq!(availability.state(false), WorkerState::Ready);

@@ -1,5 +1,5 @@
-//! The machine's credential for the broker. It is valid for a short time, and is renewed over HTTP before it expires,
-//! or after an outage that was longer than its life.
+//! The machine's credential for the broker. The credential expires after a short time. The worker renews it over HTTP
+//! before it expires. If the market was away for longer, the worker renews the expired credential.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,27 +13,27 @@ use tracing::{debug, info, warn};
 
 use crate::{
     identity::Identity,
-    market::{EdgeRefusal, Enrolled, Market},
+    market::{BrokerAccess, EdgeRefusal, MarketClient},
 };
 
-/// Pause after a renewal that failed.
+/// Pause after a failed renewal.
 const RETRY: Duration = Duration::from_secs(5);
-/// A credential is renewed when a third of its life is left.
-const RENEW_AT: u32 = 3;
+/// A credential is renewed when `1 / RENEW_DIVISOR` of its time is left: a third.
+const RENEW_DIVISOR: u32 = 3;
 
-/// The present credential.
+/// The current credential, with everything that is needed to renew it.
 pub(crate) struct Credential {
     identity: Arc<Identity>,
-    market: Market,
-    present: watch::Sender<Enrolled>,
+    market: MarketClient,
+    current: watch::Sender<BrokerAccess>,
 }
 
 impl Credential {
-    /// Gets the first credential. Waits while the market is away, and fails where it refuses.
-    pub(crate) async fn obtain(identity: Arc<Identity>, market: Market) -> anyhow::Result<Self> {
+    /// Gets the first credential. Waits while the market is away. Fails if the market refuses.
+    pub(crate) async fn obtain(identity: Arc<Identity>, market: MarketClient) -> anyhow::Result<Self> {
         loop {
             match market.renew(&identity.keys, identity.machine).await {
-                Ok(enrolled) => return Ok(Self { identity, market, present: watch::Sender::new(enrolled) }),
+                Ok(access) => return Ok(Self { identity, market, current: watch::Sender::new(access) }),
                 Err(e) if e.is::<EdgeRefusal>() => return Err(e.context("the market does not know this machine")),
                 Err(e) => warn!(error = format!("{e:#}"), "waiting for the market"),
             }
@@ -41,12 +41,12 @@ impl Credential {
         }
     }
 
-    /// Connects to the broker. Each reconnection uses the credential that is present then. `connects` counts the
-    /// connections.
+    /// Connects to the broker. Each reconnection uses the credential that is current at that moment. `connects` counts
+    /// the connections.
     pub(crate) async fn connect(&self, connects: watch::Sender<u64>) -> anyhow::Result<Client> {
-        let (identity, present) = (Arc::clone(&self.identity), self.present.subscribe());
+        let (identity, current) = (Arc::clone(&self.identity), self.current.subscribe());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
-            let (identity, jwt) = (Arc::clone(&identity), present.borrow().credential.jwt.clone());
+            let (identity, jwt) = (Arc::clone(&identity), current.borrow().credential.jwt.clone());
             async move {
                 let mut auth = Auth::new();
                 auth.signature = Some(identity.keys.sign_bytes(&nonce).map_err(AuthError::new)?);
@@ -54,48 +54,54 @@ impl Credential {
                 Ok(auth)
             }
         });
-        let enrolled = self.present.borrow().clone();
-        let authority = self.authority(enrolled.broker_authority.as_deref())?;
+        let access = self.current.borrow().clone();
+        let authority = self.write_authority(access.broker_authority.as_deref())?;
         let inbox = machine_inbox(self.identity.machine);
-        Ok(nats::connect_and_tell(options, &enrolled.broker, authority, "machine", &inbox, connects).await?)
+        Ok(nats::connect_with_counter(options, &access.broker, authority, "machine", &inbox, connects).await?)
     }
 
-    fn authority(&self, pem: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
+    /// Writes the certificate (PEM) of the broker's authority to a file. Returns the file's path.
+    fn write_authority(&self, pem: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
         let Some(pem) = pem else { return Ok(None) };
         let path = self.identity.state.join("broker-authority.pem");
         std::fs::write(&path, pem).with_context(|| format!("writing {}", path.display()))?;
         Ok(Some(path))
     }
 
-    /// The time until a credential is to be renewed.
-    fn renew_in(expires: Timestamp) -> Duration {
+    /// The time until a credential should be renewed.
+    fn time_until_renewal(expires: Timestamp) -> Duration {
         let left = Duration::from_millis(expires.since(SystemClock.now()).0);
-        left.saturating_sub(left / RENEW_AT)
+        left.saturating_sub(left / RENEW_DIVISOR)
     }
 
-    /// Renews the credential until shutdown, for which it returns `None`. Returns the market's reason where the market
-    /// has revoked the credential.
-    pub(crate) async fn keep_fresh(&self, client: &Client, shutdown: &CancellationToken) -> Option<anyhow::Error> {
-        let mut pause = Self::renew_in(self.present.borrow().credential.expires);
+    /// Renews the credential until shutdown, and then returns `None`. Returns the market's reason if the market has
+    /// revoked the credential.
+    pub(crate) async fn renew_until_shutdown(
+        &self,
+        client: &Client,
+        shutdown: &CancellationToken,
+    ) -> Option<anyhow::Error> {
+        let mut pause = Self::time_until_renewal(self.current.borrow().credential.expires);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return None,
                 () = tokio::time::sleep(pause) => {}
             }
             match self.market.renew(&self.identity.keys, self.identity.machine).await {
-                Ok(enrolled) => {
-                    let expires = enrolled.credential.expires;
-                    debug!(%expires, "the credential is renewed");
-                    pause = Self::renew_in(expires).max(Duration::from_millis(500));
-                    self.present.send_replace(enrolled);
-                    // The broker uses the credential of the connection's beginning. A new one needs a new connection.
+                Ok(access) => {
+                    let expires = access.credential.expires;
+                    debug!(%expires, "the credential was renewed");
+                    pause = Self::time_until_renewal(expires).max(Duration::from_millis(500));
+                    self.current.send_replace(access);
+                    // The broker checks the credential only when a connection begins. A new credential needs a new
+                    // connection.
                     if let Err(e) = client.force_reconnect().await {
-                        warn!(error = %e, "the connection to the broker was not renewed");
+                        warn!(error = %e, "the reconnection to the broker with the new credential failed");
                     }
                 }
                 Err(e) if e.is::<EdgeRefusal>() => return Some(e),
                 Err(e) => {
-                    info!(error = format!("{e:#}"), "the credential is renewed later");
+                    info!(error = format!("{e:#}"), "the renewal of the credential failed: trying again");
                     pause = RETRY;
                 }
             }

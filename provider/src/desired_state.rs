@@ -1,23 +1,24 @@
-//! The state in which an attempt should be, and why an attempt is asked to stop.
+//! The desired state of an attempt: run, stop or abandon. The attempt watches its desired state, and stops unless the
+//! state is `Run`.
 //!
-//! Three parties ask: the platform (the consumer cancelled, or the lease is over), the owner (the machine is needed),
-//! and the worker's own watch over the GPUs.
+//! Three parties set the desired state: the platform (the consumer cancelled, or the lease is over), the owner (the
+//! machine is needed), and the worker's own check of the GPUs. [`DesiredLeaseState`] is the platform's part.
 
-use gpubnb_events::command::DesiredLease;
+use gpubnb_events::command::DesiredLeaseState;
 
-/// The state in which an attempt should be. The order is the strength: a stronger request replaces a weaker one, and no
-/// request is taken back.
+/// The desired state of an attempt. The variants are ordered by strength. A stronger request replaces a weaker request:
+/// `Abandon` replaces `Stop`. A weaker request changes nothing, so an attempt never goes back to `Run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DesiredState {
-    /// Run on.
+    /// Go on.
     Run,
-    /// Stop and report how the attempt ended.
+    /// Stop, and report how the attempt ended.
     Stop(StopReason),
-    /// Stop and report nothing: the lease is over, and nothing that the attempt still does counts.
+    /// Stop, and report nothing: the lease is over, and the market ignores the attempt.
     Abandon,
 }
 
-/// Why an attempt is asked to stop. The order is the strength: a lost GPU explains more than a cancelled job.
+/// The reason to stop an attempt. The variants are ordered by strength: a lost GPU replaces a cancellation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum StopReason {
     /// The consumer cancelled the job.
@@ -28,12 +29,12 @@ pub(crate) enum StopReason {
     GpuLost,
 }
 
-impl From<DesiredLease> for DesiredState {
-    fn from(desired: DesiredLease) -> Self {
+impl From<DesiredLeaseState> for DesiredState {
+    fn from(desired: DesiredLeaseState) -> Self {
         match desired {
-            DesiredLease::Keep => Self::Run,
-            DesiredLease::Cancel => Self::Stop(StopReason::Cancelled),
-            DesiredLease::Abandon => Self::Abandon,
+            DesiredLeaseState::Keep => Self::Run,
+            DesiredLeaseState::Cancel => Self::Stop(StopReason::Cancelled),
+            DesiredLeaseState::Abandon => Self::Abandon,
         }
     }
 }
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_request_is_stronger_than_the_one_before() {
+    fn abandon_is_stronger_than_a_stop_and_a_lost_gpu_than_other_reasons() {
         let ascending = [
             DesiredState::Run,
             DesiredState::Stop(StopReason::Cancelled),

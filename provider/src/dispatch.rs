@@ -1,4 +1,5 @@
-//! Pulls job messages from this machine's own consumer and starts an attempt for each.
+//! Pulls job messages from this machine's own consumer on the stream DISPATCH, and starts an attempt for each message.
+//! A job message assigns a job to this machine, and carries the lease of the attempt.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,24 +15,26 @@ use gpubnb_events::{
     subject,
 };
 use gpubnb_log::{dispatch::lease_of, stream::ACK_WAIT};
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info, warn};
 
 use crate::{
     attempt::{self, AttemptContext, Tools},
-    lease_table::NotTaken,
+    lease_table::TakeError,
 };
 
-/// A pull request expires after this time. The broker sends heartbeats meanwhile, so that a lost connection is noticed.
-const EXPIRES: Duration = Duration::from_secs(30);
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A pull request expires after this time.
+const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// The broker sends a heartbeat at this interval during a pull request, so that the worker notices a lost connection.
+const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Pause before the next pull request after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Pulls until shutdown. After each reconnection the worker pulls from a new inbox. The broker may still send the
-/// messages of the former pull request to the former inbox, where nobody listens; they would be lost until their ack
-/// times out.
+/// Pulls until shutdown. After each reconnection the worker pulls with a new inbox. The broker may still send the
+/// messages of the former pull request to the former inbox, where nobody listens. Such a message is delivered again
+/// after its acknowledgement has timed out.
 pub(crate) async fn pull(
     js: Context,
     mut connects: watch::Receiver<u64>,
@@ -41,11 +44,11 @@ pub(crate) async fn pull(
     shutdown: CancellationToken,
 ) {
     while !shutdown.is_cancelled() {
-        let pulled = pull_open(&js, &listed, &tools, &tasks, &shutdown);
+        let pulling = pull_messages(&js, &listed, &tools, &tasks, &shutdown);
         tokio::select! {
             () = shutdown.cancelled() => return,
             Ok(()) = connects.changed() => continue,
-            ended = pulled => if let Err(e) = ended {
+            result = pulling => if let Err(e) = result {
                 warn!(error = format!("{:#}", anyhow::anyhow!(e)), "pulling failed: pulling again");
             },
         }
@@ -53,25 +56,25 @@ pub(crate) async fn pull(
     }
 }
 
-async fn open(js: &Context, listed: &Listed) -> Result<pull::Stream, async_nats::Error> {
+async fn open_consumer(js: &Context, listed: &Listed) -> Result<pull::Stream, async_nats::Error> {
     let consumer: PullConsumer = js.get_consumer_from_stream(&listed.consumer, &listed.stream).await?;
-    Ok(consumer.stream().max_messages_per_batch(1).expires(EXPIRES).heartbeat(HEARTBEAT).messages().await?)
+    Ok(consumer.stream().max_messages_per_batch(1).expires(PULL_EXPIRES).heartbeat(PULL_HEARTBEAT).messages().await?)
 }
 
-async fn pull_open(
+async fn pull_messages(
     js: &Context,
     listed: &Listed,
     tools: &Arc<Tools>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<(), async_nats::Error> {
-    let mut messages = open(js, listed).await?;
+    let mut messages = open_consumer(js, listed).await?;
     while let Some(message) = messages.next().await {
         let message = message?;
-        if let Some((job, lease)) = read(&message) {
-            take(message, job, lease, tools, tasks, shutdown).await;
+        if let Some((job, lease)) = job_and_lease(&message) {
+            take_job(message, job, lease, tools, tasks, shutdown).await;
         } else {
-            warn!(subject = %message.subject, "a job message has no lease: it is dropped");
+            warn!(subject = %message.subject, "a job message without a job or a lease is dropped");
             message.ack_with(AckKind::Term).await?;
         }
     }
@@ -79,12 +82,12 @@ async fn pull_open(
 }
 
 /// The job and the lease of a message.
-fn read(message: &Message) -> Option<(JobId, Lease)> {
+fn job_and_lease(message: &Message) -> Option<(JobId, Lease)> {
     let job = subject::job_of_dispatch(&message.subject)?;
     Some((job, lease_of(message.headers.as_ref())?))
 }
 
-async fn take(
+async fn take_job(
     message: Message,
     job: JobId,
     lease: Lease,
@@ -94,7 +97,7 @@ async fn take(
 ) {
     match tools.leases.take(job, lease) {
         Ok(desired) => {
-            info!(%job, lease = lease.0.0, "taken");
+            info!(%job, lease = lease.0.0, "the job is taken");
             let context = AttemptContext::new(Arc::clone(tools), job, lease, desired);
             let (span, stop) = (context.span(), shutdown.clone());
             let run = async move {
@@ -106,35 +109,36 @@ async fn take(
             };
             tasks.spawn(run.instrument(span));
         }
-        // The attempt runs already: this worker took it up again after a restart, or the broker delivered the message
-        // twice. The message comes again until the attempt has ended.
-        Err(NotTaken::Already) => {
+        // The attempt runs already: this worker resumed the attempt after a restart, or the broker delivered the
+        // message twice. Put the message back: the broker delivers it again until the attempt has ended.
+        Err(TakeError::Duplicate) => {
             if let Err(e) = message.ack_with(AckKind::Nak(Some(ACK_WAIT))).await {
-                warn!(error = %e, "a message could not be put back");
+                warn!(error = %e, "a job message could not be put back");
             }
         }
-        Err(NotTaken::Full) => {
+        Err(TakeError::Full) => {
             let decline = Decline { job, lease, reason: DeclineReason::NoFreeSlot };
-            match tools.platform.ask::<Done>("decline", &decline).await {
-                Ok(_) | Err(Failure::Refused(_)) => acknowledge(&message).await,
-                Err(Failure::Unavailable(problem)) => warn!(%problem, "a job is declined when its message comes again"),
+            match tools.platform.call::<Done>("decline", &decline).await {
+                Ok(_) | Err(RpcError::Refused(_)) => acknowledge(&message).await,
+                Err(RpcError::Unavailable(problem)) => warn!(%problem, "declining at the next delivery of the message"),
             }
         }
     }
 }
 
-/// Tells the broker that the message is being worked on, for as long as this runs.
+/// Tells the broker at intervals that the message is still in progress, so that its acknowledgement does not time out.
+/// Never returns.
 async fn keep_in_progress(message: &Message) {
     loop {
         tokio::time::sleep(ACK_WAIT / 3).await;
         if let Err(e) = message.ack_with(AckKind::Progress).await {
-            warn!(error = %e, "the broker could not be told that a job is in progress");
+            warn!(error = %e, "the progress of a job message could not be sent to the broker");
         }
     }
 }
 
 async fn acknowledge(message: &Message) {
     if let Err(e) = message.ack().await {
-        warn!(error = %e, "a message could not be acknowledged: it comes again, and its lease is refused then");
+        warn!(error = %e, "a job message could not be acknowledged: the broker delivers it again");
     }
 }

@@ -1,5 +1,5 @@
-//! The sandbox: the settings of a job's container. Everything is denied by default, and each line that allows something
-//! has a comment with the reason.
+//! The sandbox: the settings of a job's container. The container has no capabilities, no network unless the job asks
+//! for internet access, a read-only root, and limits on memory, CPU, processes and files.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,19 +19,19 @@ use gpubnb_events::{
     spec::{JobSpec, Resources},
 };
 
-/// Label with the machine, by which a worker knows its containers.
+/// Label with the machine's id. A worker finds its containers by this label.
 pub(crate) const LABEL_MACHINE: &str = "gpubnb.machine";
-/// Label with the job.
+/// Label with the job's id.
 pub(crate) const LABEL_JOB: &str = "gpubnb.job";
 /// Label with the UUIDs of the job's GPUs, separated by commas.
 pub(crate) const LABEL_GPUS: &str = "gpubnb.gpus";
-/// Label with the lease.
+/// Label with the lease, a decimal number.
 pub(crate) const LABEL_LEASE: &str = "gpubnb.lease";
 
-/// Timeout of a request to Docker: longer than stopping a container takes.
+/// Timeout of a request to Docker. It is longer than the longest stop of a container.
 const TIMEOUT_SECONDS: u64 = 60;
 
-/// Connects to Docker by `DOCKER_HOST`, or where it usually listens.
+/// Connects to Docker at the address in `DOCKER_HOST`, or at Docker's default address.
 pub(crate) async fn connect() -> Result<Docker, bollard::errors::Error> {
     let docker = Docker::connect_with_defaults()?.with_timeout(Duration::from_secs(TIMEOUT_SECONDS));
     docker.negotiate_version().await
@@ -43,59 +43,61 @@ pub struct SandboxParams<'a> {
     pub machine: MachineId,
     /// The job.
     pub job: JobId,
-    /// The attempt.
+    /// The lease of the attempt.
     pub lease: Lease,
-    /// The image's id. A name may come to mean another image.
+    /// The id of the image. The id and not the name, because a name may later refer to another image.
     pub image_id: &'a str,
-    /// The directory that becomes `/output`.
+    /// The directory on the machine that is mounted at `/output`.
     pub output: &'a Path,
-    /// The directory that becomes `/input`, read-only.
+    /// The directory on the machine that is mounted at `/input`, read-only.
     pub input: Option<&'a Path>,
-    /// The values of the job's environment.
+    /// The consumer's environment variables: name and value.
     pub env: BTreeMap<String, String>,
-    /// The uid and gid under which the job runs; never root.
+    /// The uid and gid of the job's processes; never root.
     pub user: (u32, u32),
     /// The UUIDs of the job's GPUs.
     pub gpus: Vec<String>,
-    /// True where the container gets its GPUs by the Container Device Interface, and not by NVIDIA's runtime.
+    /// True if the container gets its GPUs by the Container Device Interface, and not by NVIDIA's runtime.
     pub cdi: bool,
-    /// The container runtime, where it is not Docker's default.
+    /// The container runtime, such as `runsc`; `None` for Docker's default.
     pub runtime: Option<String>,
-    /// Most log that the job may write, bytes.
+    /// Largest log of the job, bytes.
     pub max_log: u64,
 }
 
-/// The name of an attempt's container. Docker makes no second container of the same name. The machine is part of the
-/// name, because workers of several markets may share one Docker.
+/// The name of an attempt's container. Docker refuses a second container with the same name. The name contains the
+/// machine's id, because workers of several markets may share one Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
     format!("gpubnb-{machine}-{lease}")
 }
 
-/// The uid and gid under which jobs run: nobody's where the worker is root, else the worker's own.
+/// The uid and gid of jobs: those of the user `nobody` if the worker is root, else those of the worker.
 pub fn job_user() -> (u32, u32) {
     const NOBODY: u32 = 65_534;
     let uid = rustix::process::getuid();
     if uid.is_root() { (NOBODY, NOBODY) } else { (uid.as_raw(), rustix::process::getgid().as_raw()) }
 }
 
-/// The uid and gid that own the files of jobs outside the container: the job's own, or those that Docker maps them to
-/// with `userns-remap`. Docker then adds the offsets in the name of its directory, such as
+/// The uid and gid that own the files of jobs outside the container. They are the job's own, unless Docker maps users
+/// (`userns-remap`). Docker then adds the offsets that are in the name of its directory, such as
 /// `/var/lib/docker/231072.231072`.
 pub(crate) async fn file_owner(docker: &Docker) -> Result<(u32, u32), bollard::errors::Error> {
     let info = docker.info().await?;
     let (uid, gid) = job_user();
-    let maps = info.security_options.iter().flatten().any(|option| option.contains("name=userns"));
-    let (first_uid, first_gid) = info.docker_root_dir.filter(|_| maps).and_then(|dir| offsets(&dir)).unwrap_or((0, 0));
+    let is_remapped = info.security_options.iter().flatten().any(|option| option.contains("name=userns"));
+    let (first_uid, first_gid) =
+        info.docker_root_dir.filter(|_| is_remapped).and_then(|dir| userns_offsets(&dir)).unwrap_or((0, 0));
     Ok((uid.saturating_add(first_uid), gid.saturating_add(first_gid)))
 }
 
-fn offsets(docker_dir: &str) -> Option<(u32, u32)> {
+/// The offsets of uid and gid in the name of Docker's directory; `None` if the name has none.
+fn userns_offsets(docker_dir: &str) -> Option<(u32, u32)> {
     let (uid, gid) = docker_dir.rsplit('/').next()?.split_once('.')?;
     Some((uid.parse().ok()?, gid.parse().ok()?))
 }
 
-/// The hardened container of one attempt.
-pub fn hardened(spec: &JobSpec, params: &SandboxParams<'_>) -> ContainerCreateBody {
+/// The request to Docker that creates the hardened container of one attempt.
+pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> ContainerCreateBody {
     let (uid, gid) = params.user;
     let labels = [
         (LABEL_MACHINE, params.machine.to_string()),
@@ -119,7 +121,7 @@ pub fn hardened(spec: &JobSpec, params: &SandboxParams<'_>) -> ContainerCreateBo
     }
 }
 
-/// The job's environment: the variables that every job gets, and those of its consumer.
+/// The job's environment: the variables that every job gets, and the consumer's variables.
 fn environment(params: &SandboxParams<'_>) -> Vec<String> {
     let own = [
         format!("GPUBNB_JOB={}", params.job),
@@ -154,22 +156,23 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         privileged: Some(false),
-        // Docker's init is process 1. It forwards SIGTERM, which the kernel does not deliver to a process 1 without a
-        // handler, and reaps orphans.
+        // Docker's init is process 1: it forwards SIGTERM to the job, and reaps orphans. A job that is process 1 itself
+        // would not get a SIGTERM for which it has no handler.
         init: Some(true),
         pids_limit: Some(512),
         memory: Some(bytes(memory.bytes())),
-        // Equal to the memory, which means no swap.
+        // The limit of memory and swap together. Equal to the memory, so the job has no swap.
         memory_swap: Some(bytes(memory.bytes())),
         nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
         oom_score_adj: Some(500),
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
-        // `fsize` bounds each file by the whole allowance. The sum of all files is bounded by the volume, or watched.
+        // `fsize` limits each file to the size of the whole output. The output volume limits the sum of all files.
         ulimits: Some(vec![limit("nofile", 4_096), limit("core", 0), limit("fsize", bytes(output.bytes()))]),
         mounts: Some(mounts),
-        // Larger than the worker's own limit, since a log that Docker rotates cannot be followed.
+        // Docker must not rotate the log, because the worker cannot follow a rotated log. Docker's limit is therefore
+        // four times the worker's limit, at which the worker stops the job.
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(HashMap::from([
@@ -178,16 +181,16 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
             ])),
         }),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
-        // The worker removes the container itself, once the job's end is recorded.
+        // The worker removes the container, after the market has the report.
         auto_remove: Some(false),
-        device_requests: (!params.gpus.is_empty()).then(|| vec![gpus(params)]),
+        device_requests: (!params.gpus.is_empty()).then(|| vec![gpu_request(params)]),
         runtime: params.runtime.clone(),
         ..Default::default()
     }
 }
 
-/// The request for the job's GPUs, by their UUIDs.
-fn gpus(params: &SandboxParams<'_>) -> DeviceRequest {
+/// The part of the request that gives the container its GPUs, by their UUIDs.
+fn gpu_request(params: &SandboxParams<'_>) -> DeviceRequest {
     if params.cdi {
         return DeviceRequest {
             driver: Some("cdi".to_owned()),
@@ -214,7 +217,7 @@ mod tests {
 
     fn spec() -> JobSpec {
         let resources = Resources::new(1_500, Mebibytes(1_024), Mebibytes(100));
-        JobSpec::of_image(
+        JobSpec::for_image(
             "test",
             "example.org/job@sha256:0",
             ["train", "--fast"].map(str::to_owned).to_vec(),
@@ -240,13 +243,12 @@ mod tests {
     }
 
     fn created(spec: &JobSpec, params: &SandboxParams<'_>) -> Value {
-        serde_json::to_value(hardened(spec, params)).unwrap()
+        serde_json::to_value(hardened_container(spec, params)).unwrap()
     }
 
-    /// Pins the whole request to Docker for a job's container. A setting that is lost, changed or added fails this
-    /// test, so that whoever changes the sandbox changes this list, too.
+    /// Compares the whole request to Docker for a job's container. A lost, changed or added setting fails this test.
     #[test]
-    fn the_sandbox_is_this_and_nothing_else() {
+    fn the_sandbox_has_exactly_these_settings() {
         let expected = json!({
             "Image": "sha256:1",
             "Cmd": ["train", "--fast"],
@@ -295,17 +297,17 @@ mod tests {
     }
 
     #[test]
-    fn a_job_starts_where_it_asks_to_and_has_the_shared_memory_that_it_asks_for() {
-        let mut wished = JobSpec { workdir: Some("/app".to_owned()), ..spec() };
-        wished.resources.shm = Some(Mebibytes(7));
-        let created = created(&wished, &params());
+    fn a_job_gets_the_working_directory_and_the_shared_memory_that_it_asks_for() {
+        let mut custom = JobSpec { workdir: Some("/app".to_owned()), ..spec() };
+        custom.resources.shm = Some(Mebibytes(7));
+        let created = created(&custom, &params());
         assert_eq!((&created["WorkingDir"], &created["HostConfig"]["ShmSize"]), (&json!("/app"), &json!(7 << 20)));
-        // The memory that the job may use stays the same: shared memory is part of it.
+        // Shared memory counts as memory of the job, so the limit of memory does not change.
         assert_eq!(created["HostConfig"]["Memory"], json!(1_024_i64 << 20));
     }
 
     #[test]
-    fn a_job_with_internet_access_differs_from_another_in_its_network_alone() {
+    fn internet_access_changes_only_the_network_settings() {
         let with_egress = JobSpec { egress: true, ..spec() };
         let mut created = created(&with_egress, &params());
         assert_eq!(created["NetworkDisabled"].take(), json!(false));
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_gets_its_own_gpus_and_no_other() {
+    fn a_job_gets_exactly_its_own_gpus() {
         let gpus = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
         let request = |cdi| {
             let params = SandboxParams { gpus: gpus.clone(), cdi, ..params() };
@@ -330,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn the_offsets_of_mapped_users_stand_in_dockers_directory() {
-        assert_eq!(offsets("/var/lib/docker/231072.231072"), Some((231_072, 231_072)));
-        assert_eq!(offsets("/var/lib/docker"), None);
-        assert_eq!(offsets("/srv/docker.io"), None);
+    fn the_offsets_of_mapped_users_are_read_from_the_name_of_dockers_directory() {
+        assert_eq!(userns_offsets("/var/lib/docker/231072.231072"), Some((231_072, 231_072)));
+        assert_eq!(userns_offsets("/var/lib/docker"), None);
+        assert_eq!(userns_offsets("/srv/docker.io"), None);
     }
 }

@@ -1,4 +1,5 @@
-//! The machine's GPUs: NVIDIA's, which are read by NVML, or simulated ones where the owner asks for them, or none.
+//! The machine's GPUs: NVIDIA GPUs, read through NVML (NVIDIA's management library); or simulated GPUs, if the owner
+//! asks for them; or none.
 
 use std::{
     collections::BTreeMap,
@@ -23,30 +24,31 @@ pub(crate) enum Gpus {
     /// The machine has none.
     None,
     /// NVIDIA's GPUs.
-    Nvidia(Box<Nvidia>),
-    /// So many simulated ones.
+    Nvidia(Box<NvidiaGpus>),
+    /// This number of simulated GPUs.
     Simulated(u32),
 }
 
-/// NVIDIA's GPUs as they were found at the start. A GPU that is lost does not tell its UUID any more, and is known by
-/// its index.
-pub(crate) struct Nvidia {
+/// The NVIDIA GPUs that were found when the worker started. A lost GPU does not answer with its UUID, so each GPU is
+/// identified by its index.
+pub(crate) struct NvidiaGpus {
     nvml: Nvml,
     gpus: Vec<NvidiaGpu>,
-    /// The trouble of each GPU, by its index, that was logged already.
+    /// The trouble that was last logged for each GPU, by the GPU's index.
     logged: Mutex<BTreeMap<u32, GpuTrouble>>,
 }
 
-/// A GPU as it was found at the start.
+/// An NVIDIA GPU that was found when the worker started.
 struct NvidiaGpu {
     index: u32,
     gpu: Gpu,
-    /// Uncorrected memory errors until the start; `None` where the GPU does not count them.
-    ecc: Option<u64>,
+    /// Uncorrected memory errors before the worker started; `None` if the GPU does not count them.
+    ecc_errors: Option<u64>,
 }
 
 impl Gpus {
-    /// Finds the GPUs of this machine.
+    /// Finds the GPUs of this machine. `simulate` is a number of simulated GPUs, and replaces the real GPUs. `library`
+    /// is the file of NVML; `None` for the driver's own.
     pub(crate) fn probe(simulate: u32, library: Option<&Path>) -> Self {
         if simulate > 0 {
             return Self::Simulated(simulate);
@@ -56,9 +58,9 @@ impl Gpus {
             None => Nvml::init(),
         };
         match nvml {
-            Ok(nvml) => Self::Nvidia(Box::new(Nvidia::find(nvml))),
+            Ok(nvml) => Self::Nvidia(Box::new(NvidiaGpus::find(nvml))),
             Err(NvmlError::LibloadingError(_)) => {
-                info!("no NVIDIA driver here: the machine is listed as CPU-only");
+                info!("no NVIDIA driver on this machine: the machine is listed as CPU-only");
                 Self::None
             }
             Err(e) => {
@@ -68,18 +70,19 @@ impl Gpus {
         }
     }
 
-    pub(crate) fn simulated(&self) -> bool {
+    pub(crate) fn is_simulated(&self) -> bool {
         matches!(self, Self::Simulated(_))
     }
 
-    pub(crate) fn driver(&self) -> Option<String> {
+    pub(crate) fn driver_version(&self) -> Option<String> {
         match self {
             Self::Nvidia(nvidia) => nvidia.nvml.sys_driver_version().ok(),
             _ => None,
         }
     }
 
-    pub(crate) fn cuda(&self) -> Option<String> {
+    /// The newest CUDA version that the driver supports, such as `12.4`.
+    pub(crate) fn cuda_version(&self) -> Option<String> {
         let Self::Nvidia(nvidia) = self else { return None };
         let version = nvidia.nvml.sys_cuda_driver_version().ok()?;
         Some(format!("{}.{}", version / 1_000, version % 1_000 / 10))
@@ -102,18 +105,18 @@ impl Gpus {
         }
     }
 
-    /// The present readings. Those of simulated GPUs only follow whether a job runs.
-    pub(crate) fn readings(&self, busy: bool) -> Vec<GpuReading> {
+    /// The current reading of each GPU. `is_busy` is true while a job runs; simulated GPUs then report load.
+    pub(crate) fn readings(&self, is_busy: bool) -> Vec<GpuReading> {
         match self {
             Self::None => Vec::new(),
             Self::Simulated(count) => (0..*count)
                 .map(|i| GpuReading {
                     uuid: simulated_uuid(i),
-                    utilisation_percent: if busy { 90 } else { 0 },
-                    memory_used: Mebibytes(if busy { 8_192 } else { 0 }),
-                    celsius: if busy { 65 } else { 35 },
-                    watts: if busy { 250 } else { 20 },
-                    processes: u32::from(busy),
+                    utilisation_percent: if is_busy { 90 } else { 0 },
+                    memory_used: Mebibytes(if is_busy { 8_192 } else { 0 }),
+                    celsius: if is_busy { 65 } else { 35 },
+                    watts: if is_busy { 250 } else { 20 },
+                    processes: u32::from(is_busy),
                     trouble: None,
                 })
                 .collect(),
@@ -121,10 +124,13 @@ impl Gpus {
         }
     }
 
-    /// Returns true where a process that is in none of these containers uses a GPU.
-    pub(crate) fn used_by_others(&self, containers: &[String]) -> bool {
+    /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids.
+    pub(crate) fn is_used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
-        nvidia.gpus.iter().any(|known| nvidia.pids(known.index).into_iter().any(|pid| !is_ours(pid, containers)))
+        nvidia
+            .gpus
+            .iter()
+            .any(|known| nvidia.pids(known.index).into_iter().any(|pid| !is_in_containers(pid, containers)))
     }
 }
 
@@ -132,23 +138,23 @@ fn simulated_uuid(index: u32) -> String {
     format!("GPU-simulated-{index}")
 }
 
-/// Looks at a process's cgroup to tell whether the process runs in one of these containers. A worker that is in a
-/// container itself cannot see the cgroups of others: then each process counts as a job's where any job runs.
-fn is_ours(pid: u32, containers: &[String]) -> bool {
+/// Returns true if a process belongs to one of these containers, by the process's cgroup. A worker that is itself in a
+/// container cannot see the cgroups of other processes. Then each process counts as a job's process while any job runs.
+fn is_in_containers(pid: u32, containers: &[String]) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
         Ok(cgroup) => containers.iter().any(|id| cgroup.contains(id.as_str())),
         Err(_) => !containers.is_empty(),
     }
 }
 
-impl Nvidia {
+impl NvidiaGpus {
     fn find(nvml: Nvml) -> Self {
         let count = nvml.device_count().unwrap_or(0);
         let mut gpus = Vec::new();
         for index in 0..count {
             match nvml.device_by_index(index).and_then(|device| describe(&device)) {
-                Ok((gpu, ecc)) => gpus.push(NvidiaGpu { index, gpu, ecc }),
-                Err(error) => warn!(%error, index, "a GPU does not answer: it is not listed"),
+                Ok((gpu, ecc_errors)) => gpus.push(NvidiaGpu { index, gpu, ecc_errors }),
+                Err(error) => warn!(%error, index, "a GPU does not answer: the GPU is not listed"),
             }
         }
         Self { nvml, gpus, logged: Mutex::default() }
@@ -160,11 +166,13 @@ impl Nvidia {
                 uuid: device.uuid()?,
                 utilisation_percent: device.utilization_rates()?.gpu,
                 memory_used: Mebibytes(device.memory_info()?.used >> 20),
-                // A sensor that the card does not have reads as zero.
+                // A missing sensor reads as 0.
                 celsius: device.temperature(TemperatureSensor::Gpu).unwrap_or(0),
                 watts: device.power_usage().map_or(0, |milliwatts| milliwatts / 1_000),
                 processes: u32::try_from(pids(&device).len()).unwrap_or(u32::MAX),
-                trouble: ecc(&device).zip(known.ecc).and_then(|(now, then)| (now > then).then_some(GpuTrouble::Ecc)),
+                trouble: ecc_errors(&device)
+                    .zip(known.ecc_errors)
+                    .and_then(|(now, at_start)| (now > at_start).then_some(GpuTrouble::Ecc)),
             })
         });
         let reading = read.unwrap_or_else(|e| GpuReading {
@@ -180,7 +188,7 @@ impl Nvidia {
         reading
     }
 
-    /// Logs a trouble when it begins, and when it is over.
+    /// Logs the beginning and the end of a GPU's trouble.
     fn log_change(&self, known: &NvidiaGpu, trouble: Option<GpuTrouble>) {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match trouble {
@@ -199,6 +207,7 @@ impl Nvidia {
     }
 }
 
+/// The description of a GPU, and its count of uncorrected memory errors.
 fn describe(device: &Device<'_>) -> Result<(Gpu, Option<u64>), NvmlError> {
     let capability = device.cuda_compute_capability().ok();
     let gpu = Gpu {
@@ -208,11 +217,11 @@ fn describe(device: &Device<'_>) -> Result<(Gpu, Option<u64>), NvmlError> {
         capability: capability.map(|c| format!("{}.{}", c.major, c.minor)),
         pci: device.pci_info().ok().map(|pci| pci.bus_id),
     };
-    Ok((gpu, ecc(device)))
+    Ok((gpu, ecc_errors(device)))
 }
 
-/// Uncorrected memory errors since the driver was loaded.
-fn ecc(device: &Device<'_>) -> Option<u64> {
+/// Uncorrected memory errors since the driver was loaded; `None` if the GPU does not count them.
+fn ecc_errors(device: &Device<'_>) -> Option<u64> {
     device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok()
 }
 
@@ -222,6 +231,7 @@ fn pids(device: &Device<'_>) -> Vec<u32> {
     compute.into_iter().chain(graphics).map(|process| process.pid).collect()
 }
 
+/// The trouble of a GPU for which NVML returned an error.
 fn trouble(e: &NvmlError) -> GpuTrouble {
     match e {
         NvmlError::GpuLost => GpuTrouble::Lost,

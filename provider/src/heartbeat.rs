@@ -1,5 +1,6 @@
-//! Heartbeats: how the machine is, sent every few seconds. Each beat also looks at the GPUs, and stops the jobs whose
-//! GPU has failed. A heartbeat that cannot be sent is dropped: the next one is newer.
+//! Heartbeats: the state of the machine, sent to the market every few seconds. Before each heartbeat the worker checks
+//! the GPUs, and stops the jobs whose GPU has failed. A heartbeat that cannot be sent is dropped, because the next
+//! heartbeat replaces it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,23 +9,23 @@ use gpubnb_events::{
     Clock as _, MachineId, SystemClock, subject,
     telemetry::{GpuReading, GpuTrouble, Heartbeat, WorkerState},
 };
-use gpubnb_runtime::nats::connected;
+use gpubnb_runtime::nats::is_connected;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{gpu::Gpus, hardware::CpuLoad, lease_table::LeaseTable};
 
-/// A heartbeat that was not sent.
+/// The error for a heartbeat that was not sent.
 #[derive(Debug, thiserror::Error)]
-enum NotSent {
+enum SendError {
     #[error("the heartbeat cannot be written as JSON")]
     Json(#[from] serde_json::Error),
     #[error("the broker did not take the heartbeat")]
     Broker(#[from] async_nats::client::PublishError),
 }
 
-/// Returns true for a trouble of a GPU with which a job cannot go on. Memory errors are none: the program itself sees
-/// them.
+/// Returns true if a job cannot go on after this trouble of its GPU. After memory errors the job goes on, because the
+/// program itself gets an error.
 fn is_fatal(trouble: GpuTrouble) -> bool {
     matches!(trouble, GpuTrouble::Lost | GpuTrouble::ResetRequired | GpuTrouble::Driver)
 }
@@ -38,27 +39,27 @@ pub(crate) fn check_gpus(gpus: &Gpus, leases: &LeaseTable) -> Vec<GpuReading> {
     readings
 }
 
-/// Sends heartbeats until shutdown.
-pub(crate) async fn beat(
+/// Sends a heartbeat every `interval` until shutdown. `state` returns the current state of the machine.
+pub(crate) async fn send_heartbeats(
     client: Client,
     machine: MachineId,
     gpus: Arc<Gpus>,
     leases: Arc<LeaseTable>,
     state: impl Fn() -> WorkerState + Send,
-    every: Duration,
+    interval: Duration,
     shutdown: CancellationToken,
 ) {
     let subject = subject::heartbeat(machine);
     let mut cpu = CpuLoad::default();
-    let mut interval = tokio::time::interval(every);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut timer = tokio::time::interval(interval);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = interval.tick() => {}
+            _ = timer.tick() => {}
         }
         let readings = check_gpus(&gpus, &leases);
-        if !connected(&client) {
+        if !is_connected(&client) {
             continue;
         }
         let heartbeat = Heartbeat {
@@ -75,7 +76,7 @@ pub(crate) async fn beat(
     }
 }
 
-async fn send(client: &Client, subject: String, heartbeat: &Heartbeat) -> Result<(), NotSent> {
+async fn send(client: &Client, subject: String, heartbeat: &Heartbeat) -> Result<(), SendError> {
     let payload = serde_json::to_vec(heartbeat)?;
     Ok(client.publish(subject, payload.into()).await?)
 }

@@ -1,5 +1,6 @@
-//! The machine's identity: its id and keys, which are made once and never leave the machine, the market where it is
-//! enrolled, and the lock by which only one worker uses them.
+//! The machine's identity: its id, its keys, and the market where the machine is enrolled. The worker generates the id
+//! and the keys once, and the private keys never leave the machine. A lock ensures that only one worker uses an
+//! identity.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,50 +16,53 @@ use nkeys::{KeyPair, XKey};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-/// The machine's identity. The lock is held for as long as this value lives.
+/// The machine's identity. The lock is released when this value is dropped.
 pub(crate) struct Identity {
     pub(crate) machine: MachineId,
+    /// The worker's directory.
     pub(crate) state: PathBuf,
-    pub(crate) keys: Keys,
+    pub(crate) keys: MachineKeys,
     _lock: File,
 }
 
 /// The machine's keys.
-pub(crate) struct Keys {
+pub(crate) struct MachineKeys {
+    /// The Ed25519 key with which the machine signs.
     nkey: KeyPair,
-    /// The key with which the market seals the secrets of jobs.
+    /// The X25519 key with which the machine decrypts the secrets of jobs.
     pub(crate) sealing: XKey,
 }
 
 /// The market where this machine is enrolled.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Enrollment {
-    /// Address of the market's edge.
+    /// Address of the market's edge, which is its public web server.
     pub(crate) market: String,
-    /// Certificate of the authority that signed the edge's, where that authority is not a public one.
+    /// Certificate (PEM) of the authority that signed the edge's certificate; `None` for a public authority.
     #[serde(default)]
     pub(crate) market_ca: Option<PathBuf>,
 }
 
-impl Keys {
-    /// The public key that names this machine, `U…`.
+impl MachineKeys {
+    /// The public key for which the market issues credentials. It begins with `U`.
     pub(crate) fn public_key(&self) -> String {
         self.nkey.public_key()
     }
 
-    /// Signs a text. The signature is in base64url.
+    /// Signs a text. Returns the signature in base64url.
     pub(crate) fn sign(&self, text: &str) -> anyhow::Result<String> {
         Ok(BASE64URL_NOPAD.encode(&self.sign_bytes(text.as_bytes())?))
     }
 
-    /// Signs bytes, as the broker asks for at each connection.
+    /// Signs bytes, such as the broker's nonce. Returns the raw signature.
     pub(crate) fn sign_bytes(&self, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
         Ok(self.nkey.sign(bytes)?)
     }
 }
 
 impl Identity {
-    /// Takes the lock and reads the id and the keys. Makes them at the first start.
+    /// Takes the lock, and reads the id and the keys from the directory `state`. Makes the id and the keys at the first
+    /// start.
     pub(crate) fn open(state: &Path) -> anyhow::Result<Self> {
         let state = std::path::absolute(state)?;
         fs::create_dir_all(state.join("leases")).with_context(|| format!("creating {}", state.display()))?;
@@ -66,15 +70,15 @@ impl Identity {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("another worker runs with {}: stop it, or give this one its own --state", state.display());
         }
-        let machine = kept(&state.join("machine"), 0o644, || Ok(MachineId::generate().to_string()))?;
+        let machine = read_or_create(&state.join("machine"), 0o644, || Ok(MachineId::generate().to_string()))?;
         let machine = machine.parse().with_context(|| format!("reading {}", state.join("machine").display()))?;
-        let nkey = kept(&state.join("machine.seed"), 0o600, || Ok(KeyPair::new_user().seed()?))?;
-        let sealing = kept(&state.join("sealing.seed"), 0o600, || Ok(XKey::new().seed()?))?;
-        let keys = Keys { nkey: KeyPair::from_seed(&nkey)?, sealing: XKey::from_seed(&sealing)? };
+        let nkey = read_or_create(&state.join("machine.seed"), 0o600, || Ok(KeyPair::new_user().seed()?))?;
+        let sealing = read_or_create(&state.join("sealing.seed"), 0o600, || Ok(XKey::new().seed()?))?;
+        let keys = MachineKeys { nkey: KeyPair::from_seed(&nkey)?, sealing: XKey::from_seed(&sealing)? };
         Ok(Self { machine, state, keys, _lock: lock })
     }
 
-    /// The market where this machine is enrolled. Fails where it is enrolled nowhere.
+    /// The market where this machine is enrolled. Fails if the machine is not enrolled.
     pub(crate) fn enrollment(&self) -> anyhow::Result<Enrollment> {
         let path = self.state.join("enrollment.json");
         match fs::read(&path) {
@@ -87,13 +91,14 @@ impl Identity {
         }
     }
 
-    /// The market where the machine of a directory is enrolled, if it is, for commands that run beside the worker.
-    pub(crate) fn enrolled_at(state: &Path) -> Option<Enrollment> {
+    /// The market where the machine of a directory is enrolled; `None` if it is not enrolled. Takes no lock, for
+    /// commands that run at the same time as the worker.
+    pub(crate) fn read_enrollment(state: &Path) -> Option<Enrollment> {
         serde_json::from_slice(&fs::read(state.join("enrollment.json")).ok()?).ok()
     }
 
-    /// Writes down where this machine is enrolled.
-    pub(crate) fn enrolled(&self, enrollment: &Enrollment) -> anyhow::Result<()> {
+    /// Saves the market where this machine is enrolled.
+    pub(crate) fn save_enrollment(&self, enrollment: &Enrollment) -> anyhow::Result<()> {
         let path = self.state.join("enrollment.json");
         let partial = path.with_extension("partial");
         fs::write(&partial, serde_json::to_vec_pretty(enrollment)?)?;
@@ -101,13 +106,13 @@ impl Identity {
     }
 }
 
-/// The id of the machine whose directory this is, if it is one's.
+/// The id of the machine of a directory; `None` if the directory belongs to no machine.
 pub(crate) fn machine_of(state: &Path) -> Option<MachineId> {
     fs::read_to_string(state.join("machine")).ok()?.trim().parse().ok()
 }
 
-/// The content of a file. Where there is none, the content is made and written.
-fn kept(path: &Path, mode: u32, make: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<String> {
+/// Reads a file. If the file does not exist, makes its content, and writes the file with these permissions (`mode`).
+fn read_or_create(path: &Path, mode: u32, make: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => return Ok(text.trim().to_owned()),
         Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -128,17 +133,17 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_machine_keeps_its_id_and_keys_and_has_one_worker() {
+    fn a_machine_has_the_same_id_and_keys_at_each_start_and_only_one_worker() {
         let dir = tempfile::tempdir().unwrap();
         let first = Identity::open(dir.path()).unwrap();
         assert!(Identity::open(dir.path()).is_err());
         let (machine, key) = (first.machine, first.keys.public_key());
         drop(first);
-        let again = Identity::open(dir.path()).unwrap();
-        assert_eq!((again.machine, again.keys.public_key()), (machine, key));
+        let reopened = Identity::open(dir.path()).unwrap();
+        assert_eq!((reopened.machine, reopened.keys.public_key()), (machine, key));
         for seed in ["machine.seed", "sealing.seed"] {
             assert_eq!(fs::metadata(dir.path().join(seed)).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        assert!(again.enrollment().unwrap_err().to_string().contains("gpubnb-provider enroll"));
+        assert!(reopened.enrollment().unwrap_err().to_string().contains("gpubnb-provider enroll"));
     }
 }

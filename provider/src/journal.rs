@@ -1,4 +1,5 @@
-//! The worker's own log: printed, and kept in a file of bounded length for `gpubnb-provider logs`.
+//! The worker's journal: its own log, not the log of a job. Each line is printed to standard error and appended to a
+//! file of limited size, which `gpubnb-provider logs` reads.
 
 use std::{
     fs::{self, File},
@@ -7,42 +8,43 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Length of the file, bytes, at which a new one begins. One former file is kept.
-pub(crate) const MOST: u64 = 4 << 20;
+/// The journal is rotated when its file is larger, bytes. One former file is kept as `worker.log.1`.
+pub(crate) const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// The file in the worker's directory.
+/// The path of the journal's file in the worker's directory.
 pub(crate) fn path(state: &Path) -> PathBuf {
     state.join("worker.log")
 }
 
-/// Writes to standard error and to the file.
+/// The writer of the journal: writes to standard error and to the file.
 pub struct Journal(Mutex<LogFile>);
 
 struct LogFile {
     file: File,
     path: PathBuf,
-    written: u64,
+    /// Size of the file, bytes.
+    size: u64,
 }
 
 impl Journal {
-    /// Opens the file, or makes it.
+    /// Opens or creates the file in the worker's directory `state`.
     pub fn open(state: &Path) -> io::Result<Self> {
         fs::create_dir_all(state)?;
         let path = path(state);
         let file = File::options().create(true).append(true).open(&path)?;
-        let written = file.metadata()?.len();
-        Ok(Self(Mutex::new(LogFile { file, path, written })))
+        let size = file.metadata()?.len();
+        Ok(Self(Mutex::new(LogFile { file, path, size })))
     }
 }
 
 impl LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.written > MOST {
+        if self.size > MAX_FILE_BYTES {
             fs::rename(&self.path, self.path.with_extension("log.1"))?;
             self.file = File::options().create(true).append(true).open(&self.path)?;
-            self.written = 0;
+            self.size = 0;
         }
-        self.written += bytes.len() as u64;
+        self.size += bytes.len() as u64;
         self.file.write_all(bytes)
     }
 }
@@ -50,9 +52,9 @@ impl LogFile {
 impl Write for &Journal {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         io::stderr().write_all(bytes)?;
-        // A full disk must not stop the worker. The line has been printed, at least.
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes);
-        drop(kept);
+        // An error of the file is ignored, because a full disk must not stop the worker. The line has been printed.
+        let result = self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes);
+        drop(result);
         Ok(bytes.len())
     }
 
@@ -66,12 +68,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_file_begins_when_the_old_one_is_long() {
+    fn a_journal_that_is_too_large_is_rotated() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = LogFile {
             file: File::options().create(true).append(true).open(path(dir.path())).unwrap(),
             path: path(dir.path()),
-            written: MOST + 1,
+            size: MAX_FILE_BYTES + 1,
         };
         file.write(b"new\n").unwrap();
         assert_eq!(fs::read_to_string(path(dir.path())).unwrap(), "new\n");

@@ -1,5 +1,5 @@
-//! The attempts that run on this machine, by their leases: how many there may be, and the state in which each should
-//! be.
+//! The lease table: the attempts that run on this machine, by lease, with the desired state of each attempt. The number
+//! of attempts is limited by the machine's slots.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,9 @@ use crate::{
     gpu_allocator::GpuAllocator,
 };
 
-/// The attempts on this machine. An attempt leaves the table when the platform has its report.
+/// The attempts on this machine. An attempt leaves the table when the platform has its report, or its lease is over.
 pub(crate) struct LeaseTable {
+    /// Most attempts that run at the same time.
     slots: usize,
     entries: Mutex<BTreeMap<Lease, Entry>>,
     pub(crate) gpus: GpuAllocator,
@@ -24,10 +25,11 @@ pub(crate) struct LeaseTable {
 
 struct Entry {
     job: JobId,
+    /// When the attempt entered the table.
     since: Timestamp,
     /// Docker's id of the attempt's container.
     container: Option<String>,
-    /// When the attempt ended, while its report is under way.
+    /// When the attempt ended. Set while the report is not delivered yet.
     ended_at: Option<Timestamp>,
     desired: watch::Sender<DesiredState>,
 }
@@ -37,18 +39,20 @@ struct Entry {
 pub(crate) struct AttemptStatus {
     pub(crate) job: JobId,
     pub(crate) lease: Lease,
+    /// When this run of the worker took or resumed the attempt.
     pub(crate) since: Timestamp,
+    /// The UUIDs of the attempt's GPUs.
     #[serde(default)]
     pub(crate) gpus: Vec<String>,
 }
 
-/// Why an attempt was not taken into the table.
+/// The reason why an attempt was not added to the table.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NotTaken {
-    /// All slots are taken.
+pub(crate) enum TakeError {
+    /// All slots are in use.
     Full,
     /// The attempt is in the table already: the broker delivered its message a second time.
-    Already,
+    Duplicate,
 }
 
 impl LeaseTable {
@@ -57,28 +61,29 @@ impl LeaseTable {
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Lease, Entry>> {
-        // A panic elsewhere cannot leave a map half written.
+        // A poisoned lock is used anyway: a panic of another thread cannot leave the map half written.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a new attempt, where a slot is free. The state in which it should be arrives through the receiver.
-    pub(crate) fn take(&self, job: JobId, lease: Lease) -> Result<watch::Receiver<DesiredState>, NotTaken> {
+    /// Adds a new attempt, if a slot is free. Returns a receiver for the attempt's desired state.
+    pub(crate) fn take(&self, job: JobId, lease: Lease) -> Result<watch::Receiver<DesiredState>, TakeError> {
         let mut entries = self.entries();
         if entries.contains_key(&lease) {
-            return Err(NotTaken::Already);
+            return Err(TakeError::Duplicate);
         }
         if entries.len() >= self.slots {
-            return Err(NotTaken::Full);
+            return Err(TakeError::Full);
         }
         Ok(insert(&mut entries, job, lease))
     }
 
-    /// Takes an attempt that a former run of the worker started, even where no slot is free.
-    pub(crate) fn take_up_again(&self, job: JobId, lease: Lease) -> watch::Receiver<DesiredState> {
+    /// Adds an attempt that a former run of the worker started, even if no slot is free. Returns a receiver for the
+    /// attempt's desired state.
+    pub(crate) fn resume(&self, job: JobId, lease: Lease) -> watch::Receiver<DesiredState> {
         insert(&mut self.entries(), job, lease)
     }
 
-    /// Notes when an attempt ended. Its report is still to be delivered.
+    /// Sets the time at which an attempt ended.
     pub(crate) fn set_ended(&self, lease: Lease, at: Timestamp) {
         if let Some(entry) = self.entries().get_mut(&lease) {
             entry.ended_at = Some(at);
@@ -91,57 +96,57 @@ impl LeaseTable {
         self.entries().remove(&lease);
     }
 
-    /// Asks an attempt to be in another state. A weaker request than the one before changes nothing.
+    /// Sets the desired state of an attempt. Does nothing if the current desired state is stronger.
     pub(crate) fn set_desired(&self, lease: Lease, desired: DesiredState) {
         if let Some(entry) = self.entries().get(&lease) {
-            entry.desired.send_if_modified(|present| {
-                let is_stronger = desired > *present;
+            entry.desired.send_if_modified(|current| {
+                let is_stronger = desired > *current;
                 if is_stronger {
-                    *present = desired;
+                    *current = desired;
                 }
                 is_stronger
             });
         }
     }
 
-    /// Asks all attempts to be in another state.
+    /// Sets the desired state of all attempts.
     pub(crate) fn set_desired_of_all(&self, desired: DesiredState) {
         for running in self.running() {
             self.set_desired(running.lease, desired);
         }
     }
 
-    /// Stops the attempts that have one of these GPUs, which have failed.
-    pub(crate) fn stop_holders(&self, lost: &[String]) {
-        for lease in self.gpus.holders(lost) {
+    /// Stops the attempts that have one of these failed GPUs. `failed` are UUIDs.
+    pub(crate) fn stop_holders(&self, failed: &[String]) {
+        for lease in self.gpus.holders(failed) {
             self.set_desired(lease, DesiredState::Stop(StopReason::GpuLost));
         }
     }
 
-    /// Notes which container an attempt has.
+    /// Sets the container of an attempt. `container` is Docker's id.
     pub(crate) fn set_container(&self, lease: Lease, container: &str) {
         if let Some(entry) = self.entries().get_mut(&lease) {
             entry.container = Some(container.to_owned());
         }
     }
 
-    /// The containers of all attempts.
+    /// The ids of the containers of all attempts.
     pub(crate) fn containers(&self) -> Vec<String> {
         self.entries().values().filter_map(|entry| entry.container.clone()).collect()
     }
 
-    /// All attempts, for `gpubnb-provider status`.
+    /// The status of all attempts, for `gpubnb-provider status`.
     pub(crate) fn statuses(&self) -> Vec<AttemptStatus> {
         let status = |(lease, entry): (&Lease, &Entry)| AttemptStatus {
             job: entry.job,
             lease: *lease,
             since: entry.since,
-            gpus: self.gpus.of(*lease),
+            gpus: self.gpus.gpus_of(*lease),
         };
         self.entries().iter().map(status).collect()
     }
 
-    /// All attempts, for heartbeats.
+    /// All attempts, for heartbeats and for the reconciliation with the platform.
     pub(crate) fn running(&self) -> Vec<RunningLease> {
         let running =
             |(lease, entry): (&Lease, &Entry)| RunningLease { job: entry.job, lease: *lease, ended_at: entry.ended_at };
@@ -162,18 +167,18 @@ mod tests {
     use gpubnb_events::Seq;
 
     #[test]
-    fn a_table_holds_as_many_attempts_as_it_has_slots_and_each_lease_once() {
+    fn a_lease_is_taken_once_and_only_if_a_slot_is_free() {
         let leases = LeaseTable::new(1);
         let (job, one, two) = (JobId::generate(), Lease(Seq(1)), Lease(Seq(2)));
         leases.take(job, one).unwrap();
-        assert_eq!(leases.take(job, one).unwrap_err(), NotTaken::Already);
-        assert_eq!(leases.take(job, two).unwrap_err(), NotTaken::Full);
+        assert_eq!(leases.take(job, one).unwrap_err(), TakeError::Duplicate);
+        assert_eq!(leases.take(job, two).unwrap_err(), TakeError::Full);
         leases.release(one);
         assert!(leases.take(job, two).is_ok());
     }
 
     #[test]
-    fn a_weaker_request_changes_nothing() {
+    fn a_weaker_desired_state_does_not_replace_a_stronger_one() {
         let leases = LeaseTable::new(1);
         let lease = Lease(Seq(1));
         let desired = leases.take(JobId::generate(), lease).unwrap();
@@ -183,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_gpu_stops_its_holder_alone_and_a_release_frees_it() {
+    fn a_lost_gpu_stops_only_its_holder_and_a_release_frees_the_gpu() {
         let leases = LeaseTable::new(2);
         let (one, two) = (Lease(Seq(1)), Lease(Seq(2)));
         let gpus = ["a", "b"].map(ToOwned::to_owned);

@@ -1,8 +1,11 @@
 //! The worker of `GPUbnb` on a provider's machine: it pulls job messages, runs each job in Docker, and reports how the
 //! job ended.
 //!
-//! Belongs here: the machine's hardware, the sandbox, the life of one attempt on this machine. Must not
-//! come here: trust in a job, or a credential of another machine.
+//! An *attempt* is one try to run a job on a machine. A *lease* is the number of an attempt: the sequence of the event
+//! `JobAssigned` in the market's log. A later lease of the same job makes an earlier lease stale.
+//!
+//! Belongs here: the machine's hardware, the sandbox, and each attempt on this machine. Must not come here: code that
+//! trusts a job, or a credential of another machine.
 
 mod attempt;
 pub mod commands;
@@ -27,7 +30,7 @@ mod sync;
 mod worker;
 
 pub use config::Cli;
-pub use docker::{SandboxParams, container_name, hardened, job_user};
+pub use docker::{SandboxParams, container_name, hardened_container, job_user};
 pub use journal::Journal;
 pub use selftest::command as self_test;
 pub use worker::{enroll, run};

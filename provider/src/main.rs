@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
 use gpubnb_provider::{Cli, Journal, commands, config::Command, enroll, run, self_test};
 use tokio_util::sync::CancellationToken;
 
-// A single thread is enough to watch over jobs, and costs the owner little memory.
+// One thread is enough to supervise jobs, and needs little of the owner's memory.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match Box::pin(done()).await {
@@ -26,7 +26,7 @@ async fn done() -> anyhow::Result<()> {
         }
         Command::Run(args) => {
             let journal = Arc::new(Journal::open(&state)?);
-            gpubnb_runtime::observe::start_to(journal, std::io::stderr().is_terminal());
+            gpubnb_runtime::observe::start_with_writer(journal, std::io::stderr().is_terminal());
             let shutdown = CancellationToken::new();
             gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
             Box::pin(run(&state, *args, shutdown)).await

@@ -1,4 +1,5 @@
-//! The client for the market's edge, over HTTP: enrolls this machine and renews its credential.
+//! The HTTP client for the market's edge, which is the market's public web server. The client enrolls this machine and
+//! renews its credential for the broker.
 
 use std::{path::Path, time::Duration};
 
@@ -9,22 +10,24 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::identity::Keys;
+use crate::identity::MachineKeys;
 
-/// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest time of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The market's answer to an enrolled machine: its credential, and where the broker is.
+/// An enrolled machine's access to the broker.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Enrolled {
+pub(crate) struct BrokerAccess {
     #[serde(flatten)]
     pub(crate) credential: MachineCredential,
+    /// Address of the broker.
     pub(crate) broker: String,
     #[serde(default)]
+    /// Certificate (PEM) of the authority that signed the broker's certificate; `None` for a public authority.
     pub(crate) broker_authority: Option<String>,
 }
 
-/// The edge refused a request.
+/// The edge refused a request. A later try would be refused, too.
 #[derive(Debug, thiserror::Error)]
 #[error("{title}: {detail}")]
 pub(crate) struct EdgeRefusal {
@@ -32,14 +35,14 @@ pub(crate) struct EdgeRefusal {
     pub(crate) detail: String,
 }
 
-/// The body of an answer that is an error (RFC 9457).
+/// The body of an error response (RFC 9457).
 #[derive(Deserialize)]
 struct ProblemBody {
     title: String,
     detail: String,
 }
 
-/// The answer to a challenge.
+/// The market's challenge (a nonce) with the machine's signature, base64url.
 #[derive(Serialize)]
 struct SignedChallenge {
     nonce: String,
@@ -48,17 +51,18 @@ struct SignedChallenge {
 
 /// A client for the market's edge.
 #[derive(Clone)]
-pub(crate) struct Market {
+pub(crate) struct MarketClient {
     client: reqwest::Client,
     url: String,
 }
 
-/// An HTTP client for a market. It trusts the public authorities and the given one.
-pub(crate) fn http(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+/// Makes an HTTP client for the market at `url`. The client trusts the public authorities, and the authority whose
+/// certificate (PEM) is in the file `authority`.
+pub(crate) fn http_client(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     if !url.contains("://") {
         bail!("{url} is not the address of a market: write https://{url}, or http://{url} for one on this machine");
     }
-    // The call fails where another library of this process has installed a provider, which does as well.
+    // The call fails if a library has already installed a provider of cryptography. That provider is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(5));
     if let Some(path) = authority {
@@ -66,13 +70,13 @@ pub(crate) fn http(url: &str, authority: Option<&Path>) -> anyhow::Result<reqwes
         builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
     }
     if url.starts_with("http://") {
-        // Without TLS no authority is needed, and a small system may have none.
+        // Plain HTTP needs no authorities. A minimal system has none, and `build` could fail without this line.
         builder = builder.tls_certs_only([]);
     }
     Ok(builder.build()?)
 }
 
-impl Market {
+impl MarketClient {
     pub(crate) fn new(client: reqwest::Client, url: &str) -> Self {
         Self { client, url: url.trim_end_matches('/').to_owned() }
     }
@@ -80,7 +84,8 @@ impl Market {
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> anyhow::Result<T> {
         let url = format!("{}/api/v1{path}", self.url);
         let body = serde_json::to_vec(body)?;
-        let request = self.client.post(&url).timeout(PATIENCE).header("content-type", "application/json").body(body);
+        let request =
+            self.client.post(&url).timeout(REQUEST_TIMEOUT).header("content-type", "application/json").body(body);
         let response = request.send().await.with_context(|| format!("{} does not answer", self.url))?;
         let status = response.status();
         let text = response.bytes().await?;
@@ -97,7 +102,12 @@ impl Market {
     }
 
     /// Enrolls the machine with a one-time code. Returns its first credential.
-    pub(crate) async fn enroll(&self, keys: &Keys, machine: MachineId, code: &str) -> anyhow::Result<Enrolled> {
+    pub(crate) async fn enroll(
+        &self,
+        keys: &MachineKeys,
+        machine: MachineId,
+        code: &str,
+    ) -> anyhow::Result<BrokerAccess> {
         let mut redeem = RedeemEnrollment {
             code: code.to_owned(),
             machine,
@@ -110,7 +120,7 @@ impl Market {
     }
 
     /// Renews the credential by signing the market's challenge.
-    pub(crate) async fn renew(&self, keys: &Keys, machine: MachineId) -> anyhow::Result<Enrolled> {
+    pub(crate) async fn renew(&self, keys: &MachineKeys, machine: MachineId) -> anyhow::Result<BrokerAccess> {
         let empty = serde_json::Map::new();
         let challenge: Challenge = self.post(&format!("/machines/{machine}/challenge"), &empty).await?;
         let mut renew = RenewCredential { machine, nonce: challenge.nonce, signature: String::new() };

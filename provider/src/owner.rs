@@ -1,8 +1,8 @@
-//! Watches when the owner needs the machine: outside the hours at which it is shared, and while a process that is no
-//! job's uses a GPU.
+//! Applies the owner's rules for sharing. The machine is *spare* in the hours at which the owner shares it, and while
+//! no process but those of jobs uses a GPU. Otherwise the machine is *reclaimed*: the owner needs it.
 //!
-//! The watch looks once a second. When the owner needs the machine, the worker tells the market and stops the jobs.
-//! When the machine is spare again, the worker tells that, too.
+//! The worker checks the rules once a second. When the machine is reclaimed, the worker reports that to the market and
+//! stops the jobs. When the machine is spare again, the worker reports that, too.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use gpubnb_events::{
     Clock as _, SystemClock,
     command::{ChangeMachine, Done, MachineChange},
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -22,14 +22,16 @@ use crate::{
     platform::Platform,
 };
 
-/// Time between two looks, and between two tries to tell the market.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks of the rules, and between two tries to report a change.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Hours of the day, by the machine's clock: `22:00-08:00`.
+/// Hours of the day, by the machine's clock, such as `22:00-08:00` or `22:00-08:00,12:30-13:00`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hours {
-    /// Begin and end of each window, minutes since midnight. A window may go past midnight.
+    /// Start (included) and end (excluded) of each window, minutes since midnight. A window may go past midnight: its
+    /// end is then smaller than its start.
     windows: Vec<(u16, u16)>,
+    /// The text from which the hours were parsed.
     text: String,
 }
 
@@ -59,33 +61,33 @@ impl fmt::Display for Hours {
 }
 
 impl Hours {
-    /// Returns true for a minute of the day that is in one of the windows.
-    fn contain(&self, minute: u16) -> bool {
+    /// Returns true if one of the windows contains this minute of the day, 0 to 1,439.
+    fn contains(&self, minute: u16) -> bool {
         self.windows
             .iter()
             .any(|(from, to)| if from <= to { (*from..*to).contains(&minute) } else { minute >= *from || minute < *to })
     }
 }
 
-/// The owner's rules for when the machine is spare. Without any rule it always is.
+/// The owner's rules for sharing the machine. Without rules the machine is always spare.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SharingRules {
-    /// How long the GPUs must have been idle.
+    /// The machine is spare only after the GPUs have been idle for this time.
     pub(crate) idle: Option<Duration>,
-    /// The hours at which the machine is shared.
+    /// The machine is spare only in these hours.
     pub(crate) hours: Option<Hours>,
 }
 
-/// Why the machine is not spare.
+/// The reason why the machine is reclaimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum AwayReason {
-    /// A process that is no job's uses a GPU, or did a moment ago.
+pub(crate) enum ReclaimReason {
+    /// A process that belongs to no job uses a GPU, or used it within the idle time.
     GpuInUse,
-    /// The present hour is outside the hours at which the machine is shared.
+    /// The machine is not shared at this hour.
     OutsideHours,
 }
 
-impl fmt::Display for AwayReason {
+impl fmt::Display for ReclaimReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::GpuInUse => "somebody else's process uses its GPU, or did a moment ago",
@@ -95,82 +97,82 @@ impl fmt::Display for AwayReason {
 }
 
 impl SharingRules {
-    /// Why the machine is not spare; `None` where it is. `unused` is how long no other process has used a GPU; `None`
-    /// while one does.
-    fn away(&self, minute: u16, unused: Option<Duration>) -> Option<AwayReason> {
-        if self.hours.as_ref().is_some_and(|hours| !hours.contain(minute)) {
-            return Some(AwayReason::OutsideHours);
+    /// The reason why the machine is reclaimed; `None` if it is spare. `minute` is the minute of the day. `unused` is
+    /// the time since a process other than those of jobs used a GPU; `None` while such a process uses a GPU.
+    fn reclaim_reason(&self, minute: u16, unused: Option<Duration>) -> Option<ReclaimReason> {
+        if self.hours.as_ref().is_some_and(|hours| !hours.contains(minute)) {
+            return Some(ReclaimReason::OutsideHours);
         }
         let idle = self.idle?;
-        unused.is_none_or(|unused| unused < idle).then_some(AwayReason::GpuInUse)
+        unused.is_none_or(|unused| unused < idle).then_some(ReclaimReason::GpuInUse)
     }
 
-    /// Returns true where there is any rule.
-    fn is_any(&self) -> bool {
+    /// Returns true if the owner has set at least one rule.
+    fn has_rules(&self) -> bool {
         self.idle.is_some() || self.hours.is_some()
     }
 }
 
-/// Watches until shutdown, and keeps `away` up to date.
-pub(crate) async fn watch(
+/// Checks the rules until shutdown, and publishes the reason through `reclaimed`.
+pub(crate) async fn watch_rules(
     rules: SharingRules,
     gpus: Arc<Gpus>,
     leases: Arc<LeaseTable>,
     platform: Platform,
-    away: watch::Sender<Option<AwayReason>>,
+    reclaimed: watch::Sender<Option<ReclaimReason>>,
     shutdown: CancellationToken,
 ) {
-    if !rules.is_any() {
-        // A former run of the worker may have had rules, and have told the market that the owner needs the machine.
-        return tell(&platform, MachineChange::Back, &shutdown).await;
+    if !rules.has_rules() {
+        // A former run of the worker may have had rules, and may have reported the machine as reclaimed.
+        return report_change(&platform, MachineChange::Back, &shutdown).await;
     }
-    // The time before the start is not known. GPUs that are idle now count as idle for long enough.
-    let mut used: Option<Instant> = None;
-    let mut told: Option<Option<AwayReason>> = None;
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // When the GPUs were used before the start is not known. GPUs that are idle at the start count as idle long enough.
+    let mut last_use: Option<Instant> = None;
+    let mut reported: Option<Option<ReclaimReason>> = None;
+    let mut timer = tokio::time::interval(WATCH_INTERVAL);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = look.tick() => {}
+            _ = timer.tick() => {}
         }
-        let others = rules.idle.is_some() && gpus.used_by_others(&leases.containers());
-        if others {
-            used = Some(Instant::now());
+        let is_used = rules.idle.is_some() && gpus.is_used_by_others(&leases.containers());
+        if is_used {
+            last_use = Some(Instant::now());
         }
-        let unused = if others { None } else { Some(used.map_or(Duration::MAX, |used| used.elapsed())) };
-        let now = rules.away(SystemClock.now().local_minute(), unused);
-        if told.as_ref() == Some(&now) {
+        let unused = if is_used { None } else { Some(last_use.map_or(Duration::MAX, |at| at.elapsed())) };
+        let reason = rules.reclaim_reason(SystemClock.now().local_minute(), unused);
+        if reported.as_ref() == Some(&reason) {
             continue;
         }
-        away.send_replace(now.clone());
-        if let Some(why) = &now {
+        reclaimed.send_replace(reason.clone());
+        if let Some(why) = &reason {
             info!(%why, "the owner needs the machine: no new jobs, and the jobs that run are stopped");
             let preempted = DesiredState::Stop(StopReason::Preempted);
             leases.set_desired_of_all(preempted);
-            tell(&platform, MachineChange::Away, &shutdown).await;
-            // The market may have given this machine jobs before it knew.
+            report_change(&platform, MachineChange::Away, &shutdown).await;
+            // The market may have assigned jobs to this machine before it had the report.
             leases.set_desired_of_all(preempted);
         } else {
             info!("the machine is spare again");
-            tell(&platform, MachineChange::Back, &shutdown).await;
+            report_change(&platform, MachineChange::Back, &shutdown).await;
         }
-        told = Some(now);
+        reported = Some(reason);
     }
 }
 
-/// Tells the market of a change, and tries again until the market answers.
-async fn tell(platform: &Platform, change: MachineChange, shutdown: &CancellationToken) {
-    let command = ChangeMachine { machine: platform.machine(), wish: change };
+/// Reports a change of the machine to the market, and tries again until the market answers.
+async fn report_change(platform: &Platform, change: MachineChange, shutdown: &CancellationToken) {
+    let command = ChangeMachine { machine: platform.machine(), change };
     loop {
-        match platform.ask::<Done>("wish", &command).await {
+        match platform.call::<Done>("wish", &command).await {
             Ok(_) => return,
-            Err(Failure::Refused(refusal)) => return warn!(%refusal, ?change, "the market refuses a change"),
-            Err(Failure::Unavailable(problem)) => debug!(%problem, ?change, "the market is told again"),
+            Err(RpcError::Refused(refusal)) => return warn!(%refusal, ?change, "the market refuses a change"),
+            Err(RpcError::Unavailable(problem)) => debug!(%problem, ?change, "reporting the change again"),
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
         }
     }
 }
@@ -183,22 +185,22 @@ mod tests {
     fn hours_may_go_past_midnight() {
         let hours: Hours = "22:00-08:00, 12:30-13:00".parse().unwrap();
         for (minute, within) in [(22 * 60, true), (0, true), (8 * 60, false), (12 * 60 + 45, true), (13 * 60, false)] {
-            assert_eq!(hours.contain(minute), within, "{minute}");
+            assert_eq!(hours.contains(minute), within, "{minute}");
         }
-        assert!("0:00-24:00".parse::<Hours>().unwrap().contain(23 * 60 + 59));
+        assert!("0:00-24:00".parse::<Hours>().unwrap().contains(23 * 60 + 59));
         for bad in ["", "22-8", "25:00-08:00", "22:00", "22:60-08:00"] {
             assert!(bad.parse::<Hours>().is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_machine_is_spare_when_hours_and_gpus_agree() {
+    fn the_machine_is_spare_only_in_its_hours_and_after_the_idle_time() {
         let minutes = |n: u64| Duration::from_secs(60 * n);
         let rules = SharingRules { idle: Some(minutes(10)), hours: Some("22:00-08:00".parse().unwrap()) };
-        assert_eq!(rules.away(12 * 60, Some(Duration::MAX)), Some(AwayReason::OutsideHours));
-        assert_eq!(rules.away(0, None), Some(AwayReason::GpuInUse));
-        assert_eq!(rules.away(0, Some(minutes(9))), Some(AwayReason::GpuInUse));
-        assert_eq!(rules.away(0, Some(minutes(10))), None);
-        assert_eq!(SharingRules::default().away(0, None), None);
+        assert_eq!(rules.reclaim_reason(12 * 60, Some(Duration::MAX)), Some(ReclaimReason::OutsideHours));
+        assert_eq!(rules.reclaim_reason(0, None), Some(ReclaimReason::GpuInUse));
+        assert_eq!(rules.reclaim_reason(0, Some(minutes(9))), Some(ReclaimReason::GpuInUse));
+        assert_eq!(rules.reclaim_reason(0, Some(minutes(10))), None);
+        assert_eq!(SharingRules::default().reclaim_reason(0, None), None);
     }
 }

@@ -1,17 +1,19 @@
-//! Sends this machine's commands to the platform: once, or again until the platform answers.
+//! Sends this machine's commands to the platform, which is the market's services behind the broker. A command is sent
+//! once, or until the platform answers.
 
 use std::time::Duration;
 
 use gpubnb_events::{Actor, MachineId, Refusal, subject};
-use gpubnb_runtime::rpc::{Caller, Failure};
+use gpubnb_runtime::rpc::{Caller, RpcError};
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::{debug, warn};
 
-/// First and longest pause between two tries.
+/// Pause after the first failed try. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The platform, as this machine sees it.
+/// The client for the platform.
 #[derive(Clone)]
 pub(crate) struct Platform {
     caller: Caller,
@@ -23,37 +25,37 @@ impl Platform {
         Self { caller, machine }
     }
 
-    /// The machine in whose name the commands are sent.
+    /// The machine that sends the commands.
     pub(crate) fn machine(&self) -> MachineId {
         self.machine
     }
 
-    /// Sends a command once.
-    pub(crate) async fn ask<T: DeserializeOwned>(
+    /// Sends a command once. `verb` is the last part of the subject: `accept` for `cmd.machine.<id>.accept`.
+    pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         verb: &str,
         body: &(impl Serialize + Sync),
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RpcError> {
         let subject = subject::machine_command(self.machine, verb);
         self.caller.call(subject, Actor::Machine(self.machine), body).await
     }
 
     /// Sends a command until the platform accepts or refuses it. Drop the future to give up.
-    pub(crate) async fn insist<T: DeserializeOwned>(
+    pub(crate) async fn call_until_answered<T: DeserializeOwned>(
         &self,
         verb: &str,
         body: &(impl Serialize + Sync),
     ) -> Result<T, Refusal> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.ask(verb, body).await {
+            match self.call(verb, body).await {
                 Ok(answer) => return Ok(answer),
-                // Another command came first. The platform decides again from the new state.
-                Err(Failure::Refused(refusal)) if refusal.name == "Conflict" => {
+                // Another command changed the state at the same time. Let the platform decide again from the new state.
+                Err(RpcError::Refused(refusal)) if refusal.name == "Conflict" => {
                     debug!(verb, "a conflict: sending the command again");
                 }
-                Err(Failure::Refused(refusal)) => return Err(refusal),
-                Err(Failure::Unavailable(problem)) => {
+                Err(RpcError::Refused(refusal)) => return Err(refusal),
+                Err(RpcError::Unavailable(problem)) => {
                     warn!(verb, %problem, "the platform does not answer: sending the command again");
                 }
             }

@@ -1,4 +1,5 @@
-//! Puts the worker together: identity, credential, self-test, listing, and the tasks that run until shutdown.
+//! Starts the worker: opens its identity, gets its credential, tests and lists the machine, and starts the tasks that
+//! run until shutdown.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -25,39 +26,40 @@ use crate::{
     dispatch, docker,
     gpu::Gpus,
     hardware,
-    heartbeat::beat,
+    heartbeat::send_heartbeats,
     identity::{Enrollment, Identity},
     lease_table::LeaseTable,
-    market::{Market, http},
+    market::{MarketClient, http_client},
     owner::{self, SharingRules},
     platform::Platform,
     selftest::{self, Measure, TestSubject},
     sync::reconcile,
 };
 
-/// How long attempts may take to end once the market has revoked the machine's credential.
-const AFTER_REVOCATION: Duration = Duration::from_secs(15);
+/// Longest time for the attempts to end after the market has revoked the machine's credential.
+const REVOCATION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Enrolls this machine with a one-time code.
+/// Enrolls this machine on a market with a one-time code. `state` is the worker's directory.
 pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
     let identity = Identity::open(state)?;
     let market_ca = args.market_ca.as_deref().map(std::path::absolute).transpose()?;
-    let market = Market::new(http(&args.market, market_ca.as_deref())?, &args.market);
-    let enrolled = market.enroll(&identity.keys, identity.machine, &args.code).await?;
-    identity.enrolled(&Enrollment { market: args.market.clone(), market_ca })?;
-    println!("Machine {} is enrolled for account {}.", identity.machine, enrolled.credential.owner);
+    let market = MarketClient::new(http_client(&args.market, market_ca.as_deref())?, &args.market);
+    let access = market.enroll(&identity.keys, identity.machine, &args.code).await?;
+    identity.save_enrollment(&Enrollment { market: args.market.clone(), market_ca })?;
+    println!("Machine {} is enrolled for account {}.", identity.machine, access.credential.owner);
     println!("Next: gpubnb-provider run --name \"my machine\" --price 0.10");
     Ok(())
 }
 
-/// Runs the worker until shutdown. Containers that run then go on, and the next start takes them up again.
+/// Runs the worker until shutdown. Running containers then go on, and the worker resumes their attempts at its next
+/// start. `state` is the worker's directory.
 pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let identity = Arc::new(Identity::open(state)?);
     let enrollment = identity.enrollment()?;
     let docker = docker::connect().await.context("Docker does not answer: is dockerd running, and may you use it?")?;
     let gpus = Arc::new(Gpus::probe(args.simulate_gpus, args.nvml.as_deref()));
-    let http = http(&enrollment.market, enrollment.market_ca.as_deref())?;
-    let market = Market::new(http.clone(), &enrollment.market);
+    let http = http_client(&enrollment.market, enrollment.market_ca.as_deref())?;
+    let market = MarketClient::new(http.clone(), &enrollment.market);
     let credential = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         credential = Credential::obtain(Arc::clone(&identity), market) => credential?,
@@ -69,30 +71,30 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         market: Some((&http, &enrollment.market)),
         runtime: args.runtime.as_deref(),
         cdi: args.cdi,
-        measure: Measure::Kept,
+        measure: Measure::LastResult,
     })
     .await;
     require_fit(&checks, args.unfit)?;
-    let (count, connects) = watch::channel(0);
-    let client = credential.connect(count).await?;
+    let (count_connects, connects) = watch::channel(0);
+    let client = credential.connect(count_connects).await?;
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);
-    let offer = offer(&args, hardware::probe(&identity.state, &gpus)?);
+    let offer = make_offer(&args, hardware::probe(&identity.state, &gpus)?);
     let hardware = offer.hardware.clone();
     let listed = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        listed = list(&platform, ListMachine { offer }) => listed?,
+        listed = list_machine(&platform, ListMachine { offer }) => listed?,
     };
-    info!(machine = %identity.machine, gpus = hardware.gpus.len(), "listed");
-    // A self-test that is not recorded does no harm: the next start makes another.
-    if let Err(e) = platform.ask::<Done>("tested", &RecordTest { checks }).await {
-        warn!(error = %e, "the self-test is not recorded");
+    info!(machine = %identity.machine, gpus = hardware.gpus.len(), "the machine is listed");
+    // A self-test that is not recorded does no harm: the next start records a new self-test.
+    if let Err(e) = platform.call::<Done>("tested", &RecordTest { checks }).await {
+        warn!(error = %e, "the self-test was not recorded");
     }
 
     let owner = docker::file_owner(&docker).await?;
-    let tools = tools(&args, &client, docker, owner, http, identity, hardware);
+    let tools = make_tools(&args, &client, docker, owner, http, identity, hardware);
     tools.output_volumes.clear().await;
     tools.output_volumes.can_mount().await;
-    tools.images.tidy(&tools.docker).await;
+    tools.images.evict_old(&tools.docker).await;
     let worker = Worker {
         args,
         market: enrollment.market,
@@ -103,7 +105,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         shutdown: shutdown.clone(),
     };
     let tasks = worker.start(listed, connects).await?;
-    let revoked = credential.keep_fresh(&client, &shutdown).await;
+    let revoked = credential.renew_until_shutdown(&client, &shutdown).await;
     if revoked.is_some() {
         abandon_all(&worker.tools.leases).await;
         shutdown.cancel();
@@ -112,15 +114,15 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     tasks.wait().await;
     worker.tools.output_volumes.clear().await;
     if let Some(why) = revoked {
-        return Err(why.context("this machine may not work on the market any more"));
+        return Err(why.context("the market refuses to renew this machine's credential"));
     }
-    info!("stopped; jobs that run go on and are taken up again at the next start");
+    info!("stopped; running jobs go on, and the worker resumes them at its next start");
     Ok(())
 }
 
-/// Lists the machine on the market, however long the market is away.
-async fn list(platform: &Platform, list: ListMachine) -> anyhow::Result<Listed> {
-    match platform.insist::<Listed>("list", &list).await {
+/// Lists the machine on the market. Waits while the market is away.
+async fn list_machine(platform: &Platform, list: ListMachine) -> anyhow::Result<Listed> {
+    match platform.call_until_answered::<Listed>("list", &list).await {
         Ok(listed) => Ok(listed),
         Err(refusal) => bail!("the market does not list this machine: {refusal}"),
     }
@@ -137,21 +139,21 @@ fn image_rules(args: &RunArgs) -> ImageRules {
     }
 }
 
-/// Fails where the self-test found the machine unfit, unless the owner lists it all the same.
+/// Fails if the self-test found the machine unfit, unless `list_unfit` is true: the owner lists the machine anyway.
 fn require_fit(checks: &[Check], list_unfit: bool) -> anyhow::Result<()> {
     for check in checks.iter().filter(|check| !check.passed) {
         warn!(check = check.id, actual = check.actual, needed = check.required, "self-test: {}", check.remedy);
     }
-    let unfit = selftest::unfit(checks);
+    let unfit = selftest::failed_required(checks);
     if unfit.is_empty() || list_unfit {
         return Ok(());
     }
     let reasons: Vec<_> = unfit.iter().map(|check| format!("{}: {}", check.id, check.remedy)).collect();
-    bail!("the machine is not fit, and is not listed (--unfit lists it all the same). {}", reasons.join(" "))
+    bail!("the machine is not fit, and is not listed (--unfit lists it anyway). {}", reasons.join(" "))
 }
 
-fn offer(args: &RunArgs, hardware: Hardware) -> Offer {
-    let spare = args.hours.is_some() || args.idle_minutes.is_some();
+fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
+    let has_rules = args.hours.is_some() || args.idle_minutes.is_some();
     Offer {
         name: args.name.clone(),
         region: args.region.clone(),
@@ -159,7 +161,7 @@ fn offer(args: &RunArgs, hardware: Hardware) -> Offer {
         price: HourlyRate(args.price),
         slots: args.slots,
         policy: OwnerPolicy {
-            may_evict: spare,
+            may_evict: has_rules,
             egress: args.allow_egress,
             idle_minutes: args.idle_minutes,
             hours: args.hours.as_ref().map(ToString::to_string),
@@ -167,7 +169,7 @@ fn offer(args: &RunArgs, hardware: Hardware) -> Offer {
     }
 }
 
-fn tools(
+fn make_tools(
     args: &RunArgs,
     client: &Client,
     docker: Docker,
@@ -196,7 +198,7 @@ fn tools(
     })
 }
 
-/// A worker that is listed on the market.
+/// A worker whose machine is listed on the market.
 struct Worker {
     args: RunArgs,
     market: String,
@@ -208,20 +210,20 @@ struct Worker {
 }
 
 impl Worker {
-    /// Takes up the attempts of a former run, and starts the tasks that run until shutdown.
+    /// Resumes the attempts of a former run of the worker, and starts the tasks that run until shutdown.
     async fn start(&self, listed: Listed, connects: watch::Receiver<u64>) -> anyhow::Result<TaskTracker> {
         let Self { args, tools, gpus, platform, client, shutdown, .. } = self;
         let (tasks, leases) = (TaskTracker::new(), Arc::clone(&tools.leases));
         let availability = Arc::<Availability>::default();
-        attempt::resume_all(tools, &tasks, shutdown).await.context("looking for jobs that still run")?;
-        let (set_away, away) = watch::channel(None);
-        let (market, owner) = (Arc::clone(&availability), away.clone());
-        tasks.spawn(beat(
+        attempt::resume_all(tools, &tasks, shutdown).await.context("resuming the attempts of a former run")?;
+        let (set_reclaimed, reclaimed) = watch::channel(None);
+        let (market_state, owner_state) = (Arc::clone(&availability), reclaimed.clone());
+        tasks.spawn(send_heartbeats(
             client.clone(),
             tools.machine,
             Arc::clone(gpus),
             Arc::clone(&leases),
-            move || market.state(owner.borrow().is_some()),
+            move || market_state.state(owner_state.borrow().is_some()),
             Duration::from_secs(args.heartbeat),
             shutdown.clone(),
         ));
@@ -229,12 +231,12 @@ impl Worker {
             idle: args.idle_minutes.map(|minutes| Duration::from_secs(60 * u64::from(minutes))),
             hours: args.hours.clone(),
         };
-        tasks.spawn(owner::watch(
+        tasks.spawn(owner::watch_rules(
             rules,
             Arc::clone(gpus),
             Arc::clone(&leases),
             platform.clone(),
-            set_away,
+            set_reclaimed,
             shutdown.clone(),
         ));
         let control = ControlServer {
@@ -246,7 +248,7 @@ impl Worker {
             platform: platform.clone(),
             leases: Arc::clone(&leases),
             gpus: Arc::clone(gpus),
-            away,
+            reclaimed,
             availability: Arc::clone(&availability),
             shutdown: shutdown.clone(),
         };
@@ -259,10 +261,10 @@ impl Worker {
     }
 }
 
-/// Abandons all attempts, since nothing that a revoked machine still runs counts.
+/// Abandons all attempts, because the market ignores the attempts of a revoked machine. Waits until they have ended.
 async fn abandon_all(leases: &LeaseTable) {
     leases.set_desired_of_all(DesiredState::Abandon);
-    let deadline = tokio::time::Instant::now() + AFTER_REVOCATION;
+    let deadline = tokio::time::Instant::now() + REVOCATION_TIMEOUT;
     while !leases.running().is_empty() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

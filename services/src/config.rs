@@ -10,14 +10,14 @@ use gpubnb_runtime::{monitor::MonitorArgs, nats::NatsArgs};
 
 use crate::{backup::BackupArgs, whatif::WhatIfArgs};
 
-/// The ends of the help texts.
+/// The ends of the help texts: examples and notes.
 mod help {
     pub(super) const BACKUP: &str = "\
 Examples:
   gpubnb-services backup /backups/2026-01-31 --nats-creds keys/services
 
-The market goes on meanwhile. If the backup is cut off, repeat the command within six hours: whole streams
-are not saved again.
+The market keeps running. If the backup is interrupted, repeat the command within six hours: complete streams
+are skipped.
 Exit codes: 0 the backup is complete; 1 it is not, and standard error says why; 2 the command line is wrong.";
     pub(super) const RESTORE: &str = "\
 Examples:
@@ -55,7 +55,7 @@ pub enum Operation {
     /// Restores a backup into a broker that has no streams.
     #[command(after_long_help = help::RESTORE)]
     Restore(RestoreArgs),
-    /// Computes from an archive what would have differed with other prices, another fee or another placement.
+    /// Computes from an archive how the market would have differed with other prices, another fee or another placement.
     #[command(after_long_help = help::WHAT_IF)]
     WhatIf(WhatIfArgs),
 }
@@ -114,7 +114,7 @@ pub struct RuleArgs {
     /// Seconds that a machine has to accept a job.
     #[arg(long, default_value_t = 60)]
     pub accept_within: u64,
-    /// Seconds after a limit during which the worker may still report how the job ended.
+    /// Seconds after the end of a job's time limit during which the worker may still report how the job ended.
     #[arg(long, default_value_t = 30)]
     pub grace: u64,
 }
@@ -151,7 +151,7 @@ pub struct Config {
     /// Copies of each message in the streams: 1 in development, 3 in production.
     #[arg(long, env = "GPUBNB_REPLICAS", default_value_t = 1)]
     pub replicas: usize,
-    /// The broker's window for repeated message ids, milliseconds. The domain does not depend on it.
+    /// Milliseconds for which the broker rejects repeated message ids. Decisions do not depend on this window.
     #[arg(long, default_value_t = 120_000)]
     pub duplicate_window_ms: u64,
     /// Days for which the output of jobs is kept, if there is room. The files of jobs are kept for 30 days.
@@ -162,7 +162,7 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(1..=3_650)
     )]
     pub output_days: u32,
-    /// Room for the output of jobs, MiB. The oldest output goes first.
+    /// Room for the output of jobs, MiB. The oldest output is deleted first.
     #[arg(
         long,
         env = "GPUBNB_OUTPUT_MIB",
@@ -186,7 +186,7 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(16..=65_536)
     )]
     pub telemetry_mib: u32,
-    /// Address of the web server as workers reach it, for the files of jobs. Without it, jobs have no files.
+    /// Address at which workers reach the web server, to move the files of jobs. Without it, jobs have no files.
     #[arg(long, env = "GPUBNB_EDGE_URL", value_name = "URL")]
     pub edge_url: Option<String>,
     /// Writes this file once the replica answers commands, for scripts that wait for it.
@@ -200,7 +200,7 @@ pub struct Config {
         value_parser = clap::value_parser!(u64).range(2..=86_400)
     )]
     pub credential_life: u64,
-    /// Events after which a new snapshot of the state is stored, for a faster start; 0 neither stores nor uses any.
+    /// Stores a snapshot of the state after this many events, for a faster start; 0: no snapshot is stored or used.
     #[arg(long, env = "GPUBNB_SERVICES_SNAPSHOT_EVERY", default_value_t = 20_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
     /// Seconds of silence after which a machine gets no new jobs.

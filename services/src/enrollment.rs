@@ -1,5 +1,5 @@
-//! Enrollments: the one-time codes of owners, and the public key of each machine. They lie in a bucket and not in the
-//! log, because a code is a secret, and a revoked key must be gone at once.
+//! Enrollments: the one-time codes of owners, and the public key of each machine. They are in a key-value bucket and
+//! not in the log, because a code is a secret, and a revoked key must become invalid at once.
 
 use async_nats::jetstream::{self, kv};
 use futures_util::TryStreamExt;
@@ -8,21 +8,21 @@ use gpubnb_events::{
     command::{EnrollmentCode, RedeemEnrollment},
 };
 use gpubnb_log::stream::ENROLLMENTS;
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
-use crate::credentials::signed_by;
+use crate::credentials::is_signed_by;
 
-/// How long a code can be redeemed.
-const CODE_LIFE: Millis = Millis(3_600_000);
+/// Lifetime of a code. The code is redeemed when a machine enrolls with it.
+const CODE_LIFETIME: Millis = Millis(3_600_000);
 /// Most codes that an owner can have at once.
-const MOST_CODES: usize = 10;
+const MAX_CODES: usize = 10;
 /// Most former keys of a machine that are remembered. A former key only matters until its last credential expires.
-const MOST_FORMER: usize = 32;
+const MAX_FORMER_KEYS: usize = 32;
 
-/// A code that was given to an owner.
+/// A code that an owner got.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct CodeEntry {
     owner: AccountId,
@@ -42,38 +42,38 @@ pub(crate) struct Enrollment {
     /// The machine's x25519 key, to which the secrets of jobs are sealed.
     pub(crate) sealing_key: String,
     pub(crate) enrolled_at: Timestamp,
-    /// The last event in the log when the machine was enrolled. If the machine left the market before that event, this
-    /// enrollment is not revoked for it.
+    /// The last event in the log when the machine was enrolled. If the machine left the market before this event, the
+    /// enrollment stays valid.
     pub(crate) enrolled_after: Seq,
     #[serde(default)]
     pub(crate) revoked_at: Option<Timestamp>,
     /// True if an operator banned the machine: no code can enroll it again.
     #[serde(default)]
     pub(crate) banned: bool,
-    /// Former keys of the machine, each with a time: credentials that were issued to the key until then are void.
+    /// Former keys of the machine, each with a time. Credentials that the key got until that time are void.
     #[serde(default)]
     pub(crate) former: Vec<(String, Timestamp)>,
 }
 
 impl Enrollment {
-    /// All keys with void credentials, each with the time until which its credentials are void.
-    pub(crate) fn void(&self) -> Vec<(String, Timestamp)> {
-        let present = self.revoked_at.map(|at| (self.public_key.clone(), at));
-        self.former.iter().cloned().chain(present).collect()
+    /// The revoked keys, each with a time. Credentials that the key got until that time are void.
+    pub(crate) fn revoked_keys(&self) -> Vec<(String, Timestamp)> {
+        let current = self.revoked_at.map(|at| (self.public_key.clone(), at));
+        self.former.iter().cloned().chain(current).collect()
     }
 
-    /// The former keys after the machine is enrolled again, with `key`.
-    fn former_after(&self, key: &str, now: Timestamp) -> Vec<(String, Timestamp)> {
-        let mut former = self.void();
+    /// The former keys of the machine after a new enrollment with `key`.
+    fn former_keys_after(&self, key: &str, now: Timestamp) -> Vec<(String, Timestamp)> {
+        let mut former = self.revoked_keys();
         if self.revoked_at.is_none() && self.public_key != key {
             former.push((self.public_key.clone(), now));
         }
-        let newest = former.len().saturating_sub(MOST_FORMER);
+        let newest = former.len().saturating_sub(MAX_FORMER_KEYS);
         former.split_off(newest)
     }
 }
 
-/// The codes that an owner got: the time at which each expires.
+/// The expiry times of the codes that an owner got.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct IssuedCodes(Vec<Timestamp>);
 
@@ -93,17 +93,17 @@ fn machine_key(machine: MachineId) -> String {
     format!("machine.{machine}")
 }
 
-fn unavailable(e: impl std::error::Error + 'static) -> Failure {
-    Failure::unavailable("the enrollments cannot be reached now; try again", &e)
+fn unavailable(e: impl std::error::Error + 'static) -> RpcError {
+    RpcError::unavailable("the enrollments cannot be reached now; try again", &e)
 }
 
 /// The answer to every code that cannot be redeemed. It is always the same, so that it helps nobody to guess codes.
-fn bad_code() -> Failure {
+fn bad_code() -> RpcError {
     let message = "This code is unknown, has run out, or was used. Get a new one on the page \"My machines\".";
-    Failure::refused(Refusal::new("BadCode", RefusalKind::Forbidden, message))
+    RpcError::refused(Refusal::new("BadCode", RefusalKind::Forbidden, message))
 }
 
-fn encode(value: &impl Serialize) -> Result<bytes::Bytes, Failure> {
+fn encode(value: &impl Serialize) -> Result<bytes::Bytes, RpcError> {
     serde_json::to_vec(value).map(Into::into).map_err(unavailable)
 }
 
@@ -113,40 +113,41 @@ impl Enrollments {
         Ok(Self { bucket: js.get_key_value(ENROLLMENTS).await? })
     }
 
-    async fn read<T: DeserializeOwned>(&self, key: String) -> Result<Option<(T, u64)>, Failure> {
+    async fn read<T: DeserializeOwned>(&self, key: String) -> Result<Option<(T, u64)>, RpcError> {
         let entry = self.bucket.entry(key).await.map_err(unavailable)?;
         let Some(entry) = entry.filter(|e| e.operation == kv::Operation::Put) else { return Ok(None) };
         Ok(Some((serde_json::from_slice(&entry.value).map_err(unavailable)?, entry.revision)))
     }
 
     /// Gives an owner a code.
-    pub(crate) async fn create_code(&self, owner: AccountId, now: Timestamp) -> Result<EnrollmentCode, Failure> {
+    pub(crate) async fn create_code(&self, owner: AccountId, now: Timestamp) -> Result<EnrollmentCode, RpcError> {
         let random = data_encoding::BASE32_NOPAD.encode(&rand::rng().random::<[u8; 15]>());
         let code = random.as_bytes().chunks(6).map(String::from_utf8_lossy).collect::<Vec<_>>().join("-");
-        let expires = now.plus(CODE_LIFE);
+        let expires = now.plus(CODE_LIFETIME);
         self.count_code(owner, expires, now).await?;
         let entry = CodeEntry { owner, expires, redeemed: None };
         self.bucket.create(code_key(&code), encode(&entry)?).await.map_err(unavailable)?;
         Ok(EnrollmentCode { code, expires })
     }
 
-    async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), Failure> {
+    /// Counts a new code of the owner. Refuses the code if the owner has too many.
+    async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), RpcError> {
         let key = format!("owner.{owner}");
-        let (mut given, revision) = match self.read::<IssuedCodes>(key.clone()).await? {
-            Some((given, revision)) => (given, Some(revision)),
+        let (mut issued, revision) = match self.read::<IssuedCodes>(key.clone()).await? {
+            Some((issued, revision)) => (issued, Some(revision)),
             None => (IssuedCodes::default(), None),
         };
-        given.0.retain(|expires| *expires > now);
-        if given.0.len() >= MOST_CODES {
+        issued.0.retain(|expires| *expires > now);
+        if issued.0.len() >= MAX_CODES {
             let message = "You got ten codes within the last hour. Use one of them, or come back later.";
-            return Err(Failure::refused(Refusal::new("TooManyCodes", RefusalKind::Conflict, message)));
+            return Err(RpcError::refused(Refusal::new("TooManyCodes", RefusalKind::Conflict, message)));
         }
-        given.0.push(expires);
-        self.put(&key, encode(&given)?, revision).await
+        issued.0.push(expires);
+        self.put(&key, encode(&issued)?, revision).await
     }
 
-    /// Writes an entry in place of the one with this revision; `None`: there must be no entry.
-    async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<(), Failure> {
+    /// Replaces the entry with this revision. With `None`, creates the entry, which must not exist yet.
+    async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<(), RpcError> {
         let written = match revision {
             Some(revision) => self.bucket.update(key, value, revision).await.map_err(unavailable),
             None => self.bucket.create(key, value).await.map_err(unavailable),
@@ -157,31 +158,31 @@ impl Enrollments {
     /// Redeems a code, which enrolls a machine. A code can be redeemed once.
     pub(crate) async fn redeem(
         &self,
-        c: &RedeemEnrollment,
+        request: &RedeemEnrollment,
         now: Timestamp,
         applied: Seq,
-    ) -> Result<Enrollment, Failure> {
-        if !signed_by(&c.public_key, &c.signed_text(), &c.signature) {
+    ) -> Result<Enrollment, RpcError> {
+        if !is_signed_by(&request.public_key, &request.signed_text(), &request.signature) {
             let message = "The request is not signed with the key that it names.";
-            return Err(Failure::refused(Refusal::new("BadSignature", RefusalKind::Forbidden, message)));
+            return Err(RpcError::refused(Refusal::new("BadSignature", RefusalKind::Forbidden, message)));
         }
-        if nkeys::XKey::from_public_key(&c.sealing_key).is_err() {
-            return Err(Failure::refused(Refusal::new(
+        if nkeys::XKey::from_public_key(&request.sealing_key).is_err() {
+            return Err(RpcError::refused(Refusal::new(
                 "BadKey",
                 RefusalKind::Invalid,
                 "The sealing key is no x25519 public key.",
             )));
         }
-        let key = code_key(&c.code);
+        let key = code_key(&request.code);
         let (code, revision): (CodeEntry, u64) = self.read(key.clone()).await?.ok_or_else(bad_code)?;
-        let who = (c.machine, c.public_key.clone());
-        if now > code.expires || code.redeemed.as_ref().is_some_and(|by| *by != who) {
+        let redeemer = (request.machine, request.public_key.clone());
+        if now > code.expires || code.redeemed.as_ref().is_some_and(|by| *by != redeemer) {
             return Err(bad_code());
         }
-        let known = self.read::<Enrollment>(machine_key(c.machine)).await?;
+        let known = self.read::<Enrollment>(machine_key(request.machine)).await?;
         if let Some((known, _)) = &known {
             if known.owner != code.owner {
-                return Err(Failure::refused(Refusal::new(
+                return Err(RpcError::refused(Refusal::new(
                     "NotYours",
                     RefusalKind::Forbidden,
                     "This machine belongs to another account.",
@@ -189,23 +190,23 @@ impl Enrollments {
             }
             if known.banned {
                 let message = "This machine was banned from the market. Talk to those who run it.";
-                return Err(Failure::refused(Refusal::new("Banned", RefusalKind::Forbidden, message)));
+                return Err(RpcError::refused(Refusal::new("Banned", RefusalKind::Forbidden, message)));
             }
         }
         if code.redeemed.is_some() {
-            // The machine repeats its request: the answer may have been lost. An enrollment that was revoked in the
-            // meantime stays revoked.
-            let same = |e: &Enrollment| e.revoked_at.is_none() && e.public_key == c.public_key;
-            return known.map(|(e, _)| e).filter(same).ok_or_else(bad_code);
+            // The machine repeats its request, because the answer may have been lost. A revoked enrollment stays
+            // revoked.
+            let is_same = |e: &Enrollment| e.revoked_at.is_none() && e.public_key == request.public_key;
+            return known.map(|(e, _)| e).filter(is_same).ok_or_else(bad_code);
         }
-        let used = CodeEntry { redeemed: Some(who), ..code.clone() };
-        // If two machines redeem one code at once, the bucket takes the first.
+        let used = CodeEntry { redeemed: Some(redeemer), ..code.clone() };
+        // If two machines redeem one code at once, the bucket accepts only the first.
         self.bucket.update(&key, encode(&used)?, revision).await.map_err(|_| bad_code())?;
-        let former = known.as_ref().map(|(e, _)| e.former_after(&c.public_key, now)).unwrap_or_default();
+        let former = known.as_ref().map(|(e, _)| e.former_keys_after(&request.public_key, now)).unwrap_or_default();
         let enrollment = Enrollment {
             owner: code.owner,
-            public_key: c.public_key.clone(),
-            sealing_key: c.sealing_key.clone(),
+            public_key: request.public_key.clone(),
+            sealing_key: request.sealing_key.clone(),
             enrolled_at: now,
             enrolled_after: applied,
             revoked_at: None,
@@ -213,26 +214,26 @@ impl Enrollments {
             former,
         };
         let revision = known.map(|(_, revision)| revision);
-        self.put(&machine_key(c.machine), encode(&enrollment)?, revision).await?;
+        self.put(&machine_key(request.machine), encode(&enrollment)?, revision).await?;
         Ok(enrollment)
     }
 
     /// The enrollment of a machine, revoked or not.
-    pub(crate) async fn of(&self, machine: MachineId) -> Result<Option<Enrollment>, Failure> {
+    pub(crate) async fn get(&self, machine: MachineId) -> Result<Option<Enrollment>, RpcError> {
         Ok(self.read(machine_key(machine)).await?.map(|(enrollment, _)| enrollment))
     }
 
     /// The enrollment of a machine, unless it is revoked.
-    pub(crate) async fn live(&self, machine: MachineId) -> Result<Enrollment, Failure> {
-        let live = self.of(machine).await?.filter(|e| e.revoked_at.is_none());
-        live.ok_or_else(|| {
+    pub(crate) async fn active(&self, machine: MachineId) -> Result<Enrollment, RpcError> {
+        let active = self.get(machine).await?.filter(|e| e.revoked_at.is_none());
+        active.ok_or_else(|| {
             let message = "This machine is not enrolled, or its credential was revoked. Enroll it with a new code.";
-            Failure::refused(Refusal::new("NotEnrolled", RefusalKind::Forbidden, message))
+            RpcError::refused(Refusal::new("NotEnrolled", RefusalKind::Forbidden, message))
         })
     }
 
     /// Revokes the enrollment of a machine. With `ban`, no code can enroll the machine again.
-    pub(crate) async fn revoke(&self, machine: MachineId, ban: bool, now: Timestamp) -> Result<(), Failure> {
+    pub(crate) async fn revoke(&self, machine: MachineId, ban: bool, now: Timestamp) -> Result<(), RpcError> {
         let Some((enrollment, revision)) = self.read::<Enrollment>(machine_key(machine)).await? else { return Ok(()) };
         if enrollment.revoked_at.is_some() && enrollment.banned >= ban {
             return Ok(());
@@ -243,17 +244,16 @@ impl Enrollments {
         Ok(())
     }
 
-    async fn keys(&self) -> Result<Vec<String>, Failure> {
+    async fn keys(&self) -> Result<Vec<String>, RpcError> {
         self.bucket.keys().await.map_err(unavailable)?.try_collect().await.map_err(unavailable)
     }
 
-    /// All enrollments. An entry that cannot be read is logged and left out, so that it keeps no other machine from
-    /// being revoked.
-    pub(crate) async fn all(&self) -> Result<Vec<(MachineId, Enrollment)>, Failure> {
+    /// All enrollments. An unreadable entry is logged and left out, so that the other machines can still be revoked.
+    pub(crate) async fn all(&self) -> Result<Vec<(MachineId, Enrollment)>, RpcError> {
         let mut machines = Vec::new();
         for key in self.keys().await? {
             let Some(machine) = key.strip_prefix("machine.").and_then(|id| id.parse().ok()) else { continue };
-            match self.of(machine).await {
+            match self.get(machine).await {
                 Ok(found) => machines.extend(found.map(|enrollment| (machine, enrollment))),
                 Err(e) => tracing::error!(%machine, error = %e, "an enrollment cannot be read"),
             }
@@ -262,7 +262,7 @@ impl Enrollments {
     }
 
     /// Removes the codes that have expired.
-    pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), Failure> {
+    pub(crate) async fn sweep(&self, now: Timestamp) -> Result<(), RpcError> {
         for key in self.keys().await?.into_iter().filter(|key| key.starts_with("code.")) {
             if self.read::<CodeEntry>(key.clone()).await?.is_none_or(|(code, _)| now > code.expires) {
                 self.bucket.purge(&key).await.map_err(unavailable)?;

@@ -1,5 +1,8 @@
-//! From a command to an event: decide, append under the guard, and after a conflict catch up and decide again. This is
-//! the only retry loop of the services.
+//! Turns a command into an event: decides, appends under the guard, and after a conflict catches up and decides again.
+//! This is the only retry loop of the services.
+//!
+//! The guard is the aggregate's last sequence that the decision saw. The broker refuses the append if the aggregate has
+//! a newer event.
 
 use std::sync::Arc;
 
@@ -8,15 +11,15 @@ use gpubnb_events::{Actor, Aggregate, Chain, Clock, Event, JobId, Refusal, Refus
 use gpubnb_log::{AppendError, Log, ReadError};
 use gpubnb_runtime::{
     metric,
-    nats::connected,
-    rpc::Failure,
-    trace::{self, About, SpanKind, Step},
+    nats::is_connected,
+    rpc::RpcError,
+    trace::{self, SpanFields, SpanKind, Step},
 };
 use tracing::{debug, info};
 
 use crate::{aggregate_lock::AggregateLocks, phase_spans::PhaseSpan, replica::Replica};
 
-/// How often a command is decided before it is refused because of conflicts.
+/// Number of times that a command is decided before it is refused because of conflicts.
 const ATTEMPTS: u32 = 5;
 
 /// Executes commands.
@@ -30,44 +33,45 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    /// Executes one command, and returns the sequence of its event, written now or before.
-    pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
+    /// Executes one command, and returns the sequence of its event. A repeated command returns the first event again.
+    pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, RpcError> {
         let span = command.job().and_then(|job| self.replica.read(|w| w.job(job).map(PhaseSpan::of)));
-        let about = span.map_or_else(|| About { job: command.job(), ..About::default() }, |span| span.about());
-        let parent = trace::current().or_else(|| about.job.map(trace::of_job)).unwrap_or_default();
+        let fields =
+            span.map_or_else(|| SpanFields { job: command.job(), ..SpanFields::default() }, |span| span.fields());
+        let parent = trace::current_context().or_else(|| fields.job.map(trace::job_context)).unwrap_or_default();
         let step = Step::now(format!("command {}", command.name()), SpanKind::Server);
-        let seq = trace::within(&parent, step, about, Box::pin(self.decide(actor, command))).await?;
+        let seq = trace::in_span(&parent, step, fields, Box::pin(self.decide(actor, command))).await?;
         if let (Some(job), Some(span)) = (command.job(), span) {
             self.replica.read(|w| span.record_if_over(job, w, self.clock.now()));
         }
         Ok(seq)
     }
 
-    /// Decides and appends, and does both again after a conflict.
-    async fn decide(&self, actor: Actor, command: &Command) -> Result<Seq, Failure> {
+    /// Decides and appends. Repeats both after a conflict.
+    async fn decide(&self, actor: Actor, command: &Command) -> Result<Seq, RpcError> {
         let _lock = self.locks.lock(command.aggregate()).await;
-        let mut fresh = false;
+        let mut has_caught_up = false;
         for _ in 0..ATTEMPTS {
-            if !connected(&self.log.client()) {
-                return Err(Failure::Unavailable("the broker is away; try again, with the same id".to_owned()));
+            if !is_connected(&self.log.client()) {
+                return Err(RpcError::Unavailable("the broker is away; try again, with the same id".to_owned()));
             }
-            let absent = self.absent(command).await?;
+            let evicted = self.evicted_job(command).await?;
             let now = self.clock.now();
-            let decision = self.replica.read(|w| w.decide(actor, command, absent.as_ref(), now, &self.settings));
+            let decision = self.replica.read(|w| w.decide(actor, command, evicted.as_ref(), now, &self.settings));
             let proposal = match decision {
-                Ok(Decision::Already(seq)) => return Ok(seq),
+                Ok(Decision::AlreadyDone(seq)) => return Ok(seq),
                 Ok(Decision::Append(proposal)) => proposal,
-                // Refuse only on the newest state: another replica may have seen more.
-                Err(_) if !fresh && self.catch_up().await? => {
-                    fresh = true;
+                // Refuse only on the newest state: another replica may have appended events.
+                Err(_) if !has_caught_up && self.catch_up().await? => {
+                    has_caught_up = true;
                     continue;
                 }
-                Err(refusal) => return Err(Failure::refused(refusal)),
+                Err(refusal) => return Err(RpcError::refused(refusal)),
             };
-            let (event, about) = (&proposal.event, About { job: proposal.event.job(), ..About::default() });
+            let (event, fields) = (&proposal.event, SpanFields { job: proposal.event.job(), ..SpanFields::default() });
             let step = Step::now(format!("append {}", event.name()), SpanKind::Producer);
-            let parent = trace::current().unwrap_or_default();
-            match trace::within(&parent, step, about, self.log.append(&proposal, actor)).await {
+            let parent = trace::current_context().unwrap_or_default();
+            match trace::in_span(&parent, step, fields, self.log.append(&proposal, actor)).await {
                 Ok(appended) => {
                     let wire_name = proposal.event.wire_name();
                     metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);
@@ -82,7 +86,7 @@ impl Executor {
                 }
                 Err(e @ (AppendError::Unavailable(_) | AppendError::Encoding(_))) => {
                     let message = "the log of events cannot be written now; try again, with the same id";
-                    return Err(Failure::unavailable(message, &e));
+                    return Err(RpcError::unavailable(message, &e));
                 }
                 Err(e @ AppendError::TooLarge(_)) => {
                     info!(error = %Chain(&e), command = command.name(), "refused");
@@ -95,9 +99,9 @@ impl Executor {
         Err(Refusal::new("Conflict", RefusalKind::Conflict, message).into())
     }
 
-    /// Waits until the replica has folded everything in the log. Returns whether there was anything to wait for. Fails
-    /// where the events did not arrive in time, for nothing may be concluded from an older state.
-    pub(crate) async fn catch_up(&self) -> Result<bool, Failure> {
+    /// Waits until the replica has folded everything in the log. Returns true if there were events to wait for. Fails
+    /// on a timeout, because nothing may be concluded from an older state.
+    pub(crate) async fn catch_up(&self) -> Result<bool, RpcError> {
         let last = self.log.last_seq().await?;
         if self.replica.read(World::applied) >= last {
             return Ok(false);
@@ -105,24 +109,23 @@ impl Executor {
         if self.replica.wait_for(last).await {
             return Ok(true);
         }
-        Err(Failure::Unavailable(format!("this replica has not reached sequence {last} yet")))
+        Err(RpcError::Unavailable(format!("this replica has not reached sequence {last} yet")))
     }
 
-    /// Waits until the replica has folded a sequence that a machine names: the machine's job message may arrive before
-    /// this replica has folded the assignment. A sequence that the log does not have is no lease, and is not waited
-    /// for.
-    pub(crate) async fn reached(&self, seq: Seq) -> Result<(), Failure> {
+    /// Waits until the replica has folded `seq`, the lease that a machine names. The machine may get its job message
+    /// before this replica has folded the assignment. Returns at once if the log has no such sequence: it is no lease.
+    pub(crate) async fn wait_for_lease(&self, seq: Seq) -> Result<(), RpcError> {
         if self.replica.read(World::applied) >= seq || self.log.last_seq().await? < seq {
             return Ok(());
         }
         if self.replica.wait_for(seq).await {
             return Ok(());
         }
-        Err(Failure::Unavailable(format!("this replica has not reached sequence {seq} yet")))
+        Err(RpcError::Unavailable(format!("this replica has not reached sequence {seq} yet")))
     }
 
     /// The command's job, loaded from the log if the job has left memory.
-    async fn absent(&self, command: &Command) -> Result<Option<Job>, Failure> {
+    async fn evicted_job(&self, command: &Command) -> Result<Option<Job>, RpcError> {
         let Some(id) = command.job() else { return Ok(None) };
         if self.replica.read(|w| w.job(id).is_some()) {
             return Ok(None);
@@ -130,16 +133,16 @@ impl Executor {
         Ok(self.load(id).await?)
     }
 
-    /// A job from the log, settled or not.
+    /// Loads a job from the log, also a settled job.
     pub(crate) async fn load(&self, id: JobId) -> Result<Option<Job>, ReadError> {
-        let own = self.log.load(Aggregate::Job(id)).await?;
-        let submission = own.iter().find_map(|recorded| match recorded.event()? {
+        let events = self.log.load(Aggregate::Job(id)).await?;
+        let submission = events.iter().find_map(|recorded| match recorded.event()? {
             Event::JobAssigned(e) => Some(e.submission),
             Event::Cancelled(_) | Event::Failed(_) => recorded.envelope()?.cause,
             _ => None,
         });
         let Some(submission) = submission else { return Ok(None) };
         let Some(submission) = self.log.get(submission).await? else { return Ok(None) };
-        Ok(gpubnb_domain::rebuild(&submission, &own, &self.settings))
+        Ok(gpubnb_domain::rebuild_job(&submission, &events, &self.settings))
     }
 }

@@ -24,17 +24,22 @@ const PHASES: [(Phase, &str); 5] = [
 const PRESENCES: [(Presence, &str); 3] =
     [(Presence::Online, "online"), (Presence::Suspect, "suspect"), (Presence::Lost, "lost")];
 
-/// Takes the gauges until shutdown.
-pub(crate) async fn take(replica: Arc<Replica>, clock: Arc<dyn Clock>, leads: Leadership, shutdown: CancellationToken) {
+/// Records the gauges until shutdown.
+pub(crate) async fn record(
+    replica: Arc<Replica>,
+    clock: Arc<dyn Clock>,
+    leadership: Leadership,
+    shutdown: CancellationToken,
+) {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
-        metrics::gauge!(metric::LEADER).set(if leads.leads() { 1.0 } else { 0.0 });
-        replica.read(|world| of_world(world, clock.as_ref()));
+        metrics::gauge!(metric::LEADER).set(if leadership.is_leader() { 1.0 } else { 0.0 });
+        replica.read(|world| record_world(world, clock.as_ref()));
     }
 }
 
-// An f64 holds the count of anything that fits into memory exactly.
+// An f64 is exact up to 2^53: no count of jobs or machines is as large.
 #[allow(clippy::cast_precision_loss)]
-fn of_world(world: &World, clock: &dyn Clock) {
+fn record_world(world: &World, clock: &dyn Clock) {
     let mut jobs: BTreeMap<&str, u64> = PHASES.iter().map(|(_, name)| (*name, 0)).collect();
     for job in world.jobs() {
         if let Some((_, name)) = PHASES.iter().find(|(phase, _)| *phase == job.phase) {
@@ -44,10 +49,10 @@ fn of_world(world: &World, clock: &dyn Clock) {
     for (state, count) in jobs {
         metrics::gauge!(metric::JOBS, "state" => state).set(count as f64);
     }
-    // Machines in maintenance announced their silence: they are not counted.
-    let announced = |m: &Machine| m.availability == Availability::Maintenance && m.leases.is_empty();
-    let counted = |m: &Machine| m.availability != Availability::Delisted && !announced(m);
-    let on_market = || world.machines().filter(|(_, m)| counted(m));
+    // A machine in maintenance may be silent without alarm: it is not counted.
+    let is_in_maintenance = |m: &Machine| m.availability == Availability::Maintenance && m.leases.is_empty();
+    let is_counted = |m: &Machine| m.availability != Availability::Delisted && !is_in_maintenance(m);
+    let on_market = || world.machines().filter(|(_, m)| is_counted(m));
     for (presence, name) in PRESENCES {
         let count = on_market().filter(|(_, m)| m.presence == presence).count();
         metrics::gauge!(metric::MACHINES, "presence" => name).set(count as f64);

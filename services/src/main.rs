@@ -1,11 +1,11 @@
-//! `gpubnb-services`: the process that decides.
+//! The program `gpubnb-services`: it decides commands, appends events, and holds the operator's tools for backups.
 
 use clap::Parser;
 use gpubnb_log::stream::StreamOptions;
 use gpubnb_services::{Cli, backup, bootstrap, config::Operation, restore, run, whatif::what_if};
 use tokio_util::sync::CancellationToken;
 
-/// jemalloc gives the memory that the fold of a long log has freed back to the system.
+/// jemalloc returns freed memory to the system after the fold of a long log.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

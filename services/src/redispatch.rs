@@ -1,8 +1,8 @@
-//! Makes DISPATCH again from MARKET where the broker has lost it, or after a restore: the stream itself, and the
-//! consumer of each machine.
+//! Rebuilds DISPATCH, the stream of job messages for machines, from MARKET: if the broker lost the stream, and after a
+//! restore. Also creates the consumer of each machine.
 //!
-//! The new stream begins at the oldest live lease. If it began at the first event, every machine would first be given
-//! all its old job messages, and the services would refuse one after the other before any that counts.
+//! The new stream begins at the oldest live lease. From the first event, every machine would first get all its old job
+//! messages, and the services would have to refuse each of them.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::GetStreamErrorKind};
@@ -14,30 +14,30 @@ use gpubnb_log::{
 };
 use tracing::warn;
 
-/// Makes DISPATCH again where MARKET has events and DISPATCH is gone. `js` may append, `owner` may change streams.
-pub(crate) async fn where_lost(
+/// Rebuilds DISPATCH if MARKET has events and DISPATCH does not exist. `js` may append, `owner` may change streams.
+pub(crate) async fn rebuild_if_lost(
     js: &jetstream::Context,
     owner: &jetstream::Context,
     options: &StreamOptions,
     settings: &Settings,
 ) -> anyhow::Result<()> {
-    // A DISPATCH without consumers counts as lost: whoever made the stream stopped before the consumers were made.
-    let in_use = consumers(owner, DISPATCH).await?.is_some_and(|consumers| consumers > 0);
-    if in_use || consumers(owner, MARKET).await?.is_none() {
+    // A DISPATCH without consumers counts as lost: an earlier rebuild stopped before it created the consumers.
+    let is_in_use = consumer_count(owner, DISPATCH).await?.is_some_and(|count| count > 0);
+    if is_in_use || consumer_count(owner, MARKET).await?.is_none() {
         return Ok(());
     }
     let log = Log::open(js.clone()).await?;
     if log.last_seq().await? > Seq::ZERO {
-        let (from, machines) = make(&log, owner, options, settings, |_, _| {}).await?;
+        let (from, machines) = rebuild(&log, owner, options, settings, |_, _| {}).await?;
         if machines > 0 {
-            warn!(from = from.0, machines, "DISPATCH was lost, and is made anew from the oldest live lease");
+            warn!(from = from.0, machines, "DISPATCH was lost, and was rebuilt from the oldest live lease");
         }
     }
     Ok(())
 }
 
-/// How many consumers a stream has; `None` where there is no such stream.
-async fn consumers(js: &jetstream::Context, stream: &str) -> anyhow::Result<Option<usize>> {
+/// The number of consumers of a stream; `None` if the stream does not exist.
+async fn consumer_count(js: &jetstream::Context, stream: &str) -> anyhow::Result<Option<usize>> {
     match js.get_stream(stream).await {
         Ok(found) => Ok(Some(found.cached_info().state.consumer_count)),
         Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => Ok(None),
@@ -45,9 +45,9 @@ async fn consumers(js: &jetstream::Context, stream: &str) -> anyhow::Result<Opti
     }
 }
 
-/// Makes DISPATCH. Returns the sequence at which the stream begins, and the number of machines that got a consumer.
-/// `progress` is called with the last sequence that is folded, and the last sequence of the log.
-pub(crate) async fn make(
+/// Rebuilds DISPATCH. Returns the sequence at which the stream begins, and the number of machines that got a consumer.
+/// `progress` is called with the last folded sequence, and the last sequence of the log.
+pub(crate) async fn rebuild(
     log: &Log,
     owner: &jetstream::Context,
     options: &StreamOptions,
@@ -108,7 +108,7 @@ mod tests {
         message::{Envelope, EventId},
     };
 
-    /// One of the frozen events, recorded at a sequence.
+    /// An event from the fixtures, recorded at this sequence.
     fn recorded(seq: u64, wire_name: &str) -> Recorded {
         let file = format!("{}/../events/fixtures/{wire_name}.json", env!("CARGO_MANIFEST_DIR"));
         let event = Event::decode(wire_name, &std::fs::read(file).unwrap()).unwrap();
@@ -136,8 +136,8 @@ mod tests {
 
         let (machine, slots) = market.machines().next().unwrap();
         let job: JobId = "01900000-0000-7000-8000-0000000000d4".parse().unwrap();
-        let left_alone_until = market.world.job(job).unwrap().avoid[&machine];
-        assert_eq!(left_alone_until, Some(Timestamp::from_millis(78_000)));
+        let avoided_until = market.world.job(job).unwrap().avoid[&machine];
+        assert_eq!(avoided_until, Some(Timestamp::from_millis(78_000)));
         assert_eq!(slots, 1);
     }
 }

@@ -9,10 +9,10 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long a command waits for the fold to catch up with the event that it has just written.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Events that are folded before readers get their turn again.
-const PIECE: usize = 500;
+/// Time limit for a command that waits for the fold of an event.
+const FOLD_TIMEOUT: Duration = Duration::from_secs(3);
+/// Events that are folded under one write lock. Readers wait for at most as many.
+const CHUNK: usize = 500;
 
 /// The market, as folded by this replica.
 pub(crate) struct Replica {
@@ -21,7 +21,7 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A replica that begins from this world: an empty one, or one from a snapshot.
+    /// Creates a replica that begins with this world, which is empty or from a snapshot.
     pub(crate) fn new(world: World) -> Self {
         let applied = watch::Sender::new(world.applied());
         Self { world: RwLock::new(world), applied }
@@ -32,15 +32,15 @@ impl Replica {
         read(&self.world.read())
     }
 
-    /// The last sequence that is folded, and every change of it.
-    pub(crate) fn changes(&self) -> watch::Receiver<Seq> {
+    /// Watches the last sequence that is folded.
+    pub(crate) fn watch_applied(&self) -> watch::Receiver<Seq> {
         self.applied.subscribe()
     }
 
-    /// Waits until `seq` is folded; false if that took too long.
+    /// Waits until `seq` is folded; false on a timeout.
     pub(crate) async fn wait_for(&self, seq: Seq) -> bool {
         let mut applied = self.applied.subscribe();
-        tokio::time::timeout(PATIENCE, applied.wait_for(|applied| *applied >= seq)).await.is_ok()
+        tokio::time::timeout(FOLD_TIMEOUT, applied.wait_for(|applied| *applied >= seq)).await.is_ok()
     }
 
     /// Folds MARKET until shutdown.
@@ -51,9 +51,9 @@ impl Replica {
                 () = shutdown.cancelled() => return,
                 batch = follower.next_batch() => batch,
             };
-            for piece in batch.chunks(PIECE) {
+            for chunk in batch.chunks(CHUNK) {
                 let mut world = self.world.write();
-                for recorded in piece {
+                for recorded in chunk {
                     world.apply(recorded, settings);
                 }
                 let applied = world.applied();

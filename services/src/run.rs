@@ -1,4 +1,4 @@
-//! Puts a replica together, and takes it apart again at shutdown.
+//! Starts a replica with its tasks, and stops them at shutdown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     aggregate_lock::AggregateLocks,
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
-    endpoint::{self, Endpoints, Files},
+    endpoint::{self, Endpoints, FileTransfer},
     enrollment::Enrollments,
     execute::Executor,
     gauges,
@@ -29,7 +29,7 @@ use crate::{
 /// Runs one replica until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&config.monitor, "gpubnb-services", shutdown.clone()).await?;
-    // Two connections: one answers commands and may publish to inboxes only, the other appends.
+    // Two connections: `serve` answers commands and may publish to inboxes only; `append` writes events.
     let serving = config.nats.connect("serve", SERVICES_INBOX).await?;
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;
     let js = jetstream(appending);
@@ -45,7 +45,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
     let endpoints = Box::pin(endpoints(&config, executor, secrets)).await?;
-    tasks.spawn(endpoints.revoker.clone().work(shutdown.clone()));
+    tasks.spawn(endpoints.revoker.clone().run(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
     Box::pin(endpoint::serve(&server, endpoints)).await.map_err(anyhow::Error::from_boxed)?;
@@ -63,16 +63,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     Ok(())
 }
 
-/// Makes sure that every stream is there. Only the `bootstrap` credential may change streams; its connection is closed
-/// again at the end of this function.
+/// Creates the missing streams. Only the `bootstrap` credential may change streams; its connection is closed at the end
+/// of this function.
 async fn provision_streams(config: &Config, js: &Context) -> anyhow::Result<()> {
     let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
     let (owner, streams) = (jetstream(bootstrap), config.streams());
-    redispatch::where_lost(js, &owner, &streams, &config.rules.settings()).await?;
+    redispatch::rebuild_if_lost(js, &owner, &streams, &config.rules.settings()).await?;
     Ok(provision(&owner, &streams).await?)
 }
 
-/// Folds the log, from a snapshot if there is one, until the replica has caught up; the fold goes on as a task.
+/// Folds the log, from a snapshot if there is one, until the replica has caught up. The fold then continues as a task.
 async fn start_replica(
     config: &Config,
     js: &Context,
@@ -82,25 +82,25 @@ async fn start_replica(
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
     let (settings, key) = (Arc::new(config.rules.settings()), config.nats.signing_key("append")?);
     let snapshots = WorldSnapshots::open(js, log.clone(), key, &settings).await;
-    let found = async { if config.snapshot_every > 0 { snapshots.newest().await } else { World::default() } };
-    let world = Box::pin(shutdown.run_until_cancelled(found)).await.context("stopped while starting")?;
+    let newest = async { if config.snapshot_every > 0 { snapshots.newest().await } else { World::default() } };
+    let world = Box::pin(shutdown.run_until_cancelled(newest)).await.context("stopped while starting")?;
     let replica = Arc::new(Replica::new(world));
-    let mut folded = replica.changes();
+    let mut applied = replica.watch_applied();
     let last = log.last_seq().await?;
     tasks.spawn({
         let (replica, log, settings, stop) = (replica.clone(), log.clone(), settings.clone(), shutdown.clone());
         async move { replica.fold(&log, &settings, stop).await }
     });
-    // Commands wait for the fold as well, but only for seconds: a long log takes longer than that.
+    // A command waits for the fold for a few seconds only, and a long log takes longer.
     tokio::select! {
         () = shutdown.cancelled() => anyhow::bail!("stopped while catching up"),
-        reached = folded.wait_for(|applied| *applied >= last) => reached.map(drop)?,
+        caught_up = applied.wait_for(|applied| *applied >= last) => caught_up.map(drop)?,
     }
     let (clock, locks) = (Arc::new(SystemClock), AggregateLocks::default());
     Ok((Executor { log, replica, clock, settings, locks }, snapshots))
 }
 
-/// Spawns the work that no command asks for: leadership, the process managers, snapshots and gauges.
+/// Spawns the background tasks: leadership, the process managers, snapshots and gauges.
 fn spawn_processes(
     config: &Config,
     executor: &Executor,
@@ -112,11 +112,16 @@ fn spawn_processes(
 ) {
     let (leadership, js) = (Leadership::default(), executor.log.jetstream());
     let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
-    let (held, held_js, holder, stop) = (leadership.clone(), js.clone(), replica_id.to_owned(), shutdown.clone());
-    tasks.spawn(async move { held.hold(held_js, holder, stop).await });
+    let (lead, lead_js, holder, stop) = (leadership.clone(), js.clone(), replica_id.to_owned(), shutdown.clone());
+    tasks.spawn(async move { lead.hold(lead_js, holder, stop).await });
     tasks.spawn(manage(executor.clone(), secrets, leadership.clone(), shutdown.clone()));
-    tasks.spawn(snapshots.keep(Arc::clone(&replica), leadership.clone(), config.snapshot_every, shutdown.clone()));
-    tasks.spawn(gauges::take(replica, clock, leadership.clone(), shutdown.clone()));
+    tasks.spawn(snapshots.store_periodically(
+        Arc::clone(&replica),
+        leadership.clone(),
+        config.snapshot_every,
+        shutdown.clone(),
+    ));
+    tasks.spawn(gauges::record(replica, clock, leadership.clone(), shutdown.clone()));
     let limits = SilenceLimits { suspect_after: config.suspect_after, lost_after: config.lost_after };
     let (executor, replica_id, streams) = (executor.clone(), replica_id.to_owned(), config.streams());
     tasks.spawn(watch(executor, js, leadership, replica_id, limits, streams, shutdown.clone()));
@@ -128,15 +133,23 @@ async fn endpoints(config: &Config, executor: Executor, secrets: JobEnv) -> anyh
     let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
     let enrollments = Enrollments::open(&js).await.context("the bucket of enrollments")?;
     let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
-    let revoker = Revoker::open(&config.nats, enrollments, js, replica, clock, issuer.life()).await?;
-    let (dead_letters, machine_rate) = (Arc::default(), endpoint::machine_rate());
-    Ok(Endpoints { executor, files: files(config)?, issuer, revoker, secrets, dead_letters, machine_rate })
+    let revoker = Revoker::open(&config.nats, enrollments, js, replica, clock, issuer.lifetime()).await?;
+    let (dead_letters, machine_rate) = (Arc::default(), endpoint::new_machine_rate());
+    Ok(Endpoints {
+        executor,
+        file_transfer: file_transfer(config)?,
+        issuer,
+        revoker,
+        secrets,
+        dead_letters,
+        machine_rate,
+    })
 }
 
-/// Where workers get and put files, if the web server has an address for them.
-fn files(config: &Config) -> anyhow::Result<Option<Files>> {
+/// The address and the key with which workers move files; `None` without `--edge-url`.
+fn file_transfer(config: &Config) -> anyhow::Result<Option<FileTransfer>> {
     let Some(url) = &config.edge_url else { return Ok(None) };
     let path = config.nats.nats_creds.join("transfer.key");
     let key = TransferKey::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(Some(Files { url: url.trim_end_matches('/').to_owned(), key }))
+    Ok(Some(FileTransfer { url: url.trim_end_matches('/').to_owned(), key }))
 }

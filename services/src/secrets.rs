@@ -1,5 +1,6 @@
-//! The secret values of jobs' environments. They are kept sealed while the job lives, given to the machine that runs
-//! the job, and deleted before the job is settled. No event and no read model holds them.
+//! The secret values of jobs' environments. A value is stored sealed (encrypted) until the job ends, sent to the
+//! machine that runs the job, and deleted before the job is settled. No event and no read model contains a secret
+//! value.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use gpubnb_events::{
     command::{SealedEnv, SubmitJob},
 };
 use gpubnb_log::stream::JOBENV;
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 
 use crate::credentials::{Sealing, Secrets};
 
@@ -20,15 +21,15 @@ pub(crate) struct JobEnv {
     sealing: Arc<Sealing>,
 }
 
-/// The answer while the bucket does not answer, or a secret cannot be sealed.
+/// The message if the bucket does not answer, or a secret cannot be sealed.
 const UNAVAILABLE: &str = "the secrets of jobs cannot be reached now; try again";
 
-fn unavailable(e: impl std::error::Error + 'static) -> Failure {
-    Failure::unavailable(UNAVAILABLE, &e)
+fn unavailable(e: impl std::error::Error + 'static) -> RpcError {
+    RpcError::unavailable(UNAVAILABLE, &e)
 }
 
-fn not_sealed(e: anyhow::Error) -> Failure {
-    Failure::unavailable(UNAVAILABLE, e.as_ref())
+fn sealing_failed(e: anyhow::Error) -> RpcError {
+    RpcError::unavailable(UNAVAILABLE, e.as_ref())
 }
 
 impl JobEnv {
@@ -37,14 +38,14 @@ impl JobEnv {
         Ok(Self { bucket: js.get_key_value(JOBENV).await?, sealing: Arc::new(sealing) })
     }
 
-    /// Keeps the values of a submission. Returns whether they are new: a repeated submission changes nothing.
-    pub(crate) async fn keep(&self, submit: &SubmitJob) -> Result<bool, Failure> {
+    /// Stores the values of a submission. Returns true if they are new: a repeated submission changes nothing.
+    pub(crate) async fn store(&self, submit: &SubmitJob) -> Result<bool, RpcError> {
         if submit.env.is_empty() {
             return Ok(false);
         }
         let secrets: Secrets = submit.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect();
-        let kept = self.sealing.keep(&secrets).map_err(not_sealed)?;
-        match self.bucket.create(submit.job.to_string(), kept.into()).await {
+        let sealed = self.sealing.seal(&secrets).map_err(sealing_failed)?;
+        match self.bucket.create(submit.job.to_string(), sealed.into()).await {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(unavailable(e)),
@@ -52,14 +53,14 @@ impl JobEnv {
     }
 
     /// A job's values, sealed for the machine that runs the job.
-    pub(crate) async fn seal_for(&self, job: JobId, sealing_key: &str) -> Result<Option<SealedEnv>, Failure> {
-        let Some(kept) = self.bucket.get(job.to_string()).await.map_err(unavailable)? else { return Ok(None) };
-        let sealed = self.sealing.for_machine(&kept, sealing_key).map_err(not_sealed)?;
+    pub(crate) async fn seal_for(&self, job: JobId, sealing_key: &str) -> Result<Option<SealedEnv>, RpcError> {
+        let Some(stored) = self.bucket.get(job.to_string()).await.map_err(unavailable)? else { return Ok(None) };
+        let sealed = self.sealing.reseal_for(&stored, sealing_key).map_err(sealing_failed)?;
         Ok(Some(SealedEnv { from: self.sealing.public_key(), sealed: gpubnb_events::hex(sealed) }))
     }
 
-    /// Deletes a job's values for good.
-    pub(crate) async fn forget(&self, job: JobId) -> Result<(), Failure> {
+    /// Deletes a job's values and their history in the bucket.
+    pub(crate) async fn delete(&self, job: JobId) -> Result<(), RpcError> {
         self.bucket.purge(job.to_string()).await.map_err(unavailable)
     }
 }

@@ -1,5 +1,5 @@
-//! Snapshots of the state in SNAPSHOTS. A replica that starts begins from the newest one and folds only the events
-//! after it.
+//! Snapshots of the state, in the object store SNAPSHOTS. A new replica loads the newest snapshot and folds only the
+//! events after that snapshot.
 
 use std::{
     io::{BufReader, BufWriter, Read as _, Write as _},
@@ -13,7 +13,9 @@ use gpubnb_domain::{Settings, World};
 use gpubnb_events::{Chain, Seq};
 use gpubnb_log::{
     Log,
-    snapshot::{SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetched, folded_anew, version},
+    snapshot::{
+        SnapshotError, SnapshotId, SnapshotManifest, Snapshots, fetch_with_retries, version, warn_unused_snapshot,
+    },
 };
 use nkeys::KeyPair;
 use sha2::{Digest as _, Sha256};
@@ -23,12 +25,12 @@ use tracing::{info, warn};
 use crate::{process::Leadership, replica::Replica};
 
 const NAME: &str = "world";
-/// Shortest pause between two snapshots.
-const PAUSE: Duration = Duration::from_secs(10);
-/// Longest uncompressed text of a snapshot that is read, bytes.
-const LONGEST: u64 = 4 << 30;
+/// Shortest time between two snapshots.
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
+/// Most bytes that are read of a snapshot, uncompressed.
+const MAX_TEXT_BYTES: u64 = 4 << 30;
 
-/// Stores snapshots of the state, and finds the newest one.
+/// Stores snapshots of the state, and loads the newest snapshot.
 pub(crate) struct WorldSnapshots {
     log: Log,
     store: Option<Snapshots>,
@@ -37,23 +39,23 @@ pub(crate) struct WorldSnapshots {
 }
 
 impl WorldSnapshots {
-    /// Opens the object store. Without one, no snapshot is stored or found.
+    /// Opens the object store. If that fails, no snapshot is stored or loaded.
     pub(crate) async fn open(js: &jetstream::Context, log: Log, key: KeyPair, settings: &Settings) -> Self {
         let store = Snapshots::open(js).await.inspect_err(|e| warn!(error = %Chain(e), "there are no snapshots")).ok();
         Self { log, store, key, version: version(World::version(settings)) }
     }
 
-    /// The state in the newest snapshot, or an empty one.
+    /// The state in the newest snapshot, or an empty state.
     pub(crate) async fn newest(&self) -> World {
         let Some(store) = &self.store else { return World::default() };
-        match fetched(async || self.read(store).await).await {
+        match fetch_with_retries(async || self.read(store).await).await {
             Ok(Some(world)) => {
                 info!(seq = world.applied().0, "begins from a snapshot");
                 world
             }
             Ok(None) => World::default(),
             Err(e) => {
-                folded_anew(NAME, &e);
+                warn_unused_snapshot(NAME, &e);
                 World::default()
             }
         }
@@ -64,29 +66,35 @@ impl WorldSnapshots {
         let found = store.fetch((NAME, &self.version), &self.key, &self.log, &mut content).await?;
         let Some(manifest) = found else { return Ok(None) };
         let read = tokio::task::spawn_blocking(move || -> std::io::Result<World> {
-            let text = GzDecoder::new(content.as_slice()).take(LONGEST);
+            let text = GzDecoder::new(content.as_slice()).take(MAX_TEXT_BYTES);
             Ok(serde_json::from_reader(BufReader::new(text))?)
         });
         let world = read.await.map_err(std::io::Error::other)??;
         if world.applied() == manifest.id.seq {
             Ok(Some(world))
         } else {
-            Err(SnapshotError::Doubtful("it ends at another event than it says"))
+            Err(SnapshotError::Untrusted("its state ends at another event than its manifest says"))
         }
     }
 
     /// Stores a snapshot whenever `every` more events are folded, until shutdown. Only the leader does so.
-    pub(crate) async fn keep(self, replica: Arc<Replica>, leads: Leadership, every: u64, shutdown: CancellationToken) {
+    pub(crate) async fn store_periodically(
+        self,
+        replica: Arc<Replica>,
+        leadership: Leadership,
+        every: u64,
+        shutdown: CancellationToken,
+    ) {
         let Some(store) = self.store.clone().filter(|_| every > 0) else { return };
         let mut last = store.newest((NAME, &self.version), &self.key).await.unwrap_or_default();
-        let mut changes = replica.changes();
+        let mut applied = replica.watch_applied();
         loop {
-            let due = changes.wait_for(|applied| applied.0 >= last.0.saturating_add(every));
+            let due = applied.wait_for(|applied| applied.0 >= last.0.saturating_add(every));
             match shutdown.run_until_cancelled(due).await {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return,
             }
-            if leads.leads() {
+            if leadership.is_leader() {
                 match shutdown.run_until_cancelled(self.write(&store, &replica)).await {
                     Some(Ok(seq)) => {
                         info!(seq = seq.0, "a snapshot was kept");
@@ -98,18 +106,18 @@ impl WorldSnapshots {
             } else if let Some(seq) = store.newest((NAME, &self.version), &self.key).await {
                 last = seq;
             }
-            if shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+            if shutdown.run_until_cancelled(tokio::time::sleep(MIN_INTERVAL)).await.is_none() {
                 return;
             }
         }
     }
 
     async fn write(&self, store: &Snapshots, replica: &Replica) -> Result<Seq, SnapshotError> {
-        // A copy, so that the fold does not wait while the text is written.
+        // Clone the state, so that the fold does not wait while the snapshot is written.
         let world = replica.read(World::clone);
         let seq = world.applied();
         let message = self.log.get_raw(seq).await.map_err(|e| SnapshotError::Broker(e.into()))?;
-        let leaf = message.ok_or(SnapshotError::Doubtful("its last event is not in the log"))?.leaf();
+        let leaf = message.ok_or(SnapshotError::Untrusted("its last event is not in the log"))?.leaf();
         let written = tokio::task::spawn_blocking(move || -> std::io::Result<Vec<u8>> {
             let mut to = GzEncoder::new(Vec::new(), Compression::fast());
             let mut text = BufWriter::new(&mut to);

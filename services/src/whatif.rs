@@ -1,8 +1,7 @@
-//! `what-if`: folds an archive of the log with other prices, another fee or another rule of placement, and computes the
-//! difference to what happened. No command is decided and no event is appended.
+//! `what-if`: folds an archive of the log with other prices, another fee or another strategy of placement. Prints how
+//! the sums of this simulated market differ from those of the real market. Decides no command and appends no event.
 //!
-//! Everything that cannot be known stays as it was: a job runs as long on another machine as it did on its own, and
-//! consumers submit the same jobs at any price.
+//! Two assumptions: a job runs equally long on every machine, and consumers submit the same jobs at any price.
 
 use std::{collections::BTreeMap, io::IsTerminal as _, path::PathBuf};
 
@@ -23,7 +22,7 @@ pub struct WhatIfArgs {
     /// Directory of the archive, as `gpubnb-projector export` writes it.
     #[arg(value_name = "DIR")]
     pub archive: PathBuf,
-    /// The platform's share, in ten-thousandths. Default: as it was.
+    /// The platform's share, in ten-thousandths. Default: the real share.
     #[arg(long, value_name = "BASIS_POINTS")]
     pub fee: Option<u32>,
     /// All prices, in percent of the real prices.
@@ -56,31 +55,31 @@ impl SettlementTotals {
     }
 }
 
-/// The difference between the real market and the other one.
+/// The difference between the real market and the simulated market.
 #[derive(Debug, Default, Serialize)]
 pub struct Difference {
     /// The number of settlements.
     pub settled: u64,
     /// The sums in the real market.
     pub then: SettlementTotals,
-    /// The sums in the other market.
+    /// The sums in the simulated market.
     pub now: SettlementTotals,
     /// The number of assignments.
     pub assigned: u64,
-    /// The number of assignments that would have gone to another machine.
+    /// The number of assignments to another machine than in the real market.
     pub moved: u64,
-    /// Jobs that their budget would have ended earlier.
+    /// The number of jobs that would have ended earlier, because their budget was used up.
     pub cut_short: u64,
-    /// The difference in the number of attempts of each machine.
+    /// The number of attempts that each machine would have had more (positive) or less (negative).
     pub attempts: BTreeMap<MachineId, i64>,
 }
 
-/// Folds the log and computes the other market beside it.
+/// The fold of the real market, and the simulated market beside it.
 struct Replay<'a> {
     args: &'a WhatIfArgs,
     world: World,
     settings: Settings,
-    /// The terms that each job would have had.
+    /// The terms of each job in the simulated market, until the job is settled.
     terms: BTreeMap<JobId, Terms>,
     difference: Difference,
 }
@@ -88,32 +87,32 @@ struct Replay<'a> {
 impl Replay<'_> {
     fn apply(&mut self, recorded: &Recorded) {
         match recorded.event() {
-            // The machine was chosen from the state before this event.
-            Some(Event::JobAssigned(e)) => self.assigned(e, recorded),
-            Some(Event::Settled(e)) => self.settled(e),
+            // Choose the machine from the state before this event, as the market did.
+            Some(Event::JobAssigned(e)) => self.simulate_assignment(e, recorded),
+            Some(Event::Settled(e)) => self.simulate_settlement(e),
             _ => {}
         }
         self.world.apply(recorded, &self.settings);
     }
 
-    fn assigned(&mut self, e: &JobAssigned, recorded: &Recorded) {
+    fn simulate_assignment(&mut self, e: &JobAssigned, recorded: &Recorded) {
         self.difference.assigned += 1;
         let other = self.args.placement.and_then(|strategy| {
             let job = self.world.job(e.job)?;
-            // Who named a machine goes on to have it.
-            let asked = Placement { strategy, ..job.placement.clone() };
-            let request = placement::Request { spec: &job.spec, placement: &asked, avoid: &job.avoid };
+            // A job that named a machine keeps this machine.
+            let wanted = Placement { strategy, ..job.placement.clone() };
+            let request = placement::Request { spec: &job.spec, placement: &wanted, avoid: &job.avoid };
             let machine = placement::choose(&self.world, &request, recorded.at).machine?;
             let offer = self.world.machine(machine)?;
             (machine != e.machine)
                 .then(|| (machine, Terms { price: offer.offer.price, provider: offer.owner, ..e.terms.clone() }))
         });
         let mut terms = e.terms.clone();
-        if let Some((machine, theirs)) = other {
+        if let Some((machine, new_terms)) = other {
             self.difference.moved += 1;
             *self.difference.attempts.entry(machine).or_default() += 1;
             *self.difference.attempts.entry(e.machine).or_default() -= 1;
-            terms = theirs;
+            terms = new_terms;
         }
         let percent = |amount: MicroUsd| amount.share(self.args.price.saturating_mul(100));
         terms.price = HourlyRate(percent(terms.price.0));
@@ -121,23 +120,23 @@ impl Replay<'_> {
         self.terms.insert(e.job, terms);
     }
 
-    fn settled(&mut self, e: &Settled) {
+    fn simulate_settlement(&mut self, e: &Settled) {
         self.difference.settled += 1;
         self.difference.then.add(e.cost, e.fee);
         let (Some(terms), Some(metering)) = (self.terms.remove(&e.job), &e.metering) else { return };
-        // The time that the job ran, without the limit of its budget: the budget limits the cost below.
-        let ran = [Some(metering.broker), metering.worker, Some(metering.limit)].into_iter().flatten().min();
+        // The run time without the limit of the budget: the budget limits the cost below.
+        let run_time = [Some(metering.broker), metering.worker, Some(metering.limit)].into_iter().flatten().min();
         let hold = self.world.job(e.job).map_or(e.cost, |job| job.hold);
-        let whole = terms.price.cost_of(ran.unwrap_or(metering.billed));
-        if whole > hold && metering.budget.is_none_or(|budget| metering.billed < budget) {
+        let full_cost = terms.price.cost_of(run_time.unwrap_or(metering.billed));
+        if full_cost > hold && metering.budget.is_none_or(|budget| metering.billed < budget) {
             self.difference.cut_short += 1;
         }
-        let cost = whole.min(hold);
+        let cost = full_cost.min(hold);
         self.difference.now.add(cost, cost.share(terms.fee_basis_points));
     }
 }
 
-/// Shows the progress, if a person looks on.
+/// Shows the progress, if standard error is a terminal.
 fn show_progress(at: Seq, last: Seq) {
     if std::io::stderr().is_terminal() {
         eprint!("\r{:>3} %   \r", (at.0 * 100).checked_div(last.0).unwrap_or(100));
@@ -149,23 +148,23 @@ pub fn what_if(args: &WhatIfArgs, stop: &CancellationToken) -> anyhow::Result<()
     anyhow::ensure!(args.fee.is_none_or(|fee| fee <= 10_000), "the platform's share is at most 10000 ten-thousandths");
     let reader = ArchiveReader::open(&args.archive)?;
     let (world, settings) = (World::default(), Settings::default());
-    let mut other = Replay { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
+    let mut replay = Replay { args, world, settings, terms: BTreeMap::new(), difference: Difference::default() };
     let mut leaves = reader.leaves()?;
     for part in &reader.manifest.parts {
-        show_progress(other.world.applied(), reader.manifest.last);
-        for raw in reader.lines(part)? {
+        show_progress(replay.world.applied(), reader.manifest.last);
+        for raw in reader.messages(part)? {
             anyhow::ensure!(!stop.is_cancelled(), "stopped");
-            let recorded = raw?.read();
-            // An archive that was changed is no history: nothing can be learnt from it.
+            let recorded = raw?.decode();
+            // A changed archive is not the real history: stop.
             anyhow::ensure!(
                 leaves.next() == Some(recorded.leaf),
                 "event {} is not what was exported: see `gpubnb-projector verify --archive`",
                 recorded.seq
             );
-            other.apply(&recorded);
+            replay.apply(&recorded);
         }
     }
-    let d = other.difference;
+    let d = replay.difference;
     if args.json {
         println!("{}", serde_json::to_string(&d)?);
         return Ok(());

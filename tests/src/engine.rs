@@ -66,7 +66,7 @@ impl Engine {
         fs::create_dir_all(home)?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut engine = Self { home: home.to_owned(), options, process: None };
-        engine.again().await?;
+        engine.start_daemon().await?;
         let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
         let image = saved.stdout.take().context("the saved image")?;
         let loaded = engine.docker().arg("load").stdin(image).output()?;
@@ -92,7 +92,7 @@ impl Engine {
     }
 
     /// Starts the engine, with the containers and images that it had before, and waits until it answers.
-    pub async fn again(&mut self) -> anyhow::Result<()> {
+    pub async fn start_daemon(&mut self) -> anyhow::Result<()> {
         let home = &self.home;
         let mut command = Command::new("unshare");
         // The engine finds the programs in `bin`, such as the stand-in for NVIDIA's hook, before all others.

@@ -13,7 +13,7 @@ use gpubnb_events::{
     Actor, MachineId,
     subject::{machine_command, machine_inbox},
 };
-use gpubnb_runtime::rpc::{Caller, Failure};
+use gpubnb_runtime::rpc::{Caller, RpcError};
 use nkeys::KeyPair;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -96,7 +96,7 @@ impl Stolen {
         client: &Client,
         verb: &str,
         body: &(impl Serialize + Sync),
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RpcError> {
         let caller = Caller::new(client.clone());
         caller.call(machine_command(self.machine, verb), Actor::Machine(self.machine), body).await
     }

@@ -16,7 +16,7 @@ pub fn open(market: &Market, model: &impl Projection) -> anyhow::Result<Table> {
 /// The table of a model of the projector that has its rows in this directory.
 pub fn open_in(market: &Market, directory: &str, model: &impl Projection) -> anyhow::Result<Table> {
     let db = Database::open(&market.path().join(directory).join("models"), CACHE_MIB)?;
-    Ok(db.model(model.model_version())?)
+    Ok(db.current_table(model.model_version())?)
 }
 
 /// Writes a row, or removes it; as far as the checkpoint says, nothing happened.
@@ -26,5 +26,5 @@ pub fn write(table: &Table, key: &[u8], value: Option<Vec<u8>>) -> anyhow::Resul
         Some(value) => rows.put_bytes(key.to_vec(), value),
         None => rows.remove(key),
     }
-    Ok(rows.commit_of(gpubnb_store::checkpoint(table)?, gpubnb_store::last_leaf(table)?)?)
+    Ok(rows.commit_with_leaf(gpubnb_store::checkpoint(table)?, gpubnb_store::checkpoint_leaf(table)?)?)
 }

@@ -1,9 +1,9 @@
-// Scripts for every page: ticking times and costs, uploads of a job's files, and a question before an action that
-// cannot be undone.
+// Scripts for every page: updating times and costs, uploading the files of a job, and asking for confirmation before an
+// action that cannot be undone.
 "use strict";
 
+// The age of a time, for example "5 min ago". Null for a time in the future or more than a day ago: its date stays.
 const ago = (ms) => {
-  // A time in the future keeps its date.
   if (ms < -5000) return null;
   const s = Math.max(0, Math.floor(ms / 1000));
   if (s < 5) return "just now";
@@ -13,19 +13,22 @@ const ago = (ms) => {
   return null;
 };
 
-const span = (ms) => {
+// A duration, for example "3 min 07 s".
+const duration = (ms) => {
   const s = Math.max(0, Math.floor(ms / 1000));
-  const two = (n) => String(n).padStart(2, "0");
+  const twoDigits = (n) => String(n).padStart(2, "0");
   if (s < 60) return `${s}.${Math.floor((ms % 1000) / 100)} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${two(s % 60)} s`;
-  return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${twoDigits(s % 60)} s`;
+  return `${Math.floor(s / 3600)} h ${twoDigits(Math.floor((s % 3600) / 60))} min`;
 };
 
+// An amount, given in micro-dollars.
 const dollars = (micros) => {
   const text = (micros / 1e6).toFixed(6).replace(/0{1,4}$/, "");
   return `$${text}`;
 };
 
+// Updates relative times, durations of running jobs, and costs of running jobs.
 const tick = () => {
   const now = Date.now();
   for (const time of document.querySelectorAll("time[datetime]")) {
@@ -33,7 +36,7 @@ const tick = () => {
     if (text && time.textContent !== text) time.textContent = text;
   }
   for (const node of document.querySelectorAll("[data-since]")) {
-    node.textContent = span(now - Number(node.dataset.since));
+    node.textContent = duration(now - Number(node.dataset.since));
   }
   for (const node of document.querySelectorAll("[data-cost-since]")) {
     const cost = Math.floor(((now - Number(node.dataset.costSince)) * Number(node.dataset.rate)) / 3.6e6);
@@ -42,13 +45,13 @@ const tick = () => {
 };
 setInterval(tick, 500);
 
-// Files for a job are uploaded as soon as they are chosen. The form then names them.
-const drop = document.getElementById("drop");
-if (drop) {
+// Each file for a job is uploaded when it is chosen. After the upload, a hidden field of the form names the file.
+const dropArea = document.getElementById("drop");
+if (dropArea) {
   const files = document.getElementById("files");
-  const given = document.getElementById("given");
-  const send = document.querySelector("#job-form button.primary");
-  // A UUID of version 7 (RFC 9562): 48 bits of milliseconds, the rest random.
+  const fileList = document.getElementById("given");
+  const submitButton = document.querySelector("#job-form button.primary");
+  // A UUID of version 7 (RFC 9562): it begins with 48 bits of milliseconds, and the other bits are random.
   const uuid = () => {
     const bytes = crypto.getRandomValues(new Uint8Array(16));
     let ms = Date.now();
@@ -61,68 +64,70 @@ if (drop) {
     const hex = [...bytes].map((b) => b.toString(16).padStart(2, "0")).join("");
     return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
   };
-  let onTheWay = 0;
-  const wait = (more) => {
-    onTheWay += more;
-    send.disabled = onTheWay > 0;
+  let uploads = 0;
+  const countUploads = (change) => {
+    uploads += change;
+    submitButton.disabled = uploads > 0;
   };
-  const put = (file) => {
+  // Uploads a file, and adds it to the list with its progress and a button to remove it.
+  const upload = (file) => {
     const id = uuid();
     const row = document.createElement("li");
     const name = document.createElement("code");
     name.textContent = file.name;
-    const how = document.createElement("span");
+    const status = document.createElement("span");
     const remove = document.createElement("button");
     Object.assign(remove, { type: "button", className: "link", textContent: "Remove" });
     remove.dataset.dropFile = "";
-    row.append(name, " ", how, remove);
-    given.append(row);
+    row.append(name, " ", status, remove);
+    fileList.append(row);
     const request = new XMLHttpRequest();
     request.open("PUT", `/api/v1/inputs/${id}`);
-    request.setRequestHeader("x-csrf-token", drop.dataset.csrf);
+    request.setRequestHeader("x-csrf-token", dropArea.dataset.csrf);
     request.upload.onprogress = (e) => {
-      if (e.lengthComputable) how.textContent = `${Math.floor((e.loaded / e.total) * 100)} % `;
+      if (e.lengthComputable) status.textContent = `${Math.floor((e.loaded / e.total) * 100)} % `;
     };
     request.onloadend = () => {
-      wait(-1);
+      countUploads(-1);
       if (request.status === 200 || request.status === 201) {
-        how.textContent = "";
+        status.textContent = "";
         const field = document.createElement("input");
         Object.assign(field, { type: "hidden", name: "input", value: `${id} ${file.name}` });
         row.prepend(field);
         return;
       }
-      let why = "The file could not be sent. Remove it and try again.";
+      let message = "The file could not be sent. Remove it and try again.";
       try {
-        why = JSON.parse(request.responseText).detail || why;
+        message = JSON.parse(request.responseText).detail || message;
       } catch {
-        // The answer is not JSON, so the general sentence stays.
+        // The answer is not JSON, so the general message stays.
       }
-      how.className = "error";
-      how.textContent = why;
+      status.className = "error";
+      status.textContent = message;
     };
     remove.addEventListener("click", () => request.abort());
-    wait(1);
+    countUploads(1);
     request.send(file);
   };
-  drop.hidden = false;
+  dropArea.hidden = false;
   files.addEventListener("change", () => {
-    [...files.files].forEach(put);
+    [...files.files].forEach(upload);
     files.value = "";
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
-    drop.addEventListener(name, (event) => {
+    dropArea.addEventListener(name, (event) => {
       event.preventDefault();
-      drop.classList.toggle("over", name === "dragover");
-      if (name === "drop") [...event.dataTransfer.files].forEach(put);
+      dropArea.classList.toggle("over", name === "dragover");
+      if (name === "drop") [...event.dataTransfer.files].forEach(upload);
     });
   }
-  given.addEventListener("click", (event) => {
+  fileList.addEventListener("click", (event) => {
     if (event.target.matches("[data-drop-file]")) event.target.closest("li").remove();
   });
 }
 
-// The slider of the time travel page shows its sequence number while it moves, and loads that page when released.
+// The slider of the page "time travel" shows a sequence of the log while it moves. When it is released, the page shows
+// the market at this sequence.
 const slider = document.getElementById("slider");
 if (slider) {
   const [seq, at] = [document.getElementById("seq"), document.getElementById("at")];
@@ -135,22 +140,23 @@ if (slider) {
     slider.form.requestSubmit();
   });
 }
-// A page that shows work in progress on the server reloads itself.
-const again = document.querySelector("[data-again]");
-if (again) setTimeout(() => location.reload(), Number(again.dataset.again));
+// A page that waits for work of the server reloads itself. The attribute is the waiting time in milliseconds.
+const reloading = document.querySelector("[data-again]");
+if (reloading) setTimeout(() => location.reload(), Number(reloading.dataset.again));
 
+// A form with the attribute `data-confirm` asks this question before it is submitted.
 document.body.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
   if (question && !window.confirm(question)) event.preventDefault();
 });
 
-// A part of the page that could not be fetched shows an error in its place.
+// If htmx cannot fetch a part of the page, an error message takes the place of the part.
 for (const failed of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
   document.addEventListener(failed, ({ detail }) => {
-    const said = document.createElement("p");
-    said.className = "error";
-    said.role = "alert";
-    said.textContent = "The market did not answer. It is asked again when you change something.";
-    detail.target?.replaceChildren(said);
+    const error = document.createElement("p");
+    error.className = "error";
+    error.role = "alert";
+    error.textContent = "The market did not answer. Change a field to try again.";
+    detail.target?.replaceChildren(error);
   });
 }

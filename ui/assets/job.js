@@ -1,40 +1,46 @@
-// The page of a job: its log, its charts, and its trail of events.
+// Scripts for the page of a job: the log, the charts, the trail (the job's events) and the previews of files.
 "use strict";
 
-// Bounds on the page, whatever a job writes: the lines of its log that are kept, and the points of each chart.
-const KEPT = 5000;
-const POINTS = 1000;
+// The maximum number of log lines in the page, and of points in each chart.
+const MAX_LINES = 5000;
+const MAX_POINTS = 1000;
 
 const log = document.getElementById("log");
 if (log) {
-  const find = document.getElementById("log-find");
+  const searchField = document.getElementById("log-find");
   const follow = document.getElementById("log-follow");
-  const more = document.querySelector(".log-more");
-  const found = document.getElementById("log-found");
-  const seen = new Set();
-  let away = false;
-  const place = (line) => {
+  const earlier = document.querySelector(".log-more");
+  const results = document.getElementById("log-found");
+  const shownIds = new Set();
+  // True if the page shows an earlier part of the log, which does not adjoin the newest lines.
+  let showsEarlierPart = false;
+  // The lease and the line number, from the id of a line: `L<lease>-<number>`.
+  const position = (line) => {
     const [, lease, number] = line.id.match(/^L(\d+)-(\d+)$/);
     return [Number(lease), Number(number)];
   };
   const matches = (line) =>
-    !find.value || line.querySelector("code").textContent.toLowerCase().includes(find.value.toLowerCase());
-  const read = (html) => {
+    !searchField.value ||
+    line.querySelector("code").textContent.toLowerCase().includes(searchField.value.toLowerCase());
+  // The elements of the lines in an HTML text.
+  const parseLines = (html) => {
     const box = document.createElement("template");
     box.innerHTML = html;
     return [...box.content.children].filter((n) => n.matches(".line"));
   };
-  const fresh = (lines) => lines.filter((line) => !seen.has(line.id) && seen.add(line.id));
-  const drop = (line) => {
-    seen.delete(line.id);
+  // The lines that the page does not show yet. Marks these lines as shown.
+  const unseen = (lines) => lines.filter((line) => !shownIds.has(line.id) && shownIds.add(line.id));
+  const removeLine = (line) => {
+    shownIds.delete(line.id);
     line.remove();
   };
-  const edges = () => {
+  // Hides the button for earlier lines at the beginning of the log.
+  const updateEarlier = () => {
     const first = log.firstElementChild;
-    more.hidden = !first || place(first)[1] === 0;
+    earlier.hidden = !first || position(first)[1] === 0;
   };
-  const filter = (lines) => lines.forEach((line) => line.classList.toggle("miss", !matches(line)));
-  const end = () => {
+  const applyFilter = (lines) => lines.forEach((line) => line.classList.toggle("miss", !matches(line)));
+  const scrollToEnd = () => {
     log.scrollTop = log.scrollHeight;
   };
   const fetchLines = async (address) => {
@@ -42,23 +48,23 @@ if (log) {
     if (!answer.ok) throw new Error("the log cannot be read now");
     return answer.text();
   };
-  const part = (lease, from) => fetchLines(`${log.dataset.part}?lease=${lease}&from=${Math.max(0, from)}`);
+  const fetchPart = (lease, from) => fetchLines(`${log.dataset.part}?lease=${lease}&from=${Math.max(0, from)}`);
 
-  document.addEventListener("said:log", (event) => {
-    const lines = fresh(read(event.detail));
-    filter(lines);
-    // The page shows an earlier part of the log, and the new lines at the end do not adjoin it.
-    if (away) {
-      lines.forEach((line) => seen.delete(line.id));
+  document.addEventListener("live:log", (event) => {
+    const lines = unseen(parseLines(event.detail));
+    applyFilter(lines);
+    if (showsEarlierPart) {
+      lines.forEach((line) => shownIds.delete(line.id));
       return;
     }
     log.append(...lines);
-    // A reader who does not follow the log keeps the lines on screen, and the newest lines are dropped instead.
-    while (log.childElementCount > KEPT) drop(follow.checked ? log.firstElementChild : log.lastElementChild);
-    edges();
-    if (follow.checked) end();
+    // If the reader follows the log, the oldest lines are removed. Otherwise the newest lines are removed, so that the
+    // lines on the screen do not move.
+    while (log.childElementCount > MAX_LINES) removeLine(follow.checked ? log.firstElementChild : log.lastElementChild);
+    updateEarlier();
+    if (follow.checked) scrollToEnd();
   });
-  find.addEventListener("input", () => filter([...log.children]));
+  searchField.addEventListener("input", () => applyFilter([...log.children]));
   for (const [id, name] of [
     ["log-wrap", "wrap"],
     ["log-times", "times"],
@@ -66,22 +72,22 @@ if (log) {
     const box = document.getElementById(id);
     const apply = () => {
       log.classList.toggle(name, box.checked);
-      found.classList.toggle(name, box.checked);
+      results.classList.toggle(name, box.checked);
     };
     box.addEventListener("change", apply);
     apply();
   }
   follow.addEventListener("change", () => {
     if (!follow.checked) return;
-    // The page shows an earlier part. Loaded without a line number in its address, it begins at the end of the log.
-    if (away) {
+    // Without a line number in its address, the page shows the end of the log.
+    if (showsEarlierPart) {
       history.replaceState(null, "", location.pathname);
       location.reload();
       return;
     }
-    end();
+    scrollToEnd();
   });
-  // Scrolling up stops following.
+  // Scrolling up stops following the log.
   log.addEventListener(
     "wheel",
     (event) => {
@@ -89,63 +95,66 @@ if (log) {
     },
     { passive: true },
   );
-  const unread = () => {
-    found.hidden = false;
-    found.textContent = "The log cannot be read now. Try again.";
+  const showReadError = () => {
+    results.hidden = false;
+    results.textContent = "The log cannot be read now. Try again.";
   };
   document.getElementById("log-earlier").addEventListener("click", async () => {
-    const [lease, number] = place(log.firstElementChild);
-    const html = await part(lease, number - 500).catch(() => null);
+    const [lease, number] = position(log.firstElementChild);
+    const html = await fetchPart(lease, number - 500).catch(() => null);
     if (html === null) {
-      unread();
+      showReadError();
       return;
     }
-    const lines = fresh(read(html));
+    const lines = unseen(parseLines(html));
     const height = log.scrollHeight;
     follow.checked = false;
     log.prepend(...lines);
     log.scrollTop += log.scrollHeight - height;
-    edges();
+    updateEarlier();
   });
   document.getElementById("log-search").addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (!find.value) return;
-    found.hidden = false;
-    found.innerHTML = '<p class="hint">Searching…</p>';
+    if (!searchField.value) return;
+    results.hidden = false;
+    results.innerHTML = '<p class="hint">Searching…</p>';
     try {
-      found.innerHTML = await fetchLines(`${event.target.dataset.search}?text=${encodeURIComponent(find.value)}`);
-      // A line that was found may be in the log above as well, and an id must be unique in the page.
-      found.querySelectorAll(".line").forEach((line) => line.removeAttribute("id"));
+      results.innerHTML = await fetchLines(
+        `${event.target.dataset.search}?text=${encodeURIComponent(searchField.value)}`,
+      );
+      // A found line may also be in the log above, and an id must be unique in the page.
+      results.querySelectorAll(".line").forEach((line) => line.removeAttribute("id"));
     } catch (e) {
-      found.textContent = `Nothing found: ${e.message}. Try again.`;
+      results.textContent = `The search failed: ${e.message}. Try again.`;
     }
-    find.value = "";
-    filter([...log.children]);
+    searchField.value = "";
+    applyFilter([...log.children]);
   });
-  const jump = async () => {
+  // Shows the line that the address names: `#L<lease>-<number>`.
+  const showTarget = async () => {
     const target = location.hash.match(/^#L(\d+)-(\d+)$/);
     if (!target) return;
     follow.checked = false;
     document.getElementById("tab-log").checked = true;
     if (!document.getElementById(target[0].slice(1))) {
-      const html = await part(target[1], Number(target[2]) - 100).catch(() => null);
+      const html = await fetchPart(target[1], Number(target[2]) - 100).catch(() => null);
       if (html === null) {
-        unread();
+        showReadError();
         return;
       }
-      const lines = read(html);
-      away = true;
-      [...log.children].forEach(drop);
-      log.append(...fresh(lines));
-      edges();
+      const lines = parseLines(html);
+      showsEarlierPart = true;
+      [...log.children].forEach(removeLine);
+      log.append(...unseen(lines));
+      updateEarlier();
     }
     log.querySelectorAll(".target").forEach((line) => line.classList.remove("target"));
     const line = document.getElementById(target[0].slice(1));
     line?.classList.add("target");
     line?.scrollIntoView({ block: "center" });
   };
-  addEventListener("hashchange", jump);
-  jump();
+  addEventListener("hashchange", showTarget);
+  showTarget();
 }
 
 const charts = document.getElementById("metrics");
@@ -153,7 +162,8 @@ if (charts) {
   const series = new Map();
   let lease = null;
   const short = (n) => Number(n.toPrecision(4)).toString();
-  const make = (name) => {
+  // Adds a chart to the page.
+  const newSeries = (name) => {
     const figure = document.createElement("figure");
     figure.className = "chart";
     figure.innerHTML =
@@ -181,75 +191,79 @@ if (charts) {
         `${figure.querySelector("b").textContent}: ${figure.querySelector("span").textContent}`,
       );
   };
-  const take = (said) => {
-    // The charts show the newest attempt: a newer lease clears them, and readings of an older lease are ignored.
-    if (lease !== null && said.lease < lease) return;
-    if (lease !== said.lease) {
-      lease = said.lease;
+  // Adds the values of one message to the charts. Of many points, every second one is dropped.
+  const addMetrics = (metrics) => {
+    // The charts show the newest attempt. A newer lease clears the charts, and metrics of an older lease are ignored.
+    if (lease !== null && metrics.lease < lease) return;
+    if (lease !== metrics.lease) {
+      lease = metrics.lease;
       series.clear();
       charts.replaceChildren();
     }
-    for (const [name, value] of said.values) {
+    for (const [name, value] of metrics.values) {
       if (!Number.isFinite(value) || (series.size >= 24 && !series.has(name))) continue;
-      if (!series.has(name)) series.set(name, make(name));
+      if (!series.has(name)) series.set(name, newSeries(name));
       const { points } = series.get(name);
-      if (points.length && points[points.length - 1][0] >= said.at) continue;
-      points.push([said.at, value]);
-      if (points.length > POINTS) series.get(name).points = points.filter((_, i) => i % 2 === 0);
+      if (points.length && points[points.length - 1][0] >= metrics.at) continue;
+      points.push([metrics.at, value]);
+      if (points.length > MAX_POINTS) series.get(name).points = points.filter((_, i) => i % 2 === 0);
     }
   };
-  let waiting = false;
+  let isScheduled = false;
   const redraw = () => {
-    waiting = false;
+    isScheduled = false;
     series.forEach(draw);
   };
-  const soon = () => {
-    if (!waiting) {
-      waiting = true;
+  const scheduleDraw = () => {
+    if (!isScheduled) {
+      isScheduled = true;
       requestAnimationFrame(redraw);
     }
   };
-  const early = [];
-  let ready = false;
-  document.addEventListener("said:metrics", (event) => {
-    const said = JSON.parse(event.detail);
-    if (ready) {
-      take(said);
-      soon();
-    } else early.push(said);
+  // Metrics that arrive before the past metrics have been loaded.
+  const queued = [];
+  let isLoaded = false;
+  document.addEventListener("live:metrics", (event) => {
+    const metrics = JSON.parse(event.detail);
+    if (isLoaded) {
+      addMetrics(metrics);
+      scheduleDraw();
+    } else queued.push(metrics);
   });
-  const unread = () => {
-    charts.nextElementSibling.textContent = "What was measured before cannot be read now: open the page again.";
+  // Shows an error, and returns an empty list of metrics.
+  const showReadError = () => {
+    charts.nextElementSibling.textContent = "The earlier metrics cannot be read now: reload the page.";
     return [];
   };
   fetch(charts.dataset.from)
-    .then((answer) => (answer.ok ? answer.json() : unread()))
-    .catch(unread)
+    .then((answer) => (answer.ok ? answer.json() : showReadError()))
+    .catch(showReadError)
     .then((past) => {
-      past.forEach(take);
-      early.forEach(take);
-      ready = true;
-      if (series.size) soon();
+      past.forEach(addMetrics);
+      queued.forEach(addMetrics);
+      isLoaded = true;
+      if (series.size) scheduleDraw();
     });
 }
 
-// The trail can be filtered by the name of its events.
+// A menu filters the trail by the names of the events.
 const trail = document.getElementById("trail");
-const kind = document.getElementById("trail-filter");
-if (trail && kind) {
+const eventFilter = document.getElementById("trail-filter");
+if (trail && eventFilter) {
   const apply = () => {
     const names = (trail.querySelector(".trail")?.dataset.names || "").split(" ").filter(Boolean);
-    for (const name of names) if (![...kind.options].some((o) => o.value === name)) kind.add(new Option(name, name));
+    for (const name of names)
+      if (![...eventFilter.options].some((o) => o.value === name)) eventFilter.add(new Option(name, name));
     for (const row of trail.querySelectorAll("tr[data-event]"))
-      row.hidden = Boolean(kind.value) && row.dataset.event !== kind.value;
-    for (const row of trail.querySelectorAll("tr.group")) row.hidden = Boolean(kind.value);
+      row.hidden = Boolean(eventFilter.value) && row.dataset.event !== eventFilter.value;
+    for (const row of trail.querySelectorAll("tr.group")) row.hidden = Boolean(eventFilter.value);
   };
-  kind.addEventListener("change", apply);
-  trail.addEventListener("filled", apply);
+  eventFilter.addEventListener("change", apply);
+  trail.addEventListener("part-filled", apply);
   apply();
 }
 
-// A text file that the job left is fetched when its preview is opened, and shown as plain text.
+// The preview of a text file is fetched when it is opened, and shown as plain text.
 document.addEventListener(
   "toggle",
   async (event) => {
@@ -259,7 +273,7 @@ document.addEventListener(
     const answer = await fetch(box.dataset.preview).catch(() => null);
     box.querySelector("pre").textContent = answer?.ok
       ? await answer.text()
-      : "It cannot be read now. Close this, and open it again.";
+      : "The file cannot be read now. Close this preview and open it again.";
     if (!answer?.ok) delete box.dataset.read;
   },
   true,

@@ -1,23 +1,26 @@
-// The page's one connection for server-sent events. Each event replaces a part of the page that changed. A hidden tab
-// closes the connection; when the tab is shown again, a new connection resumes after the last event received.
+// The connection of an open page for live updates, as server-sent events. Each event replaces a part of the page that
+// changed. The connection of a hidden tab is closed. When the tab is shown again, a new connection resumes after the
+// last event that the page received.
 "use strict";
 
 const page = document.querySelector("[data-live]");
 const offline = document.getElementById("offline");
+// The page contains the message for a lost connection.
 const reconnecting = offline.textContent;
-// In milliseconds: how long a tab may be hidden before its connection is closed, how long a connection may be lost
-// before the page says so, and how long to wait before the next attempt.
-const HIDDEN = 10000;
-const LOST = 1500;
-const RETRY = 4000;
+// The time after which the connection of a hidden tab is closed, the time after which a lost connection is reported,
+// and the pause before the next attempt to connect.
+const HIDDEN_MS = 10000;
+const LOST_MS = 1500;
+const RETRY_MS = 4000;
 
-// Replacing a part while the pointer is down would lose the click: new content waits until the pointer is up.
-let pressed = false;
-const late = new Map();
-const catchUp = () => {
-  const parts = [...late];
-  late.clear();
-  parts.forEach(([id, html]) => fill(id, html));
+// Replacing a part while the pointer is down would lose the click, so the new content is postponed until the pointer is
+// up again.
+let isPointerDown = false;
+const postponed = new Map();
+const fillPostponed = () => {
+  const parts = [...postponed];
+  postponed.clear();
+  parts.forEach(([id, html]) => fillPart(id, html));
 };
 for (const [name, down] of [
   ["pointerdown", true],
@@ -30,8 +33,8 @@ for (const [name, down] of [
     (event) =>
       setTimeout(
         () => {
-          pressed = down && event.button === 0;
-          if (!pressed) catchUp();
+          isPointerDown = down && event.button === 0;
+          if (!isPointerDown) fillPostponed();
         },
         down ? 0 : 100,
       ),
@@ -39,29 +42,32 @@ for (const [name, down] of [
   );
 }
 addEventListener("blur", () => {
-  pressed = false;
-  catchUp();
+  isPointerDown = false;
+  fillPostponed();
 });
-document.addEventListener("focusout", () => setTimeout(catchUp, 0));
+document.addEventListener("focusout", () => setTimeout(fillPostponed, 0));
 
-// A part is left as it is while somebody types into it, and while one of its fields was refused and is not corrected.
-const busy = (part) => {
+// True while the user types into a field of the part, and while a field that the server refused is not corrected. Such
+// a part is not replaced.
+const isEdited = (part) => {
   if (part.querySelector("[aria-invalid]")) return true;
   const field = document.activeElement;
   return field && part.contains(field) && field.matches("input:not([type=checkbox]), select, textarea");
 };
 document.addEventListener("input", (event) => event.target.removeAttribute?.("aria-invalid"));
-const shown = new Map();
-const fill = (id, html) => {
+// The content that each part shows, by the id of the part.
+const contents = new Map();
+// Replaces the content of a part. Keeps the focus, open details and ticked boxes.
+const fillPart = (id, html) => {
   const part = document.getElementById(id);
-  // A new connection sends every part again, so the same content may arrive twice.
-  if (!part || (shown.get(id) === html && part.childNodes.length)) return;
-  if ((pressed && part.querySelector("a, button")) || busy(part)) {
-    late.set(id, html);
+  // A new connection sends every part again, so the content may be the same.
+  if (!part || (contents.get(id) === html && part.childNodes.length)) return;
+  if ((isPointerDown && part.querySelector("a, button")) || isEdited(part)) {
+    postponed.set(id, html);
     return;
   }
-  late.delete(id);
-  shown.set(id, html);
+  postponed.delete(id);
+  contents.set(id, html);
   const focus = part.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
   const open = [...part.querySelectorAll("details[open]")].map((d) => d.id || d.closest("[id]")?.id);
   const closed = [...part.querySelectorAll("details[id]:not([open])")].map((d) => d.id);
@@ -75,63 +81,64 @@ const fill = (id, html) => {
     (box?.matches?.("details") ? box : box?.querySelector("details"))?.setAttribute("open", "");
   }
   if (focus) part.querySelector(`[data-keep="${focus}"]`)?.focus();
-  part.dispatchEvent(new CustomEvent("filled", { bubbles: true }));
+  part.dispatchEvent(new CustomEvent("part-filled", { bubbles: true }));
 };
 
+// The connection, the id of the last event, and the timer that reports a lost connection.
 let source = null;
-let heard = null;
-let lost = null;
-const close = () => {
+let lastId = null;
+let lostTimer = null;
+const disconnect = () => {
   source?.close();
   source = null;
-  clearTimeout(lost);
-  lost = null;
+  clearTimeout(lostTimer);
+  lostTimer = null;
 };
-const open = () => {
+const connect = () => {
   if (!page || source) return;
   const address = new URL(page.dataset.live, location.href);
-  if (heard) address.searchParams.set("from", heard);
+  if (lastId) address.searchParams.set("from", lastId);
   source = new EventSource(address);
   source.onopen = () => {
-    clearTimeout(lost);
-    lost = null;
+    clearTimeout(lostTimer);
+    lostTimer = null;
     offline.hidden = true;
   };
   source.onerror = () => {
-    lost ??= setTimeout(() => {
+    lostTimer ??= setTimeout(() => {
       offline.textContent = reconnecting;
       offline.hidden = false;
-    }, LOST);
-    // The browser does not retry when the answer is not an event stream, for example while the market is starting or
-    // has too many connections.
+    }, LOST_MS);
+    // The browser itself does not try again if the answer was not an event stream, for example because the market is
+    // starting or the page has too many connections.
     if (source && source.readyState === EventSource.CLOSED) {
       source = null;
-      setTimeout(open, RETRY);
+      setTimeout(connect, RETRY_MS);
     }
   };
-  const on = (name, take) =>
+  const listen = (name, handle) =>
     source.addEventListener(name, (event) => {
-      if (event.lastEventId) heard = event.lastEventId;
-      take(event.data);
+      if (event.lastEventId) lastId = event.lastEventId;
+      handle(event.data);
     });
-  // The server could not read a part. The page says so where it reports a lost connection, until the next part arrives.
-  on("problem", (data) => {
+  // The server could not render the page. The message is shown until the next part arrives.
+  listen("problem", (data) => {
     offline.textContent = data;
     offline.hidden = false;
   });
-  on("part", (data) => {
+  listen("part", (data) => {
     offline.hidden = true;
-    const cut = data.indexOf("\n");
-    fill(data.slice(0, cut), data.slice(cut + 1));
+    const lineEnd = data.indexOf("\n");
+    fillPart(data.slice(0, lineEnd), data.slice(lineEnd + 1));
   });
   for (const name of ["log", "metrics"])
-    on(name, (data) => document.dispatchEvent(new CustomEvent(`said:${name}`, { detail: data })));
+    listen(name, (data) => document.dispatchEvent(new CustomEvent(`live:${name}`, { detail: data })));
 };
-let sleep = null;
+let hiddenTimer = null;
 document.addEventListener("visibilitychange", () => {
-  clearTimeout(sleep);
-  if (document.hidden) sleep = setTimeout(close, HIDDEN);
-  else open();
+  clearTimeout(hiddenTimer);
+  if (document.hidden) hiddenTimer = setTimeout(disconnect, HIDDEN_MS);
+  else connect();
 });
-addEventListener("pagehide", close);
-addEventListener("pageshow", open);
+addEventListener("pagehide", disconnect);
+addEventListener("pageshow", connect);

@@ -1,4 +1,4 @@
-//! Accounts of users, for the pages and for the API alike: signing up, checking a password, and roles.
+//! Signing up, checking a password, and the roles of a user. Pages and API both use these functions.
 
 use gpubnb_events::{
     AccountId, Actor, Seq,
@@ -13,7 +13,7 @@ use crate::{
     error::Problem,
 };
 
-/// Creates a user and opens an account. If the address is taken, nothing happens, and the caller cannot tell.
+/// Creates a user and opens an account. If the e-mail address is taken, nothing happens, and the result is the same.
 pub(crate) async fn sign_up(app: &App, new: &SignUp) -> Result<(), Problem> {
     if let Some(account) = app.users.sign_up(new, app.now()).await? {
         open_account(app, account).await?;
@@ -34,21 +34,21 @@ pub(crate) async fn check_password(
     email: &str,
     password: &str,
 ) -> Result<AccountId, Problem> {
-    app.rate_limits.sign_in(client.address)?;
-    app.rate_limits.guess(&login_of(email))?;
+    app.rate_limits.check_sign_in(client.address)?;
+    app.rate_limits.check_password_attempt(&login_of(email))?;
     let account = app.users.sign_in(email, password).await?;
-    // The process may have stopped between the two steps of signing up, so the second one is repeated here.
+    // Signing up has two steps. The process may have stopped between them, so the second step is repeated here.
     open_account(app, account).await?;
     Ok(account)
 }
 
-/// The role of a user on the market. It follows from what the user does: nobody applies for it.
+/// The role of a user on the market.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
-    /// Submits jobs, which everybody may.
+    /// May submit jobs. Every user has this role.
     Consumer,
-    /// Has a machine on the market.
+    /// Owns a machine on the market.
     Provider,
     /// Runs the platform.
     Operator,
@@ -68,8 +68,8 @@ impl Role {
 /// The roles of a user.
 pub(crate) async fn roles(app: &App, signed_in: SignedIn) -> Result<Vec<Role>, Problem> {
     let machines = app.queries.machines(signed_in.actor(), Seq::ZERO).await?;
-    let provider = machines.iter().any(|m| m.listed.owner == signed_in.account);
-    let also = [(provider, Role::Provider), (signed_in.viewer.operator, Role::Operator)];
-    let roles = also.into_iter().filter(|(so, _)| *so).map(|(_, role)| role);
+    let is_provider = machines.iter().any(|m| m.listed.owner == signed_in.account);
+    let further = [(is_provider, Role::Provider), (signed_in.viewer.is_operator, Role::Operator)];
+    let roles = further.into_iter().filter(|(has_role, _)| *has_role).map(|(_, role)| role);
     Ok(std::iter::once(Role::Consumer).chain(roles).collect())
 }

@@ -7,8 +7,8 @@ use gpubnb_events::{Actor, Clock, JobId, Timestamp, subject};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
     permit::TransferKey,
-    rpc::{Caller, Failure},
-    trace::{self, About},
+    rpc::{Caller, RpcError},
+    trace::{self, SpanFields},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
@@ -19,23 +19,23 @@ use crate::{
     state::{Changes, MachineCache, UploadQuota},
 };
 
-/// The broker, as machines reach it.
+/// The broker's address and certificate for machines.
 #[derive(Debug, Clone)]
 pub(crate) struct Broker {
-    /// Its address.
+    /// The address at which machines reach the broker.
     pub(crate) url: String,
-    /// The certificate of the authority that signed the broker's (PEM), if that is not a public authority.
+    /// The certificate (PEM) of the authority that signed the broker's certificate. `None` for a public authority.
     pub(crate) authority: Option<String>,
 }
 
-/// The services and the state that handlers share. Cheap to clone.
+/// The services and the state that handlers share. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
     pub(crate) rate_limits: RateLimits,
     pub(crate) streams: OpenStreams,
-    /// True if a proxy of ours stands before this server and names the address that a request comes from.
+    /// True if this server runs behind a proxy. Then the client's address is taken from `X-Forwarded-For`.
     pub(crate) behind_proxy: bool,
     pub(crate) broker: Broker,
     pub(crate) caller: Caller,
@@ -46,7 +46,7 @@ pub(crate) struct App {
     pub(crate) upload_quota: UploadQuota,
     pub(crate) changes: Changes,
     pub(crate) machines: MachineCache,
-    /// Permits for searches through whole logs.
+    /// Limits the number of concurrent searches through logs.
     pub(crate) searches: Arc<Semaphore>,
     pub(crate) transfer: TransferKey,
     pub(crate) clock: Arc<dyn Clock>,
@@ -57,27 +57,28 @@ impl App {
         self.clock.now()
     }
 
-    /// Sends a command in an actor's name.
+    /// Sends a command in the name of an actor. `area` and `verb` form the command's subject, for example `account` and
+    /// `deposit`.
     pub(crate) async fn command<T: DeserializeOwned>(
         &self,
         area: &str,
         verb: &str,
         actor: Actor,
         body: &(impl Serialize + Sync),
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RpcError> {
         let call = self.caller.call(subject::command(area, verb), actor, body);
-        trace::within(&trace::apart(), request_span::current(), About::default(), call).await
+        trace::in_span(&trace::new_trace(), request_span::current(), SpanFields::default(), call).await
     }
 
-    /// Sends a command about a job. It becomes part of the job's trace.
+    /// Sends a command about a job. The command's span becomes part of the job's trace.
     pub(crate) async fn job_command<T: DeserializeOwned>(
         &self,
         verb: &str,
         actor: Actor,
         job: JobId,
         body: &(impl Serialize + Sync),
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RpcError> {
         let call = self.caller.call(subject::command("job", verb), actor, body);
-        trace::within(&trace::of_job(job), request_span::current(), About::job(job), call).await
+        trace::in_span(&trace::job_context(job), request_span::current(), SpanFields::job(job), call).await
     }
 }

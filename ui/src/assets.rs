@@ -1,5 +1,5 @@
-//! The embedded files that pages need. Their addresses contain a hash of them, so that browsers can cache them for
-//! ever.
+//! The assets: scripts, styles and the icon, embedded in the binary. The address of an asset contains a hash of all
+//! assets, so browsers can cache the asset for ever.
 
 use std::{fmt::Write as _, sync::LazyLock};
 
@@ -12,24 +12,28 @@ use sha2::{Digest as _, Sha256};
 
 struct Asset {
     name: &'static str,
-    kind: &'static str,
+    media_type: &'static str,
     content: &'static [u8],
 }
 
 const ASSETS: &[Asset] = &[
-    Asset { name: "style.css", kind: "text/css; charset=utf-8", content: include_bytes!("../assets/style.css") },
-    Asset { name: "app.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("../assets/app.js") },
-    Asset { name: "live.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("../assets/live.js") },
-    Asset { name: "job.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("../assets/job.js") },
-    Asset { name: "icon.svg", kind: "image/svg+xml", content: include_bytes!("../assets/icon.svg") },
+    Asset { name: "style.css", media_type: "text/css; charset=utf-8", content: include_bytes!("../assets/style.css") },
+    Asset { name: "app.js", media_type: "text/javascript; charset=utf-8", content: include_bytes!("../assets/app.js") },
+    Asset {
+        name: "live.js",
+        media_type: "text/javascript; charset=utf-8",
+        content: include_bytes!("../assets/live.js"),
+    },
+    Asset { name: "job.js", media_type: "text/javascript; charset=utf-8", content: include_bytes!("../assets/job.js") },
+    Asset { name: "icon.svg", media_type: "image/svg+xml", content: include_bytes!("../assets/icon.svg") },
     Asset {
         name: "htmx.js",
-        kind: "text/javascript; charset=utf-8",
+        media_type: "text/javascript; charset=utf-8",
         content: include_bytes!(concat!(env!("OUT_DIR"), "/htmx.js")),
     },
 ];
 
-/// The version of all assets together: a hash of all their contents.
+/// The version in the addresses: a hash of the contents of all assets.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let mut hasher = Sha256::new();
     for asset in ASSETS {
@@ -47,9 +51,9 @@ pub(crate) fn url(name: &str) -> String {
     format!("/assets/{}/{name}", *VERSION)
 }
 
-/// Serves an asset.
+/// `GET /assets/{version}/{name}`: serves an asset.
 pub(crate) async fn serve(Path((version, name)): Path<(String, String)>) -> Response {
     let Some(asset) = ASSETS.iter().find(|a| a.name == name) else { return StatusCode::NOT_FOUND.into_response() };
-    let keep = if version == *VERSION { "public, max-age=31536000, immutable" } else { "no-cache" };
-    ([(header::CONTENT_TYPE, asset.kind), (header::CACHE_CONTROL, keep)], asset.content).into_response()
+    let caching = if version == *VERSION { "public, max-age=31536000, immutable" } else { "no-cache" };
+    ([(header::CONTENT_TYPE, asset.media_type), (header::CACHE_CONTROL, caching)], asset.content).into_response()
 }

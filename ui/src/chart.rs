@@ -1,18 +1,19 @@
-//! Charts as inline SVG, which need no script in the browser.
+//! Charts as inline SVG. They need no script in the browser.
 
 use std::fmt::Write as _;
 
 use crate::escape;
 
+/// The size of a chart, in units of the SVG's view box.
 const WIDTH: f64 = 600.0;
 const HEIGHT: f64 = 120.0;
-/// The line is broken where readings are missing for longer than this, milliseconds.
+/// The maximum distance in milliseconds between two connected points. The line is broken at a longer gap.
 const GAP: i64 = 180_000;
 
-/// A line over time. `points` are (milliseconds, value); the scale reaches from zero to `most`, or to the highest value
-/// if that is higher.
-pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i64, i64), most: f64) -> String {
-    let top = points.iter().map(|(_, v)| *v).fold(most, f64::max);
+/// Draws values over time as a line. A point is (time in milliseconds, value). The horizontal axis reaches from `from`
+/// to `to`. The vertical axis reaches from zero to `scale`, or to the highest value if this is higher.
+pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i64, i64), scale: f64) -> String {
+    let top = points.iter().map(|(_, v)| *v).fold(scale, f64::max);
     let top = if top > 0.0 { top } else { 1.0 };
     let (name, unit) = (escape::html(name), escape::html(unit));
     let summary = match points.last() {
@@ -36,12 +37,13 @@ pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i
     )
 }
 
+/// A duration in hours, rounded: `24 h`.
 fn hours(ms: i64) -> String {
     format!("{} h", (ms + 1_800_000) / 3_600_000)
 }
 
-/// Polylines, broken where readings are missing.
-// The values become pixels: nobody can see the precision that is lost.
+/// The points as polylines. A new polyline begins after each gap.
+// The values become pixels, so the lost precision is invisible.
 #[allow(clippy::cast_precision_loss)]
 fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64) -> String {
     let span = (to - from).max(1) as f64;
@@ -53,6 +55,7 @@ fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64) -> String {
             let y = HEIGHT - 2.0 - value.clamp(0.0, top) / top * (HEIGHT - 4.0);
             // Writing to a String cannot fail.
             let _ = write!(html, "{x:.1},{y:.1} ");
+            // A single point becomes a short line, because a polyline of one point is invisible.
             if run.len() == 1 {
                 let _ = write!(html, "{:.1},{y:.1} ", x + 2.0);
             }
@@ -62,7 +65,7 @@ fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64) -> String {
     html
 }
 
-/// A number with at most one decimal.
+/// A number with at most one decimal: `12.5`, `12`, `120`.
 pub(crate) fn short(value: f64) -> String {
     let text = if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") };
     text.strip_suffix(".0").map_or(text.clone(), ToOwned::to_owned)
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_its_last_value_and_is_broken_where_readings_are_missing() {
+    fn a_line_names_its_last_value_and_is_broken_at_gaps() {
         let minute = 60_000;
         let points = [(0, 10.0), (minute, 20.0), (10 * minute, 30.5)];
         let html = line("Load", "%", &points, (0, 60 * minute), 100.0);

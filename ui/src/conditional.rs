@@ -1,5 +1,5 @@
-//! Conditional requests of the API: an answer carries an `ETag`, and a client that has this version already gets an
-//! empty answer (304). That saves the transfer, not the work of making the answer.
+//! Conditional requests. An answer of the API carries an `ETag`, a hash of its body. A client that already has this
+//! body gets an empty answer with the status 304. This saves only the transfer; the answer is still computed.
 
 use axum::{
     body::{Body, to_bytes},
@@ -12,26 +12,26 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{ApiError, Problem};
 
-/// Most bytes of an answer that is held in memory to be hashed.
-const MOST: usize = 8 << 20;
+/// The maximum size of an answer, in bytes. The answer is held in memory and hashed.
+const MAX_BYTES: usize = 8 << 20;
 
-/// True if a client's `If-None-Match` names this version.
-pub(crate) fn knows(headers: &HeaderMap, etag: &str) -> bool {
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
-    known.is_some_and(|known| known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag))
+/// True if the header `If-None-Match` contains the `ETag`.
+pub(crate) fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+    let sent = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
+    sent.is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag))
 }
 
-/// Middleware that gives the answers of the API their versions.
-pub(crate) async fn versions(request: Request, next: Next) -> Response {
-    let asked = request.method() == Method::GET && request.uri().path().starts_with("/api/v1/");
+/// Middleware that adds an `ETag` to each answer of the API, and answers conditional requests.
+pub(crate) async fn add_etags(request: Request, next: Next) -> Response {
+    let is_api_read = request.method() == Method::GET && request.uri().path().starts_with("/api/v1/");
     let headers = request.headers().clone();
     let response = next.run(request).await;
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
-    if !asked || !is_json || response.status() != StatusCode::OK {
+    if !is_api_read || !is_json || response.status() != StatusCode::OK {
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    let bytes = match to_bytes(body, MOST).await {
+    let bytes = match to_bytes(body, MAX_BYTES).await {
         Ok(bytes) => bytes,
         Err(e) => return ApiError(Problem::internal(&e)).into_response(),
     };
@@ -40,7 +40,7 @@ pub(crate) async fn versions(request: Request, next: Next) -> Response {
         parts.headers.insert(header::ETAG, value);
         parts.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     }
-    if knows(&headers, &etag) {
+    if matches_etag(&headers, &etag) {
         parts.status = StatusCode::NOT_MODIFIED;
         parts.headers.remove(header::CONTENT_LENGTH);
         return Response::from_parts(parts, Body::empty());

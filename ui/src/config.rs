@@ -1,4 +1,4 @@
-//! The options of `gpubnb-ui`.
+//! The command-line options of `gpubnb-ui`.
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
@@ -20,20 +20,20 @@ pub struct Cli {
 /// The commands of `gpubnb-ui`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Serves until it is stopped. Run as many as you like.
+    /// Serves until it is stopped. Any number of instances can run at the same time.
     Run(RunArgs),
-    /// Prints a link that makes whoever opens it first an operator. It works once, within an hour.
+    /// Prints a link that makes the first person who opens it an operator. The link works once, within an hour.
     OperatorLink(LinkArgs),
     /// Prints the API as an OpenAPI 3.1 document.
     Openapi,
-    /// Prints a line for every endpoint, with the access that it demands.
+    /// Prints one line for every endpoint: method, path, and the access that the endpoint demands.
     Routes,
 }
 
 /// Options of `operator-link`.
 #[derive(Debug, Clone, Args)]
 pub struct LinkArgs {
-    /// Address under which people reach the pages.
+    /// Address at which people reach the pages.
     #[arg(long, env = "GPUBNB_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     pub url: String,
 }
@@ -47,26 +47,27 @@ pub struct RunArgs {
     /// Address to listen on.
     #[arg(long, env = "GPUBNB_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
-    /// Certificate chain of this server (PEM). Without it, put a proxy with a certificate before this server: over
-    /// plain HTTP, browsers keep a session only with their own machine.
+    /// Certificate chain of this server (PEM). Without this option, run the server behind a proxy that has a
+    /// certificate. Over plain HTTP, browsers accept a session only from `localhost`.
     #[arg(long, env = "GPUBNB_TLS_CERT", requires = "tls_key", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
     /// Private key of the certificate (PEM).
     #[arg(long, env = "GPUBNB_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// A proxy stands before this server: take a client's address from the last entry of `X-Forwarded-For`.
+    /// Take a client's address from the last entry of `X-Forwarded-For`. Set this behind a proxy, and only there.
     #[arg(long, env = "GPUBNB_BEHIND_PROXY")]
     pub behind_proxy: bool,
-    /// Address under which machines reach the broker, if it differs from the one that this process uses.
+    /// Address at which machines reach the broker, if it differs from the address that this process uses.
     #[arg(long, env = "GPUBNB_MACHINES_NATS_URL", value_name = "URL")]
     pub machines_nats: Option<String>,
-    /// Requests per second from one address, and from one account. A burst may have five times as many.
+    /// Maximum number of requests per second from one address, and from one account. A burst may have five times as
+    /// many requests.
     #[arg(long, env = "GPUBNB_REQUESTS_PER_SECOND", default_value = "50")]
     pub requests_per_second: NonZeroU32,
-    /// Attempts per minute from one address to sign in or to redeem a code.
+    /// Maximum number of attempts per minute from one address to sign in or to redeem an enrollment code.
     #[arg(long, env = "GPUBNB_SIGN_INS_PER_MINUTE", default_value = "20")]
     pub sign_ins_per_minute: NonZeroU32,
-    /// New accounts per minute from one address.
+    /// Maximum number of new accounts per minute from one address.
     #[arg(long, env = "GPUBNB_SIGN_UPS_PER_MINUTE", default_value = "5")]
     pub sign_ups_per_minute: NonZeroU32,
 }

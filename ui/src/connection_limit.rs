@@ -1,5 +1,4 @@
-//! Limits how many connections one address may have open at once, so that no address takes all the server's
-//! connections.
+//! A limit on the open connections of one IP address, so that one address cannot take all connections of the server.
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -11,17 +10,17 @@ use tower::Layer as _;
 
 use crate::keyed_limit::{KeyedLimit, Share};
 
-/// Accepts connections, each address at most `most` at once; `inner` handles those that are accepted.
+/// Accepts at most `max_connections` open connections from each address, and passes them to `inner`.
 #[derive(Clone)]
 pub(crate) struct ConnectionLimit<A> {
     inner: A,
-    most: u64,
+    max_connections: u64,
     open: KeyedLimit<IpAddr>,
 }
 
 impl<A> ConnectionLimit<A> {
-    pub(crate) fn new(inner: A, most: u64) -> Self {
-        Self { inner, most, open: KeyedLimit::default() }
+    pub(crate) fn new(inner: A, max_connections: u64) -> Self {
+        Self { inner, max_connections, open: KeyedLimit::default() }
     }
 }
 
@@ -33,14 +32,14 @@ where
     A::Service: Send + 'static,
 {
     type Stream = A::Stream;
-    /// Every request of a connection carries the connection's share of the limit, so the share is given back when the
-    /// last of these requests has been answered.
+    /// Every request of a connection holds the connection's share of the limit. The share is released when the
+    /// connection has ended and all its requests have been answered.
     type Service = AddExtension<A::Service, Arc<Share<IpAddr>>>;
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let address = stream.peer_addr().map(|peer| peer.ip());
-        match address.map(|address| self.open.take(address, 1, self.most)) {
+        match address.map(|address| self.open.take(address, 1, self.max_connections)) {
             Ok(Some(share)) => {
                 let accepted = self.inner.accept(stream, service);
                 Box::pin(async move {

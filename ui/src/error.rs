@@ -1,4 +1,4 @@
-//! Failures as programs and people see them: `application/problem+json` (RFC 9457), or a page that is drawn later.
+//! Errors in answers. A program gets `application/problem+json` (RFC 9457), and a browser gets an error page.
 
 use axum::{
     Json,
@@ -6,33 +6,33 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use gpubnb_events::{Refusal, RefusalKind};
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use serde::Serialize;
 use tracing::{error, warn};
 
-/// A failure, with its HTTP status.
+/// An error in an answer.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
-    /// HTTP status.
+    /// HTTP status code.
     pub(crate) status: u16,
-    /// The name of the refusal.
+    /// Name of the error, for example `NotFound`.
     pub(crate) title: String,
-    /// A sentence that says what happened and what to do.
+    /// What happened, and what to do, in a sentence.
     pub(crate) detail: String,
-    /// The field at fault, if the fault is in one field.
+    /// Name of the invalid field, if one field caused the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) field: Option<String>,
-    /// Seconds after which to try again.
+    /// Seconds to wait before the next attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry_after: Option<u64>,
 }
 
-/// A problem in an answer of the API.
+/// An error in an answer of the API.
 #[derive(Debug)]
 pub(crate) struct ApiError(pub(crate) Problem);
 
-/// A problem in place of a page. The response has no body: it carries the [`Problem`] as an extension, and
-/// `page::error::draw` makes a page of it, because only there is known how a page looks.
+/// An error in place of a page. The response has no body. It carries the [`Problem`] as an extension, from which the
+/// middleware `page::error::render_errors` renders the error page.
 #[derive(Debug)]
 pub(crate) struct PageError(pub(crate) Problem);
 
@@ -46,6 +46,7 @@ impl Problem {
         Self { field: Some(field.to_owned()), ..problem }
     }
 
+    /// `what` is a noun, for example `job`.
     pub(crate) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFound", format!("There is no such {what}."))
     }
@@ -54,14 +55,14 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "SignInNeeded", "Sign in first.")
     }
 
-    /// The same answer for an unknown address and for a wrong password, so that nobody learns which addresses have
-    /// accounts.
+    /// The error for an unknown e-mail address and for a wrong password. It does not reveal whether the address has an
+    /// account.
     pub(crate) fn bad_credentials() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "BadCredentials", "Wrong e-mail or password.")
     }
 
     pub(crate) fn bad_token() -> Self {
-        let detail = "The token is not known, has run out, or was revoked.";
+        let detail = "The token is not known, has expired, or was revoked.";
         Self::new(StatusCode::UNAUTHORIZED, "BadToken", detail)
     }
 
@@ -73,13 +74,15 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", "The request is too large.")
     }
 
-    pub(crate) fn too_many(what: &str, seconds: u64) -> Self {
-        let detail = format!("{what} Try again in {seconds} s.");
+    /// `sentence` says which limit was exceeded.
+    pub(crate) fn too_many(sentence: &str, seconds: u64) -> Self {
+        let detail = format!("{sentence} Try again in {seconds} s.");
         Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TooMany", detail) }
     }
 
-    pub(crate) fn internal(what: &dyn std::fmt::Display) -> Self {
-        error!(error = %what, "internal");
+    /// Logs `cause`, and hides it from the client.
+    pub(crate) fn internal(cause: &dyn std::fmt::Display) -> Self {
+        error!(error = %cause, "internal error");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "Internal",
@@ -92,23 +95,23 @@ impl Problem {
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.code() == StatusCode::UNAUTHORIZED {
+        if self.status_code() == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
 
-    fn code(&self) -> StatusCode {
+    fn status_code(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
 
-impl From<Failure> for Problem {
-    fn from(failure: Failure) -> Self {
+impl From<RpcError> for Problem {
+    fn from(failure: RpcError) -> Self {
         match failure {
-            Failure::Refused(refusal) => refusal.into(),
-            Failure::Unavailable(problem) => {
-                warn!(problem, "unavailable");
+            RpcError::Refused(refusal) => refusal.into(),
+            RpcError::Unavailable(problem) => {
+                warn!(problem, "a service is unavailable");
                 let detail = "A part of the market does not answer right now. Nothing is lost: try again in a moment.";
                 let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail);
                 Self { retry_after: Some(2), ..problem }
@@ -150,7 +153,7 @@ impl<E: Into<Problem>> From<E> for PageError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.0.code(), Json(&self.0)).into_response();
+        let mut response = (self.0.status_code(), Json(&self.0)).into_response();
         let kind = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         self.0.with_headers(response)
@@ -159,7 +162,7 @@ impl IntoResponse for ApiError {
 
 impl IntoResponse for PageError {
     fn into_response(self) -> Response {
-        let mut response = self.0.with_headers(self.0.code().into_response());
+        let mut response = self.0.with_headers(self.0.status_code().into_response());
         response.extensions_mut().insert(self.0);
         response
     }

@@ -1,4 +1,4 @@
-//! The search through all events, as an address of the console and of the API states it.
+//! The operators' search through all events. The console and the API read the same query parameters.
 
 use gpubnb_events::Seq;
 use gpubnb_query::request::{EventsQuery, TrailOf};
@@ -6,51 +6,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
 
-/// The filters of the search, as they stand in the address.
+/// The query parameters of the search. An empty parameter does not filter.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct EventSearch {
+    /// The kind of aggregate: `job`, `machine` or `account`.
     #[serde(default)]
     pub(crate) kind: String,
+    /// The name of the event, for example `JobQueued`.
     #[serde(default)]
     pub(crate) event: String,
     /// The id of a job, machine or account.
     #[serde(default)]
     pub(crate) id: String,
+    /// A sequence: only events before it are found.
     #[serde(default)]
     pub(crate) before: String,
 }
 
 impl EventSearch {
+    /// The query for the projector. An invalid id is an error.
     pub(crate) fn query(&self) -> Result<EventsQuery, Problem> {
-        let some = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
+        let non_empty = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
         Ok(EventsQuery {
             before: self.before.parse().ok().map(Seq),
-            // With an id, the search covers the whole trail of that aggregate, with events of any kind.
-            kind: some(&self.kind).filter(|_| self.id.trim().is_empty()),
-            event: some(&self.event),
-            of: some(&self.id).map(|id| trail_of(&self.kind, &id)).transpose()?,
+            // With an id, the search covers the trail of this aggregate, which may contain events of other kinds.
+            kind: non_empty(&self.kind).filter(|_| self.id.trim().is_empty()),
+            event: non_empty(&self.event),
+            of: non_empty(&self.id).map(|id| trail_of(&self.kind, &id)).transpose()?,
             limit: 100,
         })
     }
 
+    /// The address of the same search at `path`, for events before the sequence `before`.
     pub(crate) fn address(&self, path: &str, before: &str) -> String {
         let filters = Self { before: before.to_owned(), ..self.clone() };
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
     }
 
-    /// True for the newest page, to which new events are added as they happen.
-    pub(crate) fn follows(&self) -> bool {
+    /// True for the first page, which shows the newest events. It is updated live.
+    pub(crate) fn is_live(&self) -> bool {
         self.before.is_empty()
     }
 }
 
-/// The trail that belongs to an id. Ids of all kinds look alike, so the kind must be given.
+/// The trail of the aggregate with this id. Ids of all kinds have the same form, so `kind` is needed; the default is
+/// `job`.
 pub(crate) fn trail_of(kind: &str, id: &str) -> Result<TrailOf, Problem> {
-    let bad = |_| Problem::invalid("id", "This is not the id of a job, machine or account.");
+    let invalid = |_| Problem::invalid("id", "This is not the id of a job, machine or account.");
     Ok(match kind {
-        "account" => TrailOf::Account(id.parse().map_err(bad)?),
-        "machine" => TrailOf::Machine(id.parse().map_err(bad)?),
-        "job" | "" => TrailOf::Job(id.parse().map_err(bad)?),
+        "account" => TrailOf::Account(id.parse().map_err(invalid)?),
+        "machine" => TrailOf::Machine(id.parse().map_err(invalid)?),
+        "job" | "" => TrailOf::Job(id.parse().map_err(invalid)?),
         _ => return Err(Problem::invalid("kind", "Choose job, machine or account.")),
     })
 }
@@ -61,7 +67,7 @@ mod tests {
     use gpubnb_events::JobId;
 
     #[test]
-    fn an_id_chooses_a_trail_and_leaves_the_kind_open() {
+    fn with_an_id_the_search_covers_its_trail_and_all_kinds() {
         let job = JobId::generate();
         let search =
             |kind: &str, id: &str| EventSearch { kind: kind.to_owned(), id: id.to_owned(), ..Default::default() };
@@ -74,10 +80,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_page_follows_new_events() {
+    fn only_the_page_of_the_newest_events_is_live() {
         let search = EventSearch { event: "JobQueued & more".to_owned(), ..Default::default() };
-        assert!(search.follows());
+        assert!(search.is_live());
         assert_eq!(search.address("/x", "7"), "/x?kind=&event=JobQueued+%26+more&id=&before=7");
-        assert!(!EventSearch { before: "7".to_owned(), ..search }.follows());
+        assert!(!EventSearch { before: "7".to_owned(), ..search }.is_live());
     }
 }

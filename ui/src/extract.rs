@@ -1,5 +1,5 @@
-//! The parts of a request. A request that cannot be read is answered in the form that its sender expects: a page for a
-//! browser, `application/problem+json` for a program.
+//! Extractors: types that read a part of a request. If the part cannot be read, a browser gets an error page, and a
+//! program gets `application/problem+json`.
 
 use axum::{
     body::Bytes,
@@ -15,28 +15,29 @@ use crate::error::{ApiError, PageError, Problem};
 /// The variable parts of the path, such as the id in `/jobs/{job}`.
 pub(crate) struct Path<T>(pub(crate) T);
 
-/// The query string.
+/// The parameters of the query string.
 pub(crate) struct Query<T>(pub(crate) T);
 
-/// The answer must reflect the log at least up to this sequence: the one that the client's last command returned.
+/// A query parameter: the answer must reflect all events up to this sequence. A client sends the sequence that its last
+/// command returned, so that the answer shows the effect of this command.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct AtLeast {
-    /// The parameter's name in addresses of pages.
+pub(crate) struct MinSeq {
+    /// The parameter in addresses of pages.
     #[serde(default)]
     seq: u64,
-    /// The parameter's name in the API.
+    /// The parameter in the API.
     #[serde(default)]
     min_seq: u64,
 }
 
-impl AtLeast {
-    /// The sequence, whichever of the two names it came by.
+impl MinSeq {
+    /// The sequence from either parameter.
     pub(crate) fn seq(&self) -> Seq {
         Seq(self.seq.max(self.min_seq))
     }
 }
 
-/// A page of the accounts: those after this one.
+/// A query parameter that chooses a page of the list of accounts: the page begins after this account.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct AfterAccount {
     #[serde(default)]
@@ -46,7 +47,7 @@ pub(crate) struct AfterAccount {
 /// The fields of a submitted HTML form.
 pub(crate) struct Form<T>(pub(crate) T);
 
-/// A JSON body. The refusal of a bad one says what is wrong and where.
+/// A JSON body. The answer to an invalid body names the line and the column of the error.
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
 /// A request that could not be read.
@@ -58,7 +59,7 @@ pub(crate) struct Unreadable {
 impl Unreadable {
     fn new(status: StatusCode, path: &str, detail: &dyn std::fmt::Display) -> Self {
         let problem = Problem::new(status, "BadRequest", format!("The request could not be read: {detail}."));
-        Self { problem, for_program: is_for_program(path) }
+        Self { problem, for_program: is_api_path(path) }
     }
 }
 
@@ -68,8 +69,8 @@ impl IntoResponse for Unreadable {
     }
 }
 
-/// True for addresses that programs use, and not browsers.
-pub(crate) fn is_for_program(path: &str) -> bool {
+/// True for the paths of the API and of file transfers. They are used by programs, and other paths by browsers.
+pub(crate) fn is_api_path(path: &str) -> bool {
     path.starts_with("/api/") || path.starts_with("/transfer/")
 }
 
@@ -79,7 +80,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Unreadable> {
         let path = parts.uri.path().to_owned();
         let read = axum::extract::Path::<T>::from_request_parts(parts, state).await;
-        // `/jobs/nonsense` cannot be the address of any job, so it is answered like a job that does not exist.
+        // An invalid id, as in `/jobs/nonsense`, is answered like the id of a job that does not exist.
         read.map(|axum::extract::Path(value)| Self(value))
             .map_err(|e: rejection::PathRejection| Unreadable::new(StatusCode::NOT_FOUND, &path, &e.body_text()))
     }
@@ -123,7 +124,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// The address of this server as the client reached it, for commands that people paste into another machine's terminal.
+/// The address at which the client reaches this server, for example `https://market.example`. Pages show it in commands
+/// that people paste into a terminal.
 pub(crate) struct Origin(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Origin {
@@ -131,7 +133,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let text = |name| parts.headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
-        // The browser says it; the check of cross-site requests has compared it with the host.
+        // The browser sends `Origin`, which the check of cross-site requests has already compared with the host.
         let origin = text(header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
         let authority = || parts.uri.authority().map(axum::http::uri::Authority::as_str);
         let host = || text(header::HOST).or_else(authority).map(|host| format!("http://{host}"));

@@ -1,4 +1,4 @@
-//! Values as text for people: always with a unit, and with no more digits than needed.
+//! Values as text for people, with units and few digits.
 
 // Templates pass references.
 #![allow(clippy::trivially_copy_pass_by_ref)]
@@ -8,7 +8,7 @@ use std::borrow::Borrow;
 use gpubnb_events::{MicroUsd, Millis, Timestamp, command::Quote, spec::Mebibytes};
 use gpubnb_query::view::{JobView, MachineState};
 
-/// `1.4 MB`.
+/// A size: `1.4 MiB`.
 pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
@@ -27,12 +27,12 @@ pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
     }
 }
 
-/// `512 MiB`, `24 GiB`.
+/// A size: `512 MiB`, `24 GiB`.
 pub(crate) fn mebibytes(size: &Mebibytes) -> String {
     bytes(size.bytes())
 }
 
-/// `1 h 02 min`, `3 min 07 s`, `4.2 s`, `180 ms`.
+/// A duration: `1 h 02 min`, `3 min 07 s`, `4.2 s`, `180 ms`.
 pub(crate) fn duration(time: impl Borrow<Millis>) -> String {
     let time = time.borrow();
     let seconds = time.0 / 1_000;
@@ -44,8 +44,8 @@ pub(crate) fn duration(time: impl Borrow<Millis>) -> String {
     }
 }
 
-/// A moment as `<time>`: relative, with the absolute time as its title. It contains no text from outside, so it is safe
-/// as HTML.
+/// A time as the HTML element `<time>`. Its text is relative, such as `5 min ago`, and its title is the absolute time.
+/// The HTML needs no escaping, because it contains no text of a user.
 pub(crate) fn time(at: &Timestamp, now: &Timestamp) -> String {
     format!(r#"<time datetime="{at}" title="{at}">{}</time>"#, ago(*at, *now))
 }
@@ -65,8 +65,8 @@ fn ago(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// The time from one moment to a later one.
-pub(crate) fn apart(earlier: &Timestamp, later: &Timestamp) -> String {
+/// The duration from one time to a later one.
+pub(crate) fn duration_between(earlier: &Timestamp, later: &Timestamp) -> String {
     duration(later.since(*earlier))
 }
 
@@ -75,26 +75,26 @@ pub(crate) fn signed(amount: &MicroUsd) -> String {
     if amount.0 > 0 { format!("+{amount}") } else { amount.to_string() }
 }
 
-/// Ten-thousandths as percent, with as many digits as they need: `2.5 %`.
+/// Basis points (hundredths of a percent) as percent: 250 is `2.5 %`.
 pub(crate) fn percent(basis_points: &u32) -> String {
     let text = format!("{}.{:02}", basis_points / 100, basis_points % 100);
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// When a quoted job can start, as a sentence.
+/// The expected start of a quoted job, as the end of a sentence.
 pub(crate) fn expected_start(quote: &Quote, now: &Timestamp) -> String {
     let first = match quote.waiting {
         0 => "",
-        1 => "; 1 job waits already, and goes first where it fits",
-        _ => "; others wait already, and go first where they fit",
+        1 => "; 1 job is waiting already and goes first where it fits",
+        _ => "; others are waiting already and go first where they fit",
     };
     match quote.start {
         Some(_) if quote.machine.is_some() => "now, after its image has been downloaded".to_owned(),
         Some(at) => {
             let least = if quote.waiting == 0 { " at the latest" } else { "" };
-            format!("when the first that fits comes free, in {}{least}{first}", duration(at.since(*now)))
+            format!("when the first machine that fits becomes free, in {}{least}{first}", duration(at.since(*now)))
         }
-        None => format!("not known: no machine that fits is there, or it prepares another job{first}"),
+        None => format!("not known: no machine that fits is online, or it is preparing another job{first}"),
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn job_tone(row: &JobView) -> &'static str {
     }
 }
 
-/// A job's state with its reason: "Failed: it ran out of memory".
+/// A job's state with its reason: `Failed: it ran out of memory`.
 pub(crate) fn job_state(row: &JobView) -> String {
     use gpubnb_query::view::JobState;
     let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
@@ -136,8 +136,8 @@ pub(crate) fn job_state(row: &JobView) -> String {
     }
 }
 
-/// The points of a sparkline, 120 × 24: `x,y x,y …`.
-// There are a few hundred points: no precision is lost.
+/// The points of a sparkline of 120 × 24 units, for an SVG polyline: `x,y x,y …`. `load` is in percent.
+// Numbers of this size are exact in floating point.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) fn sparkline(load: &[u8]) -> String {
     // A line needs two points.
@@ -147,8 +147,8 @@ pub(crate) fn sparkline(load: &[u8]) -> String {
     load.iter().enumerate().map(point).collect::<Vec<_>>().join(" ")
 }
 
-/// The share of a machine's attempts that ended without its fault, percent, and how many attempts there were:
-/// `98 % (42 attempts)`.
+/// The reliability of a machine: the percentage of attempts that ended without a fault of the machine, and the number
+/// of attempts: `98 % (42 attempts)`.
 pub(crate) fn reliability((percent, attempts): &(u32, u32)) -> String {
     let noun = if *attempts == 1 { "attempt" } else { "attempts" };
     format!("{percent} % ({attempts} {noun})")

@@ -1,12 +1,12 @@
-//! The hardware of a machine as people compare it: GPUs, and what the machine's self-test measured.
+//! The hardware of a machine as pages show it: the GPUs, and the results of the machine's self-test.
 
-// Templates pass references.
+// Templates pass all arguments by reference.
 #![allow(clippy::trivially_copy_pass_by_ref)]
 
 use gpubnb_events::event::{self, Speed};
 use gpubnb_query::view::ListedMachine;
 
-/// Number and model of the GPUs: `2 × RTX 4090`, `CPU only`.
+/// The number and model of the GPUs: `2 × RTX 4090`, or `CPU only`.
 pub(crate) fn gpus(row: &ListedMachine) -> String {
     let gpus = &row.offer.hardware.gpus;
     match gpus.first() {
@@ -16,22 +16,23 @@ pub(crate) fn gpus(row: &ListedMachine) -> String {
     }
 }
 
-/// The speed of a machine.
+/// The measured speed of a machine.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Score {
-    /// For people: `67.2 TFLOPS`.
+    /// The speed as text: `67.2 TFLOPS`.
     pub(crate) text: String,
-    /// TFLOPS for each dollar per hour.
+    /// The speed in TFLOPS, divided by the price in dollars per hour. Infinite if the machine is free.
     pub(crate) per_dollar: f64,
-    /// For people: `168 TFLOPS per $/h`.
+    /// `per_dollar` as text: `168 TFLOPS per $/h`, or `free`.
     pub(crate) per_dollar_text: String,
 }
 
-/// The rate at which a machine multiplies matrices in its self-test, with its GPUs, or with its cores if it has no GPU.
-// The value is shown and compared, and nothing is charged by it.
+/// The speed at which a machine multiplied matrices in its self-test: the speed of its GPUs, or the speed of its cores
+/// if it has no GPU. `None` without a measurement.
+// The value is only shown and compared. No price depends on it, so the lost precision does no harm.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
-    let speed = Speed::of(&row.checks);
+    let speed = Speed::from_checks(&row.checks);
     let cores = || Some(speed.core?.saturating_mul(u64::from(row.offer.hardware.cpu_cores)));
     let megaflops = speed.gpus.or_else(|| cores().filter(|_| row.offer.hardware.gpus.is_empty()))?;
     let teraflops = megaflops as f64 / 1e6;
@@ -47,27 +48,28 @@ pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
 }
 
 /// True if the machine passed every check of its self-test.
-pub(crate) fn verified(row: &ListedMachine) -> bool {
-    event::verified(&row.checks)
+pub(crate) fn is_verified(row: &ListedMachine) -> bool {
+    event::all_passed(&row.checks)
 }
 
-/// The value that a check of the self-test found.
-fn found<'a>(row: &'a ListedMachine, id: &str) -> Option<&'a str> {
+/// The value that a check of the self-test measured.
+fn check_value<'a>(row: &'a ListedMachine, id: &str) -> Option<&'a str> {
     row.checks.iter().find(|check| check.id == id).map(|check| check.actual.as_str())
 }
 
+/// The ids of the checks of the network.
 const DOWN: &str = "network.down";
 const UP: &str = "network.up";
 
-/// Download and upload speed by the self-test, Mbit/s; 0 if it was not measured.
+/// The download and upload speeds from the self-test, in Mbit/s. A speed is 0 if it was not measured.
 pub(crate) fn network_speed(row: &ListedMachine) -> (f64, f64) {
-    let of = |id| found(row, id).and_then(|mbit| mbit.parse().ok()).unwrap_or(0.0);
-    (of(DOWN), of(UP))
+    let speed = |id| check_value(row, id).and_then(|mbit| mbit.parse().ok()).unwrap_or(0.0);
+    (speed(DOWN), speed(UP))
 }
 
-/// Download and upload speed for people: `240 / 38 Mbit/s`.
-pub(crate) fn down_up(row: &ListedMachine) -> Option<String> {
-    Some(format!("{} / {} Mbit/s", found(row, DOWN)?, found(row, UP).unwrap_or("–")))
+/// The download and upload speeds as text: `240 / 38 Mbit/s`.
+pub(crate) fn network_text(row: &ListedMachine) -> Option<String> {
+    Some(format!("{} / {} Mbit/s", check_value(row, DOWN)?, check_value(row, UP).unwrap_or("–")))
 }
 
 #[cfg(test)]
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_score_is_that_of_the_gpus_or_else_of_all_cores() {
+    fn the_score_is_the_speed_of_the_gpus_or_without_gpus_of_all_cores() {
         let text = |m: &ListedMachine| score(m).map(|score| (score.text, score.per_dollar_text));
         let both = |text: &str, per_dollar: &str| Some((text.to_owned(), per_dollar.to_owned()));
         let mut m = with_checks(&[("gpu.0.matmul", "67200"), ("cpu.matmul", "5000")]);
@@ -95,18 +97,18 @@ mod tests {
         m.offer.price.0.0 = 0;
         assert_eq!(text(&m), both("67.2 TFLOPS", "free"));
         let mut m = with_checks(&[("cpu.matmul", "5000")]);
-        assert_eq!(text(&m), None, "the cores say nothing of a machine with a GPU");
+        assert_eq!(text(&m), None, "the cores do not count on a machine with a GPU");
         m.offer.hardware.gpus.clear();
         assert_eq!(text(&m), both("40.0 GFLOPS", "20.0 GFLOPS per $/h"));
         assert_eq!(gpus(&m), "CPU only");
     }
 
     #[test]
-    fn the_network_is_shown_as_it_was_measured() {
+    fn network_speeds_are_shown_as_measured() {
         let m = with_checks(&[("network.down", "240"), ("network.up", "38")]);
-        assert_eq!((down_up(&m).as_deref(), network_speed(&m)), (Some("240 / 38 Mbit/s"), (240.0, 38.0)));
+        assert_eq!((network_text(&m).as_deref(), network_speed(&m)), (Some("240 / 38 Mbit/s"), (240.0, 38.0)));
         let m = with_checks(&[("network.down", "240")]);
-        assert_eq!((down_up(&m).as_deref(), network_speed(&m)), (Some("240 / – Mbit/s"), (240.0, 0.0)));
-        assert_eq!((down_up(&with_checks(&[])), network_speed(&with_checks(&[]))), (None, (0.0, 0.0)));
+        assert_eq!((network_text(&m).as_deref(), network_speed(&m)), (Some("240 / – Mbit/s"), (240.0, 0.0)));
+        assert_eq!((network_text(&with_checks(&[])), network_speed(&with_checks(&[]))), (None, (0.0, 0.0)));
     }
 }

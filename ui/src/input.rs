@@ -1,5 +1,6 @@
-//! The job's form: from its fields to a request, and from a request to its fields. The fields are those of the request
-//! (`gpubnb_events::job_request`), by the same names and in the same units; only what has many parts is written otherwise.
+//! Conversion between the HTML form of a job and a [`JobRequest`]. The form has the same fields as the request, with
+//! the same names and units. Only the lists and maps of the request have their own syntax in the form (see
+//! [`from_form`]).
 
 use gpubnb_events::{
     MicroUsd,
@@ -10,62 +11,66 @@ use serde_json::{Map, Value};
 
 use crate::{access::CSRF_FIELD, error::Problem};
 
-/// Most fields of a form: its own, and a hundred files.
-const MOST_FIELDS: usize = 200;
-/// The suffixes by which the request's fields name their units. A refusal names the field without it.
-const UNITS: [&str; 4] = ["_millis", "_mib", "_seconds", "_usd"];
+/// The maximum number of fields in a form. It leaves space for a hundred files.
+const MAX_FIELDS: usize = 200;
+/// The unit suffixes of field names. An error names the field without the suffix: `memory` for `memory_mib`.
+const UNIT_SUFFIXES: [&str; 4] = ["_millis", "_mib", "_seconds", "_usd"];
 
-/// An amount in dollars, as people and programs write it.
+/// Reads an amount in dollars, such as `12.50`.
 pub(crate) fn dollars(field: &str, text: &str) -> Result<MicroUsd, Problem> {
     let amount = job_request::dollars(field, Some(text)).map_err(Problem::from)?;
     amount.ok_or_else(|| Problem::invalid(field, "An amount is missing: write dollars, such as 12.50."))
 }
 
-/// Reads a form: `parameter.<name>` for a template's choices, `command` as a shell would read it, `env` as lines of
-/// `NAME=value`, `input` once for each file (`<upload> <path>`). An empty field counts as not given.
+/// Reads a form. Empty fields are ignored. These fields have their own syntax:
+/// - `parameter.<name>`: a parameter of the template;
+/// - `command`: a command line, as a shell reads it;
+/// - `env`: one variable `NAME=value` in each line;
+/// - `input`: one field for each file, `<id of the input> <path in the job>`.
 pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<JobRequest, Problem> {
-    let mut plain = Map::new();
-    let mut parts = JobRequest::default();
-    for (name, value) in fields.into_iter().take(MOST_FIELDS) {
+    let mut simple = Map::new();
+    let mut lists = JobRequest::default();
+    for (name, value) in fields.into_iter().take(MAX_FIELDS) {
         if value.trim().is_empty() || name == CSRF_FIELD {
             continue;
         }
         if let Some(parameter) = name.strip_prefix("parameter.") {
-            parts.parameters.insert(parameter.to_owned(), value.trim().to_owned());
+            lists.parameters.insert(parameter.to_owned(), value.trim().to_owned());
             continue;
         }
         match name.as_str() {
-            "command" => parts.command = words(&value)?,
-            "env" => parts.env = variables(&value)?,
-            "input" => parts.inputs.push(uploaded(&value)?),
-            // Every character of a name is meant.
-            "name" => drop(plain.insert(name, value.into())),
-            _ => drop(plain.insert(name, value.trim().into())),
+            "command" => lists.command = split_command(&value)?,
+            "env" => lists.env = parse_env(&value)?,
+            "input" => lists.inputs.push(parse_input(&value)?),
+            // The spaces of a job's name are part of the name.
+            "name" => drop(simple.insert(name, value.into())),
+            _ => drop(simple.insert(name, value.trim().into())),
         }
     }
-    let request: JobRequest = serde_path_to_error::deserialize(Value::Object(plain)).map_err(unreadable)?;
-    let JobRequest { parameters, command, env, inputs, .. } = parts;
+    let request: JobRequest = serde_path_to_error::deserialize(Value::Object(simple)).map_err(unreadable_field)?;
+    let JobRequest { parameters, command, env, inputs, .. } = lists;
     Ok(JobRequest { parameters, command, env, inputs, ..request })
 }
 
-/// The field that could not be read, by the name that refusals use.
-fn unreadable(e: serde_path_to_error::Error<serde_json::Error>) -> Problem {
+/// The error for a field that cannot be read.
+fn unreadable_field(e: serde_path_to_error::Error<serde_json::Error>) -> Problem {
     let path = e.path().to_string();
-    let field = UNITS.iter().find_map(|unit| path.strip_suffix(unit)).unwrap_or(&path);
+    let field = UNIT_SUFFIXES.iter().find_map(|unit| path.strip_suffix(unit)).unwrap_or(&path);
     Problem::invalid(field, format!("This cannot be read: {}.", e.inner()))
 }
 
-/// The fields of a request, as a person would have typed them. The values of its environment are left out.
+/// The fields of a form that [`from_form`] reads as this request. The values of environment variables are secret, so
+/// they are left out.
 pub(crate) fn to_form(request: &JobRequest) -> Vec<(String, String)> {
     let mut fields = Vec::new();
     let mut set = |name: &str, value: String| fields.push((name.to_owned(), value));
-    let Ok(Value::Object(whole)) = serde_json::to_value(request) else { return fields };
-    for (name, value) in whole {
+    let Ok(Value::Object(members)) = serde_json::to_value(request) else { return fields };
+    for (name, value) in members {
         match value {
             Value::String(text) => set(&name, text),
             Value::Number(number) => set(&name, number.to_string()),
             Value::Bool(true) => set(&name, "on".to_owned()),
-            // Written below, each in its own way.
+            // Lists and maps are written below.
             _ => {}
         }
     }
@@ -86,26 +91,26 @@ pub(crate) fn to_form(request: &JobRequest) -> Vec<(String, String)> {
     fields
 }
 
-/// A file that the page has put already: its id, and where the job finds it.
-fn uploaded(value: &str) -> Result<InputRequest, Problem> {
+/// Reads the field `input`, which names a file that the page has already uploaded.
+fn parse_input(value: &str) -> Result<InputRequest, Problem> {
     let (input, path) = value.split_once(' ').unwrap_or_default();
     let input = input.parse().map_err(|_| Problem::invalid("inputs", "A file of the form has no valid id."))?;
     Ok(InputRequest { input, path: path.to_owned() })
 }
 
-/// Lines of `NAME=value`.
-fn variables(text: &str) -> Result<std::collections::BTreeMap<String, Secret>, Problem> {
+/// Reads lines of `NAME=value`.
+fn parse_env(text: &str) -> Result<std::collections::BTreeMap<String, Secret>, Problem> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let variable = |line: &str| {
         let (name, value) = line.split_once('=')?;
         Some((name.trim().to_owned(), Secret(value.trim().to_owned())))
     };
     let all: Option<_> = lines.map(variable).collect();
-    all.ok_or_else(|| Problem::invalid("env", "Write one variable a line: NAME=value."))
+    all.ok_or_else(|| Problem::invalid("env", "Write one variable in each line: NAME=value."))
 }
 
-/// A command line as a POSIX shell reads it. Browsers send each line's end as two characters.
-fn words(line: &str) -> Result<Vec<String>, Problem> {
+/// Splits a command line as a POSIX shell does. Browsers send `\r\n` at the end of a line.
+fn split_command(line: &str) -> Result<Vec<String>, Problem> {
     shlex::split(&line.replace("\r\n", "\n"))
         .ok_or_else(|| Problem::invalid("command", "A quote is not closed, or the line ends with a backslash."))
 }
@@ -115,9 +120,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_line_is_split_like_a_shell_would_and_joined_so_that_it_is_read_back() {
-        assert_eq!(words("python -c 'print(1, 2)' \"\" x").unwrap(), ["python", "-c", "print(1, 2)", "", "x"]);
-        assert!(words("a 'b").is_err());
+    fn a_command_line_is_split_as_by_a_shell_and_survives_the_form() {
+        assert_eq!(split_command("python -c 'print(1, 2)' \"\" x").unwrap(), ["python", "-c", "print(1, 2)", "", "x"]);
+        assert!(split_command("a 'b").is_err());
         let command = ["python", "-c", "print('a b', \"c\")\nexit()", "", "it's", "--x=1", "\\n $HOME"];
         let request = JobRequest { command: command.map(ToOwned::to_owned).to_vec(), ..JobRequest::default() };
         assert_eq!(from_form(to_form(&request)).unwrap().command, command);
@@ -136,16 +141,16 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_left_empty_is_not_given() {
+    fn empty_fields_are_ignored() {
         let fields = [("cpu_millis", ""), ("name", " "), ("verified", "on"), ("time_seconds", " 90 ")];
         let request = from_form(fields.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec()).unwrap();
         let expected = JobRequest { verified: true, time_seconds: Some(90), ..JobRequest::default() };
         assert_eq!(request, expected);
     }
 
-    /// From a request to the form of its page and back. Values of the environment are secrets, and in no form.
+    /// The values of environment variables are empty here, because a form does not contain them.
     #[test]
-    fn a_form_that_is_filled_in_from_a_request_is_read_as_that_request() {
+    fn a_form_made_from_a_request_is_read_as_the_same_request() {
         let request: JobRequest = serde_json::from_value(serde_json::json!({
             "name": " two  spaces ", "image": "a@sha256:00", "command": ["sh", "-c", "echo \"it's\"\nexit"],
             "cpu_millis": 500, "memory_mib": 64, "output_mib": 1, "gpus": 1, "vram_mib": 8, "egress": true,

@@ -1,4 +1,5 @@
-//! A limit on how much each key may use at the same time, for example how many connections one address may have open.
+//! A limit on the amount that each key uses at the same time. For example, the key is an IP address, and the amount is
+//! the number of its open connections.
 
 use std::{
     collections::HashMap,
@@ -6,10 +7,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// How much of something each key uses. Clones share their counts. A key that uses nothing takes no memory.
+/// The amount that each key uses. Clones share the amounts. A key that uses nothing takes no memory.
 pub(crate) struct KeyedLimit<K: Eq + Hash>(Arc<Mutex<HashMap<K, u64>>>);
 
-/// A share of a key's limit. It is given back when this is dropped.
+/// An amount that a key uses until the share is dropped.
 pub(crate) struct Share<K: Eq + Hash> {
     limit: KeyedLimit<K>,
     key: K,
@@ -29,31 +30,31 @@ impl<K: Eq + Hash> Default for KeyedLimit<K> {
 }
 
 impl<K: Eq + Hash> KeyedLimit<K> {
-    fn used(&self) -> MutexGuard<'_, HashMap<K, u64>> {
+    fn amounts(&self) -> MutexGuard<'_, HashMap<K, u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `amount` for a key. `None` if the key would then use more than `most`.
-    pub(crate) fn take(&self, key: K, amount: u64, most: u64) -> Option<Share<K>>
+    /// Takes `amount` for a key. `None` if the key would use more than `max` in total.
+    pub(crate) fn take(&self, key: K, amount: u64, max: u64) -> Option<Share<K>>
     where
         K: Clone,
     {
-        let mut used = self.used();
-        let sum = used.get(&key).copied().unwrap_or(0).checked_add(amount).filter(|sum| *sum <= most)?;
+        let mut used = self.amounts();
+        let sum = used.get(&key).copied().unwrap_or(0).checked_add(amount).filter(|sum| *sum <= max)?;
         used.insert(key.clone(), sum);
         drop(used);
         Some(Share { limit: self.clone(), key, amount })
     }
 
-    /// True when no key uses anything.
+    /// True if no key uses anything.
     #[cfg(test)]
     pub(crate) fn is_unused(&self) -> bool {
-        self.used().is_empty()
+        self.amounts().is_empty()
     }
 }
 
 impl<K: Eq + Hash> Share<K> {
-    /// Joins another share of the same key to this one, so that both are given back together.
+    /// Adds another share of the same key to this share. Both are released together.
     pub(crate) fn merge(&mut self, mut other: Self) {
         self.amount = self.amount.saturating_add(std::mem::take(&mut other.amount));
     }
@@ -61,7 +62,7 @@ impl<K: Eq + Hash> Share<K> {
 
 impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
-        let mut used = self.limit.used();
+        let mut used = self.limit.amounts();
         let Some(sum) = used.get_mut(&self.key) else { return };
         *sum = sum.saturating_sub(self.amount);
         if *sum == 0 {
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_key_has_its_own_limit_and_gets_back_what_it_dropped() {
+    fn each_key_has_its_own_limit_and_dropping_a_share_releases_it() {
         let limit = KeyedLimit::default();
         let first = limit.take("a", 6, 10).unwrap();
         assert!(limit.take("a", 5, 10).is_none());
@@ -94,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_leaves_nothing_behind() {
+    fn a_refused_key_takes_no_memory() {
         let limit = KeyedLimit::default();
         assert!(limit.take("a", 11, 10).is_none());
         assert!(limit.is_unused());
     }
 
     #[test]
-    fn merged_shares_are_given_back_together() {
+    fn merged_shares_are_released_together() {
         let limit = KeyedLimit::default();
         let mut both = limit.take("a", 3, 10).unwrap();
         both.merge(limit.take("a", 4, 10).unwrap());

@@ -1,7 +1,7 @@
-//! The face of `GPUbnb`: pages, the JSON API, live updates, and the files of jobs.
+//! The web server of `GPUbnb`: pages, the JSON API, live updates, and the files of jobs.
 //!
-//! Belongs here: the answers that people and programs get, and the reading of their requests. Must not come here: a
-//! rule of the market (that belongs to `services`), or the inside of a read model.
+//! Belongs here: reading the requests of people and programs, and answering them. Must not come here: a rule of the
+//! market, which belongs to `services`, or the storage of a read model, which belongs to `projector`.
 
 mod access;
 mod accounts;

@@ -1,4 +1,4 @@
-//! `gpubnb-ui`: the process that people and programs talk to.
+//! `gpubnb-ui`: the web server.
 
 use clap::Parser;
 use gpubnb_ui::{Cli, Command, openapi_document, operator_link, routes_table, run};

@@ -1,7 +1,7 @@
 //! The API as an OpenAPI document. It is made from the table of routes, so every endpoint that is served is documented.
 //!
-//! The page that shows the document is itself a route, so this module and `routes.rs` name each other. It is the one circle
-//! of the crate, and it stays: handing the table in as state would only hide it.
+//! This module reads the routes, and the route `/openapi.json` serves this document, so the two modules depend on each
+//! other. No other modules of this crate have a circular dependency.
 
 use std::{fmt::Write as _, sync::LazyLock};
 
@@ -20,11 +20,12 @@ use utoipa::{
 };
 
 use crate::{
-    access::{Access, Endpoint, Many, Shape},
+    access::{Access, BodyForm, BodySchema, Endpoint},
     error::Problem,
     routes,
 };
 
+/// The name of the security scheme.
 const TOKEN: &str = "token";
 
 /// The endpoints of the API. Pages are not among them.
@@ -32,7 +33,7 @@ static ENDPOINTS: LazyLock<Vec<Endpoint>> =
     LazyLock::new(|| routes::all().table().into_iter().filter(|e| !e.about.is_empty()).collect());
 static DOCUMENT: LazyLock<Result<String, serde_json::Error>> = LazyLock::new(|| document().to_pretty_json());
 
-/// The document, as JSON.
+/// The OpenAPI document, as JSON.
 pub fn openapi_document() -> anyhow::Result<&'static str> {
     let document: &'static Result<String, serde_json::Error> = &DOCUMENT;
     document.as_deref().context("writing the OpenAPI document")
@@ -41,7 +42,7 @@ pub fn openapi_document() -> anyhow::Result<&'static str> {
 /// A line for every endpoint: method, path, and the access that it demands.
 pub fn routes_table() -> String {
     routes::all().table().into_iter().fold(String::new(), |mut table, e| {
-        // Writing to a string does not fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(table, "{} {} {}", e.method, e.path, e.access);
         table
     })
@@ -57,10 +58,10 @@ fn document() -> OpenApi {
         .schema(Problem::name(), Problem::schema())
         .security_scheme(TOKEN, SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()));
     for endpoint in endpoints() {
-        for shape in [&endpoint.body, &endpoint.answer].into_iter().flatten() {
-            components = components.schemas_from_iter(shape.schemas.iter().cloned());
+        for body in [&endpoint.body, &endpoint.answer].into_iter().flatten() {
+            components = components.schemas_from_iter(body.schemas.iter().cloned());
         }
-        paths = paths.path(template(endpoint.path), item(endpoint));
+        paths = paths.path(openapi_path(endpoint.path), path_item(endpoint));
     }
     let info = InfoBuilder::new()
         .title("GPUbnb")
@@ -70,8 +71,8 @@ fn document() -> OpenApi {
     OpenApiBuilder::new().info(info).paths(paths.build()).components(Some(components.build())).build()
 }
 
-/// OpenAPI has no notation for "the rest of the path", such as `{*path}`.
-fn template(path: &str) -> String {
+/// The path in the notation of OpenAPI, which has no wildcards: `{*path}` becomes `{path}`.
+fn openapi_path(path: &str) -> String {
     path.replace("{*", "{")
 }
 
@@ -79,14 +80,14 @@ fn reference(name: &str) -> Ref {
     Ref::from_schema_name(name.to_owned())
 }
 
-/// A body: one object, a list, or a page of a list.
-fn content(shape: &Shape) -> Content {
-    let list = || ArrayBuilder::new().items(reference(&shape.name)).build();
+/// Describes a body: an object, a list, or a page of a list.
+fn content(body: &BodySchema) -> Content {
+    let list = || ArrayBuilder::new().items(reference(&body.name)).build();
     let content = ContentBuilder::new();
-    match shape.many {
-        Many::One => content.schema(Some(reference(&shape.name))).build(),
-        Many::List => content.schema(Some(list())).build(),
-        Many::Page => {
+    match body.form {
+        BodyForm::Object => content.schema(Some(reference(&body.name))).build(),
+        BodyForm::List => content.schema(Some(list())).build(),
+        BodyForm::Page => {
             let next = ObjectBuilder::new().schema_type(Type::String).description(Some("Pass it on as `cursor`."));
             let page = ObjectBuilder::new().property("rows", list()).property("next", next).required("rows");
             content.schema(Some(page.build())).build()
@@ -94,10 +95,11 @@ fn content(shape: &Shape) -> Content {
     }
 }
 
-fn item(endpoint: &Endpoint) -> PathItem {
+/// Describes an endpoint.
+fn path_item(endpoint: &Endpoint) -> PathItem {
     let mut answer = ResponseBuilder::new().description("Success");
-    if let Some(shape) = &endpoint.answer {
-        answer = answer.content("application/json", content(shape));
+    if let Some(body) = &endpoint.answer {
+        answer = answer.content("application/json", content(body));
     }
     let problem = ResponseBuilder::new()
         .description("A problem with a name (RFC 9457)")
@@ -108,7 +110,7 @@ fn item(endpoint: &Endpoint) -> PathItem {
         .tag(endpoint.path.split('/').nth(3).unwrap_or_default())
         .response(if endpoint.answer.is_some() { "200" } else { "204" }, answer.build())
         .response("default", problem.build());
-    for name in names(endpoint.path) {
+    for name in parameter_names(endpoint.path) {
         let text = ObjectBuilder::new().schema_type(Type::String).build();
         let parameter = ParameterBuilder::new()
             .name(name)
@@ -117,11 +119,11 @@ fn item(endpoint: &Endpoint) -> PathItem {
             .schema(Some(text));
         operation = operation.parameter(parameter.build());
     }
-    if let Some(shape) = &endpoint.body {
-        let body = RequestBodyBuilder::new().content("application/json", content(shape));
+    if let Some(body) = &endpoint.body {
+        let body = RequestBodyBuilder::new().content("application/json", content(body));
         operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
     }
-    if !matches!(endpoint.access, Access::Public | Access::Proof) {
+    if !matches!(endpoint.access, Access::Public | Access::ProofInRequest) {
         operation = operation.security(SecurityRequirement::new(TOKEN, Vec::<String>::new()));
     }
     let method = match endpoint.method {
@@ -133,19 +135,20 @@ fn item(endpoint: &Endpoint) -> PathItem {
     PathItem::new(method, operation.build())
 }
 
-/// The demand of an endpoint, as a sentence.
+/// The access that an endpoint demands, as a sentence.
 pub(crate) fn demand(access: Access) -> String {
     match access {
         Access::Public => "Open to all.".to_owned(),
-        Access::Proof => "No token needed: the request itself carries the proof.".to_owned(),
-        Access::Known => "Needs a token.".to_owned(),
-        Access::Person => "Needs a signed-in browser.".to_owned(),
+        Access::ProofInRequest => "No token needed: the request itself carries the proof.".to_owned(),
+        Access::Authenticated => "Needs a token.".to_owned(),
+        Access::Session => "Needs a signed-in browser.".to_owned(),
         Access::Scope(scope) => format!("Needs a token with the scope `{scope}`."),
         Access::Operator => "Needs an operator's token with the scope `ops`.".to_owned(),
     }
 }
 
-fn names(path: &str) -> impl Iterator<Item = &str> {
+/// The names of the parameters in a path.
+fn parameter_names(path: &str) -> impl Iterator<Item = &str> {
     path.split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
         .map(|name| name.trim_start_matches('*'))
@@ -156,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reference_in_the_document_leads_somewhere() {
+    fn every_reference_in_the_document_has_a_schema() {
         let document: serde_json::Value = serde_json::from_str(openapi_document().unwrap()).unwrap();
         let text = document.to_string();
         for reference in text.split("\"#/components/schemas/").skip(1) {

@@ -1,4 +1,5 @@
-//! Starts the process: connects to the broker, opens buckets and stores, and prints the link for the first operator.
+//! The start of the process: connecting to the broker, opening buckets and object stores, and printing the invitation
+//! for the first operator.
 
 use std::{fs, sync::Arc};
 
@@ -25,10 +26,11 @@ use crate::{
     state::{Changes, MachineCache, UploadQuota},
 };
 
-/// How long an invitation to run the platform is valid.
+/// The time for which an invitation of an operator is valid.
 const INVITE_LIFE: Millis = Millis(3_600_000);
-/// Most searches through whole logs at the same time.
-const SEARCHES: usize = 4;
+/// The maximum number of searches through logs at the same time.
+const MAX_SEARCHES: usize = 4;
+/// The end of an error message about a missing bucket.
 const MISSING: &str = "is missing: start gpubnb-services with --provision first";
 
 /// Serves until shutdown.
@@ -38,8 +40,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let js = jetstream(client.clone());
     let caller = Caller::new(client.clone());
     let key = nats.nats_creds.join("transfer.key");
-    let users = users(&js).await?;
-    if users.first_run().await.map_err(|p| anyhow::anyhow!(p.detail))? {
+    let users = open_users(&js).await?;
+    if users.is_first_run().await.map_err(|p| anyhow::anyhow!(p.detail))? {
         let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
         print_link(&users, &format!("{scheme}://{}", args.listen)).await?;
     }
@@ -47,7 +49,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let (changes, machines, queries) = (Changes::new(), MachineCache::new(), QueryClient::new(caller.clone()));
     let tasks = TaskTracker::new();
     tasks.spawn(changes.clone().listen(client, machines.clone(), shutdown.clone()));
-    tasks.spawn(machines.clone().keep(queries.clone(), shutdown.clone()));
+    tasks.spawn(machines.clone().run(queries.clone(), shutdown.clone()));
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
     tasks.spawn(users.clone().listen(shutdown.clone()));
@@ -69,7 +71,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         artifacts: js.get_object_store(ARTIFACTS).await.with_context(|| format!("ARTIFACTS {MISSING}"))?,
         inputs: js.get_object_store(INPUTS).await.with_context(|| format!("INPUTS {MISSING}"))?,
         js,
-        searches: Arc::new(Semaphore::new(SEARCHES)),
+        searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
         changes,
         machines,
         transfer: TransferKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
@@ -83,20 +85,21 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     Ok(())
 }
 
-async fn users(js: &Context) -> anyhow::Result<Users> {
+/// Opens the bucket of the users.
+async fn open_users(js: &Context) -> anyhow::Result<Users> {
     Ok(Users::new(js.get_key_value(CREDENTIALS).await.with_context(|| format!("CREDENTIALS {MISSING}"))?))
 }
 
 /// Prints a link that makes the first user who accepts it an operator.
 pub async fn operator_link(nats: NatsArgs, url: &str) -> anyhow::Result<()> {
     let js = jetstream(nats.connect("ui", UI_INBOX).await?);
-    print_link(&users(&js).await?, url.trim_end_matches('/')).await
+    print_link(&open_users(&js).await?, url.trim_end_matches('/')).await
 }
 
 async fn print_link(users: &Users, url: &str) -> anyhow::Result<()> {
     let invite = users.invite_operator(SystemClock.now().plus(INVITE_LIFE)).await;
     let secret = invite.map_err(|p| anyhow::anyhow!(p.detail))?;
-    // The link is a secret. It is printed and not logged, because logs are kept and passed on.
-    println!("Whoever opens this first becomes an operator (within an hour, once): {url}/operator/{secret}");
+    // The link is secret. It is not logged, because logs are stored and shared.
+    println!("The first person who opens this link within an hour becomes an operator: {url}/operator/{secret}");
     Ok(())
 }

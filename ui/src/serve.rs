@@ -1,4 +1,4 @@
-//! The HTTP server: TLS, time-outs, the check of cross-site requests, and the headers that every response carries.
+//! The HTTP server: TLS, time-outs, the refusal of cross-site requests, and the security headers of every response.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -31,35 +31,37 @@ use crate::{
     config::RunArgs,
     connection_limit::ConnectionLimit,
     error::{ApiError, PageError, Problem},
-    extract::is_for_program,
+    extract::is_api_path,
     page, request_span, routes,
 };
 
-/// Methods that have a counter of their own.
+/// The methods that metrics count separately. Other methods are counted together as `other`.
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "PUT", "DELETE"];
-/// Largest body of a form or of an API request.
-const MAX_BODY: usize = 256 * 1024;
-/// How long open requests may take to end at shutdown.
-const DRAIN: Duration = Duration::from_secs(3);
-/// How long a client may take to send the headers of a request.
-const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// How long a client may pause within a body.
-const BODY_SILENCE: Duration = Duration::from_secs(30);
-/// How long a request may take until its response begins.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// The same for the upload of a file.
-const FILE_WITHIN: Duration = Duration::from_secs(4 * 3600);
-/// Connections that one address may have open. Behind a proxy there is no such limit, as all come from one address.
-const CONNECTIONS: u64 = 512;
-/// Scripts and styles from here only; nothing inline; no frame around the pages.
+/// The maximum size of the body of a form or of an API request, in bytes.
+const MAX_BODY_BYTES: usize = 256 * 1024;
+/// The maximum time for open requests to end at shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// The maximum time in which a client sends the headers of a request.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum pause of a client while it sends a body.
+const BODY_PAUSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum time until the response to a request begins.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The maximum time until the response to a file transfer begins, including the upload.
+const FILE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
+/// The maximum number of open connections from one address. Behind a proxy there is no limit, because all connections
+/// come from the address of the proxy.
+const MAX_CONNECTIONS: u64 = 512;
+/// The content security policy: scripts and styles come only from this server and are never inline, and no site may
+/// show a page in a frame.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// Serves until shutdown.
 pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
-    let most = if app.behind_proxy { u64::MAX } else { CONNECTIONS };
-    let limited = ConnectionLimit::new(NoDelayAcceptor::new(), most);
+    let max_connections = if app.behind_proxy { u64::MAX } else { MAX_CONNECTIONS };
+    let limited = ConnectionLimit::new(NoDelayAcceptor::new(), max_connections);
     let service = router(app, tls.is_some()).into_make_service_with_connect_info::<SocketAddr>();
     let listener = std::net::TcpListener::bind(args.listen).with_context(|| {
         format!("cannot listen on {}: is the port taken? Choose another with --listen", args.listen)
@@ -70,64 +72,65 @@ pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken)
         let handle = handle.clone();
         async move {
             shutdown.cancelled().await;
-            // Live pages never end by themselves, so the server does not wait for them.
-            handle.graceful_shutdown(Some(DRAIN));
+            // The streams of open pages do not end by themselves, so the shutdown has a time-out.
+            handle.graceful_shutdown(Some(SHUTDOWN_TIMEOUT));
         }
     });
     info!(address = %listener.local_addr()?, tls = tls.is_some(), "ready");
     if let Some((cert, key)) = tls {
-        // Installing fails if another library has installed a provider already, which is just as good.
+        // An error means that another library has already installed a provider. That provider works as well.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let config = RustlsConfig::from_pem_file(cert, key).await.context("the certificate of this server")?;
+        let config = RustlsConfig::from_pem_file(cert, key).await.context("reading the certificate of this server")?;
         let acceptor = RustlsAcceptor::new(config).acceptor(limited);
         let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
         limit_slow_clients(server.http_builder());
-        server.first_request_timeout(HEADERS_WITHIN).serve(service).await?;
+        server.first_request_timeout(HEADERS_TIMEOUT).serve(service).await?;
     } else {
         let mut server = axum_server::from_tcp(listener)?.acceptor(limited).handle(handle);
         limit_slow_clients(server.http_builder());
-        server.first_request_timeout(HEADERS_WITHIN).serve(service).await?;
+        server.first_request_timeout(HEADERS_TIMEOUT).serve(service).await?;
     }
     Ok(())
 }
 
-/// Ends connections whose client is slow to send a request or does not answer pings.
+/// Closes the connection of a client that sends headers too slowly or does not answer HTTP/2 pings.
 fn limit_slow_clients<E>(builder: &mut hyper_util::server::conn::auto::Builder<E>) {
     let timer = hyper_util::rt::TokioTimer::new;
-    builder.http1().timer(timer()).header_read_timeout(HEADERS_WITHIN);
-    builder.http2().timer(timer()).keep_alive_interval(HEADERS_WITHIN).keep_alive_timeout(HEADERS_WITHIN);
+    builder.http1().timer(timer()).header_read_timeout(HEADERS_TIMEOUT);
+    builder.http2().timer(timer()).keep_alive_interval(HEADERS_TIMEOUT).keep_alive_timeout(HEADERS_TIMEOUT);
 }
 
 fn router(app: App, tls: bool) -> Router {
-    let fixed = |name: &'static str, value: &'static str| {
+    let fixed_header = |name: &'static str, value: &'static str| {
         SetResponseHeaderLayer::if_not_present(HeaderName::from_static(name), HeaderValue::from_static(value))
     };
-    let hsts = tls.then(|| fixed("strict-transport-security", "max-age=31536000"));
+    let hsts = tls.then(|| fixed_header("strict-transport-security", "max-age=31536000"));
     routes::all()
-        .router(&app, nothing_here)
+        .router(&app, not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
-        .layer(middleware::from_fn(conditional::versions))
-        .layer(middleware::from_fn(in_time))
-        .layer(middleware::from_fn(page::error::draw))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE_TIMEOUT))
+        .layer(middleware::from_fn(conditional::add_etags))
+        .layer(middleware::from_fn(limit_time))
+        .layer(middleware::from_fn(page::error::render_errors))
         .layer(CompressionLayer::new().compress_when(Compressible))
-        .layer(middleware::from_fn(counted))
-        .layer(CsrfLayer::new().with_rejection_response(from_another_site))
+        .layer(middleware::from_fn(measure_request))
+        .layer(CsrfLayer::new().with_rejection_response(cross_site_refusal))
         .layer(SetResponseHeaderLayer::if_not_present(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP)))
-        .layer(fixed("x-content-type-options", "nosniff"))
-        .layer(fixed("x-frame-options", "DENY"))
-        .layer(fixed("referrer-policy", "same-origin"))
-        .layer(fixed("cross-origin-opener-policy", "same-origin"))
-        .layer(fixed("cross-origin-resource-policy", "same-origin"))
-        .layer(fixed("permissions-policy", "camera=(), geolocation=(), microphone=()"))
+        .layer(fixed_header("x-content-type-options", "nosniff"))
+        .layer(fixed_header("x-frame-options", "DENY"))
+        .layer(fixed_header("referrer-policy", "same-origin"))
+        .layer(fixed_header("cross-origin-opener-policy", "same-origin"))
+        .layer(fixed_header("cross-origin-resource-policy", "same-origin"))
+        .layer(fixed_header("permissions-policy", "camera=(), geolocation=(), microphone=()"))
         .layer(tower::util::option_layer(hsts))
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .with_state(app)
 }
 
-/// Compresses pages, scripts, styles and JSON. Files of jobs keep their length and ranges, and streams of events must
-/// not wait for more text.
+/// Selects the responses to compress: pages, scripts, styles and JSON. Files of jobs are not compressed, because
+/// clients may request ranges of them. Streams of events are not compressed, because compression would delay the
+/// events.
 #[derive(Clone, Copy)]
 struct Compressible;
 
@@ -135,28 +138,30 @@ impl Predicate for Compressible {
     fn should_compress<B: axum::body::HttpBody>(&self, response: &axum::http::Response<B>) -> bool {
         let header = |name: HeaderName| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let kind = header(header::CONTENT_TYPE);
-        let kinds = ["text/html", "text/css", "text/javascript", "application/json", "image/svg+xml"];
+        let media_types = ["text/html", "text/css", "text/javascript", "application/json", "image/svg+xml"];
         SizeAbove::default().should_compress(response)
-            && kinds.iter().any(|k| kind.starts_with(k))
+            && media_types.iter().any(|media_type| kind.starts_with(media_type))
             && header(header::CONTENT_DISPOSITION).is_empty()
     }
 }
 
+/// Answers with an error, as JSON or as a page.
 fn problem(path: &str, problem: Problem) -> Response {
-    if is_for_program(path) { ApiError(problem).into_response() } else { PageError(problem).into_response() }
+    if is_api_path(path) { ApiError(problem).into_response() } else { PageError(problem).into_response() }
 }
 
-async fn nothing_here(request: Request) -> Response {
+async fn not_found(request: Request) -> Response {
     problem(request.uri().path(), Problem::not_found("page"))
 }
 
 async fn method_not_allowed(request: Request) -> Response {
-    let detail = "This address does not take such a request.";
+    let detail = "This address does not accept this method.";
     problem(request.uri().path(), Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail))
 }
 
-/// Counts a request by its route and not by its address, because clients can make up any number of addresses.
-async fn counted(request: Request, next: Next) -> Response {
+/// Measures a request. The label is the route, such as `/jobs/{job}`, and not the path, because clients can send any
+/// number of different paths.
+async fn measure_request(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let (route, method) = (path.unwrap_or_else(|| "none".to_owned()), request.method().as_str().to_owned());
     let method = if METHODS.contains(&method.as_str()) { method } else { "other".to_owned() };
@@ -168,21 +173,22 @@ async fn counted(request: Request, next: Next) -> Response {
     response
 }
 
-/// Gives up a request that takes too long. Files get much more time.
-async fn in_time(request: Request, next: Next) -> Response {
+/// Ends a request that takes too long. Transfers of files have more time.
+async fn limit_time(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/");
-    let patience = if is_file { FILE_WITHIN } else { ANSWER_WITHIN };
+    let limit = if is_file { FILE_TIMEOUT } else { RESPONSE_TIMEOUT };
     let path = path.to_owned();
-    tokio::time::timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         let detail = "The request took too long. Try again.";
         problem(&path, Problem::new(StatusCode::REQUEST_TIMEOUT, "TooSlow", detail))
     })
 }
 
-/// The answer to a request that another site made a visitor's browser send. The layer goes by `Sec-Fetch-Site`, and by
-/// `Origin` for browsers that do not send it. Programs send neither, and have no visitor whom they could betray.
-fn from_another_site(_: ProtectionError) -> Response {
+/// The answer to a cross-site request: a request that another site makes a visitor's browser send. `CsrfLayer`
+/// recognises such a request by the header `Sec-Fetch-Site`, or by `Origin` in older browsers. Programs send neither
+/// header, and are not affected.
+fn cross_site_refusal(_: ProtectionError) -> Response {
     let detail = "The request comes from another site.";
     ApiError(Problem::new(StatusCode::FORBIDDEN, "ForeignOrigin", detail)).into_response()
 }
@@ -196,7 +202,7 @@ mod tests {
     async fn status(method: &str, uri: &str, headers: &[(&str, &str)]) -> StatusCode {
         let router: Router = Router::new()
             .route("/x", any(|| async { "done" }))
-            .layer(CsrfLayer::new().with_rejection_response(from_another_site));
+            .layer(CsrfLayer::new().with_rejection_response(cross_site_refusal));
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -205,19 +211,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_of_another_site_is_refused_by_either_version_of_http() {
+    async fn a_cross_site_request_is_refused_in_http_1_and_http_2() {
         let own = [("host", "m.example"), ("origin", "https://m.example")];
         let foreign = [("host", "m.example"), ("origin", "https://evil.example")];
         assert_eq!(status("POST", "/x", &own).await, StatusCode::OK);
         assert_eq!(status("POST", "/x", &foreign).await, StatusCode::FORBIDDEN);
-        // HTTP/2 has no Host, and the whole address in its place.
+        // HTTP/2 has no header `Host`; the URI contains the host.
         assert_eq!(status("POST", "https://m.example/x", &own[1..]).await, StatusCode::OK);
         assert_eq!(status("POST", "https://m.example/x", &foreign[1..]).await, StatusCode::FORBIDDEN);
         assert_eq!(status("POST", "/x", &[("origin", "null")]).await, StatusCode::FORBIDDEN);
     }
 
     #[tokio::test]
-    async fn a_browser_says_itself_that_a_request_is_foreign() {
+    async fn a_cross_site_request_is_recognised_by_sec_fetch_site() {
         for (site, expected) in [
             ("same-origin", StatusCode::OK),
             ("none", StatusCode::OK),
@@ -228,8 +234,8 @@ mod tests {
             for method in ["POST", "PUT", "DELETE"] {
                 assert_eq!(status(method, "/x", &headers).await, expected, "{method} {site}");
             }
-            assert_eq!(status("GET", "/x", &headers).await, StatusCode::OK, "reading changes nothing");
+            assert_eq!(status("GET", "/x", &headers).await, StatusCode::OK, "a GET request changes nothing");
         }
-        assert_eq!(status("POST", "/x", &[]).await, StatusCode::OK, "a program says nothing");
+        assert_eq!(status("POST", "/x", &[]).await, StatusCode::OK, "a program sends neither header");
     }
 }

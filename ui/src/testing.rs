@@ -1,10 +1,10 @@
-//! Views for tests of pages.
+//! Machines and jobs for tests of pages, in the form of the projector's answers.
 
 use gpubnb_events::{AccountId, JobId, MachineId};
 use gpubnb_query::view::{JobView, MachineView};
 use serde_json::json;
 
-/// A machine that is online, with one GPU, at a price in micro-dollars per hour.
+/// A machine that is online and has one GPU. `price` is in micro-dollars per hour.
 pub(crate) fn machine(name: &str, gpu: &str, price: i64) -> MachineView {
     let view = json!({
         "machine": MachineId::generate(), "owner": AccountId::generate(), "public_keys": [],
@@ -21,7 +21,7 @@ pub(crate) fn machine(name: &str, gpu: &str, price: i64) -> MachineView {
     serde_json::from_value(view).unwrap()
 }
 
-/// A job that runs on its first machine since the epoch.
+/// A running job that was submitted and started at the Unix epoch.
 pub(crate) fn running_job() -> JobView {
     let view = json!({
         "job": JobId::generate(), "account": AccountId::generate(),

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::output::OutputDir;
 use crate::progress::Reporter;
 
-/// Runs the job named on the command line and returns the exit code of the process.
+/// Runs the job that the command line names and returns the exit code of the process.
 pub fn run(cli: Cli) -> Result<ExitCode, Error> {
     let mut reporter = Reporter::stdout();
     match cli.job {

@@ -1,4 +1,4 @@
-//! The `matmul` job: how fast one core of this machine multiplies matrices of 32-bit floating-point numbers.
+//! The `matmul` job: measures how fast one core multiplies matrices of 32-bit floating-point numbers.
 
 use std::io::Write;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::cli::MatmulOptions;
 use crate::error::Error;
-use crate::number::real64;
+use crate::number::to_f64;
 use crate::output::OutputDir;
 use crate::progress::Reporter;
 
@@ -25,7 +25,7 @@ pub struct Measurement {
     pub size: usize,
     /// The number of calculated products.
     pub iterations: usize,
-    /// The time for all products.
+    /// The time for all products, in seconds.
     pub seconds: f64,
     /// Billions of additions and multiplications per second.
     pub gflops: f64,
@@ -33,7 +33,7 @@ pub struct Measurement {
 
 impl Measurement {
     fn new(size: usize, iterations: usize, seconds: f64) -> Self {
-        let operations = 2.0 * real64(size).powi(3) * real64(iterations);
+        let operations = 2.0 * to_f64(size).powi(3) * to_f64(iterations);
         Self { size, iterations, seconds, gflops: operations / seconds.max(1e-9) / 1e9 }
     }
 }
@@ -49,13 +49,13 @@ pub fn run<W: Write>(
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let left = random_matrix(size, &mut rng);
     let right = random_matrix(size, &mut rng);
-    // The first product fills the caches, so it is not measured.
+    // The first product is not measured, because it also fills the caches.
     let mut product = left.dot(&right);
     check_row(&left, &right, &product, size / 2)?;
 
     let start = Instant::now();
     let mut iterations = 0_usize;
-    let mut reported = 0.0;
+    let mut last_report = 0.0;
     let measurement = loop {
         general_mat_mul(1.0, &left, &right, 0.0, &mut product);
         iterations += 1;
@@ -64,8 +64,8 @@ pub fn run<W: Write>(
         if seconds >= options.seconds {
             break so_far;
         }
-        if seconds - reported >= REPORT_EVERY_SECONDS {
-            reported = seconds;
+        if seconds - last_report >= REPORT_EVERY_SECONDS {
+            last_report = seconds;
             let message = format!("{:.2} GFLOP/s", so_far.gflops);
             reporter.progress(seconds / options.seconds, &message)?;
             reporter.metric(&[("gflops", so_far.gflops)])?;
@@ -92,7 +92,7 @@ fn random_matrix(size: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
 fn check_row(left: &Array2<f32>, right: &Array2<f32>, product: &Array2<f32>, row: usize) -> Result<(), Error> {
     let factors = left.row(row);
     // The sum of n rounded products may be off by about n times the precision.
-    let allowed = 1e-6 * real64(factors.len()).max(10.0);
+    let allowed = 1e-6 * to_f64(factors.len()).max(10.0);
     let is_close = |(column, found): (ndarray::ArrayView1<'_, f32>, &f32)| {
         let expected: f64 = factors.iter().zip(column).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         (f64::from(*found) - expected).abs() <= allowed

@@ -1,6 +1,6 @@
-//! The append of one event to the log. The broker guards each append: it refuses the event if its aggregate has got
-//! another event since the decision was taken. This file also tells a conflict from the repetition of an append whose
-//! answer was lost.
+//! The append of one event to the log. The broker guards each append: it refuses the event if its aggregate has
+//! got another event since the decision was taken. An append may be repeated if its answer was lost; the broker refuses
+//! the repetition, too. This file tells such a repetition from a conflict with another writer.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use gpubnb_runtime::trace;
 
 use crate::Log;
 
-/// How long the broker may take to confirm an append.
+/// Longest time that an append waits for the broker's confirmation.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The result of a successful append: the event is in the log.
@@ -29,7 +29,7 @@ pub struct Appended {
     /// The event's sequence in the log.
     pub seq: Seq,
     /// True if an earlier append of the same proposal had already written the event.
-    pub before: bool,
+    pub is_repetition: bool,
 }
 
 /// The append failed: the event is not in the log, or nobody knows yet if the event is there.
@@ -75,7 +75,7 @@ impl Log {
         let confirmation = self.js.send_publish(address.subject, message).await.map_err(unavailable)?;
         let ack = tokio::time::timeout(ACK_TIMEOUT, confirmation).await.map_err(unavailable)?;
         match ack {
-            Ok(ack) => Ok(Appended { seq: Seq(ack.sequence), before: ack.duplicate }),
+            Ok(ack) => Ok(Appended { seq: Seq(ack.sequence), is_repetition: ack.duplicate }),
             Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => self.conflict_or_repetition(proposal).await,
             Err(e) if e.kind() == PublishErrorKind::MaxPayloadExceeded => Err(AppendError::TooLarge(e)),
             Err(e) => Err(unavailable(e)),
@@ -89,7 +89,7 @@ impl Log {
             return Err(AppendError::Conflict { last: Seq::ZERO });
         };
         if last.envelope().is_some_and(|e| e.id == proposal.id) {
-            return Ok(Appended { seq: last.seq, before: true });
+            return Ok(Appended { seq: last.seq, is_repetition: true });
         }
         Err(AppendError::Conflict { last: last.seq })
     }

@@ -1,7 +1,7 @@
 //! An archive of MARKET: a directory with the messages as compressed JSON lines, the leaf of each message in the Merkle
 //! tree, and a manifest. An archive can be read, verified and folded anywhere, without a broker.
 //!
-//! Belongs here: writing and reading the format. Must not come here: the use of the events.
+//! Belongs here: writing and reading the format. Must not come here: code that depends on the kind of an event.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use gpubnb_proof::{MessageLine, SignedTreeHead};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::Raw;
+use crate::RawMessage;
 
 /// The version of the format that this program writes, and the only one that it reads.
 const FORMAT: u32 = 1;
@@ -28,7 +28,7 @@ const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
 /// Longest line, bytes. The broker takes messages of a mebibyte, and JSON writes some bytes as six characters.
 const LONGEST_LINE: u64 = 16 << 20;
 
-/// An archive that cannot be written or read.
+/// The reason why an archive cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// A file of the archive cannot be read or written.
@@ -44,17 +44,17 @@ pub enum ArchiveError {
     Format(u32),
     /// The directory holds a complete archive already.
     #[error("{0} holds a whole archive: name a new directory for another one")]
-    Whole(PathBuf),
+    AlreadyComplete(PathBuf),
     /// Another process is writing this archive.
     #[error("{0} is being written by another export: wait for it, or name a new directory")]
     Busy(PathBuf),
-    /// The caller's `stop` returned true.
+    /// The `stop` function of the caller returned true.
     #[error("stopped")]
     Stopped,
 }
 
 /// Adds the name of the file to an error of input or output.
-fn at(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
+fn in_file(file: &Path) -> impl FnOnce(io::Error) -> ArchiveError + use<> {
     let file = file.to_owned();
     move |source| ArchiveError::File { file, source }
 }
@@ -89,20 +89,21 @@ pub struct ArchivePart {
 pub struct ArchiveWriter {
     directory: PathBuf,
     leaves: BufWriter<File>,
+    /// The part that is being written: its file name, its first sequence and its encoder.
     part: Option<(String, Seq, GzEncoder<BufWriter<File>>)>,
     parts: Vec<ArchivePart>,
     last: Seq,
     last_leaf: Option<Hash>,
 }
 
-/// The name of the part that begins with a sequence.
+/// The file name of the part that begins with this sequence: `events-<sequence>.jsonl.gz`.
 fn part_name(first: Seq) -> String {
     format!("events-{:012}.jsonl.gz", first.0)
 }
 
 /// The messages in a part. If a message cannot be read, its error is the last item.
-fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>>, ArchiveError> {
-    let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(at(&file))?)));
+fn read_messages(file: PathBuf) -> Result<impl Iterator<Item = Result<RawMessage, ArchiveError>>, ArchiveError> {
+    let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(in_file(&file))?)));
     let mut ended = false;
     Ok(std::iter::from_fn(move || {
         let mut line = Vec::new();
@@ -111,31 +112,31 @@ fn lines(file: PathBuf) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>
         let raw = match read {
             _ if ended => return None,
             Ok(0) => return None,
-            Ok(_) => serde_json::from_slice::<MessageLine>(&line)
-                .map_err(|e| invalid(e.into()))
-                .and_then(|line| Raw::of_line(line).ok_or_else(|| invalid("a line that holds no message".into()))),
+            Ok(_) => serde_json::from_slice::<MessageLine>(&line).map_err(|e| invalid(e.into())).and_then(|line| {
+                RawMessage::from_line(line).ok_or_else(|| invalid("a line that holds no message".into()))
+            }),
             Err(e) => Err(e),
         };
         ended = raw.is_err();
-        Some(raw.map_err(at(&file)))
+        Some(raw.map_err(in_file(&file)))
     }))
 }
 
 impl ArchiveWriter {
-    /// Begins an archive in a directory, or goes on with an archive whose writer was interrupted. Complete parts of an
-    /// interrupted archive are kept, after every message in them was read. `stop` is called after each of these
-    /// messages, and ends the function with [`ArchiveError::Stopped`] if it returns true.
+    /// Begins an archive in a directory, or continues an archive whose writer was interrupted. Then every message of
+    /// the existing parts is read, and complete parts are kept. `stop` is called after each message: if it returns
+    /// true, the function fails with [`ArchiveError::Stopped`].
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
-        fs::create_dir_all(directory).map_err(at(directory))?;
+        fs::create_dir_all(directory).map_err(in_file(directory))?;
         if directory.join(MANIFEST).exists() {
-            return Err(ArchiveError::Whole(directory.to_owned()));
+            return Err(ArchiveError::AlreadyComplete(directory.to_owned()));
         }
         let file = directory.join(LEAVES);
-        let leaves = File::options().write(true).create(true).truncate(false).open(&file).map_err(at(&file))?;
+        let leaves = File::options().write(true).create(true).truncate(false).open(&file).map_err(in_file(&file))?;
         if leaves.try_lock().is_err() {
             return Err(ArchiveError::Busy(directory.to_owned()));
         }
-        leaves.set_len(0).map_err(at(&file))?;
+        leaves.set_len(0).map_err(in_file(&file))?;
         let leaves = BufWriter::new(leaves);
         let (directory, part, parts) = (directory.to_owned(), None, Vec::new());
         let mut writer = Self { directory, leaves, part, parts, last: Seq::ZERO, last_leaf: None };
@@ -151,7 +152,7 @@ impl ArchiveWriter {
         if !file.exists() {
             return Ok(false);
         }
-        let (mut leaves, mut messages) = (Vec::new(), lines(file.clone())?);
+        let (mut leaves, mut messages) = (Vec::new(), read_messages(file.clone())?);
         // The loop asks for one message more than a part may have: gzip compares the checksum only at the file's end.
         for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
             match raw {
@@ -166,12 +167,12 @@ impl ArchiveWriter {
             }
         }
         if leaves.len() as u64 != PART {
-            // The part is torn, or it is the short last part of an archive whose manifest was removed. Such a part is
-            // removed, and `write` writes its messages anew.
-            fs::remove_file(&file).map_err(at(&file))?;
+            // The part is incomplete, or the manifest of a complete archive was removed, and this is its short last
+            // part. The caller writes the messages of this part again.
+            fs::remove_file(&file).map_err(in_file(&file))?;
             return Ok(false);
         }
-        self.leaves.write_all(leaves.as_flattened()).map_err(at(&self.directory.join(LEAVES)))?;
+        self.leaves.write_all(leaves.as_flattened()).map_err(in_file(&self.directory.join(LEAVES)))?;
         self.last = Seq(self.last.0 + PART);
         self.last_leaf = leaves.pop();
         self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
@@ -189,22 +190,22 @@ impl ArchiveWriter {
     }
 
     /// Writes the next message. The caller gives the messages in the order of their sequences, without a gap.
-    pub fn write(&mut self, raw: &Raw) -> Result<(), ArchiveError> {
+    pub fn write(&mut self, raw: &RawMessage) -> Result<(), ArchiveError> {
         if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
             self.close_part()?;
         }
         if self.part.is_none() {
             let name = part_name(raw.seq);
             let file = self.directory.join(&name);
-            let file = BufWriter::new(File::create_new(&file).map_err(at(&file))?);
+            let file = BufWriter::new(File::create_new(&file).map_err(in_file(&file))?);
             self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
         }
         let Some((name, _, part)) = &mut self.part else { return Ok(()) };
         let line =
-            serde_json::to_vec(&MessageLine::from(raw)).map_err(|e| at(&self.directory.join(&*name))(e.into()))?;
-        part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(at(&self.directory.join(name)))?;
+            serde_json::to_vec(&MessageLine::from(raw)).map_err(|e| in_file(&self.directory.join(&*name))(e.into()))?;
+        part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(in_file(&self.directory.join(name)))?;
         let leaf = raw.leaf();
-        self.leaves.write_all(&leaf).map_err(at(&self.directory.join(LEAVES)))?;
+        self.leaves.write_all(&leaf).map_err(in_file(&self.directory.join(LEAVES)))?;
         (self.last, self.last_leaf) = (raw.seq, Some(leaf));
         Ok(())
     }
@@ -214,7 +215,7 @@ impl ArchiveWriter {
         let Some((name, first, part)) = self.part.take() else { return Ok(()) };
         let file = self.directory.join(&name);
         let written = part.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
-        written.and_then(|file| file.sync_all()).map_err(at(&file))?;
+        written.and_then(|file| file.sync_all()).map_err(in_file(&file))?;
         self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
         Ok(())
     }
@@ -227,11 +228,11 @@ impl ArchiveWriter {
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
             .and_then(|f| f.sync_all())
-            .map_err(at(&leaves))?;
+            .map_err(in_file(&leaves))?;
         let manifest = ArchiveManifest { format: FORMAT, last: self.last, parts: self.parts, heads };
         let file = self.directory.join(MANIFEST);
-        let text = serde_json::to_vec_pretty(&manifest).map_err(|e| at(&file)(e.into()))?;
-        fs::write(&file, text).map_err(at(&file))?;
+        let text = serde_json::to_vec_pretty(&manifest).map_err(|e| in_file(&file)(e.into()))?;
+        fs::write(&file, text).map_err(in_file(&file))?;
         Ok(manifest)
     }
 }
@@ -239,10 +240,10 @@ impl ArchiveWriter {
 /// The SHA-256 of a file, hexadecimal.
 pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
     let mut hash = Sha256::new();
-    let mut open = File::open(file).map_err(at(file))?;
+    let mut open = File::open(file).map_err(in_file(file))?;
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match open.read(&mut buffer).map_err(at(file))? {
+        match open.read(&mut buffer).map_err(in_file(file))? {
             0 => return Ok(gpubnb_events::hex(hash.finalize())),
             n => hash.update(&buffer[..n]),
         }
@@ -252,7 +253,7 @@ pub fn sha256(file: &Path) -> Result<String, ArchiveError> {
 /// An archive, for reading.
 pub struct ArchiveReader {
     directory: PathBuf,
-    /// The list of the archive's contents.
+    /// The manifest.
     pub manifest: ArchiveManifest,
 }
 
@@ -260,8 +261,8 @@ impl ArchiveReader {
     /// Opens a complete archive.
     pub fn open(directory: &Path) -> Result<Self, ArchiveError> {
         let file = directory.join(MANIFEST);
-        let text = fs::read(&file).map_err(at(&file))?;
-        let manifest: ArchiveManifest = serde_json::from_slice(&text).map_err(|e| at(&file)(e.into()))?;
+        let text = fs::read(&file).map_err(in_file(&file))?;
+        let manifest: ArchiveManifest = serde_json::from_slice(&text).map_err(|e| in_file(&file)(e.into()))?;
         if manifest.format != FORMAT {
             return Err(ArchiveError::Format(manifest.format));
         }
@@ -274,17 +275,17 @@ impl ArchiveReader {
     }
 
     /// The messages of a part. If a message cannot be read, its error is the last item.
-    pub fn lines(
+    pub fn messages(
         &self,
         part: &ArchivePart,
-    ) -> Result<impl Iterator<Item = Result<Raw, ArchiveError>> + use<>, ArchiveError> {
-        lines(self.file(part))
+    ) -> Result<impl Iterator<Item = Result<RawMessage, ArchiveError>> + use<>, ArchiveError> {
+        read_messages(self.file(part))
     }
 
     /// The leaves of all messages, in order, as the writer of the archive stored them.
     pub fn leaves(&self) -> Result<impl Iterator<Item = Hash> + use<>, ArchiveError> {
         let file = self.directory.join(LEAVES);
-        let mut leaves = BufReader::new(File::open(&file).map_err(at(&file))?);
+        let mut leaves = BufReader::new(File::open(&file).map_err(in_file(&file))?);
         Ok(std::iter::from_fn(move || {
             let mut leaf = Hash::default();
             leaves.read_exact(&mut leaf).ok().map(|()| leaf)
@@ -297,9 +298,9 @@ impl ArchiveReader {
 mod tests {
     use super::*;
 
-    fn raw(seq: u64) -> Raw {
+    fn raw(seq: u64) -> RawMessage {
         let payload = format!("{{\"n\":{seq}}}").into();
-        Raw { seq: Seq(seq), nanos: 1, subject: "s".to_owned(), headers: None, payload }
+        RawMessage { seq: Seq(seq), nanos: 1, subject: "s".to_owned(), headers: None, payload }
     }
 
     #[test]
@@ -309,7 +310,7 @@ mod tests {
         let mut writer = ArchiveWriter::create(&whole, || false).unwrap();
         (1..=10).for_each(|seq| writer.write(&raw(seq)).unwrap());
         let expected = writer.finish(Vec::new()).unwrap();
-        assert!(matches!(ArchiveWriter::create(&whole, || false), Err(ArchiveError::Whole(_))));
+        assert!(matches!(ArchiveWriter::create(&whole, || false), Err(ArchiveError::AlreadyComplete(_))));
 
         let cut = directory.path().join("cut");
         let mut writer = ArchiveWriter::create(&cut, || false).unwrap();
@@ -318,10 +319,10 @@ mod tests {
         assert!(matches!(ArchiveWriter::create(&cut, || true), Err(ArchiveError::Stopped)));
         // A part without its end is not complete, even if all of its messages can be read.
         let first = cut.join(part_name(Seq(1)));
-        let (whole_part, torn) = (fs::read(&first).unwrap(), cut.with_file_name("torn"));
-        fs::create_dir(&torn).unwrap();
-        fs::write(torn.join(part_name(Seq(1))), &whole_part[..whole_part.len() - 8]).unwrap();
-        assert_eq!(ArchiveWriter::create(&torn, || false).unwrap().last(), Seq::ZERO);
+        let (whole_part, truncated) = (fs::read(&first).unwrap(), cut.with_file_name("truncated"));
+        fs::create_dir(&truncated).unwrap();
+        fs::write(truncated.join(part_name(Seq(1))), &whole_part[..whole_part.len() - 8]).unwrap();
+        assert_eq!(ArchiveWriter::create(&truncated, || false).unwrap().last(), Seq::ZERO);
         let mut writer = ArchiveWriter::create(&cut, || false).unwrap();
         assert!(matches!(ArchiveWriter::create(&cut, || false), Err(ArchiveError::Busy(_))));
         assert_eq!((writer.last(), writer.last_leaf()), (Seq(4), Some(raw(4).leaf())));

@@ -1,11 +1,12 @@
-//! Job messages in DISPATCH, and the lease in each of them.
+//! Job messages: the copies of `JobAssigned` that the broker makes in the stream DISPATCH. The broker adds a header
+//! that names the source of the copy: the stream MARKET and the sequence there. That sequence is the lease.
 
 use async_nats::HeaderMap;
 use gpubnb_events::{Lease, Seq, message::header};
 
 use crate::stream::MARKET;
 
-/// The lease of a job message: the sequence of the assignment in MARKET, from which the broker copied the message.
+/// The lease of a job message, from the message's headers; `None` if the message is not a copy from MARKET.
 pub fn lease_of(headers: Option<&HeaderMap>) -> Option<Lease> {
     let source = headers?.get(header::STREAM_SOURCE)?.as_str();
     let mut parts = source.split(' ');
@@ -19,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_where_the_broker_found_the_message() {
+    fn the_lease_is_the_sequence_of_the_source_in_market() {
         let with = |source: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::STREAM_SOURCE, source);

@@ -1,4 +1,5 @@
-//! Reading MARKET from a sequence, for ever: large pulls, no acks, and a check that nothing is missing.
+//! Reading MARKET from a sequence on, without end. The follower asks the broker for large batches (*pulls*),
+//! acknowledges nothing, and checks that no message is missing.
 
 use std::time::Duration;
 
@@ -12,18 +13,20 @@ use gpubnb_events::{BoxError, Chain, Recorded, Seq};
 use tokio::task::unconstrained;
 use tracing::{debug, error, warn};
 
-use crate::Raw;
+use crate::RawMessage;
 
 /// Most messages in one batch.
 const BATCH: usize = 5_000;
-/// A pull request is lost with the broker that held it. It therefore expires, and heartbeats show that it is alive.
+/// A pull request expires after this time, because a broker that restarts forgets it.
 const EXPIRES: Duration = Duration::from_secs(30);
+/// The broker sends a heartbeat this often. Missing heartbeats show that the pull request is lost.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Pause between a failed pull and the next one.
 const RETRY: Duration = Duration::from_millis(250);
-/// The broker removes a consumer that nobody has read from for this long.
+/// The broker removes a consumer (the broker's state of a reader) that nobody has used for this long.
 const INACTIVE: Duration = Duration::from_secs(60);
 
-/// One pull failed. The next call opens a new one.
+/// The reason why a pull failed. The next call opens a new pull.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot follow MARKET from event {next} on")]
 struct FollowError {
@@ -35,68 +38,70 @@ struct FollowError {
 pub struct Follower {
     stream: Stream<()>,
     next: Seq,
-    open: Option<pull::Stream>,
-    /// True if `next` is the sequence at which the pull was opened. If another message comes then, the broker has lost
-    /// `next`; later in a pull, the message may merely have got lost on the way.
-    asked: bool,
-    over_gaps: bool,
+    pull: Option<pull::Stream>,
+    /// True if no message of this pull has arrived. The pull was opened at `next`. If its first message is not `next`,
+    /// the broker has lost `next`. A later message of a pull may only be lost on the way from the broker.
+    is_first: bool,
+    /// True if messages that the broker has lost are skipped.
+    skips_gaps: bool,
 }
 
 impl Follower {
     pub(crate) fn new(stream: Stream<()>, from: Seq) -> Self {
-        Self { stream, next: Seq(from.0.max(1)), open: None, asked: false, over_gaps: false }
+        Self { stream, next: Seq(from.0.max(1)), pull: None, is_first: false, skips_gaps: false }
     }
 
-    /// Skips over missing messages, for tools that look for gaps. Everybody else waits until the log is whole again.
+    /// Skips missing messages, for tools that look for gaps. Without this option the follower waits until an operator
+    /// has restored the missing message.
     #[must_use]
-    pub fn over_gaps(self) -> Self {
-        Self { over_gaps: true, ..self }
+    pub fn skip_gaps(self) -> Self {
+        Self { skips_gaps: true, ..self }
     }
 
-    /// The next messages, decoded: at least one, at most 5,000, without a gap. Waits while there are none, and through
-    /// every outage of the broker. The future may be dropped, in a `select!` for example: no message is lost.
+    /// The next messages, decoded: at least one and at most 5,000, without a gap. Waits until there is a message, also
+    /// during an outage of the broker. The future may be dropped, for example in a `select!`: no message is lost.
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
-        let read = |raw: Raw| {
-            let recorded = raw.read();
+        let decode = |raw: RawMessage| {
+            let recorded = raw.decode();
             if let Err(why) = &recorded.entry {
                 warn!(seq = recorded.seq.0, %why, "skipped a message of MARKET");
             }
             recorded
         };
-        self.next_raw_batch().await.into_iter().map(read).collect()
+        self.next_raw_batch().await.into_iter().map(decode).collect()
     }
 
-    /// Like [`Self::next_batch`], with the messages as the broker has them.
-    pub async fn next_raw_batch(&mut self) -> Vec<Raw> {
+    /// Like [`Self::next_batch`], but does not decode the messages.
+    pub async fn next_raw_batch(&mut self) -> Vec<RawMessage> {
         loop {
             match self.try_batch().await {
                 Ok(batch) => return batch,
                 Err(e) => {
                     debug!(error = %Chain(&e), "opening the pull again");
-                    self.open = None;
+                    self.pull = None;
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
     }
 
-    async fn try_batch(&mut self) -> Result<Vec<Raw>, FollowError> {
-        if self.open.is_none() {
-            self.open = Some(self.reopen().await?);
-            self.asked = true;
+    async fn try_batch(&mut self) -> Result<Vec<RawMessage>, FollowError> {
+        if self.pull.is_none() {
+            self.pull = Some(self.open_pull().await?);
+            self.is_first = true;
         }
         let next = self.next;
-        let Some(messages) = self.open.as_mut() else {
+        let Some(messages) = self.pull.as_mut() else {
             return Err(FollowError { next, source: "no pull is open".into() });
         };
-        let mut batch: Vec<Raw> = Vec::new();
+        let mut batch: Vec<RawMessage> = Vec::new();
         let mut arrived = Some(messages.next().await);
         while let Some(message) = arrived {
-            let asked = std::mem::take(&mut self.asked);
-            let raw = delivered(message).and_then(|raw| match raw.seq {
+            let is_first = std::mem::take(&mut self.is_first);
+            let raw = raw_message(message).and_then(|raw| match raw.seq {
                 seq if seq == self.next => Ok(raw),
-                seq if asked && seq > self.next && self.over_gaps => Ok(raw),
-                seq if asked && seq > self.next => {
+                seq if is_first && seq > self.next && self.skips_gaps => Ok(raw),
+                seq if is_first && seq > self.next => {
                     // A fold that skipped this event would be wrong for ever: report the gap and try again.
                     error!(missing = self.next.0, "MARKET has lost an event: restore it from a backup");
                     Err(format!("MARKET has no event {}", self.next).into())
@@ -109,9 +114,9 @@ impl Follower {
                     batch.push(raw);
                 }
                 Err(source) if batch.is_empty() => return Err(FollowError { next, source }),
-                // The messages before the failure are good: deliver them, and open a new pull at the next call.
+                // Return the messages before the failure. The next call opens a new pull.
                 Err(_) => {
-                    self.open = None;
+                    self.pull = None;
                     break;
                 }
             }
@@ -121,7 +126,7 @@ impl Follower {
         Ok(batch)
     }
 
-    async fn reopen(&self) -> Result<pull::Stream, FollowError> {
+    async fn open_pull(&self) -> Result<pull::Stream, FollowError> {
         let failed = |source: BoxError| FollowError { next: self.next, source };
         let consumer = self
             .stream
@@ -146,6 +151,6 @@ impl Follower {
     }
 }
 
-fn delivered<E: Into<BoxError>>(message: Option<Result<Message, E>>) -> Result<Raw, BoxError> {
-    Raw::delivered(message.ok_or("the pull ended")?.map_err(Into::into)?)
+fn raw_message<E: Into<BoxError>>(message: Option<Result<Message, E>>) -> Result<RawMessage, BoxError> {
+    RawMessage::from_delivered(message.ok_or("the pull ended")?.map_err(Into::into)?)
 }

@@ -2,7 +2,7 @@
 //! append with a guard: the broker refuses the append if the aggregate has got another event in the meantime.
 //!
 //! Belongs here: the definitions of the broker's streams, and appending to MARKET, following it, archives and
-//! snapshots. Must not come here: the meaning of an event, or an append without a guard.
+//! snapshots. Must not come here: code that depends on the kind of an event, or an append without a guard.
 
 mod append;
 pub mod archive;
@@ -14,17 +14,17 @@ pub mod stream;
 
 use async_nats::jetstream::{self, stream::Stream};
 use gpubnb_events::{Aggregate, BoxError, Recorded, Seq, Timestamp, subject};
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 
 pub use self::{
     append::{AppendError, Appended},
     follow::Follower,
-    raw::Raw,
+    raw::RawMessage,
 };
 use crate::stream::MARKET;
 
 /// [`Log::load`] fails for an aggregate with this many messages or more.
-const MAX_AGGREGATE: u64 = 10_000;
+const MAX_MESSAGES: u64 = 10_000;
 
 /// A handle to MARKET. A clone of the handle is cheap.
 #[derive(Clone)]
@@ -39,8 +39,8 @@ pub enum ReadError {
     /// The broker did not answer in time, or answered with an error.
     #[error("the broker does not answer")]
     Unavailable(#[source] BoxError),
-    /// The aggregate, which is named, has more messages than the rules of the domain allow to come about.
-    #[error("{0} has {MAX_AGGREGATE} events or more")]
+    /// The named aggregate has more messages than the rules of the domain allow.
+    #[error("{0} has {MAX_MESSAGES} events or more")]
     TooLarge(String),
 }
 
@@ -48,7 +48,7 @@ fn unavailable(e: impl Into<BoxError>) -> ReadError {
     ReadError::Unavailable(e.into())
 }
 
-impl From<ReadError> for Failure {
+impl From<ReadError> for RpcError {
     /// The requester is told that the log cannot be read now. The causes go into the log lines of this process only.
     fn from(e: ReadError) -> Self {
         let message = match &e {
@@ -101,18 +101,18 @@ impl Log {
 
     /// Reads and decodes one message; `None` if MARKET has no message of this sequence.
     pub async fn get(&self, seq: Seq) -> Result<Option<Recorded>, ReadError> {
-        Ok(self.get_raw(seq).await?.map(|raw| raw.read()))
+        Ok(self.get_raw(seq).await?.map(|raw| raw.decode()))
     }
 
     /// Reads one message without decoding it; `None` if MARKET has no message of this sequence.
-    pub async fn get_raw(&self, seq: Seq) -> Result<Option<Raw>, ReadError> {
+    pub async fn get_raw(&self, seq: Seq) -> Result<Option<RawMessage>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         if seq == Seq::ZERO {
             // Sequences begin at 1. The broker takes 0 for "no sequence given".
             return Ok(None);
         }
         match self.stream.direct_get(seq.0).await {
-            Ok(message) => Ok(Some(Raw::stored(message))),
+            Ok(message) => Ok(Some(RawMessage::from_stored(message))),
             Err(e) if e.kind() == NotFound => Ok(None),
             Err(e) => Err(unavailable(e)),
         }
@@ -122,7 +122,7 @@ impl Log {
     pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
         use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
-            Ok(message) => Ok(Some(Raw::stored(message).read())),
+            Ok(message) => Ok(Some(RawMessage::from_stored(message).decode())),
             Err(e) if e.kind() == NotFound => Ok(None),
             Err(e) => Err(unavailable(e)),
         }
@@ -140,18 +140,19 @@ impl Log {
             match next {
                 Ok(message) => {
                     from = message.sequence.saturating_add(1);
-                    found.push(Raw::stored(message).read());
+                    found.push(RawMessage::from_stored(message).decode());
                 }
                 Err(e) if e.kind() == NotFound => return Ok(found),
                 Err(e) => return Err(unavailable(e)),
             }
-            if found.len() as u64 >= MAX_AGGREGATE {
+            if found.len() as u64 >= MAX_MESSAGES {
                 return Err(ReadError::TooLarge(aggregate.to_string()));
             }
         }
     }
 
-    /// Reads MARKET from the sequence `from` on, in large batches. The follower never ends: it waits for new messages.
+    /// Reads MARKET in large batches, beginning with the sequence `from`. The follower never ends: it waits for new
+    /// messages.
     pub fn follow(&self, from: Seq) -> Follower {
         Follower::new(self.stream.clone(), from)
     }

@@ -1,4 +1,4 @@
-//! A message of MARKET as the broker has it, before it is read.
+//! A message of MARKET that is not decoded yet.
 
 use async_nats::{HeaderMap, HeaderValue, jetstream::Message, jetstream::message::StreamMessage};
 use bytes::Bytes;
@@ -8,24 +8,24 @@ use gpubnb_events::{
 };
 use gpubnb_proof::MessageLine;
 
-/// A message as the broker has it.
+/// A message of MARKET, as the broker stores it: a subject, headers and bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Raw {
+pub struct RawMessage {
     /// The message's sequence in MARKET.
     pub seq: Seq,
     /// The broker's time, nanoseconds since 1970.
     pub nanos: i64,
     /// The subject.
     pub subject: String,
-    /// The headers; `None` where the message has none.
+    /// The headers; `None` if the message has none.
     pub headers: Option<HeaderMap>,
     /// The body.
     pub payload: Bytes,
 }
 
-impl Raw {
-    /// A message that a consumer delivered.
-    pub(crate) fn delivered(message: Message) -> Result<Self, BoxError> {
+impl RawMessage {
+    /// Converts a message that a consumer of the stream received.
+    pub(crate) fn from_delivered(message: Message) -> Result<Self, BoxError> {
         let (seq, published) = message.info().map(|i| (Seq(i.stream_sequence), i.published))?;
         let nanos = i64::try_from(published.unix_timestamp_nanos())?;
         let Message { message, .. } = message;
@@ -33,11 +33,11 @@ impl Raw {
         Ok(Self { seq, nanos, subject, headers, payload })
     }
 
-    /// A message that was fetched by its sequence.
-    pub(crate) fn stored(message: StreamMessage) -> Self {
+    /// Converts a message that was fetched by its sequence.
+    pub(crate) fn from_stored(message: StreamMessage) -> Self {
         Self {
             seq: Seq(message.sequence),
-            // An i64 of nanoseconds reaches to the year 2262.
+            // An i64 of nanoseconds ends in the year 2262.
             nanos: i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX),
             subject: message.subject.to_string(),
             headers: Some(message.headers),
@@ -55,14 +55,14 @@ impl Raw {
         self.parts().leaf()
     }
 
-    /// Reads the message.
-    pub fn read(&self) -> Recorded {
-        self.parts().read()
+    /// Decodes the message. See [`MessageParts::decode`].
+    pub fn decode(&self) -> Recorded {
+        self.parts().decode()
     }
 }
 
-impl From<&Raw> for MessageLine {
-    fn from(raw: &Raw) -> Self {
+impl From<&RawMessage> for MessageLine {
+    fn from(raw: &RawMessage) -> Self {
         let header = |name: &&str| {
             let value = raw.headers.as_ref()?.get(*name)?;
             Some(((*name).to_owned(), value.as_str().to_owned()))
@@ -74,9 +74,9 @@ impl From<&Raw> for MessageLine {
     }
 }
 
-impl Raw {
-    /// The message that a line of an archive holds; `None` where the line's body or headers cannot be read.
-    pub fn of_line(line: MessageLine) -> Option<Self> {
+impl RawMessage {
+    /// Converts a line of an archive; `None` if the line's body or headers are invalid.
+    pub fn from_line(line: MessageLine) -> Option<Self> {
         let payload = line.body()?.into_owned().into();
         let mut headers = HeaderMap::new();
         for (name, value) in line.headers {

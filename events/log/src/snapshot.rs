@@ -1,5 +1,5 @@
-//! Snapshots of the state that a process has folded from the log (the stream MARKET), so that a process that starts
-//! need not read the whole log.
+//! Snapshots of the state that a process has *folded* (computed event by event) from the log, the stream MARKET. With a
+//! snapshot, a process that starts need not read the whole log.
 //!
 //! A snapshot only saves time: the log alone is the truth. A reader uses a snapshot only if a key that the reader
 //! trusts has signed the snapshot, if the reader's version of the rules has folded the state, and if the state was
@@ -21,17 +21,17 @@ use tracing::warn;
 use crate::{Log, stream::SNAPSHOTS};
 
 /// Longest time for storing one snapshot.
-const PATIENCE: Duration = Duration::from_secs(900);
-/// Longest silence of the broker while a snapshot is fetched.
-const SILENCE: Duration = Duration::from_secs(10);
-/// Number of attempts to fetch a snapshot, if a newer one replaces the snapshot during each attempt.
-const TRIES: u32 = 3;
-/// Bytes of a snapshot that one read takes at most.
-const PIECE: usize = 128 * 1024;
+const PUT_TIMEOUT: Duration = Duration::from_secs(900);
+/// Longest time without an answer of the broker while a snapshot is fetched.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of attempts to fetch a snapshot, if each attempt fails with [`SnapshotError::Incomplete`].
+const MAX_ATTEMPTS: u32 = 3;
+/// Most bytes of a snapshot in one read.
+const CHUNK_BYTES: usize = 128 * 1024;
 /// Key of the manifest in the metadata of a stored object.
 const MANIFEST: &str = "manifest";
 
-/// Names the state that a snapshot holds.
+/// The identity of the state in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotId {
     /// The name of the state: a read model's name, or `world` for the state that the services decide from.
@@ -75,10 +75,10 @@ pub enum SnapshotError {
     Sign(#[from] nkeys::error::Error),
     /// The rest of the content does not arrive, most likely because a newer snapshot has replaced this one.
     #[error("the rest of the snapshot does not arrive: a newer one has taken its place, or the broker is silent")]
-    Replaced,
+    Incomplete,
     /// The snapshot must not be used, for the reason in the text.
     #[error("the snapshot is not trusted: {0}")]
-    Doubtful(&'static str),
+    Untrusted(&'static str),
 }
 
 fn broker(e: impl Into<BoxError>) -> SnapshotError {
@@ -119,7 +119,7 @@ impl Snapshots {
     /// The sequence of the last event in the newest snapshot of this name and version. `None` if there is no such
     /// snapshot, if `key` did not sign the snapshot, or if the broker does not answer.
     pub async fn newest(&self, (name, version): (&str, &str), key: &KeyPair) -> Option<Seq> {
-        let found = manifest(&self.store.info(object_name(name, version)).await.ok()?)?;
+        let found = parse_manifest(&self.store.info(object_name(name, version)).await.ok()?)?;
         (found.key == key.public_key() && found.is_signed()).then_some(found.id.seq)
     }
 
@@ -134,14 +134,14 @@ impl Snapshots {
             metadata: HashMap::from([(MANIFEST.to_owned(), text)]),
             ..ObjectMetadata::default()
         };
-        let put = tokio::time::timeout(PATIENCE, self.store.put(meta, content)).await;
+        let put = tokio::time::timeout(PUT_TIMEOUT, self.store.put(meta, content)).await;
         put.map_err(broker)?.map_err(broker)?;
         Ok(())
     }
 
     /// Fetches the newest snapshot of this name and version into `to`, if the snapshot can be trusted: signed by `key`,
-    /// folded from `log`, and complete. Returns `None` if there is no snapshot. After a failure the bytes in `to` are
-    /// worthless. After [`SnapshotError::Replaced`], another attempt may succeed.
+    /// folded from `log`, and complete. Returns `None` if there is no snapshot. After a failure, `to` may contain
+    /// some bytes of the snapshot: discard them. After [`SnapshotError::Incomplete`], another attempt may succeed.
     pub async fn fetch<W>(
         &self,
         (name, version): (&str, &str),
@@ -152,51 +152,56 @@ impl Snapshots {
     where
         W: AsyncWrite + Unpin + Send,
     {
-        let found = tokio::time::timeout(SILENCE, self.store.get(object_name(name, version))).await.map_err(broker)?;
+        let found =
+            tokio::time::timeout(READ_TIMEOUT, self.store.get(object_name(name, version))).await.map_err(broker)?;
         let found = match found {
             Ok(found) => found,
             Err(e) if e.kind() == GetErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(broker(e)),
         };
-        let manifest = manifest(found.info()).ok_or(SnapshotError::Doubtful("it has no readable manifest"))?;
-        check_trust(&manifest, (name, version), key, log).await?;
-        read(found, &manifest, to).await?;
+        let manifest = parse_manifest(found.info()).ok_or(SnapshotError::Untrusted("it has no readable manifest"))?;
+        verify_manifest(&manifest, (name, version), key, log).await?;
+        copy_content(found, &manifest, to).await?;
         Ok(Some(manifest))
     }
 }
 
-/// Calls `fetch`, and again, up to `TRIES` times in all, as long as it fails with [`SnapshotError::Replaced`].
-pub async fn fetched<T>(mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>) -> Result<T, SnapshotError> {
-    for _ in 1..TRIES {
+/// Calls `fetch`, and repeats the call if it fails with [`SnapshotError::Incomplete`], at most `MAX_ATTEMPTS` calls in
+/// all.
+pub async fn fetch_with_retries<T>(
+    mut fetch: impl AsyncFnMut() -> Result<T, SnapshotError>,
+) -> Result<T, SnapshotError> {
+    for _ in 1..MAX_ATTEMPTS {
         match fetch().await {
-            Err(SnapshotError::Replaced) => {}
+            Err(SnapshotError::Incomplete) => {}
             done => return done,
         }
     }
     fetch().await
 }
 
-/// Copies a stored snapshot into `to`: as many bytes as the manifest says, and checks their hash. If a newer snapshot
-/// replaces this one meanwhile, the rest of the bytes never arrives.
-async fn read<W: AsyncWrite + Unpin + Send>(
+/// Copies the content of a stored snapshot into `to`, and checks its length and its hash against the manifest. If a
+/// newer snapshot replaces this one during the copy, the rest of the content never arrives.
+async fn copy_content<W: AsyncWrite + Unpin + Send>(
     object: Object,
     manifest: &SnapshotManifest,
     to: &mut W,
 ) -> Result<(), SnapshotError> {
     let mut object = object.take(manifest.bytes);
     let (mut hash, mut read) = (Sha256::new(), 0_u64);
-    let mut piece = vec![0; PIECE];
+    let mut chunk = vec![0; CHUNK_BYTES];
     while read < manifest.bytes {
-        let length =
-            tokio::time::timeout(SILENCE, object.read(&mut piece)).await.map_err(|_| SnapshotError::Replaced)??;
-        let Some(bytes) = piece.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+        let length = tokio::time::timeout(READ_TIMEOUT, object.read(&mut chunk))
+            .await
+            .map_err(|_| SnapshotError::Incomplete)??;
+        let Some(bytes) = chunk.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
         hash.update(bytes);
         read += length as u64;
         to.write_all(bytes).await?;
     }
     to.flush().await?;
-    let as_signed = read == manifest.bytes && gpubnb_events::hex(hash.finalize()) == manifest.sha256;
-    if as_signed { Ok(()) } else { Err(SnapshotError::Doubtful("its content is not what was signed")) }
+    let is_as_signed = read == manifest.bytes && gpubnb_events::hex(hash.finalize()) == manifest.sha256;
+    if is_as_signed { Ok(()) } else { Err(SnapshotError::Untrusted("its content is not what was signed")) }
 }
 
 /// The name under which the broker stores a snapshot.
@@ -204,27 +209,27 @@ fn object_name(name: &str, version: &str) -> String {
     format!("{name}.{version}")
 }
 
-/// The manifest of a stored snapshot; `None` if there is none that can be read.
-fn manifest(stored: &ObjectInfo) -> Option<SnapshotManifest> {
+/// The manifest of a stored snapshot; `None` if the manifest is missing or cannot be parsed.
+fn parse_manifest(stored: &ObjectInfo) -> Option<SnapshotManifest> {
     serde_json::from_str(stored.metadata.get(MANIFEST)?).ok()
 }
 
-/// Checks everything that the manifest tells about a snapshot, before the content is fetched.
-async fn check_trust(
+/// Checks the manifest before the content is fetched: the name, the version, the signature and the log.
+async fn verify_manifest(
     manifest: &SnapshotManifest,
     (name, version): (&str, &str),
     key: &KeyPair,
     log: &Log,
 ) -> Result<(), SnapshotError> {
     if (manifest.id.name.as_str(), manifest.id.version.as_str()) != (name, version) {
-        return Err(SnapshotError::Doubtful("it holds another state, or a state that was folded by other rules"));
+        return Err(SnapshotError::Untrusted("it holds another state, or a state that was folded by other rules"));
     }
     if manifest.key != key.public_key() || !manifest.is_signed() {
-        return Err(SnapshotError::Doubtful("it is signed by a foreign key, or not at all"));
+        return Err(SnapshotError::Untrusted("it is signed by a foreign key, or not at all"));
     }
     let message = log.get_raw(manifest.id.seq).await.map_err(broker)?;
     if message.is_none_or(|message| gpubnb_events::hex(message.leaf()) != manifest.id.leaf) {
-        return Err(SnapshotError::Doubtful("it was made from another log, or from more events than this log has"));
+        return Err(SnapshotError::Untrusted("it was made from another log, or from more events than this log has"));
     }
     Ok(())
 }
@@ -236,9 +241,8 @@ pub fn version(rules: impl std::fmt::Display) -> String {
     format!("{rules}-{}", &events[..8])
 }
 
-/// Writes the reason why a snapshot is not used into this process's log lines. The process goes on: it folds from the
-/// first event instead.
-pub fn folded_anew(name: &str, why: &SnapshotError) {
+/// Logs the reason why a snapshot is not used. The process then folds the log from the first event.
+pub fn warn_unused_snapshot(name: &str, why: &SnapshotError) {
     warn!(name, why = %Chain(why), "the snapshot is not used: everything is folded from the first event");
 }
 

@@ -1,7 +1,8 @@
-//! The definitions of all streams, buckets and object stores.
+//! The definitions of all streams, key-value buckets and object stores in the broker. In `JetStream`, a stream is a
+//! stored sequence of messages, and a consumer is the position of a reader in a stream.
 //!
-//! A stream that is there is compared with its definition, and refused where it differs. No stream is ever deleted,
-//! created again or silently changed.
+//! A service creates what is missing when it starts. It compares an existing stream with its definition, and does not
+//! start if they differ. No stream is ever deleted, created again or silently changed.
 
 use std::time::Duration;
 
@@ -14,74 +15,74 @@ use async_nats::jetstream::{
 };
 use gpubnb_events::{BoxError, MachineId, Seq, subject};
 
-/// Decisions and money, for ever.
+/// The stream of all events, which is kept for ever.
 pub const MARKET: &str = "MARKET";
-/// Job messages, sourced from MARKET by the broker.
+/// Job messages, which the broker copies from MARKET.
 pub const DISPATCH: &str = "DISPATCH";
-/// Heartbeats and ticks.
+/// Heartbeats of machines, and ticks: the messages by which the watchdog measures the silence of machines.
 pub const TELEMETRY: &str = "TELEMETRY";
 /// Progress, logs and metrics of jobs.
 pub const OUTPUT: &str = "OUTPUT";
-/// Bucket of the leases between replicas of a service.
+/// Bucket of leaders: the entry of a service names the replica that leads.
 pub const LEADERS: &str = "LEADERS";
 /// Object store of the files that jobs leave: `<job>/<lease>/<path>`.
 pub const ARTIFACTS: &str = "ARTIFACTS";
-/// Object store of the files that jobs are given: `<account>/<input>`.
+/// Object store of the input files of jobs: `<account>/<input>`.
 pub const INPUTS: &str = "INPUTS";
-/// Object store of snapshots: folded state of services and projectors, with which they start sooner.
+/// Object store of snapshots: the folded state of services and projectors, which saves them time at the start.
 pub const SNAPSHOTS: &str = "SNAPSHOTS";
-/// Bucket of people: password and token hashes.
+/// Bucket of users: the hashes of passwords and tokens.
 pub const CREDENTIALS: &str = "CREDENTIALS";
 /// Bucket of signed tree heads of MARKET.
 pub const CHECKPOINTS: &str = "CHECKPOINTS";
-/// Bucket of signed-in browsers.
+/// Bucket of sessions: the browsers that are signed in.
 pub const SESSIONS: &str = "SESSIONS";
 /// Bucket of enrollment codes and of enrolled machines.
 pub const ENROLLMENTS: &str = "ENROLLMENTS";
-/// Bucket of the values of jobs' environments, sealed; deleted at the outcome.
+/// Bucket of the encrypted values of jobs' environments. The values are deleted when the job ends.
 pub const JOBENV: &str = "JOBENV";
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
-/// Machines of one market; each has a consumer.
+/// Most consumers of a stream. Each machine of the market has one in DISPATCH.
 const MAX_CONSUMERS: i32 = 10_000;
-/// How long a worker may be silent before its job message is given out again.
+/// A job message that a worker has fetched is delivered again if the worker sends nothing about it for this long.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
-/// Key-value buckets, and how long an entry is kept after its last change; zero: for ever.
+/// Key-value buckets, and the time that an entry is kept after its last change; zero: for ever.
 const BUCKETS: [(&str, Duration); 6] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
     (CHECKPOINTS, Duration::ZERO),
     (SESSIONS, SESSION_LIFE),
     (ENROLLMENTS, Duration::ZERO),
-    // A job waits for a week at the most, and runs for another.
+    // A job waits for at most a week and runs for at most a week.
     (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
 ];
-/// How long a browser stays signed in.
+/// The time that a browser stays signed in.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// Object stores, and how long a file is kept.
+/// Object stores, and the time that a file is kept.
 const STORES: [(&str, Duration); 3] = [
     (ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)),
     (INPUTS, Duration::from_secs(15 * 24 * 3_600)),
-    // The leftovers of a snapshot that was cut off go after the same time.
+    // The remains of an interrupted upload of a snapshot are removed after this time, too.
     (SNAPSHOTS, Duration::from_secs(30 * 24 * 3_600)),
 ];
 
 /// The settings of streams that differ between deployments.
 #[derive(Debug, Clone)]
 pub struct StreamOptions {
-    /// Copies of each message: 1 in development, 3 in production.
+    /// Number of copies of each message: 1 in development, 3 in production.
     pub replicas: usize,
-    /// The broker's window for message ids. The domain does not depend on it.
+    /// The time in which the broker drops a second message with the same id. No decision depends on this time.
     pub duplicate_window: Duration,
-    /// How much of the jobs' output is kept.
+    /// The limits of OUTPUT.
     pub output: Retention,
-    /// How many heartbeats are kept. They lie in the broker's memory.
+    /// The limits of TELEMETRY, which is in the broker's memory.
     pub telemetry: Retention,
 }
 
-/// How much a stream keeps before the oldest messages go: the limit that is reached first counts.
+/// The limits of a stream. The oldest messages are removed when either limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Size, MiB.
@@ -101,7 +102,7 @@ impl Default for StreamOptions {
     }
 }
 
-/// A stream is not there, or not as it must be.
+/// The reason why a stream, bucket or object store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     /// The broker refused, or did not answer.
@@ -112,7 +113,7 @@ pub enum ProvisionError {
         /// The broker's reason.
         source: BoxError,
     },
-    /// The stream exists, with another definition.
+    /// The stream exists, but differs from its definition.
     #[error(
         "stream {stream} exists with another `{field}` ({found}, expected {expected}). It is not changed: \
          see docs/operating.md, \"A stream differs\""
@@ -129,7 +130,7 @@ pub enum ProvisionError {
     },
 }
 
-/// Turns the broker's error about a stream, bucket or object store into ours.
+/// Adds the name of the stream, bucket or object store to an error of the broker.
 fn broker<E: Into<BoxError>>(stream: &str) -> impl FnOnce(E) -> ProvisionError + use<E> {
     let stream = stream.to_owned();
     move |e| ProvisionError::Broker { stream, source: e.into() }
@@ -208,7 +209,8 @@ fn output(options: &StreamOptions) -> Config {
     }
 }
 
-/// Makes sure that every stream and bucket is there and as defined here, and that what is kept follows the options.
+/// Creates missing streams, buckets and object stores, checks the existing streams, and sets the limits of OUTPUT and
+/// TELEMETRY to the options.
 pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     provision_missing(js, options).await?;
     for wanted in [telemetry(options), output(options)] {
@@ -217,7 +219,7 @@ pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Resu
     Ok(())
 }
 
-/// Makes sure that every stream and bucket is there and as defined here. Of what is there already, nothing is trimmed.
+/// Like [`provision`], but does not change the limits of existing streams, so that no message is removed.
 pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     for wanted in [market(options), dispatch(options), telemetry(options), output(options)] {
         ensure(js, wanted).await?;
@@ -251,16 +253,17 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
     Ok(())
 }
 
-/// The streams that a backup holds, in the order in which they are saved. The tree heads come before the log, so that
-/// the log is never shorter than a head says; the secrets of jobs come after it, so that no job lacks its secrets.
-/// DISPATCH is made from MARKET, and streams in memory are gone with the broker.
-pub fn backed_up() -> Vec<String> {
+/// The streams of a backup, in the order in which they are saved. The tree heads are saved before MARKET, so that the
+/// saved MARKET has at least the events that a head signs. The secrets of jobs are saved after MARKET, so that each job
+/// in it has its secrets. A backup has no DISPATCH, which is made from MARKET, and no streams that are in memory.
+pub fn backup_streams() -> Vec<String> {
     let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
     let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
     before.into_iter().chain([MARKET.to_owned()]).chain(after).collect()
 }
 
-/// Makes DISPATCH again from a sequence of MARKET on, after a restore. There must be no DISPATCH.
+/// Creates DISPATCH after a restore, with the assignments of MARKET from the sequence `from` on. DISPATCH must not
+/// exist.
 pub async fn provision_dispatch(
     js: &jetstream::Context,
     options: &StreamOptions,
@@ -273,27 +276,29 @@ pub async fn provision_dispatch(
     ensure(js, wanted).await
 }
 
-/// Name of the stream under a key-value bucket.
+/// Name of the stream that stores a key-value bucket.
 pub fn bucket_stream(bucket: &str) -> String {
     format!("KV_{bucket}")
 }
 
-/// Name of the stream under an object store.
+/// Name of the stream that stores an object store.
 pub fn store_stream(store: &str) -> String {
     format!("OBJ_{store}")
 }
 
-/// Makes sure that TELEMETRY is there. It lies in memory: a broker without replicas loses it in a restart.
+/// Creates TELEMETRY if it is missing. A broker without replicas loses this stream at a restart, because it is in
+/// memory.
 pub async fn provision_telemetry(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     ensure(js, telemetry(options)).await
 }
 
+/// Creates a stream if it is missing, and compares it with its definition.
 async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
     let stream = &wanted.name;
     let found = match js.get_stream(stream).await {
         Ok(found) => found.cached_info().config.clone(),
         Err(e) if matches!(e.kind(), GetStreamErrorKind::JetStream(ref e) if e.code() == 404) => {
-            // Two replicas may create the stream at once: the second finds the same definition there.
+            // Two replicas may create the stream at once: the broker accepts the same definition twice.
             js.create_stream(wanted.clone()).await.map_err(broker(stream))?.cached_info().config.clone()
         }
         Err(e) => return Err(broker(stream)(e)),
@@ -301,18 +306,18 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
     compare(&found, &wanted)
 }
 
-/// Changes the retention of a stream to the operator's present choice.
+/// Sets the limits of an existing stream to those of `wanted`.
 async fn update_retention(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
     let found = js.get_stream(&wanted.name).await.map_err(broker(&wanted.name))?.cached_info().config.clone();
-    let kept = |c: &Config| (c.max_age, c.max_bytes);
-    if kept(&found) != kept(&wanted) {
-        let (max_age, max_bytes) = kept(&wanted);
+    let limits = |c: &Config| (c.max_age, c.max_bytes);
+    if limits(&found) != limits(&wanted) {
+        let (max_age, max_bytes) = limits(&wanted);
         js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(broker(&wanted.name))?;
     }
     Ok(())
 }
 
-/// True if the operator chooses how much of a stream is kept.
+/// True for the streams whose limits the operator chooses.
 fn has_retention(stream: &str) -> bool {
     [OUTPUT, TELEMETRY].contains(&stream)
 }
@@ -335,7 +340,7 @@ fn compare(found: &Config, wanted: &Config) -> Result<(), ProvisionError> {
         same!(max_age);
     }
     same!(max_consumers);
-    // The broker writes "no limit" as -1 where a definition leaves it out.
+    // The broker reports -1 for "no limit"; a definition without a limit has 0.
     let per_subject = |c: &Config| c.max_messages_per_subject.max(0);
     if per_subject(found) != per_subject(wanted) {
         return Err(ProvisionError::Differs {
@@ -372,12 +377,13 @@ pub fn machine_consumer(machine: MachineId) -> String {
     machine_consumer_name(&machine.to_string())
 }
 
-/// Name of the consumer of a machine with this id, or with a placeholder in place of the id.
+/// Like [`machine_consumer`]; `id` may also be a placeholder.
 pub fn machine_consumer_name(id: &str) -> String {
     format!("machine-{id}")
 }
 
-/// A machine's consumer on DISPATCH. It may have as many unacknowledged job messages as the machine has slots.
+/// The definition of a machine's consumer on DISPATCH. The machine may fetch as many unacknowledged job messages as it
+/// has slots.
 pub fn machine_consumer_config(machine: MachineId, slots: u32) -> pull::Config {
     pull::Config {
         durable_name: Some(machine_consumer(machine)),
@@ -389,7 +395,7 @@ pub fn machine_consumer_config(machine: MachineId, slots: u32) -> pull::Config {
     }
 }
 
-/// Creates a machine's consumer, or brings it up to date.
+/// Creates a machine's consumer, or changes its number of slots.
 pub async fn provision_machine(
     js: &jetstream::Context,
     machine: MachineId,

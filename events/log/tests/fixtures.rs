@@ -1,6 +1,7 @@
-//! Every event that was ever written must be readable for ever. There is a fixture for each wire name and version.
+//! Every version of every event must stay readable for ever. The folder `fixtures` has one file for each wire name
+//! (name and version) of an event or another message.
 //!
-//! A new event gets a new fixture. A fixture that is there is never changed. `tests/tests/house/versions.rs` makes an archive
+//! A new event gets a new fixture. An existing fixture never changes. `tests/tests/house/versions.rs` makes an archive
 //! of all fixtures.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,37 +20,37 @@ fn fixtures() -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Reads a message of TELEMETRY or OUTPUT and writes it again; `None` for an event.
-fn volatile(wire_name: &str, bytes: &[u8]) -> Option<serde_json::Value> {
-    fn again<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> serde_json::Value {
+/// Parses a message of TELEMETRY or OUTPUT and serialises it again; `None` for an event.
+fn reserialise_message(wire_name: &str, bytes: &[u8]) -> Option<serde_json::Value> {
+    fn reserialise<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> serde_json::Value {
         serde_json::to_value(serde_json::from_slice::<T>(bytes).unwrap()).unwrap()
     }
     Some(match wire_name {
-        telemetry::HEARTBEAT => again::<telemetry::Heartbeat>(bytes),
-        output::PROGRESS => again::<output::Progress>(bytes),
-        output::LOG_LINES => again::<output::LogLines>(bytes),
-        output::JOB_METRICS => again::<output::JobMetrics>(bytes),
+        telemetry::HEARTBEAT => reserialise::<telemetry::Heartbeat>(bytes),
+        output::PROGRESS => reserialise::<output::Progress>(bytes),
+        output::LOG_LINES => reserialise::<output::LogLines>(bytes),
+        output::JOB_METRICS => reserialise::<output::JobMetrics>(bytes),
         _ => return None,
     })
 }
 
 #[test]
-fn every_fixture_is_read_and_written_again_as_it_was() {
+fn every_fixture_survives_parsing_and_serialising() {
     for (wire_name, bytes) in fixtures() {
-        if let Some(again) = volatile(&wire_name, &bytes) {
-            assert_eq!(again, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(), "{wire_name}");
+        if let Some(serialised) = reserialise_message(&wire_name, &bytes) {
+            assert_eq!(serialised, serde_json::from_slice::<serde_json::Value>(&bytes).unwrap(), "{wire_name}");
             continue;
         }
         let event = Event::decode(&wire_name, &bytes).unwrap_or_else(|e| panic!("{wire_name}: {e}"));
-        let again: serde_json::Value = serde_json::to_value(&event).unwrap();
-        let before: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let serialised: serde_json::Value = serde_json::to_value(&event).unwrap();
+        let fixture: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         if event.wire_name() == wire_name {
-            assert_eq!(again, before, "{wire_name}");
+            assert_eq!(serialised, fixture, "{wire_name}");
         } else {
             // A fixture of an older version is read as the same event, and none of its fields is lost.
             assert_eq!(event.name(), wire_name.split('.').next().unwrap());
-            for (field, value) in before.as_object().unwrap() {
-                assert_eq!(&again[field], value, "{wire_name}: {field}");
+            for (field, value) in fixture.as_object().unwrap() {
+                assert_eq!(&serialised[field], value, "{wire_name}: {field}");
             }
         }
         let sum: gpubnb_events::MicroUsd = ledger::postings(&event).iter().map(|p| p.amount).sum();
@@ -69,7 +70,7 @@ fn every_wire_name_has_a_fixture() {
 }
 
 #[test]
-fn an_older_version_is_read_as_what_it_would_be_today() {
+fn the_speed_of_an_old_self_test_comes_from_its_checks() {
     let machine = MachineId::generate();
     let checks = serde_json::json!([
         { "id": "cpu.matmul", "actual": "812", "required": "", "unit": "MFLOPS a core", "passed": true },
@@ -82,7 +83,7 @@ fn an_older_version_is_read_as_what_it_would_be_today() {
 }
 
 #[test]
-fn what_is_no_event_is_refused_by_name() {
+fn decoding_an_unknown_type_or_a_wrong_payload_fails() {
     assert!(Event::decode("JobSubmitted.v0", b"{}").unwrap_err().to_string().contains("unknown event type"));
     assert!(Event::decode("Accepted.v1", b"{}").unwrap_err().to_string().contains("Accepted.v1"));
     assert!(Event::decode("Accepted.v1", b"{\"job\":\"*\",\"lease\":1}").is_err());

@@ -1,5 +1,6 @@
-//! Proofs that an event is in the log, and the signed tree heads that they lead to. Anybody who trusts the key of the
-//! market's operator can check a proof, without a broker and without the rest of the log.
+//! Proofs that an event is in the log. The messages of the log are the leaves of a Merkle tree. The operator signs the
+//! root of the tree (a *signed tree head*), and a proof leads from one message to a signed root. Anybody who trusts the
+//! operator's key can check a proof, without a broker and without the rest of the log.
 //!
 //! Belongs here: the Merkle tree, signed tree heads, proofs, and the JSON form of a message. Must not come here: the
 //! storage of the hashes (`projector`), or fetching a message (`gpubnb-log`).
@@ -13,14 +14,14 @@ use serde::{Deserialize, Serialize};
 
 pub use line::MessageLine;
 
-/// A signed statement of the log's root after a number of messages: a signed tree head, as RFC 6962 calls it.
+/// A signed statement: after `size` messages, the Merkle tree of the log has this root (RFC 6962, signed tree head).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SignedTreeHead {
     /// The number of messages.
     pub size: u64,
     /// Root of the Merkle tree of these messages (RFC 6962), hexadecimal.
     pub root: String,
-    /// Public key (an `NKey`) of the signer.
+    /// Public key of the signer: an `NKey`, which is an Ed25519 key in the form of NATS.
     pub key: String,
     /// The signer's Ed25519 signature of the size and the root, hexadecimal.
     pub signature: String,
@@ -38,15 +39,15 @@ impl SignedTreeHead {
         Ok(Self { size, root, key: key.public_key(), signature })
     }
 
-    /// True if the signature is one by the key that the head names.
+    /// True if `key` made the signature.
     pub fn is_signed(&self) -> bool {
         is_signed(&self.key, &Self::signed_text(self.size, &self.root), &self.signature)
     }
 }
 
-/// True if `signature` (hexadecimal) is a signature of `text` by `key` (an `NKey`).
+/// True if `key` (an `NKey`) made `signature` (hexadecimal) for `text`.
 pub fn is_signed(key: &str, text: &[u8], signature: &str) -> bool {
-    // The library expects 64 bytes without checking.
+    // The library does not check the length of a signature, and needs 64 bytes.
     let Some(signature) = hex::decode(signature).ok().filter(|bytes| bytes.len() == 64) else { return false };
     KeyPair::from_public_key(key).is_ok_and(|key| key.verify(text, &signature).is_ok())
 }
@@ -57,7 +58,8 @@ pub struct Proof {
     /// The message.
     #[schema(value_type = Object)]
     pub message: MessageLine,
-    /// The hashes with which the message's leaf is hashed, from the leaf to the root, hexadecimal.
+    /// The hashes that are combined with the hash of the message one after the other, which results in the root.
+    /// Hexadecimal; the hash next to the leaf is first.
     pub path: Vec<String>,
     /// The signed head of the tree that the message is in.
     pub head: SignedTreeHead,
@@ -69,21 +71,21 @@ pub enum NotProven {
     /// A part of the proof cannot be read.
     #[error("the {0} cannot be read")]
     Unreadable(&'static str),
-    /// The head is signed by another key than the one that was asked for.
+    /// The head is not signed by the key that the caller trusts.
     #[error("the head is signed by {0}, not by the key you named")]
     OtherKey(String),
-    /// The head's signature is not one by the key that the head names.
-    #[error("the head's signature is not one of {0}")]
+    /// The key in the head did not make the head's signature.
+    #[error("the key {0} did not make the head's signature")]
     NotSigned(String),
     /// The path does not lead from the message to the head's root.
-    #[error("the event is not the one that the head vouches for")]
+    #[error("the event is not in the log whose root the head signs")]
     OtherEvent,
 }
 
 impl Proof {
     /// Checks the proof and returns the message. With a `key`, only heads that this key signed are trusted.
     pub fn check(&self, key: Option<&str>) -> Result<Recorded, NotProven> {
-        let recorded = self.message.read().ok_or(NotProven::Unreadable("message"))?;
+        let recorded = self.message.decode().ok_or(NotProven::Unreadable("message"))?;
         let decoded = |text: &String| hex::decode(text).ok()?.try_into().ok();
         let path: Option<Vec<Hash>> = self.path.iter().map(decoded).collect();
         let path = path.ok_or(NotProven::Unreadable("path"))?;
@@ -95,8 +97,8 @@ impl Proof {
             return Err(NotProven::NotSigned(signer.clone()));
         }
         let index = recorded.seq.0.checked_sub(1).ok_or(NotProven::Unreadable("sequence"))?;
-        let proven = merkle::proven(&recorded.leaf, index, *size, &path).map(hexadecimal);
-        if proven.as_ref() == Some(root) { Ok(recorded) } else { Err(NotProven::OtherEvent) }
+        let root_of_path = merkle::root_from_path(&recorded.leaf, index, *size, &path).map(hexadecimal);
+        if root_of_path.as_ref() == Some(root) { Ok(recorded) } else { Err(NotProven::OtherEvent) }
     }
 
     /// Checks the proof and returns a sentence about the message.

@@ -1,4 +1,4 @@
-//! The JSON form of a message of MARKET, as archives and proofs carry it.
+//! The JSON form of a message of MARKET, which archives and proofs contain. An archive has one message per line.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -19,16 +19,16 @@ pub struct MessageLine {
     pub subject: String,
     /// The headers that the leaf covers.
     pub headers: BTreeMap<String, String>,
-    /// The body, where it is text; the body of every event is.
+    /// The body if it is text, which the body of every event is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<String>,
-    /// The body in hexadecimal, where it is not text.
+    /// The body in hexadecimal if it is not text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<String>,
 }
 
 impl MessageLine {
-    /// The body; `None` where it is neither text nor hexadecimal.
+    /// The body; `None` if not exactly one of `payload` and `bytes` is valid.
     pub fn body(&self) -> Option<Cow<'_, [u8]>> {
         match (&self.payload, &self.bytes) {
             (Some(text), None) => Some(Cow::Borrowed(text.as_bytes())),
@@ -37,10 +37,13 @@ impl MessageLine {
         }
     }
 
-    /// Reads the message; `None` where its body cannot be read.
-    pub fn read(&self) -> Option<Recorded> {
+    /// Decodes the message; `None` if the body is invalid.
+    pub fn decode(&self) -> Option<Recorded> {
         let body = self.body()?;
         let value_of = |name: &'static str| self.headers.get(name).map(String::as_str);
-        Some(MessageParts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &body }.read())
+        Some(
+            MessageParts { seq: self.seq, nanos: self.nanos, subject: &self.subject, value_of, payload: &body }
+                .decode(),
+        )
     }
 }

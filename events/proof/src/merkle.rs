@@ -1,11 +1,12 @@
-//! The Merkle tree over MARKET, as RFC 6962 (2.1) and RFC 9162 define it: hashes, roots, proofs. Pure; `gpubnb-model`
-//! stores the hashes.
+//! The Merkle tree of MARKET: hashes, roots and proofs, as RFC 6962 (2.1) and RFC 9162 define them. A leaf is the hash
+//! of a message; leaf 0 is the message with sequence 1. These functions store nothing: `gpubnb-model` stores the
+//! hashes.
 
 use gpubnb_events::message::Hash;
 use sha2::{Digest as _, Sha256};
 
 /// The hash of the node above two subtrees.
-pub fn node(left: &Hash, right: &Hash) -> Hash {
+pub fn hash_node(left: &Hash, right: &Hash) -> Hash {
     let mut hash = Sha256::new();
     hash.update([1]);
     hash.update(left);
@@ -14,61 +15,69 @@ pub fn node(left: &Hash, right: &Hash) -> Hash {
 }
 
 /// The root of a tree without leaves.
-pub fn empty() -> Hash {
+pub fn empty_root() -> Hash {
     Sha256::digest([]).into()
 }
 
 /// A source of the hashes of complete subtrees.
 pub trait Nodes {
-    /// The reason why a hash cannot be had.
+    /// The error if a hash cannot be read.
     type Error;
-    /// The root of the `index`-th subtree of `2^level` leaves from the left. Only complete subtrees are asked for.
+    /// The root of the `index`-th subtree with `2^level` leaves, counted from the left and from 0. Callers request only
+    /// complete subtrees.
     fn subtree(&self, level: u32, index: u64) -> Result<Hash, Self::Error>;
 }
 
-/// The greatest power of two below `n`, as an exponent. `n` is at least 2.
+/// The exponent of the greatest power of two below `n`, for example 2 for `n` from 5 to 8. `n` is at least 2.
 fn split(n: u64) -> u32 {
     (n - 1).ilog2()
 }
 
-/// The root of `size` leaves from `start` on. `start` must be a multiple of the least power of two that is not below
-/// `size`.
+/// The root of `size` leaves, beginning with leaf `start`. `start` must be a multiple of `size.next_power_of_two()`: 8
+/// and 16, for example, for 5 leaves.
 pub fn root<N: Nodes>(nodes: &N, start: u64, size: u64) -> Result<Hash, N::Error> {
     if size == 0 {
-        return Ok(empty());
+        return Ok(empty_root());
     }
     if size.is_power_of_two() {
         let level = size.ilog2();
         return nodes.subtree(level, start >> level);
     }
     let left = 1 << split(size);
-    Ok(node(&root(nodes, start, left)?, &root(nodes, start + left, size - left)?))
+    Ok(hash_node(&root(nodes, start, left)?, &root(nodes, start + left, size - left)?))
 }
 
-/// The proof that a leaf is in the tree of the first `size` leaves: the hashes with which the leaf is hashed, from the
-/// leaf to the root.
+/// The proof that a leaf is in the tree of the first `size` leaves: the hashes that are combined with the leaf's hash
+/// one after the other, which results in the root. The hash next to the leaf is first.
 pub fn path<N: Nodes>(nodes: &N, leaf: u64, size: u64) -> Result<Vec<Hash>, N::Error> {
-    fn below<N: Nodes>(nodes: &N, leaf: u64, start: u64, size: u64, path: &mut Vec<Hash>) -> Result<(), N::Error> {
+    fn collect_path<N: Nodes>(
+        nodes: &N,
+        leaf: u64,
+        start: u64,
+        size: u64,
+        path: &mut Vec<Hash>,
+    ) -> Result<(), N::Error> {
         if size <= 1 {
             return Ok(());
         }
         let left = 1 << split(size);
         if leaf < start + left {
-            below(nodes, leaf, start, left, path)?;
+            collect_path(nodes, leaf, start, left, path)?;
             path.push(root(nodes, start + left, size - left)?);
         } else {
-            below(nodes, leaf, start + left, size - left, path)?;
+            collect_path(nodes, leaf, start + left, size - left, path)?;
             path.push(root(nodes, start, left)?);
         }
         Ok(())
     }
     let mut path = Vec::new();
-    below(nodes, leaf, 0, size, &mut path)?;
+    collect_path(nodes, leaf, 0, size, &mut path)?;
     Ok(path)
 }
 
-/// The root to which a proof leads from a leaf (RFC 9162, 2.1.3.2); `None` if the proof does not fit the leaf's place.
-pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
+/// The root that results from a leaf and its proof (RFC 9162, 2.1.3.2); `None` if the proof's length does not fit the
+/// leaf's index.
+pub fn root_from_path(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
     if index >= size {
         return None;
     }
@@ -78,37 +87,37 @@ pub fn proven(leaf: &Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash>
             return None;
         }
         if first & 1 == 1 || first == last {
-            hash = node(sibling, &hash);
+            hash = hash_node(sibling, &hash);
             while first & 1 == 0 && first != 0 {
                 (first, last) = (first >> 1, last >> 1);
             }
         } else {
-            hash = node(&hash, sibling);
+            hash = hash_node(&hash, sibling);
         }
         (first, last) = (first >> 1, last >> 1);
     }
     (last == 0).then_some(hash)
 }
 
-/// A tree that only grows and gives nothing but its root. It keeps one hash for each level.
+/// A tree for computing the root of many leaves. It stores one hash per level, so it can produce no proofs.
 #[derive(Default)]
 pub struct GrowingTree {
     size: u64,
     /// Roots of complete subtrees, the largest first.
-    complete: Vec<Hash>,
+    complete_roots: Vec<Hash>,
 }
 
 impl GrowingTree {
     /// Adds a leaf.
     pub fn push(&mut self, leaf: Hash) {
         let mut hash = leaf;
-        // Each trailing one bit of the size is a complete subtree that waits for its right sibling, which is complete
-        // now.
+        // Each trailing one bit of the size is a complete subtree without a right sibling. The new leaf completes the
+        // right siblings, so each of these subtrees is combined with its sibling.
         for _ in 0..self.size.trailing_ones() {
-            let Some(left) = self.complete.pop() else { break };
-            hash = node(&left, &hash);
+            let Some(left) = self.complete_roots.pop() else { break };
+            hash = hash_node(&left, &hash);
         }
-        self.complete.push(hash);
+        self.complete_roots.push(hash);
         self.size += 1;
     }
 
@@ -119,8 +128,8 @@ impl GrowingTree {
 
     /// The root of all leaves.
     pub fn root(&self) -> Hash {
-        let smallest_first = self.complete.iter().rev().copied();
-        smallest_first.reduce(|right, left| node(&left, &right)).unwrap_or_else(empty)
+        let smallest_first = self.complete_roots.iter().rev().copied();
+        smallest_first.reduce(|right, left| hash_node(&left, &right)).unwrap_or_else(empty_root)
     }
 }
 
@@ -136,13 +145,13 @@ mod tests {
             if level == 0 {
                 return Ok(self.0[usize::try_from(index).unwrap()]);
             }
-            Ok(node(&self.subtree(level - 1, 2 * index)?, &self.subtree(level - 1, 2 * index + 1)?))
+            Ok(hash_node(&self.subtree(level - 1, 2 * index)?, &self.subtree(level - 1, 2 * index + 1)?))
         }
     }
 
-    /// The leaves and the roots of the reference tests of Certificate Transparency.
+    /// The leaves and the roots are the test data of Certificate Transparency's reference implementation.
     #[test]
-    fn roots_are_those_of_the_reference() {
+    fn roots_equal_the_roots_of_the_reference_implementation() {
         let inputs: [&[u8]; 8] = [
             b"",
             b"\x00",
@@ -163,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_leaf_of_every_tree_is_proven_and_at_no_other_place() {
+    fn a_proof_leads_to_the_root_only_from_its_own_leaf() {
         let leaves = Leaves((0..40_u8).map(|n| [n; 32]).collect());
         let mut growing = GrowingTree::default();
         for size in 1..=40 {
@@ -172,9 +181,9 @@ mod tests {
             assert_eq!(growing.root(), whole);
             for index in 0..size {
                 let (leaf, path) = (leaves.subtree(0, index).unwrap(), path(&leaves, index, size).unwrap());
-                assert_eq!(proven(&leaf, index, size, &path), Some(whole), "{index} of {size}");
+                assert_eq!(root_from_path(&leaf, index, size, &path), Some(whole), "{index} of {size}");
                 for other in (0..=size).filter(|other| *other != index) {
-                    assert_ne!(proven(&leaf, other, size, &path), Some(whole), "{index} as {other} of {size}");
+                    assert_ne!(root_from_path(&leaf, other, size, &path), Some(whole), "{index} as {other} of {size}");
                 }
             }
         }

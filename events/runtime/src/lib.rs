@@ -1,7 +1,8 @@
-//! The runtime of every process: the connection to the broker, requests and answers, logs, metrics, traces, permits.
+//! The code that every process needs to run: the connection to the broker, requests and answers, log lines, metrics,
+//! traces, and permits for file transfers.
 //!
-//! Belongs here: what each process does alike, whatever it decides or answers. Must not come here: MARKET
-//! (`gpubnb-log`), or anything that only one process does.
+//! Belongs here: code that several processes share and that does not depend on the market. Must not come here: access
+//! to the stream MARKET (`gpubnb-log`), or code that only one process needs.
 
 #[cfg(feature = "monitor")]
 mod collector;

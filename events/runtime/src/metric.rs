@@ -1,5 +1,5 @@
-//! The names of all metrics, by Prometheus's conventions. `tests/monitor.rs` checks that dashboards and alerts use no
-//! other name.
+//! The names of all metrics, in the naming conventions of Prometheus. `tests/monitor.rs` checks that dashboards and
+//! alerts use no other name.
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub enum Kind {
     Counter,
     /// A number that goes up and down.
     Gauge,
-    /// A histogram of seconds.
+    /// A histogram of durations in seconds.
     Seconds,
 }
 

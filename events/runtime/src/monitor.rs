@@ -1,5 +1,5 @@
 //! Monitoring of a service over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the program that starts
-//! and stops the service. These pages have an address of their own, so that a firewall can keep the public out.
+//! and stops the service. These pages have a separate address, so that a firewall can hide them from the public.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +25,7 @@ use crate::{
 /// Upper bounds of the histograms' buckets, seconds: from a query that is answered from memory to a query that waits
 /// until the projector has caught up.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
-/// How often the recorder moves new measurements into the histograms.
+/// Time between two moves of new measurements into the histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Options of monitoring.
@@ -60,16 +60,17 @@ pub enum MonitorError {
     Trace(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// The service's readiness. Keep this value until the service ends: when it is dropped, the last traces are sent.
+/// The readiness of the service, which `/readyz` reports. Keep this value until the service ends: dropping it sends the
+/// last traces.
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
     ready: Arc<AtomicBool>,
-    /// Sends the last traces when it is dropped.
+    /// Dropping the export sends the last traces.
     _export: Option<Arc<TraceExport>>,
 }
 
 impl Ready {
-    /// The service is ready from now on.
+    /// Tells `/readyz` that the service is ready.
     pub fn set(&self) {
         self.ready.store(true, Ordering::Release);
     }
@@ -99,7 +100,7 @@ pub async fn start(
     }
     let listen = |source| MonitorError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(listen)?;
-    info!(address = %listener.local_addr().map_err(listen)?, "watched at");
+    info!(address = %listener.local_addr().map_err(listen)?, "monitoring listens");
     tokio::spawn(upkeep(recorded.clone(), shutdown.clone()));
     let router = router(recorded, ready.clone(), shutdown.clone());
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The connection to the broker, the same for every process.
+//! The connection of a process to the broker (NATS).
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,22 +10,21 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-/// How to reach the broker.
+/// Options of the connection to the broker.
 #[derive(Debug, Clone, Args)]
 pub struct NatsArgs {
-    /// Address of the broker; `tls://…` where it is reached over a network.
+    /// Address of the broker; `tls://…` for a broker on another machine.
     #[arg(long, env = "GPUBNB_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats: String,
-    /// Directory with the credentials of this process's users, `<user>.creds`, as `gpubnb-services bootstrap` makes
-    /// them.
+    /// Directory with the credential files `<user>.creds` of this process. `gpubnb-services bootstrap` makes the files.
     #[arg(long, env = "GPUBNB_NATS_CREDS", default_value = "keys", value_name = "DIR")]
     pub nats_creds: PathBuf,
-    /// Certificate of the authority that signed the broker's, if it is not a public one (PEM).
+    /// PEM file with the certificate authority that signed the broker's certificate; not needed for a public authority.
     #[arg(long, env = "GPUBNB_NATS_CA", value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
 }
 
-/// The connection could not be made.
+/// The reason why a process cannot connect to the broker.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The credential cannot be used.
@@ -49,19 +48,21 @@ pub enum ConnectError {
 }
 
 impl NatsArgs {
-    /// A key for signatures, derived from the seed in `user`'s credential. The credential's own key is not used: a
-    /// client signs with it whatever text a broker sends as the challenge of a sign-in.
+    /// A key for signatures, derived from the seed (private key) in `user`'s credential. The credential's own key must
+    /// not sign documents: a client signs with it any challenge that a broker sends at sign-in, and a malicious broker
+    /// could send a document as its challenge.
     pub fn signing_key(&self, user: &str) -> Result<KeyPair, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));
         let unusable = |source: BoxError| ConnectError::Credential { path: path.clone(), source };
         let text = std::fs::read_to_string(&path).map_err(|e| unusable(e.into()))?;
         let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
         let seed = seed.ok_or_else(|| unusable("there is no user's seed in it".into()))?;
-        let own = Sha256::new().chain_update("gpubnb signing key\n").chain_update(seed).finalize();
-        KeyPair::new_from_raw(KeyPairType::User, own.into()).map_err(|e| unusable(e.into()))
+        let derived = Sha256::new().chain_update("gpubnb signing key\n").chain_update(seed).finalize();
+        KeyPair::new_from_raw(KeyPairType::User, derived.into()).map_err(|e| unusable(e.into()))
     }
 
-    /// Connects as `user`, with an inbox of its own. The connection reconnects for ever.
+    /// Connects as `user`. Answers to this connection's requests arrive under the subject `inbox`. After a failure, the
+    /// connection reconnects without end.
     pub async fn connect(&self, user: &str, inbox: &str) -> Result<Client, ConnectError> {
         let path = self.nats_creds.join(format!("{user}.creds"));
         let credential = std::fs::read_to_string(&path).and_then(|text| ConnectOptions::with_credentials(&text));
@@ -70,7 +71,7 @@ impl NatsArgs {
     }
 }
 
-/// Connects with options that already hold a credential.
+/// Like [`NatsArgs::connect`], with `options` that already contain a credential. `authority` is a PEM file.
 pub async fn connect(
     options: ConnectOptions,
     url: &str,
@@ -78,11 +79,11 @@ pub async fn connect(
     user: &str,
     inbox: &str,
 ) -> Result<Client, ConnectError> {
-    connect_and_tell(options, url, authority, user, inbox, watch::Sender::new(0)).await
+    connect_with_counter(options, url, authority, user, inbox, watch::Sender::new(0)).await
 }
 
-/// Like [`connect`]; `connects` counts how often the connection was made, the first time included.
-pub async fn connect_and_tell(
+/// Like [`connect`]. Each time the connection is made, the first time included, `connects` is increased by 1.
+pub async fn connect_with_counter(
     options: ConnectOptions,
     url: &str,
     authority: Option<PathBuf>,
@@ -115,30 +116,31 @@ pub async fn connect_and_tell(
     })
 }
 
-// The broker does not tell a publisher that a subject is denied. Denials show up here only.
+/// Logs an event of the connection. If the broker forbids a process to publish to a subject, the process learns of that
+/// only here.
 fn report(user: &str, event: &Event) {
     match event {
         Event::Connected => info!(user, "connected to the broker"),
-        Event::Disconnected => warn!(user, "lost the broker; reconnecting"),
-        Event::ServerError(e) => warn!(user, error = %e, "the broker refused something"),
-        other => info!(user, event = %other, "broker connection"),
+        Event::Disconnected => warn!(user, "the connection to the broker is lost; reconnecting"),
+        Event::ServerError(e) => warn!(user, error = %e, "the broker reported an error"),
+        other => info!(user, event = %other, "an event of the connection to the broker"),
     }
 }
 
 /// True while the connection is up.
-pub fn connected(client: &Client) -> bool {
+pub fn is_connected(client: &Client) -> bool {
     client.connection_state() == State::Connected
 }
 
-/// `JetStream` over a connection, with the timeouts that every process uses.
+/// The interface to `JetStream` (the broker's streams) over a connection. A request times out after 5 seconds.
 pub fn jetstream(client: Client) -> jetstream::Context {
     let mut context = jetstream::new(client);
     context.set_timeout(Duration::from_secs(5));
     context
 }
 
-/// `JetStream` over a machine's connection. The account of machines has no streams; the broker maps this prefix to the
-/// market's account.
+/// Like [`jetstream`], for the connection of a machine. The NATS account of machines has no streams: the broker
+/// forwards requests with the prefix [`MACHINE_API`] to the market's account.
 pub fn machine_jetstream(client: Client) -> jetstream::Context {
     let mut context = jetstream::with_prefix(client, MACHINE_API);
     context.set_timeout(Duration::from_secs(5));

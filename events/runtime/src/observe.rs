@@ -1,4 +1,4 @@
-//! Structured logs of a process. A log line never holds a secret or personal data.
+//! The log lines of a process, and its shutdown by a signal. A log line never contains a secret or personal data.
 
 use std::io::IsTerminal as _;
 
@@ -8,11 +8,11 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 /// Starts logging to standard error. `RUST_LOG` chooses the level; with `GPUBNB_LOG=json`, each line is a JSON object.
 pub fn start() {
-    start_to(std::io::stderr, std::io::stderr().is_terminal());
+    start_with_writer(std::io::stderr, std::io::stderr().is_terminal());
 }
 
-/// Starts logging to `writer`.
-pub fn start_to<W>(writer: W, colours: bool)
+/// Like [`start`], but logs to `writer`.
+pub fn start_with_writer<W>(writer: W, colours: bool)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -25,7 +25,7 @@ where
     }
 }
 
-/// Cancels the token at SIGINT or SIGTERM. Call inside a tokio runtime.
+/// Cancels the token when the process receives SIGINT or SIGTERM. Must be called in a tokio runtime.
 pub fn cancel_on_signal(shutdown: CancellationToken) {
     tokio::spawn(async move {
         let term = async {

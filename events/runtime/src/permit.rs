@@ -1,7 +1,9 @@
-//! Permits to get or put files. A process signs a permit for one purpose and a short time, and the web server checks
-//! it.
+//! Permits to download or upload files. A process signs a permit for one purpose and a short time, and the web server
+//! checks it.
 //!
-//! The text of a permit is `<purpose>.<part>.….<expires>.<hmac-sha256>`, which fits into a header or an address.
+//! The text of a permit is `<purpose>.<field>.….<expires>.<hmac-sha256>`, for example
+//! `input.<account>.<input>.1770000000000.<hmac-sha256>`. `expires` is in milliseconds since 1970. The text is valid in
+//! a header and in an address.
 
 use std::fmt;
 
@@ -9,7 +11,7 @@ use gpubnb_events::{AccountId, CommandId, JobId, Lease, Timestamp};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// The secret that the services and the web server share.
+/// The secret with which permits are signed and checked. The services and the web server share the secret.
 #[derive(Clone)]
 pub struct TransferKey(Vec<u8>);
 
@@ -22,23 +24,23 @@ impl fmt::Debug for TransferKey {
 /// The purpose of a permit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
-    /// Putting the files that one attempt left.
+    /// Uploading the files that one attempt left.
     Upload {
         /// The job.
         job: JobId,
         /// The attempt.
         lease: Lease,
-        /// Most bytes of all files together.
-        most: u64,
+        /// The largest total size of the files, bytes.
+        max_bytes: u64,
     },
-    /// Getting one input file of a job.
+    /// Downloading one input file of a job.
     Input {
         /// The account that owns the file.
         account: AccountId,
         /// The file.
         input: CommandId,
     },
-    /// Getting one file that an attempt left.
+    /// Downloading one file that an attempt left.
     Artifact {
         /// The job.
         job: JobId,
@@ -51,7 +53,7 @@ pub enum Purpose {
     },
 }
 
-/// Permission to get or put files until a certain time.
+/// Permission to download or upload files until `expires`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
     /// The purpose.
@@ -75,7 +77,7 @@ impl Permit {
     fn text(&self) -> String {
         let expires = self.expires.millis();
         match &self.purpose {
-            Purpose::Upload { job, lease, most } => format!("upload.{job}.{lease}.{most}.{expires}"),
+            Purpose::Upload { job, lease, max_bytes } => format!("upload.{job}.{lease}.{max_bytes}.{expires}"),
             Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
             // A path may contain any character, also the dot that separates the parts: write it in hexadecimal.
             Purpose::Artifact { job, lease, path, sha256 } => {
@@ -89,8 +91,8 @@ impl Permit {
         let mut parts = rest.split('.');
         let purpose = match (parts.next()?, parts.next()?, parts.next()?) {
             ("upload", job, lease) => {
-                let most = parts.next()?.parse().ok()?;
-                Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()?, most }
+                let max_bytes = parts.next()?.parse().ok()?;
+                Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()?, max_bytes }
             }
             ("input", account, input) => Purpose::Input { account: account.parse().ok()?, input: input.parse().ok()? },
             ("artifact", job, lease) => {
@@ -105,12 +107,12 @@ impl Permit {
 }
 
 impl TransferKey {
-    /// A key of these bytes; `None` for fewer than 32.
+    /// A key from these bytes; `None` if there are fewer than 32.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         (bytes.len() >= 32).then(|| Self(bytes.to_vec()))
     }
 
-    /// Reads the key from a file.
+    /// Reads the key from a text file. Every byte of the text is a byte of the key; white space around it is ignored.
     pub fn read(path: &std::path::Path) -> std::io::Result<Self> {
         let text = std::fs::read_to_string(path)?;
         Self::new(text.trim().as_bytes())
@@ -123,7 +125,7 @@ impl TransferKey {
         Some(mac)
     }
 
-    /// Signs a permit.
+    /// The text of a permit with its signature.
     pub fn sign(&self, permit: &Permit) -> Option<String> {
         let text = permit.text();
         let mac = hex::encode(self.mac(&text)?.finalize().into_bytes());
@@ -147,12 +149,12 @@ mod tests {
     use gpubnb_events::{Millis, Seq};
 
     #[test]
-    fn a_permit_is_for_what_was_signed_and_nothing_else() {
+    fn a_permit_is_valid_only_unchanged_and_in_time() {
         let key = TransferKey::new(&[7; 32]).unwrap();
         let now = Timestamp::from_millis(1_000_000);
         let (job, lease) = (JobId::generate(), Lease(Seq(42)));
         for purpose in [
-            Purpose::Upload { job, lease, most: 7 },
+            Purpose::Upload { job, lease, max_bytes: 7 },
             Purpose::Input { account: AccountId::generate(), input: CommandId::generate() },
             Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },
         ] {

@@ -18,30 +18,30 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::{metric, nats::connected, trace};
+use crate::{metric, nats::is_connected, trace};
 
 /// Largest request body.
 const MAX_BODY: usize = 256 * 1024;
 /// Requests that one endpoint works on at once. Further requests wait in the broker's queue.
 const MAX_IN_FLIGHT: usize = 256;
-/// How long a requester waits for an answer, and how long a stopping server waits for its last answers.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// Longest time that a requester waits for an answer, and that a stopping server waits for its last answers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The reason why a request was not granted.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
-pub enum Failure {
+pub enum RpcError {
     /// The service refused the request, for a named reason.
     #[error("{0}")]
     Refused(Refusal),
-    /// There is no answer now. The requester should repeat the request; a command keeps its id, so that it is carried
-    /// out only once.
+    /// There is no answer now. The requester should repeat the request. A repeated command has the same id, so that it
+    /// takes effect only once.
     #[error("{0}")]
     Unavailable(String),
 }
 
-impl Failure {
-    /// Makes a [`Failure::Unavailable`] because of `error`. The requester reads `message`; the chain of causes of the
+impl RpcError {
+    /// Makes a [`RpcError::Unavailable`] because of `error`. The requester reads `message`; the chain of causes of the
     /// error, which may name addresses and other internals, goes into the log lines of this process.
     pub fn unavailable(message: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let message = message.into();
@@ -49,13 +49,13 @@ impl Failure {
         Self::Unavailable(message)
     }
 
-    /// Makes a [`Failure::Refused`].
+    /// Makes a [`RpcError::Refused`].
     pub fn refused(refusal: impl Into<Refusal>) -> Self {
         Self::Refused(refusal.into())
     }
 }
 
-impl From<Refusal> for Failure {
+impl From<Refusal> for RpcError {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
@@ -85,34 +85,34 @@ impl Caller {
         subject: String,
         actor: Actor,
         body: &(impl Serialize + Sync),
-    ) -> Result<T, Failure> {
-        let nobody = Failure::Unavailable(format!("nobody answers {subject}"));
-        self.call_there(subject, actor, body).await?.ok_or(nobody)
+    ) -> Result<T, RpcError> {
+        let nobody = RpcError::Unavailable(format!("nobody answers {subject}"));
+        self.call_if_served(subject, actor, body).await?.ok_or(nobody)
     }
 
     /// Sends one request and waits for its answer. Returns `None` if no service listens on the subject.
-    pub async fn call_there<T: DeserializeOwned>(
+    pub async fn call_if_served<T: DeserializeOwned>(
         &self,
         subject: String,
         actor: Actor,
         body: &(impl Serialize + Sync),
-    ) -> Result<Option<T>, Failure> {
+    ) -> Result<Option<T>, RpcError> {
         let no_answer = |error: &(dyn std::error::Error + 'static)| {
-            Failure::unavailable(format!("no answer from {subject}"), error)
+            RpcError::unavailable(format!("no answer from {subject}"), error)
         };
-        if !connected(&self.client) {
-            return Err(Failure::Unavailable("the broker is away; this process is reconnecting".to_owned()));
+        if !is_connected(&self.client) {
+            return Err(RpcError::Unavailable("the broker is away; this process is reconnecting".to_owned()));
         }
         let payload = serde_json::to_vec(body).map_err(|e| no_answer(&e))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::ACTOR, actor.to_string());
         trace::inject(&mut headers);
-        let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(PATIENCE));
+        let request = async_nats::Request::new().headers(headers).payload(payload.into()).timeout(Some(ANSWER_TIMEOUT));
         let reply = match self.client.send_request(subject.clone(), request).await {
             Err(e) if e.kind() == RequestErrorKind::NoResponders => return Ok(None),
             reply => reply.map_err(|e| no_answer(&e))?,
         };
-        let answer: Result<T, Failure> = serde_json::from_slice(&reply.payload).map_err(|e| no_answer(&e))?;
+        let answer: Result<T, RpcError> = serde_json::from_slice(&reply.payload).map_err(|e| no_answer(&e))?;
         answer.map(Some)
     }
 }
@@ -124,7 +124,7 @@ pub enum Requester {
     Edge,
     /// The machine that the request's subject names.
     Machine,
-    /// Any process of the platform: those of `Edge`, the services and the projectors.
+    /// Any process of the platform: the processes of `Edge`, the services and the projectors.
     Platform,
 }
 
@@ -142,7 +142,7 @@ pub struct Incoming {
 
 impl Incoming {
     /// Parses the body as JSON.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, RpcError> {
         serde_json::from_slice(&self.body).map_err(|e| {
             Refusal::new("BadRequest", RefusalKind::Invalid, format!("The request could not be read: {e}.")).into()
         })
@@ -152,7 +152,7 @@ impl Incoming {
 /// The endpoints of one process.
 pub struct Server {
     service: Service,
-    /// The loops of the endpoints, and the requests that are being answered.
+    /// One task per endpoint, and one task per request that is being answered.
     tasks: TaskTracker,
     /// Once cancelled, the endpoints take no further request.
     stop: CancellationToken,
@@ -175,7 +175,7 @@ impl Server {
     ) -> Result<(), async_nats::Error>
     where
         F: Fn(Incoming) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<serde_json::Value, Failure>> + Send,
+        Fut: Future<Output = Result<serde_json::Value, RpcError>> + Send,
     {
         let mut requests = self.service.endpoint_builder().name(name).add(filter).await?;
         let handler = Arc::new(handler);
@@ -201,7 +201,7 @@ impl Server {
                 let endpoint = name.clone();
                 tasks.spawn(async move {
                     let began = std::time::Instant::now();
-                    let answer = trace::inside(incoming.trace.clone(), handler(incoming)).await;
+                    let answer = trace::in_context(incoming.trace.clone(), handler(incoming)).await;
                     count_answer(endpoint, &answer, began.elapsed());
                     match serde_json::to_vec(&answer) {
                         Ok(bytes) => {
@@ -222,7 +222,7 @@ impl Server {
     /// the stop token is cancelled.
     pub async fn finish(self) {
         self.tasks.close();
-        if tokio::time::timeout(PATIENCE, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(ANSWER_TIMEOUT, self.tasks.wait()).await.is_err() {
             warn!("this process stops before some requests are answered");
         }
         if let Err(e) = self.service.stop().await {
@@ -232,11 +232,11 @@ impl Server {
 }
 
 /// Records an answer and its duration in the metrics.
-fn count_answer(endpoint: String, answer: &Result<serde_json::Value, Failure>, took: Duration) {
+fn count_answer(endpoint: String, answer: &Result<serde_json::Value, RpcError>, took: Duration) {
     let result = match answer {
         Ok(_) => "ok",
-        Err(Failure::Refused(_)) => "refused",
-        Err(Failure::Unavailable(_)) => "unavailable",
+        Err(RpcError::Refused(_)) => "refused",
+        Err(RpcError::Unavailable(_)) => "unavailable",
     };
     metrics::histogram!(metric::RPC_SECONDS, "endpoint" => endpoint.clone()).record(took);
     metrics::counter!(metric::RPC_REQUESTS, "endpoint" => endpoint, "result" => result).increment(1);
@@ -251,7 +251,7 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
             let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
             // Machines send their requests from another NATS account. For such a request the broker itself makes up the
             // reply subject, and carries the answer to the inbox of the machine's connection.
-            (vec![subject::BROKERED.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
+            (vec![subject::BROKER_REPLIES.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())
         }
         Requester::Edge | Requester::Platform => {
             let actor = named_actor.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
@@ -300,7 +300,7 @@ mod tests {
             // Inboxes of machines: the broker replaces these subjects before a machine's request arrives.
             Some(format!("_INBOX.{other}.x.1")),
             Some(format!("_INBOX.{machine}.x.1")),
-            // Subjects that only resemble the broker's.
+            // Subjects that only resemble the reply subjects of the broker.
             Some("_R_".to_owned()),
             Some("_R_x.1".to_owned()),
             // The acknowledgement of a message in a stream, an event, and the inbox of the web server.

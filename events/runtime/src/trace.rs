@@ -1,10 +1,11 @@
 //! Traces that follow a job through the market (<https://www.w3.org/TR/trace-context/>).
 //!
-//! The id of a job's trace *is* the job's id. Everybody who knows the job can find the trace, and no sender has to be
-//! believed about it. The current span travels in the `traceparent` header of requests and events; in DISPATCH, it
-//! reaches the worker together with the job.
+//! A trace is the tree of all spans of one job; a span is one step of the work, with a start and an end. The id of
+//! a job's trace *is* the job's id, so everybody who knows the job can find its trace. The current span is sent in the
+//! `traceparent` header of requests and events. The broker copies the header of an assignment into DISPATCH, so the
+//! worker receives it with the job.
 //!
-//! Spans are recorded only if a collector is configured (`monitor`). Without one, tracing costs next to nothing.
+//! Spans are recorded only if a collector is configured (`monitor`). Without a collector, tracing costs almost nothing.
 
 use std::{cell::Cell, future::Future, time::SystemTime};
 
@@ -22,15 +23,15 @@ use tracing::Instrument as _;
 
 pub use opentelemetry::trace::SpanKind;
 
-/// The only version of the header that exists.
+/// The version of the `traceparent` header.
 const VERSION: &str = "00";
 
 thread_local! {
-    /// The ids that the next span of this thread gets instead of random ones.
-    static CHOSEN: Cell<Option<(TraceId, SpanId)>> = const { Cell::new(None) };
+    /// The ids of the next span of this thread, in place of random ids.
+    static CHOSEN_IDS: Cell<Option<(TraceId, SpanId)>> = const { Cell::new(None) };
 }
 
-/// A step of the work, for which a span is recorded.
+/// A step of the work. A span is recorded for the step.
 #[derive(Debug, Clone)]
 pub struct Step {
     name: String,
@@ -50,10 +51,10 @@ impl Step {
     }
 }
 
-/// The job, machine and attempt that a span is about. They become attributes of the span and fields of every log line
-/// within it.
+/// The job, the machine and the attempt of a span. They are recorded as attributes of the span, and as fields of every
+/// log line within the span.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct About {
+pub struct SpanFields {
     /// The job.
     pub job: Option<JobId>,
     /// The machine.
@@ -62,7 +63,7 @@ pub struct About {
     pub lease: Option<Lease>,
 }
 
-impl About {
+impl SpanFields {
     /// A job, without a machine or an attempt.
     pub fn job(job: JobId) -> Self {
         Self { job: Some(job), ..Self::default() }
@@ -76,8 +77,8 @@ impl About {
         job.into_iter().chain(machine).chain(lease).collect()
     }
 
-    /// A logging span that gives these fields to every log line within it.
-    pub fn logged(self) -> tracing::Span {
+    /// A span for log lines: every log line within the span has these fields.
+    pub fn log_span(self) -> tracing::Span {
         use tracing::field::{Empty, display};
         let span = tracing::error_span!("at", job = Empty, machine = Empty, lease = Empty);
         if let Some(job) = self.job {
@@ -93,38 +94,39 @@ impl About {
     }
 }
 
-/// The ids of a job's trace and of the span of the whole job. That span is recorded when the job is settled; the other
-/// spans of the job name it as their parent before.
-fn ids(job: JobId) -> (TraceId, SpanId) {
+/// The ids of a job's trace and of the span of the whole job, which is the parent of the job's other spans. Both ids
+/// are computed from the job's id, because the span of the whole job is recorded last, when the job is settled.
+fn ids_of_job(job: JobId) -> (TraceId, SpanId) {
     let bytes = *job.as_bytes();
     let [_, _, _, _, _, _, _, _, half @ ..] = bytes;
-    // An id of a client's choice may have zeroes there, but zero is not a valid id of a span.
+    // The id of a span must not be zero. A client chooses the job's id, so its last eight bytes may be zero.
     (TraceId::from(u128::from_be_bytes(bytes)), SpanId::from(u64::from_be_bytes(half).max(1)))
 }
 
+/// The context of a span that another process recorded.
 fn remote(trace: TraceId, span: SpanId, flags: TraceFlags) -> Context {
     Context::new().with_remote_span_context(SpanContext::new(trace, span, flags, true, TraceState::default()))
 }
 
-/// The context of a job's trace.
-pub fn of_job(job: JobId) -> Context {
-    let (trace, span) = ids(job);
+/// The context of a job's trace: a new span in it is a child of the span of the whole job.
+pub fn job_context(job: JobId) -> Context {
+    let (trace, span) = ids_of_job(job);
     remote(trace, span, TraceFlags::SAMPLED)
 }
 
-/// The context of a new trace.
-pub fn apart() -> Context {
+/// An empty context: a new span in it begins a new trace.
+pub fn new_trace() -> Context {
     Context::new()
 }
 
 /// The context of the current span; `None` if there is none.
-pub fn current() -> Option<Context> {
+pub fn current_context() -> Option<Context> {
     Some(Context::current()).filter(|context| context.span().span_context().is_valid())
 }
 
-/// Writes the current span into headers.
+/// Writes the current span into the `traceparent` header.
 pub fn inject(headers: &mut HeaderMap) {
-    if let Some(context) = current() {
+    if let Some(context) = current_context() {
         let span = context.span();
         let at = span.span_context();
         let sampled = u8::from(at.is_sampled());
@@ -132,65 +134,66 @@ pub fn inject(headers: &mut HeaderMap) {
     }
 }
 
-/// Reads the sender's span from headers. A header that cannot be read counts as none.
+/// Reads the sender's span from the `traceparent` header. The context is empty if the header is missing or invalid.
 pub fn extract(headers: Option<&HeaderMap>) -> Context {
     headers.and_then(|h| h.get(header::TRACE)).and_then(|value| parse(value.as_str())).unwrap_or_default()
 }
 
+/// Parses a `traceparent` header: `00-<trace>-<span>-<flags>`, all hexadecimal.
 fn parse(text: &str) -> Option<Context> {
     let mut parts = text.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let lengths = (version, trace.len(), span.len(), flags.len()) == (VERSION, 32, 16, 2);
-    let hex = text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
-    if !lengths || !hex || parts.next().is_some() {
+    let has_lengths = (version, trace.len(), span.len(), flags.len()) == (VERSION, 32, 16, 2);
+    let is_hex = text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit());
+    if !has_lengths || !is_hex || parts.next().is_some() {
         return None;
     }
     let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
     let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
     let context = remote(trace, span, flags);
-    let valid = context.span().span_context().is_valid();
-    valid.then_some(context)
+    let is_valid = context.span().span_context().is_valid();
+    is_valid.then_some(context)
 }
 
-/// Runs `work` in a context from elsewhere.
-pub async fn inside<F: Future>(context: Context, work: F) -> F::Output {
+/// Runs `work` in `context`, which may come from another process.
+pub async fn in_context<F: Future>(context: Context, work: F) -> F::Output {
     work.with_context(context).await
 }
 
-/// Runs `work` as a step within `parent`. The step's span ends with `work`.
-pub async fn within<F: Future>(parent: &Context, step: Step, about: About, work: F) -> F::Output {
-    let mut span = SpanBuilder::from_name(step.name).with_kind(step.kind).with_attributes(about.attributes());
+/// Runs `work` and records its span, which is a child of `parent` and ends when `work` ends.
+pub async fn in_span<F: Future>(parent: &Context, step: Step, fields: SpanFields, work: F) -> F::Output {
+    let mut span = SpanBuilder::from_name(step.name).with_kind(step.kind).with_attributes(fields.attributes());
     span.start_time = step.since.map(system_time);
     let span = global::tracer("gpubnb").build_with_context(span, parent);
-    work.with_context(parent.with_span(span)).instrument(about.logged()).await
+    work.with_context(parent.with_span(span)).instrument(fields.log_span()).await
 }
 
-/// Records a span of the past in a job's trace.
-pub fn past(job: JobId, name: &'static str, about: About, (from, to): (Timestamp, Timestamp)) {
-    record(name, about, (from, to), &of_job(job));
+/// Records a span in a job's trace, with a start and an end in the past.
+pub fn record_past_span(job: JobId, name: &'static str, fields: SpanFields, (from, to): (Timestamp, Timestamp)) {
+    record(name, fields, (from, to), &job_context(job));
 }
 
 /// Records the span of a whole job, which is the parent of all other spans of the job.
-pub fn whole(job: JobId, (from, to): (Timestamp, Timestamp)) {
-    CHOSEN.set(Some(ids(job)));
-    record("job", About::job(job), (from, to), &Context::new());
-    CHOSEN.set(None);
+pub fn record_job_span(job: JobId, (from, to): (Timestamp, Timestamp)) {
+    CHOSEN_IDS.set(Some(ids_of_job(job)));
+    record("job", SpanFields::job(job), (from, to), &Context::new());
+    CHOSEN_IDS.set(None);
 }
 
 fn system_time(at: Timestamp) -> SystemTime {
     jiff::Timestamp::from(at).into()
 }
 
-fn record(name: &'static str, about: About, (from, to): (Timestamp, Timestamp), parent: &Context) {
+fn record(name: &'static str, fields: SpanFields, (from, to): (Timestamp, Timestamp), parent: &Context) {
     let (from, to) = (system_time(from), system_time(to));
-    let span = SpanBuilder::from_name(name).with_start_time(from).with_attributes(about.attributes());
+    let span = SpanBuilder::from_name(name).with_start_time(from).with_attributes(fields.attributes());
     global::tracer("gpubnb").build_with_context(span, parent).end_with_timestamp(to.max(from));
 }
 
-/// The ids that were chosen for the span that is being made, if there are any.
+/// The ids for the span that is being recorded; `None` for random ids.
 #[cfg(feature = "monitor")]
-pub(crate) fn chosen() -> Option<(TraceId, SpanId)> {
-    CHOSEN.get()
+pub(crate) fn chosen_ids() -> Option<(TraceId, SpanId)> {
+    CHOSEN_IDS.get()
 }
 
 #[cfg(test)]
@@ -198,10 +201,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_found_by_its_id_in_the_traces() {
+    fn the_id_of_a_jobs_trace_is_the_jobs_id() {
         let job = JobId::generate();
         let mut headers = HeaderMap::new();
-        let _inside = of_job(job).attach();
+        let _context = job_context(job).attach();
         inject(&mut headers);
         let header = headers.get(header::TRACE).map(ToString::to_string).unwrap_or_default();
         let hex = job.to_string().replace('-', "");
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_says_nothing() {
+    fn an_invalid_header_is_ignored() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert!(parse(good).is_some());
         for bad in [
@@ -227,6 +230,6 @@ mod tests {
         ] {
             assert!(parse(bad).is_none(), "{bad}");
         }
-        assert!(current().is_none());
+        assert!(current_context().is_none());
     }
 }

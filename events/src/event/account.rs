@@ -1,5 +1,6 @@
-//! Events of an account. `JobSubmitted` is one of them, because a submission holds money: the guard on the account
-//! makes an overdraft impossible.
+//! Events of an account. `JobSubmitted` belongs to the account, and not to the job, because a submission holds money of
+//! the account. The log appends events of one account one after the other, so two submissions cannot hold the same
+//! money.
 
 use serde::{Deserialize, Serialize};
 

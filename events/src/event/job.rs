@@ -1,4 +1,5 @@
-//! Events of a job, from its first assignment to its settlement. Events that a worker caused name the lease.
+//! Events of a job, from its first assignment to its settlement. Events that a worker caused name the lease,
+//! which identifies the attempt.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +11,8 @@ use crate::{
     time::Timestamp,
 };
 
-/// A job was given to a machine. The sequence of this event is the lease, and this message, copied into DISPATCH, is
-/// the job message that the machine fetches.
+/// A job was given to a machine. The sequence of this event is the lease. The broker copies the event into the stream
+/// DISPATCH, where the machine fetches it as its job message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobAssigned {
     /// The job.
@@ -22,7 +23,7 @@ pub struct JobAssigned {
     pub machine: MachineId,
     /// The price and the fee, which no longer change.
     pub terms: Terms,
-    /// The explanation why this machine was chosen.
+    /// The reason why this machine was chosen.
     pub placement: PlacementExplanation,
     /// The number of the attempt, counted from 1.
     pub attempt: u32,
@@ -31,15 +32,15 @@ pub struct JobAssigned {
 /// The reason why a machine sent a job back without trying it. This is nobody's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeclineReason {
-    /// All its slots are taken.
+    /// All slots of the machine are taken.
     NoFreeSlot,
-    /// The owner paused it.
+    /// The owner paused the machine.
     Paused,
     /// The machine drains.
     Draining,
 }
 
-/// The machine sent the job back. That uses up no attempt.
+/// The machine sent the job back. This does not count as an attempt of the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Declined {
     /// The job.
@@ -84,7 +85,7 @@ pub enum Fault {
     Platform,
 }
 
-/// The reason why an attempt ended without success. People see the name.
+/// The reason why an attempt ended without success. Pages show the variant's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "name")]
 pub enum Reason {
@@ -107,11 +108,11 @@ pub enum Reason {
     BadImage,
     /// An input could not be used.
     BadInput,
-    /// The machine fell silent.
+    /// The machine sent no heartbeats for too long.
     ProviderLost,
     /// The owner took the machine back.
     Preempted,
-    /// The machine or its Docker was stopped, and the job with it.
+    /// Docker or the whole machine was stopped, which ended the job.
     Interrupted,
     /// The GPU failed.
     GpuLost,
@@ -150,7 +151,7 @@ impl Reason {
         }
     }
 
-    /// Advice to the owner of a machine that was at fault; empty where there is nothing to do.
+    /// Advice to the owner of a machine that was at fault; empty if the owner can do nothing.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::ProviderLost => "See that the worker runs and reaches the market: gpubnb-provider status.",
@@ -168,7 +169,7 @@ impl Reason {
         }
     }
 
-    /// The reason in words.
+    /// The reason for people. `it` means the job.
     pub fn description(self) -> String {
         match self {
             Self::NonZeroExit { code } => format!("the program ended with exit code {code}"),
@@ -203,7 +204,7 @@ pub struct Requeued {
     pub reason: Reason,
     /// The party at fault.
     pub fault: Fault,
-    /// The machine, which the job will not be given to again.
+    /// The machine. The job is not assigned to this machine again.
     pub excluded: MachineId,
     /// Details that the worker reported.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -261,7 +262,7 @@ pub struct Failed {
     pub signature: Option<String>,
 }
 
-/// The job was cancelled, as the consumer had asked.
+/// The job was cancelled at the consumer's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
     /// The job.

@@ -1,4 +1,4 @@
-//! Events of a machine: its offer, its owner's wishes, its presence.
+//! Events of a machine: its offer, the instructions of its owner, and its presence on the market.
 
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ pub struct MachineDrainStarted {
     pub maintenance: bool,
 }
 
-macro_rules! bare {
+macro_rules! machine_events {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,14 +72,14 @@ macro_rules! bare {
     )+};
 }
 
-bare! {
+machine_events! {
     /// A machine left the market.
     MachineDelisted,
     /// A machine missed heartbeats, and gets no new jobs.
     MachineSuspected,
     /// A machine was silent for so long that its jobs are requeued.
     MachineLost,
-    /// A machine was heard again.
+    /// A suspected or lost machine sends heartbeats again.
     MachineRecovered,
 }
 
@@ -125,7 +125,7 @@ pub struct Speed {
 
 impl Speed {
     /// Reads the speed from the checks of a self-test: `gpu.<n>.matmul` in GFLOP/s, `cpu.matmul` in MFLOP/s.
-    pub fn of(checks: &[Check]) -> Self {
+    pub fn from_checks(checks: &[Check]) -> Self {
         let rate = |c: &Check| c.actual.parse::<u64>().ok().filter(|rate| *rate > 0);
         let gpus = checks.iter().filter(|c| c.id.starts_with("gpu.") && c.id.ends_with(".matmul")).filter_map(rate);
         let (measured, sum) = gpus.fold((0, 0_u64), |(n, sum), rate| (n + 1, sum.saturating_add(rate)));
@@ -142,8 +142,8 @@ impl Speed {
     }
 }
 
-/// True if these are the checks of a self-test, and all of them passed.
-pub fn verified(checks: &[Check]) -> bool {
+/// True if a self-test has checks, and all of them passed.
+pub fn all_passed(checks: &[Check]) -> bool {
     !checks.is_empty() && checks.iter().all(|check| check.passed)
 }
 
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn speed_is_read_from_the_checks_that_measure_it() {
+    fn the_speed_comes_from_the_matmul_checks() {
         let check = |id: &str, actual: &str| Check {
             id: id.to_owned(),
             actual: actual.to_owned(),
@@ -162,8 +162,8 @@ mod tests {
             remedy: String::new(),
         };
         let checks = [check("gpu.0.matmul", "30"), check("gpu.1.matmul", "50"), check("cpu.matmul", "7")];
-        let speed = Speed::of(&checks);
+        let speed = Speed::from_checks(&checks);
         assert_eq!((speed.gpus, speed.gpu(), speed.core), (Some(80_000), Some(40_000), Some(7)));
-        assert_eq!(Speed::of(&[check("gpu.0.matmul", "not measured")]), Speed::default());
+        assert_eq!(Speed::from_checks(&[check("gpu.0.matmul", "not measured")]), Speed::default());
     }
 }

@@ -40,7 +40,7 @@ impl fmt::Display for Aggregate {
 /// The reason why a message is not an event.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// The type is not one of ours.
+    /// There is no event with this wire name.
     #[error("unknown event type `{0}`")]
     UnknownType(String),
     /// The payload does not fit the type that the message names.
@@ -63,7 +63,7 @@ macro_rules! events {
         }
 
         impl Event {
-            /// The wire names that are written today. Older ones are read as well.
+            /// The wire names that are written today. [`Self::decode`] also reads older ones.
             pub const WIRE_NAMES: &'static [&'static str] = &[$($wire),+];
 
             /// The name on the wire, with its version.
@@ -81,7 +81,7 @@ macro_rules! events {
                 match self { $(Self::$name(e) => Aggregate::$kind(e.$field)),+ }
             }
 
-            /// Reads an event of any version that was ever written.
+            /// Decodes an event of any version, old or new.
             pub fn decode(wire_name: &str, payload: &[u8]) -> Result<Self, DecodeError> {
                 match wire_name {
                     $($wire => read(wire_name, payload).map(Self::$name),)+
@@ -129,13 +129,13 @@ events! {
     Settled = "Settled.v1" (Job.job),
 }
 
-/// Reads an event of a version that is no longer written.
+/// Decodes an event of a version that is only read.
 fn decode_older(wire_name: &str, payload: &[u8]) -> Result<Event, DecodeError> {
     match wire_name {
         "MachineTested.v1" => {
             read::<upcast::MachineTestedV1>(wire_name, payload).map(|old| MachineTested::from(old).into())
         }
-        // Version 1 explains the choice of the machine by a sentence, which is read as one: `Chosen::Words`.
+        // Version 1 explains the choice of the machine in a sentence, which becomes a `Chosen::Words`.
         "JobAssigned.v1" => read::<JobAssigned>(wire_name, payload).map(Into::into),
         unknown => Err(DecodeError::UnknownType(unknown.chars().take(64).collect())),
     }

@@ -14,9 +14,9 @@ pub struct Hardware {
     pub cpu_cores: u32,
     /// Memory given to jobs.
     pub memory: Mebibytes,
-    /// Disk room given to jobs.
+    /// Disk space given to jobs.
     pub disk: Mebibytes,
-    /// Its GPUs; empty for a CPU-only machine.
+    /// The GPUs; empty for a CPU-only machine.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
     /// NVIDIA driver version.
@@ -25,7 +25,7 @@ pub struct Hardware {
     /// CUDA version of the driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cuda: Option<String>,
-    /// The GPUs are simulated: they compute nothing.
+    /// True if the GPUs are simulated. A simulated GPU computes nothing.
     #[serde(default)]
     pub simulated: bool,
 }
@@ -33,7 +33,7 @@ pub struct Hardware {
 /// One GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Gpu {
-    /// Vendor's id, `GPU-…`.
+    /// The id that the driver reports, `GPU-…`.
     pub uuid: String,
     /// Model name.
     pub model: String,
@@ -42,7 +42,7 @@ pub struct Gpu {
     /// CUDA compute capability, such as `9.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<String>,
-    /// Where it sits, `00000000:01:00.0`.
+    /// PCI address, such as `00000000:01:00.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci: Option<String>,
 }
@@ -50,22 +50,22 @@ pub struct Gpu {
 /// The rules of a machine's owner.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OwnerPolicy {
-    /// The owner may take the machine back while a job runs.
+    /// True if the owner may take the machine back while a job runs.
     #[serde(default)]
     pub may_evict: bool,
-    /// Jobs may use the network.
+    /// True if jobs may use the network.
     #[serde(default)]
     pub egress: bool,
-    /// It is spare once its GPUs were idle for so many minutes; `None`: it does not look.
+    /// Jobs may run after the GPUs were idle for this many minutes; `None`: jobs need not wait for idle GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_minutes: Option<u32>,
-    /// The hours of the day at which it is spare, by its own clock, such as `22:00-08:00`; `None`: all.
+    /// The hours of the day in which jobs may run, in the machine's time zone, such as `22:00-08:00`; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hours: Option<String>,
 }
 
 impl OwnerPolicy {
-    /// When the machine is spare, for people, and what happens to a job when it is not any more.
+    /// A text for people: when jobs may run on the machine, and what happens to a job when that time ends.
     pub fn description(&self) -> String {
         let hours = self.hours.as_ref().map(|hours| format!("spare at {hours}"));
         let idle = self.idle_minutes.map(|minutes| format!("spare when its GPUs were idle for {minutes} min"));
@@ -76,18 +76,18 @@ impl OwnerPolicy {
     }
 }
 
-/// A machine as it is offered.
+/// The offer of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Offer {
     /// Name for people.
     pub name: String,
-    /// Where it stands, for people and filters.
+    /// The place of the machine, such as `eu-west`. Requests can name a region.
     pub region: String,
-    /// Its hardware.
+    /// The hardware that jobs may use.
     pub hardware: Hardware,
-    /// Price per hour and slot.
+    /// Price of one slot per hour.
     pub price: HourlyRate,
-    /// Jobs it runs at once.
+    /// Number of jobs that the machine runs at once.
     pub slots: u32,
     /// The owner's rules.
     #[serde(default)]

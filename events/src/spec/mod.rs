@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     machine::{Gpu, Hardware, Offer, OwnerPolicy},
-    placement::{Chosen, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Strategy, Winner, Won},
+    placement::{
+        Chosen, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Strategy, WinReason, Winner,
+    },
 };
 use crate::{
     ids::{AccountId, CommandId, Seq},
@@ -23,21 +25,21 @@ use crate::{
 pub struct Mebibytes(pub u64);
 
 impl Mebibytes {
-    /// In bytes.
+    /// The same size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0.saturating_mul(1 << 20)
     }
 }
 
-/// The specification of a job: the program and the room that it gets.
+/// The specification of a job: the program and its resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobSpec {
     /// A name for people.
     pub name: String,
-    /// The approved template it was made from; `None` for a custom image.
+    /// The id of the job's template; `None` for a custom image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// Image reference: a template's, or one pinned by digest.
+    /// Image reference: the template's image, or a custom image pinned by digest.
     pub image: String,
     /// Arguments for the image's entry point.
     #[serde(default)]
@@ -47,21 +49,21 @@ pub struct JobSpec {
     pub workdir: Option<String>,
     /// The resources that the job may use.
     pub resources: Resources,
-    /// The job asks for network access, and needs a machine that allows it.
+    /// True if the job needs the network, and therefore a machine that allows it.
     #[serde(default)]
     pub egress: bool,
-    /// Names of its environment's variables. Their values are secrets, and stand in no event.
+    /// Names of the environment variables. The values are secrets, and never enter an event.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
-    /// Files it is given, below `/input`.
+    /// The input files, which the job finds below `/input`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<Input>,
 }
 
 impl JobSpec {
-    /// The specification of a job of an image, with nothing chosen but its resources. Every specification is made from this
-    /// one, so that a field that is added later needs a change only where it is set.
-    pub fn of_image(name: &str, image: &str, command: Vec<String>, resources: Resources) -> Self {
+    /// A specification with an image, its arguments and resources, and defaults for all else. All code starts from this
+    /// function, so that a new field changes only the code that sets the field.
+    pub fn for_image(name: &str, image: &str, command: Vec<String>, resources: Resources) -> Self {
         Self {
             name: name.to_owned(),
             template: None,
@@ -76,10 +78,10 @@ impl JobSpec {
     }
 }
 
-/// A file a job is given.
+/// An input file of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Input {
-    /// The upload that holds it.
+    /// The id of the upload.
     pub input: CommandId,
     /// Path below `/input`, with `/` between its parts.
     pub path: String,
@@ -89,7 +91,7 @@ pub struct Input {
     pub sha256: String,
 }
 
-/// The limits a container runs under.
+/// The limits of a job's container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Resources {
     /// CPU time in thousandths of a core.
@@ -99,9 +101,9 @@ pub struct Resources {
     /// Size of `/dev/shm`, which counts as memory; `None`: a quarter of the memory, at most 1 GiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm: Option<Mebibytes>,
-    /// Room in `/output`.
+    /// Size of `/output`.
     pub output: Mebibytes,
-    /// Whole GPUs.
+    /// Number of GPUs. A job gets whole GPUs.
     #[serde(default)]
     pub gpus: u32,
     /// Least memory of each GPU.
@@ -110,12 +112,12 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// CPU in thousandths of a core, memory, and room for output; no GPU, and all else as usual.
+    /// Resources without a GPU. `cpu_millis` is in thousandths of a core, `output` is the size of `/output`.
     pub const fn new(cpu_millis: u32, memory: Mebibytes, output: Mebibytes) -> Self {
         Self { cpu_millis, memory, shm: None, output, gpus: 0, vram: Mebibytes(0) }
     }
 
-    /// The same with GPUs, each with at least so much memory.
+    /// The same resources with GPUs. Each GPU has at least `vram` memory.
     #[must_use]
     pub const fn with_gpus(mut self, gpus: u32, vram: Mebibytes) -> Self {
         (self.gpus, self.vram) = (gpus, vram);
@@ -123,20 +125,20 @@ impl Resources {
     }
 }
 
-/// Bounds on a job's life.
+/// The limits of a job's time, cost and attempts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Limits {
-    /// Wall-clock time a run may take.
+    /// The longest time of a run, by the wall clock.
     pub time: Seconds,
-    /// Most it may cost; held when it is submitted.
+    /// The highest cost of the job. The submission holds this amount.
     pub budget: MicroUsd,
-    /// How often it may start anew after a fault of the provider. 1 = at most once.
+    /// The number of times that the job may start. A job with 1 is not started again after a fault of a machine.
     pub max_attempts: u32,
-    /// How long it may wait for a machine.
+    /// The longest time that the job waits for a machine.
     pub queue: Seconds,
 }
 
-/// The price terms, locked when a job is assigned.
+/// The terms of an assignment. Later changes of the price do not change them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Terms {
     /// Price per hour of metered time.
@@ -147,7 +149,7 @@ pub struct Terms {
     pub provider: AccountId,
 }
 
-/// One file a job left.
+/// A file that a job left in `/output`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Artifact {
     /// Path below `/output`, with `/` between its parts.
@@ -158,30 +160,30 @@ pub struct Artifact {
     pub sha256: String,
 }
 
-/// The measured use of a run.
+/// The resources that a run used, as the worker measured them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Usage {
     /// Run time by the worker's monotonic clock.
     pub run: Millis,
 }
 
-/// How the metered time came about. The smallest of the four is billed.
+/// The calculation of the billed time: the smallest of `broker`, `worker`, `limit` and `budget`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Metering {
     /// The broker's time from `Started` to the outcome (or to the request to cancel).
     pub broker: Millis,
-    /// The worker's monotonic run time, where it reported one.
+    /// The run time by the worker's monotonic clock; `None` if the worker reported none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<Millis>,
     /// The job's time limit.
     pub limit: Millis,
-    /// How long the budget lasts at the price; `None` if the price is zero.
+    /// The time that the budget pays for; `None` if the price is zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Millis>,
     /// The time that is billed.
     pub billed: Millis,
-    /// `Started`.
+    /// The sequence of `Started`.
     pub started: Seq,
-    /// The event the broker's time ends with.
+    /// The sequence of the event at which `broker` ends: the outcome, or the request to cancel.
     pub ended: Seq,
 }

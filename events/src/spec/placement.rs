@@ -1,7 +1,8 @@
-//! Where a job may run, and why a job runs where it runs.
+//! The placement of a job: which machines may run the job, how the market chooses among them, and the explanation of
+//! the choice.
 //!
-//! To add a way to place jobs: a variant of [`Strategy`] with its line in `ALL`, a variant of [`Won`] with its words, and
-//! the rank in `services/domain/src/placement.rs`.
+//! A new strategy needs a variant of [`Strategy`] with a line in `ALL`, a variant of [`WinReason`] with its text, and a
+//! rank in `services/domain/src/placement.rs`.
 
 use std::{fmt, str::FromStr};
 
@@ -9,17 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ids::MachineId, money::HourlyRate};
 
-/// Where a job may run: what a machine must satisfy, and which of those that do wins.
+/// The rule by which the market places a job: the conditions for a machine, and the choice among the machines that fit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Wire", into = "Wire")]
+#[serde(from = "PlacementWire", into = "PlacementWire")]
 pub struct Placement {
-    /// How the market chooses among the machines that fit.
+    /// The choice among the machines that fit.
     pub strategy: Strategy,
     /// The conditions that a machine must satisfy.
     pub requirements: Requirements,
 }
 
-/// How the market chooses among the machines that fit.
+/// The quality by which the market chooses among the machines that fit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
@@ -28,12 +29,12 @@ pub enum Strategy {
     Cheapest,
     /// The fastest GPU (core, for a job without a GPU), by the machine's self-test.
     Fastest,
-    /// The best record: an attempt is most likely to end without a fault of the machine.
+    /// The best record: the highest probability that an attempt ends without a fault of the machine.
     MostReliable,
 }
 
 impl Strategy {
-    /// Every strategy with its name (in events, forms and options), and a description.
+    /// Every strategy with its name (in events, forms and options) and its description.
     pub const ALL: [(Self, &'static str, &'static str); 3] = [
         (Self::Cheapest, "cheapest", "the cheapest that fits"),
         (Self::Fastest, "fastest", "the fastest that fits"),
@@ -52,7 +53,7 @@ impl fmt::Display for Strategy {
     }
 }
 
-/// A name that is no strategy's.
+/// The error for a text that is not the name of a strategy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a strategy: choose cheapest, fastest or most_reliable")]
 pub struct BadStrategy(String);
@@ -61,7 +62,7 @@ impl FromStr for Strategy {
     type Err = BadStrategy;
 
     fn from_str(name: &str) -> Result<Self, BadStrategy> {
-        // A program's option is mostly written with a dash.
+        // On the command line, a name may have a dash: `most-reliable`.
         let plain = name.replace('-', "_");
         let found = Self::ALL.iter().find(|(_, known, _)| *known == plain);
         found.map(|(strategy, ..)| *strategy).ok_or_else(|| BadStrategy(name.chars().take(40).collect()))
@@ -71,56 +72,56 @@ impl FromStr for Strategy {
 /// The conditions that a machine must satisfy beyond the job's resources.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Requirements {
-    /// This machine and no other.
+    /// The machine that the consumer named; `None`: any machine.
     #[serde(skip)]
     pub machine: Option<MachineId>,
     /// The highest price per hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_cap: Option<HourlyRate>,
-    /// Part of the GPU's model name, in any case.
+    /// Part of the GPU's model name. Upper and lower case are the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_model: Option<String>,
-    /// Region, exactly.
+    /// The region. The whole text must be the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Machines with simulated GPUs are taken, too (for trying things out).
+    /// True if machines with simulated GPUs fit (to try things out).
     #[serde(default)]
     pub allow_simulated: bool,
-    /// Least share of its attempts that ended without a fault of the machine, percent.
+    /// The lowest percentage of attempts that ended without a fault of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reliability: Option<u32>,
-    /// Only machines that passed every check of their self-test are taken.
+    /// True if only machines that passed every check of their self-test fit.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
 }
 
-/// The form in which a placement stands in events and answers. It is as old as the log: a strategy was a variant, and a
-/// named machine was one, too.
+/// The JSON form of a placement, in events and answers. Old events have this form, so it does not follow the fields of
+/// [`Placement`]: each strategy is a variant, and a named machine is a variant, too.
 #[derive(Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "by", rename_all = "snake_case")]
 #[schema(as = Placement)]
-enum Wire {
-    /// On this machine and no other.
+enum PlacementWire {
+    /// Only this machine.
     Machine {
         /// The machine.
         machine: MachineId,
-        /// Most it may cost per hour: its owner may change the price before the job is assigned.
+        /// The highest price per hour. The owner may change the price before the job is assigned.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         price_cap: Option<HourlyRate>,
     },
-    /// On the cheapest machine that satisfies the requirements.
+    /// The cheapest machine that satisfies the requirements.
     Cheapest {
         /// The conditions that a machine must satisfy.
         #[serde(default)]
         requirements: Requirements,
     },
-    /// On the fastest.
+    /// The fastest machine that satisfies the requirements.
     Fastest {
         /// The conditions that a machine must satisfy.
         #[serde(default)]
         requirements: Requirements,
     },
-    /// On the most reliable.
+    /// The most reliable machine that satisfies the requirements.
     MostReliable {
         /// The conditions that a machine must satisfy.
         #[serde(default)]
@@ -129,27 +130,28 @@ enum Wire {
 }
 
 impl Placement {
-    /// On one machine. What the machine is, one sees before one names it: only its price may change until then.
-    pub fn on(machine: MachineId, price_cap: Option<HourlyRate>) -> Self {
+    /// A placement on one machine. The price cap protects the consumer from a change of the price before the
+    /// assignment.
+    pub fn on_machine(machine: MachineId, price_cap: Option<HourlyRate>) -> Self {
         let requirements =
             Requirements { machine: Some(machine), price_cap, allow_simulated: true, ..Requirements::default() };
         Self { strategy: Strategy::default(), requirements }
     }
 }
 
-impl From<Wire> for Placement {
-    fn from(wire: Wire) -> Self {
+impl From<PlacementWire> for Placement {
+    fn from(wire: PlacementWire) -> Self {
         let (strategy, requirements) = match wire {
-            Wire::Machine { machine, price_cap } => return Self::on(machine, price_cap),
-            Wire::Cheapest { requirements } => (Strategy::Cheapest, requirements),
-            Wire::Fastest { requirements } => (Strategy::Fastest, requirements),
-            Wire::MostReliable { requirements } => (Strategy::MostReliable, requirements),
+            PlacementWire::Machine { machine, price_cap } => return Self::on_machine(machine, price_cap),
+            PlacementWire::Cheapest { requirements } => (Strategy::Cheapest, requirements),
+            PlacementWire::Fastest { requirements } => (Strategy::Fastest, requirements),
+            PlacementWire::MostReliable { requirements } => (Strategy::MostReliable, requirements),
         };
         Self { strategy, requirements }
     }
 }
 
-impl From<Placement> for Wire {
+impl From<Placement> for PlacementWire {
     fn from(Placement { strategy, requirements }: Placement) -> Self {
         match (requirements.machine, strategy) {
             (Some(machine), _) => Self::Machine { machine, price_cap: requirements.price_cap },
@@ -162,38 +164,38 @@ impl From<Placement> for Wire {
 
 impl utoipa::PartialSchema for Placement {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-        <Wire as utoipa::PartialSchema>::schema()
+        <PlacementWire as utoipa::PartialSchema>::schema()
     }
 }
 
 impl utoipa::ToSchema for Placement {
     fn name() -> std::borrow::Cow<'static, str> {
-        <Wire as utoipa::ToSchema>::name()
+        <PlacementWire as utoipa::ToSchema>::name()
     }
 
     fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>) {
-        <Wire as utoipa::ToSchema>::schemas(schemas);
+        <PlacementWire as utoipa::ToSchema>::schemas(schemas);
     }
 }
 
-/// Why a job runs where it runs, or why it waits.
+/// The explanation of a choice: why a job runs on a machine, or why the job waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlacementExplanation {
-    /// Machines that satisfied everything.
+    /// Number of machines that satisfied every condition.
     pub candidates: u32,
-    /// Machines that did not, counted by the first reason.
+    /// Number of the other machines, by the first reason against each machine.
     pub rejected: Vec<RejectCount>,
-    /// The machine that won, and why it did; `None`: no machine fits now.
+    /// The chosen machine and the reason for the choice; `None`: no machine fits now.
     pub chosen: Option<Chosen>,
 }
 
-/// The choice of a machine: as data, or in the words that `JobAssigned.v1` kept.
+/// The choice of a machine: as data, or as the sentence in a `JobAssigned.v1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(untagged)]
 pub enum Chosen {
-    /// The words that an event of version 1 kept.
+    /// The sentence of an event of version 1.
     Words(String),
-    /// The winner.
+    /// The machine and the reason.
     Winner(Winner),
 }
 
@@ -202,35 +204,36 @@ pub enum Chosen {
 pub struct Winner {
     /// The machine's name when it was chosen.
     pub name: String,
-    /// Its price then.
+    /// The machine's price when it was chosen.
     pub price: HourlyRate,
-    /// Why it won.
+    /// The reason why the machine was chosen.
     #[serde(flatten)]
-    pub won: Won,
+    pub won: WinReason,
 }
 
-/// Why a machine won.
+/// The reason why a machine was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "won", rename_all = "snake_case")]
-pub enum Won {
+#[schema(as = Won)]
+pub enum WinReason {
     /// The consumer named the machine.
     Named,
     /// The lowest price.
     Cheapest,
-    /// The highest speed of what the job gets.
+    /// The highest speed of a GPU; of a core, for a job without a GPU.
     Fastest {
-        /// Speed of one GPU, or of one core where the job has no GPU, MFLOP/s; `None`: no machine that fits has
-        /// measured its speed, and the cheapest won.
+        /// Speed of one GPU or one core, MFLOP/s; `None`: no machine that fits has measured its speed, and the cheapest
+        /// machine was chosen.
         mflops: Option<u64>,
-        /// The speed is that of a GPU, and not of a core.
+        /// True for the speed of a GPU; false for the speed of a core.
         gpu: bool,
     },
     /// The best record.
     MostReliable {
-        /// Share of its attempts that ended without its fault, percent; `None`: the machine has no record, and none
-        /// that fits has a better one.
+        /// Percentage of attempts that ended without a fault of the machine; `None`: the machine has no attempts yet,
+        /// and no machine that fits has a better record.
         percent: Option<u32>,
-        /// How many attempts those were.
+        /// Number of attempts in the machine's record.
         attempts: u32,
     },
 }
@@ -242,20 +245,21 @@ impl fmt::Display for Chosen {
             Self::Winner(winner) => winner,
         };
         match won {
-            Won::Named => write!(f, "you named {name}"),
-            Won::Cheapest => write!(f, "{name} is the cheapest that fits, at {price}"),
-            Won::Fastest { mflops: Some(mflops), gpu } => {
+            WinReason::Named => write!(f, "you named {name}"),
+            WinReason::Cheapest => write!(f, "{name} is the cheapest that fits, at {price}"),
+            WinReason::Fastest { mflops: Some(mflops), gpu } => {
                 let part = if *gpu { "GPU" } else { "core" };
                 write!(f, "{name} is the fastest that fits, with {} GFLOP/s a {part}, at {price}", mflops / 1_000)
             }
-            Won::Fastest { mflops: None, .. } => {
+            WinReason::Fastest { mflops: None, .. } => {
                 write!(f, "no machine that fits has measured its speed; {name} is the cheapest of them, at {price}")
             }
-            Won::MostReliable { percent: Some(percent), attempts } => write!(
+            WinReason::MostReliable { percent: Some(percent), attempts } => write!(
                 f,
-                "{name} is the most reliable that fits: {percent} % of {attempts} attempts without its fault, at {price}"
+                "{name} is the most reliable that fits: {percent} % of {attempts} attempts without its fault, \
+                 at {price}"
             ),
-            Won::MostReliable { percent: None, .. } => {
+            WinReason::MostReliable { percent: None, .. } => {
                 write!(f, "no machine that fits has a better record; {name} has none yet, at {price}")
             }
         }
@@ -263,64 +267,64 @@ impl fmt::Display for Chosen {
 }
 
 impl PlacementExplanation {
-    /// The choice for people.
+    /// The explanation for people.
     pub fn description(&self) -> String {
         self.chosen.as_ref().map_or_else(|| "no machine fits now".to_owned(), Chosen::to_string)
     }
 }
 
-/// How many machines were not taken for one reason.
+/// The number of machines that one reason excluded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RejectCount {
     /// The reason.
     pub reason: Reject,
-    /// How many machines.
+    /// The number of machines.
     pub machines: u32,
 }
 
-/// Why a machine was not taken.
+/// The reason why a machine was not chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum Reject {
-    /// Another machine was named.
+    /// The consumer named another machine.
     NotNamed,
-    /// It is no longer listed.
+    /// The machine has left the market.
     Delisted,
-    /// The owner paused it, or it drains.
+    /// The owner paused the machine, or the machine drains.
     Paused,
-    /// Its owner uses it.
+    /// The owner uses the machine.
     Away,
     /// The account of its owner is suspended.
     OwnerSuspended,
-    /// It missed heartbeats.
+    /// The machine missed heartbeats.
     Offline,
-    /// This job failed there before, or was declined.
+    /// An earlier attempt of this job failed on the machine, or the machine declined the job.
     Excluded,
-    /// All its slots are taken.
+    /// All slots of the machine are taken.
     NoFreeSlot,
-    /// Other jobs hold the GPUs, the memory or the disk that this one needs.
+    /// Other jobs use the GPUs, the memory or the disk space that this job needs.
     Busy,
     /// Too few GPUs, or too little GPU memory.
     GpuTooSmall,
-    /// Its GPUs are simulated and the job did not allow that.
+    /// The GPUs are simulated, and the job does not allow simulated GPUs.
     Simulated,
-    /// Not the GPU model asked for.
+    /// The GPU is not of the requested model.
     GpuModel,
     /// Too little memory, CPU or disk.
     TooSmall,
-    /// Not in the region asked for.
+    /// The machine is not in the requested region.
     Region,
-    /// Dearer than the cap.
+    /// The price is above the price cap.
     Price,
-    /// Its record is below the floor, or it has none.
+    /// The machine's reliability is below the requested one, or the machine has no record.
     Reliability,
-    /// Not every check of its self-test passed.
+    /// The machine did not pass every check of its self-test.
     NotVerified,
-    /// The job asks for network access and the owner does not allow it.
+    /// The job needs the network, and the owner does not allow it.
     NoEgress,
 }
 
 impl Reject {
-    /// The reason for people: "3 machines: no free slot".
+    /// The reason for people. Pages write it after a number of machines: "3 machines: no free slot".
     pub const fn description(self) -> &'static str {
         match self {
             Self::NotNamed => "not the machine you named",
@@ -351,13 +355,13 @@ mod tests {
     use crate::money::MicroUsd;
 
     #[test]
-    fn a_placement_is_written_as_it_always_was_and_read_back() {
+    fn the_json_form_of_a_placement_is_stable() {
         let machine = MachineId::generate();
         let cap = Some(HourlyRate(MicroUsd(7)));
         let requirements = Requirements { price_cap: cap, verified: true, ..Requirements::default() };
         for (placement, text) in [
-            (Placement::on(machine, cap), format!(r#"{{"by":"machine","machine":"{machine}","price_cap":7}}"#)),
-            (Placement::on(machine, None), format!(r#"{{"by":"machine","machine":"{machine}"}}"#)),
+            (Placement::on_machine(machine, cap), format!(r#"{{"by":"machine","machine":"{machine}","price_cap":7}}"#)),
+            (Placement::on_machine(machine, None), format!(r#"{{"by":"machine","machine":"{machine}"}}"#)),
             (
                 Placement { strategy: Strategy::MostReliable, requirements },
                 r#"{"by":"most_reliable","requirements":{"price_cap":7,"allow_simulated":false,"verified":true}}"#
@@ -379,9 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn words_of_an_old_event_stay_as_they_are() {
+    fn the_sentence_of_an_old_event_is_kept() {
         let words = "attic is the cheapest that fits, at $0.36/h";
-        let new = Winner { name: "attic".to_owned(), price: HourlyRate(MicroUsd(360_000)), won: Won::Cheapest };
+        let new = Winner { name: "attic".to_owned(), price: HourlyRate(MicroUsd(360_000)), won: WinReason::Cheapest };
         assert_eq!(serde_json::from_value::<Chosen>(words.into()).unwrap(), Chosen::Words(words.to_owned()));
         assert_eq!(Chosen::Winner(new.clone()).to_string(), words);
         let written = serde_json::to_value(Chosen::Winner(new.clone())).unwrap();

@@ -1,4 +1,5 @@
-//! The sums of the ledger, without statements and receipts: enough for a look back at the whole market.
+//! The sums of the ledger, without statements and receipts. Time travel, which folds the market as it was at an earlier
+//! event, needs only these sums.
 
 use gpubnb_events::{
     Event, MicroUsd, Recorded,
@@ -9,15 +10,15 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::LedgerSumsRow;
 use super::{Projection, key};
 
-/// `L` → sums; `A<account>` → nothing, for each account that has a posting. Time travel folds this model, the machines
-/// and the figures into one table, so that no letter may be used by two of them.
+/// Rows: `L` → sums; `A<account>` → nothing, for each account that has a posting. Time travel folds this model, the
+/// machines and the figures into one table, so two of these models must not use the same letter.
 pub struct Balances;
 
-const SUMS: &[u8] = b"L";
+const SUMS_KEY: &[u8] = b"L";
 
 /// The sums of the ledger.
 pub fn sums(table: &Table) -> Result<LedgerSumsRow, StoreError> {
-    Ok(gpubnb_store::get(table, SUMS)?.unwrap_or_default())
+    Ok(gpubnb_store::get(table, SUMS_KEY)?.unwrap_or_default())
 }
 
 impl Projection for Balances {
@@ -31,30 +32,30 @@ impl Projection for Balances {
 
     fn apply(&self, rows: &mut WriteBatch<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
         for posting in postings(event) {
-            let mut known = true;
+            let mut is_known = true;
             if let LedgerAccount::Available(id) = posting.account {
                 let account = key(b'A', &[id.as_bytes()]);
-                known = rows.get::<()>(&account)?.is_some();
+                is_known = rows.get::<()>(&account)?.is_some();
                 rows.put(&account, ());
             }
-            rows.upsert::<LedgerSumsRow>(SUMS, |sums| {
-                sums.accounts += u64::from(!known);
-                add(sums, posting.account, posting.amount);
+            rows.upsert::<LedgerSumsRow>(SUMS_KEY, |sums| {
+                sums.accounts += u64::from(!is_known);
+                add_posting(sums, posting.account, posting.amount);
             })?;
         }
         Ok(())
     }
 }
 
-fn add(sums: &mut LedgerSumsRow, account: LedgerAccount, amount: MicroUsd) {
-    let side = match account {
+fn add_posting(sums: &mut LedgerSumsRow, account: LedgerAccount, amount: MicroUsd) {
+    let sum = match account {
         LedgerAccount::Available(_) => &mut sums.available,
         LedgerAccount::Held(_) => &mut sums.held,
         LedgerAccount::Payable(_) => &mut sums.payable,
         LedgerAccount::Fees => &mut sums.fees,
         LedgerAccount::External => &mut sums.external,
     };
-    *side += amount;
+    *sum += amount;
 }
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ mod tests {
     use crate::testing::{COST, EARNED, FEE, HOLD, History, account, job, machine};
 
     #[test]
-    fn the_sums_are_those_of_every_posting_and_each_account_counts_once() {
+    fn all_postings_are_summed_and_each_account_is_counted_once() {
         let mut history = History::default();
         history.deposited(account(1), MicroUsd::dollars(1));
         history.deposited(account(1), MicroUsd::dollars(1));
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_event_there_is_nothing() {
+    fn all_sums_of_an_empty_log_are_zero() {
         assert_eq!(sums(&History::default().fold(&Balances)).unwrap(), LedgerSumsRow::default());
     }
 }

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::rows::FiguresRow;
 use super::{Projection, machine_key};
 
-/// `f` → figures; `c<machine>` → what the machine adds to the figures.
+/// Rows: `f` → figures; `c<machine>` → the machine's contribution to the figures.
 pub struct MarketFigures;
 
 /// The key of the figures.
-pub const FIGURES: &[u8] = b"f";
+pub const FIGURES_KEY: &[u8] = b"f";
 
-/// The part of the figures that a machine accounts for; nothing once the machine is delisted.
+/// A machine's contribution to the figures: zero after the machine is delisted.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct CountedMachine {
     machines: u32,
@@ -34,9 +34,9 @@ impl Projection for MarketFigures {
             Event::MachineListed(e) => {
                 let hardware = &e.offer.hardware;
                 let gpus = if hardware.simulated { 0 } else { u32::try_from(hardware.gpus.len()).unwrap_or(0) };
-                count(rows, e.machine, CountedMachine { machines: 1, gpus })
+                count_machine(rows, e.machine, CountedMachine { machines: 1, gpus })
             }
-            Event::MachineDelisted(e) => count(rows, e.machine, CountedMachine::default()),
+            Event::MachineDelisted(e) => count_machine(rows, e.machine, CountedMachine::default()),
             Event::JobSubmitted(_)
             | Event::JobAssigned(_)
             | Event::Declined(_)
@@ -44,14 +44,14 @@ impl Projection for MarketFigures {
             | Event::Completed(_)
             | Event::Failed(_)
             | Event::Cancelled(_)
-            | Event::Settled(_) => rows.upsert::<FiguresRow>(FIGURES, |f| of_job(f, event)),
+            | Event::Settled(_) => rows.upsert::<FiguresRow>(FIGURES_KEY, |f| count_job(f, event)),
             _ => Ok(()),
         }
     }
 }
 
-/// Changes the figures by an event of a job.
-fn of_job(f: &mut FiguresRow, event: &Event) {
+/// Applies an event of a job to the figures.
+fn count_job(f: &mut FiguresRow, event: &Event) {
     match event {
         Event::JobSubmitted(_) => f.queued += 1,
         Event::JobAssigned(_) => {
@@ -63,8 +63,8 @@ fn of_job(f: &mut FiguresRow, event: &Event) {
             f.queued += 1;
         }
         Event::Completed(_) => f.active = f.active.saturating_sub(1),
-        Event::Failed(e) => ended(f, e.lease.is_some()),
-        Event::Cancelled(e) => ended(f, e.lease.is_some()),
+        Event::Failed(e) => remove_ended_job(f, e.lease.is_some()),
+        Event::Cancelled(e) => remove_ended_job(f, e.lease.is_some()),
         Event::Settled(e) => {
             f.settled += 1;
             f.cost += e.cost;
@@ -75,15 +75,16 @@ fn of_job(f: &mut FiguresRow, event: &Event) {
     }
 }
 
-fn ended(f: &mut FiguresRow, had_a_machine: bool) {
-    let counter = if had_a_machine { &mut f.active } else { &mut f.queued };
+/// Removes an ended job from its count: `active` if the job had a machine, `queued` if not.
+fn remove_ended_job(f: &mut FiguresRow, has_machine: bool) {
+    let counter = if has_machine { &mut f.active } else { &mut f.queued };
     *counter = counter.saturating_sub(1);
 }
 
-fn count(rows: &mut WriteBatch<'_>, machine: MachineId, now: CountedMachine) -> Result<(), StoreError> {
+fn count_machine(rows: &mut WriteBatch<'_>, machine: MachineId, now: CountedMachine) -> Result<(), StoreError> {
     let mut before = CountedMachine::default();
     rows.upsert::<CountedMachine>(&machine_key(b'c', machine), |counted| before = std::mem::replace(counted, now))?;
-    rows.upsert::<FiguresRow>(FIGURES, |f| {
+    rows.upsert::<FiguresRow>(FIGURES_KEY, |f| {
         f.machines = (f.machines + now.machines).saturating_sub(before.machines);
         f.gpus = (f.gpus + now.gpus).saturating_sub(before.gpus);
     })
@@ -97,17 +98,17 @@ mod tests {
     use crate::testing::{BILLED, COST, FEE, History, account, job, machine};
 
     fn fold(history: &History) -> FiguresRow {
-        gpubnb_store::get(&history.fold(&MarketFigures), FIGURES).unwrap().unwrap_or_default()
+        gpubnb_store::get(&history.fold(&MarketFigures), FIGURES_KEY).unwrap().unwrap_or_default()
     }
 
-    /// Jobs that wait and jobs on a machine.
+    /// The number of queued jobs and of active jobs.
     fn jobs(history: &History) -> (u32, u32) {
         let figures = fold(history);
         (figures.queued, figures.active)
     }
 
     #[test]
-    fn a_job_is_counted_where_it_is() {
+    fn a_job_is_counted_as_queued_or_as_active() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         assert_eq!(jobs(&history), (1, 0));
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_ends_leaves_the_count_that_it_was_in() {
+    fn a_job_that_ends_leaves_the_queued_or_the_active_count() {
         let mut history = History::default();
         for number in 1..=4 {
             history.submitted(account(1), job(number));
@@ -160,7 +161,7 @@ mod tests {
         history.listed(account(2), machine(1));
         history.listed(account(2), machine(2));
         assert_eq!(counted(&history), (2, 2));
-        // Offered anew, with a second GPU.
+        // The machine is listed again, with a second GPU.
         history.listed_with(account(2), machine(1), |e| {
             let gpu = e.offer.hardware.gpus[0].clone();
             e.offer.hardware.gpus.push(gpu);

@@ -1,64 +1,64 @@
-//! Jobs as people see them, with lists by account and by machine.
+//! The model of jobs: a row for each job, and the lists of jobs by account and by machine.
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, Recorded, Timestamp,
     event::{Fault, JobAssigned, JobSubmitted, Reason},
 };
-use gpubnb_query::view::{JobState, Outcome};
+use gpubnb_query::view::{AttemptOutcome, JobState};
 use gpubnb_store::{self, StoreError, Table, WriteBatch};
 
 use super::rows::{AttemptRow, JobRow};
 use super::{Projection, job_key, key};
 
-/// `j<job>` → row. For the lists of jobs, keys without a value: `a<account><job>`, `m<machine><job>` and, until the job
-/// is settled, `u<job>`.
+/// Rows: `j<job>` → [`JobRow`]. The lists of jobs are keys without a value: `a<account><job>`, `m<machine><job>` and,
+/// until the job is settled, `u<job>`.
 pub struct Jobs;
 
-const ROW: u8 = b'j';
+const ROW_PREFIX: u8 = b'j';
 
 /// The key of a job's row.
 pub fn row_key(job: JobId) -> Vec<u8> {
-    job_key(ROW, job)
+    job_key(ROW_PREFIX, job)
 }
 
 /// The prefix of the list of an account's jobs.
-pub fn of_account(account: AccountId) -> Vec<u8> {
+pub fn account_jobs_prefix(account: AccountId) -> Vec<u8> {
     key(b'a', &[account.as_bytes()])
 }
 
 /// The prefix of the list of a machine's jobs.
-pub fn of_machine(machine: MachineId) -> Vec<u8> {
+pub fn machine_jobs_prefix(machine: MachineId) -> Vec<u8> {
     key(b'm', &[machine.as_bytes()])
 }
 
 /// The prefix of the list of jobs that are not settled.
-pub const UNSETTLED: &[u8] = b"u";
+pub const UNSETTLED_PREFIX: &[u8] = b"u";
 
-/// The newest attempts at a machine, the newest first. Looks at the machine's newest `most` jobs only.
-pub fn outcomes(table: &Table, machine: MachineId, most: usize) -> Result<Vec<Outcome>, StoreError> {
-    let prefix = of_machine(machine);
+/// The last attempts on a machine, newest first: at most `limit`, from the machine's `limit` newest jobs.
+pub fn outcomes(table: &Table, machine: MachineId, limit: usize) -> Result<Vec<AttemptOutcome>, StoreError> {
+    let prefix = machine_jobs_prefix(machine);
     let mut found = Vec::new();
-    for key in table.scan_prefix(&prefix).keys().rev().take(most) {
+    for key in table.scan_prefix(&prefix).keys().rev().take(limit) {
         let key = key?;
         let row: Option<JobRow> =
-            gpubnb_store::get(table, &[&[ROW], key.get(prefix.len()..).unwrap_or_default()].concat())?;
+            gpubnb_store::get(table, &[&[ROW_PREFIX], key.get(prefix.len()..).unwrap_or_default()].concat())?;
         let Some(row) = row else { continue };
         let last = row.attempts.last().map(|attempt| attempt.lease);
         for attempt in row.attempts.iter().rev().filter(|attempt| attempt.machine == machine) {
-            // A row has the reason of the job's last attempt only.
-            let badly = matches!(attempt.ended.as_deref(), Some("Requeued" | "Failed"));
+            // The job's row has a reason and a fault for its last attempt only.
+            let has_failed = matches!(attempt.ended.as_deref(), Some("Requeued" | "Failed"));
             let (reason, fault) =
-                if badly && Some(attempt.lease) == last { (row.reason, row.fault) } else { (None, None) };
+                if has_failed && Some(attempt.lease) == last { (row.reason, row.fault) } else { (None, None) };
             let (lease, at, ended) = (attempt.lease, attempt.assigned_at, attempt.ended.clone());
-            found.push(Outcome { lease, at, ended, reason, fault });
+            found.push(AttemptOutcome { lease, at, ended, reason, fault });
         }
     }
     found.sort_by_key(|outcome| std::cmp::Reverse(outcome.lease.0));
-    found.truncate(most);
+    found.truncate(limit);
     Ok(found)
 }
 
-fn submitted(e: &JobSubmitted, at: Timestamp) -> JobRow {
+fn new_job(e: &JobSubmitted, at: Timestamp) -> JobRow {
     JobRow {
         job: e.job,
         account: e.account,
@@ -85,7 +85,7 @@ fn submitted(e: &JobSubmitted, at: Timestamp) -> JobRow {
     }
 }
 
-fn attempt(e: &JobAssigned, lease: Lease, at: Timestamp) -> AttemptRow {
+fn new_attempt(e: &JobAssigned, lease: Lease, at: Timestamp) -> AttemptRow {
     AttemptRow {
         lease,
         machine: e.machine,
@@ -98,33 +98,34 @@ fn attempt(e: &JobAssigned, lease: Lease, at: Timestamp) -> AttemptRow {
 }
 
 impl JobRow {
-    fn ends_attempt(&mut self, how: &str) {
+    /// Ends the last attempt. `event` is the name of the event that ended it.
+    fn end_attempt(&mut self, event: &str) {
         if let Some(attempt) = self.attempts.last_mut() {
-            attempt.ended = Some(how.to_owned());
+            attempt.ended = Some(event.to_owned());
         }
     }
 
-    fn ends(&mut self, state: JobState, at: Timestamp) {
+    fn end(&mut self, state: JobState, at: Timestamp) {
         self.state = state;
         self.ended_at = Some(at);
-        self.ends_attempt(state.name());
+        self.end_attempt(state.name());
     }
 
-    fn because(&mut self, reason: Reason, fault: Fault, detail: &str) {
+    fn set_failure(&mut self, reason: Reason, fault: Fault, detail: &str) {
         self.reason = Some(reason);
         self.fault = Some(fault);
         detail.clone_into(&mut self.detail);
     }
 
-    fn take_in(&mut self, recorded: &Recorded, event: &Event) {
+    fn apply(&mut self, recorded: &Recorded, event: &Event) {
         self.seq = recorded.seq;
         match event {
             Event::JobAssigned(e) => {
-                self.attempts.push(attempt(e, Lease(recorded.seq), recorded.at));
+                self.attempts.push(new_attempt(e, Lease(recorded.seq), recorded.at));
                 self.state = JobState::Assigned;
             }
             Event::Declined(_) => {
-                self.ends_attempt("Declined");
+                self.end_attempt("Declined");
                 self.state = JobState::Queued;
             }
             Event::Accepted(_) => self.state = JobState::Accepted,
@@ -136,26 +137,26 @@ impl JobRow {
                 }
             }
             Event::Requeued(e) => {
-                self.ends_attempt("Requeued");
-                self.because(e.reason, e.fault, &e.detail);
+                self.end_attempt("Requeued");
+                self.set_failure(e.reason, e.fault, &e.detail);
                 self.state = JobState::Queued;
                 self.started_at = None;
             }
             Event::CancelRequested(_) => self.cancel_requested = true,
             Event::Completed(e) => {
-                self.ends(JobState::Completed, recorded.at);
+                self.end(JobState::Completed, recorded.at);
                 self.reason = None;
                 self.fault = None;
                 self.outputs.clone_from(&e.outputs);
                 self.signature.clone_from(&e.signature);
             }
             Event::Failed(e) => {
-                self.ends(JobState::Failed, recorded.at);
-                self.because(e.reason, e.fault, &e.detail);
+                self.end(JobState::Failed, recorded.at);
+                self.set_failure(e.reason, e.fault, &e.detail);
                 self.outputs.clone_from(&e.outputs);
                 self.signature.clone_from(&e.signature);
             }
-            Event::Cancelled(_) => self.ends(JobState::Cancelled, recorded.at),
+            Event::Cancelled(_) => self.end(JobState::Cancelled, recorded.at),
             Event::Settled(e) => {
                 self.settled = true;
                 self.cost = Some(e.cost);
@@ -180,9 +181,9 @@ impl Projection for Jobs {
         let Some(job) = event.job() else { return Ok(()) };
         let key_of_row = row_key(job);
         if let Event::JobSubmitted(e) = event {
-            // The first submission of an id is the job (docs/adr/0003).
+            // Only the first submission with a job's id counts (docs/adr/0003).
             if rows.get::<JobRow>(&key_of_row)?.is_none() {
-                let mut row = submitted(e, recorded.at);
+                let mut row = new_job(e, recorded.at);
                 row.seq = recorded.seq;
                 rows.put(&key_of_row, row);
                 rows.put_key(key(b'a', &[e.account.as_bytes(), job.as_bytes()]));
@@ -196,7 +197,7 @@ impl Projection for Jobs {
         if matches!(event, Event::Settled(_)) {
             rows.remove(&job_key(b'u', job));
         }
-        rows.update::<JobRow>(&key_of_row, |row| row.take_in(recorded, event))
+        rows.update::<JobRow>(&key_of_row, |row| row.apply(recorded, event))
     }
 }
 
@@ -220,38 +221,41 @@ mod tests {
     }
 
     #[test]
-    fn a_submitted_job_waits_and_is_in_its_accounts_list() {
+    fn a_submitted_job_is_queued_and_listed_for_its_account() {
         let mut history = History::default();
         let seq = history.submitted(account(1), job(1));
         let table = history.fold(&Jobs);
         let job = row(&table);
         assert_eq!((job.state, job.account, job.hold, job.seq), (JobState::Queued, account(1), HOLD, seq));
         assert_eq!(job.submitted_at, history.last().at);
-        assert_eq!((listed(&table, of_account(account(1))), listed(&table, UNSETTLED)), (1, 1));
-        assert_eq!((listed(&table, of_account(account(2))), listed(&table, of_machine(machine(1)))), (0, 0));
+        assert_eq!((listed(&table, account_jobs_prefix(account(1))), listed(&table, UNSETTLED_PREFIX)), (1, 1));
+        assert_eq!(
+            (listed(&table, account_jobs_prefix(account(2))), listed(&table, machine_jobs_prefix(machine(1)))),
+            (0, 0)
+        );
     }
 
     #[test]
-    fn the_first_submission_of_an_id_is_the_job() {
+    fn a_second_submission_with_the_same_id_is_ignored() {
         let mut history = History::default();
         let first = history.submitted(account(1), job(1));
         history.submitted_with(account(2), job(1), |e| e.spec.name = "another".to_owned());
         let table = history.fold(&Jobs);
         let job = row(&table);
         assert_eq!((job.account, job.spec.name.as_str(), job.seq), (account(1), "train", first));
-        assert_eq!(listed(&table, of_account(account(2))), 0);
+        assert_eq!(listed(&table, account_jobs_prefix(account(2))), 0);
     }
 
     #[test]
-    fn an_event_of_a_job_that_was_never_submitted_makes_no_row() {
+    fn an_event_of_an_unknown_job_adds_no_row() {
         let mut history = History::default();
         history.accepted(job(1), Lease(Seq(1)));
         let table = history.fold(&Jobs);
-        assert_eq!(listed(&table, [ROW]), 0);
+        assert_eq!(listed(&table, [ROW_PREFIX]), 0);
     }
 
     #[test]
-    fn an_attempt_goes_from_its_assignment_to_its_start() {
+    fn an_attempt_is_assigned_then_accepted_then_started() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
@@ -265,11 +269,11 @@ mod tests {
         let [attempt] = &job.attempts[..] else { panic!("{:?}", job.attempts) };
         assert_eq!((attempt.lease, attempt.machine, &attempt.ended), (lease, machine(1), &None));
         assert!(attempt.image_digest.is_some());
-        assert_eq!(listed(&table, of_machine(machine(1))), 1);
+        assert_eq!(listed(&table, machine_jobs_prefix(machine(1))), 1);
     }
 
     #[test]
-    fn a_declined_job_waits_again_and_nobody_is_at_fault() {
+    fn a_declined_job_is_queued_again_without_a_fault() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
@@ -280,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_requeued_job_waits_again_and_says_why() {
+    fn a_requeued_job_is_queued_again_with_the_reason() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_attempt_that_completes_clears_the_reason_of_the_first() {
+    fn a_completed_second_attempt_clears_the_reason_of_the_first() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         let first = history.assigned(job(1), machine(1));
@@ -307,7 +311,10 @@ mod tests {
         assert_eq!((job.ended_at, job.outputs.len()), (Some(history.last().at), 1));
         let ended: Vec<_> = job.attempts.iter().map(|a| (a.machine, a.ended.as_deref())).collect();
         assert_eq!(ended, [(machine(1), Some("Requeued")), (machine(2), Some("Completed"))]);
-        assert_eq!((listed(&table, of_machine(machine(1))), listed(&table, of_machine(machine(2)))), (1, 1));
+        assert_eq!(
+            (listed(&table, machine_jobs_prefix(machine(1))), listed(&table, machine_jobs_prefix(machine(2)))),
+            (1, 1)
+        );
     }
 
     #[test]
@@ -323,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_waited_in_vain_has_no_attempt() {
+    fn a_job_that_found_no_machine_has_no_attempt() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         history.failed(job(1), None, Reason::NoMachine);
@@ -333,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_cancelled_after_that_was_asked_for() {
+    fn a_requested_cancellation_is_shown_before_the_job_is_cancelled() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
@@ -346,18 +353,18 @@ mod tests {
     }
 
     #[test]
-    fn a_settled_job_has_its_bill_and_leaves_the_unsettled_list() {
+    fn a_settled_job_has_its_cost_and_leaves_the_unsettled_list() {
         let mut history = History::default();
         history.whole_job(job(1), account(1), (account(2), machine(1)));
         let table = history.fold(&Jobs);
         let job = row(&table);
         assert_eq!((job.settled, job.state), (true, JobState::Completed));
         assert_eq!((job.cost, job.fee, job.earned), (Some(COST), Some(FEE), Some(EARNED)));
-        assert_eq!((listed(&table, UNSETTLED), listed(&table, of_account(account(1)))), (0, 1));
+        assert_eq!((listed(&table, UNSETTLED_PREFIX), listed(&table, account_jobs_prefix(account(1)))), (0, 1));
     }
 
     #[test]
-    fn outcomes_are_the_newest_attempts_at_a_machine() {
+    fn outcomes_are_the_newest_attempts_on_a_machine() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         history.submitted(account(1), job(2));
@@ -368,14 +375,14 @@ mod tests {
         let failed = history.assigned(job(2), machine(1));
         history.failed(job(2), Some(failed), Reason::GpuLost);
         let table = history.fold(&Jobs);
-        let of = |most| {
-            let found = outcomes(&table, machine(1), most).unwrap();
+        let newest_outcomes = |limit| {
+            let found = outcomes(&table, machine(1), limit).unwrap();
             found.into_iter().map(|o| (o.lease, o.ended.unwrap_or_default(), o.reason)).collect::<Vec<_>>()
         };
         let newest = (failed, "Failed".to_owned(), Some(Reason::GpuLost));
-        // The row of job 1 tells the reason of its last attempt only, which was elsewhere.
-        assert_eq!(of(20), [newest.clone(), (lost, "Requeued".to_owned(), None)]);
-        assert_eq!(of(1), [newest]);
+        // The row of job 1 has the reason of its last attempt only, and that attempt was on machine 2.
+        assert_eq!(newest_outcomes(20), [newest.clone(), (lost, "Requeued".to_owned(), None)]);
+        assert_eq!(newest_outcomes(1), [newest]);
         assert!(outcomes(&table, machine(3), 20).unwrap().is_empty());
     }
 }

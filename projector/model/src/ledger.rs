@@ -1,4 +1,5 @@
-//! The ledger: balances, statements, days and receipts, from the postings of every event.
+//! The model of the ledger: balances, statements, sums by day, and receipts. A *posting* is a change of one ledger
+//! account by one event; this model sums the postings of all events.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::rows::{BalanceRow, DayRow, ReceiptRow, StatementRow};
 use super::{Projection, account_key, job_key, key};
 
-/// `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt; `t<job>` → price terms of the
-/// present lease; `d<account><day>` → the sums of a day's settlements; `p` → the platform's totals.
+/// Rows: `b<account>` → balance; `s<account><sequence>` → statement line; `r<job>` → receipt; `t<job>` → price terms of
+/// the current lease; `d<account><day>` → the sums of a day's settlements; `p` → the platform's totals.
 pub struct Ledger;
 
 /// The totals that belong to no account.
@@ -24,26 +25,26 @@ pub struct Ledger;
 pub struct PlatformTotals {
     /// The platform's fees.
     pub fees: MicroUsd,
-    /// The balance of the world outside: the sum of all money inside, negated.
+    /// The balance of the outside world: minus the sum of all other ledger accounts.
     pub external: MicroUsd,
 }
 
-/// The price terms that an assignment locked.
+/// The price terms of an assignment. A later change of the machine's price does not change them.
 #[derive(Clone, Serialize, Deserialize)]
 struct LockedTerms {
     lease: Lease,
     terms: Terms,
 }
 
-/// The prefix of all balances.
-pub const BALANCES: &[u8] = b"b";
+/// The key prefix of all balances.
+pub const BALANCES_PREFIX: &[u8] = b"b";
 
 /// The key of an account's balance.
 pub fn balance_key(account: AccountId) -> Vec<u8> {
     account_key(b'b', account)
 }
 
-/// The prefix of an account's statement.
+/// The key prefix of an account's statement.
 pub fn statement_prefix(account: AccountId) -> Vec<u8> {
     account_key(b's', account)
 }
@@ -53,8 +54,8 @@ pub fn statement_key(account: AccountId, seq: Seq) -> Vec<u8> {
     key(b's', &[account.as_bytes(), &seq.0.to_be_bytes()])
 }
 
-/// The prefix of an account's days.
-pub fn days(account: AccountId) -> Vec<u8> {
+/// The key prefix of an account's sums by day.
+pub fn days_prefix(account: AccountId) -> Vec<u8> {
     account_key(b'd', account)
 }
 
@@ -64,7 +65,7 @@ pub fn receipt_key(job: JobId) -> Vec<u8> {
 }
 
 /// The key of the platform's totals.
-pub const TOTALS: &[u8] = b"p";
+pub const TOTALS_KEY: &[u8] = b"p";
 
 impl Projection for Ledger {
     fn name(&self) -> &'static str {
@@ -88,7 +89,7 @@ impl Projection for Ledger {
                 let terms = locked.filter(|l| Some(l.lease) == e.lease).map(|l| l.terms);
                 let receipt = ReceiptRow { seq: recorded.seq, at: recorded.at, terms, settled: e.clone() };
                 rows.put(&receipt_key(e.job), receipt);
-                settle(rows, recorded, e)?;
+                add_to_days(rows, recorded, e)?;
             }
             _ => {}
         }
@@ -97,11 +98,11 @@ impl Projection for Ledger {
 }
 
 /// Adds a settlement to the day's sums of the consumer and of the provider.
-fn settle(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result<(), StoreError> {
-    let day = Day::of(recorded.at);
+fn add_to_days(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &Settled) -> Result<(), StoreError> {
+    let day = Day::number(recorded.at);
     let metered = e.metering.as_ref().map_or(0, |m| m.billed.0);
     let mut add = |account, spent, earned| {
-        rows.upsert::<DayRow>(&[days(account), day.to_be_bytes().to_vec()].concat(), |sum| {
+        rows.upsert::<DayRow>(&[days_prefix(account), day.to_be_bytes().to_vec()].concat(), |sum| {
             sum.day = day;
             sum.spent += spent;
             sum.earned += earned;
@@ -168,7 +169,7 @@ fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings:
         rows.put(&statement_key(account, recorded.seq), line);
     }
     if totals != PlatformTotals::default() {
-        rows.upsert::<PlatformTotals>(TOTALS, |sum| {
+        rows.upsert::<PlatformTotals>(TOTALS_KEY, |sum| {
             sum.fees += totals.fees;
             sum.external += totals.external;
         })?;
@@ -203,7 +204,7 @@ mod tests {
     }
 
     fn days_of(table: &Table, number: u16) -> Vec<DayRow> {
-        let days = table.scan_prefix(days(account(number))).map(|entry| {
+        let days = table.scan_prefix(days_prefix(account(number))).map(|entry| {
             let (key, bytes) = entry.unwrap();
             gpubnb_store::decode(&key, &bytes).unwrap()
         });
@@ -211,7 +212,7 @@ mod tests {
     }
 
     fn totals(table: &Table) -> PlatformTotals {
-        gpubnb_store::get(table, TOTALS).unwrap().unwrap_or_default()
+        gpubnb_store::get(table, TOTALS_KEY).unwrap().unwrap_or_default()
     }
 
     fn deposited() -> History {
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deposit_is_available_and_comes_from_outside() {
+    fn a_deposit_is_available_and_subtracted_from_the_external_balance() {
         let history = deposited();
         let table = history.fold(&Ledger);
         assert_eq!(balance(&table, CONSUMER).available, MicroUsd::dollars(1));
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_submission_moves_the_hold_and_a_settlement_pays_from_it() {
+    fn a_submission_holds_money_and_the_settlement_pays_from_the_hold() {
         let mut history = deposited();
         history.submitted(account(CONSUMER), job(1));
         let held = balance(&history.fold(&Ledger), CONSUMER);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_has_the_terms_of_the_lease_that_is_billed() {
+    fn a_receipt_has_the_terms_of_the_billed_lease() {
         let receipt = |history: &History| -> ReceiptRow {
             gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap()
         };
@@ -273,29 +274,29 @@ mod tests {
     }
 
     #[test]
-    fn the_terms_of_an_earlier_lease_are_on_no_receipt() {
+    fn a_receipt_for_an_earlier_lease_has_no_terms() {
         let mut history = deposited();
         history.submitted(account(CONSUMER), job(1));
         let first = history.assigned(job(1), machine(1));
         history.declined(job(1), first, machine(1));
         history.assigned(job(1), machine(2));
-        // Billed under the first lease, though the terms that are locked are those of the second.
+        // The bill names the first lease, but the stored terms belong to the second lease.
         history.settled(job(1), account(CONSUMER), Some((account(PROVIDER), first)));
         let receipt: ReceiptRow = gpubnb_store::get(&history.fold(&Ledger), &receipt_key(job(1))).unwrap().unwrap();
         assert_eq!(receipt.terms, None);
     }
 
     #[test]
-    fn settlements_are_summed_by_the_day_on_which_they_are_recorded() {
+    fn settlements_are_summed_by_the_day_of_the_event() {
         let mut history = deposited();
         history.whole_job(job(1), account(CONSUMER), (account(PROVIDER), machine(1)));
         let lease = history.whole_job(job(2), account(CONSUMER), (account(PROVIDER), machine(1)));
-        // The last millisecond of the first day, and the first of the next.
+        // Job 3 is settled in the last millisecond of the first day, and job 4 on the second day.
         history.submitted(account(CONSUMER), job(3));
         history.submitted(account(CONSUMER), job(4));
         let midnight = i64::from(FIRST_DAY + 1) * 86_400_000;
-        let left = u64::try_from(midnight - 1 - history.now().millis()).unwrap();
-        history.time_passes(Millis(left));
+        let time_left = u64::try_from(midnight - 1 - history.now().millis()).unwrap();
+        history.advance_time(Millis(time_left));
         history.settled(job(3), account(CONSUMER), Some((account(PROVIDER), lease)));
         history.settled(job(4), account(CONSUMER), None);
         let table = history.fold(&Ledger);
@@ -304,19 +305,19 @@ mod tests {
         let second = DayRow { day: FIRST_DAY + 1, jobs: 1, ..DayRow::default() };
         assert_eq!(days_of(&table, CONSUMER), [DayRow { spent: thrice(COST), ..first }, second]);
         assert_eq!(days_of(&table, PROVIDER), [DayRow { earned: thrice(EARNED), ..first }]);
-        history.time_passes(DAY);
+        history.advance_time(DAY);
         history.whole_job(job(5), account(CONSUMER), (account(PROVIDER), machine(1)));
         assert_eq!(days_of(&history.fold(&Ledger), PROVIDER).len(), 2);
     }
 
     #[test]
-    fn who_rents_their_own_machine_has_one_day_and_one_line_for_the_bill() {
+    fn an_owner_who_rents_their_own_machine_gets_one_day_and_one_statement_line() {
         let mut history = deposited();
         history.whole_job(job(1), account(CONSUMER), (account(CONSUMER), machine(1)));
         let table = history.fold(&Ledger);
-        let both = balance(&table, CONSUMER);
-        assert_eq!((both.available, both.held), (MicroUsd::dollars(1) - FEE, MicroUsd::ZERO));
-        assert_eq!((both.spent, both.earned), (COST, EARNED));
+        let owner = balance(&table, CONSUMER);
+        assert_eq!((owner.available, owner.held), (MicroUsd::dollars(1) - FEE, MicroUsd::ZERO));
+        assert_eq!((owner.spent, owner.earned), (COST, EARNED));
         let day = DayRow { day: FIRST_DAY, spent: COST, earned: EARNED, metered: BILLED, jobs: 1 };
         assert_eq!(days_of(&table, CONSUMER), [day]);
         let lines = statement(&table, CONSUMER);
@@ -325,12 +326,12 @@ mod tests {
 
     #[test]
     fn a_payout_is_payable_until_it_is_paid_or_fails() {
-        let (account, payout, amount) = (account(PROVIDER), CommandId::LEAST, MicroUsd(500));
+        let (account, payout, amount) = (account(PROVIDER), CommandId::MIN, MicroUsd(500));
         let mut history = History::default();
         history.deposited(account, MicroUsd(800));
         let requested = history.record(PayoutRequested { account, payout, amount });
-        let asked = balance(&history.fold(&Ledger), PROVIDER);
-        assert_eq!((asked.available, asked.payable), (MicroUsd(300), MicroUsd(500)));
+        let requested_balance = balance(&history.fold(&Ledger), PROVIDER);
+        assert_eq!((requested_balance.available, requested_balance.payable), (MicroUsd(300), MicroUsd(500)));
 
         let reason = "the bank said no".to_owned();
         history.record(PayoutFailed { account, payout, amount, requested, reason });

@@ -1,9 +1,9 @@
-//! The read models. Each is a *projection*: a name, a version, and one pure function `apply` from the rows and an event
-//! to the changed rows. A replay of the log therefore gives the same rows, byte for byte.
+//! The read models. A *projection* is the rule of one read model: a name, a version, and one pure function `apply`,
+//! which takes the rows and an event and changes the rows. To *fold* the log is to apply all its events in order.
+//! Two folds of the same log therefore give the same rows, byte for byte.
 //!
-//! Belongs here: projections, the rows that they write, and reading these rows. Must not come here: a clock,
-//! randomness, floating point, or any I/O but a model's own rows. The crate depends on nothing that could bring them
-//! in.
+//! This crate contains the projections, their rows, and the functions that read these rows. It must not contain a
+//! clock, randomness, floating point, or I/O other than the rows, and it depends on no crate that has them.
 
 #![deny(clippy::float_arithmetic)]
 
@@ -27,7 +27,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub trait Projection: Send + Sync {
     /// The model's name.
     fn name(&self) -> &'static str;
-    /// The version of the rows and the rules. A new version gets a new table, which is folded from the first event.
+    /// The version of the rows and of the rules. A new version gets a new table, which is folded from the first event.
     fn version(&self) -> u32;
     /// The name and the version, under which the store keeps the model's table.
     fn model_version(&self) -> gpubnb_store::ModelVersion<'static> {
@@ -35,14 +35,14 @@ pub trait Projection: Send + Sync {
     }
     /// Applies one event to the rows.
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError>;
-    /// Applies a quarantined message to the rows. Nearly all models skip it.
+    /// Applies a quarantined message: a message that is no valid event. Most models skip it.
     fn quarantined(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded) -> Result<(), StoreError> {
         let _ = (rows, recorded);
         Ok(())
     }
 }
 
-/// Every read model.
+/// All read models of the projector.
 pub fn all() -> Vec<Box<dyn Projection>> {
     vec![
         Box::new(jobs::Jobs),
@@ -54,52 +54,54 @@ pub fn all() -> Vec<Box<dyn Projection>> {
     ]
 }
 
-/// The model that has a row for an aggregate, and the key of that row.
-pub fn of_aggregate(of: Aggregate) -> (Box<dyn Projection>, Vec<u8>) {
-    match of {
+/// The model that has the row of a job, machine or account, and the key of that row.
+pub fn model_of_aggregate(aggregate: Aggregate) -> (Box<dyn Projection>, Vec<u8>) {
+    match aggregate {
         Aggregate::Job(id) => (Box::new(jobs::Jobs), jobs::row_key(id)),
         Aggregate::Machine(id) => (Box::new(machines::Machines), machines::row_key(id)),
         Aggregate::Account(id) => (Box::new(ledger::Ledger), ledger::balance_key(id)),
     }
 }
 
-/// The answer made of an aggregate's row, as JSON; `None` where there is no row. `table` is that of the aggregate's
-/// model.
-pub fn answer(table: &Table, of: Aggregate) -> Result<Option<serde_json::Value>, StoreError> {
-    fn made<R: DeserializeOwned, A: From<R> + Serialize>(
+/// Reads an aggregate's row and converts it to its view, as JSON. `None` if there is no row. `table` must be the table
+/// of the model that [`model_of_aggregate`] names.
+pub fn view_of_row(table: &Table, aggregate: Aggregate) -> Result<Option<serde_json::Value>, StoreError> {
+    fn view<R: DeserializeOwned, V: From<R> + Serialize>(
         table: &Table,
         key: &[u8],
     ) -> Result<Option<serde_json::Value>, StoreError> {
         let row: Option<R> = gpubnb_store::get(table, key)?;
-        let made = row.map(|row| serde_json::to_value(A::from(row)));
-        made.transpose().map_err(|e| StoreError::corrupt(key, e))
+        let json = row.map(|row| serde_json::to_value(V::from(row)));
+        json.transpose().map_err(|e| StoreError::corrupt(key, e))
     }
-    let (_, key) = of_aggregate(of);
-    match of {
-        Aggregate::Job(_) => made::<rows::JobRow, JobView>(table, &key),
-        Aggregate::Machine(_) => made::<rows::MachineRow, ListedMachine>(table, &key),
-        Aggregate::Account(_) => made::<rows::BalanceRow, Balance>(table, &key),
+    let (_, key) = model_of_aggregate(aggregate);
+    match aggregate {
+        Aggregate::Job(_) => view::<rows::JobRow, JobView>(table, &key),
+        Aggregate::Machine(_) => view::<rows::MachineRow, ListedMachine>(table, &key),
+        Aggregate::Account(_) => view::<rows::BalanceRow, Balance>(table, &key),
     }
 }
 
-/// The aggregates whose trails an event belongs to.
-pub fn touched(event: &Event) -> Vec<Aggregate> {
-    let mut touched = vec![event.aggregate()];
+/// The aggregates that an event affects: the event is in the trail of each of them. For example, `JobAssigned` affects
+/// the job and the machine.
+pub fn affected_aggregates(event: &Event) -> Vec<Aggregate> {
+    let mut affected = vec![event.aggregate()];
     match event {
-        Event::JobSubmitted(e) => touched.push(Aggregate::Job(e.job)),
-        Event::JobAssigned(e) => touched.push(Aggregate::Machine(e.machine)),
-        Event::Declined(e) => touched.push(Aggregate::Machine(e.machine)),
-        Event::Requeued(e) => touched.push(Aggregate::Machine(e.excluded)),
+        Event::JobSubmitted(e) => affected.push(Aggregate::Job(e.job)),
+        Event::JobAssigned(e) => affected.push(Aggregate::Machine(e.machine)),
+        Event::Declined(e) => affected.push(Aggregate::Machine(e.machine)),
+        Event::Requeued(e) => affected.push(Aggregate::Machine(e.excluded)),
         Event::Settled(e) => {
-            touched.push(Aggregate::Account(e.consumer));
-            touched.extend(e.provider.filter(|p| *p != e.consumer).map(Aggregate::Account));
+            affected.push(Aggregate::Account(e.consumer));
+            affected.extend(e.provider.filter(|p| *p != e.consumer).map(Aggregate::Account));
         }
         _ => {}
     }
-    touched
+    affected
 }
 
-/// A key: one letter, then the bytes of ids and of big-endian numbers, so that keys sort as the ids and numbers do.
+/// The key of a row: one letter, then the bytes of ids and of big-endian numbers. So keys sort by these ids and
+/// numbers.
 fn key(letter: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
     key.push(letter);

@@ -1,10 +1,10 @@
-//! Machines as people see them: the offer, the presence, the running jobs, and the record that reliability is computed
-//! from.
+//! The model of machines: a row for each machine, with its offer, its presence (online or silent), its running jobs,
+//! and the counts of successes and faults from which its reliability is computed.
 
 use gpubnb_events::{
     AccountId, Event, HourlyRate, JobId, MachineId, MicroUsd, Millis, Recorded,
     event::{MachineListed, Reason, Settled},
-    record::{self, Mark},
+    record::{self, AttemptResult},
 };
 use gpubnb_query::view::{Day, MachineState};
 use gpubnb_store::{RowBytes, StoreError, Table, WriteBatch};
@@ -13,29 +13,30 @@ use serde::{Deserialize, Serialize};
 use super::rows::{DayRow, FaultRow, MachineRow};
 use super::{Projection, account_key, job_key, key, machine_key};
 
-/// `m<machine>` → row; `j<job>` → the machine that the job was assigned to last; `d<machine><day>` → the sums of a
-/// day's settlements. Keys without a value: `o<owner><machine>` and, while the machine takes jobs, `p<price><machine>`.
+/// Rows: `m<machine>` → [`MachineRow`]; `j<job>` → the machine of the job's last assignment; `d<machine><day>` → the
+/// sums of a day's settlements. Keys without a value: `o<owner><machine>` and, while the machine takes jobs,
+/// `p<price><machine>`.
 pub struct Machines;
 
 /// The first letter of the key of a machine's row.
-pub const ROW: u8 = b'm';
+pub const ROW_PREFIX: u8 = b'm';
 
 /// The key of a machine's row.
 pub fn row_key(machine: MachineId) -> Vec<u8> {
-    machine_key(ROW, machine)
+    machine_key(ROW_PREFIX, machine)
 }
 
-/// The rows of the machines after one, by id.
-pub fn after(table: &Table, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
-    let from = machine.map_or_else(|| vec![ROW], |machine| [row_key(machine), vec![0]].concat());
-    table.range(from..vec![ROW + 1]).map(|entry| {
+/// The rows of all machines after `machine` in the order of ids; all rows if `machine` is `None`.
+pub fn rows_after(table: &Table, machine: Option<MachineId>) -> impl Iterator<Item = Result<MachineRow, StoreError>> {
+    let from = machine.map_or_else(|| vec![ROW_PREFIX], |machine| [row_key(machine), vec![0]].concat());
+    table.range(from..vec![ROW_PREFIX + 1]).map(|entry| {
         let (key, bytes) = entry?;
         gpubnb_store::decode(&key, &bytes)
     })
 }
 
-/// The machines of an owner after one, by id.
-pub fn of_owner(
+/// The machines of an owner after `machine` in the order of ids; all of them if `machine` is `None`.
+pub fn owned_by(
     table: &Table,
     owner: AccountId,
     machine: Option<MachineId>,
@@ -49,32 +50,32 @@ pub fn of_owner(
     ids.map(|key| {
         let key = key?;
         let id = key.get(17..).and_then(|id| id.try_into().ok()).and_then(|id| MachineId::from_bytes(id).ok());
-        id.ok_or_else(|| StoreError::corrupt(&key, "no machine's id in it"))
+        id.ok_or_else(|| StoreError::corrupt(&key, "the key has no machine id"))
     })
 }
 
-/// The lowest price of a machine that takes jobs.
+/// The lowest price of all machines that take jobs; `None` if no machine takes jobs.
 pub fn cheapest(table: &Table) -> Result<Option<HourlyRate>, StoreError> {
-    let Some(key) = table.scan_prefix([PRICE]).keys().next().transpose()? else { return Ok(None) };
+    let Some(key) = table.scan_prefix([PRICE_PREFIX]).keys().next().transpose()? else { return Ok(None) };
     let price = key.get(1..9).and_then(|price| price.try_into().ok()).map(i64::from_be_bytes);
     Ok(price.map(|micros| HourlyRate(MicroUsd(micros))))
 }
 
-/// The prefix of a machine's days.
-pub fn days(machine: MachineId) -> Vec<u8> {
+/// The key prefix of a machine's sums by day.
+pub fn days_prefix(machine: MachineId) -> Vec<u8> {
     machine_key(b'd', machine)
 }
 
-const PRICE: u8 = b'p';
+const PRICE_PREFIX: u8 = b'p';
 
-/// The key of a machine in the index of prices; `None` unless the machine takes jobs. Prices are never negative, so
-/// that their bytes sort as the prices do.
+/// The key of a machine in the index of prices; `None` if the machine takes no jobs. Prices are never negative, so
+/// their bytes sort as the prices do.
 fn price_key(row: &MachineRow) -> Option<Vec<u8>> {
     let price = row.offer.price.0.0.to_be_bytes();
-    (row.state() == MachineState::Online).then(|| key(PRICE, &[&price, row.machine.as_bytes()]))
+    (row.state() == MachineState::Online).then(|| key(PRICE_PREFIX, &[&price, row.machine.as_bytes()]))
 }
 
-/// The machine that a job was assigned to last.
+/// The machine of a job's last assignment.
 #[derive(Clone, Serialize, Deserialize)]
 struct Holder {
     machine: MachineId,
@@ -91,10 +92,10 @@ impl Projection for Machines {
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
         match event {
-            Event::MachineListed(e) => return list(rows, recorded, e),
+            Event::MachineListed(e) => return list_machine(rows, recorded, e),
             Event::JobAssigned(e) => {
                 rows.put(&job_key(b'j', e.job), Holder { machine: e.machine });
-                return change(rows, recorded, e.machine, |row| row.running.push(e.job));
+                return update_row(rows, recorded, e.machine, |row| row.running.push(e.job));
             }
             _ => {}
         }
@@ -103,15 +104,15 @@ impl Projection for Machines {
             let Some(Holder { machine }) = rows.get(&holder)? else { return Ok(()) };
             if let Event::Settled(e) = event {
                 rows.remove(&holder);
-                earn(rows, recorded, machine, e)?;
+                add_to_day(rows, recorded, machine, e)?;
             }
-            if let Some(take_in) = of_job(job, recorded, event) {
-                return change(rows, recorded, machine, take_in);
+            if let Some(update) = row_change(job, recorded, event) {
+                return update_row(rows, recorded, machine, update);
             }
             return Ok(());
         }
         let gpubnb_events::Aggregate::Machine(machine) = event.aggregate() else { return Ok(()) };
-        change(rows, recorded, machine, |row| match event {
+        update_row(rows, recorded, machine, |row| match event {
             Event::MachineRepriced(e) => row.offer.price = e.price,
             Event::MachinePaused(e) if e.away => row.away = true,
             Event::MachineResumed(e) if e.away => row.away = false,
@@ -132,9 +133,8 @@ impl Projection for Machines {
 /// A change of a machine's row.
 type RowChange<'a> = Box<dyn FnOnce(&mut MachineRow) + 'a>;
 
-/// The change of a machine's row by an event of a job that the machine has; `None` where the event changes nothing
-/// there.
-fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<RowChange<'a>> {
+/// The change of the machine's row that an event of its job makes; `None` if the event does not change the row.
+fn row_change<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<RowChange<'a>> {
     let detail = match event {
         Event::Declined(_) | Event::Cancelled(_) => {
             return Some(Box::new(move |row| row.running.retain(|held| *held != job)));
@@ -150,14 +150,14 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ro
         Event::Requeued(e) => e.detail.as_str(),
         _ => "",
     };
-    let mark = record::mark(event)?;
+    let mark = record::attempt_result(event)?;
     let completed = matches!(event, Event::Completed(_));
     Some(Box::new(move |row| {
         row.running.retain(|held| *held != job);
         match mark {
-            Mark::Success => row.successes += 1,
-            Mark::Fault(reason) => {
-                // An owner who took the machine back has nothing to mend.
+            AttemptResult::Success => row.successes += 1,
+            AttemptResult::MachineFault(reason) => {
+                // `Preempted` means that the owner took the machine back, which is no defect of the machine.
                 if reason != Reason::Preempted {
                     let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());
                     row.trouble = Some(FaultRow { job, reason, detail, at, seq });
@@ -178,9 +178,14 @@ fn reason_name(reason: Reason) -> String {
 }
 
 /// Adds a settlement to the day's sums of a machine.
-fn earn(rows: &mut WriteBatch<'_>, recorded: &Recorded, machine: MachineId, e: &Settled) -> Result<(), StoreError> {
-    let day = Day::of(recorded.at);
-    rows.upsert::<DayRow>(&[days(machine), day.to_be_bytes().to_vec()].concat(), |sum| {
+fn add_to_day(
+    rows: &mut WriteBatch<'_>,
+    recorded: &Recorded,
+    machine: MachineId,
+    e: &Settled,
+) -> Result<(), StoreError> {
+    let day = Day::number(recorded.at);
+    rows.upsert::<DayRow>(&[days_prefix(machine), day.to_be_bytes().to_vec()].concat(), |sum| {
         sum.day = day;
         sum.earned += e.earned;
         sum.metered = Millis(sum.metered.0.saturating_add(e.metering.as_ref().map_or(0, |m| m.billed.0)));
@@ -188,18 +193,18 @@ fn earn(rows: &mut WriteBatch<'_>, recorded: &Recorded, machine: MachineId, e: &
     })
 }
 
-/// Changes a machine's row, and its place in the index of prices.
-fn change(
+/// Changes a machine's row and, if its price or its state changed, its key in the index of prices.
+fn update_row(
     rows: &mut WriteBatch<'_>,
     recorded: &Recorded,
     machine: MachineId,
-    take_in: impl FnOnce(&mut MachineRow),
+    update: impl FnOnce(&mut MachineRow),
 ) -> Result<(), StoreError> {
     let mut prices = (None, None);
     rows.update::<MachineRow>(&row_key(machine), |row| {
         let before = price_key(row);
         row.seq = recorded.seq;
-        take_in(row);
+        update(row);
         prices = (before, price_key(row));
     })?;
     move_price(rows, prices);
@@ -218,7 +223,7 @@ fn move_price(rows: &mut WriteBatch<'_>, (before, after): (Option<Vec<u8>>, Opti
     }
 }
 
-fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(), StoreError> {
+fn list_machine(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Result<(), StoreError> {
     let known: Option<MachineRow> = rows.get(&row_key(e.machine))?;
     let before = known.as_ref().and_then(price_key);
     let mut public_keys = known.as_ref().map(|known| known.public_keys.clone()).unwrap_or_default();
@@ -230,7 +235,7 @@ fn list(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListed) -> Re
     let row = match known {
         Some(known) => MachineRow {
             offer: e.offer.clone(),
-            // A new offer does not end the owner's pause. It only brings a delisted machine back to the market.
+            // A new offer does not end the owner's pause. It only makes a delisted machine available again.
             wanted: if known.wanted == MachineState::Delisted { MachineState::Online } else { known.wanted },
             presence: MachineState::Online,
             public_keys,
@@ -272,7 +277,7 @@ mod tests {
     use super::*;
     use crate::testing::{BILLED, DAY, EARNED, FIRST_DAY, History, account, job, machine};
 
-    const PRICE_OF_FIXTURE: HourlyRate = HourlyRate(MicroUsd(360_000));
+    const FIXTURE_PRICE: HourlyRate = HourlyRate(MicroUsd(360_000));
 
     fn row(table: &Table) -> MachineRow {
         gpubnb_store::get(table, &row_key(machine(1))).unwrap().unwrap()
@@ -282,13 +287,13 @@ mod tests {
         row(&history.fold(&Machines))
     }
 
-    /// The machine's state, and the lowest price on the market.
+    /// The state of machine 1, and the lowest price of all machines that take jobs.
     fn state(history: &History) -> (MachineState, Option<HourlyRate>) {
         let table = history.fold(&Machines);
         (row(&table).state(), cheapest(&table).unwrap())
     }
 
-    fn listed() -> History {
+    fn history_of_listed_machine() -> History {
         let mut history = History::default();
         history.listed(account(2), machine(1));
         history
@@ -303,52 +308,52 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_machine_is_online_and_in_its_owners_list() {
-        let history = listed();
+    fn a_listed_machine_is_online_and_listed_for_its_owner() {
+        let history = history_of_listed_machine();
         let table = history.fold(&Machines);
         let machine_row = row(&table);
         assert_eq!((machine_row.owner, machine_row.listed_at), (account(2), history.last().at));
-        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
-        let owned = |owner, after| of_owner(&table, owner, after).collect::<Result<Vec<_>, _>>().unwrap();
+        assert_eq!(state(&history), (MachineState::Online, Some(FIXTURE_PRICE)));
+        let owned = |owner, after| owned_by(&table, owner, after).collect::<Result<Vec<_>, _>>().unwrap();
         assert_eq!(owned(account(2), None), [machine(1)]);
         assert_eq!(owned(account(2), Some(machine(1))), []);
         assert_eq!(owned(account(1), None), []);
     }
 
     #[test]
-    fn only_machines_that_take_jobs_have_a_price_on_the_market() {
-        let mut history = listed();
+    fn only_machines_that_take_jobs_are_in_the_index_of_prices() {
+        let mut history = history_of_listed_machine();
         history.record(pause(false));
         assert_eq!(state(&history), (MachineState::Paused, None));
         history.record(resume(false));
-        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        assert_eq!(state(&history), (MachineState::Online, Some(FIXTURE_PRICE)));
         history.record(MachineSuspected { machine: machine(1) });
         assert_eq!(state(&history), (MachineState::Suspect, None));
         history.record(MachineLost { machine: machine(1) });
         assert_eq!(state(&history), (MachineState::Lost, None));
         history.record(MachineRecovered { machine: machine(1) });
-        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        assert_eq!(state(&history), (MachineState::Online, Some(FIXTURE_PRICE)));
         history.record(MachineDrainStarted { machine: machine(1), maintenance: false });
         assert_eq!(state(&history), (MachineState::Draining, None));
     }
 
     #[test]
-    fn the_cheapest_of_several_prices_is_found_and_a_new_price_takes_the_place_of_the_old() {
+    fn the_lowest_price_is_found_and_a_new_price_replaces_the_old_price() {
         let price = |micros| HourlyRate(MicroUsd(micros));
-        let mut history = listed();
+        let mut history = history_of_listed_machine();
         history.listed_with(account(2), machine(2), |e| e.offer.price = price(70_000));
         assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(price(70_000)));
         history.record(MachineRepriced { machine: machine(2), price: price(1_000_000) });
-        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(PRICE_OF_FIXTURE));
+        assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(FIXTURE_PRICE));
         history.listed_with(account(2), machine(1), |e| e.offer.price = price(2_000_000));
         assert_eq!(cheapest(&history.fold(&Machines)).unwrap(), Some(price(1_000_000)));
         let table = history.fold(&Machines);
-        assert_eq!(table.scan_prefix([PRICE]).count(), 2);
+        assert_eq!(table.scan_prefix([PRICE_PREFIX]).count(), 2);
     }
 
     #[test]
-    fn the_owners_pause_and_the_owners_own_use_are_told_apart() {
-        let mut history = listed();
+    fn a_pause_and_the_owners_own_use_are_independent() {
+        let mut history = history_of_listed_machine();
         history.record(pause(true));
         assert_eq!(state(&history), (MachineState::Away, None));
         history.record(pause(false));
@@ -359,8 +364,8 @@ mod tests {
     }
 
     #[test]
-    fn silence_in_maintenance_is_announced_once_nothing_runs() {
-        let mut history = listed();
+    fn a_silent_machine_in_maintenance_is_lost_only_while_a_job_runs() {
+        let mut history = history_of_listed_machine();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
         history.record(MachineDrainStarted { machine: machine(1), maintenance: true });
@@ -371,33 +376,33 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_listed_again_keeps_its_record_and_when_it_was_listed_first() {
-        let mut history = listed();
+    fn a_machine_that_is_listed_again_keeps_its_record_and_its_first_listing_time() {
+        let mut history = history_of_listed_machine();
         let first = history.last().at;
         history.whole_job(job(1), account(1), (account(2), machine(1)));
         history.record(MachineDelisted { machine: machine(1) });
         assert_eq!(state(&history), (MachineState::Delisted, None));
         history.listed_with(account(2), machine(1), |e| e.public_key = Some("UNEW".to_owned()));
-        assert_eq!(state(&history), (MachineState::Online, Some(PRICE_OF_FIXTURE)));
+        assert_eq!(state(&history), (MachineState::Online, Some(FIXTURE_PRICE)));
         let machine = fold(&history);
         assert_eq!((machine.listed_at, machine.successes, machine.earned), (first, 1, EARNED));
         assert_eq!(machine.public_keys, ["UABC", "UNEW"]);
     }
 
     #[test]
-    fn an_offer_that_is_changed_while_the_machine_is_paused_leaves_it_paused() {
-        let mut history = listed();
+    fn a_new_offer_does_not_end_a_pause() {
+        let mut history = history_of_listed_machine();
         history.record(pause(false));
         history.record(MachineSuspected { machine: machine(1) });
         history.listed_with(account(2), machine(1), |e| e.offer.slots = 3);
         let machine = fold(&history);
         assert_eq!((machine.state(), machine.offer.slots), (MachineState::Paused, 3));
-        assert_eq!(machine.public_keys, ["UABC"], "the same key is not kept twice");
+        assert_eq!(machine.public_keys, ["UABC"], "the same key is stored once");
     }
 
     #[test]
-    fn a_declined_job_is_no_attempt() {
-        let mut history = listed();
+    fn a_declined_job_is_neither_a_success_nor_a_fault() {
+        let mut history = history_of_listed_machine();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
         assert_eq!(fold(&history).running, [job(1)]);
@@ -407,8 +412,8 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_counted_and_remembered_until_a_job_completes() {
-        let mut history = listed();
+    fn a_fault_is_counted_and_shown_as_trouble_until_a_job_completes() {
+        let mut history = history_of_listed_machine();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
         let seq = history.requeued(job(1), lease, machine(1), Reason::GpuLost);
@@ -419,7 +424,7 @@ mod tests {
         let (reason, detail) = (Reason::GpuLost, "requeued".to_owned());
         assert_eq!(machine_row.trouble, Some(FaultRow { job: job(1), reason, detail, at, seq }));
 
-        // A job that fails by its own fault is a success of the machine, and does not show that the trouble is over.
+        // A job that fails by its own fault counts as a success of the machine, but does not clear the trouble.
         history.submitted(account(1), job(2));
         let lease = history.assigned(job(2), machine(1));
         history.failed(job(2), Some(lease), Reason::NonZeroExit { code: 3 });
@@ -435,8 +440,8 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_who_takes_the_machine_back_is_a_fault_and_no_trouble() {
-        let mut history = listed();
+    fn a_preemption_by_the_owner_counts_as_a_fault_but_not_as_trouble() {
+        let mut history = history_of_listed_machine();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
         history.requeued(job(1), lease, machine(1), Reason::Preempted);
@@ -445,8 +450,8 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_waits_in_vain_says_nothing_of_its_last_machine() {
-        let mut history = listed();
+    fn a_job_that_finds_no_machine_changes_no_record() {
+        let mut history = history_of_listed_machine();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
         history.declined(job(1), lease, machine(1));
@@ -457,16 +462,16 @@ mod tests {
 
     #[test]
     fn earnings_are_summed_by_day() {
-        let mut history = listed();
+        let mut history = history_of_listed_machine();
         history.whole_job(job(1), account(1), (account(2), machine(1)));
         history.whole_job(job(2), account(1), (account(2), machine(1)));
-        history.time_passes(DAY);
+        history.advance_time(DAY);
         history.whole_job(job(3), account(1), (account(2), machine(1)));
         let table = history.fold(&Machines);
         let machine_row = row(&table);
         assert_eq!(machine_row.earned, EARNED + EARNED + EARNED);
         assert_eq!(machine_row.metered, Millis(3 * BILLED.0));
-        let days = table.scan_prefix(days(machine(1))).map(|entry| {
+        let days = table.scan_prefix(days_prefix(machine(1))).map(|entry| {
             let (key, bytes) = entry.unwrap();
             let day: DayRow = gpubnb_store::decode(&key, &bytes).unwrap();
             (day.day, day.jobs, day.earned, day.spent)
@@ -476,8 +481,8 @@ mod tests {
     }
 
     #[test]
-    fn a_self_test_takes_the_place_of_the_one_before() {
-        let mut history = listed();
+    fn a_new_self_test_replaces_the_last_one() {
+        let mut history = history_of_listed_machine();
         let check = |id: &str| Check {
             id: id.to_owned(),
             actual: "1".to_owned(),

@@ -1,9 +1,10 @@
-//! The rows of the models, which are stored as JSON, and their conversion into answers.
+//! The rows of the models, which are stored as JSON, and their conversion into views (`gpubnb_query::view`), the
+//! answers to queries.
 //!
-//! Whoever changes a row raises the version of the projection that writes it. An answer (`gpubnb-query`) can change
-//! without that. The conversions name every field of both, so that the compiler finds a field that one of them lacks.
+//! A change of a row needs a new version of the projection that writes the row. A change of a view does not. Each
+//! conversion names every field of the row and of the view, so the compiler reports a missing field.
 
-#![allow(missing_docs, reason = "each field is documented in the answer that is made of it")]
+#![allow(missing_docs, reason = "each field is documented in the view of the same row")]
 
 use std::collections::BTreeMap;
 
@@ -163,9 +164,9 @@ pub struct LedgerSumsRow {
 }
 
 impl MachineRow {
-    /// The one state that people see.
+    /// The machine's state, as the views show it.
     pub fn state(&self) -> MachineState {
-        MachineState::seen(self.wanted, self.presence, self.away, self.running.is_empty())
+        MachineState::from_facts(self.wanted, self.presence, self.away, self.running.is_empty())
     }
 }
 

@@ -1,7 +1,7 @@
-//! Given these events, which rows are there? A history of recorded messages for tests, and the fold of a model over it.
+//! Builds event histories for tests, and folds a model over a history.
 //!
-//! The bodies are those of `events/fixtures`, with ids and amounts that a test can tell apart. A test changes the
-//! fields that it is about: `history.submitted_with(account(1), job(1), |e| e.limits.time = Seconds(5))`.
+//! The bodies of the events come from `events/fixtures`; only ids and amounts are replaced. A test can change other
+//! fields: `history.submitted_with(account(1), job(1), |e| e.limits.time = Seconds(5))`.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "only tests use this module")]
 
@@ -22,42 +22,44 @@ use crate::Projection;
 
 /// The length of a day.
 pub const DAY: Millis = Millis(86_400_000);
-/// The number of the day on which every history begins, at midnight.
+/// The day, in days since 1970, at whose midnight every history begins.
 pub const FIRST_DAY: u32 = 20_000;
-/// The amount that is held for a job.
+/// The amount that is held for each job.
 pub const HOLD: MicroUsd = MicroUsd(60_000);
-/// The cost of a job that is billed.
+/// The cost of each billed job.
 pub const COST: MicroUsd = MicroUsd(290);
 /// The platform's share of the cost.
 pub const FEE: MicroUsd = MicroUsd(29);
 /// The provider's share of the cost.
 pub const EARNED: MicroUsd = MicroUsd(261);
-/// The time that is billed.
+/// The billed time of each billed job.
 pub const BILLED: Millis = Millis(2_908);
 
-/// Messages that are folded in one batch: some rows are read where they are staged, others where they are stored.
-const BATCH: usize = 7;
+/// The number of messages in one write batch. A history of more messages tests both kinds of reads: from the batch and
+/// from the table.
+const BATCH_LENGTH: usize = 7;
 
-/// An id that ends in a number. A higher number sorts later.
+/// An id of one kind (account, machine or job) that ends in a number. Ids of a kind sort by this number.
 fn id<I: FromStr<Err: fmt::Debug>>(kind: char, number: u16) -> I {
     format!("01900000-0000-7000-8000-{kind}{kind}{kind}{kind}0000{number:04x}").parse().unwrap()
 }
 
-/// The account with this number.
+/// The account id with this number.
 pub fn account(number: u16) -> AccountId {
     id('a', number)
 }
 
-/// The machine with this number.
+/// The machine id with this number.
 pub fn machine(number: u16) -> MachineId {
     id('c', number)
 }
 
-/// The job with this number.
+/// The job id with this number.
 pub fn job(number: u16) -> JobId {
     id('d', number)
 }
 
+/// The fixture of an event type, for example `events/fixtures/Started.v1.json` for `Started`.
 macro_rules! fixture {
     ($event:ident) => {{
         let text = include_str!(concat!("../../../events/fixtures/", stringify!($event), ".v1.json"));
@@ -65,7 +67,7 @@ macro_rules! fixture {
     }};
 }
 
-/// The messages of a log. Each is recorded a second after the one before.
+/// The messages of a log. Each message is recorded one second after the previous message.
 pub struct History {
     messages: Vec<Recorded>,
     now: Timestamp,
@@ -79,7 +81,7 @@ impl Default for History {
 }
 
 impl History {
-    /// The messages so far.
+    /// All messages.
     pub fn messages(&self) -> &[Recorded] {
         &self.messages
     }
@@ -94,15 +96,15 @@ impl History {
         self.now
     }
 
-    /// Lets time pass before the next message.
-    pub fn time_passes(&mut self, time: Millis) {
+    /// Moves the clock forward before the next message.
+    pub fn advance_time(&mut self, time: Millis) {
         self.now = self.now.plus(time);
     }
 
-    /// Folds the messages with one model into a table of their own.
+    /// Folds all messages with one model into a new table.
     pub fn fold(&self, model: &impl Projection) -> Table {
         let table = Database::temporary(8).unwrap().table(model.name()).unwrap();
-        for batch in self.messages.chunks(BATCH) {
+        for batch in self.messages.chunks(BATCH_LENGTH) {
             let mut rows = WriteBatch::new(&table);
             for recorded in batch {
                 match recorded.event() {
@@ -115,7 +117,7 @@ impl History {
         table
     }
 
-    /// Records an event, written by the platform.
+    /// Records an event. Its actor is the platform.
     pub fn record(&mut self, event: impl Into<Event>) -> Seq {
         let event = event.into();
         let aggregate = event.aggregate();
@@ -124,7 +126,7 @@ impl History {
         self.push(Some(aggregate), Ok((envelope, event)))
     }
 
-    /// Records a message that is no event.
+    /// Records a quarantined message: a message that is no valid event.
     pub fn quarantined(&mut self) -> Seq {
         self.push(None, Err(Quarantined("no event".to_owned())))
     }
@@ -138,7 +140,7 @@ impl History {
         let mut leaf = [7; 32];
         leaf[..8].copy_from_slice(&seq.0.to_be_bytes());
         self.messages.push(Recorded { seq, at: self.now, aggregate, entry, leaf });
-        self.time_passes(Millis(1_000));
+        self.advance_time(Millis(1_000));
         seq
     }
 
@@ -152,7 +154,7 @@ impl History {
         self.submitted_with(account, job, |_| {})
     }
 
-    /// An account submits a job that differs from others.
+    /// An account submits a job. `change` changes the event first.
     pub fn submitted_with(&mut self, account: AccountId, job: JobId, change: impl FnOnce(&mut JobSubmitted)) -> Seq {
         let mut event = JobSubmitted { account, job, hold: HOLD, ..fixture!(JobSubmitted) };
         change(&mut event);
@@ -164,7 +166,7 @@ impl History {
         self.listed_with(owner, machine, |_| {})
     }
 
-    /// A machine is listed that differs from others.
+    /// A machine is listed. `change` changes the event first.
     pub fn listed_with(
         &mut self,
         owner: AccountId,
@@ -176,7 +178,7 @@ impl History {
         self.record(event)
     }
 
-    /// A machine makes a self-test.
+    /// A machine reports the checks of a self-test.
     pub fn tested(&mut self, machine: MachineId, checks: Vec<Check>) -> Seq {
         let fixture = include_str!("../../../events/fixtures/MachineTested.v2.json");
         let test: MachineTested = serde_json::from_str(fixture).unwrap();
@@ -188,7 +190,7 @@ impl History {
         Lease(self.record(JobAssigned { job, machine, ..fixture!(JobAssigned) }))
     }
 
-    /// The machine sends the job back without trying it.
+    /// The machine declines the job.
     pub fn declined(&mut self, job: JobId, lease: Lease, machine: MachineId) -> Seq {
         self.record(Declined { job, lease, machine, ..fixture!(Declined) })
     }
@@ -203,28 +205,28 @@ impl History {
         self.record(Started { job, lease, ..fixture!(Started) })
     }
 
-    /// The attempt fails and the job waits again.
+    /// The attempt fails and the job is queued again.
     pub fn requeued(&mut self, job: JobId, lease: Lease, excluded: MachineId, reason: Reason) -> Seq {
         let (fault, detail) = (reason.fault(), "requeued".to_owned());
         self.record(Requeued { job, lease, reason, fault, excluded, detail })
     }
 
-    /// The job ends well.
+    /// The job completes.
     pub fn completed(&mut self, job: JobId, lease: Lease) -> Seq {
         self.record(Completed { job, lease, ..fixture!(Completed) })
     }
 
-    /// The job ends badly; without a lease it waited in vain.
+    /// The job fails. `lease` is `None` if the job was on no machine.
     pub fn failed(&mut self, job: JobId, lease: Option<Lease>, reason: Reason) -> Seq {
         self.record(Failed { job, lease, reason, fault: reason.fault(), ..fixture!(Failed) })
     }
 
-    /// The job is stopped; without a lease it waited.
+    /// The job is cancelled. `lease` is `None` if the job was on no machine.
     pub fn cancelled(&mut self, job: JobId, lease: Option<Lease>) -> Seq {
         self.record(Cancelled { job, lease, usage: None })
     }
 
-    /// The job is settled. `billed` names the provider who earns and the lease that is billed; without it nothing is.
+    /// The job is settled. `billed` has the provider and the billed lease; if it is `None`, the job costs nothing.
     pub fn settled(&mut self, job: JobId, consumer: AccountId, billed: Option<(AccountId, Lease)>) -> Seq {
         let posting = |account, amount| Posting { account, amount };
         let (available, held) = (LedgerAccount::Available(consumer), LedgerAccount::Held(consumer));
@@ -254,7 +256,7 @@ impl History {
         })
     }
 
-    /// A job's whole life on a machine, paid for: submitted, assigned, accepted, started, completed, settled.
+    /// Records all events of a successful job: submitted, assigned, accepted, started, completed, settled.
     pub fn whole_job(&mut self, job: JobId, consumer: AccountId, (provider, machine): (AccountId, MachineId)) -> Lease {
         self.submitted(consumer, job);
         let lease = self.assigned(job, machine);

@@ -1,5 +1,8 @@
-//! `export` writes the log as an archive of files. `verify --archive` checks that such an archive is the log as it was
-//! signed; it needs no broker.
+//! `export` writes the log as an archive of files. `verify --archive` checks an archive against the signed heads in it,
+//! without a broker.
+//!
+//! A leaf is the hash of one message. A head is the signed root of the Merkle tree over the leaves of the first
+//! messages of the log.
 
 use std::{collections::VecDeque, path::Path, time::Instant};
 
@@ -7,11 +10,11 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::kv;
 use gpubnb_events::{Seq, message::Hash};
 use gpubnb_log::{
-    Log, Raw,
+    Log, RawMessage,
     archive::{ArchiveManifest, ArchivePart, ArchiveReader, ArchiveWriter, sha256},
     stream::CHECKPOINTS,
 };
-use gpubnb_model::merkle::{EVERY, places};
+use gpubnb_model::merkle::{ROOT_INTERVAL, find_swaps};
 use gpubnb_projector::{
     ops::invariants::Invariants,
     tree_head::{self, LATEST},
@@ -22,14 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{ExportArgs, VerifyArgs};
 use crate::{
-    STOPPED, tell,
+    STOPPED, print_result,
     work::{progress, show_progress},
 };
 
-/// A longer run of missing events is reported as one: the manifest of a damaged archive may claim any number.
-const MOST_MISSING: u64 = 1_000_000;
+/// A gap of more missing events is reported as one finding: a damaged manifest may claim any number of events.
+const MAX_MISSING: u64 = 1_000_000;
 /// Most findings that are reported.
-const MOST_REPORTED: usize = 100;
+const MAX_REPORTED: usize = 100;
 
 pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     // The newest head is read before the end of the log, so that every event that it covers is in the archive.
@@ -38,47 +41,51 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     let last = log.last_seq().await?;
     let (to, stop) = (args.to.clone(), shutdown.clone());
     let mut writer = tokio::task::spawn_blocking(move || ArchiveWriter::create(&to, || stop.is_cancelled())).await??;
-    let kept = writer.last();
-    if kept > Seq::ZERO {
-        let here = log.get_raw(kept).await?.map(|raw| raw.leaf());
-        ensure!(here == writer.last_leaf(), "{} holds part of an archive of another log", args.to.display());
-        eprintln!("continuing after event {kept}");
+    let resumed_at = writer.last();
+    if resumed_at > Seq::ZERO {
+        let leaf = log.get_raw(resumed_at).await?.map(|raw| raw.leaf());
+        ensure!(leaf == writer.last_leaf(), "{} holds part of an archive of another log", args.to.display());
+        eprintln!("continuing after event {resumed_at}");
     }
-    let (mut follower, began, mut at) = (log.follow(kept.next()), Instant::now(), kept);
+    let (mut follower, began, mut at) = (log.follow(resumed_at.next()), Instant::now(), resumed_at);
     while at < last {
         let batch = tokio::select! {
             () = shutdown.cancelled() => bail!("stopped: run the same command again to continue"),
             batch = follower.next_raw_batch() => batch,
         };
-        let batch: Vec<Raw> = batch.into_iter().take_while(|raw| raw.seq <= last).collect();
+        let batch: Vec<RawMessage> = batch.into_iter().take_while(|raw| raw.seq <= last).collect();
         at = batch.last().map_or(at, |raw| raw.seq);
         writer =
             tokio::task::spawn_blocking(move || batch.iter().try_for_each(|raw| writer.write(raw)).map(|()| writer))
                 .await??;
-        show_progress(&Progress::since(began.elapsed(), kept, at, last));
+        show_progress(&Progress::since(began.elapsed(), resumed_at, at, last));
     }
-    let manifest = writer.finish(signed(&bucket, last, latest).await?)?;
+    let manifest = writer.finish(signed_heads(&bucket, last, latest).await?)?;
     if args.json {
-        tell(&serde_json::to_string(&manifest)?)?;
+        print_result(&serde_json::to_string(&manifest)?)?;
         return Ok(());
     }
-    tell(format_args!(
+    print_result(format_args!(
         "{} events in {} parts, {} signed heads",
         manifest.last,
         manifest.parts.len(),
         manifest.heads.len()
     ))?;
     if manifest.heads.is_empty() {
-        tell("no head of the log is signed yet: nothing proves later that this archive was not changed")?;
+        print_result("no head of the log is signed yet: nothing can prove that this archive was not changed")?;
     }
     Ok(())
 }
 
-/// The signed heads of the first `last` messages or fewer, by size; among them `latest`, the newest.
-async fn signed(bucket: &kv::Store, last: Seq, latest: Option<SignedTreeHead>) -> anyhow::Result<Vec<SignedTreeHead>> {
+/// The signed heads that cover at most `last` messages, sorted by size. `latest` is the newest head.
+async fn signed_heads(
+    bucket: &kv::Store,
+    last: Seq,
+    latest: Option<SignedTreeHead>,
+) -> anyhow::Result<Vec<SignedTreeHead>> {
     let mut found = Vec::new();
-    for n in 1..=last.0 / EVERY {
-        found.extend(tree_head::get(bucket, &tree_head::name(n * EVERY)).await?);
+    for n in 1..=last.0 / ROOT_INTERVAL {
+        found.extend(tree_head::get(bucket, &tree_head::bucket_key(n * ROOT_INTERVAL)).await?);
     }
     found.extend(latest.filter(|head| head.size <= last.0));
     found.sort_by_key(|head| head.size);
@@ -95,44 +102,49 @@ struct ArchiveReport {
     heads: u64,
     /// The public keys that signed these heads.
     keys: Vec<String>,
-    /// The newest event that a signed head covers.
+    /// The last event that an agreeing head covers.
     vouched: Seq,
     violations: Vec<Violation>,
 }
 
 pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = ArchiveReader::open(directory)?;
-    let checked = ArchiveCheck::new(&reader.manifest, args.key.as_deref()).all(&reader, stop)?;
+    let report = ArchiveCheck::new(&reader.manifest, args.key.as_deref()).run(&reader, stop)?;
     if args.json {
-        tell(&serde_json::to_string(&checked)?)?;
+        print_result(&serde_json::to_string(&report)?)?;
     } else {
-        checked.violations.iter().try_for_each(|x| tell(format_args!("event {}: {}", x.seq, x.what)))?;
-        let (heads, by, vouched) = (checked.heads, checked.keys.join(", "), checked.vouched);
-        tell(format_args!("{heads} signed heads agree, up to event {vouched}; signed by {by}"))?;
-        tell(format_args!("{} after {} events", if checked.clean { "clean" } else { "NOT clean" }, checked.events))?;
+        report.violations.iter().try_for_each(|x| print_result(format_args!("event {}: {}", x.seq, x.what)))?;
+        let (heads, by, vouched) = (report.heads, report.keys.join(", "), report.vouched);
+        print_result(format_args!("{heads} signed heads agree, up to event {vouched}; signed by {by}"))?;
+        print_result(format_args!(
+            "{} after {} events",
+            if report.clean { "clean" } else { "NOT clean" },
+            report.events
+        ))?;
     }
-    anyhow::ensure!(checked.clean, "the archive is not what the log was");
+    anyhow::ensure!(report.clean, "the archive is not what the log was");
     Ok(())
 }
 
 /// The check of an archive, part by part.
 struct ArchiveCheck {
     invariants: Invariants,
-    table: GrowingTree,
+    tree: GrowingTree,
     heads: VecDeque<SignedTreeHead>,
-    /// The only key that is trusted; any key, where none was named.
+    /// The only trusted key; `None` trusts any key.
     key: Option<String>,
-    checked: ArchiveReport,
-    /// Messages that do not have the leaf that the archive names: the sequence, the message's leaf, the named leaf.
+    report: ArchiveReport,
+    /// Messages whose leaf differs from the archive's list of leaves: sequence, leaf of the message, leaf in the list.
     changed: Vec<(Seq, Hash, Hash)>,
+    /// The last sequence that was checked.
     at: Seq,
-    /// The size of the last head that was compared, whether it agreed or not.
-    looked_at: Seq,
+    /// The size of the last head that was compared, agreeing or not.
+    compared_to: Seq,
 }
 
 impl ArchiveCheck {
     fn new(manifest: &ArchiveManifest, key: Option<&str>) -> Self {
-        let checked = ArchiveReport {
+        let report = ArchiveReport {
             clean: false,
             events: 0,
             heads: 0,
@@ -140,42 +152,42 @@ impl ArchiveCheck {
             vouched: Seq::ZERO,
             violations: Vec::new(),
         };
-        let (invariants, table) = (Invariants::default(), GrowingTree::default());
+        let (invariants, tree) = (Invariants::default(), GrowingTree::default());
         let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
-        Self { invariants, table, heads, key, checked, changed: Vec::new(), at: Seq::ZERO, looked_at: Seq::ZERO }
+        Self { invariants, tree, heads, key, report, changed: Vec::new(), at: Seq::ZERO, compared_to: Seq::ZERO }
     }
 
-    fn wrong(&mut self, seq: Seq, what: impl Into<String>) {
-        if self.checked.violations.len() < MOST_REPORTED {
-            self.checked.violations.push(Violation { seq, what: what.into() });
+    fn add_violation(&mut self, seq: Seq, what: impl Into<String>) {
+        if self.report.violations.len() < MAX_REPORTED {
+            self.report.violations.push(Violation { seq, what: what.into() });
         }
     }
 
-    fn all(mut self, reader: &ArchiveReader, stop: &CancellationToken) -> anyhow::Result<ArchiveReport> {
+    fn run(mut self, reader: &ArchiveReader, stop: &CancellationToken) -> anyhow::Result<ArchiveReport> {
         let (mut leaves, last, began) = (reader.leaves()?, reader.manifest.last, Instant::now());
         for part in &reader.manifest.parts {
-            self.part(reader, part, &mut leaves, stop)?;
+            self.check_part(reader, part, &mut leaves, stop)?;
             show_progress(&progress(began, self.at, last));
         }
-        self.missing(last.next(), &mut leaves);
-        self.moved();
+        self.report_missing(last.next(), &mut leaves);
+        self.report_changed();
         if leaves.next().is_some() {
-            self.wrong(self.at.next(), "the archive has hashes of more events than it has events");
+            self.add_violation(self.at.next(), "the archive has hashes of more events than it has events");
         }
         if let Some(head) = self.heads.front() {
             let what = format!("a head of {} events was signed, and the archive ends before", head.size);
-            self.wrong(self.at.next(), what);
+            self.add_violation(self.at.next(), what);
         }
-        if self.key.is_some() && self.checked.heads == 0 {
-            self.wrong(Seq(1), "no head in this archive is signed by the key that you named");
+        if self.key.is_some() && self.report.heads == 0 {
+            self.add_violation(Seq(1), "no head in this archive is signed by the key that you named");
         }
-        self.checked.violations.extend(self.invariants.found().iter().cloned());
-        self.checked.violations.sort_by_key(|v| v.seq);
-        self.checked.clean = self.checked.violations.is_empty();
-        Ok(self.checked)
+        self.report.violations.extend(self.invariants.violations().iter().cloned());
+        self.report.violations.sort_by_key(|v| v.seq);
+        self.report.clean = self.report.violations.is_empty();
+        Ok(self.report)
     }
 
-    fn part(
+    fn check_part(
         &mut self,
         reader: &ArchiveReader,
         part: &ArchivePart,
@@ -183,97 +195,103 @@ impl ArchiveCheck {
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         if sha256(&reader.file(part))? != part.sha256 {
-            self.wrong(part.first, format!("{} is not the file that was written; its events follow", part.file));
+            self.add_violation(
+                part.first,
+                format!("{} is not the file that was written; the findings about its events follow", part.file),
+            );
         }
-        for raw in reader.lines(part)? {
+        for raw in reader.messages(part)? {
             ensure!(!stop.is_cancelled(), STOPPED);
             match raw {
-                Ok(raw) => self.message(&raw, leaves),
+                Ok(raw) => self.check_message(&raw, leaves),
                 Err(e) => {
-                    let what = "cannot be read, nor can the events after it in its file";
-                    self.wrong(self.at.next(), format!("{what}: {:#}", anyhow::Error::from(e)));
+                    let what = "cannot be read, and neither can the later events in its file";
+                    self.add_violation(self.at.next(), format!("{what}: {:#}", anyhow::Error::from(e)));
                     break;
                 }
             }
         }
-        self.missing(part.last.next(), leaves);
+        self.report_missing(part.last.next(), leaves);
         Ok(())
     }
 
-    /// Notes the events before `next` that are missing.
-    fn missing(&mut self, next: Seq, leaves: &mut impl Iterator<Item = Hash>) {
-        if next.0.saturating_sub(self.at.0) > MOST_MISSING {
-            self.wrong(self.at.next(), format!("is missing, and all that follow, up to {next}"));
+    /// Reports the missing events before `next`.
+    fn report_missing(&mut self, next: Seq, leaves: &mut impl Iterator<Item = Hash>) {
+        if next.0.saturating_sub(self.at.0) > MAX_MISSING {
+            self.add_violation(self.at.next(), format!("is missing, and so are all later events before {next}"));
             self.at = Seq(next.0.saturating_sub(1));
             return;
         }
         while self.at.next() < next {
             self.at = self.at.next();
-            self.wrong(self.at, "is missing");
-            // Where the leaf is missing as well, no head can agree from here on, and the next head is reported.
-            self.grow(leaves.next().unwrap_or_default());
+            self.add_violation(self.at, "is missing");
+            // If the leaf is missing as well, no later head can agree, and the next head is reported.
+            self.add_leaf(leaves.next().unwrap_or_default());
         }
     }
 
-    fn message(&mut self, raw: &Raw, leaves: &mut impl Iterator<Item = Hash>) {
+    fn check_message(&mut self, raw: &RawMessage, leaves: &mut impl Iterator<Item = Hash>) {
         if raw.seq <= self.at {
-            self.wrong(raw.seq, "comes after a later one, or twice");
+            self.add_violation(raw.seq, "comes after a later event, or twice");
             return;
         }
-        self.missing(raw.seq, leaves);
+        self.report_missing(raw.seq, leaves);
         self.at = raw.seq;
-        self.checked.events += 1;
-        let (recorded, expected) = (raw.read(), leaves.next());
+        self.report.events += 1;
+        let (recorded, expected) = (raw.decode(), leaves.next());
         match expected {
             Some(expected) if expected != recorded.leaf => {
-                // Further changed messages are still found by the heads.
-                if self.changed.len() < MOST_REPORTED {
+                // This limits the report only: the archive is not clean in any case.
+                if self.changed.len() < MAX_REPORTED {
                     self.changed.push((raw.seq, recorded.leaf, expected));
                 }
             }
             Some(_) => {}
-            None => self.wrong(raw.seq, "has no hash in the archive"),
+            None => self.add_violation(raw.seq, "has no hash in the archive"),
         }
         if let Some(event) = recorded.event() {
             self.invariants.apply(raw.seq, event);
         }
-        // The heads are compared with the leaves that the archive names. A changed message is reported by itself, and
-        // not once more by every head that follows.
-        self.grow(expected.unwrap_or(recorded.leaf));
+        // Compare the heads with the archive's list of leaves. A changed message is then reported once, and not again
+        // by every later head.
+        self.add_leaf(expected.unwrap_or(recorded.leaf));
     }
 
-    fn grow(&mut self, leaf: Hash) {
-        self.table.push(leaf);
-        while self.heads.front().is_some_and(|head| head.size <= self.table.size()) {
+    fn add_leaf(&mut self, leaf: Hash) {
+        self.tree.push(leaf);
+        while self.heads.front().is_some_and(|head| head.size <= self.tree.size()) {
             let Some(head) = self.heads.pop_front() else { break };
-            let believed = self.key.as_ref().is_none_or(|key| *key == head.key);
-            if believed
+            let is_trusted = self.key.as_ref().is_none_or(|key| *key == head.key);
+            if is_trusted
                 && head.is_signed()
-                && head.size == self.table.size()
-                && head.root == gpubnb_events::hex(self.table.root())
+                && head.size == self.tree.size()
+                && head.root == gpubnb_events::hex(self.tree.root())
             {
-                self.checked.heads += 1;
-                self.checked.vouched = Seq(head.size);
-                if !self.checked.keys.contains(&head.key) {
-                    self.checked.keys.push(head.key);
+                self.report.heads += 1;
+                self.report.vouched = Seq(head.size);
+                if !self.report.keys.contains(&head.key) {
+                    self.report.keys.push(head.key);
                 }
             } else {
-                let from = self.looked_at.next();
-                self.wrong(from, format!("from here to {}, the leaves are not those whose head was signed", head.size));
+                let from = self.compared_to.next();
+                self.add_violation(
+                    from,
+                    format!("from here to {}, the leaves are not those whose head was signed", head.size),
+                );
             }
-            self.looked_at = Seq(head.size);
+            self.compared_to = Seq(head.size);
         }
     }
 
-    /// Reports the changed messages, and which of them changed places.
-    fn moved(&mut self) {
+    /// Reports the changed messages, and those that changed places.
+    fn report_changed(&mut self) {
         let changed = std::mem::take(&mut self.changed);
-        for (seq, other) in places(&changed) {
+        for (seq, other) in find_swaps(&changed) {
             let what = other.map_or_else(
                 || "is not what it was: it was changed".to_owned(),
                 |other| format!("has changed places with event {other}"),
             );
-            self.wrong(seq, what);
+            self.add_violation(seq, what);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `audit`: sums the ledger, account by account, from the events alone, and checks that it balances after every event.
+//! `audit`: sums each account's postings from the events alone, and checks that the ledger balances after every event.
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
@@ -8,13 +8,13 @@ use gpubnb_events::{
 };
 use gpubnb_log::{Log, archive::ArchiveReader};
 use gpubnb_projector::ops::invariants::Invariants;
-use gpubnb_query::{request::Point, view::ops::Violation};
+use gpubnb_query::{request::LogPoint, view::ops::Violation};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AuditArgs;
 use crate::{
-    STOPPED, point, tell,
+    STOPPED, print_result, seq_of_point,
     trail::fold,
     work::{progress, show_progress},
 };
@@ -35,9 +35,9 @@ struct LedgerAudit {
     settled: u64,
     accounts: BTreeMap<AccountId, AccountSums>,
     fees: MicroUsd,
-    /// The balance of the world outside: the other sums together, negated.
+    /// The balance of the external account, which stands for money outside the market.
     external: MicroUsd,
-    /// The sum of everything, which must be zero.
+    /// The sum over all accounts, which must be zero.
     total: MicroUsd,
     violations: Vec<Violation>,
     #[serde(skip)]
@@ -63,43 +63,46 @@ impl LedgerAudit {
     }
 
     fn report(mut self, json: bool) -> anyhow::Result<()> {
-        self.violations = self.invariants.found().to_vec();
+        self.violations = self.invariants.violations().to_vec();
         if json {
-            tell(&serde_json::to_string(&self)?)?;
+            print_result(&serde_json::to_string(&self)?)?;
         } else {
-            tell(format_args!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable"))?;
+            print_result(format_args!("{:<38} {:>16} {:>16} {:>16}", "account", "available", "held", "payable"))?;
             for (account, sums) in &self.accounts {
                 let [available, held, payable] = [sums.available, sums.held, sums.payable].map(|m| m.to_string());
-                tell(format_args!(
+                print_result(format_args!(
                     "{account:<38} {available:>16} {held:>16} {payable:>16}",
                     account = account.to_string()
                 ))?;
             }
-            tell(format_args!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total))?;
-            self.violations.iter().try_for_each(|v| tell(format_args!("event {}: {}", v.seq, v.what)))?;
-            tell(format_args!("{} events, {} settlements, up to event {}", self.events, self.settled, self.at))?;
+            print_result(format_args!("\nfees {}   outside {}   total {}", self.fees, self.external, self.total))?;
+            self.violations.iter().try_for_each(|v| print_result(format_args!("event {}: {}", v.seq, v.what)))?;
+            print_result(format_args!(
+                "{} events, {} settlements, up to event {}",
+                self.events, self.settled, self.at
+            ))?;
         }
         let balanced = self.total == MicroUsd::ZERO && self.violations.is_empty();
-        anyhow::ensure!(balanced, "the ledger is not what it must be");
+        anyhow::ensure!(balanced, "the ledger breaks its rules");
         Ok(())
     }
 }
 
 /// Audits an archive, without a broker.
-pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
+pub(crate) fn audit_archive(args: &AuditArgs, directory: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
     let reader = ArchiveReader::open(directory)?;
-    let within = |recorded: &Recorded| match args.at {
+    let is_within = |recorded: &Recorded| match args.at {
         None => true,
-        Some(Point::Seq(seq)) => recorded.seq <= seq,
-        Some(Point::Time(time)) => recorded.at <= time,
+        Some(LogPoint::Seq(seq)) => recorded.seq <= seq,
+        Some(LogPoint::Time(time)) => recorded.at <= time,
     };
     let (mut ledger, began) = (LedgerAudit::default(), Instant::now());
     'parts: for part in &reader.manifest.parts {
         show_progress(&progress(began, ledger.at, reader.manifest.last));
-        for raw in reader.lines(part)? {
+        for raw in reader.messages(part)? {
             anyhow::ensure!(!stop.is_cancelled(), STOPPED);
-            let recorded = raw?.read();
-            if !within(&recorded) {
+            let recorded = raw?.decode();
+            if !is_within(&recorded) {
                 break 'parts;
             }
             ledger.apply(&recorded);
@@ -109,8 +112,8 @@ pub(crate) fn archive(args: &AuditArgs, directory: &Path, stop: &CancellationTok
 }
 
 /// Audits the log.
-pub(crate) async fn log(log: &Log, args: &AuditArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let until = point(log, args.at).await?;
+pub(crate) async fn audit_log(log: &Log, args: &AuditArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let until = seq_of_point(log, args.at).await?;
     let mut ledger = LedgerAudit::default();
     fold(log, until, shutdown, async |recorded| {
         ledger.apply(&recorded);

@@ -1,4 +1,4 @@
-//! The options of `gpubnb-projector`: those of its service, and those of every command for operators.
+//! The options of `gpubnb-projector`, for the service and for the operator's commands.
 
 use std::path::PathBuf;
 
@@ -6,15 +6,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpubnb_events::ProjectorId;
 use gpubnb_log::stream::MARKET;
 use gpubnb_projector::RunArgs;
-use gpubnb_query::request::Point;
+use gpubnb_query::request::LogPoint;
 use gpubnb_runtime::nats::NatsArgs;
 
 /// The end of each `--help`: examples, and the meaning of the exit codes.
 mod help {
     pub(crate) const ALL: &str = "\
-No command but `run` disturbs the market: the others read, or ask the running projector to work beside its models.
+The commands other than `run` only read, or ask the running projector to work in the background.
 They use the credential `operator.creds`: name its directory with --nats-creds before the command, or GPUBNB_NATS_CREDS.
-Long commands show their progress on standard error. Ctrl-C ends a command at any moment and leaves nothing half done.
+Long commands show their progress on standard error. Ctrl-C ends a command at any moment without harm.
 
 Exit codes: 0 done and clean; 1 failed or not clean, see standard error; 2 an option or argument is missing or unknown.
 
@@ -24,32 +24,32 @@ Examples:
   gpubnb-projector verify --json                           check the log and every row, for a monitoring job";
     pub(crate) const TAIL: &str = "\
 Examples:
-  gpubnb-projector tail --type Settled             the bills, as they are made
+  gpubnb-projector tail --type Settled             the bills of jobs, as they are written
   gpubnb-projector tail --job <id> -n 0            what happens to a job from now on
-  gpubnb-projector tail OUTPUT --id <job> -n 100   the log of a job, from a hundred messages back
+  gpubnb-projector tail OUTPUT --id <job> -n 100   the output of a job, starting 100 messages back
 
 --kind, --type and --job select events of MARKET. In other streams, --id selects messages with this id in their subject.
 Ctrl-C ends the command.";
     pub(crate) const REPLAY: &str = "\
 Examples:
   gpubnb-projector replay --from 2026-01-31T00:00:00Z --to 2026-02-01T00:00:00Z --type Settled --json
-  gpubnb-projector replay --job <id> --speed 10    a job's events, ten times faster than they came
+  gpubnb-projector replay --job <id> --speed 10    a job's events, ten times faster than they were written
   gpubnb-projector replay TELEMETRY --id <machine> the heartbeats of a machine in the last hour";
     pub(crate) const SHOW: &str = "\
 Examples:
   gpubnb-projector show job <id>                             now
-  gpubnb-projector show machine <id> --at 48211              after that event
-  gpubnb-projector show account <id> --at 48210 --with 48211 the changes by that event
+  gpubnb-projector show machine <id> --at 48211              after event 48211
+  gpubnb-projector show account <id> --at 48210 --with 48211 the changes by event 48211
   gpubnb-projector show market --at 2026-01-31T12:00:00Z     figures, ledger and machines
 
 The running projector answers. It folds a job, machine or account from its own trail, and the market from the nearest
-snapshot. With --from-log no projector is asked: the log is folded here from its first event.";
+snapshot. With --from-log, this command folds the log itself, from the first event.";
     pub(crate) const REBUILD: &str = "\
 Examples:
   gpubnb-projector rebuild jobs
 
-The old model answers until the new one has caught up and takes its place in one step. Ctrl-C ends the waiting, not the
-rebuild. A rebuild that is cut off when the projector ends goes on at its next start.";
+The old model answers until the new one has caught up and takes its place in one step. Ctrl-C stops only the
+waiting. If the projector stops during a rebuild, the rebuild continues at the next start.";
     pub(crate) const VERIFY: &str = "\
 Examples:
   gpubnb-projector verify
@@ -75,7 +75,7 @@ Examples:
   gpubnb-projector doctor
   gpubnb-projector doctor --nats-conf keys/nats.conf   on the broker's machine: also its disk and how it syncs
 
-Fails if something must be changed, and says how. A check that could not be made is listed, and is no failure.";
+Fails if something must be changed, and says how. A check that could not be made is listed, but is no failure.";
     pub(crate) const PROVE: &str = "\
 Examples:
   gpubnb-projector prove 48211 > proof.json
@@ -86,7 +86,7 @@ The proof contains the event, its path in the log's Merkle tree (RFC 6962), and 
 Examples:
   gpubnb-projector export archive/ && gpubnb-projector verify --archive archive/
 
-If it was cut off, run the same command again: finished parts of 50,000 events are kept.";
+If the export was interrupted, run the same command again: finished parts of 50,000 events are kept.";
 }
 
 /// Folds the log into read models, answers queries, and lets operators look at the event streams.
@@ -109,11 +109,11 @@ pub enum Command {
     /// Shows events as they are written.
     #[command(after_long_help = help::TAIL)]
     Tail(TailArgs),
-    /// Shows past events again, at the pace at which they came or as fast as possible.
+    /// Shows past events again, at the speed at which they were written or as fast as possible.
     #[command(after_long_help = help::REPLAY)]
     Replay(ReplayArgs),
-    /// Shows a job, machine or account with its events, or the whole market: now, at a time, or what changed between
-    /// two.
+    /// Shows a job, machine or account with its events, or the whole market: now, at an earlier time, or the changes
+    /// between two times.
     #[command(after_long_help = help::SHOW)]
     Show(ShowArgs),
     /// Shows how far each read model is behind the log, and how large the streams are.
@@ -148,7 +148,7 @@ pub enum Command {
 /// Options of `stuck`.
 #[derive(Debug, Clone, Args)]
 pub struct AskArgs {
-    /// JSON, for programs.
+    /// Prints JSON, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -156,10 +156,10 @@ pub struct AskArgs {
 /// Options of `lag`.
 #[derive(Debug, Clone, Args)]
 pub struct LagArgs {
-    /// Asks this projector, where there are several. The first line names the one that answered.
+    /// Asks this projector, if there are several. The first line names the projector that answered.
     #[arg(long, value_name = "ID")]
     pub projector: Option<ProjectorId>,
-    /// JSON, for programs.
+    /// Prints JSON, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -173,10 +173,10 @@ pub struct VerifyArgs {
     /// Trusts only heads signed by this public key.
     #[arg(long, value_name = "KEY", requires = "archive")]
     pub key: Option<String>,
-    /// Verifies the models of this projector, where there are several (`lag` names the one that answers).
+    /// Verifies the models of this projector, if there are several (`lag` prints the id of a projector).
     #[arg(long, value_name = "ID", conflicts_with = "archive")]
     pub projector: Option<ProjectorId>,
-    /// One JSON object, for programs.
+    /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -187,7 +187,7 @@ pub struct DoctorArgs {
     /// Also checks the broker's configuration file; run this on the broker's machine.
     #[arg(long, value_name = "FILE")]
     pub nats_conf: Option<PathBuf>,
-    /// One JSON list, for programs.
+    /// Prints one JSON list, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -197,11 +197,11 @@ pub struct DoctorArgs {
 pub struct AuditArgs {
     /// Sums the ledger as it was after this sequence or at this time (such as 2026-01-31T12:00:00Z).
     #[arg(long, value_name = "SEQ|TIME")]
-    pub at: Option<Point>,
+    pub at: Option<LogPoint>,
     /// Reads this archive instead, without a broker.
     #[arg(long, value_name = "DIR")]
     pub archive: Option<PathBuf>,
-    /// One JSON object, for programs.
+    /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -232,7 +232,7 @@ pub struct CheckProofArgs {
     /// Trusts only a head signed by this public key.
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
-    /// One JSON object, for programs.
+    /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -242,10 +242,10 @@ pub struct CheckProofArgs {
 pub struct RebuildArgs {
     /// The model: jobs, machines, timeline, ledger, figures or merkle.
     pub model: String,
-    /// Rebuilds the model of this projector, where there are several (`lag` names the one that answers).
+    /// Rebuilds the model of this projector, if there are several (`lag` prints the id of a projector).
     #[arg(long, value_name = "ID")]
     pub projector: Option<ProjectorId>,
-    /// One JSON object, for programs.
+    /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -262,10 +262,10 @@ pub struct Filter {
     /// Only this event, such as `JobAssigned`.
     #[arg(long = "type")]
     pub event: Option<String>,
-    /// Only events about this job, also those of accounts.
+    /// Only events about this job, including events of accounts.
     #[arg(long)]
     pub job: Option<String>,
-    /// One JSON object per line, for programs.
+    /// Prints one JSON object per line, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -295,16 +295,16 @@ pub struct ReplayArgs {
     pub filter: Filter,
     /// Begins at this sequence or time; without it, at the first event.
     #[arg(long, value_name = "SEQ|TIME")]
-    pub from: Option<Point>,
+    pub from: Option<LogPoint>,
     /// Ends at this sequence or time; without it, at the last event.
     #[arg(long, value_name = "SEQ|TIME")]
-    pub to: Option<Point>,
-    /// How many times faster than it happened; 0 = as fast as possible.
+    pub to: Option<LogPoint>,
+    /// Number of times faster than the events were written; 0 = as fast as possible.
     #[arg(long, default_value_t = 0.0, value_name = "TIMES")]
     pub speed: f64,
 }
 
-/// The kinds of things that `show` shows.
+/// The things that `show` can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ShowKind {
     /// A job.
@@ -325,15 +325,15 @@ pub struct ShowArgs {
     /// The id of the thing; the market has none.
     #[arg(required_if_eq_any([("kind", "job"), ("kind", "machine"), ("kind", "account")]))]
     pub id: Option<String>,
-    /// One JSON object, for programs.
+    /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,
     /// Shows the thing as it was after this sequence or at this time (such as 2026-01-31T12:00:00Z).
     #[arg(long, value_name = "SEQ|TIME")]
-    pub at: Option<Point>,
+    pub at: Option<LogPoint>,
     /// Shows instead the changes from --at to this sequence or time.
     #[arg(long, value_name = "SEQ|TIME", requires = "at", conflicts_with = "from_log")]
-    pub with: Option<Point>,
+    pub with: Option<LogPoint>,
     /// Folds the log here from its first event, and asks no projector.
     #[arg(long)]
     pub from_log: bool,

@@ -9,23 +9,23 @@ use gpubnb_log::{
     Log,
     stream::{DISPATCH, machine_consumer},
 };
-use gpubnb_projector::ops::doctor::{Findings, PATIENCE, look};
+use gpubnb_projector::ops::doctor::{Findings, MAX_WAIT, run_checks};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::rpc::Caller;
 use serde_json::Value;
 
-use super::tell;
+use super::print_result;
 use crate::config::DoctorArgs;
 
-const ME: Actor = Actor::Operator(None);
-/// The least free room on the disk of the broker's streams, bytes.
+const OPERATOR: Actor = Actor::Operator(None);
+/// The least free space on the disk with the broker's streams, bytes.
 const LEAST_ROOM: u64 = 5 << 30;
 
 pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &DoctorArgs) -> anyhow::Result<()> {
     let mut found = Findings::default();
     let queries = QueryClient::new(Caller::new(client.clone()));
-    let platform = queries.platform(ME).await.map_err(|e| e.to_string());
-    look(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
+    let platform = queries.platform(OPERATOR).await.map_err(|e| e.to_string());
+    run_checks(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
     deliveries(&client, &queries, &mut found).await?;
     match &args.nats_conf {
         Some(conf) => configuration(conf, &mut found)?,
@@ -34,10 +34,10 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     let Findings(checks) = found;
     let bad = checks.iter().filter(|check| !check.passed).count();
     if args.json {
-        tell(&serde_json::to_string(&checks)?)?;
+        print_result(&serde_json::to_string(&checks)?)?;
     } else {
         for c in &checks {
-            tell(format_args!(
+            print_result(format_args!(
                 "{} {:<28} {:<24} {}",
                 if c.passed { "ok  " } else { "FAIL" },
                 c.id,
@@ -45,7 +45,7 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
                 c.required
             ))?;
             if !c.passed {
-                tell(format_args!("     {}", c.remedy))?;
+                print_result(format_args!("     {}", c.remedy))?;
             }
         }
     }
@@ -53,30 +53,30 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     Ok(())
 }
 
-/// Checks the job messages: those that are delivered again and again, and machines that cannot fetch any.
+/// Checks the delivery of jobs: reports machines with redelivered job messages, and machines without a consumer.
 async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings) -> anyhow::Result<()> {
-    let Ok(machines) = queries.machines(ME, Seq::ZERO).await else { return Ok(()) };
-    let (mut again, mut without) = (Vec::new(), Vec::new());
+    let Ok(machines) = queries.machines(OPERATOR, Seq::ZERO).await else { return Ok(()) };
+    let (mut redelivered, mut without_consumer) = (Vec::new(), Vec::new());
     for machine in machines {
         let id: MachineId = machine.listed.machine;
         let asked = client.request(format!("$JS.API.CONSUMER.INFO.{DISPATCH}.{}", machine_consumer(id)), "".into());
-        let answer: Value = serde_json::from_slice(&tokio::time::timeout(PATIENCE, asked).await??.payload)?;
+        let answer: Value = serde_json::from_slice(&tokio::time::timeout(MAX_WAIT, asked).await??.payload)?;
         if answer["error"]["code"] == 404 {
-            without.push(id.to_string());
+            without_consumer.push(id.to_string());
         } else if answer["num_redelivered"].as_u64().unwrap_or(0) > 0 {
-            again.push(id.to_string());
+            redelivered.push(id.to_string());
         }
     }
     let listed = |ids: &[String]| if ids.is_empty() { "none".to_owned() } else { ids.join(" ") };
     let remedy = "A worker fetched a job message and did not acknowledge it: check that machine. When the lease \
                   expires, the job goes to another machine by itself.";
-    found.add("jobs.given_out_again", listed(&again), "none", again.is_empty(), remedy);
+    found.add("jobs.given_out_again", listed(&redelivered), "none", redelivered.is_empty(), remedy);
     let remedy = "These machines cannot fetch jobs: restart their workers, which creates their consumers again.";
-    found.add("machines.without_consumer", listed(&without), "none", without.is_empty(), remedy);
+    found.add("machines.without_consumer", listed(&without_consumer), "none", without_consumer.is_empty(), remedy);
     Ok(())
 }
 
-/// Checks the broker's configuration file, where this is the broker's machine.
+/// Checks the broker's configuration file and the disk with its streams. Runs on the broker's machine only.
 fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
     let value = |name: &str| {

@@ -1,5 +1,5 @@
-//! The operator's tool: shows the event streams, and asks a projector to rebuild and verify its read models. It never
-//! changes the log.
+//! The operator's tool: shows the event streams, and asks a projector to rebuild and verify its read models. The tool
+//! never changes the log.
 
 mod archive;
 mod audit;
@@ -16,7 +16,7 @@ use std::{fmt::Display, io::Write as _};
 use anyhow::Context as _;
 use gpubnb_events::{Seq, subject::OPERATOR_INBOX};
 use gpubnb_log::{Log, stream::MARKET};
-use gpubnb_query::request::Point;
+use gpubnb_query::request::LogPoint;
 use gpubnb_runtime::nats::{NatsArgs, jetstream};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
             return archive::verify(directory, args, &shutdown);
         }
         Command::Audit(args) if let Some(directory) = &args.archive => {
-            return audit::archive(args, directory, &shutdown);
+            return audit::audit_archive(args, directory, &shutdown);
         }
         Command::CheckProof(args) => return proof::check(args),
         _ => {}
@@ -48,18 +48,18 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Lag(args) => until_stopped(&shutdown, work::lag(client, &args)).await,
         Command::Rebuild(args) => work::rebuild(client, &args, shutdown).await,
         Command::Verify(args) => work::verify(client, &args, shutdown).await,
-        Command::Audit(args) => audit::log(&log, &args, shutdown).await,
+        Command::Audit(args) => audit::audit_log(&log, &args, shutdown).await,
         Command::Export(args) => archive::export(&log, &args, shutdown).await,
         Command::Doctor(args) => until_stopped(&shutdown, doctor::doctor(client, &log, &creds, &args)).await,
         Command::Prove(args) => until_stopped(&shutdown, proof::prove(client, Seq(args.seq))).await,
-        Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this is not done here"),
+        Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this command is not handled here"),
     }
 }
 
-/// The error of a command that was told to stop.
+/// The error message of a command that was stopped by a signal.
 const STOPPED: &str = "stopped";
 
-/// Runs work that may be dropped half way, until it is done or the command is told to stop.
+/// Runs `work` until it is done or a signal stops the command. The work must tolerate that it is cut off.
 async fn until_stopped<T>(
     stop: &CancellationToken,
     work: impl Future<Output = anyhow::Result<T>>,
@@ -67,26 +67,26 @@ async fn until_stopped<T>(
     stop.run_until_cancelled(work).await.context(STOPPED)?
 }
 
-/// The sequence of a point in the log; the end of the log, where no point is named.
-async fn point(log: &Log, point: Option<Point>) -> anyhow::Result<Seq> {
+/// The sequence of a point in the log; `None` is the end of the log.
+async fn seq_of_point(log: &Log, point: Option<LogPoint>) -> anyhow::Result<Seq> {
     let last = log.last_seq().await?;
     Ok(match point {
         None => last,
-        Some(Point::Seq(seq)) => seq.min(last),
-        Some(Point::Time(time)) => log.seq_at(time, last).await?,
+        Some(LogPoint::Seq(seq)) => seq.min(last),
+        Some(LogPoint::Time(time)) => log.seq_at(time, last).await?,
     })
 }
 
-/// Prints a line of a result. Where the reader has closed the pipe (as `head` does), the command goes on without words:
-/// its exit code still counts.
-fn tell(line: impl Display) -> anyhow::Result<()> {
+/// Prints a line of a result. If the reader has closed the pipe (as `head` does), the command continues without output,
+/// because its exit code still matters.
+fn print_result(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         printed => Ok(printed?),
     }
 }
 
-/// Prints a line. Where the reader has closed the pipe (as `head` does), the command ends.
+/// Prints a line. If the reader has closed the pipe (as `head` does), the command ends.
 fn print_line(line: impl Display) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

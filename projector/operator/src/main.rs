@@ -1,11 +1,11 @@
-//! `gpubnb-projector`: the projector's service, and the operator's tool.
+//! The program `gpubnb-projector`: the projector's service, and the operator's tool.
 
 use clap::Parser;
 use gpubnb_operator::{Cli, Command, operate};
 use gpubnb_projector::run;
 use tokio_util::sync::CancellationToken;
 
-/// Folding allocates and frees much memory, some of it on another thread than allocated it: docs/adr/0016.
+/// The fold frees much memory on other threads than those that allocated it, which suits jemalloc: see docs/adr/0018.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

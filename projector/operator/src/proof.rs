@@ -6,31 +6,33 @@ use gpubnb_proof::Proof;
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::rpc::Caller;
 
-use super::tell;
+use super::print_result;
 use crate::config::CheckProofArgs;
 
 pub(crate) async fn prove(client: async_nats::Client, seq: Seq) -> anyhow::Result<()> {
     let proof = QueryClient::new(Caller::new(client)).proof(Actor::Operator(None), seq).await?;
-    proof.check(None).context("the projector's proof does not hold: run `gpubnb-projector verify`")?;
-    tell(serde_json::to_string_pretty(&proof)?)
+    proof.check(None).context("the projector's proof is wrong: run `gpubnb-projector verify`")?;
+    print_result(serde_json::to_string_pretty(&proof)?)
 }
 
 pub(crate) fn check(args: &CheckProofArgs) -> anyhow::Result<()> {
     let file = &args.file;
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    let proof: Proof = serde_json::from_slice(&text).context("this is no proof")?;
+    let proof: Proof = serde_json::from_slice(&text).context("this file is not a proof")?;
     let description = match proof.description(args.key.as_deref()) {
         Ok(description) => description,
         Err(why) => {
             if args.json {
-                tell(serde_json::json!({ "proven": false, "why": why.to_string() }))?;
+                print_result(serde_json::json!({ "proven": false, "why": why.to_string() }))?;
             }
             return Err(why.into());
         }
     };
     if args.json {
         let (seq, key, size) = (proof.message.seq, &proof.head.key, proof.head.size);
-        return tell(serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": description }));
+        return print_result(
+            serde_json::json!({ "proven": true, "seq": seq, "size": size, "key": key, "says": description }),
+        );
     }
-    tell(description)
+    print_result(description)
 }

@@ -1,5 +1,5 @@
-//! `show`: a job, a machine, an account or the whole market, as it was after an event. The answer comes from the
-//! running projector or, with `--from-log`, is folded here from the log alone.
+//! `show`: the state of a job, a machine, an account or the whole market after an event. The running projector answers;
+//! with `--from-log`, this command folds the log itself.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use anyhow::Context as _;
 use async_nats::Client;
 use gpubnb_events::{Actor, Aggregate, Recorded, Seq};
 use gpubnb_log::Log;
-use gpubnb_model::{Projection, touched};
-use gpubnb_projector::ops::{background::Background, travel::Traveller};
+use gpubnb_model::{Projection, affected_aggregates};
+use gpubnb_projector::ops::{background::Background, travel::PastStates};
 use gpubnb_query::{
     QueryClient,
-    request::{Point, TrailOf},
+    request::{LogPoint, TrailOf},
     view::{
         TrailEvent,
-        ops::{Travel, fields},
+        ops::{TimeTravel, fields},
     },
 };
 use gpubnb_runtime::rpc::Caller;
@@ -23,17 +23,17 @@ use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::config::{ShowArgs, ShowKind};
-use crate::{point, print_line, trail, until_stopped, work::show_progress};
+use crate::{print_line, seq_of_point, trail, until_stopped, work::show_progress};
 
 /// The cache of the temporary database, MiB.
 const CACHE_MIB: u64 = 64;
-const ME: Actor = Actor::Operator(None);
-/// How often the progress is asked for.
-const LOOK: Duration = Duration::from_millis(250);
+const OPERATOR: Actor = Actor::Operator(None);
+/// The pause between two requests for the progress.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Events that are folded in one batch.
 const BATCH: usize = 5_000;
 
-/// The state of the thing after an event.
+/// The state of an aggregate or of the market after an event.
 struct StateAt {
     at: Seq,
     row: Option<Value>,
@@ -46,16 +46,16 @@ pub(crate) async fn show(
     args: &ShowArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let of = target(args)?;
-    let name = of.map_or_else(|| "market".to_owned(), |of| of.to_string());
+    let aggregate = target(args)?;
+    let name = aggregate.map_or_else(|| "market".to_owned(), |aggregate| aggregate.to_string());
     let queries = QueryClient::new(Caller::new(client));
-    let at = async |to: Option<Point>| {
-        let seq = point(log, to).await?;
-        match of {
-            Some(of) if args.from_log => fold(log, of, seq, shutdown.clone()).await,
-            Some(of) => asked(&queries, of, seq).await,
-            None if args.from_log => until_stopped(&shutdown, folded_market(log, seq, shutdown.clone())).await,
-            None => market(&queries, seq, &shutdown).await,
+    let at = async |to: Option<LogPoint>| {
+        let seq = seq_of_point(log, to).await?;
+        match aggregate {
+            Some(aggregate) if args.from_log => fold_aggregate(log, aggregate, seq, shutdown.clone()).await,
+            Some(aggregate) => fetch_aggregate(&queries, aggregate, seq).await,
+            None if args.from_log => until_stopped(&shutdown, fold_market(log, seq, shutdown.clone())).await,
+            None => fetch_market(&queries, seq, &shutdown).await,
         }
     };
     let found = at(args.at).await?;
@@ -68,14 +68,14 @@ pub(crate) async fn show(
         let mut all = json!({ "at": found.at, "row": row, "trail": found.trail });
         if let Some(later) = &later {
             all["with"] = json!({ "at": later.at, "row": later.row });
-            all["changed"] = changed(row, later).into_iter().map(|(f, a, b)| json!([f, a, b])).collect();
+            all["changed"] = changed_fields(row, later).into_iter().map(|(f, a, b)| json!([f, a, b])).collect();
         }
         return print_line(&serde_json::to_string_pretty(&all)?);
     }
     if let Some(later) = &later {
-        print_line(format_args!("{name} at sequence {}, and what is another at {}", found.at, later.at))?;
-        let width = changed(row, later).iter().map(|(field, ..)| field.len()).max().unwrap_or(0);
-        let mut lines = changed(row, later).into_iter();
+        print_line(format_args!("{name} at sequence {}, and the changes until sequence {}", found.at, later.at))?;
+        let width = changed_fields(row, later).iter().map(|(field, ..)| field.len()).max().unwrap_or(0);
+        let mut lines = changed_fields(row, later).into_iter();
         return lines.try_for_each(|(field, a, b)| print_line(format_args!("  {field:<width$}  {a} → {b}")));
     }
     print_line(format_args!("{name} at sequence {}", found.at))?;
@@ -92,94 +92,100 @@ pub(crate) async fn show(
 /// The aggregate to show; `None` for the market.
 fn target(args: &ShowArgs) -> anyhow::Result<Option<Aggregate>> {
     let id = args.id.as_deref().unwrap_or_default();
-    let unreadable = || format!("`{id}` is no id");
+    let not_an_id = || format!("`{id}` is not an id");
     Ok(match args.kind {
-        ShowKind::Job => Some(Aggregate::Job(id.parse().with_context(unreadable)?)),
-        ShowKind::Machine => Some(Aggregate::Machine(id.parse().with_context(unreadable)?)),
-        ShowKind::Account => Some(Aggregate::Account(id.parse().with_context(unreadable)?)),
+        ShowKind::Job => Some(Aggregate::Job(id.parse().with_context(not_an_id)?)),
+        ShowKind::Machine => Some(Aggregate::Machine(id.parse().with_context(not_an_id)?)),
+        ShowKind::Account => Some(Aggregate::Account(id.parse().with_context(not_an_id)?)),
         ShowKind::Market => None,
     })
 }
 
 /// The fields that differ: name, value before, value after.
-fn changed(before: &Value, later: &StateAt) -> Vec<(String, String, String)> {
+fn changed_fields(before: &Value, later: &StateAt) -> Vec<(String, String, String)> {
     let (before, after) = (fields(Some(before)), fields(later.row.as_ref()));
-    let of = |all: &[(String, String)], name: &str| {
+    let value_of = |all: &[(String, String)], name: &str| {
         all.iter().find(|(other, _)| other == name).map_or_else(|| "–".to_owned(), |(_, value)| value.clone())
     };
     let gone = before.iter().filter(|(name, _)| after.iter().all(|(other, _)| other != name));
     let names = after.iter().chain(gone).map(|(name, _)| name);
-    let all = names.map(|name| (name.clone(), of(&before, name), of(&after, name)));
+    let all = names.map(|name| (name.clone(), value_of(&before, name), value_of(&after, name)));
     all.filter(|(_, before, after)| before != after).collect()
 }
 
-/// The state of an aggregate, from the running projector.
-async fn asked(queries: &QueryClient, of: Aggregate, seq: Seq) -> anyhow::Result<StateAt> {
-    let of = match of {
+/// Asks the running projector for the state of an aggregate.
+async fn fetch_aggregate(queries: &QueryClient, aggregate: Aggregate, seq: Seq) -> anyhow::Result<StateAt> {
+    let trail_of = match aggregate {
         Aggregate::Job(id) => TrailOf::Job(id),
         Aggregate::Machine(id) => TrailOf::Machine(id),
         Aggregate::Account(id) => TrailOf::Account(id),
     };
-    let then = queries.then(ME, of, Point::Seq(seq)).await?;
-    anyhow::ensure!(then.seq >= seq, "the projector is at {} and not yet at {seq}: wait, or use --from-log", then.seq);
-    Ok(StateAt { at: then.seq, row: then.row, trail: then.trail })
+    let past = queries.past_row(OPERATOR, trail_of, LogPoint::Seq(seq)).await?;
+    anyhow::ensure!(past.seq >= seq, "the projector is at {} and not yet at {seq}: wait, or use --from-log", past.seq);
+    Ok(StateAt { at: past.seq, row: past.row, trail: past.trail })
 }
 
-/// The market, from the running projector. Waits until the projector has folded it.
-async fn market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -> anyhow::Result<StateAt> {
+/// Asks the running projector for the state of the market. Waits until the projector has folded the log to `seq`.
+async fn fetch_market(queries: &QueryClient, seq: Seq, shutdown: &CancellationToken) -> anyhow::Result<StateAt> {
     loop {
-        match queries.travel(ME, Point::Seq(seq)).await? {
-            Travel::There(then) => {
-                return Ok(StateAt { at: then.seq, row: Some(serde_json::to_value(then)?), trail: Vec::new() });
+        match queries.past_market(OPERATOR, LogPoint::Seq(seq)).await? {
+            TimeTravel::There(past) => {
+                return Ok(StateAt { at: past.seq, row: Some(serde_json::to_value(past)?), trail: Vec::new() });
             }
-            Travel::Folding(progress) => show_progress(&progress),
+            TimeTravel::Folding(progress) => show_progress(&progress),
         }
-        let waited = shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await;
-        waited.context("stopped waiting: the projector goes on folding, and is there when asked again")?;
+        let waited = shutdown.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
+        waited.context("stopped waiting: the projector continues; run the same command again later")?;
     }
 }
 
-/// The market, folded here from the log.
-async fn folded_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
+/// Folds the state of the market from the log.
+async fn fold_market(log: &Log, seq: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
     let directory = tempfile::tempdir()?;
     let background = Background::new(TaskTracker::new(), shutdown);
-    let traveller = Traveller::open(log.clone(), directory.path(), background)?;
-    let watched = traveller.clone();
+    let past_states = PastStates::open(log.clone(), directory.path(), background)?;
+    let watched = past_states.clone();
     let watching = tokio::spawn(async move {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             if let Some(progress) = watched.progress() {
                 show_progress(&progress);
             }
         }
     });
-    let then = traveller.market(seq).await;
+    let past = past_states.market(seq).await;
     watching.abort();
-    Ok(StateAt { at: seq, row: Some(serde_json::to_value(then?)?), trail: Vec::new() })
+    Ok(StateAt { at: seq, row: Some(serde_json::to_value(past?)?), trail: Vec::new() })
 }
 
-/// The state of an aggregate, folded here from the log in a temporary database.
-async fn fold(log: &Log, of: Aggregate, until: Seq, shutdown: CancellationToken) -> anyhow::Result<StateAt> {
+/// Folds the state of an aggregate from the log, in a temporary database.
+async fn fold_aggregate(
+    log: &Log,
+    aggregate: Aggregate,
+    until: Seq,
+    shutdown: CancellationToken,
+) -> anyhow::Result<StateAt> {
     let db = Database::temporary(CACHE_MIB)?;
-    let (projection, _) = gpubnb_model::of_aggregate(of);
-    let table = db.model(projection.model_version())?;
+    let (projection, _) = gpubnb_model::model_of_aggregate(aggregate);
+    let table = db.current_table(projection.model_version())?;
     let (mut trail, mut batch) = (Vec::new(), Vec::new());
     trail::fold(log, until, shutdown, async |recorded: Recorded| {
-        if recorded.event().is_some_and(|event| touched(event).contains(&of)) {
-            trail.extend(TrailEvent::of(&recorded));
+        if recorded.event().is_some_and(|event| affected_aggregates(event).contains(&aggregate)) {
+            trail.extend(TrailEvent::from_recorded(&recorded));
         }
         batch.push(recorded);
         if batch.len() >= BATCH {
-            taken_in(projection.as_ref(), &table, &mut batch)?;
+            apply_batch(projection.as_ref(), &table, &mut batch)?;
         }
         Ok(())
     })
     .await?;
-    taken_in(projection.as_ref(), &table, &mut batch)?;
-    Ok(StateAt { at: until, row: gpubnb_model::answer(&table, of)?, trail })
+    apply_batch(projection.as_ref(), &table, &mut batch)?;
+    Ok(StateAt { at: until, row: gpubnb_model::view_of_row(&table, aggregate)?, trail })
 }
 
-fn taken_in(projection: &dyn Projection, table: &Table, batch: &mut Vec<Recorded>) -> anyhow::Result<()> {
+/// Applies a batch of events to the table, and empties the batch.
+fn apply_batch(projection: &dyn Projection, table: &Table, batch: &mut Vec<Recorded>) -> anyhow::Result<()> {
     let Some(last) = batch.last().map(|recorded| recorded.seq) else { return Ok(()) };
     let mut rows = WriteBatch::new(table);
     for (recorded, event) in batch.iter().filter_map(|r| Some((r, r.event()?))) {

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use gpubnb_events::{Event, JobId, Recorded, Seq, Timestamp};
 use gpubnb_log::Log;
-use gpubnb_query::{request::Point, view::TrailEvent};
+use gpubnb_query::{request::LogPoint, view::TrailEvent};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Filter, ReplayArgs, TailArgs};
 use crate::{
-    point, print_line,
+    print_line, seq_of_point,
     work::{progress, show_progress},
 };
 
@@ -19,12 +19,16 @@ const SHOWN_EVERY: u64 = 10_000;
 /// The longest that `replay` waits between two events.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Fails where a filter can match nothing, such as an unknown event: it was mistyped.
-fn checked(filter: &Filter) -> anyhow::Result<()> {
-    let plain = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+/// Fails if a filter can match nothing, such as a mistyped name of an event.
+fn check_filter(filter: &Filter) -> anyhow::Result<()> {
+    let without_version = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     if let Some(event) = &filter.event {
-        let known: Vec<String> = Event::WIRE_NAMES.iter().map(|name| plain(name)).collect();
-        anyhow::ensure!(known.contains(&plain(event)), "there is no event `{event}`; there are {}", known.join(", "));
+        let known: Vec<String> = Event::WIRE_NAMES.iter().map(|name| without_version(name)).collect();
+        anyhow::ensure!(
+            known.contains(&without_version(event)),
+            "there is no event `{event}`; there are {}",
+            known.join(", ")
+        );
     }
     if let Some(kind) = &filter.kind {
         let known = ["account", "machine", "job"];
@@ -37,54 +41,54 @@ fn checked(filter: &Filter) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    checked(&args.filter)?;
+    check_filter(&args.filter)?;
     let last = log.last_seq().await?;
     let from = Seq(last.0.saturating_sub(args.lines.saturating_sub(1)).max(1));
     let from = if args.lines == 0 { last.next() } else { from };
-    each(log, from, Seq(u64::MAX), shutdown, async |recorded| print(&recorded, &args.filter)).await
+    for_each_message(log, from, Seq(u64::MAX), shutdown, async |recorded| print(&recorded, &args.filter)).await
 }
 
 pub(crate) async fn replay(log: &Log, args: &ReplayArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    checked(&args.filter)?;
-    let to = point(log, args.to).await?;
+    check_filter(&args.filter)?;
+    let to = seq_of_point(log, args.to).await?;
     let from = match args.from {
         None => Seq(1),
-        Some(Point::Seq(seq)) => seq,
+        Some(LogPoint::Seq(seq)) => seq,
         // The first event at this time or after it.
-        Some(Point::Time(time)) => log.seq_at(time.before(), log.last_seq().await?).await?.next(),
+        Some(LogPoint::Time(time)) => log.seq_at(time.previous_instant(), log.last_seq().await?).await?.next(),
     };
     anyhow::ensure!(from <= to.next(), "the range ends, at {to}, before it begins, at {from}");
     let mut pace = Pace::new(args.speed);
-    each(log, from, to, shutdown, async |recorded: Recorded| {
+    for_each_message(log, from, to, shutdown, async |recorded: Recorded| {
         pace.wait(recorded.at).await;
         print(&recorded, &args.filter)
     })
     .await
 }
 
-/// Repeats the pauses between messages, or shorter ones.
+/// Waits between messages, to replay them at the original speed or faster.
 pub(crate) struct Pace {
     speed: f64,
-    before: Option<Timestamp>,
+    previous: Option<Timestamp>,
 }
 
 impl Pace {
-    /// `speed` is how many times faster; 0 is as fast as possible.
+    /// `speed` is the factor by which the pauses are shortened; 0 means no pauses.
     pub(crate) fn new(speed: f64) -> Self {
-        Self { speed, before: None }
+        Self { speed, previous: None }
     }
 
-    /// Waits until it is this message's turn.
+    /// Waits for the pause before a message that was recorded at `at`.
     pub(crate) async fn wait(&mut self, at: Timestamp) {
-        if let (Some(before), true) = (self.before, self.speed > 0.0) {
-            tokio::time::sleep(at.since(before).duration().div_f64(self.speed).min(LONGEST_PAUSE)).await;
+        if let (Some(previous), true) = (self.previous, self.speed > 0.0) {
+            tokio::time::sleep(at.since(previous).duration().div_f64(self.speed).min(LONGEST_PAUSE)).await;
         }
-        self.before = Some(at);
+        self.previous = Some(at);
     }
 }
 
 /// Calls `take` with each message from `from` to `to`, both included.
-pub(crate) async fn each(
+pub(crate) async fn for_each_message(
     log: &Log,
     from: Seq,
     to: Seq,
@@ -115,8 +119,8 @@ pub(crate) async fn each(
     }
 }
 
-/// Calls `take` with each message up to `until`, shows the progress, and fails where it was stopped: half of a fold is
-/// no result.
+/// Calls `take` with each message up to `until`, and shows the progress. Fails if `shutdown` interrupts the fold,
+/// because a partial fold is no result.
 pub(crate) async fn fold(
     log: &Log,
     until: Seq,
@@ -124,7 +128,7 @@ pub(crate) async fn fold(
     mut take: impl AsyncFnMut(Recorded) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (began, stopped) = (Instant::now(), shutdown.clone());
-    each(log, Seq(1), until, shutdown, async |recorded: Recorded| {
+    for_each_message(log, Seq(1), until, shutdown, async |recorded: Recorded| {
         if recorded.seq.0.is_multiple_of(SHOWN_EVERY) {
             show_progress(&progress(began, recorded.seq, until));
         }
@@ -139,7 +143,9 @@ pub(crate) async fn fold(
 pub(crate) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> {
     let line = match (&recorded.entry, filter.json) {
         (Ok((_, event)), _) if !passes(event, filter) => return Ok(()),
-        (Ok(_), true) => serde_json::to_string(&TrailEvent::of(recorded).context("an event that cannot be written")?)?,
+        (Ok(_), true) => {
+            serde_json::to_string(&TrailEvent::from_recorded(recorded).context("an event that cannot be written")?)?
+        }
         (Ok((envelope, event)), false) => {
             let aggregate = event.aggregate().to_string();
             let actor = envelope.actor.to_string();

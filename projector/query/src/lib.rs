@@ -1,7 +1,8 @@
 //! The contract between a projector and its clients: requests, answers, and a client.
 //!
-//! Belongs here: everything that goes over the wire. Must not come here: the stored form of rows
-//! (`gpubnb-model`). A change of the storage must not change an answer.
+//! A projector folds the log into read models, and answers queries from them. This crate contains everything that goes
+//! over the wire. It must not contain the stored form of rows (`gpubnb-model`): a change of the storage must not change
+//! an answer.
 
 pub mod client;
 pub mod request;

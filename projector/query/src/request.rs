@@ -5,19 +5,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::view::JobState;
 
-/// Most machines in one answer. A machine takes 12 KB at most, and a message of the broker holds a megabyte.
-pub const MACHINES_AT_ONCE: usize = 64;
+/// The maximum number of machines in one answer. A machine has at most 12 KB, and a message of the broker at most 1 MB.
+pub const MACHINES_PER_ANSWER: usize = 64;
 
-/// A request, and the sequence that the answer must have seen.
+/// The message that a client sends: the request, and the sequence that the answer must include.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Ask<T> {
-    /// The sequence that the projector must have folded before it answers.
+pub struct QueryRequest<T> {
+    /// The projector must fold the event with this sequence before it answers.
     pub min_seq: Seq,
     /// The request.
     pub body: T,
 }
 
-/// Asks for jobs, newest first. Each field that is given narrows the list.
+/// Asks for jobs, newest first. The answer has the jobs that match all given fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobsQuery {
     /// The jobs of this account.
@@ -28,13 +28,13 @@ pub struct JobsQuery {
     pub state: Option<JobState>,
     /// The jobs with this text in their name, image or id.
     pub text: Option<String>,
-    /// `next` of the page before.
+    /// The field `next` of the previous page; `None` for the first page.
     pub cursor: Option<String>,
     /// The number of jobs in the answer, at most 100.
     pub limit: Option<u32>,
 }
 
-/// The thing whose trail is asked for.
+/// The job, machine or account of a trail. A *trail* is the list of all events that affect one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrailOf {
@@ -59,13 +59,13 @@ impl From<TrailOf> for Aggregate {
 /// Asks for a part of a trail, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrailQuery {
-    /// The thing whose trail it is.
+    /// The job, machine or account.
     pub of: TrailOf,
-    /// The number of events to skip: from the first, or, with `from_end`, from the last.
+    /// The number of events to skip at the beginning of the trail; with `from_end`, at the end of the trail.
     pub skip: u32,
     /// The number of events in the answer, at most 200.
     pub limit: u32,
-    /// True if the newest events are wanted. They come oldest first all the same.
+    /// True to get the last events of the trail. The order of the answer is always oldest first.
     #[serde(default)]
     pub from_end: bool,
 }
@@ -75,18 +75,18 @@ pub struct TrailQuery {
 pub struct StatementQuery {
     /// The account.
     pub account: AccountId,
-    /// Only lines before this sequence.
+    /// The lines of events before this sequence; `None` for the newest lines.
     pub before: Option<Seq>,
     /// The number of lines in the answer, at most 500.
     pub limit: u32,
 }
 
-/// Asks for the machines of an owner, by id.
+/// Asks for the machines of an owner, in the order of their ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinesOfQuery {
     /// The owner.
     pub owner: AccountId,
-    /// Only machines after this one; all of them where none is named.
+    /// The machines after this machine; `None` for the first machines.
     pub after: Option<MachineId>,
 }
 
@@ -95,11 +95,11 @@ pub struct MachinesOfQuery {
 pub struct ReadingsQuery {
     /// The machine.
     pub machine: MachineId,
-    /// The number of minutes; the last ones are answered.
+    /// The number of minutes before now.
     pub minutes: u32,
 }
 
-/// The account or machine whose days are asked for.
+/// The account or machine of a [`DaysQuery`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DaysOf {
@@ -109,7 +109,7 @@ pub enum DaysOf {
     Machine(MachineId),
 }
 
-/// Asks for the days on which something was settled, newest first.
+/// Asks for the sums of the days with a settlement, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaysQuery {
     /// The account or machine.
@@ -118,7 +118,7 @@ pub struct DaysQuery {
     pub most: u32,
 }
 
-/// How far the read models are behind the log.
+/// The lag of the read models: the log has events up to `last`, and the models have folded the events up to `applied`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lag {
     /// The last sequence in MARKET.
@@ -129,14 +129,15 @@ pub struct Lag {
     pub stopped: Vec<(String, String)>,
 }
 
-/// Asks for events of the whole log, newest first. For operators. Each field that is given narrows the list.
+/// Asks for events of the whole log, newest first. For operators. The answer has the events that match all given
+/// fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsQuery {
     /// The events before this sequence.
     pub before: Option<Seq>,
     /// The events of this kind of aggregate: `account`, `machine` or `job`.
     pub kind: Option<String>,
-    /// The events with this name.
+    /// The events with this name, for example `JobAssigned`.
     pub event: Option<String>,
     /// The events in the trail of this job, machine or account.
     pub of: Option<TrailOf>,
@@ -147,14 +148,14 @@ pub struct EventsQuery {
 /// A point in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Point {
+pub enum LogPoint {
     /// The point after the event with this sequence.
     Seq(Seq),
-    /// The point after the last event that is not later than this time.
+    /// The point after the last event that was recorded at this time or earlier.
     Time(Timestamp),
 }
 
-impl std::str::FromStr for Point {
+impl std::str::FromStr for LogPoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -166,13 +167,13 @@ impl std::str::FromStr for Point {
     }
 }
 
-/// The state of one model.
+/// The progress of one read model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ModelState {
     /// The model's name.
     pub name: String,
     /// The last sequence that the model has folded.
     pub checkpoint: Seq,
-    /// Why the model stopped, if it did.
+    /// The reason why the model stopped; `None` while the model runs.
     pub stopped: Option<String>,
 }

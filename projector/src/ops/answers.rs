@@ -1,4 +1,4 @@
-//! The answers to operators. The parts that need more than a few lines have files of their own beside this one.
+//! The answers to the queries of operators. Long answers are computed in the other files of this folder.
 
 use std::{
     path::PathBuf,
@@ -9,13 +9,13 @@ use std::{
 use gpubnb_events::{AccountId, Millis, Seq, Timestamp, event::Check};
 use gpubnb_model::{ledger::Ledger, timeline::Timeline};
 use gpubnb_query::{
-    request::{EventsQuery, Point, TrailOf},
+    request::{EventsQuery, LogPoint, TrailOf},
     view::{
         Page, TrailEvent,
-        ops::{Accounts, Progress, RowThen, Stuck, Travel},
+        ops::{Accounts, PastRow, Progress, StuckJob, TimeTravel},
     },
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use super::{
@@ -24,138 +24,144 @@ use super::{
     doctor, event_search,
     platform::FoldRate,
     stuck,
-    travel::{TravelError, Traveller},
+    travel::{PastStates, TravelError},
 };
-use crate::serve::{Queries, broken};
+use crate::serve::{Queries, store_failure};
 
-/// A look at the broker, or a journey, that takes longer than this is answered without: operators ask again.
-pub(super) const SOON: Duration = Duration::from_millis(800);
-/// However many operators ask, the deployment is looked at this often.
-const DOCTOR_EVERY: Duration = Duration::from_secs(10);
-/// However many operators ask, stuck jobs are looked for this often.
-const STUCK_EVERY: Duration = Duration::from_secs(1);
+/// The longest time that an answer waits for the broker or for time travel. After this time, the answer is sent without
+/// the missing part, and the operator's page asks again.
+pub(super) const MAX_WAIT: Duration = Duration::from_millis(800);
+/// The longest time for which the result of the deployment checks is reused.
+const MAX_CHECKS_AGE: Duration = Duration::from_secs(10);
+/// The longest time for which the list of stuck jobs is reused.
+const MAX_STUCK_AGE: Duration = Duration::from_secs(1);
 
-/// The time and the result of the last look, once there was one.
-type LastLook<T> = Option<(Instant, T)>;
+/// A result that is reused for a short time, and the time at which it was computed. `None` before the first result.
+type Cached<T> = Option<(Instant, T)>;
 
-/// Everything that operators are answered from. Clones share it.
+/// The data that the operators' queries read. Clones share the data.
 #[derive(Clone)]
 pub(crate) struct OperatorQueries {
     pub(crate) queries: Queries,
     pub(crate) work: WorkContext,
-    traveller: Traveller,
+    past_states: PastStates,
     pub(super) fold_rate: FoldRate,
     /// The time of the log's first event.
     pub(super) began: Arc<OnceCell<Timestamp>>,
-    /// A job counts as stuck after this time at the latest.
-    patience: Option<Millis>,
-    /// The last look for stuck jobs.
-    stuck: Arc<Mutex<LastLook<Vec<Stuck>>>>,
-    /// The directory of this process' credentials.
+    /// The option `--stuck-after`: the longest time in one state before a job counts as stuck.
+    stuck_after: Option<Millis>,
+    stuck_jobs: Arc<Mutex<Cached<Vec<StuckJob>>>>,
+    /// The directory of this process's credentials.
     creds: PathBuf,
-    /// The last look at the deployment.
-    checked: Arc<AsyncMutex<LastLook<Vec<Check>>>>,
+    /// The results of the deployment checks.
+    checks: Arc<AsyncMutex<Cached<Vec<Check>>>>,
 }
 
 impl OperatorQueries {
-    /// `patience`: a job counts as stuck after this time at the latest. `creds`: the directory of the credentials.
+    /// Makes the queries. `stuck_after` is the option of that name, and `creds` is the directory of the credentials.
     pub(crate) fn new(
         queries: Queries,
         work: WorkContext,
-        traveller: Traveller,
-        patience: Option<Millis>,
+        past_states: PastStates,
+        stuck_after: Option<Millis>,
         creds: PathBuf,
     ) -> Self {
-        let (fold_rate, began, stuck, checked) = (FoldRate::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { queries, work, traveller, fold_rate, began, patience, stuck, creds, checked }
+        let (fold_rate, began, stuck_jobs, checks) =
+            (FoldRate::default(), Arc::default(), Arc::default(), Arc::default());
+        Self { queries, work, past_states, fold_rate, began, stuck_after, stuck_jobs, creds, checks }
     }
 
-    /// The same queries, answered also while the models are still behind the log.
-    pub(super) fn at_once(&self) -> Self {
+    /// A clone whose queries are also answered while the models have not caught up with the log.
+    pub(super) fn without_floor(&self) -> Self {
         Self { queries: Queries { floor: Seq::ZERO, ..self.queries.clone() }, ..self.clone() }
     }
 
-    pub(super) async fn events(&self, query: EventsQuery) -> Result<Page<TrailEvent>, Failure> {
-        let timeline = self.queries.read.tables.of(&Timeline).map_err(broken)?;
+    pub(super) async fn events(&self, query: EventsQuery) -> Result<Page<TrailEvent>, RpcError> {
+        let timeline = self.queries.read.tables.of(&Timeline).map_err(store_failure)?;
         let applied = self.queries.applied.borrow().seq;
         event_search::search(&self.queries.log, &timeline, applied, &query).await
     }
 
-    pub(super) async fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, Failure> {
-        let table = self.queries.read.tables.of(&Ledger).map_err(broken)?;
+    pub(super) async fn accounts(&self, after: Option<AccountId>) -> Result<Accounts, RpcError> {
+        let table = self.queries.read.tables.of(&Ledger).map_err(store_failure)?;
         let summed = tokio::task::spawn_blocking(move || accounts::accounts(&table, after)).await;
-        let summed =
-            summed.map_err(|e| Failure::Unavailable(format!("the sums were not finished: {e}")))?.map_err(broken)?;
-        summed.ok_or_else(|| Failure::Unavailable("the ledger moves too fast to be summed: try again".to_owned()))
+        let summed = summed
+            .map_err(|e| RpcError::Unavailable(format!("the sums were not finished: {e}")))?
+            .map_err(store_failure)?;
+        summed.ok_or_else(|| RpcError::Unavailable("the ledger moves too fast to be summed: try again".to_owned()))
     }
 
-    /// The checks of the deployment, at most ten seconds old.
-    pub(super) async fn doctor(&self) -> Result<Vec<Check>, Failure> {
-        let mut checked = self.checked.lock().await;
-        if let Some((at, checks)) = checked.as_ref()
-            && at.elapsed() < DOCTOR_EVERY
+    /// The results of the deployment checks, at most ten seconds old.
+    pub(super) async fn doctor(&self) -> Result<Vec<Check>, RpcError> {
+        let mut cached = self.checks.lock().await;
+        if let Some((at, checks)) = cached.as_ref()
+            && at.elapsed() < MAX_CHECKS_AGE
         {
             return Ok(checks.clone());
         }
-        let (mut found, log) = (doctor::Findings::default(), &self.queries.log);
+        let (mut findings, log) = (doctor::Findings::default(), &self.queries.log);
         let platform = self.platform().await.map_err(|e| e.to_string());
         let platform = platform.as_ref().map_err(Clone::clone);
-        doctor::look(&log.client(), log, platform, &self.creds, &mut found)
+        doctor::run_checks(&log.client(), log, platform, &self.creds, &mut findings)
             .await
-            .map_err(|e| Failure::Unavailable(format!("{e:#}")))?;
-        *checked = Some((Instant::now(), found.0.clone()));
-        Ok(found.0)
+            .map_err(|e| RpcError::Unavailable(format!("{e:#}")))?;
+        *cached = Some((Instant::now(), findings.0.clone()));
+        Ok(findings.0)
     }
 
-    pub(crate) fn stuck(&self) -> Result<Vec<Stuck>, Failure> {
+    /// The stuck jobs, at most one second old.
+    pub(crate) fn stuck(&self) -> Result<Vec<StuckJob>, RpcError> {
         if self.queries.applied.borrow().seq < self.queries.floor {
             let behind = "the read models are still behind the log, and do not show which jobs are stuck now";
-            return Err(Failure::Unavailable(behind.to_owned()));
+            return Err(RpcError::Unavailable(behind.to_owned()));
         }
-        let mut looked = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-        match looked.as_ref() {
-            Some((at, found)) if at.elapsed() < STUCK_EVERY => Ok(found.clone()),
+        let mut cached = self.stuck_jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        match cached.as_ref() {
+            Some((at, found)) if at.elapsed() < MAX_STUCK_AGE => Ok(found.clone()),
             _ => {
                 let read = &self.queries.read;
-                let found = stuck::jobs(&read.tables, &read.telemetry, self.patience).map_err(broken)?;
-                *looked = Some((Instant::now(), found.clone()));
+                let found = stuck::jobs(&read.tables, &read.telemetry, self.stuck_after).map_err(store_failure)?;
+                *cached = Some((Instant::now(), found.clone()));
                 Ok(found)
             }
         }
     }
 
-    async fn seq_of(&self, to: Point) -> Result<Seq, Failure> {
+    /// The sequence of a point in the log: at most the last folded sequence.
+    async fn seq_of(&self, to: LogPoint) -> Result<Seq, RpcError> {
         let last = self.queries.applied.borrow().seq;
         match to {
-            Point::Seq(seq) => Ok(seq.min(last)),
-            Point::Time(time) => {
-                self.queries.log.seq_at(time, last).await.map_err(|e| Failure::Unavailable(e.to_string()))
+            LogPoint::Seq(seq) => Ok(seq.min(last)),
+            LogPoint::Time(time) => {
+                self.queries.log.seq_at(time, last).await.map_err(|e| RpcError::Unavailable(e.to_string()))
             }
         }
     }
 
-    pub(super) async fn travel(&self, to: Point) -> Result<Travel, Failure> {
+    /// The market as it was at a past point, or the progress of the fold if the answer takes too long.
+    pub(super) async fn travel(&self, to: LogPoint) -> Result<TimeTravel, RpcError> {
         let seq = self.seq_of(to).await?;
-        let traveller = self.traveller.clone();
-        // The journey continues when nobody waits for it any more: the next who asks finds the snapshots that it left.
-        let journey = tokio::spawn(async move { traveller.market(seq).await });
-        match tokio::time::timeout(SOON, journey).await {
-            Ok(Ok(then)) => then.map(|then| Travel::There(Box::new(then))).map_err(failed),
-            Ok(Err(e)) => Err(Failure::Unavailable(e.to_string())),
+        let past_states = self.past_states.clone();
+        // Without an answer in time, the fold continues in the background. The next query uses its snapshots or result.
+        let folding = tokio::spawn(async move { past_states.market(seq).await });
+        match tokio::time::timeout(MAX_WAIT, folding).await {
+            Ok(Ok(market)) => market.map(|market| TimeTravel::There(Box::new(market))).map_err(travel_failure),
+            Ok(Err(e)) => Err(RpcError::Unavailable(e.to_string())),
             Err(_) => {
                 let began = Progress { at: Seq::ZERO, until: seq, per_second: 0 };
-                Ok(Travel::Folding(self.traveller.progress().unwrap_or(began)))
+                Ok(TimeTravel::Folding(self.past_states.progress().unwrap_or(began)))
             }
         }
     }
 
-    pub(super) async fn then(&self, of: TrailOf, to: Point) -> Result<RowThen, Failure> {
+    /// The row of a job, a machine or an account as it was at a past point.
+    pub(super) async fn past_row(&self, of: TrailOf, to: LogPoint) -> Result<PastRow, RpcError> {
         let seq = self.seq_of(to).await?;
-        let timeline = self.queries.read.tables.of(&Timeline).map_err(broken)?;
-        self.traveller.row(&timeline, of.into(), seq).await.map_err(failed)
+        let timeline = self.queries.read.tables.of(&Timeline).map_err(store_failure)?;
+        self.past_states.row(&timeline, of.into(), seq).await.map_err(travel_failure)
     }
 }
 
-fn failed(e: TravelError) -> Failure {
-    Failure::Unavailable(format!("{:#}", anyhow::Error::from(e)))
+fn travel_failure(e: TravelError) -> RpcError {
+    RpcError::Unavailable(format!("{:#}", anyhow::Error::from(e)))
 }

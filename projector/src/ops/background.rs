@@ -1,10 +1,10 @@
-//! Long work that reads and writes much. Each piece of work has a thread of its own, so that queries do not wait for
-//! it. A shutdown waits for the threads.
+//! Runs long tasks in the background. Each task has its own thread, so that queries do not wait for the task. A
+//! shutdown waits for the threads.
 
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The place where such work runs. Clones share it.
+/// Starts and stops background tasks. Clones share the tasks.
 #[derive(Clone)]
 pub struct Background {
     tasks: TaskTracker,
@@ -12,17 +12,17 @@ pub struct Background {
 }
 
 impl Background {
-    /// The work is spawned on `tasks`. Once `shutdown` is cancelled, work is cut off at its next await.
+    /// Tracks the tasks in `tasks`. When `shutdown` is cancelled, each task ends at its next await.
     pub fn new(tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         Self { tasks, shutdown }
     }
 
-    /// True if running work is about to be cut off.
-    pub fn stops(&self) -> bool {
+    /// True if the process is shutting down.
+    pub fn is_stopping(&self) -> bool {
         self.shutdown.is_cancelled()
     }
 
-    /// Starts work, within a runtime. The result is `None` where the work was cut off.
+    /// Starts a task. Must be called within a Tokio runtime. The result is `None` if a shutdown interrupted the task.
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<Option<T>> {
         let (runtime, shutdown) = (Handle::current(), self.shutdown.clone());
         self.tasks.spawn_blocking(move || runtime.block_on(shutdown.run_until_cancelled_owned(work)))

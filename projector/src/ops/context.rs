@@ -1,9 +1,8 @@
-//! The surroundings of long work through the whole log: the log, the models that answer, and the state that operators
-//! see.
+//! The data that a rebuild (`rebuild.rs`) and a verification (`verify.rs`) share: the log, the live models (from which
+//! queries are answered), and the progress that operators see.
 //!
-//! Belongs here: everything that a rebuild and a verification share. The work itself is in `rebuild.rs` and
-//! `verify.rs`: one of each at a time, each in a table or database of its own, at the pace that the machine allows. The
-//! models that answer meanwhile are not touched.
+//! Each model has at most one rebuild at a time, and there is at most one verification at a time. A rebuild writes into
+//! a separate table, and a verification writes into a separate database.
 
 use std::{
     collections::BTreeMap,
@@ -19,41 +18,41 @@ use tokio::sync::watch;
 
 use super::background::Background;
 use crate::{
-    fold::{Adoption, Tables},
-    serve::Applied,
+    fold::{SwapQueue, Tables},
+    serve::FoldProgress,
 };
 
-/// Clones share the state.
+/// The data of a rebuild or a verification. Clones share the state.
 #[derive(Clone)]
 pub(crate) struct WorkContext {
-    /// The projector that does the work.
+    /// The id of this projector.
     pub(crate) projector: ProjectorId,
     pub(crate) log: Log,
     pub(crate) db: Database,
     pub(crate) tables: Tables,
-    pub(crate) adoption: Adoption,
-    pub(crate) applied: watch::Receiver<Applied>,
-    /// The public keys whose signed tree heads are believed.
+    pub(crate) swap_queue: SwapQueue,
+    pub(crate) applied: watch::Receiver<FoldProgress>,
+    /// The public keys whose signed tree heads are trusted.
     pub(crate) keys: Vec<String>,
-    /// The directory of a verification's database.
+    /// The directory of the verification's database.
     pub(crate) scratch: PathBuf,
     pub(crate) background: Background,
     pub(crate) state: Arc<Mutex<WorkState>>,
 }
 
-/// The rebuilds and the verification that run, or ran last.
+/// The state of each model's last rebuild, and of the last verification. They may still be running.
 #[derive(Default)]
 pub(crate) struct WorkState {
     pub(crate) rebuilds: BTreeMap<&'static str, Rebuild>,
     pub(crate) verification: Option<Verification>,
 }
 
-/// The reason why work does not start.
-pub(crate) enum NotStarted {
+/// The reason why a rebuild or a verification was not started.
+pub(crate) enum StartError {
     /// There is no model of this name.
     UnknownModel,
-    /// The same work runs already.
-    Running,
+    /// A rebuild of this model, or a verification, is already running.
+    AlreadyRunning,
 }
 
 impl WorkContext {
@@ -62,7 +61,7 @@ impl WorkContext {
     }
 
     /// The last sequence that every running model has folded.
-    pub(super) fn last(&self) -> Seq {
+    pub(super) fn last_applied(&self) -> Seq {
         self.applied.borrow().seq
     }
 }

@@ -1,7 +1,7 @@
-//! The invariants of the log: rules that must hold after every event.
+//! The invariants of the log: rules that must be true after every event. Example: no balance of an account is negative.
 //!
-//! Belongs here: rules that the log alone can break or keep. Rules that need the domain are tested by the simulation of
-//! `services`.
+//! Only rules that can be checked from the log alone are here. The simulation in `services` tests the other rules of
+//! the domain.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,23 +14,24 @@ use gpubnb_events::{
 };
 use gpubnb_query::view::ops::Violation;
 
-/// Most broken invariants that are reported.
-const MOST_REPORTED: usize = 100;
+/// The most violations that are reported.
+const MAX_REPORTED: usize = 100;
 
-/// The state after the events so far, as far as the rules need it.
+/// Checks the invariants, event by event. The fields are the part of the market's state that the rules need.
 #[derive(Default)]
 pub struct Invariants {
     balances: HashMap<AccountId, AccountBalance>,
-    live: HashMap<JobId, LiveLease>,
+    live_leases: HashMap<JobId, LiveLease>,
+    /// A hash of each settled job's id. The hash takes less memory than the id.
     settled: HashSet<u64>,
-    /// For `settled`, which has a hash of each job and not the id, to save memory. The keys of the hash are random, so
-    /// that nobody can prepare two ids with one hash. With ten million jobs, two hashes are equal by chance in one of
-    /// three hundred thousand verifications.
+    /// The function for the hashes in `settled`. Its keys are random, so that nobody can choose two ids with the same
+    /// hash. With ten million jobs, one of 300,000 verifications has two equal hashes by chance.
     hash: RandomState,
     slots: HashMap<MachineId, Slots>,
-    found: Vec<Violation>,
+    violations: Vec<Violation>,
 }
 
+/// The balance of an account. No part may be negative.
 #[derive(Default)]
 struct AccountBalance {
     available: MicroUsd,
@@ -38,72 +39,75 @@ struct AccountBalance {
     payable: MicroUsd,
 }
 
+/// The lease of a job that is assigned to a machine and has not ended.
 struct LiveLease {
     lease: Lease,
     machine: MachineId,
-    accepted: bool,
+    is_accepted: bool,
 }
 
+/// The slots of a machine. A slot is room for one job.
 #[derive(Default)]
 struct Slots {
     offered: u32,
+    /// The number of accepted leases.
     taken: u32,
 }
 
 impl Invariants {
-    /// The broken invariants so far.
-    pub fn found(&self) -> &[Violation] {
-        &self.found
+    /// The violations that were found so far.
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
     }
 
-    /// Frees all memory but that of the broken invariants. Call this after the last event.
-    pub fn forget(&mut self) {
-        *self = Self { found: std::mem::take(&mut self.found), ..Self::default() };
+    /// Clears the state, but keeps the violations. Call this function after the last event, to free memory.
+    pub fn clear_state(&mut self) {
+        *self = Self { violations: std::mem::take(&mut self.violations), ..Self::default() };
     }
 
     /// Checks the next event.
     pub fn apply(&mut self, seq: Seq, event: &Event) {
-        self.ledger(seq, event);
+        self.check_ledger(seq, event);
         match event {
             Event::MachineListed(e) => self.slots.entry(e.machine).or_default().offered = e.offer.slots,
             Event::JobAssigned(e) => {
-                if self.live.contains_key(&e.job) {
-                    self.broken(seq, format!("job {} is assigned while another lease is live", e.job));
+                if self.live_leases.contains_key(&e.job) {
+                    self.add_violation(seq, format!("job {} is assigned while another lease is live", e.job));
                 }
-                let live = LiveLease { lease: Lease(seq), machine: e.machine, accepted: false };
-                self.live.insert(e.job, live);
+                let live = LiveLease { lease: Lease(seq), machine: e.machine, is_accepted: false };
+                self.live_leases.insert(e.job, live);
             }
-            Event::Accepted(e) => self.accepted(seq, e.job, e.lease),
-            Event::Started(e) => self.reports(seq, e.job, Some(e.lease)),
-            Event::Declined(e) => self.ended(seq, e.job, Some(e.lease)),
-            Event::Requeued(e) => self.ended(seq, e.job, Some(e.lease)),
-            Event::Completed(e) => self.ended(seq, e.job, Some(e.lease)),
-            Event::Failed(e) => self.ended(seq, e.job, e.lease),
-            Event::Cancelled(e) => self.ended(seq, e.job, e.lease),
+            Event::Accepted(e) => self.accept(seq, e.job, e.lease),
+            Event::Started(e) => self.check_lease(seq, e.job, Some(e.lease)),
+            Event::Declined(e) => self.end(seq, e.job, Some(e.lease)),
+            Event::Requeued(e) => self.end(seq, e.job, Some(e.lease)),
+            Event::Completed(e) => self.end(seq, e.job, Some(e.lease)),
+            Event::Failed(e) => self.end(seq, e.job, e.lease),
+            Event::Cancelled(e) => self.end(seq, e.job, e.lease),
             Event::Settled(e) => {
                 if !self.settled.insert(self.hash.hash_one(e.job)) {
-                    self.broken(seq, format!("job {} is settled twice", e.job));
+                    self.add_violation(seq, format!("job {} is settled twice", e.job));
                 }
                 if e.cost != e.fee + e.earned {
-                    self.broken(seq, format!("job {}: the cost is not fee and earnings together", e.job));
+                    self.add_violation(seq, format!("job {}: the cost is not the sum of fee and earnings", e.job));
                 }
             }
             _ => {}
         }
     }
 
-    /// Notes a broken invariant.
-    pub fn broken(&mut self, seq: Seq, what: String) {
-        if self.found.len() < MOST_REPORTED {
-            self.found.push(Violation { seq, what });
+    /// Adds a violation that the event `seq` caused. `what` describes the violation.
+    pub fn add_violation(&mut self, seq: Seq, what: String) {
+        if self.violations.len() < MAX_REPORTED {
+            self.violations.push(Violation { seq, what });
         }
     }
 
-    fn ledger(&mut self, seq: Seq, event: &Event) {
+    fn check_ledger(&mut self, seq: Seq, event: &Event) {
         let postings = postings(event);
         let sum: MicroUsd = postings.iter().map(|p| p.amount).sum();
         if sum != MicroUsd::ZERO {
-            self.broken(seq, format!("its postings sum to {sum}, not to zero"));
+            self.add_violation(seq, format!("its postings sum to {sum}, not to zero"));
         }
         for posting in postings {
             let (account, amount) = match posting.account {
@@ -125,34 +129,34 @@ impl Invariants {
                 LedgerAccount::Fees | LedgerAccount::External => continue,
             };
             if amount < MicroUsd::ZERO {
-                self.broken(seq, format!("account {account} is overdrawn: {} is {amount}", posting.account));
+                self.add_violation(seq, format!("account {account} is overdrawn: {} is {amount}", posting.account));
             }
         }
     }
 
-    fn reports(&mut self, seq: Seq, job: JobId, lease: Option<Lease>) {
-        let live = self.live.get(&job).map(|live| live.lease);
+    fn check_lease(&mut self, seq: Seq, job: JobId, lease: Option<Lease>) {
+        let live = self.live_leases.get(&job).map(|live| live.lease);
         if lease != live {
-            self.broken(seq, format!("job {job}: a report by a lease that is not the live one"));
+            self.add_violation(seq, format!("job {job}: a report names a lease that is not live"));
         }
     }
 
-    fn accepted(&mut self, seq: Seq, job: JobId, lease: Lease) {
-        self.reports(seq, job, Some(lease));
-        let Some(live) = self.live.get_mut(&job) else { return };
-        live.accepted = true;
+    fn accept(&mut self, seq: Seq, job: JobId, lease: Lease) {
+        self.check_lease(seq, job, Some(lease));
+        let Some(live) = self.live_leases.get_mut(&job) else { return };
+        live.is_accepted = true;
         let (machine, slots) = (live.machine, self.slots.entry(live.machine).or_default());
         slots.taken += 1;
         let (taken, offered) = (slots.taken, slots.offered);
         if taken > offered {
-            self.broken(seq, format!("machine {machine} has {taken} accepted leases on {offered} slots"));
+            self.add_violation(seq, format!("machine {machine} has {taken} accepted leases on {offered} slots"));
         }
     }
 
-    fn ended(&mut self, seq: Seq, job: JobId, lease: Option<Lease>) {
-        self.reports(seq, job, lease);
-        if let Some(live) = self.live.remove(&job)
-            && live.accepted
+    fn end(&mut self, seq: Seq, job: JobId, lease: Option<Lease>) {
+        self.check_lease(seq, job, lease);
+        if let Some(live) = self.live_leases.remove(&job)
+            && live.is_accepted
             && let Some(slots) = self.slots.get_mut(&live.machine)
         {
             slots.taken = slots.taken.saturating_sub(1);
@@ -169,16 +173,16 @@ mod tests {
     };
 
     #[test]
-    fn an_overdraft_and_a_report_without_a_lease_are_named_with_their_sequence() {
+    fn an_overdraft_and_a_report_without_a_lease_are_violations() {
         let (account, mut invariants) = (AccountId::generate(), Invariants::default());
         let (deposit, payout) = (CommandId::generate(), CommandId::generate());
         let amount = MicroUsd::dollars(1);
         invariants.apply(Seq(1), &FundsDeposited { account, deposit, amount }.into());
-        assert!(invariants.found().is_empty());
+        assert!(invariants.violations().is_empty());
         let amount = MicroUsd::dollars(2);
         invariants.apply(Seq(2), &PayoutRequested { account, payout, amount }.into());
         invariants.apply(Seq(3), &Accepted { job: JobId::generate(), lease: Lease(Seq(1)) }.into());
-        let seqs: Vec<_> = invariants.found().iter().map(|v| v.seq.0).collect();
+        let seqs: Vec<_> = invariants.violations().iter().map(|v| v.seq.0).collect();
         assert_eq!(seqs, [2, 3]);
     }
 }

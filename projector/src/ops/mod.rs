@@ -1,5 +1,7 @@
-//! The part of the projector for operators: the state of the platform, the events of the log, the market as it was, and
-//! work on the models. Nothing here changes the log.
+//! The part of the projector for operators: the state of the platform, a search for events, time travel (the market as
+//! it was after a past event), and the rebuild and the verification of models. This part never changes the log.
+//!
+//! In the diagram, `a -> b` means that `a` uses `b`.
 //!
 //! ```text
 //! endpoints.rs -> answers.rs, platform.rs -> accounts.rs doctor.rs event_search.rs stuck.rs travel.rs

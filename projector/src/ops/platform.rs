@@ -1,4 +1,5 @@
-//! The state of the platform: the streams of the broker, the read models, and how fast both grow.
+//! The state of the platform: the streams of the broker, the read models, the rate of the fold, and the growth of the
+//! log.
 
 use std::{
     collections::VecDeque,
@@ -8,43 +9,43 @@ use std::{
 
 use gpubnb_events::{Clock as _, Millis, Seq, SystemClock};
 use gpubnb_log::stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY};
-use gpubnb_query::view::ops::{Growth, ModelLine, Platform, StreamState};
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_query::view::ops::{Growth, ModelStatus, Platform, StreamState};
+use gpubnb_runtime::rpc::RpcError;
 
-use super::answers::{OperatorQueries, SOON};
+use super::answers::{MAX_WAIT, OperatorQueries};
 
-/// Looks between which the rate of folding is taken; two looks are at least a second apart.
-const LOOKS: usize = 10;
+/// The number of samples from which the rate of the fold is computed. Two samples are at least one second apart.
+const SAMPLES: usize = 10;
 
-/// How many events are folded in a second, from the progress at the last looks.
+/// Measures the rate of the fold, events per second. Each sample has a time and the last folded sequence.
 #[derive(Clone, Default)]
 pub(super) struct FoldRate(Arc<Mutex<VecDeque<(Instant, Seq)>>>);
 
 impl FoldRate {
     fn per_second(&self, at: Seq) -> u64 {
-        let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if looks.back().is_none_or(|(then, _)| now.duration_since(*then) >= Duration::from_secs(1)) {
-            looks.push_back((now, at));
+        if samples.back().is_none_or(|(time, _)| now.duration_since(*time) >= Duration::from_secs(1)) {
+            samples.push_back((now, at));
         }
-        if looks.len() > LOOKS {
-            looks.pop_front();
+        if samples.len() > SAMPLES {
+            samples.pop_front();
         }
-        let Some((then, from)) = looks.front() else { return 0 };
-        let millis = u64::try_from(now.duration_since(*then).as_millis()).unwrap_or(u64::MAX).max(1_000);
+        let Some((time, from)) = samples.front() else { return 0 };
+        let millis = u64::try_from(now.duration_since(*time).as_millis()).unwrap_or(u64::MAX).max(1_000);
         at.0.saturating_sub(from.0).saturating_mul(1_000) / millis
     }
 }
 
 impl OperatorQueries {
-    pub(crate) async fn platform(&self) -> Result<Platform, Failure> {
+    pub(crate) async fn platform(&self) -> Result<Platform, RpcError> {
         let all = [MARKET, DISPATCH, TELEMETRY, OUTPUT].map(|name| self.stream(name));
         let streams: Vec<_> = futures_util::future::join_all(all).await.into_iter().flatten().collect();
         let last = self.queries.log.last_seq().await?;
         let growth = self.growth(streams.iter().find(|s| s.name == MARKET)).await;
         let applied = self.queries.applied.borrow().clone();
         let state = self.work.state();
-        let models = applied.models.into_iter().map(|m| ModelLine {
+        let models = applied.models.into_iter().map(|m| ModelStatus {
             rebuild: state.rebuilds.get(m.name.as_str()).cloned(),
             name: m.name,
             checkpoint: m.checkpoint,
@@ -56,24 +57,23 @@ impl OperatorQueries {
         Ok(Platform { projector, streams, last, models, per_second, verification, growth })
     }
 
-    /// How fast the log grows; `None` where that cannot be told now.
+    /// The growth of the log. `None` if the first event or the state of the stream cannot be read.
     async fn growth(&self, market: Option<&StreamState>) -> Option<Growth> {
         let first = async { self.queries.log.get(Seq(1)).await.ok().flatten().map(|first| first.at).ok_or(()) };
-        // The first event never changes, and is read once.
+        // The first event never changes, so its time is read only once.
         let began = *self.began.get_or_try_init(|| first).await.ok()?;
         let jobs = self.queries.read.figures().ok()?.settled;
-        Growth::of(market?.bytes, jobs, SystemClock.now().since(began))
+        Growth::estimate(market?.bytes, jobs, SystemClock.now().since(began))
     }
 
-    /// The state of a stream; `None` where the broker does not answer soon, or the projector's credential is older than
-    /// the right to ask.
+    /// The state of a stream. `None` if the broker does not answer in time, or does not allow this projector to ask.
     async fn stream(&self, name: &str) -> Option<StreamState> {
         let js = self.queries.log.jetstream();
-        let looked = tokio::time::timeout(SOON, async {
+        let answer = tokio::time::timeout(MAX_WAIT, async {
             let stream = js.get_stream_no_info(name).await.ok()?;
             stream.get_info().await.ok()
         });
-        let info = looked.await.ok().flatten()?;
+        let info = answer.await.ok().flatten()?;
         Some(StreamState {
             name: name.to_owned(),
             messages: info.state.messages,
@@ -83,7 +83,7 @@ impl OperatorQueries {
             behind: info.sources.iter().map(|source| source.lag).max(),
             consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
             most_bytes: u64::try_from(info.config.max_bytes).ok(),
-            most_age: Some(Millis::of(info.config.max_age)).filter(|age| age.0 > 0),
+            most_age: Some(Millis::from_duration(info.config.max_age)).filter(|age| age.0 > 0),
         })
     }
 }

@@ -1,7 +1,8 @@
-//! Time travel: the market, a job, a machine or an account as it was after any event of the log.
+//! Time travel: shows the market, a job, a machine or an account as it was after a past event.
 //!
-//! A job, a machine or an account is folded from its own trail, which the timeline knows. The whole market is folded
-//! from the nearest snapshot that an earlier journey left; meanwhile the progress can be asked for.
+//! A job, a machine or an account is folded from its own trail. The trail is found in the timeline (the model of
+//! trails). The whole market is folded from the log. Such a fold keeps snapshots of the past market, and later folds
+//! begin at the nearest snapshot. Operators can query the progress of a fold.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,36 +17,37 @@ use gpubnb_log::{Log, ReadError};
 use gpubnb_model::{
     self, Projection,
     balances::{self, Balances},
-    figures::{FIGURES, MarketFigures},
+    figures::{FIGURES_KEY, MarketFigures},
     machines::{self, Machines},
     timeline,
 };
 use gpubnb_query::view::{
     MachineState, TrailEvent,
-    ops::{MarketThen, Progress, RowThen},
+    ops::{PastMarket, PastRow, Progress},
 };
 use gpubnb_store::{self, Database, StoreError, Table, WriteBatch};
 use tokio::{sync::Mutex as AsyncMutex, task::JoinError};
 
 use super::background::Background;
 
-/// Events between two snapshots at first. The number doubles when there are too many snapshots.
-const SPACING: u64 = 20_000;
-const MOST_SNAPSHOTS: usize = 64;
-/// Most finished answers that are kept.
-const MOST_BEEN: usize = 16;
+/// The first number of events between two snapshots. The number is doubled when there are too many snapshots.
+const FIRST_SPACING: u64 = 20_000;
+/// The most snapshots that are kept.
+const MAX_SNAPSHOTS: usize = 64;
+/// The most finished answers that are kept.
+const MAX_ANSWERS: usize = 16;
 /// The cache of the database for time travel, MiB.
 const CACHE_MIB: u64 = 8;
-/// Most machines in the answer.
-const MACHINES_SHOWN: usize = 50;
-/// Events read back at the same time.
-const READ_AT_ONCE: usize = 32;
-/// The longest trail that is folded while somebody waits.
-const MOST_EVENTS: u32 = 20_000;
-/// Most events of a trail in the answer.
-const TRAIL_SHOWN: usize = 200;
+/// The most machines in an answer.
+const MAX_MACHINES: usize = 50;
+/// The most events that are read at the same time.
+const CONCURRENT_READS: usize = 32;
+/// The most events of a trail that is folded for a query.
+const MAX_FOLDED: u32 = 20_000;
+/// The most events of a trail in an answer.
+const MAX_TRAIL: usize = 200;
 
-/// The reason why a journey failed.
+/// The reason why time travel failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TravelError {
     /// The store failed.
@@ -54,53 +56,54 @@ pub enum TravelError {
     /// The log could not be read.
     #[error(transparent)]
     Log(#[from] ReadError),
-    /// The process is about to end.
+    /// The projector is shutting down.
     #[error("the projector is stopping")]
     Stopping,
-    /// The task of the journey ended early.
-    #[error("the journey ended early")]
+    /// The thread of the fold ended early.
+    #[error("the fold of the past market ended early")]
     Ended(#[from] JoinError),
-    /// The trail is too long to be folded while somebody waits.
-    #[error(
-        "its trail has more than {MOST_EVENTS} events: use `gpubnb-projector show --from-log`, which folds the log"
-    )]
+    /// The trail is too long to be folded for a query.
+    #[error("its trail has more than {MAX_FOLDED} events: use `gpubnb-projector show --from-log`, which folds the log")]
     TooLong,
 }
 
-/// Folds the past. Clones share the database and the snapshots.
+/// Computes the past states of the market and of single rows. Clones share the database and the snapshots.
 #[derive(Clone)]
-pub struct Traveller {
+pub struct PastStates {
     log: Log,
     db: Database,
     background: Background,
     snapshots: Arc<Mutex<MarketSnapshots>>,
-    /// One journey is made at a time; the next one finds the snapshots of those before.
-    turn: Arc<AsyncMutex<()>>,
+    /// Locked while the market is folded. Only one fold runs at a time, so that each fold can use earlier snapshots.
+    fold_lock: Arc<AsyncMutex<()>>,
     progress: Arc<Mutex<Option<Progress>>>,
-    /// The last answers.
-    been: Arc<Mutex<VecDeque<MarketThen>>>,
+    /// The last answers, oldest first.
+    answers: Arc<Mutex<VecDeque<PastMarket>>>,
 }
 
+/// The snapshots of past markets.
 struct MarketSnapshots {
+    /// The least number of events between two snapshots.
     spacing: u64,
-    taken: BTreeMap<Seq, Table>,
+    /// The table of each snapshot, by the last folded sequence.
+    tables: BTreeMap<Seq, Table>,
 }
 
-/// The models that make up a market. They share one table, in which the first letter of a key tells them apart.
+/// The models that a past market consists of. They share one table: the keys of each model begin with another letter.
 fn market_models() -> [Box<dyn Projection>; 3] {
     [Box::new(Machines), Box::new(MarketFigures), Box::new(Balances)]
 }
 
-impl Traveller {
-    /// Opens an empty database for time travel, which is removed at the end.
+impl PastStates {
+    /// Opens an empty database at `path`. The database is deleted when the last clone is dropped.
     pub fn open(log: Log, path: &Path, background: Background) -> Result<Self, StoreError> {
         let db = Database::scratch(path, CACHE_MIB)?;
-        let snapshots = MarketSnapshots { spacing: SPACING, taken: BTreeMap::new() };
+        let snapshots = MarketSnapshots { spacing: FIRST_SPACING, tables: BTreeMap::new() };
         let (snapshots, progress) = (Arc::new(Mutex::new(snapshots)), Arc::default());
-        Ok(Self { log, db, background, snapshots, turn: Arc::default(), progress, been: Arc::default() })
+        Ok(Self { log, db, background, snapshots, fold_lock: Arc::default(), progress, answers: Arc::default() })
     }
 
-    /// The progress of the journey that is being made, if there is one.
+    /// The progress of the fold that is running. `None` if no fold is running.
     pub fn progress(&self) -> Option<Progress> {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,49 +112,51 @@ impl Traveller {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The market after an event.
-    pub async fn market(&self, seq: Seq) -> Result<MarketThen, TravelError> {
-        let _turn = self.turn.lock().await;
-        // An operator who asks again while the journey is made finds its answer here.
-        if let Some(been) = self.been().iter().find(|then| then.seq == seq) {
-            return Ok(been.clone());
+    /// The market as it was after the event `seq`.
+    pub async fn market(&self, seq: Seq) -> Result<PastMarket, TravelError> {
+        let _lock = self.fold_lock.lock().await;
+        // The same query may have come while the fold was running. Its answer is here now.
+        if let Some(answer) = self.answers().iter().find(|market| market.seq == seq) {
+            return Ok(answer.clone());
         }
-        let own = self.clone();
-        let journey = self.background.spawn(async move { own.journey(seq).await });
-        journey.await?.ok_or(TravelError::Stopping)?
+        let this = self.clone();
+        let folding = self.background.spawn(async move { this.fold_and_keep(seq).await });
+        folding.await?.ok_or(TravelError::Stopping)?
     }
 
-    async fn journey(&self, seq: Seq) -> Result<MarketThen, TravelError> {
-        let table = self.fresh()?;
-        let then = self.look(seq, &table).await;
+    /// Folds the market up to the event `seq`, and keeps the answer for later queries.
+    async fn fold_and_keep(&self, seq: Seq) -> Result<PastMarket, TravelError> {
+        let table = self.new_table()?;
+        let market = self.market_after(seq, &table).await;
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.db.drop_table(&table)?;
-        let then = then?;
-        let mut been = self.been();
-        been.push_back(then.clone());
-        if been.len() > MOST_BEEN {
-            been.pop_front();
+        let market = market?;
+        let mut answers = self.answers();
+        answers.push_back(market.clone());
+        if answers.len() > MAX_ANSWERS {
+            answers.pop_front();
         }
-        Ok(then)
+        Ok(market)
     }
 
-    fn been(&self) -> MutexGuard<'_, VecDeque<MarketThen>> {
-        self.been.lock().unwrap_or_else(PoisonError::into_inner)
+    fn answers(&self) -> MutexGuard<'_, VecDeque<PastMarket>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look(&self, seq: Seq, table: &Table) -> Result<MarketThen, TravelError> {
-        self.go(seq, table).await?;
+    /// Folds the market up to the event `seq` into `table`, and reads the answer from the table.
+    async fn market_after(&self, seq: Seq, table: &Table) -> Result<PastMarket, TravelError> {
+        self.fold_until(seq, table).await?;
         let event = match seq {
             // At sequence zero, before the first event, there is no event to show.
             Seq::ZERO => None,
             seq => self.log.get(seq).await?,
         };
-        Ok(market_in(table, seq, event.as_ref().and_then(TrailEvent::of))?)
+        Ok(read_market(table, seq, event.as_ref().and_then(TrailEvent::from_recorded))?)
     }
 
-    /// Folds the market into a table, up to an event.
-    async fn go(&self, seq: Seq, table: &Table) -> Result<(), TravelError> {
-        let before = self.snapshots().taken.range(..=seq).next_back().map(|(seq, table)| (*seq, table.clone()));
+    /// Folds the market into an empty table, up to the event `seq`.
+    async fn fold_until(&self, seq: Seq, table: &Table) -> Result<(), TravelError> {
+        let before = self.snapshots().tables.range(..=seq).next_back().map(|(seq, table)| (*seq, table.clone()));
         let mut at = Seq::ZERO;
         if let Some((snapshot, rows)) = before {
             table.copy_from(&rows)?;
@@ -171,8 +176,8 @@ impl Traveller {
                 rows.commit(last)?;
             }
             at = last;
-            self.keep(at, table)?;
-            // A shutdown cuts the journey off at this await; without it, a fast broker would leave none.
+            self.keep_snapshot(at, table)?;
+            // Lets a shutdown interrupt the fold. The other awaits may never yield if the broker is fast.
             tokio::task::yield_now().await;
             let (done, until) = (Seq(at.0 - from.0), Seq(seq.0 - from.0));
             let done = Progress::since(began.elapsed(), Seq::ZERO, done, until);
@@ -181,29 +186,31 @@ impl Traveller {
         Ok(())
     }
 
-    fn fresh(&self) -> Result<Table, StoreError> {
+    /// Creates an empty table with a unique name.
+    fn new_table(&self) -> Result<Table, StoreError> {
         let name = gpubnb_events::CommandId::generate().to_string();
         self.db.table(name)
     }
 
-    /// Keeps a snapshot of the table, unless another snapshot is near.
-    fn keep(&self, at: Seq, table: &Table) -> Result<(), StoreError> {
+    /// Keeps a snapshot of the table, unless there is another snapshot within `spacing` events. If there are too many
+    /// snapshots, removes every second one.
+    fn keep_snapshot(&self, at: Seq, table: &Table) -> Result<(), StoreError> {
         let mut snapshots = self.snapshots();
-        let near = |other: Option<&Seq>| other.is_some_and(|other| other.0.abs_diff(at.0) < snapshots.spacing);
-        if near(snapshots.taken.range(..=at).next_back().map(|(seq, _)| seq))
-            || near(snapshots.taken.range(at..).next().map(|(seq, _)| seq))
+        let is_near = |other: Option<&Seq>| other.is_some_and(|other| other.0.abs_diff(at.0) < snapshots.spacing);
+        if is_near(snapshots.tables.range(..=at).next_back().map(|(seq, _)| seq))
+            || is_near(snapshots.tables.range(at..).next().map(|(seq, _)| seq))
             || at.0 < snapshots.spacing
         {
             return Ok(());
         }
-        let kept = self.fresh()?;
-        kept.copy_from(table)?;
-        snapshots.taken.insert(at, kept);
-        if snapshots.taken.len() > MOST_SNAPSHOTS {
+        let copy = self.new_table()?;
+        copy.copy_from(table)?;
+        snapshots.tables.insert(at, copy);
+        if snapshots.tables.len() > MAX_SNAPSHOTS {
             snapshots.spacing *= 2;
-            let odd: Vec<Seq> = snapshots.taken.keys().copied().skip(1).step_by(2).collect();
+            let odd: Vec<Seq> = snapshots.tables.keys().copied().skip(1).step_by(2).collect();
             for seq in odd {
-                if let Some(table) = snapshots.taken.remove(&seq) {
+                if let Some(table) = snapshots.tables.remove(&seq) {
                     self.db.drop_table(&table)?;
                 }
             }
@@ -211,18 +218,19 @@ impl Traveller {
         Ok(())
     }
 
-    /// A job, a machine or an account after an event, folded from its trail.
-    pub async fn row(&self, timeline: &Table, of: Aggregate, seq: Seq) -> Result<RowThen, TravelError> {
+    /// The row of a job, a machine or an account as it was after the event `seq`. The row is folded from the trail.
+    pub async fn row(&self, timeline: &Table, of: Aggregate, seq: Seq) -> Result<PastRow, TravelError> {
         let sequences = sequences(timeline, of, seq)?;
         let mut trail = self.read(sequences).await?;
-        let mut shown: Vec<_> = trail.iter().rev().take(TRAIL_SHOWN).rev().filter_map(TrailEvent::of).collect();
-        // The bodies are left out: each event can be asked for by its sequence.
+        let mut shown: Vec<_> =
+            trail.iter().rev().take(MAX_TRAIL).rev().filter_map(TrailEvent::from_recorded).collect();
+        // The answer has no event bodies. An operator can query each event by its sequence.
         for event in &mut shown {
             event.body = serde_json::Value::Null;
         }
-        let (projection, _) = gpubnb_model::of_aggregate(of);
+        let (projection, _) = gpubnb_model::model_of_aggregate(of);
         if let Aggregate::Machine(_) = of {
-            // A machine's row also counts the reports of its jobs, which are in the jobs' trails only.
+            // A machine's row also counts the reports of its jobs. These reports are only in the jobs' trails.
             let jobs = trail.iter().filter_map(|r| match r.event()? {
                 Event::JobAssigned(e) => Some(e.job),
                 _ => None,
@@ -230,7 +238,7 @@ impl Traveller {
             let mut all: Vec<Seq> = trail.iter().map(|r| r.seq).collect();
             for job in jobs {
                 all.extend(self::sequences(timeline, Aggregate::Job(job), seq)?);
-                if all.len() > MOST_EVENTS as usize {
+                if all.len() > MAX_FOLDED as usize {
                     return Err(TravelError::TooLong);
                 }
             }
@@ -238,47 +246,50 @@ impl Traveller {
             all.dedup();
             trail = self.read(all).await?;
         }
-        let table = self.fresh()?;
+        let table = self.new_table()?;
         let mut rows = WriteBatch::new(&table);
         for (recorded, event) in trail.iter().filter_map(|r| Some((r, r.event()?))) {
             projection.apply(&mut rows, recorded, event)?;
         }
         rows.commit(seq)?;
-        let row = gpubnb_model::answer(&table, of)?;
+        let row = gpubnb_model::view_of_row(&table, of)?;
         self.db.drop_table(&table)?;
-        Ok(RowThen { seq, row, trail: shown })
+        Ok(PastRow { seq, row, trail: shown })
     }
 
+    /// Reads events from the log by their sequences.
     async fn read(&self, sequences: Vec<Seq>) -> Result<Vec<Recorded>, TravelError> {
-        let read = futures_util::stream::iter(sequences).map(|seq| self.log.get(seq)).buffered(READ_AT_ONCE);
+        let read = futures_util::stream::iter(sequences).map(|seq| self.log.get(seq)).buffered(CONCURRENT_READS);
         let read: Vec<Option<Recorded>> = read.try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }
 }
 
+/// The sequences of a trail up to the event `until`.
 fn sequences(timeline: &Table, of: Aggregate, until: Seq) -> Result<Vec<Seq>, TravelError> {
-    let mut found = timeline::sequences(timeline, of, 0, MOST_EVENTS + 1)?;
+    let mut found = timeline::sequences(timeline, of, 0, MAX_FOLDED + 1)?;
     found.retain(|seq| *seq <= until);
-    if found.len() > MOST_EVENTS as usize {
+    if found.len() > MAX_FOLDED as usize {
         return Err(TravelError::TooLong);
     }
     Ok(found)
 }
 
-fn market_in(table: &Table, seq: Seq, event: Option<TrailEvent>) -> Result<MarketThen, StoreError> {
-    let mut figures: gpubnb_query::view::Figures = gpubnb_store::get(table, FIGURES)?.unwrap_or_default();
+/// Reads the answer from the table of a past market. `event` is the event `seq`.
+fn read_market(table: &Table, seq: Seq, event: Option<TrailEvent>) -> Result<PastMarket, StoreError> {
+    let mut figures: gpubnb_query::view::Figures = gpubnb_store::get(table, FIGURES_KEY)?.unwrap_or_default();
     figures.cheapest = machines::cheapest(table)?;
     let ledger = balances::sums(table)?.into();
     let (mut shown, mut machine_count) = (Vec::new(), 0);
-    for row in machines::after(table, None) {
+    for row in machines::rows_after(table, None) {
         let row = row?;
         if row.state() == MachineState::Delisted {
             continue;
         }
         machine_count += 1;
-        if shown.len() < MACHINES_SHOWN {
+        if shown.len() < MAX_MACHINES {
             shown.push(row);
         }
     }
-    Ok(MarketThen { seq, event, figures, ledger, machines: shown.into_iter().map(Into::into).collect(), machine_count })
+    Ok(PastMarket { seq, event, figures, ledger, machines: shown.into_iter().map(Into::into).collect(), machine_count })
 }

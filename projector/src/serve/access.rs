@@ -1,17 +1,20 @@
-//! The rules of access. Every query asks here, and no other place hides anything.
+//! The access rules of all queries. An actor is the account, machine or operator that sends a query.
 //!
-//! A thing that the actor may not see looks as if it did not exist: `NotFound`, never `Forbidden`.
+//! A query for a thing that the actor may not see is answered like a query for a thing that does not exist: with
+//! `NotFound`, never with `Forbidden`.
 
 use gpubnb_events::{AccountId, Actor, Refusal, RefusalKind};
 use gpubnb_query::view::TrailEvent;
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use serde_json::Value;
 
-pub(crate) fn not_found(what: &str) -> Failure {
+/// The refusal for a thing that does not exist or that the actor may not see. `what` is the kind of thing, such as
+/// `job`.
+pub(crate) fn not_found(what: &str) -> RpcError {
     Refusal::new("NotFound", RefusalKind::NotFound, format!("There is no such {what}.")).into()
 }
 
-/// True if an actor may see an account's own affairs. The account itself may, as may operators and the platform.
+/// True if an actor may see an account's jobs and money: the account itself, operators, and the platform.
 pub(super) fn may_see(actor: Actor, account: AccountId) -> bool {
     match actor {
         Actor::Account(id) => id == account,
@@ -19,16 +22,17 @@ pub(super) fn may_see(actor: Actor, account: AccountId) -> bool {
     }
 }
 
-/// True if an actor may see everything. Operators and the platform may.
+/// True if an actor may see everything: operators and the platform.
 pub(crate) fn may_see_all(actor: Actor) -> bool {
     matches!(actor, Actor::Operator(_) | Actor::Platform)
 }
 
-/// Redacts an event of a job for an account that earned by the job but did not submit it. The consumer's name, limit
-/// and budget are removed. Of a bill's postings only those of the account itself and the platform's fee remain.
-pub(super) fn without_the_consumer(actor: Actor, mut event: TrailEvent) -> TrailEvent {
-    let Actor::Account(own) = actor else { return event };
-    let own = own.to_string();
+/// Removes the consumer's data from an event of a job, for the provider whose machine ran the job: the consumer's
+/// account, limit and budget. Of the postings of a bill, only the provider's own postings and the platform's fee
+/// remain.
+pub(super) fn redact_consumer(actor: Actor, mut event: TrailEvent) -> TrailEvent {
+    let Actor::Account(provider) = actor else { return event };
+    let provider = provider.to_string();
     if let Some(body) = event.body.as_object_mut() {
         body.remove("consumer");
         if let Some(metering) = body.get_mut("metering").and_then(Value::as_object_mut) {
@@ -36,7 +40,7 @@ pub(super) fn without_the_consumer(actor: Actor, mut event: TrailEvent) -> Trail
             metering.remove("budget");
         }
         if let Some(postings) = body.get_mut("postings").and_then(Value::as_array_mut) {
-            postings.retain(|p| p["account"].as_str().is_some_and(|a| a.contains(&own) || a == "fees"));
+            postings.retain(|p| p["account"].as_str().is_some_and(|a| a.contains(&provider) || a == "fees"));
         }
     }
     event
@@ -64,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bill_without_the_consumer_keeps_what_is_the_providers() {
+    fn a_redacted_bill_keeps_only_the_providers_postings_and_the_fee() {
         let (consumer, provider) = (account(1), account(2));
         let posting = |account: String, amount: i64| json!({ "account": account, "amount": amount });
         let bill = event(json!({
@@ -79,7 +83,7 @@ mod tests {
                 posting("fees".to_owned(), 1),
             ],
         }));
-        let redacted = without_the_consumer(Actor::Account(provider), bill.clone()).body;
+        let redacted = redact_consumer(Actor::Account(provider), bill.clone()).body;
         let expected = json!({
             "provider": provider,
             "metering": { "broker": 3, "worker": 2, "billed": 2 },
@@ -87,11 +91,11 @@ mod tests {
             "postings": [posting(format!("available:{provider}"), 9), posting("fees".to_owned(), 1)],
         });
         assert_eq!(redacted, expected);
-        assert_eq!(without_the_consumer(Actor::Platform, bill.clone()), bill);
+        assert_eq!(redact_consumer(Actor::Platform, bill.clone()), bill);
     }
 
     #[test]
-    fn only_the_account_itself_and_those_who_see_everything_see_an_accounts_affairs() {
+    fn an_account_is_visible_to_itself_to_operators_and_to_the_platform_only() {
         let own = account(1);
         assert!(may_see(Actor::Account(own), own) && may_see(Actor::Operator(None), own));
         assert!(may_see(Actor::Operator(Some(account(2))), own) && may_see(Actor::Platform, own));

@@ -1,13 +1,17 @@
-//! The database of the models' tables, and which table of a model answers: the present one, or one that was rebuilt.
+//! The database with the tables of all models.
+//!
+//! Each version of a model has two tables. Queries read the *current* table. A *rebuild* folds the model from the first
+//! event into the other table, which then becomes the current one. The database remembers, also after a restart, which
+//! table is current and which table is being rebuilt.
 
 use std::path::Path;
 
 use crate::{StoreError, Table};
 
-/// The smallest cache of sled, MiB: it has 256 parts, and each of them keeps at least a page.
-const SMALLEST: u64 = 8;
+/// The smallest cache size, MiB: sled's cache has 256 parts, and each part keeps at least one page.
+const MIN_CACHE_MIB: u64 = 8;
 
-/// A model's name and version. Each version has tables of its own.
+/// A model's name and version. Each version has its own tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelVersion<'a> {
     /// The model's name.
@@ -16,23 +20,23 @@ pub struct ModelVersion<'a> {
     pub version: u32,
 }
 
-/// A database. Clones are handles on the same one.
+/// A database of tables. Clones share the database.
 #[derive(Clone)]
 pub struct Database(sled::Db);
 
 impl Database {
-    fn over(config: sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
-        // The configuration is moved, not cloned: when a clone of a temporary database's configuration is dropped, sled
-        // deletes the files.
-        Ok(Self(config.cache_capacity(cache_mib.max(SMALLEST) << 20).open()?))
+    fn from_config(config: sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
+        // Do not clone the configuration: when a clone of a temporary database's configuration is dropped, sled deletes
+        // the files of the database.
+        Ok(Self(config.cache_capacity(cache_mib.max(MIN_CACHE_MIB) << 20).open()?))
     }
 
-    /// Opens or creates a database with a bounded cache.
+    /// Opens a database, or creates an empty one. The cache takes about `cache_mib` MiB.
     pub fn open(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
-        Self::over(sled::Config::new().path(path), cache_mib)
+        Self::from_config(sled::Config::new().path(path), cache_mib)
     }
 
-    /// Removes a database that nobody has open, if it exists.
+    /// Deletes the files of a database, if they exist. No process may have the database open.
     pub fn remove(path: &Path) -> Result<(), StoreError> {
         match std::fs::remove_dir_all(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Database(e.into())),
@@ -40,36 +44,37 @@ impl Database {
         }
     }
 
-    /// Opens an empty database that is removed when it is dropped. Files that a killed process left there are removed
-    /// first.
+    /// Opens an empty database at `path`. Files that a killed process left at `path` are deleted first. When the last
+    /// clone is dropped, the database deletes its files.
     pub fn scratch(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
         Self::remove(path)?;
-        Self::over(sled::Config::new().path(path).temporary(true), cache_mib)
+        Self::from_config(sled::Config::new().path(path).temporary(true), cache_mib)
     }
 
-    /// Opens an empty database among the system's temporary files. It is removed when it is dropped.
+    /// Opens an empty database in the system's temporary directory. When the last clone is dropped, the database
+    /// deletes its files.
     pub fn temporary(cache_mib: u64) -> Result<Self, StoreError> {
-        Self::over(sled::Config::new().temporary(true), cache_mib)
+        Self::from_config(sled::Config::new().temporary(true), cache_mib)
     }
 
-    /// The table with this name, which is created if it does not exist.
+    /// Opens the table with this name, or creates an empty one.
     pub fn table(&self, name: impl AsRef<[u8]>) -> Result<Table, StoreError> {
-        Ok(Table::over(self.0.open_tree(name)?))
+        Ok(Table::new(self.0.open_tree(name)?))
     }
 
-    /// Removes a table.
+    /// Deletes a table with its rows.
     pub fn drop_table(&self, table: &Table) -> Result<(), StoreError> {
         self.0.drop_tree(table.name())?;
         Ok(())
     }
 
-    /// Waits until everything is on disk.
+    /// Waits until all writes are on disk.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.0.flush_async().await?;
         Ok(())
     }
 
-    /// Removes every table. Call this when nobody reads.
+    /// Deletes every table. Call this function only while no other thread reads.
     pub fn clear(&self) -> Result<(), StoreError> {
         for name in self.0.tree_names() {
             if name != b"__sled__default" {
@@ -80,16 +85,16 @@ impl Database {
         Ok(())
     }
 
-    /// The table that answers for a model in this version. Every other table of the model is removed, except one that
-    /// is being rebuilt. Call this at the start, when nobody reads.
-    pub fn model(&self, model: ModelVersion<'_>) -> Result<Table, StoreError> {
-        let (name, [first, second]) = (model.name, generations(model));
+    /// Opens the current table of a model in this version. Deletes every other table of the model, also of other
+    /// versions, except the table of an unfinished rebuild. Call this function only while no other thread reads.
+    pub fn current_table(&self, model: ModelVersion<'_>) -> Result<Table, StoreError> {
+        let (name, [first, second]) = (model.name, table_names(model));
         let current =
-            self.0.get(pointer(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
-        let rebuilt = self.0.get(rebuilding(name))?;
+            self.0.get(current_key(name))?.filter(|current| *current == second.as_bytes()).map_or(first, |_| second);
+        let rebuilt = self.0.get(rebuild_key(name))?;
         for other in self.0.tree_names() {
             let other_name = String::from_utf8_lossy(&other).into_owned();
-            // A rebuild that was cut off when the process ended is resumed in its table.
+            // A rebuild that was interrupted by the end of the process continues in its table.
             if rebuilt.as_ref().is_some_and(|rebuilt| *rebuilt == other) {
                 continue;
             }
@@ -100,48 +105,51 @@ impl Database {
         self.table(current)
     }
 
-    /// A second table, in which the model is rebuilt: empty, or with the rows of a rebuild that was cut off.
-    pub fn spare(&self, model: ModelVersion<'_>, current: &Table) -> Result<Table, StoreError> {
-        let (name, [first, second]) = (model.name, generations(model));
-        let spare = if *current.name() == *first.as_bytes() { second } else { first };
+    /// Opens the table for a rebuild of a model. The table has the rows of an interrupted rebuild, or is empty.
+    /// `current` is the table that queries read.
+    pub fn rebuild_table(&self, model: ModelVersion<'_>, current: &Table) -> Result<Table, StoreError> {
+        let (name, [first, second]) = (model.name, table_names(model));
+        let other = if *current.name() == *first.as_bytes() { second } else { first };
         if !self.is_rebuilding(name)? {
-            self.0.drop_tree(&spare)?;
-            self.0.insert(rebuilding(name), spare.as_bytes())?;
+            self.0.drop_tree(&other)?;
+            self.0.insert(rebuild_key(name), other.as_bytes())?;
         }
-        self.table(spare)
+        self.table(other)
     }
 
-    /// True if a rebuild of a model has begun and not ended, also in an earlier process.
+    /// True if a rebuild of the model has begun and has not ended. The rebuild may have begun in an earlier process.
     pub fn is_rebuilding(&self, name: &str) -> Result<bool, StoreError> {
-        // A rebuilt table that already answers is done, even if the process ended before it called `end_rebuild`.
-        let (rebuilt, current) = (self.0.get(rebuilding(name))?, self.0.get(pointer(name))?);
+        // If the rebuilt table is already current, the rebuild is done: the process ended before `end_rebuild`.
+        let (rebuilt, current) = (self.0.get(rebuild_key(name))?, self.0.get(current_key(name))?);
         Ok(rebuilt.is_some() && rebuilt != current)
     }
 
-    /// Notes that a rebuild has ended, well or badly.
+    /// Records that the rebuild of a model has succeeded or failed.
     pub fn end_rebuild(&self, name: &str) -> Result<(), StoreError> {
-        self.0.remove(rebuilding(name))?;
+        self.0.remove(rebuild_key(name))?;
         Ok(())
     }
 
-    /// Makes this table the one that answers for the model, also after a restart.
+    /// Makes `table` the current table of the model with this name.
     pub fn make_current(&self, name: &str, table: &Table) -> Result<(), StoreError> {
         table.flush()?;
-        self.0.insert(pointer(name), table.name().as_ref())?;
+        self.0.insert(current_key(name), table.name().as_ref())?;
         Ok(())
     }
 }
 
-fn rebuilding(name: &str) -> String {
+/// The key under which the database keeps the name of the table that is being rebuilt.
+fn rebuild_key(name: &str) -> String {
     format!("rebuilding.{name}")
 }
 
-fn pointer(name: &str) -> String {
+/// The key under which the database keeps the name of the current table.
+fn current_key(name: &str) -> String {
     format!("current.{name}")
 }
 
-/// The names of a model's two tables. They take turns: one is rebuilt while the other answers.
-fn generations(model: ModelVersion<'_>) -> [String; 2] {
+/// The names of a model's two tables, such as `jobs.v4` and `jobs.v4.b`.
+fn table_names(model: ModelVersion<'_>) -> [String; 2] {
     let ModelVersion { name, version } = model;
     [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
 }
@@ -156,20 +164,20 @@ mod tests {
     const JOBS: ModelVersion<'_> = ModelVersion { name: "jobs", version: 4 };
 
     #[test]
-    fn a_rebuild_that_was_cut_off_goes_on_from_where_it_was_and_one_that_ended_begins_anew() {
+    fn an_interrupted_rebuild_continues_in_its_table_and_an_ended_rebuild_leaves_an_empty_table() {
         let directory = tempfile::tempdir().unwrap();
         let open = || Database::open(directory.path(), 8).unwrap();
         let db = open();
-        let current = db.model(JOBS).unwrap();
-        let rebuilt = db.spare(JOBS, &current).unwrap();
+        let current = db.current_table(JOBS).unwrap();
+        let rebuilt = db.rebuild_table(JOBS, &current).unwrap();
         WriteBatch::new(&rebuilt).commit(Seq(5)).unwrap();
         drop((current, rebuilt, db));
 
         let db = open();
-        let current = db.model(JOBS).unwrap();
+        let current = db.current_table(JOBS).unwrap();
         assert!(db.is_rebuilding("jobs").unwrap() && !db.is_rebuilding("ledger").unwrap());
-        assert_eq!(checkpoint(&db.spare(JOBS, &current).unwrap()).unwrap(), Seq(5));
+        assert_eq!(checkpoint(&db.rebuild_table(JOBS, &current).unwrap()).unwrap(), Seq(5));
         db.end_rebuild("jobs").unwrap();
-        assert_eq!(checkpoint(&db.spare(JOBS, &current).unwrap()).unwrap(), Seq::ZERO);
+        assert_eq!(checkpoint(&db.rebuild_table(JOBS, &current).unwrap()).unwrap(), Seq::ZERO);
     }
 }

@@ -1,11 +1,9 @@
-//! The store of the read models: tables of sorted rows, in the embedded database sled. No other crate knows which
-//! database is used.
+//! The store of the read models: tables of sorted rows in the embedded database sled. No other crate uses sled.
 //!
-//! This crate holds every use of sled, and the means to use sled well: blocks, which keep many neighbouring rows as one
-//! value of sled, and copies of a table as of one moment. It must hold neither the meaning of a row nor the list of
-//! models.
+//! The store adds two things that sled lacks: blocks (many neighbouring rows, stored as one value of sled) and snapshot
+//! copies (a table as it was at one moment). The store does not know which models exist, or what their rows mean.
 //!
-//! In this diagram, an arrow points to the file that another file uses. `table.rs` uses `row_bytes.rs` besides.
+//! In the diagram, `a <- b` means that `b` uses `a`. `table.rs` also uses `row_bytes.rs`.
 //!
 //! ```text
 //! error.rs <- block.rs <- table.rs <- snapshot_copy.rs <- batch.rs
@@ -21,8 +19,8 @@ mod snapshot_copy;
 mod table;
 
 pub use self::{
-    batch::{Row, WriteBatch, checkpoint, checkpoint_in, decode, get, last_leaf, leaf_in},
-    block::LONGEST as LONGEST_BLOCK,
+    batch::{Row, WriteBatch, checkpoint, checkpoint_leaf, decode, decode_checkpoint, decode_leaf, get},
+    block::MAX_BLOCK_BYTES,
     database::{Database, ModelVersion},
     error::StoreError,
     row_bytes::RowBytes,

@@ -1,10 +1,10 @@
-//! The bytes of a key or a value. They share the memory of the block that they were read from.
+//! The bytes of a row's key or value. They share the memory of the block from which they were read.
 
 use std::{borrow::Borrow, fmt, ops::Deref};
 
 use sled::IVec;
 
-/// Bytes that are cheap to clone.
+/// The bytes of a key or a value. A clone shares the memory.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowBytes(pub(crate) IVec);
 

@@ -1,5 +1,6 @@
-//! A copy of a table as of one moment, made while the fold goes on (copy on write). Before the fold changes a block
-//! that is not copied yet, the old block is put aside for the copy. The fold waits for one piece of the copy at most.
+//! A snapshot copy reads a whole table as it was at one moment, while the fold keeps writing into the table (copy on
+//! write). The copy reads the table in pieces of `PIECE` entries. Before the fold changes an entry (a block, or the
+//! checkpoint) that is not copied yet, the fold saves the old entry for the copy. The fold waits for at most one piece.
 
 use std::{
     collections::BTreeMap,
@@ -14,149 +15,150 @@ use sled::IVec;
 
 use crate::{StoreError, Table};
 
-/// Blocks in one piece of a copy.
+/// The number of entries in one piece of a copy.
 const PIECE: usize = 64;
-/// Most bytes that are put aside. A copy that is so much slower than the fold is given up.
-const MOST_ASIDE: usize = 64 << 20;
+/// The most bytes of saved entries. A copy that needs more is cancelled: it is much slower than the fold.
+const MAX_SAVED_BYTES: usize = 64 << 20;
 
-/// The copy of one table, shared by the fold and the copying thread.
+/// The snapshot copy of one model's table. The fold and the copying thread share it.
 #[derive(Debug, Default)]
 pub struct SnapshotCopy {
+    /// `None` while no copy is being made.
     copy: Mutex<Option<CopyState>>,
-    /// True if the model got another table since `take_replaced` was called last.
-    replaced: AtomicBool,
+    /// True if the model has got another table since the last call of `take_replaced`.
+    is_replaced: AtomicBool,
 }
 
 /// The state of a copy that is being made.
 #[derive(Debug, Default)]
 struct CopyState {
-    /// The last key that is copied; `None` before the first piece.
-    until: Option<Vec<u8>>,
-    /// The old form of blocks that were changed before they were copied; `None` for a block that did not exist.
-    aside: BTreeMap<Vec<u8>, Option<IVec>>,
-    /// The bytes in `aside`.
-    bytes: usize,
+    /// The key of the last copied entry; `None` before the first piece.
+    copied_until: Option<Vec<u8>>,
+    /// The old values of entries that were changed before they were copied; `None` for an entry that did not exist.
+    saved: BTreeMap<Vec<u8>, Option<IVec>>,
+    /// The number of bytes in `saved`.
+    saved_bytes: usize,
 }
 
-/// The fold's hold on the copy while it writes.
+/// The lock on the copy that the fold holds while it writes a batch.
 pub(crate) struct CopyLock<'a>(MutexGuard<'a, Option<CopyState>>);
 
 impl SnapshotCopy {
     fn state(&self) -> MutexGuard<'_, Option<CopyState>> {
-        // A poisoned lock is safe to use: nothing panics between two changes that belong together.
+        // A poisoned lock is safe to use: no code panics between two changes that belong together.
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Locks the copy for the fold, until the fold has written a batch.
+    /// Locks the copy while the fold writes a batch.
     pub(crate) fn lock(&self) -> CopyLock<'_> {
         CopyLock(self.state())
     }
 
-    /// Gives up the copy that is being made, if there is one.
-    pub fn give_up(&self) {
+    /// Cancels the copy that is being made, if there is one.
+    pub fn cancel(&self) {
         *self.state() = None;
     }
 
-    /// Notes that the model has another table from now on.
+    /// Records that the model has got another table. Cancels a copy of the old table.
     pub fn set_replaced(&self) {
-        self.give_up();
-        self.replaced.store(true, Ordering::Release);
+        self.cancel();
+        self.is_replaced.store(true, Ordering::Release);
     }
 
-    /// True if the model got another table since this was called last.
+    /// True if the model has got another table since the last call of this function.
     pub fn take_replaced(&self) -> bool {
-        self.replaced.swap(false, Ordering::AcqRel)
+        self.is_replaced.swap(false, Ordering::AcqRel)
     }
 
-    /// Hands the checkpoint and every block of a table to `each`, in order, as they were when this was called. Returns
-    /// false where the copy was given up. Only one copy is made at a time. `failed` turns a failure of the store into
-    /// the error type of `each`.
+    /// Copies a table as it is at the time of this call. `each` gets the key and the value of every entry of the tree,
+    /// in order. Returns false if the copy was cancelled. Do not start a copy while another copy is being made.
+    /// `store_error` converts an error of the store into the error type of `each`.
     pub fn copy<E>(
         &self,
         table: &Table,
         each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
-        failed: impl Fn(StoreError) -> E,
+        store_error: impl Fn(StoreError) -> E,
     ) -> Result<bool, E> {
         *self.state() = Some(CopyState::default());
-        let whole = self.pieces(table, each, failed);
-        self.give_up();
-        whole
+        let is_complete = self.copy_pieces(table, each, store_error);
+        self.cancel();
+        is_complete
     }
 
-    fn pieces<E>(
+    fn copy_pieces<E>(
         &self,
         table: &Table,
         mut each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
-        failed: impl Fn(StoreError) -> E,
+        store_error: impl Fn(StoreError) -> E,
     ) -> Result<bool, E> {
         loop {
             let mut state = self.state();
             let Some(copy) = state.as_mut() else { return Ok(false) };
-            let (blocks, last) = copy.piece(table.sled()).map_err(&failed)?;
+            let (entries, is_last) = copy.next_piece(table.sled_tree()).map_err(&store_error)?;
             drop(state);
-            blocks.iter().try_for_each(|(place, block)| each(place, block))?;
-            if last {
+            entries.iter().try_for_each(|(key, value)| each(key, value))?;
+            if is_last {
                 return Ok(true);
             }
         }
     }
 }
 
-fn size(key: &[u8], before: Option<&IVec>) -> usize {
-    key.len() + before.map_or(0, |before| before.len())
+fn entry_bytes(key: &[u8], value: Option<&IVec>) -> usize {
+    key.len() + value.map_or(0, |value| value.len())
 }
 
 impl CopyState {
-    /// The next piece of blocks, and whether it is the last.
-    fn piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
-        let after = self.until.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut blocks = BTreeMap::new();
-        // A range of its own for each block: sled bounds its cache by the number of accesses, and one iteration over
-        // many pages counts too few.
-        let mut next = after;
-        while blocks.len() < PIECE
+    /// Reads the next piece of entries. Also returns true if this piece is the last.
+    fn next_piece(&mut self, tree: &sled::Tree) -> Result<(BTreeMap<Vec<u8>, IVec>, bool), StoreError> {
+        let mut next = self.copied_until.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut entries = BTreeMap::new();
+        // Each entry is read with a new `range`. sled evicts pages from its cache after a number of accesses, and
+        // counts one long iteration as too few accesses: the cache would grow.
+        while entries.len() < PIECE
             && let Some((key, value)) = tree.range::<Vec<u8>, _>((next, Bound::Unbounded)).next().transpose()?
         {
             next = Bound::Excluded(key.to_vec());
-            blocks.insert(key.to_vec(), value);
+            entries.insert(key.to_vec(), value);
         }
-        let last = blocks.len() < PIECE;
-        self.until = blocks.keys().next_back().cloned();
-        // In this piece, blocks that were changed get their old form again.
-        let later = match &self.until {
-            Some(until) if !last => {
-                let mut later = self.aside.split_off(until);
-                // `split_off` puts the last key of this piece with the later ones.
-                if let Some(own) = later.remove(until) {
-                    self.aside.insert(until.clone(), own);
+        let is_last = entries.len() < PIECE;
+        self.copied_until = entries.keys().next_back().cloned();
+        // Entries of this piece that were changed since the copy began get their old values.
+        let later = match &self.copied_until {
+            Some(until) if !is_last => {
+                let mut later = self.saved.split_off(until);
+                // `split_off` also moves the entry at `until` to the later entries, but that entry is in this piece.
+                if let Some(value) = later.remove(until) {
+                    self.saved.insert(until.clone(), value);
                 }
                 later
             }
             _ => BTreeMap::new(),
         };
-        for (key, before) in std::mem::replace(&mut self.aside, later) {
-            self.bytes -= size(&key, before.as_ref());
-            match before {
-                Some(value) => drop(blocks.insert(key, value)),
-                None => drop(blocks.remove(&key)),
+        for (key, old) in std::mem::replace(&mut self.saved, later) {
+            self.saved_bytes -= entry_bytes(&key, old.as_ref());
+            match old {
+                Some(value) => drop(entries.insert(key, value)),
+                None => drop(entries.remove(&key)),
             }
         }
-        Ok((blocks, last))
+        Ok((entries, is_last))
     }
 }
 
 impl CopyLock<'_> {
-    /// Called before a block is changed: puts the old block aside, unless it is copied already.
-    pub(crate) fn changes(&mut self, tree: &sled::Tree, key: &[u8]) -> Result<(), StoreError> {
+    /// Saves the old value of an entry, unless the entry is copied or saved already. The fold calls this function
+    /// before it changes the entry.
+    pub(crate) fn save_before_change(&mut self, tree: &sled::Tree, key: &[u8]) -> Result<(), StoreError> {
         let Some(copy) = self.0.as_mut() else { return Ok(()) };
-        let copied = copy.until.as_deref().is_some_and(|until| key <= until);
-        if copied || copy.aside.contains_key(key) {
+        let is_copied = copy.copied_until.as_deref().is_some_and(|until| key <= until);
+        if is_copied || copy.saved.contains_key(key) {
             return Ok(());
         }
-        let before = tree.get(key)?;
-        copy.bytes += size(key, before.as_ref());
-        copy.aside.insert(key.to_vec(), before);
-        if copy.bytes > MOST_ASIDE {
+        let old = tree.get(key)?;
+        copy.saved_bytes += entry_bytes(key, old.as_ref());
+        copy.saved.insert(key.to_vec(), old);
+        if copy.saved_bytes > MAX_SAVED_BYTES {
             *self.0 = None;
         }
         Ok(())
@@ -173,12 +175,12 @@ mod tests {
     use super::*;
     use crate::{CHECKPOINT, Database, WriteBatch, checkpoint};
 
-    fn blocks(table: &Table) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        table.sled().iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+    fn entries(table: &Table) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        table.sled_tree().iter().map(|row| row.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
     }
 
     fn write(table: &Table, snapshot_copy: &SnapshotCopy, at: u64, changes: &[(u16, Option<u8>)]) {
-        let mut rows = WriteBatch::copied(table, snapshot_copy);
+        let mut rows = WriteBatch::with_snapshot_copy(table, snapshot_copy);
         for (key, value) in changes {
             let key = format!("row {key:05}").into_bytes();
             match value {
@@ -191,9 +193,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
-        /// Whatever is changed in whatever order while a copy is made, the copy is what was there when it began.
+        /// The copy equals the table at the start of the copy, also if rows are written during the copy.
         #[test]
-        fn a_copy_is_of_one_moment(
+        fn a_copy_has_the_table_as_it_was_at_the_start(
             before in prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 0..1_500),
             meanwhile in prop::collection::vec(
                 prop::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..200),
@@ -203,10 +205,10 @@ mod tests {
             let db = Database::temporary(8).unwrap();
             let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());
             write(&table, &snapshot_copy, 1, &before);
-            let then = blocks(&table);
+            let at_start = entries(&table);
             let (mut copied, mut next) = (BTreeMap::new(), 2);
-            let whole = snapshot_copy.copy(&table, |key, value| {
-                // A change is written at the first block of each piece and between some others.
+            let is_complete = snapshot_copy.copy(&table, |key, value| {
+                // A batch is written after every 25 copied entries, so also within a piece.
                 if copied.len() % 25 == 0 && let Some(changes) = meanwhile.get(next - 2) {
                     write(&table, &snapshot_copy, next as u64, changes);
                     next += 1;
@@ -214,27 +216,27 @@ mod tests {
                 copied.insert(key.to_vec(), value.to_vec());
                 Ok(())
             }, |e| e);
-            prop_assert!(whole.unwrap());
+            prop_assert!(is_complete.unwrap());
             prop_assert_eq!(copied.keys().filter(|key| *key == CHECKPOINT).count(), 1);
-            prop_assert_eq!(copied, then);
+            prop_assert_eq!(copied, at_start);
             prop_assert_eq!(checkpoint(&table).unwrap(), Seq(next as u64 - 1));
         }
     }
 
     #[test]
-    fn a_copy_that_is_given_up_is_not_whole() {
+    fn a_cancelled_copy_is_incomplete() {
         let db = Database::temporary(8).unwrap();
         let (table, snapshot_copy) = (db.table("rows").unwrap(), SnapshotCopy::default());
         let many: Vec<_> = (0..1_000).map(|key| (key, Some(1))).collect();
         write(&table, &snapshot_copy, 1, &many);
-        let whole = snapshot_copy.copy(
+        let is_complete = snapshot_copy.copy(
             &table,
             |_, _| {
-                snapshot_copy.give_up();
+                snapshot_copy.cancel();
                 Ok(())
             },
             |e| e,
         );
-        assert!(!whole.unwrap());
+        assert!(!is_complete.unwrap());
     }
 }

@@ -1,7 +1,8 @@
-//! A model's sorted rows in a tree of sled: blocks of rows, and the checkpoint. Both are written in one atomic batch.
+//! A table of sorted rows, stored in one tree of sled. (A tree is sled's word for a sorted map.)
 //!
-//! Each block is stored under the lowest key that it may hold, and holds the rows up to the key of the next block. The
-//! first block may hold any key that is lower than the second block's, and need not exist.
+//! The tree has two kinds of entries: blocks of rows, and one checkpoint. A block's key in the tree is the byte `BLOCK`
+//! and the lowest row key that may be in the block. Example: with the block keys `BLOCK`, `BLOCK g` and `BLOCK p`, the
+//! row `h` is in the second block, and the row `a` is in the first block. The first block need not exist.
 
 use std::ops::{Bound, RangeBounds};
 
@@ -9,16 +10,16 @@ use sled::IVec;
 
 use crate::{
     RowBytes, StoreError,
-    block::{self, Packed},
+    block::{self, RowBuffer},
 };
 
-/// A table of sorted rows. Clones are handles on the same one.
+/// A table of sorted rows. Clones share the rows.
 #[derive(Clone)]
 pub struct Table {
     sled: sled::Tree,
 }
 
-/// The key of the checkpoint in sled's tree: lower than that of every block.
+/// The key of the checkpoint in sled's tree. This key is lower than the key of every block.
 pub const CHECKPOINT: &[u8] = b"\0checkpoint";
 /// The first byte of a block's key in sled's tree.
 const BLOCK: u8 = 1;
@@ -26,22 +27,22 @@ const BLOCK: u8 = 1;
 /// A row's key and value.
 pub type KeyValue = (RowBytes, RowBytes);
 
-/// The key in sled's tree of a block whose lowest row has this key.
-fn place(key: &[u8]) -> Vec<u8> {
-    let mut place = Vec::with_capacity(1 + key.len());
-    place.push(BLOCK);
-    place.extend_from_slice(key);
-    place
+/// Makes the key of a block in sled's tree from the lowest row key that may be in the block.
+fn block_key(key: &[u8]) -> Vec<u8> {
+    let mut block_key = Vec::with_capacity(1 + key.len());
+    block_key.push(BLOCK);
+    block_key.extend_from_slice(key);
+    block_key
 }
 
 impl Table {
-    /// The table in a tree of sled.
-    pub(crate) fn over(sled: sled::Tree) -> Self {
+    /// Makes the table whose entries are in a tree of sled.
+    pub(crate) fn new(sled: sled::Tree) -> Self {
         Self { sled }
     }
 
-    /// The tree of sled that has the blocks and the checkpoint.
-    pub(crate) fn sled(&self) -> &sled::Tree {
+    /// The tree of sled that has the table's blocks and checkpoint.
+    pub(crate) fn sled_tree(&self) -> &sled::Tree {
         &self.sled
     }
 
@@ -50,197 +51,202 @@ impl Table {
         RowBytes(self.sled.name())
     }
 
-    /// Removes every row, and the checkpoint.
+    /// Removes every row and the checkpoint.
     pub fn clear(&self) -> Result<(), StoreError> {
         Ok(self.sled.clear()?)
     }
 
-    /// Waits until everything is on disk.
+    /// Waits until all writes are on disk.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.sled.flush()?;
         Ok(())
     }
 
-    /// The checkpoint's row.
+    /// The bytes of the checkpoint, which `batch.rs` encodes. `None` if nothing has been committed.
     pub(crate) fn checkpoint_row(&self) -> Result<Option<RowBytes>, StoreError> {
         Ok(self.sled.get(CHECKPOINT)?.map(RowBytes))
     }
 
-    /// Puts a block, or the checkpoint, at the place that it had in another table.
-    pub fn put_stored(&self, place: &[u8], stored: impl AsRef<[u8]>) -> Result<(), StoreError> {
-        if place != CHECKPOINT && place.first() != Some(&BLOCK) {
-            return Err(StoreError::corrupt(place, "this is not the place of a block"));
+    /// Inserts an entry of another table's tree: a stored block, or the checkpoint.
+    pub fn put_entry(&self, key: &[u8], stored: impl AsRef<[u8]>) -> Result<(), StoreError> {
+        if key != CHECKPOINT && key.first() != Some(&BLOCK) {
+            return Err(StoreError::corrupt(key, "this is neither the key of a block nor of the checkpoint"));
         }
-        self.sled.insert(place, stored.as_ref())?;
+        self.sled.insert(key, stored.as_ref())?;
         Ok(())
     }
 
-    /// Makes this empty table a copy of another as it is now.
+    /// Copies the present rows and the checkpoint of another table into this empty table.
     pub fn copy_from(&self, other: &Self) -> Result<(), StoreError> {
         for entry in &other.sled {
-            let (place, block) = entry?;
-            self.put_stored(&place, block)?;
+            let (key, stored) = entry?;
+            self.put_entry(&key, stored)?;
         }
         Ok(())
     }
 
-    /// The block that may hold a key: its place, and its stored form; `None` where that is the first and does not
-    /// exist.
-    fn stored_for(&self, key: &[u8]) -> Result<Option<(IVec, IVec)>, StoreError> {
-        Ok(self.sled.range::<Vec<u8>, _>(vec![BLOCK]..=place(key)).next_back().transpose()?)
+    /// Finds the block that may have the row with this key. Returns the block's key and stored form. `None` if that
+    /// block is the first and does not exist.
+    fn stored_block_for(&self, key: &[u8]) -> Result<Option<(IVec, IVec)>, StoreError> {
+        Ok(self.sled.range::<Vec<u8>, _>(vec![BLOCK]..=block_key(key)).next_back().transpose()?)
     }
 
-    /// The block that may hold a key: its place, and its rows.
-    fn block_of(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
-        match self.stored_for(key)? {
-            Some((place, stored)) => Ok((place, block::rows(&stored)?)),
+    /// Finds the block that may have the row with this key. Returns the block's key and uncompressed rows.
+    fn block_for(&self, key: &[u8]) -> Result<(IVec, IVec), StoreError> {
+        match self.stored_block_for(key)? {
+            Some((block_key, stored)) => Ok((block_key, block::decode(&stored)?)),
             None => Ok((IVec::from(&[BLOCK]), IVec::default())),
         }
     }
 
-    /// A row's value.
+    /// Reads a row's value.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<RowBytes>, StoreError> {
-        let (_, block) = self.block_of(key.as_ref())?;
+        let (_, block) = self.block_for(key.as_ref())?;
         Ok(block::find(&block, key.as_ref())?.map(|value| RowBytes(block.subslice(value.start, value.len()))))
     }
 
-    /// The rows in a range of keys, from either end.
+    /// Iterates over the rows in a range of keys, from either end.
     pub fn range<K: AsRef<[u8]>>(&self, keys: impl RangeBounds<K>) -> Range {
         let bound = |bound: Bound<&K>| bound.map(|key| IVec::from(key.as_ref()));
         let (from, to) = (bound(keys.start_bound()), bound(keys.end_bound()));
         let (front, back) = (RangeEnd::default(), RangeEnd::default());
-        Range { table: self.clone(), from, to, front, back, failed: false }
+        Range { table: self.clone(), from, to, front, back, has_failed: false }
     }
 
-    /// The rows whose keys begin with a prefix, from either end.
+    /// Iterates over the rows whose keys begin with a prefix, from either end.
     pub fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Range {
         let prefix = prefix.as_ref();
-        // The first key after all of them: the prefix with its last byte raised by one, after bytes that are 255
-        // already were cut off.
-        let mut after = prefix.to_vec();
-        while after.last() == Some(&u8::MAX) {
-            after.pop();
+        // The end of the range is the first key after all keys with the prefix: without trailing bytes 255, and with
+        // the last remaining byte raised by one. Example: the prefix [7, 255] gives the end [8].
+        let mut end = prefix.to_vec();
+        while end.last() == Some(&u8::MAX) {
+            end.pop();
         }
-        match after.last_mut() {
+        match end.last_mut() {
             Some(last) => *last += 1,
             None => return self.range(prefix..),
         }
-        self.range(prefix..&after[..])
+        self.range(prefix..&end[..])
     }
 
-    /// Every row.
+    /// Iterates over every row.
     pub fn all(&self) -> Range {
         self.scan_prefix([])
     }
 
-    /// Writes changes and the checkpoint as one atomic batch. The changes are in the order of their keys. `write`
-    /// appends the value of a row, or returns false: then the row is removed. `before` is called with the place of each
-    /// block before the block is changed.
+    /// Writes changes and the checkpoint as one atomic change. The changes must be sorted by key. `write` gets a key,
+    /// its change, and the buffer to which it appends the row's new value. If `write` returns false, the row is
+    /// removed. `before_change` gets the tree and the key of each entry that the batch will change.
     pub(crate) fn write<R>(
         &self,
         changes: Vec<(Vec<u8>, R)>,
         checkpoint: &[u8],
-        mut before: impl FnMut(&sled::Tree, &[u8]) -> Result<(), StoreError>,
+        mut before_change: impl FnMut(&sled::Tree, &[u8]) -> Result<(), StoreError>,
         mut write: impl FnMut(&[u8], R, &mut Vec<u8>) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         let mut changes = changes.into_iter().peekable();
         while let Some((first, _)) = changes.peek() {
-            let (at, block) = self.block_of(first)?;
-            let after = (Bound::Excluded(at.clone()), Bound::Excluded(IVec::from(&[BLOCK + 1])));
-            let next = self.sled.range::<IVec, _>(after).next().transpose()?.map(|(next, _)| next);
-            let within = |key: &[u8]| next.as_ref().is_none_or(|next| key < &next[1..]);
-            let of_block = std::iter::from_fn(|| changes.next_if(|(key, _)| within(key)));
-            let packed = Packed::changed(&block, of_block, &mut write)?;
-            let mut at = Some(at);
-            for block in packed.blocks() {
+            let (old_key, block) = self.block_for(first)?;
+            let later_blocks = (Bound::Excluded(old_key.clone()), Bound::Excluded(IVec::from(&[BLOCK + 1])));
+            let next_key = self.sled.range::<IVec, _>(later_blocks).next().transpose()?.map(|(key, _)| key);
+            let is_in_block = |key: &[u8]| next_key.as_ref().is_none_or(|next| key < &next[1..]);
+            let block_changes = std::iter::from_fn(|| changes.next_if(|(key, _)| is_in_block(key)));
+            let merged = RowBuffer::merge(&block, block_changes, &mut write)?;
+            // The first new block keeps the key of the old block.
+            let mut old_key = Some(old_key);
+            for block in merged.blocks() {
                 let (first, stored) = block?;
-                let at = at.take().unwrap_or_else(|| place(first).into());
-                before(&self.sled, &at)?;
-                batch.insert(at, stored);
+                let key = old_key.take().unwrap_or_else(|| block_key(first).into());
+                before_change(&self.sled, &key)?;
+                batch.insert(key, stored);
             }
-            if let Some(emptied) = at {
-                before(&self.sled, &emptied)?;
-                batch.remove(emptied);
+            // No row is left: the old block is removed.
+            if let Some(empty) = old_key {
+                before_change(&self.sled, &empty)?;
+                batch.remove(empty);
             }
         }
-        before(&self.sled, CHECKPOINT)?;
+        before_change(&self.sled, CHECKPOINT)?;
         batch.insert(CHECKPOINT, checkpoint);
         self.sled.apply_batch(batch)?;
         Ok(())
     }
 }
 
-/// Rows from either end. A row that is written meanwhile may be missing; no row comes twice.
+/// An iterator over rows, from either end. A row that is written during the iteration may be missed. No row is returned
+/// twice.
 pub struct Range {
     table: Table,
+    /// The keys that were not returned yet, from `from` to `to`.
     from: Bound<IVec>,
     to: Bound<IVec>,
     front: RangeEnd,
     back: RangeEnd,
-    /// True if an error came: nothing follows it.
-    failed: bool,
+    /// True after an error. Then the iteration has ended.
+    has_failed: bool,
 }
 
-/// One end of a range.
+/// The state of an iteration at one end of the range.
 #[derive(Default)]
 struct RangeEnd {
-    /// The place of the block that was read last.
-    place: Option<IVec>,
+    /// The key of the block that was read last.
+    block_key: Option<IVec>,
+    /// The rows of that block that were not returned yet.
     rows: std::vec::IntoIter<KeyValue>,
 }
 
 impl Range {
-    /// The keys of the rows.
+    /// Iterates over the keys of the rows.
     pub fn keys(self) -> impl DoubleEndedIterator<Item = Result<RowBytes, StoreError>> {
         self.map(|row| row.map(|(key, _)| key))
     }
 
-    fn holds(&self, key: &[u8]) -> bool {
+    fn contains(&self, key: &[u8]) -> bool {
         let keys: (Bound<&[u8]>, Bound<&[u8]>) = (self.from.as_ref().map(|k| &k[..]), self.to.as_ref().map(|k| &k[..]));
         RangeBounds::<[u8]>::contains(&keys, key)
     }
 
-    /// The rows of a stored block that are in the range.
+    /// Decodes those rows of a stored block that are in the range.
     fn rows(&self, stored: &IVec) -> Result<std::vec::IntoIter<KeyValue>, StoreError> {
-        let block = block::rows(stored)?;
+        let block = block::decode(stored)?;
         let mut rows = Vec::new();
-        for row in block::RowSpans::of(&block) {
+        for row in block::RowSpans::new(&block) {
             let block::RowSpan { key, value } = row?;
-            if self.holds(&block[key.clone()]) {
-                let bytes = |part: std::ops::Range<usize>| RowBytes(block.subslice(part.start, part.len()));
+            if self.contains(&block[key.clone()]) {
+                let bytes = |span: std::ops::Range<usize>| RowBytes(block.subslice(span.start, span.len()));
                 rows.push((bytes(key), bytes(value)));
             }
         }
         Ok(rows.into_iter())
     }
 
-    /// The rows of the block that `next` finds.
-    fn read(
+    /// Reads the rows of the block that `next_block` finds. `None` if there is no more block.
+    fn read_block(
         &mut self,
-        next: impl FnOnce(&Self) -> Result<Option<(IVec, IVec)>, StoreError>,
+        next_block: impl FnOnce(&Self) -> Result<Option<(IVec, IVec)>, StoreError>,
     ) -> Option<Result<RangeEnd, StoreError>> {
-        if self.failed {
+        if self.has_failed {
             return None;
         }
-        let found = next(self).transpose()?;
-        let read = found.and_then(|(place, block)| Ok(RangeEnd { rows: self.rows(&block)?, place: Some(place) }));
-        self.failed = read.is_err();
+        let found = next_block(self).transpose()?;
+        let read = found.and_then(|(key, block)| Ok(RangeEnd { rows: self.rows(&block)?, block_key: Some(key) }));
+        self.has_failed = read.is_err();
         Some(read)
     }
 
-    /// The next block from the front that may hold rows of the range.
+    /// Finds the next block from the front that may have rows of the range. Returns the block's key and stored form.
     fn next_block(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
         let last = match &self.to {
             Bound::Unbounded => Bound::Excluded(vec![BLOCK + 1]),
-            Bound::Included(to) | Bound::Excluded(to) => Bound::Included(place(to)),
+            Bound::Included(to) | Bound::Excluded(to) => Bound::Included(block_key(to)),
         };
-        let first = match (&self.front.place, &self.from) {
-            (Some(before), _) => Bound::Excluded(before.to_vec()),
+        let first = match (&self.front.block_key, &self.from) {
+            (Some(previous), _) => Bound::Excluded(previous.to_vec()),
             (None, Bound::Unbounded) => Bound::Included(vec![BLOCK]),
             (None, Bound::Included(from) | Bound::Excluded(from)) => {
-                if let Some(begins) = self.table.stored_for(from)? {
-                    return Ok(Some(begins));
+                if let Some(block) = self.table.stored_block_for(from)? {
+                    return Ok(Some(block));
                 }
                 Bound::Included(vec![BLOCK])
             }
@@ -248,23 +254,23 @@ impl Range {
         Ok(self.table.sled.range::<Vec<u8>, _>((first, last)).next().transpose()?)
     }
 
-    /// The next block from the back that may hold rows of the range.
+    /// Finds the next block from the back that may have rows of the range. Returns the block's key and stored form.
     fn next_block_back(&self) -> Result<Option<(IVec, IVec)>, StoreError> {
-        let last = match (&self.back.place, &self.to) {
-            (Some(before), _) => Bound::Excluded(before.to_vec()),
+        let last = match (&self.back.block_key, &self.to) {
+            (Some(previous), _) => Bound::Excluded(previous.to_vec()),
             (None, Bound::Unbounded) => Bound::Excluded(vec![BLOCK + 1]),
-            (None, Bound::Included(to) | Bound::Excluded(to)) => Bound::Included(place(to)),
+            (None, Bound::Included(to) | Bound::Excluded(to)) => Bound::Included(block_key(to)),
         };
         let first = Bound::Included(vec![BLOCK]);
-        let Some((at, block)) = self.table.sled.range::<Vec<u8>, _>((first, last)).next_back().transpose()? else {
+        let Some((key, block)) = self.table.sled.range::<Vec<u8>, _>((first, last)).next_back().transpose()? else {
             return Ok(None);
         };
-        // The range began in the block that was read before: nothing of it can be in this one.
-        let begun = match (&self.back.place, &self.from) {
-            (Some(before), Bound::Included(from) | Bound::Excluded(from)) => before[1..] <= from[..],
+        // If the range begins in the block that was read before, earlier blocks have no rows of the range.
+        let is_done = match (&self.back.block_key, &self.from) {
+            (Some(previous), Bound::Included(from) | Bound::Excluded(from)) => previous[1..] <= from[..],
             _ => false,
         };
-        Ok((!begun).then_some((at, block)))
+        Ok((!is_done).then_some((key, block)))
     }
 }
 
@@ -274,14 +280,14 @@ impl Iterator for Range {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((key, value)) = self.front.rows.next() {
-                // The other end of the range may have returned this row already.
-                if !self.holds(&key) {
+                // `next_back` may have returned this row already.
+                if !self.contains(&key) {
                     return None;
                 }
                 self.from = Bound::Excluded(key.0.clone());
                 return Some(Ok((key, value)));
             }
-            match self.read(Self::next_block)? {
+            match self.read_block(Self::next_block)? {
                 Ok(end) => self.front = end,
                 Err(e) => return Some(Err(e)),
             }
@@ -293,13 +299,13 @@ impl DoubleEndedIterator for Range {
     fn next_back(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((key, value)) = self.back.rows.next_back() {
-                if !self.holds(&key) {
+                if !self.contains(&key) {
                     return None;
                 }
                 self.to = Bound::Excluded(key.0.clone());
                 return Some(Ok((key, value)));
             }
-            match self.read(Self::next_block_back)? {
+            match self.read_block(Self::next_block_back)? {
                 Ok(end) => self.back = end,
                 Err(e) => return Some(Err(e)),
             }
@@ -318,14 +324,14 @@ mod tests {
 
     type Reference = BTreeMap<Vec<u8>, Vec<u8>>;
 
-    fn fresh() -> Table {
+    fn empty_table() -> Table {
         Database::temporary(8).unwrap().table("rows").unwrap()
     }
 
-    fn write(table: &Table, changes: &Reference, gone: &[Vec<u8>]) {
+    fn write(table: &Table, changes: &Reference, removed: &[Vec<u8>]) {
         let changes = changes.iter().map(|(key, value)| (key.clone(), Some(value)));
         let mut all: BTreeMap<_, _> = changes.collect();
-        all.extend(gone.iter().map(|key| (key.clone(), None)));
+        all.extend(removed.iter().map(|key| (key.clone(), None)));
         let written = table.write(
             all.into_iter().collect(),
             b"checkpoint",
@@ -338,11 +344,11 @@ mod tests {
         written.unwrap();
     }
 
-    fn of(rows: impl Iterator<Item = Result<KeyValue, StoreError>>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fn collect(rows: impl Iterator<Item = Result<KeyValue, StoreError>>) -> Vec<(Vec<u8>, Vec<u8>)> {
         rows.map(|row| row.unwrap()).map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
 
-    /// Keys with common prefixes, keys of bytes 255, and short keys.
+    /// Generates short keys, keys with common prefixes, and keys that consist of bytes 255.
     fn key() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
             prop::collection::vec(any::<u8>(), 0..3),
@@ -351,19 +357,20 @@ mod tests {
         ]
     }
 
-    /// Values of one repeated byte, and values that do not compress.
+    /// Generates values of one repeated byte, and values that do not compress.
     fn value() -> impl Strategy<Value = Vec<u8>> {
         let length = prop_oneof![Just(0_usize), 1..60_usize, 500..1_500_usize, Just(9_000)];
-        (any::<u64>(), length, any::<bool>()).prop_map(|(seed, length, one)| {
+        (any::<u64>(), length, any::<bool>()).prop_map(|(seed, length, is_repeated)| {
             let mut state = seed | 1;
             let mut byte = || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 state.to_be_bytes()[0]
             };
-            if one { vec![byte(); length] } else { std::iter::repeat_with(byte).take(length).collect() }
+            if is_repeated { vec![byte(); length] } else { std::iter::repeat_with(byte).take(length).collect() }
         })
     }
 
+    /// Generates batches: the rows that each batch writes, and numbers that choose the rows that it removes.
     fn batches() -> impl Strategy<Value = Vec<(Reference, Vec<usize>)>> {
         let batch = (prop::collection::btree_map(key(), value(), 0..60), prop::collection::vec(any::<usize>(), 0..60));
         prop::collection::vec(batch, 1..12)
@@ -371,56 +378,57 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Whatever is written in whatever batches, the rows are those of a sorted map.
+        /// After any series of batches, a table has the same rows as a sorted map.
         #[test]
-        fn rows_are_where_they_belong(batches in batches(), from in key(), to in key()) {
-            let (table, mut model) = (fresh(), Reference::new());
-            for (changes, gone) in batches {
-                let keys: Vec<_> = model.keys().cloned().collect();
-                let gone: Vec<_> = gone.iter().filter_map(|n| keys.get(n % keys.len().max(1)).cloned()).collect();
-                write(&table, &changes, &gone);
-                model.extend(changes);
-                model.retain(|key, _| !gone.contains(key));
+        fn a_table_behaves_like_a_sorted_map(batches in batches(), from in key(), to in key()) {
+            let (table, mut reference) = (empty_table(), Reference::new());
+            for (changes, removed) in batches {
+                let keys: Vec<_> = reference.keys().cloned().collect();
+                let removed: Vec<_> = removed.iter().filter_map(|n| keys.get(n % keys.len().max(1)).cloned()).collect();
+                write(&table, &changes, &removed);
+                reference.extend(changes);
+                reference.retain(|key, _| !removed.contains(key));
 
-                let expected: Vec<_> = model.clone().into_iter().collect();
-                prop_assert_eq!(of(table.all()), expected.clone());
-                prop_assert_eq!(of(table.all().rev()), expected.iter().rev().cloned().collect::<Vec<_>>());
+                let expected: Vec<_> = reference.clone().into_iter().collect();
+                prop_assert_eq!(collect(table.all()), expected.clone());
+                prop_assert_eq!(collect(table.all().rev()), expected.iter().rev().cloned().collect::<Vec<_>>());
                 for key in keys.iter().chain([&from, &to]) {
-                    prop_assert_eq!(table.get(key).unwrap().map(|value| value.to_vec()), model.get(key).cloned());
+                    prop_assert_eq!(table.get(key).unwrap().map(|value| value.to_vec()), reference.get(key).cloned());
                 }
                 let prefixed: Vec<_> = expected.iter().filter(|(key, _)| key.starts_with(&from)).cloned().collect();
-                prop_assert_eq!(of(table.scan_prefix(&from)), prefixed);
+                prop_assert_eq!(collect(table.scan_prefix(&from)), prefixed);
                 if from <= to {
-                    let part = model.range(from.clone()..to.clone());
-                    let part: Vec<_> = part.map(|(k, v)| (k.clone(), v.clone())).collect();
-                    let mut backwards = of(table.range(from.clone()..to.clone()).rev());
+                    let in_range = reference.range(from.clone()..to.clone());
+                    let in_range: Vec<_> = in_range.map(|(k, v)| (k.clone(), v.clone())).collect();
+                    let mut backwards = collect(table.range(from.clone()..to.clone()).rev());
                     backwards.reverse();
-                    prop_assert_eq!(backwards, part.clone());
-                    prop_assert_eq!(of(table.range(from.clone()..to.clone())), part);
+                    prop_assert_eq!(backwards, in_range.clone());
+                    prop_assert_eq!(collect(table.range(from.clone()..to.clone())), in_range);
                 }
-                let nothing = || table.range(from.clone()..from.clone());
-                prop_assert_eq!(nothing().count() + nothing().rev().count(), 0);
+                let empty = || table.range(from.clone()..from.clone());
+                prop_assert_eq!(empty().count() + empty().rev().count(), 0);
                 let inverted = || table.range([&to[..], &[0]].concat()..to.clone());
                 prop_assert_eq!(inverted().count() + inverted().rev().count(), 0);
-                for stored in table.sled().range([BLOCK]..).values() {
+                for stored in table.sled_tree().range([BLOCK]..).values() {
                     let stored = stored.unwrap();
-                    let block = block::rows(&stored).unwrap();
-                    let rows = block::RowSpans::of(&block).count();
-                    let short = block.len() <= block::MOST && stored.len() <= block::MOST_STORED;
-                    prop_assert!(rows == 1 || rows > 0 && short, "{} in {rows}, {} stored", block.len(), stored.len());
+                    let block = block::decode(&stored).unwrap();
+                    let rows = block::RowSpans::new(&block).count();
+                    let is_short = block.len() <= block::MAX_ROWS_BYTES && stored.len() <= block::MAX_STORED_BYTES;
+                    let lengths = format!("{rows} rows of {} bytes, stored in {}", block.len(), stored.len());
+                    prop_assert!(rows == 1 || rows > 0 && is_short, "{lengths}");
                 }
             }
             prop_assert_eq!(&*table.checkpoint_row().unwrap().unwrap(), b"checkpoint".as_slice());
         }
 
-        /// Writing during an iteration moves rows to other blocks. No row that stays is missed or comes twice, from
-        /// either end.
+        /// A write during an iteration may move rows to other blocks. The iteration still returns every old row exactly
+        /// once, from one end or the other.
         #[test]
-        fn rows_that_stay_come_once(
+        fn an_iteration_returns_each_row_once_while_others_are_written(
             before in prop::collection::btree_map(key(), value(), 1..80),
             batches in batches(),
         ) {
-            let table = fresh();
+            let table = empty_table();
             write(&table, &before, &[]);
             let (mut rows, mut ends, mut batches) = (table.all(), [Vec::new(), Vec::new()], batches.into_iter());
             for n in 0.. {
@@ -435,21 +443,21 @@ mod tests {
             let [mut front, mut back] = ends;
             prop_assert!(front.is_sorted() && back.iter().rev().is_sorted());
             front.extend(back.drain(..).rev());
-            let mut once = front.clone();
-            once.dedup();
-            prop_assert_eq!(&once, &front);
-            prop_assert!(before.keys().all(|key| once.contains(key)));
+            let mut distinct = front.clone();
+            distinct.dedup();
+            prop_assert_eq!(&distinct, &front);
+            prop_assert!(before.keys().all(|key| distinct.contains(key)));
         }
     }
 
     #[test]
-    fn a_block_that_was_cut_short_is_said_to_be() {
-        let table = fresh();
+    fn reading_a_truncated_block_fails() {
+        let table = empty_table();
         write(&table, &Reference::from([(b"row".to_vec(), b"value".to_vec())]), &[]);
-        let block = table.sled().get([BLOCK]).unwrap().unwrap();
-        table.sled().insert([BLOCK], &block[..block.len() - 1]).unwrap();
+        let block = table.sled_tree().get([BLOCK]).unwrap().unwrap();
+        table.sled_tree().insert([BLOCK], &block[..block.len() - 1]).unwrap();
         assert!(table.get("row").unwrap_err().to_string().contains("ends within a row"));
-        assert_eq!(table.all().count(), 1, "nothing comes after the error");
+        assert_eq!(table.all().count(), 1, "the error is the last item");
         assert_eq!(table.all().rev().filter(Result::is_err).count(), 1);
     }
 }

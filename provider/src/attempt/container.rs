@@ -1,4 +1,4 @@
-//! An attempt's container: one method for each thing that Docker is asked about it.
+//! An attempt's container: one method for each request to Docker.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use tracing::warn;
 use super::Problem;
 use crate::docker::container_name;
 
-/// Pause before Docker is asked again to stop a container.
+/// Pause between two tries to stop a container.
 const STOP_RETRY: Duration = Duration::from_secs(1);
 
-/// An attempt's container, whether or not it exists: its name follows from the lease.
+/// A handle to an attempt's container, which may not exist yet. Its name is computed from the machine and the lease.
 pub(super) struct Container {
     docker: Docker,
     name: String,
@@ -31,10 +31,10 @@ pub(super) struct Container {
 
 /// Docker's answer to the creation of a container.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Created {
-    /// The container was made, and has this id.
+pub(super) enum CreateResult {
+    /// The container was created, and has this id.
     New(String),
-    /// A former run of the worker made the container, and may have started it.
+    /// A container with this name exists: a former run of the worker created it, and may have started it.
     Existed,
     /// Docker has no such image.
     NoImage,
@@ -45,7 +45,7 @@ impl Container {
         Self { docker, name: container_name(machine, lease), lease }
     }
 
-    /// The id of the image that the container was made of; `None` where there is no container.
+    /// The id of the image from which the container was created; `None` if the container does not exist.
     pub(super) async fn image(&self) -> Result<Option<String>, Problem> {
         match self.docker.inspect_container(&self.name, None).await {
             Ok(found) => Ok(Some(found.image.unwrap_or_default())),
@@ -54,29 +54,29 @@ impl Container {
         }
     }
 
-    pub(super) async fn create(&self, body: ContainerCreateBody) -> Result<Created, Problem> {
+    pub(super) async fn create(&self, body: ContainerCreateBody) -> Result<CreateResult, Problem> {
         let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
         match self.docker.create_container(Some(options), body).await {
-            Ok(made) => Ok(Created::New(made.id)),
-            Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(Created::Existed),
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(Created::NoImage),
+            Ok(created) => Ok(CreateResult::New(created.id)),
+            Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(CreateResult::Existed),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(CreateResult::NoImage),
             Err(e) => Err(Problem::of_docker(e)),
         }
     }
 
-    /// Starts a container that was made a moment ago.
+    /// Starts a container that was created and never started.
     pub(super) async fn start(&self) -> Result<(), Problem> {
         self.docker.start_container(&self.name, None::<StartContainerOptions>).await.map_err(Problem::of_docker)
     }
 
     /// Starts the container, unless a former run of the worker has started it.
-    pub(super) async fn start_once(&self) -> Result<(), Problem> {
+    pub(super) async fn start_unless_started(&self) -> Result<(), Problem> {
         let found = self.docker.inspect_container(&self.name, None).await.map_err(Problem::of_docker)?;
         let was_started = found.state.is_some_and(|s| s.status != Some(ContainerStateStatusEnum::CREATED));
         if was_started { Ok(()) } else { self.start().await }
     }
 
-    /// Docker's word on how the container is, or how it ended.
+    /// The state of the container: Docker says whether it runs, and how it ended.
     pub(super) async fn state(&self) -> Result<ContainerState, Error> {
         Ok(self.docker.inspect_container(&self.name, None).await?.state.unwrap_or_default())
     }
@@ -86,27 +86,29 @@ impl Container {
         self.docker.wait_container(&self.name, None::<WaitContainerOptions>).next().await
     }
 
-    /// The log from its beginning, each frame with Docker's timestamp; with `follow`, also the lines still to come.
+    /// The log from its beginning. Each frame starts with Docker's timestamp. With `follow`, the stream goes on until
+    /// the container ends.
     pub(super) fn log(&self, follow: bool) -> impl Stream<Item = Result<LogOutput, Error>> + use<> {
         let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true).timestamps(true).build();
         self.docker.logs(&self.name, Some(options))
     }
 
-    /// Sends SIGTERM, and SIGKILL after the grace. Tries again while Docker is away; drop the future to give up.
+    /// Stops the container: sends SIGTERM, and SIGKILL after the grace. Tries again while Docker does not answer. Drop
+    /// the future to give up.
     pub(super) async fn stop(&self, grace: Duration) {
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
         loop {
             match self.docker.stop_container(&self.name, Some(options.clone())).await {
-                // 304: the container has ended by itself.
+                // 304: the container has already ended. 404: the container does not exist.
                 Ok(()) | Err(Error::DockerResponseServerError { status_code: 304 | 404, .. }) => return,
-                Err(e) => warn!(lease = self.lease.0.0, error = %e, "the container is not stopped yet: trying again"),
+                Err(e) => warn!(lease = self.lease.0.0, error = %e, "the container could not be stopped: trying again"),
             }
             tokio::time::sleep(STOP_RETRY).await;
         }
     }
 
-    /// Removes the container, and ends it where it runs. Does nothing where there is none.
+    /// Removes the container, and kills it first if it runs. Does nothing if the container does not exist.
     pub(super) async fn remove(&self) -> Result<(), Error> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.docker.remove_container(&self.name, Some(options)).await {

@@ -1,12 +1,12 @@
-//! The context of an attempt: its job, lease and machine, the tools it works with, its container, and the state in
-//! which it should be. Every step of an attempt gets this one value.
+//! The context of an attempt: its job, its lease, its container, its desired state, and the tools that all attempts on
+//! this machine share. Every step of an attempt gets the context.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::jetstream::Context;
 use bollard::Docker;
 use gpubnb_events::{JobId, Lease, MachineId, spec::Hardware};
-use gpubnb_runtime::trace::About;
+use gpubnb_runtime::trace::SpanFields;
 use tokio::sync::watch;
 use tracing::Span;
 
@@ -14,7 +14,7 @@ use super::{
     container::Container,
     images::Images,
     output_volume::OutputVolumes,
-    watch::{until, until_some},
+    watch::{wait_for_value, wait_until},
 };
 use crate::{
     desired_state::{DesiredState, StopReason},
@@ -28,16 +28,20 @@ pub(crate) struct Tools {
     pub(crate) machine: MachineId,
     pub(crate) docker: Docker,
     pub(crate) images: Images,
+    /// `JetStream`, the broker's API for streams.
     pub(crate) js: Context,
     pub(crate) platform: Platform,
     pub(crate) leases: Arc<LeaseTable>,
-    /// The directory in which each attempt has its own.
+    /// The directory with one subdirectory per attempt, named by the lease.
     pub(crate) attempts_dir: PathBuf,
     pub(crate) hardware: Hardware,
+    /// The container runtime for jobs; `None` for Docker's default.
     pub(crate) runtime: Option<String>,
+    /// True if jobs get GPUs by the Container Device Interface, and not by NVIDIA's runtime.
     pub(crate) cdi: bool,
+    /// Largest log of a job, bytes.
     pub(crate) max_log: u64,
-    /// How long a job may take to end by itself when the owner needs the machine.
+    /// Time between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     pub(crate) reclaim_grace: Duration,
     pub(crate) output_volumes: OutputVolumes,
     pub(crate) http: reqwest::Client,
@@ -49,7 +53,7 @@ pub(crate) struct AttemptContext {
     pub(super) tools: Arc<Tools>,
     pub(super) job: JobId,
     pub(super) lease: Lease,
-    /// The attempt's container, whether or not it exists yet.
+    /// The attempt's container. It may not exist yet.
     pub(super) container: Container,
     desired: watch::Receiver<DesiredState>,
 }
@@ -60,9 +64,9 @@ impl AttemptContext {
         Self { tools, job, lease, container, desired }
     }
 
-    /// The span that adds the job, the machine and the lease to every log line of the attempt.
+    /// The tracing span that adds the job, the machine and the lease to every line of the worker's log.
     pub(crate) fn span(&self) -> Span {
-        About { job: Some(self.job), machine: Some(self.tools.machine), lease: Some(self.lease) }.logged()
+        SpanFields { job: Some(self.job), machine: Some(self.tools.machine), lease: Some(self.lease) }.log_span()
     }
 
     /// The attempt's directory.
@@ -70,22 +74,22 @@ impl AttemptContext {
         self.tools.attempts_dir.join(self.lease.to_string())
     }
 
-    /// The directory that is `/output` in the container.
+    /// The directory that is mounted at `/output` in the container.
     pub(super) fn output(&self) -> PathBuf {
         self.directory().join("output")
     }
 
-    /// Returns once the lease is over, so that nothing that the attempt does counts any more.
+    /// Returns when the desired state is `Abandon`: the lease is over, and the market ignores the attempt.
     pub(super) async fn abandoned(&self) {
-        until(&mut self.desired.clone(), |desired| *desired == DesiredState::Abandon).await;
+        wait_until(&mut self.desired.clone(), |desired| *desired == DesiredState::Abandon).await;
     }
 
-    /// Returns once the attempt is asked to stop. An abandoned attempt is not asked: whoever runs it drops it.
+    /// Returns when the desired state is `Stop`. Never returns for `Abandon`: `carry_out` then drops the whole attempt.
     pub(super) async fn stop_requested(&self) -> StopReason {
         let reason = |desired: &DesiredState| match desired {
             DesiredState::Stop(reason) => Some(*reason),
             DesiredState::Run | DesiredState::Abandon => None,
         };
-        until_some(&mut self.desired.clone(), reason).await
+        wait_for_value(&mut self.desired.clone(), reason).await
     }
 }

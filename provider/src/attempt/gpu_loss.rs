@@ -1,4 +1,5 @@
-//! Tests of GPU loss: from the fake NVML, through the watch over the GPUs, to the outcome that the market is told.
+//! Tests of GPU loss. A fake NVML (NVIDIA's management library) reports the trouble; the tests check that the attempt
+//! is stopped, and its outcome.
 
 use std::{
     env, fs,
@@ -13,8 +14,8 @@ use gpubnb_events::{
 use serde_json::{Value, json};
 
 use super::{
-    end::{End, StopCause},
-    prepare::Origin,
+    end::{AttemptEnd, StopCause},
+    prepare::ContainerOrigin,
     run,
     testing::{StubDocker, attempt, grant},
     watch::RunSignals,
@@ -26,16 +27,17 @@ use crate::{
     lease_table::LeaseTable,
 };
 
-/// The variable that names the file from which the fake NVML answers.
+/// The environment variable with the path of the file that contains the answers of the fake NVML.
 const FAKE_NVML: &str = "GPUBNB_FAKE_NVML";
 
-/// The GPUs of a machine, read by the fake NVML, which Cargo builds beside this test.
+/// Finds the GPUs through the fake NVML. Cargo builds its library into the directory of this test.
 fn probe() -> Gpus {
     Gpus::probe(0, Some(&env::current_exe().unwrap().with_file_name("libgpubnb_fake_nvml.so")))
 }
 
-/// Sets the answers of the fake NVML: a GPU for each trouble, which is empty for a GPU that works.
-fn set(file: &Path, troubles: &[&str], ecc: u64) {
+/// Writes the answers of the fake NVML: one GPU per trouble. An empty trouble means that the GPU works. `ecc` is the
+/// count of memory errors.
+fn write_answers(file: &Path, troubles: &[&str], ecc: u64) {
     let gpu = |(index, trouble): (usize, &&str)| -> Value {
         json!({
             "uuid": format!("GPU-{index}"), "name": "NVIDIA Fake", "total_mib": 81_920, "ecc": ecc, "trouble": trouble,
@@ -45,9 +47,9 @@ fn set(file: &Path, troubles: &[&str], ecc: u64) {
     fs::write(file, json!({ "driver": "1", "gpus": gpus }).to_string()).unwrap();
 }
 
-/// Runs a test of this file again in a process of its own, with the fake NVML answering from a file: the library takes
-/// the file's name from the environment, and only a new process can safely be given another environment. Returns the
-/// file in the new process, and `None` in the old one.
+/// Runs the test with this name a second time, in a child process whose environment has the path of the fake NVML's
+/// answers. Setting an environment variable is safe only for a new process. Returns the path in the child process, and
+/// `None` in the parent.
 fn with_fake_nvml(test: &str) -> Option<PathBuf> {
     if let Some(file) = env::var_os(FAKE_NVML) {
         return Some(file.into());
@@ -66,9 +68,9 @@ fn with_fake_nvml(test: &str) -> Option<PathBuf> {
 }
 
 #[tokio::test]
-async fn an_attempt_whose_gpu_is_lost_is_stopped_and_told_as_gpu_lost() {
-    let Some(file) = with_fake_nvml("an_attempt_whose_gpu_is_lost_is_stopped_and_told_as_gpu_lost") else { return };
-    set(&file, &["", ""], 0);
+async fn an_attempt_whose_gpu_is_lost_is_stopped_and_fails_as_gpu_lost() {
+    let Some(file) = with_fake_nvml("an_attempt_whose_gpu_is_lost_is_stopped_and_fails_as_gpu_lost") else { return };
+    write_answers(&file, &["", ""], 0);
     let gpus = probe();
     let uuids: Vec<String> = gpus.list().into_iter().map(|gpu| gpu.uuid).collect();
     assert_eq!(uuids, ["GPU-0", "GPU-1"]);
@@ -81,36 +83,36 @@ async fn an_attempt_whose_gpu_is_lost_is_stopped_and_told_as_gpu_lost() {
 
     let signals = RunSignals::running();
     let grant = grant(Millis(60_000), None, Mebibytes(1));
-    let running = run::until_end(&context, &grant, Origin::ThisRun, &signals);
+    let running = run::wait_for_end(&context, &grant, ContainerOrigin::ThisRun, &signals);
     let loss = async {
         assert!(check_gpus(&gpus, &leases).iter().all(|reading| reading.trouble.is_none()));
         tokio::task::yield_now().await;
-        assert_eq!(docker.stopped_by(), None, "a GPU that works stops nothing");
-        set(&file, &["lost", ""], 0);
+        assert_eq!(docker.stopped_by(), None, "a GPU that works stops no attempt");
+        write_answers(&file, &["lost", ""], 0);
         assert_eq!(check_gpus(&gpus, &leases)[0].trouble, Some(GpuTrouble::Lost));
     };
     let (end, ()) = tokio::join!(running, loss);
     let cause = StopCause::Requested(StopReason::GpuLost);
-    assert!(matches!(end, End::Stopped { cause: found, .. } if found == cause), "{end:?}");
+    assert!(matches!(end, AttemptEnd::Stopped { cause: found, .. } if found == cause), "{end:?}");
     assert_eq!(end.outcome(|| false), Outcome::Failed { reason: Reason::GpuLost, detail: String::new() });
     assert_eq!(docker.stopped_by().as_deref(), Some("t=10"), "the container was stopped");
-    assert_eq!(*other.borrow(), DesiredState::Run, "the other GPU works, and its attempt runs on");
+    assert_eq!(*other.borrow(), DesiredState::Run, "the other GPU works, and its attempt goes on");
 }
 
 #[test]
-fn each_trouble_that_a_job_cannot_go_on_with_stops_the_holder_alone() {
-    let Some(file) = with_fake_nvml("each_trouble_that_a_job_cannot_go_on_with_stops_the_holder_alone") else { return };
+fn each_fatal_trouble_of_a_gpu_stops_only_its_holder() {
+    let Some(file) = with_fake_nvml("each_fatal_trouble_of_a_gpu_stops_only_its_holder") else { return };
     for (text, trouble) in
         [("lost", GpuTrouble::Lost), ("reset", GpuTrouble::ResetRequired), ("driver", GpuTrouble::Driver)]
     {
-        set(&file, &["", ""], 0);
+        write_answers(&file, &["", ""], 0);
         let (gpus, leases) = (probe(), LeaseTable::new(2));
         let desired = [0_u64, 1].map(|n| {
             let desired = leases.take(JobId::generate(), Lease(Seq(n))).unwrap();
             leases.gpus.allocate(Lease(Seq(n)), &[format!("GPU-{n}")], 1).unwrap();
             desired
         });
-        set(&file, &["", text], 0);
+        write_answers(&file, &["", text], 0);
         assert_eq!(check_gpus(&gpus, &leases)[1].trouble, Some(trouble));
         assert_eq!(*desired[0].borrow(), DesiredState::Run);
         assert_eq!(*desired[1].borrow(), DesiredState::Stop(StopReason::GpuLost), "{text}");
@@ -118,14 +120,14 @@ fn each_trouble_that_a_job_cannot_go_on_with_stops_the_holder_alone() {
 }
 
 #[test]
-fn memory_errors_are_reported_and_stop_nothing() {
-    let Some(file) = with_fake_nvml("memory_errors_are_reported_and_stop_nothing") else { return };
-    set(&file, &[""], 3);
+fn memory_errors_are_reported_and_stop_no_attempt() {
+    let Some(file) = with_fake_nvml("memory_errors_are_reported_and_stop_no_attempt") else { return };
+    write_answers(&file, &[""], 3);
     let (gpus, leases) = (probe(), LeaseTable::new(1));
     let desired = leases.take(JobId::generate(), Lease(Seq(1))).unwrap();
     leases.gpus.allocate(Lease(Seq(1)), &["GPU-0".to_owned()], 1).unwrap();
-    assert_eq!(check_gpus(&gpus, &leases)[0].trouble, None, "errors from before the start do not count");
-    set(&file, &[""], 4);
+    assert_eq!(check_gpus(&gpus, &leases)[0].trouble, None, "errors before the start do not count");
+    write_answers(&file, &[""], 4);
     assert_eq!(check_gpus(&gpus, &leases)[0].trouble, Some(GpuTrouble::Ecc));
     assert_eq!(*desired.borrow(), DesiredState::Run);
 }

@@ -1,5 +1,6 @@
-//! The images that were pulled for jobs: their sizes, when each was used last, and the removal of those that are too
-//! old or too many. Other images on this machine are the owner's, and are never removed.
+//! The cache of images that were pulled for jobs. The worker removes an image that was not used for too long, and the
+//! least recently used images while the cache is too large. Other images on this machine belong to the owner, and are
+//! never removed.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +14,13 @@ use gpubnb_events::{Clock as _, Millis, SystemClock, Timestamp};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+/// The file of the list of images, in the worker's directory.
 const FILE: &str = "images.json";
-/// The last use of an image is noted with this precision, so that the file is not written for every job.
+/// The last use of an image is saved with this precision, so that the file is not written for every job.
 const USE_PRECISION: Millis = Millis(60_000);
 
-/// The images that were pulled for jobs, by the names that the jobs gave. The list is kept on disk, so that after a
-/// restart it is known which images may be removed. Ids would not do: the owner may have the same image under another
+/// The images that were pulled for jobs, by name. The list is saved in a file, so that the worker knows after a restart
+/// which images it may remove. The list has names and not ids, because the owner may have the same image under another
 /// name.
 pub(super) struct ImageCache {
     path: PathBuf,
@@ -26,12 +28,12 @@ pub(super) struct ImageCache {
     images: Mutex<BTreeMap<String, CachedImage>>,
 }
 
-/// How many images are kept, and for how long.
+/// The limits of the cache.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CacheLimits {
-    /// Bytes in all.
+    /// Largest sum of the sizes of all images, bytes.
     pub(crate) bytes: u64,
-    /// How long an image is kept that no job uses.
+    /// Longest time that an image is kept after its last use.
     pub(crate) unused: Millis,
 }
 
@@ -43,7 +45,7 @@ struct CachedImage {
 }
 
 impl ImageCache {
-    /// Reads the list in this directory. Where it cannot be read, the images on it stay until somebody removes them.
+    /// Reads the list from the directory `state`. If the list cannot be read, the worker never removes its images.
     pub(super) fn open(state: &Path, limits: CacheLimits) -> Self {
         let path = state.join(FILE);
         let read = match fs::read(&path) {
@@ -52,14 +54,14 @@ impl ImageCache {
             Err(e) => Err(e),
         };
         let images = read.unwrap_or_else(|e| {
-            warn!(path = %path.display(), error = %e, "the list of pulled images cannot be read: the images stay");
+            warn!(path = %path.display(), error = %e, "the list of pulled images cannot be read: they are not removed");
             BTreeMap::new()
         });
         Self { path, limits, images: Mutex::new(images) }
     }
 
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, CachedImage>> {
-        // A panic elsewhere cannot leave a map half written.
+        // A poisoned lock is used anyway: a panic of another thread cannot leave the map half written.
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -69,17 +71,17 @@ impl ImageCache {
         self.write();
     }
 
-    /// Notes that a job uses an image.
+    /// Saves that a job uses an image now.
     pub(super) fn note_use(&self, name: &str) {
         let now = SystemClock.now();
-        let is_noted = match self.images().get_mut(name) {
+        let is_changed = match self.images().get_mut(name) {
             Some(image) if now.since(image.used) > USE_PRECISION => {
                 image.used = now;
                 true
             }
             _ => false,
         };
-        if is_noted {
+        if is_changed {
             self.write();
         }
     }
@@ -96,35 +98,35 @@ impl ImageCache {
         }
     }
 
-    /// The names of the images to be removed: the one that was used longest ago comes first.
-    fn superfluous(&self, keep: &str, now: Timestamp) -> Vec<String> {
+    /// The names of the images to remove, the least recently used first. Never contains `keep`.
+    fn evictable(&self, keep: &str, now: Timestamp) -> Vec<String> {
         let images = self.images();
         let mut all: Vec<_> = images.iter().map(|(name, image)| (image.used, name, image.bytes)).collect();
         all.sort();
         let mut sum: u64 = all.iter().map(|(.., bytes)| bytes).sum();
-        let mut superfluous = Vec::new();
+        let mut evictable = Vec::new();
         for (used, name, bytes) in all {
             let is_too_old = now.since(used) > self.limits.unused;
             if name != keep && (is_too_old || sum > self.limits.bytes) {
                 sum -= bytes;
-                superfluous.push(name.clone());
+                evictable.push(name.clone());
             }
         }
-        superfluous
+        evictable
     }
 
-    /// Removes images that are too old or too many, but not `keep`, which is about to be used. Docker keeps an image
-    /// that a container uses.
+    /// Removes images until the cache is within its limits. Does not remove the image `keep`, which a job is about to
+    /// use. Docker does not remove an image that a container uses.
     pub(super) async fn evict(&self, docker: &Docker, keep: &str) {
-        for name in self.superfluous(keep, SystemClock.now()) {
-            // Removes the name, and the image where it has no other name and no container uses it.
+        for name in self.evictable(keep, SystemClock.now()) {
+            // Docker removes the name. It removes the image only if the image has no other name.
             let options = RemoveImageOptionsBuilder::default().force(false).build();
             match docker.remove_image(&name, Some(options), None).await {
                 Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-                    info!(name, "an image of former jobs is removed");
+                    info!(name, "a cached image was removed");
                     self.images().remove(&name);
                 }
-                Err(e) => warn!(name, error = %e, "an image of former jobs cannot be removed"),
+                Err(e) => warn!(name, error = %e, "a cached image cannot be removed"),
             }
         }
         self.write();
@@ -136,19 +138,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_first_and_the_one_about_to_be_used_stays() {
+    fn the_least_recently_used_image_is_evicted_first_and_the_kept_image_never() {
         let dir = tempfile::tempdir().unwrap();
         let limits = CacheLimits { bytes: 10, unused: Millis(100) };
         let cache = ImageCache::open(dir.path(), limits);
         for (id, bytes, used) in [("a", 4, 10), ("b", 4, 30), ("c", 4, 20)] {
             cache.images().insert(id.to_owned(), CachedImage { bytes, used: Timestamp::from_millis(used) });
         }
-        let go = |keep, now| cache.superfluous(keep, Timestamp::from_millis(now));
-        assert_eq!(go("b", 40), ["a"], "one makes room enough");
-        assert_eq!(go("a", 40), ["c"], "the one about to be used stays");
-        assert_eq!(go("b", 125), ["a", "c"], "too old is too old");
+        let evicted = |keep, now| cache.evictable(keep, Timestamp::from_millis(now));
+        assert_eq!(evicted("b", 40), ["a"], "one removal is enough");
+        assert_eq!(evicted("a", 40), ["c"], "the kept image stays");
+        assert_eq!(evicted("b", 125), ["a", "c"], "images that are too old");
         cache.write();
-        assert_eq!(ImageCache::open(dir.path(), limits).images().len(), 3, "the list outlives a restart");
+        assert_eq!(ImageCache::open(dir.path(), limits).images().len(), 3, "the list survives a restart");
         fs::write(dir.path().join(FILE), "half a f").unwrap();
         assert!(ImageCache::open(dir.path(), limits).images().is_empty());
     }

@@ -1,5 +1,5 @@
-//! Finds the image of a job by its name: refuses it where the owner does not allow it, and pulls it where it is not
-//! here.
+//! Finds the image of a job by its name. Refuses an image that the owner does not allow, and pulls an image that is not
+//! on this machine.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,32 +28,34 @@ use super::{
 };
 use crate::config::ImagePolicy;
 
-/// How long pulling an image may take.
-const PULL: Duration = Duration::from_secs(1_800);
-/// How long the id of a name is remembered. A name may come to mean another image, though that is rare.
-const REMEMBER: Duration = Duration::from_secs(30);
-/// Most names that are remembered.
-const MOST_NAMES: usize = 256;
-/// How often the progress of a pull is published.
-const PUBLISH: Duration = Duration::from_secs(2);
+/// Longest time to pull an image.
+const PULL_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// Time for which the id of a name is cached. After that the id is looked up again, because a name may refer to another
+/// image, though that is rare.
+const ID_CACHE_TIME: Duration = Duration::from_secs(30);
+/// Most ids that are cached.
+const MAX_CACHED_IDS: usize = 256;
+/// Time between two messages with the progress of a pull.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The owner's rules for images.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageRules {
     pub(crate) policy: ImagePolicy,
+    /// The hosts of the allowed registries, such as `ghcr.io`. Used with `ImagePolicy::Registries`.
     pub(crate) registries: Vec<String>,
     /// Largest image, bytes.
     pub(crate) largest: u64,
-    /// How many images of former jobs are kept, and for how long.
+    /// The limits of the cache of images that were pulled for jobs.
     pub(crate) cache: CacheLimits,
 }
 
 /// The images on this machine.
 pub(crate) struct Images {
     rules: ImageRules,
-    /// The id that each name had, and when that was asked: similar jobs often follow each other, and Docker takes
-    /// milliseconds to answer.
-    recent: Mutex<HashMap<String, (String, Instant)>>,
+    /// The cached id of each name, and when Docker was asked for the id. The cache saves milliseconds for each of many
+    /// similar jobs.
+    recent_ids: Mutex<HashMap<String, (String, Instant)>>,
     pulled: ImageCache,
 }
 
@@ -69,7 +71,7 @@ impl ImageRules {
     }
 }
 
-/// The registry in an image's name.
+/// The host of the registry in an image's name: `docker.io` for `debian`.
 fn registry_of(name: &str) -> &str {
     match name.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
@@ -78,19 +80,19 @@ fn registry_of(name: &str) -> &str {
 }
 
 impl Images {
-    /// The images on this machine. The directory has the list of those that were pulled for jobs.
+    /// Reads the list of the images that were pulled for jobs from the directory `state`.
     pub(crate) fn new(state: &Path, rules: ImageRules) -> Self {
-        Self { pulled: ImageCache::open(state, rules.cache), rules, recent: Mutex::default() }
+        Self { pulled: ImageCache::open(state, rules.cache), rules, recent_ids: Mutex::default() }
     }
 
-    /// The id of a job's image. Pulls the image where it is not here, and publishes the progress of that.
+    /// The id of a job's image. Pulls the image if it is not on this machine, and publishes the progress of the pull.
     pub(super) async fn resolve(&self, name: &str, context: &AttemptContext) -> Result<String, Problem> {
         if !self.rules.allows(name) {
-            let detail = "this machine's owner does not allow images from there (--images)";
+            let detail = "this machine's owner does not allow this image (--images)";
             return Err(Problem::new(Reason::BadImage, detail));
         }
-        if let Some((id, at)) = self.recent().get(name)
-            && at.elapsed() < REMEMBER
+        if let Some((id, at)) = self.recent_ids().get(name)
+            && at.elapsed() < ID_CACHE_TIME
         {
             return Ok(id.clone());
         }
@@ -100,33 +102,33 @@ impl Images {
             Err(e) => return Err(Problem::of_docker(e)),
         };
         self.pulled.note_use(name);
-        let mut recent = self.recent();
-        if recent.len() >= MOST_NAMES {
-            recent.clear();
+        let mut recent_ids = self.recent_ids();
+        if recent_ids.len() >= MAX_CACHED_IDS {
+            recent_ids.clear();
         }
-        recent.insert(name.to_owned(), (id.clone(), Instant::now()));
+        recent_ids.insert(name.to_owned(), (id.clone(), Instant::now()));
         Ok(id)
     }
 
-    /// Removes the images of former jobs that are too old or too many.
-    pub(crate) async fn tidy(&self, docker: &Docker) {
+    /// Removes pulled images until the cache is within its limits.
+    pub(crate) async fn evict_old(&self, docker: &Docker) {
         self.pulled.evict(docker, "").await;
     }
 
-    /// Forgets the id of a name, because the image is not here any more.
+    /// Removes the cached id of a name, because the image was removed from this machine.
     pub(super) fn forget(&self, name: &str) {
-        self.recent().remove(name);
+        self.recent_ids().remove(name);
     }
 
-    fn recent(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Instant)>> {
-        // A panic elsewhere cannot leave a map half written.
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recent_ids(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Instant)>> {
+        // A poisoned lock is used anyway: a panic of another thread cannot leave the map half written.
+        self.recent_ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn pull(&self, name: &str, context: &AttemptContext) -> Result<String, Problem> {
-        info!(image = name, "pulling");
+        info!(image = name, "pulling an image");
         let docker = &context.tools.docker;
-        let pulled = tokio::time::timeout(PULL, self.pull_all(docker, name, context)).await;
+        let pulled = tokio::time::timeout(PULL_TIMEOUT, self.pull_all(docker, name, context)).await;
         let too_slow = || Problem::new(Reason::RuntimeMisconfigured, format!("pulling {name} took too long"));
         let (id, bytes) = pulled.map_err(|_| too_slow())??;
         self.pulled.add(name, bytes);
@@ -134,22 +136,22 @@ impl Images {
         Ok(id)
     }
 
-    /// Returns the image's id and size, bytes.
+    /// Pulls all layers of an image. Returns the image's id, and its size in bytes.
     async fn pull_all(&self, docker: &Docker, name: &str, context: &AttemptContext) -> Result<(String, u64), Problem> {
         let options = CreateImageOptionsBuilder::default().from_image(name).build();
         let mut steps = docker.create_image(Some(options), None, None);
         let (mut progress, mut published) = (PullProgress::default(), Instant::now());
         while let Some(step) = steps.next().await {
-            progress.update(step.map_err(not_pulled)?);
+            progress.update(step.map_err(pull_problem)?);
             if progress.total > self.rules.largest {
                 return Err(too_large(progress.total, self.rules.largest));
             }
-            if published.elapsed() > PUBLISH {
+            if published.elapsed() > PUBLISH_INTERVAL {
                 published = Instant::now();
                 publish_progress(context, progress.fraction(), progress.to_string()).await;
             }
         }
-        let found = docker.inspect_image(name).await.map_err(not_pulled)?;
+        let found = docker.inspect_image(name).await.map_err(pull_problem)?;
         let (id, bytes) = (found.id.unwrap_or_default(), u64::try_from(found.size.unwrap_or(0)).unwrap_or(0));
         if bytes > self.rules.largest {
             if let Err(e) = docker.remove_image(&id, None::<RemoveImageOptions>, None).await {
@@ -161,9 +163,9 @@ impl Images {
     }
 }
 
-/// A failure to pull an image. Where the registry refuses the image, no other machine will get it either, and the job
-/// is at fault.
-fn not_pulled(e: Error) -> Problem {
+/// A failure to pull an image. If the registry refuses the image, no other machine will get the image either, and the
+/// job is at fault.
+fn pull_problem(e: Error) -> Problem {
     const REFUSALS: [&str; 6] = [
         "manifest unknown",
         "pull access denied",
@@ -180,24 +182,25 @@ fn not_pulled(e: Error) -> Problem {
 
 fn too_large(bytes: u64, largest: u64) -> Problem {
     let gib = |bytes: u64| bytes >> 30;
-    let detail = format!("the image has {} GiB or more, and {} are allowed here", gib(bytes), gib(largest));
+    let detail = format!("the image has {} GiB or more, and this machine allows {}", gib(bytes), gib(largest));
     Problem::new(Reason::BadImage, detail)
 }
 
-/// How far a pull is.
+/// The progress of a pull.
 #[derive(Default)]
 struct PullProgress {
-    /// Bytes of each layer: those that are here, and all.
+    /// The downloaded bytes and all bytes of each layer, by the layer's id.
     layers: BTreeMap<String, (u64, u64)>,
+    /// All bytes of all known layers.
     total: u64,
-    unpacks: bool,
+    is_unpacking: bool,
 }
 
 impl PullProgress {
     fn update(&mut self, step: CreateImageInfo) {
         let (Some(id), Some(detail)) = (step.id, step.progress_detail) else { return };
         let bytes = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
-        self.unpacks = step.status.as_deref() == Some("Extracting");
+        self.is_unpacking = step.status.as_deref() == Some("Extracting");
         if step.status.as_deref() == Some("Downloading")
             && let (Some(done), Some(total)) = (bytes(detail.current), bytes(detail.total))
         {
@@ -206,24 +209,24 @@ impl PullProgress {
         }
     }
 
-    fn done(&self) -> u64 {
+    fn downloaded(&self) -> u64 {
         self.layers.values().map(|(done, _)| done).sum()
     }
 
     fn fraction(&self) -> f32 {
-        // Only shown as a bar: the precision that is lost does not matter.
+        // The fraction is only shown as a bar, so the lost precision does not matter.
         #[allow(clippy::cast_precision_loss)]
-        let share = self.done() as f32 / self.total.max(1) as f32;
-        share
+        let fraction = self.downloaded() as f32 / self.total.max(1) as f32;
+        fraction
     }
 }
 
 impl fmt::Display for PullProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.unpacks {
+        if self.is_unpacking {
             return f.write_str("unpacking the image");
         }
-        write!(f, "pulling the image: {} of {} MiB", self.done() >> 20, self.total >> 20)
+        write!(f, "pulling the image: {} of {} MiB", self.downloaded() >> 20, self.total >> 20)
     }
 }
 
@@ -233,7 +236,7 @@ mod tests {
     use bollard::models::ProgressDetail;
 
     #[test]
-    fn the_owner_says_where_images_may_come_from() {
+    fn the_policy_decides_which_images_are_allowed() {
         let rules = |policy, registries: &[&str]| ImageRules {
             policy,
             registries: registries.iter().map(|r| (*r).to_owned()).collect(),
@@ -255,13 +258,13 @@ mod tests {
 
     #[test]
     fn an_image_that_its_registry_refuses_is_the_jobs_fault() {
-        let refused = |text: &str| {
-            not_pulled(Error::DockerResponseServerError { status_code: 500, message: text.to_owned() }).reason
+        let reason = |text: &str| {
+            pull_problem(Error::DockerResponseServerError { status_code: 500, message: text.to_owned() }).reason
         };
-        assert_eq!(refused("manifest for example.org/a:1 not found"), Reason::BadImage);
-        assert_eq!(refused("pull access denied for a"), Reason::BadImage);
-        assert_eq!(refused("dial tcp: lookup example.org: no such host"), Reason::RuntimeMisconfigured);
-        assert_eq!(refused("no space left on device"), Reason::DiskFull);
+        assert_eq!(reason("manifest for example.org/a:1 not found"), Reason::BadImage);
+        assert_eq!(reason("pull access denied for a"), Reason::BadImage);
+        assert_eq!(reason("dial tcp: lookup example.org: no such host"), Reason::RuntimeMisconfigured);
+        assert_eq!(reason("no space left on device"), Reason::DiskFull);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Forwards what a job writes: follows its log in Docker and publishes it in small chunks.
+//! Forwards the log of a job: reads the log from Docker, and publishes it in small chunks.
 //!
-//! While the broker is away nothing is lost, and nothing is kept in memory: Docker keeps the log, and the worker reads
-//! on when the broker is back.
+//! While the broker is away, the worker reads no further. Docker keeps the log on disk, so nothing is lost and the
+//! worker needs no memory. Docker returns the log in *frames* of at most 16 KiB.
 
 use std::time::Duration;
 
@@ -22,47 +22,49 @@ use super::{
     context::AttemptContext,
     log_lines::{JobLine, LineJoiner},
     publish::publish,
-    watch::{RunSignals, until},
+    watch::{RunSignals, wait_until},
 };
 
-/// A chunk is published after this time, or sooner where it is large.
-const FLUSH: Duration = Duration::from_millis(50);
-const CHUNK_LINES: usize = 256;
-const CHUNK_BYTES: usize = 64 * 1024;
-/// More bytes than these in one second are a flood.
-const MAX_PER_SECOND: u64 = 4 << 20;
+/// Longest time between the first line of a chunk and its publication. A large chunk is published sooner.
+const FLUSH_DELAY: Duration = Duration::from_millis(50);
+/// A chunk with this many lines or metrics is large.
+const MAX_CHUNK_LINES: usize = 256;
+/// A chunk with this many bytes of log is large.
+const MAX_CHUNK_BYTES: usize = 64 * 1024;
+/// Most bytes of log in one second. More is a flood.
+const MAX_BYTES_PER_SECOND: u64 = 4 << 20;
+/// Pause before the next read of the log, if the container has not ended or a read failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// A log up to this size is read a second time when the container has ended. That is faster than to wait until Docker
-/// ends a log that is followed, which takes it milliseconds.
-const READ_AGAIN: u64 = 256 * 1024;
-/// How often the log of an ended container is read before the worker gives up.
-const TRIES: u32 = 5;
-/// How often reading the log of an ended container may fail: for two minutes, while Docker is away.
-const MOST_FAILURES: u32 = 240;
+/// A shorter log, in bytes, is read a second time when the container has ended. That is faster than to wait until
+/// Docker closes the followed log, which takes milliseconds.
+const SHORT_LOG: u64 = 256 * 1024;
+/// Most reads of an ended container's log.
+const MAX_READS: u32 = 5;
+/// Most failed reads of an ended container's log. With the pause `RETRY` that is two minutes, for a restart of Docker.
+const MAX_FAILURES: u32 = 240;
 
-/// Forwards the log until the container has ended and nothing of the log is left. Where the job writes too much,
-/// signals that and reads no further.
+/// Forwards the log until the container has ended and its whole log is published. If the job writes too much, sets the
+/// signal `log_flooded` and reads no further.
 pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     let mut ended = signals.container_ended();
     let mut chunk = Chunk::new(context);
     let mut reader = LogReader::new(context.tools.max_log);
     let (mut tries, mut failures) = (0, 0);
-    while tries < TRIES {
+    while tries < MAX_READS {
         let had_ended = *ended.borrow();
         match reader.read(&mut chunk, !had_ended, &mut ended).await {
             ReadResult::AtEnd if had_ended => break,
-            // Either the container ends now, and its last lines are read next; or Docker went away, and the log is read
-            // on when Docker is back.
-            ReadResult::AtEnd => drop(timeout(RETRY, until(&mut ended, |ended| *ended)).await),
+            // Either the container ends now, or Docker does not answer. In both cases read the rest of the log next.
+            ReadResult::AtEnd => drop(timeout(RETRY, wait_until(&mut ended, |ended| *ended)).await),
             ReadResult::Flood => {
                 signals.set_log_flooded();
                 break;
             }
             ReadResult::Failed(e) => {
-                debug!(error = %e, "reading the log failed: it is read on from the same place");
+                debug!(error = %e, "reading the log failed: continuing from the same frame");
                 sleep(RETRY).await;
                 failures += u32::from(had_ended);
-                if failures < MOST_FAILURES {
+                if failures < MAX_FAILURES {
                     continue;
                 }
             }
@@ -75,45 +77,46 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     chunk.flush().await;
 }
 
-/// Why a reading of the log stopped.
+/// The reason why a read of the log stopped.
 enum ReadResult {
-    /// There is no more log at present.
+    /// The log has no more frames at this moment.
     AtEnd,
-    /// The job writes too much.
+    /// The job writes too much, or too fast.
     Flood,
     Failed(bollard::errors::Error),
 }
 
-/// How far the log was read.
+/// Reads the log, and continues where the last read stopped.
 struct LogReader {
     meter: RateMeter,
     lines: LineJoiner,
-    /// Frames of Docker's log that were read. The log of a container only grows, so that each reading, which begins at
-    /// the first frame, skips so many.
+    /// Number of frames that were read. Each read begins at the first frame of the log and skips this number of frames,
+    /// because the log of a container only grows.
     frames: usize,
 }
 
 impl LogReader {
-    fn new(most: u64) -> Self {
-        Self { meter: RateMeter::new(most, Instant::now()), lines: LineJoiner::default(), frames: 0 }
+    fn new(max_total: u64) -> Self {
+        Self { meter: RateMeter::new(max_total, Instant::now()), lines: LineJoiner::default(), frames: 0 }
     }
 
-    /// Reads on: with `follow` until the container has ended, else what is there.
+    /// Reads the frames after the last read. With `follow`, reads until the container has ended; otherwise reads the
+    /// frames that exist.
     async fn read(&mut self, chunk: &mut Chunk<'_>, follow: bool, ended: &mut watch::Receiver<bool>) -> ReadResult {
         let mut frames = Box::pin(chunk.context.container.log(follow));
         let mut to_skip = self.frames;
         loop {
-            let is_short = self.meter.total < READ_AGAIN;
+            let is_short = self.meter.total < SHORT_LOG;
             let frame = tokio::select! {
                 biased;
                 frame = frames.next() => frame,
-                () = sleep_until(chunk.due), if chunk.is_dirty() => {
+                () = sleep_until(chunk.flush_at), if chunk.has_content() => {
                     chunk.flush().await;
                     continue;
                 }
-                () = until(ended, |ended| *ended), if follow && is_short => return ReadResult::AtEnd,
+                () = wait_until(ended, |ended| *ended), if follow && is_short => return ReadResult::AtEnd,
             };
-            // An error is no frame of the log, and not skipped.
+            // An error is not a frame, so it is not skipped.
             if to_skip > 0 && matches!(frame, Some(Ok(_))) {
                 to_skip -= 1;
                 continue;
@@ -125,7 +128,7 @@ impl LogReader {
                 None => return ReadResult::AtEnd,
             };
             self.frames += 1;
-            if self.meter.is_exceeded_by(bytes.len() as u64, Instant::now()) {
+            if self.meter.add_bytes(bytes.len() as u64, Instant::now()) {
                 return ReadResult::Flood;
             }
             if let Some(line) = self.lines.push(stream, &bytes) {
@@ -138,41 +141,45 @@ impl LogReader {
     }
 }
 
-/// Counts bytes: in all, and in the present second.
+/// Counts the bytes of a log in total and in the current second.
 struct RateMeter {
-    most: u64,
+    /// Largest total, bytes.
+    max_total: u64,
     total: u64,
+    /// When the current second began.
     second: Instant,
     in_second: u64,
 }
 
 impl RateMeter {
-    fn new(most: u64, now: Instant) -> Self {
-        Self { most, total: 0, second: now, in_second: 0 }
+    fn new(max_total: u64, now: Instant) -> Self {
+        Self { max_total, total: 0, second: now, in_second: 0 }
     }
 
-    /// Counts some more bytes, and says whether there are too many now.
-    fn is_exceeded_by(&mut self, bytes: u64, now: Instant) -> bool {
+    /// Adds bytes. Returns true if there are now too many bytes in total or in the current second.
+    fn add_bytes(&mut self, bytes: u64, now: Instant) -> bool {
         if now.duration_since(self.second) > Duration::from_secs(1) {
             self.second = now;
             self.in_second = 0;
         }
         self.in_second += bytes;
         self.total += bytes;
-        self.total > self.most || self.in_second > MAX_PER_SECOND
+        self.total > self.max_total || self.in_second > MAX_BYTES_PER_SECOND
     }
 }
 
-/// The lines, progress and metrics that were read and are not published yet.
+/// Lines, progress and metrics that were read, but are not published yet.
 struct Chunk<'a> {
     context: &'a AttemptContext,
     lines: Vec<LogLine>,
+    /// Bytes of the lines.
     bytes: usize,
+    /// Number of the first line of the chunk in the whole log, counted from 0.
     first_line: u64,
     progress: Option<Progress>,
     metrics: Vec<JobMetrics>,
-    /// When the chunk is to be published.
-    due: Instant,
+    /// When the chunk must be published.
+    flush_at: Instant,
 }
 
 impl<'a> Chunk<'a> {
@@ -184,21 +191,21 @@ impl<'a> Chunk<'a> {
             first_line: 0,
             progress: None,
             metrics: Vec::new(),
-            due: Instant::now(),
+            flush_at: Instant::now(),
         }
     }
 
-    fn is_dirty(&self) -> bool {
+    fn has_content(&self) -> bool {
         !self.lines.is_empty() || self.progress.is_some() || !self.metrics.is_empty()
     }
 
     fn is_large(&self) -> bool {
-        self.lines.len() >= CHUNK_LINES || self.bytes >= CHUNK_BYTES || self.metrics.len() >= CHUNK_LINES
+        self.lines.len() >= MAX_CHUNK_LINES || self.bytes >= MAX_CHUNK_BYTES || self.metrics.len() >= MAX_CHUNK_LINES
     }
 
     fn push(&mut self, line: JobLine) {
-        if !self.is_dirty() {
-            self.due = Instant::now() + FLUSH;
+        if !self.has_content() {
+            self.flush_at = Instant::now() + FLUSH_DELAY;
         }
         let (lease, occurred_at) = (self.context.lease, SystemClock.now());
         match line {
@@ -233,8 +240,8 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// The id of a chunk. A worker that reads the log a second time after a restart makes the same id of the same lines,
-/// and another id where more lines follow the same first one.
+/// The id of a chunk, by which the broker drops a second copy. A worker that reads the log again after a restart makes
+/// the same id for the same lines. If the chunk then has more lines, it gets another id.
 fn chunk_id(lease: Lease, first_line: u64, count: u64) -> String {
     format!("{lease}.{first_line}.{count}")
 }
@@ -245,20 +252,20 @@ mod tests {
     use gpubnb_events::Seq;
 
     #[test]
-    fn a_log_is_bounded_in_all_and_in_each_second() {
+    fn a_log_is_limited_in_total_and_in_each_second() {
         let began = Instant::now();
         let after = |millis| began + Duration::from_millis(millis);
-        let mut meter = RateMeter::new(3 * MAX_PER_SECOND, began);
-        assert!(!meter.is_exceeded_by(MAX_PER_SECOND, began), "as much as a second allows");
-        assert!(meter.is_exceeded_by(1, after(900)), "too much in one second");
-        let mut meter = RateMeter::new(2 * MAX_PER_SECOND, began);
-        assert!(!meter.is_exceeded_by(MAX_PER_SECOND, began));
-        assert!(!meter.is_exceeded_by(MAX_PER_SECOND, after(1_001)), "the next second begins at nothing");
-        assert!(meter.is_exceeded_by(1, after(60_000)), "too much in all");
+        let mut meter = RateMeter::new(3 * MAX_BYTES_PER_SECOND, began);
+        assert!(!meter.add_bytes(MAX_BYTES_PER_SECOND, began), "the most that one second allows");
+        assert!(meter.add_bytes(1, after(900)), "too much in one second");
+        let mut meter = RateMeter::new(2 * MAX_BYTES_PER_SECOND, began);
+        assert!(!meter.add_bytes(MAX_BYTES_PER_SECOND, began));
+        assert!(!meter.add_bytes(MAX_BYTES_PER_SECOND, after(1_001)), "the next second begins at 0");
+        assert!(meter.add_bytes(1, after(60_000)), "too much in total");
     }
 
     #[test]
-    fn the_same_lines_have_the_same_id_and_more_lines_another() {
+    fn the_same_lines_have_the_same_id_and_more_lines_have_another() {
         let lease = Lease(Seq(7));
         assert_eq!(chunk_id(lease, 0, 2), chunk_id(lease, 0, 2));
         assert_ne!(chunk_id(lease, 0, 2), chunk_id(lease, 0, 3));

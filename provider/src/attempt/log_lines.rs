@@ -1,20 +1,21 @@
-//! Turns the bytes that a job writes into log lines, progress and metrics. The input is hostile: everything is bounded,
-//! and nothing is interpreted further.
+//! Parses the bytes that a job writes into log lines, progress and metrics. The bytes are untrusted, so the length of a
+//! line, the length of a message and the number of metrics are limited.
 //!
-//! A job tells its progress and metrics from any language by a line of its own on standard output, such as
-//! `::progress 0.25 epoch 3 of 12` or `::metric loss=0.5 accuracy=0.9`.
+//! A job reports its progress and its metrics by a line on standard output, such as `::progress 0.25 epoch 3 of 12` or
+//! `::metric loss=0.5 accuracy=0.9`.
 
 use gpubnb_events::{
     Timestamp,
     output::{LogLine, LogStream},
 };
 
-/// Longest line that is kept, bytes. The rest of a longer line is cut off.
+/// Longest line, bytes. The rest of a longer line is dropped.
 const MAX_LINE: usize = 8 * 1024;
 /// Longest message of a progress line, in characters.
 const MAX_MESSAGE: usize = 200;
 /// Most metrics in one line.
 const MAX_METRICS: usize = 32;
+/// The text that marks the end of a line that was too long.
 const CUT: &str = " … (cut)";
 
 /// A line that a job wrote.
@@ -22,28 +23,29 @@ const CUT: &str = " … (cut)";
 pub(super) enum JobLine {
     /// An ordinary line of the log.
     Log(LogLine),
-    /// How far the job is, from 0 to 1, and its message.
+    /// The progress of the job, from 0 to 1, and its message.
     Progress(f32, String),
-    /// Names and values.
+    /// Metrics of the job: names and values.
     Metrics(Vec<(String, f64)>),
 }
 
-/// Joins Docker's frames, which are 16 KiB long at most, back into lines.
+/// Joins Docker's frames into lines. A frame is a part of a line, at most 16 KiB long.
 #[derive(Debug, Default)]
 pub(super) struct LineJoiner {
     stdout: PartialLine,
     stderr: PartialLine,
 }
 
-/// The beginning of a line whose end has not come yet.
+/// The beginning of a line that is not complete yet.
 #[derive(Debug, Default)]
 struct PartialLine {
     text: Vec<u8>,
+    /// Docker's timestamp of the line's first frame.
     at: Option<Timestamp>,
 }
 
 impl LineJoiner {
-    /// Takes a frame, which begins with Docker's timestamp. Returns the line that the frame completes.
+    /// Adds a frame, which begins with Docker's timestamp. Returns the line if the frame completes it.
     pub(super) fn push(&mut self, stream: LogStream, frame: &[u8]) -> Option<JobLine> {
         let (time, text) = match frame.iter().position(|b| *b == b' ') {
             Some(space) => (&frame[..space], &frame[space + 1..]),
@@ -55,10 +57,10 @@ impl LineJoiner {
         };
         let at = std::str::from_utf8(time).ok().and_then(|t| t.parse().ok()).unwrap_or(Timestamp::EPOCH);
         let at = *partial.at.get_or_insert(at);
-        let complete = text.last() == Some(&b'\n');
+        let is_complete = text.last() == Some(&b'\n');
         let room = MAX_LINE.saturating_sub(partial.text.len());
         partial.text.extend_from_slice(&text[..text.len().min(room + 1)]);
-        if !complete {
+        if !is_complete {
             return None;
         }
         let text = std::mem::take(&mut partial.text);
@@ -66,15 +68,15 @@ impl LineJoiner {
         Some(parse(stream, at, &text))
     }
 
-    /// The last lines of streams that end without a newline.
+    /// Returns the last line of each stream that ended without a newline.
     pub(super) fn finish(&mut self) -> Vec<JobLine> {
-        let mut left = Vec::new();
+        let mut last_lines = Vec::new();
         for (stream, partial) in [(LogStream::Stdout, &mut self.stdout), (LogStream::Stderr, &mut self.stderr)] {
             if !partial.text.is_empty() {
-                left.push(parse(stream, partial.at.unwrap_or(Timestamp::EPOCH), &partial.text));
+                last_lines.push(parse(stream, partial.at.unwrap_or(Timestamp::EPOCH), &partial.text));
             }
         }
-        left
+        last_lines
     }
 }
 
@@ -92,6 +94,7 @@ fn parse(stream: LogStream, at: Timestamp, bytes: &[u8]) -> JobLine {
     JobLine::Log(LogLine { stream, at, text: text.to_owned() })
 }
 
+/// Parses a line of progress or metrics; `None` for an ordinary line, and for a malformed line.
 fn progress_or_metrics(text: &str) -> Option<JobLine> {
     if let Some(rest) = text.strip_prefix("::progress ") {
         let (fraction, message) = rest.trim_start().split_once(' ').unwrap_or((rest.trim(), ""));
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_and_metrics_are_read_and_everything_else_is_a_line() {
+    fn progress_and_metrics_are_parsed_and_everything_else_is_a_log_line() {
         let mut lines = LineJoiner::default();
         assert_eq!(
             push(&mut lines, "::progress 0.25 epoch 3 of 12\n"),
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_and_metrics_are_bounded() {
+    fn progress_and_metrics_are_limited() {
         let mut lines = LineJoiner::default();
         let message = "x".repeat(2 * MAX_MESSAGE);
         let parsed = push(&mut lines, &format!("::progress 0.5 {message}\u{7}\n"));
@@ -158,11 +161,11 @@ mod tests {
         let parsed = push(&mut lines, &format!("::metric {}\n", many.join(" ")));
         assert!(matches!(parsed, Some(JobLine::Metrics(values)) if values.len() == MAX_METRICS));
         let parsed = push(&mut lines, &format!("::metric {}=1\n", "n".repeat(65)));
-        assert!(matches!(parsed, Some(JobLine::Log(_))), "a name that is too long is no metric");
+        assert!(matches!(parsed, Some(JobLine::Log(_))), "a metric whose name is too long is a log line");
     }
 
     #[test]
-    fn stdout_and_stderr_are_joined_apart() {
+    fn stdout_and_stderr_are_joined_separately() {
         let mut lines = LineJoiner::default();
         assert_eq!(push(&mut lines, "out "), None);
         let error = lines.push(LogStream::Stderr, b"2026-02-02T02:40:00Z ::progress 1\n");

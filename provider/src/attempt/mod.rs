@@ -1,11 +1,14 @@
 //! An attempt at a job on this machine, from the job message to the delivered report.
 //!
-//! The way of an attempt, each step in a file of its name: accept the lease, `prepare` the container and record
-//! `Started`, start the container, `run` until it has ended while `log` is forwarded, list the `artifacts`, and deliver
-//! the `report`. The container is started only after `Started` is in the log of events.
+//! The steps of an attempt, each in the file of its name:
+//! 1. Accept the lease.
+//! 2. `prepare`: create the container, and record the event `Started` in the market's log.
+//! 3. Start the container, but only after `Started` is recorded.
+//! 4. `run`: wait until the container has ended. At the same time `log` forwards the job's log.
+//! 5. `artifacts`: list and hash the files that the job left.
+//! 6. `report`: deliver the report.
 //!
-//! A worker that stops drops its attempts, and tears nothing down: the containers run on, and `resume` finds them at
-//! the next start by their labels.
+//! When the worker stops, the containers go on. At the next start of the worker, `resume` finds them by their labels.
 
 mod artifacts;
 mod boot_id;
@@ -45,40 +48,41 @@ pub(crate) use self::{
     output_volume::OutputVolumes,
     resume::resume_all,
 };
-use self::{end::End, prepare::Origin, problem::Problem, report::PendingReport, watch::RunSignals};
+use self::{end::AttemptEnd, prepare::ContainerOrigin, problem::Problem, report::PendingReport, watch::RunSignals};
 
 /// Pause between a report and the first try to remove its container.
 const REMOVE_AFTER: Duration = Duration::from_millis(50);
-/// How often, and with what longest pause, a removal is tried. The next start of the worker tries again.
+/// Most tries to remove a container. The next start of the worker tries again.
 const REMOVE_TRIES: u32 = 100;
+/// Longest pause between two tries. Each pause is four times as long as the last.
 const REMOVE_PAUSE: Duration = Duration::from_secs(60);
 
-/// Carries out an attempt until its report is delivered, or its lease is over.
+/// Carries out an attempt until its report is delivered or its lease is over. Then removes its container.
 pub(crate) async fn carry_out(context: AttemptContext) {
     let mut output_bytes = None;
     tokio::select! {
         () = context.abandoned() => {
-            info!(job = %context.job, lease = context.lease.0.0, "abandoned: the lease is no longer live");
+            info!(job = %context.job, lease = context.lease.0.0, "the attempt is abandoned: its lease is over");
         }
-        () = until_reported(&context, &mut output_bytes) => {}
+        () = execute_and_report(&context, &mut output_bytes) => {}
     }
     context.tools.leases.release(context.lease);
     clean_up(context, output_bytes);
 }
 
-/// Goes on with the attempt from wherever a former run of the worker left it. Sets `output_bytes`, the size of the job's
-/// output volume, as soon as it is known.
-async fn until_reported(context: &AttemptContext, output_bytes: &mut Option<u64>) {
+/// Carries out an attempt, and continues where a former run of the worker stopped. Sets `output_bytes`, the size of the
+/// job's output volume, as soon as the size is known.
+async fn execute_and_report(context: &AttemptContext, output_bytes: &mut Option<u64>) {
     let pending = if let Some(pending) = PendingReport::read(&context.directory()) {
-        // The attempt had ended when the worker did. Some of its log may not have been forwarded.
+        // The attempt ended during a former run of the worker. Part of its log may not have been forwarded.
         log::forward(context, &RunSignals::ended()).await;
         pending
     } else {
         let accept = Accept { job: context.job, lease: context.lease };
-        let grant = match context.tools.platform.insist::<Grant>("accept", &accept).await {
+        let grant = match context.tools.platform.call_until_answered::<Grant>("accept", &accept).await {
             Ok(grant) => grant,
             Err(refusal) => {
-                return info!(job = %context.job, lease = context.lease.0.0, %refusal, "not accepted");
+                return info!(job = %context.job, lease = context.lease.0.0, %refusal, "the attempt is refused");
             }
         };
         *output_bytes = Some(grant.spec.resources.output.bytes());
@@ -87,33 +91,33 @@ async fn until_reported(context: &AttemptContext, output_bytes: &mut Option<u64>
     report::deliver(context, pending).await;
 }
 
-/// Prepares the container, starts it, and waits until it has ended and its log is forwarded.
+/// Prepares and starts the container, and waits until it has ended and its log is forwarded.
 async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
     let origin = match prepare_and_start(context, grant).await {
         Ok(origin) => origin,
-        Err(end) => return report::conclude(context, grant, end).await,
+        Err(end) => return report::make_report(context, grant, end).await,
     };
     let signals = RunSignals::running();
-    let concluded = async {
-        let end = run::until_end(context, grant, origin, &signals).await;
-        report::conclude(context, grant, end).await
+    let reported = async {
+        let end = run::wait_for_end(context, grant, origin, &signals).await;
+        report::make_report(context, grant, end).await
     };
-    let (pending, ()) = tokio::join!(concluded, log::forward(context, &signals));
+    let (pending, ()) = tokio::join!(reported, log::forward(context, &signals));
     pending
 }
 
-async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<Origin, End> {
+async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let origin = prepare::prepare(context, grant).await?;
     let started = match origin {
-        Origin::ThisRun => context.container.start().await,
-        Origin::FormerRun => context.container.start_once().await,
+        ContainerOrigin::ThisRun => context.container.start().await,
+        ContainerOrigin::FormerRun => context.container.start_unless_started().await,
     };
-    started.map_err(End::Failed)?;
+    started.map_err(AttemptEnd::Failed)?;
     Ok(origin)
 }
 
-/// Removes the container and the directory of an attempt in the background, and makes a volume ready for the next job.
-/// Docker takes long to remove a container, and the consumer's bill should not wait for that.
+/// Removes the container and the directory of an attempt in the background, because Docker needs long to remove a
+/// container. Then makes a spare volume for the next job.
 fn clean_up(context: AttemptContext, output_bytes: Option<u64>) {
     tokio::spawn(async move {
         let mut pause = REMOVE_AFTER;
@@ -124,7 +128,7 @@ fn clean_up(context: AttemptContext, output_bytes: Option<u64>) {
                 Err(e) => warn!(
                     lease = context.lease.0.0,
                     error = format!("{e:#}"),
-                    "the container of an attempt could not be removed yet"
+                    "the container of an attempt could not be removed: trying again"
                 ),
             }
             pause = (pause * 4).min(REMOVE_PAUSE);

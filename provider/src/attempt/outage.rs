@@ -1,4 +1,4 @@
-//! An outage of Docker, which a running attempt outlives: it may last as long as a restart of Docker takes.
+//! An outage of Docker. A running attempt survives an outage that is not longer than a restart of Docker.
 
 use std::time::Duration;
 
@@ -9,31 +9,33 @@ use tracing::warn;
 
 use super::Problem;
 
-/// After this time without an answer the attempt fails.
-const LONGEST: Duration = Duration::from_secs(120);
+/// Longest outage. After that the attempt fails.
+const MAX_OUTAGE: Duration = Duration::from_secs(120);
+/// Pause between two tries.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long Docker has not answered, if it does not.
+/// The outage of Docker, if Docker does not answer.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
+    /// When Docker failed to answer for the first time.
     since: Option<Instant>,
 }
 
 impl Outage {
-    /// Returns true where Docker has failed to answer, and was not seen well since.
+    /// Returns true if Docker has failed to answer at least once.
     pub(super) fn has_begun(&self) -> bool {
         self.since.is_some()
     }
 
-    /// Waits a moment before Docker is asked again. Fails where asking again is of no use.
-    pub(super) async fn endure(&mut self, e: Error) -> Result<(), Problem> {
+    /// Waits before the next try. Fails if the container does not exist, or the outage is too long.
+    pub(super) async fn wait_before_retry(&mut self, e: Error) -> Result<(), Problem> {
         if matches!(e, Error::DockerResponseServerError { status_code: 404, .. }) {
             return Err(Problem::new(Reason::RuntimeMisconfigured, "the container was removed by someone else"));
         }
-        if self.since.get_or_insert_with(Instant::now).elapsed() > LONGEST {
+        if self.since.get_or_insert_with(Instant::now).elapsed() > MAX_OUTAGE {
             return Err(Problem::caused(Reason::RuntimeMisconfigured, e));
         }
-        warn!(error = %e, "Docker does not answer: asking again");
+        warn!(error = %e, "Docker does not answer: trying again");
         sleep(RETRY).await;
         Ok(())
     }
@@ -44,13 +46,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_container_that_is_gone_is_not_waited_for_and_an_outage_has_an_end() {
+    async fn a_removed_container_and_a_long_outage_are_failures() {
         let mut outage = Outage::default();
         let gone = Error::DockerResponseServerError { status_code: 404, message: String::new() };
-        assert!(outage.endure(gone).await.is_err());
+        assert!(outage.wait_before_retry(gone).await.is_err());
         assert!(!outage.has_begun());
-        outage.since = Instant::now().checked_sub(LONGEST + RETRY);
-        let problem = outage.endure(Error::RequestTimeoutError).await.unwrap_err();
+        outage.since = Instant::now().checked_sub(MAX_OUTAGE + RETRY);
+        let problem = outage.wait_before_retry(Error::RequestTimeoutError).await.unwrap_err();
         assert_eq!(problem.reason, Reason::RuntimeMisconfigured);
     }
 }

@@ -1,5 +1,5 @@
-//! Prepares an attempt: image, output volume, input files, GPUs and container, and `Started` in the log. When this is
-//! done the container may be started, and not before.
+//! Prepares an attempt: finds the image, makes the output volume, downloads the input files, allocates the GPUs,
+//! creates the container, and records the event `Started` in the market's log. The container is started after that.
 
 use std::{collections::BTreeMap, io};
 
@@ -10,60 +10,66 @@ use gpubnb_events::{
 };
 use tracing::info;
 
-use super::{Problem, boot_id, container::Created, context::AttemptContext, end::End, inputs};
+use super::{Problem, boot_id, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs};
 use crate::{
     desired_state::StopReason,
-    docker::{SandboxParams, hardened, job_user},
+    docker::{SandboxParams, hardened_container, job_user},
 };
 
-/// The maker of an attempt's container: this run of the worker, or a former one.
+/// The run of the worker that created an attempt's container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// This run of the worker made the container. Nothing has happened in it yet.
+pub(super) enum ContainerOrigin {
+    /// This run of the worker created the container. The container was never started.
     ThisRun,
-    /// A former run of the worker made the container, and may have started it. It may have ended since.
+    /// A former run of the worker created the container. The container may have been started, and may have ended.
     FormerRun,
 }
 
-/// Prepares the attempt, or says how the attempt ended before its code ran.
-pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<Origin, End> {
+/// Prepares the attempt. An error says how the attempt ended before the job's code ran.
+pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let prepare = async {
-        let image_id = image(context, grant).await?;
-        // `Started` is recorded while the container is made. The container is started only after both.
+        let image_id = find_image_id(context, grant).await?;
+        // `Started` is recorded while the container is created. The container is started only after both are done.
         let start = Start { job: context.job, lease: context.lease, image_digest: image_id.clone() };
-        let recorded = context.tools.platform.insist::<Done>("start", &start);
-        let (made, recorded) = tokio::join!(container(context, grant, image_id), recorded);
-        Ok((made?, recorded))
+        let recorded = context.tools.platform.call_until_answered::<Done>("start", &start);
+        let (created, recorded) = tokio::join!(create_container(context, grant, image_id), recorded);
+        Ok((created?, recorded))
     };
     let (origin, recorded) = tokio::select! {
-        reason = context.stop_requested() => return Err(End::NotStarted(reason)),
-        prepared = prepare => prepared.map_err(End::Failed)?,
+        reason = context.stop_requested() => return Err(AttemptEnd::NotStarted(reason)),
+        prepared = prepare => prepared.map_err(AttemptEnd::Failed)?,
     };
     if let Err(refusal) = recorded {
-        // The job is being cancelled, or the lease is over. The platform knows which, and takes the report accordingly.
-        info!(job = %context.job, lease = context.lease.0.0, %refusal, "not started");
-        return Err(End::NotStarted(StopReason::Cancelled));
+        // The job is being cancelled, or the lease is over. In both cases the report is `Cancelled`, and the platform
+        // accepts the report only in the first case.
+        info!(job = %context.job, lease = context.lease.0.0, %refusal, "the attempt is not started");
+        return Err(AttemptEnd::NotStarted(StopReason::Cancelled));
     }
     Ok(origin)
 }
 
-/// The id of the image that the container will be made of, or was made of.
-async fn image(context: &AttemptContext, grant: &Grant) -> Result<String, Problem> {
+/// The id of the image from which the container is created, or was created by a former run of the worker.
+async fn find_image_id(context: &AttemptContext, grant: &Grant) -> Result<String, Problem> {
     if grant.started {
-        let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container is gone, though it was started");
+        let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container was started, but does not exist");
         return context.container.image().await?.ok_or_else(gone);
     }
     context.tools.images.resolve(&grant.spec.image, context).await
 }
 
-/// Makes the container, unless a former run of the worker made it.
-async fn container(context: &AttemptContext, grant: &Grant, image_id: String) -> Result<Origin, Problem> {
+/// Creates the container, unless a former run of the worker created it.
+async fn create_container(
+    context: &AttemptContext,
+    grant: &Grant,
+    image_id: String,
+) -> Result<ContainerOrigin, Problem> {
     if grant.started {
-        return Ok(Origin::FormerRun);
+        return Ok(ContainerOrigin::FormerRun);
     }
     let (tools, directory) = (&context.tools, context.directory());
-    let output = tools.output_volumes.make(&directory, grant.spec.resources.output.bytes()).await.map_err(disk)?;
-    boot_id::note(&directory).map_err(disk)?;
+    let output =
+        tools.output_volumes.make(&directory, grant.spec.resources.output.bytes()).await.map_err(disk_problem)?;
+    boot_id::save(&directory).map_err(disk_problem)?;
     let input = inputs::fetch(tools, grant, &directory).await?;
     let params = SandboxParams {
         machine: tools.machine,
@@ -72,43 +78,43 @@ async fn container(context: &AttemptContext, grant: &Grant, image_id: String) ->
         image_id: &image_id,
         output: &output,
         input: input.as_deref(),
-        env: environment(context, grant)?,
+        env: decrypt_environment(context, grant)?,
         user: job_user(),
-        gpus: gpus(context, &grant.spec)?,
+        gpus: allocate_gpus(context, &grant.spec)?,
         cdi: tools.cdi,
         runtime: tools.runtime.clone(),
         max_log: tools.max_log,
     };
-    let body = hardened(&grant.spec, &params);
+    let body = hardened_container(&grant.spec, &params);
     let mut created = context.container.create(body.clone()).await?;
-    if created == Created::NoImage {
-        // The image was here a moment ago, and has been removed since.
+    if created == CreateResult::NoImage {
+        // Somebody removed the image after its id was found. Find it a second time, which pulls it.
         tools.images.forget(&grant.spec.image);
-        if image(context, grant).await? != image_id {
-            let detail = "the image's name came to mean another image";
+        if find_image_id(context, grant).await? != image_id {
+            let detail = "the image's name now refers to another image";
             return Err(Problem::new(Reason::RuntimeMisconfigured, detail));
         }
         created = context.container.create(body).await?;
     }
     match created {
-        Created::New(id) => {
+        CreateResult::New(id) => {
             tools.leases.set_container(context.lease, &id);
-            Ok(Origin::ThisRun)
+            Ok(ContainerOrigin::ThisRun)
         }
-        Created::Existed => Ok(Origin::FormerRun),
-        Created::NoImage => Err(Problem::new(Reason::RuntimeMisconfigured, "the image vanished twice")),
+        CreateResult::Existed => Ok(ContainerOrigin::FormerRun),
+        CreateResult::NoImage => Err(Problem::new(Reason::RuntimeMisconfigured, "the image was removed twice")),
     }
 }
 
-/// A failure to make room for the job's output.
-fn disk(e: io::Error) -> Problem {
+/// A failure to make the volume for the job's output.
+fn disk_problem(e: io::Error) -> Problem {
     let is_full = e.kind() == io::ErrorKind::StorageFull || e.to_string().contains("No space left");
     let reason = if is_full { Reason::DiskFull } else { Reason::RuntimeMisconfigured };
     Problem::caused(reason, anyhow::Error::new(e).context("the job's output"))
 }
 
-/// The GPUs that the job is given: as many as it asked for, each with enough memory, and none of another job.
-fn gpus(context: &AttemptContext, spec: &JobSpec) -> Result<Vec<String>, Problem> {
+/// Allocates as many GPUs as the job asked for. Each GPU has enough memory, and belongs to no other job.
+fn allocate_gpus(context: &AttemptContext, spec: &JobSpec) -> Result<Vec<String>, Problem> {
     let (hardware, leases) = (&context.tools.hardware, &context.tools.leases);
     if hardware.simulated || spec.resources.gpus == 0 {
         return Ok(Vec::new());
@@ -119,16 +125,16 @@ fn gpus(context: &AttemptContext, spec: &JobSpec) -> Result<Vec<String>, Problem
     chosen.ok_or_else(|| Problem::new(Reason::GpuLost, "fewer free GPUs than the job was promised"))
 }
 
-/// The values of the job's environment, which only this machine can open.
-fn environment(context: &AttemptContext, grant: &Grant) -> Result<BTreeMap<String, String>, Problem> {
+/// Decrypts the values of the job's environment. Only this machine has the key.
+fn decrypt_environment(context: &AttemptContext, grant: &Grant) -> Result<BTreeMap<String, String>, Problem> {
     let Some(env) = &grant.env else { return Ok(BTreeMap::new()) };
-    let open = || -> anyhow::Result<BTreeMap<String, String>> {
+    let decrypt = || -> anyhow::Result<BTreeMap<String, String>> {
         let from = nkeys::XKey::from_public_key(&env.from)?;
         let sealed = data_encoding::HEXLOWER.decode(env.sealed.as_bytes())?;
         Ok(serde_json::from_slice(&context.tools.identity.keys.sealing.open(&sealed, &from)?)?)
     };
     // The cause is left out on purpose: an error of the parser may quote one of the secret values.
-    open().map_err(|_| Problem::new(Reason::RuntimeMisconfigured, "the job's environment cannot be opened here"))
+    decrypt().map_err(|_| Problem::new(Reason::RuntimeMisconfigured, "the job's environment cannot be decrypted"))
 }
 
 #[cfg(test)]
@@ -136,14 +142,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_apart_from_a_broken_one() {
+    fn a_full_disk_has_another_reason_than_a_broken_disk() {
         let other = |text: &str| io::Error::other(text.to_owned());
         for (error, reason) in [
             (io::Error::from(io::ErrorKind::StorageFull), Reason::DiskFull),
             (other("cp: error writing 'volume.img': No space left on device"), Reason::DiskFull),
             (other("mount: permission denied"), Reason::RuntimeMisconfigured),
         ] {
-            let problem = disk(error);
+            let problem = disk_problem(error);
             assert_eq!(problem.reason, reason);
             assert!(problem.detail().starts_with("the job's output: "), "{}", problem.detail());
         }

@@ -1,9 +1,9 @@
-//! A failure of an attempt: the reason that the market is told, and the error that caused it.
+//! A failure of an attempt: the reason for the market, and the error that caused the failure.
 
 use bollard::errors::Error;
 use gpubnb_events::{command::Outcome, event::Reason};
 
-/// A failure of an attempt.
+/// A failure of an attempt. The reason decides who pays, and whether the job starts again on another machine.
 #[derive(Debug)]
 pub(crate) struct Problem {
     pub(super) reason: Reason,
@@ -11,18 +11,18 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// A failure that this worker found out itself.
+    /// A failure that the worker detected. `detail` is a text for people.
     pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self { reason, cause: anyhow::Error::msg(detail.into()) }
     }
 
-    /// A failure with an error below it.
+    /// A failure that an error caused.
     pub(super) fn caused(reason: Reason, cause: impl Into<anyhow::Error>) -> Self {
         Self { reason, cause: cause.into() }
     }
 
-    /// A failure that Docker reported. The text of the error is all there is to tell whose fault it is, since Docker
-    /// has no error codes for these cases.
+    /// A failure that Docker reported. The reason is derived from the text of the error, because Docker has no error
+    /// codes for these cases.
     pub(super) fn of_docker(e: Error) -> Self {
         let text = e.to_string();
         let mentions = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
@@ -46,7 +46,7 @@ impl Problem {
         format!("{:#}", self.cause)
     }
 
-    /// How the market is told of it.
+    /// The outcome in the report to the market.
     pub(super) fn outcome(&self) -> Outcome {
         Outcome::Failed { reason: self.reason, detail: self.detail() }
     }
@@ -58,7 +58,7 @@ mod tests {
     use anyhow::Context as _;
 
     #[test]
-    fn the_texts_of_docker_tell_whose_fault_a_failure_is() {
+    fn the_reason_is_derived_from_dockers_text() {
         for (text, reason) in [
             ("write /var/lib/docker/x: no space left on device", Reason::DiskFull),
             ("exec: \"trian\": executable file not found in $PATH", Reason::BadImage),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_market_is_told_every_cause() {
+    fn the_outcome_contains_every_cause() {
         let cause = std::io::Error::other("the device is gone");
         let cause = Err::<(), _>(cause).context("a.bin").unwrap_err();
         let Outcome::Failed { reason, detail } = Problem::caused(Reason::DiskFull, cause).outcome() else { panic!() };

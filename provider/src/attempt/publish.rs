@@ -1,4 +1,4 @@
-//! Publishes the job's log lines, progress and metrics to the stream OUTPUT.
+//! Publishes a job's log lines, progress and metrics to the broker's stream OUTPUT.
 
 use std::time::Duration;
 
@@ -15,11 +15,12 @@ use tracing::{debug, warn};
 
 use super::context::AttemptContext;
 
-/// How long the broker may take to acknowledge a message.
-const ACK: Duration = Duration::from_secs(3);
+/// Longest time to wait for the broker's acknowledgement of a message.
+const ACK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// A message that the broker did not take.
+/// The error for a message that is not in the stream.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
     #[error("the broker did not take the message")]
@@ -28,8 +29,8 @@ enum PublishError {
     NoAck(#[from] tokio::time::error::Elapsed),
 }
 
-/// Publishes a value, and tries again until the broker has it. A second message with the same id is dropped by the
-/// broker.
+/// Publishes a value, and tries again until the broker has acknowledged it. The broker drops a second message with the
+/// same id.
 pub(super) async fn publish(
     context: &AttemptContext,
     kind: OutputKind,
@@ -50,21 +51,21 @@ pub(super) async fn publish(
     let send = async || -> Result<(), PublishError> {
         let js = &context.tools.js;
         let ack = js.publish_with_headers(subject.clone(), headers.clone(), payload.clone().into()).await?;
-        timeout(ACK, ack).await??;
+        timeout(ACK_TIMEOUT, ack).await??;
         Ok(())
     };
     while let Err(e) = send().await {
-        debug!(error = format!("{:#}", anyhow::Error::new(e)), "the job's output: publishing it again");
+        debug!(error = format!("{:#}", anyhow::Error::new(e)), "publishing output of a job failed: trying again");
         sleep(RETRY).await;
     }
 }
 
-/// Publishes how far an attempt is while its code does not run. A message that the broker does not take soon is
-/// dropped, since the next one is newer.
+/// Publishes the progress of an attempt while the job's code does not run. `fraction` is from 0 to 1. If the broker
+/// does not acknowledge the message soon, the message is dropped, because the next message replaces it.
 pub(super) async fn publish_progress(context: &AttemptContext, fraction: f32, message: String) {
     let progress = Progress { lease: context.lease, fraction, message, occurred_at: SystemClock.now() };
-    let sent = timeout(ACK, publish(context, OutputKind::Progress, PROGRESS, &progress, None)).await;
+    let sent = timeout(ACK_TIMEOUT, publish(context, OutputKind::Progress, PROGRESS, &progress, None)).await;
     if sent.is_err() {
-        debug!("a progress message is dropped: the broker is away");
+        debug!("a progress message is dropped: the broker does not answer");
     }
 }

@@ -1,5 +1,6 @@
-//! The report of an attempt: made when the attempt has ended, kept on disk until the platform has it, and delivered
-//! after the files. After a crash the worker delivers the report that it had kept, with the reason that was found then.
+//! The report of an attempt. The worker makes the report when the attempt has ended, and writes it to the outbox: a
+//! file in the attempt's directory. The worker then uploads the files of the job, and delivers the report. After a
+//! crash the worker reads the report from the outbox, so that the reason of the end is not lost.
 
 use std::{
     fs::{self, OpenOptions},
@@ -17,23 +18,23 @@ use gpubnb_events::{
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{artifacts, context::AttemptContext, end::End, output_volume, upload};
+use super::{artifacts, context::AttemptContext, end::AttemptEnd, output_volume, upload};
 
-const FILE: &str = "outbox.json";
-/// Largest file that is read as a report: a manifest lists 1,000 files at most.
-const MOST_BYTES: u64 = 4 << 20;
+/// The outbox: the file of a report that is not delivered yet.
+const OUTBOX: &str = "outbox.json";
+/// Largest outbox that is read, bytes. A report with the most files, 1,000, is smaller.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// A report that the platform does not have yet.
+/// A report that is not delivered to the platform yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct PendingReport {
     pub(super) report: Report,
-    /// The permit for the files; `None` where there are no files, or the market keeps none.
+    /// The permit to upload the files; `None` if there are no files, or if the market stores no files.
     upload: Option<UploadGrant>,
 }
 
-/// Makes the report of an attempt that has ended: lists and signs its files, and begins to write the report to the
-/// disk.
-pub(super) async fn conclude(context: &AttemptContext, grant: &Grant, end: End) -> PendingReport {
+/// Makes the report of an ended attempt: lists and signs its files, and starts to write the report to the outbox.
+pub(super) async fn make_report(context: &AttemptContext, grant: &Grant, end: AttemptEnd) -> PendingReport {
     let (job, lease, output) = (context.job, context.lease, context.output());
     let usage = Some(end.usage());
     let mut outcome = end.outcome(|| output_volume::is_full(&output));
@@ -41,17 +42,17 @@ pub(super) async fn conclude(context: &AttemptContext, grant: &Grant, end: End) 
     if end.has_run() {
         match artifacts::collect(output, grant.spec.resources.output.bytes()).await {
             Ok(listed) => outputs = listed,
-            // The reason for which a job failed is more important than that its files are not listed.
+            // If the job failed, its own reason is more important than the failure to list its files.
             Err(problem) if outcome == Outcome::Completed => outcome = problem.outcome(),
-            Err(problem) => info!(%job, lease = lease.0.0, problem = problem.detail(), "its files are not listed"),
+            Err(problem) => info!(%job, lease = lease.0.0, problem = problem.detail(), "the files are not listed"),
         }
     }
-    info!(%job, lease = lease.0.0, ?outcome, "ended");
+    info!(%job, lease = lease.0.0, ?outcome, "the attempt has ended");
     let signature = sign(context, &outputs);
     let upload = grant.upload.clone().filter(|_| !outputs.is_empty());
     let report = Report { job, lease, outcome, outputs, usage, occurred_at: SystemClock.now(), signature };
     let pending = PendingReport { report, upload };
-    pending.keep_in_background(&context.directory());
+    pending.write_in_background(&context.directory());
     pending
 }
 
@@ -59,28 +60,28 @@ pub(super) async fn conclude(context: &AttemptContext, grant: &Grant, end: End) 
 fn sign(context: &AttemptContext, outputs: &[Artifact]) -> Option<String> {
     let text = manifest::signed_text(context.job, context.lease, outputs);
     let signed = context.tools.identity.keys.sign(&text);
-    signed.inspect_err(|e| warn!(error = format!("{e:#}"), "the manifest is not signed")).ok()
+    signed.inspect_err(|e| warn!(error = format!("{e:#}"), "the list of files could not be signed")).ok()
 }
 
-/// Uploads the files and delivers the report, however long that takes: the market may be away for hours.
+/// Uploads the files and delivers the report. Tries until the market answers, even for hours.
 pub(super) async fn deliver(context: &AttemptContext, pending: PendingReport) {
     let PendingReport { report, upload } = pending;
     context.tools.leases.set_ended(context.lease, report.occurred_at);
     if let Some(permit) = &upload {
         upload::upload_all(context, permit, &report.outputs).await;
     }
-    if let Err(refusal) = context.tools.platform.insist::<Done>("report", &report).await {
-        warn!(job = %context.job, lease = context.lease.0.0, %refusal, "the report was refused");
+    if let Err(refusal) = context.tools.platform.call_until_answered::<Done>("report", &report).await {
+        warn!(job = %context.job, lease = context.lease.0.0, %refusal, "the platform refused the report");
     }
 }
 
 impl PendingReport {
-    /// The report that a former run of the worker left in an attempt's directory. A file that cannot be read counts as
-    /// none: the worker then looks at the container again.
+    /// Reads the outbox of a former run of the worker. Returns `None` if there is no outbox or it cannot be read. The
+    /// worker then finds out from the container how the attempt ended.
     pub(super) fn read(dir: &Path) -> Option<Self> {
-        let path = dir.join(FILE);
+        let path = dir.join(OUTBOX);
         let read = match fs::metadata(&path) {
-            Ok(metadata) if metadata.len() <= MOST_BYTES => fs::read(&path),
+            Ok(metadata) if metadata.len() <= MAX_FILE_BYTES => fs::read(&path),
             Ok(_) => return None,
             Err(e) => Err(e),
         };
@@ -88,28 +89,28 @@ impl PendingReport {
             Ok(pending) => Some(pending),
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => {
-                warn!(path = %path.display(), error = %e, "a report cannot be read");
+                warn!(path = %path.display(), error = %e, "the outbox of an attempt cannot be read");
                 None
             }
         }
     }
 
-    /// Writes the report to the disk while the attempt goes on. Where the directory is gone, the attempt has left
-    /// nothing, or the report is delivered already.
-    fn keep_in_background(&self, dir: &Path) {
+    /// Writes the outbox in the background. A missing directory is no error: the attempt has no files, or the report is
+    /// already delivered.
+    fn write_in_background(&self, dir: &Path) {
         let (pending, dir) = (self.clone(), dir.to_owned());
-        tokio::task::spawn_blocking(move || match pending.keep(&dir) {
+        tokio::task::spawn_blocking(move || match pending.write(&dir) {
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 let lease = pending.report.lease.0.0;
-                warn!(lease, error = %e, "the report is not on disk: a crash now would lose its reason");
+                warn!(lease, error = %e, "the outbox could not be written: a crash would lose the reason of the end");
             }
             _ => {}
         });
     }
 
-    /// Writes the report to the disk, whole or not at all. Only the worker may read the file: the permit is a secret.
-    fn keep(&self, dir: &Path) -> io::Result<()> {
-        let (path, partial) = (dir.join(FILE), dir.join("outbox.partial"));
+    /// Writes the outbox atomically. Only the worker's user may read the file, because the permit is a secret.
+    fn write(&self, dir: &Path) -> io::Result<()> {
+        let (path, partial) = (dir.join(OUTBOX), dir.join("outbox.partial"));
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;
@@ -124,7 +125,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_report_is_read_as_it_was_kept_and_half_a_file_is_none() {
+    fn a_written_report_is_read_and_a_damaged_outbox_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         assert!(PendingReport::read(dir.path()).is_none());
         let report = Report {
@@ -136,11 +137,11 @@ mod tests {
             occurred_at: Timestamp::EPOCH,
             signature: None,
         };
-        PendingReport { report: report.clone(), upload: None }.keep(dir.path()).unwrap();
+        PendingReport { report: report.clone(), upload: None }.write(dir.path()).unwrap();
         assert_eq!(PendingReport::read(dir.path()).unwrap().report, report);
-        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "the permit in it is a secret");
-        fs::write(dir.path().join(FILE), "{\"repo").unwrap();
+        let mode = fs::metadata(dir.path().join(OUTBOX)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "the permit in the file is a secret");
+        fs::write(dir.path().join(OUTBOX), "{\"repo").unwrap();
         assert!(PendingReport::read(dir.path()).is_none());
     }
 }

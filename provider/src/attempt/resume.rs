@@ -1,4 +1,4 @@
-//! Takes up the attempts of a former run of the worker: after a crash, a restart of the worker, or a reboot.
+//! Resumes the attempts of a former run of the worker, after a crash, a restart of the worker, or a reboot.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,40 +19,43 @@ use super::{
 };
 use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE};
 
-/// Finds this machine's containers by their labels, and the reports of those that are gone, and goes on with each.
-/// Removes the directories that belong to no attempt any more.
+/// Resumes each attempt that still has a container with this machine's label, and each attempt without a container
+/// whose report is not delivered yet. Removes the directories of all other attempts.
 pub(crate) async fn resume_all(
     tools: &Arc<Tools>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
     // After a reboot the containers exist, but their volumes are not mounted.
-    for (lease, dir) in directories(&tools.attempts_dir) {
-        if let Err(e) = output_volume::mount_again(&dir).await {
-            warn!(%lease, error = %e, "the job's output cannot be mounted again");
+    for (lease, dir) in attempt_directories(&tools.attempts_dir) {
+        if let Err(e) = output_volume::remount(&dir).await {
+            warn!(%lease, error = %e, "the output volume of an attempt cannot be mounted after the restart");
         }
     }
     let mut resumed = HashSet::new();
-    for found in containers(tools).await? {
+    for found in attempt_containers(tools).await? {
         let labels = found.labels.unwrap_or_default();
         let job = labels.get(LABEL_JOB).and_then(|text| text.parse().ok());
         let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse().ok());
         let (Some(job), Some(lease)) = (job, lease) else {
-            warn!(container = found.id, "a container has our label but no job: it is left alone");
+            warn!(
+                container = found.id,
+                "a container with this machine's label, but without a job or a lease, is ignored"
+            );
             continue;
         };
-        info!(%job, %lease, "taken up again");
+        info!(%job, %lease, "the attempt is resumed");
         resumed.insert(lease);
         spawn(tools, tasks, shutdown, job, lease);
         tools.leases.gpus.restore(lease, gpus_of_label(labels.get(LABEL_GPUS)));
         tools.leases.set_container(lease, found.id.as_deref().unwrap_or_default());
     }
-    for (lease, dir) in directories(&tools.attempts_dir) {
+    for (lease, dir) in attempt_directories(&tools.attempts_dir) {
         if resumed.contains(&lease) {
             continue;
         }
         if let Some(pending) = PendingReport::read(&dir) {
-            info!(job = %pending.report.job, %lease, "its report is still to be delivered");
+            info!(job = %pending.report.job, %lease, "delivering the report of an ended attempt");
             spawn(tools, tasks, shutdown, pending.report.job, lease);
         } else if let Err(e) = output_volume::remove(&dir).await {
             warn!(dir = %dir.display(), error = %e, "the directory of a former attempt cannot be removed");
@@ -61,16 +64,17 @@ pub(crate) async fn resume_all(
     Ok(())
 }
 
-async fn containers(tools: &Tools) -> Result<Vec<ContainerSummary>, Error> {
+async fn attempt_containers(tools: &Tools) -> Result<Vec<ContainerSummary>, Error> {
     let label = format!("{LABEL_MACHINE}={}", tools.machine);
     let filters = HashMap::from([("label", vec![label.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
     tools.docker.list_containers(Some(options)).await
 }
 
-/// Spawns an attempt that has no job message, because a former run of the worker took it.
+/// Spawns the task of a resumed attempt. It has no job message, because a former run of the worker received the
+/// message.
 fn spawn(tools: &Arc<Tools>, tasks: &TaskTracker, shutdown: &CancellationToken, job: JobId, lease: Lease) {
-    let desired = tools.leases.take_up_again(job, lease);
+    let desired = tools.leases.resume(job, lease);
     let context = AttemptContext::new(Arc::clone(tools), job, lease, desired);
     let (span, stop) = (context.span(), shutdown.clone());
     let run = async move {
@@ -87,8 +91,8 @@ fn gpus_of_label(label: Option<&String>) -> Vec<String> {
     gpus.split(',').filter(|gpu| !gpu.is_empty()).map(ToOwned::to_owned).collect()
 }
 
-/// The directories of attempts, by lease.
-fn directories(attempts_dir: &Path) -> Vec<(Lease, PathBuf)> {
+/// The lease and the directory of each attempt. Other entries of `attempts_dir` are left out.
+fn attempt_directories(attempts_dir: &Path) -> Vec<(Lease, PathBuf)> {
     let entries = fs::read_dir(attempts_dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()))).collect()
 }
@@ -110,8 +114,8 @@ mod tests {
         for name in ["17", "spares", "x17"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let leases: Vec<_> = directories(dir.path()).into_iter().map(|(lease, _)| lease.to_string()).collect();
+        let leases: Vec<_> = attempt_directories(dir.path()).into_iter().map(|(lease, _)| lease.to_string()).collect();
         assert_eq!(leases, ["17"]);
-        assert!(directories(&dir.path().join("absent")).is_empty());
+        assert!(attempt_directories(&dir.path().join("absent")).is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! The causes for which a running container is stopped, which are a request or one of the job's limits, and the time
-//! that the job then has to end by itself.
+//! The causes to stop a running container: a request, or a limit of the job. Also the grace: the time between SIGTERM
+//! and SIGKILL, in which the job can end by itself.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use super::{
     artifacts,
     context::AttemptContext,
     end::StopCause,
-    watch::{RunSignals, until},
+    watch::{RunSignals, wait_until},
 };
 use crate::desired_state::StopReason;
 
-/// Time between SIGTERM and SIGKILL, except where the owner needs the machine.
+/// The grace, except if the owner needs the machine.
 const STOP_GRACE: Duration = Duration::from_secs(10);
-/// How often the size of the output is measured.
-const MEASURE: Duration = Duration::from_millis(500);
+/// Time between two measurements of the output's size.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The limits that a running job is watched for.
+/// The limits of a running job.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// How long the job may run.
+    /// Longest run time: the time limit, or the time that the budget buys if that is shorter.
     time: Duration,
-    /// The reason that is given when that time is over.
+    /// The reason of the attempt's failure when that time is over.
     time_reason: Reason,
     /// Largest output, bytes.
     output: u64,
@@ -39,14 +39,15 @@ impl Limits {
         Self { time: time.duration(), time_reason, output: grant.spec.resources.output.bytes() }
     }
 
-    /// The time that is left to a job that has run for so long.
+    /// The remaining time of a job that has run for the time `ran`.
     fn time_left(&self, ran: Duration) -> Duration {
         self.time.saturating_sub(ran)
     }
 }
 
-/// Waits until the container has to be stopped, and returns the cause. `ran_before` is how long the job had run at `began`.
-pub(super) async fn until_cause(
+/// Waits until the container must be stopped, and returns the cause. `ran_before` is the run time of the job at
+/// `began`.
+pub(super) async fn wait_for_stop_cause(
     context: &AttemptContext,
     limits: &Limits,
     signals: &RunSignals,
@@ -57,12 +58,12 @@ pub(super) async fn until_cause(
     tokio::select! {
         () = sleep_until(began + limits.time_left(ran_before)) => StopCause::Limit(limits.time_reason),
         reason = context.stop_requested() => StopCause::Requested(reason),
-        () = until(&mut flooded, |flooded| *flooded) => StopCause::Limit(Reason::LogFlood),
-        () = outgrown(context, limits.output) => StopCause::Limit(Reason::OutputTooLarge),
+        () = wait_until(&mut flooded, |flooded| *flooded) => StopCause::Limit(Reason::LogFlood),
+        () = wait_until_output_exceeds(context, limits.output) => StopCause::Limit(Reason::OutputTooLarge),
     }
 }
 
-/// How long the job has to end by itself. `reclaim_grace` is the owner's setting.
+/// The grace for a cause. `reclaim_grace` is the owner's setting.
 pub(super) fn grace(cause: StopCause, reclaim_grace: Duration) -> Duration {
     match cause {
         StopCause::Requested(StopReason::Preempted) => reclaim_grace,
@@ -70,11 +71,11 @@ pub(super) fn grace(cause: StopCause, reclaim_grace: Duration) -> Duration {
     }
 }
 
-/// Returns once the output is larger than it may be.
-async fn outgrown(context: &AttemptContext, most: u64) {
+/// Returns when the output is larger than `max_bytes`.
+async fn wait_until_output_exceeds(context: &AttemptContext, max_bytes: u64) {
     loop {
-        sleep(MEASURE).await;
-        if artifacts::size(context.output()).await > most {
+        sleep(MEASURE_INTERVAL).await;
+        if artifacts::output_size(context.output()).await > max_bytes {
             return;
         }
     }
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn whichever_of_time_and_budget_is_over_first_is_the_limit_and_its_reason() {
+    fn the_shorter_of_time_limit_and_budget_is_the_limit() {
         for (time, budget, expected, reason) in [
             (5_000, None, 5, Reason::TimeLimit),
             (5_000, Some(9_000), 5, Reason::TimeLimit),
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_was_used_before_the_worker_restarted_counts() {
+    fn run_time_before_a_restart_of_the_worker_counts() {
         let limits = limits(5_000, None);
         assert_eq!(limits.time_left(Duration::ZERO), Duration::from_secs(5));
         assert_eq!(limits.time_left(Duration::from_secs(3)), Duration::from_secs(2));
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_owner_who_needs_the_machine_sets_the_grace() {
+    fn only_preemption_uses_the_owners_grace() {
         let reclaim = Duration::from_secs(3);
         assert_eq!(grace(StopCause::Requested(StopReason::Preempted), reclaim), reclaim);
         for cause in [

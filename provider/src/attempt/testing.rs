@@ -1,4 +1,4 @@
-//! For the tests of this folder: an attempt on a stand-in for Docker, which has one container.
+//! Helpers for the tests of this folder: a stub of Docker with one container, and an attempt that uses the stub.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -18,18 +18,18 @@ use tokio::{
     sync::watch,
 };
 
-use super::{AttemptContext, CacheLimits, ImageRules, Images, OutputVolumes, Tools, watch::until_some};
+use super::{AttemptContext, CacheLimits, ImageRules, Images, OutputVolumes, Tools, watch::wait_for_value};
 use crate::{
-    config::{ImagePolicy, Quota},
+    config::{ImagePolicy, OutputQuota},
     identity::Identity,
     lease_table::LeaseTable,
     platform::Platform,
 };
 
-/// The grace that the owner has set, unlike the usual one.
+/// The grace that the owner has set. It differs from the grace of other stops.
 pub(super) const RECLAIM_GRACE: Duration = Duration::from_secs(3);
 
-/// A stand-in for Docker over HTTP. Its container runs until it is stopped, or until the test lets it exit.
+/// A stub of Docker over HTTP. Its container runs until it is stopped, or until the test calls `exit`.
 pub(super) struct StubDocker {
     pub(super) client: Docker,
     state: watch::Sender<StubContainer>,
@@ -58,7 +58,7 @@ impl StubDocker {
         Self { client, state }
     }
 
-    /// Lets the container exit by itself.
+    /// Ends the container with this exit code.
     pub(super) fn exit(&self, code: i64, out_of_memory: bool) {
         self.state.send_modify(|container| {
             container.exit_code = Some(code);
@@ -66,12 +66,14 @@ impl StubDocker {
         });
     }
 
-    /// The grace with which the container was stopped, if it was: `t=10`.
+    /// The query of the request that stopped the container, such as `t=10` for a grace of 10 seconds; `None` if the
+    /// container was not stopped.
     pub(super) fn stopped_by(&self) -> Option<String> {
         self.state.borrow().stopped_by.clone()
     }
 }
 
+/// Answers one request of Docker's API.
 async fn serve(stream: TcpStream, state: watch::Sender<StubContainer>) {
     let mut stream = BufReader::new(stream);
     let mut request = String::new();
@@ -83,7 +85,7 @@ async fn serve(stream: TcpStream, state: watch::Sender<StubContainer>) {
     let address = request.split(' ').nth(1).unwrap_or_default();
     let (path, query) = address.split_once('?').unwrap_or((address, ""));
     let (status, body) = if path.ends_with("/wait") {
-        let code = until_some(&mut state.subscribe(), |container| container.exit_code).await;
+        let code = wait_for_value(&mut state.subscribe(), |container| container.exit_code).await;
         (200, json!({ "StatusCode": code }).to_string())
     } else if path.ends_with("/stop") {
         state.send_modify(|container| {
@@ -107,7 +109,7 @@ async fn serve(stream: TcpStream, state: watch::Sender<StubContainer>) {
     stream.write_all(format!("{head}{length}\r\n{body}").as_bytes()).await.unwrap();
 }
 
-/// An attempt in a worker's table, with its directory below `state`. There is no broker.
+/// Takes an attempt in the lease table, and makes its directory below `state`. There is no broker.
 pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<LeaseTable>) -> AttemptContext {
     let client = ConnectOptions::new().retry_on_initial_connect().connect("127.0.0.1:1").await.unwrap();
     let identity = Arc::new(Identity::open(state).unwrap());
@@ -117,7 +119,7 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
         largest: 0,
         cache: CacheLimits { bytes: 0, unused: Millis(0) },
     };
-    // Another library of this process may have installed a provider already.
+    // The call fails if a library has already installed a provider of cryptography. That provider is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let tools = Tools {
         machine: identity.machine,
@@ -132,7 +134,7 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
         cdi: false,
         max_log: 1 << 20,
         reclaim_grace: RECLAIM_GRACE,
-        output_volumes: OutputVolumes::new(state, (0, 0), Quota::Poll),
+        output_volumes: OutputVolumes::new(state, (0, 0), OutputQuota::Poll),
         http: reqwest::Client::builder().tls_certs_only([]).build().unwrap(),
         identity,
     };
@@ -156,11 +158,11 @@ fn hardware() -> Hardware {
     }
 }
 
-/// A grant with a limit of time and of output, for a job of the first template.
+/// A grant for a job of the first template, with these limits. `output` is its largest output.
 pub(super) fn grant(time: Millis, budget: Option<Millis>, output: Mebibytes) -> Grant {
     let template = &template::ALL[0];
     let mut resources = template.resources.clone();
     resources.output = output;
-    let spec = JobSpec::of_image("test", template.image, Vec::new(), resources);
+    let spec = JobSpec::for_image("test", template.image, Vec::new(), resources);
     Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), env: None }
 }

@@ -1,6 +1,6 @@
-//! Uploads the files of an attempt to the market's edge. A large file goes in parts, so that an upload which breaks off
-//! is continued from the part where it broke off. A file that cannot be uploaded stays in the manifest, and the market
-//! shows it as missing.
+//! Uploads the files of an attempt to the market's edge, which is its public web server. A large file is uploaded in
+//! parts, so that an interrupted upload continues with the first missing part. A file that cannot be uploaded stays in
+//! the manifest, and the market shows the file as missing.
 
 use std::{
     fs::File,
@@ -22,44 +22,48 @@ use tracing::warn;
 
 use super::{artifacts, context::AttemptContext, publish::publish_progress};
 
-/// First and longest pause between two tries.
+/// Pause after the first failed try. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long one request with content may take, and how long one without.
-const ONE_PART: Duration = Duration::from_secs(600);
-const ONE_ANSWER: Duration = Duration::from_secs(30);
-/// Refusals after which another try may succeed. After an error of the server another try always may.
+/// Longest time of a request that uploads a part or a whole small file.
+const PART_TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest time of a request without content.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Refusals after which another try may succeed. After an error of the server (5xx) another try may succeed, too.
 const TRANSIENT: [StatusCode; 3] =
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 
-/// How often the progress is published. An upload that takes less time than this publishes none.
-const PUBLISH: Duration = Duration::from_secs(1);
+/// Time between two messages with the progress. A shorter upload publishes no progress.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How far the upload of all files is. The job itself is done: its progress stays at 1, and the message tells the
-/// bytes.
+/// The progress of the upload of all files. The job itself is complete, so its fraction stays at 1, and the message
+/// shows the bytes.
 struct UploadProgress<'a> {
     context: &'a AttemptContext,
+    /// Bytes of all files.
     total: u64,
-    /// Bytes of the files that are uploaded.
+    /// Bytes of the completely uploaded files.
     uploaded: u64,
     began: Instant,
+    /// When the last message was published.
     published: Option<Instant>,
 }
 
 impl UploadProgress<'_> {
-    /// So many bytes of the present file are uploaded.
+    /// Publishes the progress, if it is time. `bytes` are the uploaded bytes of the current file.
     async fn update(&mut self, bytes: u64) {
-        if self.published.unwrap_or(self.began).elapsed() >= PUBLISH {
+        if self.published.unwrap_or(self.began).elapsed() >= PUBLISH_INTERVAL {
             self.publish(self.uploaded + bytes).await;
         }
     }
 
     async fn publish(&mut self, bytes: u64) {
         self.published = Some(Instant::now());
-        publish_progress(self.context, 1.0, message(bytes, self.total)).await;
+        publish_progress(self.context, 1.0, progress_message(bytes, self.total)).await;
     }
 
-    /// No file is left to upload.
+    /// Publishes the last progress, after the last file.
     async fn finish(&mut self) {
         if self.published.is_some() {
             self.publish(self.uploaded).await;
@@ -67,11 +71,11 @@ impl UploadProgress<'_> {
     }
 }
 
-fn message(bytes: u64, total: u64) -> String {
+fn progress_message(bytes: u64, total: u64) -> String {
     format!("uploading files: {} of {} MB", bytes / 1_000_000, total / 1_000_000)
 }
 
-/// Uploads all files, one after the other. Waits for the market where it is away, for as long as the permit is valid.
+/// Uploads all files, one after the other. Tries again while the market is away, until the permit expires.
 pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, files: &[Artifact]) {
     let (client, root) = (&context.tools.http, context.output());
     let total = files.iter().map(|file| file.bytes).sum();
@@ -80,11 +84,11 @@ pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, f
         let (mut pause, mut is_uploaded) = (FIRST_PAUSE, true);
         while let Err(e) = upload(client, permit, &root, file, &mut progress).await {
             if e.is_final || SystemClock.now() > permit.expires {
-                warn!(path = file.path, error = format!("{:#}", e.cause), "gave up uploading a file");
+                warn!(path = file.path, error = format!("{:#}", e.cause), "a file could not be uploaded: giving up");
                 is_uploaded = false;
                 break;
             }
-            warn!(path = file.path, error = format!("{:#}", e.cause), "uploading a file again");
+            warn!(path = file.path, error = format!("{:#}", e.cause), "uploading a file failed: trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -94,10 +98,10 @@ pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, f
     progress.finish().await;
 }
 
-/// Why a file was not uploaded.
+/// The error for a file that was not uploaded.
 struct UploadError {
     cause: anyhow::Error,
-    /// True where another try would fail, too.
+    /// True if another try would fail, too.
     is_final: bool,
 }
 
@@ -124,7 +128,7 @@ async fn upload(
     upload_parts(client, permit, &url, root, file, progress).await
 }
 
-/// A file that cannot be read now will not be read later.
+/// Opens a file of the attempt. An error is final, because the files do not change.
 fn open(root: &Path, file: &Artifact) -> Result<File, UploadError> {
     artifacts::open(&root.join(&file.path)).map_err(|e| UploadError { cause: e.into(), is_final: true })
 }
@@ -139,8 +143,8 @@ async fn upload_parts(
     progress: &mut UploadProgress<'_>,
 ) -> Result<(), UploadError> {
     let bytes = file.bytes;
-    let asked = client.get(url.clone()).timeout(ONE_ANSWER).bearer_auth(&permit.token).send().await?;
-    let received: Received = serde_json::from_slice(&accepted(asked)?.bytes().await?)?;
+    let response = client.get(url.clone()).timeout(ANSWER_TIMEOUT).bearer_auth(&permit.token).send().await?;
+    let received: Received = serde_json::from_slice(&check_status(response)?.bytes().await?)?;
     if received.complete {
         return Ok(());
     }
@@ -152,7 +156,7 @@ async fn upload_parts(
         if part + 1 == parts {
             url.query_pairs_mut().append_pair("last", "true");
         }
-        // The file is opened again for each part: reading ahead in one must not move the place where the next begins.
+        // Open the file for each part. The reader of a part may read ahead, which would move a shared file position.
         let mut content = open(root, file)?;
         content.seek(SeekFrom::Start(first))?;
         send(client.put(url), permit, content, (bytes - first).min(PART_BYTES)).await?;
@@ -161,25 +165,25 @@ async fn upload_parts(
     Ok(())
 }
 
-/// Sends so many bytes of a file from its present position.
+/// Sends this number of bytes of a file, from the file's current position.
 async fn send(request: RequestBuilder, permit: &UploadGrant, content: File, bytes: u64) -> Result<(), UploadError> {
     let content = tokio::fs::File::from_std(content).take(bytes);
     let body = reqwest::Body::wrap_stream(ReaderStream::new(content));
-    let request = request.timeout(ONE_PART).bearer_auth(&permit.token).header("content-length", bytes).body(body);
-    accepted(request.send().await?).map(drop)
+    let request = request.timeout(PART_TIMEOUT).bearer_auth(&permit.token).header("content-length", bytes).body(body);
+    check_status(request.send().await?).map(drop)
 }
 
-/// The answer, unless it refuses the file.
-fn accepted(response: reqwest::Response) -> Result<reqwest::Response, UploadError> {
+/// Returns the response if the market accepted the request.
+fn check_status(response: reqwest::Response) -> Result<reqwest::Response, UploadError> {
     let status = response.status();
-    // 409: an earlier try had uploaded the file, and its answer was lost.
+    // 409: an earlier try uploaded the file, but its response was lost.
     if status.is_success() || status == StatusCode::CONFLICT {
         return Ok(response);
     }
     Err(UploadError { cause: anyhow::anyhow!("the market's edge answered {status}"), is_final: is_final(status) })
 }
 
-/// Returns true for a refusal that another try would meet, too.
+/// Returns true if another try would be refused, too.
 fn is_final(status: StatusCode) -> bool {
     !status.is_server_error() && !TRANSIENT.contains(&status)
 }
@@ -189,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upload_is_tried_again_where_that_may_help() {
+    fn only_transient_refusals_are_tried_again() {
         for status in [500, 503, 429, 400, 412] {
             assert!(!is_final(StatusCode::from_u16(status).unwrap()), "{status}");
         }
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_progress_is_told_in_megabytes() {
-        assert_eq!(message(1_999_999, 80_000_000), "uploading files: 1 of 80 MB");
+    fn the_progress_is_shown_in_megabytes() {
+        assert_eq!(progress_message(1_999_999, 80_000_000), "uploading files: 1 of 80 MB");
     }
 }

@@ -12,15 +12,16 @@ use gpubnb_events::event::Check;
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
-use super::{check, needs};
+use super::{check, with_requirement};
 use crate::{gpu::Gpus, hardware};
 
-/// Free disk space that a machine needs at least.
-const LEAST_ROOM_MIB: u64 = 1_024;
-/// Bytes that are written, read and hashed to measure the disk and the CPU. They are handled in pieces: glibc would
-/// keep the memory of one large buffer for the life of the worker.
-const SAMPLE: usize = 16 << 20;
-const PIECE: usize = 128 << 10;
+/// Least free disk space, MiB.
+const MIN_FREE_MIB: u64 = 1_024;
+/// Bytes that are written, read and hashed to measure the disk and the CPU.
+const SAMPLE_BYTES: usize = 16 << 20;
+/// Bytes that are written, read or hashed at once. glibc would keep the memory of a larger buffer while the worker
+/// runs.
+const CHUNK_BYTES: usize = 128 << 10;
 
 pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
     let state: PathBuf = state.to_owned();
@@ -33,7 +34,7 @@ pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
         warn!(error = %e, "the disk and the CPU could not be measured");
         Vec::new()
     });
-    if let Ok(memory) = hardware::memory() {
+    if let Ok(memory) = hardware::machine_memory() {
         checks.push(check("memory.total", memory.0.to_string(), "MiB"));
     }
     for (index, gpu) in gpus.list().iter().enumerate() {
@@ -43,7 +44,7 @@ pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
     }
     for reading in gpus.readings(false) {
         if let Some(trouble) = reading.trouble {
-            checks.push(needs(check("gpu.health", reading.uuid, ""), "well", false, trouble.description()));
+            checks.push(with_requirement(check("gpu.health", reading.uuid, ""), "well", false, trouble.description()));
         }
     }
     checks
@@ -51,56 +52,60 @@ pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
 
 fn disk(state: &Path) -> Vec<Check> {
     let remedy = "Make room on this disk, or choose another directory with --state.";
-    let room = rustix::fs::statvfs(existing(state)).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20);
+    let free_mib =
+        rustix::fs::statvfs(nearest_directory(state)).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize) >> 20);
+    let is_enough = free_mib >= MIN_FREE_MIB;
     let room =
-        needs(check("disk.room", room.to_string(), "MiB"), &LEAST_ROOM_MIB.to_string(), room >= LEAST_ROOM_MIB, remedy);
-    let path = existing(state).join("self-test.tmp");
+        with_requirement(check("disk.room", free_mib.to_string(), "MiB"), &MIN_FREE_MIB.to_string(), is_enough, remedy);
+    let path = nearest_directory(state).join("self-test.tmp");
     let speed = write_and_read(&path);
     if path.exists()
         && let Err(e) = fs::remove_file(&path)
     {
-        warn!(path = %path.display(), error = %e, "the file of the disk check cannot be removed");
+        warn!(path = %path.display(), error = %e, "the test file of the disk check cannot be removed");
     }
     match speed {
         Ok((write, read)) => vec![
             room,
-            needs(
+            with_requirement(
                 check("disk.write", write.to_string(), "MB/s"),
                 "20",
                 write >= 20,
-                "The disk is slow: jobs that write much will be.",
+                "The disk is slow: jobs that write much will be slow.",
             ),
             check("disk.read", read.to_string(), "MB/s, from the cache"),
         ],
-        Err(e) => vec![room, needs(check("disk.write", e.to_string(), ""), "20", false, remedy)],
+        Err(e) => vec![room, with_requirement(check("disk.write", e.to_string(), ""), "20", false, remedy)],
     }
 }
 
-/// The nearest directory above a path that exists.
-fn existing(path: &Path) -> &Path {
+/// The path itself, or its nearest parent that is an existing directory.
+fn nearest_directory(path: &Path) -> &Path {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
 }
 
+/// The speed of writing and of reading a file, MB/s.
 fn write_and_read(path: &Path) -> std::io::Result<(u64, u64)> {
-    let mut piece = vec![0x5a_u8; PIECE];
+    let mut chunk = vec![0x5a_u8; CHUNK_BYTES];
     let began = Instant::now();
     let mut file = File::create(path)?;
-    for _ in 0..SAMPLE / PIECE {
-        file.write_all(&piece)?;
+    for _ in 0..SAMPLE_BYTES / CHUNK_BYTES {
+        file.write_all(&chunk)?;
     }
     file.sync_all()?;
-    let write = megabytes_a_second(SAMPLE, began);
+    let write = per_microsecond(SAMPLE_BYTES, began);
     let began = Instant::now();
     let mut file = File::open(path)?;
-    for _ in 0..SAMPLE / PIECE {
-        file.read_exact(&mut piece)?;
+    for _ in 0..SAMPLE_BYTES / CHUNK_BYTES {
+        file.read_exact(&mut chunk)?;
     }
-    Ok((write, megabytes_a_second(SAMPLE, began)))
+    Ok((write, per_microsecond(SAMPLE_BYTES, began)))
 }
 
-fn megabytes_a_second(bytes: usize, since: Instant) -> u64 {
+/// The rate of `count` things since a moment: per microsecond, which is millions per second.
+fn per_microsecond(count: usize, since: Instant) -> u64 {
     let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
-    bytes as u64 / micros
+    count as u64 / micros
 }
 
 fn cpu_cores() -> Check {
@@ -110,14 +115,14 @@ fn cpu_cores() -> Check {
 
 /// The speed at which one core hashes.
 fn cpu_hash() -> Check {
-    let piece = vec![0x5a_u8; PIECE];
+    let chunk = vec![0x5a_u8; CHUNK_BYTES];
     let began = Instant::now();
     let mut hash = Sha256::new();
-    for _ in 0..SAMPLE / PIECE {
-        hash.update(&piece);
+    for _ in 0..SAMPLE_BYTES / CHUNK_BYTES {
+        hash.update(&chunk);
     }
     black_box(hash.finalize());
-    check("cpu.sha256", megabytes_a_second(SAMPLE, began).to_string(), "MB/s a core")
+    check("cpu.sha256", per_microsecond(SAMPLE_BYTES, began).to_string(), "MB/s a core")
 }
 
 /// The speed at which one core multiplies matrices with a plain loop. The GPUs are measured in `matmul.rs`.
@@ -135,6 +140,6 @@ fn cpu_matmul() -> Check {
         }
     }
     black_box(&c);
-    // Each product is two operations, and operations per microsecond are millions per second.
-    check("cpu.matmul", megabytes_a_second(2 * N * N * N, began).to_string(), "MFLOPS a core")
+    // A step is a multiplication and an addition. Operations per microsecond are MFLOPS.
+    check("cpu.matmul", per_microsecond(2 * N * N * N, began).to_string(), "MFLOPS a core")
 }

@@ -1,6 +1,7 @@
-//! Measures how fast each GPU multiplies matrices, by running the market's template `pytorch` in the sandbox of a job.
-//! The measurement also shows that a job can use the GPU at all. It takes a while, and no job should run beside it: it
-//! is made when the owner asks, and its result is kept and reported at each start of the worker.
+//! Measures how fast each GPU multiplies matrices (*matmul*). The measurement runs the market's template `pytorch` in
+//! the sandbox of a job, which also proves that jobs can use the GPU. The measurement takes minutes, and no job should
+//! run at the same time. Therefore the GPUs are measured only when the owner asks. The results are saved in the
+//! worker's directory, and reported at each start of the worker.
 
 use std::{
     collections::BTreeMap,
@@ -28,44 +29,46 @@ use gpubnb_events::{
     template::{self, Template},
 };
 
-use super::{TestSubject, check, needs};
+use super::{TestSubject, check, with_requirement};
 use crate::{
-    docker::{SandboxParams, file_owner, hardened, job_user},
+    docker::{SandboxParams, file_owner, hardened_container, job_user},
     hardware,
 };
 
-const FILE: &str = "matmul.json";
-/// How long pulling the image may take, and how long one measurement.
-const PULL: Duration = Duration::from_secs(3_600);
-const MEASURE: Duration = Duration::from_secs(300);
-/// The text that the template prints before the number.
+/// The file of the results in the worker's directory.
+const RESULTS_FILE: &str = "matmul.json";
+/// Longest time to pull the image.
+const PULL_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// Longest time of the measurement of one GPU.
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(300);
+/// The text that the template prints before the speed.
 const PREFIX: &str = "GFLOP/s ";
 /// Most bytes of the container's log that are read.
-const MOST_LOG: usize = 64 * 1024;
+const MAX_LOG_BYTES: usize = 64 * 1024;
 
-/// Measure the GPUs now, or report the last results.
+/// Selects between a new measurement of the GPUs and the last results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Measure {
     /// Reports the results of the last measurement.
-    Kept,
-    /// Measures now. Pulls the image where it is not here.
+    LastResult,
+    /// Measures now. Pulls the image if it is not on this machine.
     Now,
 }
 
-/// GFLOP/s by the GPU's UUID.
+/// The speed of each GPU in GFLOP/s, by the GPU's UUID.
 type Rates = BTreeMap<String, u64>;
 
 pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
-    if subject.gpus.simulated() {
+    if subject.gpus.is_simulated() {
         return Vec::new();
     }
-    let path = subject.state.join(FILE);
-    let mut rates = kept(&path);
+    let path = subject.state.join(RESULTS_FILE);
+    let mut rates = read_results(&path);
     let mut checks = Vec::new();
     for (index, gpu) in subject.gpus.list().iter().enumerate() {
         let id = format!("gpu.{index}.matmul");
         let measured = match (subject.measure, subject.docker) {
-            (Measure::Kept, _) | (_, Err(_)) => Ok(rates.get(&gpu.uuid).copied()),
+            (Measure::LastResult, _) | (_, Err(_)) => Ok(rates.get(&gpu.uuid).copied()),
             (_, Ok(docker)) => measure(subject, docker, &gpu.uuid).await.map(Some),
         };
         let unit = "GFLOP/s, 32 bit";
@@ -77,39 +80,41 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
             Ok(None) => {
                 let remedy =
                     "Measure it: gpubnb-provider self-test --measure-gpus (pulls PyTorch's image, some GB, once).";
-                needs(check(&id, "not measured", ""), "measured", false, remedy)
+                with_requirement(check(&id, "not measured", ""), "measured", false, remedy)
             }
             Err(e) => {
                 let why: String = format!("{e:#}").chars().filter(|c| !c.is_control()).take(300).collect();
                 let remedy = "A job on this GPU would fail like this. See gpu.runtime, then: gpubnb-provider self-test \
                               --measure-gpus.";
-                needs(check(&id, why, ""), "measured", false, remedy)
+                with_requirement(check(&id, why, ""), "measured", false, remedy)
             }
         });
     }
-    if subject.measure != Measure::Kept
-        && let Err(e) = keep(&path, &rates)
+    if subject.measure != Measure::LastResult
+        && let Err(e) = write_results(&path, &rates)
     {
-        tracing::warn!(path = %path.display(), error = %e, "the measured speeds are not kept");
+        tracing::warn!(path = %path.display(), error = %e, "the measured speeds were not saved");
     }
     checks
 }
 
-/// The results of the last measurement. A file that cannot be read counts as none, and the owner measures again.
-fn kept(path: &Path) -> Rates {
+/// Reads the results of the last measurement. If the file cannot be read, there are no results, and the owner has to
+/// measure again.
+fn read_results(path: &Path) -> Rates {
     fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
-fn keep(path: &Path, rates: &Rates) -> io::Result<()> {
+fn write_results(path: &Path, rates: &Rates) -> io::Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, serde_json::to_vec(rates)?)?;
     fs::rename(&partial, path)
 }
 
+/// Measures one GPU in a container. `gpu` is its UUID. Returns the speed in GFLOP/s.
 async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyhow::Result<u64> {
-    let template = template::ALL.iter().find(|t| t.id == "pytorch").context("the market has no template for it")?;
-    let image = image(docker, template).await?;
-    let output = Scratch::new(subject.state, file_owner(docker).await?)?;
+    let template = template::ALL.iter().find(|t| t.id == "pytorch").context("the market has no template `pytorch`")?;
+    let image = image_id(docker, template).await?;
+    let output = ScratchDir::new(subject.state, file_owner(docker).await?)?;
     let (machine, job, lease) = (MachineId::generate(), JobId::generate(), Lease(Seq::ZERO));
     let params = SandboxParams {
         machine,
@@ -125,24 +130,24 @@ async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyho
         runtime: subject.runtime.map(ToOwned::to_owned),
         max_log: 1 << 20,
     };
-    let mut body = hardened(&spec(template), &params);
-    // Without labels, no worker takes the container for an attempt and resumes it.
+    let mut body = hardened_container(&job_spec(template), &params);
+    // Remove the labels. A worker would otherwise resume the container as an attempt of a job.
     body.labels = None;
     let name = format!("gpubnb-self-test-{job}");
     let options = CreateContainerOptionsBuilder::default().name(&name).build();
     docker.create_container(Some(options), body).await?;
-    let ran = tokio::time::timeout(MEASURE, run(docker, &name)).await;
+    let ran = tokio::time::timeout(MEASURE_TIMEOUT, run(docker, &name)).await;
     let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
     let removed = docker.remove_container(&name, Some(options)).await;
     let output = ran.context("the measurement took too long")??;
     removed?;
-    rate(&output).with_context(|| format!("no speed in the output: {}", output.trim()))
+    parse_rate(&output).with_context(|| format!("no speed in the output: {}", output.trim()))
 }
 
-/// A directory that is removed when this value is dropped.
-struct Scratch(PathBuf);
+/// A temporary directory, which is removed when this value is dropped.
+struct ScratchDir(PathBuf);
 
-impl Scratch {
+impl ScratchDir {
     fn new(state: &Path, (uid, gid): (u32, u32)) -> io::Result<Self> {
         let dir = Self(state.join("self-test"));
         fs::create_dir_all(&dir.0)?;
@@ -151,7 +156,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchDir {
     fn drop(&mut self) {
         if let Err(e) = fs::remove_dir_all(&self.0) {
             tracing::warn!(path = %self.0.display(), error = %e, "a directory of the self-test cannot be removed");
@@ -159,23 +164,23 @@ impl Drop for Scratch {
     }
 }
 
-fn spec(template: &Template) -> JobSpec {
+fn job_spec(template: &Template) -> JobSpec {
     let whole = template.spec(template.title);
-    JobSpec { resources: fitting(whole.resources.clone()), ..whole }
+    JobSpec { resources: limit_to_machine(whole.resources.clone()), ..whole }
 }
 
-/// The template's resources, reduced to what this machine has: only the GPU is measured.
-fn fitting(mut resources: Resources) -> Resources {
+/// Reduces the template's CPU and memory to those of this machine. Only the GPU is measured.
+fn limit_to_machine(mut resources: Resources) -> Resources {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     resources.cpu_millis = resources.cpu_millis.min(u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1_000));
-    if let Ok(memory) = hardware::memory() {
+    if let Ok(memory) = hardware::machine_memory() {
         resources.memory = resources.memory.min(memory);
     }
     resources
 }
 
-/// The image's id.
-async fn image(docker: &Docker, template: &Template) -> anyhow::Result<String> {
+/// The id of the template's image. Pulls the image if it is not on this machine.
+async fn image_id(docker: &Docker, template: &Template) -> anyhow::Result<String> {
     let inspect = async || docker.inspect_image(template.image).await.map(|found| found.id.unwrap_or_default());
     match inspect().await {
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
@@ -188,14 +193,14 @@ async fn image(docker: &Docker, template: &Template) -> anyhow::Result<String> {
                 }
                 Ok::<_, Error>(())
             };
-            tokio::time::timeout(PULL, all).await.context("pulling took too long")??;
+            tokio::time::timeout(PULL_TIMEOUT, all).await.context("pulling took too long")??;
             Ok(inspect().await?)
         }
         found => Ok(found?),
     }
 }
 
-/// Runs the container, and returns its output.
+/// Runs the container, and returns the last 20 lines of its output.
 async fn run(docker: &Docker, name: &str) -> anyhow::Result<String> {
     docker.start_container(name, None::<StartContainerOptions>).await?;
     let ended = docker.wait_container(name, None::<WaitContainerOptions>).next().await;
@@ -204,7 +209,7 @@ async fn run(docker: &Docker, name: &str) -> anyhow::Result<String> {
     let mut output = Vec::new();
     while let Some(line) = lines.next().await {
         output.extend_from_slice(&LogOutput::into_bytes(line?));
-        if output.len() > MOST_LOG {
+        if output.len() > MAX_LOG_BYTES {
             break;
         }
     }
@@ -215,8 +220,8 @@ async fn run(docker: &Docker, name: &str) -> anyhow::Result<String> {
     }
 }
 
-/// The speed in the template's output.
-fn rate(output: &str) -> Option<u64> {
+/// The speed in the template's output, GFLOP/s.
+fn parse_rate(output: &str) -> Option<u64> {
     output.lines().find_map(|line| line.strip_prefix(PREFIX)?.trim().parse().ok())
 }
 
@@ -225,9 +230,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_prints_the_speed_on_a_line_of_its_own() {
-        assert_eq!(rate("NVIDIA H100\nGFLOP/s 51234\n"), Some(51_234));
-        assert_eq!(rate("Traceback: GFLOP/s 1"), None);
+    fn the_speed_is_parsed_from_its_own_line_of_the_templates_output() {
+        assert_eq!(parse_rate("NVIDIA H100\nGFLOP/s 51234\n"), Some(51_234));
+        assert_eq!(parse_rate("Traceback: GFLOP/s 1"), None);
         let template = template::ALL.iter().find(|t| t.id == "pytorch").unwrap();
         assert!(template.command.iter().any(|part| part.contains("print('GFLOP/s',")));
     }

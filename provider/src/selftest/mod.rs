@@ -1,7 +1,8 @@
-//! The self-test, which finds out whether this machine is fit to run jobs. Each check is a record, with a remedy where
-//! it failed.
+//! The self-test: finds out whether this machine is fit to run jobs. Its result is a list of checks. A failed check has
+//! a remedy: a text that says how to fix the problem.
 //!
-//! Belongs here: measuring, and comparing with what is needed. Must not come here: changing anything on the machine.
+//! Belongs here: code that measures, and compares with a requirement. Must not come here: code that changes the
+//! machine.
 
 mod host;
 mod matmul;
@@ -14,43 +15,51 @@ use bollard::Docker;
 use gpubnb_events::event::Check;
 
 pub(crate) use self::matmul::Measure;
-use crate::{gpu::Gpus, identity::Identity};
+use crate::{
+    gpu::Gpus,
+    identity::{Enrollment, Identity},
+    market::http_client,
+};
 
-/// The checks that a machine has to pass before it is listed. The others only inform its owner and consumers.
-const NEEDED: [&str; 6] =
+/// The ids of the checks that a machine must pass before it is listed. The other checks only inform.
+const REQUIRED_CHECKS: [&str; 6] =
     ["docker.answers", "docker.version", "docker.runtime", "gpu.runtime", "disk.room", "clock.skew"];
 
-/// The subject of a self-test: the machine's directory, its Docker, its GPUs, and the market.
+/// The things that a self-test examines.
 pub(crate) struct TestSubject<'a> {
+    /// The worker's directory.
     pub(crate) state: &'a Path,
+    /// Docker, or the error of the connection to Docker.
     pub(crate) docker: Result<&'a Docker, &'a bollard::errors::Error>,
     pub(crate) gpus: &'a Gpus,
+    /// The HTTP client for the market and the market's address; `None` if the machine is not enrolled.
     pub(crate) market: Option<(&'a reqwest::Client, &'a str)>,
-    /// The container runtime for jobs, where it is not Docker's default.
+    /// The container runtime for jobs; `None` for Docker's default.
     pub(crate) runtime: Option<&'a str>,
+    /// True if jobs get GPUs by the Container Device Interface, and not by NVIDIA's runtime.
     pub(crate) cdi: bool,
     pub(crate) measure: Measure,
 }
 
-/// Makes all checks. That takes about two seconds, and longer where the GPUs are measured.
+/// Makes all checks. That takes about two seconds, and minutes if the GPUs are measured.
 pub(crate) async fn test(subject: &TestSubject<'_>) -> Vec<Check> {
     let (runtime, network, host) =
         tokio::join!(runtime::checks(subject), network::checks(subject), host::checks(subject.state, subject.gpus));
-    // This measurement comes last, because nothing else should run beside it.
+    // The measurement of the GPUs comes last, because nothing else should run at the same time.
     let matmul = matmul::checks(subject).await;
     [runtime, host, matmul, network].concat()
 }
 
-/// The checks that keep a machine from being listed.
-pub(crate) fn unfit(checks: &[Check]) -> Vec<&Check> {
-    checks.iter().filter(|check| !check.passed && NEEDED.contains(&check.id.as_str())).collect()
+/// The required checks that failed. The machine is listed only if there are none.
+pub(crate) fn failed_required(checks: &[Check]) -> Vec<&Check> {
+    checks.iter().filter(|check| !check.passed && REQUIRED_CHECKS.contains(&check.id.as_str())).collect()
 }
 
-/// The checks as lines for people.
+/// The checks as text for people, one line per check.
 pub(crate) fn describe(checks: &[Check]) -> String {
     let mut text = String::new();
     for check in checks {
-        let mark = match (check.passed, NEEDED.contains(&check.id.as_str())) {
+        let mark = match (check.passed, REQUIRED_CHECKS.contains(&check.id.as_str())) {
             (true, _) => "ok  ",
             (false, true) => "FAIL",
             (false, false) => "warn",
@@ -63,16 +72,16 @@ pub(crate) fn describe(checks: &[Check]) -> String {
     text
 }
 
-/// The command `self-test`: prints the checks, and fails where the machine is not fit.
+/// The command `self-test`: prints the checks, and fails if a required check failed.
 pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow::Result<()> {
     if args.measure_gpus && crate::commands::running_jobs(state).await > 0 {
-        anyhow::bail!("jobs run on this machine: measuring would slow them down. gpubnb-provider drain, then again");
+        anyhow::bail!("jobs run on this machine, and measuring would slow them down. First: gpubnb-provider drain");
     }
     let gpus = Gpus::probe(0, args.nvml.as_deref());
     let docker = crate::docker::connect().await;
-    let enrollment = Identity::enrolled_at(state);
+    let enrollment = Identity::read_enrollment(state);
     let http = match &enrollment {
-        Some(at) => Some((crate::market::http(&at.market, at.market_ca.as_deref())?, at.market.clone())),
+        Some(Enrollment { market, market_ca }) => Some((http_client(market, market_ca.as_deref())?, market.clone())),
         None => None,
     };
     let checks = test(&TestSubject {
@@ -82,7 +91,7 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
         market: http.as_ref().map(|(client, url)| (client, url.as_str())),
         runtime: args.runtime.as_deref(),
         cdi: args.cdi,
-        measure: if args.measure_gpus { Measure::Now } else { Measure::Kept },
+        measure: if args.measure_gpus { Measure::Now } else { Measure::LastResult },
     })
     .await;
     if args.output.json {
@@ -90,12 +99,12 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
     } else {
         print!("{}", describe(&checks));
     }
-    let unfit = unfit(&checks).len();
-    anyhow::ensure!(unfit == 0, "{unfit} needed checks failed: the machine would not be listed");
+    let failed = failed_required(&checks).len();
+    anyhow::ensure!(failed == 0, "{failed} required checks failed: the machine would not be listed");
     Ok(())
 }
 
-/// A check that only informs.
+/// A check without a requirement: it always passes.
 fn check(id: &str, actual: impl Into<String>, unit: &str) -> Check {
     Check {
         id: id.to_owned(),
@@ -107,8 +116,8 @@ fn check(id: &str, actual: impl Into<String>, unit: &str) -> Check {
     }
 }
 
-/// Adds a requirement to a check, with the remedy where the check does not meet it.
-fn needs(check: Check, required: &str, passed: bool, remedy: &str) -> Check {
+/// Adds a requirement to a check. `remedy` is used only if the check did not pass.
+fn with_requirement(check: Check, required: &str, passed: bool, remedy: &str) -> Check {
     let remedy = if passed { String::new() } else { remedy.to_owned() };
     Check { required: required.to_owned(), passed, remedy, ..check }
 }
@@ -118,10 +127,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_needed_keeps_a_machine_from_being_listed() {
-        let failed = |id| needs(check(id, "0", "GiB"), "1", false, "make room");
+    fn only_a_failed_required_check_makes_a_machine_unfit() {
+        let failed = |id| with_requirement(check(id, "0", "GiB"), "1", false, "make room");
         let checks = [failed("disk.room"), failed("disk.write"), check("clock.skew", "0", "s")];
-        assert_eq!(unfit(&checks).iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["disk.room"]);
+        assert_eq!(failed_required(&checks).iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["disk.room"]);
         let text = describe(&checks);
         assert!(text.contains("FAIL disk.room") && text.contains("warn disk.write") && text.contains("make room"));
     }

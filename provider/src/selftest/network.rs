@@ -1,29 +1,31 @@
-//! Checks of the connection to the market: latency, speed, and the difference of the clocks.
+//! Checks of the connection to the market: latency, speed, and the clock skew, which is the difference between the two
+//! clocks.
 
 use std::time::{Duration, Instant};
 
 use gpubnb_events::{Clock as _, SystemClock, Timestamp, event::Check};
 
-use super::{TestSubject, check, needs};
+use super::{TestSubject, check, with_requirement};
 
-/// How far apart the clocks may be. Tokens and permits are valid for minutes only.
-const MOST_SKEW_SECONDS: u64 = 5;
-/// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the speed is measured.
-const MEASURE: Duration = Duration::from_millis(500);
-/// Most requests in each direction: the market limits the requests of an address.
-const MOST_PARTS: u32 = 40;
-/// Bytes of one upload: the market takes 256 KiB at most.
-const UP_PART: u32 = 192 * 1024;
+/// Largest clock skew. Tokens and permits are valid only for minutes, so a larger skew would make them invalid.
+const MAX_SKEW_SECONDS: u64 = 5;
+/// Longest time of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time of the measurement in each direction.
+const MEASURE_TIME: Duration = Duration::from_millis(500);
+/// Most requests in each direction. More requests would exceed the market's limit per IP address.
+const MAX_REQUESTS: u32 = 40;
+/// Bytes of one upload. The market accepts at most 256 KiB.
+const UPLOAD_BYTES: u32 = 192 * 1024;
 
 pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
     let Some((client, market)) = subject.market else { return Vec::new() };
-    match look(client, market.trim_end_matches('/')).await {
+    match measure(client, market.trim_end_matches('/')).await {
         Ok(checks) => checks,
         Err(e) => {
-            let remedy = "See that this machine reaches the market: its address, a firewall, its certificate.";
-            vec![needs(
+            let remedy =
+                "Check that this machine reaches the market: the market's address, its certificate, firewalls.";
+            vec![with_requirement(
                 check("network.market", format!("{:#}", anyhow::Error::new(e.without_url())), ""),
                 "answers",
                 false,
@@ -33,8 +35,8 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
     }
 }
 
-async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqwest::Error> {
-    let get = |path: &str| client.get(format!("{market}{path}")).timeout(PATIENCE).send();
+async fn measure(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqwest::Error> {
+    let get = |path: &str| client.get(format!("{market}{path}")).timeout(REQUEST_TIMEOUT).send();
     let mut fastest = Duration::MAX;
     let mut skew = None;
     for _ in 0..3 {
@@ -45,36 +47,36 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
         skew = date.as_deref().and_then(seconds_apart);
     }
     let (began, mut bytes) = (Instant::now(), 0);
-    for _ in 0..MOST_PARTS {
-        let Some(response) = successful(get("/openapi.json").await?) else { break };
+    for _ in 0..MAX_REQUESTS {
+        let Some(response) = accepted(get("/openapi.json").await?) else { break };
         bytes += response.bytes().await?.len();
-        if began.elapsed() > MEASURE {
+        if began.elapsed() > MEASURE_TIME {
             break;
         }
     }
-    let down = (bytes > 0).then(|| check("network.down", megabits(bytes, began), "Mbit/s, at least"));
+    let down = (bytes > 0).then(|| check("network.down", megabits_per_second(bytes, began), "Mbit/s, at least"));
     let (began, mut bytes) = (Instant::now(), 0);
-    // The content is not all zeros, which something on the way might compress.
-    let part: Vec<u8> = (0..UP_PART / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    for _ in 0..MOST_PARTS {
-        let sent = client.post(format!("{market}/api/v1/speed")).timeout(PATIENCE).body(part.clone()).send();
-        if successful(sent.await?).is_none() {
+    // The content is pseudo-random, because a proxy could compress zeros.
+    let part: Vec<u8> = (0..UPLOAD_BYTES / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    for _ in 0..MAX_REQUESTS {
+        let sent = client.post(format!("{market}/api/v1/speed")).timeout(REQUEST_TIMEOUT).body(part.clone()).send();
+        if accepted(sent.await?).is_none() {
             break;
         }
         bytes += part.len();
-        if began.elapsed() > MEASURE {
+        if began.elapsed() > MEASURE_TIME {
             break;
         }
     }
-    let up = (bytes > 0).then(|| check("network.up", megabits(bytes, began), "Mbit/s, at least"));
+    let up = (bytes > 0).then(|| check("network.up", megabits_per_second(bytes, began), "Mbit/s, at least"));
     let mut checks = vec![check("network.latency", format!("{:.1}", fastest.as_secs_f64() * 1_000.0), "ms")];
     checks.extend(down.into_iter().chain(up));
     if let Some(skew) = skew {
         let remedy = "Set the clock: timedatectl set-ntp true.";
-        let within = skew <= MOST_SKEW_SECONDS;
-        checks.push(needs(
+        let within = skew <= MAX_SKEW_SECONDS;
+        checks.push(with_requirement(
             check("clock.skew", skew.to_string(), "s"),
-            &format!("at most {MOST_SKEW_SECONDS}"),
+            &format!("at most {MAX_SKEW_SECONDS}"),
             within,
             remedy,
         ));
@@ -82,18 +84,19 @@ async fn look(client: &reqwest::Client, market: &str) -> Result<Vec<Check>, reqw
     Ok(checks)
 }
 
-/// The answer, unless the market refuses the request, for example because there were too many. The measurement then
-/// ends with what it has.
-fn successful(response: reqwest::Response) -> Option<reqwest::Response> {
+/// Returns the response if the market accepted the request. Otherwise, for example after too many requests, the
+/// measurement ends with the bytes that were transferred.
+fn accepted(response: reqwest::Response) -> Option<reqwest::Response> {
     response.status().is_success().then_some(response)
 }
 
-fn megabits(bytes: usize, began: Instant) -> String {
+/// The speed of a transfer of these bytes that began at `began`, as a whole number of Mbit/s.
+fn megabits_per_second(bytes: usize, began: Instant) -> String {
     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
     (bytes as u64 * 8 / micros).to_string()
 }
 
-/// The difference between this machine's clock and the `Date` header of an answer, seconds (RFC 9110).
+/// The clock skew, seconds. `date` is the `Date` header of a response (RFC 9110).
 fn seconds_apart(date: &str) -> Option<u64> {
     let theirs = Timestamp::from_http_date(date)?;
     let ours = SystemClock.now();

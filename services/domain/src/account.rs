@@ -1,7 +1,8 @@
 //! An account, and the money that it may spend.
 //!
-//! The account's own events are guarded. Events of jobs also change the balance, but they only ever raise the available
-//! amount: a decision on an older state is never too generous.
+//! The guard of an account counts only the account's own events, such as a deposit. Settlements of jobs change the
+//! balance, too, without changing the guard. This is safe because a settlement only raises the available amount: a
+//! replica that has not seen it yet may refuse a command, but never allows too much.
 
 use std::collections::HashMap;
 
@@ -14,15 +15,15 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, Refusal};
+use super::{Decision, DomainError};
 
-/// Greatest amount of one deposit or payout.
+/// Greatest amount of one deposit or one payout.
 const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
 
-/// State of one account.
+/// The state of one account.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Account {
-    /// Last sequence of the account's own events, which is the guard. Zero: the account is not opened.
+    /// The sequence of the account's last event, which is the guard of the next event. Zero if the account is not open.
     pub last: Seq,
     /// The sequence of `AccountOpened`.
     pub opened: Seq,
@@ -32,27 +33,31 @@ pub struct Account {
     pub held: MicroUsd,
     /// The reason of the suspension; `None` for an account that is not suspended.
     pub suspended: Option<String>,
+    /// The sequence and the amount of each deposit.
     deposits: HashMap<CommandId, (Seq, MicroUsd)>,
     payouts: HashMap<CommandId, Payout>,
 }
 
+/// A payout that the account requested.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Payout {
+    /// The sequence of `PayoutRequested`.
     requested: Seq,
     amount: MicroUsd,
+    /// The sequence of `PayoutPaid` or `PayoutFailed`; `None` before.
     closed: Option<Seq>,
 }
 
 impl Account {
-    /// A proposal on this account.
+    /// Proposes an event of this account. `cause` is the sequence of the event that led to it.
     pub(crate) fn propose(&self, event: impl Into<Event>, id: String, cause: Option<Seq>) -> Decision {
         Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.last, cause })
     }
 
     /// Deposits money.
-    pub(crate) fn deposit(&self, account: AccountId, c: &Deposit) -> Result<Decision, Refusal> {
+    pub(crate) fn deposit(&self, account: AccountId, c: &Deposit) -> Result<Decision, DomainError> {
         if let Some((seq, amount)) = self.deposits.get(&c.deposit) {
-            return same(*amount == c.amount, *seq, "deposit");
+            return answer_repeated(*amount == c.amount, *seq, "deposit");
         }
         check_amount(c.amount)?;
         let event = FundsDeposited { account, deposit: c.deposit, amount: c.amount };
@@ -60,27 +65,27 @@ impl Account {
     }
 
     /// Requests a payout.
-    pub(crate) fn request_payout(&self, account: AccountId, c: &RequestPayout) -> Result<Decision, Refusal> {
+    pub(crate) fn request_payout(&self, account: AccountId, c: &RequestPayout) -> Result<Decision, DomainError> {
         if let Some(payout) = self.payouts.get(&c.payout) {
-            return same(payout.amount == c.amount, payout.requested, "payout");
+            return answer_repeated(payout.amount == c.amount, payout.requested, "payout");
         }
-        // The money stays the account's own. It can be paid out when the suspension ends.
+        // The account keeps its money, which can be paid out after the suspension.
         if let Some(why) = &self.suspended {
-            return Err(Refusal::Suspended(why.clone()));
+            return Err(DomainError::Suspended(why.clone()));
         }
         check_amount(c.amount)?;
         if c.amount > self.available {
-            return Err(Refusal::PayoutTooLarge { asked: c.amount, available: self.available });
+            return Err(DomainError::PayoutTooLarge { asked: c.amount, available: self.available });
         }
         let event = PayoutRequested { account, payout: c.payout, amount: c.amount };
         Ok(self.propose(event, format!("{}.requested", c.payout), None))
     }
 
     /// Records that a payout was paid, or failed.
-    pub(crate) fn close_payout(&self, c: &ClosePayout) -> Result<Decision, Refusal> {
-        let payout = self.payouts.get(&c.payout).ok_or(Refusal::UnknownPayout)?;
+    pub(crate) fn close_payout(&self, c: &ClosePayout) -> Result<Decision, DomainError> {
+        let payout = self.payouts.get(&c.payout).ok_or(DomainError::UnknownPayout)?;
         if let Some(seq) = payout.closed {
-            return Ok(Decision::Already(seq));
+            return Ok(Decision::AlreadyDone(seq));
         }
         let (account, amount, requested) = (c.account, payout.amount, payout.requested);
         let event: Event = match &c.failed {
@@ -95,7 +100,7 @@ impl Account {
     /// Suspends or reinstates the account.
     pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Decision {
         if self.suspended.is_some() == c.reason.is_some() {
-            return Decision::Already(self.last);
+            return Decision::AlreadyDone(self.last);
         }
         let account = c.account;
         let event: Event = match &c.reason {
@@ -116,22 +121,22 @@ impl Account {
             Event::PayoutRequested(e) => {
                 self.payouts.insert(e.payout, Payout { requested: seq, amount: e.amount, closed: None });
             }
-            Event::PayoutPaid(e) => self.close(e.payout, seq),
-            Event::PayoutFailed(e) => self.close(e.payout, seq),
+            Event::PayoutPaid(e) => self.mark_closed(e.payout, seq),
+            Event::PayoutFailed(e) => self.mark_closed(e.payout, seq),
             Event::AccountSuspended(e) => self.suspended = Some(e.reason.clone()),
             Event::AccountReinstated(_) => self.suspended = None,
             _ => {}
         }
     }
 
-    fn close(&mut self, payout: CommandId, seq: Seq) {
+    fn mark_closed(&mut self, payout: CommandId, seq: Seq) {
         if let Some(payout) = self.payouts.get_mut(&payout) {
             payout.closed = Some(seq);
         }
     }
 
-    /// Folds a posting, of an event of any aggregate.
-    pub(crate) fn post(&mut self, posting: &Posting) {
+    /// Folds a posting to this account. The posting's event may belong to any aggregate.
+    pub(crate) fn apply_posting(&mut self, posting: &Posting) {
         match posting.account {
             LedgerAccount::Available(_) => self.available += posting.amount,
             LedgerAccount::Held(_) => self.held += posting.amount,
@@ -140,14 +145,15 @@ impl Account {
     }
 }
 
-/// The answer to a command whose id was used before: the earlier answer, if the content is the same.
-fn same(same: bool, seq: Seq, field: &'static str) -> Result<Decision, Refusal> {
-    if same { Ok(Decision::Already(seq)) } else { Err(Refusal::IdReused(field)) }
+/// The answer to a command whose id was used before: the sequence of the first command's event, if both commands have
+/// the same content.
+fn answer_repeated(is_same: bool, seq: Seq, field: &'static str) -> Result<Decision, DomainError> {
+    if is_same { Ok(Decision::AlreadyDone(seq)) } else { Err(DomainError::IdReused(field)) }
 }
 
-fn check_amount(amount: MicroUsd) -> Result<(), Refusal> {
+fn check_amount(amount: MicroUsd) -> Result<(), DomainError> {
     if amount <= MicroUsd::ZERO || amount > MAX_AMOUNT {
-        return Err(Refusal::field("amount", format!("The amount must be above $0 and at most {MAX_AMOUNT}.")));
+        return Err(DomainError::field("amount", format!("The amount must be above $0 and at most {MAX_AMOUNT}.")));
     }
     Ok(())
 }
@@ -155,45 +161,50 @@ fn check_amount(amount: MicroUsd) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Command, Refusal, testing::*};
+    use crate::{Command, DomainError, testing::*};
 
     #[test]
-    fn a_deposit_said_twice_is_one_deposit() {
-        let mut w = given();
+    fn a_repeated_deposit_is_made_once() {
+        let mut market = given();
         let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
-        let first = w.when(w.as_operator(), Command::Deposit(w.consumer, deposit)).appended();
-        assert_eq!(w.when(w.as_operator(), Command::Deposit(w.consumer, deposit)).already(), first);
+        let first = market.when(market.as_operator(), Command::Deposit(market.consumer, deposit)).expect_appended();
+        assert_eq!(
+            market.when(market.as_operator(), Command::Deposit(market.consumer, deposit)).expect_already_done(),
+            first
+        );
         let other = Deposit { amount: MicroUsd::dollars(6), ..deposit };
-        let refusal = w.when(w.as_operator(), Command::Deposit(w.consumer, other)).refused();
-        assert_eq!(refusal, Refusal::IdReused("deposit"));
+        let refusal = market.when(market.as_operator(), Command::Deposit(market.consumer, other)).expect_refused();
+        assert_eq!(refusal, DomainError::IdReused("deposit"));
     }
 
     #[test]
-    fn a_payout_never_exceeds_what_is_available_and_a_failed_one_comes_back() {
-        let mut w = given();
-        let before = w.account(w.consumer).available;
-        let (account, payout) = (w.consumer, CommandId::generate());
-        let ask = |amount| Command::RequestPayout(account, RequestPayout { payout, amount });
-        let too_much = w.when(w.as_consumer(), ask(before + MicroUsd(1))).refused();
-        assert_eq!(too_much, Refusal::PayoutTooLarge { asked: before + MicroUsd(1), available: before });
-        w.when(w.as_consumer(), ask(before)).appended();
-        assert_eq!(w.account(account).available, MicroUsd::ZERO);
+    fn a_payout_is_limited_by_the_available_money_and_a_failed_payout_is_credited() {
+        let mut market = given();
+        let before = market.account(market.consumer).available;
+        let (account, payout) = (market.consumer, CommandId::generate());
+        let payout_of = |amount| Command::RequestPayout(account, RequestPayout { payout, amount });
+        let too_much = market.when(market.as_consumer(), payout_of(before + MicroUsd(1))).expect_refused();
+        assert_eq!(too_much, DomainError::PayoutTooLarge { asked: before + MicroUsd(1), available: before });
+        market.when(market.as_consumer(), payout_of(before)).expect_appended();
+        assert_eq!(market.account(account).available, MicroUsd::ZERO);
         let failed = ClosePayout { account, payout, failed: Some("account closed".to_owned()) };
-        let seq = w.when(w.as_operator(), Command::ClosePayout(failed.clone())).appended();
-        assert_eq!(w.account(account).available, before);
-        assert_eq!(w.when(w.as_operator(), Command::ClosePayout(failed)).already(), seq);
+        let seq = market.when(market.as_operator(), Command::ClosePayout(failed.clone())).expect_appended();
+        assert_eq!(market.account(account).available, before);
+        assert_eq!(market.when(market.as_operator(), Command::ClosePayout(failed)).expect_already_done(), seq);
     }
 
     #[test]
-    fn a_lack_of_money_is_told_of_the_field_that_is_at_fault() {
-        let mut w = given();
-        let available = w.account(w.consumer).available;
+    fn an_error_for_lack_of_money_names_the_field_of_the_amount() {
+        let mut market = given();
+        let available = market.account(market.consumer).available;
         let amount = available + MicroUsd(1);
         let payout = RequestPayout { payout: CommandId::generate(), amount };
-        let payout = w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).refused();
-        let mut submission = w.a_submission();
+        let payout =
+            market.when(market.as_consumer(), Command::RequestPayout(market.consumer, payout)).expect_refused();
+        let mut submission = market.new_submission();
         submission.budget = Some(amount);
-        let submission = w.when(w.as_consumer(), Command::Submit(w.consumer, submission)).refused();
+        let submission =
+            market.when(market.as_consumer(), Command::Submit(market.consumer, submission)).expect_refused();
 
         let [payout, submission] = [payout, submission].map(gpubnb_events::Refusal::from);
         assert_eq!((payout.name.as_str(), payout.field.as_deref()), ("PayoutTooLarge", Some("amount")));
@@ -204,11 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gives_themselves_money_unless_it_is_play_money() {
-        let mut w = given();
-        w.settings.test_funds = false;
+    fn accounts_cannot_deposit_for_themselves_without_test_funds() {
+        let mut market = given();
+        market.settings.test_funds = false;
         let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
-        let refusal = w.when(w.as_consumer(), Command::Deposit(w.consumer, deposit)).refused();
-        assert!(matches!(refusal, Refusal::NotAllowed(_)));
+        let refusal = market.when(market.as_consumer(), Command::Deposit(market.consumer, deposit)).expect_refused();
+        assert!(matches!(refusal, DomainError::NotAllowed(_)));
     }
 }

@@ -1,4 +1,4 @@
-//! The fold: how events change the state.
+//! The fold: each event of the log changes the state. Every replica folds the same log and gets the same state.
 
 use gpubnb_events::{Aggregate, Event, JobId, Recorded, Seq, Timestamp, event::JobSubmitted, ledger, record};
 
@@ -9,7 +9,8 @@ use crate::{
 };
 
 impl World {
-    /// Folds the next message. A quarantined message changes nothing but the guard of its aggregate.
+    /// Folds the next message of the log. A message that is not a valid event (a stray) changes only the guard of its
+    /// aggregate.
     pub fn apply(&mut self, recorded: &Recorded, settings: &Settings) {
         debug_assert!(recorded.seq > self.applied);
         if let Some(event) = recorded.event() {
@@ -28,55 +29,55 @@ impl World {
     fn apply_event(&mut self, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
         for posting in ledger::postings(event) {
             if let ledger::LedgerAccount::Available(id) | ledger::LedgerAccount::Held(id) = posting.account {
-                self.accounts.entry(id).or_default().post(&posting);
+                self.accounts.entry(id).or_default().apply_posting(&posting);
             }
         }
         match event.aggregate() {
             Aggregate::Account(id) => {
                 self.accounts.entry(id).or_default().apply(seq, event);
                 if let Event::JobSubmitted(e) = event {
-                    self.submitted(seq, at, e);
+                    self.apply_submission(seq, at, e);
                 }
             }
             Aggregate::Machine(_) => Machine::apply(&mut self.machines, seq, event),
-            Aggregate::Job(id) => self.job_event(id, seq, at, event, settings),
+            Aggregate::Job(id) => self.apply_job_event(id, seq, at, event, settings),
         }
     }
 
-    fn submitted(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
-        // If two accounts submit the same id at the same time, the first submission makes the job. The second one only
-        // holds money of its account. See docs/adr/0003.
+    fn apply_submission(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
+        // If two accounts submit the same id at the same time, the first submission makes the job. The second
+        // submission only holds money of its account. See docs/adr/0003.
         if self.submissions.get(e.job).is_none() {
-            let mut job = Job::submitted(seq, at, e);
-            job.guard = self.stray(Aggregate::Job(e.job));
+            let mut job = Job::from_submission(seq, at, e);
+            job.guard = self.last_stray(Aggregate::Job(e.job));
             self.jobs.insert(e.job, job);
             self.queued.insert((seq, e.job));
         }
         self.submissions.apply(seq, at, e);
     }
 
-    fn job_event(&mut self, id: JobId, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
+    fn apply_job_event(&mut self, id: JobId, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let before = job.attempt.as_ref().map(|a| a.machine);
+        let previous_machine = job.attempt.as_ref().map(|a| a.machine);
         job.apply(seq, at, event, settings);
-        let live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-        let holder = job.attempt.as_ref().filter(|_| live).map(|a| (a.machine, a.lease));
-        if let Some(machine) = before.and_then(|m| self.machines.get_mut(&m)) {
+        let is_live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+        let live_lease = job.attempt.as_ref().filter(|_| is_live).map(|a| (a.machine, a.lease));
+        if let Some(machine) = previous_machine.and_then(|m| self.machines.get_mut(&m)) {
             machine.leases.remove(&id);
-            if let Some(mark) = record::mark(event) {
-                machine.record.count(mark);
+            if let Some(result) = record::attempt_result(event) {
+                machine.record.count(result);
             }
         }
-        if let Some((machine, lease)) = holder
+        if let Some((machine, lease)) = live_lease
             && let Some(machine) = self.machines.get_mut(&machine)
         {
             machine.leases.insert(id, lease);
         }
-        let place = (job.submission, id);
+        let queue_entry = (job.submission, id);
         if job.phase == Phase::Queued {
-            self.queued.insert(place)
+            self.queued.insert(queue_entry)
         } else {
-            self.queued.remove(&place)
+            self.queued.remove(&queue_entry)
         };
         if job.phase == Phase::Ended {
             self.ended.insert(id)
@@ -89,11 +90,11 @@ impl World {
     }
 }
 
-/// Rebuilds a job that has left memory from its submission and its own messages.
-pub fn rebuild(submission: &Recorded, own: &[Recorded], settings: &Settings) -> Option<Job> {
+/// Rebuilds a job that is settled, and so no longer part of [`World`], from its submission and its own messages.
+pub fn rebuild_job(submission: &Recorded, messages: &[Recorded], settings: &Settings) -> Option<Job> {
     let Some(Event::JobSubmitted(e)) = submission.event() else { return None };
-    let mut job = Job::submitted(submission.seq, submission.at, e);
-    for recorded in own {
+    let mut job = Job::from_submission(submission.seq, submission.at, e);
+    for recorded in messages {
         if let Some(event) = recorded.event() {
             job.apply(recorded.seq, recorded.at, event, settings);
         }
@@ -117,56 +118,57 @@ mod tests {
     use crate::testing::given;
     use crate::{Command, state::VERSION};
 
-    /// Every place in a text, without ids and indices.
-    fn places(value: &Value, at: &str, found: &mut BTreeSet<String>) {
+    /// Collects the path of every value in a JSON document, with `*` for ids and `[]` for indices. For example
+    /// `world.jobs.*.attempt.lease`.
+    fn collect_paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(map) => map.iter().for_each(|(key, value)| {
                 let name = if key.starts_with(|c: char| c.is_ascii_digit()) { "*" } else { key };
-                places(value, &format!("{at}.{name}"), found);
+                collect_paths(value, &format!("{path}.{name}"), found);
             }),
-            Value::Array(all) => all.iter().for_each(|value| places(value, &format!("{at}[]"), found)),
-            _ => drop(found.insert(at.to_owned())),
+            Value::Array(all) => all.iter().for_each(|value| collect_paths(value, &format!("{path}[]"), found)),
+            _ => drop(found.insert(path.to_owned())),
         }
     }
 
     #[test]
-    fn a_world_that_is_kept_is_the_same_and_its_form_is_of_its_version() {
-        let mut w = given();
-        let first = w.machine;
+    fn a_snapshot_restores_the_same_world_and_new_fields_need_a_new_version() {
+        let mut market = given();
+        let first = market.machine;
         let payout = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
-        w.when(w.as_consumer(), Command::RequestPayout(w.consumer, payout)).appended();
-        // Three jobs: the first failed on one machine and is being cancelled on another, the second ended, the third
-        // waits.
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
+        market.when(market.as_consumer(), Command::RequestPayout(market.consumer, payout)).expect_appended();
+        // The first of three jobs fails on one machine, and is then cancelled while another machine runs it. The second
+        // job ends. The third job waits.
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
         let failed = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
-        w.when(w.as_machine(), w.report(job, lease, failed)).appended();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
-        w.when(w.as_consumer(), Command::Cancel(job)).appended();
-        let ended = w.submitted();
-        w.machine = first;
-        let lease = w.assigned(ended);
-        w.accepted(ended, lease);
-        w.started(ended, lease);
-        w.completed(ended, lease, Millis(5));
-        w.submitted();
-        w.world.strays.insert(Aggregate::Account(w.consumer), Seq(1));
+        market.when(market.as_machine(), market.report(job, lease, failed)).expect_appended();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
+        let ended = market.submit_default();
+        market.machine = first;
+        let lease = market.assign(ended);
+        market.accept(ended, lease);
+        market.start(ended, lease);
+        market.complete(ended, lease, Millis(5));
+        market.submit_default();
+        market.world.strays.insert(Aggregate::Account(market.consumer), Seq(1));
 
-        let text = serde_json::to_value(&w.world).unwrap();
-        let again: World = serde_json::from_value(text.clone()).unwrap();
-        assert_eq!(serde_json::to_value(&again).unwrap(), text);
+        let json = serde_json::to_value(&market.world).unwrap();
+        let restored: World = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&restored).unwrap(), json);
         let mut found = BTreeSet::new();
-        places(&text, "world", &mut found);
-        let form: Vec<String> =
+        collect_paths(&json, "world", &mut found);
+        let fields: Vec<String> =
             std::iter::once(format!("version {VERSION}")).chain(found).map(|line| line + "\n").collect();
         assert_eq!(
-            form.concat(),
+            fields.concat(),
             include_str!("world.form"),
-            "what is kept of a world has another form: raise VERSION, and write the form anew"
+            "the fields of World changed: raise VERSION, and update world.form"
         );
     }
 }

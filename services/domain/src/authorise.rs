@@ -1,23 +1,24 @@
-//! Authorisation: which actor may give which command. No other file decides that, and the default is no.
+//! Authorisation: the actors that may give each command. No other file decides this. A command is forbidden unless a
+//! line here allows it.
 
 use gpubnb_events::{AccountId, Actor, command::MachineChange};
 
-use super::{Command, Refusal, Settings, World, job::Job};
+use super::{Command, DomainError, Settings, World, job::Job};
 
-/// Refuses an account that may not add machines.
-pub fn may_enroll(world: &World, owner: AccountId) -> Result<(), Refusal> {
-    let account = world.account(owner).ok_or(Refusal::UnknownAccount)?;
-    account.suspended.as_ref().map_or(Ok(()), |why| Err(Refusal::Suspended(why.clone())))
+/// Checks that an account may add machines: the account is open and not suspended.
+pub fn may_enroll(world: &World, owner: AccountId) -> Result<(), DomainError> {
+    let account = world.account(owner).ok_or(DomainError::UnknownAccount)?;
+    account.suspended.as_ref().map_or(Ok(()), |why| Err(DomainError::Suspended(why.clone())))
 }
 
-/// Refuses a command that the actor may not give. Whether the state allows the command is decided later.
+/// Refuses a command that the actor may not give. The command's own rules check the state later.
 pub(crate) fn authorise(
     world: &World,
     job: Option<&Job>,
     actor: Actor,
     command: &Command,
     settings: &Settings,
-) -> Result<(), Refusal> {
+) -> Result<(), DomainError> {
     let allowed = match command {
         Command::OpenAccount(account) | Command::RequestPayout(account, _) | Command::Submit(account, _) => {
             actor == Actor::Account(*account)
@@ -28,12 +29,12 @@ pub(crate) fn authorise(
         Command::ClosePayout(_) | Command::SetSuspension(_) => matches!(actor, Actor::Operator(_)),
         Command::Cancel(_) => match (actor, job) {
             (Actor::Operator(_), _) => true,
-            // Somebody else's job looks like one that does not exist.
+            // The answer does not reveal that another account has a job with this id.
             (Actor::Account(account), Some(job)) if job.account == account => true,
-            _ => return Err(Refusal::UnknownJob),
+            _ => return Err(DomainError::UnknownJob),
         },
         // Only the machine itself knows whether its owner uses it.
-        Command::ChangeMachine(c) if matches!(c.wish, MachineChange::Away | MachineChange::Back) => {
+        Command::ChangeMachine(c) if matches!(c.change, MachineChange::Away | MachineChange::Back) => {
             actor == Actor::Machine(c.machine)
         }
         Command::ChangeMachine(c) => match actor {
@@ -56,5 +57,5 @@ pub(crate) fn authorise(
         | Command::Lose(_)
         | Command::Recover(_) => actor == Actor::Platform,
     };
-    if allowed { Ok(()) } else { Err(Refusal::NotAllowed("it is not yours, or not for you to decide")) }
+    if allowed { Ok(()) } else { Err(DomainError::NotAllowed("the actor has no right to this command")) }
 }

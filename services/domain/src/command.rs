@@ -1,4 +1,7 @@
 //! The commands of the domain, the outcome of a decision, and the settings of a deployment.
+//!
+//! A command comes from a person, from a machine, or from one of the platform's process managers. The scheduler, the
+//! reconciler, the settlement and the watchdog are process managers (`services/src/process`).
 
 use gpubnb_events::{
     AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
@@ -10,14 +13,14 @@ use gpubnb_events::{
     spec::Offer,
 };
 
-/// A machine's offer, with the owner and the key from its enrollment.
+/// The body of [`Command::ListMachine`]: the machine's offer, with the owner and the key from its enrollment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The account that owns the machine and earns.
+    /// The account that owns the machine and is paid for its jobs.
     pub owner: AccountId,
-    /// The machine's public key.
+    /// The machine's public key, which checks the signatures of its reports. `None` if the machine signs nothing.
     pub public_key: Option<String>,
-    /// The offer.
+    /// The hardware, the price and the policy that the machine offers.
     pub offer: Offer,
 }
 
@@ -39,15 +42,15 @@ pub enum Command {
     Submit(AccountId, SubmitJob),
     /// Cancels a job.
     Cancel(JobId),
-    /// Offers a machine.
+    /// Offers a machine on the market.
     ListMachine(MachineId, Listing),
-    /// Changes a machine as its owner wishes.
+    /// Changes a machine as its owner asks, for example pauses it.
     ChangeMachine(ChangeMachine),
-    /// Records a self-test.
+    /// Records the results of a machine's self-test.
     RecordTest(MachineId, RecordTest),
     /// A machine accepts a job.
     Accept(MachineId, Accept),
-    /// A machine sends a job back.
+    /// A machine declines a job that it has not accepted.
     Decline(MachineId, Decline),
     /// A machine is about to start the container.
     Start(MachineId, Start),
@@ -63,14 +66,14 @@ pub enum Command {
     Settle(JobId),
     /// The watchdog missed heartbeats.
     Suspect(MachineId),
-    /// The watchdog gave a machine up.
+    /// The watchdog decided that a silent machine is lost.
     Lose(MachineId),
-    /// The watchdog heard a machine again.
+    /// The watchdog received a heartbeat of a suspect or lost machine.
     Recover(MachineId),
 }
 
 impl Command {
-    /// The aggregate of the event that the command would write.
+    /// The aggregate of the event that the command writes.
     pub fn aggregate(&self) -> Aggregate {
         match self {
             Self::OpenAccount(account)
@@ -122,7 +125,8 @@ impl Command {
         }
     }
 
-    /// The job that the command is about, which may have left memory.
+    /// The job that the command is about, if its event belongs to a job. `None` for `Submit`: its event belongs to the
+    /// account.
     pub fn job(&self) -> Option<JobId> {
         match self.aggregate() {
             Aggregate::Job(job) => Some(job),
@@ -135,28 +139,28 @@ impl Command {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // one per command, moved once
 pub enum Decision {
-    /// This event has to be appended.
+    /// The caller must append this event to the log.
     Append(Proposal),
-    /// The command was granted before; its event has this sequence.
-    Already(Seq),
+    /// The command was granted before, and its event has this sequence.
+    AlreadyDone(Seq),
 }
 
 /// The rules that differ between deployments.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The platform's share, in ten-thousandths.
+    /// The platform's share of the cost, in ten-thousandths: 1,000 is 10 %.
     pub fee_basis_points: u32,
     /// True if accounts may deposit play money by themselves.
     pub test_funds: bool,
-    /// How long a machine has to accept.
+    /// Time for a machine to accept a job that was assigned to it, in milliseconds.
     pub accept_within: Millis,
-    /// How long after a limit the platform waits for the worker's own report.
+    /// Time that a worker has to report after a limit, before the platform ends the attempt. Milliseconds.
     pub grace: Millis,
-    /// How long a job that was declined is kept from that machine.
+    /// Time for which a job is not given to a machine that declined it. Each further decline doubles it. Milliseconds.
     pub decline_pause: Millis,
-    /// The greatest budget of a job.
+    /// Greatest budget of a job.
     pub max_budget: MicroUsd,
-    /// Images that jobs may use without a digest, besides the images of the templates.
+    /// Images that jobs may use without a digest. The images of the templates are always allowed.
     pub approved_images: Vec<String>,
 }
 

@@ -1,7 +1,6 @@
-//! Decisions: from the state and a command to one event, or to a named refusal.
+//! Decisions: a state and a command give one event, or an error.
 //!
-//! Belongs here: which rule answers which command. Must not come here: the rules themselves, which stand with the
-//! aggregate that they are about.
+//! This file calls the rule of each command. The rules themselves are in the file of their aggregate, such as `job.rs`.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +13,7 @@ use gpubnb_events::{
 };
 
 use crate::{
-    Command, Decision, Refusal, Settings, World,
+    Command, Decision, DomainError, Settings, World,
     authorise::authorise,
     job::{Job, Phase},
     machine::{Machine, Presence},
@@ -22,7 +21,8 @@ use crate::{
 };
 
 impl World {
-    /// Decides a command. If the command's job has left memory, `absent` is that job, loaded from the log.
+    /// Decides a command. `absent` is the command's job, loaded from the log, if this state does not have the job any
+    /// more: jobs leave the state when they are settled.
     pub fn decide(
         &self,
         actor: Actor,
@@ -30,43 +30,47 @@ impl World {
         absent: Option<&Job>,
         now: Timestamp,
         settings: &Settings,
-    ) -> Result<Decision, Refusal> {
+    ) -> Result<Decision, DomainError> {
         let job = command.job().and_then(|id| self.job(id)).or(absent);
         authorise(self, job, actor, command, settings)?;
         let decision = self.decide_allowed(command, job, now, settings)?;
-        Ok(self.past_strays(decision))
+        Ok(self.raise_guard(decision))
     }
 
-    /// Raises the guard of a proposal over quarantined messages, which the broker counts. Otherwise a single such
-    /// message would block its aggregate for ever.
+    /// Raises the guard of a proposal to the last stray of its aggregate, if that is later than the last event. A stray
+    /// is a message on the aggregate's subject that is not a valid event. The broker's guard counts strays, too:
+    /// without this step, one stray would block its aggregate for ever. For example, an account's last event is 40 and
+    /// a stray is at 57. The guard of the next event must then be 57.
     ///
-    /// A job keeps its guard itself. A job that was loaded from the log may be older than this world; a stray that only
-    /// the world has seen would lift the guard over events that the loaded job has not seen.
-    fn past_strays(&self, decision: Decision) -> Decision {
+    /// A job has a guard of its own, which this function leaves alone. Reason: a job that was loaded from the log may
+    /// be older than this state. A stray from this state would raise its guard over events that the loaded job has not
+    /// seen.
+    fn raise_guard(&self, decision: Decision) -> Decision {
         match decision {
             Decision::Append(mut proposal) => {
                 let aggregate = proposal.event.aggregate();
                 if !matches!(aggregate, Aggregate::Job(_)) {
-                    proposal.expected = proposal.expected.max(self.stray(aggregate));
+                    proposal.expected = proposal.expected.max(self.last_stray(aggregate));
                 }
                 Decision::Append(proposal)
             }
-            already @ Decision::Already(_) => already,
+            done @ Decision::AlreadyDone(_) => done,
         }
     }
 
+    /// Decides a command that `authorise` allowed.
     fn decide_allowed(
         &self,
         command: &Command,
         job: Option<&Job>,
         now: Timestamp,
         settings: &Settings,
-    ) -> Result<Decision, Refusal> {
-        let job = || job.ok_or(Refusal::UnknownJob);
-        let machine = |id: MachineId| self.machine(id).ok_or(Refusal::UnknownMachine);
-        let account = |id: AccountId| self.account(id).ok_or(Refusal::UnknownAccount);
+    ) -> Result<Decision, DomainError> {
+        let job = || job.ok_or(DomainError::UnknownJob);
+        let machine = |id: MachineId| self.machine(id).ok_or(DomainError::UnknownMachine);
+        let account = |id: AccountId| self.account(id).ok_or(DomainError::UnknownAccount);
         match command {
-            Command::OpenAccount(id) => Ok(self.open(*id)),
+            Command::OpenAccount(id) => Ok(self.open_account(*id)),
             Command::Deposit(id, c) => account(*id)?.deposit(*id, c),
             Command::RequestPayout(id, c) => account(*id)?.request_payout(*id, c),
             Command::ClosePayout(c) => account(c.account)?.close_payout(c),
@@ -77,14 +81,16 @@ impl World {
                 account(c.owner)?;
                 Machine::list(self.machine(*id), *id, c)
             }
-            Command::ChangeMachine(c) => machine(c.machine)?.change(c.machine, c.wish),
+            Command::ChangeMachine(c) => machine(c.machine)?.change(c.machine, c.change),
             Command::RecordTest(id, c) => machine(*id)?.record_test(*id, c),
             Command::Accept(id, c) => job()?.accept(*id, *c),
             Command::Decline(id, c) => job()?.decline(*id, c),
             Command::Start(id, c) => job()?.start(*id, c),
             Command::Report(id, c) => job()?.report(*id, c),
             Command::Assign(_) => self.assign(job()?, now, settings),
-            Command::Expire(_) => job()?.expire(now, settings).ok_or(Refusal::WrongState("Nothing took too long.")),
+            Command::Expire(_) => {
+                job()?.expire(now, settings).ok_or(DomainError::WrongState("The job has exceeded no limit of time."))
+            }
             Command::Abandon(_) => self.abandon(job()?),
             Command::Settle(_) => metering::settle(job()?),
             Command::Suspect(id) => Ok(machine(*id)?.suspect(*id)),
@@ -93,9 +99,9 @@ impl World {
         }
     }
 
-    fn open(&self, id: AccountId) -> Decision {
+    fn open_account(&self, id: AccountId) -> Decision {
         match self.account(id) {
-            Some(account) => Decision::Already(account.opened),
+            Some(account) => Decision::AlreadyDone(account.opened),
             None => Decision::Append(Proposal {
                 event: AccountOpened { account: id }.into(),
                 id: EventId(format!("{id}.opened")),
@@ -105,30 +111,37 @@ impl World {
         }
     }
 
-    /// Takes a job from its machine, if that machine is lost.
-    fn abandon(&self, job: &Job) -> Result<Decision, Refusal> {
-        let holder = job.attempt.as_ref().and_then(|attempt| self.machine(attempt.machine));
-        if holder.is_none_or(|machine| machine.presence != Presence::Lost) {
-            return Err(Refusal::WrongState("The job's machine is not lost."));
+    /// Ends the job's attempt, if its machine is lost.
+    fn abandon(&self, job: &Job) -> Result<Decision, DomainError> {
+        let machine = job.attempt.as_ref().and_then(|attempt| self.machine(attempt.machine));
+        if machine.is_none_or(|machine| machine.presence != Presence::Lost) {
+            return Err(DomainError::WrongState("The job's machine is not lost."));
         }
         job.abandon()
     }
 
-    fn assign(&self, job: &Job, now: Timestamp, settings: &Settings) -> Result<Decision, Refusal> {
+    /// Gives a waiting job to the best machine.
+    fn assign(&self, job: &Job, now: Timestamp, settings: &Settings) -> Result<Decision, DomainError> {
         if job.phase != Phase::Queued {
-            return Err(Refusal::WrongState("The job does not wait for a machine."));
+            return Err(DomainError::WrongState("The job does not wait for a machine."));
         }
         let choice = placement::choose(self, &placement::Request::of(job), now);
-        let id = choice.machine.ok_or(Refusal::NoMachineNow)?;
-        let machine = self.machine(id).ok_or(Refusal::NoMachineNow)?;
+        let id = choice.machine.ok_or(DomainError::NoMachineNow)?;
+        let machine = self.machine(id).ok_or(DomainError::NoMachineNow)?;
         let terms =
             Terms { price: machine.offer.price, fee_basis_points: settings.fee_basis_points, provider: machine.owner };
         job.assign(id, terms, choice.explanation)
     }
 
-    /// A preview of a submission: the machine, the price and the hold, if the job were submitted now.
-    pub fn quote(&self, id: AccountId, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<Quote, Refusal> {
-        let account = self.account(id).ok_or(Refusal::UnknownAccount)?;
+    /// A preview of a submission: the machine, the price and the hold that the job would get now. Nothing is written.
+    pub fn quote(
+        &self,
+        id: AccountId,
+        c: &SubmitJob,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<Quote, DomainError> {
+        let account = self.account(id).ok_or(DomainError::UnknownAccount)?;
         submission::check(c, settings)?;
         let avoid = BTreeMap::new();
         let request = placement::Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
@@ -140,7 +153,7 @@ impl World {
             price: machine.map(|m| m.offer.price),
             hold: submission::hold(self, c, now, settings)?,
             available: account.available,
-            start: placement::start(self, &request, &choice, now),
+            start: placement::estimate_start(self, &request, &choice, now),
             waiting: u32::try_from(self.queued.len()).unwrap_or(u32::MAX),
             placement: choice.explanation,
         })

@@ -1,7 +1,9 @@
-//! The commands that process managers should give next, computed from the state and the time alone.
+//! The commands that the process managers should give next. They depend only on the state and the time.
 //!
-//! Belongs here: every choice of the managers. Must not come here: when they wake up, or how a command is sent
-//! (`services/src/process`). The simulation runs these very functions.
+//! A process manager is a part of the platform that gives commands without being asked. The scheduler assigns waiting
+//! jobs, the settlement bills ended jobs, and the reconciler ends jobs that are lost or too slow.
+//! `services/src/process` calls these functions and sends the commands. The simulation in `tests/` calls the same
+//! functions.
 
 use gpubnb_events::{JobId, Millis, Seq, Timestamp};
 
@@ -12,59 +14,64 @@ use crate::{
     placement::{self, Request},
 };
 
-/// Most jobs in one pass, so that a long queue does not keep jobs from being settled.
-pub const PASS: usize = 256;
-/// How long workers may report after a start or an outage of the services before limits are enforced.
-pub const SETTLING: Millis = Millis(10_000);
+/// Most jobs that a manager looks at in one pass. The limit makes sure that a long queue does not delay the other
+/// managers.
+pub const MAX_PER_PASS: usize = 256;
+/// Time that workers have to report after a start or an outage of the services, before limits are enforced.
+/// Milliseconds.
+pub const REPORT_GRACE: Millis = Millis(10_000);
 
-/// Jobs that ended and are not settled.
+/// Jobs that ended and are not settled. At most [`MAX_PER_PASS`].
 pub fn due_settlements(world: &World) -> impl Iterator<Item = &Job> {
-    world.ended().filter_map(|job| world.job(job)).take(PASS)
+    world.ended().filter_map(|job| world.job(job)).take(MAX_PER_PASS)
 }
 
-/// One pass over the jobs that wait.
+/// One pass of the scheduler over the waiting jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulingPass {
-    /// The jobs that are looked at, oldest submission first.
+    /// The jobs to look at, oldest submission first.
     pub jobs: Vec<JobId>,
-    /// The submission after which the next pass begins, so that jobs which nobody can take do not keep later ones from
-    /// being looked at; zero where this pass reached the last one.
-    pub next: Seq,
+    /// The next pass begins after this submission. So jobs that no machine can take do not block later jobs. Zero if
+    /// this pass reached the end of the queue: the next pass begins at the oldest job.
+    pub resume_after: Seq,
 }
 
-/// The jobs that wait and were submitted after `after`; none where no machine has a free slot.
+/// The next pass over the waiting jobs: those submitted after the sequence `after`. The pass is empty if no machine has
+/// a free slot.
 pub fn scheduling_pass(world: &World, after: Seq) -> SchedulingPass {
-    let any_free = world.machines().any(|(_, m)| m.has_free_slot());
-    let waiting = world.queued_after(after).take(if any_free { PASS } else { 0 });
+    let has_free_slot = world.machines().any(|(_, m)| m.has_free_slot());
+    let waiting = world.queued_after(after).take(if has_free_slot { MAX_PER_PASS } else { 0 });
     let (mut jobs, mut last) = (Vec::new(), Seq::ZERO);
     for job in waiting {
         jobs.push(job.id);
         last = job.submission;
     }
-    let next = if jobs.len() == PASS { last } else { Seq::ZERO };
-    SchedulingPass { jobs, next }
+    let resume_after = if jobs.len() == MAX_PER_PASS { last } else { Seq::ZERO };
+    SchedulingPass { jobs, resume_after }
 }
 
-/// The assignment of a waiting job, where a machine can take it now. Asked before the command is given: a job that must
-/// wait then costs no round trip.
+/// The command that assigns a waiting job; `None` if no machine can take the job now. This check avoids sending
+/// commands that would be refused.
 pub fn due_assignment(world: &World, job: JobId, now: Timestamp) -> Option<Command> {
     let waiting = world.job(job).filter(|job| job.phase == Phase::Queued)?;
     placement::choose(world, &Request::of(waiting), now).machine.map(|_| Command::Assign(job))
 }
 
-/// The commands for jobs on lost machines, and for jobs that took too long. `steady_since` is the time since which this
-/// replica has been leader and connected. Workers could not report before, so the silence before then means nothing.
+/// The commands for jobs on lost machines, and for jobs that exceeded a limit. `steady_since` is the time at which this
+/// replica became leader, or was last connected again. Workers could not report before, so no job is ended in the first
+/// [`REPORT_GRACE`] after it.
 pub fn due_expiries(world: &World, now: Timestamp, steady_since: Timestamp, settings: &Settings) -> Vec<Command> {
-    if now.since(steady_since) <= SETTLING {
+    if now.since(steady_since) <= REPORT_GRACE {
         return Vec::new();
     }
-    world.jobs().filter_map(|job| due_expiry(world, job, now, settings)).take(PASS).collect()
+    world.jobs().filter_map(|job| due_expiry(world, job, now, settings)).take(MAX_PER_PASS).collect()
 }
 
+/// The command that ends this job or its attempt; `None` if the job may go on.
 fn due_expiry(world: &World, job: &Job, now: Timestamp, settings: &Settings) -> Option<Command> {
-    let lost = |attempt| world.machine(attempt).is_some_and(|m| m.presence == Presence::Lost);
-    let live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-    if live && job.attempt.as_ref().is_some_and(|attempt| lost(attempt.machine)) {
+    let is_lost = |machine| world.machine(machine).is_some_and(|m| m.presence == Presence::Lost);
+    let is_live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+    if is_live && job.attempt.as_ref().is_some_and(|attempt| is_lost(attempt.machine)) {
         return Some(Command::Abandon(job.id));
     }
     job.expire(now, settings).map(|_| Command::Expire(job.id))

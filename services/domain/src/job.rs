@@ -1,10 +1,14 @@
-//! A job: `Queued → Assigned → Accepted → Running → Ended → Settled`. Every step of a machine must name the live lease.
+//! A job: `Queued → Assigned → Accepted → Running → Ended → Settled`. A job may go back to `Queued` when a machine
+//! declines it, or when an attempt ends by a fault of the machine.
+//!
+//! Every command of a machine must name the live lease. A command with another lease comes from an attempt that is
+//! over, and is refused.
 
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
-    command::{Accept, Decline, DesiredLease, Grant, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLeaseState, Grant, Outcome, Report, Start},
     event::{
         Accepted, CancelRequested, Cancelled, Completed, Declined, Failed, Fault, JobAssigned, JobSubmitted, Reason,
         Requeued, Started,
@@ -14,11 +18,11 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, Refusal, Settings};
+use super::{Decision, DomainError, Settings};
 
-/// How often the pause after a decline doubles. The pauses keep a job from being declined so often that its messages
-/// are too many to load.
-const LONGEST_DOUBLING: u32 = 10;
+/// The pause after a decline doubles at most this many times. The pauses limit the number of declines, and so the
+/// number of messages to read when a job is loaded from the log.
+const MAX_PAUSE_DOUBLINGS: u32 = 10;
 
 /// The phase that a job is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +33,7 @@ pub enum Phase {
     Assigned,
     /// The machine accepted the job and prepares it.
     Accepted,
-    /// The program runs.
+    /// The job's program runs.
     Running,
     /// The job ended, and is not settled yet.
     Ended,
@@ -37,82 +41,85 @@ pub enum Phase {
     Settled,
 }
 
-/// An attempt: the lease, the machine and the price.
+/// One attempt to run the job on one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The fencing token.
+    /// The sequence of `JobAssigned`, which the machine must name in every command.
     pub lease: Lease,
-    /// The machine.
+    /// The machine that has the job.
     pub machine: MachineId,
-    /// The price and the fee, which no longer change.
+    /// The price and the fee. They are fixed at the assignment.
     pub terms: Terms,
-    /// The sequence and the broker's time of `Started`.
+    /// The sequence and the broker's time of `Started`; `None` before the program starts.
     pub started: Option<(Seq, Timestamp)>,
 }
 
-/// How a job ended.
+/// The end of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     /// The sequence of the event that ended the job.
     pub seq: Seq,
     /// The broker's time of that event.
     pub at: Timestamp,
-    /// True if the metered time is billed.
+    /// True if the consumer pays for the time of the last attempt.
     pub billed: bool,
-    /// True if the job was cancelled. The metered time then ends at the request.
+    /// True if the job was cancelled. The consumer then pays for the time until the request to cancel.
     pub cancelled: bool,
-    /// The use that the worker measured.
+    /// The run time that the worker measured; `None` if the worker did not report it.
     pub usage: Option<Usage>,
 }
 
-/// State of one job.
+/// The state of one job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// The job.
+    /// The job's id.
     pub id: JobId,
-    /// The consumer.
+    /// The account of the consumer who submitted the job.
     pub account: AccountId,
     /// The sequence of `JobSubmitted`.
     pub submission: Seq,
-    /// The specification: what to run.
+    /// The specification: the image, the command and the resources.
     pub spec: JobSpec,
-    /// The rule by which a machine is chosen.
+    /// The conditions that a machine must meet, and the strategy that chooses among the machines.
     pub placement: Placement,
-    /// The limits.
+    /// The limits of time, budget and attempts.
     pub limits: Limits,
-    /// The money that is held.
+    /// The consumer's money that is held until the job is settled.
     pub hold: MicroUsd,
-    /// Last sequence of the job's own events. Zero before the first.
+    /// The sequence of the job's last event. Zero before the first event. `JobSubmitted` does not count: it is an event
+    /// of the account.
     pub last: Seq,
-    /// Last message on the job's subjects, quarantined ones included, which is the guard.
+    /// The sequence of the last message on the job's subjects, which is the guard. Strays, the messages that are not
+    /// valid events, count as well.
     pub(crate) guard: Seq,
-    /// The phase.
+    /// The phase that the job is in.
     pub phase: Phase,
     /// The broker's time of the last change of phase.
     pub since: Timestamp,
     /// The broker's time of the submission.
     pub submitted_at: Timestamp,
-    /// The live attempt; after the end, the last one.
+    /// The live attempt. After the end of the job, the last attempt.
     pub attempt: Option<Attempt>,
-    /// Attempts that were used up.
+    /// Number of attempts after which the job was queued again. A decline does not count.
     pub attempts_used: u32,
-    /// Machines that declined or lost the job, and until when the job is not given to them; `None`: never again.
+    /// Machines that declined the job or failed at it. The job is not given to such a machine before this time; `None`
+    /// means never.
     pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
-    /// How often the job was declined. Each decline doubles the pause.
+    /// Number of declines of the job, by any machine. Each decline doubles the next pause.
     declines: u32,
-    /// The sequence and the broker's time of the request to cancel.
+    /// The sequence and the broker's time of the request to cancel; `None` without a request.
     pub cancel: Option<(Seq, Timestamp)>,
-    /// The ending.
+    /// The end of the job; `None` before.
     pub ending: Option<Ending>,
-    /// The sequence of `Settled`.
+    /// The sequence of `Settled`; `None` before.
     pub settled: Option<Seq>,
-    /// Past leases, each with the event that ended it.
+    /// The leases of past attempts, each with the sequence of the event that ended the attempt.
     past: BTreeMap<Lease, Seq>,
 }
 
 impl Job {
-    /// The job after its submission.
-    pub fn submitted(seq: Seq, at: Timestamp, e: &JobSubmitted) -> Self {
+    /// The state of a job right after its submission.
+    pub fn from_submission(seq: Seq, at: Timestamp, e: &JobSubmitted) -> Self {
         Self {
             id: e.job,
             account: e.account,
@@ -137,26 +144,29 @@ impl Job {
         }
     }
 
-    /// A proposal on this job.
+    /// Proposes an event of this job. `cause` is the sequence of the event that led to it.
     pub(crate) fn propose(&self, event: impl Into<Event>, id: String, cause: Seq) -> Decision {
         Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.guard, cause: Some(cause) })
     }
 
-    /// The live attempt, if it is on this machine and has this lease.
-    fn live(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, Refusal> {
-        let live = matches!(self.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-        self.attempt.as_ref().filter(|a| live && a.lease == lease && a.machine == machine).ok_or(Refusal::StaleLease)
+    /// The live attempt. Fails if the attempt has another lease or is on another machine.
+    fn live_attempt(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, DomainError> {
+        let is_live = matches!(self.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+        self.attempt
+            .as_ref()
+            .filter(|a| is_live && a.lease == lease && a.machine == machine)
+            .ok_or(DomainError::StaleLease)
     }
 
-    /// Gives the job to a machine.
+    /// Gives the waiting job to a machine.
     pub(crate) fn assign(
         &self,
         machine: MachineId,
         terms: Terms,
         placement: PlacementExplanation,
-    ) -> Result<Decision, Refusal> {
+    ) -> Result<Decision, DomainError> {
         if self.phase != Phase::Queued {
-            return Err(Refusal::WrongState("The job does not wait for a machine."));
+            return Err(DomainError::WrongState("The job does not wait for a machine."));
         }
         let attempt = self.attempts_used + 1;
         let event = JobAssigned { job: self.id, submission: self.submission, machine, terms, placement, attempt };
@@ -165,15 +175,15 @@ impl Job {
     }
 
     /// The machine accepts the job.
-    pub(crate) fn accept(&self, machine: MachineId, c: Accept) -> Result<Decision, Refusal> {
-        self.live(machine, c.lease)?;
+    pub(crate) fn accept(&self, machine: MachineId, c: Accept) -> Result<Decision, DomainError> {
+        self.live_attempt(machine, c.lease)?;
         if self.phase != Phase::Assigned {
-            return Ok(Decision::Already(self.last));
+            return Ok(Decision::AlreadyDone(self.last));
         }
         Ok(self.propose(Accepted { job: self.id, lease: c.lease }, format!("{}.accepted", c.lease), c.lease.0))
     }
 
-    /// The answer to a machine that accepts the job. The endpoint adds the permits and the secrets.
+    /// The answer to a machine that accepted the job. The endpoint adds the permits for files and the secrets.
     pub fn grant(&self) -> Grant {
         Grant {
             spec: self.spec.clone(),
@@ -186,48 +196,48 @@ impl Job {
         }
     }
 
-    /// The machine sends the job back.
-    pub(crate) fn decline(&self, machine: MachineId, c: &Decline) -> Result<Decision, Refusal> {
+    /// The machine declines the job, which it has not accepted.
+    pub(crate) fn decline(&self, machine: MachineId, c: &Decline) -> Result<Decision, DomainError> {
         if let Some(seq) = self.past.get(&c.lease) {
-            return Ok(Decision::Already(*seq));
+            return Ok(Decision::AlreadyDone(*seq));
         }
-        self.live(machine, c.lease)?;
+        self.live_attempt(machine, c.lease)?;
         if self.phase != Phase::Assigned {
-            return Err(Refusal::WrongState("The job was accepted: report how it ended instead."));
+            return Err(DomainError::WrongState("The job was accepted. Report its end instead."));
         }
         let event = Declined { job: self.id, lease: c.lease, machine, reason: c.reason };
         Ok(self.propose(event, format!("{}.ended", c.lease), c.lease.0))
     }
 
-    /// The container is about to start.
-    pub(crate) fn start(&self, machine: MachineId, c: &Start) -> Result<Decision, Refusal> {
-        let attempt = self.live(machine, c.lease)?;
+    /// The machine is about to start the job's container.
+    pub(crate) fn start(&self, machine: MachineId, c: &Start) -> Result<Decision, DomainError> {
+        let attempt = self.live_attempt(machine, c.lease)?;
         if self.cancel.is_some() {
-            return Err(Refusal::WrongState("The job is being cancelled: do not start it."));
+            return Err(DomainError::WrongState("The job is being cancelled. Do not start it."));
         }
         match (self.phase, attempt.started) {
-            (_, Some((seq, _))) => Ok(Decision::Already(seq)),
+            (_, Some((seq, _))) => Ok(Decision::AlreadyDone(seq)),
             (Phase::Accepted, None) => {
                 let event = Started { job: self.id, lease: c.lease, image_digest: c.image_digest.clone() };
                 Ok(self.propose(event, format!("{}.started", c.lease), self.last))
             }
-            _ => Err(Refusal::WrongState("The job was not accepted yet.")),
+            _ => Err(DomainError::WrongState("The job was not accepted yet.")),
         }
     }
 
     /// The machine reports how the attempt ended.
-    pub(crate) fn report(&self, machine: MachineId, c: &Report) -> Result<Decision, Refusal> {
+    pub(crate) fn report(&self, machine: MachineId, c: &Report) -> Result<Decision, DomainError> {
         if let Some(seq) = self.past.get(&c.lease) {
-            return Ok(Decision::Already(*seq));
+            return Ok(Decision::AlreadyDone(*seq));
         }
-        let attempt = self.live(machine, c.lease)?;
+        let attempt = self.live_attempt(machine, c.lease)?;
         if self.phase == Phase::Assigned {
-            return Err(Refusal::WrongState("The job was not accepted yet: decline it instead."));
+            return Err(DomainError::WrongState("The job was not accepted yet. Decline it instead."));
         }
         let id = format!("{}.ended", c.lease);
         match &c.outcome {
             Outcome::Completed if attempt.started.is_none() => {
-                Err(Refusal::WrongState("The job never started: it cannot have completed."))
+                Err(DomainError::WrongState("The job never started, so it cannot have completed."))
             }
             Outcome::Completed => {
                 crate::rules::check_outputs(&c.outputs)?;
@@ -241,14 +251,16 @@ impl Job {
                 };
                 Ok(self.propose(event, id, self.last))
             }
-            Outcome::Cancelled if self.cancel.is_none() => Err(Refusal::WrongState("Nobody asked to cancel this job.")),
+            Outcome::Cancelled if self.cancel.is_none() => {
+                Err(DomainError::WrongState("Nobody asked to cancel this job."))
+            }
             Outcome::Cancelled => {
                 let event = Cancelled { job: self.id, lease: Some(c.lease), usage: c.usage };
                 Ok(self.propose(event, id, self.last))
             }
             Outcome::Failed { reason, detail } => {
-                if !reason_of_a_worker(*reason) {
-                    return Err(Refusal::field("reason", "This reason is not for a machine to give."));
+                if !is_worker_reason(*reason) {
+                    return Err(DomainError::field("reason", "A machine may not report this reason."));
                 }
                 crate::rules::check_outputs(&c.outputs)?;
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
@@ -257,12 +269,13 @@ impl Job {
         }
     }
 
-    /// Ends the attempt with one event: `Requeued` where another attempt may help, otherwise `Failed`.
+    /// Ends the attempt with one event: `Requeued` if the machine was at fault and the job may have another attempt,
+    /// otherwise `Failed`.
     fn end_attempt(&self, attempt: &Attempt, reason: Reason, detail: String, report: Option<&Report>) -> Decision {
         let (job, lease, fault) = (self.id, attempt.lease, reason.fault());
-        let again = self.attempts_used + 1 < self.limits.max_attempts && self.cancel.is_none();
+        let may_retry = self.attempts_used + 1 < self.limits.max_attempts && self.cancel.is_none();
         let id = format!("{lease}.ended");
-        if fault == Fault::Provider && again {
+        if fault == Fault::Provider && may_retry {
             return self.propose(
                 Requeued { job, lease, reason, fault, excluded: attempt.machine, detail },
                 id,
@@ -282,32 +295,34 @@ impl Job {
         self.propose(event, id, self.last)
     }
 
-    /// The consumer cancels the job. A job that no machine has accepted ends at once.
-    pub(crate) fn cancel(&self) -> Result<Decision, Refusal> {
+    /// Cancels the job. A job that no machine has accepted ends at once. Otherwise the machine is asked to stop the
+    /// job.
+    pub(crate) fn cancel(&self) -> Result<Decision, DomainError> {
         let ended = self.ending.as_ref().map(|e| (e.cancelled, e.seq));
         match (self.phase, self.cancel, ended) {
-            (_, _, Some((true, seq))) | (_, Some((seq, _)), None) => Ok(Decision::Already(seq)),
-            (_, _, Some(_)) => Err(Refusal::WrongState("The job has already ended.")),
+            (_, _, Some((true, seq))) | (_, Some((seq, _)), None) => Ok(Decision::AlreadyDone(seq)),
+            (_, _, Some(_)) => Err(DomainError::WrongState("The job has already ended.")),
             (Phase::Queued | Phase::Assigned, _, None) => {
                 let lease = self.attempt.as_ref().map(|a| a.lease);
                 let event = Cancelled { job: self.id, lease, usage: None };
-                Ok(self.propose(event, format!("{}.cancelled", self.id), self.cause()))
+                Ok(self.propose(event, format!("{}.cancelled", self.id), self.last_event()))
             }
-            _ => Ok(self.propose(CancelRequested { job: self.id }, format!("{}.cancel", self.id), self.cause())),
+            _ => Ok(self.propose(CancelRequested { job: self.id }, format!("{}.cancel", self.id), self.last_event())),
         }
     }
 
-    fn cause(&self) -> Seq {
+    /// The sequence of the last event about the job, including its submission.
+    fn last_event(&self) -> Seq {
         self.last.max(self.submission)
     }
 
-    /// Ends a job that took too long; `None` if it did not.
+    /// Ends a job, or its attempt, that exceeded a limit of time. `None` if no limit is exceeded. A running job may
+    /// exceed its limit by `settings.grace`: the worker should stop the job itself and report.
     pub fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
-        let waited = now.since(self.since);
-        let past = |limit: Millis| waited > limit;
+        let in_phase = now.since(self.since);
+        let exceeds = |limit: Millis| in_phase > limit;
         let with_grace = |limit: Millis| Millis(limit.0.saturating_add(settings.grace.0));
         let attempt = self.attempt.as_ref();
-        let ended = |a: &Attempt| format!("{}.ended", a.lease);
         match (self.phase, attempt) {
             (Phase::Queued, _) if now.since(self.submitted_at) > self.limits.queue.millis() => {
                 let event = Failed {
@@ -320,16 +335,16 @@ impl Job {
                     usage: None,
                     signature: None,
                 };
-                Some(self.propose(event, format!("{}.nomachine", self.id), self.cause()))
+                Some(self.propose(event, format!("{}.nomachine", self.id), self.last_event()))
             }
-            (Phase::Assigned, Some(a)) if past(settings.accept_within) => {
+            (Phase::Assigned, Some(a)) if exceeds(settings.accept_within) => {
                 Some(self.end_attempt(a, Reason::AssignTimeout, String::new(), None))
             }
             (Phase::Accepted | Phase::Running, Some(a))
                 if self.cancel.is_some_and(|(_, at)| now.since(at) > settings.grace) =>
             {
                 let event = Cancelled { job: self.id, lease: Some(a.lease), usage: None };
-                Some(self.propose(event, ended(a), self.last))
+                Some(self.propose(event, format!("{}.ended", a.lease), self.last))
             }
             (Phase::Running, Some(a)) => {
                 let budget = a.terms.price.time_for(self.hold);
@@ -338,32 +353,33 @@ impl Job {
                     Some(budget) if budget < time => (budget, Reason::BudgetExhausted),
                     _ => (time, Reason::TimeLimit),
                 };
-                past(with_grace(limit)).then(|| self.end_attempt(a, reason, String::new(), None))
+                exceeds(with_grace(limit)).then(|| self.end_attempt(a, reason, String::new(), None))
             }
-            // Pulling the image and fetching the inputs have no other time limit.
-            (Phase::Accepted, Some(a)) if past(Millis(3_600_000)) => {
+            // No other limit ends an attempt that pulls its image or fetches its inputs for ever.
+            (Phase::Accepted, Some(a)) if exceeds(Millis(3_600_000)) => {
                 Some(self.end_attempt(a, Reason::RuntimeMisconfigured, "preparing took over an hour".to_owned(), None))
             }
             _ => None,
         }
     }
 
-    /// Takes the job from a lost machine.
-    pub(crate) fn abandon(&self) -> Result<Decision, Refusal> {
+    /// Ends the live attempt, because its machine is lost.
+    pub(crate) fn abandon(&self) -> Result<Decision, DomainError> {
         match (self.phase, &self.attempt) {
             (Phase::Assigned | Phase::Accepted | Phase::Running, Some(attempt)) => {
                 Ok(self.end_attempt(attempt, Reason::ProviderLost, String::new(), None))
             }
-            _ => Err(Refusal::WrongState("The job is on no machine.")),
+            _ => Err(DomainError::WrongState("The job is on no machine.")),
         }
     }
 
-    /// The desired state of an attempt: go on, cancel, or abandon.
-    pub fn wish(&self, machine: MachineId, lease: Lease) -> DesiredLease {
-        match self.live(machine, lease) {
-            Err(_) => DesiredLease::Abandon,
-            Ok(_) if self.cancel.is_some() => DesiredLease::Cancel,
-            Ok(_) => DesiredLease::Keep,
+    /// The state that the platform wants of the attempt with this lease on this machine: keep it, cancel it, or abandon
+    /// it.
+    pub fn desired_lease_state(&self, machine: MachineId, lease: Lease) -> DesiredLeaseState {
+        match self.live_attempt(machine, lease) {
+            Err(_) => DesiredLeaseState::Abandon,
+            Ok(_) if self.cancel.is_some() => DesiredLeaseState::Cancel,
+            Ok(_) => DesiredLeaseState::Keep,
         }
     }
 
@@ -379,7 +395,7 @@ impl Job {
             }
             Event::Declined(e) => {
                 self.past.insert(e.lease, seq);
-                let pause = settings.decline_pause.0.saturating_mul(1 << self.declines.min(LONGEST_DOUBLING));
+                let pause = settings.decline_pause.0.saturating_mul(1 << self.declines.min(MAX_PAUSE_DOUBLINGS));
                 self.avoid.insert(e.machine, Some(at.plus(Millis(pause))));
                 self.declines = self.declines.saturating_add(1);
                 self.attempt = None;
@@ -394,9 +410,9 @@ impl Job {
             }
             Event::Requeued(e) => {
                 self.past.insert(e.lease, seq);
-                // A consumer who named the machine wants that machine: try it again after a pause.
-                let named = self.placement.requirements.machine.is_some();
-                let until = named.then(|| at.plus(settings.decline_pause));
+                // A consumer who named the machine wants no other machine: that machine may get the job after a pause.
+                let is_named = self.placement.requirements.machine.is_some();
+                let until = is_named.then(|| at.plus(settings.decline_pause));
                 self.avoid.insert(e.excluded, until);
                 self.attempts_used += 1;
                 self.attempt = None;
@@ -419,11 +435,13 @@ impl Job {
         }
     }
 
+    /// Changes the phase.
     fn enter(&mut self, phase: Phase, at: Timestamp) {
         self.phase = phase;
         self.since = at;
     }
 
+    /// Ends the job, and the attempt if there is one.
     fn end(&mut self, seq: Seq, at: Timestamp, billed: bool, usage: Option<Usage>) {
         if let Some(attempt) = &self.attempt {
             self.past.insert(attempt.lease, seq);
@@ -433,8 +451,8 @@ impl Job {
     }
 }
 
-/// True if a machine may give this reason. The others are for the platform to find out.
-fn reason_of_a_worker(reason: Reason) -> bool {
+/// True if a machine may report this reason. Only the platform can know the other reasons.
+fn is_worker_reason(reason: Reason) -> bool {
     !matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
 }
 
@@ -442,119 +460,118 @@ fn reason_of_a_worker(reason: Reason) -> bool {
 mod tests {
     use super::*;
     use crate::{Command, testing::*};
-
-    #[test]
-    fn the_whole_life_in_order() {
-        let mut w = given();
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
-        w.completed(job, lease, Millis(1_000));
-        assert_eq!(w.job(job).phase, Phase::Ended);
-        w.when(Actor::Platform, Command::Settle(job)).appended();
-        assert!(w.world.job(job).is_none(), "a settled job leaves memory");
-    }
-
-    #[test]
-    fn no_code_runs_before_it_was_accepted_nor_completes_before_it_started() {
-        let mut w = given();
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        let start = Command::Start(w.machine, Start { job, lease, image_digest: String::new() });
-        assert!(matches!(w.when(w.as_machine(), start).refused(), Refusal::WrongState(_)));
-        w.accepted(job, lease);
-        let report = w.report(job, lease, Outcome::Completed);
-        assert!(matches!(w.when(w.as_machine(), report).refused(), Refusal::WrongState(_)));
-    }
-
-    #[test]
-    fn a_stale_lease_is_refused_and_the_same_ending_said_twice_is_one() {
-        let mut w = given();
-        let job = w.submitted();
-        let first = w.assigned(job);
-        w.accepted(job, first);
-        let preempted = Outcome::Failed { reason: Reason::Preempted, detail: String::new() };
-        let report = w.report(job, first, preempted);
-        let seq = w.when(w.as_machine(), report.clone()).appended();
-        assert_eq!(w.when(w.as_machine(), report).already(), seq);
-        w.time_passes(Millis(10_000));
-        let second = w.assigned(job);
-        assert!(second > first);
-        let start = Command::Start(w.machine, Start { job, lease: first, image_digest: String::new() });
-        assert_eq!(w.when(w.as_machine(), start).refused(), Refusal::StaleLease);
-    }
-
-    #[test]
-    fn a_fault_of_the_provider_is_tried_again_until_the_attempts_are_used_up() {
-        let mut w = given();
-        let job = w.submitted();
-        for attempt in 1..=2 {
-            let lease = w.assigned(job);
-            w.accepted(job, lease);
-            w.started(job, lease);
-            let lost = w.report(job, lease, Outcome::Failed { reason: Reason::GpuLost, detail: String::new() });
-            w.when(w.as_machine(), lost).appended();
-            let expected = if attempt == 2 { Phase::Ended } else { Phase::Queued };
-            assert_eq!(w.job(job).phase, expected);
-            w.time_passes(Millis(10_000));
-        }
-        assert!(!w.job(job).ending.clone().is_some_and(|e| e.billed));
-    }
-
-    #[test]
-    fn a_decline_uses_no_attempt() {
-        let mut w = given();
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        let decline = Decline { job, lease, reason: gpubnb_events::event::DeclineReason::NoFreeSlot };
-        w.when(w.as_machine(), Command::Decline(w.machine, decline)).appended();
-        assert_eq!(w.when(Actor::Platform, Command::Assign(job)).refused(), Refusal::NoMachineNow);
-        w.time_passes(Millis(6_000));
-        w.assigned(job);
-        assert_eq!(w.job(job).attempts_used, 0);
-    }
-
-    #[test]
-    fn cancelling_ends_a_waiting_job_at_once_and_asks_a_running_one() {
-        let mut w = given();
-        let waiting = w.submitted();
-        w.when(w.as_consumer(), Command::Cancel(waiting)).appended();
-        assert_eq!(w.job(waiting).phase, Phase::Ended);
-
-        let running = w.submitted();
-        let lease = w.assigned(running);
-        w.accepted(running, lease);
-        w.started(running, lease);
-        let asked = w.when(w.as_consumer(), Command::Cancel(running)).appended();
-        assert_eq!(w.when(w.as_consumer(), Command::Cancel(running)).already(), asked);
-        assert_eq!(w.job(running).wish(w.machine, lease), DesiredLease::Cancel);
-        w.time_passes(Millis(60_000));
-        w.when(Actor::Platform, Command::Expire(running)).appended();
-        assert!(w.job(running).ending.clone().is_some_and(|e| e.cancelled));
-        let late = w.report(running, lease, Outcome::Completed);
-        w.when(w.as_machine(), late).already();
-    }
-
-    #[test]
-    fn a_foreign_job_looks_like_none() {
-        let mut w = given();
-        let job = w.submitted();
-        assert_eq!(w.when(w.as_provider(), Command::Cancel(job)).refused(), Refusal::UnknownJob);
-    }
-
-    #[test]
-    fn a_machine_may_not_speak_for_another_nor_claim_what_only_the_platform_sees() {
-        let mut w = given();
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        let other = Actor::Machine(MachineId::generate());
-        let report = w.report(job, lease, Outcome::Completed);
-        assert!(matches!(w.when(other, report).refused(), Refusal::NotAllowed(_)));
-        let claim = w.report(job, lease, Outcome::Failed { reason: Reason::NoMachine, detail: String::new() });
-        assert!(matches!(w.when(w.as_machine(), claim).refused(), Refusal::InvalidField { .. }));
-    }
-
     use gpubnb_events::Actor;
+
+    #[test]
+    fn a_job_passes_through_its_phases_and_leaves_memory_when_settled() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.complete(job, lease, Millis(1_000));
+        assert_eq!(market.job(job).phase, Phase::Ended);
+        market.when(Actor::Platform, Command::Settle(job)).expect_appended();
+        assert!(market.world.job(job).is_none(), "a settled job leaves memory");
+    }
+
+    #[test]
+    fn a_job_must_be_accepted_before_it_starts_and_started_before_it_completes() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        let start = Command::Start(market.machine, Start { job, lease, image_digest: String::new() });
+        assert!(matches!(market.when(market.as_machine(), start).expect_refused(), DomainError::WrongState(_)));
+        market.accept(job, lease);
+        let report = market.report(job, lease, Outcome::Completed);
+        assert!(matches!(market.when(market.as_machine(), report).expect_refused(), DomainError::WrongState(_)));
+    }
+
+    #[test]
+    fn a_stale_lease_is_refused_and_a_repeated_report_returns_the_first_event() {
+        let mut market = given();
+        let job = market.submit_default();
+        let first = market.assign(job);
+        market.accept(job, first);
+        let preempted = Outcome::Failed { reason: Reason::Preempted, detail: String::new() };
+        let report = market.report(job, first, preempted);
+        let seq = market.when(market.as_machine(), report.clone()).expect_appended();
+        assert_eq!(market.when(market.as_machine(), report).expect_already_done(), seq);
+        market.advance_time(Millis(10_000));
+        let second = market.assign(job);
+        assert!(second > first);
+        let start = Command::Start(market.machine, Start { job, lease: first, image_digest: String::new() });
+        assert_eq!(market.when(market.as_machine(), start).expect_refused(), DomainError::StaleLease);
+    }
+
+    #[test]
+    fn a_provider_fault_requeues_the_job_until_no_attempt_is_left() {
+        let mut market = given();
+        let job = market.submit_default();
+        for attempt in 1..=2 {
+            let lease = market.assign(job);
+            market.accept(job, lease);
+            market.start(job, lease);
+            let lost = market.report(job, lease, Outcome::Failed { reason: Reason::GpuLost, detail: String::new() });
+            market.when(market.as_machine(), lost).expect_appended();
+            let expected = if attempt == 2 { Phase::Ended } else { Phase::Queued };
+            assert_eq!(market.job(job).phase, expected);
+            market.advance_time(Millis(10_000));
+        }
+        assert!(!market.job(job).ending.clone().is_some_and(|e| e.billed));
+    }
+
+    #[test]
+    fn a_decline_does_not_count_as_an_attempt() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        let decline = Decline { job, lease, reason: gpubnb_events::event::DeclineReason::NoFreeSlot };
+        market.when(market.as_machine(), Command::Decline(market.machine, decline)).expect_appended();
+        assert_eq!(market.when(Actor::Platform, Command::Assign(job)).expect_refused(), DomainError::NoMachineNow);
+        market.advance_time(Millis(6_000));
+        market.assign(job);
+        assert_eq!(market.job(job).attempts_used, 0);
+    }
+
+    #[test]
+    fn cancel_ends_a_waiting_job_at_once_and_asks_the_machine_of_a_running_job() {
+        let mut market = given();
+        let waiting = market.submit_default();
+        market.when(market.as_consumer(), Command::Cancel(waiting)).expect_appended();
+        assert_eq!(market.job(waiting).phase, Phase::Ended);
+
+        let running = market.submit_default();
+        let lease = market.assign(running);
+        market.accept(running, lease);
+        market.start(running, lease);
+        let asked = market.when(market.as_consumer(), Command::Cancel(running)).expect_appended();
+        assert_eq!(market.when(market.as_consumer(), Command::Cancel(running)).expect_already_done(), asked);
+        assert_eq!(market.job(running).desired_lease_state(market.machine, lease), DesiredLeaseState::Cancel);
+        market.advance_time(Millis(60_000));
+        market.when(Actor::Platform, Command::Expire(running)).expect_appended();
+        assert!(market.job(running).ending.clone().is_some_and(|e| e.cancelled));
+        let late = market.report(running, lease, Outcome::Completed);
+        market.when(market.as_machine(), late).expect_already_done();
+    }
+
+    #[test]
+    fn cancelling_the_job_of_another_account_answers_unknown_job() {
+        let mut market = given();
+        let job = market.submit_default();
+        assert_eq!(market.when(market.as_provider(), Command::Cancel(job)).expect_refused(), DomainError::UnknownJob);
+    }
+
+    #[test]
+    fn a_machine_may_not_report_for_another_machine_or_give_a_reason_of_the_platform() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        let other = Actor::Machine(MachineId::generate());
+        let report = market.report(job, lease, Outcome::Completed);
+        assert!(matches!(market.when(other, report).expect_refused(), DomainError::NotAllowed(_)));
+        let claim = market.report(job, lease, Outcome::Failed { reason: Reason::NoMachine, detail: String::new() });
+        assert!(matches!(market.when(market.as_machine(), claim).expect_refused(), DomainError::InvalidField { .. }));
+    }
 }

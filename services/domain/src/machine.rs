@@ -1,4 +1,7 @@
-//! A machine: its offer, its owner's wishes, its presence, and its leases.
+//! A machine: its offer, its availability, its presence, and its leases.
+//!
+//! The *availability* is what the owner decides, such as a pause. The *presence* is what the watchdog finds out: a
+//! machine without heartbeats is suspect first, and lost later.
 
 use std::collections::BTreeMap;
 
@@ -7,79 +10,80 @@ use gpubnb_events::{
     command::{MachineChange, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
-        MachineRepriced, MachineResumed, MachineSuspected, MachineTested, Speed, verified,
+        MachineRepriced, MachineResumed, MachineSuspected, MachineTested, Speed, all_passed,
     },
     message::{EventId, Proposal},
-    record::Record,
+    record::MachineRecord,
     spec::Offer,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, Listing, Refusal};
+use super::{Decision, DomainError, Listing};
 
 /// Greatest price of a machine per hour.
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
-/// Most slots of a machine.
+/// Most slots of a machine. A machine runs one job in each slot.
 pub const MAX_SLOTS: u32 = 256;
 
 /// Longest name of a hardware component, bytes.
-const MAX_NAME: usize = 128;
+const MAX_HARDWARE_NAME: usize = 128;
 /// Most checks of a self-test.
 const MAX_CHECKS: usize = 64;
-/// Longest text of a check, bytes.
-const MAX_TEXT: usize = 400;
+/// Longest text in a check, bytes.
+const MAX_CHECK_TEXT: usize = 400;
 
-/// The presence of a machine, as the watchdog sees it.
+/// The presence of a machine, by its heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Presence {
-    /// The machine is heard.
+    /// Heartbeats arrive.
     Online,
-    /// The machine missed heartbeats.
+    /// The last heartbeats are missing.
     Suspect,
-    /// The machine was silent for too long.
+    /// Heartbeats have been missing for too long. The machine's jobs are taken away.
     Lost,
 }
 
-/// The availability of a machine, as its owner wishes.
+/// The availability of a machine, as its owner decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Availability {
     /// The machine takes jobs.
     Ready,
-    /// The owner paused it.
+    /// The machine finishes its jobs and takes no new jobs. The owner paused it.
     Paused,
-    /// The machine finishes its jobs and takes no new ones.
+    /// The machine finishes its jobs and takes no new jobs. The owner wants it to be empty.
     Draining,
-    /// Like `Draining`; afterwards the owner works on the machine.
+    /// Like `Draining`. Afterwards the owner works on the machine.
     Maintenance,
     /// The machine left the market.
     Delisted,
 }
 
-/// State of one machine.
+/// The state of one machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
-    /// Last sequence of the machine's own events, which is the guard.
+    /// The sequence of the machine's last event, which is the guard of the next event.
     pub last: Seq,
-    /// The account that owns the machine.
+    /// The account of the machine's owner.
     pub owner: AccountId,
-    /// The machine's public key.
+    /// The machine's public key, which checks the signatures of its reports.
     pub public_key: Option<String>,
-    /// The offer.
+    /// The hardware, the price and the policy that the machine offers.
     pub offer: Offer,
-    /// The availability.
+    /// The availability that the owner decided.
     pub availability: Availability,
-    /// True if the owner uses the machine, as the machine itself reports.
+    /// True while the owner uses the machine. The machine itself reports this, and takes no jobs meanwhile.
     pub away: bool,
-    /// The presence.
+    /// The presence that the watchdog found out.
     pub presence: Presence,
-    /// The machine's live leases.
+    /// The live lease of each job on the machine.
     pub leases: BTreeMap<JobId, Lease>,
-    /// The record of attempts.
-    pub record: Record,
-    /// The speed in the last self-test.
+    /// The numbers of attempts that ended with and without a fault of the machine.
+    pub record: MachineRecord,
+    /// The speed that the last self-test measured.
     pub speed: Speed,
     /// True if every check of the last self-test passed.
     pub verified: bool,
+    /// The sequence of the last `MachineListed`.
     listed: Seq,
 }
 
@@ -94,26 +98,27 @@ impl Machine {
             away: false,
             presence: Presence::Online,
             leases: BTreeMap::new(),
-            record: Record::default(),
+            record: MachineRecord::default(),
             speed: Speed::default(),
             verified: false,
             listed: seq,
         }
     }
 
-    /// True if a slot is free.
+    /// True if the machine has a free slot.
     pub fn has_free_slot(&self) -> bool {
         self.leases.len() < self.offer.slots as usize
     }
 
+    /// Proposes an event of this machine.
     fn propose(&self, event: impl Into<Event>) -> Decision {
         let event = event.into();
         let id = EventId(format!("{}.{}.{}", event.aggregate(), event.name(), self.last).replace(' ', "."));
         Decision::Append(Proposal { event, id, expected: self.last, cause: None })
     }
 
-    /// Offers a machine, for the first time or with changes.
-    pub(crate) fn list(known: Option<&Self>, machine: MachineId, c: &Listing) -> Result<Decision, Refusal> {
+    /// Offers a machine, for the first time or with changes. `known` is the machine, if it was listed before.
+    pub(crate) fn list(known: Option<&Self>, machine: MachineId, c: &Listing) -> Result<Decision, DomainError> {
         check_offer(&c.offer)?;
         let event = MachineListed { machine, owner: c.owner, public_key: c.public_key.clone(), offer: c.offer.clone() };
         let Some(known) = known else {
@@ -121,21 +126,21 @@ impl Machine {
             return Ok(Decision::Append(Proposal { event: event.into(), id, expected: Seq::ZERO, cause: None }));
         };
         if known.owner != c.owner {
-            return Err(Refusal::NotAllowed("the machine belongs to another account"));
+            return Err(DomainError::NotAllowed("the machine belongs to another account"));
         }
         if known.offer == c.offer && known.public_key == c.public_key && known.availability != Availability::Delisted {
-            return Ok(Decision::Already(known.listed));
+            return Ok(Decision::AlreadyDone(known.listed));
         }
         Ok(known.propose(event))
     }
 
-    /// Changes the machine as its owner wishes.
-    pub(crate) fn change(&self, machine: MachineId, wish: MachineChange) -> Result<Decision, Refusal> {
+    /// Changes the machine as its owner asks.
+    pub(crate) fn change(&self, machine: MachineId, change: MachineChange) -> Result<Decision, DomainError> {
         use Availability::{Delisted, Draining, Maintenance, Paused, Ready};
-        let already = Ok(Decision::Already(self.last));
-        match (wish, self.availability) {
+        let already = Ok(Decision::AlreadyDone(self.last));
+        match (change, self.availability) {
             (MachineChange::Delist, Delisted) => already,
-            (_, Delisted) => Err(Refusal::WrongState("The machine has left the market. List it again first.")),
+            (_, Delisted) => Err(DomainError::WrongState("The machine has left the market. List it again first.")),
             (MachineChange::Pause, Paused)
             | (MachineChange::Resume, Ready)
             | (MachineChange::Drain, Draining)
@@ -148,9 +153,9 @@ impl Machine {
             (MachineChange::Back, _) => Ok(self.propose(MachineResumed { machine, away: true })),
             (MachineChange::Drain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: false })),
             (MachineChange::Maintain, _) => Ok(self.propose(MachineDrainStarted { machine, maintenance: true })),
-            (MachineChange::Delist, _) if !self.leases.is_empty() => {
-                Err(Refusal::WrongState("The machine still runs jobs. Drain it, and delist it when they have ended."))
-            }
+            (MachineChange::Delist, _) if !self.leases.is_empty() => Err(DomainError::WrongState(
+                "The machine still runs jobs. Drain it, and delist it when the jobs have ended.",
+            )),
             (MachineChange::Delist, _) => Ok(self.propose(MachineDelisted { machine })),
             (MachineChange::Reprice(price), _) if price == self.offer.price => already,
             (MachineChange::Reprice(price), _) => {
@@ -160,34 +165,34 @@ impl Machine {
         }
     }
 
-    /// Records a self-test.
-    pub(crate) fn record_test(&self, machine: MachineId, c: &RecordTest) -> Result<Decision, Refusal> {
+    /// Records the results of a self-test.
+    pub(crate) fn record_test(&self, machine: MachineId, c: &RecordTest) -> Result<Decision, DomainError> {
         check_test(&c.checks)?;
-        Ok(self.propose(MachineTested { machine, checks: c.checks.clone(), speed: Speed::of(&c.checks) }))
+        Ok(self.propose(MachineTested { machine, checks: c.checks.clone(), speed: Speed::from_checks(&c.checks) }))
     }
 
     /// The watchdog missed heartbeats of the machine.
     pub(crate) fn suspect(&self, machine: MachineId) -> Decision {
         match self.presence {
             Presence::Online => self.propose(MachineSuspected { machine }),
-            Presence::Suspect | Presence::Lost => Decision::Already(self.last),
+            Presence::Suspect | Presence::Lost => Decision::AlreadyDone(self.last),
         }
     }
 
-    /// The watchdog gives the machine up. Only a suspect machine can be lost.
-    pub(crate) fn lose(&self, machine: MachineId) -> Result<Decision, Refusal> {
+    /// The watchdog declares the machine lost. Only a suspect machine can be lost.
+    pub(crate) fn lose(&self, machine: MachineId) -> Result<Decision, DomainError> {
         match self.presence {
-            Presence::Online => Err(Refusal::WrongState("The machine is heard.")),
+            Presence::Online => Err(DomainError::WrongState("The machine sends heartbeats.")),
             Presence::Suspect => Ok(self.propose(MachineLost { machine })),
-            Presence::Lost => Ok(Decision::Already(self.last)),
+            Presence::Lost => Ok(Decision::AlreadyDone(self.last)),
         }
     }
 
-    /// The watchdog heard the machine again.
+    /// The watchdog received a heartbeat of the machine.
     pub(crate) fn recover(&self, machine: MachineId) -> Decision {
         match self.presence {
             Presence::Suspect | Presence::Lost => self.propose(MachineRecovered { machine }),
-            Presence::Online => Decision::Already(self.last),
+            Presence::Online => Decision::AlreadyDone(self.last),
         }
     }
 
@@ -201,7 +206,7 @@ impl Machine {
                     // A new listing changes the offer. It does not end the owner's pause.
                     let availability = match m.availability {
                         Availability::Delisted => Availability::Ready,
-                        kept => kept,
+                        unchanged => unchanged,
                     };
                     *m = Self {
                         availability,
@@ -233,49 +238,53 @@ impl Machine {
             Event::MachineRecovered(_) => machine.presence = Presence::Online,
             Event::MachineTested(e) => {
                 machine.speed = e.speed;
-                machine.verified = verified(&e.checks);
+                machine.verified = all_passed(&e.checks);
             }
             _ => {}
         }
     }
 }
 
-fn check_price(price: HourlyRate) -> Result<(), Refusal> {
+fn check_price(price: HourlyRate) -> Result<(), DomainError> {
     if price.0 < MicroUsd::ZERO || price.0 > MAX_PRICE {
-        return Err(Refusal::field("price", format!("The price per hour must be from $0 to {MAX_PRICE}.")));
+        return Err(DomainError::field("price", format!("The price per hour must be from $0 to {MAX_PRICE}.")));
     }
     Ok(())
 }
 
-fn check_offer(offer: &Offer) -> Result<(), Refusal> {
+fn check_offer(offer: &Offer) -> Result<(), DomainError> {
     crate::rules::check_text("name", &offer.name, 80)?;
     crate::rules::check_text("region", &offer.region, 40)?;
     check_price(offer.price)?;
     if offer.slots == 0 || offer.slots > MAX_SLOTS {
-        return Err(Refusal::field("slots", format!("A machine has from 1 to {MAX_SLOTS} slots.")));
+        return Err(DomainError::field("slots", format!("A machine has from 1 to {MAX_SLOTS} slots.")));
     }
     if let Some(hours) = &offer.policy.hours {
         crate::rules::check_text("hours", hours, 80)?;
     }
     let hardware = &offer.hardware;
     if hardware.gpus.len() > 16 {
-        return Err(Refusal::field("gpus", "A machine has at most 16 GPUs."));
+        return Err(DomainError::field("gpus", "A machine has at most 16 GPUs."));
     }
-    let of_gpus = hardware.gpus.iter().flat_map(|gpu| [&gpu.uuid, &gpu.model]);
+    let gpu_names = hardware.gpus.iter().flat_map(|gpu| [&gpu.uuid, &gpu.model]);
     let versions = hardware.driver.iter().chain(&hardware.cuda);
-    let names = of_gpus.chain(versions).chain([&hardware.cpu_model]);
-    if names.into_iter().any(|name| name.len() > MAX_NAME) {
-        return Err(Refusal::field("hardware", format!("A name has at most {MAX_NAME} bytes.")));
+    let names = gpu_names.chain(versions).chain([&hardware.cpu_model]);
+    if names.into_iter().any(|name| name.len() > MAX_HARDWARE_NAME) {
+        return Err(DomainError::field(
+            "hardware",
+            format!("A name of a component has at most {MAX_HARDWARE_NAME} bytes."),
+        ));
     }
     Ok(())
 }
 
-fn check_test(checks: &[Check]) -> Result<(), Refusal> {
-    let text = |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().any(|t| t.len() > MAX_TEXT);
-    if checks.len() > MAX_CHECKS || checks.iter().any(text) {
-        return Err(Refusal::field(
+fn check_test(checks: &[Check]) -> Result<(), DomainError> {
+    let has_long_text =
+        |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().any(|t| t.len() > MAX_CHECK_TEXT);
+    if checks.len() > MAX_CHECKS || checks.iter().any(has_long_text) {
+        return Err(DomainError::field(
             "checks",
-            format!("A self-test has at most {MAX_CHECKS} checks, each text of at most {MAX_TEXT} bytes."),
+            format!("A self-test has at most {MAX_CHECKS} checks, with texts of at most {MAX_CHECK_TEXT} bytes."),
         ));
     }
     Ok(())
@@ -288,86 +297,89 @@ mod tests {
     use gpubnb_events::command::ChangeMachine;
 
     #[test]
-    fn listing_the_same_offer_again_changes_nothing() {
-        let mut w = given();
-        let list = Command::ListMachine(w.machine, w.listing(w.provider, w.offer()));
-        assert_eq!(w.when(w.as_machine(), list).already(), w.machine_state().listed);
+    fn listing_the_same_offer_twice_writes_one_event() {
+        let mut market = given();
+        let list = Command::ListMachine(market.machine, market.listing(market.provider, market.offer()));
+        assert_eq!(market.when(market.as_machine(), list).expect_already_done(), market.machine_state().listed);
     }
 
     #[test]
-    fn being_away_and_being_paused_are_two_things() {
-        let mut w = given();
-        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
+    fn the_return_of_the_owner_does_not_end_a_pause() {
+        let mut market = given();
+        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: market.machine, change: wish });
         let [away, pause, back, resume] =
             [MachineChange::Away, MachineChange::Pause, MachineChange::Back, MachineChange::Resume].map(change);
-        w.when(w.as_machine(), away.clone()).appended();
-        w.when(w.as_machine(), away.clone()).already();
-        w.when(w.as_provider(), pause).appended();
-        w.when(w.as_machine(), back).appended();
-        assert_eq!((w.machine_state().away, w.machine_state().availability), (false, Availability::Paused));
-        w.when(w.as_provider(), resume).appended();
-        assert_eq!(w.machine_state().availability, Availability::Ready);
-        // Only the machine itself knows whether its owner uses it.
-        w.when(w.as_provider(), away).refused();
+        market.when(market.as_machine(), away.clone()).expect_appended();
+        market.when(market.as_machine(), away.clone()).expect_already_done();
+        market.when(market.as_provider(), pause).expect_appended();
+        market.when(market.as_machine(), back).expect_appended();
+        assert_eq!((market.machine_state().away, market.machine_state().availability), (false, Availability::Paused));
+        market.when(market.as_provider(), resume).expect_appended();
+        assert_eq!(market.machine_state().availability, Availability::Ready);
+        // Only the machine itself may report that its owner uses it.
+        market.when(market.as_provider(), away).expect_refused();
     }
 
     #[test]
-    fn maintenance_is_a_drain_that_is_announced() {
-        let mut w = given();
-        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
+    fn a_machine_can_change_between_draining_and_maintenance() {
+        let mut market = given();
+        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: market.machine, change: wish });
         let (drain, maintain, resume) =
             (change(MachineChange::Drain), change(MachineChange::Maintain), change(MachineChange::Resume));
-        w.when(w.as_provider(), drain.clone()).appended();
-        w.when(w.as_provider(), maintain.clone()).appended();
-        w.when(w.as_provider(), maintain).already();
-        assert_eq!(w.machine_state().availability, Availability::Maintenance);
-        w.when(w.as_provider(), drain).appended();
-        assert_eq!(w.machine_state().availability, Availability::Draining);
-        w.when(w.as_provider(), resume).appended();
-        assert_eq!(w.machine_state().availability, Availability::Ready);
+        market.when(market.as_provider(), drain.clone()).expect_appended();
+        market.when(market.as_provider(), maintain.clone()).expect_appended();
+        market.when(market.as_provider(), maintain).expect_already_done();
+        assert_eq!(market.machine_state().availability, Availability::Maintenance);
+        market.when(market.as_provider(), drain).expect_appended();
+        assert_eq!(market.machine_state().availability, Availability::Draining);
+        market.when(market.as_provider(), resume).expect_appended();
+        assert_eq!(market.machine_state().availability, Availability::Ready);
     }
 
     #[test]
-    fn an_offer_made_anew_does_not_end_the_owners_pause() {
-        let mut w = given();
-        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: w.machine, wish });
+    fn a_new_offer_does_not_end_a_pause_but_ends_a_delisting() {
+        let mut market = given();
+        let change = |wish| Command::ChangeMachine(ChangeMachine { machine: market.machine, change: wish });
         let (pause, delist) = (change(MachineChange::Pause), change(MachineChange::Delist));
-        w.when(w.as_provider(), pause).appended();
-        let mut offer = w.offer();
+        market.when(market.as_provider(), pause).expect_appended();
+        let mut offer = market.offer();
         offer.slots += 1;
-        let list = Command::ListMachine(w.machine, w.listing(w.provider, offer));
-        w.when(w.as_machine(), list.clone()).appended();
-        assert_eq!(w.machine_state().availability, Availability::Paused);
-        w.when(w.as_provider(), delist).appended();
-        w.when(w.as_machine(), list).appended();
-        assert_eq!(w.machine_state().availability, Availability::Ready);
+        let list = Command::ListMachine(market.machine, market.listing(market.provider, offer));
+        market.when(market.as_machine(), list.clone()).expect_appended();
+        assert_eq!(market.machine_state().availability, Availability::Paused);
+        market.when(market.as_provider(), delist).expect_appended();
+        market.when(market.as_machine(), list).expect_appended();
+        assert_eq!(market.machine_state().availability, Availability::Ready);
     }
 
     #[test]
-    fn only_a_machine_under_suspicion_is_given_up() {
-        let mut w = given();
-        let lose = Command::Lose(w.machine);
-        let heard = w.when(gpubnb_events::Actor::Platform, lose.clone()).refused();
-        assert!(matches!(heard, Refusal::WrongState(_)));
-        w.when(gpubnb_events::Actor::Platform, Command::Suspect(w.machine)).appended();
-        w.when(gpubnb_events::Actor::Platform, lose).appended();
-        assert_eq!(w.machine_state().presence, Presence::Lost);
+    fn only_a_suspect_machine_can_be_lost() {
+        let mut market = given();
+        let lose = Command::Lose(market.machine);
+        let heard = market.when(gpubnb_events::Actor::Platform, lose.clone()).expect_refused();
+        assert!(matches!(heard, DomainError::WrongState(_)));
+        market.when(gpubnb_events::Actor::Platform, Command::Suspect(market.machine)).expect_appended();
+        market.when(gpubnb_events::Actor::Platform, lose).expect_appended();
+        assert_eq!(market.machine_state().presence, Presence::Lost);
     }
 
     #[test]
-    fn a_machine_cannot_be_taken_over_by_listing_it() {
-        let mut w = given();
-        let list = Command::ListMachine(w.machine, w.listing(w.consumer, w.offer()));
-        assert!(matches!(w.when(w.as_machine(), list).refused(), Refusal::NotAllowed(_)));
+    fn a_listing_cannot_change_the_owner() {
+        let mut market = given();
+        let list = Command::ListMachine(market.machine, market.listing(market.consumer, market.offer()));
+        assert!(matches!(market.when(market.as_machine(), list).expect_refused(), DomainError::NotAllowed(_)));
     }
 
     #[test]
-    fn a_machine_with_live_leases_is_not_delisted() {
-        let mut w = given();
-        let job = w.submitted();
-        w.assigned(job);
-        let delist = Command::ChangeMachine(ChangeMachine { machine: w.machine, wish: MachineChange::Delist });
-        assert!(matches!(w.when(w.as_provider(), delist.clone()).refused(), Refusal::WrongState(_)));
-        assert!(matches!(w.when(w.as_consumer(), delist).refused(), Refusal::NotAllowed(_)));
+    fn a_machine_with_live_leases_cannot_be_delisted() {
+        let mut market = given();
+        let job = market.submit_default();
+        market.assign(job);
+        let delist = Command::ChangeMachine(ChangeMachine { machine: market.machine, change: MachineChange::Delist });
+        assert!(matches!(
+            market.when(market.as_provider(), delist.clone()).expect_refused(),
+            DomainError::WrongState(_)
+        ));
+        assert!(matches!(market.when(market.as_consumer(), delist).expect_refused(), DomainError::NotAllowed(_)));
     }
 }

@@ -1,4 +1,5 @@
-//! Metering and the bill. Anybody can compute the bill again from the events that `Settled` cites.
+//! Metering and the bill of a job. The event `Settled` has the bill, and names the events from which anybody can
+//! compute the same bill.
 
 use gpubnb_events::{
     AccountId, MicroUsd,
@@ -8,17 +9,17 @@ use gpubnb_events::{
 };
 
 use super::{
-    Decision, Refusal,
+    Decision, DomainError,
     job::{Attempt, Ending, Job, Phase},
 };
 
-/// Settles an ended job, with one event that has all the postings.
-pub(crate) fn settle(job: &Job) -> Result<Decision, Refusal> {
+/// Bills an ended job and releases its hold, with one event that has all the postings.
+pub(crate) fn settle(job: &Job) -> Result<Decision, DomainError> {
     if let Some(seq) = job.settled {
-        return Ok(Decision::Already(seq));
+        return Ok(Decision::AlreadyDone(seq));
     }
     let (Phase::Ended, Some(ending)) = (job.phase, &job.ending) else {
-        return Err(Refusal::WrongState("The job has not ended."));
+        return Err(DomainError::WrongState("The job has not ended."));
     };
     let metered = job.attempt.as_ref().and_then(|a| Some((a, meter(job, a, ending)?)));
     let cost = metered.as_ref().map_or(MicroUsd::ZERO, |(a, m)| a.terms.price.cost_of(m.billed).min(job.hold));
@@ -40,8 +41,9 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, Refusal> {
     Ok(job.propose(event, format!("{}.settled", job.id), ending.seq))
 }
 
-/// The metered time: the least of the broker's time, the worker's time, the time limit, and the time that the budget
-/// pays for.
+/// The time to bill. It is the least of four times: the time between the broker's times of start and end, the worker's
+/// own measurement, the time limit, and the time that the budget pays for. `None` if the job never started or is not
+/// billed.
 fn meter(job: &Job, attempt: &Attempt, ending: &Ending) -> Option<Metering> {
     let (started, started_at) = attempt.started.filter(|_| ending.billed)?;
     let (ended, ended_at) = match job.cancel {
@@ -56,7 +58,8 @@ fn meter(job: &Job, attempt: &Attempt, ending: &Ending) -> Option<Metering> {
     Some(Metering { broker, worker, limit, budget, billed, started, ended })
 }
 
-/// The postings: the hold is released, the consumer debited, provider and platform credited. Their sum is zero.
+/// The postings of a settlement. They release the hold, debit the consumer, and credit the provider and the platform.
+/// Their sum is zero.
 fn postings(
     consumer: AccountId,
     provider: Option<AccountId>,
@@ -82,66 +85,66 @@ mod tests {
     use crate::{Command, testing::*};
     use gpubnb_events::{Actor, Event, Millis, command::Outcome, event::Reason};
 
-    fn settled(w: &mut Given, job: gpubnb_events::JobId) -> Settled {
-        w.when(Actor::Platform, Command::Settle(job)).appended();
-        match w.last_event() {
+    fn settled(market: &mut TestMarket, job: gpubnb_events::JobId) -> Settled {
+        market.when(Actor::Platform, Command::Settle(job)).expect_appended();
+        match market.last_event() {
             Event::Settled(e) => e.clone(),
             other => panic!("expected Settled, got {other:?}"),
         }
     }
 
     #[test]
-    fn the_smallest_time_is_billed_and_the_postings_sum_to_zero() {
-        let mut w = given();
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
-        w.time_passes(Millis(90_000));
-        w.completed(job, lease, Millis(72_000));
-        let bill = settled(&mut w, job);
+    fn the_shortest_of_the_four_times_is_billed_and_the_postings_sum_to_zero() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.advance_time(Millis(90_000));
+        market.complete(job, lease, Millis(72_000));
+        let bill = settled(&mut market, job);
         let metering = bill.metering.clone().expect("it ran");
         assert_eq!(metering.billed, Millis(72_000));
         assert!(metering.broker >= Millis(90_000));
-        assert_eq!(bill.cost, w.offer().price.cost_of(Millis(72_000)));
+        assert_eq!(bill.cost, market.offer().price.cost_of(Millis(72_000)));
         assert_eq!(bill.fee + bill.earned, bill.cost);
         assert_eq!(bill.postings.iter().map(|p| p.amount).sum::<MicroUsd>(), MicroUsd::ZERO);
-        assert_eq!(w.account(w.consumer).held, MicroUsd::ZERO);
-        assert_eq!(w.account(w.provider).available, bill.earned);
-        assert!(matches!(w.when(Actor::Platform, Command::Settle(job)).refused(), Refusal::UnknownJob));
+        assert_eq!(market.account(market.consumer).held, MicroUsd::ZERO);
+        assert_eq!(market.account(market.provider).available, bill.earned);
+        assert!(matches!(market.when(Actor::Platform, Command::Settle(job)).expect_refused(), DomainError::UnknownJob));
     }
 
     #[test]
-    fn a_fault_of_the_provider_costs_nothing_and_frees_the_hold() {
-        let mut w = given();
-        let before = w.account(w.consumer).available;
-        let mut submit = w.a_submission();
+    fn a_job_that_failed_by_a_provider_fault_is_free_and_its_hold_is_released() {
+        let mut market = given();
+        let before = market.account(market.consumer).available;
+        let mut submit = market.new_submission();
         submit.max_attempts = Some(1);
-        let job = w.submit(submit);
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
-        w.time_passes(Millis(50_000));
-        let lost = w.report(job, lease, Outcome::Failed { reason: Reason::Preempted, detail: String::new() });
-        w.when(w.as_machine(), lost).appended();
-        let bill = settled(&mut w, job);
+        let job = market.submit(submit);
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.advance_time(Millis(50_000));
+        let lost = market.report(job, lease, Outcome::Failed { reason: Reason::Preempted, detail: String::new() });
+        market.when(market.as_machine(), lost).expect_appended();
+        let bill = settled(&mut market, job);
         assert_eq!((bill.cost, bill.metering), (MicroUsd::ZERO, None));
-        assert_eq!(w.account(w.consumer).available, before);
+        assert_eq!(market.account(market.consumer).available, before);
     }
 
     #[test]
     fn a_cancelled_job_is_billed_up_to_the_request() {
-        let mut w = given();
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
-        w.time_passes(Millis(10_000));
-        w.when(w.as_consumer(), Command::Cancel(job)).appended();
-        w.time_passes(Millis(20_000));
-        let stopped = w.report(job, lease, Outcome::Cancelled);
-        w.when(w.as_machine(), stopped).appended();
-        let metering = settled(&mut w, job).metering.expect("it ran");
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.advance_time(Millis(10_000));
+        market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
+        market.advance_time(Millis(20_000));
+        let stopped = market.report(job, lease, Outcome::Cancelled);
+        market.when(market.as_machine(), stopped).expect_appended();
+        let metering = settled(&mut market, job).metering.expect("it ran");
         assert!((Millis(10_000)..Millis(11_000)).contains(&metering.billed), "{metering:?}");
     }
 }

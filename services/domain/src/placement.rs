@@ -1,4 +1,8 @@
-//! Placement: which machine, and why. A pure function of the world, so that it can be explained and replayed.
+//! Placement: chooses a machine for a job, and explains the choice. The same state, request and time always give the
+//! same choice.
+//!
+//! A machine is a *candidate* if it meets every condition. The other machines are *rejected*, each for one reason.
+//! Among the candidates, the strategy of the job chooses the winner, for example the cheapest machine.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -7,7 +11,7 @@ use gpubnb_events::{
     command::SubmitJob,
     spec::{
         Chosen, JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Resources, Strategy,
-        Winner, Won,
+        WinReason, Winner,
     },
 };
 
@@ -17,27 +21,27 @@ use super::{
     machine::{Availability, Machine, Presence},
 };
 
-/// A placement, or why there is none.
+/// The result of a placement.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    /// The winner.
+    /// The machine that won; `None` if there was no candidate.
     pub machine: Option<MachineId>,
-    /// Candidates, rejects and how the winner was chosen.
+    /// The number of candidates, the rejected machines by reason, and the reason why the winner won.
     pub explanation: PlacementExplanation,
 }
 
-/// The request for a machine: of a job that waits, or of one that would be submitted.
+/// A request for a machine. It is made for a waiting job, or for a quote: a preview of a job that is not submitted yet.
 pub struct Request<'a> {
     /// The specification of the job.
     pub spec: &'a JobSpec,
-    /// Where.
+    /// The conditions that a machine must meet, and the strategy.
     pub placement: &'a Placement,
-    /// Machines to leave alone, and until when.
+    /// Machines that must not get the job before this time; `None` means never. See [`Job::avoid`].
     pub avoid: &'a BTreeMap<MachineId, Option<Timestamp>>,
 }
 
 impl<'a> Request<'a> {
-    /// Of a job.
+    /// The request of a waiting job.
     pub fn of(job: &'a Job) -> Self {
         Self { spec: &job.spec, placement: &job.placement, avoid: &job.avoid }
     }
@@ -48,10 +52,11 @@ pub fn choose(world: &World, request: &Request<'_>, now: Timestamp) -> Choice {
     let mut rejected: BTreeMap<Reject, u32> = BTreeMap::new();
     let mut candidates = 0;
     let mut best: Option<(&MachineId, &Machine)> = None;
-    // The strategy of the request decides; then the lower price, fewer jobs, the smaller id: always the same answer.
+    // The least score wins. The strategy counts first, then the lower price, then the fewer jobs. The id comes last, so
+    // that no two scores are equal.
     let score = |(id, m): &(&MachineId, &Machine)| (Reverse(rank(request, m)), m.offer.price, m.leases.len(), **id);
     for (id, machine) in world.machines() {
-        if let Some(reason) = reject(world, *id, machine, request, now) {
+        if let Some(reason) = reject_reason(world, *id, machine, request, now) {
             *rejected.entry(reason).or_default() += 1;
         } else {
             candidates += 1;
@@ -65,46 +70,55 @@ pub fn choose(world: &World, request: &Request<'_>, now: Timestamp) -> Choice {
     Choice { machine: best.map(|(id, _)| *id), explanation: PlacementExplanation { candidates, rejected, chosen } }
 }
 
-/// How good a machine is at what was asked for: the greatest wins.
+/// The rank of a machine by the strategy of the request. The greatest rank wins.
 fn rank(request: &Request<'_>, machine: &Machine) -> u64 {
     match request.placement.strategy {
         Strategy::Cheapest => 0,
         Strategy::Fastest => speed(request, machine).unwrap_or(0),
-        Strategy::MostReliable => machine.record.expected(),
+        Strategy::MostReliable => machine.record.success_probability_ppm(),
     }
 }
 
-/// The speed of what the job gets: a GPU, or a core. MFLOP/s.
+/// The measured speed of one GPU, or of one core for a job without GPUs, in MFLOP/s. `None` without a measurement.
 fn speed(request: &Request<'_>, machine: &Machine) -> Option<u64> {
     if request.spec.resources.gpus > 0 { machine.speed.gpu() } else { machine.speed.core }
 }
 
-/// The machine that won, and why.
+/// Describes the machine that won, and the reason.
 fn winner(request: &Request<'_>, m: &Machine) -> Winner {
     let gpu = request.spec.resources.gpus > 0;
     let won = match request.placement.strategy {
-        _ if request.placement.requirements.machine.is_some() => Won::Named,
-        Strategy::Cheapest => Won::Cheapest,
-        Strategy::Fastest => Won::Fastest { mflops: speed(request, m), gpu },
-        Strategy::MostReliable => Won::MostReliable { percent: m.record.percent(), attempts: m.record.attempts() },
+        _ if request.placement.requirements.machine.is_some() => WinReason::Named,
+        Strategy::Cheapest => WinReason::Cheapest,
+        Strategy::Fastest => WinReason::Fastest { mflops: speed(request, m), gpu },
+        Strategy::MostReliable => {
+            WinReason::MostReliable { percent: m.record.percent(), attempts: m.record.attempts() }
+        }
     };
     Winner { name: m.offer.name.clone(), price: m.offer.price, won }
 }
 
-/// When a request can start: now, or when the first machine that would fit comes free at the latest, by the time
-/// limits of what it runs. `None`: no machine fits, or what it prepares has no limit yet.
-pub(crate) fn start(world: &World, request: &Request<'_>, choice: &Choice, now: Timestamp) -> Option<Timestamp> {
+/// The latest time at which a request can start. It is now, if a machine is free. Otherwise it is the first time at
+/// which a suitable machine is free, if the jobs on that machine run until their time limits. `None` if no machine is
+/// suitable, or if the suitable machines still prepare their jobs, because preparing has no such limit.
+pub(crate) fn estimate_start(
+    world: &World,
+    request: &Request<'_>,
+    choice: &Choice,
+    now: Timestamp,
+) -> Option<Timestamp> {
     if choice.machine.is_some() {
         return Some(now);
     }
     let free_at = |(id, m): (&MachineId, &Machine)| {
         let jobs = m.leases.keys().filter_map(|job| world.job(*job));
-        // A job that is still being prepared has no limit yet.
+        // A job that does not run yet has no end.
         let end = |job: &Job| (job.phase == Phase::Running).then(|| job.since.plus(job.limits.time.millis()).max(now));
         let ends: Option<Vec<Timestamp>> = jobs.map(end).collect();
-        match reject(world, *id, m, request, now)? {
+        match reject_reason(world, *id, m, request, now)? {
             Reject::NoFreeSlot if request.spec.resources.gpus == 0 => ends?.into_iter().min(),
-            // Which job holds what it needs, only the last of them says for sure.
+            // One of the jobs uses the resources that the request needs, but it is not known which job. All of them
+            // must end.
             Reject::NoFreeSlot | Reject::Busy => ends?.into_iter().max(),
             _ => None,
         }
@@ -112,24 +126,35 @@ pub(crate) fn start(world: &World, request: &Request<'_>, choice: &Choice, now: 
     world.machines().filter_map(free_at).min()
 }
 
-/// The dearest price a submission could meet among the machines that fit it now, whether free or not.
-pub(crate) fn dearest(world: &World, c: &SubmitJob, now: Timestamp) -> Option<HourlyRate> {
+/// The highest price that a submission can get: its price cap, or the highest price of the suitable machines. A machine
+/// that is suitable but busy counts as well. `None` if no machine is suitable.
+pub(crate) fn highest_price(world: &World, c: &SubmitJob, now: Timestamp) -> Option<HourlyRate> {
     if let Some(cap) = c.placement.requirements.price_cap {
         return Some(cap);
     }
     let avoid = BTreeMap::new();
     let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
-    let fits = |reason| matches!(reason, None | Some(Reject::NoFreeSlot | Reject::Busy));
-    world.machines().filter(|(id, m)| fits(reject(world, **id, m, &request, now))).map(|(_, m)| m.offer.price).max()
+    let is_suitable = |reason| matches!(reason, None | Some(Reject::NoFreeSlot | Reject::Busy));
+    world
+        .machines()
+        .filter(|(id, m)| is_suitable(reject_reason(world, **id, m, &request, now)))
+        .map(|(_, m)| m.offer.price)
+        .max()
 }
 
-/// The first reason why a machine is not taken.
-fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>, now: Timestamp) -> Option<Reject> {
+/// The first reason to reject a machine; `None` for a candidate.
+fn reject_reason(
+    world: &World,
+    id: MachineId,
+    machine: &Machine,
+    request: &Request<'_>,
+    now: Timestamp,
+) -> Option<Reject> {
     let requirements = &request.placement.requirements;
     if requirements.machine.is_some_and(|named| named != id) {
         return Some(Reject::NotNamed);
     }
-    let avoided = request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
+    let is_avoided = request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
     let resources = &request.spec.resources;
     let hardware = &machine.offer.hardware;
     let fitting_gpus = hardware.gpus.iter().filter(|g| g.memory >= resources.vram).count();
@@ -147,46 +172,47 @@ fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>
     if machine.presence != Presence::Online {
         return Some(Reject::Offline);
     }
-    if avoided {
+    if is_avoided {
         return Some(Reject::Excluded);
     }
     if fitting_gpus < resources.gpus as usize {
         return Some(Reject::GpuTooSmall);
     }
-    let room = hardware.memory >= resources.memory
+    let is_large_enough = hardware.memory >= resources.memory
         && u64::from(hardware.cpu_cores) * 1_000 >= u64::from(resources.cpu_millis)
         && hardware.disk >= resources.output;
-    if !room {
+    if !is_large_enough {
         return Some(Reject::TooSmall);
     }
     if request.spec.egress && !machine.offer.policy.egress {
         return Some(Reject::NoEgress);
     }
-    if let Some(reason) = reject_by(requirements, machine, resources.gpus > 0) {
+    if let Some(reason) = unmet_requirement(requirements, machine, resources.gpus > 0) {
         return Some(reason);
     }
     if !machine.has_free_slot() {
         return Some(Reject::NoFreeSlot);
     }
-    (!has_room(world, machine, resources, fitting_gpus)).then_some(Reject::Busy)
+    (!has_capacity(world, machine, resources, fitting_gpus)).then_some(Reject::Busy)
 }
 
-/// True if the machine's jobs leave enough. Cores are not counted: they are shared by time, and the owner says by the
-/// number of slots how far; GPUs, memory and disk cannot be.
-fn has_room(world: &World, machine: &Machine, wanted: &Resources, fitting_gpus: usize) -> bool {
+/// True if the jobs on the machine leave enough GPUs, memory and disk for one more job. Cores are not counted, because
+/// jobs can share them. The owner limits this sharing by the number of slots.
+fn has_capacity(world: &World, machine: &Machine, wanted: &Resources, fitting_gpus: usize) -> bool {
     let (mut gpus, mut memory, mut output) = (wanted.gpus as usize, wanted.memory.0, wanted.output.0);
     for job in machine.leases.keys().filter_map(|job| world.job(*job)) {
-        let held = &job.spec.resources;
-        // Which GPUs they hold, only the machine knows: as if it were those that fit.
-        gpus = gpus.saturating_add(if wanted.gpus > 0 { held.gpus as usize } else { 0 });
-        memory = memory.saturating_add(held.memory.0);
-        output = output.saturating_add(held.output.0);
+        let used = &job.spec.resources;
+        // Only the machine knows which GPUs a job uses. Assume that the job uses GPUs which the new job needs.
+        gpus = gpus.saturating_add(if wanted.gpus > 0 { used.gpus as usize } else { 0 });
+        memory = memory.saturating_add(used.memory.0);
+        output = output.saturating_add(used.output.0);
     }
     let hardware = &machine.offer.hardware;
     gpus <= fitting_gpus && memory <= hardware.memory.0 && output <= hardware.disk.0
 }
 
-fn reject_by(requirements: &Requirements, machine: &Machine, wants_gpu: bool) -> Option<Reject> {
+/// The first requirement of the request that the machine does not meet.
+fn unmet_requirement(requirements: &Requirements, machine: &Machine, wants_gpu: bool) -> Option<Reject> {
     let hardware = &machine.offer.hardware;
     if wants_gpu && hardware.simulated && !requirements.allow_simulated {
         return Some(Reject::Simulated);
@@ -206,8 +232,9 @@ fn reject_by(requirements: &Requirements, machine: &Machine, wants_gpu: bool) ->
     if requirements.verified && !machine.verified {
         return Some(Reject::NotVerified);
     }
-    let unreliable = |floor: u32| floor > 0 && machine.record.percent().is_none_or(|percent| percent < floor);
-    requirements.reliability.is_some_and(unreliable).then_some(Reject::Reliability)
+    // A machine without a record meets no floor but zero.
+    let is_unreliable = |floor: u32| floor > 0 && machine.record.percent().is_none_or(|percent| percent < floor);
+    requirements.reliability.is_some_and(is_unreliable).then_some(Reject::Reliability)
 }
 
 #[cfg(test)]
@@ -217,105 +244,110 @@ mod tests {
     use gpubnb_events::MicroUsd;
 
     #[test]
-    fn the_cheapest_that_fits_wins_and_the_rest_is_counted_by_reason() {
-        let mut w = given();
-        let mut cheap = w.offer();
+    fn the_cheapest_candidate_wins_and_rejected_machines_are_counted_by_reason() {
+        let mut market = given();
+        let mut cheap = market.offer();
         cheap.price = HourlyRate(MicroUsd(1_000));
-        let winner = w.listed(cheap.clone());
+        let winner = market.list_machine(cheap.clone());
         let mut small = cheap.clone();
         small.hardware.memory = gpubnb_events::spec::Mebibytes(1);
-        w.listed(small);
-        let job = w.submitted();
-        let job = w.job(job);
-        let choice = choose(&w.world, &Request::of(job), w.now);
+        market.list_machine(small);
+        let job = market.submit_default();
+        let job = market.job(job);
+        let choice = choose(&market.world, &Request::of(job), market.now);
         assert_eq!(choice.machine, Some(winner));
         assert_eq!(choice.explanation.candidates, 2);
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::TooSmall, machines: 1 }]);
     }
 
-    fn placed(w: &Given, placement: &Placement) -> Choice {
-        let submit = w.a_submission();
+    fn choose_for(market: &TestMarket, placement: &Placement) -> Choice {
+        let submit = market.new_submission();
         let avoid = BTreeMap::new();
-        choose(&w.world, &Request { spec: &submit.spec, placement, avoid: &avoid }, w.now)
+        choose(&market.world, &Request { spec: &submit.spec, placement, avoid: &avoid }, market.now)
     }
 
     #[test]
-    fn the_fastest_is_the_one_whose_core_is_and_one_that_never_measured_comes_last() {
-        let mut w = given();
-        let (slow, fast) = (w.listed(w.offer()), w.listed(w.offer()));
+    fn the_fastest_core_wins_over_slower_and_unmeasured_machines() {
+        let mut market = given();
+        let (slow, fast) = (market.list_machine(market.offer()), market.list_machine(market.offer()));
         for (machine, rate) in [(slow, "900"), (fast, "1100")] {
-            w.tested(machine, &[("cpu.matmul", rate, true)]);
+            market.record_test(machine, &[("cpu.matmul", rate, true)]);
         }
         let requirements = Requirements::default();
-        let choice = placed(&w, &Placement { strategy: Strategy::Fastest, requirements });
+        let choice = choose_for(&market, &Placement { strategy: Strategy::Fastest, requirements });
         assert_eq!((choice.machine, choice.explanation.candidates), (Some(fast), 3));
         assert!(choice.explanation.description().contains("1 GFLOP/s a core"), "{:?}", choice.explanation.chosen);
     }
 
     #[test]
-    fn the_most_reliable_has_the_better_record_and_a_floor_refuses_those_without() {
-        let mut w = given();
-        let proven = w.machine;
-        let job = w.submitted();
-        let lease = w.assigned(job);
-        w.accepted(job, lease);
-        w.started(job, lease);
-        w.completed(job, lease, gpubnb_events::Millis(1));
-        let fresh = w.listed(w.offer());
+    fn the_best_record_wins_and_a_reliability_floor_rejects_a_machine_without_a_record() {
+        let mut market = given();
+        let with_record = market.machine;
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.complete(job, lease, gpubnb_events::Millis(1));
+        let without_record = market.list_machine(market.offer());
         let reliable = |floor| Requirements { reliability: floor, ..Requirements::default() };
-        let choice = placed(&w, &Placement { strategy: Strategy::MostReliable, requirements: reliable(None) });
-        assert_eq!((choice.machine, choice.explanation.candidates), (Some(proven), 2));
-        let choice = placed(&w, &Placement { requirements: reliable(Some(90)), ..Placement::default() });
+        let choice = choose_for(&market, &Placement { strategy: Strategy::MostReliable, requirements: reliable(None) });
+        assert_eq!((choice.machine, choice.explanation.candidates), (Some(with_record), 2));
+        let choice = choose_for(&market, &Placement { requirements: reliable(Some(90)), ..Placement::default() });
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::Reliability, machines: 1 }]);
-        assert_ne!(choice.machine, Some(fresh));
+        assert_ne!(choice.machine, Some(without_record));
     }
 
     #[test]
-    fn only_a_machine_that_passed_its_self_test_is_verified() {
-        let mut w = given();
-        let (good, bad) = (w.listed(w.offer()), w.listed(w.offer()));
-        w.tested(good, &[("disk.write", "1", true)]);
-        w.tested(bad, &[("disk.write", "0", false)]);
+    fn a_verified_placement_rejects_machines_that_did_not_pass_their_self_test() {
+        let mut market = given();
+        let (good, bad) = (market.list_machine(market.offer()), market.list_machine(market.offer()));
+        market.record_test(good, &[("disk.write", "1", true)]);
+        market.record_test(bad, &[("disk.write", "0", false)]);
         let requirements = Requirements { verified: true, ..Requirements::default() };
-        let choice = placed(&w, &Placement { requirements, ..Placement::default() });
+        let choice = choose_for(&market, &Placement { requirements, ..Placement::default() });
         assert_eq!(choice.machine, Some(good));
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::NotVerified, machines: 2 }]);
     }
 
     #[test]
-    fn a_gpu_that_a_job_holds_is_not_given_to_another() {
-        let mut w = given();
-        let mut offer = w.offer();
+    fn a_gpu_in_use_is_not_given_to_a_second_job() {
+        let mut market = given();
+        let mut offer = market.offer();
         offer.slots = 2;
-        let list = crate::Command::ListMachine(w.machine, w.listing(w.provider, offer));
-        w.when(w.as_machine(), list).appended();
-        let with_gpu = |w: &Given| {
-            let mut submit = w.a_submission();
+        let list = crate::Command::ListMachine(market.machine, market.listing(market.provider, offer));
+        market.when(market.as_machine(), list).expect_appended();
+        let with_gpu = |market: &TestMarket| {
+            let mut submit = market.new_submission();
             submit.spec.resources.gpus = 1;
             submit
         };
-        let first = w.submit(with_gpu(&w));
-        let lease = w.assigned(first);
-        let second = w.submit(with_gpu(&w));
-        let choice = choose(&w.world, &Request::of(w.job(second)), w.now);
+        let first = market.submit(with_gpu(&market));
+        let lease = market.assign(first);
+        let second = market.submit(with_gpu(&market));
+        let choice = choose(&market.world, &Request::of(market.job(second)), market.now);
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::Busy, machines: 1 }]);
-        // A job without a GPU has its slot all the same; and the first one's limit says when the GPU comes free.
-        let third = w.submitted();
-        assert!(choose(&w.world, &Request::of(w.job(third)), w.now).machine.is_some());
-        assert_eq!(start(&w.world, &Request::of(w.job(second)), &choice, w.now), None, "nobody knows yet");
-        w.accepted(first, lease);
-        w.started(first, lease);
-        let waits = start(&w.world, &Request::of(w.job(second)), &choice, w.now).unwrap();
-        assert_eq!(waits, w.job(first).since.plus(w.job(first).limits.time.millis()));
+        // A job without a GPU can still use the second slot. The time limit of the first job shows when the GPU is
+        // free.
+        let third = market.submit_default();
+        assert!(choose(&market.world, &Request::of(market.job(third)), market.now).machine.is_some());
+        assert_eq!(
+            estimate_start(&market.world, &Request::of(market.job(second)), &choice, market.now),
+            None,
+            "the first job does not run yet"
+        );
+        market.accept(first, lease);
+        market.start(first, lease);
+        let starts_at = estimate_start(&market.world, &Request::of(market.job(second)), &choice, market.now).unwrap();
+        assert_eq!(starts_at, market.job(first).since.plus(market.job(first).limits.time.millis()));
     }
 
     #[test]
-    fn a_full_machine_is_not_given_more() {
-        let mut w = given();
-        let first = w.submitted();
-        w.assigned(first);
-        let second = w.submitted();
-        let choice = choose(&w.world, &Request::of(w.job(second)), w.now);
+    fn a_machine_without_a_free_slot_is_rejected() {
+        let mut market = given();
+        let first = market.submit_default();
+        market.assign(first);
+        let second = market.submit_default();
+        let choice = choose(&market.world, &Request::of(market.job(second)), market.now);
         assert_eq!(choice.machine, None);
         assert_eq!(choice.explanation.rejected[0].reason, Reject::NoFreeSlot);
     }

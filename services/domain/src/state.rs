@@ -1,52 +1,56 @@
-//! The state of the whole market that decisions need, folded from MARKET. Jobs leave the state when they are settled.
+//! The state of the whole market: everything that decisions need. It is folded from the events of the stream MARKET.
+//! Jobs leave the state when they are settled.
 //!
-//! Belongs here: the state and the ways to look something up. Must not come here: how an event changes the state
-//! (`apply.rs`), or a decision (`decide.rs`).
+//! This file has the data and its look-ups. `apply.rs` changes the state by events, and `decide.rs` decides commands.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq};
 use serde::{Deserialize, Serialize};
 
-use crate::{Settings, account::Account, job::Job, machine::Machine, submissions::Submissions};
+use crate::{Settings, account::Account, job::Job, machine::Machine, recent_submissions::RecentSubmissions};
 
-/// The version of the form of [`World`] and of the rules that fold it. Raise it with every change of either: snapshots
-/// of another version are discarded.
+/// The version of the fields of [`World`] and of the fold in `apply.rs`. Raise it with every change of either, because
+/// snapshots of another version are discarded.
 pub(crate) const VERSION: u32 = 2;
 
-/// State of the whole market at one sequence.
+/// The state of the whole market after one sequence of the log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct World {
+    /// The last sequence that was folded.
     pub(crate) applied: Seq,
     pub(crate) accounts: HashMap<AccountId, Account>,
     pub(crate) machines: BTreeMap<MachineId, Machine>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
+    /// The jobs that wait for a machine, by the sequence of their submission.
     pub(crate) queued: BTreeSet<(Seq, JobId)>,
+    /// The jobs that ended and are not settled.
     pub(crate) ended: BTreeSet<JobId>,
-    /// The last quarantined message of each aggregate. No fold reads such messages, but the broker's guard counts them.
+    /// The sequence of the last stray of each aggregate. A stray is a message that is not a valid event. No fold reads
+    /// it, but the broker's guard counts it.
     #[serde(with = "pairs")]
     pub(crate) strays: HashMap<Aggregate, Seq>,
-    pub(crate) submissions: Submissions,
+    pub(crate) submissions: RecentSubmissions,
 }
 
 impl World {
-    /// Version of a stored snapshot. A snapshot is discarded when the version differs: when the form of the state, the
-    /// fold or `decline_pause` changed, which is the only setting that the fold depends on.
+    /// The version of a snapshot of this state. A snapshot of another version is discarded. The version changes with
+    /// the fields, with the fold, and with `decline_pause`, the only setting that the fold depends on.
     pub fn version(settings: &Settings) -> String {
         format!("{VERSION}-{}", settings.decline_pause.0)
     }
 
-    /// The last sequence that is folded.
+    /// The last sequence that was folded.
     pub fn applied(&self) -> Seq {
         self.applied
     }
 
-    /// An account that was opened.
+    /// The account, if it was opened.
     pub fn account(&self, id: AccountId) -> Option<&Account> {
         self.accounts.get(&id).filter(|a| a.last > Seq::ZERO)
     }
 
-    /// A machine that was ever listed.
+    /// The machine, if it was ever listed.
     pub fn machine(&self, id: MachineId) -> Option<&Machine> {
         self.machines.get(&id)
     }
@@ -56,7 +60,7 @@ impl World {
         self.machines.iter()
     }
 
-    /// A job that is not settled yet.
+    /// The job, if it was submitted and is not settled yet.
     pub fn job(&self, id: JobId) -> Option<&Job> {
         self.jobs.get(&id)
     }
@@ -73,7 +77,7 @@ impl World {
 
     /// Jobs that wait for a machine and were submitted after `seq`, oldest first.
     pub fn queued_after(&self, seq: Seq) -> impl Iterator<Item = &Job> {
-        self.queued.range((seq.next(), JobId::LEAST)..).filter_map(|(_, job)| self.jobs.get(job))
+        self.queued.range((seq.next(), JobId::MIN)..).filter_map(|(_, job)| self.jobs.get(job))
     }
 
     /// Jobs that ended and are not settled.
@@ -81,13 +85,13 @@ impl World {
         self.ended.iter().copied()
     }
 
-    /// The last quarantined message of an aggregate; zero without one.
-    pub(crate) fn stray(&self, aggregate: Aggregate) -> Seq {
+    /// The sequence of the last stray of an aggregate; zero if there was none.
+    pub(crate) fn last_stray(&self, aggregate: Aggregate) -> Seq {
         self.strays.get(&aggregate).copied().unwrap_or_default()
     }
 }
 
-/// Serialises a map as a list of pairs, because its keys are not texts.
+/// Serialises a map as a list of pairs, because the keys of a JSON object must be strings.
 mod pairs {
     use std::{collections::HashMap, hash::Hash};
 

@@ -1,4 +1,7 @@
-//! A small market for given/when/then tests: a log in memory, two accounts, one machine.
+//! A small market for given/when/then tests: a log in memory, two accounts and one machine.
+//!
+//! For example, [`given`] makes the market, [`TestMarket::when`] gives a command, and [`Then::expect_appended`] checks
+//! that the command was granted and wrote an event.
 
 use gpubnb_events::template;
 use gpubnb_events::{
@@ -10,62 +13,70 @@ use gpubnb_events::{
     spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
 };
 
-use super::{Command, Decision, Listing, Refusal, Settings, World, account::Account, job::Job, machine::Machine};
+use super::{Command, Decision, DomainError, Listing, Settings, World, account::Account, job::Job, machine::Machine};
 
-pub(crate) struct Given {
+/// The market of a test.
+pub(crate) struct TestMarket {
     pub(crate) world: World,
     pub(crate) settings: Settings,
     pub(crate) now: Timestamp,
+    /// The account that submits jobs.
     pub(crate) consumer: AccountId,
+    /// The account that owns the machines.
     pub(crate) provider: AccountId,
+    /// The machine that the helpers below use.
     pub(crate) machine: MachineId,
     log: Vec<Event>,
 }
 
+/// The decision on a command, and the last sequence of the log after it.
 #[derive(Debug)]
-pub(crate) struct Then(Result<Decision, Refusal>, Seq);
+pub(crate) struct Then(Result<Decision, DomainError>, Seq);
 
 impl Then {
-    pub(crate) fn appended(self) -> Seq {
+    /// Checks that an event was appended. Returns its sequence.
+    pub(crate) fn expect_appended(self) -> Seq {
         assert!(matches!(self.0, Ok(Decision::Append(_))), "expected an event, got {:?}", self.0);
         self.1
     }
 
-    pub(crate) fn already(self) -> Seq {
+    /// Checks that the command was granted before. Returns the sequence of its event.
+    pub(crate) fn expect_already_done(self) -> Seq {
         match self.0 {
-            Ok(Decision::Already(seq)) => seq,
-            other => panic!("expected it to be done before, got {other:?}"),
+            Ok(Decision::AlreadyDone(seq)) => seq,
+            other => panic!("expected AlreadyDone, got {other:?}"),
         }
     }
 
-    pub(crate) fn refused(self) -> Refusal {
+    /// Checks that the command was refused.
+    pub(crate) fn expect_refused(self) -> DomainError {
         self.0.expect_err("expected a refusal")
     }
 }
 
 /// Two accounts, $100 of play money, and one machine with one slot.
-pub(crate) fn given() -> Given {
-    let mut given = Given {
+pub(crate) fn given() -> TestMarket {
+    let mut market = TestMarket {
         world: World::default(),
         settings: Settings { test_funds: true, ..Settings::default() },
-        // Ids carry the time of the real clock, so the time of the market begins there.
+        // An id contains the time of the system clock, so the market begins at that time.
         now: JobId::generate().made_at(),
         consumer: AccountId::generate(),
         provider: AccountId::generate(),
         machine: MachineId::generate(),
         log: Vec::new(),
     };
-    let (consumer, provider) = (given.consumer, given.provider);
-    given.when(Actor::Account(consumer), Command::OpenAccount(consumer)).appended();
-    given.when(Actor::Account(provider), Command::OpenAccount(provider)).appended();
+    let (consumer, provider) = (market.consumer, market.provider);
+    market.when(Actor::Account(consumer), Command::OpenAccount(consumer)).expect_appended();
+    market.when(Actor::Account(provider), Command::OpenAccount(provider)).expect_appended();
     let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(100) };
-    given.when(Actor::Operator(None), Command::Deposit(consumer, deposit)).appended();
-    let list = given.listing(provider, given.offer());
-    given.when(given.as_machine(), Command::ListMachine(given.machine, list)).appended();
-    given
+    market.when(Actor::Operator(None), Command::Deposit(consumer, deposit)).expect_appended();
+    let list = market.listing(provider, market.offer());
+    market.when(market.as_machine(), Command::ListMachine(market.machine, list)).expect_appended();
+    market
 }
 
-impl Given {
+impl TestMarket {
     pub(crate) fn as_operator(&self) -> Actor {
         Actor::Operator(None)
     }
@@ -82,6 +93,7 @@ impl Given {
         Actor::Machine(self.machine)
     }
 
+    /// Gives a command, and appends the event of the decision.
     pub(crate) fn when(&mut self, actor: Actor, command: Command) -> Then {
         let decision = self.world.decide(actor, &command, None, self.now, &self.settings);
         let mut seq = self.world.applied();
@@ -99,10 +111,10 @@ impl Given {
     }
 
     pub(crate) fn last_event(&self) -> &Event {
-        self.log.last().expect("something happened")
+        self.log.last().expect("an event was appended")
     }
 
-    pub(crate) fn time_passes(&mut self, time: Millis) {
+    pub(crate) fn advance_time(&mut self, time: Millis) {
         self.now = self.now.plus(time);
     }
 
@@ -110,6 +122,7 @@ impl Given {
         self.world.account(id).expect("opened")
     }
 
+    /// The state of the test's machine.
     pub(crate) fn machine_state(&self) -> &Machine {
         self.world.machine(self.machine).expect("listed")
     }
@@ -118,6 +131,7 @@ impl Given {
         self.world.job(id).expect("not settled")
     }
 
+    /// An offer with one slot, one GPU and a price of $0.36 an hour.
     pub(crate) fn offer(&self) -> Offer {
         Offer {
             name: "attic".to_owned(),
@@ -144,20 +158,21 @@ impl Given {
         }
     }
 
-    #[allow(clippy::unused_self)] // reads well where it is used
+    #[allow(clippy::unused_self)] // a method, as the other helpers are
     pub(crate) fn listing(&self, owner: AccountId, offer: Offer) -> Listing {
         Listing { owner, public_key: Some("UKEY".to_owned()), offer }
     }
 
-    pub(crate) fn listed(&mut self, offer: Offer) -> MachineId {
+    /// Lists another machine of the provider.
+    pub(crate) fn list_machine(&mut self, offer: Offer) -> MachineId {
         let machine = MachineId::generate();
         let list = self.listing(self.provider, offer);
-        self.when(Actor::Machine(machine), Command::ListMachine(machine, list)).appended();
+        self.when(Actor::Machine(machine), Command::ListMachine(machine, list)).expect_appended();
         machine
     }
 
-    /// A self-test with these checks: id, what was measured, whether it passed.
-    pub(crate) fn tested(&mut self, machine: MachineId, checks: &[(&str, &str, bool)]) {
+    /// Records a self-test of a machine. Each check is its id, the measured value, and whether it passed.
+    pub(crate) fn record_test(&mut self, machine: MachineId, checks: &[(&str, &str, bool)]) {
         let check = |&(id, actual, passed): &(&str, &str, bool)| Check {
             id: id.to_owned(),
             actual: actual.to_owned(),
@@ -167,10 +182,11 @@ impl Given {
             remedy: String::new(),
         };
         let test = RecordTest { checks: checks.iter().map(check).collect() };
-        self.when(Actor::Machine(machine), Command::RecordTest(machine, test)).appended();
+        self.when(Actor::Machine(machine), Command::RecordTest(machine, test)).expect_appended();
     }
 
-    pub(crate) fn a_submission(&self) -> SubmitJob {
+    /// A submission that can be granted: ten minutes on any machine, at most two attempts.
+    pub(crate) fn new_submission(&self) -> SubmitJob {
         let template = template::find("noop").expect("a template");
         SubmitJob {
             job: JobId::generate(),
@@ -184,47 +200,51 @@ impl Given {
         }
     }
 
+    /// Submits a job for the consumer.
     pub(crate) fn submit(&mut self, submit: SubmitJob) -> JobId {
         let job = submit.job;
-        self.when(self.as_consumer(), Command::Submit(self.consumer, submit)).appended();
+        self.when(self.as_consumer(), Command::Submit(self.consumer, submit)).expect_appended();
         job
     }
 
-    pub(crate) fn submitted(&mut self) -> JobId {
-        let mut submit = self.a_submission();
-        submit.placement = Placement::default();
+    /// Submits a job of one hour.
+    pub(crate) fn submit_default(&mut self) -> JobId {
+        let mut submit = self.new_submission();
         submit.time = Seconds(3_600);
         self.submit(submit)
     }
 
-    pub(crate) fn assigned(&mut self, job: JobId) -> Lease {
-        // If the job may not go back to the only machine, list another one.
+    /// Assigns a waiting job. If the job may not go back to the test's machine, lists another machine, which becomes
+    /// the test's machine.
+    pub(crate) fn assign(&mut self, job: JobId) -> Lease {
         if let Some(job) = self.world.job(job)
             && job.avoid.get(&self.machine).is_some_and(Option::is_none)
         {
             let mut offer = self.offer();
             offer.name = format!("spare {}", self.world.applied());
-            self.machine = self.listed(offer);
+            self.machine = self.list_machine(offer);
         }
-        Lease(self.when(Actor::Platform, Command::Assign(job)).appended())
+        Lease(self.when(Actor::Platform, Command::Assign(job)).expect_appended())
     }
 
-    pub(crate) fn accepted(&mut self, job: JobId, lease: Lease) {
-        self.when(self.as_machine(), Command::Accept(self.machine, Accept { job, lease })).appended();
+    pub(crate) fn accept(&mut self, job: JobId, lease: Lease) {
+        self.when(self.as_machine(), Command::Accept(self.machine, Accept { job, lease })).expect_appended();
     }
 
-    pub(crate) fn started(&mut self, job: JobId, lease: Lease) {
+    pub(crate) fn start(&mut self, job: JobId, lease: Lease) {
         let start = Start { job, lease, image_digest: "sha256:0".to_owned() };
-        self.when(self.as_machine(), Command::Start(self.machine, start)).appended();
+        self.when(self.as_machine(), Command::Start(self.machine, start)).expect_appended();
     }
 
+    /// The command by which the machine reports the end of its attempt.
     pub(crate) fn report(&self, job: JobId, lease: Lease, outcome: Outcome) -> Command {
         let report =
             Report { job, lease, outcome, outputs: Vec::new(), usage: None, occurred_at: self.now, signature: None };
         Command::Report(self.machine, report)
     }
 
-    pub(crate) fn completed(&mut self, job: JobId, lease: Lease, run: Millis) {
+    /// Reports that the job completed after this run time.
+    pub(crate) fn complete(&mut self, job: JobId, lease: Lease, run: Millis) {
         let report = Report {
             job,
             lease,
@@ -234,6 +254,6 @@ impl Given {
             occurred_at: self.now,
             signature: None,
         };
-        self.when(self.as_machine(), Command::Report(self.machine, report)).appended();
+        self.when(self.as_machine(), Command::Report(self.machine, report)).expect_appended();
     }
 }

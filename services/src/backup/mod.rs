@@ -1,8 +1,8 @@
-//! `backup` and `restore`: every stream of the market as files in a directory. Both use the one credential that may
-//! change streams.
+//! `backup` and `restore`: every stream of the market as files in a directory. Both use the credential `bootstrap`, the
+//! only one that may change streams.
 //!
-//! Belongs here: the order in which streams are saved, and the streams that are made again after a restore. Must not
-//! come here: a change of an event.
+//! Belongs here: the order in which streams are saved, and the rebuild of DISPATCH after a restore. Must not come here:
+//! a change of an event.
 
 mod transfer;
 
@@ -35,20 +35,20 @@ pub struct BackupArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub nats: NatsArgs,
-    /// Directory of the backup. Streams that are whole are neither saved nor restored again.
+    /// Directory of the backup. Streams that are already complete are skipped.
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
 }
 
 const MANIFEST: &str = "backup.json";
 
-/// How long after its beginning a backup that was cut off may go on: its streams must fit together.
-const RESUMED_WITHIN: Millis = Millis(6 * 3_600_000);
+/// An interrupted backup can be resumed for this long after it began: its streams must be saved at about the same time.
+const RESUME_LIMIT: Millis = Millis(6 * 3_600_000);
 
 /// The contents of a backup.
 #[derive(Serialize, Deserialize)]
 struct BackupManifest {
-    /// When the backup was begun.
+    /// The time at which the backup began.
     began: Timestamp,
     streams: Vec<StreamSnapshot>,
 }
@@ -56,7 +56,7 @@ struct BackupManifest {
 impl BackupManifest {
     fn read(directory: &Path) -> anyhow::Result<Self> {
         match fs::read(directory.join(MANIFEST)) {
-            Ok(text) => serde_json::from_slice(&text).context("the backup's list cannot be read"),
+            Ok(text) => serde_json::from_slice(&text).context("the backup's manifest cannot be read"),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self { began: SystemClock.now(), streams: Vec::new() })
             }
@@ -64,7 +64,7 @@ impl BackupManifest {
         }
     }
 
-    fn has(&self, stream: &str) -> bool {
+    fn contains(&self, stream: &str) -> bool {
         self.streams.iter().any(|s| s.stream == stream)
     }
 
@@ -75,25 +75,25 @@ impl BackupManifest {
     }
 }
 
-fn file(directory: &Path, stream: &str) -> PathBuf {
+fn snapshot_path(directory: &Path, stream: &str) -> PathBuf {
     directory.join(format!("{stream}.snapshot"))
 }
 
-/// Shows the progress, if a person looks on.
-fn show_progress(what: &str, began: Instant, done: BackupProgress) {
+/// Shows the progress, if standard error is a terminal.
+fn show_progress(stream: &str, began: Instant, progress: BackupProgress) {
     if !std::io::stderr().is_terminal() {
         return;
     }
-    let (at, of, unit) = match done {
-        BackupProgress::Bytes(at, of) => (at >> 10, of.max(at) >> 10, "KiB"),
-        BackupProgress::Events(at, of) => (at, of.max(at), "events"),
+    let (done, total, unit) = match progress {
+        BackupProgress::Bytes(done, total) => (done >> 10, total.max(done) >> 10, "KiB"),
+        BackupProgress::Events(done, total) => (done, total.max(done), "events"),
     };
-    let per_second = at.saturating_mul(1_000) / u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-    let left = (of - at).checked_div(per_second).map(|s| format!(", {s} s left")).unwrap_or_default();
-    eprint!("\r{what}: {at} of {of} {unit}, {per_second} a second{left}   \r");
+    let per_second = done.saturating_mul(1_000) / u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+    let left = (total - done).checked_div(per_second).map(|s| format!(", {s} s left")).unwrap_or_default();
+    eprint!("\r{stream}: {done} of {total} {unit}, {per_second} a second{left}   \r");
 }
 
-/// How much is done, and how much there is to do.
+/// The amount of work that is done, and the total.
 enum BackupProgress {
     Bytes(u64, u64),
     Events(u64, u64),
@@ -102,26 +102,26 @@ enum BackupProgress {
 /// Saves every stream that cannot be made from another stream.
 pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.directory);
-    made.with_context(|| args.directory.display().to_string())?;
+    let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.directory);
+    created.with_context(|| args.directory.display().to_string())?;
     let mut manifest = BackupManifest::read(&args.directory)?;
-    let (here, began) = (args.directory.display(), manifest.began);
+    let (path, began) = (args.directory.display(), manifest.began);
     ensure!(
-        !stream::backed_up().iter().all(|stream| manifest.has(stream)),
-        "{here} holds a whole backup, begun {began}: name a new directory for another one"
+        !stream::backup_streams().iter().all(|stream| manifest.contains(stream)),
+        "{path} holds a whole backup, begun {began}: name a new directory for another backup"
     );
     ensure!(
-        SystemClock.now().since(began) <= RESUMED_WITHIN,
-        "{here} holds part of a backup, begun {began}, which is too old to go on with: name a new directory"
+        SystemClock.now().since(began) <= RESUME_LIMIT,
+        "{path} holds part of a backup, begun {began}, which is too old to resume: name a new directory"
     );
-    for stream in stream::backed_up() {
-        if manifest.has(&stream) {
+    for stream in stream::backup_streams() {
+        if manifest.contains(&stream) {
             println!("{stream:<16} is here already");
             continue;
         }
-        let (file, begun) = (file(&args.directory, &stream), Instant::now());
+        let (file, started) = (snapshot_path(&args.directory, &stream), Instant::now());
         let saving = transfer::save(&client, &stream, &file, |bytes, of| {
-            show_progress(&stream, begun, BackupProgress::Bytes(bytes, of));
+            show_progress(&stream, started, BackupProgress::Bytes(bytes, of));
         });
         let snapshot = tokio::select! {
             () = shutdown.cancelled() => bail!("stopped: repeat the command to go on"),
@@ -131,11 +131,11 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
         manifest.streams.push(snapshot);
         manifest.write(&args.directory)?;
     }
-    println!("saved. A backup is worth what its restore is: see docs/operating.md, \"When the broker's disk is lost\"");
+    println!("saved. Try the restore as well: see docs/operating.md, \"When the broker's disk is lost\"");
     Ok(())
 }
 
-/// Restores the streams of a backup into a broker that has no streams, and makes DISPATCH from them.
+/// Restores the streams of a backup into a broker that has no streams, and rebuilds DISPATCH from MARKET.
 pub async fn restore(
     args: &BackupArgs,
     options: &StreamOptions,
@@ -144,21 +144,26 @@ pub async fn restore(
 ) -> anyhow::Result<()> {
     let client = args.nats.connect("bootstrap", SERVICES_INBOX).await?;
     let manifest = BackupManifest::read(&args.directory)?;
-    let lacks: Vec<_> = stream::backed_up().into_iter().filter(|stream| !manifest.has(stream)).collect();
-    ensure!(lacks.is_empty(), "{} is no whole backup: it lacks {}", args.directory.display(), lacks.join(", "));
+    let missing: Vec<_> = stream::backup_streams().into_iter().filter(|stream| !manifest.contains(stream)).collect();
+    ensure!(
+        missing.is_empty(),
+        "{} is not a complete backup: it lacks {}",
+        args.directory.display(),
+        missing.join(", ")
+    );
     for snapshot in &manifest.streams {
-        match transfer::last_of(&client, &snapshot.stream).await? {
+        match transfer::last_sequence(&client, &snapshot.stream).await? {
             Some(last) if last == snapshot.last() => println!("{:<16} is there already", snapshot.stream),
             Some(last) => bail!(
-                "the broker has a {} with {last} events; the backup's has {}. Nothing is overwritten: restore into a \
+                "the broker has a {} with {last} events; the backup has {}. Nothing is overwritten: restore into a \
                  broker without streams",
                 snapshot.stream,
                 snapshot.last()
             ),
             None => {
-                let (file, begun) = (file(&args.directory, &snapshot.stream), Instant::now());
+                let (file, started) = (snapshot_path(&args.directory, &snapshot.stream), Instant::now());
                 let loading = transfer::load(&client, snapshot, options.replicas, &file, |bytes, of| {
-                    show_progress(&snapshot.stream, begun, BackupProgress::Bytes(bytes, of));
+                    show_progress(&snapshot.stream, started, BackupProgress::Bytes(bytes, of));
                 });
                 tokio::select! {
                     () = shutdown.cancelled() => bail!("stopped: repeat the command to go on"),
@@ -169,12 +174,12 @@ pub async fn restore(
         }
     }
     let log = Log::open(jetstream(args.nats.connect("append", SERVICES_INBOX).await?)).await?;
-    let begun = Instant::now();
-    let folded = |at: Seq, last: Seq| show_progress(MARKET, begun, BackupProgress::Events(at.0, last.0));
+    let started = Instant::now();
+    let progress = |folded: Seq, last: Seq| show_progress(MARKET, started, BackupProgress::Events(folded.0, last.0));
     let owner = jetstream(client);
-    let making = redispatch::make(&log, &owner, options, settings, folded);
+    let rebuilding = redispatch::rebuild(&log, &owner, options, settings, progress);
     let (from, machines) =
-        Box::pin(shutdown.run_until_cancelled(making)).await.context("stopped: repeat the command to go on")??;
+        Box::pin(shutdown.run_until_cancelled(rebuilding)).await.context("stopped: repeat the command to go on")??;
     println!("{:<16} from event {from} on, {machines} machines", stream::DISPATCH);
     println!("restored. Start the services, the projector and the web server; then: gpubnb-projector verify");
     Ok(())

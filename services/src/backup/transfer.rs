@@ -1,7 +1,9 @@
-//! Reads the snapshot of a stream from the broker, and restores it. The broker's own API keeps sequences and times.
+//! Saves a stream of the broker to a file, and restores the stream from the file. The broker's snapshot API keeps the
+//! sequences and times of messages.
 //!
 //! The protocol is that of nats-server's `$JS.API.STREAM.SNAPSHOT` and `…RESTORE` (ADR-1 of
-//! nats-architecture-and-design for its JSON): chunks on a subject, each acknowledged, and an empty one at the end.
+//! nats-architecture-and-design for its JSON). The data comes as chunks on a subject. Each chunk is acknowledged, and
+//! an empty chunk ends the data.
 
 use std::{
     fs::{self, File},
@@ -18,12 +20,12 @@ use gpubnb_log::archive::sha256;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-/// How long the broker may take to check a stream.
-const CHECKING: Duration = Duration::from_secs(900);
-/// Longest silence of the broker.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of a chunk.
-const CHUNK: usize = 128 * 1024;
+/// Time limit for the broker to check a whole stream.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(900);
+/// Time limit for any other message of the broker.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Size of a chunk.
+const CHUNK_BYTES: usize = 128 * 1024;
 
 /// A stream that was saved to a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,15 +55,15 @@ impl StreamSnapshot {
 }
 
 /// Calls the broker's API. A refusal is an error.
-async fn ask<T: DeserializeOwned>(client: &Client, call: &str, body: &Value) -> anyhow::Result<T> {
+async fn call_api<T: DeserializeOwned>(client: &Client, call: &str, body: &Value) -> anyhow::Result<T> {
     let subject = format!("$JS.API.{call}");
     // The broker checks the whole stream before it answers.
-    let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(CHECKING));
+    let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(CHECK_TIMEOUT));
     let answer = client.send_request(subject, request).await.with_context(|| call.to_owned())?;
-    answered(&answer.payload).with_context(|| call.to_owned())
+    parse_reply(&answer.payload).with_context(|| call.to_owned())
 }
 
-fn answered<T: DeserializeOwned>(payload: &[u8]) -> anyhow::Result<T> {
+fn parse_reply<T: DeserializeOwned>(payload: &[u8]) -> anyhow::Result<T> {
     let answer: Value = serde_json::from_slice(payload)?;
     if let Some(why) = answer["error"]["description"].as_str() {
         bail!("the broker says: {why}");
@@ -69,8 +71,8 @@ fn answered<T: DeserializeOwned>(payload: &[u8]) -> anyhow::Result<T> {
     Ok(serde_json::from_value(answer)?)
 }
 
-/// The last sequence of a stream; `None` where there is no such stream.
-pub(super) async fn last_of(client: &Client, stream: &str) -> anyhow::Result<Option<u64>> {
+/// The last sequence of a stream; `None` if the stream does not exist.
+pub(super) async fn last_sequence(client: &Client, stream: &str) -> anyhow::Result<Option<u64>> {
     let subject = format!("$JS.API.STREAM.INFO.{stream}");
     let answer: Value = serde_json::from_slice(&client.request(subject, "".into()).await?.payload)?;
     match answer["error"]["code"].as_u64() {
@@ -86,7 +88,7 @@ struct SnapshotReply {
     state: Value,
 }
 
-/// Writes a stream to a file. `progress` is called with the bytes so far and about how many there will be.
+/// Writes a stream to a file. `progress` is called with the bytes so far and an estimate of the total.
 pub(super) async fn save(
     client: &Client,
     stream: &str,
@@ -95,16 +97,16 @@ pub(super) async fn save(
 ) -> anyhow::Result<StreamSnapshot> {
     let inbox = client.new_inbox();
     let mut chunks = client.subscribe(inbox.clone()).await?;
-    let wish = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK, "jsck": true });
-    let begun: SnapshotReply = ask(client, &format!("STREAM.SNAPSHOT.{stream}"), &wish).await?;
-    let about = begun.state["bytes"].as_u64().unwrap_or(0);
+    let body = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK_BYTES, "jsck": true });
+    let begun: SnapshotReply = call_api(client, &format!("STREAM.SNAPSHOT.{stream}"), &body).await?;
+    let estimated_bytes = begun.state["bytes"].as_u64().unwrap_or(0);
     let partial = file.with_extension("partial");
     // The file holds hashes of passwords and secrets of jobs: nobody else may read it.
     let private = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
     let mut out = private.with_context(|| partial.display().to_string())?;
     let mut bytes = 0;
     loop {
-        let chunk = tokio::time::timeout(PATIENCE, chunks.next()).await.context("the broker fell silent")?;
+        let chunk = tokio::time::timeout(MESSAGE_TIMEOUT, chunks.next()).await.context("the broker fell silent")?;
         let chunk = chunk.context("the connection was closed")?;
         if chunk.payload.is_empty() {
             let bad = chunk.status.filter(|status| *status != StatusCode::OK && status.as_u16() != 204);
@@ -113,7 +115,7 @@ pub(super) async fn save(
         }
         out.write_all(&chunk.payload)?;
         bytes += chunk.payload.len() as u64;
-        progress(bytes, about);
+        progress(bytes, estimated_bytes);
         if let Some(reply) = chunk.reply {
             client.publish(reply, "".into()).await?;
         }
@@ -129,7 +131,7 @@ struct RestoreReply {
     deliver_subject: String,
 }
 
-/// Restores a stream from a file. There must be no stream of its name.
+/// Restores a stream from a file. The broker must not have a stream of this name.
 pub(super) async fn load(
     client: &Client,
     snapshot: &StreamSnapshot,
@@ -140,21 +142,21 @@ pub(super) async fn load(
     ensure!(sha256(file)? == snapshot.sha256, "{} is not the file that was written", file.display());
     let mut config = snapshot.config.clone();
     config["num_replicas"] = json!(replicas);
-    let wish = json!({ "config": config, "state": snapshot.state });
-    let ready: RestoreReply = ask(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &wish).await?;
+    let body = json!({ "config": config, "state": snapshot.state });
+    let ready: RestoreReply = call_api(client, &format!("STREAM.RESTORE.{}", snapshot.stream), &body).await?;
     let mut from = File::open(file)?;
-    let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
+    let (mut buffer, mut bytes) = (vec![0; CHUNK_BYTES], 0);
     loop {
         let read = from.read(&mut buffer)?;
         let chunk = buffer.get(..read).unwrap_or_default().to_vec();
-        let patience = if read == 0 { CHECKING } else { PATIENCE };
-        let request = async_nats::Request::new().payload(chunk.into()).timeout(Some(patience));
+        let timeout = if read == 0 { CHECK_TIMEOUT } else { MESSAGE_TIMEOUT };
+        let request = async_nats::Request::new().payload(chunk.into()).timeout(Some(timeout));
         let answer = client.send_request(ready.deliver_subject.clone(), request).await?;
         if read == 0 {
-            return answered::<Value>(&answer.payload).map(drop);
+            return parse_reply::<Value>(&answer.payload).map(drop);
         }
         if !answer.payload.is_empty() {
-            answered::<Value>(&answer.payload)?;
+            parse_reply::<Value>(&answer.payload)?;
         }
         bytes += read as u64;
         progress(bytes, snapshot.bytes);

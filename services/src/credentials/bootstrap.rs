@@ -1,5 +1,5 @@
-//! Makes the keys of a new market, once: for the operator, the accounts and each process, and the key for permits. Also
-//! makes the broker's configuration. No market runs without credentials.
+//! Makes the keys of a new market, once: for NATS's operator (the root of trust), the accounts and each process, and
+//! the key for permits. Also makes the broker's configuration. No market runs without credentials.
 
 use std::{fs, path::Path};
 
@@ -16,12 +16,12 @@ use super::{
 use crate::config::BootstrapArgs;
 
 const TEMPLATE: &str = include_str!("nats.conf");
-/// The user of the system's account.
+/// The user of the broker's system account.
 pub(super) const SYSTEM_USER: &str = "system";
 /// The file of the secret with which the services sign permits and the web server checks them.
 const TRANSFER_KEY: &str = "transfer.key";
 
-/// Writes `nats.conf`, a directory of credentials for each process, and `offline/` with keys that belong into a safe.
+/// Writes `nats.conf`, a directory of credentials for each process, and `offline/` with keys to store in a safe place.
 pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     let conf = args.dir.join("nats.conf");
     if conf.exists() {
@@ -33,22 +33,22 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         let dir = args.dir.join(process);
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    let made = make(&args.dir, SystemClock.now())?;
+    let config = make_keys(&args.dir, SystemClock.now())?;
     let tls = args.tls_cert.as_ref().zip(args.tls_key.as_ref()).map_or_else(String::new, |(cert, key)| {
         format!("tls {{ cert_file: \"{}\", key_file: \"{}\", timeout: 5 }}", cert.display(), key.display())
     });
     let text = TEMPLATE
         .replace("@LISTEN@", &args.listen)
         .replace("@STORE@", &args.store.to_string_lossy())
-        .replace("@OPERATOR@", &made.operator)
-        .replace("@SYSTEM@", &made.system.0)
-        .replace("@SYSTEM_JWT@", &made.system.1)
-        .replace("@MARKET@", &made.market.0)
-        .replace("@MARKET_JWT@", &made.market.1)
-        .replace("@MACHINES@", &made.machines.0)
-        .replace("@MACHINES_JWT@", &made.machines.1)
+        .replace("@OPERATOR@", &config.operator)
+        .replace("@SYSTEM@", &config.system.0)
+        .replace("@SYSTEM_JWT@", &config.system.1)
+        .replace("@MARKET@", &config.market.0)
+        .replace("@MARKET_JWT@", &config.market.1)
+        .replace("@MACHINES@", &config.machines.0)
+        .replace("@MACHINES_JWT@", &config.machines.1)
         .replace("@TLS@", &tls);
-    // This file comes last. A bootstrap that was interrupted has not written it, and begins again.
+    // Write this file last: without this file, the next bootstrap starts over.
     write_private(&conf, &text)?;
     println!(
         "{} is ready. Move {} away: nothing that runs needs it.",
@@ -58,7 +58,7 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The values in the broker's configuration: JWTs, and the public keys of the accounts.
+/// The values in the broker's configuration: the operator's JWT, and the public key and JWT of each account.
 struct BrokerConfig {
     operator: String,
     system: (String, String),
@@ -66,7 +66,7 @@ struct BrokerConfig {
     machines: (String, String),
 }
 
-fn make(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
+fn make_keys(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
     let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
     let [system, market, machines, issuer] = [(); 4].map(|()| KeyPair::new_account());
     let shared = rights::shared_with_machines();
@@ -88,9 +88,9 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
     write_private(&services.join(REVOKER), &signing.seed()?)?;
     write_private(&services.join(MACHINES), &machines_jwt)?;
     write_private(&services.join(SEALING), &XKey::new().seed()?)?;
-    let transfers = secret();
+    let transfer_key = random_secret();
     for process in ["services", "ui"] {
-        write_private(&dir.join(process).join(TRANSFER_KEY), &transfers)?;
+        write_private(&dir.join(process).join(TRANSFER_KEY), &transfer_key)?;
     }
     for (name, key) in [("operator", &operator), ("system", &system), ("market", &market), ("machines", &machines)] {
         write_private(&dir.join("offline").join(format!("{name}.seed")), &key.seed()?)?;
@@ -103,7 +103,7 @@ fn make(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
     })
 }
 
-/// Writes `<user>.creds` in the form of NATS's own tools.
+/// Writes `<user>.creds` in the format of NATS's own tools.
 fn write_credential(
     dir: &Path,
     name: &str,
@@ -122,7 +122,7 @@ fn write_credential(
 }
 
 /// 256 bits from the operating system's generator, as text.
-fn secret() -> String {
+fn random_secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
 }
 

@@ -1,5 +1,5 @@
-//! Issues the credentials of machines. They live for a short time, and whatever this key signs allows a machine nothing
-//! but its own subjects.
+//! Issues the credentials of machines. A credential is valid for a short time. The issuer's key is scoped: the broker
+//! limits each credential that the key signs to the machine's own subjects.
 
 use std::{path::Path, time::Duration};
 
@@ -14,8 +14,8 @@ use super::{
     jwt::{self, JwtError},
 };
 
-/// How long a machine may take to sign a challenge.
-const CHALLENGE_LIFE: Millis = Millis(60_000);
+/// Time limit for a machine to sign a challenge.
+const CHALLENGE_LIFETIME: Millis = Millis(60_000);
 
 /// A machine's credential for the broker.
 pub(crate) struct Credential {
@@ -27,42 +27,42 @@ pub(crate) struct Credential {
 pub(crate) struct Issuer {
     key: KeyPair,
     account: String,
-    life: Millis,
+    lifetime: Millis,
 }
 
 impl Issuer {
     /// Reads the keys that bootstrap made.
-    pub(crate) fn open(dir: &Path, life: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path, lifetime: Duration) -> anyhow::Result<Self> {
         let account = jwt::claims(&files::read(&dir.join(files::MACHINES))?)?;
         let account = account["sub"].as_str().context("the account of machines has no subject")?.to_owned();
-        let life = Millis(u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
-        Ok(Self { key: files::read_key(&dir.join(files::ISSUER))?, account, life })
+        let lifetime = Millis(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
+        Ok(Self { key: files::read_key(&dir.join(files::ISSUER))?, account, lifetime })
     }
 
-    /// How long a credential lives. A revoked credential has to be remembered for as long.
-    pub(crate) fn life(&self) -> Millis {
-        self.life
+    /// Lifetime of a credential. A revoked key stays on the revocation list for as long.
+    pub(crate) fn lifetime(&self) -> Millis {
+        self.lifetime
     }
 
     /// Issues a credential for the machine with this public key.
     pub(crate) fn issue(&self, machine: MachineId, public_key: &str, now: Timestamp) -> Result<Credential, JwtError> {
-        let expires = now.plus(self.life);
+        let expires = now.plus(self.lifetime);
         let jwt = jwt::machine(public_key, &machine.to_string(), &self.account, now, expires, &self.key)?;
         Ok(Credential { jwt, expires })
     }
 
-    /// A challenge for one machine, which can be signed for a short time.
+    /// Makes a challenge for one machine. Returns the text to sign, and the time at which the challenge expires.
     pub(crate) fn challenge(&self, machine: MachineId, now: Timestamp) -> Result<(String, Timestamp), JwtError> {
-        let expires = now.plus(CHALLENGE_LIFE);
+        let expires = now.plus(CHALLENGE_LIFETIME);
         let random = gpubnb_events::hex(rand::rng().random::<[u8; 16]>());
         let text = format!("{machine}.{}.{random}", expires.millis());
         let signature = BASE64URL_NOPAD.encode(&self.key.sign(text.as_bytes())?);
         Ok((format!("{text}.{signature}"), expires))
     }
 
-    /// True if this issuer made this challenge for this machine, and the challenge has not expired.
-    pub(crate) fn challenged(&self, nonce: &str, machine: MachineId, now: Timestamp) -> bool {
-        let genuine = || {
+    /// True if this issuer made the challenge `nonce` for this machine, and the challenge has not expired.
+    pub(crate) fn is_valid_challenge(&self, nonce: &str, machine: MachineId, now: Timestamp) -> bool {
+        let is_genuine = || {
             let (text, signature) = nonce.rsplit_once('.')?;
             let signature = BASE64URL_NOPAD.decode(signature.as_bytes()).ok()?;
             self.key.verify(text.as_bytes(), &signature).ok()?;
@@ -71,12 +71,12 @@ impl Issuer {
             let expires = Timestamp::from_millis(parts.next()?.parse().ok()?);
             Some(to == machine && now <= expires)
         };
-        genuine().unwrap_or(false)
+        is_genuine().unwrap_or(false)
     }
 }
 
 /// True if the holder of a machine's key signed this text. The signature is base64url.
-pub(crate) fn signed_by(public_key: &str, text: &str, signature: &str) -> bool {
+pub(crate) fn is_signed_by(public_key: &str, text: &str, signature: &str) -> bool {
     let Ok(key) = KeyPair::from_public_key(public_key) else { return false };
     let Ok(signature) = BASE64URL_NOPAD.decode(signature.as_bytes()) else { return false };
     public_key.starts_with('U') && signature.len() == 64 && key.verify(text.as_bytes(), &signature).is_ok()
@@ -87,29 +87,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_challenge_is_for_one_machine_and_a_short_time() {
-        let issuer = Issuer { key: KeyPair::new_account(), account: "A".to_owned(), life: Millis(1_000) };
+    fn a_challenge_is_valid_for_one_machine_until_it_expires() {
+        let issuer = Issuer { key: KeyPair::new_account(), account: "A".to_owned(), lifetime: Millis(1_000) };
         let (machine, now) = (MachineId::generate(), Timestamp::from_millis(1_000_000));
         let (nonce, expires) = issuer.challenge(machine, now).unwrap();
-        assert!(issuer.challenged(&nonce, machine, expires));
-        assert!(!issuer.challenged(&nonce, machine, expires.plus(Millis(1))));
-        assert!(!issuer.challenged(&nonce, MachineId::generate(), now));
-        let other = Issuer { key: KeyPair::new_account(), account: "A".to_owned(), life: Millis(1_000) };
-        assert!(!other.challenged(&nonce, machine, now));
-        assert!(!issuer.challenged("", machine, now));
+        assert!(issuer.is_valid_challenge(&nonce, machine, expires));
+        assert!(!issuer.is_valid_challenge(&nonce, machine, expires.plus(Millis(1))));
+        assert!(!issuer.is_valid_challenge(&nonce, MachineId::generate(), now));
+        let other_issuer = Issuer { key: KeyPair::new_account(), account: "A".to_owned(), lifetime: Millis(1_000) };
+        assert!(!other_issuer.is_valid_challenge(&nonce, machine, now));
+        assert!(!issuer.is_valid_challenge("", machine, now));
     }
 
     #[test]
-    fn only_the_holder_of_the_key_signs() {
+    fn a_signature_with_another_key_or_of_another_text_is_refused() {
         let (key, other) = (KeyPair::new_user(), KeyPair::new_user());
         let signature = BASE64URL_NOPAD.encode(&key.sign(b"text").unwrap());
-        assert!(signed_by(&key.public_key(), "text", &signature));
-        assert!(!signed_by(&other.public_key(), "text", &signature));
-        assert!(!signed_by(&key.public_key(), "other", &signature));
-        assert!(!signed_by("", "text", &signature) && !signed_by(&key.public_key(), "text", ""));
-        // An account's key is no machine's.
+        assert!(is_signed_by(&key.public_key(), "text", &signature));
+        assert!(!is_signed_by(&other.public_key(), "text", &signature));
+        assert!(!is_signed_by(&key.public_key(), "other", &signature));
+        assert!(!is_signed_by("", "text", &signature) && !is_signed_by(&key.public_key(), "text", ""));
+        // A machine's key is a user's key: an account's key is refused.
         let account = KeyPair::new_account();
         let signature = BASE64URL_NOPAD.encode(&account.sign(b"text").unwrap());
-        assert!(!signed_by(&account.public_key(), "text", &signature));
+        assert!(!is_signed_by(&account.public_key(), "text", &signature));
     }
 }

@@ -1,8 +1,8 @@
-//! NATS JWTs of version 2, in which the broker finds the rights of operators, accounts and users.
+//! NATS JWTs of version 2. The broker reads the rights of operators, accounts and users from them.
 //!
-//! The form is NATS's own: `base64url(header).base64url(claims).base64url(signature)`, signed over the first two with
-//! an `NKey`, as <https://github.com/nats-io/jwt> (v2) writes it. There is no library for it here:
-//! `nats-io-jwt` 0.1 is at its beginning, and `nats-jwt` 0.3 cannot make operators.
+//! The format is `base64url(header).base64url(claims).base64url(signature)`, as in <https://github.com/nats-io/jwt>
+//! (v2). An `NKey` signs the header and the claims. No library is used: `nats-io-jwt` 0.1 is incomplete, and `nats-jwt`
+//! 0.3 cannot make operators.
 
 use data_encoding::BASE64URL_NOPAD;
 use gpubnb_events::Timestamp;
@@ -66,8 +66,8 @@ fn sign(
     if let Some(expires) = expires {
         all["exp"] = json!(expires.millis() / 1_000);
     }
-    // A hash of the claims, so that two JWTs of the same second have different ids: the broker takes JWTs with one id
-    // for the same.
+    // The id is a hash of the claims, so that two JWTs of the same second have different ids. The broker treats JWTs
+    // with equal ids as one.
     all["jti"] = json!(gpubnb_events::hex(Sha256::digest(all.to_string().as_bytes())));
     let encode = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
     let signed = format!("{}.{}", encode(HEADER.as_bytes()), encode(all.to_string().as_bytes()));
@@ -75,7 +75,7 @@ fn sign(
     Ok(format!("{signed}.{}", encode(&signature)))
 }
 
-/// The operator's JWT, which it signs itself. It names the signing key, which may sign accounts.
+/// The operator's JWT, signed with the operator's own key. The JWT names the signing key, which may sign accounts.
 pub(crate) fn operator(
     key: &KeyPair,
     signing_key: &str,
@@ -96,29 +96,29 @@ pub(crate) enum AccountRole<'a> {
     System,
     /// The account of streams, services and the web server. It exports these subjects to the account of machines.
     Market(&'a [SharedSubject]),
-    /// The account of machines. It has no streams, and its messages reach the market's account only by exported
-    /// subjects.
+    /// The account of machines. The account has no streams, and its messages reach the market's account only through
+    /// exported subjects.
     Machines {
         /// The market's account.
         market: &'a str,
         /// The subjects that the market's account exports.
         shared: &'a [SharedSubject],
-        /// The public key of the issuer of machines.
+        /// The public key that signs the machines' credentials.
         issuer: &'a str,
-        /// The rights of each machine, where `{{name()}}` stands for the user's name. A holder of the issuer's key can
-        /// issue machines with these rights and nothing else.
+        /// The rights of each machine; `{{name()}}` stands for the user's name. The issuer's key cannot give a machine
+        /// any other right.
         scope: &'a Permissions,
     },
 }
 
-/// A subject that one account exports to another as a service. The broker itself makes up the reply subjects.
+/// A subject that one account exports to another as a service. The broker chooses the reply subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SharedSubject {
     pub(crate) subject: String,
     /// The subject's name in the other account, if it has another name there; `$1` stands for the wildcard.
     pub(crate) local: Option<String>,
     /// True if one request may have many answers.
-    pub(crate) many: bool,
+    pub(crate) has_many_answers: bool,
 }
 
 /// The JWT of an account.
@@ -129,6 +129,7 @@ pub(crate) fn account(
     now: Timestamp,
     key: &KeyPair,
 ) -> Result<String, JwtError> {
+    // -1 means no limit, 0 means nothing is allowed.
     let jetstream = if matches!(role, AccountRole::Market(_)) { -1 } else { 0 };
     let mut claims = json!({
         "type": "account", "version": 2,
@@ -152,7 +153,7 @@ pub(crate) fn account(
 
 impl SharedSubject {
     fn export(&self) -> Value {
-        let response = if self.many { "Stream" } else { "Singleton" };
+        let response = if self.has_many_answers { "Stream" } else { "Singleton" };
         json!({ "name": self.subject, "subject": self.subject, "type": "service", "response_type": response })
     }
 
@@ -179,7 +180,8 @@ pub(crate) fn user(
     sign(subject, name, now, None, claims, key)
 }
 
-/// The JWT of a machine: a user that is signed by the scoped key and has the rights of the scope.
+/// The JWT of a machine: a user without rights of its own. The broker takes the rights from the scope of the signing
+/// key.
 pub(crate) fn machine(
     subject: &str,
     name: &str,
@@ -192,7 +194,7 @@ pub(crate) fn machine(
     sign(subject, name, now, Some(expires), claims, key)
 }
 
-/// A new version of an account's JWT, with this list of revoked users in place of the old one.
+/// A new version of an account's JWT, in which this list of revoked users replaces the old list.
 pub(crate) fn with_revocations(
     account: &str,
     revoked: &[(String, Timestamp)],
@@ -230,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machines_jwt_has_no_rights_of_its_own_and_says_when_it_ends() {
+    fn a_machines_jwt_contains_no_rights_and_expires() {
         let (issuer, user) = (KeyPair::new_account(), KeyPair::new_user());
         let (now, later) = (Timestamp::from_millis(1_000), Timestamp::from_millis(61_000));
         let jwt = machine(&user.public_key(), "m", "ACCOUNT", now, later, &issuer).unwrap();
@@ -242,11 +244,11 @@ mod tests {
     }
 
     #[test]
-    fn revoking_keeps_all_else_that_an_account_is() {
+    fn a_new_revocation_list_changes_nothing_else_in_the_account() {
         let (operator, machines, scope) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
         let now = Timestamp::from_millis(1_000);
         let rights = Permissions { publish: vec!["a".to_owned()], subscribe: vec!["b".to_owned()] };
-        let shared = [SharedSubject { subject: "c".to_owned(), local: None, many: false }];
+        let shared = [SharedSubject { subject: "c".to_owned(), local: None, has_many_answers: false }];
         let role = AccountRole::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
         let before = account(&machines.public_key(), "MACHINES", &role, now, &operator).unwrap();
         let after = with_revocations(&before, &[("UX".to_owned(), now)], now, &operator).unwrap();

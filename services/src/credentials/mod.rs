@@ -13,6 +13,6 @@ mod rights;
 mod sealing;
 
 pub use bootstrap::bootstrap;
-pub(crate) use issuer::{Issuer, signed_by};
+pub(crate) use issuer::{Issuer, is_signed_by};
 pub(crate) use revoker::Revoker;
 pub(crate) use sealing::{Sealing, Secrets};

@@ -1,5 +1,5 @@
-//! Keeps the broker's list of revoked machines up to date with the enrollments: at once when a machine is revoked, and
-//! every minute, in case a revocation was missed. A machine that left the market is revoked too.
+//! Updates the broker's list of revoked machines from the enrollments: at once when a machine is revoked, and every
+//! minute, in case a revocation was missed. A machine that left the market is revoked too.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -12,8 +12,8 @@ use gpubnb_events::{
 };
 use gpubnb_log::stream;
 use gpubnb_runtime::{
-    nats::{NatsArgs, connected},
-    rpc::Failure,
+    nats::{NatsArgs, is_connected},
+    rpc::RpcError,
 };
 use nkeys::KeyPair;
 use tokio::sync::Notify;
@@ -33,10 +33,12 @@ pub(crate) struct Revoker {
     replica: Arc<Replica>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
-    /// How long a credential lives. A revoked key stays on the list for as long.
-    life: Millis,
+    /// Lifetime of a credential. A revoked key stays on the list for as long.
+    lifetime: Millis,
     system: async_nats::Client,
-    signing: Arc<KeyPair>,
+    /// The operator's signing key.
+    signing_key: Arc<KeyPair>,
+    /// The JWT of the machines' account, as bootstrap made it.
     account: Arc<str>,
 }
 
@@ -48,7 +50,7 @@ impl Revoker {
         js: jetstream::Context,
         replica: Arc<Replica>,
         clock: Arc<dyn Clock>,
-        life: Millis,
+        lifetime: Millis,
     ) -> anyhow::Result<Self> {
         let dir: &Path = &nats.nats_creds;
         Ok(Self {
@@ -57,27 +59,27 @@ impl Revoker {
             replica,
             clock,
             wake: Arc::default(),
-            life,
+            lifetime,
             system: nats.connect(SYSTEM_USER, SERVICES_INBOX).await?,
-            signing: Arc::new(files::read_key(&dir.join(files::REVOKER))?),
+            signing_key: Arc::new(files::read_key(&dir.join(files::REVOKER))?),
             account: files::read(&dir.join(files::MACHINES))?.into(),
         })
     }
 
     /// Revokes a machine. Its connection ends as soon as the broker has the new list.
-    pub(crate) async fn revoke(&self, machine: MachineId, ban: bool) -> Result<(), Failure> {
+    pub(crate) async fn revoke(&self, machine: MachineId, ban: bool) -> Result<(), RpcError> {
         self.enrollments.revoke(machine, ban, self.clock.now()).await?;
-        self.look();
+        self.reconcile_now();
         Ok(())
     }
 
-    /// Compares the lists now, and not only at the next sweep.
-    pub(crate) fn look(&self) {
+    /// Makes the task compare the lists now, without waiting for the next sweep.
+    pub(crate) fn reconcile_now(&self) {
         self.wake.notify_one();
     }
 
-    /// Works until shutdown.
-    pub(crate) async fn work(self, shutdown: CancellationToken) {
+    /// Runs until shutdown.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             let swept = tokio::select! {
@@ -85,16 +87,16 @@ impl Revoker {
                 () = self.wake.notified() => false,
                 _ = sweep.tick() => true,
             };
-            if !connected(&self.system) {
+            if !is_connected(&self.system) {
                 continue;
             }
             if let Err(e) = self.reconcile().await {
                 warn!(
                     error = format!("{e:#}"),
-                    "the list of revoked machines could not be handed in; trying again later"
+                    "the list of revoked machines could not be updated; trying again later"
                 );
             }
-            // Codes come after the list, so that they never delay a revocation.
+            // Remove expired codes after the list is updated, so that they never delay a revocation.
             if swept && let Err(e) = self.enrollments.sweep(self.clock.now()).await {
                 warn!(error = %e, "expired codes could not be removed; trying again later");
             }
@@ -106,27 +108,27 @@ impl Revoker {
         let now = self.clock.now();
         let mut revoked = Vec::new();
         for (machine, enrollment) in self.enrollments.all().await? {
-            let left = self.replica.read(|w| {
+            let has_left = self.replica.read(|w| {
                 let machine = w.machine(machine).filter(|m| m.availability == Availability::Delisted);
                 machine.is_some_and(|m| m.last > enrollment.enrolled_after)
             });
-            if left && enrollment.revoked_at.is_none() {
+            if has_left && enrollment.revoked_at.is_none() {
                 stream::retire_machine(&self.js, machine).await?;
                 self.enrollments.revoke(machine, false, now).await?;
             }
-            let mut void = enrollment.void();
-            void.extend((left && enrollment.revoked_at.is_none()).then_some((enrollment.public_key, now)));
-            // Older revocations are left out: the credentials that they are about have expired by themselves.
-            revoked.extend(void.into_iter().filter(|(_, at)| now.since(*at) <= self.life));
+            let mut void = enrollment.revoked_keys();
+            void.extend((has_left && enrollment.revoked_at.is_none()).then_some((enrollment.public_key, now)));
+            // Leave out older revocations: their credentials have expired.
+            revoked.extend(void.into_iter().filter(|(_, at)| now.since(*at) <= self.lifetime));
         }
         // For a key that was revoked twice, the later time counts.
         revoked.sort();
         revoked.reverse();
         revoked.dedup_by(|later, earlier| later.0 == earlier.0);
-        let known = self.client_request(&lookup_account(&self.account_key()?), Vec::new()).await?;
-        let known = jwt::revocations(std::str::from_utf8(&known).context("the broker's word about the account")?)?;
+        let known = self.request(&lookup_account(&self.account_key()?), Vec::new()).await?;
+        let known = jwt::revocations(std::str::from_utf8(&known).context("the JWT of the machines' account")?)?;
         if known != jwt::revocation_list(&revoked) {
-            self.hand_in(&revoked, now).await?;
+            self.update_account(&revoked, now).await?;
             info!(revoked = revoked.len(), "the broker knows which machines are revoked");
         }
         Ok(())
@@ -137,13 +139,13 @@ impl Revoker {
         Ok(claims["sub"].as_str().context("the account of machines has no subject")?.to_owned())
     }
 
-    async fn client_request(&self, subject: &str, body: Vec<u8>) -> anyhow::Result<bytes::Bytes> {
+    async fn request(&self, subject: &str, body: Vec<u8>) -> anyhow::Result<bytes::Bytes> {
         let answer = self.system.request(subject.to_owned(), body.into()).await;
         Ok(answer.context("the broker's system account does not answer")?.payload)
     }
 
-    async fn hand_in(&self, revoked: &[(String, Timestamp)], now: Timestamp) -> anyhow::Result<()> {
-        let account = jwt::with_revocations(&self.account, revoked, now, &self.signing)?;
+    async fn update_account(&self, revoked: &[(String, Timestamp)], now: Timestamp) -> anyhow::Result<()> {
+        let account = jwt::with_revocations(&self.account, revoked, now, &self.signing_key)?;
         let answer =
             self.system.request(UPDATE_ACCOUNT, account.into()).await.context("the broker's system account")?;
         let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;

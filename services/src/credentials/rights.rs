@@ -1,4 +1,4 @@
-//! The rights of each user of the broker: the least that its process needs.
+//! The rights of each user of the broker. A user has only the rights that its process needs.
 
 use gpubnb_events::subject;
 use gpubnb_log::stream::{
@@ -32,25 +32,25 @@ pub(crate) fn users() -> [User; 6] {
             "bootstrap",
             "services",
             [
-                api(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
+                api_subjects(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
                 // Backup and restore.
-                api(&["STREAM.SNAPSHOT.*", "STREAM.RESTORE.*"]),
+                api_subjects(&["STREAM.SNAPSHOT.*", "STREAM.RESTORE.*"]),
                 vec!["$JS.SNAPSHOT.>".to_owned()],
             ]
             .concat(),
             &[&services],
         ),
-        // Answers commands: may publish to inboxes only, and to the reply subjects that the broker makes up for
+        // Answers commands: may publish only to inboxes, and to the reply subjects that the broker chooses for
         // machines.
         user(
             "serve",
             "services",
-            inboxes(&[subject::ANY_INBOX, subject::BROKERED]),
+            inboxes(&[subject::ANY_INBOX, subject::BROKER_REPLIES]),
             &[subject::COMMANDS, subject::DISCOVERY, &services],
         ),
-        // Appends events and reads the log. May not change a stream; may create TELEMETRY, which lies in memory and
-        // gets lost.
-        user("append", "services", append(), &[&services]),
+        // Appends events and reads the log. May not change a stream; may create TELEMETRY, which is in memory and is
+        // lost when the broker restarts.
+        user("append", "services", append_rights(), &[&services]),
         // Reads the log, answers queries, sends change notices. May not write to the log.
         user(
             "projector",
@@ -58,12 +58,12 @@ pub(crate) fn users() -> [User; 6] {
             [
                 inboxes(&[subject::ANY_INBOX]),
                 vec![subject::NOTICES.to_owned()],
-                [MARKET, TELEMETRY].into_iter().flat_map(reads).collect(),
+                [MARKET, TELEMETRY].into_iter().flat_map(read_rights).collect(),
                 // Signed tree heads.
-                bucket(CHECKPOINTS),
-                store(SNAPSHOTS),
+                bucket_rights(CHECKPOINTS),
+                object_store_rights(SNAPSHOTS),
                 // The sizes of these streams, for the console; not their messages.
-                api(&[&format!("STREAM.INFO.{DISPATCH}"), &format!("STREAM.INFO.{OUTPUT}")]),
+                api_subjects(&[&format!("STREAM.INFO.{DISPATCH}"), &format!("STREAM.INFO.{OUTPUT}")]),
             ]
             .concat(),
             &[subject::QUERIES, subject::DISCOVERY, &projector],
@@ -74,44 +74,50 @@ pub(crate) fn users() -> [User; 6] {
             "projector",
             [
                 vec![subject::query("*")],
-                [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(reads).collect(),
-                reads(&bucket_stream(CHECKPOINTS)),
+                [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(read_rights).collect(),
+                read_rights(&bucket_stream(CHECKPOINTS)),
             ]
             .concat(),
             &[&operator],
         ),
-        // The web server: asks in the name of people, keeps their sessions and files, reads output.
-        user("ui", "ui", edge(), &[subject::NOTICES, &ui]),
+        // The web server: sends commands and queries for signed-in people, stores their sessions and files, reads
+        // output.
+        user("ui", "ui", web_server_rights(), &[subject::NOTICES, &ui]),
     ]
 }
 
-/// The subjects that the market's account exports to the account of machines. The broker makes up the reply subjects
-/// itself, so no machine can direct an answer of a stream, a consumer or a service to a subject of its choice.
+/// The subjects that the market's account exports to the account of machines. The broker chooses the reply
+/// subjects, so no machine can direct an answer of a stream, a consumer or a service to a subject of its choice.
 pub(crate) fn shared_with_machines() -> Vec<SharedSubject> {
-    let share = |subject: String, local: Option<String>, many: bool| SharedSubject { subject, local, many };
-    let mut shared: Vec<_> = subject::of_machines("*").into_iter().map(|subject| share(subject, None, false)).collect();
-    // A machine's token names the machine's own consumer. The calls get another prefix in the account of machines,
-    // because the broker answers the usual one there with "no streams in this account".
-    for (call, many) in [("CONSUMER.INFO", false), ("CONSUMER.MSG.NEXT", true)] {
+    let share = |subject: String, local: Option<String>, has_many_answers: bool| SharedSubject {
+        subject,
+        local,
+        has_many_answers,
+    };
+    let mut shared: Vec<_> =
+        subject::published_by_machine("*").into_iter().map(|subject| share(subject, None, false)).collect();
+    // The wildcard is the machine's consumer: the credential of a machine allows no other. The account of machines uses
+    // another prefix, because the broker answers `$JS.API` there with "no streams in this account".
+    for (call, has_many_answers) in [("CONSUMER.INFO", false), ("CONSUMER.MSG.NEXT", true)] {
         let local = format!("{}.{call}.{DISPATCH}.$1", subject::MACHINE_API);
-        shared.push(share(format!("$JS.API.{call}.{DISPATCH}.*"), Some(local), many));
+        shared.push(share(format!("$JS.API.{call}.{DISPATCH}.*"), Some(local), has_many_answers));
     }
     shared.push(share(format!("$JS.ACK.{DISPATCH}.>"), None, false));
     shared
 }
 
-/// The rights that the scoped key can issue: those of one machine, on its own subjects.
+/// The scope of the issuer's key: the rights of one machine on its own subjects.
 pub(crate) fn machine() -> Permissions {
-    let consumer = gpubnb_log::stream::machine_consumer_name(subject::NAME_OF_USER);
-    let mut publish = subject::of_machines(subject::NAME_OF_USER);
+    let consumer = gpubnb_log::stream::machine_consumer_name(subject::USER_NAME_PLACEHOLDER);
+    let mut publish = subject::published_by_machine(subject::USER_NAME_PLACEHOLDER);
     for call in ["CONSUMER.INFO", "CONSUMER.MSG.NEXT"] {
         publish.push(format!("{}.{call}.{DISPATCH}.{consumer}", subject::MACHINE_API));
     }
     publish.push(format!("$JS.ACK.{DISPATCH}.{consumer}.>"));
-    Permissions { publish, subscribe: vec![format!("{}.>", subject::inbox_of_named_machine())] }
+    Permissions { publish, subscribe: vec![format!("{}.>", subject::machine_inbox_template())] }
 }
 
-/// The system's user that hands in the machines' account with its list of revoked machines.
+/// The rights of the system user, who updates the machines' account with its list of revoked machines.
 pub(crate) fn revoker(account: &str) -> Permissions {
     Permissions {
         publish: vec![subject::UPDATE_ACCOUNT.to_owned(), subject::lookup_account(account)],
@@ -119,13 +125,13 @@ pub(crate) fn revoker(account: &str) -> Permissions {
     }
 }
 
-fn api(calls: &[&str]) -> Vec<String> {
+fn api_subjects(calls: &[&str]) -> Vec<String> {
     calls.iter().map(|call| format!("$JS.API.{call}")).collect()
 }
 
-/// The rights to read a stream: its state, single messages, and by consumers of the user's own.
-fn reads(stream: &str) -> Vec<String> {
-    let mut subjects = api(&[
+/// The rights to read a stream: its state, single messages, and messages through new consumers.
+fn read_rights(stream: &str) -> Vec<String> {
+    let mut subjects = api_subjects(&[
         &format!("STREAM.INFO.{stream}"),
         &format!("STREAM.MSG.GET.{stream}"),
         &format!("DIRECT.GET.{stream}"),
@@ -140,26 +146,26 @@ fn reads(stream: &str) -> Vec<String> {
     subjects
 }
 
-fn bucket(name: &str) -> Vec<String> {
-    [vec![format!("$KV.{name}.>")], reads(&bucket_stream(name))].concat()
+fn bucket_rights(name: &str) -> Vec<String> {
+    [vec![format!("$KV.{name}.>")], read_rights(&bucket_stream(name))].concat()
 }
 
-/// The rights to use an object store. A file is replaced by purging its old chunks.
-fn store(name: &str) -> Vec<String> {
+/// The rights to use an object store, with the purge of the old chunks of a replaced file.
+fn object_store_rights(name: &str) -> Vec<String> {
     let stream = store_stream(name);
-    [vec![format!("$O.{name}.>")], reads(&stream), api(&[&format!("STREAM.PURGE.{stream}")])].concat()
+    [vec![format!("$O.{name}.>")], read_rights(&stream), api_subjects(&[&format!("STREAM.PURGE.{stream}")])].concat()
 }
 
-fn append() -> Vec<String> {
+fn append_rights() -> Vec<String> {
     let mut subjects = vec![subject::MARKET_ALL.to_owned(), subject::TICKS.to_owned()];
     for stream in [MARKET, TELEMETRY, DISPATCH] {
-        subjects.extend(reads(stream));
+        subjects.extend(read_rights(stream));
     }
     for name in [LEADERS, ENROLLMENTS, JOBENV] {
-        subjects.extend(bucket(name));
+        subjects.extend(bucket_rights(name));
     }
-    subjects.extend(store(SNAPSHOTS));
-    subjects.extend(api(&[
+    subjects.extend(object_store_rights(SNAPSHOTS));
+    subjects.extend(api_subjects(&[
         &format!("STREAM.CREATE.{TELEMETRY}"),
         // The consumers of machines.
         &format!("CONSUMER.DURABLE.CREATE.{DISPATCH}.*"),
@@ -171,13 +177,13 @@ fn append() -> Vec<String> {
     subjects
 }
 
-fn edge() -> Vec<String> {
+fn web_server_rights() -> Vec<String> {
     let mut subjects: Vec<_> =
         ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
     subjects.push(subject::query("*"));
-    subjects.extend([CREDENTIALS, SESSIONS].into_iter().flat_map(bucket));
-    subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(store));
-    subjects.extend(reads(OUTPUT));
+    subjects.extend([CREDENTIALS, SESSIONS].into_iter().flat_map(bucket_rights));
+    subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(object_store_rights));
+    subjects.extend(read_rights(OUTPUT));
     subjects
 }
 
@@ -185,7 +191,7 @@ fn edge() -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn may(user: &User, subject: &str) -> bool {
+    fn may_publish(user: &User, subject: &str) -> bool {
         user.permissions.publish.iter().any(|allowed| {
             let (mut pattern, mut tokens) = (allowed.split('.'), subject.split('.'));
             loop {
@@ -202,20 +208,21 @@ mod tests {
     #[test]
     fn only_one_user_writes_to_the_log_and_only_bootstrap_changes_streams() {
         for user in users() {
-            assert_eq!(may(&user, "market.account.x.event"), user.name == "append", "{}", user.name);
+            assert_eq!(may_publish(&user, "market.account.x.event"), user.name == "append", "{}", user.name);
             let changes =
                 ["UPDATE", "RESTORE", "SNAPSHOT", "DELETE", "PURGE", "MSG.DELETE"].map(|c| format!("{c}.MARKET"));
             for change in changes {
-                // A stream is restored only where there is none: and nobody may delete one.
-                let its_own = ["UPDATE", "RESTORE", "SNAPSHOT"].iter().any(|own| change.starts_with(own));
-                let allowed = user.name == "bootstrap" && its_own;
-                assert_eq!(may(&user, &format!("$JS.API.STREAM.{change}")), allowed, "{} {change}", user.name);
+                // The broker restores a stream only if it does not exist, and nobody may delete a stream.
+                let is_bootstrap_right = ["UPDATE", "RESTORE", "SNAPSHOT"].iter().any(|own| change.starts_with(own));
+                let allowed = user.name == "bootstrap" && is_bootstrap_right;
+                assert_eq!(may_publish(&user, &format!("$JS.API.STREAM.{change}")), allowed, "{} {change}", user.name);
             }
-            let passwords = may(&user, "$KV.CREDENTIALS.x") || may(&user, "$JS.API.DIRECT.GET.KV_CREDENTIALS.x");
-            assert_eq!(passwords, user.name == "ui", "{}", user.name);
-            let secrets =
-                may(&user, "$JS.API.DIRECT.GET.KV_JOBENV.x") || may(&user, "$JS.API.STREAM.MSG.GET.KV_JOBENV");
-            assert_eq!(secrets, user.name == "append", "{}", user.name);
+            let reads_passwords =
+                may_publish(&user, "$KV.CREDENTIALS.x") || may_publish(&user, "$JS.API.DIRECT.GET.KV_CREDENTIALS.x");
+            assert_eq!(reads_passwords, user.name == "ui", "{}", user.name);
+            let reads_secrets = may_publish(&user, "$JS.API.DIRECT.GET.KV_JOBENV.x")
+                || may_publish(&user, "$JS.API.STREAM.MSG.GET.KV_JOBENV");
+            assert_eq!(reads_secrets, user.name == "append", "{}", user.name);
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Sealing of jobs' secrets: with the market's key while a job waits, and then for the one machine that runs the job.
+//! Sealing (encryption) of jobs' secrets: with the market's key while a job waits, and then for the machine that runs
+//! the job.
 //!
-//! `XKey` is NATS's own x25519 key with `crypto_box` (X25519, `XSalsa20`, `Poly1305`).
+//! `XKey` is NATS's x25519 key. It seals with `crypto_box` (X25519, `XSalsa20`, `Poly1305`).
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -30,15 +31,15 @@ impl Sealing {
         self.key.public_key()
     }
 
-    /// Seals secrets to be kept.
-    pub(crate) fn keep(&self, secrets: &Secrets) -> anyhow::Result<Vec<u8>> {
+    /// Seals secrets for storage, with the market's key.
+    pub(crate) fn seal(&self, secrets: &Secrets) -> anyhow::Result<Vec<u8>> {
         Ok(self.key.seal(&serde_json::to_vec(secrets)?, &self.key)?)
     }
 
-    /// Opens kept secrets and seals them so that only the machine with this public key can open them.
-    pub(crate) fn for_machine(&self, kept: &[u8], machine: &str) -> anyhow::Result<Vec<u8>> {
+    /// Opens stored secrets and seals them so that only the machine with this public key can open them.
+    pub(crate) fn reseal_for(&self, stored: &[u8], machine: &str) -> anyhow::Result<Vec<u8>> {
         let machine = XKey::from_public_key(machine).context("the machine's key")?;
-        Ok(self.key.seal(&self.key.open(kept, &self.key)?, &machine)?)
+        Ok(self.key.seal(&self.key.open(stored, &self.key)?, &machine)?)
     }
 }
 
@@ -47,13 +48,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_machine_it_was_sealed_for_can_open_it() {
+    fn only_the_chosen_machine_opens_sealed_secrets() {
         let sealing = Sealing { key: XKey::new() };
         let secrets = Secrets::from([("TOKEN".to_owned(), "swordfish".to_owned())]);
-        let kept = sealing.keep(&secrets).unwrap();
-        assert!(!kept.windows(9).any(|w| w == b"swordfish"));
+        let stored = sealing.seal(&secrets).unwrap();
+        assert!(!stored.windows(9).any(|w| w == b"swordfish"));
         let (machine, other) = (XKey::new(), XKey::new());
-        let sealed = sealing.for_machine(&kept, &machine.public_key()).unwrap();
+        let sealed = sealing.reseal_for(&stored, &machine.public_key()).unwrap();
         let from = XKey::from_public_key(&sealing.public_key()).unwrap();
         let opened: Secrets = serde_json::from_slice(&machine.open(&sealed, &from).unwrap()).unwrap();
         assert_eq!(opened, secrets);

@@ -1,4 +1,5 @@
-//! The things that every endpoint needs: the executor, the keys, the rate limit of machines, and the ways to say no.
+//! The state that all endpoints share: the executor, the keys and the rate limit of machines. Also the refusals that
+//! several endpoints use.
 
 use std::{future::Future, num::NonZeroU32, sync::Arc, time::Instant};
 
@@ -6,7 +7,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use gpubnb_events::{AccountId, Actor, MachineId, Refusal, RefusalKind, Seq, command::Done, dead_letter::DeadLetter};
 use gpubnb_runtime::{
     permit::TransferKey,
-    rpc::{Failure, Incoming, Requester, Server},
+    rpc::{Incoming, Requester, RpcError, Server},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -19,19 +20,19 @@ use crate::{
     secrets::JobEnv,
 };
 
-/// The last answer about dead letters and the time of it; `None` before the first answer.
-pub(crate) type CachedLetters = Arc<Mutex<Option<(Instant, Result<Vec<DeadLetter>, Failure>)>>>;
+/// The last answer about dead letters and its time; `None` before the first answer.
+pub(crate) type CachedLetters = Arc<Mutex<Option<(Instant, Result<Vec<DeadLetter>, RpcError>)>>>;
 
 /// The state that endpoints share. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Endpoints {
     pub(crate) executor: Executor,
-    pub(crate) files: Option<Files>,
+    pub(crate) file_transfer: Option<FileTransfer>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) revoker: Revoker,
     pub(crate) secrets: JobEnv,
     pub(crate) dead_letters: CachedLetters,
-    /// The rate limit of each machine, so that no machine keeps the others from being answered.
+    /// The rate limit of each machine, so that one machine cannot block the others.
     pub(crate) machine_rate: Arc<DefaultKeyedRateLimiter<MachineId>>,
 }
 
@@ -40,8 +41,8 @@ const MACHINE_RATE: NonZeroU32 = NonZeroU32::new(50).unwrap();
 /// Requests that one machine may send in a burst: a machine with many slots starts and ends many jobs at once.
 const MACHINE_BURST: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
 
-/// The rate limit of machines, with nothing counted yet.
-pub(crate) fn machine_rate() -> Arc<DefaultKeyedRateLimiter<MachineId>> {
+/// A new rate limiter for machines.
+pub(crate) fn new_machine_rate() -> Arc<DefaultKeyedRateLimiter<MachineId>> {
     Arc::new(RateLimiter::keyed(Quota::per_second(MACHINE_RATE).allow_burst(MACHINE_BURST)))
 }
 
@@ -51,9 +52,9 @@ impl Endpoints {
     }
 }
 
-/// Where workers get and put the files of jobs.
+/// The access of workers to the files of jobs: the address of the web server, and the key that signs permits.
 #[derive(Clone)]
-pub(crate) struct Files {
+pub(crate) struct FileTransfer {
     pub(crate) url: String,
     pub(crate) key: TransferKey,
 }
@@ -68,7 +69,7 @@ pub(super) async fn endpoint<F, Fut, T>(
 ) -> Result<(), async_nats::Error>
 where
     F: Fn(Endpoints, Incoming) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, Failure>> + Send + 'static,
+    Fut: Future<Output = Result<T, RpcError>> + Send + 'static,
     T: Serialize,
 {
     let endpoints = endpoints.clone();
@@ -76,13 +77,11 @@ where
     let name: String = subject.chars().filter(|c| *c != '*').map(|c| if c == '.' { '-' } else { c }).collect();
     server
         .endpoint(&name, subject, requester, move |incoming| {
-            let too_fast = matches!(incoming.actor, Actor::Machine(machine) if rate.check_key(&machine).is_err());
+            let is_too_fast = matches!(incoming.actor, Actor::Machine(machine) if rate.check_key(&machine).is_err());
             let answer = handler(endpoints.clone(), incoming);
             async move {
-                if too_fast {
-                    return Err(Failure::Unavailable(
-                        "this machine asks too often; it should wait a little".to_owned(),
-                    ));
+                if is_too_fast {
+                    return Err(RpcError::Unavailable("this machine asks too often; wait a little".to_owned()));
                 }
                 answer.await.and_then(|value| to_json(&value))
             }
@@ -90,8 +89,8 @@ where
         .await
 }
 
-fn to_json(value: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value).map_err(|e| Failure::unavailable("the answer could not be written", &e))
+fn to_json(value: &impl Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(value).map_err(|e| RpcError::unavailable("the answer could not be written", &e))
 }
 
 pub(super) fn done(seq: Seq) -> Done {
@@ -99,7 +98,7 @@ pub(super) fn done(seq: Seq) -> Done {
 }
 
 /// The account in whose name a request is made.
-pub(super) fn account_of(actor: Actor) -> Result<AccountId, Failure> {
+pub(super) fn account_of(actor: Actor) -> Result<AccountId, RpcError> {
     match actor {
         Actor::Account(id) => Ok(id),
         _ => Err(not_allowed("Only an account may do this.")),
@@ -107,13 +106,13 @@ pub(super) fn account_of(actor: Actor) -> Result<AccountId, Failure> {
 }
 
 /// Refuses everybody but operators.
-pub(super) fn only_operators(actor: Actor) -> Result<(), Failure> {
+pub(super) fn only_operators(actor: Actor) -> Result<(), RpcError> {
     match actor {
         Actor::Operator(_) => Ok(()),
         _ => Err(not_allowed("Only an operator may do this.")),
     }
 }
 
-fn not_allowed(message: &str) -> Failure {
-    Failure::refused(Refusal::new("NotAllowed", RefusalKind::Forbidden, message))
+fn not_allowed(message: &str) -> RpcError {
+    RpcError::refused(Refusal::new("NotAllowed", RefusalKind::Forbidden, message))
 }

@@ -1,7 +1,7 @@
 //! Commands that come through the web server, in the name of a signed-in account or of an operator.
 
 use gpubnb_domain::{
-    Command, Refusal,
+    Command, DomainError,
     job::{Job, Phase},
     placement,
 };
@@ -14,7 +14,7 @@ use gpubnb_events::{
     spec::PlacementExplanation,
     subject,
 };
-use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
+use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
 
 use super::{
     context::{Endpoints, account_of, done, endpoint},
@@ -36,71 +36,71 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, subject::command("market", "machine"), edge, change_machine).await
 }
 
-async fn open(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn open(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let OpenAccount {} = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::OpenAccount(account)).await.map(done)
 }
 
-async fn fund(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn fund(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let FundAccount { account, deposit, amount } = r.parse()?;
     e.executor.execute(r.actor, &Command::Deposit(account, Deposit { deposit, amount })).await.map(done)
 }
 
-async fn deposit(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn deposit(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let deposit: Deposit = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::Deposit(account, deposit)).await.map(done)
 }
 
-async fn request_payout(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn request_payout(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let payout: RequestPayout = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::RequestPayout(account, payout)).await.map(done)
 }
 
-async fn close_payout(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn close_payout(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let close: ClosePayout = r.parse()?;
     e.executor.execute(r.actor, &Command::ClosePayout(close)).await.map(done)
 }
 
-async fn set_suspension(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn set_suspension(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let suspension: SetSuspension = r.parse()?;
     e.executor.execute(r.actor, &Command::SetSuspension(suspension)).await.map(done)
 }
 
-async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, Failure> {
+async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
-    // The secrets are kept before the event is written, so that a job in the log always has its secrets.
-    let new = e.secrets.keep(&submit).await?;
+    // Store the secrets before the event is written, so that a job in the log always has its secrets.
+    let are_new = e.secrets.store(&submit).await?;
     let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
-    if new && matches!(submitted, Err(Failure::Refused(_))) {
-        e.secrets.forget(job).await?;
+    if are_new && matches!(submitted, Err(RpcError::Refused(_))) {
+        e.secrets.delete(job).await?;
     }
     Ok(Submitted { job, seq: submitted? })
 }
 
-async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let CancelJob { job } = r.parse()?;
     e.executor.execute(r.actor, &Command::Cancel(job)).await.map(done)
 }
 
-async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, Failure> {
+async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let account = account_of(r.actor)?;
     let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
     let quote = e.executor.replica.read(|w| w.quote(account, &submit, now, settings));
-    quote.map_err(|refusal| Failure::Refused(refusal.into()))
+    quote.map_err(|refusal| RpcError::Refused(refusal.into()))
 }
 
-/// Explains why a job waits; `null` for a job that does not wait.
-async fn explain(e: Endpoints, r: Incoming) -> Result<Option<PlacementExplanation>, Failure> {
+/// Explains why a job waits; `None` for a job that does not wait.
+async fn explain(e: Endpoints, r: Incoming) -> Result<Option<PlacementExplanation>, RpcError> {
     let CancelJob { job } = r.parse()?;
     let now = e.executor.clock.now();
-    let own = |found: &&Job| matches!(r.actor, Actor::Operator(_)) || r.actor == Actor::Account(found.account);
+    let may_see = |found: &&Job| matches!(r.actor, Actor::Operator(_)) || r.actor == Actor::Account(found.account);
     e.executor.replica.read(|w| {
-        let found = w.job(job).filter(own).ok_or_else(|| Failure::Refused(Refusal::UnknownJob.into()))?;
+        let found = w.job(job).filter(may_see).ok_or_else(|| RpcError::Refused(DomainError::UnknownJob.into()))?;
         Ok((found.phase == Phase::Queued)
             .then(|| placement::choose(w, &placement::Request::of(found), now).explanation))
     })

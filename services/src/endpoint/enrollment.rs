@@ -1,19 +1,19 @@
-//! Enrolling machines, renewing and revoking their credentials. A machine that redeems a code or renews its credential
-//! has no session: the request itself holds the proof, a code or a signature.
+//! Enrolls machines, and renews and revokes their credentials. A machine that redeems a code or renews its credential
+//! has no session: the request contains a code or a signature instead.
 
 use gpubnb_domain::World;
 use gpubnb_events::{
     AccountId, Actor, MachineId, Refusal, RefusalKind,
     command::{
-        AskChallenge, Challenge, CreateEnrollment, EnrollmentCode, MachineCredential, RedeemEnrollment,
-        RenewCredential, RevokeMachine, Revoked,
+        Challenge, CreateEnrollment, EnrollmentCode, MachineCredential, RedeemEnrollment, RenewCredential,
+        RequestChallenge, RevokeMachine, Revoked,
     },
     subject,
 };
-use gpubnb_runtime::rpc::{Failure, Incoming, Requester, Server};
+use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
 
 use super::context::{Endpoints, account_of, endpoint};
-use crate::{credentials::signed_by, enrollment::Enrollment};
+use crate::{credentials::is_signed_by, enrollment::Enrollment};
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     let edge = Requester::Edge;
@@ -25,35 +25,35 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, on("revoke"), edge, revoke).await
 }
 
-async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, Failure> {
+async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, RpcError> {
     let CreateEnrollment {} = r.parse()?;
     let owner = account_of(r.actor)?;
     e.executor.catch_up().await?;
-    in_good_standing(&e, owner)?;
+    check_not_suspended(&e, owner)?;
     e.enrollments().create_code(owner, e.executor.clock.now()).await
 }
 
-async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> {
+async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, RpcError> {
     let redeem: RedeemEnrollment = r.parse()?;
     let applied = e.executor.replica.read(World::applied);
     let enrollment = e.enrollments().redeem(&redeem, e.executor.clock.now(), applied).await?;
-    in_good_standing(&e, enrollment.owner)?;
+    check_not_suspended(&e, enrollment.owner)?;
     issue(&e, redeem.machine, enrollment)
 }
 
-async fn challenge(e: Endpoints, r: Incoming) -> Result<Challenge, Failure> {
-    let AskChallenge { machine } = r.parse()?;
+async fn challenge(e: Endpoints, r: Incoming) -> Result<Challenge, RpcError> {
+    let RequestChallenge { machine } = r.parse()?;
     let challenge = e.issuer.challenge(machine, e.executor.clock.now());
-    let (nonce, expires) = challenge.map_err(|e| Failure::unavailable("the challenge could not be signed", &e))?;
+    let (nonce, expires) = challenge.map_err(|e| RpcError::unavailable("the challenge could not be signed", &e))?;
     Ok(Challenge { nonce, expires })
 }
 
-async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> {
+async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, RpcError> {
     let renew: RenewCredential = r.parse()?;
-    let enrollment = e.enrollments().live(renew.machine).await?;
-    let genuine = e.issuer.challenged(&renew.nonce, renew.machine, e.executor.clock.now())
-        && signed_by(&enrollment.public_key, &renew.signed_text(), &renew.signature);
-    if !genuine {
+    let enrollment = e.enrollments().active(renew.machine).await?;
+    let is_genuine = e.issuer.is_valid_challenge(&renew.nonce, renew.machine, e.executor.clock.now())
+        && is_signed_by(&enrollment.public_key, &renew.signed_text(), &renew.signature);
+    if !is_genuine {
         return Err(Refusal::new(
             "BadSignature",
             RefusalKind::Forbidden,
@@ -61,32 +61,32 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, Failure> 
         )
         .into());
     }
-    in_good_standing(&e, enrollment.owner)?;
+    check_not_suspended(&e, enrollment.owner)?;
     issue(&e, renew.machine, enrollment)
 }
 
-/// Refuses an account that is suspended. Its machines get no new credential; running jobs go on until the present
+/// Refuses an account that is suspended. Its machines get no new credential; running jobs continue until the current
 /// credential expires.
-pub(super) fn in_good_standing(e: &Endpoints, owner: AccountId) -> Result<(), Failure> {
-    e.executor.replica.read(|w| gpubnb_domain::may_enroll(w, owner)).map_err(Failure::refused)
+pub(super) fn check_not_suspended(e: &Endpoints, owner: AccountId) -> Result<(), RpcError> {
+    e.executor.replica.read(|w| gpubnb_domain::may_enroll(w, owner)).map_err(RpcError::refused)
 }
 
-fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, Failure> {
+fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, RpcError> {
     let issued = e.issuer.issue(machine, &enrollment.public_key, e.executor.clock.now());
-    let issued = issued.map_err(|e| Failure::unavailable("the credential could not be signed", &e))?;
+    let issued = issued.map_err(|e| RpcError::unavailable("the credential could not be signed", &e))?;
     Ok(MachineCredential { machine, owner: enrollment.owner, jwt: issued.jwt, expires: issued.expires })
 }
 
-async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, Failure> {
+async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, RpcError> {
     let RevokeMachine { machine } = r.parse()?;
-    let known = e.enrollments().of(machine).await?;
-    let may = |enrollment: &&Enrollment| match r.actor {
+    let known = e.enrollments().get(machine).await?;
+    let may_revoke = |enrollment: &&Enrollment| match r.actor {
         Actor::Operator(_) => true,
         Actor::Account(account) => account == enrollment.owner,
         Actor::Machine(_) | Actor::Platform => false,
     };
-    // Somebody else's machine looks like none at all.
-    known.as_ref().filter(may).ok_or_else(|| Failure::refused(gpubnb_domain::Refusal::UnknownMachine))?;
+    // A machine of another account is reported as unknown, so that nobody learns that it exists.
+    known.as_ref().filter(may_revoke).ok_or_else(|| RpcError::refused(gpubnb_domain::DomainError::UnknownMachine))?;
     e.revoker.revoke(machine, matches!(r.actor, Actor::Operator(_))).await?;
     Ok(Revoked {})
 }

@@ -2,32 +2,32 @@
 //! to publish to that subject alone.
 
 use gpubnb_domain::{
-    Command, Listing, Refusal,
+    Command, DomainError, Listing,
     job::Job,
     machine::{Availability, MAX_SLOTS},
 };
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, ChangeMachine, Decline, Desired, DesiredLease, Done, Grant, Inventory, ListMachine, Listed,
-        MachineChange, RecordTest, Report, Start, UploadGrant,
+        Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Grant, Inventory, ListMachine,
+        Listed, MachineChange, RecordTest, Report, Start, UploadGrant,
     },
     manifest, subject,
 };
 use gpubnb_log::stream;
 use gpubnb_runtime::{
     permit::{Permit, Purpose},
-    rpc::{Failure, Incoming, Requester, Server},
+    rpc::{Incoming, Requester, RpcError, Server},
 };
 
 use super::{
     context::{Endpoints, done, endpoint},
-    enrollment::in_good_standing,
+    enrollment::check_not_suspended,
 };
-use crate::credentials::signed_by;
+use crate::credentials::is_signed_by;
 
-/// How long after a job's time limit its files may still be moved.
-const SLACK: Millis = Millis(3_600_000);
+/// The permits for a job's files are valid for this long after the job's time limit.
+const PERMIT_SLACK: Millis = Millis(3_600_000);
 
 pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
     let machine = Requester::Machine;
@@ -42,84 +42,84 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, on("sync"), machine, sync).await
 }
 
-fn machine_of(r: &Incoming) -> Result<MachineId, Failure> {
+fn machine_of(r: &Incoming) -> Result<MachineId, RpcError> {
     match r.actor {
         Actor::Machine(machine) => Ok(machine),
-        _ => Err(Failure::Refused(Refusal::UnknownMachine.into())),
+        _ => Err(RpcError::Refused(DomainError::UnknownMachine.into())),
     }
 }
 
-async fn list(e: Endpoints, r: Incoming) -> Result<Listed, Failure> {
+async fn list(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
     let (machine, ListMachine { offer }) = (machine_of(&r)?, r.parse()?);
     let slots = offer.slots;
     // The owner is the one who enrolled the machine: a machine cannot name its owner itself.
-    let enrollment = e.enrollments().live(machine).await?;
-    in_good_standing(&e, enrollment.owner)?;
+    let enrollment = e.enrollments().active(machine).await?;
+    check_not_suspended(&e, enrollment.owner)?;
     let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
-        .map_err(|e| Failure::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
+        .map_err(|e| RpcError::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
-async fn tested(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn tested(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let (machine, test): (_, RecordTest) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::RecordTest(machine, test)).await.map(done)
 }
 
-async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, Failure> {
+async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, RpcError> {
     let (machine, accept): (_, Accept) = (machine_of(&r)?, r.parse()?);
-    e.executor.reached(accept.lease.0).await?;
+    e.executor.wait_for_lease(accept.lease.0).await?;
     e.executor.execute(r.actor, &Command::Accept(machine, accept)).await?;
     let known = e.executor.replica.read(|w| w.job(accept.job).cloned());
     let job = match known {
         Some(job) => job,
-        None => e.executor.load(accept.job).await?.ok_or(Failure::refused(Refusal::UnknownJob))?,
+        None => e.executor.load(accept.job).await?.ok_or(RpcError::refused(DomainError::UnknownJob))?,
     };
-    if job.wish(machine, accept.lease) == DesiredLease::Abandon {
-        return Err(Failure::refused(Refusal::StaleLease));
+    if job.desired_lease_state(machine, accept.lease) == DesiredLeaseState::Abandon {
+        return Err(RpcError::refused(DomainError::StaleLease));
     }
     let mut grant = job.grant();
-    permits(&e, &job, accept.lease, &mut grant)?;
+    add_permits(&e, &job, accept.lease, &mut grant)?;
     if !job.spec.env.is_empty() {
-        let enrollment = e.enrollments().live(machine).await?;
+        let enrollment = e.enrollments().active(machine).await?;
         let env = e.secrets.seal_for(accept.job, &enrollment.sealing_key).await?;
-        let gone = || Failure::Unavailable("the values of the job's environment are not there".to_owned());
-        grant.env = Some(env.ok_or_else(gone)?);
+        let missing = || RpcError::Unavailable("the values of the job's environment are missing".to_owned());
+        grant.env = Some(env.ok_or_else(missing)?);
     }
     Ok(grant)
 }
 
-/// Adds the permits to get and to put the files of this attempt.
-fn permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<(), Failure> {
-    let Some(files) = &e.files else { return Ok(()) };
-    let expires = e.executor.clock.now().plus(job.limits.time.millis()).plus(SLACK);
+/// Adds the permits to download and to upload the files of this attempt.
+fn add_permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<(), RpcError> {
+    let Some(transfer) = &e.file_transfer else { return Ok(()) };
+    let expires = e.executor.clock.now().plus(job.limits.time.millis()).plus(PERMIT_SLACK);
     let sign = |purpose| {
-        let signed = files.key.sign(&Permit { purpose, expires });
-        signed.ok_or_else(|| Failure::Unavailable("the permit could not be signed".to_owned()))
+        let signed = transfer.key.sign(&Permit { purpose, expires });
+        signed.ok_or_else(|| RpcError::Unavailable("the permit could not be signed".to_owned()))
     };
-    let token = sign(Purpose::Upload { job: job.id, lease, most: job.spec.resources.output.bytes() })?;
-    grant.upload = Some(UploadGrant { url: format!("{}/transfer/{}/{lease}", files.url, job.id), token, expires });
+    let token = sign(Purpose::Upload { job: job.id, lease, max_bytes: job.spec.resources.output.bytes() })?;
+    grant.upload = Some(UploadGrant { url: format!("{}/transfer/{}/{lease}", transfer.url, job.id), token, expires });
     for input in &job.spec.inputs {
         let permit = sign(Purpose::Input { account: job.account, input: input.input })?;
-        grant.inputs.push(format!("{}/transfer/permit/{permit}", files.url));
+        grant.inputs.push(format!("{}/transfer/permit/{permit}", transfer.url));
     }
     Ok(())
 }
 
-async fn decline(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn decline(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let (machine, decline): (_, Decline) = (machine_of(&r)?, r.parse()?);
-    e.executor.reached(decline.lease.0).await?;
+    e.executor.wait_for_lease(decline.lease.0).await?;
     e.executor.execute(r.actor, &Command::Decline(machine, decline)).await.map(done)
 }
 
-async fn start(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn start(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let (machine, start): (_, Start) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::Start(machine, start)).await.map(done)
 }
 
-async fn report(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+async fn report(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
     if !report.outputs.is_empty() || report.signature.is_some() {
         check_signature(&e, machine, &report)?;
@@ -128,46 +128,47 @@ async fn report(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
 }
 
 /// Checks the signature of a manifest. The manifest goes into the log with the signature, where anyone can check it.
-fn check_signature(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), Failure> {
+fn check_signature(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), RpcError> {
     let text = manifest::signed_text(report.job, report.lease, &report.outputs);
     let key = e.executor.replica.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));
-    let genuine = key.zip(report.signature.as_ref()).is_some_and(|(key, signature)| signed_by(&key, &text, signature));
-    if genuine {
+    let is_genuine =
+        key.zip(report.signature.as_ref()).is_some_and(|(key, signature)| is_signed_by(&key, &text, signature));
+    if is_genuine {
         Ok(())
     } else {
-        Err(Failure::refused(Refusal::field("signature", "The manifest is not signed with this machine's key.")))
+        Err(RpcError::refused(DomainError::field("signature", "The manifest is not signed with this machine's key.")))
     }
 }
 
-/// Changes a machine as its owner wishes. The owner asks on a page, or on the machine itself.
-pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Failure> {
+/// Changes a machine for its owner, who asks on a page or on the machine itself.
+pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let change: ChangeMachine = r.parse()?;
     let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
-    if change.wish == MachineChange::Delist {
-        // The machine's credential ends with its offer.
-        e.revoker.look();
+    if change.change == MachineChange::Delist {
+        // A machine that left the market loses its credential.
+        e.revoker.reconcile_now();
     }
     Ok(changed)
 }
 
-/// Tells a machine which of its leases go on. Answers on the newest state only: no job is torn down because this
-/// replica was behind.
-async fn sync(e: Endpoints, r: Incoming) -> Result<Desired, Failure> {
+/// Tells a machine which of its leases to keep. Answers only from the newest state, so that no job is stopped because
+/// this replica was behind.
+async fn sync(e: Endpoints, r: Incoming) -> Result<DesiredMachineState, RpcError> {
     let (machine, inventory): (_, Inventory) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;
     let mut leases = Vec::new();
     for Accept { job, lease } in inventory.leases.into_iter().take(MAX_SLOTS as usize) {
-        let wish = match e.executor.replica.read(|w| w.job(job).map(|j| j.wish(machine, lease))) {
-            Some(wish) => wish,
+        let desired = match e.executor.replica.read(|w| w.job(job).map(|j| j.desired_lease_state(machine, lease))) {
+            Some(desired) => desired,
             None => match e.executor.load(job).await? {
-                Some(job) => job.wish(machine, lease),
-                // A job that is not found may still exist: nothing is torn down for that.
-                None => DesiredLease::Keep,
+                Some(job) => job.desired_lease_state(machine, lease),
+                // A job that is not found may still exist: the machine keeps the lease.
+                None => DesiredLeaseState::Keep,
             },
         };
-        leases.push((lease, wish));
+        leases.push((lease, desired));
     }
     let takes_jobs =
         e.executor.replica.read(|w| w.machine(machine).is_some_and(|m| m.availability == Availability::Ready));
-    Ok(Desired { leases, takes_jobs })
+    Ok(DesiredMachineState { leases, takes_jobs })
 }

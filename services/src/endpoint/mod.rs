@@ -11,6 +11,6 @@ mod machine;
 mod serve;
 
 pub(crate) use self::{
-    context::{Endpoints, Files, machine_rate},
+    context::{Endpoints, FileTransfer, new_machine_rate},
     serve::serve,
 };

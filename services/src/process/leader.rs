@@ -1,4 +1,4 @@
-//! Leadership: one replica at a time drives the process managers. That only saves work; if two replicas lead for a
+//! Leadership: one replica at a time runs the process managers. This only saves work: if two replicas lead for a
 //! moment, the guards of the log keep the market correct.
 
 use std::{
@@ -16,19 +16,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 const KEY: &str = "manager";
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The knowledge whether this replica leads.
+/// Tells whether this replica leads. Clones share the state.
 #[derive(Clone, Default)]
 pub(crate) struct Leadership(Arc<AtomicBool>);
 
 impl Leadership {
     /// True if this replica leads now.
-    pub(crate) fn leads(&self) -> bool {
+    pub(crate) fn is_leader(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Holds the leader's lease, or waits for it, until shutdown. Then gives the lease back.
+    /// Acquires the leader's lease (an entry that expires, in the bucket LEADERS) and renews it until shutdown. Then
+    /// releases it.
     pub(crate) async fn hold(&self, js: Context, replica_id: String, shutdown: CancellationToken) {
         let mut revision = None;
         loop {
@@ -47,7 +48,7 @@ impl Leadership {
             self.0.store(revision.is_some(), Ordering::Relaxed);
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = tokio::time::sleep(RENEW) => {}
+                () = tokio::time::sleep(RENEW_INTERVAL) => {}
             }
         }
         self.0.store(false, Ordering::Relaxed);
@@ -55,7 +56,7 @@ impl Leadership {
             && let Ok(store) = js.get_key_value(LEADERS).await
             && let Err(e) = store.purge(KEY).await
         {
-            debug!(error = %e, "the lease could not be given back; it expires by itself");
+            debug!(error = %e, "the lease could not be released; it expires by itself");
         }
     }
 }

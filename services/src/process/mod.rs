@@ -1,5 +1,5 @@
-//! The process managers: loops that compare the state with what should be, and give commands. The domain decides the
-//! commands, and the guards of the log make it safe that several replicas run the loops at once.
+//! The process managers: loops that find the commands that are due, and execute them. The domain computes these
+//! commands from the state. The guards of the log make it safe to run the loops in several replicas.
 
 mod leader;
 mod manager;

@@ -1,8 +1,8 @@
-//! The watchdog over the presence of machines.
+//! The watchdog: notices machines that fall silent.
 //!
 //! The watchdog publishes a tick each second and counts the silence of a machine in ticks that *come back* from the
 //! broker, through the same stream as the heartbeats. An outage of the broker stops ticks and heartbeats alike, so that
-//! it is never mistaken for lost machines.
+//! an outage never looks like lost machines.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,7 +17,7 @@ use gpubnb_domain::{
 };
 use gpubnb_events::{Actor, Aggregate, Chain, MachineId, subject, telemetry::Tick};
 use gpubnb_log::stream::{StreamOptions, TELEMETRY, provision_telemetry};
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -25,9 +25,9 @@ use tracing::{info, warn};
 use super::Leadership;
 use crate::execute::Executor;
 
-const TICK: Duration = Duration::from_secs(1);
-/// A longer pause between two ticks means that this process was away, not the machines.
-const PAUSE: Duration = Duration::from_secs(3);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
+/// A longer pause between two ticks means that this process was stopped, and not that machines are silent.
+const MAX_TICK_GAP: Duration = Duration::from_secs(3);
 
 /// The ticks of silence after which a machine counts as suspect or lost.
 #[derive(Debug, Clone, Copy)]
@@ -38,20 +38,20 @@ pub(crate) struct SilenceLimits {
 
 /// Counts the silence of each machine.
 struct Silence {
-    patience: SilenceLimits,
+    limits: SilenceLimits,
     ticks: HashMap<MachineId, u32>,
     last_tick: Option<Instant>,
 }
 
 impl Silence {
-    fn heard(&mut self, machine: MachineId) {
+    fn record_heartbeat(&mut self, machine: MachineId) {
         self.ticks.insert(machine, 0);
     }
 
     /// Counts a tick that came back. Returns the commands for machines whose presence changed.
-    fn tick(&mut self, now: Instant, machines: &[(MachineId, Presence)]) -> Vec<Command> {
-        let paused = self.last_tick.replace(now).is_none_or(|last| now.duration_since(last) > PAUSE);
-        if paused {
+    fn count_tick(&mut self, now: Instant, machines: &[(MachineId, Presence)]) -> Vec<Command> {
+        let has_paused = self.last_tick.replace(now).is_none_or(|last| now.duration_since(last) > MAX_TICK_GAP);
+        if has_paused {
             self.ticks.clear();
         }
         let mut commands = Vec::new();
@@ -59,10 +59,10 @@ impl Silence {
             let silent = self.ticks.entry(*machine).or_insert(0);
             *silent = silent.saturating_add(1);
             match presence {
-                Presence::Online if *silent > self.patience.suspect_after => commands.push(Command::Suspect(*machine)),
-                Presence::Suspect if *silent > self.patience.lost_after => commands.push(Command::Lose(*machine)),
+                Presence::Online if *silent > self.limits.suspect_after => commands.push(Command::Suspect(*machine)),
+                Presence::Suspect if *silent > self.limits.lost_after => commands.push(Command::Lose(*machine)),
                 // The machine was heard within the last two ticks.
-                Presence::Suspect | Presence::Lost if *silent <= 2 && !paused => {
+                Presence::Suspect | Presence::Lost if *silent <= 2 && !has_paused => {
                     commands.push(Command::Recover(*machine));
                 }
                 _ => {}
@@ -78,36 +78,35 @@ pub(crate) async fn watch(
     js: Context,
     leadership: Leadership,
     replica_id: String,
-    patience: SilenceLimits,
+    limits: SilenceLimits,
     streams: StreamOptions,
     shutdown: CancellationToken,
 ) {
-    let ticker = tokio::spawn(tick(js.clone(), replica_id.clone(), shutdown.clone()));
+    let ticker = tokio::spawn(publish_ticks(js.clone(), replica_id.clone(), shutdown.clone()));
     loop {
         let watched = async {
             provision_telemetry(&js, &streams).await?;
-            listen(&executor, &js, &leadership, &replica_id, patience).await
+            listen(&executor, &js, &leadership, &replica_id, limits).await
         };
         tokio::select! {
             () = shutdown.cancelled() => break,
-            ended = watched => if let Err(e) = ended { warn!(error = %Chain(e.as_ref()), "watching again") },
+            ended = watched => if let Err(e) = ended { warn!(error = %Chain(e.as_ref()), "the watchdog starts again") },
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     ticker.abort();
 }
 
-/// Publishes this replica's ticks. A lost tick is not sent again: no silence may be counted while the
-/// broker is away.
-async fn tick(js: Context, replica_id: String, shutdown: CancellationToken) {
-    let mut interval = tokio::time::interval(TICK);
+/// Publishes this replica's ticks. A lost tick is not sent again: silence must not be counted while the broker is away.
+async fn publish_ticks(js: Context, replica_id: String, shutdown: CancellationToken) {
+    let mut interval = tokio::time::interval(TICK_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     for number in 0.. {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = interval.tick() => {}
         }
-        if !gpubnb_runtime::nats::connected(&js.client()) {
+        if !gpubnb_runtime::nats::is_connected(&js.client()) {
             continue;
         }
         let tick = Tick { replica: replica_id.clone(), number };
@@ -123,7 +122,7 @@ async fn listen(
     js: &Context,
     leadership: &Leadership,
     replica_id: &str,
-    patience: SilenceLimits,
+    limits: SilenceLimits,
 ) -> Result<(), async_nats::Error> {
     let own_tick = subject::tick(replica_id);
     let config = OrderedConfig {
@@ -133,12 +132,12 @@ async fn listen(
         ..Default::default()
     };
     let mut messages = js.create_consumer_on_stream(config, TELEMETRY).await?.messages().await?;
-    let mut silence = Silence { patience, ticks: HashMap::new(), last_tick: None };
+    let mut silence = Silence { limits, ticks: HashMap::new(), last_tick: None };
     while let Some(message) = messages.next().await {
         let message: Message = message?;
         if message.subject.as_str() != own_tick {
             if let Some(machine) = subject::machine_of_heartbeat(&message.subject) {
-                silence.heard(machine);
+                silence.record_heartbeat(machine);
             }
             continue;
         }
@@ -146,20 +145,20 @@ async fn listen(
             let listed = w.machines().filter(|(_, m)| m.availability != Availability::Delisted);
             listed.map(|(id, m)| (*id, m.presence)).collect()
         });
-        let commands = silence.tick(Instant::now(), &machines);
-        if leadership.leads() {
+        let commands = silence.count_tick(Instant::now(), &machines);
+        if leadership.is_leader() {
             for command in commands {
-                give(executor, command).await;
+                execute(executor, command).await;
             }
         }
     }
     Ok(())
 }
 
-async fn give(executor: &Executor, command: Command) {
+async fn execute(executor: &Executor, command: Command) {
     info!(?command, "presence");
     let lost = if let Command::Lose(machine) = command { Some(machine) } else { None };
-    if let Err(Failure::Unavailable(problem)) = executor.execute(Actor::Platform, &command).await {
+    if let Err(RpcError::Unavailable(problem)) = executor.execute(Actor::Platform, &command).await {
         warn!(problem, "the next tick tries again");
         return;
     }
@@ -168,7 +167,7 @@ async fn give(executor: &Executor, command: Command) {
         executor.replica.read(|w| w.machine(lost).map(|m| m.leases.keys().copied().collect()).unwrap_or_default());
     for job in held {
         if let Err(e) = executor.execute(Actor::Platform, &Command::Abandon(job)).await {
-            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler takes the job from the lost machine later");
+            warn!(error = %e, aggregate = %Aggregate::Job(job), "the reconciler requeues the job later");
         }
     }
 }
@@ -178,36 +177,36 @@ mod tests {
     use super::*;
 
     fn silence() -> Silence {
-        let patience = SilenceLimits { suspect_after: 3, lost_after: 6 };
-        Silence { patience, ticks: HashMap::new(), last_tick: None }
+        let limits = SilenceLimits { suspect_after: 3, lost_after: 6 };
+        Silence { limits, ticks: HashMap::new(), last_tick: None }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_machine_is_suspected_then_lost_then_recovers_when_it_is_heard() {
+    async fn a_silent_machine_becomes_suspect_then_lost_and_a_heartbeat_recovers_it() {
         let (mut s, m) = (silence(), MachineId::generate());
         let mut presence = Presence::Online;
         let mut seen = Vec::new();
         for _ in 0..10 {
-            tokio::time::advance(TICK).await;
-            for command in s.tick(Instant::now(), &[(m, presence)]) {
+            tokio::time::advance(TICK_INTERVAL).await;
+            for command in s.count_tick(Instant::now(), &[(m, presence)]) {
                 presence = if matches!(command, Command::Lose(_)) { Presence::Lost } else { Presence::Suspect };
                 seen.push(command);
             }
         }
         assert_eq!(seen, [Command::Suspect(m), Command::Lose(m)]);
-        s.heard(m);
-        tokio::time::advance(TICK).await;
-        assert_eq!(s.tick(Instant::now(), &[(m, presence)]), [Command::Recover(m)]);
+        s.record_heartbeat(m);
+        tokio::time::advance(TICK_INTERVAL).await;
+        assert_eq!(s.count_tick(Instant::now(), &[(m, presence)]), [Command::Recover(m)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_of_our_own_is_not_held_against_machines() {
+    async fn a_pause_of_this_process_does_not_count_as_silence() {
         let (mut s, m) = (silence(), MachineId::generate());
         for _ in 0..3 {
-            tokio::time::advance(TICK).await;
-            assert_eq!(s.tick(Instant::now(), &[(m, Presence::Online)]), []);
+            tokio::time::advance(TICK_INTERVAL).await;
+            assert_eq!(s.count_tick(Instant::now(), &[(m, Presence::Online)]), []);
         }
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(s.tick(Instant::now(), &[(m, Presence::Online)]), []);
+        assert_eq!(s.count_tick(Instant::now(), &[(m, Presence::Online)]), []);
     }
 }

@@ -1,8 +1,9 @@
-//! A FAKE of NVIDIA's `libnvidia-ml.so` for tests on machines without a GPU. Nothing but tests may load it. It has the
-//! functions that the worker calls, and answers from the JSON file that `GPUBNB_FAKE_NVML` names, which a test writes:
+//! A FAKE of NVIDIA's NVML library (`libnvidia-ml.so`), for tests on machines without a GPU. Only tests may load it.
+//! The library has the NVML functions that the worker calls. Its answers come from a JSON file, which the test writes.
+//! The environment variable `GPUBNB_FAKE_NVML` has the path of the file. Example:
 //! `{ "driver": "550", "gpus": [{ "uuid": "GPU-1", "total_mib": 81920, "trouble": "lost" }] }`.
 //!
-//! The structs are those of `nvml.h` (NVML API reference, driver 550), in the versions that nvml-wrapper asks for.
+//! The structs and the versions of the functions are those that the crate `nvml-wrapper` uses (`nvml.h`, driver 550).
 
 use std::{
     ffi::{c_char, c_int, c_uint, c_ulonglong},
@@ -11,6 +12,7 @@ use std::{
 
 use serde::Deserialize;
 
+// The return codes of `nvml.h` (`nvmlReturn_t`).
 const SUCCESS: c_int = 0;
 const INVALID_ARGUMENT: c_int = 2;
 const NOT_SUPPORTED: c_int = 3;
@@ -19,11 +21,13 @@ const DRIVER_NOT_LOADED: c_int = 9;
 const GPU_IS_LOST: c_int = 15;
 const RESET_REQUIRED: c_int = 16;
 
-/// The content of the file.
+/// The content of the JSON file.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Machine {
+    /// The version of the driver.
     driver: String,
+    /// The CUDA version, as NVML encodes it: 12040 for CUDA 12.4.
     cuda: c_int,
     gpus: Vec<Gpu>,
 }
@@ -35,25 +39,28 @@ struct Gpu {
     name: String,
     total_mib: u64,
     used_mib: u64,
+    /// Percent.
     utilisation: c_uint,
     celsius: c_uint,
     watts: c_uint,
+    /// The processes that use the GPU.
     pids: Vec<c_uint>,
+    /// The number of memory errors; `None` for a GPU that does not count them.
     ecc: Option<u64>,
     /// Why the GPU does not answer: `lost`, `reset` or `driver`. Empty for a GPU that works.
     trouble: String,
 }
 
-/// Reads the file again at each call, so that a test can change the answers. `None` stands for a driver that is not
-/// loaded.
-fn machine() -> Option<Machine> {
+/// Reads the file. Each call of the library reads it again, so a test can change the answers. `None` if there is no
+/// valid file: the library then answers as if no driver were loaded.
+fn read_machine() -> Option<Machine> {
     let text = fs::read_to_string(std::env::var_os("GPUBNB_FAKE_NVML")?).ok()?;
     serde_json::from_str(&text).ok()
 }
 
-/// The GPU of a handle. The handle is the GPU's index plus one, so that no handle is null.
-fn gpu(device: usize) -> Result<Gpu, c_int> {
-    let machine = machine().ok_or(DRIVER_NOT_LOADED)?;
+/// The GPU of a device handle. The handle is the GPU's index plus one, because a handle must not be null.
+fn read_gpu(device: usize) -> Result<Gpu, c_int> {
+    let machine = read_machine().ok_or(DRIVER_NOT_LOADED)?;
     let gpu = machine.gpus.into_iter().nth(device.wrapping_sub(1)).ok_or(INVALID_ARGUMENT)?;
     match gpu.trouble.as_str() {
         "lost" => Err(GPU_IS_LOST),
@@ -63,11 +70,11 @@ fn gpu(device: usize) -> Result<Gpu, c_int> {
     }
 }
 
-/// Writes a value where the caller wants it, and returns the code for the caller.
-fn answer<T>(found: Result<T, c_int>, to: *mut T) -> c_int {
-    match found {
+/// Writes a value to the caller's pointer, and returns the NVML return code.
+fn write_value<T>(result: Result<T, c_int>, to: *mut T) -> c_int {
+    match result {
         Ok(value) if !to.is_null() => {
-            // SAFETY: the pointer leads to a place for one value of this type, as nvml.h demands.
+            // SAFETY: nvml.h requires that the pointer is valid for one value of this type.
             unsafe { to.write(value) };
             SUCCESS
         }
@@ -76,9 +83,9 @@ fn answer<T>(found: Result<T, c_int>, to: *mut T) -> c_int {
     }
 }
 
-/// Writes a text with its final zero where the caller wants it.
-fn text(found: Result<String, c_int>, to: *mut c_char, length: c_uint) -> c_int {
-    let value = match found {
+/// Writes a text and its final zero byte to the caller's buffer of `length` bytes, and returns the NVML return code.
+fn write_text(result: Result<String, c_int>, to: *mut c_char, length: c_uint) -> c_int {
+    let value = match result {
         Ok(value) => value,
         Err(code) => return code,
     };
@@ -86,18 +93,19 @@ fn text(found: Result<String, c_int>, to: *mut c_char, length: c_uint) -> c_int 
         return INSUFFICIENT_SIZE;
     }
     for (index, byte) in value.bytes().chain([0]).enumerate() {
-        // SAFETY: the pointer leads to `length` bytes, and no more than that are written.
+        // SAFETY: nvml.h requires a buffer of `length` bytes, and the text with its zero byte is not longer.
         unsafe { to.add(index).write(byte.cast_signed()) };
     }
     SUCCESS
 }
 
+/// Exports functions under their C names.
 macro_rules! export {
     ($($name:ident($($arg:ident: $kind:ty),*) $body:block)+) => {$(
-        #[doc = concat!("`", stringify!($name), "` of nvml.h.")]
+        #[doc = concat!("The function `", stringify!($name), "` of nvml.h.")]
         ///
         /// # Safety
-        /// As nvml.h demands, each pointer leads to a place of its type.
+        /// Each pointer must be null or valid for a value of its type, as nvml.h requires.
         #[unsafe(no_mangle)]
         #[allow(non_snake_case, clippy::missing_safety_doc)]
         pub unsafe extern "C" fn $name($($arg: $kind),*) -> c_int $body
@@ -139,52 +147,53 @@ pub struct Process {
     compute: c_uint,
 }
 
-/// Writes the processes on a device. As with NVML, a caller whose list is too short is told the length that it needs.
-fn processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_int {
-    let pids = match gpu(device) {
+/// Writes the list of processes on a device. `count` has the length of the caller's list. If the list is too short,
+/// only the needed length is written to `count`.
+fn write_processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_int {
+    let pids = match read_gpu(device) {
         Ok(gpu) => gpu.pids,
         Err(code) => return code,
     };
     if count.is_null() {
         return INVALID_ARGUMENT;
     }
-    let most = c_uint::try_from(pids.len()).unwrap_or(c_uint::MAX);
-    // SAFETY: `count` is not null, and leads to the length of `list`, as nvml.h demands.
-    let room = unsafe { count.read() };
-    // SAFETY: as above.
-    unsafe { count.write(most) };
-    if room < most {
+    let needed = c_uint::try_from(pids.len()).unwrap_or(c_uint::MAX);
+    // SAFETY: `count` is not null, and nvml.h requires that it points to the length of `list`.
+    let capacity = unsafe { count.read() };
+    // SAFETY: `count` is not null, and nvml.h requires that the caller can read its new value.
+    unsafe { count.write(needed) };
+    if capacity < needed {
         return INSUFFICIENT_SIZE;
     }
     for (index, pid) in pids.into_iter().enumerate() {
-        // SAFETY: the list has room for `room` processes, and no more than that are written.
+        // SAFETY: the list has `capacity` entries, and at most as many processes are written.
         unsafe { list.add(index).write(Process { pid, memory: 0, instance: c_uint::MAX, compute: c_uint::MAX }) };
     }
     SUCCESS
 }
 
 export! {
-    nvmlInit_v2() { if machine().is_some() { SUCCESS } else { DRIVER_NOT_LOADED } }
+    nvmlInit_v2() { if read_machine().is_some() { SUCCESS } else { DRIVER_NOT_LOADED } }
     nvmlShutdown() { SUCCESS }
     nvmlSystemGetDriverVersion(to: *mut c_char, length: c_uint) {
-        text(machine().map(|m| m.driver).ok_or(DRIVER_NOT_LOADED), to, length)
+        write_text(read_machine().map(|m| m.driver).ok_or(DRIVER_NOT_LOADED), to, length)
     }
     nvmlSystemGetCudaDriverVersion_v2(to: *mut c_int) {
-        answer(machine().map(|m| m.cuda).ok_or(DRIVER_NOT_LOADED), to)
+        write_value(read_machine().map(|m| m.cuda).ok_or(DRIVER_NOT_LOADED), to)
     }
     nvmlDeviceGetCount_v2(to: *mut c_uint) {
-        let count = machine().map(|m| c_uint::try_from(m.gpus.len()).unwrap_or(0));
-        answer(count.ok_or(DRIVER_NOT_LOADED), to)
+        let count = read_machine().map(|m| c_uint::try_from(m.gpus.len()).unwrap_or(0));
+        write_value(count.ok_or(DRIVER_NOT_LOADED), to)
     }
-    nvmlDeviceGetHandleByIndex_v2(index: c_uint, to: *mut usize) { answer(Ok(index as usize + 1), to) }
+    nvmlDeviceGetHandleByIndex_v2(index: c_uint, to: *mut usize) { write_value(Ok(index as usize + 1), to) }
     nvmlDeviceGetUUID(device: usize, to: *mut c_char, length: c_uint) {
-        text(gpu(device).map(|g| g.uuid), to, length)
+        write_text(read_gpu(device).map(|g| g.uuid), to, length)
     }
     nvmlDeviceGetName(device: usize, to: *mut c_char, length: c_uint) {
-        text(gpu(device).map(|g| g.name), to, length)
+        write_text(read_gpu(device).map(|g| g.name), to, length)
     }
     nvmlDeviceGetMemoryInfo_v2(device: usize, to: *mut Memory) {
-        answer(gpu(device).map(|g| Memory {
+        write_value(read_gpu(device).map(|g| Memory {
             version: 0,
             total: g.total_mib << 20,
             reserved: 0,
@@ -193,15 +202,17 @@ export! {
         }), to)
     }
     nvmlDeviceGetUtilizationRates(device: usize, to: *mut Utilization) {
-        answer(gpu(device).map(|g| Utilization { gpu: g.utilisation, memory: 0 }), to)
+        write_value(read_gpu(device).map(|g| Utilization { gpu: g.utilisation, memory: 0 }), to)
     }
     nvmlDeviceGetTemperature(device: usize, _sensor: c_uint, to: *mut c_uint) {
-        answer(gpu(device).map(|g| g.celsius), to)
+        write_value(read_gpu(device).map(|g| g.celsius), to)
     }
-    nvmlDeviceGetPowerUsage(device: usize, to: *mut c_uint) { answer(gpu(device).map(|g| g.watts * 1_000), to) }
+    nvmlDeviceGetPowerUsage(device: usize, to: *mut c_uint) {
+        write_value(read_gpu(device).map(|g| g.watts * 1_000), to)
+    }
     nvmlDeviceGetCudaComputeCapability(device: usize, major: *mut c_int, minor: *mut c_int) {
-        match answer(gpu(device).map(|_| 9), major) {
-            SUCCESS => answer(Ok(0), minor),
+        match write_value(read_gpu(device).map(|_| 9), major) {
+            SUCCESS => write_value(Ok(0), minor),
             code => code,
         }
     }
@@ -210,15 +221,15 @@ export! {
         for (to, byte) in bus_id.iter_mut().zip(format!("00000000:{device:02X}:00.0").bytes()) {
             *to = byte.cast_signed();
         }
-        answer(gpu(device).map(|_| Pci { legacy: [0; 16], numbers: [0; 5], bus_id }), to)
+        write_value(read_gpu(device).map(|_| Pci { legacy: [0; 16], numbers: [0; 5], bus_id }), to)
     }
     nvmlDeviceGetComputeRunningProcesses_v3(device: usize, count: *mut c_uint, list: *mut Process) {
-        processes(device, count, list)
+        write_processes(device, count, list)
     }
     nvmlDeviceGetGraphicsRunningProcesses_v3(_device: usize, count: *mut c_uint, _list: *mut Process) {
-        answer(Ok(0), count)
+        write_value(Ok(0), count)
     }
     nvmlDeviceGetTotalEccErrors(device: usize, _kind: c_uint, _counter: c_uint, to: *mut c_ulonglong) {
-        answer(gpu(device).and_then(|g| g.ecc.ok_or(NOT_SUPPORTED)), to)
+        write_value(read_gpu(device).and_then(|g| g.ecc.ok_or(NOT_SUPPORTED)), to)
     }
 }

@@ -1,5 +1,11 @@
-//! Jobs that try to harm the machine they run on, for `make hostile`. Each prints its attempts, and exits with 0 where
-//! the sandbox held it and with 1 where it got through. Run one only inside a container.
+//! Jobs that try to harm the machine on which they run. `make hostile` runs them. A job prints the result of each
+//! attempt: `held` if the sandbox stopped the attempt, `GOT THROUGH` if not. The exit code is 0 if the sandbox stopped
+//! all attempts.
+//!
+//! Some jobs use up a resource until the kernel or the worker ends the job. These jobs exit with 1 or never end. The
+//! jobs `large-file` and `odd-files` exit with 0 if their files are written.
+//!
+//! DANGER: run these jobs only inside a container.
 
 use std::{
     ffi::CString,
@@ -14,7 +20,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    let held = match std::env::args().nth(1).as_deref() {
+    let is_held = match std::env::args().nth(1).as_deref() {
         Some("fork-bomb") => fork_bomb(),
         Some("zombies") => zombies(),
         Some("memory-bomb") => memory_bomb(),
@@ -27,31 +33,32 @@ fn main() -> ExitCode {
         Some("log-flood") => log_flood(),
         Some("egress") => egress(),
         Some("escape") => escape(),
-        Some("deaf") => deaf(),
+        Some("deaf") => ignore_sigterm(),
         Some("odd-files") => odd_files(),
         _ => {
-            eprintln!("there is no such job");
+            eprintln!("unknown job: give the name of a job as the first argument");
             false
         }
     };
-    if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints whether a call of the kernel failed, as it must.
+/// Prints the result of a system call, which is negative if the call failed. Returns true if the call failed.
 ///
-/// SAFETY of all calls below: their arguments are plain numbers, or strings and buffers that outlive the call.
-fn failed(call: &str, result: i64) -> bool {
+/// SAFETY of all system calls below: their arguments are numbers, or strings and buffers that live longer than the
+/// call.
+fn must_fail(call: &str, result: i64) -> bool {
     let error = io::Error::last_os_error();
-    let held = result < 0;
-    println!("{call}: {}", if held { format!("held ({error})") } else { "GOT THROUGH".to_owned() });
-    held
+    let is_held = result < 0;
+    println!("{call}: {}", if is_held { format!("held ({error})") } else { "GOT THROUGH".to_owned() });
+    is_held
 }
 
-/// Forks until the kernel refuses.
+/// Starts child processes until the kernel refuses. The sandbox must allow fewer than 600.
 fn fork_bomb() -> bool {
     let mut children = 0;
     for _ in 0..100_000 {
-        // SAFETY: see `failed`; the child only sleeps.
+        // SAFETY: see `must_fail`; the child only sleeps.
         match unsafe { libc::fork() } {
             0 => loop {
                 sleep(Duration::from_secs(60));
@@ -67,14 +74,14 @@ fn fork_bomb() -> bool {
     false
 }
 
-/// Leaves children that nobody waits for, again and again.
+/// Makes zombies: processes that have ended, and for which no parent waits. The kernel must refuse more at some point.
 fn zombies() -> bool {
     let mut refused = 0;
     for _ in 0..20_000 {
-        // SAFETY: see `failed`; the child makes an orphan and both end at once.
+        // SAFETY: see `must_fail`; the child starts a process, and both end at once.
         match unsafe { libc::fork() } {
             0 => {
-                // SAFETY: as above.
+                // SAFETY: see `must_fail`.
                 unsafe {
                     libc::fork();
                     libc::_exit(0)
@@ -84,26 +91,26 @@ fn zombies() -> bool {
             _ => {}
         }
     }
-    println!("held: {refused} of 20,000 were refused");
+    println!("held: {refused} of 20,000 processes were refused");
     refused > 0
 }
 
 /// Allocates memory until the kernel kills the job.
 fn memory_bomb() -> bool {
-    let mut hoard = Vec::new();
+    let mut blocks = Vec::new();
     loop {
-        hoard.push(vec![0x5a_u8; 16 << 20]);
-        println!("{} MiB", hoard.len() * 16);
+        blocks.push(vec![0x5a_u8; 16 << 20]);
+        println!("{} MiB", blocks.len() * 16);
     }
 }
 
-/// Writes a file until there is no room, or it has `most` bytes. Returns the bytes that were written.
-fn fill(path: &Path, most: u64) -> io::Result<u64> {
-    let piece = vec![0x5a_u8; 1 << 20];
+/// Writes a file until a write fails or the file has `limit` bytes. Returns the number of written bytes.
+fn fill_file(path: &Path, limit: u64) -> io::Result<u64> {
+    let block = vec![0x5a_u8; 1 << 20];
     let mut file = File::create(path)?;
     let mut written = 0;
-    while written < most {
-        match file.write(&piece) {
+    while written < limit {
+        match file.write(&block) {
             Ok(bytes) => written += bytes as u64,
             Err(_) => break,
         }
@@ -111,30 +118,32 @@ fn fill(path: &Path, most: u64) -> io::Result<u64> {
     Ok(written)
 }
 
-/// Fills each file system but the output. Only the small ones in memory may be written at all.
+/// Tries to fill every file system except `/output`. Only `/tmp` and `/dev/shm`, which are small and in memory, may
+/// accept data.
 fn fill_disks() -> bool {
-    // The limit on the size of a file does not help here, since there can be many files.
-    // SAFETY: ignoring a signal installs no handler. Without the signal, a write past the limit fails.
+    // A write beyond the limit on a file's size would end the job by SIGXFSZ. If the signal is ignored, the write
+    // fails, and the job can go on with the next file. SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    let mut held = true;
-    for (place, most) in [("/", 0), ("/etc", 0), ("/usr", 0), ("/tmp", 64 << 20), ("/dev/shm", 64 << 20)] {
-        let files = (0..200).map(|index| fill(&Path::new(place).join(format!("fill-{index}")), 4 << 30).unwrap_or(0));
+    let mut all_held = true;
+    for (path, limit) in [("/", 0), ("/etc", 0), ("/usr", 0), ("/tmp", 64 << 20), ("/dev/shm", 64 << 20)] {
+        let files =
+            (0..200).map(|index| fill_file(&Path::new(path).join(format!("fill-{index}")), 4 << 30).unwrap_or(0));
         let written: u64 = files.sum();
-        let within = written <= most;
-        println!("{place}: {} MiB {}", written >> 20, if within { "held" } else { "GOT THROUGH" });
-        held &= within;
+        let is_held = written <= limit;
+        println!("{path}: {} MiB {}", written >> 20, if is_held { "held" } else { "GOT THROUGH" });
+        all_held &= is_held;
     }
-    held
+    all_held
 }
 
-/// Fills the output with files of 1 MiB.
+/// Fills `/output` with files of 1 MiB.
 fn fill_output() -> bool {
     for index in 0.. {
         let name = format!("/output/{index}");
-        match fill(Path::new(&name), 1 << 20) {
+        match fill_file(Path::new(&name), 1 << 20) {
             Ok(bytes) if bytes >= 1 << 20 => {}
             other => {
-                println!("no room after {index} MiB: {other:?}");
+                println!("refused after {index} MiB: {other:?}");
                 return false;
             }
         }
@@ -142,25 +151,25 @@ fn fill_output() -> bool {
     false
 }
 
-/// Fills the output with files of one byte, which use up inodes and not bytes.
+/// Fills `/output` with files of one byte. Such files use up the inodes of a file system long before its bytes.
 fn tiny_files() -> bool {
     for index in 0..1_000_000 {
         if let Err(e) = fs::write(format!("/output/{index}"), "x") {
-            println!("no room after {index} files: {e}");
+            println!("refused after {index} files: {e}");
             return false;
         }
     }
-    println!("a million files");
+    println!("wrote a million files");
     false
 }
 
-/// Writes one file that is larger than the output may be.
+/// Writes one file that is larger than the limit of `/output`.
 fn huge_file() -> bool {
-    println!("{:?}", fill(Path::new("/output/huge"), 10 << 30));
+    println!("{:?}", fill_file(Path::new("/output/huge"), 10 << 30));
     false
 }
 
-/// Makes one file with a large size and no content.
+/// Makes a sparse file: a file with a size of 10 GiB that uses no disk space.
 fn sparse_file() -> bool {
     let file = match File::create("/output/sparse") {
         Ok(file) => file,
@@ -173,14 +182,14 @@ fn sparse_file() -> bool {
     false
 }
 
-/// Writes a file as large as the output allows, so that the upload after the job has something to carry.
+/// Writes a file of 80 MiB, so that the upload after the job takes some time.
 fn large_file() -> bool {
-    let written = fill(Path::new("/output/large.bin"), 80 << 20);
+    let written = fill_file(Path::new("/output/large.bin"), 80 << 20);
     println!("written: {written:?}");
     written.is_ok_and(|bytes| bytes == 80 << 20)
 }
 
-/// Writes to the log without end.
+/// Writes lines to the log forever.
 fn log_flood() -> bool {
     let line = "x".repeat(1_000);
     loop {
@@ -188,56 +197,57 @@ fn log_flood() -> bool {
     }
 }
 
-/// Tries to reach the network: the internet, the machine's own services, and names.
+/// Tries to reach the internet, services of the machine, and a name server.
 fn egress() -> bool {
-    let patience = Duration::from_secs(2);
-    let mut held = true;
+    let timeout = Duration::from_secs(2);
+    let mut all_held = true;
     for to in
         ["1.1.1.1:53", "169.254.169.254:80", "172.17.0.1:2375", "10.0.0.1:80", "127.0.0.1:4222", "[2606:4700::1111]:53"]
     {
-        let reached = to.parse().is_ok_and(|address| TcpStream::connect_timeout(&address, patience).is_ok());
-        println!("{to}: {}", if reached { "GOT THROUGH" } else { "held" });
-        held &= !reached;
+        let is_reached = to.parse().is_ok_and(|address| TcpStream::connect_timeout(&address, timeout).is_ok());
+        println!("{to}: {}", if is_reached { "GOT THROUGH" } else { "held" });
+        all_held &= !is_reached;
     }
-    let resolved = ("example.com", 80).to_socket_addrs().is_ok();
-    let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(b"x", "1.1.1.1:53")).is_ok();
-    println!("names: {resolved}, datagrams: {sent}");
-    held && !resolved && !sent
+    let is_resolved = ("example.com", 80).to_socket_addrs().is_ok();
+    let is_sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(b"x", "1.1.1.1:53")).is_ok();
+    println!("name resolved: {is_resolved}, datagram sent: {is_sent}");
+    all_held && !is_resolved && !is_sent
 }
 
-/// Tries the known ways out of a container: mounts, namespaces, devices, privileged calls, files of the kernel.
+/// Tries the known ways to escape from a container: mounts, namespaces, devices, privileged system calls, and files of
+/// the kernel.
 fn escape() -> bool {
-    let text = |text: &str| CString::new(text).unwrap_or_default();
-    let (none, proc, root, device) = (text("none"), text("proc"), text("/"), text("/tmp/disk"));
-    let mut held = true;
-    // SAFETY: see `failed`, for each of these calls.
+    let c_string = |text: &str| CString::new(text).unwrap_or_default();
+    let (none, proc, root, device) = (c_string("none"), c_string("proc"), c_string("/"), c_string("/tmp/disk"));
+    let mut all_held = true;
+    // SAFETY: see `must_fail`. This is true of each call in this block.
     unsafe {
-        held &= failed(
+        all_held &= must_fail(
             "mount",
-            libc::mount(none.as_ptr(), text("/tmp").as_ptr(), proc.as_ptr(), 0, std::ptr::null()).into(),
+            libc::mount(none.as_ptr(), c_string("/tmp").as_ptr(), proc.as_ptr(), 0, std::ptr::null()).into(),
         );
-        held &= failed(
+        all_held &= must_fail(
             "remount /",
             libc::mount(none.as_ptr(), root.as_ptr(), std::ptr::null(), libc::MS_REMOUNT, std::ptr::null()).into(),
         );
-        held &= failed("unshare user", libc::unshare(libc::CLONE_NEWUSER).into());
-        held &= failed("unshare mount", libc::unshare(libc::CLONE_NEWNS).into());
-        held &= failed("unshare net", libc::unshare(libc::CLONE_NEWNET).into());
-        held &= failed("mknod", libc::mknod(device.as_ptr(), libc::S_IFBLK | 0o666, libc::makedev(8, 0)).into());
-        held &= failed("setuid", libc::setuid(0).into());
-        held &= failed("setgid", libc::setgid(0).into());
-        held &= failed("chroot", libc::chroot(root.as_ptr()).into());
-        held &= failed("keyctl", libc::syscall(libc::SYS_keyctl, 0, -3, 0));
-        held &= failed(
+        all_held &= must_fail("unshare user", libc::unshare(libc::CLONE_NEWUSER).into());
+        all_held &= must_fail("unshare mount", libc::unshare(libc::CLONE_NEWNS).into());
+        all_held &= must_fail("unshare net", libc::unshare(libc::CLONE_NEWNET).into());
+        all_held &= must_fail("mknod", libc::mknod(device.as_ptr(), libc::S_IFBLK | 0o666, libc::makedev(8, 0)).into());
+        all_held &= must_fail("setuid", libc::setuid(0).into());
+        all_held &= must_fail("setgid", libc::setgid(0).into());
+        all_held &= must_fail("chroot", libc::chroot(root.as_ptr()).into());
+        all_held &= must_fail("keyctl", libc::syscall(libc::SYS_keyctl, 0, -3, 0));
+        all_held &= must_fail(
             "add_key",
-            libc::syscall(libc::SYS_add_key, text("user").as_ptr(), text("k").as_ptr(), b"v".as_ptr(), 1, -3),
+            libc::syscall(libc::SYS_add_key, c_string("user").as_ptr(), c_string("k").as_ptr(), b"v".as_ptr(), 1, -3),
         );
-        held &= failed("bpf", libc::syscall(libc::SYS_bpf, 0, 0, 0));
-        held &= failed("kexec", libc::syscall(libc::SYS_kexec_load, 0, 0, 0, 0));
-        held &= failed("init_module", libc::syscall(libc::SYS_init_module, 0, 0, 0));
-        held &= failed("reboot", libc::syscall(libc::SYS_reboot, 0, 0, 0, 0));
-        held &= failed("swapoff", libc::swapoff(device.as_ptr()).into());
-        held &= failed(
+        all_held &= must_fail("bpf", libc::syscall(libc::SYS_bpf, 0, 0, 0));
+        all_held &= must_fail("kexec", libc::syscall(libc::SYS_kexec_load, 0, 0, 0, 0));
+        all_held &= must_fail("init_module", libc::syscall(libc::SYS_init_module, 0, 0, 0));
+        all_held &= must_fail("reboot", libc::syscall(libc::SYS_reboot, 0, 0, 0, 0));
+        all_held &= must_fail("swapoff", libc::swapoff(device.as_ptr()).into());
+        all_held &= must_fail(
             "settimeofday",
             libc::settimeofday(&libc::timeval { tv_sec: 0, tv_usec: 0 }, std::ptr::null()).into(),
         );
@@ -250,26 +260,27 @@ fn escape() -> bool {
         "/dev/kmsg",
         "/sys/fs/cgroup/release_agent",
     ] {
-        let opened = fs::OpenOptions::new().write(true).open(path).is_ok();
-        println!("{path}: {}", if opened { "GOT THROUGH" } else { "held" });
-        held &= !opened;
+        let is_opened = fs::OpenOptions::new().write(true).open(path).is_ok();
+        println!("{path}: {}", if is_opened { "GOT THROUGH" } else { "held" });
+        all_held &= !is_opened;
     }
-    // Only this process and the container's init may be visible, and none of the machine's processes.
+    // The job may see its own process and the init process of the container, but no process of the machine.
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let seen = processes.filter(|p| p.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).count();
-    println!("processes: {seen} {}", if seen <= 2 { "held" } else { "GOT THROUGH" });
-    held &= seen <= 2;
-    // SAFETY: a process that is not there cannot be traced.
-    held &= failed("ptrace", unsafe { libc::ptrace(libc::PTRACE_ATTACH, 4_000_000, 0, 0) });
-    let socket = Path::new("/var/run/docker.sock").exists() || Path::new("/run/docker.sock").exists();
-    // SAFETY: as above.
-    let root = unsafe { libc::geteuid() } == 0;
-    println!("docker's socket: {socket}, root: {root}");
-    held && !socket && !root
+    let process_count =
+        processes.filter(|p| p.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).count();
+    println!("processes: {process_count} {}", if process_count <= 2 { "held" } else { "GOT THROUGH" });
+    all_held &= process_count <= 2;
+    // SAFETY: no process has this id, so no process is traced.
+    all_held &= must_fail("ptrace", unsafe { libc::ptrace(libc::PTRACE_ATTACH, 4_000_000, 0, 0) });
+    let has_socket = Path::new("/var/run/docker.sock").exists() || Path::new("/run/docker.sock").exists();
+    // SAFETY: the call only reads the user id.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    println!("docker's socket: {has_socket}, root: {is_root}");
+    all_held && !has_socket && !is_root
 }
 
-/// Ignores SIGTERM.
-fn deaf() -> bool {
+/// Ignores SIGTERM and never ends.
+fn ignore_sigterm() -> bool {
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     println!("deaf");
@@ -278,9 +289,10 @@ fn deaf() -> bool {
     }
 }
 
-/// Leaves files whose names or contents would mislead whoever reads the output.
+/// Leaves files with dangerous names, types or contents: links out of `/output`, control sequences, HTML, a pipe, deep
+/// folders, and a false archive. Also prints control sequences and HTML to the log.
 fn odd_files() -> bool {
-    let made = || -> io::Result<()> {
+    let make_files = || -> io::Result<()> {
         symlink("/etc/shadow", "/output/shadow")?;
         symlink("/", "/output/everything")?;
         symlink("..", "/output/up")?;
@@ -289,7 +301,7 @@ fn odd_files() -> bool {
         fs::write("/output/<img src=x onerror=y>", "x")?;
         fs::write("/output/..hidden", "x")?;
         let fifo = CString::new("/output/pipe").unwrap_or_default();
-        // SAFETY: see `failed`.
+        // SAFETY: see `must_fail`.
         unsafe { libc::mkfifo(fifo.as_ptr(), 0o666) };
         let mut deep = String::from("/output");
         for _ in 0..40 {
@@ -297,12 +309,12 @@ fn odd_files() -> bool {
             fs::create_dir(&deep)?;
         }
         fs::write(format!("{deep}/bottom"), "x")?;
-        // The name promises an archive. Its content is none, and must be unpacked by nobody.
+        // By its name the file is an archive, but its content is not. Nobody may unpack it.
         fs::write("/output/bomb.tar.gz", vec![0x1f; 10_000])?;
         println!("\u{1b}]0;title\u{7}\u{1b}[2J<script>alert(1)</script>");
         Ok(())
     };
-    match made() {
+    match make_files() {
         Ok(()) => true,
         Err(e) => {
             println!("{e}");

@@ -13,7 +13,7 @@ use bollard::{
 };
 use futures_util::StreamExt;
 use gpubnb_events::{JobId, Lease, MachineId, Seq, template};
-use gpubnb_provider::{SandboxParams, hardened, job_user};
+use gpubnb_provider::{SandboxParams, hardened_container, job_user};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -88,7 +88,7 @@ async fn bare_life(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
         runtime: None,
         max_log: 16 << 20,
     };
-    let body = hardened(&spec, &frame);
+    let body = hardened_container(&spec, &frame);
     let began = Instant::now();
     let options = CreateContainerOptionsBuilder::default().name("gpubnb-bare").build();
     let id = docker.create_container(Some(options), body).await?.id;

@@ -95,7 +95,7 @@ fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let mut trees = Vec::new();
     for model in gpubnb_model::all() {
-        let rows: Result<Vec<_>, _> = from.model(model.model_version())?.all().collect();
+        let rows: Result<Vec<_>, _> = from.current_table(model.model_version())?.all().collect();
         trees.push((model.name(), rows?));
     }
     let db = sled::Config::new().path(dir.path()).cache_capacity(CACHE_MIB << 20).open()?;

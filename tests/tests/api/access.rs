@@ -30,8 +30,8 @@ use Met::{In, No, Nothing, Who};
 const GATE: [(&str, Row); 9] = [
     ("public", [In, In, In, In, In, Who, In]),
     ("proof", [In, In, In, In, In, Who, In]),
-    ("known", [Who, In, In, In, In, Who, In]),
-    ("person", [Who, In, In, No, No, Who, In]),
+    ("authenticated", [Who, In, In, In, In, Who, In]),
+    ("session", [Who, In, In, No, No, Who, In]),
     ("jobs:read", [Who, In, In, No, In, Who, In]),
     ("jobs:write", [Who, In, In, No, In, Who, In]),
     ("machines:write", [Who, In, In, No, In, Who, In]),
@@ -85,7 +85,7 @@ fn met(answer: &Answer, access: &str) -> Met {
         StatusCode::UNAUTHORIZED => Who,
         StatusCode::SEE_OTHER if answer.location.starts_with("/sign-in?next=") => Who,
         // These refusals come from handlers, after the gate.
-        StatusCode::FORBIDDEN if access == "person" && text.contains("BadInvite") => In,
+        StatusCode::FORBIDDEN if access == "session" && text.contains("BadInvite") => In,
         StatusCode::FORBIDDEN if text.contains("This link has run out") => In,
         StatusCode::FORBIDDEN => No,
         _ if access == "operator" && text.contains("There is no such page") => Nothing,

@@ -5,7 +5,7 @@ use std::{process::Command, time::Duration};
 use bytes::Bytes;
 use gpubnb_events::{CommandId, JobId, MachineId, subject};
 use gpubnb_log::stream;
-use gpubnb_runtime::nats::connected;
+use gpubnb_runtime::nats::is_connected;
 use gpubnb_tests::{
     jobs::noop,
     machine::Stolen,
@@ -124,11 +124,11 @@ async fn a_revoked_machine_is_cut_off_at_once() {
     let market = MARKET.open().await.unwrap();
     let thief = enrolled(&market, &market.web, "cut-off").await;
     let client = thief.enter(&market).await.unwrap();
-    assert!(connected(&client));
+    assert!(is_connected(&client));
     let path = format!("/machines/{}/credential", thief.machine);
     let (status, _) = market.web.request(Method::DELETE, &path, None).await.unwrap();
     assert_eq!(status, StatusCode::NO_CONTENT);
-    until("the end of the thief's connection", async || !connected(&client)).await;
+    until("the end of the thief's connection", async || !is_connected(&client)).await;
     let refused = thief.renew(&market.web.stranger()).await.unwrap_err().to_string();
     assert!(refused.contains("NotEnrolled"), "{refused}");
 }
@@ -152,12 +152,12 @@ async fn a_credential_is_renewed_before_it_runs_out_and_after_an_outage_longer_t
     }
     // Without the edge there is no new credential: the broker ends the connection with the last one.
     system.ui = None;
-    let connected = |system: &System| {
+    let is_worker_connected = |system: &System| {
         let (_, text) = system.worker("attic", &["status", "--json"]).unwrap();
         serde_json::from_str::<Value>(&text).unwrap()["connected"] == json!(true)
     };
-    assert!(connected(&system));
-    until("the end of the worker's connection", async || !connected(&system)).await;
+    assert!(is_worker_connected(&system));
+    until("the end of the worker's connection", async || !is_worker_connected(&system)).await;
     system.start_ui().await.unwrap();
     run(&system).await;
 }

@@ -12,7 +12,7 @@ use gpubnb_events::{
     command::{Accept, Done, Grant, ListMachine, Listed, Outcome, Report, Start},
     spec::{Artifact, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Usage},
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use gpubnb_tests::{
     jobs::{noop, on_machine},
     machine::Stolen,
@@ -167,7 +167,7 @@ async fn a_report_without_the_machines_signature_is_nobodys_word() {
     for signature in [None, Some(liar.stolen.sign("something else").unwrap())] {
         let unsigned = Report { signature, ..liar.report(&["a"]) };
         let answer = liar.stolen.say::<Done>(&liar.client, "report", &unsigned).await;
-        assert!(matches!(answer, Err(Failure::Refused(_))), "{answer:?}");
+        assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
     }
     liar.end(&["a"]).await;
     assert_eq!(liar.put("e", vec![1]).await, StatusCode::UNAUTHORIZED, "the job has ended");
@@ -211,7 +211,7 @@ async fn a_text_that_is_too_long_is_no_offer() {
     let mut long = offer();
     long.hardware.cpu_model = "x".repeat(10_000);
     let answer = stolen.say::<Listed>(&client, "list", &ListMachine { offer: long }).await;
-    assert!(matches!(answer, Err(Failure::Refused(_))), "{answer:?}");
+    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
 }
 
 /// Requests of a machine that asks without end: several times those that it may make in a burst.
@@ -238,14 +238,14 @@ async fn a_machine_that_asks_without_end_is_refused_by_name_and_keeps_no_other_f
     client.flush().await.unwrap();
     // Neither its own burst nor the flood of the first machine is told to the second one.
     let answer = other.say::<Grant>(&quiet, "accept", &nonsense).await;
-    let Err(Failure::Refused(refusal)) = answer else { panic!("{answer:?}") };
+    let Err(RpcError::Refused(refusal)) = answer else { panic!("{answer:?}") };
     assert_eq!(refusal.name, "UnknownJob");
     let (mut decided, mut hasty) = (0, 0);
     while decided + hasty < FLOOD {
         let answer = tokio::time::timeout(Duration::from_secs(30), answers.next()).await.unwrap().unwrap();
-        match serde_json::from_slice::<Result<Grant, Failure>>(&answer.payload).unwrap() {
-            Err(Failure::Refused(_)) => decided += 1,
-            Err(Failure::Unavailable(why)) if why.contains("asks too often") => hasty += 1,
+        match serde_json::from_slice::<Result<Grant, RpcError>>(&answer.payload).unwrap() {
+            Err(RpcError::Refused(_)) => decided += 1,
+            Err(RpcError::Unavailable(why)) if why.contains("asks too often") => hasty += 1,
             other => panic!("{other:?}"),
         }
     }

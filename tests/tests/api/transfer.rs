@@ -36,7 +36,7 @@ async fn a_large_file_goes_on_where_it_broke_off() {
     let key = TransferKey::read(&system.path().join("keys/ui/transfer.key")).unwrap();
     let expires = SystemClock.now().plus(Millis(600_000));
     let sign = |purpose| key.sign(&Permit { purpose, expires }).unwrap();
-    let permit = sign(Purpose::Upload { job: job.parse().unwrap(), lease, most: 128 << 20 });
+    let permit = sign(Purpose::Upload { job: job.parse().unwrap(), lease, max_bytes: 128 << 20 });
     let client = Client::new();
     let url = format!("{}/transfer/{job}/{lease}/model.bin", system.url());
     let put = |query: &str| client.put(format!("{url}{query}")).bearer_auth(&permit);

@@ -10,7 +10,7 @@ use std::{
 use async_nats::HeaderMap;
 use gpubnb_events::{Event, Recorded, Seq, message::header, subject};
 use gpubnb_log::{
-    Raw,
+    RawMessage,
     archive::{ArchiveReader, ArchiveWriter},
 };
 use gpubnb_projector::fold::Models;
@@ -19,7 +19,7 @@ use gpubnb_tests::parts::binary;
 use serde_json::Value;
 
 /// One message for each fixture of an event, in the order of their names.
-fn written() -> Vec<Raw> {
+fn written() -> Vec<RawMessage> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../events/fixtures");
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -34,7 +34,7 @@ fn written() -> Vec<Raw> {
         headers.insert(header::ID, wire_name.as_str());
         headers.insert(header::TYPE, wire_name.as_str());
         headers.insert(header::ACTOR, "platform");
-        Raw { seq: Seq(seq), nanos: 1_000_000, subject, headers: Some(headers), payload: payload.into() }
+        RawMessage { seq: Seq(seq), nanos: 1_000_000, subject, headers: Some(headers), payload: payload.into() }
     });
     raws.collect()
 }
@@ -45,7 +45,7 @@ fn json_of(output: &Output) -> Value {
 }
 
 /// Writes an archive of every version.
-fn archive_of(raws: &[Raw], path: &Path) {
+fn archive_of(raws: &[RawMessage], path: &Path) {
     let mut writer = ArchiveWriter::create(path, || false).unwrap();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
@@ -54,7 +54,7 @@ fn archive_of(raws: &[Raw], path: &Path) {
 #[test]
 fn older_versions_are_among_the_fixtures() {
     let raws = written();
-    assert!(raws.iter().all(|raw| raw.read().event().is_some()));
+    assert!(raws.iter().all(|raw| raw.decode().event().is_some()));
     assert!(raws.len() > Event::WIRE_NAMES.len(), "{} fixtures", raws.len());
 }
 
@@ -65,11 +65,11 @@ fn an_archive_of_every_version_is_read_as_it_was_written() {
     archive_of(&raws, &directory.path().join("archive"));
     let reader = ArchiveReader::open(&directory.path().join("archive")).unwrap();
     let parts = reader.manifest.parts.iter();
-    let read: Vec<Raw> = parts.flat_map(|part| reader.lines(part).unwrap().map(Result::unwrap)).collect();
+    let read: Vec<RawMessage> = parts.flat_map(|part| reader.messages(part).unwrap().map(Result::unwrap)).collect();
     let leaves: Vec<_> = reader.leaves().unwrap().collect();
-    assert_eq!(leaves, raws.iter().map(Raw::leaf).collect::<Vec<_>>());
+    assert_eq!(leaves, raws.iter().map(RawMessage::leaf).collect::<Vec<_>>());
     for (raw, leaf) in read.iter().zip(leaves) {
-        assert_eq!((raw.read().entry.err(), raw.leaf()), (None, leaf), "{raw:?}");
+        assert_eq!((raw.decode().entry.err(), raw.leaf()), (None, leaf), "{raw:?}");
     }
     assert_eq!(read.len(), raws.len());
 }
@@ -78,7 +78,7 @@ fn an_archive_of_every_version_is_read_as_it_was_written() {
 fn an_archive_of_every_version_is_folded_by_every_read_model() {
     let directory = tempfile::tempdir().unwrap();
     let raws = written();
-    let read: Vec<Recorded> = raws.iter().map(Raw::read).collect();
+    let read: Vec<Recorded> = raws.iter().map(RawMessage::decode).collect();
     let db = Database::open(&directory.path().join("models"), 8).unwrap();
     let mut models = Models::open(&db).unwrap();
     models.fold(&read);

@@ -118,7 +118,7 @@ fn rows(path: &std::path::Path) -> BTreeMap<(&'static str, Vec<u8>), String> {
     let db = Database::open(path, 16).unwrap();
     let mut rows = BTreeMap::new();
     for model in gpubnb_model::all() {
-        for row in db.model(model.model_version()).unwrap().all() {
+        for row in db.current_table(model.model_version()).unwrap().all() {
             let (key, value) = row.unwrap();
             rows.insert((model.name(), key.to_vec()), value.escape_ascii().to_string());
         }

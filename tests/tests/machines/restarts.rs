@@ -31,7 +31,7 @@ async fn jobs_outlive_a_restart_of_docker_that_lets_them() {
     let job = system.web.submit(&counting(160, 50)).await.unwrap();
     running(&system, &job).await;
     engine.stop();
-    engine.again().await.unwrap();
+    engine.start_daemon().await.unwrap();
     let settled = system.web.settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}\n{}", system.log("attic"));
     assert_eq!(settled["attempts"].as_array().unwrap().len(), 1);
@@ -49,7 +49,7 @@ async fn a_docker_that_takes_jobs_with_it_is_no_fault_of_theirs() {
     let job = system.web.submit(&counting(200, 50)).await.unwrap();
     running(&system, &job).await;
     engine.stop();
-    engine.again().await.unwrap();
+    engine.start_daemon().await.unwrap();
     let ended = |job: &Value| job["attempts"][0]["ended"].is_string();
     let ended = system.web.wait_for(&job, Duration::from_secs(60), ended).await.unwrap();
     assert_eq!((&ended["attempts"][0]["ended"], &ended["reason"]["name"]), (&json!("Requeued"), &json!("Interrupted")));

@@ -90,7 +90,8 @@ async fn every_service_says_that_it_is_ready_and_all_that_is_declared_is_measure
     let _open_page = reqwest::get(&page).await.unwrap();
     let addresses = ["services-0", "projector", "ui"].map(|name| {
         let log = system.log(name);
-        let line = log.lines().find(|line| line.contains("watched at")).unwrap_or_else(|| panic!("{name}: {log}"));
+        let line =
+            log.lines().find(|line| line.contains("monitoring listens")).unwrap_or_else(|| panic!("{name}: {log}"));
         let address = line.split("address=").nth(1).unwrap().trim();
         format!("http://{address}")
     });

@@ -1,5 +1,5 @@
-//! The gate before every endpoint. It finds out who sends a request, applies the rate limits, and denies access unless
-//! the endpoint's demand is met.
+//! The gate: the middleware before every endpoint. The gate identifies the sender of a request, applies the rate
+//! limits, and refuses the request unless the sender has the access that the endpoint demands ([`Access`]).
 
 use axum::{
     body::{Body, to_bytes},
@@ -16,41 +16,41 @@ use crate::{
     app::App,
     error::{ApiError, PageError, Problem},
     escape,
-    extract::is_for_program,
+    extract::is_api_path,
 };
 
-/// The form field that carries a session's token against cross-site requests.
+/// The form field that carries the session's CSRF token, which protects against cross-site request forgery.
 pub(crate) const CSRF_FIELD: &str = "csrf";
-/// The header by which scripts of a page send the same token.
+/// The header in which the scripts of a page send the CSRF token.
 const CSRF_HEADER: &str = "x-csrf-token";
-/// Largest form.
-const MAX_FORM: usize = 256 * 1024;
+/// The maximum size of a form, in bytes.
+const MAX_FORM_BYTES: usize = 256 * 1024;
 
-/// The result of identifying the sender of a request.
+/// The sender of a request.
 struct Identity {
     viewer: Viewer,
-    /// The scopes of the token. `None` for a browser, where the user may do everything.
+    /// The scopes of the sender's token. `None` for a browser: a signed-in user needs no scopes.
     scopes: Option<Vec<Scope>>,
 }
 
-/// Passes a request on to its handler, or answers with the reason for the refusal.
+/// Passes a request to its handler, or answers with the reason for the refusal.
 ///
-/// The viewer is put into the extensions of the request, for the handler, and of the response, for the page that shows
-/// an error.
+/// The handler finds the [`Viewer`] in the extensions of the request. The error page finds the viewer in the extensions
+/// of the response.
 pub(super) async fn pass(State((app, access)): State<(App, Access)>, mut request: Request, next: Next) -> Response {
-    let program = is_for_program(request.uri().path());
-    let back = (request.method() == Method::GET).then(|| sign_in_link(request.uri()));
-    let entered = enter(&app, access, &mut request).await;
+    let is_program = is_api_path(request.uri().path());
+    let sign_in = (request.method() == Method::GET).then(|| sign_in_link(request.uri()));
+    let admitted = admit(&app, access, &mut request).await;
     let viewer = request.extensions().get::<Viewer>().copied().unwrap_or_default();
-    let answered = match entered {
+    let result = match admitted {
         Ok(reader) => app.streams.limit(reader, next.run(request).await),
         Err(problem) => Err(problem),
     };
-    let mut response = match answered {
+    let mut response = match result {
         Ok(response) => response,
-        Err(problem) if program => ApiError(problem).into_response(),
-        Err(problem) => match back.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
-            Some(back) => Redirect::to(&back).into_response(),
+        Err(problem) if is_program => ApiError(problem).into_response(),
+        Err(problem) => match sign_in.filter(|_| problem.status == StatusCode::UNAUTHORIZED.as_u16()) {
+            Some(sign_in) => Redirect::to(&sign_in).into_response(),
             None => PageError(problem).into_response(),
         },
     };
@@ -58,24 +58,26 @@ pub(super) async fn pass(State((app, access)): State<(App, Access)>, mut request
     response
 }
 
-/// The address of the sign-in page that leads back to `uri`.
+/// The address of the sign-in page. After signing in, the browser returns to `uri`.
 fn sign_in_link(uri: &Uri) -> String {
     let here = uri.path_and_query().map_or("/", axum::http::uri::PathAndQuery::as_str);
     format!("/sign-in?next={}", escape::url(here))
 }
 
-async fn enter(app: &App, access: Access, request: &mut Request) -> Result<StreamReader, Problem> {
+/// Identifies the sender and checks the rate limits, the access and the CSRF token. If the response is a stream of
+/// events, the stream is counted for the returned reader.
+async fn admit(app: &App, access: Access, request: &mut Request) -> Result<StreamReader, Problem> {
     let peer = PeerAddress::of(request, app.behind_proxy);
-    app.rate_limits.address(peer.0)?;
+    app.rate_limits.check_request_from(peer.0)?;
     request.extensions_mut().insert(peer);
     let identity = identify(app, request.headers()).await?;
     request.extensions_mut().insert(identity.viewer);
     if let Some(account) = identity.viewer.account {
-        app.rate_limits.account(account)?;
+        app.rate_limits.check_request_of(account)?;
     }
-    allow(access, &identity)?;
+    check_access(access, &identity)?;
     if identity.viewer.session.is_some() && !matches!(*request.method(), Method::GET | Method::HEAD) {
-        same_session(&identity.viewer, request).await?;
+        check_csrf_token(&identity.viewer, request).await?;
     }
     Ok(StreamReader::of(identity.viewer.account, peer.0))
 }
@@ -83,74 +85,76 @@ async fn enter(app: &App, access: Access, request: &mut Request) -> Result<Strea
 async fn identify(app: &App, headers: &HeaderMap) -> Result<Identity, Problem> {
     let now = app.now();
     let authorization = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    // Permits for files come in the same header. The handlers of transfers verify them.
+    // Permits for files are sent in the same header. The handlers in `transfer` verify these permits.
     if let Some(token) = authorization.and_then(|a| a.strip_prefix("Bearer ")).filter(|t| t.starts_with("gpubnb_")) {
-        let known = app.users.by_token(token, now).await?.ok_or_else(Problem::bad_token)?;
-        let operator = known.operator && known.scopes.contains(&Scope::Ops);
-        let viewer = Viewer { account: Some(known.account), operator, session: None, csrf: None };
-        return Ok(Identity { viewer, scopes: Some(known.scopes) });
+        let user = app.users.by_token(token, now).await?.ok_or_else(Problem::bad_token)?;
+        let is_operator = user.is_operator && user.scopes.contains(&Scope::Ops);
+        let viewer = Viewer { account: Some(user.account), is_operator, session: None, csrf: None };
+        return Ok(Identity { viewer, scopes: Some(user.scopes) });
     }
     let session = match cookie(headers, SESSION_COOKIE) {
-        Some(cookie) => app.sessions.open(cookie, now).await?,
+        Some(cookie) => app.sessions.by_cookie(cookie, now).await?,
         None => None,
     };
     let viewer = match session {
         None => Viewer::default(),
-        Some(open) => Viewer {
-            account: Some(open.account),
-            operator: app.users.is_operator(open.account).await?,
-            session: Some(open.id),
-            csrf: Some(open.csrf),
+        Some(session) => Viewer {
+            account: Some(session.account),
+            is_operator: app.users.is_operator(session.account).await?,
+            session: Some(session.id),
+            csrf: Some(session.csrf),
         },
     };
     Ok(Identity { viewer, scopes: None })
 }
 
-/// Refuses a sender who does not meet the endpoint's demand.
-fn allow(access: Access, identity: &Identity) -> Result<(), Problem> {
-    let at_browser = identity.viewer.session.is_some();
-    let known = identity.viewer.account.is_some();
+/// Refuses a sender who does not have the access that the endpoint demands.
+fn check_access(access: Access, identity: &Identity) -> Result<(), Problem> {
+    let has_session = identity.viewer.session.is_some();
+    let has_account = identity.viewer.account.is_some();
     match access {
-        Access::Public | Access::Proof => Ok(()),
-        _ if !known => Err(Problem::sign_in_needed()),
-        Access::Known => Ok(()),
-        Access::Person if at_browser => Ok(()),
-        Access::Person => Err(Problem::forbidden("This is for a person at a browser; no token can do it.")),
+        Access::Public | Access::ProofInRequest => Ok(()),
+        _ if !has_account => Err(Problem::sign_in_needed()),
+        Access::Authenticated => Ok(()),
+        Access::Session if has_session => Ok(()),
+        Access::Session => Err(Problem::forbidden("This needs a signed-in browser: no token can do it.")),
         Access::Scope(scope) => match &identity.scopes {
             None => Ok(()),
             Some(scopes) if scopes.contains(&scope) => Ok(()),
-            Some(_) => Err(Problem::forbidden(format!("This token has not the scope `{scope}`: make one that has."))),
+            Some(_) => Err(Problem::forbidden(format!(
+                "This token does not have the scope `{scope}`: create a token that has it."
+            ))),
         },
-        Access::Operator if identity.viewer.operator => Ok(()),
-        // Nobody else is to learn that there is such a page.
+        Access::Operator if identity.viewer.is_operator => Ok(()),
+        // Only operators may learn that the page exists.
         Access::Operator => Err(Problem::not_found("page")),
     }
 }
 
-/// Refuses a request that changes something unless it carries its session's token. Another site can make a browser send
-/// its cookie, but does not know the token that our forms carry.
-async fn same_session(viewer: &Viewer, request: &mut Request) -> Result<(), Problem> {
+/// Checks the CSRF token of a request. Another site can make a browser send the session cookie, but does not know the
+/// token that our forms carry.
+async fn check_csrf_token(viewer: &Viewer, request: &mut Request) -> Result<(), Problem> {
     let expected = viewer.csrf();
-    let foreign = || {
+    let refusal = || {
         Problem::forbidden("The form belongs to another session: open the page again, and send the form from there.")
     };
     if let Some(sent) = request.headers().get(CSRF_HEADER) {
-        return if same(sent.as_bytes(), expected.as_bytes()) { Ok(()) } else { Err(foreign()) };
+        return if equal_tokens(sent.as_bytes(), expected.as_bytes()) { Ok(()) } else { Err(refusal()) };
     }
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if !kind.starts_with("application/x-www-form-urlencoded") {
-        return Err(foreign());
+        return Err(refusal());
     }
     let body = std::mem::replace(request.body_mut(), Body::empty());
-    let bytes = to_bytes(body, MAX_FORM).await.map_err(|_| Problem::too_large())?;
-    let fields: Vec<(String, String)> = serde_urlencoded::from_bytes(&bytes).map_err(|_| foreign())?;
+    let bytes = to_bytes(body, MAX_FORM_BYTES).await.map_err(|_| Problem::too_large())?;
+    let fields: Vec<(String, String)> = serde_urlencoded::from_bytes(&bytes).map_err(|_| refusal())?;
     *request.body_mut() = Body::from(bytes);
     let sent = fields.iter().find(|(name, _)| name == CSRF_FIELD).map(|(_, value)| value.as_bytes());
-    if sent.is_some_and(|sent| same(sent, expected.as_bytes())) { Ok(()) } else { Err(foreign()) }
+    if sent.is_some_and(|sent| equal_tokens(sent, expected.as_bytes())) { Ok(()) } else { Err(refusal()) }
 }
 
 /// Compares a token with the expected one in constant time. An empty token equals nothing.
-fn same(sent: &[u8], expected: &[u8]) -> bool {
+fn equal_tokens(sent: &[u8], expected: &[u8]) -> bool {
     !expected.is_empty() && bool::from(sent.ct_eq(expected))
 }
 
@@ -159,35 +163,40 @@ mod tests {
     use super::*;
     use gpubnb_events::{AccountId, CommandId};
 
-    fn identity(session: bool, operator: bool, scopes: Option<Vec<Scope>>) -> Identity {
-        let session = session.then(CommandId::generate);
-        let viewer = Viewer { account: Some(AccountId::generate()), operator, session, csrf: None };
+    fn identity(has_session: bool, is_operator: bool, scopes: Option<Vec<Scope>>) -> Identity {
+        let session = has_session.then(CommandId::generate);
+        let viewer = Viewer { account: Some(AccountId::generate()), is_operator, session, csrf: None };
         Identity { viewer, scopes }
     }
 
     #[test]
-    fn each_kind_of_access_lets_in_who_it_says_and_nobody_else() {
+    fn each_kind_of_access_admits_exactly_the_senders_that_it_names() {
         let stranger = Identity { viewer: Viewer::default(), scopes: None };
         let person = identity(true, false, None);
         let operator = identity(true, true, None);
-        let reader = identity(false, false, Some(vec![Scope::JobsRead]));
-        let status = |access, identity: &Identity| allow(access, identity).err().map_or(200, |p| p.status);
+        let token = identity(false, false, Some(vec![Scope::JobsRead]));
+        let status = |access, identity: &Identity| check_access(access, identity).err().map_or(200, |p| p.status);
         for (access, expected) in [
             (Access::Public, [200, 200, 200, 200]),
-            (Access::Proof, [200, 200, 200, 200]),
-            (Access::Known, [401, 200, 200, 200]),
-            (Access::Person, [401, 200, 200, 403]),
+            (Access::ProofInRequest, [200, 200, 200, 200]),
+            (Access::Authenticated, [401, 200, 200, 200]),
+            (Access::Session, [401, 200, 200, 403]),
             (Access::Scope(Scope::JobsRead), [401, 200, 200, 200]),
             (Access::Scope(Scope::JobsWrite), [401, 200, 200, 403]),
             (Access::Operator, [401, 404, 200, 404]),
         ] {
-            let got = [&stranger, &person, &operator, &reader].map(|e| status(access, e));
+            let got = [&stranger, &person, &operator, &token].map(|sender| status(access, sender));
             assert_eq!(got, expected, "{access}");
         }
     }
 
     #[test]
-    fn nothing_is_the_same_as_an_empty_token() {
-        assert!(!same(b"", b"") && same(b"ab", b"ab") && !same(b"ab", b"ac") && !same(b"ab", b"abc"));
+    fn an_empty_token_equals_no_token() {
+        assert!(
+            !equal_tokens(b"", b"")
+                && equal_tokens(b"ab", b"ab")
+                && !equal_tokens(b"ab", b"ac")
+                && !equal_tokens(b"ab", b"abc")
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! A cache of JSON rows in a key-value bucket that several replicas change. A row is written back only if no replica
 //! has changed the row since it was read.
 //!
-//! A row stays in the cache until the bucket reports a change of the row, and for a few seconds at most. That pays
-//! because most requests come from users who made another request a moment ago.
+//! A cached row is used until the bucket reports a change of the row, and at most for [`MAX_AGE`]. The cache saves work
+//! because most requests come from users who sent another request seconds before.
 
 use std::{
     collections::HashMap,
@@ -22,55 +22,55 @@ use tracing::warn;
 
 use crate::error::Problem;
 
-/// How often a change is tried if other replicas keep changing the same row.
-const ATTEMPTS: u32 = 5;
-/// How long a cached row is used if no report of a change arrives, because a report may have been lost.
-const BELIEVED: Duration = Duration::from_secs(5);
-/// Most rows in the cache.
-const MOST: usize = 10_000;
+/// The maximum number of attempts to change a row, if other replicas change the row at the same time.
+const MAX_ATTEMPTS: u32 = 5;
+/// The time for which a cached row is used. It is limited because the report of a change may be lost.
+const MAX_AGE: Duration = Duration::from_secs(5);
+/// The maximum number of rows in the cache.
+const MAX_ROWS: usize = 10_000;
 /// The pause before the bucket is watched again after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
 fn unavailable(e: impl std::fmt::Display) -> Problem {
-    Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("the bucket cannot be reached: {e}")))
+    Problem::from(gpubnb_runtime::rpc::RpcError::Unavailable(format!("the bucket cannot be reached: {e}")))
 }
 
-/// The cached rows, each with the moment when it was read.
+/// The cached rows. Each row has the time at which it was read, and its JSON.
 #[derive(Default)]
-struct Memory {
+struct CachedRows {
     rows: Mutex<HashMap<String, (Instant, bytes::Bytes)>>,
-    /// Counts reported changes. A row that was requested before a change and arrives after it is not cached.
+    /// The number of reported changes. A row whose reading began before a change may be old, so it is not cached.
     changes: AtomicU64,
 }
 
-impl Memory {
+impl CachedRows {
     fn rows(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, bytes::Bytes)>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn forget(&self, key: &str) {
+    fn remove(&self, key: &str) {
         let mut rows = self.rows();
         self.changes.fetch_add(1, Ordering::SeqCst);
         rows.remove(key);
     }
 
-    fn forget_all(&self) {
+    fn remove_all(&self) {
         let mut rows = self.rows();
         self.changes.fetch_add(1, Ordering::SeqCst);
         rows.clear();
     }
 
-    fn recall(&self, key: &str) -> Option<bytes::Bytes> {
+    fn get(&self, key: &str) -> Option<bytes::Bytes> {
         let rows = self.rows();
         let (read, bytes) = rows.get(key)?;
-        (read.elapsed() < BELIEVED).then(|| bytes.clone())
+        (read.elapsed() < MAX_AGE).then(|| bytes.clone())
     }
 
-    /// Caches a row, unless a change was reported since `before`.
-    fn remember(&self, key: &str, bytes: bytes::Bytes, before: u64) {
+    /// Caches a row, unless the number of reported changes differs from `changes_before`.
+    fn insert(&self, key: &str, bytes: bytes::Bytes, changes_before: u64) {
         let mut rows = self.rows();
-        if self.changes.load(Ordering::SeqCst) == before {
-            if rows.len() >= MOST {
+        if self.changes.load(Ordering::SeqCst) == changes_before {
+            if rows.len() >= MAX_ROWS {
                 rows.clear();
             }
             rows.insert(key.to_owned(), (Instant::now(), bytes));
@@ -78,27 +78,27 @@ impl Memory {
     }
 }
 
-/// A bucket of JSON rows, with its cache.
+/// A bucket of JSON rows with its cache. Clones share the cache.
 #[derive(Clone)]
 pub(super) struct KvCache {
     bucket: kv::Store,
-    memory: Arc<Memory>,
+    cached: Arc<CachedRows>,
 }
 
 impl KvCache {
     pub(super) fn new(bucket: kv::Store) -> Self {
-        Self { bucket, memory: Arc::default() }
+        Self { bucket, cached: Arc::default() }
     }
 
-    /// Follows the reports of changes until shutdown.
+    /// Removes each row that the bucket reports as changed, until shutdown.
     pub(super) async fn listen(self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
-            self.memory.forget_all();
+            self.cached.remove_all();
             match self.bucket.watch_all().await {
                 Ok(mut changes) => {
-                    self.memory.forget_all();
+                    self.cached.remove_all();
                     while let Some(Some(Ok(change))) = shutdown.run_until_cancelled(changes.next()).await {
-                        self.memory.forget(&change.key);
+                        self.cached.remove(&change.key);
                     }
                 }
                 Err(e) => {
@@ -109,28 +109,29 @@ impl KvCache {
         }
     }
 
+    /// Reads a row from the bucket, with its revision.
     async fn entry<T: DeserializeOwned>(&self, key: &str) -> Result<(Option<T>, u64), Problem> {
-        let before = self.memory.changes.load(Ordering::SeqCst);
+        let changes_before = self.cached.changes.load(Ordering::SeqCst);
         match self.bucket.entry(key).await.map_err(unavailable)? {
             None => Ok((None, 0)),
             Some(entry) if entry.operation != Operation::Put => Ok((None, entry.revision)),
             Some(entry) => {
                 let row = read(&entry.value)?;
-                self.memory.remember(key, entry.value, before);
+                self.cached.insert(key, entry.value, changes_before);
                 Ok((Some(row), entry.revision))
             }
         }
     }
 
-    /// Reads a row, from the cache if it is there.
+    /// Reads a row, from the cache if the row is cached.
     pub(super) async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Problem> {
-        match self.memory.recall(key) {
+        match self.cached.get(key) {
             Some(bytes) => read(&bytes).map(Some),
             None => Ok(self.entry(key).await?.0),
         }
     }
 
-    /// Creates a row. False if the key has a row already.
+    /// Creates a row. Returns false if the key already has a row.
     pub(super) async fn create(&self, key: &str, row: &impl Serialize) -> Result<bool, Problem> {
         let bytes = serde_json::to_vec(row).map_err(|e| Problem::internal(&e))?;
         match self.bucket.create(key, bytes.into()).await {
@@ -140,8 +141,8 @@ impl KvCache {
         }
     }
 
-    /// Changes a row, which may not exist yet. If another replica changes the row at the same time, `change` is called
-    /// again with the new row.
+    /// Changes a row, or creates it: `change` gets `None` if there is no row. If another replica changes the row at the
+    /// same time, `change` is called again with the new row.
     pub(super) async fn change<T, R>(
         &self,
         key: &str,
@@ -150,14 +151,14 @@ impl KvCache {
     where
         T: Serialize + DeserializeOwned,
     {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             let (mut row, revision) = self.entry(key).await?;
             let changed = change(&mut row)?;
             let Some(row) = row else { return Ok(changed) };
             let bytes = serde_json::to_vec(&row).map_err(|e| Problem::internal(&e))?;
             let written = self.bucket.update(key, bytes.into(), revision).await;
-            // Before the caller learns that the change is done, so that its next request reads the new row.
-            self.memory.forget(key);
+            // This comes before the return, so that the caller's next request reads the new row.
+            self.cached.remove(key);
             match written {
                 Ok(_) => return Ok(changed),
                 Err(e) if e.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
@@ -177,18 +178,18 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_row_is_remembered_until_it_changes_and_for_a_few_seconds_at_the_most() {
-        let memory = Memory::default();
+    async fn a_row_is_cached_until_it_changes_and_no_longer_than_its_maximum_age() {
+        let cached = CachedRows::default();
         let row = bytes::Bytes::from_static(b"1");
-        memory.remember("a", row.clone(), 0);
-        assert_eq!(memory.recall("a"), Some(row.clone()));
-        memory.forget("a");
-        assert_eq!(memory.recall("a"), None);
-        // This row was requested before the change and arrives after it.
-        memory.remember("a", row.clone(), 0);
-        assert_eq!(memory.recall("a"), None);
-        memory.remember("a", row.clone(), 1);
-        tokio::time::advance(BELIEVED).await;
-        assert_eq!(memory.recall("a"), None);
+        cached.insert("a", row.clone(), 0);
+        assert_eq!(cached.get("a"), Some(row.clone()));
+        cached.remove("a");
+        assert_eq!(cached.get("a"), None);
+        // The reading of this row began before the change.
+        cached.insert("a", row.clone(), 0);
+        assert_eq!(cached.get("a"), None);
+        cached.insert("a", row.clone(), 1);
+        tokio::time::advance(MAX_AGE).await;
+        assert_eq!(cached.get("a"), None);
     }
 }

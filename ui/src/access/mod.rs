@@ -1,4 +1,5 @@
-//! Access control. Only this module decides who sends a request: a user, or a stranger (see `viewer.rs`).
+//! Access control. Only this module decides who sends a request: a user, or a stranger, who has no account (see
+//! `viewer.rs`).
 //!
 //! Belongs here: users with their passwords, sessions and tokens; the access that an endpoint demands; rate limits.
 //! Must not come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
@@ -22,7 +23,7 @@ pub(crate) use self::{
     gate::CSRF_FIELD,
     peer::Client,
     rate_limit::{RateLimits, Rates},
-    routes::{Endpoint, Many, Routes, Shape},
+    routes::{BodyForm, BodySchema, Endpoint, Routes},
     secret::is_secret,
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
     streams::OpenStreams,
@@ -36,13 +37,13 @@ pub(crate) use self::{
 pub(crate) enum Access {
     /// Anybody, signed in or not.
     Public,
-    /// Anybody whose request carries a proof: a password, a code, a signature or a permit. The handler checks the
-    /// proof.
-    Proof,
+    /// Anybody whose request carries a proof: a password, a code, a signature or a permit. The gate lets the request
+    /// pass, and the handler checks the proof.
+    ProofInRequest,
     /// A signed-in browser, or a token with any scopes.
-    Known,
-    /// A signed-in browser, and no token.
-    Person,
+    Authenticated,
+    /// A signed-in browser. A token is refused.
+    Session,
     /// A signed-in browser, or a token with this scope.
     Scope(Scope),
     /// An operator, who runs the platform, in a signed-in browser or with a token of the scope `ops`.
@@ -53,16 +54,16 @@ impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Public => f.write_str("public"),
-            Self::Proof => f.write_str("proof"),
-            Self::Known => f.write_str("known"),
-            Self::Person => f.write_str("person"),
+            Self::ProofInRequest => f.write_str("proof"),
+            Self::Authenticated => f.write_str("authenticated"),
+            Self::Session => f.write_str("session"),
             Self::Scope(scope) => scope.fmt(f),
             Self::Operator => f.write_str("operator"),
         }
     }
 }
 
-/// A right that a token can have.
+/// A right of an API token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Scope {
     /// Looking at jobs, their logs and files.

@@ -1,4 +1,4 @@
-//! The program at the other end of a request: its address, and the name it gives itself.
+//! The client that sent a request: its IP address and its `User-Agent`.
 
 use std::{
     convert::Infallible,
@@ -10,13 +10,13 @@ use axum::{
     http::{header, request::Parts},
 };
 
-/// The address that a request comes from, as the gate found it.
+/// The IP address of the client. The gate determines the address.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PeerAddress(pub(super) IpAddr);
 
 impl PeerAddress {
-    /// Behind a proxy of ours the address is the last one in `X-Forwarded-For`: the proxy wrote it, and whatever stands
-    /// before it came from the client.
+    /// Behind a proxy the address is the last one in `X-Forwarded-For`. The proxy wrote this last address; the client
+    /// can forge the addresses before it.
     pub(super) fn of(request: &Request, behind_proxy: bool) -> Self {
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map_or([0; 4].into(), |info| info.0.ip());
         let forwarded = || {
@@ -27,11 +27,11 @@ impl PeerAddress {
     }
 }
 
-/// The program at the other end.
+/// The client that sent a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     pub(crate) address: IpAddr,
-    /// Its `User-Agent`.
+    /// The `User-Agent`; empty if the client sent none.
     pub(crate) name: String,
 }
 
@@ -51,7 +51,7 @@ mod tests {
     use axum::body::Body;
 
     #[test]
-    fn only_the_proxys_own_word_is_believed_and_only_behind_a_proxy() {
+    fn the_last_forwarded_address_is_used_only_behind_a_proxy() {
         let mut request = Request::new(Body::empty());
         request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([10, 0, 0, 9], 1))));
         let address = |request: &Request, behind_proxy| PeerAddress::of(request, behind_proxy).0.to_string();

@@ -1,5 +1,7 @@
-//! The routes, each with the access that it demands. A route cannot be added without stating its demand. The
-//! documentation of the API and the tests of access are made from the table of all routes.
+//! The router. Each route states the access that it demands, for example
+//! `.get("/jobs", Access::Session, page::jobs::page)`.
+//!
+//! The documentation of the API and the tests of access are made from the table of all routes.
 
 use axum::{
     Router,
@@ -21,43 +23,46 @@ pub(crate) struct Endpoint {
     pub(crate) access: Access,
     /// One sentence for the documentation of the API; empty for a page.
     pub(crate) about: &'static str,
-    pub(crate) body: Option<Shape>,
-    pub(crate) answer: Option<Shape>,
+    /// The body of the request.
+    pub(crate) body: Option<BodySchema>,
+    /// The body of the answer.
+    pub(crate) answer: Option<BodySchema>,
 }
 
-/// The schema of a body, and the schemas to which it refers.
+/// The schema of a body.
 #[derive(Clone)]
-pub(crate) struct Shape {
+pub(crate) struct BodySchema {
     pub(crate) name: String,
+    /// The schema called `name`, and all schemas to which it refers, by their names.
     pub(crate) schemas: Vec<(String, RefOr<Schema>)>,
-    pub(crate) many: Many,
+    pub(crate) form: BodyForm,
 }
 
 /// The form of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Many {
+pub(crate) enum BodyForm {
     /// One object.
-    One,
-    /// A list of all objects.
+    Object,
+    /// An array of all objects.
     List,
-    /// A page of objects, with the cursor of the next page.
+    /// `rows`, an array of some of the objects, and `next`, the cursor of the next page.
     Page,
 }
 
-impl Shape {
+impl BodySchema {
     fn of<T: ToSchema>() -> Self {
         let name = T::name().into_owned();
         let mut schemas = vec![(name.clone(), T::schema())];
         T::schemas(&mut schemas);
-        Self { name, schemas, many: Many::One }
+        Self { name, schemas, form: BodyForm::Object }
     }
 }
 
-/// Routes under construction.
+/// A builder of the router.
 #[derive(Default)]
 pub(crate) struct Routes {
     handlers: Vec<MethodRouter<App>>,
-    /// One line for each of the handlers.
+    /// One endpoint for each handler, in the same order.
     table: Vec<Endpoint>,
 }
 
@@ -94,7 +99,7 @@ impl Routes {
         self.add(Method::DELETE, path, access, handler)
     }
 
-    /// Describes the endpoint that was added last.
+    /// Sets the description of the endpoint that was added last.
     pub(crate) fn about(mut self, about: &'static str) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.about = about;
@@ -102,44 +107,44 @@ impl Routes {
         self
     }
 
-    /// The body that the endpoint takes.
+    /// States the body that the endpoint takes.
     pub(crate) fn takes<B: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.body = Some(Shape::of::<B>());
+            last.body = Some(BodySchema::of::<B>());
         }
         self
     }
 
-    /// The body that the endpoint answers with.
+    /// States the body with which the endpoint answers.
     pub(crate) fn answers<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.answer = Some(Shape::of::<A>());
+            last.answer = Some(BodySchema::of::<A>());
         }
         self
     }
 
-    /// The endpoint answers with a list.
+    /// States that the endpoint answers with a list.
     pub(crate) fn lists<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.answer = Some(Shape { many: Many::List, ..Shape::of::<A>() });
+            last.answer = Some(BodySchema { form: BodyForm::List, ..BodySchema::of::<A>() });
         }
         self
     }
 
-    /// The endpoint answers with a page of a list.
+    /// States that the endpoint answers with a page of a list.
     pub(crate) fn pages<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.answer = Some(Shape { many: Many::Page, ..Shape::of::<A>() });
+            last.answer = Some(BodySchema { form: BodyForm::Page, ..BodySchema::of::<A>() });
         }
         self
     }
 
-    /// The table of all endpoints.
+    /// All endpoints.
     pub(crate) fn table(self) -> Vec<Endpoint> {
         self.table
     }
 
-    /// The router, with the gate before every handler. `fallback` answers where there is no endpoint.
+    /// Builds the router, with the gate before every handler. `fallback` answers requests for unknown paths.
     pub(crate) fn router<H: Handler<T, App>, T: 'static>(self, app: &App, fallback: H) -> Router<App> {
         let gate = |access| middleware::from_fn_with_state((app.clone(), access), gate::pass);
         let mut router = Router::new();

@@ -15,61 +15,62 @@ use tokio::sync::Semaphore;
 
 use crate::error::Problem;
 
-/// Passwords hashed at the same time. Hashing one takes 19 MiB of memory and most of a core.
-const AT_ONCE: usize = 2;
-/// Verified if there is no such user, so that the answer takes as long as for one that exists.
-const NOBODY: &str =
+/// The maximum number of passwords that are hashed at the same time. One hash takes 19 MiB of memory and one core.
+const MAX_CONCURRENT: usize = 2;
+/// The hash that is verified for an unknown user, so that the answer takes as long as for a known user.
+const DUMMY_HASH: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$WfgKz0sM6M6CxmLBgPn1VBTTfX5hVyGXHgHVzlP6MUA";
 
-/// 256 bits from the operating system's generator, as text.
+/// Generates a secret: 256 random bits, as 64 hexadecimal digits.
 pub(super) fn new_secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
 }
 
-/// True if a text has the form of such a secret. A page shows a text from an address only if this is true.
+/// True if a text has the form of a secret. A page shows the secret from its address only if this is true.
 pub(crate) fn is_secret(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// The hash of a secret, for storage. Nobody can use it in place of the secret.
+/// The hash under which a secret is stored. The hash cannot be used in place of the secret.
 pub(super) fn digest(secret: &str) -> String {
     gpubnb_events::hex(Sha256::digest(secret.as_bytes()))
 }
 
-/// Hashes and checks passwords, a few at a time.
+/// Hashes and verifies passwords, at most [`MAX_CONCURRENT`] at the same time.
 #[derive(Clone)]
 pub(super) struct Passwords(Arc<Semaphore>);
 
 impl Passwords {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+        Self(Arc::new(Semaphore::new(MAX_CONCURRENT)))
     }
 
-    async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-        let place = Arc::clone(&self.0).acquire_owned().await.map_err(|e| Problem::internal(&e))?;
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work();
-            drop(place);
-            done
+    async fn run_limited<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+        let permit = Arc::clone(&self.0).acquire_owned().await.map_err(|e| Problem::internal(&e))?;
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(permit);
+            result
         });
-        done.await.map_err(|e| Problem::internal(&e))
+        task.await.map_err(|e| Problem::internal(&e))
     }
 
-    /// The argon2id hash of a password, with a salt of its own.
+    /// The argon2id hash of a password, with a random salt.
     pub(super) async fn hash(&self, password: String) -> Result<String, Problem> {
-        let hashed = self.in_turn(move || Argon2::default().hash_password(password.as_bytes()).map(|h| h.to_string()));
+        let hashed =
+            self.run_limited(move || Argon2::default().hash_password(password.as_bytes()).map(|h| h.to_string()));
         hashed.await?.map_err(|e| Problem::internal(&e))
     }
 
-    /// True if the hash is the password's. Without a hash the answer is no, and takes as long.
+    /// True if `hash` is a hash of the password. Without a hash the answer is false, and takes as long as with a hash.
     pub(super) async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, Problem> {
-        let known = hash.is_some();
-        let hash = hash.unwrap_or_else(|| NOBODY.to_owned());
-        let verified = self.in_turn(move || {
+        let has_hash = hash.is_some();
+        let hash = hash.unwrap_or_else(|| DUMMY_HASH.to_owned());
+        let verified = self.run_limited(move || {
             let parsed = PasswordHash::new(&hash)?;
             Ok::<_, Error>(Argon2::default().verify_password(password.as_bytes(), &parsed).is_ok())
         });
-        Ok(verified.await?.map_err(|e| Problem::internal(&e))? && known)
+        Ok(verified.await?.map_err(|e| Problem::internal(&e))? && has_hash)
     }
 }
 
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_password_is_kept_as_a_hash_that_only_it_fits() {
+    async fn a_hash_verifies_only_the_password_that_it_was_made_from() {
         let passwords = Passwords::new();
         let hash = passwords.hash("correct horse".to_owned()).await.unwrap();
         assert!(hash.starts_with("$argon2id$") && !hash.contains("horse"));

@@ -1,5 +1,6 @@
-//! Sessions of signed-in browsers. Each account has one row in the bucket SESSIONS, with its sessions. The cookie holds
-//! the account and a secret, the row holds only the secret's hash, so nobody can sign in with what the bucket contains.
+//! Sessions of signed-in browsers. Each account has one row in the bucket SESSIONS, with all its sessions. The cookie
+//! holds the account and a secret. The row holds only the hash of the secret, so a copy of the bucket is of no use for
+//! signing in.
 
 use axum::http::{HeaderMap, header};
 use gpubnb_events::{AccountId, CommandId, Timestamp};
@@ -14,13 +15,13 @@ use super::{
 };
 use crate::error::Problem;
 
-/// The name of the cookie. Because of the prefix `__Host-`, browsers send it only to this very host, and accept it only
-/// over TLS or from their own machine.
+/// The name of the cookie. Because of the prefix `__Host-`, browsers send the cookie only to this host, and accept it
+/// only over TLS or from `localhost`.
 pub(crate) const SESSION_COOKIE: &str = "__Host-session";
-/// Most sessions of one account. When one more begins, the oldest ends.
-const MOST: usize = 20;
-/// The row is written to note the use of a session no more often than this.
-const NOTE_USE_EVERY_MS: u64 = 300_000;
+/// The maximum number of sessions of one account. A further session ends the oldest one.
+const MAX_SESSIONS: usize = 20;
+/// The minimum time between two writes of `last_seen`, in milliseconds.
+const RECORD_USE_EVERY_MS: u64 = 300_000;
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Session {
@@ -47,20 +48,20 @@ pub(crate) struct SessionInfo {
     pub(crate) browser: String,
 }
 
-/// The session to which a cookie belongs.
+/// The session that a cookie names.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct OpenSession {
+pub(super) struct CookieSession {
     pub(super) account: AccountId,
     pub(super) id: CommandId,
-    /// The token that forms of this session carry.
+    /// The token that the forms of this session carry (see `gate.rs`).
     pub(super) csrf: [u8; 16],
 }
 
-/// The sessions, in their bucket.
+/// All sessions, in the bucket SESSIONS.
 #[derive(Clone)]
 pub(crate) struct Sessions(KvCache);
 
-/// Reads a cookie.
+/// The value of a cookie.
 pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get_all(header::COOKIE).iter().filter_map(|h| h.to_str().ok()).flat_map(|h| h.split(';')).find_map(|pair| {
         let (key, value) = pair.trim().split_once('=')?;
@@ -73,9 +74,8 @@ pub(crate) fn clear_cookie() -> String {
     format!("{SESSION_COOKIE}=; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=0")
 }
 
-/// The token against cross-site requests. It is derived from the session's secret, which no other site knows, and the
-/// secret cannot be computed from it.
-fn csrf(secret: &str) -> [u8; 16] {
+/// The CSRF token of a session. It is derived from the session's secret, and the secret cannot be computed from it.
+fn csrf_token(secret: &str) -> [u8; 16] {
     let hash = Sha256::digest(format!("csrf.{secret}").as_bytes());
     let mut token = [0; 16];
     token.copy_from_slice(&hash[..16]);
@@ -87,12 +87,12 @@ impl Sessions {
         Self(KvCache::new(bucket))
     }
 
-    /// Follows what other replicas change, until shutdown.
+    /// Follows the changes that other replicas make, until shutdown.
     pub(crate) async fn listen(self, shutdown: CancellationToken) {
         self.0.listen(shutdown).await;
     }
 
-    /// Begins a session with a new secret. Returns the value of the `Set-Cookie` header.
+    /// Begins a session. Returns the value of the `Set-Cookie` header.
     pub(crate) async fn begin(&self, account: AccountId, browser: &str, now: Timestamp) -> Result<String, Problem> {
         let secret = new_secret();
         let session = Session::new(browser, &secret, now);
@@ -105,38 +105,38 @@ impl Sessions {
         Ok(set_cookie(account, &secret))
     }
 
-    /// The session to which a cookie belongs, if it has one that is live.
-    pub(super) async fn open(&self, cookie: &str, now: Timestamp) -> Result<Option<OpenSession>, Problem> {
+    /// The session that a cookie names, if the session has not ended.
+    pub(super) async fn by_cookie(&self, cookie: &str, now: Timestamp) -> Result<Option<CookieSession>, Problem> {
         let Some((account, secret)) = account_and_secret(cookie) else { return Ok(None) };
         let sessions: Option<Vec<Session>> = self.0.get(&account.to_string()).await?;
         let Some(found) = find(sessions.unwrap_or_default(), secret, now) else { return Ok(None) };
-        if now.since(found.last_seen).0 > NOTE_USE_EVERY_MS {
-            self.note_use(account, found.id, now).await;
+        if now.since(found.last_seen).0 > RECORD_USE_EVERY_MS {
+            self.record_use(account, found.id, now).await;
         }
-        Ok(Some(OpenSession { account, id: found.id, csrf: csrf(secret) }))
+        Ok(Some(CookieSession { account, id: found.id, csrf: csrf_token(secret) }))
     }
 
-    async fn note_use(&self, account: AccountId, id: CommandId, now: Timestamp) {
+    async fn record_use(&self, account: AccountId, id: CommandId, now: Timestamp) {
         let key = account.to_string();
-        let noted = self.0.change(&key, |sessions: &mut Option<Vec<Session>>| {
+        let recorded = self.0.change(&key, |sessions: &mut Option<Vec<Session>>| {
             for session in sessions.iter_mut().flatten().filter(|s| s.info.id == id) {
                 session.info.last_seen = now;
             }
             Ok(())
         });
-        // The request goes on: when the session was last used is information for its owner, and nothing depends on it.
-        if let Err(problem) = noted.await {
-            tracing::debug!(detail = problem.detail, "the use of a session was not noted");
+        // A failure does not stop the request: `last_seen` is only information for the user.
+        if let Err(problem) = recorded.await {
+            tracing::debug!(detail = problem.detail, "the last use of a session was not recorded");
         }
     }
 
-    /// The sessions of an account, newest first.
-    pub(crate) async fn of(&self, account: AccountId, now: Timestamp) -> Result<Vec<SessionInfo>, Problem> {
+    /// The live sessions of an account, newest first.
+    pub(crate) async fn list(&self, account: AccountId, now: Timestamp) -> Result<Vec<SessionInfo>, Problem> {
         let sessions: Option<Vec<Session>> = self.0.get(&account.to_string()).await?;
         Ok(sessions.into_iter().flatten().rev().filter(|s| is_live(s, now)).map(|s| s.info).collect())
     }
 
-    /// Ends the sessions of an account for which `ends` is true.
+    /// Ends the sessions of an account for which `ends` returns true.
     pub(crate) async fn end(&self, account: AccountId, ends: impl Fn(CommandId) -> bool) -> Result<(), Problem> {
         self.0
             .change(&account.to_string(), |sessions: &mut Option<Vec<Session>>| {
@@ -149,7 +149,7 @@ impl Sessions {
     }
 }
 
-/// The two parts of the cookie's value.
+/// Splits the cookie's value, `<account>.<secret>`.
 fn account_and_secret(cookie: &str) -> Option<(AccountId, &str)> {
     let (account, secret) = cookie.split_once('.')?;
     Some((account.parse().ok()?, secret))
@@ -160,10 +160,10 @@ fn set_cookie(account: AccountId, secret: &str) -> String {
     format!("{SESSION_COOKIE}={account}.{secret}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={life}")
 }
 
-/// Adds a session to those of an account. Sessions that are over go, and so do the oldest if there are too many.
+/// Adds a session to the sessions of an account. Removes expired sessions, and the oldest ones if there are too many.
 fn add(sessions: &mut Vec<Session>, session: Session, now: Timestamp) {
     sessions.retain(|s| is_live(s, now));
-    let too_many = (sessions.len() + 1).saturating_sub(MOST);
+    let too_many = (sessions.len() + 1).saturating_sub(MAX_SESSIONS);
     sessions.drain(..too_many);
     sessions.push(session);
 }
@@ -195,31 +195,31 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_found_by_its_secret_until_its_life_is_over() {
+    fn a_session_is_found_by_its_secret_until_it_expires() {
         let sessions = vec![Session::new("one", "secret", NOW), Session::new("other", "another secret", NOW)];
         let found = |secret: &str, now| find(sessions.clone(), secret, now).map(|info| info.browser);
         assert_eq!(found("secret", later(life() - 1)).as_deref(), Some("one"));
         assert_eq!(found("secret", later(life())), None);
         assert_eq!(found("guess", NOW), None);
-        // The bucket holds the hash. Somebody who reads it cannot use it as a secret.
+        // The bucket holds the hash, which is not accepted as a secret.
         assert_eq!(found(&sessions[0].digest, NOW), None);
     }
 
     #[test]
-    fn one_session_too_many_ends_the_oldest() {
+    fn a_session_beyond_the_maximum_ends_the_oldest() {
         let mut sessions = Vec::new();
-        for number in 0..=MOST {
+        for number in 0..=MAX_SESSIONS {
             add(&mut sessions, Session::new(&number.to_string(), &number.to_string(), NOW), NOW);
         }
-        assert_eq!(sessions.len(), MOST);
+        assert_eq!(sessions.len(), MAX_SESSIONS);
         assert!(find(sessions.clone(), "0", NOW).is_none());
         assert!(find(sessions.clone(), "1", NOW).is_some());
         add(&mut sessions, Session::new("new", "new", later(life())), later(life()));
-        assert_eq!(sessions.len(), 1, "sessions whose life is over go first");
+        assert_eq!(sessions.len(), 1, "expired sessions are removed first");
     }
 
     #[test]
-    fn a_cookie_leads_back_to_its_account_and_secret() {
+    fn a_cookie_yields_its_account_and_secret() {
         let account = AccountId::generate();
         let header = set_cookie(account, "abc");
         assert!(header.contains("; Secure; HttpOnly; SameSite=Lax;"), "{header}");
@@ -234,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn the_token_of_forms_differs_from_session_to_session_and_from_the_stored_hash() {
-        assert_eq!(csrf("a"), csrf("a"));
-        assert_ne!(csrf("a"), csrf("b"));
-        assert!(!digest("a").starts_with(&gpubnb_events::hex(csrf("a"))));
+    fn a_csrf_token_differs_between_sessions_and_from_the_stored_hash() {
+        assert_eq!(csrf_token("a"), csrf_token("a"));
+        assert_ne!(csrf_token("a"), csrf_token("b"));
+        assert!(!digest("a").starts_with(&gpubnb_events::hex(csrf_token("a"))));
     }
 
     #[test]
-    fn a_browsers_name_is_cut_and_has_no_control_characters() {
+    fn a_user_agent_is_cut_and_has_no_control_characters() {
         let session = Session::new(&format!("A\u{1b}[31m{}", "x".repeat(200)), "secret", NOW);
         assert!(session.info.browser.starts_with("A[31mx"));
         assert_eq!(session.info.browser.chars().count(), 80);

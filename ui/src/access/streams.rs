@@ -1,6 +1,6 @@
-//! Limits on streams of server-sent events: each account, or address of strangers, may have a number of them open at
-//! once, and each stream ends after a while. The reader then comes through the gate again, so that somebody who was
-//! signed out meanwhile learns nothing more.
+//! Limits on streams of server-sent events. Each account, and each address without an account, may have [`MAX_STREAMS`]
+//! open streams. Each stream ends after [`LIFE`]. Then the browser connects again and the gate checks its access again,
+//! so a stream does not go on after the user has signed out.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
     keyed_limit::{KeyedLimit, Share},
 };
 
-/// How long a stream may live.
+/// The maximum duration of a stream.
 const LIFE: Duration = Duration::from_secs(15 * 60);
-/// Most streams that one reader may have open at once.
-const MOST: u64 = 32;
+/// The maximum number of open streams of one reader.
+const MAX_STREAMS: u64 = 32;
 
 /// The reader of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,11 +37,11 @@ impl StreamReader {
     }
 }
 
-/// The streams that are open at this replica.
+/// The open streams of this replica, counted by reader.
 #[derive(Clone, Default)]
 pub(crate) struct OpenStreams(KeyedLimit<StreamReader>);
 
-/// One open stream. Dropping it ends its share of the limit and takes it off the gauge.
+/// One open stream. It counts in the limit and in the gauge until it is dropped.
 struct OpenStream(#[allow(dead_code, reason = "held for its drop")] Share<StreamReader>);
 
 impl Drop for OpenStream {
@@ -52,27 +52,29 @@ impl Drop for OpenStream {
 
 impl OpenStreams {
     fn open(&self, reader: StreamReader) -> Option<OpenStream> {
-        let share = self.0.take(reader, 1, MOST)?;
+        let share = self.0.take(reader, 1, MAX_STREAMS)?;
         metrics::gauge!(metric::OPEN_STREAMS).increment(1.0);
         Some(OpenStream(share))
     }
 
-    /// Counts a response that is a stream of events, and ends it after [`LIFE`]. Any other response passes unchanged.
+    /// Counts a response that is a stream of events, and ends the stream after [`LIFE`]. Any other response passes
+    /// unchanged.
     pub(super) fn limit(&self, reader: StreamReader, response: Response) -> Result<Response, Problem> {
         let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         if kind != Some(b"text/event-stream") {
             return Ok(response);
         }
         let Some(open) = self.open(reader) else {
-            let detail = format!("You have {MOST} live pages or streams open: close some.");
+            let detail = format!("You have {MAX_STREAMS} live pages or streams open: close some of them.");
             return Err(Problem::too_many(&detail, 5));
         };
         Ok(response.map(|body| {
-            let until = Box::pin(tokio::time::sleep(LIFE));
-            let parts = body.into_data_stream().take_until(until);
-            Body::from_stream(parts.map(move |part| {
+            let end = Box::pin(tokio::time::sleep(LIFE));
+            let chunks = body.into_data_stream().take_until(end);
+            // The closure owns `open`, so the stream counts until the body is dropped.
+            Body::from_stream(chunks.map(move |chunk| {
                 let _ = &open;
-                part
+                chunk
             }))
         }))
     }
@@ -83,11 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reader_has_so_many_at_once_and_gets_the_place_of_a_closed_one_back() {
+    fn each_reader_has_a_maximum_of_open_streams_and_closing_one_allows_another() {
         let streams = OpenStreams::default();
         let reader = || StreamReader::Account(AccountId::generate());
         let (one, other) = (reader(), reader());
-        let mut open: Vec<_> = (0..MOST).map(|_| streams.open(one).unwrap()).collect();
+        let mut open: Vec<_> = (0..MAX_STREAMS).map(|_| streams.open(one).unwrap()).collect();
         assert!(streams.open(one).is_none());
         assert!(streams.open(other).is_some());
         open.pop();

@@ -1,4 +1,4 @@
-//! Users: their e-mail addresses, passwords and tokens, and whether they may run the platform.
+//! Users: their e-mail addresses, passwords, tokens and operator rights.
 //!
 //! Each user has two rows in the bucket CREDENTIALS: `login.<hash of the e-mail address>` holds the account's id, and
 //! `account.<account>` holds the user. Passwords and tokens are stored as hashes.
@@ -14,19 +14,20 @@ use super::{
 };
 use crate::error::Problem;
 
-/// Characters that a password may have.
-const PASSWORD: std::ops::RangeInclusive<usize> = 10..=200;
-/// Most tokens of one user.
-const MOST_TOKENS: usize = 50;
-/// Every token begins like this, so that a scanner for secrets recognises one that was published by mistake.
+/// The allowed number of characters in a password.
+const PASSWORD_CHARACTERS: std::ops::RangeInclusive<usize> = 10..=200;
+/// The maximum number of tokens of one user.
+const MAX_TOKENS: usize = 50;
+/// The beginning of every token. Secret scanners recognise a published token by this prefix.
 const TOKEN_PREFIX: &str = "gpubnb_";
-/// The row is written to note the use of a token no more often than this.
-const NOTE_USE_EVERY_MS: u64 = 60_000;
+/// The minimum time between two writes of a token's `last_used`, in milliseconds.
+const RECORD_USE_EVERY_MS: u64 = 60_000;
 
-/// A user, as stored.
+/// A user, as stored in the bucket.
 #[derive(Clone, Serialize, Deserialize)]
 struct User {
     email: String,
+    /// The argon2id hash.
     password: String,
     created_at: Timestamp,
     #[serde(default)]
@@ -45,27 +46,27 @@ struct Token {
 /// A token without its secret.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub(crate) struct TokenInfo {
-    /// The id by which it is revoked.
+    /// Id of the token, by which the token is revoked.
     #[schema(value_type = String, format = Uuid)]
     pub(crate) id: CommandId,
-    /// Its purpose, in the owner's words.
+    /// Purpose of the token, in the owner's words.
     pub(crate) label: String,
     /// The rights of the token.
     #[schema(value_type = Vec<String>)]
     pub(crate) scopes: Vec<Scope>,
-    /// When it was made.
+    /// When the token was created.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) created_at: Timestamp,
-    /// When it expires.
+    /// When the token expires.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) expires_at: Timestamp,
-    /// When it was used last, to the minute.
+    /// When the token was last used. Uses within a minute of each other are not recorded.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(default)]
     pub(crate) last_used: Option<Timestamp>,
 }
 
-/// A token to be made.
+/// A token that is to be created.
 pub(crate) struct NewToken {
     pub(crate) label: String,
     pub(crate) scopes: Vec<Scope>,
@@ -85,11 +86,11 @@ pub(crate) struct SignUp {
 /// The user to whom a token belongs, and the token's rights.
 pub(super) struct TokenUser {
     pub(super) account: AccountId,
-    pub(super) operator: bool,
+    pub(super) is_operator: bool,
     pub(super) scopes: Vec<Scope>,
 }
 
-/// The users, in their bucket.
+/// All users, in the bucket CREDENTIALS.
 #[derive(Clone)]
 pub(crate) struct Users {
     rows: KvCache,
@@ -100,7 +101,8 @@ fn account_key(account: AccountId) -> String {
     format!("account.{account}")
 }
 
-/// The key of an e-mail address, the same for every spelling of it: `A@b.example` and ` a@b.example`.
+/// The hash of an e-mail address. Capital letters and outer spaces make no difference: `A@b.example` and ` a@b.example`
+/// have the same hash.
 pub(crate) fn login_of(email: &str) -> String {
     digest(&email.trim().to_lowercase())
 }
@@ -113,15 +115,15 @@ fn check_email(email: &str) -> Result<(), Problem> {
     let has_parts = email.split_once('@').is_some_and(|(name, host)| {
         !name.is_empty() && host.contains('.') && !host.starts_with('.') && !host.ends_with('.')
     });
-    let plain = !email.chars().any(|c| c.is_whitespace() || c.is_control());
-    if has_parts && plain && email.len() <= 254 {
+    let has_plain_characters = !email.chars().any(|c| c.is_whitespace() || c.is_control());
+    if has_parts && has_plain_characters && email.len() <= 254 {
         return Ok(());
     }
-    Err(Problem::invalid("email", "This is no e-mail address."))
+    Err(Problem::invalid("email", "This is not an e-mail address."))
 }
 
 fn check_password(password: &str) -> Result<(), Problem> {
-    if PASSWORD.contains(&password.chars().count()) {
+    if PASSWORD_CHARACTERS.contains(&password.chars().count()) {
         return Ok(());
     }
     Err(Problem::invalid(
@@ -135,12 +137,13 @@ impl Users {
         Self { rows: KvCache::new(bucket), passwords: Passwords::new() }
     }
 
-    /// Follows what other replicas change, until shutdown.
+    /// Follows the changes that other replicas make, until shutdown.
     pub(crate) async fn listen(self, shutdown: CancellationToken) {
         self.rows.listen(shutdown).await;
     }
 
-    /// Creates a user. `None` if the address is taken: nobody may learn that from the answer, so it takes as long.
+    /// Creates a user. `None` if the e-mail address is taken. That answer takes as long as the other, so that nobody
+    /// can find out from the duration whether an address has an account.
     pub(crate) async fn sign_up(&self, new: &SignUp, now: Timestamp) -> Result<Option<AccountId>, Problem> {
         let email = new.email.trim();
         check_email(email)?;
@@ -148,23 +151,23 @@ impl Users {
         let account = AccountId::generate();
         let password = self.passwords.hash(new.password.clone()).await?;
         let user = User { email: email.to_owned(), password, created_at: now, operator: false, tokens: Vec::new() };
-        // The user's row comes first. If the process stopped after the other one, the address would be taken for ever
-        // by an account that does not exist.
+        // The account's row is written before the login row. In the other order, a crash between the two writes would
+        // block the address for ever.
         self.rows.create(&account_key(account), &user).await?;
         Ok(self.rows.create(&login_key(email), &account).await?.then_some(account))
     }
 
-    /// The account with this address and password.
+    /// The account with this e-mail address and password. A wrong address or password is an error.
     pub(crate) async fn sign_in(&self, email: &str, password: &str) -> Result<AccountId, Problem> {
         let account: Option<AccountId> = self.rows.get(&login_key(email)).await?;
         let user = match account {
             Some(account) => self.user(account).await?,
             None => None,
         };
-        // A text longer than any password is cut, so that its hash costs no more than a password's.
-        let short: String = password.chars().take(*PASSWORD.end() + 1).collect();
-        let fits = self.passwords.verify(short, user.map(|u| u.password)).await?;
-        account.filter(|_| fits).ok_or_else(Problem::bad_credentials)
+        // A longer text cannot be a password. It is cut, so that its hash costs no more than the hash of a password.
+        let short: String = password.chars().take(*PASSWORD_CHARACTERS.end() + 1).collect();
+        let is_correct = self.passwords.verify(short, user.map(|u| u.password)).await?;
+        account.filter(|_| is_correct).ok_or_else(Problem::bad_credentials)
     }
 
     async fn user(&self, account: AccountId) -> Result<Option<User>, Problem> {
@@ -180,17 +183,17 @@ impl Users {
         self.rows.change(&account_key(account), |user| change(user.as_mut().ok_or_else(gone)?)).await
     }
 
-    /// The e-mail address of an account.
+    /// The e-mail address of an account; empty if there is no such user.
     pub(crate) async fn email(&self, account: AccountId) -> Result<String, Problem> {
         Ok(self.user(account).await?.map(|u| u.email).unwrap_or_default())
     }
 
-    /// True if an account may run the platform.
+    /// True if the user is an operator, who may run the platform.
     pub(super) async fn is_operator(&self, account: AccountId) -> Result<bool, Problem> {
         Ok(self.user(account).await?.is_some_and(|u| u.operator))
     }
 
-    /// Lets an account run the platform.
+    /// Makes a user an operator.
     pub(crate) async fn make_operator(&self, account: AccountId) -> Result<(), Problem> {
         self.change(account, |user| {
             user.operator = true;
@@ -199,7 +202,7 @@ impl Users {
         .await
     }
 
-    /// Replaces the password of a user who knows the present one. All the user's tokens end.
+    /// Replaces the password, if `old` is the present password. Revokes all tokens of the user.
     pub(crate) async fn change_password(&self, account: AccountId, old: &str, new: &str) -> Result<(), Problem> {
         check_password(new)?;
         let user = self.user(account).await?.ok_or_else(|| Problem::not_found("account"))?;
@@ -209,14 +212,14 @@ impl Users {
         let password = self.passwords.hash(new.to_owned()).await?;
         self.change(account, |user| {
             user.password.clone_from(&password);
-            // Somebody who got hold of the session may have made a token for later.
+            // An attacker who took over the account may have created tokens.
             user.tokens.clear();
             Ok(())
         })
         .await
     }
 
-    /// Creates a token. It is shown to its owner once and stored as a hash.
+    /// Creates a token. The token is stored as a hash, so it can be shown only now.
     pub(crate) async fn create_token(
         &self,
         account: AccountId,
@@ -242,8 +245,8 @@ impl Users {
         let token = Token { info: info.clone(), digest: digest(&secret) };
         self.change(account, |user| {
             user.tokens.retain(|t| t.info.expires_at > now);
-            if user.tokens.len() >= MOST_TOKENS {
-                return Err(Problem::invalid("label", "You have 50 tokens: revoke one that is not used."));
+            if user.tokens.len() >= MAX_TOKENS {
+                return Err(Problem::invalid("label", "You have 50 tokens: revoke one that you do not use."));
             }
             if new.scopes.contains(&Scope::Ops) && !user.operator {
                 return Err(Problem::invalid("scopes", "Only operators can have the scope `ops`."));
@@ -261,7 +264,7 @@ impl Users {
         Ok(tokens.into_iter().rev().map(|t| t.info).filter(|t| t.expires_at > now).collect())
     }
 
-    /// Ends a token.
+    /// Revokes a token.
     pub(crate) async fn revoke_token(&self, account: AccountId, id: CommandId) -> Result<(), Problem> {
         self.change(account, |user| {
             let before = user.tokens.len();
@@ -271,7 +274,7 @@ impl Users {
         .await
     }
 
-    /// The user to whom a token belongs; `None` if the token is unknown or has expired.
+    /// The user to whom a token belongs. `None` if the token is unknown or has expired.
     pub(super) async fn by_token(&self, token: &str, now: Timestamp) -> Result<Option<TokenUser>, Problem> {
         let parts = token.strip_prefix(TOKEN_PREFIX).and_then(|rest| rest.split_once('_'));
         let Some((account, secret)) = parts else { return Ok(None) };
@@ -280,39 +283,39 @@ impl Users {
         let digest = digest(secret);
         let found = user.tokens.iter().find(|t| t.digest == digest && t.info.expires_at > now);
         let Some(found) = found else { return Ok(None) };
-        if found.info.last_used.is_none_or(|last| now.since(last).0 > NOTE_USE_EVERY_MS) {
-            self.note_use(account, found.info.id, now).await;
+        if found.info.last_used.is_none_or(|last| now.since(last).0 > RECORD_USE_EVERY_MS) {
+            self.record_use(account, found.info.id, now).await;
         }
-        Ok(Some(TokenUser { account, operator: user.operator, scopes: found.info.scopes.clone() }))
+        Ok(Some(TokenUser { account, is_operator: user.operator, scopes: found.info.scopes.clone() }))
     }
 
-    async fn note_use(&self, account: AccountId, id: CommandId, now: Timestamp) {
-        let noted = self.change(account, |user| {
+    async fn record_use(&self, account: AccountId, id: CommandId, now: Timestamp) {
+        let recorded = self.change(account, |user| {
             for token in user.tokens.iter_mut().filter(|t| t.info.id == id) {
                 token.info.last_used = Some(now);
             }
             Ok(())
         });
-        // The request goes on: when the token was last used is information for its owner, and nothing depends on it.
-        if let Err(problem) = noted.await {
-            tracing::debug!(detail = problem.detail, "the use of a token was not noted");
+        // A failure does not stop the request: `last_used` is only information for the user.
+        if let Err(problem) = recorded.await {
+            tracing::debug!(detail = problem.detail, "the last use of a token was not recorded");
         }
     }
 
-    /// Creates the secret of a link that makes the first user who accepts it an operator. It is stored as a hash.
+    /// Creates an invitation, and returns its secret. The user who accepts the invitation becomes an operator.
     pub(crate) async fn invite_operator(&self, expires_at: Timestamp) -> Result<String, Problem> {
         let secret = new_secret();
         self.rows.create(&format!("invite.{}", digest(&secret)), &Invite { expires_at, used: false }).await?;
         Ok(secret)
     }
 
-    /// True at the very first call in the life of a market. At its first start, the market prints a link for an
-    /// operator.
-    pub(crate) async fn first_run(&self) -> Result<bool, Problem> {
+    /// True at the first call since the market was created, and false at every later call. At its first start, the web
+    /// server prints an invitation for an operator.
+    pub(crate) async fn is_first_run(&self) -> Result<bool, Problem> {
         self.rows.create("first-run", &true).await
     }
 
-    /// Uses an invitation. It can be used once.
+    /// Accepts an invitation, which can be used only once.
     pub(crate) async fn accept_invite(&self, secret: &str, now: Timestamp) -> Result<(), Problem> {
         let bad = || Problem::new(axum::http::StatusCode::FORBIDDEN, "BadInvite", "This link has run out or was used.");
         self.rows
@@ -338,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_and_passwords_have_a_shape() {
+    fn malformed_addresses_and_short_passwords_are_refused() {
         for good in ["a@b.example", "first.last+tag@host.example"] {
             assert!(check_email(good).is_ok(), "{good}");
         }

@@ -1,5 +1,4 @@
-//! The sender of a request, as the gate identified it. Handlers learn from here, and from nowhere else, in whose name
-//! they act.
+//! The sender of a request, as the gate identified it. A handler acts in the name of the viewer's account.
 
 use std::convert::Infallible;
 
@@ -8,16 +7,16 @@ use gpubnb_events::{AccountId, Actor, CommandId};
 
 use crate::error::{ApiError, Problem};
 
-/// The sender of a request: a user, or a stranger.
+/// The sender of a request: a user, or a stranger, who has no account.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Viewer {
-    /// The account that is signed in or owns the token; `None` for a stranger.
+    /// The account that is signed in, or that owns the token. `None` for a stranger.
     pub(crate) account: Option<AccountId>,
-    /// True if the user runs the platform and came in by a way that allows it: a session, or a token of the scope
-    /// `ops`.
-    pub(crate) operator: bool,
+    /// True if the user is an operator and sent the request with a session or with a token of the scope `ops`.
+    pub(crate) is_operator: bool,
     /// The session, if the request comes from a signed-in browser.
     pub(crate) session: Option<CommandId>,
+    /// The session's token against cross-site request forgery (see `gate.rs`).
     pub(super) csrf: Option<[u8; 16]>,
 }
 
@@ -29,21 +28,21 @@ pub(crate) struct SignedIn {
 }
 
 impl Viewer {
-    /// The actor of queries about the viewer's own things, and about what everybody may see.
+    /// The actor for queries about public data and about the viewer's own data.
     pub(crate) fn actor(self) -> Actor {
-        // A stranger gets an account that nobody has: public queries answer, private ones find nothing.
+        // A stranger acts as a new account: public queries are answered, and private queries find nothing.
         self.account.map_or_else(|| Actor::Account(AccountId::generate()), Actor::Account)
     }
 
-    /// The actor of queries about things of other accounts, which operators may see.
-    pub(crate) fn reader(self) -> Actor {
+    /// The actor for queries about data that an operator may see of every account, and a user only of the own account.
+    pub(crate) fn reading_actor(self) -> Actor {
         match self.account {
-            Some(account) if self.operator => Actor::Operator(Some(account)),
+            Some(account) if self.is_operator => Actor::Operator(Some(account)),
             _ => self.actor(),
         }
     }
 
-    /// The token that the forms of this session carry; empty without a session.
+    /// The CSRF token of the session, in hex; empty without a session.
     pub(crate) fn csrf(self) -> String {
         self.csrf.map(gpubnb_events::hex).unwrap_or_default()
     }
@@ -54,14 +53,14 @@ impl SignedIn {
         Actor::Account(self.account)
     }
 
-    /// The actor of queries about things of other accounts, which operators may see.
-    pub(crate) fn reader(self) -> Actor {
-        self.viewer.reader()
+    /// The actor for queries about data that an operator may see of every account, and a user only of the own account.
+    pub(crate) fn reading_actor(self) -> Actor {
+        self.viewer.reading_actor()
     }
 
-    /// The actor of an operator's commands. Only for endpoints that demand [`super::Access::Operator`]: there the gate
-    /// has checked that the user is one.
-    pub(crate) fn operator(self) -> Actor {
+    /// The actor for an operator's commands. Call this only in endpoints that demand [`super::Access::Operator`], where
+    /// the gate has checked that the user is an operator.
+    pub(crate) fn operator_actor(self) -> Actor {
         Actor::Operator(Some(self.account))
     }
 }
@@ -70,7 +69,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Viewer {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // Without a gate before the handler, the sender is a stranger.
+        // Without the gate's extension, the sender is a stranger.
         Ok(parts.extensions.get::<Self>().copied().unwrap_or_default())
     }
 }

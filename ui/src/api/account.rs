@@ -13,6 +13,7 @@ use crate::{
     extract::{JsonBody, Path},
 };
 
+/// A day, in milliseconds.
 const DAY: u64 = 24 * 3_600_000;
 
 /// A message for people.
@@ -22,15 +23,15 @@ pub(crate) struct Message {
     message: &'static str,
 }
 
-/// `POST /accounts`: the answer is the same whether the address was free or not.
+/// `POST /accounts`: signs up. The answer is the same whether the e-mail address was free or taken.
 pub(crate) async fn sign_up(
     State(app): State<App>,
     client: Client,
     JsonBody(new): JsonBody<SignUp>,
 ) -> Result<(StatusCode, Json<Message>), ApiError> {
-    app.rate_limits.sign_up(client.address)?;
+    app.rate_limits.check_sign_up(client.address)?;
     accounts::sign_up(&app, &new).await?;
-    let message = "If the address was new, the account is ready: log in with the password you chose.";
+    let message = "If the address was new, the account is ready: log in with the password that you chose.";
     Ok((StatusCode::ACCEPTED, Json(Message { message })))
 }
 
@@ -52,9 +53,9 @@ pub(crate) struct Login {
     days: Option<u64>,
 }
 
-/// A token that was just made.
+/// Answer of `POST /login` and `POST /tokens`.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct NewTokenAnswer {
+pub(crate) struct CreatedToken {
     /// The token, for the header `Authorization: Bearer …`. It is shown only once.
     token: String,
     #[serde(flatten)]
@@ -67,21 +68,22 @@ async fn create_token(
     label: String,
     scopes: Vec<Scope>,
     days: Option<u64>,
-) -> Result<(StatusCode, Json<NewTokenAnswer>), ApiError> {
+) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
     let days = days.unwrap_or(90);
     if !(1..=365).contains(&days) {
         return Err(Problem::invalid("days", "A token lives from 1 to 365 days.").into());
     }
     let new = NewToken { label, scopes, expires_at: app.now().plus(Millis(days * DAY)) };
     let (info, token) = app.users.create_token(account, &new, app.now()).await?;
-    Ok((StatusCode::CREATED, Json(NewTokenAnswer { token, info })))
+    Ok((StatusCode::CREATED, Json(CreatedToken { token, info })))
 }
 
+/// `POST /login`: exchanges an e-mail address and a password for a token.
 pub(crate) async fn login(
     State(app): State<App>,
     client: Client,
     JsonBody(login): JsonBody<Login>,
-) -> Result<(StatusCode, Json<NewTokenAnswer>), ApiError> {
+) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
     let account = accounts::check_password(&app, &client, &login.email, &login.password).await?;
     create_token(&app, account, login.label, login.scopes, login.days).await
 }
@@ -100,18 +102,21 @@ pub(crate) struct TokenRequest {
     days: Option<u64>,
 }
 
+/// `POST /tokens`: creates a token.
 pub(crate) async fn create(
     State(app): State<App>,
     signed_in: SignedIn,
-    JsonBody(ask): JsonBody<TokenRequest>,
-) -> Result<(StatusCode, Json<NewTokenAnswer>), ApiError> {
-    create_token(&app, signed_in.account, ask.label, ask.scopes, ask.days).await
+    JsonBody(request): JsonBody<TokenRequest>,
+) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
+    create_token(&app, signed_in.account, request.label, request.scopes, request.days).await
 }
 
+/// `GET /tokens`: the caller's tokens.
 pub(crate) async fn list(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<TokenInfo>>, ApiError> {
     Ok(Json(app.users.tokens(signed_in.account, app.now()).await?))
 }
 
+/// `DELETE /tokens/{id}`: revokes a token.
 pub(crate) async fn revoke(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -121,22 +126,23 @@ pub(crate) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The caller.
+/// Answer of `GET /account`.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Me {
-    /// The account.
+pub(crate) struct CurrentAccount {
+    /// Id of the caller's account.
     #[schema(value_type = String, format = Uuid)]
     account: gpubnb_events::AccountId,
-    /// Its e-mail address.
+    /// E-mail address of the caller.
     email: String,
     /// The caller's roles on the market.
     roles: Vec<Role>,
-    /// True if the caller may use the operators' endpoints by this token.
+    /// True if the caller may use the operators' endpoints with this token.
     operator: bool,
 }
 
-pub(crate) async fn me(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Me>, ApiError> {
+/// `GET /account`: the caller's account.
+pub(crate) async fn current(State(app): State<App>, signed_in: SignedIn) -> Result<Json<CurrentAccount>, ApiError> {
     let email = app.users.email(signed_in.account).await?;
     let roles = roles(&app, signed_in).await?;
-    Ok(Json(Me { account: signed_in.account, email, roles, operator: signed_in.viewer.operator }))
+    Ok(Json(CurrentAccount { account: signed_in.account, email, roles, operator: signed_in.viewer.is_operator }))
 }

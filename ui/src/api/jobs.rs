@@ -1,4 +1,5 @@
-//! `/api/v1/jobs`: submit, look, cancel; trail, log, receipt and files.
+//! `/api/v1/jobs`: submitting, reading and cancelling jobs; the trail (the job's events), the log, the receipt and the
+//! files of a job.
 
 use axum::{
     Json,
@@ -26,56 +27,58 @@ use crate::{
     access::SignedIn,
     app::App,
     error::{ApiError, Problem},
-    extract::{AtLeast, JsonBody, Path, Query},
-    live::output::{self, Said},
+    extract::{JsonBody, MinSeq, Path, Query},
+    live::output::{self, OutputItem},
     transfer,
 };
 
-/// A job, with what is not in the read model: its progress and why it waits.
+/// A job as the read model shows it, with two things that the read model does not contain: the job's progress, and the
+/// reason why it waits.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct JobDetails {
-    /// `Queued`, `Assigned`, `Accepted`, `Running`, `Completed`, `Failed`, `Cancelled`, and `Settled` once paid.
+    /// `Queued`, `Assigned`, `Accepted`, `Running`, `Completed`, `Failed`, `Cancelled`, or `Settled` after the bill.
     status: &'static str,
     /// The state of the job in a sentence.
     summary: String,
     #[serde(flatten)]
     row: JobView,
     progress: Option<Progress>,
+    /// Why a queued job waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<PlacementExplanation>,
 }
 
-/// `POST /api/v1/jobs`.
+/// `POST /api/v1/jobs`: submits a job.
 pub(crate) async fn submit(
     State(app): State<App>,
     signed_in: SignedIn,
     headers: HeaderMap,
     JsonBody(request): JsonBody<JobRequest>,
 ) -> Result<Response, ApiError> {
-    // The standard header may carry the id as well as the body.
+    // The job's id is either in the header `Idempotency-Key` or in the body.
     let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
     let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
-    let inputs = transfer::describe(&app, signed_in.account, &request.inputs).await?;
+    let inputs = transfer::resolve_inputs(&app, signed_in.account, &request.inputs).await?;
     let command = request.into_command(key.unwrap_or_else(JobId::generate), inputs).map_err(Problem::from)?;
     let submitted: Submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await?;
     let location = format!("/api/v1/jobs/{}", submitted.job);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())
 }
 
-/// `POST /api/v1/quote`.
+/// `POST /api/v1/quote`: the price of a job, without submitting it.
 pub(crate) async fn quote(
     State(app): State<App>,
     signed_in: SignedIn,
     JsonBody(request): JsonBody<JobRequest>,
 ) -> Result<Json<Quote>, ApiError> {
-    let inputs = transfer::describe(&app, signed_in.account, &request.inputs).await?;
+    let inputs = transfer::resolve_inputs(&app, signed_in.account, &request.inputs).await?;
     let command = request.into_command(JobId::generate(), inputs).map_err(Problem::from)?;
     Ok(Json(app.command("market", "quote", signed_in.actor(), &command).await?))
 }
 
-/// Filters of `GET /api/v1/jobs`.
+/// Query parameters of `GET /api/v1/jobs`.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Filters {
+pub(crate) struct JobFilters {
     #[serde(default)]
     state: Option<JobState>,
     #[serde(default)]
@@ -88,10 +91,11 @@ pub(crate) struct Filters {
     min_seq: u64,
 }
 
+/// `GET /api/v1/jobs`: a page of the caller's jobs, newest first.
 pub(crate) async fn list(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<Filters>,
+    Query(filters): Query<JobFilters>,
 ) -> Result<Json<Page<JobView>>, ApiError> {
     let query = JobsQuery {
         account: Some(signed_in.account),
@@ -104,13 +108,14 @@ pub(crate) async fn list(
     Ok(Json(app.queries.jobs(signed_in.actor(), query, Seq(filters.min_seq)).await?))
 }
 
+/// `GET /api/v1/jobs/{id}`: one job.
 pub(crate) async fn get(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(at_least): Query<AtLeast>,
+    Query(min_seq): Query<MinSeq>,
 ) -> Result<Json<JobDetails>, ApiError> {
-    let row = app.queries.job(signed_in.actor(), job, at_least.seq()).await?;
+    let row = app.queries.job(signed_in.actor(), job, min_seq.seq()).await?;
     let progress = output::progress(&app, &row).await;
     let waiting = match row.state {
         JobState::Queued => app.command("job", "explain", signed_in.actor(), &CancelJob { job }).await.unwrap_or(None),
@@ -119,6 +124,7 @@ pub(crate) async fn get(
     Ok(Json(JobDetails { status: row.state_name(), summary: crate::format::job_state(&row), row, progress, waiting }))
 }
 
+/// `POST /api/v1/jobs/{id}/cancel`: asks a job to stop.
 pub(crate) async fn cancel(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -127,17 +133,19 @@ pub(crate) async fn cancel(
     Ok(Json(app.job_command("cancel", signed_in.actor(), job, &CancelJob { job }).await?))
 }
 
+/// `GET /api/v1/jobs/{id}/receipt`: the receipt of a settled job.
 pub(crate) async fn receipt(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(at_least): Query<AtLeast>,
+    Query(min_seq): Query<MinSeq>,
 ) -> Result<Json<Receipt>, ApiError> {
-    let receipt = app.queries.receipt(signed_in.actor(), job, at_least.seq()).await?;
+    let receipt = app.queries.receipt(signed_in.actor(), job, min_seq.seq()).await?;
     let not_yet = || Problem::new(StatusCode::NOT_FOUND, "NotSettled", "The job is not settled yet.");
     Ok(Json(receipt.ok_or_else(not_yet)?))
 }
 
+/// `GET /api/v1/jobs/{id}/artifacts`: the list of the job's output files.
 pub(crate) async fn artifacts(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -146,23 +154,24 @@ pub(crate) async fn artifacts(
     Ok(Json(app.queries.job(signed_in.actor(), job, Seq::ZERO).await?.outputs))
 }
 
-/// The signed list of the files that a job left: see `docs/jobs.md`, "Files".
+/// The signed list of a job's output files (see `docs/jobs.md`, "Files").
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Manifest {
     /// The job.
     job: JobId,
-    /// The attempt that left them.
+    /// The lease of the attempt that wrote the files.
     lease: Lease,
-    /// Where it ran.
+    /// The machine on which the attempt ran.
     machine: MachineId,
-    /// The public keys that the machine has had (NKeys, base32); one of them has signed.
+    /// All public keys that the machine has used (NKeys, base32). One of them verifies the signature.
     public_keys: Vec<String>,
-    /// The files, in the order that is signed.
+    /// The files, in the order in which they are signed.
     outputs: Vec<Artifact>,
-    /// The signature (Ed25519), base64url without padding.
+    /// The Ed25519 signature, in base64url without padding.
     signature: String,
 }
 
+/// `GET /api/v1/jobs/{id}/manifest`: the signed list of the job's output files.
 pub(crate) async fn manifest(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -170,26 +179,17 @@ pub(crate) async fn manifest(
 ) -> Result<Json<Manifest>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let not_signed =
-        || Problem::new(StatusCode::NOT_FOUND, "NotSigned", "The job has left nothing that is signed, or not yet.");
+        || Problem::new(StatusCode::NOT_FOUND, "NotSigned", "The job has no signed list of files, or not yet.");
     let (attempt, signature) = row.attempt().zip(row.signature.clone()).ok_or_else(not_signed)?;
     let (lease, machine) = (attempt.lease, attempt.machine);
     let public_keys = app.queries.machine(signed_in.actor(), machine, Seq::ZERO).await?.listed.public_keys;
     Ok(Json(Manifest { job, lease, machine, public_keys, outputs: row.outputs, signature }))
 }
 
-impl Part {
-    pub(crate) fn seq(&self) -> Seq {
-        Seq(self.min_seq)
-    }
-
-    pub(crate) fn of(&self, of: TrailOf) -> TrailQuery {
-        TrailQuery { of, skip: self.cursor, limit: self.limit.unwrap_or(200), from_end: false }
-    }
-}
-
-/// Part of a trail.
+/// Query parameters that choose a page of a trail.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Part {
+pub(crate) struct TrailPage {
+    /// The number of events to skip.
     #[serde(default)]
     cursor: u32,
     #[serde(default)]
@@ -198,75 +198,90 @@ pub(crate) struct Part {
     min_seq: u64,
 }
 
+impl TrailPage {
+    pub(crate) fn seq(&self) -> Seq {
+        Seq(self.min_seq)
+    }
+
+    pub(crate) fn query(&self, of: TrailOf) -> TrailQuery {
+        TrailQuery { of, skip: self.cursor, limit: self.limit.unwrap_or(200), from_end: false }
+    }
+}
+
+/// `GET /api/v1/jobs/{id}/events`: a page of the job's trail.
 pub(crate) async fn events(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(part): Query<Part>,
+    Query(page): Query<TrailPage>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
-    Ok(Json(app.queries.trail(signed_in.actor(), part.of(TrailOf::Job(job)), part.seq()).await?))
+    Ok(Json(app.queries.trail(signed_in.actor(), page.query(TrailOf::Job(job)), page.seq()).await?))
 }
 
-/// Where to read on in a log.
+/// Query parameters that choose a page of a log.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct LogPart {
+pub(crate) struct LogPage {
+    /// The sequence of the stream OUTPUT at which the page begins.
     #[serde(default)]
     cursor: Option<u64>,
-    /// About how many lines: messages of the worker are not parted.
+    /// The approximate number of lines. The lines of one worker's message stay together.
     #[serde(default)]
     limit: Option<usize>,
 }
 
-impl Line {
-    pub(crate) fn new(lease: Lease, number: u64, line: LogLine) -> Self {
-        Self { lease, number, at: line.at, stream: line.stream, text: line.text }
-    }
-}
-
 /// A line of a log.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Line {
+pub(crate) struct JobLogLine {
+    /// Lease of the attempt that wrote the line.
     lease: Lease,
+    /// Number of the line within the attempt, from 0.
     number: u64,
     at: Timestamp,
     stream: LogStream,
     text: String,
 }
 
-/// Most lines in one answer.
-const LINES: usize = 10_000;
+impl JobLogLine {
+    pub(crate) fn new(lease: Lease, number: u64, line: LogLine) -> Self {
+        Self { lease, number, at: line.at, stream: line.stream, text: line.text }
+    }
+}
 
+/// The maximum number of lines in one answer.
+const MAX_LINES: usize = 10_000;
+
+/// `GET /api/v1/jobs/{id}/logs`: a page of the job's log.
 pub(crate) async fn logs(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(part): Query<LogPart>,
-) -> Result<Json<Page<Line>>, ApiError> {
+    Query(page): Query<LogPage>,
+) -> Result<Json<Page<JobLogLine>>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let most = part.limit.unwrap_or(LINES).clamp(1, LINES);
-    let (said, next) = output::so_far(&app, &row, part.cursor.unwrap_or(1), most).await?;
-    let line = |said| match said {
-        Said::Line(lease, number, line) => Some(Line::new(lease, number, line)),
+    let max_lines = page.limit.unwrap_or(MAX_LINES).clamp(1, MAX_LINES);
+    let (items, next) = output::read_page(&app, &row, page.cursor.unwrap_or(1), max_lines).await?;
+    let line = |item| match item {
+        OutputItem::Line(lease, number, line) => Some(JobLogLine::new(lease, number, line)),
         _ => None,
     };
-    Ok(Json(Page { rows: said.into_iter().filter_map(line).collect(), next: next.map(|seq| seq.to_string()) }))
+    Ok(Json(Page { rows: items.into_iter().filter_map(line).collect(), next: next.map(|seq| seq.to_string()) }))
 }
 
-/// `GET /jobs/{id}/log.txt`: the log as text, to keep.
+/// `GET /jobs/{id}/log.txt`: the whole log as a text file to download.
 pub(crate) async fn log_text(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
 ) -> Result<Response, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let events = async_stream::try_stream! {
+    let text = async_stream::try_stream! {
         let mut from = 1;
         loop {
-            let (said, next) = output::so_far(&app, &row, from, LINES)
+            let (items, next) = output::read_page(&app, &row, from, MAX_LINES)
                 .await
                 .map_err(|p| std::io::Error::other(p.detail))?;
-            for said in said {
-                if let Said::Line(_, _, line) = said {
+            for item in items {
+                if let OutputItem::Line(_, _, line) = item {
                     yield Bytes::from(format!("{} {}\n", line.at, line.text));
                 }
             }
@@ -276,10 +291,10 @@ pub(crate) async fn log_text(
             }
         }
     };
-    let events: std::pin::Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>> = Box::pin(events);
+    let text: std::pin::Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>> = Box::pin(text);
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
         (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{job}.log\"")),
     ];
-    Ok((headers, Body::from_stream(events)).into_response())
+    Ok((headers, Body::from_stream(text)).into_response())
 }

@@ -1,22 +1,23 @@
-//! Machines: the list of the market, enrolling and revoking the caller's own machines, and the requests of machines.
+//! Endpoints of machines: the machines on the market, the caller's own machines, and the requests that machines send
+//! (enrolling, renewing the credential).
 
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
     Actor, MachineId, Seq,
     command::{
-        AskChallenge, Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange,
-        MachineCredential, RedeemEnrollment, RenewCredential, RevokeMachine, Revoked,
+        Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange, MachineCredential,
+        RedeemEnrollment, RenewCredential, RequestChallenge, RevokeMachine, Revoked,
     },
     template::Template,
 };
 use gpubnb_query::{
     request::{DaysOf, TrailOf},
-    view::{Day, Figures, MachineView, Outcome, Page, Reading, TrailEvent},
+    view::{AttemptOutcome, Day, Figures, MachineView, Page, Reading, TrailEvent},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::jobs::Part;
+use super::jobs::TrailPage;
 use crate::{
     access::{Client, SignedIn, Viewer},
     app::App,
@@ -25,10 +26,10 @@ use crate::{
     extract::{JsonBody, Path, Query},
 };
 
-/// Most machines in one answer.
-const MOST: u32 = 500;
+/// The maximum number of machines in one answer.
+const MAX_MACHINES: u32 = 500;
 
-/// A page of the list of machines.
+/// Query parameters that choose a page of the list of machines.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct MachinePage {
     #[serde(default)]
@@ -39,12 +40,13 @@ pub(crate) struct MachinePage {
     min_seq: u64,
 }
 
+/// `GET /machines`: a page of the machines on the market, in the order of their ids.
 pub(crate) async fn list(
     State(app): State<App>,
     viewer: Viewer,
     Query(page): Query<MachinePage>,
 ) -> Result<Json<Page<MachineView>>, ApiError> {
-    let limit = page.limit.unwrap_or(MOST).clamp(1, MOST) as usize;
+    let limit = page.limit.unwrap_or(MAX_MACHINES).clamp(1, MAX_MACHINES) as usize;
     let mut rows = app.queries.machines(viewer.actor(), Seq(page.min_seq)).await?;
     rows.sort_by_key(|m| m.listed.machine);
     rows.retain(|m| page.cursor.is_none_or(|cursor| m.listed.machine > cursor));
@@ -54,6 +56,7 @@ pub(crate) async fn list(
     Ok(Json(Page { rows, next }))
 }
 
+/// `GET /machines/{id}`: one machine.
 pub(crate) async fn get(
     State(app): State<App>,
     viewer: Viewer,
@@ -62,35 +65,39 @@ pub(crate) async fn get(
     Ok(Json(app.queries.machine(viewer.actor(), machine, Seq::ZERO).await?))
 }
 
+/// `GET /machines/{id}/events`: a page of the machine's trail.
 pub(crate) async fn events(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
-    Query(part): Query<Part>,
+    Query(page): Query<TrailPage>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
-    // Answers 404 if there is no such machine.
-    app.queries.machine(viewer.actor(), machine, part.seq()).await?;
-    Ok(Json(app.queries.trail(viewer.actor(), part.of(TrailOf::Machine(machine)), part.seq()).await?))
+    // This query answers 404 if there is no such machine.
+    app.queries.machine(viewer.actor(), machine, page.seq()).await?;
+    Ok(Json(app.queries.trail(viewer.actor(), page.query(TrailOf::Machine(machine)), page.seq()).await?))
 }
 
+/// `GET /templates`: the approved templates of jobs.
 pub(crate) async fn templates() -> Json<&'static [Template]> {
     Json(gpubnb_events::template::ALL)
 }
 
+/// `GET /market`: the figures of the market.
 pub(crate) async fn figures(State(app): State<App>, viewer: Viewer) -> Result<Json<Figures>, ApiError> {
     Ok(Json(app.queries.figures(viewer.actor()).await?))
 }
 
-pub(crate) async fn wish(
+/// `POST /machines/{id}/wish`: the owner changes the machine's state or price.
+pub(crate) async fn change(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
-    JsonBody(wish): JsonBody<MachineChange>,
+    JsonBody(change): JsonBody<MachineChange>,
 ) -> Result<Json<Done>, ApiError> {
-    Ok(Json(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?))
+    Ok(Json(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, change }).await?))
 }
 
-/// `POST /enrollments`: a code for one more machine.
+/// `POST /enrollments`: creates a code with which one machine can enroll.
 pub(crate) async fn create_code(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -99,14 +106,14 @@ pub(crate) async fn create_code(
     Ok((StatusCode::CREATED, Json(code)))
 }
 
-/// The credential of an enrolled machine, and the broker to use it with.
+/// The credential of an enrolled machine, and the broker to which it gives access.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Enrolled {
     #[serde(flatten)]
     credential: MachineCredential,
     /// Address of the broker.
     broker: String,
-    /// Certificate of the authority that signed the broker's (PEM), if that is not a public authority.
+    /// Certificate (PEM) of the authority that signed the broker's certificate; `null` for a public authority.
     broker_authority: Option<String>,
 }
 
@@ -115,54 +122,55 @@ fn enrolled(app: &App, credential: MachineCredential) -> Json<Enrolled> {
     Json(Enrolled { credential, broker, broker_authority })
 }
 
-/// `POST /speed`: reads a body and forgets it. A machine measures its upload speed with it.
+/// `POST /speed`: reads and discards a body. A machine measures its upload speed with such requests.
 pub(crate) async fn speed(sent: axum::body::Bytes) -> StatusCode {
     drop(sent);
     StatusCode::NO_CONTENT
 }
 
-/// `POST /enroll`: a machine exchanges a code for its credential. The code is the proof.
+/// `POST /enroll`: a machine exchanges an enrollment code for its credential. The code is the proof of access.
 pub(crate) async fn redeem(
     State(app): State<App>,
     client: Client,
     JsonBody(redeem): JsonBody<RedeemEnrollment>,
 ) -> Result<Json<Enrolled>, ApiError> {
-    app.rate_limits.sign_in(client.address)?;
+    app.rate_limits.check_sign_in(client.address)?;
     let credential = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await?;
     Ok(enrolled(&app, credential))
 }
 
-/// `POST /machines/{id}/challenge`: something for the machine to sign.
+/// `POST /machines/{id}/challenge`: creates a nonce, which the machine signs to renew its credential.
 pub(crate) async fn challenge(
     State(app): State<App>,
     Path(machine): Path<MachineId>,
 ) -> Result<Json<Challenge>, ApiError> {
-    let ask = AskChallenge { machine };
-    Ok(Json(app.command("enrollment", "challenge", Actor::Machine(machine), &ask).await?))
+    let request = RequestChallenge { machine };
+    Ok(Json(app.command("enrollment", "challenge", Actor::Machine(machine), &request).await?))
 }
 
 /// Body of `POST /machines/{id}/credential`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Signed {
-    /// The challenge's text.
+pub(crate) struct SignedChallenge {
+    /// Nonce of the challenge.
     nonce: String,
-    /// The text, signed with the machine's `NKey`; base64url.
+    /// Signature of the nonce with the machine's `NKey`, in base64url.
     signature: String,
 }
 
-/// `POST /machines/{id}/credential`: a machine renews its credential. The signature is the proof.
+/// `POST /machines/{id}/credential`: a machine renews its credential. The signature is the proof of access.
 pub(crate) async fn renew(
     State(app): State<App>,
     Path(machine): Path<MachineId>,
-    JsonBody(signed): JsonBody<Signed>,
+    JsonBody(signed): JsonBody<SignedChallenge>,
 ) -> Result<Json<Enrolled>, ApiError> {
     let renew = RenewCredential { machine, nonce: signed.nonce, signature: signed.signature };
     let credential = app.command("enrollment", "renew", Actor::Machine(machine), &renew).await?;
     Ok(enrolled(&app, credential))
 }
 
-/// `DELETE /machines/{id}/credential`: the owner revokes the machine's credential. It takes effect at once.
+/// `DELETE /machines/{id}/credential`: the owner revokes the machine's credential. The revocation takes
+/// effect at once.
 pub(crate) async fn revoke(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -172,14 +180,14 @@ pub(crate) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A period that ends now.
+/// Query parameter that chooses a period up to the present.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Period {
-    /// Hours, up to 24; one if missing.
+    /// The length of the period in hours, from 1 to 24. The default is 1.
     hours: Option<u32>,
 }
 
-/// The measurements of a machine, minute by minute.
+/// The measurements of a machine, one for each minute.
 pub(crate) async fn readings(
     State(app): State<App>,
     viewer: Viewer,
@@ -195,11 +203,11 @@ pub(crate) async fn outcomes(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
-) -> Result<Json<Vec<Outcome>>, ApiError> {
+) -> Result<Json<Vec<AttemptOutcome>>, ApiError> {
     Ok(Json(app.queries.outcomes(viewer.actor(), machine).await?))
 }
 
-/// The earnings of the caller's own machine, day by day.
+/// The earnings of the caller's own machine, one entry for each day.
 pub(crate) async fn days(
     State(app): State<App>,
     signed_in: SignedIn,

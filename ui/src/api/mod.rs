@@ -1,4 +1,4 @@
-//! The JSON API, `/api/v1`: the same data as on the pages.
+//! The JSON API under `/api/v1`. It offers the same data as the pages.
 
 pub(crate) mod account;
 pub(crate) mod jobs;

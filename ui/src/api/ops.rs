@@ -8,10 +8,10 @@ use gpubnb_events::{
     event::Check,
 };
 use gpubnb_query::{
-    request::Point,
+    request::LogPoint,
     view::{
         Page, TrailEvent,
-        ops::{Accounts, Platform, Stuck, Travel},
+        ops::{Accounts, Platform, StuckJob, TimeTravel},
     },
 };
 use serde::Deserialize;
@@ -30,12 +30,13 @@ use crate::{
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Suspension {
-    /// Reason for the suspension; `null` reinstates the account. The field is required, so that an empty body cannot
-    /// reinstate by mistake.
+    /// Reason for the suspension; `null` ends the suspension. The field is required, so that an empty body cannot end a
+    /// suspension by mistake.
     #[serde(deserialize_with = "Option::deserialize")]
     reason: Option<String>,
 }
 
+/// Suspends an account, or ends its suspension.
 pub(crate) async fn suspend(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -43,17 +44,17 @@ pub(crate) async fn suspend(
     JsonBody(suspension): JsonBody<Suspension>,
 ) -> Result<Json<Done>, ApiError> {
     let body = SetSuspension { account, reason: suspension.reason };
-    Ok(Json(app.command("account", "set_suspension", signed_in.operator(), &body).await?))
+    Ok(Json(app.command("account", "set_suspension", signed_in.operator_actor(), &body).await?))
 }
 
 /// Body of `POST /ops/accounts/{id}/deposits`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Funds {
+pub(crate) struct ReceivedDeposit {
     /// Id of the deposit, a UUID of version 7. Sending the same id again adds nothing.
     #[schema(value_type = String, format = Uuid)]
     deposit: CommandId,
-    /// Dollars.
+    /// Amount in dollars, for example `12.50`.
     amount_usd: String,
 }
 
@@ -62,103 +63,107 @@ pub(crate) async fn fund(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(account): Path<AccountId>,
-    JsonBody(funds): JsonBody<Funds>,
+    JsonBody(received): JsonBody<ReceivedDeposit>,
 ) -> Result<Json<Done>, ApiError> {
-    let body = FundAccount { account, deposit: funds.deposit, amount: dollars("amount_usd", &funds.amount_usd)? };
-    Ok(Json(app.command("account", "fund", signed_in.operator(), &body).await?))
+    let body = FundAccount { account, deposit: received.deposit, amount: dollars("amount_usd", &received.amount_usd)? };
+    Ok(Json(app.command("account", "fund", signed_in.operator_actor(), &body).await?))
 }
 
 /// Body of `POST /ops/accounts/{id}/payouts/{payout}`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Closing {
+pub(crate) struct PayoutResult {
     /// Reason why the payout failed; `null` if it was paid. The field is required.
     #[serde(deserialize_with = "Option::deserialize")]
     failed: Option<String>,
 }
 
+/// Records that a payout was paid, or that it failed.
 pub(crate) async fn close_payout(
     State(app): State<App>,
     signed_in: SignedIn,
     Path((account, payout)): Path<(AccountId, CommandId)>,
-    JsonBody(closing): JsonBody<Closing>,
+    JsonBody(result): JsonBody<PayoutResult>,
 ) -> Result<Json<Done>, ApiError> {
-    let body = ClosePayout { account, payout, failed: closing.failed };
-    Ok(Json(app.command("account", "close_payout", signed_in.operator(), &body).await?))
+    let body = ClosePayout { account, payout, failed: result.failed };
+    Ok(Json(app.command("account", "close_payout", signed_in.operator_actor(), &body).await?))
 }
 
-/// The messages of DISPATCH that no machine will work on.
-pub(crate) async fn letters(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<DeadLetter>>, ApiError> {
-    Ok(Json(app.command("market", "letters", signed_in.operator(), &()).await?))
+/// Lists the dead letters: the messages of the stream DISPATCH that no machine could process.
+pub(crate) async fn dead_letters(
+    State(app): State<App>,
+    signed_in: SignedIn,
+) -> Result<Json<Vec<DeadLetter>>, ApiError> {
+    Ok(Json(app.command("market", "letters", signed_in.operator_actor(), &()).await?))
 }
 
-/// Repairs what can be repaired about one of them.
+/// Repairs one dead letter, as far as possible.
 pub(crate) async fn remedy(
     State(app): State<App>,
     signed_in: SignedIn,
     JsonBody(remedy): JsonBody<Remedy>,
 ) -> Result<Json<Remedied>, ApiError> {
-    Ok(Json(app.command("market", "remedy", signed_in.operator(), &remedy).await?))
+    Ok(Json(app.command("market", "remedy", signed_in.operator_actor(), &remedy).await?))
 }
 
-/// `DELETE /ops/machines/{id}/credential`: bans a machine. Its jobs are requeued when it has been silent for long
-/// enough.
+/// `DELETE /ops/machines/{id}/credential`: bans a machine. Its jobs are requeued when its heartbeats have been missing
+/// for long enough.
 pub(crate) async fn ban(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
 ) -> Result<StatusCode, ApiError> {
-    app.command::<Revoked>("enrollment", "revoke", signed_in.operator(), &RevokeMachine { machine }).await?;
+    app.command::<Revoked>("enrollment", "revoke", signed_in.operator_actor(), &RevokeMachine { machine }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The platform's streams and models.
+/// Describes the streams and the read models.
 pub(crate) async fn platform(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Platform>, ApiError> {
-    Ok(Json(app.queries.platform(signed_in.operator()).await?))
+    Ok(Json(app.queries.platform(signed_in.operator_actor()).await?))
 }
 
-/// Checks of the deployment.
+/// Runs the checks of the deployment.
 pub(crate) async fn doctor(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Check>>, ApiError> {
-    Ok(Json(app.queries.doctor(signed_in.operator()).await?))
+    Ok(Json(app.queries.doctor(signed_in.operator_actor()).await?))
 }
 
-/// Jobs that have been in one state for too long.
-pub(crate) async fn stuck(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Stuck>>, ApiError> {
-    Ok(Json(app.queries.stuck(signed_in.operator()).await?))
+/// Lists the jobs that have been in one state for too long.
+pub(crate) async fn stuck(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<StuckJob>>, ApiError> {
+    Ok(Json(app.queries.stuck(signed_in.operator_actor()).await?))
 }
 
-/// Every event, newest first.
+/// Searches all events, newest first.
 pub(crate) async fn events(
     State(app): State<App>,
     signed_in: SignedIn,
     Query(search): Query<EventSearch>,
 ) -> Result<Json<Page<TrailEvent>>, ApiError> {
-    Ok(Json(app.queries.events(signed_in.operator(), search.query()?).await?))
+    Ok(Json(app.queries.events(signed_in.operator_actor(), search.query()?).await?))
 }
 
-/// The totals of the ledger, and each account.
+/// The totals of the ledger, and a page of the accounts.
 pub(crate) async fn ledger(
     State(app): State<App>,
     signed_in: SignedIn,
     Query(AfterAccount { after }): Query<AfterAccount>,
 ) -> Result<Json<Accounts>, ApiError> {
-    Ok(Json(app.queries.accounts(signed_in.operator(), after).await?))
+    Ok(Json(app.queries.accounts(signed_in.operator_actor(), after).await?))
 }
 
-/// A point in the log: a sequence or a time.
+/// Query parameter that names a point in the log: a sequence such as `1234`, or a time such as `2026-01-31T12:00:00Z`.
 #[derive(Debug, Deserialize)]
-pub(crate) struct At {
+pub(crate) struct PointInLog {
     at: String,
 }
 
-/// The market as it was, or the progress of rebuilding it.
+/// The state of the market at a point in the log, or the progress of computing this state.
 pub(crate) async fn travel(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(At { at }): Query<At>,
-) -> Result<Json<Travel>, ApiError> {
-    let at: Point = at.parse().map_err(|e: String| Problem::invalid("at", e))?;
-    Ok(Json(app.queries.travel(signed_in.operator(), at).await?))
+    Query(PointInLog { at }): Query<PointInLog>,
+) -> Result<Json<TimeTravel>, ApiError> {
+    let at: LogPoint = at.parse().map_err(|e: String| Problem::invalid("at", e))?;
+    Ok(Json(app.queries.past_market(signed_in.operator_actor(), at).await?))
 }
 
 /// Begins to rebuild a read model. `GET /ops/platform` shows the progress.
@@ -167,12 +172,12 @@ pub(crate) async fn rebuild(
     signed_in: SignedIn,
     Path(model): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    app.queries.rebuild(signed_in.operator(), &model).await?;
+    app.queries.rebuild(signed_in.operator_actor(), &model).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
 /// Begins a verification. `GET /ops/platform` shows the progress and the findings.
 pub(crate) async fn verify(State(app): State<App>, signed_in: SignedIn) -> Result<StatusCode, ApiError> {
-    app.queries.verify(signed_in.operator()).await?;
+    app.queries.verify(signed_in.operator_actor()).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -1,5 +1,6 @@
-//! `/api/v1/jobs/{id}/events/stream` and `…/logs/stream`: trail and output of a job as server-sent events. A client
-//! that was cut off sends the id of the last event (`Last-Event-ID`) and misses nothing.
+//! `/api/v1/jobs/{id}/events/stream` and `…/logs/stream`: the trail (the job's events) and the output of a job as
+//! server-sent events. A client that lost its connection sends the id of the last event that it received
+//! (`Last-Event-ID`), and the new stream resumes after this event.
 
 use std::convert::Infallible;
 
@@ -12,17 +13,17 @@ use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
 use gpubnb_query::request::{TrailOf, TrailQuery};
 
-use super::jobs::Line;
+use super::jobs::JobLogLine;
 use crate::{
     access::SignedIn,
     app::App,
     error::ApiError,
     extract::Path,
-    live::output::{self, OutputReader, Said},
+    live::output::{self, OutputItem, OutputReader},
     state::next_change,
 };
 
-/// Events in one query.
+/// The number of events in one query.
 const PAGE: u32 = 200;
 
 fn last_event_id(headers: &HeaderMap) -> Option<u64> {
@@ -36,7 +37,7 @@ fn sse(events: impl Stream<Item = Event> + Send + 'static) -> Events {
     Sse::new(events)
 }
 
-/// The job's trail; the id of an event is its sequence. Ends after the job is settled.
+/// The job's trail. The id of an event is its sequence in the log. The stream ends after the job is settled.
 pub(crate) async fn events(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -50,13 +51,13 @@ pub(crate) async fn events(
     let events = async_stream::stream! {
         loop {
             let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE, from_end: false };
-            // If the trail cannot be read now, it is read at the next change.
+            // If the trail cannot be read, it is read again at the next change.
             let rows = app.queries.trail(signed_in.actor(), query, seq).await.map(|page| page.rows).unwrap_or_default();
-            let full = rows.len() == PAGE as usize;
+            let is_full = rows.len() == PAGE as usize;
             skip += u32::try_from(rows.len()).unwrap_or(PAGE);
-            let mut settled = false;
+            let mut is_settled = false;
             for row in rows {
-                settled |= row.event == "Settled";
+                is_settled |= row.event == "Settled";
                 if row.seq > last {
                     last = row.seq;
                     let event = Event::default().event(row.event.clone()).id(row.seq.to_string());
@@ -65,10 +66,10 @@ pub(crate) async fn events(
                     }
                 }
             }
-            if settled {
+            if is_settled {
                 return;
             }
-            if !full {
+            if !is_full {
                 let change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job)).await;
                 seq = change.map_or(seq, |change| change.seq);
             }
@@ -97,19 +98,20 @@ pub(crate) async fn logs(
                 // dropped.
                 row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
             }
-            let Some(heard) = reader.read(&message, &output::attempts(&row)) else { continue };
-            let count = heard.said.len();
-            for (index, said) in heard.said.into_iter().enumerate() {
-                let event = match said {
-                    Said::Line(lease, number, line) => {
-                        Event::default().event("line").json_data(Line::new(lease, number, line))
+            let Some(output) = reader.read(&message, &output::machines_by_lease(&row)) else { continue };
+            let count = output.items.len();
+            for (index, item) in output.items.into_iter().enumerate() {
+                let event = match item {
+                    OutputItem::Line(lease, number, line) => {
+                        Event::default().event("line").json_data(JobLogLine::new(lease, number, line))
                     }
-                    Said::Progress(progress) => Event::default().event("progress").json_data(progress),
-                    Said::Metrics(metrics) => Event::default().event("metrics").json_data(metrics),
+                    OutputItem::Progress(progress) => Event::default().event("progress").json_data(progress),
+                    OutputItem::Metrics(metrics) => Event::default().event("metrics").json_data(metrics),
                 };
                 let Ok(event) = event else { continue };
-                // Only the last event of a message carries the id: a client that has this one has all of them.
-                yield if index + 1 == count { event.id(heard.seq.to_string()) } else { event };
+                // Only the last event of a message carries the id, so a client that knows the id has all events of the
+                // message.
+                yield if index + 1 == count { event.id(output.seq.to_string()) } else { event };
             }
         }
     };

@@ -27,7 +27,7 @@ pub(crate) struct Wallet {
     statement: Page<StatementLine>,
 }
 
-/// A page of the statement.
+/// Query parameters that choose a page of the statement.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct StatementPage {
     #[serde(default)]
@@ -38,6 +38,7 @@ pub(crate) struct StatementPage {
     min_seq: u64,
 }
 
+/// `GET /api/v1/wallet`: the balance and a page of the statement.
 pub(crate) async fn wallet(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -50,10 +51,10 @@ pub(crate) async fn wallet(
     Ok(Json(Wallet { balance, statement }))
 }
 
-/// Spending and earnings, day by day.
+/// `GET /api/v1/wallet/days`: spending and earnings, one entry for each day.
 pub(crate) async fn days(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Day>>, ApiError> {
-    let of = DaysOf::Account(signed_in.account);
-    Ok(Json(app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?))
+    let account = DaysOf::Account(signed_in.account);
+    Ok(Json(app.queries.days(signed_in.actor(), account, MONTH, Seq::ZERO).await?))
 }
 
 /// Body of `POST /api/v1/wallet/deposits`.
@@ -63,10 +64,11 @@ pub(crate) struct NewDeposit {
     /// Id of the deposit. Sending the same id again adds nothing.
     #[schema(value_type = String, format = Uuid)]
     deposit: CommandId,
-    /// Dollars.
+    /// Amount in dollars, for example `12.50`.
     amount_usd: String,
 }
 
+/// `POST /api/v1/wallet/deposits`: adds play money.
 pub(crate) async fn deposit(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -83,10 +85,11 @@ pub(crate) struct NewPayout {
     /// Id of the payout. Sending the same id again requests nothing more.
     #[schema(value_type = String, format = Uuid)]
     payout: CommandId,
-    /// Dollars.
+    /// Amount in dollars, for example `12.50`.
     amount_usd: String,
 }
 
+/// `POST /api/v1/wallet/payouts`: requests a payout.
 pub(crate) async fn payout(
     State(app): State<App>,
     signed_in: SignedIn,

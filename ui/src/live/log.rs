@@ -1,5 +1,6 @@
-//! Reading the log of a job, however long it is: its end, any range of lines, and a search through all of it. Nothing
-//! is kept in memory: a line is found in the stream OUTPUT by binary search.
+//! Reading the log of a job, which may be very long: the last lines, any range of lines, and a search through the whole
+//! log. The log is not held in memory: a line is found in the stream OUTPUT by binary search. A worker sends the log in
+//! chunks; each message of OUTPUT is one chunk of several lines.
 
 use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
@@ -17,159 +18,164 @@ use gpubnb_log::stream::OUTPUT;
 use gpubnb_query::view::JobView;
 use tokio::time::timeout;
 
-use super::output::{self, OutputReader, Said, unavailable};
+use super::output::{self, OutputItem, OutputReader, unavailable};
 use crate::{ansi, app::App, error::Problem};
 
-/// Lines that a page shows when it opens.
-const TAIL: u64 = 1_000;
-/// Most lines in one answer.
-pub(crate) const PART: u64 = 500;
-/// Most lines that a search finds.
-const MOST_FOUND: usize = 200;
-/// Most points of a chart.
-const MOST_POINTS: usize = 1_000;
-/// How long reading waits for the broker.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a search may take.
-const SEARCH_WITHIN: Duration = Duration::from_secs(20);
+/// The number of lines that a page shows when it opens.
+const TAIL_LINES: u64 = 1_000;
+/// The maximum number of lines in one answer.
+pub(crate) const MAX_LINES: u64 = 500;
+/// The maximum number of lines that a search returns.
+const MAX_FOUND: usize = 200;
+/// The maximum number of points in a chart.
+const MAX_POINTS: usize = 1_000;
+/// The maximum duration of reading a range of lines.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum duration of a search.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A line of a log: its attempt, its number within the attempt, its text.
+/// A line of a log: the lease of its attempt, its line number (from 0) within the attempt, and the line itself.
 pub(crate) type NumberedLine = (Lease, u64, LogLine);
 
-/// The sequence of OUTPUT at which the last lines of a job begin. It is 1 if the log is short, or if the broker does
-/// not answer.
-pub(crate) async fn tail(app: &App, row: &JobView) -> u64 {
+/// The sequence of OUTPUT at which the last [`TAIL_LINES`] lines of a job begin. The result is 1, the start of the log,
+/// if the log is short or if the broker does not answer.
+pub(crate) async fn tail_start(app: &App, row: &JobView) -> u64 {
     let Some(attempt) = row.attempts.last() else { return 1 };
-    let Ok(log) = Log::open(app, attempt.machine, row.job).await else { return 1 };
+    let Ok(log) = JobOutput::open(app, attempt.machine, row.job).await else { return 1 };
     match log.last().await {
-        // The machine may have run an earlier attempt of the job, so the chunk's own lease is compared.
+        // The last chunk may belong to an earlier attempt on the same machine.
         Ok(Some((_, chunk))) if chunk.lease == attempt.lease => {
             let end = chunk.first_line + chunk.lines.len() as u64;
-            if end <= 2 * TAIL {
+            if end <= 2 * TAIL_LINES {
                 return 1;
             }
-            log.find(attempt.lease, end - TAIL).await.ok().flatten().unwrap_or(1)
+            log.find(attempt.lease, end - TAIL_LINES).await.ok().flatten().unwrap_or(1)
         }
         _ => 1,
     }
 }
 
-/// Lines of an attempt, beginning with line `from`, [`PART`] at most.
-pub(crate) async fn part(app: &App, row: &JobView, lease: Lease, from: u64) -> Result<Vec<NumberedLine>, Problem> {
+/// Reads at most [`MAX_LINES`] lines of an attempt, beginning with line `from`.
+pub(crate) async fn lines(app: &App, row: &JobView, lease: Lease, from: u64) -> Result<Vec<NumberedLine>, Problem> {
     let Some(attempt) = row.attempts.iter().find(|a| a.lease == lease) else { return Ok(Vec::new()) };
-    let log = Log::open(app, attempt.machine, row.job).await?;
+    let log = JobOutput::open(app, attempt.machine, row.job).await?;
     let Some(start) = log.find(lease, from).await? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    log.read(app, row, start, PATIENCE, |line| {
+    log.read_lines(app, row, start, BROKER_TIMEOUT, |line| {
         if line.0 == lease && line.1 >= from {
             found.push(line);
         }
-        (found.len() as u64) < PART
+        (found.len() as u64) < MAX_LINES
     })
     .await?;
     Ok(found)
 }
 
-/// The lines of the whole log that contain a text, and true if the search reached the end of the log.
+/// Finds the lines of the log that contain a text; capital letters make no difference. The boolean is true if the whole
+/// log was searched.
 pub(crate) async fn search(app: &App, row: &JobView, text: &str) -> Result<(Vec<NumberedLine>, bool), Problem> {
     let Ok(_permit) = app.searches.try_acquire() else {
-        return Err(Problem::too_many("Others are searching.", 5));
+        return Err(Problem::too_many("Too many searches are running.", 5));
     };
     let text = text.to_lowercase();
-    let (mut found, mut all) = (Vec::new(), true);
+    let (mut found, mut is_complete) = (Vec::new(), true);
     let machines: HashSet<MachineId> = row.attempts.iter().map(|a| a.machine).collect();
     for machine in machines {
-        let log = Log::open(app, machine, row.job).await?;
+        let log = JobOutput::open(app, machine, row.job).await?;
         if log.last().await?.is_none() {
             continue;
         }
-        let reached = log
-            .read(app, row, 1, SEARCH_WITHIN, |line| {
+        let is_end_reached = log
+            .read_lines(app, row, 1, SEARCH_TIMEOUT, |line| {
                 if ansi::plain(&line.2.text).to_lowercase().contains(&text) {
                     found.push(line);
                 }
-                found.len() < MOST_FOUND
+                found.len() < MAX_FOUND
             })
             .await?;
-        all &= reached;
+        is_complete &= is_end_reached;
     }
     found.sort_by_key(|(lease, number, _)| (*lease, *number));
-    Ok((found, all))
+    Ok((found, is_complete))
 }
 
-/// The measurements of the newest attempt, oldest first: all of them, or every n-th if there are many.
+/// The metrics of the newest attempt, oldest first. Of more than [`MAX_POINTS`] metrics, only every second, fourth or
+/// eighth is returned, and so on.
 pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>, Problem> {
     let Some(attempt) = row.attempts.last() else { return Ok(Vec::new()) };
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Metrics);
-    let log = Log { stream, subject };
+    let log = JobOutput { stream, subject };
     match log.stream.direct_get_last_for_subject(log.subject.clone()).await {
         Ok(_) => {}
         Err(e) if e.kind() == DirectGetErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(unavailable(&e)),
     }
-    let (mut kept, mut every, mut seen) = (Vec::new(), 1_usize, 0_usize);
-    log.said(app, row, 1, PATIENCE, |said| {
-        if let Said::Metrics(metrics) = said
+    let (mut points, mut step, mut seen) = (Vec::new(), 1_usize, 0_usize);
+    log.read_items(app, row, 1, BROKER_TIMEOUT, |item| {
+        if let OutputItem::Metrics(metrics) = item
             && metrics.lease == attempt.lease
         {
-            if seen.is_multiple_of(every) {
-                kept.push(metrics);
+            if seen.is_multiple_of(step) {
+                points.push(metrics);
             }
             seen += 1;
-            if kept.len() == MOST_POINTS {
-                let mut odd = false;
-                kept.retain(|_| {
-                    odd = !odd;
-                    odd
+            if points.len() == MAX_POINTS {
+                // Drops every second point.
+                let mut is_kept = false;
+                points.retain(|_| {
+                    is_kept = !is_kept;
+                    is_kept
                 });
-                every *= 2;
+                step *= 2;
             }
         }
         true
     })
     .await?;
-    Ok(kept)
+    Ok(points)
 }
 
-/// One kind of output of one job on one machine, in OUTPUT.
-struct Log {
+/// The messages of OUTPUT with one kind of output of one job on one machine.
+struct JobOutput {
     stream: Stream<()>,
     subject: String,
 }
 
-impl Log {
+impl JobOutput {
     async fn open(app: &App, machine: MachineId, job: JobId) -> Result<Self, Problem> {
         let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
         Ok(Self { stream, subject: subject::output(machine, job, OutputKind::Log) })
     }
 
+    /// The last chunk, with its sequence.
     async fn last(&self) -> Result<Option<(u64, LogLines)>, Problem> {
         chunk(self.stream.direct_get_last_for_subject(self.subject.clone()).await)
     }
 
-    /// The first chunk at a sequence or after it.
+    /// The first chunk at or after the sequence `from`, with its sequence.
     async fn next(&self, from: u64) -> Result<Option<(u64, LogLines)>, Problem> {
         chunk(self.stream.direct_get_next_for_subject(self.subject.clone(), Some(from)).await)
     }
 
-    /// The sequence of the last chunk that begins with the line or before it.
+    /// The sequence of the chunk that contains a line: the last chunk whose first line is not after this line.
     async fn find(&self, lease: Lease, line: u64) -> Result<Option<u64>, Problem> {
         let (Some((first, _)), Some((last, _))) = (self.next(1).await?, self.last().await?) else { return Ok(None) };
-        let before = |chunk: &LogLines| chunk.lease < lease || (chunk.lease == lease && chunk.first_line <= line);
+        let is_not_after = |chunk: &LogLines| chunk.lease < lease || (chunk.lease == lease && chunk.first_line <= line);
         let (mut low, mut high) = (first, last);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
             match self.next(middle).await? {
-                Some((seq, chunk)) if seq <= high && before(&chunk) => low = seq,
+                Some((seq, chunk)) if seq <= high && is_not_after(&chunk) => low = seq,
                 _ => high = middle - 1,
             }
         }
         Ok(Some(low))
     }
 
-    /// Reads lines, beginning with the chunk at a sequence, until `take` returns false. True if the end was reached.
-    async fn read(
+    /// Passes the lines to `take`, beginning with the chunk at the sequence `from`, until `take` returns false or the
+    /// time `within` is over. Returns true if the end of the log was reached.
+    async fn read_lines(
         &self,
         app: &App,
         row: &JobView,
@@ -177,38 +183,38 @@ impl Log {
         within: Duration,
         mut take: impl FnMut(NumberedLine) -> bool,
     ) -> Result<bool, Problem> {
-        let line = |said| match said {
-            Said::Line(lease, number, line) => take((lease, number, line)),
-            Said::Progress(_) | Said::Metrics(_) => true,
+        let line = |item| match item {
+            OutputItem::Line(lease, number, line) => take((lease, number, line)),
+            OutputItem::Progress(_) | OutputItem::Metrics(_) => true,
         };
-        self.said(app, row, from, within, line).await
+        self.read_items(app, row, from, within, line).await
     }
 
-    /// Reads output, beginning with the message at a sequence, until `take` returns false. True if the end was reached.
-    async fn said(
+    /// The same as `read_lines`, for output of every kind.
+    async fn read_items(
         &self,
         app: &App,
         row: &JobView,
         from: u64,
         within: Duration,
-        mut take: impl FnMut(Said) -> bool,
+        mut take: impl FnMut(OutputItem) -> bool,
     ) -> Result<bool, Problem> {
         let mut messages = output::follow_subject(app, self.subject.clone(), from).await?;
-        let attempts = output::attempts(row);
+        let machines = output::machines_by_lease(row);
         let mut reader = OutputReader::default();
         let reading = async {
             while let Some(message) = messages.next().await {
-                let Some(heard) = reader.read(&message, &attempts) else { continue };
-                if !heard.said.into_iter().all(&mut take) {
+                let Some(output) = reader.read(&message, &machines) else { continue };
+                if !output.items.into_iter().all(&mut take) {
                     return false;
                 }
-                if heard.pending == 0 {
+                if output.pending == 0 {
                     return true;
                 }
             }
             false
         };
-        // After a time-out, the caller shows what it has.
+        // After a time-out the result is false, and the caller uses the items that it has received.
         Ok(timeout(within, reading).await.unwrap_or(false))
     }
 }
@@ -217,15 +223,15 @@ fn chunk(
     read: Result<StreamMessage, async_nats::jetstream::stream::DirectGetError>,
 ) -> Result<Option<(u64, LogLines)>, Problem> {
     match read {
-        // A message that cannot be read as a log is treated as missing: a machine may send anything.
+        // A machine may send invalid messages. An invalid message is treated as missing.
         Ok(message) => Ok(serde_json::from_slice(&message.payload).ok().map(|lines| (message.sequence, lines))),
         Err(e) if e.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(e) => Err(unavailable(&e)),
     }
 }
 
-/// Lines as HTML, each with an anchor. The text of a job may be hostile: it is escaped, and control sequences become
-/// classes or are dropped.
+/// Renders lines as HTML, each with an anchor. The text of a job may be hostile, so it is escaped. ANSI colours become
+/// CSS classes, and other control sequences are dropped.
 pub(crate) fn lines_html(lines: &[NumberedLine]) -> String {
     lines.iter().fold(String::new(), |mut html, (lease, number, line)| {
         let class = if line.stream == LogStream::Stderr { "line err" } else { "line" };

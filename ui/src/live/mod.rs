@@ -1,7 +1,7 @@
-//! Live updates: the parts of a page that changed, and the output of jobs as it comes.
+//! Live updates of open pages: the parts of a page that changed, and new output of jobs.
 //!
-//! Belongs here: the protocol between a page and its one connection, and the reading of jobs' output. Must not come
-//! here: a page, or a handler.
+//! Belongs here: the events that the server sends to a page, and the reading of jobs' output. Must not come here: a
+//! page, or a handler.
 
 pub(crate) mod log;
 pub(crate) mod output;

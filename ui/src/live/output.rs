@@ -1,5 +1,5 @@
-//! The output of jobs, read from the stream OUTPUT: from any position, and then as it comes. A reader drops lines that
-//! it has read already, because workers repeat messages.
+//! Reading the output of jobs (log lines, progress, metrics) from the stream OUTPUT, beginning at any sequence. Workers
+//! may send a message twice, so a reader drops lines that it has already read.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,84 +18,86 @@ use gpubnb_query::view::JobView;
 
 use crate::{app::App, error::Problem};
 
-/// How long reading waits for the broker.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The maximum wait for the next message from the broker.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A piece of a job's output.
+/// One item of a job's output.
 #[derive(Debug)]
-pub(crate) enum Said {
-    /// A line of the log: its attempt, its number within the attempt, its text.
+pub(crate) enum OutputItem {
+    /// A line of the log, with the lease of its attempt and its line number (from 0) within the attempt.
     Line(Lease, u64, LogLine),
     Progress(Progress),
     Metrics(JobMetrics),
 }
 
-/// A message of OUTPUT.
+/// The content of one message of the stream OUTPUT.
 pub(crate) struct OutputMessage {
+    /// The message's sequence in OUTPUT.
     pub(crate) seq: u64,
-    /// Messages that are stored already and come after this one.
+    /// The number of stored messages that follow this message.
     pub(crate) pending: u64,
-    pub(crate) said: Vec<Said>,
+    pub(crate) items: Vec<OutputItem>,
 }
 
-/// Reads messages, and drops lines that came before.
+/// Decodes messages of OUTPUT, and drops lines that it has already returned.
 #[derive(Default)]
 pub(crate) struct OutputReader {
-    /// The number of the next line of each attempt.
+    /// The number of the next line, by the attempt's lease.
     next: HashMap<Lease, u64>,
 }
 
 impl OutputReader {
-    /// Reads a message of a machine. Output for a lease counts only if it comes from the machine that holds the lease.
-    pub(crate) fn read(&mut self, message: &Message, attempts: &HashMap<Lease, MachineId>) -> Option<OutputMessage> {
+    /// Decodes a message. Output for a lease is dropped unless the sender is the machine that holds the lease, as
+    /// `machines` tells. `None` if the message is not output of a job.
+    pub(crate) fn read(&mut self, message: &Message, machines: &HashMap<Lease, MachineId>) -> Option<OutputMessage> {
         let info = message.info().ok()?;
         let (seq, pending) = (info.stream_sequence, info.pending);
         let (machine, _, kind) = subject::parse_output(&message.subject)?;
-        let own = |lease: Lease| attempts.get(&lease) == Some(&machine);
-        let said = match kind {
+        let is_holder = |lease: Lease| machines.get(&lease) == Some(&machine);
+        let items = match kind {
             OutputKind::Log => serde_json::from_slice::<LogLines>(&message.payload)
                 .ok()
-                .filter(|chunk| own(chunk.lease))
+                .filter(|chunk| is_holder(chunk.lease))
                 .map(|chunk| self.lines(chunk))
                 .unwrap_or_default(),
             OutputKind::Progress => serde_json::from_slice::<Progress>(&message.payload)
                 .ok()
-                .filter(|progress| own(progress.lease))
-                .map(Said::Progress)
+                .filter(|progress| is_holder(progress.lease))
+                .map(OutputItem::Progress)
                 .into_iter()
                 .collect(),
             OutputKind::Metrics => serde_json::from_slice::<JobMetrics>(&message.payload)
                 .ok()
-                .filter(|metrics| own(metrics.lease))
-                .map(Said::Metrics)
+                .filter(|metrics| is_holder(metrics.lease))
+                .map(OutputItem::Metrics)
                 .into_iter()
                 .collect(),
         };
-        Some(OutputMessage { seq, pending, said })
+        Some(OutputMessage { seq, pending, items })
     }
 
-    fn lines(&mut self, chunk: LogLines) -> Vec<Said> {
+    fn lines(&mut self, chunk: LogLines) -> Vec<OutputItem> {
         let next = self.next.entry(chunk.lease).or_insert(0);
         let numbered = (chunk.first_line..).zip(chunk.lines).filter(|(number, _)| *number >= *next);
-        let fresh: Vec<_> = numbered.map(|(number, line)| Said::Line(chunk.lease, number, line)).collect();
-        if let Some(Said::Line(_, number, _)) = fresh.last() {
+        let fresh: Vec<_> = numbered.map(|(number, line)| OutputItem::Line(chunk.lease, number, line)).collect();
+        if let Some(OutputItem::Line(_, number, _)) = fresh.last() {
             *next = number + 1;
         }
         fresh
     }
 }
 
-/// The machine that holds each lease.
-pub(crate) fn attempts(row: &JobView) -> HashMap<Lease, MachineId> {
+/// The machines of a job's attempts, by lease.
+pub(crate) fn machines_by_lease(row: &JobView) -> HashMap<Lease, MachineId> {
     row.attempts.iter().map(|a| (a.lease, a.machine)).collect()
 }
 
-/// The problem of a broker that does not answer.
+/// The problem that is reported when the broker does not answer.
 pub(super) fn unavailable(e: &dyn std::fmt::Display) -> Problem {
-    Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("reading output: {e}")))
+    Problem::from(gpubnb_runtime::rpc::RpcError::Unavailable(format!("reading output: {e}")))
 }
 
-/// All output of a job, beginning at a sequence of OUTPUT.
+/// Streams all output of a job, beginning at a sequence of OUTPUT.
 pub(crate) async fn follow(
     app: &App,
     job: JobId,
@@ -104,7 +106,7 @@ pub(crate) async fn follow(
     follow_subject(app, subject::output_of_job(job), from).await
 }
 
-/// The messages of one subject of OUTPUT, beginning at a sequence.
+/// Streams the messages of one subject of OUTPUT, beginning at a sequence.
 pub(super) async fn follow_subject(
     app: &App,
     filter_subject: String,
@@ -121,40 +123,42 @@ pub(super) async fn follow_subject(
     Ok(Box::pin(messages.filter_map(|message| async move { message.ok() })))
 }
 
-/// Most bytes of output in one answer, because a whole answer is held in memory.
-const MOST_BYTES: usize = 2 << 20;
+/// The maximum size of one answer, in bytes. A whole answer is held in memory.
+const MAX_BYTES: usize = 2 << 20;
 
-/// The output of a job so far, up to about `most` pieces or two mebibytes, and the sequence at which to read on.
-pub(crate) async fn so_far(
+/// Reads the stored output of a job, beginning at the sequence `from`: about `max_items` items, or [`MAX_BYTES`].
+/// Returns the items and the sequence of the next page, which is `None` at the end of the output.
+pub(crate) async fn read_page(
     app: &App,
     row: &JobView,
     from: u64,
-    most: usize,
-) -> Result<(Vec<Said>, Option<u64>), Problem> {
-    let attempts = attempts(row);
+    max_items: usize,
+) -> Result<(Vec<OutputItem>, Option<u64>), Problem> {
+    let machines = machines_by_lease(row);
     let subjects: Vec<_> = row.attempts.iter().map(|a| subject::output_of(a.machine, row.job)).collect();
-    if subjects.is_empty() || !any(app, &subjects, from).await? {
+    if subjects.is_empty() || !has_messages(app, &subjects, from).await? {
         return Ok((Vec::new(), None));
     }
     let mut reader = OutputReader::default();
     let mut messages = follow(app, row.job, from).await?;
-    let (mut said, mut bytes) = (Vec::new(), 0);
-    while let Ok(Some(message)) = tokio::time::timeout(PATIENCE, messages.next()).await {
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    while let Ok(Some(message)) = tokio::time::timeout(BROKER_TIMEOUT, messages.next()).await {
         bytes += message.payload.len();
-        let Some(heard) = reader.read(&message, &attempts) else { continue };
-        said.extend(heard.said);
-        if heard.pending == 0 {
-            return Ok((said, None));
+        let Some(output) = reader.read(&message, &machines) else { continue };
+        items.extend(output.items);
+        if output.pending == 0 {
+            return Ok((items, None));
         }
-        if said.len() >= most || bytes >= MOST_BYTES {
-            return Ok((said, Some(heard.seq + 1)));
+        if items.len() >= max_items || bytes >= MAX_BYTES {
+            return Ok((items, Some(output.seq + 1)));
         }
     }
-    Ok((said, None))
+    Ok((items, None))
 }
 
-/// True if there is a message to read. A consumer without a message would wait for one.
-async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem> {
+/// True if a message is stored at the sequence `from` or after it. Without this check, a consumer would wait for a
+/// message that may never come.
+async fn has_messages(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem> {
     use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     for subject in subjects {
@@ -167,13 +171,13 @@ async fn any(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem>
     Ok(false)
 }
 
-/// The newest progress of a job's present attempt.
+/// The newest progress of a job's current attempt.
 pub(crate) async fn progress(app: &App, row: &JobView) -> Option<Progress> {
-    // A job writes nothing before it has started.
+    // Before its start, a job writes no progress.
     let attempt = row.attempt().filter(|_| row.started_at.is_some())?;
     let stream = app.js.get_stream_no_info(OUTPUT).await.ok()?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Progress);
-    // Either the job has reported none yet or the broker is away: in both cases there is no progress to show.
+    // If the job has not reported any progress, or if the broker is unreachable, there is no progress to show.
     let message = stream.direct_get_last_for_subject(subject).await.ok()?;
     let progress: Progress = serde_json::from_slice(&message.payload).ok()?;
     (progress.lease == attempt.lease).then_some(progress)
@@ -185,7 +189,7 @@ mod tests {
     use gpubnb_events::{Seq, Timestamp, output::LogStream};
 
     #[test]
-    fn lines_that_were_heard_before_are_dropped() {
+    fn lines_that_were_already_read_are_dropped() {
         let mut reader = OutputReader::default();
         let lease = Lease(Seq(1));
         let line = |text: &str| LogLine { stream: LogStream::Stdout, at: Timestamp::EPOCH, text: text.to_owned() };

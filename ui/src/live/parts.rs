@@ -1,6 +1,7 @@
-//! A page's one connection. It sends the parts of the page that changed, each with the id of the element that it fills.
+//! The live updates of a page, sent over one connection of server-sent events. Each event carries one changed part of
+//! the page, with the id of the HTML element that the part fills.
 //!
-//! The server keeps only the hashes of the parts, so an open page costs next to nothing, however large it is.
+//! The server stores only hashes of the parts, so a large open page needs little memory.
 
 use std::{collections::HashMap, convert::Infallible, future::Future, hash::BuildHasher as _, time::Duration};
 
@@ -14,47 +15,48 @@ use crate::{
     state::{Change, Changes, next_change, pending_changes},
 };
 
-/// A page is rendered at least this often, which repairs it after a lost notice.
-pub(crate) const AT_LEAST: Duration = Duration::from_secs(20);
+/// The maximum time between two renderings of a page. A change whose notice was lost appears after this time.
+pub(crate) const MAX_SILENCE: Duration = Duration::from_secs(20);
 
 /// A part of a page.
 pub(crate) struct PagePart {
-    /// The id of the element that it fills.
+    /// The id of the element that the part fills.
     pub(crate) id: String,
     /// The element's content.
     pub(crate) html: String,
-    /// Set for a part that contains the parts after it. It is sent when this key changes, not when its HTML changes,
-    /// because the parts inside it are sent on their own.
-    frame: Option<String>,
+    /// The key of a container: a part that contains all parts after it. A container is sent when its key changes, not
+    /// when its HTML changes, because the parts inside are also sent on their own.
+    container_key: Option<String>,
 }
 
 impl PagePart {
     pub(crate) fn new(id: impl Into<String>, html: String) -> Self {
-        Self { id: id.into(), html, frame: None }
+        Self { id: id.into(), html, container_key: None }
     }
 
-    /// A part that contains all the parts after it. It is sent, with all of them, when `key` changes.
-    pub(crate) fn frame(id: impl Into<String>, key: String, html: String) -> Self {
-        Self { id: id.into(), html, frame: Some(key) }
+    /// A container. When `key` changes, the whole container is sent, with all parts inside. For example, a list of
+    /// machines is the container of its rows, and its key is the list of the rows' ids.
+    pub(crate) fn container(id: impl Into<String>, key: String, html: String) -> Self {
+        Self { id: id.into(), html, container_key: Some(key) }
     }
 
-    /// The part as an event: the id on the first line, the content on the others.
+    /// Encodes the part as an event: the first line is the id, the other lines are the content.
     fn event(&self) -> Event {
         Event::default().event("part").data(format!("{}\n{}", self.id, self.html))
     }
 }
 
-/// The hashes of the parts that a page shows.
+/// The hashes of the parts that were last sent to a page.
 #[derive(Default)]
-pub(crate) struct Shown {
+pub(crate) struct SentParts {
     hashes: HashMap<String, u64>,
     hasher: std::hash::RandomState,
 }
 
-impl Shown {
-    /// The part as an event, if it differs from the one that the page shows.
-    pub(crate) fn changed(&mut self, part: &PagePart) -> Option<Event> {
-        let hash = self.hasher.hash_one(part.frame.as_ref().unwrap_or(&part.html));
+impl SentParts {
+    /// Encodes the part as an event, if the part differs from the one that was last sent. Remembers it as sent.
+    pub(crate) fn event_if_changed(&mut self, part: &PagePart) -> Option<Event> {
+        let hash = self.hasher.hash_one(part.container_key.as_ref().unwrap_or(&part.html));
         if self.hashes.get(&part.id) == Some(&hash) {
             return None;
         }
@@ -63,7 +65,9 @@ impl Shown {
     }
 }
 
-/// Sends the parts that changed, now and after each change that matters, but no more often than every `pause`.
+/// Renders a page now and after each change for which `matters` returns true, and sends the parts that changed. There
+/// is at least `pause` between two renderings. `render` gets the sequence of the newest change, which its queries must
+/// reflect.
 pub(crate) fn stream<F, Fut>(
     changes: Changes,
     pause: Duration,
@@ -74,14 +78,14 @@ where
     F: Fn(Seq) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Vec<PagePart>, Problem>> + Send,
 {
-    ticking(changes, pause, AT_LEAST, matters, render)
+    stream_with_timer(changes, pause, MAX_SILENCE, matters, render)
 }
 
-/// Like [`stream`], and also renders the page after `at_least` without any change.
-pub(crate) fn ticking<F, Fut>(
+/// Like [`stream`], but also renders the page when there was no change for `max_silence`.
+pub(crate) fn stream_with_timer<F, Fut>(
     changes: Changes,
     pause: Duration,
-    at_least: Duration,
+    max_silence: Duration,
     matters: impl Fn(&Change) -> bool + Send + Sync + 'static,
     render: F,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>>
@@ -93,28 +97,28 @@ where
     let matters = Box::new(matters) as Box<dyn Fn(&Change) -> bool + Send + Sync>;
     let events = async_stream::stream! {
         let mut seq = Seq::ZERO;
-        let mut shown = Shown::default();
+        let mut shown = SentParts::default();
         loop {
             let began = Instant::now();
             match render(seq).await {
                 Ok(parts) => {
-                    let mut with_frame = false;
+                    let mut is_container_sent = false;
                     for part in &parts {
-                        if let Some(event) = shown.changed(part)
-                            && !with_frame
+                        if let Some(event) = shown.event_if_changed(part)
+                            && !is_container_sent
                         {
-                            with_frame = part.frame.is_some();
+                            is_container_sent = part.container_key.is_some();
                             yield Ok(event);
                         }
                     }
                 }
                 Err(problem) => {
-                    // Afterwards all parts are sent again: that is how the page learns that the problem is over.
-                    shown = Shown::default();
+                    // At the next success all parts are sent again, which removes the message from the page.
+                    shown = SentParts::default();
                     yield Ok(Event::default().event("problem").data(problem.detail));
                 }
             }
-            if let Ok(Some(change)) = timeout(at_least, next_change(&mut changes, &matters)).await {
+            if let Ok(Some(change)) = timeout(max_silence, next_change(&mut changes, &matters)).await {
                 seq = seq.max(change.seq);
             }
             sleep_until(began + pause).await;
@@ -131,11 +135,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_is_sent() {
-        let mut shown = Shown::default();
+    fn only_changed_parts_are_sent() {
+        let mut shown = SentParts::default();
         let part = |html: &str| PagePart::new("a", html.to_owned());
-        assert!(shown.changed(&part("1")).is_some());
-        assert!(shown.changed(&part("1")).is_none());
-        assert!(shown.changed(&part("2")).is_some());
+        assert!(shown.event_if_changed(&part("1")).is_some());
+        assert!(shown.event_if_changed(&part("1")).is_none());
+        assert!(shown.event_if_changed(&part("2")).is_some());
     }
 }

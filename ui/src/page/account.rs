@@ -1,4 +1,4 @@
-//! The viewer's account: password, signed-in browsers, tokens for programs.
+//! The account page: password, signed-in browsers, API tokens. Also the page of an operator invitation.
 
 use askama::Template;
 use axum::{
@@ -9,7 +9,7 @@ use axum::{
 use gpubnb_events::{CommandId, Millis, Timestamp};
 use serde::Deserialize;
 
-use super::{Chrome, html};
+use super::{Layout, render_page};
 use crate::{
     access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo, is_secret},
     accounts::{Role, roles},
@@ -21,85 +21,87 @@ use crate::{
 #[derive(Template)]
 #[template(path = "account.html")]
 struct AccountPage {
-    chrome: Chrome,
+    layout: Layout,
     email: String,
     account: gpubnb_events::AccountId,
     roles: Vec<Role>,
+    /// The session of the browser that shows the page.
     session: Option<CommandId>,
     sessions: Vec<SessionInfo>,
     tokens: Vec<TokenInfo>,
     scopes: Vec<Scope>,
-    /// A token that was just created, which is shown only once.
+    /// A token that was just created. The page shows it only this once.
     new_token: Option<String>,
-    done: Option<&'static str>,
+    /// The message after a successful change.
+    success: Option<&'static str>,
     problem: Option<Problem>,
-    /// The fields of a new token that was refused.
-    typed: Vec<(String, String)>,
+    /// The submitted form fields of a new token that was refused, as (name, value).
+    fields: Vec<(String, String)>,
     now: Timestamp,
 }
 
 impl AccountPage {
-    fn typed<'a>(&'a self, name: &str, otherwise: &'a str) -> &'a str {
-        self.typed.iter().find(|(n, _)| n == name).map_or(otherwise, |(_, value)| value)
+    fn field_or<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
+        self.fields.iter().find(|(n, _)| n == name).map_or(default, |(_, value)| value)
     }
 
-    // Templates pass references.
+    // askama passes references.
     #[allow(clippy::trivially_copy_pass_by_ref)]
-    fn ticked(&self, scope: &Scope) -> bool {
-        self.typed.iter().any(|(name, value)| name == "scope" && *value == scope.to_string())
+    fn is_scope_checked(&self, scope: &Scope) -> bool {
+        self.fields.iter().any(|(name, value)| name == "scope" && *value == scope.to_string())
     }
 
-    /// True for the session of the browser that shows the page.
-    fn is_present(&self, session: &SessionInfo) -> bool {
+    fn is_current_session(&self, session: &SessionInfo) -> bool {
         self.session == Some(session.id)
     }
 }
 
-async fn show(
+async fn render(
     app: &App,
     signed_in: SignedIn,
     new_token: Option<String>,
-    done: Option<&'static str>,
+    success: Option<&'static str>,
     problem: Option<(Problem, Vec<(String, String)>)>,
 ) -> Result<Response, Problem> {
     let (account, now) = (signed_in.account, app.now());
-    let operator = signed_in.viewer.operator;
-    let (problem, typed) = problem.map_or_else(Default::default, |(problem, typed)| (Some(problem), typed));
+    let operator = signed_in.viewer.is_operator;
+    let (problem, fields) = problem.map_or_else(Default::default, |(problem, fields)| (Some(problem), fields));
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let page = AccountPage {
-        chrome: Chrome::new("Account", "account", signed_in.viewer),
+        layout: Layout::new("Account", "account", signed_in.viewer),
         email: app.users.email(account).await?,
         account,
         roles: roles(app, signed_in).await?,
         session: signed_in.viewer.session,
-        sessions: app.sessions.of(account, now).await?,
+        sessions: app.sessions.list(account, now).await?,
         tokens: app.users.tokens(account, now).await?,
         scopes: Scope::ALL.into_iter().filter(|s| operator || *s != Scope::Ops).collect(),
         new_token,
-        done,
+        success,
         problem,
-        typed,
+        fields,
         now,
     };
-    Ok((status, html(&page)?).into_response())
+    Ok((status, render_page(&page)?).into_response())
 }
 
-/// Shows a problem with a field beside that field. Any other problem gets a page of its own.
-async fn show_or(
+/// Shows a problem with a form field on the account page, with the submitted `fields`. Any other problem becomes an
+/// error page.
+async fn render_refusal(
     app: &App,
     signed_in: SignedIn,
     problem: Problem,
-    typed: Vec<(String, String)>,
+    fields: Vec<(String, String)>,
 ) -> Result<Response, PageError> {
     if problem.field.is_some() {
-        return Ok(show(app, signed_in, None, None, Some((problem, typed))).await?);
+        return Ok(render(app, signed_in, None, None, Some((problem, fields))).await?);
     }
     Err(problem.into())
 }
 
-/// The change after which the browser was sent here.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct After {
+pub(crate) struct AccountQuery {
+    /// The change that succeeded before a redirect to this page: `password`, `session`, `token` or `operator`.
     #[serde(default)]
     done: Option<String>,
 }
@@ -107,23 +109,23 @@ pub(crate) struct After {
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(after): Query<After>,
+    Query(query): Query<AccountQuery>,
 ) -> Result<Response, PageError> {
-    let done = after.done.and_then(|done| match done.as_str() {
+    let success = query.done.and_then(|done| match done.as_str() {
         "password" => {
             Some("Your password is changed. Every other browser was signed out, and every token was revoked.")
         }
-        "session" => Some("That browser is signed out."),
+        "session" => Some("The other browser is signed out."),
         "token" => Some("The token is revoked."),
         "operator" => Some("You are now an operator."),
         _ => None,
     });
-    Ok(show(&app, signed_in, None, done, None).await?)
+    Ok(render(&app, signed_in, None, success, None).await?)
 }
 
-/// The present password and the new one.
+/// The current password and the new one.
 #[derive(Deserialize)]
-pub(crate) struct Passwords {
+pub(crate) struct PasswordChange {
     old: String,
     new: String,
 }
@@ -131,14 +133,14 @@ pub(crate) struct Passwords {
 pub(crate) async fn change_password(
     State(app): State<App>,
     signed_in: SignedIn,
-    Form(passwords): Form<Passwords>,
+    Form(passwords): Form<PasswordChange>,
 ) -> Result<Response, PageError> {
-    app.rate_limits.guess(&signed_in.account.to_string())?;
+    app.rate_limits.check_password_attempt(&signed_in.account.to_string())?;
     if let Err(problem) = app.users.change_password(signed_in.account, &passwords.old, &passwords.new).await {
-        // The typed passwords are not sent back to the page.
-        return show_or(&app, signed_in, problem, Vec::new()).await;
+        // The page must not contain the submitted passwords, so no fields are passed on.
+        return render_refusal(&app, signed_in, problem, Vec::new()).await;
     }
-    // Somebody else who is signed in may be the reason for the change.
+    // All other sessions end, because somebody else may know the old password.
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     Ok(Redirect::to("/account?done=password").into_response())
 }
@@ -152,21 +154,20 @@ pub(crate) async fn end_session(
     Ok(Redirect::to("/account?done=session"))
 }
 
-const DAY: u64 = 24 * 3_600_000;
+const DAY_MS: u64 = 24 * 3_600_000;
 
-/// Reads the form of a new token. All check boxes of scopes have the same name.
+/// Reads the form of a new token. Each checked scope is a field with the name `scope`.
 fn read_token(fields: &[(String, String)], now: Timestamp) -> Result<NewToken, Problem> {
     let value = |name: &str| fields.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str());
-    let scopes = fields.iter().filter(|(name, _)| name == "scope");
     let days: u64 = value("days")
         .parse()
         .ok()
         .filter(|days| (1..=365).contains(days))
-        .ok_or_else(|| Problem::invalid("days", "A token lives from 1 to 365 days."))?;
+        .ok_or_else(|| Problem::invalid("days", "A token can be valid for 1 to 365 days."))?;
     Ok(NewToken {
         label: value("label").to_owned(),
-        scopes: scopes.filter_map(|(_, scope)| scope.parse().ok()).collect(),
-        expires_at: now.plus(Millis(days * DAY)),
+        scopes: fields.iter().filter(|(name, _)| name == "scope").filter_map(|(_, s)| s.parse().ok()).collect(),
+        expires_at: now.plus(Millis(days * DAY_MS)),
     })
 }
 
@@ -181,8 +182,8 @@ pub(crate) async fn create_token(
         Err(problem) => Err(problem),
     };
     match created {
-        Ok((_, token)) => Ok(show(&app, signed_in, Some(token), None, None).await?),
-        Err(problem) => show_or(&app, signed_in, problem, fields).await,
+        Ok((_, token)) => Ok(render(&app, signed_in, Some(token), None, None).await?),
+        Err(problem) => render_refusal(&app, signed_in, problem, fields).await,
     }
 }
 
@@ -197,17 +198,18 @@ pub(crate) async fn revoke_token(
 
 #[derive(Template)]
 #[template(path = "invite.html")]
-struct Invite {
-    chrome: Chrome,
+struct OperatorInvite {
+    layout: Layout,
     secret: String,
 }
 
-/// The page of the link that `gpubnb-ui operator-link` prints. Opening the page changes nothing; its button does.
+/// `GET /operator/{secret}`, the link that `gpubnb-ui operator-link` prints. Only the button on the page makes the
+/// viewer an operator ([`accept_invite`]).
 pub(crate) async fn invite(signed_in: SignedIn, Path(secret): Path<String>) -> Result<Html<String>, PageError> {
     if !is_secret(&secret) {
         return Err(Problem::not_found("page").into());
     }
-    Ok(html(&Invite { chrome: Chrome::new("Run this platform", "account", signed_in.viewer), secret })?)
+    Ok(render_page(&OperatorInvite { layout: Layout::new("Run this platform", "account", signed_in.viewer), secret })?)
 }
 
 pub(crate) async fn accept_invite(
@@ -215,7 +217,7 @@ pub(crate) async fn accept_invite(
     signed_in: SignedIn,
     Path(secret): Path<String>,
 ) -> Result<Redirect, PageError> {
-    app.rate_limits.guess(&signed_in.account.to_string())?;
+    app.rate_limits.check_password_attempt(&signed_in.account.to_string())?;
     app.users.accept_invite(&secret, app.now()).await?;
     app.users.make_operator(signed_in.account).await?;
     Ok(Redirect::to("/account?done=operator"))

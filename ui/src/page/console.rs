@@ -1,4 +1,9 @@
-//! The operator's console: stuck work, dead letters, models, verification, streams, and every event.
+//! The operator's console: stuck jobs, dead letters, read models, verification, streams, and the list of all events.
+//!
+//! A dead letter is a job message in the stream DISPATCH that no machine works on, or a machine that cannot fetch its
+//! job messages.
+//!
+//! The doctor is the list of checks of the deployment, such as the settings of the broker and its streams.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -18,12 +23,12 @@ use gpubnb_events::{
 };
 use gpubnb_query::view::{
     Page, TrailEvent,
-    ops::{Platform, Stuck},
+    ops::{Platform, StuckJob},
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use serde::Deserialize;
 
-use super::{Chrome, fragment, html};
+use super::{Layout, render_fragment, render_page};
 use crate::{
     access::SignedIn,
     app::App,
@@ -36,21 +41,22 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "console.html")]
-struct Console {
-    chrome: Chrome,
+struct ConsolePage {
+    layout: Layout,
+    /// The HTML of the parts, in the order of [`PART_IDS`].
     parts: [String; 6],
 }
 
 #[derive(Template)]
 #[template(path = "console_streams.html")]
 struct StreamsCard<'a> {
-    p: &'a Platform,
+    platform: &'a Platform,
 }
 
 #[derive(Template)]
 #[template(path = "console_models.html")]
 struct ModelsCard<'a> {
-    p: &'a Platform,
+    platform: &'a Platform,
     csrf: &'a str,
     now: Timestamp,
 }
@@ -58,7 +64,7 @@ struct ModelsCard<'a> {
 #[derive(Template)]
 #[template(path = "console_verification.html")]
 struct VerificationCard<'a> {
-    p: &'a Platform,
+    platform: &'a Platform,
     csrf: &'a str,
     now: Timestamp,
 }
@@ -66,7 +72,7 @@ struct VerificationCard<'a> {
 #[derive(Template)]
 #[template(path = "console_stuck.html")]
 struct StuckCard<'a> {
-    stuck: Vec<Stuck>,
+    stuck: Vec<StuckJob>,
     csrf: &'a str,
     now: Timestamp,
 }
@@ -75,8 +81,8 @@ struct StuckCard<'a> {
 #[template(path = "console_letters.html")]
 struct LettersCard<'a> {
     /// The dead letters, or the reason why they could not be read.
-    letters: Result<Vec<DeadLetter>, Failure>,
-    /// Messages that the broker has not copied to DISPATCH yet.
+    letters: Result<Vec<DeadLetter>, RpcError>,
+    /// Number of messages that the broker has not copied to DISPATCH yet.
     behind: u64,
     csrf: &'a str,
     now: Timestamp,
@@ -85,48 +91,48 @@ struct LettersCard<'a> {
 #[derive(Template)]
 #[template(path = "console_doctor.html")]
 struct DoctorCard {
-    /// The checks, or the reason why they could not be made.
-    checks: Result<Vec<Check>, Failure>,
+    /// The checks, or the reason why they could not be run.
+    checks: Result<Vec<Check>, RpcError>,
 }
 
 impl DoctorCard {
-    fn bad(&self, checks: &[Check]) -> usize {
+    fn failed_count(&self, checks: &[Check]) -> usize {
         checks.iter().filter(|check| !check.passed).count()
     }
 }
 
-/// How long the page waits for the dead letters and the checks, which take longer than the rest.
-const SOON: Duration = Duration::from_secs(1);
-const PARTS: [&str; 6] = ["streams", "models", "verification", "stuck", "letters", "doctor"];
+/// Timeout of the dead letters and of the deployment checks. Without it, they would delay the other parts.
+const SLOW_PART_TIMEOUT: Duration = Duration::from_secs(1);
+const PART_IDS: [&str; 6] = ["streams", "models", "verification", "stuck", "letters", "doctor"];
 
-async fn contents(app: &App, signed_in: SignedIn) -> Result<[String; 6], Problem> {
-    let actor = signed_in.operator();
+async fn render_parts(app: &App, signed_in: SignedIn) -> Result<[String; 6], Problem> {
+    let actor = signed_in.operator_actor();
     let letters = async {
-        let late = |_| Err(Failure::Unavailable("the services are still looking".to_owned()));
-        tokio::time::timeout(SOON, letters(app, actor)).await.unwrap_or_else(late)
+        let timed_out = |_| Err(RpcError::Unavailable("the services did not answer in time".to_owned()));
+        tokio::time::timeout(SLOW_PART_TIMEOUT, dead_letters(app, actor)).await.unwrap_or_else(timed_out)
     };
     let doctor = async {
-        let late = |_| Err(Failure::Unavailable("the projector is still looking".to_owned()));
-        tokio::time::timeout(SOON, app.queries.doctor(actor)).await.unwrap_or_else(late)
+        let timed_out = |_| Err(RpcError::Unavailable("the projector did not answer in time".to_owned()));
+        tokio::time::timeout(SLOW_PART_TIMEOUT, app.queries.doctor(actor)).await.unwrap_or_else(timed_out)
     };
     let (platform, stuck, letters, checks) =
         tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), letters, doctor);
-    let (p, stuck, now) = (&platform?, stuck?, app.now());
-    let behind = p.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
+    let (platform, stuck, now) = (&platform?, stuck?, app.now());
+    let behind = platform.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
     let csrf = &super::csrf_field(signed_in.viewer);
     Ok([
-        fragment(&StreamsCard { p })?,
-        fragment(&ModelsCard { p, csrf, now })?,
-        fragment(&VerificationCard { p, csrf, now })?,
-        fragment(&StuckCard { stuck, csrf, now })?,
-        fragment(&LettersCard { letters, behind, csrf, now })?,
-        fragment(&DoctorCard { checks })?,
+        render_fragment(&StreamsCard { platform })?,
+        render_fragment(&ModelsCard { platform, csrf, now })?,
+        render_fragment(&VerificationCard { platform, csrf, now })?,
+        render_fragment(&StuckCard { stuck, csrf, now })?,
+        render_fragment(&LettersCard { letters, behind, csrf, now })?,
+        render_fragment(&DoctorCard { checks })?,
     ])
 }
 
 pub(crate) async fn page(State(app): State<App>, signed_in: SignedIn) -> Result<Html<String>, PageError> {
-    let parts = contents(&app, signed_in).await?;
-    Ok(html(&Console { chrome: Chrome::new("Console", "console", signed_in.viewer), parts })?)
+    let parts = render_parts(&app, signed_in).await?;
+    Ok(render_page(&ConsolePage { layout: Layout::new("Console", "console", signed_in.viewer), parts })?)
 }
 
 pub(crate) async fn live(
@@ -135,7 +141,7 @@ pub(crate) async fn live(
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
     let second = Duration::from_secs(1);
-    parts::ticking(
+    parts::stream_with_timer(
         changes,
         second,
         second,
@@ -143,73 +149,73 @@ pub(crate) async fn live(
         move |_| {
             let app = app.clone();
             async move {
-                let contents = contents(&app, signed_in).await?;
-                Ok(PARTS.into_iter().zip(contents).map(|(id, html)| PagePart::new(id, html)).collect())
+                let parts = render_parts(&app, signed_in).await?;
+                Ok(PART_IDS.into_iter().zip(parts).map(|(id, html)| PagePart::new(id, html)).collect())
             }
         },
     )
 }
 
-/// The messages of DISPATCH that no machine will work on.
-pub(crate) async fn letters(app: &App, actor: Actor) -> Result<Vec<DeadLetter>, Failure> {
+async fn dead_letters(app: &App, actor: Actor) -> Result<Vec<DeadLetter>, RpcError> {
     app.command("market", "letters", actor, &()).await
 }
 
-/// The form that names a dead letter.
+/// The form of a dead letter's button.
 #[derive(Debug, Deserialize)]
-pub(crate) struct ChosenLetter {
+pub(crate) struct DeadLetterForm {
     machine: MachineId,
+    /// The sequence of the message in DISPATCH; `None` if the machine cannot fetch any message.
     seq: Option<Seq>,
 }
 
-/// Repairs what can be repaired about a dead letter.
+/// `POST /console/remedy`: applies the remedy for a dead letter.
 pub(crate) async fn remedy(
     State(app): State<App>,
     signed_in: SignedIn,
-    Form(ChosenLetter { machine, seq }): Form<ChosenLetter>,
+    Form(DeadLetterForm { machine, seq }): Form<DeadLetterForm>,
 ) -> Result<Response, PageError> {
-    let _: Remedied = app.command("market", "remedy", signed_in.operator(), &Remedy { machine, seq }).await?;
+    let _: Remedied = app.command("market", "remedy", signed_in.operator_actor(), &Remedy { machine, seq }).await?;
     Ok(Redirect::to("/console#letters").into_response())
 }
 
-/// Begins to rebuild a read model. The present one answers until the new one is ready.
+/// Starts the rebuild of a read model. The old model answers queries until the new one is ready.
 pub(crate) async fn rebuild(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(model): Path<String>,
 ) -> Result<Response, PageError> {
-    app.queries.rebuild(signed_in.operator(), &model).await?;
+    app.queries.rebuild(signed_in.operator_actor(), &model).await?;
     Ok(Redirect::to("/console#models").into_response())
 }
 
-/// Begins to verify all models against the log.
+/// Starts the verification of all read models against the log.
 pub(crate) async fn verify(State(app): State<App>, signed_in: SignedIn) -> Result<Response, PageError> {
-    app.queries.verify(signed_in.operator()).await?;
+    app.queries.verify(signed_in.operator_actor()).await?;
     Ok(Redirect::to("/console#verification").into_response())
 }
 
 #[derive(Template)]
 #[template(path = "console_events.html")]
-struct EventsPage {
-    chrome: Chrome,
-    filters: EventSearch,
+struct EventSearchPage {
+    layout: Layout,
+    search: EventSearch,
     rows: String,
 }
 
 #[derive(Template)]
 #[template(path = "console_events_rows.html")]
 struct EventRows {
-    filters: EventSearch,
+    search: EventSearch,
     page: Page<TrailEvent>,
     now: Timestamp,
 }
 
 impl EventRows {
-    fn raw(&self, event: &TrailEvent) -> String {
-        super::json(&event.body)
+    fn body_json(&self, event: &TrailEvent) -> String {
+        super::pretty_json(&event.body)
     }
 
-    fn is_bad(&self, event: &str) -> bool {
+    fn is_failure(&self, event: &str) -> bool {
         matches!(
             event,
             "Failed" | "Requeued" | "MachineLost" | "MachineSuspected" | "PayoutFailed" | "AccountSuspended"
@@ -217,30 +223,30 @@ impl EventRows {
     }
 }
 
-async fn rows(app: &App, signed_in: SignedIn, filters: &EventSearch) -> Result<String, Problem> {
-    let page = app.queries.events(signed_in.operator(), filters.query()?).await?;
-    fragment(&EventRows { filters: filters.clone(), page, now: app.now() })
+async fn render_rows(app: &App, signed_in: SignedIn, search: &EventSearch) -> Result<String, Problem> {
+    let page = app.queries.events(signed_in.operator_actor(), search.query()?).await?;
+    render_fragment(&EventRows { search: search.clone(), page, now: app.now() })
 }
 
 pub(crate) async fn events(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<EventSearch>,
+    Query(search): Query<EventSearch>,
 ) -> Result<Html<String>, PageError> {
-    let rows = rows(&app, signed_in, &filters).await?;
-    Ok(html(&EventsPage { chrome: Chrome::new("Events", "console", signed_in.viewer), filters, rows })?)
+    let rows = render_rows(&app, signed_in, &search).await?;
+    Ok(render_page(&EventSearchPage { layout: Layout::new("Events", "console", signed_in.viewer), search, rows })?)
 }
 
 pub(crate) async fn events_live(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(filters): Query<EventSearch>,
+    Query(search): Query<EventSearch>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    // A change without a sequence is a heartbeat, which is no event.
-    let matters = |change: &Change| change.seq > Seq::ZERO;
-    parts::stream(changes, Duration::from_millis(500), matters, move |_| {
-        let (app, filters) = (app.clone(), filters.clone());
-        async move { Ok(vec![PagePart::new("events", rows(&app, signed_in, &filters).await?)]) }
+    // A change with the sequence 0 is a heartbeat: it added no event to the log.
+    let is_relevant = |change: &Change| change.seq > Seq::ZERO;
+    parts::stream(changes, Duration::from_millis(500), is_relevant, move |_| {
+        let (app, search) = (app.clone(), search.clone());
+        async move { Ok(vec![PagePart::new("events", render_rows(&app, signed_in, &search).await?)]) }
     })
 }

@@ -1,5 +1,4 @@
-//! The documentation of the API for people: every endpoint and the access that it demands. Programs read
-//! `/openapi.json`.
+//! The documentation of the API: a page with every endpoint and its required access, and the OpenAPI document.
 
 use askama::Template;
 use axum::{
@@ -7,7 +6,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
 };
 
-use super::{Chrome, html};
+use super::{Layout, render_page};
 use crate::{
     access::{Endpoint, Viewer},
     error::{ApiError, PageError, Problem},
@@ -16,13 +15,14 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "docs.html")]
-struct Docs {
-    chrome: Chrome,
+struct DocsPage {
+    layout: Layout,
+    /// The endpoints by area. The area of `/api/v1/jobs/{job}` is `jobs`.
     areas: Vec<(String, Vec<&'static Endpoint>)>,
 }
 
-impl Docs {
-    fn demand(&self, endpoint: &Endpoint) -> String {
+impl DocsPage {
+    fn required_access(&self, endpoint: &Endpoint) -> String {
         demand(endpoint.access)
     }
 }
@@ -36,9 +36,10 @@ pub(crate) async fn page(viewer: Viewer) -> Result<Html<String>, PageError> {
             None => areas.push((area, vec![endpoint])),
         }
     }
-    Ok(html(&Docs { chrome: Chrome::new("API", "docs", viewer), areas })?)
+    Ok(render_page(&DocsPage { layout: Layout::new("API", "docs", viewer), areas })?)
 }
 
+/// `GET /openapi.json`.
 pub(crate) async fn document() -> Result<Response, ApiError> {
     let text = openapi_document().map_err(|e| Problem::internal(&e))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())

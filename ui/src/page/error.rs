@@ -1,4 +1,4 @@
-//! The page that shows a problem.
+//! The error page.
 
 use askama::Template;
 use axum::{
@@ -9,30 +9,32 @@ use axum::{
     response::Response,
 };
 
-use super::Chrome;
+use super::Layout;
 use crate::{access::Viewer, error::Problem};
 
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
-    chrome: Chrome,
+    layout: Layout,
     problem: &'a Problem,
 }
 
-/// Middleware that gives a page to every response that carries a [`Problem`] (see [`crate::error::PageError`]).
-pub(crate) async fn draw(request: Request, next: Next) -> Response {
-    drawn(next.run(request).await)
+/// Middleware. [`crate::error::PageError`] becomes a response with a [`Problem`] as extension and without a body; the
+/// middleware sets the body to the error page.
+pub(crate) async fn render_errors(request: Request, next: Next) -> Response {
+    with_error_page(next.run(request).await)
 }
 
-fn drawn(mut response: Response) -> Response {
+fn with_error_page(mut response: Response) -> Response {
     let Some(problem) = response.extensions_mut().remove::<Problem>() else { return response };
-    // The gate left the viewer there. Without a gate on the way, for example after a time-out, the page shows no name.
+    // The access gate adds the viewer to the response. If the request did not pass the gate, for example after a
+    // time-out, the page looks as if nobody is signed in.
     let viewer = response.extensions().get::<Viewer>().copied().unwrap_or_default();
-    let page = ErrorPage { chrome: Chrome::new("Something is wrong", "", viewer), problem: &problem };
+    let page = ErrorPage { layout: Layout::new("Something is wrong", "", viewer), problem: &problem };
     let (kind, body) = match page.render() {
         Ok(html) => ("text/html; charset=utf-8", html),
         Err(e) => {
-            tracing::error!(error = &e as &dyn std::error::Error, "the page of a problem cannot be rendered");
+            tracing::error!(error = &e as &dyn std::error::Error, "cannot render the error page");
             ("text/plain; charset=utf-8", problem.detail)
         }
     };
@@ -53,9 +55,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_problem_becomes_a_page_with_its_status_and_headers() {
+    async fn a_problem_becomes_an_error_page_with_the_same_status_and_headers() {
         let problem = Problem::too_many("Too many <b>requests</b>.", 7);
-        let response = drawn(PageError(problem).into_response());
+        let response = with_error_page(PageError(problem).into_response());
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "7");
         assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
@@ -67,8 +69,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_other_response_passes_unchanged() {
-        let response = drawn((StatusCode::NOT_FOUND, "no").into_response());
+    async fn a_response_without_a_problem_is_unchanged() {
+        let response = with_error_page((StatusCode::NOT_FOUND, "no").into_response());
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert_eq!(text(response).await, "no");
     }

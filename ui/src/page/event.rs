@@ -1,4 +1,4 @@
-//! One event of the log, exactly as it was written.
+//! The page of one event of the log, with its unchanged body, and the proof that the log contains the event.
 
 use askama::Template;
 use axum::{
@@ -10,7 +10,7 @@ use axum::{
 use gpubnb_events::{Seq, Timestamp};
 use gpubnb_query::view::TrailEvent;
 
-use super::{Chrome, html};
+use super::{Layout, render_page};
 use crate::{
     access::SignedIn,
     app::App,
@@ -21,19 +21,19 @@ use crate::{
 #[derive(Template)]
 #[template(path = "event.html")]
 struct EventPage {
-    chrome: Chrome,
-    e: TrailEvent,
+    layout: Layout,
+    event: TrailEvent,
     body: String,
     now: Timestamp,
 }
 
-/// `GET /events/{seq}/proof.json`: the proof that the event is in the log, to keep or to show to others.
+/// `GET /events/{seq}/proof.json`: the Merkle proof that the log contains the event. `gpubnb check-proof` verifies it.
 pub(crate) async fn proof(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(seq): Path<u64>,
 ) -> Result<Response, ApiError> {
-    let proof = app.queries.proof(signed_in.reader(), Seq(seq)).await?;
+    let proof = app.queries.proof(signed_in.reading_actor(), Seq(seq)).await?;
     let file = format!("attachment; filename=\"event-{seq}-proof.json\"");
     Ok(([(header::CONTENT_DISPOSITION, file)], Json(proof)).into_response())
 }
@@ -43,8 +43,8 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Path(seq): Path<u64>,
 ) -> Result<Html<String>, PageError> {
-    let e = app.queries.event(signed_in.reader(), Seq(seq)).await?;
-    let body = super::json(&e.body);
-    let chrome = Chrome::new(format!("Event {seq}"), "", signed_in.viewer);
-    Ok(html(&EventPage { chrome, e, body, now: app.now() })?)
+    let event = app.queries.event(signed_in.reading_actor(), Seq(seq)).await?;
+    let body = super::pretty_json(&event.body);
+    let layout = Layout::new(format!("Event {seq}"), "", signed_in.viewer);
+    Ok(render_page(&EventPage { layout, event, body, now: app.now() })?)
 }

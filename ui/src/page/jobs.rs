@@ -1,4 +1,4 @@
-//! The list of the viewer's jobs: filters, search, live updates.
+//! The page with the list of the viewer's jobs: filters, search, live updates, and cancelling several jobs at once.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -21,7 +21,7 @@ use gpubnb_query::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Chrome, fragment, html};
+use super::{Layout, render_fragment, render_page};
 use crate::{
     access::SignedIn,
     app::App,
@@ -31,13 +31,16 @@ use crate::{
     state::Change,
 };
 
-/// The filters, as they stand in the address.
+/// The filters and the position of the list, as query parameters. An empty filter is not applied.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct JobFilters {
+    /// A part of a job's name, image or id.
     #[serde(default)]
     text: String,
+    /// A job state such as `Queued`.
     #[serde(default)]
     state: String,
+    /// The cursor from the previous page of the list; empty for the first page.
     #[serde(default)]
     cursor: String,
     /// The sequence of the viewer's last command, which the list must show.
@@ -45,6 +48,7 @@ pub(crate) struct JobFilters {
     seq: u64,
 }
 
+/// The choices of the state filter.
 const STATES: [JobState; 7] = [
     JobState::Queued,
     JobState::Assigned,
@@ -67,6 +71,7 @@ impl JobFilters {
         }
     }
 
+    /// The address of the list page at `cursor` with these filters.
     fn address(&self, path: &str, cursor: &str) -> String {
         let filters = Self { cursor: cursor.to_owned(), ..self.clone() };
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
@@ -76,7 +81,7 @@ impl JobFilters {
 #[derive(Template)]
 #[template(path = "jobs.html")]
 struct JobsPage {
-    chrome: Chrome,
+    layout: Layout,
     filters: JobFilters,
     list: String,
 }
@@ -90,7 +95,6 @@ struct JobList {
 }
 
 impl JobList {
-    /// True if there is a job to cancel.
     fn can_cancel_any(&self) -> bool {
         self.rows.iter().any(|row| !row.job.state.is_over())
     }
@@ -100,18 +104,19 @@ impl JobList {
 #[template(path = "jobs_row.html")]
 struct ListedJob {
     job: JobView,
-    /// The name of the job's machine, if the job has one and its name is known.
-    machine: Option<String>,
+    /// The name of the newest attempt's machine; `None` if the job has no attempt or the machine is not in the cache.
+    machine_name: Option<String>,
     now: Timestamp,
 }
 
-async fn list(app: &App, signed_in: SignedIn, filters: &JobFilters, seq: Seq) -> Result<JobList, Problem> {
-    let Page { rows, next } = app.queries.jobs(signed_in.actor(), filters.query(signed_in), seq).await?;
+/// Reads the list from a read model that has folded the log at least up to `min_seq`.
+async fn load_list(app: &App, signed_in: SignedIn, filters: &JobFilters, min_seq: Seq) -> Result<JobList, Problem> {
+    let Page { rows, next } = app.queries.jobs(signed_in.actor(), filters.query(signed_in), min_seq).await?;
     let now = app.now();
     let row = |job: JobView| {
-        let machine =
+        let machine_name =
             job.attempts.last().and_then(|a| app.machines.machine(a.machine)).map(|m| m.listed.offer.name.clone());
-        ListedJob { job, machine, now }
+        ListedJob { job, machine_name, now }
     };
     Ok(JobList { filters: filters.clone(), rows: rows.into_iter().map(row).collect(), next })
 }
@@ -121,8 +126,8 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(filters): Query<JobFilters>,
 ) -> Result<Html<String>, PageError> {
-    let list = fragment(&list(&app, signed_in, &filters, Seq(filters.seq)).await?)?;
-    Ok(html(&JobsPage { chrome: Chrome::new("Jobs", "jobs", signed_in.viewer), filters, list })?)
+    let list = render_fragment(&load_list(&app, signed_in, &filters, Seq(filters.seq)).await?)?;
+    Ok(render_page(&JobsPage { layout: Layout::new("Jobs", "jobs", signed_in.viewer), filters, list })?)
 }
 
 pub(crate) async fn live(
@@ -131,43 +136,44 @@ pub(crate) async fn live(
     Query(filters): Query<JobFilters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    // If a notice does not carry the job, it may be the viewer's, so the list is read again.
-    let matters = move |change: &Change| {
-        let own = change.job.as_ref().is_none_or(|news| news.job.account == signed_in.account);
-        matches!(change.aggregate, Aggregate::Job(_)) && own
+    // A change without the job's new state may concern a job of the viewer, so it counts as relevant.
+    let is_relevant = move |change: &Change| {
+        let may_be_own = change.job.as_ref().is_none_or(|job_change| job_change.job.account == signed_in.account);
+        matches!(change.aggregate, Aggregate::Job(_)) && may_be_own
     };
-    parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
+    parts::stream(changes, Duration::from_millis(200), is_relevant, move |seq| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { parts_of(&list(&app, signed_in, &filters, seq.max(Seq(filters.seq))).await?) }
+        async move { page_parts(&load_list(&app, signed_in, &filters, seq.max(Seq(filters.seq))).await?) }
     })
 }
 
-fn parts_of(list: &JobList) -> Result<Vec<PagePart>, Problem> {
+/// The list as a container, and each row as a part of its own, so that a changed job sends only its row.
+fn page_parts(list: &JobList) -> Result<Vec<PagePart>, Problem> {
     let order: Vec<_> = list.rows.iter().map(|row| row.job.job.to_string()).collect();
     let key = format!("{} {}", list.can_cancel_any(), order.join(" "));
-    let mut parts = vec![PagePart::frame("jobs-list", key, fragment(list)?)];
+    let mut parts = vec![PagePart::container("jobs-list", key, render_fragment(list)?)];
     for row in &list.rows {
-        parts.push(PagePart::new(format!("j-{}", row.job.job), fragment(row)?));
+        parts.push(PagePart::new(format!("j-{}", row.job.job), render_fragment(row)?));
     }
     Ok(parts)
 }
 
-/// Most jobs that one request cancels.
-const AT_ONCE: usize = 100;
+/// Maximum number of jobs that one request cancels.
+const MAX_CANCELLED: usize = 100;
 
-/// Cancels the selected jobs. A job that is over already is skipped.
+/// `POST /jobs/cancel`: cancels the selected jobs. A job that has ended is skipped.
 pub(crate) async fn cancel(
     State(app): State<App>,
     signed_in: SignedIn,
-    Form(ticked): Form<Vec<(String, String)>>,
+    Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
-    let jobs = ticked.iter().filter(|(name, _)| name == "job").filter_map(|(_, id)| id.parse::<JobId>().ok());
+    let jobs = fields.iter().filter(|(name, _)| name == "job").filter_map(|(_, id)| id.parse::<JobId>().ok());
     let mut seq = Seq::ZERO;
-    for job in jobs.take(AT_ONCE) {
+    for job in jobs.take(MAX_CANCELLED) {
         let done = app.command::<Done>("job", "cancel", signed_in.actor(), &CancelJob { job }).await;
         match done {
             Ok(done) => seq = seq.max(done.seq),
-            Err(gpubnb_runtime::rpc::Failure::Refused(_)) => {}
+            Err(gpubnb_runtime::rpc::RpcError::Refused(_)) => {}
             Err(e) => return Err(e.into()),
         }
     }

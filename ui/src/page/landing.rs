@@ -1,4 +1,4 @@
-//! The first page: one sentence about the market, its live figures, and two ways in.
+//! The landing page: a description of the market and its live figures.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -13,7 +13,7 @@ use axum::{
 use futures_util::Stream;
 use gpubnb_query::view::Figures;
 
-use super::{Chrome, fragment, html};
+use super::{Layout, render_fragment, render_page};
 use crate::{
     access::Viewer,
     app::App,
@@ -23,21 +23,21 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "landing.html")]
-struct Landing {
-    chrome: Chrome,
+struct LandingPage {
+    layout: Layout,
     figures: String,
 }
 
 #[derive(Template)]
 #[template(path = "figures.html")]
-struct FiguresNow {
-    f: Figures,
+struct FiguresCard {
+    figures: Figures,
 }
 
 pub(crate) async fn page(State(app): State<App>, viewer: Viewer) -> Result<Html<String>, PageError> {
-    let figures = fragment(&FiguresNow { f: app.queries.figures(viewer.actor()).await? })?;
-    let chrome = Chrome::new("Spare GPUs, as easily as booking a stay", "", viewer);
-    Ok(html(&Landing { chrome, figures })?)
+    let figures = render_fragment(&FiguresCard { figures: app.queries.figures(viewer.actor()).await? })?;
+    let layout = Layout::new("Spare GPUs, as easily as booking a stay", "", viewer);
+    Ok(render_page(&LandingPage { layout, figures })?)
 }
 
 pub(crate) async fn live(State(app): State<App>, viewer: Viewer) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -49,8 +49,8 @@ pub(crate) async fn live(State(app): State<App>, viewer: Viewer) -> Sse<impl Str
         move |_| {
             let app = app.clone();
             async move {
-                let f = app.queries.figures(viewer.actor()).await?;
-                Ok(vec![PagePart::new("figures", fragment(&FiguresNow { f })?)])
+                let figures = app.queries.figures(viewer.actor()).await?;
+                Ok(vec![PagePart::new("figures", render_fragment(&FiguresCard { figures })?)])
             }
         },
     )

@@ -1,4 +1,4 @@
-//! The market: cards of machines, with filters in the address and live updates.
+//! The market page: a card for each machine, filters, and live updates.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use gpubnb_events::{Aggregate, MicroUsd, spec::Mebibytes};
 use gpubnb_query::view::{MachineState, MachineView};
 use serde::{Deserialize, Serialize};
 
-use super::{Chrome, fragment, html};
+use super::{Layout, render_fragment, render_page};
 use crate::{
     access::Viewer,
     app::App,
@@ -26,43 +26,43 @@ use crate::{
     state::Change,
 };
 
-/// Filters and order, as they stand in the address.
+/// The filters, the order and the page number, as query parameters. An empty or unreadable filter is not applied.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct MarketFilters {
+    /// A part of the machine's name or region, or of the model of its CPU or a GPU.
     #[serde(default)]
     text: String,
-    /// `gpu`, `cpu` or empty.
+    /// `gpu` for machines with a GPU, `cpu` for machines without one.
     #[serde(default)]
     kind: String,
     #[serde(default)]
     region: String,
+    /// Dollars per hour.
     #[serde(default)]
     max_price: String,
-    /// GiB.
+    /// Memory of the largest GPU, GiB.
     #[serde(default)]
     min_vram: String,
-    /// `free`: only machines that would take a job now.
+    /// `free` for machines that are online with a free slot, `verified` for machines that passed every check.
     #[serde(default)]
     only: String,
-    /// Part of the GPU's name.
+    /// A part of a GPU's model name.
     #[serde(default)]
     gpu: String,
-    /// Percent.
+    /// Attempts without a failure of the machine, percent.
     #[serde(default)]
     min_reliability: String,
-    /// `finishes`: the owner never stops a job; `egress`: jobs may use the internet.
+    /// `finishes` for owners who never stop a running job, `egress` for owners who allow jobs to use the internet.
     #[serde(default)]
     owner: String,
-    /// `online`, `paused`, … or empty.
+    /// A machine state in any case, such as `Online` or `paused`.
     #[serde(default)]
     state: String,
-    /// GPUs at least.
     #[serde(default)]
     min_gpus: String,
-    /// Part of the driver's or CUDA's version.
+    /// A part of the version of the driver or of CUDA, such as `12.4`.
     #[serde(default)]
     driver: String,
-    /// CPU cores at least.
     #[serde(default)]
     min_cores: String,
     /// GiB.
@@ -71,85 +71,85 @@ pub(crate) struct MarketFilters {
     /// GiB.
     #[serde(default)]
     min_disk: String,
-    /// Mbit/s from the market, at least.
+    /// Measured download speed from the market, Mbit/s.
     #[serde(default)]
     min_down: String,
-    /// Mbit/s to the market, at least.
+    /// Measured upload speed to the market, Mbit/s.
     #[serde(default)]
     min_up: String,
-    /// Measured speed per dollar, at least.
+    /// Measured speed per dollar (see [`hardware::score`]).
     #[serde(default)]
     min_score: String,
-    /// `real`: without simulated GPUs.
+    /// `real` for machines without simulated GPUs.
     #[serde(default)]
     simulated: String,
-    /// `price`, `score`, `vram`, `reliability`, `name`.
+    /// `score`, `vram` and `reliability` sort from high to low, `name` from A to Z, anything else by rising price.
     #[serde(default)]
     sort: String,
-    /// The page of the list, from 1.
+    /// The page of the list, counted from 1.
     #[serde(default)]
     page: String,
 }
 
 impl MarketFilters {
-    fn wants(&self, m: &MachineView) -> bool {
+    fn matches(&self, m: &MachineView) -> bool {
         let offer = &m.listed.offer;
         let text = self.text.to_lowercase();
-        let named =
+        let text_matches =
             [&offer.name, &offer.region, &offer.hardware.cpu_model].iter().any(|s| s.to_lowercase().contains(&text))
                 || offer.hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&text));
-        let kind = match self.kind.as_str() {
+        let kind_matches = match self.kind.as_str() {
             "gpu" => !offer.hardware.gpus.is_empty(),
             "cpu" => offer.hardware.gpus.is_empty(),
             _ => true,
         };
         let vram = offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
         let model = self.gpu.to_lowercase();
-        let owner = match self.owner.as_str() {
+        let owner_matches = match self.owner.as_str() {
             "finishes" => !offer.policy.may_evict,
             "egress" => offer.policy.egress,
             _ => true,
         };
         let reliability = self.min_reliability.parse::<u32>().ok();
-        named
-            && kind
-            && owner
+        text_matches
+            && kind_matches
+            && owner_matches
             && (model.is_empty() || offer.hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&model)))
-            && reliability.is_none_or(|least| m.listed.reliability().is_some_and(|(percent, _)| percent >= least))
+            && reliability.is_none_or(|min| m.listed.reliability().is_some_and(|(percent, _)| percent >= min))
             && (self.region.is_empty() || self.region == offer.region)
-            && self.max_price.parse::<MicroUsd>().map_or(true, |most| offer.price.0 <= most)
+            && self.max_price.parse::<MicroUsd>().map_or(true, |max| offer.price.0 <= max)
             && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib * 1_024)
-            && self.wants_hardware(m)
+            && self.matches_hardware(m)
             && (self.state.is_empty() || m.listed.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
                 "free" => m.listed.state() == MachineState::Online && m.listed.free_slots() > 0,
-                "verified" => hardware::verified(&m.listed),
+                "verified" => hardware::is_verified(&m.listed),
                 _ => true,
             }
     }
 
-    /// The filters of hardware and speed. A filter that cannot be read is ignored.
-    // The values are compared with numbers that people type: the precision that is lost does not matter.
+    /// Applies the filters of hardware and speed.
+    // `f64` is exact for the sizes that real machines have.
     #[allow(clippy::cast_precision_loss)]
-    fn wants_hardware(&self, m: &MachineView) -> bool {
-        let parts = &m.listed.offer.hardware;
-        let least = |filter: &str, has: f64| filter.trim().parse::<f64>().map_or(true, |least| has >= least);
+    fn matches_hardware(&self, m: &MachineView) -> bool {
+        let hardware = &m.listed.offer.hardware;
+        let at_least = |filter: &str, value: f64| filter.trim().parse::<f64>().map_or(true, |min| value >= min);
         let gib = |size: Mebibytes| size.0 as f64 / 1_024.0;
         let (down, up) = hardware::network_speed(&m.listed);
         let version = self.driver.trim();
-        let versions = [parts.driver.as_deref(), parts.cuda.as_deref()];
-        least(&self.min_gpus, parts.gpus.len() as f64)
+        let versions = [hardware.driver.as_deref(), hardware.cuda.as_deref()];
+        at_least(&self.min_gpus, hardware.gpus.len() as f64)
             && (version.is_empty() || versions.iter().flatten().any(|v| v.contains(version)))
-            && least(&self.min_cores, f64::from(parts.cpu_cores))
-            && least(&self.min_ram, gib(parts.memory))
-            && least(&self.min_disk, gib(parts.disk))
-            && least(&self.min_down, down)
-            && least(&self.min_up, up)
-            && least(&self.min_score, hardware::score(&m.listed).map_or(0.0, |score| score.per_dollar))
-            && (self.simulated != "real" || !parts.simulated)
+            && at_least(&self.min_cores, f64::from(hardware.cpu_cores))
+            && at_least(&self.min_ram, gib(hardware.memory))
+            && at_least(&self.min_disk, gib(hardware.disk))
+            && at_least(&self.min_down, down)
+            && at_least(&self.min_up, up)
+            && at_least(&self.min_score, hardware::score(&m.listed).map_or(0.0, |score| score.per_dollar))
+            && (self.simulated != "real" || !hardware.simulated)
     }
 
-    fn order(&self, machines: &mut [Arc<MachineView>]) {
+    fn sort(&self, machines: &mut [Arc<MachineView>]) {
         let vram = |m: &Arc<MachineView>| m.listed.offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
         match self.sort.as_str() {
             "vram" => machines.sort_by_key(|m| std::cmp::Reverse(vram(m))),
@@ -163,7 +163,7 @@ impl MarketFilters {
         }
     }
 
-    /// The address of a page of the list with these filters.
+    /// The address of page number `page` of the list with these filters.
     fn address(&self, path: &str, page: usize) -> String {
         let filters = Self { page: page.to_string(), ..self.clone() };
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
@@ -173,13 +173,13 @@ impl MarketFilters {
         self.page.parse().unwrap_or(1).max(1)
     }
 
-    /// The states a machine on the market can be in.
+    /// The choices of the state filter.
     fn states(&self) -> [&'static str; 7] {
         STATES.map(MachineState::name)
     }
 
-    /// True if a filter below the first row is set.
-    fn has_more(&self) -> bool {
+    /// True if a filter in the section "More filters" is set.
+    fn has_more_filters(&self) -> bool {
         let offer = [&self.gpu, &self.region, &self.min_vram, &self.min_reliability, &self.owner, &self.state];
         let hardware = [&self.min_gpus, &self.driver, &self.min_cores, &self.min_ram, &self.min_disk];
         let measured = [&self.min_down, &self.min_up, &self.min_score, &self.simulated];
@@ -198,53 +198,62 @@ pub(super) const STATES: [MachineState; 7] = [
     MachineState::Maintenance,
 ];
 
-/// Machines on one page.
-const AT_ONCE: usize = 48;
+/// Machines on one page of the list.
+const PAGE_SIZE: usize = 48;
 
 #[derive(Template)]
 #[template(path = "market.html")]
-struct Market {
-    chrome: Chrome,
+struct MarketPage {
+    layout: Layout,
     filters: MarketFilters,
     regions: Vec<String>,
     list: String,
 }
 
-/// The cards of one page of the list, and how many match.
+/// One page of the list.
 #[derive(Template)]
 #[template(path = "market_list.html")]
 struct MarketList {
     filters: MarketFilters,
     cards: Vec<MachineCard>,
+    /// The number of machines that match the filters, on all pages.
     matching: usize,
+    /// The number of machines on the market.
     all: usize,
 }
 
-/// The card of a machine.
 #[derive(Template)]
 #[template(path = "market_card.html")]
 struct MachineCard {
-    m: Arc<MachineView>,
+    machine: Arc<MachineView>,
 }
 
 impl MarketList {
-    fn pages(&self) -> usize {
-        self.matching.div_ceil(AT_ONCE)
+    fn page_count(&self) -> usize {
+        self.matching.div_ceil(PAGE_SIZE)
     }
 }
 
-/// One page of the machines that match, in order, and the regions of all machines.
-async fn list(app: &App, filters: &MarketFilters) -> (MarketList, Vec<String>) {
+/// The requested page of the list, and the regions of all machines, each once.
+async fn load_list(app: &App, filters: &MarketFilters) -> (MarketList, Vec<String>) {
     let mut machines = app.machines.machines().await;
     let all = machines.len();
     let mut regions: Vec<_> = machines.iter().map(|m| m.listed.offer.region.clone()).collect();
     regions.sort_unstable();
     regions.dedup();
-    machines.retain(|m| filters.wants(m));
-    filters.order(&mut machines);
+    machines.retain(|m| filters.matches(m));
+    filters.sort(&mut machines);
     let matching = machines.len();
-    let shown = machines.into_iter().skip((filters.page() - 1) * AT_ONCE).take(AT_ONCE);
-    (MarketList { filters: filters.clone(), cards: shown.map(|m| MachineCard { m }).collect(), matching, all }, regions)
+    let shown = machines.into_iter().skip((filters.page() - 1) * PAGE_SIZE).take(PAGE_SIZE);
+    (
+        MarketList {
+            filters: filters.clone(),
+            cards: shown.map(|m| MachineCard { machine: m }).collect(),
+            matching,
+            all,
+        },
+        regions,
+    )
 }
 
 pub(crate) async fn page(
@@ -252,30 +261,31 @@ pub(crate) async fn page(
     viewer: Viewer,
     Query(filters): Query<MarketFilters>,
 ) -> Result<Html<String>, PageError> {
-    let (list, regions) = list(&app, &filters).await;
-    let list = fragment(&list)?;
-    Ok(html(&Market { chrome: Chrome::new("Market", "market", viewer), filters, regions, list })?)
+    let (list, regions) = load_list(&app, &filters).await;
+    let list = render_fragment(&list)?;
+    Ok(render_page(&MarketPage { layout: Layout::new("Market", "market", viewer), filters, regions, list })?)
 }
 
-/// Sends the whole list if its machines or their order changed, otherwise only the cards that changed.
 pub(crate) async fn live(
     State(app): State<App>,
     Query(filters): Query<MarketFilters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    let matters = |change: &Change| matches!(change.aggregate, Aggregate::Machine(_));
-    parts::stream(changes, Duration::from_millis(250), matters, move |_| {
+    let is_relevant = |change: &Change| matches!(change.aggregate, Aggregate::Machine(_));
+    parts::stream(changes, Duration::from_millis(250), is_relevant, move |_| {
         let (app, filters) = (app.clone(), filters.clone());
-        async move { parts_of(&list(&app, &filters).await.0) }
+        async move { page_parts(&load_list(&app, &filters).await.0) }
     })
 }
 
-fn parts_of(list: &MarketList) -> Result<Vec<PagePart>, Problem> {
-    let order: Vec<_> = list.cards.iter().map(|card| card.m.listed.machine.to_string()).collect();
+/// The list as a container, and each card as a part of its own. So the whole list is sent only if its machines or their
+/// order changed; otherwise only the changed cards are sent.
+fn page_parts(list: &MarketList) -> Result<Vec<PagePart>, Problem> {
+    let order: Vec<_> = list.cards.iter().map(|card| card.machine.listed.machine.to_string()).collect();
     let key = format!("{} {} {}", list.matching, list.all, order.join(" "));
-    let mut parts = vec![PagePart::frame("market-list", key, fragment(list)?)];
+    let mut parts = vec![PagePart::container("market-list", key, render_fragment(list)?)];
     for card in &list.cards {
-        parts.push(PagePart::new(format!("m-{}", card.m.listed.machine), fragment(card)?));
+        parts.push(PagePart::new(format!("m-{}", card.machine.listed.machine), render_fragment(card)?));
     }
     Ok(parts)
 }
@@ -291,9 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn filters_choose_by_what_the_machine_offers() {
+    fn each_filter_accepts_and_rejects_machines_by_their_offer() {
         let mut m = machine("lab", "RTX 4090", 500_000);
-        for fits in [
+        for accepting in [
             "",
             "text=rtx",
             "text=LAB",
@@ -312,9 +322,9 @@ mod tests {
             "min_gpus=nonsense",
             "max_price=nonsense",
         ] {
-            assert!(filters(fits).wants(&m), "{fits}");
+            assert!(filters(accepting).matches(&m), "{accepting}");
         }
-        for excludes in [
+        for rejecting in [
             "text=a100",
             "kind=cpu",
             "max_price=0.49",
@@ -331,14 +341,14 @@ mod tests {
             "min_down=1",
             "driver=535",
         ] {
-            assert!(!filters(excludes).wants(&m), "{excludes}");
+            assert!(!filters(rejecting).matches(&m), "{rejecting}");
         }
         m.listed.running.push(gpubnb_events::JobId::generate());
-        assert!(!filters("only=free").wants(&m), "its one slot is in use");
+        assert!(!filters("only=free").matches(&m), "the only slot is in use");
     }
 
     #[test]
-    fn the_order_is_by_price_unless_another_is_chosen() {
+    fn machines_are_sorted_by_price_by_default() {
         let mut big = machine("a", "H200", 3);
         big.listed
             .offer
@@ -347,7 +357,7 @@ mod tests {
             .push(Gpu { memory: Mebibytes(141 * 1_024), ..big.listed.offer.hardware.gpus[0].clone() });
         let mut machines = [machine("c", "RTX", 2), big, machine("b", "RTX", 1)].map(Arc::new);
         let mut sorted = |query: &str| {
-            filters(query).order(&mut machines);
+            filters(query).sort(&mut machines);
             machines.iter().map(|m| m.listed.offer.name.clone()).collect::<String>()
         };
         assert_eq!(sorted(""), "bca");
@@ -356,25 +366,25 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_no_number_is_the_first() {
+    fn a_missing_or_invalid_page_number_means_the_first_page() {
         for query in ["", "page=0", "page=-1", "page=x"] {
             assert_eq!(filters(query).page(), 1, "{query}");
         }
         assert_eq!(filters("page=3").page(), 3);
         let list = |matching| MarketList { filters: filters(""), cards: Vec::new(), matching, all: matching };
-        assert_eq!([0, 1, AT_ONCE, AT_ONCE + 1].map(|n| list(n).pages()), [0, 1, 1, 2]);
+        assert_eq!([0, 1, PAGE_SIZE, PAGE_SIZE + 1].map(|n| list(n).page_count()), [0, 1, 1, 2]);
     }
 
     #[test]
-    fn one_card_more_changes_the_list_and_a_new_price_only_its_card() {
+    fn the_parts_of_a_list_are_the_list_and_each_card() {
         let one = Arc::new(machine("a", "RTX", 1));
         let list = |cards: &[&Arc<MachineView>]| MarketList {
             filters: filters(""),
-            cards: cards.iter().map(|m| MachineCard { m: Arc::clone(m) }).collect(),
+            cards: cards.iter().map(|m| MachineCard { machine: Arc::clone(m) }).collect(),
             matching: cards.len(),
             all: cards.len(),
         };
-        let parts = parts_of(&list(&[&one])).unwrap();
+        let parts = page_parts(&list(&[&one])).unwrap();
         assert_eq!(
             parts.iter().map(|p| p.id.clone()).collect::<Vec<_>>(),
             ["market-list".to_owned(), format!("m-{}", one.listed.machine)]

@@ -1,4 +1,7 @@
-//! The pages. Page, handler and template share one name.
+//! The pages. Each module has the handlers of one page; its template in `ui/templates/` has the same name.
+//!
+//! The handler `page` renders the whole page. The handler `live` is the connection of an open page: it sends parts of
+//! the page again when they change (see [`crate::live::parts`]).
 
 pub(crate) mod account;
 pub(crate) mod console;
@@ -25,58 +28,58 @@ use axum::response::Html;
 
 use crate::{access::Viewer, assets, error::Problem};
 
-/// The frame around every page: title, menu, and the viewer's name.
-pub(crate) struct Chrome {
+/// The layout around every page (`base.html`): title and menu. Every page template has it as the field `layout`.
+pub(crate) struct Layout {
     pub(crate) title: String,
-    /// The entry of the menu that is highlighted.
-    pub(crate) here: &'static str,
-    /// The viewer, if one is signed in.
+    /// The highlighted menu entry, such as `jobs`; empty if none is highlighted.
+    pub(crate) menu_entry: &'static str,
+    /// `None` if nobody is signed in.
     pub(crate) viewer: Option<Viewer>,
 }
 
-impl Chrome {
-    pub(crate) fn new(title: impl Into<String>, here: &'static str, viewer: Viewer) -> Self {
-        Self { title: title.into(), here, viewer: Some(viewer).filter(|v| v.account.is_some()) }
+impl Layout {
+    pub(crate) fn new(title: impl Into<String>, menu_entry: &'static str, viewer: Viewer) -> Self {
+        Self { title: title.into(), menu_entry, viewer: Some(viewer).filter(|v| v.account.is_some()) }
     }
 
-    /// The address of an asset.
+    /// The URL of a file in `ui/assets/`.
     pub(crate) fn asset(&self, name: &str) -> String {
         assets::url(name)
     }
 
     /// True if the viewer runs the platform.
-    pub(crate) fn operator(&self) -> bool {
-        self.viewer.is_some_and(|viewer| viewer.operator)
+    pub(crate) fn is_operator(&self) -> bool {
+        self.viewer.is_some_and(|viewer| viewer.is_operator)
     }
 
-    /// The hidden field that every form that changes something must contain.
-    pub(crate) fn csrf(&self) -> String {
+    /// The hidden field with the session's CSRF token (against cross-site request forgery). Every form that is sent by
+    /// POST must contain it.
+    pub(crate) fn csrf_field(&self) -> String {
         csrf_field(self.viewer.unwrap_or_default())
     }
 
-    /// The token that scripts of this page send with requests that change something.
-    fn token(&self) -> String {
+    /// The session's CSRF token, which scripts of the page send with uploads.
+    fn csrf_token(&self) -> String {
         self.viewer.unwrap_or_default().csrf()
     }
 }
 
-/// The hidden field with the session's token against cross-site requests.
+/// The hidden field with the CSRF token of the viewer's session, as HTML.
 pub(crate) fn csrf_field(viewer: Viewer) -> String {
     format!("<input type=\"hidden\" name=\"{}\" value=\"{}\">", crate::access::CSRF_FIELD, viewer.csrf())
 }
 
-/// Renders a page.
-fn html(page: &impl Template) -> Result<Html<String>, Problem> {
+fn render_page(page: &impl Template) -> Result<Html<String>, Problem> {
     page.render().map(Html).map_err(|e| Problem::internal(&e))
 }
 
-/// Renders a part of a page.
-fn fragment(part: &impl Template) -> Result<String, Problem> {
+/// Renders a part of a page, which [`render_page`] or a live update inserts.
+fn render_fragment(part: &impl Template) -> Result<String, Problem> {
     part.render().map_err(|e| Problem::internal(&e))
 }
 
-/// JSON, indented for people.
-fn json(body: &serde_json::Value) -> String {
-    // Writing cannot fail: the value was read from JSON.
+/// JSON with indentation.
+fn pretty_json(body: &serde_json::Value) -> String {
+    // Serialising cannot fail: every object of a `Value` has strings as keys.
     serde_json::to_string_pretty(body).unwrap_or_default()
 }

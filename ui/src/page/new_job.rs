@@ -1,4 +1,5 @@
-//! Submitting: a form made from a template's fields, a quote before, errors at the field.
+//! The page to submit a job: a form with the fields of a job template, a quote beside the form, and errors beside their
+//! fields.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use gpubnb_events::{
 use gpubnb_query::view::{MachineState, MachineView};
 use serde::Deserialize;
 
-use super::{Chrome, fragment, html, resubmit};
+use super::{Layout, render_fragment, render_page, resubmit};
 use crate::{
     access::{SignedIn, Viewer},
     app::App,
@@ -25,59 +26,63 @@ use crate::{
     input, transfer,
 };
 
-/// The fields that a link into the form may preset.
+/// The presets of the form that a link can contain, as query parameters.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Preset {
+pub(crate) struct FormPreset {
+    /// The id of a job template, by default `train`. Any other text, such as `custom`, means a custom image.
     #[serde(default)]
     template: Option<String>,
     #[serde(default)]
     machine: Option<MachineId>,
-    /// A job whose form is filled in anew.
-    #[serde(default)]
-    again: Option<JobId>,
+    /// A job of the viewer whose fields fill the form.
+    #[serde(default, rename = "again")]
+    previous_job: Option<JobId>,
 }
 
-impl Preset {
-    /// As the fields of a form have it.
-    fn of(fields: &[(String, String)]) -> Self {
-        let typed = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+impl FormPreset {
+    /// The presets that give a submitted form the same template and machine again.
+    fn from_fields(fields: &[(String, String)]) -> Self {
+        let field = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         Self {
-            template: typed("template").or(Some(String::new())),
-            machine: typed("machine").and_then(|m| m.parse().ok()),
-            again: None,
+            template: field("template").or(Some(String::new())),
+            machine: field("machine").and_then(|m| m.parse().ok()),
+            previous_job: None,
         }
     }
 }
 
-/// Machines in the list of the form.
-const MOST_OFFERED: usize = 200;
+/// Maximum number of machines in the form's list.
+const MAX_MACHINES: usize = 200;
 
 #[derive(Template)]
 #[template(path = "new_job.html")]
 struct NewJobPage {
-    chrome: Chrome,
+    layout: Layout,
     templates: &'static [JobTemplate],
+    /// `None` for a custom image.
     chosen: Option<&'static JobTemplate>,
+    /// The chosen machine; `None` if the market chooses.
     machine: Option<Arc<MachineView>>,
     machines: Vec<Arc<MachineView>>,
-    typed: Vec<(String, String)>,
+    /// The form fields of a refused submission or of a previous job, as (name, value).
+    fields: Vec<(String, String)>,
     problem: Option<Problem>,
     job: JobId,
 }
 
 impl NewJobPage {
-    /// The value that was typed, or else the usual one.
-    fn value(&self, name: &str, usual: &str) -> String {
-        let typed = self.typed.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
-        typed.unwrap_or_else(|| usual.to_owned())
+    /// The value of the form field, or the default.
+    fn value(&self, name: &str, default: &str) -> String {
+        let value = self.fields.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        value.unwrap_or_else(|| default.to_owned())
     }
 
-    fn parameter(&self, name: &str, usual: &str) -> String {
-        self.value(&format!("parameter.{name}"), usual)
+    fn parameter(&self, name: &str, default: &str) -> String {
+        self.value(&format!("parameter.{name}"), default)
     }
 
-    /// The problem with a field, if that is where it is.
-    fn wrong(&self, field: &str) -> String {
+    /// The error message of a field; empty for a valid field.
+    fn error_of(&self, field: &str) -> String {
         let problem = self.problem.as_ref().filter(|p| p.field.as_deref() == Some(field));
         problem.map(|p| p.detail.clone()).unwrap_or_default()
     }
@@ -86,25 +91,25 @@ impl NewJobPage {
         self.chosen.is_some_and(|chosen| chosen.id == t.id)
     }
 
-    fn is_machine(&self, m: &MachineView) -> bool {
+    fn is_chosen_machine(&self, m: &MachineView) -> bool {
         self.machine.as_ref().is_some_and(|chosen| chosen.listed.machine == m.listed.machine)
     }
 
-    /// Files that were put already: as the form says them, and where the job finds them.
+    /// The uploaded files: the value of the form field `input` (`<upload id> <path>`), and the path alone.
     fn inputs(&self) -> Vec<(&str, &str)> {
-        let inputs = self.typed.iter().filter(|(name, _)| name == "input");
+        let inputs = self.fields.iter().filter(|(name, _)| name == "input");
         inputs.filter_map(|(_, value)| Some((value.as_str(), value.split_once(' ')?.1))).collect()
     }
 
-    /// The time limit that is usual, seconds.
-    fn seconds(&self) -> String {
+    /// The default time limit, seconds.
+    fn default_seconds(&self) -> String {
         self.chosen.map_or(3_600, |t| t.seconds).to_string()
     }
 
-    /// The variables that were named, one a line. Their values are secrets, and stand on no page.
-    fn variables(&self) -> String {
-        let typed = self.value("env", "");
-        let names = typed.lines().filter_map(|line| Some(format!("{}=", line.split_once('=')?.0)));
+    /// The environment variables as lines `NAME=`. Their values are secrets, which no page shows.
+    fn variable_names(&self) -> String {
+        let lines = self.value("env", "");
+        let names = lines.lines().filter_map(|line| Some(format!("{}=", line.split_once('=')?.0)));
         names.collect::<Vec<_>>().join("\n")
     }
 }
@@ -112,29 +117,29 @@ impl NewJobPage {
 async fn render(
     app: &App,
     signed_in: SignedIn,
-    preset: Preset,
-    typed: Vec<(String, String)>,
+    preset: FormPreset,
+    fields: Vec<(String, String)>,
     problem: Option<Problem>,
 ) -> Result<Html<String>, Problem> {
     let mut machines = app.machines.machines().await;
     machines.sort_by_key(|m| m.listed.offer.price);
     let machine = preset.machine.and_then(|id| machines.iter().find(|m| m.listed.machine == id).cloned());
-    let offered =
+    let is_offered =
         |m: &Arc<MachineView>| m.listed.state() == MachineState::Online || Some(m.listed.machine) == preset.machine;
-    machines.retain(offered);
-    // A list that nobody could read: whoever wants another comes by its own page.
-    machines.truncate(MOST_OFFERED);
+    machines.retain(is_offered);
+    // A longer list would be unreadable. A machine's own page has a link to this form that presets the machine.
+    machines.truncate(MAX_MACHINES);
     machines.extend(machine.clone().filter(|m| machines.iter().all(|other| other.listed.machine != m.listed.machine)));
     let id = preset.template.as_deref().unwrap_or("train");
-    html(&NewJobPage {
-        chrome: Chrome::new("New job", "new", signed_in.viewer),
+    render_page(&NewJobPage {
+        layout: Layout::new("New job", "new", signed_in.viewer),
         templates: template::ALL,
         chosen: template::find(id),
         machine,
         machines,
-        typed,
+        fields,
         problem,
-        // Made with the form: sending the form twice is one job.
+        // The job id is part of the form, so submitting the form twice creates one job.
         job: JobId::generate(),
     })
 }
@@ -142,20 +147,22 @@ async fn render(
 pub(crate) async fn page(
     State(app): State<App>,
     viewer: Viewer,
-    Query(preset): Query<Preset>,
+    Query(preset): Query<FormPreset>,
 ) -> Result<Html<String>, PageError> {
     let account = viewer.account.ok_or_else(Problem::sign_in_needed)?;
     let signed_in = SignedIn { viewer, account };
-    let Some(again) = preset.again else { return Ok(render(&app, signed_in, preset, Vec::new(), None).await?) };
-    let fields = resubmit::fields(&app.queries.job(signed_in.actor(), again, Seq::ZERO).await?);
-    let preset = Preset::of(&fields);
+    let Some(previous) = preset.previous_job else {
+        return Ok(render(&app, signed_in, preset, Vec::new(), None).await?);
+    };
+    let fields = resubmit::fields(&app.queries.job(signed_in.actor(), previous, Seq::ZERO).await?);
+    let preset = FormPreset::from_fields(&fields);
     Ok(render(&app, signed_in, preset, fields, None).await?)
 }
 
-/// The command that the form asks for, with the size and hash of its files from the store.
-async fn command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Problem> {
+/// The submitted form as a command. The sizes and hashes of the job's files come from the store of uploads.
+async fn to_command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Problem> {
     let request = input::from_form(fields)?;
-    let inputs = transfer::describe(app, account, &request.inputs).await?;
+    let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
     Ok(request.into_command(JobId::generate(), inputs)?)
 }
 
@@ -164,7 +171,7 @@ pub(crate) async fn submit(
     signed_in: SignedIn,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
-    let command = command(&app, signed_in.account, fields.clone()).await;
+    let command = to_command(&app, signed_in.account, fields.clone()).await;
     let submitted: Result<Submitted, Problem> = match command {
         Ok(command) => app.job_command("submit", signed_in.actor(), command.job, &command).await.map_err(Problem::from),
         Err(problem) => Err(problem),
@@ -172,7 +179,7 @@ pub(crate) async fn submit(
     match submitted {
         Ok(Submitted { job, seq }) => Ok(Redirect::to(&format!("/jobs/{job}?seq={seq}")).into_response()),
         Err(problem) => {
-            let preset = Preset::of(&fields);
+            let preset = FormPreset::from_fields(&fields);
             let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST);
             let page = render(&app, signed_in, preset, fields, Some(problem)).await?;
             Ok((status, page).into_response())
@@ -188,13 +195,13 @@ struct QuoteCard {
     now: Timestamp,
 }
 
-/// The quote beside the form: asked for at every change.
+/// `POST /jobs/quote`: the quote beside the form. The browser requests a quote after every change of the form.
 pub(crate) async fn quote(
     State(app): State<App>,
     signed_in: SignedIn,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Html<String>, PageError> {
-    let command = command(&app, signed_in.account, fields).await;
+    let command = to_command(&app, signed_in.account, fields).await;
     let quote: Result<Quote, Problem> = match command {
         Ok(command) => app.command("market", "quote", signed_in.actor(), &command).await.map_err(Problem::from),
         Err(problem) => Err(problem),
@@ -204,5 +211,5 @@ pub(crate) async fn quote(
         Ok(quote) => QuoteCard { quote: Some(quote), problem: None, now },
         Err(problem) => QuoteCard { quote: None, problem: Some(problem), now },
     };
-    Ok(Html(fragment(&card)?))
+    Ok(Html(render_fragment(&card)?))
 }

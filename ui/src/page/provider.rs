@@ -1,4 +1,4 @@
-//! The viewer's own machines: state, earnings, running jobs, and the buttons of the owner.
+//! The page of the viewer's own machines: state, earnings, and the buttons that change a machine.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -22,13 +22,13 @@ use gpubnb_query::{
 };
 use serde::Deserialize;
 
-use super::{Chrome, fragment, html};
+use super::{Layout, render_fragment, render_page};
 use crate::{
     access::SignedIn,
     app::App,
     earnings::{MONTH, this_month},
     error::{PageError, Problem},
-    extract::{AtLeast, Form, Origin, Path, Query},
+    extract::{Form, MinSeq, Origin, Path, Query},
     input::dollars,
     live::parts::{self, PagePart},
     state::Change,
@@ -36,70 +36,72 @@ use crate::{
 
 #[derive(Template)]
 #[template(path = "provider.html")]
-struct Provider {
-    chrome: Chrome,
+struct ProviderPage {
+    layout: Layout,
     totals: String,
     machines: String,
-    empty: bool,
+    has_machines: bool,
+    /// The sequence of the viewer's last command, which live updates must reflect.
     seq: Seq,
-    /// A code that was just created. It is shown once, in the command to paste.
+    /// An enrollment code that was just created. The page shows it only this once.
     code: Option<EnrollmentCode>,
-    /// The address of this server as the browser reaches it.
-    market: String,
+    /// The URL of this server as the browser reaches it; empty without a `code`.
+    market_url: String,
 }
 
 #[derive(Template)]
 #[template(path = "provider_totals.html")]
-struct Totals {
+struct TotalsCard {
     balance: Balance,
-    today: MicroUsd,
-    month: MicroUsd,
+    earned_today: MicroUsd,
+    earned_this_month: MicroUsd,
 }
 
-/// The cards of the machines.
 #[derive(Template)]
 #[template(path = "provider_machines.html")]
-struct Machines {
+struct OwnMachineList {
     cards: Vec<OwnMachineCard>,
 }
 
 #[derive(Template)]
 #[template(path = "provider_card.html")]
 struct OwnMachineCard {
-    m: MachineView,
+    machine: MachineView,
     today: Day,
-    month: MicroUsd,
-    /// Metered time per slot today, in percent of the day so far.
+    earned_this_month: MicroUsd,
+    /// Metered time today in percent of the slots' time since midnight UTC. One of two slots used all day is 50.
     utilisation: u64,
+    /// P10, median and P90 of the prices of similar machines.
     prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
-    /// The price that was typed and refused, and the reason.
-    refused: Option<(String, String)>,
+    /// A refused new price, as it was submitted, and the error message.
+    refused_price: Option<(String, String)>,
     csrf: String,
     now: Timestamp,
 }
 
-/// Most queries for earnings at the same time.
-const AT_ONCE: usize = 16;
+/// Maximum number of concurrent queries for earnings.
+const CONCURRENT_QUERIES: usize = 16;
 
-async fn totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<String, Problem> {
+async fn render_totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<String, Problem> {
     let (actor, account) = (signed_in.actor(), signed_in.account);
     let (balance, days) = tokio::join!(
         app.queries.balance(actor, account, seq),
         app.queries.days(actor, DaysOf::Account(account), MONTH, seq),
     );
     let (today, month) = this_month(&days?, app.now());
-    fragment(&Totals { balance: balance?, today: today.earned, month: month.iter().map(|d| d.earned).sum() })
+    let earned_this_month = month.iter().map(|d| d.earned).sum();
+    render_fragment(&TotalsCard { balance: balance?, earned_today: today.earned, earned_this_month })
 }
 
-async fn machines(app: &App, signed_in: SignedIn, seq: Seq) -> Result<Machines, Problem> {
-    let mine = app.queries.machines_of(signed_in.actor(), signed_in.account, seq).await?;
+async fn load_machines(app: &App, signed_in: SignedIn, seq: Seq) -> Result<OwnMachineList, Problem> {
+    let own = app.queries.machines_of(signed_in.actor(), signed_in.account, seq).await?;
     let market = app.machines.machines().await;
-    let on_it = mine.into_iter().filter(|m| m.listed.wanted != MachineState::Delisted);
-    let cards = stream::iter(on_it).map(|m| card(app, signed_in, m, &market)).buffered(AT_ONCE);
-    Ok(Machines { cards: cards.try_collect().await? })
+    let listed = own.into_iter().filter(|m| m.listed.wanted != MachineState::Delisted);
+    let cards = stream::iter(listed).map(|m| load_card(app, signed_in, m, &market)).buffered(CONCURRENT_QUERIES);
+    Ok(OwnMachineList { cards: cards.try_collect().await? })
 }
 
-async fn card(
+async fn load_card(
     app: &App,
     signed_in: SignedIn,
     m: MachineView,
@@ -109,15 +111,16 @@ async fn card(
     let days = app.queries.days(signed_in.actor(), of, MONTH, Seq::ZERO).await?;
     let now = app.now();
     let (today, month) = this_month(&days, now);
-    let so_far = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1) * u64::from(m.listed.offer.slots.max(1));
+    let day_ms = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1);
+    let slots_ms = day_ms * u64::from(m.listed.offer.slots.max(1));
     Ok(OwnMachineCard {
-        prices: prices(market, &m.listed),
-        refused: None,
+        prices: price_percentiles(market, &m.listed),
+        refused_price: None,
         today,
-        month: month.iter().map(|d| d.earned).sum(),
-        utilisation: (today.metered.0 * 100 / so_far).min(100),
+        earned_this_month: month.iter().map(|d| d.earned).sum(),
+        utilisation: (today.metered.0 * 100 / slots_ms).min(100),
         csrf: super::csrf_field(signed_in.viewer),
-        m,
+        machine: m,
         now,
     })
 }
@@ -125,51 +128,52 @@ async fn card(
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(at_least): Query<AtLeast>,
+    Query(min_seq): Query<MinSeq>,
 ) -> Result<Html<String>, PageError> {
-    Ok(show(&app, signed_in, at_least.seq(), None, String::new(), None).await?)
+    Ok(render(&app, signed_in, min_seq.seq(), None, String::new(), None).await?)
 }
 
-/// The parts of the page that changed.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(at_least): Query<AtLeast>,
+    Query(min_seq): Query<MinSeq>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let (changes, machines_known) = (app.changes.clone(), app.machines.clone());
-    let matters = move |change: &Change| match change.aggregate {
-        Aggregate::Machine(id) => machines_known.machine(id).is_none_or(|m| m.listed.owner == signed_in.account),
+    let (changes, cached_machines) = (app.changes.clone(), app.machines.clone());
+    let is_relevant = move |change: &Change| match change.aggregate {
+        // A machine that is not in the cache may be the viewer's.
+        Aggregate::Machine(id) => cached_machines.machine(id).is_none_or(|m| m.listed.owner == signed_in.account),
         Aggregate::Account(id) => id == signed_in.account,
         Aggregate::Job(_) => false,
     };
-    let from = at_least.seq();
-    parts::stream(changes, Duration::from_millis(500), matters, move |seq| {
+    let min_seq = min_seq.seq();
+    parts::stream(changes, Duration::from_millis(500), is_relevant, move |seq| {
         let app = app.clone();
         async move {
-            let seq = seq.max(from);
-            let (totals, machines) = (totals(&app, signed_in, seq).await?, machines(&app, signed_in, seq).await?);
-            let order: Vec<_> = machines.cards.iter().map(|c| c.m.listed.machine.to_string()).collect();
-            let frame = PagePart::frame("machines", order.join(" "), fragment(&machines)?);
-            let mut parts = vec![PagePart::new("totals", totals), frame];
+            let seq = seq.max(min_seq);
+            let totals = render_totals(&app, signed_in, seq).await?;
+            let machines = load_machines(&app, signed_in, seq).await?;
+            let order: Vec<_> = machines.cards.iter().map(|c| c.machine.listed.machine.to_string()).collect();
+            let list = PagePart::container("machines", order.join(" "), render_fragment(&machines)?);
+            let mut parts = vec![PagePart::new("totals", totals), list];
             for card in &machines.cards {
-                parts.push(PagePart::new(format!("p-{}", card.m.listed.machine), fragment(card)?));
+                parts.push(PagePart::new(format!("p-{}", card.machine.listed.machine), render_fragment(card)?));
             }
             Ok(parts)
         }
     })
 }
 
-/// Creates a code to enroll a machine, and shows it in the command to paste there.
+/// `POST /provider/enrollments`: creates an enrollment code and shows the commands that enroll a machine with it.
 pub(crate) async fn enroll(
     State(app): State<App>,
     signed_in: SignedIn,
-    Origin(market): Origin,
+    Origin(market_url): Origin,
 ) -> Result<Html<String>, PageError> {
     let code = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
-    Ok(show(&app, signed_in, Seq::ZERO, Some(code), market, None).await?)
+    Ok(render(&app, signed_in, Seq::ZERO, Some(code), market_url, None).await?)
 }
 
-/// Revokes the credential of a machine, for example of one that was stolen.
+/// `POST /machines/{machine}/revoke`: revokes the credential of a machine, for example after the machine was stolen.
 pub(crate) async fn revoke(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -179,42 +183,45 @@ pub(crate) async fn revoke(
     Ok(Redirect::to("/provider"))
 }
 
-async fn show(
+async fn render(
     app: &App,
     signed_in: SignedIn,
     seq: Seq,
     code: Option<EnrollmentCode>,
-    market: String,
-    refused: Option<(MachineId, (String, String))>,
+    market_url: String,
+    refused_price: Option<(MachineId, (String, String))>,
 ) -> Result<Html<String>, Problem> {
-    let (totals, machines) = tokio::join!(totals(app, signed_in, seq), machines(app, signed_in, seq));
+    let (totals, machines) = tokio::join!(render_totals(app, signed_in, seq), load_machines(app, signed_in, seq));
     let (totals, mut machines) = (totals?, machines?);
-    if let Some((machine, refused)) = refused
-        && let Some(card) = machines.cards.iter_mut().find(|card| card.m.listed.machine == machine)
+    if let Some((machine, price_and_error)) = refused_price
+        && let Some(card) = machines.cards.iter_mut().find(|card| card.machine.listed.machine == machine)
     {
-        card.refused = Some(refused);
+        card.refused_price = Some(price_and_error);
     }
-    let chrome = Chrome::new("My machines", "provider", signed_in.viewer);
-    let (empty, machines) = (machines.cards.is_empty(), fragment(&machines)?);
-    html(&Provider { chrome, totals, machines, empty, seq, code, market })
+    let layout = Layout::new("My machines", "provider", signed_in.viewer);
+    let (has_machines, machines) = (!machines.cards.is_empty(), render_fragment(&machines)?);
+    render_page(&ProviderPage { layout, totals, machines, has_machines, seq, code, market_url })
 }
 
-/// P10, median and P90 of the prices of machines with the same GPU, or of machines without a GPU.
-fn prices(market: &[Arc<MachineView>], row: &ListedMachine) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
+/// P10, median and P90 of the prices of machines with the same first GPU model, or of all machines without a GPU.
+fn price_percentiles(market: &[Arc<MachineView>], row: &ListedMachine) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
     let model = |row: &ListedMachine| row.offer.hardware.gpus.first().map(|g| g.model.clone());
-    let wanted = model(row);
+    let own_model = model(row);
     let mut prices: Vec<_> =
-        market.iter().filter(|m| model(&m.listed) == wanted).map(|m| m.listed.offer.price).collect();
+        market.iter().filter(|m| model(&m.listed) == own_model).map(|m| m.listed.offer.price).collect();
     prices.sort_unstable();
-    // The nearest-rank method: P90 of a few prices is the highest one.
+    // The nearest-rank method. For example, P90 of five prices is the fifth.
     let at = |percent: usize| prices.get((prices.len() * percent).div_ceil(100).saturating_sub(1)).copied();
     Some((at(10)?, at(50)?, at(90)?))
 }
 
-/// The form of a button.
+/// The form of a button that changes a machine.
 #[derive(Debug, Deserialize)]
-pub(crate) struct OwnerAction {
-    wish: String,
+pub(crate) struct MachineChangeForm {
+    /// `pause`, `resume`, `drain`, `maintain`, `delist` or `reprice`.
+    #[serde(rename = "wish")]
+    change: String,
+    /// The new price for `reprice`, dollars per hour.
     #[serde(default)]
     price: Option<String>,
 }
@@ -223,32 +230,39 @@ pub(crate) async fn change(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(machine): Path<MachineId>,
-    Form(form): Form<OwnerAction>,
+    Form(form): Form<MachineChangeForm>,
 ) -> Result<Response, PageError> {
-    let typed = form.price.clone().unwrap_or_default();
-    match send_wish(&app, signed_in, machine, form).await {
+    let submitted_price = form.price.clone().unwrap_or_default();
+    match send_change(&app, signed_in, machine, form).await {
         Ok(done) => Ok(Redirect::to(&format!("/provider?seq={}", done.seq)).into_response()),
-        // The problem is shown beside the field, with the price that was typed.
+        // The error message is shown beside the price field, which keeps the submitted price.
         Err(problem) if problem.field.is_some() => {
             let status = StatusCode::from_u16(problem.status).unwrap_or_default();
-            let refused = Some((machine, (typed, problem.detail)));
-            Ok((status, show(&app, signed_in, Seq::ZERO, None, String::new(), refused).await?).into_response())
+            let refused = Some((machine, (submitted_price, problem.detail)));
+            Ok((status, render(&app, signed_in, Seq::ZERO, None, String::new(), refused).await?).into_response())
         }
         Err(problem) => Err(problem.into()),
     }
 }
 
-async fn send_wish(app: &App, signed_in: SignedIn, machine: MachineId, form: OwnerAction) -> Result<Done, Problem> {
-    let wish = match form.wish.as_str() {
+async fn send_change(
+    app: &App,
+    signed_in: SignedIn,
+    machine: MachineId,
+    form: MachineChangeForm,
+) -> Result<Done, Problem> {
+    let wish = match form.change.as_str() {
         "pause" => MachineChange::Pause,
         "resume" => MachineChange::Resume,
         "drain" => MachineChange::Drain,
         "maintain" => MachineChange::Maintain,
         "delist" => MachineChange::Delist,
         "reprice" => MachineChange::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
-        _ => return Err(Problem::invalid("wish", "This is not something a machine can be asked.")),
+        _ => {
+            return Err(Problem::invalid("wish", "A machine cannot be changed in this way. Use a button of the page."));
+        }
     };
-    Ok(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, wish }).await?)
+    Ok(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, change: wish }).await?)
 }
 
 #[cfg(test)]
@@ -257,16 +271,16 @@ mod tests {
     use crate::testing::machine;
 
     #[test]
-    fn prices_are_those_of_machines_with_the_same_gpu() {
+    fn price_percentiles_compare_machines_with_the_same_gpu() {
         let own = machine("own", "RTX 4090", 5);
         let market: Vec<_> = (1..=10).map(|price| Arc::new(machine("x", "RTX 4090", price))).collect();
         let rate = |micros| HourlyRate(MicroUsd(micros));
-        assert_eq!(prices(&market, &own.listed), Some((rate(1), rate(5), rate(9))));
-        assert_eq!(prices(&market[..1], &own.listed), Some((rate(1), rate(1), rate(1))));
-        assert_eq!(prices(&market, &machine("other", "A100", 5).listed), None);
+        assert_eq!(price_percentiles(&market, &own.listed), Some((rate(1), rate(5), rate(9))));
+        assert_eq!(price_percentiles(&market[..1], &own.listed), Some((rate(1), rate(1), rate(1))));
+        assert_eq!(price_percentiles(&market, &machine("other", "A100", 5).listed), None);
         let mut without = machine("cpu", "", 5);
         without.listed.offer.hardware.gpus.clear();
-        assert_eq!(prices(&market, &without.listed), None);
-        assert_eq!(prices(&[Arc::new(without.clone())], &without.listed), Some((rate(5), rate(5), rate(5))));
+        assert_eq!(price_percentiles(&market, &without.listed), None);
+        assert_eq!(price_percentiles(&[Arc::new(without.clone())], &without.listed), Some((rate(5), rate(5), rate(5))));
     }
 }

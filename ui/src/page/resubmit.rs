@@ -1,12 +1,12 @@
-//! A job's own form, filled in anew: to run the job again, or with something changed. The values of its environment are
-//! known to nobody any more, and are to be typed again.
+//! Fills the form of a new job with the fields of a previous job. Only the values of environment variables are missing:
+//! the market has deleted them, so the user must enter them again.
 
 use gpubnb_events::job_request::JobRequest;
 use gpubnb_query::view::JobView;
 
 use crate::input;
 
-/// The form's fields, as they would have been typed.
+/// The form fields, as (name, value).
 pub(super) fn fields(job: &JobView) -> Vec<(String, String)> {
-    input::to_form(&JobRequest::again(&job.spec, &job.placement, &job.limits))
+    input::to_form(&JobRequest::from_job(&job.spec, &job.placement, &job.limits))
 }

@@ -1,4 +1,4 @@
-//! Signing up, signing in, signing out.
+//! The pages to sign up and to sign in, and the endpoint to sign out.
 
 use askama::Template;
 use axum::{
@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{Chrome, html};
+use super::{Layout, render_page};
 use crate::{
     access::{Client, SignUp, SignedIn, Viewer, clear_cookie},
     accounts,
@@ -17,11 +17,12 @@ use crate::{
     extract::{Form, Query},
 };
 
-/// The page to open afterwards, and a mark for somebody who has just signed up.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Next {
+pub(crate) struct SignInQuery {
+    /// The path to open after signing in.
     #[serde(default)]
     next: Option<String>,
+    /// Set if the user has just signed up.
     #[serde(default)]
     welcome: Option<String>,
 }
@@ -29,16 +30,17 @@ pub(crate) struct Next {
 #[derive(Template)]
 #[template(path = "sign_in.html")]
 struct SignInPage {
-    chrome: Chrome,
-    /// True for signing up, false for signing in.
-    new: bool,
-    welcome: bool,
+    layout: Layout,
+    /// True for the form to sign up, false for the form to sign in.
+    is_sign_up: bool,
+    /// True if the user has just signed up.
+    is_welcome: bool,
     next: String,
     email: String,
     problem: Option<Problem>,
 }
 
-/// The fields of either form.
+/// The fields of both forms.
 #[derive(Deserialize)]
 pub(crate) struct Credentials {
     email: String,
@@ -47,65 +49,65 @@ pub(crate) struct Credentials {
     next: String,
 }
 
-fn show(
-    new: bool,
-    welcome: bool,
+fn render(
+    is_sign_up: bool,
+    is_welcome: bool,
     next: String,
     email: String,
     problem: Option<Problem>,
 ) -> Result<Response, PageError> {
-    let (title, here) = if new { ("Sign up", "sign-up") } else { ("Sign in", "sign-in") };
+    let (title, menu_entry) = if is_sign_up { ("Sign up", "sign-up") } else { ("Sign in", "sign-in") };
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
-    let chrome = Chrome::new(title, here, Viewer::default());
-    let page = html(&SignInPage { chrome, new, welcome, next, email, problem })?;
+    let layout = Layout::new(title, menu_entry, Viewer::default());
+    let page = render_page(&SignInPage { layout, is_sign_up, is_welcome, next, email, problem })?;
     Ok((status, page).into_response())
 }
 
-/// The page to open, if it is one of ours. With a foreign address, a link to our sign-in page would lead to another
-/// site.
-fn own(next: &str) -> &str {
-    let elsewhere = next.starts_with("//") || next.contains('\\') || next.chars().any(char::is_control);
-    if next.starts_with('/') && !elsewhere { next } else { "/market" }
+/// The path to open after signing in: `next` if it is a path on this server, otherwise `/market`. Without this check, a
+/// link to the sign-in page could redirect the user to another site (an open redirect).
+fn safe_redirect(next: &str) -> &str {
+    let is_foreign = next.starts_with("//") || next.contains('\\') || next.chars().any(char::is_control);
+    if next.starts_with('/') && !is_foreign { next } else { "/market" }
 }
 
 pub(crate) async fn sign_up_page() -> Result<Response, PageError> {
-    show(true, false, String::new(), String::new(), None)
+    render(true, false, String::new(), String::new(), None)
 }
 
-/// The answer is the same for a free and for a taken address.
+/// The response is the same whether the e-mail address has an account or not.
 pub(crate) async fn sign_up(
     State(app): State<App>,
     client: Client,
-    Form(typed): Form<Credentials>,
+    Form(form): Form<Credentials>,
 ) -> Result<Response, PageError> {
-    app.rate_limits.sign_up(client.address)?;
-    let new = SignUp { email: typed.email.clone(), password: typed.password };
+    app.rate_limits.check_sign_up(client.address)?;
+    let new = SignUp { email: form.email.clone(), password: form.password };
     match accounts::sign_up(&app, &new).await {
         Ok(()) => Ok(Redirect::to("/sign-in?welcome=1").into_response()),
-        Err(problem) if problem.field.is_some() => show(true, false, String::new(), typed.email, Some(problem)),
+        Err(problem) if problem.field.is_some() => render(true, false, String::new(), form.email, Some(problem)),
         Err(problem) => Err(problem.into()),
     }
 }
 
-pub(crate) async fn sign_in_page(viewer: Viewer, Query(next): Query<Next>) -> Result<Response, PageError> {
+pub(crate) async fn sign_in_page(viewer: Viewer, Query(query): Query<SignInQuery>) -> Result<Response, PageError> {
     if viewer.session.is_some() {
-        return Ok(Redirect::to(own(next.next.as_deref().unwrap_or_default())).into_response());
+        return Ok(Redirect::to(safe_redirect(query.next.as_deref().unwrap_or_default())).into_response());
     }
-    show(false, next.welcome.is_some(), next.next.unwrap_or_default(), String::new(), None)
+    render(false, query.welcome.is_some(), query.next.unwrap_or_default(), String::new(), None)
 }
 
 pub(crate) async fn sign_in(
     State(app): State<App>,
     client: Client,
-    Form(typed): Form<Credentials>,
+    Form(form): Form<Credentials>,
 ) -> Result<Response, PageError> {
-    match accounts::check_password(&app, &client, &typed.email, &typed.password).await {
+    match accounts::check_password(&app, &client, &form.email, &form.password).await {
         Ok(account) => {
             let cookie = app.sessions.begin(account, &client.name, app.now()).await?;
-            Ok(([(header::SET_COOKIE, cookie)], Redirect::to(own(&typed.next))).into_response())
+            Ok(([(header::SET_COOKIE, cookie)], Redirect::to(safe_redirect(&form.next))).into_response())
         }
         Err(problem) if matches!(problem.status, 401 | 429) => {
-            show(false, false, typed.next, typed.email, Some(problem))
+            render(false, false, form.next, form.email, Some(problem))
         }
         Err(problem) => Err(problem.into()),
     }
@@ -121,10 +123,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signing_in_leads_to_pages_of_ours_only() {
-        assert_eq!(own("/jobs/1?seq=2"), "/jobs/1?seq=2");
-        for elsewhere in ["", "https://x.example", "//x.example", "/\\x.example", "javascript:alert(1)", "/a\nb"] {
-            assert_eq!(own(elsewhere), "/market", "{elsewhere:?}");
+    fn signing_in_redirects_only_to_paths_of_this_server() {
+        assert_eq!(safe_redirect("/jobs/1?seq=2"), "/jobs/1?seq=2");
+        for foreign in ["", "https://x.example", "//x.example", "/\\x.example", "javascript:alert(1)", "/a\nb"] {
+            assert_eq!(safe_redirect(foreign), "/market", "{foreign:?}");
         }
     }
 }

@@ -1,15 +1,16 @@
-//! Time travel: the market, a job, a machine or an account as it was after any event, compared with another moment.
+//! The time travel page for operators: the market, a job, a machine or an account as it was right after any event. The
+//! page can compare this state with the state after another event.
 
 use askama::Template;
 use axum::{extract::State, response::Html};
 use gpubnb_events::{Seq, Timestamp};
 use gpubnb_query::{
-    request::Point,
-    view::ops::{MarketThen, Progress, RowThen, Travel, fields},
+    request::LogPoint,
+    view::ops::{PastMarket, PastRow, Progress, TimeTravel, fields},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Chrome, html};
+use super::{Layout, render_page};
 use crate::{
     access::SignedIn,
     app::App,
@@ -19,87 +20,94 @@ use crate::{
     format,
 };
 
-/// The destination, as it stands in the address.
+/// The aggregate and the event to travel to, as query parameters.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Destination {
-    /// `job`, `machine`, `account`; the market if empty.
+    /// `job`, `machine` or `account`; empty for the market.
     #[serde(default)]
     kind: String,
+    /// The id of the job, machine or account; empty for the market.
     #[serde(default)]
     id: String,
-    /// A sequence; the end of the log if empty.
+    /// The sequence of the event; empty for the last event of the log.
     #[serde(default)]
     seq: String,
-    /// A time, instead of a sequence: `2026-01-31T12:00:00Z`, or a beginning of it such as `2026-01-31`.
+    /// A UTC time, used instead of `seq`: `2026-01-31T12:00:00Z`, or shorter: `2026-01-31 12:00`, `2026-01-31`.
     #[serde(default)]
     time: String,
-    /// The sequence to compare with.
+    /// The sequence of the event to compare with; empty for no comparison.
     #[serde(default)]
     with: String,
 }
 
 impl Destination {
-    fn point(&self, last: Seq) -> Result<Point, Problem> {
+    /// The point in the log to travel to. `last` is the end of the log.
+    fn point(&self, last: Seq) -> Result<LogPoint, Problem> {
         if let Some(time) = Some(self.time.trim()).filter(|t| !t.is_empty()) {
-            // A browser's field for a time sends no zone. It is taken as UTC.
+            // A time without a zone is UTC. The candidates add the missing end of the text.
             let time = time.replacen(' ', "T", 1);
-            let whole = [time.clone(), format!("{time}Z"), format!("{time}:00Z"), format!("{time}T00:00:00Z")];
-            let time = whole.iter().find_map(|text| text.parse::<Timestamp>().ok());
-            let what = "Enter a UTC time, for example 2026-01-31 12:00.";
-            return time.map(Point::Time).ok_or_else(|| Problem::invalid("time", what));
+            let candidates = [time.clone(), format!("{time}Z"), format!("{time}:00Z"), format!("{time}T00:00:00Z")];
+            let time = candidates.iter().find_map(|text| text.parse::<Timestamp>().ok());
+            let detail = "Enter a UTC time, for example 2026-01-31 12:00.";
+            return time.map(LogPoint::Time).ok_or_else(|| Problem::invalid("time", detail));
         }
         match self.seq.trim() {
-            "" => Ok(Point::Seq(last)),
+            "" => Ok(LogPoint::Seq(last)),
             seq => {
                 let bad = |_| Problem::invalid("seq", "A sequence is a whole number.");
-                Ok(Point::Seq(Seq(seq.parse().map_err(bad)?).min(last)))
+                Ok(LogPoint::Seq(Seq(seq.parse().map_err(bad)?).min(last)))
             }
         }
     }
 
+    /// The address of this page for the same aggregate at another sequence.
     fn address(&self, seq: Seq) -> String {
-        let to = Self { seq: seq.0.to_string(), time: String::new(), ..self.clone() };
-        serde_urlencoded::to_string(&to).map(|q| format!("/console/travel?{q}")).unwrap_or_default()
+        let destination = Self { seq: seq.0.to_string(), time: String::new(), ..self.clone() };
+        serde_urlencoded::to_string(&destination).map(|q| format!("/console/travel?{q}")).unwrap_or_default()
     }
 }
 
-/// The content of the page.
-enum Then {
-    Market(Box<MarketThen>, Option<Box<MarketThen>>),
-    Row(RowThen, Vec<Field>),
-    /// The read models of that moment are being built.
+enum TravelContent {
+    /// The market, and the market to compare with.
+    Market(Box<PastMarket>, Option<Box<PastMarket>>),
+    /// A job, machine or account, and the fields of its view.
+    Row(PastRow, Vec<ComparedField>),
+    /// The projector is still folding the log up to the requested event.
     Folding(Progress),
 }
 
-/// A field of a row, with its other value if it differs at the point of comparison.
-struct Field {
+struct ComparedField {
     name: String,
     value: String,
-    before: Option<String>,
+    /// The value after the event to compare with, if it differs; empty if the field did not exist then.
+    other_value: Option<String>,
 }
 
 #[derive(Template)]
 #[template(path = "travel.html")]
 struct TravelPage {
-    chrome: Chrome,
-    to: Destination,
-    then: Then,
+    layout: Layout,
+    destination: Destination,
+    content: TravelContent,
+    /// The sequence of the event to which the content belongs.
     seq: Seq,
+    /// The last sequence of the log.
     last: Seq,
     now: Timestamp,
 }
 
 impl TravelPage {
-    /// The address that is `events` further, for the buttons beside the slider.
+    /// The address `events` events later (earlier if negative), for the buttons; `None` outside the log.
     fn step(&self, events: i64) -> Option<String> {
         let seq = self.seq.0.checked_add_signed(events).filter(|seq| (1..=self.last.0).contains(seq))?;
-        Some(self.to.address(Seq(seq)))
+        Some(self.destination.address(Seq(seq)))
     }
 
-    /// Name, value, and value at the point of comparison.
+    /// The rows of the table "The market": name, value, and value in the market to compare with.
+    // A template calls only methods of its own struct.
     #[allow(clippy::unused_self)]
-    fn figures(&self, then: &MarketThen, other: Option<&MarketThen>) -> Vec<(&'static str, String, String)> {
-        compared(then, other, |m| {
+    fn figures(&self, market: &PastMarket, other: Option<&PastMarket>) -> Vec<(&'static str, String, String)> {
+        compare(market, other, |m| {
             let f = &m.figures;
             vec![
                 ("Machines listed", f.machines.to_string()),
@@ -114,9 +122,10 @@ impl TravelPage {
         })
     }
 
+    /// The rows of the table "The ledger", in the same form.
     #[allow(clippy::unused_self)]
-    fn ledger(&self, then: &MarketThen, other: Option<&MarketThen>) -> Vec<(&'static str, String, String)> {
-        compared(then, other, |m| {
+    fn ledger(&self, market: &PastMarket, other: Option<&PastMarket>) -> Vec<(&'static str, String, String)> {
+        compare(market, other, |m| {
             let l = &m.ledger;
             vec![
                 ("Accounts with money", l.accounts.to_string()),
@@ -130,97 +139,105 @@ impl TravelPage {
     }
 }
 
-/// The lines of two markets beside each other.
-fn compared(
-    then: &MarketThen,
-    other: Option<&MarketThen>,
-    lines: impl Fn(&MarketThen) -> Vec<(&'static str, String)>,
+/// The rows of a table of two markets: name, value in `market`, value in `other`.
+fn compare(
+    market: &PastMarket,
+    other: Option<&PastMarket>,
+    values: impl Fn(&PastMarket) -> Vec<(&'static str, String)>,
 ) -> Vec<(&'static str, String, String)> {
-    let others = other.map(&lines).unwrap_or_default();
-    let before = |name| others.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone()).unwrap_or_default();
-    lines(then).into_iter().map(|(name, value)| (name, value, before(name))).collect()
+    let other_values = other.map(&values).unwrap_or_default();
+    let other_value =
+        |name| other_values.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone()).unwrap_or_default();
+    values(market).into_iter().map(|(name, value)| (name, value, other_value(name))).collect()
 }
 
 pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
-    Query(to): Query<Destination>,
+    Query(destination): Query<Destination>,
 ) -> Result<Html<String>, PageError> {
-    let last = app.queries.lag(signed_in.operator()).await?.last;
-    let point = to.point(last)?;
-    let with = Some(to.with.trim()).filter(|with| !with.is_empty()).map(str::parse).transpose();
-    let with = with.map_err(|_| Problem::invalid("with", "Write the sequence to compare with."))?.map(Seq);
-    let then = if to.id.trim().is_empty() {
-        market(&app, signed_in, point, with).await?
+    let last = app.queries.lag(signed_in.operator_actor()).await?.last;
+    let point = destination.point(last)?;
+    let with = Some(destination.with.trim()).filter(|with| !with.is_empty()).map(str::parse).transpose();
+    let with = with.map_err(|_| Problem::invalid("with", "A sequence is a whole number."))?.map(Seq);
+    let content = if destination.id.trim().is_empty() {
+        load_market(&app, signed_in, point, with).await?
     } else {
-        row(&app, signed_in, &to, point, with).await?
+        load_row(&app, signed_in, &destination, point, with).await?
     };
-    let seq = match (&then, point) {
-        (Then::Market(then, _), _) => then.seq,
-        (Then::Row(then, _), _) => then.seq,
-        (Then::Folding(_), Point::Seq(seq)) => seq,
-        (Then::Folding(_), Point::Time(_)) => last,
+    let seq = match (&content, point) {
+        (TravelContent::Market(market, _), _) => market.seq,
+        (TravelContent::Row(row, _), _) => row.seq,
+        (TravelContent::Folding(_), LogPoint::Seq(seq)) => seq,
+        (TravelContent::Folding(_), LogPoint::Time(_)) => last,
     };
-    let chrome = Chrome::new("Time travel", "console", signed_in.viewer);
-    Ok(html(&TravelPage { chrome, to, then, seq, last, now: app.now() })?)
+    let layout = Layout::new("Time travel", "console", signed_in.viewer);
+    Ok(render_page(&TravelPage { layout, destination, content, seq, last, now: app.now() })?)
 }
 
-async fn market(app: &App, signed_in: SignedIn, to: Point, with: Option<Seq>) -> Result<Then, Problem> {
-    let then = match app.queries.travel(signed_in.operator(), to).await? {
-        Travel::Folding(progress) => return Ok(Then::Folding(progress)),
-        Travel::There(then) => then,
+async fn load_market(
+    app: &App,
+    signed_in: SignedIn,
+    point: LogPoint,
+    with: Option<Seq>,
+) -> Result<TravelContent, Problem> {
+    let market = match app.queries.past_market(signed_in.operator_actor(), point).await? {
+        TimeTravel::Folding(progress) => return Ok(TravelContent::Folding(progress)),
+        TimeTravel::There(market) => market,
     };
     let other = match with {
         None => None,
-        Some(seq) => match app.queries.travel(signed_in.operator(), Point::Seq(seq)).await? {
-            Travel::Folding(progress) => return Ok(Then::Folding(progress)),
-            Travel::There(other) => Some(other),
+        Some(seq) => match app.queries.past_market(signed_in.operator_actor(), LogPoint::Seq(seq)).await? {
+            TimeTravel::Folding(progress) => return Ok(TravelContent::Folding(progress)),
+            TimeTravel::There(other) => Some(other),
         },
     };
-    Ok(Then::Market(then, other))
+    Ok(TravelContent::Market(market, other))
 }
 
-async fn row(
+async fn load_row(
     app: &App,
     signed_in: SignedIn,
-    to: &Destination,
-    point: Point,
+    destination: &Destination,
+    point: LogPoint,
     with: Option<Seq>,
-) -> Result<Then, Problem> {
-    let of = trail_of(&to.kind, to.id.trim())?;
-    let then = app.queries.then(signed_in.operator(), of, point).await?;
-    let before = match with {
-        Some(seq) => fields(app.queries.then(signed_in.operator(), of, Point::Seq(seq)).await?.row.as_ref()),
+) -> Result<TravelContent, Problem> {
+    let of = trail_of(&destination.kind, destination.id.trim())?;
+    let row = app.queries.past_row(signed_in.operator_actor(), of, point).await?;
+    let other_fields = match with {
+        Some(seq) => {
+            fields(app.queries.past_row(signed_in.operator_actor(), of, LogPoint::Seq(seq)).await?.row.as_ref())
+        }
         None => Vec::new(),
     };
-    let was = |name: &str| before.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
-    let fields = fields(then.row.as_ref()).into_iter().map(|(name, value)| {
-        let before = with.map(|_| was(&name).unwrap_or_default()).filter(|before| *before != value);
-        Field { name, value, before }
+    let other_value = |name: &str| other_fields.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
+    let fields = fields(row.row.as_ref()).into_iter().map(|(name, value)| {
+        let other_value = with.map(|_| other_value(&name).unwrap_or_default()).filter(|other| *other != value);
+        ComparedField { name, value, other_value }
     });
     let fields = fields.collect();
-    Ok(Then::Row(then, fields))
+    Ok(TravelContent::Row(row, fields))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn point(seq: &str, time: &str) -> Result<Point, Problem> {
+    fn point(seq: &str, time: &str) -> Result<LogPoint, Problem> {
         Destination { seq: seq.to_owned(), time: time.to_owned(), ..Default::default() }.point(Seq(9))
     }
 
     #[test]
-    fn a_point_is_a_sequence_or_a_time_and_the_end_of_the_log_without_either() {
-        assert!(matches!(point("", ""), Ok(Point::Seq(Seq(9)))));
-        assert!(matches!(point("4", ""), Ok(Point::Seq(Seq(4)))));
-        assert!(matches!(point("400", ""), Ok(Point::Seq(Seq(9)))), "never after the end");
+    fn a_point_is_a_time_or_a_sequence_and_defaults_to_the_end_of_the_log() {
+        assert!(matches!(point("", ""), Ok(LogPoint::Seq(Seq(9)))));
+        assert!(matches!(point("4", ""), Ok(LogPoint::Seq(Seq(4)))));
+        assert!(matches!(point("400", ""), Ok(LogPoint::Seq(Seq(9)))), "a later sequence becomes the end of the log");
         assert_eq!(point("four", "").unwrap_err().field.as_deref(), Some("seq"));
         let noon: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
         for time in ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00", "2026-01-31T12:00", "2026-01-31 12:00"] {
-            assert!(matches!(point("4", time), Ok(Point::Time(at)) if at == noon), "{time}");
+            assert!(matches!(point("4", time), Ok(LogPoint::Time(at)) if at == noon), "{time}");
         }
-        assert!(matches!(point("", "2026-01-31"), Ok(Point::Time(_))));
+        assert!(matches!(point("", "2026-01-31"), Ok(LogPoint::Time(_))));
         assert_eq!(point("", "noon").unwrap_err().field.as_deref(), Some("time"));
     }
 }

@@ -1,4 +1,4 @@
-//! The viewer's money: balance, statement, deposits and payouts.
+//! The wallet page: the viewer's balance, statement, deposits and payouts.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -23,7 +23,7 @@ use gpubnb_query::{
 };
 use serde::Deserialize;
 
-use super::{Chrome, fragment, html};
+use super::{Layout, render_fragment, render_page};
 use crate::{
     access::SignedIn,
     app::App,
@@ -35,30 +35,34 @@ use crate::{
     state::Change,
 };
 
-/// A page of the statement: the lines before a sequence.
+/// The shown part of the statement, as query parameters.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct StatementRange {
+    /// Shows the newest lines before this sequence; without it, the newest lines of all.
     #[serde(default)]
     before: Option<u64>,
+    /// The sequence of the viewer's last command, which the page must reflect.
     #[serde(default)]
     seq: u64,
 }
 
 #[derive(Template)]
 #[template(path = "wallet.html")]
-struct Wallet {
-    chrome: Chrome,
-    sums: String,
+struct WalletPage {
+    layout: Layout,
+    balance: String,
     statement: String,
     deposit: AmountForm,
     payout: AmountForm,
-    /// Set on the first page, to which new lines are added: the sequence that it must show.
-    live: Option<u64>,
+    /// The sequence that live updates must reflect; `None` for a page of older lines, which are not updated live.
+    live_min_seq: Option<u64>,
 }
 
-/// One of the two forms: the amount that was typed, and the problem with it.
+/// The form of a deposit or a payout.
 struct AmountForm {
+    /// The id of the command, so that submitting one form twice moves the money once.
     id: CommandId,
+    /// Dollars, as the user typed them.
     amount: String,
     problem: Option<Problem>,
 }
@@ -68,40 +72,46 @@ impl AmountForm {
         Self { id: CommandId::generate(), amount: amount.to_owned(), problem: None }
     }
 
-    /// The form that was refused. A refused command left nothing behind, so the next try gets a new id.
-    fn refused(sent: Transfer, problem: Problem) -> Self {
-        Self { problem: Some(problem), ..Self::new(&sent.amount) }
+    /// The form again, with the reason of the refusal. A refused command has no effect, so the form gets a new id.
+    fn refused(submitted: Transfer, problem: Problem) -> Self {
+        Self { problem: Some(problem), ..Self::new(&submitted.amount) }
     }
 }
 
 #[derive(Template)]
 #[template(path = "wallet_sums.html")]
-struct Sums {
+struct BalanceCard {
     balance: Balance,
-    month: MicroUsd,
+    spent_this_month: MicroUsd,
 }
 
 #[derive(Template)]
 #[template(path = "wallet_statement.html")]
-struct Statement {
+struct StatementCard {
     page: Page<StatementLine>,
     now: Timestamp,
 }
 
-/// Lines on one page.
-const ON_PAGE: u32 = 50;
+/// Lines of the statement on one page.
+const PAGE_SIZE: u32 = 50;
 
-async fn contents(app: &App, signed_in: SignedIn, before: Option<u64>, seq: Seq) -> Result<(String, String), Problem> {
+/// Renders the balance and the statement.
+async fn render_cards(
+    app: &App,
+    signed_in: SignedIn,
+    before: Option<u64>,
+    seq: Seq,
+) -> Result<(String, String), Problem> {
     let (actor, account) = (signed_in.actor(), signed_in.account);
-    let query = StatementQuery { account, before: before.map(Seq), limit: ON_PAGE };
+    let query = StatementQuery { account, before: before.map(Seq), limit: PAGE_SIZE };
     let (balance, days, page) = tokio::join!(
         app.queries.balance(actor, account, seq),
         app.queries.days(actor, DaysOf::Account(account), MONTH, seq),
         app.queries.statement(actor, query, seq),
     );
     let (_, month) = this_month(&days?, app.now());
-    let sums = Sums { balance: balance?, month: month.iter().map(|day| day.spent).sum() };
-    Ok((fragment(&sums)?, fragment(&Statement { page: page?, now: app.now() })?))
+    let card = BalanceCard { balance: balance?, spent_this_month: month.iter().map(|day| day.spent).sum() };
+    Ok((render_fragment(&card)?, render_fragment(&StatementCard { page: page?, now: app.now() })?))
 }
 
 pub(crate) async fn page(
@@ -109,23 +119,23 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(range): Query<StatementRange>,
 ) -> Result<Html<String>, PageError> {
-    Ok(show(&app, signed_in, &range, AmountForm::new(DEPOSIT), AmountForm::new("")).await?)
+    Ok(render(&app, signed_in, &range, AmountForm::new(SUGGESTED_DEPOSIT), AmountForm::new("")).await?)
 }
 
-/// The amount in the form before somebody types another, dollars.
-const DEPOSIT: &str = "10";
+/// The amount that the deposit form suggests, dollars.
+const SUGGESTED_DEPOSIT: &str = "10";
 
-async fn show(
+async fn render(
     app: &App,
     signed_in: SignedIn,
     range: &StatementRange,
     deposit: AmountForm,
     payout: AmountForm,
 ) -> Result<Html<String>, Problem> {
-    let (sums, statement) = contents(app, signed_in, range.before, Seq(range.seq)).await?;
-    let chrome = Chrome::new("Wallet", "wallet", signed_in.viewer);
-    let live = range.before.is_none().then_some(range.seq);
-    html(&Wallet { chrome, sums, statement, deposit, payout, live })
+    let (balance, statement) = render_cards(app, signed_in, range.before, Seq(range.seq)).await?;
+    let layout = Layout::new("Wallet", "wallet", signed_in.viewer);
+    let live_min_seq = range.before.is_none().then_some(range.seq);
+    render_page(&WalletPage { layout, balance, statement, deposit, payout, live_min_seq })
 }
 
 pub(crate) async fn live(
@@ -134,27 +144,29 @@ pub(crate) async fn live(
     Query(range): Query<StatementRange>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let changes = app.changes.clone();
-    let matters = move |change: &Change| change.aggregate == Aggregate::Account(signed_in.account);
-    parts::stream(changes, Duration::from_millis(200), matters, move |seq| {
+    let is_relevant = move |change: &Change| change.aggregate == Aggregate::Account(signed_in.account);
+    parts::stream(changes, Duration::from_millis(200), is_relevant, move |seq| {
         let app = app.clone();
         async move {
-            let (sums, statement) = contents(&app, signed_in, None, seq.max(Seq(range.seq))).await?;
-            Ok(vec![PagePart::new("sums", sums), PagePart::new("statement", statement)])
+            let (balance, statement) = render_cards(&app, signed_in, None, seq.max(Seq(range.seq))).await?;
+            Ok(vec![PagePart::new("sums", balance), PagePart::new("statement", statement)])
         }
     })
 }
 
-/// Lines in one query.
-const AT_ONCE: u32 = 200;
+/// Lines in one query for the CSV file.
+const CSV_QUERY_SIZE: u32 = 200;
 
-/// `GET /wallet/statement.csv`: all of the statement, newest first, in dollars with six decimals; streamed.
+/// `GET /wallet/statement.csv`: the whole statement, newest line first, as a stream. Amounts are dollars with six
+/// decimals.
 pub(crate) async fn csv(State(app): State<App>, signed_in: SignedIn) -> Response {
     let (actor, account) = (signed_in.actor(), signed_in.account);
-    let pages = stream::try_unfold(Some(None), move |at: Option<Option<Seq>>| {
+    // The state is `Some(before)` for the next query, and `None` after the last one. The first query has no `before`.
+    let pages = stream::try_unfold(Some(None), move |next_page: Option<Option<Seq>>| {
         let queries = app.queries.clone();
         async move {
-            let Some(before) = at else { return Ok::<_, io::Error>(None) };
-            let query = StatementQuery { account, before, limit: AT_ONCE };
+            let Some(before) = next_page else { return Ok::<_, io::Error>(None) };
+            let query = StatementQuery { account, before, limit: CSV_QUERY_SIZE };
             let page = queries.statement(actor, query, Seq::ZERO).await.map_err(io::Error::other)?;
             let head = if before.is_none() { "seq,time,event,job,available,held,balance\n" } else { "" };
             let lines: String = page.rows.iter().map(csv_line).collect();
@@ -169,7 +181,7 @@ pub(crate) async fn csv(State(app): State<App>, signed_in: SignedIn) -> Response
     (headers, Body::from_stream(pages)).into_response()
 }
 
-/// A line has only numbers, ids and names of events, so a spreadsheet cannot take any of it for a formula.
+/// A line contains only numbers, ids, times and event names, so a spreadsheet cannot read a field as a formula.
 fn csv_line(line: &StatementLine) -> String {
     let job = line.job.map(|job| job.to_string()).unwrap_or_default();
     let [available, held, balance] = [line.available, line.held, line.balance].map(decimal);
@@ -183,7 +195,7 @@ fn decimal(amount: MicroUsd) -> String {
     format!("{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }
 
-/// An amount, and the id that makes sending the form twice safe.
+/// The submitted form of a deposit or a payout (see [`AmountForm`]).
 #[derive(Debug, Deserialize)]
 pub(crate) struct Transfer {
     id: CommandId,
@@ -206,7 +218,7 @@ pub(crate) async fn deposit(
         Ok(app.command::<Done>("account", "deposit", signed_in.actor(), &body).await?)
     };
     let done = done.await;
-    answered(&app, signed_in, done, |p| (AmountForm::refused(transfer, p), AmountForm::new(""))).await
+    respond(&app, signed_in, done, |p| (AmountForm::refused(transfer, p), AmountForm::new(""))).await
 }
 
 pub(crate) async fn payout(
@@ -219,12 +231,12 @@ pub(crate) async fn payout(
         Ok(app.command::<Done>("account", "request_payout", signed_in.actor(), &body).await?)
     };
     let done = done.await;
-    answered(&app, signed_in, done, |p| (AmountForm::new(DEPOSIT), AmountForm::refused(transfer, p))).await
+    respond(&app, signed_in, done, |p| (AmountForm::new(SUGGESTED_DEPOSIT), AmountForm::refused(transfer, p))).await
 }
 
-/// Leads on to the wallet after a success. A refusal is shown in its form, with the amount that was typed. A failure of
-/// ours gets a page of its own.
-async fn answered(
+/// Redirects to the wallet after a success. A refusal is shown in its form, with the submitted amount. A server error
+/// becomes an error page.
+async fn respond(
     app: &App,
     signed_in: SignedIn,
     done: Result<Done, Problem>,
@@ -237,7 +249,7 @@ async fn answered(
     };
     let status = StatusCode::from_u16(problem.status).unwrap_or_default();
     let (deposit, payout) = forms(problem);
-    Ok((status, show(app, signed_in, &StatementRange::default(), deposit, payout).await?).into_response())
+    Ok((status, render(app, signed_in, &StatementRange::default(), deposit, payout).await?).into_response())
 }
 
 #[cfg(test)]
@@ -245,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn money_in_a_table_is_exact() {
+    fn amounts_in_the_csv_file_are_exact() {
         let decimals = [0, 1, -1, 1_500_000, -12_000_001].map(|micros| decimal(MicroUsd(micros)));
         assert_eq!(decimals, ["0.000000", "0.000001", "-0.000001", "1.500000", "-12.000001"]);
     }

@@ -1,31 +1,33 @@
-//! The change notices of the projectors, passed on to every open page.
+//! Change notices. The projectors, which build the read models from the log, publish a notice whenever an aggregate (a
+//! job, a machine or an account) changed. This module passes the notices to every open page.
 
 use std::sync::Arc;
 
 use async_nats::Client;
 use futures_util::StreamExt;
 use gpubnb_events::{Aggregate, Seq, subject};
-use gpubnb_query::view::{JobNews, News, Notice};
+use gpubnb_query::view::{JobChange, NewState, Notice};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::MachineCache;
 
-/// Notices that a slow page may fall behind. After that it is told to read everything again, so nothing grows in
-/// memory.
+/// The maximum number of notices that wait for a slow page. A page that falls further behind loses notices and reads
+/// everything again.
 const BACKLOG: usize = 1_024;
 
-/// An aggregate changed.
+/// A change of an aggregate.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) aggregate: Aggregate,
+    /// The sequence of the event that caused the change.
     pub(crate) seq: Seq,
     /// The new state of a job, if the notice carried it.
-    pub(crate) job: Option<Arc<JobNews>>,
+    pub(crate) job: Option<Arc<JobChange>>,
 }
 
-/// The change notices. Cheap to clone.
+/// The channel of changes. Clones share the channel.
 #[derive(Clone)]
 pub(crate) struct Changes(broadcast::Sender<Change>);
 
@@ -38,7 +40,7 @@ impl Changes {
         self.0.subscribe()
     }
 
-    /// Passes notices on until shutdown.
+    /// Receives notices until shutdown. Updates the cache of machines, and passes each change to the subscribers.
     pub(crate) async fn listen(self, client: Client, machines: MachineCache, shutdown: CancellationToken) {
         let mut notices = match client.subscribe(subject::NOTICES).await {
             Ok(notices) => notices,
@@ -55,26 +57,26 @@ impl Changes {
             let notice = serde_json::from_slice::<Notice>(&message.payload);
             if let (Some(aggregate), Ok(notice)) = (subject::aggregate_of_notice(&message.subject), notice) {
                 let job = match notice.news {
-                    News::Job(news) => Some(Arc::from(news)),
-                    News::Machine(view) => {
+                    NewState::Job(news) => Some(Arc::from(news)),
+                    NewState::Machine(view) => {
                         machines.put(*view);
                         None
                     }
-                    News::Ask => {
+                    NewState::Ask => {
                         if let Aggregate::Machine(id) = aggregate {
-                            machines.ask(id, notice.seq);
+                            machines.request_refresh(id, notice.seq);
                         }
                         None
                     }
                 };
-                // Sending fails when no page is open, which is no failure.
+                // Sending fails if no page is open. This is not a problem.
                 drop(self.0.send(Change { aggregate, seq: notice.seq, job }));
             }
         }
     }
 }
 
-/// The changes that matter among those that came while a page was busy, in order.
+/// The changes that are waiting and for which `matters` returns true, oldest first. Does not wait.
 pub(crate) fn pending_changes(
     changes: &mut broadcast::Receiver<Change>,
     matters: impl Fn(&Change) -> bool,
@@ -82,7 +84,8 @@ pub(crate) fn pending_changes(
     std::iter::from_fn(|| changes.try_recv().ok()).filter(|change| matters(change)).collect()
 }
 
-/// Waits for the next change that matters. `None` if the page fell behind: it should read everything again.
+/// Waits for the next change for which `matters` returns true. `None` if notices were lost because the page fell
+/// behind; then the page should read everything again.
 pub(crate) async fn next_change(
     changes: &mut broadcast::Receiver<Change>,
     matters: impl Fn(&Change) -> bool,
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_hears_of_what_matters_and_of_having_fallen_behind() {
+    async fn a_page_gets_the_changes_that_matter_and_learns_when_it_lost_some() {
         let (changes, own) = (Changes::new(), Aggregate::Job(JobId::generate()));
         let matters = |change: &Change| change.aggregate == own;
         let mut page = changes.subscribe();

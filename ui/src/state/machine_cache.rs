@@ -1,5 +1,5 @@
-//! The machines of the market, in memory. The cache is filled once and kept up to date by change notices. Pages of the
-//! market are rendered from it, so that open pages cost no queries, however many they are.
+//! A cache of all machines of the market. It is filled at the start and updated by change notices (see `changes.rs`).
+//! Market pages are rendered from the cache, so open pages cause no queries.
 
 use std::{
     collections::BTreeMap,
@@ -16,36 +16,38 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-/// How often all machines are read again, which repairs the cache after a lost notice.
+/// The time between two readings of all machines. Such a reading corrects the cache after a lost notice.
 const REFRESH: Duration = Duration::from_secs(60);
-/// Most machines that wait to be read one by one.
-const MOST_ASKED: usize = 4_096;
-/// The pause after a failure.
+/// The maximum number of waiting requests to read a single machine.
+const MAX_REQUESTS: usize = 4_096;
+/// The pause after a failed reading.
 const RETRY: Duration = Duration::from_millis(500);
 
 type Machines = BTreeMap<MachineId, Arc<MachineView>>;
 
-/// The cache. Cheap to clone.
+/// The cache. Clones share the machines.
 #[derive(Clone)]
 pub(crate) struct MachineCache {
     machines: Arc<RwLock<Machines>>,
-    filled: watch::Sender<bool>,
-    /// Machines that changed, and whose notice did not carry the new state.
-    asked: mpsc::Sender<(MachineId, Seq)>,
-    asking: Arc<Mutex<mpsc::Receiver<(MachineId, Seq)>>>,
+    /// True after the first reading of all machines.
+    is_filled: watch::Sender<bool>,
+    /// Requests to read a machine whose change notice did not carry the new state. The sequence is that of the change.
+    refresh_sender: mpsc::Sender<(MachineId, Seq)>,
+    refresh_receiver: Arc<Mutex<mpsc::Receiver<(MachineId, Seq)>>>,
 }
 
 impl MachineCache {
     pub(crate) fn new() -> Self {
-        let (asked, asking) = mpsc::channel(MOST_ASKED);
-        let asking = Arc::new(Mutex::new(asking));
-        Self { machines: Arc::default(), filled: watch::Sender::new(false), asked, asking }
+        let (refresh_sender, receiver) = mpsc::channel(MAX_REQUESTS);
+        let refresh_receiver = Arc::new(Mutex::new(receiver));
+        Self { machines: Arc::default(), is_filled: watch::Sender::new(false), refresh_sender, refresh_receiver }
     }
 
-    /// Asks for a machine to be read again because it changed. If too many wait, it is read with all the others.
-    pub(super) fn ask(&self, machine: MachineId, seq: Seq) {
-        if self.asked.try_send((machine, seq)).is_err() {
-            debug!(%machine, "the queue is full: the machine is read with all the others");
+    /// Requests that a changed machine is read again. If too many requests wait, the machine is read at the next
+    /// reading of all machines.
+    pub(super) fn request_refresh(&self, machine: MachineId, seq: Seq) {
+        if self.refresh_sender.try_send((machine, seq)).is_err() {
+            debug!(%machine, "too many refresh requests: the machine is read at the next reading of all machines");
         }
     }
 
@@ -55,21 +57,21 @@ impl MachineCache {
         put(&mut machines, view);
     }
 
-    /// Every machine that is not delisted. Waits until the cache is filled for the first time.
+    /// All machines that are not delisted. Waits until the cache has been filled.
     pub(crate) async fn machines(&self) -> Vec<Arc<MachineView>> {
-        // Waiting fails only when the sender is gone, and `self` holds the sender.
-        drop(self.filled.subscribe().wait_for(|filled| *filled).await);
+        // Waiting fails only if the sender was dropped, and `self` owns the sender.
+        drop(self.is_filled.subscribe().wait_for(|is_filled| *is_filled).await);
         let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
         machines.values().filter(|m| m.listed.wanted != MachineState::Delisted).cloned().collect()
     }
 
-    /// One machine, if it is in the cache.
+    /// A machine, if it is in the cache.
     pub(crate) fn machine(&self, id: MachineId) -> Option<Arc<MachineView>> {
         self.machines.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    /// Keeps the cache filled and up to date until shutdown.
-    pub(crate) async fn keep(self, queries: QueryClient, shutdown: CancellationToken) {
+    /// Fills the cache and updates it until shutdown.
+    pub(crate) async fn run(self, queries: QueryClient, shutdown: CancellationToken) {
         loop {
             let pause = match queries.machines(Actor::Platform, Seq::ZERO).await {
                 Ok(read) => {
@@ -77,44 +79,45 @@ impl MachineCache {
                     REFRESH
                 }
                 Err(e) => {
-                    warn!(error = %e, "the market cannot be read; trying again");
+                    warn!(error = %e, "the machines cannot be read; trying again");
                     RETRY
                 }
             };
-            let answering = self.answer(&queries);
+            let reading = self.read_requested(&queries);
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = answering => {}
+                () = reading => {}
             }
         }
     }
 
-    /// Reads the machines that were asked for, one after the other.
-    async fn answer(&self, queries: &QueryClient) {
-        let mut asking = self.asking.lock().await;
-        while let Some((machine, seq)) = asking.recv().await {
-            // A machine that cannot be read now is read later with all the others.
+    /// Reads the requested machines, one after the other.
+    async fn read_requested(&self, queries: &QueryClient) {
+        let mut requests = self.refresh_receiver.lock().await;
+        while let Some((machine, seq)) = requests.recv().await {
+            // After a failure the machine is read at the next reading of all machines.
             if let Ok(view) = queries.machine(Actor::Platform, machine, seq).await {
                 self.put(view);
             }
         }
     }
 
+    /// Replaces the machines by the result of a query.
     fn fill(&self, read: Vec<MachineView>) {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
-        let known = std::mem::take(&mut *machines);
+        let previous = std::mem::take(&mut *machines);
         for view in read {
             machines.insert(view.listed.machine, Arc::new(view));
         }
-        // A notice that came during the query carries a newer state than the query's answer.
-        for (id, view) in known {
+        // A machine that a notice updated during the query is newer than the query's answer.
+        for (id, view) in previous {
             if machines.get(&id).is_some_and(|read| read.listed.seq < view.listed.seq) {
                 machines.insert(id, view);
             }
         }
         drop(machines);
-        self.filled.send_replace(true);
+        self.is_filled.send_replace(true);
     }
 }
 

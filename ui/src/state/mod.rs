@@ -1,7 +1,7 @@
 //! State that the handlers of this replica share.
 //!
-//! Belongs here: what is kept in memory between requests, and what keeps it up to date. Must not come here: a handler,
-//! or anything that needs [`crate::app::App`], which is made of this.
+//! Belongs here: state that stays in memory between requests, and the tasks that update this state. Must not come here:
+//! a handler, or anything that needs [`crate::app::App`], because `App` contains this state.
 
 mod changes;
 mod machine_cache;

@@ -1,5 +1,5 @@
-//! The quota of files that are being uploaded, in the memory of this replica. The object stores know how much is
-//! stored; they do not know what is still on its way.
+//! The quota of uploads, counted in the memory of this replica. An object store knows only the size of complete files;
+//! the quota also counts uploads in progress.
 
 use std::{
     collections::HashMap,
@@ -10,24 +10,25 @@ use gpubnb_events::{Millis, Timestamp};
 
 use crate::keyed_limit::{KeyedLimit, Share};
 
-/// Owners whose finished uploads are remembered. Above this number, those whose time is over are forgotten, and if that
-/// is not enough, all: a forgotten attempt may upload its full quota once more.
-const MOST_REMEMBERED: usize = 10_000;
+/// The maximum number of owners whose finished uploads are remembered. Above this number, expired owners are removed.
+/// If that is not enough, all owners are removed, and each of them may upload its full quota again.
+const MAX_FINISHED: usize = 10_000;
 
-/// Bytes of uploads, by owner: the lease of an attempt, or an account.
+/// The uploaded bytes of each owner. An owner is the lease of an attempt, or an account, as text.
 #[derive(Clone, Default)]
 pub(crate) struct UploadQuota {
     uploads: KeyedLimit<String>,
     finished: Arc<Mutex<HashMap<String, Finished>>>,
 }
 
-/// The finished uploads of one owner, which still count.
+/// The finished uploads of one owner. They count until they are removed.
 struct Finished {
     share: Share<String>,
+    /// After this time the uploads may be removed.
     until: Timestamp,
 }
 
-/// The bytes of one upload. They are given back when this is dropped, unless they are kept.
+/// The reserved bytes of one upload. Dropping the reservation releases the bytes; [`Reservation::complete`] does not.
 pub(crate) struct Reservation {
     quota: UploadQuota,
     owner: String,
@@ -35,16 +36,17 @@ pub(crate) struct Reservation {
 }
 
 impl UploadQuota {
-    /// Reserves bytes for an upload. `None` if the owner's uploads would then have more than `most` bytes together.
-    pub(crate) fn reserve(&self, owner: String, bytes: u64, most: u64) -> Option<Reservation> {
-        let share = self.uploads.take(owner.clone(), bytes, most)?;
+    /// Reserves bytes for an upload. `None` if the owner's uploads would have more than `max_bytes` together.
+    pub(crate) fn reserve(&self, owner: String, bytes: u64, max_bytes: u64) -> Option<Reservation> {
+        let share = self.uploads.take(owner.clone(), bytes, max_bytes)?;
         Some(Reservation { quota: self.clone(), owner, share })
     }
 }
 
 impl Reservation {
-    /// The upload is complete: its bytes go on counting for a while.
-    pub(crate) fn keep(self, now: Timestamp, remembered: Millis) {
+    /// Ends the upload successfully. Its bytes count for at least the time `remembered`, unless there are too many
+    /// owners.
+    pub(crate) fn complete(self, now: Timestamp, remembered: Millis) {
         let until = now.plus(remembered);
         let mut finished = self.quota.finished.lock().unwrap_or_else(PoisonError::into_inner);
         match finished.get_mut(&self.owner) {
@@ -56,10 +58,10 @@ impl Reservation {
                 finished.insert(self.owner, Finished { share: self.share, until });
             }
         }
-        if finished.len() > MOST_REMEMBERED {
+        if finished.len() > MAX_FINISHED {
             finished.retain(|_, known| known.until > now);
         }
-        if finished.len() > MOST_REMEMBERED {
+        if finished.len() > MAX_FINISHED {
             finished.clear();
         }
     }
@@ -74,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upload_that_breaks_off_gives_its_bytes_back() {
+    fn an_interrupted_upload_releases_its_bytes() {
         let quota = UploadQuota::default();
         let first = reserve(&quota, "a", 6).unwrap();
         assert!(reserve(&quota, "a", 5).is_none());
@@ -84,21 +86,21 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_upload_goes_on_counting() {
+    fn a_complete_upload_still_counts() {
         let quota = UploadQuota::default();
         for bytes in [2, 4] {
-            reserve(&quota, "a", bytes).unwrap().keep(Timestamp::EPOCH, Millis(1_000));
+            reserve(&quota, "a", bytes).unwrap().complete(Timestamp::EPOCH, Millis(1_000));
         }
         assert!(reserve(&quota, "a", 5).is_none());
         assert!(reserve(&quota, "a", 4).is_some());
     }
 
     #[test]
-    fn the_oldest_uploads_are_forgotten_when_there_are_too_many() {
+    fn expired_uploads_are_removed_when_there_are_too_many_owners() {
         let quota = UploadQuota::default();
-        reserve(&quota, "old", 10).unwrap().keep(Timestamp::EPOCH, Millis(1_000));
-        for owner in 0..MOST_REMEMBERED {
-            reserve(&quota, &owner.to_string(), 10).unwrap().keep(Timestamp::from_millis(2_000), Millis(1_000));
+        reserve(&quota, "old", 10).unwrap().complete(Timestamp::EPOCH, Millis(1_000));
+        for owner in 0..MAX_FINISHED {
+            reserve(&quota, &owner.to_string(), 10).unwrap().complete(Timestamp::from_millis(2_000), Millis(1_000));
         }
         assert!(reserve(&quota, "old", 10).is_some());
         assert!(reserve(&quota, "0", 1).is_none());

@@ -1,5 +1,5 @@
-//! Downloads of files: by a machine with a permit, by the owner of a job, or by anybody with a link that the owner
-//! made.
+//! Downloads of files. A machine downloads with a permit, the owner of a job with a session or a token, and anybody
+//! else with a link that the owner created.
 
 use axum::{
     Json,
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    deliver::{Show, Stored, deliver, picture},
+    deliver::{Disposition, StoredFile, deliver, image_type},
     store::{artifact_name, bad_permit, input_name},
 };
 use crate::{
@@ -24,46 +24,47 @@ use crate::{
     extract::{JsonBody, Path, Query},
 };
 
-/// How long a link to a file is valid: an hour.
+/// The time for which a link to a file is valid: one hour.
 const LINK_LIFE: Millis = Millis(3_600_000);
 
-/// `GET /transfer/permit/{permit}`: anybody who has a permit downloads the file that the permit names.
+/// `GET /transfer/permit/{permit}`: downloads the file that the permit names.
 pub(crate) async fn by_permit(
     State(app): State<App>,
     Path(permit): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (store, name, path, sha256) = match app.transfer.verify(&permit, app.now()).map_err(bad_permit)? {
-        // An input never changes, and the machine compares the hash itself.
+        // No hash is compared here: an input never changes, and the machine compares the hash after the download.
         Purpose::Input { account, input } => (&app.inputs, input_name(account, input), input.to_string(), None),
         Purpose::Artifact { job, lease, path, sha256 } => {
             (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
         }
         Purpose::Upload { .. } => return Err(bad_permit("the permit is for uploading files").into()),
     };
-    let stored = Stored::open(store, &name).await?;
+    let stored = StoredFile::open(store, &name).await?;
     if sha256.is_some_and(|sha256| sha256 != stored.sha256) {
         return Err(not_as_listed().into());
     }
-    Ok(deliver(&headers, stored, &path, Show::Saved).await)
+    Ok(deliver(&headers, stored, &path, Disposition::Attachment).await)
 }
 
-/// The form in which a browser gets a file.
+/// Query parameters of a download.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Presentation {
-    /// If this parameter is present, with any value, a picture is shown in the page. Every other file is downloaded.
+pub(crate) struct DownloadOptions {
+    /// If this parameter is present, with any value, the browser shows an image instead of saving it. Other files are
+    /// always saved.
     #[serde(default)]
     inline: Option<String>,
 }
 
-/// A file in the manifest of a job's last attempt, and the lease of that attempt.
-pub(super) fn listed<'a>(row: &'a JobView, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
+/// Finds a file in the manifest of a job's last attempt. Returns the manifest's entry and the lease of the attempt.
+pub(super) fn manifest_entry<'a>(row: &'a JobView, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
     let artifact = row.outputs.iter().find(|a| a.path == path).ok_or_else(|| Problem::not_found("file"))?;
     let lease = row.attempts.last().map(|a| a.lease).ok_or_else(|| Problem::not_found("file"))?;
     Ok((artifact, lease))
 }
 
-/// The stored file differs from the file that the machine listed in its manifest.
+/// The problem that the stored file differs from the file that the machine listed in its manifest.
 fn not_as_listed() -> Problem {
     let detail = "The file that the machine uploaded is not the file that it listed, so the file cannot be downloaded.";
     Problem::new(StatusCode::BAD_GATEWAY, "NotAsListed", detail)
@@ -74,23 +75,24 @@ pub(crate) async fn get(
     State(app): State<App>,
     signed_in: SignedIn,
     Path((job, path)): Path<(JobId, String)>,
-    Query(how): Query<Presentation>,
+    Query(options): Query<DownloadOptions>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let (artifact, lease) = listed(&row, &path)?;
-    let stored = Stored::open(&app.artifacts, &artifact_name(job, lease, &path)).await?;
+    let (artifact, lease) = manifest_entry(&row, &path)?;
+    let stored = StoredFile::open(&app.artifacts, &artifact_name(job, lease, &path)).await?;
     if (stored.bytes, stored.sha256.as_str()) != (artifact.bytes, artifact.sha256.as_str()) {
         return Err(not_as_listed().into());
     }
-    let show = picture(&path).filter(|_| how.inline.is_some()).map_or(Show::Saved, Show::Picture);
-    Ok(deliver(&headers, stored, &path, show).await)
+    let disposition =
+        image_type(&path).filter(|_| options.inline.is_some()).map_or(Disposition::Attachment, Disposition::Inline);
+    Ok(deliver(&headers, stored, &path, disposition).await)
 }
 
-/// A request for a link to a file.
+/// Body of `POST /jobs/{job}/links`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct AskLink {
+pub(crate) struct LinkRequest {
     /// Path of the file, as in the job's list of artifacts.
     path: String,
 }
@@ -105,19 +107,19 @@ pub(crate) struct Link {
     expires: Timestamp,
 }
 
-/// `POST /jobs/{job}/links`: makes a link to one output file of a job. Everybody who has the link can download the
+/// `POST /jobs/{job}/links`: creates a link to one output file of a job. Anybody who has the link can download the
 /// file.
 pub(crate) async fn link(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    JsonBody(ask): JsonBody<AskLink>,
+    JsonBody(request): JsonBody<LinkRequest>,
 ) -> Result<Json<Link>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let (artifact, lease) = listed(&row, &ask.path)?;
+    let (artifact, lease) = manifest_entry(&row, &request.path)?;
     let sha256 = artifact.sha256.clone();
     let expires = app.now().plus(LINK_LIFE);
-    let permit = Permit { purpose: Purpose::Artifact { job, lease, path: ask.path, sha256 }, expires };
-    let permit = app.transfer.sign(&permit).ok_or_else(|| Problem::internal(&"signing a permit"))?;
+    let permit = Permit { purpose: Purpose::Artifact { job, lease, path: request.path, sha256 }, expires };
+    let permit = app.transfer.sign(&permit).ok_or_else(|| Problem::internal(&"the permit cannot be signed"))?;
     Ok(Json(Link { path: format!("/transfer/permit/{permit}"), expires }))
 }

@@ -1,4 +1,4 @@
-//! Uploads of files that jobs are given.
+//! Uploads of inputs: files that a job reads.
 
 use axum::{
     Json,
@@ -11,8 +11,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    deliver::described,
-    store::{input_name, length, store, to_the_end, unavailable},
+    deliver::size_and_hash,
+    store::{content_length, input_name, run_to_completion, store_body, unavailable},
 };
 use crate::{
     access::SignedIn,
@@ -21,73 +21,78 @@ use crate::{
     extract::Path,
 };
 
-/// Most bytes of one input.
-const MAX_INPUT: u64 = 1 << 30;
-/// Most bytes of all inputs of one account.
-const MAX_INPUTS: u64 = 2 << 30;
+/// The maximum size of one input, in bytes.
+const MAX_INPUT_BYTES: u64 = 1 << 30;
+/// The maximum size of all inputs of one account together, in bytes.
+const MAX_ACCOUNT_BYTES: u64 = 2 << 30;
 
-/// A file that jobs can be given, as it was stored.
+/// A stored input.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Uploaded {
-    /// Its id.
+pub(crate) struct StoredInput {
+    /// Id of the input.
     #[schema(value_type = String, format = Uuid)]
     input: CommandId,
-    /// Size.
+    /// Size in bytes.
     bytes: u64,
     /// SHA-256, in hex.
     sha256: String,
 }
 
-/// `PUT /api/v1/inputs/{id}`: uploads a file for jobs. A file never changes: a second upload with the same id changes
-/// nothing.
+/// `PUT /api/v1/inputs/{id}`: uploads an input. A stored input never changes: a second upload with the same id has no
+/// effect.
 pub(crate) async fn put_input(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(input): Path<CommandId>,
     request: Request,
-) -> Result<(StatusCode, Json<Uploaded>), ApiError> {
+) -> Result<(StatusCode, Json<StoredInput>), ApiError> {
     let name = input_name(signed_in.account, input);
     if let Some(known) = app.inputs.info(name.as_str()).await.ok().filter(|known| !known.deleted) {
-        let (bytes, sha256) = described(&known);
-        return Ok((StatusCode::OK, Json(Uploaded { input, bytes, sha256 })));
+        let (bytes, sha256) = size_and_hash(&known);
+        return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
-    let bytes = length(request.headers(), MAX_INPUT)?;
-    let free = MAX_INPUTS.saturating_sub(taken(&app, signed_in.account).await?);
-    // Uploads on their way count too, so that two of them cannot use the same free bytes.
+    let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
+    let free = MAX_ACCOUNT_BYTES.saturating_sub(stored_bytes(&app, signed_in.account).await?);
+    // Uploads in progress also count, so that two uploads cannot use the same free bytes.
     let Some(reservation) = app.upload_quota.reserve(signed_in.account.to_string(), bytes, free) else {
-        let detail = "Your files may take 2 GiB: the oldest are removed after 15 days.";
+        let detail = "Your files may take 2 GiB together. Each file is removed after 15 days.";
         return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail).into());
     };
     let (files, body) = (app.inputs.clone(), request.into_body());
-    let (bytes, sha256) = to_the_end(async move {
-        store(&files, &name, body, bytes, |_| ()).await?;
+    let (bytes, sha256) = run_to_completion(async move {
+        store_body(&files, &name, body, bytes, |_| ()).await?;
         drop(reservation);
-        Ok(described(&files.info(&name).await.map_err(unavailable)?))
+        Ok(size_and_hash(&files.info(&name).await.map_err(unavailable)?))
     })
     .await?;
-    Ok((StatusCode::CREATED, Json(Uploaded { input, bytes, sha256 })))
+    Ok((StatusCode::CREATED, Json(StoredInput { input, bytes, sha256 })))
 }
 
-/// The bytes of all inputs of an account.
-async fn taken(app: &App, account: AccountId) -> Result<u64, Problem> {
-    let own = format!("{account}/");
+/// The size of all stored inputs of an account, in bytes.
+async fn stored_bytes(app: &App, account: AccountId) -> Result<u64, Problem> {
+    let prefix = format!("{account}/");
     let mut all = app.inputs.list().await.map_err(unavailable)?;
-    let mut taken = 0;
+    let mut bytes = 0;
     while let Some(info) = all.try_next().await.map_err(unavailable)? {
-        if info.name.starts_with(&own) {
-            taken += info.size as u64;
+        if info.name.starts_with(&prefix) {
+            bytes += info.size as u64;
         }
     }
-    Ok(taken)
+    Ok(bytes)
 }
 
-/// The files that a request names, as the store describes them. A file of another account is not found.
-pub(crate) async fn describe(app: &App, account: AccountId, inputs: &[InputRequest]) -> Result<Vec<Input>, Problem> {
+/// Looks up the inputs that a job request names, and adds their sizes and hashes. An input of another account is not
+/// found.
+pub(crate) async fn resolve_inputs(
+    app: &App,
+    account: AccountId,
+    inputs: &[InputRequest],
+) -> Result<Vec<Input>, Problem> {
     let mut files = Vec::with_capacity(inputs.len());
     for InputRequest { input, path } in inputs {
-        let missing = |_| Problem::invalid("inputs", format!("There is no file {input}: put it first."));
+        let missing = |_| Problem::invalid("inputs", format!("There is no file {input}: upload it first."));
         let info = app.inputs.info(input_name(account, *input)).await.map_err(missing)?;
-        let (bytes, sha256) = described(&info);
+        let (bytes, sha256) = size_and_hash(&info);
         files.push(Input { input: *input, path: path.clone(), bytes, sha256 });
     }
     Ok(files)

@@ -1,7 +1,8 @@
-//! The files of jobs: their inputs, and the artifacts that they leave. A file is uploaded or downloaded with a permit,
-//! which is valid for one purpose and a short time, or by its owner. Files are streamed, limited in size, and hashed.
+//! The files of jobs: inputs, which a job reads, and artifacts, which a job writes. A file is uploaded or downloaded by
+//! its owner, or with a permit, which is valid for one purpose and a short time. Files are streamed, limited in size,
+//! and hashed.
 //!
-//! Must not come here: anything that shows a file of a job as a page of this server.
+//! Must not come here: code that serves a file of a job as a page, because the page could act for the signed-in user.
 
 mod artifacts;
 mod deliver;
@@ -12,8 +13,8 @@ mod store;
 mod tar;
 
 pub(crate) use self::{
-    artifacts::{put, received},
-    download::{AskLink, Link, by_permit, get, link},
-    inputs::{Uploaded, describe, put_input},
+    artifacts::{put, upload_status},
+    download::{Link, LinkRequest, by_permit, get, link},
+    inputs::{StoredInput, put_input, resolve_inputs},
     tar::get as get_tar,
 };

@@ -1,9 +1,16 @@
-//! Files that are uploaded in parts, so that an upload that breaks off can resume.
+//! Files that are uploaded in parts, so that an interrupted upload can resume.
 //!
-//! Each part is an object with a unique name, so neither an upload at the same time nor the rest of one that broke off
-//! can change it. Beside each part except the last lies an empty object whose metadata lists the parts so far and holds
-//! the state of the hash (see [`PartialFile`]). When the last part is stored, the file's own name gets an empty object
-//! whose metadata lists all parts, the size and the hash. Until then the file does not exist.
+//! Each part is stored as an object with a unique name, so no other upload can change the part. After each part except
+//! the last, an empty object is stored whose metadata describe the parts that are stored (see [`PartialFile`]). After
+//! the last part, an empty object with the name of the file is stored. Its metadata list all parts, the size and the
+//! hash. The file exists only when this object exists. For example, the file `F` in two parts has these objects:
+//!
+//! ```text
+//! F/./0/3f0a9c51e7d2   the first part
+//! F/./0/sum            the metadata of the first part
+//! F/./1/b81d60427fce   the last part
+//! F                    the metadata of the complete file
+//! ```
 
 use std::collections::HashMap;
 
@@ -17,40 +24,44 @@ use sha2::{
 use super::store::unavailable;
 use crate::error::Problem;
 
-/// Most parts of one file.
-pub(super) const MOST_PARTS: u32 = 4_096;
+/// The maximum number of parts in one file.
+pub(super) const MAX_PARTS: u32 = 4_096;
 
+/// The keys of the metadata: the state of the hash function, the objects of the parts, the size in bytes, and the hash.
 const STATE: &str = "state";
 const OBJECTS: &str = "objects";
-const SEPARATOR: &str = "\n";
 const BYTES: &str = "bytes";
 const SHA256: &str = "sha256";
+/// The character between the names of two objects in `OBJECTS`.
+const SEPARATOR: &str = "\n";
 
-/// A unique name for the object of one part. No file of a job can have this name, because its path must not contain `.`
-/// as a segment.
+/// A unique name for the object of one part. No file can have this name, because the path of a file must not contain
+/// the segment `.`.
 pub(super) fn new_object(file: &str, part: u32) -> String {
     let id = gpubnb_events::CommandId::generate().to_string();
-    // The end of a UUID of version 7 is random.
+    // The last 12 digits of a UUID of version 7 are random.
     format!("{file}/./{part}/{}", &id[id.len() - 12..])
 }
 
-/// The name of the object that describes the parts up to this one.
+/// The name of the object that describes the parts up to the given part.
 fn partial_name(file: &str, part: u32) -> String {
     format!("{file}/./{part}/sum")
 }
 
-/// The parts of a file up to one of them. It is stored beside that part, so that any replica can take the next one.
+/// The first parts of a file that is not complete. A `PartialFile` is stored after each part, so any replica of the web
+/// server can receive the next part.
 #[derive(Clone, Default)]
 pub(super) struct PartialFile {
     objects: Vec<String>,
     bytes: u64,
+    /// The hash function after the bytes of these parts.
     hasher: Sha256,
 }
 
 impl PartialFile {
-    /// Reads what is stored beside a part; `None` if the part is not there.
-    pub(super) async fn at(store: &ObjectStore, file: &str, part: u32) -> Result<Option<Self>, Problem> {
-        let Some(info) = present(store, &partial_name(file, part)).await? else { return Ok(None) };
+    /// Reads the `PartialFile` that was stored after a part. `None` if the part is not stored.
+    pub(super) async fn read(store: &ObjectStore, file: &str, part: u32) -> Result<Option<Self>, Problem> {
+        let Some(info) = object_info(store, &partial_name(file, part)).await? else { return Ok(None) };
         let read = |metadata: &HashMap<String, String>| {
             let state = data_encoding::HEXLOWER.decode(metadata.get(STATE)?.as_bytes()).ok()?;
             let hasher = Sha256::deserialize(&SerializedState::<Sha256>::try_from(state.as_slice()).ok()?).ok()?;
@@ -62,39 +73,39 @@ impl PartialFile {
             .ok_or_else(|| Problem::internal(&"the description of a partial file cannot be read"))
     }
 
-    /// Hashes and counts a piece of the next part.
-    pub(super) fn take_in(&mut self, piece: &[u8]) {
+    /// Counts and hashes a piece of the next part.
+    pub(super) fn update(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
         self.hasher.update(piece);
     }
 
-    /// The next part is complete and is this object.
-    pub(super) fn add(&mut self, object: String) {
+    /// Adds the object of the next part, when the part is complete.
+    pub(super) fn add_object(&mut self, object: String) {
         self.objects.push(object);
     }
 
-    /// Stores this beside its last part.
-    pub(super) async fn keep(&self, store: &ObjectStore, file: &str, part: u32) -> Result<(), Problem> {
+    /// Stores this `PartialFile` after its last part, `part`.
+    pub(super) async fn save(&self, store: &ObjectStore, file: &str, part: u32) -> Result<(), Problem> {
         let state = gpubnb_events::hex(self.hasher.serialize());
         let metadata = [(STATE, state), (BYTES, self.bytes.to_string()), (OBJECTS, self.objects.join(SEPARATOR))];
         put_metadata(store, partial_name(file, part), metadata.into()).await
     }
 
-    /// All parts are stored: creates the file.
-    pub(super) async fn seal(self, store: &ObjectStore, file: &str) -> Result<(), Problem> {
+    /// Creates the file, when all parts are stored.
+    pub(super) async fn complete(self, store: &ObjectStore, file: &str) -> Result<(), Problem> {
         let sha256 = gpubnb_events::hex(self.hasher.finalize());
         let metadata = [(OBJECTS, self.objects.join(SEPARATOR)), (BYTES, self.bytes.to_string()), (SHA256, sha256)];
         put_metadata(store, file.to_owned(), metadata.into()).await
     }
 }
 
-/// The parts that metadata list.
+/// The objects of the parts that the metadata list.
 fn objects(metadata: &HashMap<String, String>) -> Option<Vec<String>> {
     Some(metadata.get(OBJECTS)?.split(SEPARATOR).map(ToOwned::to_owned).collect())
 }
 
-/// Stores an empty object with metadata. (The client's `update_metadata` could add them to the part itself, but it
-/// drops everything except name and description.)
+/// Stores an empty object with metadata. The client's `update_metadata` cannot be used: it stores only the name and the
+/// description.
 async fn put_metadata(store: &ObjectStore, name: String, metadata: HashMap<&str, String>) -> Result<(), Problem> {
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let object = ObjectMetadata { name, metadata, ..Default::default() };
@@ -102,8 +113,9 @@ async fn put_metadata(store: &ObjectStore, name: String, metadata: HashMap<&str,
     Ok(())
 }
 
-/// The description of an object; `None` if there is none. If the store does not answer, that is an error.
-pub(super) async fn present(store: &ObjectStore, name: &str) -> Result<Option<ObjectInfo>, Problem> {
+/// The name, size, hash and metadata of an object. `None` if there is no such object. If the store does not answer, the
+/// result is an error.
+pub(super) async fn object_info(store: &ObjectStore, name: &str) -> Result<Option<ObjectInfo>, Problem> {
     match store.info(name).await {
         Ok(info) => Ok(Some(info).filter(|info| !info.deleted)),
         Err(e) if e.kind() == InfoErrorKind::NotFound => Ok(None),
@@ -111,12 +123,12 @@ pub(super) async fn present(store: &ObjectStore, name: &str) -> Result<Option<Ob
     }
 }
 
-/// The number of parts that are stored, counted from the first one. Parts come in order, so a binary search finds it.
+/// The number of stored parts. Parts are stored in order, so a binary search finds the last part.
 pub(super) async fn count(store: &ObjectStore, file: &str) -> Result<u32, Problem> {
-    let (mut low, mut high) = (0, MOST_PARTS);
+    let (mut low, mut high) = (0, MAX_PARTS);
     while low < high {
         let middle = low.midpoint(high);
-        if present(store, &partial_name(file, middle)).await?.is_some() {
+        if object_info(store, &partial_name(file, middle)).await?.is_some() {
             low = middle + 1;
         } else {
             high = middle;
@@ -125,14 +137,14 @@ pub(super) async fn count(store: &ObjectStore, file: &str) -> Result<u32, Proble
     Ok(low)
 }
 
-/// The parts of a complete file, its size and its hash. `None` for a file that was not uploaded in parts.
-pub(super) fn sealed(metadata: &HashMap<String, String>) -> Option<(Vec<String>, u64, String)> {
+/// The objects, the size and the hash of a complete file. `None` for a file that was not uploaded in parts.
+pub(super) fn complete_file(metadata: &HashMap<String, String>) -> Option<(Vec<String>, u64, String)> {
     Some((objects(metadata)?, metadata.get(BYTES)?.parse().ok()?, metadata.get(SHA256)?.clone()))
 }
 
-/// The objects that hold a file's bytes beginning with byte `first`, and the number of bytes before it in the first
-/// object.
-pub(super) fn from(mut objects: Vec<String>, first: u64) -> (Vec<String>, u64) {
+/// The objects that contain the bytes of a file from the offset `first`, and the number of bytes to skip in the first
+/// of these objects.
+pub(super) fn objects_from(mut objects: Vec<String>, first: u64) -> (Vec<String>, u64) {
     if objects.len() < 2 {
         return (objects, first);
     }
@@ -145,28 +157,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_begins_in_the_part_where_the_byte_is() {
+    fn reading_begins_in_the_part_that_contains_the_first_byte() {
         let objects = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(from(objects(&["f"]), PART_BYTES + 7), (objects(&["f"]), PART_BYTES + 7), "one may be of any size");
+        assert_eq!(
+            objects_from(objects(&["f"]), PART_BYTES + 7),
+            (objects(&["f"]), PART_BYTES + 7),
+            "a single object may have any size"
+        );
         let three = || objects(&["a", "b", "c"]);
-        assert_eq!(from(three(), 0), (three(), 0));
-        assert_eq!(from(three(), PART_BYTES + 5), (objects(&["b", "c"]), 5));
-        assert_eq!(from(three(), 2 * PART_BYTES - 1), (objects(&["b", "c"]), PART_BYTES - 1));
-        assert_eq!(from(three(), 9 * PART_BYTES), (objects(&[]), 0));
+        assert_eq!(objects_from(three(), 0), (three(), 0));
+        assert_eq!(objects_from(three(), PART_BYTES + 5), (objects(&["b", "c"]), 5));
+        assert_eq!(objects_from(three(), 2 * PART_BYTES - 1), (objects(&["b", "c"]), PART_BYTES - 1));
+        assert_eq!(objects_from(three(), 9 * PART_BYTES), (objects(&[]), 0));
     }
 
     #[test]
-    fn a_hash_goes_on_where_it_was_left() {
+    fn a_stored_hash_state_can_be_continued() {
         let mut first = Sha256::new();
         first.update(b"one part, ");
-        let kept = first.serialize();
-        let mut again = Sha256::deserialize(&kept).unwrap();
-        again.update(b"and another");
-        assert_eq!(again.finalize(), Sha256::digest(b"one part, and another"));
+        let stored = first.serialize();
+        let mut second = Sha256::deserialize(&stored).unwrap();
+        second.update(b"and another");
+        assert_eq!(second.finalize(), Sha256::digest(b"one part, and another"));
     }
 
     #[test]
-    fn no_two_puts_have_the_same_object() {
+    fn two_uploads_of_the_same_part_have_different_objects() {
         assert_ne!(new_object("f", 0), new_object("f", 0));
     }
 }

@@ -1,4 +1,4 @@
-//! The object stores: names of objects, and how a body becomes an object.
+//! The names of objects in the object stores, and the storing of a request's body as an object.
 
 use std::{future::ready, io, pin::pin};
 
@@ -27,46 +27,51 @@ pub(super) fn bad_permit(detail: impl std::fmt::Display) -> Problem {
 }
 
 pub(super) fn unavailable(e: impl std::fmt::Display) -> Problem {
-    Problem::from(gpubnb_runtime::rpc::Failure::Unavailable(format!("the store of files: {e}")))
+    Problem::from(gpubnb_runtime::rpc::RpcError::Unavailable(format!("the object store does not answer: {e}")))
 }
 
-/// The length of a body, from its `Content-Length`. It is required, because the quota is checked before the upload.
-pub(super) fn length(headers: &HeaderMap, most: u64) -> Result<u64, Problem> {
+/// The length of a body in bytes, from the header `Content-Length`. The header is required, because the quota is
+/// checked before the upload.
+pub(super) fn content_length(headers: &HeaderMap, max_bytes: u64) -> Result<u64, Problem> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     let bytes: u64 = length.ok_or_else(|| {
-        Problem::new(StatusCode::LENGTH_REQUIRED, "LengthRequired", "Say how long the file is (`Content-Length`).")
+        Problem::new(
+            StatusCode::LENGTH_REQUIRED,
+            "LengthRequired",
+            "Send the length of the file in the header `Content-Length`.",
+        )
     })?;
-    if bytes > most { Err(Problem::too_large()) } else { Ok(bytes) }
+    if bytes > max_bytes { Err(Problem::too_large()) } else { Ok(bytes) }
 }
 
-/// Stores a body of exactly `bytes` bytes under a name, or nothing. `take_in` sees every piece of the body as it
-/// passes.
-pub(super) async fn store(
+/// Stores a body of exactly `bytes` bytes under a name. If the body is shorter, nothing is stored. `on_piece` is called
+/// with every piece of the body.
+pub(super) async fn store_body(
     files: &ObjectStore,
     name: &str,
     body: Body,
     bytes: u64,
-    mut take_in: impl FnMut(&[u8]) + Send,
+    mut on_piece: impl FnMut(&[u8]) + Send,
 ) -> Result<(), Problem> {
-    // A body that breaks off ends like a complete one. The number of bytes received tells them apart.
-    let parts = body.into_data_stream().take_while(|part| ready(part.is_ok())).map_err(io::Error::other);
+    // An interrupted body ends without an error here. The number of received bytes shows that it is incomplete.
+    let pieces = body.into_data_stream().take_while(|piece| ready(piece.is_ok())).map_err(io::Error::other);
     let mut received = 0_u64;
-    let reader = InspectReader::new(StreamReader::new(parts).take(bytes), |part| {
-        received += part.len() as u64;
-        take_in(part);
+    let reader = InspectReader::new(StreamReader::new(pieces).take(bytes), |piece| {
+        received += piece.len() as u64;
+        on_piece(piece);
     });
     files.put(name, &mut pin!(reader)).await.map_err(unavailable)?;
     if received < bytes {
         files.delete(name).await.map_err(unavailable)?;
-        let detail = format!("The file broke off after {received} of {bytes} bytes: put it again.");
+        let detail = format!("The upload ended after {received} of {bytes} bytes: upload the file again.");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "Incomplete", detail));
     }
     Ok(())
 }
 
-/// Completes the work even if the client has gone. If it were cancelled half-way, the object store would keep pieces
+/// Completes `work` even if the client closes the connection. Cancelled work would leave pieces in the object store
 /// that belong to no object.
-pub(super) async fn to_the_end<T: Send + 'static>(
+pub(super) async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::spawn(work).await.map_err(|e| Problem::internal(&e))?

@@ -1,6 +1,6 @@
 //! Path tracing: light is followed from the camera back to the sun and the sky.
 //!
-//! Each path gives a random estimate of the light; the mean of many paths gives the picture.
+//! Each path gives a random estimate of the light of a pixel, and the pixel shows the mean of many paths.
 
 use std::f32::consts::TAU;
 
@@ -10,53 +10,57 @@ use rand::rngs::Xoshiro256PlusPlus;
 
 use super::scene::{Hit, Material, Ray, Scene};
 
-/// Longer paths carry too little light to be visible.
-const LONGEST_PATH: usize = 10;
-/// The angular radius of the sun; a larger sun makes softer shadows.
-const SUN_SIZE: f32 = 0.075;
+/// The maximum number of surfaces on a path. Longer paths carry too little light to be visible.
+const MAX_PATH_LENGTH: usize = 10;
+/// The angular radius of the sun, in radians. A larger sun makes softer shadows.
+const SUN_RADIUS: f32 = 0.075;
+// Light of the sun, of the sky at the horizon, and of the sky overhead: red, green and blue.
 const SUN_LIGHT: Vec3 = Vec3::new(2.5, 2.28, 1.95);
 const HORIZON: Vec3 = Vec3::new(1.18, 1.17, 1.16);
 const ZENITH: Vec3 = Vec3::new(0.22, 0.46, 0.95);
 /// At this distance, the haze hides about two thirds of the ground.
-const HAZE: f32 = 34.0;
-const GLASS_INDEX: f32 = 1.5;
+const HAZE_DISTANCE: f32 = 34.0;
+/// The refractive index of glass.
+const REFRACTIVE_INDEX: f32 = 1.5;
 
 type Rng = Xoshiro256PlusPlus;
 
 /// A random estimate of the light that arrives along a ray.
 pub fn radiance(scene: &Scene, mut ray: Ray, rng: &mut Rng) -> Vec3 {
     let mut light = Vec3::ZERO;
-    // The share of the light found from here on that reaches the camera.
-    let mut share = Vec3::ONE;
+    // The share of the light at the current end of the path that reaches the camera.
+    let mut throughput = Vec3::ONE;
+    // False after a matte surface: `sunlight` has then added the light of the sun, which must not count twice.
     let mut sees_sun = true;
-    for length in 0..LONGEST_PATH {
+    for length in 0..MAX_PATH_LENGTH {
         let Some(hit) = scene.hit(&ray) else {
-            return light + share * sky(scene, ray.direction, sees_sun);
+            return light + throughput * sky(scene, ray.direction, sees_sun);
         };
         if hit.material == Material::Matte && hit.distance > 4.0 {
-            let clear = (-(hit.distance / HAZE).powi(2)).exp();
-            light += share * HORIZON * (1.0 - clear);
-            share *= clear;
+            let haze_transmittance = (-(hit.distance / HAZE_DISTANCE).powi(2)).exp();
+            light += throughput * HORIZON * (1.0 - haze_transmittance);
+            throughput *= haze_transmittance;
         }
         match bounce(&ray, &hit, rng) {
-            Bounce::Reflected { direction, kept } => {
-                share *= kept;
+            Bounce::Reflected { direction, attenuation } => {
+                throughput *= attenuation;
                 ray = Ray { origin: hit.at, direction };
             }
             Bounce::Scattered { direction } => {
-                share *= hit.colour;
-                light += share * sunlight(scene, &hit, rng);
+                throughput *= hit.colour;
+                light += throughput * sunlight(scene, &hit, rng);
                 sees_sun = false;
                 ray = Ray { origin: hit.at, direction };
             }
         }
-        // Russian roulette: a dim path ends at random, and the surviving paths count for more.
+        // Russian roulette: a dim path can end at random. The remaining paths count for more, so the mean stays
+        // correct.
         if length >= 3 {
-            let survives = share.max_element().clamp(0.05, 0.95);
-            if rng.random::<f32>() > survives {
+            let survival_probability = throughput.max_element().clamp(0.05, 0.95);
+            if rng.random::<f32>() > survival_probability {
                 return light;
             }
-            share /= survives;
+            throughput /= survival_probability;
         }
     }
     light
@@ -64,9 +68,10 @@ pub fn radiance(scene: &Scene, mut ray: Ray, rng: &mut Rng) -> Vec3 {
 
 /// The continuation of a path from a surface.
 enum Bounce {
-    /// In a direction given by the surface. `kept` is the share of the light that goes on.
-    Reflected { direction: Vec3, kept: Vec3 },
-    /// In a random direction.
+    /// The path goes on in a direction that the surface determines. `attenuation` is the share of red, green and blue
+    /// light that goes on.
+    Reflected { direction: Vec3, attenuation: Vec3 },
+    /// The path goes on in a random direction.
     Scattered { direction: Vec3 },
 }
 
@@ -74,52 +79,55 @@ fn bounce(ray: &Ray, hit: &Hit, rng: &mut Rng) -> Bounce {
     match hit.material {
         Material::Matte => Bounce::Scattered { direction: scatter(hit.normal, rng) },
         Material::Metal { roughness } => {
-            let blur = on_sphere(rng) * roughness;
+            let blur = random_unit_vector(rng) * roughness;
             let direction = (ray.direction.reflect(hit.normal) + blur).normalize();
-            // A blurred direction must not point into the sphere.
+            // If the blurred direction points into the sphere, it is mirrored at the surface.
             let inwards = direction.dot(hit.normal).min(0.0);
             let direction = (direction - hit.normal * (2.0 * inwards)).normalize();
-            Bounce::Reflected { direction, kept: hit.colour }
+            Bounce::Reflected { direction, attenuation: hit.colour }
         }
         Material::Glazed => {
-            let facing = (-ray.direction.dot(hit.normal)).clamp(0.0, 1.0);
-            if rng.random::<f32>() < reflected_share(facing) {
+            let cosine = (-ray.direction.dot(hit.normal)).clamp(0.0, 1.0);
+            if rng.random::<f32>() < reflectance(cosine) {
                 let direction = ray.direction.reflect(hit.normal);
-                return Bounce::Reflected { direction, kept: Vec3::ONE };
+                return Bounce::Reflected { direction, attenuation: Vec3::ONE };
             }
             Bounce::Scattered { direction: scatter(hit.normal, rng) }
         }
-        Material::Glass => Bounce::Reflected { direction: through_glass(ray, hit, rng), kept: hit.colour },
+        Material::Glass => Bounce::Reflected { direction: through_glass(ray, hit, rng), attenuation: hit.colour },
     }
 }
 
-/// The share of light that a clear surface reflects (Schlick's approximation).
-fn reflected_share(facing: f32) -> f32 {
-    let straight = ((1.0 - GLASS_INDEX) / (1.0 + GLASS_INDEX)).powi(2);
-    straight + (1.0 - straight) * (1.0 - facing).powi(5)
+/// The share of light that a surface of glass reflects, by Schlick's approximation. `cosine` is the cosine of the angle
+/// between the ray and the surface normal.
+fn reflectance(cosine: f32) -> f32 {
+    let straight = ((1.0 - REFRACTIVE_INDEX) / (1.0 + REFRACTIVE_INDEX)).powi(2);
+    straight + (1.0 - straight) * (1.0 - cosine).powi(5)
 }
 
+/// The direction in which a ray leaves a surface of glass: reflected or refracted, by chance.
 fn through_glass(ray: &Ray, hit: &Hit, rng: &mut Rng) -> Vec3 {
     let enters = ray.direction.dot(hit.normal) < 0.0;
-    let (normal, ratio) = if enters { (hit.normal, 1.0 / GLASS_INDEX) } else { (-hit.normal, GLASS_INDEX) };
-    let facing = (-ray.direction.dot(normal)).clamp(0.0, 1.0);
-    let sideways = (ray.direction + normal * facing) * ratio;
+    let (normal, ratio) = if enters { (hit.normal, 1.0 / REFRACTIVE_INDEX) } else { (-hit.normal, REFRACTIVE_INDEX) };
+    let cosine = (-ray.direction.dot(normal)).clamp(0.0, 1.0);
+    let sideways = (ray.direction + normal * cosine) * ratio;
     let forwards_squared = 1.0 - sideways.dot(sideways);
-    // Out of glass, Schlick's approximation needs the angle outside.
-    let angle = if enters { facing } else { forwards_squared.max(0.0).sqrt() };
-    if forwards_squared <= 0.0 || rng.random::<f32>() < reflected_share(angle) {
+    // Schlick's approximation needs the cosine of the angle outside the glass.
+    let outer_cosine = if enters { cosine } else { forwards_squared.max(0.0).sqrt() };
+    if forwards_squared <= 0.0 || rng.random::<f32>() < reflectance(outer_cosine) {
         return ray.direction.reflect(normal);
     }
     (sideways - normal * forwards_squared.sqrt()).normalize()
 }
 
-/// A random direction away from a matte surface, with a density proportional to the cosine.
+/// A random direction away from a matte surface. The probability of a direction is proportional to the cosine of its
+/// angle to the surface normal.
 fn scatter(normal: Vec3, rng: &mut Rng) -> Vec3 {
-    (normal + on_sphere(rng) * 0.999).normalize()
+    (normal + random_unit_vector(rng) * 0.999).normalize()
 }
 
 /// A random unit vector.
-fn on_sphere(rng: &mut Rng) -> Vec3 {
+fn random_unit_vector(rng: &mut Rng) -> Vec3 {
     let height = rng.random::<f32>() * 2.0 - 1.0;
     let (sin, cos) = (rng.random::<f32>() * TAU).sin_cos();
     let radius = (1.0 - height * height).max(0.0).sqrt();
@@ -127,27 +135,28 @@ fn on_sphere(rng: &mut Rng) -> Vec3 {
 }
 
 /// A random point in the unit circle.
-pub(super) fn in_circle(rng: &mut Rng) -> (f32, f32) {
+pub(super) fn random_in_circle(rng: &mut Rng) -> (f32, f32) {
     let radius = rng.random::<f32>().sqrt();
     let (sin, cos) = (rng.random::<f32>() * TAU).sin_cos();
     (radius * cos, radius * sin)
 }
 
-/// The light from a random point of the sun on a matte surface.
+/// The light that arrives on a matte surface from a random point of the sun. Zero in the shadow.
 fn sunlight(scene: &Scene, hit: &Hit, rng: &mut Rng) -> Vec3 {
     let (right, up) = scene.sun.any_orthonormal_pair();
-    let (x, y) = in_circle(rng);
-    let direction = (scene.sun + right * (x * SUN_SIZE) + up * (y * SUN_SIZE)).normalize();
-    let facing = direction.dot(hit.normal);
-    if facing <= 0.0 {
+    let (x, y) = random_in_circle(rng);
+    let direction = (scene.sun + right * (x * SUN_RADIUS) + up * (y * SUN_RADIUS)).normalize();
+    let cosine = direction.dot(hit.normal);
+    if cosine <= 0.0 {
         return Vec3::ZERO;
     }
-    let clearness = scene.clearness(&Ray { origin: hit.at, direction });
-    SUN_LIGHT * (facing * clearness)
+    let transmittance = scene.transmittance(&Ray { origin: hit.at, direction });
+    SUN_LIGHT * (cosine * transmittance)
 }
 
+/// The light of the sky from a direction. With `sees_sun`, the sky contains the sun.
 fn sky(scene: &Scene, direction: Vec3, sees_sun: bool) -> Vec3 {
-    if sees_sun && direction.dot(scene.sun) > SUN_SIZE.cos() {
+    if sees_sun && direction.dot(scene.sun) > SUN_RADIUS.cos() {
         return SUN_LIGHT * 6.0;
     }
     HORIZON.lerp(ZENITH, direction.y.max(0.0).powf(0.6))
@@ -164,17 +173,17 @@ mod tests {
         let mut rng = Rng::seed_from_u64(1);
         for _ in 0..2000 {
             let origin = Vec3::new(0.0, 3.0, 8.0);
-            let light = radiance(&scene, Ray { origin, direction: on_sphere(&mut rng) }, &mut rng);
-            for part in [light.x, light.y, light.z] {
-                assert!(part.is_finite() && part >= 0.0);
+            let light = radiance(&scene, Ray { origin, direction: random_unit_vector(&mut rng) }, &mut rng);
+            for channel in [light.x, light.y, light.z] {
+                assert!(channel.is_finite() && channel >= 0.0);
             }
         }
     }
 
     #[test]
-    fn flat_angles_reflect_more() {
-        assert!((reflected_share(1.0) - 0.04).abs() < 1e-6);
-        assert!(reflected_share(0.0) > 0.99);
+    fn glass_reflects_more_light_at_flat_angles() {
+        assert!((reflectance(1.0) - 0.04).abs() < 1e-6);
+        assert!(reflectance(0.0) > 0.99);
     }
 
     #[test]

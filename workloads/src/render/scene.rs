@@ -7,7 +7,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::number::real;
+use crate::number::to_f32;
 
 /// The way a surface reflects light.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,10 +16,10 @@ pub enum Material {
     Matte,
     /// Reflects light like a polished metal.
     Metal {
-        /// 0 for a mirror.
+        /// 0 for a perfect mirror, 1 for a very rough surface.
         roughness: f32,
     },
-    /// A matte body with a clear coat.
+    /// Reflects a part of the light by its clear coat, and scatters the rest.
     Glazed,
     /// Refracts light.
     Glass,
@@ -70,12 +70,12 @@ pub struct Scene {
     pub sun: Vec3,
 }
 
-/// Hits nearer than this are ignored: by rounding, a ray can hit the surface where the ray starts.
-const NEAREST: f32 = 1e-3;
+/// The minimum distance of a hit. Because of rounding, a ray could otherwise hit the surface on which the ray starts.
+const MIN_DISTANCE: f32 = 1e-3;
 const SMALL_SPHERES: usize = 46;
 const GROUND: Vec3 = Vec3::new(0.62, 0.60, 0.585);
 
-/// Sets of colours that go well together.
+/// Sets of matching colours. Each scene uses one set.
 const PALETTES: [[Vec3; 5]; 4] = [
     [
         Vec3::new(0.05, 0.22, 0.80),
@@ -108,22 +108,22 @@ const PALETTES: [[Vec3; 5]; 4] = [
 ];
 
 impl Scene {
-    /// The scene of a seed: three large spheres, and many small spheres around them.
+    /// The scene of a seed: three large spheres, and up to 46 small spheres around them.
     pub fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let palette = PALETTES.choose(&mut rng).unwrap_or(&PALETTES[0]);
-        let heroes = [
+        let large_spheres = [
             (Vec3::new(-2.15, 1.0, -0.6), Material::Glazed, palette[0]),
             (Vec3::new(0.0, 1.0, 0.2), Material::Glass, Vec3::new(0.97, 0.985, 0.98)),
             (Vec3::new(2.15, 1.0, -0.5), Material::Metal { roughness: 0.02 }, Vec3::new(0.93, 0.90, 0.86)),
         ];
-        let mut spheres: Vec<Sphere> = heroes
+        let mut spheres: Vec<Sphere> = large_spheres
             .into_iter()
             .map(|(centre, material, colour)| Sphere { centre, radius: 1.0, colour, material })
             .collect();
         // The number of tries is bounded, so a crowded scene has fewer small spheres.
         for _ in 0..SMALL_SPHERES * 30 {
-            if spheres.len() >= heroes.len() + SMALL_SPHERES {
+            if spheres.len() >= large_spheres.len() + SMALL_SPHERES {
                 break;
             }
             let sphere = small_sphere(palette, &mut rng);
@@ -134,7 +134,7 @@ impl Scene {
         Self { spheres, sun: Vec3::new(-0.55, 0.62, 0.56).normalize() }
     }
 
-    /// The nearest hit of a ray.
+    /// The nearest hit of a ray; `None` if the ray hits nothing.
     pub fn hit(&self, ray: &Ray) -> Option<Hit> {
         let mut nearest = f32::INFINITY;
         let mut found = None;
@@ -145,7 +145,7 @@ impl Scene {
             }
         }
         let ground = -ray.origin.y / ray.direction.y;
-        if ground > NEAREST && ground < nearest {
+        if ground > MIN_DISTANCE && ground < nearest {
             return Some(Hit {
                 distance: ground,
                 at: ray.origin + ray.direction * ground,
@@ -162,17 +162,17 @@ impl Scene {
     }
 
     /// The share of sunlight that arrives along a ray towards the sun. Glass absorbs a part of the light.
-    pub fn clearness(&self, ray: &Ray) -> f32 {
-        let mut clearness = 1.0;
+    pub fn transmittance(&self, ray: &Ray) -> f32 {
+        let mut transmittance = 1.0;
         for sphere in &self.spheres {
             if distance_to(sphere, ray).is_some() {
                 if sphere.material != Material::Glass {
                     return 0.0;
                 }
-                clearness *= 0.55;
+                transmittance *= 0.55;
             }
         }
-        clearness
+        transmittance
     }
 }
 
@@ -189,10 +189,12 @@ fn small_sphere(palette: &[Vec3; 5], rng: &mut ChaCha8Rng) -> Sphere {
     Sphere { centre, radius, colour, material }
 }
 
+/// True if there is a gap between two spheres.
 fn is_apart(sphere: &Sphere, other: &Sphere) -> bool {
     (sphere.centre - other.centre).length() > sphere.radius + other.radius + 0.08
 }
 
+/// The distance along a ray to its nearest hit of a sphere.
 fn distance_to(sphere: &Sphere, ray: &Ray) -> Option<f32> {
     let offset = ray.origin - sphere.centre;
     let half = offset.dot(ray.direction);
@@ -201,10 +203,10 @@ fn distance_to(sphere: &Sphere, ray: &Ray) -> Option<f32> {
         return None;
     }
     let root = under_root.sqrt();
-    [-half - root, -half + root].into_iter().find(|distance| *distance > NEAREST)
+    [-half - root, -half + root].into_iter().find(|distance| *distance > MIN_DISTANCE)
 }
 
-/// A camera with a lens: objects nearer or farther than the focus are blurred.
+/// A camera with a lens. Objects nearer or farther than the focus are blurred.
 #[derive(Clone, Debug)]
 pub struct Camera {
     origin: Vec3,
@@ -218,23 +220,24 @@ pub struct Camera {
 impl Camera {
     /// A camera that looks at the large spheres, for a picture of the given size.
     pub fn new(width: usize, height: usize) -> Self {
-        const LENS: f32 = 0.055;
+        const LENS_RADIUS: f32 = 0.055;
         let origin = Vec3::new(0.9, 2.5, 8.6);
         let target = Vec3::new(0.0, 0.72, 0.0);
         let focus = (target - origin).length() - 0.6;
         let forward = (target - origin).normalize();
         let right = forward.cross(Vec3::new(0.0, 1.0, 0.0)).normalize();
         let up = right.cross(forward);
-        let shape = real(width) / real(height.max(1));
+        let aspect_ratio = to_f32(width) / to_f32(height.max(1));
         // A narrow picture gets a wider view, so that the large spheres fit into it.
-        let view_width = 2.0 * focus * 0.40 * shape.clamp(0.8, 1.6) / 1.2;
+        let view_width = 2.0 * focus * 0.40 * aspect_ratio.clamp(0.8, 1.6) / 1.2;
         let across = right * view_width;
-        let down = -up * (view_width / shape);
+        let down = -up * (view_width / aspect_ratio);
         let corner = origin + forward * focus - across * 0.5 - down * 0.5;
-        Self { origin, corner, across, down, lens_right: right * LENS, lens_up: up * LENS }
+        Self { origin, corner, across, down, lens_right: right * LENS_RADIUS, lens_up: up * LENS_RADIUS }
     }
 
-    /// The ray for a position on the picture (0 to 1 across and down) through a point of the lens.
+    /// The ray from a point of the lens to a position on the picture. `across` and `down` are 0 to 1; `lens` is a point
+    /// in the unit circle.
     pub fn ray(&self, across: f32, down: f32, lens: (f32, f32)) -> Ray {
         let origin = self.origin + self.lens_right * lens.0 + self.lens_up * lens.1;
         let target = self.corner + self.across * across + self.down * down;

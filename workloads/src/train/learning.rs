@@ -1,4 +1,4 @@
-//! The training loop: epochs of small steps, each epoch followed by a test.
+//! The training loop. An epoch is one pass over the training pictures in small steps, followed by a test.
 //!
 //! The result depends on the options and the data only, so the same seed gives the same numbers.
 
@@ -8,14 +8,14 @@ use rand::rngs::ChaCha8Rng;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
-use super::data::{self, CLASSES, Digits, PIXELS, Part, Picture, vary};
-use super::model::{Mlp, cross_entropy, read};
+use super::data::{self, CLASSES, Digits, PIXELS, Picture, Subset, augment};
+use super::model::{Mlp, cross_entropy, predicted_digits};
 use crate::cli::TrainOptions;
 use crate::error::Error;
-use crate::number::{real64, single};
+use crate::number::{round_to_f32, to_f64};
 
-/// The last learning rate as a share of the first.
-const FINAL_RATE: f64 = 0.02;
+/// The final learning rate, as a factor of the first learning rate.
+const FINAL_RATE_FACTOR: f64 = 0.02;
 
 /// The result of one epoch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,14 +26,14 @@ pub struct Epoch {
     pub train_loss: f64,
     /// The mean loss over the test pictures, after the epoch.
     pub test_loss: f64,
-    /// The share of test pictures that the network reads correctly.
+    /// The share of test pictures that the network reads correctly, 0 to 1.
     pub test_accuracy: f64,
 }
 
-/// Number of test pictures for each written digit (row) and each digit read (column).
+/// The number of test pictures for each written digit (row) and each digit that the network read (column).
 pub type Confusion = [[u32; CLASSES]; CLASSES];
 
-/// The contents of `metrics.json`.
+/// The result of a training, as stored in `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
     /// The name of the data set.
@@ -46,11 +46,11 @@ pub struct Metrics {
     pub layers: Vec<usize>,
     /// The number of trainable values of the network.
     pub weights: usize,
-    /// The `--seed`.
+    /// The option `--seed`.
     pub seed: u64,
     /// The other options.
     pub parameters: Parameters,
-    /// The share of test pictures read correctly after the last epoch.
+    /// The share of test pictures that the network reads correctly after the last epoch, 0 to 1.
     pub test_accuracy: f64,
     /// The result of each epoch.
     pub epochs: Vec<Epoch>,
@@ -61,55 +61,55 @@ pub struct Metrics {
 /// The options of a training, as stored in `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Parameters {
-    /// The `--epochs`.
+    /// The option `--epochs`.
     pub epochs: u16,
-    /// The `--hidden`.
+    /// The option `--hidden`.
     pub hidden: u16,
-    /// The `--learning-rate`.
+    /// The option `--learning-rate`.
     pub learning_rate: f64,
-    /// The `--batch`.
+    /// The option `--batch`.
     pub batch: u16,
-    /// The `--variations`.
+    /// The option `--variations`.
     pub variations: u16,
 }
 
-/// A finished training.
+/// The result of a training: the network, the metrics, and the predictions.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct TrainedNetwork {
     /// The trained network.
     pub model: Mlp,
-    /// The measured numbers.
+    /// The metrics of the training.
     pub metrics: Metrics,
     /// The digit that the network reads in each test picture after the last epoch.
     pub predictions: Vec<usize>,
 }
 
-/// Trains a network; `tell` is called after each epoch and can stop the training with an error.
+/// Trains a network. `on_epoch` is called after each epoch, and an error from `on_epoch` stops the training.
 pub fn learn(
     options: &TrainOptions,
     digits: &Digits,
-    tell: &mut impl FnMut(&Epoch) -> Result<(), Error>,
-) -> Result<Outcome, Error> {
+    on_epoch: &mut impl FnMut(&Epoch) -> Result<(), Error>,
+) -> Result<TrainedNetwork, Error> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let hidden = usize::from(options.hidden);
     let layers = vec![PIXELS, hidden, hidden, CLASSES];
     let mut model = Mlp::new(&layers, &mut rng);
-    let test_input = matrix(&digits.test.pictures);
+    let test_input = to_matrix(&digits.test.pictures);
     let mut epochs = Vec::new();
     let mut predictions = Vec::new();
     for number in 1..=options.epochs {
-        let rate = single(options.learning_rate * decay(number, options.epochs));
+        let rate = round_to_f32(options.learning_rate * rate_factor(number, options.epochs));
         let train_loss = learn_epoch(options, &digits.train, &mut model, rate, &mut rng);
         let logits = model.forward(&test_input);
         let (test_loss, _) = cross_entropy(&logits, &digits.test.labels);
-        predictions = read(&logits);
+        predictions = predicted_digits(&logits);
         if !train_loss.is_finite() || !test_loss.is_finite() {
             return Err(Error::Diverged { epoch: number });
         }
         let correct = predictions.iter().zip(&digits.test.labels).filter(|(a, b)| a == b).count();
-        let test_accuracy = real64(correct) / real64(predictions.len().max(1));
+        let test_accuracy = to_f64(correct) / to_f64(predictions.len().max(1));
         let epoch = Epoch { epoch: number, train_loss, test_loss, test_accuracy };
-        tell(&epoch)?;
+        on_epoch(&epoch)?;
         epochs.push(epoch);
     }
     let metrics = Metrics {
@@ -128,40 +128,41 @@ pub fn learn(
         },
         test_accuracy: epochs.last().map_or(0.0, |epoch| epoch.test_accuracy),
         epochs,
-        confusion: confusion(&digits.test.labels, &predictions),
+        confusion: confusion_matrix(&digits.test.labels, &predictions),
     };
-    Ok(Outcome { model, metrics, predictions })
+    Ok(TrainedNetwork { model, metrics, predictions })
 }
 
-/// The learning rate of an epoch as a share of the first: half a cosine wave, falling.
-fn decay(number: u16, all: u16) -> f64 {
+/// The factor of an epoch's learning rate. It falls along half a cosine wave from 1 in the first epoch towards
+/// `FINAL_RATE_FACTOR`.
+fn rate_factor(number: u16, all: u16) -> f64 {
     let done = f64::from(number.saturating_sub(1)) / f64::from(all.max(1));
-    FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+    FINAL_RATE_FACTOR + (1.0 - FINAL_RATE_FACTOR) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
 }
 
-/// Learns from every variation of every picture, in random order; returns the mean loss.
-fn learn_epoch(options: &TrainOptions, part: &Part, model: &mut Mlp, rate: f32, rng: &mut ChaCha8Rng) -> f64 {
-    let mut order: Vec<usize> =
-        (0..part.len()).flat_map(|i| std::iter::repeat_n(i, options.variations.into())).collect();
-    order.shuffle(rng);
+/// Trains with every variation of every picture, in random order. Returns the mean loss.
+fn learn_epoch(options: &TrainOptions, subset: &Subset, model: &mut Mlp, rate: f32, rng: &mut ChaCha8Rng) -> f64 {
+    let mut indices: Vec<usize> =
+        (0..subset.len()).flat_map(|i| std::iter::repeat_n(i, options.variations.into())).collect();
+    indices.shuffle(rng);
     let mut sum = 0.0;
-    for batch in order.chunks(usize::from(options.batch)) {
-        let pictures: Vec<Picture> = batch.iter().map(|i| vary(&part.pictures[*i], rng)).collect();
-        let labels: Vec<usize> = batch.iter().map(|i| part.labels[*i]).collect();
-        sum += model.learn(matrix(&pictures), &labels, rate) * real64(batch.len());
+    for batch in indices.chunks(usize::from(options.batch)) {
+        let pictures: Vec<Picture> = batch.iter().map(|i| augment(&subset.pictures[*i], rng)).collect();
+        let labels: Vec<usize> = batch.iter().map(|i| subset.labels[*i]).collect();
+        sum += model.learn(to_matrix(&pictures), &labels, rate) * to_f64(batch.len());
     }
-    sum / real64(order.len().max(1))
+    sum / to_f64(indices.len().max(1))
 }
 
 /// The pictures as rows of a matrix.
-fn matrix(pictures: &[Picture]) -> Array2<f32> {
+fn to_matrix(pictures: &[Picture]) -> Array2<f32> {
     Array2::from_shape_fn((pictures.len(), PIXELS), |(picture, pixel)| pictures[picture][pixel])
 }
 
-fn confusion(truth: &[usize], read: &[usize]) -> Confusion {
+fn confusion_matrix(labels: &[usize], predictions: &[usize]) -> Confusion {
     let mut table = Confusion::default();
-    for (truth, read) in truth.iter().zip(read) {
-        if let Some(cell) = table.get_mut(*truth).and_then(|row| row.get_mut(*read)) {
+    for (label, prediction) in labels.iter().zip(predictions) {
+        if let Some(cell) = table.get_mut(*label).and_then(|row| row.get_mut(*prediction)) {
             *cell += 1;
         }
     }
@@ -173,16 +174,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_get_smaller() {
-        let rates: Vec<f64> = (1..=12).map(|number| decay(number, 12)).collect();
-        assert!((rates[0] - 1.0).abs() < 1e-12);
-        assert!(rates.is_sorted_by(|a, b| a > b));
-        assert!(rates[11] > 0.0);
+    fn the_learning_rate_falls_in_every_epoch() {
+        let factors: Vec<f64> = (1..=12).map(|number| rate_factor(number, 12)).collect();
+        assert!((factors[0] - 1.0).abs() < 1e-12);
+        assert!(factors.is_sorted_by(|a, b| a > b));
+        assert!(factors[11] > 0.0);
     }
 
     #[test]
-    fn confusion_counts_written_and_read_digits() {
-        let table = confusion(&[0, 0, 7], &[0, 3, 7]);
+    fn the_confusion_matrix_counts_written_and_read_digits() {
+        let table = confusion_matrix(&[0, 0, 7], &[0, 3, 7]);
         assert_eq!((table[0][0], table[0][3], table[7][7]), (1, 1, 1));
         assert_eq!(table.iter().flatten().sum::<u32>(), 3);
     }

@@ -5,8 +5,8 @@ mod learning;
 mod model;
 mod picture;
 
-pub use data::{CLASSES, Digits, Part, SIDE};
-pub use learning::{Confusion, Epoch, Metrics, Outcome, learn};
+pub use data::{CLASSES, Digits, PICTURE_SIDE, Subset};
+pub use learning::{Confusion, Epoch, Metrics, TrainedNetwork, learn};
 pub use model::Mlp;
 
 use std::io::Write;
@@ -24,12 +24,12 @@ pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut 
         digits.train.len(),
         digits.test.len()
     ))?;
-    let outcome = learn(options, &digits, &mut |epoch| report_epoch(epoch, options, reporter))?;
-    let metrics = &outcome.metrics;
+    let trained = learn(options, &digits, &mut |epoch| report_epoch(epoch, options, reporter))?;
+    let metrics = &trained.metrics;
     let stored = [
-        output.write("model.safetensors", &outcome.model.to_safetensors()?)?,
+        output.write("model.safetensors", &trained.model.to_safetensors()?)?,
         output.write_json("metrics.json", metrics)?,
-        output.write("training.png", &picture::draw(metrics, &digits.test, &outcome.predictions)?)?,
+        output.write("training.png", &picture::draw(metrics, &digits.test, &trained.predictions)?)?,
     ];
     for path in stored {
         reporter.log(&format!("stored {}", path.display()))?;
@@ -37,7 +37,7 @@ pub fn run<W: Write>(options: &TrainOptions, output: &OutputDir, reporter: &mut 
     let percent = 100.0 * metrics.test_accuracy;
     reporter.log(&format!("{percent:.1} % of the test digits are read correctly"))?;
     reporter.progress(1.0, &format!("done, {percent:.1} % correct"))?;
-    Ok(outcome.metrics)
+    Ok(trained.metrics)
 }
 
 /// Reports one finished epoch: the progress of the job, the measurements, and a log line.

@@ -1,4 +1,4 @@
-//! The network: fully connected layers with rectifiers between them, trained with `AdamW`.
+//! The network: fully connected layers with rectifiers (ReLU) between them, trained with the optimiser `AdamW`.
 
 use ndarray::{Array, Array2, Axis, Dimension, Ix1, Ix2, Zip};
 use rand::RngExt;
@@ -7,7 +7,7 @@ use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use super::data::CLASSES;
-use crate::number::{real, real64};
+use crate::number::{to_f32, to_f64};
 
 // The usual constants of AdamW: the decay of both moving averages, the guard against a division by
 // zero, and the weight decay.
@@ -20,10 +20,11 @@ const WEIGHT_DECAY: f32 = 0.01;
 #[derive(Debug)]
 pub struct Mlp {
     layers: Vec<Layer>,
+    /// The number of training steps.
     steps: i32,
 }
 
-/// One layer. The weights have a row for each output, as in PyTorch.
+/// One layer. The matrix of weights has a row for each output, as in PyTorch.
 #[derive(Debug)]
 struct Layer {
     weight: Parameter<Ix2>,
@@ -39,7 +40,7 @@ struct Parameter<D: Dimension> {
 }
 
 /// The values of a parameter as safetensors stores them.
-struct Encoded {
+struct EncodedTensor {
     name: String,
     shape: Vec<usize>,
     bytes: Vec<u8>,
@@ -49,8 +50,8 @@ impl Mlp {
     /// An untrained network with random weights; `sizes` counts the neurons of each layer, input first.
     pub fn new(sizes: &[usize], rng: &mut ChaCha8Rng) -> Self {
         let layers = sizes.iter().zip(sizes.iter().skip(1)).map(|(inputs, outputs)| {
-            // He initialisation keeps the variance of the signal through the rectifiers.
-            let bound = (6.0 / real((*inputs).max(1))).sqrt();
+            // He initialisation: the variance of the values stays the same from layer to layer.
+            let bound = (6.0 / to_f32((*inputs).max(1))).sqrt();
             Layer {
                 weight: Parameter::new(Array::from_shape_simple_fn((*outputs, *inputs), || {
                     rng.random_range(-bound..bound)
@@ -66,12 +67,12 @@ impl Mlp {
         self.layers.iter().map(|layer| layer.weight.value.len() + layer.bias.value.len()).sum()
     }
 
-    /// The output for each row of the input, before the softmax.
+    /// The output of the network for each row of the input: ten logits, before the softmax.
     pub fn forward(&self, input: &Array2<f32>) -> Array2<f32> {
         self.activations(input.clone()).pop().unwrap_or_default()
     }
 
-    /// The input of each layer, and the output of the last layer.
+    /// The input of each layer, followed by the output of the last layer.
     fn activations(&self, input: Array2<f32>) -> Vec<Array2<f32>> {
         let mut values = vec![input];
         for (number, layer) in self.layers.iter().enumerate() {
@@ -94,7 +95,7 @@ impl Mlp {
             let weight = gradient.t().dot(&input);
             let bias = gradient.sum_axis(Axis(0));
             gradient = gradient.dot(&layer.weight.value);
-            // A rectifier that gave zero passes no gradient on.
+            // The gradient is zero where the rectifier gave zero.
             gradient.zip_mut_with(&input, |slope, value| *slope = if *value > 0.0 { *slope } else { 0.0 });
             layer.weight.step(&weight, rate, self.steps);
             layer.bias.step(&bias, rate, self.steps);
@@ -104,13 +105,13 @@ impl Mlp {
 
     /// All weights in the safetensors format.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, SafeTensorError> {
-        let encoded: Vec<Encoded> = (1..)
+        let encoded: Vec<EncodedTensor> = (1..)
             .zip(&self.layers)
             .flat_map(|(number, layer)| {
                 [layer.weight.encode(format!("layer{number}.weight")), layer.bias.encode(format!("layer{number}.bias"))]
             })
             .collect();
-        let views = encoded.iter().map(|Encoded { name, shape, bytes }| {
+        let views = encoded.iter().map(|EncodedTensor { name, shape, bytes }| {
             TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name, view))
         });
         serialize(views.collect::<Result<Vec<_>, _>>()?, None)
@@ -124,7 +125,7 @@ impl<D: Dimension> Parameter<D> {
 
     /// One step of `AdamW`; `steps` counts the steps so far, including this step.
     fn step(&mut self, gradient: &Array<f32, D>, rate: f32, steps: i32) {
-        // The moving averages start at zero; the division undoes the bias of the first steps.
+        // The moving averages start at zero. The division by these shares corrects the bias of the first steps.
         let (mean_share, square_share) = (1.0 - MEAN_DECAY.powi(steps), 1.0 - SQUARE_DECAY.powi(steps));
         Zip::from(&mut self.value).and(&mut self.mean).and(&mut self.square).and(gradient).for_each(
             |value, mean, square, slope| {
@@ -136,9 +137,9 @@ impl<D: Dimension> Parameter<D> {
         );
     }
 
-    fn encode(&self, name: String) -> Encoded {
+    fn encode(&self, name: String) -> EncodedTensor {
         let bytes = self.value.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Encoded { name, shape: self.value.shape().to_vec(), bytes }
+        EncodedTensor { name, shape: self.value.shape().to_vec(), bytes }
     }
 }
 
@@ -148,9 +149,9 @@ pub(super) fn cross_entropy(logits: &Array2<f32>, labels: &[usize]) -> (f64, Arr
     let mut loss = 0.0;
     let mut gradient = logits.clone();
     for (mut row, label) in gradient.rows_mut().into_iter().zip(labels) {
-        // Subtracting the greatest logit keeps the exponentials finite.
-        let greatest = row.fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-        row -= greatest;
+        // The exponentials stay finite, because the greatest logit is subtracted first.
+        let max_logit = row.fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        row -= max_logit;
         let logit = row.get(*label).copied().unwrap_or(f32::NAN);
         row.mapv_inplace(f32::exp);
         let sum = row.sum();
@@ -160,11 +161,11 @@ pub(super) fn cross_entropy(logits: &Array2<f32>, labels: &[usize]) -> (f64, Arr
             *slope -= 1.0;
         }
     }
-    (loss / real64(count), gradient / real(count))
+    (loss / to_f64(count), gradient / to_f32(count))
 }
 
-/// The digit with the greatest logit in each row.
-pub(super) fn read(logits: &Array2<f32>) -> Vec<usize> {
+/// The digit that the network reads in each row: the digit with the greatest logit.
+pub(super) fn predicted_digits(logits: &Array2<f32>) -> Vec<usize> {
     let best =
         |row: ndarray::ArrayView1<'_, f32>| (0..CLASSES.min(row.len())).max_by(|a, b| row[*a].total_cmp(&row[*b]));
     logits.rows().into_iter().map(|row| best(row).unwrap_or_default()).collect()
@@ -185,17 +186,17 @@ mod tests {
     #[test]
     fn the_gradient_is_the_slope_of_the_loss() {
         const STEP: f32 = 1e-2;
-        let logits = Array2::from_shape_fn((2, 3), |(row, column)| real(row * 3 + column) * 0.4 - 1.0);
+        let logits = Array2::from_shape_fn((2, 3), |(row, column)| to_f32(row * 3 + column) * 0.4 - 1.0);
         let labels = [2, 0];
         let (_, gradient) = cross_entropy(&logits, &labels);
-        for place in [(0, 0), (0, 2), (1, 0), (1, 1)] {
+        for index in [(0, 0), (0, 2), (1, 0), (1, 1)] {
             let loss_at = |offset: f32| {
                 let mut moved = logits.clone();
-                moved[place] += offset;
+                moved[index] += offset;
                 cross_entropy(&moved, &labels).0
             };
             let slope = (loss_at(STEP) - loss_at(-STEP)) / f64::from(2.0 * STEP);
-            assert!((slope - f64::from(gradient[place])).abs() < 1e-4, "{place:?}");
+            assert!((slope - f64::from(gradient[index])).abs() < 1e-4, "{index:?}");
         }
     }
 

@@ -1,22 +1,22 @@
-//! Events, read back from the log.
+//! An event of the log, as the answer to a query.
 
 use gpubnb_events::{JobId, Recorded, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// One event of a trail.
+/// One event. The list of all events of a job, machine or account is its *trail*.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TrailEvent {
-    /// The event's place in the log.
+    /// The event's sequence in the log.
     pub seq: Seq,
-    /// The broker's time.
+    /// The time at which the broker recorded the event.
     pub recorded_at: Timestamp,
-    /// The event's name, without its version.
+    /// The event's name without its version, for example `JobAssigned`.
     pub event: String,
-    /// The event's name on the wire, with its version.
+    /// The event's name with its version, for example `JobAssigned.v1`.
     pub wire_name: String,
     /// The actor in whose name the event was written.
     pub actor: String,
-    /// The sequence of the event that led to this one.
+    /// The sequence of the event that caused this event.
     pub cause: Option<Seq>,
     /// The job that the event is about.
     pub job: Option<JobId>,
@@ -25,8 +25,8 @@ pub struct TrailEvent {
 }
 
 impl TrailEvent {
-    /// The event of a message; `None` where the message is quarantined.
-    pub fn of(recorded: &Recorded) -> Option<Self> {
+    /// The event of a message; `None` if the message is quarantined, which means that it is no valid event.
+    pub fn from_recorded(recorded: &Recorded) -> Option<Self> {
         let (envelope, event) = recorded.entry.as_ref().ok()?;
         Some(Self {
             seq: recorded.seq,

@@ -7,27 +7,27 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The state of a job, up to its end. The settlement follows the end.
+/// The state of a job from its submission to its end. The field `JobView::settled` says if the ended job is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum JobState {
     /// The job waits for a machine.
     Queued,
-    /// The job is assigned to a machine, which has not answered yet.
+    /// The job is assigned to a machine, and the machine has not answered yet.
     Assigned,
     /// The machine prepares the job.
     Accepted,
     /// The job's code runs.
     Running,
-    /// The job ended well.
+    /// The job ended without a failure.
     Completed,
-    /// The job ended badly.
+    /// The job failed.
     Failed,
     /// The consumer stopped the job.
     Cancelled,
 }
 
 impl JobState {
-    /// True if the job has ended. Only the settlement can still follow.
+    /// True if the job has ended.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
@@ -46,7 +46,7 @@ impl JobState {
     }
 }
 
-/// A job, as people see it.
+/// A job, as the pages and the API show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobView {
     /// The job's id.
@@ -55,9 +55,9 @@ pub struct JobView {
     pub account: AccountId,
     /// The image, its arguments and its resources.
     pub spec: JobSpec,
-    /// The choice of the machine.
+    /// The conditions that a machine must satisfy, and the rule that chooses among the suitable machines.
     pub placement: Placement,
-    /// The bounds on time, budget, attempts and waiting.
+    /// The limits on run time, budget, attempts and waiting time.
     pub limits: Limits,
     /// The amount that was held when the job was submitted.
     pub hold: MicroUsd,
@@ -67,19 +67,19 @@ pub struct JobView {
     pub settled: bool,
     /// True if the consumer asked for the job to be cancelled.
     pub cancel_requested: bool,
-    /// Why the job failed, or why the last attempt was requeued.
+    /// The reason why the job failed, or why its last attempt was requeued.
     pub reason: Option<Reason>,
-    /// Whose fault that was.
+    /// The party at fault: consumer, provider or platform.
     pub fault: Option<Fault>,
     /// The worker's description of the failure.
     #[serde(default)]
     pub detail: String,
-    /// The attempts, in order.
+    /// The attempts, oldest first.
     pub attempts: Vec<AttemptView>,
     /// The files that the job left.
     #[serde(default)]
     pub outputs: Vec<Artifact>,
-    /// The machine's signature over the list of these files, base64url.
+    /// The machine's signature over the list `outputs`, base64url.
     pub signature: Option<String>,
     /// The time of submission.
     pub submitted_at: Timestamp,
@@ -89,9 +89,9 @@ pub struct JobView {
     pub ended_at: Option<Timestamp>,
     /// The cost; `None` until the job is settled.
     pub cost: Option<MicroUsd>,
-    /// The platform's share of the cost.
+    /// The platform's share of the cost; `None` until the job is settled.
     pub fee: Option<MicroUsd>,
-    /// The provider's share of the cost.
+    /// The provider's share of the cost; `None` until the job is settled.
     pub earned: Option<MicroUsd>,
     /// The sequence of the last event about the job.
     pub seq: Seq,
@@ -100,26 +100,26 @@ pub struct JobView {
 /// One attempt of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttemptView {
-    /// The lease.
+    /// The lease: the sequence of the assignment.
     pub lease: Lease,
     /// The machine.
     pub machine: MachineId,
-    /// The price that was locked at the assignment.
+    /// The price terms at the time of the assignment. A later price change does not change them.
     pub terms: Terms,
-    /// Why this machine was chosen.
+    /// The reasons for the choice of this machine.
     pub placement: PlacementExplanation,
     /// The time of the assignment.
     pub assigned_at: Timestamp,
-    /// The digest of the image that ran.
+    /// The digest of the image that ran; `None` until the job's code starts.
     #[serde(default)]
     pub image_digest: Option<String>,
-    /// The name of the event that ended the attempt.
+    /// The name of the event that ended the attempt; `None` while the attempt goes on.
     #[serde(default)]
     pub ended: Option<String>,
 }
 
 impl JobView {
-    /// The attempt that counts now: the last, unless the job waits again.
+    /// The last attempt; `None` while the job is queued.
     pub fn attempt(&self) -> Option<&AttemptView> {
         self.attempts.last().filter(|_| self.state != JobState::Queued)
     }
@@ -129,7 +129,7 @@ impl JobView {
         if self.settled { "Settled" } else { self.state.name() }
     }
 
-    /// The run time so far, by the broker's clock.
+    /// The run time of the last attempt until its end or until `now`. All times are those of the broker's clock.
     pub fn run_time(&self, now: Timestamp) -> Millis {
         self.started_at.map_or(Millis(0), |started| self.ended_at.unwrap_or(now).since(started))
     }

@@ -1,17 +1,17 @@
-//! Machines, their readings, and the attempts that their record counts.
+//! Machines, their load over time, and the outcomes of their attempts.
 
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason},
-    record::Record,
+    record::MachineRecord,
     spec::Offer,
     telemetry::Heartbeat,
 };
 use serde::{Deserialize, Serialize};
 
-/// The state of a machine: whether it is there and takes jobs.
+/// The state of a machine. Only a machine in the state `Online` takes new jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum MachineState {
     /// The machine takes jobs.
@@ -26,28 +26,29 @@ pub enum MachineState {
     Away,
     /// The machine finishes its jobs and takes no new ones.
     Draining,
-    /// The machine finishes its jobs; then the owner works on it.
+    /// The machine finishes its jobs and takes no new ones, because the owner plans to repair or update it.
     Maintenance,
     /// The machine left the market.
     Delisted,
 }
 
 impl MachineState {
-    /// The one state that people see, made of four facts: the state that the owner asked for (`wanted`), the watchdog's
-    /// view (`presence`), whether the owner uses the machine (`away`), and whether no job runs there (`idle`).
-    pub fn seen(wanted: Self, presence: Self, away: bool, idle: bool) -> Self {
+    /// Combines four facts into the state that pages show: the state that the owner asked for (`wanted`), the state by
+    /// the machine's heartbeats (`presence`), the owner's own use of the machine (`is_away`), and the lack of running
+    /// jobs (`is_idle`).
+    pub fn from_facts(wanted: Self, presence: Self, is_away: bool, is_idle: bool) -> Self {
         match (wanted, presence) {
             (Self::Delisted, _) => Self::Delisted,
-            // The owner announced that the machine would fall silent, and no job suffers from it.
-            (Self::Maintenance, _) if idle => Self::Maintenance,
+            // The owner announced the maintenance, and no job is lost: missing heartbeats are expected.
+            (Self::Maintenance, _) if is_idle => Self::Maintenance,
             (_, Self::Suspect) => Self::Suspect,
             (_, Self::Lost) => Self::Lost,
-            (Self::Online, _) if away => Self::Away,
+            (Self::Online, _) if is_away => Self::Away,
             (wanted, _) => wanted,
         }
     }
 
-    /// The name of the state.
+    /// The name of the state, as pages show it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Online => "Online",
@@ -62,29 +63,29 @@ impl MachineState {
     }
 }
 
-/// An attempt that ended by a machine's fault.
+/// The last attempt that ended by a machine's fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LastFault {
     /// The job.
     pub job: JobId,
-    /// Why the attempt ended.
+    /// The reason why the attempt ended.
     pub reason: Reason,
     /// The worker's description of the failure.
     pub detail: String,
-    /// The time of the event.
+    /// The time of the event that ended the attempt.
     pub at: Timestamp,
-    /// The sequence of the event.
+    /// The sequence of this event.
     pub seq: Seq,
 }
 
-/// A machine, as people see it.
+/// A machine, as the events of the log describe it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ListedMachine {
     /// The machine's id.
     pub machine: MachineId,
     /// The owner.
     pub owner: AccountId,
-    /// The public keys that the machine has had, the present one last.
+    /// All public keys that the machine has had, oldest first. The last key is in use.
     pub public_keys: Vec<String>,
     /// The hardware, the price and the owner's policy.
     pub offer: Offer,
@@ -93,21 +94,21 @@ pub struct ListedMachine {
     /// True if the owner uses the machine now.
     #[serde(default)]
     pub away: bool,
-    /// The last fault of the machine, if no job has completed there since.
+    /// The last fault of the machine; `None` after a job has completed on the machine.
     #[serde(default)]
     pub trouble: Option<LastFault>,
-    /// The watchdog's view: Online, Suspect or Lost.
+    /// The state by the machine's heartbeats: Online, Suspect or Lost.
     pub presence: MachineState,
     /// The checks of the last self-test.
     #[serde(default)]
     pub checks: Vec<Check>,
     /// The time at which the machine was listed first.
     pub listed_at: Timestamp,
-    /// The jobs that are assigned to the machine or run there.
+    /// The jobs that are assigned to the machine or run on it.
     pub running: Vec<JobId>,
-    /// Attempts that ended without a fault of the machine.
+    /// The number of attempts that ended without a fault of the machine.
     pub successes: u32,
-    /// Attempts that ended by a fault of the machine, by the reason's name.
+    /// The number of attempts that ended by a fault of the machine, for each reason: `{"GpuLost": 2}`.
     pub faults: BTreeMap<String, u32>,
     /// The earnings of all jobs.
     pub earned: MicroUsd,
@@ -118,24 +119,25 @@ pub struct ListedMachine {
 }
 
 impl ListedMachine {
-    /// The one state that people see.
+    /// The machine's state, as pages show it.
     pub fn state(&self) -> MachineState {
-        MachineState::seen(self.wanted, self.presence, self.away, self.running.is_empty())
+        MachineState::from_facts(self.wanted, self.presence, self.away, self.running.is_empty())
     }
 
     /// The share of attempts that ended without a fault of the machine, in percent, and the number of all attempts.
+    /// `None` without attempts.
     pub fn reliability(&self) -> Option<(u32, u32)> {
-        let record = Record { successes: self.successes, faults: self.faults.values().sum() };
+        let record = MachineRecord { successes: self.successes, faults: self.faults.values().sum() };
         Some((record.percent()?, record.attempts()))
     }
 
-    /// The slots that no job occupies.
+    /// The number of slots without a job. Each running job occupies one slot.
     pub fn free_slots(&self) -> u32 {
         self.offer.slots.saturating_sub(u32::try_from(self.running.len()).unwrap_or(u32::MAX))
     }
 }
 
-/// A machine with its last heartbeat and its recent load.
+/// A machine, as the pages and the API show it: with its last heartbeat and its recent load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MachineView {
     /// The machine, from the events of the log.
@@ -143,7 +145,7 @@ pub struct MachineView {
     pub listed: ListedMachine,
     /// The last heartbeat.
     pub heartbeat: Option<Heartbeat>,
-    /// The mean utilisation of the GPUs in each minute, percent, oldest first; of the CPUs where there is no GPU.
+    /// The mean utilisation of the GPUs in each minute, percent, oldest first. Without a GPU: that of the CPUs.
     pub load: Vec<u8>,
 }
 
@@ -152,7 +154,7 @@ pub struct MachineView {
 pub struct Reading {
     /// The beginning of the minute.
     pub at: Timestamp,
-    /// The utilisation of the GPUs, percent; of the CPUs where there is no GPU.
+    /// The utilisation of the GPUs, percent. Without a GPU: that of the CPUs.
     pub load: u8,
     /// The memory in use on all GPUs, MiB.
     pub memory: u32,
@@ -162,17 +164,18 @@ pub struct Reading {
     pub watts: u16,
 }
 
-/// How an attempt at a machine ended. Everybody may see this, so neither the job nor its consumer is named.
+/// The outcome of an attempt on a machine. The outcome is public, so it names neither the job nor the consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Outcome {
+#[schema(as = Outcome)]
+pub struct AttemptOutcome {
     /// The lease: the sequence of the assignment.
     pub lease: Lease,
     /// The time of the assignment.
     pub at: Timestamp,
     /// The name of the event that ended the attempt; `None` while the attempt goes on.
     pub ended: Option<String>,
-    /// Why the attempt ended badly. Known for the last attempt of a job only.
+    /// The reason why the attempt failed. Only the last attempt of a job has a reason here.
     pub reason: Option<Reason>,
-    /// Whose fault that was.
+    /// The party at fault: consumer, provider or platform.
     pub fault: Option<Fault>,
 }

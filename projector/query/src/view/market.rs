@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 /// Figures of the whole market.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Figures {
-    /// Machines on the market.
+    /// The number of machines on the market.
     pub machines: u32,
-    /// Real GPUs in these machines; simulated GPUs are not counted.
+    /// The number of real GPUs in these machines. Simulated GPUs are not counted.
     pub gpus: u32,
-    /// Jobs that wait for a machine.
+    /// The number of jobs that wait for a machine.
     pub queued: u32,
-    /// Jobs that are assigned to a machine or run there.
+    /// The number of jobs that are assigned to a machine or run on it.
     pub active: u32,
-    /// Jobs that are settled.
+    /// The number of settled jobs.
     pub settled: u64,
     /// The cost of all settled jobs.
     pub cost: MicroUsd,
@@ -22,6 +22,6 @@ pub struct Figures {
     pub fees: MicroUsd,
     /// The metered time of all settled jobs.
     pub metered: Millis,
-    /// The lowest price of a machine that takes jobs now.
+    /// The lowest price of all machines that take jobs now; `None` if no machine takes jobs.
     pub cheapest: Option<HourlyRate>,
 }

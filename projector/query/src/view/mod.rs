@@ -1,4 +1,4 @@
-//! The answers to queries: plain values, one file for each subject.
+//! The answers to queries. Each file has the answers about one topic.
 
 mod event;
 mod job;

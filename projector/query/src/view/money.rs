@@ -1,4 +1,4 @@
-//! Money: balances, statements, days and receipts.
+//! Money: balances, statements, sums by day, and receipts.
 
 use gpubnb_events::{JobId, MicroUsd, Millis, Seq, Timestamp, event::Settled, spec::Terms};
 use serde::{Deserialize, Serialize};
@@ -22,29 +22,29 @@ pub struct StatementLine {
     pub balance: MicroUsd,
 }
 
-/// The money of an account.
+/// The balance of an account.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Balance {
     /// The amount that the account may spend.
     pub available: MicroUsd,
     /// The amount that is held for unsettled jobs.
     pub held: MicroUsd,
-    /// The amount of the payouts that are on their way.
+    /// The amount of payouts that are requested and not paid yet.
     pub payable: MicroUsd,
-    /// The cost of all the account's jobs.
+    /// The cost of all settled jobs of the account.
     pub spent: MicroUsd,
-    /// The earnings of all the account's machines.
+    /// The earnings of all machines of the account.
     pub earned: MicroUsd,
 }
 
-/// The settlements of one day (UTC).
+/// The sums of the settlements of one day (UTC).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Day {
-    /// Days since 1970.
+    /// The day, as the number of days since 1970-01-01.
     pub day: u32,
-    /// The cost of jobs.
+    /// The cost of the settled jobs.
     pub spent: MicroUsd,
-    /// The earnings of machines.
+    /// The earnings of the machines from the settled jobs.
     pub earned: MicroUsd,
     /// The metered time of the settled jobs.
     pub metered: Millis,
@@ -53,22 +53,22 @@ pub struct Day {
 }
 
 impl Day {
-    /// The number of the day that a moment belongs to.
-    pub fn of(at: Timestamp) -> u32 {
+    /// The number of days from 1970-01-01 to the day (UTC) of a time.
+    pub fn number(at: Timestamp) -> u32 {
         u32::try_from(at.millis() / 86_400_000).unwrap_or(0)
     }
 }
 
-/// A job's bill: the event `Settled`, its place in the log, and the price.
+/// The receipt of a settled job: the event `Settled`, its sequence, its time, and the price terms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Receipt {
     /// The sequence of `Settled`.
     pub seq: Seq,
     /// The time of `Settled`.
     pub at: Timestamp,
-    /// The price terms of the billed attempt, from `JobAssigned`.
+    /// The price terms of the billed attempt, from `JobAssigned`; `None` if no attempt was billed.
     pub terms: Option<Terms>,
-    /// The event.
+    /// The event `Settled`.
     #[serde(flatten)]
     pub settled: Settled,
 }

@@ -1,34 +1,34 @@
-//! Notices of changes, for live pages.
+//! Notices of changes. The projector publishes them, and the web server uses them to update open pages.
 
 use gpubnb_events::Seq;
 use serde::{Deserialize, Serialize};
 
 use super::{JobView, MachineView, TrailEvent};
 
-/// A notice that a job, a machine or an account changed. The subject of the message names which.
+/// A notice that a job, a machine or an account changed. The subject of the message has its id.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Notice {
-    /// The sequence of the change. A page that asks because of this notice names it as `min_seq`.
+    /// The sequence of the event that made the change. A query after this notice uses it as `min_seq`.
     pub seq: Seq,
     /// The state after the change.
-    pub news: News,
+    pub news: NewState,
 }
 
 /// The state after a change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum News {
-    /// The state is too large for a notice: the page must ask.
+pub enum NewState {
+    /// The notice has no state, because the state is too large or is not published. The receiver must send a query.
     Ask,
     /// The state of a job.
-    Job(Box<JobNews>),
+    Job(Box<JobChange>),
     /// The state of a machine.
     Machine(Box<MachineView>),
 }
 
 /// A job after a change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobNews {
+pub struct JobChange {
     /// The job after the change.
     pub job: JobView,
     /// The number of events in the job's trail before the change.

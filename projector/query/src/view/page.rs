@@ -1,8 +1,8 @@
-//! Lists that come page by page.
+//! One page of a long list.
 
 use serde::{Deserialize, Serialize};
 
-/// One page of a list, and where the next page begins.
+/// One page of a list, and the cursor of the next page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Page<T> {
     /// The rows of this page.

@@ -1,4 +1,4 @@
-//! Queries about jobs: one job, and lists of jobs, newest first.
+//! The queries about jobs: one job, and lists of jobs, newest first.
 
 use gpubnb_events::{Actor, JobId};
 use gpubnb_model::{
@@ -9,30 +9,30 @@ use gpubnb_query::{
     request::JobsQuery,
     view::{JobView, Page},
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 
-use super::{ReadModels, broken};
+use super::{ReadModels, store_failure};
 use crate::serve::access::{may_see, may_see_all, not_found};
 
-/// Most jobs in one answer.
+/// The most jobs in one answer.
 const MAX_JOBS: u32 = 100;
-/// Most jobs that are looked at for one page of a filtered list.
+/// The most jobs that are read for one page of a filtered list.
 const MAX_SCAN: usize = 20_000;
 
 impl ReadModels {
-    pub(crate) fn job(&self, actor: Actor, id: JobId) -> Result<JobView, Failure> {
-        let table = self.tables.of(&Jobs).map_err(broken)?;
-        let row: Option<JobRow> = gpubnb_store::get(&table, &jobs::row_key(id)).map_err(broken)?;
+    pub(crate) fn job(&self, actor: Actor, id: JobId) -> Result<JobView, RpcError> {
+        let table = self.tables.of(&Jobs).map_err(store_failure)?;
+        let row: Option<JobRow> = gpubnb_store::get(&table, &jobs::row_key(id)).map_err(store_failure)?;
         row.filter(|row| may_see(actor, row.account)).map(Into::into).ok_or_else(|| not_found("job"))
     }
 
-    pub(crate) fn jobs(&self, actor: Actor, query: JobsQuery) -> Result<Page<JobView>, Failure> {
-        let table = self.tables.of(&Jobs).map_err(broken)?;
+    pub(crate) fn jobs(&self, actor: Actor, query: JobsQuery) -> Result<Page<JobView>, RpcError> {
+        let table = self.tables.of(&Jobs).map_err(store_failure)?;
         let prefix = match (query.account, query.machine) {
-            (Some(account), Some(machine)) if may_see(actor, account) => jobs::of_machine(machine),
-            (Some(account), None) if may_see(actor, account) => jobs::of_account(account),
+            (Some(account), Some(machine)) if may_see(actor, account) => jobs::machine_jobs_prefix(machine),
+            (Some(account), None) if may_see(actor, account) => jobs::account_jobs_prefix(account),
             (Some(_), _) => return Err(not_found("account")),
-            (None, Some(machine)) => jobs::of_machine(machine),
+            (None, Some(machine)) => jobs::machine_jobs_prefix(machine),
             (None, None) if may_see_all(actor) => vec![b'j'],
             (None, None) => return Err(not_found("account")),
         };
@@ -45,36 +45,37 @@ impl ReadModels {
             Some(upper) => table.range(prefix.clone()..upper),
             None => table.scan_prefix(&prefix),
         };
-        // On a machine's list, an account's jobs are recognised by their keys, before their rows are read.
-        let own = query.account.filter(|_| query.machine.is_some()).map(jobs::of_account);
+        // The account's jobs on a machine: a job belongs to the account if the account's list has the job's key.
+        let account_list = query.account.filter(|_| query.machine.is_some()).map(jobs::account_jobs_prefix);
         for key in range.keys().rev().take(MAX_SCAN) {
-            let key = key.map_err(broken)?;
-            let Some(id) = key.get(prefix.len()..).and_then(job_of) else { continue };
-            if let Some(own) = &own
-                && table.get([own.as_slice(), id.as_bytes()].concat()).map_err(broken)?.is_none()
+            let key = key.map_err(store_failure)?;
+            let Some(id) = key.get(prefix.len()..).and_then(parse_job_id) else { continue };
+            if let Some(account_list) = &account_list
+                && table.get([account_list.as_slice(), id.as_bytes()].concat()).map_err(store_failure)?.is_none()
             {
                 continue;
             }
-            let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(id)).map_err(broken)? else { continue };
-            let wanted = may_see(actor, row.account)
+            let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(id)).map_err(store_failure)? else {
+                continue;
+            };
+            let matches = may_see(actor, row.account)
                 && query.state.is_none_or(|state| row.state == state)
                 && text.as_ref().is_none_or(|text| matches_text(&row, text));
-            if !wanted {
+            if !matches {
                 continue;
             }
             if page.rows.len() == limit {
                 page.next = page.rows.last().map(|row| row.job.to_string());
                 break;
             }
-            // The files are left out of lists: with a thousand files in each row, the answer would be too large for a
-            // message.
+            // Lists have no output files: with a thousand files per job, the answer would be too large for a message.
             page.rows.push(JobRow { outputs: Vec::new(), ..row }.into());
         }
         Ok(page)
     }
 }
 
-fn job_of(bytes: &[u8]) -> Option<JobId> {
+fn parse_job_id(bytes: &[u8]) -> Option<JobId> {
     let bytes: [u8; 16] = bytes.try_into().ok()?;
     JobId::from_bytes(bytes).ok()
 }
@@ -90,7 +91,7 @@ mod tests {
     use gpubnb_query::view::JobState;
 
     use super::*;
-    use crate::serve::read::refusal;
+    use crate::serve::read::expect_refusal;
 
     const OPERATOR: Actor = Actor::Operator(None);
 
@@ -98,7 +99,7 @@ mod tests {
         Actor::Account(account(number))
     }
 
-    /// The jobs 1 to `last` of account 1.
+    /// A history in which account 1 has submitted the jobs 1 to `last`.
     fn submitted(last: u16) -> History {
         let mut history = History::default();
         for number in 1..=last {
@@ -115,9 +116,10 @@ mod tests {
         page.rows.iter().map(|row| row.job).collect()
     }
 
-    /// The jobs of account 1 as that account reads them, page by page, each with its cursor.
+    /// The jobs on each page that account 1 gets for a query. Each page is requested with the cursor of the page
+    /// before.
     fn pages(history: &History, query: &JobsQuery) -> Vec<Vec<JobId>> {
-        let (read, mut cursor, mut pages) = (ReadModels::after(history), None, Vec::new());
+        let (read, mut cursor, mut pages) = (ReadModels::from_history(history), None, Vec::new());
         loop {
             let page = read.jobs(actor(1), JobsQuery { cursor, ..query.clone() }).unwrap();
             pages.push(ids(&page));
@@ -134,32 +136,32 @@ mod tests {
     }
 
     #[test]
-    fn jobs_come_newest_first_page_by_page() {
+    fn the_pages_of_a_list_are_newest_first() {
         let two = JobsQuery { limit: Some(2), ..of(account(1)) };
         let [first, second, third] = [vec![job(5), job(4)], vec![job(3), job(2)], vec![job(1)]];
         assert_eq!(pages(&submitted(5), &two), [first, second, third]);
     }
 
     #[test]
-    fn a_last_page_that_is_exactly_full_has_no_next() {
+    fn a_full_last_page_has_no_next_cursor() {
         let two = JobsQuery { limit: Some(2), ..of(account(1)) };
         assert_eq!(pages(&submitted(4), &two), [[job(4), job(3)], [job(2), job(1)]]);
         assert_eq!(pages(&submitted(2), &two), [[job(2), job(1)]]);
     }
 
     #[test]
-    fn a_page_has_at_least_one_job_and_at_most_a_hundred() {
+    fn a_page_has_between_1_and_100_jobs() {
         let history = submitted(101);
         let lengths = |limit| pages(&history, &JobsQuery { limit, ..of(account(1)) }).iter().map(Vec::len).collect();
         let (unlimited, many): (Vec<_>, Vec<_>) = (lengths(None), lengths(Some(u32::MAX)));
         assert_eq!((unlimited, many), (vec![100, 1], vec![100, 1]));
-        let read = ReadModels::after(&history);
+        let read = ReadModels::from_history(&history);
         assert_eq!(read.jobs(actor(1), JobsQuery { limit: Some(0), ..of(account(1)) }).unwrap().rows.len(), 1);
     }
 
     #[test]
     fn a_cursor_may_name_a_job_that_is_not_in_the_list() {
-        let read = ReadModels::after(&submitted(3));
+        let read = ReadModels::from_history(&submitted(3));
         let after = |cursor: &str| {
             let page = read.jobs(actor(1), JobsQuery { cursor: Some(cursor.to_owned()), ..of(account(1)) });
             ids(&page.unwrap())
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_filtered_by_state_and_the_next_page_has_more_of_that_state() {
+    fn every_page_of_a_list_is_filtered_by_state() {
         let mut history = submitted(6);
         for number in [1, 3, 5] {
             history.cancelled(job(number), None);
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_filtered_by_text_in_name_image_and_id_in_any_case() {
+    fn the_text_filter_matches_name_image_and_id_and_ignores_case() {
         let mut history = History::default();
         history.submitted_with(account(1), job(1), |e| e.spec.name = "Night Render".to_owned());
         history.submitted_with(account(1), job(2), |e| e.spec.image = "registry/RENDER:2".to_owned());
@@ -195,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn a_machines_list_has_only_the_jobs_that_the_actor_may_see() {
+    fn the_list_of_a_machine_has_only_jobs_that_the_actor_may_see() {
         let mut history = submitted(3);
         history.submitted(account(2), job(4));
         for number in [1, 3, 4] {
             history.assigned(job(number), machine(1));
         }
-        let read = ReadModels::after(&history);
+        let read = ReadModels::from_history(&history);
         let on = |by, account| {
             let query = JobsQuery { machine: Some(machine(1)), account, ..JobsQuery::default() };
             read.jobs(by, query).map(|page| ids(&page))
@@ -211,30 +213,33 @@ mod tests {
         assert_eq!(on(actor(3), None).unwrap(), []);
         assert_eq!(on(OPERATOR, None).unwrap(), [job(4), job(3), job(1)]);
         assert_eq!(on(OPERATOR, Some(account(1))).unwrap(), [job(3), job(1)]);
-        assert_eq!(refusal(on(actor(2), Some(account(1)))), "NotFound: There is no such account.");
+        assert_eq!(expect_refusal(on(actor(2), Some(account(1)))), "NotFound: There is no such account.");
     }
 
     #[test]
-    fn all_jobs_are_for_those_who_see_everything() {
-        let read = ReadModels::after(&submitted(2));
+    fn only_operators_may_list_all_jobs() {
+        let read = ReadModels::from_history(&submitted(2));
         assert_eq!(ids(&read.jobs(OPERATOR, JobsQuery::default()).unwrap()), [job(2), job(1)]);
-        assert_eq!(refusal(read.jobs(actor(1), JobsQuery::default())), "NotFound: There is no such account.");
+        assert_eq!(expect_refusal(read.jobs(actor(1), JobsQuery::default())), "NotFound: There is no such account.");
     }
 
     #[test]
-    fn a_foreign_account_and_a_foreign_job_look_as_if_they_were_not_there() {
-        let read = ReadModels::after(&submitted(1));
-        assert_eq!(refusal(read.jobs(actor(2), of(account(1)))), refusal(read.jobs(actor(2), of(account(9)))));
-        assert_eq!(refusal(read.job(actor(2), job(1))), refusal(read.job(actor(2), job(9))));
+    fn another_accounts_jobs_are_answered_like_missing_jobs() {
+        let read = ReadModels::from_history(&submitted(1));
+        assert_eq!(
+            expect_refusal(read.jobs(actor(2), of(account(1)))),
+            expect_refusal(read.jobs(actor(2), of(account(9))))
+        );
+        assert_eq!(expect_refusal(read.job(actor(2), job(1))), expect_refusal(read.job(actor(2), job(9))));
         assert_eq!(read.job(actor(1), job(1)).unwrap().job, job(1));
         assert_eq!(read.job(OPERATOR, job(1)).unwrap().job, job(1));
     }
 
     #[test]
-    fn the_files_of_a_job_are_told_where_the_job_alone_is_asked_for() {
+    fn one_job_has_its_output_files_and_a_list_has_none() {
         let mut history = History::default();
         history.whole_job(job(1), account(1), (account(2), machine(1)));
-        let read = ReadModels::after(&history);
+        let read = ReadModels::from_history(&history);
         assert_eq!(read.job(actor(1), job(1)).unwrap().outputs.len(), 1);
         assert_eq!(read.jobs(actor(1), of(account(1))).unwrap().rows[0].outputs.len(), 0);
     }

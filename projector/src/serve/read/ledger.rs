@@ -1,4 +1,5 @@
-//! Queries about money: balances, statements, receipts, and days.
+//! The queries about money: an account's balance, its statement (the list of its postings), a job's receipt, and the
+//! sums of each day.
 
 use gpubnb_events::{AccountId, Actor, JobId, Seq};
 use gpubnb_model::{
@@ -10,38 +11,39 @@ use gpubnb_query::{
     request::{DaysOf, DaysQuery, StatementQuery},
     view::{Balance, Day, Page, Receipt, StatementLine},
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 
-use super::{ReadModels, broken};
+use super::{ReadModels, store_failure};
 use crate::serve::access::{may_see, not_found};
 
-/// Most lines of a statement in one answer.
+/// The most lines of a statement in one answer.
 const MAX_STATEMENT: u32 = 500;
-/// Most days in one answer.
+/// The most days in one answer.
 const MAX_DAYS: u32 = 366;
 
 impl ReadModels {
-    pub(crate) fn balance(&self, actor: Actor, account: AccountId) -> Result<Balance, Failure> {
+    pub(crate) fn balance(&self, actor: Actor, account: AccountId) -> Result<Balance, RpcError> {
         if !may_see(actor, account) {
             return Err(not_found("account"));
         }
-        let table = self.tables.of(&Ledger).map_err(broken)?;
-        let row: Option<BalanceRow> = gpubnb_store::get(&table, &ledger::balance_key(account)).map_err(broken)?;
+        let table = self.tables.of(&Ledger).map_err(store_failure)?;
+        let row: Option<BalanceRow> =
+            gpubnb_store::get(&table, &ledger::balance_key(account)).map_err(store_failure)?;
         Ok(row.unwrap_or_default().into())
     }
 
-    pub(crate) fn statement(&self, actor: Actor, query: &StatementQuery) -> Result<Page<StatementLine>, Failure> {
+    pub(crate) fn statement(&self, actor: Actor, query: &StatementQuery) -> Result<Page<StatementLine>, RpcError> {
         if !may_see(actor, query.account) {
             return Err(not_found("account"));
         }
-        let table = self.tables.of(&Ledger).map_err(broken)?;
+        let table = self.tables.of(&Ledger).map_err(store_failure)?;
         let prefix = ledger::statement_prefix(query.account);
         let until = ledger::statement_key(query.account, query.before.unwrap_or(Seq(u64::MAX)));
         let limit = query.limit.clamp(1, MAX_STATEMENT) as usize;
         let mut rows: Vec<StatementLine> = Vec::new();
         for entry in table.range(prefix..until).rev().take(limit + 1) {
-            let (key, bytes) = entry.map_err(broken)?;
-            let row: StatementRow = gpubnb_store::decode(&key, &bytes).map_err(broken)?;
+            let (key, bytes) = entry.map_err(store_failure)?;
+            let row: StatementRow = gpubnb_store::decode(&key, &bytes).map_err(store_failure)?;
             rows.push(row.into());
         }
         let more = rows.len() > limit;
@@ -50,29 +52,29 @@ impl ReadModels {
         Ok(Page { rows, next })
     }
 
-    pub(crate) fn receipt(&self, actor: Actor, id: JobId) -> Result<Option<Receipt>, Failure> {
+    pub(crate) fn receipt(&self, actor: Actor, id: JobId) -> Result<Option<Receipt>, RpcError> {
         self.job(actor, id)?;
-        let table = self.tables.of(&Ledger).map_err(broken)?;
-        let row: Option<ReceiptRow> = gpubnb_store::get(&table, &ledger::receipt_key(id)).map_err(broken)?;
+        let table = self.tables.of(&Ledger).map_err(store_failure)?;
+        let row: Option<ReceiptRow> = gpubnb_store::get(&table, &ledger::receipt_key(id)).map_err(store_failure)?;
         Ok(row.map(Into::into))
     }
 
-    /// The days on which something was settled, the newest first.
-    pub(crate) fn days(&self, actor: Actor, query: DaysQuery) -> Result<Vec<Day>, Failure> {
+    /// The days on which jobs of an account or on a machine were settled, newest first.
+    pub(crate) fn days(&self, actor: Actor, query: DaysQuery) -> Result<Vec<Day>, RpcError> {
         let (table, prefix) = match query.of {
-            DaysOf::Account(id) if may_see(actor, id) => (self.tables.of(&Ledger), ledger::days(id)),
+            DaysOf::Account(id) if may_see(actor, id) => (self.tables.of(&Ledger), ledger::days_prefix(id)),
             DaysOf::Machine(id) if self.machine_row(id)?.is_some_and(|m| may_see(actor, m.owner)) => {
-                (self.tables.of(&Machines), machines::days(id))
+                (self.tables.of(&Machines), machines::days_prefix(id))
             }
             DaysOf::Account(_) => return Err(not_found("account")),
             DaysOf::Machine(_) => return Err(not_found("machine")),
         };
-        let table = table.map_err(broken)?;
+        let table = table.map_err(store_failure)?;
         let rows = table.scan_prefix(prefix).rev().take(query.most.min(MAX_DAYS) as usize).map(|entry| {
             let (key, bytes) = entry?;
             gpubnb_store::decode::<DayRow>(&key, &bytes).map(Into::into)
         });
-        rows.collect::<Result<_, _>>().map_err(broken)
+        rows.collect::<Result<_, _>>().map_err(store_failure)
     }
 }
 
@@ -82,7 +84,7 @@ mod tests {
     use gpubnb_model::testing::{COST, DAY, EARNED, FIRST_DAY, History, account, job, machine};
 
     use super::*;
-    use crate::serve::read::refusal;
+    use crate::serve::read::expect_refusal;
 
     const NO_ACCOUNT: &str = "NotFound: There is no such account.";
 
@@ -95,7 +97,7 @@ mod tests {
         for _ in 0..number {
             history.deposited(account(1), MicroUsd(1));
         }
-        ReadModels::after(&history)
+        ReadModels::from_history(&history)
     }
 
     fn statement(read: &ReadModels, before: Option<u64>, limit: u32) -> (Vec<u64>, Option<String>) {
@@ -105,17 +107,17 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_comes_newest_first_page_by_page() {
+    fn the_pages_of_a_statement_are_newest_first() {
         let read = deposits(5);
         assert_eq!(statement(&read, None, 2), (vec![5, 4], Some("4".to_owned())));
         assert_eq!(statement(&read, Some(4), 2), (vec![3, 2], Some("2".to_owned())));
         assert_eq!(statement(&read, Some(2), 2), (vec![1], None));
         assert_eq!(statement(&read, Some(1), 2), (vec![], None));
-        assert_eq!(statement(&read, Some(99), 5), (vec![5, 4, 3, 2, 1], None), "exactly full, and the last");
+        assert_eq!(statement(&read, Some(99), 5), (vec![5, 4, 3, 2, 1], None), "a full page can be the last page");
     }
 
     #[test]
-    fn a_part_of_a_statement_has_at_least_one_line_and_at_most_five_hundred() {
+    fn a_page_of_a_statement_has_between_1_and_500_lines() {
         let read = deposits(501);
         let (rows, next) = statement(&read, None, u32::MAX);
         assert_eq!((rows.len(), next.as_deref()), (500, Some("2")));
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_without_postings_has_nothing() {
+    fn an_account_without_postings_has_a_zero_balance_and_empty_lists() {
         let read = deposits(0);
         assert_eq!(statement(&read, None, 10), (vec![], None));
         assert_eq!(read.balance(actor(1), account(1)).unwrap(), Balance::default());
@@ -132,49 +134,52 @@ mod tests {
     }
 
     #[test]
-    fn the_money_of_others_looks_as_if_there_were_no_such_account() {
+    fn another_accounts_money_is_answered_like_a_missing_account() {
         let mut history = History::default();
         history.deposited(account(1), MicroUsd(1));
         history.listed(account(1), machine(1));
         history.whole_job(job(1), account(1), (account(1), machine(1)));
-        let read = ReadModels::after(&history);
+        let read = ReadModels::from_history(&history);
         for owner in [account(1), account(9)] {
-            assert_eq!(refusal(read.balance(actor(2), owner)), NO_ACCOUNT);
+            assert_eq!(expect_refusal(read.balance(actor(2), owner)), NO_ACCOUNT);
             let query = StatementQuery { account: owner, before: None, limit: 10 };
-            assert_eq!(refusal(read.statement(actor(2), &query)), NO_ACCOUNT);
+            assert_eq!(expect_refusal(read.statement(actor(2), &query)), NO_ACCOUNT);
             let days = DaysQuery { of: DaysOf::Account(owner), most: 10 };
-            assert_eq!(refusal(read.days(actor(2), days)), NO_ACCOUNT);
+            assert_eq!(expect_refusal(read.days(actor(2), days)), NO_ACCOUNT);
         }
         let days = |machine| DaysQuery { of: DaysOf::Machine(machine), most: 10 };
-        assert_eq!(refusal(read.days(actor(2), days(machine(1)))), refusal(read.days(actor(2), days(machine(9)))));
-        assert_eq!(refusal(read.receipt(actor(2), job(1))), refusal(read.receipt(actor(2), job(9))));
+        assert_eq!(
+            expect_refusal(read.days(actor(2), days(machine(1)))),
+            expect_refusal(read.days(actor(2), days(machine(9))))
+        );
+        assert_eq!(expect_refusal(read.receipt(actor(2), job(1))), expect_refusal(read.receipt(actor(2), job(9))));
         assert!(read.receipt(Actor::Operator(None), job(1)).unwrap().is_some());
     }
 
     #[test]
-    fn a_receipt_is_there_once_the_job_is_settled() {
+    fn a_job_has_a_receipt_after_it_is_settled() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
         let lease = history.assigned(job(1), machine(1));
         history.completed(job(1), lease);
-        assert_eq!(ReadModels::after(&history).receipt(actor(1), job(1)).unwrap(), None);
+        assert_eq!(ReadModels::from_history(&history).receipt(actor(1), job(1)).unwrap(), None);
         let seq = history.settled(job(1), account(1), Some((account(2), lease)));
-        let read = ReadModels::after(&history);
+        let read = ReadModels::from_history(&history);
         let receipt = read.receipt(actor(1), job(1)).unwrap().unwrap();
         assert_eq!((receipt.seq, receipt.settled.cost), (seq, COST));
-        // The provider has the earnings in the own statement; the bill is the consumer's.
+        // The receipt is for the consumer only. The provider sees the earnings in the provider's own statement.
         assert!(read.receipt(actor(2), job(1)).is_err());
     }
 
     #[test]
-    fn days_come_newest_first_up_to_as_many_as_are_asked_for() {
+    fn days_are_newest_first_and_at_most_the_requested_number() {
         let mut history = History::default();
         history.listed(account(2), machine(1));
         for number in 1..=3 {
             history.whole_job(job(number), account(1), (account(2), machine(1)));
-            history.time_passes(DAY);
+            history.advance_time(DAY);
         }
-        let read = ReadModels::after(&history);
+        let read = ReadModels::from_history(&history);
         let days = |of, most| read.days(actor(2), DaysQuery { of, most }).unwrap();
         for of in [DaysOf::Account(account(2)), DaysOf::Machine(machine(1))] {
             let numbers = |most| days(of, most).iter().map(|day| day.day - FIRST_DAY).collect::<Vec<_>>();

@@ -1,49 +1,54 @@
-//! Trails: the events of a job, a machine or an account, and the part of each event that an actor sees.
+//! The queries about trails. A trail is the list of all events about one job, machine or account. An actor gets only
+//! the events that the actor may see, and some events without the consumer's data.
+//!
+//! The consumer is the account that submitted a job. The provider is the account whose machine ran the job. Strangers
+//! are all other accounts.
 
 use gpubnb_events::{Actor, Aggregate, Event, JobId, Recorded, Seq};
 use gpubnb_model::{
+    affected_aggregates,
     timeline::{self, Timeline},
-    touched,
 };
 use gpubnb_query::{
     request::{TrailOf, TrailQuery},
     view::TrailEvent,
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 use gpubnb_store::StoreError;
 
-use super::{ReadModels, broken};
-use crate::serve::access::{may_see, may_see_all, not_found, without_the_consumer};
+use super::{ReadModels, store_failure};
+use crate::serve::access::{may_see, may_see_all, not_found, redact_consumer};
 
-/// Most events of a trail in one answer.
+/// The most events of a trail in one answer.
 const MAX_TRAIL: u32 = 200;
-/// From the end of a machine's trail, this many events are looked at for each that a stranger asks for.
-const HIDDEN: u32 = 8;
+/// From the end of a machine's trail, this many events are read per event that a stranger requests, because a stranger
+/// may not see the events of jobs.
+const READS_PER_EVENT: u32 = 8;
 
-/// A part of a trail whose events are still to be read from the log.
-pub(crate) struct TrailPart {
-    /// The aggregate whose trail it is.
+/// One page of a trail whose events are not read from the log yet.
+pub(crate) struct TrailPage {
+    /// The job, machine or account of the trail.
     of: Aggregate,
-    /// True if the actor also sees the events of other aggregates in this trail, such as the jobs on a machine.
-    all: bool,
-    /// Most events of the answer.
+    /// True if the actor may also see events of other aggregates in this trail, such as the jobs on a machine.
+    sees_other_aggregates: bool,
+    /// The most events in the answer.
     limit: u32,
-    /// The sequences of the events.
+    /// The sequences of the events that must be read.
     pub(crate) sequences: Vec<Seq>,
-    /// The number of events before the next part; `None` at the end.
+    /// The number of events to skip for the next page; `None` on the last page.
     pub(crate) next: Option<u32>,
 }
 
-impl TrailPart {
-    /// The events that the actor sees of those that were read from the log; the newest, where there are more than the
-    /// limit.
-    pub(crate) fn seen(&self, read: &ReadModels, actor: Actor, recorded: Vec<Recorded>) -> Vec<TrailEvent> {
-        let visible = |e: &Event| self.all || e.aggregate() == self.of;
+impl TrailPage {
+    /// Selects and redacts the events that the actor may see. `recorded` are the events that were read from the log. If
+    /// more than `limit` events are visible, returns the newest.
+    pub(crate) fn visible_events(&self, read: &ReadModels, actor: Actor, recorded: Vec<Recorded>) -> Vec<TrailEvent> {
+        let visible = |e: &Event| self.sees_other_aggregates || e.aggregate() == self.of;
         let events = recorded.iter().filter(|r| r.event().is_some_and(visible));
-        // `trail_part` has asked already whether the actor may see the job of a job's trail: its row is not read again
-        // for each event.
+        // `trail_page` has already checked that the actor may see the job of a job's trail. The job's row is not read
+        // again for each event.
         let sees_job = |job| self.of == Aggregate::Job(job) || read.job(actor, job).is_ok();
-        let mut rows: Vec<_> = events.filter_map(|r| redacted(actor, r, sees_job)).collect();
+        let mut rows: Vec<_> = events.filter_map(|r| redact(actor, r, sees_job)).collect();
         rows.drain(..rows.len().saturating_sub(self.limit as usize));
         rows
     }
@@ -55,62 +60,65 @@ impl ReadModels {
         timeline::length(&self.tables.of(&Timeline)?, aggregate)
     }
 
-    /// The part of a trail that a query asks for.
-    pub(crate) fn trail_part(&self, actor: Actor, query: &TrailQuery) -> Result<TrailPart, Failure> {
+    /// Finds the page of a trail that a query asks for.
+    pub(crate) fn trail_page(&self, actor: Actor, query: &TrailQuery) -> Result<TrailPage, RpcError> {
         let of = match query.of {
             TrailOf::Job(id) => Aggregate::Job(self.job(actor, id)?.job),
             TrailOf::Account(id) if may_see(actor, id) => Aggregate::Account(id),
             TrailOf::Account(_) => return Err(not_found("account")),
             TrailOf::Machine(id) => Aggregate::Machine(id),
         };
-        // The jobs on a machine are the affair of its owner and of the consumers. Strangers see the machine's own
+        // Only the machine's owner may see the events of jobs in a machine's trail. Strangers see the machine's own
         // events.
-        let all = match of {
+        let sees_other_aggregates = match of {
             Aggregate::Machine(id) => self.machine_row(id)?.is_some_and(|m| may_see(actor, m.owner)),
             _ => true,
         };
         let limit = query.limit.clamp(1, MAX_TRAIL);
-        let table = self.tables.of(&Timeline).map_err(broken)?;
-        let length = timeline::length(&table, of).map_err(broken)?;
-        // Events that strangers may not see are left out after they were read. From the end, more events are read, so
-        // that enough remain.
-        let looked_at = if query.from_end && !all { limit.saturating_mul(HIDDEN) } else { limit };
-        let from_end = length.saturating_sub(query.skip.saturating_add(looked_at));
+        let table = self.tables.of(&Timeline).map_err(store_failure)?;
+        let length = timeline::length(&table, of).map_err(store_failure)?;
+        // Hidden events are removed after all events were read. From the end, more events are read, so that enough
+        // visible events remain.
+        let read_count =
+            if query.from_end && !sees_other_aggregates { limit.saturating_mul(READS_PER_EVENT) } else { limit };
+        let from_end = length.saturating_sub(query.skip.saturating_add(read_count));
         let skip = if query.from_end { from_end } else { query.skip };
-        let sequences = timeline::sequences(&table, of, skip, looked_at).map_err(broken)?;
+        let sequences = timeline::sequences(&table, of, skip, read_count).map_err(store_failure)?;
         let after = skip.saturating_add(limit);
         let next = (after < length && !query.from_end).then_some(after);
-        Ok(TrailPart { of, all, limit, sequences, next })
+        Ok(TrailPage { of, sees_other_aggregates, limit, sequences, next })
     }
 
-    /// An event as the actor may see it; `None` where the actor may not see it at all.
-    pub(crate) fn seen(&self, actor: Actor, recorded: &Recorded) -> Option<TrailEvent> {
+    /// An event, redacted for the actor. `None` if the actor may not see the event.
+    pub(crate) fn visible_event(&self, actor: Actor, recorded: &Recorded) -> Option<TrailEvent> {
         let about = |of: &Aggregate| match of {
             Aggregate::Account(id) => may_see(actor, *id),
             Aggregate::Job(id) => self.job(actor, *id).is_ok(),
             Aggregate::Machine(_) => false,
         };
-        // Everybody may see a machine's own events.
+        // Everybody may see the own events of a machine.
         let public = |e: &Event| matches!(e.aggregate(), Aggregate::Machine(_));
-        let may = recorded.event().is_some_and(|e| public(e) || touched(e).iter().any(about)) || may_see_all(actor);
-        redacted(actor, recorded, |job| self.job(actor, job).is_ok()).filter(|_| may)
+        let may = recorded.event().is_some_and(|e| public(e) || affected_aggregates(e).iter().any(about))
+            || may_see_all(actor);
+        redact(actor, recorded, |job| self.job(actor, job).is_ok()).filter(|_| may)
     }
 
-    /// True if an actor sees the whole of an event. Only then may the event be proven to the actor: a proof holds the
-    /// message as it was written, with nothing left out.
-    pub(crate) fn sees_whole(&self, actor: Actor, recorded: &Recorded) -> bool {
-        match (self.seen(actor, recorded), TrailEvent::of(recorded)) {
-            (Some(seen), Some(whole)) => seen == whole,
-            // A quarantined message has no event that could be hidden.
+    /// True if an actor may see the whole event, without redaction. Only such an actor may get a proof of the event,
+    /// because a proof contains the whole message.
+    pub(crate) fn may_see_whole_event(&self, actor: Actor, recorded: &Recorded) -> bool {
+        match (self.visible_event(actor, recorded), TrailEvent::from_recorded(recorded)) {
+            (Some(visible), Some(whole)) => visible == whole,
+            // A quarantined message is not a valid event. Only operators may see such a message.
             _ => may_see_all(actor),
         }
     }
 }
 
-/// An event, without the consumer's affairs where it is about a job that the actor may not see.
-fn redacted(actor: Actor, recorded: &Recorded, sees_job: impl Fn(JobId) -> bool) -> Option<TrailEvent> {
-    let event = TrailEvent::of(recorded)?;
-    Some(if event.job.is_none_or(sees_job) { event } else { without_the_consumer(actor, event) })
+/// Converts an event for an answer. If the event is about a job that the actor may not see, removes the consumer's
+/// data.
+fn redact(actor: Actor, recorded: &Recorded, sees_job: impl Fn(JobId) -> bool) -> Option<TrailEvent> {
+    let event = TrailEvent::from_recorded(recorded)?;
+    Some(if event.job.is_none_or(sees_job) { event } else { redact_consumer(actor, event) })
 }
 
 #[cfg(test)]
@@ -120,7 +128,7 @@ mod tests {
     use gpubnb_query::view::Page;
 
     use super::*;
-    use crate::serve::read::refusal;
+    use crate::serve::read::expect_refusal;
 
     const CONSUMER: u16 = 1;
     const PROVIDER: u16 = 2;
@@ -130,13 +138,13 @@ mod tests {
         Actor::Account(account(number))
     }
 
-    /// A trail as it is answered: its events are those of the history.
-    fn trail(history: &History, actor: Actor, query: &TrailQuery) -> Result<Page<TrailEvent>, Failure> {
-        let read = ReadModels::after(history);
-        let part = read.trail_part(actor, query)?;
+    /// Answers a trail query with the events of a history instead of the log.
+    fn trail(history: &History, actor: Actor, query: &TrailQuery) -> Result<Page<TrailEvent>, RpcError> {
+        let read = ReadModels::from_history(history);
+        let page = read.trail_page(actor, query)?;
         let of = |seq: &Seq| history.messages().iter().find(|r| r.seq == *seq).cloned().unwrap();
-        let rows = part.seen(&read, actor, part.sequences.iter().map(of).collect());
-        Ok(Page { rows, next: part.next.map(|next| next.to_string()) })
+        let rows = page.visible_events(&read, actor, page.sequences.iter().map(of).collect());
+        Ok(Page { rows, next: page.next.map(|next| next.to_string()) })
     }
 
     fn page(history: &History, by: Actor, query: &TrailQuery) -> (Vec<u64>, Option<String>) {
@@ -152,8 +160,9 @@ mod tests {
         TrailQuery { from_end: true, ..from_start(of, skip, limit) }
     }
 
-    /// A job of the consumer, paid for, on the machine of the provider: sequences 2 to 7, after the machine's own.
-    fn rented() -> History {
+    /// A history: sequence 1 lists the provider's machine, sequences 2 to 7 are a settled job of the consumer on that
+    /// machine.
+    fn settled_job() -> History {
         let mut history = History::default();
         history.listed(account(PROVIDER), machine(1));
         history.whole_job(job(1), account(CONSUMER), (account(PROVIDER), machine(1)));
@@ -161,63 +170,66 @@ mod tests {
     }
 
     #[test]
-    fn a_trail_comes_in_parts_from_its_beginning() {
-        let (history, of) = (rented(), TrailOf::Job(job(1)));
-        let part = |skip, limit| page(&history, actor(CONSUMER), &from_start(of, skip, limit));
-        assert_eq!(part(0, 2), (vec![2, 3], Some("2".to_owned())));
-        assert_eq!(part(2, 3), (vec![4, 5, 6], Some("5".to_owned())));
-        assert_eq!(part(5, 3), (vec![7], None));
-        assert_eq!(part(0, 6), (vec![2, 3, 4, 5, 6, 7], None), "a page that is exactly full is the last");
-        assert_eq!(part(6, 2), (vec![], None));
-        assert_eq!(part(u32::MAX, 2), (vec![], None));
+    fn a_trail_is_answered_in_pages_from_its_start() {
+        let (history, of) = (settled_job(), TrailOf::Job(job(1)));
+        let read_page = |skip, limit| page(&history, actor(CONSUMER), &from_start(of, skip, limit));
+        assert_eq!(read_page(0, 2), (vec![2, 3], Some("2".to_owned())));
+        assert_eq!(read_page(2, 3), (vec![4, 5, 6], Some("5".to_owned())));
+        assert_eq!(read_page(5, 3), (vec![7], None));
+        assert_eq!(read_page(0, 6), (vec![2, 3, 4, 5, 6, 7], None), "a full page can be the last page");
+        assert_eq!(read_page(6, 2), (vec![], None));
+        assert_eq!(read_page(u32::MAX, 2), (vec![], None));
     }
 
     #[test]
-    fn a_trail_comes_in_parts_from_its_end_oldest_first() {
-        let (history, of) = (rented(), TrailOf::Job(job(1)));
-        let part = |skip, limit| page(&history, actor(CONSUMER), &from_end(of, skip, limit));
-        assert_eq!(part(0, 2), (vec![6, 7], None));
-        assert_eq!(part(2, 2), (vec![4, 5], None));
-        assert_eq!(part(0, 100), (vec![2, 3, 4, 5, 6, 7], None));
+    fn a_page_from_the_end_of_a_trail_is_oldest_first() {
+        let (history, of) = (settled_job(), TrailOf::Job(job(1)));
+        let read_page = |skip, limit| page(&history, actor(CONSUMER), &from_end(of, skip, limit));
+        assert_eq!(read_page(0, 2), (vec![6, 7], None));
+        assert_eq!(read_page(2, 2), (vec![4, 5], None));
+        assert_eq!(read_page(0, 100), (vec![2, 3, 4, 5, 6, 7], None));
     }
 
     #[test]
-    fn a_part_has_at_least_one_event_and_at_most_two_hundred() {
+    fn a_page_of_a_trail_has_between_1_and_200_events() {
         let mut history = History::default();
         for _ in 0..201 {
             history.deposited(account(CONSUMER), MicroUsd(1));
         }
         let of = TrailOf::Account(account(CONSUMER));
-        let part = |limit| page(&history, actor(CONSUMER), &from_start(of, 0, limit));
-        let (rows, next) = part(u32::MAX);
+        let read_page = |limit| page(&history, actor(CONSUMER), &from_start(of, 0, limit));
+        let (rows, next) = read_page(u32::MAX);
         assert_eq!((rows.len(), next.as_deref()), (200, Some("200")));
-        assert_eq!(part(0), (vec![1], Some("1".to_owned())));
+        assert_eq!(read_page(0), (vec![1], Some("1".to_owned())));
     }
 
     #[test]
-    fn foreign_trails_look_as_if_they_were_not_there() {
-        let history = rented();
-        let asked = |of| refusal(trail(&history, actor(STRANGER), &from_start(of, 0, 10)));
+    fn a_trail_that_the_actor_may_not_see_is_answered_like_a_missing_trail() {
+        let history = settled_job();
+        let asked = |of| expect_refusal(trail(&history, actor(STRANGER), &from_start(of, 0, 10)));
         assert_eq!(asked(TrailOf::Job(job(1))), asked(TrailOf::Job(job(9))));
         assert_eq!(asked(TrailOf::Account(account(CONSUMER))), asked(TrailOf::Account(account(9))));
-        // The owner of the machine is a stranger to the job.
+        // The owner of the machine may not see the job's trail either.
         let job = from_start(TrailOf::Job(job(1)), 0, 10);
-        assert_eq!(refusal(trail(&history, actor(PROVIDER), &job)), asked(TrailOf::Job(gpubnb_model::testing::job(1))));
+        assert_eq!(
+            expect_refusal(trail(&history, actor(PROVIDER), &job)),
+            asked(TrailOf::Job(gpubnb_model::testing::job(1)))
+        );
     }
 
     #[test]
-    fn strangers_see_the_machines_own_events_only() {
-        let (history, of) = (rented(), TrailOf::Machine(machine(1)));
-        let part = |by| page(&history, by, &from_start(of, 0, 10)).0;
-        assert_eq!(part(actor(STRANGER)), [1]);
-        assert_eq!(part(actor(CONSUMER)), [1]);
-        assert_eq!(part(Actor::Machine(machine(1))), [1]);
-        assert_eq!(part(actor(PROVIDER)), [1, 3]);
-        assert_eq!(part(Actor::Operator(None)), [1, 3]);
+    fn strangers_see_only_the_own_events_of_a_machine() {
+        let (history, of) = (settled_job(), TrailOf::Machine(machine(1)));
+        let read_page = |by| page(&history, by, &from_start(of, 0, 10)).0;
+        assert_eq!(read_page(actor(STRANGER)), [1]);
+        assert_eq!(read_page(actor(CONSUMER)), [1]);
+        assert_eq!(read_page(Actor::Machine(machine(1))), [1]);
+        assert_eq!(read_page(actor(PROVIDER)), [1, 3]);
+        assert_eq!(read_page(Actor::Operator(None)), [1, 3]);
     }
 
     #[test]
-    fn from_the_end_strangers_get_as_many_events_as_there_are_among_the_last() {
+    fn a_page_from_the_end_skips_hidden_events_for_strangers() {
         let mut history = History::default();
         history.listed(account(PROVIDER), machine(1));
         let hidden = |history: &mut History, number| {
@@ -237,37 +249,40 @@ mod tests {
     }
 
     #[test]
-    fn a_quarantined_message_is_shown_to_nobody() {
-        let mut history = rented();
+    fn a_quarantined_message_has_no_visible_event() {
+        let mut history = settled_job();
         history.quarantined();
-        let (read, recorded) = (ReadModels::after(&history), history.last());
+        let (read, recorded) = (ReadModels::from_history(&history), history.last());
         for by in [actor(CONSUMER), actor(PROVIDER), Actor::Operator(None)] {
-            assert_eq!(read.seen(by, recorded), None);
+            assert_eq!(read.visible_event(by, recorded), None);
         }
-        assert!(read.sees_whole(Actor::Operator(None), recorded), "an operator may have the message proven");
-        assert!(!read.sees_whole(actor(CONSUMER), recorded));
+        assert!(
+            read.may_see_whole_event(Actor::Operator(None), recorded),
+            "an operator may get a proof of the message"
+        );
+        assert!(!read.may_see_whole_event(actor(CONSUMER), recorded));
     }
 
-    /// The event with this sequence, as `event` answers it.
+    /// The event with this sequence, as the query `event` answers it.
     fn event(history: &History, by: Actor, seq: u64) -> Option<TrailEvent> {
         let recorded = history.messages().iter().find(|r| r.seq.0 == seq).unwrap();
-        ReadModels::after(history).seen(by, recorded)
+        ReadModels::from_history(history).visible_event(by, recorded)
     }
 
-    /// Fails where an event shows anything of the consumer: the name, the budget, the limit, what is held or available.
-    fn shows_nothing_of_the_consumer(event: &TrailEvent) {
+    /// Fails if an event contains the consumer's account, budget, limit, or amounts.
+    fn assert_no_consumer_data(event: &TrailEvent) {
         let text = serde_json::to_string(event).unwrap();
         let consumer = account(CONSUMER).to_string();
         for hidden in [consumer.as_str(), "consumer", "budget", "limit", "held:", "-60000", "59710"] {
-            assert!(!text.contains(hidden), "{hidden} stands in {text}");
+            assert!(!text.contains(hidden), "{hidden} is in {text}");
         }
     }
 
     #[test]
-    fn a_provider_sees_the_own_part_of_a_bill_and_nothing_of_the_consumer() {
-        let history = rented();
+    fn a_provider_sees_only_the_providers_part_of_a_bill() {
+        let history = settled_job();
         let bill = event(&history, actor(PROVIDER), 7).unwrap();
-        shows_nothing_of_the_consumer(&bill);
+        assert_no_consumer_data(&bill);
         let earned = format!("available:{}", account(PROVIDER));
         let postings = bill.body["postings"].as_array().unwrap();
         let accounts: Vec<_> = postings.iter().map(|posting| posting["account"].as_str().unwrap()).collect();
@@ -277,35 +292,35 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_sees_nothing_of_the_consumer_in_the_own_trails() {
-        let mut history = rented();
+    fn the_providers_trails_have_no_data_of_the_consumer() {
+        let mut history = settled_job();
         history.submitted(account(CONSUMER), job(2));
         let lease = history.assigned(job(2), machine(1));
         history.requeued(job(2), lease, machine(1), gpubnb_events::event::Reason::ProviderLost);
         for of in [TrailOf::Account(account(PROVIDER)), TrailOf::Machine(machine(1))] {
             let rows = trail(&history, actor(PROVIDER), &from_start(of, 0, 100)).unwrap().rows;
             assert!(!rows.is_empty(), "{of:?}");
-            rows.iter().for_each(shows_nothing_of_the_consumer);
+            rows.iter().for_each(assert_no_consumer_data);
         }
         let own = trail(&history, actor(PROVIDER), &from_start(TrailOf::Account(account(PROVIDER)), 0, 100)).unwrap();
         assert_eq!(own.rows.last().map(|e| e.event.as_str()), Some("Settled"));
     }
 
     #[test]
-    fn a_provider_does_not_see_the_job_itself() {
-        let history = rented();
+    fn a_provider_sees_the_bill_but_not_the_other_events_of_the_job() {
+        let history = settled_job();
         let seen = (1..=7).filter(|seq| event(&history, actor(PROVIDER), *seq).is_some()).collect::<Vec<_>>();
-        assert_eq!(seen, [1, 7], "the own machine, and the bill");
+        assert_eq!(seen, [1, 7], "the provider's machine, and the bill");
         let seen = (1..=7).filter(|seq| event(&history, actor(STRANGER), *seq).is_some()).collect::<Vec<_>>();
         assert_eq!(seen, [1]);
     }
 
     #[test]
-    fn what_a_provider_does_not_see_whole_cannot_be_proven_to_the_provider() {
-        let history = rented();
-        let read = &ReadModels::after(&history);
-        let provable = |by| history.messages().iter().filter(move |r| read.sees_whole(by, r)).map(|r| r.seq.0);
-        assert!(provable(actor(PROVIDER)).eq([1]), "the bill is seen in part");
+    fn a_provider_gets_no_proof_of_a_redacted_event() {
+        let history = settled_job();
+        let read = &ReadModels::from_history(&history);
+        let provable = |by| history.messages().iter().filter(move |r| read.may_see_whole_event(by, r)).map(|r| r.seq.0);
+        assert!(provable(actor(PROVIDER)).eq([1]), "the provider sees the bill only redacted");
         assert!(provable(actor(STRANGER)).eq([1]));
         assert!(provable(actor(CONSUMER)).eq(1..=7));
         assert!(provable(Actor::Operator(None)).eq(1..=7));
@@ -313,8 +328,8 @@ mod tests {
 
     #[test]
     fn the_consumer_and_operators_see_the_whole_bill() {
-        let history = rented();
-        let whole = TrailEvent::of(history.last()).unwrap();
+        let history = settled_job();
+        let whole = TrailEvent::from_recorded(history.last()).unwrap();
         assert_eq!(whole.body["postings"].as_array().unwrap().len(), 4);
         for by in [actor(CONSUMER), Actor::Operator(None), Actor::Operator(Some(account(PROVIDER))), Actor::Platform] {
             assert_eq!(event(&history, by, 7), Some(whole.clone()));
@@ -326,11 +341,11 @@ mod tests {
     }
 
     #[test]
-    fn who_rents_their_own_machine_sees_the_whole_bill() {
+    fn a_consumer_who_uses_their_own_machine_sees_the_whole_bill() {
         let mut history = History::default();
         history.listed(account(CONSUMER), machine(1));
         let lease: Lease = history.whole_job(job(1), account(CONSUMER), (account(CONSUMER), machine(1)));
         assert_eq!(lease, Lease(Seq(3)));
-        assert_eq!(event(&history, actor(CONSUMER), 7), TrailEvent::of(history.last()));
+        assert_eq!(event(&history, actor(CONSUMER), 7), TrailEvent::from_recorded(history.last()));
     }
 }

@@ -1,17 +1,18 @@
-//! The bill, computed a second time from the events that `Settled` cites, with arithmetic of its own.
+//! The checker's own computation of a bill, from the events that `Settled` names. It shares no code with
+//! `gpubnb_domain::metering`.
 
 use std::collections::BTreeMap;
 
 use gpubnb_events::{event::Settled, ledger::LedgerAccount};
 
 use super::{
-    checker::{Held, Violation, holds},
-    facts::{Ended, JobFacts, LeaseFacts},
+    checker::{Verdict, Violation, ensure},
+    facts::{EndFacts, JobFacts, LeaseFacts},
 };
 
 const MILLIS_PER_HOUR: i128 = 3_600_000;
 
-/// The milliseconds and micro-dollars that should be billed.
+/// The expected bill. Times are in milliseconds, and the cost is in millionths of a dollar.
 struct Bill {
     broker: i128,
     limit: i128,
@@ -20,7 +21,8 @@ struct Bill {
     cost: i128,
 }
 
-fn compute(job: &JobFacts, ended: &Ended, attempt: &LeaseFacts) -> Option<Bill> {
+/// Computes the expected bill. `None` if the job never started, or is not billed.
+fn compute(job: &JobFacts, ended: &EndFacts, attempt: &LeaseFacts) -> Option<Bill> {
     let (_, started) = attempt.started.filter(|_| ended.billed)?;
     let until = job.cancel.filter(|_| ended.cancelled).map_or(ended.at, |(_, at)| at);
     let broker = i128::from(until.millis() - started.millis()).max(0);
@@ -32,22 +34,24 @@ fn compute(job: &JobFacts, ended: &Ended, attempt: &LeaseFacts) -> Option<Bill> 
     Some(Bill { broker, limit, budget, billed, cost: (price * billed / MILLIS_PER_HOUR).min(hold) })
 }
 
-/// Checks that a settlement is the bill that anyone would compute.
-pub(crate) fn check(job: &JobFacts, e: &Settled, fee_basis_points: u32) -> Held {
-    let ended = job.ended.as_ref().ok_or_else(|| Violation("it has not ended".to_owned()))?;
-    let cited = (e.submission, e.outcome, e.consumer) == (job.submission, ended.seq, job.account);
-    holds(cited, || "it cites other events".to_owned())?;
+/// Checks that a settlement has the expected bill.
+pub(crate) fn check(job: &JobFacts, e: &Settled, fee_basis_points: u32) -> Verdict {
+    let ended = job.ended.as_ref().ok_or_else(|| Violation("the job has not ended".to_owned()))?;
+    let names_right_events = (e.submission, e.outcome, e.consumer) == (job.submission, ended.seq, job.account);
+    ensure(names_right_events, || "the settlement names other events".to_owned())?;
     let bill = ended.attempt.as_ref().and_then(|attempt| Some((attempt, compute(job, ended, attempt)?)));
     let cost = bill.as_ref().map_or(0, |(_, bill)| bill.cost);
     let fee = cost * i128::from(fee_basis_points) / 10_000;
     let hold = i128::from(job.hold.0);
-    let said = (i128::from(e.cost.0), i128::from(e.fee.0), i128::from(e.earned.0));
-    holds(said == (cost, fee, cost - fee), || format!("billed {said:?} instead of {:?}", (cost, fee, cost - fee)))?;
-    holds((0..=hold).contains(&cost) && fee >= 0 && fee <= cost, || format!("{cost} of a hold of {hold}"))?;
+    let billed = (i128::from(e.cost.0), i128::from(e.fee.0), i128::from(e.earned.0));
+    ensure(billed == (cost, fee, cost - fee), || {
+        format!("billed {billed:?} instead of {:?}", (cost, fee, cost - fee))
+    })?;
+    ensure((0..=hold).contains(&cost) && fee >= 0 && fee <= cost, || format!("{cost} of a hold of {hold}"))?;
     let provider = bill.as_ref().map(|(attempt, _)| attempt.provider);
     let lease = bill.as_ref().map(|(attempt, _)| attempt.lease);
-    holds((e.provider, e.lease) == (provider, lease), || "somebody else is paid".to_owned())?;
-    metering(job, e, ended, bill.as_ref())?;
+    ensure((e.provider, e.lease) == (provider, lease), || "the wrong provider is paid".to_owned())?;
+    check_metering(job, e, ended, bill.as_ref())?;
 
     let mut expected = BTreeMap::new();
     let mut post = |account, amount| *expected.entry(account).or_insert(0) += amount;
@@ -61,19 +65,20 @@ pub(crate) fn check(job: &JobFacts, e: &Settled, fee_basis_points: u32) -> Held 
     for posting in &e.postings {
         *posted.entry(posting.account).or_insert(0) += i128::from(posting.amount.0);
     }
-    holds(posted == expected, || format!("posted {posted:?} instead of {expected:?}"))
+    ensure(posted == expected, || format!("posted {posted:?} instead of {expected:?}"))
 }
 
-fn metering(job: &JobFacts, e: &Settled, ended: &Ended, bill: Option<&(&LeaseFacts, Bill)>) -> Held {
-    let (Some(said), Some((attempt, bill))) = (&e.metering, bill) else {
-        return holds(e.metering.is_none() && bill.is_none(), || "metered, or not, against the events".to_owned());
+/// Checks the metered times of a settlement.
+fn check_metering(job: &JobFacts, e: &Settled, ended: &EndFacts, bill: Option<&(&LeaseFacts, Bill)>) -> Verdict {
+    let (Some(metering), Some((attempt, bill))) = (&e.metering, bill) else {
+        return ensure(e.metering.is_none() && bill.is_none(), || "the metering is missing, or should be".to_owned());
     };
     let until = job.cancel.filter(|_| ended.cancelled).map_or(ended.seq, |(seq, _)| seq);
-    let times = (i128::from(said.broker.0), i128::from(said.limit.0), i128::from(said.billed.0));
-    let sound = times == (bill.broker, bill.limit, bill.billed)
-        && said.budget.map(|b| i128::from(b.0)) == bill.budget
-        && said.worker == ended.run
-        && attempt.started.is_some_and(|(seq, _)| seq == said.started)
-        && said.ended == until;
-    holds(sound, || format!("metered {said:?}"))
+    let times = (i128::from(metering.broker.0), i128::from(metering.limit.0), i128::from(metering.billed.0));
+    let is_right = times == (bill.broker, bill.limit, bill.billed)
+        && metering.budget.map(|b| i128::from(b.0)) == bill.budget
+        && metering.worker == ended.run
+        && attempt.started.is_some_and(|(seq, _)| seq == metering.started)
+        && metering.ended == until;
+    ensure(is_right, || format!("metered {metering:?}"))
 }

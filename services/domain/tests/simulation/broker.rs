@@ -1,5 +1,6 @@
-//! MARKET in memory, with the broker's guard: an append succeeds only if nobody has written to the aggregate since,
-//! events and unreadable messages alike. Message ids are not remembered, as if the duplicate window were over.
+//! The stream MARKET in memory, with the broker's guard: an append succeeds only if the last message of the aggregate
+//! is still the one that the decider has seen. Strays, the messages that are not valid events, count as well. This
+//! broker detects no duplicate message ids: the real broker does so only for a short time.
 
 use std::collections::HashMap;
 
@@ -10,12 +11,13 @@ use gpubnb_events::{
 };
 
 /// The outcome of an append.
-pub(crate) enum Appended {
+pub(crate) enum AppendOutcome {
     /// The event was written.
-    Now(Seq),
-    /// The guard refused, because this very event is the last of its aggregate: an earlier answer was lost.
-    Before(Seq),
-    /// The guard refused.
+    Written(Seq),
+    /// The guard refused the append, because the same event is already the last one of its aggregate. The answer to an
+    /// earlier append was lost.
+    AlreadyWritten(Seq),
+    /// The guard refused the append. The last message of the aggregate has this sequence.
     Conflict(Seq),
 }
 
@@ -27,21 +29,21 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Appends one decision under its guard.
-    pub(crate) fn append(&mut self, proposal: &Proposal, actor: Actor, at: Timestamp) -> Appended {
+    /// Appends the event of a decision, if the guard allows it.
+    pub(crate) fn append(&mut self, proposal: &Proposal, actor: Actor, at: Timestamp) -> AppendOutcome {
         let aggregate = proposal.event.aggregate();
         let last = self.last.get(&aggregate).copied().unwrap_or_default();
         if last != proposal.expected {
             let same = self.get(last).and_then(Recorded::envelope).is_some_and(|e| e.id == proposal.id);
-            return if same { Appended::Before(last) } else { Appended::Conflict(last) };
+            return if same { AppendOutcome::AlreadyWritten(last) } else { AppendOutcome::Conflict(last) };
         }
         let (id, cause, correlation) = (proposal.id.clone(), proposal.cause, proposal.event.job());
         let envelope = Envelope { id, actor, cause, correlation };
-        Appended::Now(self.write(at, Some(aggregate), Ok((envelope, proposal.event.clone()))))
+        AppendOutcome::Written(self.write(at, Some(aggregate), Ok((envelope, proposal.event.clone()))))
     }
 
-    /// Writes a message that no fold reads. The guard counts it, if it has an aggregate's subject.
-    pub(crate) fn stray(&mut self, aggregate: Option<Aggregate>, at: Timestamp) -> Seq {
+    /// Writes a stray. The guard counts it, if it has the subject of an aggregate.
+    pub(crate) fn write_stray(&mut self, aggregate: Option<Aggregate>, at: Timestamp) -> Seq {
         self.write(at, aggregate, Err(Quarantined("a stray".to_owned())))
     }
 
@@ -59,35 +61,36 @@ impl Broker {
         seq
     }
 
-    /// All messages.
+    /// All messages of the log.
     pub(crate) fn log(&self) -> &[Recorded] {
         &self.log
     }
 
-    /// The last sequence.
+    /// The sequence of the last message.
     pub(crate) fn last_seq(&self) -> Seq {
         Seq(self.log.len() as u64)
     }
 
-    /// One message.
+    /// The message with this sequence.
     pub(crate) fn get(&self, seq: Seq) -> Option<&Recorded> {
         self.log.get(usize::try_from(seq.0.checked_sub(1)?).ok()?)
     }
 
     /// The messages after a sequence.
-    pub(crate) fn after(&self, seq: Seq) -> &[Recorded] {
+    pub(crate) fn messages_after(&self, seq: Seq) -> &[Recorded] {
         self.log.get(usize::try_from(seq.0).unwrap_or(usize::MAX)..).unwrap_or_default()
     }
 
-    /// Loads a job from its own messages, settled or not, as the executor loads a job that has left memory.
-    pub(crate) fn load(&self, id: JobId, settings: &Settings) -> Option<Job> {
+    /// Loads a job from the log, settled or not. The executor does the same for a job that has left memory
+    /// (`services/src/execute.rs`).
+    pub(crate) fn load_job(&self, id: JobId, settings: &Settings) -> Option<Job> {
         let aggregate = Some(Aggregate::Job(id));
-        let own: Vec<Recorded> = self.log.iter().filter(|r| r.aggregate == aggregate).cloned().collect();
-        let submission = own.iter().find_map(|recorded| match recorded.event()? {
+        let messages: Vec<Recorded> = self.log.iter().filter(|r| r.aggregate == aggregate).cloned().collect();
+        let submission = messages.iter().find_map(|recorded| match recorded.event()? {
             Event::JobAssigned(e) => Some(e.submission),
             Event::Cancelled(_) | Event::Failed(_) => recorded.envelope()?.cause,
             _ => None,
         });
-        gpubnb_domain::rebuild(self.get(submission?)?, &own, settings)
+        gpubnb_domain::rebuild_job(self.get(submission?)?, &messages, settings)
     }
 }

@@ -1,8 +1,8 @@
-//! The independent judge: a small fold of its own over the log, which is asked at every sequence. The judge shares
-//! event types and `ledger::postings` with the market, and no decision. Here are money, accounts and machines; jobs are
-//! in `facts`.
+//! The independent checker. It reads every event of the log, keeps its own facts, and checks every promise. It shares
+//! only the event types and `ledger::postings` with the market, and no decision. This file checks money, accounts and
+//! machines; `facts.rs` checks jobs.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry as Slot};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry as MapEntry};
 
 use gpubnb_events::{
     AccountId, Actor, Aggregate, CommandId, Event, HourlyRate, JobId, MachineId, Millis, Recorded, Seq, Timestamp,
@@ -20,35 +20,37 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation(pub(crate) String);
 
-/// `Ok` as long as every promise holds.
-pub(crate) type Held<T = ()> = Result<T, Violation>;
+/// The result of a check: `Ok` if the promise holds.
+pub(crate) type Verdict<T = ()> = Result<T, Violation>;
 
-/// Turns a promise that does not hold into a violation.
-pub(crate) fn holds(promise: bool, broken: impl FnOnce() -> String) -> Held {
+/// Makes a violation with this text, if the promise does not hold.
+pub(crate) fn ensure(promise: bool, broken: impl FnOnce() -> String) -> Verdict {
     if promise { Ok(()) } else { Err(Violation(broken())) }
 }
 
-/// The judge's knowledge of an account.
+/// The checker's facts about an account.
 #[derive(Default)]
 struct AccountFacts {
     suspended: bool,
     deposits: BTreeSet<CommandId>,
     payouts: BTreeMap<CommandId, PayoutFacts>,
     jobs: BTreeSet<JobId>,
-    /// Holds of submissions whose job is not settled.
+    /// The sum of the account's holds, micro-dollars. The settlement of a job ends its hold.
     open_holds: i128,
 }
 
+/// The checker's facts about a payout.
 struct PayoutFacts {
     requested: Seq,
+    /// Micro-dollars.
     amount: i64,
     closed: bool,
 }
 
-/// The judge's knowledge of a machine.
+/// The checker's facts about a machine.
 pub(crate) struct MachineFacts {
     pub(crate) owner: AccountId,
-    /// Every price that the machine ever had: a replica may assign a job on an old state.
+    /// Every price that the machine ever had. A replica with an old state may assign a job at an old price.
     pub(crate) prices: BTreeSet<HourlyRate>,
     pub(crate) slots: usize,
     pub(crate) lost: bool,
@@ -56,37 +58,39 @@ pub(crate) struct MachineFacts {
     delisted: bool,
 }
 
-/// The settings of the market that the judge must know.
+/// The settings of the market that the checker must know.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// The platform's share, in ten-thousandths.
     pub(crate) fee: u32,
     /// True if accounts may deposit play money by themselves.
     pub(crate) test_funds: bool,
-    /// How long a machine has to accept.
+    /// Time for a machine to accept a job, in milliseconds.
     pub(crate) accept_within: Millis,
-    /// How long after a limit the platform waits for the worker.
+    /// Time that a worker has to report after a limit, in milliseconds.
     pub(crate) grace: Millis,
-    /// How far the clocks of replicas and broker may be apart.
+    /// Greatest difference between the clocks of a replica and of the broker, in milliseconds.
     pub(crate) skew: Millis,
 }
 
-/// The judge.
+/// The checker, with its facts about everything in the log.
 pub(crate) struct Checker {
     pub(crate) rules: Rules,
-    /// Machines with an honest worker, which counts its slots.
+    /// Machines with an honest worker. Only these keep to their number of slots.
     pub(crate) honest: BTreeSet<MachineId>,
     pub(crate) jobs: BTreeMap<JobId, JobFacts>,
     pub(crate) machines: BTreeMap<MachineId, MachineFacts>,
+    /// The balance of each ledger account, micro-dollars.
     pub(crate) ledger: BTreeMap<LedgerAccount, i128>,
     accounts: BTreeMap<AccountId, AccountFacts>,
-    /// Holds of second submissions with one id: two accounts submitted it at once, and the later one got no job.
+    /// The stranded holds of each account, micro-dollars. If two accounts submit one job id at the same time, the later
+    /// submission gets no job, and its hold is stranded.
     pub(crate) stranded: BTreeMap<AccountId, i128>,
-    /// How often each event was seen.
+    /// How often each event was read, by the event's name.
     pub(crate) seen: Tally,
 }
 
-/// An event with its message.
+/// An event, with the sequence, the time and the envelope of its message.
 pub(crate) struct Entry<'a> {
     pub(crate) seq: Seq,
     pub(crate) at: Timestamp,
@@ -108,29 +112,29 @@ impl Checker {
         }
     }
 
-    /// Judges the next message.
-    pub(crate) fn observe(&mut self, recorded: &Recorded) -> Held {
+    /// Checks the next message of the log, and adds it to the facts.
+    pub(crate) fn observe(&mut self, recorded: &Recorded) -> Verdict {
         let Ok((envelope, event)) = &recorded.entry else { return Ok(()) };
         self.seen.count(event.name());
         let entry = Entry { seq: recorded.seq, at: recorded.at, envelope, event };
-        self.judge(&entry).map_err(|Violation(v)| Violation(format!("{} at {}: {v}", event.name(), recorded.seq)))
+        self.check(&entry).map_err(|Violation(v)| Violation(format!("{} at {}: {v}", event.name(), recorded.seq)))
     }
 
-    fn judge(&mut self, entry: &Entry<'_>) -> Held {
+    fn check(&mut self, entry: &Entry<'_>) -> Verdict {
         match entry.event {
             Event::AccountOpened(e) => {
-                holds(entry.envelope.actor == Actor::Account(e.account), || "opened by another".to_owned())?;
+                ensure(entry.envelope.actor == Actor::Account(e.account), || "opened by another".to_owned())?;
                 let before = self.accounts.insert(e.account, AccountFacts::default());
-                holds(before.is_none(), || "opened twice".to_owned())?;
+                ensure(before.is_none(), || "opened twice".to_owned())?;
             }
             Event::FundsDeposited(_)
             | Event::PayoutRequested(_)
             | Event::PayoutPaid(_)
             | Event::PayoutFailed(_)
             | Event::AccountSuspended(_)
-            | Event::AccountReinstated(_) => self.account(entry)?,
-            Event::JobSubmitted(_) => self.submitted(entry)?,
-            Event::MachineListed(e) => self.listed(entry, e)?,
+            | Event::AccountReinstated(_) => self.check_account(entry)?,
+            Event::JobSubmitted(_) => self.check_submission(entry)?,
+            Event::MachineListed(e) => self.check_listing(entry, e)?,
             Event::MachineRepriced(_)
             | Event::MachinePaused(_)
             | Event::MachineResumed(_)
@@ -139,38 +143,39 @@ impl Checker {
             | Event::MachineTested(_)
             | Event::MachineSuspected(_)
             | Event::MachineLost(_)
-            | Event::MachineRecovered(_) => self.machine(entry)?,
-            _ => self.job(entry)?,
+            | Event::MachineRecovered(_) => self.check_machine(entry)?,
+            _ => self.check_job(entry)?,
         }
-        self.money(entry.event)
+        self.check_money(entry.event)
     }
 
-    /// Checks that the ledger balances and that no account is below zero.
-    fn money(&mut self, event: &Event) -> Held {
+    /// Adds the event's postings to the ledger. Checks that the ledger balances, that no balance is below zero, and
+    /// that each account's holds are those of its open jobs. Only the account of the outside world may be below zero.
+    fn check_money(&mut self, event: &Event) -> Verdict {
         let postings = ledger::postings(event);
         if postings.is_empty() {
             return Ok(());
         }
         let sum: i128 = postings.iter().map(|p| i128::from(p.amount.0)).sum();
-        holds(sum == 0, || format!("its postings sum to {sum}"))?;
+        ensure(sum == 0, || format!("its postings sum to {sum}"))?;
         for posting in &postings {
             *self.ledger.entry(posting.account).or_default() += i128::from(posting.amount.0);
         }
         for (account, balance) in &self.ledger {
             let may_owe = *account == LedgerAccount::External;
-            holds(may_owe || *balance >= 0, || format!("{account} is {balance}"))?;
+            ensure(may_owe || *balance >= 0, || format!("{account} is {balance}"))?;
         }
         let total: i128 = self.ledger.values().sum();
-        holds(total == 0, || format!("the ledger sums to {total}"))?;
+        ensure(total == 0, || format!("the ledger sums to {total}"))?;
         for (id, account) in &self.accounts {
             let held = self.balance(LedgerAccount::Held(*id));
             let open = account.open_holds;
-            holds(held == open, || format!("held:{id} is {held}, and its open jobs hold {open}"))?;
+            ensure(held == open, || format!("held:{id} is {held}, and its open jobs hold {open}"))?;
         }
         Ok(())
     }
 
-    /// The balance of a ledger account.
+    /// The balance of a ledger account, micro-dollars.
     pub(crate) fn balance(&self, account: LedgerAccount) -> i128 {
         self.ledger.get(&account).copied().unwrap_or_default()
     }
@@ -180,7 +185,7 @@ impl Checker {
         self.accounts.keys().copied()
     }
 
-    fn account(&mut self, entry: &Entry<'_>) -> Held {
+    fn check_account(&mut self, entry: &Entry<'_>) -> Verdict {
         let actor = entry.envelope.actor;
         let Aggregate::Account(id) = entry.event.aggregate() else { return Ok(()) };
         let account = self.accounts.get_mut(&id).ok_or_else(|| Violation("the account is not open".to_owned()))?;
@@ -190,25 +195,28 @@ impl Checker {
             Event::FundsDeposited(_) => matches!(actor, Actor::Operator(_)) || (own && self.rules.test_funds),
             _ => matches!(actor, Actor::Operator(_)),
         };
-        holds(allowed, || format!("{actor} had no right to"))?;
+        ensure(allowed, || format!("{actor} was not allowed"))?;
         let mut close = |payout: &CommandId, amount: i64, requested: Seq| {
-            let known = account.payouts.get_mut(payout).ok_or_else(|| Violation("never asked for".to_owned()))?;
-            holds(!known.closed, || "closed twice".to_owned())?;
+            let known =
+                account.payouts.get_mut(payout).ok_or_else(|| Violation("no such payout was requested".to_owned()))?;
+            ensure(!known.closed, || "closed twice".to_owned())?;
             known.closed = true;
-            holds((known.amount, known.requested) == (amount, requested), || "not what was asked for".to_owned())
+            ensure((known.amount, known.requested) == (amount, requested), || {
+                "the amount or the request differs".to_owned()
+            })
         };
         match entry.event {
             Event::PayoutPaid(e) => close(&e.payout, e.amount.0, e.requested),
             Event::PayoutFailed(e) => close(&e.payout, e.amount.0, e.requested),
-            Event::FundsDeposited(e) => holds(account.deposits.insert(e.deposit), || "deposited twice".to_owned()),
+            Event::FundsDeposited(e) => ensure(account.deposits.insert(e.deposit), || "deposited twice".to_owned()),
             Event::PayoutRequested(e) => {
-                holds(!account.suspended, || "the account is suspended".to_owned())?;
+                ensure(!account.suspended, || "the account is suspended".to_owned())?;
                 let facts = PayoutFacts { requested: entry.seq, amount: e.amount.0, closed: false };
-                holds(account.payouts.insert(e.payout, facts).is_none(), || "asked for twice".to_owned())
+                ensure(account.payouts.insert(e.payout, facts).is_none(), || "requested twice".to_owned())
             }
             Event::AccountSuspended(_) | Event::AccountReinstated(_) => {
                 let suspended = matches!(entry.event, Event::AccountSuspended(_));
-                holds(account.suspended != suspended, || "it was so already".to_owned())?;
+                ensure(account.suspended != suspended, || "the suspension does not change".to_owned())?;
                 account.suspended = suspended;
                 Ok(())
             }
@@ -216,25 +224,25 @@ impl Checker {
         }
     }
 
-    fn submitted(&mut self, entry: &Entry<'_>) -> Held {
+    fn check_submission(&mut self, entry: &Entry<'_>) -> Verdict {
         let Event::JobSubmitted(e) = entry.event else { return Ok(()) };
-        holds(entry.envelope.actor == Actor::Account(e.account), || "submitted by another".to_owned())?;
+        ensure(entry.envelope.actor == Actor::Account(e.account), || "submitted by another".to_owned())?;
         let account =
             self.accounts.get_mut(&e.account).ok_or_else(|| Violation("the account is not open".to_owned()))?;
-        holds(!account.suspended, || "the account is suspended".to_owned())?;
-        holds(account.jobs.insert(e.job), || "submitted twice by one account".to_owned())?;
-        holds(e.hold.0 >= 0 && e.limits.budget == e.hold, || "the hold is not the budget".to_owned())?;
+        ensure(!account.suspended, || "the account is suspended".to_owned())?;
+        ensure(account.jobs.insert(e.job), || "submitted twice by one account".to_owned())?;
+        ensure(e.hold.0 >= 0 && e.limits.budget == e.hold, || "the hold is not the budget".to_owned())?;
         account.open_holds += i128::from(e.hold.0);
         match self.jobs.entry(e.job) {
-            Slot::Vacant(slot) => _ = slot.insert(JobFacts::new(entry.seq, entry.at, e)),
-            Slot::Occupied(_) => *self.stranded.entry(e.account).or_default() += i128::from(e.hold.0),
+            MapEntry::Vacant(slot) => _ = slot.insert(JobFacts::new(entry.seq, entry.at, e)),
+            MapEntry::Occupied(_) => *self.stranded.entry(e.account).or_default() += i128::from(e.hold.0),
         }
         Ok(())
     }
 
-    fn listed(&mut self, entry: &Entry<'_>, e: &MachineListed) -> Held {
-        holds(entry.envelope.actor == Actor::Machine(e.machine), || "listed by another".to_owned())?;
-        holds(self.accounts.contains_key(&e.owner), || "the owner has no account".to_owned())?;
+    fn check_listing(&mut self, entry: &Entry<'_>, e: &MachineListed) -> Verdict {
+        ensure(entry.envelope.actor == Actor::Machine(e.machine), || "listed by another".to_owned())?;
+        ensure(self.accounts.contains_key(&e.owner), || "the owner has no account".to_owned())?;
         let slots = e.offer.slots as usize;
         let known = self.machines.entry(e.machine).or_insert_with(|| MachineFacts {
             owner: e.owner,
@@ -244,27 +252,29 @@ impl Checker {
             suspect: false,
             delisted: false,
         });
-        holds(known.owner == e.owner, || "it was taken over".to_owned())?;
+        ensure(known.owner == e.owner, || "the owner of the machine changed".to_owned())?;
         known.prices.insert(e.offer.price);
         (known.slots, known.lost, known.suspect, known.delisted) = (slots, false, false, false);
         Ok(())
     }
 
-    fn machine(&mut self, entry: &Entry<'_>) -> Held {
+    fn check_machine(&mut self, entry: &Entry<'_>) -> Verdict {
         let Aggregate::Machine(id) = entry.event.aggregate() else { return Ok(()) };
-        let machine = self.machines.get_mut(&id).ok_or_else(|| Violation("it was never listed".to_owned()))?;
+        let machine = self.machines.get_mut(&id).ok_or_else(|| Violation("the machine was never listed".to_owned()))?;
         let actor = entry.envelope.actor;
-        let watched =
+        let is_by_watchdog =
             matches!(entry.event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
-        let owned = [Actor::Machine(id), Actor::Account(machine.owner), Actor::Operator(None)].contains(&actor);
-        holds(if watched { actor == Actor::Platform } else { owned }, || format!("{actor} had no right to"))?;
+        let is_by_owner = [Actor::Machine(id), Actor::Account(machine.owner), Actor::Operator(None)].contains(&actor);
+        ensure(if is_by_watchdog { actor == Actor::Platform } else { is_by_owner }, || {
+            format!("{actor} was not allowed")
+        })?;
         let absent = machine.suspect || machine.lost;
         match entry.event {
-            Event::MachineSuspected(_) => holds(!absent, || "it was so already".to_owned())?,
-            Event::MachineLost(_) => holds(!machine.lost, || "it was so already".to_owned())?,
-            Event::MachineRecovered(_) => holds(absent, || "it was there".to_owned())?,
+            Event::MachineSuspected(_) => ensure(!absent, || "the machine was suspect or lost already".to_owned())?,
+            Event::MachineLost(_) => ensure(!machine.lost, || "the machine was lost already".to_owned())?,
+            Event::MachineRecovered(_) => ensure(absent, || "the machine was online already".to_owned())?,
             Event::MachineTested(_) => {}
-            _ => holds(!machine.delisted, || "it had left the market".to_owned())?,
+            _ => ensure(!machine.delisted, || "the machine had left the market".to_owned())?,
         }
         match entry.event {
             Event::MachineRepriced(e) => _ = machine.prices.insert(e.price),
@@ -272,8 +282,12 @@ impl Checker {
             Event::MachineSuspected(_) => machine.suspect = true,
             Event::MachineLost(_) => {
                 machine.lost = true;
-                let here = |live: &&mut LeaseFacts| live.machine == id;
-                self.jobs.values_mut().filter_map(|j| j.live.as_mut()).filter(here).for_each(|l| l.lost = true);
+                let on_this_machine = |live: &&mut LeaseFacts| live.machine == id;
+                self.jobs
+                    .values_mut()
+                    .filter_map(|j| j.live.as_mut())
+                    .filter(on_this_machine)
+                    .for_each(|l| l.lost = true);
             }
             Event::MachineRecovered(_) => (machine.suspect, machine.lost) = (false, false),
             _ => {}
@@ -281,12 +295,12 @@ impl Checker {
         Ok(())
     }
 
-    fn job(&mut self, entry: &Entry<'_>) -> Held {
-        let id = entry.event.job().ok_or_else(|| Violation("no job in it".to_owned()))?;
+    fn check_job(&mut self, entry: &Entry<'_>) -> Verdict {
+        let id = entry.event.job().ok_or_else(|| Violation("the event names no job".to_owned()))?;
         let job = self.jobs.get_mut(&id).ok_or_else(|| Violation("the job was never submitted".to_owned()))?;
-        job.judge(entry, &self.machines, &self.rules)?;
+        job.check(entry, &self.machines, &self.rules)?;
         match entry.event {
-            Event::Accepted(_) => self.slots(id)?,
+            Event::Accepted(_) => self.check_slots(id)?,
             Event::Settled(e) => {
                 let account = self.accounts.entry(e.consumer).or_default();
                 account.open_holds -= i128::from(self.jobs.get(&id).map_or(0, |j| j.hold.0));
@@ -297,7 +311,7 @@ impl Checker {
     }
 
     /// Checks that no honest worker has more accepted leases than slots.
-    fn slots(&self, job: JobId) -> Held {
+    fn check_slots(&self, job: JobId) -> Verdict {
         let live = || self.jobs.values().filter_map(|j| j.live.as_ref()).filter(|l| l.accepted.is_some());
         let Some(machine) = self.jobs.get(&job).and_then(|j| j.live.as_ref()).map(|l| l.machine) else {
             return Ok(());
@@ -305,11 +319,11 @@ impl Checker {
         let taken = live().filter(|l| l.machine == machine).count();
         let slots = self.machines.get(&machine).map_or(0, |m| m.slots);
         let fits = taken <= slots || !self.honest.contains(&machine);
-        holds(fits, || format!("{taken} accepted leases on {slots} slots"))
+        ensure(fits, || format!("{taken} accepted leases on {slots} slots"))
     }
 }
 
-/// The reasons that only the platform can find out, and that no machine may give.
-pub(crate) fn platforms_own(reason: Reason) -> bool {
+/// True for a reason that only the platform can know. No machine may report it.
+pub(crate) fn is_platform_reason(reason: Reason) -> bool {
     matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
 }

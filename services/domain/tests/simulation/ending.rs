@@ -1,83 +1,85 @@
-//! The end of a history. Nothing goes wrong any more, and everybody does what they should. Then every job must get
-//! settled, no money may be held, every replica must know the same, and repeating commands must change nothing.
+//! The end of a history. From here on nothing goes wrong: workers and process managers do everything that is due. Then
+//! every job must get settled, no money may be held, all replicas must have the same state, and a repeated command must
+//! change nothing.
 
 use gpubnb_domain::{
-    Command, Decision, Refusal, World,
+    Command, Decision, DomainError, World,
     job::{Job, Phase},
     machine::Machine,
-    submissions::MEMORY,
+    recent_submissions::RETENTION,
 };
 use gpubnb_events::{Actor, Aggregate, Event, JobId, Millis, ledger::LedgerAccount};
 
 use super::{
-    checker::{Checker, Held, Violation, holds},
+    checker::{Checker, Verdict, Violation, ensure},
     facts::JobFacts,
     managers,
-    market::{Market, Said},
+    market::{GrantedCommand, Market},
     op::Caller,
     tape::Dice,
 };
 
-/// Rounds until everything must be over. The rounds get longer and longer; the last ones take hours.
+/// Rounds after which every job must be settled. The time between two rounds grows from 5 seconds to about an hour.
 const ROUNDS: u32 = 60;
-/// A time well within the hour that preparing may take.
-const PREPARED_SOON: Millis = Millis(1_800_000);
+/// A time that is clearly shorter than the hour in which a worker must prepare a job.
+const RECENTLY_ASSIGNED: Millis = Millis(1_800_000);
 
-/// Brings a history to its end, and checks everything that must be true there.
-pub(crate) fn rest(m: &mut Market) -> Held {
-    m.settle_down()?;
-    alike(m)?;
-    let cancelling = cancelling(m);
+/// Brings a history to its end, and checks the promises about the end.
+pub(crate) fn finish(market: &mut Market) -> Verdict {
+    market.complete_all()?;
+    check_replicas_agree(market)?;
+    let to_be_cancelled = jobs_to_be_cancelled(market);
     let mut pause = 5_000;
     for _ in 0..ROUNDS {
-        work(m)?;
-        manage(m)?;
-        if m.checker.jobs.values().all(|job| job.settled.is_some()) {
+        run_workers(market)?;
+        run_managers(market)?;
+        if market.checker.jobs.values().all(|job| job.settled.is_some()) {
             break;
         }
-        m.now = m.now.plus(Millis(pause));
+        market.now = market.now.plus(Millis(pause));
         pause = (pause * 3 / 2).min(3_700_000);
     }
-    nothing_is_left(m)?;
-    for id in cancelling {
-        let cancelled = m.checker.jobs.get(&id).and_then(|j| j.ended.as_ref()).is_some_and(|e| e.cancelled);
-        holds(cancelled, || format!("job {id} was being cancelled, and its silence was not taken for a yes"))?;
+    check_all_settled(market)?;
+    for id in to_be_cancelled {
+        let cancelled = market.checker.jobs.get(&id).and_then(|j| j.ended.as_ref()).is_some_and(|e| e.cancelled);
+        ensure(cancelled, || format!("job {id} was being cancelled, but did not end as cancelled"))?;
     }
-    alike(m)?;
+    check_replicas_agree(market)?;
     let mut fresh = World::default();
-    m.broker.log().iter().for_each(|recorded| fresh.apply(recorded, &m.settings));
-    for replica in &m.replicas {
-        same(&fresh, &replica.world)?;
+    market.broker.log().iter().for_each(|recorded| fresh.apply(recorded, &market.settings));
+    for replica in &market.replicas {
+        compare_worlds(&fresh, &replica.world)?;
     }
-    m.said.iter().try_for_each(|said| said_again(m, &fresh, said))
+    market.granted.iter().try_for_each(|granted| check_repeated(market, &fresh, granted))
 }
 
-/// Jobs that are being cancelled before they started, on a machine that will not report any more.
-fn cancelling(m: &Market) -> Vec<JobId> {
-    let silent = |job: &JobFacts| {
+/// The jobs that must end as cancelled, although their worker reports nothing. Someone asked to cancel such a job
+/// before its start, and the lying worker has it.
+fn jobs_to_be_cancelled(market: &Market) -> Vec<JobId> {
+    let is_affected = |job: &JobFacts| {
         let live = job.live.as_ref().filter(|_| job.cancel.is_some())?;
-        let fresh = m.now.since(live.assigned) < PREPARED_SOON && !live.lost;
-        (fresh && live.started.is_none() && !m.checker.honest.contains(&live.machine)).then_some(())
+        let is_recent = market.now.since(live.assigned) < RECENTLY_ASSIGNED && !live.lost;
+        (is_recent && live.started.is_none() && !market.checker.honest.contains(&live.machine)).then_some(())
     };
-    m.checker.jobs.iter().filter(|(_, job)| silent(job).is_some()).map(|(id, _)| *id).collect()
+    market.checker.jobs.iter().filter(|(_, job)| is_affected(job).is_some()).map(|(id, _)| *id).collect()
 }
 
 /// Honest workers accept, start and report all their jobs.
-fn work(m: &mut Market) -> Held {
-    let mut dice = Dice::new(m.broker.last_seq().0);
-    for worker in 0..m.workers.len() {
-        if !m.workers[worker].honest {
+fn run_workers(market: &mut Market) -> Verdict {
+    let mut dice = Dice::new(market.broker.last_seq().0);
+    for worker in 0..market.workers.len() {
+        if !market.workers[worker].honest {
             continue;
         }
-        m.sync(worker, 0);
-        while let Some((job, lease)) = m.next_message(worker, &mut dice) {
-            let (caller, actor, command) = m.take(worker, job, lease, false);
-            m.say_at_once(caller, actor, command)?;
+        market.sync(worker, 0);
+        while let Some((job, lease)) = market.next_message(worker, &mut dice) {
+            let (caller, actor, command) = market.accept_or_decline(worker, job, lease, false);
+            market.issue_and_wait(caller, actor, command)?;
         }
-        let leases: Vec<_> = m.workers[worker].runs.keys().copied().collect();
+        let leases: Vec<_> = market.workers[worker].attempts.keys().copied().collect();
         for lease in leases {
-            if let Some((actor, command)) = m.get_on(worker, lease, &mut dice) {
-                m.say_at_once(Caller::Worker(worker, lease), actor, command)?;
+            if let Some((actor, command)) = market.next_command(worker, lease, &mut dice) {
+                market.issue_and_wait(Caller::Worker(worker, lease), actor, command)?;
             }
         }
     }
@@ -85,67 +87,71 @@ fn work(m: &mut Market) -> Held {
 }
 
 /// The process managers of one replica give every command that is due.
-fn manage(m: &mut Market) -> Held {
+fn run_managers(market: &mut Market) -> Verdict {
     for kind in 0..3 {
-        m.replicas[0].catch_up(&m.broker, m.broker.last_seq(), &m.settings);
-        let (world, now) = (&m.replicas[0].world, m.replicas[0].clock(m.now));
+        market.replicas[0].catch_up(&market.broker, market.broker.last_seq(), &market.settings);
+        let (world, now) = (&market.replicas[0].world, market.replicas[0].clock(market.now));
         let due = match kind {
             0 => managers::settle(world),
             1 => managers::schedule(world, now),
-            _ => managers::reconcile(world, now, &m.settings),
+            _ => managers::reconcile(world, now, &market.settings),
         };
         for command in due {
-            m.say_at_once(Caller::Anyone, Actor::Platform, command)?;
+            market.issue_and_wait(Caller::Client, Actor::Platform, command)?;
         }
     }
     Ok(())
 }
 
-fn nothing_is_left(m: &Market) -> Held {
-    for (id, job) in &m.checker.jobs {
-        holds(job.settled.is_some(), || format!("job {id} was never settled: {job:?}"))?;
+/// Checks that every job is settled and that no money is held.
+fn check_all_settled(market: &Market) -> Verdict {
+    for (id, job) in &market.checker.jobs {
+        ensure(job.settled.is_some(), || format!("job {id} was never settled: {job:?}"))?;
     }
-    for account in m.checker.accounts() {
-        let held = m.checker.balance(LedgerAccount::Held(account));
-        // A known flaw: if two accounts submit one id at once, the later one gets no job, and its hold is never
-        // released.
-        let stranded = m.checker.stranded.get(&account).copied().unwrap_or_default();
-        holds(held == stranded, || format!("{held} is held for {account} for ever"))?;
+    for account in market.checker.accounts() {
+        let held = market.checker.balance(LedgerAccount::Held(account));
+        // A known flaw: if two accounts submit one job id at the same time, the later submission gets no job, and its
+        // hold is never released.
+        let stranded = market.checker.stranded.get(&account).copied().unwrap_or_default();
+        ensure(held == stranded, || format!("{held} is held for {account} for ever"))?;
     }
     Ok(())
 }
 
-/// Checks that every replica that caught up knows the same as the judge, and so does a job that is loaded from the log.
-fn alike(m: &mut Market) -> Held {
-    let Market { replicas, broker, settings, checker, .. } = m;
+/// Lets all replicas read the whole log. Then checks that their states are the same, and that the checker's facts
+/// agree. Every job that is loaded from the log must be the same as in the state, too.
+fn check_replicas_agree(market: &mut Market) -> Verdict {
+    let Market { replicas, broker, settings, checker, .. } = market;
     for replica in replicas.iter_mut() {
         replica.catch_up(broker, broker.last_seq(), settings);
     }
     for replica in replicas.iter().skip(1) {
-        same(&replicas[0].world, &replica.world)?;
+        compare_worlds(&replicas[0].world, &replica.world)?;
     }
     let world = &replicas[0].world;
-    known(world, checker)?;
+    compare_with_checker(world, checker)?;
     for job in world.jobs() {
         let aggregate = Some(Aggregate::Job(job.id));
-        let own: Vec<_> = broker.log().iter().filter(|r| r.aggregate == aggregate).cloned().collect();
-        let alone = broker.get(job.submission).and_then(|s| gpubnb_domain::rebuild(s, &own, settings));
-        holds(alone.is_some_and(|alone| same_job(&alone, job)), || format!("job {} loads as another", job.id))?;
+        let messages: Vec<_> = broker.log().iter().filter(|r| r.aggregate == aggregate).cloned().collect();
+        let loaded = broker.get(job.submission).and_then(|s| gpubnb_domain::rebuild_job(s, &messages, settings));
+        ensure(loaded.is_some_and(|loaded| same_job(&loaded, job)), || {
+            format!("job {} is different when loaded", job.id)
+        })?;
     }
     Ok(())
 }
 
-/// Compares a replica's state with the judge's facts.
-fn known(world: &World, checker: &Checker) -> Held {
+/// Compares a replica's state with the checker's facts.
+fn compare_with_checker(world: &World, checker: &Checker) -> Verdict {
     for id in checker.accounts() {
         let account = world.account(id).ok_or_else(|| Violation(format!("{id} is forgotten")))?;
-        let said = (i128::from(account.available.0), i128::from(account.held.0));
-        let is = (checker.balance(LedgerAccount::Available(id)), checker.balance(LedgerAccount::Held(id)));
-        holds(said == is, || format!("{id} has {is:?} and is thought to have {said:?}"))?;
+        let in_state = (i128::from(account.available.0), i128::from(account.held.0));
+        let expected = (checker.balance(LedgerAccount::Available(id)), checker.balance(LedgerAccount::Held(id)));
+        ensure(in_state == expected, || format!("{id} has {in_state:?} instead of {expected:?}"))?;
     }
     for (id, facts) in &checker.jobs {
         let Some(job) = world.job(*id) else {
-            holds(facts.settled.is_some(), || format!("job {id} left before it was settled"))?;
+            ensure(facts.settled.is_some(), || format!("job {id} left before it was settled"))?;
             continue;
         };
         let phase = match (&facts.ended, &facts.live) {
@@ -155,27 +161,29 @@ fn known(world: &World, checker: &Checker) -> Held {
             (None, Some(live)) if live.accepted.is_some() => Phase::Accepted,
             (None, Some(_)) => Phase::Assigned,
         };
-        holds(facts.settled.is_none() && job.phase == phase, || format!("job {id} is thought to be {:?}", job.phase))?;
-        holds(world.queued().any(|q| q == *id) == (phase == Phase::Queued), || format!("job {id} in the queue"))?;
-        holds(world.ended().any(|q| q == *id) == (phase == Phase::Ended), || format!("job {id} among the ended"))?;
-        let on = |(_, m): &(&_, &Machine)| m.leases.contains_key(id);
-        let holder = world.machines().find(on).map(|(id, m)| (*id, m.leases.values().copied().collect::<Vec<_>>()));
-        let right = match (&facts.live, holder) {
+        ensure(facts.settled.is_none() && job.phase == phase, || format!("job {id} is {:?} in the state", job.phase))?;
+        ensure(world.queued().any(|q| q == *id) == (phase == Phase::Queued), || format!("job {id} in the queue"))?;
+        ensure(world.ended().any(|q| q == *id) == (phase == Phase::Ended), || format!("job {id} among the ended"))?;
+        let has_job = |(_, m): &(&_, &Machine)| m.leases.contains_key(id);
+        let holder =
+            world.machines().find(has_job).map(|(id, m)| (*id, m.leases.values().copied().collect::<Vec<_>>()));
+        let is_right = match (&facts.live, holder) {
             (Some(live), Some((machine, leases))) => machine == live.machine && leases.contains(&live.lease),
             (None, None) => true,
             _ => false,
         };
-        holds(right, || format!("job {id} stands on the wrong machine"))?;
+        ensure(is_right, || format!("job {id} is on the wrong machine"))?;
     }
     let live = checker.jobs.values().filter(|j| j.live.is_some()).count();
     let held: usize = world.machines().map(|(_, m)| m.leases.len()).sum();
-    holds(live == held, || format!("{held} leases on machines, {live} are live"))
+    ensure(live == held, || format!("{held} leases on machines, {live} are live"))
 }
 
-fn same(a: &World, b: &World) -> Held {
+/// Checks that two replicas have the same state.
+fn compare_worlds(a: &World, b: &World) -> Verdict {
     let differ = |what: &str| Violation(format!("two replicas disagree about {what}"));
     if a.applied() != b.applied() || !a.queued().eq(b.queued()) || !a.ended().eq(b.ended()) {
-        return Err(differ("where they are"));
+        return Err(differ("the position or the queues"));
     }
     if a.jobs().count() != b.jobs().count() || !a.jobs().zip(b.jobs()).all(|(a, b)| same_job(a, b)) {
         return Err(differ("jobs"));
@@ -191,6 +199,7 @@ fn same(a: &World, b: &World) -> Held {
     Ok(())
 }
 
+/// True if both replicas have the same state of a job.
 fn same_job(a: &Job, b: &Job) -> bool {
     let fixed = |j: &Job| (j.id, j.account, j.submission, j.hold, j.last, j.phase, j.since, j.submitted_at);
     fixed(a) == fixed(b)
@@ -199,13 +208,14 @@ fn same_job(a: &Job, b: &Job) -> bool {
         && (&a.spec, &a.placement, &a.limits) == (&b.spec, &b.placement, &b.limits)
 }
 
-/// Repeats a command that was granted, when everything is over.
-fn said_again(m: &Market, fresh: &World, said: &Said) -> Held {
-    let job = said.command.job().filter(|id| fresh.job(*id).is_none());
-    let absent = job.and_then(|id| m.broker.load(id, &m.settings));
-    let decision = fresh.decide(said.actor, &said.command, absent.as_ref(), m.now, &m.settings);
-    let sound = match (&said.command, &decision) {
-        // These commands have no id of their own: repeating one is a new wish.
+/// Repeats a command that was granted, when every job is settled. `fresh` is the final state, folded from the whole
+/// log. The repetition must give the sequence of the first event, and must not write another event.
+fn check_repeated(market: &Market, fresh: &World, granted: &GrantedCommand) -> Verdict {
+    let job = granted.command.job().filter(|id| fresh.job(*id).is_none());
+    let absent = job.and_then(|id| market.broker.load_job(id, &market.settings));
+    let decision = fresh.decide(granted.actor, &granted.command, absent.as_ref(), market.now, &market.settings);
+    let is_right = match (&granted.command, &decision) {
+        // These commands have no id, so a repetition is a new command.
         (
             Command::ChangeMachine(_)
             | Command::ListMachine(..)
@@ -216,11 +226,12 @@ fn said_again(m: &Market, fresh: &World, said: &Said) -> Held {
             | Command::Recover(_),
             _,
         ) => true,
-        // An id is remembered for a day, and refused afterwards.
-        (Command::Submit(_, c), Err(Refusal::IdOutOfTime)) => m.now.since(c.job.made_at()) > MEMORY,
-        // A known flaw: if two accounts submit one id at once, the later one learns of it only when it asks again.
-        (Command::Submit(id, c), Err(Refusal::IdReused(_))) => {
-            m.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id)
+        // The market remembers a job id for a day, and refuses it afterwards.
+        (Command::Submit(_, c), Err(DomainError::IdOutOfTime)) => market.now.since(c.job.made_at()) > RETENTION,
+        // A known flaw: if two accounts submit one job id at the same time, the later account is told only when it
+        // repeats the command.
+        (Command::Submit(id, c), Err(DomainError::IdReused(_))) => {
+            market.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id)
         }
         (
             Command::OpenAccount(_)
@@ -232,11 +243,11 @@ fn said_again(m: &Market, fresh: &World, said: &Said) -> Held {
             | Command::Report(..)
             | Command::Settle(_),
             decision,
-        ) => *decision == Ok(Decision::Already(said.seq)),
+        ) => *decision == Ok(Decision::AlreadyDone(granted.seq)),
         (_, decision) => !matches!(decision, Ok(Decision::Append(_))),
     };
-    holds(sound, || {
-        let event = m.broker.get(said.seq).and_then(|r| r.event()).map(Event::name);
-        format!("{:?} stands at {} ({event:?}), and said again it is {decision:?}", said.command, said.seq)
+    ensure(is_right, || {
+        let event = market.broker.get(granted.seq).and_then(|r| r.event()).map(Event::name);
+        format!("{:?} wrote {} ({event:?}), and its repetition gives {decision:?}", granted.command, granted.seq)
     })
 }

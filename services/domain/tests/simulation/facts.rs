@@ -1,5 +1,5 @@
-//! The judge's knowledge of a job: the live lease, the ending, the settlement. Every event of a job is checked against
-//! it.
+//! The checker's facts about a job: the live attempt, the past attempts, the end and the settlement. The checker
+//! compares every event of a job with these facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use gpubnb_events::{
 
 use super::{
     bill,
-    checker::{Entry, Held, MachineFacts, Rules, Violation, holds, platforms_own},
+    checker::{Entry, MachineFacts, Rules, Verdict, Violation, ensure, is_platform_reason},
 };
 
-/// How long a worker may prepare a job.
-const PREPARING: Millis = Millis(3_600_000);
+/// Time in which a worker must prepare a job.
+const PREPARATION_LIMIT: Millis = Millis(3_600_000);
 
-/// One attempt.
+/// The checker's facts about an attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseFacts {
     pub(crate) lease: Lease,
@@ -31,18 +31,20 @@ pub(crate) struct LeaseFacts {
     pub(crate) lost: bool,
 }
 
-/// How a job ended.
+/// The checker's facts about the end of a job.
 #[derive(Debug, Clone)]
-pub(crate) struct Ended {
+pub(crate) struct EndFacts {
     pub(crate) seq: Seq,
     pub(crate) at: Timestamp,
     pub(crate) billed: bool,
     pub(crate) cancelled: bool,
+    /// The run time that the worker reported.
     pub(crate) run: Option<Millis>,
+    /// The attempt that ended with the job; `None` if the job waited.
     pub(crate) attempt: Option<LeaseFacts>,
 }
 
-/// The judge's knowledge of a job.
+/// The checker's facts about a job.
 #[derive(Debug)]
 pub(crate) struct JobFacts {
     pub(crate) account: AccountId,
@@ -51,14 +53,18 @@ pub(crate) struct JobFacts {
     pub(crate) placement: Placement,
     pub(crate) limits: Limits,
     pub(crate) hold: MicroUsd,
+    /// The live attempt.
     pub(crate) live: Option<LeaseFacts>,
-    /// Each past lease, its machine, and the event that ended it.
+    /// The past leases, each with its machine and the sequence of the event that ended the attempt.
     pub(crate) past: BTreeMap<Lease, (MachineId, Seq)>,
+    /// The sequence of `Started` of each lease.
     pub(crate) started: BTreeMap<Lease, Seq>,
+    /// The sequence and the time of the request to cancel.
     pub(crate) cancel: Option<(Seq, Timestamp)>,
-    pub(crate) ended: Option<Ended>,
+    pub(crate) ended: Option<EndFacts>,
     pub(crate) settled: Option<Seq>,
     requeues: u32,
+    /// Machines that failed at the job, and must not get it a second time.
     excluded: BTreeSet<MachineId>,
 }
 
@@ -82,112 +88,116 @@ impl JobFacts {
         }
     }
 
-    /// Checks the job's next event, and folds it.
-    pub(crate) fn judge(
+    /// Checks the job's next event, and adds it to the facts.
+    pub(crate) fn check(
         &mut self,
         entry: &Entry<'_>,
         machines: &BTreeMap<MachineId, MachineFacts>,
         rules: &Rules,
-    ) -> Held {
-        holds(self.settled.is_none(), || "it was settled before".to_owned())?;
+    ) -> Verdict {
+        ensure(self.settled.is_none(), || "the job was settled before".to_owned())?;
         if let Event::Settled(e) = entry.event {
-            holds(entry.envelope.actor == Actor::Platform, || "not for anyone else to settle".to_owned())?;
+            ensure(entry.envelope.actor == Actor::Platform, || "only the platform may settle".to_owned())?;
             bill::check(self, e, rules.fee)?;
             self.settled = Some(entry.seq);
             return Ok(());
         }
-        holds(self.ended.is_none(), || "it had ended before".to_owned())?;
-        self.patience(entry, rules)?;
+        ensure(self.ended.is_none(), || "the job had ended before".to_owned())?;
+        self.check_not_early(entry, rules)?;
         let actor = entry.envelope.actor;
         match entry.event {
-            Event::JobAssigned(e) => self.assigned(entry, e, machines, rules.fee),
+            Event::JobAssigned(e) => self.check_assigned(entry, e, machines, rules.fee),
             Event::Declined(e) => {
-                let live = self.fenced(e.lease, actor)?;
-                holds(live.accepted.is_none(), || "it was accepted before".to_owned())?;
+                let live = self.live_lease(e.lease, actor)?;
+                ensure(live.accepted.is_none(), || "the job was accepted before".to_owned())?;
                 self.end_lease(entry.seq);
                 Ok(())
             }
             Event::Accepted(e) => {
-                let live = self.fenced(e.lease, actor)?;
-                holds(live.accepted.is_none(), || "accepted twice".to_owned())?;
+                let live = self.live_lease(e.lease, actor)?;
+                ensure(live.accepted.is_none(), || "accepted twice".to_owned())?;
                 live.accepted = Some(entry.at);
                 Ok(())
             }
             Event::Started(e) => {
-                holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
-                let live = self.fenced(e.lease, actor)?;
-                holds(live.accepted.is_some(), || "it was never accepted".to_owned())?;
-                holds(live.started.is_none(), || "started twice".to_owned())?;
+                ensure(self.cancel.is_none(), || "the job was being cancelled".to_owned())?;
+                let live = self.live_lease(e.lease, actor)?;
+                ensure(live.accepted.is_some(), || "the job was never accepted".to_owned())?;
+                ensure(live.started.is_none(), || "started twice".to_owned())?;
                 live.started = Some((entry.seq, entry.at));
                 self.started.insert(e.lease, entry.seq);
                 let (runs, most) = (self.started.len(), self.limits.max_attempts);
-                holds(runs <= most as usize, || format!("run {runs} of {most}"))
+                ensure(runs <= most as usize, || format!("run {runs} of {most}"))
             }
-            Event::Requeued(e) => self.requeued(entry, e),
+            Event::Requeued(e) => self.check_requeued(entry, e),
             Event::CancelRequested(_) => {
-                self.by_its_people(actor)?;
-                holds(self.cancel.is_none(), || "asked for twice".to_owned())?;
-                holds(self.live.as_ref().is_some_and(|l| l.accepted.is_some()), || "no worker to ask".to_owned())?;
+                self.check_may_cancel(actor)?;
+                ensure(self.cancel.is_none(), || "requested twice".to_owned())?;
+                ensure(self.live.as_ref().is_some_and(|l| l.accepted.is_some()), || {
+                    "no worker had the job".to_owned()
+                })?;
                 self.cancel = Some((entry.seq, entry.at));
                 Ok(())
             }
             Event::Completed(e) => {
-                let live = self.fenced(e.lease, actor)?;
-                holds(live.started.is_some(), || "it never started".to_owned())?;
+                let live = self.live_lease(e.lease, actor)?;
+                ensure(live.started.is_some(), || "the job never started".to_owned())?;
                 self.end(entry, true, false, Some(e.usage.run));
                 Ok(())
             }
-            Event::Failed(e) => self.failed(entry, e),
-            Event::Cancelled(e) => self.cancelled(entry, e),
+            Event::Failed(e) => self.check_failed(entry, e),
+            Event::Cancelled(e) => self.check_cancelled(entry, e),
             _ => Err(Violation("not an event of a job".to_owned())),
         }
     }
 
-    /// The live attempt. The event must name the live lease, and its actor must be the machine.
-    fn fenced(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
+    /// The live attempt, for an event of a machine. The event must name the live lease, and its actor must be the
+    /// machine that has the lease.
+    fn live_lease(&mut self, lease: Lease, actor: Actor) -> Verdict<&mut LeaseFacts> {
         let live = self.live.as_mut().filter(|live| live.lease == lease);
         let live = live.ok_or_else(|| Violation(format!("lease {lease} was not live")))?;
-        holds(actor == Actor::Machine(live.machine), || format!("{actor} does not hold lease {lease}"))?;
+        ensure(actor == Actor::Machine(live.machine), || format!("{actor} does not hold lease {lease}"))?;
         Ok(live)
     }
 
-    /// The live attempt, for an event by which the platform may end it as well. A worker ends an attempt only after it
-    /// accepted the job.
-    fn fenced_or_platform(&mut self, lease: Lease, actor: Actor) -> Held<&mut LeaseFacts> {
+    /// The live attempt, for an event by which the machine or the platform ends it. The machine can end only an attempt
+    /// that it accepted.
+    fn live_lease_or_platform(&mut self, lease: Lease, actor: Actor) -> Verdict<&mut LeaseFacts> {
         if actor != Actor::Platform {
-            let live = self.fenced(lease, actor)?;
-            holds(live.accepted.is_some(), || "it was never accepted".to_owned())?;
+            let live = self.live_lease(lease, actor)?;
+            ensure(live.accepted.is_some(), || "the job was never accepted".to_owned())?;
             return Ok(live);
         }
         let live = self.live.as_mut().filter(|live| live.lease == lease);
         live.ok_or_else(|| Violation(format!("lease {lease} was not live")))
     }
 
-    fn by_its_people(&self, actor: Actor) -> Held {
+    /// Checks that the actor is the job's consumer or an operator.
+    fn check_may_cancel(&self, actor: Actor) -> Verdict {
         let allowed = matches!(actor, Actor::Operator(_)) || actor == Actor::Account(self.account);
-        holds(allowed, || format!("{actor} had no right to"))
+        ensure(allowed, || format!("{actor} was not allowed"))
     }
 
-    fn assigned(
+    fn check_assigned(
         &mut self,
         entry: &Entry<'_>,
         e: &JobAssigned,
         machines: &BTreeMap<MachineId, MachineFacts>,
         fee: u32,
-    ) -> Held {
-        holds(entry.envelope.actor == Actor::Platform, || "not for anyone else to assign".to_owned())?;
-        holds(self.live.is_none(), || "a second live lease".to_owned())?;
-        holds(e.submission == self.submission, || "it cites another submission".to_owned())?;
-        holds(e.attempt == self.requeues + 1, || format!("attempt {} after {}", e.attempt, self.requeues))?;
-        holds(e.attempt <= self.limits.max_attempts, || "no attempt was left".to_owned())?;
-        holds(!self.excluded.contains(&e.machine), || "it failed there before".to_owned())?;
-        let machine = machines.get(&e.machine).ok_or_else(|| Violation("to no machine".to_owned()))?;
+    ) -> Verdict {
+        ensure(entry.envelope.actor == Actor::Platform, || "only the platform may assign".to_owned())?;
+        ensure(self.live.is_none(), || "a second live lease".to_owned())?;
+        ensure(e.submission == self.submission, || "the event names another submission".to_owned())?;
+        ensure(e.attempt == self.requeues + 1, || format!("attempt {} after {}", e.attempt, self.requeues))?;
+        ensure(e.attempt <= self.limits.max_attempts, || "no attempt was left".to_owned())?;
+        ensure(!self.excluded.contains(&e.machine), || "the job failed on this machine before".to_owned())?;
+        let machine = machines.get(&e.machine).ok_or_else(|| Violation("there is no such machine".to_owned()))?;
         let terms = &e.terms;
-        let sound = terms.provider == machine.owner && terms.fee_basis_points == fee;
-        holds(sound && machine.prices.contains(&terms.price), || format!("made-up terms {terms:?}"))?;
+        let is_valid = terms.provider == machine.owner && terms.fee_basis_points == fee;
+        ensure(is_valid && machine.prices.contains(&terms.price), || format!("wrong terms {terms:?}"))?;
         let Requirements { machine: named, price_cap, .. } = &self.placement.requirements;
-        holds(named.is_none_or(|named| named == e.machine), || "another was named".to_owned())?;
-        holds(price_cap.is_none_or(|cap| terms.price <= cap), || "dearer than the cap".to_owned())?;
+        ensure(named.is_none_or(|named| named == e.machine), || "the consumer named another machine".to_owned())?;
+        ensure(price_cap.is_none_or(|cap| terms.price <= cap), || "the price is above the cap".to_owned())?;
         self.live = Some(LeaseFacts {
             lease: Lease(entry.seq),
             assigned: entry.at,
@@ -201,26 +211,29 @@ impl JobFacts {
         Ok(())
     }
 
-    /// Checks a reason: one of the platform's must be true, and a worker gives only reasons that it can know.
-    fn reason(live: &LeaseFacts, reason: Reason, actor: Actor) -> Held {
-        holds(actor == Actor::Platform || !platforms_own(reason), || format!("{actor} claims {reason:?}"))?;
+    /// Checks the reason of a failure. A machine may not report a reason of the platform. The platform's reason must be
+    /// true.
+    fn check_reason(live: &LeaseFacts, reason: Reason, actor: Actor) -> Verdict {
+        ensure(actor == Actor::Platform || !is_platform_reason(reason), || format!("{actor} claims {reason:?}"))?;
         match reason {
-            Reason::ProviderLost => holds(live.lost, || "its machine was never lost".to_owned()),
-            Reason::AssignTimeout => holds(live.accepted.is_none(), || "it was accepted".to_owned()),
-            Reason::NoMachine => Err(Violation("it had a machine".to_owned())),
+            Reason::ProviderLost => ensure(live.lost, || "the machine was never lost".to_owned()),
+            Reason::AssignTimeout => ensure(live.accepted.is_none(), || "the job was accepted".to_owned()),
+            Reason::NoMachine => Err(Violation("the job had a machine".to_owned())),
             _ => Ok(()),
         }
     }
 
-    fn requeued(&mut self, entry: &Entry<'_>, e: &Requeued) -> Held {
+    fn check_requeued(&mut self, entry: &Entry<'_>, e: &Requeued) -> Verdict {
         let actor = entry.envelope.actor;
-        let live = self.fenced_or_platform(e.lease, actor)?;
-        Self::reason(live, e.reason, actor)?;
-        holds(e.excluded == live.machine, || "another machine is blamed".to_owned())?;
-        holds(e.fault == Fault::Provider && e.reason.fault() == e.fault, || "no fault of the provider".to_owned())?;
+        let live = self.live_lease_or_platform(e.lease, actor)?;
+        Self::check_reason(live, e.reason, actor)?;
+        ensure(e.excluded == live.machine, || "the event excludes another machine".to_owned())?;
+        ensure(e.fault == Fault::Provider && e.reason.fault() == e.fault, || {
+            "the provider was not at fault".to_owned()
+        })?;
         self.requeues += 1;
-        holds(self.requeues < self.limits.max_attempts, || "no attempt was left".to_owned())?;
-        holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
+        ensure(self.requeues < self.limits.max_attempts, || "no attempt was left".to_owned())?;
+        ensure(self.cancel.is_none(), || "the job was being cancelled".to_owned())?;
         if self.placement.requirements.machine.is_none() {
             self.excluded.insert(e.excluded);
         }
@@ -228,42 +241,42 @@ impl JobFacts {
         Ok(())
     }
 
-    fn failed(&mut self, entry: &Entry<'_>, e: &Failed) -> Held {
+    fn check_failed(&mut self, entry: &Entry<'_>, e: &Failed) -> Verdict {
         let actor = entry.envelope.actor;
-        holds(e.fault == e.reason.fault(), || "the fault is not the reason's".to_owned())?;
+        ensure(e.fault == e.reason.fault(), || "the fault does not fit the reason".to_owned())?;
         if let Some(lease) = e.lease {
-            let live = self.fenced_or_platform(lease, actor)?;
-            Self::reason(live, e.reason, actor)?;
+            let live = self.live_lease_or_platform(lease, actor)?;
+            Self::check_reason(live, e.reason, actor)?;
             let last = self.requeues + 1 >= self.limits.max_attempts || self.cancel.is_some();
-            holds(e.fault != Fault::Provider || last, || "an attempt was left".to_owned())?;
+            ensure(e.fault != Fault::Provider || last, || "an attempt was left".to_owned())?;
         } else {
-            holds(actor == Actor::Platform, || "not for anyone else to say".to_owned())?;
-            holds(e.reason == Reason::NoMachine && self.live.is_none(), || "a lease was live".to_owned())?;
+            ensure(actor == Actor::Platform, || "only the platform may report this".to_owned())?;
+            ensure(e.reason == Reason::NoMachine && self.live.is_none(), || "a lease was live".to_owned())?;
         }
         self.end(entry, e.fault == Fault::Consumer, false, e.usage.map(|u| u.run));
         Ok(())
     }
 
-    fn cancelled(&mut self, entry: &Entry<'_>, e: &Cancelled) -> Held {
+    fn check_cancelled(&mut self, entry: &Entry<'_>, e: &Cancelled) -> Verdict {
         let actor = entry.envelope.actor;
-        holds(e.lease == self.live.as_ref().map(|l| l.lease), || "not of the live lease".to_owned())?;
+        ensure(e.lease == self.live.as_ref().map(|l| l.lease), || "the event does not name the live lease".to_owned())?;
         match (e.lease, self.cancel) {
             (Some(lease), Some(_)) => {
-                self.fenced_or_platform(lease, actor)?;
+                self.live_lease_or_platform(lease, actor)?;
             }
             (_, None) => {
-                self.by_its_people(actor)?;
-                let idle = self.live.as_ref().is_none_or(|l| l.accepted.is_none());
-                holds(idle, || "its worker was not asked to stop".to_owned())?;
+                self.check_may_cancel(actor)?;
+                let is_unaccepted = self.live.as_ref().is_none_or(|l| l.accepted.is_none());
+                ensure(is_unaccepted, || "the worker was not asked to stop".to_owned())?;
             }
-            (None, Some(_)) => return Err(Violation("the request outlived its lease".to_owned())),
+            (None, Some(_)) => return Err(Violation("the request to cancel belongs to no live lease".to_owned())),
         }
         self.end(entry, true, true, e.usage.map(|u| u.run));
         Ok(())
     }
 
-    /// Checks that the platform ends no attempt before its time, as far as the clocks can tell.
-    fn patience(&self, entry: &Entry<'_>, rules: &Rules) -> Held {
+    /// Checks that the platform ends no attempt before its limit. The check allows for clocks that differ.
+    fn check_not_early(&self, entry: &Entry<'_>, rules: &Rules) -> Verdict {
         let waited = |since: Timestamp| entry.at.since(since).0 + rules.skew.0;
         let reason = match entry.event {
             _ if entry.envelope.actor != Actor::Platform => return Ok(()),
@@ -276,7 +289,7 @@ impl JobFacts {
             (Some(Reason::NoMachine), _) => (Some(self.submitted), self.limits.queue.millis().0),
             (Some(Reason::ProviderLost), _) | (_, None) => return Ok(()),
             (Some(Reason::AssignTimeout), Some(live)) => (Some(live.assigned), rules.accept_within.0),
-            (Some(Reason::RuntimeMisconfigured), Some(live)) => (live.accepted, PREPARING.0),
+            (Some(Reason::RuntimeMisconfigured), Some(live)) => (live.accepted, PREPARATION_LIMIT.0),
             (None, _) => (self.cancel.map(|(_, at)| at), rules.grace.0),
             (Some(_), Some(live)) => {
                 let limit = match live.price.time_for(self.hold) {
@@ -286,17 +299,21 @@ impl JobFacts {
                 (live.started.map(|(_, at)| at), limit.0.saturating_add(rules.grace.0))
             }
         };
-        holds(since.is_some_and(|since| waited(since) >= least), || format!("cut off: {reason:?} before {least} ms"))
+        ensure(since.is_some_and(|since| waited(since) >= least), || {
+            format!("ended too early: {reason:?} before {least} ms")
+        })
     }
 
+    /// Ends the live attempt.
     fn end_lease(&mut self, seq: Seq) -> Option<LeaseFacts> {
         let live = self.live.take()?;
         self.past.insert(live.lease, (live.machine, seq));
         Some(live)
     }
 
+    /// Ends the job.
     fn end(&mut self, entry: &Entry<'_>, billed: bool, cancelled: bool, run: Option<Millis>) {
         let attempt = self.end_lease(entry.seq);
-        self.ended = Some(Ended { seq: entry.seq, at: entry.at, billed, cancelled, run, attempt });
+        self.ended = Some(EndFacts { seq: entry.seq, at: entry.at, billed, cancelled, run, attempt });
     }
 }

@@ -1,5 +1,6 @@
-//! The process managers of every replica: scheduler, settlement, reconciler, watchdog. There is no leader here: the
-//! managers of all replicas work at once, each on the state of its own replica (services/src/process).
+//! The process managers of every replica: scheduler, settlement, reconciler and watchdog. In production only the
+//! leader's managers run (`services/src/process`). Here the managers of all replicas run, each on the state of its own
+//! replica.
 
 use gpubnb_domain::{Command, Settings, World, due, machine::Presence};
 use gpubnb_events::{Actor, MachineId, Seq, Timestamp};
@@ -7,10 +8,10 @@ use gpubnb_events::{Actor, MachineId, Seq, Timestamp};
 use super::{market::Market, op::Caller, tape::Dice};
 
 impl Market {
-    /// One manager of one replica gives one command.
-    pub(crate) fn manager(&mut self, dice: &mut Dice) {
-        let place = dice.index(self.replicas.len());
-        let replica = &self.replicas[place];
+    /// One manager of one replica gives one command, if one is due.
+    pub(crate) fn act_as_manager(&mut self, dice: &mut Dice) {
+        let index = dice.index(self.replicas.len());
+        let replica = &self.replicas[index];
         let (world, now) = (&replica.world, replica.clock(self.now));
         let command = match dice.below(9) {
             0 | 1 => dice.pick(&settle(world)),
@@ -19,21 +20,21 @@ impl Market {
             _ => watch(world, dice),
         };
         if let Some(command) = command {
-            self.say_to(place, Caller::Anyone, Actor::Platform, command);
+            self.issue_to(index, Caller::Client, Actor::Platform, command);
         }
     }
 }
 
-/// The assignments that are possible now: all passes of the shipped scheduler, one after the other.
+/// The assignments that are possible now: all passes of the real scheduler over the queue.
 pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
     let (mut due, mut after) = (Vec::new(), Seq::ZERO);
     loop {
         let pass = due::scheduling_pass(world, after);
         due.extend(pass.jobs.into_iter().filter_map(|job| due::due_assignment(world, job, now)));
-        if pass.next == Seq::ZERO {
+        if pass.resume_after == Seq::ZERO {
             return due;
         }
-        after = pass.next;
+        after = pass.resume_after;
     }
 }
 
@@ -42,15 +43,15 @@ pub(crate) fn settle(world: &World) -> Vec<Command> {
     due::due_settlements(world).map(|job| Command::Settle(job.id)).collect()
 }
 
-/// The commands of the shipped reconciler, with a control plane that has been steady since the beginning.
+/// The commands of the real reconciler. The replica counts as connected since the beginning.
 pub(crate) fn reconcile(world: &World, now: Timestamp, settings: &Settings) -> Vec<Command> {
     due::due_expiries(world, now, Timestamp::EPOCH, settings)
 }
 
-/// A machine falls silent, stays silent, or is heard again. Two times in three, the machine has a job to lose.
+/// The watchdog's next command about a machine. Two times in three it is a machine that has a job.
 fn watch(world: &World, dice: &mut Dice) -> Option<Command> {
-    let busy = !dice.one_in(3);
-    let watched = world.machines().filter(|(_, m)| !busy || !m.leases.is_empty());
+    let must_have_job = !dice.one_in(3);
+    let watched = world.machines().filter(|(_, m)| !must_have_job || !m.leases.is_empty());
     let machines: Vec<(MachineId, Presence)> = watched.map(|(id, m)| (*id, m.presence)).collect();
     let (machine, presence) = dice.pick(&machines)?;
     match presence {

@@ -1,4 +1,4 @@
-//! Consumers, owners and operators, and their commands, sensible or not.
+//! The people: consumers, owners of machines and operators. Their commands may be valid or not.
 
 use gpubnb_domain::{Command, Listing};
 use gpubnb_events::{
@@ -12,7 +12,7 @@ use gpubnb_events::{
 };
 
 use super::{
-    market::{Market, some_money},
+    market::{Market, random_amount},
     op::Caller,
     tape::Dice,
     worker::Worker,
@@ -20,7 +20,7 @@ use super::{
 
 const HOUR: u64 = 3_600;
 
-/// The people, and the commands that they remember.
+/// The accounts of the people, and the commands that they have sent and may send again.
 #[derive(Default)]
 pub(crate) struct People {
     pub(crate) accounts: Vec<AccountId>,
@@ -30,20 +30,21 @@ pub(crate) struct People {
 }
 
 impl Market {
-    /// Three accounts, of which two have money and one is not open yet. Two honest machines and one that lies.
-    pub(crate) fn newcomers(&mut self, dice: &mut Dice) -> Vec<(Actor, Command)> {
+    /// The commands at the beginning. They open two of three accounts, deposit money on both, and list three machines.
+    /// Two machines have an honest worker. The third has the lying worker.
+    pub(crate) fn initial_commands(&mut self, dice: &mut Dice) -> Vec<(Actor, Command)> {
         let mut commands = Vec::new();
         self.people.accounts = (0..3).map(|_| self.account_id()).collect();
-        for place in 0..2 {
-            let account = self.people.accounts[place];
+        for index in 0..2 {
+            let account = self.people.accounts[index];
             commands.push((Actor::Account(account), Command::OpenAccount(account)));
             let deposit = Deposit { deposit: self.command_id(), amount: MicroUsd(3_000_000) };
             commands.push((Actor::Operator(None), Command::Deposit(account, deposit)));
         }
-        for (place, slots) in [1, 2, 2].into_iter().enumerate() {
-            let (machine, owner) = (self.machine_id(), self.people.accounts[place % 2]);
-            let offer = offer(slots, place != 1, dice);
-            let honest = place < 2;
+        for (index, slots) in [1, 2, 2].into_iter().enumerate() {
+            let (machine, owner) = (self.machine_id(), self.people.accounts[index % 2]);
+            let offer = random_offer(slots, index != 1, dice);
+            let honest = index < 2;
             if honest {
                 self.checker.honest.insert(machine);
             }
@@ -56,14 +57,14 @@ impl Market {
         commands
     }
 
-    /// A consumer gives a command.
-    pub(crate) fn consumer(&mut self, dice: &mut Dice) {
-        let account = dice.of(&self.people.accounts);
+    /// A consumer or an operator issues a random command.
+    pub(crate) fn act_as_consumer(&mut self, dice: &mut Dice) {
+        let account = dice.choose(&self.people.accounts);
         let (actor, command) = match dice.below(16) {
             0 => (Actor::Account(account), Command::OpenAccount(account)),
             1 => self.deposit(account, dice),
             2..=8 => self.submit(account, dice),
-            9 => self.submit_again(account, dice),
+            9 => self.resubmit(account, dice),
             10..=12 => self.cancel(account, dice),
             13 => self.payout(account, dice),
             14 => self.close_payout(account, dice),
@@ -72,32 +73,32 @@ impl Market {
                 (Actor::Operator(None), Command::SetSuspension(SetSuspension { account, reason }))
             }
         };
-        self.say(Caller::Anyone, actor, command, dice);
+        self.issue(Caller::Client, actor, command, dice);
     }
 
     fn deposit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let actor = if dice.one_in(3) { Actor::Account(account) } else { Actor::Operator(None) };
         let known = dice.pick(&self.people.deposits).filter(|_| dice.one_in(3));
         let (account, deposit) =
-            known.unwrap_or_else(|| (account, Deposit { deposit: self.command_id(), amount: some_money(dice) }));
+            known.unwrap_or_else(|| (account, Deposit { deposit: self.command_id(), amount: random_amount(dice) }));
         self.people.deposits.push((account, deposit));
         (actor, Command::Deposit(account, deposit))
     }
 
     fn submit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
-        let submit = self.a_job(dice);
+        let submit = self.random_job(dice);
         self.people.submissions.push((account, submit.clone()));
         (Actor::Account(account), Command::Submit(account, submit))
     }
 
-    /// A job that an account can pay for.
-    pub(crate) fn a_submission(&mut self) -> (Actor, SubmitJob) {
-        let job = self.a_job(&mut Dice::new(0));
+    /// A submission that its account can pay for.
+    pub(crate) fn affordable_submission(&mut self) -> (Actor, SubmitJob) {
+        let job = self.random_job(&mut Dice::new(0));
         (Actor::Account(self.people.accounts[0]), SubmitJob { budget: Some(MicroUsd(1_000)), ..job })
     }
 
-    /// An id is used again: with the same content, with another, or by somebody else.
-    fn submit_again(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+    /// Submits a job id a second time: with the same or another content, by the same or another account.
+    fn resubmit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let Some((of, mut submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
         match dice.below(3) {
             0 => submit.time = Seconds(submit.time.0 + 1),
@@ -110,14 +111,15 @@ impl Market {
 
     fn cancel(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let Some((of, submit)) = dice.pick(&self.people.submissions) else { return self.submit(account, dice) };
-        let actor = dice.of(&[Actor::Account(of), Actor::Account(of), Actor::Account(account), Actor::Operator(None)]);
+        let actor =
+            dice.choose(&[Actor::Account(of), Actor::Account(of), Actor::Account(account), Actor::Operator(None)]);
         (actor, Command::Cancel(submit.job))
     }
 
     fn payout(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
         let known = dice.pick(&self.people.payouts).filter(|_| dice.one_in(3));
-        let (account, payout) =
-            known.unwrap_or_else(|| (account, RequestPayout { payout: self.command_id(), amount: some_money(dice) }));
+        let (account, payout) = known
+            .unwrap_or_else(|| (account, RequestPayout { payout: self.command_id(), amount: random_amount(dice) }));
         self.people.payouts.push((account, payout));
         (Actor::Account(account), Command::RequestPayout(account, payout))
     }
@@ -128,37 +130,37 @@ impl Market {
         (Actor::Operator(None), Command::ClosePayout(ClosePayout { account, payout: asked.payout, failed }))
     }
 
-    /// An owner changes a machine, or the machine lists itself.
-    pub(crate) fn owner(&mut self, dice: &mut Dice) {
+    /// The owner changes a machine, or the machine lists or tests itself. Sometimes the actor has no right to do so.
+    pub(crate) fn act_as_owner(&mut self, dice: &mut Dice) {
         let worker = dice.index(self.workers.len());
         let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
         let wish = match dice.below(12) {
             0 => MachineChange::Pause,
             1..=5 => MachineChange::Resume,
             6 => MachineChange::Drain,
-            7 | 8 => MachineChange::Reprice(price(dice)),
+            7 | 8 => MachineChange::Reprice(random_price(dice)),
             9 => MachineChange::Delist,
             _ => {
                 let mut offer = self.workers[worker].offer.clone();
-                offer.price = price(dice);
-                // Sometimes a machine is listed as somebody else's.
-                let owner = if dice.one_in(4) { dice.of(&self.people.accounts) } else { owner };
+                offer.price = random_price(dice);
+                // Sometimes the machine is listed with another owner.
+                let owner = if dice.one_in(4) { dice.choose(&self.people.accounts) } else { owner };
                 let list = Command::ListMachine(machine, Listing { owner, public_key: None, offer });
-                let test = Command::RecordTest(machine, RecordTest { checks: vec![measured(dice)] });
+                let test = Command::RecordTest(machine, RecordTest { checks: vec![random_check(dice)] });
                 let command = if dice.one_in(4) { test } else { list };
-                self.say(Caller::Anyone, Actor::Machine(machine), command, dice);
+                self.issue(Caller::Client, Actor::Machine(machine), command, dice);
                 return;
             }
         };
-        let anyone = Actor::Account(dice.of(&self.people.accounts));
+        let any_account = Actor::Account(dice.choose(&self.people.accounts));
         let own = Actor::Account(owner);
-        let actor = dice.of(&[own, own, own, Actor::Machine(machine), anyone]);
-        self.say(Caller::Anyone, actor, Command::ChangeMachine(ChangeMachine { machine, wish }), dice);
+        let actor = dice.choose(&[own, own, own, Actor::Machine(machine), any_account]);
+        self.issue(Caller::Client, actor, Command::ChangeMachine(ChangeMachine { machine, change: wish }), dice);
     }
 
-    fn a_job(&mut self, dice: &mut Dice) -> SubmitJob {
+    fn random_job(&mut self, dice: &mut Dice) -> SubmitJob {
         let machines: Vec<MachineId> = self.workers.iter().map(|w| w.machine).collect();
-        let price_cap = dice.one_in(4).then(|| price(dice));
+        let price_cap = dice.one_in(4).then(|| random_price(dice));
         let reliability = dice.one_in(8).then_some(50);
         let requirements = Requirements { price_cap, reliability, ..Requirements::default() };
         let strategy = match dice.below(4) {
@@ -167,21 +169,21 @@ impl Market {
             _ => Strategy::Cheapest,
         };
         let market = Placement { strategy, requirements };
-        let named = Placement::on(dice.of(&machines), None);
+        let named = Placement::on_machine(dice.choose(&machines), None);
         SubmitJob {
-            job: self.an_id(dice),
-            spec: spec(dice),
+            job: self.random_job_id(dice),
+            spec: random_spec(dice),
             placement: if dice.one_in(3) { named } else { market },
-            time: Seconds(dice.of(&[1, 60, 600, HOUR])),
-            budget: dice.one_in(2).then(|| MicroUsd(some_money(dice).0 / 4)),
-            max_attempts: dice.of(&[None, Some(1), Some(2)]),
-            queue: Some(Seconds(dice.of(&[90, 600, HOUR, HOUR]))),
+            time: Seconds(dice.choose(&[1, 60, 600, HOUR])),
+            budget: dice.one_in(2).then(|| MicroUsd(random_amount(dice).0 / 4)),
+            max_attempts: dice.choose(&[None, Some(1), Some(2)]),
+            queue: Some(Seconds(dice.choose(&[90, 600, HOUR, HOUR]))),
             env: std::collections::BTreeMap::new(),
         }
     }
 
-    /// An id that was made just now, or sometimes long ago, or by a clock that runs ahead.
-    fn an_id(&mut self, dice: &mut Dice) -> JobId {
+    /// A new job id. Sometimes the time in it is about a day ago, or up to 15 minutes in the future.
+    fn random_job_id(&mut self, dice: &mut Dice) -> JobId {
         let now = self.now;
         let at = match dice.below(16) {
             0 => Timestamp::from_millis(now.millis() - 86_000_000 - i64::try_from(dice.below(900_000)).unwrap_or(0)),
@@ -192,10 +194,10 @@ impl Market {
     }
 }
 
-fn measured(dice: &mut Dice) -> Check {
+fn random_check(dice: &mut Dice) -> Check {
     Check {
         id: "cpu.matmul".to_owned(),
-        actual: dice.of(&["700", "900", "not measured"]).to_owned(),
+        actual: dice.choose(&["700", "900", "not measured"]).to_owned(),
         required: String::new(),
         unit: "MFLOPS a core".to_owned(),
         passed: true,
@@ -203,18 +205,18 @@ fn measured(dice: &mut Dice) -> Check {
     }
 }
 
-fn price(dice: &mut Dice) -> HourlyRate {
-    HourlyRate(MicroUsd(dice.of(&[0, 1, 999, 360_000, 360_000, 1_234_567, 7_777_777])))
+fn random_price(dice: &mut Dice) -> HourlyRate {
+    HourlyRate(MicroUsd(dice.choose(&[0, 1, 999, 360_000, 360_000, 1_234_567, 7_777_777])))
 }
 
-fn spec(dice: &mut Dice) -> JobSpec {
-    let whole = template::find("noop").map(|noop| noop.spec(dice.of(&["a", "b"]))).expect("there is such a template");
+fn random_spec(dice: &mut Dice) -> JobSpec {
+    let whole = template::find("noop").map(|noop| noop.spec(dice.choose(&["a", "b"]))).expect("the template exists");
     let resources =
         Resources::new(1_000, Mebibytes(64), Mebibytes(16)).with_gpus(u32::from(dice.one_in(10)), Mebibytes(0));
     JobSpec { command: Vec::new(), resources, egress: dice.one_in(60), ..whole }
 }
 
-fn offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
+fn random_offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
     let gpus = gpu.then(|| Gpu {
         uuid: "GPU-1".to_owned(),
         model: "RTX".to_owned(),
@@ -235,7 +237,7 @@ fn offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {
             cuda: None,
             simulated: false,
         },
-        price: price(dice),
+        price: random_price(dice),
         slots,
         policy: OwnerPolicy::default(),
     }

@@ -1,4 +1,5 @@
-//! Counts of the things that happened in histories: a simulation in which nothing happens proves nothing.
+//! Counts of the things that happened in histories, such as refusals and crashes. The tests use the counts to check
+//! that each thing happened at all.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +8,23 @@ use std::collections::BTreeMap;
 pub(crate) struct Tally(BTreeMap<&'static str, u64>);
 
 impl Tally {
-    /// Counts one.
+    /// Counts a thing once.
     pub(crate) fn count(&mut self, what: &'static str) {
         self.add(what, 1);
     }
 
-    /// Counts several.
+    /// Counts a thing several times.
     pub(crate) fn add(&mut self, what: &'static str, times: u64) {
         *self.0.entry(what).or_default() += times;
     }
 
-    /// Adds another tally.
-    pub(crate) fn join(&mut self, other: &Self) {
+    /// Adds the counts of another tally.
+    pub(crate) fn merge(&mut self, other: &Self) {
         other.0.iter().for_each(|(what, times)| self.add(what, *times));
     }
 
     /// The count of a thing.
-    pub(crate) fn of(&self, what: &str) -> u64 {
+    pub(crate) fn count_of(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or_default()
     }
 

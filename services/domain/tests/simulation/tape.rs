@@ -1,20 +1,20 @@
-//! Chance that can be replayed and shrunk. A history is a tape of words. Each step draws all its choices from a word of
-//! its own, so that a tape without some of its words is a valid history as well.
+//! Random choices that can be replayed and shrunk. A *tape* is a list of 64-bit words, one for each step of a history.
+//! A step makes all its choices from its own word. So a tape stays a valid history when some of its words are removed.
 
 /// Most steps of a history.
-pub(crate) const LONGEST: usize = 200;
+pub(crate) const MAX_STEPS: usize = 200;
 
 /// The choices of one step.
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Dice that always fall alike for the same word.
+    /// Makes dice. The same word always gives the same choices.
     pub(crate) fn new(word: u64) -> Self {
         Self(word)
     }
 
-    /// The next word (splitmix64).
-    pub(crate) fn word(&mut self) -> u64 {
+    /// The next random word (splitmix64).
+    pub(crate) fn next_word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +24,7 @@ impl Dice {
 
     /// A number from 0 to `n` - 1; zero if `n` is zero.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.word() % n.max(1)
+        self.next_word() % n.max(1)
     }
 
     /// An index into a list of this length.
@@ -37,26 +37,27 @@ impl Dice {
         self.below(n) == 0
     }
 
-    /// One of these values; `None` if there are none.
+    /// Chooses one of these values; `None` if the list is empty.
     pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
         from.get(self.index(from.len())).cloned()
     }
 
-    /// One of these values.
-    pub(crate) fn of<T: Copy>(&mut self, from: &[T]) -> T {
+    /// Chooses one of these values. The list must not be empty.
+    pub(crate) fn choose<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.index(from.len())]
     }
 }
 
-/// The tape of a seed.
-pub(crate) fn tape(seed: u64) -> Vec<u64> {
+/// The tape of a seed: from `MAX_STEPS / 4` to `MAX_STEPS` words.
+pub(crate) fn generate_tape(seed: u64) -> Vec<u64> {
     let mut dice = Dice::new(seed);
-    let steps = LONGEST / 4 + dice.index(LONGEST - LONGEST / 4);
-    (0..steps).map(|_| dice.word()).collect()
+    let steps = MAX_STEPS / 4 + dice.index(MAX_STEPS - MAX_STEPS / 4);
+    (0..steps).map(|_| dice.next_word()).collect()
 }
 
-/// The shortest tape that still fails: smaller and smaller pieces are cut out for as long as the rest fails.
-pub(crate) fn shortest(mut tape: Vec<u64>, fails: impl Fn(&[u64]) -> bool) -> Vec<u64> {
+/// The shortest tape that still fails. The function cuts pieces out of the tape, first half of it, then smaller and
+/// smaller pieces. A piece stays out if the rest still fails.
+pub(crate) fn shrink(mut tape: Vec<u64>, fails: impl Fn(&[u64]) -> bool) -> Vec<u64> {
     let mut piece = tape.len() / 2;
     while piece > 0 {
         let (mut from, mut cut) = (0, false);
@@ -70,7 +71,7 @@ pub(crate) fn shortest(mut tape: Vec<u64>, fails: impl Fn(&[u64]) -> bool) -> Ve
                 from += piece;
             }
         }
-        // The smallest cuts may make further ones possible.
+        // A cut of one word can make another cut possible, so repeat the last round while it cuts anything.
         if !cut || piece > 1 {
             piece /= 2;
         }

@@ -1,73 +1,73 @@
-//! The machines. An honest worker counts its slots, runs a program only after the start was granted, and reports the
-//! truth, however late. The other worker reports anything about anybody's attempts.
+//! The workers on the machines. An honest worker keeps to its number of slots, runs a program only after its `Start`
+//! was granted, and reports the truth, perhaps late. One worker lies: it sends false commands about all attempts.
 
 use std::collections::BTreeMap;
 
 use gpubnb_domain::Command;
 use gpubnb_events::{
     AccountId, Actor, Event, JobId, Lease, MachineId, Millis, Recorded, Timestamp,
-    command::{Accept, Decline, DesiredLease, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLeaseState, Outcome, Report, Start},
     event::{DeclineReason, Reason},
     spec::{Offer, Usage},
 };
 
 use super::{market::Market, op::Caller, tape::Dice};
 
-/// The stage of an attempt, as its worker sees it.
+/// The state of an attempt, as its worker knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    /// The worker gave a command about the attempt and waits for the answer.
+pub(crate) enum AttemptState {
+    /// The worker has sent a command about the attempt, and waits for the answer.
     Waiting,
-    /// The job is prepared.
+    /// The job is accepted and not started.
     Accepted,
-    /// The program has run since then.
+    /// The program has run since this time.
     Running(Timestamp),
-    /// The attempt has to stop, or was not allowed to start.
+    /// The attempt must stop, or may not start.
     Stopping,
 }
 
-/// A machine and its attempts.
+/// A worker: a machine and the attempts on it.
 #[derive(Clone)]
 pub(crate) struct Worker {
     pub(crate) machine: MachineId,
     pub(crate) owner: AccountId,
     pub(crate) offer: Offer,
     pub(crate) honest: bool,
-    pub(crate) runs: BTreeMap<Lease, (JobId, State)>,
-    /// The last sequence up to which the machine has fetched its job messages.
-    heard: usize,
+    pub(crate) attempts: BTreeMap<Lease, (JobId, AttemptState)>,
+    /// Number of log messages that the worker has searched for assignments.
+    fetched: usize,
 }
 
 impl Worker {
     pub(crate) fn new(machine: MachineId, owner: AccountId, offer: Offer, honest: bool) -> Self {
-        Self { machine, owner, offer, honest, runs: BTreeMap::new(), heard: 0 }
+        Self { machine, owner, offer, honest, attempts: BTreeMap::new(), fetched: 0 }
     }
 
-    /// The worker gets an answer.
-    pub(crate) fn hears(&mut self, command: &Command, lease: Lease, done: bool, now: Timestamp) {
-        let Some((_, state)) = self.runs.get_mut(&lease) else { return };
+    /// The worker gets the answer to a command. `done` is false if the command was refused.
+    pub(crate) fn receive_answer(&mut self, command: &Command, lease: Lease, done: bool, now: Timestamp) {
+        let Some((_, state)) = self.attempts.get_mut(&lease) else { return };
         match (command, done) {
-            (Command::Accept(..), true) => *state = State::Accepted,
-            (Command::Start(..), true) => *state = State::Running(now),
-            // The job is being cancelled or is over. In either case, "cancelled" is a report that the platform expects.
-            (Command::Start(..), false) => *state = State::Stopping,
-            _ => _ = self.runs.remove(&lease),
+            (Command::Accept(..), true) => *state = AttemptState::Accepted,
+            (Command::Start(..), true) => *state = AttemptState::Running(now),
+            // The job is being cancelled, or the attempt is over. The worker reports `Cancelled` in both cases.
+            (Command::Start(..), false) => *state = AttemptState::Stopping,
+            _ => _ = self.attempts.remove(&lease),
         }
     }
 }
 
 impl Market {
-    /// An honest worker fetches a message, goes on with an attempt, compares its leases with the platform's, or
-    /// restarts.
-    pub(crate) fn worker(&mut self, dice: &mut Dice) {
+    /// An honest worker does one thing. It fetches an assignment, continues an attempt, compares its leases with the
+    /// platform's state, or restarts.
+    pub(crate) fn act_as_worker(&mut self, dice: &mut Dice) {
         let honest: Vec<usize> = (0..self.workers.len()).filter(|w| self.workers[*w].honest).collect();
-        let worker = dice.of(&honest);
-        let runs: Vec<Lease> = self.workers[worker].runs.keys().copied().collect();
+        let worker = dice.choose(&honest);
+        let attempts: Vec<Lease> = self.workers[worker].attempts.keys().copied().collect();
         match dice.below(12) {
             0..=3 => {
                 if let Some((job, lease)) = self.next_message(worker, dice) {
-                    let (caller, actor, command) = self.take(worker, job, lease, dice.one_in(12));
-                    self.say(caller, actor, command, dice);
+                    let (caller, actor, command) = self.accept_or_decline(worker, job, lease, dice.one_in(12));
+                    self.issue(caller, actor, command, dice);
                 }
             }
             4 => {
@@ -76,26 +76,26 @@ impl Market {
             }
             5 if dice.one_in(3) => self.restart(worker, dice),
             _ => {
-                if let Some(lease) = dice.pick(&runs)
-                    && let Some((actor, command)) = self.get_on(worker, lease, dice)
+                if let Some(lease) = dice.pick(&attempts)
+                    && let Some((actor, command)) = self.next_command(worker, lease, dice)
                 {
-                    self.say(Caller::Worker(worker, lease), actor, command, dice);
+                    self.issue(Caller::Worker(worker, lease), actor, command, dice);
                 }
             }
         }
     }
 
-    /// Fetches the next job message, or one that is delivered again.
+    /// Fetches the next assignment. Sometimes an old assignment is delivered a second time.
     pub(crate) fn next_message(&mut self, worker: usize, dice: &mut Dice) -> Option<(JobId, Lease)> {
-        let own = &mut self.workers[worker];
+        let this = &mut self.workers[worker];
         if dice.one_in(10) {
-            own.heard = dice.index(own.heard + 1);
+            this.fetched = dice.index(this.fetched + 1);
         }
-        for recorded in self.broker.log().iter().skip(own.heard) {
-            own.heard += 1;
+        for recorded in self.broker.log().iter().skip(this.fetched) {
+            this.fetched += 1;
             if let Some(Event::JobAssigned(e)) = recorded.event()
-                && e.machine == own.machine
-                && !own.runs.contains_key(&Lease(recorded.seq))
+                && e.machine == this.machine
+                && !this.attempts.contains_key(&Lease(recorded.seq))
             {
                 return Some((e.job, Lease(recorded.seq)));
             }
@@ -103,112 +103,123 @@ impl Market {
         None
     }
 
-    /// Accepts a job, or declines it: because no slot is free, or for no reason.
-    pub(crate) fn take(&mut self, worker: usize, job: JobId, lease: Lease, whim: bool) -> (Caller, Actor, Command) {
-        let own = &mut self.workers[worker];
-        let full = own.runs.len() >= own.offer.slots as usize;
-        let (machine, actor) = (own.machine, Actor::Machine(own.machine));
-        if full || whim {
+    /// Accepts a job. Declines it if no slot is free, or if `declines_anyway` is true.
+    pub(crate) fn accept_or_decline(
+        &mut self,
+        worker: usize,
+        job: JobId,
+        lease: Lease,
+        declines_anyway: bool,
+    ) -> (Caller, Actor, Command) {
+        let this = &mut self.workers[worker];
+        let full = this.attempts.len() >= this.offer.slots as usize;
+        let (machine, actor) = (this.machine, Actor::Machine(this.machine));
+        if full || declines_anyway {
             let reason = if full { DeclineReason::NoFreeSlot } else { DeclineReason::Paused };
-            return (Caller::Anyone, actor, Command::Decline(machine, Decline { job, lease, reason }));
+            return (Caller::Client, actor, Command::Decline(machine, Decline { job, lease, reason }));
         }
-        own.runs.insert(lease, (job, State::Waiting));
+        this.attempts.insert(lease, (job, AttemptState::Waiting));
         (Caller::Worker(worker, lease), actor, Command::Accept(machine, Accept { job, lease }))
     }
 
-    /// Gives the next command about an attempt.
-    pub(crate) fn get_on(&mut self, worker: usize, lease: Lease, dice: &mut Dice) -> Option<(Actor, Command)> {
+    /// The next command about an attempt; `None` while the worker waits for an answer.
+    pub(crate) fn next_command(&mut self, worker: usize, lease: Lease, dice: &mut Dice) -> Option<(Actor, Command)> {
         let now = self.now;
-        let own = &mut self.workers[worker];
-        let machine = own.machine;
-        let (job, state) = own.runs.get_mut(&lease)?;
-        let (job, was) = (*job, *state);
-        let (outcome, usage) = match was {
-            State::Waiting => return None,
-            State::Accepted if !dice.one_in(8) => {
-                *state = State::Waiting;
+        let this = &mut self.workers[worker];
+        let machine = this.machine;
+        let (job, state) = this.attempts.get_mut(&lease)?;
+        let (job, old_state) = (*job, *state);
+        let (outcome, usage) = match old_state {
+            AttemptState::Waiting => return None,
+            AttemptState::Accepted if !dice.one_in(8) => {
+                *state = AttemptState::Waiting;
                 let start = Start { job, lease, image_digest: "sha256:0".to_owned() };
                 return Some((Actor::Machine(machine), Command::Start(machine, start)));
             }
-            State::Accepted => (failed(dice), None),
-            State::Stopping => (Outcome::Cancelled, None),
-            State::Running(since) => {
-                let outcome = if dice.one_in(2) { Outcome::Completed } else { failed(dice) };
+            AttemptState::Accepted => (random_failure(dice), None),
+            AttemptState::Stopping => (Outcome::Cancelled, None),
+            AttemptState::Running(since) => {
+                let outcome = if dice.one_in(2) { Outcome::Completed } else { random_failure(dice) };
                 (outcome, Some(Usage { run: now.since(since) }))
             }
         };
-        *state = State::Waiting;
+        *state = AttemptState::Waiting;
         let report = Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: now, signature: None };
         Some((Actor::Machine(machine), Command::Report(machine, report)))
     }
 
-    /// Compares the worker's leases with the newest state.
+    /// Compares the worker's attempts with the newest state, and stops or forgets attempts as the platform wants.
     pub(crate) fn sync(&mut self, worker: usize, replica: usize) {
         self.replicas[replica].catch_up(&self.broker, self.broker.last_seq(), &self.settings);
-        let own = &mut self.workers[worker];
-        let (machine, world) = (own.machine, &self.replicas[replica].world);
-        own.runs.retain(|lease, (job, state)| {
-            if *state == State::Waiting {
+        let this = &mut self.workers[worker];
+        let (machine, world) = (this.machine, &self.replicas[replica].world);
+        this.attempts.retain(|lease, (job, state)| {
+            if *state == AttemptState::Waiting {
                 return true;
             }
-            let wish = match world.job(*job) {
-                Some(job) => job.wish(machine, *lease),
-                None => self.broker.load(*job, &self.settings).map_or(DesiredLease::Keep, |j| j.wish(machine, *lease)),
+            let desired = match world.job(*job) {
+                Some(job) => job.desired_lease_state(machine, *lease),
+                None => self
+                    .broker
+                    .load_job(*job, &self.settings)
+                    .map_or(DesiredLeaseState::Keep, |j| j.desired_lease_state(machine, *lease)),
             };
-            if wish == DesiredLease::Cancel {
-                *state = State::Stopping;
+            if desired == DesiredLeaseState::Cancel {
+                *state = AttemptState::Stopping;
             }
-            wish != DesiredLease::Abandon
+            desired != DesiredLeaseState::Abandon
         });
     }
 
-    /// A worker that was away continues its attempts: it accepts and starts them a second time.
+    /// A worker restarts. It accepts its attempts a second time.
     fn restart(&mut self, worker: usize, dice: &mut Dice) {
         let machine = self.workers[worker].machine;
-        let mut again = Vec::new();
-        for (lease, (job, state)) in &mut self.workers[worker].runs {
-            if *state != State::Waiting {
-                *state = State::Waiting;
-                again.push(Accept { job: *job, lease: *lease });
+        let mut accepts = Vec::new();
+        for (lease, (job, state)) in &mut self.workers[worker].attempts {
+            if *state != AttemptState::Waiting {
+                *state = AttemptState::Waiting;
+                accepts.push(Accept { job: *job, lease: *lease });
             }
         }
-        for accept in again {
+        for accept in accepts {
             let caller = Caller::Worker(worker, accept.lease);
-            self.say(caller, Actor::Machine(machine), Command::Accept(machine, accept), dice);
+            self.issue(caller, Actor::Machine(machine), Command::Accept(machine, accept), dice);
         }
     }
 
-    /// A worker lies about its own attempts and others', in its own name and in others'.
-    pub(crate) fn mallory(&mut self, dice: &mut Dice) {
-        let Some(own) = self.workers.iter().find(|w| !w.honest).map(|w| w.machine) else { return };
+    /// The lying worker sends a false command about any attempt. The command names the worker's own machine, or the
+    /// machine that has the attempt.
+    pub(crate) fn act_as_lying_worker(&mut self, dice: &mut Dice) {
+        let Some(own_machine) = self.workers.iter().find(|w| !w.honest).map(|w| w.machine) else { return };
         let assigned = |r: &Recorded| match r.event()? {
             Event::JobAssigned(e) => Some((e.job, Lease(r.seq), e.machine)),
             _ => None,
         };
         let leases: Vec<_> = self.broker.log().iter().filter_map(assigned).collect();
         let Some((job, lease, holder)) = dice.pick(&leases) else { return };
-        let name = if dice.one_in(6) { holder } else { own };
+        let claimed = if dice.one_in(6) { holder } else { own_machine };
         let command = match dice.below(6) {
-            0 | 1 => Command::Accept(name, Accept { job, lease }),
-            2 => Command::Decline(name, Decline { job, lease, reason: DeclineReason::Draining }),
-            3 => Command::Start(name, Start { job, lease, image_digest: String::new() }),
+            0 | 1 => Command::Accept(claimed, Accept { job, lease }),
+            2 => Command::Decline(claimed, Decline { job, lease, reason: DeclineReason::Draining }),
+            3 => Command::Start(claimed, Start { job, lease, image_digest: String::new() }),
             _ => {
                 let outcome = match dice.below(4) {
                     0 => Outcome::Completed,
                     1 => Outcome::Cancelled,
                     _ => Outcome::Failed { reason: any_reason(dice), detail: String::new() },
                 };
-                let usage = dice.one_in(2).then(|| Usage { run: Millis(dice.word()) });
+                let usage = dice.one_in(2).then(|| Usage { run: Millis(dice.next_word()) });
                 let report =
                     Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: self.now, signature: None };
-                Command::Report(name, report)
+                Command::Report(claimed, report)
             }
         };
-        self.say(Caller::Anyone, Actor::Machine(own), command, dice);
+        self.issue(Caller::Client, Actor::Machine(own_machine), command, dice);
     }
 }
 
-fn failed(dice: &mut Dice) -> Outcome {
+/// A failure that an honest worker may report.
+fn random_failure(dice: &mut Dice) -> Outcome {
     let reasons = [
         Reason::NonZeroExit { code: 1 },
         Reason::OutOfMemory,
@@ -219,11 +230,12 @@ fn failed(dice: &mut Dice) -> Outcome {
         Reason::GpuLost,
         Reason::DiskFull,
     ];
-    Outcome::Failed { reason: dice.of(&reasons), detail: String::new() }
+    Outcome::Failed { reason: dice.choose(&reasons), detail: String::new() }
 }
 
+/// A reason that the lying worker reports, whether or not a worker may report it.
 fn any_reason(dice: &mut Dice) -> Reason {
-    dice.of(&[
+    dice.choose(&[
         Reason::NonZeroExit { code: 0 },
         Reason::BudgetExhausted,
         Reason::ProviderLost,

@@ -1,4 +1,4 @@
-//! The page of one job, and the addresses that its parts come from.
+//! The handlers of the job page: the page itself, the endpoints that its scripts call, and the button to cancel.
 
 use askama::Template;
 use axum::{
@@ -13,27 +13,29 @@ use gpubnb_events::{
 use gpubnb_query::view::JobView;
 use serde::Deserialize;
 
-use super::render::{SummaryCache, artifacts, events, metrics_json, read_on, receipt, summary};
+use super::render::{
+    SummaryCache, metrics_json, read_trail, render_artifacts, render_receipt, render_summary, render_trail,
+};
 use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
-    extract::{AtLeast, Path, Query},
+    extract::{MinSeq, Path, Query},
     live::log,
-    page::{Chrome, html},
+    page::{Layout, render_page},
 };
 
 #[derive(Template)]
 #[template(path = "job.html")]
 struct JobPage {
-    chrome: Chrome,
+    layout: Layout,
     job: JobView,
-    /// True if the job is the viewer's. Nobody else, not even an operator, may see its log and files.
-    own: bool,
+    /// True if the job is the viewer's. Nobody else, not even an operator, may see its log, metrics and files.
+    is_own: bool,
     fragments: Fragments,
 }
 
-/// The parts of the page that change, rendered.
+/// The HTML of the parts that live updates replace.
 struct Fragments {
     summary: String,
     events: String,
@@ -45,30 +47,32 @@ pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(at_least): Query<AtLeast>,
+    Query(min_seq): Query<MinSeq>,
 ) -> Result<Html<String>, PageError> {
-    let job = app.queries.job(signed_in.reader(), job, at_least.seq()).await?;
-    let (mut known, mut trail) = (SummaryCache::default(), Vec::new());
+    let job = app.queries.job(signed_in.reading_actor(), job, min_seq.seq()).await?;
+    let (mut cache, mut trail) = (SummaryCache::default(), Vec::new());
     let (summary, receipt, events) = tokio::join!(
-        summary(&app, signed_in, &job, &mut known),
-        receipt(&app, signed_in, &job),
-        events(&app, signed_in, job.job, (job.seq, false), &mut trail),
+        render_summary(&app, signed_in, &job, &mut cache),
+        render_receipt(&app, signed_in, &job),
+        render_trail(&app, signed_in, job.job, (job.seq, false), &mut trail),
     );
-    let fragments = Fragments { summary, events, receipt, artifacts: artifacts(&job) };
-    let chrome = Chrome::new(job.spec.name.clone(), "jobs", signed_in.viewer);
-    let own = job.account == signed_in.account;
-    Ok(html(&JobPage { chrome, job, own, fragments })?)
+    let fragments = Fragments { summary, events, receipt, artifacts: render_artifacts(&job) };
+    let layout = Layout::new(job.spec.name.clone(), "jobs", signed_in.viewer);
+    let is_own = job.account == signed_in.account;
+    Ok(render_page(&JobPage { layout, job, is_own, fragments })?)
 }
 
-/// A range of lines of a log.
+/// The range of lines to load, as query parameters.
 #[derive(Debug, Deserialize)]
 pub(crate) struct LogRange {
+    /// The lease of the attempt that wrote the lines.
     lease: u64,
+    /// The number of the first line within the attempt, counted from 0.
     #[serde(default)]
     from: u64,
 }
 
-/// `GET /jobs/{id}/log/part`: lines of an attempt, for the page.
+/// `GET /jobs/{job}/log/part`: lines of one attempt, as HTML.
 pub(crate) async fn log_part(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -76,39 +80,41 @@ pub(crate) async fn log_part(
     Query(range): Query<LogRange>,
 ) -> Result<Html<String>, PageError> {
     let job = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let lines = log::part(&app, &job, Lease(Seq(range.lease)), range.from).await?;
+    let lines = log::lines(&app, &job, Lease(Seq(range.lease)), range.from).await?;
     Ok(Html(log::lines_html(&lines)))
 }
 
-/// A search through a log.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Search {
+pub(crate) struct LogSearch {
     text: String,
 }
 
-/// `GET /jobs/{id}/log/search`: the lines of the whole log that contain a text, for the page.
+/// `GET /jobs/{job}/log/search`: the lines of the whole log that contain a text, as HTML.
 pub(crate) async fn log_search(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
-    Query(search): Query<Search>,
+    Query(search): Query<LogSearch>,
 ) -> Result<Html<String>, PageError> {
     let text = search.text.trim();
     if text.is_empty() || text.len() > 200 {
-        return Err(Problem::invalid("text", "Search for a text of up to 200 letters.").into());
+        return Err(Problem::invalid("text", "Search for a text of 1 to 200 bytes.").into());
     }
     let job = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let (lines, all) = log::search(&app, &job, text).await?;
-    let count = match (lines.len(), all) {
+    let (lines, is_complete) = log::search(&app, &job, text).await?;
+    let count = match (lines.len(), is_complete) {
         (0, true) => "No line contains this text.".to_owned(),
         (1, true) => "One line.".to_owned(),
         (n, true) => format!("{n} lines."),
-        (n, false) => format!("The first {n} lines that were found. Download the log to search all of it."),
+        (n, false) => format!("The first {n} matching lines. Download the log to search all of it."),
     };
-    Ok(Html(format!("<p class=\"hint\">{count} Click a line's number to go there.</p>{}", log::lines_html(&lines))))
+    Ok(Html(format!(
+        "<p class=\"hint\">{count} Click a line number to open the line in the log.</p>{}",
+        log::lines_html(&lines)
+    )))
 }
 
-/// `GET /jobs/{id}/metrics.json`: the job's measurements, for the charts.
+/// `GET /jobs/{job}/metrics.json`: the job's measurements for the charts, as a JSON array.
 pub(crate) async fn metrics(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -120,14 +126,14 @@ pub(crate) async fn metrics(
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// `GET /jobs/{id}/trail.jsonl`: every event of the job, in order, one JSON object a line.
+/// `GET /jobs/{job}/trail.jsonl`: the job's first 2,000 events in order, one JSON object per line.
 pub(crate) async fn trail_lines(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
 ) -> Result<Response, PageError> {
     let mut trail = Vec::new();
-    read_on(&app, signed_in, job, Seq::ZERO, &mut trail).await?;
+    read_trail(&app, signed_in, job, Seq::ZERO, &mut trail).await?;
     let lines: Vec<_> = trail.iter().filter_map(|e| serde_json::to_string(e).ok()).collect();
     let headers = [
         (header::CONTENT_TYPE, "application/jsonl".to_owned()),
@@ -141,6 +147,6 @@ pub(crate) async fn cancel(
     signed_in: SignedIn,
     Path(job): Path<JobId>,
 ) -> Result<Response, PageError> {
-    let done: Done = app.job_command("cancel", signed_in.reader(), job, &CancelJob { job }).await?;
+    let done: Done = app.job_command("cancel", signed_in.reading_actor(), job, &CancelJob { job }).await?;
     Ok(Redirect::to(&format!("/jobs/{job}?seq={}", done.seq)).into_response())
 }

@@ -1,5 +1,7 @@
-//! The one connection of an open job page: summary, trail, receipt and files as they change, and the log as it is
-//! written.
+//! The live connection of an open job page. It sends the summary, the trail, the receipt and the files whenever they
+//! change, and the job's output while the job writes it.
+//!
+//! The job's output is its log, its progress and its metrics, as messages of the stream OUTPUT.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -11,7 +13,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use gpubnb_events::{Aggregate, JobId, Seq};
-use gpubnb_query::view::{JobNews, JobView};
+use gpubnb_query::view::{JobChange, JobView};
 use serde::Deserialize;
 use tokio::{
     sync::{broadcast, watch},
@@ -19,7 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::render::{SummaryCache, artifacts, events, metrics_json, progress_bar, receipt, summary, take_in};
+use super::render::{
+    SummaryCache, append_changes, metrics_json, progress_bar, render_artifacts, render_receipt, render_summary,
+    render_trail,
+};
 use crate::{
     access::SignedIn,
     app::App,
@@ -27,182 +32,194 @@ use crate::{
     extract::{Path, Query},
     live::{
         log,
-        output::{self, OutputMessage, OutputReader, Said},
-        parts::{AT_LEAST, PagePart, Shown},
+        output::{self, OutputItem, OutputMessage, OutputReader},
+        parts::{MAX_SILENCE, PagePart, SentParts},
     },
     state::{Change, next_change, pending_changes},
 };
 
-/// `GET /jobs/{id}/live`. The id of an event is the position in the job's output from which to resume.
+/// `GET /jobs/{job}/live`. The id of a server-sent event is the sequence in OUTPUT after which a new connection
+/// resumes.
 ///
 /// State, trail and output are three independent streams, so that none of them waits for another.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
-    Path(job): Path<JobId>,
-    Query(opened): Query<Opened>,
+    Path(id): Path<JobId>,
+    Query(query): Query<LiveQuery>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
-    let (of_state, of_trail) = (app.changes.subscribe(), app.changes.subscribe());
-    let row = app.queries.job(signed_in.reader(), job, Seq(opened.seq)).await?;
-    let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
-    let from = match resumed.or(opened.from) {
+    // Both subscriptions begin before the job is read, so that no change is missed.
+    let (state_changes, trail_changes) = (app.changes.subscribe(), app.changes.subscribe());
+    let job = app.queries.job(signed_in.reading_actor(), id, Seq(query.seq)).await?;
+    let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
+    let from = match last_event_id.or(query.from) {
         Some(last) => last + 1,
-        None => log::tail(&app, &row).await,
+        None => log::tail_start(&app, &job).await,
     };
     // Only the job's owner may see its output.
-    let own = row.account == signed_in.account;
-    // If the output stream breaks, the whole connection ends, and the browser opens it again.
-    let ended = CancellationToken::new();
-    let (known, newest) = watch::channel(row.clone());
+    let is_own = job.account == signed_in.account;
+    // If the stream of output fails, the whole connection ends, and the browser opens a new one.
+    let output_ended = CancellationToken::new();
+    let (view_sender, view_receiver) = watch::channel(job.clone());
     let events = futures_util::stream::select_all([
-        state(app.clone(), signed_in, known, of_state).boxed(),
-        trail(app.clone(), signed_in, job, row.seq, of_trail).boxed(),
-        if own { output(app, newest, from, ended.clone()).boxed() } else { futures_util::stream::pending().boxed() },
+        state_events(app.clone(), signed_in, view_sender, state_changes).boxed(),
+        trail_events(app.clone(), signed_in, id, job.seq, trail_changes).boxed(),
+        if is_own {
+            output_events(app, view_receiver, from, output_ended.clone()).boxed()
+        } else {
+            futures_util::stream::pending().boxed()
+        },
     ]);
-    Ok(Sse::new(events.map(Ok).take_until(ended.cancelled_owned())).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(events.map(Ok).take_until(output_ended.cancelled_owned())).keep_alive(KeepAlive::default()))
 }
 
-/// The state of the page that opens the connection.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Opened {
-    /// The sequence of the viewer's last command, which the page must show.
+pub(crate) struct LiveQuery {
+    /// The sequence of the viewer's last command, which the page must reflect.
     #[serde(default)]
     seq: u64,
-    /// The last position in the output that the page got, if it was connected before.
+    /// The last event id that the page received on an earlier connection. The header `Last-Event-ID` takes precedence.
     from: Option<u64>,
 }
 
-/// Pause after each rendering. States that follow each other within milliseconds are rendered once. After the end of
-/// the job there is no pause, so that the receipt comes at once.
-const FRAME: Duration = Duration::from_millis(25);
-/// How long the page waits for the read model when output of a new attempt comes first.
-const AHEAD: Duration = Duration::from_secs(2);
+/// Pause after each rendering, so that several changes within milliseconds are rendered once. After the job's end the
+/// state is rendered without a pause, so that the receipt is shown at once.
+const RENDER_PAUSE: Duration = Duration::from_millis(25);
+/// Maximum wait for the read model when the output of a new attempt arrives before the attempt is in the job's view.
+const MAX_VIEW_LAG: Duration = Duration::from_secs(2);
 
-type Notices = broadcast::Receiver<Change>;
-
-/// The next changes of a job: the sequence of the newest, and the news that the notices carried. The list is empty if a
-/// notice carried none; then everything has to be read.
-async fn next_news(notices: &mut Notices, job: JobId) -> (Seq, Vec<Arc<JobNews>>) {
-    let matters = |change: &Change| change.aggregate == Aggregate::Job(job);
-    // After a while without a notice the job is read anyway, because a notice may have been lost.
-    let Ok(Some(first)) = timeout(AT_LEAST, next_change(notices, matters)).await else {
+/// Waits for the next changes of a job. Returns the last sequence and the changes. The list is empty if a notice came
+/// without its change; then the caller must read the job and its trail from the read model.
+async fn next_job_changes(notices: &mut broadcast::Receiver<Change>, id: JobId) -> (Seq, Vec<Arc<JobChange>>) {
+    let is_relevant = |change: &Change| change.aggregate == Aggregate::Job(id);
+    // After a silence the job is read anyway, because a notice may have been lost.
+    let Ok(Some(first)) = timeout(MAX_SILENCE, next_change(notices, is_relevant)).await else {
         return (Seq::ZERO, Vec::new());
     };
-    let all: Vec<Change> = std::iter::once(first).chain(pending_changes(notices, matters)).collect();
+    let all: Vec<Change> = std::iter::once(first).chain(pending_changes(notices, is_relevant)).collect();
     let seq = all.iter().map(|change| change.seq).max().unwrap_or(Seq::ZERO);
-    let news: Vec<_> = all.iter().filter_map(|change| change.job.clone()).collect();
-    (seq, if news.len() == all.len() { news } else { Vec::new() })
+    let job_changes: Vec<_> = all.iter().filter_map(|change| change.job.clone()).collect();
+    (seq, if job_changes.len() == all.len() { job_changes } else { Vec::new() })
 }
 
-/// The parts that are rendered from the job's view: summary, files, receipt.
-fn state(
+/// Sends the parts that depend on the job's view (summary, files and receipt), and passes each new view to `view`.
+fn state_events(
     app: App,
     signed_in: SignedIn,
-    newest: watch::Sender<JobView>,
-    mut notices: Notices,
+    view: watch::Sender<JobView>,
+    mut notices: broadcast::Receiver<Change>,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
-        let (mut shown, mut known) = (Shown::default(), SummaryCache::default());
+        let (mut sent, mut cache) = (SentParts::default(), SummaryCache::default());
         loop {
-            let row = newest.borrow().clone();
-            let html = summary(&app, signed_in, &row, &mut known).await;
-            if let Some(event) = shown.changed(&PagePart::new("summary", html)) {
+            let job = view.borrow().clone();
+            let html = render_summary(&app, signed_in, &job, &mut cache).await;
+            if let Some(event) = sent.event_if_changed(&PagePart::new("summary", html)) {
                 yield event;
             }
-            let bill = receipt(&app, signed_in, &row).await;
-            for part in [PagePart::new("artifacts", artifacts(&row)), PagePart::new("receipt", bill)] {
-                if let Some(event) = shown.changed(&part) {
+            let receipt = render_receipt(&app, signed_in, &job).await;
+            for part in [PagePart::new("artifacts", render_artifacts(&job)), PagePart::new("receipt", receipt)] {
+                if let Some(event) = sent.event_if_changed(&part) {
                     yield event;
                 }
             }
-            if row.ended_at.is_none() {
-                sleep(FRAME).await;
+            if job.ended_at.is_none() {
+                sleep(RENDER_PAUSE).await;
             }
             let newer = loop {
-                let (seq, news) = next_news(&mut notices, row.job).await;
-                let newest = news.iter().map(|one| &one.job).max_by_key(|row| row.seq);
+                let (seq, changes) = next_job_changes(&mut notices, job.job).await;
+                let newest = changes.iter().map(|change| &change.job).max_by_key(|job| job.seq);
                 let newer = match newest {
                     Some(newer) => Ok(newer.clone()),
-                    None => app.queries.job(signed_in.reader(), row.job, seq).await,
+                    None => app.queries.job(signed_in.reading_actor(), job.job, seq).await,
                 };
-                // If the job cannot be read now, it is read at the next change. Another projector may be behind.
+                // Waits for the next change if the job cannot be read, or if the answer is older than the view. Another
+                // projector may lag behind.
                 if let Ok(newer) = newer
-                    && newer.seq >= row.seq
+                    && newer.seq >= job.seq
                 {
                     break newer;
                 }
             };
-            newest.send_replace(newer);
+            view.send_replace(newer);
         }
     }
 }
 
-/// The job's trail.
-fn trail(app: App, signed_in: SignedIn, job: JobId, from: Seq, mut notices: Notices) -> impl Stream<Item = Event> {
-    async_stream::stream! {
-        let (mut shown, mut trail, mut seq) = (Shown::default(), Vec::new(), from);
-        let mut complete = false;
-        loop {
-            let html = events(&app, signed_in, job, (seq, complete), &mut trail).await;
-            if let Some(event) = shown.changed(&PagePart::new("trail", html)) {
-                yield event;
-            }
-            sleep(FRAME).await;
-            let (newer, news) = next_news(&mut notices, job).await;
-            seq = newer;
-            complete = take_in(&mut trail, &news);
-        }
-    }
-}
-
-/// The job's output, beginning at a sequence of OUTPUT. It begins when a machine has the job.
-fn output(
+/// Sends the job's trail. The first one reflects the log at least up to `min_seq`.
+fn trail_events(
     app: App,
-    mut newest: watch::Receiver<JobView>,
-    from: u64,
-    ended: CancellationToken,
+    signed_in: SignedIn,
+    id: JobId,
+    min_seq: Seq,
+    mut notices: broadcast::Receiver<Change>,
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
-        let has_machine = |row: &JobView| !row.attempts.is_empty();
-        let Ok(job) = newest.wait_for(has_machine).await.map(|row| row.job) else { return };
-        let Ok(mut messages) = output::follow(&app, job, from).await else { return ended.cancel() };
-        let mut reader = OutputReader::default();
-        while let Some(message) = messages.next().await {
-            let row = with_sender(&mut newest, &message).await;
-            let Some(heard) = reader.read(&message, &output::attempts(&row)) else { continue };
-            for event in events_of(&row, heard) {
+        let (mut sent, mut trail, mut seq) = (SentParts::default(), Vec::new(), min_seq);
+        let mut is_complete = false;
+        loop {
+            let html = render_trail(&app, signed_in, id, (seq, is_complete), &mut trail).await;
+            if let Some(event) = sent.event_if_changed(&PagePart::new("trail", html)) {
                 yield event;
             }
+            sleep(RENDER_PAUSE).await;
+            let (newer, changes) = next_job_changes(&mut notices, id).await;
+            seq = newer;
+            is_complete = append_changes(&mut trail, &changes);
         }
-        ended.cancel();
     }
 }
 
-/// The job's view, with the machine that sent a message among its attempts. If the machine is missing, the output is
-/// ahead of the read model, and this waits a little.
-async fn with_sender(newest: &mut watch::Receiver<JobView>, message: &Message) -> JobView {
-    let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
-    let known = newest.wait_for(|row| row.attempts.iter().any(|a| Some(a.machine) == machine));
-    // A machine that is still missing then has no attempt of this job, and the reader drops its message.
-    drop(timeout(AHEAD, known).await);
-    newest.borrow().clone()
+/// Sends the job's output, beginning at the sequence `from` of OUTPUT. Waits first until the job has an attempt.
+fn output_events(
+    app: App,
+    mut view: watch::Receiver<JobView>,
+    from: u64,
+    output_ended: CancellationToken,
+) -> impl Stream<Item = Event> {
+    async_stream::stream! {
+        let has_attempt = |job: &JobView| !job.attempts.is_empty();
+        let Ok(id) = view.wait_for(has_attempt).await.map(|job| job.job) else { return };
+        let Ok(mut messages) = output::follow(&app, id, from).await else { return output_ended.cancel() };
+        let mut reader = OutputReader::default();
+        while let Some(message) = messages.next().await {
+            let job = view_with_sender(&mut view, &message).await;
+            let Some(output) = reader.read(&message, &output::machines_by_lease(&job)) else { continue };
+            for event in to_events(&job, output) {
+                yield event;
+            }
+        }
+        output_ended.cancel();
+    }
 }
 
-fn events_of(row: &JobView, heard: OutputMessage) -> Vec<Event> {
-    let id = heard.seq.to_string();
+/// Waits until the job's view has an attempt on the machine that sent the message, at most [`MAX_VIEW_LAG`]. Returns
+/// the newest view.
+async fn view_with_sender(view: &mut watch::Receiver<JobView>, message: &Message) -> JobView {
+    let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
+    let has_sender = view.wait_for(|job| job.attempts.iter().any(|a| Some(a.machine) == machine));
+    // After a time-out, the reader drops the message, because its machine has no attempt of the job.
+    drop(timeout(MAX_VIEW_LAG, has_sender).await);
+    view.borrow().clone()
+}
+
+/// A message of OUTPUT as server-sent events. Only the last event has an id, so that a page resumes after a whole
+/// message.
+fn to_events(job: &JobView, output: OutputMessage) -> Vec<Event> {
+    let id = output.seq.to_string();
     let mut lines = Vec::new();
     let mut events = Vec::new();
-    for said in heard.said {
-        match said {
-            Said::Line(lease, number, line) => lines.push((lease, number, line)),
-            Said::Progress(progress) if row.attempt().is_some_and(|a| a.lease == progress.lease) => {
-                events.push(Event::default().event("part").data(format!("progress\n{}", progress_bar(&progress, row))));
+    for item in output.items {
+        match item {
+            OutputItem::Line(lease, number, line) => lines.push((lease, number, line)),
+            OutputItem::Progress(progress) if job.attempt().is_some_and(|a| a.lease == progress.lease) => {
+                events.push(Event::default().event("part").data(format!("progress\n{}", progress_bar(&progress, job))));
             }
-            Said::Metrics(metrics) if row.attempts.last().is_some_and(|a| a.lease == metrics.lease) => {
+            OutputItem::Metrics(metrics) if job.attempts.last().is_some_and(|a| a.lease == metrics.lease) => {
                 events.push(Event::default().event("metrics").data(metrics_json(&metrics)));
             }
-            Said::Progress(_) | Said::Metrics(_) => {}
+            OutputItem::Progress(_) | OutputItem::Metrics(_) => {}
         }
     }
     if !lines.is_empty() {

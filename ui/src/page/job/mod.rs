@@ -1,4 +1,6 @@
-//! One job: summary first, then log, files, receipt and trail, all live.
+//! The page of one job: summary, log, metrics, files, receipt and trail, all updated live.
+//!
+//! The trail of a job is the list of its events.
 
 mod handlers;
 mod live;

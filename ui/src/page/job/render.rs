@@ -1,4 +1,4 @@
-//! Renders the parts of a job's page that change while it is open: summary, receipt, files and trail.
+//! Renders the parts of the job page that live updates replace: summary, receipt, files and trail.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use gpubnb_events::{
 };
 use gpubnb_query::{
     request::{TrailOf, TrailQuery},
-    view::{JobNews, JobState, JobView, MachineView, Receipt, TrailEvent},
+    view::{JobChange, JobState, JobView, MachineView, Receipt, TrailEvent},
 };
-use gpubnb_runtime::rpc::Failure;
+use gpubnb_runtime::rpc::RpcError;
 
 use crate::{
     access::SignedIn,
@@ -21,15 +21,16 @@ use crate::{
     error::Problem,
     escape, format,
     live::output,
-    page::{csrf_field, fragment, json},
+    page::{csrf_field, pretty_json, render_fragment},
 };
 
 #[derive(Template)]
 #[template(path = "job_summary.html")]
-struct Summary<'a> {
+struct SummaryCard<'a> {
     job: &'a JobView,
     machine: Option<&'a MachineView>,
     progress: String,
+    /// The reason why a queued job waits for a machine.
     waiting: Option<PlacementExplanation>,
     now: Timestamp,
     csrf: String,
@@ -43,30 +44,30 @@ struct TrailCard<'a> {
 }
 
 impl TrailCard<'_> {
-    fn is_bad(&self, event: &str) -> bool {
+    fn is_failure(&self, event: &str) -> bool {
         matches!(event, "Failed" | "Requeued" | "Cancelled" | "Declined")
     }
 
-    /// The names of the events, each once, for the filter.
-    fn names(&self) -> Vec<&str> {
+    /// The names of the events, each once, as the choices of the filter.
+    fn event_names(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.trail.iter().map(|e| e.event.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         names
     }
 
-    /// The time at which it happened by its sender's clock, if the event has one.
-    fn occurred(&self, event: &TrailEvent) -> Option<Timestamp> {
+    /// The time of the event by its sender's clock, if the event has this time.
+    fn occurred_at(&self, event: &TrailEvent) -> Option<Timestamp> {
         event.body.get("occurred_at")?.as_str()?.parse().ok()
     }
 
-    /// The number of the attempt that begins with this event: a line is drawn above it.
-    fn begins_attempt(&self, event: &TrailEvent) -> Option<u64> {
+    /// The number of the attempt that this event begins. The table has a heading above such an event.
+    fn begun_attempt(&self, event: &TrailEvent) -> Option<u64> {
         (event.event == "JobAssigned").then(|| event.body.get("attempt").and_then(serde_json::Value::as_u64)).flatten()
     }
 
-    fn raw(&self, event: &TrailEvent) -> String {
-        json(&event.body)
+    fn body_json(&self, event: &TrailEvent) -> String {
+        pretty_json(&event.body)
     }
 }
 
@@ -78,7 +79,7 @@ struct ReceiptCard<'a> {
 }
 
 impl ReceiptCard<'_> {
-    /// The sum of all postings. The receipt shows that it is zero.
+    /// The sum of all postings, which is always zero.
     fn sum(&self, receipt: &Receipt) -> MicroUsd {
         receipt.settled.postings.iter().map(|p| p.amount).sum()
     }
@@ -86,67 +87,68 @@ impl ReceiptCard<'_> {
 
 #[derive(Template)]
 #[template(path = "job_artifacts.html")]
-struct Artifacts<'a> {
+struct ArtifactsCard<'a> {
     job: &'a JobView,
 }
 
-impl Artifacts<'_> {
-    fn is_picture(&self, path: &str) -> bool {
-        let ending = path.rsplit('.').next().unwrap_or_default().to_lowercase();
-        matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "gif" | "webp")
+impl ArtifactsCard<'_> {
+    fn is_image(&self, path: &str) -> bool {
+        let extension = path.rsplit('.').next().unwrap_or_default().to_lowercase();
+        matches!(extension.as_str(), "png" | "jpg" | "jpeg" | "gif" | "webp")
     }
 
-    fn is_text(&self, path: &str, bytes: u64) -> bool {
-        let ending = path.rsplit('.').next().unwrap_or_default().to_lowercase();
-        bytes <= PREVIEW && matches!(ending.as_str(), "txt" | "json" | "jsonl" | "csv" | "md" | "log" | "yaml" | "toml")
+    /// True for a text file that is small enough for a preview.
+    fn has_text_preview(&self, path: &str, bytes: u64) -> bool {
+        let extension = path.rsplit('.').next().unwrap_or_default().to_lowercase();
+        bytes <= MAX_PREVIEW_BYTES
+            && matches!(extension.as_str(), "txt" | "json" | "jsonl" | "csv" | "md" | "log" | "yaml" | "toml")
     }
 
-    fn total(&self) -> u64 {
+    fn total_bytes(&self) -> u64 {
         self.job.outputs.iter().map(|a| a.bytes).sum()
     }
 
     fn link(&self, path: &str) -> String {
-        let parts: Vec<_> = path.split('/').map(escape::url).collect();
-        format!("/jobs/{}/artifacts/{}", self.job.job, parts.join("/"))
+        let segments: Vec<_> = path.split('/').map(escape::url).collect();
+        format!("/jobs/{}/artifacts/{}", self.job.job, segments.join("/"))
     }
 }
 
-/// Values of the summary that are remembered between two renderings, because they no longer change.
+/// The data of the summary that is kept between two renderings, to avoid queries.
 #[derive(Default)]
 pub(super) struct SummaryCache {
-    /// The machine of the newest attempt.
+    /// The machine of the newest attempt, with the attempt's lease.
     machine: Option<(Lease, Arc<MachineView>)>,
     progress: Option<Progress>,
-    /// The job has ended, so `progress` is final.
-    final_progress: bool,
+    /// True if the job has ended, so that `progress` is final.
+    is_progress_final: bool,
 }
 
-/// Most bytes of a text file that is shown on the page.
-const PREVIEW: u64 = 64 * 1024;
-/// A job must have run for this long before the remaining time is estimated.
-const ESTIMATE_AFTER: Millis = Millis(3_000);
-/// Events in one query.
-const PAGE: u32 = 200;
-/// Most events on the page.
-const MOST_EVENTS: usize = 2_000;
+/// Maximum size of a text file with a preview on the page, bytes.
+const MAX_PREVIEW_BYTES: u64 = 64 * 1024;
+/// Minimum run time before the remaining time is estimated.
+const MIN_RUN_TIME: Millis = Millis(3_000);
+/// Events in one query of the trail.
+const TRAIL_QUERY_SIZE: u32 = 200;
+/// Maximum number of events in a trail.
+const MAX_EVENTS: usize = 2_000;
 
-/// A part whose data cannot be read shows the reason.
-fn or_reason(part: Result<String, Problem>) -> String {
+/// Shows the error message in place of a part that cannot be rendered.
+fn or_error(part: Result<String, Problem>) -> String {
     part.unwrap_or_else(|p| format!("<p class=\"hint\">{}</p>", escape::html(&p.detail)))
 }
 
-/// The job's machine, state, costs, and the reason why it waits.
-pub(super) async fn summary(app: &App, signed_in: SignedIn, job: &JobView, known: &mut SummaryCache) -> String {
-    // Only the job's owner may see its progress, which the job writes.
-    let own = job.account == signed_in.account;
+pub(super) async fn render_summary(app: &App, signed_in: SignedIn, job: &JobView, cache: &mut SummaryCache) -> String {
+    // Only the job's owner may see the job's output, which includes the progress.
+    let is_own = job.account == signed_in.account;
     let ((), (), waiting) = tokio::join!(
-        look_up_machine(app, signed_in, job, &mut known.machine),
-        look_up_progress(app, own, job, &mut known.progress, &mut known.final_progress),
-        waiting(app, signed_in, job),
+        update_machine(app, signed_in, job, &mut cache.machine),
+        update_progress(app, is_own, job, &mut cache.progress, &mut cache.is_progress_final),
+        explain_waiting(app, signed_in, job),
     );
-    let machine = known.machine.as_ref().map(|(_, machine)| machine.as_ref());
-    let progress = known.progress.as_ref().map(|p| progress_bar(p, job)).unwrap_or_default();
-    or_reason(fragment(&Summary {
+    let machine = cache.machine.as_ref().map(|(_, machine)| machine.as_ref());
+    let progress = cache.progress.as_ref().map(|p| progress_bar(p, job)).unwrap_or_default();
+    or_error(render_fragment(&SummaryCard {
         job,
         machine,
         progress,
@@ -156,111 +158,115 @@ pub(super) async fn summary(app: &App, signed_in: SignedIn, job: &JobView, known
     }))
 }
 
-/// The receipt, or a preview of it.
-pub(super) async fn receipt(app: &App, signed_in: SignedIn, job: &JobView) -> String {
-    let receipt = if job.settled { app.queries.receipt(signed_in.reader(), job.job, job.seq).await } else { Ok(None) };
-    let card = |receipt: Option<Receipt>| fragment(&ReceiptCard { job, receipt: receipt.as_ref() });
-    or_reason(receipt.map_err(Problem::from).and_then(card))
+/// Renders the receipt, or a hint while the job has none.
+pub(super) async fn render_receipt(app: &App, signed_in: SignedIn, job: &JobView) -> String {
+    let receipt =
+        if job.settled { app.queries.receipt(signed_in.reading_actor(), job.job, job.seq).await } else { Ok(None) };
+    let card = |receipt: Option<Receipt>| render_fragment(&ReceiptCard { job, receipt: receipt.as_ref() });
+    or_error(receipt.map_err(Problem::from).and_then(card))
 }
 
-/// The files.
-pub(super) fn artifacts(job: &JobView) -> String {
-    or_reason(fragment(&Artifacts { job }))
+pub(super) fn render_artifacts(job: &JobView) -> String {
+    or_error(render_fragment(&ArtifactsCard { job }))
 }
 
-/// Appends the events that notices carried to a trail. Returns true if the trail is then complete; otherwise it has to
-/// be read on.
-pub(super) fn take_in(trail: &mut Vec<TrailEvent>, news: &[Arc<JobNews>]) -> bool {
-    for one in news {
+/// Appends the events of job changes to a trail. Returns true if the trail is then complete. If not, [`read_trail`]
+/// must read the missing events.
+pub(super) fn append_changes(trail: &mut Vec<TrailEvent>, changes: &[Arc<JobChange>]) -> bool {
+    for change in changes {
         let last = trail.last().map_or(Seq::ZERO, |event| event.seq);
-        trail.extend(one.trail.iter().filter(|event| event.seq > last).cloned());
+        trail.extend(change.trail.iter().filter(|event| event.seq > last).cloned());
     }
-    news.last().is_some_and(|news| trail.len() >= news.before as usize + news.trail.len())
+    changes.last().is_some_and(|change| trail.len() >= change.before as usize + change.trail.len())
 }
 
-/// The trail. `trail` holds the events that are known; unless it is `complete`, it is read on, as of `at_least`.
-pub(super) async fn events(
+/// Renders the trail. `trail` contains the known events. Unless the trail is complete, the function first reads the
+/// missing events, from a read model that has folded the log at least up to `min_seq`.
+pub(super) async fn render_trail(
     app: &App,
     signed_in: SignedIn,
     job: JobId,
-    (at_least, complete): (Seq, bool),
+    (min_seq, is_complete): (Seq, bool),
     trail: &mut Vec<TrailEvent>,
 ) -> String {
-    let read = if complete { Ok(()) } else { read_on(app, signed_in, job, at_least, trail).await };
-    or_reason(read.map_err(Problem::from).and_then(|()| fragment(&TrailCard { trail, now: app.now() })))
+    let read = if is_complete { Ok(()) } else { read_trail(app, signed_in, job, min_seq, trail).await };
+    or_error(read.map_err(Problem::from).and_then(|()| render_fragment(&TrailCard { trail, now: app.now() })))
 }
 
-/// Appends the events after the end of `trail`.
-pub(super) async fn read_on(
+/// Appends the events that follow the last event in `trail`.
+pub(super) async fn read_trail(
     app: &App,
     signed_in: SignedIn,
     job: JobId,
-    at_least: Seq,
+    min_seq: Seq,
     trail: &mut Vec<TrailEvent>,
-) -> Result<(), Failure> {
-    while trail.len() < MOST_EVENTS {
+) -> Result<(), RpcError> {
+    while trail.len() < MAX_EVENTS {
         let skip = u32::try_from(trail.len()).unwrap_or(u32::MAX);
-        let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE, from_end: false };
-        let read = app.queries.trail(signed_in.reader(), query, at_least).await?.rows;
-        let last = read.len() < PAGE as usize;
-        trail.extend(read);
-        if last {
+        let query = TrailQuery { of: TrailOf::Job(job), skip, limit: TRAIL_QUERY_SIZE, from_end: false };
+        let rows = app.queries.trail(signed_in.reading_actor(), query, min_seq).await?.rows;
+        let is_last_page = rows.len() < TRAIL_QUERY_SIZE as usize;
+        trail.extend(rows);
+        if is_last_page {
             break;
         }
     }
     Ok(())
 }
 
-/// Looks up the machine of the newest attempt. If that fails, the page shows no name, which is better than no page.
-async fn look_up_machine(app: &App, signed_in: SignedIn, job: &JobView, known: &mut Option<(Lease, Arc<MachineView>)>) {
+/// Looks up the machine of the newest attempt. If the query fails, the page shows no machine name.
+async fn update_machine(app: &App, signed_in: SignedIn, job: &JobView, cached: &mut Option<(Lease, Arc<MachineView>)>) {
     let Some(attempt) = job.attempts.last() else { return };
-    if known.as_ref().is_none_or(|(lease, _)| *lease != attempt.lease) {
+    if cached.as_ref().is_none_or(|(lease, _)| *lease != attempt.lease) {
         let machine = match app.machines.machine(attempt.machine) {
             Some(machine) => Some(machine),
-            None => app.queries.machine(signed_in.reader(), attempt.machine, Seq::ZERO).await.ok().map(Arc::new),
+            None => app.queries.machine(signed_in.reading_actor(), attempt.machine, Seq::ZERO).await.ok().map(Arc::new),
         };
-        *known = machine.map(|machine| (attempt.lease, machine));
+        *cached = machine.map(|machine| (attempt.lease, machine));
     }
 }
 
-async fn look_up_progress(app: &App, own: bool, job: &JobView, progress: &mut Option<Progress>, last: &mut bool) {
-    if own && !*last && !job.attempts.is_empty() {
+async fn update_progress(app: &App, is_own: bool, job: &JobView, progress: &mut Option<Progress>, is_final: &mut bool) {
+    if is_own && !*is_final && !job.attempts.is_empty() {
         *progress = output::progress(app, job).await;
-        *last = job.ended_at.is_some();
+        *is_final = job.ended_at.is_some();
     }
 }
 
-async fn waiting(app: &App, signed_in: SignedIn, job: &JobView) -> Option<PlacementExplanation> {
+async fn explain_waiting(app: &App, signed_in: SignedIn, job: &JobView) -> Option<PlacementExplanation> {
     if job.state != JobState::Queued {
         return None;
     }
     let body = CancelJob { job: job.job };
-    // Without an explanation the page still says that the job waits.
-    app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.reader(), &body).await.ok().flatten()
+    // If the command fails, the page shows the state without an explanation.
+    app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.reading_actor(), &body).await.ok().flatten()
 }
 
-/// A progress bar with the job's message and an estimate of the remaining time.
+/// Renders a progress bar with the job's message and an estimate of the remaining time.
 pub(super) fn progress_bar(progress: &Progress, job: &JobView) -> String {
     let percent = progress.fraction.clamp(0.0, 1.0) * 100.0;
     let message = escape::html(&progress.message);
-    let left = left(progress, job).map(|left| format!(" · about {} left", format::duration(left))).unwrap_or_default();
+    let left = remaining_time(progress, job)
+        .map(|time| format!(" · about {} left", format::duration(time)))
+        .unwrap_or_default();
     format!(
         "<progress value=\"{percent:.1}\" max=\"100\" aria-label=\"Progress\"></progress>\
          <span class=\"percent\">{percent:.0} %</span> <span class=\"hint\">{message}{left}</span>"
     )
 }
 
-/// The remaining time of a job if it goes on at its present pace; `None` while that cannot be estimated.
-// The result is shown in seconds: nobody can see the precision that is lost.
+/// Estimates the remaining time from the average pace so far, in whole seconds. `None` before [`MIN_RUN_TIME`], below
+/// 1 % and at 100 %.
+// The result is rounded down to seconds, so the casts lose nothing that is shown.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-fn left(progress: &Progress, job: &JobView) -> Option<Millis> {
+fn remaining_time(progress: &Progress, job: &JobView) -> Option<Millis> {
     let started = job.started_at.filter(|_| job.ended_at.is_none())?;
     let (done, ran) = (f64::from(progress.fraction), progress.occurred_at.since(started));
-    let can_tell = (0.01..1.0).contains(&done) && ran >= ESTIMATE_AFTER;
-    can_tell.then(|| Millis((ran.0 as f64 * (1.0 - done) / done) as u64 / 1_000 * 1_000))
+    let can_estimate = (0.01..1.0).contains(&done) && ran >= MIN_RUN_TIME;
+    can_estimate.then(|| Millis((ran.0 as f64 * (1.0 - done) / done) as u64 / 1_000 * 1_000))
 }
 
-/// Measurements as JSON, for the charts of the page.
+/// One report of measurements as JSON for the charts: `{"lease":7,"at":<Unix milliseconds>,"values":{"loss":0.3}}`.
 pub(super) fn metrics_json(metrics: &JobMetrics) -> String {
     let at = metrics.occurred_at.millis();
     serde_json::json!({ "lease": metrics.lease, "at": at, "values": metrics.values }).to_string()
@@ -294,12 +300,12 @@ mod tests {
     #[test]
     fn the_remaining_time_is_estimated_from_the_pace_so_far() {
         let mut job = running_job();
-        assert_eq!(left(&progress(0.25, 10_000), &job), Some(Millis(30_000)));
-        assert_eq!(left(&progress(0.25, 1_000), &job), None, "too early to tell");
-        assert_eq!(left(&progress(0.0, 10_000), &job), None, "no pace yet");
-        assert_eq!(left(&progress(1.0, 10_000), &job), None, "nothing is left");
+        assert_eq!(remaining_time(&progress(0.25, 10_000), &job), Some(Millis(30_000)));
+        assert_eq!(remaining_time(&progress(0.25, 1_000), &job), None, "the job has not run long enough");
+        assert_eq!(remaining_time(&progress(0.0, 10_000), &job), None, "without progress there is no pace");
+        assert_eq!(remaining_time(&progress(1.0, 10_000), &job), None, "the job is complete");
         job.ended_at = Some(Timestamp::EPOCH);
-        assert_eq!(left(&progress(0.25, 10_000), &job), None, "it has ended");
+        assert_eq!(remaining_time(&progress(0.25, 10_000), &job), None, "the job has ended");
     }
 
     #[test]
@@ -311,28 +317,34 @@ mod tests {
     }
 
     #[test]
-    fn a_trail_is_complete_when_nothing_is_missing_before_the_news() {
-        let news = |before, seqs: &[u64]| {
-            Arc::new(JobNews { job: running_job(), before, trail: seqs.iter().map(|seq| event(*seq)).collect() })
+    fn a_trail_is_complete_if_no_event_is_missing_before_the_changes() {
+        let change = |before, seqs: &[u64]| {
+            Arc::new(JobChange { job: running_job(), before, trail: seqs.iter().map(|seq| event(*seq)).collect() })
         };
         let mut trail = vec![event(1), event(2)];
-        assert!(take_in(&mut trail, &[news(2, &[5])]));
-        assert!(take_in(&mut trail, &[news(2, &[5]), news(3, &[6, 7])]), "what is known already is not repeated");
+        assert!(append_changes(&mut trail, &[change(2, &[5])]));
+        assert!(
+            append_changes(&mut trail, &[change(2, &[5]), change(3, &[6, 7])]),
+            "known events are not appended again"
+        );
         assert_eq!(trail.iter().map(|e| e.seq.0).collect::<Vec<_>>(), [1, 2, 5, 6, 7]);
-        assert!(!take_in(&mut trail, &[news(8, &[20])]), "events are missing in between");
-        assert!(!take_in(&mut trail, &[]), "notices without news say nothing");
+        assert!(!append_changes(&mut trail, &[change(8, &[20])]), "events before the change are missing");
+        assert!(!append_changes(&mut trail, &[]), "the trail may be incomplete after a notice without its change");
     }
 
     #[test]
-    fn links_and_previews_of_files_depend_on_their_names() {
+    fn links_and_previews_of_artifacts_depend_on_their_paths_and_sizes() {
         let mut job = running_job();
         let artifact =
             |path: &str, bytes| gpubnb_events::spec::Artifact { path: path.to_owned(), bytes, sha256: String::new() };
-        job.outputs = vec![artifact("plots/loss 1.PNG", 10), artifact("log.txt", PREVIEW + 1)];
-        let card = Artifacts { job: &job };
-        assert!(card.is_picture("plots/loss 1.PNG") && !card.is_picture("log.txt"));
-        assert!(card.is_text("log.txt", PREVIEW) && !card.is_text("log.txt", PREVIEW + 1));
+        job.outputs = vec![artifact("plots/loss 1.PNG", 10), artifact("log.txt", MAX_PREVIEW_BYTES + 1)];
+        let card = ArtifactsCard { job: &job };
+        assert!(card.is_image("plots/loss 1.PNG") && !card.is_image("log.txt"));
+        assert!(
+            card.has_text_preview("log.txt", MAX_PREVIEW_BYTES)
+                && !card.has_text_preview("log.txt", MAX_PREVIEW_BYTES + 1)
+        );
         assert_eq!(card.link("plots/loss 1.PNG"), format!("/jobs/{}/artifacts/plots/loss%201.PNG", job.job));
-        assert_eq!(card.total(), PREVIEW + 11);
+        assert_eq!(card.total_bytes(), MAX_PREVIEW_BYTES + 11);
     }
 }

@@ -1,66 +1,68 @@
-//! The refusals of the domain, and the form in which they travel to the requester.
+//! The errors of the domain: the reasons why a command is refused. The services send each error to the requester as a
+//! `gpubnb_events::Refusal`, which has a name for programs and a message for people.
 
 use gpubnb_events::{MicroUsd, RefusalKind};
 
-/// The reason why a command is not granted.
+/// The reason why a command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum DomainError {
     /// A field of the request breaks a rule.
     #[error("{message}")]
     InvalidField {
         /// The field's name in the request.
         field: &'static str,
-        /// The rule, as a sentence.
+        /// The rule that the field breaks, as a sentence.
         message: String,
     },
-    /// There is no such account.
-    #[error("There is no such account. Open it first.")]
+    /// No account with this id is open.
+    #[error("There is no such account. Open the account first.")]
     UnknownAccount,
-    /// There is no such machine.
+    /// No machine with this id was ever listed.
     #[error("There is no such machine on the market.")]
     UnknownMachine,
-    /// There is no such job, or the job belongs to somebody else.
+    /// No job has this id, or the job belongs to another account.
     #[error("There is no such job.")]
     UnknownJob,
-    /// There is no such payout.
+    /// The account has requested no payout with this id.
     #[error("There is no such payout.")]
     UnknownPayout,
-    /// The actor may not give this command.
+    /// The actor may not give this command, for the reason in the text.
     #[error("You may not do this: {0}")]
     NotAllowed(&'static str),
-    /// The account is suspended.
+    /// The account is suspended, for the reason in the text.
     #[error("This account is suspended: {0}")]
     Suspended(String),
-    /// The account has less money than a submission would hold.
+    /// The account has less money than the market must hold for the submitted job.
     #[error("This needs {needed} and {available} is available. Add funds on the page Wallet, or lower the budget.")]
     InsufficientFunds {
-        /// The amount that would be held.
+        /// The amount to hold.
         needed: MicroUsd,
         /// The amount that the account may spend.
         available: MicroUsd,
     },
-    /// The account has less money than it asks to be paid out.
+    /// The account has less money than the requested payout.
     #[error(
         "You asked for {asked} and {available} is available. Ask for less, or wait until running jobs are settled."
     )]
     PayoutTooLarge {
-        /// The amount that was asked for.
+        /// The requested amount.
         asked: MicroUsd,
         /// The amount that can be paid out.
         available: MicroUsd,
     },
-    /// The time in the job's id is too long ago for the id to be remembered, or in the future.
+    /// The time in the job's id is in the future, or too long ago. The market remembers the ids of one day.
     #[error(
-        "The job id was made too long ago, or lies in the future. Make a new one (UUID version 7) and check the clock."
+        "The job id was made too long ago, or in the future. Make a new id (UUID version 7), and check your clock."
     )]
     IdOutOfTime,
-    /// The id was used before, for a request with other content.
-    #[error("This id was used before, for something else. Make a new one.")]
+    /// Another request with this id, and with other content, was granted before. The text is the name of the id's
+    /// field.
+    #[error("This id was used before, for another request. Make a new id.")]
     IdReused(&'static str),
-    /// The lease is not the live one: the attempt is over, and its reports are fenced off.
-    #[error("The lease is no longer live: the job was given to another attempt, or is over.")]
+    /// The command names a lease that is not live. Its attempt is over, so the machine may not change the job.
+    #[error("The lease is not live: the job has another attempt, or is over.")]
     StaleLease,
-    /// The command does not fit the present state of the job or machine.
+    /// The present state of the account, machine or job does not allow the command. The text says why.
     #[error("{0}")]
     WrongState(&'static str),
     /// No machine can take the job now.
@@ -68,8 +70,8 @@ pub enum Refusal {
     NoMachineNow,
 }
 
-impl Refusal {
-    /// The refusal of a field that breaks a rule.
+impl DomainError {
+    /// Makes the error for a field that breaks a rule.
     pub fn field(field: &'static str, message: impl Into<String>) -> Self {
         Self::InvalidField { field, message: message.into() }
     }
@@ -94,17 +96,17 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for gpubnb_events::Refusal {
-    fn from(refusal: Refusal) -> Self {
-        let (name, kind) = refusal.name_and_kind();
-        let field = match &refusal {
-            Refusal::InvalidField { field, .. } => Some((*field).to_owned()),
-            Refusal::InsufficientFunds { .. } => Some("budget".to_owned()),
-            Refusal::PayoutTooLarge { .. } => Some("amount".to_owned()),
-            Refusal::IdReused(field) => Some((*field).to_owned()),
-            Refusal::IdOutOfTime => Some("job".to_owned()),
+impl From<DomainError> for gpubnb_events::Refusal {
+    fn from(error: DomainError) -> Self {
+        let (name, kind) = error.name_and_kind();
+        let field = match &error {
+            DomainError::InvalidField { field, .. } => Some((*field).to_owned()),
+            DomainError::InsufficientFunds { .. } => Some("budget".to_owned()),
+            DomainError::PayoutTooLarge { .. } => Some("amount".to_owned()),
+            DomainError::IdReused(field) => Some((*field).to_owned()),
+            DomainError::IdOutOfTime => Some("job".to_owned()),
             _ => None,
         };
-        Self { name: name.to_owned(), kind, field, message: refusal.to_string() }
+        Self { name: name.to_owned(), kind, field, message: error.to_string() }
     }
 }
