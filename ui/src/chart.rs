@@ -27,7 +27,8 @@ pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i
     let lines = segments(points, (from, to), top);
     format!(
         "<figure class=\"chart\"><figcaption><b>{name}</b> <span>{summary}</span></figcaption>\
-         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{name}: {summary}\">\
+         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" \
+         aria-label=\"{name}: {summary}\">\
          <path class=\"grid\" d=\"M0 1H{WIDTH}M0 {half}H{WIDTH}M0 {bottom}H{WIDTH}\"/>{lines}</svg>\
          <p class=\"axis\"><span>{ago} ago</span><span>top: {top} {unit}</span><span>now</span></p></figure>",
         half = HEIGHT / 2.0,

@@ -97,14 +97,14 @@ where
     let matters = Box::new(matters) as Box<dyn Fn(&Change) -> bool + Send + Sync>;
     let events = async_stream::stream! {
         let mut seq = Seq::ZERO;
-        let mut shown = SentParts::default();
+        let mut sent = SentParts::default();
         loop {
             let began = Instant::now();
             match render(seq).await {
                 Ok(parts) => {
                     let mut is_container_sent = false;
                     for part in &parts {
-                        if let Some(event) = shown.event_if_changed(part)
+                        if let Some(event) = sent.event_if_changed(part)
                             && !is_container_sent
                         {
                             is_container_sent = part.container_key.is_some();
@@ -114,7 +114,7 @@ where
                 }
                 Err(problem) => {
                     // At the next success all parts are sent again, which removes the message from the page.
-                    shown = SentParts::default();
+                    sent = SentParts::default();
                     yield Ok(Event::default().event("problem").data(problem.detail));
                 }
             }
@@ -136,10 +136,10 @@ mod tests {
 
     #[test]
     fn only_changed_parts_are_sent() {
-        let mut shown = SentParts::default();
+        let mut sent = SentParts::default();
         let part = |html: &str| PagePart::new("a", html.to_owned());
-        assert!(shown.event_if_changed(&part("1")).is_some());
-        assert!(shown.event_if_changed(&part("1")).is_none());
-        assert!(shown.event_if_changed(&part("2")).is_some());
+        assert!(sent.event_if_changed(&part("1")).is_some());
+        assert!(sent.event_if_changed(&part("1")).is_none());
+        assert!(sent.event_if_changed(&part("2")).is_some());
     }
 }
