@@ -8,7 +8,7 @@ use crate::event::{Event, Fault, Reason};
 /// How the end of an attempt counts for its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
-    /// The machine did its part, however the job ended.
+    /// The job's program ran to its end on the machine, with success or by its own fault.
     Success,
     /// A fault of the machine ended the attempt.
     Fault(Reason),
@@ -16,15 +16,17 @@ pub enum Mark {
 
 /// The mark that an event of a job leaves in the record of the job's machine; `None` for an event that leaves none.
 pub fn mark(event: &Event) -> Option<Mark> {
+    // Only an ending that proves something about the machine counts: code of the job that ran, or a fault of the machine.
     let of = |reason: Reason, fault: Fault| match fault {
-        Fault::Provider => Mark::Fault(reason),
-        Fault::Consumer | Fault::Platform => Mark::Success,
+        Fault::Provider => Some(Mark::Fault(reason)),
+        Fault::Consumer if reason.after_code_ran() => Some(Mark::Success),
+        Fault::Consumer | Fault::Platform | Fault::Nobody => None,
     };
     match event {
         Event::Completed(_) => Some(Mark::Success),
-        Event::Requeued(e) => Some(of(e.reason, e.fault)),
+        Event::Requeued(e) => of(e.reason, e.fault),
         // A failure without a lease means that no machine came free: no machine is at fault.
-        Event::Failed(e) => e.lease.map(|_| of(e.reason, e.fault)),
+        Event::Failed(e) => e.lease.and_then(|_| of(e.reason, e.fault)),
         _ => None,
     }
 }
@@ -32,7 +34,7 @@ pub fn mark(event: &Event) -> Option<Mark> {
 /// The record of a machine: its attempts, by how they ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Attempts that ended without a fault of the machine.
+    /// Attempts in which the machine ran the job's program to its end.
     pub successes: u32,
     /// Attempts that a fault of the machine ended.
     pub faults: u32,

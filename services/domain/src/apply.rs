@@ -59,8 +59,7 @@ impl World {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let before = job.attempt.as_ref().map(|a| a.machine);
         job.apply(seq, at, event, settings);
-        let live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-        let holder = job.attempt.as_ref().filter(|_| live).map(|a| (a.machine, a.lease));
+        let holder = job.attempt.as_ref().filter(|_| job.phase.is_live()).map(|a| (a.machine, a.lease));
         if let Some(machine) = before.and_then(|m| self.machines.get_mut(&m)) {
             machine.leases.remove(&id);
             if let Some(mark) = record::mark(event) {
@@ -143,6 +142,7 @@ mod tests {
         w.started(job, lease);
         let failed = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
         w.when(w.as_machine(), w.report(job, lease, failed)).appended();
+        w.machine = w.listed(w.offer());
         let lease = w.assigned(job);
         w.accepted(job, lease);
         w.started(job, lease);
@@ -152,6 +152,7 @@ mod tests {
         let lease = w.assigned(ended);
         w.accepted(ended, lease);
         w.started(ended, lease);
+        w.exited(ended, lease, Millis(5));
         w.completed(ended, lease, Millis(5));
         w.submitted();
         w.world.strays.insert(Aggregate::Account(w.consumer), Seq(1));

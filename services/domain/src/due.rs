@@ -58,14 +58,19 @@ pub fn due_expiries(world: &World, now: Timestamp, steady_since: Timestamp, sett
     if now.since(steady_since) <= SETTLING {
         return Vec::new();
     }
-    world.jobs().filter_map(|job| due_expiry(world, job, now, settings)).take(PASS).collect()
+    world.jobs().filter_map(|job| due_expiry(world, job, now, steady_since, settings)).take(PASS).collect()
 }
 
-fn due_expiry(world: &World, job: &Job, now: Timestamp, settings: &Settings) -> Option<Command> {
+fn due_expiry(
+    world: &World,
+    job: &Job,
+    now: Timestamp,
+    steady_since: Timestamp,
+    settings: &Settings,
+) -> Option<Command> {
     let lost = |attempt| world.machine(attempt).is_some_and(|m| m.presence == Presence::Lost);
-    let live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-    if live && job.attempt.as_ref().is_some_and(|attempt| lost(attempt.machine)) {
+    if job.phase.is_live() && job.attempt.as_ref().is_some_and(|attempt| lost(attempt.machine)) {
         return Some(Command::Abandon(job.id));
     }
-    job.expire(now, settings).map(|_| Command::Expire(job.id))
+    job.expire(now, steady_since, settings).map(|_| Command::Expire(job.id))
 }

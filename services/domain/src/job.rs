@@ -1,13 +1,13 @@
-//! A job: `Queued → Assigned → Accepted → Running → Ended → Settled`. Every step of a machine must name the live lease.
+//! A job: `Queued → Assigned → Accepted → Running → Collecting → Ended → Settled`. Every step of a machine must name the live lease.
 
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
-    command::{Accept, Decline, DesiredLease, Grant, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLease, Exit, Grant, Outcome, Report, Start},
     event::{
-        Accepted, CancelRequested, Cancelled, Completed, Declined, Failed, Fault, JobAssigned, JobSubmitted, Reason,
-        Requeued, Started,
+        Accepted, CancelRequested, Cancelled, Completed, Declined, Exited, Failed, Fault, JobAssigned, JobSubmitted,
+        Reason, Requeued, Started,
     },
     message::{EventId, Proposal},
     spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
@@ -19,6 +19,12 @@ use super::{Decision, Refusal, Settings};
 /// How often the pause after a decline doubles. The pauses keep a job from being declined so often that its messages
 /// are too many to load.
 const LONGEST_DOUBLING: u32 = 10;
+/// How long a machine may prepare a job: pull the image and fetch the inputs.
+const PREPARE_WITHIN: Millis = Millis(3_600_000);
+/// How long after a job's limit its machine may be silent about the job although the machine itself is online.
+const REPORT_WITHIN: Millis = Millis(300_000);
+/// How long the files of a job whose program has ended may take to reach the market.
+const UPLOAD_WITHIN: Millis = Millis(3_600_000);
 
 /// The phase that a job is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +37,8 @@ pub enum Phase {
     Accepted,
     /// The program runs.
     Running,
+    /// The program has ended. The machine still carries away the files and the log.
+    Collecting,
     /// The job ended, and is not settled yet.
     Ended,
     /// The job is billed.
@@ -48,6 +56,20 @@ pub struct Attempt {
     pub terms: Terms,
     /// The sequence and the broker's time of `Started`.
     pub started: Option<(Seq, Timestamp)>,
+    /// The sequence and the broker's time of `Exited`, and the use that the machine measured.
+    pub exited: Option<(Seq, Timestamp, Usage)>,
+}
+
+impl Attempt {
+    /// The time that the job may run, and the reason that is given at its end: the time limit, or what the hold pays for
+    /// if that is less.
+    fn run_limit(&self, hold: MicroUsd, limits: &Limits) -> (Millis, Reason) {
+        let time = limits.time.millis();
+        match self.terms.price.time_for(hold) {
+            Some(budget) if budget < time => (budget, Reason::BudgetExhausted),
+            _ => (time, Reason::TimeLimit),
+        }
+    }
 }
 
 /// How a job ended.
@@ -96,10 +118,13 @@ pub struct Job {
     pub attempt: Option<Attempt>,
     /// Attempts that were used up.
     pub attempts_used: u32,
-    /// Machines that declined or lost the job, and until when the job is not given to them; `None`: never again.
+    /// Machines that declined or lost the job, and until when the job is not given to them; `None`, by events of billing
+    /// rule 1 only: never again.
     pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
-    /// How often the job was declined. Each decline doubles the pause.
-    declines: u32,
+    /// The time before which no machine is given the job, after an attempt that ended by nobody's fault.
+    pub not_before: Option<Timestamp>,
+    /// How often the job came back without an end. Each time doubles the pause.
+    returns: u32,
     /// The sequence and the broker's time of the request to cancel.
     pub cancel: Option<(Seq, Timestamp)>,
     /// The ending.
@@ -108,6 +133,13 @@ pub struct Job {
     pub settled: Option<Seq>,
     /// Past leases, each with the event that ended it.
     past: BTreeMap<Lease, Seq>,
+}
+
+impl Phase {
+    /// True if a machine has the job.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Assigned | Self::Accepted | Self::Running | Self::Collecting)
+    }
 }
 
 impl Job {
@@ -129,7 +161,8 @@ impl Job {
             attempt: None,
             attempts_used: 0,
             avoid: BTreeMap::new(),
-            declines: 0,
+            not_before: None,
+            returns: 0,
             cancel: None,
             ending: None,
             settled: None,
@@ -144,7 +177,7 @@ impl Job {
 
     /// The live attempt, if it is on this machine and has this lease.
     fn live(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, Refusal> {
-        let live = matches!(self.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
+        let live = self.phase.is_live();
         self.attempt.as_ref().filter(|a| live && a.lease == lease && a.machine == machine).ok_or(Refusal::StaleLease)
     }
 
@@ -179,7 +212,7 @@ impl Job {
             spec: self.spec.clone(),
             time: self.limits.time.millis(),
             budget: self.attempt.as_ref().and_then(|a| a.terms.price.time_for(self.hold)),
-            started: self.phase == Phase::Running,
+            started: matches!(self.phase, Phase::Running | Phase::Collecting),
             upload: None,
             inputs: Vec::new(),
             env: None,
@@ -215,8 +248,30 @@ impl Job {
         }
     }
 
+    /// The program has ended, and its files are on their way.
+    pub(crate) fn exit(&self, machine: MachineId, c: &Exit) -> Result<Decision, Refusal> {
+        if let Some(seq) = self.past.get(&c.lease) {
+            return Ok(Decision::Already(*seq));
+        }
+        let attempt = self.live(machine, c.lease)?;
+        match (self.phase, attempt.exited) {
+            (_, Some((seq, _, _))) => Ok(Decision::Already(seq)),
+            (Phase::Running, None) => {
+                let event = Exited { job: self.id, lease: c.lease, usage: c.usage };
+                Ok(self.propose(event, format!("{}.exited", c.lease), self.last))
+            }
+            _ => Err(Refusal::WrongState("The job did not start yet.")),
+        }
+    }
+
     /// The machine reports how the attempt ended.
-    pub(crate) fn report(&self, machine: MachineId, c: &Report) -> Result<Decision, Refusal> {
+    pub(crate) fn report(
+        &self,
+        machine: MachineId,
+        c: &Report,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<Decision, Refusal> {
         if let Some(seq) = self.past.get(&c.lease) {
             return Ok(Decision::Already(*seq));
         }
@@ -252,22 +307,29 @@ impl Job {
                 }
                 crate::rules::check_outputs(&c.outputs)?;
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
-                Ok(self.end_attempt(attempt, *reason, detail, Some(c)))
+                Ok(self.end_attempt(attempt, *reason, detail, Some(c), now, settings))
             }
         }
     }
 
     /// Ends the attempt with one event: `Requeued` where another attempt may help, otherwise `Failed`.
-    fn end_attempt(&self, attempt: &Attempt, reason: Reason, detail: String, report: Option<&Report>) -> Decision {
+    fn end_attempt(
+        &self,
+        attempt: &Attempt,
+        reason: Reason,
+        detail: String,
+        report: Option<&Report>,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Decision {
         let (job, lease, fault) = (self.id, attempt.lease, reason.fault());
-        let again = self.attempts_used + 1 < self.limits.max_attempts && self.cancel.is_none();
+        let used = self.attempts_used + u32::from(uses_attempt(attempt, fault));
+        let another_may_help = matches!(fault, Fault::Provider | Fault::Nobody);
         let id = format!("{lease}.ended");
-        if fault == Fault::Provider && again {
-            return self.propose(
-                Requeued { job, lease, reason, fault, excluded: attempt.machine, detail },
-                id,
-                self.last,
-            );
+        if another_may_help && used < self.limits.max_attempts && self.cancel.is_none() {
+            let until = Some(now.plus(self.pause(settings.decline_pause)));
+            let event = Requeued { job, lease, reason, fault, excluded: attempt.machine, until, detail };
+            return self.propose(event, id, self.last);
         }
         let event = Failed {
             job,
@@ -282,6 +344,11 @@ impl Job {
         self.propose(event, id, self.last)
     }
 
+    /// The pause before the job is given back to a machine that returned it: it doubles with each return.
+    fn pause(&self, first: Millis) -> Millis {
+        Millis(first.0.saturating_mul(1 << self.returns.min(LONGEST_DOUBLING)))
+    }
+
     /// The consumer cancels the job. A job that no machine has accepted ends at once.
     pub(crate) fn cancel(&self) -> Result<Decision, Refusal> {
         let ended = self.ending.as_ref().map(|e| (e.cancelled, e.seq));
@@ -293,6 +360,9 @@ impl Job {
                 let event = Cancelled { job: self.id, lease, usage: None };
                 Ok(self.propose(event, format!("{}.cancelled", self.id), self.cause()))
             }
+            (Phase::Collecting, _, None) => {
+                Err(Refusal::WrongState("The job's program has ended. Only its files are still on their way."))
+            }
             _ => Ok(self.propose(CancelRequested { job: self.id }, format!("{}.cancel", self.id), self.cause())),
         }
     }
@@ -301,58 +371,53 @@ impl Job {
         self.last.max(self.submission)
     }
 
-    /// Ends a job that took too long; `None` if it did not.
-    pub fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
+    /// Ends a job that took too long; `None` if it did not. `steady_since` is the time since which machines could
+    /// report: silence before then means nothing.
+    pub fn expire(&self, now: Timestamp, steady_since: Timestamp, settings: &Settings) -> Option<Decision> {
         let waited = now.since(self.since);
-        let past = |limit: Millis| waited > limit;
-        let with_grace = |limit: Millis| Millis(limit.0.saturating_add(settings.grace.0));
-        let attempt = self.attempt.as_ref();
-        let ended = |a: &Attempt| format!("{}.ended", a.lease);
-        match (self.phase, attempt) {
-            (Phase::Queued, _) if now.since(self.submitted_at) > self.limits.queue.millis() => {
-                let event = Failed {
-                    job: self.id,
-                    lease: None,
-                    reason: Reason::NoMachine,
-                    fault: Reason::NoMachine.fault(),
-                    detail: String::new(),
-                    outputs: Vec::new(),
-                    usage: None,
-                    signature: None,
-                };
-                Some(self.propose(event, format!("{}.nomachine", self.id), self.cause()))
-            }
-            (Phase::Assigned, Some(a)) if past(settings.accept_within) => {
-                Some(self.end_attempt(a, Reason::AssignTimeout, String::new(), None))
-            }
+        let end = |a: &Attempt, reason| self.end_attempt(a, reason, String::new(), None, now, settings);
+        match (self.phase, &self.attempt) {
+            (Phase::Queued, _) if now.since(self.submitted_at) > self.limits.queue.millis() => Some(self.no_machine()),
+            (Phase::Assigned, Some(a)) if waited > settings.accept_within => Some(end(a, Reason::AssignTimeout)),
             (Phase::Accepted | Phase::Running, Some(a))
                 if self.cancel.is_some_and(|(_, at)| now.since(at) > settings.grace) =>
             {
                 let event = Cancelled { job: self.id, lease: Some(a.lease), usage: None };
-                Some(self.propose(event, ended(a), self.last))
+                Some(self.propose(event, format!("{}.ended", a.lease), self.last))
             }
+            (Phase::Accepted, Some(a)) if waited > PREPARE_WITHIN => Some(end(a, Reason::PrepareTimeout)),
             (Phase::Running, Some(a)) => {
-                let budget = a.terms.price.time_for(self.hold);
-                let time = self.limits.time.millis();
-                let (limit, reason) = match budget {
-                    Some(budget) if budget < time => (budget, Reason::BudgetExhausted),
-                    _ => (time, Reason::TimeLimit),
-                };
-                past(with_grace(limit)).then(|| self.end_attempt(a, reason, String::new(), None))
+                let (limit, _) = a.run_limit(self.hold, &self.limits);
+                let due = self.since.plus(limit).max(steady_since).plus(REPORT_WITHIN);
+                (now > due).then(|| end(a, Reason::NotReported))
             }
-            // Pulling the image and fetching the inputs have no other time limit.
-            (Phase::Accepted, Some(a)) if past(Millis(3_600_000)) => {
-                Some(self.end_attempt(a, Reason::RuntimeMisconfigured, "preparing took over an hour".to_owned(), None))
+            (Phase::Collecting, Some(a)) => {
+                let due = self.since.max(steady_since).plus(UPLOAD_WITHIN);
+                (now > due).then(|| end(a, Reason::UploadTimeout))
             }
             _ => None,
         }
     }
 
+    fn no_machine(&self) -> Decision {
+        let event = Failed {
+            job: self.id,
+            lease: None,
+            reason: Reason::NoMachine,
+            fault: Reason::NoMachine.fault(),
+            detail: String::new(),
+            outputs: Vec::new(),
+            usage: None,
+            signature: None,
+        };
+        self.propose(event, format!("{}.nomachine", self.id), self.cause())
+    }
+
     /// Takes the job from a lost machine.
-    pub(crate) fn abandon(&self) -> Result<Decision, Refusal> {
-        match (self.phase, &self.attempt) {
-            (Phase::Assigned | Phase::Accepted | Phase::Running, Some(attempt)) => {
-                Ok(self.end_attempt(attempt, Reason::ProviderLost, String::new(), None))
+    pub(crate) fn abandon(&self, now: Timestamp, settings: &Settings) -> Result<Decision, Refusal> {
+        match &self.attempt {
+            Some(attempt) if self.phase.is_live() => {
+                Ok(self.end_attempt(attempt, Reason::ProviderLost, String::new(), None, now, settings))
             }
             _ => Err(Refusal::WrongState("The job is on no machine.")),
         }
@@ -373,15 +438,14 @@ impl Job {
         self.guard = seq;
         match event {
             Event::JobAssigned(e) => {
-                let attempt = Attempt { lease: Lease(seq), machine: e.machine, terms: e.terms.clone(), started: None };
+                let attempt = Attempt { lease: Lease(seq), machine: e.machine, terms: e.terms.clone(), started: None, exited: None };
                 self.attempt = Some(attempt);
                 self.enter(Phase::Assigned, at);
             }
             Event::Declined(e) => {
                 self.past.insert(e.lease, seq);
-                let pause = settings.decline_pause.0.saturating_mul(1 << self.declines.min(LONGEST_DOUBLING));
-                self.avoid.insert(e.machine, Some(at.plus(Millis(pause))));
-                self.declines = self.declines.saturating_add(1);
+                self.avoid.insert(e.machine, Some(at.plus(self.pause(settings.decline_pause))));
+                self.returns = self.returns.saturating_add(1);
                 self.attempt = None;
                 self.enter(Phase::Queued, at);
             }
@@ -392,16 +456,13 @@ impl Job {
                 }
                 self.enter(Phase::Running, at);
             }
-            Event::Requeued(e) => {
-                self.past.insert(e.lease, seq);
-                // A consumer who named the machine wants that machine: try it again after a pause.
-                let named = self.placement.requirements.machine.is_some();
-                let until = named.then(|| at.plus(settings.decline_pause));
-                self.avoid.insert(e.excluded, until);
-                self.attempts_used += 1;
-                self.attempt = None;
-                self.enter(Phase::Queued, at);
+            Event::Exited(e) => {
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.exited = Some((seq, at, e.usage));
+                }
+                self.enter(Phase::Collecting, at);
             }
+            Event::Requeued(e) => self.requeued(seq, at, e, settings),
             Event::CancelRequested(_) => self.cancel = Some((seq, at)),
             Event::Completed(e) => self.end(seq, at, true, Some(e.usage)),
             Event::Failed(e) => self.end(seq, at, e.fault == Fault::Consumer, e.usage),
@@ -419,6 +480,22 @@ impl Job {
         }
     }
 
+    fn requeued(&mut self, seq: Seq, at: Timestamp, e: &Requeued, settings: &Settings) {
+        self.past.insert(e.lease, seq);
+        if e.fault == Fault::Nobody {
+            self.not_before = e.until;
+        } else {
+            // By billing rule 1, only a machine that the consumer named was tried again.
+            let named = self.placement.requirements.machine.is_some();
+            self.avoid.insert(e.excluded, e.until.or_else(|| named.then(|| at.plus(settings.decline_pause))));
+        }
+        let uses = self.attempt.as_ref().is_none_or(|attempt| uses_attempt(attempt, e.fault));
+        self.attempts_used += u32::from(uses);
+        self.returns = self.returns.saturating_add(1);
+        self.attempt = None;
+        self.enter(Phase::Queued, at);
+    }
+
     fn enter(&mut self, phase: Phase, at: Timestamp) {
         self.phase = phase;
         self.since = at;
@@ -433,15 +510,35 @@ impl Job {
     }
 }
 
+/// True if an ending uses up one of the job's attempts. An ending by nobody's fault before any code ran does not: the
+/// time that the job may wait bounds those.
+fn uses_attempt(attempt: &Attempt, fault: Fault) -> bool {
+    fault != Fault::Nobody || attempt.started.is_some()
+}
+
 /// True if a machine may give this reason. The others are for the platform to find out.
 fn reason_of_a_worker(reason: Reason) -> bool {
-    !matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
+    let of_platform = [
+        Reason::ProviderLost,
+        Reason::AssignTimeout,
+        Reason::NotReported,
+        Reason::PrepareTimeout,
+        Reason::UploadTimeout,
+        Reason::NoMachine,
+        Reason::Internal,
+    ];
+    !of_platform.contains(&reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Command, testing::*};
+    use crate::{
+        Command,
+        placement::{self, Request},
+        testing::*,
+    };
+    use gpubnb_events::command::{ChangeMachine, MachineChange};
 
     #[test]
     fn the_whole_life_in_order() {
@@ -500,6 +597,89 @@ mod tests {
             w.time_passes(Millis(10_000));
         }
         assert!(!w.job(job).ending.clone().is_some_and(|e| e.billed));
+    }
+
+    /// A job that runs on the machine, with a time limit of an hour.
+    fn running(w: &mut Given) -> (JobId, Lease) {
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        w.started(job, lease);
+        (job, lease)
+    }
+
+    fn last_requeue(w: &Given) -> Requeued {
+        match w.last_event() {
+            Event::Requeued(e) => e.clone(),
+            other => panic!("expected Requeued, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_silent_about_a_job_is_at_fault_and_only_long_after_the_limit() {
+        let mut w = given();
+        let (job, _) = running(&mut w);
+        w.time_passes(Millis(3_600_000 + 299_000));
+        w.when(Actor::Platform, Command::Expire(job)).refused();
+        w.time_passes(Millis(2_000));
+        // A control plane that was away first listens for as long.
+        let steady_since = w.now;
+        assert!(w.job(job).expire(w.now, steady_since, &w.settings).is_none());
+        w.when(Actor::Platform, Command::Expire(job)).appended();
+        let requeued = last_requeue(&w);
+        assert_eq!((requeued.reason, requeued.fault), (Reason::NotReported, Fault::Provider));
+    }
+
+    #[test]
+    fn files_that_do_not_arrive_in_an_hour_are_nobodys_fault() {
+        let mut w = given();
+        let (job, lease) = running(&mut w);
+        let seq = w.exited(job, lease, Millis(5));
+        let exit = Command::Exit(w.machine, Exit { job, lease, usage: Usage { run: Millis(7) } });
+        assert_eq!(w.when(w.as_machine(), exit).already(), seq);
+        assert!(matches!(w.when(w.as_consumer(), Command::Cancel(job)).refused(), Refusal::WrongState(_)));
+        w.time_passes(Millis(3_599_000));
+        w.when(Actor::Platform, Command::Expire(job)).refused();
+        w.time_passes(Millis(2_000));
+        w.when(Actor::Platform, Command::Expire(job)).appended();
+        let requeued = last_requeue(&w);
+        assert_eq!((requeued.reason, requeued.fault), (Reason::UploadTimeout, Fault::Nobody));
+        assert_eq!(w.job(job).attempts_used, 1, "its code ran");
+        assert_eq!(w.machine_state().record.attempts(), 0);
+    }
+
+    #[test]
+    fn an_ending_by_nobodys_fault_before_the_start_uses_no_attempt_and_pauses_longer_each_time() {
+        let mut w = given();
+        let job = w.submitted();
+        let mut last = 0;
+        for _ in 0..4 {
+            let lease = w.assigned(job);
+            w.accepted(job, lease);
+            let away = Outcome::Failed { reason: Reason::RegistryUnavailable, detail: String::new() };
+            w.when(w.as_machine(), w.report(job, lease, away)).appended();
+            let pause = last_requeue(&w).until.expect("a pause").since(w.now).0 + 1;
+            assert!(pause >= 2 * last, "{pause} after {last}");
+            last = pause;
+            assert_eq!(w.when(Actor::Platform, Command::Assign(job)).refused(), Refusal::NoMachineNow);
+            w.time_passes(Millis(pause));
+        }
+        assert_eq!((w.job(job).attempts_used, w.machine_state().record.attempts()), (0, 0));
+    }
+
+    #[test]
+    fn a_machine_at_fault_gets_the_job_again_after_a_pause_and_another_machine_gets_it_before() {
+        let mut w = given();
+        let (job, lease) = running(&mut w);
+        let first = w.machine;
+        let lost = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
+        w.when(w.as_machine(), w.report(job, lease, lost)).appended();
+        assert_eq!(w.when(Actor::Platform, Command::Assign(job)).refused(), Refusal::NoMachineNow);
+        let other = w.listed(w.offer());
+        assert_eq!(placement::choose(&w.world, &Request::of(w.job(job)), w.now).machine, Some(other));
+        w.when(Actor::Machine(other), Command::ChangeMachine(ChangeMachine { machine: other, wish: MachineChange::Pause }));
+        w.time_passes(Millis(5_001));
+        assert_eq!(placement::choose(&w.world, &Request::of(w.job(job)), w.now).machine, Some(first));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, Refusal> {
     let provider = metered.as_ref().map(|(a, _)| a.terms.provider);
     let event = Settled {
         job: job.id,
+        rule: RULE,
         consumer: job.account,
         provider,
         submission: job.submission,
@@ -40,20 +41,23 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, Refusal> {
     Ok(job.propose(event, format!("{}.settled", job.id), ending.seq))
 }
 
+/// The number of the billing rule. Rule 2 bills no time that no machine reported, and ends the time at `Exited`.
+const RULE: u32 = 2;
+
 /// The metered time: the least of the broker's time, the worker's time, the time limit, and the time that the budget
-/// pays for.
+/// pays for. `None` if no machine reported that the job's code ran, or if the ending is not the consumer's to pay.
 fn meter(job: &Job, attempt: &Attempt, ending: &Ending) -> Option<Metering> {
     let (started, started_at) = attempt.started.filter(|_| ending.billed)?;
-    let (ended, ended_at) = match job.cancel {
-        Some(request) if ending.cancelled => request,
-        _ => (ending.seq, ending.at),
-    };
+    let exited = attempt.exited.map(|(seq, at, _)| (seq, at));
+    let cancelled = job.cancel.filter(|_| ending.cancelled);
+    let ends = [exited, cancelled, Some((ending.seq, ending.at))];
+    let (ended, ended_at) = ends.into_iter().flatten().min_by_key(|(seq, _)| *seq)?;
+    let worker = attempt.exited.map(|(_, _, usage)| usage).or(ending.usage)?.run;
     let broker = ended_at.since(started_at);
-    let worker = ending.usage.map(|u| u.run);
     let limit = job.limits.time.millis();
     let budget = attempt.terms.price.time_for(job.hold);
-    let billed = [Some(broker), worker, Some(limit), budget].into_iter().flatten().min().unwrap_or_default();
-    Some(Metering { broker, worker, limit, budget, billed, started, ended })
+    let billed = [Some(broker), Some(worker), Some(limit), budget].into_iter().flatten().min().unwrap_or_default();
+    Some(Metering { broker, worker: Some(worker), limit, budget, billed, started, ended })
 }
 
 /// The postings: the hold is released, the consumer debited, provider and platform credited. Their sum is zero.
@@ -139,9 +143,41 @@ mod tests {
         w.time_passes(Millis(10_000));
         w.when(w.as_consumer(), Command::Cancel(job)).appended();
         w.time_passes(Millis(20_000));
-        let stopped = w.report(job, lease, Outcome::Cancelled);
+        let stopped = w.report_after(job, lease, Outcome::Cancelled, Millis(30_000));
         w.when(w.as_machine(), stopped).appended();
         let metering = settled(&mut w, job).metering.expect("it ran");
         assert!((Millis(10_000)..Millis(11_000)).contains(&metering.billed), "{metering:?}");
+    }
+
+    #[test]
+    fn time_that_no_machine_reported_is_not_billed() {
+        let mut w = given();
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        w.started(job, lease);
+        w.time_passes(Millis(10_000));
+        w.when(w.as_consumer(), Command::Cancel(job)).appended();
+        w.time_passes(Millis(31_000));
+        w.when(Actor::Platform, Command::Expire(job)).appended();
+        let bill = settled(&mut w, job);
+        assert_eq!((bill.cost, bill.metering, bill.rule), (MicroUsd::ZERO, None, 2));
+    }
+
+    #[test]
+    fn carrying_files_away_is_not_billed() {
+        let mut w = given();
+        let job = w.submitted();
+        let lease = w.assigned(job);
+        w.accepted(job, lease);
+        w.started(job, lease);
+        w.time_passes(Millis(2_000));
+        let exited = w.exited(job, lease, Millis(1_500));
+        w.time_passes(Millis(600_000));
+        // A machine cannot change its mind about the time when the files have arrived.
+        w.completed(job, lease, Millis(500_000));
+        let metering = settled(&mut w, job).metering.expect("it ran");
+        assert_eq!((metering.billed, metering.ended), (Millis(1_500), exited));
+        assert!(metering.broker < Millis(3_000));
     }
 }

@@ -34,12 +34,14 @@ pub struct Request<'a> {
     pub placement: &'a Placement,
     /// Machines to leave alone, and until when.
     pub avoid: &'a BTreeMap<MachineId, Option<Timestamp>>,
+    /// The time before which no machine may take it.
+    pub not_before: Option<Timestamp>,
 }
 
 impl<'a> Request<'a> {
     /// Of a job.
     pub fn of(job: &'a Job) -> Self {
-        Self { spec: &job.spec, placement: &job.placement, avoid: &job.avoid }
+        Self { spec: &job.spec, placement: &job.placement, avoid: &job.avoid, not_before: job.not_before }
     }
 }
 
@@ -100,7 +102,7 @@ pub(crate) fn start(world: &World, request: &Request<'_>, choice: &Choice, now: 
     let free_at = |(id, m): (&MachineId, &Machine)| {
         let jobs = m.leases.keys().filter_map(|job| world.job(*job));
         // A job that is still being prepared has no limit yet.
-        let end = |job: &Job| (job.phase == Phase::Running).then(|| job.since.plus(job.limits.time.millis()).max(now));
+        let end = |job: &Job| matches!(job.phase, Phase::Running | Phase::Collecting).then(|| job.since.plus(job.limits.time.millis()).max(now));
         let ends: Option<Vec<Timestamp>> = jobs.map(end).collect();
         match reject(world, *id, m, request, now)? {
             Reject::NoFreeSlot if request.spec.resources.gpus == 0 => ends?.into_iter().min(),
@@ -118,7 +120,7 @@ pub(crate) fn dearest(world: &World, c: &SubmitJob, now: Timestamp) -> Option<Ho
         return Some(cap);
     }
     let avoid = BTreeMap::new();
-    let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
+    let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid, not_before: None };
     let fits = |reason| matches!(reason, None | Some(Reject::NoFreeSlot | Reject::Busy));
     world.machines().filter(|(id, m)| fits(reject(world, **id, m, &request, now))).map(|(_, m)| m.offer.price).max()
 }
@@ -129,7 +131,8 @@ fn reject(world: &World, id: MachineId, machine: &Machine, request: &Request<'_>
     if requirements.machine.is_some_and(|named| named != id) {
         return Some(Reject::NotNamed);
     }
-    let avoided = request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
+    let too_early = request.not_before.is_some_and(|until| now < until);
+    let avoided = too_early || request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
     let resources = &request.spec.resources;
     let hardware = &machine.offer.hardware;
     let fitting_gpus = hardware.gpus.iter().filter(|g| g.memory >= resources.vram).count();
@@ -236,7 +239,7 @@ mod tests {
     fn placed(w: &Given, placement: &Placement) -> Choice {
         let submit = w.a_submission();
         let avoid = BTreeMap::new();
-        choose(&w.world, &Request { spec: &submit.spec, placement, avoid: &avoid }, w.now)
+        choose(&w.world, &Request { spec: &submit.spec, placement, avoid: &avoid, not_before: None }, w.now)
     }
 
     #[test]

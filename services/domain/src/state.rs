@@ -12,7 +12,7 @@ use crate::{Settings, account::Account, job::Job, machine::Machine, submissions:
 
 /// The version of the form of [`World`] and of the rules that fold it. Raise it with every change of either: snapshots
 /// of another version are discarded.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// State of the whole market at one sequence.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

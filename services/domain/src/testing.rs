@@ -4,7 +4,7 @@ use gpubnb_events::template;
 use gpubnb_events::{
     AccountId, Actor, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
     Timestamp,
-    command::{Accept, Deposit, Outcome, RecordTest, Report, Start, SubmitJob},
+    command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitJob},
     event::Check,
     message::Envelope,
     spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
@@ -198,14 +198,6 @@ impl Given {
     }
 
     pub(crate) fn assigned(&mut self, job: JobId) -> Lease {
-        // If the job may not go back to the only machine, list another one.
-        if let Some(job) = self.world.job(job)
-            && job.avoid.get(&self.machine).is_some_and(Option::is_none)
-        {
-            let mut offer = self.offer();
-            offer.name = format!("spare {}", self.world.applied());
-            self.machine = self.listed(offer);
-        }
         Lease(self.when(Actor::Platform, Command::Assign(job)).appended())
     }
 
@@ -222,6 +214,16 @@ impl Given {
         let report =
             Report { job, lease, outcome, outputs: Vec::new(), usage: None, occurred_at: self.now, signature: None };
         Command::Report(self.machine, report)
+    }
+
+    pub(crate) fn report_after(&self, job: JobId, lease: Lease, outcome: Outcome, run: Millis) -> Command {
+        let Command::Report(machine, report) = self.report(job, lease, outcome) else { unreachable!() };
+        Command::Report(machine, Report { usage: Some(Usage { run }), ..report })
+    }
+
+    pub(crate) fn exited(&mut self, job: JobId, lease: Lease, run: Millis) -> Seq {
+        let exit = Exit { job, lease, usage: Usage { run } };
+        self.when(self.as_machine(), Command::Exit(self.machine, exit)).appended()
     }
 
     pub(crate) fn completed(&mut self, job: JobId, lease: Lease, run: Millis) {

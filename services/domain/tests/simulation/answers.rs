@@ -32,6 +32,10 @@ pub(crate) fn confirm(checker: &Checker, broker: &Broker, actor: Actor, command:
             (e.job, e.lease, Actor::Machine(*machine)) == (c.job, c.lease, actor)
         }
         (Command::Decline(_, c), Some(_)) => ended_at(checker, c.job, c.lease, seq),
+        (Command::Exit(machine, c), Some(Event::Exited(e))) => {
+            (e.job, e.lease, Actor::Machine(*machine)) == (c.job, c.lease, actor)
+        }
+        (Command::Exit(_, c), Some(_)) => ended_at(checker, c.job, c.lease, seq),
         (Command::Report(_, c), Some(_)) => ended_at(checker, c.job, c.lease, seq),
         (Command::ChangeMachine(c), Some(event)) => is_of(event, c.machine),
         (Command::ListMachine(id, _) | Command::RecordTest(id, _), Some(event)) => is_of(event, *id),

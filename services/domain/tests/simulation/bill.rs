@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gpubnb_events::{event::Settled, ledger::LedgerAccount};
+use gpubnb_events::{Millis, Seq, Timestamp, event::Settled, ledger::LedgerAccount};
 
 use super::{
     checker::{Held, Violation, holds},
@@ -22,21 +22,32 @@ struct Bill {
 
 fn compute(job: &JobFacts, ended: &Ended, attempt: &LeaseFacts) -> Option<Bill> {
     let (_, started) = attempt.started.filter(|_| ended.billed)?;
-    let until = job.cancel.filter(|_| ended.cancelled).map_or(ended.at, |(_, at)| at);
+    let run = i128::from(run_time(ended, attempt)?.0);
+    let (_, until) = last(job, ended, attempt);
     let broker = i128::from(until.millis() - started.millis()).max(0);
     let limit = i128::from(job.limits.time.0) * 1_000;
     let (price, hold) = (i128::from(attempt.price.0.0), i128::from(job.hold.0));
     let budget = (price > 0).then(|| hold * MILLIS_PER_HOUR / price);
-    let run = ended.run.map(|run| i128::from(run.0));
-    let billed = [Some(broker), run, Some(limit), budget].into_iter().flatten().min().unwrap_or(0);
+    let billed = [Some(broker), Some(run), Some(limit), budget].into_iter().flatten().min().unwrap_or(0);
     Some(Bill { broker, limit, budget, billed, cost: (price * billed / MILLIS_PER_HOUR).min(hold) })
+}
+
+/// The run time that the machine reported first.
+fn run_time(ended: &Ended, attempt: &LeaseFacts) -> Option<Millis> {
+    attempt.exited.map(|(_, _, run)| run).or(ended.run)
+}
+
+/// The event at which the broker's time ends: the exit, the request to cancel, or the ending, whichever came first.
+fn last(job: &JobFacts, ended: &Ended, attempt: &LeaseFacts) -> (Seq, Timestamp) {
+    let ending = job.cancel.filter(|_| ended.cancelled).unwrap_or((ended.seq, ended.at));
+    attempt.exited.map_or(ending, |(seq, at, _)| if seq < ending.0 { (seq, at) } else { ending })
 }
 
 /// Checks that a settlement is the bill that anyone would compute.
 pub(crate) fn check(job: &JobFacts, e: &Settled, fee_basis_points: u32) -> Held {
     let ended = job.ended.as_ref().ok_or_else(|| Violation("it has not ended".to_owned()))?;
     let cited = (e.submission, e.outcome, e.consumer) == (job.submission, ended.seq, job.account);
-    holds(cited, || "it cites other events".to_owned())?;
+    holds(cited && e.rule == 2, || "it cites other events, or another rule".to_owned())?;
     let bill = ended.attempt.as_ref().and_then(|attempt| Some((attempt, compute(job, ended, attempt)?)));
     let cost = bill.as_ref().map_or(0, |(_, bill)| bill.cost);
     let fee = cost * i128::from(fee_basis_points) / 10_000;
@@ -68,11 +79,11 @@ fn metering(job: &JobFacts, e: &Settled, ended: &Ended, bill: Option<&(&LeaseFac
     let (Some(said), Some((attempt, bill))) = (&e.metering, bill) else {
         return holds(e.metering.is_none() && bill.is_none(), || "metered, or not, against the events".to_owned());
     };
-    let until = job.cancel.filter(|_| ended.cancelled).map_or(ended.seq, |(seq, _)| seq);
+    let (until, _) = last(job, ended, attempt);
     let times = (i128::from(said.broker.0), i128::from(said.limit.0), i128::from(said.billed.0));
     let sound = times == (bill.broker, bill.limit, bill.billed)
         && said.budget.map(|b| i128::from(b.0)) == bill.budget
-        && said.worker == ended.run
+        && said.worker == run_time(ended, attempt)
         && attempt.started.is_some_and(|(seq, _)| seq == said.started)
         && said.ended == until;
     holds(sound, || format!("metered {said:?}"))

@@ -311,5 +311,14 @@ impl Checker {
 
 /// The reasons that only the platform can find out, and that no machine may give.
 pub(crate) fn platforms_own(reason: Reason) -> bool {
-    matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
+    matches!(
+        reason,
+        Reason::ProviderLost
+            | Reason::AssignTimeout
+            | Reason::NotReported
+            | Reason::PrepareTimeout
+            | Reason::UploadTimeout
+            | Reason::NoMachine
+            | Reason::Internal
+    )
 }

@@ -1,7 +1,7 @@
 //! The judge's knowledge of a job: the live lease, the ending, the settlement. Every event of a job is checked against
 //! it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Actor, Event, HourlyRate, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
@@ -16,6 +16,10 @@ use super::{
 
 /// How long a worker may prepare a job.
 const PREPARING: Millis = Millis(3_600_000);
+/// How long a machine that is online may be silent about a job after the job's limit.
+const REPORTING: Millis = Millis(300_000);
+/// How long a job's files may take to reach the market.
+const UPLOADING: Millis = Millis(3_600_000);
 
 /// One attempt.
 #[derive(Debug, Clone)]
@@ -27,6 +31,8 @@ pub(crate) struct LeaseFacts {
     pub(crate) provider: AccountId,
     pub(crate) accepted: Option<Timestamp>,
     pub(crate) started: Option<(Seq, Timestamp)>,
+    /// `Exited`, and the run time that it reports.
+    pub(crate) exited: Option<(Seq, Timestamp, Millis)>,
     /// True if the machine was lost at any time since the assignment.
     pub(crate) lost: bool,
 }
@@ -58,8 +64,10 @@ pub(crate) struct JobFacts {
     pub(crate) cancel: Option<(Seq, Timestamp)>,
     pub(crate) ended: Option<Ended>,
     pub(crate) settled: Option<Seq>,
-    requeues: u32,
-    excluded: BTreeSet<MachineId>,
+    attempts_used: u32,
+    /// The pauses after faults of machines, and after an ending by nobody's fault.
+    avoid: BTreeMap<MachineId, Timestamp>,
+    not_before: Option<Timestamp>,
 }
 
 impl JobFacts {
@@ -77,8 +85,9 @@ impl JobFacts {
             cancel: None,
             ended: None,
             settled: None,
-            requeues: 0,
-            excluded: BTreeSet::new(),
+            attempts_used: 0,
+            avoid: BTreeMap::new(),
+            not_before: None,
         }
     }
 
@@ -100,7 +109,7 @@ impl JobFacts {
         self.patience(entry, rules)?;
         let actor = entry.envelope.actor;
         match entry.event {
-            Event::JobAssigned(e) => self.assigned(entry, e, machines, rules.fee),
+            Event::JobAssigned(e) => self.assigned(entry, e, machines, rules),
             Event::Declined(e) => {
                 let live = self.fenced(e.lease, actor)?;
                 holds(live.accepted.is_none(), || "it was accepted before".to_owned())?;
@@ -123,11 +132,18 @@ impl JobFacts {
                 let (runs, most) = (self.started.len(), self.limits.max_attempts);
                 holds(runs <= most as usize, || format!("run {runs} of {most}"))
             }
+            Event::Exited(e) => {
+                let live = self.fenced(e.lease, actor)?;
+                holds(live.started.is_some() && live.exited.is_none(), || "not running".to_owned())?;
+                live.exited = Some((entry.seq, entry.at, e.usage.run));
+                Ok(())
+            }
             Event::Requeued(e) => self.requeued(entry, e),
             Event::CancelRequested(_) => {
                 self.by_its_people(actor)?;
                 holds(self.cancel.is_none(), || "asked for twice".to_owned())?;
                 holds(self.live.as_ref().is_some_and(|l| l.accepted.is_some()), || "no worker to ask".to_owned())?;
+                holds(self.live.as_ref().is_some_and(|l| l.exited.is_none()), || "the program had ended".to_owned())?;
                 self.cancel = Some((entry.seq, entry.at));
                 Ok(())
             }
@@ -173,17 +189,20 @@ impl JobFacts {
         entry: &Entry<'_>,
         e: &JobAssigned,
         machines: &BTreeMap<MachineId, MachineFacts>,
-        fee: u32,
+        rules: &Rules,
     ) -> Held {
         holds(entry.envelope.actor == Actor::Platform, || "not for anyone else to assign".to_owned())?;
         holds(self.live.is_none(), || "a second live lease".to_owned())?;
         holds(e.submission == self.submission, || "it cites another submission".to_owned())?;
-        holds(e.attempt == self.requeues + 1, || format!("attempt {} after {}", e.attempt, self.requeues))?;
+        let used = self.attempts_used;
+        holds(e.attempt == used + 1, || format!("attempt {} after {used}", e.attempt))?;
         holds(e.attempt <= self.limits.max_attempts, || "no attempt was left".to_owned())?;
-        holds(!self.excluded.contains(&e.machine), || "it failed there before".to_owned())?;
+        let pauses = [self.avoid.get(&e.machine).copied(), self.not_before];
+        let early = |until: &Timestamp| entry.at.plus(rules.skew) < *until;
+        holds(!pauses.iter().flatten().any(early), || "before the pause was over".to_owned())?;
         let machine = machines.get(&e.machine).ok_or_else(|| Violation("to no machine".to_owned()))?;
         let terms = &e.terms;
-        let sound = terms.provider == machine.owner && terms.fee_basis_points == fee;
+        let sound = terms.provider == machine.owner && terms.fee_basis_points == rules.fee;
         holds(sound && machine.prices.contains(&terms.price), || format!("made-up terms {terms:?}"))?;
         let Requirements { machine: named, price_cap, .. } = &self.placement.requirements;
         holds(named.is_none_or(|named| named == e.machine), || "another was named".to_owned())?;
@@ -196,6 +215,7 @@ impl JobFacts {
             provider: terms.provider,
             accepted: None,
             started: None,
+            exited: None,
             lost: machine.lost,
         });
         Ok(())
@@ -217,12 +237,17 @@ impl JobFacts {
         let live = self.fenced_or_platform(e.lease, actor)?;
         Self::reason(live, e.reason, actor)?;
         holds(e.excluded == live.machine, || "another machine is blamed".to_owned())?;
-        holds(e.fault == Fault::Provider && e.reason.fault() == e.fault, || "no fault of the provider".to_owned())?;
-        self.requeues += 1;
-        holds(self.requeues < self.limits.max_attempts, || "no attempt was left".to_owned())?;
+        let has_run = live.started.is_some();
+        let another = matches!(e.fault, Fault::Provider | Fault::Nobody) && e.reason.fault() == e.fault;
+        holds(another, || "another attempt does not help".to_owned())?;
+        let until = e.until.ok_or_else(|| Violation("no pause".to_owned()))?;
+        self.attempts_used += u32::from(e.fault == Fault::Provider || has_run);
+        holds(self.attempts_used < self.limits.max_attempts, || "no attempt was left".to_owned())?;
         holds(self.cancel.is_none(), || "it was being cancelled".to_owned())?;
-        if self.placement.requirements.machine.is_none() {
-            self.excluded.insert(e.excluded);
+        if e.fault == Fault::Nobody {
+            self.not_before = Some(until);
+        } else {
+            self.avoid.insert(e.excluded, until);
         }
         self.end_lease(entry.seq);
         Ok(())
@@ -234,8 +259,10 @@ impl JobFacts {
         if let Some(lease) = e.lease {
             let live = self.fenced_or_platform(lease, actor)?;
             Self::reason(live, e.reason, actor)?;
-            let last = self.requeues + 1 >= self.limits.max_attempts || self.cancel.is_some();
-            holds(e.fault != Fault::Provider || last, || "an attempt was left".to_owned())?;
+            let uses = e.fault == Fault::Provider || live.started.is_some();
+            let last = self.attempts_used + u32::from(uses) >= self.limits.max_attempts || self.cancel.is_some();
+            let another_helps = matches!(e.fault, Fault::Provider | Fault::Nobody);
+            holds(!another_helps || last, || "an attempt was left".to_owned())?;
         } else {
             holds(actor == Actor::Platform, || "not for anyone else to say".to_owned())?;
             holds(e.reason == Reason::NoMachine && self.live.is_none(), || "a lease was live".to_owned())?;
@@ -276,15 +303,15 @@ impl JobFacts {
             (Some(Reason::NoMachine), _) => (Some(self.submitted), self.limits.queue.millis().0),
             (Some(Reason::ProviderLost), _) | (_, None) => return Ok(()),
             (Some(Reason::AssignTimeout), Some(live)) => (Some(live.assigned), rules.accept_within.0),
-            (Some(Reason::RuntimeMisconfigured), Some(live)) => (live.accepted, PREPARING.0),
+            (Some(Reason::PrepareTimeout), Some(live)) => (live.accepted, PREPARING.0),
+            (Some(Reason::UploadTimeout), Some(live)) => (live.exited.map(|(_, at, _)| at), UPLOADING.0),
             (None, _) => (self.cancel.map(|(_, at)| at), rules.grace.0),
-            (Some(_), Some(live)) => {
-                let limit = match live.price.time_for(self.hold) {
-                    Some(budget) if reason == Some(Reason::BudgetExhausted) => budget,
-                    _ => self.limits.time.millis(),
-                };
-                (live.started.map(|(_, at)| at), limit.0.saturating_add(rules.grace.0))
+            (Some(Reason::NotReported), Some(live)) => {
+                let budget = live.price.time_for(self.hold).unwrap_or(Millis(u64::MAX));
+                let limit = self.limits.time.millis().min(budget);
+                (live.started.map(|(_, at)| at), limit.0.saturating_add(REPORTING.0))
             }
+            (Some(reason), Some(_)) => return Err(Violation(format!("the platform claims {reason:?}"))),
         };
         holds(since.is_some_and(|since| waited(since) >= least), || format!("cut off: {reason:?} before {least} ms"))
     }

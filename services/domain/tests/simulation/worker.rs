@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use gpubnb_domain::Command;
 use gpubnb_events::{
     AccountId, Actor, Event, JobId, Lease, MachineId, Millis, Recorded, Timestamp,
-    command::{Accept, Decline, DesiredLease, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLease, Exit, Outcome, Report, Start},
     event::{DeclineReason, Reason},
     spec::{Offer, Usage},
 };
@@ -22,6 +22,8 @@ pub(crate) enum State {
     Accepted,
     /// The program has run since then.
     Running(Timestamp),
+    /// The program ran for so long. Its files are on their way.
+    Exited(Millis),
     /// The attempt has to stop, or was not allowed to start.
     Stopping,
 }
@@ -49,6 +51,7 @@ impl Worker {
         match (command, done) {
             (Command::Accept(..), true) => *state = State::Accepted,
             (Command::Start(..), true) => *state = State::Running(now),
+            (Command::Exit(_, exit), true) => *state = State::Exited(exit.usage.run),
             // The job is being cancelled or is over. In either case, "cancelled" is a report that the platform expects.
             (Command::Start(..), false) => *state = State::Stopping,
             _ => _ = self.runs.remove(&lease),
@@ -132,6 +135,15 @@ impl Market {
             }
             State::Accepted => (failed(dice), None),
             State::Stopping => (Outcome::Cancelled, None),
+            State::Running(since) if dice.one_in(3) => {
+                *state = State::Waiting;
+                let exit = Exit { job, lease, usage: Usage { run: now.since(since) } };
+                return Some((Actor::Machine(machine), Command::Exit(machine, exit)));
+            }
+            State::Exited(run) => {
+                let outcome = if dice.one_in(2) { Outcome::Completed } else { failed(dice) };
+                (outcome, Some(Usage { run }))
+            }
             State::Running(since) => {
                 let outcome = if dice.one_in(2) { Outcome::Completed } else { failed(dice) };
                 (outcome, Some(Usage { run: now.since(since) }))
@@ -188,9 +200,10 @@ impl Market {
         let leases: Vec<_> = self.broker.log().iter().filter_map(assigned).collect();
         let Some((job, lease, holder)) = dice.pick(&leases) else { return };
         let name = if dice.one_in(6) { holder } else { own };
-        let command = match dice.below(6) {
+        let command = match dice.below(7) {
             0 | 1 => Command::Accept(name, Accept { job, lease }),
             2 => Command::Decline(name, Decline { job, lease, reason: DeclineReason::Draining }),
+            4 => Command::Exit(name, Exit { job, lease, usage: Usage { run: Millis(dice.word()) } }),
             3 => Command::Start(name, Start { job, lease, image_digest: String::new() }),
             _ => {
                 let outcome = match dice.below(4) {
@@ -218,6 +231,8 @@ fn failed(dice: &mut Dice) -> Outcome {
         Reason::Preempted,
         Reason::GpuLost,
         Reason::DiskFull,
+        Reason::RegistryUnavailable,
+        Reason::InputUnavailable,
     ];
     Outcome::Failed { reason: dice.of(&reasons), detail: String::new() }
 }
