@@ -86,7 +86,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        6
+        7
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -150,13 +150,18 @@ fn of_job<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Option<Ro
         Event::Requeued(e) => e.detail.as_str(),
         _ => "",
     };
-    let mark = record::mark(event)?;
-    let completed = matches!(event, Event::Completed(_));
+    let ends = matches!(event, Event::Completed(_) | Event::Requeued(_) | Event::Failed(_));
+    if !ends {
+        return None;
+    }
+    let (mark, completed) = (record::mark(event), matches!(event, Event::Completed(_)));
     Some(Box::new(move |row| {
         row.running.retain(|held| *held != job);
         match mark {
-            Mark::Success => row.successes += 1,
-            Mark::Fault(reason) => {
+            // An ending that proves nothing about the machine.
+            None => {}
+            Some(Mark::Success) => row.successes += 1,
+            Some(Mark::Fault(reason)) => {
                 // An owner who took the machine back has nothing to mend.
                 if reason != Reason::Preempted {
                     let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());

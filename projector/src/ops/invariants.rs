@@ -75,6 +75,7 @@ impl Invariants {
             }
             Event::Accepted(e) => self.accepted(seq, e.job, e.lease),
             Event::Started(e) => self.reports(seq, e.job, Some(e.lease)),
+            Event::Exited(e) => self.reports(seq, e.job, Some(e.lease)),
             Event::Declined(e) => self.ended(seq, e.job, Some(e.lease)),
             Event::Requeued(e) => self.ended(seq, e.job, Some(e.lease)),
             Event::Completed(e) => self.ended(seq, e.job, Some(e.lease)),

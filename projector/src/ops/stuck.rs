@@ -18,7 +18,7 @@ const MOST_STUCK: usize = 200;
 const QUEUED: Millis = Millis(10 * 60_000);
 const ASSIGNED: Millis = Millis(90_000);
 const ACCEPTED: Millis = Millis(30 * 60_000);
-const OVER_LIMIT: Millis = Millis(120_000);
+const OVER_LIMIT: Millis = Millis(360_000);
 const UNSETTLED: Millis = Millis(60_000);
 /// How long the report of an ended attempt may wait in its machine's outbox.
 const UNSAID: Millis = Millis(120_000);
@@ -43,7 +43,7 @@ pub(super) fn jobs(tables: &Tables, telemetry: &Telemetry, patience: Option<Mill
         let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(lease.job))? else { continue };
         // A heartbeat may name any lease. It counts only for the live lease of a job on this very machine.
         let its_own = row.attempts.last().is_some_and(|a| (a.machine, a.lease) == (machine, lease.lease));
-        let running = row.state == JobState::Running && its_own;
+        let running = matches!(row.state, JobState::Running | JobState::Collecting) && its_own;
         if running && found.len() < MOST_STUCK && found.iter().all(|stuck| stuck.job != row.job) {
             found.push(stuck(&row, since, IN_OUTBOX));
         }
@@ -90,6 +90,10 @@ fn judged(row: &JobRow, now: Timestamp, patience: Option<Millis>) -> Option<Stuc
                 "it runs past its time limit: neither the worker nor the watchdog has ended it",
                 "check that gpubnb-services runs and has a leader; cancel the job",
             )
+        }
+        JobState::Collecting => {
+            let (cause, remedy) = IN_OUTBOX;
+            (row.exited_at.unwrap_or(assigned), UNSAID, cause, remedy)
         }
         JobState::Completed | JobState::Failed | JobState::Cancelled => (
             row.ended_at.unwrap_or(assigned),

@@ -45,11 +45,12 @@ pub(crate) struct JobFilters {
     seq: u64,
 }
 
-const STATES: [JobState; 7] = [
+const STATES: [JobState; 8] = [
     JobState::Queued,
     JobState::Assigned,
     JobState::Accepted,
     JobState::Running,
+    JobState::Collecting,
     JobState::Completed,
     JobState::Failed,
     JobState::Cancelled,
