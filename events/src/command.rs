@@ -288,6 +288,18 @@ pub struct Start {
     pub image_digest: String,
 }
 
+/// `cmd.machine.<id>.exit`: the job's program has ended, and the machine begins to upload the files. Answer: [`Done`].
+/// A machine that has nothing to upload reports at once instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The job.
+    pub job: JobId,
+    /// The lease of the attempt.
+    pub lease: Lease,
+    /// The resources that the attempt used.
+    pub usage: Usage,
+}
+
 /// `cmd.machine.<id>.report`: a machine reports the end of an attempt. Answer: [`Done`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {

@@ -8,23 +8,26 @@ use crate::event::{Event, Fault, Reason};
 /// The result of an attempt in its machine's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptResult {
-    /// The attempt ended without a fault of the machine, even if the job failed.
+    /// The machine ran the job's program to its end, even if the job failed.
     Success,
     /// A fault of the machine ended the attempt.
     MachineFault(Reason),
 }
 
-/// The result that an event adds to the record of the job's machine; `None` for an event that ends no attempt.
+/// The result that an event adds to the record of the job's machine; `None` for an event that
+/// proves nothing about the machine.
 pub fn attempt_result(event: &Event) -> Option<AttemptResult> {
+    // A result needs proof: a program that ran, or a fault of the machine. A bad image proves nothing about the machine.
     let of = |reason: Reason, fault: Fault| match fault {
-        Fault::Provider => AttemptResult::MachineFault(reason),
-        Fault::Consumer | Fault::Platform => AttemptResult::Success,
+        Fault::Provider => Some(AttemptResult::MachineFault(reason)),
+        Fault::Consumer if reason.is_after_run() => Some(AttemptResult::Success),
+        Fault::Consumer | Fault::Platform | Fault::Nobody => None,
     };
     match event {
         Event::Completed(_) => Some(AttemptResult::Success),
-        Event::Requeued(e) => Some(of(e.reason, e.fault)),
+        Event::Requeued(e) => of(e.reason, e.fault),
         // A failure without a lease means that no machine came free: no machine is at fault.
-        Event::Failed(e) => e.lease.map(|_| of(e.reason, e.fault)),
+        Event::Failed(e) => e.lease.and_then(|_| of(e.reason, e.fault)),
         _ => None,
     }
 }
@@ -32,7 +35,7 @@ pub fn attempt_result(event: &Event) -> Option<AttemptResult> {
 /// The record of a machine: the number of its attempts by result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRecord {
-    /// Attempts that ended without a fault of the machine.
+    /// Attempts in which the machine ran the job's program to its end.
     pub successes: u32,
     /// Attempts that a fault of the machine ended.
     pub faults: u32,

@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{process::Leadership, replica::Replica};
 
 const EVERY: Duration = Duration::from_secs(2);
-const PHASES: [(Phase, &str); 5] = [
+const PHASES: [(Phase, &str); 6] = [
     (Phase::Queued, "queued"),
     (Phase::Assigned, "assigned"),
     (Phase::Accepted, "accepted"),
     (Phase::Running, "running"),
+    (Phase::Collecting, "collecting"),
     (Phase::Ended, "ended"),
 ];
 const PRESENCES: [(Presence, &str); 3] =

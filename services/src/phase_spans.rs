@@ -45,6 +45,7 @@ impl PhaseSpan {
             Phase::Assigned => "dispatch",
             Phase::Accepted => "prepare",
             Phase::Running => "container",
+            Phase::Collecting => "files",
             Phase::Ended => "settlement",
             Phase::Settled => return,
         };

@@ -113,11 +113,13 @@ pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
 
 /// The colour class of a job's state.
 pub(crate) fn job_tone(row: &JobView) -> &'static str {
-    use gpubnb_query::view::JobState::{Accepted, Assigned, Cancelled, Completed, Failed, Queued, Running};
+    use gpubnb_query::view::JobState::{
+        Accepted, Assigned, Cancelled, Collecting, Completed, Failed, Queued, Running,
+    };
     match row.state {
         Completed => "good",
         Failed => "bad",
-        Running => "live",
+        Running | Collecting => "live",
         Queued | Cancelled => "calm",
         Assigned | Accepted => "warn",
     }
@@ -129,9 +131,8 @@ pub(crate) fn job_state(row: &JobView) -> String {
     let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
     match (row.state, row.reason) {
         (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.description()),
-        (JobState::Queued, Some(reason)) => {
-            format!("Interrupted: {}; waiting for another machine", reason.description())
-        }
+        (JobState::Queued, Some(reason)) => format!("Interrupted: {}; waiting to try again", reason.description()),
+        (JobState::Collecting, _) => "Saving its files".to_owned(),
         _ => name.to_owned(),
     }
 }

@@ -73,7 +73,19 @@ pub struct Started {
     pub image_digest: String,
 }
 
-/// The party at fault for an ending, which decides who pays.
+/// The job's program ended. Its files and the rest of its log are still on their way, for which nobody pays. Attempts
+/// that end without anything to carry away are reported at once, without this event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exited {
+    /// The job.
+    pub job: JobId,
+    /// The lease of the attempt.
+    pub lease: Lease,
+    /// The metered use, which the later report can no longer change.
+    pub usage: Usage,
+}
+
+/// The party at fault for an ending, which decides who pays. docs/events.md lists the evidence for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -83,6 +95,9 @@ pub enum Fault {
     Provider,
     /// `GPUbnb`. Nothing is billed.
     Platform,
+    /// Nobody, as far as anybody can prove. Nothing is billed, the job is tried again after a pause, and the machine's
+    /// record does not change.
+    Nobody,
 }
 
 /// The reason why an attempt ended without success. Pages show the variant's name.
@@ -126,6 +141,18 @@ pub enum Reason {
     NoMachine,
     /// A defect of the platform.
     Internal,
+    /// The command of the job cannot be run in its image.
+    BadCommand,
+    /// The machine was online, and never reported the end of the job.
+    NotReported,
+    /// The registry of the image did not answer, or asked to wait.
+    RegistryUnavailable,
+    /// The input files could not be fetched from the market.
+    InputUnavailable,
+    /// Preparing the job took too long.
+    PrepareTimeout,
+    /// The files of the job did not reach the market in time.
+    UploadTimeout,
 }
 
 impl Reason {
@@ -139,6 +166,7 @@ impl Reason {
             | Self::OutputTooLarge
             | Self::LogFlood
             | Self::BadImage
+            | Self::BadCommand
             | Self::BadInput => Fault::Consumer,
             Self::ProviderLost
             | Self::Preempted
@@ -146,9 +174,18 @@ impl Reason {
             | Self::GpuLost
             | Self::DiskFull
             | Self::RuntimeMisconfigured
+            | Self::NotReported
             | Self::AssignTimeout => Fault::Provider,
             Self::NoMachine | Self::Internal => Fault::Platform,
+            Self::RegistryUnavailable | Self::InputUnavailable | Self::PrepareTimeout | Self::UploadTimeout => {
+                Fault::Nobody
+            }
         }
+    }
+
+    /// True if this is the job's own fault, and the job's program must have run for it to happen.
+    pub fn is_after_run(self) -> bool {
+        self.fault() == Fault::Consumer && !matches!(self, Self::BadImage | Self::BadCommand | Self::BadInput)
     }
 
     /// Advice to the owner of a machine that was at fault; empty if the owner can do nothing.
@@ -164,7 +201,7 @@ impl Reason {
             }
             Self::DiskFull => "Make room on the disk of --state and of Docker, or offer less.",
             Self::RuntimeMisconfigured => "Run gpubnb-provider self-test: it says what Docker lacks.",
-            Self::AssignTimeout => "See that the worker runs: gpubnb-provider status, gpubnb-provider logs.",
+            Self::AssignTimeout | Self::NotReported => "See that the worker runs: gpubnb-provider status, gpubnb-provider logs.",
             _ => "",
         }
     }
@@ -189,6 +226,12 @@ impl Reason {
             Self::AssignTimeout => "the machine did not answer in time".to_owned(),
             Self::NoMachine => "no machine came free in time".to_owned(),
             Self::Internal => "a defect of the platform".to_owned(),
+            Self::BadCommand => "its command cannot be run in its image".to_owned(),
+            Self::NotReported => "the machine did not report its end".to_owned(),
+            Self::RegistryUnavailable => "the image's registry did not answer".to_owned(),
+            Self::InputUnavailable => "its inputs could not be fetched".to_owned(),
+            Self::PrepareTimeout => "preparing it took too long".to_owned(),
+            Self::UploadTimeout => "its files did not arrive in time".to_owned(),
         }
     }
 }
@@ -204,8 +247,12 @@ pub struct Requeued {
     pub reason: Reason,
     /// The party at fault.
     pub fault: Fault,
-    /// The machine. The job is not assigned to this machine again.
+    /// The machine of the attempt.
     pub excluded: MachineId,
+    /// The time until which the job is not given to that machine, or to any machine if nobody is at fault. `None`, in
+    /// events of billing rule 1, means that the machine never gets the job again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
     /// Details that the worker reported.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
@@ -281,6 +328,9 @@ pub struct Cancelled {
 pub struct Settled {
     /// The job.
     pub job: JobId,
+    /// The number of the rule by which the bill was computed, in docs/consumer.md. Rule 1 is not written.
+    #[serde(default = "first_rule", skip_serializing_if = "is_first_rule")]
+    pub rule: u32,
     /// The account that pays.
     pub consumer: AccountId,
     /// The account that earns; `None` if no attempt was metered.
@@ -304,4 +354,14 @@ pub struct Settled {
     pub earned: MicroUsd,
     /// The postings. Their sum is zero.
     pub postings: Vec<Posting>,
+}
+
+/// The billing rule that bills without a number were computed by.
+fn first_rule() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+fn is_first_rule(rule: &u32) -> bool {
+    *rule == 1
 }

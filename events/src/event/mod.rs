@@ -121,6 +121,7 @@ events! {
     Declined = "Declined.v1" (Job.job),
     Accepted = "Accepted.v1" (Job.job),
     Started = "Started.v1" (Job.job),
+    Exited = "Exited.v1" (Job.job),
     Requeued = "Requeued.v1" (Job.job),
     CancelRequested = "CancelRequested.v1" (Job.job),
     Completed = "Completed.v1" (Job.job),

@@ -77,6 +77,8 @@ fn new_job(e: &JobSubmitted, at: Timestamp) -> JobRow {
         signature: None,
         submitted_at: at,
         started_at: None,
+        exited_at: None,
+        retry_at: None,
         ended_at: None,
         cost: None,
         fee: None,
@@ -105,10 +107,14 @@ impl JobRow {
         }
     }
 
-    fn end(&mut self, state: JobState, at: Timestamp) {
+    /// Ends the job, and the attempt if the event names its lease.
+    fn end(&mut self, state: JobState, lease: Option<Lease>, at: Timestamp) {
         self.state = state;
         self.ended_at = Some(at);
-        self.end_attempt(state.name());
+        self.retry_at = None;
+        if self.attempts.last().is_some_and(|attempt| Some(attempt.lease) == lease) {
+            self.end_attempt(state.name());
+        }
     }
 
     fn set_failure(&mut self, reason: Reason, fault: Fault, detail: &str) {
@@ -123,6 +129,7 @@ impl JobRow {
             Event::JobAssigned(e) => {
                 self.attempts.push(new_attempt(e, Lease(recorded.seq), recorded.at));
                 self.state = JobState::Assigned;
+                self.retry_at = None;
             }
             Event::Declined(_) => {
                 self.end_attempt("Declined");
@@ -141,22 +148,28 @@ impl JobRow {
                 self.set_failure(e.reason, e.fault, &e.detail);
                 self.state = JobState::Queued;
                 self.started_at = None;
+                self.exited_at = None;
+                self.retry_at = e.until;
+            }
+            Event::Exited(_) => {
+                self.state = JobState::Collecting;
+                self.exited_at = Some(recorded.at);
             }
             Event::CancelRequested(_) => self.cancel_requested = true,
             Event::Completed(e) => {
-                self.end(JobState::Completed, recorded.at);
+                self.end(JobState::Completed, Some(e.lease), recorded.at);
                 self.reason = None;
                 self.fault = None;
                 self.outputs.clone_from(&e.outputs);
                 self.signature.clone_from(&e.signature);
             }
             Event::Failed(e) => {
-                self.end(JobState::Failed, recorded.at);
+                self.end(JobState::Failed, e.lease, recorded.at);
                 self.set_failure(e.reason, e.fault, &e.detail);
                 self.outputs.clone_from(&e.outputs);
                 self.signature.clone_from(&e.signature);
             }
-            Event::Cancelled(_) => self.end(JobState::Cancelled, recorded.at),
+            Event::Cancelled(e) => self.end(JobState::Cancelled, e.lease, recorded.at),
             Event::Settled(e) => {
                 self.settled = true;
                 self.cost = Some(e.cost);
@@ -174,7 +187,7 @@ impl Projection for Jobs {
     }
 
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

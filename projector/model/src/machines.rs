@@ -87,7 +87,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        6
+        7
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -150,13 +150,16 @@ fn row_change<'a>(job: JobId, recorded: &'a Recorded, event: &'a Event) -> Optio
         Event::Requeued(e) => e.detail.as_str(),
         _ => "",
     };
-    let mark = record::attempt_result(event)?;
-    let completed = matches!(event, Event::Completed(_));
+    if !matches!(event, Event::Completed(_) | Event::Requeued(_) | Event::Failed(_)) {
+        return None;
+    }
+    let (result, completed) = (record::attempt_result(event), matches!(event, Event::Completed(_)));
     Some(Box::new(move |row| {
         row.running.retain(|held| *held != job);
-        match mark {
-            AttemptResult::Success => row.successes += 1,
-            AttemptResult::MachineFault(reason) => {
+        match result {
+            None => {}
+            Some(AttemptResult::Success) => row.successes += 1,
+            Some(AttemptResult::MachineFault(reason)) => {
                 // `Preempted` means that the owner took the machine back, which is no defect of the machine.
                 if reason != Reason::Preempted {
                     let (at, seq, detail) = (recorded.at, recorded.seq, detail.to_owned());

@@ -79,6 +79,7 @@ impl Invariants {
             }
             Event::Accepted(e) => self.accept(seq, e.job, e.lease),
             Event::Started(e) => self.check_lease(seq, e.job, Some(e.lease)),
+            Event::Exited(e) => self.check_lease(seq, e.job, Some(e.lease)),
             Event::Declined(e) => self.end(seq, e.job, Some(e.lease)),
             Event::Requeued(e) => self.end(seq, e.job, Some(e.lease)),
             Event::Completed(e) => self.end(seq, e.job, Some(e.lease)),

@@ -21,7 +21,7 @@ const MAX_ASSIGNED: Millis = Millis(90_000);
 /// The longest normal time in the state `Accepted`.
 const MAX_ACCEPTED: Millis = Millis(30 * 60_000);
 /// The longest normal time in the state `Running` after the job's time limit.
-const MAX_OVER_LIMIT: Millis = Millis(120_000);
+const MAX_OVER_LIMIT: Millis = Millis(360_000);
 /// The longest normal time between the end of a job and its settlement.
 const MAX_UNSETTLED: Millis = Millis(60_000);
 /// The longest normal time for which the report of an ended attempt waits in its machine's outbox.
@@ -51,7 +51,7 @@ pub(super) fn jobs(
         let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(lease.job))? else { continue };
         // A heartbeat may name any lease. Only the job's live lease on the machine that sent the heartbeat counts.
         let is_live = row.attempts.last().is_some_and(|a| (a.machine, a.lease) == (machine, lease.lease));
-        let is_stuck = row.state == JobState::Running && is_live;
+        let is_stuck = matches!(row.state, JobState::Running | JobState::Collecting) && is_live;
         if is_stuck && found.len() < MAX_STUCK && found.iter().all(|stuck| stuck.job != row.job) {
             found.push(new_stuck_job(&row, since, IN_OUTBOX));
         }
@@ -100,6 +100,10 @@ fn check_job(row: &JobRow, now: Timestamp, stuck_after: Option<Millis>) -> Optio
                 "it runs past its time limit: neither the worker nor the watchdog has ended it",
                 "check that gpubnb-services runs and has a leader; cancel the job",
             )
+        }
+        JobState::Collecting => {
+            let (cause, remedy) = IN_OUTBOX;
+            (row.exited_at.unwrap_or(assigned), MAX_UNREPORTED, cause, remedy)
         }
         JobState::Completed | JobState::Failed | JobState::Cancelled => (
             row.ended_at.unwrap_or(assigned),

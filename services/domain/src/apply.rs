@@ -60,8 +60,7 @@ impl World {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let previous_machine = job.attempt.as_ref().map(|a| a.machine);
         job.apply(seq, at, event, settings);
-        let is_live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-        let live_lease = job.attempt.as_ref().filter(|_| is_live).map(|a| (a.machine, a.lease));
+        let live_lease = job.attempt.as_ref().filter(|_| job.phase.is_live()).map(|a| (a.machine, a.lease));
         if let Some(machine) = previous_machine.and_then(|m| self.machines.get_mut(&m)) {
             machine.leases.remove(&id);
             if let Some(result) = record::attempt_result(event) {
@@ -145,6 +144,7 @@ mod tests {
         market.start(job, lease);
         let failed = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
         market.when(market.as_machine(), market.report(job, lease, failed)).expect_appended();
+        market.machine = market.list_machine(market.offer());
         let lease = market.assign(job);
         market.accept(job, lease);
         market.start(job, lease);
@@ -154,6 +154,7 @@ mod tests {
         let lease = market.assign(ended);
         market.accept(ended, lease);
         market.start(ended, lease);
+        market.exit(ended, lease, Millis(5));
         market.complete(ended, lease, Millis(5));
         market.submit_default();
         market.world.strays.insert(Aggregate::Account(market.consumer), Seq(1));

@@ -48,6 +48,7 @@ pub(crate) fn authorise(
         | Command::Accept(machine, _)
         | Command::Decline(machine, _)
         | Command::Start(machine, _)
+        | Command::Exit(machine, _)
         | Command::Report(machine, _) => actor == Actor::Machine(*machine),
         Command::Assign(_)
         | Command::Expire(_)

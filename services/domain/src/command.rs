@@ -6,8 +6,8 @@
 use gpubnb_events::{
     AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
     command::{
-        Accept, ChangeMachine, ClosePayout, Decline, Deposit, RecordTest, Report, RequestPayout, SetSuspension, Start,
-        SubmitJob,
+        Accept, ChangeMachine, ClosePayout, Decline, Deposit, Exit, RecordTest, Report, RequestPayout, SetSuspension,
+        Start, SubmitJob,
     },
     message::Proposal,
     spec::Offer,
@@ -54,6 +54,8 @@ pub enum Command {
     Decline(MachineId, Decline),
     /// A machine is about to start the container.
     Start(MachineId, Start),
+    /// A machine says that the job's program has ended, before it carries the files away.
+    Exit(MachineId, Exit),
     /// A machine reports how an attempt ended.
     Report(MachineId, Report),
     /// The scheduler gives a waiting job to a machine.
@@ -94,6 +96,7 @@ impl Command {
             Self::Accept(_, c) => Aggregate::Job(c.job),
             Self::Decline(_, c) => Aggregate::Job(c.job),
             Self::Start(_, c) => Aggregate::Job(c.job),
+            Self::Exit(_, c) => Aggregate::Job(c.job),
             Self::Report(_, c) => Aggregate::Job(c.job),
         }
     }
@@ -114,6 +117,7 @@ impl Command {
             Self::Accept(..) => "Accept",
             Self::Decline(..) => "Decline",
             Self::Start(..) => "Start",
+            Self::Exit(..) => "Exit",
             Self::Report(..) => "Report",
             Self::Assign(_) => "Assign",
             Self::Expire(_) => "Expire",

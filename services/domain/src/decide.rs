@@ -86,12 +86,14 @@ impl World {
             Command::Accept(id, c) => job()?.accept(*id, *c),
             Command::Decline(id, c) => job()?.decline(*id, c),
             Command::Start(id, c) => job()?.start(*id, c),
-            Command::Report(id, c) => job()?.report(*id, c),
+            Command::Exit(id, c) => job()?.exit(*id, c),
+            Command::Report(id, c) => job()?.report(*id, c, now, settings),
             Command::Assign(_) => self.assign(job()?, now, settings),
             Command::Expire(_) => {
-                job()?.expire(now, settings).ok_or(DomainError::WrongState("The job has exceeded no limit of time."))
+                let expired = job()?.expire(now, Timestamp::EPOCH, settings);
+                expired.ok_or(DomainError::WrongState("The job has exceeded no limit of time."))
             }
-            Command::Abandon(_) => self.abandon(job()?),
+            Command::Abandon(_) => self.abandon(job()?, now, settings),
             Command::Settle(_) => metering::settle(job()?),
             Command::Suspect(id) => Ok(machine(*id)?.suspect(*id)),
             Command::Lose(id) => machine(*id)?.lose(*id),
@@ -112,12 +114,12 @@ impl World {
     }
 
     /// Ends the job's attempt, if its machine is lost.
-    fn abandon(&self, job: &Job) -> Result<Decision, DomainError> {
+    fn abandon(&self, job: &Job, now: Timestamp, settings: &Settings) -> Result<Decision, DomainError> {
         let machine = job.attempt.as_ref().and_then(|attempt| self.machine(attempt.machine));
         if machine.is_none_or(|machine| machine.presence != Presence::Lost) {
             return Err(DomainError::WrongState("The job's machine is not lost."));
         }
-        job.abandon()
+        job.abandon(now, settings)
     }
 
     /// Gives a waiting job to the best machine.
@@ -144,7 +146,7 @@ impl World {
         let account = self.account(id).ok_or(DomainError::UnknownAccount)?;
         submission::check(c, settings)?;
         let avoid = BTreeMap::new();
-        let request = placement::Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
+        let request = placement::Request { spec: &c.spec, placement: &c.placement, avoid: &avoid, not_before: None };
         let choice = placement::choose(self, &request, now);
         let machine = choice.machine.and_then(|id| self.machine(id));
         Ok(Quote {

@@ -64,15 +64,20 @@ pub fn due_expiries(world: &World, now: Timestamp, steady_since: Timestamp, sett
     if now.since(steady_since) <= REPORT_GRACE {
         return Vec::new();
     }
-    world.jobs().filter_map(|job| due_expiry(world, job, now, settings)).take(MAX_PER_PASS).collect()
+    world.jobs().filter_map(|job| due_expiry(world, job, now, steady_since, settings)).take(MAX_PER_PASS).collect()
 }
 
 /// The command that ends this job or its attempt; `None` if the job may go on.
-fn due_expiry(world: &World, job: &Job, now: Timestamp, settings: &Settings) -> Option<Command> {
+fn due_expiry(
+    world: &World,
+    job: &Job,
+    now: Timestamp,
+    steady_since: Timestamp,
+    settings: &Settings,
+) -> Option<Command> {
     let is_lost = |machine| world.machine(machine).is_some_and(|m| m.presence == Presence::Lost);
-    let is_live = matches!(job.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
-    if is_live && job.attempt.as_ref().is_some_and(|attempt| is_lost(attempt.machine)) {
+    if job.phase.is_live() && job.attempt.as_ref().is_some_and(|attempt| is_lost(attempt.machine)) {
         return Some(Command::Abandon(job.id));
     }
-    job.expire(now, settings).map(|_| Command::Expire(job.id))
+    job.expire(now, steady_since, settings).map(|_| Command::Expire(job.id))
 }

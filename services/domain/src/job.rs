@@ -1,17 +1,19 @@
-//! A job: `Queued → Assigned → Accepted → Running → Ended → Settled`. A job may go back to `Queued` when a machine
-//! declines it, or when an attempt ends by a fault of the machine.
+//! A job: `Queued → Assigned → Accepted → Running → Collecting → Ended → Settled`. A job may go back to `Queued` when a
+//! machine declines it, or when an attempt ends by a fault of the machine or by nobody's fault.
 //!
 //! Every command of a machine must name the live lease. A command with another lease comes from an attempt that is
 //! over, and is refused.
 
+mod ending;
+
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
-    command::{Accept, Decline, DesiredLeaseState, Grant, Outcome, Report, Start},
+    AccountId, Event, JobId, Lease, MachineId, MicroUsd, Seq, Timestamp,
+    command::{Accept, Decline, DesiredLeaseState, Exit, Grant, Outcome, Report, Start},
     event::{
-        Accepted, CancelRequested, Cancelled, Completed, Declined, Failed, Fault, JobAssigned, JobSubmitted, Reason,
-        Requeued, Started,
+        Accepted, CancelRequested, Cancelled, Completed, Declined, Exited, Fault, JobAssigned, JobSubmitted, Requeued,
+        Started,
     },
     message::{EventId, Proposal},
     spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
@@ -19,10 +21,7 @@ use gpubnb_events::{
 use serde::{Deserialize, Serialize};
 
 use super::{Decision, DomainError, Settings};
-
-/// The pause after a decline doubles at most this many times. The pauses limit the number of declines, and so the
-/// number of messages to read when a job is loaded from the log.
-const MAX_PAUSE_DOUBLINGS: u32 = 10;
+use ending::{is_worker_reason, uses_attempt};
 
 /// The phase that a job is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,10 +34,19 @@ pub enum Phase {
     Accepted,
     /// The job's program runs.
     Running,
+    /// The program has exited. The machine still uploads the files and the log.
+    Collecting,
     /// The job ended, and is not settled yet.
     Ended,
     /// The job is billed.
     Settled,
+}
+
+impl Phase {
+    /// True if a machine has the job.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Assigned | Self::Accepted | Self::Running | Self::Collecting)
+    }
 }
 
 /// One attempt to run the job on one machine.
@@ -52,6 +60,8 @@ pub struct Attempt {
     pub terms: Terms,
     /// The sequence and the broker's time of `Started`; `None` before the program starts.
     pub started: Option<(Seq, Timestamp)>,
+    /// The sequence and the broker's time of `Exited`, and the use that the machine measured.
+    pub exited: Option<(Seq, Timestamp, Usage)>,
 }
 
 /// The end of a job.
@@ -102,11 +112,13 @@ pub struct Job {
     pub attempt: Option<Attempt>,
     /// Number of attempts after which the job was queued again. A decline does not count.
     pub attempts_used: u32,
-    /// Machines that declined the job or failed at it. The job is not given to such a machine before this time; `None`
-    /// means never.
+    /// Machines that declined the job or failed at it. The job is not given to such a machine before this time; `None`,
+    /// which only events of billing rule 1 cause, means never.
     pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
-    /// Number of declines of the job, by any machine. Each decline doubles the next pause.
-    declines: u32,
+    /// The job is given to no machine before this time, because an attempt ended by nobody's fault.
+    pub not_before: Option<Timestamp>,
+    /// Number of times that the job was queued again. Each time doubles the next pause.
+    returns: u32,
     /// The sequence and the broker's time of the request to cancel; `None` without a request.
     pub cancel: Option<(Seq, Timestamp)>,
     /// The end of the job; `None` before.
@@ -136,7 +148,8 @@ impl Job {
             attempt: None,
             attempts_used: 0,
             avoid: BTreeMap::new(),
-            declines: 0,
+            not_before: None,
+            returns: 0,
             cancel: None,
             ending: None,
             settled: None,
@@ -151,10 +164,9 @@ impl Job {
 
     /// The live attempt. Fails if the attempt has another lease or is on another machine.
     fn live_attempt(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, DomainError> {
-        let is_live = matches!(self.phase, Phase::Assigned | Phase::Accepted | Phase::Running);
         self.attempt
             .as_ref()
-            .filter(|a| is_live && a.lease == lease && a.machine == machine)
+            .filter(|a| self.phase.is_live() && a.lease == lease && a.machine == machine)
             .ok_or(DomainError::StaleLease)
     }
 
@@ -189,7 +201,7 @@ impl Job {
             spec: self.spec.clone(),
             time: self.limits.time.millis(),
             budget: self.attempt.as_ref().and_then(|a| a.terms.price.time_for(self.hold)),
-            started: self.phase == Phase::Running,
+            started: matches!(self.phase, Phase::Running | Phase::Collecting),
             upload: None,
             inputs: Vec::new(),
             env: None,
@@ -225,8 +237,30 @@ impl Job {
         }
     }
 
+    /// The program has exited, and the machine begins to upload its files.
+    pub(crate) fn exit(&self, machine: MachineId, c: &Exit) -> Result<Decision, DomainError> {
+        if let Some(seq) = self.past.get(&c.lease) {
+            return Ok(Decision::AlreadyDone(*seq));
+        }
+        let attempt = self.live_attempt(machine, c.lease)?;
+        match (self.phase, attempt.exited) {
+            (_, Some((seq, _, _))) => Ok(Decision::AlreadyDone(seq)),
+            (Phase::Running, None) => {
+                let event = Exited { job: self.id, lease: c.lease, usage: c.usage };
+                Ok(self.propose(event, format!("{}.exited", c.lease), self.last))
+            }
+            _ => Err(DomainError::WrongState("The job was not started yet.")),
+        }
+    }
+
     /// The machine reports how the attempt ended.
-    pub(crate) fn report(&self, machine: MachineId, c: &Report) -> Result<Decision, DomainError> {
+    pub(crate) fn report(
+        &self,
+        machine: MachineId,
+        c: &Report,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<Decision, DomainError> {
         if let Some(seq) = self.past.get(&c.lease) {
             return Ok(Decision::AlreadyDone(*seq));
         }
@@ -264,35 +298,9 @@ impl Job {
                 }
                 crate::rules::check_outputs(&c.outputs)?;
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
-                Ok(self.end_attempt(attempt, *reason, detail, Some(c)))
+                Ok(self.end_attempt(attempt, *reason, detail, Some(c), now, settings))
             }
         }
-    }
-
-    /// Ends the attempt with one event: `Requeued` if the machine was at fault and the job may have another attempt,
-    /// otherwise `Failed`.
-    fn end_attempt(&self, attempt: &Attempt, reason: Reason, detail: String, report: Option<&Report>) -> Decision {
-        let (job, lease, fault) = (self.id, attempt.lease, reason.fault());
-        let may_retry = self.attempts_used + 1 < self.limits.max_attempts && self.cancel.is_none();
-        let id = format!("{lease}.ended");
-        if fault == Fault::Provider && may_retry {
-            return self.propose(
-                Requeued { job, lease, reason, fault, excluded: attempt.machine, detail },
-                id,
-                self.last,
-            );
-        }
-        let event = Failed {
-            job,
-            lease: Some(lease),
-            reason,
-            fault,
-            detail,
-            outputs: report.map(|r| r.outputs.clone()).unwrap_or_default(),
-            usage: report.and_then(|r| r.usage),
-            signature: report.and_then(|r| r.signature.clone()),
-        };
-        self.propose(event, id, self.last)
     }
 
     /// Cancels the job. A job that no machine has accepted ends at once. Otherwise the machine is asked to stop the
@@ -307,6 +315,9 @@ impl Job {
                 let event = Cancelled { job: self.id, lease, usage: None };
                 Ok(self.propose(event, format!("{}.cancelled", self.id), self.last_event()))
             }
+            (Phase::Collecting, _, None) => {
+                Err(DomainError::WrongState("The job's program has ended. Only its files are still being uploaded."))
+            }
             _ => Ok(self.propose(CancelRequested { job: self.id }, format!("{}.cancel", self.id), self.last_event())),
         }
     }
@@ -314,63 +325,6 @@ impl Job {
     /// The sequence of the last event about the job, including its submission.
     fn last_event(&self) -> Seq {
         self.last.max(self.submission)
-    }
-
-    /// Ends a job, or its attempt, that exceeded a limit of time. `None` if no limit is exceeded. A running job may
-    /// exceed its limit by `settings.grace`: the worker should stop the job itself and report.
-    pub fn expire(&self, now: Timestamp, settings: &Settings) -> Option<Decision> {
-        let in_phase = now.since(self.since);
-        let exceeds = |limit: Millis| in_phase > limit;
-        let with_grace = |limit: Millis| Millis(limit.0.saturating_add(settings.grace.0));
-        let attempt = self.attempt.as_ref();
-        match (self.phase, attempt) {
-            (Phase::Queued, _) if now.since(self.submitted_at) > self.limits.queue.millis() => {
-                let event = Failed {
-                    job: self.id,
-                    lease: None,
-                    reason: Reason::NoMachine,
-                    fault: Reason::NoMachine.fault(),
-                    detail: String::new(),
-                    outputs: Vec::new(),
-                    usage: None,
-                    signature: None,
-                };
-                Some(self.propose(event, format!("{}.nomachine", self.id), self.last_event()))
-            }
-            (Phase::Assigned, Some(a)) if exceeds(settings.accept_within) => {
-                Some(self.end_attempt(a, Reason::AssignTimeout, String::new(), None))
-            }
-            (Phase::Accepted | Phase::Running, Some(a))
-                if self.cancel.is_some_and(|(_, at)| now.since(at) > settings.grace) =>
-            {
-                let event = Cancelled { job: self.id, lease: Some(a.lease), usage: None };
-                Some(self.propose(event, format!("{}.ended", a.lease), self.last))
-            }
-            (Phase::Running, Some(a)) => {
-                let budget = a.terms.price.time_for(self.hold);
-                let time = self.limits.time.millis();
-                let (limit, reason) = match budget {
-                    Some(budget) if budget < time => (budget, Reason::BudgetExhausted),
-                    _ => (time, Reason::TimeLimit),
-                };
-                exceeds(with_grace(limit)).then(|| self.end_attempt(a, reason, String::new(), None))
-            }
-            // No other limit ends an attempt that pulls its image or fetches its inputs for ever.
-            (Phase::Accepted, Some(a)) if exceeds(Millis(3_600_000)) => {
-                Some(self.end_attempt(a, Reason::RuntimeMisconfigured, "preparing took over an hour".to_owned(), None))
-            }
-            _ => None,
-        }
-    }
-
-    /// Ends the live attempt, because its machine is lost.
-    pub(crate) fn abandon(&self) -> Result<Decision, DomainError> {
-        match (self.phase, &self.attempt) {
-            (Phase::Assigned | Phase::Accepted | Phase::Running, Some(attempt)) => {
-                Ok(self.end_attempt(attempt, Reason::ProviderLost, String::new(), None))
-            }
-            _ => Err(DomainError::WrongState("The job is on no machine.")),
-        }
     }
 
     /// The state that the platform wants of the attempt with this lease on this machine: keep it, cancel it, or abandon
@@ -389,15 +343,19 @@ impl Job {
         self.guard = seq;
         match event {
             Event::JobAssigned(e) => {
-                let attempt = Attempt { lease: Lease(seq), machine: e.machine, terms: e.terms.clone(), started: None };
-                self.attempt = Some(attempt);
+                self.attempt = Some(Attempt {
+                    lease: Lease(seq),
+                    machine: e.machine,
+                    terms: e.terms.clone(),
+                    started: None,
+                    exited: None,
+                });
                 self.enter(Phase::Assigned, at);
             }
             Event::Declined(e) => {
                 self.past.insert(e.lease, seq);
-                let pause = settings.decline_pause.0.saturating_mul(1 << self.declines.min(MAX_PAUSE_DOUBLINGS));
-                self.avoid.insert(e.machine, Some(at.plus(Millis(pause))));
-                self.declines = self.declines.saturating_add(1);
+                self.avoid.insert(e.machine, Some(at.plus(self.pause(settings))));
+                self.returns = self.returns.saturating_add(1);
                 self.attempt = None;
                 self.enter(Phase::Queued, at);
             }
@@ -408,16 +366,13 @@ impl Job {
                 }
                 self.enter(Phase::Running, at);
             }
-            Event::Requeued(e) => {
-                self.past.insert(e.lease, seq);
-                // A consumer who named the machine wants no other machine: that machine may get the job after a pause.
-                let is_named = self.placement.requirements.machine.is_some();
-                let until = is_named.then(|| at.plus(settings.decline_pause));
-                self.avoid.insert(e.excluded, until);
-                self.attempts_used += 1;
-                self.attempt = None;
-                self.enter(Phase::Queued, at);
+            Event::Exited(e) => {
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.exited = Some((seq, at, e.usage));
+                }
+                self.enter(Phase::Collecting, at);
             }
+            Event::Requeued(e) => self.requeue(seq, at, e, settings),
             Event::CancelRequested(_) => self.cancel = Some((seq, at)),
             Event::Completed(e) => self.end(seq, at, true, Some(e.usage)),
             Event::Failed(e) => self.end(seq, at, e.fault == Fault::Consumer, e.usage),
@@ -433,6 +388,23 @@ impl Job {
             }
             _ => {}
         }
+    }
+
+    /// Queues the job again, with a pause.
+    fn requeue(&mut self, seq: Seq, at: Timestamp, e: &Requeued, settings: &Settings) {
+        self.past.insert(e.lease, seq);
+        if e.fault == Fault::Nobody {
+            self.not_before = e.until;
+        } else {
+            // By billing rule 1, a machine got the job again only if the consumer had named the machine.
+            let is_named = self.placement.requirements.machine.is_some();
+            self.avoid.insert(e.excluded, e.until.or_else(|| is_named.then(|| at.plus(settings.decline_pause))));
+        }
+        let is_used = self.attempt.as_ref().is_none_or(|attempt| uses_attempt(attempt, e.fault));
+        self.attempts_used += u32::from(is_used);
+        self.returns = self.returns.saturating_add(1);
+        self.attempt = None;
+        self.enter(Phase::Queued, at);
     }
 
     /// Changes the phase.
@@ -451,16 +423,12 @@ impl Job {
     }
 }
 
-/// True if a machine may report this reason. Only the platform can know the other reasons.
-fn is_worker_reason(reason: Reason) -> bool {
-    !matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{Command, testing::*};
     use gpubnb_events::Actor;
+    use gpubnb_events::{Millis, event::Reason};
 
     #[test]
     fn a_job_passes_through_its_phases_and_leaves_memory_when_settled() {

@@ -27,6 +27,7 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, DomainError> {
     let provider = metered.as_ref().map(|(a, _)| a.terms.provider);
     let event = Settled {
         job: job.id,
+        rule: RULE,
         consumer: job.account,
         provider,
         submission: job.submission,
@@ -41,21 +42,24 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, DomainError> {
     Ok(job.propose(event, format!("{}.settled", job.id), ending.seq))
 }
 
+/// The number of the billing rule (docs/consumer.md). Rule 2 bills no time that no machine reported, and stops at `Exited`.
+const RULE: u32 = 2;
+
 /// The time to bill. It is the least of four times: the time between the broker's times of start and end, the worker's
-/// own measurement, the time limit, and the time that the budget pays for. `None` if the job never started or is not
-/// billed.
+/// own measurement, the time limit, and the time that the budget pays for. `None` if no machine reported that the job's
+/// program ran, or if the job is not billed.
 fn meter(job: &Job, attempt: &Attempt, ending: &Ending) -> Option<Metering> {
     let (started, started_at) = attempt.started.filter(|_| ending.billed)?;
-    let (ended, ended_at) = match job.cancel {
-        Some(request) if ending.cancelled => request,
-        _ => (ending.seq, ending.at),
-    };
+    let exited = attempt.exited.map(|(seq, at, _)| (seq, at));
+    let cancelled = job.cancel.filter(|_| ending.cancelled);
+    let ends = [exited, cancelled, Some((ending.seq, ending.at))];
+    let (ended, ended_at) = ends.into_iter().flatten().min_by_key(|(seq, _)| *seq)?;
+    let worker = attempt.exited.map(|(_, _, usage)| usage).or(ending.usage)?.run;
     let broker = ended_at.since(started_at);
-    let worker = ending.usage.map(|u| u.run);
     let limit = job.limits.time.millis();
     let budget = attempt.terms.price.time_for(job.hold);
-    let billed = [Some(broker), worker, Some(limit), budget].into_iter().flatten().min().unwrap_or_default();
-    Some(Metering { broker, worker, limit, budget, billed, started, ended })
+    let billed = [Some(broker), Some(worker), Some(limit), budget].into_iter().flatten().min().unwrap_or_default();
+    Some(Metering { broker, worker: Some(worker), limit, budget, billed, started, ended })
 }
 
 /// The postings of a settlement. They release the hold, debit the consumer, and credit the provider and the platform.
@@ -142,9 +146,41 @@ mod tests {
         market.advance_time(Millis(10_000));
         market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
         market.advance_time(Millis(20_000));
-        let stopped = market.report(job, lease, Outcome::Cancelled);
+        let stopped = market.report_after(job, lease, Outcome::Cancelled, Millis(30_000));
         market.when(market.as_machine(), stopped).expect_appended();
         let metering = settled(&mut market, job).metering.expect("it ran");
         assert!((Millis(10_000)..Millis(11_000)).contains(&metering.billed), "{metering:?}");
+    }
+
+    #[test]
+    fn time_that_no_machine_reported_is_not_billed() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.advance_time(Millis(10_000));
+        market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
+        market.advance_time(Millis(31_000));
+        market.when(Actor::Platform, Command::Expire(job)).expect_appended();
+        let bill = settled(&mut market, job);
+        assert_eq!((bill.cost, bill.metering, bill.rule), (MicroUsd::ZERO, None, 2));
+    }
+
+    #[test]
+    fn uploading_files_is_not_billed() {
+        let mut market = given();
+        let job = market.submit_default();
+        let lease = market.assign(job);
+        market.accept(job, lease);
+        market.start(job, lease);
+        market.advance_time(Millis(2_000));
+        let exited = market.exit(job, lease, Millis(1_500));
+        market.advance_time(Millis(600_000));
+        // A machine cannot change its mind about the time when the files have arrived.
+        market.complete(job, lease, Millis(500_000));
+        let metering = settled(&mut market, job).metering.expect("it ran");
+        assert_eq!((metering.billed, metering.ended), (Millis(1_500), exited));
+        assert!(metering.broker < Millis(3_000));
     }
 }

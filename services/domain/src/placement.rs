@@ -38,12 +38,14 @@ pub struct Request<'a> {
     pub placement: &'a Placement,
     /// Machines that must not get the job before this time; `None` means never. See [`Job::avoid`].
     pub avoid: &'a BTreeMap<MachineId, Option<Timestamp>>,
+    /// The time before which no machine may take it.
+    pub not_before: Option<Timestamp>,
 }
 
 impl<'a> Request<'a> {
     /// The request of a waiting job.
     pub fn of(job: &'a Job) -> Self {
-        Self { spec: &job.spec, placement: &job.placement, avoid: &job.avoid }
+        Self { spec: &job.spec, placement: &job.placement, avoid: &job.avoid, not_before: job.not_before }
     }
 }
 
@@ -113,7 +115,8 @@ pub(crate) fn estimate_start(
     let free_at = |(id, m): (&MachineId, &Machine)| {
         let jobs = m.leases.keys().filter_map(|job| world.job(*job));
         // A job that does not run yet has no end.
-        let end = |job: &Job| (job.phase == Phase::Running).then(|| job.since.plus(job.limits.time.millis()).max(now));
+        let has_limit = |job: &Job| matches!(job.phase, Phase::Running | Phase::Collecting);
+        let end = |job: &Job| has_limit(job).then(|| job.since.plus(job.limits.time.millis()).max(now));
         let ends: Option<Vec<Timestamp>> = jobs.map(end).collect();
         match reject_reason(world, *id, m, request, now)? {
             Reject::NoFreeSlot if request.spec.resources.gpus == 0 => ends?.into_iter().min(),
@@ -133,7 +136,7 @@ pub(crate) fn highest_price(world: &World, c: &SubmitJob, now: Timestamp) -> Opt
         return Some(cap);
     }
     let avoid = BTreeMap::new();
-    let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid };
+    let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid, not_before: None };
     let is_suitable = |reason| matches!(reason, None | Some(Reject::NoFreeSlot | Reject::Busy));
     world
         .machines()
@@ -154,7 +157,8 @@ fn reject_reason(
     if requirements.machine.is_some_and(|named| named != id) {
         return Some(Reject::NotNamed);
     }
-    let is_avoided = request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
+    let is_too_early = request.not_before.is_some_and(|until| now < until);
+    let is_avoided = is_too_early || request.avoid.get(&id).is_some_and(|until| until.is_none_or(|until| now < until));
     let resources = &request.spec.resources;
     let hardware = &machine.offer.hardware;
     let fitting_gpus = hardware.gpus.iter().filter(|g| g.memory >= resources.vram).count();
@@ -263,7 +267,7 @@ mod tests {
     fn choose_for(market: &TestMarket, placement: &Placement) -> Choice {
         let submit = market.new_submission();
         let avoid = BTreeMap::new();
-        choose(&market.world, &Request { spec: &submit.spec, placement, avoid: &avoid }, market.now)
+        choose(&market.world, &Request { spec: &submit.spec, placement, avoid: &avoid, not_before: None }, market.now)
     }
 
     #[test]

@@ -7,7 +7,7 @@ use gpubnb_events::template;
 use gpubnb_events::{
     AccountId, Actor, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
     Timestamp,
-    command::{Accept, Deposit, Outcome, RecordTest, Report, Start, SubmitJob},
+    command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitJob},
     event::Check,
     message::Envelope,
     spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
@@ -214,16 +214,8 @@ impl TestMarket {
         self.submit(submit)
     }
 
-    /// Assigns a waiting job. If the job may not go back to the test's machine, lists another machine, which becomes
-    /// the test's machine.
+    /// Assigns a waiting job.
     pub(crate) fn assign(&mut self, job: JobId) -> Lease {
-        if let Some(job) = self.world.job(job)
-            && job.avoid.get(&self.machine).is_some_and(Option::is_none)
-        {
-            let mut offer = self.offer();
-            offer.name = format!("spare {}", self.world.applied());
-            self.machine = self.list_machine(offer);
-        }
         Lease(self.when(Actor::Platform, Command::Assign(job)).expect_appended())
     }
 
@@ -241,6 +233,18 @@ impl TestMarket {
         let report =
             Report { job, lease, outcome, outputs: Vec::new(), usage: None, occurred_at: self.now, signature: None };
         Command::Report(self.machine, report)
+    }
+
+    /// The command by which the machine reports the end of its attempt after this run time.
+    pub(crate) fn report_after(&self, job: JobId, lease: Lease, outcome: Outcome, run: Millis) -> Command {
+        let Command::Report(machine, report) = self.report(job, lease, outcome) else { unreachable!() };
+        Command::Report(machine, Report { usage: Some(Usage { run }), ..report })
+    }
+
+    /// Says that the program exited after this run time, before its files are uploaded.
+    pub(crate) fn exit(&mut self, job: JobId, lease: Lease, run: Millis) -> Seq {
+        let exit = Exit { job, lease, usage: Usage { run } };
+        self.when(self.as_machine(), Command::Exit(self.machine, exit)).expect_appended()
     }
 
     /// Reports that the job completed after this run time.

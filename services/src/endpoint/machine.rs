@@ -9,7 +9,7 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Grant, Inventory, ListMachine,
+        Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant, Inventory, ListMachine,
         Listed, MachineChange, RecordTest, Report, Start, UploadGrant,
     },
     manifest, subject,
@@ -38,6 +38,7 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, on("accept"), machine, accept).await?;
     endpoint(server, e, on("decline"), machine, decline).await?;
     endpoint(server, e, on("start"), machine, start).await?;
+    endpoint(server, e, on("exit"), machine, exit).await?;
     endpoint(server, e, on("report"), machine, report).await?;
     endpoint(server, e, on("sync"), machine, sync).await
 }
@@ -117,6 +118,11 @@ async fn decline(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
 async fn start(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
     let (machine, start): (_, Start) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::Start(machine, start)).await.map(done)
+}
+
+async fn exit(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+    let (machine, exit): (_, Exit) = (machine_of(&r)?, r.parse()?);
+    e.executor.execute(r.actor, &Command::Exit(machine, exit)).await.map(done)
 }
 
 async fn report(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {

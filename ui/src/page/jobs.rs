@@ -49,11 +49,12 @@ pub(crate) struct JobFilters {
 }
 
 /// The choices of the state filter.
-const STATES: [JobState; 7] = [
+const STATES: [JobState; 8] = [
     JobState::Queued,
     JobState::Assigned,
     JobState::Accepted,
     JobState::Running,
+    JobState::Collecting,
     JobState::Completed,
     JobState::Failed,
     JobState::Cancelled,

@@ -18,6 +18,8 @@ pub enum JobState {
     Accepted,
     /// The job's code runs.
     Running,
+    /// The job's program has ended. Its files and the rest of its log are being uploaded, for which nobody pays.
+    Collecting,
     /// The job ended without a failure.
     Completed,
     /// The job failed.
@@ -39,6 +41,7 @@ impl JobState {
             Self::Assigned => "Assigned",
             Self::Accepted => "Accepted",
             Self::Running => "Running",
+            Self::Collecting => "Collecting",
             Self::Completed => "Completed",
             Self::Failed => "Failed",
             Self::Cancelled => "Cancelled",
@@ -85,6 +88,13 @@ pub struct JobView {
     pub submitted_at: Timestamp,
     /// The time at which the last attempt started the job's code.
     pub started_at: Option<Timestamp>,
+    /// The time at which the program of the last attempt ended, if its files were carried away after that.
+    #[serde(default)]
+    pub exited_at: Option<Timestamp>,
+    /// The time until which the job pauses after its last attempt. After a fault of the machine, the job waits so long
+    /// for that machine only, and another machine may get the job before.
+    #[serde(default)]
+    pub retry_at: Option<Timestamp>,
     /// The time at which the job ended.
     pub ended_at: Option<Timestamp>,
     /// The cost; `None` until the job is settled.
@@ -131,6 +141,7 @@ impl JobView {
 
     /// The run time of the last attempt until its end or until `now`. All times are those of the broker's clock.
     pub fn run_time(&self, now: Timestamp) -> Millis {
-        self.started_at.map_or(Millis(0), |started| self.ended_at.unwrap_or(now).since(started))
+        let until = self.exited_at.or(self.ended_at).unwrap_or(now);
+        self.started_at.map_or(Millis(0), |started| until.since(started))
     }
 }

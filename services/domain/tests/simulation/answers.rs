@@ -33,6 +33,10 @@ pub(crate) fn check_done(checker: &Checker, broker: &Broker, actor: Actor, comma
             (e.job, e.lease, Actor::Machine(*machine)) == (c.job, c.lease, actor)
         }
         (Command::Decline(_, c), Some(_)) => lease_ended_at(checker, c.job, c.lease, seq),
+        (Command::Exit(machine, c), Some(Event::Exited(e))) => {
+            (e.job, e.lease, Actor::Machine(*machine)) == (c.job, c.lease, actor)
+        }
+        (Command::Exit(_, c), Some(_)) => lease_ended_at(checker, c.job, c.lease, seq),
         (Command::Report(_, c), Some(_)) => lease_ended_at(checker, c.job, c.lease, seq),
         (Command::ChangeMachine(c), Some(event)) => is_machine_event(event, c.machine),
         (Command::ListMachine(id, _) | Command::RecordTest(id, _), Some(event)) => is_machine_event(event, *id),

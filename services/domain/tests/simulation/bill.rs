@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use gpubnb_events::{event::Settled, ledger::LedgerAccount};
+use gpubnb_events::{Millis, Seq, Timestamp, event::Settled, ledger::LedgerAccount};
 
 use super::{
     checker::{Verdict, Violation, ensure},
@@ -24,21 +24,32 @@ struct Bill {
 /// Computes the expected bill. `None` if the job never started, or is not billed.
 fn compute(job: &JobFacts, ended: &EndFacts, attempt: &LeaseFacts) -> Option<Bill> {
     let (_, started) = attempt.started.filter(|_| ended.billed)?;
-    let until = job.cancel.filter(|_| ended.cancelled).map_or(ended.at, |(_, at)| at);
+    let run = i128::from(run_time(ended, attempt)?.0);
+    let (_, until) = last(job, ended, attempt);
     let broker = i128::from(until.millis() - started.millis()).max(0);
     let limit = i128::from(job.limits.time.0) * 1_000;
     let (price, hold) = (i128::from(attempt.price.0.0), i128::from(job.hold.0));
     let budget = (price > 0).then(|| hold * MILLIS_PER_HOUR / price);
-    let run = ended.run.map(|run| i128::from(run.0));
-    let billed = [Some(broker), run, Some(limit), budget].into_iter().flatten().min().unwrap_or(0);
+    let billed = [Some(broker), Some(run), Some(limit), budget].into_iter().flatten().min().unwrap_or(0);
     Some(Bill { broker, limit, budget, billed, cost: (price * billed / MILLIS_PER_HOUR).min(hold) })
+}
+
+/// The run time that the machine reported first.
+fn run_time(ended: &EndFacts, attempt: &LeaseFacts) -> Option<Millis> {
+    attempt.exited.map(|(_, _, run)| run).or(ended.run)
+}
+
+/// The event at which the broker's time ends: the exit, the request to cancel, or the ending, whichever came first.
+fn last(job: &JobFacts, ended: &EndFacts, attempt: &LeaseFacts) -> (Seq, Timestamp) {
+    let ending = job.cancel.filter(|_| ended.cancelled).unwrap_or((ended.seq, ended.at));
+    attempt.exited.map_or(ending, |(seq, at, _)| if seq < ending.0 { (seq, at) } else { ending })
 }
 
 /// Checks that a settlement has the expected bill.
 pub(crate) fn check(job: &JobFacts, e: &Settled, fee_basis_points: u32) -> Verdict {
     let ended = job.ended.as_ref().ok_or_else(|| Violation("the job has not ended".to_owned()))?;
     let names_right_events = (e.submission, e.outcome, e.consumer) == (job.submission, ended.seq, job.account);
-    ensure(names_right_events, || "the settlement names other events".to_owned())?;
+    ensure(names_right_events && e.rule == 2, || "the settlement names other events, or another rule".to_owned())?;
     let bill = ended.attempt.as_ref().and_then(|attempt| Some((attempt, compute(job, ended, attempt)?)));
     let cost = bill.as_ref().map_or(0, |(_, bill)| bill.cost);
     let fee = cost * i128::from(fee_basis_points) / 10_000;
@@ -73,11 +84,11 @@ fn check_metering(job: &JobFacts, e: &Settled, ended: &EndFacts, bill: Option<&(
     let (Some(metering), Some((attempt, bill))) = (&e.metering, bill) else {
         return ensure(e.metering.is_none() && bill.is_none(), || "the metering is missing, or should be".to_owned());
     };
-    let until = job.cancel.filter(|_| ended.cancelled).map_or(ended.seq, |(seq, _)| seq);
+    let (until, _) = last(job, ended, attempt);
     let times = (i128::from(metering.broker.0), i128::from(metering.limit.0), i128::from(metering.billed.0));
     let is_right = times == (bill.broker, bill.limit, bill.billed)
         && metering.budget.map(|b| i128::from(b.0)) == bill.budget
-        && metering.worker == ended.run
+        && metering.worker == run_time(ended, attempt)
         && attempt.started.is_some_and(|(seq, _)| seq == metering.started)
         && metering.ended == until;
     ensure(is_right, || format!("metered {metering:?}"))

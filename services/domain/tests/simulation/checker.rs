@@ -325,5 +325,14 @@ impl Checker {
 
 /// True for a reason that only the platform can know. No machine may report it.
 pub(crate) fn is_platform_reason(reason: Reason) -> bool {
-    matches!(reason, Reason::ProviderLost | Reason::AssignTimeout | Reason::NoMachine | Reason::Internal)
+    matches!(
+        reason,
+        Reason::ProviderLost
+            | Reason::AssignTimeout
+            | Reason::NotReported
+            | Reason::PrepareTimeout
+            | Reason::UploadTimeout
+            | Reason::NoMachine
+            | Reason::Internal
+    )
 }

@@ -157,6 +157,7 @@ fn compare_with_checker(world: &World, checker: &Checker) -> Verdict {
         let phase = match (&facts.ended, &facts.live) {
             (Some(_), _) => Phase::Ended,
             (None, None) => Phase::Queued,
+            (None, Some(live)) if live.exited.is_some() => Phase::Collecting,
             (None, Some(live)) if live.started.is_some() => Phase::Running,
             (None, Some(live)) if live.accepted.is_some() => Phase::Accepted,
             (None, Some(_)) => Phase::Assigned,
@@ -203,8 +204,8 @@ fn compare_worlds(a: &World, b: &World) -> Verdict {
 fn same_job(a: &Job, b: &Job) -> bool {
     let fixed = |j: &Job| (j.id, j.account, j.submission, j.hold, j.last, j.phase, j.since, j.submitted_at);
     fixed(a) == fixed(b)
-        && (&a.attempt, a.attempts_used, &a.avoid, a.cancel, &a.ending, a.settled)
-            == (&b.attempt, b.attempts_used, &b.avoid, b.cancel, &b.ending, b.settled)
+        && (&a.attempt, a.attempts_used, &a.avoid, a.not_before, a.cancel, &a.ending, a.settled)
+            == (&b.attempt, b.attempts_used, &b.avoid, b.not_before, b.cancel, &b.ending, b.settled)
         && (&a.spec, &a.placement, &a.limits) == (&b.spec, &b.placement, &b.limits)
 }
 

@@ -1,7 +1,7 @@
 //! The checker's facts about a job: the live attempt, the past attempts, the end and the settlement. The checker
 //! compares every event of a job with these facts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Actor, Event, HourlyRate, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
@@ -16,6 +16,10 @@ use super::{
 
 /// Time in which a worker must prepare a job.
 const PREPARATION_LIMIT: Millis = Millis(3_600_000);
+/// Time after a job's limit in which its machine must report.
+const REPORT_LIMIT: Millis = Millis(300_000);
+/// Time in which a job's files must be uploaded.
+const UPLOAD_LIMIT: Millis = Millis(3_600_000);
 
 /// The checker's facts about an attempt.
 #[derive(Debug, Clone)]
@@ -27,6 +31,8 @@ pub(crate) struct LeaseFacts {
     pub(crate) provider: AccountId,
     pub(crate) accepted: Option<Timestamp>,
     pub(crate) started: Option<(Seq, Timestamp)>,
+    /// `Exited`, and the run time that it reports.
+    pub(crate) exited: Option<(Seq, Timestamp, Millis)>,
     /// True if the machine was lost at any time since the assignment.
     pub(crate) lost: bool,
 }
@@ -63,9 +69,10 @@ pub(crate) struct JobFacts {
     pub(crate) cancel: Option<(Seq, Timestamp)>,
     pub(crate) ended: Option<EndFacts>,
     pub(crate) settled: Option<Seq>,
-    requeues: u32,
-    /// Machines that failed at the job, and must not get it a second time.
-    excluded: BTreeSet<MachineId>,
+    attempts_used: u32,
+    /// The pauses after faults of machines, and the pause after an ending by nobody's fault.
+    avoid: BTreeMap<MachineId, Timestamp>,
+    not_before: Option<Timestamp>,
 }
 
 impl JobFacts {
@@ -83,8 +90,9 @@ impl JobFacts {
             cancel: None,
             ended: None,
             settled: None,
-            requeues: 0,
-            excluded: BTreeSet::new(),
+            attempts_used: 0,
+            avoid: BTreeMap::new(),
+            not_before: None,
         }
     }
 
@@ -106,7 +114,7 @@ impl JobFacts {
         self.check_not_early(entry, rules)?;
         let actor = entry.envelope.actor;
         match entry.event {
-            Event::JobAssigned(e) => self.check_assigned(entry, e, machines, rules.fee),
+            Event::JobAssigned(e) => self.check_assigned(entry, e, machines, rules),
             Event::Declined(e) => {
                 let live = self.live_lease(e.lease, actor)?;
                 ensure(live.accepted.is_none(), || "the job was accepted before".to_owned())?;
@@ -129,6 +137,12 @@ impl JobFacts {
                 let (runs, most) = (self.started.len(), self.limits.max_attempts);
                 ensure(runs <= most as usize, || format!("run {runs} of {most}"))
             }
+            Event::Exited(e) => {
+                let live = self.live_lease(e.lease, actor)?;
+                ensure(live.started.is_some() && live.exited.is_none(), || "the program did not run".to_owned())?;
+                live.exited = Some((entry.seq, entry.at, e.usage.run));
+                Ok(())
+            }
             Event::Requeued(e) => self.check_requeued(entry, e),
             Event::CancelRequested(_) => {
                 self.check_may_cancel(actor)?;
@@ -136,6 +150,8 @@ impl JobFacts {
                 ensure(self.live.as_ref().is_some_and(|l| l.accepted.is_some()), || {
                     "no worker had the job".to_owned()
                 })?;
+                let has_exited = self.live.as_ref().is_some_and(|l| l.exited.is_some());
+                ensure(!has_exited, || "the program had exited".to_owned())?;
                 self.cancel = Some((entry.seq, entry.at));
                 Ok(())
             }
@@ -183,17 +199,20 @@ impl JobFacts {
         entry: &Entry<'_>,
         e: &JobAssigned,
         machines: &BTreeMap<MachineId, MachineFacts>,
-        fee: u32,
+        rules: &Rules,
     ) -> Verdict {
         ensure(entry.envelope.actor == Actor::Platform, || "only the platform may assign".to_owned())?;
         ensure(self.live.is_none(), || "a second live lease".to_owned())?;
         ensure(e.submission == self.submission, || "the event names another submission".to_owned())?;
-        ensure(e.attempt == self.requeues + 1, || format!("attempt {} after {}", e.attempt, self.requeues))?;
+        let used = self.attempts_used;
+        ensure(e.attempt == used + 1, || format!("attempt {} after {used}", e.attempt))?;
         ensure(e.attempt <= self.limits.max_attempts, || "no attempt was left".to_owned())?;
-        ensure(!self.excluded.contains(&e.machine), || "the job failed on this machine before".to_owned())?;
+        let pauses = [self.avoid.get(&e.machine).copied(), self.not_before];
+        let is_early = |until: &Timestamp| entry.at.plus(rules.skew) < *until;
+        ensure(!pauses.iter().flatten().any(is_early), || "the pause was not over".to_owned())?;
         let machine = machines.get(&e.machine).ok_or_else(|| Violation("there is no such machine".to_owned()))?;
         let terms = &e.terms;
-        let is_valid = terms.provider == machine.owner && terms.fee_basis_points == fee;
+        let is_valid = terms.provider == machine.owner && terms.fee_basis_points == rules.fee;
         ensure(is_valid && machine.prices.contains(&terms.price), || format!("wrong terms {terms:?}"))?;
         let Requirements { machine: named, price_cap, .. } = &self.placement.requirements;
         ensure(named.is_none_or(|named| named == e.machine), || "the consumer named another machine".to_owned())?;
@@ -206,6 +225,7 @@ impl JobFacts {
             provider: terms.provider,
             accepted: None,
             started: None,
+            exited: None,
             lost: machine.lost,
         });
         Ok(())
@@ -228,14 +248,17 @@ impl JobFacts {
         let live = self.live_lease_or_platform(e.lease, actor)?;
         Self::check_reason(live, e.reason, actor)?;
         ensure(e.excluded == live.machine, || "the event excludes another machine".to_owned())?;
-        ensure(e.fault == Fault::Provider && e.reason.fault() == e.fault, || {
-            "the provider was not at fault".to_owned()
-        })?;
-        self.requeues += 1;
-        ensure(self.requeues < self.limits.max_attempts, || "no attempt was left".to_owned())?;
+        let has_run = live.started.is_some();
+        let may_help = matches!(e.fault, Fault::Provider | Fault::Nobody) && e.reason.fault() == e.fault;
+        ensure(may_help, || "another attempt cannot help".to_owned())?;
+        let until = e.until.ok_or_else(|| Violation("the event has no pause".to_owned()))?;
+        self.attempts_used += u32::from(e.fault == Fault::Provider || has_run);
+        ensure(self.attempts_used < self.limits.max_attempts, || "no attempt was left".to_owned())?;
         ensure(self.cancel.is_none(), || "the job was being cancelled".to_owned())?;
-        if self.placement.requirements.machine.is_none() {
-            self.excluded.insert(e.excluded);
+        if e.fault == Fault::Nobody {
+            self.not_before = Some(until);
+        } else {
+            self.avoid.insert(e.excluded, until);
         }
         self.end_lease(entry.seq);
         Ok(())
@@ -247,8 +270,10 @@ impl JobFacts {
         if let Some(lease) = e.lease {
             let live = self.live_lease_or_platform(lease, actor)?;
             Self::check_reason(live, e.reason, actor)?;
-            let last = self.requeues + 1 >= self.limits.max_attempts || self.cancel.is_some();
-            ensure(e.fault != Fault::Provider || last, || "an attempt was left".to_owned())?;
+            let is_used = e.fault == Fault::Provider || live.started.is_some();
+            let is_last = self.attempts_used + u32::from(is_used) >= self.limits.max_attempts || self.cancel.is_some();
+            let may_help = matches!(e.fault, Fault::Provider | Fault::Nobody);
+            ensure(!may_help || is_last, || "an attempt was left".to_owned())?;
         } else {
             ensure(actor == Actor::Platform, || "only the platform may report this".to_owned())?;
             ensure(e.reason == Reason::NoMachine && self.live.is_none(), || "a lease was live".to_owned())?;
@@ -289,15 +314,15 @@ impl JobFacts {
             (Some(Reason::NoMachine), _) => (Some(self.submitted), self.limits.queue.millis().0),
             (Some(Reason::ProviderLost), _) | (_, None) => return Ok(()),
             (Some(Reason::AssignTimeout), Some(live)) => (Some(live.assigned), rules.accept_within.0),
-            (Some(Reason::RuntimeMisconfigured), Some(live)) => (live.accepted, PREPARATION_LIMIT.0),
+            (Some(Reason::PrepareTimeout), Some(live)) => (live.accepted, PREPARATION_LIMIT.0),
+            (Some(Reason::UploadTimeout), Some(live)) => (live.exited.map(|(_, at, _)| at), UPLOAD_LIMIT.0),
             (None, _) => (self.cancel.map(|(_, at)| at), rules.grace.0),
-            (Some(_), Some(live)) => {
-                let limit = match live.price.time_for(self.hold) {
-                    Some(budget) if reason == Some(Reason::BudgetExhausted) => budget,
-                    _ => self.limits.time.millis(),
-                };
-                (live.started.map(|(_, at)| at), limit.0.saturating_add(rules.grace.0))
+            (Some(Reason::NotReported), Some(live)) => {
+                let budget = live.price.time_for(self.hold).unwrap_or(Millis(u64::MAX));
+                let limit = self.limits.time.millis().min(budget);
+                (live.started.map(|(_, at)| at), limit.0.saturating_add(REPORT_LIMIT.0))
             }
+            (Some(reason), Some(_)) => return Err(Violation(format!("the platform claims {reason:?}"))),
         };
         ensure(since.is_some_and(|since| waited(since) >= least), || {
             format!("ended too early: {reason:?} before {least} ms")

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use gpubnb_domain::Command;
 use gpubnb_events::{
     AccountId, Actor, Event, JobId, Lease, MachineId, Millis, Recorded, Timestamp,
-    command::{Accept, Decline, DesiredLeaseState, Outcome, Report, Start},
+    command::{Accept, Decline, DesiredLeaseState, Exit, Outcome, Report, Start},
     event::{DeclineReason, Reason},
     spec::{Offer, Usage},
 };
@@ -22,6 +22,8 @@ pub(crate) enum AttemptState {
     Accepted,
     /// The program has run since this time.
     Running(Timestamp),
+    /// The program ran for this time, and its files are being uploaded.
+    Exited(Millis),
     /// The attempt must stop, or may not start.
     Stopping,
 }
@@ -49,6 +51,7 @@ impl Worker {
         match (command, done) {
             (Command::Accept(..), true) => *state = AttemptState::Accepted,
             (Command::Start(..), true) => *state = AttemptState::Running(now),
+            (Command::Exit(_, exit), true) => *state = AttemptState::Exited(exit.usage.run),
             // The job is being cancelled, or the attempt is over. The worker reports `Cancelled` in both cases.
             (Command::Start(..), false) => *state = AttemptState::Stopping,
             _ => _ = self.attempts.remove(&lease),
@@ -138,6 +141,15 @@ impl Market {
             }
             AttemptState::Accepted => (random_failure(dice), None),
             AttemptState::Stopping => (Outcome::Cancelled, None),
+            AttemptState::Running(since) if dice.one_in(3) => {
+                *state = AttemptState::Waiting;
+                let exit = Exit { job, lease, usage: Usage { run: now.since(since) } };
+                return Some((Actor::Machine(machine), Command::Exit(machine, exit)));
+            }
+            AttemptState::Exited(run) => {
+                let outcome = if dice.one_in(2) { Outcome::Completed } else { random_failure(dice) };
+                (outcome, Some(Usage { run }))
+            }
             AttemptState::Running(since) => {
                 let outcome = if dice.one_in(2) { Outcome::Completed } else { random_failure(dice) };
                 (outcome, Some(Usage { run: now.since(since) }))
@@ -198,9 +210,10 @@ impl Market {
         let leases: Vec<_> = self.broker.log().iter().filter_map(assigned).collect();
         let Some((job, lease, holder)) = dice.pick(&leases) else { return };
         let claimed = if dice.one_in(6) { holder } else { own_machine };
-        let command = match dice.below(6) {
+        let command = match dice.below(7) {
             0 | 1 => Command::Accept(claimed, Accept { job, lease }),
             2 => Command::Decline(claimed, Decline { job, lease, reason: DeclineReason::Draining }),
+            4 => Command::Exit(claimed, Exit { job, lease, usage: Usage { run: Millis(dice.next_word()) } }),
             3 => Command::Start(claimed, Start { job, lease, image_digest: String::new() }),
             _ => {
                 let outcome = match dice.below(4) {
@@ -229,6 +242,8 @@ fn random_failure(dice: &mut Dice) -> Outcome {
         Reason::Preempted,
         Reason::GpuLost,
         Reason::DiskFull,
+        Reason::RegistryUnavailable,
+        Reason::InputUnavailable,
     ];
     Outcome::Failed { reason: dice.choose(&reasons), detail: String::new() }
 }
