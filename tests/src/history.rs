@@ -105,6 +105,7 @@ pub(crate) fn life(
     };
     let posting = |account, amount| Posting { account, amount };
     let settled = Settled {
+        rule: 2,
         job,
         consumer: account,
         provider: Some(provider),

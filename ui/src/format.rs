@@ -113,9 +113,7 @@ pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
 
 /// The colour class of a job's state.
 pub(crate) fn job_tone(row: &JobView) -> &'static str {
-    use gpubnb_query::view::JobState::{
-        Accepted, Assigned, Cancelled, Collecting, Completed, Failed, Queued, Running,
-    };
+    use gpubnb_query::view::JobState::{Accepted, Assigned, Cancelled, Collecting, Completed, Failed, Queued, Running};
     match row.state {
         Completed => "good",
         Failed => "bad",

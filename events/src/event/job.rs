@@ -201,7 +201,9 @@ impl Reason {
             }
             Self::DiskFull => "Make room on the disk of --state and of Docker, or offer less.",
             Self::RuntimeMisconfigured => "Run gpubnb-provider self-test: it says what Docker lacks.",
-            Self::AssignTimeout | Self::NotReported => "See that the worker runs: gpubnb-provider status, gpubnb-provider logs.",
+            Self::AssignTimeout | Self::NotReported => {
+                "See that the worker runs: gpubnb-provider status, gpubnb-provider logs."
+            }
             _ => "",
         }
     }

@@ -208,7 +208,7 @@ impl History {
     /// The attempt fails and the job is queued again.
     pub fn requeued(&mut self, job: JobId, lease: Lease, excluded: MachineId, reason: Reason) -> Seq {
         let (fault, detail) = (reason.fault(), "requeued".to_owned());
-        self.record(Requeued { job, lease, reason, fault, excluded, detail })
+        self.record(Requeued { job, lease, reason, fault, excluded, until: None, detail })
     }
 
     /// The job completes.

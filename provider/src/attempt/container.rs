@@ -1,6 +1,6 @@
 //! An attempt's container: one method for each request to Docker.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use bollard::{
     Docker,
@@ -8,12 +8,12 @@ use bollard::{
     errors::Error,
     models::{ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerWaitResponse},
     query_parameters::{
-        CreateContainerOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
-        StopContainerOptionsBuilder, WaitContainerOptions,
+        CreateContainerOptionsBuilder, EventsOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
     },
 };
 use futures_util::{Stream, StreamExt as _};
-use gpubnb_events::{Lease, MachineId};
+use gpubnb_events::{Clock as _, Lease, MachineId, SystemClock, Timestamp};
 use tracing::warn;
 
 use super::Problem;
@@ -79,6 +79,31 @@ impl Container {
     /// The state of the container: Docker says whether it runs, and how it ended.
     pub(super) async fn state(&self) -> Result<ContainerState, Error> {
         Ok(self.docker.inspect_container(&self.name, None).await?.state.unwrap_or_default())
+    }
+
+    /// Returns true if the container does not run now. An error of Docker counts as running.
+    pub(super) async fn has_ended(&self) -> bool {
+        self.state().await.is_ok_and(|state| state.running == Some(false))
+    }
+
+    /// Returns true if Docker sent the container a signal since a time: because Docker is being stopped, or because
+    /// somebody asked for that. A program that exits by itself is sent none.
+    pub(super) async fn was_signalled(&self, since: Timestamp) -> Result<bool, Error> {
+        let filters = HashMap::from([("container", vec![self.name.as_str()]), ("event", vec!["kill"])]);
+        let options = EventsOptionsBuilder::default()
+            .since(&(since.millis() / 1_000).to_string())
+            .until(&(SystemClock.now().millis() / 1_000 + 1).to_string())
+            .filters(&filters)
+            .build();
+        Ok(self.docker.events(Some(options)).next().await.transpose()?.is_some())
+    }
+
+    /// The first line of the log, without its timestamp and at most 500 characters; empty if there is none.
+    pub(super) async fn first_line(&self) -> Result<String, Error> {
+        let first = Box::pin(self.log(false)).next().await.transpose()?;
+        let text = first.map(|frame| frame.to_string()).unwrap_or_default();
+        let line = text.lines().next().and_then(|line| line.split_once(' ')).map(|(_, line)| line);
+        Ok(line.unwrap_or_default().chars().take(500).collect())
     }
 
     /// Waits until the container has ended.

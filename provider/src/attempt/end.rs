@@ -5,6 +5,11 @@ use gpubnb_events::{Millis, command::Outcome, event::Reason, spec::Usage};
 use super::Problem;
 use crate::desired_state::StopReason;
 
+/// The exit code of a process that was killed: 128 + SIGKILL.
+const KILLED: i64 = 137;
+/// The detail of an exit after a child process ran out of memory.
+const CHILD_OUT_OF_MEMORY: &str =
+    "the kernel killed one of the job's processes because the job's memory ran out; ask for more memory (memory_mib)";
 /// The exit code of a process that wrote a file larger than its limit: 128 + SIGXFSZ.
 const EXCEEDED_FILE_SIZE: i64 = 153;
 
@@ -62,13 +67,33 @@ impl AttemptEnd {
             Self::Stopped { cause: StopCause::Requested(reason), .. } => stopped(*reason),
             Self::Stopped { cause: StopCause::Limit(reason), .. } => failed(*reason, ""),
             Self::Exited { code: 0, .. } => Outcome::Completed,
-            Self::Exited { out_of_memory: true, .. } => failed(Reason::OutOfMemory, ""),
+            Self::Exited { code: KILLED, out_of_memory: true, .. } => failed(Reason::OutOfMemory, ""),
             Self::Exited { code: EXCEEDED_FILE_SIZE, .. } => {
                 failed(Reason::OutputTooLarge, "a file grew past the limit")
             }
             Self::Exited { .. } if output_is_full() => failed(Reason::OutputTooLarge, "/output was full"),
-            Self::Exited { code, .. } => failed(Reason::NonZeroExit { code: *code }, ""),
+            Self::Exited { code, out_of_memory, .. } => {
+                let detail = if *out_of_memory { CHILD_OUT_OF_MEMORY } else { explain_exit_code(*code) };
+                failed(Reason::NonZeroExit { code: *code }, detail)
+            }
         }
+    }
+}
+
+/// The usual meaning of an exit code, and what to do; empty for the codes that only the program itself can explain. Codes
+/// above 128 are 128 and a signal.
+fn explain_exit_code(code: i64) -> &'static str {
+    match code {
+        126 => "a command was found but cannot be executed: see that the file is executable",
+        127 => "a command was not found: see that the image has the program, and that its name is right",
+        132 => "SIGILL: the program uses instructions that this processor does not have",
+        134 => "SIGABRT: the program aborted itself; the log says why",
+        135 => "SIGBUS: most often /dev/shm is full; ask for more shared memory (shm_mib)",
+        136 => "SIGFPE: the program divided by zero",
+        KILLED => "SIGKILL: one of the job's own processes killed the program",
+        139 => "SIGSEGV: the program used memory that it does not have",
+        143 => "SIGTERM: one of the job's own processes ended the program",
+        _ => "",
     }
 }
 
@@ -104,6 +129,14 @@ mod tests {
         assert_eq!(reason(&exited(3, false), false), Some(Reason::NonZeroExit { code: 3 }));
         assert_eq!(reason(&exited(3, false), true), Some(Reason::OutputTooLarge));
         assert_eq!(reason(&exited(137, true), true), Some(Reason::OutOfMemory));
+        let detail = |code, out_of_memory| match exited(code, out_of_memory).outcome(|| false) {
+            Outcome::Failed { reason: Reason::NonZeroExit { code: found }, detail } if found == code => detail,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(detail(1, false), "");
+        assert!(detail(1, true).contains("memory_mib"), "a child ran out of memory");
+        assert!(detail(135, false).contains("shm_mib"));
+        assert!(detail(127, false).contains("not found"));
         assert_eq!(reason(&exited(EXCEEDED_FILE_SIZE, false), false), Some(Reason::OutputTooLarge));
         let limit = AttemptEnd::Stopped { cause: StopCause::Limit(Reason::LogFlood), run: RUN };
         assert_eq!(reason(&limit, false), Some(Reason::LogFlood));

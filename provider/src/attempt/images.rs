@@ -129,7 +129,7 @@ impl Images {
         info!(image = name, "pulling an image");
         let docker = &context.tools.docker;
         let pulled = tokio::time::timeout(PULL_TIMEOUT, self.pull_all(docker, name, context)).await;
-        let too_slow = || Problem::new(Reason::RuntimeMisconfigured, format!("pulling {name} took too long"));
+        let too_slow = || Problem::new(Reason::RegistryUnavailable, format!("pulling {name} took too long"));
         let (id, bytes) = pulled.map_err(|_| too_slow())??;
         self.pulled.add(name, bytes);
         self.pulled.evict(docker, name).await;
@@ -163,21 +163,37 @@ impl Images {
     }
 }
 
-/// A failure to pull an image. If the registry refuses the image, no other machine will get the image either, and the
-/// job is at fault.
+/// A failure to pull an image. Docker reports all of them as texts.
+///
+/// - The registry has no such image, or gives it to nobody without a right: the job is at fault, on every machine.
+/// - The machine has no room for the image: the machine is at fault.
+/// - Anything else, such as a registry that is away or asks to wait: nobody is at fault, and another try may help. A
+///   machine whose own network fails also ends here: what cannot be told apart is nobody's fault.
 fn pull_problem(e: Error) -> Problem {
-    const REFUSALS: [&str; 6] = [
+    const REFUSALS: [&str; 12] = [
         "manifest unknown",
+        "manifest_unknown",
+        "name unknown",
+        "name_unknown",
+        "repository name not known",
         "pull access denied",
         "access to the resource is denied",
-        "unauthorized:",
+        "unauthorized",
+        "authentication required",
+        "invalid reference format",
         "filesystem layer verification failed",
         "no matching manifest",
     ];
-    let text = e.to_string();
-    let not_found = text.contains("manifest for ") && text.contains(" not found");
-    let refused = not_found || REFUSALS.iter().any(|refusal| text.contains(refusal));
-    if refused { Problem::caused(Reason::BadImage, e) } else { Problem::of_docker(e) }
+    let text = e.to_string().to_lowercase();
+    let is_missing = text.contains("manifest for ") && text.contains(" not found");
+    let is_limited = text.contains("toomanyrequests") || text.contains("too many requests");
+    let is_refused = is_missing || REFUSALS.iter().any(|refusal| text.contains(refusal));
+    let reason = match () {
+        () if text.contains("no space left on device") => Reason::DiskFull,
+        () if is_refused && !is_limited => Reason::BadImage,
+        () => Reason::RegistryUnavailable,
+    };
+    Problem::caused(reason, e)
 }
 
 fn too_large(bytes: u64, largest: u64) -> Problem {
@@ -257,13 +273,30 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_its_registry_refuses_is_the_jobs_fault() {
+    fn a_refused_image_is_the_jobs_fault_and_a_registry_that_is_away_is_nobodys() {
         let reason = |text: &str| {
             pull_problem(Error::DockerResponseServerError { status_code: 500, message: text.to_owned() }).reason
         };
-        assert_eq!(reason("manifest for example.org/a:1 not found"), Reason::BadImage);
-        assert_eq!(reason("pull access denied for a"), Reason::BadImage);
-        assert_eq!(reason("dial tcp: lookup example.org: no such host"), Reason::RuntimeMisconfigured);
+        for refusal in [
+            "manifest for example.org/a:1 not found",
+            "manifest unknown: manifest unknown",
+            "repository name not known to registry",
+            "NAME_UNKNOWN: repository name not known to registry",
+            "pull access denied for a",
+            "unauthorized: authentication required",
+        ] {
+            assert_eq!(reason(refusal), Reason::BadImage, "{refusal}");
+        }
+        for unavailable in [
+            "toomanyrequests: You have reached your unauthenticated pull rate limit",
+            "received unexpected HTTP status: 500 Internal Server Error",
+            "dial tcp: lookup example.org: no such host",
+            "dial tcp 127.0.0.1:5000: connect: connection refused",
+            "net/http: TLS handshake timeout",
+            "a text that nobody has seen before",
+        ] {
+            assert_eq!(reason(unavailable), Reason::RegistryUnavailable, "{unavailable}");
+        }
         assert_eq!(reason("no space left on device"), Reason::DiskFull);
     }
 

@@ -1,7 +1,8 @@
-//! Downloads the input files of a job, checks their sizes and hashes, and makes them read-only.
+//! Downloads the input files of a job, checks their sizes and hashes, and makes them read-only. If the market is away,
+//! the download waits; a download that broke off goes on where it broke off.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,40 +10,34 @@ use std::{
 
 use futures_util::StreamExt as _;
 use gpubnb_events::{command::Grant, event::Reason, spec::Input};
+use reqwest::{StatusCode, header::RANGE};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 use tracing::warn;
 
-use super::{Problem, context::Tools};
+use super::{Problem, context::AttemptContext};
 
-/// Most tries to download one file.
-const TRIES: u32 = 5;
-/// Pause after the first failed try. After the second the pause is twice as long, and so on.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long the market may be away while one file is downloaded.
+const MAX_WAIT: Duration = Duration::from_secs(600);
+/// First and longest pause between two tries.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest time of one try.
-const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+const TRY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Downloads all input files into the directory `input` below the attempt's directory `dir`. Returns the path of
-/// `input`; `None` if the job has no input files.
-pub(super) async fn fetch(tools: &Tools, grant: &Grant, dir: &Path) -> Result<Option<PathBuf>, Problem> {
+/// Downloads all input files into the directory `input` below the attempt's directory. Returns the path of `input`;
+/// `None` if the job has no input files.
+pub(super) async fn fetch(context: &AttemptContext, grant: &Grant) -> Result<Option<PathBuf>, Problem> {
     if grant.spec.inputs.is_empty() {
         return Ok(None);
     }
-    let root = dir.join("input");
+    let root = context.directory().join("input");
     if grant.inputs.len() != grant.spec.inputs.len() {
         return Err(Problem::new(Reason::BadInput, "the market stores no files"));
     }
     for (input, url) in grant.spec.inputs.iter().zip(&grant.inputs) {
         let path = path_below(&root, &input.path)?;
-        let mut tries = 0;
-        while let Err(e) = download(tools, url, &path, input).await {
-            tries += 1;
-            if tries == TRIES {
-                return Err(Problem::caused(Reason::BadInput, e.context(input.path.clone())));
-            }
-            warn!(path = input.path, error = format!("{e:#}"), "a download failed: trying again");
-            tokio::time::sleep(PAUSE * tries).await;
-        }
+        download(&context.tools.http, url, &path, input).await?;
     }
     Ok(Some(root))
 }
@@ -58,30 +53,106 @@ fn path_below(root: &Path, path: &str) -> Result<PathBuf, Problem> {
     }
 }
 
-async fn download(tools: &Tools, url: &str, path: &Path, input: &Input) -> anyhow::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
+/// Downloads one file. Waits while the market is away, and goes on where the last try broke off.
+async fn download(client: &reqwest::Client, url: &str, path: &Path, input: &Input) -> Result<(), Problem> {
+    let name = || input.path.clone();
+    let disk = |e: io::Error| Problem::caused(Reason::DiskFull, anyhow::Error::new(e).context(name()));
+    let mut download = Download::create(path).map_err(disk)?;
+    let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
+    while let Err(e) = download.get(client, url, input).await {
+        if e.is_final {
+            return Err(Problem::caused(Reason::BadInput, e.cause.context(name())));
+        }
+        if waited >= MAX_WAIT {
+            return Err(Problem::caused(Reason::InputUnavailable, e.cause.context(name())));
+        }
+        warn!(path = input.path, error = format!("{:#}", e.cause), "a download failed: trying again");
+        tokio::time::sleep(pause).await;
+        waited += pause;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    let response = tools.http.get(url).timeout(DOWNLOAD_TIMEOUT).send().await.map_err(reqwest::Error::without_url)?;
-    let response = response.error_for_status().map_err(reqwest::Error::without_url)?;
-    let mut file = tokio::fs::File::create(path).await?;
-    let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
-    let mut body = response.bytes_stream();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk?;
-        bytes += chunk.len() as u64;
-        anyhow::ensure!(bytes <= input.bytes, "the file is larger than the job specifies");
-        hash.update(&chunk);
-        file.write_all(&chunk).await?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).map_err(disk)
+}
+
+/// A file of which some bytes have arrived.
+struct Download {
+    file: tokio::fs::File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+/// A failure of one try.
+struct DownloadError {
+    cause: anyhow::Error,
+    /// True if another try would fail, too: the market has no such file, or the file is another one.
+    is_final: bool,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for DownloadError {
+    fn from(e: E) -> Self {
+        Self { cause: e.into(), is_final: false }
     }
-    file.flush().await?;
-    anyhow::ensure!(bytes == input.bytes, "the file has {bytes} bytes instead of {}", input.bytes);
-    anyhow::ensure!(
-        gpubnb_events::hex(hash.finalize()) == input.sha256,
-        "the file's hash is not the hash that the job specifies"
-    );
-    fs::set_permissions(path, fs::Permissions::from_mode(0o444))?;
-    Ok(())
+}
+
+impl Download {
+    /// Replaces a file that a former run of the worker has left.
+    fn create(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = fs::File::create_new(path)?;
+        Ok(Self { file: tokio::fs::File::from_std(file), hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Asks for the bytes that are missing, and checks the file when it is complete.
+    async fn get(&mut self, client: &reqwest::Client, url: &str, input: &Input) -> Result<(), DownloadError> {
+        let request = client.get(url).timeout(TRY_TIMEOUT).header(RANGE, format!("bytes={}-", self.bytes));
+        let response = request.send().await.map_err(reqwest::Error::without_url)?;
+        let status = response.status();
+        if self.bytes > 0 && status == StatusCode::OK {
+            self.restart().await?;
+        }
+        // A file without bytes has no range, which is no failure.
+        let is_empty = input.bytes == 0 && status == StatusCode::RANGE_NOT_SATISFIABLE;
+        if !status.is_success() && !is_empty {
+            let is_final = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
+            return Err(DownloadError { cause: anyhow::anyhow!("the market answered {status}"), is_final });
+        }
+        let mut body = response.bytes_stream();
+        while let Some(chunk) = body.next().await.filter(|_| !is_empty) {
+            let chunk = chunk.map_err(reqwest::Error::without_url)?;
+            self.bytes += chunk.len() as u64;
+            if self.bytes > input.bytes {
+                return Err(wrong_file("the file is larger than the job specifies"));
+            }
+            self.hash.update(&chunk);
+            self.file.write_all(&chunk).await?;
+        }
+        self.file.flush().await?;
+        if self.bytes < input.bytes {
+            return Err(anyhow::anyhow!("the download broke off after {} of {} bytes", self.bytes, input.bytes).into());
+        }
+        if gpubnb_events::hex(self.hash.clone().finalize()) != input.sha256 {
+            return Err(wrong_file("the file's hash is not the hash that the job specifies"));
+        }
+        Ok(())
+    }
+
+    /// Begins with the first byte again, because the market sends the whole file.
+    async fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0).await?;
+        self.file.seek(io::SeekFrom::Start(0)).await?;
+        (self.hash, self.bytes) = (Sha256::new(), 0);
+        Ok(())
+    }
+}
+
+fn wrong_file(detail: &'static str) -> DownloadError {
+    DownloadError { cause: anyhow::Error::msg(detail), is_final: true }
 }
 
 #[cfg(test)]

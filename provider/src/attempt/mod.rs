@@ -5,13 +5,13 @@
 //! 2. `prepare`: create the container, and record the event `Started` in the market's log.
 //! 3. Start the container, but only after `Started` is recorded.
 //! 4. `run`: wait until the container has ended. At the same time `log` forwards the job's log.
-//! 5. `artifacts`: list and hash the files that the job left.
-//! 6. `report`: deliver the report.
+//! 5. `artifacts`: list and hash the files that the job left. If that takes long, or if there are files to upload, the
+//!    event `Exited` is recorded first, so that the time for it is not run time.
+//! 6. `report`: upload the files, and deliver the report.
 //!
 //! When the worker stops, the containers go on. At the next start of the worker, `resume` finds them by their labels.
 
 mod artifacts;
-mod boot_id;
 mod container;
 mod context;
 mod end;
@@ -30,6 +30,7 @@ mod publish;
 mod report;
 mod resume;
 mod run;
+mod run_clock;
 mod stop;
 #[cfg(test)]
 mod testing;
@@ -98,12 +99,19 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
         Err(end) => return report::make_report(context, grant, end).await,
     };
     let signals = RunSignals::running();
+    let (usage_sender, usage) = tokio::sync::watch::channel(None);
     let reported = async {
         let end = run::wait_for_end(context, grant, origin, &signals).await;
+        usage_sender.send_replace(end.has_run().then(|| end.usage()));
         report::make_report(context, grant, end).await
     };
-    let (pending, ()) = tokio::join!(reported, log::forward(context, &signals));
-    pending
+    let finished = async { tokio::join!(reported, log::forward(context, &signals)).0 };
+    tokio::pin!(finished);
+    tokio::select! {
+        pending = &mut finished => return pending,
+        () = report::announce_slow_exit(context, usage) => {}
+    }
+    finished.await
 }
 
 async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
@@ -113,6 +121,9 @@ async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<Co
         ContainerOrigin::FormerRun => context.container.start_unless_started().await,
     };
     started.map_err(AttemptEnd::Failed)?;
+    if origin == ContainerOrigin::ThisRun {
+        run_clock::save_start(&context.directory());
+    }
     Ok(origin)
 }
 

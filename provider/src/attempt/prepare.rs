@@ -10,7 +10,7 @@ use gpubnb_events::{
 };
 use tracing::info;
 
-use super::{Problem, boot_id, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs};
+use super::{Problem, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs, run_clock};
 use crate::{
     desired_state::StopReason,
     docker::{SandboxParams, hardened_container, job_user},
@@ -29,11 +29,16 @@ pub(super) enum ContainerOrigin {
 pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let prepare = async {
         let image_id = find_image_id(context, grant).await?;
-        // `Started` is recorded while the container is created. The container is started only after both are done.
+        // `Started` is recorded while the container is created, but not while input files are on their way, which takes
+        // long. The container is started only after both are done.
         let start = Start { job: context.job, lease: context.lease, image_digest: image_id.clone() };
         let recorded = context.tools.platform.call_until_answered::<Done>("start", &start);
-        let (created, recorded) = tokio::join!(create_container(context, grant, image_id), recorded);
-        Ok((created?, recorded))
+        let created = create_container(context, grant, image_id);
+        if grant.spec.inputs.is_empty() {
+            let (created, recorded) = tokio::join!(created, recorded);
+            return Ok((created?, recorded));
+        }
+        Ok((created.await?, recorded.await))
     };
     let (origin, recorded) = tokio::select! {
         reason = context.stop_requested() => return Err(AttemptEnd::NotStarted(reason)),
@@ -69,8 +74,9 @@ async fn create_container(
     let (tools, directory) = (&context.tools, context.directory());
     let output =
         tools.output_volumes.make(&directory, grant.spec.resources.output.bytes()).await.map_err(disk_problem)?;
-    boot_id::save(&directory).map_err(disk_problem)?;
-    let input = inputs::fetch(tools, grant, &directory).await?;
+    // The boot id tells of a reboot before the start. The start itself saves a reading anew.
+    run_clock::save_start(&directory);
+    let input = inputs::fetch(context, grant).await?;
     let params = SandboxParams {
         machine: tools.machine,
         job: context.job,

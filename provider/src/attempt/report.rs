@@ -7,23 +7,28 @@ use std::{
     io::{self, ErrorKind, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    time::Duration,
 };
 
 use gpubnb_events::{
     Clock as _, SystemClock,
-    command::{Done, Grant, Outcome, Report, UploadGrant},
+    command::{Done, Exit, Grant, Outcome, Report, UploadGrant},
     manifest,
-    spec::Artifact,
+    spec::{Artifact, Usage},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{artifacts, context::AttemptContext, end::AttemptEnd, output_volume, upload};
+use super::{artifacts, context::AttemptContext, end::AttemptEnd, output_volume, upload, watch::wait_for_value};
 
 /// The outbox: the file of a report that is not delivered yet.
 const OUTBOX: &str = "outbox.json";
 /// Largest outbox that is read, bytes. A report with the most files, 1,000, is smaller.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Longest time between the end of a program and its report without an announcement of the exit.
+const REPORT_SOON: Duration = Duration::from_millis(250);
 
 /// A report that is not delivered to the platform yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,10 +73,27 @@ pub(super) async fn deliver(context: &AttemptContext, pending: PendingReport) {
     let PendingReport { report, upload } = pending;
     context.tools.leases.set_ended(context.lease, report.occurred_at);
     if let Some(permit) = &upload {
+        announce_exit(context, report.usage.unwrap_or_default()).await;
         upload::upload_all(context, permit, &report.outputs).await;
     }
     if let Err(refusal) = context.tools.platform.call_until_answered::<Done>("report", &report).await {
         warn!(job = %context.job, lease = context.lease.0.0, %refusal, "the platform refused the report");
+    }
+}
+
+/// Tells the market that the job's program has ended, if its report takes longer than [`REPORT_SOON`]: the rest of the
+/// log and the list of files may take long. `usage` is set when the program has ended.
+pub(super) async fn announce_slow_exit(context: &AttemptContext, usage: watch::Receiver<Option<Usage>>) {
+    let usage = wait_for_value(&mut usage.clone(), |usage| *usage).await;
+    tokio::time::sleep(REPORT_SOON).await;
+    announce_exit(context, usage).await;
+}
+
+/// Tells the market that the job's program has ended. The market records that once.
+async fn announce_exit(context: &AttemptContext, usage: Usage) {
+    let exit = Exit { job: context.job, lease: context.lease, usage };
+    if let Err(refusal) = context.tools.platform.call_until_answered::<Done>("exit", &exit).await {
+        info!(job = %context.job, lease = context.lease.0.0, %refusal, "the platform refused the exit");
     }
 }
 

@@ -1,18 +1,19 @@
 //! Waits until a running container has ended, stops it if necessary, and finds out how it ended. Distinguishes
 //! an exit of the job's own program from an exit that a stop of Docker or a reboot caused.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use bollard::{errors::Error, models::ContainerState};
 use gpubnb_events::{Clock as _, Millis, SystemClock, Timestamp, command::Grant, event::Reason};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Problem, boot_id,
+    Problem,
     context::AttemptContext,
     end::{AttemptEnd, StopCause},
     outage::Outage,
     prepare::ContainerOrigin,
+    run_clock::{self, ClockReading},
     stop::{self, Limits},
     watch::RunSignals,
 };
@@ -25,15 +26,27 @@ const PING_INTERVAL: Duration = Duration::from_millis(500);
 /// Exit codes of a process that was killed: 137 by SIGKILL, 143 by SIGTERM, and 255 if Docker itself was killed, too.
 const KILL_EXIT_CODES: [i64; 3] = [137, 143, 255];
 
+/// Exit codes of Docker's init for a program that it could not execute.
+const NOT_EXECUTED_EXIT_CODES: [i64; 2] = [126, 127];
+/// Time between two turns in which this process looks at the clock.
+const TURN: Duration = Duration::from_millis(500);
+/// A longer pause between two turns of this process means that the process was stopped, and saw the end too late.
+const MAX_TURN: Duration = Duration::from_secs(2);
+/// Longest run of a program that was not found, and the words with which Docker's init says so.
+const NEVER_RAN: Millis = Millis(2_000);
+const INIT_FAILED: &str = "[FATAL tini (";
+/// systemd makes this file when the machine begins to shut down.
+const SHUTDOWN_BEGUN: &str = "/run/nologin";
+
 /// The exit of a container.
 struct ContainerExit {
     code: i64,
     /// The outage of Docker during which the container ended. Not begun if there was no outage.
     outage: Outage,
-    /// The run time of the job before this run of the worker watched the container.
-    ran_before: Duration,
-    /// The run time of the job since then.
-    watched: Duration,
+    /// The clocks when the worker learned of the exit.
+    at: ClockReading,
+    /// True if the worker learned of the exit at once.
+    is_seen: bool,
 }
 
 /// Waits until a started container has ended, and finds out how the attempt ended. Sets the signal `container_ended` as
@@ -44,11 +57,10 @@ pub(super) async fn wait_for_end(
     origin: ContainerOrigin,
     signals: &RunSignals,
 ) -> AttemptEnd {
-    let began = Instant::now();
-    let watched = watch_and_stop(context, &Limits::of(grant), origin, signals, began).await;
+    let watched = watch_and_stop(context, &Limits::of(grant), origin, signals).await;
     signals.set_container_ended();
     let end = match watched {
-        Ok((exit, stopped)) => classify_exit(context, exit, stopped, began).await,
+        Ok((exit, stopped)) => classify_exit(context, exit, stopped).await,
         Err(problem) => Err(problem),
     };
     end.unwrap_or_else(AttemptEnd::Failed)
@@ -60,18 +72,27 @@ async fn watch_and_stop(
     limits: &Limits,
     origin: ContainerOrigin,
     signals: &RunSignals,
-    began: Instant,
 ) -> Result<(ContainerExit, Option<StopCause>), Problem> {
-    let exited = wait_for_exit(context, began);
+    let began = Instant::now();
+    let had_ended = origin == ContainerOrigin::FormerRun && context.container.has_ended().await;
+    let exited = async {
+        let exit = wait_for_exit(context).await?;
+        Ok::<_, Problem>(ContainerExit { is_seen: exit.is_seen && !had_ended, ..exit })
+    };
     tokio::pin!(exited);
     let ran_before = match origin {
         ContainerOrigin::ThisRun => Duration::ZERO,
         ContainerOrigin::FormerRun => ran_before(context).await,
     };
     let cause = tokio::select! {
-        exit = &mut exited => return Ok((ContainerExit { ran_before, ..exit? }, None)),
+        biased;
+        exit = &mut exited => return Ok((exit?, None)),
         cause = stop::wait_for_stop_cause(context, limits, signals, began, ran_before) => cause,
     };
+    // A worker that was stopped meanwhile learns of the limit and of the exit at once. The exit came first.
+    if context.container.has_ended().await {
+        return Ok((exited.await?, None));
+    }
     let stopping = async {
         context.container.stop(stop::grace(cause, context.tools.reclaim_grace)).await;
         std::future::pending::<()>().await;
@@ -80,14 +101,14 @@ async fn watch_and_stop(
         exit = &mut exited => exit?,
         () = stopping => return Err(Problem::new(Reason::Internal, "the stop of a container was interrupted")),
     };
-    Ok((ContainerExit { ran_before, ..exit }, Some(cause)))
+    Ok((exit, Some(cause)))
 }
 
 /// Waits for the container's exit. Goes on waiting when Docker is restarted.
-async fn wait_for_exit(context: &AttemptContext, began: Instant) -> Result<ContainerExit, Problem> {
-    let mut outage = Outage::default();
+async fn wait_for_exit(context: &AttemptContext) -> Result<ContainerExit, Problem> {
+    let (mut outage, mut turns) = (Outage::default(), Turns::new());
     let code = loop {
-        match context.container.wait().await {
+        match turns.count_while(context.container.wait()).await {
             Some(Ok(response)) => break response.status_code,
             Some(Err(Error::DockerContainerWaitError { code, .. })) => break code,
             Some(Err(Error::RequestTimeoutError)) | None => {}
@@ -100,25 +121,69 @@ async fn wait_for_exit(context: &AttemptContext, began: Instant) -> Result<Conta
             }
         }
     };
-    Ok(ContainerExit { code, outage, ran_before: Duration::ZERO, watched: began.elapsed() })
+    let at = ClockReading::now().map_err(|e| Problem::caused(Reason::RuntimeMisconfigured, e))?;
+    Ok(ContainerExit { code, is_seen: turns.are_regular() && !outage.has_begun(), outage, at })
 }
 
-/// Finds out how the attempt ended. Fails if the machine caused the exit, and not the job.
+/// Detects that this process was stopped: by SIGSTOP, or because the machine was suspended or overloaded.
+struct Turns {
+    last: Instant,
+    /// The end of the last long pause.
+    resumed: Option<Instant>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { last: Instant::now(), resumed: None }
+    }
+
+    /// Waits for a future, and takes note of long pauses meanwhile.
+    async fn count_while<T>(&mut self, future: impl Future<Output = T>) -> T {
+        tokio::pin!(future);
+        loop {
+            tokio::select! {
+                output = &mut future => {
+                    self.count();
+                    return output;
+                }
+                () = sleep(TURN) => self.count(),
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.last) > MAX_TURN {
+            self.resumed = Some(now);
+        }
+        self.last = now;
+    }
+
+    /// True if no long pause ended just now.
+    fn are_regular(&self) -> bool {
+        self.resumed.is_none_or(|resumed| resumed.elapsed() > MAX_TURN)
+    }
+}
+
+/// Finds out how the attempt ended. Fails if the machine caused the exit, or if the program never ran.
 async fn classify_exit(
     context: &AttemptContext,
     exit: ContainerExit,
     stopped: Option<StopCause>,
-    began: Instant,
 ) -> Result<AttemptEnd, Problem> {
-    let ContainerExit { code, mut outage, ran_before, watched } = exit;
-    let watched = Millis::from_duration(watched + ran_before);
+    let ContainerExit { code, mut outage, at, is_seen } = exit;
+    let start = ClockReading::saved(&context.directory());
+    let run_until = |docker| match &start {
+        Some(start) => run_clock::run_time(start, &at, docker, is_seen),
+        None => docker.unwrap_or_default(),
+    };
     let end = |out_of_memory, run| match stopped {
         Some(cause) => AttemptEnd::Stopped { cause, run },
         None => AttemptEnd::Exited { code, out_of_memory, run },
     };
-    // A job that this run of the worker started, and that exited with code 0, needs no further check.
-    if code == 0 && ran_before.is_zero() {
-        return Ok(end(false, watched));
+    // An exit with code 0 that was seen needs no further check.
+    if code == 0 && is_seen && start.is_some() {
+        return Ok(end(false, run_until(None)));
     }
     let state = loop {
         match context.container.state().await {
@@ -126,28 +191,38 @@ async fn classify_exit(
             Err(e) => outage.wait_before_retry(e).await?,
         }
     };
+    let run = run_until(docker_run_time(&state));
     // Docker also sets the flag if only a child process was killed, and the job went on.
-    let out_of_memory = state.oom_killed == Some(true) && code == 137;
-    if stopped.is_none() && !out_of_memory && code != 0 {
-        let is_killed = KILL_EXIT_CODES.contains(&code);
-        let is_unseen = || ended_before_watch(&state, SystemClock.now(), began.elapsed());
+    let out_of_memory = state.oom_killed == Some(true);
+    if stopped.is_none() && code != 0 && !(out_of_memory && code == 137) {
         // After an outage or a reboot any exit code counts as interrupted: a program that handles SIGTERM may exit with
         // any code.
-        let ended_meanwhile =
-            outage.has_begun() || boot_id::has_changed(&context.directory()) || (is_killed && is_unseen());
-        if ended_meanwhile || (is_killed && docker_is_stopping(context).await) {
+        let is_interrupted = outage.has_begun()
+            || run_clock::is_rebooted(&context.directory())
+            || Path::new(SHUTDOWN_BEGUN).exists()
+            || (!is_seen && KILL_EXIT_CODES.contains(&code))
+            || was_killed_with_docker(context, code, &state).await;
+        if is_interrupted {
             return Err(Problem::new(Reason::Interrupted, "Docker was stopped, and took the job with it"));
         }
+        if NOT_EXECUTED_EXIT_CODES.contains(&code) && run < NEVER_RAN {
+            let line = context.container.first_line().await.unwrap_or_default();
+            if let Some(words) = line.strip_prefix(INIT_FAILED).and_then(|rest| rest.split_once("] ")) {
+                return Err(Problem::new(Reason::BadCommand, words.1));
+            }
+        }
     }
-    let run = if ran_before.is_zero() { watched } else { run_time(&state).unwrap_or(watched) };
     Ok(end(out_of_memory, run))
 }
 
-/// Returns true if the container ended before this worker began to watch it, which was `watched` ago. Docker may have
-/// been restarted in that time. The tolerance of one second allows for different clocks.
-fn ended_before_watch(state: &ContainerState, now: Timestamp, watched: Duration) -> bool {
-    let is_earlier = |ended| now.since(ended) > Millis::from_duration(watched + Duration::from_secs(1));
-    docker_time(state.finished_at.as_deref()).is_some_and(is_earlier)
+/// Returns true if Docker ended the container, and not the job's own program. Docker notes each signal that it sends. If
+/// Docker does not answer, it is being stopped, or is only slow: then Docker answers a later ping.
+async fn was_killed_with_docker(context: &AttemptContext, code: i64, state: &ContainerState) -> bool {
+    let started = docker_time(state.started_at.as_deref()).unwrap_or(Timestamp::EPOCH);
+    match context.container.was_signalled(started).await {
+        Ok(signalled) => signalled || state.error.as_ref().is_some_and(|error| !error.is_empty()),
+        Err(_) => KILL_EXIT_CODES.contains(&code) && docker_is_stopping(context).await,
+    }
 }
 
 /// Returns true if Docker is being stopped: three pings in a row fail. If Docker is only slow, a later ping succeeds.
@@ -161,25 +236,22 @@ async fn docker_is_stopping(context: &AttemptContext) -> bool {
     unanswered == 3
 }
 
-/// The run time of the job before this run of the worker began to watch the container.
+/// The run time of the job before this run of the worker began to watch the container. After a reboot, or without a
+/// reading of the start, Docker's times decide.
 async fn ran_before(context: &AttemptContext) -> Duration {
-    match context.container.state().await {
-        Ok(state) => run_time_until(&state, SystemClock.now()),
-        Err(_) => Duration::ZERO,
+    let start = ClockReading::saved(&context.directory());
+    let now = ClockReading::now();
+    let ran = start.zip(now.ok()).and_then(|(start, now)| start.until(&now));
+    if let Some(ran) = ran {
+        return ran.duration();
     }
-}
-
-/// The run time of a container's job until its end or until `now`. A time under one second counts as zero, because this
-/// run of the worker may have started the container within that second.
-fn run_time_until(state: &ContainerState, now: Timestamp) -> Duration {
-    let until = docker_time(state.finished_at.as_deref()).unwrap_or(now);
-    let ran =
-        docker_time(state.started_at.as_deref()).map_or(Duration::ZERO, |started| until.since(started).duration());
-    if ran < Duration::from_secs(1) { Duration::ZERO } else { ran }
+    let Ok(state) = context.container.state().await else { return Duration::ZERO };
+    let until = docker_time(state.finished_at.as_deref()).unwrap_or_else(|| SystemClock.now());
+    docker_time(state.started_at.as_deref()).map_or(Duration::ZERO, |started| until.since(started).duration())
 }
 
 /// The run time of an ended container's job, by Docker's clock; `None` if the container never ran or still runs.
-fn run_time(state: &ContainerState) -> Option<Millis> {
+fn docker_run_time(state: &ContainerState) -> Option<Millis> {
     let started = docker_time(state.started_at.as_deref())?;
     Some(docker_time(state.finished_at.as_deref())?.since(started))
 }
@@ -267,7 +339,8 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_exits_after_a_reboot_was_interrupted() {
         let (end, _) = end_of(&grant_with_high_limits(), async |context, docker, _| {
-            fs::write(context.directory().join("boot"), "another\n").unwrap();
+            let another = r#"{"boot_id":"another","monotonic":1,"wall":"2026-02-02T02:40:00Z"}"#;
+            fs::write(context.directory().join("clock.json"), another).unwrap();
             docker.exit(1, false);
         })
         .await;
@@ -285,34 +358,23 @@ mod tests {
         }
     }
 
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
     #[test]
     fn the_run_time_of_an_ended_container_is_computed_from_dockers_times() {
         let ended = state("2026-02-02T02:40:00.5Z", "2026-02-02T02:40:10.75Z");
-        assert_eq!(run_time(&ended), Some(Millis(10_250)));
-        assert_eq!(run_time(&state("2026-02-02T02:40:00Z", NEVER)), None, "it still runs");
-        assert_eq!(run_time(&state(NEVER, NEVER)), None, "it never ran");
+        assert_eq!(docker_run_time(&ended), Some(Millis(10_250)));
+        assert_eq!(docker_run_time(&state("2026-02-02T02:40:00Z", NEVER)), None, "it still runs");
+        assert_eq!(docker_run_time(&state(NEVER, NEVER)), None, "it never ran");
     }
 
-    #[test]
-    fn the_run_time_before_a_resumption_counts() {
-        let running = state("2026-02-02T02:40:00Z", NEVER);
-        assert_eq!(run_time_until(&running, at("2026-02-02T02:40:30Z")), Duration::from_secs(30));
-        assert_eq!(run_time_until(&running, at("2026-02-02T02:40:00.9Z")), Duration::ZERO);
-        let ended = state("2026-02-02T02:40:00Z", "2026-02-02T02:40:05Z");
-        assert_eq!(run_time_until(&ended, at("2026-02-02T02:50:00Z")), Duration::from_secs(5));
-        assert_eq!(run_time_until(&state(NEVER, NEVER), at("2026-02-02T02:40:00Z")), Duration::ZERO);
-    }
-
-    #[test]
-    fn an_exit_before_the_watch_is_detected_by_dockers_time() {
-        let ended = state("2026-02-02T02:40:00Z", "2026-02-02T02:40:05Z");
-        let is_before = |seconds| ended_before_watch(&ended, at("2026-02-02T02:40:15Z"), Duration::from_secs(seconds));
-        assert!(is_before(8));
-        assert!(!is_before(9), "a second is allowed for the clocks");
-        assert!(!ended_before_watch(&state(NEVER, NEVER), at("2026-02-02T02:40:15Z"), Duration::ZERO));
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_knows_that_it_saw_an_exit_late() {
+        let mut turns = Turns::new();
+        turns.count_while(sleep(Duration::from_secs(60))).await;
+        assert!(turns.are_regular());
+        tokio::time::advance(Duration::from_secs(45)).await;
+        turns.count();
+        assert!(!turns.are_regular());
+        turns.count_while(sleep(Duration::from_secs(3))).await;
+        assert!(turns.are_regular(), "the pause is over");
     }
 }

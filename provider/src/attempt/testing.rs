@@ -93,6 +93,9 @@ async fn serve(stream: TcpStream, state: watch::Sender<StubContainer>) {
             container.stopped_by = Some(query.to_owned());
         });
         (204, String::new())
+    } else if path.ends_with("/events") || path.ends_with("/logs") {
+        // Docker sent no signal, and the job wrote no log.
+        (200, String::new())
     } else if path.ends_with("/json") {
         let container = state.borrow().clone();
         let now = gpubnb_events::Clock::now(&gpubnb_events::SystemClock).to_string();

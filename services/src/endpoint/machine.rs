@@ -9,8 +9,8 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
-        Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant, Inventory, ListMachine,
-        Listed, MachineChange, RecordTest, Report, Start, UploadGrant,
+        Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant, Inventory,
+        ListMachine, Listed, MachineChange, RecordTest, Report, Start, UploadGrant,
     },
     manifest, subject,
 };

@@ -82,7 +82,10 @@ async fn a_job_that_a_reboot_ends_is_run_anew_and_nothing_is_left_of_it() {
     let leases = system.path().join("attic/leases");
     for attempt in std::fs::read_dir(&leases).unwrap().flatten() {
         drop(std::process::Command::new("umount").arg(attempt.path().join("output")).output());
-        std::fs::write(attempt.path().join("boot"), "another").unwrap();
+        let clock = attempt.path().join("clock.json");
+        let mut reading: Value = serde_json::from_slice(&std::fs::read(&clock).unwrap()).unwrap();
+        reading["boot_id"] = json!("another");
+        std::fs::write(clock, reading.to_string()).unwrap();
     }
     system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
     let interrupted = |job: &Value| job["attempts"][0]["ended"] == "Requeued";

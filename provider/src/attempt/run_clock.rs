@@ -1,0 +1,162 @@
+//! The run time of a job, which no jump of the wall clock changes, and the detection of a reboot.
+//!
+//! The worker saves a reading of the clocks when it has started a container. `CLOCK_MONOTONIC` counts from boot, so a later
+//! run of the worker can go on with the saved reading until the machine is rebooted. Docker's own times of the start and
+//! the end are wall-clock times. They are used where the worker did not see the end, corrected by the jumps of the wall
+//! clock since the reading.
+
+use std::{fs, io, path::Path, time::Duration};
+
+use gpubnb_events::{Clock as _, Millis, SystemClock, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+/// The file with the saved reading, in the attempt's directory.
+const FILE: &str = "clock.json";
+/// A random id that the kernel makes at each boot (`random(4)`).
+const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Largest difference between the wall clock and the monotonic clock that counts as no jump: clocks that are kept in time
+/// drift by less.
+const MAX_DRIFT_MILLIS: u64 = 1_000;
+
+/// The clocks at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ClockReading {
+    boot_id: String,
+    /// `CLOCK_MONOTONIC`: the time since boot, without the time in suspension.
+    monotonic: Millis,
+    wall: Timestamp,
+}
+
+impl ClockReading {
+    /// Reads the clocks. The boot id is empty if the kernel has none.
+    pub(super) fn now() -> io::Result<Self> {
+        let boot_id = match fs::read_to_string(KERNEL_BOOT_ID) {
+            Ok(id) => id.trim().to_owned(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(e),
+        };
+        let time = clock_gettime(ClockId::Monotonic);
+        let since_boot = Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), 0)
+            + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or_default());
+        Ok(Self { boot_id, monotonic: Millis::from_duration(since_boot), wall: SystemClock.now() })
+    }
+
+    /// Saves the reading in an attempt's directory, whole or not at all.
+    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
+        let partial = dir.join("clock.partial");
+        fs::write(&partial, serde_json::to_vec(self)?)?;
+        fs::rename(partial, dir.join(FILE))
+    }
+
+    /// The reading that was saved; `None` if none was saved, or if the file cannot be read.
+    pub(super) fn saved(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
+    }
+
+    /// The time from this reading to a later one; `None` if the machine was rebooted in between.
+    pub(super) fn until(&self, later: &Self) -> Option<Millis> {
+        let is_same_boot = !self.boot_id.is_empty() && self.boot_id == later.boot_id;
+        is_same_boot.then(|| Millis(later.monotonic.0.saturating_sub(self.monotonic.0)))
+    }
+}
+
+/// Saves the present reading as that of a container's start. Without the reading, Docker's times decide.
+pub(super) fn save_start(dir: &Path) {
+    if let Err(e) = ClockReading::now().and_then(|now| now.save(dir)) {
+        warn!(error = %e, "the time of the start could not be saved");
+    }
+}
+
+/// Returns true if the machine was rebooted after the reading was saved; false if that is not known.
+pub(super) fn is_rebooted(dir: &Path) -> bool {
+    match (ClockReading::saved(dir), ClockReading::now()) {
+        (Some(saved), Ok(now)) => saved.boot_id != now.boot_id,
+        _ => false,
+    }
+}
+
+/// The run time of a job that started at the reading `start`.
+///
+/// - `end`: the reading at which the worker learned of the end.
+/// - `docker`: Docker's time of the end minus Docker's time of the start.
+/// - `is_end_seen`: the worker learned of the end at once, and not after a pause, a restart, or an outage of Docker.
+///
+/// Example: the worker is stopped while a job runs for 2 s, and learns of the end after 45 s. The run time is 2 s, by
+/// Docker's times.
+pub(super) fn run_time(start: &ClockReading, end: &ClockReading, docker: Option<Millis>, is_end_seen: bool) -> Millis {
+    let Some(watched) = start.until(end) else { return docker.unwrap_or_default() };
+    let Some(docker) = docker else { return if is_end_seen { watched } else { Millis(0) } };
+    let jump = signed(end.wall.millis()) - signed(start.wall.millis()) - i128::from(watched.0);
+    if jump.unsigned_abs() <= u128::from(MAX_DRIFT_MILLIS) {
+        return docker.min(watched);
+    }
+    if is_end_seen {
+        return watched;
+    }
+    // The clock jumped while the job ran if Docker's difference makes sense only without the jump.
+    let without_jump = i128::from(docker.0).saturating_sub(jump);
+    let during_run = u64::try_from(without_jump).ok().map(Millis).filter(|run| *run <= watched);
+    during_run.unwrap_or(docker.min(watched))
+}
+
+fn signed(millis: i64) -> i128 {
+    i128::from(millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(boot_id: &str, monotonic: u64, wall: u64) -> ClockReading {
+        ClockReading {
+            boot_id: boot_id.to_owned(),
+            monotonic: Millis(monotonic),
+            wall: Timestamp::EPOCH.plus(Millis(1_000_000 + wall)),
+        }
+    }
+
+    #[test]
+    fn a_changed_boot_id_means_a_reboot() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_rebooted(dir.path()), "nothing was saved");
+        ClockReading::now().unwrap().save(dir.path()).unwrap();
+        assert!(!is_rebooted(dir.path()));
+        reading("another", 1, 1).save(dir.path()).unwrap();
+        assert!(is_rebooted(dir.path()));
+    }
+
+    #[test]
+    fn no_jump_stop_or_restart_changes_a_run_time() {
+        let start = reading("a", 10_000, 0);
+        let hour = 3_600_000;
+        for (name, end, docker, is_end_seen, expected) in [
+            ("nothing happens", reading("a", 12_000, 2_000), Some(1_990), true, 1_990),
+            ("the wall clock jumps ahead", reading("a", 12_000, 2_000 + hour), Some(2_000 + hour), true, 2_000),
+            ("the worker learns of the end late", reading("a", 55_000, 45_000), Some(2_000), false, 2_000),
+            (
+                "a jump, and the worker learns late",
+                reading("a", 55_000, 45_000 + hour),
+                Some(2_000 + hour),
+                false,
+                2_000,
+            ),
+            ("a jump after an end that nobody saw", reading("a", 55_000, 45_000 + hour), Some(2_000), false, 2_000),
+            ("the machine sleeps for an hour", reading("a", 12_000, 2_000 + hour), Some(2_000 + hour), true, 2_000),
+            ("a reboot", reading("b", 500, 60_000), Some(7_000), false, 7_000),
+            ("Docker forgot the times", reading("a", 12_000, 2_000), None, true, 2_000),
+            ("nobody knows", reading("a", 12_000, 2_000), None, false, 0),
+        ] {
+            let found = run_time(&start, &end, docker.map(Millis), is_end_seen);
+            assert_eq!(found, Millis(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_jump_back_before_the_end_is_corrected() {
+        let (start, end) = (reading("a", 10_000, 500_000), reading("a", 30_000, 100_000));
+        // The wall clock went back by 420 s while the job ran for 5 s.
+        assert_eq!(run_time(&start, &end, Some(Millis(0)), true), Millis(20_000));
+    }
+}
