@@ -101,7 +101,8 @@ impl Replay<'_> {
             let job = self.world.job(e.job)?;
             // A job that named a machine keeps this machine.
             let wanted = Placement { strategy, ..job.placement.clone() };
-            let request = placement::Request { spec: &job.spec, placement: &wanted, avoid: &job.avoid };
+            let request =
+                placement::Request { spec: &job.spec, placement: &wanted, avoid: &job.avoid, not_before: None };
             let machine = placement::choose(&self.world, &request, recorded.at).machine?;
             let offer = self.world.machine(machine)?;
             (machine != e.machine)

@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -39,6 +42,10 @@ pub enum Kind {
     Huge,
     /// The content that is sent has another digest than the manifest says.
     Lying,
+    /// The image has no program of its own: the job's command is the program.
+    Bare,
+    /// The registry answers with this HTTP status until [`Registry::mend`] is called.
+    Away(u16),
 }
 
 struct Image {
@@ -50,6 +57,7 @@ struct Image {
 /// A registry, which ends with the test.
 pub struct Registry {
     address: SocketAddr,
+    is_mended: Arc<AtomicBool>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -61,13 +69,19 @@ impl Registry {
         let images: HashMap<String, Image> = made.collect::<anyhow::Result<_>>()?;
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
+        let is_mended = Arc::new(AtomicBool::new(false));
         let router = Router::new()
             .route("/v2/", get(async || "{}"))
             .route("/v2/{name}/manifests/{reference}", get(manifest))
             .route("/v2/{name}/blobs/{digest}", get(blob))
-            .with_state(Arc::new(images));
+            .with_state((Arc::new(images), Arc::clone(&is_mended)));
         let server = tokio::spawn(async move { drop(axum::serve(listener, router).await) });
-        Ok(Self { address, server })
+        Ok(Self { address, is_mended, server })
+    }
+
+    /// From now on the registry gives every image.
+    pub fn mend(&self) {
+        self.is_mended.store(true, Ordering::Relaxed);
     }
 
     /// The name by which a job asks for the image.
@@ -124,6 +138,9 @@ fn image((layer, config): &(Bytes, Value), kind: Kind, bytes: usize) -> anyhow::
     if let Some(config) = config.as_object_mut() {
         config.remove("history");
     }
+    if kind == Kind::Bare {
+        config["config"]["Entrypoint"] = Value::Null;
+    }
     let config = Bytes::from(serde_json::to_vec(&config)?);
     let described =
         |bytes: &Bytes, kind: &str| json!({ "mediaType": kind, "size": bytes.len(), "digest": digest(bytes) });
@@ -139,24 +156,31 @@ fn image((layer, config): &(Bytes, Value), kind: Kind, bytes: usize) -> anyhow::
     Ok(Image { kind, manifest: serde_json::to_vec(&manifest)?.into(), blobs })
 }
 
-type Images = Arc<HashMap<String, Image>>;
+/// The images, and whether the registry is mended.
+type Images = (Arc<HashMap<String, Image>>, Arc<AtomicBool>);
 
-async fn manifest(State(images): State<Images>, Path((name, _)): Path<(String, String)>) -> Response {
+async fn manifest(State((images, is_mended)): State<Images>, Path((name, _)): Path<(String, String)>) -> Response {
     let Some(image) = images.get(&name) else {
         let error = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "manifest unknown" }] });
         return (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "application/json")], error.to_string())
             .into_response();
     };
+    if let Kind::Away(status) = image.kind
+        && !is_mended.load(Ordering::Relaxed)
+    {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return (status, "the registry is away").into_response();
+    }
     let digest = digest(&image.manifest);
     let headers = [(header::CONTENT_TYPE.as_str(), MANIFEST), ("docker-content-digest", digest.as_str())];
     (headers, image.manifest.clone()).into_response()
 }
 
-async fn blob(State(images): State<Images>, Path((name, digest)): Path<(String, String)>) -> Response {
+async fn blob(State((images, _)): State<Images>, Path((name, digest)): Path<(String, String)>) -> Response {
     let found = images.get(&name).and_then(|image| Some((image.kind, image.blobs.get(&digest)?.clone())));
     let Some((kind, bytes)) = found else { return StatusCode::NOT_FOUND.into_response() };
     let pieces: Vec<_> = bytes.chunks(PIECE).map(Bytes::copy_from_slice).collect();
-    let slow = kind != Kind::Plain && bytes.len() > PIECE;
+    let slow = matches!(kind, Kind::Slow | Kind::Huge) && bytes.len() > PIECE;
     let pieces = stream::iter(pieces).then(move |piece| async move {
         if slow {
             tokio::time::sleep(PAUSE).await;

@@ -333,7 +333,7 @@ impl Reject {
             Self::Away => "in use by its owner",
             Self::OwnerSuspended => "its owner's account is suspended",
             Self::Offline => "offline",
-            Self::Excluded => "already tried for this job",
+            Self::Excluded => "pauses after an earlier attempt",
             Self::NoFreeSlot => "no free slot",
             Self::Busy => "other jobs hold the GPUs, memory or disk it would need",
             Self::GpuTooSmall => "too few GPUs or too little GPU memory",

@@ -87,7 +87,7 @@ async fn execute_and_report(context: &AttemptContext, output_bytes: &mut Option<
             }
         };
         *output_bytes = Some(grant.spec.resources.output.bytes());
-        execute(context, &grant).await
+        Box::pin(execute(context, &grant)).await
     };
     report::deliver(context, pending).await;
 }

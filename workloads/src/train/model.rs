@@ -1,4 +1,4 @@
-//! The network: fully connected layers with rectifiers (ReLU) between them, trained with the optimiser `AdamW`.
+//! The network: fully connected layers with rectifiers (`ReLU`) between them, trained with the optimiser `AdamW`.
 
 use ndarray::{Array, Array2, Axis, Dimension, Ix1, Ix2, Zip};
 use rand::RngExt;
