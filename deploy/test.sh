@@ -57,7 +57,7 @@ while IFS=$'\t' read -r name directory program; do
 done <<<"$tests"
 
 # Two at a time, because a market waits more than it computes. How many markets there are at once, the tests themselves
-# bound (tests/src/places.rs).
+# bound (tests/src/market_slots.rs).
 step "whole system"
 {
   for name in $markets; do awk -F '\t' -v name="$name" '$1 == name' <<<"$tests"; done

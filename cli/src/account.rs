@@ -16,15 +16,22 @@ fn password(credentials: &CredentialArgs) -> anyhow::Result<String> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         return Ok(text.lines().next().unwrap_or_default().to_owned());
     }
+    if credentials.password_stdin {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).context("reading the password from the standard input")?;
+        return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
+    }
     if !std::io::stdin().is_terminal() {
-        bail!("the password cannot be asked for without a terminal: use --password-file");
+        bail!("the password cannot be asked for without a terminal: use --password-file or --password-stdin");
     }
     Ok(rpassword::prompt_password(format!("Password of {}: ", credentials.email))?)
 }
 
 pub(crate) async fn sign_up(api: &Api, credentials: &CredentialArgs) -> anyhow::Result<u8> {
-    let answer =
-        api.post("/accounts", &json!({ "email": credentials.email, "password": password(credentials)? })).await?;
+    let answer = api
+        .without_token()
+        .post("/accounts", &json!({ "email": credentials.email, "password": password(credentials)? }))
+        .await?;
     outln!("{}", answer["message"].as_str().unwrap_or_default());
     Ok(0)
 }
@@ -35,7 +42,8 @@ pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
         "email": login.credentials.email, "password": password(&login.credentials)?, "label": login.label,
         "scopes": scopes, "days": login.days,
     });
-    let token_info: Value = api.post("/login", &body).await?;
+    // A saved token may have expired, and must not stand in the way of a new one.
+    let token_info: Value = api.without_token().post("/login", &body).await?;
     let token = token_info["token"].as_str().context("the market's answer has no token")?.to_owned();
     let path = saved::write(&SavedLogin { url: api.url.clone(), token })?;
     outln!(

@@ -3,15 +3,22 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
-use reqwest::{Client, Method, RequestBuilder, Response};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::saved;
 
 /// Time limit for one request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most tries of a request that may be repeated.
+const MAX_TRIES: u32 = 8;
+/// First and longest pause between two tries, if the market does not ask for another.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// A client of one market.
+#[derive(Clone)]
 pub(crate) struct Api {
     client: Client,
     pub(crate) url: String,
@@ -27,7 +34,8 @@ impl Api {
             let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
         }
-        let saved = saved::read()?;
+        // With an address and a token there is nothing to read, and perhaps no home directory.
+        let saved = if url.is_some() && token.is_some() { None } else { saved::read()? };
         let login = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
         let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| login.as_ref().map(|s| s.url.clone()));
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
@@ -39,6 +47,11 @@ impl Api {
             builder = builder.tls_certs_only([]);
         }
         Ok(Self { client: builder.build()?, url, token: token.or(login.map(|s| s.token)) })
+    }
+
+    /// The same client without a token.
+    pub(crate) fn without_token(&self) -> Self {
+        Self { token: None, ..self.clone() }
     }
 
     /// Makes a request to a path below `/api/v1`.
@@ -55,6 +68,11 @@ impl Api {
         let response = request.send().await.with_context(|| {
             format!("{} does not answer. Is this the market's address? --url or GPUBNB_URL names another", self.url)
         })?;
+        self.accept(response).await
+    }
+
+    /// Fails if the status of an answer is not a success. The text of the error is the market's.
+    async fn accept(&self, response: Response) -> anyhow::Result<Response> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -74,8 +92,32 @@ impl Api {
         }
     }
 
+    /// Sends a request that may be repeated without harm. Tries again while the market does not answer, has an error of
+    /// its own, or asks to wait.
+    pub(crate) async fn send_repeatedly(&self, request: impl Fn() -> RequestBuilder) -> anyhow::Result<Response> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..MAX_TRIES {
+            let wait = match request().send().await {
+                Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
+                    let asked =
+                        response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+                    asked.map_or(pause, Duration::from_secs).min(LONGEST_PAUSE * 4)
+                }
+                Ok(response) if !response.status().is_server_error() => return self.accept(response).await,
+                Ok(_) => pause,
+                // The market was never reached: the address may be wrong, which no further try mends.
+                Err(e) if e.is_connect() && pause > FIRST_PAUSE * 4 => break,
+                Err(_) => pause,
+            };
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.send(request()).await
+    }
+
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        Ok(self.send(self.request(Method::GET, path).timeout(REQUEST_TIMEOUT)).await?.json().await?)
+        let request = || self.request(Method::GET, path).timeout(REQUEST_TIMEOUT);
+        Ok(self.send_repeatedly(request).await?.json().await?)
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {

@@ -45,7 +45,7 @@ pub(crate) enum Command {
     EnrollCode,
     /// Lists the machines on the market, cheapest first.
     Machines,
-    /// Submits a job, shows its output, downloads its files, and exits with its exit code. Ctrl-C cancels the job.
+    /// Submits a job, shows its output, downloads its files, and exits with its exit code. Ctrl-C or SIGTERM cancels the job.
     Run(Box<RunArgs>),
     /// Lists your jobs, newest first.
     Jobs {
@@ -63,6 +63,13 @@ pub(crate) enum Command {
         /// Also prints new output, until the job is settled.
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Downloads the files of a job. Files that are there already, and are the same, are kept.
+    Fetch {
+        /// The job.
+        job: String,
+        /// Directory for the files. Default: a directory with the id of the job.
+        directory: Option<PathBuf>,
     },
     /// Cancels a job.
     Cancel {
@@ -104,6 +111,9 @@ pub(crate) struct CredentialArgs {
     /// Reads the password from the first line of this file, instead of asking for it.
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
+    /// Reads the password from the first line of the standard input, instead of asking for it.
+    #[arg(long, conflicts_with = "password_file")]
+    pub(crate) password_stdin: bool,
 }
 
 /// Options of `login`.

@@ -1,7 +1,8 @@
 //! Follows a job: shows its output and its progress until the job is settled.
 
-use std::time::Duration;
+use std::{collections::HashMap, io::IsTerminal as _, time::Duration};
 
+use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -10,11 +11,12 @@ use crate::{
     CANCELLED,
     api::Api,
     show::sanitize,
+    signal::StopSignal,
     stream::{Event, EventStream},
 };
 
-/// Time to wait for another line of output after the job is settled: the last lines may arrive late.
-const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(700);
+/// Longest silence of the market between the settlement of a job and the end of its output.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time that a job may wait for a machine before the client prints the reason.
 const EXPLAIN_AFTER: Duration = Duration::from_secs(3);
 /// Exit code of the client if a job failed and the job has no exit code of its own.
@@ -23,12 +25,13 @@ const JOB_FAILED: u8 = 1;
 /// `gpubnb logs`: prints the output of a job. With `follow`, also the output to come, until the job is settled.
 pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyhow::Result<u8> {
     if follow {
-        return follow_until_settled(api, job, json, false).await.map(|_| 0);
+        return follow_until_settled(api, job, json, None).await.map(|_| 0);
     }
     let mut cursor = String::new();
+    let mut printer = LogPrinter::new(json);
     loop {
         let page = api.get(&format!("/jobs/{job}/logs{cursor}")).await?;
-        for line in page["rows"].as_array().into_iter().flatten() {
+        for line in page["rows"].as_array().into_iter().flatten().filter(|line| printer.is_new(line)) {
             print_line(line, json);
         }
         match page["next"].as_str() {
@@ -38,31 +41,33 @@ pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyh
     }
 }
 
-/// Prints a line of a job's output to the stream to which the job wrote the line: stdout or stderr. Control characters
-/// are replaced, as they could control the terminal.
+/// Prints a line of a job's output to the stream to which the job wrote the line: stdout or stderr. For a terminal,
+/// control characters are replaced, as they could control the terminal. A file or a pipe gets the line as it is.
 fn print_line(line: &Value, json: bool) {
-    let text = sanitize(line["text"].as_str().unwrap_or_default());
+    let text = line["text"].as_str().unwrap_or_default();
+    let for_terminal = |is_terminal: bool| if is_terminal { sanitize(text) } else { text.to_owned() };
     match (json, line["stream"].as_str()) {
         (true, _) => outln!("{line}"),
-        (false, Some("stderr")) => eprintln!("{text}"),
-        (false, _) => outln!("{text}"),
+        (false, Some("stderr")) => eprintln!("{}", for_terminal(std::io::stderr().is_terminal())),
+        (false, _) => outln!("{}", for_terminal(std::io::stdout().is_terminal())),
     }
 }
 
-/// Shows the progress and the output of a job until the job is settled, and returns the settled job. With
-/// `cancels_on_ctrl_c`, the first Ctrl-C cancels the job, and the second Ctrl-C ends the client.
+/// Shows the progress and the output of a job until the job is settled, and returns the settled job. With `stop`, the
+/// first signal cancels the job, and the second signal ends the client.
 pub(crate) async fn follow_until_settled(
     api: &Api,
     job: &str,
     json: bool,
-    cancels_on_ctrl_c: bool,
+    mut stop: Option<&mut StopSignal>,
 ) -> anyhow::Result<Value> {
     // The bar counts in thousandths of the work.
     let bar = ProgressBar::new(1_000);
     bar.set_style(ProgressStyle::with_template("{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
     let mut events = EventStream::new(api, format!("/jobs/{job}/events/stream"));
     let mut output = EventStream::new(api, format!("/jobs/{job}/logs/stream"));
-    let mut is_cancelling = false;
+    let mut lines = LogPrinter::new(json);
+    let (mut is_cancelling, mut is_complete) = (false, false);
     let mut explain_timer = Box::pin(sleep(EXPLAIN_AFTER));
     let settled = loop {
         tokio::select! {
@@ -78,9 +83,8 @@ pub(crate) async fn follow_until_settled(
                     break event.data["seq"].as_u64().unwrap_or(0);
                 }
             }
-            event = output.next() => print_output(event?, &bar, json),
-            pressed = tokio::signal::ctrl_c(), if cancels_on_ctrl_c => {
-                pressed?;
+            event = output.next(), if !is_complete => is_complete = lines.print(&event?, &bar),
+            () = received(&mut stop) => {
                 if is_cancelling {
                     anyhow::bail!("the job is being stopped; to follow the job: gpubnb logs -f {job}");
                 }
@@ -92,8 +96,9 @@ pub(crate) async fn follow_until_settled(
             }
         }
     };
-    while let Ok(Ok(event)) = timeout(LAST_LINES_TIMEOUT, output.next()).await {
-        print_output(event, &bar, json);
+    while !is_complete {
+        let event = timeout(END_TIMEOUT, output.next()).await.context("the end of the job's output did not arrive")?;
+        is_complete = lines.print(&event?, &bar);
     }
     bar.finish_and_clear();
     api.get(&format!("/jobs/{job}?min_seq={settled}")).await
@@ -109,18 +114,48 @@ fn waiting_reason(job: &Value) -> Option<String> {
     Some(sanitize(&format!("The job waits: {chosen} ({machines}).")))
 }
 
-/// Prints a line of output, or moves the progress bar.
-fn print_output(event: Event, bar: &ProgressBar, json: bool) {
-    match event.name.as_str() {
-        "line" => bar.suspend(|| print_line(&event.data, json)),
-        "progress" => {
-            let fraction = event.data["fraction"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
-            // The result is between 0 and 1,000, so the conversion loses nothing that matters.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            bar.set_position((fraction * 1_000.0) as u64);
-            bar.set_message(sanitize(event.data["message"].as_str().unwrap_or_default()));
+/// Waits for a signal; for ever if there is none to wait for.
+async fn received(stop: &mut Option<&mut StopSignal>) {
+    match stop {
+        Some(stop) => stop.received().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Prints each line of a job's output once, although a stream that is opened again may repeat lines.
+struct LogPrinter {
+    json: bool,
+    /// The number of the next line of each attempt, by lease.
+    next: HashMap<u64, u64>,
+}
+
+impl LogPrinter {
+    fn new(json: bool) -> Self {
+        Self { json, next: HashMap::new() }
+    }
+
+    /// Prints a line, or moves the progress bar. Returns true at the end of the output.
+    fn print(&mut self, event: &Event, bar: &ProgressBar) -> bool {
+        match event.name.as_str() {
+            "line" if self.is_new(&event.data) => bar.suspend(|| print_line(&event.data, self.json)),
+            "progress" => {
+                let fraction = event.data["fraction"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
+                // The result is between 0 and 1,000, so the conversion loses nothing that matters.
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                bar.set_position((fraction * 1_000.0) as u64);
+                bar.set_message(sanitize(event.data["message"].as_str().unwrap_or_default()));
+            }
+            _ => {}
         }
-        _ => {}
+        event.name == "end"
+    }
+
+    fn is_new(&mut self, line: &Value) -> bool {
+        let (Some(lease), Some(number)) = (line["lease"].as_u64(), line["number"].as_u64()) else { return true };
+        let next = self.next.entry(lease).or_default();
+        let is_new = number >= *next;
+        *next = (*next).max(number + 1);
+        is_new
     }
 }
 

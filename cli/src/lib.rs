@@ -5,7 +5,8 @@
 //! to the market other than through the public API.
 
 /// Prints a line to the standard output. If the reader has closed the pipe, as in `gpubnb jobs | head`, this
-/// process ends with exit code 0.
+/// process ends with exit code 0. If the line cannot be written for another reason, such as a full disk, this process
+/// ends with [`FAILED`].
 macro_rules! outln {
     ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
 }
@@ -13,9 +14,11 @@ macro_rules! outln {
 mod account;
 mod api;
 mod args;
+mod download;
 mod follow;
 mod saved;
 mod show;
+mod signal;
 mod stream;
 mod submit;
 mod verify;
@@ -33,8 +36,15 @@ pub const FAILED: u8 = 125;
 const CANCELLED: u8 = 130;
 
 fn print_line(line: std::fmt::Arguments<'_>) {
-    if writeln!(std::io::stdout(), "{line}").is_err() {
-        std::process::exit(0);
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            // The error output may be broken, too. The exit code says what can be said.
+            drop(writeln!(std::io::stderr(), "gpubnb: the output cannot be written: {e}"));
+            std::process::exit(i32::from(FAILED));
+        }
     }
 }
 
@@ -61,6 +71,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Cancel { job } => show::cancel(&api, &job, json).await,
         Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
         Command::Run(run) => submit::run(&api, *run, json).await,
+        Command::Fetch { job, directory } => download::fetch(&api, &job, directory, json).await,
         // These two commands have returned above, because they need no market.
         Command::Completions { .. } | Command::CheckProof { .. } => Ok(0),
     }

@@ -17,15 +17,16 @@ pub(crate) struct SavedLogin {
     pub(crate) token: String,
 }
 
-fn path() -> anyhow::Result<PathBuf> {
+/// The path of the file; `None` if there is no home directory.
+fn path() -> Option<PathBuf> {
     let base = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
     let base = base.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".config")));
-    Ok(base.context("neither XDG_CONFIG_HOME nor HOME is set: use --token")?.join("gpubnb/login.json"))
+    Some(base?.join("gpubnb/login.json"))
 }
 
-/// Reads the file; `None` if the file does not exist.
+/// Reads the file; `None` if the file, or a home directory, does not exist.
 pub(crate) fn read() -> anyhow::Result<Option<SavedLogin>> {
-    let path = path()?;
+    let Some(path) = path() else { return Ok(None) };
     match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())).map(Some),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -35,7 +36,7 @@ pub(crate) fn read() -> anyhow::Result<Option<SavedLogin>> {
 
 /// Writes the file, and returns its path.
 pub(crate) fn write(saved: &SavedLogin) -> anyhow::Result<PathBuf> {
-    let path = path()?;
+    let path = path().context("neither XDG_CONFIG_HOME nor HOME is set: use --token")?;
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -48,7 +49,8 @@ pub(crate) fn write(saved: &SavedLogin) -> anyhow::Result<PathBuf> {
 
 /// Deletes the file.
 pub(crate) fn delete() -> anyhow::Result<()> {
-    match fs::remove_file(path()?) {
+    let Some(path) = path() else { return Ok(()) };
+    match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
         _ => Ok(()),
     }

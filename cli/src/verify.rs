@@ -1,5 +1,8 @@
-//! Checks the output files of a job: the signature of the list of files, and the hash of each file. No answer of the
-//! market is trusted without a signature or a hash.
+//! Checks the output files of a job: the signature of the list of files, and the hash of each file.
+//!
+//! The list also comes with the public keys of the job's machine, and nothing proves these keys: `verify` trusts the
+//! market to name the right keys. The output therefore names the key that signed, which a user can compare with the key
+//! in the machine's event `MachineListed`.
 
 use std::{fs::File, io::Read as _, path::Path};
 

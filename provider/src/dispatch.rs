@@ -6,11 +6,12 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{
     AckKind, Context, Message,
     consumer::{PullConsumer, pull},
+    stream::{ConsumerError, ConsumerErrorKind},
 };
 use futures_util::StreamExt;
 use gpubnb_events::{
     JobId, Lease,
-    command::{Decline, Done, Listed},
+    command::{Decline, Done, ListMachine, Listed},
     event::DeclineReason,
     subject,
 };
@@ -38,7 +39,8 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(crate) async fn pull(
     js: Context,
     mut connects: watch::Receiver<u64>,
-    listed: Listed,
+    offer: ListMachine,
+    mut listed: Listed,
     tools: Arc<Tools>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -49,11 +51,25 @@ pub(crate) async fn pull(
             () = shutdown.cancelled() => return,
             Ok(()) = connects.changed() => continue,
             result = pulling => if let Err(e) = result {
+                let is_missing = is_missing(e.as_ref());
                 warn!(error = format!("{:#}", anyhow::anyhow!(e)), "pulling failed: pulling again");
+                if is_missing {
+                    // The market makes the consumer anew when the machine lists itself.
+                    match tools.platform.call::<Listed>("list", &offer).await {
+                        Ok(again) => listed = again,
+                        Err(e) => warn!(error = %e, "the machine could not be listed again"),
+                    }
+                }
             },
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Returns true if the broker has no such consumer.
+fn is_missing(e: &(dyn std::error::Error + 'static)) -> bool {
+    let kind = e.downcast_ref::<ConsumerError>().map(ConsumerError::kind);
+    matches!(kind, Some(ConsumerErrorKind::JetStream(e)) if e.code() == 404)
 }
 
 async fn open_consumer(js: &Context, listed: &Listed) -> Result<pull::Stream, async_nats::Error> {

@@ -10,8 +10,8 @@ use std::{
 use bollard::{
     Docker,
     models::{
-        ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
-        RestartPolicy, RestartPolicyNameEnum,
+        ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
+        ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
     },
 };
 use gpubnb_events::{
@@ -25,6 +25,10 @@ pub(crate) const LABEL_MACHINE: &str = "gpubnb.machine";
 pub(crate) const LABEL_JOB: &str = "gpubnb.job";
 /// Label with the UUIDs of the job's GPUs, separated by commas.
 pub(crate) const LABEL_GPUS: &str = "gpubnb.gpus";
+/// The variables by which numeric libraries are told how many threads to start.
+const THREAD_COUNTS: [&str; 5] =
+    ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS"];
+
 /// Label with the lease, a decimal number.
 pub(crate) const LABEL_LEASE: &str = "gpubnb.lease";
 
@@ -109,12 +113,14 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         image: Some(params.image_id.to_owned()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         user: Some(format!("{uid}:{gid}")),
-        env: Some(environment(params)),
+        env: Some(environment(spec, params)),
         working_dir: Some(spec.workdir.clone().unwrap_or_else(|| "/output".to_owned())),
         network_disabled: Some(!spec.egress),
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
+        // Docker runs a health check outside of the job's limit of processor time.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         labels: Some(labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
         host_config: Some(host_config(spec, params)),
         ..Default::default()
@@ -122,15 +128,25 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
 }
 
 /// The job's environment: the variables that every job gets, and the consumer's variables.
-fn environment(params: &SandboxParams<'_>) -> Vec<String> {
-    let own = [
-        format!("GPUBNB_JOB={}", params.job),
-        "GPUBNB_OUTPUT=/output".to_owned(),
-        "HOME=/tmp".to_owned(),
-        "TMPDIR=/tmp".to_owned(),
+fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
+    let mut variables: Vec<(&str, String)> = vec![
+        ("GPUBNB_JOB", params.job.to_string()),
+        ("GPUBNB_OUTPUT", "/output".to_owned()),
+        ("HOME", "/tmp".to_owned()),
+        ("TMPDIR", "/tmp".to_owned()),
+        // The image may have no name for the uid that the job runs as.
+        ("USER", "job".to_owned()),
+        ("LOGNAME", "job".to_owned()),
     ];
-    let given = params.env.iter().map(|(name, value)| format!("{name}={value}"));
-    own.into_iter().chain(given).collect()
+    // Numeric libraries start one thread for each core of the machine, unless they are told the cores of the job.
+    let cores = spec.resources.cpu_millis.div_ceil(1_000).max(1).to_string();
+    variables.extend(THREAD_COUNTS.map(|name| (name, cores.clone())));
+    if params.gpus.is_empty() {
+        // With NVIDIA's runtime as Docker's default, an image could ask for all GPUs by this variable.
+        variables.push(("NVIDIA_VISIBLE_DEVICES", "void".to_owned()));
+    }
+    let given = params.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
+    variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
@@ -255,7 +271,9 @@ mod tests {
             "User": "65534:65534",
             "WorkingDir": "/output",
             "Env": [
-                format!("GPUBNB_JOB={JOB}"), "GPUBNB_OUTPUT=/output", "HOME=/tmp", "TMPDIR=/tmp", "TOKEN=secret",
+                format!("GPUBNB_JOB={JOB}"), "GPUBNB_OUTPUT=/output", "HOME=/tmp", "TMPDIR=/tmp", "USER=job",
+                "LOGNAME=job", "OMP_NUM_THREADS=2", "OPENBLAS_NUM_THREADS=2", "MKL_NUM_THREADS=2",
+                "NUMEXPR_NUM_THREADS=2", "RAYON_NUM_THREADS=2", "NVIDIA_VISIBLE_DEVICES=void", "TOKEN=secret",
             ],
             "Labels": {
                 "gpubnb.machine": MACHINE, "gpubnb.job": JOB, "gpubnb.lease": "7", "gpubnb.gpus": "",
@@ -264,6 +282,7 @@ mod tests {
             "AttachStdin": false,
             "OpenStdin": false,
             "Tty": false,
+            "Healthcheck": { "Test": ["NONE"] },
             "HostConfig": {
                 "NetworkMode": "none",
                 "ReadonlyRootfs": true,

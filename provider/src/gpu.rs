@@ -29,13 +29,25 @@ pub(crate) enum Gpus {
     Simulated(u32),
 }
 
+/// Readings in a row that must fail before an error of the driver counts as a loss of the GPU.
+const MIN_FAILURES: u32 = 3;
+
+/// The failures of one GPU.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Failed readings since the last one that succeeded.
+    in_a_row: u32,
+    /// The trouble that was last logged.
+    logged: Option<GpuTrouble>,
+}
+
 /// The NVIDIA GPUs that were found when the worker started. A lost GPU does not answer with its UUID, so each GPU is
 /// identified by its index.
 pub(crate) struct NvidiaGpus {
     nvml: Nvml,
     gpus: Vec<NvidiaGpu>,
-    /// The trouble that was last logged for each GPU, by the GPU's index.
-    logged: Mutex<BTreeMap<u32, GpuTrouble>>,
+    /// The failures of each GPU, by the GPU's index.
+    failures: Mutex<BTreeMap<u32, Failures>>,
 }
 
 /// An NVIDIA GPU that was found when the worker started.
@@ -124,6 +136,11 @@ impl Gpus {
         }
     }
 
+    /// Readings that are repeated until an error of the driver is certain, while no job runs.
+    pub(crate) fn confirmed_readings(&self) -> Vec<GpuReading> {
+        (0..MIN_FAILURES).map(|_| self.readings(false)).next_back().unwrap_or_default()
+    }
+
     /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids.
     pub(crate) fn is_used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
@@ -157,16 +174,16 @@ impl NvidiaGpus {
                 Err(error) => warn!(%error, index, "a GPU does not answer: the GPU is not listed"),
             }
         }
-        Self { nvml, gpus, logged: Mutex::default() }
+        Self { nvml, gpus, failures: Mutex::default() }
     }
 
     fn reading(&self, known: &NvidiaGpu) -> GpuReading {
         let read = self.nvml.device_by_index(known.index).and_then(|device| {
             Ok(GpuReading {
                 uuid: device.uuid()?,
-                utilisation_percent: device.utilization_rates()?.gpu,
-                memory_used: Mebibytes(device.memory_info()?.used >> 20),
-                // A missing sensor reads as 0.
+                // A missing sensor, or one that the GPU does not support, reads as 0.
+                utilisation_percent: if_supported(device.utilization_rates())?.map_or(0, |rates| rates.gpu),
+                memory_used: Mebibytes(if_supported(device.memory_info())?.map_or(0, |memory| memory.used >> 20)),
                 celsius: device.temperature(TemperatureSensor::Gpu).unwrap_or(0),
                 watts: device.power_usage().map_or(0, |milliwatts| milliwatts / 1_000),
                 processes: u32::try_from(pids(&device).len()).unwrap_or(u32::MAX),
@@ -175,35 +192,52 @@ impl NvidiaGpus {
                     .and_then(|(now, at_start)| (now > at_start).then_some(GpuTrouble::Ecc)),
             })
         });
-        let reading = read.unwrap_or_else(|e| GpuReading {
+        let failure = match &read {
+            Ok(reading) => reading.trouble,
+            Err(e) => Some(trouble(e)),
+        };
+        let reading = read.unwrap_or_else(|_| GpuReading {
             uuid: known.gpu.uuid.clone(),
             utilisation_percent: 0,
             memory_used: Mebibytes(0),
             celsius: 0,
             watts: 0,
             processes: 0,
-            trouble: Some(trouble(&e)),
+            trouble: None,
         });
-        self.log_change(known, reading.trouble);
-        reading
+        GpuReading { trouble: self.confirm(known, failure), ..reading }
     }
 
-    /// Logs the beginning and the end of a GPU's trouble.
-    fn log_change(&self, known: &NvidiaGpu, trouble: Option<GpuTrouble>) {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match trouble {
-            Some(trouble) => logged.insert(known.index, trouble),
-            None => logged.remove(&known.index),
-        };
-        match trouble {
-            Some(now) if before != trouble => warn!(gpu = known.gpu.uuid, trouble = ?now, "{}", now.description()),
-            None if before.is_some() => info!(gpu = known.gpu.uuid, "the GPU works again"),
+    /// Returns the trouble that is reported for a GPU, and logs its beginning and its end. An error of the driver counts
+    /// after [`MIN_FAILURES`] readings in a row: one failed reading is no proof that the GPU is lost.
+    fn confirm(&self, known: &NvidiaGpu, failure: Option<GpuTrouble>) -> Option<GpuTrouble> {
+        let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = all.entry(known.index).or_default();
+        failures.in_a_row = if failure.is_some() { failures.in_a_row.saturating_add(1) } else { 0 };
+        let is_certain = failure != Some(GpuTrouble::Driver) || failures.in_a_row >= MIN_FAILURES;
+        let confirmed = failure.filter(|_| is_certain);
+        match (failures.logged, confirmed) {
+            (before, Some(now)) if before != confirmed => {
+                warn!(gpu = known.gpu.uuid, trouble = ?now, "{}", now.description());
+            }
+            (Some(_), None) => info!(gpu = known.gpu.uuid, "the GPU works again"),
             _ => {}
         }
+        failures.logged = confirmed;
+        confirmed
     }
 
     fn pids(&self, index: u32) -> Vec<u32> {
         self.nvml.device_by_index(index).map(|device| pids(&device)).unwrap_or_default()
+    }
+}
+
+/// The value of a sensor; `None` if the GPU does not support the sensor.
+fn if_supported<T>(read: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(NvmlError::NotSupported) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

@@ -17,12 +17,13 @@ use crate::credentials::is_signed_by;
 
 /// Lifetime of a code. The code is redeemed when a machine enrolls with it.
 const CODE_LIFETIME: Millis = Millis(3_600_000);
-/// Most codes that an owner can have at once.
+/// An owner can get at most this many codes within the lifetime of a code, used or not.
 const MAX_CODES: usize = 10;
-/// Most former keys of a machine that are remembered. A former key only matters until its last credential expires.
+/// At most this many former keys of a machine are stored; older keys are forgotten. A former key only matters until its
+/// last credential expires.
 const MAX_FORMER_KEYS: usize = 32;
 
-/// A code that an owner got.
+/// The stored entry of a code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct CodeEntry {
     owner: AccountId,
@@ -130,7 +131,7 @@ impl Enrollments {
         Ok(EnrollmentCode { code, expires })
     }
 
-    /// Counts a new code of the owner. Refuses the code if the owner has too many.
+    /// Counts a new code of the owner. Refuses the code if the owner got too many codes in the last hour.
     async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), RpcError> {
         let key = format!("owner.{owner}");
         let (mut issued, revision) = match self.read::<IssuedCodes>(key.clone()).await? {
@@ -139,14 +140,15 @@ impl Enrollments {
         };
         issued.0.retain(|expires| *expires > now);
         if issued.0.len() >= MAX_CODES {
-            let message = "You got ten codes within the last hour. Use one of them, or come back later.";
+            let message = "You got ten codes within the last hour. Use an unused one, or try again later.";
             return Err(RpcError::refused(Refusal::new("TooManyCodes", RefusalKind::Conflict, message)));
         }
         issued.0.push(expires);
         self.put(&key, encode(&issued)?, revision).await
     }
 
-    /// Replaces the entry with this revision. With `None`, creates the entry, which must not exist yet.
+    /// Writes a value. `revision` is the revision of the entry that the caller has read; `None` if there was no entry.
+    /// Fails if another process has written the entry since.
     async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<(), RpcError> {
         let written = match revision {
             Some(revision) => self.bucket.update(key, value, revision).await.map_err(unavailable),

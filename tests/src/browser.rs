@@ -1,4 +1,4 @@
-//! Real Chromium, driven as a person would.
+//! Drives a real Chromium as a person would, through `ChromeDriver`. The pictures go to `target/pictures`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
@@ -11,15 +11,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 
 use crate::{
+    api_client::ApiClient,
     market::Market,
-    parts::{free_port, program, root},
     process::Process,
-    web::Web,
+    programs::{free_port, program, root},
 };
 
-/// A browser with a profile of its own.
+/// A browser. Each browser has a new, empty profile.
 pub struct Browser {
-    /// The connection to the driver.
+    /// The connection to `ChromeDriver`.
     pub client: Client,
     pictures: PathBuf,
     _driver: Process,
@@ -27,7 +27,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts a browser that shows a market.
+    /// Starts `ChromeDriver` and a browser. The logs go to the directory of the market.
     pub async fn open(market: &Market) -> Self {
         let driver = program("GPUBNB_CHROMEDRIVER", "chromedriver", "run `deploy/setup.sh --tests`").unwrap();
         let port = free_port().unwrap();
@@ -54,7 +54,7 @@ impl Browser {
         let client = loop {
             match ClientBuilder::new(HttpConnector::new()).capabilities(capabilities.clone()).connect(&url).await {
                 Ok(client) => break client,
-                Err(e) if tokio::time::Instant::now() > deadline => panic!("no browser: {e}"),
+                Err(e) if tokio::time::Instant::now() > deadline => panic!("the browser did not start: {e}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         };
@@ -64,8 +64,8 @@ impl Browser {
         Self { client, pictures, _driver: driver, _profile: profile }
     }
 
-    /// Signs in, as a person does.
-    pub async fn sign_in(&self, market: &Market, who: &Web) {
+    /// Signs in with the form of the page `/sign-in`.
+    pub async fn sign_in(&self, market: &Market, who: &ApiClient) {
         self.client.goto(&format!("{}/sign-in", market.url())).await.unwrap();
         for (field, text) in [("email", &who.email), ("password", &who.password)] {
             let input = self.client.find(Locator::Css(&format!("input[name={field}]"))).await.unwrap();
@@ -75,30 +75,31 @@ impl Browser {
         self.wait_for(".who form button").await;
     }
 
-    /// The window's size.
-    pub async fn size(&self, width: u32, height: u32) {
+    /// Sets the size of the window, in pixels.
+    pub async fn set_window_size(&self, width: u32, height: u32) {
         self.client.set_window_size(width, height).await.unwrap();
     }
 
-    /// Takes a picture of the window.
-    pub async fn picture(&self, name: &str) {
+    /// Saves a screenshot of the window as `<name>.png`. Fails if the screenshot is so small that the page must be
+    /// empty.
+    pub async fn save_screenshot(&self, name: &str) {
         let png = self.client.screenshot().await.unwrap();
-        assert!(png.len() > 5_000, "{name} is no empty page");
+        assert!(png.len() > 5_000, "{name}: the page is empty");
         fs::write(self.pictures.join(format!("{name}.png")), png).unwrap();
     }
 
-    /// Clicks.
+    /// Clicks the first element that matches a CSS selector.
     pub async fn click(&self, css: &str) {
         self.client.find(Locator::Css(css)).await.unwrap().click().await.unwrap();
     }
 
-    /// Finds and clicks an element in one step: live parts of a page may be replaced at any moment.
+    /// Finds and clicks an element in one step, because the live parts of a page may be replaced at any moment.
     pub async fn click_live(&self, css: &str) {
         let script = "document.querySelector(arguments[0]).click()";
         self.client.execute(script, vec![json!(css)]).await.unwrap();
     }
 
-    /// Waits until there is such an element.
+    /// Waits until an element matches a CSS selector.
     pub async fn wait_for(&self, css: &str) {
         let wait = self.client.wait().at_most(Duration::from_secs(60));
         if let Err(e) = wait.for_element(Locator::Css(css)).await {
@@ -107,16 +108,17 @@ impl Browser {
         }
     }
 
-    /// Waits until a script of the page answers with `true`.
-    pub async fn until(&self, script: &str) {
+    /// Waits until a script in the page returns `true`.
+    pub async fn wait_until_true(&self, script: &str) {
         let last = tokio::time::Instant::now() + Duration::from_secs(60);
         while self.client.execute(script, vec![]).await.unwrap() != json!(true) {
-            assert!(tokio::time::Instant::now() < last, "never true: {script}");
+            assert!(tokio::time::Instant::now() < last, "the script never returned true: {script}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// The text of an element, found and read in one step: live parts may be replaced at any moment.
+    /// Returns the text of an element. Finds and reads the element in one step, because it may be replaced at any
+    /// moment.
     pub async fn text(&self, css: &str) -> String {
         let script = "return document.querySelector(arguments[0]).innerText";
         let text = self.client.execute(script, vec![json!(css)]).await.unwrap();
@@ -124,7 +126,7 @@ impl Browser {
     }
 
     /// Checks that the page is not wider than the window.
-    pub async fn fits(&self, page: &str) {
+    pub async fn assert_fits_window(&self, page: &str) {
         let script = "return [document.documentElement.scrollWidth, window.innerWidth]";
         let widths: Value = self.client.execute(script, vec![]).await.unwrap();
         assert!(widths[0].as_i64() <= widths[1].as_i64(), "{page} is wider than its window: {widths}");
@@ -132,36 +134,38 @@ impl Browser {
 }
 
 impl Browser {
-    /// Goes to a page of the market and checks that the page is sound: no error in the console, no violation of the content
-    /// security policy, nothing that axe-core finds seriously wrong, and not wider than the window.
+    /// Goes to a page of the market and checks that the page is sound: no error in the console, no violation of the
+    /// content security policy, no serious finding of axe-core (a checker of accessibility), and not wider than the
+    /// window.
     pub async fn visit(&self, market: &Market, path: &str) {
         self.client.goto(&format!("{}{path}", market.url())).await.unwrap();
-        self.is_sound(path).await;
+        self.assert_sound(path).await;
     }
 
-    /// Opens the address of no page: the page that says so is as sound as any.
+    /// Opens an address that has no page. Checks that the answer is a sound page with the status 404.
     pub async fn visit_missing(&self, market: &Market, path: &str) {
         self.client.goto(&format!("{}{path}", market.url())).await.unwrap();
-        self.fits(path).await;
-        self.is_accessible(path).await;
-        self.forget_refusal(path, "404").await;
+        self.assert_fits_window(path).await;
+        self.assert_accessible(path).await;
+        self.assert_console_has_only_status(path, "404").await;
     }
 
-    /// Checks that the browser's console has nothing but an answer of this status, which the browser counts as an error.
-    pub async fn forget_refusal(&self, page: &str, status: &str) {
-        let said = console(&self.client).await;
-        assert!(said.iter().all(|line| line.to_string().contains(status)), "{page}: {said:?}");
+    /// Checks that every error in the browser's console names this HTTP status, such as `404`. The browser logs each
+    /// answer with such a status as an error.
+    pub async fn assert_console_has_only_status(&self, page: &str, status: &str) {
+        let errors = console_errors(&self.client).await;
+        assert!(errors.iter().all(|error| error.to_string().contains(status)), "{page}: {errors:?}");
     }
 
-    /// Checks that the page is sound in its present state.
-    pub async fn is_sound(&self, page: &str) {
-        self.fits(page).await;
-        self.is_accessible(page).await;
-        assert_eq!(console(&self.client).await, Vec::<Value>::new(), "{page}");
+    /// Checks that the page that is open is sound. `page` names the page in the messages.
+    pub async fn assert_sound(&self, page: &str) {
+        self.assert_fits_window(page).await;
+        self.assert_accessible(page).await;
+        assert_eq!(console_errors(&self.client).await, Vec::<Value>::new(), "{page}");
     }
 
-    /// Checks that axe-core finds nothing serious.
-    pub async fn is_accessible(&self, page: &str) {
+    /// Checks that axe-core finds no serious problem of accessibility.
+    pub async fn assert_accessible(&self, page: &str) {
         let axe = fs::read_to_string(root().join("ui/node_modules/axe-core/axe.min.js"))
             .expect("axe-core is missing: run `deploy/setup.sh --tests`");
         self.client.execute(&format!("if (!window.axe) {{ {axe} }}"), vec![]).await.unwrap();
@@ -173,22 +177,22 @@ impl Browser {
         assert_eq!(found, json!([]), "{page}");
     }
 
-    /// Light or dark, as a person's system would ask for.
-    pub async fn scheme(&self, scheme: &str) {
+    /// Sets the preferred colour scheme of the operating system: `light` or `dark`.
+    pub async fn set_colour_scheme(&self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": { "features": features } });
         self.client.issue_cmd(Devtools(command)).await.unwrap();
     }
 
-    /// Types into a field, in place of its present text.
+    /// Replaces the text of an input field.
     pub async fn fill(&self, css: &str, text: &str) {
         let field = self.client.find(Locator::Css(css)).await.unwrap();
         field.clear().await.unwrap();
         field.send_keys(text).await.unwrap();
     }
 
-    /// Waits until the text of an element has these words.
-    pub async fn says(&self, css: &str, words: &str) {
+    /// Waits until the text of an element contains `words`.
+    pub async fn wait_for_text(&self, css: &str, words: &str) {
         let script = "const e = document.querySelector(arguments[0]); return e ? e.innerText : ''";
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
@@ -207,7 +211,7 @@ impl Browser {
     }
 }
 
-/// A command of the browser's own protocol, through `ChromeDriver`.
+/// A command of the browser's debugging protocol, which `ChromeDriver` passes on to the browser.
 #[derive(Debug)]
 struct Devtools(Value);
 
@@ -221,7 +225,7 @@ impl WebDriverCompatibleCommand for Devtools {
     }
 }
 
-/// `ChromeDriver`'s own command for the lines that the browser wrote to its console.
+/// The command of `ChromeDriver` that reads the browser's console.
 #[derive(Debug)]
 struct ConsoleLog;
 
@@ -235,8 +239,8 @@ impl WebDriverCompatibleCommand for ConsoleLog {
     }
 }
 
-/// Errors in the console since the last look, violations of the content security policy among them.
-pub async fn console(client: &Client) -> Vec<Value> {
+/// The errors in the browser's console since the last call. Violations of the content security policy are among them.
+pub async fn console_errors(client: &Client) -> Vec<Value> {
     let entries = client.issue_cmd(ConsoleLog).await.unwrap();
     let entries = entries.as_array().expect("a list of entries").clone();
     entries.into_iter().filter(|entry| entry["level"] == "SEVERE").collect()

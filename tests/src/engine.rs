@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::process::Process;
 
-/// How long an engine may take from its start to its first answer.
-const READY: Duration = Duration::from_secs(60);
+/// Longest time from the start of an engine to its first answer.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Docker engine of a test. Only root can start one.
 pub struct Engine {
@@ -34,7 +34,7 @@ const HOOK: &str = "nvidia-container-runtime-hook";
 impl Engine {
     /// Starts an engine that finds a stand-in for NVIDIA's container toolkit. The stand-in gives a container no GPU,
     /// but saves the container's configuration, which names the GPUs that the real toolkit would give.
-    pub async fn with_gpus(home: &Path) -> anyhow::Result<Self> {
+    pub async fn start_with_gpus(home: &Path) -> anyhow::Result<Self> {
         let programs = home.join("bin");
         fs::create_dir_all(&programs)?;
         let hook = programs.join(HOOK);
@@ -53,9 +53,9 @@ impl Engine {
     }
 
     /// The GPUs of the last container that was started with GPUs. Fails if there was no such container yet.
-    pub fn gpus_given(&self) -> anyhow::Result<Vec<String>> {
+    pub fn gpus_of_last_container(&self) -> anyhow::Result<Vec<String>> {
         let config: Value = serde_json::from_str(&fs::read_to_string(self.home.join("config.json"))?)?;
-        let variables = config["process"]["env"].as_array().context("a container's environment")?;
+        let variables = config["process"]["env"].as_array().context("the container has no environment")?;
         let given = variables.iter().filter_map(|v| v.as_str()?.strip_prefix("NVIDIA_VISIBLE_DEVICES="));
         Ok(given.flat_map(|gpus| gpus.split(',')).map(str::to_owned).collect())
     }
@@ -68,18 +68,18 @@ impl Engine {
         let mut engine = Self { home: home.to_owned(), options, process: None };
         engine.start_daemon().await?;
         let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
-        let image = saved.stdout.take().context("the saved image")?;
+        let image = saved.stdout.take().context("no pipe from docker save")?;
         let loaded = engine.docker().arg("load").stdin(image).output()?;
         ensure!(saved.wait()?.success() && loaded.status.success(), "the image was not loaded: {loaded:?}");
         Ok(engine)
     }
 
-    /// The address of the engine, in the form of `DOCKER_HOST`.
+    /// The address of the engine, for the variable `DOCKER_HOST`: `unix://<path of the socket>`.
     pub fn host(&self) -> PathBuf {
         PathBuf::from(format!("unix://{}", self.home.join("docker.sock").display()))
     }
 
-    /// A command of Docker's client that goes to this engine.
+    /// A command of Docker's client that talks to this engine.
     fn docker(&self) -> Command {
         let mut docker = Command::new("docker");
         docker.arg("--host").arg(self.host());
@@ -91,28 +91,28 @@ impl Engine {
         self.process = None;
     }
 
-    /// Starts the engine, with the containers and images that it had before, and waits until it answers.
+    /// Starts the process `dockerd` and waits until it answers. Containers and images of an earlier run are kept.
     pub async fn start_daemon(&mut self) -> anyhow::Result<()> {
         let home = &self.home;
         let mut command = Command::new("unshare");
-        // The engine finds the programs in `bin`, such as the stand-in for NVIDIA's hook, before all others.
+        // The directory `bin` comes first in PATH, so that the engine finds the stand-in for NVIDIA's hook.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", home.join("bin").display()));
         let configuration = home.join("daemon.json");
         fs::write(&configuration, "{}")?;
         command.args(["--net", "dockerd", "--host"]).arg(self.host()).arg("--config-file").arg(configuration);
-        for (option, place) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
-            command.arg(option).arg(home.join(place));
+        for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+            command.arg(option).arg(home.join(name));
         }
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]).args(&self.options);
         self.process = Some(Process::start("dockerd", &mut command, home)?);
-        let deadline = Instant::now() + READY;
+        let deadline = Instant::now() + READY_TIMEOUT;
         while !self.docker().arg("info").output()?.status.success() {
-            self.process.as_mut().map_or(Ok(()), Process::check)?;
+            self.process.as_mut().map_or(Ok(()), Process::check_running)?;
             if Instant::now() > deadline {
                 bail!(
                     "the engine does not answer: {}",
-                    self.process.as_ref().map_or_else(String::new, Process::last_words)
+                    self.process.as_ref().map_or_else(String::new, Process::last_lines)
                 );
             }
             sleep(Duration::from_millis(100)).await;

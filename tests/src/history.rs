@@ -1,4 +1,4 @@
-//! Histories for a log, written as fast as the broker takes them: what long logs are tried with.
+//! Writes invented events into the log as fast as the broker takes them, for tests and benchmarks of long logs.
 
 use anyhow::Context as _;
 use async_nats::{HeaderMap, jetstream};
@@ -21,10 +21,12 @@ use crate::market::Market;
 
 const ACCOUNTS: usize = 2_000;
 const MACHINES: usize = 500;
-/// Writes that are on their way at once.
-const AT_ONCE: usize = 4_000;
+/// Largest number of publishes that wait for the broker's ack at the same time.
+const MAX_PENDING_ACKS: usize = 4_000;
 
-/// Writes a history of jobs that go well. Returns its last sequence.
+/// Writes accounts, machines and completed jobs until the log has at least `events` events. Returns the log's last
+/// sequence. The services must be stopped: the leases in the events are computed in advance from the
+/// sequences, so nobody else may append an event.
 pub async fn write(market: &Market, events: u64) -> anyhow::Result<Seq> {
     let js = nats::jetstream(market.nats_args("services").connect("append", SERVICES_INBOX).await?);
     let log = gpubnb_log::Log::open(js.clone()).await?;
@@ -48,13 +50,13 @@ pub async fn write(market: &Market, events: u64) -> anyhow::Result<Seq> {
             acks.push(publish(&js, &event, next).await?);
             next += 1;
         }
-        if acks.len() >= AT_ONCE {
+        if acks.len() >= MAX_PENDING_ACKS {
             for ack in acks.drain(..) {
                 ack.await?;
             }
         }
         let (account, machine) = (accounts[jobs % ACCOUNTS], machines[jobs % MACHINES]);
-        batch.extend(life(account, provider, machine, Seq(next))?);
+        batch.extend(job_events(account, provider, machine, Seq(next))?);
         jobs += 1;
     }
     for ack in acks {
@@ -63,6 +65,7 @@ pub async fn write(market: &Market, events: u64) -> anyhow::Result<Seq> {
     Ok(log.last_seq().await?)
 }
 
+/// Publishes an event without a guard. The sequence makes the message's id unique.
 pub(crate) async fn publish(
     js: &jetstream::Context,
     event: &Event,
@@ -76,14 +79,14 @@ pub(crate) async fn publish(
     Ok(js.publish_with_headers(subject::address(event).subject, headers, body.into()).await?)
 }
 
-/// The six events of a job that goes well; the first stands at `seq`.
-pub(crate) fn life(
+/// The six events of a completed job, from `JobSubmitted` to `Settled`. The first event gets the sequence `seq`.
+pub(crate) fn job_events(
     account: AccountId,
     provider: AccountId,
     machine: MachineId,
     seq: Seq,
 ) -> anyhow::Result<[Event; 6]> {
-    let template = template::find("noop").context("the template")?;
+    let template = template::find("noop").context("the template is missing")?;
     let job = JobId::generate();
     let hold = MicroUsd(10_000);
     let lease = Lease(seq.next());
@@ -134,7 +137,7 @@ pub(crate) fn life(
     ])
 }
 
-/// A machine on the market.
+/// The offer of an invented machine with one GPU. The number determines its GPU model, region and price.
 pub(crate) fn offer(number: u32) -> Offer {
     let gpu = Gpu {
         uuid: format!("GPU-{number}"),

@@ -1,20 +1,20 @@
-//! The whole system, put together from its real parts: for tests, for the demo and for the benchmarks.
+//! Starts a whole market from its real programs. The tests, the demo and the benchmarks use this crate.
 
+pub mod api_client;
 pub mod bench;
 #[cfg(feature = "browser")]
 pub mod browser;
 pub mod engine;
 pub mod history;
 pub mod jobs;
-pub mod machine;
 pub mod market;
+mod market_slots;
 pub mod models;
 pub mod pages;
-pub mod parts;
-mod places;
 pub mod process;
+pub mod programs;
 pub mod registry;
 pub mod shared;
+pub mod stolen_keys;
 pub mod system;
 pub mod wait;
-pub mod web;

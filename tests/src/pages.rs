@@ -1,7 +1,7 @@
-//! The addresses of all pages that have no parameter. The browser tests look at each of them, and compare these lists with
-//! the web server's own routes.
+//! The addresses of all pages that have no parameter. The browser tests check each page, and compare these lists with
+//! the web server's routes.
 
-/// Pages of a signed-in person, each with the name of its picture.
+/// Pages of a signed-in person: the address and the name of the screenshot.
 pub const PAGES: [(&str, &str); 11] = [
     ("/", "landing"),
     ("/market", "market"),
@@ -16,7 +16,7 @@ pub const PAGES: [(&str, &str); 11] = [
     ("/sign-up", "sign-up"),
 ];
 
-/// Pages of the operators' console, each with the name of its picture.
+/// Pages of the operators' console: the address and the name of the screenshot.
 pub const CONSOLE: [(&str, &str); 5] = [
     ("/console", "console"),
     ("/console/events", "console-events"),

@@ -1,4 +1,5 @@
-//! A child process that is ended with its owner: asked first, then killed, always by its pid.
+//! A child process that stops when its handle is dropped. It gets SIGTERM first, and SIGKILL if it does not stop in
+//! time.
 
 use std::{
     fs::File,
@@ -10,32 +11,33 @@ use std::{
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a process may take to stop by itself.
+/// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(8);
-const LOOK: Duration = Duration::from_millis(20);
+/// Pause between two checks if a process has ended.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running child process; its output goes to a file.
+/// A running child process. Its output goes to a log file.
 pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    /// The place in the log where this run begins.
-    begins: usize,
+    /// The length of the log file when this process was started, bytes.
+    log_start: usize,
 }
 
 impl Process {
-    /// Starts a command. Its output goes to `<directory>/<name>.log`.
+    /// Starts a command. Its output is appended to `<directory>/<name>.log`.
     pub fn start(name: &str, command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
-        let begins = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        let log_start = usize::try_from(file.metadata()?.len()).unwrap_or(0);
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
-        Ok(Self { name: name.to_owned(), child, log, begins })
+        Ok(Self { name: name.to_owned(), child, log, log_start })
     }
 
     /// The process id.
@@ -43,43 +45,43 @@ impl Process {
         self.child.id()
     }
 
-    /// Tells whether the process has printed this text since its start.
-    pub fn has_said(&self, words: &str) -> bool {
+    /// Returns true if the process has printed this text since its start.
+    pub fn has_printed(&self, expected: &str) -> bool {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        text.get(self.begins..).is_some_and(|said| said.contains(words))
+        text.get(self.log_start..).is_some_and(|printed| printed.contains(expected))
     }
 
-    /// The last lines that the process printed.
-    pub fn last_words(&self) -> String {
+    /// The last twelve lines that the process printed.
+    pub fn last_lines(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
-    /// Fails if the process has ended, with the last lines that it printed.
-    pub fn check(&mut self) -> anyhow::Result<()> {
+    /// Fails if the process has ended. The error holds the last lines that it printed.
+    pub fn check_running(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => anyhow::bail!("{} ended ({status}):\n{}", self.name, self.last_words()),
+            Some(status) => anyhow::bail!("{} ended ({status}):\n{}", self.name, self.last_lines()),
         }
     }
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        // A process that has ended cannot be signalled, and need not be.
+        // The signal fails if the process has ended, and then it is not needed.
         if let Some(pid) = pid {
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Kills the process, as a power cut would.
+    /// Kills the process with SIGKILL, so that it has no time to clean up.
     pub fn kill(mut self) {
         self.signal(Signal::KILL);
         drop(self.child.wait());
     }
 
-    /// Asks the process to stop and waits; kills the process if it does not stop in time.
+    /// Stops the process with SIGTERM, and with SIGKILL if it does not stop in time.
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
         let deadline = Instant::now() + GRACE;
@@ -87,7 +89,7 @@ impl Process {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
         self.signal(Signal::KILL);
         drop(self.child.wait());

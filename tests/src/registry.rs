@@ -1,5 +1,5 @@
-//! A registry of images on 127.0.0.1 (OCI Distribution Specification 1.1, the reading half), whose images are the demo jobs'
-//! with a layer added. Some of the images are odd on purpose.
+//! A registry of Docker images on 127.0.0.1, for pulls only (OCI Distribution Specification 1.1). Each of its images is
+//! the image of the demo jobs with one more layer. Some of the images are faulty on purpose.
 
 use std::{
     collections::HashMap,
@@ -27,70 +27,71 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Size of the pieces in which a slow image is sent, and the pause between them.
-const PIECE: usize = 1 << 20;
+/// A slow image is sent in pieces of this size, bytes.
+const PIECE_BYTES: usize = 1 << 20;
+/// Pause before each piece of a slow image.
 const PAUSE: Duration = Duration::from_millis(600);
 
-/// The oddity of an image.
+/// The way in which an image is faulty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The image has none.
+pub enum ImageKind {
+    /// The image has no fault.
     Plain,
     /// The image is sent slowly.
     Slow,
-    /// The registry announces 30 GiB.
+    /// The image is sent slowly, and the registry announces 30 GiB for its layer.
     Huge,
-    /// The content that is sent has another digest than the manifest says.
-    Lying,
-    /// The image has no program of its own: the job's command is the program.
-    Bare,
-    /// The registry answers with this HTTP status until [`Registry::mend`] is called.
-    Away(u16),
+    /// The added layer has another digest than the manifest says.
+    WrongDigest,
+    /// The image has no entrypoint, so the job's command is the program.
+    NoEntrypoint,
+    /// The registry answers with this HTTP status, such as 500, until [`Registry::make_available`] is called.
+    Unavailable(u16),
 }
 
 struct Image {
-    kind: Kind,
+    kind: ImageKind,
     manifest: Bytes,
     blobs: HashMap<String, Bytes>,
 }
 
-/// A registry, which ends with the test.
+/// A running registry. It stops when this value is dropped; then its images are removed from Docker.
 pub struct Registry {
     address: SocketAddr,
-    is_mended: Arc<AtomicBool>,
+    is_available: Arc<AtomicBool>,
     server: tokio::task::JoinHandle<()>,
 }
 
 impl Registry {
-    /// Starts a registry with these images, each of so many bytes and more.
-    pub async fn start(images: &[(&str, Kind, usize)]) -> anyhow::Result<Self> {
+    /// Starts a registry. Each image has a name, a kind, and the size of its added layer in bytes.
+    pub async fn start(images: &[(&str, ImageKind, usize)]) -> anyhow::Result<Self> {
         let base = workloads()?;
         let made = images.iter().map(|(name, kind, bytes)| Ok(((*name).to_owned(), image(&base, *kind, *bytes)?)));
         let images: HashMap<String, Image> = made.collect::<anyhow::Result<_>>()?;
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let is_mended = Arc::new(AtomicBool::new(false));
+        let is_available = Arc::new(AtomicBool::new(false));
         let router = Router::new()
             .route("/v2/", get(async || "{}"))
             .route("/v2/{name}/manifests/{reference}", get(manifest))
             .route("/v2/{name}/blobs/{digest}", get(blob))
-            .with_state((Arc::new(images), Arc::clone(&is_mended)));
+            .with_state((Arc::new(images), Arc::clone(&is_available)));
         let server = tokio::spawn(async move { drop(axum::serve(listener, router).await) });
-        Ok(Self { address, is_mended, server })
+        Ok(Self { address, is_available, server })
     }
 
-    /// From now on the registry gives every image.
-    pub fn mend(&self) {
-        self.is_mended.store(true, Ordering::Relaxed);
+    /// Lets the registry serve every image, also those of the kind [`ImageKind::Unavailable`].
+    pub fn make_available(&self) {
+        self.is_available.store(true, Ordering::Relaxed);
     }
 
-    /// The name by which a job asks for the image.
+    /// The full name of an image, with the registry and the tag: `127.0.0.1:<port>/<image>:1`.
     pub fn name(&self, image: &str) -> String {
         format!("{}/{image}:1", self.address)
     }
 
-    /// Tells whether Docker has the image.
-    pub fn is_here(&self, image: &str) -> bool {
+    /// Returns true if Docker has pulled the image.
+    pub fn is_pulled(&self, image: &str) -> bool {
         let inspected = Command::new("docker").args(["image", "inspect", &self.name(image)]).output();
         inspected.is_ok_and(|output| output.status.success())
     }
@@ -112,21 +113,21 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", data_encoding::HEXLOWER.encode(&Sha256::digest(bytes)))
 }
 
-/// The demo jobs' image: its layer, and its configuration.
+/// The layer and the configuration of the demo jobs' image.
 fn workloads() -> anyhow::Result<(Bytes, Value)> {
     let dir = tempfile::tempdir()?;
     let mut saved = Command::new("docker").args(["save", "gpubnb/workloads:1"]).stdout(Stdio::piped()).spawn()?;
-    let archive = saved.stdout.take().context("the saved image")?;
+    let archive = saved.stdout.take().context("no pipe from docker save")?;
     let unpacked = Command::new("tar").arg("-x").arg("-C").arg(dir.path()).stdin(archive).status()?;
-    ensure!(saved.wait()?.success() && unpacked.success(), "the demo jobs' image is not here: run deploy/images.sh");
+    ensure!(saved.wait()?.success() && unpacked.success(), "the demo jobs' image is missing: run deploy/images.sh");
     let read = |name: &Value| std::fs::read(dir.path().join(name.as_str().unwrap_or_default()));
     let manifest: Value = serde_json::from_slice(&read(&json!("manifest.json"))?)?;
     let layer = read(&manifest[0]["Layers"][0])?;
     Ok((layer.into(), serde_json::from_slice(&read(&manifest[0]["Config"])?)?))
 }
 
-/// The demo jobs' image with one more layer, which no other image has.
-fn image((layer, config): &(Bytes, Value), kind: Kind, bytes: usize) -> anyhow::Result<Image> {
+/// Makes an image: the demo jobs' image and one layer of random bytes.
+fn image((layer, config): &(Bytes, Value), kind: ImageKind, bytes: usize) -> anyhow::Result<Image> {
     let dir = tempfile::tempdir()?;
     let mut noise = vec![0; bytes];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut noise)?;
@@ -138,7 +139,7 @@ fn image((layer, config): &(Bytes, Value), kind: Kind, bytes: usize) -> anyhow::
     if let Some(config) = config.as_object_mut() {
         config.remove("history");
     }
-    if kind == Kind::Bare {
+    if kind == ImageKind::NoEntrypoint {
         config["config"]["Entrypoint"] = Value::Null;
     }
     let config = Bytes::from(serde_json::to_vec(&config)?);
@@ -149,27 +150,27 @@ fn image((layer, config): &(Bytes, Value), kind: Kind, bytes: usize) -> anyhow::
         "config": described(&config, "application/vnd.docker.container.image.v1+json"),
         "layers": [described(layer, tar), described(&added, tar)] });
     let mut blobs: HashMap<_, _> = [&config, layer, &added].map(|blob| (digest(blob), blob.clone())).into();
-    if kind == Kind::Lying {
+    if kind == ImageKind::WrongDigest {
         let other = added.iter().map(|byte| byte ^ 1).collect::<Vec<_>>();
         blobs.insert(digest(&added), other.into());
     }
     Ok(Image { kind, manifest: serde_json::to_vec(&manifest)?.into(), blobs })
 }
 
-/// The images, and whether the registry is mended.
+/// The images by name, and the flag that [`Registry::make_available`] sets.
 type Images = (Arc<HashMap<String, Image>>, Arc<AtomicBool>);
 
-async fn manifest(State((images, is_mended)): State<Images>, Path((name, _)): Path<(String, String)>) -> Response {
+async fn manifest(State((images, is_available)): State<Images>, Path((name, _)): Path<(String, String)>) -> Response {
     let Some(image) = images.get(&name) else {
         let error = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "manifest unknown" }] });
         return (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "application/json")], error.to_string())
             .into_response();
     };
-    if let Kind::Away(status) = image.kind
-        && !is_mended.load(Ordering::Relaxed)
+    if let ImageKind::Unavailable(status) = image.kind
+        && !is_available.load(Ordering::Relaxed)
     {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return (status, "the registry is away").into_response();
+        return (status, "the registry is not available").into_response();
     }
     let digest = digest(&image.manifest);
     let headers = [(header::CONTENT_TYPE.as_str(), MANIFEST), ("docker-content-digest", digest.as_str())];
@@ -179,15 +180,15 @@ async fn manifest(State((images, is_mended)): State<Images>, Path((name, _)): Pa
 async fn blob(State((images, _)): State<Images>, Path((name, digest)): Path<(String, String)>) -> Response {
     let found = images.get(&name).and_then(|image| Some((image.kind, image.blobs.get(&digest)?.clone())));
     let Some((kind, bytes)) = found else { return StatusCode::NOT_FOUND.into_response() };
-    let pieces: Vec<_> = bytes.chunks(PIECE).map(Bytes::copy_from_slice).collect();
-    let slow = matches!(kind, Kind::Slow | Kind::Huge) && bytes.len() > PIECE;
+    let pieces: Vec<_> = bytes.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
+    let is_slow = matches!(kind, ImageKind::Slow | ImageKind::Huge) && bytes.len() > PIECE_BYTES;
     let pieces = stream::iter(pieces).then(move |piece| async move {
-        if slow {
+        if is_slow {
             tokio::time::sleep(PAUSE).await;
         }
         Ok::<_, std::io::Error>(piece)
     });
-    let length = if kind == Kind::Huge && slow { 30 << 30 } else { bytes.len() };
+    let length = if kind == ImageKind::Huge && is_slow { 30 << 30 } else { bytes.len() };
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_LENGTH, length.into());
     (headers, Body::from_stream(pieces)).into_response()

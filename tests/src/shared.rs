@@ -1,4 +1,4 @@
-//! One market for all those tests of a module that change only accounts, jobs and machines of their own.
+//! One market for several tests of a module. Such a test changes only its own accounts, jobs and machines.
 //!
 //! A separate process (`gpubnb-test-market`) holds the shared market, because a test binary can run nothing after its
 //! last test. The first test that opens the market starts that process, and the process starts the market. The process
@@ -15,65 +15,64 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     history,
-    jobs::noop,
+    jobs::noop_job,
     market::Market,
-    parts::binary,
-    system::{Options, System},
+    programs::binary,
+    system::{MarketSettings, System},
 };
 
-/// The description of a shared market as its first test finds the market.
+/// The state of a shared market when its first test opens it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// The settings of the market's processes.
-    pub options: Options,
+    pub settings: MarketSettings,
     /// The name and the command-line arguments of each worker.
     workers: Vec<(String, Vec<String>)>,
-    /// The number of jobs that have run.
+    /// The number of jobs that the consumer has run.
     jobs: u32,
-    /// The number of invented events in the log, if there are any.
+    /// The number of events in the log after a history was invented. `None` if there is no invented history.
     history: Option<u64>,
 }
 
 impl Plan {
     /// Plans a market whose processes have these settings.
     #[must_use]
-    pub fn with(options: Options) -> Self {
-        Self { options, ..Self::default() }
+    pub fn with_settings(settings: MarketSettings) -> Self {
+        Self { settings, ..Self::default() }
     }
 
     /// Adds a worker, with arguments for its command line.
     #[must_use]
-    pub fn worker(mut self, name: &str, arguments: &[&str]) -> Self {
+    pub fn with_worker(mut self, name: &str, arguments: &[&str]) -> Self {
         self.workers.push((name.to_owned(), arguments.iter().map(ToString::to_string).collect()));
         self
     }
 
     /// Lets the market's consumer run this number of jobs, one after the other. Each job does nothing and ends.
     #[must_use]
-    pub fn jobs(mut self, jobs: u32) -> Self {
+    pub fn with_jobs(mut self, jobs: u32) -> Self {
         self.jobs = jobs;
         self
     }
 
-    /// Adds a history of this number of invented events to the log. The services are stopped before, so that they add
-    /// no event of their own.
+    /// Fills the log with invented events up to this number. The services are stopped before, and stay stopped.
     #[must_use]
-    pub fn history(mut self, events: u64) -> Self {
+    pub fn with_history(mut self, events: u64) -> Self {
         self.history = Some(events);
         self
     }
 
     /// Starts the market of this plan.
     async fn start(self) -> anyhow::Result<System> {
-        let mut system = System::start_at_once(self.options, None).await?;
-        system.appoint_operator().await?;
+        let mut system = System::start_with_slot(self.settings, None).await?;
+        system.sign_up_shared_operator().await?;
         for (name, arguments) in &self.workers {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             system.start_worker(name, &arguments).await?;
         }
         for _ in 0..self.jobs {
-            let job = system.web.submit(&noop()).await?;
-            system.web.settled(&job).await?;
+            let job = system.consumer.submit(&noop_job()).await?;
+            system.consumer.wait_until_settled(&job).await?;
         }
         if let Some(events) = self.history {
             // This stops the services.
@@ -85,37 +84,39 @@ impl Plan {
 }
 
 /// A market that the tests of a module share.
-pub struct Shared {
+pub struct SharedMarket {
     plan: fn() -> Plan,
     host: OnceLock<Result<Host, String>>,
 }
 
 /// The process that holds the market.
 struct Host {
-    /// The [`Market`] as JSON, as the process has described it.
+    /// The [`Market`] as JSON, which the process printed.
     market: String,
     _child: Child,
     /// The pipe to the process, which ends the market when this pipe closes.
     _pipe: ChildStdin,
 }
 
-impl Shared {
-    /// A market that is started by the first test that opens it, after the plan that `plan` returns.
+impl SharedMarket {
+    /// Declares a market. The first test that opens the market starts it with the plan that `plan` returns.
     #[must_use]
     pub const fn new(plan: fn() -> Plan) -> Self {
         Self { plan, host: OnceLock::new() }
     }
 
-    /// Opens the market for one test, with a new consumer, who belongs to this test and has $100 of play money.
+    /// Opens the market for one test. `Market::consumer` is a new consumer, who has $100 of play money and belongs to
+    /// this test.
     pub async fn open(&self) -> anyhow::Result<Market> {
-        let mut market = self.open_as_is()?;
-        market.web = market.newcomer().await?;
+        let mut market = self.open_with_first_consumer()?;
+        market.consumer = market.new_consumer().await?;
         Ok(market)
     }
 
-    /// Opens the market with the consumer that the market was started with. A test needs this if each further event
-    /// would disturb other tests, or if the services are stopped and cannot open an account for another consumer.
-    pub fn open_as_is(&self) -> anyhow::Result<Market> {
+    /// Opens the market without a new consumer: `Market::consumer` is the consumer that the market was started with. A
+    /// test needs this if a new account would disturb other tests, or if the services are stopped and cannot open an
+    /// account.
+    pub fn open_with_first_consumer(&self) -> anyhow::Result<Market> {
         let started = || Host::start(&(self.plan)()).map_err(|e| format!("{e:#}"));
         let host = self.host.get_or_init(started).as_ref().map_err(|why| anyhow::anyhow!("no shared market: {why}"))?;
         Ok(serde_json::from_str(&host.market)?)
@@ -135,7 +136,7 @@ impl Host {
         writeln!(pipe, "{}", serde_json::to_string(plan)?)?;
         let mut market = String::new();
         BufReader::new(output).read_line(&mut market)?;
-        ensure!(!market.is_empty(), "gpubnb-test-market ended early; the output of the tests tells the reason");
+        ensure!(!market.is_empty(), "gpubnb-test-market ended early; see its messages in the output of the tests");
         Ok(Self { market, _child: child, _pipe: pipe })
     }
 }

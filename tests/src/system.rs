@@ -1,5 +1,5 @@
-//! The processes of a market of a test's own: broker, services, projector, web server and workers, on free ports of
-//! 127.0.0.1, in a temporary directory. All of them end when the [`System`] is dropped.
+//! A market that belongs to one test: broker, services, projector, web server and workers, on free ports of 127.0.0.1,
+//! in a temporary directory. All processes stop when the [`System`] is dropped.
 
 use std::{
     fs,
@@ -13,73 +13,72 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    api_client::ApiClient,
     market::{Market, remove_containers, unmount},
-    parts::{binary, free_port, nats_server},
-    places::{self, Place},
+    market_slots::{self, MarketSlot},
     process::Process,
-    web::Web,
+    programs::{binary, free_port, nats_server},
 };
 
-/// The directory of the projector's rows.
-const PROJECTOR: &str = "projector";
-/// How long a process may take to get ready.
-pub(crate) const READY: Duration = Duration::from_secs(30);
+/// The directory with the rows of the first projector.
+const PROJECTOR_DIRECTORY: &str = "projector";
+/// The longest time that a process may take until it is ready.
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The differences between one market and the usual one.
+/// The settings of a market's processes. The default is what most tests need.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Options {
-    /// Replicas of the services.
+pub struct MarketSettings {
+    /// Number of replicas of the services.
     pub replicas: usize,
-    /// Each service answers a monitor, at an address of its own.
-    pub monitored: bool,
-    /// Address of a collector, to which every service sends its traces.
+    /// Each service serves its metrics over HTTP, on a free port that its log names.
+    pub has_monitoring: bool,
+    /// URL of an OTLP collector, to which every service sends its traces.
     pub otlp: Option<String>,
-    /// Number of events after which services and projector keep a snapshot.
+    /// Number of events after which services and projector save a snapshot. 0 means never; `None` means the default.
     pub snapshot_every: Option<u64>,
-    /// The broker leaves it to the operating system when data reaches the disk: for histories that are written as fast
-    /// as possible.
-    pub unsynced: bool,
-    /// How long a process may take to get ready.
-    pub patience: Duration,
-    /// Memory for the projector's cache, MiB.
+    /// The broker does not wait until data is on the disk. For long histories, which are written as fast as possible.
+    pub is_fsync_off: bool,
+    /// The longest time that a process may take until it is ready.
+    pub ready_timeout: Duration,
+    /// The projector's cache, MiB.
     pub cache_mib: u64,
-    /// Further options of `gpubnb-services run`.
+    /// Further command-line options of `gpubnb-services run`.
     pub services: Vec<String>,
-    /// Further options of `gpubnb-projector run`.
+    /// Further command-line options of `gpubnb-projector run`.
     pub projector: Vec<String>,
-    /// Further options of `gpubnb-ui run`.
+    /// Further command-line options of `gpubnb-ui run`.
     pub ui: Vec<String>,
-    /// Port of the web server; a free one if not given.
+    /// Port of the web server. `None` means a free port.
     pub port: Option<u16>,
-    /// The web server's limits on requests are so high that no test meets them.
-    pub hurried: bool,
+    /// The web server has its usual rate limits. Otherwise the limits are so high that no test reaches them.
+    pub has_rate_limits: bool,
 }
 
-impl Default for Options {
+impl Default for MarketSettings {
     fn default() -> Self {
         Self {
             replicas: 1,
-            monitored: false,
+            has_monitoring: false,
             otlp: None,
             snapshot_every: None,
-            unsynced: false,
-            patience: READY,
+            is_fsync_off: false,
+            ready_timeout: READY_TIMEOUT,
             cache_mib: 16,
             services: Vec::new(),
             projector: Vec::new(),
             ui: Vec::new(),
             port: None,
-            hurried: true,
+            has_rate_limits: false,
         }
     }
 }
 
-/// A running market, and the handles of its processes.
+/// A running market with its processes.
 pub struct System {
     market: Market,
     /// The broker; `None` while it is stopped.
     pub nats: Option<Process>,
-    /// Replicas of the services.
+    /// The replicas of the services.
     pub services: Vec<Process>,
     /// The projector.
     pub projector: Option<Process>,
@@ -87,11 +86,11 @@ pub struct System {
     pub ui: Option<Process>,
     /// The workers, in the order in which they were started.
     pub workers: Vec<Process>,
-    /// The settings with which its processes are started.
-    pub options: Options,
-    /// Removed after the processes have ended: see `Drop`.
+    /// The settings with which the processes are started.
+    pub settings: MarketSettings,
+    /// This directory is removed after the processes have stopped: see `Drop`.
     _directory: tempfile::TempDir,
-    _place: Option<Place>,
+    _slot: Option<MarketSlot>,
 }
 
 impl Deref for System {
@@ -109,16 +108,17 @@ impl DerefMut for System {
 }
 
 impl System {
-    /// Starts everything but workers, once there is a place for one more market on this machine.
-    pub async fn start(options: Options) -> anyhow::Result<Self> {
-        let place = places::take().await?;
-        Self::start_at_once(options, Some(place)).await
+    /// Waits for a free [`MarketSlot`], and starts all processes except workers.
+    pub async fn start(settings: MarketSettings) -> anyhow::Result<Self> {
+        let slot = market_slots::acquire().await?;
+        Self::start_with_slot(settings, Some(slot)).await
     }
 
-    /// Starts everything but workers. A market that many tests share takes no place: it would keep the place to the end.
-    pub(crate) async fn start_at_once(options: Options, place: Option<Place>) -> anyhow::Result<Self> {
+    /// Starts all processes except workers. A shared market takes no slot, because it would keep the slot until the
+    /// last test has ended.
+    pub(crate) async fn start_with_slot(settings: MarketSettings, slot: Option<MarketSlot>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("gpubnb-").tempdir()?;
-        let ui_port = options.port.map_or_else(free_port, Ok)?;
+        let ui_port = settings.port.map_or_else(free_port, Ok)?;
         let mut system = Self {
             market: Market::new(directory.path(), free_port()?, ui_port),
             nats: None,
@@ -126,23 +126,25 @@ impl System {
             projector: None,
             ui: None,
             workers: Vec::new(),
-            options,
+            settings,
             _directory: directory,
-            _place: place,
+            _slot: slot,
         };
         system.bootstrap()?;
         system.start_nats().await?;
-        for _ in 0..system.options.replicas {
+        for _ in 0..system.settings.replicas {
             system.start_services().await?;
         }
         system.start_projector().await?;
         system.start_ui().await?;
         let url = system.url();
-        (system.web, system.owner) = (Web::join(&url, "consumer").await?, Web::join(&url, "provider").await?);
-        system.web.deposit("100").await?;
+        (system.consumer, system.machine_owner) =
+            (ApiClient::sign_up(&url, "consumer").await?, ApiClient::sign_up(&url, "provider").await?);
+        system.consumer.deposit("100").await?;
         Ok(system)
     }
 
+    /// Makes the broker's configuration and the credentials of all processes.
     fn bootstrap(&self) -> anyhow::Result<()> {
         let made = Command::new(binary("gpubnb-services")?)
             .args(["bootstrap", "--dir"])
@@ -151,7 +153,7 @@ impl System {
             .arg(self.path().join("nats"))
             .output()?;
         anyhow::ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
-        if self.options.unsynced {
+        if self.settings.is_fsync_off {
             let conf = self.keys().join("nats.conf");
             let text = fs::read_to_string(&conf)?;
             fs::write(&conf, text.replace("sync_interval: always", "sync_interval: \"2m\""))?;
@@ -159,96 +161,97 @@ impl System {
         Ok(())
     }
 
-    /// One of our programs, with the settings of this market.
-    fn process(&self, name: &str) -> anyhow::Result<Command> {
+    /// A command that runs the program `gpubnb-<name>` with the settings of this market.
+    fn configured_command(&self, name: &str) -> anyhow::Result<Command> {
         let mut command = self.command(name)?;
-        if self.options.monitored {
+        if self.settings.has_monitoring {
             command.env("GPUBNB_MONITOR", "127.0.0.1:0");
         }
-        if let Some(every) = self.options.snapshot_every {
+        if let Some(every) = self.settings.snapshot_every {
             command.env("GPUBNB_SERVICES_SNAPSHOT_EVERY", every.to_string());
             command.env("GPUBNB_PROJECTOR_SNAPSHOT_EVERY", every.to_string());
         }
-        if let Some(collector) = &self.options.otlp {
+        if let Some(collector) = &self.settings.otlp {
             command.env("GPUBNB_OTLP", collector);
         }
         Ok(command)
     }
 
-    /// Starts the broker, again with what it had stored.
+    /// Starts the broker. Streams of an earlier run are kept.
     pub async fn start_nats(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(nats_server()?);
         command.arg("-c").arg(self.keys().join("nats.conf"));
         let mut nats = Process::start("nats", &mut command, self.path())?;
         let address = ("127.0.0.1", self.nats_port());
-        ready(&mut nats, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
+        wait_until_ready(&mut nats, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
         self.nats = Some(nats);
         Ok(())
     }
 
     /// Starts one more replica of the services.
     pub async fn start_services(&mut self) -> anyhow::Result<()> {
-        let mut command = self.process("services")?;
+        let mut command = self.configured_command("services")?;
         command.args(["run", "--provision", "--test-funds", "--edge-url", &self.url()]);
-        command.args(&self.options.services);
+        command.args(&self.settings.services);
         let name = format!("services-{}", self.services.len());
         let mut services = Process::start(&name, &mut command, self.path())?;
-        said_ready(&mut services, self.options.patience).await?;
+        wait_for_ready_line(&mut services, self.settings.ready_timeout).await?;
         self.services.push(services);
         Ok(())
     }
 
-    /// Starts the projector, again with what it had folded.
+    /// Starts the projector, and waits until it is ready. Rows of an earlier run are kept.
     pub async fn start_projector(&mut self) -> anyhow::Result<()> {
-        self.projector = Some(self.another_projector(PROJECTOR).await?);
+        self.projector = Some(self.start_projector_in(PROJECTOR_DIRECTORY).await?);
         Ok(())
     }
 
-    /// The same, and does not wait until it is ready.
-    pub fn begin_projector(&self) -> anyhow::Result<Process> {
-        self.begin_projector_in(PROJECTOR)
+    /// Starts the projector, and does not wait until it is ready.
+    pub fn spawn_projector(&self) -> anyhow::Result<Process> {
+        self.spawn_projector_in(PROJECTOR_DIRECTORY)
     }
 
-    /// A projector beside the first, with rows of its own in this directory, once it is ready.
-    pub async fn another_projector(&self, directory: &str) -> anyhow::Result<Process> {
-        let mut projector = self.begin_projector_in(directory)?;
-        said_ready(&mut projector, self.options.patience).await?;
+    /// Starts a projector with its rows in this directory, and waits until it is ready. It can run beside another
+    /// projector.
+    pub async fn start_projector_in(&self, directory: &str) -> anyhow::Result<Process> {
+        let mut projector = self.spawn_projector_in(directory)?;
+        wait_for_ready_line(&mut projector, self.settings.ready_timeout).await?;
         Ok(projector)
     }
 
-    fn begin_projector_in(&self, directory: &str) -> anyhow::Result<Process> {
-        let mut command = self.process("projector")?;
-        let cache = self.options.cache_mib.to_string();
+    fn spawn_projector_in(&self, directory: &str) -> anyhow::Result<Process> {
+        let mut command = self.configured_command("projector")?;
+        let cache = self.settings.cache_mib.to_string();
         command.args(["run", "--cache-mib", &cache, "--data"]).arg(self.path().join(directory));
-        command.args(&self.options.projector);
+        command.args(&self.settings.projector);
         Process::start(directory, &mut command, self.path())
     }
 
-    /// From now on services and projector keep a snapshot after so many events, once they are started again.
-    pub fn keep_snapshots(&mut self, every: u64) {
-        self.options.snapshot_every = Some(every);
+    /// Sets the number of events between two snapshots, for processes that are started later.
+    pub fn set_snapshot_interval(&mut self, events: u64) {
+        self.settings.snapshot_every = Some(events);
     }
 
     /// Starts the web server.
     pub async fn start_ui(&mut self) -> anyhow::Result<()> {
-        let mut command = self.process("ui")?;
+        let mut command = self.configured_command("ui")?;
         command.args(["run", "--listen", &format!("127.0.0.1:{}", self.ui_port())]);
-        if self.options.hurried {
+        if !self.settings.has_rate_limits {
             let plenty = "100000";
             command.args(["--requests-per-second", plenty, "--sign-ins-per-minute", plenty]);
             command.args(["--sign-ups-per-minute", plenty]);
         }
-        command.args(&self.options.ui);
+        command.args(&self.settings.ui);
         let mut ui = Process::start("ui", &mut command, self.path())?;
         let health = format!("{}/healthz", self.url());
-        ready(&mut ui, async || reqwest::get(&health).await.is_ok()).await?;
+        wait_until_ready(&mut ui, async || reqwest::get(&health).await.is_ok()).await?;
         self.ui = Some(ui);
         Ok(())
     }
 
-    /// Starts a worker, again with the identity it had; waits until its machine is on the market.
+    /// Starts a worker, and waits until its machine is online. The machine keeps the identity of an earlier run.
     pub async fn start_worker(&mut self, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
-        let worker = self.begin_worker(name, arguments).await?;
+        let worker = self.enroll_and_start_worker(name, arguments).await?;
         self.workers.push(worker);
         Ok(())
     }
@@ -262,19 +265,19 @@ impl System {
         self.nats = None;
     }
 
-    /// Fails if any process has ended, with what it printed last.
-    pub fn check(&mut self) -> anyhow::Result<()> {
+    /// Fails if any process has ended. The error holds the last lines that the process printed.
+    pub fn check_running(&mut self) -> anyhow::Result<()> {
         let single = self.nats.iter_mut().chain(&mut self.projector).chain(&mut self.ui);
-        single.chain(&mut self.services).chain(&mut self.workers).try_for_each(Process::check)
+        single.chain(&mut self.services).chain(&mut self.workers).try_for_each(Process::check_running)
     }
 }
 
 impl Drop for System {
     fn drop(&mut self) {
-        // Workers first, while there is someone to report to; the broker last.
+        // Workers stop first, so that they can still report.
         self.workers.clear();
-        // Containers outlive their worker on purpose; here they must end with the test.
-        for machine in self.machines() {
+        // Containers outlive their worker on purpose, but must not outlive the test.
+        for machine in self.machine_ids() {
             remove_containers(&machine);
         }
         unmount(self.path());
@@ -282,25 +285,26 @@ impl Drop for System {
     }
 }
 
-/// Waits until a process says that it is ready, in what it printed since its start.
-async fn said_ready(process: &mut Process, patience: Duration) -> anyhow::Result<()> {
-    let deadline = Instant::now() + patience;
-    while !process.has_said("ready") {
-        process.check()?;
+/// Waits until a process has printed the word `ready` since its start.
+async fn wait_for_ready_line(process: &mut Process, timeout: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !process.has_printed("ready") {
+        process.check_running()?;
         if Instant::now() > deadline {
-            bail!("not ready within {patience:?}:\n{}", process.last_words());
+            bail!("not ready within {timeout:?}:\n{}", process.last_lines());
         }
         sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
 
-pub(crate) async fn ready(process: &mut Process, is_ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + READY;
+/// Waits until `is_ready` returns true. Fails if the process ends before.
+pub(crate) async fn wait_until_ready(process: &mut Process, is_ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY_TIMEOUT;
     while !is_ready().await {
-        process.check()?;
+        process.check_running()?;
         if Instant::now() > deadline {
-            bail!("not ready within {READY:?}:\n{}", process.last_words());
+            bail!("not ready within {READY_TIMEOUT:?}:\n{}", process.last_lines());
         }
         sleep(Duration::from_millis(20)).await;
     }

@@ -1,6 +1,10 @@
 //! The append of one event to the log. The broker guards each append: it refuses the event if its aggregate has
-//! got another event since the decision was taken. An append may be repeated if its answer was lost; the broker refuses
-//! the repetition, too. This file tells such a repetition from a conflict with another writer.
+//! got another event since the decision was taken.
+//!
+//! An append may be repeated if its answer was lost. For two minutes (the stream's duplicate window), the broker
+//! confirms the repetition as a duplicate, with the sequence of the stored event. Later, the broker refuses the
+//! repetition like a conflict, because the stored event is newer than the guard. This file distinguishes a repetition
+//! from a conflict with another writer.
 
 use std::time::Duration;
 
@@ -12,7 +16,7 @@ use async_nats::{
     },
 };
 use gpubnb_events::{
-    Actor, BoxError, Event, Proposal, Seq,
+    Actor, BoxError, Event, Proposal, Recorded, Seq,
     message::{Envelope, header},
     subject,
 };
@@ -60,8 +64,9 @@ impl Log {
     /// Appends the event of one decision. The broker refuses the event unless the aggregate's last event is still the
     /// one with the sequence `proposal.expected`, which the decider saw.
     ///
-    /// An append whose answer was lost may be repeated. If the first append had succeeded, the broker refuses the
-    /// second one, but the aggregate's last event has the proposal's id. The result is then a success.
+    /// An append whose answer was lost may be repeated. If the first append had succeeded, the result is a success
+    /// again: the broker reports a duplicate, or the broker refuses the event and the aggregate's last event is the
+    /// event of this proposal.
     pub async fn append(&self, proposal: &Proposal, actor: Actor) -> Result<Appended, AppendError> {
         let address = subject::address(&proposal.event);
         let envelope =
@@ -75,6 +80,14 @@ impl Log {
         let confirmation = self.js.send_publish(address.subject, message).await.map_err(unavailable)?;
         let ack = tokio::time::timeout(ACK_TIMEOUT, confirmation).await.map_err(unavailable)?;
         match ack {
+            // The log has an event with this id. The stored event may be this event, or differ from it.
+            Ok(ack) if ack.duplicate => {
+                let stored = self.get(Seq(ack.sequence)).await.map_err(unavailable)?;
+                if stored.as_ref().and_then(Recorded::event) == Some(&proposal.event) {
+                    return Ok(Appended { seq: Seq(ack.sequence), is_repetition: true });
+                }
+                self.conflict_or_repetition(proposal).await
+            }
             Ok(ack) => Ok(Appended { seq: Seq(ack.sequence), is_repetition: ack.duplicate }),
             Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => self.conflict_or_repetition(proposal).await,
             Err(e) if e.kind() == PublishErrorKind::MaxPayloadExceeded => Err(AppendError::TooLarge(e)),
@@ -88,7 +101,7 @@ impl Log {
         let Some(last) = last else {
             return Err(AppendError::Conflict { last: Seq::ZERO });
         };
-        if last.envelope().is_some_and(|e| e.id == proposal.id) {
+        if last.envelope().is_some_and(|e| e.id == proposal.id) && last.event() == Some(&proposal.event) {
             return Ok(Appended { seq: last.seq, is_repetition: true });
         }
         Err(AppendError::Conflict { last: last.seq })

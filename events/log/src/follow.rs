@@ -1,5 +1,9 @@
-//! Reading MARKET from a sequence on, without end. The follower asks the broker for large batches (*pulls*),
-//! acknowledges nothing, and checks that no message is missing.
+//! Reading MARKET from a sequence on, without end.
+//!
+//! A follower reads through a *consumer*, which is the broker's state of one reader. The follower sends the consumer a
+//! *pull request*: a request for up to 5,000 messages. When a request is fulfilled or expires, the library sends the
+//! next. The stream of messages that the library returns is called the *pull* here. The follower acknowledges no
+//! message. It checks that no message is missing, and opens a new consumer and a new pull after every failure.
 
 use std::time::Duration;
 
@@ -15,18 +19,20 @@ use tracing::{debug, error, warn};
 
 use crate::RawMessage;
 
-/// Most messages in one batch.
+/// Most messages in one pull request, and in one batch that the follower returns.
 const BATCH: usize = 5_000;
-/// A pull request expires after this time, because a broker that restarts forgets it.
+/// A pull request expires after this time. A broker that restarts forgets its pull requests, so no request may be valid
+/// for ever.
 const EXPIRES: Duration = Duration::from_secs(30);
-/// The broker sends a heartbeat this often. Missing heartbeats show that the pull request is lost.
+/// The broker sends a heartbeat this often while there is no message. If heartbeats are missing, the pull request was
+/// lost.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Pause between a failed pull and the next one.
 const RETRY: Duration = Duration::from_millis(250);
-/// The broker removes a consumer (the broker's state of a reader) that nobody has used for this long.
+/// The broker removes a consumer that nobody has used for this long.
 const INACTIVE: Duration = Duration::from_secs(60);
 
-/// The reason why a pull failed. The next call opens a new pull.
+/// The reason why a pull failed. [`Follower::next_raw_batch`] then opens a new pull.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot follow MARKET from event {next} on")]
 struct FollowError {
@@ -39,10 +45,11 @@ pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     pull: Option<pull::Stream>,
-    /// True if no message of this pull has arrived. The pull was opened at `next`. If its first message is not `next`,
-    /// the broker has lost `next`. A later message of a pull may only be lost on the way from the broker.
+    /// True if no message of this pull has arrived. The pull begins at the sequence `next`. If the first message of a
+    /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message proves
+    /// less: the message may be in the stream, and was lost between the broker and this process.
     is_first: bool,
-    /// True if messages that the broker has lost are skipped.
+    /// True if the follower skips messages that are no longer in the stream.
     skips_gaps: bool,
 }
 
@@ -51,8 +58,8 @@ impl Follower {
         Self { stream, next: Seq(from.0.max(1)), pull: None, is_first: false, skips_gaps: false }
     }
 
-    /// Skips missing messages, for tools that look for gaps. Without this option the follower waits until an operator
-    /// has restored the missing message.
+    /// Skips missing messages, for tools that look for gaps. Without this option, the follower waits at a gap until an
+    /// operator has restored the missing message.
     #[must_use]
     pub fn skip_gaps(self) -> Self {
         Self { skips_gaps: true, ..self }
@@ -64,7 +71,7 @@ impl Follower {
         let decode = |raw: RawMessage| {
             let recorded = raw.decode();
             if let Err(why) = &recorded.entry {
-                warn!(seq = recorded.seq.0, %why, "skipped a message of MARKET");
+                warn!(seq = recorded.seq.0, %why, "a message of MARKET is not a valid event: folds skip it");
             }
             recorded
         };
@@ -77,7 +84,7 @@ impl Follower {
             match self.try_batch().await {
                 Ok(batch) => return batch,
                 Err(e) => {
-                    debug!(error = %Chain(&e), "opening the pull again");
+                    debug!(error = %Chain(&e), "the pull failed: opening a new pull");
                     self.pull = None;
                     tokio::time::sleep(RETRY).await;
                 }
@@ -114,7 +121,7 @@ impl Follower {
                     batch.push(raw);
                 }
                 Err(source) if batch.is_empty() => return Err(FollowError { next, source }),
-                // Return the messages before the failure. The next call opens a new pull.
+                // Return the messages before the failure. The next call of this function opens a new pull.
                 Err(_) => {
                     self.pull = None;
                     break;

@@ -58,8 +58,10 @@ pub struct Proof {
     /// The message.
     #[schema(value_type = Object)]
     pub message: MessageLine,
-    /// The hashes that are combined with the hash of the message one after the other, which results in the root.
-    /// Hexadecimal; the hash next to the leaf is first.
+    /// The hashes of the sibling subtrees on the way from the message's leaf to the root, hexadecimal. The first hash
+    /// is the sibling of the leaf, the last hash is a child of the root. To compute the root, begin with the leaf and
+    /// hash it with one sibling after the other. The sequence of the message and the size of the tree determine
+    /// whether a sibling is the left or the right part.
     pub path: Vec<String>,
     /// The signed head of the tree that the message is in.
     pub head: SignedTreeHead,

@@ -238,7 +238,7 @@ impl Reason {
     }
 }
 
-/// The attempt ended by a fault of the machine. The job waits for another machine.
+/// The attempt ended by a fault of the machine, or by nobody's fault. The job waits to be tried again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requeued {
     /// The job.
@@ -330,7 +330,7 @@ pub struct Cancelled {
 pub struct Settled {
     /// The job.
     pub job: JobId,
-    /// The number of the rule by which the bill was computed, in docs/consumer.md. Rule 1 is not written.
+    /// The number of the rule by which the bill was computed, in docs/events.md. Rule 1 is not written.
     #[serde(default = "first_rule", skip_serializing_if = "is_first_rule")]
     pub rule: u32,
     /// The account that pays.

@@ -28,7 +28,7 @@ const OUTBOX: &str = "outbox.json";
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Longest time between the end of a program and its report without an announcement of the exit.
-const REPORT_SOON: Duration = Duration::from_millis(250);
+const REPORT_SOON: Duration = Duration::from_secs(1);
 
 /// A report that is not delivered to the platform yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ pub(super) async fn checks(state: &Path, gpus: &Gpus) -> Vec<Check> {
         checks.push(check(&format!("gpu.{index}.memory"), gpu.memory.0.to_string(), "MiB"));
         checks.push(check(&format!("gpu.{index}.model"), format!("{}, capability {capability}", gpu.model), ""));
     }
-    for reading in gpus.readings(false) {
+    for reading in gpus.confirmed_readings() {
         if let Some(trouble) = reading.trouble {
             checks.push(with_requirement(check("gpu.health", reading.uuid, ""), "well", false, trouble.description()));
         }

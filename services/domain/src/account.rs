@@ -46,6 +46,8 @@ struct Payout {
     amount: MicroUsd,
     /// The sequence of `PayoutPaid` or `PayoutFailed`; `None` before.
     closed: Option<Seq>,
+    /// True if the payout was closed as failed.
+    has_failed: bool,
 }
 
 impl Account {
@@ -61,7 +63,7 @@ impl Account {
         }
         check_amount(c.amount)?;
         let event = FundsDeposited { account, deposit: c.deposit, amount: c.amount };
-        Ok(self.propose(event, format!("{}.deposited", c.deposit), None))
+        Ok(self.propose(event, format!("{account}.{}.deposited", c.deposit), None))
     }
 
     /// Requests a payout.
@@ -78,14 +80,14 @@ impl Account {
             return Err(DomainError::PayoutTooLarge { asked: c.amount, available: self.available });
         }
         let event = PayoutRequested { account, payout: c.payout, amount: c.amount };
-        Ok(self.propose(event, format!("{}.requested", c.payout), None))
+        Ok(self.propose(event, format!("{account}.{}.requested", c.payout), None))
     }
 
     /// Records that a payout was paid, or failed.
     pub(crate) fn close_payout(&self, c: &ClosePayout) -> Result<Decision, DomainError> {
         let payout = self.payouts.get(&c.payout).ok_or(DomainError::UnknownPayout)?;
         if let Some(seq) = payout.closed {
-            return Ok(Decision::AlreadyDone(seq));
+            return answer_repeated(payout.has_failed == c.failed.is_some(), seq, "payout");
         }
         let (account, amount, requested) = (c.account, payout.amount, payout.requested);
         let event: Event = match &c.failed {
@@ -94,7 +96,7 @@ impl Account {
                 PayoutFailed { account, payout: c.payout, amount, requested, reason: reason.clone() }.into()
             }
         };
-        Ok(self.propose(event, format!("{}.closed", c.payout), Some(requested)))
+        Ok(self.propose(event, format!("{account}.{}.closed", c.payout), Some(requested)))
     }
 
     /// Suspends or reinstates the account.
@@ -119,19 +121,21 @@ impl Account {
                 self.deposits.insert(e.deposit, (seq, e.amount));
             }
             Event::PayoutRequested(e) => {
-                self.payouts.insert(e.payout, Payout { requested: seq, amount: e.amount, closed: None });
+                self.payouts
+                    .insert(e.payout, Payout { requested: seq, amount: e.amount, closed: None, has_failed: false });
             }
-            Event::PayoutPaid(e) => self.mark_closed(e.payout, seq),
-            Event::PayoutFailed(e) => self.mark_closed(e.payout, seq),
+            Event::PayoutPaid(e) => self.mark_closed(e.payout, seq, false),
+            Event::PayoutFailed(e) => self.mark_closed(e.payout, seq, true),
             Event::AccountSuspended(e) => self.suspended = Some(e.reason.clone()),
             Event::AccountReinstated(_) => self.suspended = None,
             _ => {}
         }
     }
 
-    fn mark_closed(&mut self, payout: CommandId, seq: Seq) {
+    fn mark_closed(&mut self, payout: CommandId, seq: Seq, has_failed: bool) {
         if let Some(payout) = self.payouts.get_mut(&payout) {
             payout.closed = Some(seq);
+            payout.has_failed = has_failed;
         }
     }
 
@@ -190,7 +194,25 @@ mod tests {
         let failed = ClosePayout { account, payout, failed: Some("account closed".to_owned()) };
         let seq = market.when(market.as_operator(), Command::ClosePayout(failed.clone())).expect_appended();
         assert_eq!(market.account(account).available, before);
-        assert_eq!(market.when(market.as_operator(), Command::ClosePayout(failed)).expect_already_done(), seq);
+        assert_eq!(market.when(market.as_operator(), Command::ClosePayout(failed.clone())).expect_already_done(), seq);
+        // A success is not said of something that did not happen.
+        let paid = ClosePayout { failed: None, ..failed };
+        let refused = market.when(market.as_operator(), Command::ClosePayout(paid)).expect_refused();
+        assert_eq!(refused, DomainError::IdReused("payout"));
+    }
+
+    #[test]
+    fn one_id_on_two_accounts_is_two_deposits_and_two_messages() {
+        let mut market = given();
+        let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
+        let message_id = |market: &TestMarket, account| match market.account(account).deposit(account, &deposit) {
+            Ok(Decision::Append(proposal)) => proposal.id,
+            other => panic!("{other:?}"),
+        };
+        assert_ne!(message_id(&market, market.consumer), message_id(&market, market.provider));
+        for account in [market.consumer, market.provider] {
+            market.when(market.as_operator(), Command::Deposit(account, deposit)).expect_appended();
+        }
     }
 
     #[test]

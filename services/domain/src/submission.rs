@@ -49,10 +49,10 @@ pub(crate) fn submit(
     let hold = hold(world, c, now, settings)?;
     check_funds(account, hold)?;
     let limits = limits(c, hold);
-    // The event's id includes the content. If two different jobs with one job id arrive at the same time, their events
+    // The event's id includes the account and the content. If two different jobs with one job id arrive at the same time, their events
     // then have different ids, and neither is taken for a repetition of the other.
     let fingerprint = fingerprint(&c.spec, &c.placement, &limits);
-    let event_id = format!("{}.submitted.{fingerprint:016x}.{}", c.job, hold.0);
+    let event_id = format!("{id}.{}.submitted.{fingerprint:016x}.{}", c.job, hold.0);
     let (spec, placement) = (c.spec.clone(), c.placement.clone());
     Ok(account.propose(JobSubmitted { account: id, job: c.job, spec, placement, limits, hold }, event_id, None))
 }
@@ -117,6 +117,9 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
         return Err(DomainError::field("vram", "GPU memory needs at least one GPU."));
     }
     let requirements = &c.placement.requirements;
+    if requirements.price_cap.is_some_and(|cap| cap.0 <= MicroUsd::ZERO) {
+        return Err(DomainError::field("price_cap", "The price cap must be above $0."));
+    }
     check_range("reliability", u64::from(requirements.reliability.unwrap_or(0)), 0, 100, "percent")?;
     for (field, text) in [("gpu_model", &requirements.gpu_model), ("region", &requirements.region)] {
         if let Some(text) = text {
@@ -178,6 +181,12 @@ fn check_env(c: &SubmitJob) -> Result<(), DomainError> {
         let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
         first && name.len() <= 100 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
     };
+    // The worker sets these itself: the job's id, and the GPUs that the job may see.
+    let is_reserved = |name: &&String| name.starts_with("GPUBNB_") || name.starts_with("NVIDIA_");
+    if let Some(name) = c.env.keys().find(is_reserved) {
+        let message = format!("The name {name} is reserved: names may not begin with GPUBNB_ or NVIDIA_.");
+        return Err(DomainError::field("env", message));
+    }
     let same_names = c.spec.env.iter().eq(c.env.keys());
     let size: usize = c.env.iter().map(|(name, value)| name.len() + value.0.len()).sum();
     let no_nul = c.env.values().all(|value| !value.0.contains('\0'));
@@ -206,6 +215,7 @@ fn check_inputs(spec: &JobSpec) -> Result<(), DomainError> {
 mod tests {
     use super::*;
     use crate::{Command, testing::*};
+    use gpubnb_events::HourlyRate;
 
     #[test]
     fn a_repeated_submission_makes_one_job_and_a_different_job_with_its_id_is_refused() {
@@ -262,7 +272,7 @@ mod tests {
     #[test]
     fn each_broken_rule_names_its_field() {
         let mut market = given();
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 15] = [
             ("name", |s| s.spec.name = "a\nb".to_owned()),
             ("image", |s| s.spec.image = "latest".to_owned()),
             ("template", |s| s.spec.template = Some("nope".to_owned())),
@@ -270,6 +280,8 @@ mod tests {
             ("memory", |s| s.spec.resources.memory = Mebibytes(1)),
             ("time", |s| s.time = Seconds(0)),
             ("budget", |s| s.budget = Some(MicroUsd(-1))),
+            ("price_cap", |s| s.placement.requirements.price_cap = Some(HourlyRate(MicroUsd(-1)))),
+            ("price_cap", |s| s.placement.requirements.price_cap = Some(HourlyRate(MicroUsd::ZERO))),
             ("max_attempts", |s| s.max_attempts = Some(11)),
             ("shm", |s| s.spec.resources.shm = Some(Mebibytes(0))),
             ("shm", |s| s.spec.resources.shm = Some(Mebibytes(s.spec.resources.memory.0 + 1))),
@@ -317,7 +329,14 @@ mod tests {
             submit
         };
         assert!(check(&with(&["A", "B_2"], &["A", "B_2"]), &Settings::default()).is_ok());
-        for (names, values) in [(&["A"][..], &[][..]), (&[], &["A"]), (&["2A"], &["2A"]), (&["A=B"], &["A=B"])] {
+        for (names, values) in [
+            (&["A"][..], &[][..]),
+            (&[], &["A"]),
+            (&["2A"], &["2A"]),
+            (&["A=B"], &["A=B"]),
+            (&["NVIDIA_VISIBLE_DEVICES"], &["NVIDIA_VISIBLE_DEVICES"]),
+            (&["GPUBNB_JOB"], &["GPUBNB_JOB"]),
+        ] {
             let refusal = check(&with(names, values), &Settings::default()).unwrap_err();
             assert!(matches!(refusal, DomainError::InvalidField { field: "env", .. }));
         }

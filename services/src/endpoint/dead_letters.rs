@@ -1,5 +1,7 @@
-//! Dead letters: job messages in DISPATCH that no machine works on. Operators see each dead letter with its likely
-//! cause and the remedy.
+//! Dead letters, for operators. A *dead letter* is a job message in the stream DISPATCH that no machine works on: the
+//! time to accept the job is over, and either nobody has accepted it or the lease in the message is over. A machine
+//! without a consumer, which cannot fetch job messages, is also reported as a dead letter. Each dead letter has its
+//! likely cause and a remedy. If the market can apply the remedy, operators do so with `cmd.market.remedy`.
 
 use std::{
     collections::HashMap,
@@ -118,7 +120,7 @@ async fn overdue_messages(
     Ok(found)
 }
 
-/// The trouble with an overdue message; `None` while the attempt runs.
+/// The trouble with an overdue message; `None` if the machine has accepted the job.
 fn trouble_with(world: &World, machine: MachineId, message: &DeadMessage, was_delivered: bool) -> Option<Trouble> {
     let held = world.machine(machine).and_then(|m| m.leases.get(&message.job));
     if held != Some(&message.lease) {
@@ -163,6 +165,7 @@ async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, RpcError> {
             let subject = subject::dispatch(machine, message.job);
             stream.purge().filter(subject).sequence(message.seq.0 + 1).await.map_err(unavailable)?;
         }
+        // The market cannot apply this remedy. The refusal tells the operator what to do.
         _ => return Err(RpcError::refused(Refusal::new("NoRemedy", RefusalKind::Conflict, letter.trouble.remedy()))),
     }
     info!(%machine, actor = %r.actor, trouble = ?letter.trouble, "the remedy for a dead letter was applied");

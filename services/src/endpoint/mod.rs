@@ -1,7 +1,10 @@
 //! The command endpoints: `cmd.account.*`, `cmd.job.*`, `cmd.market.*`, `cmd.enrollment.*`, `cmd.machine.<id>.*`.
 //!
-//! Each endpoint reads a request, names the command and the actor, and leaves the decision to the domain. The endpoints
-//! are served over a connection that may publish to inboxes only.
+//! Each endpoint reads a request, names the command and the actor, and leaves the decision to the domain.
+//!
+//! The services have two connections to the broker with different rights. Requests arrive and answers leave over the
+//! connection of the user `serve`, which may publish only to reply subjects. The executor appends events over the
+//! connection of the user `append`. So a request with a forged reply subject cannot make the services write to the log.
 
 mod context;
 mod dead_letters;

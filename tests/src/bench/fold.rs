@@ -1,5 +1,6 @@
-//! `fold_rate`: events a second into every read model from nothing, over the slower of two limits of the same
-//! run: draining and decoding the same events, and writing the same rows into sled.
+//! `fold_rate`: the number of events per second that are folded into all read models, from the first event on. The
+//! baseline is the slower of two limits that are measured in the same run: reading and decoding the same events from
+//! the broker, and writing the same rows into sled.
 
 use std::time::Duration;
 
@@ -22,13 +23,15 @@ use sled::transaction::TransactionError;
 use tokio::time::Instant;
 
 use super::{RawBroker, report::Figure};
-use crate::history::{life, publish};
+use crate::history::{job_events, publish};
 
+/// Jobs in the history. Each job has six events.
 const JOBS: u64 = 30_000;
 const ACCOUNTS: usize = 200;
 const ROUNDS: usize = 3;
+/// Messages in one pull request to the broker.
 const BATCH: usize = 5_000;
-/// sled's cache, MiB: what a projector has unless told otherwise.
+/// sled's cache, MiB. This is the projector's default.
 const CACHE_MIB: u64 = 16;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
@@ -46,51 +49,52 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     write_history(&js).await?;
     let log = Log::open(js.clone()).await?;
     let last = log.last_seq().await?;
-    let (mut ours, mut drain, mut sled) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut fold_rates, mut drain_rates, mut sled_rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let dir = tempfile::tempdir()?;
         let db = Database::open(dir.path(), CACHE_MIB)?;
         let began = Instant::now();
         let models = fold::catch_up(&log, &db, last).await?;
-        ours.push(per_second(last, began));
+        fold_rates.push(per_second(last, began));
         anyhow::ensure!(models.states().all(|(_, _, stopped)| stopped.is_none()), "a model stopped");
         let began = Instant::now();
         drain_all(&stream, last).await?;
-        drain.push(per_second(last, began));
-        sled.push(write_rows(&db, last)?);
+        drain_rates.push(per_second(last, began));
+        sled_rates.push(write_rows(&db, last)?);
     }
-    let (drain, sled) = (super::quantile(&mut drain, 0.5), super::quantile(&mut sled, 0.5));
+    let (drain, sled) = (super::quantile(&mut drain_rates, 0.5), super::quantile(&mut sled_rates, 0.5));
     println!("fold_rate: limits: drain and decode {drain:.0}/s, rows into sled, in transactions, {sled:.0}/s");
     let slower =
         if drain < sled { ("raw decoded drain", drain) } else { ("raw sled transactions writing the rows", sled) };
-    let value = (super::quantile(&mut ours, 0.5), "events/s");
+    let value = (super::quantile(&mut fold_rates, 0.5), "events/s");
     Ok(vec![Figure::new("fold_rate", value, slower, ROUNDS, (">= 0.6", |f| f.ratio >= 0.6))])
 }
 
-// Counts far below the precision of a float.
+// The counts are so small that the conversion is exact.
 #[allow(clippy::cast_precision_loss)]
 fn per_second(events: Seq, began: Instant) -> f64 {
     events.0 as f64 / began.elapsed().as_secs_f64()
 }
 
+/// Reads and decodes all events up to the sequence `last`.
 async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
     let config = pull::Config { ack_policy: AckPolicy::None, ..Default::default() };
     let consumer = stream.create_consumer(config).await?;
     let mut messages = consumer.stream().max_messages_per_batch(BATCH).messages().await?;
     while let Some(message) = messages.next().await {
         let message = message?;
-        let headers = message.headers.as_ref().context("headers")?;
-        let wire_name = headers.get(header::TYPE).context("a type")?;
+        let headers = message.headers.as_ref().context("a message without headers")?;
+        let wire_name = headers.get(header::TYPE).context("a message without a type")?;
         std::hint::black_box(Event::decode(wire_name.as_str(), &message.payload)?);
         if message.info().map_err(anyhow::Error::from_boxed)?.stream_sequence >= last.0 {
             return Ok(());
         }
     }
-    anyhow::bail!("the drain ended early")
+    anyhow::bail!("the stream ended before the last event")
 }
 
-/// Writes the final rows of every model, each once, in transactions as large as the fold's: less than the fold itself has
-/// to write, which changes most rows more than once.
+/// Copies the rows of every model into a new sled database, in as many transactions as the fold used. Returns the
+/// events per second. The fold writes more than this, because it changes most rows several times.
 fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let mut trees = Vec::new();
@@ -103,9 +107,9 @@ fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     let began = Instant::now();
     for (name, rows) in trees {
         let tree = db.open_tree(name)?;
-        for part in rows.chunks(rows.len().div_ceil(transactions).max(1)) {
+        for chunk in rows.chunks(rows.len().div_ceil(transactions).max(1)) {
             let written: Result<(), TransactionError> = tree.transaction(|tree| {
-                for (key, value) in part {
+                for (key, value) in chunk {
                     tree.insert(&**key, &**value)?;
                 }
                 Ok(())
@@ -116,6 +120,7 @@ fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     Ok(per_second(last, began))
 }
 
+/// Writes the accounts and the jobs into the stream.
 async fn write_history(js: &jetstream::Context) -> anyhow::Result<()> {
     let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();
     let (machine, provider) = (MachineId::generate(), AccountId::generate());
@@ -133,7 +138,7 @@ async fn write_history(js: &jetstream::Context) -> anyhow::Result<()> {
     }
     for job in 0..JOBS {
         let account = accounts[usize::try_from(job)? % accounts.len()];
-        for event in life(account, provider, machine, Seq(next))? {
+        for event in job_events(account, provider, machine, Seq(next))? {
             acks.push(publish(js, &event, next).await?);
             next += 1;
         }

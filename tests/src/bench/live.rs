@@ -1,5 +1,5 @@
-//! `live_latency`: from the broker's time of an event to the frame in an open page, over a raw publish to a
-//! raw subscriber.
+//! `live_latency`: the time from the broker's timestamp of an event until an open page gets the frame that shows the
+//! event. The baseline is a plain publish to a plain subscriber of the broker.
 
 use std::{pin::Pin, time::Duration};
 
@@ -16,29 +16,30 @@ use tokio::{
 
 use super::{RawBroker, millis, quantile, report::Figure};
 use crate::{
-    system::{Options, System},
-    web::Web,
+    api_client::ApiClient,
+    system::{MarketSettings, System},
 };
 
 const SAMPLES: usize = 200;
-/// Pages that are open meanwhile: so many people with so many pages each.
+/// Other people whose pages are open during the measurement.
 const PEOPLE: usize = 10;
-const EACH: usize = 20;
+/// Open pages of each of these people.
+const PAGES_EACH: usize = 20;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
-    let system = System::start(Options::default()).await?;
-    let open = others(&system).await?;
+    let system = System::start(MarketSettings::default()).await?;
+    let other_pages = open_other_pages(&system).await?;
     let raw = RawBroker::start(false).await?;
-    let mut heard = raw.client.subscribe("raw").await?;
+    let mut subscriber = raw.client.subscribe("raw").await?;
     let (mut ours, mut base) = (Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         let began = Instant::now();
         raw.client.publish("raw", Bytes::from_static(b"x")).await?;
-        heard.next().await.context("nothing heard")?;
+        subscriber.next().await.context("no message came")?;
         base.push(millis(began.elapsed()));
-        ours.push(one(&system).await?);
+        ours.push(measure_once(&system).await?);
     }
-    open.iter().for_each(JoinHandle::abort);
+    other_pages.iter().for_each(JoinHandle::abort);
     let baseline = quantile(&mut base, 0.99);
     let p99 = (quantile(&mut ours, 0.99), "ms p99");
     let p50 = (quantile(&mut ours, 0.5), "ms p50");
@@ -55,19 +56,20 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     ])
 }
 
-/// Opens pages of other people, and reads along: of a waiting job, of their jobs, of the market, of the wallet.
-async fn others(system: &System) -> anyhow::Result<Vec<JoinHandle<()>>> {
+/// Opens pages of other people and reads their streams: of a waiting job, of the list of jobs, of the market and of the
+/// wallet.
+async fn open_other_pages(system: &System) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let mut open = Vec::new();
     for person in 0..PEOPLE {
-        let web = Web::join(&system.url(), &format!("reader-{person}")).await?;
-        web.deposit("1").await?;
-        let submitted = web.post("/jobs", &json!({ "template": "noop", "budget_usd": "0.01" })).await?;
+        let reader = ApiClient::sign_up(&system.url(), &format!("reader-{person}")).await?;
+        reader.deposit("1").await?;
+        let submitted = reader.post("/jobs", &json!({ "template": "noop", "budget_usd": "0.01" })).await?;
         let job = submitted["job"].as_str().unwrap_or_default().to_owned();
-        // The page is opened once it is known.
-        web.get(&format!("/jobs/{job}?min_seq={}", submitted["seq"])).await?;
+        // The page can be opened only after the projector has folded the job.
+        reader.get(&format!("/jobs/{job}?min_seq={}", submitted["seq"])).await?;
         let pages = [format!("/jobs/{job}/live"), "/jobs/live".into(), "/market/live".into(), "/wallet/live".into()];
-        for page in pages.iter().cycle().take(EACH) {
-            let request = web.at_browser().ask(Method::GET, page).timeout(Duration::from_secs(600));
+        for page in pages.iter().cycle().take(PAGES_EACH) {
+            let request = reader.browser_session().build_request(Method::GET, page).timeout(Duration::from_secs(600));
             let mut frames: Frames = Box::pin(request.send().await?.error_for_status()?.bytes_stream());
             open.push(tokio::spawn(async move { while let Some(Ok(_)) = frames.next().await {} }));
         }
@@ -75,28 +77,33 @@ async fn others(system: &System) -> anyhow::Result<Vec<JoinHandle<()>>> {
     Ok(open)
 }
 
+/// The event stream of a page.
 type Frames = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 
-/// Opens the page of a waiting job, cancels it, and takes the time of the frame that shows it.
-async fn one(system: &System) -> anyhow::Result<f64> {
-    let (job, page) = system.web.submit_and_watch(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
+/// Opens the page of a waiting job and cancels the job. Returns the milliseconds from the event `Cancelled` to the
+/// frame that shows it.
+async fn measure_once(system: &System) -> anyhow::Result<f64> {
+    let (job, page) =
+        system.consumer.submit_and_open_page(&json!({ "template": "noop", "budget_usd": "0.01" })).await?;
     let mut frames: Frames = Box::pin(page.bytes_stream());
-    until(&mut frames, "data-state=\"Queued\"").await?;
+    wait_for_frame(&mut frames, "data-state=\"Queued\"").await?;
     let nothing = json!({});
     let cancel = format!("/jobs/{job}/cancel");
-    let (cancelled, seen) = tokio::join!(system.web.post(&cancel, &nothing), until(&mut frames, ">Cancelled<"));
+    let (cancelled, seen) =
+        tokio::join!(system.consumer.post(&cancel, &nothing), wait_for_frame(&mut frames, ">Cancelled<"));
     cancelled?;
     let seen = seen?;
-    let events = system.web.get(&format!("/jobs/{job}/events")).await?;
-    let rows = events["rows"].as_array().context("rows")?;
-    let event = rows.iter().find(|e| e["event"] == "Cancelled").context("the event")?;
-    let recorded: Timestamp = event["recorded_at"].as_str().context("a time")?.parse()?;
-    // Millisecond clocks on one machine; a few thousand at most.
+    let events = system.consumer.get(&format!("/jobs/{job}/events")).await?;
+    let rows = events["rows"].as_array().context("an answer without rows")?;
+    let event = rows.iter().find(|e| e["event"] == "Cancelled").context("the event is missing")?;
+    let recorded: Timestamp = event["recorded_at"].as_str().context("the event has no time")?.parse()?;
+    // The value is at most a few thousand, so the conversion is exact.
     #[allow(clippy::cast_precision_loss)]
     Ok(seen.since(recorded).0 as f64)
 }
 
-async fn until(frames: &mut Frames, words: &str) -> anyhow::Result<Timestamp> {
+/// Reads a page's stream up to the frame that contains a text. Returns the time of that frame.
+async fn wait_for_frame(frames: &mut Frames, words: &str) -> anyhow::Result<Timestamp> {
     let mut text = String::new();
     while let Some(bytes) = timeout(Duration::from_secs(10), frames.next()).await.context("no frame came")? {
         text.push_str(&String::from_utf8_lossy(&bytes?));

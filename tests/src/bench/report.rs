@@ -1,10 +1,10 @@
-//! The report: a list for programs, a table for people.
+//! The report of the benchmarks: a table for people and a JSON file for programs.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-/// One figure beside its limit.
+/// One measured figure with its baseline and its target.
 #[derive(Debug, Serialize)]
 pub(super) struct Figure {
     pub(super) name: &'static str,
@@ -12,13 +12,13 @@ pub(super) struct Figure {
     pub(super) unit: &'static str,
     pub(super) baseline_name: &'static str,
     pub(super) baseline: f64,
-    /// Value over baseline.
+    /// The value divided by the baseline.
     pub(super) ratio: f64,
-    /// Samples, or repetitions, of each.
+    /// Number of samples of the value.
     pub(super) runs: usize,
-    /// The target.
+    /// The target in words, such as `>= 0.6`.
     pub(super) target: &'static str,
-    /// The target is met.
+    /// True if the target is met.
     pub(super) met: bool,
 }
 
@@ -36,6 +36,7 @@ impl Figure {
     }
 }
 
+/// All figures that were measured.
 #[derive(Default)]
 pub(super) struct Report(Vec<Figure>);
 

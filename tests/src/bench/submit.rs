@@ -1,5 +1,5 @@
-//! `submit_rate`: submissions a second by 64 clients, each with an account of its own, through the command
-//! endpoint; over raw guarded publishes by 64 clients, with the same durability.
+//! `submit_rate`: the number of jobs per second that 64 clients submit through the command endpoint, each with its own
+//! account. The baseline is plain publishes by 64 clients, which the broker guards and writes to disk in the same way.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,14 +14,15 @@ use gpubnb_runtime::rpc::Caller;
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{RawBroker, report::Figure};
-use crate::system::{Options, System};
+use crate::system::{MarketSettings, System};
 
 const CLIENTS: usize = 64;
 const ROUNDS: usize = 4;
+/// Length of a round.
 const ROUND: Duration = Duration::from_secs(4);
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
-    let system = System::start(Options::default()).await?;
+    let system = System::start(MarketSettings::default()).await?;
     let caller = Caller::new(system.nats_args("ui").connect("ui", subject::UI_INBOX).await?);
     let raw = RawBroker::start(true).await?;
     let js = jetstream::new(raw.client.clone());
@@ -29,13 +30,13 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     js.create_stream(stream).await?;
     let mut accounts = Vec::new();
     for _ in 0..CLIENTS {
-        accounts.push(funded(&caller).await?);
+        accounts.push(open_account(&caller).await?);
     }
     let (mut ours, mut base) = (Vec::new(), Vec::new());
     let mut published = vec![0_u64; CLIENTS];
     for _ in 0..ROUNDS {
         base.push(raw_round(&js, &mut published).await?);
-        ours.push(our_round(&caller, &accounts).await?);
+        ours.push(submit_round(&caller, &accounts).await?);
     }
     let figure = Figure::new(
         "submit_rate",
@@ -47,7 +48,8 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     Ok(vec![figure])
 }
 
-async fn funded(caller: &Caller) -> anyhow::Result<AccountId> {
+/// Opens an account and deposits play money.
+async fn open_account(caller: &Caller) -> anyhow::Result<AccountId> {
     let account = AccountId::generate();
     let actor = Actor::Account(account);
     let _: Done = caller.call(subject::command("account", "open"), actor, &OpenAccount {}).await?;
@@ -70,7 +72,8 @@ fn submission() -> Option<SubmitJob> {
     })
 }
 
-async fn our_round(caller: &Caller, accounts: &[AccountId]) -> anyhow::Result<f64> {
+/// Submits jobs for one round. Returns the jobs per second.
+async fn submit_round(caller: &Caller, accounts: &[AccountId]) -> anyhow::Result<f64> {
     let began = Instant::now();
     let mut clients = JoinSet::new();
     for account in accounts.iter().copied() {
@@ -90,6 +93,8 @@ async fn our_round(caller: &Caller, accounts: &[AccountId]) -> anyhow::Result<f6
     rate(clients, began).await
 }
 
+/// Publishes guarded messages for one round. `published` holds the last sequence of each client's subject. Returns the
+/// messages per second.
 async fn raw_round(js: &jetstream::Context, published: &mut [u64]) -> anyhow::Result<f64> {
     let began = Instant::now();
     let mut clients = JoinSet::new();
@@ -115,19 +120,20 @@ async fn raw_round(js: &jetstream::Context, published: &mut [u64]) -> anyhow::Re
     drop(sent);
     let measured = rate(clients, began).await;
     while let Some((client, last)) = received.recv().await {
-        if let Some(place) = published.get_mut(client) {
-            *place = last;
+        if let Some(sequence) = published.get_mut(client) {
+            *sequence = last;
         }
     }
     measured
 }
 
+/// Waits for all clients. Returns the number of their operations per second.
 async fn rate(mut clients: JoinSet<anyhow::Result<u64>>, began: Instant) -> anyhow::Result<f64> {
     let mut all = 0;
     while let Some(done) = clients.join_next().await {
         all += done??;
     }
-    // Counts far below the precision of a float.
+    // The count is so small that the conversion is exact.
     #[allow(clippy::cast_precision_loss)]
     Ok(all as f64 / began.elapsed().as_secs_f64())
 }

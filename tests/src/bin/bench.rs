@@ -1,4 +1,4 @@
-//! `make bench`: the figures beside their physical limits. Names one figure to measure only that.
+//! `make bench`: measures the benchmarks' figures. With an argument, such as `fold_rate`, it measures that figure only.
 
 /// The projector's allocator, because this program measures the projector's fold.
 #[cfg(feature = "jemalloc")]

@@ -1,4 +1,4 @@
-//! `make demo` and `make smoke`: a whole market on this machine, and one real job all the way round it.
+//! `make demo` and `make smoke`: starts a whole market on this machine, and runs one real job on it.
 
 use std::{io::Write as _, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use bollard::Docker;
 use clap::Parser;
 use gpubnb_events::MicroUsd;
-use gpubnb_tests::system::{Options, System};
+use gpubnb_tests::system::{MarketSettings, System};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -14,19 +14,19 @@ use tokio::time::{Instant, sleep};
 /// Starts a whole market on this machine and runs one real job on it.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Port of the dashboard; 0 takes a free one.
+    /// Port of the dashboard. 0 takes a free port.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Ends after the job; the last line is one JSON object.
+    /// Ends after the job, and prints a summary as one line of JSON.
     #[arg(long)]
     smoke: bool,
-    /// Epochs of the training.
+    /// Number of epochs of the training job.
     #[arg(long, default_value_t = 12)]
     epochs: u32,
 }
 
-/// How long the job may take.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// The longest time that the job may take.
+const TIMEOUT: Duration = Duration::from_secs(180);
 const WORKER: &str = "this machine";
 
 #[tokio::main]
@@ -36,41 +36,42 @@ async fn main() -> anyhow::Result<()> {
     println!("gpubnb: starting broker, services, projector, web server and a worker on 127.0.0.1");
     let port = (args.port != 0).then_some(args.port);
     let mut system =
-        System::start(Options { port, hurried: false, ..Options::default() }).await.with_context(|| {
-            format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port)
-        })?;
-    let shown = tokio::select! {
-        shown = show(&mut system, &args) => shown,
+        System::start(MarketSettings { port, has_rate_limits: true, ..MarketSettings::default() }).await.with_context(
+            || format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port),
+        )?;
+    let summary = tokio::select! {
+        summary = run_demo(&mut system, &args) => summary,
         _ = tokio::signal::ctrl_c() => Ok(Value::Null),
     };
     println!("gpubnb: stopping");
     drop(system);
-    let summary = shown?;
+    let summary = summary?;
     if args.smoke {
         println!("{summary}");
     }
     Ok(())
 }
 
-async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
+/// Runs the job and prints its receipt. Returns the summary for `--smoke`.
+async fn run_demo(system: &mut System, args: &Args) -> anyhow::Result<Value> {
     system.start_worker(WORKER, &["--region", "here", "--price", "0.36"]).await?;
     println!("gpubnb: this machine is on the market; submitting a training job");
     let epochs = args.epochs.to_string();
     let name = "Learn to read digits";
     let body = json!({ "name": name, "template": "train", "parameters": { "epochs": epochs } });
-    let job = system.web.submit(&body).await?;
+    let job = system.consumer.submit(&body).await?;
     println!("gpubnb: {}/jobs/{job}", system.url());
     let settled = follow(system, &job).await?;
-    let receipt = system.web.get(&format!("/jobs/{job}/receipt")).await?;
-    let events = system.web.get(&format!("/jobs/{job}/events")).await?;
+    let receipt = system.consumer.get(&format!("/jobs/{job}/receipt")).await?;
+    let events = system.consumer.get(&format!("/jobs/{job}/events")).await?;
     let events = events["rows"].as_array().context("an answer without rows")?;
     print_receipt(&settled, &receipt, events);
     println!("\n  dashboard  {}", system.url());
-    for (who, person) in [("consumer", &system.web), ("provider", &system.owner)] {
+    for (who, person) in [("consumer", &system.consumer), ("provider", &system.machine_owner)] {
         println!("  sign in    {} / {}   ({who})", person.email, person.password);
     }
     println!("  operator   {}", operator_link(system)?);
-    // For `gpubnb-projector` and `gpubnb-services`, as docs/operator.md has them.
+    // `gpubnb-projector` and `gpubnb-services` read these variables: see docs/operator.md.
     let nats = system.nats_args("projector");
     println!("  tools      export GPUBNB_NATS_URL={} GPUBNB_NATS_CREDS={}", nats.nats, nats.nats_creds.display());
     if settled["state"] != "Completed" {
@@ -79,7 +80,7 @@ async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
     if !args.smoke {
         println!("  stop with Ctrl-C\n");
         loop {
-            system.check()?;
+            system.check_running()?;
             sleep(Duration::from_secs(1)).await;
         }
     }
@@ -94,16 +95,16 @@ async fn show(system: &mut System, args: &Args) -> anyhow::Result<Value> {
     }))
 }
 
-/// Replays the log, and compares it with what the market answers.
+/// Runs `gpubnb-projector verify`, which folds the log again and compares the rows with those of the market.
 fn verify(system: &System) -> anyhow::Result<&'static str> {
-    let verified = system.tool(&["verify"])?;
+    let verified = system.run_operator_tool(&["verify"])?;
     anyhow::ensure!(verified.status.success(), "verify: {}", String::from_utf8_lossy(&verified.stderr));
     Ok("clean")
 }
 
-/// The link that the web server printed at its first start.
+/// The link with which the first operator signs up. The web server printed the link at its first start.
 fn operator_link(system: &System) -> anyhow::Result<String> {
-    let log = system.log("ui");
+    let log = system.process_log("ui");
     let link = log.split_whitespace().find(|word| word.contains("/operator/"));
     Ok(link.context("the web server printed no link")?.to_owned())
 }
@@ -112,16 +113,16 @@ fn operator_link(system: &System) -> anyhow::Result<String> {
 async fn follow(system: &mut System, job: &str) -> anyhow::Result<Value> {
     let style = ProgressStyle::with_template("  {msg:<44} [{bar:40}] {percent:>3} %")?.progress_chars("=> ");
     let bar = ProgressBar::new(1_000).with_style(style);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut last = String::new();
     loop {
-        let now = system.web.get(&format!("/jobs/{job}")).await?;
+        let now = system.consumer.get(&format!("/jobs/{job}")).await?;
         let fraction = now["progress"]["fraction"].as_f64().unwrap_or(0.0);
-        // A fraction from 0 to 1.
+        // The fraction is from 0 to 1.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         bar.set_position(if now["state"] == "Completed" { 1_000 } else { (fraction * 1_000.0) as u64 });
-        let said = now["progress"]["message"].as_str().unwrap_or_default();
-        let message = format!("{}  {said}", now["status"].as_str().unwrap_or_default());
+        let progress = now["progress"]["message"].as_str().unwrap_or_default();
+        let message = format!("{}  {progress}", now["status"].as_str().unwrap_or_default());
         if message != last && bar.is_hidden() {
             println!("  {:>3.0} %  {message}", fraction * 100.0);
         }
@@ -132,9 +133,9 @@ async fn follow(system: &mut System, job: &str) -> anyhow::Result<Value> {
             return Ok(now);
         }
         if Instant::now() > deadline {
-            bail!("the job is not settled after {PATIENCE:?}: {now:#}");
+            bail!("the job is not settled after {TIMEOUT:?}: {now:#}");
         }
-        system.check()?;
+        system.check_running()?;
         sleep(Duration::from_millis(100)).await;
     }
 }
@@ -143,7 +144,7 @@ fn amount(value: &Value) -> MicroUsd {
     MicroUsd(value.as_i64().unwrap_or(0))
 }
 
-/// For the last line of `smoke` only: programs there expect a number.
+/// Money in dollars, for the summary of `--smoke`: programs expect a number there.
 #[allow(clippy::cast_precision_loss)]
 fn dollars(value: &Value) -> f64 {
     amount(value).0 as f64 / 1e6
@@ -169,6 +170,6 @@ fn print_receipt(job: &Value, receipt: &Value, events: &[Value]) {
         let name = event["event"].as_str().unwrap_or_default();
         println!("    {:>6}  {:<26} {}", event["seq"], name, event["recorded_at"].as_str().unwrap_or_default());
     }
-    // A closed terminal is no reason to leave things running.
+    // An error means that the terminal is closed. The market must be stopped all the same.
     drop(std::io::stdout().flush());
 }

@@ -1,5 +1,5 @@
-//! Attempts of somebody with a foothold: a revoked machine that comes back, connections that say nothing, questions that
-//! would wait for ever.
+//! Attacks by accounts and machines: a revoked machine that enrolls again, connections that send nothing, and requests
+//! that would wait for ever.
 
 use std::{
     io::{Read as _, Write as _},
@@ -10,20 +10,21 @@ use std::{
 
 use gpubnb_events::CommandId;
 use gpubnb_tests::{
-    machine::Stolen,
+    api_client::ApiClient,
     market::Market,
-    parts::binary,
-    shared::{Plan, Shared},
-    system::{Options, System},
-    wait::until,
-    web::Web,
+    programs::binary,
+    shared::{Plan, SharedMarket},
+    stolen_keys::StolenKeys,
+    system::{MarketSettings, System},
+    wait::wait_until,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-static MARKET: Shared = Shared::new(Plan::default);
+static MARKET: SharedMarket = SharedMarket::new(Plan::default);
 
-/// Enrolls the machine whose keys stand, or are to stand, in a directory of the market.
+/// Enrolls a machine with a code. `state` is the directory with the machine's keys; if there are none, new keys are
+/// made.
 pub(crate) fn enroll(market: &Market, state: &str, code: &str) -> Output {
     Command::new(binary("gpubnb-provider").unwrap())
         .args(["enroll", code, "--market", &market.url(), "--state"])
@@ -32,61 +33,62 @@ pub(crate) fn enroll(market: &Market, state: &str, code: &str) -> Output {
         .unwrap()
 }
 
-/// A code with which an owner enrolls a machine.
-pub(crate) async fn code(owner: &Web) -> String {
+/// Makes a code with which a machine is enrolled for the account `owner`.
+pub(crate) async fn new_code(owner: &ApiClient) -> String {
     owner.post("/enrollments", &json!({})).await.unwrap()["code"].as_str().unwrap().to_owned()
 }
 
-/// A machine that was enrolled at the market, and has no worker.
-pub(crate) async fn enrolled(market: &Market, owner: &Web, state: &str) -> Stolen {
-    let done = enroll(market, state, &code(owner).await);
+/// Enrolls a machine without a worker, and returns its keys.
+pub(crate) async fn enroll_new_machine(market: &Market, owner: &ApiClient, state: &str) -> StolenKeys {
+    let done = enroll(market, state, &new_code(owner).await);
     assert!(done.status.success(), "{done:?}");
-    Stolen::from(&market.path().join(state)).unwrap()
+    StolenKeys::read_from(&market.path().join(state)).unwrap()
 }
 
-fn refused(output: &Output, name: &str) {
+/// Checks that an enrollment was refused with this error.
+fn assert_refused(output: &Output, name: &str) {
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(name), "{output:?}");
 }
 
 #[tokio::test]
-async fn a_revoked_machine_needs_a_new_code_and_its_old_credential_stays_dead() {
+async fn a_revoked_machine_needs_a_new_code_and_its_old_credential_stays_invalid() {
     let market = MARKET.open().await.unwrap();
-    let first = code(&market.web).await;
+    let first = new_code(&market.consumer).await;
     assert!(enroll(&market, "revoked", &first).status.success());
-    let thief = Stolen::from(&market.path().join("revoked")).unwrap();
-    let jwt = thief.renew(&market.web.stranger()).await.unwrap()["jwt"].as_str().unwrap().to_owned();
+    let thief = StolenKeys::read_from(&market.path().join("revoked")).unwrap();
+    let jwt = thief.renew(&market.consumer.stranger()).await.unwrap()["jwt"].as_str().unwrap().to_owned();
     let path = format!("/machines/{}/credential", thief.machine);
-    let (status, _) = market.web.request(Method::DELETE, &path, None).await.unwrap();
+    let (status, _) = market.consumer.request(Method::DELETE, &path, None).await.unwrap();
     assert_eq!(status, StatusCode::NO_CONTENT);
-    // Whoever has the machine's directory may have its code as well.
-    refused(&enroll(&market, "revoked", &first), "BadCode");
-    assert!(enroll(&market, "revoked", &code(&market.web).await).status.success());
-    // The broker knows the time of a revocation to the second: only a credential of a later second is good.
-    until("the machine is back", async || thief.enter(&market).await.is_ok()).await;
+    // A thief of the machine's directory may also have the code.
+    assert_refused(&enroll(&market, "revoked", &first), "BadCode");
+    assert!(enroll(&market, "revoked", &new_code(&market.consumer).await).status.success());
+    // The broker rejects credentials that were issued in the second of the revocation or before.
+    wait_until("the machine is accepted again", async || thief.renew_and_connect(&market).await.is_ok()).await;
     assert!(thief.connect(&market, &jwt).await.is_err());
 }
 
 #[tokio::test]
 async fn a_banned_machine_is_not_enrolled_again() {
     let market = MARKET.open().await.unwrap();
-    let banned = enrolled(&market, &market.web, "banned").await;
+    let banned = enroll_new_machine(&market, &market.consumer, "banned").await;
     let path = format!("/ops/machines/{}/credential", banned.machine);
     let (status, problem) = market.operator().unwrap().request(Method::DELETE, &path, None).await.unwrap();
     assert_eq!(status, StatusCode::NO_CONTENT, "{problem}");
-    refused(&enroll(&market, "banned", &code(&market.web).await), "Banned");
+    assert_refused(&enroll(&market, "banned", &new_code(&market.consumer).await), "Banned");
 }
 
 #[tokio::test]
 async fn a_suspended_account_keeps_its_money_and_its_machines_get_no_credential() {
     let market = MARKET.open().await.unwrap();
-    let (operator, suspended) = (market.operator().unwrap(), &market.web);
-    let machine = enrolled(&market, suspended, "suspended").await;
+    let (operator, suspended) = (market.operator().unwrap(), &market.consumer);
+    let machine = enroll_new_machine(&market, suspended, "suspended").await;
     let account = format!("/ops/accounts/{}", suspended.account);
     let done = operator.post(&format!("{account}/suspension"), &json!({ "reason": "spam" })).await;
     done.unwrap();
     let why = machine.renew(&suspended.stranger()).await.unwrap_err().to_string();
     assert!(why.contains("suspended"), "{why}");
-    // An operator may add to its money; the same deposit, given twice, counts once.
+    // An operator may deposit money. The same deposit, sent twice, counts once.
     let deposit = json!({ "deposit": CommandId::generate(), "amount_usd": "5" });
     for _ in 0..2 {
         operator.post(&format!("{account}/deposits"), &deposit).await.unwrap();
@@ -95,7 +97,7 @@ async fn a_suspended_account_keeps_its_money_and_its_machines_get_no_credential(
     assert_eq!(wallet["balance"]["available"], 105_000_000, "{wallet}");
     let payout = json!({ "payout": CommandId::generate(), "amount_usd": "1" });
     let (status, problem) =
-        suspended.at_browser().request(Method::POST, "/wallet/payouts", Some(&payout)).await.unwrap();
+        suspended.browser_session().request(Method::POST, "/wallet/payouts", Some(&payout)).await.unwrap();
     assert_eq!((status, &problem["title"]), (StatusCode::FORBIDDEN, &json!("Suspended")), "{problem}");
 }
 
@@ -103,29 +105,29 @@ async fn a_suspended_account_keeps_its_money_and_its_machines_get_no_credential(
 async fn the_log_names_the_operator_who_acted() {
     let market = MARKET.open().await.unwrap();
     let operator = market.operator().unwrap();
-    let path = format!("/ops/accounts/{}/suspension", market.web.account);
+    let path = format!("/ops/accounts/{}/suspension", market.consumer.account);
     operator.post(&path, &json!({ "reason": "spam" })).await.unwrap();
     let client = market.nats_args("services").connect("append", gpubnb_events::subject::SERVICES_INBOX).await.unwrap();
     let log = gpubnb_log::Log::open(gpubnb_runtime::nats::jetstream(client)).await.unwrap();
-    let account = gpubnb_events::Aggregate::Account(market.web.account.parse().unwrap());
+    let account = gpubnb_events::Aggregate::Account(market.consumer.account.parse().unwrap());
     let last = log.load(account).await.unwrap().pop().unwrap();
     let me = operator.get("/account").await.unwrap()["account"].as_str().unwrap().to_owned();
     assert_eq!(last.envelope().unwrap().actor.to_string(), format!("operator:{me}"));
 }
 
 #[tokio::test]
-async fn an_account_has_so_many_unused_codes_and_no_more() {
+async fn an_account_can_have_ten_unused_codes_and_no_more() {
     let market = MARKET.open().await.unwrap();
     for _ in 0..10 {
-        code(&market.web).await;
+        new_code(&market.consumer).await;
     }
-    let (status, problem) = market.web.request(Method::POST, "/enrollments", Some(&json!({}))).await.unwrap();
+    let (status, problem) = market.consumer.request(Method::POST, "/enrollments", Some(&json!({}))).await.unwrap();
     assert_eq!((status, &problem["title"]), (StatusCode::CONFLICT, &json!("TooManyCodes")));
-    code(&market.newcomer().await.unwrap()).await;
+    new_code(&market.new_consumer().await.unwrap()).await;
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_closed() {
+async fn a_connection_that_sends_no_request_is_closed() {
     let market = MARKET.open().await.unwrap();
     let address = market.url().strip_prefix("http://").unwrap().to_owned();
     let silent = TcpStream::connect(&address).unwrap();
@@ -142,19 +144,19 @@ async fn a_connection_that_says_nothing_is_closed() {
 }
 
 #[tokio::test]
-async fn a_question_about_a_sequence_that_never_comes_is_refused() {
+async fn a_request_that_waits_for_an_impossible_sequence_is_refused_at_once() {
     let market = MARKET.open().await.unwrap();
     let began = Instant::now();
     let (status, problem) =
-        market.web.stranger().request(Method::GET, "/machines?min_seq=18446744073709551615", None).await.unwrap();
+        market.consumer.stranger().request(Method::GET, "/machines?min_seq=18446744073709551615", None).await.unwrap();
     assert_eq!((status, &problem["title"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("NoSuchSequence")));
     assert!(began.elapsed() < Duration::from_secs(2), "the refusal took {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_live_pages_and_a_closed_one_makes_room() {
-    let system = System::start(Options::default()).await.unwrap();
-    let live = async || system.web.stranger().ask(Method::GET, "/market/live").send().await.unwrap();
+async fn an_address_can_open_32_live_pages_and_another_one_after_closing_them() {
+    let system = System::start(MarketSettings::default()).await.unwrap();
+    let live = async || system.consumer.stranger().build_request(Method::GET, "/market/live").send().await.unwrap();
     let mut open = Vec::new();
     let refused = loop {
         let page = live().await;
@@ -166,20 +168,20 @@ async fn one_address_has_so_many_live_pages_and_a_closed_one_makes_room() {
     };
     assert_eq!((refused, open.len()), (StatusCode::TOO_MANY_REQUESTS, 32));
     drop(open);
-    until("a place for another live page", async || live().await.status() == StatusCode::OK).await;
+    wait_until("another live page can be opened", async || live().await.status() == StatusCode::OK).await;
 }
 
 #[tokio::test]
-async fn an_answer_that_is_known_already_is_not_sent_again() {
+async fn an_answer_with_a_known_etag_is_not_sent_again() {
     let market = MARKET.open().await.unwrap();
-    let ask = || market.web.stranger().ask(Method::GET, "/api/v1/templates");
+    let ask = || market.consumer.stranger().build_request(Method::GET, "/api/v1/templates");
     let first = ask().send().await.unwrap();
     let version = first.headers()["etag"].to_str().unwrap().to_owned();
     let templates: Value = first.json().await.unwrap();
     assert!(templates.as_array().is_some_and(|all| !all.is_empty()));
-    let again = ask().header("if-none-match", &version).send().await.unwrap();
-    assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
-    assert_eq!(again.headers()["etag"].to_str().unwrap(), version);
+    let repeated = ask().header("if-none-match", &version).send().await.unwrap();
+    assert_eq!(repeated.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(repeated.headers()["etag"].to_str().unwrap(), version);
     let other = ask().header("if-none-match", "\"other\"").send().await.unwrap();
     assert_eq!(other.status(), StatusCode::OK);
 }

@@ -1,4 +1,4 @@
-//! The command-line client, as a person and a script use it.
+//! The command-line client `gpubnb`, used by a person and by a script.
 
 use std::{
     fs,
@@ -9,24 +9,25 @@ use std::{
 
 use gpubnb_tests::{
     market::Market,
-    parts::binary,
     process::Process,
-    shared::{Plan, Shared},
-    wait::until,
+    programs::binary,
+    shared::{Plan, SharedMarket},
+    wait::wait_until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
 
-static MARKET: Shared = Shared::new(|| Plan::default().worker("attic", &["--price", "0", "--slots", "2"]));
+static MARKET: SharedMarket =
+    SharedMarket::new(|| Plan::default().with_worker("attic", &["--price", "0", "--slots", "2"]));
 
-/// The terminal of a person, with a home directory.
+/// The terminal of a person, who has a home directory.
 struct Terminal {
     home: PathBuf,
     url: String,
 }
 
 impl Terminal {
-    fn of(market: &Market, person: &str) -> Self {
+    fn new(market: &Market, person: &str) -> Self {
         let home = market.path().join(person);
         fs::create_dir_all(&home).unwrap();
         fs::write(home.join("password"), "a long enough one\n").unwrap();
@@ -45,7 +46,7 @@ impl Terminal {
     }
 
     /// The output of a command that must succeed.
-    fn says(&self, arguments: &[&str]) -> String {
+    fn run_successfully(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -53,54 +54,54 @@ impl Terminal {
 }
 
 #[tokio::test]
-async fn a_person_signs_up_logs_in_runs_a_job_and_reads_its_bill() {
+async fn a_person_signs_up_logs_in_runs_a_job_and_verifies_its_files() {
     let market = MARKET.open().await.unwrap();
-    let t = Terminal::of(&market, "person");
-    let asked = t.run(&["jobs", "--url", &t.url]);
-    assert!(!asked.status.success() && String::from_utf8_lossy(&asked.stderr).contains("log in first"));
-    let who = ["person@gpubnb.example", "--password-file", "password", "--url", &t.url];
-    t.says(&[&["sign-up"], &who[..]].concat());
-    t.says(&[&["login"], &who[..]].concat());
-    let kept = t.home.join("config/gpubnb/login.json");
-    assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(t.says(&["machines"]).contains("attic"));
+    let terminal = Terminal::new(&market, "person");
+    let refused = terminal.run(&["jobs", "--url", &terminal.url]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("log in first"));
+    let credentials = ["person@gpubnb.example", "--password-file", "password", "--url", &terminal.url];
+    terminal.run_successfully(&[&["sign-up"], &credentials[..]].concat());
+    terminal.run_successfully(&[&["login"], &credentials[..]].concat());
+    let login_file = terminal.home.join("config/gpubnb/login.json");
+    assert_eq!(fs::metadata(&login_file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(terminal.run_successfully(&["machines"]).contains("attic"));
 
-    // Without money the refusal names its reason and its field.
+    // The account has no money yet. The refusal names the reason and the field.
     let parameters = ["-p", "width=160", "-p", "height=90", "-p", "samples=1"];
-    let poor = t.run(&[&["run", "--template", "render", "--budget", "5"], &parameters[..]].concat());
-    assert_eq!(poor.status.code(), Some(125));
-    assert!(String::from_utf8_lossy(&poor.stderr).contains("InsufficientFunds (budget)"));
+    let too_expensive = terminal.run(&[&["run", "--template", "render", "--budget", "5"], &parameters[..]].concat());
+    assert_eq!(too_expensive.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&too_expensive.stderr).contains("InsufficientFunds (budget)"));
 
-    let token: Value = serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+    let token: Value = serde_json::from_slice(&fs::read(&login_file).unwrap()).unwrap();
     assert!(token["token"].as_str().unwrap().starts_with("gpubnb_"));
-    fs::write(t.home.join("in.txt"), "something").unwrap();
+    fs::write(terminal.home.join("in.txt"), "something").unwrap();
     let run = [&["run", "--template", "render", "-i", "in.txt:a/b.txt", "-e", "KEY=v", "-o", "out"], &parameters[..]]
         .concat();
-    let ran = t.run(&run);
+    let ran = terminal.run(&run);
     assert_eq!(ran.status.code(), Some(0), "{}", String::from_utf8_lossy(&ran.stderr));
-    assert!(fs::read(t.home.join("out/render.png")).unwrap().starts_with(b"\x89PNG"));
-    let jobs: Value = serde_json::from_str(&t.says(&["jobs", "--json"])).unwrap();
+    assert!(fs::read(terminal.home.join("out/render.png")).unwrap().starts_with(b"\x89PNG"));
+    let jobs: Value = serde_json::from_str(&terminal.run_successfully(&["jobs", "--json"])).unwrap();
     let job = jobs["rows"][0]["job"].as_str().unwrap();
-    assert!(t.says(&["receipt", job]).contains("cost"));
-    // The machine signed the list of files that the job left: a file that was changed since differs from it.
-    assert!(t.says(&["verify", job, "out"]).contains("signed by machine"));
-    let listed: Value = serde_json::from_str(&t.says(&["verify", job, "--json"])).unwrap();
+    assert!(terminal.run_successfully(&["receipt", job]).contains("cost"));
+    // The machine has signed the list of the job's files. A file that is changed afterwards differs from the list.
+    assert!(terminal.run_successfully(&["verify", job, "out"]).contains("signed by machine"));
+    let listed: Value = serde_json::from_str(&terminal.run_successfully(&["verify", job, "--json"])).unwrap();
     assert_eq!(listed["differ"], serde_json::json!([]));
-    fs::write(t.home.join("out/render.png"), "another").unwrap();
-    let changed = t.run(&["verify", job, "out"]);
+    fs::write(terminal.home.join("out/render.png"), "another").unwrap();
+    let changed = terminal.run(&["verify", job, "out"]);
     assert_eq!(changed.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&changed.stdout).contains("differs"));
-    assert!(t.says(&["completions", "bash"]).contains("gpubnb"));
+    assert!(terminal.run_successfully(&["completions", "bash"]).contains("gpubnb"));
 }
 
 #[tokio::test]
-async fn a_script_gets_the_jobs_lines_and_its_exit_code_and_ctrl_c_stops_it() {
+async fn a_script_gets_the_output_and_the_exit_code_and_ctrl_c_cancels_the_job() {
     let market = MARKET.open().await.unwrap();
-    let t = Terminal::of(&market, "script");
-    let token = market.web.new_token(&["jobs:read", "jobs:write"]).await.unwrap();
+    let terminal = Terminal::new(&market, "script");
+    let token = market.consumer.new_token(&["jobs:read", "jobs:write"]).await.unwrap();
     let command = |arguments: &[&str]| {
-        let mut command = t.command(arguments);
-        command.env("GPUBNB_TOKEN", &token).env("GPUBNB_URL", &t.url);
+        let mut command = terminal.command(arguments);
+        command.env("GPUBNB_TOKEN", &token).env("GPUBNB_URL", &terminal.url);
         command
     };
     let count = |lines: &str, pause: &str, code: &str| {
@@ -115,10 +116,10 @@ async fn a_script_gets_the_jobs_lines_and_its_exit_code_and_ctrl_c_stops_it() {
     let counted = count("lines=100000", "interval-ms=50", "exit-code=0");
     let mut running =
         Process::start("client", &mut command(&counted.each_ref().map(String::as_str)), market.path()).unwrap();
-    until("the third line", async || running.has_said("line 3")).await;
+    wait_until("the third line", async || running.has_printed("line 3")).await;
     running.signal(Signal::INT);
-    until("the end of the client", async || running.check().is_err()).await;
-    let ended = running.check().unwrap_err().to_string();
+    wait_until("the end of the client", async || running.check_running().is_err()).await;
+    let ended = running.check_running().unwrap_err().to_string();
     assert!(ended.contains("exit status: 130"), "{ended}");
-    assert!(market.log("client").contains("Asking the job to stop"));
+    assert!(market.process_log("client").contains("Asking the job to stop"));
 }

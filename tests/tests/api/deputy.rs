@@ -1,5 +1,5 @@
-//! A machine's credential cannot reach the stream MARKET: not by itself, and not through the rights of a service that
-//! answers it.
+//! A machine's credential cannot write to the stream MARKET: neither directly, nor through the rights of a service that
+//! answers the machine (a confused deputy). MARKET is the stream with all events.
 
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
@@ -7,41 +7,42 @@ use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq, message::header
 use gpubnb_log::{Log, stream};
 use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
-    jobs::noop,
-    machine::Stolen,
+    api_client::ApiClient,
+    jobs::noop_job,
     market::Market,
-    shared::{Plan, Shared},
-    system::{Options, System},
-    wait::until,
-    web::Web,
+    shared::{Plan, SharedMarket},
+    stolen_keys::StolenKeys,
+    system::{MarketSettings, System},
+    wait::wait_until,
 };
 use serde_json::json;
 
-static MARKET: Shared = Shared::new(|| Plan::default().worker("attic", &[]));
+static MARKET: SharedMarket = SharedMarket::new(|| Plan::default().with_worker("attic", &[]));
 
+/// An attacker with the credential of the machine `attic`.
 struct Attack<'a> {
     market: &'a Market,
-    /// The account whose money the attacker would like to have.
-    victim: Web,
-    stolen: Stolen,
+    /// The account for which the attacker forges an event.
+    victim: ApiClient,
+    stolen: StolenKeys,
     machine: MachineId,
     attacker: Client,
     log: Log,
 }
 
-/// A connection with the credential of a market's machine.
-async fn attack(market: &Market) -> Attack<'_> {
-    let stolen = Stolen::from(&market.path().join("attic")).unwrap();
-    let (machine, attacker) = (stolen.machine, stolen.enter(market).await.unwrap());
+/// Connects the attacker to the broker of a market.
+async fn start_attack(market: &Market) -> Attack<'_> {
+    let stolen = StolenKeys::read_from(&market.path().join("attic")).unwrap();
+    let (machine, attacker) = (stolen.machine, stolen.renew_and_connect(market).await.unwrap());
     let client = market.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
     let log = Log::open(jetstream(client)).await.unwrap();
-    let victim = Web::join(&market.url(), &JobId::generate().to_string()).await.unwrap();
+    let victim = ApiClient::sign_up(&market.url(), &JobId::generate().to_string()).await.unwrap();
     Attack { market, victim, stolen, machine, attacker, log }
 }
 
-/// An event that would be money, if it got into the log.
-fn forged(a: &Attack<'_>) -> (String, HeaderMap, Bytes) {
-    let account = &a.victim.account;
+/// The subject, the headers and the body of a forged deposit of $1,000.
+fn forge_deposit(attack: &Attack<'_>) -> (String, HeaderMap, Bytes) {
+    let account = &attack.victim.account;
     let mut headers = HeaderMap::new();
     headers.insert(header::ID, "forged");
     headers.insert(header::TYPE, "FundsDeposited.v1");
@@ -50,12 +51,13 @@ fn forged(a: &Attack<'_>) -> (String, HeaderMap, Bytes) {
     (format!("market.account.{account}.event"), headers, body.to_string().into())
 }
 
-async fn nothing_was_forged(a: &Attack<'_>) {
-    // Every message before has been dealt with once a later job is settled.
-    a.attacker.flush().await.unwrap();
-    let job = a.market.web.submit(&noop()).await.unwrap();
-    a.market.web.settled(&job).await.unwrap();
-    let events = a.log.load(Aggregate::Account(a.victim.account.parse().unwrap())).await.unwrap();
+/// Checks that the forged event is not in the log.
+async fn assert_nothing_forged(attack: &Attack<'_>) {
+    // When a later job is settled, the services have handled every earlier message.
+    attack.attacker.flush().await.unwrap();
+    let job = attack.market.consumer.submit(&noop_job()).await.unwrap();
+    attack.market.consumer.wait_until_settled(&job).await.unwrap();
+    let events = attack.log.load(Aggregate::Account(attack.victim.account.parse().unwrap())).await.unwrap();
     let names: Vec<_> = events.iter().map(|e| e.event().map_or("quarantined", gpubnb_events::Event::name)).collect();
     assert_eq!(names, ["AccountOpened"]);
 }
@@ -63,52 +65,53 @@ async fn nothing_was_forged(a: &Attack<'_>) {
 #[tokio::test]
 async fn a_machine_cannot_publish_to_the_log() {
     let market = MARKET.open().await.unwrap();
-    let a = attack(&market).await;
-    let (subject, headers, body) = forged(&a);
-    a.attacker.publish_with_headers(subject, headers, body).await.unwrap();
-    nothing_was_forged(&a).await;
+    let attack = start_attack(&market).await;
+    let (subject, headers, body) = forge_deposit(&attack);
+    attack.attacker.publish_with_headers(subject, headers, body).await.unwrap();
+    assert_nothing_forged(&attack).await;
 }
 
-/// The state of the broker's streams: for each of them its number of subjects and its last sequence.
-async fn kept(a: &Attack<'_>) -> Vec<(&'static str, u64, u64)> {
-    let client = a.market.nats_args("services").connect("bootstrap", subject::SERVICES_INBOX).await.unwrap();
+/// The state of the other streams: the name, the number of subjects and the last sequence.
+async fn stream_states(attack: &Attack<'_>) -> Vec<(&'static str, u64, u64)> {
+    let client = attack.market.nats_args("services").connect("bootstrap", subject::SERVICES_INBOX).await.unwrap();
     let js = jetstream(client);
-    let mut kept = Vec::new();
+    let mut states = Vec::new();
     for name in
         ["KV_CREDENTIALS", "KV_SESSIONS", "KV_ENROLLMENTS", "KV_JOBENV", "OBJ_ARTIFACTS", "OBJ_INPUTS", "KV_LEADERS"]
     {
         let state = js.get_stream(name).await.unwrap().cached_info().state.clone();
-        // A leader renews its lease all the time; that nobody else writes there shows in the number of keys.
+        // The leader renews its lease all the time, so only the number of subjects is compared.
         let last = if name == "KV_LEADERS" { 0 } else { state.last_sequence };
-        kept.push((name, state.subjects_count, last));
+        states.push((name, state.subjects_count, last));
     }
-    kept
+    states
 }
 
 #[tokio::test]
 async fn the_answer_to_a_machine_goes_to_no_subject_but_its_own_inbox() {
-    // The market is the test's own, so that nobody else writes to the streams meanwhile.
-    let mut system = System::start(Options::default()).await.unwrap();
+    // The test has its own market, so that nobody else writes to the streams.
+    let mut system = System::start(MarketSettings::default()).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
-    let a = attack(&system).await;
-    let (market, headers, body) = forged(&a);
-    let (before, first) = (kept(&a).await, a.log.last_seq().await.unwrap());
-    let (job, consumer) = (JobId::generate(), stream::machine_consumer(a.machine));
-    // Every subject that a machine may publish to, and every place where an answer would do harm.
-    let mut says: Vec<String> = ["accept", "decline", "start", "report", "list", "wish", "tested", "sync"]
-        .map(|verb| subject::machine_command(a.machine, verb))
+    let attack = start_attack(&system).await;
+    let (market, headers, body) = forge_deposit(&attack);
+    let (before, first) = (stream_states(&attack).await, attack.log.last_seq().await.unwrap());
+    let (job, consumer) = (JobId::generate(), stream::machine_consumer(attack.machine));
+    // Every subject to which a machine may publish.
+    let mut subjects: Vec<String> = ["accept", "decline", "start", "report", "list", "wish", "tested", "sync"]
+        .map(|verb| subject::machine_command(attack.machine, verb))
         .to_vec();
-    says.push(subject::heartbeat(a.machine));
-    says.push(subject::output(a.machine, job, subject::OutputKind::Log));
-    says.push(format!("{}.CONSUMER.INFO.DISPATCH.{consumer}", subject::MACHINE_API));
-    says.push(format!("{}.CONSUMER.MSG.NEXT.DISPATCH.{consumer}", subject::MACHINE_API));
-    says.push(format!("$JS.ACK.DISPATCH.{consumer}.1.1.1.1.0"));
+    subjects.push(subject::heartbeat(attack.machine));
+    subjects.push(subject::output(attack.machine, job, subject::OutputKind::Log));
+    subjects.push(format!("{}.CONSUMER.INFO.DISPATCH.{consumer}", subject::MACHINE_API));
+    subjects.push(format!("{}.CONSUMER.MSG.NEXT.DISPATCH.{consumer}", subject::MACHINE_API));
+    subjects.push(format!("$JS.ACK.DISPATCH.{consumer}.1.1.1.1.0"));
     let nobody = AccountId::generate();
-    let places = [
+    // Subjects where an answer would do harm.
+    let reply_subjects = [
         market,
         format!("market.account.{nobody}.event"),
-        format!("market.job.{job}.assigned.{}", a.machine),
-        format!("$KV.CREDENTIALS.account.{}", a.victim.account),
+        format!("market.job.{job}.assigned.{}", attack.machine),
+        format!("$KV.CREDENTIALS.account.{}", attack.victim.account),
         "$KV.SESSIONS.x".to_owned(),
         format!("$KV.ENROLLMENTS.machine.{nobody}"),
         format!("$KV.JOBENV.{job}"),
@@ -117,17 +120,21 @@ async fn the_answer_to_a_machine_goes_to_no_subject_but_its_own_inbox() {
         "$JS.API.STREAM.PURGE.OUTPUT".to_owned(),
         format!("cmd.machine.{nobody}.sync"),
     ];
-    for said in &says {
-        for place in &places {
+    for subject in &subjects {
+        for reply in &reply_subjects {
             let (headers, body) = (headers.clone(), body.clone());
-            a.attacker.publish_with_reply_and_headers(said.clone(), place.clone(), headers, body).await.unwrap();
+            attack
+                .attacker
+                .publish_with_reply_and_headers(subject.clone(), reply.clone(), headers, body)
+                .await
+                .unwrap();
         }
     }
-    nothing_was_forged(&a).await;
-    assert_eq!(kept(&a).await, before);
-    // Every event in the log was written by the services: a forged one would not be readable.
-    let last = a.log.last_seq().await.unwrap();
-    let mut log = a.log.follow(first.next());
+    assert_nothing_forged(&attack).await;
+    assert_eq!(stream_states(&attack).await, before);
+    // Every message in the log is an event of the services. A forged message could not be decoded.
+    let last = attack.log.last_seq().await.unwrap();
+    let mut log = attack.log.follow(first.next());
     let mut seen = first;
     while seen < last {
         for recorded in log.next_batch().await {
@@ -135,15 +142,17 @@ async fn the_answer_to_a_machine_goes_to_no_subject_but_its_own_inbox() {
             seen = recorded.seq;
         }
     }
-    // A request whose answer goes into its own inbox is answered.
-    let own = a.attacker.request(subject::machine_command(a.machine, "sync"), Bytes::from_static(b"{\"leases\":[]}"));
+    // The services answer a request whose reply subject is the machine's own inbox.
+    let own = attack
+        .attacker
+        .request(subject::machine_command(attack.machine, "sync"), Bytes::from_static(b"{\"leases\":[]}"));
     assert!(own.await.unwrap().payload.starts_with(b"{\"Ok\""));
 }
 
 #[tokio::test]
-async fn a_machine_cannot_change_streams_nor_read_what_is_not_its_own() {
+async fn a_machine_can_neither_change_streams_nor_read_the_log() {
     let market = MARKET.open().await.unwrap();
-    let a = attack(&market).await;
+    let attack = start_attack(&market).await;
     for subject in [
         "$JS.API.STREAM.PURGE.DISPATCH",
         "$JS.API.STREAM.DELETE.OUTPUT",
@@ -156,9 +165,10 @@ async fn a_machine_cannot_change_streams_nor_read_what_is_not_its_own() {
         "cmd.job.cancel",
         "query.jobs",
     ] {
-        a.attacker.publish(subject, Bytes::from_static(b"{\"seq\":1}")).await.unwrap();
+        attack.attacker.publish(subject, Bytes::from_static(b"{\"seq\":1}")).await.unwrap();
         let violation = format!("Permissions Violation for Publish to \"{subject}\"");
-        until(&violation, async || a.stolen.refused().iter().any(|error| error.contains(&violation))).await;
+        wait_until(&violation, async || attack.stolen.broker_errors().iter().any(|error| error.contains(&violation)))
+            .await;
     }
-    assert!(a.log.last_seq().await.unwrap() > Seq::ZERO);
+    assert!(attack.log.last_seq().await.unwrap() > Seq::ZERO);
 }

@@ -1,39 +1,39 @@
-//! Things that belong to another look as if they were not there.
+//! A person cannot see or change the things of another person. Such things look as if they did not exist.
 
 use gpubnb_tests::{
+    api_client::ApiClient,
     market::Market,
-    shared::{Plan, Shared},
-    web::Web,
+    shared::{Plan, SharedMarket},
 };
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::access::tried;
+use crate::access::send;
 
-static MARKET: Shared = Shared::new(|| Plan::default().worker("attic", &[]));
+static MARKET: SharedMarket = SharedMarket::new(|| Plan::default().with_worker("attic", &[]));
 
-/// The consumer's job, settled, with a picture that it left.
-async fn job_with_picture(market: &Market) -> String {
+/// Runs a job of the consumer that leaves the file `render.png`.
+async fn run_picture_job(market: &Market) -> String {
     let picture = json!({ "width": "160", "height": "90", "samples": "1" });
-    let job = market.web.submit(&json!({ "template": "render", "parameters": picture })).await.unwrap();
-    market.web.settled(&job).await.unwrap();
+    let job = market.consumer.submit(&json!({ "template": "render", "parameters": picture })).await.unwrap();
+    market.consumer.wait_until_settled(&job).await.unwrap();
     job
 }
 
-/// Reads an address as the owner of a job, and as another person.
-async fn own_and_foreign(own: &Web, foreign: &Web, address: &str) {
-    let seen = tried(own, &Method::GET, address).await;
+/// Checks that the owner can read an address, and that for another person it does not exist.
+async fn assert_only_owner_reads(owner: &ApiClient, foreign: &ApiClient, address: &str) {
+    let seen = send(owner, &Method::GET, address).await;
     assert_eq!(seen.status, StatusCode::OK, "{address}: {}", seen.text);
-    let hidden = tried(foreign, &Method::GET, address).await;
+    let hidden = send(foreign, &Method::GET, address).await;
     assert_eq!(hidden.status, StatusCode::NOT_FOUND, "{address}: {}", hidden.text);
 }
 
 #[tokio::test]
-async fn a_job_and_all_that_it_said_and_left_is_for_its_owner_alone() {
+async fn only_the_owner_reads_a_job_its_log_and_its_files() {
     let market = MARKET.open().await.unwrap();
-    let another = market.newcomer().await.unwrap();
-    let job = job_with_picture(&market).await;
-    let lease = market.web.get(&format!("/jobs/{job}")).await.unwrap()["attempts"][0]["lease"].to_string();
+    let another = market.new_consumer().await.unwrap();
+    let job = run_picture_job(&market).await;
+    let lease = market.consumer.get(&format!("/jobs/{job}")).await.unwrap()["attempts"][0]["lease"].to_string();
     for part in [
         "",
         "/events",
@@ -45,7 +45,7 @@ async fn a_job_and_all_that_it_said_and_left_is_for_its_owner_alone() {
         "/artifacts",
         "/artifacts/render.png",
     ] {
-        own_and_foreign(&market.web, &another, &format!("/api/v1/jobs/{job}{part}")).await;
+        assert_only_owner_reads(&market.consumer, &another, &format!("/api/v1/jobs/{job}{part}")).await;
     }
     for part in [
         "",
@@ -58,45 +58,53 @@ async fn a_job_and_all_that_it_said_and_left_is_for_its_owner_alone() {
         "/artifacts.tar",
         "/artifacts/render.png",
     ] {
-        own_and_foreign(&market.web.at_browser(), &another.at_browser(), &format!("/jobs/{job}{part}")).await;
+        assert_only_owner_reads(
+            &market.consumer.browser_session(),
+            &another.browser_session(),
+            &format!("/jobs/{job}{part}"),
+        )
+        .await;
     }
 }
 
 #[tokio::test]
-async fn nobody_cancels_shares_or_ends_what_is_anothers() {
+async fn nobody_can_cancel_share_or_revoke_the_things_of_another() {
     let market = MARKET.open().await.unwrap();
-    let another = market.newcomer().await.unwrap();
-    let job = job_with_picture(&market).await;
-    let refused = async |who: &Web, method: Method, path: String, body| {
+    let another = market.new_consumer().await.unwrap();
+    let job = run_picture_job(&market).await;
+    let assert_refused = async |who: &ApiClient, method: Method, path: String, body| {
         let (status, problem) = who.request(method, &path, Some(&body)).await.unwrap();
         assert!([StatusCode::NOT_FOUND, StatusCode::FORBIDDEN].contains(&status), "{path}: {status} {problem}");
         status
     };
     let hidden = StatusCode::NOT_FOUND;
-    assert_eq!(refused(&another, Method::POST, format!("/jobs/{job}/cancel"), json!({})).await, hidden);
+    assert_eq!(assert_refused(&another, Method::POST, format!("/jobs/{job}/cancel"), json!({})).await, hidden);
     let file = json!({ "path": "render.png" });
-    assert_eq!(refused(&another, Method::POST, format!("/jobs/{job}/links"), file).await, hidden);
-    let token = market.web.at_browser().get("/tokens").await.unwrap()[0]["id"].as_str().unwrap().to_owned();
-    assert_eq!(refused(&another.at_browser(), Method::DELETE, format!("/tokens/{token}"), json!({})).await, hidden);
-    let machine = market.machine("attic").unwrap();
-    // Everybody sees a machine: that somebody may not change the machine is no secret.
-    let wish = refused(&another, Method::POST, format!("/machines/{machine}/wish"), json!("pause")).await;
-    assert_eq!(wish, StatusCode::FORBIDDEN);
+    assert_eq!(assert_refused(&another, Method::POST, format!("/jobs/{job}/links"), file).await, hidden);
+    let token = market.consumer.browser_session().get("/tokens").await.unwrap()[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        assert_refused(&another.browser_session(), Method::DELETE, format!("/tokens/{token}"), json!({})).await,
+        hidden
+    );
+    let machine = market.machine_id("attic").unwrap();
+    // Everybody sees a machine, so the refusal need not hide it.
+    let status = assert_refused(&another, Method::POST, format!("/machines/{machine}/wish"), json!("pause")).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
     let credential = format!("/machines/{machine}/credential");
-    assert_eq!(refused(&another, Method::DELETE, credential, json!({})).await, hidden);
+    assert_eq!(assert_refused(&another, Method::DELETE, credential, json!({})).await, hidden);
 }
 
 #[tokio::test]
-async fn a_link_is_for_whoever_has_the_link_and_for_one_file() {
+async fn a_shared_link_gives_anybody_one_file_and_nothing_else() {
     let market = MARKET.open().await.unwrap();
-    let job = job_with_picture(&market).await;
-    let link = market.web.post(&format!("/jobs/{job}/links"), &json!({ "path": "render.png" })).await.unwrap();
+    let job = run_picture_job(&market).await;
+    let link = market.consumer.post(&format!("/jobs/{job}/links"), &json!({ "path": "render.png" })).await.unwrap();
     let path = link["path"].as_str().unwrap();
-    let (status, picture) = market.web.stranger().bytes(path).await.unwrap();
+    let (status, picture) = market.consumer.stranger().bytes(path).await.unwrap();
     assert!(status.is_success() && picture.starts_with(b"\x89PNG"));
-    let (status, _) = market.web.stranger().bytes(&path.replacen("artifact", "upload", 1)).await.unwrap();
+    let (status, _) = market.consumer.stranger().bytes(&path.replacen("artifact", "upload", 1)).await.unwrap();
     assert_eq!(status, StatusCode::UNAUTHORIZED);
-    let part = market.web.ask(Method::GET, path).header("range", "bytes=1-3").send().await.unwrap();
+    let part = market.consumer.build_request(Method::GET, path).header("range", "bytes=1-3").send().await.unwrap();
     assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT);
     assert_eq!(part.bytes().await.unwrap().as_ref(), b"PNG");
 }

@@ -1,21 +1,21 @@
-//! Bad input gets a refusal with a name, a readable reason and the field at fault, and leaves nothing in the log.
+//! Bad input is refused with a named error, a readable reason and the wrong field, and adds no event to the log.
 
 use gpubnb_events::subject;
 use gpubnb_log::Log;
 use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
-    shared::{Plan, Shared},
-    system::{Options, System},
+    shared::{Plan, SharedMarket},
+    system::{MarketSettings, System},
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-static MARKET: Shared = Shared::new(Plan::default);
+static MARKET: SharedMarket = SharedMarket::new(Plan::default);
 
 #[tokio::test]
-async fn each_bad_submission_is_refused_by_name_and_appends_nothing() {
-    // The market is the test's own, so that nobody else appends to the log meanwhile.
-    let system = System::start(Options::default()).await.unwrap();
+async fn each_bad_submission_is_refused_with_its_field_and_appends_no_event() {
+    // The test has its own market, so that nobody else appends to the log.
+    let system = System::start(MarketSettings::default()).await.unwrap();
     let client = system.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
     let log = Log::open(jetstream(client)).await.unwrap();
     let before = log.last_seq().await.unwrap();
@@ -45,7 +45,7 @@ async fn each_bad_submission_is_refused_by_name_and_appends_nothing() {
         (json!([1]), 400, None),
     ];
     for (body, status, field) in cases {
-        let (answer, problem) = system.web.request(Method::POST, "/jobs", Some(&body)).await.unwrap();
+        let (answer, problem) = system.consumer.request(Method::POST, "/jobs", Some(&body)).await.unwrap();
         assert_eq!(answer.as_u16(), status, "{body} {problem}");
         assert_eq!(problem["field"].as_str(), field, "{body} {problem}");
         assert!(problem["detail"].as_str().is_some_and(|d| d.len() > 10), "{body} {problem}");
@@ -54,32 +54,33 @@ async fn each_bad_submission_is_refused_by_name_and_appends_nothing() {
 }
 
 #[tokio::test]
-async fn strangers_ids_and_paths_are_refused_alike() {
+async fn unknown_ids_and_paths_are_client_errors() {
     let market = MARKET.open().await.unwrap();
     let id = "01900000-0000-7000-8000-00000000dead";
     for path in ["", "/events", "/logs", "/receipt", "/artifacts", "/artifacts/x"] {
-        let (status, problem) = market.web.request(Method::GET, &format!("/jobs/{id}{path}"), None).await.unwrap();
+        let (status, problem) = market.consumer.request(Method::GET, &format!("/jobs/{id}{path}"), None).await.unwrap();
         assert_eq!((status, &problem["title"]), (StatusCode::NOT_FOUND, &json!("NotFound")), "{path} {problem}");
     }
-    let (status, _) = market.web.request(Method::POST, &format!("/jobs/{id}/cancel"), Some(&json!({}))).await.unwrap();
+    let (status, _) =
+        market.consumer.request(Method::POST, &format!("/jobs/{id}/cancel"), Some(&json!({}))).await.unwrap();
     assert_eq!(status, StatusCode::NOT_FOUND);
     for path in ["/jobs/x", "/machines/%00", "/nothing", "/jobs/..%2f..", "/machines/*"] {
-        let (status, problem) = market.web.request(Method::GET, path, None).await.unwrap();
+        let (status, problem) = market.consumer.request(Method::GET, path, None).await.unwrap();
         assert!(status.is_client_error() && problem["title"].is_string(), "{path} {status} {problem}");
     }
     for page in ["/jobs/x", "/nothing", "/machines/x", &format!("/jobs/{id}")] {
-        let (status, html) = market.web.bytes(page).await.unwrap();
+        let (status, html) = market.consumer.bytes(page).await.unwrap();
         assert!(status.is_client_error(), "{page} {status}");
         assert!(String::from_utf8_lossy(&html).contains("Something's not right"), "{page}");
     }
 }
 
 #[tokio::test]
-async fn another_site_cannot_make_a_visitor_act() {
+async fn requests_from_another_site_are_forbidden() {
     let market = MARKET.open().await.unwrap();
-    let browser = market.web.at_browser();
+    let browser = market.consumer.browser_session();
     let body = json!({ "template": "noop", "budget_usd": "1" });
-    let post = || browser.ask(Method::POST, "/api/v1/jobs").json(&body);
+    let post = || browser.build_request(Method::POST, "/api/v1/jobs").json(&body);
     for request in [
         post().header("origin", "https://elsewhere.example"),
         post().header("sec-fetch-site", "cross-site"),

@@ -1,4 +1,5 @@
-//! The market as consumers, programs, attackers and stolen machines meet it, over HTTP and over the broker.
+//! Tests of the market from the outside: over HTTP as a person or a program, and over the broker as a machine or an
+//! attacker.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod access;
@@ -12,6 +13,7 @@ mod idempotency;
 mod input;
 mod liar;
 mod people;
+mod scripts;
 mod trace;
 mod transfer;
 mod whole_loop;

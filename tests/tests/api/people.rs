@@ -1,49 +1,51 @@
-//! Signing in and out: sessions, passwords, forged forms, and guessing.
+//! Sign-in and sign-out: sessions, passwords, forged forms, and guessed passwords.
 
 use gpubnb_events::{CommandId, MachineId};
-use gpubnb_tests::shared::{Plan, Shared};
+use gpubnb_tests::shared::{Plan, SharedMarket};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::access::tried;
+use crate::access::send;
 
-static MARKET: Shared = Shared::new(Plan::default);
+static MARKET: SharedMarket = SharedMarket::new(Plan::default);
 
 #[tokio::test]
-async fn a_form_of_another_session_is_refused() {
+async fn a_form_with_the_csrf_token_of_another_session_is_refused() {
     let market = MARKET.open().await.unwrap();
-    let (web, another) = (&market.web, market.newcomer().await.unwrap());
+    let (consumer, another) = (&market.consumer, market.new_consumer().await.unwrap());
     let post = |csrf: &str| {
         let form = [("csrf", csrf.to_owned()), ("id", CommandId::generate().to_string()), ("amount", "1".to_owned())];
-        let request =
-            reqwest::Client::new().post(format!("{}/wallet/deposits", web.url)).header("cookie", web.cookie());
+        let request = reqwest::Client::new()
+            .post(format!("{}/wallet/deposits", consumer.url))
+            .header("cookie", consumer.cookie());
         request.form(&form).send()
     };
     assert_eq!(post("").await.unwrap().status(), StatusCode::FORBIDDEN);
     assert_eq!(post(another.csrf()).await.unwrap().status(), StatusCode::FORBIDDEN);
-    assert_eq!(post(web.csrf()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(post(consumer.csrf()).await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
 async fn signing_out_ends_one_session_and_no_other() {
     let market = MARKET.open().await.unwrap();
-    let web = &market.web;
-    // Signing in again is another session, so a cookie that was planted in the browser before is of no use.
-    let mut again = web.clone();
-    again.sign_in().await.unwrap();
-    assert_ne!(again.cookie(), web.cookie());
-    let form = [("csrf", web.csrf().to_owned())];
-    let out = web.at_browser().ask(Method::POST, "/sign-out").form(&form).send().await.unwrap();
+    let consumer = &market.consumer;
+    // Each sign-in makes a new session, so a cookie that an attacker planted in the browser before is useless.
+    let mut second_session = consumer.clone();
+    second_session.sign_in().await.unwrap();
+    assert_ne!(second_session.cookie(), consumer.cookie());
+    let form = [("csrf", consumer.csrf().to_owned())];
+    let out = consumer.browser_session().build_request(Method::POST, "/sign-out").form(&form).send().await.unwrap();
     assert_eq!(out.status(), StatusCode::SEE_OTHER);
-    assert_eq!(tried(&web.at_browser(), &Method::GET, "/wallet").await.status, StatusCode::SEE_OTHER);
-    assert_eq!(tried(&again.at_browser(), &Method::GET, "/wallet").await.status, StatusCode::OK);
+    assert_eq!(send(&consumer.browser_session(), &Method::GET, "/wallet").await.status, StatusCode::SEE_OTHER);
+    assert_eq!(send(&second_session.browser_session(), &Method::GET, "/wallet").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn the_cookie_of_a_session_is_guarded_by_the_browser() {
+async fn the_session_cookie_has_all_protective_flags() {
     let market = MARKET.open().await.unwrap();
-    let form = [("email", &market.web.email), ("password", &market.web.password)];
-    let signed_in = market.web.stranger().ask(Method::POST, "/sign-in").form(&form).send().await.unwrap();
+    let form = [("email", &market.consumer.email), ("password", &market.consumer.password)];
+    let signed_in =
+        market.consumer.stranger().build_request(Method::POST, "/sign-in").form(&form).send().await.unwrap();
     let cookie = signed_in.headers()["set-cookie"].to_str().unwrap();
     for flag in ["__Host-", "Secure", "HttpOnly", "SameSite=", "Path=/"] {
         assert!(cookie.contains(flag), "{cookie}");
@@ -51,58 +53,66 @@ async fn the_cookie_of_a_session_is_guarded_by_the_browser() {
 }
 
 #[tokio::test]
-async fn a_changed_password_ends_what_was_made_with_the_old_one() {
+async fn a_changed_password_ends_the_other_sessions_and_all_tokens() {
     let market = MARKET.open().await.unwrap();
-    let mut other = market.web.clone();
+    let mut other = market.consumer.clone();
     other.sign_in().await.unwrap();
     let form = [
-        ("csrf", market.web.csrf().to_owned()),
-        ("old", market.web.password.clone()),
+        ("csrf", market.consumer.csrf().to_owned()),
+        ("old", market.consumer.password.clone()),
         ("new", "quite another password".to_owned()),
     ];
-    let changed = market.web.at_browser().ask(Method::POST, "/account/password").form(&form).send().await.unwrap();
+    let changed = market
+        .consumer
+        .browser_session()
+        .build_request(Method::POST, "/account/password")
+        .form(&form)
+        .send()
+        .await
+        .unwrap();
     assert!(changed.status().is_redirection(), "{}", changed.status());
-    let (token, _) = market.web.request(Method::GET, "/account", None).await.unwrap();
+    let (token, _) = market.consumer.request(Method::GET, "/account", None).await.unwrap();
     assert_eq!(token, StatusCode::UNAUTHORIZED);
-    let elsewhere = other.at_browser().ask(Method::GET, "/wallet").send().await.unwrap();
+    let elsewhere = other.browser_session().build_request(Method::GET, "/wallet").send().await.unwrap();
     assert!(elsewhere.status().is_redirection());
-    let here = market.web.at_browser().ask(Method::GET, "/wallet").send().await.unwrap();
+    let here = market.consumer.browser_session().build_request(Method::GET, "/wallet").send().await.unwrap();
     assert_eq!(here.status(), StatusCode::OK);
 }
 
 /// A login with a password that is not the account's.
-fn guess(email: &str) -> Value {
+fn wrong_login(email: &str) -> Value {
     json!({ "email": email, "password": "not the one, surely", "label": "x", "scopes": ["jobs:read"] })
 }
 
 #[tokio::test]
-async fn a_known_and_an_unknown_address_get_the_same_answers() {
+async fn a_known_and_an_unknown_email_address_get_the_same_answers() {
     let market = MARKET.open().await.unwrap();
-    let stranger = market.web.stranger();
+    let stranger = market.consumer.stranger();
     let unknown = format!("{}@gpubnb.example", CommandId::generate());
     let ask = async |path: &str, body: Value| stranger.request(Method::POST, path, Some(&body)).await.unwrap();
     let sign_up = |email: &str| json!({ "email": email, "password": "a long enough one" });
-    assert_eq!(ask("/accounts", sign_up(&market.web.email)).await, ask("/accounts", sign_up(&unknown)).await);
+    assert_eq!(ask("/accounts", sign_up(&market.consumer.email)).await, ask("/accounts", sign_up(&unknown)).await);
     let nobody = format!("{}@gpubnb.example", CommandId::generate());
-    let (known, unknown) = (ask("/login", guess(&market.web.email)).await, ask("/login", guess(&nobody)).await);
+    let (known, unknown) =
+        (ask("/login", wrong_login(&market.consumer.email)).await, ask("/login", wrong_login(&nobody)).await);
     assert_eq!(known, unknown);
     assert_eq!(known.0, StatusCode::UNAUTHORIZED);
     // The second sign-up of a known address did not change its password.
-    let taken =
-        json!({ "email": market.web.email, "password": "a long enough one", "label": "x", "scopes": ["jobs:read"] });
+    let mut taken = wrong_login(&market.consumer.email);
+    taken["password"] = json!("a long enough one");
     assert_eq!(ask("/login", taken).await.0, StatusCode::UNAUTHORIZED);
     let path = format!("/machines/{}/credential", MachineId::generate());
     assert_eq!(ask(&path, json!({ "nonce": "x", "signature": "x" })).await.0, StatusCode::FORBIDDEN);
 }
 
 #[tokio::test]
-async fn guessing_passwords_slows_down() {
+async fn repeated_wrong_passwords_are_rate_limited() {
     let market = MARKET.open().await.unwrap();
-    let stranger = market.web.stranger();
+    let stranger = market.consumer.stranger();
     let email = format!("{}@gpubnb.example", CommandId::generate());
     let mut last = StatusCode::OK;
     for _ in 0..8 {
-        last = stranger.request(Method::POST, "/login", Some(&guess(&email))).await.unwrap().0;
+        last = stranger.request(Method::POST, "/login", Some(&wrong_login(&email))).await.unwrap().0;
     }
     assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
 }

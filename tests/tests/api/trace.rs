@@ -1,4 +1,5 @@
-//! One job is one trace, as a collector of traces gets it: from the request that submits the job to its settlement.
+//! One job is one distributed trace, from the request that submits the job to its settlement. The test is the
+//! collector that receives the trace.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,29 +11,32 @@ use gpubnb_events::{JobId, Seq, message::header, subject};
 use gpubnb_log::Log;
 use gpubnb_runtime::nats;
 use gpubnb_tests::{
-    jobs::noop,
-    system::{Options, System},
-    wait::until,
+    jobs::noop_job,
+    system::{MarketSettings, System},
+    wait::wait_until,
 };
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
 use prost::Message as _;
 
+/// All spans that were received, each with the service that sent it.
 type Spans = Arc<Mutex<Vec<(String, Span)>>>;
 
-/// A collector of traces, as far as a sender sees it: it takes OTLP over HTTP.
-async fn collector() -> (String, Spans) {
-    async fn take(State(spans): State<Spans>, body: Bytes) -> StatusCode {
+/// Starts a collector that receives OTLP over HTTP. Returns its URL and the spans.
+async fn start_collector() -> (String, Spans) {
+    async fn receive(State(spans): State<Spans>, body: Bytes) -> StatusCode {
         let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
-        for of in request.resource_spans {
-            let service = of.resource.unwrap().attributes.into_iter().find(|a| a.key == "service.name").unwrap();
+        for resource_spans in request.resource_spans {
+            let service =
+                resource_spans.resource.unwrap().attributes.into_iter().find(|a| a.key == "service.name").unwrap();
             let service = format!("{:?}", service.value);
-            let found = of.scope_spans.into_iter().flat_map(|s| s.spans).map(|span| (service.clone(), span));
+            let found =
+                resource_spans.scope_spans.into_iter().flat_map(|s| s.spans).map(|span| (service.clone(), span));
             spans.lock().unwrap().extend(found);
         }
         StatusCode::OK
     }
     let spans = Spans::default();
-    let router = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&spans));
+    let router = Router::new().route("/v1/traces", post(receive)).with_state(Arc::clone(&spans));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -42,11 +46,11 @@ async fn collector() -> (String, Spans) {
 /// The spans of a job's trace by name, each with the service that sent it.
 type Trace = BTreeMap<String, (String, Span)>;
 
-/// The trace of a job, once the job's own span and that of its request are among the spans.
-async fn trace_of(job: &str, spans: &Spans) -> Trace {
+/// Waits until the job's span and the request's span have arrived, and returns the trace of the job.
+async fn wait_for_trace(job: &str, spans: &Spans) -> Trace {
     let trace = job.parse::<JobId>().unwrap().as_bytes().to_vec();
     let mut found = Trace::new();
-    until("the trace of the job", async || {
+    wait_until("the trace of the job", async || {
         let all = spans.lock().unwrap().clone();
         let of_job = all.into_iter().filter(|(_, span)| span.trace_id == trace);
         found = of_job.map(|(service, span)| (span.name.clone(), (service, span))).collect();
@@ -56,7 +60,7 @@ async fn trace_of(job: &str, spans: &Spans) -> Trace {
     found
 }
 
-/// Every step of a job that goes well.
+/// The spans of a completed job.
 const STEPS: [&str; 19] = [
     "POST /api/v1/jobs",
     "command Submit",
@@ -79,8 +83,8 @@ const STEPS: [&str; 19] = [
     "job",
 ];
 
-/// The trace has one root, and every other span hangs from a span of the trace.
-fn hangs_together(trace: &Trace) {
+/// Checks that the span `job` is the root, and that the parent of every other span is in the trace.
+fn assert_is_one_tree(trace: &Trace) {
     let ids: BTreeSet<&[u8]> = trace.values().map(|(_, span)| span.span_id.as_slice()).collect();
     for (name, (_, span)) in trace {
         let parent = span.parent_span_id.as_slice();
@@ -99,47 +103,48 @@ fn hangs_together(trace: &Trace) {
     assert!(trace["POST /api/v1/jobs"].0.contains("gpubnb-ui"));
 }
 
-/// The phases of the job follow one another without a gap.
-fn phases_follow_one_another(trace: &Trace) {
+/// Checks that each phase of the job begins when the phase before it ends.
+fn assert_phases_are_contiguous(trace: &Trace) {
     for (before, after) in
         [("queue", "dispatch"), ("dispatch", "prepare"), ("prepare", "container"), ("container", "settlement")]
     {
         let (before, after) = (&trace[before].1, &trace[after].1);
         assert_eq!(before.end_time_unix_nano, after.start_time_unix_nano, "{}, {}", before.name, after.name);
     }
-    let about: BTreeSet<&str> = trace["container"].1.attributes.iter().map(|a| a.key.as_str()).collect();
-    assert_eq!(about, BTreeSet::from(["gpubnb.job", "gpubnb.machine", "gpubnb.lease"]));
+    let attributes: BTreeSet<&str> = trace["container"].1.attributes.iter().map(|a| a.key.as_str()).collect();
+    assert_eq!(attributes, BTreeSet::from(["gpubnb.job", "gpubnb.machine", "gpubnb.lease"]));
 }
 
-/// Every event about the job names the trace in a header, and so do the lines of the services' log.
-async fn events_name_the_trace(system: &System, job: &str) {
+/// Checks that every event of the job has the trace in a header, and that the services' log names the job, the machine
+/// and the lease.
+async fn assert_events_name_the_trace(system: &System, job: &str) {
     let client = system.nats_args("projector").connect("projector", subject::PROJECTOR_INBOX).await.unwrap();
     let log = Log::open(nats::jetstream(client)).await.unwrap();
     let (last, mut events) = (log.last_seq().await.unwrap(), 0);
     let trace = job.replace('-', "");
     for seq in 1..=last.0 {
         let headers = log.get_raw(Seq(seq)).await.unwrap().unwrap().headers.unwrap();
-        if headers.get(header::CORRELATION).is_some_and(|of| of.as_str() == job) {
+        if headers.get(header::CORRELATION).is_some_and(|value| value.as_str() == job) {
             events += 1;
-            let at = headers.get(header::TRACE).unwrap().as_str();
-            assert!(at.starts_with(&format!("00-{trace}-")), "{at}");
+            let trace_parent = headers.get(header::TRACE).unwrap().as_str();
+            assert!(trace_parent.starts_with(&format!("00-{trace}-")), "{trace_parent}");
         }
     }
     assert_eq!(events, 6, "submitted, assigned, accepted, started, completed, settled");
-    let line = format!("job={job} machine={} lease=", system.machine("attic").unwrap());
-    assert!(system.log("services-0").contains(&line), "{line}: {}", system.log("services-0"));
+    let line = format!("job={job} machine={} lease=", system.machine_id("attic").unwrap());
+    assert!(system.process_log("services-0").contains(&line), "{line}: {}", system.process_log("services-0"));
 }
 
 #[tokio::test]
 async fn a_job_is_one_trace_from_the_request_to_the_settlement() {
-    let (address, spans) = collector().await;
-    let mut system = System::start(Options { otlp: Some(address), ..Options::default() }).await.unwrap();
+    let (address, spans) = start_collector().await;
+    let mut system = System::start(MarketSettings { otlp: Some(address), ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
-    let job = system.web.submit(&noop()).await.unwrap();
-    system.web.settled(&job).await.unwrap();
-    let trace = trace_of(&job, &spans).await;
+    let job = system.consumer.submit(&noop_job()).await.unwrap();
+    system.consumer.wait_until_settled(&job).await.unwrap();
+    let trace = wait_for_trace(&job, &spans).await;
     assert_eq!(trace.keys().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(STEPS));
-    hangs_together(&trace);
-    phases_follow_one_another(&trace);
-    events_name_the_trace(&system, &job).await;
+    assert_is_one_tree(&trace);
+    assert_phases_are_contiguous(&trace);
+    assert_events_name_the_trace(&system, &job).await;
 }

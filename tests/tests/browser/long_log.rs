@@ -1,4 +1,4 @@
-//! A log of half a million lines stays usable.
+//! The page of a job stays usable with a log of half a million lines.
 
 use gpubnb_events::{
     Clock as _, JobId, Lease, Seq, SystemClock,
@@ -7,71 +7,72 @@ use gpubnb_events::{
 };
 use gpubnb_tests::{
     browser::Browser,
-    jobs::noop,
-    machine::Stolen,
-    system::{Options, System},
+    jobs::noop_job,
+    stolen_keys::StolenKeys,
+    system::{MarketSettings, System},
 };
 use reqwest::Method;
 
+/// Number of lines in the log.
 const LINES: u64 = 500_000;
+/// Number of lines in one message.
 const CHUNK: u64 = 250;
 
 #[tokio::test]
-async fn a_log_of_half_a_million_lines_is_opened_at_its_end_searched_and_linked_into() {
-    let mut system = System::start(Options::default()).await.unwrap();
+async fn a_log_of_half_a_million_lines_opens_at_its_end_and_has_links_and_search() {
+    let mut system = System::start(MarketSettings::default()).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
-    let job = system.web.submit(&noop()).await.unwrap();
-    let settled = system.web.settled(&job).await.unwrap();
+    let job = system.consumer.submit(&noop_job()).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     let lease = Lease(Seq(settled["attempts"][0]["lease"].as_u64().unwrap()));
-    // Pages that are open and do not read, like those behind a slow line or on a sleeping machine.
-    let mut silent = Vec::new();
+    // Open pages that do not read their stream, as on a sleeping computer.
+    let mut unread_pages = Vec::new();
     for _ in 0..20 {
-        let page = system.web.at_browser().ask(Method::GET, &format!("/jobs/{job}/live"));
-        silent.push(page.send().await.unwrap().error_for_status().unwrap());
+        let page = system.consumer.browser_session().build_request(Method::GET, &format!("/jobs/{job}/live"));
+        unread_pages.push(page.send().await.unwrap().error_for_status().unwrap());
     }
     let web_server = system.ui.as_ref().unwrap().pid();
-    let before = resident(web_server);
-    print(&system, job.parse().unwrap(), lease).await;
-    // The whole log takes some forty mebibytes. To a page that does not read, the broker sends its window of some six,
-    // however long the log becomes.
-    let took = resident(web_server).saturating_sub(before);
-    assert!(took < 20 * 10, "pages that do not read took {took} MiB");
-    drop(silent);
+    let before = resident_memory(web_server);
+    publish_log(&system, job.parse().unwrap(), lease).await;
+    // The log is about 40 MiB. To a page that does not read, the broker sends at most a window of about 6 MiB.
+    let used = resident_memory(web_server).saturating_sub(before);
+    assert!(used < 20 * 10, "pages that do not read used {used} MiB");
+    drop(unread_pages);
 
     let browser = Browser::open(&system).await;
-    browser.sign_in(&system, &system.web).await;
+    browser.sign_in(&system, &system.consumer).await;
     browser.visit(&system, &format!("/jobs/{job}")).await;
-    browser.says("#log", "the last line").await;
+    browser.wait_for_text("#log", "the last line").await;
     let shown = browser.client.execute("return document.querySelectorAll('#log .line').length", vec![]).await.unwrap();
     assert!((1..=5_000).contains(&shown.as_u64().unwrap()), "{shown}");
-    // A link leads to any line, and a button to the lines before it.
+    // A link opens the log at a line, and a button loads the earlier lines.
     browser.client.execute(&format!("location.hash = 'L{lease}-123456'"), vec![]).await.unwrap();
-    browser.says("#log .target", "line 123456").await;
+    browser.wait_for_text("#log .target", "line 123456").await;
     browser.click_live("#log-earlier").await;
-    browser.says("#log", "line 122900").await;
-    // The whole log is searched; what is found leads to its place, where the line has its colours.
+    browser.wait_for_text("#log", "line 122900").await;
+    // The search covers the whole log. A result links to its line, which is shown in its colours.
     browser.fill("#log-find", "needle").await;
     browser.click("#log-search button").await;
-    browser.says("#log-found", "a needle at 250123").await;
+    browser.wait_for_text("#log-found", "a needle at 250123").await;
     browser.click_live("#log-found .no").await;
-    browser.says("#log .target", "a needle at 250123").await;
+    browser.wait_for_text("#log .target", "a needle at 250123").await;
     browser.wait_for("#log .target .c1.b").await;
-    browser.is_sound("a long log").await;
-    browser.picture("log").await;
+    browser.assert_sound("a long log").await;
+    browser.save_screenshot("log").await;
     browser.close().await;
 }
 
-/// Memory of a process, MiB.
-fn resident(pid: u32) -> u64 {
+/// The resident memory of a process, MiB.
+fn resident_memory(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1_024
 }
 
-/// Publishes lines of the job in the name of its machine, with the credential of that machine.
-async fn print(system: &System, job: JobId, lease: Lease) {
-    let machine = Stolen::from(&system.path().join("attic")).unwrap();
-    let client = machine.enter(system).await.unwrap();
+/// Publishes the log lines of a job with the credential of its machine.
+async fn publish_log(system: &System, job: JobId, lease: Lease) {
+    let machine = StolenKeys::read_from(&system.path().join("attic")).unwrap();
+    let client = machine.renew_and_connect(system).await.unwrap();
     let js = async_nats::jetstream::new(client.clone());
     let address = subject::output(machine.machine, job, OutputKind::Log);
     let at = SystemClock.now();

@@ -1,4 +1,4 @@
-//! The pages in real Chromium.
+//! Tests of the pages in a real Chromium.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod forms;

@@ -1,7 +1,5 @@
-//! The house rules that the compiler does not know: which crate may use which, and how large a room may be.
-//!
-//! A wrong import inside these rules does not compile. What stands here is read from Cargo's own answers and from every
-//! source file of the repository.
+//! The rules of the source that the compiler does not check: which crate may use which other crate, and how long files
+//! and functions may be. The tests read the answers of Cargo and every source file of the repository.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,9 +8,10 @@ use std::{
     process::Command,
 };
 
-use gpubnb_tests::parts::root;
+use gpubnb_tests::programs::root;
 
-/// The crates of ours that each crate may use, as ARCHITECTURE.md draws them. Those of `tests/` may use all of them.
+/// The crates of this workspace that each crate may use, as in ARCHITECTURE.md. For example, `log` may use `events`.
+/// The crate `tests` may use all crates.
 const MAY_USE: [(&str, &[&str]); 14] = [
     ("events", &[]),
     ("proof", &["events"]),
@@ -29,15 +28,18 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("ui", &["events", "log", "query", "runtime"]),
     ("cli", &["events", "proof"]),
 ];
-/// Crates of others that must not be built for one of ours, however many steps away they are.
+/// Foreign crates that must not be among the direct or indirect dependencies of a crate.
 const MUST_NOT_BUILD: [(&str, &[&str]); 3] = [
     ("domain", &["async-nats", "tokio", "opentelemetry", "clap", "rand", "reqwest", "sled"]),
     ("cli", &["async-nats", "opentelemetry", "metrics", "tracing-subscriber", "sled"]),
     ("ui", &["sled", "lz4_flex", "tikv-jemallocator"]),
 ];
+/// Largest number of lines in a file, without its unit tests.
 const LONGEST_FILE: usize = 500;
+/// Largest number of lines in a function.
 const LONGEST_FUNCTION: usize = 70;
 
+/// Runs Cargo, and returns its standard output.
 fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO")).args(arguments).arg("--offline").current_dir(root()).output().unwrap();
     assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -45,52 +47,55 @@ fn cargo(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn each_crate_uses_only_those_that_the_house_allows() {
+fn each_crate_uses_only_the_crates_that_the_table_allows() {
     let metadata: serde_json::Value =
         serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1"])).unwrap();
-    let own = |name: &serde_json::Value| name.as_str().unwrap().strip_prefix("gpubnb-").map(ToOwned::to_owned);
+    let short_name = |name: &serde_json::Value| name.as_str().unwrap().strip_prefix("gpubnb-").map(ToOwned::to_owned);
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for package in metadata["packages"].as_array().unwrap() {
         let dependencies = package["dependencies"].as_array().unwrap().iter().filter(|d| d["kind"].is_null());
-        uses.insert(own(&package["name"]).unwrap(), dependencies.filter_map(|d| own(&d["name"])).collect());
+        uses.insert(
+            short_name(&package["name"]).unwrap(),
+            dependencies.filter_map(|d| short_name(&d["name"])).collect(),
+        );
     }
-    for apart in ["workloads", "hostile", "fake-nvml"] {
-        assert_eq!(uses.remove(apart), Some(BTreeSet::new()), "{apart} uses nothing of ours");
+    for independent in ["workloads", "hostile", "fake-nvml"] {
+        assert_eq!(uses.remove(independent), Some(BTreeSet::new()), "{independent} uses no crate of this workspace");
     }
     assert!(uses.remove("tests").is_some());
     let may: BTreeMap<_, BTreeSet<_>> =
-        MAY_USE.iter().map(|(of, may)| ((*of).to_owned(), may.iter().map(|m| (*m).to_owned()).collect())).collect();
-    for (of, uses) in &uses {
-        let may = may.get(of).unwrap_or_else(|| panic!("{of} is not in the table of who may use whom"));
+        MAY_USE.iter().map(|(name, may)| ((*name).to_owned(), may.iter().map(|m| (*m).to_owned()).collect())).collect();
+    for (name, uses) in &uses {
+        let may = may.get(name).unwrap_or_else(|| panic!("{name} is not in the table MAY_USE"));
         let wrong: Vec<_> = uses.difference(may).collect();
-        assert!(wrong.is_empty(), "{of} must not use {wrong:?}");
+        assert!(wrong.is_empty(), "{name} must not use {wrong:?}");
     }
-    assert!(may.keys().all(|of| uses.contains_key(of)), "the table names a crate that is not there");
+    assert!(may.keys().all(|name| uses.contains_key(name)), "the table names a crate that does not exist");
 }
 
 #[test]
-fn the_client_the_domain_and_the_web_server_build_without_what_they_do_not_need() {
-    for (of, forbidden) in MUST_NOT_BUILD {
-        let package = format!("gpubnb-{of}");
+fn the_client_the_domain_and_the_web_server_build_without_forbidden_crates() {
+    for (name, forbidden) in MUST_NOT_BUILD {
+        let package = format!("gpubnb-{name}");
         let tree = cargo(&["tree", "--locked", "--package", &package, "--edges", "normal", "--prefix", "none"]);
         let built: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
         assert!(built.contains("gpubnb-events"), "{tree}");
-        for name in forbidden {
-            assert!(!built.contains(name), "{of} must build without {name}");
+        for foreign_crate in forbidden {
+            assert!(!built.contains(foreign_crate), "{name} must build without {foreign_crate}");
         }
     }
 }
 
-/// Every source file of ours.
+/// The path and the text of every source file of the workspace.
 fn sources() -> Vec<(PathBuf, String)> {
     let folders = ["events", "services", "projector", "provider", "ui", "cli", "workloads", "tests"];
-    let mut open: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    let mut to_visit: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut found = Vec::new();
-    while let Some(directory) = open.pop() {
+    while let Some(directory) = to_visit.pop() {
         for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() && !path.ends_with("node_modules") && !path.ends_with("target") {
-                open.push(path);
+                to_visit.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
                 found.push((path.clone(), fs::read_to_string(&path).unwrap()));
             }
@@ -100,21 +105,21 @@ fn sources() -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The lines before the tests of a file.
-fn shipped(text: &str) -> impl Iterator<Item = &str> {
+/// The lines of a file without its unit tests, which are at the end.
+fn lines_before_tests(text: &str) -> impl Iterator<Item = &str> {
     text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"))
 }
 
 #[test]
-fn subjects_are_built_in_one_file() {
+fn subjects_of_the_broker_are_built_only_in_subject_rs() {
     const ROOTS: [&str; 8] =
         ["\"market.", "\"dispatch.", "\"telemetry.", "\"output.", "\"cmd.", "\"query.", "\"notice.", "\"_INBOX"];
     for (path, text) in sources() {
-        let tests = path.components().any(|part| part.as_os_str() == "tests");
-        if tests || path.ends_with("events/src/subject.rs") {
+        let is_test = path.components().any(|part| part.as_os_str() == "tests");
+        if is_test || path.ends_with("events/src/subject.rs") {
             continue;
         }
-        for line in shipped(&text) {
+        for line in lines_before_tests(&text) {
             let code = line.split("//").next().unwrap_or_default();
             let hit = ROOTS.iter().find(|root| code.contains(*root) && !code.contains(".html\""));
             assert!(hit.is_none(), "{}: {line}", path.display());
@@ -123,10 +128,10 @@ fn subjects_are_built_in_one_file() {
 }
 
 #[test]
-fn rooms_stay_small_and_every_file_says_what_it_is_for() {
+fn every_file_and_function_is_short_and_every_file_has_a_module_comment() {
     for (path, text) in sources() {
-        assert!(text.starts_with("//!"), "{} has no first line that says what it is for", path.display());
-        let lines = shipped(&text).count();
+        assert!(text.starts_with("//!"), "{} does not begin with a module comment", path.display());
+        let lines = lines_before_tests(&text).count();
         assert!(lines <= LONGEST_FILE, "{} has {lines} lines", path.display());
         for (name, length) in functions(&path, &text) {
             assert!(length <= LONGEST_FUNCTION, "{}: {name} has {length} lines", path.display());
@@ -134,11 +139,11 @@ fn rooms_stay_small_and_every_file_says_what_it_is_for() {
     }
 }
 
-/// The functions of a formatted file with their lengths in lines: from `fn` to the first line after it that closes a
-/// brace at the same depth.
+/// The name and the length in lines of each function in a formatted file. A function ends at the first closing brace
+/// with the indentation of its `fn` line.
 fn functions(path: &Path, text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
-    let depth = |line: &str| line.len() - line.trim_start().len();
+    let indentation = |line: &str| line.len() - line.trim_start().len();
     let mut found = Vec::new();
     for (first, line) in lines.iter().enumerate() {
         let words: Vec<&str> = line.split_whitespace().take_while(|word| !word.starts_with("//")).collect();
@@ -150,7 +155,7 @@ fn functions(path: &Path, text: &str) -> Vec<(String, usize)> {
         });
         let Some(at) = begins else { continue };
         let within = lines[first..].iter().enumerate();
-        let mut rest = within.filter(|(_, l)| depth(l) == depth(line) && !l.trim().is_empty());
+        let mut rest = within.filter(|(_, l)| indentation(l) == indentation(line) && !l.trim().is_empty());
         let end =
             rest.find(|(n, l)| l.trim_start().starts_with('}') || l.ends_with(';') || *n == 0 && l.ends_with('}'));
         let (length, _) = end.unwrap_or_else(|| panic!("{}: {line} has no end", path.display()));
@@ -160,7 +165,7 @@ fn functions(path: &Path, text: &str) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn a_long_function_is_found_however_its_signature_is_broken() {
+fn a_function_is_measured_whether_its_signature_has_one_line_or_many() {
     let body = "    x;\n".repeat(80);
     let one = format!("fn a() {{\n{body}}}\n");
     let many = format!("pub(crate) async fn b(\n    x: u8,\n) -> u8\nwhere\n    u8: Copy,\n{{\n{body}}}\n");

@@ -1,4 +1,5 @@
-//! The rules of the source, and the promise that every event that was ever written can be read.
+//! Tests of the source code itself: the rules for crates and files, and the reading of every old version of every
+//! event.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod boundaries;

@@ -1,5 +1,5 @@
-//! Events that were written long ago are folded today: an archive has every version of every event that was ever written,
-//! and goes through the archive's reader, every read model, the state of the services, and the tools that read archives.
+//! Old versions of events can still be read. The tests make an archive with every version of every event. The archive's
+//! reader, every read model, the services and the tools must read it.
 
 use std::{
     fs,
@@ -15,11 +15,11 @@ use gpubnb_log::{
 };
 use gpubnb_projector::fold::Models;
 use gpubnb_store::Database;
-use gpubnb_tests::parts::binary;
+use gpubnb_tests::programs::binary;
 use serde_json::Value;
 
-/// One message for each fixture of an event, in the order of their names.
-fn written() -> Vec<RawMessage> {
+/// One message for each event fixture, in the order of the file names.
+fn fixture_messages() -> Vec<RawMessage> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../events/fixtures");
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -39,30 +39,31 @@ fn written() -> Vec<RawMessage> {
     raws.collect()
 }
 
+/// Parses the standard output of a command.
 fn json_of(output: &Output) -> Value {
-    let said = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"))
+    let errors = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"))
 }
 
-/// Writes an archive of every version.
-fn archive_of(raws: &[RawMessage], path: &Path) {
+/// Writes an archive with these messages.
+fn write_archive(raws: &[RawMessage], path: &Path) {
     let mut writer = ArchiveWriter::create(path, || false).unwrap();
     raws.iter().try_for_each(|raw| writer.write(raw)).unwrap();
     writer.finish(Vec::new()).unwrap();
 }
 
 #[test]
-fn older_versions_are_among_the_fixtures() {
-    let raws = written();
+fn the_fixtures_have_older_versions_and_all_can_be_decoded() {
+    let raws = fixture_messages();
     assert!(raws.iter().all(|raw| raw.decode().event().is_some()));
     assert!(raws.len() > Event::WIRE_NAMES.len(), "{} fixtures", raws.len());
 }
 
 #[test]
-fn an_archive_of_every_version_is_read_as_it_was_written() {
+fn an_archive_of_every_version_is_read_without_changes() {
     let directory = tempfile::tempdir().unwrap();
-    let raws = written();
-    archive_of(&raws, &directory.path().join("archive"));
+    let raws = fixture_messages();
+    write_archive(&raws, &directory.path().join("archive"));
     let reader = ArchiveReader::open(&directory.path().join("archive")).unwrap();
     let parts = reader.manifest.parts.iter();
     let read: Vec<RawMessage> = parts.flat_map(|part| reader.messages(part).unwrap().map(Result::unwrap)).collect();
@@ -77,7 +78,7 @@ fn an_archive_of_every_version_is_read_as_it_was_written() {
 #[test]
 fn an_archive_of_every_version_is_folded_by_every_read_model() {
     let directory = tempfile::tempdir().unwrap();
-    let raws = written();
+    let raws = fixture_messages();
     let read: Vec<Recorded> = raws.iter().map(RawMessage::decode).collect();
     let db = Database::open(&directory.path().join("models"), 8).unwrap();
     let mut models = Models::open(&db).unwrap();
@@ -91,8 +92,8 @@ fn an_archive_of_every_version_is_folded_by_every_read_model() {
 fn an_archive_of_every_version_is_folded_by_the_services_and_the_audit() {
     let directory = tempfile::tempdir().unwrap();
     let archive = directory.path().join("archive");
-    let raws = written();
-    archive_of(&raws, &archive);
+    let raws = fixture_messages();
+    write_archive(&raws, &archive);
     let what_if = Command::new(binary("gpubnb-services").unwrap()).arg("what-if").arg(&archive).arg("--json").output();
     let what_if = json_of(&what_if.unwrap());
     assert!(what_if["settled"].as_u64() >= Some(1) && what_if["then"] == what_if["now"], "{what_if}");

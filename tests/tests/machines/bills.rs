@@ -3,27 +3,27 @@
 use std::time::Duration;
 
 use gpubnb_tests::{
-    jobs::{counting, running},
-    registry::{Kind, Registry},
-    system::{Options, System},
-    wait::until,
+    jobs::{counting_job, wait_until_running},
+    registry::{ImageKind, Registry},
+    system::{MarketSettings, System},
+    wait::wait_until,
 };
 use serde_json::{Value, json};
 
 async fn market() -> System {
-    let mut system = System::start(Options::default()).await.unwrap();
+    let mut system = System::start(MarketSettings::default()).await.unwrap();
     system.start_worker("attic", &["--price", "1"]).await.unwrap();
     system
 }
 
 /// The events of a job, by name.
 async fn names(system: &System, job: &str) -> Vec<String> {
-    let events = system.web.get(&format!("/jobs/{job}/events")).await.unwrap();
+    let events = system.consumer.get(&format!("/jobs/{job}/events")).await.unwrap();
     events["rows"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect()
 }
 
 async fn receipt(system: &System, job: &str) -> Value {
-    system.web.get(&format!("/jobs/{job}/receipt")).await.unwrap()
+    system.consumer.get(&format!("/jobs/{job}/receipt")).await.unwrap()
 }
 
 /// The successes and the faults in a machine's record.
@@ -37,35 +37,36 @@ async fn the_time_of_an_upload_is_neither_run_time_nor_billed() {
     let mut system = market().await;
     let picture = json!({ "template": "render", "budget_usd": "0.50", "time_seconds": 10,
         "parameters": { "width": "160", "height": "90", "samples": "16" } });
-    let job = system.web.submit(&picture).await.unwrap();
-    running(&system.web, &job).await;
+    let job = system.consumer.submit(&picture).await.unwrap();
+    wait_until_running(&system.consumer, &job).await;
     // No file can be uploaded until the web server is back.
     system.ui = None;
-    let exited = || String::from_utf8(system.tool(&["replay", "MARKET", "--id", &job]).unwrap().stdout).unwrap();
-    until("the word that the program has ended", async || exited().contains("Exited")).await;
+    let exited =
+        || String::from_utf8(system.run_operator_tool(&["replay", "MARKET", "--id", &job]).unwrap().stdout).unwrap();
+    wait_until("the word that the program has ended", async || exited().contains("Exited")).await;
     // Longer than the time limit: the limit is the program's, and not the upload's.
     tokio::time::sleep(Duration::from_secs(11)).await;
     system.start_ui().await.unwrap();
-    let settled = system.web.settled(&job).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 1));
     let metering = &receipt(&system, &job).await["metering"];
     assert_eq!(metering["billed"], metering["worker"], "{metering:#}");
     assert!(metering["broker"].as_u64().unwrap() < 10_000, "the broker's time ends at the exit: {metering:#}");
-    let (status, file) = system.web.bytes(&format!("/api/v1/jobs/{job}/artifacts/render.png")).await.unwrap();
+    let (status, file) = system.consumer.bytes(&format!("/api/v1/jobs/{job}/artifacts/render.png")).await.unwrap();
     assert!(status.is_success() && file.starts_with(b"\x89PNG"));
 }
 
 #[tokio::test]
 async fn a_worker_that_is_stopped_changes_neither_the_outcome_nor_the_bill() {
     let system = market().await;
-    let mut short = counting(20, 50);
+    let mut short = counting_job(20, 50);
     short["time_seconds"] = json!(10);
-    let job = system.web.submit(&short).await.unwrap();
-    running(&system.web, &job).await;
+    let job = system.consumer.submit(&short).await.unwrap();
+    wait_until_running(&system.consumer, &job).await;
     system.workers[0].signal(rustix::process::Signal::STOP);
     tokio::time::sleep(Duration::from_secs(14)).await;
     system.workers[0].signal(rustix::process::Signal::CONT);
-    let settled = system.web.settled(&job).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 1));
     let billed = receipt(&system, &job).await["metering"]["billed"].as_u64().unwrap();
     assert!((900..5_000).contains(&billed), "the program ran for a second, and not for {billed} ms");
@@ -75,10 +76,10 @@ async fn a_worker_that_is_stopped_changes_neither_the_outcome_nor_the_bill() {
 async fn an_exit_code_of_a_killed_process_is_believed_at_once() {
     let system = market().await;
     for code in [137, 143, 255] {
-        let mut job = counting(1, 1);
+        let mut job = counting_job(1, 1);
         job["parameters"]["exit-code"] = json!(code.to_string());
-        let job = system.web.submit(&job).await.unwrap();
-        let settled = system.web.settled(&job).await.unwrap();
+        let job = system.consumer.submit(&job).await.unwrap();
+        let settled = system.consumer.wait_until_settled(&job).await.unwrap();
         assert_eq!(settled["reason"], json!({ "name": "NonZeroExit", "code": code }), "{settled:#}");
         assert_eq!((&settled["fault"], &settled["attempts"][0]["ended"]), (&json!("consumer"), &json!("Failed")));
     }
@@ -87,15 +88,15 @@ async fn an_exit_code_of_a_killed_process_is_believed_at_once() {
 
 #[tokio::test]
 async fn a_command_that_cannot_be_run_is_named_and_costs_nothing() {
-    let registry = Registry::start(&[("bare", Kind::Bare, 10)]).await.unwrap();
+    let registry = Registry::start(&[("bare", ImageKind::NoEntrypoint, 10)]).await.unwrap();
     let approved = vec!["--approve-image".to_owned(), registry.name("bare")];
-    let mut system = System::start(Options { services: approved, ..Options::default() }).await.unwrap();
+    let mut system = System::start(MarketSettings { services: approved, ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
     for (command, why) in [("nosuch", "No such file"), ("/noise", "ermission denied")] {
         let body = json!({ "image": registry.name("bare"), "command": [command], "name": command,
             "budget_usd": "0.10" });
-        let job = system.web.submit(&body).await.unwrap();
-        let settled = system.web.settled(&job).await.unwrap();
+        let job = system.consumer.submit(&body).await.unwrap();
+        let settled = system.consumer.wait_until_settled(&job).await.unwrap();
         assert_eq!(settled["reason"]["name"], "BadCommand", "{settled:#}");
         assert!(settled["detail"].as_str().unwrap().contains(why), "{settled:#}");
         assert_eq!((&settled["cost"], settled["attempts"].as_array().unwrap().len()), (&json!(0), 1));
@@ -105,29 +106,35 @@ async fn a_command_that_cannot_be_run_is_named_and_costs_nothing() {
 
 #[tokio::test]
 async fn a_registry_that_is_away_is_nobodys_fault_and_the_job_waits_for_it() {
-    let images = [("broken", Kind::Away(500), 10), ("busy", Kind::Away(429), 10)];
+    let images = [("broken", ImageKind::Unavailable(500), 10), ("busy", ImageKind::Unavailable(429), 10)];
     let registry = Registry::start(&images).await.unwrap();
     let approved = ["broken", "busy"].map(|image| ["--approve-image".to_owned(), registry.name(image)]);
     let services = approved.into_iter().flatten().collect();
-    let mut system = System::start(Options { services, ..Options::default() }).await.unwrap();
+    let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
     let mut jobs = Vec::new();
     for image in ["broken", "busy"] {
         let body = json!({ "image": registry.name(image), "command": ["noop"], "name": image,
             "budget_usd": "0.10", "max_attempts": 1 });
-        jobs.push(system.web.submit(&body).await.unwrap());
+        jobs.push(system.consumer.submit(&body).await.unwrap());
     }
     for job in &jobs {
         let waits = |job: &Value| job["state"] == "Queued" && job["retry_at"].is_string();
-        let job = system.web.wait_for(job, Duration::from_secs(60), waits).await.unwrap();
+        let job = system.consumer.wait_for(job, Duration::from_secs(60), waits).await.unwrap();
         assert_eq!((&job["reason"]["name"], &job["fault"]), (&json!("RegistryUnavailable"), &json!("nobody")));
-        let page = system.web.at_browser().bytes(&format!("/jobs/{}", job["job"].as_str().unwrap())).await.unwrap().1;
+        let page = system
+            .consumer
+            .browser_session()
+            .bytes(&format!("/jobs/{}", job["job"].as_str().unwrap()))
+            .await
+            .unwrap()
+            .1;
         assert!(String::from_utf8_lossy(&page).contains("Nobody is at fault"));
     }
     assert_eq!(record(&system, "attic").await, (json!(0), json!({})));
-    registry.mend();
+    registry.make_available();
     for job in &jobs {
-        let settled = system.web.settled(job).await.unwrap();
+        let settled = system.consumer.wait_until_settled(job).await.unwrap();
         assert_eq!(settled["state"], "Completed", "{settled:#}");
         assert!(names(&system, job).await.iter().filter(|name| *name == "Requeued").count() >= 1);
     }
@@ -136,8 +143,9 @@ async fn a_registry_that_is_away_is_nobodys_fault_and_the_job_waits_for_it() {
 #[tokio::test]
 async fn a_one_machine_market_tries_again_on_that_machine_after_a_pause() {
     let system = market().await;
-    let job = system.web.submit(&counting(40, 50)).await.unwrap();
-    running(&system.web, &job).await;
+    let job = system.consumer.submit(&counting_job(100, 50)).await.unwrap();
+    let has_begun = |job: &Value| job["state"] == "Running" && job["progress"] != Value::Null;
+    system.consumer.wait_for(&job, Duration::from_secs(30), has_begun).await.unwrap();
     let container = std::process::Command::new("docker")
         .args(["ps", "-q", "--filter", &format!("label=gpubnb.job={job}")])
         .output()
@@ -146,9 +154,9 @@ async fn a_one_machine_market_tries_again_on_that_machine_after_a_pause() {
     // The owner kills the container, which is no doing of the job.
     std::process::Command::new("docker").args(["kill", container.trim()]).output().unwrap();
     let waits = |job: &Value| job["attempts"][0]["ended"] == "Requeued";
-    let waiting = system.web.wait_for(&job, Duration::from_secs(30), waits).await.unwrap();
+    let waiting = system.consumer.wait_for(&job, Duration::from_secs(30), waits).await.unwrap();
     assert_eq!((&waiting["reason"]["name"], &waiting["fault"]), (&json!("Interrupted"), &json!("provider")));
-    let settled = system.web.settled(&job).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 2));
     assert_eq!(receipt(&system, &job).await["lease"], settled["attempts"][1]["lease"]);
 }

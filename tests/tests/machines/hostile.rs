@@ -1,5 +1,6 @@
-//! Jobs that try to harm their machine, against real Docker: the machine is unharmed, the job ends with the right reason,
-//! and the next job runs at once. `make hostile` runs just these.
+//! Jobs that try to harm their machine, run in real Docker. The machine is unharmed, the job ends with the right
+//! reason, and the next job runs at once. The jobs are the subcommands of `tests/hostile`. `make hostile` runs only
+//! these tests.
 
 use std::{
     fs,
@@ -8,78 +9,78 @@ use std::{
 };
 
 use gpubnb_tests::{
-    jobs::on_machine,
+    jobs::pin_to_machine,
     market::Market,
-    shared::{Plan, Shared},
-    system::Options,
-    wait::until,
+    shared::{Plan, SharedMarket},
+    system::MarketSettings,
+    wait::wait_until,
 };
 use serde_json::{Value, json};
 
-static MARKET: Shared = Shared::new(|| {
+static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
-    Plan::with(Options { services, ..Options::default() })
-        .worker(QUOTA, &["--slots", "4"])
-        .worker(POLL, &["--slots", "4", "--output-quota", "poll"])
+    Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
+        .with_worker(QUOTA_MACHINE, &["--slots", "4"])
+        .with_worker(POLL_MACHINE, &["--slots", "4", "--output-quota", "poll"])
 });
 
-/// The machine that gives the output of each job a file system of its own.
-const QUOTA: &str = "attic";
-/// The machine that looks at the size of the output from time to time.
-const POLL: &str = "cellar";
-/// Longest that a next job may take, with its container.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// The machine that mounts a file system of limited size for the output of each job.
+const QUOTA_MACHINE: &str = "attic";
+/// The machine that checks the size of the output from time to time.
+const POLL_MACHINE: &str = "cellar";
+/// Longest time for a job that runs after a hostile job.
+const NEXT_JOB_LIMIT: Duration = Duration::from_secs(10);
 
 /// A hostile job that has ended.
-struct Tried {
+struct EndedJob {
     market: Market,
     job: Value,
-    /// The lines that it printed.
-    said: String,
+    /// The lines that the job printed.
+    output: String,
 }
 
-/// Runs a hostile job on a machine, and a harmless one after it.
-async fn tried(machine: &str, name: &str, seconds: u64) -> Tried {
+/// Runs a hostile job on a machine, and then a harmless job on the same machine.
+async fn run_hostile(machine: &str, name: &str, seconds: u64) -> EndedJob {
     let market = MARKET.open().await.unwrap();
-    let id = market.machine(machine).unwrap();
+    let id = market.machine_id(machine).unwrap();
     let body = json!({ "image": "gpubnb/hostile:1", "command": [name], "name": name, "time_seconds": seconds,
         "memory_mib": 256, "output_mib": 32, "cpu_millis": 2_000, "budget_usd": "0.50", "max_attempts": 1 });
-    let job = market.web.submit(&on_machine(body, &id)).await.unwrap();
-    let settled = market.web.settled(&job).await.unwrap();
+    let job = market.consumer.submit(&pin_to_machine(body, &id)).await.unwrap();
+    let settled = market.consumer.wait_until_settled(&job).await.unwrap();
     let began = Instant::now();
-    let harmless = on_machine(json!({ "template": "noop", "budget_usd": "0.10" }), &id);
-    let next = market.web.submit(&harmless).await.unwrap();
-    let next = market.web.settled(&next).await.unwrap();
+    let harmless = pin_to_machine(json!({ "template": "noop", "budget_usd": "0.10" }), &id);
+    let next = market.consumer.submit(&harmless).await.unwrap();
+    let next = market.consumer.wait_until_settled(&next).await.unwrap();
     assert_eq!(next["state"], "Completed", "after {name}: {next:#}");
-    assert!(began.elapsed() < AT_ONCE, "after {name}: {:?}", began.elapsed());
-    let logs = market.web.get(&format!("/jobs/{job}/logs?limit=200")).await.unwrap();
-    let said: Vec<_> = logs["rows"].as_array().unwrap().iter().filter_map(|l| l["text"].as_str()).collect();
-    Tried { said: said.join("\n"), job: settled, market }
+    assert!(began.elapsed() < NEXT_JOB_LIMIT, "after {name}: {:?}", began.elapsed());
+    let logs = market.consumer.get(&format!("/jobs/{job}/logs?limit=200")).await.unwrap();
+    let lines: Vec<_> = logs["rows"].as_array().unwrap().iter().filter_map(|l| l["text"].as_str()).collect();
+    EndedJob { output: lines.join("\n"), job: settled, market }
 }
 
-/// The job could do no harm, and reports so.
-async fn held(name: &str) {
-    let Tried { job, said, .. } = tried(QUOTA, name, 60).await;
-    assert_eq!(job["state"], "Completed", "{name}: {job:#}\n{said}");
-    assert!(said.contains("held") && !said.contains("GOT THROUGH"), "{said}");
+/// Runs a hostile job that reports whether it could do harm, and checks that it could not.
+async fn assert_harmless(name: &str) {
+    let EndedJob { job, output, .. } = run_hostile(QUOTA_MACHINE, name, 60).await;
+    assert_eq!(job["state"], "Completed", "{name}: {job:#}\n{output}");
+    assert!(output.contains("held") && !output.contains("GOT THROUGH"), "{output}");
 }
 
-/// The machine ended the job, with this reason.
-async fn ended(machine: &str, name: &str, seconds: u64, reason: &str) -> Value {
-    let tried = tried(machine, name, seconds).await;
-    let job = &tried.job;
+/// Runs a hostile job, and checks that the machine ends the job with this reason.
+async fn assert_fails(machine: &str, name: &str, seconds: u64, reason: &str) -> Value {
+    let ended = run_hostile(machine, name, seconds).await;
+    let job = &ended.job;
     let why = (&job["state"], &job["reason"]["name"]);
-    assert_eq!(why, (&json!("Failed"), &json!(reason)), "{name}: {job:#}\n{}", tried.said);
-    nothing_is_left(&tried, machine).await;
-    tried.job
+    assert_eq!(why, (&json!("Failed"), &json!(reason)), "{name}: {job:#}\n{}", ended.output);
+    wait_until_removed(&ended, machine).await;
+    ended.job
 }
 
-/// Neither container nor file system nor directory of the job is left behind.
-async fn nothing_is_left(tried: &Tried, machine: &str) {
-    let id = tried.job["job"].as_str().unwrap();
-    let lease = tried.job["attempts"][0]["lease"].to_string();
-    let directory = tried.market.path().join(machine).join("leases").join(lease);
-    until(&format!("the end of container, mount and directory of job {id}"), async || {
+/// Waits until the job's container, mount and directory are removed.
+async fn wait_until_removed(ended: &EndedJob, machine: &str) {
+    let id = ended.job["job"].as_str().unwrap();
+    let lease = ended.job["attempts"][0]["lease"].to_string();
+    let directory = ended.market.path().join(machine).join("leases").join(lease);
+    wait_until(&format!("the end of container, mount and directory of job {id}"), async || {
         let label = format!("label=gpubnb.job={id}");
         let listed = Command::new("docker").args(["ps", "-aq", "--filter", &label]).output().unwrap();
         let mounted = fs::read_to_string("/proc/mounts").unwrap().contains(directory.to_str().unwrap());
@@ -89,88 +90,89 @@ async fn nothing_is_left(tried: &Tried, machine: &str) {
 }
 
 #[tokio::test]
-async fn a_fork_bomb_is_held() {
-    held("fork-bomb").await;
+async fn a_fork_bomb_is_stopped_by_the_process_limit() {
+    assert_harmless("fork-bomb").await;
 }
 
 #[tokio::test]
-async fn a_storm_of_zombies_is_held() {
-    held("zombies").await;
+async fn zombie_processes_are_stopped_by_the_process_limit() {
+    assert_harmless("zombies").await;
 }
 
 #[tokio::test]
-async fn a_memory_bomb_ends_by_its_own_limit() {
-    ended(QUOTA, "memory-bomb", 60, "OutOfMemory").await;
+async fn a_memory_bomb_fails_as_out_of_memory() {
+    assert_fails(QUOTA_MACHINE, "memory-bomb", 60, "OutOfMemory").await;
 }
 
 #[tokio::test]
-async fn root_tmp_and_shared_memory_cannot_be_filled() {
-    held("fill-disks").await;
+async fn a_job_cannot_fill_the_root_tmp_or_shared_memory() {
+    assert_harmless("fill-disks").await;
 }
 
 #[tokio::test]
-async fn there_is_no_way_out() {
-    held("escape").await;
+async fn a_job_cannot_escape_from_its_container() {
+    assert_harmless("escape").await;
 }
 
 #[tokio::test]
-async fn there_is_no_network() {
-    held("egress").await;
+async fn a_job_has_no_network() {
+    assert_harmless("egress").await;
 }
 
 #[tokio::test]
-async fn output_has_its_own_room_and_a_full_one_is_named() {
-    ended(QUOTA, "fill-output", 60, "OutputTooLarge").await;
+async fn output_beyond_the_quota_fails_as_too_large() {
+    assert_fails(QUOTA_MACHINE, "fill-output", 60, "OutputTooLarge").await;
 }
 
 #[tokio::test]
-async fn output_that_is_watched_is_stopped_when_it_outgrows_its_room() {
-    ended(POLL, "fill-output", 60, "OutputTooLarge").await;
+async fn output_beyond_the_limit_fails_as_too_large_on_a_polling_machine() {
+    assert_fails(POLL_MACHINE, "fill-output", 60, "OutputTooLarge").await;
 }
 
 #[tokio::test]
-async fn a_million_tiny_files_find_no_place() {
-    ended(QUOTA, "tiny-files", 120, "OutputTooLarge").await;
+async fn a_million_tiny_files_fail_as_too_large() {
+    assert_fails(QUOTA_MACHINE, "tiny-files", 120, "OutputTooLarge").await;
 }
 
 #[tokio::test]
-async fn a_million_tiny_files_are_stopped_where_output_is_watched() {
-    ended(POLL, "tiny-files", 120, "OutputTooLarge").await;
+async fn a_million_tiny_files_fail_as_too_large_on_a_polling_machine() {
+    assert_fails(POLL_MACHINE, "tiny-files", 120, "OutputTooLarge").await;
 }
 
 #[tokio::test]
-async fn a_huge_file_ends_at_the_limit() {
-    ended(QUOTA, "huge-file", 60, "OutputTooLarge").await;
+async fn a_huge_file_fails_as_too_large() {
+    assert_fails(QUOTA_MACHINE, "huge-file", 60, "OutputTooLarge").await;
 }
 
 #[tokio::test]
-async fn a_huge_file_of_nothing_ends_at_the_limit_too() {
-    ended(QUOTA, "sparse-file", 60, "OutputTooLarge").await;
+async fn a_huge_sparse_file_fails_as_too_large() {
+    assert_fails(QUOTA_MACHINE, "sparse-file", 60, "OutputTooLarge").await;
 }
 
 #[tokio::test]
-async fn a_flood_of_log_is_stopped() {
-    ended(QUOTA, "log-flood", 60, "LogFlood").await;
+async fn a_flood_of_log_lines_fails_as_log_flood() {
+    assert_fails(QUOTA_MACHINE, "log-flood", 60, "LogFlood").await;
 }
 
 #[tokio::test]
-async fn a_job_that_ignores_the_signal_to_stop_is_killed() {
-    let job = ended(QUOTA, "deaf", 1, "TimeLimit").await;
+async fn a_job_that_ignores_sigterm_is_killed_and_the_grace_is_not_billed() {
+    let job = assert_fails(QUOTA_MACHINE, "deaf", 1, "TimeLimit").await;
     let cost = job["cost"].as_u64().unwrap();
-    // A second at $0.10 an hour.
-    assert!(cost <= 28, "the grace is not billed: {job:#}");
+    // One second at $0.10 an hour costs 28 millionths of a dollar.
+    assert!(cost <= 28, "the time between SIGTERM and SIGKILL is billed: {job:#}");
 }
 
 #[tokio::test]
-async fn odd_files_are_left_where_they_are() {
-    let tried = tried(QUOTA, "odd-files", 60).await;
-    let Tried { market, job, said } = &tried;
-    assert_eq!(job["state"], "Completed", "{job:#}\n{said}");
+async fn only_regular_files_are_collected_and_their_names_are_escaped() {
+    let ended = run_hostile(QUOTA_MACHINE, "odd-files", 60).await;
+    let EndedJob { market, job, output } = &ended;
+    assert_eq!(job["state"], "Completed", "{job:#}\n{output}");
     let mut paths: Vec<_> = job["outputs"].as_array().unwrap().iter().map(|o| o["path"].as_str().unwrap()).collect();
     paths.sort_unstable();
     assert_eq!(paths, ["..hidden", "<img src=x onerror=y>", "bomb.tar.gz"]);
-    let (_, page) = market.web.at_browser().bytes(&format!("/jobs/{}", job["job"].as_str().unwrap())).await.unwrap();
+    let (_, page) =
+        market.consumer.browser_session().bytes(&format!("/jobs/{}", job["job"].as_str().unwrap())).await.unwrap();
     let page = String::from_utf8_lossy(&page).into_owned();
     assert!(!page.contains("<img src=x") && !page.contains('\u{1b}') && !page.contains("<script>alert"));
-    nothing_is_left(&tried, QUOTA).await;
+    wait_until_removed(&ended, QUOTA_MACHINE).await;
 }

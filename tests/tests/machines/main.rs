@@ -1,4 +1,4 @@
-//! Providers' machines: workers, Docker, GPUs, images, hostile jobs, and processes that are killed.
+//! Tests of providers' machines: workers, Docker, GPUs, images, hostile jobs, bills, outages and killed processes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bills;

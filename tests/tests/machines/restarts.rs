@@ -1,76 +1,76 @@
-//! Docker is restarted while a job runs.
+//! Docker or the whole machine is restarted while a job runs.
 
 use std::time::Duration;
 
 use gpubnb_tests::{
     engine::Engine,
-    jobs::counting,
-    system::{Options, System},
-    wait::until,
+    jobs::counting_job,
+    system::{MarketSettings, System},
+    wait::wait_until,
 };
 use serde_json::{Value, json};
 
 /// Waits until the job has printed its first line.
-async fn running(system: &System, job: &str) {
-    let begun = |job: &Value| job["state"] == "Running" && job["progress"] != Value::Null;
-    system.web.wait_for(job, Duration::from_secs(30), begun).await.unwrap();
+async fn wait_for_first_line(system: &System, job: &str) {
+    let has_printed = |job: &Value| job["state"] == "Running" && job["progress"] != Value::Null;
+    system.consumer.wait_for(job, Duration::from_secs(30), has_printed).await.unwrap();
 }
 
-/// A market with one machine that runs jobs on an engine of its own.
-async fn market(options: &[&str]) -> (System, Engine) {
-    let mut system = System::start(Options::default()).await.unwrap();
-    let engine = Engine::start(&system.path().join("engine"), options).await.unwrap();
+/// Starts a market with one machine, which runs its jobs on a Docker engine that belongs to the test.
+async fn start_market(engine_options: &[&str]) -> (System, Engine) {
+    let mut system = System::start(MarketSettings::default()).await.unwrap();
+    let engine = Engine::start(&system.path().join("engine"), engine_options).await.unwrap();
     system.environment = vec![("DOCKER_HOST", engine.host())];
     system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
     (system, engine)
 }
 
 #[tokio::test]
-async fn jobs_outlive_a_restart_of_docker_that_lets_them() {
-    let (system, mut engine) = market(&["--live-restore"]).await;
-    let job = system.web.submit(&counting(160, 50)).await.unwrap();
-    running(&system, &job).await;
+async fn a_job_survives_a_restart_of_docker_with_live_restore() {
+    let (system, mut engine) = start_market(&["--live-restore"]).await;
+    let job = system.consumer.submit(&counting_job(160, 50)).await.unwrap();
+    wait_for_first_line(&system, &job).await;
     engine.stop();
     engine.start_daemon().await.unwrap();
-    let settled = system.web.settled(&job).await.unwrap();
-    assert_eq!(settled["state"], "Completed", "{settled:#}\n{}", system.log("attic"));
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
+    assert_eq!(settled["state"], "Completed", "{settled:#}\n{}", system.process_log("attic"));
     assert_eq!(settled["attempts"].as_array().unwrap().len(), 1);
-    let logs = system.web.get(&format!("/jobs/{job}/logs")).await.unwrap();
+    let logs = system.consumer.get(&format!("/jobs/{job}/logs")).await.unwrap();
     let numbers: Vec<_> =
         logs["rows"].as_array().unwrap().iter().map(|line| line["number"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (0..160).collect::<Vec<_>>(), "no gap, and no line twice");
-    let next = system.web.submit(&counting(1, 50)).await.unwrap();
-    assert_eq!(system.web.settled(&next).await.unwrap()["state"], "Completed");
+    let next = system.consumer.submit(&counting_job(1, 50)).await.unwrap();
+    assert_eq!(system.consumer.wait_until_settled(&next).await.unwrap()["state"], "Completed");
 }
 
 #[tokio::test]
-async fn a_docker_that_takes_jobs_with_it_is_no_fault_of_theirs() {
-    let (mut system, mut engine) = market(&[]).await;
-    let job = system.web.submit(&counting(200, 50)).await.unwrap();
-    running(&system, &job).await;
+async fn a_job_that_a_restart_of_docker_ends_is_requeued_and_runs_on_another_machine() {
+    let (mut system, mut engine) = start_market(&[]).await;
+    let job = system.consumer.submit(&counting_job(200, 50)).await.unwrap();
+    wait_for_first_line(&system, &job).await;
     engine.stop();
     engine.start_daemon().await.unwrap();
     let ended = |job: &Value| job["attempts"][0]["ended"].is_string();
-    let ended = system.web.wait_for(&job, Duration::from_secs(60), ended).await.unwrap();
+    let ended = system.consumer.wait_for(&job, Duration::from_secs(60), ended).await.unwrap();
     assert_eq!((&ended["attempts"][0]["ended"], &ended["reason"]["name"]), (&json!("Requeued"), &json!("Interrupted")));
     let view = system.machine_view("attic").await.unwrap();
     assert_eq!(view["trouble"]["reason"]["name"], "Interrupted", "{view:#}");
     // Another machine takes the job, and only that machine is paid.
     system.environment.clear();
     system.start_worker("cellar", &["--price", "0.05"]).await.unwrap();
-    let settled = system.web.settled(&job).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
-    let receipt = system.web.get(&format!("/jobs/{job}/receipt")).await.unwrap();
+    let receipt = system.consumer.get(&format!("/jobs/{job}/receipt")).await.unwrap();
     assert_eq!(receipt["lease"], settled["attempts"].as_array().unwrap().last().unwrap()["lease"]);
 }
 
 #[tokio::test]
-async fn a_job_that_a_reboot_ends_is_run_anew_and_nothing_is_left_of_it() {
-    let mut system = System::start(Options::default()).await.unwrap();
+async fn a_job_that_a_reboot_ends_is_requeued_and_its_remains_are_removed() {
+    let mut system = System::start(MarketSettings::default()).await.unwrap();
     system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
-    let job = system.web.submit(&counting(60, 50)).await.unwrap();
-    running(&system, &job).await;
-    // A power cut: worker and container end at once, mounts are gone, and the kernel has another id afterwards.
+    let job = system.consumer.submit(&counting_job(60, 50)).await.unwrap();
+    wait_for_first_line(&system, &job).await;
+    // Simulates a power cut: worker and container end at once, mounts are gone, and the kernel has a new boot id.
     system.workers.remove(0).kill();
     let docker = |arguments: &[&str]| {
         let output = std::process::Command::new("docker").args(arguments).output().unwrap();
@@ -89,10 +89,11 @@ async fn a_job_that_a_reboot_ends_is_run_anew_and_nothing_is_left_of_it() {
     }
     system.start_worker("attic", &["--price", "0.1"]).await.unwrap();
     let interrupted = |job: &Value| job["attempts"][0]["ended"] == "Requeued";
-    let ended = system.web.wait_for(&job, Duration::from_secs(30), interrupted).await.unwrap();
+    let ended = system.consumer.wait_for(&job, Duration::from_secs(30), interrupted).await.unwrap();
     assert_eq!(ended["reason"]["name"], "Interrupted", "{ended:#}");
     system.start_worker("cellar", &["--price", "0.05"]).await.unwrap();
-    assert_eq!(system.web.settled(&job).await.unwrap()["state"], "Completed");
-    until("the removal of what the attempts left", async || std::fs::read_dir(&leases).unwrap().count() == 0).await;
+    assert_eq!(system.consumer.wait_until_settled(&job).await.unwrap()["state"], "Completed");
+    wait_until("the removal of the attempts' directories", async || std::fs::read_dir(&leases).unwrap().count() == 0)
+        .await;
     assert_eq!(docker(&["ps", "-aq", "--filter", &format!("id={container}")]), "");
 }

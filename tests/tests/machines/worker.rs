@@ -1,94 +1,94 @@
-//! The worker as its owner sees it: its commands, its options, and its self-test.
+//! The worker's program as the owner of the machine uses it: its commands, its options, and its self-test.
 
 use std::fs;
 
 use gpubnb_tests::{
-    jobs::{counting, on_machine, running},
+    jobs::{counting_job, pin_to_machine, wait_until_running},
     market::Market,
-    shared::{Plan, Shared},
-    wait::until,
+    shared::{Plan, SharedMarket},
+    wait::wait_until,
 };
 use serde_json::{Value, json};
 
-static MARKET: Shared = Shared::new(Plan::default);
+static MARKET: SharedMarket = SharedMarket::new(Plan::default);
 
-/// The worker's state, as its own command tells it.
+/// The answer of the command `status --json`.
 fn status(market: &Market, worker: &str) -> Value {
-    let (ok, text) = market.worker(worker, &["status", "--json"]).unwrap();
+    let (ok, text) = market.run_worker_command(worker, &["status", "--json"]).unwrap();
     assert!(ok, "{text}");
     serde_json::from_str(&text).unwrap()
 }
 
-/// Waits until a worker answers its owner's commands, or no longer does.
-async fn answers(market: &Market, worker: &str, wanted: bool) {
-    let condition = format!("the worker answers: {wanted}");
-    until(&condition, async || market.worker(worker, &["status"]).unwrap().0 == wanted).await;
+/// Waits until a worker answers the command `status`, or, if `is_expected` is false, until it does not answer.
+async fn wait_for_answer(market: &Market, worker: &str, is_expected: bool) {
+    let condition = format!("the worker answers: {is_expected}");
+    wait_until(&condition, async || market.run_worker_command(worker, &["status"]).unwrap().0 == is_expected).await;
 }
 
 #[tokio::test]
-async fn a_worker_that_does_not_run_says_how_to_start_it() {
+async fn status_without_a_worker_tells_how_to_start_one() {
     let market = MARKET.open().await.unwrap();
-    let (ok, text) = market.worker("nowhere", &["status"]).unwrap();
+    let (ok, text) = market.run_worker_command("nowhere", &["status"]).unwrap();
     assert!(!ok && text.contains("not enrolled") && text.contains("gpubnb-provider run"), "{text}");
 }
 
 #[tokio::test]
-async fn the_owner_pauses_and_resumes_on_the_machine_itself() {
+async fn the_owner_pauses_and_resumes_the_worker_from_the_command_line() {
     let market = MARKET.open().await.unwrap();
-    let _worker = market.own_worker("paused", &["--slots", "2"]).await.unwrap();
-    answers(&market, "paused", true).await;
+    let _worker = market.start_scoped_worker("paused", &["--slots", "2"]).await.unwrap();
+    wait_for_answer(&market, "paused", true).await;
     let first = status(&market, "paused");
     assert_eq!((&first["state"], &first["slots"], &first["connected"]), (&json!("ready"), &json!(2), &json!(true)));
-    assert!(market.worker("paused", &["pause"]).unwrap().0);
-    market.machine_until("paused", |m| m["wanted"] == "Paused").await.unwrap();
+    assert!(market.run_worker_command("paused", &["pause"]).unwrap().0);
+    market.wait_for_machine("paused", |m| m["wanted"] == "Paused").await.unwrap();
     assert_eq!(status(&market, "paused")["state"], "paused");
-    assert!(market.worker("paused", &["resume"]).unwrap().0);
-    market.machine_until("paused", |m| m["wanted"] == "Online").await.unwrap();
-    // A second worker with the same directory would speak for the same machine.
-    let (ok, text) = market.worker("paused", &["run"]).unwrap();
+    assert!(market.run_worker_command("paused", &["resume"]).unwrap().0);
+    market.wait_for_machine("paused", |m| m["wanted"] == "Online").await.unwrap();
+    // A second worker in the same directory is refused, because it would be the same machine.
+    let (ok, text) = market.run_worker_command("paused", &["run"]).unwrap();
     assert!(!ok && text.contains("another worker runs"), "{text}");
 }
 
 #[tokio::test]
-async fn a_worker_that_is_drained_finishes_its_job_and_stops() {
+async fn a_drained_worker_finishes_its_job_and_stops() {
     let market = MARKET.open().await.unwrap();
-    let _worker = market.own_worker("drained", &[]).await.unwrap();
-    answers(&market, "drained", true).await;
-    let body = on_machine(counting(60, 50), &market.machine("drained").unwrap());
-    let job = market.web.submit(&body).await.unwrap();
-    running(&market.web, &job).await;
+    let _worker = market.start_scoped_worker("drained", &[]).await.unwrap();
+    wait_for_answer(&market, "drained", true).await;
+    let body = pin_to_machine(counting_job(60, 50), &market.machine_id("drained").unwrap());
+    let job = market.consumer.submit(&body).await.unwrap();
+    wait_until_running(&market.consumer, &job).await;
     assert_eq!(status(&market, "drained")["jobs"][0]["job"], json!(job));
-    let (ok, text) = market.worker("drained", &["drain", "--stop"]).unwrap();
+    let (ok, text) = market.run_worker_command("drained", &["drain", "--stop"]).unwrap();
     assert!(ok && text.contains("Nothing runs any more"), "{text}");
-    assert_eq!(market.web.settled(&job).await.unwrap()["state"], "Completed");
-    answers(&market, "drained", false).await;
-    let (ok, text) = market.worker("drained", &["status"]).unwrap();
+    assert_eq!(market.consumer.wait_until_settled(&job).await.unwrap()["state"], "Completed");
+    wait_for_answer(&market, "drained", false).await;
+    let (ok, text) = market.run_worker_command("drained", &["status"]).unwrap();
     assert!(!ok && text.contains("does not work now"), "{text}");
-    let logs = || market.worker("drained", &["logs", "-n", "1000"]).unwrap().1;
-    until("the worker's last line", async || logs().contains("stopped")).await;
+    let logs = || market.run_worker_command("drained", &["logs", "-n", "1000"]).unwrap().1;
+    wait_until("the worker's last line", async || logs().contains("stopped")).await;
     assert!(logs().contains("listed"), "{}", logs());
 }
 
 #[tokio::test]
-async fn options_stand_in_a_file_and_a_wrong_one_is_named() {
+async fn options_are_read_from_a_file_and_an_unknown_one_is_refused() {
     let market = MARKET.open().await.unwrap();
     let file = market.path().join("provider.toml");
     fs::write(&file, "price = \"0.42\"\nregion = \"under the roof\"\nhours = \"00:00-24:00\"\n").unwrap();
-    let _worker = market.own_worker("configured", &["--config", file.to_str().unwrap()]).await.unwrap();
+    let _worker = market.start_scoped_worker("configured", &["--config", file.to_str().unwrap()]).await.unwrap();
     let view = market.machine_view("configured").await.unwrap();
     assert_eq!((&view["offer"]["price"], &view["offer"]["region"]), (&json!(420_000), &json!("under the roof")));
     assert_eq!(view["offer"]["policy"]["hours"], "00:00-24:00");
     fs::write(&file, "prise = 1\n").unwrap();
-    let (ok, text) = market.worker("misspelt", &["run", "--config", file.to_str().unwrap()]).unwrap();
+    let (ok, text) = market.run_worker_command("misspelt", &["run", "--config", file.to_str().unwrap()]).unwrap();
     assert!(!ok && text.contains("no option `prise`"), "{text}");
 }
 
 #[tokio::test]
-async fn the_self_test_says_what_is_there_and_what_is_missing() {
+async fn the_self_test_lists_all_checks_and_a_failed_one_keeps_the_machine_off_the_market() {
     let market = MARKET.open().await.unwrap();
-    let _worker = market.own_worker("tested", &[]).await.unwrap();
-    let of = |checks: &Value, id: &str| checks.as_array().unwrap().iter().find(|c| c["id"] == id).cloned();
-    let view = market.machine_until("tested", |m| !m["checks"].as_array().unwrap().is_empty()).await.unwrap();
+    let _worker = market.start_scoped_worker("tested", &[]).await.unwrap();
+    let find = |checks: &Value, id: &str| checks.as_array().unwrap().iter().find(|c| c["id"] == id).cloned();
+    let view = market.wait_for_machine("tested", |m| !m["checks"].as_array().unwrap().is_empty()).await.unwrap();
     for id in [
         "docker.answers",
         "docker.version",
@@ -100,16 +100,16 @@ async fn the_self_test_says_what_is_there_and_what_is_missing() {
         "network.down",
         "network.up",
     ] {
-        let check = of(&view["checks"], id).unwrap_or_else(|| panic!("{id}: {view:#}"));
+        let check = find(&view["checks"], id).unwrap_or_else(|| panic!("{id}: {view:#}"));
         assert_ne!(check["actual"], "", "{id}");
     }
-    let (_, text) = market.worker("tested", &["self-test", "--json", "--runtime", "nowhere"]).unwrap();
-    // After the JSON the command prints in words what failed.
+    let (_, text) = market.run_worker_command("tested", &["self-test", "--json", "--runtime", "nowhere"]).unwrap();
+    // After the JSON the command prints the failed checks in words.
     let checks: Value = serde_json::Deserializer::from_str(&text).into_iter().next().unwrap().unwrap();
-    let runtime = of(&checks, "docker.runtime").unwrap();
+    let runtime = find(&checks, "docker.runtime").unwrap();
     assert!(runtime["passed"] == json!(false) && runtime["remedy"].as_str().unwrap().contains("daemon.json"));
-    // A machine whose self-test fails is not listed, and says why.
-    market.enroll("unfit", &market.owner).await.unwrap();
-    let (ok, text) = market.worker("unfit", &["run", "--runtime", "nowhere"]).unwrap();
+    // A worker whose self-test fails does not list its machine, and prints the reason.
+    market.enroll("unfit", &market.machine_owner).await.unwrap();
+    let (ok, text) = market.run_worker_command("unfit", &["run", "--runtime", "nowhere"]).unwrap();
     assert!(!ok && text.contains("not fit") && text.contains("nowhere"), "{text}");
 }

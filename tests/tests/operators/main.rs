@@ -1,4 +1,4 @@
-//! The tools of those who run the platform: the operator's commands, the console's models, backups and monitors.
+//! Tests of the operators' tools: the commands, the console, archives, backups and monitoring.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod archive;

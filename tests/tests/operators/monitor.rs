@@ -9,7 +9,7 @@ use std::{
 };
 
 use gpubnb_runtime::metric::{self, Kind};
-use gpubnb_tests::system::{Options, System};
+use gpubnb_tests::system::{MarketSettings, System};
 use serde_json::{Value, json};
 
 /// The text of a file in `deploy/monitoring`.
@@ -33,7 +33,7 @@ fn declared() -> BTreeSet<String> {
 }
 
 #[test]
-fn names_follow_the_conventions_and_dashboards_and_alerts_name_no_other() {
+fn metric_names_follow_the_conventions_and_alerts_and_dashboard_use_only_declared_metrics() {
     for m in metric::ALL {
         let ends_well = match m.kind {
             Kind::Counter => m.name.ends_with("_total"),
@@ -73,23 +73,23 @@ fn names_follow_the_conventions_and_dashboards_and_alerts_name_no_other() {
     assert_eq!(scrape["rule_files"], json!(["alerts.yml"]));
 }
 
-/// The status and the body of the answer; `None` if there is no answer.
+/// The status and the body of the answer. `None` if there is no answer.
 async fn get(address: &str) -> Option<(u16, String)> {
     let answer = reqwest::get(address).await.ok()?;
     Some((answer.status().as_u16(), answer.text().await.ok()?))
 }
 
 #[tokio::test]
-async fn every_service_says_that_it_is_ready_and_all_that_is_declared_is_measured() {
-    let mut system = System::start(Options { monitored: true, ..Options::default() }).await.unwrap();
+async fn every_server_is_ready_and_every_declared_metric_is_measured() {
+    let mut system = System::start(MarketSettings { has_monitoring: true, ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
-    let job = system.web.submit(&json!({ "template": "noop" })).await.unwrap();
-    system.web.settled(&job).await.unwrap();
+    let job = system.consumer.submit(&json!({ "template": "noop" })).await.unwrap();
+    system.consumer.wait_until_settled(&job).await.unwrap();
     // A live page stays open, so that the metric of open streams is 1.
     let page = format!("{}/market/live", system.url());
     let _open_page = reqwest::get(&page).await.unwrap();
     let addresses = ["services-0", "projector", "ui"].map(|name| {
-        let log = system.log(name);
+        let log = system.process_log(name);
         let line =
             log.lines().find(|line| line.contains("monitoring listens")).unwrap_or_else(|| panic!("{name}: {log}"));
         let address = line.split("address=").nth(1).unwrap().trim();

@@ -1,4 +1,4 @@
-//! Services and read models start from snapshots, but never from one that somebody else signed or that was changed.
+//! Services and read models start from snapshots, but never from a snapshot that is changed or signed by a foreign key.
 
 use std::fs;
 
@@ -10,26 +10,26 @@ use gpubnb_log::{
 };
 use gpubnb_runtime::nats;
 use gpubnb_tests::{
-    jobs::noop,
+    jobs::noop_job,
     process::Process,
-    system::{Options, System},
-    wait::until,
+    system::{MarketSettings, System},
+    wait::wait_until,
 };
 use nkeys::KeyPair;
 use tokio::io::AsyncReadExt as _;
 
 /// The names of all read models.
-fn models() -> Vec<&'static str> {
+fn model_names() -> Vec<&'static str> {
     gpubnb_model::all().iter().map(|model| model.name()).collect()
 }
 
-/// Waits until a process has printed something.
-async fn said(process: &Process, words: &str) {
-    until(words, async || process.has_said(words)).await;
+/// Waits until a process has printed a text.
+async fn wait_until_printed(process: &Process, text: &str) {
+    wait_until(text, async || process.has_printed(text)).await;
 }
 
-/// Loses the rows and the memory of all that fold, and starts them again.
-async fn start_anew(system: &mut System) {
+/// Stops projector and services, deletes the projector's rows, and starts both again.
+async fn restart_without_rows(system: &mut System) {
     for process in [system.projector.take(), system.services.pop()].into_iter().flatten() {
         drop(process);
     }
@@ -38,17 +38,19 @@ async fn start_anew(system: &mut System) {
     system.start_projector().await.unwrap();
 }
 
+/// Runs jobs one after the other, and returns the id of the last job.
 async fn run_jobs(system: &System, count: usize) -> String {
     let mut last = String::new();
     for _ in 0..count {
-        last = system.web.submit(&noop()).await.unwrap();
-        system.web.settled(&last).await.unwrap();
+        last = system.consumer.submit(&noop_job()).await.unwrap();
+        system.consumer.wait_until_settled(&last).await.unwrap();
     }
     last
 }
 
-/// Spoils all snapshots: one gets the signature of somebody else, and of all others a byte is changed. Returns their number.
-async fn spoil_all(system: &System) -> usize {
+/// Damages all snapshots: the model `jobs` gets a foreign signature, and in every other snapshot one byte is changed.
+/// Returns the number of snapshots.
+async fn damage_snapshots(system: &System) -> usize {
     let client = system.nats_args("projector").connect("projector", subject::PROJECTOR_INBOX).await.unwrap();
     let js = nats::jetstream(client);
     let store = js.get_object_store(SNAPSHOTS).await.unwrap();
@@ -70,40 +72,49 @@ async fn spoil_all(system: &System) -> usize {
 }
 
 #[tokio::test]
-async fn services_and_projector_begin_from_snapshots_and_believe_no_foreign_one() {
-    let mut system = System::start(Options { snapshot_every: Some(10), ..Options::default() }).await.unwrap();
+async fn services_and_projector_start_from_snapshots_and_ignore_damaged_and_foreign_ones() {
+    let mut system =
+        System::start(MarketSettings { snapshot_every: Some(10), ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
     let job = run_jobs(&system, 3).await;
     let projector = system.projector.as_ref().unwrap();
-    for model in models() {
-        said(projector, &format!("a snapshot was kept model=\"{model}\"")).await;
+    for model in model_names() {
+        wait_until_printed(projector, &format!("a snapshot was kept model=\"{model}\"")).await;
     }
-    said(&system.services[0], "a snapshot was kept").await;
-    let before = system.web.get(&format!("/jobs/{job}")).await.unwrap();
+    wait_until_printed(&system.services[0], "a snapshot was kept").await;
+    let before = system.consumer.get(&format!("/jobs/{job}")).await.unwrap();
 
-    start_anew(&mut system).await;
+    restart_without_rows(&mut system).await;
     let projector = system.projector.as_ref().unwrap();
-    for model in models() {
-        assert!(projector.has_said(&format!("begins from a snapshot model=\"{model}\"")), "{}", projector.last_words());
+    for model in model_names() {
+        assert!(
+            projector.has_printed(&format!("begins from a snapshot model=\"{model}\"")),
+            "{}",
+            projector.last_lines()
+        );
     }
-    assert!(system.services[0].has_said("begins from a snapshot"), "{}", system.services[0].last_words());
-    assert_eq!(system.web.get(&format!("/jobs/{job}")).await.unwrap(), before);
-    // The market goes on, and every row is what the log says from its first event.
+    assert!(system.services[0].has_printed("begins from a snapshot"), "{}", system.services[0].last_lines());
+    assert_eq!(system.consumer.get(&format!("/jobs/{job}")).await.unwrap(), before);
+    // The market continues, and a verification against the whole log finds no difference.
     run_jobs(&system, 1).await;
-    let verified = system.tool(&["verify", "--json"]).unwrap();
+    let verified = system.run_operator_tool(&["verify", "--json"]).unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 
-    assert_eq!(spoil_all(&system).await, models().len() + 1, "one of each model, and one of the services");
-    start_anew(&mut system).await;
+    assert_eq!(
+        damage_snapshots(&system).await,
+        model_names().len() + 1,
+        "one snapshot of each model, and one of the services"
+    );
+    restart_without_rows(&mut system).await;
     let (projector, services) = (system.projector.as_ref().unwrap(), &system.services[0]);
     for process in [projector, services] {
-        let words = process.last_words();
-        assert!(!words.contains("begins from a snapshot"), "{words}");
-        assert!(words.contains("its content is not what was signed"), "{words}");
+        let last_lines = process.last_lines();
+        assert!(!last_lines.contains("begins from a snapshot"), "{last_lines}");
+        assert!(last_lines.contains("its content is not what was signed"), "{last_lines}");
     }
-    assert!(projector.has_said("signed by a foreign key"), "{}", projector.last_words());
-    assert_eq!(system.web.get(&format!("/jobs/{job}")).await.unwrap(), before);
+    assert!(projector.has_printed("signed by a foreign key"), "{}", projector.last_lines());
+    assert_eq!(system.consumer.get(&format!("/jobs/{job}")).await.unwrap(), before);
     run_jobs(&system, 1).await;
-    let verified = system.tool(&["verify", "--json"]).unwrap();
+    let verified = system.run_operator_tool(&["verify", "--json"]).unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
 }

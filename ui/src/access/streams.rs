@@ -59,7 +59,8 @@ impl OpenStreams {
 
     /// Counts a response that is a stream of events, and ends the stream after [`LIFE`]. Any other response passes
     /// unchanged.
-    pub(super) fn limit(&self, reader: StreamReader, response: Response) -> Result<Response, Problem> {
+    /// The header tells proxies such as nginx to pass each event on at once.
+    pub(super) fn limit(&self, reader: StreamReader, mut response: Response) -> Result<Response, Problem> {
         let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         if kind != Some(b"text/event-stream") {
             return Ok(response);
@@ -68,6 +69,7 @@ impl OpenStreams {
             let detail = format!("You have {MAX_STREAMS} live pages or streams open: close some of them.");
             return Err(Problem::too_many(&detail, 5));
         };
+        response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         Ok(response.map(|body| {
             let end = Box::pin(tokio::time::sleep(LIFE));
             let chunks = body.into_data_stream().take_until(end);

@@ -28,7 +28,7 @@ use crate::{
     app::App,
     error::{ApiError, Problem},
     extract::{JsonBody, MinSeq, Path, Query},
-    live::output::{self, OutputItem},
+    live::output::{self, OutputCursor, OutputItem},
     transfer,
 };
 
@@ -97,6 +97,9 @@ pub(crate) async fn list(
     signed_in: SignedIn,
     Query(filters): Query<JobFilters>,
 ) -> Result<Json<Page<JobView>>, ApiError> {
+    if filters.cursor.as_deref().is_some_and(|cursor| cursor.parse::<JobId>().is_err()) {
+        return Err(Problem::invalid("cursor", "This is not the `next` of an earlier answer.").into());
+    }
     let query = JobsQuery {
         account: Some(signed_in.account),
         machine: None,
@@ -221,9 +224,9 @@ pub(crate) async fn events(
 /// Query parameters that choose a page of a log.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct LogPage {
-    /// The sequence of the stream OUTPUT at which the page begins.
+    /// The `next` of the previous page.
     #[serde(default)]
-    cursor: Option<u64>,
+    cursor: Option<String>,
     /// The approximate number of lines. The lines of one worker's message stay together.
     #[serde(default)]
     limit: Option<usize>,
@@ -259,12 +262,14 @@ pub(crate) async fn logs(
 ) -> Result<Json<Page<JobLogLine>>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let max_lines = page.limit.unwrap_or(MAX_LINES).clamp(1, MAX_LINES);
-    let (items, next) = output::read_page(&app, &row, page.cursor.unwrap_or(1), max_lines).await?;
+    let cursor =
+        page.cursor.as_deref().map(str::parse).transpose().map_err(|e: String| Problem::invalid("cursor", e))?;
+    let (items, next) = output::read_page(&app, &row, cursor.unwrap_or(OutputCursor::START), max_lines).await?;
     let line = |item| match item {
         OutputItem::Line(lease, number, line) => Some(JobLogLine::new(lease, number, line)),
         _ => None,
     };
-    Ok(Json(Page { rows: items.into_iter().filter_map(line).collect(), next: next.map(|seq| seq.to_string()) }))
+    Ok(Json(Page { rows: items.into_iter().filter_map(line).collect(), next: next.map(|next| next.to_string()) }))
 }
 
 /// `GET /jobs/{id}/log.txt`: the whole log as a text file to download.
@@ -275,7 +280,7 @@ pub(crate) async fn log_text(
 ) -> Result<Response, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let text = async_stream::try_stream! {
-        let mut from = 1;
+        let mut from = OutputCursor::START;
         loop {
             let (items, next) = output::read_page(&app, &row, from, MAX_LINES)
                 .await

@@ -89,7 +89,8 @@ pub(crate) async fn close_payout(
     Ok(Json(app.command("account", "close_payout", signed_in.operator_actor(), &body).await?))
 }
 
-/// Lists the dead letters: the messages of the stream DISPATCH that no machine could process.
+/// Lists the dead letters: job messages in the stream DISPATCH that no machine works on, and machines that cannot
+/// fetch job messages.
 pub(crate) async fn dead_letters(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -97,7 +98,8 @@ pub(crate) async fn dead_letters(
     Ok(Json(app.command("market", "letters", signed_in.operator_actor(), &()).await?))
 }
 
-/// Repairs one dead letter, as far as possible.
+/// Applies the remedy for one dead letter: removes the message, or creates the machine's consumer. Refuses if the
+/// market cannot apply the remedy.
 pub(crate) async fn remedy(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -150,9 +152,11 @@ pub(crate) async fn ledger(
     Ok(Json(app.queries.accounts(signed_in.operator_actor(), after).await?))
 }
 
-/// Query parameter that names a point in the log: a sequence such as `1234`, or a time such as `2026-01-31T12:00:00Z`.
+/// The query parameters of `GET /ops/travel`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct PointInLog {
+    /// A sequence such as `1234` (the state after this event), or a time such as `2026-01-31T12:00:00Z` (the state
+    /// after the last event that was recorded by then).
     at: String,
 }
 
@@ -176,7 +180,7 @@ pub(crate) async fn rebuild(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Begins a verification. `GET /ops/platform` shows the progress and the findings.
+/// Begins a verification of the log and of all read models. `GET /ops/platform` shows the progress and the result.
 pub(crate) async fn verify(State(app): State<App>, signed_in: SignedIn) -> Result<StatusCode, ApiError> {
     app.queries.verify(signed_in.operator_actor()).await?;
     Ok(StatusCode::ACCEPTED)

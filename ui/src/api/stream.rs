@@ -19,10 +19,12 @@ use crate::{
     app::App,
     error::ApiError,
     extract::Path,
-    live::output::{self, OutputItem, OutputReader},
+    live::output::{self, OutputCursor, OutputItem, OutputReader},
     state::next_change,
 };
 
+/// The number of lines in one part of the output that is sent after the job's end.
+const MAX_LINES_AFTER_END: usize = 1_000;
 /// The number of events in one query.
 const PAGE: u32 = 200;
 
@@ -78,20 +80,32 @@ pub(crate) async fn events(
     Ok(sse(events).keep_alive(KeepAlive::default()))
 }
 
-/// The job's output as events `line`, `progress` and `metrics`. The id of an event is its position in the output. The
-/// stream does not end with the job: the client closes it.
+/// The job's output as events `line`, `progress` and `metrics`. The id of an event is its position in the output. When
+/// the job has ended, the rest of the output follows, then the event `end`, and the stream ends. A client that got no
+/// `end` opens the stream again.
 pub(crate) async fn logs(
     State(app): State<App>,
     signed_in: SignedIn,
     Path(job): Path<JobId>,
     headers: HeaderMap,
 ) -> Result<impl axum::response::IntoResponse, ApiError> {
+    let mut changes = app.changes.subscribe();
     let mut row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let from = last_event_id(&headers).map_or(1, |seq| seq + 1);
-    let mut messages = output::follow(&app, job, from).await?;
+    let mut from = OutputCursor { seq: last_event_id(&headers).map_or(1, |seq| seq + 1), line: None };
+    let mut messages = output::follow(&app, job, from.seq).await?;
     let events = async_stream::stream! {
         let mut reader = OutputReader::default();
-        while let Some(message) = messages.next().await {
+        // The output of a job is complete before the job's end is recorded.
+        while row.ended_at.is_none() {
+            let message = tokio::select! {
+                message = messages.next() => message,
+                change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job)) => {
+                    let seq = change.map_or(Seq::ZERO, |change| change.seq);
+                    row = app.queries.job(signed_in.actor(), job, seq).await.unwrap_or(row);
+                    continue;
+                }
+            };
+            let Some(message) = message else { return };
             let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
             if !row.attempts.iter().any(|a| Some(a.machine) == machine) {
                 // A new attempt may have begun since the job was read. Output of a machine without an attempt is
@@ -99,21 +113,39 @@ pub(crate) async fn logs(
                 row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
             }
             let Some(output) = reader.read(&message, &output::machines_by_lease(&row)) else { continue };
-            let count = output.items.len();
-            for (index, item) in output.items.into_iter().enumerate() {
-                let event = match item {
-                    OutputItem::Line(lease, number, line) => {
-                        Event::default().event("line").json_data(JobLogLine::new(lease, number, line))
-                    }
-                    OutputItem::Progress(progress) => Event::default().event("progress").json_data(progress),
-                    OutputItem::Metrics(metrics) => Event::default().event("metrics").json_data(metrics),
-                };
-                let Ok(event) = event else { continue };
-                // Only the last event of a message carries the id, so a client that knows the id has all events of the
-                // message.
-                yield if index + 1 == count { event.id(output.seq.to_string()) } else { event };
+            from = reader.cursor(output.seq + 1);
+            for event in with_id(output.items, Some(output.seq)) {
+                yield event;
             }
         }
+        loop {
+            // A broken answer ends the stream without `end`, so that the client asks again.
+            let Ok((items, next)) = output::read_page(&app, &row, from, MAX_LINES_AFTER_END).await else { return };
+            for event in with_id(items, next.map(|next| next.seq - 1)) {
+                yield event;
+            }
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        yield Event::default().event("end").data("{}");
     };
     Ok(sse(events).keep_alive(KeepAlive::default()))
+}
+
+/// The items as events. Only the last event carries the id, so a client that knows the id has all of them.
+fn with_id(items: Vec<OutputItem>, id: Option<u64>) -> Vec<Event> {
+    let event = |item| match item {
+        OutputItem::Line(lease, number, line) => {
+            Event::default().event("line").json_data(JobLogLine::new(lease, number, line)).ok()
+        }
+        OutputItem::Progress(progress) => Event::default().event("progress").json_data(progress).ok(),
+        OutputItem::Metrics(metrics) => Event::default().event("metrics").json_data(metrics).ok(),
+    };
+    let mut events: Vec<_> = items.into_iter().filter_map(event).collect();
+    if let Some(last) = events.pop() {
+        events.push(id.map_or_else(|| last.clone(), |id| last.clone().id(id.to_string())));
+    }
+    events
 }

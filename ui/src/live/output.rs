@@ -1,7 +1,7 @@
 //! Reading the output of jobs (log lines, progress, metrics) from the stream OUTPUT, beginning at any sequence. Workers
 //! may send a message twice, so a reader drops lines that it has already read.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, fmt, str::FromStr, time::Duration};
 
 use async_nats::jetstream::{
     Message,
@@ -39,6 +39,47 @@ pub(crate) struct OutputMessage {
     pub(crate) items: Vec<OutputItem>,
 }
 
+/// A place in the output of a job. As text: the sequence in OUTPUT, and the lease and number of the next line if lines were
+/// read before, such as `812` or `812-40-77`. The line is needed because the worker may have sent a message twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OutputCursor {
+    /// The sequence in OUTPUT.
+    pub(crate) seq: u64,
+    /// The lease and the number of the next line.
+    pub(crate) line: Option<(Lease, u64)>,
+}
+
+impl OutputCursor {
+    /// The beginning of the output.
+    pub(crate) const START: Self = Self { seq: 1, line: None };
+}
+
+impl fmt::Display for OutputCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some((lease, line)) => write!(f, "{}-{lease}-{line}", self.seq),
+            None => write!(f, "{}", self.seq),
+        }
+    }
+}
+
+impl FromStr for OutputCursor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "this is not the `next` of an earlier answer".to_owned();
+        let mut parts = text.splitn(3, '-');
+        let seq = parts.next().and_then(|seq| seq.parse().ok()).ok_or_else(wrong)?;
+        let line = match (parts.next(), parts.next()) {
+            (None, _) => None,
+            (Some(lease), Some(line)) => Some((lease.parse().ok(), line.parse().ok())),
+            (Some(_), None) => return Err(wrong()),
+        };
+        let line = line.map(|(lease, line)| lease.zip(line).ok_or_else(wrong)).transpose()?;
+        Ok(Self { seq, line })
+    }
+}
+
 /// Decodes messages of OUTPUT, and drops lines that it has already returned.
 #[derive(Default)]
 pub(crate) struct OutputReader {
@@ -47,6 +88,16 @@ pub(crate) struct OutputReader {
 }
 
 impl OutputReader {
+    /// A reader that goes on at a cursor.
+    fn at(cursor: OutputCursor) -> Self {
+        Self { next: cursor.line.into_iter().collect() }
+    }
+
+    /// The cursor after what was read. Only the newest attempt still writes lines.
+    pub(crate) fn cursor(&self, seq: u64) -> OutputCursor {
+        OutputCursor { seq, line: self.next.iter().max().map(|(lease, line)| (*lease, *line)) }
+    }
+
     /// Decodes a message. Output for a lease is dropped unless the sender is the machine that holds the lease, as
     /// `machines` tells. `None` if the message is not output of a job.
     pub(crate) fn read(&mut self, message: &Message, machines: &HashMap<Lease, MachineId>) -> Option<OutputMessage> {
@@ -93,7 +144,7 @@ pub(crate) fn machines_by_lease(row: &JobView) -> HashMap<Lease, MachineId> {
 }
 
 /// The problem that is reported when the broker does not answer.
-pub(super) fn unavailable(e: &dyn std::fmt::Display) -> Problem {
+pub(super) fn unavailable(e: &dyn fmt::Display) -> Problem {
     Problem::from(gpubnb_runtime::rpc::RpcError::Unavailable(format!("reading output: {e}")))
 }
 
@@ -126,21 +177,21 @@ pub(super) async fn follow_subject(
 /// The maximum size of one answer, in bytes. A whole answer is held in memory.
 const MAX_BYTES: usize = 2 << 20;
 
-/// Reads the stored output of a job, beginning at the sequence `from`: about `max_items` items, or [`MAX_BYTES`].
-/// Returns the items and the sequence of the next page, which is `None` at the end of the output.
+/// Reads the stored output of a job, beginning at `from`: about `max_items` items, or [`MAX_BYTES`]. Returns the items and
+/// the cursor of the next page, which is `None` at the end of the output.
 pub(crate) async fn read_page(
     app: &App,
     row: &JobView,
-    from: u64,
+    from: OutputCursor,
     max_items: usize,
-) -> Result<(Vec<OutputItem>, Option<u64>), Problem> {
+) -> Result<(Vec<OutputItem>, Option<OutputCursor>), Problem> {
     let machines = machines_by_lease(row);
     let subjects: Vec<_> = row.attempts.iter().map(|a| subject::output_of(a.machine, row.job)).collect();
-    if subjects.is_empty() || !has_messages(app, &subjects, from).await? {
+    if subjects.is_empty() || !has_messages(app, &subjects, from.seq).await? {
         return Ok((Vec::new(), None));
     }
-    let mut reader = OutputReader::default();
-    let mut messages = follow(app, row.job, from).await?;
+    let mut reader = OutputReader::at(from);
+    let mut messages = follow(app, row.job, from.seq).await?;
     let (mut items, mut bytes) = (Vec::new(), 0);
     while let Ok(Some(message)) = tokio::time::timeout(BROKER_TIMEOUT, messages.next()).await {
         bytes += message.payload.len();
@@ -150,7 +201,7 @@ pub(crate) async fn read_page(
             return Ok((items, None));
         }
         if items.len() >= max_items || bytes >= MAX_BYTES {
-            return Ok((items, Some(output.seq + 1)));
+            return Ok((items, Some(reader.cursor(output.seq + 1))));
         }
     }
     Ok((items, None))
@@ -187,6 +238,17 @@ pub(crate) async fn progress(app: &App, row: &JobView) -> Option<Progress> {
 mod tests {
     use super::*;
     use gpubnb_events::{Seq, Timestamp, output::LogStream};
+
+    #[test]
+    fn a_cursor_is_written_and_read_again() {
+        let lease = Lease(Seq(40));
+        for cursor in [OutputCursor::START, OutputCursor { seq: 812, line: Some((lease, 77)) }] {
+            assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        }
+        for wrong in ["", "x", "1-2", "1-2-x", "1-2-3-4"] {
+            assert!(wrong.parse::<OutputCursor>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn lines_that_were_already_read_are_dropped() {

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::parts;
-use crate::{conditional::matches_etag, error::Problem};
+use crate::{conditional::matches_etag, error::Problem, escape};
 
 /// The number of bytes in one read.
 const READ_BYTES: usize = 64 * 1024;
@@ -126,9 +126,7 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: StoredFile, path: &str,
         }
     };
     let (kind, disposition) = match disposition {
-        Disposition::Attachment => {
-            ("application/octet-stream", format!("attachment; filename=\"{}\"", safe_file_name(path)))
-        }
+        Disposition::Attachment => ("application/octet-stream", attachment(path)),
         Disposition::Inline(kind) => (kind, "inline".to_owned()),
     };
     let body = Body::from_stream(ReaderStream::with_capacity(content, READ_BYTES));
@@ -153,6 +151,13 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: StoredFile, path: &str,
     response
 }
 
+/// The header `Content-Disposition` of a download (RFC 6266): the file's name in UTF-8, and an ASCII name for clients that do
+/// not read the first.
+fn attachment(path: &str) -> String {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    format!("attachment; filename=\"{}\"; filename*=UTF-8''{}", safe_file_name(path), escape::url(name))
+}
+
 /// The last segment of a path, without characters that have a meaning in a header or in a file system.
 fn safe_file_name(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -168,6 +173,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_str(range_header).unwrap());
         range(&headers, bytes, "\"e\"")
+    }
+
+    #[test]
+    fn a_file_keeps_its_name_whatever_letters_it_has() {
+        let name = attachment("a/结果 1.csv");
+        assert_eq!(name, "attachment; filename=\"1.csv\"; filename*=UTF-8''%E7%BB%93%E6%9E%9C%201.csv");
+        assert!(attachment("x\"; y").contains("filename*=UTF-8''x%22%3B%20y"));
     }
 
     #[test]

@@ -34,7 +34,8 @@ impl Broker {
         let aggregate = proposal.event.aggregate();
         let last = self.last.get(&aggregate).copied().unwrap_or_default();
         if last != proposal.expected {
-            let same = self.get(last).and_then(Recorded::envelope).is_some_and(|e| e.id == proposal.id);
+            let written = self.get(last).and_then(|recorded| recorded.entry.as_ref().ok());
+            let same = written.is_some_and(|(envelope, event)| envelope.id == proposal.id && *event == proposal.event);
             return if same { AppendOutcome::AlreadyWritten(last) } else { AppendOutcome::Conflict(last) };
         }
         let (id, cause, correlation) = (proposal.id.clone(), proposal.cause, proposal.event.job());

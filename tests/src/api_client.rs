@@ -1,4 +1,4 @@
-//! The JSON API, as a program uses it.
+//! An HTTP client of the web server: its JSON API, its pages and its forms.
 
 use std::time::Duration;
 
@@ -10,14 +10,15 @@ use tokio::time::{Instant, sleep};
 
 use crate::market::Market;
 
-/// A person of one market: a token for programs, and a signed-in browser.
+/// The HTTP client of one person. It has an API token and the cookie of a browser session. A stranger's client has
+/// neither.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Web {
+pub struct ApiClient {
     #[serde(skip, default = "client")]
     client: reqwest::Client,
-    /// Address of the web server.
+    /// URL of the web server.
     pub url: String,
-    /// The account; empty for a stranger.
+    /// The id of the account. Empty for a stranger.
     pub account: String,
     /// The account's e-mail address.
     pub email: String,
@@ -28,19 +29,19 @@ pub struct Web {
     csrf: String,
 }
 
-/// All scopes of a token. Operators have none: they work at a browser.
+/// All scopes that a token can have.
 pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
 
 /// An HTTP client that shows redirections instead of following them. Its connections belong to the runtime of one test,
 /// so each test has a client of its own.
 fn client() -> reqwest::Client {
-    crate::parts::crypto();
+    crate::programs::install_crypto_provider();
     let settings = reqwest::Client::builder().timeout(Duration::from_secs(30));
     settings.redirect(reqwest::redirect::Policy::none()).build().unwrap_or_default()
 }
 
-impl Web {
-    /// A stranger at the market at an address.
+impl ApiClient {
+    /// The client of a stranger, who has no account. `url` is the address of the web server.
     #[must_use]
     pub fn new(url: &str) -> Self {
         Self {
@@ -55,44 +56,45 @@ impl Web {
         }
     }
 
-    /// Signs up, signs in at a browser, and makes a token.
-    pub async fn join(url: &str, name: &str) -> anyhow::Result<Self> {
-        let mut web = Self::new(url);
-        web.email = format!("{name}@gpubnb.example");
-        web.password = gpubnb_events::CommandId::generate().to_string();
-        let who = json!({ "email": web.email, "password": web.password });
-        web.post("/accounts", &who).await?;
-        web.sign_in().await?;
-        web.token = Some(web.new_token(&SCOPES).await?);
-        let me = web.get("/account").await?;
-        me["account"].as_str().context("an account")?.clone_into(&mut web.account);
-        Ok(web)
+    /// Signs up as `<name>@gpubnb.example`, signs in at a browser, and makes a token with all scopes.
+    pub async fn sign_up(url: &str, name: &str) -> anyhow::Result<Self> {
+        let mut client = Self::new(url);
+        client.email = format!("{name}@gpubnb.example");
+        client.password = gpubnb_events::CommandId::generate().to_string();
+        let who = json!({ "email": client.email, "password": client.password });
+        client.post("/accounts", &who).await?;
+        client.sign_in().await?;
+        client.token = Some(client.new_token(&SCOPES).await?);
+        let me = client.get("/account").await?;
+        me["account"].as_str().context("an answer without an account")?.clone_into(&mut client.account);
+        Ok(client)
     }
 
-    /// Somebody who runs the platform, by the link that the web server prints at its first start. The link works once.
-    pub async fn operator(market: &Market) -> anyhow::Result<Self> {
-        let log = market.log("ui");
-        let link = log.split_whitespace().find(|word| word.contains("/operator/")).context("a link in the log")?;
-        let path = link.strip_prefix(&market.url()).context("a link of this market")?.to_owned();
-        let mut operator = Self::join(&market.url(), "operator").await?;
+    /// Signs up an operator with the link that the web server prints at its first start. The link works once. Returns a
+    /// client with a browser session, because operators have no token.
+    pub async fn sign_up_operator(market: &Market) -> anyhow::Result<Self> {
+        let log = market.process_log("ui");
+        let link = log.split_whitespace().find(|word| word.contains("/operator/")).context("no link in the log")?;
+        let path = link.strip_prefix(&market.url()).context("the link does not belong to this market")?.to_owned();
+        let mut operator = Self::sign_up(&market.url(), "operator").await?;
         let form = [("csrf", operator.csrf().to_owned())];
         for expected in [StatusCode::SEE_OTHER, StatusCode::FORBIDDEN] {
-            let opened = operator.at_browser().ask(Method::POST, &path).form(&form).send().await?;
+            let opened = operator.browser_session().build_request(Method::POST, &path).form(&form).send().await?;
             anyhow::ensure!(opened.status() == expected, "{} {}", opened.status(), opened.text().await?);
         }
         operator.sign_in().await?;
-        Ok(operator.at_browser())
+        Ok(operator.browser_session())
     }
 
-    /// A token with these scopes.
+    /// Makes a new token with these scopes.
     pub async fn new_token(&self, scopes: &[&str]) -> anyhow::Result<String> {
         let ask = json!({ "email": self.email, "password": self.password, "label": "test", "scopes": scopes });
         let (status, made) = self.stranger().request(Method::POST, "/login", Some(&ask)).await?;
         anyhow::ensure!(status == StatusCode::CREATED, "login: {status} {made}");
-        Ok(made["token"].as_str().context("a token")?.to_owned())
+        Ok(made["token"].as_str().context("an answer without a token")?.to_owned())
     }
 
-    /// Signs in at a browser: keeps the session's cookie and the token of its forms.
+    /// Signs in at a browser. Keeps the cookie of the session and the CSRF token of its forms.
     pub async fn sign_in(&mut self) -> anyhow::Result<()> {
         let form = [("email", self.email.as_str()), ("password", self.password.as_str())];
         let response = self.client.post(format!("{}/sign-in", self.url)).form(&form).send().await?;
@@ -108,36 +110,36 @@ impl Web {
         Ok(())
     }
 
-    /// The same person, by a token alone.
+    /// A client of the same person that uses only this token.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), cookie: None, csrf: String::new(), ..self.clone() }
     }
 
-    /// The same person, at a browser alone.
+    /// A client of the same person that uses only the browser session.
     #[must_use]
-    pub fn at_browser(&self) -> Self {
+    pub fn browser_session(&self) -> Self {
         Self { token: None, ..self.clone() }
     }
 
-    /// A stranger at the same market.
+    /// The client of a stranger at the same market.
     #[must_use]
     pub fn stranger(&self) -> Self {
         Self { token: None, cookie: None, csrf: String::new(), ..self.clone() }
     }
 
-    /// The session's cookie.
+    /// The cookie of the browser session, `<name>=<value>`. Empty without a session.
     pub fn cookie(&self) -> String {
         self.cookie.clone().unwrap_or_default()
     }
 
-    /// The token that the forms of the session carry against forged requests.
+    /// The CSRF token of the browser session. Forms send it as proof that they are not forged.
     pub fn csrf(&self) -> &str {
         &self.csrf
     }
 
-    /// A request as this person would send it: with the token, or else from the browser.
-    pub fn ask(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    /// Builds a request with the API token, or with the browser session if there is no token. `path` begins with `/`.
+    pub fn build_request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.client.request(method, format!("{}{path}", self.url));
         match (&self.token, &self.cookie) {
             (Some(token), _) => request.bearer_auth(token),
@@ -146,14 +148,14 @@ impl Web {
         }
     }
 
-    /// One request of the API, below `/api/v1`.
+    /// Sends a request to `/api/v1<path>`. Returns the status and the body of the answer.
     pub async fn request(
         &self,
         method: Method,
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        let mut request = self.ask(method, &format!("/api/v1{path}"));
+        let mut request = self.build_request(method, &format!("/api/v1{path}"));
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -164,13 +166,13 @@ impl Web {
         Ok((status, value))
     }
 
-    /// Adds play money, as a person at a browser.
+    /// Adds play money to the account, through the browser session.
     pub async fn deposit(&self, dollars: &str) -> anyhow::Result<Value> {
         let deposit = json!({ "deposit": gpubnb_events::CommandId::generate(), "amount_usd": dollars });
-        self.at_browser().post("/wallet/deposits", &deposit).await
+        self.browser_session().post("/wallet/deposits", &deposit).await
     }
 
-    /// Reads a resource below `/api/v1`.
+    /// Reads `/api/v1<path>`. Fails if the status is not 2xx.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         match self.request(Method::GET, path, None).await? {
             (status, value) if status.is_success() => Ok(value),
@@ -178,7 +180,7 @@ impl Web {
         }
     }
 
-    /// Posts to a resource below `/api/v1`.
+    /// Posts to `/api/v1<path>`. Fails if the status is not 2xx.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         match self.request(Method::POST, path, Some(body)).await? {
             (status, value) if status.is_success() => Ok(value),
@@ -186,19 +188,24 @@ impl Web {
         }
     }
 
-    /// The bytes of a page or a file.
+    /// Reads a page or a file through the browser session. Returns the status and the body.
     pub async fn bytes(&self, path: &str) -> anyhow::Result<(StatusCode, Vec<u8>)> {
-        let response = self.at_browser().ask(Method::GET, path).send().await?;
+        let response = self.browser_session().build_request(Method::GET, path).send().await?;
         Ok((response.status(), response.bytes().await?.to_vec()))
     }
 
-    /// Submits a job and opens its live page.
-    pub async fn submit_and_watch(&self, body: &Value) -> anyhow::Result<(String, reqwest::Response)> {
+    /// Submits a job and opens the event stream of its page. Returns the job's id and the open stream.
+    pub async fn submit_and_open_page(&self, body: &Value) -> anyhow::Result<(String, reqwest::Response)> {
         let submitted = self.post("/jobs", body).await?;
         let job = submitted["job"].as_str().context("an answer without a job")?.to_owned();
         let path = format!("/jobs/{job}/live?seq={}", submitted["seq"]);
-        // For as long as the page stays open.
-        let page = self.ask(Method::GET, &path).timeout(Duration::from_secs(600)).send().await?.error_for_status()?;
+        // The stream stays open for as long as the page is open.
+        let page = self
+            .build_request(Method::GET, &path)
+            .timeout(Duration::from_secs(600))
+            .send()
+            .await?
+            .error_for_status()?;
         Ok((job, page))
     }
 
@@ -208,14 +215,14 @@ impl Web {
         Ok(submitted["job"].as_str().context("an answer without a job")?.to_owned())
     }
 
-    /// Waits until a job fulfils a condition, and returns the job.
+    /// Waits until `wanted` returns true for a job, as the API shows it. Returns that view.
     pub async fn wait_for(
         &self,
         job: &str,
-        within: Duration,
+        timeout: Duration,
         wanted: impl Fn(&Value) -> bool,
     ) -> anyhow::Result<Value> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + timeout;
         loop {
             let value = match self.get(&format!("/jobs/{job}")).await {
                 Ok(value) if wanted(&value) => return Ok(value),
@@ -223,14 +230,14 @@ impl Web {
                 Err(e) => Value::String(e.to_string()),
             };
             if Instant::now() > deadline {
-                bail!("job {job} did not get there within {within:?}: {value:#}");
+                bail!("job {job} is not in the wanted state after {timeout:?}: {value:#}");
             }
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Waits until a job is settled.
-    pub async fn settled(&self, job: &str) -> anyhow::Result<Value> {
+    /// Waits until a job is settled: it has ended, and its bill is in the ledger. Returns the job.
+    pub async fn wait_until_settled(&self, job: &str) -> anyhow::Result<Value> {
         self.wait_for(job, Duration::from_secs(60), |job| job["settled"] == true).await
     }
 }
