@@ -44,7 +44,8 @@ impl JobManifest {
     }
 }
 
-/// `gpubnb check-proof`: checks the proof of an event in a file.
+/// `gpubnb check-proof`: reads a proof from a file, and checks it. The proof shows that an event is in the log. With
+/// `key`, only a tree head that this public key signed is trusted.
 pub(crate) fn check_proof(file: &Path, key: Option<&str>) -> anyhow::Result<u8> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
     let proof: Proof = serde_json::from_slice(&text).context("this file is not a proof")?;

@@ -137,7 +137,8 @@ pub struct Quote {
     pub available: MicroUsd,
     /// The latest time at which the job starts. If a suitable machine is free, this is the present time. Otherwise a
     /// running job ends at this time by its time limit, and its machine becomes free. `None` if no machine is suitable,
-    /// or if the suitable machines still prepare their jobs, because preparation has no time limit.
+    /// or if the suitable machines still prepare their jobs, because nobody knows how long
+    /// preparing takes (an hour at most).
     #[serde(default)]
     pub start: Option<Timestamp>,
     /// Number of jobs that already wait for a machine.

@@ -20,11 +20,12 @@ pub struct RunArgs {
     /// Size of the cache of the read models, MiB of compressed rows. Other rows are read from the files.
     #[arg(long, default_value_t = 16)]
     pub cache_mib: u64,
-    /// Events between two snapshots of each model (on a long log at least a tenth of its events). A projector without
-    /// read models loads the snapshots when it starts; 0 = write and load no snapshots.
+    /// Events between two snapshots of each model. On a long log there are more: a tenth of the events that the last
+    /// snapshot contains. A projector without read models loads the snapshots when it starts; 0 = write and load no
+    /// snapshots.
     #[arg(long, env = "GPUBNB_PROJECTOR_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
-    /// Seconds in one state after which every job counts as stuck. By default each state has its own limit, for example
+    /// A job counts as stuck after this many seconds in one state. By default each state has its own limit, for example
     /// ten minutes for a waiting job. This option can only lower a limit.
     #[arg(long, value_name = "SECONDS")]
     pub stuck_after: Option<u64>,

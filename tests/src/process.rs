@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(8);
-/// Pause between two checks if a process has ended.
+/// Pause between two checks whether a process has ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running child process. Its output goes to a log file.

@@ -8,6 +8,7 @@ use crate::stream::MARKET;
 
 /// The lease of a job message, from the message's headers; `None` if the message is not a copy from MARKET.
 pub fn lease_of(headers: Option<&HeaderMap>) -> Option<Lease> {
+    // The value begins with the stream's name and the sequence, separated by a space. The rest is not used here.
     let source = headers?.get(header::STREAM_SOURCE)?.as_str();
     let mut parts = source.split(' ');
     let from_market = parts.next()? == MARKET;

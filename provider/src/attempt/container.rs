@@ -90,9 +90,11 @@ impl Container {
     /// somebody asked for that. A program that exits by itself is sent none.
     pub(super) async fn was_signalled(&self, since: Timestamp) -> Result<bool, Error> {
         let filters = HashMap::from([("container", vec![self.name.as_str()]), ("event", vec!["kill"])]);
+        let now = SystemClock.now().millis();
         let options = EventsOptionsBuilder::default()
             .since(&(since.millis() / 1_000).to_string())
-            .until(&(SystemClock.now().millis() / 1_000 + 1).to_string())
+            // Docker answers at once, because this moment is not in the future.
+            .until(&format!("{}.{:03}000000", now / 1_000, now % 1_000))
             .filters(&filters)
             .build();
         Ok(self.docker.events(Some(options)).next().await.transpose()?.is_some())

@@ -33,7 +33,7 @@ impl Leadership {
     pub(crate) async fn hold(&self, js: Context, replica_id: String, shutdown: CancellationToken) {
         let mut revision = None;
         loop {
-            match renew(&js, &replica_id, revision).await {
+            match acquire_or_renew(&js, &replica_id, revision).await {
                 Ok(renewed) => {
                     if revision.is_none() {
                         info!(replica = replica_id, "this replica leads");
@@ -61,7 +61,10 @@ impl Leadership {
     }
 }
 
-async fn renew(js: &Context, replica_id: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
+/// Writes the entry of the leader's lease, and returns the entry's new revision. If this replica holds the lease,
+/// `revision` is the revision that it wrote last, and the write fails if another replica has written since. Otherwise
+/// `revision` is `None`, and the write fails while the entry exists.
+async fn acquire_or_renew(js: &Context, replica_id: &str, revision: Option<u64>) -> Result<u64, async_nats::Error> {
     let store: Store = js.get_key_value(LEADERS).await?;
     let value = replica_id.to_owned().into_bytes().into();
     Ok(match revision {

@@ -32,6 +32,7 @@ const MARKUP: &str = "<img src=x onerror=y>";
 /// A lying machine that has started a job.
 struct Liar {
     market: Market,
+    /// The machine's id and keys. The test has them in place of a worker; nobody stole them.
     stolen: StolenKeys,
     client: async_nats::Client,
     job: JobId,
@@ -143,14 +144,16 @@ async fn uploads_beyond_the_output_limit_are_refused() {
     });
     assert_eq!(answer.await.unwrap(), "HTTP/1.1 413");
     assert_eq!(liar.upload("..%2fb", vec![1]).await, StatusCode::UNPROCESSABLE_ENTITY);
-    let endless = reqwest::Body::wrap_stream(futures_util::stream::once(async { Ok::<_, std::io::Error>(vec![1_u8]) }));
+    let body_without_length =
+        reqwest::Body::wrap_stream(futures_util::stream::once(async { Ok::<_, std::io::Error>(vec![1_u8]) }));
     let upload = liar.grant.upload.as_ref().unwrap();
-    let chunked = reqwest::Client::new().put(format!("{}/c", upload.url)).bearer_auth(&upload.token).body(endless);
+    let chunked =
+        reqwest::Client::new().put(format!("{}/c", upload.url)).bearer_auth(&upload.token).body(body_without_length);
     assert_eq!(chunked.send().await.unwrap().status(), StatusCode::LENGTH_REQUIRED);
 }
 
 #[tokio::test]
-async fn an_interrupted_upload_leaves_no_file_and_frees_its_quota() {
+async fn an_interrupted_upload_leaves_no_file_and_can_be_repeated() {
     let liar = Liar::start("breaks-off").await;
     let mut broken = liar.send_upload_head("d", 100);
     broken.write_all(b"half").unwrap();
@@ -230,20 +233,20 @@ async fn a_flood_of_one_machine_is_limited_and_other_machines_still_get_answers(
         enroll_new_machine(&market, &market.consumer, "floods").await,
         enroll_new_machine(&market, &market.consumer, "quiet").await,
     );
-    let (client, quiet) =
+    let (flooding_client, other_client) =
         (flooding.renew_and_connect(&market).await.unwrap(), other.renew_and_connect(&market).await.unwrap());
     let nonsense = Accept { job: JobId::generate(), lease: Lease(Seq(u64::MAX)) };
     let body = serde_json::to_vec(&nonsense).unwrap();
     let subject = gpubnb_events::subject::machine_command(flooding.machine, "accept");
-    let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+    let inbox = flooding_client.new_inbox();
+    let mut answers = flooding_client.subscribe(inbox.clone()).await.unwrap();
     let began = Instant::now();
     for _ in 0..FLOOD {
-        client.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
+        flooding_client.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
     }
-    client.flush().await.unwrap();
+    flooding_client.flush().await.unwrap();
     // The second machine gets an ordinary answer during the flood of the first machine.
-    let answer = other.send_command::<Grant>(&quiet, "accept", &nonsense).await;
+    let answer = other.send_command::<Grant>(&other_client, "accept", &nonsense).await;
     let Err(RpcError::Refused(refusal)) = answer else { panic!("{answer:?}") };
     assert_eq!(refusal.name, "UnknownJob");
     let (mut decided, mut limited) = (0, 0);
@@ -252,7 +255,7 @@ async fn a_flood_of_one_machine_is_limited_and_other_machines_still_get_answers(
         match serde_json::from_slice::<Result<Grant, RpcError>>(&answer.payload).unwrap() {
             Err(RpcError::Refused(_)) => decided += 1,
             Err(RpcError::Unavailable(why)) if why.contains("asks too often") => limited += 1,
-            other => panic!("{other:?}"),
+            unexpected => panic!("{unexpected:?}"),
         }
     }
     // The bound uses the measured time, so that a slow computer does not fail the test.

@@ -10,7 +10,7 @@ use axum::{
     http::{header, request::Parts},
 };
 
-/// The IP address of the client. The gate determines the address.
+/// The IP address of the client. The gate (`gate.rs`, the middleware before every handler) determines the address.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PeerAddress(pub(super) IpAddr);
 

@@ -51,8 +51,10 @@ pub(crate) struct RateLimits {
 
 impl RateLimits {
     pub(crate) fn new(rates: Rates) -> Self {
+        // `NonZeroU32::MIN` is 1, so the rate is multiplied by `BURST_SECONDS`.
         let burst = rates.requests_per_second.saturating_mul(NonZeroU32::MIN.saturating_add(BURST_SECONDS - 1));
         let per_second = Quota::per_second(rates.requests_per_second).allow_burst(burst);
+        // `with_period` returns `None` only for a period of zero, so the other quota is never used.
         let password_attempts = Quota::with_period(PASSWORD_ATTEMPT_PERIOD)
             .unwrap_or(Quota::per_minute(PASSWORD_ATTEMPTS))
             .allow_burst(PASSWORD_ATTEMPTS);
@@ -93,7 +95,9 @@ impl RateLimits {
         check(&self.sign_ups, &network_of(address), "Too many new accounts from your address.")
     }
 
-    /// Checks an attempt to guess a user's password. `login` identifies the user, who may not exist.
+    /// Checks a request that contains a user's password, which may be a guess. `login` identifies the user, who may not
+    /// exist: it is the hash of an e-mail address (see `login_of`) or an account's id. In the message, "this address"
+    /// means the e-mail address.
     pub(crate) fn check_password_attempt(&self, login: &str) -> Result<(), Problem> {
         check(&self.password_attempts, &login.to_owned(), "Too many attempts for this address.")
     }

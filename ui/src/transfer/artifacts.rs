@@ -38,7 +38,9 @@ async fn verify_permit(
     let permit =
         authorization.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| bad_permit("the request has no permit"))?;
     let max_bytes = match app.transfer.verify(permit, app.now()).map_err(bad_permit)? {
-        Purpose::Upload { job: of, lease: at, max_bytes } if (of, at) == (job, lease) => max_bytes,
+        Purpose::Upload { job: for_job, lease: for_lease, max_bytes } if (for_job, for_lease) == (job, lease) => {
+            max_bytes
+        }
         _ => return Err(bad_permit("the permit is for something else")),
     };
     if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") || path.len() > 512 {
@@ -94,7 +96,8 @@ pub(crate) async fn put(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Reads the parts before `part`. Refuses a part that has the wrong size or is not the next part of the file.
+/// Reads what is stored about the parts before `part`: their objects, size and hash state, but not their bytes. Refuses
+/// a part that has the wrong size or is not the next part of the file.
 async fn parts_before(
     files: &ObjectStore,
     name: &str,
@@ -129,6 +132,7 @@ pub(crate) async fn upload_status(
 ) -> Result<Json<Received>, ApiError> {
     let (.., name) = verify_permit(&app, file, &headers).await?;
     let complete = parts::object_info(&app.artifacts, &name).await?.is_some();
+    // A worker sends no part of a complete file, so nobody needs the number of its parts.
     let parts = if complete { 0 } else { parts::count(&app.artifacts, &name).await? };
     Ok(Json(Received { complete, parts }))
 }
