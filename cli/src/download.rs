@@ -33,13 +33,13 @@ pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path
         match save(api, job, file, directory).await {
             Ok(()) => saved += 1,
             Err(e) => {
-                eprintln!("gpubnb: {e:#}");
+                errln!("gpubnb: {e:#}");
                 failures.push(e);
             }
         }
     }
     if saved > 0 {
-        eprintln!("{saved} files were saved in {}", directory.display());
+        errln!("{saved} files were saved in {}", directory.display());
     }
     if failures.is_empty() {
         return Ok(());

@@ -48,7 +48,7 @@ fn print_line(line: &Value, json: bool) {
     let for_terminal = |is_terminal: bool| if is_terminal { sanitize(text) } else { text.to_owned() };
     match (json, line["stream"].as_str()) {
         (true, _) => outln!("{line}"),
-        (false, Some("stderr")) => eprintln!("{}", for_terminal(std::io::stderr().is_terminal())),
+        (false, Some("stderr")) => errln!("{}", for_terminal(std::io::stderr().is_terminal())),
         (false, _) => outln!("{}", for_terminal(std::io::stdout().is_terminal())),
     }
 }
@@ -73,7 +73,7 @@ pub(crate) async fn follow_until_settled(
         tokio::select! {
             () = &mut explain_timer, if !explain_timer.is_elapsed() => {
                 if let Some(why) = waiting_reason(&api.get(&format!("/jobs/{job}")).await?) {
-                    bar.suspend(|| eprintln!("{why}"));
+                    bar.suspend(|| errln!("{why}"));
                 }
             }
             event = events.next() => {
@@ -89,16 +89,22 @@ pub(crate) async fn follow_until_settled(
                     anyhow::bail!("the job is being stopped; to follow the job: gpubnb logs -f {job}");
                 }
                 is_cancelling = true;
-                bar.suspend(|| eprintln!("Asking the job to stop. Press Ctrl-C again to end the client."));
+                bar.suspend(|| errln!("Asking the job to stop. Press Ctrl-C again to end the client."));
                 if let Err(e) = api.post(&format!("/jobs/{job}/cancel"), &json!({})).await {
-                    bar.suspend(|| eprintln!("{e:#}"));
+                    bar.suspend(|| errln!("{e:#}"));
                 }
             }
         }
     };
     while !is_complete {
-        let event = timeout(END_TIMEOUT, output.next()).await.context("the end of the job's output did not arrive")?;
-        is_complete = lines.print(&event?, &bar);
+        let next = timeout(END_TIMEOUT, output.next());
+        tokio::select! {
+            event = next => {
+                let event = event.context("the end of the job's output did not arrive")?;
+                is_complete = lines.print(&event?, &bar);
+            }
+            () = received(&mut stop) => anyhow::bail!("the job has ended; the rest of its output: gpubnb logs {job}"),
+        }
     }
     bar.finish_and_clear();
     api.get(&format!("/jobs/{job}?min_seq={settled}")).await

@@ -11,6 +11,11 @@ macro_rules! outln {
     ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
 }
 
+/// Prints a line to the standard error output. A reader that has gone is no reason to end.
+macro_rules! errln {
+    ($($part:tt)*) => { $crate::print_error_line(format_args!($($part)*)) };
+}
+
 mod account;
 mod api;
 mod args;
@@ -46,6 +51,11 @@ fn print_line(line: std::fmt::Arguments<'_>) {
             std::process::exit(i32::from(FAILED));
         }
     }
+}
+
+fn print_error_line(line: std::fmt::Arguments<'_>) {
+    // Nobody is left who could read of this failure.
+    drop(writeln!(std::io::stderr(), "{line}"));
 }
 
 /// Runs a command and returns the exit code for this process.

@@ -22,14 +22,17 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
     let mut stop = StopSignal::new()?;
     let mut inputs = Vec::new();
     for input in &run.inputs {
-        inputs.push(upload(api, input).await?);
+        tokio::select! {
+            uploaded = upload(api, input) => inputs.push(uploaded?),
+            () = stop.received() => bail!("stopped before the job was submitted"),
+        }
     }
     // The client makes the id, so that a request whose answer was lost can be repeated without a second job.
     let id = JobId::generate();
     let job = id.to_string();
     let request = serde_json::to_value(JobRequest { job: Some(id), ..run.request(inputs)? })?;
     if !run.detach {
-        eprintln!("Job {job}: {}/jobs/{job}", api.url);
+        errln!("Job {job}: {}/jobs/{job}", api.url);
     }
     let submit = || api.request(Method::POST, "/jobs").timeout(REQUEST_TIMEOUT).json(&request);
     let submitted: Value = tokio::select! {
@@ -49,11 +52,14 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
     if json {
         outln!("{ended}");
     } else {
-        eprintln!("{}", ended["summary"].as_str().unwrap_or_default());
+        errln!("{}", ended["summary"].as_str().unwrap_or_default());
     }
     if !run.no_download {
         let directory = run.output.clone().unwrap_or_else(|| PathBuf::from(&job));
-        download::save_all(api, &job, &ended, &directory).await?;
+        tokio::select! {
+            saved = download::save_all(api, &job, &ended, &directory) => saved?,
+            () = stop.received() => bail!("stopped; the rest of the files: gpubnb fetch {job}"),
+        }
     }
     Ok(code)
 }

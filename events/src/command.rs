@@ -196,6 +196,11 @@ pub struct ListMachine {
     pub offer: Offer,
 }
 
+/// `cmd.machine.<id>.queue`: the broker does not know the machine's queue of jobs, and the machine wants the queue back.
+/// Unlike `list`, the command offers nothing: a machine that left the market gets no queue. Answer: [`Listed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreQueue {}
+
 /// Answer of `cmd.machine.<id>.list`: the machine is listed, and the broker keeps a queue of jobs for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {

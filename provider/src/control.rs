@@ -168,7 +168,7 @@ impl ControlServer {
             why: reclaimed.map(|reason| reason.to_string()),
             connected: is_connected(&self.client),
             slots: self.slots,
-            gpus: self.gpus.readings(!jobs.is_empty()),
+            gpus: self.gpus.shown_readings(!jobs.is_empty()),
             jobs,
         }
     }

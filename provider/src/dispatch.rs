@@ -11,7 +11,7 @@ use async_nats::jetstream::{
 use futures_util::StreamExt;
 use gpubnb_events::{
     JobId, Lease,
-    command::{Decline, Done, ListMachine, Listed},
+    command::{Decline, Done, Listed, RestoreQueue},
     event::DeclineReason,
     subject,
 };
@@ -39,7 +39,6 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(crate) async fn pull(
     js: Context,
     mut connects: watch::Receiver<u64>,
-    offer: ListMachine,
     mut listed: Listed,
     tools: Arc<Tools>,
     tasks: TaskTracker,
@@ -54,10 +53,9 @@ pub(crate) async fn pull(
                 let is_missing = is_missing(e.as_ref());
                 warn!(error = format!("{:#}", anyhow::anyhow!(e)), "pulling failed: pulling again");
                 if is_missing {
-                    // The market makes the consumer anew when the machine lists itself.
-                    match tools.platform.call::<Listed>("list", &offer).await {
-                        Ok(again) => listed = again,
-                        Err(e) => warn!(error = %e, "the machine could not be listed again"),
+                    match tools.platform.call::<Listed>("queue", &RestoreQueue {}).await {
+                        Ok(restored) => listed = restored,
+                        Err(e) => warn!(error = %e, "the machine's queue of jobs could not be restored"),
                     }
                 }
             },

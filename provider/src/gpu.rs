@@ -117,6 +117,14 @@ impl Gpus {
         }
     }
 
+    /// The current reading of each GPU, for display. It does not count as a failure of a GPU.
+    pub(crate) fn shown_readings(&self, is_busy: bool) -> Vec<GpuReading> {
+        match self {
+            Self::Nvidia(nvidia) => nvidia.gpus.iter().map(|known| nvidia.reading(known, false)).collect(),
+            Self::None | Self::Simulated(_) => self.readings(is_busy),
+        }
+    }
+
     /// The current reading of each GPU. `is_busy` is true while a job runs; simulated GPUs then report load.
     pub(crate) fn readings(&self, is_busy: bool) -> Vec<GpuReading> {
         match self {
@@ -132,7 +140,7 @@ impl Gpus {
                     trouble: None,
                 })
                 .collect(),
-            Self::Nvidia(nvidia) => nvidia.gpus.iter().map(|known| nvidia.reading(known)).collect(),
+            Self::Nvidia(nvidia) => nvidia.gpus.iter().map(|known| nvidia.reading(known, true)).collect(),
         }
     }
 
@@ -177,7 +185,7 @@ impl NvidiaGpus {
         Self { nvml, gpus, failures: Mutex::default() }
     }
 
-    fn reading(&self, known: &NvidiaGpu) -> GpuReading {
+    fn reading(&self, known: &NvidiaGpu, counts: bool) -> GpuReading {
         let read = self.nvml.device_by_index(known.index).and_then(|device| {
             Ok(GpuReading {
                 uuid: device.uuid()?,
@@ -205,14 +213,17 @@ impl NvidiaGpus {
             processes: 0,
             trouble: None,
         });
-        GpuReading { trouble: self.confirm(known, failure), ..reading }
+        GpuReading { trouble: self.confirm(known, failure, counts), ..reading }
     }
 
     /// Returns the trouble that is reported for a GPU, and logs its beginning and its end. An error of the driver counts
     /// after [`MIN_FAILURES`] readings in a row: one failed reading is no proof that the GPU is lost.
-    fn confirm(&self, known: &NvidiaGpu, failure: Option<GpuTrouble>) -> Option<GpuTrouble> {
+    fn confirm(&self, known: &NvidiaGpu, failure: Option<GpuTrouble>, counts: bool) -> Option<GpuTrouble> {
         let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = all.entry(known.index).or_default();
+        if !counts {
+            return failures.logged;
+        }
         failures.in_a_row = if failure.is_some() { failures.in_a_row.saturating_add(1) } else { 0 };
         let is_certain = failure != Some(GpuTrouble::Driver) || failures.in_a_row >= MIN_FAILURES;
         let confirmed = failure.filter(|_| is_certain);

@@ -80,10 +80,9 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);
     let offer = make_offer(&args, hardware::probe(&identity.state, &gpus)?);
     let hardware = offer.hardware.clone();
-    let list = ListMachine { offer };
     let listed = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        listed = list_machine(&platform, &list) => listed?,
+        listed = list_machine(&platform, ListMachine { offer }) => listed?,
     };
     info!(machine = %identity.machine, gpus = hardware.gpus.len(), "the machine is listed");
     // A self-test that is not recorded does no harm: the next start records a new self-test.
@@ -105,7 +104,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         client: client.clone(),
         shutdown: shutdown.clone(),
     };
-    let tasks = worker.start(list, listed, connects).await?;
+    let tasks = worker.start(listed, connects).await?;
     let revoked = credential.renew_until_shutdown(&client, &shutdown).await;
     if revoked.is_some() {
         abandon_all(&worker.tools.leases).await;
@@ -122,8 +121,8 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
 }
 
 /// Lists the machine on the market. Waits while the market is away.
-async fn list_machine(platform: &Platform, list: &ListMachine) -> anyhow::Result<Listed> {
-    match platform.call_until_answered::<Listed>("list", list).await {
+async fn list_machine(platform: &Platform, list: ListMachine) -> anyhow::Result<Listed> {
+    match platform.call_until_answered::<Listed>("list", &list).await {
         Ok(listed) => Ok(listed),
         Err(refusal) => bail!("the market does not list this machine: {refusal}"),
     }
@@ -212,12 +211,7 @@ struct Worker {
 
 impl Worker {
     /// Resumes the attempts of a former run of the worker, and starts the tasks that run until shutdown.
-    async fn start(
-        &self,
-        list: ListMachine,
-        listed: Listed,
-        connects: watch::Receiver<u64>,
-    ) -> anyhow::Result<TaskTracker> {
+    async fn start(&self, listed: Listed, connects: watch::Receiver<u64>) -> anyhow::Result<TaskTracker> {
         let Self { args, tools, gpus, platform, client, shutdown, .. } = self;
         let (tasks, leases) = (TaskTracker::new(), Arc::clone(&tools.leases));
         let availability = Arc::<Availability>::default();
@@ -260,15 +254,8 @@ impl Worker {
         };
         tasks.spawn(Arc::new(control).serve(tools.identity.state.clone()));
         tasks.spawn(reconcile(platform.clone(), leases, availability, shutdown.clone()));
-        let pull = dispatch::pull(
-            tools.js.clone(),
-            connects,
-            list,
-            listed,
-            Arc::clone(tools),
-            tasks.clone(),
-            shutdown.clone(),
-        );
+        let pull =
+            dispatch::pull(tools.js.clone(), connects, listed, Arc::clone(tools), tasks.clone(), shutdown.clone());
         tasks.spawn(pull);
         Ok(tasks)
     }

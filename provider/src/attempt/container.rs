@@ -69,11 +69,14 @@ impl Container {
         self.docker.start_container(&self.name, None::<StartContainerOptions>).await.map_err(Problem::of_docker)
     }
 
-    /// Starts the container, unless a former run of the worker has started it.
-    pub(super) async fn start_unless_started(&self) -> Result<(), Problem> {
+    /// Starts the container, unless a former run of the worker has started it. Returns true if this call started it.
+    pub(super) async fn start_unless_started(&self) -> Result<bool, Problem> {
         let found = self.docker.inspect_container(&self.name, None).await.map_err(Problem::of_docker)?;
         let was_started = found.state.is_some_and(|s| s.status != Some(ContainerStateStatusEnum::CREATED));
-        if was_started { Ok(()) } else { self.start().await }
+        if was_started {
+            return Ok(false);
+        }
+        self.start().await.map(|()| true)
     }
 
     /// The state of the container: Docker says whether it runs, and how it ended.

@@ -12,7 +12,10 @@ use futures_util::StreamExt as _;
 use gpubnb_events::{command::Grant, event::Reason, spec::Input};
 use reqwest::{StatusCode, header::RANGE};
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncSeekExt as _, AsyncWriteExt as _},
+    time::Instant,
+};
 use tracing::warn;
 
 use super::{Problem, context::AttemptContext};
@@ -58,17 +61,19 @@ async fn download(client: &reqwest::Client, url: &str, path: &Path, input: &Inpu
     let name = || input.path.clone();
     let disk = |e: io::Error| Problem::caused(Reason::DiskFull, anyhow::Error::new(e).context(name()));
     let mut download = Download::create(path).map_err(disk)?;
-    let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
+    let (mut pause, mut progress, mut bytes) = (FIRST_PAUSE, Instant::now(), 0);
     while let Err(e) = download.get(client, url, input).await {
-        if e.is_final {
-            return Err(Problem::caused(Reason::BadInput, e.cause.context(name())));
+        if let Some(reason) = e.final_reason {
+            return Err(Problem::caused(reason, e.cause.context(name())));
         }
-        if waited >= MAX_WAIT {
+        if download.bytes > bytes {
+            (pause, progress, bytes) = (FIRST_PAUSE, Instant::now(), download.bytes);
+        }
+        if progress.elapsed() >= MAX_WAIT {
             return Err(Problem::caused(Reason::InputUnavailable, e.cause.context(name())));
         }
         warn!(path = input.path, error = format!("{:#}", e.cause), "a download failed: trying again");
         tokio::time::sleep(pause).await;
-        waited += pause;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o444)).map_err(disk)
@@ -84,13 +89,13 @@ struct Download {
 /// A failure of one try.
 struct DownloadError {
     cause: anyhow::Error,
-    /// True if another try would fail, too: the market has no such file, or the file is another one.
-    is_final: bool,
+    /// Set if another try would fail, too: the market has no such file, the file is another one, or the disk is full.
+    final_reason: Option<Reason>,
 }
 
 impl<E: Into<anyhow::Error>> From<E> for DownloadError {
     fn from(e: E) -> Self {
-        Self { cause: e.into(), is_final: false }
+        Self { cause: e.into(), final_reason: None }
     }
 }
 
@@ -110,32 +115,41 @@ impl Download {
 
     /// Asks for the bytes that are missing, and checks the file when it is complete.
     async fn get(&mut self, client: &reqwest::Client, url: &str, input: &Input) -> Result<(), DownloadError> {
+        if self.bytes == input.bytes && self.bytes > 0 {
+            return self.check(input);
+        }
         let request = client.get(url).timeout(TRY_TIMEOUT).header(RANGE, format!("bytes={}-", self.bytes));
         let response = request.send().await.map_err(reqwest::Error::without_url)?;
         let status = response.status();
         if self.bytes > 0 && status == StatusCode::OK {
-            self.restart().await?;
+            self.restart().await.map_err(disk_failure)?;
         }
         // A file without bytes has no range, which is no failure.
         let is_empty = input.bytes == 0 && status == StatusCode::RANGE_NOT_SATISFIABLE;
         if !status.is_success() && !is_empty {
             let is_final = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
-            return Err(DownloadError { cause: anyhow::anyhow!("the market answered {status}"), is_final });
+            let cause = anyhow::anyhow!("the market answered {status}");
+            return Err(DownloadError { cause, final_reason: is_final.then_some(Reason::BadInput) });
         }
         let mut body = response.bytes_stream();
         while let Some(chunk) = body.next().await.filter(|_| !is_empty) {
             let chunk = chunk.map_err(reqwest::Error::without_url)?;
-            self.bytes += chunk.len() as u64;
-            if self.bytes > input.bytes {
+            if self.bytes + chunk.len() as u64 > input.bytes {
                 return Err(wrong_file("the file is larger than the job specifies"));
             }
+            self.file.write_all(&chunk).await.map_err(disk_failure)?;
             self.hash.update(&chunk);
-            self.file.write_all(&chunk).await?;
+            self.bytes += chunk.len() as u64;
         }
-        self.file.flush().await?;
+        self.file.flush().await.map_err(disk_failure)?;
         if self.bytes < input.bytes {
             return Err(anyhow::anyhow!("the download broke off after {} of {} bytes", self.bytes, input.bytes).into());
         }
+        self.check(input)
+    }
+
+    /// Checks the hash of a complete file.
+    fn check(&self, input: &Input) -> Result<(), DownloadError> {
         if gpubnb_events::hex(self.hash.clone().finalize()) != input.sha256 {
             return Err(wrong_file("the file's hash is not the hash that the job specifies"));
         }
@@ -152,7 +166,12 @@ impl Download {
 }
 
 fn wrong_file(detail: &'static str) -> DownloadError {
-    DownloadError { cause: anyhow::Error::msg(detail), is_final: true }
+    DownloadError { cause: anyhow::Error::msg(detail), final_reason: Some(Reason::BadInput) }
+}
+
+/// A file that cannot be written. What was received may not be on the disk, so the download cannot go on.
+fn disk_failure(e: io::Error) -> DownloadError {
+    DownloadError { cause: e.into(), final_reason: Some(Reason::DiskFull) }
 }
 
 #[cfg(test)]

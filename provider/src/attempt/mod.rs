@@ -116,13 +116,13 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
 
 async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let origin = prepare::prepare(context, grant).await?;
-    let started = match origin {
-        ContainerOrigin::ThisRun => context.container.start().await,
+    let is_started_now = match origin {
+        ContainerOrigin::ThisRun => context.container.start().await.map(|()| true),
         ContainerOrigin::FormerRun => context.container.start_unless_started().await,
     };
-    started.map_err(AttemptEnd::Failed)?;
-    if origin == ContainerOrigin::ThisRun {
+    if is_started_now.map_err(AttemptEnd::Failed)? {
         run_clock::save_start(&context.directory());
+        return Ok(ContainerOrigin::ThisRun);
     }
     Ok(origin)
 }

@@ -199,8 +199,7 @@ async fn classify_exit(
         // any code.
         let is_interrupted = outage.has_begun()
             || run_clock::is_rebooted(&context.directory())
-            || Path::new(SHUTDOWN_BEGUN).exists()
-            || (!is_seen && KILL_EXIT_CODES.contains(&code))
+            || (KILL_EXIT_CODES.contains(&code) && (!is_seen || Path::new(SHUTDOWN_BEGUN).exists()))
             || was_killed_with_docker(context, code, &state).await;
         if is_interrupted {
             return Err(Problem::new(Reason::Interrupted, "Docker was stopped, and took the job with it"));

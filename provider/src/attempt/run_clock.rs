@@ -98,7 +98,8 @@ pub(super) fn run_time(start: &ClockReading, end: &ClockReading, docker: Option<
     // The clock jumped while the job ran if Docker's difference makes sense only without the jump.
     let without_jump = i128::from(docker.0).saturating_sub(jump);
     let during_run = u64::try_from(without_jump).ok().map(Millis).filter(|run| *run <= watched);
-    during_run.unwrap_or(docker.min(watched))
+    // Where two times are possible, the shorter one is billed.
+    docker.min(during_run.unwrap_or(watched)).min(watched)
 }
 
 fn signed(millis: i64) -> i128 {
@@ -143,6 +144,7 @@ mod tests {
                 2_000,
             ),
             ("a jump after an end that nobody saw", reading("a", 55_000, 45_000 + hour), Some(2_000), false, 2_000),
+            ("a jump back after an end that nobody saw", reading("a", 55_000, 15_000), Some(2_000), false, 2_000),
             ("the machine sleeps for an hour", reading("a", 12_000, 2_000 + hour), Some(2_000 + hour), true, 2_000),
             ("a reboot", reading("b", 500, 60_000), Some(7_000), false, 7_000),
             ("Docker forgot the times", reading("a", 12_000, 2_000), None, true, 2_000),

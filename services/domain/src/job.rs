@@ -12,8 +12,8 @@ use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Seq, Timestamp,
     command::{Accept, Decline, DesiredLeaseState, Exit, Grant, Outcome, Report, Start},
     event::{
-        Accepted, CancelRequested, Cancelled, Completed, Declined, Exited, Fault, JobAssigned, JobSubmitted, Requeued,
-        Started,
+        Accepted, CancelRequested, Cancelled, Completed, Declined, Exited, Fault, JobAssigned, JobSubmitted, Reason,
+        Requeued, Started,
     },
     message::{EventId, Proposal},
     spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
@@ -108,6 +108,8 @@ pub struct Job {
     pub since: Timestamp,
     /// The broker's time of the submission.
     pub submitted_at: Timestamp,
+    /// The time from which the job's wait for a machine counts: its submission, or the last attempt that was used up.
+    pub waiting_since: Timestamp,
     /// The live attempt. After the end of the job, the last attempt.
     pub attempt: Option<Attempt>,
     /// Number of attempts after which the job was queued again. A decline does not count.
@@ -145,6 +147,7 @@ impl Job {
             phase: Phase::Queued,
             since: at,
             submitted_at: at,
+            waiting_since: at,
             attempt: None,
             attempts_used: 0,
             avoid: BTreeMap::new(),
@@ -292,13 +295,19 @@ impl Job {
                 let event = Cancelled { job: self.id, lease: Some(c.lease), usage: c.usage };
                 Ok(self.propose(event, id, self.last))
             }
+            Outcome::Failed { reason, .. } if reason.is_after_run() && attempt.started.is_none() => {
+                Err(DomainError::WrongState("The job never started, so it cannot have failed for this reason."))
+            }
             Outcome::Failed { reason, detail } => {
                 if !is_worker_reason(*reason) {
                     return Err(DomainError::field("reason", "A machine may not report this reason."));
                 }
                 crate::rules::check_outputs(&c.outputs)?;
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
-                Ok(self.end_attempt(attempt, *reason, detail, Some(c), now, settings))
+                // A registry or a file that is away cannot end a program that runs.
+                let is_too_late = attempt.started.is_some() && reason.fault() == Fault::Nobody;
+                let reason = if is_too_late { Reason::RuntimeMisconfigured } else { *reason };
+                Ok(self.end_attempt(attempt, reason, detail, Some(c), now, settings))
             }
         }
     }
@@ -402,7 +411,11 @@ impl Job {
         }
         let is_used = self.attempt.as_ref().is_none_or(|attempt| uses_attempt(attempt, e.fault));
         self.attempts_used += u32::from(is_used);
-        self.returns = self.returns.saturating_add(1);
+        if is_used && e.until.is_some() {
+            self.waiting_since = at;
+        }
+        // By billing rule 1, a fault of the machine did not double the pause.
+        self.returns = self.returns.saturating_add(u32::from(e.until.is_some()));
         self.attempt = None;
         self.enter(Phase::Queued, at);
     }
@@ -428,7 +441,7 @@ mod tests {
     use super::*;
     use crate::{Command, testing::*};
     use gpubnb_events::Actor;
-    use gpubnb_events::{Millis, event::Reason};
+    use gpubnb_events::Millis;
 
     #[test]
     fn a_job_passes_through_its_phases_and_leaves_memory_when_settled() {

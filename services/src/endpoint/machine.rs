@@ -10,7 +10,7 @@ use gpubnb_events::{
     Actor, Lease, MachineId, Millis,
     command::{
         Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant, Inventory,
-        ListMachine, Listed, MachineChange, RecordTest, Report, Start, UploadGrant,
+        ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
     },
     manifest, subject,
 };
@@ -33,6 +33,7 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     let machine = Requester::Machine;
     let on = subject::machine_command_filter;
     endpoint(server, e, on("list"), machine, list).await?;
+    endpoint(server, e, on("queue"), machine, restore_queue).await?;
     endpoint(server, e, on("wish"), machine, change_machine).await?;
     endpoint(server, e, on("tested"), machine, tested).await?;
     endpoint(server, e, on("accept"), machine, accept).await?;
@@ -58,10 +59,29 @@ async fn list(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
     check_not_suspended(&e, enrollment.owner)?;
     let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
+    provision(&e, machine, slots).await?;
+    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
+}
+
+/// Makes the queue of a listed machine anew. The queue may have been deleted at the broker.
+async fn restore_queue(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
+    let (machine, RestoreQueue {}) = (machine_of(&r)?, r.parse()?);
+    e.executor.catch_up().await?;
+    let listed = e.executor.replica.read(|w| {
+        let listed = w.machine(machine).filter(|m| m.availability != Availability::Delisted);
+        listed.map(|m| (m.last, m.offer.slots))
+    });
+    let (seq, slots) = listed.ok_or(RpcError::refused(DomainError::UnknownMachine))?;
+    provision(&e, machine, slots).await?;
+    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
+}
+
+/// Makes the machine's queue of jobs.
+async fn provision(e: &Endpoints, machine: MachineId, slots: u32) -> Result<(), RpcError> {
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
-        .map_err(|e| RpcError::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
-    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
+        .map(drop)
+        .map_err(|e| RpcError::unavailable("the machine's queue of jobs cannot be made now; try again", &e))
 }
 
 async fn tested(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use gpubnb_domain::{Command, due};
 use gpubnb_events::{Actor, JobId, Seq, Timestamp};
 use gpubnb_runtime::{nats::is_connected, rpc::RpcError};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -14,6 +15,8 @@ use super::Leadership;
 use crate::{execute::Executor, secrets::JobEnv};
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A longer pause between two turns means that this process was stopped.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs until shutdown.
 pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Leadership, shutdown: CancellationToken) {
@@ -21,14 +24,17 @@ pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Lead
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     // The time since which this replica leads and is connected. Earlier silence of a worker is no reason to end a job.
     let mut steady_since = executor.clock.now();
-    let mut scheduled = Seq::ZERO;
+    let (mut scheduled, mut last_turn) = (Seq::ZERO, Instant::now());
     loop {
         let is_sweep = tokio::select! {
             () = shutdown.cancelled() => return,
             changed = applied.changed() => if changed.is_err() { return } else { false },
             _ = sweep.tick() => true,
         };
-        if !leadership.is_leader() || !is_connected(&executor.log.client()) {
+        // A long pause means that this process was stopped, and heard no worker meanwhile.
+        let was_stopped = last_turn.elapsed() > MAX_PAUSE;
+        last_turn = Instant::now();
+        if was_stopped || !leadership.is_leader() || !is_connected(&executor.log.client()) {
             steady_since = executor.clock.now();
             continue;
         }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use gpubnb_events::subject;
+use gpubnb_log::stream::{DISPATCH, machine_consumer};
+use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
-    jobs::{counting_job, wait_until_running},
+    jobs::{counting_job, noop_job, wait_until_running},
     registry::{ImageKind, Registry},
     system::{MarketSettings, System},
     wait::wait_until,
@@ -159,4 +162,16 @@ async fn a_one_machine_market_tries_again_on_that_machine_after_a_pause() {
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 2));
     assert_eq!(receipt(&system, &job).await["lease"], settled["attempts"][1]["lease"]);
+}
+
+#[tokio::test]
+async fn a_machine_whose_queue_was_deleted_gets_the_queue_back() {
+    let system = market().await;
+    let machine = system.machine_id("attic").unwrap().parse().unwrap();
+    let client = system.nats_args("services").connect("services", subject::SERVICES_INBOX).await.unwrap();
+    let stream = jetstream(client).get_stream(DISPATCH).await.unwrap();
+    stream.delete_consumer(&machine_consumer(machine)).await.unwrap();
+    let job = system.consumer.submit(&noop_job()).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
+    assert_eq!(settled["state"], "Completed", "{settled:#}");
 }

@@ -135,6 +135,8 @@ async fn only_an_operator_can_clear_a_dead_letter_and_only_once() {
 #[tokio::test]
 async fn a_machine_whose_jetstream_consumer_was_deleted_gets_a_new_one() {
     let fixture = Fixture::open("consumerless").await;
+    // A worker that runs would ask for its queue itself.
+    fixture.worker.process.signal(Signal::STOP);
     let client = fixture.market.nats_args("services").connect("append", SERVICES_INBOX).await.unwrap();
     let stream = jetstream(client).get_stream_no_info(DISPATCH).await.unwrap();
     stream.delete_consumer(&machine_consumer(fixture.machine)).await.unwrap();
@@ -144,5 +146,6 @@ async fn a_machine_whose_jetstream_consumer_was_deleted_gets_a_new_one() {
     let clicked = fixture.operator.build_request(Method::POST, "/console/remedy").form(&form).send().await.unwrap();
     assert_eq!(clicked.status(), 303, "{}", clicked.text().await.unwrap());
     fixture.wait_for_letters(<[Value]>::is_empty).await;
+    fixture.worker.process.signal(Signal::CONT);
     fixture.assert_machine_works().await;
 }

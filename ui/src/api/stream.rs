@@ -2,7 +2,7 @@
 //! server-sent events. A client that lost its connection sends the id of the last event that it received
 //! (`Last-Event-ID`), and the new stream resumes after this event.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     extract::State,
@@ -23,6 +23,8 @@ use crate::{
     state::next_change,
 };
 
+/// The longest time without a look at the job, because a notice may be lost.
+const READ_AGAIN: Duration = Duration::from_secs(10);
 /// The number of lines in one part of the output that is sent after the job's end.
 const MAX_LINES_AFTER_END: usize = 1_000;
 /// The number of events in one query.
@@ -53,8 +55,9 @@ pub(crate) async fn events(
     let events = async_stream::stream! {
         loop {
             let query = TrailQuery { of: TrailOf::Job(job), skip, limit: PAGE, from_end: false };
-            // If the trail cannot be read, it is read again at the next change.
-            let rows = app.queries.trail(signed_in.actor(), query, seq).await.map(|page| page.rows).unwrap_or_default();
+            // If the trail cannot be read, the stream ends, and the client opens it again.
+            let Ok(page) = app.queries.trail(signed_in.actor(), query, seq).await else { return };
+            let rows = page.rows;
             let is_full = rows.len() == PAGE as usize;
             skip += u32::try_from(rows.len()).unwrap_or(PAGE);
             let mut is_settled = false;
@@ -72,7 +75,9 @@ pub(crate) async fn events(
                 return;
             }
             if !is_full {
-                let change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job)).await;
+                // A notice may be lost, so the trail is read again without one, too.
+                let next = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job));
+                let change = tokio::time::timeout(READ_AGAIN, next).await.ok().flatten();
                 seq = change.map_or(seq, |change| change.seq);
             }
         }
@@ -99,8 +104,8 @@ pub(crate) async fn logs(
         while row.ended_at.is_none() {
             let message = tokio::select! {
                 message = messages.next() => message,
-                change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job)) => {
-                    let seq = change.map_or(Seq::ZERO, |change| change.seq);
+                change = tokio::time::timeout(READ_AGAIN, next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job))) => {
+                    let seq = change.ok().flatten().map_or(Seq::ZERO, |change| change.seq);
                     row = app.queries.job(signed_in.actor(), job, seq).await.unwrap_or(row);
                     continue;
                 }

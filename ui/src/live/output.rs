@@ -195,16 +195,18 @@ pub(crate) async fn read_page(
     let (mut items, mut bytes) = (Vec::new(), 0);
     while let Ok(Some(message)) = tokio::time::timeout(BROKER_TIMEOUT, messages.next()).await {
         bytes += message.payload.len();
-        let Some(output) = reader.read(&message, &machines) else { continue };
-        items.extend(output.items);
-        if output.pending == 0 {
+        let (seq, pending) =
+            message.info().map(|info| (info.stream_sequence, info.pending)).map_err(|e| unavailable(&e))?;
+        items.extend(reader.read(&message, &machines).map(|output| output.items).unwrap_or_default());
+        if pending == 0 {
             return Ok((items, None));
         }
         if items.len() >= max_items || bytes >= MAX_BYTES {
-            return Ok((items, Some(reader.cursor(output.seq + 1))));
+            return Ok((items, Some(reader.cursor(seq + 1))));
         }
     }
-    Ok((items, None))
+    // The end of the output was not reached.
+    Err(unavailable(&"the broker does not send the rest"))
 }
 
 /// True if a message is stored at the sequence `from` or after it. Without this check, a consumer would wait for a

@@ -72,13 +72,13 @@ impl Job {
     /// a program at its limit. `steady_since` is the time since which machines could report: no silence before that time
     /// counts.
     pub fn expire(&self, now: Timestamp, steady_since: Timestamp, settings: &Settings) -> Option<Decision> {
-        let in_phase = now.since(self.since);
+        let in_phase = now.since(self.since.max(steady_since));
         let end = |a: &Attempt, reason| Some(self.end_attempt(a, reason, String::new(), None, now, settings));
         match (self.phase, &self.attempt) {
-            (Phase::Queued, _) if now.since(self.submitted_at) > self.limits.queue.millis() => Some(self.no_machine()),
+            (Phase::Queued, _) if now.since(self.waiting_since) > self.limits.queue.millis() => Some(self.no_machine()),
             (Phase::Assigned, Some(a)) if in_phase > settings.accept_within => end(a, Reason::AssignTimeout),
             (Phase::Accepted | Phase::Running, Some(a))
-                if self.cancel.is_some_and(|(_, at)| now.since(at) > settings.grace) =>
+                if self.cancel.is_some_and(|(_, at)| now.since(at.max(steady_since)) > settings.grace) =>
             {
                 let event = Cancelled { job: self.id, lease: Some(a.lease), usage: None };
                 Some(self.propose(event, format!("{}.ended", a.lease), self.last))

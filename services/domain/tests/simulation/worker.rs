@@ -139,7 +139,7 @@ impl Market {
                 let start = Start { job, lease, image_digest: "sha256:0".to_owned() };
                 return Some((Actor::Machine(machine), Command::Start(machine, start)));
             }
-            AttemptState::Accepted => (random_failure(dice), None),
+            AttemptState::Accepted => (random_failure_before_start(dice), None),
             AttemptState::Stopping => (Outcome::Cancelled, None),
             AttemptState::Running(since) if dice.one_in(3) => {
                 *state = AttemptState::Waiting;
@@ -229,6 +229,13 @@ impl Market {
         };
         self.issue(Caller::Client, Actor::Machine(own_machine), command, dice);
     }
+}
+
+/// A failure that an honest worker may report before the program started.
+fn random_failure_before_start(dice: &mut Dice) -> Outcome {
+    let reasons =
+        [Reason::BadImage, Reason::Preempted, Reason::DiskFull, Reason::RegistryUnavailable, Reason::InputUnavailable];
+    Outcome::Failed { reason: dice.choose(&reasons), detail: String::new() }
 }
 
 /// A failure that an honest worker may report.
