@@ -60,10 +60,12 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let gpus = Arc::new(Gpus::probe(args.simulate_gpus, args.nvml.as_deref()));
     let http = http_client(&enrollment.market, enrollment.market_ca.as_deref())?;
     let market = MarketClient::new(http.clone(), &enrollment.market);
-    let credential = tokio::select! {
+    // The self-test measures the line to the market, so it waits until the market answers.
+    let obtain = || Credential::obtain(Arc::clone(&identity), market.clone());
+    tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        credential = Credential::obtain(Arc::clone(&identity), market) => credential?,
-    };
+        answered = obtain() => answered.map(drop)?,
+    }
     let checks = selftest::test(&TestSubject {
         state: &identity.state,
         docker: Ok(&docker),
@@ -75,6 +77,11 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     })
     .await;
     require_fit(&checks, args.unfit)?;
+    // The self-test may take longer than a credential lives.
+    let credential = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        credential = obtain() => credential?,
+    };
     let (count_connects, connects) = watch::channel(0);
     let client = credential.connect(count_connects).await?;
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);

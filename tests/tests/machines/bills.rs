@@ -168,8 +168,8 @@ async fn a_one_machine_market_tries_again_on_that_machine_after_a_pause() {
 async fn a_machine_whose_queue_was_deleted_gets_the_queue_back() {
     let system = market().await;
     let machine = system.machine_id("attic").unwrap().parse().unwrap();
-    let client = system.nats_args("services").connect("services", subject::SERVICES_INBOX).await.unwrap();
-    let stream = jetstream(client).get_stream(DISPATCH).await.unwrap();
+    let client = system.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
+    let stream = jetstream(client).get_stream_no_info(DISPATCH).await.unwrap();
     stream.delete_consumer(&machine_consumer(machine)).await.unwrap();
     let job = system.consumer.submit(&noop_job()).await.unwrap();
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
