@@ -66,16 +66,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         () = shutdown.cancelled() => return Ok(()),
         answered = obtain() => answered.map(drop)?,
     }
-    let checks = selftest::test(&TestSubject {
-        state: &identity.state,
-        docker: Ok(&docker),
-        gpus: &gpus,
-        market: Some((&http, &enrollment.market)),
-        runtime: args.runtime.as_deref(),
-        cdi: args.cdi,
-        measure: Measure::LastResult,
-    })
-    .await;
+    let checks = self_test(&args, &identity, &docker, &gpus, (&http, &enrollment.market)).await;
     require_fit(&checks, args.unfit)?;
     // The self-test may take longer than a credential lives.
     let credential = tokio::select! {
@@ -125,6 +116,26 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     }
     info!("stopped; running jobs go on, and the worker resumes them at its next start");
     Ok(())
+}
+
+/// Tests the machine. `market` is the client and the address with which the line to the market is measured.
+async fn self_test(
+    args: &RunArgs,
+    identity: &Identity,
+    docker: &Docker,
+    gpus: &Gpus,
+    market: (&reqwest::Client, &str),
+) -> Vec<Check> {
+    selftest::test(&TestSubject {
+        state: &identity.state,
+        docker: Ok(docker),
+        gpus,
+        market: Some(market),
+        runtime: args.runtime.as_deref(),
+        cdi: args.cdi,
+        measure: Measure::LastResult,
+    })
+    .await
 }
 
 /// Lists the machine on the market. Waits while the market is away.
