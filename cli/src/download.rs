@@ -2,16 +2,14 @@
 
 use std::{
     fs,
-    io::Read as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use reqwest::Method;
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
-use crate::{api::Api, stream};
+use crate::{api::Api, stream, verify::size_and_hash};
 
 /// Downloads the files of a job that has ended.
 pub(crate) async fn fetch(api: &Api, job: &str, directory: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
@@ -62,7 +60,12 @@ async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::R
         Ok(metadata) if metadata.is_symlink() => {
             bail!("{} is a link: no file is written through a link", target.display())
         }
-        Ok(metadata) if file["bytes"] == metadata.len() && file["sha256"] == hash(&target)?.as_str() => return Ok(()),
+        Ok(metadata) if metadata.is_file() => {
+            let (bytes, hash) = size_and_hash(&target).with_context(|| format!("reading {}", target.display()))?;
+            if file["bytes"] == bytes && file["sha256"] == hash.as_str() {
+                return Ok(());
+            }
+        }
         _ => {}
     }
     // Only the path of this URL is used. `extend` escapes the characters of the file's name.
@@ -74,17 +77,4 @@ async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::R
     let (hash, bytes) = stream::save(response, &target).await.with_context(|| format!("fetching {path}"))?;
     ensure!(file["sha256"] == hash.as_str() && file["bytes"] == bytes, "{path} arrived damaged: fetch it again");
     Ok(())
-}
-
-/// The SHA-256 of a file, hexadecimal.
-fn hash(path: &Path) -> anyhow::Result<String> {
-    let reading = || format!("reading {}", path.display());
-    let mut file = fs::File::open(path).with_context(reading)?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 128 * 1024]);
-    loop {
-        match file.read(&mut buffer).with_context(reading)? {
-            0 => return Ok(gpubnb_events::hex(hasher.finalize())),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
 }

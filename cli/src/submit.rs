@@ -78,10 +78,10 @@ async fn upload(api: &Api, argument: &str) -> anyhow::Result<InputRequest> {
             (file, name)
         }
     };
-    let open = || std::fs::File::open(&file).with_context(|| format!("reading {}", file.display()));
-    let bytes = open()?.metadata()?.len();
+    let content = tokio::fs::File::open(&file).await.with_context(|| format!("reading {}", file.display()))?;
+    let bytes = content.metadata().await?.len();
     let input = CommandId::generate();
-    let content = reqwest::Body::wrap_stream(ReaderStream::new(tokio::fs::File::from_std(open()?)));
+    let content = reqwest::Body::wrap_stream(ReaderStream::new(content));
     let request = api.request(Method::PUT, &format!("/inputs/{input}")).header("content-length", bytes).body(content);
     api.send(request).await.with_context(|| format!("uploading {}", file.display()))?;
     Ok(InputRequest { input, path })

@@ -87,7 +87,7 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
 }
 
 /// The size in bytes and the SHA-256 (hexadecimal) of a file. A link is refused.
-fn size_and_hash(path: &Path) -> anyhow::Result<(u64, String)> {
+pub(crate) fn size_and_hash(path: &Path) -> anyhow::Result<(u64, String)> {
     ensure!(!path.symlink_metadata()?.is_symlink(), "is a link");
     let mut file = File::open(path)?;
     let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 128 * 1024], 0);

@@ -17,7 +17,7 @@ pub(crate) struct Problem {
     pub(crate) status: u16,
     /// Name of the error, for example `NotFound`.
     pub(crate) title: String,
-    /// What happened, and what to do, in a sentence.
+    /// A sentence that says what happened and what to do.
     pub(crate) detail: String,
     /// Name of the invalid field, if one field caused the error.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -138,10 +138,7 @@ mod tests {
         market.when(market.as_consumer(), Command::RequestPayout(market.consumer, payout)).expect_appended();
         // The first of three jobs fails on one machine, and is then cancelled while another machine runs it. The second
         // job ends. The third job waits.
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, lease) = market.start_default();
         let failed = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
         market.when(market.as_machine(), market.report(job, lease, failed)).expect_appended();
         market.machine = market.list_machine(market.offer());

@@ -446,10 +446,7 @@ mod tests {
     #[test]
     fn a_job_passes_through_its_phases_and_leaves_memory_when_settled() {
         let mut market = given();
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, lease) = market.start_default();
         market.complete(job, lease, Millis(1_000));
         assert_eq!(market.job(job).phase, Phase::Ended);
         market.when(Actor::Platform, Command::Settle(job)).expect_appended();

@@ -100,10 +100,7 @@ mod tests {
     #[test]
     fn the_shortest_of_the_four_times_is_billed_and_the_postings_sum_to_zero() {
         let mut market = given();
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, lease) = market.start_default();
         market.advance_time(Millis(90_000));
         market.complete(job, lease, Millis(72_000));
         let bill = settled(&mut market, job);
@@ -139,10 +136,7 @@ mod tests {
     #[test]
     fn a_cancelled_job_is_billed_up_to_the_request() {
         let mut market = given();
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, lease) = market.start_default();
         market.advance_time(Millis(10_000));
         market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
         market.advance_time(Millis(20_000));
@@ -155,10 +149,7 @@ mod tests {
     #[test]
     fn time_that_no_machine_reported_is_not_billed() {
         let mut market = given();
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, _) = market.start_default();
         market.advance_time(Millis(10_000));
         market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
         market.advance_time(Millis(31_000));
@@ -170,10 +161,7 @@ mod tests {
     #[test]
     fn uploading_files_is_not_billed() {
         let mut market = given();
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, lease) = market.start_default();
         market.advance_time(Millis(2_000));
         let exited = market.exit(job, lease, Millis(1_500));
         market.advance_time(Millis(600_000));

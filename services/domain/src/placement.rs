@@ -287,10 +287,7 @@ mod tests {
     fn the_best_record_wins_and_a_reliability_floor_rejects_a_machine_without_a_record() {
         let mut market = given();
         let with_record = market.machine;
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
+        let (job, lease) = market.start_default();
         market.complete(job, lease, gpubnb_events::Millis(1));
         let without_record = market.list_machine(market.offer());
         let reliable = |floor| Requirements { reliability: floor, ..Requirements::default() };

@@ -228,6 +228,15 @@ impl TestMarket {
         self.when(self.as_machine(), Command::Start(self.machine, start)).expect_appended();
     }
 
+    /// Submits a job, and lets the machine start it. The job's time limit is an hour.
+    pub(crate) fn start_default(&mut self) -> (JobId, Lease) {
+        let job = self.submit_default();
+        let lease = self.assign(job);
+        self.accept(job, lease);
+        self.start(job, lease);
+        (job, lease)
+    }
+
     /// The command by which the machine reports the end of its attempt.
     pub(crate) fn report(&self, job: JobId, lease: Lease, outcome: Outcome) -> Command {
         let report =

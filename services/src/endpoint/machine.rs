@@ -7,7 +7,7 @@ use gpubnb_domain::{
     machine::{Availability, MAX_SLOTS},
 };
 use gpubnb_events::{
-    Actor, Lease, MachineId, Millis,
+    Actor, Lease, MachineId, Millis, Seq,
     command::{
         Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant, Inventory,
         ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
@@ -59,8 +59,7 @@ async fn list(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
     check_not_suspended(&e, enrollment.owner)?;
     let listing = Listing { owner: enrollment.owner, public_key: Some(enrollment.public_key), offer };
     let seq = e.executor.execute(r.actor, &Command::ListMachine(machine, listing)).await?;
-    provision(&e, machine, slots).await?;
-    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
+    provision(&e, machine, seq, slots).await
 }
 
 /// Makes the queue of a listed machine anew. The queue may have been deleted at the broker.
@@ -72,16 +71,15 @@ async fn restore_queue(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
         listed.map(|m| (m.last, m.offer.slots))
     });
     let (seq, slots) = listed.ok_or(RpcError::refused(DomainError::UnknownMachine))?;
-    provision(&e, machine, slots).await?;
-    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
+    provision(&e, machine, seq, slots).await
 }
 
-/// Makes the machine's queue of jobs.
-async fn provision(e: &Endpoints, machine: MachineId, slots: u32) -> Result<(), RpcError> {
+/// Makes the queue of jobs of a machine that was listed by the event `seq`.
+async fn provision(e: &Endpoints, machine: MachineId, seq: Seq, slots: u32) -> Result<Listed, RpcError> {
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
-        .map(drop)
-        .map_err(|e| RpcError::unavailable("the machine's queue of jobs cannot be made now; try again", &e))
+        .map_err(|e| RpcError::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
+    Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
 async fn tested(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {

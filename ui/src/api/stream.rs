@@ -150,7 +150,10 @@ fn with_id(items: Vec<OutputItem>, id: Option<u64>) -> Vec<Event> {
     };
     let mut events: Vec<_> = items.into_iter().filter_map(event).collect();
     if let Some(last) = events.pop() {
-        events.push(id.map_or_else(|| last.clone(), |id| last.clone().id(id.to_string())));
+        events.push(match id {
+            Some(id) => last.id(id.to_string()),
+            None => last,
+        });
     }
     events
 }

@@ -150,19 +150,10 @@ mod tests {
         testing::*,
     };
     use gpubnb_events::{
-        Actor, Event, JobId, Lease,
+        Actor, Event,
         command::{ChangeMachine, Exit, MachineChange, Outcome},
         spec::Usage,
     };
-
-    /// A job that runs on the machine, with a time limit of an hour.
-    fn running(market: &mut TestMarket) -> (JobId, Lease) {
-        let job = market.submit_default();
-        let lease = market.assign(job);
-        market.accept(job, lease);
-        market.start(job, lease);
-        (job, lease)
-    }
 
     fn last_requeued(market: &TestMarket) -> Requeued {
         match market.last_event() {
@@ -174,7 +165,7 @@ mod tests {
     #[test]
     fn a_machine_that_is_silent_about_a_job_is_at_fault_long_after_the_limit() {
         let mut market = given();
-        let (job, _) = running(&mut market);
+        let (job, _) = market.start_default();
         market.advance_time(Millis(3_600_000 + 299_000));
         market.when(Actor::Platform, Command::Expire(job)).expect_refused();
         market.advance_time(Millis(2_000));
@@ -188,7 +179,7 @@ mod tests {
     #[test]
     fn files_that_are_not_uploaded_in_an_hour_are_nobodys_fault() {
         let mut market = given();
-        let (job, lease) = running(&mut market);
+        let (job, lease) = market.start_default();
         let seq = market.exit(job, lease, Millis(5));
         let exit = Command::Exit(market.machine, Exit { job, lease, usage: Usage { run: Millis(7) } });
         assert_eq!(market.when(market.as_machine(), exit).expect_already_done(), seq);
@@ -227,7 +218,7 @@ mod tests {
     #[test]
     fn a_machine_at_fault_gets_the_job_after_a_pause_and_another_machine_gets_it_before() {
         let mut market = given();
-        let (job, lease) = running(&mut market);
+        let (job, lease) = market.start_default();
         let first = market.machine;
         let lost = Outcome::Failed { reason: Reason::GpuLost, detail: String::new() };
         market.when(market.as_machine(), market.report(job, lease, lost)).expect_appended();
