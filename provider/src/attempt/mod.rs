@@ -117,7 +117,10 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
 async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let origin = prepare::prepare(context, grant).await?;
     let is_started_now = match origin {
-        ContainerOrigin::ThisRun => context.container.start().await.map(|()| true),
+        ContainerOrigin::ThisRun => {
+            run_clock::save_before_start(&context.directory());
+            context.container.start().await.map(|()| true)
+        }
         ContainerOrigin::FormerRun => context.container.start_unless_started().await,
     };
     if is_started_now.map_err(AttemptEnd::Failed)? {

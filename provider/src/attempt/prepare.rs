@@ -74,8 +74,8 @@ async fn create_container(
     let (tools, directory) = (&context.tools, context.directory());
     let output =
         tools.output_volumes.make(&directory, grant.spec.resources.output.bytes()).await.map_err(disk_problem)?;
-    // The boot id tells of a reboot before the start. The start itself saves a reading anew.
-    run_clock::save_start(&directory);
+    // The boot id tells of a reboot before the start.
+    run_clock::save_before_start(&directory);
     let input = inputs::fetch(context, grant).await?;
     let params = SandboxParams {
         machine: tools.machine,

@@ -13,7 +13,7 @@ use super::{
     end::{AttemptEnd, StopCause},
     outage::Outage,
     prepare::ContainerOrigin,
-    run_clock::{self, ClockReading},
+    run_clock::{self, ClockReading, StartReading},
     stop::{self, Limits},
     watch::RunSignals,
 };
@@ -172,7 +172,7 @@ async fn classify_exit(
     stopped: Option<StopCause>,
 ) -> Result<AttemptEnd, Problem> {
     let ContainerExit { code, mut outage, at, is_seen } = exit;
-    let start = ClockReading::saved(&context.directory());
+    let start = StartReading::saved(&context.directory());
     let run_until = |docker| match &start {
         Some(start) => run_clock::run_time(start, &at, docker, is_seen),
         None => docker.unwrap_or_default(),
@@ -182,7 +182,7 @@ async fn classify_exit(
         None => AttemptEnd::Exited { code, out_of_memory, run },
     };
     // An exit with code 0 that was seen needs no further check.
-    if code == 0 && is_seen && start.is_some() {
+    if code == 0 && is_seen && start.as_ref().is_some_and(StartReading::is_exact) {
         return Ok(end(false, run_until(None)));
     }
     let state = loop {
@@ -238,7 +238,7 @@ async fn docker_is_stopping(context: &AttemptContext) -> bool {
 /// The run time of the job before this run of the worker began to watch the container. After a reboot, or without a
 /// reading of the start, Docker's times decide.
 async fn ran_before(context: &AttemptContext) -> Duration {
-    let start = ClockReading::saved(&context.directory());
+    let start = StartReading::saved(&context.directory());
     let now = ClockReading::now();
     let ran = start.zip(now.ok()).and_then(|(start, now)| start.until(&now));
     if let Some(ran) = ran {

@@ -2,8 +2,8 @@
 //!
 //! The worker saves a reading of the clocks when it has started a container. `CLOCK_MONOTONIC` counts from boot, so a later
 //! run of the worker can go on with the saved reading until the machine is rebooted. Docker's own times of the start and
-//! the end are wall-clock times. They are used where the worker did not see the end, corrected by the jumps of the wall
-//! clock since the reading.
+//! the end are wall-clock times. They are used where the worker learned late of the start or of the end, corrected by the
+//! jumps of the wall clock since the reading.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -19,6 +19,8 @@ const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Largest difference between the wall clock and the monotonic clock that counts as no jump: clocks that are kept in time
 /// drift by less.
 const MAX_DRIFT_MILLIS: u64 = 1_000;
+/// Longest time in which Docker starts a container. A longer time means that the worker was stopped meanwhile.
+const MAX_START: Millis = Millis(2_000);
 
 /// The clocks at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,18 +45,6 @@ impl ClockReading {
         Ok(Self { boot_id, monotonic: Millis::from_duration(since_boot), wall: SystemClock.now() })
     }
 
-    /// Saves the reading in an attempt's directory, whole or not at all.
-    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
-        let partial = dir.join("clock.partial");
-        fs::write(&partial, serde_json::to_vec(self)?)?;
-        fs::rename(partial, dir.join(FILE))
-    }
-
-    /// The reading that was saved; `None` if none was saved, or if the file cannot be read.
-    pub(super) fn saved(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
-    }
-
     /// The time from this reading to a later one; `None` if the machine was rebooted in between.
     pub(super) fn until(&self, later: &Self) -> Option<Millis> {
         let is_same_boot = !self.boot_id.is_empty() && self.boot_id == later.boot_id;
@@ -62,37 +52,95 @@ impl ClockReading {
     }
 }
 
-/// Saves the present reading as that of a container's start. Without the reading, Docker's times decide.
+/// The saved reading of the clocks at the start of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StartReading {
+    #[serde(flatten)]
+    at: ClockReading,
+    /// False if the container may have started later than this reading: the worker was stopped or killed while Docker
+    /// started the container.
+    #[serde(default)]
+    is_exact: bool,
+}
+
+impl StartReading {
+    /// The reading that was saved; `None` if none was saved, or if the file cannot be read.
+    pub(super) fn saved(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
+    }
+
+    /// True if the container started at this reading.
+    pub(super) fn is_exact(&self) -> bool {
+        self.is_exact
+    }
+
+    /// The time from this reading to a later one; `None` if the machine was rebooted in between.
+    pub(super) fn until(&self, later: &ClockReading) -> Option<Millis> {
+        self.at.until(later)
+    }
+
+    /// Saves the reading in an attempt's directory, whole or not at all. Without the reading, Docker's times decide.
+    fn save(&self, dir: &Path) {
+        let partial = dir.join("clock.partial");
+        let save = || fs::write(&partial, serde_json::to_vec(self)?).and_then(|()| fs::rename(&partial, dir.join(FILE)));
+        if let Err(e) = save() {
+            warn!(error = %e, "the time of the start could not be saved");
+        }
+    }
+}
+
+/// Saves the present reading as a time before the start of an attempt's container.
+pub(super) fn save_before_start(dir: &Path) {
+    match ClockReading::now() {
+        Ok(at) => StartReading { at, is_exact: false }.save(dir),
+        Err(e) => warn!(error = %e, "the clocks could not be read"),
+    }
+}
+
+/// Saves the present reading as the start of a container. If the saved time before the start is long ago, that reading
+/// stays: the worker was stopped in between, and the container may have started, and ended, at any moment of the pause.
 pub(super) fn save_start(dir: &Path) {
-    if let Err(e) = ClockReading::now().and_then(|now| now.save(dir)) {
-        warn!(error = %e, "the time of the start could not be saved");
+    match (StartReading::saved(dir), ClockReading::now()) {
+        (Some(before), Ok(at)) => {
+            if before.until(&at).is_some_and(|waited| waited <= MAX_START) {
+                StartReading { at, is_exact: true }.save(dir);
+            }
+        }
+        (None, _) => {}
+        (_, Err(e)) => warn!(error = %e, "the clocks could not be read"),
     }
 }
 
 /// Returns true if the machine was rebooted after the reading was saved; false if that is not known.
 pub(super) fn is_rebooted(dir: &Path) -> bool {
-    match (ClockReading::saved(dir), ClockReading::now()) {
-        (Some(saved), Ok(now)) => saved.boot_id != now.boot_id,
+    match (StartReading::saved(dir), ClockReading::now()) {
+        (Some(saved), Ok(now)) => saved.at.boot_id != now.boot_id,
         _ => false,
     }
 }
 
-/// The run time of a job that started at the reading `start`.
+/// The run time of a job that started at the reading `start`, or after it.
 ///
 /// - `end`: the reading at which the worker learned of the end.
 /// - `docker`: Docker's time of the end minus Docker's time of the start.
-/// - `is_end_seen`: the worker learned of the end at once, and not after a pause, a restart, or an outage of Docker.
+/// - `is_end_exact`: the worker learned of the end at once, and not after a pause, a restart, or an outage of Docker.
 ///
 /// Example: the worker is stopped while a job runs for 2 s, and learns of the end after 45 s. The run time is 2 s, by
 /// Docker's times.
-pub(super) fn run_time(start: &ClockReading, end: &ClockReading, docker: Option<Millis>, is_end_seen: bool) -> Millis {
+pub(super) fn run_time(
+    start: &StartReading,
+    end: &ClockReading,
+    docker: Option<Millis>,
+    is_end_exact: bool,
+) -> Millis {
+    let is_exact = start.is_exact && is_end_exact;
     let Some(watched) = start.until(end) else { return docker.unwrap_or_default() };
-    let Some(docker) = docker else { return if is_end_seen { watched } else { Millis(0) } };
-    let jump = signed(end.wall.millis()) - signed(start.wall.millis()) - i128::from(watched.0);
+    let Some(docker) = docker else { return if is_exact { watched } else { Millis(0) } };
+    let jump = signed(end.wall.millis()) - signed(start.at.wall.millis()) - i128::from(watched.0);
     if jump.unsigned_abs() <= u128::from(MAX_DRIFT_MILLIS) {
         return docker.min(watched);
     }
-    if is_end_seen {
+    if is_exact {
         return watched;
     }
     // The clock jumped while the job ran if Docker's difference makes sense only without the jump.
@@ -122,17 +170,43 @@ mod tests {
     fn a_changed_boot_id_means_a_reboot() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_rebooted(dir.path()), "nothing was saved");
-        ClockReading::now().unwrap().save(dir.path()).unwrap();
+        save_before_start(dir.path());
         assert!(!is_rebooted(dir.path()));
-        reading("another", 1, 1).save(dir.path()).unwrap();
+        StartReading { at: reading("another", 1, 1), is_exact: true }.save(dir.path());
         assert!(is_rebooted(dir.path()));
+    }
+
+    fn exact(at: ClockReading) -> StartReading {
+        StartReading { at, is_exact: true }
+    }
+
+    #[test]
+    fn a_worker_that_was_stopped_during_the_start_keeps_the_time_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        save_before_start(dir.path());
+        save_start(dir.path());
+        assert!(StartReading::saved(dir.path()).unwrap().is_exact(), "Docker answered at once");
+        let mut before = ClockReading::now().unwrap();
+        before.monotonic.0 = before.monotonic.0.saturating_sub(14_000);
+        let before = StartReading { at: before, is_exact: false };
+        before.save(dir.path());
+        save_start(dir.path());
+        assert_eq!(StartReading::saved(dir.path()), Some(before));
+    }
+
+    #[test]
+    fn a_job_that_ran_while_its_start_was_unknown_is_billed_by_dockers_times() {
+        let start = StartReading { at: reading("a", 10_000, 0), is_exact: false };
+        let end = reading("a", 24_000, 14_000);
+        assert_eq!(run_time(&start, &end, Some(Millis(1_050)), true), Millis(1_050));
+        assert_eq!(run_time(&start, &end, None, true), Millis(0), "nobody knows");
     }
 
     #[test]
     fn no_jump_stop_or_restart_changes_a_run_time() {
-        let start = reading("a", 10_000, 0);
+        let start = exact(reading("a", 10_000, 0));
         let hour = 3_600_000;
-        for (name, end, docker, is_end_seen, expected) in [
+        for (name, end, docker, is_end_exact, expected) in [
             ("nothing happens", reading("a", 12_000, 2_000), Some(1_990), true, 1_990),
             ("the wall clock jumps ahead", reading("a", 12_000, 2_000 + hour), Some(2_000 + hour), true, 2_000),
             ("the worker learns of the end late", reading("a", 55_000, 45_000), Some(2_000), false, 2_000),
@@ -150,14 +224,14 @@ mod tests {
             ("Docker forgot the times", reading("a", 12_000, 2_000), None, true, 2_000),
             ("nobody knows", reading("a", 12_000, 2_000), None, false, 0),
         ] {
-            let found = run_time(&start, &end, docker.map(Millis), is_end_seen);
+            let found = run_time(&start, &end, docker.map(Millis), is_end_exact);
             assert_eq!(found, Millis(expected), "{name}");
         }
     }
 
     #[test]
     fn a_jump_back_before_the_end_is_corrected() {
-        let (start, end) = (reading("a", 10_000, 500_000), reading("a", 30_000, 100_000));
+        let (start, end) = (exact(reading("a", 10_000, 500_000)), reading("a", 30_000, 100_000));
         // The wall clock went back by 420 s while the job ran for 5 s.
         assert_eq!(run_time(&start, &end, Some(Millis(0)), true), Millis(20_000));
     }
