@@ -36,6 +36,15 @@ pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path
             }
         }
     }
+    for left in row["left_out"].as_array().into_iter().flatten() {
+        let text = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
+        errln!(
+            "{} entries of /output were not kept ({}), such as {}",
+            left["entries"],
+            text("reason"),
+            text("example")
+        );
+    }
     if saved > 0 {
         errln!("{saved} files were saved in {}", directory.display());
     }

@@ -13,7 +13,7 @@ use crate::{
     event::{Check, DeclineReason, Reason},
     ids::{AccountId, CommandId, JobId, Lease, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
-    spec::{Artifact, JobSpec, Offer, Placement, PlacementExplanation, Usage},
+    spec::{Artifact, JobSpec, LeftOut, Offer, Placement, PlacementExplanation, Usage},
     time::{Millis, Seconds, Timestamp},
 };
 
@@ -318,6 +318,9 @@ pub struct Report {
     /// The files that the attempt left in `/output`.
     #[serde(default)]
     pub outputs: Vec<Artifact>,
+    /// The entries of `/output` that are no artifacts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// The resources that the attempt used; `None` if the job's code never ran.
     pub usage: Option<Usage>,
     /// The time of the end, by the worker's clock.

@@ -56,6 +56,21 @@ pub struct LogLine {
     pub at: Timestamp,
     /// The text of the line, which comes from an untrusted job: escape the text wherever it is shown.
     pub text: String,
+    /// The number of bytes at the end of the line that are left out, because the line is too long.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cut: u64,
+}
+
+impl LogLine {
+    /// The words that follow the text where the line is shown: empty for a whole line.
+    pub fn cut_mark(&self) -> String {
+        if self.cut == 0 { String::new() } else { format!(" … ({} bytes more are left out)", self.cut) }
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// Measurements that a job reports.

@@ -184,16 +184,23 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
-        // `fsize` limits each file to the size of the whole output. The output volume limits the sum of all files.
-        ulimits: Some(vec![limit("nofile", 4_096), limit("core", 0), limit("fsize", bytes(output.bytes()))]),
+        // `fsize` limits each file, also those in /dev/shm, which the job's memory limits. The output volume limits the sum
+        // of the files in /output.
+        ulimits: Some(vec![
+            limit("nofile", 4_096),
+            limit("core", 0),
+            limit("fsize", bytes(output.bytes().saturating_add(memory.bytes()))),
+        ]),
         mounts: Some(mounts),
-        // Docker must not rotate the log, because the worker cannot follow a rotated log. Docker's limit is therefore
-        // four times the worker's limit, at which the worker stops the job.
+        // The driver `local` keeps the job's bytes as they are, with about 33 bytes more for each line. Docker must not rotate
+        // the log before the worker cuts it, because the worker cannot read the lines that were rotated away. The worker
+        // counts 8 bytes more for each line, so four times the worker's limit is enough.
         log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
+            typ: Some("local".to_owned()),
             config: Some(HashMap::from([
                 ("max-size".to_owned(), (params.max_log * 4).to_string()),
                 ("max-file".to_owned(), "1".to_owned()),
+                ("compress".to_owned(), "false".to_owned()),
             ])),
         }),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
@@ -300,14 +307,17 @@ mod tests {
                 "Ulimits": [
                     { "Name": "nofile", "Soft": 4_096, "Hard": 4_096 },
                     { "Name": "core", "Soft": 0, "Hard": 0 },
-                    { "Name": "fsize", "Soft": 100_i64 << 20, "Hard": 100_i64 << 20 },
+                    { "Name": "fsize", "Soft": 1_124_i64 << 20, "Hard": 1_124_i64 << 20 },
                 ],
                 "Tmpfs": { "/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777" },
                 "Mounts": [
                     { "Type": "bind", "Source": "/state/7/output", "Target": "/output", "ReadOnly": false },
                     { "Type": "bind", "Source": "/state/7/input", "Target": "/input", "ReadOnly": true },
                 ],
-                "LogConfig": { "Type": "json-file", "Config": { "max-file": "1", "max-size": "67108864" } },
+                "LogConfig": {
+                    "Type": "local",
+                    "Config": { "max-file": "1", "max-size": "67108864", "compress": "false" },
+                },
                 "RestartPolicy": { "Name": "no" },
                 "AutoRemove": false,
             },

@@ -132,7 +132,16 @@ pub(crate) fn job_events(
         JobAssigned { job, submission: seq, machine, terms, placement: why, attempt: 1 }.into(),
         Accepted { job, lease }.into(),
         Started { job, lease, image_digest: "sha256:0".to_owned() }.into(),
-        Completed { job, lease, outputs: Vec::new(), usage: Usage { run }, occurred_at, signature: None }.into(),
+        Completed {
+            job,
+            lease,
+            outputs: Vec::new(),
+            left_out: Vec::new(),
+            usage: Usage { run },
+            occurred_at,
+            signature: None,
+        }
+        .into(),
         settled.into(),
     ])
 }

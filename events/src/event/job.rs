@@ -7,7 +7,7 @@ use crate::{
     ids::{AccountId, JobId, Lease, MachineId, Seq},
     ledger::Posting,
     money::MicroUsd,
-    spec::{Artifact, Metering, PlacementExplanation, Terms, Usage},
+    spec::{Artifact, LeftOut, Metering, PlacementExplanation, Terms, Usage},
     time::Timestamp,
 };
 
@@ -276,6 +276,9 @@ pub struct Completed {
     pub lease: Lease,
     /// The files that the job left.
     pub outputs: Vec<Artifact>,
+    /// The entries of `/output` that are no artifacts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// The metered use.
     pub usage: Usage,
     /// When the program ended, by the worker's clock.
@@ -303,6 +306,9 @@ pub struct Failed {
     /// The files that the job left before it failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<Artifact>,
+    /// The entries of `/output` that are no artifacts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// The metered use, if the worker reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -319,9 +325,25 @@ pub struct Cancelled {
     /// The attempt; `None` for a job that had none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,
+    /// The files that the job left before the cancellation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<Artifact>,
+    /// The entries of `/output` that are no artifacts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// The metered use, if the worker reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The machine's signature over the manifest, as in [`Completed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+impl Cancelled {
+    /// The end of a job whose attempt, if there was one, reported nothing.
+    pub fn unreported(job: JobId, lease: Option<Lease>) -> Self {
+        Self { job, lease, outputs: Vec::new(), left_out: Vec::new(), usage: None, signature: None }
+    }
 }
 
 /// The bill of a job: its postings, and the sequences of the events from which the bill is computed. Each job has one

@@ -160,6 +160,51 @@ pub struct Artifact {
     pub sha256: String,
 }
 
+/// Entries of `/output` that are no artifacts, all for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LeftOut {
+    /// The reason.
+    pub reason: LeftOutReason,
+    /// The number of entries.
+    pub entries: u64,
+    /// The path of one of the entries, without the characters that no path of an artifact may have.
+    pub example: String,
+}
+
+/// The reason why an entry of `/output` is no artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+pub enum LeftOutReason {
+    /// The name is no UTF-8, or has a control character.
+    UnusableName,
+    /// The path is longer than 512 bytes.
+    LongPath,
+    /// The entry is below more than 16 directories.
+    TooDeep,
+    /// The entry is a link, a pipe, a socket or a device.
+    NotAFile,
+    /// The entry cannot be read.
+    Unreadable,
+    /// A job keeps at most 1,000 files.
+    TooManyFiles,
+    /// The files before this one took up the whole size that the job asked for.
+    TooLarge,
+}
+
+impl LeftOutReason {
+    /// The reason in words, after "because".
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::UnusableName => "the name is no UTF-8 text, or has a control character",
+            Self::LongPath => "the path is longer than 512 bytes",
+            Self::TooDeep => "the entry is below more than 16 directories",
+            Self::NotAFile => "the entry is a link, a pipe, a socket or a device",
+            Self::Unreadable => "the entry cannot be read",
+            Self::TooManyFiles => "a job keeps at most 1,000 files: pack them into an archive",
+            Self::TooLarge => "the files are larger than the output that the job asked for (output_mib)",
+        }
+    }
+}
+
 /// The resources that a run used, as the worker measured them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Usage {

@@ -3,6 +3,7 @@
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, Recorded, Timestamp,
     event::{Fault, JobAssigned, JobSubmitted, Reason},
+    spec::{Artifact, LeftOut},
 };
 use gpubnb_query::view::{AttemptOutcome, JobState};
 use gpubnb_store::{self, StoreError, Table, WriteBatch};
@@ -74,6 +75,7 @@ fn new_job(e: &JobSubmitted, at: Timestamp) -> JobRow {
         detail: String::new(),
         attempts: Vec::new(),
         outputs: Vec::new(),
+        left_out: Vec::new(),
         signature: None,
         submitted_at: at,
         started_at: None,
@@ -115,6 +117,13 @@ impl JobRow {
         if self.attempts.last().is_some_and(|attempt| Some(attempt.lease) == lease) {
             self.end_attempt(state.name());
         }
+    }
+
+    /// Keeps the list of files that the job left.
+    fn keep_files(&mut self, outputs: &[Artifact], left_out: &[LeftOut], signature: Option<&String>) {
+        outputs.clone_into(&mut self.outputs);
+        left_out.clone_into(&mut self.left_out);
+        self.signature = signature.cloned();
     }
 
     fn set_failure(&mut self, reason: Reason, fault: Fault, detail: &str) {
@@ -160,16 +169,17 @@ impl JobRow {
                 self.end(JobState::Completed, Some(e.lease), recorded.at);
                 self.reason = None;
                 self.fault = None;
-                self.outputs.clone_from(&e.outputs);
-                self.signature.clone_from(&e.signature);
+                self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
             }
             Event::Failed(e) => {
                 self.end(JobState::Failed, e.lease, recorded.at);
                 self.set_failure(e.reason, e.fault, &e.detail);
-                self.outputs.clone_from(&e.outputs);
-                self.signature.clone_from(&e.signature);
+                self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
             }
-            Event::Cancelled(e) => self.end(JobState::Cancelled, e.lease, recorded.at),
+            Event::Cancelled(e) => {
+                self.end(JobState::Cancelled, e.lease, recorded.at);
+                self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
+            }
             Event::Settled(e) => {
                 self.settled = true;
                 self.cost = Some(e.cost);
@@ -187,7 +197,7 @@ impl Projection for Jobs {
     }
 
     fn version(&self) -> u32 {
-        5
+        6
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     AccountId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason, Settled},
-    spec::{Artifact, JobSpec, Limits, Offer, Placement, PlacementExplanation, Terms},
+    spec::{Artifact, JobSpec, LeftOut, Limits, Offer, Placement, PlacementExplanation, Terms},
 };
 use gpubnb_query::view::{
     AttemptView, Balance, Day, Figures, JobState, JobView, LastFault, ListedMachine, MachineState, Receipt,
@@ -38,6 +38,8 @@ pub struct JobRow {
     pub attempts: Vec<AttemptRow>,
     #[serde(default)]
     pub outputs: Vec<Artifact>,
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     pub signature: Option<String>,
     pub submitted_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -189,6 +191,7 @@ impl From<JobRow> for JobView {
             detail,
             attempts,
             outputs,
+            left_out,
             signature,
             submitted_at,
             started_at,
@@ -215,6 +218,7 @@ impl From<JobRow> for JobView {
             detail,
             attempts: attempts.into_iter().map(Into::into).collect(),
             outputs,
+            left_out,
             signature,
             submitted_at,
             started_at,

@@ -223,7 +223,7 @@ impl History {
 
     /// The job is cancelled. `lease` is `None` if the job was on no machine.
     pub fn cancelled(&mut self, job: JobId, lease: Option<Lease>) -> Seq {
-        self.record(Cancelled { job, lease, usage: None })
+        self.record(Cancelled::unreported(job, lease))
     }
 
     /// The job is settled. `billed` has the provider and the billed lease; if it is `None`, the job costs nothing.

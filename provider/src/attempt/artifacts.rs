@@ -1,151 +1,267 @@
 //! Lists and hashes the files that a job left in `/output`: its artifacts. The files are untrusted. Their number and
-//! size are limited, links are never followed, and names with control characters are left out.
+//! size are limited, links are never followed, and what is left out is listed with the reason.
 
 use std::{
-    fs::{self, File},
-    io::Read as _,
-    os::unix::fs::OpenOptionsExt,
+    collections::BTreeMap,
+    fs::{self, File, Metadata},
+    io::{self, ErrorKind, Read as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use gpubnb_events::{event::Reason, spec::Artifact};
+use gpubnb_events::{
+    event::Reason,
+    spec::{Artifact, LeftOut, LeftOutReason},
+};
 use sha2::{Digest as _, Sha256};
 
-use super::Problem;
+use super::{Problem, output_volume};
 
 /// Most files in a manifest.
 const MAX_FILES: usize = 1_000;
-/// Most directory entries that are read. A job with a million tiny files must not keep the machine busy.
-const MAX_ENTRIES: usize = 10_000;
-/// Most directories above a listed file. Deeper files are left out.
+/// Most directory entries that are read. A job with many million tiny files must not keep the machine busy.
+const MAX_ENTRIES: usize = 200_000;
+/// Most directories above a listed file. Deeper entries are left out.
 const MAX_DEPTH: usize = 16;
-/// Longest path of a listed file, bytes. Files with a longer path are left out.
+/// Longest path of a listed file, bytes. Entries with a longer path are left out.
 const MAX_PATH: usize = 512;
+/// Longest example of an entry that was left out, in characters.
+const MAX_EXAMPLE: usize = 100;
 
-/// The size of a job's output, bytes; `u64::MAX` if the output has too many files or cannot be read.
-pub(super) async fn output_size(root: PathBuf) -> u64 {
-    let listed = tokio::task::spawn_blocking(move || list_files(&root)).await;
-    match listed {
-        Ok(Ok(files)) => files.iter().map(|f| f.bytes).sum(),
-        Ok(Err(_)) => u64::MAX,
-        Err(_) => 0,
-    }
-}
-
-/// The list of a job's files with their hashes, for the manifest. Fails if there are too many files, or if their size
-/// is larger than `max_bytes`.
-pub(super) async fn collect(root: PathBuf, max_bytes: u64) -> Result<Vec<Artifact>, Problem> {
-    let collected = tokio::task::spawn_blocking(move || {
-        let files = list_files(&root)?;
-        let too_large = |detail: String| Problem::new(Reason::OutputTooLarge, detail);
-        let bytes: u64 = files.iter().map(|f| f.bytes).sum();
-        if bytes > max_bytes {
-            return Err(too_large(format!("{bytes} bytes, {max_bytes} allowed")));
+/// The space that a running job's output takes on the disk, bytes; `u64::MAX` if that cannot be measured, because a job
+/// could otherwise hide files. An output with a file system of its own needs no measurement.
+pub(super) async fn measured_size(root: PathBuf) -> u64 {
+    let measure = move || {
+        if output_volume::is_mounted(&root).unwrap_or(false) {
+            return 0;
         }
-        if files.len() > MAX_FILES {
-            return Err(too_large(format!("{} files, {MAX_FILES} allowed", files.len())));
-        }
-        files.into_iter().map(|file| hash(&root, file)).collect()
-    });
-    collected.await.map_err(|e| Problem::caused(Reason::RuntimeMisconfigured, e))?
-}
-
-/// A file of the job, without its hash.
-struct ListedFile {
-    path: String,
-    bytes: u64,
-}
-
-/// Lists the regular files below the root, sorted by path.
-fn list_files(root: &Path) -> Result<Vec<ListedFile>, Problem> {
-    let mut files = Vec::new();
-    let mut entries = 0;
-    let mut pending = vec![(root.to_path_buf(), String::new(), 0)];
-    while let Some((directory, prefix, depth)) = pending.pop() {
-        let listed = match fs::read_dir(&directory) {
-            Ok(listed) => listed,
-            // The running job may have removed a directory after it was listed.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(unreadable(&directory.to_string_lossy(), e)),
-        };
-        for entry in listed {
-            let Ok(entry) = entry else { continue };
-            entries += 1;
+        let (mut bytes, mut entries) = (0_u64, 0);
+        let mut pending = vec![root];
+        while let Some(directory) = pending.pop() {
+            let listed = match fs::read_dir(&directory) {
+                Ok(listed) => listed,
+                // The running job may have removed a directory after it was listed.
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(_) => return u64::MAX,
+            };
+            for entry in listed.flatten() {
+                entries += 1;
+                let Ok(metadata) = entry.metadata() else { continue };
+                bytes += metadata.blocks() * 512;
+                if metadata.is_dir() {
+                    pending.push(entry.path());
+                }
+            }
             if entries > MAX_ENTRIES {
-                return Err(Problem::new(Reason::OutputTooLarge, format!("more than {MAX_ENTRIES} files")));
+                return u64::MAX;
             }
-            let Some(path) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { continue };
-            if path.len() > MAX_PATH || path.chars().any(char::is_control) {
+        }
+        bytes
+    };
+    tokio::task::spawn_blocking(measure).await.unwrap_or(0)
+}
+
+/// The files that a job left.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Collected {
+    /// The files with their hashes, for the manifest.
+    pub(super) files: Vec<Artifact>,
+    /// The entries that are not in the manifest.
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// Lists and hashes the files of a job that has ended. Keeps as many files as fit into `max_bytes`, in the order of their
+/// paths.
+pub(super) async fn collect(root: PathBuf, max_bytes: u64) -> Result<Collected, Problem> {
+    let collect = move || {
+        let mut listing = Listing::default();
+        listing.list(&root);
+        listing.into_collected(&root, max_bytes)
+    };
+    tokio::task::spawn_blocking(collect).await.map_err(|e| Problem::caused(Reason::RuntimeMisconfigured, e))
+}
+
+/// The entries of an output, as they are found.
+#[derive(Default)]
+struct Listing {
+    /// The sizes of the regular files in bytes, by path.
+    files: BTreeMap<String, u64>,
+    left_out: BTreeMap<LeftOutReason, LeftOut>,
+}
+
+impl Listing {
+    fn list(&mut self, root: &Path) {
+        let mut entries = 0;
+        let mut pending = vec![(root.to_path_buf(), String::new(), 0)];
+        while let Some((directory, prefix, depth)) = pending.pop() {
+            let Ok(listed) = make_accessible(&directory).and_then(|()| fs::read_dir(&directory)) else {
+                self.leave_out(LeftOutReason::Unreadable, &prefix);
                 continue;
-            }
-            // The metadata of the entry itself, not of a link's target. A link is neither a file nor a directory.
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() && depth < MAX_DEPTH {
-                pending.push((entry.path(), format!("{path}/"), depth + 1));
-            } else if metadata.is_file() {
-                files.push(ListedFile { path, bytes: metadata.len() });
+            };
+            for entry in listed {
+                let Ok(entry) = entry else { continue };
+                entries += 1;
+                if entries > MAX_ENTRIES {
+                    return self.leave_out(LeftOutReason::TooManyFiles, &prefix);
+                }
+                let name = entry.file_name();
+                let path = format!("{prefix}{}", name.to_string_lossy());
+                // The metadata of the entry itself, and not of a link's target.
+                match entry.metadata().map_err(|_| LeftOutReason::Unreadable).and_then(|metadata| {
+                    check_entry(&path, name.to_str().is_some(), depth, &metadata).map(|()| metadata)
+                }) {
+                    Err(reason) => self.leave_out(reason, &path),
+                    Ok(metadata) if metadata.is_dir() => pending.push((entry.path(), format!("{path}/"), depth + 1)),
+                    Ok(metadata) => {
+                        self.files.insert(path, metadata.len());
+                    }
+                }
             }
         }
     }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(files)
+
+    fn leave_out(&mut self, reason: LeftOutReason, path: &str) {
+        let parts = path.trim_end_matches('/').split('/').filter(|part| !part.is_empty());
+        let example: String = parts.collect::<Vec<_>>().join("/");
+        let example = example.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_EXAMPLE).collect();
+        let left = self.left_out.entry(reason).or_insert(LeftOut { reason, entries: 0, example });
+        left.entries += 1;
+    }
+
+    /// Hashes the files that fit.
+    fn into_collected(mut self, root: &Path, max_bytes: u64) -> Collected {
+        let (mut files, mut room) = (Vec::new(), max_bytes);
+        for (path, bytes) in std::mem::take(&mut self.files) {
+            if files.len() == MAX_FILES {
+                self.leave_out(LeftOutReason::TooManyFiles, &path);
+            } else if bytes > room {
+                self.leave_out(LeftOutReason::TooLarge, &path);
+            } else if let Ok(artifact) = hash(root, &path, bytes) {
+                room -= artifact.bytes;
+                files.push(artifact);
+            } else {
+                self.leave_out(LeftOutReason::Unreadable, &path);
+            }
+        }
+        Collected { files, left_out: self.left_out.into_values().collect() }
+    }
 }
 
-/// Opens a file of a job. Fails if the file is a link.
-pub(super) fn open(path: &Path) -> std::io::Result<File> {
-    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    fs::OpenOptions::new().read(true).custom_flags(no_follow).open(path)
+/// Checks that an entry is a directory or a file that can be in a manifest. `depth` is the number of directories above it.
+fn check_entry(path: &str, is_text: bool, depth: usize, metadata: &Metadata) -> Result<(), LeftOutReason> {
+    if !is_text || path.chars().any(char::is_control) {
+        Err(LeftOutReason::UnusableName)
+    } else if path.len() > MAX_PATH {
+        Err(LeftOutReason::LongPath)
+    } else if depth > MAX_DEPTH || (metadata.is_dir() && depth == MAX_DEPTH) {
+        Err(LeftOutReason::TooDeep)
+    } else if metadata.is_dir() || metadata.is_file() {
+        Ok(())
+    } else {
+        Err(LeftOutReason::NotAFile)
+    }
 }
 
-fn unreadable(path: &str, e: std::io::Error) -> Problem {
-    Problem::caused(Reason::RuntimeMisconfigured, anyhow::Error::new(e).context(path.to_owned()))
+/// Makes a directory readable that the job has made unreadable. Only for a job that has ended, which can no longer put a
+/// link in the directory's place. Does nothing to a directory that is readable, or that belongs to somebody else.
+pub(super) fn make_accessible(directory: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(directory)?;
+    if metadata.is_dir() && metadata.mode() & 0o700 != 0o700 {
+        fs::set_permissions(directory, fs::Permissions::from_mode(metadata.mode() & 0o7777 | 0o700))?;
+    }
+    Ok(())
 }
 
-fn hash(root: &Path, file: ListedFile) -> Result<Artifact, Problem> {
-    let failed = |e: std::io::Error| unreadable(&file.path, e);
-    let mut content = open(&root.join(&file.path)).map_err(failed)?.take(file.bytes);
+/// Opens a file of a job that has ended. Fails if the file is a link. Makes a file readable that the job has made
+/// unreadable.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    // A pipe in the file's place must not block the worker.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let open = || fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    match open() {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && fs::symlink_metadata(path)?.is_file() => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            open()
+        }
+        opened => opened,
+    }
+}
+
+fn hash(root: &Path, path: &str, bytes: u64) -> io::Result<Artifact> {
+    let mut content = open(&root.join(path))?.take(bytes);
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
-    let mut bytes = 0;
+    let mut hashed = 0;
     loop {
-        let read = content.read(&mut buffer).map_err(failed)?;
+        let read = content.read(&mut buffer)?;
         if read == 0 {
             break;
         }
         hasher.update(&buffer[..read]);
-        bytes += read as u64;
+        hashed += read as u64;
     }
-    Ok(Artifact { path: file.path, bytes, sha256: gpubnb_events::hex(hasher.finalize()) })
+    Ok(Artifact { path: path.to_owned(), bytes: hashed, sha256: gpubnb_events::hex(hasher.finalize()) })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+
     use super::*;
 
-    #[tokio::test]
-    async fn files_are_listed_and_links_and_control_characters_are_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("a")).unwrap();
-        fs::write(dir.path().join("a/b.txt"), "hello").unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
-        std::os::unix::fs::symlink("/etc", dir.path().join("directory")).unwrap();
-        fs::write(dir.path().join("new\nline"), "x").unwrap();
-        let manifest = collect(dir.path().to_path_buf(), 100).await.unwrap();
-        let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-        assert_eq!(manifest, [Artifact { path: "a/b.txt".to_owned(), bytes: 5, sha256: hello.to_owned() }]);
-        assert_eq!(output_size(dir.path().to_path_buf()).await, 5);
-        let problem = collect(dir.path().to_path_buf(), 4).await.unwrap_err();
-        assert_eq!(problem.reason, Reason::OutputTooLarge);
-        assert_eq!(problem.detail(), "5 bytes, 4 allowed");
+    fn left_out(reason: LeftOutReason, entries: u64, example: &str) -> LeftOut {
+        LeftOut { reason, entries, example: example.to_owned() }
     }
 
     #[tokio::test]
-    async fn too_many_files_are_too_much_output() {
+    async fn files_are_listed_and_everything_else_is_left_out_with_its_reason() {
         let dir = tempfile::tempdir().unwrap();
-        for index in 0..=MAX_FILES {
-            fs::write(dir.path().join(index.to_string()), "").unwrap();
+        let root = dir.path().join("output");
+        fs::create_dir_all(root.join("a")).unwrap();
+        fs::write(root.join("a/b.txt"), "hello").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc", root.join("link-to-directory")).unwrap();
+        fs::write(root.join("new\nline"), "x").unwrap();
+        fs::write(root.join(std::ffi::OsStr::from_bytes(b"\xff")), "x").unwrap();
+        let deep = root.join(["d"; 18].join("/"));
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), "x").unwrap();
+        let collected = collect(root.clone(), 100).await.unwrap();
+        let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+        assert_eq!(collected.files, [Artifact { path: "a/b.txt".to_owned(), bytes: 5, sha256: hello.to_owned() }]);
+        let counts: Vec<_> = collected.left_out.iter().map(|l| (l.reason, l.entries)).collect();
+        let expected = [(LeftOutReason::UnusableName, 2), (LeftOutReason::TooDeep, 1), (LeftOutReason::NotAFile, 2)];
+        assert_eq!(counts, expected);
+        assert!(collected.left_out.iter().all(|l| !l.example.chars().any(char::is_control)));
+    }
+
+    #[tokio::test]
+    async fn what_fits_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in [("a", 5), ("b", 6), ("c", 5)] {
+            fs::write(dir.path().join(name), vec![b'x'; bytes]).unwrap();
         }
-        let problem = collect(dir.path().to_path_buf(), 100).await.unwrap_err();
-        assert_eq!((problem.reason, problem.detail()), (Reason::OutputTooLarge, "1001 files, 1000 allowed".to_owned()));
+        let collected = collect(dir.path().to_path_buf(), 10).await.unwrap();
+        let names: Vec<_> = collected.files.iter().map(|f| f.path.as_str()).collect();
+        assert_eq!(names, ["a", "c"]);
+        assert_eq!(collected.left_out, [left_out(LeftOutReason::TooLarge, 1, "b")]);
+        for index in 0..=MAX_FILES {
+            fs::write(dir.path().join(format!("d{index:04}")), "").unwrap();
+        }
+        let collected = collect(dir.path().to_path_buf(), 100).await.unwrap();
+        assert_eq!(collected.files.len(), MAX_FILES);
+        assert_eq!(collected.left_out, [left_out(LeftOutReason::TooManyFiles, 4, "d0997")]);
+    }
+
+    #[tokio::test]
+    async fn the_space_on_the_disk_is_measured_and_a_sparse_file_takes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join(["d"; 20].join("/"));
+        fs::create_dir_all(&deep).unwrap();
+        File::create(deep.join("sparse")).unwrap().set_len(1 << 40).unwrap();
+        let before = measured_size(dir.path().to_path_buf()).await;
+        assert!(before < 1 << 20, "{before}");
+        fs::write(deep.join("file"), vec![1; 1 << 20]).unwrap();
+        assert!(measured_size(dir.path().to_path_buf()).await >= before + (1 << 20), "files count at every depth");
     }
 }

@@ -105,7 +105,7 @@ impl Container {
 
     /// The first line of the log, without its timestamp and at most 500 characters; empty if there is none.
     pub(super) async fn first_line(&self) -> Result<String, Error> {
-        let first = Box::pin(self.log(false)).next().await.transpose()?;
+        let first = Box::pin(self.log(false, false)).next().await.transpose()?;
         let text = first.map(|frame| frame.to_string()).unwrap_or_default();
         let line = text.lines().next().and_then(|line| line.split_once(' ')).map(|(_, line)| line);
         Ok(line.unwrap_or_default().chars().take(500).collect())
@@ -117,10 +117,11 @@ impl Container {
     }
 
     /// The log from its beginning. Each frame starts with Docker's timestamp. With `follow`, the stream goes on until
-    /// the container ends.
-    pub(super) fn log(&self, follow: bool) -> impl Stream<Item = Result<LogOutput, Error>> + use<> {
-        let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true).timestamps(true).build();
-        self.docker.logs(&self.name, Some(options))
+    /// the container ends. With `only_new`, the stream begins with what the job writes next.
+    pub(super) fn log(&self, follow: bool, only_new: bool) -> impl Stream<Item = Result<LogOutput, Error>> + use<> {
+        let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true).timestamps(true);
+        let options = if only_new { options.tail("0") } else { options };
+        self.docker.logs(&self.name, Some(options.build()))
     }
 
     /// Stops the container: sends SIGTERM, and SIGKILL after the grace. Tries again while Docker does not answer. Drop

@@ -2,7 +2,7 @@
 
 use gpubnb_events::{Millis, command::Outcome, event::Reason, spec::Usage};
 
-use super::Problem;
+use super::{Problem, output_volume::Fullness};
 use crate::desired_state::StopReason;
 
 /// The exit code of a process that was killed: 128 + SIGKILL.
@@ -58,9 +58,9 @@ impl AttemptEnd {
         matches!(self, Self::Stopped { .. } | Self::Exited { .. })
     }
 
-    /// The outcome for the market. `output_is_full` returns true if `/output` is full, and is called only for an exit
-    /// code that has no other explanation.
-    pub(super) fn outcome(&self, output_is_full: impl FnOnce() -> bool) -> Outcome {
+    /// The outcome for the market. `fullness` tells which file system is full, and is called only for an exit code that
+    /// has no other explanation.
+    pub(super) fn outcome(&self, fullness: impl FnOnce() -> Fullness) -> Outcome {
         match self {
             Self::NotStarted(reason) => stopped(*reason),
             Self::Failed(problem) => problem.outcome(),
@@ -71,11 +71,14 @@ impl AttemptEnd {
             Self::Exited { code: EXCEEDED_FILE_SIZE, .. } => {
                 failed(Reason::OutputTooLarge, "a file grew past the limit")
             }
-            Self::Exited { .. } if output_is_full() => failed(Reason::OutputTooLarge, "/output was full"),
-            Self::Exited { code, out_of_memory, .. } => {
-                let detail = if *out_of_memory { CHILD_OUT_OF_MEMORY } else { explain_exit_code(*code) };
-                failed(Reason::NonZeroExit { code: *code }, detail)
-            }
+            Self::Exited { code, out_of_memory, .. } => match fullness() {
+                Fullness::Disk => failed(Reason::DiskFull, "the machine's disk was full"),
+                Fullness::Output => failed(Reason::OutputTooLarge, "/output was full: ask for more (output_mib)"),
+                Fullness::NotFull => {
+                    let detail = if *out_of_memory { CHILD_OUT_OF_MEMORY } else { explain_exit_code(*code) };
+                    failed(Reason::NonZeroExit { code: *code }, detail)
+                }
+            },
         }
     }
 }
@@ -112,6 +115,7 @@ fn stopped(reason: StopReason) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Fullness::{Disk, NotFull, Output};
 
     const RUN: Millis = Millis(1_500);
 
@@ -121,15 +125,16 @@ mod tests {
 
     #[test]
     fn each_end_has_its_outcome() {
-        let reason = |end: &AttemptEnd, full: bool| match end.outcome(|| full) {
+        let reason = |end: &AttemptEnd, full: Fullness| match end.outcome(|| full) {
             Outcome::Failed { reason, .. } => Some(reason),
             Outcome::Completed | Outcome::Cancelled => None,
         };
         assert_eq!(exited(0, false).outcome(|| panic!("an exit with code 0 needs no explanation")), Outcome::Completed);
-        assert_eq!(reason(&exited(3, false), false), Some(Reason::NonZeroExit { code: 3 }));
-        assert_eq!(reason(&exited(3, false), true), Some(Reason::OutputTooLarge));
-        assert_eq!(reason(&exited(137, true), true), Some(Reason::OutOfMemory));
-        let detail = |code, out_of_memory| match exited(code, out_of_memory).outcome(|| false) {
+        assert_eq!(reason(&exited(3, false), NotFull), Some(Reason::NonZeroExit { code: 3 }));
+        assert_eq!(reason(&exited(3, false), Output), Some(Reason::OutputTooLarge));
+        assert_eq!(reason(&exited(3, false), Disk), Some(Reason::DiskFull), "the machine's fault");
+        assert_eq!(reason(&exited(137, true), Output), Some(Reason::OutOfMemory));
+        let detail = |code, out_of_memory| match exited(code, out_of_memory).outcome(|| NotFull) {
             Outcome::Failed { reason: Reason::NonZeroExit { code: found }, detail } if found == code => detail,
             other => panic!("{other:?}"),
         };
@@ -137,11 +142,11 @@ mod tests {
         assert!(detail(1, true).contains("memory_mib"), "a child ran out of memory");
         assert!(detail(135, false).contains("shm_mib"));
         assert!(detail(127, false).contains("not found"));
-        assert_eq!(reason(&exited(EXCEEDED_FILE_SIZE, false), false), Some(Reason::OutputTooLarge));
+        assert_eq!(reason(&exited(EXCEEDED_FILE_SIZE, false), NotFull), Some(Reason::OutputTooLarge));
         let limit = AttemptEnd::Stopped { cause: StopCause::Limit(Reason::LogFlood), run: RUN };
-        assert_eq!(reason(&limit, false), Some(Reason::LogFlood));
+        assert_eq!(reason(&limit, NotFull), Some(Reason::LogFlood));
         let broken = AttemptEnd::Failed(Problem::new(Reason::Interrupted, "Docker was stopped"));
-        assert_eq!(reason(&broken, true), Some(Reason::Interrupted));
+        assert_eq!(reason(&broken, Output), Some(Reason::Interrupted));
     }
 
     #[test]
@@ -151,9 +156,9 @@ mod tests {
             (StopReason::Preempted, failed(Reason::Preempted, "")),
             (StopReason::GpuLost, failed(Reason::GpuLost, "")),
         ] {
-            assert_eq!(AttemptEnd::NotStarted(stop).outcome(|| false), outcome);
+            assert_eq!(AttemptEnd::NotStarted(stop).outcome(|| NotFull), outcome);
             let stopped = AttemptEnd::Stopped { cause: StopCause::Requested(stop), run: RUN };
-            assert_eq!(stopped.outcome(|| false), outcome);
+            assert_eq!(stopped.outcome(|| NotFull), outcome);
         }
     }
 

@@ -14,6 +14,7 @@ use gpubnb_events::{
 use serde_json::{Value, json};
 
 use super::{
+    output_volume::Fullness,
     end::{AttemptEnd, StopCause},
     prepare::ContainerOrigin,
     run,
@@ -94,7 +95,7 @@ async fn an_attempt_whose_gpu_is_lost_is_stopped_and_fails_as_gpu_lost() {
     let (end, ()) = tokio::join!(running, loss);
     let cause = StopCause::Requested(StopReason::GpuLost);
     assert!(matches!(end, AttemptEnd::Stopped { cause: found, .. } if found == cause), "{end:?}");
-    assert_eq!(end.outcome(|| false), Outcome::Failed { reason: Reason::GpuLost, detail: String::new() });
+    assert_eq!(end.outcome(|| Fullness::NotFull), Outcome::Failed { reason: Reason::GpuLost, detail: String::new() });
     assert_eq!(docker.stopped_by().as_deref(), Some("t=10"), "the container was stopped");
     assert_eq!(*other.borrow(), DesiredState::Run, "the other GPU works, and its attempt goes on");
 }

@@ -3,15 +3,16 @@
 //! While the broker is away, the worker reads no further. Docker keeps the log on disk, so nothing is lost and the
 //! worker needs no memory. Docker returns the log in *frames* of at most 16 KiB.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use bollard::container::LogOutput;
 use futures_util::StreamExt;
 use gpubnb_events::{
-    Clock as _, Lease, SystemClock,
+    Clock as _, Lease, Millis, SystemClock, Timestamp,
     output::{JOB_METRICS, JobMetrics, LOG_LINES, LogLine, LogLines, LogStream, PROGRESS, Progress},
     subject::OutputKind,
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
@@ -20,19 +21,25 @@ use tracing::debug;
 
 use super::{
     context::AttemptContext,
-    log_lines::{JobLine, LineJoiner},
+    log_lines::{Frame, JobLine, LineJoiner},
     publish::publish,
     watch::{RunSignals, wait_until},
 };
 
+/// The file with the position in the log, in the attempt's directory.
+const POSITION_FILE: &str = "log.json";
 /// Longest time between the first line of a chunk and its publication. A large chunk is published sooner.
 const FLUSH_DELAY: Duration = Duration::from_millis(50);
 /// A chunk with this many lines or metrics is large.
 const MAX_CHUNK_LINES: usize = 256;
 /// A chunk with this many bytes of log is large.
 const MAX_CHUNK_BYTES: usize = 64 * 1024;
-/// Most bytes of log in one second. More is a flood.
-const MAX_BYTES_PER_SECOND: u64 = 4 << 20;
+/// Longest time over which a flood is measured, in milliseconds of Docker's timestamps.
+const FLOOD_WINDOW: Millis = Millis(10_000);
+/// Most bytes of log in one such time. More is a flood, which takes the machine's processor time.
+const MAX_BYTES_IN_WINDOW: u64 = 80 << 20;
+/// The bytes that each line counts in addition to its text, for its time and its number.
+const LINE_COST: u64 = 8;
 /// Pause before the next read of the log, if the container has not ended or a read failed.
 const RETRY: Duration = Duration::from_millis(500);
 /// A shorter log, in bytes, is read a second time when the container has ended. That is faster than to wait until
@@ -43,12 +50,13 @@ const MAX_READS: u32 = 5;
 /// Most failed reads of an ended container's log. With the pause `RETRY` that is two minutes, for a restart of Docker.
 const MAX_FAILURES: u32 = 240;
 
-/// Forwards the log until the container has ended and its whole log is published. If the job writes too much, sets the
-/// signal `log_flooded` and reads no further.
+/// Forwards the log until the container has ended and its whole log is published. If the log is longer than the worker's
+/// limit, the rest is left out and the job goes on. If the job floods its log, sets the signal `log_flooded` and reads no
+/// further.
 pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     let mut ended = signals.container_ended();
-    let mut chunk = Chunk::new(context);
-    let mut reader = LogReader::new(context.tools.max_log);
+    let mut reader = LogReader::at(LogPosition::saved(&context.directory()), context.tools.max_log);
+    let mut chunk = Chunk::new(context, reader.position);
     let (mut tries, mut failures) = (0, 0);
     while tries < MAX_READS {
         let had_ended = *ended.borrow();
@@ -72,7 +80,7 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
         tries += u32::from(had_ended);
     }
     for line in reader.lines.finish() {
-        chunk.push(line);
+        reader.keep(&mut chunk, line);
     }
     chunk.flush().await;
 }
@@ -81,32 +89,67 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
 enum ReadResult {
     /// The log has no more frames at this moment.
     AtEnd,
-    /// The job writes too much, or too fast.
+    /// The job writes faster than the machine can bear.
     Flood,
     Failed(bollard::errors::Error),
 }
 
+/// A position in a container's log, between two lines of both streams. The position of the last published line is saved, so
+/// that a worker that is started again neither loses a line nor publishes one twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct LogPosition {
+    /// Number of frames before the position. The log of a container only grows, so frames can be counted.
+    frames: usize,
+    /// Number of lines before the position.
+    lines: u64,
+    /// Bytes of the log before the position, as the limit counts them.
+    bytes: u64,
+    /// True if the limit was reached, so that lines are left out from here on.
+    is_cut: bool,
+}
+
+impl LogPosition {
+    fn saved(dir: &Path) -> Self {
+        let saved = fs::read(dir.join(POSITION_FILE)).ok();
+        saved.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Saves the position, whole or not at all. Without a saved position, the log is read from its start.
+    fn save(&self, dir: &Path) {
+        let partial = dir.join("log.partial");
+        let save = || {
+            fs::write(&partial, serde_json::to_vec(self)?).and_then(|()| fs::rename(&partial, dir.join(POSITION_FILE)))
+        };
+        if let Err(e) = save() {
+            debug!(error = %e, "the position in a log could not be saved");
+        }
+    }
+}
+
 /// Reads the log, and continues where the last read stopped.
 struct LogReader {
-    meter: RateMeter,
+    meter: FloodMeter,
     lines: LineJoiner,
-    /// Number of frames that were read. Each read begins at the first frame of the log and skips this number of frames,
-    /// because the log of a container only grows.
-    frames: usize,
+    /// The position after the frames that were read.
+    position: LogPosition,
+    /// Largest log, bytes.
+    max_total: u64,
 }
 
 impl LogReader {
-    fn new(max_total: u64) -> Self {
-        Self { meter: RateMeter::new(max_total, Instant::now()), lines: LineJoiner::default(), frames: 0 }
+    fn at(position: LogPosition, max_total: u64) -> Self {
+        Self { meter: FloodMeter::new(), lines: LineJoiner::default(), position, max_total }
     }
 
     /// Reads the frames after the last read. With `follow`, reads until the container has ended; otherwise reads the
     /// frames that exist.
     async fn read(&mut self, chunk: &mut Chunk<'_>, follow: bool, ended: &mut watch::Receiver<bool>) -> ReadResult {
-        let mut frames = Box::pin(chunk.context.container.log(follow));
-        let mut to_skip = self.frames;
+        // Docker may have rotated away what follows the limit. Nobody misses these frames.
+        let only_new = self.position.is_cut;
+        let mut frames = Box::pin(chunk.context.container.log(follow, only_new));
+        let mut to_skip = if only_new { 0 } else { self.position.frames };
         loop {
-            let is_short = self.meter.total < SHORT_LOG;
+            let is_short = self.position.bytes < SHORT_LOG;
             let frame = tokio::select! {
                 biased;
                 frame = frames.next() => frame,
@@ -127,44 +170,65 @@ impl LogReader {
                 Some(Err(e)) => return ReadResult::Failed(e),
                 None => return ReadResult::AtEnd,
             };
-            self.frames += 1;
-            if self.meter.add_bytes(bytes.len() as u64, Instant::now()) {
+            self.position.frames += 1;
+            let frame = Frame::parse(stream, &bytes);
+            self.position.bytes += frame.text.len() as u64 + LINE_COST;
+            if self.meter.is_flooded_by(frame.at, frame.text.len() as u64) {
                 return ReadResult::Flood;
             }
-            if let Some(line) = self.lines.push(stream, &bytes) {
-                chunk.push(line);
+            if let Some(line) = self.lines.push(&frame) {
+                self.keep(chunk, line);
             }
             if chunk.is_large() {
                 chunk.flush().await;
             }
         }
     }
+
+    /// Adds a line to the chunk, unless the log has reached its limit. Progress and metrics have no limit.
+    fn keep(&mut self, chunk: &mut Chunk<'_>, line: JobLine) {
+        let is_cut = self.position.is_cut;
+        match line {
+            JobLine::Log(line) if !is_cut && self.position.bytes > self.max_total => {
+                self.position.is_cut = true;
+                let text = format!("the log is cut here: a job keeps {} MiB of its log", self.max_total >> 20);
+                self.position.lines += 1;
+                chunk.push(JobLine::Log(LogLine { stream: LogStream::Stderr, at: line.at, text, cut: 0 }));
+            }
+            JobLine::Log(_) if is_cut => {}
+            JobLine::Log(line) => {
+                self.position.lines += 1;
+                chunk.push(JobLine::Log(line));
+            }
+            other => chunk.push(other),
+        }
+        if !self.lines.has_partial() {
+            chunk.position = self.position;
+        }
+    }
 }
 
-/// Counts the bytes of a log in total and in the current second.
-struct RateMeter {
-    /// Largest total, bytes.
-    max_total: u64,
-    total: u64,
-    /// When the current second began.
-    second: Instant,
-    in_second: u64,
+/// Measures how fast a job writes, by the times at which the job wrote, and not by the times at which the worker read:
+/// a worker that reads late reads fast.
+#[derive(Debug)]
+struct FloodMeter {
+    /// When the current window began.
+    since: Timestamp,
+    in_window: u64,
 }
 
-impl RateMeter {
-    fn new(max_total: u64, now: Instant) -> Self {
-        Self { max_total, total: 0, second: now, in_second: 0 }
+impl FloodMeter {
+    fn new() -> Self {
+        Self { since: Timestamp::EPOCH, in_window: 0 }
     }
 
-    /// Adds bytes. Returns true if there are now too many bytes in total or in the current second.
-    fn add_bytes(&mut self, bytes: u64, now: Instant) -> bool {
-        if now.duration_since(self.second) > Duration::from_secs(1) {
-            self.second = now;
-            self.in_second = 0;
+    /// Adds bytes that the job wrote at a time. Returns true if there are now too many bytes in the current window.
+    fn is_flooded_by(&mut self, at: Timestamp, bytes: u64) -> bool {
+        if at.since(self.since) > FLOOD_WINDOW || at < self.since {
+            (self.since, self.in_window) = (at, 0);
         }
-        self.in_second += bytes;
-        self.total += bytes;
-        self.total > self.max_total || self.in_second > MAX_BYTES_PER_SECOND
+        self.in_window += bytes;
+        self.in_window > MAX_BYTES_IN_WINDOW
     }
 }
 
@@ -176,6 +240,10 @@ struct Chunk<'a> {
     bytes: usize,
     /// Number of the first line of the chunk in the whole log, counted from 0.
     first_line: u64,
+    /// The position after the lines of the chunk, or an earlier one if the next line is not complete.
+    position: LogPosition,
+    /// The position that was saved last.
+    saved: LogPosition,
     progress: Option<Progress>,
     metrics: Vec<JobMetrics>,
     /// When the chunk must be published.
@@ -183,12 +251,14 @@ struct Chunk<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    fn new(context: &'a AttemptContext) -> Self {
+    fn new(context: &'a AttemptContext, position: LogPosition) -> Self {
         Self {
             context,
             lines: Vec::new(),
             bytes: 0,
-            first_line: 0,
+            first_line: position.lines,
+            position,
+            saved: position,
             progress: None,
             metrics: Vec::new(),
             flush_at: Instant::now(),
@@ -237,6 +307,10 @@ impl<'a> Chunk<'a> {
         if let Some(progress) = self.progress.take() {
             publish(context, OutputKind::Progress, PROGRESS, &progress, None).await;
         }
+        if self.position != self.saved {
+            self.position.save(&context.directory());
+            self.saved = self.position;
+        }
     }
 }
 
@@ -248,20 +322,55 @@ fn chunk_id(lease: Lease, first_line: u64, count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        attempt::testing::{StubDocker, attempt},
+        lease_table::LeaseTable,
+    };
     use gpubnb_events::Seq;
 
     #[test]
-    fn a_log_is_limited_in_total_and_in_each_second() {
-        let began = Instant::now();
-        let after = |millis| began + Duration::from_millis(millis);
-        let mut meter = RateMeter::new(3 * MAX_BYTES_PER_SECOND, began);
-        assert!(!meter.add_bytes(MAX_BYTES_PER_SECOND, began), "the most that one second allows");
-        assert!(meter.add_bytes(1, after(900)), "too much in one second");
-        let mut meter = RateMeter::new(2 * MAX_BYTES_PER_SECOND, began);
-        assert!(!meter.add_bytes(MAX_BYTES_PER_SECOND, began));
-        assert!(!meter.add_bytes(MAX_BYTES_PER_SECOND, after(1_001)), "the next second begins at 0");
-        assert!(meter.add_bytes(1, after(60_000)), "too much in total");
+    fn a_flood_is_measured_by_the_times_at_which_the_job_wrote() {
+        let at = |millis| Timestamp::EPOCH.plus(Millis(millis));
+        let mut meter = FloodMeter::new();
+        assert!(!meter.is_flooded_by(at(20_000), MAX_BYTES_IN_WINDOW), "the most that one window allows");
+        assert!(meter.is_flooded_by(at(29_000), 1), "too much in one window");
+        assert!(!meter.is_flooded_by(at(31_000), MAX_BYTES_IN_WINDOW), "the next window begins at 0");
+        assert!(!meter.is_flooded_by(at(5_000), MAX_BYTES_IN_WINDOW), "the wall clock was set back");
+    }
+
+    #[tokio::test]
+    async fn a_log_is_cut_at_its_limit_with_a_word_and_progress_goes_on() {
+        let (state, docker) = (tempfile::tempdir().unwrap(), StubDocker::start().await);
+        let context = attempt(state.path(), &docker, &Arc::new(LeaseTable::new(1))).await;
+        let mut chunk = Chunk::new(&context, LogPosition::default());
+        let mut reader = LogReader::at(LogPosition::default(), 10);
+        let line = |text: &str| {
+            let at = Timestamp::EPOCH;
+            JobLine::Log(LogLine { stream: LogStream::Stdout, at, text: text.to_owned(), cut: 0 })
+        };
+        reader.position.bytes = 10;
+        reader.keep(&mut chunk, line("kept"));
+        reader.position.bytes = 11;
+        for text in ["cut", "left out"] {
+            reader.keep(&mut chunk, line(text));
+        }
+        reader.keep(&mut chunk, JobLine::Progress(0.5, String::new()));
+        let texts: Vec<_> = chunk.lines.iter().map(|l| l.text.as_str()).collect();
+        assert_eq!(texts, ["kept", "the log is cut here: a job keeps 0 MiB of its log"]);
+        assert!(chunk.progress.is_some());
+        assert_eq!((chunk.position.lines, chunk.position.is_cut), (2, true));
+    }
+
+    #[test]
+    fn a_saved_position_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(LogPosition::saved(dir.path()), LogPosition::default());
+        let position = LogPosition { frames: 7, lines: 5, bytes: 99, is_cut: true };
+        position.save(dir.path());
+        assert_eq!(LogPosition::saved(dir.path()), position);
     }
 
     #[test]

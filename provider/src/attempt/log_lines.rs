@@ -9,14 +9,12 @@ use gpubnb_events::{
     output::{LogLine, LogStream},
 };
 
-/// Longest line, bytes. The rest of a longer line is dropped.
-const MAX_LINE: usize = 8 * 1024;
+/// Longest line, bytes. The rest of a longer line is left out, and counted.
+const MAX_LINE: usize = 64 * 1024;
 /// Longest message of a progress line, in characters.
 const MAX_MESSAGE: usize = 200;
 /// Most metrics in one line.
 const MAX_METRICS: usize = 32;
-/// The text that marks the end of a line that was too long.
-const CUT: &str = " … (cut)";
 
 /// A line that a job wrote.
 #[derive(Debug, PartialEq)]
@@ -29,7 +27,32 @@ pub(super) enum JobLine {
     Metrics(Vec<(String, f64)>),
 }
 
-/// Joins Docker's frames into lines. A frame is a part of a line, at most 16 KiB long.
+/// A part of a line as Docker returns it, at most 16 KiB long.
+#[derive(Debug)]
+pub(super) struct Frame<'a> {
+    stream: LogStream,
+    /// Docker's time at which the job wrote the part.
+    pub(super) at: Timestamp,
+    /// The part. It ends with a newline if it is the last of its line.
+    pub(super) text: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// Parses the bytes of a frame, which begin with Docker's timestamp.
+    pub(super) fn parse(stream: LogStream, bytes: &'a [u8]) -> Self {
+        let (time, text) = match bytes.iter().position(|b| *b == b' ') {
+            Some(space) => (&bytes[..space], &bytes[space + 1..]),
+            None => (&bytes[..0], bytes),
+        };
+        let at = std::str::from_utf8(time).ok().and_then(|t| t.parse().ok()).unwrap_or(Timestamp::EPOCH);
+        Self { stream, at, text }
+    }
+}
+
+/// Joins Docker's frames into lines.
+///
+/// A carriage return takes the writer back to the start of the line, so that progress bars write over themselves. Of such
+/// a line only the newest state is kept. Example: `10 %\r20 %\r30 %\n` is the line `30 %`.
 #[derive(Debug, Default)]
 pub(super) struct LineJoiner {
     stdout: PartialLine,
@@ -40,32 +63,73 @@ pub(super) struct LineJoiner {
 #[derive(Debug, Default)]
 struct PartialLine {
     text: Vec<u8>,
-    /// Docker's timestamp of the line's first frame.
+    /// The bytes that are left out after the text.
+    cut: u64,
+    /// The time of the line's first frame.
     at: Option<Timestamp>,
 }
 
-impl LineJoiner {
-    /// Adds a frame, which begins with Docker's timestamp. Returns the line if the frame completes it.
-    pub(super) fn push(&mut self, stream: LogStream, frame: &[u8]) -> Option<JobLine> {
-        let (time, text) = match frame.iter().position(|b| *b == b' ') {
-            Some(space) => (&frame[..space], &frame[space + 1..]),
-            None => (&frame[..0], frame),
+impl PartialLine {
+    /// Appends a part of the line. What a carriage return overwrites is dropped.
+    fn append(&mut self, mut text: &[u8]) {
+        let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let end = text.iter().rposition(|byte| !is_end(byte)).map_or(0, |last| last + 1);
+        let is_overwritten = self.text.last() == Some(&b'\r') && end > 0;
+        let last_return = text[..end].iter().rposition(|byte| *byte == b'\r');
+        if is_overwritten || last_return.is_some() {
+            self.text.clear();
+            self.cut = 0;
+            text = &text[last_return.map_or(0, |at| at + 1)..];
+        }
+        let kept = text.len().min(MAX_LINE.saturating_sub(self.text.len()));
+        self.text.extend_from_slice(&text[..kept]);
+        self.cut += (text.len() - kept) as u64;
+    }
+
+    /// Takes the line. A line that is too long is cut between two characters.
+    fn take(&mut self, stream: LogStream) -> JobLine {
+        let Self { mut text, mut cut, at } = std::mem::take(self);
+        while matches!(text.last(), Some(b'\n' | b'\r')) {
+            text.pop();
+        }
+        if cut > 0 {
+            // The newline at the end was counted, too.
+            cut -= 1;
+            let complete = match std::str::from_utf8(&text) {
+                Err(e) if e.error_len().is_none() => e.valid_up_to(),
+                _ => text.len(),
+            };
+            cut += (text.len() - complete) as u64;
+            text.truncate(complete);
+        }
+        let line = LogLine {
+            stream,
+            at: at.unwrap_or(Timestamp::EPOCH),
+            text: String::from_utf8_lossy(&text).into_owned(),
+            cut,
         };
-        let partial = match stream {
+        match progress_or_metrics(&line.text) {
+            Some(parsed) if stream == LogStream::Stdout => parsed,
+            _ => JobLine::Log(line),
+        }
+    }
+}
+
+impl LineJoiner {
+    /// Adds a frame. Returns the line if the frame completes it.
+    pub(super) fn push(&mut self, frame: &Frame<'_>) -> Option<JobLine> {
+        let partial = match frame.stream {
             LogStream::Stdout => &mut self.stdout,
             LogStream::Stderr => &mut self.stderr,
         };
-        let at = std::str::from_utf8(time).ok().and_then(|t| t.parse().ok()).unwrap_or(Timestamp::EPOCH);
-        let at = *partial.at.get_or_insert(at);
-        let is_complete = text.last() == Some(&b'\n');
-        let room = MAX_LINE.saturating_sub(partial.text.len());
-        partial.text.extend_from_slice(&text[..text.len().min(room + 1)]);
-        if !is_complete {
-            return None;
-        }
-        let text = std::mem::take(&mut partial.text);
-        partial.at = None;
-        Some(parse(stream, at, &text))
+        partial.at.get_or_insert(frame.at);
+        partial.append(frame.text);
+        (frame.text.last() == Some(&b'\n')).then(|| partial.take(frame.stream))
+    }
+
+    /// Returns true if a line of either stream is not complete.
+    pub(super) fn has_partial(&self) -> bool {
+        self.stdout.at.is_some() || self.stderr.at.is_some()
     }
 
     /// Returns the last line of each stream that ended without a newline.
@@ -73,25 +137,11 @@ impl LineJoiner {
         let mut last_lines = Vec::new();
         for (stream, partial) in [(LogStream::Stdout, &mut self.stdout), (LogStream::Stderr, &mut self.stderr)] {
             if !partial.text.is_empty() {
-                last_lines.push(parse(stream, partial.at.unwrap_or(Timestamp::EPOCH), &partial.text));
+                last_lines.push(partial.take(stream));
             }
         }
         last_lines
     }
-}
-
-fn parse(stream: LogStream, at: Timestamp, bytes: &[u8]) -> JobLine {
-    let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LINE)]).into_owned();
-    if bytes.len() > MAX_LINE {
-        text.push_str(CUT);
-    }
-    let text = text.trim_end_matches(['\n', '\r']);
-    if stream == LogStream::Stdout
-        && let Some(line) = progress_or_metrics(text)
-    {
-        return line;
-    }
-    JobLine::Log(LogLine { stream, at, text: text.to_owned() })
 }
 
 /// Parses a line of progress or metrics; `None` for an ordinary line, and for a malformed line.
@@ -117,8 +167,17 @@ fn progress_or_metrics(text: &str) -> Option<JobLine> {
 mod tests {
     use super::*;
 
+    fn push_to(lines: &mut LineJoiner, stream: LogStream, text: &[u8]) -> Option<JobLine> {
+        lines.push(&Frame::parse(stream, &[b"2026-02-02T02:40:00.123456789Z ", text].concat()))
+    }
+
+    fn log(line: Option<JobLine>) -> LogLine {
+        let Some(JobLine::Log(line)) = line else { panic!("{line:?}") };
+        line
+    }
+
     fn push(lines: &mut LineJoiner, text: &str) -> Option<JobLine> {
-        lines.push(LogStream::Stdout, format!("2026-02-02T02:40:00.123456789Z {text}").as_bytes())
+        push_to(lines, LogStream::Stdout, text.as_bytes())
     }
 
     #[test]
@@ -144,11 +203,32 @@ mod tests {
         let Some(JobLine::Log(line)) = push(&mut lines, "line\n") else { panic!("a line") };
         assert_eq!(line.text, "one line");
         assert_eq!(line.at.to_string(), "2026-02-02T02:40:00.123Z");
+        assert!(!lines.has_partial());
         for _ in 0..100 {
-            assert_eq!(push(&mut lines, &"x".repeat(16 * 1024)), None);
+            assert_eq!(push(&mut lines, &"é".repeat(8 * 1024)), None);
         }
-        let Some(JobLine::Log(line)) = push(&mut lines, "end\n") else { panic!("a line") };
-        assert!(line.text.len() < MAX_LINE + 20 && line.text.ends_with(CUT));
+        assert!(lines.has_partial());
+        let line = log(push(&mut lines, "end\n"));
+        assert_eq!((line.text.len(), line.cut), (MAX_LINE, 100 * 16 * 1024 + 3 - MAX_LINE as u64));
+        push(&mut lines, "x");
+        push(&mut lines, &"é".repeat(MAX_LINE));
+        let line = log(push(&mut lines, "\n"));
+        assert_eq!((line.text.len(), line.cut), (MAX_LINE - 1, MAX_LINE as u64 + 2), "cut between two characters");
+    }
+
+    #[test]
+    fn of_a_line_that_writes_over_itself_the_newest_state_is_kept() {
+        let mut lines = LineJoiner::default();
+        assert_eq!(log(push(&mut lines, "10 %\r20 %\r30 %\n")).text, "30 %");
+        assert_eq!(log(push(&mut lines, "windows line\r\n")).text, "windows line");
+        assert_eq!(log(push(&mut lines, "done\r\r\n")).text, "done");
+        // A frame may end anywhere.
+        push(&mut lines, "10 %\r");
+        push(&mut lines, "20");
+        push(&mut lines, " %\r");
+        assert_eq!(log(push(&mut lines, "\n")).text, "20 %");
+        push(&mut lines, &"x".repeat(2 * MAX_LINE));
+        assert_eq!(log(push(&mut lines, "\rshort\n")), LogLine { cut: 0, ..log(push(&mut lines, "short\n")) });
     }
 
     #[test]
@@ -168,7 +248,7 @@ mod tests {
     fn stdout_and_stderr_are_joined_separately() {
         let mut lines = LineJoiner::default();
         assert_eq!(push(&mut lines, "out "), None);
-        let error = lines.push(LogStream::Stderr, b"2026-02-02T02:40:00Z ::progress 1\n");
+        let error = push_to(&mut lines, LogStream::Stderr, b"::progress 1\n");
         assert!(matches!(error, Some(JobLine::Log(line)) if line.text == "::progress 1"), "only stdout is parsed");
         assert!(matches!(push(&mut lines, "line\n"), Some(JobLine::Log(line)) if line.text == "out line"));
     }
@@ -176,7 +256,7 @@ mod tests {
     #[test]
     fn the_last_line_needs_no_newline_and_bytes_need_not_be_text() {
         let mut lines = LineJoiner::default();
-        lines.push(LogStream::Stderr, b"2026-02-02T02:40:00Z \xff\x00 end");
+        push_to(&mut lines, LogStream::Stderr, b"\xff\x00 end");
         assert!(matches!(&lines.finish()[..], [JobLine::Log(line)] if line.text.ends_with("end")));
     }
 }

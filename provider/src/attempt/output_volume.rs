@@ -20,6 +20,7 @@ use std::{
 use tokio::{process::Command, sync::OnceCell, time::timeout};
 use tracing::{info, warn};
 
+use super::artifacts::make_accessible;
 use crate::config::OutputQuota;
 
 /// The file with the file system, in the attempt's directory.
@@ -138,6 +139,7 @@ impl OutputVolumes {
             fs::create_dir_all(&output)?;
             output
         };
+        reserve(dir, bytes)?;
         let (uid, gid) = self.owner;
         chown(&output, Some(uid), Some(gid))?;
         // Other users may not list the attempt's directory, and only the job's user may enter the output.
@@ -193,11 +195,45 @@ fn add_spare(spares: &mut BTreeMap<u64, PathBuf>, bytes: u64, dir: PathBuf) -> O
     former.or_else(|| if spares.len() > MAX_SPARES { spares.remove(&other?) } else { None })
 }
 
-/// Returns true if a job's file system is full: it has too few free bytes, or no free inode. A plain directory is never
-/// full.
-pub(super) fn is_full(output: &Path) -> bool {
-    let none_left = |s: rustix::fs::StatVfs| s.f_bavail.saturating_mul(s.f_frsize) < MIN_FREE_BYTES || s.f_favail == 0;
-    is_mounted(output).unwrap_or(false) && rustix::fs::statvfs(output).is_ok_and(none_left)
+/// The file system that was full when a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fullness {
+    NotFull,
+    /// The job's own file system.
+    Output,
+    /// The disk of the machine.
+    Disk,
+}
+
+/// Finds out whether a job's own file system is full, or the machine's disk: it has too few free bytes, or no free inode.
+pub(super) fn fullness(output: &Path) -> Fullness {
+    // A file system without a fixed number of inodes says that it has none at all.
+    let no_inode = |s: &rustix::fs::StatVfs| s.f_files > 0 && s.f_favail == 0;
+    let none_left = |s: &rustix::fs::StatVfs| s.f_bavail.saturating_mul(s.f_frsize) < MIN_FREE_BYTES || no_inode(s);
+    let is_full = |path: &Path| rustix::fs::statvfs(path).is_ok_and(|s| none_left(&s));
+    match (is_mounted(output).unwrap_or(false), output.parent()) {
+        (true, _) if is_full(output) => Fullness::Output,
+        // The space of a mounted output was reserved at the start.
+        (false, Some(parent)) if is_full(parent) => Fullness::Disk,
+        _ => Fullness::NotFull,
+    }
+}
+
+/// Reserves the space of an attempt's output on the machine's disk. Fails with `StorageFull` if there is too little.
+fn reserve(dir: &Path, bytes: u64) -> io::Result<()> {
+    use rustix::{fs::FallocateFlags, io::Errno};
+    let image = dir.join(IMAGE);
+    if !image.exists() {
+        let disk = rustix::fs::statvfs(dir)?;
+        let has_room = disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes;
+        return if has_room { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) };
+    }
+    let file = File::options().write(true).open(image)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, file.metadata()?.len()) {
+        // Some file systems cannot reserve space.
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        reserved => Ok(reserved?),
+    }
 }
 
 /// Removes a volume. Logs a failure and goes on: the next start of the worker tries again.
@@ -215,10 +251,42 @@ pub(super) async fn remove(dir: &Path) -> io::Result<()> {
         run_program("umount", &[], &[&output]).await?;
     }
     let dir = dir.to_owned();
-    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(dir)).await.map_err(io::Error::other)?;
-    match removed {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+    tokio::task::spawn_blocking(move || remove_tree(&dir)).await.map_err(io::Error::other)?
+}
+
+/// Removes a directory whatever a job has put there: directories that cannot be read, and directories that are so deep
+/// that no path reaches them. Each round removes one level: the children of a directory move up to `dir`.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let mut moved = 0_u64;
+    loop {
+        match make_accessible(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            accessible => accessible?,
+        }
+        let mut is_empty = true;
+        for entry in fs::read_dir(dir)? {
+            is_empty = false;
+            let (path, is_dir) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?.is_dir())))?;
+            if !is_dir {
+                fs::remove_file(path)?;
+                continue;
+            }
+            make_accessible(&path)?;
+            for child in fs::read_dir(&path)? {
+                let (child, is_dir) = child.and_then(|child| Ok((child.path(), child.file_type()?.is_dir())))?;
+                if is_dir {
+                    make_accessible(&child)?;
+                    fs::rename(child, dir.join(format!("removed-{moved}")))?;
+                    moved += 1;
+                } else {
+                    fs::remove_file(child)?;
+                }
+            }
+            fs::remove_dir(path)?;
+        }
+        if is_empty {
+            return fs::remove_dir(dir);
+        }
     }
 }
 
@@ -236,7 +304,7 @@ async fn mount(image: &Path, output: &Path) -> io::Result<()> {
 }
 
 /// Returns true if a file system is mounted at a path. The path is then on another device than its parent directory.
-fn is_mounted(path: &Path) -> io::Result<bool> {
+pub(super) fn is_mounted(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     match (fs::symlink_metadata(path), path.parent().map(fs::symlink_metadata)) {
         (Ok(own), Some(Ok(parent))) => Ok(own.dev() != parent.dev()),
@@ -298,9 +366,32 @@ mod tests {
         assert_eq!(output, dir.join("output"));
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o711);
         assert_eq!(fs::metadata(&output).unwrap().mode() & 0o777, 0o700);
-        assert!(!is_full(&output), "a plain directory is never full");
+        assert_eq!(fullness(&output), Fullness::NotFull);
+        assert!(reserve(&dir, u64::MAX).is_err_and(|e| e.kind() == io::ErrorKind::StorageFull));
         remove(&dir).await.unwrap();
         remove(&dir).await.unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_tree_is_removed_however_deep_it_is_and_whatever_its_modes_are() {
+        use rustix::fs::{Mode, OFlags, mkdirat, openat};
+        let state = tempfile::tempdir().unwrap();
+        let dir = state.path().join("17");
+        fs::create_dir_all(dir.join("output/removed-0/x")).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.join("output/link")).unwrap();
+        // No path is long enough for these directories: each is made from the one above.
+        let mut parent = rustix::fs::open(dir.join("output"), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..3_000 {
+            mkdirat(&parent, "d", Mode::from_raw_mode(0o700)).unwrap();
+            parent = openat(&parent, "d", OFlags::PATH, Mode::empty()).unwrap();
+        }
+        let locked = dir.join("output/locked");
+        fs::create_dir(&locked).unwrap();
+        fs::write(locked.join("file"), "x").unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0)).unwrap();
+        remove_tree(&dir).unwrap();
+        assert!(!dir.exists() && Path::new("/etc").exists());
+        remove_tree(&dir).unwrap();
     }
 }

@@ -20,7 +20,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{artifacts, context::AttemptContext, end::AttemptEnd, output_volume, upload, watch::wait_for_value};
+use super::{
+    artifacts::{self, Collected},
+    context::AttemptContext,
+    end::AttemptEnd,
+    output_volume, upload,
+    watch::wait_for_value,
+};
 
 /// The outbox: the file of a report that is not delivered yet.
 const OUTBOX: &str = "outbox.json";
@@ -42,20 +48,21 @@ pub(super) struct PendingReport {
 pub(super) async fn make_report(context: &AttemptContext, grant: &Grant, end: AttemptEnd) -> PendingReport {
     let (job, lease, output) = (context.job, context.lease, context.output());
     let usage = Some(end.usage());
-    let mut outcome = end.outcome(|| output_volume::is_full(&output));
-    let mut outputs = Vec::new();
+    let mut outcome = end.outcome(|| output_volume::fullness(&output));
+    let mut collected = Collected::default();
     if end.has_run() {
         match artifacts::collect(output, grant.spec.resources.output.bytes()).await {
-            Ok(listed) => outputs = listed,
+            Ok(found) => collected = found,
             // If the job failed, its own reason is more important than the failure to list its files.
             Err(problem) if outcome == Outcome::Completed => outcome = problem.outcome(),
             Err(problem) => info!(%job, lease = lease.0.0, problem = problem.detail(), "the files are not listed"),
         }
     }
     info!(%job, lease = lease.0.0, ?outcome, "the attempt has ended");
+    let Collected { files: outputs, left_out } = collected;
     let signature = sign(context, &outputs);
     let upload = grant.upload.clone().filter(|_| !outputs.is_empty());
-    let report = Report { job, lease, outcome, outputs, usage, occurred_at: SystemClock.now(), signature };
+    let report = Report { job, lease, outcome, outputs, left_out, usage, occurred_at: SystemClock.now(), signature };
     let pending = PendingReport { report, upload };
     pending.write_in_background(&context.directory());
     pending
@@ -155,6 +162,7 @@ mod tests {
             lease: Lease(Seq(7)),
             outcome: Outcome::Failed { reason: Reason::TimeLimit, detail: String::new() },
             outputs: Vec::new(),
+            left_out: Vec::new(),
             usage: Some(Usage { run: Millis(5) }),
             occurred_at: Timestamp::EPOCH,
             signature: None,

@@ -82,7 +82,8 @@ impl StartReading {
     /// Saves the reading in an attempt's directory, whole or not at all. Without the reading, Docker's times decide.
     fn save(&self, dir: &Path) {
         let partial = dir.join("clock.partial");
-        let save = || fs::write(&partial, serde_json::to_vec(self)?).and_then(|()| fs::rename(&partial, dir.join(FILE)));
+        let save =
+            || fs::write(&partial, serde_json::to_vec(self)?).and_then(|()| fs::rename(&partial, dir.join(FILE)));
         if let Err(e) = save() {
             warn!(error = %e, "the time of the start could not be saved");
         }
@@ -127,12 +128,7 @@ pub(super) fn is_rebooted(dir: &Path) -> bool {
 ///
 /// Example: the worker is stopped while a job runs for 2 s, and learns of the end after 45 s. The run time is 2 s, by
 /// Docker's times.
-pub(super) fn run_time(
-    start: &StartReading,
-    end: &ClockReading,
-    docker: Option<Millis>,
-    is_end_exact: bool,
-) -> Millis {
+pub(super) fn run_time(start: &StartReading, end: &ClockReading, docker: Option<Millis>, is_end_exact: bool) -> Millis {
     let is_exact = start.is_exact && is_end_exact;
     let Some(watched) = start.until(end) else { return docker.unwrap_or_default() };
     let Some(docker) = docker else { return if is_exact { watched } else { Millis(0) } };

@@ -75,7 +75,7 @@ pub(super) fn grace(cause: StopCause, reclaim_grace: Duration) -> Duration {
 async fn wait_until_output_exceeds(context: &AttemptContext, max_bytes: u64) {
     loop {
         sleep(MEASURE_INTERVAL).await;
-        if artifacts::output_size(context.output()).await > max_bytes {
+        if artifacts::measured_size(context.output()).await > max_bytes {
             return;
         }
     }

@@ -271,18 +271,19 @@ impl Job {
         if self.phase == Phase::Assigned {
             return Err(DomainError::WrongState("The job was not accepted yet. Decline it instead."));
         }
+        crate::rules::check_outputs(&c.outputs, &c.left_out)?;
         let id = format!("{}.ended", c.lease);
         match &c.outcome {
             Outcome::Completed if attempt.started.is_none() => {
                 Err(DomainError::WrongState("The job never started, so it cannot have completed."))
             }
             Outcome::Completed => {
-                crate::rules::check_outputs(&c.outputs)?;
                 let event = Completed {
                     signature: c.signature.clone(),
                     job: self.id,
                     lease: c.lease,
                     outputs: c.outputs.clone(),
+                    left_out: c.left_out.clone(),
                     usage: c.usage.unwrap_or_default(),
                     occurred_at: c.occurred_at,
                 };
@@ -292,7 +293,14 @@ impl Job {
                 Err(DomainError::WrongState("Nobody asked to cancel this job."))
             }
             Outcome::Cancelled => {
-                let event = Cancelled { job: self.id, lease: Some(c.lease), usage: c.usage };
+                let event = Cancelled {
+                    job: self.id,
+                    lease: Some(c.lease),
+                    outputs: c.outputs.clone(),
+                    left_out: c.left_out.clone(),
+                    usage: c.usage,
+                    signature: c.signature.clone(),
+                };
                 Ok(self.propose(event, id, self.last))
             }
             Outcome::Failed { reason, .. } if reason.is_after_run() && attempt.started.is_none() => {
@@ -302,7 +310,6 @@ impl Job {
                 if !is_worker_reason(*reason) {
                     return Err(DomainError::field("reason", "A machine may not report this reason."));
                 }
-                crate::rules::check_outputs(&c.outputs)?;
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
                 // A registry or a file that is away cannot end a program that runs.
                 let is_too_late = attempt.started.is_some() && reason.fault() == Fault::Nobody;
@@ -321,7 +328,7 @@ impl Job {
             (_, _, Some(_)) => Err(DomainError::WrongState("The job has already ended.")),
             (Phase::Queued | Phase::Assigned, _, None) => {
                 let lease = self.attempt.as_ref().map(|a| a.lease);
-                let event = Cancelled { job: self.id, lease, usage: None };
+                let event = Cancelled::unreported(self.id, lease);
                 Ok(self.propose(event, format!("{}.cancelled", self.id), self.last_event()))
             }
             (Phase::Collecting, _, None) => {

@@ -1,7 +1,9 @@
 //! Rules for single values that occur in several commands: texts, paths, hashes, numbers. Every error names the field
 //! of the command that breaks the rule.
 
-use gpubnb_events::spec::Artifact;
+use std::collections::BTreeSet;
+
+use gpubnb_events::spec::{Artifact, LeftOut};
 
 use crate::DomainError;
 
@@ -26,8 +28,20 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
     Ok(())
 }
 
-/// Checks the list of files that a machine reports: at most 1,000 files, with plain relative paths and SHA-256 hashes.
-pub(crate) fn check_outputs(outputs: &[Artifact]) -> Result<(), DomainError> {
+/// Checks the files that a machine reports: at most 1,000 files, with plain relative paths that differ, and SHA-256 hashes.
+/// Checks also what the machine says that it left out: at most one entry for each reason.
+pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Result<(), DomainError> {
+    let paths: BTreeSet<_> = outputs.iter().map(|a| &a.path).collect();
+    if paths.len() < outputs.len() {
+        return Err(DomainError::field("outputs", "The manifest names a file twice."));
+    }
+    if outputs.iter().try_fold(0_u64, |sum, a| sum.checked_add(a.bytes)).is_none() {
+        return Err(DomainError::field("outputs", "The sizes of the files have no sum."));
+    }
+    let reasons: BTreeSet<_> = left_out.iter().map(|l| l.reason).collect();
+    if reasons.len() < left_out.len() || !left_out.iter().all(|l| is_plain_path(&l.example)) {
+        return Err(DomainError::field("left_out", "Each reason occurs once, with a plain relative path."));
+    }
     if outputs.len() > 1_000 || !outputs.iter().all(|a| is_plain_path(&a.path) && is_sha256_hex(&a.sha256)) {
         return Err(DomainError::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
     }
@@ -55,9 +69,9 @@ mod tests {
     #[test]
     fn a_manifest_with_a_path_out_of_its_directory_is_refused() {
         let file = |path: &str| Artifact { path: path.to_owned(), bytes: 1, sha256: "0".repeat(64) };
-        assert!(check_outputs(&[file("a/b.png")]).is_ok());
+        assert!(check_outputs(&[file("a/b.png")], &[]).is_ok());
         for bad in ["", "/a", "../a", "a/../b", "a//b", "a\nb", "."] {
-            assert!(check_outputs(&[file(bad)]).is_err(), "{bad:?}");
+            assert!(check_outputs(&[file(bad)], &[]).is_err(), "{bad:?}");
         }
     }
 }

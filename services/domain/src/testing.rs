@@ -239,8 +239,16 @@ impl TestMarket {
 
     /// The command by which the machine reports the end of its attempt.
     pub(crate) fn report(&self, job: JobId, lease: Lease, outcome: Outcome) -> Command {
-        let report =
-            Report { job, lease, outcome, outputs: Vec::new(), usage: None, occurred_at: self.now, signature: None };
+        let report = Report {
+            job,
+            lease,
+            outcome,
+            outputs: Vec::new(),
+            left_out: Vec::new(),
+            usage: None,
+            occurred_at: self.now,
+            signature: None,
+        };
         Command::Report(self.machine, report)
     }
 
@@ -263,6 +271,7 @@ impl TestMarket {
             lease,
             outcome: Outcome::Completed,
             outputs: Vec::new(),
+            left_out: Vec::new(),
             usage: Some(Usage { run }),
             occurred_at: self.now,
             signature: None,

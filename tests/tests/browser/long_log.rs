@@ -86,6 +86,7 @@ async fn publish_log(system: &System, job: JobId, lease: Lease) {
                 n if n + 1 == LINES => "the last line".to_owned(),
                 n => format!("line {n}"),
             },
+            cut: 0,
         };
         let chunk = LogLines { lease, first_line, lines: (first_line..first_line + CHUNK).map(line).collect() };
         let body = serde_json::to_vec(&chunk).unwrap();

@@ -242,11 +242,15 @@ pub(crate) struct JobLogLine {
     at: Timestamp,
     stream: LogStream,
     text: String,
+    /// The number of bytes at the end of the line that are left out, because the line is too long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<u64>,
 }
 
 impl JobLogLine {
     pub(crate) fn new(lease: Lease, number: u64, line: LogLine) -> Self {
-        Self { lease, number, at: line.at, stream: line.stream, text: line.text }
+        let cut = Some(line.cut).filter(|bytes| *bytes > 0);
+        Self { lease, number, at: line.at, stream: line.stream, text: line.text, cut }
     }
 }
 
@@ -287,7 +291,7 @@ pub(crate) async fn log_text(
                 .map_err(|p| std::io::Error::other(p.detail))?;
             for item in items {
                 if let OutputItem::Line(_, _, line) = item {
-                    yield Bytes::from(format!("{} {}\n", line.at, line.text));
+                    yield Bytes::from(format!("{} {}{}\n", line.at, line.text, line.cut_mark()));
                 }
             }
             match next {

@@ -241,8 +241,9 @@ pub(crate) fn lines_html(lines: &[NumberedLine]) -> String {
         let _ = write!(
             html,
             "<div class=\"{class}\" id=\"L{lease}-{number}\"><a class=\"no\" href=\"#L{lease}-{number}\" \
-             aria-label=\"Line {shown}\">{shown}</a><span class=\"at\">{clock}</span><code>{}</code></div>",
+             aria-label=\"Line {shown}\">{shown}</a><span class=\"at\">{clock}</span><code>{}{}</code></div>",
             ansi::html(&line.text),
+            line.cut_mark(),
             shown = number + 1,
         );
         html
@@ -260,6 +261,7 @@ mod tests {
             stream: LogStream::Stdout,
             at: Timestamp::EPOCH,
             text: "<script>alert(1)</script>\u{1b}[31m & \"".to_owned(),
+            cut: 0,
         };
         let html = lines_html(&[(Lease(Seq(1)), 0, line)]);
         assert!(!html.contains("<script>") && !html.contains('\u{1b}'), "{html}");

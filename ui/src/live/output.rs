@@ -256,7 +256,8 @@ mod tests {
     fn lines_that_were_already_read_are_dropped() {
         let mut reader = OutputReader::default();
         let lease = Lease(Seq(1));
-        let line = |text: &str| LogLine { stream: LogStream::Stdout, at: Timestamp::EPOCH, text: text.to_owned() };
+        let line =
+            |text: &str| LogLine { stream: LogStream::Stdout, at: Timestamp::EPOCH, text: text.to_owned(), cut: 0 };
         let chunk =
             |first_line, texts: &[&str]| LogLines { lease, first_line, lines: texts.iter().map(|t| line(t)).collect() };
         assert_eq!(reader.lines(chunk(0, &["a", "b"])).len(), 2);

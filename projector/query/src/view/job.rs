@@ -3,7 +3,7 @@
 use gpubnb_events::{
     AccountId, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Fault, Reason},
-    spec::{Artifact, JobSpec, Limits, Placement, PlacementExplanation, Terms},
+    spec::{Artifact, JobSpec, LeftOut, Limits, Placement, PlacementExplanation, Terms},
 };
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,9 @@ pub struct JobView {
     /// The files that the job left.
     #[serde(default)]
     pub outputs: Vec<Artifact>,
+    /// The entries of `/output` that the market did not keep.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// The machine's signature over the list `outputs`, base64url.
     pub signature: Option<String>,
     /// The time of submission.

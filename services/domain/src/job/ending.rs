@@ -57,6 +57,7 @@ impl Job {
             fault,
             detail,
             outputs: report.map(|r| r.outputs.clone()).unwrap_or_default(),
+            left_out: report.map(|r| r.left_out.clone()).unwrap_or_default(),
             usage: report.and_then(|r| r.usage),
             signature: report.and_then(|r| r.signature.clone()),
         };
@@ -80,7 +81,7 @@ impl Job {
             (Phase::Accepted | Phase::Running, Some(a))
                 if self.cancel.is_some_and(|(_, at)| now.since(at.max(steady_since)) > settings.grace) =>
             {
-                let event = Cancelled { job: self.id, lease: Some(a.lease), usage: None };
+                let event = Cancelled::unreported(self.id, Some(a.lease));
                 Some(self.propose(event, format!("{}.ended", a.lease), self.last))
             }
             (Phase::Accepted, Some(a)) if in_phase > PREPARATION_LIMIT => end(a, Reason::PrepareTimeout),
@@ -104,6 +105,7 @@ impl Job {
             fault: Reason::NoMachine.fault(),
             detail: String::new(),
             outputs: Vec::new(),
+            left_out: Vec::new(),
             usage: None,
             signature: None,
         };

@@ -156,7 +156,16 @@ impl Market {
             }
         };
         *state = AttemptState::Waiting;
-        let report = Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: now, signature: None };
+        let report = Report {
+            job,
+            lease,
+            outcome,
+            outputs: Vec::new(),
+            left_out: Vec::new(),
+            usage,
+            occurred_at: now,
+            signature: None,
+        };
         Some((Actor::Machine(machine), Command::Report(machine, report)))
     }
 
@@ -222,8 +231,16 @@ impl Market {
                     _ => Outcome::Failed { reason: any_reason(dice), detail: String::new() },
                 };
                 let usage = dice.one_in(2).then(|| Usage { run: Millis(dice.next_word()) });
-                let report =
-                    Report { job, lease, outcome, outputs: Vec::new(), usage, occurred_at: self.now, signature: None };
+                let report = Report {
+                    job,
+                    lease,
+                    outcome,
+                    outputs: Vec::new(),
+                    left_out: Vec::new(),
+                    usage,
+                    occurred_at: self.now,
+                    signature: None,
+                };
                 Command::Report(claimed, report)
             }
         };
