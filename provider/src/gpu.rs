@@ -15,7 +15,9 @@ use gpubnb_events::{
 use nvml_wrapper::{
     Device, Nvml,
     enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor},
+    enums::device::UsedGpuMemory,
     error::NvmlError,
+    struct_wrappers::device::ProcessInfo,
 };
 use tracing::{info, warn};
 
@@ -29,6 +31,9 @@ pub(crate) enum Gpus {
     Simulated(u32),
 }
 
+/// A process that draws, and holds no more of the GPU's memory than this, is no use of the GPU. Bytes. A display server and
+/// the windows of a desktop hold less each, a game or a renderer holds more.
+const MAX_DISPLAY_MEMORY: u64 = 512 << 20;
 /// Readings in a row that must fail before an error of the driver counts as a loss of the GPU.
 const MIN_FAILURES: u32 = 3;
 
@@ -149,13 +154,14 @@ impl Gpus {
         (0..MIN_FAILURES).map(|_| self.readings(false)).next_back().unwrap_or_default()
     }
 
-    /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids.
+    /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids. A process that only
+    /// draws, and holds little of the GPU's memory, is no use: the display server of a desktop is one.
     pub(crate) fn is_used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
         nvidia
             .gpus
             .iter()
-            .any(|known| nvidia.pids(known.index).into_iter().any(|pid| !is_in_containers(pid, containers)))
+            .any(|known| nvidia.using_pids(known.index).into_iter().any(|pid| !is_in_containers(pid, containers)))
     }
 }
 
@@ -238,8 +244,16 @@ impl NvidiaGpus {
         confirmed
     }
 
-    fn pids(&self, index: u32) -> Vec<u32> {
-        self.nvml.device_by_index(index).map(|device| pids(&device)).unwrap_or_default()
+    /// The processes that use a GPU: those that compute, and those that draw and hold much of the GPU's memory.
+    fn using_pids(&self, index: u32) -> Vec<u32> {
+        let Ok(device) = self.nvml.device_by_index(index) else { return Vec::new() };
+        let draws_much = |process: &ProcessInfo| match process.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => bytes > MAX_DISPLAY_MEMORY,
+            UsedGpuMemory::Unavailable => false,
+        };
+        let compute = device.running_compute_processes().unwrap_or_default();
+        let graphics = device.running_graphics_processes().unwrap_or_default();
+        compute.into_iter().chain(graphics.into_iter().filter(draws_much)).map(|process| process.pid).collect()
     }
 }
 

@@ -45,6 +45,11 @@ impl GpuAllocator {
         self.allocations().get(&lease).cloned().unwrap_or_default()
     }
 
+    /// Returns true if an attempt has a GPU.
+    pub(crate) fn has_any(&self, lease: Lease) -> bool {
+        self.allocations().get(&lease).is_some_and(|gpus| !gpus.is_empty())
+    }
+
     /// The leases of the attempts that have at least one of these GPUs.
     pub(crate) fn holders(&self, gpus: &[String]) -> Vec<Lease> {
         let allocations = self.allocations();

@@ -116,6 +116,15 @@ impl LeaseTable {
         }
     }
 
+    /// Stops the attempts because the owner needs the machine: all of them, or those that have a GPU.
+    pub(crate) fn preempt(&self, all: bool) {
+        for running in self.running() {
+            if all || self.gpus.has_any(running.lease) {
+                self.set_desired(running.lease, DesiredState::Stop(StopReason::Preempted));
+            }
+        }
+    }
+
     /// Stops the attempts that have one of these failed GPUs. `failed` are UUIDs.
     pub(crate) fn stop_holders(&self, failed: &[String]) {
         for lease in self.gpus.holders(failed) {
@@ -201,5 +210,20 @@ mod tests {
         assert_eq!(*second.borrow(), DesiredState::Run);
         leases.release(one);
         assert!(leases.gpus.holders(&gpus[..1]).is_empty());
+    }
+
+    #[test]
+    fn an_owner_who_uses_a_gpu_stops_only_the_attempts_that_have_one() {
+        let leases = LeaseTable::new(2);
+        let (one, two) = (Lease(Seq(1)), Lease(Seq(2)));
+        let (with, without) =
+            (leases.take(JobId::generate(), one).unwrap(), leases.take(JobId::generate(), two).unwrap());
+        leases.gpus.restore(one, vec!["a".to_owned()]);
+        leases.gpus.restore(two, Vec::new());
+        leases.preempt(false);
+        assert_eq!(*with.borrow(), DesiredState::Stop(StopReason::Preempted));
+        assert_eq!(*without.borrow(), DesiredState::Run);
+        leases.preempt(true);
+        assert_eq!(*without.borrow(), DesiredState::Stop(StopReason::Preempted));
     }
 }

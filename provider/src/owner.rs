@@ -15,12 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::{
-    desired_state::{DesiredState, StopReason},
-    gpu::Gpus,
-    lease_table::LeaseTable,
-    platform::Platform,
-};
+use crate::{gpu::Gpus, lease_table::LeaseTable, platform::Platform};
 
 /// Time between two checks of the rules, and between two tries to report a change.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,6 +80,15 @@ pub(crate) enum ReclaimReason {
     GpuInUse,
     /// The machine is not shared at this hour.
     OutsideHours,
+    /// The self-test found the machine unfit, but jobs of a former run of the worker still run.
+    Unfit,
+}
+
+impl ReclaimReason {
+    /// True if all jobs have to go. Somebody who uses a GPU is in no job's way that has no GPU.
+    fn concerns_all_jobs(&self) -> bool {
+        *self == Self::OutsideHours
+    }
 }
 
 impl fmt::Display for ReclaimReason {
@@ -92,6 +96,7 @@ impl fmt::Display for ReclaimReason {
         f.write_str(match self {
             Self::GpuInUse => "somebody else's process uses its GPU, or did a moment ago",
             Self::OutsideHours => "it is outside the hours at which it is shared",
+            Self::Unfit => "its self-test failed: the jobs that run may end, and it takes no others",
         })
     }
 }
@@ -147,18 +152,30 @@ pub(crate) async fn watch_rules(
         }
         reclaimed.send_replace(reason.clone());
         if let Some(why) = &reason {
-            info!(%why, "the owner needs the machine: no new jobs, and the jobs that run are stopped");
-            let preempted = DesiredState::Stop(StopReason::Preempted);
-            leases.set_desired_of_all(preempted);
+            info!(%why, "the owner needs the machine: no new jobs, and the jobs in the owner's way are stopped");
+            leases.preempt(why.concerns_all_jobs());
             report_change(&platform, MachineChange::Away, &shutdown).await;
             // The market may have assigned jobs to this machine before it had the report.
-            leases.set_desired_of_all(preempted);
+            leases.preempt(why.concerns_all_jobs());
         } else {
             info!("the machine is spare again");
             report_change(&platform, MachineChange::Back, &shutdown).await;
         }
         reported = Some(reason);
     }
+}
+
+/// Lets the attempts of a former run of the worker end on a machine that is no longer fit, and takes no others. Then
+/// shuts the worker down.
+pub(crate) async fn finish_attempts(leases: Arc<LeaseTable>, platform: Platform, shutdown: CancellationToken) {
+    report_change(&platform, MachineChange::Away, &shutdown).await;
+    while !leases.running().is_empty() {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+    }
+    shutdown.cancel();
 }
 
 /// Reports a change of the machine to the market, and tries again until the market answers.

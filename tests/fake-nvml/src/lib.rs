@@ -43,8 +43,10 @@ struct Gpu {
     utilisation: c_uint,
     celsius: c_uint,
     watts: c_uint,
-    /// The processes that use the GPU.
+    /// The processes that compute on the GPU.
     pids: Vec<c_uint>,
+    /// The processes that draw with the GPU, and the bytes of the GPU's memory that each holds.
+    graphics: Vec<(c_uint, c_ulonglong)>,
     /// The number of memory errors; `None` for a GPU that does not count them.
     ecc: Option<u64>,
     /// Why the GPU does not answer: `lost`, `reset` or `driver`. Empty for a GPU that works.
@@ -149,15 +151,19 @@ pub struct Process {
 
 /// Writes the list of processes on a device. `count` has the length of the caller's list. If the list is too short,
 /// only the needed length is written to `count`.
-fn write_processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_int {
-    let pids = match read_gpu(device) {
-        Ok(gpu) => gpu.pids,
+fn write_processes(
+    processes: Result<Vec<(c_uint, c_ulonglong)>, c_int>,
+    count: *mut c_uint,
+    list: *mut Process,
+) -> c_int {
+    let processes = match processes {
+        Ok(processes) => processes,
         Err(code) => return code,
     };
     if count.is_null() {
         return INVALID_ARGUMENT;
     }
-    let needed = c_uint::try_from(pids.len()).unwrap_or(c_uint::MAX);
+    let needed = c_uint::try_from(processes.len()).unwrap_or(c_uint::MAX);
     // SAFETY: `count` is not null, and nvml.h requires that it points to the length of `list`.
     let capacity = unsafe { count.read() };
     // SAFETY: `count` is not null, and nvml.h requires that the caller can read its new value.
@@ -165,9 +171,9 @@ fn write_processes(device: usize, count: *mut c_uint, list: *mut Process) -> c_i
     if capacity < needed {
         return INSUFFICIENT_SIZE;
     }
-    for (index, pid) in pids.into_iter().enumerate() {
+    for (index, (pid, memory)) in processes.into_iter().enumerate() {
         // SAFETY: the list has `capacity` entries, and at most as many processes are written.
-        unsafe { list.add(index).write(Process { pid, memory: 0, instance: c_uint::MAX, compute: c_uint::MAX }) };
+        unsafe { list.add(index).write(Process { pid, memory, instance: c_uint::MAX, compute: c_uint::MAX }) };
     }
     SUCCESS
 }
@@ -224,10 +230,10 @@ export! {
         write_value(read_gpu(device).map(|_| Pci { legacy: [0; 16], numbers: [0; 5], bus_id }), to)
     }
     nvmlDeviceGetComputeRunningProcesses_v3(device: usize, count: *mut c_uint, list: *mut Process) {
-        write_processes(device, count, list)
+        write_processes(read_gpu(device).map(|g| g.pids.into_iter().map(|pid| (pid, 0)).collect()), count, list)
     }
-    nvmlDeviceGetGraphicsRunningProcesses_v3(_device: usize, count: *mut c_uint, _list: *mut Process) {
-        write_value(Ok(0), count)
+    nvmlDeviceGetGraphicsRunningProcesses_v3(device: usize, count: *mut c_uint, list: *mut Process) {
+        write_processes(read_gpu(device).map(|g| g.graphics), count, list)
     }
     nvmlDeviceGetTotalEccErrors(device: usize, _kind: c_uint, _counter: c_uint, to: *mut c_ulonglong) {
         write_value(read_gpu(device).and_then(|g| g.ecc.ok_or(NOT_SUPPORTED)), to)
