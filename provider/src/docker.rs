@@ -10,8 +10,8 @@ use std::{
 use bollard::{
     Docker,
     models::{
-        ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
-        ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+        ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, ImageInspect, Mount,
+        MountTmpfsOptions, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
     },
 };
 use gpubnb_events::{
@@ -41,6 +41,28 @@ pub(crate) async fn connect() -> Result<Docker, bollard::errors::Error> {
     docker.negotiate_version().await
 }
 
+/// An image on this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalImage {
+    /// Docker's id.
+    pub id: String,
+    /// The directory in which the image's program starts; `None` if the image names none.
+    pub workdir: Option<String>,
+    /// The directories that the image declares as volumes.
+    pub volumes: Vec<String>,
+}
+
+impl From<ImageInspect> for LocalImage {
+    fn from(found: ImageInspect) -> Self {
+        let config = found.config.unwrap_or_default();
+        Self {
+            id: found.id.unwrap_or_default(),
+            workdir: config.working_dir.filter(|dir| !dir.is_empty() && dir != "/"),
+            volumes: config.volumes.unwrap_or_default(),
+        }
+    }
+}
+
 /// The parameters of a job's container, besides the job's own specification.
 pub struct SandboxParams<'a> {
     /// This machine.
@@ -49,8 +71,8 @@ pub struct SandboxParams<'a> {
     pub job: JobId,
     /// The lease of the attempt.
     pub lease: Lease,
-    /// The id of the image. The id and not the name, because a name may later refer to another image.
-    pub image_id: &'a str,
+    /// The image. The container is created from its id and not its name, because a name may later refer to another image.
+    pub image: &'a LocalImage,
     /// The directory on the machine that is mounted at `/output`.
     pub output: &'a Path,
     /// The directory on the machine that is mounted at `/input`, read-only.
@@ -110,11 +132,13 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         (LABEL_GPUS, params.gpus.join(",")),
     ];
     ContainerCreateBody {
-        image: Some(params.image_id.to_owned()),
+        image: Some(params.image.id.clone()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         user: Some(format!("{uid}:{gid}")),
         env: Some(environment(spec, params)),
-        working_dir: Some(spec.workdir.clone().unwrap_or_else(|| "/output".to_owned())),
+        working_dir: Some(
+            spec.workdir.as_ref().or(params.image.workdir.as_ref()).map_or("/output", String::as_str).to_owned(),
+        ),
         network_disabled: Some(!spec.egress),
         attach_stdin: Some(false),
         open_stdin: Some(false),
@@ -159,10 +183,23 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
+/// A small directory in memory, which is empty at the start and gone at the end.
+fn temporary_mount(target: &str) -> Mount {
+    Mount {
+        typ: Some(MountType::TMPFS),
+        target: Some(target.to_owned()),
+        tmpfs_options: Some(MountTmpfsOptions { size_bytes: Some(64 << 20), mode: Some(0o1777), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
 fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let Resources { cpu_millis, memory, shm, output, .. } = spec.resources;
     let mut mounts = vec![mount(params.output, "/output", false)];
     mounts.extend(params.input.map(|input| mount(input, "/input", true)));
+    // Docker would make a volume of any size on the machine's disk for each of these.
+    let is_free = |path: &&String| !["/output", "/input", "/tmp"].contains(&path.trim_end_matches('/'));
+    mounts.extend(params.image.volumes.iter().filter(is_free).map(|path| temporary_mount(path)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let limit =
         |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
@@ -231,12 +268,17 @@ fn gpu_request(params: &SandboxParams<'_>) -> DeviceRequest {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use gpubnb_events::{Seq, spec::Mebibytes};
     use serde_json::{Value, json};
 
     const MACHINE: &str = "01940000-0000-7000-8000-00000000000a";
     const JOB: &str = "01940000-0000-7000-8000-00000000000b";
+
+    static IMAGE: LazyLock<LocalImage> =
+        LazyLock::new(|| LocalImage { id: "sha256:1".to_owned(), ..LocalImage::default() });
 
     fn spec() -> JobSpec {
         let resources = Resources::new(1_500, Mebibytes(1_024), Mebibytes(100));
@@ -253,7 +295,7 @@ mod tests {
             machine: MACHINE.parse().unwrap(),
             job: JOB.parse().unwrap(),
             lease: Lease(Seq(7)),
-            image_id: "sha256:1",
+            image: &IMAGE,
             output: Path::new("/state/7/output"),
             input: Some(Path::new("/state/7/input")),
             env: BTreeMap::from([("TOKEN".to_owned(), "secret".to_owned())]),
@@ -323,6 +365,24 @@ mod tests {
             },
         });
         assert_eq!(created(&spec(), &params()), expected);
+    }
+
+    #[test]
+    fn the_image_names_the_working_directory_and_its_volumes_are_bounded() {
+        let image = LocalImage {
+            id: "sha256:1".to_owned(),
+            workdir: Some("/app".to_owned()),
+            volumes: vec!["/data".to_owned(), "/output".to_owned()],
+        };
+        let found = created(&spec(), &SandboxParams { image: &image, input: None, ..params() });
+        assert_eq!(found["WorkingDir"], "/app");
+        let mounts = found["HostConfig"]["Mounts"].as_array().unwrap();
+        let targets: Vec<_> = mounts.iter().map(|m| (m["Type"].as_str(), m["Target"].as_str())).collect();
+        assert_eq!(targets, [(Some("bind"), Some("/output")), (Some("tmpfs"), Some("/data"))]);
+        assert_eq!(mounts[1]["TmpfsOptions"]["SizeBytes"], 64 << 20);
+        let asked = JobSpec { workdir: Some("/else".to_owned()), ..spec() };
+        let found = created(&asked, &SandboxParams { image: &image, ..params() });
+        assert_eq!(found["WorkingDir"], "/else", "the job's own wish comes first");
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod sync;
 mod worker;
 
 pub use config::Cli;
-pub use docker::{SandboxParams, container_name, hardened_container, job_user};
+pub use docker::{LocalImage, SandboxParams, container_name, hardened_container, job_user};
 pub use journal::Journal;
 pub use selftest::command as self_test;
 pub use worker::{enroll, run};

@@ -30,7 +30,7 @@ use crate::{
     identity::{Enrollment, Identity},
     lease_table::LeaseTable,
     market::{MarketClient, http_client},
-    owner::{self, SharingRules},
+    owner::{self, ReclaimReason, SharingRules},
     platform::Platform,
     selftest::{self, Measure, TestSubject},
     sync::reconcile,
@@ -67,7 +67,11 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         answered = obtain() => answered.map(drop)?,
     }
     let checks = self_test(&args, &identity, &docker, &gpus, (&http, &enrollment.market)).await;
-    require_fit(&checks, args.unfit)?;
+    // A job that runs is not left alone: without the worker, it would have no limit.
+    let unfit = match require_fit(&checks, args.unfit) {
+        Err(e) if attempt::attempt_containers(&docker, identity.machine).await?.is_empty() => return Err(e),
+        fit => fit.err(),
+    };
     // The self-test may take longer than a credential lives.
     let credential = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -89,7 +93,8 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     }
 
     let owner = docker::file_owner(&docker).await?;
-    let tools = make_tools(&args, &client, docker, owner, http, identity, hardware);
+    let slots = if unfit.is_some() { 0 } else { args.slots };
+    let tools = make_tools(&args, slots, &client, docker, owner, http, identity, hardware);
     tools.output_volumes.clear().await;
     tools.output_volumes.can_mount().await;
     tools.images.evict_old(&tools.docker).await;
@@ -100,6 +105,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         gpus,
         platform,
         client: client.clone(),
+        is_unfit: unfit.is_some(),
         shutdown: shutdown.clone(),
     };
     let tasks = worker.start(listed, connects).await?;
@@ -113,6 +119,9 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     worker.tools.output_volumes.clear().await;
     if let Some(why) = revoked {
         return Err(why.context("the market refuses to renew this machine's credential"));
+    }
+    if let Some(why) = unfit {
+        return Err(why);
     }
     info!("stopped; running jobs go on, and the worker resumes them at its next start");
     Ok(())
@@ -187,8 +196,10 @@ fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
     }
 }
 
+#[allow(clippy::too_many_arguments)] // each is one part of the tools
 fn make_tools(
     args: &RunArgs,
+    slots: u32,
     client: &Client,
     docker: Docker,
     owner: (u32, u32),
@@ -203,7 +214,7 @@ fn make_tools(
         images: Images::new(&identity.state, image_rules(args)),
         js: machine_jetstream(client.clone()),
         platform: Platform::new(Caller::new(client.clone()), machine),
-        leases: Arc::new(LeaseTable::new(args.slots)),
+        leases: Arc::new(LeaseTable::new(slots)),
         attempts_dir: identity.state.join("leases"),
         hardware,
         runtime: args.runtime.clone(),
@@ -224,6 +235,8 @@ struct Worker {
     gpus: Arc<Gpus>,
     platform: Platform,
     client: Client,
+    /// True if the self-test failed, and jobs of a former run of the worker still run.
+    is_unfit: bool,
     shutdown: CancellationToken,
 }
 
@@ -234,7 +247,7 @@ impl Worker {
         let (tasks, leases) = (TaskTracker::new(), Arc::clone(&tools.leases));
         let availability = Arc::<Availability>::default();
         attempt::resume_all(tools, &tasks, shutdown).await.context("resuming the attempts of a former run")?;
-        let (set_reclaimed, reclaimed) = watch::channel(None);
+        let (set_reclaimed, reclaimed) = watch::channel(self.is_unfit.then_some(ReclaimReason::Unfit));
         let (market_state, owner_state) = (Arc::clone(&availability), reclaimed.clone());
         tasks.spawn(send_heartbeats(
             client.clone(),
@@ -249,14 +262,12 @@ impl Worker {
             idle: args.idle_minutes.map(|minutes| Duration::from_secs(60 * u64::from(minutes))),
             hours: args.hours.clone(),
         };
-        tasks.spawn(owner::watch_rules(
-            rules,
-            Arc::clone(gpus),
-            Arc::clone(&leases),
-            platform.clone(),
-            set_reclaimed,
-            shutdown.clone(),
-        ));
+        if self.is_unfit {
+            tasks.spawn(owner::finish_attempts(Arc::clone(&leases), platform.clone(), shutdown.clone()));
+        } else {
+            let (gpus, leases) = (Arc::clone(gpus), Arc::clone(&leases));
+            tasks.spawn(owner::watch_rules(rules, gpus, leases, platform.clone(), set_reclaimed, shutdown.clone()));
+        }
         let control = ControlServer {
             name: args.name.clone(),
             market: self.market.clone(),

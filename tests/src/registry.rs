@@ -43,6 +43,8 @@ pub enum ImageKind {
     Huge,
     /// The added layer has another digest than the manifest says.
     WrongDigest,
+    /// The image declares `/data` as its working directory and as a volume.
+    Volume,
     /// The image has no entrypoint, so the job's command is the program.
     NoEntrypoint,
     /// The registry answers with this HTTP status, such as 500, until [`Registry::make_available`] is called.
@@ -138,6 +140,10 @@ fn image((layer, config): &(Bytes, Value), kind: ImageKind, bytes: usize) -> any
     config["rootfs"]["diff_ids"] = json!([digest(layer), digest(&added)]);
     if let Some(config) = config.as_object_mut() {
         config.remove("history");
+    }
+    if kind == ImageKind::Volume {
+        config["config"]["WorkingDir"] = json!("/data");
+        config["config"]["Volumes"] = json!({ "/data": {} });
     }
     if kind == ImageKind::NoEntrypoint {
         config["config"]["Entrypoint"] = Value::Null;

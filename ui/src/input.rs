@@ -2,6 +2,8 @@
 //! the same names and units. Only the lists and maps of the request have their own syntax in the form (see
 //! [`from_form`]).
 
+use std::collections::BTreeMap;
+
 use gpubnb_events::{
     MicroUsd,
     command::Secret,
@@ -98,15 +100,54 @@ fn parse_input(value: &str) -> Result<InputRequest, Problem> {
     Ok(InputRequest { input, path: path.to_owned() })
 }
 
-/// Reads lines of `NAME=value`.
-fn parse_env(text: &str) -> Result<std::collections::BTreeMap<String, Secret>, Problem> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let variable = |line: &str| {
-        let (name, value) = line.split_once('=')?;
-        Some((name.trim().to_owned(), Secret(value.trim().to_owned())))
-    };
-    let all: Option<_> = lines.map(variable).collect();
-    all.ok_or_else(|| Problem::invalid("env", "Write one variable in each line: NAME=value."))
+/// Reads lines of `NAME=value`. The value is exactly what follows the equals sign. A value of several lines stands between
+/// `NAME=<<WORD` and a line `WORD`, as in a shell:
+///
+/// ```text
+/// KEY=<<END
+/// -----BEGIN PRIVATE KEY-----
+/// …
+/// -----END PRIVATE KEY-----
+/// END
+/// ```
+fn parse_env(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
+    let invalid = |message: String| Problem::invalid("env", message);
+    let mut variables = BTreeMap::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let Some((name, value)) = line.split_once('=') else {
+            let message = "Write one variable in each line: NAME=value. A value of several lines stands between NAME=<<END \
+                           and a line END.";
+            return Err(invalid(message.to_owned()));
+        };
+        let name = name.trim().to_owned();
+        let value = match value.strip_prefix("<<").filter(|end| is_end_word(end)) {
+            None => value.to_owned(),
+            Some(end) => {
+                let mut several: Vec<&str> = Vec::new();
+                loop {
+                    match lines.next() {
+                        Some(line) if line == end => break,
+                        Some(line) => several.push(line),
+                        None => return Err(invalid(format!("The value of {name} has no last line {end}."))),
+                    }
+                }
+                several.join("\n")
+            }
+        };
+        if variables.insert(name.clone(), Secret(value)).is_some() {
+            return Err(invalid(format!("The variable {name} is given twice.")));
+        }
+    }
+    Ok(variables)
+}
+
+/// True for a word that may end a value of several lines.
+fn is_end_word(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 /// Splits a command line as a POSIX shell does. Browsers send `\r\n` at the end of a line.
@@ -126,6 +167,18 @@ mod tests {
         let command = ["python", "-c", "print('a b', \"c\")\nexit()", "", "it's", "--x=1", "\\n $HOME"];
         let request = JobRequest { command: command.map(ToOwned::to_owned).to_vec(), ..JobRequest::default() };
         assert_eq!(from_form(to_form(&request)).unwrap().command, command);
+    }
+
+    #[test]
+    fn a_value_of_a_variable_is_exact_and_may_have_several_lines() {
+        let text = "PW= secret \r\nKEY=<<END\r\n--- BEGIN\r\n a=b \r\n\r\nEND\r\nSHIFT=<<\nEMPTY=\n";
+        let variables = parse_env(text).unwrap();
+        let values: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.0.as_str())).collect();
+        let expected = [("EMPTY", ""), ("KEY", "--- BEGIN\n a=b \n"), ("PW", " secret "), ("SHIFT", "<<")];
+        assert_eq!(values, expected);
+        for (wrong, why) in [("A=1\nA=2", "given twice"), ("A=<<END\n1", "no last line END"), ("A", "NAME=value")] {
+            assert!(parse_env(wrong).unwrap_err().detail.contains(why), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,12 +4,15 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use gpubnb_events::{
     Seq,
-    message::{MessageParts, Recorded},
+    message::{COVERED, MessageParts, Recorded},
 };
 use serde::{Deserialize, Serialize};
 
 /// A message as one JSON object.
+///
+/// Nothing may stand in the object that the leaf does not cover: a reader would take it for proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MessageLine {
     /// The message's sequence in MARKET.
     pub seq: Seq,
@@ -28,8 +31,11 @@ pub struct MessageLine {
 }
 
 impl MessageLine {
-    /// The body; `None` if not exactly one of `payload` and `bytes` is valid.
+    /// The body; `None` if not exactly one of `payload` and `bytes` is valid, or if there is a header that no leaf covers.
     pub fn body(&self) -> Option<Cow<'_, [u8]>> {
+        if !self.headers.keys().all(|name| COVERED.contains(&name.as_str())) {
+            return None;
+        }
         match (&self.payload, &self.bytes) {
             (Some(text), None) => Some(Cow::Borrowed(text.as_bytes())),
             (None, Some(bytes)) => hex::decode(bytes).ok().map(Cow::Owned),

@@ -14,8 +14,8 @@ use gpubnb_events::{
 use serde_json::{Value, json};
 
 use super::{
-    output_volume::Fullness,
     end::{AttemptEnd, StopCause},
+    output_volume::Fullness,
     prepare::ContainerOrigin,
     run,
     testing::{StubDocker, attempt, grant},

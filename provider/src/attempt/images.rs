@@ -26,15 +26,15 @@ use super::{
     image_cache::{CacheLimits, ImageCache},
     publish::publish_progress,
 };
-use crate::config::ImagePolicy;
+use crate::{config::ImagePolicy, docker::LocalImage};
 
 /// Longest time to pull an image.
 const PULL_TIMEOUT: Duration = Duration::from_secs(1_800);
 /// Time for which the id of a name is cached. After that the id is looked up again, because a name may refer to another
 /// image, though that is rare.
-const ID_CACHE_TIME: Duration = Duration::from_secs(30);
-/// Most ids that are cached.
-const MAX_CACHED_IDS: usize = 256;
+const CACHE_TIME: Duration = Duration::from_secs(30);
+/// Most images that are cached.
+const MAX_CACHED: usize = 256;
 /// Time between two messages with the progress of a pull.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -53,9 +53,9 @@ pub(crate) struct ImageRules {
 /// The images on this machine.
 pub(crate) struct Images {
     rules: ImageRules,
-    /// The cached id of each name, and when Docker was asked for the id. The cache saves milliseconds for each of many
+    /// The cached image of each name, and when Docker was asked for it. The cache saves milliseconds for each of many
     /// similar jobs.
-    recent_ids: Mutex<HashMap<String, (String, Instant)>>,
+    recent: Mutex<HashMap<String, (LocalImage, Instant)>>,
     pulled: ImageCache,
 }
 
@@ -82,32 +82,32 @@ fn registry_of(name: &str) -> &str {
 impl Images {
     /// Reads the list of the images that were pulled for jobs from the directory `state`.
     pub(crate) fn new(state: &Path, rules: ImageRules) -> Self {
-        Self { pulled: ImageCache::open(state, rules.cache), rules, recent_ids: Mutex::default() }
+        Self { pulled: ImageCache::open(state, rules.cache), rules, recent: Mutex::default() }
     }
 
-    /// The id of a job's image. Pulls the image if it is not on this machine, and publishes the progress of the pull.
-    pub(super) async fn resolve(&self, name: &str, context: &AttemptContext) -> Result<String, Problem> {
+    /// The image of a job. Pulls the image if it is not on this machine, and publishes the progress of the pull.
+    pub(super) async fn resolve(&self, name: &str, context: &AttemptContext) -> Result<LocalImage, Problem> {
         if !self.rules.allows(name) {
             let detail = "this machine's owner does not allow this image (--images)";
             return Err(Problem::new(Reason::BadImage, detail));
         }
-        if let Some((id, at)) = self.recent_ids().get(name)
-            && at.elapsed() < ID_CACHE_TIME
+        if let Some((image, at)) = self.recent().get(name)
+            && at.elapsed() < CACHE_TIME
         {
-            return Ok(id.clone());
+            return Ok(image.clone());
         }
-        let id = match context.tools.docker.inspect_image(name).await {
-            Ok(found) => found.id.unwrap_or_default(),
+        let image = match context.tools.docker.inspect_image(name).await {
+            Ok(found) => found.into(),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => self.pull(name, context).await?,
             Err(e) => return Err(Problem::of_docker(e)),
         };
         self.pulled.note_use(name);
-        let mut recent_ids = self.recent_ids();
-        if recent_ids.len() >= MAX_CACHED_IDS {
-            recent_ids.clear();
+        let mut recent = self.recent();
+        if recent.len() >= MAX_CACHED {
+            recent.clear();
         }
-        recent_ids.insert(name.to_owned(), (id.clone(), Instant::now()));
-        Ok(id)
+        recent.insert(name.to_owned(), (image.clone(), Instant::now()));
+        Ok(image)
     }
 
     /// Removes pulled images until the cache is within its limits.
@@ -115,29 +115,34 @@ impl Images {
         self.pulled.evict(docker, "").await;
     }
 
-    /// Removes the cached id of a name, because the image was removed from this machine.
+    /// Removes the cached image of a name, because the image was removed from this machine.
     pub(super) fn forget(&self, name: &str) {
-        self.recent_ids().remove(name);
+        self.recent().remove(name);
     }
 
-    fn recent_ids(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Instant)>> {
+    fn recent(&self) -> std::sync::MutexGuard<'_, HashMap<String, (LocalImage, Instant)>> {
         // A poisoned lock is used anyway: a panic of another thread cannot leave the map half written.
-        self.recent_ids.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn pull(&self, name: &str, context: &AttemptContext) -> Result<String, Problem> {
+    async fn pull(&self, name: &str, context: &AttemptContext) -> Result<LocalImage, Problem> {
         info!(image = name, "pulling an image");
         let docker = &context.tools.docker;
         let pulled = tokio::time::timeout(PULL_TIMEOUT, self.pull_all(docker, name, context)).await;
         let too_slow = || Problem::new(Reason::RegistryUnavailable, format!("pulling {name} took too long"));
-        let (id, bytes) = pulled.map_err(|_| too_slow())??;
+        let (image, bytes) = pulled.map_err(|_| too_slow())??;
         self.pulled.add(name, bytes);
         self.pulled.evict(docker, name).await;
-        Ok(id)
+        Ok(image)
     }
 
-    /// Pulls all layers of an image. Returns the image's id, and its size in bytes.
-    async fn pull_all(&self, docker: &Docker, name: &str, context: &AttemptContext) -> Result<(String, u64), Problem> {
+    /// Pulls all layers of an image. Returns the image, and its size in bytes.
+    async fn pull_all(
+        &self,
+        docker: &Docker,
+        name: &str,
+        context: &AttemptContext,
+    ) -> Result<(LocalImage, u64), Problem> {
         let options = CreateImageOptionsBuilder::default().from_image(name).build();
         let mut steps = docker.create_image(Some(options), None, None);
         let (mut progress, mut published) = (PullProgress::default(), Instant::now());
@@ -152,14 +157,15 @@ impl Images {
             }
         }
         let found = docker.inspect_image(name).await.map_err(pull_problem)?;
-        let (id, bytes) = (found.id.unwrap_or_default(), u64::try_from(found.size.unwrap_or(0)).unwrap_or(0));
+        let bytes = u64::try_from(found.size.unwrap_or(0)).unwrap_or(0);
+        let image = LocalImage::from(found);
         if bytes > self.rules.largest {
-            if let Err(e) = docker.remove_image(&id, None::<RemoveImageOptions>, None).await {
+            if let Err(e) = docker.remove_image(&image.id, None::<RemoveImageOptions>, None).await {
                 warn!(image = name, error = %e, "an image that is too large cannot be removed");
             }
             return Err(too_large(bytes, self.rules.largest));
         }
-        Ok((id, bytes))
+        Ok((image, bytes))
     }
 }
 

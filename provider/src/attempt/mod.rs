@@ -47,7 +47,7 @@ pub(crate) use self::{
     image_cache::CacheLimits,
     images::{ImageRules, Images},
     output_volume::OutputVolumes,
-    resume::resume_all,
+    resume::{attempt_containers, resume_all},
 };
 use self::{end::AttemptEnd, prepare::ContainerOrigin, problem::Problem, report::PendingReport, watch::RunSignals};
 

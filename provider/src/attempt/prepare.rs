@@ -13,7 +13,7 @@ use tracing::info;
 use super::{Problem, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs, run_clock};
 use crate::{
     desired_state::StopReason,
-    docker::{SandboxParams, hardened_container, job_user},
+    docker::{LocalImage, SandboxParams, hardened_container, job_user},
 };
 
 /// The run of the worker that created an attempt's container.
@@ -28,12 +28,12 @@ pub(super) enum ContainerOrigin {
 /// Prepares the attempt. An error says how the attempt ended before the job's code ran.
 pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let prepare = async {
-        let image_id = find_image_id(context, grant).await?;
+        let image = find_image(context, grant).await?;
         // `Started` is recorded while the container is created, but not while input files are on their way, which takes
         // long. The container is started only after both are done.
-        let start = Start { job: context.job, lease: context.lease, image_digest: image_id.clone() };
+        let start = Start { job: context.job, lease: context.lease, image_digest: image.id.clone() };
         let recorded = context.tools.platform.call_until_answered::<Done>("start", &start);
-        let created = create_container(context, grant, image_id);
+        let created = create_container(context, grant, image);
         if grant.spec.inputs.is_empty() {
             let (created, recorded) = tokio::join!(created, recorded);
             return Ok((created?, recorded));
@@ -53,11 +53,12 @@ pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<C
     Ok(origin)
 }
 
-/// The id of the image from which the container is created, or was created by a former run of the worker.
-async fn find_image_id(context: &AttemptContext, grant: &Grant) -> Result<String, Problem> {
+/// The image from which the container is created. If a former run of the worker created it, only the id is known.
+async fn find_image(context: &AttemptContext, grant: &Grant) -> Result<LocalImage, Problem> {
     if grant.started {
         let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container was started, but does not exist");
-        return context.container.image().await?.ok_or_else(gone);
+        let id = context.container.image().await?.ok_or_else(gone)?;
+        return Ok(LocalImage { id, ..LocalImage::default() });
     }
     context.tools.images.resolve(&grant.spec.image, context).await
 }
@@ -66,7 +67,7 @@ async fn find_image_id(context: &AttemptContext, grant: &Grant) -> Result<String
 async fn create_container(
     context: &AttemptContext,
     grant: &Grant,
-    image_id: String,
+    image: LocalImage,
 ) -> Result<ContainerOrigin, Problem> {
     if grant.started {
         return Ok(ContainerOrigin::FormerRun);
@@ -81,7 +82,7 @@ async fn create_container(
         machine: tools.machine,
         job: context.job,
         lease: context.lease,
-        image_id: &image_id,
+        image: &image,
         output: &output,
         input: input.as_deref(),
         env: decrypt_environment(context, grant)?,
@@ -96,7 +97,7 @@ async fn create_container(
     if created == CreateResult::NoImage {
         // Somebody removed the image after its id was found. Find it a second time, which pulls it.
         tools.images.forget(&grant.spec.image);
-        if find_image_id(context, grant).await? != image_id {
+        if find_image(context, grant).await?.id != image.id {
             let detail = "the image's name now refers to another image";
             return Err(Problem::new(Reason::RuntimeMisconfigured, detail));
         }

@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use bollard::{errors::Error, models::ContainerSummary, query_parameters::ListContainersOptionsBuilder};
-use gpubnb_events::{JobId, Lease};
+use bollard::{Docker, errors::Error, models::ContainerSummary, query_parameters::ListContainersOptionsBuilder};
+use gpubnb_events::{JobId, Lease, MachineId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info, warn};
 
@@ -33,7 +33,7 @@ pub(crate) async fn resume_all(
         }
     }
     let mut resumed = HashSet::new();
-    for found in attempt_containers(tools).await? {
+    for found in attempt_containers(&tools.docker, tools.machine).await? {
         let labels = found.labels.unwrap_or_default();
         let job = labels.get(LABEL_JOB).and_then(|text| text.parse().ok());
         let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse().ok());
@@ -64,11 +64,12 @@ pub(crate) async fn resume_all(
     Ok(())
 }
 
-async fn attempt_containers(tools: &Tools) -> Result<Vec<ContainerSummary>, Error> {
-    let label = format!("{LABEL_MACHINE}={}", tools.machine);
+/// The containers of a machine's attempts, also those that have ended.
+pub(crate) async fn attempt_containers(docker: &Docker, machine: MachineId) -> Result<Vec<ContainerSummary>, Error> {
+    let label = format!("{LABEL_MACHINE}={machine}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    tools.docker.list_containers(Some(options)).await
+    docker.list_containers(Some(options)).await
 }
 
 /// Spawns the task of a resumed attempt. It has no job message, because a former run of the worker received the

@@ -31,7 +31,7 @@ use gpubnb_events::{
 
 use super::{TestSubject, check, with_requirement};
 use crate::{
-    docker::{SandboxParams, file_owner, hardened_container, job_user},
+    docker::{LocalImage, SandboxParams, file_owner, hardened_container, job_user},
     hardware,
 };
 
@@ -120,7 +120,7 @@ async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyho
         machine,
         job,
         lease,
-        image_id: &image,
+        image: &LocalImage { id: image, ..LocalImage::default() },
         output: &output.0,
         input: None,
         env: BTreeMap::new(),

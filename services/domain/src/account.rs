@@ -31,6 +31,9 @@ pub struct Account {
     pub available: MicroUsd,
     /// The money that is held for the account's jobs.
     pub held: MicroUsd,
+    /// The number of the account's jobs that are not settled.
+    #[serde(default)]
+    pub open_jobs: u32,
     /// The reason of the suspension; `None` for an account that is not suspended.
     pub suspended: Option<String>,
     /// The sequence and the amount of each deposit.

@@ -51,6 +51,7 @@ impl World {
             let mut job = Job::from_submission(seq, at, e);
             job.guard = self.last_stray(Aggregate::Job(e.job));
             self.jobs.insert(e.job, job);
+            self.accounts.entry(e.account).or_default().open_jobs += 1;
             self.queued.insert((seq, e.job));
         }
         self.submissions.apply(seq, at, e);
@@ -84,6 +85,9 @@ impl World {
             self.ended.remove(&id)
         };
         if job.phase == Phase::Settled {
+            if let Some(account) = self.accounts.get_mut(&job.account) {
+                account.open_jobs = account.open_jobs.saturating_sub(1);
+            }
             self.jobs.remove(&id);
         }
     }

@@ -164,6 +164,8 @@ pub struct Settings {
     pub decline_pause: Millis,
     /// Greatest budget of a job.
     pub max_budget: MicroUsd,
+    /// Most jobs of one account that are not settled.
+    pub max_open_jobs: u32,
     /// Images that jobs may use without a digest. The images of the templates are always allowed.
     pub approved_images: Vec<String>,
 }
@@ -177,6 +179,7 @@ impl Default for Settings {
             grace: Millis(30_000),
             decline_pause: Millis(5_000),
             max_budget: MicroUsd::dollars(10_000),
+            max_open_jobs: 1_000,
             approved_images: Vec::new(),
         }
     }

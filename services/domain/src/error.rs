@@ -40,6 +40,11 @@ pub enum DomainError {
         /// The amount that the account may spend.
         available: MicroUsd,
     },
+    /// The account has as many jobs that are not settled as an account may have.
+    #[error(
+        "This account has {0} jobs that are not settled, and may have no more. Wait for some to end, or cancel some."
+    )]
+    TooManyJobs(u32),
     /// The account has less money than the requested payout.
     #[error(
         "You asked for {asked} and {available} is available. Ask for less, or wait until running jobs are settled."
@@ -85,6 +90,7 @@ impl DomainError {
             Self::UnknownPayout => ("UnknownPayout", RefusalKind::NotFound),
             Self::NotAllowed(_) => ("NotAllowed", RefusalKind::Forbidden),
             Self::Suspended(_) => ("Suspended", RefusalKind::Forbidden),
+            Self::TooManyJobs(_) => ("TooManyJobs", RefusalKind::Conflict),
             Self::InsufficientFunds { .. } => ("InsufficientFunds", RefusalKind::Funds),
             Self::PayoutTooLarge { .. } => ("PayoutTooLarge", RefusalKind::Funds),
             Self::IdOutOfTime => ("IdOutOfTime", RefusalKind::Invalid),

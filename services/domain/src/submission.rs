@@ -45,6 +45,9 @@ pub(crate) fn submit(
     if let Some(why) = &account.suspended {
         return Err(DomainError::Suspended(why.clone()));
     }
+    if account.open_jobs >= settings.max_open_jobs {
+        return Err(DomainError::TooManyJobs(account.open_jobs));
+    }
     check(c, settings)?;
     let hold = hold(world, c, now, settings)?;
     check_funds(account, hold)?;
@@ -215,7 +218,22 @@ fn check_inputs(spec: &JobSpec) -> Result<(), DomainError> {
 mod tests {
     use super::*;
     use crate::{Command, testing::*};
-    use gpubnb_events::HourlyRate;
+    use gpubnb_events::{Actor, HourlyRate};
+
+    #[test]
+    fn the_open_jobs_of_an_account_are_limited_until_one_is_settled() {
+        let mut market = given();
+        market.settings.max_open_jobs = 2;
+        let [first, _] = [(); 2].map(|()| market.submit_default());
+        let submit = market.new_submission();
+        let again = |market: &mut TestMarket| {
+            market.when(market.as_consumer(), Command::Submit(market.consumer, submit.clone()))
+        };
+        assert_eq!(again(&mut market).expect_refused(), DomainError::TooManyJobs(2));
+        market.when(market.as_consumer(), Command::Cancel(first)).expect_appended();
+        market.when(Actor::Platform, Command::Settle(first)).expect_appended();
+        again(&mut market).expect_appended();
+    }
 
     #[test]
     fn a_repeated_submission_makes_one_job_and_a_different_job_with_its_id_is_refused() {

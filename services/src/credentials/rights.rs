@@ -68,14 +68,17 @@ pub(crate) fn users() -> [User; 6] {
             .concat(),
             &[subject::QUERIES, subject::DISCOVERY, &projector],
         ),
-        // The operator's commands: read the streams, ask queries.
+        // The operator's commands: read the streams, ask queries. They may not delete a consumer, which may be another
+        // reader's, and may create none on DISPATCH, which would take a machine's jobs away.
         user(
             "operator",
             "projector",
             [
                 vec![subject::query("*")],
-                [MARKET, TELEMETRY, OUTPUT, DISPATCH].into_iter().flat_map(read_rights).collect(),
-                read_rights(&bucket_stream(CHECKPOINTS)),
+                [MARKET, TELEMETRY, OUTPUT].into_iter().flat_map(read_only_rights).collect(),
+                read_only_rights(&bucket_stream(CHECKPOINTS)),
+                message_rights(DISPATCH),
+                api_subjects(&[&format!("CONSUMER.INFO.{DISPATCH}.*")]),
             ]
             .concat(),
             &[&operator],
@@ -129,21 +132,32 @@ fn api_subjects(calls: &[&str]) -> Vec<String> {
     calls.iter().map(|call| format!("$JS.API.{call}")).collect()
 }
 
-/// The rights to read a stream: its state, single messages, and messages through new consumers.
-fn read_rights(stream: &str) -> Vec<String> {
-    let mut subjects = api_subjects(&[
+/// The rights to read a stream's state, and single messages.
+fn message_rights(stream: &str) -> Vec<String> {
+    api_subjects(&[
         &format!("STREAM.INFO.{stream}"),
         &format!("STREAM.MSG.GET.{stream}"),
         &format!("DIRECT.GET.{stream}"),
         &format!("DIRECT.GET.{stream}.>"),
+    ])
+}
+
+/// The rights to read a stream: its state, single messages, and messages through new consumers. The broker removes a
+/// consumer that nobody uses.
+fn read_only_rights(stream: &str) -> Vec<String> {
+    let consumers = api_subjects(&[
         &format!("CONSUMER.CREATE.{stream}"),
         &format!("CONSUMER.CREATE.{stream}.>"),
         &format!("CONSUMER.INFO.{stream}.*"),
-        &format!("CONSUMER.DELETE.{stream}.*"),
         &format!("CONSUMER.MSG.NEXT.{stream}.*"),
     ]);
-    subjects.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.FC.{stream}.>")]);
-    subjects
+    let acks = vec![format!("$JS.ACK.{stream}.>"), format!("$JS.FC.{stream}.>")];
+    [message_rights(stream), consumers, acks].concat()
+}
+
+/// The rights of a service to read a stream, which include the removal of its own consumers.
+fn read_rights(stream: &str) -> Vec<String> {
+    [read_only_rights(stream), api_subjects(&[&format!("CONSUMER.DELETE.{stream}.*")])].concat()
 }
 
 fn bucket_rights(name: &str) -> Vec<String> {

@@ -76,12 +76,12 @@ async fn run_bare_container(docker: &Docker, dir: &Path) -> anyhow::Result<Durat
     fs::create_dir_all(&output)?;
     let user = job_user();
     chown(&output, Some(user.0), Some(user.1))?;
-    let image = docker.inspect_image(template.image).await?.id.unwrap_or_default();
+    let image = docker.inspect_image(template.image).await?.into();
     let params = SandboxParams {
         machine: MachineId::generate(),
         job: JobId::generate(),
         lease: Lease(Seq(0)),
-        image_id: &image,
+        image: &image,
         output: &output,
         input: None,
         env: std::collections::BTreeMap::new(),

@@ -112,6 +112,7 @@ impl Liar {
         let outputs: Vec<_> = outputs.collect();
         let text = gpubnb_events::manifest::signed_text(self.job, self.lease, &outputs);
         Report {
+            left_out: Vec::new(),
             job: self.job,
             lease: self.lease,
             outcome: Outcome::Completed,

@@ -71,8 +71,9 @@ async fn a_worker_that_is_stopped_changes_neither_the_outcome_nor_the_bill() {
     system.workers[0].signal(rustix::process::Signal::CONT);
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 1));
-    let billed = receipt(&system, &job).await["metering"]["billed"].as_u64().unwrap();
-    assert!((900..5_000).contains(&billed), "the program ran for a second, and not for {billed} ms");
+    let metering = &receipt(&system, &job).await["metering"];
+    let billed = metering["billed"].as_u64().unwrap();
+    assert!((900..5_000).contains(&billed), "the program ran for a second: {metering:#}");
 }
 
 #[tokio::test]
@@ -174,4 +175,19 @@ async fn a_machine_whose_queue_was_deleted_gets_the_queue_back() {
     let job = system.consumer.submit(&noop_job()).await.unwrap();
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
+}
+
+#[tokio::test]
+async fn a_long_log_is_cut_with_a_word_and_the_job_goes_on() {
+    let mut system = System::start(MarketSettings::default()).await.unwrap();
+    system.start_worker("attic", &["--price", "1", "--max-log-mib", "1"]).await.unwrap();
+    // Each line counts as 8 bytes more than its text.
+    let job = system.consumer.submit(&counting_job(100_000, 0)).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
+    assert_eq!(settled["state"], "Completed", "{settled:#}");
+    let (_, log) = system.consumer.browser_session().bytes(&format!("/jobs/{job}/log.txt")).await.unwrap();
+    let log = String::from_utf8(log.to_vec()).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert!(lines.len() > 40_000 && lines.len() < 100_000, "{}", lines.len());
+    assert!(lines.last().unwrap().contains("the log is cut here"), "{:?}", lines.last());
 }

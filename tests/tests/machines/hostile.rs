@@ -170,6 +170,8 @@ async fn only_regular_files_are_collected_and_their_names_are_escaped() {
     let mut paths: Vec<_> = job["outputs"].as_array().unwrap().iter().map(|o| o["path"].as_str().unwrap()).collect();
     paths.sort_unstable();
     assert_eq!(paths, ["..hidden", "<img src=x onerror=y>", "bomb.tar.gz"]);
+    let left_out: Vec<_> = job["left_out"].as_array().unwrap().iter().map(|l| l["reason"].as_str().unwrap()).collect();
+    assert_eq!(left_out, ["UnusableName", "TooDeep", "NotAFile"], "{job:#}");
     let (_, page) =
         market.consumer.browser_session().bytes(&format!("/jobs/{}", job["job"].as_str().unwrap())).await.unwrap();
     let page = String::from_utf8_lossy(&page).into_owned();

@@ -1,6 +1,9 @@
 //! Images that a machine pulls for jobs, from a registry that the test runs.
 
+use std::process::Command;
+
 use gpubnb_tests::{
+    jobs::wait_until_running,
     registry::{ImageKind, Registry},
     system::{MarketSettings, System},
 };
@@ -68,4 +71,27 @@ async fn a_bad_image_fails_by_the_consumers_fault_and_costs_nothing() {
     let job = run(&system, &registry, "fine").await;
     assert_eq!(job["reason"]["name"], "BadImage");
     assert!(job["detail"].as_str().unwrap().contains("does not allow"), "{job:#}");
+}
+
+#[tokio::test]
+async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_room_on_the_disk() {
+    let registry = Registry::start(&[("volume", ImageKind::Volume, 10)]).await.unwrap();
+    let mut system = start_market(&registry, &["volume"]).await;
+    system.start_worker("attic", &[]).await.unwrap();
+    let body = json!({ "image": registry.name("volume"), "command": ["count", "--lines", "600"], "name": "volume",
+        "budget_usd": "0.10" });
+    let job = system.consumer.submit(&body).await.unwrap();
+    wait_until_running(&system.consumer, &job).await;
+    let format = "{{.Config.WorkingDir}} {{range .Mounts}}{{.Type}}:{{.Destination}} {{end}}";
+    let label = format!("label=gpubnb.job={job}");
+    let docker = |args: &[&str]| {
+        let output = Command::new("docker").args(args).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let container = docker(&["ps", "-aq", "--filter", &label]);
+    let found = docker(&["inspect", "--format", format, &container]);
+    assert!(found.starts_with("/data ") && found.contains("tmpfs:/data"), "{found}");
+    assert!(!found.contains("volume:"), "{found}");
+    system.consumer.post(&format!("/jobs/{job}/cancel"), &json!({})).await.unwrap();
+    system.consumer.wait_until_settled(&job).await.unwrap();
 }
