@@ -447,8 +447,10 @@ impl Job {
 mod tests {
     use super::*;
     use crate::{Command, testing::*};
-    use gpubnb_events::Actor;
-    use gpubnb_events::Millis;
+    use gpubnb_events::{
+        Actor, Millis,
+        spec::{Artifact, LeftOut, LeftOutReason},
+    };
 
     #[test]
     fn a_job_passes_through_its_phases_and_leaves_memory_when_settled() {
@@ -538,6 +540,23 @@ mod tests {
         assert!(market.job(running).ending.clone().is_some_and(|e| e.cancelled));
         let late = market.report(running, lease, Outcome::Completed);
         market.when(market.as_machine(), late).expect_already_done();
+    }
+
+    #[test]
+    fn a_cancelled_job_keeps_the_files_that_it_had_written() {
+        let mut market = given();
+        let (job, lease) = market.start_default();
+        market.when(market.as_consumer(), Command::Cancel(job)).expect_appended();
+        let Command::Report(machine, report) = market.report(job, lease, Outcome::Cancelled) else { unreachable!() };
+        let file = Artifact { path: "checkpoint.pt".to_owned(), bytes: 3, sha256: "0".repeat(64) };
+        let twice = Report { outputs: vec![file.clone(), file.clone()], ..report.clone() };
+        let refused = market.when(market.as_machine(), Command::Report(machine, twice)).expect_refused();
+        assert!(matches!(refused, DomainError::InvalidField { field: "outputs", .. }));
+        let left_out = LeftOut { reason: LeftOutReason::NotAFile, entries: 2, example: "link".to_owned() };
+        let report = Report { outputs: vec![file.clone()], left_out: vec![left_out.clone()], ..report };
+        market.when(market.as_machine(), Command::Report(machine, report)).expect_appended();
+        let Event::Cancelled(event) = market.last_event() else { panic!("{:?}", market.last_event()) };
+        assert_eq!((&event.outputs[..], &event.left_out[..]), (&[file][..], &[left_out][..]));
     }
 
     #[test]
