@@ -389,7 +389,7 @@ mod tests {
         let locked = dir.join("output/locked");
         fs::create_dir(&locked).unwrap();
         fs::write(locked.join("file"), "x").unwrap();
-        fs::set_permissions(&locked, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o0)).unwrap();
         remove_tree(&dir).unwrap();
         assert!(!dir.exists() && Path::new("/etc").exists());
         remove_tree(&dir).unwrap();

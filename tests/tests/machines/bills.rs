@@ -186,7 +186,7 @@ async fn a_long_log_is_cut_with_a_word_and_the_job_goes_on() {
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
     let (_, log) = system.consumer.browser_session().bytes(&format!("/jobs/{job}/log.txt")).await.unwrap();
-    let log = String::from_utf8(log.to_vec()).unwrap();
+    let log = String::from_utf8(log).unwrap();
     let lines: Vec<_> = log.lines().collect();
     assert!(lines.len() > 40_000 && lines.len() < 100_000, "{}", lines.len());
     assert!(lines.last().unwrap().contains("the log is cut here"), "{:?}", lines.last());
