@@ -6,7 +6,6 @@ mod faults;
 mod gpus;
 mod hostile;
 mod images;
-mod independent;
 mod outages;
 mod restarts;
 mod worker;
