@@ -20,7 +20,7 @@ use super::{Problem, output_volume};
 /// Most files in a manifest.
 const MAX_FILES: usize = 1_000;
 /// Most directory entries that are read. A job with many million tiny files must not keep the machine busy.
-const MAX_ENTRIES: usize = 200_000;
+const MAX_ENTRIES: usize = 50_000;
 /// Most directories above a listed file. Deeper entries are left out.
 const MAX_DEPTH: usize = 16;
 /// Longest path of a listed file, bytes. Entries with a longer path are left out.

@@ -37,7 +37,7 @@ const MAX_CHUNK_BYTES: usize = 64 * 1024;
 /// Longest time over which a flood is measured, in milliseconds of Docker's timestamps.
 const FLOOD_WINDOW: Millis = Millis(10_000);
 /// Most bytes of log in one such time. More is a flood, which takes the machine's processor time.
-const MAX_BYTES_IN_WINDOW: u64 = 80 << 20;
+const MAX_BYTES_IN_WINDOW: u64 = 40 << 20;
 /// The bytes that each line counts in addition to its text, for its time and its number.
 const LINE_COST: u64 = 8;
 /// Pause before the next read of the log, if the container has not ended or a read failed.

@@ -176,18 +176,3 @@ async fn a_machine_whose_queue_was_deleted_gets_the_queue_back() {
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
 }
-
-#[tokio::test]
-async fn a_long_log_is_cut_with_a_word_and_the_job_goes_on() {
-    let mut system = System::start(MarketSettings::default()).await.unwrap();
-    system.start_worker("attic", &["--price", "1", "--max-log-mib", "1"]).await.unwrap();
-    // Each line counts as 8 bytes more than its text.
-    let job = system.consumer.submit(&counting_job(100_000, 0)).await.unwrap();
-    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
-    assert_eq!(settled["state"], "Completed", "{settled:#}");
-    let (_, log) = system.consumer.browser_session().bytes(&format!("/jobs/{job}/log.txt")).await.unwrap();
-    let log = String::from_utf8(log).unwrap();
-    let lines: Vec<_> = log.lines().collect();
-    assert!(lines.len() > 40_000 && lines.len() < 100_000, "{}", lines.len());
-    assert!(lines.last().unwrap().contains("the log is cut here"), "{:?}", lines.last());
-}

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
     Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
-        .with_worker(QUOTA_MACHINE, &["--slots", "4"])
+        .with_worker(QUOTA_MACHINE, &["--slots", "4", "--max-log-mib", "1"])
         .with_worker(POLL_MACHINE, &["--slots", "4", "--output-quota", "poll"])
 });
 
@@ -150,8 +150,14 @@ async fn a_huge_sparse_file_fails_as_too_large() {
 }
 
 #[tokio::test]
-async fn a_flood_of_log_lines_fails_as_log_flood() {
-    assert_fails(QUOTA_MACHINE, "log-flood", 60, "LogFlood").await;
+async fn a_flood_of_log_lines_is_cut_with_a_word_and_fails_as_log_flood() {
+    let EndedJob { market, job, .. } = run_hostile(QUOTA_MACHINE, "log-flood", 60).await;
+    assert_eq!(job["reason"]["name"], "LogFlood", "{job:#}");
+    let path = format!("/jobs/{}/log.txt", job["job"].as_str().unwrap());
+    let (_, log) = market.consumer.browser_session().bytes(&path).await.unwrap();
+    assert!(log.len() > 1 << 19 && log.len() < 4 << 20, "{}", log.len());
+    let last = String::from_utf8_lossy(&log).lines().last().unwrap_or_default().to_owned();
+    assert!(last.contains("the log is cut here: a job keeps 1 MiB"), "{last}");
 }
 
 #[tokio::test]
