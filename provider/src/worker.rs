@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use async_nats::Client;
 use bollard::Docker;
 use gpubnb_events::{
-    Clock as _, HourlyRate, Millis, SystemClock,
+    Clock as _, HourlyRate, MachineId, Millis, SystemClock,
     command::{Done, ListMachine, Listed, RecordTest},
     event::Check,
     spec::{Hardware, Offer, OwnerPolicy},
@@ -67,11 +67,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         answered = obtain() => answered.map(drop)?,
     }
     let checks = self_test(&args, &identity, &docker, &gpus, (&http, &enrollment.market)).await;
-    // A job that runs is not left alone: without the worker, it would have no limit.
-    let unfit = match require_fit(&checks, args.unfit) {
-        Err(e) if attempt::attempt_containers(&docker, identity.machine).await?.is_empty() => return Err(e),
-        fit => fit.err(),
-    };
+    let unfit = why_unfit(&checks, args.unfit, &docker, identity.machine).await?;
     // The self-test may take longer than a credential lives.
     let credential = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -177,6 +173,20 @@ fn require_fit(checks: &[Check], list_unfit: bool) -> anyhow::Result<()> {
     }
     let reasons: Vec<_> = unfit.iter().map(|check| format!("{}: {}", check.id, check.remedy)).collect();
     bail!("the machine is not fit, and is not listed (--unfit lists it anyway). {}", reasons.join(" "))
+}
+
+/// The reason why the machine is unfit, although jobs of a former run of the worker still run: without the worker, they would
+/// have no limit. Fails if the machine is unfit and no such job runs.
+async fn why_unfit(
+    checks: &[Check],
+    list_unfit: bool,
+    docker: &Docker,
+    machine: MachineId,
+) -> anyhow::Result<Option<anyhow::Error>> {
+    match require_fit(checks, list_unfit) {
+        Err(e) if attempt::attempt_containers(docker, machine).await?.is_empty() => Err(e),
+        fit => Ok(fit.err()),
+    }
 }
 
 fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
