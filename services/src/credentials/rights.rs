@@ -68,25 +68,25 @@ pub(crate) fn users() -> [User; 6] {
             .concat(),
             &[subject::QUERIES, subject::DISCOVERY, &projector],
         ),
-        // The operator's commands: read the streams, ask queries. They may not delete a consumer, which may be another
-        // reader's, and may create none on DISPATCH, which would take a machine's jobs away.
-        user(
-            "operator",
-            "projector",
-            [
-                vec![subject::query("*")],
-                [MARKET, TELEMETRY, OUTPUT].into_iter().flat_map(read_only_rights).collect(),
-                read_only_rights(&bucket_stream(CHECKPOINTS)),
-                message_rights(DISPATCH),
-                api_subjects(&[&format!("CONSUMER.INFO.{DISPATCH}.*")]),
-            ]
-            .concat(),
-            &[&operator],
-        ),
+        // The operator's commands.
+        user("operator", "projector", operator_rights(), &[&operator]),
         // The web server: sends commands and queries for signed-in people, stores their sessions and files, reads
         // output.
         user("ui", "ui", web_server_rights(), &[subject::NOTICES, &ui]),
     ]
+}
+
+/// The rights to read the streams and to ask queries. An operator may not delete a consumer, which may be another reader's,
+/// and may create none on DISPATCH, which would take a machine's jobs away.
+fn operator_rights() -> Vec<String> {
+    [
+        vec![subject::query("*")],
+        [MARKET, TELEMETRY, OUTPUT].into_iter().flat_map(read_only_rights).collect(),
+        read_only_rights(&bucket_stream(CHECKPOINTS)),
+        message_rights(DISPATCH),
+        api_subjects(&[&format!("CONSUMER.INFO.{DISPATCH}.*")]),
+    ]
+    .concat()
 }
 
 /// The subjects that the market's account exports to the account of machines. The broker chooses the reply
