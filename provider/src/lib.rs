@@ -21,6 +21,7 @@ mod hardware;
 mod heartbeat;
 mod identity;
 mod journal;
+mod json_file;
 mod lease_table;
 mod market;
 mod owner;

@@ -3,7 +3,7 @@
 //! While the broker is away, the worker reads no further. Docker keeps the log on disk, so nothing is lost and the
 //! worker needs no memory. Docker returns the log in *frames* of at most 16 KiB.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use bollard::container::LogOutput;
 use futures_util::StreamExt;
@@ -25,6 +25,7 @@ use super::{
     publish::publish,
     watch::{RunSignals, wait_until},
 };
+use crate::json_file;
 
 /// The file with the position in the log, in the attempt's directory.
 const POSITION_FILE: &str = "log.json";
@@ -110,17 +111,12 @@ struct LogPosition {
 
 impl LogPosition {
     fn saved(dir: &Path) -> Self {
-        let saved = fs::read(dir.join(POSITION_FILE)).ok();
-        saved.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        json_file::saved(&dir.join(POSITION_FILE)).unwrap_or_default()
     }
 
     /// Saves the position, whole or not at all. Without a saved position, the log is read from its start.
     fn save(&self, dir: &Path) {
-        let partial = dir.join("log.partial");
-        let save = || {
-            fs::write(&partial, serde_json::to_vec(self)?).and_then(|()| fs::rename(&partial, dir.join(POSITION_FILE)))
-        };
-        if let Err(e) = save() {
+        if let Err(e) = json_file::save(&dir.join(POSITION_FILE), self) {
             debug!(error = %e, "the position in a log could not be saved");
         }
     }

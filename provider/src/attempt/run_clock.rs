@@ -12,6 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::json_file;
+
 /// The file with the saved reading, in the attempt's directory.
 const FILE: &str = "clock.json";
 /// A random id that the kernel makes at each boot (`random(4)`).
@@ -66,7 +68,7 @@ pub(super) struct StartReading {
 impl StartReading {
     /// The reading that was saved; `None` if none was saved, or if the file cannot be read.
     pub(super) fn saved(dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
+        json_file::saved(&dir.join(FILE))
     }
 
     /// True if the container started at this reading.
@@ -81,10 +83,7 @@ impl StartReading {
 
     /// Saves the reading in an attempt's directory, whole or not at all. Without the reading, Docker's times decide.
     fn save(&self, dir: &Path) {
-        let partial = dir.join("clock.partial");
-        let save =
-            || fs::write(&partial, serde_json::to_vec(self)?).and_then(|()| fs::rename(&partial, dir.join(FILE)));
-        if let Err(e) = save() {
+        if let Err(e) = json_file::save(&dir.join(FILE), self) {
             warn!(error = %e, "the time of the start could not be saved");
         }
     }

@@ -32,7 +32,7 @@ use gpubnb_events::{
 use super::{TestSubject, check, with_requirement};
 use crate::{
     docker::{LocalImage, SandboxParams, file_owner, hardened_container, job_user},
-    hardware,
+    hardware, json_file,
 };
 
 /// The file of the results in the worker's directory.
@@ -91,7 +91,7 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
         });
     }
     if subject.measure != Measure::LastResult
-        && let Err(e) = write_results(&path, &rates)
+        && let Err(e) = json_file::save(&path, &rates)
     {
         tracing::warn!(path = %path.display(), error = %e, "the measured speeds were not saved");
     }
@@ -101,13 +101,7 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
 /// Reads the results of the last measurement. If the file cannot be read, there are no results, and the owner has to
 /// measure again.
 fn read_results(path: &Path) -> Rates {
-    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
-}
-
-fn write_results(path: &Path, rates: &Rates) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    fs::write(&partial, serde_json::to_vec(rates)?)?;
-    fs::rename(&partial, path)
+    json_file::saved(path).unwrap_or_default()
 }
 
 /// Measures one GPU in a container. `gpu` is its UUID. Returns the speed in GFLOP/s.

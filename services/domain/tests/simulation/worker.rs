@@ -156,16 +156,7 @@ impl Market {
             }
         };
         *state = AttemptState::Waiting;
-        let report = Report {
-            job,
-            lease,
-            outcome,
-            outputs: Vec::new(),
-            left_out: Vec::new(),
-            usage,
-            occurred_at: now,
-            signature: None,
-        };
+        let report = report_without_files(job, lease, outcome, usage, now);
         Some((Actor::Machine(machine), Command::Report(machine, report)))
     }
 
@@ -231,16 +222,7 @@ impl Market {
                     _ => Outcome::Failed { reason: any_reason(dice), detail: String::new() },
                 };
                 let usage = dice.one_in(2).then(|| Usage { run: Millis(dice.next_word()) });
-                let report = Report {
-                    job,
-                    lease,
-                    outcome,
-                    outputs: Vec::new(),
-                    left_out: Vec::new(),
-                    usage,
-                    occurred_at: self.now,
-                    signature: None,
-                };
+                let report = report_without_files(job, lease, outcome, usage, self.now);
                 Command::Report(claimed, report)
             }
         };
@@ -284,4 +266,14 @@ fn any_reason(dice: &mut Dice) -> Reason {
         Reason::RuntimeMisconfigured,
         Reason::GpuLost,
     ])
+}
+
+fn report_without_files(
+    job: JobId,
+    lease: Lease,
+    outcome: Outcome,
+    usage: Option<Usage>,
+    occurred_at: Timestamp,
+) -> Report {
+    Report { job, lease, outcome, outputs: Vec::new(), left_out: Vec::new(), usage, occurred_at, signature: None }
 }
