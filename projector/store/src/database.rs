@@ -5,11 +5,19 @@
 //! table is current and which table is being rebuilt.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::{StoreError, Table};
 
 /// The smallest cache size, MiB: sled's cache has 256 parts, and each part keeps at least one page.
 const MIN_CACHE_MIB: u64 = 8;
+
+/// How long opening waits for the database's lock. A database that was dropped, or whose process was stopped, releases
+/// the lock a little later: sled's threads end first, and a child process that is just starting has the file open too.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How often opening asks for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A model's name and version. Each version has its own tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,15 +33,24 @@ pub struct ModelVersion<'a> {
 pub struct Database(sled::Db);
 
 impl Database {
-    fn from_config(config: sled::Config, cache_mib: u64) -> Result<Self, StoreError> {
+    fn from_config(config: sled::Config, cache_mib: u64) -> Result<Self, sled::Error> {
         // Do not clone the configuration: when a clone of a temporary database's configuration is dropped, sled deletes
         // the files of the database.
         Ok(Self(config.cache_capacity(cache_mib.max(MIN_CACHE_MIB) << 20).open()?))
     }
 
-    /// Opens a database, or creates an empty one. The cache takes about `cache_mib` MiB.
+    /// Opens a database, or creates an empty one. The cache takes about `cache_mib` MiB. Waits up to five seconds for
+    /// another owner to close the database, and blocks the thread meanwhile.
     pub fn open(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
-        Self::from_config(sled::Config::new().path(path), cache_mib)
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            match Self::from_config(sled::Config::new().path(path), cache_mib) {
+                Err(e) if is_locked(&e) && Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                result => return Ok(result?),
+            }
+        }
     }
 
     /// Deletes the files of a database, if they exist. No process may have the database open.
@@ -48,13 +65,13 @@ impl Database {
     /// clone is dropped, the database deletes its files.
     pub fn scratch(path: &Path, cache_mib: u64) -> Result<Self, StoreError> {
         Self::remove(path)?;
-        Self::from_config(sled::Config::new().path(path).temporary(true), cache_mib)
+        Ok(Self::from_config(sled::Config::new().path(path).temporary(true), cache_mib)?)
     }
 
     /// Opens an empty database in the system's temporary directory. When the last clone is dropped, the database
     /// deletes its files.
     pub fn temporary(cache_mib: u64) -> Result<Self, StoreError> {
-        Self::from_config(sled::Config::new().temporary(true), cache_mib)
+        Ok(Self::from_config(sled::Config::new().temporary(true), cache_mib)?)
     }
 
     /// Opens the table with this name, or creates an empty one.
@@ -154,6 +171,11 @@ fn table_names(model: ModelVersion<'_>) -> [String; 2] {
     [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
 }
 
+/// Whether another owner has the database open. sled gives this error no kind of its own.
+fn is_locked(e: &sled::Error) -> bool {
+    matches!(e, sled::Error::Io(e) if e.to_string().starts_with("could not acquire lock"))
+}
+
 #[cfg(test)]
 mod tests {
     use gpubnb_events::Seq;
@@ -162,6 +184,16 @@ mod tests {
     use crate::{WriteBatch, checkpoint};
 
     const JOBS: ModelVersion<'_> = ModelVersion { name: "jobs", version: 4 };
+
+    #[test]
+    fn a_database_that_is_about_to_be_closed_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Database::open(directory.path(), 8).unwrap();
+        let path = directory.path().to_owned();
+        let next_owner = std::thread::spawn(move || Database::open(&path, 8).map(drop));
+        drop(db);
+        next_owner.join().unwrap().unwrap();
+    }
 
     #[test]
     fn an_interrupted_rebuild_continues_in_its_table_and_an_ended_rebuild_leaves_an_empty_table() {
