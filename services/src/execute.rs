@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use gpubnb_domain::{Command, Decision, Settings, World, job::Job};
+use gpubnb_domain::{Command, Decision, DomainError, Settings, World, job::Job};
 use gpubnb_events::{Actor, Aggregate, Chain, Clock, Event, JobId, Refusal, RefusalKind, Seq};
 use gpubnb_log::{AppendError, Log, ReadError};
 use gpubnb_runtime::{
@@ -77,6 +77,11 @@ impl Executor {
                     metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);
                     info!(seq = appended.seq.0, %actor, aggregate = %proposal.event.aggregate(), wire_name, "appended");
                     self.replica.wait_for(appended.seq).await;
+                    if let Event::JobSubmitted(e) = event
+                        && self.replica.read(|w| w.is_lost(e.job, appended.seq))
+                    {
+                        return Err(RpcError::refused(DomainError::IdReused("job")));
+                    }
                     return Ok(appended.seq);
                 }
                 Err(AppendError::Conflict { last }) => {

@@ -84,6 +84,20 @@ pub struct PayoutFailed {
     pub reason: String,
 }
 
+/// The hold of a submission that made no job is available again: another account had submitted a job with the same id
+/// in the same moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldReleased {
+    /// The account.
+    pub account: AccountId,
+    /// The id that both accounts chose. The job with this id belongs to the other account.
+    pub job: JobId,
+    /// The sequence of this account's `JobSubmitted`.
+    pub submission: Seq,
+    /// The hold, microdollars.
+    pub amount: MicroUsd,
+}
+
 /// The account was suspended: it may not submit jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountSuspended {

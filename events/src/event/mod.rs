@@ -105,6 +105,7 @@ events! {
     PayoutRequested = "PayoutRequested.v1" (Account.account),
     PayoutPaid = "PayoutPaid.v1" (Account.account),
     PayoutFailed = "PayoutFailed.v1" (Account.account),
+    HoldReleased = "HoldReleased.v1" (Account.account),
     AccountSuspended = "AccountSuspended.v1" (Account.account),
     AccountReinstated = "AccountReinstated.v1" (Account.account),
     MachineListed = "MachineListed.v1" (Machine.machine),

@@ -38,6 +38,7 @@ impl Projection for MarketFigures {
             }
             Event::MachineDelisted(e) => count_machine(rows, e.machine, CountedMachine::default()),
             Event::JobSubmitted(_)
+            | Event::HoldReleased(_)
             | Event::JobAssigned(_)
             | Event::Declined(_)
             | Event::Requeued(_)
@@ -54,6 +55,8 @@ impl Projection for MarketFigures {
 fn count_job(f: &mut FiguresRow, event: &Event) {
     match event {
         Event::JobSubmitted(_) => f.queued += 1,
+        // This submission made no job, so no job waits.
+        Event::HoldReleased(_) => f.queued = f.queued.saturating_sub(1),
         Event::JobAssigned(_) => {
             f.queued = f.queued.saturating_sub(1);
             f.active += 1;

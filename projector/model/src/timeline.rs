@@ -64,11 +64,17 @@ impl Projection for Timeline {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
         for aggregate in affected_aggregates(event) {
+            // A trail of a job begins with the submission that made the job. A later submission with the same id belongs
+            // to another account, and makes no job: see docs/adr/0003.
+            let is_submission_of_job = matches!((event, aggregate), (Event::JobSubmitted(_), Aggregate::Job(_)));
+            if is_submission_of_job && !rows.bytes(&length_key(aggregate))?.is_empty() {
+                continue;
+            }
             let n = rows.upsert_bytes(&length_key(aggregate), |bytes| {
                 let n = decode_length(Some(bytes));
                 bytes.clear();
@@ -102,6 +108,16 @@ mod tests {
         assert_eq!(trail(&table, Aggregate::Account(account(1))), [1, 6]);
         assert_eq!(trail(&table, Aggregate::Account(account(2))), [6]);
         assert!(trail(&table, Aggregate::Account(account(3))).is_empty());
+    }
+
+    #[test]
+    fn a_second_submission_with_the_same_id_is_not_in_the_trail_of_the_job() {
+        let mut history = History::default();
+        history.submitted_with(account(1), job(1), |_| {});
+        history.submitted_with(account(2), job(1), |_| {});
+        let table = history.fold(&Timeline);
+        assert_eq!(trail(&table, Aggregate::Job(job(1))), [1]);
+        assert_eq!(trail(&table, Aggregate::Account(account(2))), [2]);
     }
 
     #[test]

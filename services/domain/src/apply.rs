@@ -6,6 +6,7 @@ use crate::{
     Settings, World,
     job::{Job, Phase},
     machine::Machine,
+    state::LostSubmission,
 };
 
 impl World {
@@ -35,8 +36,10 @@ impl World {
         match event.aggregate() {
             Aggregate::Account(id) => {
                 self.accounts.entry(id).or_default().apply(seq, event);
-                if let Event::JobSubmitted(e) = event {
-                    self.apply_submission(seq, at, e);
+                match event {
+                    Event::JobSubmitted(e) => self.apply_submission(seq, at, e),
+                    Event::HoldReleased(e) => drop(self.lost_submissions.remove(&e.submission)),
+                    _ => {}
                 }
             }
             Aggregate::Machine(_) => Machine::apply(&mut self.machines, seq, event),
@@ -46,13 +49,16 @@ impl World {
 
     fn apply_submission(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
         // If two accounts submit the same id at the same time, the first submission makes the job. The second
-        // submission only holds money of its account. See docs/adr/0003.
+        // submission only holds money of its account, until the settlement releases the hold. See docs/adr/0003.
         if self.submissions.get(e.job).is_none() {
             let mut job = Job::from_submission(seq, at, e);
             job.guard = self.last_stray(Aggregate::Job(e.job));
             self.jobs.insert(e.job, job);
             self.accounts.entry(e.account).or_default().open_jobs += 1;
             self.queued.insert((seq, e.job));
+        } else {
+            let lost = LostSubmission { account: e.account, job: e.job, hold: e.hold };
+            self.lost_submissions.insert(seq, lost);
         }
         self.submissions.apply(seq, at, e);
     }

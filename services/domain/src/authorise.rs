@@ -54,6 +54,7 @@ pub(crate) fn authorise(
         | Command::Expire(_)
         | Command::Abandon(_)
         | Command::Settle(_)
+        | Command::ReleaseHold(..)
         | Command::Suspect(_)
         | Command::Lose(_)
         | Command::Recover(_) => actor == Actor::Platform,

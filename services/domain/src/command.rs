@@ -66,6 +66,8 @@ pub enum Command {
     Abandon(JobId),
     /// The settlement bills an ended job.
     Settle(JobId),
+    /// The settlement releases the hold of a submission that made no job. The submission is named by its sequence.
+    ReleaseHold(AccountId, Seq),
     /// The watchdog missed heartbeats.
     Suspect(MachineId),
     /// The watchdog decided that a silent machine is lost.
@@ -81,6 +83,7 @@ impl Command {
             Self::OpenAccount(account)
             | Self::Deposit(account, _)
             | Self::RequestPayout(account, _)
+            | Self::ReleaseHold(account, _)
             | Self::Submit(account, _) => Aggregate::Account(*account),
             Self::ClosePayout(c) => Aggregate::Account(c.account),
             Self::SetSuspension(c) => Aggregate::Account(c.account),
@@ -123,6 +126,7 @@ impl Command {
             Self::Expire(_) => "Expire",
             Self::Abandon(_) => "Abandon",
             Self::Settle(_) => "Settle",
+            Self::ReleaseHold(..) => "ReleaseHold",
             Self::Suspect(_) => "Suspect",
             Self::Lose(_) => "Lose",
             Self::Recover(_) => "Recover",

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     AccountId, Actor, Aggregate, MachineId, Seq, Timestamp,
     command::{Quote, SubmitJob},
-    event::AccountOpened,
+    event::{AccountOpened, HoldReleased},
     message::{EventId, Proposal},
     spec::Terms,
 };
@@ -17,7 +17,9 @@ use crate::{
     authorise::authorise,
     job::{Job, Phase},
     machine::{Machine, Presence},
-    metering, placement, submission,
+    metering, placement,
+    state::LostSubmission,
+    submission,
 };
 
 impl World {
@@ -75,6 +77,7 @@ impl World {
             Command::RequestPayout(id, c) => account(*id)?.request_payout(*id, c),
             Command::ClosePayout(c) => account(c.account)?.close_payout(c),
             Command::SetSuspension(c) => Ok(account(c.account)?.set_suspension(c)),
+            Command::ReleaseHold(id, submission) => self.release_hold(*id, *submission),
             Command::Submit(id, c) => submission::submit(self, *id, c, now, settings),
             Command::Cancel(_) => job()?.cancel(),
             Command::ListMachine(id, c) => {
@@ -111,6 +114,19 @@ impl World {
                 cause: None,
             }),
         }
+    }
+
+    /// Releases the hold of a submission that made no job.
+    fn release_hold(&self, id: AccountId, submission: Seq) -> Result<Decision, DomainError> {
+        let lost = self.lost_submissions.get(&submission).filter(|lost| lost.account == id);
+        let LostSubmission { account, job, hold: amount } =
+            *lost.ok_or(DomainError::WrongState("The submission made a job, or its hold is released."))?;
+        Ok(Decision::Append(Proposal {
+            event: HoldReleased { account, job, submission, amount }.into(),
+            id: EventId(format!("{submission}.released")),
+            expected: self.account(id).ok_or(DomainError::UnknownAccount)?.last,
+            cause: Some(submission),
+        }))
     }
 
     /// Ends the job's attempt, if its machine is lost.

@@ -26,6 +26,12 @@ pub fn due_settlements(world: &World) -> impl Iterator<Item = &Job> {
     world.ended().filter_map(|job| world.job(job)).take(MAX_PER_PASS)
 }
 
+/// The commands that release the holds of submissions that made no job. At most [`MAX_PER_PASS`].
+pub fn due_hold_releases(world: &World) -> impl Iterator<Item = Command> {
+    let lost = world.lost_submissions.iter().take(MAX_PER_PASS);
+    lost.map(|(submission, lost)| Command::ReleaseHold(lost.account, *submission))
+}
+
 /// One pass of the scheduler over the waiting jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulingPass {

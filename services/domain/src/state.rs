@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq};
+use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, MicroUsd, Seq};
 use serde::{Deserialize, Serialize};
 
 use crate::{Settings, account::Account, job::Job, machine::Machine, recent_submissions::RecentSubmissions};
 
 /// The version of the fields of [`World`] and of the fold in `apply.rs`. Raise it with every change of either, because
 /// snapshots of another version are discarded.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 /// The state of the whole market after one sequence of the log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -31,6 +31,16 @@ pub struct World {
     #[serde(with = "pairs")]
     pub(crate) strays: HashMap<Aggregate, Seq>,
     pub(crate) submissions: RecentSubmissions,
+    /// The submissions that made no job, by the sequence of `JobSubmitted`, until their hold is released.
+    pub(crate) lost_submissions: BTreeMap<Seq, LostSubmission>,
+}
+
+/// A submission that made no job, because another account submitted a job with the same id first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LostSubmission {
+    pub(crate) account: AccountId,
+    pub(crate) job: JobId,
+    pub(crate) hold: MicroUsd,
 }
 
 impl World {
@@ -83,6 +93,12 @@ impl World {
     /// Jobs that ended and are not settled.
     pub fn ended(&self) -> impl Iterator<Item = JobId> + '_ {
         self.ended.iter().copied()
+    }
+
+    /// True if the submission with the sequence `submission` made no job, because another account submitted a job with
+    /// the same id first.
+    pub fn is_lost(&self, job: JobId, submission: Seq) -> bool {
+        self.submissions.get(job).is_some_and(|first| first.seq < submission)
     }
 
     /// The sequence of the last stray of an aggregate; zero if there was none.

@@ -217,8 +217,8 @@ fn check_inputs(spec: &JobSpec) -> Result<(), DomainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Command, testing::*};
-    use gpubnb_events::{Actor, HourlyRate};
+    use crate::{Command, due, testing::*};
+    use gpubnb_events::{Actor, CommandId, HourlyRate, command::Deposit};
 
     #[test]
     fn the_open_jobs_of_an_account_are_limited_until_one_is_settled() {
@@ -359,5 +359,38 @@ mod tests {
             assert!(matches!(refusal, DomainError::InvalidField { field: "env", .. }));
         }
         assert!(!format!("{:?}", with(&["A"], &["A"])).contains("swordfish"));
+    }
+
+    #[test]
+    fn the_hold_of_a_submission_that_made_no_job_is_released_once_and_only_by_the_platform() {
+        let mut market = given();
+        let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
+        market.when(market.as_operator(), Command::Deposit(market.provider, deposit)).expect_appended();
+        let submit = SubmitJob { budget: Some(MicroUsd::dollars(2)), ..market.new_submission() };
+        // Two replicas accept the same id for two accounts, each before it has seen the other's event.
+        let mut unaware = market.world.clone();
+        let first =
+            market.when(market.as_consumer(), Command::Submit(market.consumer, submit.clone())).expect_appended();
+        std::mem::swap(&mut unaware, &mut market.world);
+        let second_command = Command::Submit(market.provider, submit.clone());
+        let decision = market.world.decide(market.as_provider(), &second_command, None, market.now, &market.settings);
+        std::mem::swap(&mut unaware, &mut market.world);
+        let Ok(Decision::Append(proposal)) = decision else { panic!("{decision:?}") };
+        let second = market.record(market.as_provider(), &proposal);
+
+        assert!(!market.world.is_lost(submit.job, first) && market.world.is_lost(submit.job, second));
+        assert_eq!(market.job(submit.job).account, market.consumer);
+        assert_eq!(market.account(market.provider).held, MicroUsd::dollars(2));
+        let release = Command::ReleaseHold(market.provider, second);
+        assert_eq!(due::due_hold_releases(&market.world).collect::<Vec<_>>(), vec![release.clone()]);
+        assert!(matches!(
+            market.when(market.as_provider(), release.clone()).expect_refused(),
+            DomainError::NotAllowed(_)
+        ));
+        market.when(Actor::Platform, release.clone()).expect_appended();
+        assert_eq!(market.account(market.provider).available, MicroUsd::dollars(5));
+        assert!(matches!(market.when(Actor::Platform, release).expect_refused(), DomainError::WrongState(_)));
+        let of_first = Command::ReleaseHold(market.consumer, first);
+        assert!(matches!(market.when(Actor::Platform, of_first).expect_refused(), DomainError::WrongState(_)));
     }
 }

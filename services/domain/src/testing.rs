@@ -9,7 +9,7 @@ use gpubnb_events::{
     Timestamp,
     command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitJob},
     event::Check,
-    message::Envelope,
+    message::{Envelope, Proposal},
     spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
 };
 
@@ -96,18 +96,24 @@ impl TestMarket {
     /// Gives a command, and appends the event of the decision.
     pub(crate) fn when(&mut self, actor: Actor, command: Command) -> Then {
         let decision = self.world.decide(actor, &command, None, self.now, &self.settings);
-        let mut seq = self.world.applied();
-        if let Ok(Decision::Append(proposal)) = &decision {
-            seq = seq.next();
-            self.now = self.now.plus(Millis(1));
-            let envelope = Envelope { id: proposal.id.clone(), actor, cause: proposal.cause, correlation: None };
-            let aggregate = Some(proposal.event.aggregate());
-            let recorded =
-                Recorded { seq, at: self.now, aggregate, entry: Ok((envelope, proposal.event.clone())), leaf: [0; 32] };
-            self.world.apply(&recorded, &self.settings);
-            self.log.push(proposal.event.clone());
-        }
+        let seq = match &decision {
+            Ok(Decision::Append(proposal)) => self.record(actor, proposal),
+            _ => self.world.applied(),
+        };
         Then(decision, seq)
+    }
+
+    /// Appends the event of a proposal, without a check of the guard.
+    pub(crate) fn record(&mut self, actor: Actor, proposal: &Proposal) -> Seq {
+        let seq = self.world.applied().next();
+        self.now = self.now.plus(Millis(1));
+        let envelope = Envelope { id: proposal.id.clone(), actor, cause: proposal.cause, correlation: None };
+        let aggregate = Some(proposal.event.aggregate());
+        let recorded =
+            Recorded { seq, at: self.now, aggregate, entry: Ok((envelope, proposal.event.clone())), leaf: [0; 32] };
+        self.world.apply(&recorded, &self.settings);
+        self.log.push(proposal.event.clone());
+        seq
     }
 
     pub(crate) fn last_event(&self) -> &Event {

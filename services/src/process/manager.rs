@@ -47,6 +47,10 @@ pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Lead
 }
 
 async fn settle(executor: &Executor, secrets: &JobEnv) {
+    let releases: Vec<Command> = executor.replica.read(|w| due::due_hold_releases(w).collect());
+    for release in releases {
+        execute(executor, release).await;
+    }
     let ended: Vec<(JobId, bool)> =
         executor.replica.read(|w| due::due_settlements(w).map(|job| (job.id, !job.spec.env.is_empty())).collect());
     for (job, had_secrets) in ended {

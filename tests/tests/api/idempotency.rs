@@ -4,10 +4,12 @@
 use futures_util::future::join_all;
 use gpubnb_events::{CommandId, JobId};
 use gpubnb_tests::{
+    api_client::ApiClient,
     jobs::{noop_job, unplaceable},
     market::Market,
     shared::{Plan, SharedMarket},
     system::MarketSettings,
+    wait::wait_until,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -85,4 +87,37 @@ async fn concurrent_submissions_hold_no_more_than_the_balance() {
     assert_eq!((count(StatusCode::CREATED), count(StatusCode::PAYMENT_REQUIRED)), (11, 13), "{answers:?}");
     let wallet = market.consumer.get("/wallet").await.unwrap();
     assert_eq!((&wallet["balance"]["held"], &wallet["balance"]["available"]), (&json!(99_000_000), &json!(1_000_000)));
+}
+
+#[tokio::test]
+async fn of_two_accounts_that_submit_the_same_id_at_once_one_gets_the_job_and_the_other_its_money() {
+    let market = MARKET.open().await.unwrap();
+    let other = ApiClient::sign_up(&market.url(), "other").await.unwrap();
+    other.deposit("100").await.unwrap();
+    for _ in 0..24 {
+        let body = json!({ "job": JobId::generate(), "template": "noop", "budget_usd": "3" });
+        let mut theirs = body.clone();
+        theirs["name"] = json!("the other account's job");
+        let submissions = tokio::join!(
+            market.consumer.request(Method::POST, "/jobs", Some(&body)),
+            other.request(Method::POST, "/jobs", Some(&theirs)),
+        );
+        let statuses = [submissions.0.unwrap().0, submissions.1.unwrap().0];
+        let winner = statuses.iter().position(|status| *status == StatusCode::CREATED).unwrap();
+        assert_eq!(statuses[1 - winner], StatusCode::CONFLICT, "only one account gets the job");
+        let winner = [&market.consumer, &other][winner];
+        let job = body["job"].as_str().unwrap();
+        winner.wait_until_settled(job).await.unwrap();
+        let trail = winner.get(&format!("/jobs/{job}/events")).await.unwrap();
+        let submitted = trail["rows"].as_array().unwrap().iter().filter(|row| row["event"] == "JobSubmitted");
+        assert_eq!(submitted.count(), 1, "the trail has the other account's submission: {trail}");
+    }
+    for account in [&market.consumer, &other] {
+        wait_until("no money is held without a job", async || {
+            account.get("/wallet").await.unwrap()["balance"]["held"] == 0
+        })
+        .await;
+    }
+    let invariants = market.run_operator_tool(&["audit", "--json"]).unwrap();
+    assert!(invariants.status.success(), "{invariants:?}");
 }

@@ -41,6 +41,9 @@ pub(crate) fn check_done(checker: &Checker, broker: &Broker, actor: Actor, comma
         (Command::ChangeMachine(c), Some(event)) => is_machine_event(event, c.machine),
         (Command::ListMachine(id, _) | Command::RecordTest(id, _), Some(event)) => is_machine_event(event, *id),
         (Command::Suspect(id) | Command::Lose(id) | Command::Recover(id), Some(event)) => is_machine_event(event, *id),
+        (Command::ReleaseHold(id, submission), Some(Event::HoldReleased(e))) => {
+            (e.account, e.submission) == (*id, *submission)
+        }
         (Command::SetSuspension(_), Some(_)) => true,
         _ => false,
     };

@@ -83,9 +83,11 @@ pub(crate) struct Checker {
     /// The balance of each ledger account, micro-dollars.
     pub(crate) ledger: BTreeMap<LedgerAccount, i128>,
     accounts: BTreeMap<AccountId, AccountFacts>,
-    /// The stranded holds of each account, micro-dollars. If two accounts submit one job id at the same time, the later
-    /// submission gets no job, and its hold is stranded.
-    pub(crate) stranded: BTreeMap<AccountId, i128>,
+    /// The holds of submissions without a job, micro-dollars, by the sequence of `JobSubmitted`. If two accounts submit
+    /// one job id at the same time, the later submission gets no job, and its hold is released.
+    stranded: BTreeMap<Seq, (AccountId, i64)>,
+    /// The number of such holds that were released.
+    pub(crate) released: u64,
     /// How often each event was read, by the event's name.
     pub(crate) seen: Tally,
 }
@@ -108,6 +110,7 @@ impl Checker {
             ledger: BTreeMap::new(),
             accounts: BTreeMap::new(),
             stranded: BTreeMap::new(),
+            released: 0,
             seen: Tally::default(),
         }
     }
@@ -134,6 +137,14 @@ impl Checker {
             | Event::AccountSuspended(_)
             | Event::AccountReinstated(_) => self.check_account(entry)?,
             Event::JobSubmitted(_) => self.check_submission(entry)?,
+            Event::HoldReleased(e) => {
+                ensure(entry.envelope.actor == Actor::Platform, || "released by another".to_owned())?;
+                let stranded = self.stranded.remove(&e.submission);
+                ensure(stranded == Some((e.account, e.amount.0)), || "no such hold is without a job".to_owned())?;
+                let account = self.accounts.entry(e.account).or_default();
+                account.open_holds -= i128::from(e.amount.0);
+                self.released += 1;
+            }
             Event::MachineListed(e) => self.check_listing(entry, e)?,
             Event::MachineRepriced(_)
             | Event::MachinePaused(_)
@@ -235,7 +246,7 @@ impl Checker {
         account.open_holds += i128::from(e.hold.0);
         match self.jobs.entry(e.job) {
             MapEntry::Vacant(slot) => _ = slot.insert(JobFacts::new(entry.seq, entry.at, e)),
-            MapEntry::Occupied(_) => *self.stranded.entry(e.account).or_default() += i128::from(e.hold.0),
+            MapEntry::Occupied(_) => _ = self.stranded.insert(entry.seq, (e.account, e.hold.0)),
         }
         Ok(())
     }

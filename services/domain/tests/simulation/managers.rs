@@ -38,9 +38,10 @@ pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
     }
 }
 
-/// The settlements of jobs that ended.
+/// The settlements of jobs that ended, and the releases of the holds of submissions that made no job.
 pub(crate) fn settle(world: &World) -> Vec<Command> {
-    due::due_settlements(world).map(|job| Command::Settle(job.id)).collect()
+    let settlements = due::due_settlements(world).map(|job| Command::Settle(job.id));
+    settlements.chain(due::due_hold_releases(world)).collect()
 }
 
 /// The commands of the real reconciler. The replica counts as connected since the beginning.
