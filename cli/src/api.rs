@@ -120,6 +120,12 @@ impl Api {
         Ok(self.send_repeatedly(request).await?.json().await?)
     }
 
+    /// What the market publishes about itself, without a token.
+    pub(crate) async fn published(&self) -> anyhow::Result<Value> {
+        let request = self.client.get(format!("{}/.well-known/gpubnb.json", self.url)).timeout(REQUEST_TIMEOUT);
+        Ok(self.send(request).await?.json().await?)
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         Ok(self.send(self.request(Method::POST, path).timeout(REQUEST_TIMEOUT).json(body)).await?.json().await?)
     }

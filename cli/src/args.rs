@@ -92,9 +92,10 @@ pub(crate) enum Command {
     CheckProof {
         /// The file with the proof.
         file: PathBuf,
-        /// Trusts only a tree head signed by this public key.
-        #[arg(long, value_name = "KEY")]
-        key: Option<String>,
+        /// A public key of the market, which signs its log. Can be repeated. Without this option, the keys are those that
+        /// the market published at the first login.
+        #[arg(long = "key", value_name = "KEY")]
+        keys: Vec<String>,
     },
     /// Prints a completion script for a shell.
     Completions {

@@ -65,8 +65,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         clap_complete::generate(shell, &mut Cli::command(), "gpubnb", &mut std::io::stdout());
         return Ok(0);
     }
-    if let Command::CheckProof { file, key } = &cli.command {
-        return verify::check_proof(file, key.as_deref());
+    if let Command::CheckProof { file, keys } = cli.command {
+        return verify::check_proof(&file, keys);
     }
     let api = api::Api::new(cli.url.as_deref(), cli.token, cli.ca.as_deref())?;
     match cli.command {

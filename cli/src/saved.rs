@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct SavedLogin {
     pub(crate) url: String,
     pub(crate) token: String,
+    /// The public keys that the market published at the first login: a proof of the market's log is signed by one.
+    #[serde(default)]
+    pub(crate) head_keys: Vec<String>,
 }
 
 /// The path of the file; `None` if there is no home directory.

@@ -8,12 +8,12 @@ use std::{fs::File, io::Read as _, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
 use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact};
-use gpubnb_proof::Proof;
+use gpubnb_proof::{Proof, VOUCHED_FOR_BY_NOBODY};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::{api::Api, show::sanitize};
+use crate::{api::Api, saved, show::sanitize};
 
 /// Exit code if a file differs from the signed list.
 const DIFFERS: u8 = 1;
@@ -44,12 +44,20 @@ impl JobManifest {
     }
 }
 
-/// `gpubnb check-proof`: reads a proof from a file, and checks it. The proof shows that an event is in the log. With
-/// `key`, only a tree head that this public key signed is trusted.
-pub(crate) fn check_proof(file: &Path, key: Option<&str>) -> anyhow::Result<u8> {
+/// `gpubnb check-proof`: reads a proof from a file, and checks it. The proof shows that an event is in the log. Only a
+/// tree head signed by one of `keys` is trusted. If `keys` is empty, the trusted keys are those that the market
+/// published at the first login.
+pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<u8> {
+    if keys.is_empty() {
+        keys = saved::read()?.map(|login| login.head_keys).unwrap_or_default();
+    }
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
     let proof: Proof = serde_json::from_slice(&text).context("this file is not a proof")?;
-    outln!("{}", proof.description(key)?);
+    outln!("{}", proof.description(&keys)?);
+    if keys.is_empty() {
+        errln!("Name the market's key with --key, or log in to the market: it publishes its keys.");
+        return Ok(VOUCHED_FOR_BY_NOBODY);
+    }
     Ok(0)
 }
 

@@ -92,6 +92,7 @@ fn pages(routes: Routes) -> Routes {
         .get("/docs", Public, page::docs::page)
         .get("/openapi.json", Public, page::docs::document)
         .get("/assets/{version}/{name}", Public, assets::serve)
+        .get("/.well-known/gpubnb.json", Public, api::published::page)
         .get("/healthz", Public, || async { "ok" })
 }
 

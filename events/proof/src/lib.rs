@@ -27,6 +27,9 @@ pub struct SignedTreeHead {
     pub signature: String,
 }
 
+/// Exit code of a program whose check found a proof or an archive consistent, and signed by no key that the user trusts.
+pub const VOUCHED_FOR_BY_NOBODY: u8 = 3;
+
 impl SignedTreeHead {
     fn signed_text(size: u64, root: &str) -> Vec<u8> {
         format!("gpubnb tree head\n{size}\n{root}\n").into_bytes()
@@ -73,8 +76,8 @@ pub enum NotProven {
     /// A part of the proof cannot be read.
     #[error("the {0} cannot be read")]
     Unreadable(&'static str),
-    /// The head is not signed by the key that the caller trusts.
-    #[error("the head is signed by {0}, not by the key you named")]
+    /// The head is not signed by a key that the caller trusts.
+    #[error("the head is signed by {0}, not by a key that you trust")]
     OtherKey(String),
     /// The key in the head did not make the head's signature.
     #[error("the key {0} did not make the head's signature")]
@@ -85,14 +88,15 @@ pub enum NotProven {
 }
 
 impl Proof {
-    /// Checks the proof and returns the message. With a `key`, only heads that this key signed are trusted.
-    pub fn check(&self, key: Option<&str>) -> Result<Recorded, NotProven> {
+    /// Checks the proof and returns the message. The head must be signed by one of the keys `trusted`. If there are no
+    /// trusted keys, a proof with any signer passes: it is consistent, and nobody vouches for it.
+    pub fn check(&self, trusted: &[String]) -> Result<Recorded, NotProven> {
         let recorded = self.message.decode().ok_or(NotProven::Unreadable("message"))?;
         let decoded = |text: &String| hex::decode(text).ok()?.try_into().ok();
         let path: Option<Vec<Hash>> = self.path.iter().map(decoded).collect();
         let path = path.ok_or(NotProven::Unreadable("path"))?;
         let SignedTreeHead { size, root, key: signer, .. } = &self.head;
-        if key.is_some_and(|key| key != signer) {
+        if !trusted.is_empty() && !trusted.contains(signer) {
             return Err(NotProven::OtherKey(signer.clone()));
         }
         if !self.head.is_signed() {
@@ -103,13 +107,15 @@ impl Proof {
         if root_of_path.as_ref() == Some(root) { Ok(recorded) } else { Err(NotProven::OtherEvent) }
     }
 
-    /// Checks the proof and returns a sentence about the message.
-    pub fn description(&self, key: Option<&str>) -> Result<String, NotProven> {
-        let recorded = self.check(key)?;
+    /// Checks the proof and returns a sentence about the message. Without trusted keys, the sentence says that nobody
+    /// vouches for the signer: anybody can make a key, and sign a log of their own with it.
+    pub fn description(&self, trusted: &[String]) -> Result<String, NotProven> {
+        let recorded = self.check(trusted)?;
         let name = recorded.event().map_or("a message that is no event", Event::wire_name);
         let SignedTreeHead { size, key, .. } = &self.head;
         let (at, seq) = (recorded.at, recorded.seq);
-        Ok(format!("{name}, recorded {at}, is event {seq} of the log of {size} events, says {key}"))
+        let says = if trusted.is_empty() { "says an unknown key, for which nobody vouches:" } else { "says" };
+        Ok(format!("{name}, recorded {at}, is event {seq} of the log of {size} events, {says} {key}"))
     }
 }
 

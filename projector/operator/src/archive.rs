@@ -4,7 +4,12 @@
 //! A leaf is the hash of one message. A head is the signed root of the Merkle tree over the leaves of the first
 //! messages of the log.
 
-use std::{collections::VecDeque, path::Path, time::Instant};
+use std::{
+    collections::VecDeque,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::kv;
@@ -19,7 +24,7 @@ use gpubnb_projector::{
     ops::invariants::Invariants,
     tree_head::{self, LATEST},
 };
-use gpubnb_proof::{SignedTreeHead, merkle::GrowingTree};
+use gpubnb_proof::{SignedTreeHead, VOUCHED_FOR_BY_NOBODY, merkle::GrowingTree};
 use gpubnb_query::view::ops::{Progress, Violation};
 use tokio_util::sync::CancellationToken;
 
@@ -31,14 +36,19 @@ use crate::{
 
 /// A gap of more missing events is reported as one finding: a damaged manifest may claim any number of events.
 const MAX_MISSING: u64 = 1_000_000;
+/// The longest time that an export waits for a signed head of all events. The projector signs one every two seconds.
+const HEAD_WAIT: Duration = Duration::from_secs(10);
+/// The pause before an export looks again for a new head.
+const HEAD_PAUSE: Duration = Duration::from_millis(200);
 /// Most findings that are reported.
 const MAX_REPORTED: usize = 100;
 
 pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    // The newest head is read before the end of the log, so that every event that it covers is in the archive.
     let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
-    let latest = tree_head::get(&bucket, LATEST).await?;
     let last = log.last_seq().await?;
+    let latest = head_covering(&bucket, last).await?;
+    // An archive that ends with a head is vouched for as a whole.
+    let last = latest.as_ref().map_or(last, |head| last.max(Seq(head.size)));
     let (to, stop) = (args.to.clone(), shutdown.clone());
     let mut writer = tokio::task::spawn_blocking(move || ArchiveWriter::create(&to, || stop.is_cancelled())).await??;
     let resumed_at = writer.last();
@@ -71,10 +81,26 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
         manifest.parts.len(),
         manifest.heads.len()
     ))?;
-    if manifest.heads.is_empty() {
-        print_result("no head of the log is signed yet: nothing can prove that this archive was not changed")?;
+    let vouched = manifest.heads.last().map_or(0, |head| head.size);
+    if vouched < manifest.last.0 {
+        print_result(format_args!(
+            "no signed head covers the events after {vouched}: nothing can prove that they were not changed. Export \
+             again when the projector runs"
+        ))?;
     }
     Ok(())
+}
+
+/// The newest signed head, if possible one that covers the event `last`. Waits for such a head for a bounded time.
+async fn head_covering(bucket: &kv::Store, last: Seq) -> anyhow::Result<Option<SignedTreeHead>> {
+    let deadline = Instant::now() + HEAD_WAIT;
+    loop {
+        let latest = tree_head::get(bucket, LATEST).await?;
+        if latest.as_ref().is_some_and(|head| head.size >= last.0) || Instant::now() >= deadline {
+            return Ok(latest);
+        }
+        tokio::time::sleep(HEAD_PAUSE).await;
+    }
 }
 
 /// The signed heads that cover at most `last` messages, sorted by size. `latest` is the newest head.
@@ -104,26 +130,38 @@ struct ArchiveReport {
     keys: Vec<String>,
     /// The last event that an agreeing head covers.
     vouched: Seq,
+    /// True if the user named a key, and heads of that key cover every event.
+    is_vouched: bool,
     violations: Vec<Violation>,
 }
 
-pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<()> {
+pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     let reader = ArchiveReader::open(directory)?;
-    let report = ArchiveCheck::new(&reader.manifest, args.key.as_deref()).run(&reader, stop)?;
+    let report = ArchiveCheck::new(&reader.manifest, &args.keys).run(&reader, stop)?;
     if args.json {
         print_result(&serde_json::to_string(&report)?)?;
     } else {
         report.violations.iter().try_for_each(|x| print_result(format_args!("event {}: {}", x.seq, x.what)))?;
         let (heads, by, vouched) = (report.heads, report.keys.join(", "), report.vouched);
         print_result(format_args!("{heads} signed heads agree, up to event {vouched}; signed by {by}"))?;
-        print_result(format_args!(
-            "{} after {} events",
-            if report.clean { "clean" } else { "NOT clean" },
-            report.events
-        ))?;
+        print_result(verdict(&report, !args.keys.is_empty()))?;
     }
     anyhow::ensure!(report.clean, "the archive is not what the log was");
-    Ok(())
+    Ok(if report.is_vouched { ExitCode::SUCCESS } else { VOUCHED_FOR_BY_NOBODY.into() })
+}
+
+/// The last line of a report.
+fn verdict(report: &ArchiveReport, has_key: bool) -> String {
+    let events = report.events;
+    if !report.clean {
+        return format!("NOT clean after {events} events");
+    }
+    if report.is_vouched {
+        return format!("clean after {events} events");
+    }
+    let unvouched = if has_key { report.vouched.next() } else { Seq(1) };
+    let advice = if has_key { "" } else { ": name the market's key with --key" };
+    format!("consistent after {events} events; nobody vouches for the events from {unvouched} on{advice}")
 }
 
 /// The check of an archive, part by part.
@@ -131,8 +169,8 @@ struct ArchiveCheck {
     invariants: Invariants,
     tree: GrowingTree,
     heads: VecDeque<SignedTreeHead>,
-    /// The only trusted key; `None` trusts any key.
-    key: Option<String>,
+    /// The trusted keys. If there are none, heads of any key are compared, and nobody vouches for the archive.
+    keys: Vec<String>,
     report: ArchiveReport,
     /// Messages whose leaf differs from the archive's list of leaves: sequence, leaf of the message, leaf in the list.
     changed: Vec<(Seq, Hash, Hash)>,
@@ -143,18 +181,19 @@ struct ArchiveCheck {
 }
 
 impl ArchiveCheck {
-    fn new(manifest: &ArchiveManifest, key: Option<&str>) -> Self {
+    fn new(manifest: &ArchiveManifest, keys: &[String]) -> Self {
         let report = ArchiveReport {
             clean: false,
             events: 0,
             heads: 0,
             keys: Vec::new(),
             vouched: Seq::ZERO,
+            is_vouched: false,
             violations: Vec::new(),
         };
         let (invariants, tree) = (Invariants::default(), GrowingTree::default());
-        let (heads, key) = (manifest.heads.iter().cloned().collect(), key.map(ToOwned::to_owned));
-        Self { invariants, tree, heads, key, report, changed: Vec::new(), at: Seq::ZERO, compared_to: Seq::ZERO }
+        let (heads, keys) = (manifest.heads.iter().cloned().collect(), keys.to_vec());
+        Self { invariants, tree, heads, keys, report, changed: Vec::new(), at: Seq::ZERO, compared_to: Seq::ZERO }
     }
 
     fn add_violation(&mut self, seq: Seq, what: impl Into<String>) {
@@ -178,12 +217,13 @@ impl ArchiveCheck {
             let what = format!("a head of {} events was signed, and the archive ends before", head.size);
             self.add_violation(self.at.next(), what);
         }
-        if self.key.is_some() && self.report.heads == 0 {
-            self.add_violation(Seq(1), "no head in this archive is signed by the key that you named");
+        if !self.keys.is_empty() && self.report.heads == 0 {
+            self.add_violation(Seq(1), "no head in this archive is signed by a key that you named");
         }
         self.report.violations.extend(self.invariants.violations().iter().cloned());
         self.report.violations.sort_by_key(|v| v.seq);
         self.report.clean = self.report.violations.is_empty();
+        self.report.is_vouched = self.report.clean && !self.keys.is_empty() && self.report.vouched >= last;
         Ok(self.report)
     }
 
@@ -261,7 +301,7 @@ impl ArchiveCheck {
         self.tree.push(leaf);
         while self.heads.front().is_some_and(|head| head.size <= self.tree.size()) {
             let Some(head) = self.heads.pop_front() else { break };
-            let is_trusted = self.key.as_ref().is_none_or(|key| *key == head.key);
+            let is_trusted = self.keys.is_empty() || self.keys.contains(&head.key);
             if is_trusted
                 && head.is_signed()
                 && head.size == self.tree.size()

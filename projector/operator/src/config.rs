@@ -16,7 +16,8 @@ The commands other than `run` only read, or ask the running projector to work in
 They use the credential `operator.creds`: name its directory with --nats-creds before the command, or GPUBNB_NATS_CREDS.
 Long commands show their progress on standard error. Ctrl-C ends a command at any moment without harm.
 
-Exit codes: 0 done and clean; 1 failed or not clean, see standard error; 2 an option or argument is missing or unknown.
+Exit codes: 0 done and clean; 1 failed or not clean, see standard error; 2 an option or argument is missing or unknown;
+3 an archive or proof is consistent, but you named no key of the market that vouches for all of it.
 
 Examples:
   gpubnb-projector tail                                    the events as they are written
@@ -55,6 +56,8 @@ Examples:
   gpubnb-projector verify
   gpubnb-projector verify --archive archive/ --key U…   an archive, trusting only heads signed by that key
 
+The market publishes its keys at /.well-known/gpubnb.json. Get them from a place that the sender of the archive does not
+control. Without --key, the archive can only be consistent with itself (exit code 3): anybody can sign a log of their own.
 Not clean: a row differs, an invariant is broken, or an event was changed, removed or moved after it was signed.";
     pub(crate) const LAG: &str = "\
 Examples:
@@ -170,9 +173,9 @@ pub struct VerifyArgs {
     /// Verifies this archive instead, without a broker.
     #[arg(long, value_name = "DIR")]
     pub archive: Option<PathBuf>,
-    /// Trusts only heads signed by this public key.
-    #[arg(long, value_name = "KEY", requires = "archive")]
-    pub key: Option<String>,
+    /// A public key of the market, which signs its heads. Only heads of such keys are trusted. Can be repeated.
+    #[arg(long = "key", value_name = "KEY", requires = "archive")]
+    pub keys: Vec<String>,
     /// Verifies the models of this projector, if there are several (`lag` prints the id of a projector).
     #[arg(long, value_name = "ID", conflicts_with = "archive")]
     pub projector: Option<ProjectorId>,
@@ -229,9 +232,9 @@ pub struct ProveArgs {
 pub struct CheckProofArgs {
     /// The file with the proof.
     pub file: PathBuf,
-    /// Trusts only a head signed by this public key.
-    #[arg(long, value_name = "KEY")]
-    pub key: Option<String>,
+    /// A public key of the market, which signs its heads. Only heads of such keys are trusted. Can be repeated.
+    #[arg(long = "key", value_name = "KEY")]
+    pub keys: Vec<String>,
     /// Prints one JSON object, for programs.
     #[arg(long)]
     pub json: bool,

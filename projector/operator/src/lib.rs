@@ -11,7 +11,7 @@ mod show;
 mod trail;
 mod work;
 
-use std::{fmt::Display, io::Write as _};
+use std::{fmt::Display, io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
 use gpubnb_events::{Seq, subject::OPERATOR_INBOX};
@@ -22,15 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Cli, Command};
 
-/// Runs one command of the tool.
-pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Runs one command of the tool. The exit codes are those of `gpubnb-projector help`.
+pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     // Commands that read files need no broker.
     match &command {
         Command::Verify(args) if let Some(directory) = &args.archive => {
             return archive::verify(directory, args, &shutdown);
         }
         Command::Audit(args) if let Some(directory) = &args.archive => {
-            return audit::audit_archive(args, directory, &shutdown);
+            return audit::audit_archive(args, directory, &shutdown).map(|()| ExitCode::SUCCESS);
         }
         Command::CheckProof(args) => return proof::check(args),
         _ => {}
@@ -53,7 +53,8 @@ pub async fn operate(nats: NatsArgs, command: Command, shutdown: CancellationTok
         Command::Doctor(args) => until_stopped(&shutdown, doctor::doctor(client, &log, &creds, &args)).await,
         Command::Prove(args) => until_stopped(&shutdown, proof::prove(client, Seq(args.seq))).await,
         Command::Run(_) | Command::CheckProof(_) => anyhow::bail!("this command is not handled here"),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The error message of a command that was stopped by a signal.

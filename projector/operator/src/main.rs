@@ -1,5 +1,7 @@
 //! The program `gpubnb-projector`: the projector's service, and the operator's tool.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use gpubnb_operator::{Cli, Command, operate};
 use gpubnb_projector::run;
@@ -11,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     gpubnb_runtime::observe::start();
     let shutdown = CancellationToken::new();
     gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
     let cli = Cli::parse();
     match cli.command {
-        Command::Run(args) => Box::pin(run(cli.nats, args, shutdown)).await,
+        Command::Run(args) => Box::pin(run(cli.nats, args, shutdown)).await.map(|()| ExitCode::SUCCESS),
         tool => Box::pin(operate(cli.nats, tool, shutdown)).await,
     }
 }

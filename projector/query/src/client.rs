@@ -224,7 +224,8 @@ impl QueryClient {
         self.ask("lag", actor, Seq::ZERO, ()).await
     }
 
-    /// The platform's streams and models. This query and all queries below are for operators, except `proof`.
+    /// The platform's streams and models. This query and all queries below are for operators, except `proof`
+    /// and `head_keys`.
     pub async fn platform(&self, actor: Actor) -> Result<Platform, RpcError> {
         if self.chosen.is_none() && self.pinned().is_none() {
             let platform = self.any_platform(actor).await?;
@@ -253,6 +254,11 @@ impl QueryClient {
     /// The proof that an event is in the log. The actor must be allowed to see all fields of the event.
     pub async fn proof(&self, actor: Actor, seq: Seq) -> Result<Proof, RpcError> {
         self.ask("proof", actor, Seq::ZERO, seq).await
+    }
+
+    /// The public keys whose signed heads of the log the market stands for. Anybody may know the keys.
+    pub async fn head_keys(&self, actor: Actor) -> Result<Vec<String>, RpcError> {
+        self.ask("head_keys", actor, Seq::ZERO, ()).await
     }
 
     /// The market at a point in the log.

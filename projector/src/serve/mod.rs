@@ -4,7 +4,7 @@
 mod access;
 mod read;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
@@ -63,12 +63,17 @@ pub(crate) struct Queries {
     /// The last event of the log at the start. Queries wait until the models have folded this event, because a job that
     /// is not folded yet would seem not to exist.
     pub(crate) floor: Seq,
+    /// The public keys whose signed heads the market stands for: this projector's own key and its former keys.
+    pub(crate) head_keys: Arc<[String]>,
 }
 
-/// Registers the endpoints of all queries. Only `lag` is answered before the models have folded the event `floor`.
+/// Registers the endpoints of all queries. Only `lag` and `head_keys` are answered before the models have folded the
+/// event `floor`.
 pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats::Error> {
     let without_floor = Queries { floor: Seq::ZERO, ..q.clone() };
     endpoint(server, &without_floor, "lag", |q, _, ()| async move { q.lag().await }).await?;
+    let keys = |q: Queries, _, ()| async move { Ok(q.head_keys.to_vec()) };
+    endpoint(server, &without_floor, "head_keys", keys).await?;
     endpoint(server, q, "figures", |q, _, ()| async move { q.read.figures() }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.read.machines(after) }).await?;
     endpoint(server, q, "machines_of", |q, actor, query| async move { q.read.machines_of(actor, query) }).await?;

@@ -1,7 +1,10 @@
 //! Proofs that an event is in the log. A *head* is a signed hash of the log up to a sequence. A proof connects an event
 //! with a head.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::{Command, Output},
+};
 
 use gpubnb_events::subject;
 use gpubnb_log::stream;
@@ -29,6 +32,11 @@ async fn start_market_with_proof() -> (System, Value) {
     (system, proof)
 }
 
+/// True if the standard output contains a text.
+fn says(output: &Output, text: &str) -> bool {
+    String::from_utf8_lossy(&output.stdout).contains(text)
+}
+
 #[tokio::test]
 async fn proofs_of_real_events_are_valid_and_changed_proofs_and_foreign_heads_are_refused() {
     let (system, proof) = start_market_with_proof().await;
@@ -39,7 +47,7 @@ async fn proofs_of_real_events_are_valid_and_changed_proofs_and_foreign_heads_ar
     };
     let key = proof["head"]["key"].as_str().unwrap();
     let checked = check(&proof, key);
-    assert!(checked.status.success() && String::from_utf8_lossy(&checked.stdout).contains("Settled.v1"), "{checked:?}");
+    assert!(checked.status.success() && says(&checked, "Settled.v1"), "{checked:?}");
     assert!(!check(&proof, "UNOBODY").status.success());
     let none = system.run_operator_tool(&["prove", "0"]).unwrap();
     assert!(String::from_utf8_lossy(&none.stderr).contains("There is no such event"), "{none:?}");
@@ -48,9 +56,24 @@ async fn proofs_of_real_events_are_valid_and_changed_proofs_and_foreign_heads_ar
     let (status, own) = system.consumer.browser_session().bytes(&page).await.unwrap();
     assert_eq!(status, 200);
     fs::write(&file, own).unwrap();
-    let client = Command::new(binary("gpubnb").unwrap()).arg("check-proof").arg(&file).output().unwrap();
-    assert!(String::from_utf8_lossy(&client.stdout).contains("Settled.v1"), "{client:?}");
     let somebody = ApiClient::sign_up(&system.url(), "somebody").await.unwrap();
+    let client = |arguments: &[&str]| {
+        let mut command = Command::new(binary("gpubnb").unwrap());
+        command.env("XDG_CONFIG_HOME", system.path()).args(["--url", &system.url()]);
+        command.args(arguments).output().unwrap()
+    };
+    let path = file.to_str().unwrap();
+    // Nobody vouches for a proof without a key that the reader trusts. A login pins the keys that the market publishes.
+    let unvouched = client(&["check-proof", path]);
+    assert!(unvouched.status.code() == Some(3) && says(&unvouched, "nobody vouches"), "{unvouched:?}");
+    let password = system.path().join("password");
+    fs::write(&password, &somebody.password).unwrap();
+    let login = client(&["login", &somebody.email, "--password-file", password.to_str().unwrap()]);
+    assert!(login.status.success(), "{login:?}");
+    let vouched = client(&["check-proof", path]);
+    assert!(vouched.status.success() && says(&vouched, "Settled.v1"), "{vouched:?}");
+    let other_key = KeyPair::new_user().public_key();
+    assert_eq!(client(&["check-proof", path, "--key", &other_key]).status.code(), Some(125));
     assert_eq!(somebody.browser_session().bytes(&page).await.unwrap().0, 404);
     let mut changed = proof.clone();
     changed["message"]["payload"] =

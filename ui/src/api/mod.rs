@@ -4,5 +4,6 @@ pub(crate) mod account;
 pub(crate) mod jobs;
 pub(crate) mod machines;
 pub(crate) mod ops;
+pub(crate) mod published;
 pub(crate) mod stream;
 pub(crate) mod wallet;

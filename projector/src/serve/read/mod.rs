@@ -47,7 +47,7 @@ impl ReadModels {
     /// The read models that are folded from a history, in a new database.
     pub(crate) fn from_history(history: &gpubnb_model::testing::History) -> Self {
         let mut models = crate::fold::Models::open(&gpubnb_store::Database::temporary(8).unwrap()).unwrap();
-        models.fold(history.messages());
+        models.fold(history.messages()).unwrap();
         assert!(models.states().all(|(_, checkpoint, stopped)| checkpoint >= models.applied() && stopped.is_none()));
         Self { tables: models.tables(), telemetry: Arc::default() }
     }
