@@ -170,15 +170,21 @@ impl Models {
 
     /// Folds a batch into every model, one model after the other. This order lets sled free the memory of one
     /// transaction before the next, and two models at a time were not faster.
-    pub fn fold(&mut self, batch: &[Recorded]) {
+    ///
+    /// An event that a model cannot fold stops this model only. Fails if the database fails: a full disk, say, concerns
+    /// every model, and no event is to blame.
+    pub fn fold(&mut self, batch: &[Recorded]) -> Result<(), StoreError> {
         let mut rebuilt = self.swap_queue.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.all.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());
-        running.for_each(|model| model.fold_or_stop(batch));
+        for model in running {
+            model.fold_or_stop(batch)?;
+        }
         // The reader continues after the highest checkpoint. A rebuilt model with a lower checkpoint would miss events,
         // so it must reach the highest checkpoint before the swap.
         let furthest = self.all.iter().map(|m| m.checkpoint).max().unwrap_or(Seq::ZERO);
         let (models, tables, db) = (&mut self.all, &self.tables, &self.swap_queue.db);
         rebuilt.retain(|new| !models.iter_mut().any(|old| old.try_swap(new, furthest, tables, db)));
+        Ok(())
     }
 }
 
@@ -200,7 +206,7 @@ pub async fn catch_up(log: &Log, db: &Database, until: Seq) -> Result<Models, Fo
     });
     let folded = folding.await;
     reading.abort();
-    Ok(folded?)
+    Ok(folded??)
 }
 
 /// The number of chunks that the channel between the reader and the fold holds.
@@ -249,23 +255,23 @@ pub(crate) async fn read_log(
     stop.run_until_cancelled(reading).await;
 }
 
-/// Folds the events that the reader sends, until the reader ends. Joins waiting chunks into one batch. After each
-/// batch, calls `folded` with the models and the batch.
+/// Folds the events that the reader sends, until the reader ends or the database fails. Joins waiting chunks into one
+/// batch. After each batch, calls `folded` with the models and the batch.
 pub(crate) fn fold_chunks(
     mut models: Models,
     mut waiting: mpsc::Receiver<Vec<Recorded>>,
     mut folded: impl FnMut(&Models, Vec<Recorded>),
-) -> Models {
+) -> Result<Models, StoreError> {
     while let Some(mut batch) = waiting.blocking_recv() {
         while batch.len() < BATCH
             && let Ok(chunk) = waiting.try_recv()
         {
             batch.extend(chunk);
         }
-        models.fold(&batch);
+        models.fold(&batch)?;
         folded(&models, batch);
     }
-    models
+    Ok(models)
 }
 
 impl Model {
@@ -317,13 +323,16 @@ impl Model {
         true
     }
 
-    fn fold_or_stop(&mut self, batch: &[Recorded]) {
-        if let Err(e) = self.fold(batch) {
-            let seq = e.seq;
-            let cause = format!("{:#}", anyhow::Error::from(e.source));
-            error!(model = self.name(), seq = seq.0, cause, "a model stopped: fix its projection and start again");
-            self.stopped = Some(format!("at sequence {seq}: {cause}"));
+    /// Folds a batch. Stops the model if it cannot fold an event. Fails if the database fails.
+    fn fold_or_stop(&mut self, batch: &[Recorded]) -> Result<(), StoreError> {
+        let Err(ModelError { seq, source, .. }) = self.fold(batch) else { return Ok(()) };
+        if matches!(source, StoreError::Database(_)) {
+            return Err(source);
         }
+        let cause = format!("{:#}", anyhow::Error::from(source));
+        error!(model = self.name(), seq = seq.0, cause, "a model stopped: fix its projection and start again");
+        self.stopped = Some(format!("at sequence {seq}: {cause}"));
+        Ok(())
     }
 
     /// Folds those events of a batch that follow the model's checkpoint. On failure, none of the events is folded.

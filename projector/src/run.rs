@@ -1,22 +1,22 @@
 //! The service `gpubnb-projector run`: reads MARKET (the log of all events), folds the events into the read models,
 //! answers queries, and sends notices of changes to the live pages of the web server.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream::Context as JetStream;
 use gpubnb_events::{Millis, ProjectorId, Recorded, Seq, subject::PROJECTOR_INBOX};
 use gpubnb_log::Log;
 use gpubnb_runtime::{
-    monitor,
+    monitor::{self, Ready},
     nats::{NatsArgs, jetstream},
     rpc::Server,
 };
-use gpubnb_store::{self, Database};
+use gpubnb_store::{self, Database, StoreError};
 use nkeys::KeyPair;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     change_feed,
@@ -75,7 +75,7 @@ fn fold_and_announce(
     waiting: mpsc::Receiver<Vec<Recorded>>,
     progress: &watch::Sender<FoldProgress>,
     changes: &mpsc::Sender<Vec<Recorded>>,
-) -> Models {
+) -> Result<Models, StoreError> {
     fold::fold_chunks(models, waiting, |models, batch| {
         progress.send_replace(FoldProgress::of(models));
         // If the channel is full, the notices are lost. A page that misses a notice sends a query instead.
@@ -99,8 +99,51 @@ struct Service {
 }
 
 /// Runs the service until shutdown.
+///
+/// When the database of the read models fails, because its disk is full or broken, the service no longer answers, and
+/// opens the database again and again until that succeeds. sled refuses every use of a database after an error of the
+/// disk. Until then other projectors answer, or the pages say that nobody does: old rows would look like new ones.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&args.monitor, "gpubnb-projector", shutdown.clone()).await?;
+    let mut pause = MIN_PAUSE;
+    let mut has_been_ready = false;
+    loop {
+        let result = Box::pin(run_until_failure(nats.clone(), args.clone(), &ready, shutdown.child_token())).await;
+        if ready.is_set() {
+            (has_been_ready, pause) = (true, MIN_PAUSE);
+        }
+        let Err(failure) = result else { return Ok(()) };
+        // A service that cannot start at all tells whoever starts it.
+        if !has_been_ready || shutdown.is_cancelled() || !is_database_failure(&failure) {
+            return Err(failure);
+        }
+        let why = format!("{failure:#}");
+        error!(why, ?pause, "the read models cannot be used; trying again");
+        ready.set_failing(format!("trying again: {why}"));
+        if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return Ok(());
+        }
+        pause = MAX_PAUSE.min(pause * 2);
+    }
+}
+
+/// The pause before the database is opened again after its first failure.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause before the database is opened again.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// True if the database has failed, and not the broker or a row.
+fn is_database_failure(e: &anyhow::Error) -> bool {
+    e.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Database(_))))
+}
+
+/// Runs the service until shutdown, or until the database fails.
+async fn run_until_failure(
+    nats: NatsArgs,
+    args: RunArgs,
+    ready: &Ready,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let client = nats.connect("projector", PROJECTOR_INBOX).await?;
     let js = jetstream(client.clone());
     let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services --provision first")?;
@@ -121,11 +164,16 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let reading =
         fold::read_log(service.log.clone(), models.next_seq(), swap_queue.clone(), events, service.shutdown.clone());
     service.tasks.spawn(reading);
-    let folding = tokio::task::spawn_blocking(move || fold_and_announce(models, waiting, &progress, &changes));
+    let stop = service.shutdown.clone();
+    let folding = tokio::task::spawn_blocking(move || {
+        let _ends_the_service = stop.drop_guard();
+        fold_and_announce(models, waiting, &progress, &changes)
+    });
 
     let floor = service.log.last_seq().await?;
     let read = ReadModels { tables, telemetry: Arc::default() };
-    let queries = Queries { read, log: service.log.clone(), applied, floor };
+    let head_keys = service.args.head_key.iter().cloned().chain([service.key.public_key()]).collect();
+    let queries = Queries { read, log: service.log.clone(), applied, floor, head_keys };
     service.tasks.spawn(change_feed::announce_events(client.clone(), queries.clone(), changed));
     service.start_publishers(&queries, snapshotter.map(|snapshotter| (snapshotter, snapshot_sources)));
     let ops = service.operator_queries(&queries, swap_queue)?;
@@ -143,8 +191,9 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     service.shutdown.cancelled().await;
     server.finish().await;
     service.tasks.close();
-    folding.await.context("the fold")?;
+    let folded = folding.await;
     service.tasks.wait().await;
+    folded.context("the fold")??;
     service.db.flush().await.context("flushing the read models")?;
     info!("stopped");
     Ok(())
@@ -176,10 +225,9 @@ impl Service {
         let background = Background::new(self.tasks.clone(), self.shutdown.clone());
         let past_states = PastStates::open(self.log.clone(), &self.args.data.join("travel"), background.clone())
             .context("opening the database for time travel")?;
-        let keys = self.args.head_key.iter().cloned().chain([self.key.public_key()]).collect();
         let work = WorkContext {
             projector: ProjectorId::generate(),
-            keys,
+            keys: queries.head_keys.to_vec(),
             log: self.log.clone(),
             db: self.db.clone(),
             tables: queries.read.tables.clone(),

@@ -3,10 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -64,15 +61,43 @@ pub enum MonitorError {
 /// last traces.
 #[derive(Debug, Clone, Default)]
 pub struct Ready {
-    ready: Arc<AtomicBool>,
+    state: Arc<RwLock<Readiness>>,
     /// Dropping the export sends the last traces.
     _export: Option<Arc<TraceExport>>,
+}
+
+/// Whether a service is ready.
+#[derive(Debug, Clone, Default)]
+enum Readiness {
+    #[default]
+    Starting,
+    Ready,
+    /// The service cannot do its work for this reason, and tries again.
+    Failing(String),
 }
 
 impl Ready {
     /// Tells `/readyz` that the service is ready.
     pub fn set(&self) {
-        self.ready.store(true, Ordering::Release);
+        self.replace(Readiness::Ready);
+    }
+
+    /// Tells `/readyz` that the service cannot do its work for this reason, and tries again.
+    pub fn set_failing(&self, why: impl Into<String>) {
+        self.replace(Readiness::Failing(why.into()));
+    }
+
+    fn replace(&self, state: Readiness) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// True between [`Ready::set`] and [`Ready::set_failing`].
+    pub fn is_set(&self) -> bool {
+        matches!(self.state(), Readiness::Ready)
+    }
+
+    fn state(&self) -> Readiness {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -84,7 +109,7 @@ pub async fn start(
     shutdown: CancellationToken,
 ) -> Result<Ready, MonitorError> {
     let export = args.otlp.as_deref().map(|collector| TraceExport::start(collector, service)).transpose()?;
-    let ready = Ready { ready: Arc::default(), _export: export.map(Arc::new) };
+    let ready = Ready { state: Arc::default(), _export: export.map(Arc::new) };
     let Some(address) = args.monitor else { return Ok(ready) };
     let mut builder = PrometheusBuilder::new();
     for metric in metric::ALL.iter().filter(|m| m.kind == Kind::Seconds) {
@@ -120,12 +145,13 @@ async fn upkeep(recorded: PrometheusHandle, shutdown: CancellationToken) {
 
 fn router(recorded: PrometheusHandle, ready: Ready, shutdown: CancellationToken) -> Router {
     let is_ready = move || {
-        let (ready, stopping) = (ready.ready.load(Ordering::Acquire), shutdown.is_cancelled());
+        let (state, stopping) = (ready.state(), shutdown.is_cancelled());
         async move {
-            match (ready, stopping) {
-                (_, true) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-                (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-                (true, false) => (StatusCode::OK, "ready\n"),
+            match state {
+                _ if stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned()),
+                Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_owned()),
+                Readiness::Failing(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+                Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
             }
         }
     };

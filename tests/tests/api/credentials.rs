@@ -151,13 +151,13 @@ async fn a_credential_is_renewed_before_it_expires_and_after_an_outage_longer_th
     while began.elapsed() < Duration::from_secs(2 * LIFETIME + 1) {
         run(&system).await;
     }
-    // Without the web server there is no new credential. The broker closes the connection when the last one expires.
-    system.ui = None;
     let is_worker_connected = |system: &System| {
         let (_, text) = system.run_worker_command("attic", &["status", "--json"]).unwrap();
         serde_json::from_str::<Value>(&text).unwrap()["connected"] == json!(true)
     };
-    assert!(is_worker_connected(&system));
+    wait_until("the worker's connection", async || is_worker_connected(&system)).await;
+    // Without the web server there is no new credential. The broker closes the connection when the last one expires.
+    system.ui = None;
     wait_until("the end of the worker's connection", async || !is_worker_connected(&system)).await;
     system.start_ui().await.unwrap();
     run(&system).await;

@@ -82,7 +82,7 @@ fn an_archive_of_every_version_is_folded_by_every_read_model() {
     let read: Vec<Recorded> = raws.iter().map(RawMessage::decode).collect();
     let db = Database::open(&directory.path().join("models"), 8).unwrap();
     let mut models = Models::open(&db).unwrap();
-    models.fold(&read);
+    models.fold(&read).unwrap();
     for (name, checkpoint, stopped) in models.states() {
         assert_eq!((stopped, checkpoint), (None, Seq(raws.len() as u64)), "{name}");
     }

@@ -86,9 +86,11 @@ async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_ro
     let label = format!("label=gpubnb.job={job}");
     let docker = |args: &[&str]| {
         let output = Command::new("docker").args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let container = docker(&["ps", "-aq", "--filter", &label]);
+    assert_eq!(container.lines().count(), 1, "{container}: {}", system.process_log("attic"));
     let found = docker(&["inspect", "--format", format, &container]);
     assert!(found.starts_with("/data ") && found.contains("tmpfs:/data"), "{found}");
     assert!(!found.contains("volume:"), "{found}");

@@ -1,6 +1,9 @@
-//! Failures of read models: a rebuild whose projector is killed, and a model that stops at an event.
+//! Failures of read models: a rebuild whose projector is killed, a model that stops at an event, and a full disk.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use gpubnb_model::figures::MarketFigures;
@@ -8,6 +11,7 @@ use gpubnb_tests::{
     api_client::ApiClient,
     history, models,
     system::{MarketSettings, System},
+    wait::wait_until,
 };
 use serde_json::{Value, json};
 
@@ -104,4 +108,37 @@ async fn a_model_stops_at_an_event_that_it_cannot_fold_and_continues_after_the_r
     wait_for_model(&operator, "figures", |m| m["checkpoint"].as_u64() >= Some(seq) && m["stopped"].is_null()).await;
     let verified = system.run_operator_tool(&["verify", "--json"]).unwrap();
     assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+#[tokio::test]
+async fn a_projector_whose_disk_was_full_says_so_and_answers_again_when_there_is_room() {
+    let options = MarketSettings { has_monitoring: true, snapshot_every: Some(0), ..MarketSettings::default() };
+    let mut system = System::start(options).await.unwrap();
+    let honest = system.consumer.get("/wallet").await.unwrap()["balance"].clone();
+    system.projector = None;
+    let disk = system.path().join("projector");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(&disk).status().unwrap();
+    assert!(mounted.success());
+    system.start_projector().await.unwrap();
+    let log = system.process_log("projector");
+    let address = log.lines().rev().find_map(|line| line.split("monitoring listens address=").nth(1)).unwrap();
+    let ready_page = format!("http://{}/readyz", address.trim());
+    let readiness = async || reqwest::get(&ready_page).await.unwrap().text().await.unwrap();
+    assert_eq!(readiness().await, "ready\n");
+
+    let filler = disk.join("filler");
+    let filled = Command::new("dd").args(["if=/dev/zero", "bs=64K", &format!("of={}", filler.display())]).output();
+    assert!(!filled.unwrap().status.success(), "the disk is full");
+    system.services.clear();
+    let last = history::write(&system, 20_000).await.unwrap();
+    wait_until("the projector says that its disk is full", async || readiness().await.contains("trying again")).await;
+    // Rows that are not current any more are not shown.
+    assert!(system.consumer.get("/wallet").await.is_err());
+
+    std::fs::remove_file(&filler).unwrap();
+    wait_until("the projector is ready again", async || readiness().await == "ready\n").await;
+    let wallet = system.consumer.get(&format!("/wallet?min_seq={last}")).await.unwrap();
+    assert_eq!(wallet["balance"], honest);
+    // The projector ends before its disk is unmounted.
+    system.projector = None;
 }
