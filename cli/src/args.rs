@@ -148,6 +148,9 @@ pub(crate) struct PlacementArgs {
     /// Requires a GPU whose model name contains this text.
     #[arg(long, conflicts_with = "machine", value_name = "MODEL")]
     gpu_model: Option<String>,
+    /// The oldest CUDA version that the machine's driver must support, such as 12.4.
+    #[arg(long, conflicts_with = "machine", value_name = "VERSION")]
+    min_cuda: Option<String>,
     /// Requires a machine in this region.
     #[arg(long, conflicts_with = "machine")]
     region: Option<String>,
@@ -168,9 +171,18 @@ pub(crate) struct ResourceArgs {
     /// Size of `/dev/shm`, MiB. This counts as memory.
     #[arg(long, value_name = "MIB")]
     shm_mib: Option<u64>,
-    /// Room for the output files, MiB.
+    /// The most that is kept of the output files, MiB.
     #[arg(long, value_name = "MIB")]
     output_mib: Option<u64>,
+    /// Size of the job's disk, MiB, with `/output`, `/scratch` and the image's volumes. Default: 256 more than the output.
+    #[arg(long, value_name = "MIB")]
+    disk_mib: Option<u64>,
+    /// The most processes and threads. Default: 512.
+    #[arg(long, value_name = "NUMBER")]
+    pids: Option<u32>,
+    /// The most open files of each process. Default: 4096.
+    #[arg(long, value_name = "NUMBER")]
+    open_files: Option<u32>,
     /// Number of GPUs.
     #[arg(long)]
     gpus: Option<u32>,
@@ -276,6 +288,9 @@ impl RunArgs {
             memory_mib: resources.memory_mib,
             shm_mib: resources.shm_mib,
             output_mib: resources.output_mib,
+            disk_mib: resources.disk_mib,
+            pids: resources.pids,
+            open_files: resources.open_files,
             gpus: resources.gpus,
             vram_mib: resources.vram_mib,
             egress: resources.egress,
@@ -283,6 +298,7 @@ impl RunArgs {
             price_cap_usd: limits.price_cap.clone(),
             gpu_model: placement.gpu_model.clone(),
             region: placement.region.clone(),
+            min_cuda: placement.min_cuda.clone(),
             strategy: placement.strategy,
             min_reliability: placement.min_reliability,
             verified: placement.verified,
@@ -308,7 +324,7 @@ mod tests {
 
     #[test]
     fn every_option_of_run_is_a_field_of_the_request() {
-        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 --shm-mib 32 --workdir /app --gpus 1 \
+        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 --disk-mib 40 --pids 600 --open-files 5000 --min-cuda 12.4 --shm-mib 32 --workdir /app --gpus 1 \
             --vram 8 --egress --strategy most-reliable --min-reliability 90 --verified --gpu-model 4090 \
             --region eu --allow-simulated --price-cap 1.5 --budget 2 --time 10 --queue-seconds 61 \
             --max-attempts 2 -e A=b -- python train.py";
@@ -325,6 +341,10 @@ mod tests {
             memory_mib: Some(64),
             shm_mib: Some(32),
             output_mib: Some(1),
+            disk_mib: Some(40),
+            pids: Some(600),
+            open_files: Some(5_000),
+            min_cuda: text("12.4"),
             gpus: Some(1),
             vram_mib: Some(8),
             egress: true,

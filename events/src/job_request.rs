@@ -68,9 +68,19 @@ pub struct JobRequest {
     /// Size of `/dev/shm`, MiB, which counts as memory; a quarter of the memory (at most 1 GiB) if missing.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub shm_mib: Option<u64>,
-    /// Room for the files in `/output`, MiB.
+    /// The most that is kept of the files in `/output`, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub output_mib: Option<u64>,
+    /// Size of the job's disk, MiB, which holds `/output`, `/scratch` and the volumes of the image; 256 more than the output
+    /// if missing.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
+    /// The most processes and threads; 512 if missing.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// The most open files of each process; 4,096 if missing.
+    #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
     /// Number of GPUs.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u32>,
@@ -89,6 +99,9 @@ pub struct JobRequest {
     /// Part of the name of the GPU model that the machine must have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_model: Option<String>,
+    /// The oldest CUDA version that the machine's driver must support, such as `12.4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_cuda: Option<String>,
     /// The region in which the machine must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
@@ -140,6 +153,9 @@ impl JobRequest {
             memory: self.memory_mib.map_or(base.memory, Mebibytes),
             shm: self.shm_mib.map(Mebibytes).or(base.shm),
             output: self.output_mib.map_or(base.output, Mebibytes),
+            disk: self.disk_mib.map(Mebibytes).or(base.disk),
+            pids: self.pids.or(base.pids),
+            open_files: self.open_files.or(base.open_files),
             gpus: self.gpus.unwrap_or(base.gpus),
             vram: self.vram_mib.map_or(base.vram, Mebibytes),
         };
@@ -180,10 +196,13 @@ impl JobRequest {
     fn placement(&self) -> Result<Placement, Refusal> {
         let price_cap = dollars("price_cap_usd", self.price_cap_usd.as_deref())?.map(HourlyRate);
         let (gpu_model, region) = (not_blank(self.gpu_model.as_deref()), not_blank(self.region.as_deref()));
+        let min_cuda = not_blank(self.min_cuda.as_deref()).map(str::parse).transpose();
+        let min_cuda = min_cuda.map_err(|_| invalid("min_cuda", "Write the CUDA version as 12.4."))?;
         if let Some(machine) = self.machine {
-            if gpu_model.is_some() || region.is_some() || self.min_reliability.is_some() || self.verified {
-                let message =
-                    "You named a machine: leave out GPU model, region, reliability and self-test, or name no machine.";
+            let has_other = gpu_model.is_some() || region.is_some() || min_cuda.is_some();
+            if has_other || self.min_reliability.is_some() || self.verified {
+                let message = "You named a machine: leave out GPU model, CUDA version, region, reliability and self-test, or \
+                    name no machine.";
                 return Err(invalid("machine", message));
             }
             return Ok(Placement::on_machine(machine, price_cap));
@@ -193,6 +212,7 @@ impl JobRequest {
             price_cap,
             gpu_model: gpu_model.map(ToOwned::to_owned),
             region: region.map(ToOwned::to_owned),
+            min_cuda,
             allow_simulated: self.allow_simulated,
             reliability: self.min_reliability,
             verified: self.verified,
@@ -205,10 +225,10 @@ impl JobRequest {
     pub fn from_job(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
         // Every struct is taken apart by the names of its fields, so that a forgotten new field does not compile.
         let JobSpec { name, template, image, command, workdir, resources, egress, env, inputs } = spec;
-        let Resources { cpu_millis, memory, shm, output, gpus, vram } = resources;
+        let Resources { cpu_millis, memory, shm, output, disk, pids, open_files, gpus, vram } = resources;
         let Placement { strategy, requirements } = placement;
         let Limits { time, budget, max_attempts, queue } = limits;
-        let Requirements { machine, price_cap, gpu_model, region, allow_simulated, reliability, verified } =
+        let Requirements { machine, price_cap, gpu_model, region, min_cuda, allow_simulated, reliability, verified } =
             requirements;
         let template = template.as_deref().and_then(template::find);
         let without_sign = |amount: MicroUsd| amount.to_string().replace('$', "");
@@ -224,12 +244,16 @@ impl JobRequest {
             memory_mib: Some(memory.0),
             shm_mib: shm.map(|shm| shm.0),
             output_mib: Some(output.0),
+            disk_mib: disk.map(|disk| disk.0),
+            pids: *pids,
+            open_files: *open_files,
             gpus: Some(*gpus),
             vram_mib: Some(vram.0),
             egress: *egress,
             machine: *machine,
             price_cap_usd: price_cap.map(|cap| without_sign(cap.0)),
             gpu_model: gpu_model.clone(),
+            min_cuda: min_cuda.map(|version| version.to_string()),
             region: region.clone(),
             strategy: machine.is_none().then_some(*strategy),
             min_reliability: *reliability,

@@ -54,28 +54,29 @@ fn placement() -> impl Generator<Value = JobRequest> {
     });
     let strategy = of(prop::sample::select(Strategy::ALL.map(|(strategy, ..)| strategy).to_vec()));
     let market = (strategy, of(amount()), of("[a-z0-9]{1,9}"), of("[a-z-]{1,9}"), of(0..=100_u32), any::<[bool; 2]>());
-    let market =
-        market.prop_map(|(strategy, price_cap_usd, gpu_model, region, min_reliability, [verified, simulated])| {
-            JobRequest {
-                strategy,
-                price_cap_usd,
-                gpu_model,
-                region,
-                min_reliability,
-                verified,
-                allow_simulated: simulated,
-                ..JobRequest::default()
-            }
-        });
+    let market = (market, of("[1-9][0-9]{0,2}\\.(0|[1-9][0-9]{0,2})"));
+    let market = market.prop_map(
+        |((strategy, price_cap_usd, gpu_model, region, min_reliability, [verified, simulated]), min_cuda)| JobRequest {
+            min_cuda,
+            strategy,
+            price_cap_usd,
+            gpu_model,
+            region,
+            min_reliability,
+            verified,
+            allow_simulated: simulated,
+            ..JobRequest::default()
+        },
+    );
     prop_oneof![named, market]
 }
 
 fn request() -> impl Generator<Value = JobRequest> {
     let sizes = (of(any::<u32>()), of(any::<u64>()), of(any::<u64>()), of(any::<u32>()), of(any::<u64>()));
-    let (shm, workdir) = (of(any::<u64>()), of("/[a-z/]{0,9}"));
+    let added = (of(any::<u64>()), of("/[a-z/]{0,9}"), of(any::<u64>()), of(any::<u32>()), of(any::<u32>()));
     let limits = (of(any::<u64>()), of(amount()), of(any::<u32>()), of(any::<u64>()));
     let given = (btree_map("[A-Z]{1,5}", text().prop_map(Secret), 0..4), vec(text(), 0..4), any::<bool>());
-    (program(), placement(), sizes, limits, given, of(text()), shm, workdir).prop_map(
+    (program(), placement(), sizes, limits, given, of(text()), added).prop_map(
         |(
             program,
             place,
@@ -83,8 +84,7 @@ fn request() -> impl Generator<Value = JobRequest> {
             limits,
             (env, paths, egress),
             name,
-            shm_mib,
-            workdir,
+            (shm_mib, workdir, disk_mib, pids, open_files),
         )| {
             let (time_seconds, budget_usd, max_attempts, queue_seconds) = limits;
             let JobRequest { template, parameters, image, command, .. } = program;
@@ -107,6 +107,9 @@ fn request() -> impl Generator<Value = JobRequest> {
                 egress,
                 shm_mib,
                 workdir,
+                disk_mib,
+                pids,
+                open_files,
                 inputs,
                 name,
                 ..place

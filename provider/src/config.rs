@@ -111,9 +111,9 @@ pub struct RunArgs {
     /// Days that an image pulled for a job is kept after its last use.
     #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3_650))]
     pub image_days: u64,
-    /// The way in which the limit of a job's output is enforced.
-    #[arg(long, env = "GPUBNB_OUTPUT_QUOTA", value_enum, default_value_t = OutputQuota::Auto)]
-    pub output_quota: OutputQuota,
+    /// The way in which the size of a job's disk is enforced.
+    #[arg(long, env = "GPUBNB_DISK_QUOTA", value_enum, default_value_t = DiskQuota::Auto)]
+    pub disk_quota: DiskQuota,
     /// Container runtime for jobs, such as `runsc`, if it is not Docker's default.
     #[arg(long, env = "GPUBNB_RUNTIME")]
     pub runtime: Option<String>,
@@ -132,6 +132,12 @@ pub struct RunArgs {
     /// Seconds between heartbeats.
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=60))]
     pub heartbeat: u64,
+    /// The most processes and threads that a job may ask for. Default: 8192.
+    #[arg(long, value_name = "NUMBER", value_parser = value_parser!(u32).range(512..=32_768))]
+    pub max_pids: Option<u32>,
+    /// The most open files of a process that a job may ask for. Default: 65536.
+    #[arg(long, value_name = "NUMBER", value_parser = value_parser!(u32).range(4_096..=1_048_576))]
+    pub max_open_files: Option<u32>,
     /// Largest log of a job, MiB.
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u64).range(1..=1024))]
     pub max_log_mib: u64,
@@ -149,9 +155,9 @@ pub enum ImagePolicy {
     Any,
 }
 
-/// The way in which the limit of a job's output is enforced.
+/// The way in which the size of a job's disk is enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutputQuota {
+pub enum DiskQuota {
     /// A file system per job where that is possible, else by measuring.
     Auto,
     /// A file system per job, on a loop device. The job cannot exceed the limit. Needs root.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use bollard::{
     Docker,
     models::{
         ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, ImageInspect, Mount,
-        MountTmpfsOptions, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+        MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
     },
 };
 use gpubnb_events::{
@@ -58,9 +58,15 @@ impl From<ImageInspect> for LocalImage {
         Self {
             id: found.id.unwrap_or_default(),
             workdir: config.working_dir.filter(|dir| !dir.is_empty() && dir != "/"),
-            volumes: config.volumes.unwrap_or_default(),
+            // A volume at a directory that every job has needs no directory of its own.
+            volumes: config.volumes.unwrap_or_default().into_iter().filter(|path| !is_given(path)).collect(),
         }
     }
+}
+
+/// True for a directory that the worker mounts into every job.
+fn is_given(path: &str) -> bool {
+    ["/output", "/input", "/scratch", "/tmp"].contains(&path.trim_end_matches('/'))
 }
 
 /// The parameters of a job's container, besides the job's own specification.
@@ -75,6 +81,10 @@ pub struct SandboxParams<'a> {
     pub image: &'a LocalImage,
     /// The directory on the machine that is mounted at `/output`.
     pub output: &'a Path,
+    /// The directory on the machine that is mounted at `/scratch`.
+    pub scratch: &'a Path,
+    /// The directories on the machine that are mounted at the volumes of the image, in the same order.
+    pub volumes: Vec<PathBuf>,
     /// The directory on the machine that is mounted at `/input`, read-only.
     pub input: Option<&'a Path>,
     /// The consumer's environment variables: name and value.
@@ -156,8 +166,10 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
     let mut variables: Vec<(&str, String)> = vec![
         ("GPUBNB_JOB", params.job.to_string()),
         ("GPUBNB_OUTPUT", "/output".to_owned()),
-        ("HOME", "/tmp".to_owned()),
-        ("TMPDIR", "/tmp".to_owned()),
+        ("GPUBNB_SCRATCH", "/scratch".to_owned()),
+        ("HOME", "/scratch".to_owned()),
+        ("TMPDIR", "/scratch".to_owned()),
+        ("XDG_CACHE_HOME", "/scratch/.cache".to_owned()),
         // The image may have no name for the uid that the job runs as.
         ("USER", "job".to_owned()),
         ("LOGNAME", "job".to_owned()),
@@ -183,23 +195,13 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
-/// A small directory in memory, which is empty at the start and gone at the end.
-fn temporary_mount(target: &str) -> Mount {
-    Mount {
-        typ: Some(MountType::TMPFS),
-        target: Some(target.to_owned()),
-        tmpfs_options: Some(MountTmpfsOptions { size_bytes: Some(64 << 20), mode: Some(0o1777), ..Default::default() }),
-        ..Default::default()
-    }
-}
-
 fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
-    let Resources { cpu_millis, memory, shm, output, .. } = spec.resources;
-    let mut mounts = vec![mount(params.output, "/output", false)];
+    let Resources { cpu_millis, memory, shm, .. } = spec.resources;
+    let mut mounts = vec![mount(params.output, "/output", false), mount(params.scratch, "/scratch", false)];
     mounts.extend(params.input.map(|input| mount(input, "/input", true)));
     // Docker would make a volume of any size on the machine's disk for each of these.
-    let is_free = |path: &&String| !["/output", "/input", "/tmp"].contains(&path.trim_end_matches('/'));
-    mounts.extend(params.image.volumes.iter().filter(is_free).map(|path| temporary_mount(path)));
+    let volumes = params.volumes.iter().zip(&params.image.volumes);
+    mounts.extend(volumes.map(|(directory, volume)| mount(directory, volume, false)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let limit =
         |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
@@ -212,7 +214,7 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         // Docker's init is process 1: it forwards SIGTERM to the job, and reaps orphans. A job that is process 1 itself
         // would not get a SIGTERM for which it has no handler.
         init: Some(true),
-        pids_limit: Some(512),
+        pids_limit: Some(i64::from(spec.resources.max_pids())),
         memory: Some(bytes(memory.bytes())),
         // The limit of memory and swap together. Equal to the memory, so the job has no swap.
         memory_swap: Some(bytes(memory.bytes())),
@@ -221,12 +223,12 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
-        // `fsize` limits each file, also those in /dev/shm, which the job's memory limits. The output volume limits the sum
-        // of the files in /output.
+        // `fsize` limits each file, also those in /dev/shm, which the job's memory limits. The job's disk limits the sum of
+        // the files.
         ulimits: Some(vec![
-            limit("nofile", 4_096),
+            limit("nofile", i64::from(spec.resources.max_open_files())),
             limit("core", 0),
-            limit("fsize", bytes(output.bytes().saturating_add(memory.bytes()))),
+            limit("fsize", bytes(spec.resources.disk_size().bytes().saturating_add(memory.bytes()))),
         ]),
         mounts: Some(mounts),
         // The driver `local` keeps the job's bytes as they are, with about 33 bytes more for each line. Docker must not rotate
@@ -271,6 +273,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
+    use bollard::models::ImageConfig;
     use gpubnb_events::{Seq, spec::Mebibytes};
     use serde_json::{Value, json};
 
@@ -296,7 +299,9 @@ mod tests {
             job: JOB.parse().unwrap(),
             lease: Lease(Seq(7)),
             image: &IMAGE,
-            output: Path::new("/state/7/output"),
+            output: Path::new("/state/7/disk/output"),
+            scratch: Path::new("/state/7/disk/scratch"),
+            volumes: Vec::new(),
             input: Some(Path::new("/state/7/input")),
             env: BTreeMap::from([("TOKEN".to_owned(), "secret".to_owned())]),
             user: (65_534, 65_534),
@@ -320,7 +325,8 @@ mod tests {
             "User": "65534:65534",
             "WorkingDir": "/output",
             "Env": [
-                format!("GPUBNB_JOB={JOB}"), "GPUBNB_OUTPUT=/output", "HOME=/tmp", "TMPDIR=/tmp", "USER=job",
+                format!("GPUBNB_JOB={JOB}"), "GPUBNB_OUTPUT=/output", "GPUBNB_SCRATCH=/scratch", "HOME=/scratch",
+                "TMPDIR=/scratch", "XDG_CACHE_HOME=/scratch/.cache", "USER=job",
                 "LOGNAME=job", "OMP_NUM_THREADS=2", "OPENBLAS_NUM_THREADS=2", "MKL_NUM_THREADS=2",
                 "NUMEXPR_NUM_THREADS=2", "RAYON_NUM_THREADS=2", "NVIDIA_VISIBLE_DEVICES=void", "TOKEN=secret",
             ],
@@ -349,11 +355,12 @@ mod tests {
                 "Ulimits": [
                     { "Name": "nofile", "Soft": 4_096, "Hard": 4_096 },
                     { "Name": "core", "Soft": 0, "Hard": 0 },
-                    { "Name": "fsize", "Soft": 1_124_i64 << 20, "Hard": 1_124_i64 << 20 },
+                    { "Name": "fsize", "Soft": 1_380_i64 << 20, "Hard": 1_380_i64 << 20 },
                 ],
                 "Tmpfs": { "/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777" },
                 "Mounts": [
-                    { "Type": "bind", "Source": "/state/7/output", "Target": "/output", "ReadOnly": false },
+                    { "Type": "bind", "Source": "/state/7/disk/output", "Target": "/output", "ReadOnly": false },
+                    { "Type": "bind", "Source": "/state/7/disk/scratch", "Target": "/scratch", "ReadOnly": false },
                     { "Type": "bind", "Source": "/state/7/input", "Target": "/input", "ReadOnly": true },
                 ],
                 "LogConfig": {
@@ -368,18 +375,19 @@ mod tests {
     }
 
     #[test]
-    fn the_image_names_the_working_directory_and_its_volumes_are_bounded() {
-        let image = LocalImage {
-            id: "sha256:1".to_owned(),
-            workdir: Some("/app".to_owned()),
-            volumes: vec!["/data".to_owned(), "/output".to_owned()],
+    fn the_image_names_the_working_directory_and_its_volumes_are_on_the_jobs_disk() {
+        let config = ImageConfig {
+            working_dir: Some("/app".to_owned()),
+            volumes: Some(vec!["/data".to_owned(), "/output".to_owned(), "/scratch/".to_owned()]),
+            ..Default::default()
         };
-        let found = created(&spec(), &SandboxParams { image: &image, input: None, ..params() });
+        let image = LocalImage::from(ImageInspect { config: Some(config), ..Default::default() });
+        let volumes = vec![PathBuf::from("/state/7/disk/volume-0")];
+        let found = created(&spec(), &SandboxParams { image: &image, input: None, volumes, ..params() });
         assert_eq!(found["WorkingDir"], "/app");
         let mounts = found["HostConfig"]["Mounts"].as_array().unwrap();
-        let targets: Vec<_> = mounts.iter().map(|m| (m["Type"].as_str(), m["Target"].as_str())).collect();
-        assert_eq!(targets, [(Some("bind"), Some("/output")), (Some("tmpfs"), Some("/data"))]);
-        assert_eq!(mounts[1]["TmpfsOptions"]["SizeBytes"], 64 << 20);
+        let targets: Vec<_> = mounts.iter().map(|m| (m["Source"].as_str(), m["Target"].as_str())).collect();
+        assert_eq!(targets[2..], [(Some("/state/7/disk/volume-0"), Some("/data"))]);
         let asked = JobSpec { workdir: Some("/else".to_owned()), ..spec() };
         let found = created(&asked, &SandboxParams { image: &image, ..params() });
         assert_eq!(found["WorkingDir"], "/else", "the job's own wish comes first");
@@ -389,8 +397,11 @@ mod tests {
     fn a_job_gets_the_working_directory_and_the_shared_memory_that_it_asks_for() {
         let mut custom = JobSpec { workdir: Some("/app".to_owned()), ..spec() };
         custom.resources.shm = Some(Mebibytes(7));
+        (custom.resources.pids, custom.resources.open_files) = (Some(2_000), Some(9_000));
         let created = created(&custom, &params());
         assert_eq!((&created["WorkingDir"], &created["HostConfig"]["ShmSize"]), (&json!("/app"), &json!(7 << 20)));
+        let limits = &created["HostConfig"];
+        assert_eq!((&limits["PidsLimit"], &limits["Ulimits"][0]["Hard"]), (&json!(2_000), &json!(9_000)));
         // Shared memory counts as memory of the job, so the limit of memory does not change.
         assert_eq!(created["HostConfig"]["Memory"], json!(1_024_i64 << 20));
     }

@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, CacheLimits, ImageRules, Images, OutputVolumes, Tools},
+    attempt::{self, CacheLimits, ImageRules, Images, JobDisks, Tools},
     config::{EnrollArgs, RunArgs},
     control::{Availability, ControlServer},
     credential::Credential,
@@ -91,8 +91,8 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let owner = docker::file_owner(&docker).await?;
     let slots = if unfit.is_some() { 0 } else { args.slots };
     let tools = make_tools(&args, slots, &client, docker, owner, http, identity, hardware);
-    tools.output_volumes.clear().await;
-    tools.output_volumes.can_mount().await;
+    tools.job_disks.clear().await;
+    tools.job_disks.can_mount().await;
     tools.images.evict_old(&tools.docker).await;
     let worker = Worker {
         args,
@@ -112,7 +112,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     }
     tasks.close();
     tasks.wait().await;
-    worker.tools.output_volumes.clear().await;
+    worker.tools.job_disks.clear().await;
     if let Some(why) = revoked {
         return Err(why.context("the market refuses to renew this machine's credential"));
     }
@@ -202,6 +202,8 @@ fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
             egress: args.allow_egress,
             idle_minutes: args.idle_minutes,
             hours: args.hours.as_ref().map(ToString::to_string),
+            max_pids: args.max_pids,
+            max_open_files: args.max_open_files,
         },
     }
 }
@@ -231,7 +233,7 @@ fn make_tools(
         cdi: args.cdi,
         max_log: args.max_log_mib << 20,
         reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
-        output_volumes: OutputVolumes::new(&identity.state, owner, args.output_quota),
+        job_disks: JobDisks::new(&identity.state, owner, args.disk_quota),
         http,
         identity,
     })

@@ -1,16 +1,17 @@
-"""Recomputes every bill from the events that it cites (docs/consumer.md, Receipt; docs/events.md, Billing rules)."""
+"""Recomputes every bill from the events that it cites (docs/verification.md, Bills)."""
 
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-import ledger
-from leases import CONSUMER, At, Job, Lease, Leases
-from report import Report, amount, get, show, text
+from events import Event
+from leases import UNRUN, Job, Lease, Leases
+from report import Report, get, show
 
 HOUR = 3_600_000  # milliseconds
+RULES = (1, 2)
 
 
 class Metering(NamedTuple):
-    """How the billed time comes about, in milliseconds. `budget` is absent if the machine is free of charge."""
+    """How the billed time comes about, in milliseconds. Fields without a value are absent in the bill."""
 
     broker: int
     worker: Optional[int]
@@ -24,66 +25,66 @@ class Metering(NamedTuple):
 class Bill(NamedTuple):
     """What a bill should say."""
 
+    lease: Optional[int]
+    provider: Optional[str]
     metering: Optional[Metering]
     cost: int
     fee: int
     earned: int
+    postings: List[Tuple[str, int]]
 
 
-def milliseconds(at: At) -> int:
+def milliseconds(event: Event) -> int:
     """The recorded time, cut to the millisecond."""
-    return at.nanos // 1_000_000
+    return event.nanos // 1_000_000
 
 
-def pays(ending: At) -> bool:
-    """Whether an ending of this kind is billed at all."""
-    if ending.name == "Failed":
-        return text(get(ending.body, "reason.name")) in CONSUMER
-    return True
+def worker_time(lease: Lease, ending: Event, rule: int) -> Optional[int]:
+    """The run time that the machine reported, or nothing."""
+    reporter = lease.exited if rule == 2 and lease.exited is not None else ending
+    run: Optional[int] = get(reporter.body, "usage.run")
+    return run
 
 
-def meter(job: Job, lease: Lease, ending: At, rule: int) -> Optional[Metering]:
-    """The billed time. Without `Started` there is none."""
-    started = lease.started
-    if started is None:
-        return None
+def end_of_time(job: Job, lease: Lease, ending: Event, rule: int) -> Event:
+    """The event that ends the broker's time."""
     ends = [ending]
-    if rule >= 2 and lease.exited is not None:
-        ends.append(lease.exited)
     if ending.name == "Cancelled" and job.cancel is not None:
         ends.append(job.cancel)
-    ended = min(ends, key=lambda at: at.seq)
-    reporter = lease.exited or ending if rule >= 2 else ending
-    worker = amount(get(reporter.body, "usage.run"))
-    broker = max(0, milliseconds(ended) - milliseconds(started))
-    limit = (amount(get(job.submitted.body, "limits.time")) or 0) * 1000
-    price = amount(get(lease.terms, "price")) or 0
+    if rule == 2 and lease.exited is not None:
+        ends.append(lease.exited)
+    return min(ends, key=lambda event: event.seq)
+
+
+def meter(job: Job, ending: Event, rule: int) -> Optional[Metering]:
+    """The billed time, or nothing if the attempt is not metered."""
+    lease = job.ended_lease
+    if lease is None or lease.started is None:
+        return None
+    if ending.name == "Failed" and ending.body["fault"] != "consumer":
+        return None
+    worker = worker_time(lease, ending, rule)
+    if rule == 2 and worker is None:
+        return None
+    ended = end_of_time(job, lease, ending, rule)
+    broker = max(0, milliseconds(ended) - milliseconds(lease.started))
+    limit, price = job.submitted.body["limits"]["time"] * 1000, lease.terms["price"]
     budget = job.hold * HOUR // price if price else None
     billed = min(time for time in (broker, worker, limit, budget) if time is not None)
-    if not pays(ending) or (worker is None and rule >= 2):
-        billed = 0
-    return Metering(broker, worker, limit, budget, billed, started.seq, ended.seq)
+    return Metering(broker, worker, limit, budget, billed, lease.started.seq, ended.seq)
 
 
-def compute(job: Job, ending: At, rule: int) -> Bill:
+def compute(job: Job, ending: Event, rule: int) -> Bill:
     """The bill of a job that has ended."""
-    lease = job.ended_lease
-    metering = None if lease is None else meter(job, lease, ending, rule)
-    if lease is None or metering is None:
-        return Bill(None, 0, 0, 0)
-    price = amount(get(lease.terms, "price")) or 0
-    points = amount(get(lease.terms, "fee_basis_points")) or 0
-    cost = min(price * metering.billed // HOUR, job.hold)
-    fee = cost * points // 10_000
-    return Bill(metering, cost, fee, cost - fee)
-
-
-def net(changes: List[Tuple[str, int]]) -> Dict[str, int]:
-    """The change of each account of the ledger, without zeros."""
-    result: Dict[str, int] = {}
-    for name, value in changes:
-        result[name] = result.get(name, 0) + value
-    return {name: value for name, value in result.items() if value}
+    held, available = f"held:{job.account}", f"available:{job.account}"
+    metering, lease = meter(job, ending, rule), job.ended_lease
+    if metering is None or lease is None:
+        return Bill(None, None, None, 0, 0, 0, [(held, -job.hold), (available, job.hold)])
+    provider: str = lease.terms["provider"]
+    cost = min(lease.terms["price"] * metering.billed // HOUR, job.hold)
+    fee = cost * lease.terms["fee_basis_points"] // 10_000
+    postings = [(held, -job.hold), (available, job.hold - cost), (f"available:{provider}", cost - fee), ("fees", fee)]
+    return Bill(lease.seq, provider, metering, cost, fee, cost - fee, postings)
 
 
 class Bills:
@@ -93,68 +94,46 @@ class Bills:
         self._report = report
         self._leases = leases
 
-    def check(self, at: At) -> None:
+    def check(self, event: Event) -> None:
         """One bill. It must be called before the bill is folded elsewhere."""
-        self._report.bills += 1
-        self._report.total_cost += amount(at.body.get("cost")) or 0
-        job = self._leases.jobs.get(text(at.body.get("job")) or "")
-        if job is None:
+        body = event.body
+        self._report.count("bills")
+        self._report.total_cost += body["cost"]
+        job = self._leases.jobs.get(body["job"])
+        if job is None or job.ending is None:
+            return  # the state of the job is checked with its lease
+        rule = 1 if body.get("rule") is None else body["rule"]
+        if rule not in RULES:
+            self._report.violation("bills", event.seq, f"the billing rule {show(rule)} is not documented")
             return
-        if job.settled:
-            self._report.violation(at.seq, "the job is settled a second time")
-        if job.ending is None:
-            self._report.violation(at.seq, "the job is settled, and has not ended")
-            return
-        rule = at.body.get("rule", 1)
-        if isinstance(rule, bool) or rule not in (1, 2):
-            self._report.violation(at.seq, f"the billing rule {show(rule)} is not documented")
-            return
-        self._cites(at, job, job.ending)
+        if rule == 1 and self._leases.second_rule:
+            self._report.note("a bill by rule 1 after a bill by rule 2")
         bill = compute(job, job.ending, rule)
-        self._metering(at, bill.metering)
-        for name in ("cost", "fee", "earned"):
-            self._same(at, name, at.body.get(name), getattr(bill, name))
-        self._postings(at, job, bill)
+        self._same(event, body, {"consumer": job.account, "submission": job.submitted.seq, "outcome": job.ending.seq,
+                                 "lease": bill.lease, "provider": bill.provider, "cost": bill.cost, "fee": bill.fee,
+                                 "earned": bill.earned})
+        self._metering(event, bill.metering)
+        have = [(one["account"], one["amount"]) for one in body["postings"]]
+        if have != bill.postings:
+            self._report.violation("bills", event.seq,
+                                   f"the postings are {show(have)}, and should be {show(bill.postings)}")
+        reason = get(job.ending.body, "reason.name")
+        if reason in UNRUN and body["cost"] > 0:
+            self._report.violation("bills", event.seq, f"{body['cost']} is billed for {reason}: the program never ran")
 
-    def _same(self, at: At, name: str, have: Any, due: Any) -> None:
-        """Compares one figure."""
-        if have != due or isinstance(have, bool) or isinstance(have, float):
-            self._report.violation(at.seq, f"the bill's {name} is {show(have)}, and should be {show(due)}")
+    def _same(self, event: Event, body: Any, due: Dict[str, Any], prefix: str = "") -> None:
+        """Compares figures. An absent one has no value."""
+        for name, value in due.items():
+            if body.get(name) != value:
+                self._report.violation("bills", event.seq, f"the bill's {prefix}{name} is {show(body.get(name))}, "
+                                                           f"and should be {show(value)}")
 
-    def _cites(self, at: At, job: Job, ending: At) -> None:
-        """The events and the accounts that the bill names."""
-        lease = job.ended_lease
-        self._same(at, "consumer", at.body.get("consumer"), job.account)
-        self._same(at, "submission", at.body.get("submission"), job.submitted.seq)
-        self._same(at, "outcome", at.body.get("outcome"), ending.seq)
-        if lease is not None or at.body.get("lease") is not None:
-            self._same(at, "lease", at.body.get("lease"), None if lease is None else lease.seq)
-            self._same(at, "provider", at.body.get("provider"), None if lease is None else get(lease.terms, "provider"))
-
-    def _metering(self, at: At, due: Optional[Metering]) -> None:
-        """The metered times. The documents do not say when they are left out, so they may be if nothing is billed."""
-        have = at.body.get("metering")
-        if have is None:
-            if due is not None and due.billed:
-                self._report.violation(at.seq, f"the bill has no metering; {due.billed} ms should be billed")
-            return
-        if not isinstance(have, dict) or due is None:
-            self._report.violation(at.seq, "the bill has a metering, and the program never started")
-            return
-        for name, value in due._asdict().items():
-            if name == "budget" and value is None:
-                continue
-            self._same(at, f"metering.{name}", have.get(name), value)
-
-    def _postings(self, at: At, job: Job, bill: Bill) -> None:
-        """The hold is released in full, and goes to the consumer, the provider and the fees."""
-        have = ledger.postings(at.body)
-        if have is None:
-            return
-        available = f"available:{job.account}"
-        due = [(f"held:{job.account}", -job.hold), (available, job.hold - bill.cost), ("fees", bill.fee)]
-        if job.ended_lease is not None:
-            provider = text(get(job.ended_lease.terms, "provider")) or ""
-            due.append((f"available:{provider}", bill.earned))
-        if net(have) != net(due):
-            self._report.violation(at.seq, f"the postings are {show(net(have))}, and should be {show(net(due))}")
+    def _metering(self, event: Event, due: Optional[Metering]) -> None:
+        """The metered times. They are also in a bill of 0, if the attempt is metered."""
+        have = event.body.get("metering")
+        if have is None and due is not None:
+            self._report.violation("bills", event.seq, f"the bill has no metering; {due.billed} ms should be billed")
+        elif have is not None and due is None:
+            self._report.violation("bills", event.seq, "the bill has a metering, and nothing should be metered")
+        elif have is not None and due is not None:
+            self._same(event, have, due._asdict(), "metering.")

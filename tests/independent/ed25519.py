@@ -7,6 +7,7 @@ run in constant time.
 import base64
 import binascii
 import hashlib
+import re
 from typing import Optional, Tuple
 
 Point = Tuple[int, int, int, int]
@@ -99,7 +100,7 @@ def decode_nats_key(text: object) -> Optional[bytes]:
     """The 32 bytes of a NATS user key (`U…`), or nothing if the text is none.
 
     The text is base32 without padding of: one byte for the kind of key, the key, and a CRC-16/XMODEM of both, low byte
-    first (https://github.com/nats-io/nkeys).
+    first (docs/verification.md, A signed head).
     """
     if not isinstance(text, str) or len(text) != 56:
         return None
@@ -116,7 +117,7 @@ def decode_nats_key(text: object) -> Optional[bytes]:
 
 def decode_base64url(text: object) -> Optional[bytes]:
     """Bytes from base64url without padding, or nothing."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]*", text):
         return None
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

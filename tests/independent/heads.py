@@ -1,13 +1,18 @@
 """Checks the leaves, the signed tree heads, and the machines' signatures of their lists of files."""
 
 import hashlib
+import re
 from typing import Any, Dict, List, Optional, Set
 
 import ed25519
 from archive import Archive, Message
-from leases import ENDINGS, At
+from events import Event
 from merkle import Tree, head_text, leaf
 from report import Report, amount, get, show, text
+
+ENDINGS = ("Completed", "Failed", "Cancelled")
+ROOT = re.compile(r"[0-9a-f]{64}")
+SIGNATURE = re.compile(r"[0-9a-fA-F]{128}")
 
 
 class Heads:
@@ -15,6 +20,7 @@ class Heads:
 
     def __init__(self, report: Report, archive: Archive) -> None:
         self._report = report
+        self._archive = archive
         self._heads = archive.heads
         self._leaves = archive.leaves()
         self._tree = Tree()
@@ -24,61 +30,65 @@ class Heads:
     def fold(self, message: Message) -> None:
         """The leaf of one message. If it cannot be computed, the archive's own leaf takes its place in the tree."""
         claimed = next(self._leaves, b"")
-        if message.payload is None:
-            self._report.violation(message.seq, "the leaf cannot be recomputed: the message is no text")
+        if message.body is None:
+            self._report.violation("leaves", message.seq, "the leaf cannot be recomputed: the message has no body")
             computed = claimed
         else:
-            computed = leaf(message.nanos, message.subject, message.headers, message.payload)
+            computed = leaf(message.nanos, message.subject, message.headers, message.body)
+            self._report.count("leaves")
         if len(claimed) != 32:
-            self._report.violation(message.seq, "leaves.bin has no leaf of this event")
+            self._report.violation("leaves", message.seq, "leaves.bin has no leaf of this message")
         elif computed != claimed:
-            self._report.violation(message.seq, f"the leaf is {computed.hex()}, leaves.bin has {claimed.hex()}")
+            self._report.violation("leaves", message.seq,
+                                   f"the leaf is {computed.hex()}, leaves.bin has {claimed.hex()}")
         self._tree.append(computed)
         if self._tree.size in self._sizes:
             self._roots[self._tree.size] = self._tree.root().hex()
 
-    def finish(self, wanted: Optional[str]) -> None:
-        """Every signed head against the tree. `wanted` is the key that the caller trusts."""
+    def finish(self, trusted: Set[str]) -> None:
+        """Every signed head against the tree. `trusted` are the keys that the caller trusts, if any."""
+        size = self._tree.size
         if next(self._leaves, b""):
-            self._report.violation(self._tree.size, "leaves.bin has more leaves than the log has events")
+            self._report.violation("leaves", size, "leaves.bin has more leaves than the log has messages")
         keys: Set[str] = set()
-        good = [head for head in self._heads if self._good(head, wanted, keys)]
+        good = [head for head in self._heads if self._good(head, trusted, keys)]
+        sizes = [amount(get(head, "size")) or 0 for head in self._heads]
+        if any(later <= earlier for earlier, later in zip(sizes, sizes[1:])):
+            self._report.violation("heads", size, "the heads are not in order, or two of them have the same size")
         self._report.key = next(iter(keys)) if len(keys) == 1 else None
         self._report.covered = max((head["size"] for head in good), default=0)
-        if wanted is not None and not good:
-            self._report.violation(self._tree.size, "no good head is signed by the named key")
-        elif wanted is not None and len(good) == len(self._heads):
+        if trusted and not good:
+            self._report.violation("heads", size, "no good head is signed by a trusted key")
+        if self._report.covered < size:
+            self._report.note(f"{size - self._report.covered} messages after the newest good head have no signature")
+        elif trusted and self._report.covered == self._archive.last and size > 0:
             self._report.vouched = "the named key"
 
-    def _good(self, head: Any, wanted: Optional[str], keys: Set[str]) -> bool:
-        """Whether a head has the right root, the right key, and a valid signature."""
-        self._report.heads += 1
+    def _good(self, head: Any, trusted: Set[str], keys: Set[str]) -> bool:
+        """Whether a head has the right root, a trusted key, and a valid signature."""
+        self._report.count("heads")
         size, root, key = amount(get(head, "size")), text(get(head, "root")), text(get(head, "key"))
-        if size is None or root is None or key is None:
-            self._report.violation(self._tree.size, f"a head cannot be read: {show(head)}")
+        signature = text(get(head, "signature"))
+        if size is None or root is None or key is None or signature is None:
+            self._report.violation("heads", self._tree.size, f"a head cannot be read: {show(head)}")
             return False
         keys.add(key)
         problems: List[str] = []
         if size > self._tree.size or size == 0:
-            problems.append(f"the archive has {self._tree.size} events")
-        elif root != self._roots.get(size):
-            problems.append(f"its root is {show(root)}, the events have {self._roots.get(size)}")
-        if wanted is not None and key != wanted:
-            problems.append(f"its key is {show(key)}, not the named one")
+            problems.append(f"the archive has {self._tree.size} messages")
+        elif not ROOT.fullmatch(root) or root != self._roots.get(size):
+            problems.append(f"its root is {show(root)}, the messages have {self._roots.get(size)}")
+        if trusted and key not in trusted:
+            problems.append(f"its key {show(key)} is not trusted")
         public = ed25519.decode_nats_key(key)
-        if public is None or not ed25519.verify(public, head_text(size, root), from_hex(get(head, "signature"))):
+        if public is None:
+            problems.append(f"its key {show(key)} is not a key of the form U...")
+        elif not SIGNATURE.fullmatch(signature) or not ed25519.verify(public, head_text(size, root),
+                                                                      bytes.fromhex(signature)):
             problems.append("its signature is not valid")
         for problem in problems:
-            self._report.violation(size, f"the signed head of {size} events: {problem}")
+            self._report.violation("heads", size, f"the signed head of {size} messages: {problem}")
         return not problems
-
-
-def from_hex(value: Any) -> bytes:
-    """Bytes from their hexadecimal form; none if the text is another."""
-    try:
-        return bytes.fromhex(text(value) or "")
-    except ValueError:
-        return b""
 
 
 class Manifests:
@@ -88,22 +98,16 @@ class Manifests:
         self._report = report
         self._keys = keys
 
-    def check(self, at: At, machine: Optional[str]) -> None:
+    def check(self, event: Event, machine: Optional[str]) -> None:
         """The ending of an attempt, if it has a signature."""
-        if at.name not in ENDINGS or at.body.get("signature") is None or machine is None:
+        signature = text(event.body.get("signature"))
+        if event.name not in ENDINGS or signature is None or machine is None:
             return
-        lines = b""
-        outputs = at.body.get("outputs")
-        for one in outputs if isinstance(outputs, list) else []:
-            size = get(one, "bytes") if get(one, "bytes") is not None else get(one, "size")
-            digest, path = text(get(one, "sha256")), text(get(one, "path"))
-            if digest is None or path is None or amount(size) is None:
-                self._report.note("a list of files could not be read, so its signature was not checked")
-                return
-            lines += f"{digest} {size} {path}\n".encode("utf-8", "surrogatepass")
-        signed = f"manifest.{at.body.get('job')}.{at.body.get('lease')}.{hashlib.sha256(lines).hexdigest()}"
-        signature = ed25519.decode_base64url(at.body.get("signature")) or b""
-        publics = [ed25519.decode_nats_key(key) for key in self._keys.get(machine, ())]
-        if not any(key is not None and ed25519.verify(key, signed.encode("utf-8", "replace"), signature)
-                   for key in publics):
-            self._report.violation(at.seq, "no key of the machine has signed this list of files")
+        self._report.count("manifests")
+        lines = "".join(f"{one['sha256']} {one['bytes']} {one['path']}\n" for one in event.body.get("outputs") or [])
+        digest = hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+        signed = f"manifest.{event.body.get('job')}.{event.body.get('lease')}.{digest}".encode()
+        given = ed25519.decode_base64url(signature) or b""
+        publics = [ed25519.decode_nats_key(key) for key in sorted(self._keys.get(machine, ()))]
+        if not any(key is not None and ed25519.verify(key, signed, given) for key in publics):
+            self._report.violation("manifests", event.seq, "no key of the machine has signed this list of files")

@@ -1,236 +1,308 @@
-"""Follows each job and each lease through its events (docs/events.md, docs/consumer.md, docs/operator.md).
+"""Follows each job and each lease through its events (docs/verification.md, Leases and endings).
 
 A lease is the sequence of `JobAssigned`. It is live until the attempt is declined, requeued, or ends the job.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Optional
 
-from report import Report, amount, get, show, text
+from events import OF_JOB, Event, instant
+from market import Market, Need, need
+from report import Report, get, show
 
-STEPS = ("Declined", "Accepted", "Started", "Exited", "Requeued")
 ENDINGS = ("Completed", "Failed", "Cancelled")
-BY_MACHINE = ("Declined", "Accepted", "Started", "Exited", "Completed")
-LATE = 600 * 10**9  # nanoseconds after which a job that has ended should be settled
+LATE = 600 * 10**9  # nanoseconds after which a job that has ended should be settled; this reader's own choice
+SLACK = 2 * 10**9  # nanoseconds by which `until` may differ; the document says "some milliseconds"
+SECOND = 10**9
+NEVER = 2**63
 
-CONSUMER = ("NonZeroExit", "OutOfMemory", "TimeLimit", "BudgetExhausted", "OutputTooLarge", "LogFlood")
+# The states in which each event is allowed, and the state after it.
+ALLOWED = {
+    "JobAssigned": ("Queued",),
+    "Declined": ("Assigned",),
+    "Accepted": ("Assigned",),
+    "Started": ("Accepted",),
+    "Exited": ("Running",),
+    "CancelRequested": ("Accepted", "Running"),
+    "Requeued": ("Assigned", "Accepted", "Running", "Collecting"),
+    "Completed": ("Running", "Collecting"),
+    "Failed": ("Assigned", "Accepted", "Running", "Collecting"),
+    "Cancelled": ("Queued", "Assigned", "Accepted", "Running", "Collecting"),
+    "Settled": ("ended",),
+}
+AFTER = {"JobAssigned": "Assigned", "Declined": "Queued", "Accepted": "Accepted", "Started": "Running",
+         "Exited": "Collecting", "Requeued": "Queued", "Completed": "ended", "Failed": "ended", "Cancelled": "ended",
+         "Settled": "settled"}
+
+RAN = ("NonZeroExit", "OutOfMemory", "TimeLimit", "BudgetExhausted", "OutputTooLarge", "LogFlood")
 UNRUN = ("BadImage", "BadCommand", "BadInput")
 PROVIDER = ("ProviderLost", "NotReported", "Preempted", "GpuLost", "DiskFull", "RuntimeMisconfigured", "Interrupted",
             "AssignTimeout")
 NOBODY = ("RegistryUnavailable", "InputUnavailable", "PrepareTimeout", "UploadTimeout")
-FAULTS = {**dict.fromkeys(CONSUMER + UNRUN, "consumer"), **dict.fromkeys(PROVIDER, "provider"),
+FAULTS = {**dict.fromkeys(RAN + UNRUN, "consumer"), **dict.fromkeys(PROVIDER, "provider"),
           **dict.fromkeys(NOBODY, "nobody"), "NoMachine": "platform", "Internal": "platform"}
-
-
-class At(NamedTuple):
-    """An event of a job: its place, its time, and its body."""
-
-    seq: int
-    nanos: int
-    name: str
-    body: Dict[str, Any]
+OBSERVED = ("ProviderLost", "AssignTimeout", "NotReported", "PrepareTimeout", "UploadTimeout", "NoMachine")
+EVIDENCE = {"AssignTimeout": "Assigned", "PrepareTimeout": "Accepted", "NotReported": "Running",
+            "UploadTimeout": "Collecting"}  # the states in which the evidence for these endings exists
+ONCE_OBSERVED = ("TimeLimit", "BudgetExhausted", "RuntimeMisconfigured")  # in the time of rule 1
 
 
 class Lease:
     """One attempt of a job."""
 
-    def __init__(self, assigned: At) -> None:
+    def __init__(self, assigned: Event) -> None:
         self.seq = assigned.seq
-        self.machine = text(assigned.body.get("machine")) or ""
-        self.terms: Any = assigned.body.get("terms")
+        self.machine: str = assigned.body["machine"]
+        self.terms: Dict[str, Any] = assigned.body["terms"]
         self.accepted = False
-        self.started: Optional[At] = None
-        self.exited: Optional[At] = None
+        self.started: Optional[Event] = None
+        self.exited: Optional[Event] = None
 
 
 class Job:
     """What the log says about a job so far."""
 
-    def __init__(self, submitted: At) -> None:
+    def __init__(self, submitted: Event) -> None:
         self.submitted = submitted
-        self.account = text(submitted.body.get("account")) or ""
-        self.hold = amount(submitted.body.get("hold")) or 0
+        self.account: str = submitted.body["account"]
+        self.hold: int = submitted.body["hold"]
+        self.wish: Dict[str, Any] = submitted.body["placement"]
+        self.need: Need = need(submitted)
+        self.state = "Queued"
+        self.last_seq = submitted.seq
         self.live: Optional[Lease] = None
-        self.last: Optional[Lease] = None
         self.used = 0  # attempts
-        self.cancel: Optional[At] = None
-        self.ending: Optional[At] = None
+        self.pauses = 0
+        self.paused = 0  # nanoseconds until which no machine gets the job
+        self.excluded: Dict[str, int] = {}  # machine -> nanoseconds until which it does not get the job
+        self.cancel: Optional[Event] = None
+        self.ending: Optional[Event] = None
         self.ended_lease: Optional[Lease] = None
-        self.settled = 0
-        self.requeued: Optional[At] = None
-        self.declined: List[str] = []
+
+    def pause(self) -> int:
+        """The length of the next pause, in nanoseconds."""
+        return 5 * SECOND * 2 ** min(self.pauses, 10)
+
+    def excludes(self, machine: str, nanos: int) -> bool:
+        """Whether the job pauses at this time, for this machine or for all."""
+        return nanos < self.paused or nanos < self.excluded.get(machine, 0)
+
+    def exclude(self, machine: str, until: int) -> None:
+        """A pause for one machine."""
+        self.excluded[machine] = max(until, self.excluded.get(machine, 0))
 
 
 class Leases:
     """All jobs, and the accepted leases of every machine."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, market: Market) -> None:
         self._report = report
+        self._market = market
         self.jobs: Dict[str, Job] = {}
-        self.extra_holds: Dict[str, int] = {}
-        self.slots: Dict[str, int] = {}
-        self.accepted: Dict[str, int] = {}
-        self.records: Dict[str, List[int]] = {}  # machine -> attempts that prove something, and those without fault
+        self._accepted: Dict[str, int] = {}
+        self._unsettled: Dict[str, Job] = {}
+        self.second_rule = False  # whether a bill by rule 2 was seen: the market is not that of rule 1 any more
 
-    def fold(self, at: At, actor: Optional[str]) -> None:
-        """One event. A bill is checked elsewhere, before it is folded here."""
-        if at.name == "MachineListed":
-            self.slots[text(at.body.get("machine")) or ""] = amount(get(at.body, "offer.slots")) or 0
-        if at.name == "JobSubmitted":
-            self._submitted(at)
-        if at.name not in STEPS + ENDINGS + ("JobAssigned", "CancelRequested", "Settled"):
+    def _violation(self, seq: int, what: str) -> None:
+        self._report.violation("steps", seq, what)
+
+    def _lease_violation(self, seq: int, what: str) -> None:
+        self._report.violation("leases", seq, what)
+
+    def fold(self, event: Event) -> None:
+        """One event. A bill and an assignment are checked elsewhere, before they are folded here."""
+        if event.name == "JobSubmitted":
+            earlier = self.jobs.setdefault(event.body["job"], Job(event))
+            if earlier.submitted.seq != event.seq and earlier.account == event.body["account"]:
+                self._violation(event.seq, f"the same account submitted this job at {earlier.submitted.seq}")
+        if event.name not in OF_JOB:
             return
-        job = self.jobs.get(text(at.body.get("job")) or "")
+        self._report.count("steps")
+        job = self.jobs.get(event.body["job"])
         if job is None:
-            self._report.violation(at.seq, f"{at.name} of a job that nobody submitted")
-        elif at.name == "Settled":
-            job.settled += 1
-        elif job.ending is not None:
-            self._report.violation(at.seq, f"{at.name} after the job ended at {job.ending.seq}")
-        elif at.name == "JobAssigned":
-            self._assigned(at, job)
-        elif at.name == "CancelRequested":
-            job.cancel = job.cancel or at
+            self._violation(event.seq, f"{event.name} of a job that nobody submitted")
+            return
+        self._check_state(event, job)
+        self._check_author(event, job)
+        if event.name == "Settled":
+            self._settled(event, job)
+        elif job.ending is None:
+            self._step(event, job)
+        job.last_seq = event.seq
+
+    def _check_state(self, event: Event, job: Job) -> None:
+        """Whether the event is allowed in the job's state."""
+        name, allowed = event.name, ALLOWED[event.name]
+        no_machine = name == "Failed" and get(event.body, "reason.name") == "NoMachine"
+        if name == "JobAssigned" and job.live is not None:
+            return  # a second live lease is reported with the lease
+        if job.state not in (("Queued",) if no_machine else allowed):
+            what = "NoMachine" if no_machine else name
+            ended = "" if job.ending is None else f": the job ended at {job.ending.seq}"
+            self._violation(event.seq, f"{what} in the state {job.state}{ended}")
+        if name == "Started" and job.cancel is not None:
+            self._violation(event.seq, "Started after CancelRequested")
+        if name == "CancelRequested" and job.cancel is not None:
+            self._violation(event.seq, "CancelRequested a second time")
+        if name == "Cancelled" and job.state in ("Accepted", "Running", "Collecting") and job.cancel is None:
+            self._violation(event.seq, f"Cancelled in the state {job.state}, without CancelRequested")
+
+    def _check_author(self, event: Event, job: Job) -> None:
+        """Whether the event is written in the name of somebody who may."""
+        name, actor, reason = event.name, event.actor, get(event.body, "reason.name")
+        machine = None if job.live is None else f"machine:{job.live.machine}"
+        person = actor == f"account:{job.account}" or actor == "operator" or actor.startswith("operator:")
+        if name in ("JobAssigned", "Settled"):
+            good = actor == "platform"
+        elif name == "CancelRequested":
+            good = person
+        elif name == "Cancelled":
+            good = person if job.state in ("Queued", "Assigned") else actor in (machine, "platform")
+        elif name in ("Failed", "Requeued") and reason in OBSERVED:
+            good = actor == "platform"
         else:
-            self._step(at, job, actor)
+            once = name in ("Failed", "Requeued") and reason in ONCE_OBSERVED and not self.second_rule
+            good = actor == machine or (actor == "platform" and (once or reason == "Internal"))
+        if not good and (job.ending is None or name == "Settled"):
+            self._violation(event.seq, f"{name} may not be written by {show(actor)}")
 
-    def _submitted(self, at: At) -> None:
-        """The first submission of an id makes the job; a later one only holds money (docs/adr/0003)."""
-        id = text(at.body.get("job"))
-        hold, budget = amount(at.body.get("hold")), amount(get(at.body, "limits.budget"))
-        if id is None or hold is None:
-            self._report.violation(at.seq, "a submission without a job or a hold")
+    def _settled(self, event: Event, job: Job) -> None:
+        """The end of a job's events."""
+        self.second_rule = self.second_rule or event.body.get("rule") == 2
+        if job.ending is not None:
+            job.state = "settled"
+            self._unsettled.pop(event.body["job"], None)
+
+    def _step(self, event: Event, job: Job) -> None:
+        """An event of a job that has not ended."""
+        name, live, named = event.name, job.live, event.body.get("lease")
+        if name == "JobAssigned":
+            self._assigned(event, job)
             return
-        if hold == 0 or hold > 10_000_000_000 or (budget is not None and budget != hold):
-            self._report.violation(at.seq, f"the hold is {hold}, the budget {budget}")
-        earlier = self.jobs.get(id)
-        if earlier is None:
-            self.jobs[id] = Job(at)
+        if name == "CancelRequested":
+            job.cancel = job.cancel or event
             return
-        account = text(at.body.get("account")) or ""
-        if account == earlier.account:
-            self._report.violation(at.seq, f"the same account submitted this job at {earlier.submitted.seq}")
-        name = f"held:{account}"
-        self.extra_holds[name] = self.extra_holds.get(name, 0) + hold
-
-    def _assigned(self, at: At, job: Job) -> None:
-        """A new lease."""
-        self._report.leases += 1
-        if job.live is not None:
-            self._report.violation(at.seq, f"the lease {job.live.seq} of this job is still live")
-            self._end(job, job.live)
-        if at.body.get("submission") not in (None, job.submitted.seq):
-            self._report.violation(at.seq, f"the submission is {job.submitted.seq}, not {show(at.body['submission'])}")
-        most, attempt = amount(get(job.submitted.body, "limits.max_attempts")), at.body.get("attempt")
-        if attempt is not None and attempt != job.used + 1:
-            self._report.violation(at.seq, f"this is attempt {job.used + 1}, not {show(attempt)}")
-        if most is not None and job.used >= most:
-            self._report.violation(at.seq, f"all {most} attempts are used up")
-        job.live = job.last = Lease(at)
-
-    def _step(self, at: At, job: Job, actor: Optional[str]) -> None:
-        """A report about an attempt, or the end of a job."""
-        named, live = at.body.get("lease"), job.live
-        if named is None and at.name in ENDINGS + ("Requeued",) and (live is None or at.name != "Completed"):
-            if at.name in ("Completed", "Requeued"):
-                self._report.violation(at.seq, f"{at.name} without a lease")
-        elif live is None or isinstance(named, bool) or named != live.seq:
+        if named != (None if live is None else live.seq):
             have = "none" if live is None else str(live.seq)
-            self._report.violation(at.seq, f"{at.name} under the lease {show(named)}; the live lease is {have}")
-            if at.name not in ENDINGS:
+            self._lease_violation(event.seq, f"{name} under the lease {show(named)}; the live lease is {have}")
+            if name not in ENDINGS:
                 return
-        if live is not None and at.name in BY_MACHINE and actor != f"machine:{live.machine}":
-            self._report.violation(at.seq, f"{at.name} is not by the machine of the lease, but by {show(actor)}")
-        self._fault(at)
-        if at.name in ENDINGS:
-            self._ended(at, job)
+        if name in ("Failed", "Requeued"):
+            self._fault(event, job)
+        if name in ENDINGS:
+            self._ended(event, job)
         elif live is not None:
-            self._attempt(at, job, live)
+            self._attempt(event, job, live)
+        job.state = AFTER[name]
 
-    def _attempt(self, at: At, job: Job, live: Lease) -> None:
+    def _assigned(self, event: Event, job: Job) -> None:
+        """A new lease."""
+        self._report.count("leases")
+        body = event.body
+        if job.live is not None:
+            self._lease_violation(event.seq, f"the lease {job.live.seq} of this job is still live")
+            self._end(event, job, job.live)
+        if body["submission"] != job.submitted.seq:
+            self._violation(event.seq, f"the submission is {job.submitted.seq}, not {body['submission']}")
+        most = job.submitted.body["limits"]["max_attempts"]
+        if body["attempt"] != job.used + 1:
+            self._violation(event.seq, f"this is attempt {job.used + 1}, not {body['attempt']}")
+        if job.used >= most:
+            self._violation(event.seq, f"all {most} attempts are used up")
+        job.live, job.state = Lease(event), "Assigned"
+        self._market.take(event, job.live.machine, job.need, 1)
+
+    def _attempt(self, event: Event, job: Job, live: Lease) -> None:
         """A step of the live attempt."""
-        if at.name == "Accepted":
-            if live.accepted:
-                self._report.violation(at.seq, "the lease was already accepted")
-            elif live.machine in self.slots:
-                count = self.accepted.get(live.machine, 0) + 1
-                if count > self.slots[live.machine]:
-                    self._report.violation(at.seq, f"the machine has {count} jobs and {self.slots[live.machine]} slots")
-            self.accepted[live.machine] = self.accepted.get(live.machine, 0) + (0 if live.accepted else 1)
+        if event.name == "Accepted":
+            state = self._market.now(live.machine)
+            count = self._accepted.get(live.machine, 0) + (0 if live.accepted else 1)
+            if state is not None and count > state.slots:
+                self._lease_violation(event.seq, f"the machine has {count} accepted leases and {state.slots} slots")
+            self._accepted[live.machine] = count
             live.accepted = True
-        elif at.name == "Started":
-            if not live.accepted or live.started is not None:
-                self._report.violation(at.seq, "Started without Accepted, or twice")
-            live.started = live.started or at
-        elif at.name == "Exited":
-            if live.started is None or live.exited is not None:
-                self._report.violation(at.seq, "Exited without Started, or twice")
-            live.exited = live.exited or at
-        elif at.name == "Declined":
-            if live.accepted:
-                self._report.violation(at.seq, "Declined after Accepted")
-            job.declined.append(live.machine)
-            self._end(job, live)
+        elif event.name == "Started":
+            live.started = live.started or event
+        elif event.name == "Exited":
+            live.exited = live.exited or event
+        elif event.name == "Declined":
+            if event.body["machine"] != live.machine:
+                self._violation(event.seq, "Declined names another machine than the lease")
+            job.exclude(live.machine, event.nanos + job.pause())
+            job.pauses += 1
+            self._end(event, job, live)
         else:
-            self._requeued(at, job, live)
+            self._requeued(event, job, live)
 
-    def _requeued(self, at: At, job: Job, live: Lease) -> None:
-        """An attempt that ended without ending the job."""
-        if text(get(at.body, "reason.name")) not in PROVIDER + NOBODY:
-            self._report.violation(at.seq, f"requeued for {show(get(at.body, 'reason'))}")
-        if at.body.get("fault") != "nobody" or live.started is not None:
-            job.used += 1
-        job.requeued = at
-        self._count(at, live)
-        self._end(job, live)
+    def _requeued(self, event: Event, job: Job, live: Lease) -> None:
+        """An attempt that ended without ending the job, and the pause after it."""
+        until = instant(event.body.get("until"))
+        if event.body["excluded"] != live.machine:
+            self._violation(event.seq, "Requeued excludes another machine than that of the lease")
+        if until is None:
+            if self.second_rule:
+                self._violation(event.seq, "Requeued without `until`, after a bill by rule 2")
+            job.exclude(live.machine, event.nanos + 5 * SECOND if job.wish["by"] == "machine" else NEVER)
+        else:
+            due = event.nanos + job.pause()
+            if abs(until - due) > SLACK:
+                self._violation(event.seq, f"the pause ends {(until - due) / SECOND:+.3f} s from where it should: "
+                                           f"it should last {job.pause() // SECOND} s")
+            if event.body["fault"] == "nobody":
+                job.paused = max(job.paused, until)
+            else:
+                job.exclude(live.machine, until)
+            job.pauses += 1
+        job.used = used_after(event, job)
+        self._market.prove(event, live.machine)
+        self._end(event, job, live)
 
-    def _ended(self, at: At, job: Job) -> None:
-        """The outcome of a job."""
+    def _ended(self, event: Event, job: Job) -> None:
+        """The ending of a job."""
         live = job.live
-        if at.name == "Completed" and (live is None or live.started is None):
-            self._report.violation(at.seq, "Completed without Started")
-        if at.name == "Failed" and text(get(at.body, "reason.name")) in CONSUMER:
-            if live is None or live.started is None:
-                self._report.violation(at.seq, f"{show(get(at.body, 'reason.name'))} without Started")
-        job.ending, job.ended_lease = at, live
+        job.ending, job.ended_lease = event, live
+        self._unsettled[event.body["job"]] = job
         if live is not None:
-            self._count(at, live)
-            self._end(job, live)
+            self._market.prove(event, live.machine)
+            self._end(event, job, live)
 
-    def _fault(self, at: At) -> None:
-        """Compares the fault with the table in docs/events.md. Older events blame the machine for nobody's faults."""
-        if at.name not in ("Failed", "Requeued"):
-            return
-        reason, fault = text(get(at.body, "reason.name")), at.body.get("fault")
-        if reason not in FAULTS:
-            self._report.violation(at.seq, f"the ending {show(get(at.body, 'reason'))} is not documented")
-        elif fault != FAULTS[reason] and not (FAULTS[reason] == "nobody" and fault == "provider"):
-            self._report.violation(at.seq, f"{reason} is the fault of {FAULTS[reason]}, not {show(fault)}")
+    def _fault(self, event: Event, job: Job) -> None:
+        """The fault of an ending, its evidence, and whether the job may try again."""
+        reason, fault, live = event.body["reason"]["name"], event.body["fault"], job.live
+        due = FAULTS.get(reason)
+        if due is None:
+            self._violation(event.seq, f"the ending {show(reason)} is not documented")
+        elif fault != due and not (due == "nobody" and fault == "provider" and not self.second_rule):
+            self._violation(event.seq, f"{reason} is the fault of {due}, not of {fault}")
+        if EVIDENCE.get(reason, job.state) != job.state:
+            self._violation(event.seq, f"{reason} in the state {job.state}")
+        if reason in RAN and (live is None or live.started is None):
+            if self.second_rule:
+                self._violation(event.seq, f"{reason} without Started under the same lease")
+            else:
+                self._report.note("an ending of a program that never started; earlier programs did not refuse it")
+        again = fault in ("provider", "nobody") and job.cancel is None and (
+            used_after(event, job) < job.submitted.body["limits"]["max_attempts"])
+        if event.name == "Requeued" and not again:
+            self._violation(event.seq, f"requeued after a fault of {fault}, with {used_after(event, job)} attempts "
+                                       f"used up{' and a request to cancel' if job.cancel else ''}")
+        if event.name == "Failed" and again and live is not None:
+            self._violation(event.seq, "the job failed, and should have been requeued")
 
-    def _count(self, at: At, lease: Lease) -> None:
-        """The machine's record: a program that ran to its end, or a fault of the machine."""
-        good = at.name == "Completed" or text(get(at.body, "reason.name")) in CONSUMER
-        if good or at.body.get("fault") == "provider":
-            record = self.records.setdefault(lease.machine, [0, 0])
-            record[0] += 1
-            record[1] += 1 if good else 0
-
-    def _end(self, job: Job, lease: Lease) -> None:
+    def _end(self, event: Event, job: Job, lease: Lease) -> None:
         """A lease is over."""
         if lease.accepted:
-            self.accepted[lease.machine] = self.accepted.get(lease.machine, 0) - 1
+            self._accepted[lease.machine] -= 1
+        self._market.take(event, lease.machine, job.need, -1)
         job.live = None
-
-    def held(self) -> Dict[str, int]:
-        """What should be held for jobs that are not settled."""
-        result = dict(self.extra_holds)
-        for job in self.jobs.values():
-            if not job.settled:
-                name = f"held:{job.account}"
-                result[name] = result.get(name, 0) + job.hold
-        return result
 
     def finish(self, nanos: int) -> None:
         """Reports jobs that ended long before the end of the log and have no bill."""
-        for job in self.jobs.values():
-            if job.ending is not None and not job.settled and nanos - job.ending.nanos > LATE:
-                self._report.violation(job.ending.seq, "the job ended here and was never settled")
+        for job in self._unsettled.values():
+            if job.ending is not None and nanos - job.ending.nanos > LATE:
+                self._violation(job.ending.seq, "the job ended here and was never settled")
+
+
+def used_after(event: Event, job: Job) -> int:
+    """How many attempts are used up if the live attempt ends with this event."""
+    free = event.body["fault"] == "nobody" and (job.live is None or job.live.started is None)
+    return job.used + (0 if free else 1)

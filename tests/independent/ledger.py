@@ -1,19 +1,27 @@
-"""Folds the ledger: where the money is after each event.
+"""Folds the ledger: where the money is after each event (docs/verification.md, The ledger)."""
 
-Only `Settled` has its postings in its body. Those of the other events follow from docs/consumer.md, docs/provider.md
-and docs/operator.md; the names `payout:<account>` and `outside` are this reader's own.
-"""
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+from events import OF_ACCOUNT, Event
+from report import Report, show
 
-from report import Report, amount, get, show, text, whole
+LARGEST_HOLD = 10_000 * 1_000_000
+POSTS = ("FundsDeposited", "JobSubmitted", "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased", "Settled")
 
 
 class Payout(NamedTuple):
     """A payout that was asked for."""
 
-    account: str
+    seq: int
     amount: int
+
+
+class Submission(NamedTuple):
+    """A submission whose hold is not closed yet."""
+
+    account: str
+    job: str
+    hold: int
 
 
 class Ledger:
@@ -27,117 +35,153 @@ class Ledger:
         self._deposits: Set[Tuple[str, str]] = set()
         self._payouts: Dict[Tuple[str, str], Payout] = {}
         self._closed: Set[Tuple[str, str]] = set()
+        self._first: Dict[str, int] = {}  # job -> the submission that made it
+        self._submissions: Dict[int, Submission] = {}
+        self._due: Dict[str, int] = {}  # account -> what should be held
 
-    def fold(self, seq: int, name: str, body: Dict[str, Any]) -> None:
+    def _violation(self, seq: int, what: str) -> None:
+        self._report.violation("ledger", seq, what)
+
+    def fold(self, event: Event) -> None:
         """The effect of one event on the ledger."""
+        name, body, seq = event.name, event.body, event.seq
+        if name in POSTS:
+            self._report.count("ledger")
         if name == "Settled":
-            self._post(seq, self._written(seq, body))
+            self._settled(event)
+        elif name in OF_ACCOUNT:
+            self._account(event, body["account"])
+        else:
             return
-        account = text(body.get("account"))
-        known = ("AccountOpened", "AccountSuspended", "AccountReinstated", "FundsDeposited", "JobSubmitted",
-                 "PayoutRequested", "PayoutPaid", "PayoutFailed")
-        if name not in known:
-            return
-        if account is None:
-            self._report.violation(seq, f"{name} names no account")
-        elif name == "AccountOpened":
+        account = body["consumer"] if name == "Settled" else body["account"]
+        held, due = self.balances.get(f"held:{account}", 0), self._due.get(account, 0)
+        if name in POSTS and held != due:
+            self._violation(seq, f"held:{account} is {held}, the open holds of the account are {due}")
+
+    def _account(self, event: Event, account: str) -> None:
+        """An event of an account."""
+        name, seq = event.name, event.seq
+        if name == "AccountOpened":
             if account in self._opened:
-                self._report.violation(seq, "the account was already opened")
+                self._violation(seq, "the account was already opened")
             self._opened.add(account)
-        elif account not in self._opened:
-            self._report.violation(seq, f"{name} of an account that was never opened")
-            self._money(seq, name, account, body)
-        elif name == "AccountSuspended":
+            return
+        if account not in self._opened:
+            self._violation(seq, f"{name} of an account that was never opened")
+        if name in ("JobSubmitted", "PayoutRequested") and account in self._suspended:
+            self._violation(seq, f"{name} of a suspended account")
+        if name == "AccountSuspended":
             self._suspended.add(account)
         elif name == "AccountReinstated":
             self._suspended.discard(account)
-        else:
-            self._money(seq, name, account, body)
-
-    def _money(self, seq: int, name: str, account: str, body: Dict[str, Any]) -> None:
-        """An event that moves money and has no postings in its body."""
-        if name in ("JobSubmitted", "PayoutRequested") and account in self._suspended:
-            self._report.violation(seq, f"{name} of a suspended account")
-        available = f"available:{account}"
-        if name == "FundsDeposited":
-            self._once(seq, self._deposits, (account, text(body.get("deposit")) or ""), "deposit")
-            self._move(seq, "outside", available, body.get("amount"))
+        elif name == "FundsDeposited":
+            self._once(seq, self._deposits, (account, event.body["deposit"]), "deposit")
+            self._move(seq, "external", f"available:{account}", event.body["amount"])
         elif name == "JobSubmitted":
-            self._move(seq, available, f"held:{account}", body.get("hold"))
-        elif name in ("PayoutRequested", "PayoutPaid", "PayoutFailed"):
-            self._payout(seq, name, account, body)
+            self._submitted(event, account)
+        elif name == "HoldReleased":
+            self._released(event, account)
+        else:
+            self._payout(event, account)
 
-    def _payout(self, seq: int, name: str, account: str, body: Dict[str, Any]) -> None:
-        """A payout: first on its way, then outside or back."""
-        available, leaving = f"available:{account}", f"payout:{account}"
-        id = (account, text(body.get("payout")) or "")
+    def _submitted(self, event: Event, account: str) -> None:
+        """A hold. Only the first submission of an id makes a job."""
+        job, hold, budget = event.body["job"], event.body["hold"], event.body["limits"]["budget"]
+        if hold != budget:
+            self._violation(event.seq, f"the hold is {hold}, the budget {budget}")
+        if hold > LARGEST_HOLD:
+            self._violation(event.seq, f"the hold is {hold}, more than $10,000")
+        self._first.setdefault(job, event.seq)
+        self._submissions[event.seq] = Submission(account, job, hold)
+        self._due[account] = self._due.get(account, 0) + hold
+        self._move(event.seq, f"available:{account}", f"held:{account}", hold)
+
+    def _close(self, seq: int, submission: int, account: str, job: str) -> int:
+        """Closes a hold, and returns it."""
+        known = self._submissions.get(submission)
+        if known is None or known.account != account or known.job != job:
+            self._violation(seq, f"{submission} is no open submission of this job by this account")
+            return 0
+        del self._submissions[submission]
+        self._due[account] -= known.hold
+        return known.hold
+
+    def _released(self, event: Event, account: str) -> None:
+        """The hold of a submission that made no job comes back."""
+        job, submission, value = event.body["job"], event.body["submission"], event.body["amount"]
+        if self._first.get(job) == submission:
+            self._violation(event.seq, "the submission made the job: only its bill may release the hold")
+        hold = self._close(event.seq, submission, account, job)
+        if value != hold:
+            self._violation(event.seq, f"{value} is released, the hold was {hold}")
+        self._move(event.seq, f"held:{account}", f"available:{account}", value)
+
+    def _settled(self, event: Event) -> None:
+        """A bill brings its own postings. Whether they are the right ones is checked with the bill."""
+        body = event.body
+        self._close(event.seq, body["submission"], body["consumer"], body["job"])
+        self._post(event.seq, [(one["account"], one["amount"]) for one in body["postings"]])
+
+    def _payout(self, event: Event, account: str) -> None:
+        """A payout: first payable, then outside or back."""
+        seq, name, body = event.seq, event.name, event.body
+        available, payable = f"available:{account}", f"payable:{account}"
+        id = (account, body["payout"])
         if name == "PayoutRequested":
             if id in self._payouts:
-                self._report.violation(seq, "the payout was already requested")
-            self._payouts[id] = Payout(account, amount(body.get("amount")) or 0)
-            self._move(seq, available, leaving, body.get("amount"))
+                self._violation(seq, "the payout was already requested")
+            self._payouts.setdefault(id, Payout(seq, body["amount"]))
+            self._move(seq, available, payable, body["amount"])
             return
         known = self._payouts.get(id)
         self._once(seq, self._closed, id, "end of the payout")
         if known is None:
-            self._report.violation(seq, f"{name} of a payout that nobody requested")
-            return
-        if body.get("amount") is not None and body.get("amount") != known.amount:
-            self._report.violation(seq, f"the amount is {show(body.get('amount'))}, {known.amount} was requested")
-        self._move(seq, leaving, "outside" if name == "PayoutPaid" else available, known.amount)
+            self._violation(seq, f"{name} of a payout that nobody requested")
+        elif body["amount"] != known.amount or body["requested"] != known.seq:
+            self._violation(seq, f"{body['amount']} requested at {body['requested']} is closed; "
+                                 f"{known.amount} was requested at {known.seq}")
+        self._move(seq, payable, "external" if name == "PayoutPaid" else available, body["amount"])
 
     def _once(self, seq: int, seen: Set[Tuple[str, str]], id: Tuple[str, str], what: str) -> None:
         """Reports an id that occurs twice."""
         if id in seen:
-            self._report.violation(seq, f"the {what} is in the log twice")
+            self._violation(seq, f"the {what} is in the log twice")
         seen.add(id)
 
-    def _move(self, seq: int, source: str, target: str, value: Any) -> None:
+    def _move(self, seq: int, source: str, target: str, value: int) -> None:
         """Moves an amount."""
-        number = amount(value)
-        if number is None:
-            self._report.violation(seq, f"an amount is {show(value)}")
-            return
-        self._post(seq, [(source, -number), (target, number)])
-
-    def _written(self, seq: int, body: Dict[str, Any]) -> List[Tuple[str, int]]:
-        """The postings in a body."""
-        result = postings(body)
-        if result is None:
-            self._report.violation(seq, "the postings cannot be read")
-        return result or []
+        self._post(seq, [(source, -value), (target, value)])
 
     def _post(self, seq: int, changes: List[Tuple[str, int]]) -> None:
         """Adds postings, and checks the rules that hold after every event."""
         total = sum(value for _, value in changes)
         if total != 0:
-            self._report.violation(seq, f"the postings sum to {total}")
+            self._violation(seq, f"the postings sum to {total}")
         for name, value in changes:
+            if not known_account(name):
+                self._violation(seq, f"{show(name)} is no account of the ledger")
             self.balances[name] = self.balances.get(name, 0) + value
         for name in dict.fromkeys(name for name, _ in changes):
-            if self.balances[name] < 0 and name.startswith(("available:", "held:", "payout:")):
-                self._report.violation(seq, f"{show(name)} falls to {self.balances[name]}")
+            if self.balances[name] < 0 and name.startswith(("available:", "held:", "payable:")):
+                self._violation(seq, f"{show(name)} falls to {self.balances[name]}")
 
-    def finish(self, seq: int, held: Dict[str, int]) -> None:
-        """Compares what is held with the holds of the jobs that are not settled."""
-        names = {name for name in self.balances if name.startswith("held:")} | set(held)
-        for name in sorted(names):
-            have, due = self.balances.get(name, 0), held.get(name, 0)
-            if have != due:
-                self._report.violation(seq, f"{show(name)} is {have}, the holds of unsettled jobs are {due}")
+    def finish(self, seq: int) -> None:
+        """The rules over all accounts, once more at the end of the log."""
         if sum(self.balances.values()) != 0:
-            self._report.violation(seq, "the sums of the ledger are not zero together")
+            self._violation(seq, "the balances of all accounts do not sum to zero")
+        held: Dict[str, Any] = {name: value for name, value in self.balances.items() if name.startswith("held:")}
+        for account, due in self._due.items():
+            if held.pop(f"held:{account}", 0) != due:
+                self._violation(seq, f"held:{account} is not the sum of the open holds, {due}")
+        for name, value in held.items():
+            if value:
+                self._violation(seq, f"{show(name)} is {value}, and the account has no open hold")
+        for submission, known in self._submissions.items():
+            if self._first.get(known.job) != submission:
+                self._report.note("a submission made no job, and its hold is not released")
 
 
-def postings(body: Dict[str, Any]) -> Optional[List[Tuple[str, int]]]:
-    """The postings of a bill, or nothing if they cannot be read."""
-    listed = body.get("postings")
-    if not isinstance(listed, list):
-        return None
-    result = []
-    for one in listed:
-        name, value = text(get(one, "account")), whole(get(one, "amount"))
-        if name is None or value is None:
-            return None
-        result.append((name, value))
-    return result
+def known_account(name: str) -> bool:
+    """Whether the ledger has accounts with such a name."""
+    kind, colon, _ = name.partition(":")
+    return name in ("fees", "external") or (colon == ":" and kind in ("available", "held", "payable"))

@@ -1,14 +1,15 @@
-"""The hash tree over the log: leaves, roots, and signed tree heads.
+"""The hash tree over the log: leaves, roots, and the text of a signed head (docs/verification.md, The hash tree).
 
 The tree is the one of RFC 6962, section 2.1 (https://www.rfc-editor.org/rfc/rfc6962#section-2.1).
 """
 
 import hashlib
 import struct
-from typing import List, Optional
+from typing import Dict, List, Optional
+
+from archive import COVERED
 
 ABSENT = b"\xff" * 8
-HEADERS = ("Nats-Msg-Id", "Gpubnb-Type", "Gpubnb-Actor", "Gpubnb-Cause", "Gpubnb-Correlation")
 
 
 def sized(data: bytes) -> bytes:
@@ -16,17 +17,13 @@ def sized(data: bytes) -> bytes:
     return struct.pack(">Q", len(data)) + data
 
 
-def leaf(nanos: int, subject: str, headers: dict, payload: bytes) -> bytes:
-    """The leaf of one message.
-
-    docs/adr/0012 says what the hash covers. The order, the 64-bit big-endian numbers and the mark of an absent header
-    (a length of 2^64 - 1) are not documented; they were found by trying on a sample archive.
-    """
-    data = b"\x00" + struct.pack(">Q", nanos & (2**64 - 1)) + sized(subject.encode("utf-8", "surrogatepass"))
-    for name in HEADERS:
+def leaf(nanos: int, subject: str, headers: Dict[str, str], body: bytes) -> bytes:
+    """The leaf of one message."""
+    data = b"\x00" + struct.pack(">q", nanos) + sized(subject.encode("utf-8", "surrogatepass"))
+    for name in COVERED:
         value = headers.get(name)
-        data += sized(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else ABSENT
-    return hashlib.sha256(data + sized(payload)).digest()
+        data += ABSENT if value is None else sized(value.encode("utf-8", "surrogatepass"))
+    return hashlib.sha256(data + sized(body)).digest()
 
 
 class Tree:
@@ -54,5 +51,5 @@ class Tree:
 
 
 def head_text(size: int, root: str) -> bytes:
-    """The text that a tree head signs. It is not documented; it was found by trying on a sample archive."""
+    """The text that a tree head signs."""
     return f"gpubnb tree head\n{size}\n{root}\n".encode("utf-8", "replace")

@@ -1,256 +1,234 @@
-"""Checks why a job was given to a machine, as far as the log and docs/consumer.md tell.
+"""Decides every assignment again (docs/verification.md, Placement)."""
 
-Which machines were online is not in the log, so nobody can recompute that the chosen machine was the cheapest, the
-fastest or the most reliable one. An assignment is guarded by the job only (docs/adr/0001): an event of the machine may
-come a moment before it. So the state of a machine counts only once it is older than `GRACE`.
-"""
+import itertools
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-import datetime
-import math
-from typing import Any, Dict, List, Optional, Set, Tuple
+from events import Event
+from leases import Job, Leases
+from market import Market, Need, State, value_at
+from report import Report, get, show
 
-from leases import At, Job, Leases
-from report import Report, amount, get, show, text
-
-GRACE = 5 * 10**9  # nanoseconds; this reader's own choice
-LONGEST_PAUSE = 85 * 60 + 20  # seconds: 5, doubled ten times
-STOPS = {"MachinePaused": "paused", "MachineDrainStarted": "draining", "MachineSuspected": "suspect",
-         "MachineLost": "lost", "MachineDelisted": "off the market"}
-STRATEGIES = ("cheapest", "fastest", "most_reliable")
+OLDEST = 10 * 10**9  # nanoseconds by which the state of a decision may be older; this reader's own choice
+CLOCK = 2 * 10**9  # nanoseconds by which the time of a decision may differ; this reader's own choice
+MOST_STATES = 2_000  # that are tried for one assignment; this reader's own choice
+HIGHEST_FEE = 5_000
+REASONS = ("NotNamed", "Delisted", "Paused", "Away", "OwnerSuspended", "Offline", "Excluded", "NoFreeSlot", "Busy",
+           "GpuTooSmall", "Simulated", "GpuModel", "TooSmall", "Region", "Price", "Reliability", "NotVerified",
+           "NoEgress")  # in the order of the list `rejected`
 
 
-class Machine:
-    """What the log says about a machine."""
+class Wish(NamedTuple):
+    """What a job asks for."""
 
-    def __init__(self, listed: At) -> None:
-        self.owner = text(listed.body.get("owner")) or ""
-        self.offer: Any = listed.body.get("offer")
-        price = amount(get(self.offer, "price")) or 0
-        self.prices: List[Tuple[int, int]] = [(listed.nanos, price)]
-        self.stops: Dict[str, int] = {}
-        self.tests: List[Tuple[int, int]] = []  # 1: every check passed
-
-    def fair_prices(self, nanos: int) -> List[int]:
-        """The prices that may have been known at a time."""
-        return in_force(self.prices, nanos)
+    by: str
+    machine: Optional[str]
+    price_cap: Optional[int]
+    gpu_model: Optional[str]
+    region: Optional[str]
+    allow_simulated: bool
+    reliability: int
+    verified: bool
 
 
-def in_force(values: List[Tuple[int, int]], nanos: int) -> List[int]:
-    """Of values with their times: the newest, and those in force within the grace before a time."""
-    result = []
-    for since, value in reversed(values):
-        result.append(value)
-        if since <= nanos - GRACE:
-            break
-    return result
+class Decision(NamedTuple):
+    """What follows from one state."""
+
+    reasons: Dict[str, Optional[str]]  # machine -> the reason against it
+    winner: Optional[str]
 
 
-def instant(value: Any) -> Optional[int]:
-    """Nanoseconds of a time in RFC 3339, or nothing. Fractions below the microsecond are dropped."""
-    given = text(value)
-    if given is None or len(given) > 40:
-        return None
-    head, dot, fraction = given.rstrip("Z").partition(".")
-    try:
-        moment = datetime.datetime.strptime(head, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=datetime.timezone.utc)
-        micros = int(fraction[:6].ljust(6, "0")) if dot else 0
-    except (ValueError, OverflowError):
-        return None
-    return (int(moment.timestamp()) * 1_000_000 + micros) * 1000
+def wish(placement: Dict[str, Any]) -> Wish:
+    """The wish in `placement` of a submission."""
+    if placement["by"] == "machine":
+        return Wish("machine", placement["machine"], placement.get("price_cap"), None, None, True, 0, False)
+    asked = placement.get("requirements", {})
+    return Wish(placement["by"], None, asked.get("price_cap"), asked.get("gpu_model"), asked.get("region"),
+                asked.get("allow_simulated", False), asked.get("reliability") or 0, asked.get("verified") or False)
+
+
+def large_gpus(state: State, least: int) -> int:
+    """How many GPUs of a machine have at least this memory."""
+    return sum(1 for _, memory in state.gpus if memory >= least)
+
+
+def against_state(state: State, suspended: bool) -> Optional[str]:
+    """The first reason that lies in what the machine or its owner does."""
+    if state.delisted:
+        return "Delisted"
+    if state.paused:
+        return "Paused"
+    if state.away:
+        return "Away"
+    if suspended:
+        return "OwnerSuspended"
+    return None if state.online else "Offline"
+
+
+def against_offer(state: State, need: Need, asked: Wish) -> Optional[str]:
+    """The first reason that lies in what the machine is."""
+    if large_gpus(state, need.vram) < need.gpus:
+        return "GpuTooSmall"
+    if state.memory < need.memory or state.cpu_millis < need.cpu_millis or state.disk < need.output:
+        return "TooSmall"
+    if need.egress and not state.egress:
+        return "NoEgress"
+    if need.gpus and state.simulated and not asked.allow_simulated:
+        return "Simulated"
+    model = asked.gpu_model
+    if model is not None and not any(model.lower() in name.lower() for name, _ in state.gpus):
+        return "GpuModel"
+    if asked.region is not None and state.region != asked.region:
+        return "Region"
+    if asked.price_cap is not None and state.price > asked.price_cap:
+        return "Price"
+    if asked.verified and not state.verified:
+        return "NotVerified"
+    percent = state.percent()
+    if asked.reliability > 0 and (percent is None or percent < asked.reliability):
+        return "Reliability"
+    return None
+
+
+def against_load(state: State, need: Need) -> Optional[str]:
+    """The first reason that lies in the jobs on the machine."""
+    if state.leases >= state.slots:
+        return "NoFreeSlot"
+    if state.lease_memory + need.memory > state.memory or state.lease_output + need.output > state.disk:
+        return "Busy"
+    if need.gpus and state.lease_gpus + need.gpus > large_gpus(state, need.vram):
+        return "Busy"
+    return None
+
+
+def order(id: str, state: State, need: Need, by: str) -> Tuple[int, int, int, bytes]:
+    """The candidate with the smallest key wins."""
+    first = 0
+    if by == "fastest":
+        first = -(state.speed(need.gpus) or 0)
+    elif by == "most_reliable":
+        first = -state.confidence()
+    return (first, state.price, state.leases, id.encode())
 
 
 class Placements:
-    """All machines, and the check of every `JobAssigned`."""
+    """Checks every `JobAssigned`."""
 
-    def __init__(self, report: Report, leases: Leases) -> None:
+    def __init__(self, report: Report, leases: Leases, market: Market) -> None:
         self._report = report
         self._leases = leases
-        self._machines: Dict[str, Machine] = {}
-        self._suspended: Dict[str, int] = {}
-        self.keys: Dict[str, Set[str]] = {}
+        self._market = market
 
-    def fold(self, at: At) -> None:
-        """An event of a machine, or of the account of its owner."""
-        if at.name == "AccountSuspended":
-            self._suspended.setdefault(text(at.body.get("account")) or "", at.nanos)
-        elif at.name == "AccountReinstated":
-            self._suspended.pop(text(at.body.get("account")) or "", None)
-        elif at.name == "Requeued":
-            self._pause(at)
-        elif at.name.startswith("Machine"):
-            self._machine(at)
-
-    def _machine(self, at: At) -> None:
-        """One event of a machine."""
-        id = text(at.body.get("machine")) or ""
-        machine = self._machines.get(id)
-        if at.name == "MachineListed":
-            self._listed(at, id, machine)
-        elif machine is None:
-            self._report.violation(at.seq, f"{at.name} of a machine that was never listed")
-        elif at.name == "MachineRepriced":
-            price = amount(at.body.get("price"))
-            if price is None:
-                self._report.violation(at.seq, f"the new price is {show(at.body.get('price'))}")
-            else:
-                machine.prices.append((at.nanos, price))
-        elif at.name == "MachineTested":
-            checks = at.body.get("checks")
-            passed = isinstance(checks, list) and all(get(one, "passed") is True for one in checks)
-            machine.tests.append((at.nanos, 1 if passed else 0))
-        elif at.name in STOPS:
-            machine.stops.setdefault("away" if at.body.get("away") else at.name, at.nanos)
-        elif at.name == "MachineResumed":
-            for name in ("away",) if at.body.get("away") else ("MachinePaused", "MachineDrainStarted"):
-                machine.stops.pop(name, None)
-        elif at.name == "MachineRecovered":
-            for name in ("MachineSuspected", "MachineLost"):
-                machine.stops.pop(name, None)
-
-    def _listed(self, at: At, id: str, earlier: Optional[Machine]) -> None:
-        """An offer. Whether it ends a pause is not documented, so it ends all of them here."""
-        self._machines[id] = Machine(at)
-        if earlier is not None:
-            self._machines[id].prices = earlier.prices + self._machines[id].prices
-            self._machines[id].tests = earlier.tests
-            if earlier.owner != self._machines[id].owner:
-                self._report.note("a machine was listed again with another owner")
-        key = text(at.body.get("public_key"))
-        if key is not None:
-            self.keys.setdefault(id, set()).add(key)
-
-    def _pause(self, at: At) -> None:
-        """A pause is at most 85 minutes."""
-        until = instant(at.body.get("until"))
-        if until is not None and until - at.nanos > LONGEST_PAUSE * 10**9 + GRACE:
-            self._report.violation(at.seq, f"the pause lasts {(until - at.nanos) // 10**9} seconds, at most 85 minutes")
-
-    def check(self, at: At) -> None:
+    def check(self, event: Event) -> None:
         """One assignment. It must be called before the assignment is folded elsewhere."""
-        job = self._leases.jobs.get(text(at.body.get("job")) or "")
-        id = text(at.body.get("machine")) or ""
-        machine = self._machines.get(id)
+        job = self._leases.jobs.get(event.body["job"])
         if job is None:
             return
-        self._report.placements += 1
-        if machine is None:
-            self._report.violation(at.seq, "the machine was never listed")
+        self._report.count("placements")
+        if job.wish["by"] == "most_reliable" or wish(job.wish).reliability > 0:
+            self._report.count("reliability")
+        if event.body["terms"]["fee_basis_points"] > HIGHEST_FEE:
+            self._violation(event.seq, f"the fee is {event.body['terms']['fee_basis_points']} ten-thousandths")
+        problems: List[str] = []
+        for seq in self._states(event, job):
+            for nanos in times(event, job):
+                found = self._problems(event, job, seq, nanos)
+                if not found:
+                    self._report.older_state += 1 if seq != event.seq - 1 else 0
+                    return
+                problems = problems or found
+        if event.version == 1:
+            self._report.note("an assignment of version 1 does not follow from the present rules of placement")
+            self._terms_of_version_1(event, job)
             return
-        self._terms(at, machine)
-        self._state(at, job, id, machine)
-        self._resources(at, job, machine)
-        self._requirements(at, job, id, machine)
-        self._reasons(at, job, machine)
+        for problem in problems:
+            self._violation(event.seq, problem)
 
-    def _terms(self, at: At, machine: Machine) -> None:
-        """The locked price, the fee, and who earns."""
-        price, points = amount(get(at.body, "terms.price")), amount(get(at.body, "terms.fee_basis_points"))
-        if price is None or points is None or points > 10_000:
-            self._report.violation(at.seq, f"the terms are {show(at.body.get('terms'))}")
-        elif price not in machine.fair_prices(at.nanos):
-            self._report.violation(at.seq, f"the price is {price}, the machine asks {machine.prices[-1][1]}")
-        if get(at.body, "terms.provider") != machine.owner:
-            self._report.violation(at.seq, "the provider is not the owner of the machine")
+    def _violation(self, seq: int, what: str) -> None:
+        self._report.violation("placements", seq, what)
 
-    def _state(self, at: At, job: Job, id: str, machine: Machine) -> None:
-        """Whether the machine takes jobs, and no pause of the job is on."""
-        for name, since in machine.stops.items():
-            if at.nanos - since > GRACE:
-                self._report.violation(at.seq, f"the machine is {STOPS.get(name, 'in use by its owner')}")
-        if machine.owner in self._suspended and at.nanos - self._suspended[machine.owner] > GRACE:
-            self._report.violation(at.seq, "the account of the machine's owner is suspended")
-        requeued = job.requeued
-        until = None if requeued is None else instant(requeued.body.get("until"))
-        if requeued is None or until is None or at.nanos + GRACE // 5 >= until:
-            return
-        if requeued.body.get("fault") == "nobody" or requeued.body.get("excluded") == id:
-            self._report.violation(at.seq, f"the job pauses until {show(requeued.body.get('until'))}")
+    def _states(self, event: Event, job: Job) -> Iterator[int]:
+        """The sequences after which the decision may have been made, newest first: not before the job's last event."""
+        yield event.seq - 1
+        for seq, nanos in itertools.islice(reversed(self._market.changes), MOST_STATES):
+            if seq <= job.last_seq or nanos < event.nanos - OLDEST:
+                return
+            if seq < event.seq:
+                yield seq - 1
 
-    def _resources(self, at: At, job: Job, machine: Machine) -> None:
-        """Whether the machine has what the job asked for."""
-        need, have = get(job.submitted.body, "spec.resources"), get(machine.offer, "hardware")
-        cores = amount(get(have, "cpu_cores"))
-        pairs = (("cpu_millis", None if cores is None else cores * 1000), ("memory", amount(get(have, "memory"))),
-                 ("output", amount(get(have, "disk"))))
-        for name, most in pairs:
-            asked = amount(get(need, name))
-            if asked is not None and most is not None and asked > most:
-                self._report.violation(at.seq, f"the job needs {asked} {name}, the machine has {most}")
-        gpus = get(have, "gpus")
-        asked = amount(get(need, "gpus")) or 0
-        if isinstance(gpus, list) and asked > len(gpus):
-            self._report.violation(at.seq, f"the job needs {asked} GPUs, the machine has {len(gpus)}")
-        if get(job.submitted.body, "spec.egress") is True and get(machine.offer, "policy.egress") is not True:
-            self._report.violation(at.seq, "the job needs the network, the machine does not allow it")
+    def _terms_of_version_1(self, event: Event, job: Job) -> None:
+        """The rules of old placements are not documented; their price and provider are."""
+        versions, terms = self._market.machines.get(event.body["machine"], []), event.body["terms"]
+        states = [value_at(versions, seq) for seq in self._states(event, job)]
+        if not any(state is not None and (state.price, state.owner) == (terms["price"], terms["provider"])
+                   for state in states):
+            self._violation(event.seq, f"the terms {show(terms)} are not the price and the owner of the machine")
 
-    def _requirements(self, at: At, job: Job, id: str, machine: Machine) -> None:
-        """What the consumer demanded of the machine."""
-        placement = job.submitted.body.get("placement")
-        wanted = get(placement, "requirements")
-        cap, price = amount(get(wanted, "price_cap")), amount(get(at.body, "terms.price"))
-        if cap is not None and price is not None and price > cap:
-            self._report.violation(at.seq, f"the price is {price}, over the price cap {cap}")
-        for named in (get(placement, "machine"), get(wanted, "machine")):
-            if isinstance(named, str) and named != id:
-                self._report.violation(at.seq, "the consumer named another machine")
-        region = text(get(wanted, "region"))
-        if region is not None and region != get(machine.offer, "region"):
-            self._report.violation(at.seq, f"the machine is not in the region {show(region)}")
-        if get(wanted, "verified") is True and 1 not in in_force(machine.tests, at.nanos):
-            self._report.violation(at.seq, "the machine did not pass every check of its self-test")
-        simulated = get(machine.offer, "hardware.simulated") is True
-        if get(wanted, "allow_simulated") is False and simulated and amount(get(job.submitted.body,
-                                                                                "spec.resources.gpus")):
-            self._report.violation(at.seq, "the machine's GPUs are simulated")
-        self._reliability(at, get(wanted, "min_reliability"), id)
+    def _decide(self, job: Job, seq: int, nanos: int) -> Decision:
+        """Every machine's reason, and the winner, from the state after a sequence."""
+        asked, need = wish(job.wish), job.need
+        reasons: Dict[str, Optional[str]] = {}
+        best: Optional[Tuple[Tuple[int, int, int, bytes], str]] = None
+        for id, versions in self._market.machines.items():
+            state = value_at(versions, seq)
+            if state is None:
+                continue
+            if asked.machine is not None and asked.machine != id:
+                reasons[id] = "NotNamed"
+                continue
+            reason = against_state(state, self._market.suspended(state.owner, seq))
+            if reason is None and job.excludes(id, nanos):
+                reason = "Excluded"
+            reason = reason or against_offer(state, need, asked) or against_load(state, need)
+            reasons[id] = reason
+            if reason is None:
+                key = order(id, state, need, asked.by)
+                if best is None or key < best[0]:
+                    best = (key, id)
+        return Decision(reasons, None if best is None else best[1])
 
-    def _reliability(self, at: At, least: Any, id: str) -> None:
-        """The machine's record. The unit is percent in the API; in events it is not documented, and 1 may be either."""
-        if least is None:
-            return
-        if isinstance(least, bool) or not isinstance(least, (int, float)) or not math.isfinite(least) or least > 100:
-            self._report.note("a least reliability could not be understood")
-            return
-        attempts, good = self._leases.records.get(id, [0, 0])
-        share = least if isinstance(least, float) and least <= 1 else least / 100
-        if least > 0 and (attempts == 0 or good / attempts < share - 0.01):
-            self._report.violation(at.seq, f"the record is {good} of {attempts}, the job asked for {show(least)}")
-
-    def _reasons(self, at: At, job: Job, machine: Machine) -> None:
-        """The explanation in the event."""
-        placement = at.body.get("placement")
-        candidates = amount(get(placement, "candidates"))
-        counted = count(get(placement, "rejected"))
-        if placement is None:
-            return
-        if candidates is None or candidates == 0:
-            self._report.violation(at.seq, f"the number of candidates is {show(get(placement, 'candidates'))}")
-        elif counted is None:
-            self._report.note("the rejected machines of a placement could not be read")
-        elif candidates + counted > len(self._machines):
-            self._report.violation(at.seq, f"{candidates} machines fit and {counted} do not; "
-                                           f"{len(self._machines)} were ever listed")
-        chosen, asked = get(placement, "chosen"), get(job.submitted.body, "placement.by")
-        if not isinstance(chosen, dict):
-            return
-        if chosen.get("price") != get(at.body, "terms.price"):
-            self._report.violation(at.seq, "the price of the chosen machine is not the price of the terms")
-        if chosen.get("name") != get(machine.offer, "name"):
-            self._report.note("a chosen machine has another name than its offer")
-        won = chosen.get("won")
-        if isinstance(won, str) and asked in STRATEGIES and won in STRATEGIES and won != asked:
-            self._report.violation(at.seq, f"the job asked for the {asked} machine, and got it as the {won}")
+    def _problems(self, event: Event, job: Job, seq: int, nanos: int) -> List[str]:
+        """What contradicts the decision that follows from the state after a sequence."""
+        id, terms, written = event.body["machine"], event.body["terms"], event.body["placement"]
+        state = value_at(self._market.machines.get(id, []), seq)
+        if state is None:
+            return ["the machine was not listed"]
+        decision = self._decide(job, seq, nanos)
+        problems = []
+        if decision.reasons[id] is not None:
+            problems.append(f"the machine is no candidate: {decision.reasons[id]}")
+        elif decision.winner != id:
+            problems.append(f"the machine {decision.winner} comes before this one")
+        if (terms["price"], terms["provider"]) != (state.price, state.owner):
+            problems.append(f"the terms are {show(terms)}; the price is {state.price}, the owner {state.owner}")
+        counted = list(decision.reasons.values())
+        if written["candidates"] != counted.count(None):
+            problems.append(f"{counted.count(None)} machines are candidates, not {written['candidates']}")
+        rejected = [(reason, counted.count(reason)) for reason in REASONS if reason in counted]
+        have = [(one["reason"], one["machines"]) for one in written["rejected"]]
+        if have != rejected:
+            problems.append(f"the rejected machines are {show(rejected)}, not {show(have)}")
+        if event.version > 1:
+            problems += chosen_problems(written["chosen"], state, job)
+        return problems
 
 
-def count(rejected: Any) -> Optional[int]:
-    """The number of machines that did not fit. The form of an entry is not documented: any with one whole number."""
-    if not isinstance(rejected, (list, dict)):
-        return None
-    total = 0
-    for one in rejected.values() if isinstance(rejected, dict) else rejected:
-        values = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else [one]
-        numbers = [number for number in map(amount, values) if number is not None]
-        if len(numbers) != 1:
-            return None
-        total += numbers[0]
-    return total
+def chosen_problems(chosen: Dict[str, Any], state: State, job: Job) -> List[str]:
+    """What is wrong with the explanation of the choice."""
+    by = job.wish["by"]
+    due: Dict[str, Any] = {"name": state.name, "price": state.price, "won": "named" if by == "machine" else by}
+    if by == "fastest":
+        due["mflops"] = state.speed(job.need.gpus)
+    if by == "most_reliable":
+        due.update({"percent": state.percent(), "attempts": state.attempts})
+    return [f"chosen.{name} is {show(get(chosen, name))}, and should be {show(value)}"
+            for name, value in due.items() if get(chosen, name) != value or isinstance(get(chosen, name), bool)]
+
+
+def times(event: Event, job: Job) -> List[int]:
+    """The times at which the decision may have been made: it was close to the recorded time of the assignment.
+
+    Only pauses depend on the time. So the recorded time is tried, and the moments at which a pause near it ends.
+    """
+    ends = [job.paused, *job.excluded.values()]
+    near = {end + step for end in ends if abs(end - event.nanos) <= CLOCK for step in (-1, 0)}
+    return [event.nanos, *sorted(near)]

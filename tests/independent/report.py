@@ -1,15 +1,30 @@
-"""What the reader found, and safe access to the fields of events that nobody has checked yet."""
+"""What the reader found, and safe access to fields of any JSON value."""
 
 import json
 from typing import Any, Dict, List, Optional
 
 MOST_VIOLATIONS = 10_000
-LARGEST = 2**63 - 1
+SMALLEST, LARGEST = -2**63, 2**64 - 1
+
+# The name of each check, and what its number counts.
+CHECKS = {
+    "archive": "parts",
+    "leaves": "leaves recomputed and compared",
+    "heads": "signed heads",
+    "envelopes": "messages: headers, type, fields, subject",
+    "ledger": "events that move money",
+    "leases": "leases, from their assignment to their end",
+    "steps": "events of jobs: state, live lease, author, fault, attempt, pause",
+    "bills": "bills recomputed",
+    "placements": "assignments decided again",
+    "reliability": "assignments that depend on the records of machines",
+    "manifests": "machines' signatures of lists of files",
+}
 
 
 def whole(value: Any) -> Optional[int]:
     """A whole number of 64 bits, or nothing. In Python, true and false are numbers; here they are not."""
-    if isinstance(value, int) and not isinstance(value, bool) and -LARGEST - 1 <= value <= LARGEST:
+    if isinstance(value, int) and not isinstance(value, bool) and SMALLEST <= value <= LARGEST:
         return value
     return None
 
@@ -54,20 +69,22 @@ class Report:
         self.left_out = 0
         self.strays: List[int] = []
         self.notes: Dict[str, int] = {}
-        self.bills = 0
+        self.checked: Dict[str, int] = dict.fromkeys(CHECKS, 0)
         self.total_cost = 0
-        self.leases = 0
-        self.placements = 0
-        self.heads = 0
+        self.older_state = 0  # placements that follow only from a state a little before the assignment
         self.covered = 0
         self.key: Optional[str] = None
         self.vouched = "nobody"
         self.balances: Dict[str, int] = {}
 
-    def violation(self, seq: int, what: str) -> None:
+    def count(self, check: str) -> None:
+        """Counts one thing that a check has looked at."""
+        self.checked[check] += 1
+
+    def violation(self, check: str, seq: int, what: str) -> None:
         """Records one broken rule. Of a flood only the first ones are kept, and the rest is counted."""
         if len(self.violations) < MOST_VIOLATIONS:
-            self.violations.append({"seq": seq, "what": what})
+            self.violations.append({"seq": seq, "check": check, "what": what})
         else:
             self.left_out += 1
 
@@ -78,42 +95,51 @@ class Report:
     def finish(self) -> None:
         """Says how many violations were left out."""
         if self.left_out:
-            self.violations.append({"seq": self.events, "what": f"{self.left_out} further violations are left out"})
+            what = f"{self.left_out} further violations are left out"
+            self.violations.append({"seq": self.events, "check": "archive", "what": what})
+            self.left_out = 0
         self.violations.sort(key=lambda one: one["seq"])
+
+    def exit_code(self) -> int:
+        """0: clean and vouched for. 1: a violation. 3: consistent, and nobody vouches for all of it."""
+        if self.violations:
+            return 1
+        return 3 if self.vouched == "nobody" else 0
 
     def json(self) -> str:
         """The report as one JSON object."""
-        return json.dumps({
+        result: Dict[str, Any] = {
             "clean": not self.violations,
-            "events": self.events,
-            "violations": self.violations,
-            "bills": {"checked": self.bills, "total_cost": self.total_cost},
-            "balances": self.balances,
-            "leases": {"checked": self.leases},
-            "placements": {"checked": self.placements},
-            "heads": {"checked": self.heads, "key": self.key},
             "vouched": self.vouched,
-        })
+            "events": self.events,
+            "strays": len(self.strays),
+            "violations": self.violations,
+            "balances": self.balances,
+        }
+        result.update({name: {"checked": number} for name, number in self.checked.items()})
+        result["bills"]["total_cost"] = self.total_cost
+        result["heads"].update({"key": self.key, "covered": self.covered})
+        result["placements"]["older_state"] = self.older_state
+        result["notes"] = self.remarks()
+        return json.dumps(result)
 
     def words(self) -> str:
         """The report as a short text."""
-        lines = [
-            "clean" if not self.violations else f"NOT CLEAN: {len(self.violations)} violations",
-            f"{self.events} events, {len(self.strays)} of them are not valid events",
-            f"{self.bills} bills recomputed, ${self.total_cost / 1e6:.6f} in total",
-            f"{self.leases} leases and {self.placements} placements checked",
-            f"{self.heads} signed heads checked; the newest good one covers {self.covered} events; "
-            f"key {self.key or 'none, or several'}",
-            f"vouched for by: {self.vouched}",
-        ]
+        lines = ["clean" if not self.violations else f"NOT CLEAN: {len(self.violations)} violations",
+                 f"{self.events} messages, {len(self.strays)} of them are strays"]
+        lines += [f"{name}: {self.checked[name]} checked ({what})" for name, what in CHECKS.items()]
+        lines += [f"total of all bills: ${self.total_cost / 1e6:.6f}",
+                  f"the newest good head covers {self.covered} messages; key {self.key or 'none, or several'}",
+                  f"vouched for by: {self.vouched}"]
         lines += [f"  {plain(name)}: {value / 1e6:.6f}" for name, value in sorted(self.balances.items())]
-        lines += [f"violation at {one['seq']}: {one['what']}" for one in self.violations]
-        lines += self.remarks()
-        return "\n".join(lines)
+        lines += [f"violation at {one['seq']}, {one['check']}: {one['what']}" for one in self.violations]
+        return "\n".join(lines + self.remarks())
 
     def remarks(self) -> List[str]:
         """What does not make the log unclean, but should be known."""
         lines = [f"note: {what} ({count} times)" for what, count in sorted(self.notes.items())]
         if self.strays:
-            lines.append(f"note: not valid events: {self.strays[:20]}")
+            lines.append(f"note: strays: {self.strays[:20]}")
+        if self.older_state:
+            lines.append(f"note: {self.older_state} placements follow from a state a little before the assignment")
         return lines

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Mebibytes;
+use super::{Mebibytes, Resources};
 use crate::money::HourlyRate;
 
 /// The hardware of a machine, as its worker measured it.
@@ -62,9 +62,26 @@ pub struct OwnerPolicy {
     /// The hours of the day in which jobs may run, in the machine's time zone, such as `22:00-08:00`; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hours: Option<String>,
+    /// The most processes and threads that a job may ask for; `None`: [`MAX_PIDS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pids: Option<u32>,
+    /// The most open files of a process that a job may ask for; `None`: [`MAX_OPEN_FILES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_open_files: Option<u32>,
 }
 
+/// The most processes and threads that a job may ask for on a machine whose owner sets no other bound.
+pub const MAX_PIDS: u32 = 8_192;
+/// The most open files of a process that a job may ask for on a machine whose owner sets no other bound.
+pub const MAX_OPEN_FILES: u32 = 65_536;
+
 impl OwnerPolicy {
+    /// True if the owner's bounds on processes, threads and open files allow a job with these resources.
+    pub fn allows(&self, resources: &Resources) -> bool {
+        resources.max_pids() <= self.max_pids.unwrap_or(MAX_PIDS)
+            && resources.max_open_files() <= self.max_open_files.unwrap_or(MAX_OPEN_FILES)
+    }
+
     /// A text for people: when jobs may run on the machine, and what happens to a job when that time ends.
     pub fn description(&self) -> String {
         let hours = self.hours.as_ref().map(|hours| format!("spare at {hours}"));

@@ -1,12 +1,14 @@
 //! The specification of a job and the offer of a machine: the values inside events and commands.
 
+mod cuda;
 mod machine;
 mod placement;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    machine::{Gpu, Hardware, Offer, OwnerPolicy},
+    cuda::CudaVersion,
+    machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},
     placement::{
         Chosen, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Strategy, WinReason, Winner,
     },
@@ -91,6 +93,13 @@ pub struct Input {
     pub sha256: String,
 }
 
+/// Room on the job's disk beside the output, unless the job asks for another size.
+pub const DEFAULT_SCRATCH: Mebibytes = Mebibytes(256);
+/// The most processes and threads of a job that asks for no other number.
+pub const DEFAULT_PIDS: u32 = 512;
+/// The most open files of each process of a job that asks for no other number.
+pub const DEFAULT_OPEN_FILES: u32 = 4_096;
+
 /// The limits of a job's container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Resources {
@@ -101,8 +110,18 @@ pub struct Resources {
     /// Size of `/dev/shm`, which counts as memory; `None`: a quarter of the memory, at most 1 GiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm: Option<Mebibytes>,
-    /// Size of `/output`.
+    /// The most that is kept of the files in `/output`.
     pub output: Mebibytes,
+    /// Size of the job's disk, which holds `/output`, `/scratch` and the volumes of the image; `None`: the output and
+    /// [`DEFAULT_SCRATCH`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Mebibytes>,
+    /// The most processes and threads of the job; `None`: [`DEFAULT_PIDS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// The most files that a process of the job can have open; `None`: [`DEFAULT_OPEN_FILES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
     /// Number of GPUs. A job gets whole GPUs.
     #[serde(default)]
     pub gpus: u32,
@@ -114,7 +133,32 @@ pub struct Resources {
 impl Resources {
     /// Resources without a GPU. `cpu_millis` is in thousandths of a core, `output` is the size of `/output`.
     pub const fn new(cpu_millis: u32, memory: Mebibytes, output: Mebibytes) -> Self {
-        Self { cpu_millis, memory, shm: None, output, gpus: 0, vram: Mebibytes(0) }
+        Self {
+            cpu_millis,
+            memory,
+            shm: None,
+            output,
+            disk: None,
+            pids: None,
+            open_files: None,
+            gpus: 0,
+            vram: Mebibytes(0),
+        }
+    }
+
+    /// The size of the job's disk.
+    pub fn disk_size(&self) -> Mebibytes {
+        self.disk.unwrap_or(Mebibytes(self.output.0.saturating_add(DEFAULT_SCRATCH.0)))
+    }
+
+    /// The most processes and threads of the job.
+    pub fn max_pids(&self) -> u32 {
+        self.pids.unwrap_or(DEFAULT_PIDS)
+    }
+
+    /// The most open files of each process.
+    pub fn max_open_files(&self) -> u32 {
+        self.open_files.unwrap_or(DEFAULT_OPEN_FILES)
     }
 
     /// The same resources with GPUs. Each GPU has at least `vram` memory.
@@ -188,6 +232,8 @@ pub enum LeftOutReason {
     TooManyFiles,
     /// The files before this one took up the whole size that the job asked for.
     TooLarge,
+    /// The market's store of files was full.
+    StoreFull,
 }
 
 impl LeftOutReason {
@@ -200,6 +246,7 @@ impl LeftOutReason {
             Self::NotAFile => "the entry is a link, a pipe, a socket or a device",
             Self::Unreadable => "the entry cannot be read",
             Self::TooManyFiles => "a job keeps at most 1,000 files: pack them into an archive",
+            Self::StoreFull => "the market's store of files was full",
             Self::TooLarge => "the files are larger than the output that the job asked for (output_mib)",
         }
     }

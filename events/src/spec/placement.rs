@@ -8,6 +8,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use super::CudaVersion;
 use crate::{ids::MachineId, money::HourlyRate};
 
 /// The rule by which the market places a job: the conditions for a machine, and the choice among the machines that fit.
@@ -84,6 +85,10 @@ pub struct Requirements {
     /// The region. The whole text must be the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// The oldest CUDA version that the machine's driver must support, such as `12.4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "12.4")]
+    pub min_cuda: Option<CudaVersion>,
     /// True if machines with simulated GPUs fit (to try things out).
     #[serde(default)]
     pub allow_simulated: bool,
@@ -309,8 +314,10 @@ pub enum Reject {
     Simulated,
     /// The GPU is not of the requested model.
     GpuModel,
-    /// Too little memory, CPU or disk.
+    /// Too little memory, CPU or disk, or too few processes or open files.
     TooSmall,
+    /// The driver supports no CUDA version as new as the job needs.
+    Cuda,
     /// The machine is not in the requested region.
     Region,
     /// The price is above the price cap.
@@ -339,7 +346,8 @@ impl Reject {
             Self::GpuTooSmall => "too few GPUs or too little GPU memory",
             Self::Simulated => "simulated GPUs only",
             Self::GpuModel => "another GPU model",
-            Self::TooSmall => "too little CPU, memory or disk",
+            Self::TooSmall => "too little CPU, memory or disk, or too few processes or open files",
+            Self::Cuda => "the driver does not support the CUDA version",
             Self::Region => "another region",
             Self::Price => "over the price cap",
             Self::Reliability => "not reliable enough, or without a record",

@@ -15,10 +15,13 @@ use gpubnb_events::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Problem, output_volume};
+use super::{Problem, job_disk};
 
 /// Most files in a manifest.
 const MAX_FILES: usize = 1_000;
+/// Most directory entries of a running job that are measured, because a job must not keep the machine busy. Beside the
+/// output they are those of the scratch directory, such as an installed Python environment.
+const MAX_MEASURED: usize = 200_000;
 /// Most directory entries that are read. A job with many million tiny files must not keep the machine busy.
 const MAX_ENTRIES: usize = 50_000;
 /// Most directories above a listed file. Deeper entries are left out.
@@ -26,13 +29,13 @@ const MAX_DEPTH: usize = 16;
 /// Longest path of a listed file, bytes. Entries with a longer path are left out.
 const MAX_PATH: usize = 512;
 /// Longest example of an entry that was left out, in characters.
-const MAX_EXAMPLE: usize = 100;
+pub(super) const MAX_EXAMPLE: usize = 100;
 
-/// The space that a running job's output takes on the disk, bytes; `u64::MAX` if that cannot be measured, because a job
-/// could otherwise hide files. An output with a file system of its own needs no measurement.
+/// The space that the files on a running job's disk take, bytes; `u64::MAX` if that cannot be measured, because a job
+/// could otherwise hide files. A disk with a file system of its own needs no measurement.
 pub(super) async fn measured_size(root: PathBuf) -> u64 {
     let measure = move || {
-        if output_volume::is_mounted(&root).unwrap_or(false) {
+        if job_disk::is_mounted(&root).unwrap_or(false) {
             return 0;
         }
         let (mut bytes, mut entries) = (0_u64, 0);
@@ -52,7 +55,7 @@ pub(super) async fn measured_size(root: PathBuf) -> u64 {
                     pending.push(entry.path());
                 }
             }
-            if entries > MAX_ENTRIES {
+            if entries > MAX_MEASURED {
                 return u64::MAX;
             }
         }

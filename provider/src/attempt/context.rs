@@ -13,7 +13,7 @@ use tracing::Span;
 use super::{
     container::Container,
     images::Images,
-    output_volume::OutputVolumes,
+    job_disk::{JobDisk, JobDisks},
     watch::{wait_for_value, wait_until},
 };
 use crate::{
@@ -43,7 +43,7 @@ pub(crate) struct Tools {
     pub(crate) max_log: u64,
     /// Time between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     pub(crate) reclaim_grace: Duration,
-    pub(crate) output_volumes: OutputVolumes,
+    pub(crate) job_disks: JobDisks,
     pub(crate) http: reqwest::Client,
     pub(crate) identity: Arc<Identity>,
 }
@@ -74,9 +74,9 @@ impl AttemptContext {
         self.tools.attempts_dir.join(self.lease.to_string())
     }
 
-    /// The directory that is mounted at `/output` in the container.
-    pub(super) fn output(&self) -> PathBuf {
-        self.directory().join("output")
+    /// The disk of the job.
+    pub(super) fn disk(&self) -> JobDisk {
+        JobDisk::of(&self.directory())
     }
 
     /// Returns when the desired state is `Abandon`: the lease is over, and the market ignores the attempt.

@@ -2,7 +2,7 @@
 
 use gpubnb_events::{Millis, command::Outcome, event::Reason, spec::Usage};
 
-use super::{Problem, output_volume::Fullness};
+use super::{Problem, job_disk::Fullness};
 use crate::desired_state::StopReason;
 
 /// The exit code of a process that was killed: 128 + SIGKILL.
@@ -10,6 +10,8 @@ const KILLED: i64 = 137;
 /// The detail of an exit after a child process ran out of memory.
 const CHILD_OUT_OF_MEMORY: &str =
     "the kernel killed one of the job's processes because the job's memory ran out; ask for more memory (memory_mib)";
+/// The detail of an exit of a job that reached its limit of processes.
+const PIDS_LIMIT_REACHED: &str = "the job reached its limit of processes and threads; ask for more (pids)";
 /// The exit code of a process that wrote a file larger than its limit: 128 + SIGXFSZ.
 const EXCEEDED_FILE_SIZE: i64 = 153;
 
@@ -30,6 +32,8 @@ pub(super) enum AttemptEnd {
     Exited {
         code: i64,
         out_of_memory: bool,
+        /// True if the job was refused a process or a thread.
+        pids_limit_reached: bool,
         /// The run time of the code.
         run: Millis,
     },
@@ -53,6 +57,14 @@ impl AttemptEnd {
         }
     }
 
+    /// The same end, and whether the job was refused a process or a thread.
+    pub(super) fn with_pids_limit_reached(mut self, is_reached: bool) -> Self {
+        if let Self::Exited { pids_limit_reached, .. } = &mut self {
+            *pids_limit_reached = is_reached;
+        }
+        self
+    }
+
     /// Returns true if the job's code ran, so that there may be files in `/output`.
     pub(super) fn has_run(&self) -> bool {
         matches!(self, Self::Stopped { .. } | Self::Exited { .. })
@@ -71,11 +83,17 @@ impl AttemptEnd {
             Self::Exited { code: EXCEEDED_FILE_SIZE, .. } => {
                 failed(Reason::OutputTooLarge, "a file grew past the limit")
             }
-            Self::Exited { code, out_of_memory, .. } => match fullness() {
-                Fullness::Disk => failed(Reason::DiskFull, "the machine's disk was full"),
-                Fullness::Output => failed(Reason::OutputTooLarge, "/output was full: ask for more (output_mib)"),
+            Self::Exited { code, out_of_memory, pids_limit_reached, .. } => match fullness() {
+                Fullness::Machine => failed(Reason::DiskFull, "the machine's disk was full"),
+                Fullness::Job => {
+                    failed(Reason::OutputTooLarge, "the job's disk was full: ask for a larger one (disk_mib)")
+                }
                 Fullness::NotFull => {
-                    let detail = if *out_of_memory { CHILD_OUT_OF_MEMORY } else { explain_exit_code(*code) };
+                    let detail = match (out_of_memory, pids_limit_reached) {
+                        (true, _) => CHILD_OUT_OF_MEMORY,
+                        (_, true) => PIDS_LIMIT_REACHED,
+                        _ => explain_exit_code(*code),
+                    };
                     failed(Reason::NonZeroExit { code: *code }, detail)
                 }
             },
@@ -115,12 +133,12 @@ fn stopped(reason: StopReason) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Fullness::{Disk, NotFull, Output};
+    use Fullness::{Job, Machine, NotFull};
 
     const RUN: Millis = Millis(1_500);
 
     fn exited(code: i64, out_of_memory: bool) -> AttemptEnd {
-        AttemptEnd::Exited { code, out_of_memory, run: RUN }
+        AttemptEnd::Exited { code, out_of_memory, pids_limit_reached: false, run: RUN }
     }
 
     #[test]
@@ -131,22 +149,24 @@ mod tests {
         };
         assert_eq!(exited(0, false).outcome(|| panic!("an exit with code 0 needs no explanation")), Outcome::Completed);
         assert_eq!(reason(&exited(3, false), NotFull), Some(Reason::NonZeroExit { code: 3 }));
-        assert_eq!(reason(&exited(3, false), Output), Some(Reason::OutputTooLarge));
-        assert_eq!(reason(&exited(3, false), Disk), Some(Reason::DiskFull), "the machine's fault");
-        assert_eq!(reason(&exited(137, true), Output), Some(Reason::OutOfMemory));
+        assert_eq!(reason(&exited(3, false), Job), Some(Reason::OutputTooLarge));
+        assert_eq!(reason(&exited(3, false), Machine), Some(Reason::DiskFull), "the machine's fault");
+        assert_eq!(reason(&exited(137, true), Job), Some(Reason::OutOfMemory));
         let detail = |code, out_of_memory| match exited(code, out_of_memory).outcome(|| NotFull) {
             Outcome::Failed { reason: Reason::NonZeroExit { code: found }, detail } if found == code => detail,
             other => panic!("{other:?}"),
         };
         assert_eq!(detail(1, false), "");
         assert!(detail(1, true).contains("memory_mib"), "a child ran out of memory");
+        let crowded = exited(1, false).with_pids_limit_reached(true).outcome(|| NotFull);
+        assert!(matches!(crowded, Outcome::Failed { detail, .. } if detail.contains("(pids)")));
         assert!(detail(135, false).contains("shm_mib"));
         assert!(detail(127, false).contains("not found"));
         assert_eq!(reason(&exited(EXCEEDED_FILE_SIZE, false), NotFull), Some(Reason::OutputTooLarge));
         let limit = AttemptEnd::Stopped { cause: StopCause::Limit(Reason::LogFlood), run: RUN };
         assert_eq!(reason(&limit, NotFull), Some(Reason::LogFlood));
         let broken = AttemptEnd::Failed(Problem::new(Reason::Interrupted, "Docker was stopped"));
-        assert_eq!(reason(&broken, Output), Some(Reason::Interrupted));
+        assert_eq!(reason(&broken, Job), Some(Reason::Interrupted));
     }
 
     #[test]

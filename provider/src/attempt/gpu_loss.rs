@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     end::{AttemptEnd, StopCause},
-    output_volume::Fullness,
+    job_disk::Fullness,
     prepare::ContainerOrigin,
     run,
     testing::{StubDocker, attempt, grant},

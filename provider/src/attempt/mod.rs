@@ -20,10 +20,11 @@ mod gpu_loss;
 mod image_cache;
 mod images;
 mod inputs;
+mod job_disk;
 mod log;
 mod log_lines;
 mod outage;
-mod output_volume;
+mod pids_watch;
 mod prepare;
 mod problem;
 mod publish;
@@ -46,7 +47,7 @@ pub(crate) use self::{
     context::{AttemptContext, Tools},
     image_cache::CacheLimits,
     images::{ImageRules, Images},
-    output_volume::OutputVolumes,
+    job_disk::JobDisks,
     resume::{attempt_containers, resume_all},
 };
 use self::{end::AttemptEnd, prepare::ContainerOrigin, problem::Problem, report::PendingReport, watch::RunSignals};
@@ -60,20 +61,20 @@ const REMOVE_PAUSE: Duration = Duration::from_secs(60);
 
 /// Carries out an attempt until its report is delivered or its lease is over. Then removes its container.
 pub(crate) async fn carry_out(context: AttemptContext) {
-    let mut output_bytes = None;
+    let mut disk_bytes = None;
     tokio::select! {
         () = context.abandoned() => {
             info!(job = %context.job, lease = context.lease.0.0, "the attempt is abandoned: its lease is over");
         }
-        () = execute_and_report(&context, &mut output_bytes) => {}
+        () = execute_and_report(&context, &mut disk_bytes) => {}
     }
     context.tools.leases.release(context.lease);
-    clean_up(context, output_bytes);
+    clean_up(context, disk_bytes);
 }
 
-/// Carries out an attempt, and continues where a former run of the worker stopped. Sets `output_bytes`, the size of the
+/// Carries out an attempt, and continues where a former run of the worker stopped. Sets `disk_bytes`, the size of the
 /// job's output volume, as soon as the size is known.
-async fn execute_and_report(context: &AttemptContext, output_bytes: &mut Option<u64>) {
+async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u64>) {
     let pending = if let Some(pending) = PendingReport::read(&context.directory()) {
         // The attempt ended during a former run of the worker. Part of its log may not have been forwarded.
         log::forward(context, &RunSignals::ended()).await;
@@ -86,7 +87,7 @@ async fn execute_and_report(context: &AttemptContext, output_bytes: &mut Option<
                 return info!(job = %context.job, lease = context.lease.0.0, %refusal, "the attempt is refused");
             }
         };
-        *output_bytes = Some(grant.spec.resources.output.bytes());
+        *disk_bytes = Some(grant.spec.resources.disk_size().bytes());
         Box::pin(execute(context, &grant)).await
     };
     report::deliver(context, pending).await;
@@ -132,7 +133,7 @@ async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<Co
 
 /// Removes the container and the directory of an attempt in the background, because Docker needs long to remove a
 /// container. Then makes a spare volume for the next job.
-fn clean_up(context: AttemptContext, output_bytes: Option<u64>) {
+fn clean_up(context: AttemptContext, disk_bytes: Option<u64>) {
     tokio::spawn(async move {
         let mut pause = REMOVE_AFTER;
         for _ in 0..REMOVE_TRIES {
@@ -147,13 +148,13 @@ fn clean_up(context: AttemptContext, output_bytes: Option<u64>) {
             }
             pause = (pause * 4).min(REMOVE_PAUSE);
         }
-        if let Some(bytes) = output_bytes {
-            context.tools.output_volumes.make_spare(bytes).await;
+        if let Some(bytes) = disk_bytes {
+            context.tools.job_disks.make_spare(bytes).await;
         }
     });
 }
 
 async fn remove(context: &AttemptContext) -> anyhow::Result<()> {
     context.container.remove().await?;
-    Ok(output_volume::remove(&context.directory()).await?)
+    Ok(job_disk::remove(&context.directory()).await?)
 }

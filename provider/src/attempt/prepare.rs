@@ -1,7 +1,7 @@
 //! Prepares an attempt: finds the image, makes the output volume, downloads the input files, allocates the GPUs,
 //! creates the container, and records the event `Started` in the market's log. The container is started after that.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, path::Path};
 
 use gpubnb_events::{
     command::{Done, Grant, Start},
@@ -63,6 +63,28 @@ async fn find_image(context: &AttemptContext, grant: &Grant) -> Result<LocalImag
     context.tools.images.resolve(&grant.spec.image, context).await
 }
 
+/// The most volumes of an image.
+const MAX_VOLUMES: usize = 32;
+
+/// Refuses an image with so many volumes, or with such volumes, that Docker could make no container for a job.
+fn check_volumes(image: &LocalImage) -> Result<(), Problem> {
+    let bad = |why: String| Err(Problem::new(Reason::BadImage, why));
+    if image.volumes.len() > MAX_VOLUMES {
+        return bad(format!("the image has more than {MAX_VOLUMES} volumes"));
+    }
+    let is_below = |path: &str, directory: &str| Path::new(path).starts_with(directory);
+    for path in &image.volumes {
+        let is_plain = path
+            .strip_prefix('/')
+            .is_some_and(|rest| rest.trim_end_matches('/').split('/').all(|part| !["", ".", ".."].contains(&part)));
+        if !is_plain || ["/proc", "/sys", "/dev", "/input"].iter().any(|directory| is_below(path, directory)) {
+            let shown: String = path.chars().take(100).collect();
+            return bad(format!("the image has a volume at {shown:?}, where no volume can be"));
+        }
+    }
+    Ok(())
+}
+
 /// Creates the container, unless a former run of the worker created it.
 async fn create_container(
     context: &AttemptContext,
@@ -73,8 +95,9 @@ async fn create_container(
         return Ok(ContainerOrigin::FormerRun);
     }
     let (tools, directory) = (&context.tools, context.directory());
-    let output =
-        tools.output_volumes.make(&directory, grant.spec.resources.output.bytes()).await.map_err(disk_problem)?;
+    check_volumes(&image)?;
+    let (size, volumes) = (grant.spec.resources.disk_size().bytes(), image.volumes.len());
+    let disk = tools.job_disks.make(&directory, size, volumes).await.map_err(disk_problem)?;
     // The boot id tells of a reboot before the start.
     run_clock::save_before_start(&directory);
     let input = inputs::fetch(context, grant).await?;
@@ -83,7 +106,9 @@ async fn create_container(
         job: context.job,
         lease: context.lease,
         image: &image,
-        output: &output,
+        output: &disk.output(),
+        scratch: &disk.scratch(),
+        volumes: (0..volumes).map(|index| disk.volume(index)).collect(),
         input: input.as_deref(),
         env: decrypt_environment(context, grant)?,
         user: job_user(),

@@ -14,7 +14,7 @@ use gpubnb_events::{
     Clock as _, SystemClock,
     command::{Done, Exit, Grant, Outcome, Report, UploadGrant},
     manifest,
-    spec::{Artifact, Usage},
+    spec::{Artifact, LeftOut, LeftOutReason, Usage},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ use super::{
     artifacts::{self, Collected},
     context::AttemptContext,
     end::AttemptEnd,
-    output_volume, upload,
+    job_disk, upload,
     watch::wait_for_value,
 };
 
@@ -46,12 +46,12 @@ pub(super) struct PendingReport {
 
 /// Makes the report of an ended attempt: lists and signs its files, and starts to write the report to the outbox.
 pub(super) async fn make_report(context: &AttemptContext, grant: &Grant, end: AttemptEnd) -> PendingReport {
-    let (job, lease, output) = (context.job, context.lease, context.output());
+    let (job, lease, disk) = (context.job, context.lease, context.disk());
     let usage = Some(end.usage());
-    let mut outcome = end.outcome(|| output_volume::fullness(&output));
+    let mut outcome = end.outcome(|| job_disk::fullness(&disk));
     let mut collected = Collected::default();
     if end.has_run() {
-        match artifacts::collect(output, grant.spec.resources.output.bytes()).await {
+        match artifacts::collect(disk.output(), grant.spec.resources.output.bytes()).await {
             Ok(found) => collected = found,
             // If the job failed, its own reason is more important than the failure to list its files.
             Err(problem) if outcome == Outcome::Completed => outcome = problem.outcome(),
@@ -77,15 +77,27 @@ fn sign(context: &AttemptContext, outputs: &[Artifact]) -> Option<String> {
 
 /// Uploads the files and delivers the report. Tries until the market answers, even for hours.
 pub(super) async fn deliver(context: &AttemptContext, pending: PendingReport) {
-    let PendingReport { report, upload } = pending;
+    let PendingReport { mut report, upload } = pending;
     context.tools.leases.set_ended(context.lease, report.occurred_at);
     if let Some(permit) = &upload {
         announce_exit(context, report.usage.unwrap_or_default()).await;
-        upload::upload_all(context, permit, &report.outputs).await;
+        let without_room = upload::upload_all(context, permit, &report.outputs).await;
+        if !without_room.is_empty() {
+            leave_out(&mut report, &without_room);
+            report.signature = sign(context, &report.outputs);
+        }
     }
     if let Err(refusal) = context.tools.platform.call_until_answered::<Done>("report", &report).await {
         warn!(job = %context.job, lease = context.lease.0.0, %refusal, "the platform refused the report");
     }
+}
+
+/// Moves the files for which the market had no room from the list of files to the list of what is left out.
+fn leave_out(report: &mut Report, without_room: &[String]) {
+    report.outputs.retain(|file| !without_room.contains(&file.path));
+    let example = without_room.first().map(|path| path.chars().take(artifacts::MAX_EXAMPLE).collect());
+    let entries = without_room.len() as u64;
+    report.left_out.push(LeftOut { reason: LeftOutReason::StoreFull, entries, example: example.unwrap_or_default() });
 }
 
 /// Tells the market that the job's program has ended, if its report takes longer than [`REPORT_SOON`]: the rest of the

@@ -14,7 +14,7 @@ use tracing::{Instrument as _, info, warn};
 
 use super::{
     context::{AttemptContext, Tools},
-    output_volume,
+    job_disk,
     report::PendingReport,
 };
 use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE};
@@ -28,7 +28,7 @@ pub(crate) async fn resume_all(
 ) -> Result<(), Error> {
     // After a reboot the containers exist, but their volumes are not mounted.
     for (lease, dir) in attempt_directories(&tools.attempts_dir) {
-        if let Err(e) = output_volume::remount(&dir).await {
+        if let Err(e) = job_disk::remount(&dir).await {
             warn!(%lease, error = %e, "the output volume of an attempt cannot be mounted after the restart");
         }
     }
@@ -57,7 +57,7 @@ pub(crate) async fn resume_all(
         if let Some(pending) = PendingReport::read(&dir) {
             info!(job = %pending.report.job, %lease, "delivering the report of an ended attempt");
             spawn(tools, tasks, shutdown, pending.report.job, lease);
-        } else if let Err(e) = output_volume::remove(&dir).await {
+        } else if let Err(e) = job_disk::remove(&dir).await {
             warn!(dir = %dir.display(), error = %e, "the directory of a former attempt cannot be removed");
         }
     }

@@ -12,6 +12,7 @@ use super::{
     context::AttemptContext,
     end::{AttemptEnd, StopCause},
     outage::Outage,
+    pids_watch::PidsWatch,
     prepare::ContainerOrigin,
     run_clock::{self, ClockReading, StartReading},
     stop::{self, Limits},
@@ -57,13 +58,17 @@ pub(super) async fn wait_for_end(
     origin: ContainerOrigin,
     signals: &RunSignals,
 ) -> AttemptEnd {
-    let watched = watch_and_stop(context, &Limits::of(grant), origin, signals).await;
+    let (limits, pids) = (Limits::of(grant), PidsWatch::default());
+    let watched = tokio::select! {
+        watched = watch_and_stop(context, &limits, origin, signals) => watched,
+        never = pids.run(context) => match never {},
+    };
     signals.set_container_ended();
     let end = match watched {
         Ok((exit, stopped)) => classify_exit(context, exit, stopped).await,
         Err(problem) => Err(problem),
     };
-    end.unwrap_or_else(AttemptEnd::Failed)
+    end.unwrap_or_else(AttemptEnd::Failed).with_pids_limit_reached(pids.is_limit_reached())
 }
 
 /// Waits until the container has exited, and stops it if there is a cause. Returns the cause, too.
@@ -179,7 +184,7 @@ async fn classify_exit(
     };
     let end = |out_of_memory, run| match stopped {
         Some(cause) => AttemptEnd::Stopped { cause, run },
-        None => AttemptEnd::Exited { code, out_of_memory, run },
+        None => AttemptEnd::Exited { code, out_of_memory, pids_limit_reached: false, run },
     };
     // An exit with code 0 that was seen needs no further check.
     if code == 0 && is_seen && start.as_ref().is_some_and(StartReading::is_exact) {
@@ -316,7 +321,7 @@ mod tests {
         let flood = async |_: &AttemptContext, _: &StubDocker, signals: &RunSignals| signals.set_log_flooded();
         assert_eq!(limit_of(end_of(&grant_with_high_limits(), flood).await), Reason::LogFlood);
         let outgrow = async |context: &AttemptContext, _: &StubDocker, _: &RunSignals| {
-            fs::write(context.output().join("large"), vec![0; (1 << 20) + 1]).unwrap();
+            fs::write(context.disk().output().join("large"), vec![0; (1 << 20) + 1]).unwrap();
         };
         assert_eq!(limit_of(end_of(&grant_with_high_limits(), outgrow).await), Reason::OutputTooLarge);
     }

@@ -26,8 +26,8 @@ pub(super) struct Limits {
     time: Duration,
     /// The reason of the attempt's failure when that time is over.
     time_reason: Reason,
-    /// Largest output, bytes.
-    output: u64,
+    /// Size of the job's disk, bytes.
+    disk: u64,
 }
 
 impl Limits {
@@ -36,7 +36,7 @@ impl Limits {
             Some(budget) if budget < grant.time => (budget, Reason::BudgetExhausted),
             _ => (grant.time, Reason::TimeLimit),
         };
-        Self { time: time.duration(), time_reason, output: grant.spec.resources.output.bytes() }
+        Self { time: time.duration(), time_reason, disk: grant.spec.resources.disk_size().bytes() }
     }
 
     /// The remaining time of a job that has run for the time `ran`.
@@ -59,7 +59,7 @@ pub(super) async fn wait_for_stop_cause(
         () = sleep_until(began + limits.time_left(ran_before)) => StopCause::Limit(limits.time_reason),
         reason = context.stop_requested() => StopCause::Requested(reason),
         () = wait_until(&mut flooded, |flooded| *flooded) => StopCause::Limit(Reason::LogFlood),
-        () = wait_until_output_exceeds(context, limits.output) => StopCause::Limit(Reason::OutputTooLarge),
+        () = wait_until_disk_exceeds(context, limits.disk) => StopCause::Limit(Reason::OutputTooLarge),
     }
 }
 
@@ -71,11 +71,11 @@ pub(super) fn grace(cause: StopCause, reclaim_grace: Duration) -> Duration {
     }
 }
 
-/// Returns when the output is larger than `max_bytes`.
-async fn wait_until_output_exceeds(context: &AttemptContext, max_bytes: u64) {
+/// Returns when the files on the job's disk are larger than `max_bytes`.
+async fn wait_until_disk_exceeds(context: &AttemptContext, max_bytes: u64) {
     loop {
         sleep(MEASURE_INTERVAL).await;
-        if artifacts::measured_size(context.output()).await > max_bytes {
+        if artifacts::measured_size(context.disk().root).await > max_bytes {
             return;
         }
     }
@@ -100,7 +100,7 @@ mod tests {
             (5_000, Some(2_000), 2, Reason::BudgetExhausted),
             (5_000, Some(0), 0, Reason::BudgetExhausted),
         ] {
-            let expected = Limits { time: Duration::from_secs(expected), time_reason: reason, output: 3 << 20 };
+            let expected = Limits { time: Duration::from_secs(expected), time_reason: reason, disk: 3 << 20 };
             assert_eq!(limits(time, budget), expected, "{time} {budget:?}");
         }
     }

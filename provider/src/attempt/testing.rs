@@ -18,9 +18,9 @@ use tokio::{
     sync::watch,
 };
 
-use super::{AttemptContext, CacheLimits, ImageRules, Images, OutputVolumes, Tools, watch::wait_for_value};
+use super::{AttemptContext, CacheLimits, ImageRules, Images, JobDisks, Tools, watch::wait_for_value};
 use crate::{
-    config::{ImagePolicy, OutputQuota},
+    config::{DiskQuota, ImagePolicy},
     identity::Identity,
     lease_table::LeaseTable,
     platform::Platform,
@@ -137,14 +137,14 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
         cdi: false,
         max_log: 1 << 20,
         reclaim_grace: RECLAIM_GRACE,
-        output_volumes: OutputVolumes::new(state, (0, 0), OutputQuota::Poll),
+        job_disks: JobDisks::new(state, (0, 0), DiskQuota::Poll),
         http: reqwest::Client::builder().tls_certs_only([]).build().unwrap(),
         identity,
     };
     let (job, lease) = (JobId::generate(), Lease(Seq(7)));
     let desired = leases.take(job, lease).unwrap();
     let context = AttemptContext::new(Arc::new(tools), job, lease, desired);
-    std::fs::create_dir_all(context.output()).unwrap();
+    std::fs::create_dir_all(context.disk().output()).unwrap();
     context
 }
 
@@ -165,7 +165,7 @@ fn hardware() -> Hardware {
 pub(super) fn grant(time: Millis, budget: Option<Millis>, output: Mebibytes) -> Grant {
     let template = &template::ALL[0];
     let mut resources = template.resources.clone();
-    resources.output = output;
+    (resources.output, resources.disk) = (output, Some(output));
     let spec = JobSpec::for_image("test", template.image, Vec::new(), resources);
     Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), env: None }
 }

@@ -116,6 +116,9 @@ async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyho
         lease,
         image: &LocalImage { id: image, ..LocalImage::default() },
         output: &output.0,
+        // The measurement writes no file, so one directory is enough.
+        scratch: &output.0,
+        volumes: Vec::new(),
         input: None,
         env: BTreeMap::new(),
         user: job_user(),

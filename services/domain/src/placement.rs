@@ -10,8 +10,8 @@ use gpubnb_events::{
     HourlyRate, MachineId, Timestamp,
     command::SubmitJob,
     spec::{
-        Chosen, JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Resources, Strategy,
-        WinReason, Winner,
+        Chosen, CudaVersion, JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Resources,
+        Strategy, WinReason, Winner,
     },
 };
 
@@ -184,7 +184,8 @@ fn reject_reason(
     }
     let is_large_enough = hardware.memory >= resources.memory
         && u64::from(hardware.cpu_cores) * 1_000 >= u64::from(resources.cpu_millis)
-        && hardware.disk >= resources.output;
+        && hardware.disk >= resources.disk_size()
+        && machine.offer.policy.allows(resources);
     if !is_large_enough {
         return Some(Reject::TooSmall);
     }
@@ -203,16 +204,16 @@ fn reject_reason(
 /// True if the jobs on the machine leave enough GPUs, memory and disk for one more job. Cores are not counted, because
 /// jobs can share them. The owner limits this sharing by the number of slots.
 fn has_capacity(world: &World, machine: &Machine, wanted: &Resources, fitting_gpus: usize) -> bool {
-    let (mut gpus, mut memory, mut output) = (wanted.gpus as usize, wanted.memory.0, wanted.output.0);
+    let (mut gpus, mut memory, mut disk) = (wanted.gpus as usize, wanted.memory.0, wanted.disk_size().0);
     for job in machine.leases.keys().filter_map(|job| world.job(*job)) {
         let used = &job.spec.resources;
         // Only the machine knows which GPUs a job uses. Assume that the job uses GPUs which the new job needs.
         gpus = gpus.saturating_add(if wanted.gpus > 0 { used.gpus as usize } else { 0 });
         memory = memory.saturating_add(used.memory.0);
-        output = output.saturating_add(used.output.0);
+        disk = disk.saturating_add(used.disk_size().0);
     }
     let hardware = &machine.offer.hardware;
-    gpus <= fitting_gpus && memory <= hardware.memory.0 && output <= hardware.disk.0
+    gpus <= fitting_gpus && memory <= hardware.memory.0 && disk <= hardware.disk.0
 }
 
 /// The first requirement of the request that the machine does not meet.
@@ -226,6 +227,13 @@ fn unmet_requirement(requirements: &Requirements, machine: &Machine, wants_gpu: 
         if !hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&model)) {
             return Some(Reject::GpuModel);
         }
+    }
+    // A version that cannot be read meets no requirement.
+    let supports = |least: CudaVersion| {
+        hardware.cuda.as_ref().and_then(|cuda| cuda.parse::<CudaVersion>().ok()).is_some_and(|cuda| cuda >= least)
+    };
+    if requirements.min_cuda.is_some_and(|least| !supports(least)) {
+        return Some(Reject::Cuda);
     }
     if requirements.region.as_ref().is_some_and(|region| *region != machine.offer.region) {
         return Some(Reject::Region);

@@ -16,6 +16,10 @@ use crate::{
     rules::{check_range, check_text, is_plain_path, is_sha256_hex},
 };
 
+/// The least room on a job's disk beside the output, MiB.
+const MIN_SCRATCH: u64 = 1;
+/// The largest disk of a job, MiB.
+const MAX_DISK: u64 = 1 << 20;
 /// The time in a job id may be this far in the future, because a client's clock may be fast. Milliseconds.
 const MAX_CLOCK_LEAD: Millis = Millis(600_000);
 const COST_UNKNOWN: &str =
@@ -112,6 +116,16 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
         }
     }
     check_range("output", r.output.0, 1, 102_400, "MiB")?;
+    let disk = r.disk_size().0;
+    check_range(
+        "disk",
+        disk,
+        r.output.0.saturating_add(MIN_SCRATCH),
+        MAX_DISK,
+        "MiB, because the disk also holds /output",
+    )?;
+    check_range("pids", u64::from(r.max_pids()), 16, 32_768, "processes and threads")?;
+    check_range("open_files", u64::from(r.max_open_files()), 64, 1 << 20, "open files")?;
     check_range("gpus", u64::from(r.gpus), 0, 16, "GPUs")?;
     check_range("time", c.time.0, 1, WEEK.0, "seconds")?;
     check_range("max_attempts", u64::from(c.max_attempts.unwrap_or(1)), 1, 10, "attempts")?;
@@ -290,7 +304,7 @@ mod tests {
     #[test]
     fn each_broken_rule_names_its_field() {
         let mut market = given();
-        let cases: [(&str, Change); 15] = [
+        let cases: [(&str, Change); 21] = [
             ("name", |s| s.spec.name = "a\nb".to_owned()),
             ("image", |s| s.spec.image = "latest".to_owned()),
             ("template", |s| s.spec.template = Some("nope".to_owned())),
@@ -301,6 +315,12 @@ mod tests {
             ("price_cap", |s| s.placement.requirements.price_cap = Some(HourlyRate(MicroUsd(-1)))),
             ("price_cap", |s| s.placement.requirements.price_cap = Some(HourlyRate(MicroUsd::ZERO))),
             ("max_attempts", |s| s.max_attempts = Some(11)),
+            ("disk", |s| s.spec.resources.disk = Some(s.spec.resources.output)),
+            ("disk", |s| s.spec.resources.disk = Some(Mebibytes(MAX_DISK + 1))),
+            ("pids", |s| s.spec.resources.pids = Some(15)),
+            ("pids", |s| s.spec.resources.pids = Some(40_000)),
+            ("open_files", |s| s.spec.resources.open_files = Some(63)),
+            ("open_files", |s| s.spec.resources.open_files = Some(2_000_000)),
             ("shm", |s| s.spec.resources.shm = Some(Mebibytes(0))),
             ("shm", |s| s.spec.resources.shm = Some(Mebibytes(s.spec.resources.memory.0 + 1))),
             ("workdir", |s| s.spec.workdir = Some("app".to_owned())),

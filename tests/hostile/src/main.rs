@@ -3,9 +3,11 @@
 //! all attempts.
 //!
 //! Some jobs use up a resource until the kernel or the worker ends the job. These jobs exit with 1 or never end. The
-//! jobs `large-file` and `odd-files` exit with 0 if their files are written.
+//! jobs `large-file` and `odd-files` exit with 0 if their files are written. The jobs in `ordinary.rs` do no harm.
 //!
 //! DANGER: run these jobs only inside a container.
+
+mod ordinary;
 
 use std::{
     ffi::CString,
@@ -35,12 +37,21 @@ fn main() -> ExitCode {
         Some("escape") => escape(),
         Some("deaf") => ignore_sigterm(),
         Some("odd-files") => odd_files(),
+        Some("scratch") => ordinary::use_scratch(),
+        Some("threads") => ordinary::have_threads(count()),
+        Some("open-files") => ordinary::open_files(count()),
+        Some("succeed") => true,
         _ => {
             eprintln!("unknown job: give the name of a job as the first argument");
             false
         }
     };
     if is_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The second argument, a number.
+fn count() -> usize {
+    std::env::args().nth(2).and_then(|count| count.parse().ok()).unwrap_or_default()
 }
 
 /// Prints the result of a system call, which is negative if the call failed. Returns true if the call failed.
@@ -118,7 +129,7 @@ fn fill_file(path: &Path, limit: u64) -> io::Result<u64> {
     Ok(written)
 }
 
-/// Tries to fill every file system except `/output`. Only `/tmp` and `/dev/shm`, which are small and in memory, may
+/// Tries to fill every file system except the job's disk. Only `/tmp` and `/dev/shm`, which are small and in memory, may
 /// accept data.
 fn fill_disks() -> bool {
     // A write beyond the limit on a file's size would end the job by SIGXFSZ. If the signal is ignored, the write

@@ -6,15 +6,16 @@ use std::{fs, os::unix::fs::chown, path::Path, time::Duration};
 use anyhow::{Context as _, bail};
 use bollard::{
     Docker,
+    models::ContainerCreateBody,
     query_parameters::{
         CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
         StartContainerOptions, WaitContainerOptions,
     },
 };
 use futures_util::StreamExt;
-use gpubnb_events::{JobId, Lease, MachineId, Seq, template};
-use gpubnb_provider::{SandboxParams, hardened_container, job_user};
-use serde_json::json;
+use gpubnb_events::template::{self, Template};
+use gpubnb_provider::job_user;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{millis, quantile, report::Figure};
@@ -71,27 +72,11 @@ async fn run_job(system: &System) -> anyhow::Result<Duration> {
 /// Returns the time of these calls.
 async fn run_bare_container(docker: &Docker, dir: &Path) -> anyhow::Result<Duration> {
     let template = template::find("noop").context("the template is missing")?;
-    let spec = template.spec("bare");
     let output = dir.join("bare");
     fs::create_dir_all(&output)?;
     let user = job_user();
     chown(&output, Some(user.0), Some(user.1))?;
-    let image = docker.inspect_image(template.image).await?.into();
-    let params = SandboxParams {
-        machine: MachineId::generate(),
-        job: JobId::generate(),
-        lease: Lease(Seq(0)),
-        image: &image,
-        output: &output,
-        input: None,
-        env: std::collections::BTreeMap::new(),
-        user,
-        gpus: Vec::new(),
-        cdi: false,
-        runtime: None,
-        max_log: 16 << 20,
-    };
-    let body = hardened_container(&spec, &params);
+    let body: ContainerCreateBody = serde_json::from_value(bare_container(template, &output, user))?;
     let began = Instant::now();
     let options = CreateContainerOptionsBuilder::default().name("gpubnb-bare").build();
     let id = docker.create_container(Some(options), body).await?.id;
@@ -103,6 +88,42 @@ async fn run_bare_container(docker: &Docker, dir: &Path) -> anyhow::Result<Durat
     anyhow::ensure!(lines.is_empty(), "a job that does nothing prints nothing");
     docker.remove_container(&id, Some(RemoveContainerOptionsBuilder::default().v(true).build())).await?;
     Ok(began.elapsed())
+}
+
+/// The request to Docker for the bare container. It has the settings that the sandbox of a job had on 2026-11-29, and does
+/// not follow the sandbox: a heavier sandbox must make the ratio worse.
+fn bare_container(template: &Template, output: &Path, (uid, gid): (u32, u32)) -> Value {
+    let limit = |name: &str, most: i64| json!({ "Name": name, "Soft": most, "Hard": most });
+    json!({
+        "Image": template.image,
+        "Cmd": template.command,
+        "User": format!("{uid}:{gid}"),
+        "WorkingDir": "/output",
+        "Env": ["GPUBNB_OUTPUT=/output", "HOME=/tmp", "TMPDIR=/tmp", "USER=job", "LOGNAME=job", "OMP_NUM_THREADS=1"],
+        "NetworkDisabled": true,
+        "Healthcheck": { "Test": ["NONE"] },
+        "HostConfig": {
+            "NetworkMode": "none",
+            "ReadonlyRootfs": true,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges:true"],
+            "Init": true,
+            "PidsLimit": 512,
+            "Memory": 64 << 20,
+            "MemorySwap": 64 << 20,
+            "NanoCpus": 1_000_000_000,
+            "OomScoreAdj": 500,
+            "IpcMode": "private",
+            "ShmSize": 16 << 20,
+            "Ulimits": [limit("nofile", 4_096), limit("core", 0), limit("fsize", 80 << 20)],
+            "Tmpfs": { "/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777" },
+            "Mounts": [{ "Type": "bind", "Source": output, "Target": "/output" }],
+            "LogConfig": {
+                "Type": "local", "Config": { "max-file": "1", "max-size": "67108864", "compress": "false" },
+            },
+            "RestartPolicy": { "Name": "no" },
+        },
+    })
 }
 
 /// Waits until no container has this label.

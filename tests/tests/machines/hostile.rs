@@ -21,12 +21,12 @@ static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
     Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
         .with_worker(QUOTA_MACHINE, &["--slots", "4", "--max-log-mib", "1"])
-        .with_worker(POLL_MACHINE, &["--slots", "4", "--output-quota", "poll"])
+        .with_worker(POLL_MACHINE, &["--slots", "4", "--disk-quota", "poll"])
 });
 
-/// The machine that mounts a file system of limited size for the output of each job.
+/// The machine that mounts a file system of limited size for the disk of each job.
 const QUOTA_MACHINE: &str = "attic";
-/// The machine that checks the size of the output from time to time.
+/// The machine that checks the size of the disk from time to time.
 const POLL_MACHINE: &str = "cellar";
 /// Longest time for a job that runs after a hostile job.
 const NEXT_JOB_LIMIT: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ async fn run_hostile(machine: &str, name: &str, seconds: u64) -> EndedJob {
     let market = MARKET.open().await.unwrap();
     let id = market.machine_id(machine).unwrap();
     let body = json!({ "image": "gpubnb/hostile:1", "command": [name], "name": name, "time_seconds": seconds,
-        "memory_mib": 256, "output_mib": 32, "cpu_millis": 2_000, "budget_usd": "0.50", "max_attempts": 1 });
+        "memory_mib": 256, "output_mib": 32, "disk_mib": 40, "cpu_millis": 2_000, "budget_usd": "0.50", "max_attempts": 1 });
     let job = market.consumer.submit(&pin_to_machine(body, &id)).await.unwrap();
     let settled = market.consumer.wait_until_settled(&job).await.unwrap();
     let began = Instant::now();

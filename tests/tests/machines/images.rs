@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use gpubnb_tests::{
-    jobs::wait_until_running,
     registry::{ImageKind, Registry},
     system::{MarketSettings, System},
+    wait::wait_until,
 };
 use serde_json::{Value, json};
 
@@ -81,19 +81,27 @@ async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_ro
     let body = json!({ "image": registry.name("volume"), "command": ["count", "--lines", "600"], "name": "volume",
         "budget_usd": "0.10" });
     let job = system.consumer.submit(&body).await.unwrap();
-    wait_until_running(&system.consumer, &job).await;
+    // The start is recorded while the container is created.
+    let container = wait_for_container(&job).await;
     let format = "{{.Config.WorkingDir}} {{range .Mounts}}{{.Type}}:{{.Destination}} {{end}}";
-    let label = format!("label=gpubnb.job={job}");
-    let docker = |args: &[&str]| {
-        let output = Command::new("docker").args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
-    let container = docker(&["ps", "-aq", "--filter", &label]);
-    assert_eq!(container.lines().count(), 1, "{container}: {}", system.process_log("attic"));
     let found = docker(&["inspect", "--format", format, &container]);
-    assert!(found.starts_with("/data ") && found.contains("tmpfs:/data"), "{found}");
+    assert!(found.starts_with("/data ") && found.contains("bind:/data"), "{found}");
     assert!(!found.contains("volume:"), "{found}");
     system.consumer.post(&format!("/jobs/{job}/cancel"), &json!({})).await.unwrap();
     system.consumer.wait_until_settled(&job).await.unwrap();
+}
+
+/// Runs a command of Docker's client, and returns its output.
+fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker").args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Waits until a job has a container, and returns the container's id.
+async fn wait_for_container(job: &str) -> String {
+    let label = format!("label=gpubnb.job={job}");
+    let find = || docker(&["ps", "--all", "--quiet", "--filter", &label]);
+    wait_until("the job's container", async || !find().is_empty()).await;
+    find()
 }

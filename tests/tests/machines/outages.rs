@@ -40,8 +40,8 @@ async fn run_outage(system: &mut System) -> Duration {
     // A reboot kills the worker and unmounts all file systems.
     system.workers.remove(0).kill();
     for attempt in fs::read_dir(&leases).unwrap().flatten() {
-        let unmounted = std::process::Command::new("umount").arg(attempt.path().join("output")).status().unwrap();
-        assert_eq!(unmounted.success(), attempt.path().join("room.img").exists());
+        let unmounted = std::process::Command::new("umount").arg(attempt.path().join("disk")).status().unwrap();
+        assert_eq!(unmounted.success(), attempt.path().join("disk.img").exists());
     }
     // The outage must be longer than the time after which a silent machine is lost.
     wait_until("an outage longer than LOST_AFTER", async || began.elapsed() > LOST_AFTER).await;

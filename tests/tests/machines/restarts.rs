@@ -81,7 +81,7 @@ async fn a_job_that_a_reboot_ends_is_requeued_and_its_remains_are_removed() {
     docker(&["wait", &container]);
     let leases = system.path().join("attic/leases");
     for attempt in std::fs::read_dir(&leases).unwrap().flatten() {
-        drop(std::process::Command::new("umount").arg(attempt.path().join("output")).output());
+        drop(std::process::Command::new("umount").arg(attempt.path().join("disk")).output());
         let clock = attempt.path().join("clock.json");
         let mut reading: Value = serde_json::from_slice(&std::fs::read(&clock).unwrap()).unwrap();
         reading["boot_id"] = json!("another");

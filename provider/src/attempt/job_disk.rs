@@ -1,10 +1,10 @@
-//! The output volume of a job, which is mounted at `/output`. If the worker may mount, the volume is a separate file
-//! system on a loop device, and the job cannot exceed its size. Otherwise the volume is a plain directory, whose size
-//! the worker measures.
+//! The disk of a job. It holds the directories that the job may write: `/output`, `/scratch` and the volumes of the
+//! image. If the worker may mount, the disk is a separate file system on a loop device, and the job cannot exceed its
+//! size. Otherwise the disk is a plain directory, whose size the worker measures.
 //!
 //! Making a file system takes 20 ms and more, and a job should not wait for that. The worker therefore makes one empty
-//! file system per size as a *template*, and copies the template for each volume. The copy is fast, because the
-//! template is a sparse file. In addition, a *spare* volume of the last job's size is ready for the next job.
+//! file system per size as a *template*, and copies the template for each disk. The copy is fast, because the
+//! template is a sparse file. In addition, a *spare* disk of the last job's size is ready for the next job.
 
 use std::{
     collections::BTreeMap,
@@ -21,36 +21,65 @@ use tokio::{process::Command, sync::OnceCell, time::timeout};
 use tracing::{info, warn};
 
 use super::artifacts::make_accessible;
-use crate::config::OutputQuota;
+use crate::config::DiskQuota;
 
 /// The file with the file system, in the attempt's directory.
-const IMAGE: &str = "room.img";
+const IMAGE: &str = "disk.img";
 /// Longest time of one command, such as `mkfs.ext4`.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes that a file system needs for itself, in addition to a twentieth of its size.
 const FILE_SYSTEM_BYTES: u64 = 4 << 20;
-/// Most spare volumes. Each has a different size.
+/// Most spare disks. Each has a different size.
 const MAX_SPARES: usize = 4;
-/// A volume with fewer free bytes counts as full.
+/// A disk with fewer free bytes counts as full.
 const MIN_FREE_BYTES: u64 = 1 << 20;
-/// Largest volume that gets a file system. A larger one would take too long to make.
-const MAX_VOLUME_BYTES: u64 = 64 << 30;
+/// Largest disk that gets a file system. A larger one would take too long to make.
+const MAX_DISK_BYTES: u64 = 64 << 30;
 
-/// Makes the output volumes of this machine's attempts.
-pub(crate) struct OutputVolumes {
+/// The directories of a job's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct JobDisk {
+    /// The whole disk. If the disk has a file system of its own, it is mounted here.
+    pub(super) root: PathBuf,
+}
+
+impl JobDisk {
+    /// The disk of the attempt whose directory is `dir`. The disk need not exist yet.
+    pub(super) fn of(dir: &Path) -> Self {
+        Self { root: dir.join("disk") }
+    }
+
+    /// The directory that is mounted at `/output`. Its files are kept.
+    pub(super) fn output(&self) -> PathBuf {
+        self.root.join("output")
+    }
+
+    /// The directory that is mounted at `/scratch`. Its files are removed when the job ends.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// The directory that is mounted at the volume of the image with this index.
+    pub(super) fn volume(&self, index: usize) -> PathBuf {
+        self.root.join(format!("volume-{index}"))
+    }
+}
+
+/// Makes the disks of this machine's attempts.
+pub(crate) struct JobDisks {
     /// The directory of the templates, one per size.
     templates: PathBuf,
     /// The uid and gid that own the files of jobs.
     owner: (u32, u32),
-    quota: OutputQuota,
+    quota: DiskQuota,
     /// True if this worker can make and mount file systems. Empty until the worker has tried.
     can_mount: OnceCell<bool>,
-    /// The directory of each spare volume, by size in bytes.
+    /// The directory of each spare disk, by size in bytes.
     spares: Mutex<BTreeMap<u64, PathBuf>>,
 }
 
-impl OutputVolumes {
-    pub(crate) fn new(state: &Path, owner: (u32, u32), quota: OutputQuota) -> Self {
+impl JobDisks {
+    pub(crate) fn new(state: &Path, owner: (u32, u32), quota: DiskQuota) -> Self {
         Self { templates: state.join("templates"), owner, quota, can_mount: OnceCell::new(), spares: Mutex::default() }
     }
 
@@ -60,26 +89,26 @@ impl OutputVolumes {
     }
 
     async fn try_to_mount(&self) -> bool {
-        if self.quota == OutputQuota::Poll || !rustix::process::getuid().is_root() {
+        if self.quota == DiskQuota::Poll || !rustix::process::getuid().is_root() {
             return false;
         }
         let dir = self.templates.join("trial");
         let tried = async {
-            let output = self.make_mounted(&dir, 1 << 20).await?;
-            fs::write(output.join("file"), "works")?;
+            self.make_mounted(&dir, 1 << 20).await?;
+            fs::write(JobDisk::of(&dir).root.join("file"), "works")?;
             remove(&dir).await
         };
         match tried.await {
             Ok(()) => {
-                info!("each job's output is on a separate file system");
+                info!("each job's disk is a separate file system");
                 true
             }
             Err(e) => {
                 remove_or_warn(&dir).await;
-                if self.quota == OutputQuota::Loop {
-                    warn!(error = %e, "no file system can be mounted: the size of a job's output is measured instead");
+                if self.quota == DiskQuota::Loop {
+                    warn!(error = %e, "no file system can be mounted: the size of a job's disk is measured instead");
                 } else {
-                    info!(error = %e, "the size of a job's output is measured: no file system can be mounted");
+                    info!(error = %e, "the size of a job's disk is measured: no file system can be mounted");
                 }
                 false
             }
@@ -95,14 +124,14 @@ impl OutputVolumes {
         self.templates.join("spares")
     }
 
-    /// Makes a spare volume for the next job of this size, bytes.
+    /// Makes a spare disk for the next job of this size, bytes.
     pub(super) async fn make_spare(&self, bytes: u64) {
-        if bytes > MAX_VOLUME_BYTES || !self.can_mount().await || self.spares().contains_key(&bytes) {
+        if bytes > MAX_DISK_BYTES || !self.can_mount().await || self.spares().contains_key(&bytes) {
             return;
         }
         let dir = self.spares_dir().join(gpubnb_events::CommandId::generate().to_string());
         if let Err(e) = self.make_mounted(&dir, bytes).await {
-            return info!(error = %e, "a spare volume could not be made");
+            return info!(error = %e, "a spare disk could not be made");
         }
         let surplus = add_spare(&mut self.spares(), bytes, dir);
         if let Some(dir) = surplus {
@@ -110,7 +139,7 @@ impl OutputVolumes {
         }
     }
 
-    /// Removes all spare volumes, including those of a former run of the worker.
+    /// Removes all spare disks, including those of a former run of the worker.
     pub(crate) async fn clear(&self) {
         self.spares().clear();
         for entry in fs::read_dir(self.spares_dir()).into_iter().flatten().flatten() {
@@ -118,52 +147,52 @@ impl OutputVolumes {
         }
     }
 
-    /// Moves the spare volume of this size, bytes, to the attempt's directory `dir`. Returns the directory of the
-    /// output; `None` if there is no spare volume of this size.
-    fn take_spare(&self, dir: &Path, bytes: u64) -> Option<PathBuf> {
-        let spare = self.spares().remove(&bytes)?;
-        fs::rename(&spare, dir).inspect_err(|e| warn!(error = %e, "a spare volume cannot be used")).ok()?;
-        Some(dir.join("output"))
+    /// Moves the spare disk of this size, bytes, to the attempt's directory `dir`. Returns false if there is no spare disk
+    /// of this size.
+    fn take_spare(&self, dir: &Path, bytes: u64) -> bool {
+        let Some(spare) = self.spares().remove(&bytes) else { return false };
+        fs::rename(&spare, dir).inspect_err(|e| warn!(error = %e, "a spare disk cannot be used")).is_ok()
     }
 
-    /// Makes the output volume of an attempt in the attempt's directory `dir`, for this number of bytes. Returns the
-    /// directory that is to be mounted at `/output`.
-    pub(super) async fn make(&self, dir: &Path, bytes: u64) -> io::Result<PathBuf> {
-        let output = if bytes <= MAX_VOLUME_BYTES && self.can_mount().await {
-            match self.take_spare(dir, bytes) {
-                Some(output) => output,
-                None => self.make_mounted(dir, bytes).await?,
-            }
-        } else {
-            let output = dir.join("output");
-            fs::create_dir_all(&output)?;
-            output
-        };
+    /// Makes the disk of an attempt in the attempt's directory `dir`, for this number of bytes, with a directory for each
+    /// of the image's `volumes`.
+    pub(super) async fn make(&self, dir: &Path, bytes: u64, volumes: usize) -> io::Result<JobDisk> {
+        let disk = JobDisk::of(dir);
+        if bytes > MAX_DISK_BYTES || !self.can_mount().await {
+            fs::create_dir_all(&disk.root)?;
+        } else if !self.take_spare(dir, bytes) {
+            self.make_mounted(dir, bytes).await?;
+        }
         reserve(dir, bytes)?;
+        // Other users may not list these directories, and only the job's user may enter the directories on the disk.
+        for shared in [dir, &disk.root] {
+            fs::set_permissions(shared, fs::Permissions::from_mode(0o711))?;
+        }
         let (uid, gid) = self.owner;
-        chown(&output, Some(uid), Some(gid))?;
-        // Other users may not list the attempt's directory, and only the job's user may enter the output.
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
-        fs::set_permissions(&output, fs::Permissions::from_mode(0o700))?;
-        Ok(output)
+        let volumes = (0..volumes).map(|index| disk.volume(index));
+        for directory in [disk.output(), disk.scratch()].into_iter().chain(volumes) {
+            fs::create_dir_all(&directory)?;
+            chown(&directory, Some(uid), Some(gid))?;
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        }
+        Ok(disk)
     }
 
-    /// Makes and mounts a file system for this number of bytes. Returns the directory where it is mounted.
-    async fn make_mounted(&self, dir: &Path, bytes: u64) -> io::Result<PathBuf> {
-        let (image, output) = (dir.join(IMAGE), dir.join("output"));
-        fs::create_dir_all(&output)?;
-        if is_mounted(&output)? {
-            return Ok(output);
+    /// Makes and mounts a file system for this number of bytes.
+    async fn make_mounted(&self, dir: &Path, bytes: u64) -> io::Result<()> {
+        let (image, root) = (dir.join(IMAGE), JobDisk::of(dir).root);
+        fs::create_dir_all(&root)?;
+        if is_mounted(&root)? {
+            return Ok(());
         }
         let template = self.template(bytes).await?;
         run_program("cp", &["--sparse=always", "--reflink=auto"], &[&template, &image]).await?;
-        mount(&image, &output).await?;
-        // A new ext4 has a directory `lost+found`. A job's output must be empty at the start.
-        match fs::remove_dir(output.join("lost+found")) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+        mount(&image, &root).await?;
+        // A new ext4 has a directory `lost+found`.
+        match fs::remove_dir(root.join("lost+found")) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
         }
-        Ok(output)
     }
 
     /// The path of the template for this number of bytes. Makes the template if it does not exist.
@@ -174,7 +203,7 @@ impl OutputVolumes {
         }
         fs::create_dir_all(&self.templates)?;
         let partial = path.with_extension(format!("{}.partial", gpubnb_events::CommandId::generate()));
-        File::create(&partial)?.set_len(volume_size(bytes))?;
+        File::create(&partial)?.set_len(file_system_size(bytes))?;
         let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
         run_program("mkfs.ext4", &options, &[&partial]).await?;
         fs::rename(&partial, &path)?;
@@ -183,11 +212,11 @@ impl OutputVolumes {
 }
 
 /// The size of a file system in which this number of bytes is free, bytes.
-fn volume_size(bytes: u64) -> u64 {
+fn file_system_size(bytes: u64) -> u64 {
     bytes + FILE_SYSTEM_BYTES + bytes / 20
 }
 
-/// Adds a spare volume. Returns the directory of a spare volume that must be removed: the former spare of the same
+/// Adds a spare disk. Returns the directory of a spare disk that must be removed: the former spare of the same
 /// size, or a spare of another size if there are too many.
 fn add_spare(spares: &mut BTreeMap<u64, PathBuf>, bytes: u64, dir: PathBuf) -> Option<PathBuf> {
     let former = spares.insert(bytes, dir);
@@ -199,27 +228,27 @@ fn add_spare(spares: &mut BTreeMap<u64, PathBuf>, bytes: u64, dir: PathBuf) -> O
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fullness {
     NotFull,
-    /// The job's own file system.
-    Output,
+    /// The job's own disk.
+    Job,
     /// The disk of the machine.
-    Disk,
+    Machine,
 }
 
 /// Finds out whether a job's own file system is full, or the machine's disk: it has too few free bytes, or no free inode.
-pub(super) fn fullness(output: &Path) -> Fullness {
+pub(super) fn fullness(disk: &JobDisk) -> Fullness {
     // A file system without a fixed number of inodes says that it has none at all.
     let no_inode = |s: &rustix::fs::StatVfs| s.f_files > 0 && s.f_favail == 0;
     let none_left = |s: &rustix::fs::StatVfs| s.f_bavail.saturating_mul(s.f_frsize) < MIN_FREE_BYTES || no_inode(s);
     let is_full = |path: &Path| rustix::fs::statvfs(path).is_ok_and(|s| none_left(&s));
-    match (is_mounted(output).unwrap_or(false), output.parent()) {
-        (true, _) if is_full(output) => Fullness::Output,
-        // The space of a mounted output was reserved at the start.
-        (false, Some(parent)) if is_full(parent) => Fullness::Disk,
+    match (is_mounted(&disk.root).unwrap_or(false), disk.root.parent()) {
+        (true, _) if is_full(&disk.root) => Fullness::Job,
+        // The space of a mounted disk was reserved at the start.
+        (false, Some(parent)) if is_full(parent) => Fullness::Machine,
         _ => Fullness::NotFull,
     }
 }
 
-/// Reserves the space of an attempt's output on the machine's disk. Fails with `StorageFull` if there is too little.
+/// Reserves the space of a job's disk on the machine's disk. Fails with `StorageFull` if there is too little.
 fn reserve(dir: &Path, bytes: u64) -> io::Result<()> {
     use rustix::{fs::FallocateFlags, io::Errno};
     let image = dir.join(IMAGE);
@@ -236,19 +265,19 @@ fn reserve(dir: &Path, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Removes a volume. Logs a failure and goes on: the next start of the worker tries again.
+/// Removes a disk. Logs a failure and goes on: the next start of the worker tries again.
 async fn remove_or_warn(dir: &Path) {
     if let Err(e) = remove(dir).await {
-        warn!(dir = %dir.display(), error = %e, "a volume cannot be removed");
+        warn!(dir = %dir.display(), error = %e, "a disk cannot be removed");
     }
 }
 
-/// Unmounts the volume of an attempt, and removes the attempt's directory. Does nothing if the directory does not
+/// Unmounts the disk of an attempt, and removes the attempt's directory. Does nothing if the directory does not
 /// exist.
 pub(super) async fn remove(dir: &Path) -> io::Result<()> {
-    let output = dir.join("output");
-    if is_mounted(&output)? {
-        run_program("umount", &[], &[&output]).await?;
+    let root = JobDisk::of(dir).root;
+    if is_mounted(&root)? {
+        run_program("umount", &[], &[&root]).await?;
     }
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || remove_tree(&dir)).await.map_err(io::Error::other)?
@@ -290,17 +319,17 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Mounts the volume of an attempt after a reboot. Does nothing if the volume is mounted or is a plain directory.
+/// Mounts the disk of an attempt after a reboot. Does nothing if the disk is mounted or is a plain directory.
 pub(super) async fn remount(dir: &Path) -> io::Result<()> {
-    let (image, output) = (dir.join(IMAGE), dir.join("output"));
-    if image.exists() && !is_mounted(&output)? {
-        mount(&image, &output).await?;
+    let (image, root) = (dir.join(IMAGE), JobDisk::of(dir).root);
+    if image.exists() && !is_mounted(&root)? {
+        mount(&image, &root).await?;
     }
     Ok(())
 }
 
-async fn mount(image: &Path, output: &Path) -> io::Result<()> {
-    run_program("mount", &["-o", "loop,nosuid,nodev"], &[image, output]).await
+async fn mount(image: &Path, root: &Path) -> io::Result<()> {
+    run_program("mount", &["-o", "loop,nosuid,nodev"], &[image, root]).await
 }
 
 /// Returns true if a file system is mounted at a path. The path is then on another device than its parent directory.
@@ -334,7 +363,7 @@ mod tests {
     fn a_file_system_has_space_for_its_own_data() {
         for mebibytes in [1, 100, 65_536] {
             let bytes: u64 = mebibytes << 20;
-            let own = volume_size(bytes) - bytes;
+            let own = file_system_size(bytes) - bytes;
             assert_eq!(own, FILE_SYSTEM_BYTES + bytes / 20, "{mebibytes} MiB");
         }
     }
@@ -356,17 +385,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_volume_without_a_file_system_is_a_directory_that_only_the_job_may_enter() {
+    async fn a_disk_without_a_file_system_is_a_directory_that_only_the_job_may_enter() {
         use std::os::unix::fs::MetadataExt as _;
         let state = tempfile::tempdir().unwrap();
         let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let volumes = OutputVolumes::new(state.path(), owner, OutputQuota::Poll);
+        let disks = JobDisks::new(state.path(), owner, DiskQuota::Poll);
         let dir = state.path().join("17");
-        let output = volumes.make(&dir, 1 << 20).await.unwrap();
-        assert_eq!(output, dir.join("output"));
+        let disk = disks.make(&dir, 1 << 20, 1).await.unwrap();
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o711);
-        assert_eq!(fs::metadata(&output).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(fullness(&output), Fullness::NotFull);
+        for directory in [disk.output(), disk.scratch(), disk.volume(0)] {
+            assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
+        }
+        assert_eq!(fullness(&disk), Fullness::NotFull);
         assert!(reserve(&dir, u64::MAX).is_err_and(|e| e.kind() == io::ErrorKind::StorageFull));
         remove(&dir).await.unwrap();
         remove(&dir).await.unwrap();

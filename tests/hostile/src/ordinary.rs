@@ -1,0 +1,53 @@
+//! Ordinary programs that need more than a small sandbox gives: programs in the home directory, large caches, many
+//! threads and many open files. They are in this image because it is the only image of the tests with a program of ours.
+
+use std::{
+    env, fs,
+    fs::File,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+/// Installs a program into the home directory, runs it, and keeps 200 MiB in the cache and a temporary file.
+pub(crate) fn use_scratch() -> bool {
+    let directory = |name: &str| env::var_os(name).map(PathBuf::from).unwrap_or_default();
+    let program = directory("HOME").join("bin/program");
+    let works = (|| {
+        fs::create_dir_all(program.parent().unwrap_or(Path::new("/")))?;
+        fs::copy("/proc/self/exe", &program)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        let runs = Command::new(&program).arg("succeed").status()?.success();
+        let cache = directory("XDG_CACHE_HOME");
+        fs::create_dir_all(&cache)?;
+        fs::write(cache.join("kernels"), vec![0x5a; 200 << 20])?;
+        fs::write(directory("TMPDIR").join("file"), "temporary")?;
+        Ok::<_, std::io::Error>(runs)
+    })();
+    println!("scratch: {works:?}");
+    matches!(works, Ok(true))
+}
+
+/// Has this many threads at once.
+pub(crate) fn have_threads(count: usize) -> bool {
+    for number in 0..count {
+        let started = thread::Builder::new().stack_size(64 << 10).spawn(|| thread::sleep(Duration::from_secs(600)));
+        if let Err(e) = started {
+            println!("can't start new thread: {e} (after {number})");
+            // An interpreter takes some time to end, too. The worker learns of the limit a moment after the start.
+            thread::sleep(Duration::from_secs(1));
+            return false;
+        }
+    }
+    true
+}
+
+/// Has this many files open at once.
+pub(crate) fn open_files(count: usize) -> bool {
+    let files: Vec<_> = (0..count).map(|_| File::open("/proc/self/exe")).collect();
+    let refused = files.iter().find_map(|file| file.as_ref().err());
+    println!("{count} files: {refused:?}");
+    refused.is_none()
+}

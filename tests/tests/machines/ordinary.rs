@@ -1,0 +1,87 @@
+//! Ordinary programs that `docker run` runs: they run here as well, or the job says what to ask for.
+
+use std::time::Duration;
+
+use gpubnb_tests::{
+    jobs::pin_to_machine,
+    shared::{Plan, SharedMarket},
+    system::MarketSettings,
+};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+static MARKET: SharedMarket = SharedMarket::new(|| {
+    let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
+    Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
+        .with_worker(MOUNTING, &["--slots", "4"])
+        .with_worker(MEASURING, &["--slots", "4", "--disk-quota", "poll", "--max-pids", "600"])
+});
+
+/// The machine on which the disk of a job is a file system of its own.
+const MOUNTING: &str = "attic";
+/// The machine on which the disk of a job is a directory. Its owner allows at most 600 processes.
+const MEASURING: &str = "cellar";
+
+fn job(command: &[&str], asked: &Value) -> Value {
+    let mut body = json!({ "image": "gpubnb/hostile:1", "command": command, "name": command[0], "time_seconds": 60,
+        "memory_mib": 512, "output_mib": 4, "budget_usd": "0.50", "max_attempts": 1 });
+    body.as_object_mut().unwrap().extend(asked.as_object().unwrap().clone());
+    body
+}
+
+/// Runs a job on a machine until it is settled.
+async fn run(machine: &str, command: &[&str], asked: Value) -> Value {
+    let market = MARKET.open().await.unwrap();
+    let body = pin_to_machine(job(command, &asked), &market.machine_id(machine).unwrap());
+    let id = market.consumer.submit(&body).await.unwrap();
+    market.consumer.wait_until_settled(&id).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_scratch_directory_holds_programs_and_caches_and_its_files_are_not_kept() {
+    for machine in [MOUNTING, MEASURING] {
+        let settled = run(machine, &["scratch"], json!({})).await;
+        assert_eq!((&settled["state"], &settled["outputs"]), (&json!("Completed"), &json!([])), "{settled:#}");
+    }
+    // With a smaller disk the same program fails, and the job says what to ask for.
+    let settled = run(MOUNTING, &["scratch"], json!({ "disk_mib": 100 })).await;
+    assert_eq!(settled["reason"]["name"], "OutputTooLarge", "{settled:#}");
+    assert!(settled["detail"].as_str().unwrap().contains("disk_mib"), "{settled:#}");
+}
+
+#[tokio::test]
+async fn a_job_that_reaches_its_limit_of_processes_says_so_and_can_ask_for_more() {
+    let settled = run(MOUNTING, &["threads", "600"], json!({})).await;
+    assert_eq!(settled["reason"]["name"], "NonZeroExit", "{settled:#}");
+    assert!(settled["detail"].as_str().unwrap().contains("(pids)"), "{settled:#}");
+    let settled = run(MOUNTING, &["threads", "600"], json!({ "pids": 700 })).await;
+    assert_eq!(settled["state"], "Completed", "{settled:#}");
+    // Such a job does not go to a machine whose owner allows fewer.
+    let market = MARKET.open().await.unwrap();
+    let body = pin_to_machine(job(&["succeed"], &json!({ "pids": 700 })), &market.machine_id(MEASURING).unwrap());
+    let id = market.consumer.submit(&body).await.unwrap();
+    let is_explained = |view: &Value| view["waiting"]["rejected"].to_string().contains("TooSmall");
+    market.consumer.wait_for(&id, Duration::from_secs(20), is_explained).await.unwrap();
+    market.consumer.post(&format!("/jobs/{id}/cancel"), &json!({})).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_can_ask_for_more_open_files() {
+    let settled = run(MOUNTING, &["open-files", "5000"], json!({})).await;
+    assert_eq!(settled["reason"]["name"], "NonZeroExit", "{settled:#}");
+    let settled = run(MOUNTING, &["open-files", "5000"], json!({ "open_files": 6_000 })).await;
+    assert_eq!(settled["state"], "Completed", "{settled:#}");
+}
+
+#[tokio::test]
+async fn a_job_that_needs_a_newer_cuda_is_not_placed_on_an_older_driver() {
+    let market = MARKET.open().await.unwrap();
+    let body = json!({ "template": "noop", "min_cuda": "12.4", "budget_usd": "0.10" });
+    let id = market.consumer.submit(&body).await.unwrap();
+    let is_explained = |view: &Value| view["waiting"]["rejected"].to_string().contains("Cuda");
+    market.consumer.wait_for(&id, Duration::from_secs(20), is_explained).await.unwrap();
+    market.consumer.post(&format!("/jobs/{id}/cancel"), &json!({})).await.unwrap();
+    let wrong = json!({ "template": "noop", "min_cuda": "new", "budget_usd": "0.10" });
+    let (status, problem) = market.consumer.request(Method::POST, "/jobs", Some(&wrong)).await.unwrap();
+    assert_eq!((status, &problem["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("min_cuda")), "{problem}");
+}
