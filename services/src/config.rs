@@ -170,6 +170,22 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(16..)
     )]
     pub output_mib: u32,
+    /// Room for the input files of all jobs, MiB. The web server refuses further files by name.
+    #[arg(
+        long,
+        env = "GPUBNB_INPUTS_MIB",
+        default_value_t = 8_192,
+        value_parser = clap::value_parser!(u32).range(16..)
+    )]
+    pub inputs_mib: u32,
+    /// Room for the files that jobs leave, MiB. The web server refuses further files by name.
+    #[arg(
+        long,
+        env = "GPUBNB_ARTIFACTS_MIB",
+        default_value_t = 8_192,
+        value_parser = clap::value_parser!(u32).range(16..)
+    )]
+    pub artifacts_mib: u32,
     /// Minutes for which heartbeats of machines are kept; at most an hour.
     #[arg(
         long,
@@ -222,6 +238,8 @@ impl Config {
                 mib: self.telemetry_mib,
                 age: Duration::from_secs(u64::from(self.telemetry_minutes) * 60),
             },
+            inputs_mib: self.inputs_mib,
+            artifacts_mib: self.artifacts_mib,
         }
     }
 }

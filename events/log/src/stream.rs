@@ -80,7 +80,26 @@ pub struct StreamOptions {
     pub output: Retention,
     /// The limits of TELEMETRY, which is in the broker's memory.
     pub telemetry: Retention,
+    /// Size of the store INPUTS, MiB.
+    pub inputs_mib: u32,
+    /// Size of the store ARTIFACTS, MiB.
+    pub artifacts_mib: u32,
 }
+
+impl StreamOptions {
+    /// The size of an object store, bytes.
+    fn store_bytes(&self, store: &str) -> i64 {
+        let mib = match store {
+            INPUTS => self.inputs_mib,
+            ARTIFACTS => self.artifacts_mib,
+            _ => FILES_MIB,
+        };
+        i64::from(mib) * MIB
+    }
+}
+
+/// Size of an object store unless the operator chooses another, MiB.
+const FILES_MIB: u32 = 8_192;
 
 /// The limits of a stream. The oldest messages are removed when either limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +117,8 @@ impl Default for StreamOptions {
             duplicate_window: Duration::from_secs(120),
             output: Retention { mib: 4_096, age: 30 * DAY },
             telemetry: Retention { mib: 512, age: HOUR },
+            inputs_mib: FILES_MIB,
+            artifacts_mib: FILES_MIB,
         }
     }
 }
@@ -238,11 +259,14 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
         }
     }
     for (store, max_age) in STORES {
-        if js.get_object_store(store).await.is_err() {
+        let max_bytes = options.store_bytes(store);
+        if js.get_object_store(store).await.is_ok() {
+            resize_store(js, store, max_bytes).await?;
+        } else {
             js.create_object_store(object_store::Config {
                 bucket: store.to_owned(),
                 max_age,
-                max_bytes: 8_192 * MIB,
+                max_bytes,
                 num_replicas: options.replicas,
                 ..Default::default()
             })
@@ -313,6 +337,16 @@ async fn update_retention(js: &jetstream::Context, wanted: Config) -> Result<(),
     if limits(&found) != limits(&wanted) {
         let (max_age, max_bytes) = limits(&wanted);
         js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(broker(&wanted.name))?;
+    }
+    Ok(())
+}
+
+/// Sets the size of an existing object store. A store that has more bytes keeps them, and takes no more.
+async fn resize_store(js: &jetstream::Context, store: &str, max_bytes: i64) -> Result<(), ProvisionError> {
+    let stream = store_stream(store);
+    let found = js.get_stream(&stream).await.map_err(broker(&stream))?.cached_info().config.clone();
+    if found.max_bytes != max_bytes {
+        js.update_stream(Config { max_bytes, ..found }).await.map_err(broker(&stream))?;
     }
     Ok(())
 }

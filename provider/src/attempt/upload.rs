@@ -34,6 +34,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const TRANSIENT: [StatusCode; 3] =
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 
+/// Longest time for which the upload waits for room in the market's store of files, all files together. The machine's slot
+/// stays taken meanwhile.
+const STORE_FULL_WAIT: Duration = Duration::from_secs(20);
+
 /// Time between two messages with the progress. A shorter upload publishes no progress.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -75,14 +79,22 @@ fn progress_message(bytes: u64, total: u64) -> String {
     format!("uploading files: {} of {} MB", bytes / 1_000_000, total / 1_000_000)
 }
 
-/// Uploads all files, one after the other. Tries again while the market is away, until the permit expires.
-pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, files: &[Artifact]) {
-    let (client, root) = (&context.tools.http, context.output());
+/// Uploads all files, one after the other. Tries again while the market is away, until the permit expires. Returns the
+/// paths of the files for which the market's store had no room.
+pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, files: &[Artifact]) -> Vec<String> {
+    let (mut without_room, mut patience) = (Vec::new(), STORE_FULL_WAIT);
+    let (client, root) = (&context.tools.http, context.disk().output());
     let total = files.iter().map(|file| file.bytes).sum();
     let mut progress = UploadProgress { context, total, uploaded: 0, began: Instant::now(), published: None };
     for file in files {
         let (mut pause, mut is_uploaded) = (FIRST_PAUSE, true);
         while let Err(e) = upload(client, permit, &root, file, &mut progress).await {
+            if e.is_store_full && patience.is_zero() {
+                warn!(path = file.path, "the market's store of files is full: giving up");
+                without_room.push(file.path.clone());
+                is_uploaded = false;
+                break;
+            }
             if e.is_final || SystemClock.now() > permit.expires {
                 warn!(path = file.path, error = format!("{:#}", e.cause), "a file could not be uploaded: giving up");
                 is_uploaded = false;
@@ -90,12 +102,14 @@ pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, f
             }
             warn!(path = file.path, error = format!("{:#}", e.cause), "uploading a file failed: trying again");
             tokio::time::sleep(pause).await;
+            patience = patience.saturating_sub(if e.is_store_full { pause } else { Duration::ZERO });
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         progress.uploaded += if is_uploaded { file.bytes } else { 0 };
         progress.update(0).await;
     }
     progress.finish().await;
+    without_room
 }
 
 /// The error for a file that was not uploaded.
@@ -103,11 +117,13 @@ struct UploadError {
     cause: anyhow::Error,
     /// True if another try would fail, too.
     is_final: bool,
+    /// True if the market's store of files is full.
+    is_store_full: bool,
 }
 
 impl<E: Into<anyhow::Error>> From<E> for UploadError {
     fn from(e: E) -> Self {
-        Self { cause: e.into(), is_final: false }
+        Self { cause: e.into(), is_final: false, is_store_full: false }
     }
 }
 
@@ -130,7 +146,11 @@ async fn upload(
 
 /// Opens a file of the attempt. An error is final, because the files do not change.
 fn open(root: &Path, file: &Artifact) -> Result<File, UploadError> {
-    artifacts::open(&root.join(&file.path)).map_err(|e| UploadError { cause: e.into(), is_final: true })
+    artifacts::open(&root.join(&file.path)).map_err(|e| UploadError {
+        cause: e.into(),
+        is_final: true,
+        is_store_full: false,
+    })
 }
 
 /// Uploads the parts that the market does not have yet.
@@ -180,7 +200,9 @@ fn check_status(response: reqwest::Response) -> Result<reqwest::Response, Upload
     if status.is_success() || status == StatusCode::CONFLICT {
         return Ok(response);
     }
-    Err(UploadError { cause: anyhow::anyhow!("the market's edge answered {status}"), is_final: is_final(status) })
+    let cause = anyhow::anyhow!("the market's edge answered {status}");
+    let is_store_full = status == StatusCode::INSUFFICIENT_STORAGE;
+    Err(UploadError { cause, is_final: is_final(status), is_store_full })
 }
 
 /// Returns true if another try would be refused, too.

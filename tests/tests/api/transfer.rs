@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
-use gpubnb_events::{Clock as _, Lease, Millis, Seq, SystemClock, transfer::PART_BYTES};
-use gpubnb_runtime::permit::{Permit, Purpose, TransferKey};
-use gpubnb_tests::system::{MarketSettings, System};
-use reqwest::{Client, RequestBuilder, StatusCode};
+use gpubnb_events::{Clock as _, CommandId, Lease, Millis, Seq, SystemClock, subject::UI_INBOX, transfer::PART_BYTES};
+use gpubnb_log::stream::{ARTIFACTS, store_stream};
+use gpubnb_runtime::{
+    nats,
+    permit::{Permit, Purpose, TransferKey},
+};
+use gpubnb_tests::{
+    api_client::ApiClient,
+    system::{MarketSettings, System},
+};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -115,4 +122,41 @@ async fn a_worker_finishes_a_large_upload_after_an_outage_of_the_web_server() {
     assert_eq!((status, file.len() as u64), (StatusCode::OK, listed["bytes"].as_u64().unwrap()), "{}", log());
     assert_eq!(sha256(&file), listed["sha256"].as_str().unwrap());
     assert!(file.len() as u64 > 2 * PART_BYTES);
+}
+
+#[tokio::test]
+async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() {
+    let services = ["--approve-image", "gpubnb/hostile:1", "--artifacts-mib", "100", "--inputs-mib", "16"];
+    let services = services.map(str::to_owned).into();
+    let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
+    system.start_worker("attic", &[]).await.unwrap();
+    let other = ApiClient::sign_up(&system.url(), "other").await.unwrap();
+    other.deposit("10").await.unwrap();
+    let body =
+        json!({ "image": "gpubnb/hostile:1", "command": ["large-file"], "output_mib": 128, "budget_usd": "0.10" });
+    let first = system.consumer.submit(&body).await.unwrap();
+    let first = system.consumer.wait_until_settled(&first).await.unwrap();
+    assert_eq!(first["left_out"], json!([]), "{first:#}");
+    // The files of one account fill the store. The job of another account is not to blame, and says what is missing.
+    let second = other.submit(&body).await.unwrap();
+    let second = other.wait_until_settled(&second).await.unwrap();
+    assert_eq!((&second["state"], &second["outputs"]), (&json!("Completed"), &json!([])), "{second:#}");
+    assert_eq!(second["left_out"], json!([{ "reason": "StoreFull", "entries": 1, "example": "large.bin" }]));
+    assert!(second["cost"].as_i64().unwrap() <= first["cost"].as_i64().unwrap() * 10, "the wait is not billed");
+    // The parts that were stored before the store was full are removed.
+    let js = nats::jetstream(system.nats_args("ui").connect("ui", UI_INBOX).await.unwrap());
+    let stored = js.get_stream(store_stream(ARTIFACTS)).await.unwrap().cached_info().state.bytes;
+    assert!(stored < 90 << 20, "{stored} bytes");
+    let input = |bytes: usize| {
+        let path = format!("/inputs/{}", CommandId::generate());
+        other.build_request(Method::PUT, &format!("/api/v1{path}")).body(vec![7_u8; bytes]).send()
+    };
+    assert_eq!(input(10 << 20).await.unwrap().status(), StatusCode::CREATED);
+    let refused = input(10 << 20).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::INSUFFICIENT_STORAGE);
+    assert_eq!(refused.json::<Value>().await.unwrap()["title"], "StoreFull");
+    // Nobody else is hit: people sign in, and jobs without files run.
+    ApiClient::sign_up(&system.url(), "third").await.unwrap();
+    let small = other.submit(&json!({ "template": "noop", "budget_usd": "0.10" })).await.unwrap();
+    assert_eq!(other.wait_until_settled(&small).await.unwrap()["state"], "Completed");
 }

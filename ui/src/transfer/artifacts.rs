@@ -10,12 +10,13 @@ use gpubnb_events::{
     Actor, JobId, Lease, Millis, Seq,
     transfer::{PART_BYTES, Received},
 };
+use gpubnb_log::stream::ARTIFACTS;
 use gpubnb_runtime::permit::Purpose;
 use serde::Deserialize;
 
 use super::{
     parts::{self, PartialFile},
-    store::{artifact_name, bad_permit, content_length, run_to_completion, store_body},
+    store::{artifact_name, bad_permit, content_length, ensure_room, run_to_completion, store_body},
 };
 use crate::{
     app::App,
@@ -79,6 +80,10 @@ pub(crate) async fn put(
     let (part, is_last) = (query.part.unwrap_or(0), query.last || query.part.is_none());
     let bytes = content_length(request.headers(), max_bytes)?;
     let before = parts_before(&app.artifacts, &name, part, bytes, is_last).await?;
+    if let Err(full) = ensure_room(&app, ARTIFACTS, bytes).await {
+        before.discard(&app.artifacts, &name, part).await?;
+        return Err(full.into());
+    }
     let Some(reservation) = app.upload_quota.reserve(lease.to_string(), bytes, max_bytes) else {
         return Err(Problem::too_large().into());
     };

@@ -7,12 +7,13 @@ use axum::{
 };
 use futures_util::TryStreamExt as _;
 use gpubnb_events::{AccountId, CommandId, job_request::InputRequest, spec::Input};
+use gpubnb_log::stream::INPUTS;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
     deliver::size_and_hash,
-    store::{content_length, input_name, run_to_completion, store_body, unavailable},
+    store::{content_length, ensure_room, input_name, run_to_completion, store_body, unavailable},
 };
 use crate::{
     access::SignedIn,
@@ -58,6 +59,7 @@ pub(crate) async fn put_input(
         let detail = "Your files may take 2 GiB together. Each file is removed after 15 days.";
         return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail).into());
     };
+    ensure_room(&app, INPUTS, bytes).await?;
     let (files, body) = (app.inputs.clone(), request.into_body());
     let (bytes, sha256) = run_to_completion(async move {
         store_body(&files, &name, body, bytes, |_| ()).await?;

@@ -9,10 +9,12 @@ use axum::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{AccountId, CommandId, JobId, Lease};
+use gpubnb_log::stream::store_stream;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{InspectReader, StreamReader};
+use tracing::warn;
 
-use crate::error::Problem;
+use crate::{app::App, error::Problem};
 
 pub(super) fn artifact_name(job: JobId, lease: Lease, path: &str) -> String {
     format!("{job}/{lease}/{path}")
@@ -43,6 +45,24 @@ pub(super) fn content_length(headers: &HeaderMap, max_bytes: u64) -> Result<u64,
     })?;
     if bytes > max_bytes { Err(Problem::too_large()) } else { Ok(bytes) }
 }
+
+/// Refuses a file of this size if an object store has no room for it. A file that the store refused in the middle would
+/// leave its first pieces behind.
+pub(super) async fn ensure_room(app: &App, store: &str, bytes: u64) -> Result<(), Problem> {
+    let stream = app.js.get_stream(store_stream(store)).await.map_err(unavailable)?;
+    let info = stream.cached_info();
+    // Zero or less means that the store has no limit. Each piece of a file takes a little more than its bytes.
+    let Ok(most) = u64::try_from(info.config.max_bytes) else { return Ok(()) };
+    if most == 0 || info.state.bytes.saturating_add(bytes).saturating_add(bytes / 50 + PIECES_RESERVE) <= most {
+        return Ok(());
+    }
+    warn!(store, bytes, used = info.state.bytes, most, "the store is full: a file is refused");
+    let detail = "The market has no room for more files at the moment. Files are removed by and by: try again later.";
+    Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "StoreFull", detail))
+}
+
+/// Bytes that the descriptions of a file and of its parts take at most.
+const PIECES_RESERVE: u64 = 64 * 1024;
 
 /// Stores a body of exactly `bytes` bytes under a name. If the body is shorter, nothing is stored. `on_piece` is called
 /// with every piece of the body.
