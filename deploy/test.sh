@@ -21,7 +21,7 @@ PATH="$PWD/target/tools/bin:$PATH" cargo-deny --offline check --hide-inclusion-g
 # programs and the tests; `cargo clippy` would check every crate of others once more before that.
 step "lints and build"
 # The allocator jemalloc takes minutes to build and changes no answer, so it is left to `make bench` and to releases.
-features="--no-default-features --features gpubnb-tests/browser"
+features="--no-default-features --features gpubnb-tests/browser,gpubnb-tests/contract"
 clippy="$(rustup which clippy-driver 2>/dev/null || command -v clippy-driver)"
 RUSTC_WORKSPACE_WRAPPER="$clippy" cargo build --locked --quiet --workspace $features --all-targets
 step "images"

@@ -34,15 +34,16 @@ LEFT_OUT = [{"reason": "any", "entries": "count", "example": "any"}]
 GPU = {"uuid": "text", "model": "text", "memory": "count", "capability?": "any", "pci?": "any"}
 HARDWARE = {"cpu_model": "text", "cpu_cores": "count", "memory": "count", "disk": "count", "gpus=": [GPU],
             "driver?": "any", "cuda?": "any", "simulated=": "flag"}
-POLICY = {"may_evict=": "flag", "egress=": "flag", "idle_minutes?": "any", "hours?": "any"}
+POLICY = {"may_evict=": "flag", "egress=": "flag", "idle_minutes?": "any", "hours?": "any", "max_pids?": "count",
+          "max_open_files?": "count"}
 OFFER = {"name": "text", "region": "text", "hardware": HARDWARE, "price": "count", "slots": "count", "policy=": POLICY}
-RESOURCES = {"cpu_millis": "count", "memory": "count", "shm?": "count", "output": "count", "gpus=": "count",
-             "vram=": "count"}
+RESOURCES = {"cpu_millis": "count", "memory": "count", "shm?": "count", "output": "count", "disk?": "count",
+             "pids?": "count", "open_files?": "count", "gpus=": "count", "vram=": "count"}
 SPEC = {"name": "text", "template?": "text", "image": "text", "command=": ["text"], "workdir?": "text",
         "resources": RESOURCES, "egress=": "flag", "env?": "any", "inputs?": "any"}
 LIMITS = {"time": "count", "budget": "count", "max_attempts": "count", "queue": "count"}
-REQUIREMENTS = {"price_cap?": "count", "gpu_model?": "text", "region?": "text", "allow_simulated=": "flag",
-                "reliability?": "count", "verified?": "flag"}
+REQUIREMENTS = {"price_cap?": "count", "gpu_model?": "text", "min_cuda?": "any", "region?": "text",
+                "allow_simulated=": "flag", "reliability?": "count", "verified?": "flag"}
 WISH = ({"by": frozenset(("machine",)), "machine": "id", "price_cap?": "count"},
         {"by": frozenset(("cheapest", "fastest", "most_reliable")), "requirements=": REQUIREMENTS})
 TERMS = {"price": "count", "fee_basis_points": "count", "provider": "id"}

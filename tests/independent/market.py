@@ -22,6 +22,9 @@ class Need(NamedTuple):
     cpu_millis: int
     memory: int
     output: int
+    disk: int
+    pids: int
+    open_files: int
     gpus: int
     vram: int
     egress: bool
@@ -39,8 +42,11 @@ class State(NamedTuple):
     memory: int
     disk: int
     gpus: Tuple[Tuple[str, int], ...]  # model and memory
+    cuda: Any
     simulated: bool
     egress: bool
+    max_pids: int
+    max_open_files: int
     delisted: bool = False
     paused: bool = False
     away: bool = False
@@ -53,6 +59,7 @@ class State(NamedTuple):
     leases: int = 0
     lease_memory: int = 0
     lease_output: int = 0
+    lease_disk: int = 0
     lease_gpus: int = 0
 
     def percent(self) -> Optional[int]:
@@ -75,18 +82,26 @@ def need(submitted: Event) -> Need:
     """What a job takes, from its submission."""
     spec = submitted.body["spec"]
     have = spec["resources"]
-    return Need(have["cpu_millis"], have["memory"], have["output"], have.get("gpus", 0), have.get("vram", 0),
+    return Need(have["cpu_millis"], have["memory"], have["output"], given(have, "disk", have["output"] + 256),
+                given(have, "pids", 512), given(have, "open_files", 4096), have.get("gpus", 0), have.get("vram", 0),
                 spec.get("egress", False))
+
+
+def given(fields: Dict[str, Any], name: str, otherwise: int) -> int:
+    """A number, or what counts if it is absent."""
+    value: Optional[int] = fields.get(name)
+    return otherwise if value is None else value
 
 
 def offered(body: Dict[str, Any]) -> Dict[str, Any]:
     """The fields of a state that an offer sets."""
     offer = body["offer"]
-    have = offer["hardware"]
+    have, policy = offer["hardware"], offer.get("policy", {})
     return {"name": offer["name"], "region": offer["region"], "price": offer["price"], "slots": offer["slots"],
             "cpu_millis": have["cpu_cores"] * 1000, "memory": have["memory"], "disk": have["disk"],
             "gpus": tuple((gpu["model"], gpu["memory"]) for gpu in have.get("gpus", [])),
-            "simulated": have.get("simulated", False), "egress": offer.get("policy", {}).get("egress", False)}
+            "cuda": have.get("cuda"), "simulated": have.get("simulated", False), "egress": policy.get("egress", False),
+            "max_pids": given(policy, "max_pids", 8192), "max_open_files": given(policy, "max_open_files", 65_536)}
 
 
 def measured(event: Event) -> Tuple[Optional[int], Optional[int]]:
@@ -199,6 +214,7 @@ class Market:
             self._change(event, id, leases=state.leases + count,
                          lease_memory=state.lease_memory + count * what.memory,
                          lease_output=state.lease_output + count * what.output,
+                         lease_disk=state.lease_disk + count * what.disk,
                          lease_gpus=state.lease_gpus + count * what.gpus)
 
     def prove(self, event: Event, id: str) -> None:

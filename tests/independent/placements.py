@@ -1,6 +1,7 @@
 """Decides every assignment again (docs/verification.md, Placement)."""
 
 import itertools
+import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from events import Event
@@ -12,8 +13,10 @@ OLDEST = 10 * 10**9  # nanoseconds by which the state of a decision may be older
 CLOCK = 2 * 10**9  # nanoseconds by which the time of a decision may differ; this reader's own choice
 MOST_STATES = 2_000  # that are tried for one assignment; this reader's own choice
 HIGHEST_FEE = 5_000
+DISKS_SINCE = 1_795_910_400 * 10**9  # 2026-11-29: before, `output` was compared instead of the size of the disk
+DAY = 86_400 * 10**9
 REASONS = ("NotNamed", "Delisted", "Paused", "Away", "OwnerSuspended", "Offline", "Excluded", "NoFreeSlot", "Busy",
-           "GpuTooSmall", "Simulated", "GpuModel", "TooSmall", "Region", "Price", "Reliability", "NotVerified",
+           "GpuTooSmall", "Simulated", "GpuModel", "TooSmall", "Cuda", "Region", "Price", "Reliability", "NotVerified",
            "NoEgress")  # in the order of the list `rejected`
 
 
@@ -24,6 +27,7 @@ class Wish(NamedTuple):
     machine: Optional[str]
     price_cap: Optional[int]
     gpu_model: Optional[str]
+    min_cuda: Any
     region: Optional[str]
     allow_simulated: bool
     reliability: int
@@ -40,10 +44,27 @@ class Decision(NamedTuple):
 def wish(placement: Dict[str, Any]) -> Wish:
     """The wish in `placement` of a submission."""
     if placement["by"] == "machine":
-        return Wish("machine", placement["machine"], placement.get("price_cap"), None, None, True, 0, False)
+        return Wish("machine", placement["machine"], placement.get("price_cap"), None, None, None, True, 0, False)
     asked = placement.get("requirements", {})
-    return Wish(placement["by"], None, asked.get("price_cap"), asked.get("gpu_model"), asked.get("region"),
-                asked.get("allow_simulated", False), asked.get("reliability") or 0, asked.get("verified") or False)
+    return Wish(placement["by"], None, asked.get("price_cap"), asked.get("gpu_model"), asked.get("min_cuda"),
+                asked.get("region"), asked.get("allow_simulated", False), asked.get("reliability") or 0,
+                asked.get("verified") or False)
+
+
+def version(value: Any) -> Optional[List[int]]:
+    """The numbers of a version such as `12.4`, without zeros at the end, or nothing."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", value):
+        return None
+    numbers = [int(part) for part in value.split(".")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
+
+
+def new_enough(least: Any, have: Any) -> bool:
+    """Whether a driver's CUDA version is at least the one that a job asks for."""
+    needed, found = version(least), version(have)
+    return least is None or (needed is not None and found is not None and found >= needed)
 
 
 def large_gpus(state: State, least: int) -> int:
@@ -68,7 +89,9 @@ def against_offer(state: State, need: Need, asked: Wish) -> Optional[str]:
     """The first reason that lies in what the machine is."""
     if large_gpus(state, need.vram) < need.gpus:
         return "GpuTooSmall"
-    if state.memory < need.memory or state.cpu_millis < need.cpu_millis or state.disk < need.output:
+    if state.memory < need.memory or state.cpu_millis < need.cpu_millis or state.disk < need.disk:
+        return "TooSmall"
+    if state.max_pids < need.pids or state.max_open_files < need.open_files:
         return "TooSmall"
     if need.egress and not state.egress:
         return "NoEgress"
@@ -77,6 +100,8 @@ def against_offer(state: State, need: Need, asked: Wish) -> Optional[str]:
     model = asked.gpu_model
     if model is not None and not any(model.lower() in name.lower() for name, _ in state.gpus):
         return "GpuModel"
+    if not new_enough(asked.min_cuda, state.cuda):
+        return "Cuda"
     if asked.region is not None and state.region != asked.region:
         return "Region"
     if asked.price_cap is not None and state.price > asked.price_cap:
@@ -93,7 +118,7 @@ def against_load(state: State, need: Need) -> Optional[str]:
     """The first reason that lies in the jobs on the machine."""
     if state.leases >= state.slots:
         return "NoFreeSlot"
-    if state.lease_memory + need.memory > state.memory or state.lease_output + need.output > state.disk:
+    if state.lease_memory + need.memory > state.memory or state.lease_disk + need.disk > state.disk:
         return "Busy"
     if need.gpus and state.lease_gpus + need.gpus > large_gpus(state, need.vram):
         return "Busy"
@@ -130,8 +155,8 @@ class Placements:
             self._violation(event.seq, f"the fee is {event.body['terms']['fee_basis_points']} ten-thousandths")
         problems: List[str] = []
         for seq in self._states(event, job):
-            for nanos in times(event, job):
-                found = self._problems(event, job, seq, nanos)
+            for nanos, by_output in itertools.product(times(event, job), rules(event)):
+                found = self._problems(event, job, seq, nanos, by_output)
                 if not found:
                     self._report.older_state += 1 if seq != event.seq - 1 else 0
                     return
@@ -163,15 +188,19 @@ class Placements:
                    for state in states):
             self._violation(event.seq, f"the terms {show(terms)} are not the price and the owner of the machine")
 
-    def _decide(self, job: Job, seq: int, nanos: int) -> Decision:
+    def _decide(self, job: Job, seq: int, nanos: int, by_output: bool) -> Decision:
         """Every machine's reason, and the winner, from the state after a sequence."""
         asked, need = wish(job.wish), job.need
+        if by_output:
+            need = need._replace(disk=need.output)
         reasons: Dict[str, Optional[str]] = {}
         best: Optional[Tuple[Tuple[int, int, int, bytes], str]] = None
         for id, versions in self._market.machines.items():
             state = value_at(versions, seq)
             if state is None:
                 continue
+            if by_output:
+                state = state._replace(lease_disk=state.lease_output)
             if asked.machine is not None and asked.machine != id:
                 reasons[id] = "NotNamed"
                 continue
@@ -186,13 +215,13 @@ class Placements:
                     best = (key, id)
         return Decision(reasons, None if best is None else best[1])
 
-    def _problems(self, event: Event, job: Job, seq: int, nanos: int) -> List[str]:
+    def _problems(self, event: Event, job: Job, seq: int, nanos: int, by_output: bool) -> List[str]:
         """What contradicts the decision that follows from the state after a sequence."""
         id, terms, written = event.body["machine"], event.body["terms"], event.body["placement"]
         state = value_at(self._market.machines.get(id, []), seq)
         if state is None:
             return ["the machine was not listed"]
-        decision = self._decide(job, seq, nanos)
+        decision = self._decide(job, seq, nanos, by_output)
         problems = []
         if decision.reasons[id] is not None:
             problems.append(f"the machine is no candidate: {decision.reasons[id]}")
@@ -232,3 +261,10 @@ def times(event: Event, job: Job) -> List[int]:
     ends = [job.paused, *job.excluded.values()]
     near = {end + step for end in ends if abs(end - event.nanos) <= CLOCK for step in (-1, 0)}
     return [event.nanos, *sorted(near)]
+
+
+def rules(event: Event) -> List[bool]:
+    """Whether `output` counted instead of the size of the disk. On the day of the change, both rules may hold."""
+    if event.nanos < DISKS_SINCE:
+        return [True]
+    return [False, True] if event.nanos < DISKS_SINCE + DAY else [False]

@@ -76,11 +76,16 @@ class Reasons(Case):
         large: Dict[str, Any] = {"gpus": [gpu(100), gpu(200, "Big Model")], "egress": True, "region": "there"}
         for reason, near, job in (("GpuTooSmall", {"gpus": [gpu(99), gpu(100)]}, {"gpus": 2, "vram": 100}),
                                   ("TooSmall", {"memory": 999}, {}),
-                                  ("TooSmall", {"disk": 999}, {}),
+                                  ("TooSmall", {"disk": 1255}, {}),
+                                  ("TooSmall", {"disk": 4999}, {"disk": 5000}),
+                                  ("TooSmall", {"max_pids": 511}, {}),
+                                  ("TooSmall", {"max_open_files": 4095}, {}),
                                   ("TooSmall", {"cpu_cores": 1}, {"cpu_millis": 1001}),
                                   ("NoEgress", {}, {"egress": True}),
                                   ("Simulated", {"gpus": [gpu(100)], "simulated": True}, {"gpus": 1}),
                                   ("GpuModel", {"gpus": [gpu(100)]}, {"wish": cheapest(gpu_model="big m")}),
+                                  ("Cuda", {"cuda": "12.3"}, {"wish": cheapest(min_cuda="12.4")}),
+                                  ("Cuda", {"cuda": None}, {"wish": cheapest(min_cuda="1")}),
                                   ("Region", {"region": "There"}, {"wish": cheapest(region="there")})):
             self.rejects(reason, bare(**near), large, **job)
 
@@ -110,7 +115,7 @@ class Reasons(Case):
     def test_load(self) -> None:
         for reason, near, job in (("NoFreeSlot", {"slots": 1}, {}),
                                   ("Busy", {"memory": 1999}, {}),
-                                  ("Busy", {"disk": 1999}, {}),
+                                  ("Busy", {"disk": 2511}, {}),
                                   ("Busy", {"gpus": [gpu(100), gpu(50)]}, {"gpus": 1, "vram": 60})):
             log = bare(**near)
             log.assigned(log.submitted(SECOND_JOB, **job), job=SECOND_JOB, candidates=1)
@@ -118,10 +123,54 @@ class Reasons(Case):
 
     def test_exact_fit(self) -> None:
         """Two jobs that fill the near machine to the last MiB."""
-        log = bare(cpu_cores=1, memory=2000, disk=2000, gpus=[gpu(60), gpu(60)])
+        log = bare(cpu_cores=1, memory=2000, disk=2512, gpus=[gpu(60), gpu(60)], max_pids=512,
+                   max_open_files=4096)
         for job in (SECOND_JOB, JOB):
             log.assigned(log.submitted(job, gpus=1, vram=60, wish=cheapest(price_cap=1_000_000)), job=job, candidates=1)
         self.clean(log)
+
+    def test_bounds_of_the_owner(self) -> None:
+        for name, most in (("pids", 8192), ("open_files", 65_536)):
+            log = bare()
+            log.assigned(log.submitted(**{name: most}), candidates=1)
+            self.clean(log)
+            log = bare()
+            log.assigned(log.submitted(**{name: most + 1}), candidates=1)
+            self.found(log, "placements", "the machine is no candidate: TooSmall")
+
+    def test_cuda(self) -> None:
+        """Versions are compared by numbers."""
+        for have, least in (("12.10", "12.4"), ("12", "12.0"), ("13.0", "12.9"), ("12.4", "12.4")):
+            log = bare(cuda=have)
+            log.assigned(log.submitted(wish=cheapest(min_cuda=least)), candidates=1)
+            self.clean(log)
+        log = bare(cuda="12.4")
+        log.assigned(log.submitted(wish=cheapest(min_cuda="12.10")), candidates=1)
+        self.found(log, "placements", "the machine is no candidate: Cuda")
+
+    def test_before_disks(self) -> None:
+        """Before 2026-11-29 `output` was compared instead of the size of the disk; on that day, either may be."""
+        for day, old, new in ((-1, True, False), (0, True, True), (1, False, True)):
+            begin = (1_795_910_400 + 86_400 * day + 3600) * 10**9
+            for disk, fits in ((2000, old), (1999, False), (2512, True)):
+                log = bare(disk=disk)
+                for job in (SECOND_JOB, JOB):
+                    log.assigned(log.submitted(job), job=job, candidates=1)
+                for line in log.lines:
+                    line["nanos"] += begin - BEGIN
+                if fits:
+                    self.clean(log)
+                else:
+                    self.found(log, "placements", "the machine is no candidate: Busy")
+            log = bare(disk=1255)
+            log.listed(FAR, 2_000_000)
+            log.assigned(log.submitted(), FAR, 2_000_000, candidates=1, rejected=(("TooSmall", 1),))
+            for line in log.lines:
+                line["nanos"] += begin - BEGIN
+            if new:
+                self.clean(log)
+            else:
+                self.found(log, "placements", "comes before this one")
 
     def test_absent_requirements(self) -> None:
         """Without `requirements`, simulated GPUs are not acceptable; a policy that is absent allows nothing."""

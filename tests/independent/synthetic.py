@@ -12,7 +12,7 @@ import ed25519
 from merkle import Tree, head_text, leaf
 
 SECOND = 10**9
-BEGIN = 1_770_000_000 * SECOND
+BEGIN = 1_800_000_000 * SECOND
 
 Fields = Dict[str, Any]
 Line = Dict[str, Any]
@@ -59,12 +59,13 @@ MARKET_KEY, FOREIGN_KEY, MACHINE_KEY = (Key(bytes(range(begin, begin + 32))) for
 
 
 def offer(price: int, **changes: Any) -> Fields:
-    """An offer. The changes are fields of the offer, of its hardware, or `egress`."""
-    hardware: Fields = {"cpu_model": "c", "cpu_cores": 4, "memory": 8000, "disk": 9000, "gpus": [], "simulated": False}
-    result: Fields = {"name": "m", "region": "here", "hardware": hardware, "price": price, "slots": 2,
-                      "policy": {"may_evict": False, "egress": changes.pop("egress", False)}}
+    """An offer. The changes are fields of the offer, of its hardware, or of its policy."""
+    hardware: Fields = {"cpu_model": "c", "cpu_cores": 4, "memory": 8000, "disk": 9000, "gpus": [], "cuda": "12.4",
+                        "simulated": False}
+    policy: Fields = {"may_evict": False, "egress": False}
+    result: Fields = {"name": "m", "region": "here", "hardware": hardware, "price": price, "slots": 2, "policy": policy}
     for name, value in changes.items():
-        (hardware if name in hardware else result)[name] = value
+        (hardware if name in hardware else result if name in result else policy)[name] = value
     return result
 
 

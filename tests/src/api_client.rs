@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+#[cfg(feature = "contract")]
+use crate::contract::{self, Answer};
 use crate::market::Market;
 
 /// The HTTP client of one person. It has an API token and the cookie of a browser session. A stranger's client has
@@ -155,6 +157,8 @@ impl ApiClient {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
+        #[cfg(feature = "contract")]
+        let sent = (method.clone(), format!("/api/v1{path}"));
         let mut request = self.build_request(method, &format!("/api/v1{path}"));
         if let Some(body) = body {
             request = request.json(body);
@@ -162,6 +166,11 @@ impl ApiClient {
         let response = request.send().await?;
         let status = response.status();
         let text = response.text().await?;
+        #[cfg(feature = "contract")]
+        {
+            let answer = Answer { method: &sent.0, path: &sent.1, status, body: &text };
+            contract::check(&self.client, &self.url, &answer).await;
+        }
         let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
         Ok((status, value))
     }

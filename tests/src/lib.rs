@@ -4,6 +4,8 @@ pub mod api_client;
 pub mod bench;
 #[cfg(feature = "browser")]
 pub mod browser;
+#[cfg(feature = "contract")]
+mod contract;
 pub mod engine;
 pub mod history;
 pub mod jobs;

@@ -3,16 +3,17 @@
 use gpubnb_events::Seq;
 use gpubnb_query::request::{EventsQuery, TrailOf};
 use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 
 use crate::error::Problem;
 
 /// The query parameters of the search. An empty parameter does not filter.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
 pub(crate) struct EventSearch {
     /// The kind of aggregate: `job`, `machine` or `account`.
     #[serde(default)]
     pub(crate) kind: String,
-    /// The name of the event, for example `JobQueued`.
+    /// The name of the event, for example `JobAssigned`.
     #[serde(default)]
     pub(crate) event: String,
     /// The id of a job, machine or account.

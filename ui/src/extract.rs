@@ -9,6 +9,7 @@ use axum::{
 };
 use gpubnb_events::{AccountId, Seq};
 use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoParams;
 
 use crate::error::{ApiError, PageError, Problem};
 
@@ -20,12 +21,12 @@ pub(crate) struct Query<T>(pub(crate) T);
 
 /// A query parameter: the answer must reflect all events up to this sequence. A client sends the sequence that its last
 /// command returned, so that the answer shows the effect of this command.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct MinSeq {
-    /// The parameter in addresses of pages.
+    /// The same as `min_seq`, in addresses of pages.
     #[serde(default)]
     seq: u64,
-    /// The parameter in the API.
+    /// The sequence of your last command, which the answer must include.
     #[serde(default)]
     min_seq: u64,
 }
@@ -38,9 +39,11 @@ impl MinSeq {
 }
 
 /// A query parameter that chooses a page of the list of accounts: the page begins after this account.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct AfterAccount {
+    /// The last account of the previous page.
     #[serde(default)]
+    #[param(value_type = Option<String>)]
     pub(crate) after: Option<AccountId>,
 }
 

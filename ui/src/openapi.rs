@@ -6,7 +6,7 @@
 use std::{fmt::Write as _, sync::LazyLock};
 
 use anyhow::Context as _;
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
@@ -14,19 +14,23 @@ use utoipa::{
         PathsBuilder, Ref, Required, ResponseBuilder,
         path::{OperationBuilder, ParameterBuilder, ParameterIn},
         request_body::RequestBodyBuilder,
-        schema::{ArrayBuilder, ObjectBuilder, Type},
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
 use crate::{
-    access::{Access, BodyForm, BodySchema, Endpoint},
+    access::{Access, BodyForm, BodySchema, Endpoint, SESSION_COOKIE},
     error::Problem,
     routes,
 };
 
-/// The name of the security scheme.
+/// The security scheme of programs: a token.
 const TOKEN: &str = "token";
+/// The security scheme of browsers: the cookie of a session. A request that changes something also needs a header.
+const SESSION: &str = "session";
+/// The media type of the files that jobs leave.
+const FILE: &str = "application/octet-stream";
 
 /// The endpoints of the API. Pages are not among them.
 static ENDPOINTS: LazyLock<Vec<Endpoint>> =
@@ -56,7 +60,8 @@ fn document() -> OpenApi {
     let mut paths = PathsBuilder::new();
     let mut components = ComponentsBuilder::new()
         .schema(Problem::name(), Problem::schema())
-        .security_scheme(TOKEN, SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()));
+        .security_scheme(TOKEN, SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()))
+        .security_scheme(SESSION, SecurityScheme::ApiKey(ApiKey::Cookie(session_cookie())));
     for endpoint in endpoints() {
         for body in [&endpoint.body, &endpoint.answer].into_iter().flatten() {
             components = components.schemas_from_iter(body.schemas.iter().cloned());
@@ -69,6 +74,13 @@ fn document() -> OpenApi {
         .description(Some("Runs jobs on spare GPU machines. Amounts are whole micro-dollars (0.000001 $)."))
         .build();
     OpenApiBuilder::new().info(info).paths(paths.build()).components(Some(components.build())).build()
+}
+
+/// The cookie of a session.
+fn session_cookie() -> ApiKeyValue {
+    let about = "A signed-in browser. A request that changes something also needs the header `x-csrf-token`, with the \
+        value of the field `csrf` in the market's forms.";
+    ApiKeyValue::with_description(SESSION_COOKIE, about)
 }
 
 /// The path in the notation of OpenAPI, which has no wildcards: `{*path}` becomes `{path}`.
@@ -88,8 +100,11 @@ fn content(body: &BodySchema) -> Content {
         BodyForm::Object => content.schema(Some(reference(&body.name))).build(),
         BodyForm::List => content.schema(Some(list())).build(),
         BodyForm::Page => {
-            let next = ObjectBuilder::new().schema_type(Type::String).description(Some("Pass it on as `cursor`."));
-            let page = ObjectBuilder::new().property("rows", list()).property("next", next).required("rows");
+            let next = ObjectBuilder::new()
+                .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+                .description(Some("The cursor of the next page; null on the last page."));
+            let page =
+                ObjectBuilder::new().property("rows", list()).property("next", next).required("rows").required("next");
             content.schema(Some(page.build())).build()
         }
     }
@@ -101,6 +116,10 @@ fn path_item(endpoint: &Endpoint) -> PathItem {
     if let Some(body) = &endpoint.answer {
         answer = answer.content("application/json", content(body));
     }
+    if let Some(media_type) = endpoint.media_type {
+        answer = answer.content(media_type, Content::default());
+    }
+    let answer = answer.build();
     let problem = ResponseBuilder::new()
         .description("A problem with a name (RFC 9457)")
         .content("application/problem+json", ContentBuilder::new().schema(Some(reference(&Problem::name()))).build());
@@ -108,8 +127,13 @@ fn path_item(endpoint: &Endpoint) -> PathItem {
         .summary(Some(endpoint.about))
         .description(Some(demand(endpoint.access)))
         .tag(endpoint.path.split('/').nth(3).unwrap_or_default())
-        .response(if endpoint.answer.is_some() { "200" } else { "204" }, answer.build())
         .response("default", problem.build());
+    for status in statuses(endpoint) {
+        operation = operation.response(status.as_str(), answer.clone());
+    }
+    for parameter in &endpoint.query {
+        operation = operation.parameter(parameter.clone());
+    }
     for name in parameter_names(endpoint.path) {
         let text = ObjectBuilder::new().schema_type(Type::String).build();
         let parameter = ParameterBuilder::new()
@@ -123,8 +147,8 @@ fn path_item(endpoint: &Endpoint) -> PathItem {
         let body = RequestBodyBuilder::new().content("application/json", content(body));
         operation = operation.request_body(Some(body.required(Some(Required::True)).build()));
     }
-    if !matches!(endpoint.access, Access::Public | Access::ProofInRequest) {
-        operation = operation.security(SecurityRequirement::new(TOKEN, Vec::<String>::new()));
+    for scheme in schemes(endpoint.access) {
+        operation = operation.security(SecurityRequirement::new(*scheme, Vec::<String>::new()));
     }
     let method = match endpoint.method {
         Method::POST => HttpMethod::Post,
@@ -133,6 +157,28 @@ fn path_item(endpoint: &Endpoint) -> PathItem {
         _ => HttpMethod::Get,
     };
     PathItem::new(method, operation.build())
+}
+
+/// The statuses of a success.
+fn statuses(endpoint: &Endpoint) -> Vec<StatusCode> {
+    let has_content = endpoint.answer.is_some() || endpoint.media_type.is_some();
+    match endpoint.status {
+        // A repeated request for a thing that exists already is answered with 200.
+        Some(StatusCode::CREATED) => vec![StatusCode::CREATED, StatusCode::OK],
+        Some(status) => vec![status],
+        None if endpoint.media_type == Some(FILE) => vec![StatusCode::OK, StatusCode::PARTIAL_CONTENT],
+        None if has_content => vec![StatusCode::OK],
+        None => vec![StatusCode::NO_CONTENT],
+    }
+}
+
+/// The security schemes, each of which gives access to an endpoint.
+fn schemes(access: Access) -> &'static [&'static str] {
+    match access {
+        Access::Public | Access::ProofInRequest => &[],
+        Access::Session => &[SESSION],
+        Access::Authenticated | Access::Scope(_) | Access::Operator => &[TOKEN, SESSION],
+    }
 }
 
 /// The access that an endpoint demands, as a sentence.
@@ -167,6 +213,20 @@ mod tests {
             assert!(document["components"]["schemas"][name].is_object(), "{name}");
         }
         assert!(document["paths"].as_object().unwrap().len() > 30);
+    }
+
+    #[test]
+    fn no_two_types_have_the_same_name() {
+        let (mut schemas, mut doubles) = (std::collections::BTreeMap::new(), std::collections::BTreeSet::new());
+        for endpoint in endpoints() {
+            for (name, schema) in [&endpoint.body, &endpoint.answer].into_iter().flatten().flat_map(|b| &b.schemas) {
+                let schema = serde_json::to_value(schema).unwrap();
+                if *schemas.entry(name).or_insert_with(|| schema.clone()) != schema {
+                    doubles.insert(name);
+                }
+            }
+        }
+        assert!(doubles.is_empty(), "{doubles:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The table of all endpoints of this server. Each line states the access that the endpoint demands.
 
+use axum::http::StatusCode;
 use gpubnb_events::{
     command::{Challenge, Done, EnrollmentCode, MachineChange, Quote, RedeemEnrollment, Submitted},
     dead_letter::{DeadLetter, Remedied, Remedy},
@@ -20,7 +21,10 @@ use crate::{
         Scope::{JobsRead, JobsWrite, MachinesWrite, WalletRead},
         SignUp, TokenInfo,
     },
-    api, assets, page, transfer,
+    api, assets,
+    event_search::EventSearch,
+    extract::{AfterAccount, MinSeq},
+    page, transfer,
 };
 
 /// All endpoints.
@@ -99,10 +103,12 @@ fn pages(routes: Routes) -> Routes {
 fn accounts(routes: Routes) -> Routes {
     routes
         .post("/api/v1/accounts", ProofInRequest, api::account::sign_up)
+        .status(StatusCode::ACCEPTED)
         .about("Signs up. The answer is the same whether the e-mail address was free or not.")
         .takes::<SignUp>()
         .answers::<api::account::Message>()
         .post("/api/v1/login", ProofInRequest, api::account::login)
+        .status(StatusCode::CREATED)
         .about("Exchanges an e-mail address and a password for a token.")
         .takes::<api::account::Login>()
         .answers::<api::account::CreatedToken>()
@@ -113,6 +119,7 @@ fn accounts(routes: Routes) -> Routes {
         .about("The caller's tokens.")
         .lists::<TokenInfo>()
         .post("/api/v1/tokens", Session, api::account::create)
+        .status(StatusCode::CREATED)
         .about("Creates a token.")
         .takes::<api::account::TokenRequest>()
         .answers::<api::account::CreatedToken>()
@@ -129,15 +136,19 @@ fn machines(routes: Routes) -> Routes {
         .about("The approved templates of jobs.")
         .lists::<Template>()
         .get("/api/v1/machines", Public, api::machines::list)
+        .query::<api::machines::MachinePage>()
         .about("The machines on the market.")
         .pages::<MachineView>()
         .get("/api/v1/machines/{machine}", Public, api::machines::get)
+        .query::<MinSeq>()
         .about("One machine.")
         .answers::<MachineView>()
         .get("/api/v1/machines/{machine}/events", Public, api::machines::events)
+        .query::<api::jobs::TrailPage>()
         .about("A machine's events. Its owner sees more of them than others.")
         .pages::<TrailEvent>()
         .get("/api/v1/machines/{machine}/readings", Public, api::machines::readings)
+        .query::<api::machines::Period>()
         .about("A machine's measurements, one for each minute of the last `hours`: from 1 to 24, by default 1.")
         .lists::<Reading>()
         .get("/api/v1/machines/{machine}/outcomes", Public, api::machines::outcomes)
@@ -153,6 +164,7 @@ fn machines(routes: Routes) -> Routes {
         .post("/api/v1/speed", Public, api::machines::speed)
         .about("Reads and discards a body of up to 256 KiB. A machine measures its upload speed with such requests.")
         .post("/api/v1/enrollments", Scope(MachinesWrite), api::machines::create_code)
+        .status(StatusCode::CREATED)
         .about("Creates a one-time code to enroll a machine.")
         .answers::<EnrollmentCode>()
         .post("/api/v1/enroll", ProofInRequest, api::machines::redeem)
@@ -177,27 +189,34 @@ fn jobs(routes: Routes) -> Routes {
         .takes::<JobRequest>()
         .answers::<Quote>()
         .get("/api/v1/jobs", Scope(JobsRead), api::jobs::list)
+        .query::<api::jobs::JobFilters>()
         .about("Your jobs, newest first.")
         .pages::<JobView>()
         .post("/api/v1/jobs", Scope(JobsWrite), api::jobs::submit)
+        .status(StatusCode::CREATED)
         .about("Submits a job. Repeating the request with the same id (or `Idempotency-Key`) is safe.")
         .takes::<JobRequest>()
         .answers::<Submitted>()
         .get("/api/v1/jobs/{job}", Scope(JobsRead), api::jobs::get)
+        .query::<MinSeq>()
         .about("One job, with its progress, or with the reason why it waits.")
         .answers::<api::jobs::JobDetails>()
         .post("/api/v1/jobs/{job}/cancel", Scope(JobsWrite), api::jobs::cancel)
         .about("Asks a job to stop.")
         .answers::<Done>()
         .get("/api/v1/jobs/{job}/events", Scope(JobsRead), api::jobs::events)
+        .query::<api::jobs::TrailPage>()
         .about("A job's events.")
         .pages::<TrailEvent>()
         .get("/api/v1/jobs/{job}/events/stream", Scope(JobsRead), api::stream::events)
+        .streams("text/event-stream")
         .about("A job's events as they happen: server-sent events, resumed by `Last-Event-ID`.")
         .get("/api/v1/jobs/{job}/logs", Scope(JobsRead), api::jobs::logs)
+        .query::<api::jobs::LogPage>()
         .about("A job's log.")
         .pages::<api::jobs::JobLogLine>()
         .get("/api/v1/jobs/{job}/logs/stream", Scope(JobsRead), api::stream::logs)
+        .streams("text/event-stream")
         .about(
             "A job's log, progress and metrics as the job writes them: server-sent events, resumed by `Last-Event-ID`.",
         )
@@ -211,12 +230,14 @@ fn jobs(routes: Routes) -> Routes {
         .about("The list of a job's output files, signed with the key of the machine.")
         .answers::<api::jobs::Manifest>()
         .get("/api/v1/jobs/{job}/artifacts/{*path}", Scope(JobsRead), transfer::get)
+        .streams("application/octet-stream")
         .about("One output file of a job. Supports ranges and `If-None-Match`.")
         .post("/api/v1/jobs/{job}/links", Scope(JobsRead), transfer::link)
         .about("Creates a link to one output file. Anybody who has the link can download the file for an hour.")
         .takes::<transfer::LinkRequest>()
         .answers::<transfer::Link>()
         .put("/api/v1/inputs/{input}", Scope(JobsWrite), transfer::put_input)
+        .status(StatusCode::CREATED)
         .about("Uploads an input: a file that jobs can read. The body is the file.")
         .answers::<transfer::StoredInput>()
 }
@@ -224,6 +245,7 @@ fn jobs(routes: Routes) -> Routes {
 fn wallet(routes: Routes) -> Routes {
     routes
         .get("/api/v1/wallet", Scope(WalletRead), api::wallet::wallet)
+        .query::<api::wallet::StatementPage>()
         .about("Balance and statement.")
         .answers::<api::wallet::Wallet>()
         .get("/api/v1/wallet/days", Scope(WalletRead), api::wallet::days)
@@ -263,17 +285,22 @@ fn operators(routes: Routes) -> Routes {
         .about("Jobs that have been in one state for too long.")
         .lists::<StuckJob>()
         .get("/api/v1/ops/events", Operator, api::ops::events)
+        .query::<EventSearch>()
         .about("All events, newest first, filtered by `kind`, `id`, `event` and `before`.")
         .pages::<TrailEvent>()
         .get("/api/v1/ops/ledger", Operator, api::ops::ledger)
+        .query::<AfterAccount>()
         .about("The totals of the ledger, and the accounts after `after`.")
         .answers::<Accounts>()
         .get("/api/v1/ops/travel", Operator, api::ops::travel)
+        .query::<api::ops::PointInLog>()
         .about("The state of the market at `at`, a sequence or a time; or the progress of computing this state.")
         .answers::<TimeTravel>()
         .post("/api/v1/ops/models/{model}/rebuild", Operator, api::ops::rebuild)
+        .status(StatusCode::ACCEPTED)
         .about("Begins to rebuild a read model. The old model answers queries until the new model is ready.")
         .post("/api/v1/ops/verification", Operator, api::ops::verify)
+        .status(StatusCode::ACCEPTED)
         .about("Begins to verify the log and every row.")
         .get("/api/v1/ops/dead-letters", Operator, api::ops::dead_letters)
         .about("The dead letters: messages about jobs that no machine could process.")

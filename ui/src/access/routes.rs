@@ -6,11 +6,18 @@
 use axum::{
     Router,
     handler::Handler,
-    http::Method,
+    http::{Method, StatusCode},
     middleware,
     routing::{MethodFilter, MethodRouter, any, on},
 };
-use utoipa::{ToSchema, openapi::RefOr, openapi::schema::Schema};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{
+        RefOr,
+        path::{Parameter, ParameterIn},
+        schema::Schema,
+    },
+};
 
 use super::{Access, gate};
 use crate::app::App;
@@ -27,6 +34,12 @@ pub(crate) struct Endpoint {
     pub(crate) body: Option<BodySchema>,
     /// The body of the answer.
     pub(crate) answer: Option<BodySchema>,
+    /// The media type of the answer, if the answer is no JSON.
+    pub(crate) media_type: Option<&'static str>,
+    /// The status of a success, if it is neither 200 with a body nor 204 without.
+    pub(crate) status: Option<StatusCode>,
+    /// The parameters of the query.
+    pub(crate) query: Vec<Parameter>,
 }
 
 /// The schema of a body.
@@ -79,7 +92,17 @@ impl Routes {
             _ => MethodFilter::GET,
         };
         self.handlers.push(on(filter, handler));
-        self.table.push(Endpoint { method, path, access, about: "", body: None, answer: None });
+        self.table.push(Endpoint {
+            method,
+            path,
+            access,
+            about: "",
+            body: None,
+            answer: None,
+            media_type: None,
+            status: None,
+            query: Vec::new(),
+        });
         self
     }
 
@@ -135,6 +158,30 @@ impl Routes {
     pub(crate) fn pages<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.answer = Some(BodySchema { form: BodyForm::Page, ..BodySchema::of::<A>() });
+        }
+        self
+    }
+
+    /// States that the endpoint answers with a stream of this media type, and not with JSON.
+    pub(crate) fn streams(mut self, media_type: &'static str) -> Self {
+        if let Some(last) = self.table.last_mut() {
+            last.media_type = Some(media_type);
+        }
+        self
+    }
+
+    /// States the status of a success. Without this statement it is 200 with a body, and 204 without.
+    pub(crate) fn status(mut self, status: StatusCode) -> Self {
+        if let Some(last) = self.table.last_mut() {
+            last.status = Some(status);
+        }
+        self
+    }
+
+    /// States the parameters of the query.
+    pub(crate) fn query<Q: IntoParams>(mut self) -> Self {
+        if let Some(last) = self.table.last_mut() {
+            last.query = Q::into_params(|| Some(ParameterIn::Query));
         }
         self
     }

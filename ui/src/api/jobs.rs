@@ -21,7 +21,7 @@ use gpubnb_query::{
     view::{JobState, JobView, Page, Receipt, TrailEvent},
 };
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     access::SignedIn,
@@ -77,16 +77,21 @@ pub(crate) async fn quote(
 }
 
 /// Query parameters of `GET /api/v1/jobs`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct JobFilters {
+    /// The state of the jobs.
     #[serde(default)]
     state: Option<JobState>,
+    /// A part of the jobs' name, image or id.
     #[serde(default)]
     text: Option<String>,
+    /// The `next` of the previous page.
     #[serde(default)]
     cursor: Option<String>,
+    /// The most rows.
     #[serde(default)]
     limit: Option<u32>,
+    /// The sequence of your last command, which the answer must include.
     #[serde(default)]
     min_seq: u64,
 }
@@ -190,13 +195,15 @@ pub(crate) async fn manifest(
 }
 
 /// Query parameters that choose a page of a trail.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct TrailPage {
-    /// The number of events to skip.
+    /// The `next` of the previous page: the number of events to skip.
     #[serde(default)]
     cursor: u32,
+    /// The most rows.
     #[serde(default)]
     limit: Option<u32>,
+    /// The sequence of your last command, which the answer must include.
     #[serde(default)]
     min_seq: u64,
 }
@@ -222,7 +229,7 @@ pub(crate) async fn events(
 }
 
 /// Query parameters that choose a page of a log.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct LogPage {
     /// The `next` of the previous page.
     #[serde(default)]

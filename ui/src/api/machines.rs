@@ -15,7 +15,7 @@ use gpubnb_query::{
     view::{AttemptOutcome, Day, Figures, MachineView, Page, Reading, TrailEvent},
 };
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::jobs::TrailPage;
 use crate::{
@@ -30,12 +30,16 @@ use crate::{
 const MAX_MACHINES: u32 = 500;
 
 /// Query parameters that choose a page of the list of machines.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct MachinePage {
+    /// The `next` of the previous page.
     #[serde(default)]
+    #[param(value_type = Option<String>)]
     cursor: Option<MachineId>,
+    /// The most rows.
     #[serde(default)]
     limit: Option<u32>,
+    /// The sequence of your last command, which the answer must include.
     #[serde(default)]
     min_seq: u64,
 }
@@ -181,7 +185,7 @@ pub(crate) async fn revoke(
 }
 
 /// Query parameter that chooses a period up to the present.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct Period {
     /// The length of the period in hours, from 1 to 24. The default is 1.
     hours: Option<u32>,

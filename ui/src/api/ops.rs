@@ -15,7 +15,7 @@ use gpubnb_query::{
     },
 };
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     access::SignedIn,
@@ -153,7 +153,7 @@ pub(crate) async fn ledger(
 }
 
 /// The query parameters of `GET /ops/travel`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 pub(crate) struct PointInLog {
     /// A sequence such as `1234` (the state after this event), or a time such as `2026-01-31T12:00:00Z` (the state
     /// after the last event that was recorded by then).

@@ -10,6 +10,7 @@ use gpubnb_query::{
     view::{Balance, Day, Page, StatementLine},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 
 use crate::{
     access::SignedIn,
@@ -28,12 +29,15 @@ pub(crate) struct Wallet {
 }
 
 /// Query parameters that choose a page of the statement.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct StatementPage {
+    /// The `next` of the previous page.
     #[serde(default)]
     cursor: Option<u64>,
+    /// The most lines of the statement.
     #[serde(default)]
     limit: Option<u32>,
+    /// The sequence of your last command, which the answer must include.
     #[serde(default)]
     min_seq: u64,
 }

@@ -99,6 +99,7 @@ impl ModelStatus {
 
 /// The progress of work that reads the log in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = LogProgress)]
 pub struct Progress {
     /// The last sequence that the work has processed.
     pub at: Seq,
