@@ -6,6 +6,7 @@ mod faults;
 mod gpus;
 mod hostile;
 mod images;
+mod independent;
 mod ordinary;
 mod outages;
 mod restarts;
