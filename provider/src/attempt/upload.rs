@@ -36,7 +36,7 @@ const TRANSIENT: [StatusCode; 3] =
 
 /// Longest time for which the upload waits for room in the market's store of files, all files together. The machine's slot
 /// stays taken meanwhile.
-const STORE_FULL_WAIT: Duration = Duration::from_secs(20);
+const STORE_FULL_WAIT: Duration = Duration::from_secs(15);
 
 /// Time between two messages with the progress. A shorter upload publishes no progress.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,14 +82,14 @@ fn progress_message(bytes: u64, total: u64) -> String {
 /// Uploads all files, one after the other. Tries again while the market is away, until the permit expires. Returns the
 /// paths of the files for which the market's store had no room.
 pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, files: &[Artifact]) -> Vec<String> {
-    let (mut without_room, mut patience) = (Vec::new(), STORE_FULL_WAIT);
+    let (mut without_room, mut full_since) = (Vec::new(), None::<Instant>);
     let (client, root) = (&context.tools.http, context.disk().output());
     let total = files.iter().map(|file| file.bytes).sum();
     let mut progress = UploadProgress { context, total, uploaded: 0, began: Instant::now(), published: None };
     for file in files {
         let (mut pause, mut is_uploaded) = (FIRST_PAUSE, true);
         while let Err(e) = upload(client, permit, &root, file, &mut progress).await {
-            if e.is_store_full && patience.is_zero() {
+            if e.is_store_full && full_since.get_or_insert_with(Instant::now).elapsed() > STORE_FULL_WAIT {
                 warn!(path = file.path, "the market's store of files is full: giving up");
                 without_room.push(file.path.clone());
                 is_uploaded = false;
@@ -102,7 +102,6 @@ pub(super) async fn upload_all(context: &AttemptContext, permit: &UploadGrant, f
             }
             warn!(path = file.path, error = format!("{:#}", e.cause), "uploading a file failed: trying again");
             tokio::time::sleep(pause).await;
-            patience = patience.saturating_sub(if e.is_store_full { pause } else { Duration::ZERO });
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         progress.uploaded += if is_uploaded { file.bytes } else { 0 };

@@ -38,6 +38,10 @@ async fn a_submission_that_is_repeated_at_once_and_after_the_end_is_one_job() {
     let other = json!({ "job": job, "template": "noop", "name": "another" });
     let (status, problem) = market.consumer.request(Method::POST, "/jobs", Some(&other)).await.unwrap();
     assert_eq!((status, &problem["title"]), (StatusCode::CONFLICT, &json!("IdReused")), "{problem}");
+    // Two different ids in one request are refused.
+    let header = market.consumer.build_request(Method::POST, "/api/v1/jobs").json(&body);
+    let refused = header.header("idempotency-key", JobId::generate().to_string()).send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
 }
 
 #[tokio::test]

@@ -147,6 +147,12 @@ async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() 
     let js = nats::jetstream(system.nats_args("ui").connect("ui", UI_INBOX).await.unwrap());
     let stored = js.get_stream(store_stream(ARTIFACTS)).await.unwrap().cached_info().state.bytes;
     assert!(stored < 90 << 20, "{stored} bytes");
+    let id = CommandId::generate();
+    let put = |text: &'static str| other.build_request(Method::PUT, &format!("/api/v1/inputs/{id}")).body(text).send();
+    // One id has one content.
+    for (text, expected) in [("first", 201), ("first", 200), ("other", 409), ("longer", 409)] {
+        assert_eq!(put(text).await.unwrap().status(), expected, "{text}");
+    }
     let input = |bytes: usize| {
         let path = format!("/inputs/{}", CommandId::generate());
         other.build_request(Method::PUT, &format!("/api/v1{path}")).body(vec![7_u8; bytes]).send()

@@ -58,6 +58,12 @@ pub(crate) async fn submit(
     // The job's id is either in the header `Idempotency-Key` or in the body.
     let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
     let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
+    if let (Some(key), Some(job)) = (key, request.job)
+        && key != job
+    {
+        let detail = "The header names another job than the field `job`: send the id once.";
+        return Err(Problem::invalid("idempotency-key", detail).into());
+    }
     let inputs = transfer::resolve_inputs(&app, signed_in.account, &request.inputs).await?;
     let command = request.into_command(key.unwrap_or_else(JobId::generate), inputs).map_err(Problem::from)?;
     let submitted: Submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await?;

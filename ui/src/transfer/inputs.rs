@@ -5,10 +5,11 @@ use axum::{
     extract::{Request, State},
     http::StatusCode,
 };
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{AccountId, CommandId, job_request::InputRequest, spec::Input};
 use gpubnb_log::stream::INPUTS;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
 use super::{
@@ -40,7 +41,7 @@ pub(crate) struct StoredInput {
 }
 
 /// `PUT /api/v1/inputs/{id}`: uploads an input. A stored input never changes: a second upload with the same id has no
-/// effect.
+/// effect if it has the same content, and is refused otherwise.
 pub(crate) async fn put_input(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -50,6 +51,10 @@ pub(crate) async fn put_input(
     let name = input_name(signed_in.account, input);
     if let Some(known) = app.inputs.info(name.as_str()).await.ok().filter(|known| !known.deleted) {
         let (bytes, sha256) = size_and_hash(&known);
+        if !has_content(request, bytes, &sha256).await? {
+            let detail = "This id has another file. A file never changes: upload the new file with a new id.";
+            return Err(Problem::new(StatusCode::CONFLICT, "IdReused", detail).into());
+        }
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
@@ -68,6 +73,20 @@ pub(crate) async fn put_input(
     })
     .await?;
     Ok((StatusCode::CREATED, Json(StoredInput { input, bytes, sha256 })))
+}
+
+/// True if the body of a request has this size, bytes, and this SHA-256 in hex.
+async fn has_content(request: Request, bytes: u64, sha256: &str) -> Result<bool, Problem> {
+    if content_length(request.headers(), MAX_INPUT_BYTES)? != bytes {
+        return Ok(false);
+    }
+    let (mut body, mut hash) = (request.into_body().into_data_stream(), Sha256::new());
+    while let Some(piece) = body.next().await {
+        // The server limits the time of a request, and its length is known.
+        let incomplete = |_| Problem::new(StatusCode::BAD_REQUEST, "Incomplete", "The upload broke off: try again.");
+        hash.update(piece.map_err(incomplete)?);
+    }
+    Ok(gpubnb_events::hex(hash.finalize()) == sha256)
 }
 
 /// The size of all stored inputs of an account, in bytes.
