@@ -91,7 +91,7 @@ pub struct RunArgs {
     /// Seconds between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = value_parser!(u32).range(0..=300))]
     pub reclaim_grace: u32,
-    /// Allow internet access to jobs that ask for it.
+    /// Allow the network to jobs that ask for it: the internet, and all that this machine reaches in its local network.
     #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
     pub allow_egress: bool,
     /// The images that jobs may use.

@@ -59,9 +59,16 @@ impl From<ImageInspect> for LocalImage {
             id: found.id.unwrap_or_default(),
             workdir: config.working_dir.filter(|dir| !dir.is_empty() && dir != "/"),
             // A volume at a directory that every job has needs no directory of its own.
-            volumes: config.volumes.unwrap_or_default().into_iter().filter(|path| !is_given(path)).collect(),
+            volumes: distinct(config.volumes.unwrap_or_default()).filter(|path| !is_given(path)).collect(),
         }
     }
+}
+
+/// The volumes of an image, each once: `/data` and `/data/` are one directory.
+fn distinct(volumes: Vec<String>) -> impl Iterator<Item = String> {
+    let by_path: BTreeMap<_, _> =
+        volumes.into_iter().map(|path| (path.trim_end_matches('/').to_owned(), path)).collect();
+    by_path.into_values()
 }
 
 /// True for a directory that the worker mounts into every job.
@@ -101,7 +108,7 @@ pub struct SandboxParams<'a> {
     pub max_log: u64,
 }
 
-/// The name of an attempt's container. Docker refuses a second container with the same name. The name contains the
+/// The name of an attempt's container, and of its network if the job may use the network. Docker refuses a second container with the same name. The name contains the
 /// machine's id, because workers of several markets may share one Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
     format!("gpubnb-{machine}-{lease}")
@@ -206,7 +213,8 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let limit =
         |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
     HostConfig {
-        network_mode: Some(if spec.egress { "bridge" } else { "none" }.to_owned()),
+        // A network of its own: on Docker's default network, jobs of several accounts would reach each other.
+        network_mode: Some(if spec.egress { container_name(params.machine, params.lease) } else { "none".to_owned() }),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
@@ -378,7 +386,7 @@ mod tests {
     fn the_image_names_the_working_directory_and_its_volumes_are_on_the_jobs_disk() {
         let config = ImageConfig {
             working_dir: Some("/app".to_owned()),
-            volumes: Some(vec!["/data".to_owned(), "/output".to_owned(), "/scratch/".to_owned()]),
+            volumes: Some(["/data", "/data/", "/output", "/scratch/"].map(str::to_owned).to_vec()),
             ..Default::default()
         };
         let image = LocalImage::from(ImageInspect { config: Some(config), ..Default::default() });
@@ -387,7 +395,7 @@ mod tests {
         assert_eq!(found["WorkingDir"], "/app");
         let mounts = found["HostConfig"]["Mounts"].as_array().unwrap();
         let targets: Vec<_> = mounts.iter().map(|m| (m["Source"].as_str(), m["Target"].as_str())).collect();
-        assert_eq!(targets[2..], [(Some("/state/7/disk/volume-0"), Some("/data"))]);
+        assert_eq!(targets[2..], [(Some("/state/7/disk/volume-0"), Some("/data/"))]);
         let asked = JobSpec { workdir: Some("/else".to_owned()), ..spec() };
         let found = created(&asked, &SandboxParams { image: &image, ..params() });
         assert_eq!(found["WorkingDir"], "/else", "the job's own wish comes first");
@@ -411,7 +419,7 @@ mod tests {
         let with_egress = JobSpec { egress: true, ..spec() };
         let mut created = created(&with_egress, &params());
         assert_eq!(created["NetworkDisabled"].take(), json!(false));
-        assert_eq!(created["HostConfig"]["NetworkMode"].take(), json!("bridge"));
+        assert_eq!(created["HostConfig"]["NetworkMode"].take(), json!(format!("gpubnb-{MACHINE}-7")));
         let mut without = self::created(&spec(), &params());
         without["NetworkDisabled"].take();
         without["HostConfig"]["NetworkMode"].take();

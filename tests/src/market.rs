@@ -249,7 +249,7 @@ pub(crate) async fn is_online(stranger: &ApiClient, name: &str) -> bool {
     machines["rows"].as_array().is_some_and(|all| all.iter().any(named))
 }
 
-/// Removes all containers of a machine.
+/// Removes all containers and networks of a machine.
 pub(crate) fn remove_containers(machine: &str) {
     let label = format!("label=gpubnb.machine={}", machine.trim());
     let listed = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &label]).output();
@@ -260,6 +260,10 @@ pub(crate) fn remove_containers(machine: &str) {
         if let Err(e) = removed {
             eprintln!("containers of machine {machine} are left: {e}");
         }
+    }
+    let pruned = Command::new("docker").args(["network", "prune", "--force", "--filter", &label]).output();
+    if let Err(e) = pruned {
+        eprintln!("networks of machine {machine} are left: {e}");
     }
 }
 

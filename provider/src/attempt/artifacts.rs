@@ -125,7 +125,10 @@ impl Listing {
 
     fn leave_out(&mut self, reason: LeftOutReason, path: &str) {
         let parts = path.trim_end_matches('/').split('/').filter(|part| !part.is_empty());
-        let example: String = parts.collect::<Vec<_>>().join("/");
+        let mut example: String = parts.collect::<Vec<_>>().join("/");
+        if example.is_empty() {
+            "/output".clone_into(&mut example);
+        }
         let example = example.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_EXAMPLE).collect();
         let left = self.left_out.entry(reason).or_insert(LeftOut { reason, entries: 0, example });
         left.entries += 1;

@@ -1,19 +1,22 @@
 //! An attempt's container: one method for each request to Docker.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bollard::{
     Docker,
     container::LogOutput,
     errors::Error,
-    models::{ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerWaitResponse},
+    models::{
+        ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerWaitResponse, NetworkCreateRequest,
+    },
     query_parameters::{
         CreateContainerOptionsBuilder, EventsOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
         StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
     },
 };
 use futures_util::{Stream, StreamExt as _};
-use gpubnb_events::{Clock as _, Lease, MachineId, SystemClock, Timestamp};
+use gpubnb_events::{Clock as _, Lease, MachineId, SystemClock, Timestamp, event::Reason};
+use tokio::sync::Mutex;
 use tracing::warn;
 
 use super::Problem;
@@ -27,6 +30,8 @@ pub(super) struct Container {
     docker: Docker,
     name: String,
     lease: Lease,
+    /// Locked while Docker makes the container.
+    being_made: Arc<Mutex<()>>,
 }
 
 /// Docker's answer to the creation of a container.
@@ -42,7 +47,7 @@ pub(super) enum CreateResult {
 
 impl Container {
     pub(super) fn new(docker: Docker, machine: MachineId, lease: Lease) -> Self {
-        Self { docker, name: container_name(machine, lease), lease }
+        Self { docker, name: container_name(machine, lease), lease, being_made: Arc::default() }
     }
 
     /// The id of the image from which the container was created; `None` if the container does not exist.
@@ -54,12 +59,35 @@ impl Container {
         }
     }
 
+    /// Creates the container. The request goes on if the caller is dropped, because Docker might carry it out after
+    /// [`Container::remove`].
     pub(super) async fn create(&self, body: ContainerCreateBody) -> Result<CreateResult, Problem> {
         let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
-        match self.docker.create_container(Some(options), body).await {
+        let (docker, being_made) = (self.docker.clone(), self.being_made.clone().lock_owned().await);
+        let creating = tokio::spawn(async move {
+            let created = docker.create_container(Some(options), body).await;
+            drop(being_made);
+            created
+        });
+        match creating.await.map_err(|e| Problem::caused(Reason::Internal, e))? {
             Ok(created) => Ok(CreateResult::New(created.id)),
             Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(CreateResult::Existed),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(CreateResult::NoImage),
+            Err(e) => Err(Problem::of_docker(e)),
+        }
+    }
+
+    /// Makes the network that only this container is in.
+    pub(super) async fn create_network(&self, labels: HashMap<String, String>) -> Result<(), Problem> {
+        let request = NetworkCreateRequest {
+            name: self.name.clone(),
+            driver: Some("bridge".to_owned()),
+            labels: Some(labels),
+            ..Default::default()
+        };
+        match self.docker.create_network(request).await {
+            // A former run of the worker made it.
+            Ok(_) | Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
             Err(e) => Err(Problem::of_docker(e)),
         }
     }
@@ -139,12 +167,19 @@ impl Container {
         }
     }
 
-    /// Removes the container, and kills it first if it runs. Does nothing if the container does not exist.
+    /// Removes the container and its network, and kills the container first if it runs. Does nothing if they do not exist.
     pub(super) async fn remove(&self) -> Result<(), Error> {
+        let _being_removed = self.being_made.lock().await;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.docker.remove_container(&self.name, Some(options)).await {
-            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
-            Err(e) => Err(e),
-        }
+        ignore_absent(self.docker.remove_container(&self.name, Some(options)).await)?;
+        ignore_absent(self.docker.remove_network(&self.name).await)
+    }
+}
+
+/// The result of a removal. A thing that does not exist is removed.
+fn ignore_absent(removed: Result<(), Error>) -> Result<(), Error> {
+    match removed {
+        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
+        removed => removed,
     }
 }

@@ -118,6 +118,9 @@ async fn create_container(
         max_log: tools.max_log,
     };
     let body = hardened_container(&grant.spec, &params);
+    if grant.spec.egress {
+        context.container.create_network(body.labels.clone().unwrap_or_default()).await?;
+    }
     let mut created = context.container.create(body.clone()).await?;
     if created == CreateResult::NoImage {
         // Somebody removed the image after its id was found. Find it a second time, which pulls it.

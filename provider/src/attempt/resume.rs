@@ -7,7 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use bollard::{Docker, errors::Error, models::ContainerSummary, query_parameters::ListContainersOptionsBuilder};
+use bollard::{
+    Docker,
+    errors::Error,
+    models::ContainerSummary,
+    query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder},
+};
 use gpubnb_events::{JobId, Lease, MachineId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info, warn};
@@ -26,10 +31,10 @@ pub(crate) async fn resume_all(
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    // After a reboot the containers exist, but their volumes are not mounted.
+    // After a reboot the containers exist, but their disks are not mounted.
     for (lease, dir) in attempt_directories(&tools.attempts_dir) {
         if let Err(e) = job_disk::remount(&dir).await {
-            warn!(%lease, error = %e, "the output volume of an attempt cannot be mounted after the restart");
+            warn!(%lease, error = %e, "the disk of an attempt cannot be mounted after the restart");
         }
     }
     let mut resumed = HashSet::new();
@@ -50,6 +55,7 @@ pub(crate) async fn resume_all(
         tools.leases.gpus.restore(lease, gpus_of_label(labels.get(LABEL_GPUS)));
         tools.leases.set_container(lease, found.id.as_deref().unwrap_or_default());
     }
+    remove_networks(&tools.docker, tools.machine, &resumed).await?;
     for (lease, dir) in attempt_directories(&tools.attempts_dir) {
         if resumed.contains(&lease) {
             continue;
@@ -59,6 +65,25 @@ pub(crate) async fn resume_all(
             spawn(tools, tasks, shutdown, pending.report.job, lease);
         } else if let Err(e) = job_disk::remove(&dir).await {
             warn!(dir = %dir.display(), error = %e, "the directory of a former attempt cannot be removed");
+        }
+    }
+    Ok(())
+}
+
+/// Removes the networks of a machine's attempts, except the attempts that are resumed: the worker was killed before it made
+/// the container, or after it removed the container.
+async fn remove_networks(docker: &Docker, machine: MachineId, resumed: &HashSet<Lease>) -> Result<(), Error> {
+    let label = format!("{LABEL_MACHINE}={machine}");
+    let filters = HashMap::from([("label", vec![label.as_str()])]);
+    let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
+    for network in docker.list_networks(Some(options)).await? {
+        let labels = network.labels.unwrap_or_default();
+        let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse::<Lease>().ok());
+        let (Some(lease), Some(id)) = (lease, network.id) else { continue };
+        if !resumed.contains(&lease)
+            && let Err(e) = docker.remove_network(&id).await
+        {
+            warn!(%lease, error = %e, "the network of a former attempt cannot be removed");
         }
     }
     Ok(())

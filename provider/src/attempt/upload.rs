@@ -171,7 +171,7 @@ async fn upload_parts(
     for part in u64::from(received.parts)..parts {
         let first = part * PART_BYTES;
         let mut url = url.clone();
-        url.query_pairs_mut().append_pair("part", &part.to_string());
+        url.query_pairs_mut().append_pair("part", &part.to_string()).append_pair("total", &bytes.to_string());
         if part + 1 == parts {
             url.query_pairs_mut().append_pair("last", "true");
         }

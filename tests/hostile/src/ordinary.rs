@@ -37,7 +37,7 @@ pub(crate) fn have_threads(count: usize) -> bool {
         if let Err(e) = started {
             println!("can't start new thread: {e} (after {number})");
             // An interpreter takes some time to end, too. The worker learns of the limit a moment after the start.
-            thread::sleep(Duration::from_secs(1));
+            thread::sleep(Duration::from_secs(3));
             return false;
         }
     }
