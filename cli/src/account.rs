@@ -45,10 +45,7 @@ pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
     // A saved token may have expired, and must not stand in the way of a new one.
     let token_info: Value = api.without_token().post("/login", &body).await?;
     let token = token_info["token"].as_str().context("the market's answer has no token")?.to_owned();
-    let head_keys = pinned_keys(api).await.unwrap_or_else(|e| {
-        errln!("The keys with which the market signs its log could not be read: {e:#}. To check a proof, name a key.");
-        Vec::new()
-    });
+    let head_keys = pinned_keys(api).await;
     let path = saved::write(&SavedLogin { url: api.url.clone(), token, head_keys })?;
     outln!(
         "Logged in to {} until {} ({}).",
@@ -61,11 +58,19 @@ pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
 
 /// The keys that check the market's proofs: those of the first login to this market, or else those that the market
 /// publishes now. Warns if the market publishes other keys than at the first login.
-async fn pinned_keys(api: &Api) -> anyhow::Result<Vec<String>> {
-    let mut published = api.published().await?;
-    let published: Vec<String> = serde_json::from_value(published["head_keys"].take())?;
-    let earlier = saved::read()?.filter(|login| login.url == api.url && !login.head_keys.is_empty());
-    let Some(SavedLogin { head_keys: earlier, .. }) = earlier else { return Ok(published) };
+async fn pinned_keys(api: &Api) -> Vec<String> {
+    // A damaged file must not stand in the way of a new login.
+    let saved = saved::read().unwrap_or_default().filter(|login| login.url == api.url);
+    let earlier = saved.map(|login| login.head_keys).unwrap_or_default();
+    let read =
+        async { Ok::<Vec<String>, anyhow::Error>(serde_json::from_value(api.published().await?["head_keys"].take())?) };
+    let published = read.await.unwrap_or_else(|e| {
+        errln!("The keys with which the market signs its log could not be read: {e:#}. To check a proof, name a key.");
+        Vec::new()
+    });
+    if earlier.is_empty() {
+        return published;
+    }
     if let Some(new) = published.iter().find(|key| !earlier.contains(key)) {
         errln!(
             "Warning: the market now signs its log with another key ({new}) than at your first login. Proofs are still \
@@ -73,7 +78,7 @@ async fn pinned_keys(api: &Api) -> anyhow::Result<Vec<String>> {
              again."
         );
     }
-    Ok(earlier)
+    earlier
 }
 
 pub(crate) fn logout() -> anyhow::Result<u8> {

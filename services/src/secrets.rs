@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_nats::jetstream::{self, kv};
 use gpubnb_events::{
-    JobId,
+    AccountId, JobId,
     command::{SealedEnv, SubmitJob},
 };
 use gpubnb_log::stream::JOBENV;
@@ -32,6 +32,12 @@ fn sealing_failed(e: anyhow::Error) -> RpcError {
     RpcError::unavailable(UNAVAILABLE, e.as_ref())
 }
 
+/// The bucket's key for the values of a job. Two accounts may submit a job with the same id at once, and only one of them
+/// gets the job: the values of the other must neither replace nor remove those of the job.
+fn key(account: AccountId, job: JobId) -> String {
+    format!("{account}.{job}")
+}
+
 impl JobEnv {
     /// Opens the bucket.
     pub(crate) async fn open(js: &jetstream::Context, sealing: Sealing) -> anyhow::Result<Self> {
@@ -39,13 +45,13 @@ impl JobEnv {
     }
 
     /// Stores the values of a submission. Returns true if they are new: a repeated submission changes nothing.
-    pub(crate) async fn store(&self, submit: &SubmitJob) -> Result<bool, RpcError> {
+    pub(crate) async fn store(&self, account: AccountId, submit: &SubmitJob) -> Result<bool, RpcError> {
         if submit.env.is_empty() {
             return Ok(false);
         }
         let secrets: Secrets = submit.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect();
         let sealed = self.sealing.seal(&secrets).map_err(sealing_failed)?;
-        match self.bucket.create(submit.job.to_string(), sealed.into()).await {
+        match self.bucket.create(key(account, submit.job), sealed.into()).await {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(unavailable(e)),
@@ -53,14 +59,18 @@ impl JobEnv {
     }
 
     /// A job's values, sealed for the machine that runs the job.
-    pub(crate) async fn seal_for(&self, job: JobId, sealing_key: &str) -> Result<Option<SealedEnv>, RpcError> {
-        let Some(stored) = self.bucket.get(job.to_string()).await.map_err(unavailable)? else { return Ok(None) };
+    pub(crate) async fn seal_for(
+        &self,
+        (account, job): (AccountId, JobId),
+        sealing_key: &str,
+    ) -> Result<Option<SealedEnv>, RpcError> {
+        let Some(stored) = self.bucket.get(key(account, job)).await.map_err(unavailable)? else { return Ok(None) };
         let sealed = self.sealing.reseal_for(&stored, sealing_key).map_err(sealing_failed)?;
         Ok(Some(SealedEnv { from: self.sealing.public_key(), sealed: gpubnb_events::hex(sealed) }))
     }
 
     /// Deletes a job's values and their history in the bucket.
-    pub(crate) async fn delete(&self, job: JobId) -> Result<(), RpcError> {
-        self.bucket.purge(job.to_string()).await.map_err(unavailable)
+    pub(crate) async fn delete(&self, account: AccountId, job: JobId) -> Result<(), RpcError> {
+        self.bucket.purge(key(account, job)).await.map_err(unavailable)
     }
 }

@@ -209,6 +209,9 @@ impl ArchiveCheck {
             show_progress(&progress(began, self.at, last));
         }
         self.report_missing(last.next(), &mut leaves);
+        if self.at > last {
+            self.add_violation(last.next(), "comes after the last event that the archive says it has");
+        }
         self.report_changed();
         if leaves.next().is_some() {
             self.add_violation(self.at.next(), "the archive has hashes of more events than it has events");
@@ -223,7 +226,7 @@ impl ArchiveCheck {
         self.report.violations.extend(self.invariants.violations().iter().cloned());
         self.report.violations.sort_by_key(|v| v.seq);
         self.report.clean = self.report.violations.is_empty();
-        self.report.is_vouched = self.report.clean && !self.keys.is_empty() && self.report.vouched >= last;
+        self.report.is_vouched = self.report.clean && !self.keys.is_empty() && self.report.vouched >= last.max(self.at);
         Ok(self.report)
     }
 

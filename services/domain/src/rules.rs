@@ -28,6 +28,9 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
     Ok(())
 }
 
+/// Longest example of an entry that was left out, in bytes.
+const MAX_EXAMPLE: usize = 512;
+
 /// Checks the files that a machine reports: at most 1,000 files, with plain relative paths that differ, and SHA-256 hashes.
 /// Checks also what the machine says that it left out: at most one entry for each reason.
 pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Result<(), DomainError> {
@@ -39,8 +42,14 @@ pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Resul
         return Err(DomainError::field("outputs", "The sizes of the files have no sum."));
     }
     let reasons: BTreeSet<_> = left_out.iter().map(|l| l.reason).collect();
-    if reasons.len() < left_out.len() || !left_out.iter().all(|l| is_plain_path(&l.example)) {
-        return Err(DomainError::field("left_out", "Each reason occurs once, with a plain relative path."));
+    if reasons.len() < left_out.len() {
+        return Err(DomainError::field("left_out", "Each reason occurs once."));
+    }
+    // An example is only shown. The job may have chosen it, so it need not be a path, and may be blank: a report must not be
+    // refused for it.
+    let is_shown = |example: &str| example.len() <= MAX_EXAMPLE && !example.chars().any(char::is_control);
+    if !left_out.iter().all(|l| is_shown(&l.example)) {
+        return Err(DomainError::field("left_out", "An example has at most 512 bytes and no control characters."));
     }
     if outputs.len() > 1_000 || !outputs.iter().all(|a| is_plain_path(&a.path) && is_sha256_hex(&a.sha256)) {
         return Err(DomainError::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
@@ -65,6 +74,19 @@ pub(crate) fn check_range(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gpubnb_events::spec::LeftOutReason;
+
+    #[test]
+    fn an_example_that_a_job_has_chosen_does_not_refuse_the_report() {
+        let check = |example: &str| {
+            let reason = LeftOutReason::NotAFile;
+            check_outputs(&[], &[LeftOut { reason, entries: 1, example: example.to_owned() }])
+        };
+        for odd in ["", "  ", "a/", "a/..", ".", "/output", "<b>"] {
+            check(odd).unwrap();
+        }
+        assert!(check("a\nb").is_err() && check(&"a".repeat(513)).is_err());
+    }
 
     #[test]
     fn a_manifest_with_a_path_out_of_its_directory_is_refused() {

@@ -4,7 +4,7 @@ use gpubnb_events::{
     AccountId, MicroUsd, Millis, Seconds, Timestamp,
     command::SubmitJob,
     event::JobSubmitted,
-    spec::{JobSpec, Limits, Mebibytes},
+    spec::{DEFAULT_SCRATCH, JobSpec, Limits, Mebibytes},
     template,
 };
 
@@ -18,8 +18,8 @@ use crate::{
 
 /// The least room on a job's disk beside the output, MiB.
 const MIN_SCRATCH: u64 = 1;
-/// The largest disk of a job, MiB.
-const MAX_DISK: u64 = 1 << 20;
+/// The largest disk of a job, MiB. Larger disks take a machine too long to make.
+const MAX_DISK: u64 = 65_536;
 /// The time in a job id may be this far in the future, because a client's clock may be fast. Milliseconds.
 const MAX_CLOCK_LEAD: Millis = Millis(600_000);
 const COST_UNKNOWN: &str =
@@ -115,7 +115,7 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
             return Err(DomainError::field("workdir", "This must be an absolute path, such as /app, without `..`."));
         }
     }
-    check_range("output", r.output.0, 1, 102_400, "MiB")?;
+    check_range("output", r.output.0, 1, MAX_DISK - DEFAULT_SCRATCH.0, "MiB")?;
     let disk = r.disk_size().0;
     check_range(
         "disk",

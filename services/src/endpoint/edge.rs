@@ -73,10 +73,10 @@ async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
     // Store the secrets before the event is written, so that a job in the log always has its secrets.
-    let are_new = e.secrets.store(&submit).await?;
+    let are_new = e.secrets.store(account, &submit).await?;
     let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
     if are_new && matches!(submitted, Err(RpcError::Refused(_))) {
-        e.secrets.delete(job).await?;
+        e.secrets.delete(account, job).await?;
     }
     Ok(Submitted { job, seq: submitted? })
 }

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use gpubnb_domain::{Command, due};
-use gpubnb_events::{Actor, JobId, Seq, Timestamp};
+use gpubnb_domain::{Command, due, job::Job};
+use gpubnb_events::{AccountId, Actor, JobId, Seq, Timestamp};
 use gpubnb_runtime::{nats::is_connected, rpc::RpcError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -51,11 +51,11 @@ async fn settle(executor: &Executor, secrets: &JobEnv) {
     for release in releases {
         execute(executor, release).await;
     }
-    let ended: Vec<(JobId, bool)> =
-        executor.replica.read(|w| due::due_settlements(w).map(|job| (job.id, !job.spec.env.is_empty())).collect());
-    for (job, had_secrets) in ended {
+    let of = |job: &Job| (job.account, job.id, !job.spec.env.is_empty());
+    let ended: Vec<(AccountId, JobId, bool)> = executor.replica.read(|w| due::due_settlements(w).map(of).collect());
+    for (account, job, had_secrets) in ended {
         // Delete the secrets first: a settled job leaves memory, and no later sweep would find it.
-        if had_secrets && let Err(e) = secrets.delete(job).await {
+        if had_secrets && let Err(e) = secrets.delete(account, job).await {
             warn!(error = %e, %job, "the job's secrets could not be deleted; the job is settled later");
             continue;
         }

@@ -216,6 +216,9 @@ async fn nobody_vouches_for_money_that_was_invented_after_the_last_head() {
     });
     let leaves = [fs::read(forged.join("leaves.bin")).unwrap(), leaf.to_vec()].concat();
     fs::write(forged.join("leaves.bin"), leaves).unwrap();
+    // The manifest does not even say that there is one more event.
+    let (code, messages) = archive.verify_with_key(&forged);
+    assert!(code == Some(1) && messages.contains("comes after the last event"), "{messages}");
     change_manifest(&forged, |m| (m["last"], m["parts"][0]["last"]) = (json!(last), json!(last)));
     let (code, messages) = archive.verify_with_key(&forged);
     assert!(
