@@ -114,7 +114,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         }
         let Err(failure) = result else { return Ok(()) };
         // A service that cannot start at all tells whoever starts it.
-        if !has_been_ready || shutdown.is_cancelled() || !is_database_failure(&failure) {
+        if !has_been_ready || shutdown.is_cancelled() || !is_disk_failure(&failure) {
             return Err(failure);
         }
         let why = format!("{failure:#}");
@@ -132,9 +132,9 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause before the database is opened again.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// True if the database has failed, and not the broker or a row.
-fn is_database_failure(e: &anyhow::Error) -> bool {
-    e.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Database(_))))
+/// True if the disk of the database has failed, and not the broker or a row.
+fn is_disk_failure(e: &anyhow::Error) -> bool {
+    e.chain().any(|cause| cause.downcast_ref().is_some_and(StoreError::is_io))
 }
 
 /// Runs the service until shutdown, or until the database fails.
@@ -151,6 +151,8 @@ async fn run_until_failure(
     let db = Database::open(&args.data.join("models"), args.cache_mib).context("opening the read models")?;
     let key = nats.signing_key("projector")?;
     let service = Service { args, nats, js, log, db, key, tasks: TaskTracker::new(), shutdown };
+    // If a later step fails, the tasks that run by then end, and release the database.
+    let _ends_all_tasks = service.shutdown.clone().drop_guard();
 
     let snapshotter = service.snapshotter().await;
     let opening = open_models(&service.db, &service.log, snapshotter.as_ref());

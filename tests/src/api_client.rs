@@ -38,7 +38,9 @@ pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wal
 /// so each test has a client of its own.
 fn client() -> reqwest::Client {
     crate::programs::install_crypto_provider();
-    let settings = reqwest::Client::builder().timeout(Duration::from_secs(30));
+    // The server closes a connection that was idle for ten seconds. A request must not meet that moment.
+    let idle = Duration::from_secs(5);
+    let settings = reqwest::Client::builder().timeout(Duration::from_secs(30)).pool_idle_timeout(idle);
     settings.redirect(reqwest::redirect::Policy::none()).build().unwrap_or_default()
 }
 

@@ -81,7 +81,7 @@ fn close_objects(schema: &mut Value, is_use: bool) {
 impl Contract {
     fn compare(&self, answer: &Answer<'_>) -> Result<(), String> {
         let path = answer.path.split('?').next().unwrap_or_default();
-        let Some(operation) = self.operation(answer.method, path) else { return Ok(()) };
+        let Some((template, operation)) = self.operation(answer.method, path) else { return Ok(()) };
         let status = answer.status.as_str();
         let responses = &operation["responses"];
         let response = match responses.get(status) {
@@ -94,19 +94,21 @@ impl Contract {
         };
         let Some(schema) = content.get("schema") else { return Ok(()) };
         let body: Value = serde_json::from_str(answer.body).map_err(|e| format!("the body is no JSON: {e}"))?;
-        let validator = self.validator(&format!("{} {path} {status}", answer.method), schema)?;
+        let validator = self.validator(&format!("{} {template} {status}", answer.method), schema)?;
         let errors: Vec<String> =
             validator.iter_errors(&body).take(5).map(|e| format!("{}: {e}", e.instance_path())).collect();
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
-    /// The operation of an endpoint. `None` if the document has no such path, or the path has no such method.
-    fn operation(&self, method: &Method, path: &str) -> Option<&Value> {
+    /// The template of the path of an endpoint, and its operation. `None` if the document has no such path, or the path has no such method.
+    fn operation(&self, method: &Method, path: &str) -> Option<(&str, &Value)> {
         let paths = self.document["paths"].as_object()?;
         let method = method.as_str().to_lowercase();
         let fitting = paths.iter().filter(|(template, item)| fits(template, path) && item.get(&method).is_some());
         // `/jobs/stream` fits `/jobs/{job}` too. The template with the fewest parameters is meant.
-        fitting.min_by_key(|(template, _)| template.matches('{').count()).map(|(_, item)| &item[&method])
+        fitting
+            .min_by_key(|(template, _)| template.matches('{').count())
+            .map(|(template, item)| (template.as_str(), &item[&method]))
     }
 
     fn validator(&self, key: &str, schema: &Value) -> Result<Arc<Validator>, String> {

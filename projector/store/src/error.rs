@@ -19,6 +19,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// True if the disk failed: it is full, or cannot be read or written. False for a damaged file, and for a row that
+    /// cannot be read: these concern one table.
+    pub fn is_io(&self) -> bool {
+        let Self::Database(cause) = self else { return false };
+        matches!(cause.downcast_ref(), Some(sled::Error::Io(_))) || cause.is::<std::io::Error>()
+    }
+
     /// Makes the error for a damaged row, or for a row of an unexpected type.
     pub fn corrupt(key: &[u8], problem: impl fmt::Display) -> Self {
         Self::Corrupt { key: key.escape_ascii().to_string(), problem: problem.to_string() }

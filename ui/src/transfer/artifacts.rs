@@ -66,6 +66,9 @@ pub(crate) struct PartQuery {
     /// True for the last part.
     #[serde(default)]
     last: bool,
+    /// The size of the whole file, bytes.
+    #[serde(default)]
+    total: Option<u64>,
 }
 
 /// `PUT /transfer/{job}/{lease}/{path}`: a worker uploads a file of its attempt, or the next part of a file. A stored
@@ -80,10 +83,12 @@ pub(crate) async fn put(
     let (part, is_last) = (query.part.unwrap_or(0), query.last || query.part.is_none());
     let bytes = content_length(request.headers(), max_bytes)?;
     let before = parts_before(&app.artifacts, &name, part, bytes, is_last).await?;
-    if let Err(full) = ensure_room(&app, ARTIFACTS, bytes).await {
-        before.discard(&app.artifacts, &name, part).await?;
-        return Err(full.into());
+    // The first part needs room for the whole file, because the parts of a file that cannot be completed would stay.
+    let whole = query.total.filter(|_| part == 0).unwrap_or(bytes);
+    if whole > max_bytes {
+        return Err(Problem::too_large().into());
     }
+    ensure_room(&app, ARTIFACTS, whole).await?;
     let Some(reservation) = app.upload_quota.reserve(lease.to_string(), bytes, max_bytes) else {
         return Err(Problem::too_large().into());
     };

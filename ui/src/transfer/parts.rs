@@ -91,15 +91,6 @@ impl PartialFile {
         put_metadata(store, partial_name(file, part), metadata.into()).await
     }
 
-    /// Removes the parts before `part`, because the file cannot be completed. The sender begins again with the first part.
-    pub(super) async fn discard(self, store: &ObjectStore, file: &str, part: u32) -> Result<(), Problem> {
-        // The descriptions go first: without them, no part counts as stored.
-        for name in (0..part).rev().map(|part| partial_name(file, part)).chain(self.objects) {
-            store.delete(&name).await.map_err(unavailable)?;
-        }
-        Ok(())
-    }
-
     /// Creates the file, when all parts are stored.
     pub(super) async fn complete(self, store: &ObjectStore, file: &str) -> Result<(), Problem> {
         let sha256 = gpubnb_events::hex(self.hasher.finalize());
