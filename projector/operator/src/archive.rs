@@ -36,6 +36,8 @@ use crate::{
 
 /// A gap of more missing events is reported as one finding: a damaged manifest may claim any number of events.
 const MAX_MISSING: u64 = 1_000_000;
+/// The error message of an export that was stopped by a signal.
+const STOPPED_EXPORT: &str = "stopped: run the same command again to continue";
 /// The longest time that an export waits for a signed head of all events. The projector signs one every two seconds.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
 /// The pause before an export looks again for a new head.
@@ -46,7 +48,8 @@ const MAX_REPORTED: usize = 100;
 pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let bucket = log.jetstream().get_key_value(CHECKPOINTS).await.context("the signed heads cannot be read")?;
     let last = log.last_seq().await?;
-    let latest = head_covering(&bucket, last).await?;
+    let waiting = shutdown.run_until_cancelled(head_covering(&bucket, last));
+    let latest = waiting.await.context(STOPPED_EXPORT)??;
     // An archive that ends with a head is vouched for as a whole.
     let last = latest.as_ref().map_or(last, |head| last.max(Seq(head.size)));
     let (to, stop) = (args.to.clone(), shutdown.clone());
@@ -60,7 +63,7 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     let (mut follower, began, mut at) = (log.follow(resumed_at.next()), Instant::now(), resumed_at);
     while at < last {
         let batch = tokio::select! {
-            () = shutdown.cancelled() => bail!("stopped: run the same command again to continue"),
+            () = shutdown.cancelled() => bail!(STOPPED_EXPORT),
             batch = follower.next_raw_batch() => batch,
         };
         let batch: Vec<RawMessage> = batch.into_iter().take_while(|raw| raw.seq <= last).collect();
