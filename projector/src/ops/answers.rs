@@ -156,6 +156,11 @@ impl OperatorQueries {
 
     /// The row of a job, a machine or an account as it was at a past point.
     pub(super) async fn past_row(&self, of: TrailOf, to: LogPoint) -> Result<PastRow, RpcError> {
+        if let LogPoint::Seq(seq) = to {
+            // The trail is read from a model, which may be a few events behind the log. If the model does not arrive in
+            // time, the answer says how far it is.
+            drop(self.queries.wait_for(seq).await);
+        }
         let seq = self.seq_of(to).await?;
         let timeline = self.queries.read.tables.of(&Timeline).map_err(store_failure)?;
         self.past_states.row(&timeline, of.into(), seq).await.map_err(travel_failure)

@@ -136,7 +136,7 @@ where
 
 impl Queries {
     /// Waits until the models have folded the event `seq`.
-    async fn wait_for(&self, seq: Seq) -> Result<(), RpcError> {
+    pub(crate) async fn wait_for(&self, seq: Seq) -> Result<(), RpcError> {
         let mut applied = self.applied.clone();
         if applied.borrow().seq >= seq {
             return Ok(());
