@@ -98,7 +98,7 @@ async fn of_two_accounts_that_submit_the_same_id_at_once_one_gets_the_job_and_th
     let market = MARKET.open().await.unwrap();
     let other = ApiClient::sign_up(&market.url(), "other").await.unwrap();
     other.deposit("100").await.unwrap();
-    for _ in 0..24 {
+    for _ in 0..8 {
         let body = json!({ "job": JobId::generate(), "template": "noop", "budget_usd": "3" });
         let mut theirs = body.clone();
         theirs["name"] = json!("the other account's job");
@@ -111,7 +111,8 @@ async fn of_two_accounts_that_submit_the_same_id_at_once_one_gets_the_job_and_th
         assert_eq!(statuses[1 - winner], StatusCode::CONFLICT, "only one account gets the job");
         let winner = [&market.consumer, &other][winner];
         let job = body["job"].as_str().unwrap();
-        winner.wait_until_settled(job).await.unwrap();
+        let settled = winner.wait_until_settled(job).await;
+        settled.unwrap_or_else(|e| panic!("{e}\n{}", market.process_log("attic")));
         let trail = winner.get(&format!("/jobs/{job}/events")).await.unwrap();
         let submitted = trail["rows"].as_array().unwrap().iter().filter(|row| row["event"] == "JobSubmitted");
         assert_eq!(submitted.count(), 1, "the trail has the other account's submission: {trail}");
