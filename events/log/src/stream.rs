@@ -230,12 +230,15 @@ fn output(options: &StreamOptions) -> Config {
     }
 }
 
-/// Creates missing streams, buckets and object stores, checks the existing streams, and sets the limits of OUTPUT and
-/// TELEMETRY to the options.
+/// Creates missing streams, buckets and object stores, checks the existing streams, and sets the limits of OUTPUT,
+/// TELEMETRY and the object stores to the options.
 pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
     provision_missing(js, options).await?;
-    for wanted in [telemetry(options), output(options)] {
-        update_retention(js, wanted).await?;
+    for Config { name, max_age, max_bytes, .. } in [telemetry(options), output(options)] {
+        update_retention(js, &name, max_age, max_bytes).await?;
+    }
+    for (store, max_age) in STORES {
+        update_retention(js, &store_stream(store), max_age, options.store_bytes(store)).await?;
     }
     Ok(())
 }
@@ -259,14 +262,11 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
         }
     }
     for (store, max_age) in STORES {
-        let max_bytes = options.store_bytes(store);
-        if js.get_object_store(store).await.is_ok() {
-            resize_store(js, store, max_bytes).await?;
-        } else {
+        if js.get_object_store(store).await.is_err() {
             js.create_object_store(object_store::Config {
                 bucket: store.to_owned(),
                 max_age,
-                max_bytes,
+                max_bytes: options.store_bytes(store),
                 num_replicas: options.replicas,
                 ..Default::default()
             })
@@ -330,23 +330,16 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
     compare(&found, &wanted)
 }
 
-/// Sets the limits of an existing stream to those of `wanted`.
-async fn update_retention(js: &jetstream::Context, wanted: Config) -> Result<(), ProvisionError> {
-    let found = js.get_stream(&wanted.name).await.map_err(broker(&wanted.name))?.cached_info().config.clone();
-    let limits = |c: &Config| (c.max_age, c.max_bytes);
-    if limits(&found) != limits(&wanted) {
-        let (max_age, max_bytes) = limits(&wanted);
-        js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(broker(&wanted.name))?;
-    }
-    Ok(())
-}
-
-/// Sets the size of an existing object store. A store that has more bytes keeps them, and takes no more.
-async fn resize_store(js: &jetstream::Context, store: &str, max_bytes: i64) -> Result<(), ProvisionError> {
-    let stream = store_stream(store);
-    let found = js.get_stream(&stream).await.map_err(broker(&stream))?.cached_info().config.clone();
-    if found.max_bytes != max_bytes {
-        js.update_stream(Config { max_bytes, ..found }).await.map_err(broker(&stream))?;
+/// Sets the limits of an existing stream. A store that has more bytes keeps them, and takes no more.
+async fn update_retention(
+    js: &jetstream::Context,
+    stream: &str,
+    max_age: Duration,
+    max_bytes: i64,
+) -> Result<(), ProvisionError> {
+    let found = js.get_stream(stream).await.map_err(broker(stream))?.cached_info().config.clone();
+    if (found.max_age, found.max_bytes) != (max_age, max_bytes) {
+        js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(broker(stream))?;
     }
     Ok(())
 }
