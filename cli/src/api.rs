@@ -120,7 +120,7 @@ impl Api {
         Ok(self.send_repeatedly(request).await?.json().await?)
     }
 
-    /// What the market publishes about itself, without a token.
+    /// The document in which the market publishes the keys that sign its log. The request needs no token.
     pub(crate) async fn published(&self) -> anyhow::Result<Value> {
         let request = self.client.get(format!("{}/.well-known/gpubnb.json", self.url)).timeout(REQUEST_TIMEOUT);
         Ok(self.send(request).await?.json().await?)

@@ -66,7 +66,7 @@ pub struct Ready {
     _export: Option<Arc<TraceExport>>,
 }
 
-/// Whether a service is ready.
+/// The readiness of a service.
 #[derive(Debug, Clone, Default)]
 enum Readiness {
     #[default]

@@ -171,7 +171,7 @@ fn table_names(model: ModelVersion<'_>) -> [String; 2] {
     [format!("{name}.v{version}"), format!("{name}.v{version}.b")]
 }
 
-/// Whether another owner has the database open. sled gives this error no kind of its own.
+/// True for the error that another owner has the database open. sled gives this error no kind of its own.
 fn is_locked(e: &sled::Error) -> bool {
     matches!(e, sled::Error::Io(e) if e.to_string().starts_with("could not acquire lock"))
 }

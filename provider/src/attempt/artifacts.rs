@@ -29,7 +29,7 @@ const MAX_DEPTH: usize = 16;
 /// Longest path of a listed file, bytes. Entries with a longer path are left out.
 const MAX_PATH: usize = 512;
 /// Longest example of an entry that was left out, in characters.
-pub(super) const MAX_EXAMPLE: usize = 100;
+const MAX_EXAMPLE: usize = 100;
 
 /// The space that the files on a running job's disk take, bytes; `u64::MAX` if that cannot be measured, because a job
 /// could otherwise hide files. A disk with a file system of its own needs no measurement.
@@ -92,6 +92,15 @@ struct Listing {
     left_out: BTreeMap<LeftOutReason, LeftOut>,
 }
 
+/// The text that shows the path of an entry that was left out. `/output` stands for the whole output.
+pub(super) fn example(path: &str) -> String {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return "/output".to_owned();
+    }
+    parts.join("/").chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_EXAMPLE).collect()
+}
+
 impl Listing {
     fn list(&mut self, root: &Path) {
         let mut entries = 0;
@@ -124,13 +133,7 @@ impl Listing {
     }
 
     fn leave_out(&mut self, reason: LeftOutReason, path: &str) {
-        let parts = path.trim_end_matches('/').split('/').filter(|part| !part.is_empty());
-        let mut example: String = parts.collect::<Vec<_>>().join("/");
-        if example.is_empty() {
-            "/output".clone_into(&mut example);
-        }
-        let example = example.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_EXAMPLE).collect();
-        let left = self.left_out.entry(reason).or_insert(LeftOut { reason, entries: 0, example });
+        let left = self.left_out.entry(reason).or_insert(LeftOut { reason, entries: 0, example: example(path) });
         left.entries += 1;
     }
 

@@ -95,9 +95,9 @@ pub(super) async fn deliver(context: &AttemptContext, pending: PendingReport) {
 /// Moves the files for which the market had no room from the list of files to the list of what is left out.
 fn leave_out(report: &mut Report, without_room: &[String]) {
     report.outputs.retain(|file| !without_room.contains(&file.path));
-    let example = without_room.first().map(|path| path.chars().take(artifacts::MAX_EXAMPLE).collect());
+    let example = without_room.first().map(|path| artifacts::example(path)).unwrap_or_default();
     let entries = without_room.len() as u64;
-    report.left_out.push(LeftOut { reason: LeftOutReason::StoreFull, entries, example: example.unwrap_or_default() });
+    report.left_out.push(LeftOut { reason: LeftOutReason::StoreFull, entries, example });
 }
 
 /// Tells the market that the job's program has ended, if its report takes longer than [`REPORT_SOON`]: the rest of the

@@ -92,7 +92,7 @@ async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_ro
 }
 
 /// Runs a command of Docker's client, and returns its output.
-fn docker(args: &[&str]) -> String {
+pub(crate) fn docker(args: &[&str]) -> String {
     let output = Command::new("docker").args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()

@@ -1,6 +1,6 @@
 //! Ordinary programs that `docker run` runs: they run here as well, or the job says what to ask for.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use gpubnb_tests::{
     jobs::pin_to_machine,
@@ -10,6 +10,8 @@ use gpubnb_tests::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+
+use crate::images::docker;
 
 static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
@@ -95,11 +97,6 @@ async fn a_job_that_needs_a_newer_cuda_is_not_placed_on_an_older_driver() {
 async fn each_job_with_the_network_is_alone_in_a_network_that_is_removed_with_it() {
     let market = MARKET.open().await.unwrap();
     let machine = market.machine_id(CONNECTED).unwrap();
-    let docker = |args: &[&str]| {
-        let output = Command::new("docker").args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
     let body = json!({ "template": "count", "parameters": { "lines": "600" }, "egress": true, "budget_usd": "0.10" });
     let mut jobs = Vec::new();
     for _ in 0..2 {

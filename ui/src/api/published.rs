@@ -1,4 +1,4 @@
-//! `/.well-known/gpubnb.json`: what the market says about itself to anybody.
+//! `/.well-known/gpubnb.json`: the document that the market publishes for anybody.
 
 use axum::{
     Json,
@@ -13,7 +13,7 @@ use crate::{access::Viewer, app::App, error::ApiError};
 /// How long a copy may be kept. A new key comes with a restart of the projector, and is used for years.
 const CACHING: &str = "public, max-age=300";
 
-/// What the market publishes.
+/// The document that the market publishes.
 #[derive(Serialize)]
 struct Published {
     /// The public keys with which the market signs the heads of its log.
