@@ -190,6 +190,9 @@ pub struct DoctorArgs {
     /// Also checks the broker's configuration file; run this on the broker's machine.
     #[arg(long, value_name = "FILE")]
     pub nats_conf: Option<PathBuf>,
+    /// The least free space on the disk with the broker's streams.
+    #[arg(long, value_name = "GIB", default_value_t = 5)]
+    pub min_free_gib: u64,
     /// Prints one JSON list, for programs.
     #[arg(long)]
     pub json: bool,

@@ -18,8 +18,6 @@ use super::print_result;
 use crate::config::DoctorArgs;
 
 const OPERATOR: Actor = Actor::Operator(None);
-/// The least free space on the disk with the broker's streams, bytes.
-const LEAST_ROOM: u64 = 5 << 30;
 
 pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &DoctorArgs) -> anyhow::Result<()> {
     let mut found = Findings::default();
@@ -28,7 +26,7 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     run_checks(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
     deliveries(&client, &queries, &mut found).await?;
     match &args.nats_conf {
-        Some(conf) => configuration(conf, &mut found)?,
+        Some(conf) => configuration(conf, args.min_free_gib, &mut found)?,
         None => found.add("broker.on_its_machine", "not looked at", "give --nats-conf there", true, ""),
     }
     let Findings(checks) = found;
@@ -76,8 +74,9 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
     Ok(())
 }
 
-/// Checks the broker's configuration file and the disk with its streams. Runs on the broker's machine only.
-fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
+/// Checks the broker's configuration file, and whether the disk with its streams has `min_free_gib` GiB left. Runs on the
+/// broker's machine only.
+fn configuration(conf: &Path, min_free_gib: u64, found: &mut Findings) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
     let value = |name: &str| {
         let line = text.lines().map(str::trim).find(|line| line.starts_with(name))?;
@@ -89,12 +88,12 @@ fn configuration(conf: &Path, found: &mut Findings) -> anyhow::Result<()> {
     if let Some(store) = value("store_dir").filter(|store| Path::new(store).exists()) {
         let room = rustix::fs::statvfs(store.as_str())?;
         let free = room.f_bavail.saturating_mul(room.f_frsize);
-        let (actual, least) = (format!("{} GiB", free >> 30), format!("at least {} GiB", LEAST_ROOM >> 30));
+        let (actual, least) = (format!("{} GiB", free >> 30), format!("at least {min_free_gib} GiB"));
         found.add(
             "broker.free_room",
             actual,
             least,
-            free >= LEAST_ROOM,
+            free >> 30 >= min_free_gib,
             "A full disk stops the market: free some space.",
         );
     }

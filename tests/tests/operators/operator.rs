@@ -182,15 +182,20 @@ async fn doctor_passes_on_a_new_market_and_names_each_wrong_setting() {
     let job = system.consumer.submit(&noop_job()).await.unwrap();
     system.consumer.wait_until_settled(&job).await.unwrap();
     let conf = system.path().join("keys/nats.conf");
-    let doctor = || {
-        let output = tool(&system, &["doctor", "--nats-conf", conf.to_str().unwrap(), "--json"]);
+    // The bound of the free space is given, because the test cannot know how full its machine's disk is.
+    let doctor_with = |min_free_gib: &str| {
+        let conf = conf.to_str().unwrap();
+        let output = tool(&system, &["doctor", "--nats-conf", conf, "--min-free-gib", min_free_gib, "--json"]);
         let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
         let failed: Vec<_> = checks.into_iter().filter(|c| c["passed"] == false).collect();
         (output.status.success(), failed)
     };
+    let doctor = || doctor_with("0");
     // The first head is signed some seconds after the start.
     wait_until("a signed head", async || doctor().1.iter().all(|c| c["id"] != "log.signed_head")).await;
     assert_eq!(doctor(), (true, Vec::new()));
+    let (passed, failed) = doctor_with("1000000000");
+    assert_eq!((passed, failed.len(), &failed[0]["id"]), (false, 1, &json!("broker.free_room")), "{failed:?}");
     let text = std::fs::read_to_string(&conf).unwrap();
     std::fs::write(&conf, text.replace("sync_interval: always", "sync_interval: 2m")).unwrap();
     std::process::Command::new("chmod")
