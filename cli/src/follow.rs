@@ -19,6 +19,8 @@ use crate::{
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time that a job may wait for a machine before the client prints the reason.
 const EXPLAIN_AFTER: Duration = Duration::from_secs(3);
+/// The most characters of an unfinished line. The width of a small terminal.
+const MAX_UNFINISHED: usize = 76;
 /// Exit code of the client if a job failed and the job has no exit code of its own.
 const JOB_FAILED: u8 = 1;
 
@@ -61,9 +63,10 @@ pub(crate) async fn follow_until_settled(
     json: bool,
     mut stop: Option<&mut StopSignal>,
 ) -> anyhow::Result<Value> {
-    // The bar counts in thousandths of the work.
+    // The bar counts in thousandths of the work. Only a terminal shows the bar, and above it the line that the job has
+    // not finished yet.
     let bar = ProgressBar::new(1_000);
-    bar.set_style(ProgressStyle::with_template("{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
+    bar.set_style(ProgressStyle::with_template("{prefix}{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
     let mut events = EventStream::new(api, format!("/jobs/{job}/events/stream"));
     let mut output = EventStream::new(api, format!("/jobs/{job}/logs/stream"));
     let mut lines = LogPrinter::new(json);
@@ -128,6 +131,17 @@ async fn received(stop: &mut Option<&mut StopSignal>) {
     }
 }
 
+/// The newest characters of the lines that a job has not finished yet, each with a line end. The text could control the
+/// terminal, so control characters are replaced.
+fn unfinished_lines(event: &Value) -> String {
+    let texts = [&event["stdout"], &event["stderr"]].map(|text| sanitize(text.as_str().unwrap_or_default()));
+    texts.iter().filter(|text| !text.is_empty()).fold(String::new(), |mut lines, text| {
+        let skipped = text.chars().count().saturating_sub(MAX_UNFINISHED);
+        lines.extend(text.chars().skip(skipped).chain(['\n']));
+        lines
+    })
+}
+
 /// Prints each line of a job's output once, although a stream that is opened again may repeat lines.
 struct LogPrinter {
     json: bool,
@@ -151,6 +165,8 @@ impl LogPrinter {
                 bar.set_position((fraction * 1_000.0) as u64);
                 bar.set_message(sanitize(event.data["message"].as_str().unwrap_or_default()));
             }
+            "unfinished" => bar.set_prefix(unfinished_lines(&event.data)),
+            "end" => bar.set_prefix(""),
             _ => {}
         }
         event.name == "end"
@@ -177,6 +193,15 @@ pub(crate) fn exit_code(job: &Value) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unfinished_lines_are_shown_without_control_characters() {
+        let event = json!({ "lease": 7, "stdout": "loading… ", "stderr": "10 %\u{1b}[2J" });
+        let shown = unfinished_lines(&event);
+        assert!(shown.starts_with("loading… \n10 %") && shown.ends_with('\n'), "{shown}");
+        assert!(!shown.contains('\u{1b}'));
+        assert_eq!(unfinished_lines(&json!({ "stdout": "", "stderr": "" })), "");
+    }
 
     #[test]
     fn the_client_exits_with_the_exit_code_of_the_job() {

@@ -12,6 +12,11 @@ pub const LOG_LINES: &str = "LogLines.v1";
 /// The name of the type [`JobMetrics`] in a message's header.
 pub const JOB_METRICS: &str = "JobMetrics.v1";
 
+/// The name of the type [`UnfinishedLines`] in a message's header.
+pub const UNFINISHED_LINES: &str = "UnfinishedLines.v1";
+/// Largest text of an unfinished line, bytes. Of a longer line, the newest bytes are shown.
+pub const MAX_UNFINISHED: usize = 1024;
+
 /// The progress of a job, as the job reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
@@ -45,6 +50,21 @@ pub struct LogLines {
     pub first_line: u64,
     /// The lines, without line ends.
     pub lines: Vec<LogLine>,
+}
+
+/// The lines that a job has begun and not finished, such as `loading… ` or a progress bar that writes over itself. Each
+/// message replaces the former one. A finished line is in [`LogLines`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct UnfinishedLines {
+    /// The lease of the attempt that writes the lines.
+    pub lease: Lease,
+    /// The time of the message, by the machine's clock.
+    pub occurred_at: Timestamp,
+    /// What stands on the line of standard output now: at most [`MAX_UNFINISHED`] bytes from an untrusted job. Empty if
+    /// there is no unfinished line.
+    pub stdout: String,
+    /// What stands on the line of standard error now.
+    pub stderr: String,
 }
 
 /// A line of a job's log.

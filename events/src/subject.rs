@@ -19,6 +19,8 @@ pub const HEARTBEATS: &str = "telemetry.*.heartbeat";
 pub const TICKS: &str = "telemetry.*.tick";
 /// All output of all jobs.
 pub const OUTPUT_ALL: &str = "output.*.*.*";
+/// The unfinished lines of all jobs.
+pub const UNFINISHED_ALL: &str = "unfinished.*.*";
 /// Every change notice of the projectors.
 pub const NOTICES: &str = "notice.>";
 
@@ -163,6 +165,21 @@ pub fn parse_output(subject: &str) -> Option<(MachineId, JobId, OutputKind)> {
     Some((machine, job, kind))
 }
 
+/// The subject of the lines that a job on a machine has not finished yet. No stream stores these messages.
+pub fn unfinished(machine: MachineId, job: JobId) -> String {
+    format!("unfinished.{machine}.{job}")
+}
+
+/// The filter of the unfinished lines of a job on any machine. Readers check that the machine has the lease.
+pub fn unfinished_of_job(job: JobId) -> String {
+    format!("unfinished.*.{job}")
+}
+
+/// The machine in a subject of unfinished lines.
+pub fn machine_of_unfinished(subject: &str) -> Option<MachineId> {
+    subject.strip_prefix("unfinished.")?.split_once('.')?.0.parse().ok()
+}
+
 /// A command endpoint: `cmd.<area>.<verb>`.
 pub fn command(area: &str, verb: &str) -> String {
     format!("cmd.{area}.{verb}")
@@ -233,10 +250,15 @@ pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 /// machine's id.
 pub const USER_NAME_PLACEHOLDER: &str = "{{name()}}";
 
-/// The subjects that a machine publishes to: commands, heartbeats and output. `machine` is an id or a placeholder.
+/// The subjects that a machine publishes to: commands, heartbeats, output and unfinished
+/// lines. `machine` is an id or a placeholder.
 pub fn published_by_machine(machine: &str) -> Vec<String> {
     let output = [OutputKind::Progress, OutputKind::Log, OutputKind::Metrics];
-    let mut subjects = vec![format!("cmd.machine.{machine}.*"), format!("telemetry.{machine}.heartbeat")];
+    let mut subjects = vec![
+        format!("cmd.machine.{machine}.*"),
+        format!("telemetry.{machine}.heartbeat"),
+        format!("unfinished.{machine}.*"),
+    ];
     subjects.extend(output.map(|kind| format!("output.{machine}.*.{}", kind.token())));
     subjects
 }
@@ -260,6 +282,7 @@ mod tests {
         let (machine, job) = (MachineId::generate(), JobId::generate());
         let subject = output(machine, job, OutputKind::Log);
         assert_eq!(parse_output(&subject), Some((machine, job, OutputKind::Log)));
+        assert_eq!(machine_of_unfinished(&unfinished(machine, job)), Some(machine));
         assert_eq!(machine_of_heartbeat(&heartbeat(machine)), Some(machine));
         assert_eq!(machine_of_command(&machine_command(machine, "accept")), Some(machine));
         assert_eq!(job_of_dispatch(&format!("dispatch.{machine}.{job}")), Some(job));

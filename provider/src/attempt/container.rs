@@ -10,8 +10,8 @@ use bollard::{
         ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerWaitResponse, NetworkCreateRequest,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, EventsOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-        StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
+        AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, EventsOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
     },
 };
 use futures_util::{Stream, StreamExt as _};
@@ -137,6 +137,13 @@ impl Container {
         let text = first.map(|frame| frame.to_string()).unwrap_or_default();
         let line = text.lines().next().and_then(|line| line.split_once(' ')).map(|(_, line)| line);
         Ok(line.unwrap_or_default().chars().take(500).collect())
+    }
+
+    /// What the container writes from now on, byte for byte and at once: also a line that is not finished. Read it
+    /// without a pause, because Docker lets the job wait once a megabyte is unread.
+    pub(super) async fn attach(&self) -> Result<impl Stream<Item = Result<LogOutput, Error>> + use<>, Error> {
+        let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
+        Ok(self.docker.attach_container(&self.name, Some(options)).await?.output)
     }
 
     /// Waits until the container has ended.

@@ -4,7 +4,8 @@
 //! 1. Accept the lease.
 //! 2. `prepare`: create the container, and record the event `Started` in the market's log.
 //! 3. Start the container, but only after `Started` is recorded.
-//! 4. `run`: wait until the container has ended. At the same time `log` forwards the job's log.
+//! 4. `run`: wait until the container has ended. At the same time `log` forwards the job's log, and
+//!    `unfinished` shows the line that the job is still writing.
 //! 5. `artifacts`: list and hash the files that the job left. If that takes long, or if there are files to upload, the
 //!    event `Exited` is recorded first, so that the time for it is not run time.
 //! 6. `report`: upload the files, and deliver the report.
@@ -35,13 +36,16 @@ mod run_clock;
 mod stop;
 #[cfg(test)]
 mod testing;
+mod unfinished;
 mod upload;
 mod watch;
 
 use std::time::Duration;
 
+use bollard::{container::LogOutput, errors::Error};
+use futures_util::{Stream, StreamExt as _, stream};
 use gpubnb_events::command::{Accept, Grant};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub(crate) use self::{
     context::{AttemptContext, Tools},
@@ -95,8 +99,8 @@ async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u6
 
 /// Prepares and starts the container, and waits until it has ended and its log is forwarded.
 async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
-    let origin = match prepare_and_start(context, grant).await {
-        Ok(origin) => origin,
+    let (origin, written) = match prepare_and_start(context, grant).await {
+        Ok(started) => started,
         Err(end) => return report::make_report(context, grant, end).await,
     };
     let signals = RunSignals::running();
@@ -107,16 +111,29 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
         report::make_report(context, grant, end).await
     };
     let finished = async { tokio::join!(reported, log::forward(context, &signals)).0 };
-    tokio::pin!(finished);
+    let meanwhile = async {
+        tokio::join!(report::announce_slow_exit(context, usage), unfinished::show(context, written));
+        std::future::pending::<PendingReport>().await
+    };
     tokio::select! {
-        pending = &mut finished => return pending,
-        () = report::announce_slow_exit(context, usage) => {}
+        pending = finished => pending,
+        never = meanwhile => never,
     }
-    finished.await
 }
 
-async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
+/// Prepares and starts the container. Returns what the container writes, too, which is attached to before the start, so
+/// that no byte is missed.
+async fn prepare_and_start(
+    context: &AttemptContext,
+    grant: &Grant,
+) -> Result<(ContainerOrigin, impl Stream<Item = Result<LogOutput, Error>> + use<>), AttemptEnd> {
     let origin = prepare::prepare(context, grant).await?;
+    // If Docker refuses, unfinished lines are not shown, and nothing else is missing.
+    let attached = context.container.attach().await;
+    if let Err(e) = &attached {
+        debug!(lease = context.lease.0.0, error = %e, "unfinished lines are not shown");
+    }
+    let written = stream::iter(attached.ok()).flatten();
     let is_started_now = match origin {
         ContainerOrigin::ThisRun => {
             run_clock::save_before_start(&context.directory());
@@ -126,9 +143,9 @@ async fn prepare_and_start(context: &AttemptContext, grant: &Grant) -> Result<Co
     };
     if is_started_now.map_err(AttemptEnd::Failed)? {
         run_clock::save_start(&context.directory());
-        return Ok(ContainerOrigin::ThisRun);
+        return Ok((ContainerOrigin::ThisRun, written));
     }
-    Ok(origin)
+    Ok((origin, written))
 }
 
 /// Removes the container and the directory of an attempt in the background, because Docker needs long to remove a

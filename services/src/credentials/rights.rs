@@ -72,7 +72,7 @@ pub(crate) fn users() -> [User; 6] {
         user("operator", "projector", operator_rights(), &[&operator]),
         // The web server: sends commands and queries for signed-in people, stores their sessions and files, reads
         // output.
-        user("ui", "ui", web_server_rights(), &[subject::NOTICES, &ui]),
+        user("ui", "ui", web_server_rights(), &[subject::NOTICES, subject::UNFINISHED_ALL, &ui]),
     ]
 }
 

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Some("odd-files") => odd_files(),
         Some("scratch") => ordinary::use_scratch(),
         Some("threads") => ordinary::have_threads(count()),
+        Some("unfinished") => ordinary::draw_progress_bar(),
         Some("open-files") => ordinary::open_files(count()),
         Some("succeed") => true,
         _ => {

@@ -4,6 +4,7 @@
 use std::{
     env, fs,
     fs::File,
+    io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -42,6 +43,18 @@ pub(crate) fn have_threads(count: usize) -> bool {
         }
     }
     true
+}
+
+/// Begins a line and does not finish it. Meanwhile draws a progress bar that writes over itself, for a minute.
+pub(crate) fn draw_progress_bar() -> bool {
+    print!("whole line\nloading... ");
+    let begun = io::stdout().flush();
+    for step in 0..2_400 {
+        eprint!("\rstep {step}");
+        thread::sleep(Duration::from_millis(25));
+    }
+    println!("done");
+    begun.is_ok()
 }
 
 /// Has this many files open at once.

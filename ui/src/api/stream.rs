@@ -19,7 +19,10 @@ use crate::{
     app::App,
     error::ApiError,
     extract::Path,
-    live::output::{self, OutputCursor, OutputItem, OutputReader},
+    live::{
+        output::{self, OutputCursor, OutputItem, OutputReader},
+        unfinished::UnfinishedReader,
+    },
     state::next_change,
 };
 
@@ -85,7 +88,8 @@ pub(crate) async fn events(
     Ok(sse(events).keep_alive(KeepAlive::default()))
 }
 
-/// The job's output as events `line`, `progress` and `metrics`. The id of an event is its position in the output. When
+/// The job's output as events `line`, `progress` and `metrics`. An event `unfinished` has what stands on the last line of
+/// each stream while the job is still writing the line; each replaces the former one. The id of an event is its position in the output. When
 /// the job has ended, the rest of the output follows, then the event `end`, and the stream ends. A client that got no
 /// `end` opens the stream again.
 pub(crate) async fn logs(
@@ -98,12 +102,20 @@ pub(crate) async fn logs(
     let mut row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
     let mut from = OutputCursor { seq: last_event_id(&headers).map_or(1, |seq| seq + 1), line: None };
     let mut messages = output::follow(&app, job, from.seq).await?;
+    let mut unfinished = UnfinishedReader::open(&app, job).await?;
     let events = async_stream::stream! {
         let mut reader = OutputReader::default();
         // The output of a job is complete before the job's end is recorded.
         while row.ended_at.is_none() {
             let message = tokio::select! {
                 message = messages.next() => message,
+                () = unfinished.changed() => {
+                    let lines = unfinished.newest(&row).map(|lines| Event::default().event("unfinished").json_data(lines));
+                    if let Some(Ok(event)) = lines {
+                        yield event;
+                    }
+                    continue;
+                }
                 change = tokio::time::timeout(READ_AGAIN, next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job))) => {
                     let seq = change.ok().flatten().map_or(Seq::ZERO, |change| change.seq);
                     row = app.queries.job(signed_in.actor(), job, seq).await.unwrap_or(row);

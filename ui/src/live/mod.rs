@@ -6,3 +6,4 @@
 pub(crate) mod log;
 pub(crate) mod output;
 pub(crate) mod parts;
+pub(crate) mod unfinished;

@@ -34,6 +34,7 @@ use crate::{
         log,
         output::{self, OutputItem, OutputMessage, OutputReader},
         parts::{MAX_SILENCE, PagePart, SentParts},
+        unfinished::{UnfinishedReader, unfinished_html},
     },
     state::{Change, next_change, pending_changes},
 };
@@ -41,7 +42,7 @@ use crate::{
 /// `GET /jobs/{job}/live`. The id of a server-sent event is the sequence in OUTPUT after which a new connection
 /// resumes.
 ///
-/// State, trail and output are three independent streams, so that none of them waits for another.
+/// State, trail, output and unfinished lines are independent streams, so that none of them waits for another.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -66,7 +67,9 @@ pub(crate) async fn live(
         state_events(app.clone(), signed_in, view_sender, state_changes).boxed(),
         trail_events(app.clone(), signed_in, id, job.seq, trail_changes).boxed(),
         if is_own {
-            output_events(app, view_receiver, from, output_ended.clone()).boxed()
+            let unfinished = unfinished_events(app.clone(), view_receiver.clone());
+            futures_util::stream::select(output_events(app, view_receiver, from, output_ended.clone()), unfinished)
+                .boxed()
         } else {
             futures_util::stream::pending().boxed()
         },
@@ -191,6 +194,27 @@ fn output_events(
             }
         }
         output_ended.cancel();
+    }
+}
+
+/// Sends the lines that the job has not finished yet. They are gone when the job has ended.
+fn unfinished_events(app: App, mut view: watch::Receiver<JobView>) -> impl Stream<Item = Event> {
+    async_stream::stream! {
+        let id = view.borrow().job;
+        // Without the lines, the rest of the page is still of use.
+        let Ok(mut unfinished) = UnfinishedReader::open(&app, id).await else { return };
+        let mut sent = SentParts::default();
+        loop {
+            let lines = unfinished.newest(&view.borrow_and_update());
+            if let Some(event) = sent.event_if_changed(&PagePart::new("log-unfinished", unfinished_html(lines.as_ref()))) {
+                yield event;
+            }
+            sleep(RENDER_PAUSE).await;
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                () = unfinished.changed() => {}
+            }
+        }
     }
 }
 
