@@ -48,7 +48,7 @@ pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
     let head_keys = pinned_keys(api).await;
     let path = saved::write(&SavedLogin { url: api.url.clone(), token, head_keys })?;
     outln!(
-        "Logged in to {} until {} ({}).",
+        "Logged in to {} until {}. The token is saved in {}.",
         api.url,
         token_info["expires_at"].as_str().unwrap_or_default(),
         path.display()
@@ -56,16 +56,19 @@ pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// The keys that check the market's proofs: those of the first login to this market, or else those that the market
-/// publishes now. Warns if the market publishes other keys than at the first login.
+/// The keys that check the market's proofs: those in the saved login, if it is a login to this market; otherwise those that
+/// the market publishes now. Warns if the market publishes a key that the saved login does not have.
 async fn pinned_keys(api: &Api) -> Vec<String> {
     // A damaged file must not stand in the way of a new login.
     let saved = saved::read().unwrap_or_default().filter(|login| login.url == api.url);
     let earlier = saved.map(|login| login.head_keys).unwrap_or_default();
-    let read =
+    let published_keys =
         async { Ok::<Vec<String>, anyhow::Error>(serde_json::from_value(api.published().await?["head_keys"].take())?) };
-    let published = read.await.unwrap_or_else(|e| {
-        errln!("The keys with which the market signs its log could not be read: {e:#}. To check a proof, name a key.");
+    let published = published_keys.await.unwrap_or_else(|e| {
+        errln!(
+            "The keys with which the market signs its log could not be read: {e:#}. `gpubnb check-proof` then needs the \
+             option --key."
+        );
         Vec::new()
     });
     if earlier.is_empty() {
@@ -73,7 +76,7 @@ async fn pinned_keys(api: &Api) -> Vec<String> {
     }
     if let Some(new) = published.iter().find(|key| !earlier.contains(key)) {
         errln!(
-            "Warning: the market now signs its log with another key ({new}) than at your first login. Proofs are still \
+            "Warning: the market now signs its log with another key ({new}) than in your saved login. Proofs are still \
              checked with the earlier keys. If the market's operator confirms the new key, run `gpubnb logout`, and log in \
              again."
         );

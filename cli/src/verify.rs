@@ -1,7 +1,8 @@
-//! Checks the output files of a job: the signature of the list of files, and the hash of each file.
+//! Two checks that need no trust in the market's web server: `verify` checks the files that a job left (the signature of
+//! the manifest, which is the list of files, and the hash of each file), and `check-proof` that an event is in the log.
 //!
-//! The list also comes with the public keys of the job's machine, and nothing proves these keys: `verify` trusts the
-//! market to name the right keys. The output therefore names the key that signed, which a user can compare with the key
+//! With the manifest, the market sends the public keys of the job's machine. Nothing proves that these keys are the
+//! machine's: `verify` trusts the market to name the right keys. The output therefore names the key that signed, which a user can compare with the key
 //! in the machine's event `MachineListed`.
 
 use std::{fs::File, io::Read as _, path::Path};
@@ -18,7 +19,7 @@ use crate::{api::Api, saved, show::sanitize};
 /// Exit code if a file differs from the signed list.
 const DIFFERS: u8 = 1;
 
-/// The list of a job's files, with the machine's signature.
+/// The manifest of a job: the list of the files that it left, with the machine's signature.
 #[derive(Deserialize)]
 struct JobManifest {
     job: JobId,
@@ -46,7 +47,8 @@ impl JobManifest {
 
 /// `gpubnb check-proof`: reads a proof from a file, and checks it. The proof shows that an event is in the log. Only a
 /// tree head signed by one of `keys` is trusted. If `keys` is empty, the trusted keys are those that the market
-/// published at the first login.
+/// published at the first login. If there are none either, the proof can only be consistent with itself. Returns the exit
+/// code.
 pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<u8> {
     if keys.is_empty() {
         keys = saved::read()?.map(|login| login.head_keys).unwrap_or_default();
@@ -61,7 +63,7 @@ pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<
     Ok(0)
 }
 
-/// `gpubnb verify`: checks the list of a job's files, and the files in `directory`.
+/// `gpubnb verify`: checks a job's manifest, and the files in `directory`. Returns the exit code.
 pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     let manifest: JobManifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
     ensure!(job.parse() == Ok(manifest.job), "the market answered with the list of another job");

@@ -1,13 +1,17 @@
 //! Starts the worker: opens its identity, gets its credential, tests and lists the machine, and starts the tasks that
 //! run until shutdown.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use async_nats::Client;
 use bollard::Docker;
 use gpubnb_events::{
-    Clock as _, HourlyRate, MachineId, Millis, SystemClock,
+    Clock as _, HourlyRate, Millis, SystemClock,
     command::{Done, ListMachine, Listed, RecordTest},
     event::Check,
     spec::{Hardware, Offer, OwnerPolicy},
@@ -67,7 +71,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         answered = obtain() => answered.map(drop)?,
     }
     let checks = self_test(&args, &identity, &docker, &gpus, (&http, &enrollment.market)).await;
-    let unfit = why_unfit(&checks, args.unfit, &docker, identity.machine).await?;
+    let unfit = why_unfit(&checks, args.unfit, &docker, &identity).await?;
     // The self-test may take longer than a credential lives.
     let credential = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -175,16 +179,22 @@ fn require_fit(checks: &[Check], list_unfit: bool) -> anyhow::Result<()> {
     bail!("the machine is not fit, and is not listed (--unfit lists it anyway). {}", reasons.join(" "))
 }
 
-/// The reason why the machine is unfit, although jobs of a former run of the worker still run: without the worker, they would
-/// have no limit. Fails if the machine is unfit and no such job runs.
+/// The directory with a directory for each attempt.
+fn attempts_dir(identity: &Identity) -> PathBuf {
+    identity.state.join("leases")
+}
+
+/// The reason why the machine is unfit, although a former run of the worker left attempts to look after: without the worker,
+/// their jobs would have no limit, and their reports would not arrive. Fails if the machine is unfit and there is no such
+/// attempt.
 async fn why_unfit(
     checks: &[Check],
     list_unfit: bool,
     docker: &Docker,
-    machine: MachineId,
+    identity: &Identity,
 ) -> anyhow::Result<Option<anyhow::Error>> {
     match require_fit(checks, list_unfit) {
-        Err(e) if attempt::attempt_containers(docker, machine).await?.is_empty() => Err(e),
+        Err(e) if !attempt::has_attempts(docker, identity.machine, &attempts_dir(identity)).await? => Err(e),
         fit => Ok(fit.err()),
     }
 }
@@ -227,7 +237,7 @@ fn make_tools(
         js: machine_jetstream(client.clone()),
         platform: Platform::new(Caller::new(client.clone()), machine),
         leases: Arc::new(LeaseTable::new(slots)),
-        attempts_dir: identity.state.join("leases"),
+        attempts_dir: attempts_dir(&identity),
         hardware,
         runtime: args.runtime.clone(),
         cdi: args.cdi,

@@ -63,7 +63,7 @@ pub enum Operation {
 /// Options of `bootstrap`.
 #[derive(Debug, Clone, Args)]
 pub struct BootstrapArgs {
-    /// Directory for the keys and the configuration. Existing files are kept.
+    /// Directory for the keys and the configuration. If the directory has a `nats.conf`, nothing is changed.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// Address on which the broker listens.

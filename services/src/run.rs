@@ -15,14 +15,14 @@ use crate::{
     aggregate_lock::AggregateLocks,
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
-    endpoint::{self, Endpoints, FileTransfer},
+    endpoint::{self, EndpointContext, FileTransfer},
     enrollment::Enrollments,
     execute::Executor,
     gauges,
     process::{Leadership, SilenceLimits, manage, watch},
     redispatch,
     replica::Replica,
-    secrets::JobEnv,
+    secrets::JobSecrets,
     snapshot::WorldSnapshots,
 };
 
@@ -41,10 +41,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let replica_id = CommandId::generate().to_string();
     let sealing = Sealing::open(&config.nats.nats_creds)?;
-    let secrets = JobEnv::open(&js, sealing).await.context("the bucket of secrets")?;
+    let secrets = JobSecrets::open(&js, sealing).await.context("the bucket of secrets")?;
     spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
-    let endpoints = Box::pin(endpoints(&config, executor, secrets)).await?;
+    let endpoints = Box::pin(endpoint_context(&config, executor, secrets)).await?;
     tasks.spawn(endpoints.revoker.clone().run(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
@@ -106,7 +106,7 @@ fn spawn_processes(
     executor: &Executor,
     replica_id: &str,
     snapshots: WorldSnapshots,
-    secrets: JobEnv,
+    secrets: JobSecrets,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
@@ -128,14 +128,14 @@ fn spawn_processes(
 }
 
 /// The state that the endpoints share.
-async fn endpoints(config: &Config, executor: Executor, secrets: JobEnv) -> anyhow::Result<Endpoints> {
+async fn endpoint_context(config: &Config, executor: Executor, secrets: JobSecrets) -> anyhow::Result<EndpointContext> {
     let (js, keys) = (executor.log.jetstream(), &config.nats.nats_creds);
     let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
     let enrollments = Enrollments::open(&js).await.context("the bucket of enrollments")?;
     let (replica, clock) = (Arc::clone(&executor.replica), Arc::clone(&executor.clock));
     let revoker = Revoker::open(&config.nats, enrollments, js, replica, clock, issuer.lifetime()).await?;
     let (dead_letters, machine_rate) = (Arc::default(), endpoint::new_machine_rate());
-    Ok(Endpoints {
+    Ok(EndpointContext {
         executor,
         file_transfer: file_transfer(config)?,
         issuer,

@@ -16,7 +16,7 @@ use crate::credentials::{Sealing, Secrets};
 
 /// The bucket of sealed values, and the key that opens them.
 #[derive(Clone)]
-pub(crate) struct JobEnv {
+pub(crate) struct JobSecrets {
     bucket: kv::Store,
     sealing: Arc<Sealing>,
 }
@@ -38,7 +38,7 @@ fn key(account: AccountId, job: JobId) -> String {
     format!("{account}.{job}")
 }
 
-impl JobEnv {
+impl JobSecrets {
     /// Opens the bucket.
     pub(crate) async fn open(js: &jetstream::Context, sealing: Sealing) -> anyhow::Result<Self> {
         Ok(Self { bucket: js.get_key_value(JOBENV).await?, sealing: Arc::new(sealing) })

@@ -37,9 +37,9 @@ RAN = ("NonZeroExit", "OutOfMemory", "TimeLimit", "BudgetExhausted", "OutputTooL
 UNRUN = ("BadImage", "BadCommand", "BadInput")
 PROVIDER = ("ProviderLost", "NotReported", "Preempted", "GpuLost", "DiskFull", "RuntimeMisconfigured", "Interrupted",
             "AssignTimeout")
-NOBODY = ("RegistryUnavailable", "InputUnavailable", "PrepareTimeout", "UploadTimeout")
+NOBODY = ("RegistryUnavailable", "InputUnavailable", "PrepareTimeout", "UploadTimeout", "Internal")
 FAULTS = {**dict.fromkeys(RAN + UNRUN, "consumer"), **dict.fromkeys(PROVIDER, "provider"),
-          **dict.fromkeys(NOBODY, "nobody"), "NoMachine": "platform", "Internal": "platform"}
+          **dict.fromkeys(NOBODY, "nobody"), "NoMachine": "platform"}
 OBSERVED = ("ProviderLost", "AssignTimeout", "NotReported", "PrepareTimeout", "UploadTimeout", "NoMachine")
 EVIDENCE = {"AssignTimeout": "Assigned", "PrepareTimeout": "Accepted", "NotReported": "Running",
             "UploadTimeout": "Collecting"}  # the states in which the evidence for these endings exists
@@ -161,7 +161,7 @@ class Leases:
             good = actor == "platform"
         else:
             once = name in ("Failed", "Requeued") and reason in ONCE_OBSERVED and not self.second_rule
-            good = actor == machine or (actor == "platform" and (once or reason == "Internal"))
+            good = actor == machine or (actor == "platform" and once)
         if not good and (job.ending is None or name == "Settled"):
             self._violation(event.seq, f"{name} may not be written by {show(actor)}")
 

@@ -10,7 +10,7 @@ use gpubnb_runtime::rpc::RpcError;
 use serde::Serialize;
 use tracing::{error, warn};
 
-/// An error in an answer.
+/// The content of an error, for every form of an answer.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
     /// HTTP status code.
@@ -27,7 +27,7 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<u64>,
 }
 
-/// An error in an answer of the API.
+/// An error that is answered as JSON (`application/problem+json`).
 #[derive(Debug)]
 pub(crate) struct ApiError(pub(crate) Problem);
 
@@ -110,8 +110,8 @@ impl From<RpcError> for Problem {
     fn from(failure: RpcError) -> Self {
         match failure {
             RpcError::Refused(refusal) => refusal.into(),
-            RpcError::Unavailable(problem) => {
-                warn!(problem, "a service is unavailable");
+            RpcError::Unavailable(cause) => {
+                warn!(cause, "a service is unavailable");
                 let detail = "A part of the market does not answer right now. Nothing is lost: try again in a moment.";
                 let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail);
                 Self { retry_after: Some(2), ..problem }

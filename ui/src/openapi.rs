@@ -20,7 +20,7 @@ use utoipa::{
 };
 
 use crate::{
-    access::{Access, BodyForm, BodySchema, Endpoint, SESSION_COOKIE},
+    access::{Access, BodySchema, BodyShape, Endpoint, SESSION_COOKIE},
     error::Problem,
     routes,
 };
@@ -96,10 +96,10 @@ fn reference(name: &str) -> Ref {
 fn content(body: &BodySchema) -> Content {
     let list = || ArrayBuilder::new().items(reference(&body.name)).build();
     let content = ContentBuilder::new();
-    match body.form {
-        BodyForm::Object => content.schema(Some(reference(&body.name))).build(),
-        BodyForm::List => content.schema(Some(list())).build(),
-        BodyForm::Page => {
+    match body.shape {
+        BodyShape::Object => content.schema(Some(reference(&body.name))).build(),
+        BodyShape::List => content.schema(Some(list())).build(),
+        BodyShape::Page => {
             let next = ObjectBuilder::new()
                 .schema_type(SchemaType::from_iter([Type::String, Type::Null]))
                 .description(Some("The cursor of the next page; null on the last page."));

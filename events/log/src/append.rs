@@ -48,12 +48,20 @@ pub enum AppendError {
     /// The broker did not confirm the append. The event may be in the log: append the same proposal again to find out.
     #[error("the broker does not answer")]
     Unavailable(#[source] BoxError),
-    /// The broker takes no message of this size.
+    /// The event is larger than the broker's limit for a message (`max_payload`). Nothing was sent.
     #[error("the event is too large for the log")]
     TooLarge(#[source] PublishError),
     /// The event cannot be encoded.
     #[error("the event cannot be encoded")]
     Encoding(#[source] serde_json::Error),
+}
+
+/// The error of a publish that was not a matter of the guard.
+fn publish_error(e: PublishError) -> AppendError {
+    match e.kind() {
+        PublishErrorKind::MaxPayloadExceeded => AppendError::TooLarge(e),
+        _ => unavailable(e),
+    }
 }
 
 fn unavailable(e: impl Into<BoxError>) -> AppendError {
@@ -77,10 +85,11 @@ impl Log {
             .header(header::EXPECTED_SUBJECT, address.guard.as_str())
             .expected_last_subject_sequence(proposal.expected.0)
             .payload(payload.into());
-        let confirmation = self.js.send_publish(address.subject, message).await.map_err(unavailable)?;
+        let confirmation = self.js.send_publish(address.subject, message).await.map_err(publish_error)?;
         let ack = tokio::time::timeout(ACK_TIMEOUT, confirmation).await.map_err(unavailable)?;
         match ack {
-            // The log has an event with this id. The stored event may be this event, or differ from it.
+            // The broker has stored a message with this id before, and did not store this one. Two decisions may make
+            // different events with one id, such as the end of an attempt, so the events are compared.
             Ok(ack) if ack.duplicate => {
                 let stored = self.get(Seq(ack.sequence)).await.map_err(unavailable)?;
                 if stored.as_ref().and_then(Recorded::event) == Some(&proposal.event) {
@@ -88,14 +97,14 @@ impl Log {
                 }
                 self.conflict_or_repetition(proposal).await
             }
-            Ok(ack) => Ok(Appended { seq: Seq(ack.sequence), is_repetition: ack.duplicate }),
+            Ok(ack) => Ok(Appended { seq: Seq(ack.sequence), is_repetition: false }),
             Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => self.conflict_or_repetition(proposal).await,
-            Err(e) if e.kind() == PublishErrorKind::MaxPayloadExceeded => Err(AppendError::TooLarge(e)),
-            Err(e) => Err(unavailable(e)),
+            Err(e) => Err(publish_error(e)),
         }
     }
 
-    /// Finds out why the broker refused a proposal: its event is already in the log, or another event came first.
+    /// Finds out why the log did not take a proposal: its event is already in the log, or another event of the aggregate
+    /// came first.
     async fn conflict_or_repetition(&self, proposal: &Proposal) -> Result<Appended, AppendError> {
         let last = self.last_of(proposal.event.aggregate()).await.map_err(unavailable)?;
         let Some(last) = last else {

@@ -23,8 +23,8 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 /// The file with the leaf of each message, one after the other.
 const LEAVES: &str = "leaves.bin";
-/// Messages in one part, which is a file of events. Only the last part of an archive has fewer.
-const PART: u64 = if cfg!(test) { 4 } else { 50_000 };
+/// Messages in one part, which is a file of an archive. Only the last part has fewer.
+const MESSAGES_PER_PART: u64 = if cfg!(test) { 4 } else { 50_000 };
 /// Longest line, bytes. The broker takes messages of a mebibyte, and JSON writes some bytes as six characters.
 const LONGEST_LINE: u64 = 16 << 20;
 
@@ -43,10 +43,10 @@ pub enum ArchiveError {
     #[error("the archive has format {0}; this program reads {FORMAT}")]
     Format(u32),
     /// The directory holds a complete archive already.
-    #[error("{0} holds a whole archive: name a new directory for another one")]
+    #[error("{0} already holds a complete archive: choose a new directory for a new archive")]
     AlreadyComplete(PathBuf),
     /// Another process is writing this archive.
-    #[error("{0} is being written by another export: wait for it, or name a new directory")]
+    #[error("{0} is being written by another export: wait for its end, or choose a new directory")]
     Busy(PathBuf),
     /// The `stop` function of the caller returned true.
     #[error("stopped")]
@@ -106,11 +106,13 @@ fn read_messages(file: PathBuf) -> Result<impl Iterator<Item = Result<RawMessage
     let mut lines = BufReader::new(MultiGzDecoder::new(BufReader::new(File::open(&file).map_err(in_file(&file))?)));
     let mut ended = false;
     Ok(std::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
         let mut line = Vec::new();
         let read = (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut line);
         let invalid = |why: BoxError| io::Error::new(io::ErrorKind::InvalidData, why);
         let raw = match read {
-            _ if ended => return None,
             Ok(0) => return None,
             Ok(_) => serde_json::from_slice::<MessageLine>(&line).map_err(|e| invalid(e.into())).and_then(|line| {
                 RawMessage::from_line(line).ok_or_else(|| invalid("a line that holds no message".into()))
@@ -123,8 +125,8 @@ fn read_messages(file: PathBuf) -> Result<impl Iterator<Item = Result<RawMessage
 }
 
 impl ArchiveWriter {
-    /// Begins an archive in a directory, or continues an archive whose writer was interrupted. Then every message of
-    /// the existing parts is read, and complete parts are kept. `stop` is called after each message: if it returns
+    /// Begins an archive in a directory, or continues an archive whose writer was interrupted. To continue, the function
+    /// reads every message of the existing parts, and keeps the parts before the first incomplete one. `stop` is called after each message: if it returns
     /// true, the function fails with [`ArchiveError::Stopped`].
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(in_file(directory))?;
@@ -153,8 +155,9 @@ impl ArchiveWriter {
             return Ok(false);
         }
         let (mut leaves, mut messages) = (Vec::new(), read_messages(file.clone())?);
-        // The loop asks for one message more than a part may have: gzip compares the checksum only at the file's end.
-        for (n, raw) in (first.0..=first.0 + PART).zip(&mut messages) {
+        // One message more than a part has is asked for. This last read reaches the end of the file, where gzip checks its
+        // checksum, so a truncated file gives an error here. A message too many is an error, too.
+        for (n, raw) in (first.0..=first.0 + MESSAGES_PER_PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
                 _ => {
@@ -166,14 +169,14 @@ impl ArchiveWriter {
                 return Err(ArchiveError::Stopped);
             }
         }
-        if leaves.len() as u64 != PART {
+        if leaves.len() as u64 != MESSAGES_PER_PART {
             // The part is incomplete, or the manifest of a complete archive was removed, and this is its short last
             // part. The caller writes the messages of this part again.
             fs::remove_file(&file).map_err(in_file(&file))?;
             return Ok(false);
         }
         self.leaves.write_all(leaves.as_flattened()).map_err(in_file(&self.directory.join(LEAVES)))?;
-        self.last = Seq(self.last.0 + PART);
+        self.last = Seq(self.last.0 + MESSAGES_PER_PART);
         self.last_leaf = leaves.pop();
         self.parts.push(ArchivePart { file: name, first, last: self.last, sha256: sha256(&file)? });
         Ok(true)
@@ -191,19 +194,24 @@ impl ArchiveWriter {
 
     /// Writes the next message. The caller gives the messages in the order of their sequences, without a gap.
     pub fn write(&mut self, raw: &RawMessage) -> Result<(), ArchiveError> {
-        if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + PART) {
+        if self.part.as_ref().is_some_and(|(_, first, _)| raw.seq.0 >= first.0 + MESSAGES_PER_PART) {
             self.close_part()?;
         }
         if self.part.is_none() {
             let name = part_name(raw.seq);
-            let file = self.directory.join(&name);
-            let file = BufWriter::new(File::create_new(&file).map_err(in_file(&file))?);
+            let path = self.directory.join(&name);
+            // A part of an interrupted writer may be there, behind a part that was incomplete.
+            let file = BufWriter::new(File::create(&path).map_err(in_file(&path))?);
             self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
         }
-        let Some((name, _, part)) = &mut self.part else { return Ok(()) };
+        // The part was opened above.
+        let Some((name, _, encoder)) = &mut self.part else { return Ok(()) };
         let line =
             serde_json::to_vec(&MessageLine::from(raw)).map_err(|e| in_file(&self.directory.join(&*name))(e.into()))?;
-        part.write_all(&line).and_then(|()| part.write_all(b"\n")).map_err(in_file(&self.directory.join(name)))?;
+        encoder
+            .write_all(&line)
+            .and_then(|()| encoder.write_all(b"\n"))
+            .map_err(in_file(&self.directory.join(name)))?;
         let leaf = raw.leaf();
         self.leaves.write_all(&leaf).map_err(in_file(&self.directory.join(LEAVES)))?;
         (self.last, self.last_leaf) = (raw.seq, Some(leaf));

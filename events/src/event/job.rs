@@ -139,7 +139,7 @@ pub enum Reason {
     AssignTimeout,
     /// No machine came free in time.
     NoMachine,
-    /// A defect of the platform.
+    /// A defect of the market's own programs, of which the worker is one.
     Internal,
     /// The command of the job cannot be run in its image.
     BadCommand,
@@ -176,10 +176,12 @@ impl Reason {
             | Self::RuntimeMisconfigured
             | Self::NotReported
             | Self::AssignTimeout => Fault::Provider,
-            Self::NoMachine | Self::Internal => Fault::Platform,
-            Self::RegistryUnavailable | Self::InputUnavailable | Self::PrepareTimeout | Self::UploadTimeout => {
-                Fault::Nobody
-            }
+            Self::NoMachine => Fault::Platform,
+            Self::RegistryUnavailable
+            | Self::InputUnavailable
+            | Self::PrepareTimeout
+            | Self::UploadTimeout
+            | Self::Internal => Fault::Nobody,
         }
     }
 
@@ -227,7 +229,7 @@ impl Reason {
             Self::RuntimeMisconfigured => "the machine's container runtime is not set up".to_owned(),
             Self::AssignTimeout => "the machine did not answer in time".to_owned(),
             Self::NoMachine => "no machine came free in time".to_owned(),
-            Self::Internal => "a defect of the platform".to_owned(),
+            Self::Internal => "a defect of the market's own programs".to_owned(),
             Self::BadCommand => "its command cannot be run in its image".to_owned(),
             Self::NotReported => "the machine did not report its end".to_owned(),
             Self::RegistryUnavailable => "the image's registry did not answer".to_owned(),

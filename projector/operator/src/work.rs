@@ -35,8 +35,8 @@ pub(crate) async fn lag(client: async_nats::Client, args: &LagArgs) -> anyhow::R
         "stream", "messages", "bytes", "may grow to", "kept for", "first", "last"
     ))?;
     for s in &platform.streams {
-        let most = s.most_bytes.map_or_else(|| "no limit".to_owned(), |most| format!("{} MiB", most >> 20));
-        let age = s.most_age.map_or_else(|| "ever".to_owned(), format_age);
+        let most = s.max_bytes.map_or_else(|| "no limit".to_owned(), |most| format!("{} MiB", most >> 20));
+        let age = s.max_age.map_or_else(|| "ever".to_owned(), format_age);
         print_result(format_args!(
             "{:<10} {:>12} {:>14} {most:>14} {age:>9} {:>10} {:>10}",
             s.name, s.messages, s.bytes, s.first.0, s.last.0

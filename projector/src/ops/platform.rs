@@ -82,8 +82,8 @@ impl OperatorQueries {
             last: Seq(info.state.last_sequence),
             behind: info.sources.iter().map(|source| source.lag).max(),
             consumers: u64::try_from(info.state.consumer_count).unwrap_or(0),
-            most_bytes: u64::try_from(info.config.max_bytes).ok(),
-            most_age: Some(Millis::from_duration(info.config.max_age)).filter(|age| age.0 > 0),
+            max_bytes: u64::try_from(info.config.max_bytes).ok(),
+            max_age: Some(Millis::from_duration(info.config.max_age)).filter(|age| age.0 > 0),
         })
     }
 }

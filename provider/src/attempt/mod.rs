@@ -52,7 +52,7 @@ pub(crate) use self::{
     image_cache::CacheLimits,
     images::{ImageRules, Images},
     job_disk::JobDisks,
-    resume::{attempt_containers, resume_all},
+    resume::{has_attempts, resume_all},
 };
 use self::{end::AttemptEnd, prepare::ContainerOrigin, problem::Problem, report::PendingReport, watch::RunSignals};
 

@@ -89,8 +89,15 @@ async fn remove_networks(docker: &Docker, machine: MachineId, resumed: &HashSet<
     Ok(())
 }
 
+/// True if a former run of the worker left an attempt to look after: a container, or a report that is not delivered.
+pub(crate) async fn has_attempts(docker: &Docker, machine: MachineId, attempts_dir: &Path) -> Result<bool, Error> {
+    let has_report = |(_, dir): (Lease, PathBuf)| PendingReport::read(&dir).is_some();
+    let has_reports = attempt_directories(attempts_dir).into_iter().any(has_report);
+    Ok(has_reports || !attempt_containers(docker, machine).await?.is_empty())
+}
+
 /// The containers of a machine's attempts, also those that have ended.
-pub(crate) async fn attempt_containers(docker: &Docker, machine: MachineId) -> Result<Vec<ContainerSummary>, Error> {
+async fn attempt_containers(docker: &Docker, machine: MachineId) -> Result<Vec<ContainerSummary>, Error> {
     let label = format!("{LABEL_MACHINE}={machine}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();

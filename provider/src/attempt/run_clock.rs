@@ -152,6 +152,7 @@ fn signed(millis: i64) -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection::vec, prelude::*};
 
     fn reading(boot_id: &str, monotonic: u64, wall: u64) -> ClockReading {
         ClockReading {
@@ -200,7 +201,7 @@ mod tests {
     #[test]
     fn no_jump_stop_or_restart_changes_a_run_time() {
         let start = exact(reading("a", 10_000, 0));
-        let hour = 3_600_000;
+        let hour = 3_600_000_u64;
         for (name, end, docker, is_end_exact, expected) in [
             ("nothing happens", reading("a", 12_000, 2_000), Some(1_990), true, 1_990),
             ("the wall clock jumps ahead", reading("a", 12_000, 2_000 + hour), Some(2_000 + hour), true, 2_000),
@@ -229,5 +230,85 @@ mod tests {
         let (start, end) = (exact(reading("a", 10_000, 500_000)), reading("a", 30_000, 100_000));
         // The wall clock went back by 420 s while the job ran for 5 s.
         assert_eq!(run_time(&start, &end, Some(Millis(0)), true), Millis(20_000));
+    }
+
+    /// What happened to a machine while a job ran there, and afterwards until the worker learned of the end. Times are in
+    /// milliseconds of the true time since the job's start.
+    #[derive(Debug, Clone)]
+    struct History {
+        /// How long the job ran, not counting the time in which the machine was suspended.
+        run: u64,
+        /// Suspensions of the machine while the job ran: after how much of the run, and for how long.
+        suspensions: Vec<(u64, u64)>,
+        /// Jumps of the wall clock: at which true time, and by how much.
+        jumps: Vec<(u64, i64)>,
+        /// The pause between the job's end and the moment at which the worker learned of the end.
+        late: u64,
+    }
+
+    impl History {
+        /// The true time at which the job ended.
+        fn end(&self) -> u64 {
+            self.run + self.suspensions.iter().map(|(_, long)| long).sum::<u64>()
+        }
+
+        /// The wall clock at a true time.
+        fn wall(&self, at: u64) -> i64 {
+            let jumped = self.jumps.iter().filter(|(when, _)| *when <= at).map(|(_, by)| by);
+            1_000_000_000 + i64::try_from(at).unwrap() + jumped.sum::<i64>()
+        }
+
+        fn reading(&self, at: u64, suspended: u64) -> ClockReading {
+            ClockReading {
+                boot_id: "a".to_owned(),
+                monotonic: Millis(500_000 + at - suspended),
+                wall: Timestamp::EPOCH.plus(Millis(u64::try_from(self.wall(at)).unwrap())),
+            }
+        }
+
+        /// The run time that the worker reports. `is_end_exact` as the worker finds it.
+        fn reported(&self) -> Millis {
+            let start = StartReading { at: self.reading(0, 0), is_exact: true };
+            let suspended = self.end() - self.run;
+            let learned = self.reading(self.end() + self.late, suspended);
+            let docker = Millis(u64::try_from(self.wall(self.end()) - self.wall(0)).unwrap_or(0));
+            run_time(&start, &learned, Some(docker), self.late <= MAX_LATE_WHILE_WATCHING)
+        }
+    }
+
+    /// A worker that watches learns of an end within this time.
+    const MAX_LATE_WHILE_WATCHING: u64 = 500;
+
+    fn history(max_late: u64, max_jumps: usize) -> impl Strategy<Value = History> {
+        let hour = 3_600_000_u64;
+        let suspensions = vec((0..hour, 1..hour), 0..3);
+        let jumps = vec((0..2 * hour, -100 * 1_000_000_i64..100_000_000), 0..=max_jumps);
+        (0..hour, suspensions, jumps, 0..=max_late).prop_map(|(run, suspensions, jumps, late)| History {
+            run,
+            suspensions,
+            jumps,
+            late,
+        })
+    }
+
+    proptest! {
+        /// While the worker watches, any number of jumps and suspensions changes a run time by no more than the drift that
+        /// the clocks are allowed.
+        #[test]
+        fn a_watched_run_is_reported_as_it_was(history in history(MAX_LATE_WHILE_WATCHING, 5)) {
+            let reported = history.reported().0;
+            let tolerance = MAX_DRIFT_MILLIS + MAX_LATE_WHILE_WATCHING;
+            prop_assert!(reported <= history.run + MAX_LATE_WHILE_WATCHING, "{reported}");
+            prop_assert!(reported + tolerance >= history.run, "{reported}");
+        }
+
+        /// A worker that was stopped, or was not there, at the end learns of the end hours later. One jump or suspension
+        /// meanwhile never makes the bill longer than the run.
+        #[test]
+        fn a_run_whose_end_nobody_saw_is_never_reported_longer(
+            history in history(10 * 3_600_000, 1).prop_filter("one cause", |h| h.jumps.len() + h.suspensions.len() <= 1),
+        ) {
+            prop_assert!(history.reported().0 <= history.run + MAX_DRIFT_MILLIS, "{:?}", history.reported());
+        }
     }
 }

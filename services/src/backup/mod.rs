@@ -108,7 +108,7 @@ pub async fn backup(args: &BackupArgs, shutdown: CancellationToken) -> anyhow::R
     let (path, began) = (args.directory.display(), manifest.began);
     ensure!(
         !stream::backup_streams().iter().all(|stream| manifest.contains(stream)),
-        "{path} holds a whole backup, begun {began}: name a new directory for another backup"
+        "{path} already holds a complete backup, begun {began}: choose a new directory for a new backup"
     );
     ensure!(
         SystemClock.now().since(began) <= RESUME_LIMIT,

@@ -1,5 +1,6 @@
-//! Makes the keys of a new market, once: for NATS's operator (the root of trust), the accounts and each process, and
-//! the key for permits. Also makes the broker's configuration. No market runs without credentials.
+//! Makes all keys of a new market, once: the keys of the NATS operator (the root of trust), of the NATS accounts and of
+//! each process; the secret key that signs permits; and the key that opens the secrets of jobs. Also writes the broker's
+//! configuration. No market runs without credentials.
 
 use std::{fs, path::Path};
 
@@ -18,8 +19,9 @@ use crate::config::BootstrapArgs;
 const TEMPLATE: &str = include_str!("nats.conf");
 /// The user of the broker's system account.
 pub(super) const SYSTEM_USER: &str = "system";
-/// The file of the secret with which the services sign permits and the web server checks them.
-const TRANSFER_KEY: &str = "transfer.key";
+/// The file of the secret key with which the services sign permits, which are for file transfers, and with which the web
+/// server checks them.
+const PERMIT_KEY: &str = "transfer.key";
 
 /// Writes `nats.conf`, a directory of credentials for each process, and `offline/` with keys to store in a safe place.
 pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
@@ -29,8 +31,8 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     ensure!(args.tls_cert.is_some() == args.tls_key.is_some(), "--tls-cert and --tls-key go together");
-    for process in ["services", "projector", "ui", "offline"] {
-        let dir = args.dir.join(process);
+    for directory in ["services", "projector", "ui", "offline"] {
+        let dir = args.dir.join(directory);
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     let config = make_keys(&args.dir, SystemClock.now())?;
@@ -41,12 +43,12 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
         .replace("@LISTEN@", &args.listen)
         .replace("@STORE@", &args.store.to_string_lossy())
         .replace("@OPERATOR@", &config.operator)
-        .replace("@SYSTEM@", &config.system.0)
-        .replace("@SYSTEM_JWT@", &config.system.1)
-        .replace("@MARKET@", &config.market.0)
-        .replace("@MARKET_JWT@", &config.market.1)
-        .replace("@MACHINES@", &config.machines.0)
-        .replace("@MACHINES_JWT@", &config.machines.1)
+        .replace("@SYSTEM@", &config.system.public_key)
+        .replace("@SYSTEM_JWT@", &config.system.jwt)
+        .replace("@MARKET@", &config.market.public_key)
+        .replace("@MARKET_JWT@", &config.market.jwt)
+        .replace("@MACHINES@", &config.machines.public_key)
+        .replace("@MACHINES_JWT@", &config.machines.jwt)
         .replace("@TLS@", &tls);
     // Write this file last: without this file, the next bootstrap starts over.
     write_private(&conf, &text)?;
@@ -58,48 +60,56 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The values in the broker's configuration: the operator's JWT, and the public key and JWT of each account.
+/// The values in the broker's configuration: the operator's JWT, and the NATS accounts.
 struct BrokerConfig {
     operator: String,
-    system: (String, String),
-    market: (String, String),
-    machines: (String, String),
+    system: AccountConfig,
+    market: AccountConfig,
+    machines: AccountConfig,
+}
+
+/// An account of NATS in the broker's configuration.
+struct AccountConfig {
+    public_key: String,
+    jwt: String,
 }
 
 fn make_keys(dir: &Path, now: Timestamp) -> anyhow::Result<BrokerConfig> {
-    let (operator, signing) = (KeyPair::new_operator(), KeyPair::new_operator());
+    let (operator, operator_signing) = (KeyPair::new_operator(), KeyPair::new_operator());
     let [system, market, machines, issuer] = [(); 4].map(|()| KeyPair::new_account());
     let shared = rights::shared_with_machines();
     let role = AccountRole::Machines {
         market: &market.public_key(),
         shared: &shared,
         issuer: &issuer.public_key(),
-        scope: &rights::machine(),
+        scope: &rights::machine_rights(),
     };
-    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &AccountRole::System, now, &signing)?;
-    let market_jwt = jwt::account(&market.public_key(), "MARKET", &AccountRole::Market(&shared), now, &signing)?;
-    let machines_jwt = jwt::account(&machines.public_key(), "MACHINES", &role, now, &signing)?;
+    let system_jwt = jwt::account(&system.public_key(), "SYSTEM", &AccountRole::System, now, &operator_signing)?;
+    let market_jwt =
+        jwt::account(&market.public_key(), "MARKET", &AccountRole::Market(&shared), now, &operator_signing)?;
+    let machines_jwt = jwt::account(&machines.public_key(), "MACHINES", &role, now, &operator_signing)?;
     for user in rights::users() {
         write_credential(&dir.join(user.process), user.name, &user.permissions, now, &market)?;
     }
     let services = dir.join("services");
-    write_credential(&services, SYSTEM_USER, &rights::revoker(&machines.public_key()), now, &system)?;
+    write_credential(&services, SYSTEM_USER, &rights::revoker_rights(&machines.public_key()), now, &system)?;
     write_private(&services.join(ISSUER), &issuer.seed()?)?;
-    write_private(&services.join(REVOKER), &signing.seed()?)?;
+    // The services revoke machines by signing a new version of the machines' account, which needs this key.
+    write_private(&services.join(REVOKER), &operator_signing.seed()?)?;
     write_private(&services.join(MACHINES), &machines_jwt)?;
     write_private(&services.join(SEALING), &XKey::new().seed()?)?;
-    let transfer_key = random_secret();
+    let permit_key = random_secret();
     for process in ["services", "ui"] {
-        write_private(&dir.join(process).join(TRANSFER_KEY), &transfer_key)?;
+        write_private(&dir.join(process).join(PERMIT_KEY), &permit_key)?;
     }
     for (name, key) in [("operator", &operator), ("system", &system), ("market", &market), ("machines", &machines)] {
         write_private(&dir.join("offline").join(format!("{name}.seed")), &key.seed()?)?;
     }
     Ok(BrokerConfig {
-        operator: jwt::operator(&operator, &signing.public_key(), &system.public_key(), now)?,
-        system: (system.public_key(), system_jwt),
-        market: (market.public_key(), market_jwt),
-        machines: (machines.public_key(), machines_jwt),
+        operator: jwt::operator(&operator, &operator_signing.public_key(), &system.public_key(), now)?,
+        system: AccountConfig { public_key: system.public_key(), jwt: system_jwt },
+        market: AccountConfig { public_key: market.public_key(), jwt: market_jwt },
+        machines: AccountConfig { public_key: machines.public_key(), jwt: machines_jwt },
     })
 }
 
@@ -145,8 +155,8 @@ mod tests {
         let conf = fs::read_to_string(dir.path().join("nats.conf")).unwrap();
         assert!(!conf.contains('@'), "{conf}");
         assert!(conf.contains("sync_interval: always"));
-        for process in ["services", "projector", "ui", "offline"] {
-            for entry in fs::read_dir(dir.path().join(process)).unwrap() {
+        for directory in ["services", "projector", "ui", "offline"] {
+            for entry in fs::read_dir(dir.path().join(directory)).unwrap() {
                 let entry = entry.unwrap();
                 assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
             }

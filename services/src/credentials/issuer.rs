@@ -26,15 +26,17 @@ pub(crate) struct Credential {
 /// Issues credentials to machines.
 pub(crate) struct Issuer {
     key: KeyPair,
+    /// The public key of the machines' NATS account.
     account: String,
     lifetime: Millis,
 }
 
 impl Issuer {
-    /// Reads the keys that bootstrap made.
+    /// Reads the issuer's key, and the machines' NATS account, that bootstrap made.
     pub(crate) fn open(dir: &Path, lifetime: Duration) -> anyhow::Result<Self> {
         let account = jwt::claims(&files::read(&dir.join(files::MACHINES))?)?;
-        let account = account["sub"].as_str().context("the account of machines has no subject")?.to_owned();
+        let account =
+            account["sub"].as_str().context("the JWT of the machines' NATS account has no claim `sub`")?.to_owned();
         let lifetime = Millis(u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
         Ok(Self { key: files::read_key(&dir.join(files::ISSUER))?, account, lifetime })
     }
@@ -51,7 +53,7 @@ impl Issuer {
         Ok(Credential { jwt, expires })
     }
 
-    /// Makes a challenge for one machine. Returns the text to sign, and the time at which the challenge expires.
+    /// Makes a challenge for one machine. Returns the challenge, which the machine's signature must cover, and the time at which the challenge expires.
     pub(crate) fn challenge(&self, machine: MachineId, now: Timestamp) -> Result<(String, Timestamp), JwtError> {
         let expires = now.plus(CHALLENGE_LIFETIME);
         let random = gpubnb_events::hex(rand::rng().random::<[u8; 16]>());
@@ -60,10 +62,10 @@ impl Issuer {
         Ok((format!("{text}.{signature}"), expires))
     }
 
-    /// True if this issuer made the challenge `nonce` for this machine, and the challenge has not expired.
-    pub(crate) fn is_valid_challenge(&self, nonce: &str, machine: MachineId, now: Timestamp) -> bool {
-        let is_genuine = || {
-            let (text, signature) = nonce.rsplit_once('.')?;
+    /// True if this issuer made the challenge for this machine, and the challenge has not expired.
+    pub(crate) fn is_valid_challenge(&self, challenge: &str, machine: MachineId, now: Timestamp) -> bool {
+        let check = || {
+            let (text, signature) = challenge.rsplit_once('.')?;
             let signature = BASE64URL_NOPAD.decode(signature.as_bytes()).ok()?;
             self.key.verify(text.as_bytes(), &signature).ok()?;
             let mut parts = text.split('.');
@@ -71,7 +73,7 @@ impl Issuer {
             let expires = Timestamp::from_millis(parts.next()?.parse().ok()?);
             Some(to == machine && now <= expires)
         };
-        is_genuine().unwrap_or(false)
+        check().unwrap_or(false)
     }
 }
 
@@ -79,6 +81,7 @@ impl Issuer {
 pub(crate) fn is_signed_by(public_key: &str, text: &str, signature: &str) -> bool {
     let Ok(key) = KeyPair::from_public_key(public_key) else { return false };
     let Ok(signature) = BASE64URL_NOPAD.decode(signature.as_bytes()) else { return false };
+    // Every machine's key is the key of a user (`U`). The library does not check the length of a signature.
     public_key.starts_with('U') && signature.len() == 64 && key.verify(text.as_bytes(), &signature).is_ok()
 }
 

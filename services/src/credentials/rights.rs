@@ -15,7 +15,7 @@ pub(crate) struct User {
     pub(crate) permissions: Permissions,
 }
 
-/// Every user of the market's account.
+/// Every user of the NATS account MARKET. An account of NATS separates groups of users; it is no account of a person.
 pub(crate) fn users() -> [User; 6] {
     let user = |name, process, publish: Vec<String>, subscribe: &[&str]| {
         let subscribe = subscribe.iter().map(|s| (*s).to_owned()).collect();
@@ -48,8 +48,9 @@ pub(crate) fn users() -> [User; 6] {
             inboxes(&[subject::ANY_INBOX, subject::BROKER_REPLIES]),
             &[subject::COMMANDS, subject::DISCOVERY, &services],
         ),
-        // Appends events and reads the log. May not change a stream; may create TELEMETRY, which is in memory and is
-        // lost when the broker restarts.
+        // Appends events, reads the log, manages the consumers and the messages of DISPATCH, and writes the buckets of the
+        // services. May not change a stream's configuration; may create TELEMETRY, which is in memory and is lost when the
+        // broker restarts.
         user("append", "services", append_rights(), &[&services]),
         // Reads the log, answers queries, sends change notices. May not write to the log.
         user(
@@ -58,7 +59,7 @@ pub(crate) fn users() -> [User; 6] {
             [
                 inboxes(&[subject::ANY_INBOX]),
                 vec![subject::NOTICES.to_owned()],
-                [MARKET, TELEMETRY].into_iter().flat_map(read_rights).collect(),
+                [MARKET, TELEMETRY].into_iter().flat_map(reader_rights_with_removal).collect(),
                 // Signed tree heads.
                 bucket_rights(CHECKPOINTS),
                 object_store_rights(SNAPSHOTS),
@@ -76,13 +77,13 @@ pub(crate) fn users() -> [User; 6] {
     ]
 }
 
-/// The rights to read the streams and to ask queries. An operator may not delete a consumer, which may be another reader's,
-/// and may create none on DISPATCH, which would take a machine's jobs away.
+/// The rights to read the streams and to ask queries. An operator may not delete a consumer, because the consumer may be
+/// another reader's, and may not create one on DISPATCH, because that consumer would take jobs away from a machine.
 fn operator_rights() -> Vec<String> {
     [
         vec![subject::query("*")],
-        [MARKET, TELEMETRY, OUTPUT].into_iter().flat_map(read_only_rights).collect(),
-        read_only_rights(&bucket_stream(CHECKPOINTS)),
+        [MARKET, TELEMETRY, OUTPUT].into_iter().flat_map(reader_rights).collect(),
+        reader_rights(&bucket_stream(CHECKPOINTS)),
         message_rights(DISPATCH),
         api_subjects(&[&format!("CONSUMER.INFO.{DISPATCH}.*")]),
     ]
@@ -109,8 +110,9 @@ pub(crate) fn shared_with_machines() -> Vec<SharedSubject> {
     shared
 }
 
-/// The scope of the issuer's key: the rights of one machine on its own subjects.
-pub(crate) fn machine() -> Permissions {
+/// The rights of a machine. The issuer's key is a scoped signing key of NATS: the key signs only credentials with these
+/// rights, for the machine that the credential names.
+pub(crate) fn machine_rights() -> Permissions {
     let consumer = gpubnb_log::stream::machine_consumer_name(subject::USER_NAME_PLACEHOLDER);
     let mut publish = subject::published_by_machine(subject::USER_NAME_PLACEHOLDER);
     for call in ["CONSUMER.INFO", "CONSUMER.MSG.NEXT"] {
@@ -120,8 +122,9 @@ pub(crate) fn machine() -> Permissions {
     Permissions { publish, subscribe: vec![format!("{}.>", subject::machine_inbox_template())] }
 }
 
-/// The rights of the system user, who updates the machines' account with its list of revoked machines.
-pub(crate) fn revoker(account: &str) -> Permissions {
+/// The rights of the user of NATS's system account, which writes the list of revoked machines into the machines' NATS
+/// account.
+pub(crate) fn revoker_rights(account: &str) -> Permissions {
     Permissions {
         publish: vec![subject::UPDATE_ACCOUNT.to_owned(), subject::lookup_account(account)],
         subscribe: vec![format!("{}.>", subject::SERVICES_INBOX)],
@@ -144,7 +147,7 @@ fn message_rights(stream: &str) -> Vec<String> {
 
 /// The rights to read a stream: its state, single messages, and messages through new consumers. The broker removes a
 /// consumer that nobody uses.
-fn read_only_rights(stream: &str) -> Vec<String> {
+fn reader_rights(stream: &str) -> Vec<String> {
     let consumers = api_subjects(&[
         &format!("CONSUMER.CREATE.{stream}"),
         &format!("CONSUMER.CREATE.{stream}.>"),
@@ -155,25 +158,31 @@ fn read_only_rights(stream: &str) -> Vec<String> {
     [message_rights(stream), consumers, acks].concat()
 }
 
-/// The rights of a service to read a stream, which include the removal of its own consumers.
-fn read_rights(stream: &str) -> Vec<String> {
-    [read_only_rights(stream), api_subjects(&[&format!("CONSUMER.DELETE.{stream}.*")])].concat()
+/// The rights of a service to read a stream, and to remove consumers. NATS cannot restrict the removal to the service's
+/// own consumers.
+fn reader_rights_with_removal(stream: &str) -> Vec<String> {
+    [reader_rights(stream), api_subjects(&[&format!("CONSUMER.DELETE.{stream}.*")])].concat()
 }
 
 fn bucket_rights(name: &str) -> Vec<String> {
-    [vec![format!("$KV.{name}.>")], read_rights(&bucket_stream(name))].concat()
+    [vec![format!("$KV.{name}.>")], reader_rights_with_removal(&bucket_stream(name))].concat()
 }
 
 /// The rights to use an object store, with the purge of the old chunks of a replaced file.
 fn object_store_rights(name: &str) -> Vec<String> {
     let stream = store_stream(name);
-    [vec![format!("$O.{name}.>")], read_rights(&stream), api_subjects(&[&format!("STREAM.PURGE.{stream}")])].concat()
+    [
+        vec![format!("$O.{name}.>")],
+        reader_rights_with_removal(&stream),
+        api_subjects(&[&format!("STREAM.PURGE.{stream}")]),
+    ]
+    .concat()
 }
 
 fn append_rights() -> Vec<String> {
     let mut subjects = vec![subject::MARKET_ALL.to_owned(), subject::TICKS.to_owned()];
     for stream in [MARKET, TELEMETRY, DISPATCH] {
-        subjects.extend(read_rights(stream));
+        subjects.extend(reader_rights_with_removal(stream));
     }
     for name in [LEADERS, ENROLLMENTS, JOBENV] {
         subjects.extend(bucket_rights(name));
@@ -181,11 +190,11 @@ fn append_rights() -> Vec<String> {
     subjects.extend(object_store_rights(SNAPSHOTS));
     subjects.extend(api_subjects(&[
         &format!("STREAM.CREATE.{TELEMETRY}"),
-        // The consumers of machines.
+        // To create the consumer of a machine.
         &format!("CONSUMER.DURABLE.CREATE.{DISPATCH}.*"),
-        // The consumers with messages that nobody fetches.
+        // To find dead letters: messages that no machine fetches from its consumer.
         &format!("CONSUMER.LIST.{DISPATCH}"),
-        // Messages for machines that left the market, and dead letters.
+        // To remove the messages for a machine that left the market, and dead letters.
         &format!("STREAM.PURGE.{DISPATCH}"),
     ]));
     subjects
@@ -197,7 +206,7 @@ fn web_server_rights() -> Vec<String> {
     subjects.push(subject::query("*"));
     subjects.extend([CREDENTIALS, SESSIONS].into_iter().flat_map(bucket_rights));
     subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(object_store_rights));
-    subjects.extend(read_rights(OUTPUT));
+    subjects.extend(reader_rights_with_removal(OUTPUT));
     subjects
 }
 

@@ -1,4 +1,4 @@
-//! The state that all endpoints share: the executor, the keys and the rate limit of machines. Also the refusals that
+//! The state that all endpoints share ([`EndpointContext`]), the function that serves one endpoint, and the refusals that
 //! several endpoints use.
 
 use std::{future::Future, num::NonZeroU32, sync::Arc, time::Instant};
@@ -17,7 +17,7 @@ use crate::{
     credentials::{Issuer, Revoker},
     enrollment::Enrollments,
     execute::Executor,
-    secrets::JobEnv,
+    secrets::JobSecrets,
 };
 
 /// The last answer about dead letters and its time; `None` before the first answer.
@@ -25,12 +25,12 @@ pub(crate) type CachedLetters = Arc<Mutex<Option<(Instant, Result<Vec<DeadLetter
 
 /// The state that endpoints share. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Endpoints {
+pub(crate) struct EndpointContext {
     pub(crate) executor: Executor,
     pub(crate) file_transfer: Option<FileTransfer>,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) revoker: Revoker,
-    pub(crate) secrets: JobEnv,
+    pub(crate) secrets: JobSecrets,
     pub(crate) dead_letters: CachedLetters,
     /// The rate limit of each machine, so that one machine cannot block the others.
     pub(crate) machine_rate: Arc<DefaultKeyedRateLimiter<MachineId>>,
@@ -46,7 +46,7 @@ pub(crate) fn new_machine_rate() -> Arc<DefaultKeyedRateLimiter<MachineId>> {
     Arc::new(RateLimiter::keyed(Quota::per_second(MACHINE_RATE).allow_burst(MACHINE_BURST)))
 }
 
-impl Endpoints {
+impl EndpointContext {
     pub(super) fn enrollments(&self) -> &Enrollments {
         &self.revoker.enrollments
     }
@@ -62,23 +62,23 @@ pub(crate) struct FileTransfer {
 /// Serves one endpoint whose handler is a function of the shared state and the request.
 pub(super) async fn endpoint<F, Fut, T>(
     server: &Server,
-    endpoints: &Endpoints,
+    context: &EndpointContext,
     subject: String,
     requester: Requester,
     handler: F,
 ) -> Result<(), async_nats::Error>
 where
-    F: Fn(Endpoints, Incoming) -> Fut + Send + Sync + 'static,
+    F: Fn(EndpointContext, Incoming) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, RpcError>> + Send + 'static,
     T: Serialize,
 {
-    let endpoints = endpoints.clone();
-    let rate = endpoints.machine_rate.clone();
+    let context = context.clone();
+    let rate = context.machine_rate.clone();
     let name: String = subject.chars().filter(|c| *c != '*').map(|c| if c == '.' { '-' } else { c }).collect();
     server
         .endpoint(&name, subject, requester, move |incoming| {
             let is_too_fast = matches!(incoming.actor, Actor::Machine(machine) if rate.check_key(&machine).is_err());
-            let answer = handler(endpoints.clone(), incoming);
+            let answer = handler(context.clone(), incoming);
             async move {
                 if is_too_fast {
                     return Err(RpcError::Unavailable("this machine asks too often; wait a little".to_owned()));

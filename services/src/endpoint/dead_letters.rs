@@ -23,7 +23,7 @@ use gpubnb_log::{
 use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
 use tracing::info;
 
-use super::context::{Endpoints, endpoint, only_operators};
+use super::context::{EndpointContext, endpoint, only_operators};
 
 /// An answer is reused for this long.
 const CACHE_LIFETIME: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ const MAX_PER_MACHINE: usize = 20;
 /// Most dead letters in one answer.
 const MAX_LETTERS: usize = 200;
 
-pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), async_nats::Error> {
     endpoint(server, e, subject::command("market", "letters"), Requester::Edge, letters).await?;
     endpoint(server, e, subject::command("market", "remedy"), Requester::Edge, remedy).await
 }
@@ -45,7 +45,7 @@ fn unavailable(e: impl std::error::Error + 'static) -> RpcError {
     RpcError::unavailable("the waiting job messages cannot be read now; try again", &e)
 }
 
-async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, RpcError> {
+async fn letters(e: EndpointContext, r: Incoming) -> Result<Vec<DeadLetter>, RpcError> {
     only_operators(r.actor)?;
     // Requests that wait for the lock reuse the answer of the first request. A failure is cached as well, so that a
     // broker that does not answer is not asked again at once.
@@ -59,7 +59,7 @@ async fn letters(e: Endpoints, r: Incoming) -> Result<Vec<DeadLetter>, RpcError>
 }
 
 /// The dead letters of all machines on the market.
-async fn all_letters(e: &Endpoints) -> Result<Vec<DeadLetter>, RpcError> {
+async fn all_letters(e: &EndpointContext) -> Result<Vec<DeadLetter>, RpcError> {
     // An older state does not know the newest leases, and would report their messages as dead letters.
     e.executor.catch_up().await?;
     let stream = e.executor.log.jetstream().get_stream_no_info(DISPATCH).await.map_err(unavailable)?;
@@ -78,7 +78,7 @@ async fn all_letters(e: &Endpoints) -> Result<Vec<DeadLetter>, RpcError> {
 
 /// The dead letters of one machine. `info` describes the machine's consumer; `None` if there is no consumer.
 async fn letters_with_consumer(
-    e: &Endpoints,
+    e: &EndpointContext,
     stream: &Stream<()>,
     machine: MachineId,
     info: Option<consumer::Info>,
@@ -93,7 +93,7 @@ async fn letters_with_consumer(
 
 /// The messages for one machine that are older than the time limit for accepting a job.
 async fn overdue_messages(
-    e: &Endpoints,
+    e: &EndpointContext,
     stream: &Stream<()>,
     machine: MachineId,
     info: &consumer::Info,
@@ -131,7 +131,7 @@ fn trouble_with(world: &World, machine: MachineId, message: &DeadMessage, was_de
 }
 
 /// The dead letters of one machine; none if the machine is not on the market.
-async fn letters_of(e: &Endpoints, machine: MachineId) -> Result<Vec<DeadLetter>, RpcError> {
+async fn letters_of(e: &EndpointContext, machine: MachineId) -> Result<Vec<DeadLetter>, RpcError> {
     e.executor.catch_up().await?;
     if e.executor.replica.read(|w| w.machine(machine).is_none_or(|m| m.availability == Availability::Delisted)) {
         return Ok(Vec::new());
@@ -145,7 +145,7 @@ async fn letters_of(e: &Endpoints, machine: MachineId) -> Result<Vec<DeadLetter>
     letters_with_consumer(e, &stream, machine, info).await
 }
 
-async fn remedy(e: Endpoints, r: Incoming) -> Result<Remedied, RpcError> {
+async fn remedy(e: EndpointContext, r: Incoming) -> Result<Remedied, RpcError> {
     only_operators(r.actor)?;
     let Remedy { machine, seq } = r.parse()?;
     let letters = tokio::time::timeout(READ_TIMEOUT, letters_of(&e, machine)).await.map_err(unavailable)??;

@@ -17,11 +17,11 @@ use gpubnb_events::{
 use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
 
 use super::{
-    context::{Endpoints, account_of, done, endpoint},
+    context::{EndpointContext, account_of, done, endpoint},
     machine::change_machine,
 };
 
-pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), async_nats::Error> {
     let edge = Requester::Edge;
     endpoint(server, e, subject::command("account", "open"), edge, open).await?;
     endpoint(server, e, subject::command("account", "deposit"), edge, deposit).await?;
@@ -36,40 +36,40 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, subject::command("market", "machine"), edge, change_machine).await
 }
 
-async fn open(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn open(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let OpenAccount {} = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::OpenAccount(account)).await.map(done)
 }
 
-async fn fund(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn fund(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let FundAccount { account, deposit, amount } = r.parse()?;
     e.executor.execute(r.actor, &Command::Deposit(account, Deposit { deposit, amount })).await.map(done)
 }
 
-async fn deposit(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn deposit(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let deposit: Deposit = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::Deposit(account, deposit)).await.map(done)
 }
 
-async fn request_payout(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn request_payout(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let payout: RequestPayout = r.parse()?;
     let account = account_of(r.actor)?;
     e.executor.execute(r.actor, &Command::RequestPayout(account, payout)).await.map(done)
 }
 
-async fn close_payout(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn close_payout(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let close: ClosePayout = r.parse()?;
     e.executor.execute(r.actor, &Command::ClosePayout(close)).await.map(done)
 }
 
-async fn set_suspension(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn set_suspension(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let suspension: SetSuspension = r.parse()?;
     e.executor.execute(r.actor, &Command::SetSuspension(suspension)).await.map(done)
 }
 
-async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, RpcError> {
+async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
     // Store the secrets before the event is written, so that a job in the log always has its secrets.
@@ -81,12 +81,12 @@ async fn submit(e: Endpoints, r: Incoming) -> Result<Submitted, RpcError> {
     Ok(Submitted { job, seq: submitted? })
 }
 
-async fn cancel(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn cancel(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let CancelJob { job } = r.parse()?;
     e.executor.execute(r.actor, &Command::Cancel(job)).await.map(done)
 }
 
-async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, RpcError> {
+async fn quote(e: EndpointContext, r: Incoming) -> Result<Quote, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let account = account_of(r.actor)?;
     let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
@@ -95,7 +95,7 @@ async fn quote(e: Endpoints, r: Incoming) -> Result<Quote, RpcError> {
 }
 
 /// Explains why a job waits; `None` for a job that does not wait.
-async fn explain(e: Endpoints, r: Incoming) -> Result<Option<PlacementExplanation>, RpcError> {
+async fn explain(e: EndpointContext, r: Incoming) -> Result<Option<PlacementExplanation>, RpcError> {
     let CancelJob { job } = r.parse()?;
     let now = e.executor.clock.now();
     let may_see = |found: &&Job| matches!(r.actor, Actor::Operator(_)) || r.actor == Actor::Account(found.account);

@@ -12,10 +12,10 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
 
-use super::context::{Endpoints, account_of, endpoint};
+use super::context::{EndpointContext, account_of, endpoint};
 use crate::{credentials::is_signed_by, enrollment::Enrollment};
 
-pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), async_nats::Error> {
     let edge = Requester::Edge;
     let on = |verb| subject::command("enrollment", verb);
     endpoint(server, e, on("create"), edge, create).await?;
@@ -25,7 +25,7 @@ pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_na
     endpoint(server, e, on("revoke"), edge, revoke).await
 }
 
-async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, RpcError> {
+async fn create(e: EndpointContext, r: Incoming) -> Result<EnrollmentCode, RpcError> {
     let CreateEnrollment {} = r.parse()?;
     let owner = account_of(r.actor)?;
     e.executor.catch_up().await?;
@@ -33,7 +33,7 @@ async fn create(e: Endpoints, r: Incoming) -> Result<EnrollmentCode, RpcError> {
     e.enrollments().create_code(owner, e.executor.clock.now()).await
 }
 
-async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, RpcError> {
+async fn redeem(e: EndpointContext, r: Incoming) -> Result<MachineCredential, RpcError> {
     let redeem: RedeemEnrollment = r.parse()?;
     let applied = e.executor.replica.read(World::applied);
     let enrollment = e.enrollments().redeem(&redeem, e.executor.clock.now(), applied).await?;
@@ -41,14 +41,14 @@ async fn redeem(e: Endpoints, r: Incoming) -> Result<MachineCredential, RpcError
     issue(&e, redeem.machine, enrollment)
 }
 
-async fn challenge(e: Endpoints, r: Incoming) -> Result<Challenge, RpcError> {
+async fn challenge(e: EndpointContext, r: Incoming) -> Result<Challenge, RpcError> {
     let RequestChallenge { machine } = r.parse()?;
     let challenge = e.issuer.challenge(machine, e.executor.clock.now());
     let (nonce, expires) = challenge.map_err(|e| RpcError::unavailable("the challenge could not be signed", &e))?;
     Ok(Challenge { nonce, expires })
 }
 
-async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, RpcError> {
+async fn renew(e: EndpointContext, r: Incoming) -> Result<MachineCredential, RpcError> {
     let renew: RenewCredential = r.parse()?;
     let enrollment = e.enrollments().active(renew.machine).await?;
     let is_genuine = e.issuer.is_valid_challenge(&renew.nonce, renew.machine, e.executor.clock.now())
@@ -67,17 +67,17 @@ async fn renew(e: Endpoints, r: Incoming) -> Result<MachineCredential, RpcError>
 
 /// Refuses an account that is suspended. Its machines get no new credential; running jobs continue until the current
 /// credential expires.
-pub(super) fn check_not_suspended(e: &Endpoints, owner: AccountId) -> Result<(), RpcError> {
+pub(super) fn check_not_suspended(e: &EndpointContext, owner: AccountId) -> Result<(), RpcError> {
     e.executor.replica.read(|w| gpubnb_domain::may_enroll(w, owner)).map_err(RpcError::refused)
 }
 
-fn issue(e: &Endpoints, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, RpcError> {
+fn issue(e: &EndpointContext, machine: MachineId, enrollment: Enrollment) -> Result<MachineCredential, RpcError> {
     let issued = e.issuer.issue(machine, &enrollment.public_key, e.executor.clock.now());
     let issued = issued.map_err(|e| RpcError::unavailable("the credential could not be signed", &e))?;
     Ok(MachineCredential { machine, owner: enrollment.owner, jwt: issued.jwt, expires: issued.expires })
 }
 
-async fn revoke(e: Endpoints, r: Incoming) -> Result<Revoked, RpcError> {
+async fn revoke(e: EndpointContext, r: Incoming) -> Result<Revoked, RpcError> {
     let RevokeMachine { machine } = r.parse()?;
     let known = e.enrollments().get(machine).await?;
     let may_revoke = |enrollment: &&Enrollment| match r.actor {

@@ -21,7 +21,7 @@ use gpubnb_runtime::{
 };
 
 use super::{
-    context::{Endpoints, done, endpoint},
+    context::{EndpointContext, done, endpoint},
     enrollment::check_not_suspended,
 };
 use crate::credentials::is_signed_by;
@@ -29,7 +29,7 @@ use crate::credentials::is_signed_by;
 /// The permits for a job's files are valid for this long after the job's time limit.
 const PERMIT_SLACK: Millis = Millis(3_600_000);
 
-pub(super) async fn serve(server: &Server, e: &Endpoints) -> Result<(), async_nats::Error> {
+pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), async_nats::Error> {
     let machine = Requester::Machine;
     let on = subject::machine_command_filter;
     endpoint(server, e, on("list"), machine, list).await?;
@@ -51,7 +51,7 @@ fn machine_of(r: &Incoming) -> Result<MachineId, RpcError> {
     }
 }
 
-async fn list(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
+async fn list(e: EndpointContext, r: Incoming) -> Result<Listed, RpcError> {
     let (machine, ListMachine { offer }) = (machine_of(&r)?, r.parse()?);
     let slots = offer.slots;
     // The owner is the one who enrolled the machine: a machine cannot name its owner itself.
@@ -63,7 +63,7 @@ async fn list(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
 }
 
 /// Makes the queue of a listed machine anew. The queue may have been deleted at the broker.
-async fn restore_queue(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
+async fn restore_queue(e: EndpointContext, r: Incoming) -> Result<Listed, RpcError> {
     let (machine, RestoreQueue {}) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;
     let listed = e.executor.replica.read(|w| {
@@ -75,19 +75,19 @@ async fn restore_queue(e: Endpoints, r: Incoming) -> Result<Listed, RpcError> {
 }
 
 /// Makes the queue of jobs of a machine that was listed by the event `seq`.
-async fn provision(e: &Endpoints, machine: MachineId, seq: Seq, slots: u32) -> Result<Listed, RpcError> {
+async fn provision(e: &EndpointContext, machine: MachineId, seq: Seq, slots: u32) -> Result<Listed, RpcError> {
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
         .map_err(|e| RpcError::unavailable("the machine's queue of jobs cannot be made now; try again", &e))?;
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
-async fn tested(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn tested(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, test): (_, RecordTest) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::RecordTest(machine, test)).await.map(done)
 }
 
-async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, RpcError> {
+async fn accept(e: EndpointContext, r: Incoming) -> Result<Grant, RpcError> {
     let (machine, accept): (_, Accept) = (machine_of(&r)?, r.parse()?);
     e.executor.wait_for_lease(accept.lease.0).await?;
     e.executor.execute(r.actor, &Command::Accept(machine, accept)).await?;
@@ -111,7 +111,7 @@ async fn accept(e: Endpoints, r: Incoming) -> Result<Grant, RpcError> {
 }
 
 /// Adds the permits to download and to upload the files of this attempt.
-fn add_permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Result<(), RpcError> {
+fn add_permits(e: &EndpointContext, job: &Job, lease: Lease, grant: &mut Grant) -> Result<(), RpcError> {
     let Some(transfer) = &e.file_transfer else { return Ok(()) };
     let expires = e.executor.clock.now().plus(job.limits.time.millis()).plus(PERMIT_SLACK);
     let sign = |purpose| {
@@ -127,23 +127,23 @@ fn add_permits(e: &Endpoints, job: &Job, lease: Lease, grant: &mut Grant) -> Res
     Ok(())
 }
 
-async fn decline(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn decline(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, decline): (_, Decline) = (machine_of(&r)?, r.parse()?);
     e.executor.wait_for_lease(decline.lease.0).await?;
     e.executor.execute(r.actor, &Command::Decline(machine, decline)).await.map(done)
 }
 
-async fn start(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn start(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, start): (_, Start) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::Start(machine, start)).await.map(done)
 }
 
-async fn exit(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn exit(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, exit): (_, Exit) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::Exit(machine, exit)).await.map(done)
 }
 
-async fn report(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+async fn report(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
     if !report.outputs.is_empty() || report.signature.is_some() {
         check_signature(&e, machine, &report)?;
@@ -152,7 +152,7 @@ async fn report(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
 }
 
 /// Checks the signature of a manifest. The manifest goes into the log with the signature, where anyone can check it.
-fn check_signature(e: &Endpoints, machine: MachineId, report: &Report) -> Result<(), RpcError> {
+fn check_signature(e: &EndpointContext, machine: MachineId, report: &Report) -> Result<(), RpcError> {
     let text = manifest::signed_text(report.job, report.lease, &report.outputs);
     let key = e.executor.replica.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));
     let is_genuine =
@@ -165,7 +165,7 @@ fn check_signature(e: &Endpoints, machine: MachineId, report: &Report) -> Result
 }
 
 /// Changes a machine for its owner, who asks on a page or on the machine itself.
-pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, RpcError> {
+pub(super) async fn change_machine(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let change: ChangeMachine = r.parse()?;
     let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
     if change.change == MachineChange::Delist {
@@ -177,7 +177,7 @@ pub(super) async fn change_machine(e: Endpoints, r: Incoming) -> Result<Done, Rp
 
 /// Tells a machine which of its leases to keep. Answers only from the newest state, so that no job is stopped because
 /// this replica was behind.
-async fn sync(e: Endpoints, r: Incoming) -> Result<DesiredMachineState, RpcError> {
+async fn sync(e: EndpointContext, r: Incoming) -> Result<DesiredMachineState, RpcError> {
     let (machine, inventory): (_, Inventory) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;
     let mut leases = Vec::new();

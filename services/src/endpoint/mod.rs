@@ -14,6 +14,6 @@ mod machine;
 mod serve;
 
 pub(crate) use self::{
-    context::{Endpoints, FileTransfer, new_machine_rate},
+    context::{EndpointContext, FileTransfer, new_machine_rate},
     serve::serve,
 };

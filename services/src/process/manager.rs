@@ -12,14 +12,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Leadership;
-use crate::{execute::Executor, secrets::JobEnv};
+use crate::{execute::Executor, secrets::JobSecrets};
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A longer pause between two turns means that this process was stopped.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs until shutdown.
-pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Leadership, shutdown: CancellationToken) {
+pub(crate) async fn manage(
+    executor: Executor,
+    secrets: JobSecrets,
+    leadership: Leadership,
+    shutdown: CancellationToken,
+) {
     let mut applied = executor.replica.watch_applied();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     // The time since which this replica leads and is connected. Earlier silence of a worker is no reason to end a job.
@@ -46,7 +51,7 @@ pub(crate) async fn manage(executor: Executor, secrets: JobEnv, leadership: Lead
     }
 }
 
-async fn settle(executor: &Executor, secrets: &JobEnv) {
+async fn settle(executor: &Executor, secrets: &JobSecrets) {
     let releases: Vec<Command> = executor.replica.read(|w| due::due_hold_releases(w).collect());
     for release in releases {
         execute(executor, release).await;

@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Some("scratch") => ordinary::use_scratch(),
         Some("threads") => ordinary::have_threads(count()),
         Some("unfinished") => ordinary::draw_progress_bar(),
+        Some("write-slowly") => ordinary::write_slowly(),
+        Some("checkpoint") => ordinary::save_checkpoint(),
         Some("open-files") => ordinary::open_files(count()),
         Some("succeed") => true,
         _ => {

@@ -57,6 +57,27 @@ pub(crate) fn draw_progress_bar() -> bool {
     begun.is_ok()
 }
 
+/// Writes a little into the output again and again, until the disk is full.
+pub(crate) fn write_slowly() -> bool {
+    println!("waiting");
+    for number in 0..2_000 {
+        if let Err(e) = fs::write(format!("/output/{number}"), [0x5a; 4096]) {
+            println!("write: {e}");
+            return false;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// Saves a checkpoint, and goes on working.
+pub(crate) fn save_checkpoint() -> bool {
+    let saved = fs::write("/output/checkpoint.bin", "step 1").is_ok();
+    println!("saved");
+    thread::sleep(Duration::from_secs(600));
+    saved
+}
+
 /// Has this many files open at once.
 pub(crate) fn open_files(count: usize) -> bool {
     let files: Vec<_> = (0..count).map(|_| File::open("/proc/self/exe")).collect();

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bills;
+mod disks;
 mod faults;
 mod gpus;
 mod hostile;

@@ -99,7 +99,7 @@ fn an_export_does_not_overwrite_a_complete_archive() {
     let market = MARKET.open_with_first_consumer().unwrap();
     let archive = export(&market, "whole");
     let (code, messages) = run(&market, &["export", archive.to_str().unwrap()]);
-    assert!(code == Some(1) && messages.contains("holds a whole archive"), "{code:?} {messages}");
+    assert!(code == Some(1) && messages.contains("already holds a complete archive"), "{code:?} {messages}");
     assert_eq!(run(&market, &["verify", "--archive", archive.to_str().unwrap()]).0, Some(3));
 }
 

@@ -3,8 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use gpubnb_events::{MachineId, subject::SERVICES_INBOX};
-use gpubnb_log::stream::{DISPATCH, machine_consumer};
+use gpubnb_events::{
+    MachineId,
+    subject::{OPERATOR_INBOX, SERVICES_INBOX},
+};
+use gpubnb_log::stream::{DISPATCH, MARKET as MARKET_STREAM, OUTPUT, machine_consumer};
 use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
     api_client::ApiClient,
@@ -16,6 +19,7 @@ use gpubnb_tests::{
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--accept-within", "2", "--suspect-after", "1000", "--lost-after", "2000"].map(str::to_owned);
@@ -147,5 +151,26 @@ async fn a_machine_whose_jetstream_consumer_was_deleted_gets_a_new_one() {
     assert_eq!(clicked.status(), 303, "{}", clicked.text().await.unwrap());
     fixture.wait_for_letters(<[Value]>::is_empty).await;
     fixture.worker.process.signal(Signal::CONT);
+    fixture.assert_machine_works().await;
+}
+
+#[tokio::test]
+async fn an_operators_credential_reads_and_deletes_nothing() {
+    let fixture = Fixture::open("guarded").await;
+    let client = fixture.market.nats_args("projector").connect("operator", OPERATOR_INBOX).await.unwrap();
+    let stream = jetstream(client.clone()).get_stream(DISPATCH).await.unwrap();
+    let consumer = machine_consumer(fixture.machine);
+    for call in [
+        format!("CONSUMER.DELETE.{DISPATCH}.{consumer}"),
+        format!("CONSUMER.CREATE.{DISPATCH}.thief"),
+        format!("STREAM.PURGE.{DISPATCH}"),
+        format!("STREAM.DELETE.{OUTPUT}"),
+        format!("STREAM.MSG.DELETE.{MARKET_STREAM}"),
+    ] {
+        // The broker does not answer a request that it refuses.
+        let answer = timeout(Duration::from_millis(300), client.request(format!("$JS.API.{call}"), "{}".into())).await;
+        assert!(answer.is_err(), "{call}: {answer:?}");
+    }
+    assert!(stream.consumer_info(&consumer).await.is_ok());
     fixture.assert_machine_works().await;
 }

@@ -1,4 +1,5 @@
-//! Backup and restore: the broker loses its disk or a stream, and the market continues after the repair.
+//! Backup and restore: the broker loses its disk or a stream, and the market continues after the
+//! repair. Also the options that limit a stream.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -55,18 +56,20 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_and_its_running_job_com
     let backup = system.path().join("backup");
     let saved = system.run_services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
     assert!(saved.status.success(), "{}", text_of(&saved));
-    // An interrupted backup lacks one stream. The same command adds the stream, and keeps the other streams.
+    // Makes the backup look interrupted: takes the last stream off its list. The same command saves only this stream.
     let list = backup.join("backup.json");
-    let mut cut: Value = serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap();
-    let lost = cut["streams"].as_array_mut().unwrap().pop().unwrap();
-    fs::write(&list, cut.to_string()).unwrap();
+    let mut interrupted_list: Value = serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap();
+    let removed = interrupted_list["streams"].as_array_mut().unwrap().pop().unwrap();
+    fs::write(&list, interrupted_list.to_string()).unwrap();
+    let kept = interrupted_list["streams"].as_array().unwrap().len();
     let continued = system.run_services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
     let messages = text_of(&continued);
-    assert!(continued.status.success() && messages.matches("is here already").count() == 8, "{messages}");
-    assert!(messages.contains(&format!("{:<16} ", lost["stream"].as_str().unwrap())), "{messages}");
+    assert!(continued.status.success() && messages.matches("is here already").count() == kept, "{messages}");
+    // The first column of a line is the stream that was saved now.
+    assert!(messages.contains(&format!("{:<16} ", removed["stream"].as_str().unwrap())), "{messages}");
     let refused_backup = system.run_services_tool(&["backup", backup.to_str().unwrap()]).unwrap();
     assert!(
-        !refused_backup.status.success() && text_of(&refused_backup).contains("holds a whole backup"),
+        !refused_backup.status.success() && text_of(&refused_backup).contains("already holds a complete backup"),
         "{}",
         text_of(&refused_backup)
     );
@@ -74,9 +77,9 @@ async fn a_market_whose_broker_lost_its_disk_is_restored_and_its_running_job_com
     lose_disk(&mut system).await;
     // An incomplete backup cannot be restored.
     let whole = fs::read_to_string(&list).unwrap();
-    let mut partial: Value = serde_json::from_str(&whole).unwrap();
-    partial["streams"].as_array_mut().unwrap().pop();
-    fs::write(&list, partial.to_string()).unwrap();
+    let mut incomplete_list: Value = serde_json::from_str(&whole).unwrap();
+    incomplete_list["streams"].as_array_mut().unwrap().pop();
+    fs::write(&list, incomplete_list.to_string()).unwrap();
     let refused = system.run_services_tool(&["restore", backup.to_str().unwrap()]).unwrap();
     assert!(!refused.status.success() && text_of(&refused).contains("it lacks OBJ_ARTIFACTS"), "{}", text_of(&refused));
     fs::write(&list, whole).unwrap();
@@ -121,6 +124,7 @@ async fn a_lost_dispatch_stream_is_made_again_from_the_oldest_live_lease() {
         system.consumer.wait_for(&running_job, Duration::from_secs(60), |job| job["state"] == "Running").await.unwrap();
     let lease = running["attempts"][0]["lease"].as_u64().unwrap();
     assert_eq!(dispatch_start(&system).await, 1, "a new DISPATCH starts at the first event");
+    // A process that is dropped is stopped.
     system.services.clear();
     system.nats = None;
     fs::remove_dir_all(system.stream_directory(DISPATCH).unwrap()).unwrap();
@@ -147,6 +151,7 @@ async fn the_retention_options_change_only_the_streams_output_and_telemetry() {
     let days = |days: u64| Duration::from_secs(days * 24 * 3_600);
     let changed = stream_config(&system, OUTPUT).await;
     assert_eq!((changed.max_age, changed.max_bytes), (days(7), 64 << 20));
+    // Nothing but the two limits has changed.
     assert_eq!(stream::Config { max_age: output.max_age, max_bytes: output.max_bytes, ..changed }, output);
     let telemetry = stream_config(&system, TELEMETRY).await;
     assert_eq!((telemetry.max_age, telemetry.max_bytes), (Duration::from_secs(600), 32 << 20));
@@ -154,7 +159,7 @@ async fn the_retention_options_change_only_the_streams_output_and_telemetry() {
     // The command `lag` shows the limits, as JSON and as a table.
     let lag: Value = serde_json::from_slice(&system.run_operator_tool(&["lag", "--json"]).unwrap().stdout).unwrap();
     let shown = lag["streams"].as_array().unwrap().iter().find(|s| s["name"] == OUTPUT).unwrap();
-    assert_eq!((&shown["most_bytes"], &shown["most_age"]), (&json!(64 << 20), &json!(7 * 24 * 3_600_000_u64)));
+    assert_eq!((&shown["max_bytes"], &shown["max_age"]), (&json!(64 << 20), &json!(7 * 24 * 3_600_000_u64)));
     let table = system.run_operator_tool(&["lag"]).unwrap();
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     let row = table.lines().find(|line| line.starts_with(OUTPUT)).unwrap();
@@ -170,6 +175,7 @@ async fn a_restore_from_a_backup_older_than_the_read_models_resets_the_read_mode
     system.consumer.deposit("7").await.unwrap();
     lose_disk(&mut system).await;
     restore(&mut system, &backup).await;
+    // The deposit of $7 is in the old read models, and no longer in the log. The consumer began with $100.
     assert_eq!(system.consumer.get("/wallet").await.unwrap()["balance"]["available"], 100_000_000);
     let seq = system.consumer.deposit("1").await.unwrap()["seq"].clone();
     let wallet = system.consumer.get(&format!("/wallet?min_seq={seq}")).await.unwrap();

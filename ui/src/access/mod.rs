@@ -23,7 +23,7 @@ pub(crate) use self::{
     gate::CSRF_FIELD,
     peer::Client,
     rate_limit::{RateLimits, Rates},
-    routes::{BodyForm, BodySchema, Endpoint, Routes},
+    routes::{BodySchema, BodyShape, Endpoint, Routes},
     secret::is_secret,
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
     streams::OpenStreams,

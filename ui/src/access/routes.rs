@@ -1,7 +1,7 @@
-//! The router. Each route states the access that it demands, for example
+//! Builds the router and the table of all endpoints. Each endpoint states the access that it demands, for example
 //! `.get("/jobs", Access::Session, page::jobs::page)`.
 //!
-//! The documentation of the API and the tests of access are made from the table of all routes.
+//! The documentation of the API is made from the table. A test compares the table with `tests/tests/api/access.table`.
 
 use axum::{
     Router,
@@ -36,9 +36,9 @@ pub(crate) struct Endpoint {
     pub(crate) answer: Option<BodySchema>,
     /// The media type of the answer, if the answer is no JSON.
     pub(crate) media_type: Option<&'static str>,
-    /// The status of a success, if it is neither 200 with a body nor 204 without.
+    /// The status of a success. `None`: 200 if the answer has a body, otherwise 204.
     pub(crate) status: Option<StatusCode>,
-    /// The parameters of the query.
+    /// The parameters in the query string of the URL.
     pub(crate) query: Vec<Parameter>,
 }
 
@@ -48,12 +48,12 @@ pub(crate) struct BodySchema {
     pub(crate) name: String,
     /// The schema called `name`, and all schemas to which it refers, by their names.
     pub(crate) schemas: Vec<(String, RefOr<Schema>)>,
-    pub(crate) form: BodyForm,
+    pub(crate) shape: BodyShape,
 }
 
-/// The form of a body.
+/// Whether a body is one object, a list, or a page of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum BodyForm {
+pub(crate) enum BodyShape {
     /// One object.
     Object,
     /// An array of all objects.
@@ -67,7 +67,7 @@ impl BodySchema {
         let name = T::name().into_owned();
         let mut schemas = vec![(name.clone(), T::schema())];
         T::schemas(&mut schemas);
-        Self { name, schemas, form: BodyForm::Object }
+        Self { name, schemas, shape: BodyShape::Object }
     }
 }
 
@@ -149,7 +149,7 @@ impl Routes {
     /// States that the endpoint answers with a list.
     pub(crate) fn lists<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.answer = Some(BodySchema { form: BodyForm::List, ..BodySchema::of::<A>() });
+            last.answer = Some(BodySchema { shape: BodyShape::List, ..BodySchema::of::<A>() });
         }
         self
     }
@@ -157,7 +157,7 @@ impl Routes {
     /// States that the endpoint answers with a page of a list.
     pub(crate) fn pages<A: ToSchema>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.answer = Some(BodySchema { form: BodyForm::Page, ..BodySchema::of::<A>() });
+            last.answer = Some(BodySchema { shape: BodyShape::Page, ..BodySchema::of::<A>() });
         }
         self
     }
@@ -170,7 +170,7 @@ impl Routes {
         self
     }
 
-    /// States the status of a success. Without this statement it is 200 with a body, and 204 without.
+    /// States the status of a success. An endpoint that states none answers 200 with a body, or 204 without a body.
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.status = Some(status);
@@ -178,7 +178,7 @@ impl Routes {
         self
     }
 
-    /// States the parameters of the query.
+    /// States the parameters in the query string of the URL.
     pub(crate) fn query<Q: IntoParams>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
             last.query = Q::into_params(|| Some(ParameterIn::Query));

@@ -62,7 +62,7 @@ pub struct Hit {
     pub colour: Vec3,
 }
 
-/// The spheres and the sun; the ground and the sky are always the same.
+/// The spheres, which depend on the seed, and the direction of the sun, which does not. The ground is the plane y = 0.
 #[derive(Clone, Debug)]
 pub struct Scene {
     spheres: Vec<Sphere>,
@@ -73,7 +73,7 @@ pub struct Scene {
 /// The minimum distance of a hit. Because of rounding, a ray could otherwise hit the surface on which the ray starts.
 const MIN_DISTANCE: f32 = 1e-3;
 const SMALL_SPHERES: usize = 46;
-const GROUND: Vec3 = Vec3::new(0.62, 0.60, 0.585);
+const GROUND_COLOUR: Vec3 = Vec3::new(0.62, 0.60, 0.585);
 
 /// Sets of matching colours. Each scene uses one set.
 const PALETTES: [[Vec3; 5]; 4] = [
@@ -137,24 +137,24 @@ impl Scene {
     /// The nearest hit of a ray; `None` if the ray hits nothing.
     pub fn hit(&self, ray: &Ray) -> Option<Hit> {
         let mut nearest = f32::INFINITY;
-        let mut found = None;
+        let mut nearest_sphere = None;
         for sphere in &self.spheres {
-            if let Some(distance) = distance_to(sphere, ray).filter(|found| *found < nearest) {
+            if let Some(distance) = distance_to(sphere, ray).filter(|distance| *distance < nearest) {
                 nearest = distance;
-                found = Some(sphere);
+                nearest_sphere = Some(sphere);
             }
         }
-        let ground = -ray.origin.y / ray.direction.y;
-        if ground > MIN_DISTANCE && ground < nearest {
+        let ground_distance = -ray.origin.y / ray.direction.y;
+        if ground_distance > MIN_DISTANCE && ground_distance < nearest {
             return Some(Hit {
-                distance: ground,
-                at: ray.origin + ray.direction * ground,
+                distance: ground_distance,
+                at: ray.origin + ray.direction * ground_distance,
                 normal: Vec3::new(0.0, 1.0, 0.0),
                 material: Material::Matte,
-                colour: GROUND,
+                colour: GROUND_COLOUR,
             });
         }
-        found.map(|sphere| {
+        nearest_sphere.map(|sphere| {
             let at = ray.origin + ray.direction * nearest;
             let normal = (at - sphere.centre) * (1.0 / sphere.radius);
             Hit { distance: nearest, at, normal, material: sphere.material, colour: sphere.colour }
@@ -196,23 +196,24 @@ fn is_apart(sphere: &Sphere, other: &Sphere) -> bool {
 
 /// The distance along a ray to its nearest hit of a sphere.
 fn distance_to(sphere: &Sphere, ray: &Ray) -> Option<f32> {
+    // |origin + t · direction − centre|² = radius² is a quadratic equation in t, because the direction is a unit vector.
     let offset = ray.origin - sphere.centre;
-    let half = offset.dot(ray.direction);
-    let under_root = half * half - offset.dot(offset) + sphere.radius * sphere.radius;
-    if under_root < 0.0 {
+    let half_b = offset.dot(ray.direction);
+    let discriminant = half_b * half_b - offset.dot(offset) + sphere.radius * sphere.radius;
+    if discriminant < 0.0 {
         return None;
     }
-    let root = under_root.sqrt();
-    [-half - root, -half + root].into_iter().find(|distance| *distance > MIN_DISTANCE)
+    let root = discriminant.sqrt();
+    [-half_b - root, -half_b + root].into_iter().find(|distance| *distance > MIN_DISTANCE)
 }
 
 /// A camera with a lens. Objects nearer or farther than the focus are blurred.
 #[derive(Clone, Debug)]
 pub struct Camera {
     origin: Vec3,
-    corner: Vec3,
-    across: Vec3,
-    down: Vec3,
+    top_left: Vec3,
+    picture_width: Vec3,
+    picture_height: Vec3,
     lens_right: Vec3,
     lens_up: Vec3,
 }
@@ -223,24 +224,33 @@ impl Camera {
         const LENS_RADIUS: f32 = 0.055;
         let origin = Vec3::new(0.9, 2.5, 8.6);
         let target = Vec3::new(0.0, 0.72, 0.0);
-        let focus = (target - origin).length() - 0.6;
+        // The plane in which things are sharp: a little before the target, where the large spheres are.
+        let focus_distance = (target - origin).length() - 0.6;
         let forward = (target - origin).normalize();
         let right = forward.cross(Vec3::new(0.0, 1.0, 0.0)).normalize();
         let up = right.cross(forward);
         let aspect_ratio = to_f32(width) / to_f32(height.max(1));
-        // A narrow picture gets a wider view, so that the large spheres fit into it.
-        let view_width = 2.0 * focus * 0.40 * aspect_ratio.clamp(0.8, 1.6) / 1.2;
-        let across = right * view_width;
-        let down = -up * (view_width / aspect_ratio);
-        let corner = origin + forward * focus - across * 0.5 - down * 0.5;
-        Self { origin, corner, across, down, lens_right: right * LENS_RADIUS, lens_up: up * LENS_RADIUS }
+        // The view is wider in a wide picture, within bounds: a narrow picture still shows the large spheres, and a very wide
+        // picture is less high instead.
+        let view_width = 2.0 * focus_distance * 0.40 * aspect_ratio.clamp(0.8, 1.6) / 1.2;
+        let picture_width = right * view_width;
+        let picture_height = -up * (view_width / aspect_ratio);
+        let top_left = origin + forward * focus_distance - picture_width * 0.5 - picture_height * 0.5;
+        Self {
+            origin,
+            top_left,
+            picture_width,
+            picture_height,
+            lens_right: right * LENS_RADIUS,
+            lens_up: up * LENS_RADIUS,
+        }
     }
 
-    /// The ray from a point of the lens to a position on the picture. `across` and `down` are 0 to 1; `lens` is a point
+    /// The ray from a point of the lens to a position on the picture. `x` and `y` are 0 to 1, from the top left; `lens` is a point
     /// in the unit circle.
-    pub fn ray(&self, across: f32, down: f32, lens: (f32, f32)) -> Ray {
+    pub fn ray(&self, x: f32, y: f32, lens: (f32, f32)) -> Ray {
         let origin = self.origin + self.lens_right * lens.0 + self.lens_up * lens.1;
-        let target = self.corner + self.across * across + self.down * down;
+        let target = self.top_left + self.picture_width * x + self.picture_height * y;
         Ray { origin, direction: (target - origin).normalize() }
     }
 }

@@ -71,9 +71,9 @@ pub struct StreamState {
     /// The number of consumers.
     pub consumers: u64,
     /// The limit on the size, bytes; `None` without a limit.
-    pub most_bytes: Option<u64>,
+    pub max_bytes: Option<u64>,
     /// The maximum age of a message, after which the broker deletes it; `None` without a limit.
-    pub most_age: Option<Millis>,
+    pub max_age: Option<Millis>,
 }
 
 /// A read model.

@@ -139,7 +139,6 @@ pub(super) fn is_worker_reason(reason: Reason) -> bool {
             | Reason::PrepareTimeout
             | Reason::UploadTimeout
             | Reason::NoMachine
-            | Reason::Internal
     )
 }
 

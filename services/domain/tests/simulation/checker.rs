@@ -344,6 +344,5 @@ pub(crate) fn is_platform_reason(reason: Reason) -> bool {
             | Reason::PrepareTimeout
             | Reason::UploadTimeout
             | Reason::NoMachine
-            | Reason::Internal
     )
 }

@@ -250,6 +250,7 @@ fn random_failure(dice: &mut Dice) -> Outcome {
         Reason::DiskFull,
         Reason::RegistryUnavailable,
         Reason::InputUnavailable,
+        Reason::Internal,
     ];
     Outcome::Failed { reason: dice.choose(&reasons), detail: String::new() }
 }
@@ -262,7 +263,6 @@ fn any_reason(dice: &mut Dice) -> Reason {
         Reason::ProviderLost,
         Reason::AssignTimeout,
         Reason::NoMachine,
-        Reason::Internal,
         Reason::RuntimeMisconfigured,
         Reason::GpuLost,
     ])
