@@ -31,6 +31,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 const FILE_SYSTEM_BYTES: u64 = 4 << 20;
 /// Most spare disks. Each has a different size.
 const MAX_SPARES: usize = 4;
+/// Largest spare disk whose space is reserved before a job needs the disk, bytes.
+const MAX_RESERVED_SPARE: u64 = 1 << 30;
 /// A disk with fewer free bytes counts as full.
 const MIN_FREE_BYTES: u64 = 1 << 20;
 /// Largest disk that gets a file system. A larger one would take too long to make.
@@ -188,6 +190,9 @@ impl JobDisks {
         let template = self.template(bytes).await?;
         run_program("cp", &["--sparse=always", "--reflink=auto"], &[&template, &image]).await?;
         mount(&image, &root).await?;
+        if bytes <= MAX_RESERVED_SPARE {
+            reserve(dir, bytes)?;
+        }
         // A new ext4 has a directory `lost+found`.
         match fs::remove_dir(root.join("lost+found")) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

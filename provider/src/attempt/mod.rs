@@ -128,21 +128,24 @@ async fn prepare_and_start(
     grant: &Grant,
 ) -> Result<(ContainerOrigin, impl Stream<Item = Result<LogOutput, Error>> + use<>), AttemptEnd> {
     let origin = prepare::prepare(context, grant).await?;
+    let directory = context.directory();
+    let save_clocks = async {
+        if origin == ContainerOrigin::ThisRun {
+            run_clock::save_before_start(&directory).await;
+        }
+    };
     // If Docker refuses, unfinished lines are not shown, and nothing else is missing.
-    let attached = context.container.attach().await;
+    let (attached, ()) = tokio::join!(context.container.attach(), save_clocks);
     if let Err(e) = &attached {
         debug!(lease = context.lease.0.0, error = %e, "unfinished lines are not shown");
     }
     let written = stream::iter(attached.ok()).flatten();
     let is_started_now = match origin {
-        ContainerOrigin::ThisRun => {
-            run_clock::save_before_start(&context.directory());
-            context.container.start().await.map(|()| true)
-        }
+        ContainerOrigin::ThisRun => context.container.start().await.map(|()| true),
         ContainerOrigin::FormerRun => context.container.start_unless_started().await,
     };
     if is_started_now.map_err(AttemptEnd::Failed)? {
-        run_clock::save_start(&context.directory());
+        run_clock::save_start(&directory);
         return Ok((ContainerOrigin::ThisRun, written));
     }
     Ok((origin, written))

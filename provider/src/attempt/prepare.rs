@@ -10,7 +10,7 @@ use gpubnb_events::{
 };
 use tracing::info;
 
-use super::{Problem, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs, run_clock};
+use super::{Problem, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs};
 use crate::{
     desired_state::StopReason,
     docker::{LocalImage, SandboxParams, hardened_container, job_user},
@@ -98,8 +98,6 @@ async fn create_container(
     check_volumes(&image)?;
     let (size, volumes) = (grant.spec.resources.disk_size().bytes(), image.volumes.len());
     let disk = tools.job_disks.make(&directory, size, volumes).await.map_err(disk_problem)?;
-    // The boot id tells of a reboot before the start.
-    run_clock::save_before_start(&directory);
     let input = inputs::fetch(context, grant).await?;
     let params = SandboxParams {
         machine: tools.machine,

@@ -89,11 +89,17 @@ impl StartReading {
     }
 }
 
-/// Saves the present reading as a time before the start of an attempt's container.
-pub(super) fn save_before_start(dir: &Path) {
-    match ClockReading::now() {
-        Ok(at) => StartReading { at, is_exact: false }.save(dir),
-        Err(e) => warn!(error = %e, "the clocks could not be read"),
+/// Saves the present reading as a time before the start of an attempt's container. The file is written by another thread,
+/// so that the caller can do something else meanwhile.
+pub(super) async fn save_before_start(dir: &Path) {
+    let at = match ClockReading::now() {
+        Ok(at) => at,
+        Err(e) => return warn!(error = %e, "the clocks could not be read"),
+    };
+    let dir = dir.to_owned();
+    let saving = tokio::task::spawn_blocking(move || StartReading { at, is_exact: false }.save(&dir));
+    if let Err(e) = saving.await {
+        warn!(error = %e, "the time before the start could not be saved");
     }
 }
 
@@ -162,11 +168,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_changed_boot_id_means_a_reboot() {
+    #[tokio::test]
+    async fn a_changed_boot_id_means_a_reboot() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_rebooted(dir.path()), "nothing was saved");
-        save_before_start(dir.path());
+        save_before_start(dir.path()).await;
         assert!(!is_rebooted(dir.path()));
         StartReading { at: reading("another", 1, 1), is_exact: true }.save(dir.path());
         assert!(is_rebooted(dir.path()));
@@ -176,10 +182,10 @@ mod tests {
         StartReading { at, is_exact: true }
     }
 
-    #[test]
-    fn a_worker_that_was_stopped_during_the_start_keeps_the_time_before_it() {
+    #[tokio::test]
+    async fn a_worker_that_was_stopped_during_the_start_keeps_the_time_before_it() {
         let dir = tempfile::tempdir().unwrap();
-        save_before_start(dir.path());
+        save_before_start(dir.path()).await;
         save_start(dir.path());
         assert!(StartReading::saved(dir.path()).unwrap().is_exact(), "Docker answered at once");
         let mut before = ClockReading::now().unwrap();
