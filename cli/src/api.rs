@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
-use crate::saved;
+use crate::saved::SavedLogin;
 
 /// Time limit for one request.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,7 +26,13 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(url: Option<&str>, token: Option<String>, ca: Option<&Path>) -> anyhow::Result<Self> {
+    /// A client of a market. The saved login is used for what is not given.
+    pub(crate) fn new(
+        saved: Option<SavedLogin>,
+        url: Option<&str>,
+        token: Option<String>,
+        ca: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         // This fails only if a provider is already installed, and any provider will do.
         drop(rustls::crypto::ring::default_provider().install_default());
         let mut builder = Client::builder().connect_timeout(Duration::from_secs(5));
@@ -34,8 +40,6 @@ impl Api {
             let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
         }
-        // With an address and a token there is nothing to read, and perhaps no home directory.
-        let saved = if url.is_some() && token.is_some() { None } else { saved::read()? };
         let login = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
         let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| login.as_ref().map(|s| s.url.clone()));
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());

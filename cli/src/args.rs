@@ -243,7 +243,7 @@ pub(crate) struct RunArgs {
     name: Option<String>,
     /// The id of the job, a UUID of version 7. To repeat a submission safely, give the same id.
     #[arg(long)]
-    id: Option<JobId>,
+    pub(crate) id: Option<JobId>,
     #[command(flatten)]
     placement: PlacementArgs,
     #[command(flatten)]
@@ -277,7 +277,7 @@ impl RunArgs {
         }
         let Self { placement, resources, limits, .. } = self;
         Ok(JobRequest {
-            job: Some(self.id.unwrap_or_else(JobId::generate)),
+            job: self.id,
             name: self.name.clone(),
             template: self.template.clone(),
             parameters: self.params.iter().cloned().collect(),

@@ -62,17 +62,32 @@ fn print_error_line(line: std::fmt::Arguments<'_>) {
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let json = cli.json;
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "gpubnb", &mut std::io::stdout());
+        // The library panics if it cannot write.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "gpubnb", &mut script);
+        outln!("{}", String::from_utf8_lossy(&script));
         return Ok(0);
     }
     if let Command::CheckProof { file, keys } = cli.command {
         return verify::check_proof(&file, keys);
     }
-    let api = api::Api::new(cli.url.as_deref(), cli.token, cli.ca.as_deref())?;
+    if matches!(cli.command, Command::Logout) {
+        return account::logout();
+    }
+    // A damaged file of a former login must not stand in the way of a new one.
+    let signs_in = matches!(cli.command, Command::Login(_) | Command::SignUp(_));
+    let saved = match saved::read() {
+        Err(e) if signs_in => {
+            errln!("The saved login cannot be read, and is replaced: {e:#}");
+            None
+        }
+        Err(e) if cli.url.is_none() || cli.token.is_none() => return Err(e),
+        saved => saved.unwrap_or_default(),
+    };
+    let api = api::Api::new(saved, cli.url.as_deref(), cli.token, cli.ca.as_deref())?;
     match cli.command {
         Command::SignUp(credentials) => account::sign_up(&api, &credentials).await,
         Command::Login(login) => account::login(&api, &login).await,
-        Command::Logout => account::logout(),
         Command::EnrollCode => account::enroll_code(&api, json).await,
         Command::Machines => show::machines(&api, json).await,
         Command::Jobs { state, limit } => show::jobs(&api, state.as_deref(), limit, json).await,
@@ -82,7 +97,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
         Command::Run(run) => submit::run(&api, *run, json).await,
         Command::Fetch { job, directory } => download::fetch(&api, &job, directory, json).await,
-        // These two commands have returned above, because they need no market.
-        Command::Completions { .. } | Command::CheckProof { .. } => Ok(0),
+        // These commands have returned above, because they need no market.
+        Command::Completions { .. } | Command::CheckProof { .. } | Command::Logout => Ok(0),
     }
 }

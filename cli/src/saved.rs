@@ -46,6 +46,7 @@ pub(crate) fn write(saved: &SavedLogin) -> anyhow::Result<PathBuf> {
     let partial = path.with_extension("partial");
     let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
     file.write_all(&serde_json::to_vec_pretty(saved)?)?;
+    file.sync_all()?;
     fs::rename(&partial, &path)?;
     Ok(path)
 }

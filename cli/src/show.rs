@@ -83,6 +83,11 @@ pub(crate) async fn receipt(api: &Api, job: &str, json: bool) -> anyhow::Result<
         return Ok(0);
     }
     let metering = &receipt["metering"];
+    if metering.is_null() {
+        outln!("The job's program never ran, or nobody pays for its run.");
+        outln!("{:<28}{}", "cost", dollars(&receipt["cost"]));
+        return Ok(0);
+    }
     outln!("{:<28}{} ms", "metered", metering["billed"]);
     outln!("{:<28}{}/h", "price", dollars(&receipt["terms"]["price"]));
     outln!("{:<28}{}", "cost", dollars(&receipt["cost"]));

@@ -28,7 +28,7 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
         }
     }
     // The client makes the id, so that a request whose answer was lost can be repeated without a second job.
-    let id = JobId::generate();
+    let id = run.id.unwrap_or_else(JobId::generate);
     let job = id.to_string();
     let request = serde_json::to_value(JobRequest { job: Some(id), ..run.request(inputs)? })?;
     if !run.detach {

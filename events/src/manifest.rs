@@ -26,13 +26,19 @@ mod tests {
     #[test]
     fn every_change_changes_the_signed_text() {
         let job = JobId::generate();
-        let file = |path: &str, bytes| Artifact { path: path.to_owned(), bytes, sha256: "ab".to_owned() };
+        let file_with =
+            |path: &str, bytes, sha256: &str| Artifact { path: path.to_owned(), bytes, sha256: sha256.to_owned() };
+        let file = |path: &str, bytes| file_with(path, bytes, "ab");
         let text = signed_text(job, Lease(Seq(1)), &[file("a", 1)]);
         assert_eq!(text, signed_text(job, Lease(Seq(1)), &[file("a", 1)]));
+        let two = [file("a", 1), file("b", 2)];
+        let turned = [file("b", 2), file("a", 1)];
+        assert_ne!(signed_text(job, Lease(Seq(1)), &two), signed_text(job, Lease(Seq(1)), &turned), "the order counts");
         for other in [
             signed_text(job, Lease(Seq(2)), &[file("a", 1)]),
             signed_text(job, Lease(Seq(1)), &[file("a", 2)]),
             signed_text(job, Lease(Seq(1)), &[file("b", 1)]),
+            signed_text(job, Lease(Seq(1)), &[file_with("a", 1, "cd")]),
             signed_text(job, Lease(Seq(1)), &[]),
             signed_text(JobId::generate(), Lease(Seq(1)), &[file("a", 1)]),
         ] {

@@ -37,7 +37,7 @@ impl OutputDir {
         match fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path)) {
             Ok(()) => Ok(path),
             Err(source) => {
-                // Report the first error; a leftover part is hidden and harmless.
+                // The first error is reported, also if the part cannot be removed and stays among the output files.
                 let _ = fs::remove_file(&part);
                 Err(Error::Write { path, source })
             }
@@ -55,7 +55,7 @@ impl OutputDir {
 /// Encodes rows of red, green and blue bytes as a PNG file.
 pub fn encode_png(width: usize, height: usize, pixels: &[u8]) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    // A side beyond 32 bits does not fit in memory; the encoder refuses a side of 0.
+    // A side beyond 32 bits becomes 0, which the encoder refuses. (Such a picture would not fit in memory.)
     let side = |length: usize| u32::try_from(length).unwrap_or(0);
     let mut encoder = png::Encoder::new(&mut bytes, side(width), side(height));
     encoder.set_color(png::ColorType::Rgb);

@@ -40,14 +40,14 @@ struct FollowError {
     source: BoxError,
 }
 
-/// Reads MARKET in order and without gaps, and opens a new pull after every failure.
+/// Reads MARKET in order. Does not pass a gap, unless [`Self::skip_gaps`] says so. Opens a new pull after every failure.
 pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     pull: Option<pull::Stream>,
     /// True if no message of this pull has arrived. The pull begins at the sequence `next`. If the first message of a
-    /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message proves
-    /// less: the message may be in the stream, and was lost between the broker and this process.
+    /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message does not
+    /// prove this: the missing message may be in the stream, and only have been lost on the way to this process.
     is_first: bool,
     /// True if the follower skips messages that are no longer in the stream.
     skips_gaps: bool,
@@ -65,7 +65,8 @@ impl Follower {
         Self { skips_gaps: true, ..self }
     }
 
-    /// The next messages, decoded: at least one and at most 5,000, without a gap. Waits until there is a message, also
+    /// The next messages, decoded: at least one and at most 5,000, with consecutive sequences
+    /// (with `skip_gaps`, a gap may lie before the first). Waits until there is a message, also
     /// during an outage of the broker. The future may be dropped, for example in a `select!`: no message is lost.
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
         let decode = |raw: RawMessage| {

@@ -40,7 +40,7 @@ impl RawMessage {
             // An i64 of nanoseconds ends in the year 2262.
             nanos: i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX),
             subject: message.subject.to_string(),
-            headers: Some(message.headers),
+            headers: (!message.headers.is_empty()).then_some(message.headers),
             payload: message.payload,
         }
     }
@@ -61,6 +61,8 @@ impl RawMessage {
     }
 }
 
+/// The line of an archive. It has only the headers that the leaf covers. A body that is not UTF-8 is written in hexadecimal,
+/// as `bytes`.
 impl From<&RawMessage> for MessageLine {
     fn from(raw: &RawMessage) -> Self {
         let header = |name: &&str| {

@@ -73,8 +73,8 @@ pub struct Started {
     pub image_digest: String,
 }
 
-/// The job's program ended. Its files and the rest of its log are still on their way, for which nobody pays. Attempts
-/// that end without anything to carry away are reported at once, without this event.
+/// The job's program ended. The machine still uploads the files and the rest of the log; nobody pays for that time. The
+/// worker leaves this event out if there are no files to upload and the report follows within a second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exited {
     /// The job.
@@ -100,7 +100,8 @@ pub enum Fault {
     Nobody,
 }
 
-/// The reason why an attempt ended without success. Pages show the variant's name.
+/// The reason why an attempt ended without success, or why a job found no machine. JSON, and a machine's counts of faults,
+/// show the variant's name. Other pages show [`Reason::description`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "name")]
 pub enum Reason {
@@ -115,7 +116,7 @@ pub enum Reason {
     TimeLimit,
     /// The budget was used up.
     BudgetExhausted,
-    /// The job wrote more to `/output` than it asked for.
+    /// The job wrote more to `/output`, or to its whole disk, than it asked for.
     OutputTooLarge,
     /// The job wrote too much log, or wrote log too fast.
     LogFlood,
@@ -188,6 +189,11 @@ impl Reason {
     /// True if this is the job's own fault, and the job's program must have run for it to happen.
     pub fn is_after_run(self) -> bool {
         self.fault() == Fault::Consumer && !matches!(self, Self::BadImage | Self::BadCommand | Self::BadInput)
+    }
+
+    /// True if this can only happen before the job's program runs, and is nobody's fault.
+    pub fn is_before_run(self) -> bool {
+        matches!(self, Self::RegistryUnavailable | Self::InputUnavailable | Self::PrepareTimeout)
     }
 
     /// Advice to the owner of a machine that was at fault; empty if the owner can do nothing.

@@ -137,7 +137,7 @@ fn decode_older(wire_name: &str, payload: &[u8]) -> Result<Event, DecodeError> {
         "MachineTested.v1" => {
             read::<upcast::MachineTestedV1>(wire_name, payload).map(|old| MachineTested::from(old).into())
         }
-        // Version 1 explains the choice of the machine in a sentence, which becomes a `Chosen::Words`.
+        // The present type can read version 1: the sentence that explains the choice is read as `spec::Chosen::Words`.
         "JobAssigned.v1" => read::<JobAssigned>(wire_name, payload).map(Into::into),
         unknown => Err(DecodeError::UnknownType(unknown.chars().take(64).collect())),
     }

@@ -190,8 +190,8 @@ pub struct DoctorArgs {
     /// Also checks the broker's configuration file; run this on the broker's machine.
     #[arg(long, value_name = "FILE")]
     pub nats_conf: Option<PathBuf>,
-    /// The least free space on the disk with the broker's streams.
-    #[arg(long, value_name = "GIB", default_value_t = 5)]
+    /// The least free space on the disk with the broker's streams, when the streams of files and output are full.
+    #[arg(long, value_name = "GIB", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub min_free_gib: u64,
     /// Prints one JSON list, for programs.
     #[arg(long)]

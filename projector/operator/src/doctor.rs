@@ -7,7 +7,7 @@ use async_nats::Client;
 use gpubnb_events::{Actor, MachineId, Seq};
 use gpubnb_log::{
     Log,
-    stream::{DISPATCH, machine_consumer},
+    stream::{ARTIFACTS, DISPATCH, INPUTS, OUTPUT, machine_consumer, store_stream},
 };
 use gpubnb_projector::ops::doctor::{Findings, MAX_WAIT, run_checks};
 use gpubnb_query::QueryClient;
@@ -26,7 +26,7 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     run_checks(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
     deliveries(&client, &queries, &mut found).await?;
     match &args.nats_conf {
-        Some(conf) => configuration(conf, args.min_free_gib, &mut found)?,
+        Some(conf) => configuration(conf, args.min_free_gib << 30, growth(&client).await?, &mut found)?,
         None => found.add("broker.on_its_machine", "not looked at", "give --nats-conf there", true, ""),
     }
     let Findings(checks) = found;
@@ -74,9 +74,22 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
     Ok(())
 }
 
-/// Checks the broker's configuration file, and whether the disk with its streams has `min_free_gib` GiB left. Runs on the
-/// broker's machine only.
-fn configuration(conf: &Path, min_free_gib: u64, found: &mut Findings) -> anyhow::Result<()> {
+/// By how many bytes the streams of files and of output can still grow until they are full. They share the disk with the
+/// log, which must never find the disk full.
+async fn growth(client: &Client) -> anyhow::Result<u64> {
+    let mut growth = 0;
+    for stream in [OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)] {
+        let asked = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
+        let info: Value = serde_json::from_slice(&tokio::time::timeout(MAX_WAIT, asked).await??.payload)?;
+        let (limit, used) = (info["config"]["max_bytes"].as_u64(), info["state"]["bytes"].as_u64());
+        growth += limit.unwrap_or(0).saturating_sub(used.unwrap_or(0));
+    }
+    Ok(growth)
+}
+
+/// Checks the broker's configuration file, and whether the disk with its streams has room: `min_free` bytes must be left
+/// after the other streams have grown by `growth` bytes. Runs on the broker's machine only.
+fn configuration(conf: &Path, min_free: u64, growth: u64, found: &mut Findings) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
     let value = |name: &str| {
         let line = text.lines().map(str::trim).find(|line| line.starts_with(name))?;
@@ -88,13 +101,15 @@ fn configuration(conf: &Path, min_free_gib: u64, found: &mut Findings) -> anyhow
     if let Some(store) = value("store_dir").filter(|store| Path::new(store).exists()) {
         let room = rustix::fs::statvfs(store.as_str())?;
         let free = room.f_bavail.saturating_mul(room.f_frsize);
-        let (actual, least) = (format!("{} GiB", free >> 30), format!("at least {min_free_gib} GiB"));
+        let needed = min_free.saturating_add(growth);
+        let (actual, least) = (format!("{} MiB", free >> 20), format!("at least {} MiB", needed >> 20));
         found.add(
             "broker.free_room",
             actual,
             least,
-            free >> 30 >= min_free_gib,
-            "A full disk stops the market: free some space.",
+            free >= needed,
+            "Files and output could fill the disk, which stops the market: free some space, or make their streams smaller \
+             (--inputs-mib, --artifacts-mib, --output-mib of gpubnb-services).",
         );
     }
     Ok(())

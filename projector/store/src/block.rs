@@ -24,7 +24,8 @@ const ROW_HEADER: usize = 6;
 const RAW: u8 = 0;
 /// The first byte of a stored block whose rows are compressed.
 const LZ4: u8 = 1;
-/// The greatest length of a block's rows, bytes. A row cannot be longer either.
+/// The greatest length of a stored block, bytes. Its first byte counts, so the rows are at least one byte shorter, and so is
+/// each row.
 pub const MAX_BLOCK_BYTES: usize = 64 << 20;
 
 /// Makes the stored form of a block. Compression is used if the block becomes shorter.
@@ -50,7 +51,7 @@ fn encode(rows: &[u8]) -> Result<Vec<u8>, StoreError> {
 pub(crate) fn decode(stored: &IVec) -> Result<IVec, StoreError> {
     let corrupt = |problem: &str| StoreError::corrupt(b"", problem);
     match stored.split_first() {
-        None => Ok(IVec::default()),
+        None => Err(corrupt("a stored block is empty")),
         Some((&RAW, rows)) => Ok(stored.subslice(1, rows.len())),
         Some((&LZ4, compressed)) => {
             let (length, compressed) =

@@ -312,7 +312,7 @@ impl Job {
                 }
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
                 // A registry or a file that is away cannot end a program that runs.
-                let is_too_late = attempt.started.is_some() && reason.fault() == Fault::Nobody;
+                let is_too_late = attempt.started.is_some() && reason.is_before_run();
                 let reason = if is_too_late { Reason::RuntimeMisconfigured } else { *reason };
                 Ok(self.end_attempt(attempt, reason, detail, Some(c), now, settings))
             }

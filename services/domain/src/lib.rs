@@ -40,6 +40,7 @@ pub mod command;
 mod decide;
 pub mod due;
 pub mod error;
+mod image_name;
 pub mod job;
 pub mod machine;
 pub mod metering;

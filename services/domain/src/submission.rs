@@ -11,6 +11,7 @@ use gpubnb_events::{
 use crate::{
     Decision, DomainError, Settings, World,
     account::Account,
+    image_name::PinnedImage,
     placement,
     recent_submissions::{RETENTION, fingerprint},
     rules::{check_range, check_text, is_plain_path, is_sha256_hex},
@@ -146,6 +147,25 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
     Ok(())
 }
 
+/// Domains of which no name is public (RFC 6761, RFC 6762, RFC 8375 and common practice).
+const PRIVATE_DOMAINS: [&str; 15] = [
+    "localhost",
+    "localdomain",
+    "local",
+    "internal",
+    "intranet",
+    "private",
+    "lan",
+    "home",
+    "corp",
+    "arpa",
+    "svc",
+    "onion",
+    "test",
+    "invalid",
+    "example",
+];
+
 /// Checks the image. It must be a template's image, an approved image, or an image in a public registry with a digest.
 fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     if let Some(id) = &spec.template {
@@ -158,36 +178,21 @@ fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     if settings.approved_images.contains(&spec.image) {
         return Ok(());
     }
-    let is_pinned = spec.image.split_once("@sha256:").is_some_and(|(name, digest)| {
-        let is_valid_name = !name.is_empty()
-            && name.len() <= 255
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
-        is_valid_name
-            && is_in_public_registry(name)
-            && digest.len() == 64
-            && digest.bytes().all(|b| b.is_ascii_hexdigit())
-    });
+    let is_pinned = PinnedImage::parse(&spec.image).is_some_and(|image| image.host.is_none_or(is_public_host));
     if is_pinned {
         return Ok(());
     }
     Err(DomainError::field(
         "image",
-        "A custom image must be in a public registry and pinned by its digest: name@sha256:… (64 hex digits).",
+        "A custom image must be in a public registry and pinned by its digest, in small letters: name@sha256:… (64 hex digits).",
     ))
 }
 
-/// True if an image's name does not name a registry in a private network. The machine sends requests to the registry,
-/// so `nas.local/a` is refused: it could reach a computer in the network of the machine's owner. A name without a host,
-/// such as `library/busybox`, means the default registry.
-fn is_in_public_registry(name: &str) -> bool {
-    let first = name.split('/').next().unwrap_or_default();
-    if !name.contains('/') || !(first.contains(['.', ':']) || first == "localhost") {
-        return true;
-    }
-    let host = first.split(':').next().unwrap_or_default();
-    let last = host.rsplit('.').next().unwrap_or_default();
-    let private = ["localhost", "local", "internal", "intranet", "lan", "home", "corp", "test", "invalid"];
-    host.contains('.') && last.bytes().any(|b| b.is_ascii_alphabetic()) && !private.contains(&last)
+/// True if the host of a registry is not in a private network, as far as its name tells. The machine sends requests to the
+/// registry, so `nas.local` is refused: it could be a computer in the network of the machine's owner.
+fn is_public_host(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    host.contains('.') && last.bytes().any(|b| b.is_ascii_alphabetic()) && !PRIVATE_DOMAINS.contains(&last.as_str())
 }
 
 /// Checks the environment variables. `spec.env` has the names, which are public. `env` has the secret values, by name.
@@ -346,13 +351,25 @@ mod tests {
 
     #[test]
     fn an_image_name_cannot_lead_into_a_private_network() {
-        for good in ["busybox", "library/busybox", "ghcr.io/a/b", "registry.example.com:5000/a"] {
-            assert!(is_in_public_registry(good), "{good}");
+        for good in ["ghcr.io", "registry.example.com", "EU.Registry.Example.COM"] {
+            assert!(is_public_host(good), "{good}");
         }
-        let private =
-            ["localhost/a", "localhost:5000/a", "127.0.0.1/a", "169.254.169.254/a", "10.0.0.1:80/a", "host:5000/a"];
-        for bad in private.into_iter().chain(["nas.local/a"]) {
-            assert!(!is_in_public_registry(bad), "{bad}");
+        for bad in [
+            "localhost",
+            "127.0.0.1",
+            "169.254.169.254",
+            "10.0.0.1",
+            "host",
+            "nas.local",
+            "X.INTERNAL",
+            "db.localdomain",
+            "nas.home.arpa",
+            "registry.default.svc",
+            "a.onion",
+            "0x7f.1",
+            "registry.test",
+        ] {
+            assert!(!is_public_host(bad), "{bad}");
         }
     }
 

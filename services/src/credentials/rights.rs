@@ -86,6 +86,8 @@ fn operator_rights() -> Vec<String> {
         reader_rights(&bucket_stream(CHECKPOINTS)),
         message_rights(DISPATCH),
         api_subjects(&[&format!("CONSUMER.INFO.{DISPATCH}.*")]),
+        // The sizes of the stores of files; not the files.
+        api_subjects(&[INPUTS, ARTIFACTS].map(|store| format!("STREAM.INFO.{}", store_stream(store)))),
     ]
     .concat()
 }
@@ -131,8 +133,8 @@ pub(crate) fn revoker_rights(account: &str) -> Permissions {
     }
 }
 
-fn api_subjects(calls: &[&str]) -> Vec<String> {
-    calls.iter().map(|call| format!("$JS.API.{call}")).collect()
+fn api_subjects(calls: &[impl AsRef<str>]) -> Vec<String> {
+    calls.iter().map(|call| format!("$JS.API.{}", call.as_ref())).collect()
 }
 
 /// The rights to read a stream's state, and single messages.

@@ -6,6 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use gpubnb_events::JobId;
 use gpubnb_tests::{
     market::Market,
     process::Process,
@@ -81,6 +82,37 @@ async fn an_old_token_does_not_keep_a_person_from_logging_in() {
         let output = with_password(&[command, "returning@gpubnb.example"]);
         assert!(output.status.success(), "{command}: {}", text(&output.stderr));
     }
+    // A damaged file stands in the way of neither command, and a command that needs the login names the file.
+    let damage = || fs::write(directory.join("config/gpubnb/login.json"), "{").unwrap();
+    let without_password = |command: &str| {
+        let mut client = Command::new(binary("gpubnb").unwrap());
+        client.arg(command).env_clear().env("XDG_CONFIG_HOME", directory.join("config")).output().unwrap()
+    };
+    damage();
+    let refused = without_password("jobs");
+    assert!(!refused.status.success() && text(&refused.stderr).contains("login.json"), "{}", text(&refused.stderr));
+    let login = with_password(&["login", "returning@gpubnb.example", "--url", &market.url()]);
+    assert!(login.status.success(), "{}", text(&login.stderr));
+    damage();
+    assert!(without_password("logout").status.success());
+    assert!(!directory.join("config/gpubnb/login.json").exists());
+}
+
+#[tokio::test]
+async fn a_submission_that_is_repeated_with_its_id_makes_one_job() {
+    let market = MARKET.open().await.unwrap();
+    let script = Script::new(&market, "repeater").await;
+    let id = JobId::generate().to_string();
+    for _ in 0..2 {
+        let submitted = script.run(&["run", "-d", "--template", "noop", "--id", &id]);
+        assert!(submitted.status.success(), "{}", text(&submitted.stderr));
+        assert_eq!(text(&submitted.stdout).trim(), id);
+    }
+    let other = script.run(&["run", "-d", "--template", "count", "--id", &id]);
+    assert!(text(&other.stderr).contains("IdReused"), "{}", text(&other.stderr));
+    let listed: Value = serde_json::from_slice(&script.run(&["jobs", "--json"]).stdout).unwrap();
+    let with_id = listed["rows"].as_array().unwrap().iter().filter(|job| job["job"] == id.as_str());
+    assert_eq!(with_id.count(), 1, "{listed:#}");
 }
 
 #[tokio::test]

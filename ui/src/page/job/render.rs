@@ -170,14 +170,17 @@ pub(super) fn render_artifacts(job: &JobView) -> String {
     or_error(render_fragment(&ArtifactsCard { job }))
 }
 
-/// Appends the events of job changes to a trail. Returns true if the trail is then complete. If not, [`read_trail`]
-/// must read the missing events.
+/// Appends the events of job changes to a trail, up to the first gap. Returns true if the trail is then complete. If not,
+/// [`read_trail`] reads on from the end of the trail. No changes mean that something unknown has changed.
 pub(super) fn append_changes(trail: &mut Vec<TrailEvent>, changes: &[Arc<JobChange>]) -> bool {
     for change in changes {
+        if trail.len() < change.before as usize {
+            return false;
+        }
         let last = trail.last().map_or(Seq::ZERO, |event| event.seq);
         trail.extend(change.trail.iter().filter(|event| event.seq > last).cloned());
     }
-    changes.last().is_some_and(|change| trail.len() >= change.before as usize + change.trail.len())
+    !changes.is_empty()
 }
 
 /// Renders the trail. `trail` contains the known events. Unless the trail is complete, the function first reads the
@@ -228,8 +231,10 @@ async fn update_machine(app: &App, signed_in: SignedIn, job: &JobView, cached: &
 
 async fn update_progress(app: &App, is_own: bool, job: &JobView, progress: &mut Option<Progress>, is_final: &mut bool) {
     if is_own && !*is_final && !job.attempts.is_empty() {
-        *progress = output::progress(app, job).await;
-        *is_final = job.ended_at.is_some();
+        let newest = output::progress(app, job).await;
+        // A job that has ended may have no progress, or the broker did not answer. Another look costs little.
+        *is_final = job.ended_at.is_some() && newest.is_some();
+        *progress = newest.or(progress.take());
     }
 }
 
@@ -237,6 +242,7 @@ async fn explain_waiting(app: &App, signed_in: SignedIn, job: &JobView) -> Optio
     if job.state != JobState::Queued {
         return None;
     }
+    // The request has the same body as a request to cancel. Nothing is cancelled.
     let body = CancelJob { job: job.job };
     // If the command fails, the page shows the state without an explanation.
     app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.reading_actor(), &body).await.ok().flatten()
@@ -266,7 +272,7 @@ fn remaining_time(progress: &Progress, job: &JobView) -> Option<Millis> {
     can_estimate.then(|| Millis((ran.0 as f64 * (1.0 - done) / done) as u64 / 1_000 * 1_000))
 }
 
-/// One report of measurements as JSON for the charts: `{"lease":7,"at":<Unix milliseconds>,"values":{"loss":0.3}}`.
+/// One report of measurements as JSON for the charts: `{"lease":7,"at":<Unix milliseconds>,"values":[["loss",0.3]]}`.
 pub(super) fn metrics_json(metrics: &JobMetrics) -> String {
     let at = metrics.occurred_at.millis();
     serde_json::json!({ "lease": metrics.lease, "at": at, "values": metrics.values }).to_string()
@@ -329,7 +335,8 @@ mod tests {
         );
         assert_eq!(trail.iter().map(|e| e.seq.0).collect::<Vec<_>>(), [1, 2, 5, 6, 7]);
         assert!(!append_changes(&mut trail, &[change(8, &[20])]), "events before the change are missing");
-        assert!(!append_changes(&mut trail, &[]), "the trail may be incomplete after a notice without its change");
+        assert_eq!(trail.len(), 5, "the trail is read on from its end, so nothing may stand behind a gap");
+        assert!(!append_changes(&mut trail, &[]), "something unknown has changed");
     }
 
     #[test]
