@@ -15,7 +15,7 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, DomainError};
+use super::{Decision, DomainError, daily_bytes::DailyBytes};
 
 /// Greatest amount of one deposit or one payout.
 const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
@@ -34,6 +34,9 @@ pub struct Account {
     /// The number of the account's jobs that are not settled.
     #[serde(default)]
     pub open_jobs: u32,
+    /// The bytes of today's events that nothing pays for.
+    #[serde(default)]
+    pub(crate) daily_bytes: DailyBytes,
     /// The reason of the suspension; `None` for an account that is not suspended.
     pub suspended: Option<String>,
     /// The sequence and the amount of each deposit.

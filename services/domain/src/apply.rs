@@ -3,7 +3,7 @@
 use gpubnb_events::{Aggregate, Event, JobId, Recorded, Seq, Timestamp, event::JobSubmitted, ledger, record};
 
 use crate::{
-    Settings, World,
+    Settings, World, daily_bytes,
     job::{Job, Phase},
     machine::Machine,
     state::LostSubmission,
@@ -35,14 +35,18 @@ impl World {
         }
         match event.aggregate() {
             Aggregate::Account(id) => {
-                self.accounts.entry(id).or_default().apply(seq, event);
+                let account = self.accounts.entry(id).or_default();
+                account.apply(seq, event);
+                if matches!(event, Event::JobSubmitted(_) | Event::FundsDeposited(_) | Event::PayoutRequested(_)) {
+                    account.daily_bytes.add(at, daily_bytes::size_of(event));
+                }
                 match event {
                     Event::JobSubmitted(e) => self.apply_submission(seq, at, e),
                     Event::HoldReleased(e) => drop(self.lost_submissions.remove(&e.submission)),
                     _ => {}
                 }
             }
-            Aggregate::Machine(_) => Machine::apply(&mut self.machines, seq, event),
+            Aggregate::Machine(_) => Machine::apply(&mut self.machines, seq, at, event),
             Aggregate::Job(id) => self.apply_job_event(id, seq, at, event, settings),
         }
     }
@@ -67,6 +71,11 @@ impl World {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let previous_machine = job.attempt.as_ref().map(|a| a.machine);
         job.apply(seq, at, event, settings);
+        if let Event::Started(_) = event
+            && let Some(account) = self.accounts.get_mut(&job.account)
+        {
+            account.daily_bytes.take_back(job.submitted_at, std::mem::take(&mut job.unpaid_bytes));
+        }
         let live_lease = job.attempt.as_ref().filter(|_| job.phase.is_live()).map(|a| (a.machine, a.lease));
         if let Some(machine) = previous_machine.and_then(|m| self.machines.get_mut(&m)) {
             machine.leases.remove(&id);

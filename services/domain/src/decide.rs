@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Actor, Aggregate, MachineId, Seq, Timestamp,
-    command::{Quote, SubmitJob},
+    command::{ChangeMachine, Quote, SubmitJob},
     event::{AccountOpened, HoldReleased},
     message::{EventId, Proposal},
     spec::Terms,
@@ -15,6 +15,7 @@ use gpubnb_events::{
 use crate::{
     Command, Decision, DomainError, Settings, World,
     authorise::authorise,
+    daily_bytes::{MAX_OF_ACCOUNT, MAX_OF_MACHINE},
     job::{Job, Phase},
     machine::{Machine, Presence},
     metering, placement,
@@ -36,6 +37,9 @@ impl World {
         let job = command.job().and_then(|id| self.job(id)).or(absent);
         authorise(self, job, actor, command, settings)?;
         let decision = self.decide_allowed(command, job, now, settings)?;
+        if matches!(decision, Decision::Append(_)) {
+            self.check_daily_bytes(command, now)?;
+        }
         Ok(self.raise_guard(decision))
     }
 
@@ -101,6 +105,21 @@ impl World {
             Command::Suspect(id) => Ok(machine(*id)?.suspect(*id)),
             Command::Lose(id) => machine(*id)?.lose(*id),
             Command::Recover(id) => Ok(machine(*id)?.recover(*id)),
+        }
+    }
+
+    /// Fails if the account or the machine has used up its bytes of today. A job can always be cancelled.
+    fn check_daily_bytes(&self, command: &Command, now: Timestamp) -> Result<(), DomainError> {
+        match command {
+            Command::Submit(id, _) | Command::Deposit(id, _) | Command::RequestPayout(id, _) => {
+                self.account(*id).map_or(Ok(()), |account| account.daily_bytes.check(now, MAX_OF_ACCOUNT))
+            }
+            Command::ListMachine(id, _)
+            | Command::RecordTest(id, _)
+            | Command::ChangeMachine(ChangeMachine { machine: id, .. }) => {
+                self.machine(*id).map_or(Ok(()), |machine| machine.daily_bytes.check(now, MAX_OF_MACHINE))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -45,6 +45,12 @@ pub enum DomainError {
         "This account has {0} jobs that are not settled, and may have no more. Wait for some to end, or cancel some."
     )]
     TooManyJobs(u32),
+    /// The account or the machine has appended this many MiB of events on this day, without anything that pays for them.
+    #[error(
+        "The events of jobs that never ran, deposits, self-tests and changes of one day (UTC) may have {0} MiB, and these \
+         are used up. Jobs that run do not count. Try again tomorrow."
+    )]
+    DailyBytes(u64),
     /// The account has less money than the requested payout.
     #[error(
         "You asked for {asked} and {available} is available. Ask for less, or wait until running jobs are settled."
@@ -91,6 +97,7 @@ impl DomainError {
             Self::NotAllowed(_) => ("NotAllowed", RefusalKind::Forbidden),
             Self::Suspended(_) => ("Suspended", RefusalKind::Forbidden),
             Self::TooManyJobs(_) => ("TooManyJobs", RefusalKind::Conflict),
+            Self::DailyBytes(_) => ("DailyBytes", RefusalKind::Conflict),
             Self::InsufficientFunds { .. } => ("InsufficientFunds", RefusalKind::Funds),
             Self::PayoutTooLarge { .. } => ("PayoutTooLarge", RefusalKind::Funds),
             Self::IdOutOfTime => ("IdOutOfTime", RefusalKind::Invalid),

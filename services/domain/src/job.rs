@@ -20,8 +20,11 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, DomainError, Settings};
+use super::{Decision, DomainError, Settings, daily_bytes};
 use ending::{is_worker_reason, uses_attempt};
+
+/// Longest digest of an image, bytes. `sha256:` and 64 digits are 71.
+const MAX_IMAGE_DIGEST: usize = 128;
 
 /// The phase that a job is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +99,8 @@ pub struct Job {
     pub limits: Limits,
     /// The consumer's money that is held until the job is settled.
     pub hold: MicroUsd,
+    /// The bytes of the submission's event, until the job runs.
+    pub(crate) unpaid_bytes: u64,
     /// The sequence of the job's last event. Zero before the first event. `JobSubmitted` does not count: it is an event
     /// of the account.
     pub last: Seq,
@@ -142,6 +147,7 @@ impl Job {
             placement: e.placement.clone(),
             limits: e.limits.clone(),
             hold: e.hold,
+            unpaid_bytes: daily_bytes::size_of(e),
             last: Seq::ZERO,
             guard: Seq::ZERO,
             phase: Phase::Queued,
@@ -227,6 +233,9 @@ impl Job {
     /// The machine is about to start the job's container.
     pub(crate) fn start(&self, machine: MachineId, c: &Start) -> Result<Decision, DomainError> {
         let attempt = self.live_attempt(machine, c.lease)?;
+        if c.image_digest.len() > MAX_IMAGE_DIGEST {
+            return Err(DomainError::field("image_digest", format!("A digest has at most {MAX_IMAGE_DIGEST} bytes.")));
+        }
         if self.cancel.is_some() {
             return Err(DomainError::WrongState("The job is being cancelled. Do not start it."));
         }

@@ -37,6 +37,7 @@ pub mod account;
 mod apply;
 pub mod authorise;
 pub mod command;
+mod daily_bytes;
 mod decide;
 pub mod due;
 pub mod error;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Seq,
+    AccountId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Seq, Timestamp,
     command::{MachineChange, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
@@ -18,7 +18,10 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, DomainError, Listing};
+use super::{
+    Decision, DomainError, Listing,
+    daily_bytes::{self, DailyBytes},
+};
 
 /// Greatest price of a machine per hour.
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
@@ -31,6 +34,8 @@ const MAX_HARDWARE_NAME: usize = 128;
 const MAX_CHECKS: usize = 64;
 /// Longest text in a check, bytes.
 const MAX_CHECK_TEXT: usize = 400;
+/// Longest texts of all checks of a self-test together, bytes.
+const MAX_TEST_TEXT: usize = 32_768;
 
 /// The presence of a machine, by its heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +88,8 @@ pub struct Machine {
     pub speed: Speed,
     /// True if every check of the last self-test passed.
     pub verified: bool,
+    /// The bytes of today's events that nothing pays for.
+    pub(crate) daily_bytes: DailyBytes,
     /// The sequence of the last `MachineListed`.
     listed: Seq,
 }
@@ -101,6 +108,7 @@ impl Machine {
             record: MachineRecord::default(),
             speed: Speed::default(),
             verified: false,
+            daily_bytes: DailyBytes::default(),
             listed: seq,
         }
     }
@@ -197,7 +205,18 @@ impl Machine {
     }
 
     /// Folds an event of a machine.
-    pub(crate) fn apply(machines: &mut BTreeMap<MachineId, Self>, seq: Seq, event: &Event) {
+    pub(crate) fn apply(machines: &mut BTreeMap<MachineId, Self>, seq: Seq, at: Timestamp, event: &Event) {
+        Self::fold(machines, seq, event);
+        // The watchdog's observations are not the machine's wish.
+        let is_observed = matches!(event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
+        if let gpubnb_events::Aggregate::Machine(id) = event.aggregate()
+            && let Some(machine) = machines.get_mut(&id).filter(|_| !is_observed)
+        {
+            machine.daily_bytes.add(at, daily_bytes::size_of(event));
+        }
+    }
+
+    fn fold(machines: &mut BTreeMap<MachineId, Self>, seq: Seq, event: &Event) {
         if let Event::MachineListed(e) = event {
             machines
                 .entry(e.machine)
@@ -215,6 +234,7 @@ impl Machine {
                         record: m.record,
                         speed: m.speed,
                         verified: m.verified,
+                        daily_bytes: m.daily_bytes,
                         ..Self::new(seq, e)
                     };
                 })
@@ -266,9 +286,9 @@ fn check_offer(offer: &Offer) -> Result<(), DomainError> {
     if hardware.gpus.len() > 16 {
         return Err(DomainError::field("gpus", "A machine has at most 16 GPUs."));
     }
-    let gpu_names = hardware.gpus.iter().flat_map(|gpu| [&gpu.uuid, &gpu.model]);
+    let gpu_names = hardware.gpus.iter().flat_map(|gpu| [Some(&gpu.uuid), Some(&gpu.model), gpu.capability.as_ref(), gpu.pci.as_ref()]);
     let versions = hardware.driver.iter().chain(&hardware.cuda);
-    let names = gpu_names.chain(versions).chain([&hardware.cpu_model]);
+    let names = gpu_names.flatten().chain(versions).chain([&hardware.cpu_model]);
     if names.into_iter().any(|name| name.len() > MAX_HARDWARE_NAME) {
         return Err(DomainError::field(
             "hardware",
@@ -281,6 +301,10 @@ fn check_offer(offer: &Offer) -> Result<(), DomainError> {
 fn check_test(checks: &[Check]) -> Result<(), DomainError> {
     let has_long_text =
         |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().any(|t| t.len() > MAX_CHECK_TEXT);
+    let texts = |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().map(String::len).sum::<usize>();
+    if checks.iter().map(texts).sum::<usize>() > MAX_TEST_TEXT {
+        return Err(DomainError::field("checks", format!("A self-test has at most {MAX_TEST_TEXT} bytes of text.")));
+    }
     if checks.len() > MAX_CHECKS || checks.iter().any(has_long_text) {
         return Err(DomainError::field(
             "checks",

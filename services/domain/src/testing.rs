@@ -48,6 +48,11 @@ impl Then {
         }
     }
 
+    /// The reason of the refusal; `None` if the command was not refused.
+    pub(crate) fn refused(self) -> Option<DomainError> {
+        self.0.err()
+    }
+
     /// Checks that the command was refused.
     pub(crate) fn expect_refused(self) -> DomainError {
         self.0.expect_err("expected a refusal")
