@@ -18,6 +18,7 @@ async fn main() -> ExitCode {
 }
 
 async fn done() -> anyhow::Result<()> {
+    gpubnb_runtime::make_files_private();
     let Cli { state, command, .. } = Cli::read()?;
     match command {
         Command::Enroll(args) => {

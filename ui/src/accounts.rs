@@ -1,14 +1,15 @@
 //! Signing up, checking a password, and the roles of a user. Pages and API both use these functions.
 
 use gpubnb_events::{
-    AccountId, Actor, Seq,
+    AccountId, Actor, CommandId, Millis, Seq,
     command::{Done, OpenAccount},
 };
+use gpubnb_runtime::permit::{Permit, Purpose};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    access::{Client, SignUp, SignedIn, login_of},
+    access::{Client, KNOWN_COOKIE, SignUp, SignedIn, Source, login_of, network_of},
     app::App,
     error::Problem,
 };
@@ -27,16 +28,52 @@ async fn open_account(app: &App, account: AccountId) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The account with this e-mail address and password. Rate limits, by client and by user, slow down guessing.
+/// The time for which a browser is known after a person has signed in there.
+const KNOWN_FOR: Millis = Millis(180 * 24 * 3_600_000);
+
+/// The source of a guess of this person's password.
+fn source_of(app: &App, client: &Client, login: &str) -> Source {
+    let purpose = client.known.as_deref().and_then(|permit| app.transfer.verify(permit, app.now()).ok());
+    match purpose {
+        Some(Purpose::KnownBrowser { login: known, browser }) if known == login => Source::KnownBrowser(browser),
+        _ => Source::Network(network_of(client.address)),
+    }
+}
+
+/// The cookie by which this browser is known when the person signs in again.
+pub(crate) fn known_browser_cookie(app: &App, email: &str) -> Option<String> {
+    let browser = CommandId::generate().to_string();
+    let purpose = Purpose::KnownBrowser { login: login_of(email), browser };
+    let permit = app.transfer.sign(&Permit { purpose, expires: app.now().plus(KNOWN_FOR) })?;
+    let seconds = KNOWN_FOR.0 / 1_000;
+    Some(format!("{KNOWN_COOKIE}={permit}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={seconds}"))
+}
+
+/// The account with this e-mail address and password. Limits of wrong attempts, by client and by person, slow down
+/// guessing.
 pub(crate) async fn check_password(
     app: &App,
     client: &Client,
     email: &str,
     password: &str,
 ) -> Result<AccountId, Problem> {
-    app.rate_limits.check_sign_in(client.address)?;
-    app.rate_limits.check_password_attempt(&login_of(email))?;
-    let account = app.users.sign_in(email, password).await?;
+    let login = login_of(email);
+    let source = source_of(app, client, &login);
+    // A known browser is limited by its own allowance only: its network may be shared with strangers.
+    let is_known = matches!(source, Source::KnownBrowser(_));
+    if !is_known {
+        app.rate_limits.count_code(client.address)?;
+    }
+    app.rate_limits.count_password(&login, &source)?;
+    let signed_in = app.users.sign_in(email, password).await;
+    let is_wrong = signed_in.as_ref().is_err_and(|problem| problem.status == 401);
+    if !is_wrong {
+        app.rate_limits.take_back_password(&login, &source);
+    }
+    if !is_wrong && !is_known {
+        app.rate_limits.take_back_code(client.address);
+    }
+    let account = signed_in?;
     // Signing up has two steps. The process may have stopped between them, so the second step is repeated here.
     open_account(app, account).await?;
     Ok(account)

@@ -1,5 +1,5 @@
-//! Permits to download or upload files. A process signs a permit for one purpose and a short time, and the web server
-//! checks it.
+//! Permits, most of them to download or upload files. A process signs a permit for one purpose and a time, and the web
+//! server checks it.
 //!
 //! The text of a permit is `<purpose>.<field>.….<expires>.<hmac-sha256>`, for example
 //! `input.<account>.<input>.1770000000000.<hmac-sha256>`. `expires` is in milliseconds since 1970. The text is valid in
@@ -40,6 +40,13 @@ pub enum Purpose {
         /// The file.
         input: CommandId,
     },
+    /// Guessing the password of a person with an allowance of its own, because this browser has known it before.
+    KnownBrowser {
+        /// The login: the hash of an e-mail address, hexadecimal.
+        login: String,
+        /// The browser: an id that was made when the person signed in there.
+        browser: String,
+    },
     /// Downloading one file that an attempt left.
     Artifact {
         /// The job.
@@ -79,6 +86,7 @@ impl Permit {
         match &self.purpose {
             Purpose::Upload { job, lease, max_bytes } => format!("upload.{job}.{lease}.{max_bytes}.{expires}"),
             Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
+            Purpose::KnownBrowser { login, browser } => format!("known.{login}.{browser}.{expires}"),
             // A path may contain any character, also the dot that separates the parts: write it in hexadecimal.
             Purpose::Artifact { job, lease, path, sha256 } => {
                 format!("artifact.{job}.{lease}.{}.{sha256}.{expires}", hex::encode(path))
@@ -95,6 +103,7 @@ impl Permit {
                 Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()?, max_bytes }
             }
             ("input", account, input) => Purpose::Input { account: account.parse().ok()?, input: input.parse().ok()? },
+            ("known", login, browser) => Purpose::KnownBrowser { login: login.to_owned(), browser: browser.to_owned() },
             ("artifact", job, lease) => {
                 let path = String::from_utf8(hex::decode(parts.next()?).ok()?).ok()?;
                 let sha256 = parts.next()?.to_owned();
@@ -156,6 +165,7 @@ mod tests {
         for purpose in [
             Purpose::Upload { job, lease, max_bytes: 7 },
             Purpose::Input { account: AccountId::generate(), input: CommandId::generate() },
+            Purpose::KnownBrowser { login: "0a".to_owned(), browser: "ff".to_owned() },
             Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },
         ] {
             let permit = Permit { purpose: purpose.clone(), expires: now.plus(Millis(1_000)) };

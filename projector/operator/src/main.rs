@@ -14,6 +14,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    gpubnb_runtime::make_files_private();
     gpubnb_runtime::observe::start();
     let shutdown = CancellationToken::new();
     gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());

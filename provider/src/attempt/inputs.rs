@@ -3,7 +3,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -41,8 +40,19 @@ pub(super) async fn fetch(context: &AttemptContext, grant: &Grant) -> Result<Opt
     for (input, url) in grant.spec.inputs.iter().zip(&grant.inputs) {
         let path = path_below(&root, &input.path)?;
         download(&context.tools.http, url, &path, input).await?;
+        give_to_job(context, &root, &path).map_err(|e| {
+            Problem::caused(Reason::RuntimeMisconfigured, anyhow::Error::new(e).context(input.path.clone()))
+        })?;
     }
     Ok(Some(root))
+}
+
+/// Gives a file, and each directory between the file and the root, to the user of jobs.
+fn give_to_job(context: &AttemptContext, root: &Path, file: &Path) -> io::Result<()> {
+    let disks = &context.tools.job_disks;
+    disks.give_to_job(file, 0o400)?;
+    let directories = file.ancestors().skip(1).take_while(|directory| directory.starts_with(root));
+    directories.into_iter().try_for_each(|directory| disks.give_to_job(directory, 0o700))
 }
 
 /// Joins the root and a relative path. Fails if the result would not be below the root. The market has checked the
@@ -76,7 +86,7 @@ async fn download(client: &reqwest::Client, url: &str, path: &Path, input: &Inpu
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).map_err(disk)
+    Ok(())
 }
 
 /// A file of which some bytes have arrived.

@@ -170,14 +170,19 @@ impl JobDisks {
         for shared in [dir, &disk.root] {
             fs::set_permissions(shared, fs::Permissions::from_mode(0o711))?;
         }
-        let (uid, gid) = self.owner;
         let volumes = (0..volumes).map(|index| disk.volume(index));
         for directory in [disk.output(), disk.scratch()].into_iter().chain(volumes) {
             fs::create_dir_all(&directory)?;
-            chown(&directory, Some(uid), Some(gid))?;
-            fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+            self.give_to_job(&directory, 0o700)?;
         }
         Ok(disk)
+    }
+
+    /// Gives a file or a directory to the user of jobs, who alone may read it, with the worker.
+    pub(super) fn give_to_job(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let (uid, gid) = self.owner;
+        chown(path, Some(uid), Some(gid))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
     }
 
     /// Makes and mounts a file system for this number of bytes.

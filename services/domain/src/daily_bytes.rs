@@ -150,7 +150,8 @@ mod tests {
             remedy: String::new(),
         };
         let test = Command::RecordTest(market.machine, RecordTest { checks: (0..60).map(check).collect() });
-        let tests = (0..10_000).take_while(|_| market.when(market.as_machine(), test.clone()).refused().is_none()).count();
+        let tests =
+            (0..10_000).take_while(|_| market.when(market.as_machine(), test.clone()).refused().is_none()).count();
         assert!((500..1_200).contains(&tests), "{tests}");
         let wish = Command::ChangeMachine(gpubnb_events::command::ChangeMachine {
             machine: market.machine,

@@ -208,7 +208,8 @@ impl Machine {
     pub(crate) fn apply(machines: &mut BTreeMap<MachineId, Self>, seq: Seq, at: Timestamp, event: &Event) {
         Self::fold(machines, seq, event);
         // The watchdog's observations are not the machine's wish.
-        let is_observed = matches!(event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
+        let is_observed =
+            matches!(event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
         if let gpubnb_events::Aggregate::Machine(id) = event.aggregate()
             && let Some(machine) = machines.get_mut(&id).filter(|_| !is_observed)
         {
@@ -286,7 +287,10 @@ fn check_offer(offer: &Offer) -> Result<(), DomainError> {
     if hardware.gpus.len() > 16 {
         return Err(DomainError::field("gpus", "A machine has at most 16 GPUs."));
     }
-    let gpu_names = hardware.gpus.iter().flat_map(|gpu| [Some(&gpu.uuid), Some(&gpu.model), gpu.capability.as_ref(), gpu.pci.as_ref()]);
+    let gpu_names = hardware
+        .gpus
+        .iter()
+        .flat_map(|gpu| [Some(&gpu.uuid), Some(&gpu.model), gpu.capability.as_ref(), gpu.pci.as_ref()]);
     let versions = hardware.driver.iter().chain(&hardware.cuda);
     let names = gpu_names.flatten().chain(versions).chain([&hardware.cpu_model]);
     if names.into_iter().any(|name| name.len() > MAX_HARDWARE_NAME) {
@@ -301,7 +305,8 @@ fn check_offer(offer: &Offer) -> Result<(), DomainError> {
 fn check_test(checks: &[Check]) -> Result<(), DomainError> {
     let has_long_text =
         |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().any(|t| t.len() > MAX_CHECK_TEXT);
-    let texts = |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().map(String::len).sum::<usize>();
+    let texts =
+        |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().map(String::len).sum::<usize>();
     if checks.iter().map(texts).sum::<usize>() > MAX_TEST_TEXT {
         return Err(DomainError::field("checks", format!("A self-test has at most {MAX_TEST_TEXT} bytes of text.")));
     }

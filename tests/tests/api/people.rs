@@ -116,3 +116,35 @@ async fn repeated_wrong_passwords_are_rate_limited() {
     }
     assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
 }
+
+#[tokio::test]
+async fn strangers_who_guess_a_password_do_not_lock_the_person_out() {
+    let market = MARKET.open().await.unwrap();
+    let person = market.new_consumer().await.unwrap();
+    let sign_in = async |password: &str, cookies: &str| {
+        let form = [("email", person.email.as_str()), ("password", password)];
+        let request = person.stranger().build_request(Method::POST, "/sign-in").form(&form);
+        request.header("cookie", cookies).send().await.unwrap()
+    };
+    let signed_in = sign_in(&person.password, "").await;
+    assert_eq!(signed_in.status(), StatusCode::SEE_OTHER);
+    let cookies = signed_in.headers().get_all("set-cookie").iter().map(|cookie| cookie.to_str().unwrap().to_owned());
+    let known = cookies.into_iter().find(|cookie| cookie.starts_with("__Host-gpubnb-known=")).unwrap();
+    assert!(["Secure", "HttpOnly", "SameSite=Strict", "Path=/"].iter().all(|flag| known.contains(flag)), "{known}");
+    let known = known.split(';').next().unwrap();
+    // Right passwords use nothing up.
+    for _ in 0..8 {
+        assert_eq!(sign_in(&person.password, "").await.status(), StatusCode::SEE_OTHER);
+    }
+    // Somebody behind the same address tries wrong passwords until the address is refused.
+    let mut wrong = 0;
+    while sign_in("not the password", "").await.status() != StatusCode::TOO_MANY_REQUESTS {
+        wrong += 1;
+        assert!(wrong < 20, "wrong passwords are limited");
+    }
+    assert_eq!(sign_in(&person.password, "").await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(sign_in(&person.password, known).await.status(), StatusCode::SEE_OTHER, "the browser is known");
+    // A changed cookie, and the cookie of another person, give nothing.
+    let changed = format!("{}0", &known[..known.len() - 1]);
+    assert_eq!(sign_in(&person.password, &changed).await.status(), StatusCode::TOO_MANY_REQUESTS);
+}

@@ -1,7 +1,12 @@
 //! Ordinary programs that `docker run` runs: they run here as well, or the job says what to ask for.
 
-use std::time::Duration;
+use std::{
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    time::Duration,
+};
 
+use gpubnb_events::CommandId;
 use gpubnb_tests::{
     jobs::pin_to_machine,
     shared::{Plan, SharedMarket},
@@ -114,4 +119,48 @@ async fn each_job_with_the_network_is_alone_in_a_network_that_is_removed_with_it
     }
     let left = || docker(&["network", "ls", "--quiet", "--filter", &label]);
     wait_until("the end of both networks", async || left().is_empty()).await;
+}
+
+/// A user of the machine who has nothing to do with the worker.
+const STRANGER: u32 = 54_321;
+
+/// Runs a program as the stranger. Returns true if it succeeds.
+fn succeeds_as_stranger(program: &str, arguments: &[&Path]) -> bool {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).uid(STRANGER).gid(STRANGER).output().unwrap().status.success()
+}
+
+#[tokio::test]
+async fn no_other_user_of_the_machine_can_read_the_files_of_a_job() {
+    let market = MARKET.open().await.unwrap();
+    let input = CommandId::generate();
+    let upload = market.consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{input}")).body("a secret");
+    assert_eq!(upload.send().await.unwrap().status(), StatusCode::CREATED);
+    // The directory of the test is closed to others, and the directory of a real worker is not.
+    std::fs::set_permissions(market.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    for machine in [MOUNTING, MEASURING] {
+        let asked = json!({ "inputs": [{ "input": input, "path": "data/in.txt" }] });
+        let body = pin_to_machine(job(&["checkpoint"], &asked), &market.machine_id(machine).unwrap());
+        let id = market.consumer.submit(&body).await.unwrap();
+        let is_saved = async || {
+            let logs = market.consumer.get(&format!("/jobs/{id}/logs")).await.unwrap();
+            logs["rows"].as_array().unwrap().iter().any(|line| line["text"] == "saved")
+        };
+        wait_until("the job's checkpoint", is_saved).await;
+        let lease = market.consumer.get(&format!("/jobs/{id}")).await.unwrap()["attempts"][0]["lease"].to_string();
+        let state = market.path().join(machine);
+        let attempt = state.join("leases").join(lease);
+        assert!(succeeds_as_stranger("test", &[Path::new("-d"), &attempt]), "the stranger can try");
+        let files = ["input/data/in.txt", "disk/output/checkpoint.bin", "disk.img", "clock.json", "log.json"];
+        let present: Vec<_> = files.map(|file| attempt.join(file)).into_iter().filter(|path| path.exists()).collect();
+        assert!(present.len() >= 3, "{present:?}");
+        let keys = ["machine.seed", "sealing.seed", "worker.log"].map(|file| state.join(file));
+        for path in present.iter().chain(keys.iter().filter(|path| path.exists())) {
+            assert!(!succeeds_as_stranger("cat", &[path]), "{}", path.display());
+        }
+        for directory in [&state, &attempt, &attempt.join("input"), &attempt.join("disk/output")] {
+            assert!(!succeeds_as_stranger("ls", &[directory]), "{}", directory.display());
+        }
+        market.consumer.post(&format!("/jobs/{id}/cancel"), &json!({})).await.unwrap();
+    }
 }

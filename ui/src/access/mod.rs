@@ -5,6 +5,7 @@
 //! Must not come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
 
 mod gate;
+mod guesses;
 mod kv_cache;
 mod peer;
 mod rate_limit;
@@ -21,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     gate::CSRF_FIELD,
-    peer::Client,
-    rate_limit::{RateLimits, Rates},
+    peer::{Client, KNOWN_COOKIE},
+    rate_limit::{RateLimits, Rates, Source, network_of},
     routes::{BodySchema, BodyShape, Endpoint, Routes},
     secret::is_secret,
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},

@@ -5,10 +5,15 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use super::sessions::cookie;
 use axum::{
     extract::{ConnectInfo, FromRequestParts, Request},
     http::{header, request::Parts},
 };
+
+/// The cookie of a browser in which a person has signed in. It gives no access: it only gives the browser an allowance of
+/// wrong passwords of its own, which strangers cannot use up.
+pub(crate) const KNOWN_COOKIE: &str = "__Host-gpubnb-known";
 
 /// The IP address of the client. The gate (`gate.rs`, the middleware before every handler) determines the address.
 #[derive(Debug, Clone, Copy)]
@@ -21,10 +26,17 @@ impl PeerAddress {
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map_or([0; 4].into(), |info| info.0.ip());
         let forwarded = || {
             let header = request.headers().get_all("x-forwarded-for").iter().next_back()?;
-            header.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
+            parse_address(header.to_str().ok()?.rsplit(',').next()?.trim())
         };
         Self(if behind_proxy { forwarded().unwrap_or(peer) } else { peer })
     }
+}
+
+/// Parses an address as proxies write it, some of them with a port: `192.0.2.1`, `192.0.2.1:5000`, `[2001:db8::1]:5000`.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    text.parse().ok().or_else(with_port).or_else(bracketed)
 }
 
 /// The client that sent a request.
@@ -33,6 +45,8 @@ pub(crate) struct Client {
     pub(crate) address: IpAddr,
     /// The `User-Agent`; empty if the client sent none.
     pub(crate) name: String,
+    /// The cookie [`KNOWN_COOKIE`], if the client sent one. The cookie is not checked yet.
+    pub(crate) known: Option<String>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Client {
@@ -41,7 +55,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let address = parts.extensions.get::<PeerAddress>().map_or([0; 4].into(), |peer| peer.0);
         let name = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        Ok(Self { address, name: name.to_owned() })
+        let known = cookie(&parts.headers, KNOWN_COOKIE).map(ToOwned::to_owned);
+        Ok(Self { address, name: name.to_owned(), known })
     }
 }
 
@@ -49,6 +64,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
 mod tests {
     use super::*;
     use axum::body::Body;
+
+    #[test]
+    fn an_address_may_have_a_port() {
+        for text in ["192.0.2.1", "192.0.2.1:5000"] {
+            assert_eq!(parse_address(text), Some([192, 0, 2, 1].into()), "{text}");
+        }
+        for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:5000"] {
+            assert_eq!(parse_address(text), Some([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into()), "{text}");
+        }
+        assert_eq!(parse_address("unknown"), None);
+    }
 
     #[test]
     fn the_last_forwarded_address_is_used_only_behind_a_proxy() {

@@ -1,4 +1,4 @@
-//! Rate limits: requests per address and per account, and stricter ones for requests that could guess a secret.
+//! Rate limits: requests per address and per account, new accounts per address, and guesses of secrets.
 
 use std::{
     net::IpAddr,
@@ -7,12 +7,13 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use gpubnb_events::AccountId;
 
+use super::guesses::Guesses;
 use crate::error::Problem;
 
 /// After this number of requests the limiters drop the keys that are idle, so only active keys take memory.
@@ -23,17 +24,33 @@ const CLEAN_UP_EVERY: u64 = 10_000;
 pub(crate) struct Rates {
     /// Requests per second from one address, and from one account.
     pub(crate) requests_per_second: NonZeroU32,
-    /// Attempts per minute from one address to sign in or to redeem a code.
+    /// Wrong attempts per minute from one address to sign in or to redeem a code.
     pub(crate) sign_ins_per_minute: NonZeroU32,
     /// New accounts per minute from one address.
     pub(crate) sign_ups_per_minute: NonZeroU32,
 }
 
-/// The number of passwords that may be tried at once for one account, and the wait before each further attempt.
-const PASSWORD_ATTEMPTS: NonZeroU32 = NonZeroU32::new(5).unwrap();
+/// The number of wrong passwords that one network, or one known browser, may try at once for one person, and the wait
+/// before each further attempt.
+const PASSWORD_ATTEMPTS: u32 = 5;
 const PASSWORD_ATTEMPT_PERIOD: Duration = Duration::from_secs(20);
+/// The same for all networks together that have tried a wrong password for this person before.
+const REPEATED_ATTEMPTS: u32 = 30;
+const REPEATED_ATTEMPT_PERIOD: Duration = Duration::from_secs(60);
+/// A wider network may make this many times the attempts of one network.
+const NETWORKS_IN_WIDER: u32 = 4;
 /// A burst may have as many requests as the rate allows in this number of seconds.
-const BURST_SECONDS: u32 = 5;
+const BURST_SECONDS: NonZeroU32 = NonZeroU32::new(5).unwrap();
+
+/// Where a guess of a password comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    Network(IpAddr),
+    /// A browser in which this person has signed in before.
+    KnownBrowser(String),
+    /// A session of this person.
+    Session,
+}
 
 type Limiter<K> = Arc<DefaultKeyedRateLimiter<K>>;
 
@@ -43,27 +60,31 @@ type Limiter<K> = Arc<DefaultKeyedRateLimiter<K>>;
 pub(crate) struct RateLimits {
     addresses: Limiter<IpAddr>,
     accounts: Limiter<AccountId>,
-    sign_ins: Limiter<IpAddr>,
     sign_ups: Limiter<IpAddr>,
-    password_attempts: Limiter<String>,
+    /// Wrong passwords and codes from one network, and from one wider network.
+    networks: Arc<Guesses<IpAddr>>,
+    wider_networks: Arc<Guesses<IpAddr>>,
+    /// Wrong passwords for one person, from one network or one known browser.
+    people: Arc<Guesses<(String, Source)>>,
+    /// Wrong passwords for one person from networks that have tried one before.
+    repeated: Arc<Guesses<String>>,
     requests: Arc<AtomicU64>,
 }
 
 impl RateLimits {
     pub(crate) fn new(rates: Rates) -> Self {
-        // `NonZeroU32::MIN` is 1, so the rate is multiplied by `BURST_SECONDS`.
-        let burst = rates.requests_per_second.saturating_mul(NonZeroU32::MIN.saturating_add(BURST_SECONDS - 1));
+        let burst = rates.requests_per_second.saturating_mul(BURST_SECONDS);
         let per_second = Quota::per_second(rates.requests_per_second).allow_burst(burst);
-        // `with_period` returns `None` only for a period of zero, so the other quota is never used.
-        let password_attempts = Quota::with_period(PASSWORD_ATTEMPT_PERIOD)
-            .unwrap_or(Quota::per_minute(PASSWORD_ATTEMPTS))
-            .allow_burst(PASSWORD_ATTEMPTS);
+        let (attempts, minute) = (rates.sign_ins_per_minute.get(), Duration::from_secs(60));
+        let wider = attempts.saturating_mul(NETWORKS_IN_WIDER);
         Self {
             addresses: Arc::new(RateLimiter::keyed(per_second)),
             accounts: Arc::new(RateLimiter::keyed(per_second)),
-            sign_ins: Arc::new(RateLimiter::keyed(Quota::per_minute(rates.sign_ins_per_minute))),
             sign_ups: Arc::new(RateLimiter::keyed(Quota::per_minute(rates.sign_ups_per_minute))),
-            password_attempts: Arc::new(RateLimiter::keyed(password_attempts)),
+            networks: Arc::new(Guesses::new(attempts, minute / attempts)),
+            wider_networks: Arc::new(Guesses::new(wider, minute / wider)),
+            people: Arc::new(Guesses::new(PASSWORD_ATTEMPTS, PASSWORD_ATTEMPT_PERIOD)),
+            repeated: Arc::new(Guesses::new(REPEATED_ATTEMPTS, REPEATED_ATTEMPT_PERIOD)),
             requests: Arc::default(),
         }
     }
@@ -73,9 +94,7 @@ impl RateLimits {
         if self.requests.fetch_add(1, Ordering::Relaxed) % CLEAN_UP_EVERY == CLEAN_UP_EVERY - 1 {
             self.addresses.retain_recent();
             self.accounts.retain_recent();
-            self.sign_ins.retain_recent();
             self.sign_ups.retain_recent();
-            self.password_attempts.retain_recent();
         }
         check(&self.addresses, &network_of(address), "Too many requests from your address.")
     }
@@ -85,27 +104,54 @@ impl RateLimits {
         check(&self.accounts, &account, "Too many requests of your account.")
     }
 
-    /// Checks an attempt to sign in from an address.
-    pub(crate) fn check_sign_in(&self, address: IpAddr) -> Result<(), Problem> {
-        check(&self.sign_ins, &network_of(address), "Too many attempts from your address.")
+    /// Counts a guess of a code from an address. Call [`Self::take_back_code`] if the code was right.
+    pub(crate) fn count_code(&self, address: IpAddr) -> Result<(), Problem> {
+        let (network, now) = (network_of(address), Instant::now());
+        let refused = |wait: Duration| too_many("Too many wrong attempts from your address.", wait);
+        self.networks.count(&network, now).map_err(refused)?;
+        self.wider_networks.count(&wider_network_of(address), now).map_err(|wait| {
+            self.networks.take_back(&network);
+            refused(wait)
+        })
+    }
+
+    pub(crate) fn take_back_code(&self, address: IpAddr) {
+        self.networks.take_back(&network_of(address));
+        self.wider_networks.take_back(&wider_network_of(address));
+    }
+
+    /// Counts a guess of a person's password. Call [`Self::take_back_password`] if the password was right.
+    ///
+    /// `login` is the person, who may not exist: the hash of an e-mail address (see `login_of`), or an account's id. No
+    /// stranger can lock a person out: wrong guesses elsewhere leave a known browser and a network without a wrong guess
+    /// their attempts.
+    pub(crate) fn count_password(&self, login: &str, source: &Source) -> Result<(), Problem> {
+        let (person, now) = ((login.to_owned(), source.clone()), Instant::now());
+        let refused = |wait: Duration| too_many("Too many wrong passwords.", wait);
+        let is_repeated = self.people.has_guessed(&person, now);
+        self.people.count(&person, now).map_err(refused)?;
+        if is_repeated && matches!(source, Source::Network(_)) {
+            self.repeated.count(&person.0, now).map_err(|wait| {
+                self.people.take_back(&person);
+                refused(wait)
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_back_password(&self, login: &str, source: &Source) {
+        self.people.take_back(&(login.to_owned(), source.clone()));
     }
 
     /// Checks the creation of an account from an address.
     pub(crate) fn check_sign_up(&self, address: IpAddr) -> Result<(), Problem> {
         check(&self.sign_ups, &network_of(address), "Too many new accounts from your address.")
     }
-
-    /// Checks a request that contains a user's password, which may be a guess. `login` identifies the user, who may not
-    /// exist: it is the hash of an e-mail address (see `login_of`) or an account's id. In the message, "this address"
-    /// means the e-mail address.
-    pub(crate) fn check_password_attempt(&self, login: &str) -> Result<(), Problem> {
-        check(&self.password_attempts, &login.to_owned(), "Too many attempts for this address.")
-    }
 }
 
 /// The network that counts as one address: an IPv4 address, or an IPv6 network of 64 bits. Internet providers give each
 /// customer at least one such network.
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
@@ -113,6 +159,18 @@ pub(super) fn network_of(address: IpAddr) -> IpAddr {
             None => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
         },
     }
+}
+
+/// An IPv6 network of 56 bits, which many internet providers give to one customer; an IPv4 address.
+fn wider_network_of(address: IpAddr) -> IpAddr {
+    match network_of(address) {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 72 << 72).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+fn too_many(what: &str, wait: Duration) -> Problem {
+    Problem::too_many(what, wait.as_secs() + 1)
 }
 
 fn check<K: std::hash::Hash + Eq + Clone>(limiter: &Limiter<K>, key: &K, what: &str) -> Result<(), Problem> {
@@ -131,17 +189,64 @@ mod tests {
         let n = |n| NonZeroU32::new(n).unwrap();
         let limits =
             RateLimits::new(Rates { requests_per_second: n(2), sign_ins_per_minute: n(3), sign_ups_per_minute: n(1) });
-        for _ in 0..PASSWORD_ATTEMPTS.get() {
-            limits.check_password_attempt("a").unwrap();
-        }
-        let problem = limits.check_password_attempt("a").unwrap_err();
-        assert_eq!(problem.status, 429);
-        assert!(problem.retry_after.is_some_and(|seconds| (1..=21).contains(&seconds)));
-        limits.check_password_attempt("b").unwrap();
         let (one, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         (0..10).for_each(|_| limits.check_request_from(one).unwrap());
         assert!(limits.check_request_from(one).is_err());
         limits.check_request_from(other).unwrap();
+    }
+
+    fn limits() -> RateLimits {
+        let n = |n| NonZeroU32::new(n).unwrap();
+        RateLimits::new(Rates { requests_per_second: n(2), sign_ins_per_minute: n(3), sign_ups_per_minute: n(1) })
+    }
+
+    fn network(last: u8) -> Source {
+        Source::Network([10, 0, 0, last].into())
+    }
+
+    #[test]
+    fn wrong_passwords_are_limited_and_right_ones_are_not() {
+        let limits = limits();
+        for _ in 0..50 {
+            limits.count_password("a", &network(1)).unwrap();
+            limits.take_back_password("a", &network(1));
+        }
+        for _ in 0..PASSWORD_ATTEMPTS {
+            limits.count_password("a", &network(1)).unwrap();
+        }
+        let problem = limits.count_password("a", &network(1)).unwrap_err();
+        assert_eq!(problem.status, 429);
+        assert!(problem.retry_after.is_some_and(|seconds| (1..=21).contains(&seconds)));
+        limits.count_password("b", &network(1)).unwrap();
+    }
+
+    #[test]
+    fn no_number_of_strangers_locks_a_person_out_and_their_guesses_are_few() {
+        let limits = limits();
+        let guesses = (0..=255_u8)
+            .map(|last| (0..10).filter(|_| limits.count_password("a", &network(last)).is_ok()).count())
+            .collect::<Vec<_>>();
+        // Each network has its first attempt. All further attempts together have one allowance.
+        assert!(guesses.iter().all(|count| *count >= 1));
+        assert_eq!(guesses.iter().sum::<usize>(), 256 + REPEATED_ATTEMPTS as usize);
+        // The person has the first attempt of a new network, and the attempts of the browser that has signed in before.
+        limits.count_password("a", &Source::Network([192, 0, 2, 1].into())).unwrap();
+        let browser = Source::KnownBrowser("b".to_owned());
+        assert!((0..PASSWORD_ATTEMPTS).all(|_| limits.count_password("a", &browser).is_ok()));
+        assert!(limits.count_password("a", &browser).is_err(), "a stolen browser guesses no more than others");
+    }
+
+    #[test]
+    fn codes_are_limited_by_network_and_by_wider_network() {
+        let limits = limits();
+        let address = |network: u16| IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, 1]);
+        let count = |network| (0..10).filter(|_| limits.count_code(address(network)).is_ok()).count();
+        assert_eq!(count(1), 3);
+        // Twelve attempts of the 256 networks in one wider network.
+        assert_eq!((2..200).map(count).sum::<usize>(), 9);
+        assert_eq!(count(0x100), 3, "another wider network");
+        limits.take_back_code(address(1));
+        limits.count_code(address(1)).unwrap();
     }
 
     #[test]

@@ -138,8 +138,9 @@ pub(crate) async fn redeem(
     client: Client,
     JsonBody(redeem): JsonBody<RedeemEnrollment>,
 ) -> Result<Json<Enrolled>, ApiError> {
-    app.rate_limits.check_sign_in(client.address)?;
+    app.rate_limits.count_code(client.address)?;
     let credential = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await?;
+    app.rate_limits.take_back_code(client.address);
     Ok(enrolled(&app, credential))
 }
 

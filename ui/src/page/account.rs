@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Layout, render_page};
 use crate::{
-    access::{NewToken, Scope, SessionInfo, SignedIn, TokenInfo, is_secret},
+    access::{NewToken, Scope, SessionInfo, SignedIn, Source, TokenInfo, is_secret},
     accounts::{Role, roles},
     app::App,
     error::{PageError, Problem},
@@ -135,11 +135,13 @@ pub(crate) async fn change_password(
     signed_in: SignedIn,
     Form(passwords): Form<PasswordChange>,
 ) -> Result<Response, PageError> {
-    app.rate_limits.check_password_attempt(&signed_in.account.to_string())?;
+    let login = signed_in.account.to_string();
+    app.rate_limits.count_password(&login, &Source::Session)?;
     if let Err(problem) = app.users.change_password(signed_in.account, &passwords.old, &passwords.new).await {
         // The page must not contain the submitted passwords, so no fields are passed on.
         return render_refusal(&app, signed_in, problem, Vec::new()).await;
     }
+    app.rate_limits.take_back_password(&login, &Source::Session);
     // All other sessions end, because somebody else may know the old password.
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     Ok(Redirect::to("/account?done=password").into_response())
@@ -217,8 +219,10 @@ pub(crate) async fn accept_invite(
     signed_in: SignedIn,
     Path(secret): Path<String>,
 ) -> Result<Redirect, PageError> {
-    app.rate_limits.check_password_attempt(&signed_in.account.to_string())?;
+    let login = signed_in.account.to_string();
+    app.rate_limits.count_password(&login, &Source::Session)?;
     app.users.accept_invite(&secret, app.now()).await?;
+    app.rate_limits.take_back_password(&login, &Source::Session);
     app.users.make_operator(signed_in.account).await?;
     Ok(Redirect::to("/account?done=operator"))
 }

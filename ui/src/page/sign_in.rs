@@ -4,7 +4,7 @@ use askama::Template;
 use axum::{
     extract::State,
     http::{StatusCode, header},
-    response::{IntoResponse, Redirect, Response},
+    response::{AppendHeaders, IntoResponse, Redirect, Response},
 };
 use serde::Deserialize;
 
@@ -104,7 +104,9 @@ pub(crate) async fn sign_in(
     match accounts::check_password(&app, &client, &form.email, &form.password).await {
         Ok(account) => {
             let cookie = app.sessions.begin(account, &client.name, app.now()).await?;
-            Ok(([(header::SET_COOKIE, cookie)], Redirect::to(safe_redirect(&form.next))).into_response())
+            let known = accounts::known_browser_cookie(&app, &form.email);
+            let cookies = [Some(cookie), known].into_iter().flatten().map(|cookie| (header::SET_COOKIE, cookie));
+            Ok((AppendHeaders(cookies), Redirect::to(safe_redirect(&form.next))).into_response())
         }
         Err(problem) if matches!(problem.status, 401 | 429) => {
             render(false, false, form.next, form.email, Some(problem))
