@@ -45,6 +45,10 @@ pub enum ImageKind {
     WrongDigest,
     /// The image declares `/data` as its working directory and as a volume.
     Volume,
+    /// The image has a file where the job's output is mounted.
+    FileAtOutput,
+    /// The image has a file where it declares a volume.
+    FileAtVolume,
     /// The image has no entrypoint, so the job's command is the program.
     NoEntrypoint,
     /// The registry answers with this HTTP status, such as 500, until [`Registry::make_available`] is called.
@@ -134,14 +138,22 @@ fn image((layer, config): &(Bytes, Value), kind: ImageKind, bytes: usize) -> any
     let mut noise = vec![0; bytes];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut noise)?;
     std::fs::write(dir.path().join("noise"), noise)?;
-    let packed = Command::new("tar").arg("-C").arg(dir.path()).args(["-c", "noise"]).output()?;
+    let file = match kind {
+        ImageKind::FileAtOutput => Some("output"),
+        ImageKind::FileAtVolume => Some("data"),
+        _ => None,
+    };
+    if let Some(name) = file {
+        std::fs::write(dir.path().join(name), "a file")?;
+    }
+    let packed = Command::new("tar").arg("-C").arg(dir.path()).args(["-c", "noise"]).args(file).output()?;
     let added = Bytes::from(packed.stdout);
     let mut config = config.clone();
     config["rootfs"]["diff_ids"] = json!([digest(layer), digest(&added)]);
     if let Some(config) = config.as_object_mut() {
         config.remove("history");
     }
-    if kind == ImageKind::Volume {
+    if matches!(kind, ImageKind::Volume | ImageKind::FileAtVolume) {
         config["config"]["WorkingDir"] = json!("/data");
         config["config"]["Volumes"] = json!({ "/data": {} });
     }

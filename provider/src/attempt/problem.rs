@@ -33,6 +33,9 @@ impl Problem {
             "exec format error",
             "no such file or directory: unknown",
             "No command specified",
+            // The image has a file, or a loop of links, where a directory is mounted.
+            "not a directory",
+            "too many levels of symbolic links",
         ]) {
             Reason::BadImage
         } else {
@@ -63,6 +66,12 @@ mod tests {
             ("write /var/lib/docker/x: no space left on device", Reason::DiskFull),
             ("exec: \"trian\": executable file not found in $PATH", Reason::BadImage),
             ("exec /usr/bin/python: exec format error", Reason::BadImage),
+            (
+                "error mounting \"/x\" to rootfs at \"/output\": not a directory: Are you trying to mount a directory onto \
+                 a file (or vice-versa)?",
+                Reason::BadImage,
+            ),
+            ("Cannot mkdir: /output is not a directory", Reason::BadImage),
             ("unknown or invalid runtime name: runsc", Reason::RuntimeMisconfigured),
         ] {
             let error = Error::DockerResponseServerError { status_code: 500, message: text.to_owned() };

@@ -91,6 +91,21 @@ async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_ro
     system.consumer.wait_until_settled(&job).await.unwrap();
 }
 
+#[tokio::test]
+async fn an_image_with_a_file_where_a_directory_is_mounted_is_named_and_blames_no_machine() {
+    let images = [("at-output", ImageKind::FileAtOutput, 10), ("at-volume", ImageKind::FileAtVolume, 10)];
+    let registry = Registry::start(&images).await.unwrap();
+    let mut system = start_market(&registry, &["at-output", "at-volume"]).await;
+    system.start_worker("attic", &[]).await.unwrap();
+    for image in ["at-output", "at-volume"] {
+        let job = run(&system, &registry, image).await;
+        assert_eq!((&job["reason"]["name"], &job["fault"]), (&json!("BadImage"), &json!("consumer")), "{job:#}");
+        assert_eq!(job["cost"], 0);
+    }
+    let machine = system.machine_view("attic").await.unwrap();
+    assert_eq!((&machine["faults"], &machine["successes"]), (&json!({}), &json!(0)), "{machine:#}");
+}
+
 /// Runs a command of Docker's client, and returns its output.
 pub(crate) fn docker(args: &[&str]) -> String {
     let output = Command::new("docker").args(args).output().unwrap();

@@ -39,7 +39,9 @@ pub(crate) async fn by_permit(
         Purpose::Artifact { job, lease, path, sha256 } => {
             (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
         }
-        Purpose::Upload { .. } | Purpose::KnownBrowser { .. } => return Err(bad_permit("the permit is not for downloading files").into()),
+        Purpose::Upload { .. } | Purpose::KnownBrowser { .. } => {
+            return Err(bad_permit("the permit is not for downloading files").into());
+        }
     };
     let stored = StoredFile::open(store, &name).await?;
     if sha256.is_some_and(|sha256| sha256 != stored.sha256) {
