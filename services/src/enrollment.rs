@@ -19,6 +19,8 @@ use crate::credentials::is_signed_by;
 const CODE_LIFETIME: Millis = Millis(3_600_000);
 /// An owner can get at most this many codes within the lifetime of a code, used or not.
 const MAX_CODES: usize = 10;
+/// Tries to count a code. Each failed try means that another code of the owner was counted.
+const MAX_COUNT_TRIES: usize = 2 * MAX_CODES;
 /// At most this many former keys of a machine are stored; older keys are forgotten. A former key only matters until its
 /// last credential expires.
 const MAX_FORMER_KEYS: usize = 32;
@@ -131,8 +133,19 @@ impl Enrollments {
         Ok(EnrollmentCode { code, expires })
     }
 
-    /// Counts a new code of the owner. Refuses the code if the owner got too many codes in the last hour.
+    /// Counts a new code of the owner. Refuses the code if the owner got too many codes in the last hour. If the owner asks
+    /// for several codes at once, each is counted.
     async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), RpcError> {
+        for _ in 0..MAX_COUNT_TRIES {
+            if self.try_to_count_code(owner, expires, now).await? {
+                return Ok(());
+            }
+        }
+        Err(RpcError::Unavailable("too many codes are asked for at once; try again".to_owned()))
+    }
+
+    /// Returns false if another code of the owner was counted at the same time.
+    async fn try_to_count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<bool, RpcError> {
         let key = format!("owner.{owner}");
         let (mut issued, revision) = match self.read::<IssuedCodes>(key.clone()).await? {
             Some((issued, revision)) => (issued, Some(revision)),
@@ -148,13 +161,21 @@ impl Enrollments {
     }
 
     /// Writes a value. `revision` is the revision of the entry that the caller has read; `None` if there was no entry.
-    /// Fails if another process has written the entry since.
-    async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<(), RpcError> {
-        let written = match revision {
-            Some(revision) => self.bucket.update(key, value, revision).await.map_err(unavailable),
-            None => self.bucket.create(key, value).await.map_err(unavailable),
-        };
-        written.map(drop)
+    /// Returns false, and writes nothing, if somebody has written the entry since.
+    async fn put(&self, key: &str, value: bytes::Bytes, revision: Option<u64>) -> Result<bool, RpcError> {
+        use kv::{CreateErrorKind::AlreadyExists, UpdateErrorKind::WrongLastRevision};
+        match revision {
+            Some(revision) => match self.bucket.update(key, value, revision).await {
+                Ok(_) => Ok(true),
+                Err(e) if e.kind() == WrongLastRevision => Ok(false),
+                Err(e) => Err(unavailable(e)),
+            },
+            None => match self.bucket.create(key, value).await {
+                Ok(_) => Ok(true),
+                Err(e) if e.kind() == AlreadyExists => Ok(false),
+                Err(e) => Err(unavailable(e)),
+            },
+        }
     }
 
     /// Redeems a code, which enrolls a machine. A code can be redeemed once.
@@ -216,7 +237,10 @@ impl Enrollments {
             former,
         };
         let revision = known.map(|(_, revision)| revision);
-        self.put(&machine_key(request.machine), encode(&enrollment)?, revision).await?;
+        if !self.put(&machine_key(request.machine), encode(&enrollment)?, revision).await? {
+            let message = "This machine was enrolled or revoked at the same moment. Enroll it again with a new code.";
+            return Err(RpcError::refused(Refusal::new("AtOnce", RefusalKind::Conflict, message)));
+        }
         Ok(enrollment)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr, connection::State, jetstream};
 use clap::Args;
 use gpubnb_events::{BoxError, subject::MACHINE_API};
 use nkeys::{KeyPair, KeyPairType};
@@ -13,7 +13,8 @@ use tracing::{info, warn};
 /// Options of the connection to the broker.
 #[derive(Debug, Clone, Args)]
 pub struct NatsArgs {
-    /// Address of the broker; `tls://…` for a broker on another machine.
+    /// Address of the broker; `tls://…` for a broker on another machine. Several brokers of one cluster are separated by
+    /// commas: the process starts while any of them answers.
     #[arg(long, env = "GPUBNB_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats: String,
     /// Directory with the credential files `<user>.creds` of this process. `gpubnb-services bootstrap` makes the files.
@@ -35,6 +36,9 @@ pub enum ConnectError {
         /// The cause.
         source: BoxError,
     },
+    /// The text is no address of a broker.
+    #[error("{0:?} is not the address of a broker: write tls://host:port, or nats://host:port on one machine")]
+    Address(String, #[source] std::io::Error),
     /// The broker refused, or is not there.
     #[error("cannot connect to the broker at {url} as `{user}`; is nats-server running there?")]
     Refused {
@@ -109,11 +113,17 @@ pub async fn connect_with_counter(
     if let Some(authority) = authority {
         options = options.add_root_certificates(authority).require_tls(true);
     }
-    options.connect(url).await.map_err(|source| ConnectError::Refused {
+    options.connect(addresses(url)?).await.map_err(|source| ConnectError::Refused {
         url: url.to_owned(),
         user: user.to_owned(),
         source,
     })
+}
+
+/// The addresses of the brokers in a text, which separates them by commas.
+fn addresses(text: &str) -> Result<Vec<ServerAddr>, ConnectError> {
+    let address = |address: &str| address.parse().map_err(|e| ConnectError::Address(address.to_owned(), e));
+    text.split(',').map(|part| address(part.trim())).collect()
 }
 
 /// Logs an event of the connection. If the broker forbids a process to publish to a subject, the process learns of that
@@ -145,4 +155,19 @@ pub fn machine_jetstream(client: Client) -> jetstream::Context {
     let mut context = jetstream::with_prefix(client, MACHINE_API);
     context.set_timeout(Duration::from_secs(5));
     context
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_brokers_are_separated_by_commas() {
+        let ports = |text: &str| addresses(text).map(|all| all.iter().map(ServerAddr::port).collect::<Vec<_>>());
+        assert_eq!(ports("nats://127.0.0.1:4222").unwrap(), [4222]);
+        assert_eq!(ports("tls://a.example:1,tls://b.example:2, tls://c.example:3").unwrap(), [1, 2, 3]);
+        for wrong in ["", "nats://a:1,", "nats://a:x", "nats://a:1,nats://b:99999"] {
+            assert!(matches!(ports(wrong), Err(ConnectError::Address(..))), "{wrong}");
+        }
+    }
 }

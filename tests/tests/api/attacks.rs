@@ -118,11 +118,15 @@ async fn the_log_names_the_operator_who_acted() {
 #[tokio::test]
 async fn an_account_can_have_ten_unused_codes_and_no_more() {
     let market = MARKET.open().await.unwrap();
-    for _ in 0..10 {
-        new_code(&market.consumer).await;
+    // All are asked for at once.
+    let body = json!({});
+    let asked = (0..14).map(|_| market.consumer.request(Method::POST, "/enrollments", Some(&body)));
+    let answers = futures_util::future::join_all(asked).await.into_iter().map(Result::unwrap).collect::<Vec<_>>();
+    let (granted, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| status.is_success());
+    assert_eq!((granted.len(), refused.len()), (10, 4), "{answers:?}");
+    for (status, problem) in refused {
+        assert_eq!((*status, &problem["title"]), (StatusCode::CONFLICT, &json!("TooManyCodes")));
     }
-    let (status, problem) = market.consumer.request(Method::POST, "/enrollments", Some(&json!({}))).await.unwrap();
-    assert_eq!((status, &problem["title"]), (StatusCode::CONFLICT, &json!("TooManyCodes")));
     new_code(&market.new_consumer().await.unwrap()).await;
 }
 

@@ -3,6 +3,8 @@
 
 use std::process::Output;
 
+use gpubnb_events::subject::OPERATOR_INBOX;
+use gpubnb_runtime::nats::{NatsArgs, jetstream};
 use gpubnb_tests::{
     jobs::{counting_job, noop_job},
     market::Market,
@@ -211,4 +213,18 @@ async fn doctor_passes_on_a_new_market_and_names_each_wrong_setting() {
     // `lag` also measures the growth of the log.
     let lag: Value = serde_json::from_slice(&tool(&system, &["lag", "--json"]).stdout).unwrap();
     assert!(lag["growth"]["per_thousand"].as_u64().unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_process_starts_while_any_of_its_brokers_answers() {
+    let market = MARKET.open().await.unwrap();
+    let real = market.nats_args("projector");
+    // Nothing listens on port 1.
+    for list in [format!("nats://127.0.0.1:1,{}", real.nats), format!("{}, nats://127.0.0.1:1", real.nats)] {
+        let several = NatsArgs { nats: list, ..real.clone() };
+        let client = several.connect("operator", OPERATOR_INBOX).await.unwrap();
+        jetstream(client).get_stream("MARKET").await.unwrap();
+    }
+    let none = NatsArgs { nats: "nats://127.0.0.1:1,nats://127.0.0.1:2".to_owned(), ..real };
+    assert!(none.connect("operator", OPERATOR_INBOX).await.is_err());
 }
