@@ -103,6 +103,7 @@ async fn an_unfinished_line_and_a_progress_bar_are_seen_while_the_job_writes_the
             "return document.querySelector('#log-unfinished .err').textContent.trim() !== '{shown}'"
         ))
         .await;
+    browser.save_screenshot("job-unfinished").await;
     browser.assert_sound("a job with an unfinished line").await;
     // When the job has ended, the lines stand in the log, and nothing is unfinished.
     market.consumer.post(&format!("/jobs/{job}/cancel"), &json!({})).await.unwrap();
