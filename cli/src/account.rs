@@ -56,8 +56,8 @@ pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// The keys that check the market's proofs: those in the saved login, if it is a login to this market; otherwise those that
-/// the market publishes now. Warns if the market publishes a key that the saved login does not have.
+/// The keys that check the market's proofs: those in the saved login, if it is a login to this market; otherwise those
+/// that the market publishes now. Warns if the market publishes a key that the saved login does not have.
 async fn pinned_keys(api: &Api) -> Vec<String> {
     // A damaged file must not stand in the way of a new login.
     let saved = saved::read().unwrap_or_default().filter(|login| login.url == api.url);
@@ -66,8 +66,8 @@ async fn pinned_keys(api: &Api) -> Vec<String> {
         async { Ok::<Vec<String>, anyhow::Error>(serde_json::from_value(api.published().await?["head_keys"].take())?) };
     let published = published_keys.await.unwrap_or_else(|e| {
         errln!(
-            "The keys with which the market signs its log could not be read: {e:#}. `gpubnb check-proof` then needs the \
-             option --key."
+            "The keys with which the market signs its log could not be read: {e:#}. `gpubnb check-proof` then \
+             needs the option --key."
         );
         Vec::new()
     });
@@ -77,8 +77,8 @@ async fn pinned_keys(api: &Api) -> Vec<String> {
     if let Some(new) = published.iter().find(|key| !earlier.contains(key)) {
         errln!(
             "Warning: the market now signs its log with another key ({new}) than in your saved login. Proofs are still \
-             checked with the earlier keys. If the market's operator confirms the new key, run `gpubnb logout`, and log in \
-             again."
+             checked with the earlier keys. If the market's operator confirms the new key, run `gpubnb logout`, and \
+             log in again."
         );
     }
     earlier

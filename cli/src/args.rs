@@ -45,7 +45,8 @@ pub(crate) enum Command {
     EnrollCode,
     /// Lists the machines on the market, cheapest first.
     Machines,
-    /// Submits a job, shows its output, downloads its files, and exits with its exit code. Ctrl-C or SIGTERM cancels the job.
+    /// Submits a job, shows its output, downloads its files, and exits with its exit code. Ctrl-C or SIGTERM cancels
+    /// the job.
     Run(Box<RunArgs>),
     /// Lists your jobs, newest first.
     Jobs {
@@ -92,8 +93,8 @@ pub(crate) enum Command {
     CheckProof {
         /// The file with the proof.
         file: PathBuf,
-        /// A public key of the market, which signs its log. Can be repeated. Without this option, the keys are those that
-        /// the market published at the first login.
+        /// A public key of the market, which signs its log. Can be repeated. Without this option, the keys are those
+        /// that the market published at the first login.
         #[arg(long = "key", value_name = "KEY")]
         keys: Vec<String>,
     },
@@ -174,7 +175,8 @@ pub(crate) struct ResourceArgs {
     /// The most that is kept of the output files, MiB.
     #[arg(long, value_name = "MIB")]
     output_mib: Option<u64>,
-    /// Size of the job's disk, MiB, with `/output`, `/scratch` and the image's volumes. Default: 256 more than the output.
+    /// Size of the job's disk, MiB, with `/output`, `/scratch` and the image's volumes. Default: 256 more than the
+    /// output.
     #[arg(long, value_name = "MIB")]
     disk_mib: Option<u64>,
     /// The most processes and threads. Default: 512.
@@ -324,7 +326,8 @@ mod tests {
 
     #[test]
     fn every_option_of_run_is_a_field_of_the_request() {
-        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 --disk-mib 40 --pids 600 --open-files 5000 --min-cuda 12.4 --shm-mib 32 --workdir /app --gpus 1 \
+        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 \
+            --disk-mib 40 --pids 600 --open-files 5000 --min-cuda 12.4 --shm-mib 32 --workdir /app --gpus 1 \
             --vram 8 --egress --strategy most-reliable --min-reliability 90 --verified --gpu-model 4090 \
             --region eu --allow-simulated --price-cap 1.5 --budget 2 --time 10 --queue-seconds 61 \
             --max-attempts 2 -e A=b -- python train.py";

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct SavedLogin {
     pub(crate) url: String,
     pub(crate) token: String,
-    /// The public keys that the market published at the first login after the last logout. One of them signs each proof.
+    /// The public keys that the market published at the first login after the last logout. One of them signs each
+    /// proof.
     #[serde(default)]
     pub(crate) head_keys: Vec<String>,
 }

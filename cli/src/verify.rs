@@ -1,9 +1,10 @@
-//! Two checks that need no trust in the market's web server: `verify` checks the files that a job left (the signature of
-//! the manifest, which is the list of files, and the hash of each file), and `check-proof` that an event is in the log.
+//! Two checks that need no trust in the market's web server: `verify` checks the files that a job left (the signature
+//! of the manifest, which is the list of files, and the hash of each file), and `check-proof` that an event is in the
+//! log.
 //!
 //! With the manifest, the market sends the public keys of the job's machine. Nothing proves that these keys are the
-//! machine's: `verify` trusts the market to name the right keys. The output therefore names the key that signed, which a user can compare with the key
-//! in the machine's event `MachineListed`.
+//! machine's: `verify` trusts the market to name the right keys. The output therefore names the key that signed, which
+//! a user can compare with the key in the machine's event `MachineListed`.
 
 use std::{fs::File, io::Read as _, path::Path};
 
@@ -47,8 +48,8 @@ impl JobManifest {
 
 /// `gpubnb check-proof`: reads a proof from a file, and checks it. The proof shows that an event is in the log. Only a
 /// tree head signed by one of `keys` is trusted. If `keys` is empty, the trusted keys are those that the market
-/// published at the first login. If there are none either, the proof can only be consistent with itself. Returns the exit
-/// code.
+/// published at the first login. If there are none either, the proof can only be consistent with itself. Returns the
+/// exit code.
 pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<u8> {
     if keys.is_empty() {
         keys = saved::read()?.map(|login| login.head_keys).unwrap_or_default();

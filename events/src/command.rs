@@ -196,8 +196,8 @@ pub struct ListMachine {
     pub offer: Offer,
 }
 
-/// `cmd.machine.<id>.queue`: the broker does not know the machine's queue of jobs, and the machine wants the queue back.
-/// Unlike `list`, the command offers nothing: a machine that left the market gets no queue. Answer: [`Listed`].
+/// `cmd.machine.<id>.queue`: the broker does not know the machine's queue of jobs, and the machine wants the queue
+/// back. Unlike `list`, the command offers nothing: a machine that left the market gets no queue. Answer: [`Listed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreQueue {}
 

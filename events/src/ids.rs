@@ -21,7 +21,8 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A lower bound for ranges: sorts before every id. It is the nil UUID, and no valid id: it cannot be parsed.
+            /// A lower bound for ranges: sorts before every id. It is the nil UUID, and no valid id: it cannot be
+            /// parsed.
             pub const MIN: Self = Self(Uuid::nil());
 
             /// A new id. Only processes at the edge of the system make ids: decisions receive theirs.

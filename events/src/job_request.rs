@@ -71,8 +71,8 @@ pub struct JobRequest {
     /// The most that is kept of the files in `/output`, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub output_mib: Option<u64>,
-    /// Size of the job's disk, MiB, which holds `/output`, `/scratch` and the volumes of the image; 256 more than the output
-    /// if missing.
+    /// Size of the job's disk, MiB, which holds `/output`, `/scratch` and the volumes of the image; 256 more than the
+    /// output if missing.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u64>,
     /// The most processes and threads; 512 if missing.
@@ -201,8 +201,8 @@ impl JobRequest {
         if let Some(machine) = self.machine {
             let has_other = gpu_model.is_some() || region.is_some() || min_cuda.is_some();
             if has_other || self.min_reliability.is_some() || self.verified {
-                let message = "You named a machine: leave out GPU model, CUDA version, region, reliability and self-test, or \
-                    name no machine.";
+                let message = "You named a machine: leave out GPU model, CUDA version, region, reliability and \
+                    self-test, or name no machine.";
                 return Err(invalid("machine", message));
             }
             return Ok(Placement::on_machine(machine, price_cap));

@@ -17,7 +17,8 @@ pub enum AttemptResult {
 /// The result that an event adds to the record of the job's machine; `None` for an event that
 /// proves nothing about the machine.
 pub fn attempt_result(event: &Event) -> Option<AttemptResult> {
-    // A result needs proof: a program that ran, or a fault of the machine. A bad image proves nothing about the machine.
+    // A result needs proof: a program that ran, or a fault of the machine. A bad image proves nothing about the
+    // machine.
     let of = |reason: Reason, fault: Fault| match fault {
         Fault::Provider => Some(AttemptResult::MachineFault(reason)),
         Fault::Consumer if reason.is_after_run() => Some(AttemptResult::Success),

@@ -171,8 +171,8 @@ impl Models {
     /// Folds a batch into every model, one model after the other. This order lets sled free the memory of one
     /// transaction before the next, and two models at a time were not faster.
     ///
-    /// An event that a model cannot fold stops this model only. Fails if the disk fails: a full disk, say, concerns every
-    /// model, and no event is to blame.
+    /// An event that a model cannot fold stops this model only. Fails if the disk fails: a full disk, say, concerns
+    /// every model, and no event is to blame.
     pub fn fold(&mut self, batch: &[Recorded]) -> Result<(), StoreError> {
         let mut rebuilt = self.swap_queue.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.all.iter_mut().chain(rebuilt.iter_mut()).filter(|m| m.stopped.is_none());

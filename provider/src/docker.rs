@@ -84,7 +84,8 @@ pub struct SandboxParams<'a> {
     pub job: JobId,
     /// The lease of the attempt.
     pub lease: Lease,
-    /// The image. The container is created from its id and not its name, because a name may later refer to another image.
+    /// The image. The container is created from its id and not its name, because a name may later refer to another
+    /// image.
     pub image: &'a LocalImage,
     /// The directory on the machine that is mounted at `/output`.
     pub output: &'a Path,
@@ -108,8 +109,9 @@ pub struct SandboxParams<'a> {
     pub max_log: u64,
 }
 
-/// The name of an attempt's container, and of its network if the job may use the network. Docker refuses a second container with the same name. The name contains the
-/// machine's id, because workers of several markets may share one Docker.
+/// The name of an attempt's container, and of its network if the job may use the network. Docker refuses a second
+/// container with the same name. The name contains the machine's id, because workers of several markets may share one
+/// Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
     format!("gpubnb-{machine}-{lease}")
 }
@@ -231,17 +233,17 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
-        // `fsize` limits each file, also those in /dev/shm, which the job's memory limits. The job's disk limits the sum of
-        // the files.
+        // `fsize` limits each file, also those in /dev/shm, which the job's memory limits. The job's disk limits the
+        // sum of the files.
         ulimits: Some(vec![
             limit("nofile", i64::from(spec.resources.max_open_files())),
             limit("core", 0),
             limit("fsize", bytes(spec.resources.disk_size().bytes().saturating_add(memory.bytes()))),
         ]),
         mounts: Some(mounts),
-        // The driver `local` keeps the job's bytes as they are, with about 33 bytes more for each line. Docker must not rotate
-        // the log before the worker cuts it, because the worker cannot read the lines that were rotated away. The worker
-        // counts 8 bytes more for each line, so four times the worker's limit is enough.
+        // The driver `local` keeps the job's bytes as they are, with about 33 bytes more for each line. Docker must not
+        // rotate the log before the worker cuts it, because the worker cannot read the lines that were rotated away.
+        // The worker counts 8 bytes more for each line, so four times the worker's limit is enough.
         log_config: Some(HostConfigLogConfig {
             typ: Some("local".to_owned()),
             config: Some(HashMap::from([

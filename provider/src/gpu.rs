@@ -31,8 +31,8 @@ pub(crate) enum Gpus {
     Simulated(u32),
 }
 
-/// A process that draws, and holds no more of the GPU's memory than this, is no use of the GPU. Bytes. A display server and
-/// the windows of a desktop hold less each, a game or a renderer holds more.
+/// A process that draws, and holds no more of the GPU's memory than this, is no use of the GPU. Bytes. A display server
+/// and the windows of a desktop hold less each, a game or a renderer holds more.
 const MAX_DISPLAY_MEMORY: u64 = 512 << 20;
 /// Readings in a row that must fail before an error of the driver counts as a loss of the GPU.
 const MIN_FAILURES: u32 = 3;
@@ -154,8 +154,8 @@ impl Gpus {
         (0..MIN_FAILURES).map(|_| self.readings(false)).next_back().unwrap_or_default()
     }
 
-    /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids. A process that only
-    /// draws, and holds little of the GPU's memory, is no use: the display server of a desktop is one.
+    /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids. A process that
+    /// only draws, and holds little of the GPU's memory, is no use: the display server of a desktop is one.
     pub(crate) fn is_used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
         nvidia
@@ -222,8 +222,8 @@ impl NvidiaGpus {
         GpuReading { trouble: self.confirm(known, failure, counts), ..reading }
     }
 
-    /// Returns the trouble that is reported for a GPU, and logs its beginning and its end. An error of the driver counts
-    /// after [`MIN_FAILURES`] readings in a row: one failed reading is no proof that the GPU is lost.
+    /// Returns the trouble that is reported for a GPU, and logs its beginning and its end. An error of the driver
+    /// counts after [`MIN_FAILURES`] readings in a row: one failed reading is no proof that the GPU is lost.
     fn confirm(&self, known: &NvidiaGpu, failure: Option<GpuTrouble>, counts: bool) -> Option<GpuTrouble> {
         let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let failures = all.entry(known.index).or_default();

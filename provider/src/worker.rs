@@ -184,9 +184,9 @@ fn attempts_dir(identity: &Identity) -> PathBuf {
     identity.state.join("leases")
 }
 
-/// The reason why the machine is unfit, although a former run of the worker left attempts to look after: without the worker,
-/// their jobs would have no limit, and their reports would not arrive. Fails if the machine is unfit and there is no such
-/// attempt.
+/// The reason why the machine is unfit, although a former run of the worker left attempts to look after: without the
+/// worker, their jobs would have no limit, and their reports would not arrive. Fails if the machine is unfit and there
+/// is no such attempt.
 async fn why_unfit(
     checks: &[Check],
     list_unfit: bool,

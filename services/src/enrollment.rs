@@ -133,8 +133,8 @@ impl Enrollments {
         Ok(EnrollmentCode { code, expires })
     }
 
-    /// Counts a new code of the owner. Refuses the code if the owner got too many codes in the last hour. If the owner asks
-    /// for several codes at once, each is counted.
+    /// Counts a new code of the owner. Refuses the code if the owner got too many codes in the last hour. If the owner
+    /// asks for several codes at once, each is counted.
     async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), RpcError> {
         for _ in 0..MAX_COUNT_TRIES {
             if self.try_to_count_code(owner, expires, now).await? {

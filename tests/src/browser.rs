@@ -172,7 +172,8 @@ impl Browser {
         let script = "const done = arguments[arguments.length - 1];
             axe.run(document, { resultTypes: ['violations'] }).then((found) => done(found.violations
                 .filter((v) => ['serious', 'critical'].includes(v.impact))
-                .map((v) => v.id + ': ' + v.help + ' ' + v.nodes.slice(0, 3).map((n) => n.html.slice(0, 200)).join(' | '))));";
+                .map((v) => v.id + ': ' + v.help + ' '
+                    + v.nodes.slice(0, 3).map((n) => n.html.slice(0, 200)).join(' | '))));";
         let found = self.client.execute_async(script, vec![]).await.unwrap();
         assert_eq!(found, json!([]), "{page}");
     }

@@ -100,7 +100,8 @@ impl Contract {
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
-    /// The template of the path of an endpoint, and its operation. `None` if the document has no such path, or the path has no such method.
+    /// The template of the path of an endpoint, and its operation. `None` if the document has no such path, or the path
+    /// has no such method.
     fn operation(&self, method: &Method, path: &str) -> Option<(&str, &Value)> {
         let paths = self.document["paths"].as_object()?;
         let method = method.as_str().to_lowercase();

@@ -100,8 +100,8 @@ fn parse_input(value: &str) -> Result<InputRequest, Problem> {
     Ok(InputRequest { input, path: path.to_owned() })
 }
 
-/// Reads lines of `NAME=value`. The value is exactly what follows the equals sign. A value of several lines stands between
-/// `NAME=<<WORD` and a line `WORD`, as in a shell:
+/// Reads lines of `NAME=value`. The value is exactly what follows the equals sign. A value of several lines stands
+/// between `NAME=<<WORD` and a line `WORD`, as in a shell:
 ///
 /// ```text
 /// KEY=<<END
@@ -119,8 +119,8 @@ fn parse_env(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
             continue;
         }
         let Some((name, value)) = line.split_once('=') else {
-            let message = "Write one variable in each line: NAME=value. A value of several lines stands between NAME=<<END \
-                           and a line END.";
+            let message = "Write one variable in each line: NAME=value. A value of several lines stands between \
+                           NAME=<<END and a line END.";
             return Err(invalid(message.to_owned()));
         };
         let name = name.trim().to_owned();

@@ -103,8 +103,8 @@ impl Log {
         }
     }
 
-    /// Finds out why the log did not take a proposal: its event is already in the log, or another event of the aggregate
-    /// came first.
+    /// Finds out why the log did not take a proposal: its event is already in the log, or another event of the
+    /// aggregate came first.
     async fn conflict_or_repetition(&self, proposal: &Proposal) -> Result<Appended, AppendError> {
         let last = self.last_of(proposal.event.aggregate()).await.map_err(unavailable)?;
         let Some(last) = last else {

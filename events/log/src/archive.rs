@@ -125,9 +125,9 @@ fn read_messages(file: PathBuf) -> Result<impl Iterator<Item = Result<RawMessage
 }
 
 impl ArchiveWriter {
-    /// Begins an archive in a directory, or continues an archive whose writer was interrupted. To continue, the function
-    /// reads every message of the existing parts, and keeps the parts before the first incomplete one. `stop` is called after each message: if it returns
-    /// true, the function fails with [`ArchiveError::Stopped`].
+    /// Begins an archive in a directory, or continues an archive whose writer was interrupted. To continue, the
+    /// function reads every message of the existing parts, and keeps the parts before the first incomplete one. `stop`
+    /// is called after each message: if it returns true, the function fails with [`ArchiveError::Stopped`].
     pub fn create(directory: &Path, stop: impl Fn() -> bool) -> Result<Self, ArchiveError> {
         fs::create_dir_all(directory).map_err(in_file(directory))?;
         if directory.join(MANIFEST).exists() {
@@ -155,8 +155,8 @@ impl ArchiveWriter {
             return Ok(false);
         }
         let (mut leaves, mut messages) = (Vec::new(), read_messages(file.clone())?);
-        // One message more than a part has is asked for. This last read reaches the end of the file, where gzip checks its
-        // checksum, so a truncated file gives an error here. A message too many is an error, too.
+        // One message more than a part has is asked for. This last read reaches the end of the file, where gzip checks
+        // its checksum, so a truncated file gives an error here. A message too many is an error, too.
         for (n, raw) in (first.0..=first.0 + MESSAGES_PER_PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),

@@ -40,14 +40,15 @@ struct FollowError {
     source: BoxError,
 }
 
-/// Reads MARKET in order. Does not pass a gap, unless [`Self::skip_gaps`] says so. Opens a new pull after every failure.
+/// Reads MARKET in order. Does not pass a gap, unless [`Self::skip_gaps`] says so. Opens a new pull after every
+/// failure.
 pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     pull: Option<pull::Stream>,
     /// True if no message of this pull has arrived. The pull begins at the sequence `next`. If the first message of a
-    /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message does not
-    /// prove this: the missing message may be in the stream, and only have been lost on the way to this process.
+    /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message does
+    /// not prove this: the missing message may be in the stream, and only have been lost on the way to this process.
     is_first: bool,
     /// True if the follower skips messages that are no longer in the stream.
     skips_gaps: bool,

@@ -31,7 +31,8 @@ pub struct MessageLine {
 }
 
 impl MessageLine {
-    /// The body; `None` if not exactly one of `payload` and `bytes` is valid, or if there is a header that no leaf covers.
+    /// The body; `None` if not exactly one of `payload` and `bytes` is valid, or if there is a header that no leaf
+    /// covers.
     pub fn body(&self) -> Option<Cow<'_, [u8]>> {
         if !self.headers.keys().all(|name| COVERED.contains(&name.as_str())) {
             return None;

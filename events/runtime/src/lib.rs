@@ -1,5 +1,5 @@
-//! Code that several processes share: the connection to the broker, requests and answers, log lines, metrics, traces, the
-//! modes of files, and permits for file transfers.
+//! Code that several processes share: the connection to the broker, requests and answers, log lines, metrics, traces,
+//! the modes of files, and permits for file transfers.
 //!
 //! Must not come here: access to the stream MARKET (`gpubnb-log`), or code that only one process needs.
 
@@ -14,8 +14,8 @@ pub mod permit;
 pub mod rpc;
 pub mod trace;
 
-/// Lets only the user of this process read the files and directories that the process makes from now on, unless the code
-/// gives a file another mode. Call this function before any other thread runs.
+/// Lets only the user of this process read the files and directories that the process makes from now on, unless the
+/// code gives a file another mode. Call this function before any other thread runs.
 pub fn make_files_private() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }

@@ -13,8 +13,8 @@ use tracing::{info, warn};
 /// Options of the connection to the broker.
 #[derive(Debug, Clone, Args)]
 pub struct NatsArgs {
-    /// Address of the broker; `tls://…` for a broker on another machine. Several brokers of one cluster are separated by
-    /// commas: the process starts while any of them answers.
+    /// Address of the broker; `tls://…` for a broker on another machine. Several brokers of one cluster are separated
+    /// by commas: the process starts while any of them answers.
     #[arg(long, env = "GPUBNB_NATS_URL", default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     pub nats: String,
     /// Directory with the credential files `<user>.creds` of this process. `gpubnb-services bootstrap` makes the files.

@@ -100,8 +100,8 @@ pub enum Fault {
     Nobody,
 }
 
-/// The reason why an attempt ended without success, or why a job found no machine. JSON, and a machine's counts of faults,
-/// show the variant's name. Other pages show [`Reason::description`].
+/// The reason why an attempt ended without success, or why a job found no machine. JSON, and a machine's counts of
+/// faults, show the variant's name. Other pages show [`Reason::description`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "name")]
 pub enum Reason {

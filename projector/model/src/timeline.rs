@@ -69,8 +69,8 @@ impl Projection for Timeline {
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
         for aggregate in affected_aggregates(event) {
-            // A trail of a job begins with the submission that made the job. A later submission with the same id belongs
-            // to another account, and makes no job: see docs/adr/0003.
+            // A trail of a job begins with the submission that made the job. A later submission with the same id
+            // belongs to another account, and makes no job: see docs/adr/0003.
             let is_submission_of_job = matches!((event, aggregate), (Event::JobSubmitted(_), Aggregate::Job(_)));
             if is_submission_of_job && !rows.bytes(&length_key(aggregate))?.is_empty() {
                 continue;

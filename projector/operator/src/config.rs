@@ -57,7 +57,7 @@ Examples:
   gpubnb-projector verify --archive archive/ --key U…   an archive, trusting only heads signed by that key
 
 The market publishes its keys at /.well-known/gpubnb.json. Get them from a place that the sender of the archive does not
-control. Without --key, the archive can only be consistent with itself (exit code 3): anybody can sign a log of their own.
+control. Without --key, the archive can only be consistent with itself (exit code 3): anybody can sign their own log.
 Not clean: a row differs, an invariant is broken, or an event was changed, removed or moved after it was signed.";
     pub(crate) const LAG: &str = "\
 Examples:

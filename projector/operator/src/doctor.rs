@@ -74,8 +74,8 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
     Ok(())
 }
 
-/// By how many bytes the streams of files and of output can still grow until they are full. They share the disk with the
-/// log, which must never find the disk full.
+/// By how many bytes the streams of files and of output can still grow until they are full. They share the disk with
+/// the log, which must never find the disk full.
 async fn growth(client: &Client) -> anyhow::Result<u64> {
     let mut growth = 0;
     for stream in [OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)] {
@@ -87,8 +87,8 @@ async fn growth(client: &Client) -> anyhow::Result<u64> {
     Ok(growth)
 }
 
-/// Checks the broker's configuration file, and whether the disk with its streams has room: `min_free` bytes must be left
-/// after the other streams have grown by `growth` bytes. Runs on the broker's machine only.
+/// Checks the broker's configuration file, and whether the disk with its streams has room: `min_free` bytes must be
+/// left after the other streams have grown by `growth` bytes. Runs on the broker's machine only.
 fn configuration(conf: &Path, min_free: u64, growth: u64, found: &mut Findings) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
     let value = |name: &str| {
@@ -108,8 +108,8 @@ fn configuration(conf: &Path, min_free: u64, growth: u64, found: &mut Findings) 
             actual,
             least,
             free >= needed,
-            "Files and output could fill the disk, which stops the market: free some space, or make their streams smaller \
-             (--inputs-mib, --artifacts-mib, --output-mib of gpubnb-services).",
+            "Files and output could fill the disk, which stops the market: free some space, or make their streams \
+             smaller (--inputs-mib, --artifacts-mib, --output-mib of gpubnb-services).",
         );
     }
     Ok(())

@@ -73,8 +73,8 @@ pub(super) struct Collected {
     pub(super) left_out: Vec<LeftOut>,
 }
 
-/// Lists and hashes the files of a job that has ended. Keeps as many files as fit into `max_bytes`, in the order of their
-/// paths.
+/// Lists and hashes the files of a job that has ended. Keeps as many files as fit into `max_bytes`, in the order of
+/// their paths.
 pub(super) async fn collect(root: PathBuf, max_bytes: u64) -> Result<Collected, Problem> {
     let collect = move || {
         let mut listing = Listing::default();
@@ -156,7 +156,8 @@ impl Listing {
     }
 }
 
-/// Checks that an entry is a directory or a file that can be in a manifest. `depth` is the number of directories above it.
+/// Checks that an entry is a directory or a file that can be in a manifest. `depth` is the number of directories above
+/// it.
 fn check_entry(path: &str, is_text: bool, depth: usize, metadata: &Metadata) -> Result<(), LeftOutReason> {
     if !is_text || path.chars().any(char::is_control) {
         Err(LeftOutReason::UnusableName)
@@ -171,8 +172,8 @@ fn check_entry(path: &str, is_text: bool, depth: usize, metadata: &Metadata) -> 
     }
 }
 
-/// Makes a directory readable that the job has made unreadable. Only for a job that has ended, which can no longer put a
-/// link in the directory's place. Does nothing to a directory that is readable, or that belongs to somebody else.
+/// Makes a directory readable that the job has made unreadable. Only for a job that has ended, which can no longer put
+/// a link in the directory's place. Does nothing to a directory that is readable, or that belongs to somebody else.
 pub(super) fn make_accessible(directory: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(directory)?;
     if metadata.is_dir() && metadata.mode() & 0o700 != 0o700 {

@@ -174,7 +174,8 @@ impl Container {
         }
     }
 
-    /// Removes the container and its network, and kills the container first if it runs. Does nothing if they do not exist.
+    /// Removes the container and its network, and kills the container first if it runs. Does nothing if they do not
+    /// exist.
     pub(super) async fn remove(&self) -> Result<(), Error> {
         let _being_removed = self.being_made.lock().await;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();

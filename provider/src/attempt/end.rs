@@ -101,8 +101,8 @@ impl AttemptEnd {
     }
 }
 
-/// The usual meaning of an exit code, and what to do; empty for the codes that only the program itself can explain. Codes
-/// above 128 are 128 and a signal.
+/// The usual meaning of an exit code, and what to do; empty for the codes that only the program itself can explain.
+/// Codes above 128 are 128 and a signal.
 fn explain_exit_code(code: i64) -> &'static str {
     match code {
         126 => "a command was found but cannot be executed: see that the file is executable",

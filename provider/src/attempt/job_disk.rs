@@ -149,15 +149,15 @@ impl JobDisks {
         }
     }
 
-    /// Moves the spare disk of this size, bytes, to the attempt's directory `dir`. Returns false if there is no spare disk
-    /// of this size.
+    /// Moves the spare disk of this size, bytes, to the attempt's directory `dir`. Returns false if there is no spare
+    /// disk of this size.
     fn take_spare(&self, dir: &Path, bytes: u64) -> bool {
         let Some(spare) = self.spares().remove(&bytes) else { return false };
         fs::rename(&spare, dir).inspect_err(|e| warn!(error = %e, "a spare disk cannot be used")).is_ok()
     }
 
-    /// Makes the disk of an attempt in the attempt's directory `dir`, for this number of bytes, with a directory for each
-    /// of the image's `volumes`.
+    /// Makes the disk of an attempt in the attempt's directory `dir`, for this number of bytes, with a directory for
+    /// each of the image's `volumes`.
     pub(super) async fn make(&self, dir: &Path, bytes: u64, volumes: usize) -> io::Result<JobDisk> {
         let disk = JobDisk::of(dir);
         if bytes > MAX_DISK_BYTES || !self.can_mount().await {
@@ -244,7 +244,8 @@ pub(super) enum Fullness {
     Machine,
 }
 
-/// Finds out whether a job's own file system is full, or the machine's disk: it has too few free bytes, or no free inode.
+/// Finds out whether a job's own file system is full, or the machine's disk: it has too few free bytes, or no free
+/// inode.
 pub(super) fn fullness(disk: &JobDisk) -> Fullness {
     // A file system without a fixed number of inodes says that it has none at all.
     let no_inode = |s: &rustix::fs::StatVfs| s.f_files > 0 && s.f_favail == 0;

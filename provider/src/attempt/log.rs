@@ -51,9 +51,9 @@ const MAX_READS: u32 = 5;
 /// Most failed reads of an ended container's log. With the pause `RETRY` that is two minutes, for a restart of Docker.
 const MAX_FAILURES: u32 = 240;
 
-/// Forwards the log until the container has ended and its whole log is published. If the log is longer than the worker's
-/// limit, the rest is left out and the job goes on. If the job floods its log, sets the signal `log_flooded` and reads no
-/// further.
+/// Forwards the log until the container has ended and its whole log is published. If the log is longer than the
+/// worker's limit, the rest is left out and the job goes on. If the job floods its log, sets the signal `log_flooded`
+/// and reads no further.
 pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     let mut ended = signals.container_ended();
     let mut reader = LogReader::at(LogPosition::saved(&context.directory()), context.tools.max_log);
@@ -95,8 +95,8 @@ enum ReadResult {
     Failed(bollard::errors::Error),
 }
 
-/// A position in a container's log, between two lines of both streams. The position of the last published line is saved, so
-/// that a worker that is started again neither loses a line nor publishes one twice.
+/// A position in a container's log, between two lines of both streams. The position of the last published line is
+/// saved, so that a worker that is started again neither loses a line nor publishes one twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct LogPosition {
     /// Number of frames before the position. The log of a container only grows, so frames can be counted.

@@ -51,8 +51,8 @@ impl<'a> Frame<'a> {
 
 /// Joins Docker's frames into lines.
 ///
-/// A carriage return takes the writer back to the start of the line, so that progress bars write over themselves. Of such
-/// a line only the newest state is kept. Example: `10 %\r20 %\r30 %\n` is the line `30 %`.
+/// A carriage return takes the writer back to the start of the line, so that progress bars write over themselves. Of
+/// such a line only the newest state is kept. Example: `10 %\r20 %\r30 %\n` is the line `30 %`.
 #[derive(Debug, Default)]
 pub(super) struct LineJoiner {
     stdout: PartialLine,

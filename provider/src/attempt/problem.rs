@@ -67,8 +67,8 @@ mod tests {
             ("exec: \"trian\": executable file not found in $PATH", Reason::BadImage),
             ("exec /usr/bin/python: exec format error", Reason::BadImage),
             (
-                "error mounting \"/x\" to rootfs at \"/output\": not a directory: Are you trying to mount a directory onto \
-                 a file (or vice-versa)?",
+                "error mounting \"/x\" to rootfs at \"/output\": not a directory: Are you trying to mount a \
+                 directory onto a file (or vice-versa)?",
                 Reason::BadImage,
             ),
             ("Cannot mkdir: /output is not a directory", Reason::BadImage),

@@ -70,8 +70,8 @@ pub(crate) async fn resume_all(
     Ok(())
 }
 
-/// Removes the networks of a machine's attempts, except the attempts that are resumed: the worker was killed before it made
-/// the container, or after it removed the container.
+/// Removes the networks of a machine's attempts, except the attempts that are resumed: the worker was killed before it
+/// made the container, or after it removed the container.
 async fn remove_networks(docker: &Docker, machine: MachineId, resumed: &HashSet<Lease>) -> Result<(), Error> {
     let label = format!("{LABEL_MACHINE}={machine}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);

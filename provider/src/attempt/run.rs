@@ -219,8 +219,8 @@ async fn classify_exit(
     Ok(end(out_of_memory, run))
 }
 
-/// Returns true if Docker ended the container, and not the job's own program. Docker notes each signal that it sends. If
-/// Docker does not answer, it is being stopped, or is only slow: then Docker answers a later ping.
+/// Returns true if Docker ended the container, and not the job's own program. Docker notes each signal that it sends.
+/// If Docker does not answer, it is being stopped, or is only slow: then Docker answers a later ping.
 async fn was_killed_with_docker(context: &AttemptContext, code: i64, state: &ContainerState) -> bool {
     let started = docker_time(state.started_at.as_deref()).unwrap_or(Timestamp::EPOCH);
     match context.container.was_signalled(started).await {

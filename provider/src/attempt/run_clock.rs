@@ -1,9 +1,9 @@
 //! The run time of a job, which no jump of the wall clock changes, and the detection of a reboot.
 //!
-//! The worker saves a reading of the clocks when it has started a container. `CLOCK_MONOTONIC` counts from boot, so a later
-//! run of the worker can go on with the saved reading until the machine is rebooted. Docker's own times of the start and
-//! the end are wall-clock times. They are used where the worker learned late of the start or of the end, corrected by the
-//! jumps of the wall clock since the reading.
+//! The worker saves a reading of the clocks when it has started a container. `CLOCK_MONOTONIC` counts from boot, so a
+//! later run of the worker can go on with the saved reading until the machine is rebooted. Docker's own times of the
+//! start and the end are wall-clock times. They are used where the worker learned late of the start or of the end,
+//! corrected by the jumps of the wall clock since the reading.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -18,8 +18,8 @@ use crate::json_file;
 const FILE: &str = "clock.json";
 /// A random id that the kernel makes at each boot (`random(4)`).
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Largest difference between the wall clock and the monotonic clock that counts as no jump: clocks that are kept in time
-/// drift by less.
+/// Largest difference between the wall clock and the monotonic clock that counts as no jump: clocks that are kept in
+/// time drift by less.
 const MAX_DRIFT_MILLIS: u64 = 1_000;
 /// Longest time in which Docker starts a container. A longer time means that the worker was stopped meanwhile.
 const MAX_START: Millis = Millis(2_000);
@@ -89,8 +89,8 @@ impl StartReading {
     }
 }
 
-/// Saves the present reading as a time before the start of an attempt's container. The file is written by another thread,
-/// so that the caller can do something else meanwhile.
+/// Saves the present reading as a time before the start of an attempt's container. The file is written by another
+/// thread, so that the caller can do something else meanwhile.
 pub(super) async fn save_before_start(dir: &Path) {
     let at = match ClockReading::now() {
         Ok(at) => at,
@@ -238,8 +238,8 @@ mod tests {
         assert_eq!(run_time(&start, &end, Some(Millis(0)), true), Millis(20_000));
     }
 
-    /// What happened to a machine while a job ran there, and afterwards until the worker learned of the end. Times are in
-    /// milliseconds of the true time since the job's start.
+    /// What happened to a machine while a job ran there, and afterwards until the worker learned of the end. Times are
+    /// in milliseconds of the true time since the job's start.
     #[derive(Debug, Clone)]
     struct History {
         /// How long the job ran, not counting the time in which the machine was suspended.
@@ -298,8 +298,8 @@ mod tests {
     }
 
     proptest! {
-        /// While the worker watches, any number of jumps and suspensions changes a run time by no more than the drift that
-        /// the clocks are allowed.
+        /// While the worker watches, any number of jumps and suspensions changes a run time by no more than the drift
+        /// that the clocks are allowed.
         #[test]
         fn a_watched_run_is_reported_as_it_was(history in history(MAX_LATE_WHILE_WATCHING, 5)) {
             let reported = history.reported().0;
@@ -308,11 +308,12 @@ mod tests {
             prop_assert!(reported + tolerance >= history.run, "{reported}");
         }
 
-        /// A worker that was stopped, or was not there, at the end learns of the end hours later. One jump or suspension
-        /// meanwhile never makes the bill longer than the run.
+        /// A worker that was stopped, or was not there, at the end learns of the end hours later. One jump or
+        /// suspension meanwhile never makes the bill longer than the run.
         #[test]
         fn a_run_whose_end_nobody_saw_is_never_reported_longer(
-            history in history(10 * 3_600_000, 1).prop_filter("one cause", |h| h.jumps.len() + h.suspensions.len() <= 1),
+            history in history(10 * 3_600_000, 1)
+                .prop_filter("one cause", |h| h.jumps.len() + h.suspensions.len() <= 1),
         ) {
             prop_assert!(history.reported().0 <= history.run + MAX_DRIFT_MILLIS, "{:?}", history.reported());
         }

@@ -1,8 +1,8 @@
 //! Shows the lines that a job has not finished yet: `loading… `, or a progress bar that writes over itself.
 //!
-//! Docker's log has a line only when it is finished. So the worker attaches to the container as well, keeps what stands on
-//! the last line of each stream, and publishes it when it has changed. No stream of the broker stores these messages, and
-//! nothing depends on them: the log itself is the matter of `log`.
+//! Docker's log has a line only when it is finished. So the worker attaches to the container as well, keeps what stands
+//! on the last line of each stream, and publishes it when it has changed. No stream of the broker stores these
+//! messages, and nothing depends on them: the log itself is the matter of `log`.
 
 use std::time::Duration;
 
@@ -145,8 +145,8 @@ impl ScreenLine {
         self.bytes != before
     }
 
-    /// The text, at most [`MAX_UNFINISHED`] bytes. Bytes that are no character, and the halves of characters at both ends,
-    /// are left out.
+    /// The text, at most [`MAX_UNFINISHED`] bytes. Bytes that are no character, and the halves of characters at both
+    /// ends, are left out.
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).replace(char::REPLACEMENT_CHARACTER, "")
     }

@@ -34,8 +34,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const TRANSIENT: [StatusCode; 3] =
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 
-/// Longest time for which the upload waits for room in the market's store of files, all files together. The machine's slot
-/// stays taken meanwhile.
+/// Longest time for which the upload waits for room in the market's store of files, all files together. The machine's
+/// slot stays taken meanwhile.
 const STORE_FULL_WAIT: Duration = Duration::from_secs(15);
 
 /// Time between two messages with the progress. A shorter upload publishes no progress.

@@ -1,7 +1,7 @@
 //! The bytes of events that an account or a machine appends to the log on one day without anything that pays for them.
 //!
-//! The log is never trimmed, and accounts and machines are free. So a day's submissions that never run, deposits, wishes,
-//! offers and self-tests are bounded by the bytes of their events. A job that runs does not count.
+//! The log is never trimmed, and accounts and machines are free. So a day's submissions that never run, deposits,
+//! wishes, offers and self-tests are bounded by the bytes of their events. A job that runs does not count.
 
 use std::io;
 
@@ -34,8 +34,8 @@ impl DailyBytes {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Takes back bytes that were added at a time, because the job that they describe runs. Bytes of an earlier day do not
-    /// matter any more.
+    /// Takes back bytes that were added at a time, because the job that they describe runs. Bytes of an earlier day do
+    /// not matter any more.
     pub(crate) fn take_back(&mut self, added_at: Timestamp, bytes: u64) {
         if day_of(added_at) == self.day {
             self.bytes = self.bytes.saturating_sub(bytes);

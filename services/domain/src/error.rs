@@ -45,10 +45,11 @@ pub enum DomainError {
         "This account has {0} jobs that are not settled, and may have no more. Wait for some to end, or cancel some."
     )]
     TooManyJobs(u32),
-    /// The account or the machine has appended this many MiB of events on this day, without anything that pays for them.
+    /// The account or the machine has appended this many MiB of events on this day, without anything that pays for
+    /// them.
     #[error(
-        "The events of jobs that never ran, deposits, self-tests and changes of one day (UTC) may have {0} MiB, and these \
-         are used up. Jobs that run do not count. Try again tomorrow."
+        "The events of jobs that never ran, deposits, self-tests and changes of one day (UTC) may have {0} MiB, and \
+         these are used up. Jobs that run do not count. Try again tomorrow."
     )]
     DailyBytes(u64),
     /// The account has less money than the requested payout.

@@ -42,7 +42,8 @@ pub(crate) fn settle(job: &Job) -> Result<Decision, DomainError> {
     Ok(job.propose(event, format!("{}.settled", job.id), ending.seq))
 }
 
-/// The number of the billing rule (docs/events.md). Rule 2 bills no time that no machine reported, and stops at `Exited`.
+/// The number of the billing rule (docs/events.md). Rule 2 bills no time that no machine reported, and stops at
+/// `Exited`.
 const RULE: u32 = 2;
 
 /// The time to bill. It is the least of four times: the time between the broker's times of start and end, the worker's

@@ -31,8 +31,8 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
 /// Longest example of an entry that was left out, in bytes.
 const MAX_EXAMPLE: usize = 512;
 
-/// Checks the files that a machine reports: at most 1,000 files, with plain relative paths that differ, and SHA-256 hashes.
-/// Checks also what the machine says that it left out: at most one entry for each reason.
+/// Checks the files that a machine reports: at most 1,000 files, with plain relative paths that differ, and SHA-256
+/// hashes. Checks also what the machine says that it left out: at most one entry for each reason.
 pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Result<(), DomainError> {
     let paths: BTreeSet<_> = outputs.iter().map(|a| &a.path).collect();
     if paths.len() < outputs.len() {
@@ -45,8 +45,8 @@ pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Resul
     if reasons.len() < left_out.len() {
         return Err(DomainError::field("left_out", "Each reason occurs once."));
     }
-    // An example is only shown. The job may have chosen it, so it need not be a path, and may be blank: a report must not be
-    // refused for it.
+    // An example is only shown. The job may have chosen it, so it need not be a path, and may be blank: a report must
+    // not be refused for it.
     let is_shown = |example: &str| example.len() <= MAX_EXAMPLE && !example.chars().any(char::is_control);
     if !left_out.iter().all(|l| is_shown(&l.example)) {
         return Err(DomainError::field("left_out", "An example has at most 512 bytes and no control characters."));

@@ -57,8 +57,8 @@ pub(crate) fn submit(
     let hold = hold(world, c, now, settings)?;
     check_funds(account, hold)?;
     let limits = limits(c, hold);
-    // The event's id includes the account and the content. If two different jobs with one job id arrive at the same time, their events
-    // then have different ids, and neither is taken for a repetition of the other.
+    // The event's id includes the account and the content. If two different jobs with one job id arrive at the same
+    // time, their events then have different ids, and neither is taken for a repetition of the other.
     let fingerprint = fingerprint(&c.spec, &c.placement, &limits);
     let event_id = format!("{id}.{}.submitted.{fingerprint:016x}.{}", c.job, hold.0);
     let (spec, placement) = (c.spec.clone(), c.placement.clone());
@@ -184,12 +184,13 @@ fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     }
     Err(DomainError::field(
         "image",
-        "A custom image must be in a public registry and pinned by its digest, in small letters: name@sha256:… (64 hex digits).",
+        "A custom image must be in a public registry and pinned by its digest, in small letters: name@sha256:… (64 hex \
+         digits).",
     ))
 }
 
-/// True if the host of a registry is not in a private network, as far as its name tells. The machine sends requests to the
-/// registry, so `nas.local` is refused: it could be a computer in the network of the machine's owner.
+/// True if the host of a registry is not in a private network, as far as its name tells. The machine sends requests to
+/// the registry, so `nas.local` is refused: it could be a computer in the network of the machine's owner.
 fn is_public_host(host: &str) -> bool {
     let last = host.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     host.contains('.') && last.bytes().any(|b| b.is_ascii_alphabetic()) && !PRIVATE_DOMAINS.contains(&last.as_str())

@@ -1,6 +1,6 @@
 //! Makes all keys of a new market, once: the keys of the NATS operator (the root of trust), of the NATS accounts and of
-//! each process; the secret key that signs permits; and the key that opens the secrets of jobs. Also writes the broker's
-//! configuration. No market runs without credentials.
+//! each process; the secret key that signs permits; and the key that opens the secrets of jobs. Also writes the
+//! broker's configuration. No market runs without credentials.
 
 use std::{fs, path::Path};
 
@@ -19,8 +19,8 @@ use crate::config::BootstrapArgs;
 const TEMPLATE: &str = include_str!("nats.conf");
 /// The user of the broker's system account.
 pub(super) const SYSTEM_USER: &str = "system";
-/// The file of the secret key with which the services sign permits, which are for file transfers, and with which the web
-/// server checks them.
+/// The file of the secret key with which the services sign permits, which are for file transfers, and with which the
+/// web server checks them.
 const PERMIT_KEY: &str = "transfer.key";
 
 /// Writes `nats.conf`, a directory of credentials for each process, and `offline/` with keys to store in a safe place.

@@ -53,7 +53,8 @@ impl Issuer {
         Ok(Credential { jwt, expires })
     }
 
-    /// Makes a challenge for one machine. Returns the challenge, which the machine's signature must cover, and the time at which the challenge expires.
+    /// Makes a challenge for one machine. Returns the challenge, which the machine's signature must cover, and the time
+    /// at which the challenge expires.
     pub(crate) fn challenge(&self, machine: MachineId, now: Timestamp) -> Result<(String, Timestamp), JwtError> {
         let expires = now.plus(CHALLENGE_LIFETIME);
         let random = gpubnb_events::hex(rand::rng().random::<[u8; 16]>());

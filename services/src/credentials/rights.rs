@@ -48,9 +48,9 @@ pub(crate) fn users() -> [User; 6] {
             inboxes(&[subject::ANY_INBOX, subject::BROKER_REPLIES]),
             &[subject::COMMANDS, subject::DISCOVERY, &services],
         ),
-        // Appends events, reads the log, manages the consumers and the messages of DISPATCH, and writes the buckets of the
-        // services. May not change a stream's configuration; may create TELEMETRY, which is in memory and is lost when the
-        // broker restarts.
+        // Appends events, reads the log, manages the consumers and the messages of DISPATCH, and writes the buckets of
+        // the services. May not change a stream's configuration; may create TELEMETRY, which is in memory and is lost
+        // when the broker restarts.
         user("append", "services", append_rights(), &[&services]),
         // Reads the log, answers queries, sends change notices. May not write to the log.
         user(
@@ -77,8 +77,8 @@ pub(crate) fn users() -> [User; 6] {
     ]
 }
 
-/// The rights to read the streams and to ask queries. An operator may not delete a consumer, because the consumer may be
-/// another reader's, and may not create one on DISPATCH, because that consumer would take jobs away from a machine.
+/// The rights to read the streams and to ask queries. An operator may not delete a consumer, because the consumer may
+/// be another reader's, and may not create one on DISPATCH, because that consumer would take jobs away from a machine.
 fn operator_rights() -> Vec<String> {
     [
         vec![subject::query("*")],

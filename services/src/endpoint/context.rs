@@ -1,5 +1,5 @@
-//! The state that all endpoints share ([`EndpointContext`]), the function that serves one endpoint, and the refusals that
-//! several endpoints use.
+//! The state that all endpoints share ([`EndpointContext`]), the function that serves one endpoint, and the refusals
+//! that several endpoints use.
 
 use std::{future::Future, num::NonZeroU32, sync::Arc, time::Instant};
 

@@ -132,8 +132,8 @@ fn fill_file(path: &Path, limit: u64) -> io::Result<u64> {
     Ok(written)
 }
 
-/// Tries to fill every file system except the job's disk. Only `/tmp` and `/dev/shm`, which are small and in memory, may
-/// accept data.
+/// Tries to fill every file system except the job's disk. Only `/tmp` and `/dev/shm`, which are small and in memory,
+/// may accept data.
 fn fill_disks() -> bool {
     // A write beyond the limit on a file's size would end the job by SIGXFSZ. If the signal is ignored, the write
     // fails, and the job can go on with the next file. SAFETY: ignoring a signal installs no handler.

@@ -1,5 +1,6 @@
 //! Ordinary programs that need more than a small sandbox gives: programs in the home directory, large caches, many
-//! threads and many open files. They are in this image because it is the only image of the tests with a program of ours.
+//! threads and many open files. They are in this image because it is the only image of the tests with a program of
+//! ours.
 
 use std::{
     env, fs,

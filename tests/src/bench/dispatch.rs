@@ -90,8 +90,8 @@ async fn run_bare_container(docker: &Docker, dir: &Path) -> anyhow::Result<Durat
     Ok(began.elapsed())
 }
 
-/// The request to Docker for the bare container. It has the settings that the sandbox of a job had on 2026-11-29, and does
-/// not follow the sandbox: a heavier sandbox must make the ratio worse.
+/// The request to Docker for the bare container. It has the settings that the sandbox of a job had on 2026-11-29, and
+/// does not follow the sandbox: a heavier sandbox must make the ratio worse.
 fn bare_container(template: &Template, output: &Path, (uid, gid): (u32, u32)) -> Value {
     let limit = |name: &str, most: i64| json!({ "Name": name, "Soft": most, "Hard": most });
     json!({

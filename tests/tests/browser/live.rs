@@ -93,6 +93,7 @@ async fn an_unfinished_line_and_a_progress_bar_are_seen_while_the_job_writes_the
     wait_for_unfinished(&market.consumer, &job, is_later).await;
 
     let browser = Browser::open(&market).await;
+    browser.set_window_size(1_280, 1_100).await;
     browser.sign_in(&market, &market.consumer).await;
     browser.visit(&market, &format!("/jobs/{job}")).await;
     browser.wait_for_text("#log", "whole line").await;

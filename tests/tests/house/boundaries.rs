@@ -38,6 +38,8 @@ const MUST_NOT_BUILD: [(&str, &[&str]); 3] = [
 const LONGEST_FILE: usize = 500;
 /// Largest number of lines in a function.
 const LONGEST_FUNCTION: usize = 70;
+/// Largest number of characters in a line.
+const LONGEST_LINE: usize = 120;
 
 /// Runs Cargo, and returns its standard output.
 fn cargo(arguments: &[&str]) -> String {
@@ -125,6 +127,17 @@ fn subjects_of_the_broker_are_built_only_in_subject_rs() {
             assert!(hit.is_none(), "{}: {line}", path.display());
         }
     }
+}
+
+#[test]
+fn no_line_is_longer_than_a_screen() {
+    let is_long = |line: &str| line.chars().count() > LONGEST_LINE;
+    let of_file = |(path, text): &(PathBuf, String)| {
+        let lines = text.lines().enumerate().filter(|(_, line)| is_long(line));
+        lines.map(|(index, _)| format!("{}:{}", path.display(), index + 1)).collect::<Vec<_>>()
+    };
+    let long: Vec<_> = sources().iter().flat_map(of_file).collect();
+    assert!(long.is_empty(), "{long:#?}");
 }
 
 #[test]

@@ -44,7 +44,8 @@ async fn run_hostile(machine: &str, name: &str, seconds: u64) -> EndedJob {
     let market = MARKET.open().await.unwrap();
     let id = market.machine_id(machine).unwrap();
     let body = json!({ "image": "gpubnb/hostile:1", "command": [name], "name": name, "time_seconds": seconds,
-        "memory_mib": 256, "output_mib": 32, "disk_mib": 40, "cpu_millis": 2_000, "budget_usd": "0.50", "max_attempts": 1 });
+        "memory_mib": 256, "output_mib": 32, "disk_mib": 40, "cpu_millis": 2_000, "budget_usd": "0.50",
+        "max_attempts": 1 });
     let job = market.consumer.submit(&pin_to_machine(body, &id)).await.unwrap();
     let settled = market.consumer.wait_until_settled(&job).await.unwrap();
     let began = Instant::now();

@@ -1,5 +1,5 @@
-//! Limits the guesses of secrets, such as passwords. Only wrong guesses use up an allowance: an attempt is counted when it
-//! begins, so that many attempts at once gain nothing, and is taken back when the secret was right.
+//! Limits the guesses of secrets, such as passwords. Only wrong guesses use up an allowance: an attempt is counted when
+//! it begins, so that many attempts at once gain nothing, and is taken back when the secret was right.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,8 @@ const MAX_KEYS: usize = 10_000;
 
 /// An allowance of guesses for each key: `burst` at once, and one more after each `period`.
 ///
-/// This is the generic cell rate algorithm: for each key, it keeps the time at which the whole allowance is there again.
+/// This is the generic cell rate algorithm: for each key, it keeps the time at which the whole allowance is there
+/// again.
 /// <https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm>
 pub(super) struct Guesses<K> {
     burst: u32,

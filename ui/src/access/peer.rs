@@ -11,8 +11,8 @@ use axum::{
     http::{header, request::Parts},
 };
 
-/// The cookie of a browser in which a person has signed in. It gives no access: it only gives the browser an allowance of
-/// wrong passwords of its own, which strangers cannot use up.
+/// The cookie of a browser in which a person has signed in. It gives no access: it only gives the browser an allowance
+/// of wrong passwords of its own, which strangers cannot use up.
 pub(crate) const KNOWN_COOKIE: &str = "__Host-gpubnb-known";
 
 /// The IP address of the client. The gate (`gate.rs`, the middleware before every handler) determines the address.
@@ -32,7 +32,8 @@ impl PeerAddress {
     }
 }
 
-/// Parses an address as proxies write it, some of them with a port: `192.0.2.1`, `192.0.2.1:5000`, `[2001:db8::1]:5000`.
+/// Parses an address as proxies write it, some of them with a port: `192.0.2.1`, `192.0.2.1:5000`,
+/// `[2001:db8::1]:5000`.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());

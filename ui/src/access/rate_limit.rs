@@ -123,8 +123,8 @@ impl RateLimits {
     /// Counts a guess of a person's password. Call [`Self::take_back_password`] if the password was right.
     ///
     /// `login` is the person, who may not exist: the hash of an e-mail address (see `login_of`), or an account's id. No
-    /// stranger can lock a person out: wrong guesses elsewhere leave a known browser and a network without a wrong guess
-    /// their attempts.
+    /// stranger can lock a person out: wrong guesses elsewhere leave a known browser and a network without a wrong
+    /// guess their attempts.
     pub(crate) fn count_password(&self, login: &str, source: &Source) -> Result<(), Problem> {
         let (person, now) = ((login.to_owned(), source.clone()), Instant::now());
         let refused = |wait: Duration| too_many("Too many wrong passwords.", wait);

@@ -88,10 +88,10 @@ pub(crate) async fn events(
     Ok(sse(events).keep_alive(KeepAlive::default()))
 }
 
-/// The job's output as events `line`, `progress` and `metrics`. An event `unfinished` has what stands on the last line of
-/// each stream while the job is still writing the line; each replaces the former one. The id of an event is its position in the output. When
-/// the job has ended, the rest of the output follows, then the event `end`, and the stream ends. A client that got no
-/// `end` opens the stream again.
+/// The job's output as events `line`, `progress` and `metrics`. An event `unfinished` has what stands on the last line
+/// of each stream while the job is still writing the line; each replaces the former one. The id of an event is its
+/// position in the output. When the job has ended, the rest of the output follows, then the event `end`, and the stream
+/// ends. A client that got no `end` opens the stream again.
 pub(crate) async fn logs(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -107,16 +107,17 @@ pub(crate) async fn logs(
         let mut reader = OutputReader::default();
         // The output of a job is complete before the job's end is recorded.
         while row.ended_at.is_none() {
+            let change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job));
             let message = tokio::select! {
                 message = messages.next() => message,
                 () = unfinished.changed() => {
-                    let lines = unfinished.newest(&row).map(|lines| Event::default().event("unfinished").json_data(lines));
-                    if let Some(Ok(event)) = lines {
+                    let lines = unfinished.newest(&row);
+                    if let Some(Ok(event)) = lines.map(|lines| Event::default().event("unfinished").json_data(lines)) {
                         yield event;
                     }
                     continue;
                 }
-                change = tokio::time::timeout(READ_AGAIN, next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job))) => {
+                change = tokio::time::timeout(READ_AGAIN, change) => {
                     let seq = change.ok().flatten().map_or(Seq::ZERO, |change| change.seq);
                     row = app.queries.job(signed_in.actor(), job, seq).await.unwrap_or(row);
                     continue;

@@ -39,8 +39,8 @@ pub(crate) struct OutputMessage {
     pub(crate) items: Vec<OutputItem>,
 }
 
-/// A place in the output of a job. As text: the sequence in OUTPUT, and the lease and number of the next line if lines were
-/// read before, such as `812` or `812-40-77`. The line is needed because the worker may have sent a message twice.
+/// A place in the output of a job. As text: the sequence in OUTPUT, and the lease and number of the next line if lines
+/// were read before, such as `812` or `812-40-77`. The line is needed because the worker may have sent a message twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OutputCursor {
     /// The sequence in OUTPUT.
@@ -177,8 +177,8 @@ pub(super) async fn follow_subject(
 /// The maximum size of one answer, in bytes. A whole answer is held in memory.
 const MAX_BYTES: usize = 2 << 20;
 
-/// Reads the stored output of a job, beginning at `from`: about `max_items` items, or [`MAX_BYTES`]. Returns the items and
-/// the cursor of the next page, which is `None` at the end of the output.
+/// Reads the stored output of a job, beginning at `from`: about `max_items` items, or [`MAX_BYTES`]. Returns the items
+/// and the cursor of the next page, which is `None` at the end of the output.
 pub(crate) async fn read_page(
     app: &App,
     row: &JobView,

@@ -1,5 +1,5 @@
-//! The lines that a job has begun and not finished, such as a progress bar that writes over itself. No stream stores them:
-//! a worker publishes the newest state of the lines, and repeats it every few seconds.
+//! The lines that a job has begun and not finished, such as a progress bar that writes over itself. No stream stores
+//! them: a worker publishes the newest state of the lines, and repeats it every few seconds.
 
 use futures_util::StreamExt as _;
 use gpubnb_events::{

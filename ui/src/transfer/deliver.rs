@@ -151,8 +151,8 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: StoredFile, path: &str,
     response
 }
 
-/// The header `Content-Disposition` of a download (RFC 6266): the file's name in UTF-8, and an ASCII name for clients that do
-/// not read the first.
+/// The header `Content-Disposition` of a download (RFC 6266): the file's name in UTF-8, and an ASCII name for clients
+/// that do not read the first.
 fn attachment(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or_default();
     format!("attachment; filename=\"{}\"; filename*=UTF-8''{}", safe_file_name(path), escape::url(name))

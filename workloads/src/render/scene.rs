@@ -196,7 +196,7 @@ fn is_apart(sphere: &Sphere, other: &Sphere) -> bool {
 
 /// The distance along a ray to its nearest hit of a sphere.
 fn distance_to(sphere: &Sphere, ray: &Ray) -> Option<f32> {
-    // |origin + t · direction − centre|² = radius² is a quadratic equation in t, because the direction is a unit vector.
+    // |origin + t · direction − centre|² = radius² is a quadratic equation in t: the direction is a unit vector.
     let offset = ray.origin - sphere.centre;
     let half_b = offset.dot(ray.direction);
     let discriminant = half_b * half_b - offset.dot(offset) + sphere.radius * sphere.radius;
@@ -230,8 +230,8 @@ impl Camera {
         let right = forward.cross(Vec3::new(0.0, 1.0, 0.0)).normalize();
         let up = right.cross(forward);
         let aspect_ratio = to_f32(width) / to_f32(height.max(1));
-        // The view is wider in a wide picture, within bounds: a narrow picture still shows the large spheres, and a very wide
-        // picture is less high instead.
+        // The view is wider in a wide picture, within bounds: a narrow picture still shows the large spheres, and a
+        // very wide picture is less high instead.
         let view_width = 2.0 * focus_distance * 0.40 * aspect_ratio.clamp(0.8, 1.6) / 1.2;
         let picture_width = right * view_width;
         let picture_height = -up * (view_width / aspect_ratio);
@@ -246,8 +246,8 @@ impl Camera {
         }
     }
 
-    /// The ray from a point of the lens to a position on the picture. `x` and `y` are 0 to 1, from the top left; `lens` is a point
-    /// in the unit circle.
+    /// The ray from a point of the lens to a position on the picture. `x` and `y` are 0 to 1, from the top left; `lens`
+    /// is a point in the unit circle.
     pub fn ray(&self, x: f32, y: f32, lens: (f32, f32)) -> Ray {
         let origin = self.origin + self.lens_right * lens.0 + self.lens_up * lens.1;
         let target = self.top_left + self.picture_width * x + self.picture_height * y;

@@ -1,5 +1,5 @@
-//! The ways in which an attempt ends without success, and what follows: another attempt after a pause, or the end of the job.
-//! The table in docs/events.md lists the evidence for each ending.
+//! The ways in which an attempt ends without success, and what follows: another attempt after a pause, or the end of
+//! the job. The table in docs/events.md lists the evidence for each ending.
 
 use gpubnb_events::{
     MicroUsd, Millis, Timestamp,
@@ -69,9 +69,9 @@ impl Job {
         Millis(settings.decline_pause.0.saturating_mul(1 << self.returns.min(MAX_PAUSE_DOUBLINGS)))
     }
 
-    /// Ends a job, or its attempt, that exceeded a limit of time; `None` if no limit is exceeded. The worker itself stops
-    /// a program at its limit. `steady_since` is the time since which machines could report: no silence before that time
-    /// counts.
+    /// Ends a job, or its attempt, that exceeded a limit of time; `None` if no limit is exceeded. The worker itself
+    /// stops a program at its limit. `steady_since` is the time since which machines could report: no silence before
+    /// that time counts.
     pub fn expire(&self, now: Timestamp, steady_since: Timestamp, settings: &Settings) -> Option<Decision> {
         let in_phase = now.since(self.since.max(steady_since));
         let end = |a: &Attempt, reason| Some(self.end_attempt(a, reason, String::new(), None, now, settings));
@@ -123,8 +123,8 @@ impl Job {
     }
 }
 
-/// True if an ending uses up one of the job's attempts. An ending by nobody's fault before the program ran does not: the
-/// time that the job may wait bounds the number of those.
+/// True if an ending uses up one of the job's attempts. An ending by nobody's fault before the program ran does not:
+/// the time that the job may wait bounds the number of those.
 pub(super) fn uses_attempt(attempt: &Attempt, fault: Fault) -> bool {
     fault != Fault::Nobody || attempt.started.is_some()
 }

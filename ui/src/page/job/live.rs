@@ -206,7 +206,8 @@ fn unfinished_events(app: App, mut view: watch::Receiver<JobView>) -> impl Strea
         let mut sent = SentParts::default();
         loop {
             let lines = unfinished.newest(&view.borrow_and_update());
-            if let Some(event) = sent.event_if_changed(&PagePart::new("log-unfinished", unfinished_html(lines.as_ref()))) {
+            let part = PagePart::new("log-unfinished", unfinished_html(lines.as_ref()));
+            if let Some(event) = sent.event_if_changed(&part) {
                 yield event;
             }
             sleep(RENDER_PAUSE).await;

@@ -170,8 +170,8 @@ pub(super) fn render_artifacts(job: &JobView) -> String {
     or_error(render_fragment(&ArtifactsCard { job }))
 }
 
-/// Appends the events of job changes to a trail, up to the first gap. Returns true if the trail is then complete. If not,
-/// [`read_trail`] reads on from the end of the trail. No changes mean that something unknown has changed.
+/// Appends the events of job changes to a trail, up to the first gap. Returns true if the trail is then complete. If
+/// not, [`read_trail`] reads on from the end of the trail. No changes mean that something unknown has changed.
 pub(super) fn append_changes(trail: &mut Vec<TrailEvent>, changes: &[Arc<JobChange>]) -> bool {
     for change in changes {
         if trail.len() < change.before as usize {
