@@ -1,6 +1,6 @@
 //! The connection of a process to the broker (NATS).
 
-use std::{path::PathBuf, time::Duration};
+use std::{io::ErrorKind, path::PathBuf, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, connection::State, jetstream};
 use clap::Args;
@@ -122,7 +122,11 @@ pub async fn connect_with_counter(
 
 /// The addresses of the brokers in a text, which separates them by commas.
 fn addresses(text: &str) -> Result<Vec<ServerAddr>, ConnectError> {
-    let address = |address: &str| address.parse().map_err(|e| ConnectError::Address(address.to_owned(), e));
+    let address = |address: &str| {
+        // The library takes an empty text for an address.
+        let parsed = if address.is_empty() { Err(ErrorKind::InvalidInput.into()) } else { address.parse() };
+        parsed.map_err(|e| ConnectError::Address(address.to_owned(), e))
+    };
     text.split(',').map(|part| address(part.trim())).collect()
 }
 
