@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -65,13 +65,7 @@ impl Identity {
     /// start.
     pub(crate) fn open(state: &Path) -> anyhow::Result<Self> {
         let state = std::path::absolute(state)?;
-        let attempts = state.join("leases");
-        fs::create_dir_all(&attempts).with_context(|| format!("creating {}", state.display()))?;
-        // Docker may map the root of a container to another user, who must reach the job's directories. Nobody else can
-        // list these directories, and what is in them has modes of its own.
-        for path in [&state, &attempts] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o711))?;
-        }
+        fs::create_dir_all(state.join("leases")).with_context(|| format!("creating {}", state.display()))?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(state.join("lock"))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("another worker runs with {}: stop it, or give this one its own --state", state.display());
@@ -135,6 +129,8 @@ fn read_or_create(path: &Path, mode: u32, make: impl FnOnce() -> anyhow::Result<
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -61,17 +61,22 @@ pub(crate) async fn check_password(
     let source = source_of(app, client, &login);
     // A known browser is limited by its own allowance only: its network may be shared with strangers.
     let is_known = matches!(source, Source::KnownBrowser(_));
+    app.rate_limits.check_attempt(client.address)?;
     if !is_known {
         app.rate_limits.count_code(client.address)?;
     }
-    app.rate_limits.count_password(&login, &source)?;
+    let take_back_code = || {
+        if !is_known {
+            app.rate_limits.take_back_code(client.address);
+        }
+    };
+    // A refused attempt is no guess.
+    let guess = app.rate_limits.count_password(&login, &source).inspect_err(|_| take_back_code())?;
     let signed_in = app.users.sign_in(email, password).await;
     let is_wrong = signed_in.as_ref().is_err_and(|problem| problem.status == 401);
     if !is_wrong {
-        app.rate_limits.take_back_password(&login, &source);
-    }
-    if !is_wrong && !is_known {
-        app.rate_limits.take_back_code(client.address);
+        app.rate_limits.take_back_password(&guess);
+        take_back_code();
     }
     let account = signed_in?;
     // Signing up has two steps. The process may have stopped between them, so the second step is repeated here.

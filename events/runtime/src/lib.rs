@@ -14,8 +14,10 @@ pub mod permit;
 pub mod rpc;
 pub mod trace;
 
-/// Lets only the user of this process read the files and directories that the process makes from now on, unless the
-/// code gives a file another mode. Call this function before any other thread runs.
+/// Lets only the user of this process read the files, and list the directories, that the process makes from now on,
+/// unless the code gives a file another mode. Others can pass through the directories (mode 0711), because Docker may
+/// map the root of a container to another user. Call this function before any other thread runs.
 pub fn make_files_private() {
-    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    use rustix::fs::Mode;
+    rustix::process::umask(Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH);
 }

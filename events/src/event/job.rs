@@ -191,11 +191,6 @@ impl Reason {
         self.fault() == Fault::Consumer && !matches!(self, Self::BadImage | Self::BadCommand | Self::BadInput)
     }
 
-    /// True if this can only happen before the job's program runs, and is nobody's fault.
-    pub fn is_before_run(self) -> bool {
-        matches!(self, Self::RegistryUnavailable | Self::InputUnavailable | Self::PrepareTimeout)
-    }
-
     /// Advice to the owner of a machine that was at fault; empty if the owner can do nothing.
     pub fn remedy(self) -> &'static str {
         match self {

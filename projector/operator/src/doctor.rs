@@ -26,7 +26,7 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     run_checks(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
     deliveries(&client, &queries, &mut found).await?;
     match &args.nats_conf {
-        Some(conf) => configuration(conf, args.min_free_gib << 30, growth(&client).await?, &mut found)?,
+        Some(conf) => configuration(conf, args.min_free_gib << 30, growth(&client, &mut found).await, &mut found)?,
         None => found.add("broker.on_its_machine", "not looked at", "give --nats-conf there", true, ""),
     }
     let Findings(checks) = found;
@@ -75,16 +75,23 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
 }
 
 /// By how many bytes the streams of files and of output can still grow until they are full. They share the disk with
-/// the log, which must never find the disk full.
-async fn growth(client: &Client) -> anyhow::Result<u64> {
+/// the log, which must never find the disk full. A stream whose growth is not known is a finding.
+async fn growth(client: &Client, found: &mut Findings) -> u64 {
     let mut growth = 0;
     for stream in [OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)] {
         let asked = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
-        let info: Value = serde_json::from_slice(&tokio::time::timeout(MAX_WAIT, asked).await??.payload)?;
+        let answer = tokio::time::timeout(MAX_WAIT, asked).await.ok().and_then(Result::ok);
+        let info: Value = answer.and_then(|answer| serde_json::from_slice(&answer.payload).ok()).unwrap_or_default();
         let (limit, used) = (info["config"]["max_bytes"].as_u64(), info["state"]["bytes"].as_u64());
-        growth += limit.unwrap_or(0).saturating_sub(used.unwrap_or(0));
+        if let (Some(limit), Some(used)) = (limit, used) {
+            growth += limit.saturating_sub(used);
+        } else {
+            let remedy = "Give the stream a limit (gpubnb-services run --help), and see that this credential may ask \
+                          for its size.";
+            found.add("broker.growth", &stream, "a known limit", false, remedy);
+        }
     }
-    Ok(growth)
+    growth
 }
 
 /// Checks the broker's configuration file, and whether the disk with its streams has room: `min_free` bytes must be

@@ -133,6 +133,7 @@ impl JobDisks {
         }
         let dir = self.spares_dir().join(gpubnb_events::CommandId::generate().to_string());
         if let Err(e) = self.make_mounted(&dir, bytes).await {
+            remove_or_warn(&dir).await;
             return info!(error = %e, "a spare disk could not be made");
         }
         let surplus = add_spare(&mut self.spares(), bytes, dir);
@@ -165,7 +166,14 @@ impl JobDisks {
         } else if !self.take_spare(dir, bytes) {
             self.make_mounted(dir, bytes).await?;
         }
-        reserve(dir, bytes)?;
+        if let Err(e) = reserve(dir, bytes) {
+            if e.kind() != io::ErrorKind::StorageFull {
+                return Err(e);
+            }
+            // The spare disks of other sizes take room, too.
+            self.clear().await;
+            reserve(dir, bytes)?;
+        }
         // Other users may not list these directories, and only the job's user may enter the directories on the disk.
         for shared in [dir, &disk.root] {
             fs::set_permissions(shared, fs::Permissions::from_mode(0o711))?;

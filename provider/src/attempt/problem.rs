@@ -26,17 +26,19 @@ impl Problem {
     pub(super) fn of_docker(e: Error) -> Self {
         let text = e.to_string();
         let mentions = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+        // The image has a file, or a loop of links, where one of the job's directories is mounted.
+        let is_blocked_mount = mentions(&["/leases/", "Cannot mkdir: "])
+            && mentions(&["not a directory", "too many levels of symbolic links"]);
         let reason = if mentions(&["no space left on device"]) {
             Reason::DiskFull
-        } else if mentions(&[
-            "executable file not found",
-            "exec format error",
-            "no such file or directory: unknown",
-            "No command specified",
-            // The image has a file, or a loop of links, where a directory is mounted.
-            "not a directory",
-            "too many levels of symbolic links",
-        ]) {
+        } else if is_blocked_mount
+            || mentions(&[
+                "executable file not found",
+                "exec format error",
+                "no such file or directory: unknown",
+                "No command specified",
+            ])
+        {
             Reason::BadImage
         } else {
             Reason::RuntimeMisconfigured
@@ -67,11 +69,12 @@ mod tests {
             ("exec: \"trian\": executable file not found in $PATH", Reason::BadImage),
             ("exec /usr/bin/python: exec format error", Reason::BadImage),
             (
-                "error mounting \"/x\" to rootfs at \"/output\": not a directory: Are you trying to mount a \
-                 directory onto a file (or vice-versa)?",
+                "error mounting \"/s/leases/7/disk/output\" to rootfs at \"/output\": not a directory: Are you trying \
+                 to mount a directory onto a file (or vice-versa)?",
                 Reason::BadImage,
             ),
             ("Cannot mkdir: /output is not a directory", Reason::BadImage),
+            ("fork/exec /opt/nvidia/hook: not a directory", Reason::RuntimeMisconfigured),
             ("unknown or invalid runtime name: runsc", Reason::RuntimeMisconfigured),
         ] {
             let error = Error::DockerResponseServerError { status_code: 500, message: text.to_owned() };

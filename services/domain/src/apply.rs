@@ -1,6 +1,6 @@
 //! The fold: each event of the log changes the state. Every replica folds the same log and gets the same state.
 
-use gpubnb_events::{Aggregate, Event, JobId, Recorded, Seq, Timestamp, event::JobSubmitted, ledger, record};
+use gpubnb_events::{Aggregate, Event, JobId, MicroUsd, Recorded, Seq, Timestamp, event::JobSubmitted, ledger, record};
 
 use crate::{
     Settings, World, daily_bytes,
@@ -37,7 +37,7 @@ impl World {
             Aggregate::Account(id) => {
                 let account = self.accounts.entry(id).or_default();
                 account.apply(seq, event);
-                if matches!(event, Event::JobSubmitted(_) | Event::FundsDeposited(_) | Event::PayoutRequested(_)) {
+                if matches!(event, Event::JobSubmitted(_) | Event::FundsDeposited(_)) {
                     account.daily_bytes.add(at, daily_bytes::size_of(event));
                 }
                 match event {
@@ -71,7 +71,8 @@ impl World {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let previous_machine = job.attempt.as_ref().map(|a| a.machine);
         job.apply(seq, at, event, settings);
-        if let Event::Started(_) = event
+        if let Event::Settled(bill) = event
+            && bill.cost > MicroUsd::ZERO
             && let Some(account) = self.accounts.get_mut(&job.account)
         {
             account.daily_bytes.take_back(job.submitted_at, std::mem::take(&mut job.unpaid_bytes));

@@ -1,7 +1,7 @@
 //! The bytes of events that an account or a machine appends to the log on one day without anything that pays for them.
 //!
-//! The log is never trimmed, and accounts and machines are free. So a day's submissions that never run, deposits,
-//! wishes, offers and self-tests are bounded by the bytes of their events. A job that runs does not count.
+//! The log is never trimmed, and accounts and machines are free. So a day's submissions, deposits, wishes, offers
+//! and self-tests are bounded by the bytes of their events. A submission whose job is paid for does not count any more.
 
 use std::io;
 
@@ -14,6 +14,8 @@ use crate::DomainError;
 pub(crate) const MAX_OF_ACCOUNT: u64 = 32 << 20;
 /// Most such bytes of one machine on one day.
 pub(crate) const MAX_OF_MACHINE: u64 = 8 << 20;
+/// What takes a machine off the market, or lists it, may have so many bytes more.
+pub(crate) const RESERVE_OF_MACHINE: u64 = 1 << 20;
 /// The bytes of a message beside its body: subject and headers.
 const ENVELOPE: u64 = 512;
 const DAY_MILLIS: i64 = 24 * 3_600_000;
@@ -34,8 +36,8 @@ impl DailyBytes {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Takes back bytes that were added at a time, because the job that they describe runs. Bytes of an earlier day do
-    /// not matter any more.
+    /// Takes back bytes that were added at a time, because the job that they describe is paid for. Bytes of an earlier
+    /// day do not matter any more.
     pub(crate) fn take_back(&mut self, added_at: Timestamp, bytes: u64) {
         if day_of(added_at) == self.day {
             self.bytes = self.bytes.saturating_sub(bytes);
@@ -79,8 +81,8 @@ mod tests {
     use super::*;
     use crate::{Command, testing::*};
     use gpubnb_events::{
-        CommandId, MicroUsd, Millis,
-        command::{Deposit, MachineChange, RecordTest},
+        Actor, CommandId, MicroUsd, Millis,
+        command::{ChangeMachine, Deposit, MachineChange, RecordTest},
         event::Check,
     };
 
@@ -122,20 +124,31 @@ mod tests {
         // A deposit counts, too, and a day later all is as before.
         let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(1) };
         let deposit = Command::Deposit(market.consumer, deposit);
-        let refused = market.when(market.as_operator(), deposit).expect_refused();
+        let refused = market.when(market.as_consumer(), deposit.clone()).expect_refused();
         assert_eq!(refused, DomainError::DailyBytes(MAX_OF_ACCOUNT >> 20));
+        market.when(market.as_operator(), deposit).expect_appended();
         market.advance_time(Millis(3_600_000 * 24));
         let again = submission(&mut market);
         market.when(market.as_consumer(), again).expect_appended();
     }
 
-    #[test]
-    fn a_job_that_runs_does_not_count() {
+    /// The bytes of a consumer whose job ran for a time and was settled, before and after.
+    fn bytes_around_a_job(run: Millis) -> (u64, u64) {
         let mut market = given();
-        let before = market.account(market.consumer).daily_bytes;
-        market.start_default();
-        let after = market.account(market.consumer).daily_bytes;
-        assert_eq!((after.bytes, after.day), (before.bytes, after.day));
+        let before = market.account(market.consumer).daily_bytes.bytes;
+        let (job, lease) = market.start_default();
+        market.advance_time(run);
+        market.complete(job, lease, run);
+        market.when(Actor::Platform, Command::Settle(job)).expect_appended();
+        (before, market.account(market.consumer).daily_bytes.bytes)
+    }
+
+    #[test]
+    fn a_job_that_is_paid_for_does_not_count_and_a_free_job_counts() {
+        let (before, after) = bytes_around_a_job(Millis(60_000));
+        assert_eq!(before, after);
+        let (before, after) = bytes_around_a_job(Millis(0));
+        assert!(after > before + ENVELOPE, "{before} {after}");
     }
 
     #[test]
@@ -153,11 +166,20 @@ mod tests {
         let tests =
             (0..10_000).take_while(|_| market.when(market.as_machine(), test.clone()).refused().is_none()).count();
         assert!((500..1_200).contains(&tests), "{tests}");
-        let wish = Command::ChangeMachine(gpubnb_events::command::ChangeMachine {
-            machine: market.machine,
-            change: MachineChange::Pause,
-        });
-        let refused = market.when(market.as_machine(), wish).expect_refused();
+        // The machine can still be paused and listed, and not be resumed: the changes have an end.
+        let machine = market.machine;
+        let wish = |change| Command::ChangeMachine(ChangeMachine { machine, change });
+        let (pause, resume) = (wish(MachineChange::Pause), wish(MachineChange::Resume));
+        market.when(market.as_machine(), pause.clone()).expect_appended();
+        let refused = market.when(market.as_machine(), resume.clone()).expect_refused();
         assert_eq!(refused, DomainError::DailyBytes(MAX_OF_MACHINE >> 20));
+        market.when(market.as_operator(), resume).expect_appended();
+        let (drain, mut changes) = (wish(MachineChange::Drain), 0);
+        while market.when(market.as_machine(), pause.clone()).refused().is_none()
+            && market.when(market.as_machine(), drain.clone()).refused().is_none()
+        {
+            changes += 1;
+        }
+        assert!((100..5_000).contains(&changes), "{changes}");
     }
 }

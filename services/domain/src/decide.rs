@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Actor, Aggregate, MachineId, Seq, Timestamp,
-    command::{ChangeMachine, Quote, SubmitJob},
+    command::{ChangeMachine, MachineChange, Quote, SubmitJob},
     event::{AccountOpened, HoldReleased},
     message::{EventId, Proposal},
     spec::Terms,
@@ -15,7 +15,7 @@ use gpubnb_events::{
 use crate::{
     Command, Decision, DomainError, Settings, World,
     authorise::authorise,
-    daily_bytes::{MAX_OF_ACCOUNT, MAX_OF_MACHINE},
+    daily_bytes::{MAX_OF_ACCOUNT, MAX_OF_MACHINE, RESERVE_OF_MACHINE},
     job::{Job, Phase},
     machine::{Machine, Presence},
     metering, placement,
@@ -38,7 +38,7 @@ impl World {
         authorise(self, job, actor, command, settings)?;
         let decision = self.decide_allowed(command, job, now, settings)?;
         if matches!(decision, Decision::Append(_)) {
-            self.check_daily_bytes(command, now)?;
+            self.check_daily_bytes(actor, command, now)?;
         }
         Ok(self.raise_guard(decision))
     }
@@ -108,19 +108,26 @@ impl World {
         }
     }
 
-    /// Fails if the account or the machine has used up its bytes of today. A job can always be cancelled.
-    fn check_daily_bytes(&self, command: &Command, now: Timestamp) -> Result<(), DomainError> {
-        match command {
-            Command::Submit(id, _) | Command::Deposit(id, _) | Command::RequestPayout(id, _) => {
-                self.account(*id).map_or(Ok(()), |account| account.daily_bytes.check(now, MAX_OF_ACCOUNT))
+    /// Fails if the account or the machine has used up its bytes of today. A job can always be cancelled, money can
+    /// always be paid out, and an operator can do everything. What takes a machine off the market, or lists it, has a
+    /// reserve, so that self-tests cannot stand in the way.
+    fn check_daily_bytes(&self, actor: Actor, command: &Command, now: Timestamp) -> Result<(), DomainError> {
+        use MachineChange::{Back, Reprice, Resume};
+        let (machine, most) = match command {
+            _ if matches!(actor, Actor::Operator(_)) => return Ok(()),
+            Command::Submit(id, _) | Command::Deposit(id, _) => {
+                return self.account(*id).map_or(Ok(()), |account| account.daily_bytes.check(now, MAX_OF_ACCOUNT));
             }
-            Command::ListMachine(id, _)
-            | Command::RecordTest(id, _)
-            | Command::ChangeMachine(ChangeMachine { machine: id, .. }) => {
-                self.machine(*id).map_or(Ok(()), |machine| machine.daily_bytes.check(now, MAX_OF_MACHINE))
+            Command::RecordTest(id, _) => (id, MAX_OF_MACHINE),
+            Command::ChangeMachine(ChangeMachine { machine, change: Back | Reprice(_) | Resume }) => {
+                (machine, MAX_OF_MACHINE)
             }
-            _ => Ok(()),
-        }
+            Command::ListMachine(id, _) | Command::ChangeMachine(ChangeMachine { machine: id, .. }) => {
+                (id, MAX_OF_MACHINE + RESERVE_OF_MACHINE)
+            }
+            _ => return Ok(()),
+        };
+        self.machine(*machine).map_or(Ok(()), |machine| machine.daily_bytes.check(now, most))
     }
 
     fn open_account(&self, id: AccountId) -> Decision {

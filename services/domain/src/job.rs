@@ -320,8 +320,9 @@ impl Job {
                     return Err(DomainError::field("reason", "A machine may not report this reason."));
                 }
                 let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
-                // A registry or a file that is away cannot end a program that runs.
-                let is_too_late = attempt.started.is_some() && reason.is_before_run();
+                // A registry or a file that is away cannot end a program that runs, and no defect of the worker hides
+                // what the machine did to the program.
+                let is_too_late = attempt.started.is_some() && reason.fault() == Fault::Nobody;
                 let reason = if is_too_late { Reason::RuntimeMisconfigured } else { *reason };
                 Ok(self.end_attempt(attempt, reason, detail, Some(c), now, settings))
             }

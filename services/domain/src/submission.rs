@@ -193,7 +193,9 @@ fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
 /// the registry, so `nas.local` is refused: it could be a computer in the network of the machine's owner.
 fn is_public_host(host: &str) -> bool {
     let last = host.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-    host.contains('.') && last.bytes().any(|b| b.is_ascii_alphabetic()) && !PRIVATE_DOMAINS.contains(&last.as_str())
+    host.contains('.')
+        && last.starts_with(|c: char| c.is_ascii_alphabetic())
+        && !PRIVATE_DOMAINS.contains(&last.as_str())
 }
 
 /// Checks the environment variables. `spec.env` has the names, which are public. `env` has the secret values, by name.
@@ -368,6 +370,7 @@ mod tests {
             "registry.default.svc",
             "a.onion",
             "0x7f.1",
+            "127.0x1",
             "registry.test",
         ] {
             assert!(!is_public_host(bad), "{bad}");

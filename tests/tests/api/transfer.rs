@@ -139,7 +139,9 @@ async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() 
     assert_eq!(first["left_out"], json!([]), "{first:#}");
     // The files of one account fill the store. The job of another account is not to blame, and says what is missing.
     let second = other.submit(&body).await.unwrap();
-    let second = other.wait_until_settled(&second).await.unwrap();
+    // The worker hashes and sends a large file, and waits a quarter of a minute for room.
+    let is_settled = |job: &Value| job["settled"] == true;
+    let second = other.wait_for(&second, Duration::from_secs(180), is_settled).await.unwrap();
     assert_eq!((&second["state"], &second["outputs"]), (&json!("Completed"), &json!([])), "{second:#}");
     assert_eq!(second["left_out"], json!([{ "reason": "StoreFull", "entries": 1, "example": "large.bin" }]));
     assert!(second["cost"].as_i64().unwrap() <= first["cost"].as_i64().unwrap() * 10, "the wait is not billed");

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// With more keys than this, the keys without a recent guess are dropped.
-const MAX_KEYS: usize = 10_000;
+/// With more keys than this, or twice as many as were left the last time, the keys without a counted guess are dropped.
+const CLEAN_AT: usize = 10_000;
 
 /// An allowance of guesses for each key: `burst` at once, and one more after each `period`.
 ///
@@ -19,24 +19,31 @@ const MAX_KEYS: usize = 10_000;
 pub(super) struct Guesses<K> {
     burst: u32,
     period: Duration,
-    full_at: Mutex<HashMap<K, Instant>>,
+    keys: Mutex<Keys<K>>,
+}
+
+struct Keys<K> {
+    full_at: HashMap<K, Instant>,
+    clean_at: usize,
 }
 
 impl<K: Hash + Eq + Clone> Guesses<K> {
     pub(super) fn new(burst: u32, period: Duration) -> Self {
-        Self { burst, period, full_at: Mutex::default() }
+        Self { burst, period, keys: Mutex::new(Keys { full_at: HashMap::new(), clean_at: CLEAN_AT }) }
     }
 
-    fn full_at(&self) -> MutexGuard<'_, HashMap<K, Instant>> {
+    fn keys(&self) -> MutexGuard<'_, Keys<K>> {
         // A poisoned lock is used anyway: no panic can leave an entry half written.
-        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a guess. If the allowance is used up, counts nothing and returns the time to wait.
     pub(super) fn count(&self, key: &K, now: Instant) -> Result<(), Duration> {
-        let mut full_at = self.full_at();
-        if full_at.len() > MAX_KEYS {
+        let mut keys = self.keys();
+        let Keys { full_at, clean_at } = &mut *keys;
+        if full_at.len() > *clean_at {
             full_at.retain(|_, full_at| *full_at > now);
+            *clean_at = CLEAN_AT.max(2 * full_at.len());
         }
         let full = full_at.get(key).copied().unwrap_or(now).max(now);
         let most = self.period * self.burst.saturating_sub(1);
@@ -51,14 +58,14 @@ impl<K: Hash + Eq + Clone> Guesses<K> {
 
     /// Takes a guess back.
     pub(super) fn take_back(&self, key: &K) {
-        if let Some(full_at) = self.full_at().get_mut(key) {
+        if let Some(full_at) = self.keys().full_at.get_mut(key) {
             *full_at = full_at.checked_sub(self.period).unwrap_or(*full_at);
         }
     }
 
     /// True if guesses of this key are counted now.
     pub(super) fn has_guessed(&self, key: &K, now: Instant) -> bool {
-        self.full_at().get(key).is_some_and(|full_at| *full_at > now)
+        self.keys().full_at.get(key).is_some_and(|full_at| *full_at > now)
     }
 }
 

@@ -37,6 +37,12 @@ const PASSWORD_ATTEMPT_PERIOD: Duration = Duration::from_secs(20);
 /// The same for all networks together that have tried a wrong password for this person before.
 const REPEATED_ATTEMPTS: u32 = 30;
 const REPEATED_ATTEMPT_PERIOD: Duration = Duration::from_secs(60);
+/// A network that has tried a wrong password for a person counts as one of these networks for this long, for each try.
+const TRIED_PERIOD: Duration = Duration::from_secs(6 * 3_600);
+const TRIED_AT_MOST: u32 = 100;
+/// The attempts of one network, right or wrong, as a multiple of the wrong ones: each costs the time of a password's
+/// hash.
+const ATTEMPTS_PER_WRONG: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// A wider network may make this many times the attempts of one network.
 const NETWORKS_IN_WIDER: u32 = 4;
 /// A burst may have as many requests as the rate allows in this number of seconds.
@@ -50,6 +56,14 @@ pub(crate) enum Source {
     KnownBrowser(String),
     /// A session of this person.
     Session,
+}
+
+/// A guess that was counted, by which it can be taken back.
+#[derive(Debug)]
+pub(crate) struct PasswordGuess {
+    person: (String, Source),
+    site: Option<(String, IpAddr)>,
+    is_repeated: bool,
 }
 
 type Limiter<K> = Arc<DefaultKeyedRateLimiter<K>>;
@@ -66,8 +80,12 @@ pub(crate) struct RateLimits {
     wider_networks: Arc<Guesses<IpAddr>>,
     /// Wrong passwords for one person, from one network or one known browser.
     people: Arc<Guesses<(String, Source)>>,
-    /// Wrong passwords for one person from networks that have tried one before.
+    /// The sites (see [`site_of`]) that have tried a wrong password for one person in the last hours.
+    tried: Arc<Guesses<(String, IpAddr)>>,
+    /// Wrong passwords for one person from these sites.
     repeated: Arc<Guesses<String>>,
+    /// Passwords from one network, right or wrong.
+    attempts: Limiter<IpAddr>,
     requests: Arc<AtomicU64>,
 }
 
@@ -84,7 +102,11 @@ impl RateLimits {
             networks: Arc::new(Guesses::new(attempts, minute / attempts)),
             wider_networks: Arc::new(Guesses::new(wider, minute / wider)),
             people: Arc::new(Guesses::new(PASSWORD_ATTEMPTS, PASSWORD_ATTEMPT_PERIOD)),
+            tried: Arc::new(Guesses::new(TRIED_AT_MOST, TRIED_PERIOD)),
             repeated: Arc::new(Guesses::new(REPEATED_ATTEMPTS, REPEATED_ATTEMPT_PERIOD)),
+            attempts: Arc::new(RateLimiter::keyed(Quota::per_minute(
+                rates.sign_ins_per_minute.saturating_mul(ATTEMPTS_PER_WRONG),
+            ))),
             requests: Arc::default(),
         }
     }
@@ -95,6 +117,7 @@ impl RateLimits {
             self.addresses.retain_recent();
             self.accounts.retain_recent();
             self.sign_ups.retain_recent();
+            self.attempts.retain_recent();
         }
         check(&self.addresses, &network_of(address), "Too many requests from your address.")
     }
@@ -120,27 +143,45 @@ impl RateLimits {
         self.wider_networks.take_back(&wider_network_of(address));
     }
 
+    /// Checks an attempt to sign in, right or wrong: each takes the time of a password's hash.
+    pub(crate) fn check_attempt(&self, address: IpAddr) -> Result<(), Problem> {
+        check(&self.attempts, &network_of(address), "Too many attempts from your address.")
+    }
+
     /// Counts a guess of a person's password. Call [`Self::take_back_password`] if the password was right.
     ///
     /// `login` is the person, who may not exist: the hash of an e-mail address (see `login_of`), or an account's id. No
-    /// stranger can lock a person out: wrong guesses elsewhere leave a known browser and a network without a wrong
-    /// guess their attempts.
-    pub(crate) fn count_password(&self, login: &str, source: &Source) -> Result<(), Problem> {
-        let (person, now) = ((login.to_owned(), source.clone()), Instant::now());
-        let refused = |wait: Duration| too_many("Too many wrong passwords.", wait);
-        let is_repeated = self.people.has_guessed(&person, now);
-        self.people.count(&person, now).map_err(refused)?;
-        if is_repeated && matches!(source, Source::Network(_)) {
-            self.repeated.count(&person.0, now).map_err(|wait| {
-                self.people.take_back(&person);
-                refused(wait)
-            })?;
-        }
-        Ok(())
+    /// stranger can lock a person out: wrong guesses elsewhere leave a known browser, and a site without a wrong guess,
+    /// their attempts.
+    pub(crate) fn count_password(&self, login: &str, source: &Source) -> Result<PasswordGuess, Problem> {
+        self.count_password_at(login, source, Instant::now())
+            .map_err(|wait| too_many("Too many wrong passwords.", wait))
     }
 
-    pub(crate) fn take_back_password(&self, login: &str, source: &Source) {
-        self.people.take_back(&(login.to_owned(), source.clone()));
+    fn count_password_at(&self, login: &str, source: &Source, now: Instant) -> Result<PasswordGuess, Duration> {
+        let person = (login.to_owned(), source.clone());
+        self.people.count(&person, now)?;
+        let mut guess = PasswordGuess { person, site: None, is_repeated: false };
+        let Source::Network(address) = source else { return Ok(guess) };
+        let site = (login.to_owned(), site_of(*address));
+        guess.is_repeated = self.tried.has_guessed(&site, now);
+        if guess.is_repeated {
+            self.repeated.count(&site.0, now).inspect_err(|_| self.people.take_back(&guess.person))?;
+        }
+        // A site that has tried as often as can be counted stays counted.
+        self.tried.count(&site, now).unwrap_or_default();
+        guess.site = Some(site);
+        Ok(guess)
+    }
+
+    pub(crate) fn take_back_password(&self, guess: &PasswordGuess) {
+        self.people.take_back(&guess.person);
+        if let Some(site) = &guess.site {
+            self.tried.take_back(site);
+            if guess.is_repeated {
+                self.repeated.take_back(&site.0);
+            }
+        }
     }
 
     /// Checks the creation of an account from an address.
@@ -165,6 +206,14 @@ pub(crate) fn network_of(address: IpAddr) -> IpAddr {
 fn wider_network_of(address: IpAddr) -> IpAddr {
     match network_of(address) {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 72 << 72).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// The network of a customer at least: an IPv6 network of 48 bits, or an IPv4 address.
+fn site_of(address: IpAddr) -> IpAddr {
+    match network_of(address) {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 80 << 80).into()),
         v4 @ IpAddr::V4(_) => v4,
     }
 }
@@ -208,8 +257,8 @@ mod tests {
     fn wrong_passwords_are_limited_and_right_ones_are_not() {
         let limits = limits();
         for _ in 0..50 {
-            limits.count_password("a", &network(1)).unwrap();
-            limits.take_back_password("a", &network(1));
+            let guess = limits.count_password("a", &network(1)).unwrap();
+            limits.take_back_password(&guess);
         }
         for _ in 0..PASSWORD_ATTEMPTS {
             limits.count_password("a", &network(1)).unwrap();
@@ -222,15 +271,22 @@ mod tests {
 
     #[test]
     fn no_number_of_strangers_locks_a_person_out_and_their_guesses_are_few() {
-        let limits = limits();
-        let guesses = (0..=255_u8)
-            .map(|last| (0..10).filter(|_| limits.count_password("a", &network(last)).is_ok()).count())
-            .collect::<Vec<_>>();
+        let (limits, now) = (limits(), Instant::now());
+        let guess = |address: IpAddr, now| limits.count_password_at("a", &Source::Network(address), now).is_ok();
+        let mut guesses = 0;
+        // An hour in which each network tries as often as it alone may.
+        for turn in 0..180 {
+            let now = now + turn * PASSWORD_ATTEMPT_PERIOD;
+            guesses += (0..=255_u8).filter(|last| guess([10, 0, 0, *last].into(), now)).count();
+        }
         // Each network has its first attempt. All further attempts together have one allowance.
-        assert!(guesses.iter().all(|count| *count >= 1));
-        assert_eq!(guesses.iter().sum::<usize>(), 256 + REPEATED_ATTEMPTS as usize);
-        // The person has the first attempt of a new network, and the attempts of the browser that has signed in before.
-        limits.count_password("a", &Source::Network([192, 0, 2, 1].into())).unwrap();
+        let allowance = REPEATED_ATTEMPTS as usize + 60;
+        assert!((256..=256 + allowance).contains(&guesses), "{guesses}");
+        // The networks of one site have one first attempt.
+        let of_site = |network: u16| IpAddr::from([0x2001, 0xdb8, 1, network, 0, 0, 0, 1]);
+        assert_eq!((0..1_000).filter(|network| guess(of_site(*network), now)).count(), 1);
+        // The person has the first attempt of a new network, and those of the browser that has signed in before.
+        assert!(guess([192, 0, 2, 1].into(), now));
         let browser = Source::KnownBrowser("b".to_owned());
         assert!((0..PASSWORD_ATTEMPTS).all(|_| limits.count_password("a", &browser).is_ok()));
         assert!(limits.count_password("a", &browser).is_err(), "a stolen browser guesses no more than others");

@@ -14,6 +14,7 @@ use gpubnb_query::{
     request::{DaysOf, TrailOf},
     view::{AttemptOutcome, Day, Figures, MachineView, Page, Reading, TrailEvent},
 };
+use gpubnb_runtime::rpc::RpcError;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -139,8 +140,12 @@ pub(crate) async fn redeem(
     JsonBody(redeem): JsonBody<RedeemEnrollment>,
 ) -> Result<Json<Enrolled>, ApiError> {
     app.rate_limits.count_code(client.address)?;
-    let credential = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await?;
-    app.rate_limits.take_back_code(client.address);
+    let redeemed = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await;
+    let is_wrong = matches!(&redeemed, Err(RpcError::Refused(refusal)) if refusal.name == "BadCode");
+    if !is_wrong {
+        app.rate_limits.take_back_code(client.address);
+    }
+    let credential = redeemed?;
     Ok(enrolled(&app, credential))
 }
 

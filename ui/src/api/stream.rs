@@ -10,7 +10,7 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
 };
 use futures_util::{Stream, StreamExt};
-use gpubnb_events::{Aggregate, JobId, Seq};
+use gpubnb_events::{Aggregate, JobId, Seq, output::UnfinishedLines};
 use gpubnb_query::request::{TrailOf, TrailQuery};
 
 use super::jobs::JobLogLine;
@@ -105,21 +105,32 @@ pub(crate) async fn logs(
     let mut unfinished = UnfinishedReader::open(&app, job).await?;
     let events = async_stream::stream! {
         let mut reader = OutputReader::default();
+        // A notice may be lost, so the job is looked at now and then, whatever else arrives.
+        let mut look_again = tokio::time::interval_at(tokio::time::Instant::now() + READ_AGAIN, READ_AGAIN);
+        look_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut shown: Option<UnfinishedLines> = None;
         // The output of a job is complete before the job's end is recorded.
         while row.ended_at.is_none() {
+            let lines = unfinished.newest(&row);
+            if lines != shown {
+                let empty = |shown| UnfinishedLines { stdout: String::new(), stderr: String::new(), ..shown };
+                let newest = lines.clone().or_else(|| shown.map(empty));
+                shown = lines;
+                if let Some(Ok(event)) = newest.map(|lines| Event::default().event("unfinished").json_data(lines)) {
+                    yield event;
+                }
+            }
             let change = next_change(&mut changes, |c| c.aggregate == Aggregate::Job(job));
             let message = tokio::select! {
                 message = messages.next() => message,
-                () = unfinished.changed() => {
-                    let lines = unfinished.newest(&row);
-                    if let Some(Ok(event)) = lines.map(|lines| Event::default().event("unfinished").json_data(lines)) {
-                        yield event;
-                    }
+                () = unfinished.changed() => continue,
+                change = change => {
+                    row = app.queries.job(signed_in.actor(), job, change.map_or(Seq::ZERO, |change| change.seq)).await
+                        .unwrap_or(row);
                     continue;
                 }
-                change = tokio::time::timeout(READ_AGAIN, change) => {
-                    let seq = change.ok().flatten().map_or(Seq::ZERO, |change| change.seq);
-                    row = app.queries.job(signed_in.actor(), job, seq).await.unwrap_or(row);
+                _ = look_again.tick() => {
+                    row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
                     continue;
                 }
             };

@@ -1,6 +1,8 @@
 //! The lines that a job has begun and not finished, such as a progress bar that writes over itself. No stream stores
 //! them: a worker publishes the newest state of the lines, and repeats it every few seconds.
 
+use std::collections::HashMap;
+
 use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, MachineId,
@@ -10,15 +12,17 @@ use gpubnb_events::{
 use gpubnb_query::view::JobView;
 use tokio::sync::watch;
 
-use super::output::{machines_by_lease, unavailable};
+use super::output::unavailable;
 use crate::{ansi, app::App, error::Problem};
 
+/// The most machines whose lines are kept. A job runs on one machine at a time, and few have had it before.
+const MAX_MACHINES: usize = 64;
 /// The largest message that is read. JSON may write a byte as six characters.
 const MAX_MESSAGE: usize = 16 * MAX_UNFINISHED;
 
-/// The newest unfinished lines of a job, whatever machine sent them.
+/// The newest unfinished lines of a job, of each machine that sent some.
 pub(crate) struct UnfinishedReader {
-    newest: watch::Receiver<Option<(MachineId, UnfinishedLines)>>,
+    newest: watch::Receiver<HashMap<MachineId, UnfinishedLines>>,
 }
 
 impl UnfinishedReader {
@@ -27,7 +31,7 @@ impl UnfinishedReader {
     pub(crate) async fn open(app: &App, job: JobId) -> Result<Self, Problem> {
         let subject = subject::unfinished_of_job(job);
         let mut messages = app.js.client().subscribe(subject).await.map_err(|e| unavailable(&e))?;
-        let (sender, newest) = watch::channel(None);
+        let (sender, newest) = watch::channel(HashMap::new());
         tokio::spawn(async move {
             loop {
                 let message = tokio::select! {
@@ -40,7 +44,12 @@ impl UnfinishedReader {
                 }
                 let lines = serde_json::from_slice::<UnfinishedLines>(&message.payload);
                 if let (Some(machine), Ok(lines)) = (subject::machine_of_unfinished(&message.subject), lines) {
-                    sender.send_replace(Some((machine, lines)));
+                    sender.send_modify(|newest| {
+                        if newest.len() >= MAX_MACHINES && !newest.contains_key(&machine) {
+                            newest.clear();
+                        }
+                        newest.insert(machine, lines);
+                    });
                 }
             }
         });
@@ -56,9 +65,9 @@ impl UnfinishedReader {
 
     /// The newest lines. `None` unless the machine that sent them holds the job's present lease.
     pub(crate) fn newest(&mut self, job: &JobView) -> Option<UnfinishedLines> {
-        let (machine, lines) = self.newest.borrow_and_update().clone()?;
-        let is_present = job.ended_at.is_none() && job.attempt().is_some_and(|a| a.lease == lines.lease);
-        (is_present && machines_by_lease(job).get(&lines.lease) == Some(&machine)).then_some(lines)
+        let newest = self.newest.borrow_and_update();
+        let attempt = job.attempt().filter(|_| job.ended_at.is_none())?;
+        newest.get(&attempt.machine).filter(|lines| lines.lease == attempt.lease).cloned()
     }
 }
 

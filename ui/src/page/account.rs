@@ -136,12 +136,15 @@ pub(crate) async fn change_password(
     Form(passwords): Form<PasswordChange>,
 ) -> Result<Response, PageError> {
     let login = signed_in.account.to_string();
-    app.rate_limits.count_password(&login, &Source::Session)?;
+    let guess = app.rate_limits.count_password(&login, &Source::Session)?;
     if let Err(problem) = app.users.change_password(signed_in.account, &passwords.old, &passwords.new).await {
+        if problem.field.as_deref() != Some("old") {
+            app.rate_limits.take_back_password(&guess);
+        }
         // The page must not contain the submitted passwords, so no fields are passed on.
         return render_refusal(&app, signed_in, problem, Vec::new()).await;
     }
-    app.rate_limits.take_back_password(&login, &Source::Session);
+    app.rate_limits.take_back_password(&guess);
     // All other sessions end, because somebody else may know the old password.
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     Ok(Redirect::to("/account?done=password").into_response())
@@ -220,9 +223,9 @@ pub(crate) async fn accept_invite(
     Path(secret): Path<String>,
 ) -> Result<Redirect, PageError> {
     let login = signed_in.account.to_string();
-    app.rate_limits.count_password(&login, &Source::Session)?;
+    let guess = app.rate_limits.count_password(&login, &Source::Session)?;
     app.users.accept_invite(&secret, app.now()).await?;
-    app.rate_limits.take_back_password(&login, &Source::Session);
+    app.rate_limits.take_back_password(&guess);
     app.users.make_operator(signed_in.account).await?;
     Ok(Redirect::to("/account?done=operator"))
 }
