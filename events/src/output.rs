@@ -63,7 +63,7 @@ pub struct UnfinishedLines {
     /// What stands on the line of standard output now: at most [`MAX_UNFINISHED`] bytes from an untrusted job. Empty if
     /// there is no unfinished line.
     pub stdout: String,
-    /// What stands on the line of standard error now.
+    /// The unfinished line of standard error, as `stdout`.
     pub stderr: String,
 }
 

@@ -9,7 +9,7 @@ use gpubnb_log::{
     Log,
     stream::{ARTIFACTS, DISPATCH, INPUTS, OUTPUT, machine_consumer, store_stream},
 };
-use gpubnb_projector::ops::doctor::{Findings, MAX_WAIT, run_checks};
+use gpubnb_projector::ops::doctor::{Findings, MAX_WAIT, run_checks, stream_info};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::rpc::Caller;
 use serde_json::Value;
@@ -79,9 +79,8 @@ async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings
 async fn growth(client: &Client, found: &mut Findings) -> u64 {
     let mut growth = 0;
     for stream in [OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)] {
-        let asked = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
-        let answer = tokio::time::timeout(MAX_WAIT, asked).await.ok().and_then(Result::ok);
-        let info: Value = answer.and_then(|answer| serde_json::from_slice(&answer.payload).ok()).unwrap_or_default();
+        // Without an answer, the growth of the stream is not known either.
+        let info = stream_info(client, &stream).await.unwrap_or_default();
         let (limit, used) = (info["config"]["max_bytes"].as_u64(), info["state"]["bytes"].as_u64());
         if let (Some(limit), Some(used)) = (limit, used) {
             growth += limit.saturating_sub(used);

@@ -68,7 +68,7 @@ fn broker(client: &Client, findings: &mut Findings) {
 }
 
 /// The broker's information about a stream.
-async fn stream_info(client: &Client, stream: &str) -> anyhow::Result<Value> {
+pub async fn stream_info(client: &Client, stream: &str) -> anyhow::Result<Value> {
     let asked = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
     let answer = tokio::time::timeout(MAX_WAIT, asked).await.context("the broker is silent")??;
     Ok(serde_json::from_slice(&answer.payload)?)

@@ -14,7 +14,7 @@ use crate::DomainError;
 pub(crate) const MAX_OF_ACCOUNT: u64 = 32 << 20;
 /// Most such bytes of one machine on one day.
 pub(crate) const MAX_OF_MACHINE: u64 = 8 << 20;
-/// What takes a machine off the market, or lists it, may have so many bytes more.
+/// The bytes beyond [`MAX_OF_MACHINE`] for the events that take a machine off the market, or list it.
 pub(crate) const RESERVE_OF_MACHINE: u64 = 1 << 20;
 /// The bytes of a message beside its body: subject and headers.
 const ENVELOPE: u64 = 512;

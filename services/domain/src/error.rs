@@ -48,8 +48,8 @@ pub enum DomainError {
     /// The account or the machine has appended this many MiB of events on this day, without anything that pays for
     /// them.
     #[error(
-        "The events of jobs that never ran, deposits, self-tests and changes of one day (UTC) may have {0} MiB, and \
-         these are used up. Jobs that run do not count. Try again tomorrow."
+        "The events of jobs that nobody paid for, deposits, self-tests and changes of one day (UTC) may have {0} MiB, \
+         and these are used up. Jobs that cost something do not count. Try again tomorrow."
     )]
     DailyBytes(u64),
     /// The account has less money than the requested payout.

@@ -51,7 +51,7 @@ pub(crate) struct BodySchema {
     pub(crate) shape: BodyShape,
 }
 
-/// Whether a body is one object, a list, or a page of a list.
+/// The shape of a body: one object, a list, or a page of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyShape {
     /// One object.
