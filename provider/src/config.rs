@@ -5,9 +5,9 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, value_parser};
-use gpubnb_events::MicroUsd;
+use gpubnb_events::{MicroUsd, spec::WELL_KNOWN_REGISTRIES};
 
-use crate::owner::Hours;
+use crate::{image_fetch::PrivateRegistry, owner::Hours};
 
 /// Shares this machine on a GPUbnb market: lists it, and runs jobs on it in hardened containers while it is spare.
 ///
@@ -95,11 +95,17 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
     pub allow_egress: bool,
     /// The images that jobs may use.
-    #[arg(long, env = "GPUBNB_IMAGES", value_enum, default_value_t = ImagePolicy::Any)]
+    #[arg(long, env = "GPUBNB_IMAGES", value_enum, default_value_t = ImagePolicy::Registries)]
     pub images: ImagePolicy,
-    /// A registry whose images jobs may use, with `--images registries`. May be given several times.
+    /// A registry whose images jobs may use, with `--images registries`. May be given several times. Default: the
+    /// well-known public registries.
     #[arg(long, env = "GPUBNB_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
+    #[arg(default_values = WELL_KNOWN_REGISTRIES)]
     pub registry: Vec<String>,
+    /// A registry whose images jobs may use although its address may be private, such as `http://127.0.0.1:5000`. May be
+    /// given several times. The worker reaches public addresses only, except these.
+    #[arg(long, env = "GPUBNB_PRIVATE_REGISTRIES", value_delimiter = ',', value_name = "URL")]
+    pub private_registry: Vec<PrivateRegistry>,
     /// Largest image, GiB.
     #[arg(long, env = "GPUBNB_IMAGE_GIB", default_value_t = 20, value_parser = value_parser!(u64).range(1..=1_000))]
     pub image_gib: u64,
@@ -147,9 +153,9 @@ pub struct RunArgs {
 /// named by its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ImagePolicy {
-    /// Only the images of the market's approved templates.
+    /// Only the images of the market's templates.
     Templates,
-    /// The images of the templates, and those in the registries of --registry.
+    /// The images of the templates, and those in the registries of --registry and --private-registry.
     Registries,
     /// Any image.
     Any,

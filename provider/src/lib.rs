@@ -20,6 +20,7 @@ mod gpu_allocator;
 mod hardware;
 mod heartbeat;
 mod identity;
+mod image_fetch;
 mod journal;
 mod json_file;
 mod lease_table;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use async_nats::Client;
 use bollard::Docker;
+use gpubnb_dialer::Dialer;
 use gpubnb_events::{
     Clock as _, HourlyRate, Millis, SystemClock,
     command::{Done, ListMachine, Listed, RecordTest},
@@ -23,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::{
     attempt::{self, CacheLimits, ImageRules, Images, JobDisks, Tools},
-    config::{EnrollArgs, RunArgs},
+    config::{EnrollArgs, ImagePolicy, RunArgs},
     control::{Availability, ControlServer},
     credential::Credential,
     desired_state::DesiredState,
@@ -32,6 +33,7 @@ use crate::{
     hardware,
     heartbeat::send_heartbeats,
     identity::{Enrollment, Identity},
+    image_fetch::ImageFetcher,
     lease_table::LeaseTable,
     market::{MarketClient, http_client},
     owner::{self, ReclaimReason, SharingRules},
@@ -155,13 +157,22 @@ async fn list_machine(platform: &Platform, list: ListMachine) -> anyhow::Result<
     }
 }
 
+/// The registries of the images that jobs may use, besides the images of templates; `None`: all.
+fn allowed_registries(args: &RunArgs) -> Option<Vec<String>> {
+    let private = args.private_registry.iter().map(|registry| registry.name.clone());
+    match args.images {
+        ImagePolicy::Any => None,
+        ImagePolicy::Templates => Some(Vec::new()),
+        ImagePolicy::Registries => Some(args.registry.iter().cloned().chain(private).collect()),
+    }
+}
+
 /// The owner's rules for images.
-fn image_rules(args: &RunArgs) -> ImageRules {
+fn image_rules(args: &RunArgs, dialer: Dialer) -> ImageRules {
     let unused = Millis(args.image_days * 24 * 3_600_000);
     ImageRules {
-        policy: args.images,
-        registries: args.registry.clone(),
-        largest: args.image_gib << 30,
+        registries: allowed_registries(args),
+        fetcher: ImageFetcher { dialer, private: args.private_registry.clone(), largest: args.image_gib << 30 },
         cache: CacheLimits { bytes: args.image_cache_gib << 30, unused },
     }
 }
@@ -214,6 +225,7 @@ fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
             hours: args.hours.as_ref().map(ToString::to_string),
             max_pids: args.max_pids,
             max_open_files: args.max_open_files,
+            registries: allowed_registries(args),
         },
     }
 }
@@ -233,7 +245,7 @@ fn make_tools(
     Arc::new(Tools {
         machine,
         docker,
-        images: Images::new(&identity.state, image_rules(args)),
+        images: Images::new(&identity.state, image_rules(args, Dialer::default())),
         js: machine_jetstream(client.clone()),
         platform: Platform::new(Caller::new(client.clone()), machine),
         leases: Arc::new(LeaseTable::new(slots)),

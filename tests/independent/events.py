@@ -35,7 +35,7 @@ GPU = {"uuid": "text", "model": "text", "memory": "count", "capability?": "any",
 HARDWARE = {"cpu_model": "text", "cpu_cores": "count", "memory": "count", "disk": "count", "gpus=": [GPU],
             "driver?": "any", "cuda?": "any", "simulated=": "flag"}
 POLICY = {"may_evict=": "flag", "egress=": "flag", "idle_minutes?": "any", "hours?": "any", "max_pids?": "count",
-          "max_open_files?": "count"}
+          "max_open_files?": "count", "registries?": ["text"]}
 OFFER = {"name": "text", "region": "text", "hardware": HARDWARE, "price": "count", "slots": "count", "policy=": POLICY}
 RESOURCES = {"cpu_millis": "count", "memory": "count", "shm?": "count", "output": "count", "disk?": "count",
              "pids?": "count", "open_files?": "count", "gpus=": "count", "vram=": "count"}

@@ -28,6 +28,7 @@ class Need(NamedTuple):
     gpus: int
     vram: int
     egress: bool
+    registry: Optional[str]  # of the image; None for a template's image, which every owner allows
 
 
 class State(NamedTuple):
@@ -47,6 +48,7 @@ class State(NamedTuple):
     egress: bool
     max_pids: int
     max_open_files: int
+    registries: Optional[Tuple[str, ...]]
     delisted: bool = False
     paused: bool = False
     away: bool = False
@@ -84,7 +86,13 @@ def need(submitted: Event) -> Need:
     have = spec["resources"]
     return Need(have["cpu_millis"], have["memory"], have["output"], given(have, "disk", have["output"] + 256),
                 given(have, "pids", 512), given(have, "open_files", 4096), have.get("gpus", 0), have.get("vram", 0),
-                spec.get("egress", False))
+                spec.get("egress", False), None if spec.get("template") else registry(spec["image"]))
+
+
+def registry(image: str) -> str:
+    """The registry in the name of an image, in small letters."""
+    first, slash, _ = image.partition("/")
+    return first.lower() if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
 
 def given(fields: Dict[str, Any], name: str, otherwise: int) -> int:
@@ -101,7 +109,13 @@ def offered(body: Dict[str, Any]) -> Dict[str, Any]:
             "cpu_millis": have["cpu_cores"] * 1000, "memory": have["memory"], "disk": have["disk"],
             "gpus": tuple((gpu["model"], gpu["memory"]) for gpu in have.get("gpus", [])),
             "cuda": have.get("cuda"), "simulated": have.get("simulated", False), "egress": policy.get("egress", False),
-            "max_pids": given(policy, "max_pids", 8192), "max_open_files": given(policy, "max_open_files", 65_536)}
+            "max_pids": given(policy, "max_pids", 8192), "max_open_files": given(policy, "max_open_files", 65_536),
+            "registries": allowed(policy.get("registries"))}
+
+
+def allowed(registries: Optional[List[str]]) -> Optional[Tuple[str, ...]]:
+    """The registries whose images jobs may use, in small letters; None for all."""
+    return None if registries is None else tuple(one.lower() for one in registries)
 
 
 def measured(event: Event) -> Tuple[Optional[int], Optional[int]]:

@@ -17,7 +17,7 @@ DISKS_SINCE = 1_795_910_400 * 10**9  # 2026-11-29: before, `output` was compared
 DAY = 86_400 * 10**9
 REASONS = ("NotNamed", "Delisted", "Paused", "Away", "OwnerSuspended", "Offline", "Excluded", "NoFreeSlot", "Busy",
            "GpuTooSmall", "Simulated", "GpuModel", "TooSmall", "Cuda", "Region", "Price", "Reliability", "NotVerified",
-           "NoEgress")  # in the order of the list `rejected`
+           "NoEgress", "ImageNotAllowed")  # in the order of the list `rejected`
 
 
 class Wish(NamedTuple):
@@ -95,6 +95,8 @@ def against_offer(state: State, need: Need, asked: Wish) -> Optional[str]:
         return "TooSmall"
     if need.egress and not state.egress:
         return "NoEgress"
+    if state.registries is not None and need.registry is not None and need.registry not in state.registries:
+        return "ImageNotAllowed"
     if need.gpus and state.simulated and not asked.allow_simulated:
         return "Simulated"
     model = asked.gpu_model

@@ -82,6 +82,8 @@ class Reasons(Case):
                                   ("TooSmall", {"max_open_files": 4095}, {}),
                                   ("TooSmall", {"cpu_cores": 1}, {"cpu_millis": 1001}),
                                   ("NoEgress", {}, {"egress": True}),
+                                  ("ImageNotAllowed", {"registries": ["ghcr.io"]}, {}),
+                                  ("ImageNotAllowed", {"registries": ["docker.io"]}, {"image": "localhost:1/i:1"}),
                                   ("Simulated", {"gpus": [gpu(100)], "simulated": True}, {"gpus": 1}),
                                   ("GpuModel", {"gpus": [gpu(100)]}, {"wish": cheapest(gpu_model="big m")}),
                                   ("Cuda", {"cuda": "12.3"}, {"wish": cheapest(min_cuda="12.4")}),

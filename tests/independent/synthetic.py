@@ -127,12 +127,12 @@ class Log:
                                              "speed": {"gpus": gpus, "measured": measured, "core": core}})
 
     def submitted(self, job: str = JOB, hold: int = 500_000, wish: Optional[Fields] = None, account: str = CONSUMER,
-                  time: int = 600, attempts: int = 3, egress: bool = False, **resources: int) -> int:
+                  time: int = 600, attempts: int = 3, egress: bool = False, image: str = "i", **resources: int) -> int:
         """A job."""
         asked = {"cpu_millis": 1000, "memory": 1000, "output": 1000, "gpus": 0, "vram": 0, **resources}
         return self.add("JobSubmitted", {
             "account": account, "job": job, "hold": hold, "placement": wish or cheapest(),
-            "spec": {"name": "j", "image": "i", "command": [], "resources": asked, "egress": egress},
+            "spec": {"name": "j", "image": image, "command": [], "resources": asked, "egress": egress},
             "limits": {"time": time, "budget": hold, "max_attempts": attempts, "queue": 86_400},
         }, f"account:{account}")
 

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -27,6 +27,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// The token that the registry gives to everybody.
+const TOKEN: &str = "everybodys-token";
 /// A slow image is sent in pieces of this size, bytes.
 const PIECE_BYTES: usize = 1 << 20;
 /// Pause before each piece of a slow image.
@@ -39,8 +42,20 @@ pub enum ImageKind {
     Plain,
     /// The image is sent slowly.
     Slow,
-    /// The image is sent slowly, and the registry announces 30 GiB for its layer.
+    /// The manifest announces 30 GiB for the layer.
     Huge,
+    /// The layer is packed, and unpacks to 2 GiB.
+    Bomb,
+    /// The registry breaks off each answer after the first mebibyte, and continues where it is asked to.
+    Breaking,
+    /// The image is one of several platforms in an index.
+    Indexed,
+    /// The registry demands a token, which it gives to everybody.
+    NeedsToken,
+    /// The registry demands a token, and names a server at this address.
+    TokenFrom(SocketAddr),
+    /// The registry sends everybody who asks for a layer to this address.
+    RedirectTo(SocketAddr),
     /// The added layer has another digest than the manifest says.
     WrongDigest,
     /// The image declares `/data` as its working directory and as a volume.
@@ -57,14 +72,23 @@ pub enum ImageKind {
 
 struct Image {
     kind: ImageKind,
-    manifest: Bytes,
+    /// The index or the manifest that the image's name stands for, and its media type.
+    top: (Bytes, &'static str),
+    /// The manifests and the layers by digest.
     blobs: HashMap<String, Bytes>,
+}
+
+struct Served {
+    images: HashMap<String, Image>,
+    is_available: AtomicBool,
+    /// The digests of the layers that were sent.
+    sent: Mutex<Vec<String>>,
+    address: SocketAddr,
 }
 
 /// A running registry. It stops when this value is dropped; then its images are removed from Docker.
 pub struct Registry {
-    address: SocketAddr,
-    is_available: Arc<AtomicBool>,
+    served: Arc<Served>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -76,24 +100,42 @@ impl Registry {
         let images: HashMap<String, Image> = made.collect::<anyhow::Result<_>>()?;
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let is_available = Arc::new(AtomicBool::new(false));
+        let (is_available, sent) = (AtomicBool::new(false), Mutex::default());
+        let served = Arc::new(Served { images, is_available, sent, address });
         let router = Router::new()
             .route("/v2/", get(async || "{}"))
+            .route("/token", get(async || format!("{{\"token\":\"{TOKEN}\"}}")))
             .route("/v2/{name}/manifests/{reference}", get(manifest))
             .route("/v2/{name}/blobs/{digest}", get(blob))
-            .with_state((Arc::new(images), Arc::clone(&is_available)));
+            .with_state(Arc::clone(&served));
         let server = tokio::spawn(async move { drop(axum::serve(listener, router).await) });
-        Ok(Self { address, is_available, server })
+        Ok(Self { served, server })
     }
 
     /// Lets the registry serve every image, also those of the kind [`ImageKind::Unavailable`].
     pub fn make_available(&self) {
-        self.is_available.store(true, Ordering::Relaxed);
+        self.served.is_available.store(true, Ordering::Relaxed);
     }
 
     /// The full name of an image, with the registry and the tag: `127.0.0.1:<port>/<image>:1`.
     pub fn name(&self, image: &str) -> String {
-        format!("{}/{image}:1", self.address)
+        format!("{}/{image}:1", self.served.address)
+    }
+
+    /// The full name of an image with its digest: `127.0.0.1:<port>/<image>@sha256:…`.
+    pub fn pinned_name(&self, image: &str) -> String {
+        let top = self.served.images.get(image).map(|image| digest(&image.top.0)).unwrap_or_default();
+        format!("{}/{image}@{top}", self.served.address)
+    }
+
+    /// The address of the registry, for the worker's option `--private-registry`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.served.address)
+    }
+
+    /// The digests of the layers that were sent.
+    pub fn sent(&self) -> Vec<String> {
+        self.served.sent.lock().map(|sent| sent.clone()).unwrap_or_default()
     }
 
     /// Returns true if Docker has pulled the image.
@@ -106,7 +148,7 @@ impl Registry {
 impl Drop for Registry {
     fn drop(&mut self) {
         self.server.abort();
-        let prefix = format!("reference={}/*", self.address);
+        let prefix = format!("reference={}/*", self.served.address);
         let listed = Command::new("docker").args(["images", "--quiet", "--filter", &prefix]).output();
         let ids = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         for id in ids.split_whitespace() {
@@ -147,7 +189,7 @@ fn image((layer, config): &(Bytes, Value), kind: ImageKind, bytes: usize) -> any
         std::fs::write(dir.path().join(name), "a file")?;
     }
     let packed = Command::new("tar").arg("-C").arg(dir.path()).args(["-c", "noise"]).args(file).output()?;
-    let added = Bytes::from(packed.stdout);
+    let added = if kind == ImageKind::Bomb { bomb()? } else { packed.stdout.into() };
     let mut config = config.clone();
     config["rootfs"]["diff_ids"] = json!([digest(layer), digest(&added)]);
     if let Some(config) = config.as_object_mut() {
@@ -164,50 +206,108 @@ fn image((layer, config): &(Bytes, Value), kind: ImageKind, bytes: usize) -> any
     let described =
         |bytes: &Bytes, kind: &str| json!({ "mediaType": kind, "size": bytes.len(), "digest": digest(bytes) });
     let tar = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    let mut added_layer = described(&added, tar);
+    if kind == ImageKind::Huge {
+        added_layer["size"] = json!(30_u64 << 30);
+    }
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST,
         "config": described(&config, "application/vnd.docker.container.image.v1+json"),
-        "layers": [described(layer, tar), described(&added, tar)] });
-    let mut blobs: HashMap<_, _> = [&config, layer, &added].map(|blob| (digest(blob), blob.clone())).into();
+        "layers": [described(layer, tar), added_layer] });
+    let manifest = Bytes::from(serde_json::to_vec(&manifest)?);
+    let top = if kind == ImageKind::Indexed { (index(&manifest)?, INDEX) } else { (manifest.clone(), MANIFEST) };
+    let mut blobs: HashMap<_, _> = [&config, layer, &added, &manifest].map(|blob| (digest(blob), blob.clone())).into();
     if kind == ImageKind::WrongDigest {
         let other = added.iter().map(|byte| byte ^ 1).collect::<Vec<_>>();
         blobs.insert(digest(&added), other.into());
     }
-    Ok(Image { kind, manifest: serde_json::to_vec(&manifest)?.into(), blobs })
+    Ok(Image { kind, top, blobs })
 }
 
-/// The images by name, and the flag that [`Registry::make_available`] sets.
-type Images = (Arc<HashMap<String, Image>>, Arc<AtomicBool>);
+/// An index with the manifest for this machine's platform, and one for another platform.
+fn index(manifest: &Bytes) -> anyhow::Result<Bytes> {
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let entry = |digest: String, architecture: &str| {
+        json!({ "mediaType": MANIFEST, "size": manifest.len(), "digest": digest,
+            "platform": { "os": "linux", "architecture": architecture } })
+    };
+    let entries = [entry(format!("sha256:{}", "0".repeat(64)), "s390x"), entry(digest(manifest), architecture)];
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+    Ok(serde_json::to_vec(&index)?.into())
+}
 
-async fn manifest(State((images, is_available)): State<Images>, Path((name, _)): Path<(String, String)>) -> Response {
-    let Some(image) = images.get(&name) else {
+/// A packed layer with one file of 2 GiB.
+fn bomb() -> anyhow::Result<Bytes> {
+    let script = "truncate --size 2G zeros && tar --create zeros | gzip -1";
+    let dir = tempfile::tempdir()?;
+    let packed = Command::new("sh").args(["-c", script]).current_dir(dir.path()).output()?;
+    ensure!(packed.status.success(), "the layer cannot be packed");
+    Ok(packed.stdout.into())
+}
+
+async fn manifest(
+    State(served): State<Arc<Served>>,
+    Path((name, reference)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let Some(image) = served.images.get(&name) else {
         let error = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "manifest unknown" }] });
         return (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "application/json")], error.to_string())
             .into_response();
     };
-    if let ImageKind::Unavailable(status) = image.kind
-        && !is_available.load(Ordering::Relaxed)
-    {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return (status, "the registry is not available").into_response();
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    match image.kind {
+        ImageKind::Unavailable(status) if !served.is_available.load(Ordering::Relaxed) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return (status, "the registry is not available").into_response();
+        }
+        ImageKind::NeedsToken if authorization != Some(&format!("Bearer {TOKEN}")) => return demand(served.address),
+        ImageKind::TokenFrom(address) => return demand(address),
+        _ => {}
     }
-    let digest = digest(&image.manifest);
-    let headers = [(header::CONTENT_TYPE.as_str(), MANIFEST), ("docker-content-digest", digest.as_str())];
-    (headers, image.manifest.clone()).into_response()
+    let (document, kind) = match image.blobs.get(&reference) {
+        Some(manifest) => (manifest.clone(), MANIFEST),
+        None => image.top.clone(),
+    };
+    let digest = digest(&document);
+    let headers = [(header::CONTENT_TYPE.as_str(), kind), ("docker-content-digest", digest.as_str())];
+    (headers, document).into_response()
 }
 
-async fn blob(State((images, _)): State<Images>, Path((name, digest)): Path<(String, String)>) -> Response {
-    let found = images.get(&name).and_then(|image| Some((image.kind, image.blobs.get(&digest)?.clone())));
+/// The answer that demands a token from the server at this address.
+fn demand(address: SocketAddr) -> Response {
+    let challenge = format!("Bearer realm=\"http://{address}/token\",service=\"registry\",scope=\"repository:a:pull\"");
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)], "a token is needed").into_response()
+}
+
+async fn blob(
+    State(served): State<Arc<Served>>,
+    Path((name, digest)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let found = served.images.get(&name).and_then(|image| Some((image.kind, image.blobs.get(&digest)?.clone())));
     let Some((kind, bytes)) = found else { return StatusCode::NOT_FOUND.into_response() };
-    let pieces: Vec<_> = bytes.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
-    let is_slow = matches!(kind, ImageKind::Slow | ImageKind::Huge) && bytes.len() > PIECE_BYTES;
+    if let Ok(mut sent) = served.sent.lock() {
+        sent.push(digest.clone());
+    }
+    if let ImageKind::RedirectTo(address) = kind {
+        return (StatusCode::FOUND, [(header::LOCATION, format!("http://{address}/secret"))]).into_response();
+    }
+    let range =
+        headers.get(header::RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-'));
+    let first = range.and_then(|first| first.parse().ok()).unwrap_or(0).min(bytes.len());
+    let (bytes, length) = (bytes.slice(first..), bytes.len() - first);
+    let mut pieces: Vec<_> = bytes.chunks(PIECE_BYTES).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    if kind == ImageKind::Breaking && pieces.len() > 1 {
+        pieces.truncate(1);
+        pieces.push(Err(std::io::Error::other("the line breaks")));
+    }
+    let is_slow = kind == ImageKind::Slow && bytes.len() > PIECE_BYTES;
     let pieces = stream::iter(pieces).then(move |piece| async move {
         if is_slow {
             tokio::time::sleep(PAUSE).await;
         }
-        Ok::<_, std::io::Error>(piece)
+        piece
     });
-    let length = if kind == ImageKind::Huge && is_slow { 30 << 30 } else { bytes.len() };
-    let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_LENGTH, length.into());
-    (headers, Body::from_stream(pieces)).into_response()
+    let status = if first > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    (status, [(header::CONTENT_LENGTH, length.to_string())], Body::from_stream(pieces)).into_response()
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mebibytes, Resources};
+use super::{JobSpec, Mebibytes, Resources, is_in_registries};
 use crate::money::HourlyRate;
 
 /// The hardware of a machine, as its worker measured it.
@@ -68,6 +68,9 @@ pub struct OwnerPolicy {
     /// The most open files of a process that a job may ask for; `None`: [`MAX_OPEN_FILES`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_open_files: Option<u32>,
+    /// The registries whose images jobs may use, such as `ghcr.io`, besides the images of templates; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registries: Option<Vec<String>>,
 }
 
 /// The most processes and threads that a job may ask for on a machine whose owner sets no other bound.
@@ -80,6 +83,12 @@ impl OwnerPolicy {
     pub fn allows(&self, resources: &Resources) -> bool {
         resources.max_pids() <= self.max_pids.unwrap_or(MAX_PIDS)
             && resources.max_open_files() <= self.max_open_files.unwrap_or(MAX_OPEN_FILES)
+    }
+
+    /// True if the owner allows the image of a job: the image of a template, or an image of an allowed registry.
+    pub fn allows_image(&self, spec: &JobSpec) -> bool {
+        let is_listed = |registries: &Vec<String>| is_in_registries(&spec.image, registries);
+        spec.template.is_some() || self.registries.as_ref().is_none_or(is_listed)
     }
 
     /// A text for people: when jobs may run on the machine, and what happens to a job when that time ends.

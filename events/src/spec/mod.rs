@@ -1,6 +1,7 @@
 //! The specification of a job and the offer of a machine: the values inside events and commands.
 
 mod cuda;
+mod image_name;
 mod machine;
 mod placement;
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     cuda::CudaVersion,
+    image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_in_registries},
     machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},
     placement::{
         Chosen, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Strategy, WinReason, Winner,

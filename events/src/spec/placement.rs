@@ -328,6 +328,8 @@ pub enum Reject {
     NotVerified,
     /// The job needs the network, and the owner does not allow it.
     NoEgress,
+    /// The owner does not allow images of this registry.
+    ImageNotAllowed,
 }
 
 impl Reject {
@@ -353,6 +355,7 @@ impl Reject {
             Self::Reliability => "not reliable enough, or without a record",
             Self::NotVerified => "not every check of its self-test passed",
             Self::NoEgress => "no network access for jobs",
+            Self::ImageNotAllowed => "its owner does not allow images of this registry",
         }
     }
 }

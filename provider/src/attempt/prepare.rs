@@ -60,7 +60,7 @@ async fn find_image(context: &AttemptContext, grant: &Grant) -> Result<LocalImag
         let id = context.container.image().await?.ok_or_else(gone)?;
         return Ok(LocalImage { id, ..LocalImage::default() });
     }
-    context.tools.images.resolve(&grant.spec.image, context).await
+    context.tools.images.resolve(&grant.spec, context).await
 }
 
 /// The most volumes of an image.

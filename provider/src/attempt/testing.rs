@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use async_nats::ConnectOptions;
 use bollard::{API_DEFAULT_VERSION, Docker};
+use gpubnb_dialer::Dialer;
 use gpubnb_events::{
     JobId, Lease, Millis, Seq,
     command::Grant,
@@ -20,10 +21,7 @@ use tokio::{
 
 use super::{AttemptContext, CacheLimits, ImageRules, Images, JobDisks, Tools, watch::wait_for_value};
 use crate::{
-    config::{DiskQuota, ImagePolicy},
-    identity::Identity,
-    lease_table::LeaseTable,
-    platform::Platform,
+    config::DiskQuota, identity::Identity, image_fetch::ImageFetcher, lease_table::LeaseTable, platform::Platform,
 };
 
 /// The grace that the owner has set. It differs from the grace of other stops.
@@ -117,9 +115,8 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
     let client = ConnectOptions::new().retry_on_initial_connect().connect("127.0.0.1:1").await.unwrap();
     let identity = Arc::new(Identity::open(state).unwrap());
     let rules = ImageRules {
-        policy: ImagePolicy::Any,
-        registries: Vec::new(),
-        largest: 0,
+        registries: None,
+        fetcher: ImageFetcher { dialer: Dialer::default(), private: Vec::new(), largest: 0 },
         cache: CacheLimits { bytes: 0, unused: Millis(0) },
     };
     // The call fails if a library has already installed a provider of cryptography. That provider is as good.

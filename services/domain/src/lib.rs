@@ -41,7 +41,6 @@ mod daily_bytes;
 mod decide;
 pub mod due;
 pub mod error;
-mod image_name;
 pub mod job;
 pub mod machine;
 pub mod metering;

@@ -30,6 +30,8 @@ pub const MAX_SLOTS: u32 = 256;
 
 /// Longest name of a hardware component, bytes.
 const MAX_HARDWARE_NAME: usize = 128;
+/// The most registries that an offer names.
+const MAX_REGISTRIES: usize = 64;
 /// Most checks of a self-test.
 const MAX_CHECKS: usize = 64;
 /// Longest text in a check, bytes.
@@ -282,6 +284,11 @@ fn check_offer(offer: &Offer) -> Result<(), DomainError> {
     }
     if let Some(hours) = &offer.policy.hours {
         crate::rules::check_text("hours", hours, 80)?;
+    }
+    let registries = offer.policy.registries.iter().flatten();
+    if registries.clone().count() > MAX_REGISTRIES || registries.clone().any(|r| r.len() > MAX_HARDWARE_NAME) {
+        let message = format!("A machine names at most {MAX_REGISTRIES} registries of {MAX_HARDWARE_NAME} bytes each.");
+        return Err(DomainError::field("registries", message));
     }
     let hardware = &offer.hardware;
     if hardware.gpus.len() > 16 {

@@ -192,6 +192,9 @@ fn reject_reason(
     if request.spec.egress && !machine.offer.policy.egress {
         return Some(Reject::NoEgress);
     }
+    if !machine.offer.policy.allows_image(request.spec) {
+        return Some(Reject::ImageNotAllowed);
+    }
     if let Some(reason) = unmet_requirement(requirements, machine, resources.gpus > 0) {
         return Some(reason);
     }
@@ -304,6 +307,28 @@ mod tests {
         let choice = choose_for(&market, &Placement { requirements: reliable(Some(90)), ..Placement::default() });
         assert_eq!(choice.explanation.rejected, [RejectCount { reason: Reject::Reliability, machines: 1 }]);
         assert_ne!(choice.machine, Some(without_record));
+    }
+
+    #[test]
+    fn an_image_of_a_registry_that_the_owner_does_not_allow_is_rejected_and_a_template_is_not() {
+        let mut market = given();
+        let mut offer = market.offer();
+        offer.policy.registries = Some(vec!["ghcr.io".to_owned()]);
+        let machine = market.list_machine(offer);
+        let choose_image = |image: &str, template: Option<&str>| {
+            let mut spec = market.new_submission().spec;
+            (spec.image, spec.template) = (image.to_owned(), template.map(str::to_owned));
+            let requirements = Requirements { machine: Some(machine), ..Requirements::default() };
+            let (placement, avoid) = (Placement { requirements, ..Placement::default() }, BTreeMap::new());
+            let request = Request { spec: &spec, placement: &placement, avoid: &avoid, not_before: None };
+            choose(&market.world, &request, market.now)
+        };
+        assert_eq!(choose_image("ghcr.io/team/tool:1", None).machine, Some(machine));
+        assert_eq!(choose_image("quay.io/team/tool:1", Some("prime-search")).machine, Some(machine));
+        for image in ["quay.io/team/tool:1", "tool:1", "ghcr.io.example.org/team/tool:1"] {
+            let rejected = choose_image(image, None).explanation.rejected;
+            assert!(rejected.iter().any(|count| count.reason == Reject::ImageNotAllowed), "{image}: {rejected:?}");
+        }
     }
 
     #[test]

@@ -4,14 +4,13 @@ use gpubnb_events::{
     AccountId, MicroUsd, Millis, Seconds, Timestamp,
     command::SubmitJob,
     event::JobSubmitted,
-    spec::{DEFAULT_SCRATCH, JobSpec, Limits, Mebibytes},
+    spec::{DEFAULT_SCRATCH, ImageName, JobSpec, Limits, Mebibytes},
     template,
 };
 
 use crate::{
     Decision, DomainError, Settings, World,
     account::Account,
-    image_name::PinnedImage,
     placement,
     recent_submissions::{RETENTION, fingerprint},
     rules::{check_range, check_text, is_plain_path, is_sha256_hex},
@@ -178,7 +177,8 @@ fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     if settings.approved_images.contains(&spec.image) {
         return Ok(());
     }
-    let is_pinned = PinnedImage::parse(&spec.image).is_some_and(|image| image.host.is_none_or(is_public_host));
+    let is_pinned =
+        ImageName::parse(&spec.image).is_some_and(|image| image.digest.is_some() && is_public_host(image.host()));
     if is_pinned {
         return Ok(());
     }

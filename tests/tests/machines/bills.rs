@@ -95,7 +95,7 @@ async fn a_command_that_cannot_be_run_is_named_and_costs_nothing() {
     let registry = Registry::start(&[("bare", ImageKind::NoEntrypoint, 10)]).await.unwrap();
     let approved = vec!["--approve-image".to_owned(), registry.name("bare")];
     let mut system = System::start(MarketSettings { services: approved, ..MarketSettings::default() }).await.unwrap();
-    system.start_worker("attic", &[]).await.unwrap();
+    system.start_worker("attic", &["--private-registry", &registry.url()]).await.unwrap();
     for (command, why) in [("nosuch", "No such file"), ("/noise", "ermission denied")] {
         let body = json!({ "image": registry.name("bare"), "command": [command], "name": command,
             "budget_usd": "0.10" });
@@ -115,7 +115,7 @@ async fn a_registry_that_is_away_is_nobodys_fault_and_the_job_waits_for_it() {
     let approved = ["broken", "busy"].map(|image| ["--approve-image".to_owned(), registry.name(image)]);
     let services = approved.into_iter().flatten().collect();
     let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
-    system.start_worker("attic", &[]).await.unwrap();
+    system.start_worker("attic", &["--private-registry", &registry.url()]).await.unwrap();
     let mut jobs = Vec::new();
     for image in ["broken", "busy"] {
         let body = json!({ "image": registry.name(image), "command": ["noop"], "name": image,

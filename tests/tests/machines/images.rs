@@ -1,6 +1,6 @@
 //! Images that a machine pulls for jobs, from a registry that the test runs.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use gpubnb_tests::{
     registry::{ImageKind, Registry},
@@ -22,6 +22,13 @@ async fn submit(system: &System, registry: &Registry, image: &str) -> String {
     system.consumer.submit(&body).await.unwrap()
 }
 
+/// Starts a worker that reaches this registry.
+async fn start_worker(system: &mut System, registry: &Registry, arguments: &[&str]) {
+    let url = registry.url();
+    let arguments = [&["--private-registry", &url], arguments].concat();
+    system.start_worker("attic", &arguments).await.unwrap();
+}
+
 /// Runs a job with this image, and returns the settled job.
 async fn run(system: &System, registry: &Registry, image: &str) -> Value {
     let job = submit(system, registry, image).await;
@@ -33,7 +40,7 @@ async fn a_pull_shows_its_progress_and_a_full_cache_removes_the_older_image() {
     let registry =
         Registry::start(&[("first", ImageKind::Slow, 6 << 20), ("second", ImageKind::Plain, 10)]).await.unwrap();
     let mut system = start_market(&registry, &["first", "second"]).await;
-    system.start_worker("attic", &["--image-cache-gib", "0"]).await.unwrap();
+    start_worker(&mut system, &registry, &["--image-cache-gib", "0"]).await;
     let job = submit(&system, &registry, "first").await;
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
@@ -46,7 +53,7 @@ async fn a_pull_shows_its_progress_and_a_full_cache_removes_the_older_image() {
     assert!(registry.is_pulled("first"), "the image is kept for the next job");
     // After a restart the worker still knows which images it has pulled.
     system.workers.clear();
-    system.start_worker("attic", &["--image-cache-gib", "0"]).await.unwrap();
+    start_worker(&mut system, &registry, &["--image-cache-gib", "0"]).await;
     assert_eq!(run(&system, &registry, "second").await["state"], "Completed");
     assert!(!registry.is_pulled("first") && registry.is_pulled("second"));
 }
@@ -57,27 +64,95 @@ async fn a_bad_image_fails_by_the_consumers_fault_and_costs_nothing() {
         [("huge", ImageKind::Huge, 4 << 20), ("lying", ImageKind::WrongDigest, 10), ("fine", ImageKind::Plain, 10)];
     let registry = Registry::start(&images).await.unwrap();
     let mut system = start_market(&registry, &["huge", "lying", "none", "fine"]).await;
-    system.start_worker("attic", &[]).await.unwrap();
-    for (image, why) in [("huge", "30 GiB"), ("lying", "verification failed"), ("none", "manifest")] {
+    start_worker(&mut system, &registry, &[]).await;
+    for (image, why) in
+        [("huge", "larger than 20 GiB"), ("lying", "verification failed"), ("none", "has no image of this name")]
+    {
         let job = run(&system, &registry, image).await;
         assert_eq!((&job["reason"]["name"], &job["fault"]), (&json!("BadImage"), &json!("consumer")), "{job:#}");
         assert!(job["detail"].as_str().unwrap().contains(why), "{job:#}");
         assert_eq!(job["cost"], 0);
     }
     assert_eq!(run(&system, &registry, "fine").await["state"], "Completed");
-    // With this option the owner allows only the images of templates.
+    // With this option the owner allows only the images of templates, and the market passes the machine over.
     system.workers.clear();
-    system.start_worker("attic", &["--images", "templates"]).await.unwrap();
-    let job = run(&system, &registry, "fine").await;
-    assert_eq!(job["reason"]["name"], "BadImage");
-    assert!(job["detail"].as_str().unwrap().contains("does not allow"), "{job:#}");
+    start_worker(&mut system, &registry, &["--images", "templates"]).await;
+    let job = submit(&system, &registry, "fine").await;
+    let waits = |job: &Value| job["waiting"]["rejected"].to_string().contains("ImageNotAllowed");
+    system.consumer.wait_for(&job, Duration::from_secs(30), waits).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_that_unpacks_to_more_than_the_owner_allows_is_refused_before_docker_unpacks_it() {
+    let registry = Registry::start(&[("bomb", ImageKind::Bomb, 10)]).await.unwrap();
+    let mut system = start_market(&registry, &["bomb"]).await;
+    start_worker(&mut system, &registry, &["--image-gib", "1"]).await;
+    let job = run(&system, &registry, "bomb").await;
+    assert_eq!((&job["reason"]["name"], &job["cost"]), (&json!("BadImage"), &json!(0)), "{job:#}");
+    assert!(job["detail"].as_str().unwrap().contains("larger than 1 GiB"), "{job:#}");
+    assert!(!registry.is_pulled("bomb"));
+}
+
+#[tokio::test]
+async fn images_of_every_registry_are_fetched_and_known_layers_are_not_fetched_again() {
+    let images = [
+        ("breaking", ImageKind::Breaking, 3 << 20),
+        ("indexed", ImageKind::Indexed, 10),
+        ("guarded", ImageKind::NeedsToken, 10),
+    ];
+    let registry = Registry::start(&images).await.unwrap();
+    let names = images.map(|(image, ..)| registry.pinned_name(image));
+    let services = names.iter().flat_map(|name| ["--approve-image".to_owned(), name.clone()]).collect();
+    let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
+    start_worker(&mut system, &registry, &[]).await;
+    for name in &names {
+        let body =
+            json!({ "image": name, "command": ["noop"], "name": "job", "budget_usd": "0.10", "max_attempts": 1 });
+        let job = system.consumer.submit(&body).await.unwrap();
+        let job = system.consumer.wait_until_settled(&job).await.unwrap();
+        assert_eq!(job["state"], "Completed", "{name}: {job:#}");
+        let local = name.replace("@sha256:", ":sha256-");
+        assert!(docker(&["images", "--quiet", &local]).trim().len() > 1, "{local}");
+    }
+    // The layer of the demo jobs' image is on this machine.
+    let layers = docker(&["image", "inspect", "--format", "{{index .RootFS.Layers 0}}", "gpubnb/workloads:1"]);
+    let is_containerd = docker(&["info", "--format", "{{.DriverStatus}}"]).contains("containerd.snapshotter");
+    assert!(is_containerd || !registry.sent().contains(&layers.trim().to_owned()), "{:?}", registry.sent());
+}
+
+/// A registry is a stranger's server: it can name any address as the place of its tokens or of its layers.
+#[tokio::test]
+async fn a_registry_leads_the_machine_to_no_private_address() {
+    let canary = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = canary.local_addr().unwrap();
+    let images = [("token", ImageKind::TokenFrom(address), 10), ("redirect", ImageKind::RedirectTo(address), 10)];
+    let registry = Registry::start(&images).await.unwrap();
+    let mut services = vec!["--approve-image".to_owned(), format!("{address}/direct:1")];
+    services.extend(["token", "redirect"].iter().flat_map(|i| ["--approve-image".to_owned(), registry.name(i)]));
+    let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
+    start_worker(&mut system, &registry, &["--images", "any"]).await;
+    for image in [registry.name("token"), registry.name("redirect"), format!("{address}/direct:1")] {
+        let body = json!({ "image": image, "command": ["noop"], "name": "job", "budget_usd": "0.10" });
+        let job = system.consumer.submit(&body).await.unwrap();
+        let tried = |job: &Value| job["reason"].is_object();
+        let job = system.consumer.wait_for(&job, Duration::from_secs(60), tried).await.unwrap();
+        assert_eq!(
+            (&job["reason"]["name"], &job["fault"]),
+            (&json!("RegistryUnavailable"), &json!("nobody")),
+            "{job:#}"
+        );
+        let expected = "the image cannot be fetched: 127.0.0.1 has no public address";
+        assert!(job["detail"].as_str().unwrap().starts_with(expected), "{job:#}");
+    }
+    let connected = tokio::time::timeout(Duration::ZERO, canary.accept()).await;
+    assert!(connected.is_err(), "the machine connected to a private address");
 }
 
 #[tokio::test]
 async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_room_on_the_disk() {
     let registry = Registry::start(&[("volume", ImageKind::Volume, 10)]).await.unwrap();
     let mut system = start_market(&registry, &["volume"]).await;
-    system.start_worker("attic", &[]).await.unwrap();
+    start_worker(&mut system, &registry, &[]).await;
     let body = json!({ "image": registry.name("volume"), "command": ["count", "--lines", "600"], "name": "volume",
         "budget_usd": "0.10" });
     let job = system.consumer.submit(&body).await.unwrap();
@@ -96,7 +171,7 @@ async fn an_image_with_a_file_where_a_directory_is_mounted_is_named_and_blames_n
     let images = [("at-output", ImageKind::FileAtOutput, 10), ("at-volume", ImageKind::FileAtVolume, 10)];
     let registry = Registry::start(&images).await.unwrap();
     let mut system = start_market(&registry, &["at-output", "at-volume"]).await;
-    system.start_worker("attic", &[]).await.unwrap();
+    start_worker(&mut system, &registry, &[]).await;
     for image in ["at-output", "at-volume"] {
         let job = run(&system, &registry, image).await;
         assert_eq!((&job["reason"]["name"], &job["fault"]), (&json!("BadImage"), &json!("consumer")), "{job:#}");

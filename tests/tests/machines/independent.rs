@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 /// Makes a history with endings of all kinds: completed, failed by each party, requeued, cancelled before and after the
 /// start.
 async fn make_history(system: &mut System, registry: &Registry) {
-    system.start_worker("attic", &["--price", "1", "--slots", "2"]).await.unwrap();
+    let arguments = ["--price", "1", "--slots", "2", "--private-registry", &registry.url()];
+    system.start_worker("attic", &arguments).await.unwrap();
     let consumer = &system.consumer;
     let mut failing = counting_job(2, 10);
     failing["parameters"]["exit-code"] = json!("3");

@@ -1,0 +1,309 @@
+//! Fetches the image of a job from its registry, and loads the image into Docker. Docker itself never follows a name
+//! that a consumer chose: the worker resolves the name and connects, to public addresses only (`gpubnb-dialer`).
+//!
+//! - `registry.rs`: the requests to one registry: tokens, redirects, broken lines.
+//! - `documents.rs`: the index, the manifest and the configuration of an image.
+//! - `unpacked.rs`: the size that a layer has unpacked.
+//! - `archive.rs`: the archive that Docker loads, made while the layers arrive.
+
+mod archive;
+mod documents;
+mod registry;
+mod unpacked;
+
+use std::{str::FromStr, time::Duration};
+
+use bollard::Docker;
+use gpubnb_dialer::{AllowedHost, DialError, Dialer};
+use gpubnb_events::{event::Reason, spec::ImageName};
+use reqwest::Url;
+use tokio::sync::watch;
+
+use self::{
+    archive::{Archive, load},
+    documents::{ImageConfig, ImageManifest, read_config, read_manifest},
+    registry::Registry,
+    unpacked::Unpacked,
+};
+
+/// Longest time to fetch an image.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1_800);
+
+/// A registry that the owner allows although its address may be private: `http://127.0.0.1:5000`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrivateRegistry {
+    /// The registry in the names of its images: `127.0.0.1:5000`.
+    pub(crate) name: String,
+    url: Url,
+}
+
+impl FromStr for PrivateRegistry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.path() == "/");
+        let url = url.ok_or("a private registry is an address without a path: https://registry.lan:5000")?;
+        let name = text.split_once("://").map_or(text, |(_, name)| name).trim_end_matches('/').to_owned();
+        Ok(Self { name, url })
+    }
+}
+
+/// Fetches images.
+#[derive(Debug)]
+pub(crate) struct ImageFetcher {
+    pub(crate) dialer: Dialer,
+    pub(crate) private: Vec<PrivateRegistry>,
+    /// Largest image, bytes: of its layers as they are sent, and of its files.
+    pub(crate) largest: u64,
+}
+
+/// How far a fetch has come, in bytes as they are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct FetchProgress {
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+}
+
+/// The name by which Docker knows a fetched image: `ghcr.io/team/tool:sha256-…` for an image that is named by its
+/// digest. Docker keeps no digest of an image that is loaded, so the digest becomes the tag.
+pub(crate) fn local_name(name: &ImageName<'_>) -> String {
+    let repository = match name.registry {
+        Some(registry) => format!("{registry}/{}", name.repository),
+        None => name.repository.to_owned(),
+    };
+    match name.digest {
+        Some(digest) => format!("{repository}:sha256-{digest}"),
+        None => format!("{repository}:{}", name.tag.unwrap_or("latest")),
+    }
+}
+
+/// The parts of an image that is about to be loaded.
+struct ImageParts {
+    local_name: String,
+    manifest: ImageManifest,
+    config: ImageConfig,
+    /// The number of the lowest layers that Docker has.
+    known: usize,
+}
+
+impl ImageParts {
+    /// Sends the parts to the archive. The list of the parts comes last: without that list, Docker loads nothing.
+    async fn send(
+        &self,
+        registry: &mut Registry,
+        mut archive: Archive,
+        mut unpacked: Unpacked,
+        progress: &watch::Sender<FetchProgress>,
+    ) -> Result<u64, FetchError> {
+        archive.add_config(self.config.bytes.clone()).await?;
+        for (index, layer) in self.manifest.layers.iter().enumerate() {
+            let is_new_file = archive.name_layer(layer);
+            if index >= self.known && is_new_file {
+                unpacked = archive.add_layer(registry, layer, unpacked, progress).await?;
+            }
+        }
+        archive.finish().await?;
+        Ok(unpacked.bytes)
+    }
+}
+
+impl ImageFetcher {
+    /// Fetches an image and loads it into Docker under its [`local_name`]. Returns the size of its files in bytes, as
+    /// far as they were fetched.
+    pub(crate) async fn fetch(
+        &self,
+        docker: &Docker,
+        name: &ImageName<'_>,
+        progress: &watch::Sender<FetchProgress>,
+    ) -> Result<u64, FetchError> {
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.fetch_all(docker, name, progress)).await;
+        fetched.map_err(|_| FetchError::TooSlow)?
+    }
+
+    async fn fetch_all(
+        &self,
+        docker: &Docker,
+        name: &ImageName<'_>,
+        progress: &watch::Sender<FetchProgress>,
+    ) -> Result<u64, FetchError> {
+        let mut registry = self.registry(name)?;
+        let manifest = read_manifest(&mut registry, name).await?;
+        let config = read_config(&mut registry, &manifest).await?;
+        let known = archive::known_layers(docker, &config.diff_ids).await?;
+        let parts = ImageParts { local_name: local_name(name), manifest, config, known };
+        match self.load_parts(docker, &mut registry, &parts, progress).await {
+            // Docker may have removed a layer in the meantime.
+            Err(FetchError::Docker(_)) if known > 0 => {
+                self.load_parts(docker, &mut registry, &ImageParts { known: 0, ..parts }, progress).await
+            }
+            loaded => loaded,
+        }
+    }
+
+    async fn load_parts(
+        &self,
+        docker: &Docker,
+        registry: &mut Registry,
+        parts: &ImageParts,
+        progress: &watch::Sender<FetchProgress>,
+    ) -> Result<u64, FetchError> {
+        let new_layers = parts.manifest.layers.iter().skip(parts.known);
+        let total = new_layers.map(|layer| layer.size).fold(0, u64::saturating_add);
+        if total > self.largest {
+            return Err(FetchError::TooLarge { largest: self.largest });
+        }
+        let (archive, body) = Archive::new(parts.local_name.clone());
+        progress.send_replace(FetchProgress { done: 0, total });
+        load(docker, body, parts.send(registry, archive, Unpacked::new(self.largest), progress)).await
+    }
+
+    /// The registry of an image.
+    fn registry(&self, name: &ImageName<'_>) -> Result<Registry, FetchError> {
+        if let Some(private) = self.private.iter().find(|private| private.name == name.registry()) {
+            let host = AllowedHost {
+                host: private.url.host_str().unwrap_or_default().to_owned(),
+                port: private.url.port_or_known_default().unwrap_or_default(),
+            };
+            return Ok(Registry::new(self.dialer.allowing(host), private.url.clone(), &private.name, name.repository));
+        }
+        // The registry of Docker has another address than its name says.
+        let (host, repository) = match name.registry() {
+            "docker.io" | "index.docker.io" if !name.repository.contains('/') => {
+                ("registry-1.docker.io", format!("library/{}", name.repository))
+            }
+            "docker.io" | "index.docker.io" => ("registry-1.docker.io", name.repository.to_owned()),
+            registry => (registry, name.repository.to_owned()),
+        };
+        let url = Url::parse(&format!("https://{host}/")).map_err(|_| FetchError::Malformed)?;
+        Ok(Registry::new(self.dialer.clone(), url, name.registry(), &repository))
+    }
+}
+
+/// A failure to fetch an image. The texts are shown to the consumer. They contain nothing that a server answered:
+/// a consumer could otherwise read what the machine can reach and the consumer cannot.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// The registry cannot be connected to.
+    #[error("the image cannot be fetched: {0}")]
+    Dial(#[from] DialError),
+    /// The registry has no such image.
+    #[error("the registry {0} has no image of this name")]
+    NoSuchImage(String),
+    /// The registry gives the image to nobody without a password.
+    #[error("the registry {0} gives this image to nobody without a password: make the image public")]
+    Denied(String),
+    /// The registry asks to wait.
+    #[error("the registry {0} limits how much it serves; the job is tried again later")]
+    Limited(String),
+    /// The registry answered something else than an image.
+    #[error("the registry {0} does not serve the image at the moment; the job is tried again later")]
+    Unavailable(String),
+    /// The line to the registry broke off, again and again.
+    #[error("the line to the registry {registry} broke off again and again; the job is tried again later")]
+    BrokenOff {
+        /// The registry.
+        registry: String,
+        /// The last error.
+        source: reqwest::Error,
+    },
+    /// The image took longer than [`FETCH_TIMEOUT`].
+    #[error("the image was not fetched within {} minutes; the job is tried again on another machine", FETCH_TIMEOUT.as_secs() / 60)]
+    TooSlow,
+    /// The bytes are others than the digest says.
+    #[error("the registry {0} sent other bytes than the digest names: verification failed")]
+    WrongDigest(String),
+    /// A document or a layer of the image cannot be read.
+    #[error("the image is malformed: its manifest, its configuration or a layer cannot be read")]
+    Malformed,
+    /// The image runs on other machines.
+    #[error("the image has no variant for linux/{0}: build it for this platform, too")]
+    OtherPlatform(&'static str),
+    /// The image, or its files, are too large for this machine.
+    #[error("the image is larger than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
+    TooLarge {
+        /// Most bytes.
+        largest: u64,
+    },
+    /// The image has too many layers or files.
+    #[error(
+        "the image has too many layers or files: at most {} layers and {} files are allowed",
+        documents::MAX_LAYERS,
+        unpacked::MAX_FILES
+    )]
+    TooMany,
+    /// Docker ended the connection before the archive was complete.
+    #[error("Docker does not load the image")]
+    ArchiveRefused,
+    /// Docker does not load the image.
+    #[error("Docker does not load the image")]
+    Docker(#[from] bollard::errors::Error),
+    /// The worker failed by itself.
+    #[error("the worker cannot read the image")]
+    Worker(#[source] std::io::Error),
+}
+
+impl FetchError {
+    /// The reason for the market. Whatever may be different on another machine, or a moment later, is nobody's fault.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::NoSuchImage(_)
+            | Self::Denied(_)
+            | Self::WrongDigest(_)
+            | Self::Malformed
+            | Self::OtherPlatform(_)
+            | Self::TooLarge { .. }
+            | Self::TooMany => Reason::BadImage,
+            // A name that leads to a private address looks the same as a machine whose resolver misleads it.
+            Self::Dial(_) | Self::Limited(_) | Self::Unavailable(_) | Self::BrokenOff { .. } | Self::TooSlow => {
+                Reason::RegistryUnavailable
+            }
+            Self::Docker(e) if e.to_string().contains("no space left on device") => Reason::DiskFull,
+            // A layer that Docker cannot unpack looks the same as a Docker that is broken.
+            Self::Docker(_) | Self::ArchiveRefused => Reason::RegistryUnavailable,
+            Self::Worker(_) => Reason::Internal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_to_docker_by_its_digest_or_its_tag() {
+        let digest = "0f".repeat(32);
+        for (name, expected) in [
+            (format!("ghcr.io/team/tool:1@sha256:{digest}"), format!("ghcr.io/team/tool:sha256-{digest}")),
+            (format!("busybox@sha256:{digest}"), format!("busybox:sha256-{digest}")),
+            ("localhost:5000/tool:1".to_owned(), "localhost:5000/tool:1".to_owned()),
+            ("tool".to_owned(), "tool:latest".to_owned()),
+        ] {
+            assert_eq!(local_name(&ImageName::parse(&name).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn a_private_registry_is_an_address_without_a_path() {
+        let name = |text: &str| text.parse::<PrivateRegistry>().ok().map(|registry| registry.name);
+        assert_eq!(name("http://127.0.0.1:5000").as_deref(), Some("127.0.0.1:5000"));
+        assert_eq!(name("https://registry.lan/").as_deref(), Some("registry.lan"));
+        for refused in ["127.0.0.1:5000", "registry.lan", "ftp://registry.lan", "https://registry.lan/team", ""] {
+            assert_eq!(name(refused), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn only_the_images_own_faults_are_the_consumers() {
+        let registry = || "ghcr.io".to_owned();
+        let private = DialError::NotPublic(registry());
+        for (error, reason) in [
+            (FetchError::NoSuchImage(registry()), Reason::BadImage),
+            (FetchError::TooLarge { largest: 1 << 30 }, Reason::BadImage),
+            (FetchError::Limited(registry()), Reason::RegistryUnavailable),
+            (FetchError::Dial(private), Reason::RegistryUnavailable),
+            (FetchError::TooSlow, Reason::RegistryUnavailable),
+        ] {
+            assert_eq!(error.reason(), reason, "{error}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The requests to one registry, by the specification of distribution
+//! (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md>) and of its tokens
+//! (<https://distribution.github.io/distribution/spec/auth/token/>). Every connection goes over the dialer: to the
+//! registry, to the server of tokens that the registry names, and to each redirect.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use gpubnb_dialer::Dialer;
+use reqwest::{
+    Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE},
+};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tracing::debug;
+
+use super::{FetchError, documents::Descriptor};
+
+/// Longest time without a byte from a server.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most redirects of a request.
+const MAX_REDIRECTS: usize = 5;
+/// Most tries of a layer without a byte between them, and the first pause between two tries.
+const TRIES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Largest answer with a token, bytes.
+const MAX_TOKEN: usize = 64 << 10;
+
+/// One repository of a registry.
+pub(super) struct Registry {
+    dialer: Dialer,
+    /// The address of the registry: `https://ghcr.io/`.
+    base: Url,
+    /// The registry's name for people.
+    name: String,
+    repository: String,
+    token: Option<HeaderValue>,
+}
+
+impl Registry {
+    pub(super) fn new(dialer: Dialer, base: Url, name: &str, repository: &str) -> Self {
+        Self { dialer, base, name: name.to_owned(), repository: repository.to_owned(), token: None }
+    }
+
+    /// A document, of at most `max` bytes.
+    pub(super) async fn document(&mut self, path: &str, accept: &str, max: usize) -> Result<Bytes, FetchError> {
+        let response = self.get(path, accept, 0).await?;
+        let broken = |source| FetchError::BrokenOff { registry: self.name.clone(), source };
+        read_body(response, max).await.map_err(broken)?.ok_or(FetchError::Malformed)
+    }
+
+    /// A document whose digest is known.
+    pub(super) async fn blob(&mut self, descriptor: &Descriptor, max: usize) -> Result<Bytes, FetchError> {
+        let bytes = self.document(&format!("blobs/sha256:{}", descriptor.digest), "*/*", max).await?;
+        self.check_digest(&descriptor.digest, &Sha256::digest(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Compares a computed digest with the named one.
+    pub(super) fn check_digest(&self, named: &str, computed: &[u8]) -> Result<(), FetchError> {
+        let is_same = data_encoding::HEXLOWER.encode(computed) == named;
+        if is_same { Ok(()) } else { Err(FetchError::WrongDigest(self.name.clone())) }
+    }
+
+    /// Reads a layer.
+    pub(super) fn layer<'a>(&'a mut self, layer: &'a Descriptor) -> LayerReader<'a> {
+        LayerReader { registry: self, layer, position: 0, hash: Sha256::new(), failures: 0, response: None }
+    }
+
+    /// Requests a part of the repository, from the byte `position` on.
+    async fn get(&mut self, path: &str, accept: &str, position: u64) -> Result<Response, FetchError> {
+        let url = self.base.join(&format!("v2/{}/{path}", self.repository)).map_err(|_| FetchError::Malformed)?;
+        let mut response = self.follow(url.clone(), accept, position).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.token = Some(self.request_token(&response).await?);
+            response = self.follow(url, accept, position).await?;
+        }
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            StatusCode::NOT_FOUND => Err(FetchError::NoSuchImage(self.name.clone())),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(FetchError::Denied(self.name.clone())),
+            StatusCode::TOO_MANY_REQUESTS => Err(FetchError::Limited(self.name.clone())),
+            _ => Err(FetchError::Unavailable(self.name.clone())),
+        }
+    }
+
+    /// Requests an address, and follows its redirects. Only the registry itself gets the token.
+    async fn follow(&self, mut url: Url, accept: &str, position: u64) -> Result<Response, FetchError> {
+        let mut token = self.token.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.dial(url.clone()).await?.header(ACCEPT, accept);
+            if let Some(token) = token.take() {
+                request = request.header(AUTHORIZATION, token);
+            }
+            if position > 0 {
+                request = request.header(RANGE, format!("bytes={position}-"));
+            }
+            let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+            url = location.and_then(|to| url.join(to).ok()).ok_or_else(|| self.unavailable())?;
+        }
+        Err(self.unavailable())
+    }
+
+    /// Gets a token from the server that the registry names in its answer.
+    async fn request_token(&self, answer: &Response) -> Result<HeaderValue, FetchError> {
+        #[derive(Deserialize)]
+        struct Token {
+            #[serde(alias = "access_token")]
+            token: Option<String>,
+        }
+        let denied = || FetchError::Denied(self.name.clone());
+        let challenge = answer.headers().get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok()).ok_or_else(denied)?;
+        let challenges = http_auth::parse_challenges(challenge).map_err(|_| denied())?;
+        let bearer = challenges.iter().find(|c| c.scheme.eq_ignore_ascii_case("bearer")).ok_or_else(denied)?;
+        let param = |name: &str| {
+            let found = bearer.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.to_unescaped())
+        };
+        let mut realm = param("realm").and_then(|realm| Url::parse(&realm).ok()).ok_or_else(denied)?;
+        let scope = param("scope").unwrap_or_else(|| format!("repository:{}:pull", self.repository));
+        realm.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(service) = param("service") {
+            realm.query_pairs_mut().append_pair("service", &service);
+        }
+        let response = self.dial(realm).await?.send().await.map_err(|e| self.unreachable(&e))?;
+        match response.status() {
+            status if status.is_success() => {}
+            status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => return Err(denied()),
+            StatusCode::TOO_MANY_REQUESTS => return Err(FetchError::Limited(self.name.clone())),
+            _ => return Err(self.unavailable()),
+        }
+        let body = read_body(response, MAX_TOKEN).await.map_err(|e| self.unreachable(&e))?.ok_or_else(denied)?;
+        let token = serde_json::from_slice::<Token>(&body).ok().and_then(|found| found.token).ok_or_else(denied)?;
+        HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| denied())
+    }
+
+    /// A request over the dialer. A registry that speaks HTTPS cannot lead to an address without.
+    async fn dial(&self, url: Url) -> Result<reqwest::RequestBuilder, FetchError> {
+        let is_safe = url.scheme() == "https" || (url.scheme() == "http" && self.base.scheme() == "http");
+        if !is_safe {
+            return Err(self.unavailable());
+        }
+        Ok(self.dialer.get(url, READ_TIMEOUT).await?)
+    }
+
+    fn unavailable(&self) -> FetchError {
+        FetchError::Unavailable(self.name.clone())
+    }
+
+    /// A request without an answer. The cause is only logged here: its text may tell of the machine's network.
+    fn unreachable(&self, e: &reqwest::Error) -> FetchError {
+        debug!(registry = self.name, error = ?e, "no answer");
+        self.unavailable()
+    }
+}
+
+/// Reads a layer. A line that breaks is continued where it broke.
+pub(super) struct LayerReader<'a> {
+    registry: &'a mut Registry,
+    layer: &'a Descriptor,
+    position: u64,
+    hash: Sha256,
+    /// The tries that brought no byte.
+    failures: u32,
+    /// The answer that is being read, and the number of its bytes that were read before.
+    response: Option<(Response, u64)>,
+}
+
+impl LayerReader<'_> {
+    /// The next bytes of the layer; `None` at its end. The end is an error if the bytes have another digest.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        while self.position < self.layer.size {
+            let chunk = match &mut self.response {
+                None => {
+                    self.request().await?;
+                    continue;
+                }
+                Some((response, _)) => response.chunk().await,
+            };
+            match chunk {
+                Ok(Some(chunk)) => {
+                    let new = self.without_known(chunk);
+                    if !new.is_empty() {
+                        self.hash.update(&new);
+                        (self.position, self.failures) = (self.position + new.len() as u64, 0);
+                        return Ok(Some(new));
+                    }
+                }
+                Ok(None) => self.wait_after_failure(None).await?,
+                Err(e) => self.wait_after_failure(Some(e)).await?,
+            }
+        }
+        self.registry.check_digest(&self.layer.digest, &self.hash.clone().finalize())?;
+        Ok(None)
+    }
+
+    async fn request(&mut self) -> Result<(), FetchError> {
+        let path = format!("blobs/sha256:{}", self.layer.digest);
+        let response = self.registry.get(&path, "*/*", self.position).await?;
+        // A server that knows no ranges sends the layer from its beginning.
+        let known = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.position };
+        self.response = Some((response, known));
+        Ok(())
+    }
+
+    /// The part of a chunk that was not read before and that belongs to the layer.
+    fn without_known(&mut self, mut chunk: Bytes) -> Bytes {
+        if let Some((_, known)) = &mut self.response {
+            let skip = usize::try_from(*known).unwrap_or(usize::MAX).min(chunk.len());
+            drop(chunk.split_to(skip));
+            *known -= skip as u64;
+        }
+        chunk.truncate(usize::try_from(self.layer.size - self.position).unwrap_or(usize::MAX));
+        chunk
+    }
+
+    /// Waits before the next try, or ends the tries.
+    async fn wait_after_failure(&mut self, broken: Option<reqwest::Error>) -> Result<(), FetchError> {
+        (self.response, self.failures) = (None, self.failures + 1);
+        let registry = &self.registry.name;
+        debug!(registry, failures = self.failures, error = ?broken, "a layer broke off");
+        if self.failures < TRIES {
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.failures)).await;
+            return Ok(());
+        }
+        Err(match broken {
+            Some(source) => FetchError::BrokenOff { registry: registry.clone(), source },
+            // The server always ends the layer too early.
+            None => FetchError::WrongDigest(registry.clone()),
+        })
+    }
+}
+
+/// Reads an answer of at most `max` bytes; `None` if the answer is longer.
+async fn read_body(mut response: Response, max: usize) -> Result<Option<Bytes>, reqwest::Error> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body.freeze()))
+}
