@@ -4,8 +4,8 @@
 #
 # The test uses the base images that Docker has, and makes a stand-in for each that is missing, so that it runs without a
 # network: the stand-in for Debian has this machine's shell and libraries, the one for the broker this machine's
-# nats-server, and those for Node.js and Rust hand out the parts that were built before. The test needs bash, curl, jq, and
-# Docker with Compose, on Linux.
+# nats-server, and those for Node.js and Rust hand out the parts that were built before. The test needs bash, curl, jq,
+# Python 3, and Docker with Compose, on Linux.
 #
 #   GPUBNB_BINARIES=DIR      directory of our programs (the newer of target/debug and target/release)
 #   GPUBNB_WORKLOAD=FILE     the static demo jobs (made by deploy/images.sh)
@@ -19,7 +19,7 @@ fail() { echo "compose-test: $*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 [ "$(uname -s)" = Linux ] || fail "the stand-ins are made of a Linux machine's own programs: run it on one"
-for program in docker curl jq tar; do have "$program" || fail "$program is not installed: install it"; done
+for program in docker curl jq python3 tar; do have "$program" || fail "$program is not installed: install it"; done
 docker info >/dev/null 2>&1 || fail "Docker does not answer: start it, and see that you may use it"
 if docker compose version >/dev/null 2>&1; then
   compose=(docker compose)
@@ -41,6 +41,8 @@ state="$dir/state"
 override="$dir/override.yaml"
 bases=()
 lent=
+registry=
+registry_pid=
 
 # quietly COMMAND: its output goes to the log, which is shown if the test fails.
 quietly() { "$@" >>"$dir/log" 2>&1; }
@@ -78,6 +80,8 @@ clean_up() {
       docker run --rm --network none --user 0:0 --volume "$dir:$dir" "$run/market" rm -rf "$state"
     dc down --volumes --remove-orphans >/dev/null 2>&1
   fi
+  [ -z "$registry_pid" ] || kill "$registry_pid"
+  [ -z "$registry" ] || docker image rm "$registry/small:1" >/dev/null 2>&1
   if [ -n "$lent" ] && [ "$(docker image inspect -f '{{.Id}}' gpubnb/workloads:1 2>/dev/null)" = "$lent" ]; then
     docker image rm gpubnb/workloads:1 >/dev/null
   fi
@@ -207,7 +211,8 @@ fill_rust() {
   local workload
   need_binaries
   workload="$(the_workload)"
-  mkdir "$1/built"
+  mkdir -p "$1/built" "$1/etc/ssl/certs"
+  cp -L /etc/ssl/certs/ca-certificates.crt "$1/etc/ssl/certs/" || fail "the package ca-certificates is not installed"
   cp "${names[@]/#/$binaries/}" "$workload" "$1/built"
   script "$1/usr/local/bin/rustc" <<'RUSTC'
 #!/bin/bash
@@ -336,6 +341,46 @@ ask --fail -o "$dir/render.png" "$url/jobs/$job/artifacts/render.png" ||
   fail "the job left no picture"
 [ "$(head -c 4 "$dir/render.png" | tail -c 3)" = PNG ] || fail "what the job left is no picture"
 say "job $job is settled; its picture has $(stat -c %s "$dir/render.png") bytes"
+
+say "an image from a registry"
+# serve_image NAME: serves the demo jobs' image as files, at an address that the worker's network reaches. Prints the
+# address of the registry.
+serve_image() {
+  local served="$dir/registry/v2/$1" saved="$dir/saved" gateway digest file layers=()
+  mkdir -p "$served/manifests" "$served/blobs" "$saved"
+  docker save gpubnb/workloads:1 | tar -x -C "$saved"
+  # add FILE: adds a part of the image, and prints its descriptor.
+  add() {
+    digest="sha256:$(sha256sum <"$1" | cut -d ' ' -f 1)"
+    cp "$1" "$served/blobs/$digest"
+    jq -nc --arg digest "$digest" --argjson size "$(stat -c %s "$1")" '{$digest, $size}'
+  }
+  for file in $(jq -r '.[0].Layers[]' "$saved/manifest.json"); do layers+=("$(add "$saved/$file")"); done
+  jq -nc --argjson config "$(add "$saved/$(jq -r '.[0].Config' "$saved/manifest.json")")" \
+    '{schemaVersion: 2, $config, layers: [inputs]}' <<<"${layers[*]}" >"$served/manifests/1"
+  gateway="$(docker network inspect -f '{{(index .IPAM.Config 0).Gateway}}' "${run}_registries")"
+  python3 -u -m http.server --directory "$dir/registry" --bind "$gateway" 0 >"$dir/registry.log" 2>&1 &
+  registry_pid=$!
+  for _ in $(seq 50); do
+    grep -q 'port [0-9]' "$dir/registry.log" && break
+    sleep 0.1
+  done
+  registry="$gateway:$(sed -n 's/.* port \([0-9]*\) .*/\1/p' "$dir/registry.log")"
+}
+serve_image small
+# The market takes this image without a digest, and the worker may use this one private registry.
+sed -i "s|  services: { image: $run/market }|  services: { image: $run/market, environment: { GPUBNB_APPROVE_IMAGES: '$registry/small:1' } }|" \
+  "$override"
+export GPUBNB_PRIVATE_REGISTRIES="http://$registry"
+start
+submitted="$(ask --fail-with-body -H 'content-type: application/json' \
+  -d "{\"image\":\"$registry/small:1\",\"command\":[\"noop\"]}" "$url/jobs")" ||
+  fail "the job was not taken: $submitted"
+ended="$(settled "$(jq -er .job <<<"$submitted")")"
+[ "$(jq -r .state <<<"$ended")" = Completed ] || fail "the worker did not fetch the image: $ended"
+kill "$registry_pid"
+registry_pid=
+docker image rm "$registry/small:1" >/dev/null
 
 say "down and up again"
 quietly dc down || fail "the market did not stop"

@@ -50,6 +50,8 @@ pub struct LocalImage {
     pub workdir: Option<String>,
     /// The directories that the image declares as volumes.
     pub volumes: Vec<String>,
+    /// The names of the image's labels.
+    pub labels: Vec<String>,
 }
 
 impl From<ImageInspect> for LocalImage {
@@ -60,6 +62,7 @@ impl From<ImageInspect> for LocalImage {
             workdir: config.working_dir.filter(|dir| !dir.is_empty() && dir != "/"),
             // A volume at a directory that every job has needs no directory of its own.
             volumes: distinct(config.volumes.unwrap_or_default()).filter(|path| !is_given(path)).collect(),
+            labels: config.labels.unwrap_or_default().into_keys().collect(),
         }
     }
 }
@@ -150,6 +153,9 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         (LABEL_LEASE, params.lease.to_string()),
         (LABEL_GPUS, params.gpus.join(",")),
     ];
+    // Docker copies the labels of the image. Other programs of the owner act on labels, so they are emptied.
+    let foreign = params.image.labels.iter().map(|name| (name.as_str(), String::new()));
+    let labels = foreign.chain(labels).map(|(name, value)| (name.to_owned(), value)).collect();
     ContainerCreateBody {
         image: Some(params.image.id.clone()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
@@ -164,7 +170,9 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         tty: Some(false),
         // Docker runs a health check outside of the job's limit of processor time.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
-        labels: Some(labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        labels: Some(labels),
+        // The image could name a signal that its program ignores, or one that does not exist.
+        stop_signal: Some("SIGTERM".to_owned()),
         host_config: Some(host_config(spec, params)),
         ..Default::default()
     }
@@ -186,10 +194,10 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
     // Numeric libraries start one thread for each core of the machine, unless they are told the cores of the job.
     let cores = spec.resources.cpu_millis.div_ceil(1_000).max(1).to_string();
     variables.extend(THREAD_COUNTS.map(|name| (name, cores.clone())));
-    if params.gpus.is_empty() {
-        // With NVIDIA's runtime as Docker's default, an image could ask for all GPUs by this variable.
-        variables.push(("NVIDIA_VISIBLE_DEVICES", "void".to_owned()));
-    }
+    // With NVIDIA's runtime as Docker's default, an image could ask for all GPUs by this variable.
+    let by_runtime = !params.gpus.is_empty() && !params.cdi;
+    let visible = if by_runtime { params.gpus.join(",") } else { "void".to_owned() };
+    variables.push(("NVIDIA_VISIBLE_DEVICES", visible));
     let given = params.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
 }
@@ -348,6 +356,7 @@ mod tests {
             "OpenStdin": false,
             "Tty": false,
             "Healthcheck": { "Test": ["NONE"] },
+            "StopSignal": "SIGTERM",
             "HostConfig": {
                 "NetworkMode": "none",
                 "ReadonlyRootfs": true,
@@ -385,16 +394,18 @@ mod tests {
     }
 
     #[test]
-    fn the_image_names_the_working_directory_and_its_volumes_are_on_the_jobs_disk() {
+    fn the_image_names_the_working_directory_its_volumes_are_on_the_jobs_disk_and_its_labels_are_emptied() {
         let config = ImageConfig {
             working_dir: Some("/app".to_owned()),
             volumes: Some(["/data", "/data/", "/output", "/scratch/"].map(str::to_owned).to_vec()),
+            labels: Some(HashMap::from(["traefik.enable", LABEL_JOB].map(|name| (name.to_owned(), "true".to_owned())))),
             ..Default::default()
         };
         let image = LocalImage::from(ImageInspect { config: Some(config), ..Default::default() });
         let volumes = vec![PathBuf::from("/state/7/disk/volume-0")];
         let found = created(&spec(), &SandboxParams { image: &image, input: None, volumes, ..params() });
         assert_eq!(found["WorkingDir"], "/app");
+        assert_eq!((&found["Labels"]["traefik.enable"], &found["Labels"][LABEL_JOB]), (&json!(""), &json!(JOB)));
         let mounts = found["HostConfig"]["Mounts"].as_array().unwrap();
         let targets: Vec<_> = mounts.iter().map(|m| (m["Source"].as_str(), m["Target"].as_str())).collect();
         assert_eq!(targets[2..], [(Some("/state/7/disk/volume-0"), Some("/data/"))]);

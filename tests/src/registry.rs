@@ -60,6 +60,8 @@ pub enum ImageKind {
     WrongDigest,
     /// The image declares `/data` as its working directory and as a volume.
     Volume,
+    /// The image has every setting that could reach beyond its container.
+    Hostile,
     /// The image has a file where the job's output is mounted.
     FileAtOutput,
     /// The image has a file where it declares a volume.
@@ -201,6 +203,16 @@ fn image((layer, config): &(Bytes, Value), kind: ImageKind, bytes: usize) -> any
     }
     if kind == ImageKind::NoEntrypoint {
         config["config"]["Entrypoint"] = Value::Null;
+    }
+    if kind == ImageKind::Hostile {
+        config["config"]["User"] = json!("root");
+        config["config"]["StopSignal"] = json!("SIGNOSUCH");
+        config["config"]["ExposedPorts"] = json!({ "80/tcp": {} });
+        config["config"]["Volumes"] = json!({ "/data": {}, "/output": {} });
+        config["config"]["Labels"] = json!({ "traefik.enable": "true", "gpubnb.gpus": "GPU-1", "gpubnb.lease": "1" });
+        config["config"]["Env"] = json!(["NVIDIA_VISIBLE_DEVICES=all", "GPUBNB_JOB=1", "HOME=/", "KEPT=1"]);
+        config["config"]["Healthcheck"] =
+            json!({ "Test": ["CMD", "/gpubnb-workload", "noop"], "Interval": 10_000_000, "Timeout": 1_000_000_000 });
     }
     let config = Bytes::from(serde_json::to_vec(&config)?);
     let described =

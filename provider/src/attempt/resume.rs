@@ -22,7 +22,7 @@ use super::{
     job_disk,
     report::PendingReport,
 };
-use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE};
+use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name};
 
 /// Resumes each attempt that still has a container with this machine's label, and each attempt without a container
 /// whose report is not delivered yet. Removes the directories of all other attempts.
@@ -96,12 +96,23 @@ pub(crate) async fn has_attempts(docker: &Docker, machine: MachineId, attempts_d
     Ok(has_reports || !attempt_containers(docker, machine).await?.is_empty())
 }
 
-/// The containers of a machine's attempts, also those that have ended.
+/// The containers of a machine's attempts, also those that have ended. Anybody can label a container, but Docker gives
+/// each name once, and the worker makes its containers by their names.
 async fn attempt_containers(docker: &Docker, machine: MachineId) -> Result<Vec<ContainerSummary>, Error> {
     let label = format!("{LABEL_MACHINE}={machine}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    docker.list_containers(Some(options)).await
+    let mut found = docker.list_containers(Some(options)).await?;
+    found.retain(|container| {
+        let lease = container.labels.as_ref().and_then(|labels| labels.get(LABEL_LEASE)?.parse::<Lease>().ok());
+        let name = lease.map(|lease| format!("/{}", container_name(machine, lease)));
+        let is_ours = name.is_some_and(|name| container.names.iter().flatten().any(|other| *other == name));
+        if !is_ours {
+            warn!(container = container.id, "a container with this machine's label, but without an attempt's name");
+        }
+        is_ours
+    });
+    Ok(found)
 }
 
 /// Spawns the task of a resumed attempt. It has no job message, because a former run of the worker received the

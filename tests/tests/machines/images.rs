@@ -166,6 +166,37 @@ async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_ro
     system.consumer.wait_until_settled(&job).await.unwrap();
 }
 
+/// The table in docs/jobs.md says what becomes of each setting of an image.
+#[tokio::test]
+async fn the_settings_of_a_hostile_image_reach_nothing_beyond_its_container() {
+    let registry = Registry::start(&[("hostile", ImageKind::Hostile, 10)]).await.unwrap();
+    let mut system = start_market(&registry, &["hostile"]).await;
+    start_worker(&mut system, &registry, &[]).await;
+    let body = json!({ "image": registry.name("hostile"), "command": ["count", "--lines", "600"], "name": "hostile",
+        "budget_usd": "0.10" });
+    let job = system.consumer.submit(&body).await.unwrap();
+    let container = wait_for_container(&job).await;
+    let found: Value = serde_json::from_str(&docker(&["inspect", &container])).unwrap();
+    let (config, host) = (&found[0]["Config"], &found[0]["HostConfig"]);
+    let user = config["User"].as_str().unwrap();
+    assert!(!user.is_empty() && !user.starts_with("root") && !user.starts_with("0:"), "{user}");
+    assert_eq!((&config["StopSignal"], &config["Healthcheck"]["Test"]), (&json!("SIGTERM"), &json!(["NONE"])));
+    let labels = &config["Labels"];
+    assert_eq!((&labels["traefik.enable"], &labels["gpubnb.gpus"]), (&json!(""), &json!("")));
+    assert_eq!(labels["gpubnb.job"], json!(job));
+    let variables: Vec<_> = config["Env"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+    for expected in ["NVIDIA_VISIBLE_DEVICES=void", &format!("GPUBNB_JOB={job}"), "HOME=/scratch", "KEPT=1"] {
+        assert!(variables.contains(&expected), "{expected}: {variables:?}");
+    }
+    assert!(!variables.contains(&"NVIDIA_VISIBLE_DEVICES=all") && !variables.contains(&"HOME=/"), "{variables:?}");
+    assert_eq!((&host["PublishAllPorts"], &host["NetworkMode"]), (&json!(false), &json!("none")));
+    let mounts = found[0]["Mounts"].as_array().unwrap();
+    assert!(mounts.iter().all(|mount| mount["Type"] == "bind"), "{mounts:?}");
+    system.consumer.post(&format!("/jobs/{job}/cancel"), &json!({})).await.unwrap();
+    let settled = system.consumer.wait_until_settled(&job).await.unwrap();
+    assert_eq!(settled["state"], "Cancelled", "{settled:#}");
+}
+
 #[tokio::test]
 async fn an_image_with_a_file_where_a_directory_is_mounted_is_named_and_blames_no_machine() {
     let images = [("at-output", ImageKind::FileAtOutput, 10), ("at-volume", ImageKind::FileAtVolume, 10)];
