@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use gpubnb_events::text::is_plain;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -59,7 +60,7 @@ pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path
 async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::Result<()> {
     let path = file["path"].as_str().unwrap_or_default();
     let stays_inside = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
-    let is_safe = path.split('/').all(stays_inside) && !path.chars().any(char::is_control);
+    let is_safe = path.split('/').all(stays_inside) && path.chars().all(is_plain);
     ensure!(is_safe, "the name {path:?} is not safe: the file is not downloaded");
     let target = directory.join(path);
     if let Some(parent) = target.parent() {

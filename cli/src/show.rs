@@ -1,13 +1,13 @@
 //! The commands that print lists, receipts and short answers: tables for people, JSON for programs.
 
-use gpubnb_events::MicroUsd;
+use gpubnb_events::{MicroUsd, text::make_plain};
 use serde_json::{Value, json};
 
 use crate::api::Api;
 
-/// A text that others wrote, made safe for a terminal: control characters are replaced.
+/// A text that others wrote, made safe for a terminal.
 pub(crate) fn sanitize(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    make_plain(text)
 }
 
 fn text(value: &Value) -> String {

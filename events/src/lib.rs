@@ -22,6 +22,7 @@ pub mod spec;
 pub mod subject;
 pub mod telemetry;
 pub mod template;
+pub mod text;
 pub mod time;
 pub mod transfer;
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use gpubnb_events::{Clock as _, SystemClock, telemetry::WorkerState};
+use gpubnb_events::{Clock as _, SystemClock, telemetry::WorkerState, text::make_plain};
 
 use crate::{
     config::{DrainArgs, LogsArgs, OutputArgs},
@@ -29,7 +29,9 @@ pub async fn status(state: &Path, output: OutputArgs) -> anyhow::Result<()> {
     if output.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print!("{}", describe(&status));
+        for line in describe(&status).lines() {
+            println!("{}", make_plain(line));
+        }
     }
     Ok(())
 }
@@ -127,28 +129,34 @@ pub async fn logs(state: &Path, args: LogsArgs) -> anyhow::Result<()> {
     let path = journal::path(state);
     let mut file = fs::File::open(&path)
         .with_context(|| format!("{} does not exist: no worker has run with this --state", path.display()))?;
-    let mut text = String::new();
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(journal::MAX_FILE_BYTES)))?;
-    file.read_to_string(&mut text)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     let skip = lines.len().saturating_sub(args.lines as usize);
     let mut out = std::io::stdout();
     for line in lines.iter().skip(skip) {
-        writeln!(out, "{line}")?;
+        writeln!(out, "{}", make_plain(line))?;
     }
     if !args.follow {
         return Ok(());
     }
+    // The beginning of a line that the worker has not written to its end.
+    let mut begun = Vec::new();
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         // The file is shorter than the part already read: the worker has rotated its log and begun a new file.
         if fs::metadata(&path)?.len() < file.stream_position()? {
             file = fs::File::open(&path)?;
         }
-        let mut more = String::new();
-        file.read_to_string(&mut more)?;
-        out.write_all(more.as_bytes())?;
+        file.read_to_end(&mut begun)?;
+        let complete = begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let lines: Vec<u8> = begun.drain(..complete).collect();
+        for line in String::from_utf8_lossy(&lines).lines() {
+            writeln!(out, "{}", make_plain(line))?;
+        }
         out.flush()?;
     }
 }

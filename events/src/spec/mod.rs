@@ -220,7 +220,7 @@ pub struct LeftOut {
 /// The reason why an entry of `/output` is no artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum LeftOutReason {
-    /// The name is no UTF-8, or has a control character.
+    /// The name is no UTF-8, or has a character that is invisible or changes the direction of the text.
     UnusableName,
     /// The path is longer than 512 bytes.
     LongPath,
@@ -236,19 +236,22 @@ pub enum LeftOutReason {
     TooLarge,
     /// The market's store of files was full.
     StoreFull,
+    /// Another file has the same name, though its characters are written in another way.
+    SameName,
 }
 
 impl LeftOutReason {
     /// The reason in words, after "because".
     pub fn describe(self) -> &'static str {
         match self {
-            Self::UnusableName => "the name is no UTF-8 text, or has a control character",
+            Self::UnusableName => "the name is no UTF-8 text, or has invisible characters",
             Self::LongPath => "the path is longer than 512 bytes",
             Self::TooDeep => "the entry is below more than 16 directories",
             Self::NotAFile => "the entry is a link, a pipe, a socket or a device",
             Self::Unreadable => "the entry cannot be read",
             Self::TooManyFiles => "a job keeps at most 1,000 files: pack them into an archive",
             Self::StoreFull => "the market's store of files was full",
+            Self::SameName => "another file has the same name, written with other characters",
             Self::TooLarge => "the files are larger than the output that the job asked for (output_mib)",
         }
     }

@@ -12,6 +12,7 @@ use std::{
 use gpubnb_events::{
     event::Reason,
     spec::{Artifact, LeftOut, LeftOutReason},
+    text::{DistinctPaths, is_plain, make_plain},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -98,7 +99,7 @@ pub(super) fn example(path: &str) -> String {
     if parts.is_empty() {
         return "/output".to_owned();
     }
-    parts.join("/").chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_EXAMPLE).collect()
+    make_plain(&parts.join("/")).chars().take(MAX_EXAMPLE).collect()
 }
 
 impl Listing {
@@ -139,10 +140,12 @@ impl Listing {
 
     /// Hashes the files that fit.
     fn into_collected(mut self, root: &Path, max_bytes: u64) -> Collected {
-        let (mut files, mut room) = (Vec::new(), max_bytes);
+        let (mut files, mut room, mut paths) = (Vec::new(), max_bytes, DistinctPaths::default());
         for (path, bytes) in std::mem::take(&mut self.files) {
             if files.len() == MAX_FILES {
                 self.leave_out(LeftOutReason::TooManyFiles, &path);
+            } else if !paths.add(&path) {
+                self.leave_out(LeftOutReason::SameName, &path);
             } else if bytes > room {
                 self.leave_out(LeftOutReason::TooLarge, &path);
             } else if let Ok(artifact) = hash(root, &path, bytes) {
@@ -159,7 +162,7 @@ impl Listing {
 /// Checks that an entry is a directory or a file that can be in a manifest. `depth` is the number of directories above
 /// it.
 fn check_entry(path: &str, is_text: bool, depth: usize, metadata: &Metadata) -> Result<(), LeftOutReason> {
-    if !is_text || path.chars().any(char::is_control) {
+    if !is_text || !path.chars().all(is_plain) {
         Err(LeftOutReason::UnusableName)
     } else if path.len() > MAX_PATH {
         Err(LeftOutReason::LongPath)
@@ -242,7 +245,7 @@ mod tests {
         let counts: Vec<_> = collected.left_out.iter().map(|l| (l.reason, l.entries)).collect();
         let expected = [(LeftOutReason::UnusableName, 2), (LeftOutReason::TooDeep, 1), (LeftOutReason::NotAFile, 2)];
         assert_eq!(counts, expected);
-        assert!(collected.left_out.iter().all(|l| !l.example.chars().any(char::is_control)));
+        assert!(collected.left_out.iter().all(|l| l.example.chars().all(is_plain)));
     }
 
     #[tokio::test]

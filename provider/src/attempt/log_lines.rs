@@ -7,6 +7,7 @@
 use gpubnb_events::{
     Timestamp,
     output::{LogLine, LogStream},
+    text::is_plain,
 };
 
 /// Longest line, bytes. The rest of a longer line is left out, and counted.
@@ -149,7 +150,7 @@ fn progress_or_metrics(text: &str) -> Option<JobLine> {
     if let Some(rest) = text.strip_prefix("::progress ") {
         let (fraction, message) = rest.trim_start().split_once(' ').unwrap_or((rest.trim(), ""));
         let fraction: f32 = fraction.parse().ok().filter(|f: &f32| f.is_finite())?;
-        let message = message.trim().chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
+        let message = message.trim().chars().filter(|c| is_plain(*c)).take(MAX_MESSAGE).collect();
         return Some(JobLine::Progress(fraction.clamp(0.0, 1.0), message));
     }
     let pairs = text.strip_prefix("::metric ")?.split_whitespace().take(MAX_METRICS);

@@ -27,6 +27,7 @@ use gpubnb_events::{
     event::Check,
     spec::{JobSpec, Resources},
     template::{self, Template},
+    text::is_plain,
 };
 
 use super::{TestSubject, check, with_requirement};
@@ -83,7 +84,7 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
                 with_requirement(check(&id, "not measured", ""), "measured", false, remedy)
             }
             Err(e) => {
-                let why: String = format!("{e:#}").chars().filter(|c| !c.is_control()).take(300).collect();
+                let why: String = format!("{e:#}").chars().filter(|c| is_plain(*c)).take(300).collect();
                 let remedy = "A job on this GPU would fail like this. See gpu.runtime, then: gpubnb-provider self-test \
                               --measure-gpus.";
                 with_requirement(check(&id, why, ""), "measured", false, remedy)

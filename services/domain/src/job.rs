@@ -17,6 +17,7 @@ use gpubnb_events::{
     },
     message::{EventId, Proposal},
     spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
+    text::is_plain,
 };
 use serde::{Deserialize, Serialize};
 
@@ -280,7 +281,7 @@ impl Job {
         if self.phase == Phase::Assigned {
             return Err(DomainError::WrongState("The job was not accepted yet. Decline it instead."));
         }
-        crate::rules::check_outputs(&c.outputs, &c.left_out)?;
+        crate::rules::check_outputs(&c.outputs, &c.left_out, self.spec.resources.output)?;
         let id = format!("{}.ended", c.lease);
         match &c.outcome {
             Outcome::Completed if attempt.started.is_none() => {
@@ -319,7 +320,7 @@ impl Job {
                 if !is_worker_reason(*reason) {
                     return Err(DomainError::field("reason", "A machine may not report this reason."));
                 }
-                let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
+                let detail: String = detail.chars().filter(|c| is_plain(*c)).take(500).collect();
                 // A registry or a file that is away cannot end a program that runs, and no defect of the worker hides
                 // what the machine did to the program.
                 let is_too_late = attempt.started.is_some() && reason.fault() == Fault::Nobody;

@@ -3,26 +3,21 @@
 
 use std::collections::BTreeSet;
 
-use gpubnb_events::spec::{Artifact, LeftOut};
+use gpubnb_events::{
+    spec::{Artifact, LeftOut, Mebibytes},
+    text::{DistinctPaths, is_plain, is_plain_path},
+};
 
 use crate::DomainError;
-
-/// True for a relative path that stays inside its directory, such as `a/b.png`. False for `/a`, `../a` and `a//b`.
-pub(crate) fn is_plain_path(path: &str) -> bool {
-    !path.is_empty()
-        && path.len() <= 512
-        && !path.chars().any(char::is_control)
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
-}
 
 /// True for a SHA-256 hash, written as 64 hexadecimal digits.
 pub(crate) fn is_sha256_hex(hash: &str) -> bool {
     hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Checks a text for people: from 1 to `max_chars` characters, not only spaces, and no control characters.
+/// Checks a text for people: from 1 to `max_chars` characters, not only spaces, and only plain ones.
 pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> Result<(), DomainError> {
-    if text.trim().is_empty() || text.chars().count() > max_chars || text.chars().any(char::is_control) {
+    if text.trim().is_empty() || text.chars().count() > max_chars || !text.chars().all(is_plain) {
         return Err(DomainError::field(field, format!("This must have from 1 to {max_chars} characters on one line.")));
     }
     Ok(())
@@ -31,15 +26,18 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
 /// Longest example of an entry that was left out, in bytes.
 const MAX_EXAMPLE: usize = 512;
 
-/// Checks the files that a machine reports: at most 1,000 files, with plain relative paths that differ, and SHA-256
-/// hashes. Checks also what the machine says that it left out: at most one entry for each reason.
-pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Result<(), DomainError> {
-    let paths: BTreeSet<_> = outputs.iter().map(|a| &a.path).collect();
-    if paths.len() < outputs.len() {
+/// Checks the files that a machine reports: at most 1,000 files of `most` together, with plain relative paths that
+/// differ, and SHA-256 hashes. Checks also what the machine says that it left out: at most one entry for each reason.
+pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut], most: Mebibytes) -> Result<(), DomainError> {
+    if outputs.len() > 1_000 || !outputs.iter().all(|a| is_plain_path(&a.path) && is_sha256_hex(&a.sha256)) {
+        return Err(DomainError::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
+    }
+    let mut paths = DistinctPaths::default();
+    if !outputs.iter().all(|a| paths.add(&a.path)) {
         return Err(DomainError::field("outputs", "The manifest names a file twice."));
     }
-    if outputs.iter().try_fold(0_u64, |sum, a| sum.checked_add(a.bytes)).is_none() {
-        return Err(DomainError::field("outputs", "The sizes of the files have no sum."));
+    if outputs.iter().fold(0_u64, |sum, a| sum.saturating_add(a.bytes)) > most.bytes() {
+        return Err(DomainError::field("outputs", format!("The files have more than {} MiB.", most.0)));
     }
     let reasons: BTreeSet<_> = left_out.iter().map(|l| l.reason).collect();
     if reasons.len() < left_out.len() {
@@ -47,12 +45,9 @@ pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut]) -> Resul
     }
     // An example is only shown. The job may have chosen it, so it need not be a path, and may be blank: a report must
     // not be refused for it.
-    let is_shown = |example: &str| example.len() <= MAX_EXAMPLE && !example.chars().any(char::is_control);
+    let is_shown = |example: &str| example.len() <= MAX_EXAMPLE && example.chars().all(is_plain);
     if !left_out.iter().all(|l| is_shown(&l.example)) {
         return Err(DomainError::field("left_out", "An example has at most 512 bytes and no control characters."));
-    }
-    if outputs.len() > 1_000 || !outputs.iter().all(|a| is_plain_path(&a.path) && is_sha256_hex(&a.sha256)) {
-        return Err(DomainError::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
     }
     Ok(())
 }
@@ -80,7 +75,7 @@ mod tests {
     fn an_example_that_a_job_has_chosen_does_not_refuse_the_report() {
         let check = |example: &str| {
             let reason = LeftOutReason::NotAFile;
-            check_outputs(&[], &[LeftOut { reason, entries: 1, example: example.to_owned() }])
+            check_outputs(&[], &[LeftOut { reason, entries: 1, example: example.to_owned() }], Mebibytes(1))
         };
         for odd in ["", "  ", "a/", "a/..", ".", "/output", "<b>"] {
             check(odd).unwrap();
@@ -89,11 +84,18 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_with_a_path_out_of_its_directory_is_refused() {
-        let file = |path: &str| Artifact { path: path.to_owned(), bytes: 1, sha256: "0".repeat(64) };
-        assert!(check_outputs(&[file("a/b.png")], &[]).is_ok());
-        for bad in ["", "/a", "../a", "a/../b", "a//b", "a\nb", "."] {
-            assert!(check_outputs(&[file(bad)], &[]).is_err(), "{bad:?}");
+    fn a_manifest_names_each_file_once_inside_its_directory_and_within_the_size_that_the_job_asked_for() {
+        let file = |path: &str, bytes: u64| Artifact { path: path.to_owned(), bytes, sha256: "0".repeat(64) };
+        let check = |files: &[Artifact]| check_outputs(files, &[], Mebibytes(1));
+        check(&[file("a/b.png", 1 << 19), file("c", 1 << 19)]).unwrap();
+        for bad in ["", "/a", "../a", "a/../b", "a//b", "a\nb", ".", "a\u{202e}b"] {
+            assert!(check(&[file(bad, 1)]).is_err(), "{bad:?}");
+        }
+        for (one, other) in [("a", "a"), ("caf\u{e9}", "cafe\u{301}")] {
+            assert!(check(&[file(one, 1), file(other, 1)]).is_err(), "{one} {other}");
+        }
+        for sizes in [[1 << 20, 1], [u64::MAX, 1], [u64::MAX, u64::MAX]] {
+            assert!(check(&[file("a", sizes[0]), file("b", sizes[1])]).is_err(), "{sizes:?}");
         }
     }
 }

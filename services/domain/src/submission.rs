@@ -6,6 +6,7 @@ use gpubnb_events::{
     event::JobSubmitted,
     spec::{DEFAULT_SCRATCH, ImageName, JobSpec, Limits, Mebibytes},
     template,
+    text::is_plain_path,
 };
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     account::Account,
     placement,
     recent_submissions::{RETENTION, fingerprint},
-    rules::{check_range, check_text, is_plain_path, is_sha256_hex},
+    rules::{check_range, check_text, is_sha256_hex},
 };
 
 /// The least room on a job's disk beside the output, MiB.
