@@ -47,7 +47,7 @@ pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
     Some(Score { text: text(teraflops), per_dollar, per_dollar_text })
 }
 
-/// True if the machine passed every check of its self-test.
+/// True if the machine says that it passed every check of its self-test.
 pub(crate) fn is_verified(row: &ListedMachine) -> bool {
     event::all_passed(&row.checks)
 }

@@ -15,10 +15,12 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, DomainError, daily_bytes::DailyBytes};
+use super::{Decision, DomainError, daily_bytes::DailyBytes, rules::check_text};
 
 /// Greatest amount of one deposit or one payout.
 const MAX_AMOUNT: MicroUsd = MicroUsd::dollars(100_000);
+/// Longest reason for a suspension or a failed payout, characters.
+const MAX_REASON: usize = 500;
 
 /// The state of one account.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -95,6 +97,9 @@ impl Account {
         if let Some(seq) = payout.closed {
             return answer_repeated(payout.has_failed == c.failed.is_some(), seq, "payout");
         }
+        if let Some(reason) = &c.failed {
+            check_text("reason", reason, MAX_REASON)?;
+        }
         let (account, amount, requested) = (c.account, payout.amount, payout.requested);
         let event: Event = match &c.failed {
             None => PayoutPaid { account, payout: c.payout, amount, requested }.into(),
@@ -106,16 +111,19 @@ impl Account {
     }
 
     /// Suspends or reinstates the account.
-    pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Decision {
+    pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Result<Decision, DomainError> {
         if self.suspended.is_some() == c.reason.is_some() {
-            return Decision::AlreadyDone(self.last);
+            return Ok(Decision::AlreadyDone(self.last));
+        }
+        if let Some(reason) = &c.reason {
+            check_text("reason", reason, MAX_REASON)?;
         }
         let account = c.account;
         let event: Event = match &c.reason {
             Some(reason) => AccountSuspended { account, reason: reason.clone() }.into(),
             None => AccountReinstated { account }.into(),
         };
-        self.propose(event, format!("{account}.suspension.{}", self.last), None)
+        Ok(self.propose(event, format!("{account}.suspension.{}", self.last), None))
     }
 
     /// Folds one of the account's own events.

@@ -80,7 +80,7 @@ impl World {
             Command::Deposit(id, c) => account(*id)?.deposit(*id, c),
             Command::RequestPayout(id, c) => account(*id)?.request_payout(*id, c),
             Command::ClosePayout(c) => account(c.account)?.close_payout(c),
-            Command::SetSuspension(c) => Ok(account(c.account)?.set_suspension(c)),
+            Command::SetSuspension(c) => account(c.account)?.set_suspension(c),
             Command::ReleaseHold(id, submission) => self.release_hold(*id, *submission),
             Command::Submit(id, c) => submission::submit(self, *id, c, now, settings),
             Command::Cancel(_) => job()?.cancel(),

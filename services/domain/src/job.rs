@@ -22,7 +22,11 @@ use gpubnb_events::{
 use serde::{Deserialize, Serialize};
 
 use super::{Decision, DomainError, Settings, daily_bytes};
+
 use ending::{is_worker_reason, uses_attempt};
+
+/// Longest signature of a report, bytes. A signature of Ed25519 has 86 or 88 characters.
+const MAX_SIGNATURE: usize = 128;
 
 /// Longest digest of an image, bytes. `sha256:` and 64 digits are 71.
 const MAX_IMAGE_DIGEST: usize = 128;
@@ -282,6 +286,9 @@ impl Job {
             return Err(DomainError::WrongState("The job was not accepted yet. Decline it instead."));
         }
         crate::rules::check_outputs(&c.outputs, &c.left_out, self.spec.resources.output)?;
+        if c.signature.as_ref().is_some_and(|signature| signature.len() > MAX_SIGNATURE) {
+            return Err(DomainError::field("signature", format!("A signature has at most {MAX_SIGNATURE} bytes.")));
+        }
         let id = format!("{}.ended", c.lease);
         match &c.outcome {
             Outcome::Completed if attempt.started.is_none() => {

@@ -36,6 +36,8 @@
 pub mod account;
 mod apply;
 pub mod authorise;
+#[cfg(test)]
+mod bounded_events;
 pub mod command;
 mod daily_bytes;
 mod decide;

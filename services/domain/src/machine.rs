@@ -3,10 +3,12 @@
 //! The *availability* is what the owner decides, such as a pause. The *presence* is what the watchdog finds out: a
 //! machine without heartbeats is suspect first, and lost later.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Seq, Timestamp,
+    AccountId, Event, JobId, Lease, MachineId, Seq, Timestamp,
     command::{MachineChange, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
@@ -17,27 +19,14 @@ use gpubnb_events::{
     spec::Offer,
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
+pub use self::bounds::{COMPLETE_TEST, MAX_SLOTS};
+use self::bounds::{check_offer, check_price, check_test};
 use super::{
     Decision, DomainError, Listing,
     daily_bytes::{self, DailyBytes},
 };
-
-/// Greatest price of a machine per hour.
-const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
-/// Most slots of a machine. A machine runs one job in each slot.
-pub const MAX_SLOTS: u32 = 256;
-
-/// Longest name of a hardware component, bytes.
-const MAX_HARDWARE_NAME: usize = 128;
-/// The most registries that an offer names.
-const MAX_REGISTRIES: usize = 64;
-/// Most checks of a self-test.
-const MAX_CHECKS: usize = 64;
-/// Longest text in a check, bytes.
-const MAX_CHECK_TEXT: usize = 400;
-/// Longest texts of all checks of a self-test together, bytes.
-const MAX_TEST_TEXT: usize = 32_768;
 
 /// The presence of a machine, by its heartbeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +79,8 @@ pub struct Machine {
     pub speed: Speed,
     /// True if every check of the last self-test passed.
     pub verified: bool,
+    /// The last self-test: its sequence and the hash of its checks. The same self-test again appends nothing.
+    last_test: Option<(Seq, [u8; 16])>,
     /// The bytes of today's events that nothing pays for.
     pub(crate) daily_bytes: DailyBytes,
     /// The sequence of the last `MachineListed`.
@@ -110,6 +101,7 @@ impl Machine {
             record: MachineRecord::default(),
             speed: Speed::default(),
             verified: false,
+            last_test: None,
             daily_bytes: DailyBytes::default(),
             listed: seq,
         }
@@ -178,6 +170,9 @@ impl Machine {
     /// Records the results of a self-test.
     pub(crate) fn record_test(&self, machine: MachineId, c: &RecordTest) -> Result<Decision, DomainError> {
         check_test(&c.checks)?;
+        if let Some((seq, _)) = self.last_test.filter(|(_, hash)| *hash == hash_of(&c.checks)) {
+            return Ok(Decision::AlreadyDone(seq));
+        }
         Ok(self.propose(MachineTested { machine, checks: c.checks.clone(), speed: Speed::from_checks(&c.checks) }))
     }
 
@@ -237,6 +232,7 @@ impl Machine {
                         record: m.record,
                         speed: m.speed,
                         verified: m.verified,
+                        last_test: m.last_test,
                         daily_bytes: m.daily_bytes,
                         ..Self::new(seq, e)
                     };
@@ -262,68 +258,25 @@ impl Machine {
             Event::MachineTested(e) => {
                 machine.speed = e.speed;
                 machine.verified = all_passed(&e.checks);
+                machine.last_test = Some((seq, hash_of(&e.checks)));
             }
             _ => {}
         }
     }
 }
 
-fn check_price(price: HourlyRate) -> Result<(), DomainError> {
-    if price.0 < MicroUsd::ZERO || price.0 > MAX_PRICE {
-        return Err(DomainError::field("price", format!("The price per hour must be from $0 to {MAX_PRICE}.")));
+/// A hash of a self-test.
+fn hash_of(checks: &[Check]) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    for check in checks {
+        for text in [&check.id, &check.actual, &check.required, &check.unit, &check.remedy] {
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text);
+        }
+        hash.update([u8::from(check.passed)]);
     }
-    Ok(())
-}
-
-fn check_offer(offer: &Offer) -> Result<(), DomainError> {
-    crate::rules::check_text("name", &offer.name, 80)?;
-    crate::rules::check_text("region", &offer.region, 40)?;
-    check_price(offer.price)?;
-    if offer.slots == 0 || offer.slots > MAX_SLOTS {
-        return Err(DomainError::field("slots", format!("A machine has from 1 to {MAX_SLOTS} slots.")));
-    }
-    if let Some(hours) = &offer.policy.hours {
-        crate::rules::check_text("hours", hours, 80)?;
-    }
-    let registries = offer.policy.registries.iter().flatten();
-    if registries.clone().count() > MAX_REGISTRIES || registries.clone().any(|r| r.len() > MAX_HARDWARE_NAME) {
-        let message = format!("A machine names at most {MAX_REGISTRIES} registries of {MAX_HARDWARE_NAME} bytes each.");
-        return Err(DomainError::field("registries", message));
-    }
-    let hardware = &offer.hardware;
-    if hardware.gpus.len() > 16 {
-        return Err(DomainError::field("gpus", "A machine has at most 16 GPUs."));
-    }
-    let gpu_names = hardware
-        .gpus
-        .iter()
-        .flat_map(|gpu| [Some(&gpu.uuid), Some(&gpu.model), gpu.capability.as_ref(), gpu.pci.as_ref()]);
-    let versions = hardware.driver.iter().chain(&hardware.cuda);
-    let names = gpu_names.flatten().chain(versions).chain([&hardware.cpu_model]);
-    if names.into_iter().any(|name| name.len() > MAX_HARDWARE_NAME) {
-        return Err(DomainError::field(
-            "hardware",
-            format!("A name of a component has at most {MAX_HARDWARE_NAME} bytes."),
-        ));
-    }
-    Ok(())
-}
-
-fn check_test(checks: &[Check]) -> Result<(), DomainError> {
-    let has_long_text =
-        |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().any(|t| t.len() > MAX_CHECK_TEXT);
-    let texts =
-        |c: &Check| [&c.id, &c.actual, &c.required, &c.unit, &c.remedy].into_iter().map(String::len).sum::<usize>();
-    if checks.iter().map(texts).sum::<usize>() > MAX_TEST_TEXT {
-        return Err(DomainError::field("checks", format!("A self-test has at most {MAX_TEST_TEXT} bytes of text.")));
-    }
-    if checks.len() > MAX_CHECKS || checks.iter().any(has_long_text) {
-        return Err(DomainError::field(
-            "checks",
-            format!("A self-test has at most {MAX_CHECKS} checks, with texts of at most {MAX_CHECK_TEXT} bytes."),
-        ));
-    }
-    Ok(())
+    let hash: [u8; 32] = hash.finalize().into();
+    std::array::from_fn(|index| hash[index])
 }
 
 #[cfg(test)]
@@ -337,6 +290,25 @@ mod tests {
         let mut market = given();
         let list = Command::ListMachine(market.machine, market.listing(market.provider, market.offer()));
         assert_eq!(market.when(market.as_machine(), list).expect_already_done(), market.machine_state().listed);
+    }
+
+    #[test]
+    fn the_same_self_test_again_appends_nothing() {
+        let mut market = given();
+        let machine = market.machine;
+        let check = |actual: &str| Check {
+            actual: actual.to_owned(),
+            id: "disk.write".to_owned(),
+            required: "20".to_owned(),
+            unit: String::new(),
+            passed: false,
+            remedy: String::new(),
+        };
+        let test = |actual: &str| Command::RecordTest(machine, RecordTest { checks: vec![check(actual)] });
+        let first = market.when(market.as_machine(), test("7")).expect_appended();
+        assert_eq!(market.when(market.as_machine(), test("7")).expect_already_done(), first);
+        market.when(market.as_machine(), test("8")).expect_appended();
+        market.when(market.as_machine(), test("7")).expect_appended();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The people: consumers, owners of machines and operators. Their commands may be valid or not.
 
-use gpubnb_domain::{Command, Listing};
+use gpubnb_domain::{Command, Listing, machine::COMPLETE_TEST};
 use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
     command::{
@@ -146,7 +146,7 @@ impl Market {
                 // Sometimes the machine is listed with another owner.
                 let owner = if dice.one_in(4) { dice.choose(&self.people.accounts) } else { owner };
                 let list = Command::ListMachine(machine, Listing { owner, public_key: None, offer });
-                let test = Command::RecordTest(machine, RecordTest { checks: vec![random_check(dice)] });
+                let test = Command::RecordTest(machine, RecordTest { checks: random_checks(dice) });
                 let command = if dice.one_in(4) { test } else { list };
                 self.issue(Caller::Client, Actor::Machine(machine), command, dice);
                 return;
@@ -194,15 +194,17 @@ impl Market {
     }
 }
 
-fn random_check(dice: &mut Dice) -> Check {
-    Check {
-        id: "cpu.matmul".to_owned(),
-        actual: dice.choose(&["700", "900", "not measured"]).to_owned(),
+fn random_checks(dice: &mut Dice) -> Vec<Check> {
+    let speed = dice.choose(&["700", "900", "not measured"]);
+    let check = |id: &&str| Check {
+        id: (*id).to_owned(),
+        actual: if *id == "cpu.matmul" { speed.to_owned() } else { String::new() },
         required: String::new(),
-        unit: "MFLOPS a core".to_owned(),
+        unit: String::new(),
         passed: true,
         remedy: String::new(),
-    }
+    };
+    COMPLETE_TEST.iter().map(check).collect()
 }
 
 fn random_price(dice: &mut Dice) -> HourlyRate {
