@@ -301,7 +301,7 @@ if ! docker image inspect gpubnb/workloads:1 >/dev/null 2>&1; then
   lent="$(docker image inspect -f '{{.Id}}' gpubnb/workloads:1)"
 fi
 sees nats "10001 /keys/nats.conf"
-sees services "10001 /keys/append.creds /keys/bootstrap.creds /keys/issuer.seed /keys/machines.jwt /keys/revoker.seed /keys/sealing.seed /keys/serve.creds /keys/system.creds /keys/transfer.key"
+sees services "10001 /keys/append.creds /keys/bootstrap.creds /keys/issuer.seed /keys/machines.jwt /keys/output.creds /keys/revoker.seed /keys/sealing.seed /keys/serve.creds /keys/system.creds /keys/transfer.key"
 sees projector "10001 /keys/operator.creds /keys/projector.creds"
 sees ui "10001 /keys/transfer.key /keys/ui.creds"
 say "each process has its own keys and no other"

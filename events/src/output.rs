@@ -1,9 +1,9 @@
-//! The messages with the output of a running job: log lines, progress and measurements. A message may arrive twice. Log
-//! lines are numbered, so that readers can drop duplicate lines.
+//! The messages with the output of a running job: log lines, progress and measurements. Log lines are
+//! numbered.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ids::Lease, time::Timestamp};
+use crate::{ids::Lease, subject::OutputKind, time::Timestamp};
 
 /// The name of the type [`Progress`] in a message's header.
 pub const PROGRESS: &str = "Progress.v1";
@@ -11,6 +11,59 @@ pub const PROGRESS: &str = "Progress.v1";
 pub const LOG_LINES: &str = "LogLines.v1";
 /// The name of the type [`JobMetrics`] in a message's header.
 pub const JOB_METRICS: &str = "JobMetrics.v1";
+
+/// The bytes that each line of a log counts in addition to its text, for its time and its number.
+pub const LINE_COST: u64 = 8;
+
+/// Output of one attempt, as its machine sends it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    /// The progress of the job.
+    Progress(Progress),
+    /// Lines of the job's log.
+    Log(LogLines),
+    /// Measurements of the job.
+    Metrics(JobMetrics),
+}
+
+impl Output {
+    /// The lease of the attempt.
+    pub const fn lease(&self) -> Lease {
+        match self {
+            Self::Progress(progress) => progress.lease,
+            Self::Log(lines) => lines.lease,
+            Self::Metrics(metrics) => metrics.lease,
+        }
+    }
+
+    /// The kind in the subject of the message.
+    pub const fn kind(&self) -> OutputKind {
+        match self {
+            Self::Progress(_) => OutputKind::Progress,
+            Self::Log(_) => OutputKind::Log,
+            Self::Metrics(_) => OutputKind::Metrics,
+        }
+    }
+
+    /// The name of the type in the message's header.
+    pub const fn wire_name(&self) -> &'static str {
+        match self {
+            Self::Progress(_) => PROGRESS,
+            Self::Log(_) => LOG_LINES,
+            Self::Metrics(_) => JOB_METRICS,
+        }
+    }
+
+    /// The body of the message.
+    pub fn payload(&self) -> Result<Vec<u8>, serde_json::Error> {
+        match self {
+            Self::Progress(progress) => serde_json::to_vec(progress),
+            Self::Log(lines) => serde_json::to_vec(lines),
+            Self::Metrics(metrics) => serde_json::to_vec(metrics),
+        }
+    }
+}
 
 /// The name of the type [`UnfinishedLines`] in a message's header.
 pub const UNFINISHED_LINES: &str = "UnfinishedLines.v1";

@@ -145,8 +145,7 @@ pub fn output_of(machine: MachineId, job: JobId) -> String {
     format!("output.{machine}.{job}.*")
 }
 
-/// The filter of all output of a job on any machine. Any machine may publish there: readers check that the machine has
-/// the lease.
+/// The filter of all output of a job on any machine.
 pub fn output_of_job(job: JobId) -> String {
     format!("output.*.{job}.*")
 }
@@ -250,17 +249,14 @@ pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 /// machine's id.
 pub const USER_NAME_PLACEHOLDER: &str = "{{name()}}";
 
-/// The subjects that a machine publishes to: commands, heartbeats, output and unfinished
-/// lines. `machine` is an id or a placeholder.
+/// The subjects that a machine publishes to: commands, heartbeats and unfinished lines. `machine` is an id or a
+/// placeholder.
 pub fn published_by_machine(machine: &str) -> Vec<String> {
-    let output = [OutputKind::Progress, OutputKind::Log, OutputKind::Metrics];
-    let mut subjects = vec![
+    vec![
         format!("cmd.machine.{machine}.*"),
         format!("telemetry.{machine}.heartbeat"),
         format!("unfinished.{machine}.*"),
-    ];
-    subjects.extend(output.map(|kind| format!("output.{machine}.*.{}", kind.token())));
-    subjects
+    ]
 }
 
 /// The inbox of a machine, with [`USER_NAME_PLACEHOLDER`] in place of the id.

@@ -170,6 +170,14 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(16..)
     )]
     pub output_mib: u32,
+    /// Largest log of a job, MiB. A longer log is cut with a line that says so.
+    #[arg(
+        long,
+        env = "GPUBNB_JOB_LOG_MIB",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=1_024)
+    )]
+    pub job_log_mib: u32,
     /// Room for the input files of all jobs, MiB. The web server refuses further files by name.
     #[arg(
         long,

@@ -12,6 +12,7 @@ mod endpoint;
 mod enrollment;
 mod execute;
 mod gauges;
+mod job_output;
 mod phase_spans;
 mod process;
 mod redispatch;

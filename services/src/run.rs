@@ -19,6 +19,7 @@ use crate::{
     enrollment::Enrollments,
     execute::Executor,
     gauges,
+    job_output::JobOutput,
     process::{Leadership, SilenceLimits, manage, watch},
     redispatch,
     replica::Replica,
@@ -29,7 +30,8 @@ use crate::{
 /// Runs one replica until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&config.monitor, "gpubnb-services", shutdown.clone()).await?;
-    // Two connections: `serve` answers commands and may publish to inboxes only; `append` writes events.
+    // Three connections: `serve` answers commands and may publish to inboxes only; `append` writes events; `output`
+    // writes the output of jobs.
     let serving = config.nats.connect("serve", SERVICES_INBOX).await?;
     let appending = config.nats.connect("append", SERVICES_INBOX).await?;
     let js = jetstream(appending);
@@ -44,7 +46,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let secrets = JobSecrets::open(&js, sealing).await.context("the bucket of secrets")?;
     spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
-    let endpoints = Box::pin(endpoint_context(&config, executor, secrets)).await?;
+    let writing = config.nats.connect("output", SERVICES_INBOX).await?;
+    let output = JobOutput::open(jetstream(writing), u64::from(config.job_log_mib) << 20).await;
+    let output = Arc::new(output.context("the stream OUTPUT is missing: start once with --provision")?);
+    let endpoints = Box::pin(endpoint_context(&config, executor, secrets, output)).await?;
     tasks.spawn(endpoints.revoker.clone().run(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
@@ -128,7 +133,12 @@ fn spawn_processes(
 }
 
 /// The state that the endpoints share.
-async fn endpoint_context(config: &Config, executor: Executor, secrets: JobSecrets) -> anyhow::Result<EndpointContext> {
+async fn endpoint_context(
+    config: &Config,
+    executor: Executor,
+    secrets: JobSecrets,
+    output: Arc<JobOutput>,
+) -> anyhow::Result<EndpointContext> {
     let (js, keys) = (executor.log.jetstream(), &config.nats.nats_creds);
     let issuer = Arc::new(Issuer::open(keys, Duration::from_secs(config.credential_life))?);
     let enrollments = Enrollments::open(&js).await.context("the bucket of enrollments")?;
@@ -142,6 +152,8 @@ async fn endpoint_context(config: &Config, executor: Executor, secrets: JobSecre
         revoker,
         secrets,
         dead_letters,
+        output,
+        output_rate: endpoint::new_output_rate(),
         machine_rate,
     })
 }

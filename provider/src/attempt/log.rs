@@ -1,6 +1,6 @@
 //! Forwards the log of a job: reads the log from Docker, and publishes it in small chunks.
 //!
-//! While the broker is away, the worker reads no further. Docker keeps the log on disk, so nothing is lost and the
+//! While the market is away, the worker reads no further. Docker keeps the log on disk, so nothing is lost and the
 //! worker needs no memory. Docker returns the log in *frames* of at most 16 KiB.
 
 use std::{path::Path, time::Duration};
@@ -8,9 +8,8 @@ use std::{path::Path, time::Duration};
 use bollard::container::LogOutput;
 use futures_util::StreamExt;
 use gpubnb_events::{
-    Clock as _, Lease, Millis, SystemClock, Timestamp,
-    output::{JOB_METRICS, JobMetrics, LOG_LINES, LogLine, LogLines, LogStream, PROGRESS, Progress},
-    subject::OutputKind,
+    Clock as _, Millis, SystemClock, Timestamp,
+    output::{JobMetrics, LINE_COST, LogLine, LogLines, LogStream, Output, Progress},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -33,14 +32,15 @@ const POSITION_FILE: &str = "log.json";
 const FLUSH_DELAY: Duration = Duration::from_millis(50);
 /// A chunk with this many lines or metrics is large.
 const MAX_CHUNK_LINES: usize = 256;
-/// A chunk with this many bytes of log is large.
+/// A chunk with this many bytes of log, as JSON, is large. A chunk is sent before it has more than this and one line,
+/// which is less than a request may have.
 const MAX_CHUNK_BYTES: usize = 64 * 1024;
+/// Most bytes of a line, as JSON. JSON takes six bytes for a control character.
+const MAX_LINE_BYTES: usize = 128 * 1024;
 /// Longest time over which a flood is measured, in milliseconds of Docker's timestamps.
 const FLOOD_WINDOW: Millis = Millis(10_000);
 /// Most bytes of log in one such time. More is a flood, which takes the machine's processor time.
 const MAX_BYTES_IN_WINDOW: u64 = 40 << 20;
-/// The bytes that each line counts in addition to its text, for its time and its number.
-const LINE_COST: u64 = 8;
 /// Pause before the next read of the log, if the container has not ended or a read failed.
 const RETRY: Duration = Duration::from_millis(500);
 /// A shorter log, in bytes, is read a second time when the container has ended. That is faster than to wait until
@@ -232,7 +232,7 @@ impl FloodMeter {
 struct Chunk<'a> {
     context: &'a AttemptContext,
     lines: Vec<LogLine>,
-    /// Bytes of the lines.
+    /// Bytes of the lines as JSON.
     bytes: usize,
     /// Number of the first line of the chunk in the whole log, counted from 0.
     first_line: u64,
@@ -276,7 +276,8 @@ impl<'a> Chunk<'a> {
         let (lease, occurred_at) = (self.context.lease, SystemClock.now());
         match line {
             JobLine::Log(line) => {
-                self.bytes += line.text.len();
+                let (line, bytes) = cut_to_fit(line);
+                self.bytes += bytes;
                 self.lines.push(line);
             }
             // Only the newest progress matters.
@@ -293,15 +294,15 @@ impl<'a> Chunk<'a> {
             let lines = std::mem::take(&mut self.lines);
             let (first_line, count) = (self.first_line, lines.len() as u64);
             let chunk = LogLines { lease, first_line, lines };
-            publish(context, OutputKind::Log, LOG_LINES, &chunk, Some(chunk_id(lease, first_line, count))).await;
+            publish(context, Output::Log(chunk)).await;
             self.first_line += count;
             self.bytes = 0;
         }
         for metrics in std::mem::take(&mut self.metrics) {
-            publish(context, OutputKind::Metrics, JOB_METRICS, &metrics, None).await;
+            publish(context, Output::Metrics(metrics)).await;
         }
         if let Some(progress) = self.progress.take() {
-            publish(context, OutputKind::Progress, PROGRESS, &progress, None).await;
+            publish(context, Output::Progress(progress)).await;
         }
         if self.position != self.saved {
             self.position.save(&context.directory());
@@ -310,10 +311,23 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// The id of a chunk, by which the broker drops a second copy. A worker that reads the log again after a restart makes
-/// the same id for the same lines. If the chunk then has more lines, it gets another id.
-fn chunk_id(lease: Lease, first_line: u64, count: u64) -> String {
-    format!("{lease}.{first_line}.{count}")
+/// Cuts a line that is too large as JSON. Returns the bytes that the line has as JSON.
+fn cut_to_fit(mut line: LogLine) -> (LogLine, usize) {
+    let mut bytes = 0;
+    for (position, c) in line.text.char_indices() {
+        let size = match c {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            c if c < ' ' => 6,
+            c => c.len_utf8(),
+        };
+        if bytes + size > MAX_LINE_BYTES {
+            line.cut += (line.text.len() - position) as u64;
+            line.text.truncate(position);
+            break;
+        }
+        bytes += size;
+    }
+    (line, bytes)
 }
 
 #[cfg(test)]
@@ -325,7 +339,6 @@ mod tests {
         attempt::testing::{StubDocker, attempt},
         lease_table::LeaseTable,
     };
-    use gpubnb_events::Seq;
 
     #[test]
     fn a_flood_is_measured_by_the_times_at_which_the_job_wrote() {
@@ -361,19 +374,24 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_control_characters_is_cut_to_fit_into_a_request() {
+        let line = |text: String| LogLine { stream: LogStream::Stdout, at: SystemClock.now(), text, cut: 3 };
+        for text in ["\u{1}".repeat(65_536), "\"".repeat(65_536), "é\u{1b}".repeat(30_000)] {
+            let length = text.len() as u64;
+            let (cut, bytes) = cut_to_fit(line(text));
+            let json = serde_json::to_string(&cut.text).unwrap().len() - 2;
+            assert_eq!((bytes, cut.text.len() as u64 + cut.cut), (json, length + 3));
+            assert!(json <= MAX_LINE_BYTES);
+        }
+        assert_eq!(cut_to_fit(line("whole".to_owned())).0.text, "whole");
+    }
+
+    #[test]
     fn a_saved_position_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(LogPosition::saved(dir.path()), LogPosition::default());
         let position = LogPosition { frames: 7, lines: 5, bytes: 99, is_cut: true };
         position.save(dir.path());
         assert_eq!(LogPosition::saved(dir.path()), position);
-    }
-
-    #[test]
-    fn the_same_lines_have_the_same_id_and_more_lines_have_another() {
-        let lease = Lease(Seq(7));
-        assert_eq!(chunk_id(lease, 0, 2), chunk_id(lease, 0, 2));
-        assert_ne!(chunk_id(lease, 0, 2), chunk_id(lease, 0, 3));
-        assert_ne!(chunk_id(lease, 0, 2), chunk_id(Lease(Seq(8)), 0, 2));
     }
 }

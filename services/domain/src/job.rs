@@ -176,6 +176,16 @@ impl Job {
         Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.guard, cause: Some(cause) })
     }
 
+    /// True if the machine holds this live lease of the job.
+    pub fn has_live_lease(&self, machine: MachineId, lease: Lease) -> bool {
+        self.live_attempt(machine, lease).is_ok()
+    }
+
+    /// True if an attempt of the job with this lease has ended.
+    pub fn has_past_lease(&self, lease: Lease) -> bool {
+        self.past.contains_key(&lease)
+    }
+
     /// The live attempt. Fails if the attempt has another lease or is on another machine.
     fn live_attempt(&self, machine: MachineId, lease: Lease) -> Result<&Attempt, DomainError> {
         self.attempt

@@ -16,7 +16,7 @@ pub(crate) struct User {
 }
 
 /// Every user of the NATS account MARKET. An account of NATS separates groups of users; it is no account of a person.
-pub(crate) fn users() -> [User; 6] {
+pub(crate) fn users() -> [User; 7] {
     let user = |name, process, publish: Vec<String>, subscribe: &[&str]| {
         let subscribe = subscribe.iter().map(|s| (*s).to_owned()).collect();
         User { name, process, permissions: Permissions { publish, subscribe } }
@@ -52,6 +52,8 @@ pub(crate) fn users() -> [User; 6] {
         // the services. May not change a stream's configuration; may create TELEMETRY, which is in memory and is lost
         // when the broker restarts.
         user("append", "services", append_rights(), &[&services]),
+        // Writes the output of jobs, each message after the last one of its subject.
+        user("output", "services", output_rights(), &[&services]),
         // Reads the log, answers queries, sends change notices. May not write to the log.
         user(
             "projector",
@@ -202,6 +204,10 @@ fn append_rights() -> Vec<String> {
     subjects
 }
 
+fn output_rights() -> Vec<String> {
+    [vec![subject::OUTPUT_ALL.to_owned()], message_rights(OUTPUT)].concat()
+}
+
 fn web_server_rights() -> Vec<String> {
     let mut subjects: Vec<_> =
         ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
@@ -234,6 +240,7 @@ mod tests {
     fn only_one_user_writes_to_the_log_and_only_bootstrap_changes_streams() {
         for user in users() {
             assert_eq!(may_publish(&user, "market.account.x.event"), user.name == "append", "{}", user.name);
+            assert_eq!(may_publish(&user, "output.x.y.log"), user.name == "output", "{}", user.name);
             let changes =
                 ["UPDATE", "RESTORE", "SNAPSHOT", "DELETE", "PURGE", "MSG.DELETE"].map(|c| format!("{c}.MARKET"));
             for change in changes {

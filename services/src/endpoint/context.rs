@@ -17,6 +17,7 @@ use crate::{
     credentials::{Issuer, Revoker},
     enrollment::Enrollments,
     execute::Executor,
+    job_output::JobOutput,
     secrets::JobSecrets,
 };
 
@@ -32,6 +33,9 @@ pub(crate) struct EndpointContext {
     pub(crate) revoker: Revoker,
     pub(crate) secrets: JobSecrets,
     pub(crate) dead_letters: CachedLetters,
+    pub(crate) output: Arc<JobOutput>,
+    /// The rate limit of the output of each machine.
+    pub(crate) output_rate: Arc<DefaultKeyedRateLimiter<MachineId>>,
     /// The rate limit of each machine, so that one machine cannot block the others.
     pub(crate) machine_rate: Arc<DefaultKeyedRateLimiter<MachineId>>,
 }
@@ -40,6 +44,16 @@ pub(crate) struct EndpointContext {
 const MACHINE_RATE: NonZeroU32 = NonZeroU32::new(50).unwrap();
 /// Requests that one machine may send in a burst: a machine with many slots starts and ends many jobs at once.
 const MACHINE_BURST: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
+
+/// Messages of output that one machine may send in a second, and in a burst: each of its jobs sends about 20 in a
+/// second.
+const OUTPUT_RATE: NonZeroU32 = NonZeroU32::new(500).unwrap();
+const OUTPUT_BURST: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
+
+/// A new rate limiter for the output of machines.
+pub(crate) fn new_output_rate() -> Arc<DefaultKeyedRateLimiter<MachineId>> {
+    Arc::new(RateLimiter::keyed(Quota::per_second(OUTPUT_RATE).allow_burst(OUTPUT_BURST)))
+}
 
 /// A new rate limiter for machines.
 pub(crate) fn new_machine_rate() -> Arc<DefaultKeyedRateLimiter<MachineId>> {
@@ -72,8 +86,24 @@ where
     Fut: Future<Output = Result<T, RpcError>> + Send + 'static,
     T: Serialize,
 {
+    let rate = Arc::clone(&context.machine_rate);
+    endpoint_with_rate(server, context, subject, (requester, rate), handler).await
+}
+
+/// Like [`endpoint`], with another rate limit for machines.
+pub(super) async fn endpoint_with_rate<F, Fut, T>(
+    server: &Server,
+    context: &EndpointContext,
+    subject: String,
+    (requester, rate): (Requester, Arc<DefaultKeyedRateLimiter<MachineId>>),
+    handler: F,
+) -> Result<(), async_nats::Error>
+where
+    F: Fn(EndpointContext, Incoming) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, RpcError>> + Send + 'static,
+    T: Serialize,
+{
     let context = context.clone();
-    let rate = context.machine_rate.clone();
     let name: String = subject.chars().filter(|c| *c != '*').map(|c| if c == '.' { '-' } else { c }).collect();
     server
         .endpoint(&name, subject, requester, move |incoming| {

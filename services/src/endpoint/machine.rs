@@ -9,8 +9,8 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis, Seq,
     command::{
-        Accept, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant, Inventory,
-        ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
+        Accept, AddOutput, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant,
+        Inventory, ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
     },
     manifest, subject,
 };
@@ -21,10 +21,10 @@ use gpubnb_runtime::{
 };
 
 use super::{
-    context::{EndpointContext, done, endpoint},
+    context::{EndpointContext, done, endpoint, endpoint_with_rate},
     enrollment::check_not_suspended,
 };
-use crate::credentials::is_signed_by;
+use crate::{credentials::is_signed_by, job_output::lease_of};
 
 /// The permits for a job's files are valid for this long after the job's time limit.
 const PERMIT_SLACK: Millis = Millis(3_600_000);
@@ -41,6 +41,7 @@ pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), as
     endpoint(server, e, on("start"), machine, start).await?;
     endpoint(server, e, on("exit"), machine, exit).await?;
     endpoint(server, e, on("report"), machine, report).await?;
+    endpoint_with_rate(server, e, on("output"), (machine, e.output_rate.clone()), add_output).await?;
     endpoint(server, e, on("sync"), machine, sync).await
 }
 
@@ -125,6 +126,14 @@ fn add_permits(e: &EndpointContext, job: &Job, lease: Lease, grant: &mut Grant) 
         grant.inputs.push(format!("{}/transfer/permit/{permit}", transfer.url));
     }
     Ok(())
+}
+
+async fn add_output(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
+    let (machine, add): (_, AddOutput) = (machine_of(&r)?, r.parse()?);
+    e.executor.wait_for_lease(add.output.lease().0).await?;
+    let now = e.executor.clock.now();
+    let attempt = e.executor.replica.read(|w| lease_of(w.job(add.job), machine, add.output.lease(), now))?;
+    e.output.add(attempt, add.job, add.output).await.map(done)
 }
 
 async fn decline(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {

@@ -23,7 +23,7 @@ static MARKET: SharedMarket =
     SharedMarket::new(|| Plan::default().with_worker("attic", &[]).with_worker("cellar", &[]));
 
 /// Subjects to which a machine must not publish: those of the machine `other`, and those of the platform.
-fn foreign_subjects(other: MachineId) -> Vec<String> {
+fn foreign_subjects(other: MachineId, own: MachineId) -> Vec<String> {
     let consumer = stream::machine_consumer(other);
     let mut subjects = vec![
         subject::machine_command(other, "sync"),
@@ -42,6 +42,7 @@ fn foreign_subjects(other: MachineId) -> Vec<String> {
         format!("$JS.API.CONSUMER.DELETE.DISPATCH.{consumer}"),
         subject::heartbeat(other),
         subject::output(other, JobId::generate(), subject::OutputKind::Log),
+        subject::output(own, JobId::generate(), subject::OutputKind::Log),
     ];
     let platform_subjects = [
         "$JS.API.STREAM.INFO.MARKET",
@@ -69,7 +70,7 @@ async fn the_broker_allows_a_machine_only_its_own_subjects() {
     let thief = StolenKeys::read_from(&market.path().join("attic")).unwrap();
     let other: MachineId = market.machine_id("cellar").unwrap().parse().unwrap();
     let client = thief.renew_and_connect(&market).await.unwrap();
-    for subject in foreign_subjects(other) {
+    for subject in foreign_subjects(other, thief.machine) {
         client.publish(subject.clone(), Bytes::from_static(b"{}")).await.unwrap();
         let violation = format!("Permissions Violation for Publish to \"{subject}\"");
         wait_until(&violation, async || thief.broker_errors().iter().any(|error| error.contains(&violation))).await;

@@ -97,11 +97,11 @@ async fn the_answer_to_a_machine_goes_to_no_subject_but_its_own_inbox() {
     let (before, first) = (stream_states(&attack).await, attack.log.last_seq().await.unwrap());
     let (job, consumer) = (JobId::generate(), stream::machine_consumer(attack.machine));
     // Every subject to which a machine may publish.
-    let mut subjects: Vec<String> = ["accept", "decline", "start", "report", "list", "wish", "tested", "sync"]
-        .map(|verb| subject::machine_command(attack.machine, verb))
-        .to_vec();
+    let mut subjects: Vec<String> =
+        ["accept", "decline", "start", "report", "list", "wish", "tested", "output", "sync"]
+            .map(|verb| subject::machine_command(attack.machine, verb))
+            .to_vec();
     subjects.push(subject::heartbeat(attack.machine));
-    subjects.push(subject::output(attack.machine, job, subject::OutputKind::Log));
     subjects.push(format!("{}.CONSUMER.INFO.DISPATCH.{consumer}", subject::MACHINE_API));
     subjects.push(format!("{}.CONSUMER.MSG.NEXT.DISPATCH.{consumer}", subject::MACHINE_API));
     subjects.push(format!("$JS.ACK.DISPATCH.{consumer}.1.1.1.1.0"));

@@ -9,7 +9,8 @@ use std::{
 use futures_util::StreamExt as _;
 use gpubnb_events::{
     Clock as _, HourlyRate, JobId, Lease, MicroUsd, Seq, SystemClock,
-    command::{Accept, Done, Grant, ListMachine, Listed, Outcome, Report, Start},
+    command::{Accept, AddOutput, Done, Grant, ListMachine, Listed, Outcome, Report, Start},
+    output::{LogLine, LogLines, LogStream, Output},
     spec::{Artifact, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Usage},
 };
 use gpubnb_runtime::rpc::RpcError;
@@ -18,6 +19,7 @@ use gpubnb_tests::{
     market::Market,
     shared::{Plan, SharedMarket},
     stolen_keys::StolenKeys,
+    system::MarketSettings,
     wait::wait_until,
 };
 use reqwest::StatusCode;
@@ -25,7 +27,11 @@ use serde_json::json;
 
 use crate::attacks::enroll_new_machine;
 
-static MARKET: SharedMarket = SharedMarket::new(Plan::default);
+/// The market keeps 1 MiB of a job's log.
+static MARKET: SharedMarket = SharedMarket::new(|| {
+    let services = ["--job-log-mib", "1"].map(str::to_owned).to_vec();
+    Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
+});
 
 const MARKUP: &str = "<img src=x onerror=y>";
 
@@ -165,6 +171,60 @@ async fn an_interrupted_upload_leaves_no_file_and_can_be_repeated() {
     let client = liar.market.nats_args("ui").connect("ui", inbox).await.unwrap();
     let files = gpubnb_runtime::nats::jetstream(client).get_object_store(gpubnb_log::stream::ARTIFACTS).await.unwrap();
     assert_eq!(files.info(format!("{}/{}/d", liar.job, liar.lease)).await.unwrap().metadata["bytes"], "100");
+}
+
+impl Liar {
+    /// Sends lines of a log, the first of which has this number. Returns the refusal.
+    async fn add_lines(&self, job: JobId, lease: Lease, first_line: u64, lines: &[&str]) -> Result<Seq, RpcError> {
+        let line = |text: &&str| LogLine {
+            stream: LogStream::Stdout,
+            at: SystemClock.now(),
+            text: (*text).to_owned(),
+            cut: 0,
+        };
+        let output = Output::Log(LogLines { lease, first_line, lines: lines.iter().map(line).collect() });
+        let add = AddOutput { job, output };
+        self.stolen.send_command::<Done>(&self.client, "output", &add).await.map(|done| done.seq)
+    }
+
+    /// The texts of the job's log.
+    async fn log(&self) -> Vec<String> {
+        let log = self.market.consumer.get(&format!("/jobs/{}/logs", self.job)).await.unwrap();
+        let lines = log["rows"].as_array().unwrap();
+        lines.iter().map(|line| line["text"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_machine_adds_output_only_under_its_own_live_lease_and_once() {
+    let liar = Liar::start("talks-too-much").await;
+    let (job, lease) = (liar.job, liar.lease);
+    let first = liar.add_lines(job, lease, 0, &["one", "two"]).await.unwrap();
+    assert_eq!(liar.add_lines(job, lease, 0, &["one", "two"]).await.unwrap(), first, "a repetition");
+    liar.add_lines(job, lease, 1, &["two", "three"]).await.unwrap();
+    let is_refused = |answer: Result<Seq, RpcError>| matches!(answer, Err(RpcError::Refused(_)));
+    assert!(is_refused(liar.add_lines(job, lease, 9, &["a gap"]).await));
+    assert!(is_refused(liar.add_lines(job, Lease(Seq(1)), 0, &["another lease"]).await));
+    assert!(is_refused(liar.add_lines(JobId::generate(), lease, 0, &["another job"]).await));
+    let long = "x".repeat(200 << 10);
+    let answer = liar.add_lines(job, lease, 3, &[&long]).await;
+    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+    assert_eq!(liar.log().await, ["one", "two", "three"]);
+    liar.end_job(&[]).await;
+    assert!(is_refused(liar.add_lines(job, lease, 3, &["after the end"]).await));
+    assert_eq!(liar.log().await, ["one", "two", "three"]);
+}
+
+#[tokio::test]
+async fn a_machine_that_floods_its_log_takes_no_room_from_others() {
+    let liar = Liar::start("floods-its-log").await;
+    let text = "x".repeat(60 << 10);
+    for line in 0..100 {
+        liar.add_lines(liar.job, liar.lease, line, &[&text]).await.unwrap();
+    }
+    let log = liar.log().await;
+    assert!((10..20).contains(&log.len()), "{} lines", log.len());
+    assert!(log.last().unwrap().starts_with("the log is cut here: the market keeps 1 MiB"), "{:?}", log.last());
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@ use gpubnb_events::{
 use gpubnb_tests::{
     browser::Browser,
     jobs::noop_job,
-    stolen_keys::StolenKeys,
     system::{MarketSettings, System},
 };
 use reqwest::Method;
@@ -69,12 +68,12 @@ fn resident_memory(pid: u32) -> u64 {
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1_024
 }
 
-/// Publishes the log lines of a job with the credential of its machine.
+/// Publishes the log lines of a job with the credential of the services.
 async fn publish_log(system: &System, job: JobId, lease: Lease) {
-    let machine = StolenKeys::read_from(&system.path().join("attic")).unwrap();
-    let client = machine.renew_and_connect(system).await.unwrap();
+    let machine = system.machine_id("attic").unwrap().parse().unwrap();
+    let client = system.nats_args("services").connect("output", subject::SERVICES_INBOX).await.unwrap();
     let js = async_nats::jetstream::new(client.clone());
-    let address = subject::output(machine.machine, job, OutputKind::Log);
+    let address = subject::output(machine, job, OutputKind::Log);
     let at = SystemClock.now();
     let mut acks = Vec::new();
     for first_line in (0..LINES).step_by(usize::try_from(CHUNK).unwrap()) {

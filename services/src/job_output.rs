@@ -1,0 +1,364 @@
+//! The writer of OUTPUT: appends the log, the progress and the metrics of a job, for the machine that holds the lease.
+//!
+//! The place of each message is checked where it is written. A message carries the number of bytes up to its end in a
+//! header, and the broker takes the message only if its predecessor is still the last one of its subject. The byte
+//! budget of a job therefore holds for all replicas of the services together, and needs no memory of one of them. What
+//! this file remembers only saves a request for the last message.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        Context,
+        context::PublishErrorKind,
+        message::{PublishMessage, StreamMessage},
+        stream::{DirectGetErrorKind, Stream},
+    },
+};
+use gpubnb_domain::{DomainError, job::Job};
+use gpubnb_events::{
+    JobId, Lease, MachineId, Millis, Seq, Timestamp,
+    message::header,
+    output::{LINE_COST, LogLine, LogLines, LogStream, Output},
+    subject::{self, OutputKind},
+};
+use gpubnb_log::stream::OUTPUT;
+use gpubnb_runtime::rpc::RpcError;
+use serde::Deserialize;
+
+/// Longest wait for the broker.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Tries of one append. Another try is made if another replica appended a message of the same subject.
+const TRIES: u32 = 4;
+/// Most positions that are remembered.
+const MAX_POSITIONS: usize = 8_192;
+/// The header with the bytes of a subject's output up to the end of the message, of the same lease.
+const BYTES: &str = "Gpubnb-Output-Bytes";
+/// The bytes of a log that is cut: nothing follows.
+const CUT: u64 = u64::MAX;
+/// The budget of progress and of metrics: these bytes, and some more for each second of the attempt.
+const BASE_BUDGET: u64 = 4 << 20;
+const BUDGET_PER_SECOND: u64 = 256;
+
+/// Appends output to OUTPUT.
+pub(crate) struct JobOutput {
+    js: Context,
+    stream: Stream<()>,
+    /// Largest log of a job, bytes.
+    max_log: u64,
+    positions: Mutex<HashMap<String, Position>>,
+}
+
+/// The end of one subject's output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Position {
+    /// The sequence of the last message; zero if there is none.
+    seq: u64,
+    lease: Option<Lease>,
+    /// The number of the next line of the log.
+    next_line: u64,
+    /// The bytes of the lease's output so far.
+    bytes: u64,
+    /// A hash of the last message, by which a repetition is recognised.
+    last: u64,
+}
+
+/// The content of a message that is about to be appended.
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    /// The message is in the stream, or it has nothing that is kept.
+    Already,
+    /// The message is appended. `payload` is the JSON of the output.
+    Append { payload: Vec<u8>, next: Position },
+}
+
+/// The attempt for which output is added.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OutputLease {
+    pub(crate) machine: MachineId,
+    /// The time since the job was submitted.
+    pub(crate) age: Millis,
+    /// False if the attempt has ended, for example because the machine was silent for too long. The rest of its output
+    /// is taken while the job is not settled, if earlier output of the same lease came from the same machine.
+    pub(crate) is_live: bool,
+}
+
+impl JobOutput {
+    /// Opens the stream over the connection of the user `output`.
+    pub(crate) async fn open(
+        js: Context,
+        max_log: u64,
+    ) -> Result<Self, async_nats::jetstream::context::GetStreamError> {
+        let stream = js.get_stream_no_info(OUTPUT).await?;
+        Ok(Self { js, stream, max_log, positions: Mutex::default() })
+    }
+
+    /// Appends output. Returns the sequence of the message in OUTPUT.
+    pub(crate) async fn add(&self, attempt: OutputLease, job: JobId, output: Output) -> Result<Seq, RpcError> {
+        check_size(&output)?;
+        let subject = subject::output(attempt.machine, job, output.kind());
+        for _ in 0..TRIES {
+            let known = self.positions().get(&subject).copied();
+            let position = match known {
+                Some(position) => position,
+                None => self.read_position(&subject, output.kind()).await?,
+            };
+            if !attempt.is_live && position.lease != Some(output.lease()) {
+                return Err(RpcError::refused(DomainError::StaleLease));
+            }
+            match plan(&position, &output, self.budget(output.kind(), attempt.age))? {
+                Plan::Already => return Ok(Seq(position.seq)),
+                Plan::Append { payload, next } => {
+                    if let Some(seq) = self.append(&subject, &output, payload, position.seq, next.bytes).await? {
+                        self.remember(subject, Position { seq, ..next });
+                        return Ok(Seq(seq));
+                    }
+                    self.positions().remove(&subject);
+                }
+            }
+        }
+        Err(RpcError::Unavailable("other output of this job is being written; try again".to_owned()))
+    }
+
+    /// The bytes of one kind of output that an attempt of this age may have.
+    fn budget(&self, kind: OutputKind, age: Millis) -> u64 {
+        match kind {
+            OutputKind::Log => self.max_log,
+            OutputKind::Progress | OutputKind::Metrics => BASE_BUDGET + BUDGET_PER_SECOND * (age.0 / 1_000),
+        }
+    }
+
+    /// Appends a message after the message `last` of its subject. Returns `None` if another message was appended.
+    async fn append(
+        &self,
+        subject: &str,
+        output: &Output,
+        payload: Vec<u8>,
+        last: u64,
+        bytes: u64,
+    ) -> Result<Option<u64>, RpcError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TYPE, output.wire_name());
+        headers.insert(BYTES, bytes.to_string());
+        let message =
+            PublishMessage::build().headers(headers).expected_last_subject_sequence(last).payload(payload.into());
+        let sent = async {
+            match self.js.send_publish(subject.to_owned(), message).await?.await {
+                Ok(ack) => Ok(Some(ack.sequence)),
+                Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => Ok(None),
+                Err(e) => Err(e),
+            }
+        };
+        let sent = tokio::time::timeout(TIMEOUT, sent).await;
+        sent.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))
+    }
+
+    /// Reads the end of a subject's output from the broker.
+    async fn read_position(&self, subject: &str, kind: OutputKind) -> Result<Position, RpcError> {
+        match tokio::time::timeout(TIMEOUT, self.stream.direct_get_last_for_subject(subject)).await {
+            Err(e) => Err(unavailable(&e)),
+            Ok(Ok(message)) => Ok(position_of(&message, kind)),
+            Ok(Err(e)) if e.kind() == DirectGetErrorKind::NotFound => Ok(Position::default()),
+            Ok(Err(e)) => Err(unavailable(&e)),
+        }
+    }
+
+    fn remember(&self, subject: String, position: Position) {
+        let mut positions = self.positions();
+        if positions.len() >= MAX_POSITIONS {
+            positions.clear();
+        }
+        positions.insert(subject, position);
+    }
+
+    fn positions(&self) -> MutexGuard<'_, HashMap<String, Position>> {
+        // A poisoned lock is used anyway: a panic of another thread cannot leave the map half written.
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unavailable(e: &(dyn std::error::Error + 'static)) -> RpcError {
+    RpcError::unavailable("the output cannot be stored now; try again", e)
+}
+
+fn to_payload(output: &Output) -> Result<Vec<u8>, RpcError> {
+    output.payload().map_err(|e| RpcError::unavailable("the output cannot be written", &e))
+}
+
+fn hash_of(payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    payload.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The position after a message of the stream.
+fn position_of(message: &StreamMessage, kind: OutputKind) -> Position {
+    #[derive(Deserialize)]
+    struct AnyOutput {
+        lease: Lease,
+    }
+    let bytes = message.headers.get(BYTES).and_then(|bytes| bytes.as_str().parse().ok()).unwrap_or(0);
+    let lease = serde_json::from_slice::<AnyOutput>(&message.payload).ok().map(|output| output.lease);
+    let next_line = match kind {
+        OutputKind::Log => serde_json::from_slice::<LogLines>(&message.payload)
+            .map_or(0, |chunk| chunk.first_line.saturating_add(chunk.lines.len() as u64)),
+        OutputKind::Progress | OutputKind::Metrics => 0,
+    };
+    Position { seq: message.sequence, lease, next_line, bytes, last: hash_of(&message.payload) }
+}
+
+/// Refuses a message with more than a worker ever sends.
+fn check_size(output: &Output) -> Result<(), RpcError> {
+    const MAX_LINES: usize = 1_024;
+    const MAX_BYTES: usize = 192 << 10;
+    const MAX_TEXT: usize = 1_000;
+    let is_small = match output {
+        Output::Log(chunk) => {
+            chunk.lines.len() <= MAX_LINES && chunk.lines.iter().map(|line| line.text.len()).sum::<usize>() <= MAX_BYTES
+        }
+        Output::Progress(progress) => progress.message.len() <= MAX_TEXT,
+        Output::Metrics(metrics) => {
+            metrics.values.len() <= 64 && metrics.values.iter().all(|(name, _)| name.len() <= MAX_TEXT)
+        }
+    };
+    if is_small { Ok(()) } else { Err(RpcError::refused(DomainError::field("output", "The output is too large."))) }
+}
+
+/// Decides what is appended after a position. A repetition, and the part of a chunk that is in the stream, are left
+/// out. A log that reaches its budget is cut, and ends with a line that says so.
+fn plan(position: &Position, output: &Output, budget: u64) -> Result<Plan, RpcError> {
+    let before = if position.lease == Some(output.lease()) {
+        *position
+    } else {
+        Position { seq: position.seq, lease: Some(output.lease()), ..Position::default() }
+    };
+    let Output::Log(chunk) = output else {
+        let payload = to_payload(output)?;
+        let (hash, bytes) = (hash_of(&payload), before.bytes.saturating_add(payload.len() as u64));
+        let is_repetition = position.lease == before.lease && position.last == hash;
+        if is_repetition || bytes > budget {
+            return Ok(Plan::Already);
+        }
+        return Ok(Plan::Append { payload, next: Position { bytes, last: hash, ..before } });
+    };
+    // Without a message, the output may have been removed because of its age. Then any line may be the first.
+    let next_line = if position.seq == 0 { chunk.first_line } else { before.next_line };
+    if before.bytes == CUT {
+        return Ok(Plan::Already);
+    }
+    let Some(skipped) = next_line.checked_sub(chunk.first_line) else {
+        return Err(RpcError::refused(DomainError::field("first_line", "Lines before these are missing.")));
+    };
+    let new = chunk.lines.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX));
+    let Some((lines, bytes)) = within(new, before.bytes, budget) else { return Ok(Plan::Already) };
+    let next_line = next_line + lines.len() as u64;
+    let kept = LogLines { lease: chunk.lease, first_line: next_line - lines.len() as u64, lines };
+    let payload = to_payload(&Output::Log(kept))?;
+    let last = hash_of(&payload);
+    Ok(Plan::Append { payload, next: Position { next_line, bytes, last, ..before } })
+}
+
+/// The lines within the budget, and the bytes after them. `None` without a line.
+fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64) -> Option<(Vec<LogLine>, u64)> {
+    let (mut kept, mut bytes) = (Vec::new(), before);
+    for line in lines {
+        bytes = bytes.saturating_add(line.text.len() as u64 + LINE_COST);
+        if bytes > budget {
+            let text = format!("the log is cut here: the market keeps {} MiB of a job's log", budget >> 20);
+            kept.push(LogLine { stream: LogStream::Stderr, at: line.at, text, cut: 0 });
+            return Some((kept, CUT));
+        }
+        kept.push(line.clone());
+    }
+    (!kept.is_empty()).then_some((kept, bytes))
+}
+
+/// The attempt that may add output under a lease. Refuses a lease that is not of this job, and every lease of a job that
+/// is settled: such a job is no longer in memory.
+pub(crate) fn lease_of(
+    job: Option<&Job>,
+    machine: MachineId,
+    lease: Lease,
+    now: Timestamp,
+) -> Result<OutputLease, RpcError> {
+    let job = job.ok_or(RpcError::refused(DomainError::StaleLease))?;
+    let is_live = job.has_live_lease(machine, lease);
+    if is_live || job.has_past_lease(lease) {
+        return Ok(OutputLease { machine, age: now.since(job.submitted_at), is_live });
+    }
+    Err(RpcError::refused(DomainError::StaleLease))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpubnb_events::{Clock as _, SystemClock, output::Progress};
+
+    const LEASE: Lease = Lease(Seq(7));
+
+    fn chunk(lease: Lease, first_line: u64, texts: &[&str]) -> Output {
+        let line = |text: &&str| LogLine {
+            stream: LogStream::Stdout,
+            at: SystemClock.now(),
+            text: (*text).to_owned(),
+            cut: 0,
+        };
+        Output::Log(LogLines { lease, first_line, lines: texts.iter().map(line).collect() })
+    }
+
+    /// The texts that a plan appends, and the position after them.
+    fn appended(position: &Position, output: &Output, budget: u64) -> Option<(u64, Vec<String>, Position)> {
+        match plan(position, output, budget).unwrap() {
+            Plan::Already => None,
+            Plan::Append { payload, next } => {
+                let lines: LogLines = serde_json::from_slice(&payload).unwrap();
+                Some((lines.first_line, lines.lines.into_iter().map(|line| line.text).collect(), next))
+            }
+        }
+    }
+
+    #[test]
+    fn each_line_is_appended_once_in_its_order() {
+        let start = Position::default();
+        let (first, texts, next) = appended(&start, &chunk(LEASE, 0, &["a", "b"]), 1_000).unwrap();
+        assert_eq!((first, texts.len(), next.next_line, next.bytes), (0, 2, 2, 18));
+        let next = Position { seq: 5, ..next };
+        assert_eq!(appended(&next, &chunk(LEASE, 0, &["a", "b"]), 1_000), None, "a repetition");
+        let (first, texts, after) = appended(&next, &chunk(LEASE, 1, &["b", "c"]), 1_000).unwrap();
+        assert_eq!((first, texts, after.next_line), (2, vec!["c".to_owned()], 3), "lines that are there are left out");
+        assert!(plan(&next, &chunk(LEASE, 3, &["d"]), 1_000).is_err(), "a gap");
+        // The next attempt on the same machine begins anew, also with its budget.
+        let (first, _, next) = appended(&next, &chunk(Lease(Seq(9)), 0, &["x"]), 1_000).unwrap();
+        assert_eq!((first, next.lease, next.bytes), (0, Some(Lease(Seq(9))), 9));
+    }
+
+    #[test]
+    fn a_log_ends_where_its_budget_ends_and_says_so() {
+        let full = Position { seq: 5, lease: Some(LEASE), next_line: 3, bytes: 90, last: 0 };
+        let (first, texts, next) = appended(&full, &chunk(LEASE, 3, &["a", "b", "c"]), 100).unwrap();
+        assert_eq!((first, texts[0].as_str(), texts.len(), next.bytes), (3, "a", 2, CUT));
+        assert!(texts[1].starts_with("the log is cut here"), "{texts:?}");
+        assert_eq!(appended(&next, &chunk(LEASE, 6, &["d"]), 100), None, "nothing follows");
+        let huge = chunk(LEASE, 0, &["x".repeat(300 << 10).as_str()]);
+        assert!(check_size(&huge).is_err());
+    }
+
+    #[test]
+    fn progress_is_appended_once_and_within_its_budget() {
+        let output = Output::Progress(Progress {
+            lease: LEASE,
+            fraction: 0.5,
+            message: "half".to_owned(),
+            occurred_at: SystemClock.now(),
+        });
+        let Plan::Append { next, .. } = plan(&Position::default(), &output, 1_000).unwrap() else { panic!() };
+        assert_eq!(plan(&Position { seq: 1, ..next }, &output, 1_000).unwrap(), Plan::Already);
+        assert_eq!(plan(&Position::default(), &output, 10).unwrap(), Plan::Already);
+    }
+}
