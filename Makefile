@@ -5,7 +5,7 @@ PORT ?= 8080
 BINARIES = --no-default-features -p gpubnb-services -p gpubnb-operator -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
 JEMALLOC = --features gpubnb-services/jemalloc,gpubnb-operator/jemalloc,gpubnb-tests/jemalloc
 
-.PHONY: help setup setup-tests build images demo smoke test hostile bench worker fmt clean
+.PHONY: help setup setup-tests build images demo smoke test hostile attack bench worker fmt clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,13 @@ test: setup-tests ## Everything: format, lints, unit, property, whole system, br
 hostile: setup-tests ## Just the jobs that try to harm their machine, against real Docker
 	@cargo build --locked --quiet --workspace --bins
 	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec cargo test --locked -p gpubnb-tests --test machines -- hostile::'
+
+attack: setup-tests ## Just the attacks on a market and its machines (docs/security.md), on loopback
+	@cargo build --locked --quiet --workspace --bins
+	@cargo test --locked --quiet -p gpubnb-dialer -p gpubnb-domain -p gpubnb-provider --lib
+	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && \
+	  cargo test --locked -p gpubnb-tests --test api -- access:: attacks:: credentials:: deputy:: edge:: foreign:: input:: liar:: && \
+	  exec cargo test --locked -p gpubnb-tests --test machines -- bills:: disks:: hostile:: images::'
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
 	@cargo build --locked --quiet --release $(BINARIES) $(JEMALLOC)

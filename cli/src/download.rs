@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use gpubnb_events::text::is_plain;
+use gpubnb_events::{
+    spec::LeftOut,
+    text::{is_plain, make_plain},
+};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -15,7 +18,7 @@ use crate::{api::Api, stream, verify::size_and_hash};
 /// Downloads the files of a job that has ended.
 pub(crate) async fn fetch(api: &Api, job: &str, directory: Option<PathBuf>, json: bool) -> anyhow::Result<u8> {
     let row = api.get(&format!("/jobs/{job}")).await?;
-    ensure!(row["ended_at"].is_string(), "the job has not ended yet: its files come when it has");
+    ensure!(row["ended_at"].is_string(), "the job has not ended yet: its files can be downloaded after it has ended");
     let directory = directory.unwrap_or_else(|| PathBuf::from(job));
     save_all(api, job, &row, &directory).await?;
     if json {
@@ -24,7 +27,8 @@ pub(crate) async fn fetch(api: &Api, job: &str, directory: Option<PathBuf>, json
     Ok(0)
 }
 
-/// Saves all files. A file that cannot be saved does not keep the others from being saved; the error names the first.
+/// Saves all files. A file that cannot be saved does not keep the others from being saved. Each failure is printed; the
+/// returned error says how many files failed.
 pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path) -> anyhow::Result<()> {
     let files = row["outputs"].as_array().cloned().unwrap_or_default();
     let (mut saved, mut failures) = (0, Vec::new());
@@ -37,17 +41,12 @@ pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path
             }
         }
     }
-    for left in row["left_out"].as_array().into_iter().flatten() {
-        let text = |field: &str| left[field].as_str().unwrap_or_default().to_owned();
-        errln!(
-            "{} entries of /output were not kept ({}), such as {}",
-            left["entries"],
-            text("reason"),
-            text("example")
-        );
+    for left_out in serde_json::from_value::<Vec<LeftOut>>(row["left_out"].clone()).unwrap_or_default() {
+        let (reason, example) = (left_out.reason.describe(), make_plain(&left_out.example));
+        errln!("{} entries of /output were not kept, such as {example}: {reason}", left_out.entries);
     }
     if saved > 0 {
-        errln!("{saved} files were saved in {}", directory.display());
+        errln!("{saved} files are in {}", directory.display());
     }
     if failures.is_empty() {
         return Ok(());
@@ -55,21 +54,24 @@ pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path
     bail!("{} of {} files were not saved. Try again: gpubnb fetch {job}", failures.len(), files.len());
 }
 
-/// Saves one file. The job chose the name of the file, so the name is not trusted: no file is written outside the
-/// directory, and no link is followed.
+/// Saves one file, whole or not at all. The job chose the name of the file, so the name is not trusted: no file is
+/// written outside the directory, and no link below the directory is followed.
 async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::Result<()> {
     let path = file["path"].as_str().unwrap_or_default();
     let stays_inside = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\\');
     let is_safe = path.split('/').all(stays_inside) && path.chars().all(is_plain);
     ensure!(is_safe, "the name {path:?} is not safe: the file is not downloaded");
     let target = directory.join(path);
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    let parents = path.match_indices('/').map(|(end, _)| directory.join(&path[..end]));
+    for part in parents.chain([target.clone()]) {
+        let is_link = fs::symlink_metadata(&part).is_ok_and(|metadata| metadata.is_symlink());
+        ensure!(!is_link, "{} is a link: no file is written through a link", part.display());
+        if part != target && !part.is_dir() {
+            fs::create_dir(&part).with_context(|| format!("creating {}", part.display()))?;
+        }
     }
     match fs::symlink_metadata(&target) {
-        Ok(metadata) if metadata.is_symlink() => {
-            bail!("{} is a link: no file is written through a link", target.display())
-        }
         Ok(metadata) if metadata.is_file() => {
             let (bytes, hash) = size_and_hash(&target).with_context(|| format!("reading {}", target.display()))?;
             if file["bytes"] == bytes && file["sha256"] == hash.as_str() {
@@ -78,13 +80,22 @@ async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::R
         }
         _ => {}
     }
-    // Only the path of this URL is used. `extend` escapes the characters of the file's name.
+    // This URL only serves to escape the names: its own path is replaced, and `api.request` adds the address.
     let mut url = reqwest::Url::parse(&format!("{}/x", api.url))?;
     let segments = url.path_segments_mut().map_err(|()| anyhow::anyhow!("the market's address has no path"));
     segments?.clear().extend(["jobs", job, "artifacts"]).extend(path.split('/'));
     let response = api.send_repeatedly(|| api.request(Method::GET, url.path())).await;
     let response = response.with_context(|| format!("fetching {path}"))?;
-    let (hash, bytes) = stream::save(response, &target).await.with_context(|| format!("fetching {path}"))?;
-    ensure!(file["sha256"] == hash.as_str() && file["bytes"] == bytes, "{path} arrived damaged: fetch it again");
-    Ok(())
+    let partial = target.with_file_name(format!(".{job}.partial"));
+    let saved = async {
+        let (hash, bytes) = stream::save(response, &partial).await.with_context(|| format!("fetching {path}"))?;
+        ensure!(file["sha256"] == hash.as_str() && file["bytes"] == bytes, "{path} arrived damaged: fetch it again");
+        fs::rename(&partial, &target).with_context(|| format!("writing {}", target.display()))
+    };
+    let saved = saved.await;
+    if saved.is_err() {
+        // The error that counts is the one before. The partial file may not exist.
+        drop(fs::remove_file(&partial));
+    }
+    saved
 }

@@ -46,7 +46,7 @@ fn print_line(line: std::fmt::Arguments<'_>) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(e) => {
-            // The error output may be broken, too. The exit code says what can be said.
+            // The error output may be broken, too. Then only the exit code tells of the failure.
             drop(writeln!(std::io::stderr(), "gpubnb: the output cannot be written: {e}"));
             std::process::exit(i32::from(FAILED));
         }
@@ -54,7 +54,7 @@ fn print_line(line: std::fmt::Arguments<'_>) {
 }
 
 fn print_error_line(line: std::fmt::Arguments<'_>) {
-    // Nobody is left who could read of this failure.
+    // If standard error is closed, there is nowhere to report it.
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
@@ -75,10 +75,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         return account::logout();
     }
     // A damaged file of a former login must not stand in the way of a new one.
-    let signs_in = matches!(cli.command, Command::Login(_) | Command::SignUp(_));
     let saved = match saved::read() {
-        Err(e) if signs_in => {
-            errln!("The saved login cannot be read, and is replaced: {e:#}");
+        Err(_) if matches!(cli.command, Command::SignUp(_)) => None,
+        Err(e) if matches!(cli.command, Command::Login(_)) => {
+            errln!("The saved login cannot be read; a successful login replaces it: {e:#}");
             None
         }
         Err(e) if cli.url.is_none() || cli.token.is_none() => return Err(e),

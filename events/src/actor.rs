@@ -12,7 +12,7 @@ pub enum Actor {
     Account(AccountId),
     /// A machine of a provider.
     Machine(MachineId),
-    /// A process manager of the platform, such as the scheduler, the settlement or the watchdog.
+    /// A process of the platform that acts for itself, such as the scheduler, the settlement or the watchdog.
     Platform,
     /// A person who runs the platform. `None` only in old events, which do not name the operator.
     Operator(Option<AccountId>),

@@ -11,7 +11,7 @@ use crate::{event::Event, ids::AccountId, money::MicroUsd};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum LedgerAccount {
-    /// Money that the account can spend or withdraw.
+    /// Money that this account of the market can spend or withdraw.
     Available(AccountId),
     /// Money that is held for an account's unsettled jobs.
     Held(AccountId),

@@ -67,7 +67,7 @@ impl Output {
 
 /// The name of the type [`UnfinishedLines`] in a message's header.
 pub const UNFINISHED_LINES: &str = "UnfinishedLines.v1";
-/// Largest text of an unfinished line, bytes. Of a longer line, the newest bytes are shown.
+/// Largest text of an unfinished line, bytes. Of a longer line, only the last bytes are sent.
 pub const MAX_UNFINISHED: usize = 1024;
 
 /// The progress of a job, as the job reports it.
@@ -135,9 +135,9 @@ pub struct LogLine {
 }
 
 impl LogLine {
-    /// The words that follow the text where the line is shown: empty for a whole line.
+    /// The note to show after the text. Empty if nothing was cut.
     pub fn cut_mark(&self) -> String {
-        if self.cut == 0 { String::new() } else { format!(" … ({} bytes more are left out)", self.cut) }
+        if self.cut == 0 { String::new() } else { format!(" … ({} more bytes are left out)", self.cut) }
     }
 }
 

@@ -194,10 +194,11 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
     // Numeric libraries start one thread for each core of the machine, unless they are told the cores of the job.
     let cores = spec.resources.cpu_millis.div_ceil(1_000).max(1).to_string();
     variables.extend(THREAD_COUNTS.map(|name| (name, cores.clone())));
-    // With NVIDIA's runtime as Docker's default, an image could ask for all GPUs by this variable.
-    let by_runtime = !params.gpus.is_empty() && !params.cdi;
-    let visible = if by_runtime { params.gpus.join(",") } else { "void".to_owned() };
-    variables.push(("NVIDIA_VISIBLE_DEVICES", visible));
+    if params.gpus.is_empty() || params.cdi {
+        // With NVIDIA's runtime as Docker's default, an image could ask for all GPUs by this variable. Where that
+        // runtime gives a job its GPUs, Docker itself sets the variable.
+        variables.push(("NVIDIA_VISIBLE_DEVICES", "void".to_owned()));
+    }
     let given = params.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
 }

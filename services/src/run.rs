@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
-use gpubnb_domain::World;
-use gpubnb_events::{CommandId, SystemClock, subject::SERVICES_INBOX};
+use gpubnb_domain::{Settings, World};
+use gpubnb_events::{CommandId, SystemClock, spec::Mebibytes, subject::SERVICES_INBOX};
 use gpubnb_log::{Log, stream::provision};
 use gpubnb_runtime::{monitor, nats::jetstream, permit::TransferKey, rpc::Server};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -85,7 +85,9 @@ async fn start_replica(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(Executor, WorldSnapshots)> {
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
-    let (settings, key) = (Arc::new(config.rules.settings()), config.nats.signing_key("append")?);
+    let max_output = Mebibytes(config.artifacts_mib.into());
+    let settings = Arc::new(Settings { max_output, ..config.rules.settings() });
+    let key = config.nats.signing_key("append")?;
     let snapshots = WorldSnapshots::open(js, log.clone(), key, &settings).await;
     let newest = async { if config.snapshot_every > 0 { snapshots.newest().await } else { World::default() } };
     let world = Box::pin(shutdown.run_until_cancelled(newest)).await.context("stopped while starting")?;

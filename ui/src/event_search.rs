@@ -10,7 +10,8 @@ use crate::error::Problem;
 /// The query parameters of the search. An empty parameter does not filter.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
 pub(crate) struct EventSearch {
-    /// The kind of aggregate: `job`, `machine` or `account`.
+    /// The kind of aggregate: `job`, `machine` or `account`. With `id`, the kind of that id, `job` if empty; without
+    /// `id`, only events of this kind are found.
     #[serde(default)]
     pub(crate) kind: String,
     /// The name of the event, for example `JobAssigned`.
@@ -25,11 +26,17 @@ pub(crate) struct EventSearch {
 }
 
 impl EventSearch {
-    /// The query for the projector. An invalid id is an error.
+    /// The query for the projector. An invalid parameter is an error.
     pub(crate) fn query(&self) -> Result<EventsQuery, Problem> {
         let non_empty = |text: &str| Some(text.trim().to_owned()).filter(|t| !t.is_empty());
+        if !["", "job", "machine", "account"].contains(&self.kind.trim()) {
+            return Err(Problem::invalid("kind", "Choose job, machine or account."));
+        }
+        let sequence = |text: String| {
+            text.parse().map(Seq).map_err(|_| Problem::invalid("before", "This is not the sequence of an event."))
+        };
         Ok(EventsQuery {
-            before: self.before.parse().ok().map(Seq),
+            before: non_empty(&self.before).map(sequence).transpose()?,
             // With an id, the search covers the trail of this aggregate, which may contain events of other kinds.
             kind: non_empty(&self.kind).filter(|_| self.id.trim().is_empty()),
             event: non_empty(&self.event),
@@ -44,7 +51,7 @@ impl EventSearch {
         serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
     }
 
-    /// True for the first page, which shows the newest events. It is updated live.
+    /// True if the search shows the newest events. Such a page is updated live.
     pub(crate) fn is_live(&self) -> bool {
         self.before.is_empty()
     }
@@ -78,6 +85,10 @@ mod tests {
         assert_eq!((query.of, query.kind.as_deref()), (None, Some("job")));
         assert_eq!(search("machine", "nonsense").query().unwrap_err().field.as_deref(), Some("id"));
         assert_eq!(search("planet", &job.to_string()).query().unwrap_err().field.as_deref(), Some("kind"));
+        assert_eq!(search("planet", "").query().unwrap_err().field.as_deref(), Some("kind"));
+        let before = |text: &str| EventSearch { before: text.to_owned(), ..Default::default() }.query();
+        assert_eq!(before(" 7 ").unwrap().before, Some(Seq(7)));
+        assert_eq!(before("abc").unwrap_err().field.as_deref(), Some("before"));
     }
 
     #[test]

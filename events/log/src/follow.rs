@@ -29,6 +29,8 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Pause between a failed pull and the next one.
 const RETRY: Duration = Duration::from_millis(250);
+/// Pause before the next pull at a gap, which an operator has to close.
+const GAP_RETRY: Duration = Duration::from_secs(2);
 /// The broker removes a consumer that nobody has used for this long.
 const INACTIVE: Duration = Duration::from_secs(60);
 
@@ -46,17 +48,19 @@ pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     pull: Option<pull::Stream>,
-    /// True if no message of this pull has arrived. The pull begins at the sequence `next`. If the first message of a
+    /// True until the first message of this pull has arrived. The pull begins at the sequence `next`. If the first message of a
     /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message does
     /// not prove this: the missing message may be in the stream, and only have been lost on the way to this process.
     is_first: bool,
     /// True if the follower skips messages that are no longer in the stream.
     skips_gaps: bool,
+    /// The missing message at which the follower waits.
+    reported_gap: Option<Seq>,
 }
 
 impl Follower {
     pub(crate) fn new(stream: Stream<()>, from: Seq) -> Self {
-        Self { stream, next: Seq(from.0.max(1)), pull: None, is_first: false, skips_gaps: false }
+        Self { stream, next: Seq(from.0.max(1)), pull: None, is_first: false, skips_gaps: false, reported_gap: None }
     }
 
     /// Skips missing messages, for tools that look for gaps. Without this option, the follower waits at a gap until an
@@ -88,7 +92,8 @@ impl Follower {
                 Err(e) => {
                     debug!(error = %Chain(&e), "the pull failed: opening a new pull");
                     self.pull = None;
-                    tokio::time::sleep(RETRY).await;
+                    let is_at_gap = self.reported_gap == Some(self.next);
+                    tokio::time::sleep(if is_at_gap { GAP_RETRY } else { RETRY }).await;
                 }
             }
         }
@@ -111,8 +116,10 @@ impl Follower {
                 seq if seq == self.next => Ok(raw),
                 seq if is_first && seq > self.next && self.skips_gaps => Ok(raw),
                 seq if is_first && seq > self.next => {
-                    // A fold that skipped this event would be wrong for ever: report the gap and try again.
-                    error!(missing = self.next.0, "MARKET has lost an event: restore it from a backup");
+                    // A fold that skipped this event would be wrong for ever: report the gap once and try again.
+                    if self.reported_gap.replace(self.next) != Some(self.next) {
+                        error!(missing = self.next.0, "MARKET has lost an event: restore it from a backup");
+                    }
                     Err(format!("MARKET has no event {}", self.next).into())
                 }
                 seq => Err(format!("expected event {}, got {seq}", self.next).into()),

@@ -40,7 +40,8 @@ pub enum Purpose {
         /// The file.
         input: CommandId,
     },
-    /// Guessing the password of a person with an allowance of its own, because this browser has known it before.
+    /// Trying passwords for one person, from a browser in which this person has signed in before. Such a browser has its
+    /// own limit of wrong attempts.
     KnownBrowser {
         /// The login: the hash of an e-mail address, hexadecimal.
         login: String,

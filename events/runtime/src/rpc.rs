@@ -22,7 +22,7 @@ use crate::{metric, nats::is_connected, trace};
 
 /// Largest request body.
 const MAX_BODY: usize = 256 * 1024;
-/// Requests that one endpoint works on at once. Further requests wait in the broker's queue.
+/// Requests that one endpoint works on at once. Further requests wait in this process.
 const MAX_IN_FLIGHT: usize = 256;
 /// Longest time that a requester waits for an answer, and that a stopping server waits for its last answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -218,7 +218,7 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until every request that an endpoint has taken is answered, and stops the micro service. Call this after
+    /// Waits, at most [`ANSWER_TIMEOUT`], until every request that an endpoint has taken is answered, and stops the micro service. Call this after
     /// the stop token is cancelled.
     pub async fn finish(self) {
         self.tasks.close();

@@ -20,12 +20,12 @@ const PIECE: usize = 64;
 /// The most bytes of saved entries. A copy that needs more is cancelled: it is much slower than the fold.
 const MAX_SAVED_BYTES: usize = 64 << 20;
 
-/// The snapshot copy of one model's table. The fold and the copying thread share it.
+/// Lets one thread copy a model's table while the fold writes into it. The fold and the copying thread share it.
 #[derive(Debug, Default)]
 pub struct SnapshotCopy {
     /// `None` while no copy is being made.
     copy: Mutex<Option<CopyState>>,
-    /// True if the model has got another table since the last call of `take_replaced`.
+    /// True if a new snapshot is needed, because the model has got another table since the last call of `take_replaced`.
     is_replaced: AtomicBool,
 }
 

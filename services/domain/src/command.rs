@@ -10,7 +10,7 @@ use gpubnb_events::{
         Start, SubmitJob,
     },
     message::Proposal,
-    spec::Offer,
+    spec::{Mebibytes, Offer},
 };
 
 /// The body of [`Command::ListMachine`]: the machine's offer, with the owner and the key from its enrollment.
@@ -170,6 +170,8 @@ pub struct Settings {
     pub max_budget: MicroUsd,
     /// Most jobs of one account that are not settled.
     pub max_open_jobs: u32,
+    /// Largest output of a job. The market's store of files can take no more.
+    pub max_output: Mebibytes,
     /// Images that jobs may use without a digest. The images of the templates are always allowed.
     pub approved_images: Vec<String>,
 }
@@ -184,6 +186,7 @@ impl Default for Settings {
             decline_pause: Millis(5_000),
             max_budget: MicroUsd::dollars(10_000),
             max_open_jobs: 1_000,
+            max_output: Mebibytes(u64::MAX),
             approved_images: Vec::new(),
         }
     }

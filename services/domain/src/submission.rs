@@ -116,7 +116,8 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
             return Err(DomainError::field("workdir", "This must be an absolute path, such as /app, without `..`."));
         }
     }
-    check_range("output", r.output.0, 1, MAX_DISK - DEFAULT_SCRATCH.0, "MiB")?;
+    let most = settings.max_output.0.min(MAX_DISK - DEFAULT_SCRATCH.0);
+    check_range("output", r.output.0, 1, most, "MiB")?;
     let disk = r.disk_size().0;
     check_range(
         "disk",

@@ -114,7 +114,7 @@ async fn the_console_shows_a_dead_letter_and_its_remedy() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_can_be_replayed_from_the_command_line() {
+async fn a_dead_letter_can_be_printed_from_the_command_line() {
     let fixture = Fixture::open("replayed").await;
     let (job, letter) = fixture.make_letter().await;
     let replayed = fixture.market.run_operator_tool(&["replay", "DISPATCH", "--id", &job, "--json"]).unwrap();
@@ -166,7 +166,7 @@ async fn a_machine_whose_jetstream_consumer_was_deleted_gets_a_new_one() {
 }
 
 #[tokio::test]
-async fn an_operators_credential_reads_and_deletes_nothing() {
+async fn an_operators_credential_takes_no_jobs_and_deletes_nothing() {
     let fixture = Fixture::open("guarded").await;
     let client = fixture.market.nats_args("projector").connect("operator", OPERATOR_INBOX).await.unwrap();
     let stream = jetstream(client.clone()).get_stream(DISPATCH).await.unwrap();

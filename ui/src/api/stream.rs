@@ -135,10 +135,9 @@ pub(crate) async fn logs(
                 }
             };
             let Some(message) = message else { return };
-            let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
-            if !row.attempts.iter().any(|a| Some(a.machine) == machine) {
-                // A new attempt may have begun since the job was read. Output of a machine without an attempt is
-                // dropped.
+            let lease = output::lease_of(&message);
+            if !row.attempts.iter().any(|a| Some(a.lease) == lease) {
+                // A new attempt may have begun since the job was read. Output without an attempt is dropped.
                 row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
             }
             let Some(output) = reader.read(&message, &output::machines_by_lease(&row)) else { continue };

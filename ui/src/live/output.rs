@@ -15,6 +15,7 @@ use gpubnb_events::{
 };
 use gpubnb_log::stream::OUTPUT;
 use gpubnb_query::view::JobView;
+use serde::Deserialize;
 
 use crate::{app::App, error::Problem};
 
@@ -136,6 +137,15 @@ impl OutputReader {
         }
         fresh
     }
+}
+
+/// The lease that a message of OUTPUT names.
+pub(crate) fn lease_of(message: &Message) -> Option<Lease> {
+    #[derive(Deserialize)]
+    struct AnyOutput {
+        lease: Lease,
+    }
+    serde_json::from_slice::<AnyOutput>(&message.payload).ok().map(|output| output.lease)
 }
 
 /// The machines of a job's attempts, by lease.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// The time between two readings of all machines. Such a reading corrects the cache after a lost notice.
-const REFRESH: Duration = Duration::from_secs(60);
+const READ_ALL_EVERY: Duration = Duration::from_secs(60);
 /// The maximum number of waiting requests to read a single machine.
 const MAX_REQUESTS: usize = 4_096;
 /// The pause after a failed reading.
@@ -76,18 +76,18 @@ impl MachineCache {
             let pause = match queries.machines(Actor::Platform, Seq::ZERO).await {
                 Ok(read) => {
                     self.fill(read);
-                    REFRESH
+                    READ_ALL_EVERY
                 }
                 Err(e) => {
                     warn!(error = %e, "the machines cannot be read; trying again");
                     RETRY
                 }
             };
-            let reading = self.read_requested(&queries);
+            let serve_requests = self.read_requested(&queries);
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = reading => {}
+                () = serve_requests => {}
             }
         }
     }
@@ -103,16 +103,17 @@ impl MachineCache {
         }
     }
 
-    /// Replaces the machines by the result of a query.
+    /// Replaces the machines by the result of a query, but keeps those of which the cache has a newer state.
     fn fill(&self, read: Vec<MachineView>) {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         let previous = std::mem::take(&mut *machines);
+        let newest = read.iter().map(|view| view.listed.seq).max().unwrap_or(Seq::ZERO);
         for view in read {
             machines.insert(view.listed.machine, Arc::new(view));
         }
-        // A machine that a notice updated during the query is newer than the query's answer.
+        // A notice may have updated or added a machine during the query.
         for (id, view) in previous {
-            if machines.get(&id).is_some_and(|read| read.listed.seq < view.listed.seq) {
+            if view.listed.seq > machines.get(&id).map_or(newest, |read| read.listed.seq) {
                 machines.insert(id, view);
             }
         }

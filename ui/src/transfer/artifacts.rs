@@ -96,7 +96,7 @@ pub(crate) async fn put(
     let body = request.into_body();
     run_to_completion(async move {
         let (mut partial, object) = (before, parts::new_object(&name, part));
-        store_body(&files, &object, body, bytes, |piece| partial.update(piece)).await?;
+        store_body(&files, object.as_str().into(), body, bytes, |piece| partial.update(piece)).await?;
         partial.add_object(object);
         if is_last { partial.complete(&files, &name).await } else { partial.save(&files, &name, part).await }?;
         reservation.complete(now, UPLOADS_COUNT_FOR);

@@ -1,12 +1,13 @@
 //! Uploads of inputs: files that a job reads.
 
+use async_nats::jetstream::object_store::ObjectMetadata;
 use axum::{
     Json,
     extract::{Request, State},
     http::StatusCode,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{AccountId, CommandId, job_request::InputRequest, spec::Input};
+use gpubnb_events::{AccountId, CommandId, Seq, job_request::InputRequest, spec::Input};
 use gpubnb_log::stream::INPUTS;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -27,6 +28,11 @@ use crate::{
 const MAX_INPUT_BYTES: u64 = 1 << 30;
 /// The maximum size of all inputs of one account together, in bytes.
 const MAX_ACCOUNT_BYTES: u64 = 2 << 30;
+/// The share of the store that one account may take, and the share that all accounts without money may take together:
+/// one part of this many. Accounts cost nothing, so a share for each of them would be no bound.
+const SHARES: u64 = 4;
+/// The metadata of an object: `true` if the account had money when it uploaded the file.
+const HAS_MONEY: &str = "has_money";
 
 /// A stored input.
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,17 +64,29 @@ pub(crate) async fn put_input(
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
-    let free = MAX_ACCOUNT_BYTES.saturating_sub(stored_bytes(&app, signed_in.account).await?);
+    let share = ensure_room(&app, INPUTS, bytes).await?.map_or(u64::MAX, |store| store / SHARES);
+    let balance = app.queries.balance(signed_in.actor(), signed_in.account, Seq::ZERO).await?;
+    let has_money = balance.available.0 > 0 || balance.held.0 > 0;
+    let stored = stored_bytes(&app, signed_in.account).await?;
     // Uploads in progress also count, so that two uploads cannot use the same free bytes.
-    let Some(reservation) = app.upload_quota.reserve(signed_in.account.to_string(), bytes, free) else {
-        let detail = "Your files may take 2 GiB together. Each file is removed after 15 days.";
-        return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail).into());
+    let reserve =
+        |owner: String, most: u64, stored: u64| app.upload_quota.reserve(owner, bytes, most.saturating_sub(stored));
+    let own_share = MAX_ACCOUNT_BYTES.min(share);
+    let own = reserve(signed_in.account.to_string(), own_share, stored.own);
+    let own = own.ok_or_else(|| no_room(&format!("Your files may take {} MiB together.", own_share >> 20)))?;
+    let shared = if has_money {
+        None
+    } else {
+        let detail = "The room for files of accounts without money is full. Add funds on the page Wallet, or wait.";
+        let shared = reserve("accounts without money".to_owned(), share, stored.without_money);
+        Some(shared.ok_or_else(|| no_room(detail))?)
     };
-    ensure_room(&app, INPUTS, bytes).await?;
     let (files, body) = (app.inputs.clone(), request.into_body());
     let (bytes, sha256) = run_to_completion(async move {
-        store_body(&files, &name, body, bytes, |_| ()).await?;
-        drop(reservation);
+        let metadata = [(HAS_MONEY.to_owned(), has_money.to_string())].into();
+        let object = ObjectMetadata { name: name.clone(), metadata, ..ObjectMetadata::default() };
+        store_body(&files, object, body, bytes, |_| ()).await?;
+        drop((own, shared));
         Ok(size_and_hash(&files.info(&name).await.map_err(unavailable)?))
     })
     .await?;
@@ -89,17 +107,34 @@ async fn has_content(request: Request, bytes: u64, sha256: &str) -> Result<bool,
     Ok(gpubnb_events::hex(hash.finalize()) == sha256)
 }
 
-/// The size of all stored inputs of an account, in bytes.
-async fn stored_bytes(app: &App, account: AccountId) -> Result<u64, Problem> {
+fn no_room(detail: &str) -> Problem {
+    let detail = format!("{detail} Each file is removed after 15 days.");
+    Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail)
+}
+
+/// The sizes of stored inputs, in bytes.
+#[derive(Default)]
+struct StoredBytes {
+    /// The inputs of one account.
+    own: u64,
+    /// The inputs of all accounts that had no money at the upload.
+    without_money: u64,
+}
+
+async fn stored_bytes(app: &App, account: AccountId) -> Result<StoredBytes, Problem> {
     let prefix = format!("{account}/");
     let mut all = app.inputs.list().await.map_err(unavailable)?;
-    let mut bytes = 0;
+    let mut stored = StoredBytes::default();
     while let Some(info) = all.try_next().await.map_err(unavailable)? {
+        let bytes = info.size as u64;
         if info.name.starts_with(&prefix) {
-            bytes += info.size as u64;
+            stored.own += bytes;
+        }
+        if info.metadata.get(HAS_MONEY).is_none_or(|has_money| has_money != "true") {
+            stored.without_money += bytes;
         }
     }
-    Ok(bytes)
+    Ok(stored)
 }
 
 /// Looks up the inputs that a job request names, and adds their sizes and hashes. An input of another account is not

@@ -2,7 +2,7 @@
 
 use std::{future::ready, io, pin::pin};
 
-use async_nats::jetstream::object_store::ObjectStore;
+use async_nats::jetstream::object_store::{ObjectMetadata, ObjectStore};
 use axum::{
     body::Body,
     http::{HeaderMap, StatusCode, header},
@@ -47,14 +47,14 @@ pub(super) fn content_length(headers: &HeaderMap, max_bytes: u64) -> Result<u64,
 }
 
 /// Refuses a file of this size if an object store has no room for it. A file that the store refused in the middle would
-/// leave its first pieces behind.
-pub(super) async fn ensure_room(app: &App, store: &str, bytes: u64) -> Result<(), Problem> {
+/// leave its first pieces behind. Returns the size of the store in bytes; `None` if the store has no limit.
+pub(super) async fn ensure_room(app: &App, store: &str, bytes: u64) -> Result<Option<u64>, Problem> {
     let stream = app.js.get_stream(store_stream(store)).await.map_err(unavailable)?;
     let info = stream.cached_info();
     // Zero or less means that the store has no limit. Each piece of a file takes a little more than its bytes.
-    let Ok(most) = u64::try_from(info.config.max_bytes) else { return Ok(()) };
-    if most == 0 || info.state.bytes.saturating_add(bytes).saturating_add(bytes / 50 + PIECES_RESERVE) <= most {
-        return Ok(());
+    let Some(most) = u64::try_from(info.config.max_bytes).ok().filter(|most| *most > 0) else { return Ok(None) };
+    if info.state.bytes.saturating_add(bytes).saturating_add(bytes / 50 + PIECES_RESERVE) <= most {
+        return Ok(Some(most));
     }
     warn!(store, bytes, used = info.state.bytes, most, "the store is full: a file is refused");
     let detail = "The market has no room for more files at the moment. Files are removed by and by: try again later.";
@@ -64,11 +64,11 @@ pub(super) async fn ensure_room(app: &App, store: &str, bytes: u64) -> Result<()
 /// Bytes that the descriptions of a file and of its parts take at most.
 const PIECES_RESERVE: u64 = 64 * 1024;
 
-/// Stores a body of exactly `bytes` bytes under a name. If the body is shorter, nothing is stored. `on_piece` is called
+/// Stores a body of exactly `bytes` bytes as an object. If the body is shorter, nothing is stored. `on_piece` is called
 /// with every piece of the body.
 pub(super) async fn store_body(
     files: &ObjectStore,
-    name: &str,
+    object: ObjectMetadata,
     body: Body,
     bytes: u64,
     mut on_piece: impl FnMut(&[u8]) + Send,
@@ -80,9 +80,10 @@ pub(super) async fn store_body(
         received += piece.len() as u64;
         on_piece(piece);
     });
-    files.put(name, &mut pin!(reader)).await.map_err(unavailable)?;
+    let name = object.name.clone();
+    files.put(object, &mut pin!(reader)).await.map_err(unavailable)?;
     if received < bytes {
-        files.delete(name).await.map_err(unavailable)?;
+        files.delete(&name).await.map_err(unavailable)?;
         let detail = format!("The upload ended after {received} of {bytes} bytes: upload the file again.");
         return Err(Problem::new(StatusCode::BAD_REQUEST, "Incomplete", detail));
     }

@@ -42,7 +42,8 @@ use crate::{
 /// `GET /jobs/{job}/live`. The id of a server-sent event is the sequence in OUTPUT after which a new connection
 /// resumes.
 ///
-/// State, trail, output and unfinished lines are independent streams, so that none of them waits for another.
+/// State, trail, output and unfinished lines are four streams. A slow one does not stop the others, but output waits for
+/// the view of the job that the stream of the state passes on.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -55,10 +56,10 @@ pub(crate) async fn live(
     let job = app.queries.job(signed_in.reading_actor(), id, Seq(query.seq)).await?;
     let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
     let from = match last_event_id.or(query.from) {
-        Some(last) => last + 1,
+        Some(last) => last.saturating_add(1),
         None => log::tail_start(&app, &job).await,
     };
-    // Only the job's owner may see its output.
+    // Only the account that submitted the job may see its output.
     let is_own = job.account == signed_in.account;
     // If the stream of output fails, the whole connection ends, and the browser opens a new one.
     let output_ended = CancellationToken::new();
@@ -92,8 +93,9 @@ const RENDER_PAUSE: Duration = Duration::from_millis(25);
 /// Maximum wait for the read model when the output of a new attempt arrives before the attempt is in the job's view.
 const MAX_VIEW_LAG: Duration = Duration::from_secs(2);
 
-/// Waits for the next changes of a job. Returns the last sequence and the changes. The list is empty if a notice came
-/// without its change; then the caller must read the job and its trail from the read model.
+/// Waits for the next changes of a job. Returns the last sequence and the changes. The list is empty, and the caller must
+/// read the job and its trail from the read model, if a notice came without its change, or if no notice came for a long
+/// time. In the latter case the sequence is zero.
 async fn next_job_changes(notices: &mut broadcast::Receiver<Change>, id: JobId) -> (Seq, Vec<Arc<JobChange>>) {
     let is_relevant = |change: &Change| change.aggregate == Aggregate::Job(id);
     // After a silence the job is read anyway, because a notice may have been lost.
@@ -137,8 +139,8 @@ fn state_events(
                     Some(newer) => Ok(newer.clone()),
                     None => app.queries.job(signed_in.reading_actor(), job.job, seq).await,
                 };
-                // Waits for the next change if the job cannot be read, or if the answer is older than the view. Another
-                // projector may lag behind.
+                // Waits for the next change if the job cannot be read, or if the answer is older than the view: the
+                // projector that answers may lag behind the one that sent the notice.
                 if let Ok(newer) = newer
                     && newer.seq >= job.seq
                 {
@@ -150,7 +152,7 @@ fn state_events(
     }
 }
 
-/// Sends the job's trail. The first one reflects the log at least up to `min_seq`.
+/// Sends the job's trail. The first rendering reflects the log at least up to `min_seq`.
 fn trail_events(
     app: App,
     signed_in: SignedIn,
@@ -187,7 +189,7 @@ fn output_events(
         let Ok(mut messages) = output::follow(&app, id, from).await else { return output_ended.cancel() };
         let mut reader = OutputReader::default();
         while let Some(message) = messages.next().await {
-            let job = view_with_sender(&mut view, &message).await;
+            let job = view_with_lease(&mut view, &message).await;
             let Some(output) = reader.read(&message, &output::machines_by_lease(&job)) else { continue };
             for event in to_events(&job, output) {
                 yield event;
@@ -201,7 +203,7 @@ fn output_events(
 fn unfinished_events(app: App, mut view: watch::Receiver<JobView>) -> impl Stream<Item = Event> {
     async_stream::stream! {
         let id = view.borrow().job;
-        // Without the lines, the rest of the page is still of use.
+        // If the subscription fails, the page goes on without these lines.
         let Ok(mut unfinished) = UnfinishedReader::open(&app, id).await else { return };
         let mut sent = SentParts::default();
         loop {
@@ -219,13 +221,13 @@ fn unfinished_events(app: App, mut view: watch::Receiver<JobView>) -> impl Strea
     }
 }
 
-/// Waits until the job's view has an attempt on the machine that sent the message, at most [`MAX_VIEW_LAG`]. Returns
-/// the newest view.
-async fn view_with_sender(view: &mut watch::Receiver<JobView>, message: &Message) -> JobView {
-    let machine = gpubnb_events::subject::parse_output(&message.subject).map(|(machine, ..)| machine);
-    let has_sender = view.wait_for(|job| job.attempts.iter().any(|a| Some(a.machine) == machine));
-    // After a time-out, the reader drops the message, because its machine has no attempt of the job.
-    drop(timeout(MAX_VIEW_LAG, has_sender).await);
+/// Waits until the job's view has the attempt whose lease the message names, at most [`MAX_VIEW_LAG`]. Returns the newest
+/// view.
+async fn view_with_lease(view: &mut watch::Receiver<JobView>, message: &Message) -> JobView {
+    let lease = output::lease_of(message);
+    let has_attempt = view.wait_for(|job| job.attempts.iter().any(|a| Some(a.lease) == lease));
+    // After a time-out, the reader drops the message, because the view has no such attempt.
+    drop(timeout(MAX_VIEW_LAG, has_attempt).await);
     view.borrow().clone()
 }
 
