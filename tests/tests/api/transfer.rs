@@ -126,7 +126,7 @@ async fn a_worker_finishes_a_large_upload_after_an_outage_of_the_web_server() {
 
 #[tokio::test]
 async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() {
-    let services = ["--approve-image", "gpubnb/hostile:1", "--artifacts-mib", "150", "--inputs-mib", "16"];
+    let services = ["--approve-image", "gpubnb/hostile:1", "--artifacts-mib", "150"];
     let services = services.map(str::to_owned).into();
     let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
@@ -155,16 +155,48 @@ async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() 
     for (text, expected) in [("first", 201), ("first", 200), ("other", 409), ("longer", 409)] {
         assert_eq!(put(text).await.unwrap().status(), expected, "{text}");
     }
-    let input = |bytes: usize| {
-        let path = format!("/inputs/{}", CommandId::generate());
-        other.build_request(Method::PUT, &format!("/api/v1{path}")).body(vec![7_u8; bytes]).send()
-    };
-    assert_eq!(input(10 << 20).await.unwrap().status(), StatusCode::CREATED);
-    let refused = input(10 << 20).await.unwrap();
-    assert_eq!(refused.status(), StatusCode::INSUFFICIENT_STORAGE);
-    assert_eq!(refused.json::<Value>().await.unwrap()["title"], "StoreFull");
     // Nobody else is hit: people sign in, and jobs without files run.
     ApiClient::sign_up(&system.url(), "third").await.unwrap();
     let small = other.submit(&json!({ "template": "noop", "budget_usd": "0.10" })).await.unwrap();
     assert_eq!(other.wait_until_settled(&small).await.unwrap()["state"], "Completed");
+}
+
+/// Uploads a new input. Returns the status, and the title and the detail of a problem.
+async fn upload(account: &ApiClient, mebibytes: usize) -> (StatusCode, String) {
+    let path = format!("/api/v1/inputs/{}", CommandId::generate());
+    let answer = account.build_request(Method::PUT, &path).body(vec![7_u8; mebibytes << 20]).send().await.unwrap();
+    let status = answer.status();
+    let body: Value = answer.json().await.unwrap();
+    let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+    (status, format!("{} {}", text("title"), text("detail")))
+}
+
+#[tokio::test]
+async fn no_account_takes_more_than_its_share_of_the_inputs_and_free_accounts_share_one() {
+    // A share is a quarter: 16 MiB.
+    let services = ["--inputs-mib", "64"].map(str::to_owned).into();
+    let system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
+    let sign_up = async |name: &str| ApiClient::sign_up(&system.url(), name).await.unwrap();
+    let (free, other_free, rich) = (sign_up("free").await, sign_up("other-free").await, sign_up("rich").await);
+    rich.deposit("10").await.unwrap();
+    assert_eq!(upload(&free, 10).await.0, StatusCode::CREATED);
+    let (status, problem) = upload(&other_free, 10).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(problem.starts_with("NoRoom The room for files of accounts without money is full"), "{problem}");
+    assert_eq!(upload(&other_free, 5).await.0, StatusCode::CREATED, "the rest of that room");
+    // Whoever has money is not hit, and has a share of its own.
+    assert_eq!(upload(&rich, 10).await.0, StatusCode::CREATED);
+    let (status, problem) = upload(&rich, 10).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(problem.starts_with("NoRoom Your files may take 16 MiB together"), "{problem}");
+    // The store is full only when many accounts have paid for it.
+    let mut uploads = Vec::new();
+    for number in 0..4 {
+        let account = sign_up(&format!("rich-{number}")).await;
+        account.deposit("10").await.unwrap();
+        uploads.push(upload(&account, 15).await);
+    }
+    let (last, before) = uploads.split_last().unwrap();
+    assert!(before[..2].iter().all(|(status, _)| *status == StatusCode::CREATED), "{uploads:?}");
+    assert!(last.1.starts_with("StoreFull"), "{uploads:?}");
 }
