@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use gpubnb_events::{
+    CommandId,
     spec::LeftOut,
     text::{is_plain, make_plain},
 };
@@ -86,7 +87,7 @@ async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::R
     segments?.clear().extend(["jobs", job, "artifacts"]).extend(path.split('/'));
     let response = api.send_repeatedly(|| api.request(Method::GET, url.path())).await;
     let response = response.with_context(|| format!("fetching {path}"))?;
-    let partial = target.with_file_name(format!(".{job}.partial"));
+    let partial = target.with_file_name(format!(".gpubnb-{}.partial", CommandId::generate()));
     let saved = async {
         let (hash, bytes) = stream::save(response, &partial).await.with_context(|| format!("fetching {path}"))?;
         ensure!(file["sha256"] == hash.as_str() && file["bytes"] == bytes, "{path} arrived damaged: fetch it again");

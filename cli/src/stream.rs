@@ -74,11 +74,11 @@ fn parse_event(block: Sse) -> Option<Event> {
     Some(Event { name: block.event.unwrap_or_default(), data })
 }
 
-/// Saves the body of a response to a file. Returns the SHA-256 (hexadecimal) and the size in bytes.
+/// Saves the body of a response to a new file. Returns the SHA-256 (hexadecimal) and the size in bytes.
 pub(crate) async fn save(response: reqwest::Response, path: &std::path::Path) -> anyhow::Result<(String, u64)> {
     use sha2::{Digest as _, Sha256};
     use tokio::io::AsyncWriteExt as _;
-    let mut file = tokio::fs::File::create(path).await?;
+    let mut file = tokio::fs::File::create_new(path).await?;
     let (mut hash, mut bytes) = (Sha256::new(), 0);
     let mut body = response.bytes_stream();
     while let Some(piece) = body.next().await {

@@ -157,8 +157,8 @@ pub struct MessageParts<'a, F> {
 
 impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
     /// The message's leaf in the log's Merkle tree (RFC 6962, 2.1): SHA-256 of a zero byte, the time, the subject, the
-    /// covered headers and the body, each of them, except the time, after its length; a missing header has the length `u64::MAX` and no bytes. The sequence is the leaf's place in
-    /// the tree, and therefore not part of the leaf.
+    /// covered headers and the body, each of them, except the time, after its length; a missing header has the length
+    /// `u64::MAX` and no bytes. The sequence is the leaf's place in the tree, and therefore not part of the leaf.
     pub fn leaf(&self) -> Hash {
         let mut hash = Sha256::new();
         hash.update([0]);

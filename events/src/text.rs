@@ -6,6 +6,8 @@ use unicode_normalization::{UnicodeNormalization as _, is_nfc};
 
 /// Longest path of a file, bytes.
 pub const MAX_PATH: usize = 512;
+/// The most bytes that the paths of a job's files have together. The list of the files must fit into one request.
+pub const MAX_NAMES: usize = 96 << 10;
 
 /// False for a character that can deceive a reader or a terminal: a control character, a character without a width, and
 /// a character that changes the direction of the text. With the latter, `gpj.exe` can look like `exe.jpg`.

@@ -1,6 +1,6 @@
 //! The options of `gpubnb-services`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use gpubnb_domain::Settings;
@@ -78,6 +78,41 @@ pub struct BootstrapArgs {
     /// The certificate's key (PEM): its path on the broker's machine.
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
+    /// Certificate (PEM) of the authority that signed the brokers' certificates. With it, the brokers of a cluster
+    /// encrypt the lines between them, and accept only each other.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The brokers of a cluster, with the addresses at which they reach each other, such as
+    /// `n1=10.0.0.1:6222,n2=10.0.0.2:6222,n3=10.0.0.3:6222`. Each broker gets a configuration of its own,
+    /// `nats-n1.conf`.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=ADDRESS")]
+    pub cluster: Vec<ClusterMember>,
+}
+
+/// A broker of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterMember {
+    /// The name of the broker: letters, digits and `-`.
+    pub name: String,
+    /// The address at which the other brokers reach this one.
+    pub address: String,
+}
+
+impl FromStr for ClusterMember {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("`{text}` is not NAME=HOST:PORT, such as n1=10.0.0.1:6222");
+        let (name, address) = text.trim().split_once('=').ok_or_else(form)?;
+        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let (host, port) = address.rsplit_once(':').ok_or_else(form)?;
+        // The text goes into the broker's configuration.
+        let is_host = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
+        if !is_name || !is_host || port.parse::<u16>().is_err() {
+            return Err(form());
+        }
+        Ok(Self { name: name.to_owned(), address: address.to_owned() })
+    }
 }
 
 /// Options of `restore`.

@@ -18,14 +18,14 @@ use async_nats::{
         Context,
         context::PublishErrorKind,
         message::{PublishMessage, StreamMessage},
-        stream::{DirectGetErrorKind, Stream},
+        stream::{LastRawMessageErrorKind, Stream},
     },
 };
 use gpubnb_domain::{DomainError, job::Job};
 use gpubnb_events::{
     JobId, Lease, MachineId, Millis, Seq, Timestamp,
     message::header,
-    output::{LINE_COST, LogLine, LogLines, LogStream, Output},
+    output::{JobMetrics, LogLine, LogLines, LogStream, Output, Progress},
     subject::{self, OutputKind},
 };
 use gpubnb_log::stream::OUTPUT;
@@ -34,17 +34,22 @@ use serde::Deserialize;
 
 /// Longest wait for the broker.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Tries of one append. Another try is made if another replica appended a message of the same subject.
-const TRIES: u32 = 4;
+/// Longest time of one addition. It is shorter than the time after which a worker sends the output again: a late
+/// addition could come after newer output.
+const ADD_TIMEOUT: Duration = Duration::from_secs(6);
 /// Most positions that are remembered.
 const MAX_POSITIONS: usize = 8_192;
 /// The header with the bytes of a subject's output up to the end of the message, of the same lease.
 const BYTES: &str = "Gpubnb-Output-Bytes";
+/// Most lines of a log.
+const MAX_LINES_OF_LOG: u64 = 1 << 40;
 /// The bytes of a log that is cut: nothing follows.
 const CUT: u64 = u64::MAX;
-/// The budget of progress and of metrics: these bytes, and some more for each second of the attempt.
-const BASE_BUDGET: u64 = 4 << 20;
-const BUDGET_PER_SECOND: u64 = 256;
+/// The bytes that a line of the log takes in the stream beside its text.
+const LINE_COST: u64 = 64;
+/// The budget of progress and of metrics: these bytes, and some more for each second since the submission.
+const BASE_BUDGET: u64 = 16 << 20;
+const BUDGET_PER_SECOND: u64 = 2 << 10;
 
 /// Appends output to OUTPUT.
 pub(crate) struct JobOutput {
@@ -56,7 +61,7 @@ pub(crate) struct JobOutput {
 }
 
 /// The end of one subject's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Position {
     /// The sequence of the last message; zero if there is none.
     seq: u64,
@@ -67,6 +72,14 @@ struct Position {
     bytes: u64,
     /// A hash of the last message, by which a repetition is recognised.
     last: u64,
+    /// The time in the last message of progress or metrics, by the machine's clock.
+    last_at: Timestamp,
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Self { seq: 0, lease: None, next_line: 0, bytes: 0, last: 0, last_at: Timestamp::EPOCH }
+    }
 }
 
 /// The content of a message that is about to be appended.
@@ -84,9 +97,6 @@ pub(crate) struct OutputLease {
     pub(crate) machine: MachineId,
     /// The time since the job was submitted.
     pub(crate) age: Millis,
-    /// False if the attempt has ended, for example because the machine was silent for too long. The rest of its output
-    /// is taken while the job is not settled, if earlier output of the same lease came from the same machine.
-    pub(crate) is_live: bool,
 }
 
 impl JobOutput {
@@ -103,27 +113,34 @@ impl JobOutput {
     pub(crate) async fn add(&self, attempt: OutputLease, job: JobId, output: Output) -> Result<Seq, RpcError> {
         check_size(&output)?;
         let subject = subject::output(attempt.machine, job, output.kind());
-        for _ in 0..TRIES {
-            let known = self.positions().get(&subject).copied();
-            let position = match known {
-                Some(position) => position,
-                None => self.read_position(&subject, output.kind()).await?,
+        let budget = self.budget(output.kind(), attempt.age);
+        let added = tokio::time::timeout(ADD_TIMEOUT, self.add_to(&subject, &output, budget)).await;
+        added.map_err(|e| unavailable(&e))?.map(Seq)
+    }
+
+    /// Appends output to a subject. Tries again from the end of the subject if another replica has appended to it.
+    async fn add_to(&self, subject: &str, output: &Output, budget: u64) -> Result<u64, RpcError> {
+        let mut known = self.positions().get(subject).copied();
+        loop {
+            let (position, is_fresh) = match known.take() {
+                Some(position) => (position, false),
+                None => (self.read_position(subject, output.kind()).await?, true),
             };
-            if !attempt.is_live && position.lease != Some(output.lease()) {
-                return Err(RpcError::refused(DomainError::StaleLease));
-            }
-            match plan(&position, &output, self.budget(output.kind(), attempt.age))? {
-                Plan::Already => return Ok(Seq(position.seq)),
+            match plan(&position, output, budget)? {
+                // Another replica may have appended since the position was remembered.
+                Plan::Already if !is_fresh => {}
+                Plan::Already => {
+                    self.remember(subject, position);
+                    return Ok(position.seq);
+                }
                 Plan::Append { payload, next } => {
-                    if let Some(seq) = self.append(&subject, &output, payload, position.seq, next.bytes).await? {
+                    if let Some(seq) = self.append(subject, output, payload, position.seq, next.bytes).await? {
                         self.remember(subject, Position { seq, ..next });
-                        return Ok(Seq(seq));
+                        return Ok(seq);
                     }
-                    self.positions().remove(&subject);
                 }
             }
         }
-        Err(RpcError::Unavailable("other output of this job is being written; try again".to_owned()))
     }
 
     /// The bytes of one kind of output that an attempt of this age may have.
@@ -159,22 +176,26 @@ impl JobOutput {
         sent.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))
     }
 
-    /// Reads the end of a subject's output from the broker.
+    /// Reads the end of a subject's output from the broker that leads the stream: another broker may lag behind.
     async fn read_position(&self, subject: &str, kind: OutputKind) -> Result<Position, RpcError> {
-        match tokio::time::timeout(TIMEOUT, self.stream.direct_get_last_for_subject(subject)).await {
+        match tokio::time::timeout(TIMEOUT, self.stream.get_last_raw_message_by_subject(subject)).await {
             Err(e) => Err(unavailable(&e)),
             Ok(Ok(message)) => Ok(position_of(&message, kind)),
-            Ok(Err(e)) if e.kind() == DirectGetErrorKind::NotFound => Ok(Position::default()),
+            Ok(Err(e)) if e.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(Position::default()),
             Ok(Err(e)) => Err(unavailable(&e)),
         }
     }
 
-    fn remember(&self, subject: String, position: Position) {
+    /// Remembers a position, unless a later one is known.
+    fn remember(&self, subject: &str, position: Position) {
         let mut positions = self.positions();
         if positions.len() >= MAX_POSITIONS {
             positions.clear();
         }
-        positions.insert(subject, position);
+        let known = positions.entry(subject.to_owned()).or_default();
+        if position.seq >= known.seq {
+            *known = position;
+        }
     }
 
     fn positions(&self) -> MutexGuard<'_, HashMap<String, Position>> {
@@ -202,15 +223,18 @@ fn position_of(message: &StreamMessage, kind: OutputKind) -> Position {
     #[derive(Deserialize)]
     struct AnyOutput {
         lease: Lease,
+        occurred_at: Option<Timestamp>,
     }
     let bytes = message.headers.get(BYTES).and_then(|bytes| bytes.as_str().parse().ok()).unwrap_or(0);
-    let lease = serde_json::from_slice::<AnyOutput>(&message.payload).ok().map(|output| output.lease);
+    let found = serde_json::from_slice::<AnyOutput>(&message.payload).ok();
+    let lease = found.as_ref().map(|output| output.lease);
     let next_line = match kind {
         OutputKind::Log => serde_json::from_slice::<LogLines>(&message.payload)
             .map_or(0, |chunk| chunk.first_line.saturating_add(chunk.lines.len() as u64)),
         OutputKind::Progress | OutputKind::Metrics => 0,
     };
-    Position { seq: message.sequence, lease, next_line, bytes, last: hash_of(&message.payload) }
+    let last_at = found.as_ref().and_then(|output| output.occurred_at).unwrap_or(Timestamp::EPOCH);
+    Position { seq: message.sequence, lease, next_line, bytes, last: hash_of(&message.payload), last_at }
 }
 
 /// Refuses a message with more than a worker ever sends.
@@ -238,23 +262,19 @@ fn plan(position: &Position, output: &Output, budget: u64) -> Result<Plan, RpcEr
     } else {
         Position { seq: position.seq, lease: Some(output.lease()), ..Position::default() }
     };
-    let Output::Log(chunk) = output else {
-        let payload = to_payload(output)?;
-        let (hash, bytes) = (hash_of(&payload), before.bytes.saturating_add(payload.len() as u64));
-        let is_repetition = position.lease == before.lease && position.last == hash;
-        if is_repetition || bytes > budget {
-            return Ok(Plan::Already);
+    let chunk = match output {
+        Output::Log(chunk) => chunk,
+        Output::Progress(Progress { occurred_at, .. }) | Output::Metrics(JobMetrics { occurred_at, .. }) => {
+            return plan_newest(&before, output, *occurred_at, budget);
         }
-        return Ok(Plan::Append { payload, next: Position { bytes, last: hash, ..before } });
     };
-    // Without a message, the output may have been removed because of its age. Then any line may be the first.
-    let next_line = if position.seq == 0 { chunk.first_line } else { before.next_line };
-    if before.bytes == CUT {
+    if before.bytes == CUT || chunk.first_line > MAX_LINES_OF_LOG {
         return Ok(Plan::Already);
     }
-    let Some(skipped) = next_line.checked_sub(chunk.first_line) else {
-        return Err(RpcError::refused(DomainError::field("first_line", "Lines before these are missing.")));
-    };
+    // Lines before the chunk may be missing, for example because the stream was restored from a backup. The log then
+    // goes on with a gap in its numbers.
+    let skipped = before.next_line.saturating_sub(chunk.first_line);
+    let next_line = before.next_line.max(chunk.first_line);
     let new = chunk.lines.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX));
     let Some((lines, bytes)) = within(new, before.bytes, budget) else { return Ok(Plan::Already) };
     let next_line = next_line + lines.len() as u64;
@@ -262,6 +282,16 @@ fn plan(position: &Position, output: &Output, budget: u64) -> Result<Plan, RpcEr
     let payload = to_payload(&Output::Log(kept))?;
     let last = hash_of(&payload);
     Ok(Plan::Append { payload, next: Position { next_line, bytes, last, ..before } })
+}
+
+/// Decides whether a message of progress or metrics is appended. An older message, which was late, is left out.
+fn plan_newest(before: &Position, output: &Output, at: Timestamp, budget: u64) -> Result<Plan, RpcError> {
+    let payload = to_payload(output)?;
+    let (last, bytes) = (hash_of(&payload), before.bytes.saturating_add(payload.len() as u64));
+    if last == before.last || at < before.last_at || bytes > budget {
+        return Ok(Plan::Already);
+    }
+    Ok(Plan::Append { payload, next: Position { bytes, last, last_at: at, ..*before } })
 }
 
 /// The lines within the budget, and the bytes after them. `None` without a line.
@@ -279,20 +309,19 @@ fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64
     (!kept.is_empty()).then_some((kept, bytes))
 }
 
-/// The attempt that may add output under a lease. Refuses a lease that is not of this job, and every lease of a job that
-/// is settled: such a job is no longer in memory.
+/// The attempt that may add output under a lease. Refuses a lease that is not live, or not of this job and machine. A log
+/// begins when the job's program begins.
 pub(crate) fn lease_of(
     job: Option<&Job>,
     machine: MachineId,
-    lease: Lease,
+    output: &Output,
     now: Timestamp,
 ) -> Result<OutputLease, RpcError> {
-    let job = job.ok_or(RpcError::refused(DomainError::StaleLease))?;
-    let is_live = job.has_live_lease(machine, lease);
-    if is_live || job.has_past_lease(lease) {
-        return Ok(OutputLease { machine, age: now.since(job.submitted_at), is_live });
+    let needs_start = output.kind() == OutputKind::Log;
+    match job.filter(|job| job.takes_output(machine, output.lease(), needs_start)) {
+        Some(job) => Ok(OutputLease { machine, age: now.since(job.submitted_at) }),
+        None => Err(RpcError::refused(DomainError::StaleLease)),
     }
-    Err(RpcError::refused(DomainError::StaleLease))
 }
 
 #[cfg(test)]
@@ -327,20 +356,22 @@ mod tests {
     fn each_line_is_appended_once_in_its_order() {
         let start = Position::default();
         let (first, texts, next) = appended(&start, &chunk(LEASE, 0, &["a", "b"]), 1_000).unwrap();
-        assert_eq!((first, texts.len(), next.next_line, next.bytes), (0, 2, 2, 18));
+        assert_eq!((first, texts.len(), next.next_line, next.bytes), (0, 2, 2, 2 * (1 + LINE_COST)));
         let next = Position { seq: 5, ..next };
         assert_eq!(appended(&next, &chunk(LEASE, 0, &["a", "b"]), 1_000), None, "a repetition");
         let (first, texts, after) = appended(&next, &chunk(LEASE, 1, &["b", "c"]), 1_000).unwrap();
         assert_eq!((first, texts, after.next_line), (2, vec!["c".to_owned()], 3), "lines that are there are left out");
-        assert!(plan(&next, &chunk(LEASE, 3, &["d"]), 1_000).is_err(), "a gap");
+        let (first, _, after) = appended(&next, &chunk(LEASE, 9, &["d"]), 1_000).unwrap();
+        assert_eq!((first, after.next_line), (9, 10), "a gap stays a gap");
+        assert_eq!(appended(&next, &chunk(LEASE, u64::MAX, &["e"]), 1_000), None);
         // The next attempt on the same machine begins anew, also with its budget.
         let (first, _, next) = appended(&next, &chunk(Lease(Seq(9)), 0, &["x"]), 1_000).unwrap();
-        assert_eq!((first, next.lease, next.bytes), (0, Some(Lease(Seq(9))), 9));
+        assert_eq!((first, next.lease, next.bytes), (0, Some(Lease(Seq(9))), 1 + LINE_COST));
     }
 
     #[test]
     fn a_log_ends_where_its_budget_ends_and_says_so() {
-        let full = Position { seq: 5, lease: Some(LEASE), next_line: 3, bytes: 90, last: 0 };
+        let full = Position { seq: 5, lease: Some(LEASE), next_line: 3, bytes: 30, ..Position::default() };
         let (first, texts, next) = appended(&full, &chunk(LEASE, 3, &["a", "b", "c"]), 100).unwrap();
         assert_eq!((first, texts[0].as_str(), texts.len(), next.bytes), (3, "a", 2, CUT));
         assert!(texts[1].starts_with("the log is cut here"), "{texts:?}");
@@ -351,14 +382,15 @@ mod tests {
 
     #[test]
     fn progress_is_appended_once_and_within_its_budget() {
-        let output = Output::Progress(Progress {
-            lease: LEASE,
-            fraction: 0.5,
-            message: "half".to_owned(),
-            occurred_at: SystemClock.now(),
-        });
+        let now = SystemClock.now();
+        let progress = |fraction: f32, occurred_at: Timestamp| {
+            Output::Progress(Progress { lease: LEASE, fraction, message: "half".to_owned(), occurred_at })
+        };
+        let output = progress(0.5, now);
         let Plan::Append { next, .. } = plan(&Position::default(), &output, 1_000).unwrap() else { panic!() };
         assert_eq!(plan(&Position { seq: 1, ..next }, &output, 1_000).unwrap(), Plan::Already);
+        let late = progress(0.4, Timestamp::from_millis(now.millis() - 1));
+        assert_eq!(plan(&Position { seq: 1, ..next }, &late, 1_000).unwrap(), Plan::Already, "a late message");
         assert_eq!(plan(&Position::default(), &output, 10).unwrap(), Plan::Already);
     }
 }

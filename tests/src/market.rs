@@ -26,7 +26,8 @@ use crate::{
 #[derive(Serialize, Deserialize)]
 pub struct Market {
     directory: PathBuf,
-    nats_port: u16,
+    /// The ports of the brokers; one if there is no cluster.
+    nats_ports: Vec<u16>,
     ui_port: u16,
     /// The client of a consumer, who has $100 of play money.
     pub consumer: ApiClient,
@@ -59,10 +60,10 @@ impl Drop for Worker {
 
 impl Market {
     /// Describes a market whose consumer and provider have not signed up yet.
-    pub(crate) fn new(directory: &Path, nats_port: u16, ui_port: u16) -> Self {
+    pub(crate) fn new(directory: &Path, nats_ports: Vec<u16>, ui_port: u16) -> Self {
         let visitor = ApiClient::new(&format!("http://127.0.0.1:{ui_port}"));
         let (consumer, machine_owner, directory) = (visitor.clone(), visitor, directory.to_owned());
-        Self { directory, nats_port, ui_port, consumer, machine_owner, operator: None, environment: Vec::new() }
+        Self { directory, nats_ports, ui_port, consumer, machine_owner, operator: None, environment: Vec::new() }
     }
 
     /// Signs up the operator that all tests of a shared market use.
@@ -94,8 +95,8 @@ impl Market {
         self.path().join("keys")
     }
 
-    pub(crate) fn nats_port(&self) -> u16 {
-        self.nats_port
+    pub(crate) fn nats_ports(&self) -> &[u16] {
+        &self.nats_ports
     }
 
     pub(crate) fn ui_port(&self) -> u16 {
@@ -107,9 +108,10 @@ impl Market {
         format!("http://127.0.0.1:{}", self.ui_port)
     }
 
-    /// The broker's address.
+    /// The addresses of the brokers, separated by commas.
     pub fn nats_url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.nats_port)
+        let urls: Vec<_> = self.nats_ports.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        urls.join(",")
     }
 
     /// The address of the broker and the credential of a process, such as `services` or `projector`.

@@ -106,7 +106,7 @@ impl Registry {
         let served = Arc::new(Served { images, is_available, sent, address });
         let router = Router::new()
             .route("/v2/", get(async || "{}"))
-            .route("/token", get(async || format!("{{\"token\":\"{TOKEN}\"}}")))
+            .route("/token", get(async || json!({ "token": TOKEN, "access_token": TOKEN }).to_string()))
             .route("/v2/{name}/manifests/{reference}", get(manifest))
             .route("/v2/{name}/blobs/{digest}", get(blob))
             .with_state(Arc::clone(&served));

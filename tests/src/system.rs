@@ -28,6 +28,8 @@ pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The settings of a market's processes. The default is what most tests need.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MarketSettings {
+    /// Number of brokers. Several brokers are a cluster, and each message has a copy on each.
+    pub brokers: usize,
     /// Number of replicas of the services.
     pub replicas: usize,
     /// Each service serves its metrics over HTTP, on a free port that its log names.
@@ -57,6 +59,7 @@ pub struct MarketSettings {
 impl Default for MarketSettings {
     fn default() -> Self {
         Self {
+            brokers: 1,
             replicas: 1,
             has_monitoring: false,
             otlp: None,
@@ -76,8 +79,10 @@ impl Default for MarketSettings {
 /// A running market with its processes.
 pub struct System {
     market: Market,
-    /// The broker; `None` while it is stopped.
+    /// The broker; `None` while it is stopped, and in a cluster.
     pub nats: Option<Process>,
+    /// The brokers of a cluster, by their names `n0`, `n1`, …; `None` for one that is stopped.
+    pub brokers: Vec<Option<Process>>,
     /// The replicas of the services.
     pub services: Vec<Process>,
     /// The projector.
@@ -119,9 +124,11 @@ impl System {
     pub(crate) async fn start_with_slot(settings: MarketSettings, slot: Option<MarketSlot>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("gpubnb-").tempdir()?;
         let ui_port = settings.port.map_or_else(free_port, Ok)?;
+        let nats_ports = (0..settings.brokers).map(|_| free_port()).collect::<Result<Vec<_>, _>>()?;
         let mut system = Self {
-            market: Market::new(directory.path(), free_port()?, ui_port),
+            market: Market::new(directory.path(), nats_ports, ui_port),
             nats: None,
+            brokers: Vec::new(),
             services: Vec::new(),
             projector: None,
             ui: None,
@@ -131,7 +138,13 @@ impl System {
             _slot: slot,
         };
         system.bootstrap()?;
-        system.start_nats().await?;
+        if system.settings.brokers > 1 {
+            for index in 0..system.settings.brokers {
+                system.start_broker(index).await?;
+            }
+        } else {
+            system.start_nats().await?;
+        }
         for _ in 0..system.settings.replicas {
             system.start_services().await?;
         }
@@ -149,15 +162,54 @@ impl System {
         let made = Command::new(binary("gpubnb-services")?)
             .args(["bootstrap", "--dir"])
             .arg(self.keys())
-            .args(["--listen", &format!("127.0.0.1:{}", self.nats_port()), "--store"])
+            .args(["--listen", &format!("127.0.0.1:{}", self.nats_ports()[0]), "--store"])
             .arg(self.path().join("nats"))
+            .args(self.cluster_arguments()?)
             .output()?;
         anyhow::ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
+        if self.settings.brokers > 1 {
+            return self.separate_brokers();
+        }
         if self.settings.is_fsync_off {
             let conf = self.keys().join("nats.conf");
             let text = fs::read_to_string(&conf)?;
             fs::write(&conf, text.replace("sync_interval: always", "sync_interval: \"2m\""))?;
         }
+        Ok(())
+    }
+
+    /// The option of `bootstrap` for a cluster.
+    fn cluster_arguments(&self) -> anyhow::Result<Vec<String>> {
+        if self.settings.brokers == 1 {
+            return Ok(Vec::new());
+        }
+        let member = |index| Ok(format!("n{index}=127.0.0.1:{}", free_port()?));
+        let members = (0..self.settings.brokers).map(member).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(vec!["--cluster".to_owned(), members.join(",")])
+    }
+
+    /// Gives each broker of a cluster a port and a directory of its own: all of them run on this machine.
+    fn separate_brokers(&self) -> anyhow::Result<()> {
+        let (first, store) = (self.nats_ports()[0], self.path().join("nats"));
+        for (index, port) in self.nats_ports().iter().enumerate() {
+            let conf = self.keys().join(format!("nats-n{index}.conf"));
+            let text = fs::read_to_string(&conf)?
+                .replace(&format!("listen: \"127.0.0.1:{first}\""), &format!("listen: \"127.0.0.1:{port}\""))
+                .replace(&store.to_string_lossy().into_owned(), &format!("{}-{index}", store.display()));
+            fs::write(&conf, text)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a broker of a cluster. Streams of an earlier run are kept.
+    pub async fn start_broker(&mut self, index: usize) -> anyhow::Result<()> {
+        let mut command = Command::new(nats_server()?);
+        command.arg("-c").arg(self.keys().join(format!("nats-n{index}.conf")));
+        let mut broker = Process::start(&format!("nats-n{index}"), &mut command, self.path())?;
+        let address = ("127.0.0.1", self.nats_ports()[index]);
+        wait_until_ready(&mut broker, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
+        self.brokers.resize_with(self.settings.brokers, || None);
+        self.brokers[index] = Some(broker);
         Ok(())
     }
 
@@ -182,7 +234,7 @@ impl System {
         let mut command = Command::new(nats_server()?);
         command.arg("-c").arg(self.keys().join("nats.conf"));
         let mut nats = Process::start("nats", &mut command, self.path())?;
-        let address = ("127.0.0.1", self.nats_port());
+        let address = ("127.0.0.1", self.nats_ports()[0]);
         wait_until_ready(&mut nats, async || tokio::net::TcpStream::connect(address).await.is_ok()).await?;
         self.nats = Some(nats);
         Ok(())
@@ -192,6 +244,7 @@ impl System {
     pub async fn start_services(&mut self) -> anyhow::Result<()> {
         let mut command = self.configured_command("services")?;
         command.args(["run", "--provision", "--test-funds", "--edge-url", &self.url()]);
+        command.args(["--replicas", &self.settings.brokers.to_string()]);
         command.args(&self.settings.services);
         let name = format!("services-{}", self.services.len());
         let mut services = Process::start(&name, &mut command, self.path())?;
@@ -263,6 +316,7 @@ impl System {
         self.projector = None;
         self.services.clear();
         self.nats = None;
+        self.brokers.clear();
     }
 
     /// Fails if any process has ended. The error holds the last lines that the process printed.

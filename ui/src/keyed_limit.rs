@@ -46,6 +46,14 @@ impl<K: Eq + Hash> KeyedLimit<K> {
         Some(Share { limit: self.clone(), key, amount })
     }
 
+    /// The amount that a key uses.
+    pub(crate) fn amount<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> u64
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        self.amounts().get(key).copied().unwrap_or(0)
+    }
+
     /// True if no key uses anything.
     #[cfg(test)]
     pub(crate) fn is_unused(&self) -> bool {

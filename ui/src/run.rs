@@ -23,7 +23,7 @@ use crate::{
     app::{App, Broker},
     config::RunArgs,
     serve::serve,
-    state::{Changes, MachineCache, UploadQuota},
+    state::{Changes, MachineCache, UploadQuota, measure_stores},
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -50,6 +50,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let tasks = TaskTracker::new();
     tasks.spawn(changes.clone().listen(client, machines.clone(), shutdown.clone()));
     tasks.spawn(machines.clone().run(queries.clone(), shutdown.clone()));
+    tasks.spawn(measure_stores(js.clone(), shutdown.clone()));
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
     tasks.spawn(users.clone().listen(shutdown.clone()));

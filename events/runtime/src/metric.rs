@@ -57,5 +57,6 @@ metrics! {
     HTTP_REQUESTS = "gpubnb_http_requests_total" Counter "Requests of the web server, by method, route and status.";
     HTTP_SECONDS = "gpubnb_http_request_duration_seconds" Seconds
         "Time from a request to the beginning of its answer, by route.";
+    STORE_FILLED = "gpubnb_store_filled_ratio" Gauge "Used part of a store of files, from 0 to 1, by store.";
     OPEN_STREAMS = "gpubnb_http_open_streams" Gauge "Open live pages and streams.";
 }

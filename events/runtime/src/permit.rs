@@ -33,8 +33,12 @@ pub enum Purpose {
         /// The largest total size of the files, bytes.
         max_bytes: u64,
     },
-    /// Downloading one input file of a job.
+    /// Downloading one input file of a job, for one attempt.
     Input {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        lease: Lease,
         /// The account that owns the file.
         account: AccountId,
         /// The file.
@@ -61,7 +65,7 @@ pub enum Purpose {
     },
 }
 
-/// Permission to download or upload files until `expires`.
+/// Permission for one purpose until `expires`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
     /// The purpose.
@@ -86,7 +90,9 @@ impl Permit {
         let expires = self.expires.millis();
         match &self.purpose {
             Purpose::Upload { job, lease, max_bytes } => format!("upload.{job}.{lease}.{max_bytes}.{expires}"),
-            Purpose::Input { account, input } => format!("input.{account}.{input}.{expires}"),
+            Purpose::Input { job, lease, account, input } => {
+                format!("input.{job}.{lease}.{account}.{input}.{expires}")
+            }
             Purpose::KnownBrowser { login, browser } => format!("known.{login}.{browser}.{expires}"),
             // A path may contain any character, also the dot that separates the parts: write it in hexadecimal.
             Purpose::Artifact { job, lease, path, sha256 } => {
@@ -103,7 +109,10 @@ impl Permit {
                 let max_bytes = parts.next()?.parse().ok()?;
                 Purpose::Upload { job: job.parse().ok()?, lease: lease.parse().ok()?, max_bytes }
             }
-            ("input", account, input) => Purpose::Input { account: account.parse().ok()?, input: input.parse().ok()? },
+            ("input", job, lease) => {
+                let (account, input) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+                Purpose::Input { job: job.parse().ok()?, lease: lease.parse().ok()?, account, input }
+            }
             ("known", login, browser) => Purpose::KnownBrowser { login: login.to_owned(), browser: browser.to_owned() },
             ("artifact", job, lease) => {
                 let path = String::from_utf8(hex::decode(parts.next()?).ok()?).ok()?;
@@ -165,7 +174,12 @@ mod tests {
         let (job, lease) = (JobId::generate(), Lease(Seq(42)));
         for purpose in [
             Purpose::Upload { job, lease, max_bytes: 7 },
-            Purpose::Input { account: AccountId::generate(), input: CommandId::generate() },
+            Purpose::Input {
+                job: JobId::generate(),
+                lease: Lease(Seq(7)),
+                account: AccountId::generate(),
+                input: CommandId::generate(),
+            },
             Purpose::KnownBrowser { login: "0a".to_owned(), browser: "ff".to_owned() },
             Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },
         ] {

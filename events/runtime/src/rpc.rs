@@ -192,7 +192,18 @@ impl Server {
                 let Some(request) = request else { return };
                 let incoming = match admit(&request.message, requester) {
                     Ok(incoming) => incoming,
-                    Err(why) => {
+                    Err(NotAdmitted::TooLarge) => {
+                        // The answer goes where an answer may go, so the requester does not try again for ever.
+                        let refusal = Refusal::new("TooLarge", RefusalKind::Invalid, "The request is too large.");
+                        let answer: Result<serde_json::Value, RpcError> = Err(RpcError::Refused(refusal));
+                        if let Ok(bytes) = serde_json::to_vec(&answer)
+                            && let Err(e) = request.respond(Ok(bytes.into())).await
+                        {
+                            warn!(error = %e, "could not send an answer");
+                        }
+                        continue;
+                    }
+                    Err(NotAdmitted::BreaksRules(why)) => {
                         warn!(subject = %request.message.subject, why, "ignored a request that breaks the rules");
                         continue;
                     }
@@ -218,8 +229,8 @@ impl Server {
         Ok(())
     }
 
-    /// Waits, at most [`ANSWER_TIMEOUT`], until every request that an endpoint has taken is answered, and stops the micro service. Call this after
-    /// the stop token is cancelled.
+    /// Waits, at most [`ANSWER_TIMEOUT`], until every request that an endpoint has taken is answered, and stops the micro
+    /// service. Call this after the stop token is cancelled.
     pub async fn finish(self) {
         self.tasks.close();
         if tokio::time::timeout(ANSWER_TIMEOUT, self.tasks.wait()).await.is_err() {
@@ -242,9 +253,24 @@ fn count_answer(endpoint: String, answer: &Result<serde_json::Value, RpcError>, 
     metrics::counter!(metric::RPC_REQUESTS, "endpoint" => endpoint, "result" => result).increment(1);
 }
 
-/// Checks that the request names an actor, that the answer would go into the requester's own inbox, and that the body
-/// is not too large. A request that fails gets no answer at all: an attacker may have chosen the subject of the answer.
-fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming, &'static str> {
+/// The reason why a request reaches no handler.
+#[derive(Debug, PartialEq, Eq)]
+enum NotAdmitted {
+    /// The request gets no answer at all: an attacker may have chosen the subject of the answer.
+    BreaksRules(&'static str),
+    /// The body has more than [`MAX_BODY`] bytes.
+    TooLarge,
+}
+
+impl From<&'static str> for NotAdmitted {
+    fn from(why: &'static str) -> Self {
+        Self::BreaksRules(why)
+    }
+}
+
+/// Checks that the request names an actor, that the answer would go into an inbox of that kind of requester, and that
+/// the body is not too large.
+fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming, NotAdmitted> {
     let named_actor = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
     let (inboxes, actor, trace) = match requester {
         Requester::Machine => {
@@ -264,10 +290,10 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
     let reply = message.reply.as_ref().ok_or("no reply subject")?;
     let holds_reply = |inbox: &String| reply.strip_prefix(inbox.as_str()).is_some_and(|rest| rest.starts_with('.'));
     if !inboxes.iter().any(holds_reply) {
-        return Err("the reply subject is not the requester's own inbox");
+        return Err("the reply subject is no inbox of this kind of requester".into());
     }
     if message.payload.len() > MAX_BODY {
-        return Err("the body is too large");
+        return Err(NotAdmitted::TooLarge);
     }
     Ok(Incoming { subject: message.subject.to_string(), actor, body: message.payload.clone(), trace })
 }

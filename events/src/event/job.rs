@@ -233,7 +233,7 @@ impl Reason {
             Self::Internal => "a defect of the market's own programs".to_owned(),
             Self::BadCommand => "its command cannot be run in its image".to_owned(),
             Self::NotReported => "the machine did not report its end".to_owned(),
-            Self::RegistryUnavailable => "the image's registry did not answer".to_owned(),
+            Self::RegistryUnavailable => "the machine could not get the image".to_owned(),
             Self::InputUnavailable => "its inputs could not be fetched".to_owned(),
             Self::PrepareTimeout => "preparing it took too long".to_owned(),
             Self::UploadTimeout => "its files did not arrive in time".to_owned(),

@@ -230,7 +230,7 @@ pub enum LeftOutReason {
     NotAFile,
     /// The entry cannot be read.
     Unreadable,
-    /// A job keeps at most 1,000 files.
+    /// A job keeps at most 1,000 files, with 96 KiB of names.
     TooManyFiles,
     /// The files before this one took up the whole size that the job asked for.
     TooLarge,
@@ -249,7 +249,7 @@ impl LeftOutReason {
             Self::TooDeep => "the entry is below more than 16 directories",
             Self::NotAFile => "the entry is a link, a pipe, a socket or a device",
             Self::Unreadable => "the entry cannot be read",
-            Self::TooManyFiles => "a job keeps at most 1,000 files: pack them into an archive",
+            Self::TooManyFiles => "a job keeps at most 1,000 files, with 96 KiB of names: pack them into an archive",
             Self::StoreFull => "the market's store of files was full",
             Self::SameName => "another file has the same name, written with other characters",
             Self::TooLarge => "the files are larger than the output that the job asked for (output_mib)",

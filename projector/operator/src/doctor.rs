@@ -25,8 +25,9 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     let platform = queries.platform(OPERATOR).await.map_err(|e| e.to_string());
     run_checks(&client, log, platform.as_ref().map_err(Clone::clone), creds, &mut found).await?;
     deliveries(&client, &queries, &mut found).await?;
+    let growth = growth(&client, &mut found).await;
     match &args.nats_conf {
-        Some(conf) => configuration(conf, args.min_free_gib << 30, growth(&client, &mut found).await, &mut found)?,
+        Some(conf) => configuration(conf, args.min_free_gib << 30, growth, &mut found)?,
         None => found.add("broker.on_its_machine", "not looked at", "give --nats-conf there", true, ""),
     }
     let Findings(checks) = found;
@@ -84,6 +85,13 @@ async fn growth(client: &Client, found: &mut Findings) -> u64 {
         let (limit, used) = (info["config"]["max_bytes"].as_u64(), info["state"]["bytes"].as_u64());
         if let (Some(limit), Some(used)) = (limit, used) {
             growth += limit.saturating_sub(used);
+            // Old output makes room for new output. Files are refused when their store is full.
+            if stream != OUTPUT {
+                let percent = used.saturating_mul(100) / limit.max(1);
+                let remedy = "Files will be refused when the store is full: give it more room (--inputs-mib or \
+                              --artifacts-mib of gpubnb-services run --provision), if the disk has it.";
+                found.add(&format!("{stream}.used"), format!("{percent} %"), "at most 80 %", percent <= 80, remedy);
+            }
         } else {
             let remedy = "Give the stream a limit (gpubnb-services run --help), and see that this credential may ask \
                           for its size.";

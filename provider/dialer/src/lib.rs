@@ -35,8 +35,9 @@ pub enum DialError {
     /// The host has addresses, and none of them is public.
     #[error("{0} has no public address, and jobs reach public addresses only")]
     NotPublic(String),
-    /// The name of the host cannot be resolved.
-    #[error("the name {host} cannot be resolved")]
+    /// The name of the host cannot be resolved. The text is the same as for a host without a public address: a stranger
+    /// must not find out which names the owner's network knows.
+    #[error("{host} has no public address, and jobs reach public addresses only")]
     Unresolved {
         /// The host.
         host: String,
@@ -108,10 +109,14 @@ impl Dialer {
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let unresolved = |source| DialError::Unresolved { host: host.to_owned(), source };
-        // The semaphore is never closed.
-        let _permit = self.lookups.acquire().await;
-        let found = timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((name, port))).await;
-        let found = found.map_err(|_| unresolved(None))?.map_err(|e| unresolved(Some(e)))?;
+        let (lookups, wanted) = (Arc::clone(&self.lookups), name.to_owned());
+        // A lookup that takes too long keeps its thread, and therefore its permit. The semaphore is never closed.
+        let lookup = tokio::spawn(async move {
+            let _permit = lookups.acquire().await;
+            Ok::<Vec<_>, io::Error>(tokio::net::lookup_host((wanted, port)).await?.collect())
+        });
+        let found = timeout(RESOLVE_TIMEOUT, lookup).await.map_err(|_| unresolved(None))?;
+        let found = found.map_err(io::Error::other).flatten().map_err(|e| unresolved(Some(e)))?;
         let is_allowed = self.allowed.as_ref().is_some_and(|allowed| allowed.host == name && allowed.port == port);
         let local = routes::local_networks(&self.proc_net).map_err(DialError::Routes)?;
         let seen_as = *self.seen_as.read().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +124,7 @@ impl Dialer {
             let ip = address.ip();
             is_allowed || (is_public(ip) && seen_as != Some(ip) && !local.iter().any(|network| network.contains(&ip)))
         };
-        let checked: Vec<_> = found.filter(may_reach).take(MAX_ADDRESSES).collect();
+        let checked: Vec<_> = found.into_iter().filter(may_reach).take(MAX_ADDRESSES).collect();
         if checked.is_empty() { Err(DialError::NotPublic(host.to_owned())) } else { Ok(checked) }
     }
 
@@ -211,11 +216,8 @@ mod tests {
     async fn public_addresses_of_the_machine_and_of_its_networks_are_refused() {
         let proc_net = std::env::temp_dir().join(format!("gpubnb-dialer-{}", std::process::id()));
         std::fs::create_dir_all(&proc_net).unwrap();
-        let route = "Iface Destination Gateway Flags RefCnt Use Metric Mask\n\
-                     eth0 00000000 0100A8C0 0003 0 0 0 00000000\n\
-                     eth0 00090909 00000000 0001 0 0 0 00FFFFFF\n";
-        std::fs::write(proc_net.join("route"), route).unwrap();
-        std::fs::write(proc_net.join("fib_trie"), "|-- 8.1.1.1\n/32 host LOCAL\n").unwrap();
+        let trie = "|-- 0.0.0.0\n/0 universe UNICAST\n|-- 9.9.9.0\n/24 link UNICAST\n|-- 8.1.1.1\n/32 host LOCAL\n";
+        std::fs::write(proc_net.join("fib_trie"), trie).unwrap();
         let dialer = Dialer { proc_net: proc_net.clone(), ..Dialer::default() };
         dialer.refuse_own_address(IpAddr::from([8, 2, 2, 2]));
         for (host, is_reached) in
@@ -223,7 +225,7 @@ mod tests {
         {
             assert_eq!(dialer.resolve(host, 443).await.is_ok(), is_reached, "{host}");
         }
-        std::fs::remove_file(proc_net.join("route")).unwrap();
+        std::fs::remove_file(proc_net.join("fib_trie")).unwrap();
         let refused = dialer.resolve("9.9.8.1", 443).await;
         assert!(matches!(refused, Err(DialError::Routes(_))), "{refused:?}");
         std::fs::remove_dir_all(&proc_net).unwrap();

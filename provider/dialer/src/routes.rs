@@ -11,15 +11,14 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// A route to a shorter prefix than this counts as a default route: VPNs divide the default route into two halves.
 const SHORTEST_PREFIX: u8 = 4;
-/// The flag of a route that is in use (`RTF_UP`).
-const IS_UP: u32 = 1;
+/// A provider gives a customer a prefix of this length or longer, of which each local network is a part. The other
+/// networks of the customer are as local as the machine's own.
+const SITE_PREFIX: u8 = 48;
 
 /// The networks that this machine reaches without its default route.
 pub(crate) fn local_networks(proc_net: &Path) -> io::Result<Vec<IpNet>> {
-    let mut networks: Vec<IpNet> =
-        fs::read_to_string(proc_net.join("route"))?.lines().skip(1).filter_map(v4_route).collect();
-    // The local addresses of IPv4. A machine without IPv6 has no file of its routes.
-    networks.extend(v4_addresses(&fs::read_to_string(proc_net.join("fib_trie"))?));
+    let mut networks = v4_routes(&fs::read_to_string(proc_net.join("fib_trie"))?);
+    // A machine without IPv6 has no file of its routes.
     match fs::read_to_string(proc_net.join("ipv6_route")) {
         Ok(text) => networks.extend(text.lines().filter_map(v6_route)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -29,26 +28,22 @@ pub(crate) fn local_networks(proc_net: &Path) -> io::Result<Vec<IpNet>> {
     Ok(networks)
 }
 
-/// A line of `/proc/net/route`: interface, destination, gateway, flags, …, mask. Addresses are in the machine's own
-/// order of bytes.
-fn v4_route(line: &str) -> Option<IpNet> {
-    let fields: Vec<_> = line.split_whitespace().collect();
-    let number = |index: usize| u32::from_str_radix(fields.get(index)?, 16).ok();
-    let address = |index: usize| Some(Ipv4Addr::from(number(index)?.to_ne_bytes()));
-    if number(3)? & IS_UP == 0 {
-        return None;
+/// The routes of all tables in `/proc/net/fib_trie`. An address stands on a line before the lines with its routes:
+/// `|-- 192.0.2.0`, then `/24 link UNICAST`.
+fn v4_routes(text: &str) -> Vec<IpNet> {
+    let (mut networks, mut address) = (Vec::new(), None);
+    for line in text.lines().map(str::trim) {
+        if let Some(leaf) = line.strip_prefix("|--") {
+            address = leaf.trim().parse::<Ipv4Addr>().ok();
+        } else if let (Some(address), Some(route)) = (address, line.strip_prefix('/'))
+            && (route.ends_with("UNICAST") || route.ends_with("LOCAL"))
+            && let Some(length) = route.split_whitespace().next().and_then(|length| length.parse().ok())
+            && let Ok(network) = Ipv4Net::new(address, length)
+        {
+            networks.push(IpNet::V4(network));
+        }
     }
-    Some(IpNet::V4(Ipv4Net::with_netmask(address(1)?, address(7)?).ok()?))
-}
-
-/// The machine's own addresses in `/proc/net/fib_trie`. An address stands in the line before the line with its kind:
-/// `|-- 192.0.2.7`, then `/32 host LOCAL`.
-fn v4_addresses(text: &str) -> impl Iterator<Item = IpNet> {
-    let lines = text.lines().map(str::trim);
-    lines.clone().zip(lines.skip(1)).filter(|(_, kind)| kind.ends_with("host LOCAL")).filter_map(|(line, _)| {
-        let address: Ipv4Addr = line.strip_prefix("|--")?.trim().parse().ok()?;
-        Some(IpNet::from(IpAddr::V4(address)))
-    })
+    networks
 }
 
 /// A line of `/proc/net/ipv6_route`: destination and length of its prefix, both in hexadecimal digits, and other
@@ -57,6 +52,7 @@ fn v6_route(line: &str) -> Option<IpNet> {
     let mut fields = line.split_whitespace();
     let address = Ipv6Addr::from(u128::from_str_radix(fields.next()?, 16).ok()?);
     let length = u8::from_str_radix(fields.next()?, 16).ok()?;
+    let length = if crate::is_public(IpAddr::V6(address)) { length.min(SITE_PREFIX) } else { length };
     Some(IpNet::V6(Ipv6Net::new(address, length).ok()?))
 }
 
@@ -66,14 +62,15 @@ mod tests {
 
     #[test]
     fn the_kernels_lists_are_read() {
-        let line = "eth0\t0000A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0";
-        assert_eq!(v4_route(line), Some("192.168.0.0/24".parse().unwrap()));
-        let down = "eth0\t0000A8C0\t00000000\t0000\t0\t0\t100\t00FFFFFF\t0\t0\t0";
-        assert_eq!(v4_route(down), None);
-        let trie = "Local:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 203.0.113.7\n        /32 host LOCAL\n     |-- 203.0.113.255\n        /32 link BROADCAST\n";
-        assert_eq!(v4_addresses(trie).collect::<Vec<_>>(), ["203.0.113.7/32".parse().unwrap()]);
-        let line = "20010db8000000000000000000000000 40 00000000000000000000000000000000 00 0 0 0 0 0 eth0";
-        assert_eq!(v6_route(line), Some("2001:db8::/64".parse().unwrap()));
+        let trie = "Id 52:\n  |-- 9.9.9.0\n     /24 universe UNICAST\nMain:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        \
+                    /0 universe UNICAST\n     |-- 203.0.113.7\n        /32 host LOCAL\n     |-- 203.0.113.0\n        /24 \
+                    link UNICAST\n     |-- 203.0.113.255\n        /32 link BROADCAST\n";
+        let expected = ["9.9.9.0/24", "0.0.0.0/0", "203.0.113.7/32", "203.0.113.0/24"];
+        assert_eq!(v4_routes(trie), expected.map(|network| network.parse().unwrap()));
+        let line = "2a021234567800010000000000000000 40 00000000000000000000000000000000 00 0 0 0 0 0 eth0";
+        assert!(v6_route(line).unwrap().contains(&"2a02:1234:5678:2::1".parse::<IpAddr>().unwrap()));
+        let line = "fd000000000000010000000000000000 40 00000000000000000000000000000000 00 0 0 0 0 0 eth0";
+        assert_eq!(v6_route(line), Some("fd00:0:0:1::/64".parse().unwrap()));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 use gpubnb_events::{
     event::Reason,
     spec::{Artifact, LeftOut, LeftOutReason},
-    text::{DistinctPaths, is_plain, make_plain},
+    text::{DistinctPaths, MAX_NAMES, is_plain, make_plain},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -141,8 +141,10 @@ impl Listing {
     /// Hashes the files that fit.
     fn into_collected(mut self, root: &Path, max_bytes: u64) -> Collected {
         let (mut files, mut room, mut paths) = (Vec::new(), max_bytes, DistinctPaths::default());
+        let mut names = 0;
         for (path, bytes) in std::mem::take(&mut self.files) {
-            if files.len() == MAX_FILES {
+            names += path.len();
+            if files.len() == MAX_FILES || names > MAX_NAMES {
                 self.leave_out(LeftOutReason::TooManyFiles, &path);
             } else if !paths.add(&path) {
                 self.leave_out(LeftOutReason::SameName, &path);

@@ -71,6 +71,12 @@ impl ImageCache {
         self.write();
     }
 
+    /// Removes an image from the list. The image stays in Docker, if it is there.
+    pub(super) fn remove(&self, name: &str) {
+        self.images().remove(name);
+        self.write();
+    }
+
     /// Saves that a job uses an image now.
     pub(super) fn note_use(&self, name: &str) {
         let now = SystemClock.now();

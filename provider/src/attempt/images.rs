@@ -77,8 +77,8 @@ impl Images {
         let name = spec.image.as_str();
         if !self.rules.allow(spec) {
             // The market knows the owner's rules, so this happens only if they have just changed.
-            let detail = "this machine's owner no longer allows this image (--images)";
-            return Err(Problem::new(Reason::BadImage, detail));
+            let detail = "this machine's owner no longer allows this image (--images); another machine may take it";
+            return Err(Problem::new(Reason::RegistryUnavailable, detail));
         }
         if let Some((image, at)) = lock(&self.recent).get(name)
             && at.elapsed() < CACHE_TIME
@@ -86,7 +86,10 @@ impl Images {
             return Ok(image.clone());
         }
         let image = match inspect(&context.tools.docker, name).await? {
-            Some(found) => found,
+            Some(found) => {
+                self.fetched.note_use(name);
+                found
+            }
             None => self.find_fetched(name, context).await?,
         };
         let mut recent = lock(&self.recent);
@@ -136,10 +139,19 @@ impl Images {
         if let Ok(address) = context.tools.js.client().server_info().client_ip.parse() {
             fetcher.dialer.refuse_own_address(address);
         }
+        // Docker may go on loading when the worker stops waiting, so the image is in the cache's list from here on.
+        self.fetched.add(local, fetcher.largest);
         let (progress, shown) = watch::channel(FetchProgress::default());
-        let bytes = tokio::select! {
-            fetched = fetcher.fetch(docker, name, &progress) => fetched.map_err(|e| fetch_problem(&e, local))?,
+        let fetched = tokio::select! {
+            fetched = fetcher.fetch(docker, name, &progress) => fetched,
             never = show_progress(context, shown) => match never {},
+        };
+        let bytes = match fetched {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                self.fetched.remove(local);
+                return Err(fetch_problem(&e, local));
+            }
         };
         let found = docker.inspect_image(local).await.map_err(Problem::of_docker)?;
         let size = u64::try_from(found.size.unwrap_or(0)).unwrap_or(0);
@@ -148,6 +160,7 @@ impl Images {
             if let Err(e) = docker.remove_image(local, None::<RemoveImageOptions>, None).await {
                 warn!(image = local, error = %e, "an image that is too large cannot be removed");
             }
+            self.fetched.remove(local);
             return Err(fetch_problem(&FetchError::TooLarge { largest: fetcher.largest }, local));
         }
         self.fetched.add(local, bytes.max(size));

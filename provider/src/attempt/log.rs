@@ -80,10 +80,12 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
         }
         tries += u32::from(had_ended);
     }
+    chunk.flush().await;
     for line in reader.lines.finish() {
         reader.keep(&mut chunk, line);
+        // A chunk with the last lines of both streams could be too large for a request.
+        chunk.flush().await;
     }
-    chunk.flush().await;
 }
 
 /// The reason why a read of the log stopped.

@@ -5,7 +5,7 @@ use std::future::ready;
 
 use bollard::{
     Docker, body_try_stream,
-    errors::Error,
+    models::BuildInfo,
     query_parameters::{ImportImageOptionsBuilder, ListImagesOptions},
 };
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use super::{
     FETCH_TIMEOUT, FetchError, FetchProgress,
     documents::Descriptor,
     registry::Registry,
-    unpacked::{LayerCounter, Unpacked},
+    unpacked::{CountedLayer, LayerCounter, Unpacked},
 };
 
 /// Chunks of the archive that wait to be sent to Docker.
@@ -76,12 +76,9 @@ impl Archive {
         self.add_file(CONFIG, config).await
     }
 
-    /// Names the next layer in the list of layers. Returns true if no layer before has the same file.
-    pub(super) fn name_layer(&mut self, layer: &Descriptor) -> bool {
-        let file = layer_file(layer);
-        let is_new = !self.layers.contains(&file);
-        self.layers.push(file);
-        is_new
+    /// Names the next layer in the list of layers.
+    pub(super) fn name_layer(&mut self, layer: &Descriptor) {
+        self.layers.push(layer_file(layer));
     }
 
     /// Fetches a layer into the archive, and counts its files.
@@ -91,7 +88,7 @@ impl Archive {
         layer: &Descriptor,
         before: Unpacked,
         progress: &watch::Sender<FetchProgress>,
-    ) -> Result<Unpacked, FetchError> {
+    ) -> Result<CountedLayer, FetchError> {
         self.begin_file(&layer_file(layer), layer.size).await?;
         let counter = LayerCounter::start(before);
         let mut reader = registry.layer(layer);
@@ -131,12 +128,19 @@ pub(super) async fn load<T>(
     let options = ImportImageOptionsBuilder::default().quiet(true).build();
     let body = stream::poll_fn(move |cx| body.poll_recv(cx)).map(Ok);
     let steps = docker.import_image(options, body_try_stream(body), None);
-    let (sent, loaded) = tokio::join!(send, steps.try_for_each(|_| ready(Ok(()))));
+    let loaded = steps.try_fold(false, |failed, step| ready(Ok(failed || is_failure(&step))));
+    let (sent, loaded) = tokio::join!(send, loaded);
     match (sent, loaded) {
+        (Ok(_), Ok(true)) => Err(FetchError::ArchiveRefused),
         (Ok(_) | Err(FetchError::ArchiveRefused), Err(e)) => Err(e.into()),
         // Docker also reports an archive that was not sent to its end. The cause is known better here.
         (sent, _) => sent,
     }
+}
+
+/// True if Docker tells that it cannot unpack a layer. With the image store of containerd, Docker reports no error then.
+fn is_failure(step: &BuildInfo) -> bool {
+    step.stream.as_ref().is_some_and(|text| text.contains("Error unpacking"))
 }
 
 /// The number of an image's lowest layers that Docker has, as parts of other images. Docker needs no files for them.
@@ -150,10 +154,8 @@ pub(super) async fn known_layers(docker: &Docker, diff_ids: &[String]) -> Result
     }
     let mut known = 0;
     for image in docker.list_images(None::<ListImagesOptions>).await?.iter().take(MAX_COMPARED) {
-        let found = match docker.inspect_image(&image.id).await {
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => continue,
-            found => found?,
-        };
+        // An image that cannot be inspected, for example because it was just removed, helps nobody.
+        let Ok(found) = docker.inspect_image(&image.id).await else { continue };
         let layers = found.root_fs.and_then(|root| root.layers).unwrap_or_default();
         known = known.max(layers.iter().zip(diff_ids).take_while(|(theirs, ours)| theirs == ours).count());
     }

@@ -125,6 +125,7 @@ pub(super) async fn read_config(registry: &mut Registry, manifest: &ImageManifes
     #[derive(Deserialize)]
     struct Config {
         architecture: String,
+        os: String,
         rootfs: RootFs,
     }
     #[derive(Deserialize)]
@@ -133,7 +134,7 @@ pub(super) async fn read_config(registry: &mut Registry, manifest: &ImageManifes
     }
     let bytes = registry.blob(&manifest.config, MAX_DOCUMENT).await?;
     let config: Config = serde_json::from_slice(&bytes).map_err(|_| FetchError::Malformed)?;
-    if config.architecture != architecture() {
+    if config.architecture != architecture() || config.os != "linux" {
         return Err(FetchError::OtherPlatform(architecture()));
     }
     let diff_ids = config.rootfs.diff_ids;

@@ -11,7 +11,7 @@ mod documents;
 mod registry;
 mod unpacked;
 
-use std::{str::FromStr, time::Duration};
+use std::{collections::HashMap, str::FromStr, time::Duration};
 
 use bollard::Docker;
 use gpubnb_dialer::{AllowedHost, DialError, Dialer};
@@ -41,7 +41,11 @@ impl FromStr for PrivateRegistry {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.path() == "/");
+        let is_plain = |url: &Url| {
+            let has_more = !url.username().is_empty() || url.password().is_some() || url.query().is_some();
+            ["http", "https"].contains(&url.scheme()) && url.path() == "/" && !has_more && url.fragment().is_none()
+        };
+        let url = Url::parse(text).ok().filter(is_plain);
         let url = url.ok_or("a private registry is an address without a path: https://registry.lan:5000")?;
         let name = text.split_once("://").map_or(text, |(_, name)| name).trim_end_matches('/').to_owned();
         Ok(Self { name, url })
@@ -67,9 +71,12 @@ pub(crate) struct FetchProgress {
 /// The name by which Docker knows a fetched image: `ghcr.io/team/tool:sha256-…` for an image that is named by its
 /// digest. Docker keeps no digest of an image that is loaded, so the digest becomes the tag.
 pub(crate) fn local_name(name: &ImageName<'_>) -> String {
-    let repository = match name.registry {
-        Some(registry) => format!("{registry}/{}", name.repository),
-        None => name.repository.to_owned(),
+    // Docker has one name for `busybox`, `docker.io/busybox` and `docker.io/library/busybox`.
+    let repository = match name.registry() {
+        "docker.io" | "index.docker.io" => {
+            name.repository.strip_prefix("library/").unwrap_or(name.repository).to_owned()
+        }
+        registry => format!("{registry}/{}", name.repository),
     };
     match name.digest {
         Some(digest) => format!("{repository}:sha256-{digest}"),
@@ -96,11 +103,24 @@ impl ImageParts {
         progress: &watch::Sender<FetchProgress>,
     ) -> Result<u64, FetchError> {
         archive.add_config(self.config.bytes.clone()).await?;
+        // What each layer adds to the size, by its digest: Docker unpacks a layer as often as the manifest lists it.
+        let mut added: HashMap<&str, Unpacked> = HashMap::new();
         for (index, layer) in self.manifest.layers.iter().enumerate() {
-            let is_new_file = archive.name_layer(layer);
-            if index >= self.known && is_new_file {
-                unpacked = archive.add_layer(registry, layer, unpacked, progress).await?;
+            archive.name_layer(layer);
+            if index < self.known {
+                continue;
             }
+            if let Some(again) = added.get(layer.digest.as_str()) {
+                unpacked = unpacked.plus(*again)?;
+                continue;
+            }
+            let after = archive.add_layer(registry, layer, unpacked, progress).await?;
+            let named = self.config.diff_ids.get(index).and_then(|id| id.strip_prefix("sha256:"));
+            if named != Some(after.digest.as_str()) {
+                return Err(FetchError::Malformed);
+            }
+            added.insert(&layer.digest, after.total.minus(unpacked));
+            unpacked = after.total;
         }
         archive.finish().await?;
         Ok(unpacked.bytes)
@@ -133,7 +153,7 @@ impl ImageFetcher {
         let parts = ImageParts { local_name: local_name(name), manifest, config, known };
         match self.load_parts(docker, &mut registry, &parts, progress).await {
             // Docker may have removed a layer in the meantime.
-            Err(FetchError::Docker(_)) if known > 0 => {
+            Err(FetchError::Docker(e)) if known > 0 && e.to_string().contains("no such file") => {
                 self.load_parts(docker, &mut registry, &ImageParts { known: 0, ..parts }, progress).await
             }
             loaded => loaded,
@@ -150,7 +170,7 @@ impl ImageFetcher {
         let new_layers = parts.manifest.layers.iter().skip(parts.known);
         let total = new_layers.map(|layer| layer.size).fold(0, u64::saturating_add);
         if total > self.largest {
-            return Err(FetchError::TooLarge { largest: self.largest });
+            return Err(FetchError::TooLargeHere { largest: self.largest });
         }
         let (archive, body) = Archive::new(parts.local_name.clone());
         progress.send_replace(FetchProgress { done: 0, total });
@@ -159,7 +179,7 @@ impl ImageFetcher {
 
     /// The registry of an image.
     fn registry(&self, name: &ImageName<'_>) -> Result<Registry, FetchError> {
-        if let Some(private) = self.private.iter().find(|private| private.name == name.registry()) {
+        if let Some(private) = self.private.iter().find(|private| private.name.eq_ignore_ascii_case(name.registry())) {
             let host = AllowedHost {
                 host: private.url.host_str().unwrap_or_default().to_owned(),
                 port: private.url.port_or_known_default().unwrap_or_default(),
@@ -218,8 +238,14 @@ pub(crate) enum FetchError {
     /// The image runs on other machines.
     #[error("the image has no variant for linux/{0}: build it for this platform, too")]
     OtherPlatform(&'static str),
-    /// The image, or its files, are too large for this machine.
+    /// The image is too large for this machine, as its manifest says.
     #[error("the image is larger than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
+    TooLargeHere {
+        /// Most bytes.
+        largest: u64,
+    },
+    /// The files of the image are larger than this machine allows, and than the image's size leads to expect.
+    #[error("the image unpacks to more than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
     TooLarge {
         /// Most bytes.
         largest: u64,
@@ -243,6 +269,17 @@ pub(crate) enum FetchError {
 }
 
 impl FetchError {
+    /// True for a failure that may pass within a minute.
+    fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Dial(DialError::Unreachable { .. } | DialError::Unresolved { .. })
+                | Self::Limited(_)
+                | Self::Unavailable(_)
+                | Self::BrokenOff { .. }
+        )
+    }
+
     /// The reason for the market. Whatever may be different on another machine, or a moment later, is nobody's fault.
     pub(crate) fn reason(&self) -> Reason {
         match self {
@@ -250,13 +287,17 @@ impl FetchError {
             | Self::Denied(_)
             | Self::WrongDigest(_)
             | Self::Malformed
-            | Self::OtherPlatform(_)
             | Self::TooLarge { .. }
             | Self::TooMany => Reason::BadImage,
-            // A name that leads to a private address looks the same as a machine whose resolver misleads it.
-            Self::Dial(_) | Self::Limited(_) | Self::Unavailable(_) | Self::BrokenOff { .. } | Self::TooSlow => {
-                Reason::RegistryUnavailable
-            }
+            // A larger machine, or one of another platform, may take the image. A name that leads to a private address
+            // looks the same as a machine whose resolver misleads it.
+            Self::TooLargeHere { .. }
+            | Self::OtherPlatform(_)
+            | Self::Dial(_)
+            | Self::Limited(_)
+            | Self::Unavailable(_)
+            | Self::BrokenOff { .. }
+            | Self::TooSlow => Reason::RegistryUnavailable,
             Self::Docker(e) if e.to_string().contains("no space left on device") => Reason::DiskFull,
             // A layer that Docker cannot unpack looks the same as a Docker that is broken.
             Self::Docker(_) | Self::ArchiveRefused => Reason::RegistryUnavailable,
@@ -277,6 +318,8 @@ mod tests {
             (format!("busybox@sha256:{digest}"), format!("busybox:sha256-{digest}")),
             ("localhost:5000/tool:1".to_owned(), "localhost:5000/tool:1".to_owned()),
             ("tool".to_owned(), "tool:latest".to_owned()),
+            ("docker.io/library/busybox:1".to_owned(), "busybox:1".to_owned()),
+            ("docker.io/team/tool:1".to_owned(), "team/tool:1".to_owned()),
         ] {
             assert_eq!(local_name(&ImageName::parse(&name).unwrap()), expected);
         }
@@ -287,7 +330,16 @@ mod tests {
         let name = |text: &str| text.parse::<PrivateRegistry>().ok().map(|registry| registry.name);
         assert_eq!(name("http://127.0.0.1:5000").as_deref(), Some("127.0.0.1:5000"));
         assert_eq!(name("https://registry.lan/").as_deref(), Some("registry.lan"));
-        for refused in ["127.0.0.1:5000", "registry.lan", "ftp://registry.lan", "https://registry.lan/team", ""] {
+        for refused in [
+            "https://user:secret@registry.lan",
+            "https://registry.lan/?a",
+            "https://registry.lan/#a",
+            "127.0.0.1:5000",
+            "registry.lan",
+            "ftp://registry.lan",
+            "https://registry.lan/team",
+            "",
+        ] {
             assert_eq!(name(refused), None, "{refused}");
         }
     }

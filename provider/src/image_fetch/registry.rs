@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use gpubnb_dialer::Dialer;
 use reqwest::{
     Response, StatusCode, Url,
-    header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -21,8 +21,9 @@ use super::{FetchError, documents::Descriptor};
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most redirects of a request.
 const MAX_REDIRECTS: usize = 5;
-/// Most tries of a layer without a byte between them, and the first pause between two tries.
-const TRIES: u32 = 5;
+/// Most tries of a layer without a byte between them, and half of the first pause. Each further pause is twice as long:
+/// together they take a minute.
+const TRIES: u32 = 7;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Largest answer with a token, bytes.
 const MAX_TOKEN: usize = 64 << 10;
@@ -79,7 +80,12 @@ impl Registry {
         match response.status() {
             status if status.is_success() => Ok(response),
             StatusCode::NOT_FOUND => Err(FetchError::NoSuchImage(self.name.clone())),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(FetchError::Denied(self.name.clone())),
+            // The registry has fewer bytes of the layer than its manifest says.
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(FetchError::WrongDigest(self.name.clone())),
+            // Another server may refuse an address or a country.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if response.url().host() == self.base.host() => {
+                Err(FetchError::Denied(self.name.clone()))
+            }
             StatusCode::TOO_MANY_REQUESTS => Err(FetchError::Limited(self.name.clone())),
             _ => Err(FetchError::Unavailable(self.name.clone())),
         }
@@ -110,23 +116,12 @@ impl Registry {
     async fn request_token(&self, answer: &Response) -> Result<HeaderValue, FetchError> {
         #[derive(Deserialize)]
         struct Token {
-            #[serde(alias = "access_token")]
             token: Option<String>,
+            /// The same by another name. Some servers send both.
+            access_token: Option<String>,
         }
         let denied = || FetchError::Denied(self.name.clone());
-        let challenge = answer.headers().get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok()).ok_or_else(denied)?;
-        let challenges = http_auth::parse_challenges(challenge).map_err(|_| denied())?;
-        let bearer = challenges.iter().find(|c| c.scheme.eq_ignore_ascii_case("bearer")).ok_or_else(denied)?;
-        let param = |name: &str| {
-            let found = bearer.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.to_unescaped())
-        };
-        let mut realm = param("realm").and_then(|realm| Url::parse(&realm).ok()).ok_or_else(denied)?;
-        let scope = param("scope").unwrap_or_else(|| format!("repository:{}:pull", self.repository));
-        realm.query_pairs_mut().append_pair("scope", &scope);
-        if let Some(service) = param("service") {
-            realm.query_pairs_mut().append_pair("service", &service);
-        }
+        let realm = self.token_url(answer).ok_or_else(denied)?;
         let response = self.dial(realm).await?.send().await.map_err(|e| self.unreachable(&e))?;
         match response.status() {
             status if status.is_success() => {}
@@ -135,8 +130,27 @@ impl Registry {
             _ => return Err(self.unavailable()),
         }
         let body = read_body(response, MAX_TOKEN).await.map_err(|e| self.unreachable(&e))?.ok_or_else(denied)?;
-        let token = serde_json::from_slice::<Token>(&body).ok().and_then(|found| found.token).ok_or_else(denied)?;
+        let found = serde_json::from_slice::<Token>(&body).ok();
+        let token = found.and_then(|found| found.token.or(found.access_token)).ok_or_else(denied)?;
         HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| denied())
+    }
+
+    /// The address at which the registry says that it gives tokens.
+    fn token_url(&self, answer: &Response) -> Option<Url> {
+        let offered = answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
+        let mut challenges = offered.filter_map(|text| http_auth::parse_challenges(text).ok()).flatten();
+        let bearer = challenges.find(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))?;
+        let param = |name: &str| {
+            let found = bearer.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.to_unescaped())
+        };
+        let mut url = Url::parse(&param("realm")?).ok()?;
+        let scope = param("scope").unwrap_or_else(|| format!("repository:{}:pull", self.repository));
+        url.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(service) = param("service") {
+            url.query_pairs_mut().append_pair("service", &service);
+        }
+        Some(url)
     }
 
     /// A request over the dialer. A registry that speaks HTTPS cannot lead to an address without.
@@ -177,7 +191,10 @@ impl LayerReader<'_> {
         while self.position < self.layer.size {
             let chunk = match &mut self.response {
                 None => {
-                    self.request().await?;
+                    match self.request().await {
+                        Err(e) if self.position > 0 && e.may_pass() => self.wait_after_failure(e).await?,
+                        requested => requested?,
+                    }
                     continue;
                 }
                 Some((response, _)) => response.chunk().await,
@@ -191,8 +208,12 @@ impl LayerReader<'_> {
                         return Ok(Some(new));
                     }
                 }
-                Ok(None) => self.wait_after_failure(None).await?,
-                Err(e) => self.wait_after_failure(Some(e)).await?,
+                // The server ended the layer too early.
+                Ok(None) => self.wait_after_failure(FetchError::WrongDigest(self.registry.name.clone())).await?,
+                Err(source) => {
+                    let registry = self.registry.name.clone();
+                    self.wait_after_failure(FetchError::BrokenOff { registry, source }).await?;
+                }
             }
         }
         self.registry.check_digest(&self.layer.digest, &self.hash.clone().finalize())?;
@@ -203,7 +224,13 @@ impl LayerReader<'_> {
         let path = format!("blobs/sha256:{}", self.layer.digest);
         let response = self.registry.get(&path, "*/*", self.position).await?;
         // A server that knows no ranges sends the layer from its beginning.
-        let known = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.position };
+        let known = match response.status() {
+            StatusCode::PARTIAL_CONTENT if first_byte(&response) != Some(self.position) => {
+                return Err(self.registry.unavailable());
+            }
+            StatusCode::PARTIAL_CONTENT => 0,
+            _ => self.position,
+        };
         self.response = Some((response, known));
         Ok(())
     }
@@ -220,20 +247,21 @@ impl LayerReader<'_> {
     }
 
     /// Waits before the next try, or ends the tries.
-    async fn wait_after_failure(&mut self, broken: Option<reqwest::Error>) -> Result<(), FetchError> {
+    async fn wait_after_failure(&mut self, failure: FetchError) -> Result<(), FetchError> {
         (self.response, self.failures) = (None, self.failures + 1);
-        let registry = &self.registry.name;
-        debug!(registry, failures = self.failures, error = ?broken, "a layer broke off");
-        if self.failures < TRIES {
-            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.failures)).await;
-            return Ok(());
+        debug!(registry = self.registry.name, failures = self.failures, error = ?failure, "a layer broke off");
+        if self.failures >= TRIES {
+            return Err(failure);
         }
-        Err(match broken {
-            Some(source) => FetchError::BrokenOff { registry: registry.clone(), source },
-            // The server always ends the layer too early.
-            None => FetchError::WrongDigest(registry.clone()),
-        })
+        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.failures)).await;
+        Ok(())
     }
+}
+
+/// The position of the first byte of a partial answer.
+fn first_byte(response: &Response) -> Option<u64> {
+    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    range.split_once('-')?.0.parse().ok()
 }
 
 /// Reads an answer of at most `max` bytes; `None` if the answer is longer.

@@ -176,14 +176,10 @@ impl Job {
         Decision::Append(Proposal { event: event.into(), id: EventId(id), expected: self.guard, cause: Some(cause) })
     }
 
-    /// True if the machine holds this live lease of the job.
-    pub fn has_live_lease(&self, machine: MachineId, lease: Lease) -> bool {
-        self.live_attempt(machine, lease).is_ok()
-    }
-
-    /// True if an attempt of the job with this lease has ended.
-    pub fn has_past_lease(&self, lease: Lease) -> bool {
-        self.past.contains_key(&lease)
+    /// True if the machine holds this live lease, and has accepted the job, or, with `needs_start`, has started it.
+    pub fn takes_output(&self, machine: MachineId, lease: Lease, needs_start: bool) -> bool {
+        let attempt = self.live_attempt(machine, lease);
+        attempt.is_ok_and(|attempt| self.phase != Phase::Assigned && (!needs_start || attempt.started.is_some()))
     }
 
     /// The live attempt. Fails if the attempt has another lease or is on another machine.

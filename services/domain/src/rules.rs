@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use gpubnb_events::{
     spec::{Artifact, LeftOut, Mebibytes},
-    text::{DistinctPaths, is_plain, is_plain_path},
+    text::{DistinctPaths, MAX_NAMES, is_plain, is_plain_path},
 };
 
 use crate::DomainError;
@@ -31,6 +31,9 @@ const MAX_EXAMPLE: usize = 512;
 pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut], most: Mebibytes) -> Result<(), DomainError> {
     if outputs.len() > 1_000 || !outputs.iter().all(|a| is_plain_path(&a.path) && is_sha256_hex(&a.sha256)) {
         return Err(DomainError::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));
+    }
+    if outputs.iter().map(|a| a.path.len()).sum::<usize>() > MAX_NAMES {
+        return Err(DomainError::field("outputs", "The paths of the files have more than 96 KiB together."));
     }
     let mut paths = DistinctPaths::default();
     if !outputs.iter().all(|a| paths.add(&a.path)) {

@@ -34,15 +34,27 @@ pub(crate) enum JwtError {
 pub(crate) struct Permissions {
     pub(crate) publish: Vec<String>,
     pub(crate) subscribe: Vec<String>,
+    /// The most subscriptions of a connection, and the most bytes of a message; `None` for the broker's own limits.
+    pub(crate) limits: Option<ConnectionLimits>,
+}
+
+/// The limits of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectionLimits {
+    pub(crate) subscriptions: u32,
+    pub(crate) message_bytes: u32,
 }
 
 impl Permissions {
     fn claims(&self) -> Value {
-        let unlimited = -1;
+        let unlimited = -1_i64;
+        let limits = self.limits;
         json!({
             "pub": { "allow": self.publish },
             "sub": { "allow": self.subscribe },
-            "subs": unlimited, "data": unlimited, "payload": unlimited,
+            "subs": limits.map_or(unlimited, |limits| limits.subscriptions.into()),
+            "payload": limits.map_or(unlimited, |limits| limits.message_bytes.into()),
+            "data": unlimited,
         })
     }
 }
@@ -247,7 +259,11 @@ mod tests {
     fn a_new_revocation_list_changes_nothing_else_in_the_account() {
         let (operator, machines, scope) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
         let now = Timestamp::from_millis(1_000);
-        let rights = Permissions { publish: vec!["a".to_owned()], subscribe: vec!["b".to_owned()] };
+        let rights = Permissions {
+            publish: vec!["a".to_owned()],
+            subscribe: vec!["b".to_owned()],
+            limits: Some(ConnectionLimits { subscriptions: 7, message_bytes: 9 }),
+        };
         let shared = [SharedSubject { subject: "c".to_owned(), local: None, has_many_answers: false }];
         let role = AccountRole::Machines { market: "M", shared: &shared, issuer: &scope.public_key(), scope: &rights };
         let before = account(&machines.public_key(), "MACHINES", &role, now, &operator).unwrap();

@@ -6,7 +6,7 @@ use gpubnb_log::stream::{
     SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
 };
 
-use super::jwt::{Permissions, SharedSubject};
+use super::jwt::{ConnectionLimits, Permissions, SharedSubject};
 
 /// A user of the broker, and the process that holds the user's credential.
 pub(crate) struct User {
@@ -19,7 +19,7 @@ pub(crate) struct User {
 pub(crate) fn users() -> [User; 7] {
     let user = |name, process, publish: Vec<String>, subscribe: &[&str]| {
         let subscribe = subscribe.iter().map(|s| (*s).to_owned()).collect();
-        User { name, process, permissions: Permissions { publish, subscribe } }
+        User { name, process, permissions: Permissions { publish, subscribe, limits: None } }
     };
     let inboxes = |names: &[&str]| names.iter().map(|inbox| format!("{inbox}.>")).collect::<Vec<_>>();
     let services = format!("{}.>", subject::SERVICES_INBOX);
@@ -33,6 +33,8 @@ pub(crate) fn users() -> [User; 7] {
             "services",
             [
                 api_subjects(&["INFO", "STREAM.CREATE.*", "STREAM.UPDATE.*", "STREAM.INFO.*"]),
+                // To give the lead of a stream to another broker of the cluster.
+                api_subjects(&["STREAM.LEADER.STEPDOWN.*"]),
                 // Backup and restore.
                 api_subjects(&["STREAM.SNAPSHOT.*", "STREAM.RESTORE.*"]),
                 vec!["$JS.SNAPSHOT.>".to_owned()],
@@ -123,7 +125,11 @@ pub(crate) fn machine_rights() -> Permissions {
         publish.push(format!("{}.{call}.{DISPATCH}.{consumer}", subject::MACHINE_API));
     }
     publish.push(format!("$JS.ACK.{DISPATCH}.{consumer}.>"));
-    Permissions { publish, subscribe: vec![format!("{}.>", subject::machine_inbox_template())] }
+    Permissions {
+        publish,
+        subscribe: vec![format!("{}.>", subject::machine_inbox_template())],
+        limits: Some(ConnectionLimits { subscriptions: 100, message_bytes: 512 << 10 }),
+    }
 }
 
 /// The rights of the user of NATS's system account, which writes the list of revoked machines into the machines' NATS
@@ -132,6 +138,7 @@ pub(crate) fn revoker_rights(account: &str) -> Permissions {
     Permissions {
         publish: vec![subject::UPDATE_ACCOUNT.to_owned(), subject::lookup_account(account)],
         subscribe: vec![format!("{}.>", subject::SERVICES_INBOX)],
+        limits: None,
     }
 }
 

@@ -122,7 +122,7 @@ fn add_permits(e: &EndpointContext, job: &Job, lease: Lease, grant: &mut Grant) 
     let token = sign(Purpose::Upload { job: job.id, lease, max_bytes: job.spec.resources.output.bytes() })?;
     grant.upload = Some(UploadGrant { url: format!("{}/transfer/{}/{lease}", transfer.url, job.id), token, expires });
     for input in &job.spec.inputs {
-        let permit = sign(Purpose::Input { account: job.account, input: input.input })?;
+        let permit = sign(Purpose::Input { job: job.id, lease, account: job.account, input: input.input })?;
         grant.inputs.push(format!("{}/transfer/permit/{permit}", transfer.url));
     }
     Ok(())
@@ -132,7 +132,7 @@ async fn add_output(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, add): (_, AddOutput) = (machine_of(&r)?, r.parse()?);
     e.executor.wait_for_lease(add.output.lease().0).await?;
     let now = e.executor.clock.now();
-    let attempt = e.executor.replica.read(|w| lease_of(w.job(add.job), machine, add.output.lease(), now))?;
+    let attempt = e.executor.replica.read(|w| lease_of(w.job(add.job), machine, &add.output, now))?;
     e.output.add(attempt, add.job, add.output).await.map(done)
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use gpubnb_events::{
-    Clock as _, HourlyRate, JobId, Lease, MicroUsd, Seq, SystemClock,
+    Clock as _, CommandId, HourlyRate, JobId, Lease, MicroUsd, Seq, SystemClock,
     command::{Accept, AddOutput, Done, Grant, ListMachine, Listed, Outcome, Report, Start},
     output::{LogLine, LogLines, LogStream, Output},
     spec::{Artifact, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Usage},
@@ -22,8 +22,8 @@ use gpubnb_tests::{
     system::MarketSettings,
     wait::wait_until,
 };
-use reqwest::StatusCode;
-use serde_json::json;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
 
 use crate::attacks::enroll_new_machine;
 
@@ -78,13 +78,18 @@ fn markup_offer() -> Offer {
 impl Liar {
     /// Enrolls a machine with its keys in the directory `state`, and starts a job on it.
     async fn start(state: &str) -> Self {
+        Self::start_with(state, noop_job()).await
+    }
+
+    /// Like [`Self::start`], with another job.
+    async fn start_with(state: &str, job: Value) -> Self {
         let market = MARKET.open().await.unwrap();
         let stolen = enroll_new_machine(&market, &market.consumer, state).await;
         let client = stolen.renew_and_connect(&market).await.unwrap();
         stolen.send_command::<Listed>(&client, "list", &ListMachine { offer: markup_offer() }).await.unwrap();
-        let body = pin_to_machine(noop_job(), &stolen.machine.to_string());
+        let body = pin_to_machine(job, &stolen.machine.to_string());
         let job = market.consumer.submit(&body).await.unwrap();
-        let assigned = |job: &serde_json::Value| job["state"] == "Assigned";
+        let assigned = |job: &Value| job["state"] == "Assigned";
         let assigned = market.consumer.wait_for(&job, Duration::from_secs(20), assigned).await.unwrap();
         let lease = Lease(Seq(assigned["attempts"][0]["lease"].as_u64().unwrap()));
         let job: JobId = job.parse().unwrap();
@@ -203,12 +208,12 @@ async fn a_machine_adds_output_only_under_its_own_live_lease_and_once() {
     assert_eq!(liar.add_lines(job, lease, 0, &["one", "two"]).await.unwrap(), first, "a repetition");
     liar.add_lines(job, lease, 1, &["two", "three"]).await.unwrap();
     let is_refused = |answer: Result<Seq, RpcError>| matches!(answer, Err(RpcError::Refused(_)));
-    assert!(is_refused(liar.add_lines(job, lease, 9, &["a gap"]).await));
     assert!(is_refused(liar.add_lines(job, Lease(Seq(1)), 0, &["another lease"]).await));
     assert!(is_refused(liar.add_lines(JobId::generate(), lease, 0, &["another job"]).await));
     let long = "x".repeat(200 << 10);
-    let answer = liar.add_lines(job, lease, 3, &[&long]).await;
-    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+    assert!(is_refused(liar.add_lines(job, lease, 3, &[&long]).await));
+    // A request that is too large for the services is answered, too.
+    assert!(is_refused(liar.add_lines(job, lease, 3, &[&"x".repeat(300 << 10)]).await));
     assert_eq!(liar.log().await, ["one", "two", "three"]);
     liar.end_job(&[]).await;
     assert!(is_refused(liar.add_lines(job, lease, 3, &["after the end"]).await));
@@ -225,6 +230,21 @@ async fn a_machine_that_floods_its_log_takes_no_room_from_others() {
     let log = liar.log().await;
     assert!((10..20).contains(&log.len()), "{} lines", log.len());
     assert!(log.last().unwrap().starts_with("the log is cut here: the market keeps 1 MiB"), "{:?}", log.last());
+}
+
+#[tokio::test]
+async fn a_permit_for_an_input_ends_with_the_attempt() {
+    let consumer = MARKET.open().await.unwrap().consumer.clone();
+    let input = CommandId::generate();
+    let put = consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{input}")).body("secret");
+    assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
+    let mut job = noop_job();
+    job["inputs"] = json!([{ "input": input, "path": "a.txt" }]);
+    let liar = Liar::start_with("reads-later", job).await;
+    let download = || reqwest::get(&liar.grant.inputs[0]);
+    assert_eq!(download().await.unwrap().text().await.unwrap(), "secret");
+    liar.end_job(&[]).await;
+    assert_eq!(download().await.unwrap().status(), StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

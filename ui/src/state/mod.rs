@@ -5,10 +5,12 @@
 
 mod changes;
 mod machine_cache;
+mod store_gauges;
 mod upload_quota;
 
 pub(crate) use self::{
     changes::{Change, Changes, next_change, pending_changes},
     machine_cache::MachineCache,
-    upload_quota::UploadQuota,
+    store_gauges::measure_stores,
+    upload_quota::{Reservation, UploadQuota},
 };

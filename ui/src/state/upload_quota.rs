@@ -41,6 +41,11 @@ impl UploadQuota {
         let share = self.uploads.take(owner.clone(), bytes, max_bytes)?;
         Some(Reservation { quota: self.clone(), owner, share })
     }
+
+    /// The bytes that an owner's uploads have reserved.
+    pub(crate) fn reserved(&self, owner: &str) -> u64 {
+        self.uploads.amount(owner)
+    }
 }
 
 impl Reservation {

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use gpubnb_events::{
-    Actor, JobId, Lease, Millis, Seq,
+    JobId, Lease, Millis, Seq,
     transfer::{PART_BYTES, Received},
 };
 use gpubnb_log::stream::ARTIFACTS;
@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::{
     parts::{self, PartialFile},
-    store::{artifact_name, bad_permit, content_length, ensure_room, run_to_completion, store_body},
+    store::{artifact_name, bad_permit, check_attempt, content_length, ensure_room, run_to_completion, store_body},
 };
 use crate::{
     app::App,
@@ -50,10 +50,7 @@ async fn verify_permit(
             "The path must be relative, without empty segments, `.` or `..`, and have at most 512 bytes.",
         ));
     }
-    let row = app.queries.job(Actor::Platform, job, lease.0).await?;
-    if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {
-        return Err(bad_permit("the attempt is over"));
-    }
+    check_attempt(app, job, lease).await?;
     Ok((max_bytes, lease, artifact_name(job, lease, &path)))
 }
 

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::{
     deliver::{Disposition, StoredFile, deliver, image_type},
-    store::{artifact_name, bad_permit, input_name},
+    store::{artifact_name, bad_permit, check_attempt, input_name},
 };
 use crate::{
     access::SignedIn,
@@ -35,7 +35,10 @@ pub(crate) async fn by_permit(
 ) -> Result<Response, ApiError> {
     let (store, name, path, sha256) = match app.transfer.verify(&permit, app.now()).map_err(bad_permit)? {
         // No hash is compared here: an input never changes, and the machine compares the hash after the download.
-        Purpose::Input { account, input } => (&app.inputs, input_name(account, input), input.to_string(), None),
+        Purpose::Input { job, lease, account, input } => {
+            check_attempt(&app, job, lease).await?;
+            (&app.inputs, input_name(account, input), input.to_string(), None)
+        }
         Purpose::Artifact { job, lease, path, sha256 } => {
             (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
         }

@@ -22,6 +22,7 @@ use crate::{
     app::App,
     error::{ApiError, Problem},
     extract::Path,
+    state::Reservation,
 };
 
 /// The maximum size of one input, in bytes.
@@ -31,6 +32,12 @@ const MAX_ACCOUNT_BYTES: u64 = 2 << 30;
 /// The share of the store that one account may take, and the share that all accounts without money may take together:
 /// one part of this many. Accounts cost nothing, so a share for each of them would be no bound.
 const SHARES: u64 = 4;
+/// The owner of the claims of all accounts without money.
+const WITHOUT_MONEY: &str = "accounts without money";
+/// The bytes that a file counts at least: each file has a description.
+const LEAST_BYTES: u64 = 4 << 10;
+/// Most inputs of one account.
+const MAX_FILES: usize = 10_000;
 /// The metadata of an object: `true` if the account had money when it uploaded the file.
 const HAS_MONEY: &str = "has_money";
 
@@ -67,20 +74,21 @@ pub(crate) async fn put_input(
     let share = ensure_room(&app, INPUTS, bytes).await?.map_or(u64::MAX, |store| store / SHARES);
     let balance = app.queries.balance(signed_in.actor(), signed_in.account, Seq::ZERO).await?;
     let has_money = balance.available.0 > 0 || balance.held.0 > 0;
-    let stored = stored_bytes(&app, signed_in.account).await?;
-    // Uploads in progress also count, so that two uploads cannot use the same free bytes.
-    let reserve =
-        |owner: String, most: u64, stored: u64| app.upload_quota.reserve(owner, bytes, most.saturating_sub(stored));
     let own_share = MAX_ACCOUNT_BYTES.min(share);
-    let own = reserve(signed_in.account.to_string(), own_share, stored.own);
-    let own = own.ok_or_else(|| no_room(&format!("Your files may take {} MiB together.", own_share >> 20)))?;
-    let shared = if has_money {
-        None
-    } else {
-        let detail = "The room for files of accounts without money is full. Add funds on the page Wallet, or wait.";
-        let shared = reserve("accounts without money".to_owned(), share, stored.without_money);
-        Some(shared.ok_or_else(|| no_room(detail))?)
-    };
+    let own_full = format!("Your files may take {} MiB together, and be {MAX_FILES}.", own_share >> 20);
+    let shared_full = "The room for files of accounts without money is full. Add funds on the page Wallet, or wait.";
+    // An upload in progress counts from here on, so that two uploads cannot use the same free bytes.
+    let own = Claim::make(&app, signed_in.account.to_string(), bytes, own_share);
+    let own = own.ok_or_else(|| no_room(&own_full))?;
+    let shared = (!has_money).then(|| Claim::make(&app, WITHOUT_MONEY.to_owned(), bytes, share));
+    let shared = shared.map(|claim| claim.ok_or_else(|| no_room(shared_full))).transpose()?;
+    let stored = stored_bytes(&app, signed_in.account).await?;
+    if stored.own_files >= MAX_FILES || !own.fits(&app, stored.own) {
+        return Err(no_room(&own_full).into());
+    }
+    if shared.as_ref().is_some_and(|claim| !claim.fits(&app, stored.without_money)) {
+        return Err(no_room(shared_full).into());
+    }
     let (files, body) = (app.inputs.clone(), request.into_body());
     let (bytes, sha256) = run_to_completion(async move {
         let metadata = [(HAS_MONEY.to_owned(), has_money.to_string())].into();
@@ -112,12 +120,33 @@ fn no_room(detail: &str) -> Problem {
     Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail)
 }
 
-/// The sizes of stored inputs, in bytes.
+/// The bytes that an upload in progress takes of a share.
+struct Claim {
+    owner: String,
+    share: u64,
+    _reservation: Reservation,
+}
+
+impl Claim {
+    /// Claims bytes. `None` if the uploads in progress alone take more than the share.
+    fn make(app: &App, owner: String, bytes: u64, share: u64) -> Option<Self> {
+        let reservation = app.upload_quota.reserve(owner.clone(), bytes.max(LEAST_BYTES), share)?;
+        Some(Self { owner, share, _reservation: reservation })
+    }
+
+    /// True if the stored files and all uploads in progress have room in the share.
+    fn fits(&self, app: &App, stored: u64) -> bool {
+        stored.saturating_add(app.upload_quota.reserved(&self.owner)) <= self.share
+    }
+}
+
+/// The stored inputs.
 #[derive(Default)]
 struct StoredBytes {
-    /// The inputs of one account.
+    /// The bytes and the number of the inputs of one account.
     own: u64,
-    /// The inputs of all accounts that had no money at the upload.
+    own_files: usize,
+    /// The bytes of the inputs of all accounts that had no money at the upload.
     without_money: u64,
 }
 
@@ -126,11 +155,12 @@ async fn stored_bytes(app: &App, account: AccountId) -> Result<StoredBytes, Prob
     let mut all = app.inputs.list().await.map_err(unavailable)?;
     let mut stored = StoredBytes::default();
     while let Some(info) = all.try_next().await.map_err(unavailable)? {
-        let bytes = info.size as u64;
+        let bytes = (info.size as u64).max(LEAST_BYTES);
         if info.name.starts_with(&prefix) {
             stored.own += bytes;
+            stored.own_files += 1;
         }
-        if info.metadata.get(HAS_MONEY).is_none_or(|has_money| has_money != "true") {
+        if info.metadata.get(HAS_MONEY).is_some_and(|has_money| has_money == "false") {
             stored.without_money += bytes;
         }
     }

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{AccountId, CommandId, JobId, Lease};
+use gpubnb_events::{AccountId, Actor, CommandId, JobId, Lease};
 use gpubnb_log::stream::store_stream;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{InspectReader, StreamReader};
@@ -26,6 +26,15 @@ pub(super) fn input_name(account: AccountId, input: CommandId) -> String {
 
 pub(super) fn bad_permit(detail: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "BadPermit", format!("The transfer is not permitted: {detail}."))
+}
+
+/// Refuses a permit of an attempt that is over: a permit ends with what it was for.
+pub(super) async fn check_attempt(app: &App, job: JobId, lease: Lease) -> Result<(), Problem> {
+    let row = app.queries.job(Actor::Platform, job, lease.0).await?;
+    if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {
+        return Err(bad_permit("the attempt is over"));
+    }
+    Ok(())
 }
 
 pub(super) fn unavailable(e: impl std::fmt::Display) -> Problem {
