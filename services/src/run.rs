@@ -73,8 +73,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 async fn provision_streams(config: &Config, js: &Context) -> anyhow::Result<()> {
     let bootstrap = config.nats.connect("bootstrap", SERVICES_INBOX).await?;
     let (owner, streams) = (jetstream(bootstrap), config.streams());
+    wait_for_leader(&owner).await;
     redispatch::rebuild_if_lost(js, &owner, &streams, &config.rules.settings()).await?;
     Ok(provision(&owner, &streams).await?)
+}
+
+/// Waits until the brokers of a cluster have chosen a leader, at most a minute. Until then they answer no question about
+/// streams. A single broker answers at once.
+async fn wait_for_leader(js: &Context) {
+    const TRIES: u32 = 30;
+    for _ in 0..TRIES {
+        match js.query_account().await {
+            Ok(_) => return,
+            Err(e) => info!(error = %e, "waiting until the broker answers questions about streams"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Folds the log, from a snapshot if there is one, until the replica has caught up. The fold then continues as a task.

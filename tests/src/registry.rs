@@ -320,6 +320,8 @@ async fn blob(
         }
         piece
     });
+    let range = format!("bytes {first}-{}/{}", first + length.saturating_sub(1), first + length);
     let status = if first > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
-    (status, [(header::CONTENT_LENGTH, length.to_string())], Body::from_stream(pieces)).into_response()
+    let headers = [(header::CONTENT_LENGTH, length.to_string()), (header::CONTENT_RANGE, range)];
+    (status, headers, Body::from_stream(pieces)).into_response()
 }
