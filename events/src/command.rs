@@ -9,11 +9,11 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::output::AddOutput;
 use crate::{
     event::{Check, DeclineReason, Reason},
     ids::{AccountId, CommandId, JobId, Lease, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
-    output::Output,
     spec::{Artifact, JobSpec, LeftOut, Offer, Placement, PlacementExplanation, Usage},
     time::{Millis, Seconds, Timestamp},
 };
@@ -305,16 +305,6 @@ pub struct Exit {
     pub lease: Lease,
     /// The resources that the attempt used.
     pub usage: Usage,
-}
-
-/// `cmd.machine.<id>.output`: a machine adds output of an attempt. Answer: [`Done`] with the sequence in OUTPUT. A
-/// repetition adds nothing. Only the machine that holds the lease may add output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AddOutput {
-    /// The job.
-    pub job: JobId,
-    /// The output.
-    pub output: Output,
 }
 
 /// `cmd.machine.<id>.report`: a machine reports the end of an attempt. Answer: [`Done`].

@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ids::Lease, subject::OutputKind, time::Timestamp};
+use crate::{
+    ids::{JobId, Lease},
+    subject::OutputKind,
+    time::Timestamp,
+};
 
 /// The name of the type [`Progress`] in a message's header.
 pub const PROGRESS: &str = "Progress.v1";
@@ -14,6 +18,16 @@ pub const JOB_METRICS: &str = "JobMetrics.v1";
 
 /// The bytes that each line of a log counts in addition to its text, for its time and its number.
 pub const LINE_COST: u64 = 8;
+
+/// `cmd.machine.<id>.output`: a machine adds output of an attempt. Answer: `Done` with the sequence in OUTPUT. A
+/// repetition adds nothing. Only the machine that holds the lease may add output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AddOutput {
+    /// The job.
+    pub job: JobId,
+    /// The output.
+    pub output: Output,
+}
 
 /// Output of one attempt, as its machine sends it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

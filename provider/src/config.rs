@@ -102,8 +102,8 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_REGISTRIES", value_delimiter = ',', value_name = "HOST")]
     #[arg(default_values = WELL_KNOWN_REGISTRIES)]
     pub registry: Vec<String>,
-    /// A registry whose images jobs may use although its address may be private, such as `http://127.0.0.1:5000`. May be
-    /// given several times. The worker reaches public addresses only, except these.
+    /// A registry whose images jobs may use although its address may be private, such as `http://127.0.0.1:5000`. May
+    /// be given several times. The worker reaches public addresses only, except these.
     #[arg(long, env = "GPUBNB_PRIVATE_REGISTRIES", value_delimiter = ',', value_name = "URL")]
     pub private_registry: Vec<PrivateRegistry>,
     /// Largest image, GiB.

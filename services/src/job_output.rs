@@ -309,8 +309,8 @@ fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64
     (!kept.is_empty()).then_some((kept, bytes))
 }
 
-/// The attempt that may add output under a lease. Refuses a lease that is not live, or not of this job and machine. A log
-/// begins when the job's program begins.
+/// The attempt that may add output under a lease. Refuses a lease that is not live, or not of this job and machine. A
+/// log begins when the job's program begins.
 pub(crate) fn lease_of(
     job: Option<&Job>,
     machine: MachineId,

@@ -78,8 +78,8 @@ async fn provision_streams(config: &Config, js: &Context) -> anyhow::Result<()> 
     Ok(provision(&owner, &streams).await?)
 }
 
-/// Waits until the brokers of a cluster have chosen a leader, at most a minute. Until then they answer no question about
-/// streams. A single broker answers at once.
+/// Waits until the brokers of a cluster have chosen a leader, at most a minute. Until then they answer no question
+/// about streams. A single broker answers at once.
 async fn wait_for_leader(js: &Context) {
     const TRIES: u32 = 30;
     for _ in 0..TRIES {

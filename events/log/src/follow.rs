@@ -48,9 +48,10 @@ pub struct Follower {
     stream: Stream<()>,
     next: Seq,
     pull: Option<pull::Stream>,
-    /// True until the first message of this pull has arrived. The pull begins at the sequence `next`. If the first message of a
-    /// pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first message does
-    /// not prove this: the missing message may be in the stream, and only have been lost on the way to this process.
+    /// True until the first message of this pull has arrived. The pull begins at the sequence `next`. If the first
+    /// message of a pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first
+    /// message does not prove this: the missing message may be in the stream, and only have been lost on the way to
+    /// this process.
     is_first: bool,
     /// True if the follower skips messages that are no longer in the stream.
     skips_gaps: bool,

@@ -44,8 +44,8 @@ pub enum Purpose {
         /// The file.
         input: CommandId,
     },
-    /// Trying passwords for one person, from a browser in which this person has signed in before. Such a browser has its
-    /// own limit of wrong attempts.
+    /// Trying passwords for one person, from a browser in which this person has signed in before. Such a browser has
+    /// its own limit of wrong attempts.
     KnownBrowser {
         /// The login: the hash of an e-mail address, hexadecimal.
         login: String,

@@ -229,8 +229,8 @@ impl Server {
         Ok(())
     }
 
-    /// Waits, at most [`ANSWER_TIMEOUT`], until every request that an endpoint has taken is answered, and stops the micro
-    /// service. Call this after the stop token is cancelled.
+    /// Waits, at most [`ANSWER_TIMEOUT`], until every request that an endpoint has taken is answered, and stops the
+    /// micro service. Call this after the stop token is cancelled.
     pub async fn finish(self) {
         self.tasks.close();
         if tokio::time::timeout(ANSWER_TIMEOUT, self.tasks.wait()).await.is_err() {

@@ -25,7 +25,8 @@ const MAX_SAVED_BYTES: usize = 64 << 20;
 pub struct SnapshotCopy {
     /// `None` while no copy is being made.
     copy: Mutex<Option<CopyState>>,
-    /// True if a new snapshot is needed, because the model has got another table since the last call of `take_replaced`.
+    /// True if a new snapshot is needed, because the model has got another table since the last call of
+    /// `take_replaced`.
     is_replaced: AtomicBool,
 }
 

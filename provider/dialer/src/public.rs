@@ -1,6 +1,6 @@
 //! Decides whether an address is a public unicast address. The ranges that are not public stand in two tables, by the
-//! registries of the IANA
-//! (<https://www.iana.org/assignments/iana-ipv4-special-registry>, <https://www.iana.org/assignments/iana-ipv6-special-registry>).
+//! registries of the IANA: <https://www.iana.org/assignments/iana-ipv4-special-registry> and
+//! <https://www.iana.org/assignments/iana-ipv6-special-registry>.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

@@ -62,11 +62,24 @@ mod tests {
 
     #[test]
     fn the_kernels_lists_are_read() {
-        let trie = "Id 52:\n  |-- 9.9.9.0\n     /24 universe UNICAST\nMain:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        \
-                    /0 universe UNICAST\n     |-- 203.0.113.7\n        /32 host LOCAL\n     |-- 203.0.113.0\n        /24 \
-                    link UNICAST\n     |-- 203.0.113.255\n        /32 link BROADCAST\n";
+        let trie = [
+            "Id 52:",
+            "  |-- 9.9.9.0",
+            "     /24 universe UNICAST",
+            "Main:",
+            "  +-- 0.0.0.0/0 3 0 5",
+            "     |-- 0.0.0.0",
+            "        /0 universe UNICAST",
+            "     |-- 203.0.113.7",
+            "        /32 host LOCAL",
+            "     |-- 203.0.113.0",
+            "        /24 link UNICAST",
+            "     |-- 203.0.113.255",
+            "        /32 link BROADCAST",
+        ];
+        let trie = trie.join("\n");
         let expected = ["9.9.9.0/24", "0.0.0.0/0", "203.0.113.7/32", "203.0.113.0/24"];
-        assert_eq!(v4_routes(trie), expected.map(|network| network.parse().unwrap()));
+        assert_eq!(v4_routes(&trie), expected.map(|network| network.parse().unwrap()));
         let line = "2a021234567800010000000000000000 40 00000000000000000000000000000000 00 0 0 0 0 0 eth0";
         assert!(v6_route(line).unwrap().contains(&"2a02:1234:5678:2::1".parse::<IpAddr>().unwrap()));
         let line = "fd000000000000010000000000000000 40 00000000000000000000000000000000 00 0 0 0 0 0 eth0";

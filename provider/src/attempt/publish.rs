@@ -1,5 +1,5 @@
-//! Adds a job's log lines, progress and metrics to the market's stream OUTPUT. The services write there, for the machine
-//! that holds the lease.
+//! Adds a job's log lines, progress and metrics to the market's stream OUTPUT. The services write there, for the
+//! machine that holds the lease.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ pub(super) async fn publish(context: &AttemptContext, output: Output) {
     }
 }
 
-/// Publishes the progress of an attempt while the job's code does not run. `fraction` is from 0 to 1. If the market does
-/// not answer soon, the message is dropped, because the next message replaces it.
+/// Publishes the progress of an attempt while the job's code does not run. `fraction` is from 0 to 1. If the market
+/// does not answer soon, the message is dropped, because the next message replaces it.
 pub(super) async fn publish_progress(context: &AttemptContext, fraction: f32, message: String) {
     let progress = Progress { lease: context.lease, fraction, message, occurred_at: SystemClock.now() };
     if timeout(PROGRESS_TIMEOUT, publish(context, Output::Progress(progress))).await.is_err() {

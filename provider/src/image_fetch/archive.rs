@@ -138,7 +138,8 @@ pub(super) async fn load<T>(
     }
 }
 
-/// True if Docker tells that it cannot unpack a layer. With the image store of containerd, Docker reports no error then.
+/// True if Docker tells that it cannot unpack a layer. With the image store of containerd, Docker reports no error
+/// then.
 fn is_failure(step: &BuildInfo) -> bool {
     step.stream.as_ref().is_some_and(|text| text.contains("Error unpacking"))
 }

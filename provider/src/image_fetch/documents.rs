@@ -156,7 +156,10 @@ mod tests {
 
     #[test]
     fn the_manifest_of_this_platform_is_chosen() {
-        let entry = |c: char, os: &str, architecture: &str| json!({ "digest": digest(c), "size": 7, "platform": { "os": os, "architecture": architecture } });
+        let entry = |c: char, os: &str, architecture: &str| {
+            let platform = json!({ "os": os, "architecture": architecture });
+            json!({ "digest": digest(c), "size": 7, "platform": platform })
+        };
         let unknown = json!({ "digest": digest('0'), "size": 7 });
         let index = |entries: serde_json::Value| {
             let bytes = serde_json::to_vec(&json!({ "manifests": entries })).unwrap();

@@ -227,7 +227,7 @@ pub(crate) enum FetchError {
         source: reqwest::Error,
     },
     /// The image took longer than [`FETCH_TIMEOUT`].
-    #[error("the image was not fetched within {} minutes; the job is tried again on another machine", FETCH_TIMEOUT.as_secs() / 60)]
+    #[error("the image was not fetched within {} minutes; another try may be faster", FETCH_TIMEOUT.as_secs() / 60)]
     TooSlow,
     /// The bytes are others than the digest says.
     #[error("the registry {0} sent other bytes than the digest names: verification failed")]

@@ -1,5 +1,5 @@
-//! The size of a layer's files. A layer of a few megabytes can unpack to terabytes, so the worker unpacks each layer for
-//! counting while the layer arrives, before Docker unpacks it to the disk.
+//! The size of a layer's files. A layer of a few megabytes can unpack to terabytes, so the worker unpacks each layer
+//! for counting while the layer arrives, before Docker unpacks it to the disk.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
@@ -157,8 +157,8 @@ fn copy_zstd(mut packed: impl BufRead, counter: &mut TarCounter) -> io::Result<(
     Ok(())
 }
 
-/// Counts the bytes and the files of a tar archive that is written to it. Fails as soon as one of them is too large, and
-/// for whatever is no archive.
+/// Counts the bytes and the files of a tar archive that is written to it. Fails as soon as one of them is too large,
+/// and for whatever is no archive.
 struct TarCounter {
     unpacked: Unpacked,
     hash: Sha256,

@@ -12,7 +12,7 @@ use gpubnb_tests::programs::root;
 
 /// The crates of this workspace that each crate may use, as in ARCHITECTURE.md. For example, `log` may use `events`.
 /// The crate `tests` may use all crates.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("events", &[]),
     ("proof", &["events"]),
     ("runtime", &["events"]),
@@ -24,7 +24,8 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("model", &["events", "proof", "query", "store"]),
     ("projector", &["events", "log", "model", "proof", "query", "runtime", "store"]),
     ("operator", &["events", "log", "model", "projector", "proof", "query", "runtime", "store"]),
-    ("provider", &["events", "log", "runtime"]),
+    ("dialer", &[]),
+    ("provider", &["dialer", "events", "log", "runtime"]),
     ("ui", &["events", "log", "query", "runtime"]),
     ("cli", &["events", "proof"]),
 ];

@@ -42,8 +42,8 @@ use crate::{
 /// `GET /jobs/{job}/live`. The id of a server-sent event is the sequence in OUTPUT after which a new connection
 /// resumes.
 ///
-/// State, trail, output and unfinished lines are four streams. A slow one does not stop the others, but output waits for
-/// the view of the job that the stream of the state passes on.
+/// State, trail, output and unfinished lines are four streams. A slow one does not stop the others, but output waits
+/// for the view of the job that the stream of the state passes on.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -93,9 +93,9 @@ const RENDER_PAUSE: Duration = Duration::from_millis(25);
 /// Maximum wait for the read model when the output of a new attempt arrives before the attempt is in the job's view.
 const MAX_VIEW_LAG: Duration = Duration::from_secs(2);
 
-/// Waits for the next changes of a job. Returns the last sequence and the changes. The list is empty, and the caller must
-/// read the job and its trail from the read model, if a notice came without its change, or if no notice came for a long
-/// time. In the latter case the sequence is zero.
+/// Waits for the next changes of a job. Returns the last sequence and the changes. The list is empty, and the caller
+/// must read the job and its trail from the read model, if a notice came without its change, or if no notice came for a
+/// long time. In the latter case the sequence is zero.
 async fn next_job_changes(notices: &mut broadcast::Receiver<Change>, id: JobId) -> (Seq, Vec<Arc<JobChange>>) {
     let is_relevant = |change: &Change| change.aggregate == Aggregate::Job(id);
     // After a silence the job is read anyway, because a notice may have been lost.
@@ -221,8 +221,8 @@ fn unfinished_events(app: App, mut view: watch::Receiver<JobView>) -> impl Strea
     }
 }
 
-/// Waits until the job's view has the attempt whose lease the message names, at most [`MAX_VIEW_LAG`]. Returns the newest
-/// view.
+/// Waits until the job's view has the attempt whose lease the message names, at most [`MAX_VIEW_LAG`]. Returns the
+/// newest view.
 async fn view_with_lease(view: &mut watch::Receiver<JobView>, message: &Message) -> JobView {
     let lease = output::lease_of(message);
     let has_attempt = view.wait_for(|job| job.attempts.iter().any(|a| Some(a.lease) == lease));
