@@ -91,6 +91,15 @@ impl OwnerPolicy {
         spec.template.is_some() || self.registries.as_ref().is_none_or(is_listed)
     }
 
+    /// A text for people: the images that jobs may use.
+    pub fn images(&self) -> String {
+        match self.registries.as_deref() {
+            None => "any image of a public registry".to_owned(),
+            Some([]) => "the images of the market's templates".to_owned(),
+            Some(registries) => format!("those of templates, and of {}", registries.join(", ")),
+        }
+    }
+
     /// A text for people: when jobs may run on the machine, and what happens to a job when that time ends.
     pub fn description(&self) -> String {
         let hours = self.hours.as_ref().map(|hours| format!("spare at {hours}"));

@@ -161,9 +161,12 @@ async fn jobs_are_settled_once_with_three_replicas_although_one_is_killed() {
     for _ in 0..6 {
         jobs.push(system.consumer.submit(&counting_job(5, 20)).await.unwrap());
     }
+    // The output of this job is written by all replicas in turn.
+    let talkative = system.consumer.submit(&counting_job(300, 10)).await.unwrap();
     // The killed replica may be the leader.
     system.services.remove(0).kill();
     for job in &jobs {
         assert_completed_once(&system, job, 5).await;
     }
+    assert_completed_once(&system, &talkative, 300).await;
 }
