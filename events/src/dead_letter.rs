@@ -1,5 +1,6 @@
-//! Dead letters: job messages that no machine works on, and the remedy for each. Job messages are in the broker's
-//! stream DISPATCH; each machine fetches its messages through a consumer of its own.
+//! Dead letters: job messages that no machine works on, machines that cannot fetch job messages, and the remedy for
+//! each. Job messages are in the broker's stream DISPATCH; each machine fetches its messages through a consumer of its
+//! own.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,13 +9,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// The reason why no machine works on a job message.
+/// The reason why no machine works on a job message, or why a machine cannot fetch one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trouble {
     /// The machine has no consumer, and cannot fetch job messages.
     NoConsumer,
-    /// The lease in the message is over: the job has ended, or another attempt has begun.
+    /// The machine no longer holds the lease in the message: the job has ended, or was taken back.
     LeaseOver,
     /// The machine does not fetch the message.
     NotFetched,
@@ -23,13 +24,17 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// The likely cause, for people. `its` means the job message.
+    /// The likely cause, for people.
     pub const fn cause(self) -> &'static str {
         match self {
             Self::NoConsumer => "the machine has no consumer in DISPATCH: it cannot fetch a job",
-            Self::LeaseOver => "its lease is over: the job went elsewhere or ended while the machine was away",
-            Self::NotFetched => "its time to be accepted is over; the machine has not fetched it",
-            Self::NotAccepted => "its time to be accepted is over; the machine fetched it, and did not accept",
+            Self::LeaseOver => {
+                "the lease in the message is over: the job ended or was taken back while the machine was away"
+            }
+            Self::NotFetched => "the time to accept the job is over; the machine has not fetched the message",
+            Self::NotAccepted => {
+                "the time to accept the job is over; the machine fetched the message, and did not accept"
+            }
         }
     }
 
@@ -44,10 +49,10 @@ impl Trouble {
         }
     }
 
-    /// The label of the button that applies the remedy; `None` where no button can.
+    /// The label of the button that applies the remedy; `None` if the market cannot apply the remedy.
     pub const fn action(self) -> Option<&'static str> {
         match self {
-            Self::NoConsumer => Some("Make its consumer"),
+            Self::NoConsumer => Some("Create the consumer"),
             Self::LeaseOver => Some("Clear"),
             Self::NotFetched | Self::NotAccepted => None,
         }

@@ -1,4 +1,5 @@
-//! Typed ids. A UUID of version 7 names an account, a machine, a job or a command; a sequence names an event.
+//! Typed ids. A UUID of version 7 names an account, a machine, a job, a command or a projector; a sequence names an
+//! event.
 
 use std::{fmt, str::FromStr};
 
@@ -25,13 +26,14 @@ macro_rules! uuid_id {
             /// parsed.
             pub const MIN: Self = Self(Uuid::nil());
 
-            /// A new id. Only processes at the edge of the system make ids: decisions receive theirs.
+            /// A new id. Never called in a decision: a decision receives its ids.
             #[allow(clippy::disallowed_methods)] // the one place where ids of this type are made
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// The time at which the id was made, in milliseconds, by the clock of the process that made it.
+            /// The time at which the id was made, with a precision of milliseconds, by the clock of the process that
+            /// made it.
             pub fn made_at(self) -> Timestamp {
                 let (secs, nanos) = self.0.get_timestamp().map_or((0, 0), |t| t.to_unix());
                 let millis = i64::try_from(secs).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000);

@@ -36,7 +36,8 @@ pub mod header {
     pub const STREAM_SOURCE: &str = "Nats-Stream-Source";
 }
 
-/// The headers that the leaf covers: the headers that the writer of an event sets. A broker may add other headers.
+/// The headers that the leaf covers: those of the envelope. It covers no others, such as the trace context and the
+/// guard.
 pub const COVERED: [&str; 5] = [header::ID, header::TYPE, header::ACTOR, header::CAUSE, header::CORRELATION];
 
 /// The SHA-256 of a message, or of two such hashes.
@@ -101,7 +102,7 @@ pub struct Proposal {
     pub event: Event,
     /// The event's id: the same decision always gives the same id.
     pub id: EventId,
-    /// The guard: the last sequence of the aggregate that the decider saw.
+    /// The guard: the sequence of the aggregate's last message, event or stray, that the decider saw.
     pub expected: Seq,
     /// The sequence of the event that led to this one.
     pub cause: Option<Seq>,
@@ -176,7 +177,8 @@ impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
         hash.finalize().into()
     }
 
-    /// Decodes the message. A message without a valid envelope, or on the subject of another event, is quarantined.
+    /// Decodes the message. A message whose envelope, type or body is invalid, or that is on the subject of another
+    /// event, is quarantined.
     pub fn decode(&self) -> Recorded {
         Recorded {
             seq: self.seq,

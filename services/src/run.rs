@@ -7,7 +7,7 @@ use async_nats::jetstream::Context;
 use gpubnb_domain::{Settings, World};
 use gpubnb_events::{CommandId, SystemClock, spec::Mebibytes, subject::SERVICES_INBOX};
 use gpubnb_log::{Log, stream::provision};
-use gpubnb_runtime::{monitor, nats::jetstream, permit::TransferKey, rpc::Server};
+use gpubnb_runtime::{monitor, nats::jetstream, permit::PermitKey, rpc::Server};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
@@ -179,6 +179,6 @@ async fn endpoint_context(
 fn file_transfer(config: &Config) -> anyhow::Result<Option<FileTransfer>> {
     let Some(url) = &config.edge_url else { return Ok(None) };
     let path = config.nats.nats_creds.join("transfer.key");
-    let key = TransferKey::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let key = PermitKey::read(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(Some(FileTransfer { url: url.trim_end_matches('/').to_owned(), key }))
 }

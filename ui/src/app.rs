@@ -6,7 +6,7 @@ use async_nats::jetstream::{Context, object_store::ObjectStore};
 use gpubnb_events::{Actor, Clock, JobId, Timestamp, subject};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
-    permit::TransferKey,
+    permit::PermitKey,
     rpc::{Caller, RpcError},
     trace::{self, SpanFields},
 };
@@ -48,7 +48,7 @@ pub(crate) struct App {
     pub(crate) machines: MachineCache,
     /// Limits the number of concurrent searches through logs.
     pub(crate) searches: Arc<Semaphore>,
-    pub(crate) transfer: TransferKey,
+    pub(crate) transfer: PermitKey,
     pub(crate) clock: Arc<dyn Clock>,
 }
 

@@ -11,7 +11,7 @@ use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
     monitor,
     nats::{NatsArgs, jetstream},
-    permit::TransferKey,
+    permit::PermitKey,
     rpc::Caller,
 };
 use tokio::sync::Semaphore;
@@ -75,7 +75,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
         changes,
         machines,
-        transfer: TransferKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
+        transfer: PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
         clock: Arc::new(SystemClock),
     };
     ready.set();

@@ -1,9 +1,10 @@
 //! Reading MARKET from a sequence on, without end.
 //!
 //! A follower reads through a *consumer*, which is the broker's state of one reader. The follower sends the consumer a
-//! *pull request*: a request for up to 5,000 messages. When a request is fulfilled or expires, the library sends the
-//! next. The stream of messages that the library returns is called the *pull* here. The follower acknowledges no
-//! message. It checks that no message is missing, and opens a new consumer and a new pull after every failure.
+//! *pull request*: a request for up to 5,000 messages. When half of them have arrived, or the request expires, the
+//! library sends the next. The stream of messages that the library returns is called the *pull* here. The follower
+//! acknowledges no message. It checks that no message is missing, and opens a new consumer and a new pull after every
+//! failure.
 
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ pub struct Follower {
     /// message of a pull has a higher sequence, the message `next` is no longer in the stream. A gap after the first
     /// message does not prove this: the missing message may be in the stream, and only have been lost on the way to
     /// this process.
-    is_first: bool,
+    is_pull_new: bool,
     /// True if the follower skips messages that are no longer in the stream.
     skips_gaps: bool,
     /// The missing message at which the follower waits.
@@ -61,7 +62,7 @@ pub struct Follower {
 
 impl Follower {
     pub(crate) fn new(stream: Stream<()>, from: Seq) -> Self {
-        Self { stream, next: Seq(from.0.max(1)), pull: None, is_first: false, skips_gaps: false, reported_gap: None }
+        Self { stream, next: Seq(from.0.max(1)), pull: None, is_pull_new: false, skips_gaps: false, reported_gap: None }
     }
 
     /// Skips missing messages, for tools that look for gaps. Without this option, the follower waits at a gap until an
@@ -103,7 +104,7 @@ impl Follower {
     async fn try_batch(&mut self) -> Result<Vec<RawMessage>, FollowError> {
         if self.pull.is_none() {
             self.pull = Some(self.open_pull().await?);
-            self.is_first = true;
+            self.is_pull_new = true;
         }
         let next = self.next;
         let Some(messages) = self.pull.as_mut() else {
@@ -112,7 +113,7 @@ impl Follower {
         let mut batch: Vec<RawMessage> = Vec::new();
         let mut arrived = Some(messages.next().await);
         while let Some(message) = arrived {
-            let is_first = std::mem::take(&mut self.is_first);
+            let is_first = std::mem::take(&mut self.is_pull_new);
             let raw = raw_message(message).and_then(|raw| match raw.seq {
                 seq if seq == self.next => Ok(raw),
                 seq if is_first && seq > self.next && self.skips_gaps => Ok(raw),

@@ -13,11 +13,11 @@ use sha2::Sha256;
 
 /// The secret with which permits are signed and checked. The services and the web server share the secret.
 #[derive(Clone)]
-pub struct TransferKey(Vec<u8>);
+pub struct PermitKey(Vec<u8>);
 
-impl fmt::Debug for TransferKey {
+impl fmt::Debug for PermitKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TransferKey(•••)")
+        f.write_str("PermitKey(•••)")
     }
 }
 
@@ -125,7 +125,7 @@ impl Permit {
     }
 }
 
-impl TransferKey {
+impl PermitKey {
     /// A key from these bytes; `None` if there are fewer than 32.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         (bytes.len() >= 32).then(|| Self(bytes.to_vec()))
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_permit_is_valid_only_unchanged_and_in_time() {
-        let key = TransferKey::new(&[7; 32]).unwrap();
+        let key = PermitKey::new(&[7; 32]).unwrap();
         let now = Timestamp::from_millis(1_000_000);
         let (job, lease) = (JobId::generate(), Lease(Seq(42)));
         for purpose in [
@@ -187,12 +187,12 @@ mod tests {
             let text = key.sign(&permit).unwrap();
             assert_eq!(key.verify(&text, now), Ok(purpose));
             assert_eq!(key.verify(&text, now.plus(Millis(1_001))), Err(BadPermit::Expired));
-            assert_eq!(TransferKey::new(&[8; 32]).unwrap().verify(&text, now), Err(BadPermit::Invalid));
+            assert_eq!(PermitKey::new(&[8; 32]).unwrap().verify(&text, now), Err(BadPermit::Invalid));
             let changed = text.replace(".42.", ".43.").replacen("input", "upload", 1);
             assert!(changed == text || key.verify(&changed, now) == Err(BadPermit::Invalid));
         }
         assert_eq!(key.verify("", now), Err(BadPermit::Invalid));
         assert_eq!(key.verify("...", now), Err(BadPermit::Invalid));
-        assert!(TransferKey::new(b"short").is_none());
+        assert!(PermitKey::new(b"short").is_none());
     }
 }

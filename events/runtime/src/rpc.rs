@@ -2,7 +2,8 @@
 //!
 //! A requester names the subject of the answer (the reply subject), and the answer is published with the rights of the
 //! *service*. A requester could thus have the service publish to any subject. Two rules prevent that. This module sends
-//! an answer only into the requester's own inbox, and the broker lets the service's connection publish to inboxes only.
+//! an answer only into an inbox of that kind of requester, and the broker lets the services' answering connection
+//! publish to inboxes only.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -27,15 +28,15 @@ const MAX_IN_FLIGHT: usize = 256;
 /// Longest time that a requester waits for an answer, and that a stopping server waits for its last answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The reason why a request was not granted.
+/// The reason why a request got no positive answer.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum RpcError {
     /// The service refused the request, for a named reason.
     #[error("{0}")]
     Refused(Refusal),
-    /// There is no answer now. The requester should repeat the request. A repeated command has the same id, so that it
-    /// takes effect only once.
+    /// There is no answer now, and the request may still have taken effect. The requester should repeat the request. A
+    /// repeated command has the same id, so that it takes effect only once.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -120,7 +121,7 @@ impl Caller {
 /// The kind of requester that an endpoint answers. The kind decides into which inboxes an answer may go.
 #[derive(Debug, Clone, Copy)]
 pub enum Requester {
-    /// The web server, which speaks for people who are signed in, or the operator's tool.
+    /// The web server (which speaks for people who are signed in), or the operator's tool.
     Edge,
     /// The machine that the request's subject names.
     Machine,

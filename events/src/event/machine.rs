@@ -36,7 +36,8 @@ pub struct MachineRepriced {
 pub struct MachinePaused {
     /// The machine.
     pub machine: MachineId,
-    /// True if the machine paused itself, because its owner uses it. Otherwise the owner asked for the pause.
+    /// True if the machine paused itself, because its owner uses it: the machine is away from the market. Otherwise the
+    /// owner asked for the pause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub away: bool,
 }
@@ -56,7 +57,7 @@ pub struct MachineResumed {
 pub struct MachineDrainStarted {
     /// The machine.
     pub machine: MachineId,
-    /// True if the owner will work on the machine afterwards. Its silence then raises no alarm.
+    /// True if the owner announced maintenance. Once the machine has no jobs, its silence raises no alarm.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub maintenance: bool,
 }
@@ -112,14 +113,14 @@ pub struct Check {
     pub remedy: String,
 }
 
-/// The speed at which a machine multiplied matrices in its own self-test, in MFLOP/s.
+/// The speed at which a machine multiplied matrices in its self-test, in MFLOP/s.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speed {
-    /// The sum over all GPUs.
+    /// The sum over all GPUs, MFLOP/s.
     pub gpus: Option<u64>,
     /// The number of GPUs in the sum.
     pub measured: u32,
-    /// The speed of one CPU core.
+    /// The speed of one CPU core, MFLOP/s.
     pub core: Option<u64>,
 }
 

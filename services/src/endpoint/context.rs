@@ -6,7 +6,7 @@ use std::{future::Future, num::NonZeroU32, sync::Arc, time::Instant};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use gpubnb_events::{AccountId, Actor, MachineId, Refusal, RefusalKind, Seq, command::Done, dead_letter::DeadLetter};
 use gpubnb_runtime::{
-    permit::TransferKey,
+    permit::PermitKey,
     rpc::{Incoming, Requester, RpcError, Server},
 };
 use serde::Serialize;
@@ -70,7 +70,7 @@ impl EndpointContext {
 #[derive(Clone)]
 pub(crate) struct FileTransfer {
     pub(crate) url: String,
-    pub(crate) key: TransferKey,
+    pub(crate) key: PermitKey,
 }
 
 /// Serves one endpoint whose handler is a function of the shared state and the request.

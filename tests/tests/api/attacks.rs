@@ -90,10 +90,11 @@ async fn a_suspended_account_keeps_its_money_and_its_machines_get_no_credential(
     assert!(why.contains("suspended"), "{why}");
     // An operator may deposit money. The same deposit, sent twice, counts once.
     let deposit = json!({ "deposit": CommandId::generate(), "amount_usd": "5" });
+    let mut seq = Value::Null;
     for _ in 0..2 {
-        operator.post(&format!("{account}/deposits"), &deposit).await.unwrap();
+        seq = operator.post(&format!("{account}/deposits"), &deposit).await.unwrap()["seq"].clone();
     }
-    let wallet = suspended.get("/wallet").await.unwrap();
+    let wallet = suspended.get(&format!("/wallet?min_seq={seq}")).await.unwrap();
     assert_eq!(wallet["balance"]["available"], 105_000_000, "{wallet}");
     let payout = json!({ "payout": CommandId::generate(), "amount_usd": "1" });
     let (status, problem) =

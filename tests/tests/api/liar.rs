@@ -78,12 +78,19 @@ fn markup_offer() -> Offer {
 impl Liar {
     /// Enrolls a machine with its keys in the directory `state`, and starts a job on it.
     async fn start(state: &str) -> Self {
-        Self::start_with(state, noop_job()).await
+        Self::start_with(state, None).await
     }
 
-    /// Like [`Self::start`], with another job.
-    async fn start_with(state: &str, job: Value) -> Self {
+    /// Like [`Self::start`], with a job that reads an input file of this text.
+    async fn start_with(state: &str, input: Option<&'static str>) -> Self {
         let market = MARKET.open().await.unwrap();
+        let mut job = noop_job();
+        if let Some(text) = input {
+            let id = CommandId::generate();
+            let put = market.consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{id}")).body(text);
+            assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
+            job["inputs"] = json!([{ "input": id, "path": "a.txt" }]);
+        }
         let stolen = enroll_new_machine(&market, &market.consumer, state).await;
         let client = stolen.renew_and_connect(&market).await.unwrap();
         stolen.send_command::<Listed>(&client, "list", &ListMachine { offer: markup_offer() }).await.unwrap();
@@ -234,13 +241,7 @@ async fn a_machine_that_floods_its_log_takes_no_room_from_others() {
 
 #[tokio::test]
 async fn a_permit_for_an_input_ends_with_the_attempt() {
-    let consumer = MARKET.open().await.unwrap().consumer.clone();
-    let input = CommandId::generate();
-    let put = consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{input}")).body("secret");
-    assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
-    let mut job = noop_job();
-    job["inputs"] = json!([{ "input": input, "path": "a.txt" }]);
-    let liar = Liar::start_with("reads-later", job).await;
+    let liar = Liar::start_with("reads-later", Some("secret")).await;
     let download = || reqwest::get(&liar.grant.inputs[0]);
     assert_eq!(download().await.unwrap().text().await.unwrap(), "secret");
     liar.end_job(&[]).await;

@@ -6,7 +6,7 @@ use gpubnb_events::{Clock as _, CommandId, Lease, Millis, Seq, SystemClock, subj
 use gpubnb_log::stream::{ARTIFACTS, store_stream};
 use gpubnb_runtime::{
     nats,
-    permit::{Permit, Purpose, TransferKey},
+    permit::{Permit, PermitKey, Purpose},
 };
 use gpubnb_tests::{
     api_client::ApiClient,
@@ -41,7 +41,7 @@ async fn an_interrupted_upload_of_a_large_file_continues_after_the_last_complete
         system.consumer.wait_for(&job, Duration::from_secs(30), |job| job["state"] == "Running").await.unwrap();
     let lease = Lease(Seq(running["attempts"][0]["lease"].as_u64().unwrap()));
     // The test uploads the file in place of the job's worker.
-    let key = TransferKey::read(&system.path().join("keys/ui/transfer.key")).unwrap();
+    let key = PermitKey::read(&system.path().join("keys/ui/transfer.key")).unwrap();
     let expires = SystemClock.now().plus(Millis(600_000));
     let sign = |purpose| key.sign(&Permit { purpose, expires }).unwrap();
     let permit = sign(Purpose::Upload { job: job.parse().unwrap(), lease, max_bytes: 128 << 20 });

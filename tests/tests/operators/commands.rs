@@ -16,7 +16,7 @@ use gpubnb_tests::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A market with a long log: every command takes some time, and an archive has two files of events.
-static MARKET: SharedMarket = SharedMarket::new(|| {
+static SHARED: SharedMarket = SharedMarket::new(|| {
     Plan::with_settings(MarketSettings { is_fsync_off: true, snapshot_every: Some(0), ..MarketSettings::default() })
         .with_history(60_000)
 });
@@ -74,7 +74,7 @@ fn assert_interrupted(market: &Market, arguments: &[&str], expected: &str) {
 
 #[test]
 fn commands_that_read_the_log_stop_when_they_are_interrupted() {
-    let market = MARKET.open_with_first_consumer().unwrap();
+    let market = SHARED.open_with_first_consumer().unwrap();
     assert_interrupted(&market, &["audit"], "stopped");
     assert_interrupted(&market, &["show", "market", "--from-log"], "stopped");
     // The verification runs in the projector, and continues without the command.
@@ -83,7 +83,7 @@ fn commands_that_read_the_log_stop_when_they_are_interrupted() {
 
 #[test]
 fn commands_that_read_an_archive_stop_when_they_are_interrupted() {
-    let market = MARKET.open_with_first_consumer().unwrap();
+    let market = SHARED.open_with_first_consumer().unwrap();
     let archive = export(&market, "asked");
     let path = archive.to_str().unwrap();
     assert_interrupted(&market, &["verify", "--archive", path], "stopped");
@@ -96,7 +96,7 @@ fn commands_that_read_an_archive_stop_when_they_are_interrupted() {
 
 #[test]
 fn an_export_does_not_overwrite_a_complete_archive() {
-    let market = MARKET.open_with_first_consumer().unwrap();
+    let market = SHARED.open_with_first_consumer().unwrap();
     let archive = export(&market, "whole");
     let (code, messages) = run(&market, &["export", archive.to_str().unwrap()]);
     assert!(code == Some(1) && messages.contains("already holds a complete archive"), "{code:?} {messages}");
@@ -105,7 +105,7 @@ fn an_export_does_not_overwrite_a_complete_archive() {
 
 #[test]
 fn an_interrupted_export_is_not_a_valid_archive_until_it_is_continued() {
-    let market = MARKET.open_with_first_consumer().unwrap();
+    let market = SHARED.open_with_first_consumer().unwrap();
     let cut = market.path().join("cut");
     let cut = cut.to_str().unwrap();
     assert_interrupted(&market, &["export", cut], "run the same command again to continue");
@@ -117,7 +117,7 @@ fn an_interrupted_export_is_not_a_valid_archive_until_it_is_continued() {
 
 #[test]
 fn a_killed_export_continues_after_its_last_complete_file() {
-    let market = MARKET.open_with_first_consumer().unwrap();
+    let market = SHARED.open_with_first_consumer().unwrap();
     let whole = export(&market, "unbroken");
     let killed = market.path().join("killed");
     let mut export = market.operator_tool_command().unwrap();
@@ -137,6 +137,6 @@ fn a_killed_export_continues_after_its_last_complete_file() {
 
 #[test]
 fn an_unknown_option_ends_with_exit_code_2() {
-    let market = MARKET.open_with_first_consumer().unwrap();
+    let market = SHARED.open_with_first_consumer().unwrap();
     assert_eq!(run(&market, &["verify", "--nonsense"]).0, Some(2));
 }

@@ -21,7 +21,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-static MARKET: SharedMarket = SharedMarket::new(|| {
+static SHARED: SharedMarket = SharedMarket::new(|| {
     let services = ["--accept-within", "2", "--suspect-after", "1000", "--lost-after", "2000"].map(str::to_owned);
     Plan::with_settings(MarketSettings { services: services.to_vec(), ..MarketSettings::default() })
 });
@@ -41,7 +41,7 @@ struct Fixture {
 impl Fixture {
     /// Starts a worker for the test, and waits until its machine has no dead letters.
     async fn open(name: &'static str) -> Self {
-        let market = MARKET.open().await.unwrap();
+        let market = SHARED.open().await.unwrap();
         let worker = market.start_scoped_worker(name, &[]).await.unwrap();
         let machine = market.machine_id(name).unwrap().parse().unwrap();
         let fixture = Self { operator: market.operator().unwrap(), machine, name, market, worker: Some(worker) };
@@ -110,7 +110,7 @@ async fn the_console_shows_a_dead_letter_and_its_remedy() {
     let fixture = Fixture::open("shown").await;
     fixture.make_letter().await;
     let page = String::from_utf8(fixture.operator.bytes("/console").await.unwrap().1).unwrap();
-    assert!(page.contains("its lease is over") && page.contains("Clear"), "{page}");
+    assert!(page.contains("the lease in the message is over") && page.contains("Clear"), "{page}");
 }
 
 #[tokio::test]

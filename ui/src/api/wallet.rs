@@ -49,9 +49,11 @@ pub(crate) async fn wallet(
     Query(page): Query<StatementPage>,
 ) -> Result<Json<Wallet>, ApiError> {
     let (actor, account, seq) = (signed_in.actor(), signed_in.account, Seq(page.min_seq));
-    let balance = app.queries.balance(actor, account, seq).await?;
     let query = StatementQuery { account, before: page.cursor.map(Seq), limit: page.limit.unwrap_or(100) };
     let statement = app.queries.statement(actor, query, seq).await?;
+    // The balance contains at least what the statement shows.
+    let newest = statement.rows.iter().map(|line| line.seq).max().unwrap_or(seq);
+    let balance = app.queries.balance(actor, account, seq.max(newest)).await?;
     Ok(Json(Wallet { balance, statement }))
 }
 

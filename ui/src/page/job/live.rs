@@ -55,7 +55,7 @@ pub(crate) async fn live(
     let (state_changes, trail_changes) = (app.changes.subscribe(), app.changes.subscribe());
     let job = app.queries.job(signed_in.reading_actor(), id, Seq(query.seq)).await?;
     let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
-    let from = match last_event_id.or(query.from) {
+    let from = match last_event_id.or(query.last_id) {
         Some(last) => last.saturating_add(1),
         None => log::tail_start(&app, &job).await,
     };
@@ -84,7 +84,8 @@ pub(crate) struct LiveQuery {
     #[serde(default)]
     seq: u64,
     /// The last event id that the page received on an earlier connection. The header `Last-Event-ID` takes precedence.
-    from: Option<u64>,
+    #[serde(rename = "from")]
+    last_id: Option<u64>,
 }
 
 /// Pause after each rendering, so that several changes within milliseconds are rendered once. After the job's end the
