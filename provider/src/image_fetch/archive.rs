@@ -95,8 +95,10 @@ impl Archive {
         while let Some(chunk) = reader.next().await? {
             progress.send_modify(|progress| progress.done += chunk.len() as u64);
             if !counter.add(chunk.clone()).await {
-                // The result of the counter says why the layer is refused.
-                return counter.finish().await.and(Err(FetchError::Malformed));
+                let refused = counter.finish().await.err().unwrap_or(FetchError::Malformed);
+                // Bytes that are no archive may be other bytes than the digest names, which the consumer should know.
+                while matches!(refused, FetchError::Malformed) && reader.next().await?.is_some() {}
+                return Err(refused);
             }
             self.write(chunk).await?;
         }
