@@ -3,6 +3,7 @@
 use std::{collections::HashMap, io::IsTerminal as _, time::Duration};
 
 use anyhow::Context as _;
+use gpubnb_events::text::make_plain;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -10,7 +11,6 @@ use tokio::time::{sleep, timeout};
 use crate::{
     CANCELLED,
     api::Api,
-    show::sanitize,
     signal::StopSignal,
     stream::{Event, EventStream},
 };
@@ -47,7 +47,7 @@ pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyh
 /// control characters are replaced, as they could control the terminal. A file or a pipe gets the line as it is.
 fn print_line(line: &Value, json: bool) {
     let text = line["text"].as_str().unwrap_or_default();
-    let for_terminal = |is_terminal: bool| if is_terminal { sanitize(text) } else { text.to_owned() };
+    let for_terminal = |is_terminal: bool| if is_terminal { make_plain(text) } else { text.to_owned() };
     match (json, line["stream"].as_str()) {
         (true, _) => outln!("{line}"),
         (false, Some("stderr")) => errln!("{}", for_terminal(std::io::stderr().is_terminal())),
@@ -120,7 +120,7 @@ fn waiting_reason(job: &Value) -> Option<String> {
     let rejected: Vec<_> = waiting["rejected"].as_array().into_iter().flatten().map(count_and_reason).collect();
     let chosen = waiting["chosen"].as_str().unwrap_or_default();
     let machines = if rejected.is_empty() { "there are no machines".to_owned() } else { rejected.join(", ") };
-    Some(sanitize(&format!("The job waits: {chosen} ({machines}).")))
+    Some(make_plain(&format!("The job waits: {chosen} ({machines}).")))
 }
 
 /// Waits for a signal; for ever if there is none to wait for.
@@ -134,7 +134,7 @@ async fn received(stop: &mut Option<&mut StopSignal>) {
 /// The newest characters of the lines that a job has not finished yet, each with a line end. The text could control the
 /// terminal, so control characters are replaced.
 fn unfinished_lines(event: &Value) -> String {
-    let texts = [&event["stdout"], &event["stderr"]].map(|text| sanitize(text.as_str().unwrap_or_default()));
+    let texts = [&event["stdout"], &event["stderr"]].map(|text| make_plain(text.as_str().unwrap_or_default()));
     texts.iter().filter(|text| !text.is_empty()).fold(String::new(), |mut lines, text| {
         let skipped = text.chars().count().saturating_sub(MAX_UNFINISHED);
         lines.extend(text.chars().skip(skipped).chain(['\n']));
@@ -163,7 +163,7 @@ impl LogPrinter {
                 // The result is between 0 and 1,000, so the conversion loses nothing that matters.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 bar.set_position((fraction * 1_000.0) as u64);
-                bar.set_message(sanitize(event.data["message"].as_str().unwrap_or_default()));
+                bar.set_message(make_plain(event.data["message"].as_str().unwrap_or_default()));
             }
             "unfinished" => bar.set_prefix(unfinished_lines(&event.data)),
             "end" => bar.set_prefix(""),

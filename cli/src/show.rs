@@ -5,13 +5,8 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 
-/// A text that others wrote, made safe for a terminal.
-pub(crate) fn sanitize(text: &str) -> String {
-    make_plain(text)
-}
-
 fn text(value: &Value) -> String {
-    sanitize(value.as_str().unwrap_or_default())
+    make_plain(value.as_str().unwrap_or_default())
 }
 
 fn dollars(value: &Value) -> String {
@@ -62,7 +57,7 @@ pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
 
 pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool) -> anyhow::Result<u8> {
     let state =
-        state.map_or_else(String::new, |state| format!("&state={}", sanitize(state).replace(['&', ' ', '#'], "")));
+        state.map_or_else(String::new, |state| format!("&state={}", make_plain(state).replace(['&', ' ', '#'], "")));
     let page = api.get(&format!("/jobs?limit={limit}{state}")).await?;
     if json {
         outln!("{page}");

@@ -9,13 +9,13 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
-use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact};
+use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact, text::make_plain};
 use gpubnb_proof::{Proof, VOUCHED_FOR_BY_NOBODY};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::{api::Api, saved, show::sanitize};
+use crate::{api::Api, saved};
 
 /// Exit code if a file differs from the signed list.
 const DIFFERS: u8 = 1;
@@ -81,7 +81,7 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
         };
         if !json {
             let verdict = why.as_deref().unwrap_or(if directory.is_some() { "ok" } else { "listed" });
-            outln!("{}  {:>12}  {}  {}", file.sha256, file.bytes, sanitize(&file.path), sanitize(verdict));
+            outln!("{}  {:>12}  {}  {}", file.sha256, file.bytes, make_plain(&file.path), make_plain(verdict));
         }
         differs.extend(why.map(|why| json!({ "path": file.path, "why": why })));
     }

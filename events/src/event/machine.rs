@@ -113,6 +113,13 @@ pub struct Check {
     pub remedy: String,
 }
 
+impl Check {
+    /// All texts of the check.
+    pub fn texts(&self) -> [&str; 5] {
+        [&self.id, &self.actual, &self.required, &self.unit, &self.remedy]
+    }
+}
+
 /// The speed at which a machine multiplied matrices in its self-test, in MFLOP/s.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speed {

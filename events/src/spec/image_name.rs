@@ -78,7 +78,8 @@ pub fn is_in_registries(image: &str, registries: &[String]) -> bool {
     name.is_some_and(|name| registries.iter().any(|listed| listed.eq_ignore_ascii_case(name.registry())))
 }
 
-fn is_digest(digest: &str) -> bool {
+/// True for a digest of SHA-256 as images name it, without `sha256:`: 64 hexadecimal digits, the letters small.
+pub fn is_digest(digest: &str) -> bool {
     digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 

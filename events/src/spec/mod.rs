@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     cuda::CudaVersion,
-    image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_in_registries},
+    image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_digest, is_in_registries},
     machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},
     placement::{
         Chosen, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Strategy, WinReason, Winner,

@@ -2,7 +2,8 @@
 //! checks each address, and connects to exactly the addresses that it checked. A name that points to another address a
 //! moment later therefore reaches nothing else.
 //!
-//! What belongs here: which addresses may be reached. What does not: what is said over the connection.
+//! Belongs here: the decision which addresses may be reached, and the connection. Must not come here: a protocol that
+//! is spoken over the connection.
 
 mod public;
 mod routes;

@@ -12,7 +12,7 @@ use std::{
 use gpubnb_events::{
     event::Reason,
     spec::{Artifact, LeftOut, LeftOutReason},
-    text::{DistinctPaths, MAX_NAMES, is_plain, make_plain},
+    text::{DistinctPaths, MAX_NAMES, MAX_PATH, is_plain, make_plain},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -27,8 +27,6 @@ const MAX_MEASURED: usize = 200_000;
 const MAX_ENTRIES: usize = 50_000;
 /// Most directories above a listed file. Deeper entries are left out.
 const MAX_DEPTH: usize = 16;
-/// Longest path of a listed file, bytes. Entries with a longer path are left out.
-const MAX_PATH: usize = 512;
 /// Longest example of an entry that was left out, in characters.
 const MAX_EXAMPLE: usize = 100;
 

@@ -2,7 +2,7 @@
 //! configuration (<https://github.com/opencontainers/image-spec>).
 
 use bytes::Bytes;
-use gpubnb_events::spec::ImageName;
+use gpubnb_events::spec::{ImageName, is_digest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -38,9 +38,8 @@ impl TryFrom<RawDescriptor> for Descriptor {
 
     fn try_from(raw: RawDescriptor) -> Result<Self, Self::Error> {
         let digest = raw.digest.strip_prefix("sha256:").ok_or("another digest than SHA-256")?;
-        let is_hex = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         // The digest becomes a part of a path.
-        if is_hex { Ok(Self { digest: digest.to_owned(), size: raw.size }) } else { Err("no digest") }
+        if is_digest(digest) { Ok(Self { digest: digest.to_owned(), size: raw.size }) } else { Err("no digest") }
     }
 }
 

@@ -15,7 +15,10 @@ use std::{collections::HashMap, str::FromStr, time::Duration};
 
 use bollard::Docker;
 use gpubnb_dialer::{AllowedHost, DialError, Dialer};
-use gpubnb_events::{event::Reason, spec::ImageName};
+use gpubnb_events::{
+    event::Reason,
+    spec::{DEFAULT_REGISTRY, ImageName},
+};
 use reqwest::Url;
 use tokio::sync::watch;
 
@@ -72,16 +75,20 @@ pub(crate) struct FetchProgress {
 /// digest. Docker keeps no digest of an image that is loaded, so the digest becomes the tag.
 pub(crate) fn local_name(name: &ImageName<'_>) -> String {
     // Docker has one name for `busybox`, `docker.io/busybox` and `docker.io/library/busybox`.
-    let repository = match name.registry() {
-        "docker.io" | "index.docker.io" => {
-            name.repository.strip_prefix("library/").unwrap_or(name.repository).to_owned()
-        }
-        registry => format!("{registry}/{}", name.repository),
+    let repository = if is_on_docker_hub(name) {
+        name.repository.strip_prefix("library/").unwrap_or(name.repository).to_owned()
+    } else {
+        format!("{}/{}", name.registry(), name.repository)
     };
     match name.digest {
         Some(digest) => format!("{repository}:sha256-{digest}"),
         None => format!("{repository}:{}", name.tag.unwrap_or("latest")),
     }
+}
+
+/// True for an image of Docker's own registry, which has two names.
+fn is_on_docker_hub(name: &ImageName<'_>) -> bool {
+    [DEFAULT_REGISTRY, "index.docker.io"].contains(&name.registry())
 }
 
 /// The parts of an image that is about to be loaded.
@@ -103,7 +110,8 @@ impl ImageParts {
         progress: &watch::Sender<FetchProgress>,
     ) -> Result<u64, FetchError> {
         archive.add_config(self.config.bytes.clone()).await?;
-        // What each layer adds to the size, by its digest: Docker unpacks a layer as often as the manifest lists it.
+        // The size that each layer adds to the image, by the digest of the layer. A layer that the manifest lists twice
+        // is sent once, and counts twice, because Docker unpacks it twice.
         let mut added: HashMap<&str, Unpacked> = HashMap::new();
         for (index, layer) in self.manifest.layers.iter().enumerate() {
             archive.name_layer(layer);
@@ -187,12 +195,11 @@ impl ImageFetcher {
             return Ok(Registry::new(self.dialer.allowing(host), private.url.clone(), &private.name, name.repository));
         }
         // The registry of Docker has another address than its name says.
-        let (host, repository) = match name.registry() {
-            "docker.io" | "index.docker.io" if !name.repository.contains('/') => {
-                ("registry-1.docker.io", format!("library/{}", name.repository))
-            }
-            "docker.io" | "index.docker.io" => ("registry-1.docker.io", name.repository.to_owned()),
-            registry => (registry, name.repository.to_owned()),
+        let host = if is_on_docker_hub(name) { "registry-1.docker.io" } else { name.registry() };
+        let repository = if is_on_docker_hub(name) && !name.repository.contains('/') {
+            format!("library/{}", name.repository)
+        } else {
+            name.repository.to_owned()
         };
         let url = Url::parse(&format!("https://{host}/")).map_err(|_| FetchError::Malformed)?;
         Ok(Registry::new(self.dialer.clone(), url, name.registry(), &repository))

@@ -269,7 +269,7 @@ impl Machine {
 fn hash_of(checks: &[Check]) -> [u8; 16] {
     let mut hash = Sha256::new();
     for check in checks {
-        for text in [&check.id, &check.actual, &check.required, &check.unit, &check.remedy] {
+        for text in check.texts() {
             hash.update((text.len() as u64).to_be_bytes());
             hash.update(text);
         }

@@ -78,16 +78,16 @@ pub(crate) async fn put_input(
     let own_full = format!("Your files may take {} MiB together, and be {MAX_FILES}.", own_share >> 20);
     let shared_full = "The room for files of accounts without money is full. Add funds on the page Wallet, or wait.";
     // An upload in progress counts from here on, so that two uploads cannot use the same free bytes.
-    let own = Claim::make(&app, signed_in.account.to_string(), bytes, own_share);
-    let own = own.ok_or_else(|| no_room(&own_full))?;
-    let shared = (!has_money).then(|| Claim::make(&app, WITHOUT_MONEY.to_owned(), bytes, share));
-    let shared = shared.map(|claim| claim.ok_or_else(|| no_room(shared_full))).transpose()?;
+    let own = Claim::make(&app, signed_in.account.to_string(), bytes, own_share, &own_full)?;
+    let without_money = || Claim::make(&app, WITHOUT_MONEY.to_owned(), bytes, share, shared_full);
+    let shared = if has_money { None } else { Some(without_money()?) };
     let stored = stored_bytes(&app, signed_in.account).await?;
-    if stored.own_files >= MAX_FILES || !own.fits(&app, stored.own) {
+    if stored.own_files >= MAX_FILES {
         return Err(no_room(&own_full).into());
     }
-    if shared.as_ref().is_some_and(|claim| !claim.fits(&app, stored.without_money)) {
-        return Err(no_room(shared_full).into());
+    own.check(&app, stored.own)?;
+    if let Some(shared) = &shared {
+        shared.check(&app, stored.without_money)?;
     }
     let (files, body) = (app.inputs.clone(), request.into_body());
     let (bytes, sha256) = run_to_completion(async move {
@@ -124,19 +124,23 @@ fn no_room(detail: &str) -> Problem {
 struct Claim {
     owner: String,
     share: u64,
+    /// The problem if the share is full.
+    full: Problem,
     _reservation: Reservation,
 }
 
 impl Claim {
-    /// Claims bytes. `None` if the uploads in progress alone take more than the share.
-    fn make(app: &App, owner: String, bytes: u64, share: u64) -> Option<Self> {
-        let reservation = app.upload_quota.reserve(owner.clone(), bytes.max(LEAST_BYTES), share)?;
-        Some(Self { owner, share, _reservation: reservation })
+    /// Claims bytes. Fails if the uploads in progress alone take more than the share. `full` says so.
+    fn make(app: &App, owner: String, bytes: u64, share: u64, full: &str) -> Result<Self, Problem> {
+        let reservation = app.upload_quota.reserve(owner.clone(), bytes.max(LEAST_BYTES), share);
+        let reservation = reservation.ok_or_else(|| no_room(full))?;
+        Ok(Self { owner, share, full: no_room(full), _reservation: reservation })
     }
 
-    /// True if the stored files and all uploads in progress have room in the share.
-    fn fits(&self, app: &App, stored: u64) -> bool {
-        stored.saturating_add(app.upload_quota.reserved(&self.owner)) <= self.share
+    /// Fails unless the stored files and all uploads in progress have room in the share.
+    fn check(&self, app: &App, stored: u64) -> Result<(), Problem> {
+        let used = stored.saturating_add(app.upload_quota.reserved(&self.owner));
+        if used <= self.share { Ok(()) } else { Err(self.full.clone()) }
     }
 }
 

@@ -108,12 +108,12 @@ fn check_hardware(hardware: &Hardware) -> Result<(), DomainError> {
 }
 
 pub(super) fn check_test(checks: &[Check]) -> Result<(), DomainError> {
-    let texts = |c: &Check| [c.id.clone(), c.actual.clone(), c.required.clone(), c.unit.clone(), c.remedy.clone()];
-    let is_bounded = |text: &String| text.len() <= MAX_CHECK_TEXT && text.chars().all(is_plain);
-    if checks.iter().flat_map(texts).map(|text| text.len()).sum::<usize>() > MAX_TEST_TEXT {
+    let texts = || checks.iter().flat_map(Check::texts);
+    let is_bounded = |text: &str| text.len() <= MAX_CHECK_TEXT && text.chars().all(is_plain);
+    if texts().map(str::len).sum::<usize>() > MAX_TEST_TEXT {
         return Err(DomainError::field("checks", format!("A self-test has at most {MAX_TEST_TEXT} bytes of text.")));
     }
-    if checks.len() > MAX_CHECKS || !checks.iter().flat_map(texts).all(|text| is_bounded(&text)) {
+    if checks.len() > MAX_CHECKS || !texts().all(is_bounded) {
         let message =
             format!("A self-test has at most {MAX_CHECKS} checks, with texts of at most {MAX_CHECK_TEXT} bytes.");
         return Err(DomainError::field("checks", message));
