@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    hash::{BuildHasher as _, RandomState},
     net::TcpListener,
     path::{Path, PathBuf},
 };
@@ -48,9 +49,19 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
     program("GPUBNB_NATS_SERVER", "nats-server", "run `make setup`")
 }
 
-/// A TCP port of 127.0.0.1 that is free at this moment.
+/// A TCP port of 127.0.0.1 that is free at this moment. The kernel gives no port of this range to connections and to
+/// listeners on port 0, and each call chooses another one, so that the port is still free a moment later.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    const FIRST: u16 = 10_000;
+    for _ in 0..100 {
+        // Each state of the standard library's hash function has random keys.
+        let random = RandomState::new().hash_one(()).to_le_bytes();
+        let port = FIRST + u16::from_le_bytes([random[0], random[1]]) % 22_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free")
 }
 
 /// Installs the cryptography that the HTTP clients of this process use for TLS.

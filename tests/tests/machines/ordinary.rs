@@ -143,7 +143,8 @@ async fn no_other_user_of_the_machine_can_read_the_files_of_a_job() {
         let body = pin_to_machine(job(&["checkpoint"], &asked), &market.machine_id(machine).unwrap());
         let id = market.consumer.submit(&body).await.unwrap();
         let is_saved = async || {
-            let logs = market.consumer.get(&format!("/jobs/{id}/logs")).await.unwrap();
+            // Right after the submission the read model may not have the job yet.
+            let Ok(logs) = market.consumer.get(&format!("/jobs/{id}/logs")).await else { return false };
             logs["rows"].as_array().unwrap().iter().any(|line| line["text"] == "saved")
         };
         wait_until("the job's checkpoint", is_saved).await;
