@@ -8,7 +8,7 @@ use gpubnb_events::{
     JobId, MachineId,
     command::Secret,
     job_request::{InputRequest, JobRequest},
-    spec::Strategy,
+    spec::{Egress, Strategy},
 };
 
 /// Runs jobs on spare GPU machines.
@@ -191,9 +191,10 @@ pub(crate) struct ResourceArgs {
     /// Memory of each GPU, MiB.
     #[arg(long = "vram-mib", visible_alias = "vram", value_name = "MIB")]
     vram_mib: Option<u64>,
-    /// Allows the job to use the network.
-    #[arg(long)]
-    egress: bool,
+    /// The hosts of the internet that the job may reach, with commas between them: `pypi.org`, `*.pypi.org` for all names
+    /// below it too, `any` for every public host.
+    #[arg(long, value_name = "HOSTS", default_value = "none", hide_default_value = true)]
+    egress: Egress,
 }
 
 /// The limits of a job.
@@ -295,7 +296,7 @@ impl RunArgs {
             open_files: resources.open_files,
             gpus: resources.gpus,
             vram_mib: resources.vram_mib,
-            egress: resources.egress,
+            egress: resources.egress.clone(),
             machine: placement.machine,
             price_cap_usd: limits.price_cap.clone(),
             gpu_model: placement.gpu_model.clone(),
@@ -328,7 +329,7 @@ mod tests {
     fn every_option_of_run_is_a_field_of_the_request() {
         let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 \
             --disk-mib 40 --pids 600 --open-files 5000 --min-cuda 12.4 --shm-mib 32 --workdir /app --gpus 1 \
-            --vram 8 --egress --strategy most-reliable --min-reliability 90 --verified --gpu-model 4090 \
+            --vram 8 --egress *.pypi.org,github.com --strategy most-reliable --min-reliability 90 --verified --gpu-model 4090 \
             --region eu --allow-simulated --price-cap 1.5 --budget 2 --time 10 --queue-seconds 61 \
             --max-attempts 2 -e A=b -- python train.py";
         let Command::Run(run) = Cli::try_parse_from(all.split_whitespace()).unwrap().command else { panic!("run") };
@@ -350,7 +351,7 @@ mod tests {
             min_cuda: text("12.4"),
             gpus: Some(1),
             vram_mib: Some(8),
-            egress: true,
+            egress: "*.pypi.org,github.com".parse().unwrap(),
             price_cap_usd: text("1.5"),
             gpu_model: text("4090"),
             region: text("eu"),

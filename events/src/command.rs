@@ -14,7 +14,7 @@ use crate::{
     event::{Check, DeclineReason, Reason},
     ids::{AccountId, CommandId, JobId, Lease, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
-    spec::{Artifact, JobSpec, LeftOut, Offer, Placement, PlacementExplanation, Usage},
+    spec::{Artifact, JobSpec, LeftOut, Offer, Placement, PlacementExplanation, Traffic, Usage},
     time::{Millis, Seconds, Timestamp},
 };
 
@@ -324,6 +324,9 @@ pub struct Report {
     pub left_out: Vec<LeftOut>,
     /// The resources that the attempt used; `None` if the job's code never ran.
     pub usage: Option<Usage>,
+    /// The traffic with the internet; `None` if the job asked for no host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// The time of the end, by the worker's clock.
     pub occurred_at: Timestamp,
     /// The machine's signature over the list of files ([`crate::manifest::signed_text`]), base64url.

@@ -15,7 +15,7 @@ use crate::{
     ids::{CommandId, JobId, MachineId},
     money::{HourlyRate, MicroUsd},
     refusal::{Refusal, RefusalKind},
-    spec::{Input, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources, Strategy},
+    spec::{Egress, Input, InvalidPattern, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources, Strategy},
     template::{self, Template},
     time::Seconds,
 };
@@ -87,9 +87,10 @@ pub struct JobRequest {
     /// Least memory of each GPU, MiB.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub vram_mib: Option<u64>,
-    /// True if the job needs the network.
-    #[serde(deserialize_with = "check_box", skip_serializing_if = "is_false")]
-    pub egress: bool,
+    /// The hosts of the internet that the job may reach, such as `pypi.org`; `*.pypi.org` for all names below it, too;
+    /// `*` for every public host.
+    #[serde(skip_serializing_if = "Egress::is_none")]
+    pub egress: Egress,
     /// The machine on which the job must run; the market chooses one if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineId>,
@@ -169,6 +170,9 @@ impl JobRequest {
             (None, None) => return Err(invalid("image", "Choose a template, or name an image.")),
         };
         let name = self.name.filter(|n| !n.trim().is_empty());
+        // Capital letters are made small.
+        let egress =
+            self.egress.patterns().join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
         let spec = JobSpec {
             name: name.unwrap_or_else(|| template.map_or("Custom image", |t| t.title).to_owned()),
             template: template.map(|t| t.id.to_owned()),
@@ -176,7 +180,7 @@ impl JobRequest {
             command,
             workdir: not_blank(self.workdir.as_deref()).map(ToOwned::to_owned),
             resources,
-            egress: self.egress,
+            egress,
             env: self.env.keys().cloned().collect(),
             inputs,
         };
@@ -249,7 +253,7 @@ impl JobRequest {
             open_files: *open_files,
             gpus: Some(*gpus),
             vram_mib: Some(vram.0),
-            egress: *egress,
+            egress: egress.clone(),
             machine: *machine,
             price_cap_usd: price_cap.map(|cap| without_sign(cap.0)),
             gpu_model: gpu_model.clone(),

@@ -6,7 +6,7 @@ use gpubnb_events::{
     command::{Secret, SubmitJob},
     event::JobSubmitted,
     job_request::{InputRequest, JobRequest},
-    spec::{Input, Limits, Strategy},
+    spec::{Egress, Input, Limits, Strategy},
     template,
 };
 use proptest::{
@@ -71,11 +71,15 @@ fn placement() -> impl Generator<Value = JobRequest> {
     prop_oneof![named, market]
 }
 
+fn egress() -> impl Generator<Value = Egress> {
+    "([a-z]{1,9}\\.[a-z]{2,3} ){0,3}|any".prop_map(|text| text.parse().unwrap())
+}
+
 fn request() -> impl Generator<Value = JobRequest> {
     let sizes = (of(any::<u32>()), of(any::<u64>()), of(any::<u64>()), of(any::<u32>()), of(any::<u64>()));
     let added = (of(any::<u64>()), of("/[a-z/]{0,9}"), of(any::<u64>()), of(any::<u32>()), of(any::<u32>()));
     let limits = (of(any::<u64>()), of(amount()), of(any::<u32>()), of(any::<u64>()));
-    let given = (btree_map("[A-Z]{1,5}", text().prop_map(Secret), 0..4), vec(text(), 0..4), any::<bool>());
+    let given = (btree_map("[A-Z]{1,5}", text().prop_map(Secret), 0..4), vec(text(), 0..4), egress());
     (program(), placement(), sizes, limits, given, of(text()), added).prop_map(
         |(
             program,

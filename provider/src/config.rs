@@ -5,7 +5,11 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, value_parser};
-use gpubnb_events::{MicroUsd, spec::WELL_KNOWN_REGISTRIES};
+use gpubnb_dialer::Mirror;
+use gpubnb_events::{
+    MicroUsd,
+    spec::{Egress, WELL_KNOWN_REGISTRIES},
+};
 
 use crate::{image_fetch::PrivateRegistry, owner::Hours};
 
@@ -91,9 +95,25 @@ pub struct RunArgs {
     /// Seconds between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = value_parser!(u32).range(0..=300))]
     pub reclaim_grace: u32,
-    /// Allow the network to jobs that ask for it: the internet, and all that this machine reaches in its local network.
-    #[arg(long, env = "GPUBNB_ALLOW_EGRESS")]
-    pub allow_egress: bool,
+    /// The hosts of the internet that jobs may reach if they ask for them, with commas between: `pypi.org`,
+    /// `*.pypi.org` for all names below it too, `any` (or no value) for every public host. Jobs never reach this
+    /// machine's own networks.
+    #[arg(long, env = "GPUBNB_ALLOW_EGRESS", value_name = "HOSTS", num_args = 0..=1)]
+    #[arg(default_value = "none", default_missing_value = "any")]
+    pub allow_egress: Egress,
+    /// The ports that jobs may use at these hosts.
+    #[arg(long, env = "GPUBNB_EGRESS_PORTS", value_delimiter = ',', value_name = "PORT", default_values_t = [80, 443])]
+    pub egress_port: Vec<u16>,
+    /// Most that all jobs together may exchange with the internet, Mbit/s; 0 for no limit.
+    #[arg(long, env = "GPUBNB_EGRESS_MBIT", default_value_t = 100, value_parser = value_parser!(u64).range(0..=400_000))]
+    pub egress_mbit: u64,
+    /// Most that a job may exchange with the internet, GiB.
+    #[arg(long, env = "GPUBNB_EGRESS_GIB", default_value_t = 50, value_parser = value_parser!(u64).range(1..=100_000))]
+    pub egress_gib: u64,
+    /// An address that answers for a host, such as `pypi.org=192.168.1.7:443` for a mirror in your network. May be given
+    /// several times. The address may be private.
+    #[arg(long, env = "GPUBNB_EGRESS_MIRRORS", value_delimiter = ',', value_name = "HOST=ADDRESS", value_parser = mirror)]
+    pub egress_mirror: Vec<Mirror>,
     /// The images that jobs may use.
     #[arg(long, env = "GPUBNB_IMAGES", value_enum, default_value_t = ImagePolicy::Registries)]
     pub images: ImagePolicy,
@@ -147,6 +167,13 @@ pub struct RunArgs {
     /// Largest log of a job, MiB.
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u64).range(1..=1024))]
     pub max_log_mib: u64,
+}
+
+/// Reads a mirror: the host, and the address that answers for it.
+fn mirror(text: &str) -> Result<Mirror, String> {
+    let (host, address) = text.split_once('=').ok_or("write HOST=ADDRESS:PORT")?;
+    let address = address.parse().map_err(|e| format!("{address}: {e}"))?;
+    Ok(Mirror { host: host.to_owned(), address })
 }
 
 /// The images that jobs may use. In addition, the market requires that a custom image is in a public registry and is
@@ -283,10 +310,23 @@ mod tests {
     fn the_command_line_overrides_the_file_and_the_file_overrides_the_defaults() {
         let file = "price = \"0.25\"\nslots = 3\nallow-egress = true\nregistry = [\"ghcr.io\", \"quay.io\"]\n";
         let args = run(file, &["gpubnb-provider", "run", "--slots", "2"]).unwrap();
-        assert_eq!((args.slots, args.allow_egress), (2, true));
+        assert_eq!((args.slots, args.allow_egress), (2, Egress::any()));
         assert_eq!(args.price.to_string(), "$0.25");
         assert_eq!(args.registry, ["ghcr.io", "quay.io"]);
         assert_eq!(run("", &["gpubnb-provider", "run"]).unwrap().slots, 1);
+    }
+
+    #[test]
+    fn the_owner_allows_no_host_every_host_or_a_list() {
+        let egress = |file: &str, options: &[&str]| {
+            run(file, &[&["gpubnb-provider", "run"], options].concat()).map(|args| args.allow_egress.to_string())
+        };
+        assert_eq!(egress("", &[]).unwrap(), "none");
+        assert_eq!(egress("", &["--allow-egress"]).unwrap(), "any public host");
+        assert_eq!(egress("", &["--allow-egress", "pypi.org,*.github.com"]).unwrap(), "*.github.com, pypi.org");
+        assert_eq!(egress("allow-egress = [\"pypi.org\"]", &[]).unwrap(), "pypi.org");
+        assert_eq!(egress("allow-egress = true", &["--allow-egress", "none"]).unwrap(), "none");
+        assert!(egress("", &["--allow-egress", "http://pypi.org"]).is_err());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The sandbox: the settings of a job's container. The container has no capabilities, no network unless the job asks
-//! for internet access, a read-only root, and limits on memory, CPU, processes and files.
+//! The sandbox: the settings of a job's container. The container has no capabilities, no network but loopback, a
+//! read-only root, and limits on memory, CPU, processes and files.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,10 +14,13 @@ use bollard::{
         MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
     },
 };
+use gpubnb_door::{HTTP_PROXY, SOCKS_PROXY};
 use gpubnb_events::{
     JobId, Lease, MachineId,
     spec::{JobSpec, Resources},
 };
+
+use crate::relay::relay_name;
 
 /// Label with the machine's id. A worker finds its containers by this label.
 pub(crate) const LABEL_MACHINE: &str = "gpubnb.machine";
@@ -112,7 +115,7 @@ pub struct SandboxParams<'a> {
     pub max_log: u64,
 }
 
-/// The name of an attempt's container, and of its network if the job may use the network. Docker refuses a second
+/// The name of an attempt's container. Docker refuses a second
 /// container with the same name. The name contains the machine's id, because workers of several markets may share one
 /// Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
@@ -164,7 +167,7 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         working_dir: Some(
             spec.workdir.as_ref().or(params.image.workdir.as_ref()).map_or("/output", String::as_str).to_owned(),
         ),
-        network_disabled: Some(!spec.egress),
+        network_disabled: Some(spec.egress.is_none()),
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
@@ -199,8 +202,21 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
         // runtime gives a job its GPUs, Docker itself sets the variable.
         variables.push(("NVIDIA_VISIBLE_DEVICES", "void".to_owned()));
     }
+    if !spec.egress.is_none() {
+        variables.extend(proxy_variables());
+    }
     let given = params.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// The variables by which programs find the proxies of the job's door. Programs disagree about capital letters. `curl`
+/// and `git` read only the small `http_proxy`. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`, which the
+/// client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its extras is absent.
+fn proxy_variables() -> impl Iterator<Item = (&'static str, String)> {
+    let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+    let proxies = proxies.map(|name| (name, HTTP_PROXY.to_owned()));
+    let direct = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned()));
+    proxies.into_iter().chain(direct).chain([("GPUBNB_SOCKS_PROXY", SOCKS_PROXY.to_owned())])
 }
 
 fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
@@ -224,8 +240,12 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let limit =
         |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
     HostConfig {
-        // A network of its own: on Docker's default network, jobs of several accounts would reach each other.
-        network_mode: Some(if spec.egress { container_name(params.machine, params.lease) } else { "none".to_owned() }),
+        // The network of the relay has nothing but loopback, too.
+        network_mode: Some(if spec.egress.is_none() {
+            "none".to_owned()
+        } else {
+            format!("container:{}", relay_name(params.machine, params.lease))
+        }),
         readonly_rootfs: Some(true),
         cap_drop: Some(vec!["ALL".to_owned()]),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
@@ -293,7 +313,10 @@ mod tests {
 
     use super::*;
     use bollard::models::ImageConfig;
-    use gpubnb_events::{Seq, spec::Mebibytes};
+    use gpubnb_events::{
+        Seq,
+        spec::{Egress, Mebibytes},
+    };
     use serde_json::{Value, json};
 
     const MACHINE: &str = "01940000-0000-7000-8000-00000000000a";
@@ -429,14 +452,20 @@ mod tests {
     }
 
     #[test]
-    fn internet_access_changes_only_the_network_settings() {
-        let with_egress = JobSpec { egress: true, ..spec() };
+    fn a_job_with_a_door_has_the_network_of_its_relay_and_the_proxies_by_name() {
+        let with_egress = JobSpec { egress: Egress::any(), ..spec() };
         let mut created = created(&with_egress, &params());
         assert_eq!(created["NetworkDisabled"].take(), json!(false));
-        assert_eq!(created["HostConfig"]["NetworkMode"].take(), json!(format!("gpubnb-{MACHINE}-7")));
+        assert_eq!(created["HostConfig"]["NetworkMode"].take(), json!(format!("container:gpubnb-{MACHINE}-7-relay")));
+        let variables = created["Env"].take();
+        let variables: Vec<_> = variables.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        for expected in ["http_proxy=http://127.0.0.1:3128", "NO_PROXY=localhost,127.0.0.1,::1"] {
+            assert!(variables.contains(&expected), "{variables:?}");
+        }
         let mut without = self::created(&spec(), &params());
         without["NetworkDisabled"].take();
         without["HostConfig"]["NetworkMode"].take();
+        without["Env"].take();
         assert_eq!(created, without);
     }
 

@@ -27,6 +27,7 @@ mod lease_table;
 mod market;
 mod owner;
 mod platform;
+mod relay;
 mod selftest;
 mod sync;
 mod worker;

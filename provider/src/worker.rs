@@ -11,11 +11,12 @@ use anyhow::{Context as _, bail};
 use async_nats::Client;
 use bollard::Docker;
 use gpubnb_dialer::Dialer;
+use gpubnb_door::Rate;
 use gpubnb_events::{
     Clock as _, HourlyRate, Millis, SystemClock,
     command::{Done, ListMachine, Listed, RecordTest},
     event::Check,
-    spec::{Hardware, Offer, OwnerPolicy},
+    spec::{Egress, Hardware, Offer, OwnerPolicy},
 };
 use gpubnb_runtime::{nats::machine_jetstream, rpc::Caller};
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, CacheLimits, ImageRules, Images, JobDisks, Tools},
+    attempt::{self, CacheLimits, DoorRules, ImageRules, Images, JobDisks, Tools},
     config::{EnrollArgs, ImagePolicy, RunArgs},
     control::{Availability, ControlServer},
     credential::Credential,
@@ -38,6 +39,7 @@ use crate::{
     market::{MarketClient, http_client},
     owner::{self, ReclaimReason, SharingRules},
     platform::Platform,
+    relay,
     selftest::{self, Measure, TestSubject},
     sync::reconcile,
 };
@@ -59,7 +61,7 @@ pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
 
 /// Runs the worker until shutdown. Running containers then go on, and the worker resumes their attempts at its next
 /// start. `state` is the worker's directory.
-pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(state: &Path, mut args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let identity = Arc::new(Identity::open(state)?);
     let enrollment = identity.enrollment()?;
     let docker = docker::connect().await.context("Docker does not answer: is dockerd running, and may you use it?")?;
@@ -73,6 +75,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         answered = obtain() => answered.map(drop)?,
     }
     let checks = self_test(&args, &identity, &docker, &gpus, (&http, &enrollment.market)).await;
+    check_relay(&mut args, &docker, &identity).await;
     let unfit = why_unfit(&checks, args.unfit, &docker, &identity).await?;
     // The self-test may take longer than a credential lives.
     let credential = tokio::select! {
@@ -177,6 +180,32 @@ fn image_rules(args: &RunArgs, dialer: Dialer) -> ImageRules {
     }
 }
 
+/// The owner's rules for the internet.
+fn door_rules(args: &RunArgs, dialer: &Dialer) -> DoorRules {
+    DoorRules {
+        hosts: args.allow_egress.clone(),
+        ports: args.egress_port.clone(),
+        max_bytes: args.egress_gib << 30,
+        rate: Arc::new(Rate::megabits(args.egress_mbit)),
+        dialer: dialer.with_mirrors(&args.egress_mirror),
+    }
+}
+
+/// Allows no hosts if jobs cannot reach a relay here, as under gVisor: an offer promises only what works.
+async fn check_relay(args: &mut RunArgs, docker: &Docker, identity: &Identity) {
+    if args.allow_egress.is_none() {
+        return;
+    }
+    let checked = relay::check(docker, identity.machine, args.runtime.as_deref(), &identity.state).await;
+    if let Err(e) = checked {
+        warn!(
+            error = format!("{e:#}"),
+            "jobs on this machine get no way to the internet: their relay does not work here"
+        );
+        args.allow_egress = Egress::default();
+    }
+}
+
 /// Fails if the self-test found the machine unfit, unless `list_unfit` is true: the owner lists the machine anyway.
 fn require_fit(checks: &[Check], list_unfit: bool) -> anyhow::Result<()> {
     for check in checks.iter().filter(|check| !check.passed) {
@@ -220,7 +249,7 @@ fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
         slots: args.slots,
         policy: OwnerPolicy {
             may_evict: has_rules,
-            egress: args.allow_egress,
+            egress: args.allow_egress.clone(),
             idle_minutes: args.idle_minutes,
             hours: args.hours.as_ref().map(ToString::to_string),
             max_pids: args.max_pids,
@@ -241,11 +270,11 @@ fn make_tools(
     identity: Arc<Identity>,
     hardware: Hardware,
 ) -> Arc<Tools> {
-    let machine = identity.machine;
+    let (machine, dialer) = (identity.machine, Dialer::default());
     Arc::new(Tools {
         machine,
         docker,
-        images: Images::new(&identity.state, image_rules(args, Dialer::default())),
+        images: Images::new(&identity.state, image_rules(args, dialer.clone())),
         js: machine_jetstream(client.clone()),
         platform: Platform::new(Caller::new(client.clone()), machine),
         leases: Arc::new(LeaseTable::new(slots)),
@@ -256,6 +285,7 @@ fn make_tools(
         max_log: args.max_log_mib << 20,
         reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
         job_disks: JobDisks::new(&identity.state, owner, args.disk_quota),
+        door_rules: door_rules(args, &dialer),
         http,
         identity,
     })

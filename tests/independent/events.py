@@ -34,13 +34,14 @@ LEFT_OUT = [{"reason": "any", "entries": "count", "example": "any"}]
 GPU = {"uuid": "text", "model": "text", "memory": "count", "capability?": "any", "pci?": "any"}
 HARDWARE = {"cpu_model": "text", "cpu_cores": "count", "memory": "count", "disk": "count", "gpus=": [GPU],
             "driver?": "any", "cuda?": "any", "simulated=": "flag"}
-POLICY = {"may_evict=": "flag", "egress=": "flag", "idle_minutes?": "any", "hours?": "any", "max_pids?": "count",
+HOSTS = ("flag", ["text"])  # older events say true for every host
+POLICY = {"may_evict=": "flag", "egress=": HOSTS, "idle_minutes?": "any", "hours?": "any", "max_pids?": "count",
           "max_open_files?": "count", "registries?": ["text"]}
 OFFER = {"name": "text", "region": "text", "hardware": HARDWARE, "price": "count", "slots": "count", "policy=": POLICY}
 RESOURCES = {"cpu_millis": "count", "memory": "count", "shm?": "count", "output": "count", "disk?": "count",
              "pids?": "count", "open_files?": "count", "gpus=": "count", "vram=": "count"}
 SPEC = {"name": "text", "template?": "text", "image": "text", "command=": ["text"], "workdir?": "text",
-        "resources": RESOURCES, "egress=": "flag", "env?": "any", "inputs?": "any"}
+        "resources": RESOURCES, "egress=": HOSTS, "env?": "any", "inputs?": "any"}
 LIMITS = {"time": "count", "budget": "count", "max_attempts": "count", "queue": "count"}
 REQUIREMENTS = {"price_cap?": "count", "gpu_model?": "text", "min_cuda?": "any", "region?": "text",
                 "allow_simulated=": "flag", "reliability?": "count", "verified?": "flag"}
@@ -54,8 +55,9 @@ METERING = {"broker": "count", "worker?": "count", "limit": "count", "budget?": 
 CHECKED = [{"id": "text", "actual": "any", "required": "any", "unit": "text", "passed": "flag", "remedy?": "any"}]
 SPEED = {"gpus=": ("null", "count"), "measured": "count", "core": ("null", "count")}
 STEP = {"job": "id", "lease": "count"}
+TRAFFIC = {"hosts=": [{"host": "text", "received": "count", "sent": "count"}], "refused=": "count"}
 ENDED = {"job": "id", "lease?": "count", "outputs?": OUTPUTS, "left_out?": LEFT_OUT, "usage?": USAGE,
-         "signature?": "text"}
+         "traffic?": TRAFFIC, "signature?": "text"}
 PAID = {"account": "id", "payout": "id", "amount": "count", "requested": "count"}
 ASSIGNED = {"job": "id", "submission": "count", "machine": "id", "terms": TERMS, "attempt": "count"}
 
@@ -88,8 +90,8 @@ SCHEMAS: Dict[str, Any] = {
     "Exited": {**STEP, "usage": USAGE},
     "Requeued": {**STEP, "reason": REASON, "fault": FAULT, "excluded": "id", "until?": "time", "detail?": "text"},
     "CancelRequested": {"job": "id"},
-    "Completed": {**STEP, "outputs": OUTPUTS, "left_out?": LEFT_OUT, "usage": USAGE, "occurred_at": "time",
-                  "signature?": "text"},
+    "Completed": {**STEP, "outputs": OUTPUTS, "left_out?": LEFT_OUT, "usage": USAGE, "traffic?": TRAFFIC,
+                  "occurred_at": "time", "signature?": "text"},
     "Failed": {**ENDED, "reason": REASON, "fault": FAULT, "detail?": "text"},
     "Cancelled": ENDED,
     "Settled": {"job": "id", "rule?": "count", "consumer": "id", "provider?": "id", "submission": "count",

@@ -27,7 +27,7 @@ class Need(NamedTuple):
     open_files: int
     gpus: int
     vram: int
-    egress: bool
+    egress: List[str]
     registry: Optional[str]  # of the image; None for a template's image, which every owner allows
 
 
@@ -45,7 +45,7 @@ class State(NamedTuple):
     gpus: Tuple[Tuple[str, int], ...]  # model and memory
     cuda: Any
     simulated: bool
-    egress: bool
+    egress: List[str]
     max_pids: int
     max_open_files: int
     registries: Optional[Tuple[str, ...]]
@@ -86,7 +86,13 @@ def need(submitted: Event) -> Need:
     have = spec["resources"]
     return Need(have["cpu_millis"], have["memory"], have["output"], given(have, "disk", have["output"] + 256),
                 given(have, "pids", 512), given(have, "open_files", 4096), have.get("gpus", 0), have.get("vram", 0),
-                spec.get("egress", False), None if spec.get("template") else registry(spec["image"]))
+                hosts(spec), None if spec.get("template") else registry(spec["image"]))
+
+
+def hosts(entry: Dict[str, Any]) -> List[str]:
+    """The hosts that a job asks for, or that an owner allows. Older events say true for every host."""
+    found = entry.get("egress", False)
+    return found if isinstance(found, list) else ["*"] if found else []
 
 
 def registry(image: str) -> str:
@@ -108,7 +114,7 @@ def offered(body: Dict[str, Any]) -> Dict[str, Any]:
     return {"name": offer["name"], "region": offer["region"], "price": offer["price"], "slots": offer["slots"],
             "cpu_millis": have["cpu_cores"] * 1000, "memory": have["memory"], "disk": have["disk"],
             "gpus": tuple((gpu["model"], gpu["memory"]) for gpu in have.get("gpus", [])),
-            "cuda": have.get("cuda"), "simulated": have.get("simulated", False), "egress": policy.get("egress", False),
+            "cuda": have.get("cuda"), "simulated": have.get("simulated", False), "egress": hosts(policy),
             "max_pids": given(policy, "max_pids", 8192), "max_open_files": given(policy, "max_open_files", 65_536),
             "registries": allowed(policy.get("registries"))}
 

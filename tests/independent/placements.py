@@ -14,6 +14,7 @@ CLOCK = 2 * 10**9  # nanoseconds by which the time of a decision may differ; thi
 MOST_STATES = 2_000  # that are tried for one assignment; this reader's own choice
 HIGHEST_FEE = 5_000
 DISKS_SINCE = 1_795_910_400 * 10**9  # 2026-11-29: before, `output` was compared instead of the size of the disk
+ADDRESS = re.compile(r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*")  # the last label of a host's name is no number
 DAY = 86_400 * 10**9
 REASONS = ("NotNamed", "Delisted", "Paused", "Away", "OwnerSuspended", "Offline", "Excluded", "NoFreeSlot", "Busy",
            "GpuTooSmall", "Simulated", "GpuModel", "TooSmall", "Cuda", "Region", "Price", "Reliability", "NotVerified",
@@ -72,6 +73,15 @@ def large_gpus(state: State, least: int) -> int:
     return sum(1 for _, memory in state.gpus if memory >= least)
 
 
+def covers(pattern: str, asked: str) -> bool:
+    """Whether a pattern of hosts has every host of another pattern."""
+    if pattern in ("*", asked):
+        return True
+    if not pattern.startswith("*.") or ADDRESS.fullmatch(asked):
+        return False
+    return ("." + asked.removeprefix("*.")).endswith(pattern[1:])
+
+
 def against_state(state: State, suspended: bool) -> Optional[str]:
     """The first reason that lies in what the machine or its owner does."""
     if state.delisted:
@@ -93,7 +103,7 @@ def against_offer(state: State, need: Need, asked: Wish) -> Optional[str]:
         return "TooSmall"
     if state.max_pids < need.pids or state.max_open_files < need.open_files:
         return "TooSmall"
-    if need.egress and not state.egress:
+    if not all(any(covers(ours, asked) for ours in state.egress) for asked in need.egress):
         return "NoEgress"
     if state.registries is not None and need.registry is not None and need.registry not in state.registries:
         return "ImageNotAllowed"

@@ -127,7 +127,7 @@ class Log:
                                              "speed": {"gpus": gpus, "measured": measured, "core": core}})
 
     def submitted(self, job: str = JOB, hold: int = 500_000, wish: Optional[Fields] = None, account: str = CONSUMER,
-                  time: int = 600, attempts: int = 3, egress: bool = False, image: str = "i", **resources: int) -> int:
+                  time: int = 600, attempts: int = 3, egress: Any = False, image: str = "i", **resources: int) -> int:
         """A job."""
         asked = {"cpu_millis": 1000, "memory": 1000, "output": 1000, "gpus": 0, "vram": 0, **resources}
         return self.add("JobSubmitted", {

@@ -138,6 +138,7 @@ pub(crate) fn job_events(
             outputs: Vec::new(),
             left_out: Vec::new(),
             usage: Usage { run },
+            traffic: None,
             occurred_at,
             signature: None,
         }

@@ -253,20 +253,21 @@ pub(crate) async fn is_online(stranger: &ApiClient, name: &str) -> bool {
 
 /// Removes all containers and networks of a machine.
 pub(crate) fn remove_containers(machine: &str) {
-    let label = format!("label=gpubnb.machine={}", machine.trim());
-    let listed = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &label]).output();
-    let Ok(listed) = listed else { return };
-    let ids = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let ids: String =
+        ["machine", "relay"].map(|kind| listed_containers(&format!("gpubnb.{kind}={}", machine.trim()))).concat();
     if !ids.trim().is_empty() {
         let removed = Command::new("docker").args(["rm", "--force", "--volumes"]).args(ids.split_whitespace()).output();
         if let Err(e) = removed {
             eprintln!("containers of machine {machine} are left: {e}");
         }
     }
-    let pruned = Command::new("docker").args(["network", "prune", "--force", "--filter", &label]).output();
-    if let Err(e) = pruned {
-        eprintln!("networks of machine {machine} are left: {e}");
-    }
+}
+
+/// The ids of the containers with a label, one on each line.
+fn listed_containers(label: &str) -> String {
+    let listed =
+        Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &format!("label={label}")]).output();
+    listed.map(|listed| String::from_utf8_lossy(&listed.stdout).into_owned()).unwrap_or_default()
 }
 
 /// Unmounts the file systems of jobs below a directory, so that the directory can be removed.

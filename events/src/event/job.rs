@@ -7,7 +7,7 @@ use crate::{
     ids::{AccountId, JobId, Lease, MachineId, Seq},
     ledger::Posting,
     money::MicroUsd,
-    spec::{Artifact, LeftOut, Metering, PlacementExplanation, Terms, Usage},
+    spec::{Artifact, LeftOut, Metering, PlacementExplanation, Terms, Traffic, Usage},
     time::Timestamp,
 };
 
@@ -286,6 +286,9 @@ pub struct Completed {
     pub usage: Usage,
     /// When the program ended, by the worker's clock.
     pub occurred_at: Timestamp,
+    /// The traffic with the internet, if the job asked for hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// The machine's signature over the manifest ([`crate::manifest::signed_text`]), base64url.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
@@ -315,6 +318,9 @@ pub struct Failed {
     /// The metered use, if the worker reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The traffic with the internet, if the job asked for hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// The machine's signature over the manifest, as in [`Completed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
@@ -337,6 +343,9 @@ pub struct Cancelled {
     /// The metered use, if the worker reported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The traffic with the internet, if the job asked for hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// The machine's signature over the manifest, as in [`Completed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
@@ -345,7 +354,7 @@ pub struct Cancelled {
 impl Cancelled {
     /// The end of a job whose attempt, if there was one, reported nothing.
     pub fn unreported(job: JobId, lease: Option<Lease>) -> Self {
-        Self { job, lease, outputs: Vec::new(), left_out: Vec::new(), usage: None, signature: None }
+        Self { job, lease, outputs: Vec::new(), left_out: Vec::new(), usage: None, traffic: None, signature: None }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobSpec, Mebibytes, Resources, is_in_registries};
+use super::{Egress, JobSpec, Mebibytes, Resources, is_in_registries};
 use crate::money::HourlyRate;
 
 /// The hardware of a machine, as its worker measured it.
@@ -53,9 +53,9 @@ pub struct OwnerPolicy {
     /// True if the owner may take the machine back while a job runs.
     #[serde(default)]
     pub may_evict: bool,
-    /// True if jobs may use the network.
-    #[serde(default)]
-    pub egress: bool,
+    /// The hosts of the internet that jobs may reach if they ask for them.
+    #[serde(default, skip_serializing_if = "Egress::is_none")]
+    pub egress: Egress,
     /// Jobs may run after the GPUs were idle for this many minutes; `None`: jobs need not wait for idle GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_minutes: Option<u32>,

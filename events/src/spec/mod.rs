@@ -1,6 +1,7 @@
 //! The specification of a job and the offer of a machine: the values inside events and commands.
 
 mod cuda;
+mod egress;
 mod image_name;
 mod machine;
 mod placement;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     cuda::CudaVersion,
+    egress::{Egress, HostTraffic, InvalidPattern, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, OTHER_HOSTS, Traffic},
     image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_digest, is_in_registries},
     machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},
     placement::{
@@ -53,9 +55,9 @@ pub struct JobSpec {
     pub workdir: Option<String>,
     /// The resources that the job may use.
     pub resources: Resources,
-    /// True if the job needs the network, and therefore a machine that allows it.
-    #[serde(default)]
-    pub egress: bool,
+    /// The hosts of the internet that the job may reach, on a machine whose owner allows all of them.
+    #[serde(default, skip_serializing_if = "Egress::is_none")]
+    pub egress: Egress,
     /// Names of the environment variables. The values are secrets, and never enter an event.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
@@ -75,7 +77,7 @@ impl JobSpec {
             command,
             workdir: None,
             resources,
-            egress: false,
+            egress: Egress::default(),
             env: Vec::new(),
             inputs: Vec::new(),
         }

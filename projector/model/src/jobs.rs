@@ -76,6 +76,7 @@ fn new_job(e: &JobSubmitted, at: Timestamp) -> JobRow {
         attempts: Vec::new(),
         outputs: Vec::new(),
         left_out: Vec::new(),
+        traffic: None,
         signature: None,
         submitted_at: at,
         started_at: None,
@@ -170,15 +171,18 @@ impl JobRow {
                 self.reason = None;
                 self.fault = None;
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
+                self.traffic.clone_from(&e.traffic);
             }
             Event::Failed(e) => {
                 self.end(JobState::Failed, e.lease, recorded.at);
                 self.set_failure(e.reason, e.fault, &e.detail);
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
+                self.traffic.clone_from(&e.traffic);
             }
             Event::Cancelled(e) => {
                 self.end(JobState::Cancelled, e.lease, recorded.at);
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
+                self.traffic.clone_from(&e.traffic);
             }
             Event::Settled(e) => {
                 self.settled = true;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     AccountId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason, Settled},
-    spec::{Artifact, JobSpec, LeftOut, Limits, Offer, Placement, PlacementExplanation, Terms},
+    spec::{Artifact, JobSpec, LeftOut, Limits, Offer, Placement, PlacementExplanation, Terms, Traffic},
 };
 use gpubnb_query::view::{
     AttemptView, Balance, Day, Figures, JobState, JobView, LastFault, ListedMachine, MachineState, Receipt,
@@ -40,6 +40,8 @@ pub struct JobRow {
     pub outputs: Vec<Artifact>,
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
+    #[serde(default)]
+    pub traffic: Option<Traffic>,
     pub signature: Option<String>,
     pub submitted_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -192,6 +194,7 @@ impl From<JobRow> for JobView {
             attempts,
             outputs,
             left_out,
+            traffic,
             signature,
             submitted_at,
             started_at,
@@ -219,6 +222,7 @@ impl From<JobRow> for JobView {
             attempts: attempts.into_iter().map(Into::into).collect(),
             outputs,
             left_out,
+            traffic,
             signature,
             submitted_at,
             started_at,

@@ -70,6 +70,15 @@ pub struct AllowedHost {
     pub port: u16,
 }
 
+/// A host for which another address answers, such as a mirror in the network of the machine's owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// The name of the host.
+    pub host: String,
+    /// The address that answers at every port of the host. It may be private, because the owner chose it.
+    pub address: SocketAddr,
+}
+
 /// Connects to public addresses. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct Dialer {
@@ -80,6 +89,7 @@ pub struct Dialer {
     lookups: Arc<Semaphore>,
     /// The one host whose address may be private.
     allowed: Option<AllowedHost>,
+    mirrors: Arc<[Mirror]>,
 }
 
 impl Default for Dialer {
@@ -89,6 +99,7 @@ impl Default for Dialer {
             seen_as: Arc::default(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             allowed: None,
+            mirrors: Arc::default(),
         }
     }
 }
@@ -105,10 +116,19 @@ impl Dialer {
         Self { allowed: Some(host), ..self.clone() }
     }
 
+    /// The same dialer, which connects to other addresses for some hosts.
+    #[must_use]
+    pub fn with_mirrors(&self, mirrors: &[Mirror]) -> Self {
+        Self { mirrors: mirrors.into(), ..self.clone() }
+    }
+
     /// The addresses of a host that may be connected to: at least one, and at most [`MAX_ADDRESSES`]. `host` is a name
     /// or an address; an IPv6 address may stand in brackets.
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
         let name = host.trim_start_matches('[').trim_end_matches(']');
+        if let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.host.eq_ignore_ascii_case(name)) {
+            return Ok(vec![mirror.address]);
+        }
         let unresolved = |source| DialError::Unresolved { host: host.to_owned(), source };
         let (lookups, wanted) = (Arc::clone(&self.lookups), name.to_owned());
         // A lookup that takes too long keeps its thread, and therefore its permit. The semaphore is never closed.

@@ -6,9 +6,7 @@ use bollard::{
     Docker,
     container::LogOutput,
     errors::Error,
-    models::{
-        ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerWaitResponse, NetworkCreateRequest,
-    },
+    models::{ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerWaitResponse},
     query_parameters::{
         AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, EventsOptionsBuilder, LogsOptionsBuilder,
         RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptions,
@@ -20,12 +18,12 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use super::Problem;
-use crate::docker::container_name;
+use crate::{docker::container_name, relay::relay_name};
 
 /// Pause between two tries to stop a container.
 const STOP_RETRY: Duration = Duration::from_secs(1);
 
-/// A handle to an attempt's container, which may not exist yet. Its name is computed from the machine and the lease.
+/// A handle to a container of an attempt, which may not exist yet. Its name is computed from the machine and the lease.
 pub(super) struct Container {
     docker: Docker,
     name: String,
@@ -46,8 +44,14 @@ pub(super) enum CreateResult {
 }
 
 impl Container {
-    pub(super) fn new(docker: Docker, machine: MachineId, lease: Lease) -> Self {
+    /// The container of the job.
+    pub(super) fn of_job(docker: Docker, machine: MachineId, lease: Lease) -> Self {
         Self { docker, name: container_name(machine, lease), lease, being_made: Arc::default() }
+    }
+
+    /// The container of the relay, beside a job with a door.
+    pub(super) fn of_relay(docker: Docker, machine: MachineId, lease: Lease) -> Self {
+        Self { name: relay_name(machine, lease), ..Self::of_job(docker, machine, lease) }
     }
 
     /// The id of the image from which the container was created; `None` if the container does not exist.
@@ -73,21 +77,6 @@ impl Container {
             Ok(created) => Ok(CreateResult::New(created.id)),
             Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(CreateResult::Existed),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(CreateResult::NoImage),
-            Err(e) => Err(Problem::of_docker(e)),
-        }
-    }
-
-    /// Makes the network that only this container is in.
-    pub(super) async fn create_network(&self, labels: HashMap<String, String>) -> Result<(), Problem> {
-        let request = NetworkCreateRequest {
-            name: self.name.clone(),
-            driver: Some("bridge".to_owned()),
-            labels: Some(labels),
-            ..Default::default()
-        };
-        match self.docker.create_network(request).await {
-            // A former run of the worker made it.
-            Ok(_) | Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
             Err(e) => Err(Problem::of_docker(e)),
         }
     }
@@ -174,20 +163,13 @@ impl Container {
         }
     }
 
-    /// Removes the container and its network, and kills the container first if it runs. Does nothing if they do not
-    /// exist.
+    /// Removes the container, and kills the container first if it runs. Does nothing if the container does not exist.
     pub(super) async fn remove(&self) -> Result<(), Error> {
         let _being_removed = self.being_made.lock().await;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        ignore_absent(self.docker.remove_container(&self.name, Some(options)).await)?;
-        ignore_absent(self.docker.remove_network(&self.name).await)
-    }
-}
-
-/// The result of a removal. A thing that does not exist is removed.
-fn ignore_absent(removed: Result<(), Error>) -> Result<(), Error> {
-    match removed {
-        Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
-        removed => removed,
+        match self.docker.remove_container(&self.name, Some(options)).await {
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
+            removed => removed,
+        }
     }
 }

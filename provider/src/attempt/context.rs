@@ -1,17 +1,22 @@
 //! The context of an attempt: its job, its lease, its container, its desired state, and the tools that all attempts on
 //! this machine share. Every step of an attempt gets the context.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_nats::jetstream::Context;
 use bollard::Docker;
 use gpubnb_events::{JobId, Lease, MachineId, spec::Hardware};
 use gpubnb_runtime::trace::SpanFields;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, watch};
 use tracing::Span;
 
 use super::{
     container::Container,
+    door::{AttemptDoor, DoorRules},
     images::Images,
     job_disk::{JobDisk, JobDisks},
     watch::{wait_for_value, wait_until},
@@ -44,8 +49,32 @@ pub(crate) struct Tools {
     /// Time between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     pub(crate) reclaim_grace: Duration,
     pub(crate) job_disks: JobDisks,
+    pub(crate) door_rules: DoorRules,
     pub(crate) http: reqwest::Client,
     pub(crate) identity: Arc<Identity>,
+}
+
+/// Lines that the worker itself adds to the job's log.
+pub(super) struct Notes {
+    sender: mpsc::Sender<String>,
+    /// The task that forwards the log takes the lines.
+    pub(super) receiver: Mutex<mpsc::Receiver<String>>,
+}
+
+/// Most lines that wait for the next chunk of the log.
+const MAX_WAITING_NOTES: usize = 64;
+
+impl Default for Notes {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(MAX_WAITING_NOTES);
+        Self { sender, receiver: Mutex::new(receiver) }
+    }
+}
+
+impl Notes {
+    pub(super) fn sender(&self) -> mpsc::Sender<String> {
+        self.sender.clone()
+    }
 }
 
 /// The context of an attempt.
@@ -55,13 +84,20 @@ pub(crate) struct AttemptContext {
     pub(super) lease: Lease,
     /// The attempt's container. It may not exist yet.
     pub(super) container: Container,
+    /// The container of the relay. It exists if the job asks for hosts of the internet.
+    pub(super) relay: Container,
+    /// The job's way to the internet, once it is open. It is closed with the context.
+    pub(super) door: OnceLock<AttemptDoor>,
+    pub(super) notes: Notes,
     desired: watch::Receiver<DesiredState>,
 }
 
 impl AttemptContext {
     pub(crate) fn new(tools: Arc<Tools>, job: JobId, lease: Lease, desired: watch::Receiver<DesiredState>) -> Self {
-        let container = Container::new(tools.docker.clone(), tools.machine, lease);
-        Self { tools, job, lease, container, desired }
+        let container = Container::of_job(tools.docker.clone(), tools.machine, lease);
+        let relay = Container::of_relay(tools.docker.clone(), tools.machine, lease);
+        let (door, notes) = (OnceLock::new(), Notes::default());
+        Self { tools, job, lease, container, relay, door, notes, desired }
     }
 
     /// The tracing span that adds the job, the machine and the lease to every line of the worker's log.

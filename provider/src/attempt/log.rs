@@ -13,7 +13,7 @@ use gpubnb_events::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::debug;
@@ -58,10 +58,11 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
     let mut ended = signals.container_ended();
     let mut reader = LogReader::at(LogPosition::saved(&context.directory()), context.tools.max_log);
     let mut chunk = Chunk::new(context, reader.position);
+    let mut notes = context.notes.receiver.lock().await;
     let (mut tries, mut failures) = (0, 0);
     while tries < MAX_READS {
         let had_ended = *ended.borrow();
-        match reader.read(&mut chunk, !had_ended, &mut ended).await {
+        match reader.read(&mut chunk, !had_ended, &mut ended, &mut notes).await {
             ReadResult::AtEnd if had_ended => break,
             // Either the container ends now, or Docker does not answer. In both cases read the rest of the log next.
             ReadResult::AtEnd => drop(timeout(RETRY, wait_until(&mut ended, |ended| *ended)).await),
@@ -79,6 +80,9 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
             }
         }
         tries += u32::from(had_ended);
+    }
+    while let Ok(note) = notes.try_recv() {
+        reader.keep_note(&mut chunk, note);
     }
     chunk.flush().await;
     for line in reader.lines.finish() {
@@ -141,7 +145,13 @@ impl LogReader {
 
     /// Reads the frames after the last read. With `follow`, reads until the container has ended; otherwise reads the
     /// frames that exist.
-    async fn read(&mut self, chunk: &mut Chunk<'_>, follow: bool, ended: &mut watch::Receiver<bool>) -> ReadResult {
+    async fn read(
+        &mut self,
+        chunk: &mut Chunk<'_>,
+        follow: bool,
+        ended: &mut watch::Receiver<bool>,
+        notes: &mut mpsc::Receiver<String>,
+    ) -> ReadResult {
         // Docker may have rotated away what follows the limit. Nobody misses these frames.
         let only_new = self.position.is_cut;
         let mut frames = Box::pin(chunk.context.container.log(follow, only_new));
@@ -153,6 +163,11 @@ impl LogReader {
                 frame = frames.next() => frame,
                 () = sleep_until(chunk.flush_at), if chunk.has_content() => {
                     chunk.flush().await;
+                    continue;
+                }
+                // Between two lines of the job, so that the saved position is after the note.
+                Some(note) = notes.recv(), if !self.lines.has_partial() => {
+                    self.keep_note(chunk, note);
                     continue;
                 }
                 () = wait_until(ended, |ended| *ended), if follow && is_short => return ReadResult::AtEnd,
@@ -181,6 +196,13 @@ impl LogReader {
                 chunk.flush().await;
             }
         }
+    }
+
+    /// Adds a line of the worker itself to the log of the job.
+    fn keep_note(&mut self, chunk: &mut Chunk<'_>, text: String) {
+        self.position.bytes += text.len() as u64 + LINE_COST;
+        let line = LogLine { stream: LogStream::Stderr, at: SystemClock.now(), text, cut: 0 };
+        self.keep(chunk, JobLine::Log(line));
     }
 
     /// Adds a line to the chunk, unless the log has reached its limit. Progress and metrics have no limit.

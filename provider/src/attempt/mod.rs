@@ -2,7 +2,8 @@
 //!
 //! The steps of an attempt, each in the file of its name:
 //! 1. Accept the lease.
-//! 2. `prepare`: create the container, and record the event `Started` in the market's log.
+//! 2. `prepare`: create the container, and record the event `Started` in the market's log. If the job may reach the
+//!    internet, `door` opens its way there before.
 //! 3. Start the container, but only after `Started` is recorded.
 //! 4. `run`: wait until the container has ended. At the same time `log` forwards the job's log, and
 //!    `unfinished` shows the line that the job is still writing.
@@ -15,6 +16,7 @@
 mod artifacts;
 mod container;
 mod context;
+mod door;
 mod end;
 #[cfg(test)]
 mod gpu_loss;
@@ -49,6 +51,7 @@ use tracing::{debug, info, warn};
 
 pub(crate) use self::{
     context::{AttemptContext, Tools},
+    door::DoorRules,
     image_cache::CacheLimits,
     images::{ImageRules, Images},
     job_disk::JobDisks,
@@ -99,7 +102,12 @@ async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u6
 
 /// Prepares and starts the container, and waits until it has ended and its log is forwarded.
 async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
-    let (origin, written) = match prepare_and_start(context, grant).await {
+    let opened = door::open(context, grant).map(|door| door.map(|door| drop(context.door.set(door))));
+    let started = match opened {
+        Ok(_) => prepare_and_start(context, grant).await,
+        Err(problem) => Err(AttemptEnd::Failed(problem)),
+    };
+    let (origin, written) = match started {
         Ok(started) => started,
         Err(end) => return report::make_report(context, grant, end).await,
     };
@@ -112,7 +120,11 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
     };
     let finished = async { tokio::join!(reported, log::forward(context, &signals)).0 };
     let meanwhile = async {
-        tokio::join!(report::announce_slow_exit(context, usage), unfinished::show(context, written));
+        tokio::join!(
+            report::announce_slow_exit(context, usage),
+            unfinished::show(context, written),
+            door::save_traffic(context)
+        );
         std::future::pending::<PendingReport>().await
     };
     tokio::select! {
@@ -176,5 +188,6 @@ fn clean_up(context: AttemptContext, disk_bytes: Option<u64>) {
 
 async fn remove(context: &AttemptContext) -> anyhow::Result<()> {
     context.container.remove().await?;
+    context.relay.remove().await?;
     Ok(job_disk::remove(&context.directory()).await?)
 }

@@ -10,7 +10,7 @@ use gpubnb_events::{
 };
 use tracing::info;
 
-use super::{Problem, container::CreateResult, context::AttemptContext, end::AttemptEnd, inputs};
+use super::{Problem, container::CreateResult, context::AttemptContext, door, end::AttemptEnd, inputs};
 use crate::{
     desired_state::StopReason,
     docker::{LocalImage, SandboxParams, hardened_container, job_user},
@@ -28,7 +28,7 @@ pub(super) enum ContainerOrigin {
 /// Prepares the attempt. An error says how the attempt ended before the job's code ran.
 pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let prepare = async {
-        let image = find_image(context, grant).await?;
+        let (image, ()) = tokio::try_join!(find_image(context, grant), door::start_relay(context, grant))?;
         // `Started` is recorded while the container is created, but not while input files are on their way, which takes
         // long. The container is started only after both are done.
         let start = Start { job: context.job, lease: context.lease, image_digest: image.id.clone() };
@@ -116,9 +116,6 @@ async fn create_container(
         max_log: tools.max_log,
     };
     let body = hardened_container(&grant.spec, &params);
-    if grant.spec.egress {
-        context.container.create_network(body.labels.clone().unwrap_or_default()).await?;
-    }
     let mut created = context.container.create(body.clone()).await?;
     if created == CreateResult::NoImage {
         // Somebody removed the image after its id was found. Find it a second time, which pulls it.

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::{
     artifacts::{self, Collected},
     context::AttemptContext,
+    door::AttemptDoor,
     end::AttemptEnd,
     job_disk, upload,
     watch::wait_for_value,
@@ -62,7 +63,9 @@ pub(super) async fn make_report(context: &AttemptContext, grant: &Grant, end: At
     let Collected { files: outputs, left_out } = collected;
     let signature = sign(context, &outputs);
     let upload = grant.upload.clone().filter(|_| !outputs.is_empty());
-    let report = Report { job, lease, outcome, outputs, left_out, usage, occurred_at: SystemClock.now(), signature };
+    let traffic = context.door.get().map(AttemptDoor::traffic);
+    let occurred_at = SystemClock.now();
+    let report = Report { job, lease, outcome, outputs, left_out, usage, traffic, occurred_at, signature };
     let pending = PendingReport { report, upload };
     pending.write_in_background(&context.directory());
     pending
@@ -176,6 +179,7 @@ mod tests {
             outputs: Vec::new(),
             left_out: Vec::new(),
             usage: Some(Usage { run: Millis(5) }),
+            traffic: None,
             occurred_at: Timestamp::EPOCH,
             signature: None,
         };

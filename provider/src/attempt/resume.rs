@@ -11,7 +11,7 @@ use bollard::{
     Docker,
     errors::Error,
     models::ContainerSummary,
-    query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder},
+    query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder},
 };
 use gpubnb_events::{JobId, Lease, MachineId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,7 +22,10 @@ use super::{
     job_disk,
     report::PendingReport,
 };
-use crate::docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name};
+use crate::{
+    docker::{LABEL_GPUS, LABEL_JOB, LABEL_LEASE, LABEL_MACHINE, container_name},
+    relay::{LABEL_RELAY, relay_name},
+};
 
 /// Resumes each attempt that still has a container with this machine's label, and each attempt without a container
 /// whose report is not delivered yet. Removes the directories of all other attempts.
@@ -55,7 +58,7 @@ pub(crate) async fn resume_all(
         tools.leases.gpus.restore(lease, gpus_of_label(labels.get(LABEL_GPUS)));
         tools.leases.set_container(lease, found.id.as_deref().unwrap_or_default());
     }
-    remove_networks(&tools.docker, tools.machine, &resumed).await?;
+    remove_relays(&tools.docker, tools.machine, &resumed).await?;
     for (lease, dir) in attempt_directories(&tools.attempts_dir) {
         if resumed.contains(&lease) {
             continue;
@@ -70,20 +73,21 @@ pub(crate) async fn resume_all(
     Ok(())
 }
 
-/// Removes the networks of a machine's attempts, except the attempts that are resumed: the worker was killed before it
-/// made the container, or after it removed the container.
-async fn remove_networks(docker: &Docker, machine: MachineId, resumed: &HashSet<Lease>) -> Result<(), Error> {
-    let label = format!("{LABEL_MACHINE}={machine}");
+/// Removes the relays of a machine's attempts, except the attempts that are resumed: the worker was killed before it
+/// made the job's container, or after it removed that container.
+async fn remove_relays(docker: &Docker, machine: MachineId, resumed: &HashSet<Lease>) -> Result<(), Error> {
+    let label = format!("{LABEL_RELAY}={machine}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);
-    let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
-    for network in docker.list_networks(Some(options)).await? {
-        let labels = network.labels.unwrap_or_default();
-        let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse::<Lease>().ok());
-        let (Some(lease), Some(id)) = (lease, network.id) else { continue };
-        if !resumed.contains(&lease)
-            && let Err(e) = docker.remove_network(&id).await
-        {
-            warn!(%lease, error = %e, "the network of a former attempt cannot be removed");
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    for found in docker.list_containers(Some(options)).await? {
+        let lease = found.labels.as_ref().and_then(|labels| labels.get(LABEL_LEASE)?.parse::<Lease>().ok());
+        let Some(lease) = lease.filter(|lease| !resumed.contains(lease)) else { continue };
+        // Anybody can label a container, and only ours has the name.
+        let name = relay_name(machine, lease);
+        let is_ours = found.names.iter().flatten().any(|found| found.strip_prefix('/') == Some(&name));
+        let options = RemoveContainerOptionsBuilder::default().force(true).build();
+        if is_ours && let Err(e) = docker.remove_container(&name, Some(options)).await {
+            warn!(%lease, error = %e, "the relay of a former attempt cannot be removed");
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Problem,
     context::AttemptContext,
+    door,
     end::{AttemptEnd, StopCause},
     outage::Outage,
     pids_watch::PidsWatch,
@@ -208,6 +209,9 @@ async fn classify_exit(
             || was_killed_with_docker(context, code, &state).await;
         if is_interrupted {
             return Err(Problem::new(Reason::Interrupted, "Docker was stopped, and took the job with it"));
+        }
+        if door::is_broken(context).await {
+            return Err(Problem::new(Reason::Interrupted, "the machine broke the job's connections to the internet"));
         }
         if NOT_EXECUTED_EXIT_CODES.contains(&code) && run < NEVER_RAN {
             let line = context.container.first_line().await.unwrap_or_default();

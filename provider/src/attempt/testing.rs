@@ -5,10 +5,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 use async_nats::ConnectOptions;
 use bollard::{API_DEFAULT_VERSION, Docker};
 use gpubnb_dialer::Dialer;
+use gpubnb_door::Rate;
 use gpubnb_events::{
     JobId, Lease, Millis, Seq,
     command::Grant,
-    spec::{Hardware, JobSpec, Mebibytes},
+    spec::{Egress, Hardware, JobSpec, Mebibytes},
     template,
 };
 use gpubnb_runtime::{nats::machine_jetstream, rpc::Caller};
@@ -19,7 +20,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{AttemptContext, CacheLimits, ImageRules, Images, JobDisks, Tools, watch::wait_for_value};
+use super::{AttemptContext, CacheLimits, DoorRules, ImageRules, Images, JobDisks, Tools, watch::wait_for_value};
 use crate::{
     config::DiskQuota, identity::Identity, image_fetch::ImageFetcher, lease_table::LeaseTable, platform::Platform,
 };
@@ -135,6 +136,13 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
         max_log: 1 << 20,
         reclaim_grace: RECLAIM_GRACE,
         job_disks: JobDisks::new(state, (0, 0), DiskQuota::Poll),
+        door_rules: DoorRules {
+            hosts: Egress::default(),
+            ports: Vec::new(),
+            max_bytes: 0,
+            rate: Arc::new(Rate::megabits(0)),
+            dialer: Dialer::default(),
+        },
         http: reqwest::Client::builder().tls_certs_only([]).build().unwrap(),
         identity,
     };

@@ -5,7 +5,7 @@ use gpubnb_events::{
     Actor, CommandId, Lease, MicroUsd, Millis,
     command::{ClosePayout, ListMachine, Outcome, RecordTest, Report, RequestPayout, Secret, SetSuspension, Start},
     event::{Check, Reason},
-    spec::{Artifact, Gpu, Input, LeftOut, LeftOutReason, Mebibytes, Usage},
+    spec::{Artifact, Gpu, HostTraffic, Input, LeftOut, LeftOutReason, Mebibytes, Traffic, Usage},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -139,6 +139,7 @@ fn no_text_and_no_list_of_a_machine_makes_an_event_large() {
         pci: text(),
     }];
     (offer.hardware.driver, offer.hardware.cuda, offer.policy.hours) = (text(), text(), text());
+    offer.policy.egress = "a.example".parse().unwrap();
     offer.policy.registries = Some(vec!["a".to_owned()]);
     let owner = market.provider;
     let listing = |c: ListMachine| Command::ListMachine(machine, Listing { owner, public_key: None, offer: c.offer });
@@ -165,6 +166,7 @@ fn no_text_and_no_list_of_a_machine_makes_an_event_large() {
 fn check_report(market: &TestMarket, job: gpubnb_events::JobId, lease: Lease) {
     let file = Artifact { path: "a".to_owned(), bytes: 1, sha256: "0".repeat(64) };
     let left_out = LeftOut { reason: LeftOutReason::NotAFile, entries: 1, example: "a".to_owned() };
+    let traffic = HostTraffic { host: "a.example".to_owned(), received: 1, sent: 1 };
     let failed = Outcome::Failed { reason: Reason::NonZeroExit { code: 1 }, detail: "a".to_owned() };
     for outcome in [Outcome::Completed, failed] {
         let report = Report {
@@ -174,6 +176,7 @@ fn check_report(market: &TestMarket, job: gpubnb_events::JobId, lease: Lease) {
             outputs: vec![file.clone()],
             left_out: vec![left_out.clone()],
             usage: Some(Usage { run: Millis(1) }),
+            traffic: Some(Traffic { hosts: vec![traffic.clone()], refused: 1 }),
             occurred_at: market.now,
             signature: Some("a".to_owned()),
         };

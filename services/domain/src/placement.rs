@@ -189,7 +189,7 @@ fn reject_reason(
     if !is_large_enough {
         return Some(Reject::TooSmall);
     }
-    if request.spec.egress && !machine.offer.policy.egress {
+    if !machine.offer.policy.egress.allows_all(&request.spec.egress) {
         return Some(Reject::NoEgress);
     }
     if !machine.offer.policy.allows_image(request.spec) {

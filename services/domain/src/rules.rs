@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use gpubnb_events::{
-    spec::{Artifact, LeftOut, Mebibytes},
+    spec::{Artifact, Egress, LeftOut, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, Mebibytes, OTHER_HOSTS, Traffic},
     text::{DistinctPaths, MAX_NAMES, is_plain, is_plain_path},
 };
 
@@ -22,6 +22,9 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
     }
     Ok(())
 }
+
+/// The longest name of a host, in bytes.
+const MAX_HOST: usize = 253;
 
 /// Longest example of an entry that was left out, in bytes.
 const MAX_EXAMPLE: usize = 512;
@@ -53,6 +56,31 @@ pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut], most: Me
         return Err(DomainError::field("left_out", "An example has at most 512 bytes and no control characters."));
     }
     Ok(())
+}
+
+/// Checks the traffic that a machine reports: each host once, and only hosts that the job asked for.
+pub(crate) fn check_traffic(traffic: &Traffic, asked: &Egress) -> Result<(), DomainError> {
+    let hosts: BTreeSet<_> = traffic.hosts.iter().map(|traffic| traffic.host.as_str()).collect();
+    let is_asked = |host: &&str| *host == OTHER_HOSTS || (host.len() <= MAX_HOST && asked.allows(host));
+    let is_shown = |host: &&str| host.chars().all(is_plain) && is_asked(host);
+    if hosts.len() < traffic.hosts.len() || hosts.len() > MAX_TRAFFIC_HOSTS || !hosts.iter().all(is_shown) {
+        return Err(DomainError::field(
+            "traffic",
+            "The traffic names at most 32 hosts, each once, that the job asked for.",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a list of hosts: of a job, or of a machine's owner.
+pub(crate) fn check_egress(egress: &Egress) -> Result<(), DomainError> {
+    if egress.is_valid() {
+        return Ok(());
+    }
+    let rule = format!(
+        "Name at most {MAX_HOST_PATTERNS} hosts, such as pypi.org or *.pypi.org, in small letters; * is every host."
+    );
+    Err(DomainError::field("egress", rule))
 }
 
 /// Checks that a number is from `least` to `most`. The unit, such as "MiB", is for the error message.

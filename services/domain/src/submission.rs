@@ -14,7 +14,7 @@ use crate::{
     account::Account,
     placement,
     recent_submissions::{RETENTION, fingerprint},
-    rules::{check_range, check_text, is_sha256_hex},
+    rules::{check_egress, check_range, check_text, is_sha256_hex},
 };
 
 /// The least room on a job's disk beside the output, MiB.
@@ -103,6 +103,7 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
         return Err(DomainError::field("command", "A command has at most 64 arguments of at most 4,096 bytes each."));
     }
     check_env(c)?;
+    check_egress(&spec.egress)?;
     check_inputs(spec)?;
     let r = &spec.resources;
     check_range("cpu", u64::from(r.cpu_millis), 100, 256_000, "thousandths of a core")?;

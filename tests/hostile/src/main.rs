@@ -7,6 +7,7 @@
 //!
 //! DANGER: run these jobs only inside a container.
 
+mod door;
 mod ordinary;
 
 use std::{
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         Some("large-file") => large_file(),
         Some("log-flood") => log_flood(),
         Some("egress") => egress(),
+        Some("door") => door::try_all(egress),
+        Some("hold-tunnel") => door::hold_tunnel(),
         Some("escape") => escape(),
         Some("deaf") => ignore_sigterm(),
         Some("odd-files") => odd_files(),

@@ -136,6 +136,7 @@ impl Liar {
             outcome: Outcome::Completed,
             outputs,
             usage: Some(Usage::default()),
+            traffic: None,
             occurred_at: SystemClock.now(),
             signature: Some(self.stolen.sign(&text).unwrap()),
         }

@@ -221,7 +221,7 @@ async fn an_image_with_a_file_where_a_directory_is_mounted_is_named_and_blames_n
 }
 
 /// Runs a command of Docker's client, and returns its output.
-pub(crate) fn docker(args: &[&str]) -> String {
+fn docker(args: &[&str]) -> String {
     let output = Command::new("docker").args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()

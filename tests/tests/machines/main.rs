@@ -3,6 +3,7 @@
 
 mod bills;
 mod disks;
+mod door;
 mod faults;
 mod gpus;
 mod hostile;

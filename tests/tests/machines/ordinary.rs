@@ -16,23 +16,17 @@ use gpubnb_tests::{
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::images::docker;
-
 static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
     Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
         .with_worker(MOUNTING, &["--slots", "4"])
         .with_worker(MEASURING, &["--slots", "4", "--disk-quota", "poll", "--max-pids", "600"])
-        .with_worker(CONNECTED, &["--slots", "2", "--allow-egress"])
 });
 
 /// The machine on which the disk of a job is a file system of its own.
 const MOUNTING: &str = "attic";
 /// The machine on which the disk of a job is a directory. Its owner allows at most 600 processes.
 const MEASURING: &str = "cellar";
-
-/// The machine whose owner allows the network.
-const CONNECTED: &str = "porch";
 
 fn job(command: &[&str], asked: &Value) -> Value {
     let mut body = json!({ "image": "gpubnb/hostile:1", "command": command, "name": command[0], "time_seconds": 60,
@@ -96,29 +90,6 @@ async fn a_job_that_needs_a_newer_cuda_is_not_placed_on_an_older_driver() {
     let wrong = json!({ "template": "noop", "min_cuda": "new", "budget_usd": "0.10" });
     let (status, problem) = market.consumer.request(Method::POST, "/jobs", Some(&wrong)).await.unwrap();
     assert_eq!((status, &problem["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("min_cuda")), "{problem}");
-}
-
-#[tokio::test]
-async fn each_job_with_the_network_is_alone_in_a_network_that_is_removed_with_it() {
-    let market = MARKET.open().await.unwrap();
-    let machine = market.machine_id(CONNECTED).unwrap();
-    let body = json!({ "template": "count", "parameters": { "lines": "600" }, "egress": true, "budget_usd": "0.10" });
-    let mut jobs = Vec::new();
-    for _ in 0..2 {
-        jobs.push(market.consumer.submit(&pin_to_machine(body.clone(), &machine)).await.unwrap());
-    }
-    let label = format!("label=gpubnb.machine={machine}");
-    let containers = || docker(&["ps", "--quiet", "--filter", &label]).lines().map(str::to_owned).collect::<Vec<_>>();
-    wait_until("both containers", async || containers().len() == 2).await;
-    let format = "{{range $name, $network := .NetworkSettings.Networks}}{{$name}} {{end}}";
-    let networks: Vec<_> = containers().iter().map(|id| docker(&["inspect", "--format", format, id])).collect();
-    assert!(networks.iter().all(|name| name.starts_with("gpubnb-")) && networks[0] != networks[1], "{networks:?}");
-    for job in &jobs {
-        market.consumer.post(&format!("/jobs/{job}/cancel"), &json!({})).await.unwrap();
-        market.consumer.wait_until_settled(job).await.unwrap();
-    }
-    let left = || docker(&["network", "ls", "--quiet", "--filter", &label]);
-    wait_until("the end of both networks", async || left().is_empty()).await;
 }
 
 /// A user of the machine who has nothing to do with the worker.

@@ -107,7 +107,7 @@ impl MarketFilters {
         let model = self.gpu.to_lowercase();
         let owner_matches = match self.owner.as_str() {
             "finishes" => !offer.policy.may_evict,
-            "egress" => offer.policy.egress,
+            "egress" => !offer.policy.egress.is_none(),
             _ => true,
         };
         let reliability = self.min_reliability.parse::<u32>().ok();

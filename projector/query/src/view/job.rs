@@ -3,7 +3,7 @@
 use gpubnb_events::{
     AccountId, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Fault, Reason},
-    spec::{Artifact, JobSpec, LeftOut, Limits, Placement, PlacementExplanation, Terms},
+    spec::{Artifact, JobSpec, LeftOut, Limits, Placement, PlacementExplanation, Terms, Traffic},
 };
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,9 @@ pub struct JobView {
     /// The entries of `/output` that the market did not keep.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
+    /// The traffic with the internet of the attempt that ended the job, if the job asked for hosts.
+    #[serde(default)]
+    pub traffic: Option<Traffic>,
     /// The machine's signature over the list `outputs`, base64url.
     pub signature: Option<String>,
     /// The time of submission.

@@ -9,7 +9,10 @@ use gpubnb_events::{
 };
 
 use super::{Attempt, Job, Phase, ending::is_worker_reason};
-use crate::{Decision, DomainError, Settings, rules::check_outputs};
+use crate::{
+    Decision, DomainError, Settings,
+    rules::{check_outputs, check_traffic},
+};
 
 /// Longest signature of a report, bytes. A signature of Ed25519 has 86 or 88 characters.
 const MAX_SIGNATURE: usize = 128;
@@ -118,6 +121,7 @@ impl Job {
             return Err(DomainError::WrongState("The job was not accepted yet. Decline it instead."));
         }
         check_outputs(&c.outputs, &c.left_out, self.spec.resources.output)?;
+        c.traffic.as_ref().map_or(Ok(()), |traffic| check_traffic(traffic, &self.spec.egress))?;
         if c.signature.as_ref().is_some_and(|signature| signature.len() > MAX_SIGNATURE) {
             return Err(DomainError::field("signature", format!("A signature has at most {MAX_SIGNATURE} bytes.")));
         }
@@ -134,6 +138,7 @@ impl Job {
                     outputs: c.outputs.clone(),
                     left_out: c.left_out.clone(),
                     usage: c.usage.unwrap_or_default(),
+                    traffic: c.traffic.clone(),
                     occurred_at: c.occurred_at,
                 };
                 Ok(self.propose(event, id, self.last))
@@ -148,6 +153,7 @@ impl Job {
                     outputs: c.outputs.clone(),
                     left_out: c.left_out.clone(),
                     usage: c.usage,
+                    traffic: c.traffic.clone(),
                     signature: c.signature.clone(),
                 };
                 Ok(self.propose(event, id, self.last))

@@ -59,6 +59,7 @@ impl Job {
             outputs: report.map(|r| r.outputs.clone()).unwrap_or_default(),
             left_out: report.map(|r| r.left_out.clone()).unwrap_or_default(),
             usage: report.and_then(|r| r.usage),
+            traffic: report.and_then(|r| r.traffic.clone()),
             signature: report.and_then(|r| r.signature.clone()),
         };
         self.propose(event, id, self.last)
@@ -107,6 +108,7 @@ impl Job {
             outputs: Vec::new(),
             left_out: Vec::new(),
             usage: None,
+            traffic: None,
             signature: None,
         };
         self.propose(event, format!("{}.nomachine", self.id), self.last_event())

@@ -8,7 +8,10 @@ use gpubnb_events::{
     text::is_plain,
 };
 
-use crate::{DomainError, rules::check_text};
+use crate::{
+    DomainError,
+    rules::{check_egress, check_text},
+};
 
 /// Greatest price of a machine per hour.
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
@@ -68,6 +71,7 @@ pub(super) fn check_offer(offer: &Offer) -> Result<(), DomainError> {
     if let Some(hours) = &offer.policy.hours {
         check_text("hours", hours, 80)?;
     }
+    check_egress(&offer.policy.egress)?;
     let registries = offer.policy.registries.as_deref().unwrap_or_default();
     if registries.len() > MAX_REGISTRIES || !registries.iter().all(|registry| is_name(registry)) {
         let message = format!("A machine names at most {MAX_REGISTRIES} registries of {MAX_HARDWARE_NAME} bytes each.");

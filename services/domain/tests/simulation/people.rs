@@ -7,7 +7,9 @@ use gpubnb_events::{
         ChangeMachine, ClosePayout, Deposit, MachineChange, RecordTest, RequestPayout, SetSuspension, SubmitJob,
     },
     event::Check,
-    spec::{Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources, Strategy},
+    spec::{
+        Egress, Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources, Strategy,
+    },
     template,
 };
 
@@ -215,7 +217,12 @@ fn random_spec(dice: &mut Dice) -> JobSpec {
     let whole = template::find("noop").map(|noop| noop.spec(dice.choose(&["a", "b"]))).expect("the template exists");
     let resources =
         Resources::new(1_000, Mebibytes(64), Mebibytes(16)).with_gpus(u32::from(dice.one_in(10)), Mebibytes(0));
-    JobSpec { command: Vec::new(), resources, egress: dice.one_in(60), ..whole }
+    JobSpec {
+        command: Vec::new(),
+        resources,
+        egress: if dice.one_in(60) { Egress::any() } else { Egress::default() },
+        ..whole
+    }
 }
 
 fn random_offer(slots: u32, gpu: bool, dice: &mut Dice) -> Offer {

@@ -275,5 +275,15 @@ fn report_without_files(
     usage: Option<Usage>,
     occurred_at: Timestamp,
 ) -> Report {
-    Report { job, lease, outcome, outputs: Vec::new(), left_out: Vec::new(), usage, occurred_at, signature: None }
+    Report {
+        job,
+        lease,
+        outcome,
+        outputs: Vec::new(),
+        left_out: Vec::new(),
+        usage,
+        traffic: None,
+        occurred_at,
+        signature: None,
+    }
 }

@@ -1,0 +1,29 @@
+//! Builds the relay (`relay/`) as a static program, which the worker contains and runs in a container without any file
+//! of a system. Cargo itself cannot build a program of a package with other flags than the package that contains it.
+
+use std::{
+    env,
+    error::Error,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let source = Path::new("relay/src/main.rs");
+    println!("cargo::rerun-if-changed={}", source.display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "relay"]);
+    rustc.args(["--target", &env::var("TARGET")?]);
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        let mut option = OsString::from("linker=");
+        option.push(linker);
+        rustc.arg("-C").arg(option);
+    }
+    for option in ["target-feature=+crt-static", "opt-level=s", "panic=abort", "strip=symbols"] {
+        rustc.args(["-C", option]);
+    }
+    let status = rustc.arg(source).arg("-o").arg(out.join("relay")).status()?;
+    if status.success() { Ok(()) } else { Err(format!("rustc cannot build {}: {status}", source.display()).into()) }
+}
