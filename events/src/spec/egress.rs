@@ -66,9 +66,9 @@ fn covers(pattern: &str, wanted: &str) -> bool {
     }
 }
 
-/// Small letters, and no dot at the end: `PyPI.org.` is `pypi.org`.
+/// Small letters, and no dot at the end of a name: `PyPI.org.` is `pypi.org`.
 fn canonical(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+    host.strip_suffix('.').filter(|name| *name != ANY).unwrap_or(host).to_ascii_lowercase()
 }
 
 fn is_pattern(pattern: &str) -> bool {

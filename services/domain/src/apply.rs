@@ -130,6 +130,7 @@ mod tests {
         CommandId, MicroUsd, Millis,
         command::{Outcome, RequestPayout},
         event::Reason,
+        spec::Egress,
     };
     use serde_json::Value;
 
@@ -173,7 +174,9 @@ mod tests {
         market.start(ended, lease);
         market.exit(ended, lease, Millis(5));
         market.complete(ended, lease, Millis(5));
-        market.submit_default();
+        let mut submission = market.new_submission();
+        submission.spec.egress = Egress::any();
+        market.submit(submission);
         market.world.strays.insert(Aggregate::Account(market.consumer), Seq(1));
 
         let json = serde_json::to_value(&market.world).unwrap();

@@ -64,7 +64,7 @@ fn numbered(item: &Value, number: usize) -> Value {
     match item {
         Value::String(text) => Value::String(format!("{text}{number}")),
         Value::Object(fields) => {
-            let names = ["path", "id", "uuid", "example"];
+            let names = ["path", "id", "uuid", "example", "host"];
             let change = |(name, field): (&String, &Value)| {
                 let is_name = names.contains(&name.as_str());
                 (name.clone(), if is_name { numbered(field, number) } else { field.clone() })
@@ -154,7 +154,9 @@ fn no_text_and_no_list_of_a_machine_makes_an_event_large() {
     };
     let test = RecordTest { checks: COMPLETE_TEST.iter().map(one).collect() };
     check(&market, market.as_machine(), &test, |c| Command::RecordTest(machine, c));
-    let job = market.submit_default();
+    let mut submission = market.new_submission();
+    submission.spec.egress = "*.example".parse().unwrap();
+    let job = market.submit(submission);
     let lease = market.assign(job);
     market.accept(job, lease);
     let start = Start { job, lease, image_digest: "sha256:0".to_owned() };

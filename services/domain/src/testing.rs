@@ -10,7 +10,7 @@ use gpubnb_events::{
     command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitJob},
     event::Check,
     message::{Envelope, Proposal},
-    spec::{Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
+    spec::{Egress, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
 };
 
 use super::{
@@ -170,7 +170,7 @@ impl TestMarket {
             },
             price: HourlyRate(MicroUsd(360_000)),
             slots: 1,
-            policy: OwnerPolicy::default(),
+            policy: OwnerPolicy { egress: Egress::any(), ..OwnerPolicy::default() },
         }
     }
 
