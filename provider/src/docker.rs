@@ -14,7 +14,7 @@ use bollard::{
         MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
     },
 };
-use gpubnb_door::{HTTP_PROXY, SOCKS_PROXY};
+use gpubnb_door::proxy_variables;
 use gpubnb_events::{
     JobId, Lease, MachineId,
     spec::{JobSpec, Resources},
@@ -207,16 +207,6 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
     }
     let given = params.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
-}
-
-/// The variables by which programs find the proxies of the job's door. Programs disagree about capital letters. `curl`
-/// and `git` read only the small `http_proxy`. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`, which the
-/// client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its extras is absent.
-fn proxy_variables() -> impl Iterator<Item = (&'static str, String)> {
-    let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
-    let proxies = proxies.map(|name| (name, HTTP_PROXY.to_owned()));
-    let direct = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned()));
-    proxies.into_iter().chain(direct).chain([("GPUBNB_SOCKS_PROXY", SOCKS_PROXY.to_owned())])
 }
 
 fn mount(source: &Path, target: &str, read_only: bool) -> Mount {

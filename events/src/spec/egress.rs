@@ -37,7 +37,7 @@ impl Egress {
 
     /// True if the list has this host: a name, or an address without brackets.
     pub fn allows(&self, host: &str) -> bool {
-        let host = canonical(host);
+        let host = canonical_host(host);
         self.0.iter().any(|pattern| covers(pattern, &host))
     }
 
@@ -66,8 +66,8 @@ fn covers(pattern: &str, wanted: &str) -> bool {
     }
 }
 
-/// Small letters, and no dot at the end of a name: `PyPI.org.` is `pypi.org`.
-fn canonical(host: &str) -> String {
+/// The one way to write a host: small letters, and no dot at the end. `PyPI.org.` is `pypi.org`.
+pub fn canonical_host(host: &str) -> String {
     host.strip_suffix('.').filter(|name| *name != ANY).unwrap_or(host).to_ascii_lowercase()
 }
 
@@ -75,7 +75,7 @@ fn is_pattern(pattern: &str) -> bool {
     let domain = pattern.strip_prefix("*.");
     pattern == ANY
         || (pattern.parse::<IpAddr>().is_ok() && domain.is_none())
-        || (is_host_name(domain.unwrap_or(pattern)) && canonical(pattern) == pattern)
+        || (is_host_name(domain.unwrap_or(pattern)) && canonical_host(pattern) == pattern)
 }
 
 /// True for a name by the rules of host names (RFC 1123). An underscore is allowed, because hosts with one exist. The
@@ -99,7 +99,7 @@ impl FromStr for Egress {
         let words = text.split([',', ' ', '\n', '\r', '\t']).filter(|word| !word.is_empty());
         let mut patterns: Vec<String> = words
             .filter(|word| !["none", "false"].contains(word))
-            .map(|word| if ["any", "true", "on"].contains(&word) { ANY.to_owned() } else { canonical(word) })
+            .map(|word| if ["any", "true", "on"].contains(&word) { ANY.to_owned() } else { canonical_host(word) })
             .collect();
         patterns.sort();
         patterns.dedup();

@@ -23,7 +23,7 @@ use std::{
 
 use gpubnb_dialer::{DialError, Dialer};
 use gpubnb_events::{
-    spec::{Egress, Traffic},
+    spec::{Egress, Traffic, canonical_host},
     text::make_plain,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -32,10 +32,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use self::rate::Rate;
 use self::{stream::MeteredStream, traffic::TrafficCounter};
 
-/// The proxies on the job's loopback. The relay listens there.
-pub const HTTP_PROXY: &str = "http://127.0.0.1:3128";
+/// The HTTP proxy on the job's loopback. The relay listens there.
+const HTTP_PROXY: &str = "http://127.0.0.1:3128";
 /// The SOCKS5 proxy, which resolves names, too.
-pub const SOCKS_PROXY: &str = "socks5h://127.0.0.1:1080";
+const SOCKS_PROXY: &str = "socks5h://127.0.0.1:1080";
 
 /// Most connections of a job at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -43,6 +43,16 @@ const MAX_CONNECTIONS: usize = 128;
 const MAX_NOTES: usize = 50;
 /// Longest name of a host, in bytes.
 const MAX_HOST: usize = 253;
+
+/// The variables by which programs find the proxies of the job's door. Programs disagree about capital letters. `curl`
+/// and `git` read only the small `http_proxy`. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`, which the
+/// client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its extras is absent.
+pub fn proxy_variables() -> impl Iterator<Item = (&'static str, String)> {
+    let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+    let proxies = proxies.map(|name| (name, HTTP_PROXY.to_owned()));
+    let direct = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned()));
+    proxies.into_iter().chain(direct).chain([("GPUBNB_SOCKS_PROXY", SOCKS_PROXY.to_owned())])
+}
 
 /// The rules of a door.
 #[derive(Debug, Clone)]
@@ -148,11 +158,11 @@ pub(crate) struct Door {
 impl Door {
     /// Connects to a host, if the rules allow it. Otherwise a line in the job's log says why.
     pub(crate) async fn connect(self: &Arc<Self>, host: &str, port: u16) -> Result<MeteredStream, Refusal> {
-        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let name = canonical_host(host.trim_start_matches('[').trim_end_matches(']'));
         let connected = async {
-            self.check(name, port)?;
-            let stream = self.dialer.connect(name, port).await?;
-            Ok(MeteredStream::new(stream, Arc::from(name), Arc::clone(self)))
+            self.check(&name, port)?;
+            let stream = self.dialer.connect(&name, port).await?;
+            Ok(MeteredStream::new(stream, Arc::from(name.as_str()), Arc::clone(self)))
         };
         connected.await.inspect_err(|refusal| self.take_note(refusal))
     }
