@@ -37,10 +37,10 @@ hostile: setup-tests ## Just the jobs that try to harm their machine, against re
 
 attack: setup-tests ## Just the attacks on a market and its machines (docs/security.md), on loopback
 	@cargo build --locked --quiet --workspace --bins
-	@cargo test --locked --quiet -p gpubnb-dialer -p gpubnb-domain -p gpubnb-provider --lib
+	@cargo test --locked --quiet -p gpubnb-dialer -p gpubnb-door -p gpubnb-domain -p gpubnb-provider --lib
 	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && \
 	  cargo test --locked -p gpubnb-tests --test api -- access:: attacks:: credentials:: deputy:: edge:: foreign:: input:: liar:: && \
-	  exec cargo test --locked -p gpubnb-tests --test machines -- bills:: disks:: hostile:: images::'
+	  exec cargo test --locked -p gpubnb-tests --test machines -- bills:: disks:: door:: hostile:: images::'
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
 	@cargo build --locked --quiet --release $(BINARIES) $(JEMALLOC)

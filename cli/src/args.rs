@@ -191,8 +191,8 @@ pub(crate) struct ResourceArgs {
     /// Memory of each GPU, MiB.
     #[arg(long = "vram-mib", visible_alias = "vram", value_name = "MIB")]
     vram_mib: Option<u64>,
-    /// The hosts of the internet that the job may reach, with commas between them: `pypi.org`, `*.pypi.org` for all names
-    /// below it too, `any` for every public host.
+    /// The hosts of the internet that the job may reach, with commas between them: `pypi.org`, `*.pypi.org` for all
+    /// names below it too, `any` for every public host.
     #[arg(long, value_name = "HOSTS", default_value = "none", hide_default_value = true)]
     egress: Egress,
 }
@@ -329,7 +329,8 @@ mod tests {
     fn every_option_of_run_is_a_field_of_the_request() {
         let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 \
             --disk-mib 40 --pids 600 --open-files 5000 --min-cuda 12.4 --shm-mib 32 --workdir /app --gpus 1 \
-            --vram 8 --egress *.pypi.org,github.com --strategy most-reliable --min-reliability 90 --verified --gpu-model 4090 \
+            --vram 8 --egress *.pypi.org,github.com --strategy most-reliable --min-reliability 90 --verified \
+            --gpu-model 4090 \
             --region eu --allow-simulated --price-cap 1.5 --budget 2 --time 10 --queue-seconds 61 \
             --max-attempts 2 -e A=b -- python train.py";
         let Command::Run(run) = Cli::try_parse_from(all.split_whitespace()).unwrap().command else { panic!("run") };

@@ -105,14 +105,16 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_EGRESS_PORTS", value_delimiter = ',', value_name = "PORT", default_values_t = [80, 443])]
     pub egress_port: Vec<u16>,
     /// Most that all jobs together may exchange with the internet, Mbit/s; 0 for no limit.
-    #[arg(long, env = "GPUBNB_EGRESS_MBIT", default_value_t = 100, value_parser = value_parser!(u64).range(0..=400_000))]
+    #[arg(long, env = "GPUBNB_EGRESS_MBIT", default_value_t = 100)]
+    #[arg(value_parser = value_parser!(u64).range(0..=400_000))]
     pub egress_mbit: u64,
     /// Most that a job may exchange with the internet, GiB.
     #[arg(long, env = "GPUBNB_EGRESS_GIB", default_value_t = 50, value_parser = value_parser!(u64).range(1..=100_000))]
     pub egress_gib: u64,
-    /// An address that answers for a host, such as `pypi.org=192.168.1.7:443` for a mirror in your network. May be given
-    /// several times. The address may be private.
-    #[arg(long, env = "GPUBNB_EGRESS_MIRRORS", value_delimiter = ',', value_name = "HOST=ADDRESS", value_parser = mirror)]
+    /// An address that answers for a host, such as `pypi.org=192.168.1.7:443` for a mirror in your network. May be
+    /// given several times. The address may be private.
+    #[arg(long, env = "GPUBNB_EGRESS_MIRRORS", value_delimiter = ',', value_name = "HOST=ADDRESS")]
+    #[arg(value_parser = mirror)]
     pub egress_mirror: Vec<Mirror>,
     /// The images that jobs may use.
     #[arg(long, env = "GPUBNB_IMAGES", value_enum, default_value_t = ImagePolicy::Registries)]

@@ -209,7 +209,8 @@ mod tests {
     fn a_form_made_from_a_request_is_read_as_the_same_request() {
         let request: JobRequest = serde_json::from_value(serde_json::json!({
             "name": " two  spaces ", "image": "a@sha256:00", "command": ["sh", "-c", "echo \"it's\"\nexit"],
-            "cpu_millis": 500, "memory_mib": 64, "output_mib": 1, "gpus": 1, "vram_mib": 8, "egress": ["*.pypi.org", "github.com"],
+            "cpu_millis": 500, "memory_mib": 64, "output_mib": 1, "gpus": 1, "vram_mib": 8,
+            "egress": ["*.pypi.org", "github.com"],
             "price_cap_usd": "0.000001", "gpu_model": "RTX 4090", "region": "eu-west", "strategy": "fastest",
             "min_reliability": 90, "verified": true, "allow_simulated": true, "time_seconds": 10, "budget_usd": "1.50",
             "max_attempts": 1, "queue_seconds": 61, "env": { "A": "", "B_2": "" },

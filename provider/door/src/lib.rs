@@ -46,7 +46,8 @@ const MAX_HOST: usize = 253;
 
 /// The variables by which programs find the proxies of the job's door. Programs disagree about capital letters. `curl`
 /// and `git` read only the small `http_proxy`. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`, which the
-/// client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its extras is absent.
+/// client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its extras is
+/// absent.
 pub fn proxy_variables() -> impl Iterator<Item = (&'static str, String)> {
     let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
     let proxies = proxies.map(|name| (name, HTTP_PROXY.to_owned()));
@@ -104,8 +105,8 @@ pub struct OpenDoor {
 }
 
 impl OpenDoor {
-    /// Opens the door: listens on sockets in a directory, which the relay's container mounts. `before` is the traffic of
-    /// the attempt that a former run of the worker counted. Lines for the job's log are sent to `notes`.
+    /// Opens the door: listens on sockets in a directory, which the relay's container mounts. `before` is the traffic
+    /// of the attempt that a former run of the worker counted. Lines for the job's log are sent to `notes`.
     pub fn open(
         directory: &Path,
         rules: Rules,

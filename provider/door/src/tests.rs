@@ -87,7 +87,10 @@ async fn a_tunnel_reaches_an_allowed_host_and_its_bytes_are_counted() {
 async fn a_plain_request_is_sent_on_without_the_headers_of_the_connection() {
     let street = Street::open("files.example", ANSWER, 1 << 30).await;
     let got = street
-        .http("GET http://files.example/a?b HTTP/1.1\r\nHost: evil\r\nProxy-Authorization: x\r\nConnection: close, X-Own\r\nX-Own: 1\r\n\r\n")
+        .http(
+            "GET http://files.example/a?b HTTP/1.1\r\nHost: evil\r\nProxy-Authorization: x\r\n\
+            Connection: close, X-Own\r\nX-Own: 1\r\n\r\n",
+        )
         .await;
     let (head, body) = got.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK") && !head.contains("keep-alive") && body == "hello", "{got}");

@@ -184,7 +184,8 @@ async fn programs_of_python_and_apt_find_the_proxy() {
         printf 'Package: parcel\\nVersion: 1\\nArchitecture: all\\nFilename: a.deb\\nSize: 1\\n' > $WWW/apt/Packages; \
         echo 'deb [trusted=yes] http://files.example/apt ./' > apt/list; \
         apt-get -q -o APT::Sandbox::User=root -o Dir::Etc::SourceList=$PWD/apt/list -o Dir::Etc::SourceParts=/dev/null \
-        -o Dir::Etc::Parts=/dev/null -o Dir::Etc::Main=/dev/null -o Dir::State=$PWD/apt -o Dir::State::Status=$PWD/apt/status \
+        -o Dir::Etc::Parts=/dev/null -o Dir::Etc::Main=/dev/null -o Dir::State=$PWD/apt \
+        -o Dir::State::Status=$PWD/apt/status \
         -o Dir::Cache=$PWD/apt/cache update 2>&1";
     let updated = job.succeeds(update).await;
     assert!(updated.contains("Get:"), "{updated}");

@@ -12,7 +12,7 @@ use gpubnb_tests::programs::root;
 
 /// The crates of this workspace that each crate may use, as in ARCHITECTURE.md. For example, `log` may use `events`.
 /// The crate `tests` may use all crates.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("events", &[]),
     ("proof", &["events"]),
     ("runtime", &["events"]),
@@ -25,7 +25,9 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("projector", &["events", "log", "model", "proof", "query", "runtime", "store"]),
     ("operator", &["events", "log", "model", "projector", "proof", "query", "runtime", "store"]),
     ("dialer", &[]),
-    ("provider", &["dialer", "events", "log", "runtime"]),
+    ("door", &["dialer", "events"]),
+    ("relay", &[]),
+    ("provider", &["dialer", "door", "events", "log", "runtime"]),
     ("ui", &["events", "log", "query", "runtime"]),
     ("cli", &["events", "proof"]),
 ];
