@@ -50,6 +50,8 @@ pub struct MarketSettings {
     pub projector: Vec<String>,
     /// Further command-line options of `gpubnb-ui run`.
     pub ui: Vec<String>,
+    /// Further environment variables of `gpubnb-ui run`.
+    pub ui_environment: Vec<(String, String)>,
     /// Port of the web server. `None` means a free port.
     pub port: Option<u16>,
     /// The web server has its usual rate limits. Otherwise the limits are so high that no test reaches them.
@@ -70,6 +72,7 @@ impl Default for MarketSettings {
             services: Vec::new(),
             projector: Vec::new(),
             ui: Vec::new(),
+            ui_environment: Vec::new(),
             port: None,
             has_rate_limits: false,
         }
@@ -294,7 +297,7 @@ impl System {
             command.args(["--requests-per-second", plenty, "--sign-ins-per-minute", plenty]);
             command.args(["--sign-ups-per-minute", plenty]);
         }
-        command.args(&self.settings.ui);
+        command.args(&self.settings.ui).envs(self.settings.ui_environment.clone());
         let mut ui = Process::start("ui", &mut command, self.path())?;
         let health = format!("{}/healthz", self.url());
         wait_until_ready(&mut ui, async || reqwest::get(&health).await.is_ok()).await?;

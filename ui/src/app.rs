@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use async_nats::jetstream::{Context, object_store::ObjectStore};
+use async_nats::jetstream::Context;
 use gpubnb_events::{Actor, Clock, JobId, Timestamp, subject};
+use gpubnb_files::Files;
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
     permit::PermitKey,
@@ -41,8 +42,8 @@ pub(crate) struct App {
     pub(crate) caller: Caller,
     pub(crate) queries: QueryClient,
     pub(crate) js: Context,
-    pub(crate) artifacts: ObjectStore,
-    pub(crate) inputs: ObjectStore,
+    pub(crate) artifacts: Files,
+    pub(crate) inputs: Files,
     pub(crate) upload_quota: UploadQuota,
     pub(crate) changes: Changes,
     pub(crate) machines: MachineCache,

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, value_parser};
 use gpubnb_runtime::{monitor::MonitorArgs, nats::NatsArgs};
 
 /// Serves the pages and the JSON API.
@@ -60,6 +60,18 @@ pub struct RunArgs {
     /// Address at which machines reach the broker, if it differs from the address that this process uses.
     #[arg(long, env = "GPUBNB_MACHINES_NATS_URL", value_name = "URL")]
     pub machines_nats: Option<String>,
+    /// Where the files of jobs are kept, if not in the broker: a directory (`file:///srv/gpubnb`), which all instances
+    /// of this server must share, or a store that speaks S3 (`s3://bucket/prefix`). For S3, the environment has
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and `AWS_ENDPOINT_URL` for a store of another company.
+    #[arg(long, env = "GPUBNB_FILES", value_name = "URL")]
+    pub files: Option<String>,
+    /// Room for the input files there, GiB.
+    #[arg(long, env = "GPUBNB_FILES_INPUTS_GIB", default_value_t = 100, value_parser = value_parser!(u64).range(1..))]
+    pub files_inputs_gib: u64,
+    /// Room for the files that jobs leave there, GiB.
+    #[arg(long, env = "GPUBNB_FILES_ARTIFACTS_GIB", default_value_t = 100)]
+    #[arg(value_parser = value_parser!(u64).range(1..))]
+    pub files_artifacts_gib: u64,
     /// Maximum number of requests per second from one address, and from one account. A burst may have five times as
     /// many requests.
     #[arg(long, env = "GPUBNB_REQUESTS_PER_SECOND", default_value = "50")]

@@ -1,12 +1,13 @@
 //! The start of the process: connecting to the broker, opening buckets and object stores, and printing the invitation
 //! for the first operator.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use gpubnb_events::{Clock as _, Millis, SystemClock, subject::UI_INBOX};
-use gpubnb_log::stream::{ARTIFACTS, CREDENTIALS, INPUTS, SESSIONS};
+use gpubnb_files::Files;
+use gpubnb_log::stream::{ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, INPUTS, INPUTS_KEPT, SESSIONS};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
     monitor,
@@ -23,7 +24,7 @@ use crate::{
     app::{App, Broker},
     config::RunArgs,
     serve::serve,
-    state::{Changes, MachineCache, UploadQuota, measure_stores},
+    state::{Changes, MachineCache, UploadQuota, watch_stores},
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -50,7 +51,9 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let tasks = TaskTracker::new();
     tasks.spawn(changes.clone().listen(client, machines.clone(), shutdown.clone()));
     tasks.spawn(machines.clone().run(queries.clone(), shutdown.clone()));
-    tasks.spawn(measure_stores(js.clone(), shutdown.clone()));
+    let inputs = open_files(&js, &args, INPUTS, args.files_inputs_gib, INPUTS_KEPT).await?;
+    let artifacts = open_files(&js, &args, ARTIFACTS, args.files_artifacts_gib, ARTIFACTS_KEPT).await?;
+    tasks.spawn(watch_stores([(INPUTS, inputs.clone()), (ARTIFACTS, artifacts.clone())], shutdown.clone()));
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
     tasks.spawn(users.clone().listen(shutdown.clone()));
@@ -69,8 +72,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
         queries,
         caller,
-        artifacts: js.get_object_store(ARTIFACTS).await.with_context(|| format!("ARTIFACTS {MISSING}"))?,
-        inputs: js.get_object_store(INPUTS).await.with_context(|| format!("INPUTS {MISSING}"))?,
+        artifacts,
+        inputs,
         js,
         searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
         changes,
@@ -84,6 +87,21 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.wait().await;
     info!("stopped");
     Ok(())
+}
+
+/// Opens a store of files: in the broker, or where `--files` says.
+async fn open_files(js: &Context, args: &RunArgs, name: &str, gib: u64, kept: Duration) -> anyhow::Result<Files> {
+    let Some(address) = &args.files else {
+        return Files::in_broker(js, name).await.with_context(|| format!("{name} {MISSING}"));
+    };
+    let environment =
+        std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    let kept = Millis(kept.as_millis().try_into().unwrap_or(u64::MAX));
+    let files = Files::at(address, &name.to_ascii_lowercase(), gib << 30, kept, environment);
+    let files = files.with_context(|| format!("opening {address}"))?;
+    // A wrong key or address is better known now than at the first upload.
+    files.room().await.with_context(|| format!("reading {address}"))?;
+    Ok(files)
 }
 
 /// Opens the bucket of the users.

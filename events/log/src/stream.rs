@@ -61,10 +61,14 @@ const BUCKETS: [(&str, Duration); 6] = [
 ];
 /// The time that a browser stays signed in.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// The time that a file of a job is kept.
+pub const ARTIFACTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// The time that an input is kept. A job waits for at most a week and runs for at most a week.
+pub const INPUTS_KEPT: Duration = Duration::from_secs(15 * 24 * 3_600);
 /// Object stores, and the time that a file is kept.
 const STORES: [(&str, Duration); 3] = [
-    (ARTIFACTS, Duration::from_secs(30 * 24 * 3_600)),
-    (INPUTS, Duration::from_secs(15 * 24 * 3_600)),
+    (ARTIFACTS, ARTIFACTS_KEPT),
+    (INPUTS, INPUTS_KEPT),
     // The remains of an interrupted upload of a snapshot are removed after this time, too.
     (SNAPSHOTS, Duration::from_secs(30 * 24 * 3_600)),
 ];

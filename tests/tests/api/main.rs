@@ -8,6 +8,7 @@ mod client;
 mod credentials;
 mod deputy;
 mod edge;
+mod files;
 mod foreign;
 mod idempotency;
 mod input;

@@ -125,8 +125,9 @@ async fn a_worker_finishes_a_large_upload_after_an_outage_of_the_web_server() {
 }
 
 #[tokio::test]
-async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() {
-    let services = ["--approve-image", "gpubnb/hostile:1", "--artifacts-mib", "150"];
+async fn a_file_beyond_the_share_is_left_out_without_blame_or_bill_and_nobody_else_is_hit() {
+    // A share is a quarter: 100 MiB.
+    let services = ["--approve-image", "gpubnb/hostile:1", "--artifacts-mib", "400"];
     let services = services.map(str::to_owned).into();
     let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
@@ -137,15 +138,15 @@ async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() 
     let first = system.consumer.submit(&body).await.unwrap();
     let first = system.consumer.wait_until_settled(&first).await.unwrap();
     assert_eq!(first["left_out"], json!([]), "{first:#}");
-    // The files of one account fill the store. The job of another account is not to blame, and says what is missing.
-    let second = other.submit(&body).await.unwrap();
+    // The second file is too large for the share. The job is not to blame, and says what is missing.
+    let second = system.consumer.submit(&body).await.unwrap();
     // The worker hashes and sends a large file, and waits a quarter of a minute for room.
     let is_settled = |job: &Value| job["settled"] == true;
-    let second = other.wait_for(&second, Duration::from_secs(180), is_settled).await.unwrap();
+    let second = system.consumer.wait_for(&second, Duration::from_secs(180), is_settled).await.unwrap();
     assert_eq!((&second["state"], &second["outputs"]), (&json!("Completed"), &json!([])), "{second:#}");
     assert_eq!(second["left_out"], json!([{ "reason": "StoreFull", "entries": 1, "example": "large.bin" }]));
     assert!(second["cost"].as_i64().unwrap() <= first["cost"].as_i64().unwrap() * 10, "the wait is not billed");
-    // The store has room for the first part, and takes no part of a file for which it has no room.
+    // The share has room for the first part, and takes no part of a file for which it has no room.
     let js = nats::jetstream(system.nats_args("ui").connect("ui", UI_INBOX).await.unwrap());
     let stored = js.get_stream(store_stream(ARTIFACTS)).await.unwrap().cached_info().state.bytes;
     assert!(stored < 90 << 20, "{stored} bytes");
@@ -155,10 +156,9 @@ async fn a_full_store_is_named_and_the_file_is_left_out_without_blame_or_bill() 
     for (text, expected) in [("first", 201), ("first", 200), ("other", 409), ("longer", 409)] {
         assert_eq!(put(text).await.unwrap().status(), expected, "{text}");
     }
-    // Nobody else is hit: people sign in, and jobs without files run.
-    ApiClient::sign_up(&system.url(), "third").await.unwrap();
-    let small = other.submit(&json!({ "template": "noop", "budget_usd": "0.10" })).await.unwrap();
-    assert_eq!(other.wait_until_settled(&small).await.unwrap()["state"], "Completed");
+    // Nobody else is hit: the file of another account has room.
+    let third = other.submit(&body).await.unwrap();
+    assert_eq!(other.wait_until_settled(&third).await.unwrap()["left_out"], json!([]));
 }
 
 /// Uploads a new input. Returns the status, and the title and the detail of a problem.

@@ -12,7 +12,7 @@ use gpubnb_tests::programs::root;
 
 /// The crates of this workspace that each crate may use, as in ARCHITECTURE.md. For example, `log` may use `events`.
 /// The crate `tests` may use all crates.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
     ("events", &[]),
     ("proof", &["events"]),
     ("runtime", &["events"]),
@@ -28,7 +28,8 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("door", &["dialer", "events"]),
     ("relay", &[]),
     ("provider", &["dialer", "door", "events", "log", "runtime"]),
-    ("ui", &["events", "log", "query", "runtime"]),
+    ("files", &["events", "log"]),
+    ("ui", &["events", "files", "log", "query", "runtime"]),
     ("cli", &["events", "proof"]),
 ];
 /// Foreign crates that must not be among the direct or indirect dependencies of a crate.

@@ -5,12 +5,12 @@
 
 mod changes;
 mod machine_cache;
-mod store_gauges;
+mod stores;
 mod upload_quota;
 
 pub(crate) use self::{
     changes::{Change, Changes, next_change, pending_changes},
     machine_cache::MachineCache,
-    store_gauges::measure_stores,
+    stores::watch_stores,
     upload_quota::{Reservation, UploadQuota},
 };

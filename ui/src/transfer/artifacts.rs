@@ -1,22 +1,25 @@
 //! Uploads of artifacts: the output files of a job, sent by the worker on the machine that ran the job.
 
-use async_nats::jetstream::object_store::ObjectStore;
+use std::collections::HashMap;
+
 use axum::{
     Json,
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
 };
 use gpubnb_events::{
-    JobId, Lease, Millis, Seq,
+    AccountId, Actor, JobId, Lease, Millis, Seq,
     transfer::{PART_BYTES, Received},
 };
+use gpubnb_files::{Files, NewFile};
 use gpubnb_log::stream::ARTIFACTS;
 use gpubnb_runtime::permit::Purpose;
 use serde::Deserialize;
 
 use super::{
     parts::{self, PartialFile},
-    store::{artifact_name, bad_permit, check_attempt, content_length, ensure_room, run_to_completion, store_body},
+    share::{Store, claim},
+    store::{artifact_name, bad_permit, check_attempt, content_length, run_to_completion, store_body, unavailable},
 };
 use crate::{
     app::App,
@@ -28,12 +31,12 @@ use crate::{
 const UPLOADS_COUNT_FOR: Millis = Millis(24 * 3_600_000);
 
 /// Verifies a worker's permit to upload a file of its attempt. Returns the maximum number of bytes that the attempt may
-/// upload, the lease, and the file's name in the store.
+/// upload, the lease, the account whose job it is, and the file's name in the store.
 async fn verify_permit(
     app: &App,
     (job, lease, path): (JobId, u64, String),
     headers: &HeaderMap,
-) -> Result<(u64, Lease, String), Problem> {
+) -> Result<(u64, Lease, AccountId, String), Problem> {
     let lease = Lease(Seq(lease));
     let authorization = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let permit =
@@ -50,8 +53,8 @@ async fn verify_permit(
             "The path must be relative, without empty segments, `.` or `..`, and have at most 512 bytes.",
         ));
     }
-    check_attempt(app, job, lease).await?;
-    Ok((max_bytes, lease, artifact_name(job, lease, &path)))
+    let account = check_attempt(app, job, lease).await?;
+    Ok((max_bytes, lease, account, artifact_name(job, lease, &path)))
 }
 
 /// Query parameters that tell which part of a file the body is. Without a number, the body is the whole file.
@@ -76,7 +79,7 @@ pub(crate) async fn put(
     Query(query): Query<PartQuery>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    let (max_bytes, lease, name) = verify_permit(&app, file, request.headers()).await?;
+    let (max_bytes, lease, account, name) = verify_permit(&app, file, request.headers()).await?;
     let (part, is_last) = (query.part.unwrap_or(0), query.last || query.part.is_none());
     let bytes = content_length(request.headers(), max_bytes)?;
     let before = parts_before(&app.artifacts, &name, part, bytes, is_last).await?;
@@ -85,7 +88,8 @@ pub(crate) async fn put(
     if whole > max_bytes {
         return Err(Problem::too_large().into());
     }
-    ensure_room(&app, ARTIFACTS, whole).await?;
+    let store = Store { files: &app.artifacts, name: ARTIFACTS, most: u64::MAX, days: 30 };
+    let claim = claim(&app, Actor::Platform, store, account, whole).await?;
     let Some(reservation) = app.upload_quota.reserve(lease.to_string(), bytes, max_bytes) else {
         return Err(Problem::too_large().into());
     };
@@ -93,9 +97,16 @@ pub(crate) async fn put(
     let body = request.into_body();
     run_to_completion(async move {
         let (mut partial, object) = (before, parts::new_object(&name, part));
-        store_body(&files, object.as_str().into(), body, bytes, |piece| partial.update(piece)).await?;
+        let owner = claim.owner;
+        let file = NewFile { name: object.clone(), owner, metadata: HashMap::new() };
+        store_body(&files, file, body, bytes, |piece| partial.update(piece)).await?;
         partial.add_object(object);
-        if is_last { partial.complete(&files, &name).await } else { partial.save(&files, &name, part).await }?;
+        if is_last {
+            partial.complete(&files, owner, &name).await?;
+        } else {
+            partial.save(&files, owner, &name, part).await?;
+        }
+        drop(claim);
         reservation.complete(now, UPLOADS_COUNT_FOR);
         Ok(())
     })
@@ -105,13 +116,7 @@ pub(crate) async fn put(
 
 /// Reads what is stored about the parts before `part`: their objects, size and hash state, but not their bytes. Refuses
 /// a part that has the wrong size or is not the next part of the file.
-async fn parts_before(
-    files: &ObjectStore,
-    name: &str,
-    part: u32,
-    bytes: u64,
-    is_last: bool,
-) -> Result<PartialFile, Problem> {
+async fn parts_before(files: &Files, name: &str, part: u32, bytes: u64, is_last: bool) -> Result<PartialFile, Problem> {
     if part >= parts::MAX_PARTS || bytes > PART_BYTES || (!is_last && bytes != PART_BYTES) {
         let detail = format!(
             "A part has {PART_BYTES} bytes, the last part may have fewer, and a file has at most {} parts.",
@@ -119,7 +124,7 @@ async fn parts_before(
         );
         return Err(Problem::invalid("part", detail));
     }
-    if parts::object_info(files, name).await?.is_some() || PartialFile::read(files, name, part).await?.is_some() {
+    if files.info(name).await.map_err(unavailable)?.is_some() || PartialFile::read(files, name, part).await?.is_some() {
         let detail = "This part or file is already stored and cannot be changed.";
         return Err(Problem::new(StatusCode::CONFLICT, "AlreadyThere", detail));
     }
@@ -138,7 +143,7 @@ pub(crate) async fn upload_status(
     headers: HeaderMap,
 ) -> Result<Json<Received>, ApiError> {
     let (.., name) = verify_permit(&app, file, &headers).await?;
-    let complete = parts::object_info(&app.artifacts, &name).await?.is_some();
+    let complete = app.artifacts.info(&name).await.map_err(unavailable)?.is_some();
     // A worker sends no part of a complete file, so nobody needs the number of its parts.
     let parts = if complete { 0 } else { parts::count(&app.artifacts, &name).await? };
     Ok(Json(Received { complete, parts }))

@@ -3,26 +3,25 @@
 
 use std::io;
 
-use async_nats::jetstream::object_store::{ObjectInfo, ObjectStore};
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use data_encoding::BASE64URL;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use gpubnb_files::{FileInfo, Files};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::parts;
+use super::{parts, store::unavailable};
 use crate::{conditional::matches_etag, error::Problem, escape};
 
 /// The number of bytes in one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A file in an object store.
+/// A file in a store.
 pub(super) struct StoredFile {
-    store: ObjectStore,
+    store: Files,
     /// The names of the objects that contain the file's bytes, in order.
     objects: Vec<String>,
     pub(super) bytes: u64,
@@ -32,40 +31,30 @@ pub(super) struct StoredFile {
 
 impl StoredFile {
     /// Opens a file, and reads its size and its hash. The server computed both during the upload.
-    pub(super) async fn open(store: &ObjectStore, name: &str) -> Result<Self, Problem> {
-        let info = parts::object_info(store, name).await?.ok_or_else(|| {
+    pub(super) async fn open(store: &Files, name: &str) -> Result<Self, Problem> {
+        let info = store.info(name).await.map_err(unavailable)?.ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "NotStored", "This file is not stored, or it was deleted.")
         })?;
-        let (objects, bytes, sha256) = parts::complete_file(&info.metadata).unwrap_or_else(|| {
-            let (bytes, sha256) = size_and_hash(&info);
-            (vec![name.to_owned()], bytes, sha256)
-        });
+        let in_parts = parts::complete_file(&info.metadata);
+        let FileInfo { bytes, sha256, .. } = info;
+        let (objects, bytes, sha256) = in_parts.unwrap_or_else(|| (vec![name.to_owned()], bytes, sha256));
         Ok(Self { store: store.clone(), objects, bytes, sha256 })
     }
 
     /// Reads `count` bytes, beginning at the offset `first`.
-    pub(super) async fn read(self, first: u64, count: u64) -> io::Result<impl AsyncRead + Send + 'static> {
+    pub(super) fn read(self, first: u64, count: u64) -> impl AsyncRead + Send + 'static {
         let (objects, skipped) = parts::objects_from(self.objects, first);
         let store = self.store;
-        let pieces = stream::iter(objects).then(move |name| {
-            let store = store.clone();
+        let pieces = stream::iter(objects.into_iter().enumerate()).then(move |(index, name)| {
+            let (store, skipped) = (store.clone(), if index == 0 { skipped } else { 0 });
             async move {
-                let object = store.get(&name).await.map_err(io::Error::other)?;
-                Ok::<_, io::Error>(ReaderStream::with_capacity(object, READ_BYTES))
+                let gone = || io::Error::new(io::ErrorKind::NotFound, "a part of the file is not stored");
+                let content = store.read(&name, skipped).await.map_err(io::Error::other)?.ok_or_else(gone)?;
+                Ok::<_, io::Error>(ReaderStream::with_capacity(content, READ_BYTES))
             }
         });
-        let mut reader = StreamReader::new(Box::pin(pieces.try_flatten()));
-        // The store cannot read from the middle of an object, so the bytes before `first` are read and dropped.
-        tokio::io::copy(&mut (&mut reader).take(skipped), &mut tokio::io::sink()).await?;
-        Ok(reader.take(count))
+        StreamReader::new(Box::pin(pieces.try_flatten())).take(count)
     }
-}
-
-/// The size of an object in bytes, and its SHA-256 hash in hex.
-pub(super) fn size_and_hash(info: &ObjectInfo) -> (u64, String) {
-    let digest = info.digest.as_deref().and_then(|d| d.strip_prefix("SHA-256="));
-    let digest = digest.and_then(|d| BASE64URL.decode(d.as_bytes()).ok()).unwrap_or_default();
-    (info.size as u64, gpubnb_events::hex(digest))
 }
 
 /// Tells a browser to save a file or to show it, as in the header `Content-Disposition`.
@@ -107,7 +96,7 @@ fn range(headers: &HeaderMap, bytes: u64, etag: &str) -> Result<Option<(u64, u64
 }
 
 /// The response that carries a file.
-pub(super) async fn deliver(headers: &HeaderMap, stored: StoredFile, path: &str, disposition: Disposition) -> Response {
+pub(super) fn deliver(headers: &HeaderMap, stored: StoredFile, path: &str, disposition: Disposition) -> Response {
     let etag = format!("\"{}\"", stored.sha256);
     if matches_etag(headers, &etag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
@@ -118,13 +107,7 @@ pub(super) async fn deliver(headers: &HeaderMap, stored: StoredFile, path: &str,
     };
     let (first, count) = part.unwrap_or((0, stored.bytes));
     let bytes = stored.bytes;
-    let content = match stored.read(first, count).await {
-        Ok(content) => content,
-        Err(e) => {
-            tracing::warn!(error = %e, "a stored file cannot be read");
-            return StatusCode::BAD_GATEWAY.into_response();
-        }
-    };
+    let content = stored.read(first, count);
     let (kind, disposition) = match disposition {
         Disposition::Attachment => ("application/octet-stream", attachment(path)),
         Disposition::Inline(kind) => (kind, "inline".to_owned()),

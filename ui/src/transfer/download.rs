@@ -50,7 +50,7 @@ pub(crate) async fn by_permit(
     if sha256.is_some_and(|sha256| sha256 != stored.sha256) {
         return Err(not_as_listed().into());
     }
-    Ok(deliver(&headers, stored, &path, Disposition::Attachment).await)
+    Ok(deliver(&headers, stored, &path, Disposition::Attachment))
 }
 
 /// Query parameters of a download.
@@ -91,7 +91,7 @@ pub(crate) async fn get(
     }
     let disposition =
         image_type(&path).filter(|_| options.inline.is_some()).map_or(Disposition::Attachment, Disposition::Inline);
-    Ok(deliver(&headers, stored, &path, disposition).await)
+    Ok(deliver(&headers, stored, &path, disposition))
 }
 
 /// Body of `POST /jobs/{job}/links`.

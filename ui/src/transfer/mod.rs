@@ -9,6 +9,7 @@ mod deliver;
 mod download;
 mod inputs;
 mod parts;
+mod share;
 mod store;
 mod tar;
 

@@ -14,8 +14,8 @@
 
 use std::collections::HashMap;
 
-use async_nats::jetstream::object_store::{InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 use gpubnb_events::transfer::PART_BYTES;
+use gpubnb_files::{Files, NewFile, Owner};
 use sha2::{
     Digest as _, Sha256,
     digest::common::hazmat::{SerializableState as _, SerializedState},
@@ -60,8 +60,8 @@ pub(super) struct PartialFile {
 
 impl PartialFile {
     /// Reads the `PartialFile` that was stored after a part. `None` if the part is not stored.
-    pub(super) async fn read(store: &ObjectStore, file: &str, part: u32) -> Result<Option<Self>, Problem> {
-        let Some(info) = object_info(store, &partial_name(file, part)).await? else { return Ok(None) };
+    pub(super) async fn read(store: &Files, file: &str, part: u32) -> Result<Option<Self>, Problem> {
+        let Some(info) = store.info(&partial_name(file, part)).await.map_err(unavailable)? else { return Ok(None) };
         let read = |metadata: &HashMap<String, String>| {
             let state = data_encoding::HEXLOWER.decode(metadata.get(STATE)?.as_bytes()).ok()?;
             let hasher = Sha256::deserialize(&SerializedState::<Sha256>::try_from(state.as_slice()).ok()?).ok()?;
@@ -85,17 +85,17 @@ impl PartialFile {
     }
 
     /// Stores this `PartialFile` after its last part, `part`.
-    pub(super) async fn save(&self, store: &ObjectStore, file: &str, part: u32) -> Result<(), Problem> {
+    pub(super) async fn save(&self, store: &Files, owner: Owner, file: &str, part: u32) -> Result<(), Problem> {
         let state = gpubnb_events::hex(self.hasher.serialize());
         let metadata = [(STATE, state), (BYTES, self.bytes.to_string()), (OBJECTS, self.objects.join(SEPARATOR))];
-        put_metadata(store, partial_name(file, part), metadata.into()).await
+        put_metadata(store, owner, partial_name(file, part), metadata.into()).await
     }
 
     /// Creates the file, when all parts are stored.
-    pub(super) async fn complete(self, store: &ObjectStore, file: &str) -> Result<(), Problem> {
+    pub(super) async fn complete(self, store: &Files, owner: Owner, file: &str) -> Result<(), Problem> {
         let sha256 = gpubnb_events::hex(self.hasher.finalize());
         let metadata = [(OBJECTS, self.objects.join(SEPARATOR)), (BYTES, self.bytes.to_string()), (SHA256, sha256)];
-        put_metadata(store, file.to_owned(), metadata.into()).await
+        put_metadata(store, owner, file.to_owned(), metadata.into()).await
     }
 }
 
@@ -104,31 +104,24 @@ fn objects(metadata: &HashMap<String, String>) -> Option<Vec<String>> {
     Some(metadata.get(OBJECTS)?.split(SEPARATOR).map(ToOwned::to_owned).collect())
 }
 
-/// Stores an empty object with metadata. The client's `update_metadata` cannot be used: it stores only the name and the
-/// description.
-async fn put_metadata(store: &ObjectStore, name: String, metadata: HashMap<&str, String>) -> Result<(), Problem> {
+/// Stores an empty file with metadata.
+async fn put_metadata(
+    store: &Files,
+    owner: Owner,
+    name: String,
+    metadata: HashMap<&str, String>,
+) -> Result<(), Problem> {
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    let object = ObjectMetadata { name, metadata, ..Default::default() };
-    store.put(object, &mut tokio::io::empty()).await.map_err(unavailable)?;
+    store.put(NewFile { name, owner, metadata }, tokio::io::empty()).await.map_err(unavailable)?;
     Ok(())
 }
 
-/// The name, size, hash and metadata of an object. `None` if there is no such object. If the store does not answer, the
-/// result is an error.
-pub(super) async fn object_info(store: &ObjectStore, name: &str) -> Result<Option<ObjectInfo>, Problem> {
-    match store.info(name).await {
-        Ok(info) => Ok(Some(info).filter(|info| !info.deleted)),
-        Err(e) if e.kind() == InfoErrorKind::NotFound => Ok(None),
-        Err(e) => Err(unavailable(e)),
-    }
-}
-
 /// The number of stored parts. Parts are stored in order, so a binary search finds the last part.
-pub(super) async fn count(store: &ObjectStore, file: &str) -> Result<u32, Problem> {
+pub(super) async fn count(store: &Files, file: &str) -> Result<u32, Problem> {
     let (mut low, mut high) = (0, MAX_PARTS);
     while low < high {
         let middle = low.midpoint(high);
-        if object_info(store, &partial_name(file, middle)).await?.is_some() {
+        if store.info(&partial_name(file, middle)).await.map_err(unavailable)?.is_some() {
             low = middle + 1;
         } else {
             high = middle;

@@ -38,7 +38,7 @@ pub(crate) async fn get(
                 Err(failure("the stored file differs from the listed file"))?;
             }
             yield Bytes::from(header_of(&artifact.path, artifact.bytes)?);
-            let mut content = stored.read(0, artifact.bytes).await?;
+            let mut content = stored.read(0, artifact.bytes);
             let mut left = artifact.bytes;
             while left > 0 {
                 let mut piece = vec![0; READ_BYTES];

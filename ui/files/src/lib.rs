@@ -1,0 +1,185 @@
+//! The market's files: the inputs that people upload, and the files that jobs leave. They are in the broker's object
+//! store, in a directory, or in a store that speaks S3. The rest of the web server does not know which.
+//!
+//! Belongs here: storing, reading and counting files. Must not come here: who may do so, and HTTP.
+
+mod bucket;
+mod jetstream;
+mod usage;
+
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+
+use gpubnb_events::{AccountId, Millis, Timestamp};
+use tokio::{io::AsyncRead, sync::Mutex, time::Instant};
+
+pub use self::usage::{Owner, Usage, UsedBytes};
+use self::{bucket::Bucket, jetstream::Jetstream};
+
+/// What a store keeps of a file beside its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileInfo {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the bytes, in hex.
+    pub sha256: String,
+    /// Names and values that belong to the file.
+    pub metadata: HashMap<String, String>,
+}
+
+/// A store that does not answer or breaks off, or a setting of a store that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// The broker's object store.
+    #[error("the broker's store of files does not answer")]
+    Broker(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The directory or the S3 store.
+    #[error("the store of files does not answer")]
+    Bucket(#[from] object_store::Error),
+    /// The description of a file is damaged.
+    #[error("the description of a file cannot be read")]
+    Description(#[from] serde_json::Error),
+    /// The bytes could not be read from their source or written to the store.
+    #[error("a file could not be copied")]
+    Copy(#[from] std::io::Error),
+    /// The address of the store has an unknown form.
+    #[error("{0} is no store of files: write file:///a/directory or s3://bucket/prefix")]
+    Address(String),
+}
+
+/// A file that is about to be stored.
+#[derive(Debug, Clone)]
+pub struct NewFile {
+    /// The name. A file with the same name is replaced.
+    pub name: String,
+    /// The account whose share the bytes take, and whether it had money.
+    pub owner: Owner,
+    /// Names and values that belong to the file.
+    pub metadata: HashMap<String, String>,
+}
+
+/// The bytes of a file.
+pub type FileReader = Pin<Box<dyn AsyncRead + Send>>;
+
+/// The room of a store, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// The bytes of all files.
+    pub used: u64,
+    /// The most bytes; `None` if the store has no bound.
+    pub most: Option<u64>,
+}
+
+/// The time for which a listing of a store is believed. Only another process can have stored files meanwhile.
+const USAGE_AGE: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+enum Backend {
+    Jetstream(Box<Jetstream>),
+    Bucket(Bucket),
+}
+
+/// A listing of a store, and its time.
+type Listing = (Instant, Arc<Usage>);
+
+/// One store of files. Clones share one state.
+#[derive(Debug, Clone)]
+pub struct Files {
+    backend: Arc<Backend>,
+    /// The last listing. It is dropped when this process stores or removes a file.
+    listed: Arc<Mutex<Option<Listing>>>,
+}
+
+impl Files {
+    fn new(backend: Backend) -> Self {
+        Self { backend: Arc::new(backend), listed: Arc::default() }
+    }
+
+    /// The store of this name in the broker.
+    pub async fn in_broker(js: &async_nats::jetstream::Context, name: &str) -> Result<Self, FilesError> {
+        Ok(Self::new(Backend::Jetstream(Box::new(Jetstream::open(js, name).await?))))
+    }
+
+    /// The store of this name below an address, `file:///a/directory` or `s3://bucket/prefix`. The files take at most
+    /// `most` bytes, and are removed after `kept`. The environment has the keys and the endpoint of S3, under the names
+    /// that its own tools use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, `AWS_REGION`.
+    pub fn at(
+        address: &str,
+        name: &str,
+        most: u64,
+        kept: Millis,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, FilesError> {
+        Ok(Self::new(Backend::Bucket(Bucket::open(address, name, most, kept, environment)?)))
+    }
+
+    /// Stores a file with the bytes that a reader returns. The file exists only when all its bytes are stored.
+    pub async fn put(&self, file: NewFile, content: impl AsyncRead + Send + Unpin) -> Result<FileInfo, FilesError> {
+        let stored = match &*self.backend {
+            Backend::Jetstream(store) => store.put(file, content).await,
+            Backend::Bucket(store) => store.put(file, content).await,
+        };
+        self.listed.lock().await.take();
+        stored
+    }
+
+    /// What the store keeps of a file; `None` if there is no such file.
+    pub async fn info(&self, name: &str) -> Result<Option<FileInfo>, FilesError> {
+        match &*self.backend {
+            Backend::Jetstream(store) => store.info(name).await,
+            Backend::Bucket(store) => store.info(name).await,
+        }
+    }
+
+    /// The bytes of a file from an offset on; `None` if there is no such file.
+    pub async fn read(&self, name: &str, first: u64) -> Result<Option<FileReader>, FilesError> {
+        match &*self.backend {
+            Backend::Jetstream(store) => store.read(name, first).await,
+            Backend::Bucket(store) => store.read(name, first).await,
+        }
+    }
+
+    /// Removes a file. A file that does not exist is no error.
+    pub async fn delete(&self, name: &str) -> Result<(), FilesError> {
+        let deleted = match &*self.backend {
+            Backend::Jetstream(store) => store.delete(name).await,
+            Backend::Bucket(store) => store.delete(name).await,
+        };
+        self.listed.lock().await.take();
+        deleted
+    }
+
+    /// The bytes of each owner, as the store itself lists them: exact for what this process stored, and two seconds
+    /// late at most for what others stored.
+    pub async fn usage(&self) -> Result<Arc<Usage>, FilesError> {
+        // Requests that ask at the same time share one listing.
+        let mut listed = self.listed.lock().await;
+        if let Some((_, usage)) = listed.as_ref().filter(|(at, _)| at.elapsed() < USAGE_AGE) {
+            return Ok(Arc::clone(usage));
+        }
+        let usage = Arc::new(match &*self.backend {
+            Backend::Jetstream(store) => store.usage().await?,
+            Backend::Bucket(store) => store.usage().await?,
+        });
+        *listed = Some((Instant::now(), Arc::clone(&usage)));
+        Ok(usage)
+    }
+
+    /// The room of the store.
+    pub async fn room(&self) -> Result<Room, FilesError> {
+        match &*self.backend {
+            Backend::Jetstream(store) => store.room().await,
+            Backend::Bucket(store) => Ok(Room { used: self.usage().await?.total().bytes, most: Some(store.most()) }),
+        }
+    }
+
+    /// Removes the files whose time is over. The broker does so itself.
+    pub async fn remove_expired(&self, now: Timestamp) -> Result<(), FilesError> {
+        match &*self.backend {
+            Backend::Jetstream(_) => Ok(()),
+            Backend::Bucket(store) => store.remove_expired(now).await,
+        }
+    }
+}
+
+/// The owner of files without an owner: earlier programs stored none.
+const NOBODY: AccountId = AccountId::MIN;

@@ -1,0 +1,93 @@
+//! The shares of a store of files: what one account may take, and what all accounts without money may take together.
+//! Accounts cost nothing, so a share for each of them would be no bound. A share that is full is refused by its name,
+//! long before the store is full for everybody.
+
+use axum::http::StatusCode;
+use gpubnb_events::{AccountId, Actor, Seq};
+use gpubnb_files::{Files, Owner};
+use tracing::warn;
+
+use crate::{app::App, error::Problem, state::Reservation};
+
+/// A share is one part of the store of this many.
+const SHARES: u64 = 4;
+/// The bytes that a file counts at least: each file has a description.
+const LEAST_BYTES: u64 = 4 << 10;
+/// Bytes that the descriptions of a file and of its parts take at most.
+const PIECES_RESERVE: u64 = 64 * 1024;
+/// Most files of one account in a store.
+const MAX_FILES: usize = 10_000;
+
+/// A store of files, as its shares see it.
+#[derive(Clone, Copy)]
+pub(super) struct Store<'a> {
+    pub(super) files: &'a Files,
+    /// The name of the store in the quota.
+    pub(super) name: &'static str,
+    /// Most bytes of one account, if that is less than its share.
+    pub(super) most: u64,
+    /// Days after which a file is removed.
+    pub(super) days: u32,
+}
+
+/// The room that an upload in progress takes of its shares.
+#[must_use]
+pub(super) struct Claim {
+    pub(super) owner: Owner,
+    _own: Reservation,
+    _without_money: Option<Reservation>,
+}
+
+/// Refuses a file of this size if a store has no room for it. A file that the store refused in the middle would leave
+/// its first pieces behind. Returns the size of the store in bytes; `None` if the store has no limit.
+pub(super) async fn ensure_room(store: Store<'_>, bytes: u64) -> Result<Option<u64>, Problem> {
+    let room = store.files.room().await.map_err(super::store::unavailable)?;
+    let Some(most) = room.most else { return Ok(None) };
+    // Each piece of a file takes a little more than its bytes.
+    if room.used.saturating_add(bytes).saturating_add(bytes / 50 + PIECES_RESERVE) <= most {
+        return Ok(Some(most));
+    }
+    warn!(store = store.name, bytes, used = room.used, most, "the store is full: a file is refused");
+    let detail = "The market has no room for more files at the moment. Files are removed by and by: try again later.";
+    Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "StoreFull", detail))
+}
+
+/// Claims room for an upload of an account. The claim is made before the stored files are counted, so that two uploads
+/// cannot use the same free bytes.
+pub(super) async fn claim(
+    app: &App,
+    actor: Actor,
+    store: Store<'_>,
+    account: AccountId,
+    bytes: u64,
+) -> Result<Claim, Problem> {
+    let share = ensure_room(store, bytes).await?.map_or(u64::MAX, |most| most / SHARES);
+    let own_share = share.min(store.most);
+    let balance = app.queries.balance(actor, account, Seq::ZERO).await?;
+    let owner = Owner { account, has_money: balance.available.0 > 0 || balance.held.0 > 0 };
+    let counted = bytes.max(LEAST_BYTES);
+    let no_room = |detail: &str| {
+        let detail = format!("{detail} Each file is removed after {} days.", store.days);
+        Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail)
+    };
+    let own_full = || no_room(&format!("Your files may take {} MiB together, and be {MAX_FILES}.", own_share >> 20));
+    let shared_full =
+        || no_room("The room for files of accounts without money is full. Add funds on the page Wallet, or wait.");
+    let (own_key, shared_key) = (format!("{}/{account}", store.name), format!("{}/without money", store.name));
+    let own = app.upload_quota.reserve(own_key.clone(), counted, own_share).ok_or_else(own_full)?;
+    let without_money = if owner.has_money {
+        None
+    } else {
+        Some(app.upload_quota.reserve(shared_key.clone(), counted, share).ok_or_else(shared_full)?)
+    };
+    let usage = store.files.usage().await.map_err(super::store::unavailable)?;
+    let (stored, free) = (usage.of(account), usage.without_money());
+    let fits = |stored: u64, key: &str, most: u64| stored.saturating_add(app.upload_quota.reserved(key)) <= most;
+    if stored.files >= MAX_FILES || !fits(stored.bytes, &own_key, own_share) {
+        return Err(own_full());
+    }
+    if !owner.has_money && !fits(free.bytes, &shared_key, share) {
+        return Err(shared_full());
+    }
+    Ok(Claim { owner, _own: own, _without_money: without_money })
+}
