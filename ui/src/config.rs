@@ -62,7 +62,8 @@ pub struct RunArgs {
     pub machines_nats: Option<String>,
     /// Where the files of jobs are kept, if not in the broker: a directory (`file:///srv/gpubnb`), which all instances
     /// of this server must share, or a store that speaks S3 (`s3://bucket/prefix`). For S3, the environment has
-    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and `AWS_ENDPOINT_URL` for a store of another company.
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and `AWS_ENDPOINT_URL` for a store of another
+    /// company.
     #[arg(long, env = "GPUBNB_FILES", value_name = "URL")]
     pub files: Option<String>,
     /// Room for the input files there, GiB.

@@ -24,6 +24,7 @@ use crate::{
     event_search::EventSearch,
     extract::{AfterAccount, JsonBody, Path, Query},
     input::dollars,
+    transfer::{StoreUse, store_uses},
 };
 
 /// Body of `POST /ops/accounts/{id}/suspension`.
@@ -127,6 +128,11 @@ pub(crate) async fn platform(State(app): State<App>, signed_in: SignedIn) -> Res
 /// Runs the checks of the deployment.
 pub(crate) async fn doctor(State(app): State<App>, signed_in: SignedIn) -> Result<Json<Vec<Check>>, ApiError> {
     Ok(Json(app.queries.doctor(signed_in.operator_actor()).await?))
+}
+
+/// Shows how full the stores of files are, and which accounts take most.
+pub(crate) async fn files(State(app): State<App>) -> Result<Json<Vec<StoreUse>>, ApiError> {
+    Ok(Json(store_uses(&app).await?))
 }
 
 /// Lists the jobs that have been in one state for too long.

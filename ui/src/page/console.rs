@@ -37,6 +37,7 @@ use crate::{
     extract::{Form, Path, Query},
     live::parts::{self, PagePart},
     state::Change,
+    transfer::{StoreUse, store_uses},
 };
 
 #[derive(Template)]
@@ -45,6 +46,14 @@ struct ConsolePage {
     layout: Layout,
     /// The HTML of the parts, in the order of [`PART_IDS`].
     parts: [String; 6],
+    /// Not live: a listing of all files is too much for each second.
+    files: String,
+}
+
+#[derive(Template)]
+#[template(path = "console_files.html")]
+struct FilesCard {
+    stores: Vec<StoreUse>,
 }
 
 #[derive(Template)]
@@ -132,7 +141,8 @@ async fn render_parts(app: &App, signed_in: SignedIn) -> Result<[String; 6], Pro
 
 pub(crate) async fn page(State(app): State<App>, signed_in: SignedIn) -> Result<Html<String>, PageError> {
     let parts = render_parts(&app, signed_in).await?;
-    Ok(render_page(&ConsolePage { layout: Layout::new("Console", "console", signed_in.viewer), parts })?)
+    let files = render_fragment(&FilesCard { stores: store_uses(&app).await? })?;
+    Ok(render_page(&ConsolePage { layout: Layout::new("Console", "console", signed_in.viewer), parts, files })?)
 }
 
 pub(crate) async fn live(

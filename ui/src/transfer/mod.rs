@@ -11,11 +11,13 @@ mod inputs;
 mod parts;
 mod share;
 mod store;
+mod store_use;
 mod tar;
 
 pub(crate) use self::{
     artifacts::{put, upload_status},
     download::{Link, LinkRequest, by_permit, get, link},
     inputs::{StoredInput, put_input, resolve_inputs},
+    store_use::{StoreUse, store_uses},
     tar::get as get_tar,
 };

@@ -27,7 +27,8 @@ pub(super) fn bad_permit(detail: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "BadPermit", format!("The transfer is not permitted: {detail}."))
 }
 
-/// Refuses a permit of an attempt that is over: a permit ends with what it was for. Returns the account whose job it is.
+/// Refuses a permit of an attempt that is over: a permit ends with what it was for. Returns the account whose job it
+/// is.
 pub(super) async fn check_attempt(app: &App, job: JobId, lease: Lease) -> Result<AccountId, Problem> {
     let row = app.queries.job(Actor::Platform, job, lease.0).await?;
     if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {
@@ -83,8 +84,8 @@ pub(super) async fn store_body(
     Ok(stored)
 }
 
-/// Completes `work` even if the client closes the connection. Cancelled work would leave pieces in the store that belong
-/// to no file.
+/// Completes `work` even if the client closes the connection. Cancelled work would leave pieces in the store that
+/// belong to no file.
 pub(super) async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
