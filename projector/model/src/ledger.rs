@@ -73,7 +73,7 @@ impl Projection for Ledger {
     }
 
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -91,10 +91,16 @@ impl Projection for Ledger {
                 rows.put(&receipt_key(e.job), receipt);
                 add_to_days(rows, recorded, e)?;
             }
+            Event::AccountSuspended(e) => set_suspended(rows, e.account, true)?,
+            Event::AccountReinstated(e) => set_suspended(rows, e.account, false)?,
             _ => {}
         }
         post(rows, recorded, event, &postings(event))
     }
+}
+
+fn set_suspended(rows: &mut WriteBatch<'_>, account: AccountId, suspended: bool) -> Result<(), StoreError> {
+    rows.upsert::<BalanceRow>(&balance_key(account), |balance| balance.suspended = suspended)
 }
 
 /// Adds a settlement to the day's sums of the consumer and of the provider.

@@ -122,6 +122,8 @@ pub struct BalanceRow {
     pub payable: MicroUsd,
     pub spent: MicroUsd,
     pub earned: MicroUsd,
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// The stored form of [`Day`].
@@ -301,8 +303,8 @@ impl From<StatementRow> for StatementLine {
 
 impl From<BalanceRow> for Balance {
     fn from(row: BalanceRow) -> Self {
-        let BalanceRow { available, held, payable, spent, earned } = row;
-        Self { available, held, payable, spent, earned }
+        let BalanceRow { available, held, payable, spent, earned, suspended } = row;
+        Self { available, held, payable, spent, earned, suspended }
     }
 }
 

@@ -4,9 +4,10 @@ use gpubnb_tests::{
     api_client::ApiClient,
     market::Market,
     shared::{Plan, SharedMarket},
+    wait::wait_until,
 };
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::access::send;
 
@@ -107,4 +108,14 @@ async fn a_shared_link_gives_anybody_one_file_and_nothing_else() {
     let part = market.consumer.build_request(Method::GET, path).header("range", "bytes=1-3").send().await.unwrap();
     assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT);
     assert_eq!(part.bytes().await.unwrap().as_ref(), b"PNG");
+    // The link ends with the account.
+    let suspension = format!("/ops/accounts/{}/suspension", market.consumer.account);
+    let suspend = async |reason: &Value| {
+        market.operator().unwrap().post(&suspension, &json!({ "reason": reason })).await.unwrap();
+    };
+    let is_answered = async |expected| market.consumer.stranger().bytes(path).await.unwrap().0 == expected;
+    suspend(&json!("spam")).await;
+    wait_until("the end of the link", async || is_answered(StatusCode::UNAUTHORIZED).await).await;
+    suspend(&Value::Null).await;
+    wait_until("the link", async || is_answered(StatusCode::OK).await).await;
 }

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use gpubnb_events::{JobId, Lease, Millis, Seq, Timestamp, spec::Artifact};
+use gpubnb_events::{Actor, JobId, Lease, Millis, Seq, Timestamp, spec::Artifact};
 use gpubnb_query::view::JobView;
 use gpubnb_runtime::permit::{Permit, Purpose};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,7 @@ pub(crate) async fn by_permit(
             (&app.inputs, input_name(account, input), input.to_string(), None)
         }
         Purpose::Artifact { job, lease, path, sha256 } => {
+            check_not_suspended(&app, job).await?;
             (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
         }
         Purpose::Upload { .. } | Purpose::KnownBrowser { .. } => {
@@ -51,6 +52,13 @@ pub(crate) async fn by_permit(
         return Err(not_as_listed().into());
     }
     Ok(deliver(&headers, stored, &path, Disposition::Attachment))
+}
+
+/// Refuses a link to a file of an account that was suspended after it made the link.
+async fn check_not_suspended(app: &App, job: JobId) -> Result<(), Problem> {
+    let account = app.queries.job(Actor::Platform, job, Seq::ZERO).await?.account;
+    let balance = app.queries.balance(Actor::Platform, account, Seq::ZERO).await?;
+    if balance.suspended { Err(bad_permit("the account is suspended")) } else { Ok(()) }
 }
 
 /// Query parameters of a download.

@@ -35,6 +35,9 @@ pub struct Balance {
     pub spent: MicroUsd,
     /// The earnings of all machines of the account.
     pub earned: MicroUsd,
+    /// True while an operator has suspended the account.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// The sums of the settlements of one day (UTC).
