@@ -6,6 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    // The files of jobs may be in a directory of this machine.
+    gpubnb_runtime::make_files_private();
     gpubnb_runtime::observe::start();
     let Cli { nats, command } = Cli::parse();
     match command {

@@ -100,7 +100,7 @@ async fn open_files(js: &Context, args: &RunArgs, name: &str, gib: u64, kept: Du
     let files = Files::at(address, &name.to_ascii_lowercase(), gib << 30, kept, environment);
     let files = files.with_context(|| format!("opening {address}"))?;
     // A wrong key or address is better known now than at the first upload.
-    files.room().await.with_context(|| format!("reading {address}"))?;
+    files.check().await.with_context(|| format!("writing to {address}"))?;
     Ok(files)
 }
 

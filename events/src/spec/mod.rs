@@ -254,7 +254,7 @@ impl LeftOutReason {
             Self::NotAFile => "the entry is a link, a pipe, a socket or a device",
             Self::Unreadable => "the entry cannot be read",
             Self::TooManyFiles => "a job keeps at most 1,000 files, with 96 KiB of names: pack them into an archive",
-            Self::StoreFull => "the market's store of files was full",
+            Self::StoreFull => "the market's store of files, or your share of the store, was full",
             Self::SameName => "another file has the same name, written with other characters",
             Self::TooLarge => "the files are larger than the output that the job asked for (output_mib)",
         }

@@ -9,12 +9,20 @@
 //! artifacts/about/<SHA-256 of the name>       name, object, size, hash and metadata, as JSON
 //! ```
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::{DirBuilder, Permissions},
+    io::ErrorKind,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use futures_util::TryStreamExt as _;
 use gpubnb_events::{CommandId, Millis, Timestamp};
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _,
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     buffered::BufWriter,
     local::LocalFileSystem,
@@ -25,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::{InspectReader, StreamReader};
+use tracing::warn;
 use url::Url;
 
 use crate::{FileInfo, FileReader, FilesError, NOBODY, NewFile, Owner, Usage};
@@ -40,6 +49,8 @@ const FREE: &str = "free";
 #[derive(Debug, Clone)]
 pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
+    /// The directory; `None` for S3.
+    directory: Option<PathBuf>,
     most: u64,
     kept: Millis,
 }
@@ -67,21 +78,30 @@ impl Bucket {
         let url = Url::parse(address).map_err(|_| unknown())?;
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             "file" => {
-                let directory: PathBuf = url.to_file_path().map_err(|()| unknown())?.join(name);
-                std::fs::create_dir_all(&directory)?;
-                Arc::new(LocalFileSystem::new_with_prefix(directory)?.with_automatic_cleanup(true))
+                let root = url.to_file_path().map_err(|()| unknown())?;
+                // A directory that is missing may be a file system that is not mounted.
+                if !root.is_dir() {
+                    return Err(FilesError::Missing(root));
+                }
+                let below = root.join(name);
+                let made = DirBuilder::new().mode(0o700).create(&below);
+                made.or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })?;
+                std::fs::set_permissions(&below, Permissions::from_mode(0o700))?;
+                let store = Arc::new(LocalFileSystem::new_with_prefix(&below)?.with_automatic_cleanup(true));
+                return Ok(Self { store, directory: Some(below), most, kept });
             }
             "s3" => {
                 // An error means that a provider of cryptography is installed already, which is good too.
                 drop(rustls::crypto::ring::default_provider().install_default());
-                let bucket = AmazonS3Builder::new().with_bucket_name(url.host_str().ok_or_else(unknown)?);
+                let bucket = AmazonS3Builder::new().with_client_options(client_options()).with_retry(retries());
                 let bucket = environment.fold(bucket, with_variable);
+                let bucket = bucket.with_bucket_name(url.host_str().ok_or_else(unknown)?);
                 let prefix = Path::from_url_path(url.path()).map_err(|_| unknown())?.join(name);
                 Arc::new(PrefixStore::new(bucket.build()?, prefix))
             }
             _ => return Err(unknown()),
         };
-        Ok(Self { store, most, kept })
+        Ok(Self { store, directory: None, most, kept })
     }
 
     pub(crate) fn most(&self) -> u64 {
@@ -109,21 +129,29 @@ impl Bucket {
             return Err(e.into());
         }
         drop(content);
-        let object = if bytes == 0 {
-            drop(writer.abort().await);
-            None
-        } else {
-            writer.shutdown().await?;
-            Some(object.to_string())
-        };
+        // Also an empty file has an object, which counts in the share of its owner.
+        writer.shutdown().await?;
         let sha256 = gpubnb_events::hex(hash.finalize());
+        let object = Some(object.to_string());
+        let replaced = self.description(&name).await?;
         let description = Description { name, object, bytes, sha256, metadata };
-        let described = serde_json::to_vec(&description)?;
-        if let Err(e) = self.store.put(&about(&description.name), described.into()).await {
+        if let Err(e) = self.save(&description).await {
             self.delete_object(description.object.as_deref()).await?;
-            return Err(e.into());
+            return Err(e);
         }
+        self.delete_object(replaced.and_then(|replaced| replaced.object).as_deref()).await?;
         Ok(info(description))
+    }
+
+    pub(crate) async fn describe(&self, file: NewFile) -> Result<(), FilesError> {
+        let NewFile { name, metadata, .. } = file;
+        let sha256 = gpubnb_events::hex(Sha256::digest(b""));
+        self.save(&Description { name, object: None, bytes: 0, sha256, metadata }).await
+    }
+
+    async fn save(&self, description: &Description) -> Result<(), FilesError> {
+        self.store.put(&about(&description.name), serde_json::to_vec(description)?.into()).await?;
+        Ok(())
     }
 
     async fn description(&self, name: &str) -> Result<Option<Description>, FilesError> {
@@ -172,19 +200,68 @@ impl Bucket {
         Ok(usage)
     }
 
+    pub(crate) async fn check(&self) -> Result<(), FilesError> {
+        let probe = Path::from("check");
+        self.store.put(&probe, Vec::new().into()).await?;
+        absent_is_deleted(self.store.delete(&probe).await)
+    }
+
     pub(crate) async fn remove_expired(&self, now: Timestamp) -> Result<(), FilesError> {
+        let is_expired = |modified: i64| {
+            let age = now.millis().saturating_sub(modified);
+            age > i64::try_from(self.kept.0).unwrap_or(i64::MAX)
+        };
         // The descriptions go first: a file without one does not exist.
         for kind in [ABOUT, DATA] {
             let mut all = self.store.list(Some(&Path::from(kind)));
             while let Some(object) = all.try_next().await? {
-                let age = now.millis().saturating_sub(object.last_modified.timestamp_millis());
-                if age > i64::try_from(self.kept.0).unwrap_or(i64::MAX) {
-                    absent_is_deleted(self.store.delete(&object.location).await)?;
+                if is_expired(object.last_modified.timestamp_millis())
+                    && let Err(e) = absent_is_deleted(self.store.delete(&object.location).await)
+                {
+                    warn!(object = %object.location, error = %e, "an expired object cannot be removed");
                 }
             }
         }
-        Ok(())
+        let Some(data) = self.directory.as_ref().map(|directory| directory.join(DATA)) else { return Ok(()) };
+        let removing = tokio::task::spawn_blocking(move || remove_unfinished(&data, now));
+        Ok(removing.await.map_err(std::io::Error::other)??)
     }
+}
+
+/// Time after which an upload that a stopped process left unfinished is removed from a directory.
+const UNFINISHED: Millis = Millis(24 * 3_600_000);
+
+/// Removes the files of uploads that were never finished: `<id>#1`. A listing of the store leaves them out. A store that
+/// speaks S3 removes them by a rule of its own.
+fn remove_unfinished(directory: &std::path::Path, now: Timestamp) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_unfinished(&path, now)?;
+            continue;
+        }
+        let is_unfinished = path.file_name().is_some_and(|name| name.to_string_lossy().contains('#'));
+        let modified = std::fs::metadata(&path)?.modified()?;
+        let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        if is_unfinished && i128::from(now.millis()) - modified.cast_signed() > i128::from(UNFINISHED.0) {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A download takes as long as its reader takes, but no read of the store takes longer than this.
+fn client_options() -> ClientOptions {
+    ClientOptions::new().with_timeout_disabled().with_read_timeout(Duration::from_secs(30))
+}
+
+/// The store is asked again for as long as a client waits.
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
 
 /// A store with one more setting, if a variable is one: `AWS_REGION`.
@@ -258,12 +335,18 @@ mod tests {
         bucket.put(file("large", free), tokio::io::repeat(7).take(20 << 20)).await.unwrap();
         bucket.put(file("empty", free), tokio::io::empty()).await.unwrap();
         let usage = bucket.usage().await.unwrap();
-        assert_eq!((usage.of(paid.account).files, usage.without_money().bytes), (3, 20 << 20));
+        assert_eq!((usage.of(paid.account).files, usage.without_money().bytes), (3, (20 << 20) + 4_096));
         assert_eq!(usage.largest(1)[0].0, free.account);
         bucket.delete("large").await.unwrap();
         bucket.delete("large").await.unwrap();
         assert_eq!((bucket.info("large").await.unwrap(), read(&bucket, "large", 0).await), (None, None));
-        assert_eq!(bucket.usage().await.unwrap().without_money().bytes, 0);
+        assert_eq!(bucket.usage().await.unwrap().without_money().files, 1, "the empty file counts");
+        // A replaced file leaves nothing, and a description counts in no share.
+        bucket.put(file("F", paid), &b"other"[..]).await.unwrap();
+        bucket.describe(file("parts", paid)).await.unwrap();
+        assert_eq!(bucket.usage().await.unwrap().of(paid.account).files, 3);
+        let mode = std::fs::metadata(directory.path().join("inputs")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "nobody else reads the files");
     }
 
     fn count_files(directory: &std::path::Path) -> usize {
@@ -282,7 +365,9 @@ mod tests {
         assert!(bucket.put(file("broken", owner(true)), broken).await.is_err());
         assert_eq!(bucket.usage().await.unwrap(), Usage::default());
         bucket.put(file("old", owner(true)), &b"hello"[..]).await.unwrap();
-        bucket.remove_expired(SystemClock.now().plus(Millis(1_000))).await.unwrap();
+        // What a killed process leaves.
+        std::fs::write(directory.path().join("inputs/data/paid/a#1"), "part").unwrap();
+        bucket.remove_expired(SystemClock.now().plus(Millis(25 * 3_600_000))).await.unwrap();
         assert_eq!((bucket.info("old").await.unwrap(), bucket.usage().await.unwrap()), (None, Usage::default()));
         assert_eq!(count_files(directory.path()), 0, "also no part of an upload");
     }
@@ -293,5 +378,7 @@ mod tests {
             let refused = Bucket::open(address, "inputs", 1, Millis(0), std::iter::empty()).unwrap_err().to_string();
             assert!(refused.contains("is no store of files"), "{address}: {refused}");
         }
+        let missing = Bucket::open("file:///no/such/mount", "inputs", 1, Millis(0), std::iter::empty()).unwrap_err();
+        assert!(matches!(missing, FilesError::Missing(_)), "{missing}");
     }
 }

@@ -13,9 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::{FileInfo, FileReader, FilesError, NOBODY, NewFile, Owner, Room, Usage};
 
-/// The keys of the metadata: the account, and `true` if the account had money.
+/// The keys of the metadata: the account, `true` if the account had money, and `true` for a file that describes others.
 const OWNER: &str = "owner";
 const HAS_MONEY: &str = "has_money";
+const DESCRIBES: &str = "describes";
 
 /// A store in the broker.
 #[derive(Clone)]
@@ -53,6 +54,11 @@ impl Jetstream {
         Ok(file_info(self.store.put(object, &mut content).await.map_err(broker)?))
     }
 
+    pub(crate) async fn describe(&self, mut file: NewFile) -> Result<(), FilesError> {
+        file.metadata.insert(DESCRIBES.to_owned(), true.to_string());
+        self.put(file, tokio::io::empty()).await.map(drop)
+    }
+
     pub(crate) async fn info(&self, name: &str) -> Result<Option<FileInfo>, FilesError> {
         match self.store.info(name).await {
             Ok(info) => Ok(Some(info).filter(|info| !info.deleted).map(file_info)),
@@ -83,7 +89,9 @@ impl Jetstream {
         let mut all = self.store.list().await.map_err(broker)?;
         let mut usage = Usage::default();
         while let Some(info) = all.try_next().await.map_err(broker)? {
-            usage.add(owner_of(&info.metadata), info.size as u64);
+            if !info.metadata.contains_key(DESCRIBES) {
+                usage.add(owner_of(&info.metadata), info.size as u64);
+            }
         }
         Ok(usage)
     }

@@ -7,10 +7,16 @@ mod bucket;
 mod jetstream;
 mod usage;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use gpubnb_events::{AccountId, Millis, Timestamp};
-use tokio::{io::AsyncRead, sync::Mutex, time::Instant};
+use tokio::{io::AsyncRead, time::Instant};
 
 pub use self::usage::{Owner, Usage, UsedBytes};
 use self::{bucket::Bucket, jetstream::Jetstream};
@@ -41,6 +47,9 @@ pub enum FilesError {
     /// The bytes could not be read from their source or written to the store.
     #[error("a file could not be copied")]
     Copy(#[from] std::io::Error),
+    /// The directory is missing.
+    #[error("the directory {} is missing: make it, or mount it, and start again", .0.display())]
+    Missing(PathBuf),
     /// The address of the store has an unknown form.
     #[error("{0} is no store of files: write file:///a/directory or s3://bucket/prefix")]
     Address(String),
@@ -69,8 +78,9 @@ pub struct Room {
     pub most: Option<u64>,
 }
 
-/// The time for which a listing of a store is believed. Only another process can have stored files meanwhile.
-const USAGE_AGE: Duration = Duration::from_secs(2);
+/// The time for which a listing of a store is believed. This process adds what it stores meanwhile; what other processes
+/// store is seen so much later.
+const USAGE_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 enum Backend {
@@ -85,13 +95,15 @@ type Listing = (Instant, Arc<Usage>);
 #[derive(Debug, Clone)]
 pub struct Files {
     backend: Arc<Backend>,
-    /// The last listing. It is dropped when this process stores or removes a file.
+    /// The last listing, and what this process stored since.
     listed: Arc<Mutex<Option<Listing>>>,
+    /// Requests that need a listing at the same time share one.
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Files {
     fn new(backend: Backend) -> Self {
-        Self { backend: Arc::new(backend), listed: Arc::default() }
+        Self { backend: Arc::new(backend), listed: Arc::default(), listing: Arc::default() }
     }
 
     /// The store of this name in the broker.
@@ -100,7 +112,7 @@ impl Files {
     }
 
     /// The store of this name below an address, `file:///a/directory` or `s3://bucket/prefix`. The files take at most
-    /// `most` bytes, and are removed after `kept`. The environment has the keys and the endpoint of S3, under the names
+    /// `most` bytes, and are removed after `kept`. A directory must exist. The environment has the keys and the endpoint of S3, under the names
     /// that its own tools use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, `AWS_REGION`.
     pub fn at(
         address: &str,
@@ -114,12 +126,27 @@ impl Files {
 
     /// Stores a file with the bytes that a reader returns. The file exists only when all its bytes are stored.
     pub async fn put(&self, file: NewFile, content: impl AsyncRead + Send + Unpin) -> Result<FileInfo, FilesError> {
+        let owner = file.owner;
         let stored = match &*self.backend {
             Backend::Jetstream(store) => store.put(file, content).await,
             Backend::Bucket(store) => store.put(file, content).await,
-        };
-        self.listed.lock().await.take();
-        stored
+        }?;
+        if let Some((_, usage)) = &mut *self.listed() {
+            Arc::make_mut(usage).add(owner, stored.bytes);
+        }
+        Ok(stored)
+    }
+
+    /// Stores a file that has metadata and no bytes, and counts in no share: it describes other files.
+    pub async fn describe(&self, file: NewFile) -> Result<(), FilesError> {
+        match &*self.backend {
+            Backend::Jetstream(store) => store.describe(file).await,
+            Backend::Bucket(store) => store.describe(file).await,
+        }
+    }
+
+    fn listed(&self) -> std::sync::MutexGuard<'_, Option<Listing>> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the store keeps of a file; `None` if there is no such file.
@@ -144,23 +171,27 @@ impl Files {
             Backend::Jetstream(store) => store.delete(name).await,
             Backend::Bucket(store) => store.delete(name).await,
         };
-        self.listed.lock().await.take();
+        self.listed().take();
         deleted
     }
 
-    /// The bytes of each owner, as the store itself lists them: exact for what this process stored, and two seconds
-    /// late at most for what others stored.
+    /// The bytes of each owner, as the store itself lists them. The listing is up to ten seconds old, and has what this
+    /// process stored since.
     pub async fn usage(&self) -> Result<Arc<Usage>, FilesError> {
-        // Requests that ask at the same time share one listing.
-        let mut listed = self.listed.lock().await;
-        if let Some((_, usage)) = listed.as_ref().filter(|(at, _)| at.elapsed() < USAGE_AGE) {
-            return Ok(Arc::clone(usage));
+        let known = || self.listed().as_ref().filter(|(at, _)| at.elapsed() < USAGE_AGE).map(|(_, u)| Arc::clone(u));
+        if let Some(usage) = known() {
+            return Ok(usage);
         }
+        let _one = self.listing.lock().await;
+        if let Some(usage) = known() {
+            return Ok(usage);
+        }
+        let at = Instant::now();
         let usage = Arc::new(match &*self.backend {
             Backend::Jetstream(store) => store.usage().await?,
             Backend::Bucket(store) => store.usage().await?,
         });
-        *listed = Some((Instant::now(), Arc::clone(&usage)));
+        *self.listed() = Some((at, Arc::clone(&usage)));
         Ok(usage)
     }
 
@@ -169,6 +200,14 @@ impl Files {
         match &*self.backend {
             Backend::Jetstream(store) => store.room().await,
             Backend::Bucket(store) => Ok(Room { used: self.usage().await?.total().bytes, most: Some(store.most()) }),
+        }
+    }
+
+    /// Fails if files cannot be stored, for example because of a wrong key.
+    pub async fn check(&self) -> Result<(), FilesError> {
+        match &*self.backend {
+            Backend::Jetstream(_) => Ok(()),
+            Backend::Bucket(store) => store.check().await,
         }
     }
 

@@ -53,7 +53,8 @@ struct ConsolePage {
 #[derive(Template)]
 #[template(path = "console_files.html")]
 struct FilesCard {
-    stores: Vec<StoreUse>,
+    /// The stores, or the reason why they could not be read.
+    stores: Result<Vec<StoreUse>, Problem>,
 }
 
 #[derive(Template)]
@@ -141,7 +142,10 @@ async fn render_parts(app: &App, signed_in: SignedIn) -> Result<[String; 6], Pro
 
 pub(crate) async fn page(State(app): State<App>, signed_in: SignedIn) -> Result<Html<String>, PageError> {
     let parts = render_parts(&app, signed_in).await?;
-    let files = render_fragment(&FilesCard { stores: store_uses(&app).await? })?;
+    let timed_out =
+        |_| Err(Problem::from(RpcError::Unavailable("the stores of files did not answer in time".to_owned())));
+    let stores = tokio::time::timeout(SLOW_PART_TIMEOUT, store_uses(&app)).await.unwrap_or_else(timed_out);
+    let files = render_fragment(&FilesCard { stores })?;
     Ok(render_page(&ConsolePage { layout: Layout::new("Console", "console", signed_in.viewer), parts, files })?)
 }
 

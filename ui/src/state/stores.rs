@@ -16,17 +16,17 @@ const EXPIRE_EVERY: u64 = 120;
 
 /// Looks after these stores until shutdown. Each has its name.
 pub(crate) async fn watch_stores(stores: [(&'static str, Files); 2], shutdown: CancellationToken) {
-    for turn in 0_u64.. {
-        for (name, files) in &stores {
-            if let Err(e) = watch(name, files, turn % EXPIRE_EVERY == 0).await {
-                warn!(store = name, error = %e, "a store of files");
+    let watching = async {
+        for turn in 0_u64.. {
+            for (name, files) in &stores {
+                if let Err(e) = watch(name, files, turn % EXPIRE_EVERY == 0).await {
+                    warn!(store = name, error = %e, "a store of files");
+                }
             }
+            tokio::time::sleep(INTERVAL).await;
         }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
-        }
-    }
+    };
+    shutdown.run_until_cancelled(watching).await;
 }
 
 async fn watch(name: &'static str, files: &Files, expire: bool) -> Result<(), FilesError> {

@@ -83,13 +83,19 @@ pub(crate) async fn put(
     let (part, is_last) = (query.part.unwrap_or(0), query.last || query.part.is_none());
     let bytes = content_length(request.headers(), max_bytes)?;
     let before = parts_before(&app.artifacts, &name, part, bytes, is_last).await?;
-    // The first part needs room for the whole file, because the parts of a file that cannot be completed would stay.
-    let whole = query.total.filter(|_| part == 0).unwrap_or(bytes);
+    // Each part needs room for the rest of the file: a file that cannot be completed is not begun.
+    let whole = query.total.unwrap_or(bytes).max(before.bytes().saturating_add(bytes));
     if whole > max_bytes {
         return Err(Problem::too_large().into());
     }
-    let store = Store { files: &app.artifacts, name: ARTIFACTS, most: u64::MAX, days: 30 };
-    let claim = claim(&app, Actor::Platform, store, account, whole).await?;
+    let store = Store { files: &app.artifacts, name: ARTIFACTS, most: u64::MAX, most_files: usize::MAX, days: 30 };
+    let claim = match claim(&app, Actor::Platform, store, account, whole - before.bytes()).await {
+        Err(problem) if problem.status == StatusCode::INSUFFICIENT_STORAGE.as_u16() => {
+            before.remove(&app.artifacts, &name).await?;
+            return Err(problem.into());
+        }
+        claimed => claimed?,
+    };
     let Some(reservation) = app.upload_quota.reserve(lease.to_string(), bytes, max_bytes) else {
         return Err(Problem::too_large().into());
     };

@@ -30,6 +30,9 @@ use crate::{
 const MAX_INPUT_BYTES: u64 = 1 << 30;
 /// The maximum size of all inputs of one account together, in bytes.
 const MAX_ACCOUNT_BYTES: u64 = 2 << 30;
+/// Most inputs of one account.
+const MAX_FILES: usize = 10_000;
+
 /// A stored input.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct StoredInput {
@@ -60,12 +63,14 @@ pub(crate) async fn put_input(
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
-    let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, days: 15 };
+    let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 15 };
     let claim = claim(&app, signed_in.actor(), store, signed_in.account, bytes).await?;
     let (files, body) = (app.inputs.clone(), request.into_body());
     let stored = run_to_completion(async move {
         let file = NewFile { name, owner: claim.owner, metadata: HashMap::new() };
-        store_body(&files, file, body, bytes, |_| ()).await
+        let stored = store_body(&files, file, body, bytes, |_| ()).await;
+        drop(claim);
+        stored
     });
     let FileInfo { bytes, sha256, .. } = stored.await?;
     Ok((StatusCode::CREATED, Json(StoredInput { input, bytes, sha256 })))

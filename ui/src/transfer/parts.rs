@@ -73,6 +73,20 @@ impl PartialFile {
             .ok_or_else(|| Problem::internal(&"the description of a partial file cannot be read"))
     }
 
+    /// The bytes of the parts.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Removes the parts, and their descriptions: the file will not be completed.
+    pub(super) async fn remove(&self, store: &Files, file: &str) -> Result<(), Problem> {
+        for (part, object) in (0..).zip(&self.objects) {
+            store.delete(&partial_name(file, part)).await.map_err(unavailable)?;
+            store.delete(object).await.map_err(unavailable)?;
+        }
+        Ok(())
+    }
+
     /// Counts and hashes a piece of the next part.
     pub(super) fn update(&mut self, piece: &[u8]) {
         self.bytes += piece.len() as u64;
@@ -112,8 +126,7 @@ async fn put_metadata(
     metadata: HashMap<&str, String>,
 ) -> Result<(), Problem> {
     let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    store.put(NewFile { name, owner, metadata }, tokio::io::empty()).await.map_err(unavailable)?;
-    Ok(())
+    store.describe(NewFile { name, owner, metadata }).await.map_err(unavailable)
 }
 
 /// The number of stored parts. Parts are stored in order, so a binary search finds the last part.

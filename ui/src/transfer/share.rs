@@ -7,6 +7,7 @@ use gpubnb_events::{AccountId, Actor, Seq};
 use gpubnb_files::{Files, Owner};
 use tracing::warn;
 
+use super::store::unavailable;
 use crate::{app::App, error::Problem, state::Reservation};
 
 /// A share is one part of the store of this many.
@@ -15,8 +16,6 @@ const SHARES: u64 = 4;
 const LEAST_BYTES: u64 = 4 << 10;
 /// Bytes that the descriptions of a file and of its parts take at most.
 const PIECES_RESERVE: u64 = 64 * 1024;
-/// Most files of one account in a store.
-const MAX_FILES: usize = 10_000;
 
 /// A store of files, as its shares see it.
 #[derive(Clone, Copy)]
@@ -26,6 +25,8 @@ pub(super) struct Store<'a> {
     pub(super) name: &'static str,
     /// Most bytes of one account, if that is less than its share.
     pub(super) most: u64,
+    /// Most files of one account.
+    pub(super) most_files: usize,
     /// Days after which a file is removed.
     pub(super) days: u32,
 }
@@ -34,20 +35,22 @@ pub(super) struct Store<'a> {
 #[must_use]
 pub(super) struct Claim {
     pub(super) owner: Owner,
+    _room: Reservation,
     _own: Reservation,
     _without_money: Option<Reservation>,
 }
 
-/// Refuses a file of this size if a store has no room for it. A file that the store refused in the middle would leave
-/// its first pieces behind. Returns the size of the store in bytes; `None` if the store has no limit.
-pub(super) async fn ensure_room(store: Store<'_>, bytes: u64) -> Result<Option<u64>, Problem> {
-    let room = store.files.room().await.map_err(super::store::unavailable)?;
-    let Some(most) = room.most else { return Ok(None) };
+/// Reserves room in a store for a file of this size, or refuses the file. A file that the store refused in the middle
+/// would leave its first pieces behind. Returns the size of the store in bytes, too; `None` if the store has no limit.
+async fn reserve_room(app: &App, store: Store<'_>, bytes: u64) -> Result<(Option<u64>, Reservation), Problem> {
+    let room = store.files.room().await.map_err(unavailable)?;
     // Each piece of a file takes a little more than its bytes.
-    if room.used.saturating_add(bytes).saturating_add(bytes / 50 + PIECES_RESERVE) <= most {
-        return Ok(Some(most));
+    let taken = bytes.saturating_add(bytes / 50).saturating_add(PIECES_RESERVE);
+    let free = room.most.map_or(u64::MAX, |most| most.saturating_sub(room.used));
+    if let Some(reservation) = app.upload_quota.reserve(store.name.to_owned(), taken, free) {
+        return Ok((room.most, reservation));
     }
-    warn!(store = store.name, bytes, used = room.used, most, "the store is full: a file is refused");
+    warn!(store = store.name, bytes, used = room.used, most = room.most, "the store is full: a file is refused");
     let detail = "The market has no room for more files at the moment. Files are removed by and by: try again later.";
     Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "StoreFull", detail))
 }
@@ -61,7 +64,8 @@ pub(super) async fn claim(
     account: AccountId,
     bytes: u64,
 ) -> Result<Claim, Problem> {
-    let share = ensure_room(store, bytes).await?.map_or(u64::MAX, |most| most / SHARES);
+    let (most, room) = reserve_room(app, store, bytes).await?;
+    let share = most.map_or(u64::MAX, |most| most / SHARES);
     let own_share = share.min(store.most);
     let balance = app.queries.balance(actor, account, Seq::ZERO).await?;
     let owner = Owner { account, has_money: balance.available.0 > 0 || balance.held.0 > 0 };
@@ -70,7 +74,7 @@ pub(super) async fn claim(
         let detail = format!("{detail} Each file is removed after {} days.", store.days);
         Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail)
     };
-    let own_full = || no_room(&format!("Your files may take {} MiB together, and be {MAX_FILES}.", own_share >> 20));
+    let own_full = || no_room(&format!("Your files may take {} MiB together.", own_share >> 20));
     let shared_full =
         || no_room("The room for files of accounts without money is full. Add funds on the page Wallet, or wait.");
     let (own_key, shared_key) = (format!("{}/{account}", store.name), format!("{}/without money", store.name));
@@ -80,14 +84,17 @@ pub(super) async fn claim(
     } else {
         Some(app.upload_quota.reserve(shared_key.clone(), counted, share).ok_or_else(shared_full)?)
     };
-    let usage = store.files.usage().await.map_err(super::store::unavailable)?;
+    let usage = store.files.usage().await.map_err(unavailable)?;
     let (stored, free) = (usage.of(account), usage.without_money());
     let fits = |stored: u64, key: &str, most: u64| stored.saturating_add(app.upload_quota.reserved(key)) <= most;
-    if stored.files >= MAX_FILES || !fits(stored.bytes, &own_key, own_share) {
+    if stored.files >= store.most_files {
+        return Err(no_room(&format!("You may have {} files.", store.most_files)));
+    }
+    if !fits(stored.bytes, &own_key, own_share) {
         return Err(own_full());
     }
     if !owner.has_money && !fits(free.bytes, &shared_key, share) {
         return Err(shared_full());
     }
-    Ok(Claim { owner, _own: own, _without_money: without_money })
+    Ok(Claim { owner, _room: room, _own: own, _without_money: without_money })
 }
