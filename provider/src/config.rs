@@ -267,7 +267,13 @@ fn with_file_defaults(command: clap::Command, text: &str) -> anyhow::Result<clap
     for (name, value) in table {
         let value = match value {
             toml::Value::String(text) => text,
-            toml::Value::Array(all) => all.iter().map(|v| v.as_str().unwrap_or_default()).collect::<Vec<_>>().join(","),
+            toml::Value::Array(all) => {
+                let text = |v: &toml::Value| match v {
+                    toml::Value::Integer(number) => number.to_string(),
+                    other => other.as_str().unwrap_or_default().to_owned(),
+                };
+                all.iter().map(text).collect::<Vec<_>>().join(",")
+            }
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Float(number) => number.to_string(),
             toml::Value::Boolean(yes) => yes.to_string(),
@@ -326,6 +332,8 @@ mod tests {
         assert_eq!(egress("", &[]).unwrap(), "none");
         assert_eq!(egress("", &["--allow-egress"]).unwrap(), "any public host");
         assert_eq!(egress("", &["--allow-egress", "pypi.org,*.github.com"]).unwrap(), "*.github.com, pypi.org");
+        let ports = run("egress-port = [80, 8443]", &["gpubnb-provider", "run"]).unwrap().egress_port;
+        assert_eq!(ports, [80, 8_443]);
         assert_eq!(egress("allow-egress = [\"pypi.org\"]", &[]).unwrap(), "pypi.org");
         assert_eq!(egress("allow-egress = true", &["--allow-egress", "none"]).unwrap(), "none");
         assert!(egress("", &["--allow-egress", "http://pypi.org"]).is_err());

@@ -26,6 +26,7 @@ async fn done() -> anyhow::Result<()> {
             enroll(&state, &args).await
         }
         Command::Run(args) => {
+            gpubnb_runtime::allow_open_files();
             let journal = Arc::new(Journal::open(&state)?);
             gpubnb_runtime::observe::start_with_writer(journal, std::io::stderr().is_terminal());
             let shutdown = CancellationToken::new();

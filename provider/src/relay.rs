@@ -26,7 +26,7 @@ use gpubnb_events::{
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::docker::{LABEL_LEASE, container_name, job_user};
+use crate::docker::{LABEL_LEASE, container_name, file_owner, job_user};
 
 /// The relay's program, which `build.rs` builds.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/relay"));
@@ -38,8 +38,11 @@ const DIRECTORY: &str = "/door";
 const PROBE: &str = "probe";
 /// Label with the machine's id. A worker finds its relays by this label.
 pub(crate) const LABEL_RELAY: &str = "gpubnb.relay";
-/// Largest memory of a relay, bytes.
-const MEMORY: i64 = 48 << 20;
+/// Largest memory of a relay, bytes: enough for the buffers of all its connections.
+const MEMORY: i64 = 128 << 20;
+/// The least, usual and greatest size of the buffers of a connection on the job's loopback, bytes. The kernel counts them
+/// as memory of the relay, and the job decides when they are read.
+const BUFFERS: &str = "4096 65536 65536";
 /// Most threads of a relay: two for each connection.
 const THREADS: i64 = 300;
 /// Longest time of the check whether jobs reach a relay.
@@ -114,6 +117,9 @@ fn host_config(network: &str) -> HostConfig {
         memory: Some(MEMORY),
         memory_swap: Some(MEMORY),
         ipc_mode: Some("none".to_owned()),
+        sysctls: (network == "none").then(|| {
+            ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"].map(|name| (name.to_owned(), BUFFERS.to_owned())).into()
+        }),
         ulimits: Some(vec![files]),
         ..Default::default()
     }
@@ -154,7 +160,8 @@ async fn probe(
     let rules = Rules { hosts: Egress::default(), owner: Egress::default(), ports: Vec::new(), max_bytes: 0 };
     let (notes, _) = mpsc::channel(1);
     let rate = Arc::new(Rate::megabits(0));
-    let door = OpenDoor::open(directory, rules, Dialer::default(), rate, Traffic::default(), notes)?;
+    let relay_user = file_owner(docker).await?;
+    let door = OpenDoor::open(directory, relay_user, rules, Dialer::default(), rate, Traffic::default(), notes)?;
     start(docker, relay, container(machine, Lease(Seq(0)), &image, directory)).await?;
     door.wait_until_ready().await;
     let network = host_config(&format!("container:{relay}"));
@@ -197,9 +204,10 @@ mod tests {
                 "SecurityOpt": ["no-new-privileges:true"],
                 "Privileged": false,
                 "PidsLimit": 300,
-                "Memory": 48 << 20,
-                "MemorySwap": 48 << 20,
+                "Memory": 128 << 20,
+                "MemorySwap": 128 << 20,
                 "IpcMode": "none",
+                "Sysctls": { "net.ipv4.tcp_rmem": BUFFERS, "net.ipv4.tcp_wmem": BUFFERS },
                 "Ulimits": [{ "Name": "nofile", "Soft": 1_024, "Hard": 1_024 }],
                 "Mounts": [{ "Type": "bind", "Source": "/state/7/door", "Target": "/door", "ReadOnly": true }],
             },

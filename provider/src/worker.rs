@@ -61,7 +61,7 @@ pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
 
 /// Runs the worker until shutdown. Running containers then go on, and the worker resumes their attempts at its next
 /// start. `state` is the worker's directory.
-pub async fn run(state: &Path, mut args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let identity = Arc::new(Identity::open(state)?);
     let enrollment = identity.enrollment()?;
     let docker = docker::connect().await.context("Docker does not answer: is dockerd running, and may you use it?")?;
@@ -75,7 +75,7 @@ pub async fn run(state: &Path, mut args: RunArgs, shutdown: CancellationToken) -
         answered = obtain() => answered.map(drop)?,
     }
     let checks = self_test(&args, &identity, &docker, &gpus, (&http, &enrollment.market)).await;
-    check_relay(&mut args, &docker, &identity).await;
+    let hosts = offered_hosts(&args, &docker, &identity).await;
     let unfit = why_unfit(&checks, args.unfit, &docker, &identity).await?;
     // The self-test may take longer than a credential lives.
     let credential = tokio::select! {
@@ -85,7 +85,7 @@ pub async fn run(state: &Path, mut args: RunArgs, shutdown: CancellationToken) -
     let (count_connects, connects) = watch::channel(0);
     let client = credential.connect(count_connects).await?;
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);
-    let offer = make_offer(&args, hardware::probe(&identity.state, &gpus)?);
+    let offer = make_offer(&args, hosts, hardware::probe(&identity.state, &gpus)?);
     let hardware = offer.hardware.clone();
     let listed = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -181,28 +181,30 @@ fn image_rules(args: &RunArgs, dialer: Dialer) -> ImageRules {
 }
 
 /// The owner's rules for the internet.
-fn door_rules(args: &RunArgs, dialer: &Dialer) -> DoorRules {
+fn door_rules(args: &RunArgs, dialer: &Dialer, relay_user: (u32, u32)) -> DoorRules {
     DoorRules {
         hosts: args.allow_egress.clone(),
         ports: args.egress_port.clone(),
         max_bytes: args.egress_gib << 30,
         rate: Arc::new(Rate::megabits(args.egress_mbit)),
         dialer: dialer.with_mirrors(&args.egress_mirror),
+        relay_user,
     }
 }
 
-/// Allows no hosts if jobs cannot reach a relay here, as under gVisor: an offer promises only what works.
-async fn check_relay(args: &mut RunArgs, docker: &Docker, identity: &Identity) {
+/// The hosts that the machine offers: none if jobs cannot reach a relay here, as under gVisor. Jobs of a former run of
+/// the worker keep their way.
+async fn offered_hosts(args: &RunArgs, docker: &Docker, identity: &Identity) -> Egress {
     if args.allow_egress.is_none() {
-        return;
+        return Egress::default();
     }
-    let checked = relay::check(docker, identity.machine, args.runtime.as_deref(), &identity.state).await;
-    if let Err(e) = checked {
-        warn!(
-            error = format!("{e:#}"),
-            "jobs on this machine get no way to the internet: their relay does not work here"
-        );
-        args.allow_egress = Egress::default();
+    match relay::check(docker, identity.machine, args.runtime.as_deref(), &identity.state).await {
+        Ok(()) => args.allow_egress.clone(),
+        Err(e) => {
+            let error = format!("{e:#}");
+            warn!(error, "new jobs on this machine get no way to the internet: their relay does not work here");
+            Egress::default()
+        }
     }
 }
 
@@ -239,7 +241,7 @@ async fn why_unfit(
     }
 }
 
-fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
+fn make_offer(args: &RunArgs, egress: Egress, hardware: Hardware) -> Offer {
     let has_rules = args.hours.is_some() || args.idle_minutes.is_some();
     Offer {
         name: args.name.clone(),
@@ -249,7 +251,7 @@ fn make_offer(args: &RunArgs, hardware: Hardware) -> Offer {
         slots: args.slots,
         policy: OwnerPolicy {
             may_evict: has_rules,
-            egress: args.allow_egress.clone(),
+            egress,
             idle_minutes: args.idle_minutes,
             hours: args.hours.as_ref().map(ToString::to_string),
             max_pids: args.max_pids,
@@ -285,7 +287,7 @@ fn make_tools(
         max_log: args.max_log_mib << 20,
         reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
         job_disks: JobDisks::new(&identity.state, owner, args.disk_quota),
-        door_rules: door_rules(args, &dialer),
+        door_rules: door_rules(args, &dialer, owner),
         http,
         identity,
     })

@@ -116,6 +116,13 @@ impl Dialer {
         Self { allowed: Some(host), ..self.clone() }
     }
 
+    /// The same dialer with a bound of its own on the names that are resolved at once. Whoever uses the bound up delays
+    /// nobody else.
+    #[must_use]
+    pub fn with_own_lookups(&self, most: usize) -> Self {
+        Self { lookups: Arc::new(Semaphore::new(most)), ..self.clone() }
+    }
+
     /// The same dialer, which connects to other addresses for some hosts.
     #[must_use]
     pub fn with_mirrors(&self, mirrors: &[Mirror]) -> Self {
@@ -131,13 +138,19 @@ impl Dialer {
         }
         let unresolved = |source| DialError::Unresolved { host: host.to_owned(), source };
         let (lookups, wanted) = (Arc::clone(&self.lookups), name.to_owned());
-        // A lookup that takes too long keeps its thread, and therefore its permit. The semaphore is never closed.
-        let lookup = tokio::spawn(async move {
-            let _permit = lookups.acquire().await;
-            Ok::<Vec<_>, io::Error>(tokio::net::lookup_host((wanted, port)).await?.collect())
-        });
+        let lookup = async {
+            // The caller waits for the permit: a caller that goes away leaves nothing behind that waits.
+            let permit = lookups.acquire_owned().await.map_err(io::Error::other)?;
+            // A lookup that takes too long keeps its thread, and therefore its permit.
+            let found = tokio::spawn(async move {
+                let found = tokio::net::lookup_host((wanted, port)).await?.collect::<Vec<_>>();
+                drop(permit);
+                Ok(found)
+            });
+            found.await.map_err(io::Error::other).flatten()
+        };
         let found = timeout(RESOLVE_TIMEOUT, lookup).await.map_err(|_| unresolved(None))?;
-        let found = found.map_err(io::Error::other).flatten().map_err(|e| unresolved(Some(e)))?;
+        let found = found.map_err(|e| unresolved(Some(e)))?;
         let is_allowed = self.allowed.as_ref().is_some_and(|allowed| allowed.host == name && allowed.port == port);
         let local = routes::local_networks(&self.proc_net).map_err(DialError::Routes)?;
         let seen_as = *self.seen_as.read().unwrap_or_else(PoisonError::into_inner);

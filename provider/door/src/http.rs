@@ -18,7 +18,7 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::copy_bidirectional, net::UnixStream};
+use tokio::{io::copy_bidirectional, net::UnixStream, sync::OwnedSemaphorePermit};
 use tracing::debug;
 
 use crate::{Door, Refusal, stream::MeteredStream};
@@ -36,10 +36,10 @@ type Body = Either<Incoming, Either<Full<Bytes>, Empty<Bytes>>>;
 type Tunnel = Mutex<Option<(OnUpgrade, MeteredStream)>>;
 
 /// Serves one connection of the job: any number of plain requests, or one tunnel.
-pub(crate) async fn serve(door: Arc<Door>, stream: UnixStream) {
+pub(crate) async fn serve(door: Arc<Door>, stream: UnixStream, permit: Arc<OwnedSemaphorePermit>) {
     let tunnel = Tunnel::default();
     let service =
-        hyper::service::service_fn(async |request| Ok::<_, Infallible>(answer(&door, &tunnel, request).await));
+        hyper::service::service_fn(async |request| Ok::<_, Infallible>(answer(&door, &tunnel, &permit, request).await));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -63,11 +63,16 @@ pub(crate) async fn serve(door: Arc<Door>, stream: UnixStream) {
     }
 }
 
-async fn answer(door: &Arc<Door>, tunnel: &Tunnel, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    door: &Arc<Door>,
+    tunnel: &Tunnel,
+    permit: &Arc<OwnedSemaphorePermit>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let answered = if request.method() == Method::CONNECT {
         open_tunnel(door, tunnel, request).await
     } else {
-        forward(door, request).await
+        forward(door, Arc::clone(permit), request).await
     };
     answered.unwrap_or_else(|refusal| refused(&refusal))
 }
@@ -89,7 +94,11 @@ async fn open_tunnel(
 }
 
 /// Sends a plain request on to its host, over a connection of its own.
-async fn forward(door: &Arc<Door>, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+async fn forward(
+    door: &Arc<Door>,
+    permit: Arc<OwnedSemaphorePermit>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
     let uri = request.uri().clone();
     let host = uri.host().filter(|_| uri.scheme_str() == Some("http")).ok_or(Refusal::Protocol(
         "this is a proxy: it answers CONNECT, and requests with a whole address such as http://example.org/",
@@ -104,7 +113,11 @@ async fn forward(door: &Arc<Door>, mut request: Request<Incoming>) -> Result<Res
         .await;
     let (mut sender, connection) = handshake.map_err(unreachable)?;
     let closed = door.closed.clone();
-    tokio::spawn(async move { closed.run_until_cancelled(connection).await });
+    // The connection may live longer than the request, and takes the job's share as long.
+    tokio::spawn(async move {
+        drop(closed.run_until_cancelled(connection).await);
+        drop(permit);
+    });
     remove_headers_of_the_connection(request.headers_mut());
     request.headers_mut().remove(EXPECT);
     let authority = uri.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));

@@ -39,6 +39,8 @@ const SOCKS_PROXY: &str = "socks5h://127.0.0.1:1080";
 
 /// Most connections of a job at once.
 const MAX_CONNECTIONS: usize = 128;
+/// Most names that a job looks up at once.
+const MAX_LOOKUPS: usize = 4;
 /// Most lines about refused connections in a job's log. A host is named once.
 const MAX_NOTES: usize = 50;
 /// Longest name of a host, in bytes.
@@ -105,10 +107,12 @@ pub struct OpenDoor {
 }
 
 impl OpenDoor {
-    /// Opens the door: listens on sockets in a directory, which the relay's container mounts. `before` is the traffic
-    /// of the attempt that a former run of the worker counted. Lines for the job's log are sent to `notes`.
+    /// Opens the door: listens on sockets in a directory, which the relay's container mounts, and which belongs to the
+    /// relay's user (uid and gid). `before` is the traffic of the attempt that a former run of the worker counted. Lines
+    /// for the job's log are sent to `notes`.
     pub fn open(
         directory: &Path,
+        relay_user: (u32, u32),
         rules: Rules,
         dialer: Dialer,
         rate: Arc<Rate>,
@@ -118,7 +122,8 @@ impl OpenDoor {
         let closed = CancellationToken::new();
         let door = Arc::new(Door {
             rules,
-            dialer,
+            // The names that one job looks up delay no other job.
+            dialer: dialer.with_own_lookups(MAX_LOOKUPS),
             rate,
             traffic: TrafficCounter::continuing(before),
             notes,
@@ -126,7 +131,7 @@ impl OpenDoor {
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             closed: closed.clone(),
         });
-        let ready = listen::listen(&door, directory)?;
+        let ready = listen::listen(&door, directory, relay_user)?;
         Ok(Self { door, ready, _closes: closed.drop_guard() })
     }
 
@@ -170,7 +175,8 @@ impl Door {
 
     fn check(&self, host: &str, port: u16) -> Result<(), Refusal> {
         let Rules { hosts, owner, ports, max_bytes } = &self.rules;
-        if host.len() > MAX_HOST || !hosts.allows(host) {
+        // Names outside of ASCII could not be reported.
+        if host.len() > MAX_HOST || !host.bytes().all(|b| b.is_ascii_graphic()) || !hosts.allows(host) {
             let shown: String = host.chars().take(MAX_HOST).collect();
             return Err(Refusal::Host(make_plain(&shown)));
         }

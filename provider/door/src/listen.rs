@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
     },
     path::Path,
     sync::Arc,
@@ -27,17 +27,27 @@ const READY: &str = "ready";
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Listens on the sockets of a door, until the door is closed. The returned value is true once the relay has connected.
-pub(crate) fn listen(door: &Arc<Door>, directory: &Path) -> io::Result<watch::Receiver<bool>> {
-    match fs::DirBuilder::new().mode(0o755).create(directory) {
+pub(crate) fn listen(door: &Arc<Door>, directory: &Path, (uid, gid): (u32, u32)) -> io::Result<watch::Receiver<bool>> {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => fs::set_permissions(directory, Permissions::from_mode(0o755))?,
+        _ => {}
     }
     let (http, socks, ready) = (bind(directory, HTTP)?, bind(directory, SOCKS)?, bind(directory, READY)?);
+    // Only the user as which the relay runs may come in: another user of the machine would act in the job's name.
+    for path in [HTTP, SOCKS, READY].map(|name| directory.join(name)).iter().chain([&directory.to_owned()]) {
+        let owner = fs::metadata(path)?;
+        if (owner.uid(), owner.gid()) != (uid, gid) {
+            chown(path, Some(uid), Some(gid))?;
+        }
+    }
     let (set_ready, is_ready) = watch::channel(false);
     let closed = door.closed.clone();
     tokio::spawn(async move {
-        while let Some(Ok(_)) = closed.run_until_cancelled(ready.accept()).await {
-            set_ready.send_replace(true);
+        while let Some(accepted) = closed.run_until_cancelled(ready.accept()).await {
+            match accepted {
+                Ok(_) => drop(set_ready.send_replace(true)),
+                Err(_) => tokio::time::sleep(RETRY).await,
+            }
         }
     });
     tokio::spawn(accept(Arc::clone(door), http, Protocol::Http));
@@ -51,8 +61,7 @@ enum Protocol {
     Socks,
 }
 
-/// Binds a socket. A former run of the worker may have left the file of its socket. The relay runs as another user, and
-/// the directory above is closed to all others.
+/// Binds a socket. A former run of the worker may have left the file of its socket.
 fn bind(directory: &Path, name: &str) -> io::Result<UnixListener> {
     let path = directory.join(name);
     match fs::remove_file(&path) {
@@ -62,11 +71,12 @@ fn bind(directory: &Path, name: &str) -> io::Result<UnixListener> {
     // The address of a socket has at most 108 bytes, and the path of the directory may have more.
     let opened = File::open(directory)?;
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", opened.as_raw_fd()))?;
-    fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// Serves the connections to a socket. A job that has as many connections as it may waits for the end of one.
+/// Serves the connections to a socket. A job that has as many connections as it may waits for the end of one, and the
+/// relay closes what is beyond its own bound.
 async fn accept(door: Arc<Door>, listener: UnixListener, protocol: Protocol) {
     let accepting = async {
         // The semaphore is never closed.
@@ -83,8 +93,12 @@ async fn accept(door: Arc<Door>, listener: UnixListener, protocol: Protocol) {
 async fn serve(door: Arc<Door>, stream: UnixStream, permit: OwnedSemaphorePermit, protocol: Protocol) {
     let closed = door.closed.clone();
     match protocol {
-        Protocol::Http => closed.run_until_cancelled(http::serve(door, stream)).await,
-        Protocol::Socks => closed.run_until_cancelled(socks::serve(door, stream)).await,
-    };
-    drop(permit);
+        Protocol::Http => {
+            closed.run_until_cancelled(http::serve(door, stream, Arc::new(permit))).await;
+        }
+        Protocol::Socks => {
+            closed.run_until_cancelled(socks::serve(door, stream)).await;
+            drop(permit);
+        }
+    }
 }

@@ -18,6 +18,8 @@ use crate::{Door, Refusal};
 
 /// A connection on which nothing moves for so long is closed.
 const IDLE: Duration = Duration::from_secs(30 * 60);
+/// The same for a connection whose other direction has ended.
+const CLOSING_IDLE: Duration = Duration::from_secs(60);
 /// The idle time is measured this exactly, so that not every byte sets a timer.
 const IDLE_STEP: Duration = Duration::from_secs(10);
 
@@ -29,6 +31,7 @@ pub(crate) struct MeteredStream {
     /// The pause that the limit of bytes per second demands.
     pause: Option<Pin<Box<Sleep>>>,
     idle: Pin<Box<Sleep>>,
+    idle_limit: Duration,
     idle_since: Instant,
 }
 
@@ -36,8 +39,20 @@ impl MeteredStream {
     pub(crate) fn new(stream: TcpStream, host: Arc<str>, door: Arc<Door>) -> Self {
         // Without the option, small requests wait for the acknowledgement of the ones before.
         drop(stream.set_nodelay(true));
+        // A new connection waits for its turn, too: otherwise many short ones would exceed the limit.
+        let pause = pause_of(door.rate.count(0));
         let idle = Box::pin(sleep(IDLE));
-        Self { stream, host, door, pause: None, idle, idle_since: Instant::now() }
+        Self { stream, host, door, pause, idle, idle_limit: IDLE, idle_since: Instant::now() }
+    }
+
+    /// Fails when nothing has moved for too long.
+    fn poll_idle<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn has_moved(&mut self) {
+        self.idle_since = Instant::now();
+        self.idle.as_mut().reset(self.idle_since + self.idle_limit);
     }
 
     /// Ready when the limits allow more bytes.
@@ -56,13 +71,15 @@ impl MeteredStream {
 
     fn count(&mut self, received: usize, sent: usize) {
         self.door.traffic.add(&self.host, received as u64, sent as u64);
-        let pause = self.door.rate.count(received + sent);
-        self.pause = (!pause.is_zero()).then(|| Box::pin(sleep(pause)));
+        self.pause = pause_of(self.door.rate.count(received + sent));
         if self.idle_since.elapsed() > IDLE_STEP {
-            self.idle_since = Instant::now();
-            self.idle.as_mut().reset(self.idle_since + IDLE);
+            self.has_moved();
         }
     }
+}
+
+fn pause_of(time: Duration) -> Option<Pin<Box<Sleep>>> {
+    (!time.is_zero()).then(|| Box::pin(sleep(time)))
 }
 
 impl AsyncRead for MeteredStream {
@@ -75,7 +92,7 @@ impl AsyncRead for MeteredStream {
                 this.count(buffer.filled().len() - before, 0);
                 Poll::Ready(Ok(()))
             }
-            Poll::Pending => this.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => this.poll_idle(cx),
             failed @ Poll::Ready(Err(_)) => failed,
         }
     }
@@ -85,9 +102,14 @@ impl AsyncWrite for MeteredStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_allowed(cx))?;
-        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
-        this.count(0, written);
-        Poll::Ready(Ok(written))
+        match Pin::new(&mut this.stream).poll_write(cx, bytes) {
+            Poll::Ready(Ok(written)) => {
+                this.count(0, written);
+                Poll::Ready(Ok(written))
+            }
+            Poll::Pending => this.poll_idle(cx),
+            failed @ Poll::Ready(Err(_)) => failed,
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -95,6 +117,10 @@ impl AsyncWrite for MeteredStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.idle_limit != CLOSING_IDLE {
+            self.idle_limit = CLOSING_IDLE;
+            self.has_moved();
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -1,6 +1,6 @@
 //! Tests of a door over real sockets. A mirror stands for the internet.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use gpubnb_dialer::Mirror;
 use tempfile::TempDir;
@@ -16,6 +16,12 @@ struct Street {
     directory: TempDir,
     open: OpenDoor,
     notes: mpsc::Receiver<String>,
+}
+
+/// The user of this test.
+fn me() -> (u32, u32) {
+    let own = std::fs::metadata("/proc/self").unwrap();
+    (own.uid(), own.gid())
 }
 
 const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nkeep-alive: 7\r\n\r\nhello";
@@ -47,7 +53,8 @@ impl Street {
         let rules = Rules { hosts: hosts.parse().unwrap(), owner: Egress::any(), ports: vec![80, 443], max_bytes };
         let (sender, notes) = mpsc::channel(100);
         let rate = Arc::new(Rate::megabits(0));
-        let open = OpenDoor::open(&directory.path().join("door"), rules, dialer, rate, Traffic::default(), sender);
+        let open =
+            OpenDoor::open(&directory.path().join("door"), me(), rules, dialer, rate, Traffic::default(), sender);
         Self { open: open.unwrap(), directory, notes }
     }
 
@@ -178,7 +185,7 @@ async fn a_closed_door_closes_its_connections_and_opens_again_at_the_same_place(
     let rules = Rules { hosts: Egress::any(), owner: Egress::any(), ports: vec![443], max_bytes: 1 };
     let (sender, _notes) = mpsc::channel(1);
     let (place, rate) = (directory.path().join("door"), Arc::new(Rate::megabits(0)));
-    let open = OpenDoor::open(&place, rules, Dialer::default(), rate, Traffic::default(), sender).unwrap();
+    let open = OpenDoor::open(&place, me(), rules, Dialer::default(), rate, Traffic::default(), sender).unwrap();
     drop(UnixStream::connect(place.join("ready")).await.unwrap());
     open.wait_until_ready().await;
 }

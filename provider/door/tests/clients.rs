@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Output,
     sync::Arc,
@@ -85,10 +86,11 @@ impl Job {
             ports: vec![80, 443],
             max_bytes: 1 << 30,
         };
-        let (notes, _) = mpsc::channel(1);
+        let (owner, (notes, _)) = (std::fs::metadata("/proc/self").unwrap(), mpsc::channel(1));
         let (place, rate) = (directory.path().join("door"), Arc::new(Rate::megabits(0)));
         let dialer = Dialer::default().with_mirrors(&[mirror]);
-        let open = OpenDoor::open(&place, rules, dialer, rate, Traffic::default(), notes).unwrap();
+        let open =
+            OpenDoor::open(&place, (owner.uid(), owner.gid()), rules, dialer, rate, Traffic::default(), notes).unwrap();
         let (http, socks) = (relay(place.join("http")).await, relay(place.join("socks")).await);
         Self { directory, open, http, socks }
     }

@@ -1,11 +1,19 @@
 //! The door of an attempt: opens it before the job's container is made, runs its relay, and keeps the count of bytes
 //! for a later run of the worker.
 
-use std::{fs, io, os::unix::fs::DirBuilderExt as _, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use gpubnb_dialer::Dialer;
 use gpubnb_door::{OpenDoor, Rate, Rules};
 use gpubnb_events::{
+    Lease,
     command::Grant,
     event::Reason,
     spec::{Egress, Traffic},
@@ -16,9 +24,12 @@ use tracing::{debug, warn};
 use super::{Problem, container::CreateResult, context::AttemptContext};
 use crate::{json_file, relay};
 
-/// The directory with the sockets of the door, in the attempt's directory.
-const DIRECTORY: &str = "door";
-/// The file with the traffic until now, in the attempt's directory.
+/// The directory with a directory for each door, beside the directory of the attempts. A door is not in the attempt's
+/// own directory, because that may be a disk that was made before the attempt.
+const DOORS: &str = "doors";
+/// The directory with the sockets, which the relay mounts.
+const SOCKETS: &str = "sockets";
+/// The file with the traffic until now.
 const TRAFFIC_FILE: &str = "traffic.json";
 /// Time between two times at which the traffic is saved.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,6 +49,8 @@ pub(crate) struct DoorRules {
     /// The limit of all attempts together.
     pub(crate) rate: Arc<Rate>,
     pub(crate) dialer: Dialer,
+    /// The uid and gid of the relay, outside of its container.
+    pub(crate) relay_user: (u32, u32),
 }
 
 /// The door of an attempt.
@@ -53,20 +66,54 @@ impl AttemptDoor {
     }
 }
 
+/// The directory of the door of an attempt.
+fn directory(attempts_dir: &Path, lease: Lease) -> PathBuf {
+    attempts_dir.with_file_name(DOORS).join(lease.to_string())
+}
+
+/// Removes the directory of the door of an attempt. An attempt without a door has none.
+pub(super) fn remove(context: &AttemptContext) -> io::Result<()> {
+    ignore_absent(fs::remove_dir_all(directory(&context.tools.attempts_dir, context.lease)))
+}
+
+/// Removes the directories of all doors, except the doors of the attempts that are resumed.
+pub(super) fn remove_others(attempts_dir: &Path, resumed: &HashSet<Lease>) -> io::Result<()> {
+    let doors = attempts_dir.with_file_name(DOORS);
+    for entry in fs::read_dir(&doors).into_iter().flatten() {
+        let entry = entry?;
+        let lease = entry.file_name().to_str().and_then(|name| name.parse::<Lease>().ok());
+        if lease.is_none_or(|lease| !resumed.contains(&lease)) {
+            ignore_absent(fs::remove_dir_all(entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn ignore_absent(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 /// Opens the door of an attempt whose job asks for hosts. `None`: the job asks for none.
 pub(super) fn open(context: &AttemptContext, grant: &Grant) -> Result<Option<AttemptDoor>, Problem> {
     if grant.spec.egress.is_none() {
         return Ok(None);
     }
-    let DoorRules { hosts, ports, max_bytes, rate, dialer } = &context.tools.door_rules;
+    let DoorRules { hosts, ports, max_bytes, rate, dialer, relay_user } = &context.tools.door_rules;
+    // The broker tells the machine's address as the broker sees it. A router may lead it back into the owner's network.
+    if let Ok(address) = context.tools.js.client().server_info().client_ip.parse() {
+        dialer.refuse_own_address(address);
+    }
     let rules =
         Rules { hosts: grant.spec.egress.clone(), owner: hosts.clone(), ports: ports.clone(), max_bytes: *max_bytes };
-    let directory = context.directory();
+    let directory = directory(&context.tools.attempts_dir, context.lease);
     let open = || -> io::Result<OpenDoor> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let before = json_file::saved(&directory.join(TRAFFIC_FILE)).unwrap_or_default();
         let notes = context.notes.sender();
-        OpenDoor::open(&directory.join(DIRECTORY), rules, dialer.clone(), Arc::clone(rate), before, notes)
+        OpenDoor::open(&directory.join(SOCKETS), *relay_user, rules, dialer.clone(), Arc::clone(rate), before, notes)
     };
     let failed = |e| Problem::caused(Reason::RuntimeMisconfigured, anyhow::Error::new(e).context("the job's door"));
     Ok(Some(AttemptDoor { open: open().map_err(failed)?, reopened: grant.started.then(Instant::now) }))
@@ -77,7 +124,7 @@ pub(super) async fn start_relay(context: &AttemptContext, grant: &Grant) -> Resu
     let Some(door) = context.door.get().filter(|_| !grant.started) else { return Ok(()) };
     let tools = &context.tools;
     let image = relay::image(&tools.docker).await.map_err(|e| Problem::caused(Reason::RuntimeMisconfigured, e))?;
-    let directory = context.directory().join(DIRECTORY);
+    let directory = directory(&tools.attempts_dir, context.lease).join(SOCKETS);
     let body = relay::container(tools.machine, context.lease, &image, &directory);
     if context.relay.create(body.clone()).await? == CreateResult::Existed {
         // A former run of the worker made it, and no job has used it yet.
@@ -96,7 +143,9 @@ pub(super) async fn save_traffic(context: &AttemptContext) -> std::convert::Infa
         sleep(SAVE_INTERVAL).await;
         let Some(traffic) = context.door.get().map(AttemptDoor::traffic) else { continue };
         if traffic != saved {
-            if let Err(e) = json_file::save(&context.directory().join(TRAFFIC_FILE), &traffic) {
+            if let Err(e) =
+                json_file::save(&directory(&context.tools.attempts_dir, context.lease).join(TRAFFIC_FILE), &traffic)
+            {
                 debug!(error = %e, "the traffic of an attempt could not be saved");
             }
             saved = traffic;
@@ -112,7 +161,8 @@ pub(super) async fn is_broken(context: &AttemptContext) -> bool {
         return true;
     }
     match context.relay.state().await {
-        Ok(state) => state.running != Some(true),
+        // The memory of a relay is enough for all connections, so only an attack uses it up.
+        Ok(state) => state.running != Some(true) && state.oom_killed != Some(true),
         Err(e) => {
             warn!(lease = context.lease.0.0, error = %e, "the relay of a job is not found");
             true

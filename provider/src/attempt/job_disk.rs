@@ -152,9 +152,16 @@ impl JobDisks {
 
     /// Moves the spare disk of this size, bytes, to the attempt's directory `dir`. Returns false if there is no spare
     /// disk of this size.
-    fn take_spare(&self, dir: &Path, bytes: u64) -> bool {
+    async fn take_spare(&self, dir: &Path, bytes: u64) -> bool {
         let Some(spare) = self.spares().remove(&bytes) else { return false };
-        fs::rename(&spare, dir).inspect_err(|e| warn!(error = %e, "a spare disk cannot be used")).is_ok()
+        match fs::rename(&spare, dir) {
+            Ok(()) => true,
+            Err(e) => {
+                warn!(error = %e, "a spare disk cannot be used");
+                remove_or_warn(&spare).await;
+                false
+            }
+        }
     }
 
     /// Makes the disk of an attempt in the attempt's directory `dir`, for this number of bytes, with a directory for
@@ -163,7 +170,7 @@ impl JobDisks {
         let disk = JobDisk::of(dir);
         if bytes > MAX_DISK_BYTES || !self.can_mount().await {
             fs::create_dir_all(&disk.root)?;
-        } else if !self.take_spare(dir, bytes) {
+        } else if !self.take_spare(dir, bytes).await {
             self.make_mounted(dir, bytes).await?;
         }
         if let Err(e) = reserve(dir, bytes) {

@@ -82,7 +82,7 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
         tries += u32::from(had_ended);
     }
     while let Ok(note) = notes.try_recv() {
-        reader.keep_note(&mut chunk, note);
+        reader.publish_note(&mut chunk, note).await;
     }
     chunk.flush().await;
     for line in reader.lines.finish() {
@@ -167,7 +167,7 @@ impl LogReader {
                 }
                 // Between two lines of the job, so that the saved position is after the note.
                 Some(note) = notes.recv(), if !self.lines.has_partial() => {
-                    self.keep_note(chunk, note);
+                    self.publish_note(chunk, note).await;
                     continue;
                 }
                 () = wait_until(ended, |ended| *ended), if follow && is_short => return ReadResult::AtEnd,
@@ -198,11 +198,15 @@ impl LogReader {
         }
     }
 
-    /// Adds a line of the worker itself to the log of the job.
-    fn keep_note(&mut self, chunk: &mut Chunk<'_>, text: String) {
+    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have the line, so its position
+    /// is saved before: after a crash a note may be missing, and never a line of the job.
+    async fn publish_note(&mut self, chunk: &mut Chunk<'_>, text: String) {
+        chunk.flush().await;
         self.position.bytes += text.len() as u64 + LINE_COST;
         let line = LogLine { stream: LogStream::Stderr, at: SystemClock.now(), text, cut: 0 };
         self.keep(chunk, JobLine::Log(line));
+        chunk.save_position();
+        chunk.flush().await;
     }
 
     /// Adds a line to the chunk, unless the log has reached its limit. Progress and metrics have no limit.
@@ -328,8 +332,12 @@ impl<'a> Chunk<'a> {
         if let Some(progress) = self.progress.take() {
             publish(context, Output::Progress(progress)).await;
         }
+        self.save_position();
+    }
+
+    fn save_position(&mut self) {
         if self.position != self.saved {
-            self.position.save(&context.directory());
+            self.position.save(&self.context.directory());
             self.saved = self.position;
         }
     }

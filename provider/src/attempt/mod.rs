@@ -189,5 +189,6 @@ fn clean_up(context: AttemptContext, disk_bytes: Option<u64>) {
 async fn remove(context: &AttemptContext) -> anyhow::Result<()> {
     context.container.remove().await?;
     context.relay.remove().await?;
+    door::remove(context)?;
     Ok(job_disk::remove(&context.directory()).await?)
 }

@@ -19,7 +19,7 @@ use tracing::{Instrument as _, info, warn};
 
 use super::{
     context::{AttemptContext, Tools},
-    job_disk,
+    door, job_disk,
     report::PendingReport,
 };
 use crate::{
@@ -59,6 +59,9 @@ pub(crate) async fn resume_all(
         tools.leases.set_container(lease, found.id.as_deref().unwrap_or_default());
     }
     remove_relays(&tools.docker, tools.machine, &resumed).await?;
+    if let Err(e) = door::remove_others(&tools.attempts_dir, &resumed) {
+        warn!(error = %e, "the directory of a former attempt's door cannot be removed");
+    }
     for (lease, dir) in attempt_directories(&tools.attempts_dir) {
         if resumed.contains(&lease) {
             continue;

@@ -142,6 +142,7 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
             max_bytes: 0,
             rate: Arc::new(Rate::megabits(0)),
             dialer: Dialer::default(),
+            relay_user: (0, 0),
         },
         http: reqwest::Client::builder().tls_certs_only([]).build().unwrap(),
         identity,

@@ -99,14 +99,30 @@ fn flood() -> bool {
     })
 }
 
+/// Asks for an endless file on many connections and reads none of them, so that all buffers on the way fill up. The
+/// proxy must go on to answer.
+fn leave_unread() -> bool {
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        if let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::from(HTTP), TIMEOUT) {
+            drop(stream.write_all(b"GET http://files.example/endless HTTP/1.1\r\nHost: files.example\r\n\r\n"));
+            open.push(stream);
+        }
+    }
+    sleep(Duration::from_secs(3));
+    let is_answered = get_allowed();
+    println!("with {} unread files: {}", open.len(), if is_answered { "held" } else { "GOT THROUGH" });
+    is_answered
+}
+
 /// Tries all ways out. `direct` tries the network without the proxies.
 pub(crate) fn try_all(direct: impl FnOnce() -> bool) -> bool {
     let (direct, allowed) = (direct(), get_allowed());
-    let (forbidden, flooded) = (reach_forbidden(), flood());
+    let (forbidden, unread, flooded) = (reach_forbidden(), leave_unread(), flood());
     println!(
         "direct held: {direct}, allowed reached: {allowed}, forbidden held: {forbidden}, after a flood: {flooded}"
     );
-    direct && allowed && forbidden && flooded
+    direct && allowed && forbidden && unread && flooded
 }
 
 /// Keeps a tunnel open and reads from it. Fails when the tunnel breaks.

@@ -156,6 +156,16 @@ async fn a_file_beyond_the_share_is_left_out_without_blame_or_bill_and_nobody_el
     for (text, expected) in [("first", 201), ("first", 200), ("other", 409), ("longer", 409)] {
         assert_eq!(put(text).await.unwrap().status(), expected, "{text}");
     }
+    // Also if two files arrive at the same time.
+    let id = CommandId::generate();
+    let send = |byte: u8| {
+        let put = other.build_request(Method::PUT, &format!("/api/v1/inputs/{id}"));
+        put.body(vec![byte; 4 << 20]).send()
+    };
+    let (one, two) = tokio::join!(send(1), send(2));
+    let mut statuses = [one.unwrap().status().as_u16(), two.unwrap().status().as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409]);
     // Nobody else is hit: the file of another account has room.
     let third = other.submit(&body).await.unwrap();
     assert_eq!(other.wait_until_settled(&third).await.unwrap()["left_out"], json!([]));

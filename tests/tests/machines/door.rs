@@ -21,7 +21,12 @@ async fn outside() -> SocketAddr {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut request = [0; 4_096];
-                while stream.read(&mut request).await.is_ok_and(|count| count > 0) {
+                while let Ok(count @ 1..) = stream.read(&mut request).await {
+                    if request[..count].starts_with(b"GET /endless") {
+                        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await);
+                        while stream.write_all(&[0; 8_192]).await.is_ok() {}
+                        return;
+                    }
                     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\nhello from outside";
                     drop(stream.write_all(answer).await);
                 }

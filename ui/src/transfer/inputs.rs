@@ -62,6 +62,10 @@ pub(crate) async fn put_input(
         }
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
+    // Of two uploads of one id at the same time, the second would replace the file that a job may name already.
+    let alone = app.upload_quota.reserve(format!("input/{name}"), 1, 1).ok_or_else(|| {
+        Problem::new(StatusCode::CONFLICT, "InProgress", "A file with this id is being uploaded: wait for its end.")
+    })?;
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
     let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 15 };
     let claim = claim(&app, signed_in.actor(), store, signed_in.account, bytes).await?;
@@ -69,7 +73,7 @@ pub(crate) async fn put_input(
     let stored = run_to_completion(async move {
         let file = NewFile { name, owner: claim.owner, metadata: HashMap::new() };
         let stored = store_body(&files, file, body, bytes, |_| ()).await;
-        drop(claim);
+        drop((claim, alone));
         stored
     });
     let FileInfo { bytes, sha256, .. } = stored.await?;
