@@ -40,8 +40,8 @@ const PROBE: &str = "probe";
 pub(crate) const LABEL_RELAY: &str = "gpubnb.relay";
 /// Largest memory of a relay, bytes: enough for the buffers of all its connections.
 const MEMORY: i64 = 128 << 20;
-/// The least, usual and greatest size of the buffers of a connection on the job's loopback, bytes. The kernel counts them
-/// as memory of the relay, and the job decides when they are read.
+/// The least, usual and greatest size of the buffers of a connection on the job's loopback, bytes. The kernel counts
+/// them as memory of the relay, and the job decides when they are read.
 const BUFFERS: &str = "4096 65536 65536";
 /// Most threads of a relay: two for each connection.
 const THREADS: i64 = 300;

@@ -108,8 +108,8 @@ pub struct OpenDoor {
 
 impl OpenDoor {
     /// Opens the door: listens on sockets in a directory, which the relay's container mounts, and which belongs to the
-    /// relay's user (uid and gid). `before` is the traffic of the attempt that a former run of the worker counted. Lines
-    /// for the job's log are sent to `notes`.
+    /// relay's user (uid and gid). `before` is the traffic of the attempt that a former run of the worker counted.
+    /// Lines for the job's log are sent to `notes`.
     pub fn open(
         directory: &Path,
         relay_user: (u32, u32),

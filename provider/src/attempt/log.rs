@@ -198,8 +198,8 @@ impl LogReader {
         }
     }
 
-    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have the line, so its position
-    /// is saved before: after a crash a note may be missing, and never a line of the job.
+    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have the line, so its
+    /// position is saved before: after a crash a note may be missing, and never a line of the job.
     async fn publish_note(&mut self, chunk: &mut Chunk<'_>, text: String) {
         chunk.flush().await;
         self.position.bytes += text.len() as u64 + LINE_COST;

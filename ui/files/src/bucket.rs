@@ -231,8 +231,8 @@ impl Bucket {
 /// Time after which an upload that a stopped process left unfinished is removed from a directory.
 const UNFINISHED: Millis = Millis(24 * 3_600_000);
 
-/// Removes the files of uploads that were never finished: `<id>#1`. A listing of the store leaves them out. A store that
-/// speaks S3 removes them by a rule of its own.
+/// Removes the files of uploads that were never finished: `<id>#1`. A listing of the store leaves them out. A store
+/// that speaks S3 removes them by a rule of its own.
 fn remove_unfinished(directory: &std::path::Path, now: Timestamp) -> std::io::Result<()> {
     let entries = match std::fs::read_dir(directory) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

@@ -78,8 +78,8 @@ pub struct Room {
     pub most: Option<u64>,
 }
 
-/// The time for which a listing of a store is believed. This process adds what it stores meanwhile; what other processes
-/// store is seen so much later.
+/// The time for which a listing of a store is believed. This process adds what it stores meanwhile; what other
+/// processes store is seen so much later.
 const USAGE_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -112,8 +112,9 @@ impl Files {
     }
 
     /// The store of this name below an address, `file:///a/directory` or `s3://bucket/prefix`. The files take at most
-    /// `most` bytes, and are removed after `kept`. A directory must exist. The environment has the keys and the endpoint of S3, under the names
-    /// that its own tools use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, `AWS_REGION`.
+    /// `most` bytes, and are removed after `kept`. A directory must exist. The environment has the keys and the
+    /// endpoint of S3, under the names that its own tools use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+    /// `AWS_ENDPOINT_URL`, `AWS_REGION`.
     pub fn at(
         address: &str,
         name: &str,
