@@ -38,6 +38,8 @@ pub struct MarketSettings {
     pub otlp: Option<String>,
     /// Number of events after which services and projector save a snapshot. 0 means never; `None` means the default.
     pub snapshot_every: Option<u64>,
+    /// The broker's directory is a disk of its own, of this size in MiB, in memory.
+    pub broker_disk_mib: Option<u32>,
     /// The broker does not wait until data is on the disk. For long histories, which are written as fast as possible.
     pub is_fsync_off: bool,
     /// The longest time that a process may take until it is ready.
@@ -66,6 +68,7 @@ impl Default for MarketSettings {
             has_monitoring: false,
             otlp: None,
             snapshot_every: None,
+            broker_disk_mib: None,
             is_fsync_off: false,
             ready_timeout: READY_TIMEOUT,
             cache_mib: 16,
@@ -141,6 +144,7 @@ impl System {
             _slot: slot,
         };
         system.bootstrap()?;
+        system.mount_broker_disk()?;
         if system.settings.brokers > 1 {
             for index in 0..system.settings.brokers {
                 system.start_broker(index).await?;
@@ -178,6 +182,17 @@ impl System {
             let text = fs::read_to_string(&conf)?;
             fs::write(&conf, text.replace("sync_interval: always", "sync_interval: \"2m\""))?;
         }
+        Ok(())
+    }
+
+    /// Mounts the broker's disk, if it has one of its own.
+    fn mount_broker_disk(&self) -> anyhow::Result<()> {
+        let Some(mib) = self.settings.broker_disk_mib else { return Ok(()) };
+        let directory = self.path().join("nats");
+        fs::create_dir_all(&directory)?;
+        let size = format!("size={mib}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&directory).output()?;
+        anyhow::ensure!(mounted.status.success(), "mount: {}", String::from_utf8_lossy(&mounted.stderr));
         Ok(())
     }
 
@@ -337,8 +352,8 @@ impl Drop for System {
         for machine in self.machine_ids() {
             remove_containers(&machine);
         }
-        unmount(self.path());
         self.stop();
+        unmount(self.path());
     }
 }
 

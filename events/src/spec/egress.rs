@@ -3,7 +3,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 /// Most patterns of a list.
 pub const MAX_HOST_PATTERNS: usize = 64;
@@ -14,10 +14,48 @@ const ANY: &str = "*";
 ///
 /// `pypi.org` is the one host of that name. `*.pypi.org` is that host and every host below it. `*` is every public
 /// host. An address, such as `9.9.9.9`, is a host, too. Example: `["pypi.org", "*.pythonhosted.org"]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
-#[serde(transparent)]
-#[schema(value_type = Vec<String>)]
+///
+/// In JSON, `false` is no host and `true` every public host, as in the events before there were lists; anything else is a
+/// list. A text is read, too, as [`FromStr`] reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(into = "EgressForm", try_from = "EgressForm")]
+#[schema(value_type = EgressForm)]
 pub struct Egress(Vec<String>);
+
+/// The forms of an [`Egress`] in JSON.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum EgressForm {
+    /// `true`: every public host; `false`: none.
+    IsAllowed(bool),
+    /// Patterns with commas or spaces between them.
+    Text(String),
+    /// Patterns.
+    Patterns(Vec<String>),
+}
+
+impl From<Egress> for EgressForm {
+    fn from(egress: Egress) -> Self {
+        match egress.0.as_slice() {
+            [] => Self::IsAllowed(false),
+            [only] if only == ANY => Self::IsAllowed(true),
+            _ => Self::Patterns(egress.0),
+        }
+    }
+}
+
+impl TryFrom<EgressForm> for Egress {
+    type Error = InvalidPattern;
+
+    fn try_from(form: EgressForm) -> Result<Self, InvalidPattern> {
+        match form {
+            EgressForm::IsAllowed(true) => Ok(Self::any()),
+            EgressForm::IsAllowed(false) => Ok(Self::default()),
+            EgressForm::Text(text) => text.parse(),
+            EgressForm::Patterns(patterns) => Ok(Self(patterns)),
+        }
+    }
+}
 
 impl Egress {
     /// Every public host.
@@ -128,25 +166,6 @@ impl fmt::Display for Egress {
     }
 }
 
-/// Reads a list of patterns, a text as [`FromStr`] reads it, or the form of older events: `true` for every host.
-impl<'de> Deserialize<'de> for Egress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            IsAllowed(bool),
-            Text(String),
-            Patterns(Vec<String>),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::IsAllowed(true) => Ok(Self::any()),
-            Form::IsAllowed(false) => Ok(Self::default()),
-            Form::Text(text) => text.parse().map_err(de::Error::custom),
-            Form::Patterns(patterns) => Ok(Self(patterns)),
-        }
-    }
-}
-
 /// The bytes that an attempt exchanged with one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostTraffic {
@@ -246,6 +265,8 @@ mod tests {
         ] {
             assert_eq!(serde_json::from_str::<Egress>(json).unwrap(), list(text), "{json}");
         }
-        assert_eq!(serde_json::to_string(&list("pypi.org")).unwrap(), r#"["pypi.org"]"#);
+        for (text, json) in [("none", "false"), ("any", "true"), ("pypi.org", r#"["pypi.org"]"#)] {
+            assert_eq!(serde_json::to_string(&list(text)).unwrap(), json);
+        }
     }
 }

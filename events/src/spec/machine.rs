@@ -54,7 +54,7 @@ pub struct OwnerPolicy {
     #[serde(default)]
     pub may_evict: bool,
     /// The hosts of the internet that jobs may reach if they ask for them.
-    #[serde(default, skip_serializing_if = "Egress::is_none")]
+    #[serde(default)]
     pub egress: Egress,
     /// Jobs may run after the GPUs were idle for this many minutes; `None`: jobs need not wait for idle GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     cuda::CudaVersion,
     egress::{
-        Egress, HostTraffic, InvalidPattern, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, OTHER_HOSTS, Traffic, canonical_host,
+        Egress, EgressForm, HostTraffic, InvalidPattern, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, OTHER_HOSTS, Traffic,
+        canonical_host,
     },
     image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_digest, is_in_registries},
     machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},
@@ -58,7 +59,7 @@ pub struct JobSpec {
     /// The resources that the job may use.
     pub resources: Resources,
     /// The hosts of the internet that the job may reach, on a machine whose owner allows all of them.
-    #[serde(default, skip_serializing_if = "Egress::is_none")]
+    #[serde(default)]
     pub egress: Egress,
     /// Names of the environment variables. The values are secrets, and never enter an event.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

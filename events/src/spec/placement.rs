@@ -354,7 +354,7 @@ impl Reject {
             Self::Price => "over the price cap",
             Self::Reliability => "not reliable enough, or without a record",
             Self::NotVerified => "not every check of its self-test passed",
-            Self::NoEgress => "no network access for jobs",
+            Self::NoEgress => "hosts of the internet that the owner does not allow",
             Self::ImageNotAllowed => "its owner does not allow images of this registry",
         }
     }

@@ -47,7 +47,9 @@ async fn run_hostile(machine: &str, name: &str, seconds: u64) -> EndedJob {
         "memory_mib": 256, "output_mib": 32, "disk_mib": 40, "cpu_millis": 2_000, "budget_usd": "0.50",
         "max_attempts": 1 });
     let job = market.consumer.submit(&pin_to_machine(body, &id)).await.unwrap();
-    let settled = market.consumer.wait_until_settled(&job).await.unwrap();
+    // A thousand files are uploaded one by one, which takes long beside other tests.
+    let limit = Duration::from_secs(seconds + 60);
+    let settled = market.consumer.wait_for(&job, limit, |job| job["settled"] == true).await.unwrap();
     let began = Instant::now();
     let harmless = pin_to_machine(json!({ "template": "noop", "budget_usd": "0.10" }), &id);
     let next = market.consumer.submit(&harmless).await.unwrap();

@@ -1,13 +1,16 @@
 //! Backup and restore: the broker loses its disk or a stream, and the market continues after the
 //! repair. Also the options that limit a stream.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io::Write as _, path::Path, time::Duration};
 
 use async_nats::jetstream::stream;
-use gpubnb_events::subject::SERVICES_INBOX;
+use gpubnb_events::{CommandId, subject::SERVICES_INBOX};
 use gpubnb_log::stream::{DISPATCH, MARKET, OUTPUT, TELEMETRY};
 use gpubnb_runtime::nats;
-use gpubnb_tests::system::{MarketSettings, System};
+use gpubnb_tests::{
+    system::{MarketSettings, System},
+    wait::wait_until,
+};
 use serde_json::{Value, json};
 
 /// The whole output of a command: first stdout, then stderr.
@@ -181,5 +184,52 @@ async fn a_restore_from_a_backup_older_than_the_read_models_resets_the_read_mode
     let wallet = system.consumer.get(&format!("/wallet?min_seq={seq}")).await.unwrap();
     assert_eq!(wallet["balance"]["available"], 101_000_000);
     let verified = system.run_operator_tool(&["verify", "--json"]).unwrap();
+    assert!(verified.status.success(), "{}", text_of(&verified));
+}
+
+/// Deposits a dollar once. `Ok` means that the market has confirmed the deposit.
+async fn deposit(system: &System, id: CommandId) -> anyhow::Result<Value> {
+    let deposit = json!({ "deposit": id, "amount_usd": "1" });
+    system.consumer.browser_session().post("/wallet/deposits", &deposit).await
+}
+
+#[tokio::test]
+async fn a_broker_whose_disk_was_full_goes_on_after_a_restart_and_has_lost_and_doubled_nothing() {
+    let settings = MarketSettings { broker_disk_mib: Some(64), ..MarketSettings::default() };
+    let mut system = System::start(settings).await.unwrap();
+    let mut confirmed = 0;
+    for _ in 0..10 {
+        deposit(&system, CommandId::generate()).await.unwrap();
+        confirmed += 1;
+    }
+    let filler = system.path().join("nats/filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 4_096]).is_ok() {}
+    // No deposit is confirmed that the full disk does not have.
+    let mut unconfirmed = Vec::new();
+    for _ in 0..200 {
+        let id = CommandId::generate();
+        match deposit(&system, id).await {
+            Ok(_) => confirmed += 1,
+            Err(_) => unconfirmed.push(id),
+        }
+        if unconfirmed.len() == 3 {
+            break;
+        }
+    }
+    assert_eq!(unconfirmed.len(), 3, "the disk was never full");
+    // The operator makes room, and the broker's supervisor starts the broker again.
+    fs::remove_file(&filler).unwrap();
+    system.nats = None;
+    system.start_nats().await.unwrap();
+    // Whoever got no answer sends the same deposit again, which counts once.
+    for id in unconfirmed {
+        wait_until("the deposit", async || deposit(&system, id).await.is_ok()).await;
+        deposit(&system, id).await.unwrap();
+        confirmed += 1;
+    }
+    let balance = async || system.consumer.get("/wallet").await.unwrap()["balance"]["available"].as_i64().unwrap();
+    wait_until("the balance", async || balance().await == (100 + confirmed) * 1_000_000).await;
+    let verified = system.run_operator_tool(&["verify"]).unwrap();
     assert!(verified.status.success(), "{}", text_of(&verified));
 }

@@ -8,10 +8,10 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use gpubnb_events::{
-    AccountId, Actor, JobId, Lease, Millis, Seq,
+    JobId, Lease, Millis, Seq,
     transfer::{PART_BYTES, Received},
 };
-use gpubnb_files::{Files, NewFile};
+use gpubnb_files::{Files, NewFile, Owner};
 use gpubnb_log::stream::ARTIFACTS;
 use gpubnb_runtime::permit::Purpose;
 use serde::Deserialize;
@@ -31,12 +31,12 @@ use crate::{
 const UPLOADS_COUNT_FOR: Millis = Millis(24 * 3_600_000);
 
 /// Verifies a worker's permit to upload a file of its attempt. Returns the maximum number of bytes that the attempt may
-/// upload, the lease, the account whose job it is, and the file's name in the store.
+/// upload, the lease, the owner of the job, and the file's name in the store.
 async fn verify_permit(
     app: &App,
     (job, lease, path): (JobId, u64, String),
     headers: &HeaderMap,
-) -> Result<(u64, Lease, AccountId, String), Problem> {
+) -> Result<(u64, Lease, Owner, String), Problem> {
     let lease = Lease(Seq(lease));
     let authorization = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let permit =
@@ -53,8 +53,8 @@ async fn verify_permit(
             "The path must be relative, without empty segments, `.` or `..`, and have at most 512 bytes.",
         ));
     }
-    let account = check_attempt(app, job, lease).await?;
-    Ok((max_bytes, lease, account, artifact_name(job, lease, &path)))
+    let owner = check_attempt(app, job, lease).await?;
+    Ok((max_bytes, lease, owner, artifact_name(job, lease, &path)))
 }
 
 /// Query parameters that tell which part of a file the body is. Without a number, the body is the whole file.
@@ -79,7 +79,7 @@ pub(crate) async fn put(
     Query(query): Query<PartQuery>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
-    let (max_bytes, lease, account, name) = verify_permit(&app, file, request.headers()).await?;
+    let (max_bytes, lease, owner, name) = verify_permit(&app, file, request.headers()).await?;
     let (part, is_last) = (query.part.unwrap_or(0), query.last || query.part.is_none());
     let bytes = content_length(request.headers(), max_bytes)?;
     let before = parts_before(&app.artifacts, &name, part, bytes, is_last).await?;
@@ -89,7 +89,7 @@ pub(crate) async fn put(
         return Err(Problem::too_large().into());
     }
     let store = Store { files: &app.artifacts, name: ARTIFACTS, most: u64::MAX, most_files: usize::MAX, days: 30 };
-    let claim = match claim(&app, Actor::Platform, store, account, whole - before.bytes()).await {
+    let claim = match claim(&app, store, owner, whole - before.bytes()).await {
         Err(problem) if problem.status == StatusCode::INSUFFICIENT_STORAGE.as_u16() => {
             before.remove(&app.artifacts, &name).await?;
             return Err(problem.into());
@@ -103,7 +103,6 @@ pub(crate) async fn put(
     let body = request.into_body();
     run_to_completion(async move {
         let (mut partial, object) = (before, parts::new_object(&name, part));
-        let owner = claim.owner;
         let file = NewFile { name: object.clone(), owner, metadata: HashMap::new() };
         store_body(&files, file, body, bytes, |piece| partial.update(piece)).await?;
         partial.add_object(object);

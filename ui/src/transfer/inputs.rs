@@ -9,7 +9,7 @@ use axum::{
 };
 use futures_util::StreamExt as _;
 use gpubnb_events::{AccountId, CommandId, job_request::InputRequest, spec::Input};
-use gpubnb_files::{FileInfo, NewFile};
+use gpubnb_files::{FileInfo, NewFile, Owner};
 use gpubnb_log::stream::INPUTS;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use super::{
     share::{Store, claim},
-    store::{content_length, input_name, run_to_completion, store_body, unavailable},
+    store::{content_length, has_money, input_name, run_to_completion, store_body, unavailable},
 };
 use crate::{
     access::SignedIn,
@@ -68,10 +68,12 @@ pub(crate) async fn put_input(
     })?;
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
     let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 15 };
-    let claim = claim(&app, signed_in.actor(), store, signed_in.account, bytes).await?;
+    let has_money = has_money(&app, signed_in.actor(), signed_in.account).await?;
+    let owner = Owner { account: signed_in.account, has_money };
+    let claim = claim(&app, store, owner, bytes).await?;
     let (files, body) = (app.inputs.clone(), request.into_body());
     let stored = run_to_completion(async move {
-        let file = NewFile { name, owner: claim.owner, metadata: HashMap::new() };
+        let file = NewFile { name, owner, metadata: HashMap::new() };
         let stored = store_body(&files, file, body, bytes, |_| ()).await;
         drop((claim, alone));
         stored

@@ -3,7 +3,6 @@
 //! long before the store is full for everybody.
 
 use axum::http::StatusCode;
-use gpubnb_events::{AccountId, Actor, Seq};
 use gpubnb_files::{Files, Owner};
 use tracing::warn;
 
@@ -34,7 +33,6 @@ pub(super) struct Store<'a> {
 /// The room that an upload in progress takes of its shares.
 #[must_use]
 pub(super) struct Claim {
-    pub(super) owner: Owner,
     _room: Reservation,
     _own: Reservation,
     _without_money: Option<Reservation>,
@@ -57,18 +55,11 @@ async fn reserve_room(app: &App, store: Store<'_>, bytes: u64) -> Result<(Option
 
 /// Claims room for an upload of an account. The claim is made before the stored files are counted, so that two uploads
 /// cannot use the same free bytes.
-pub(super) async fn claim(
-    app: &App,
-    actor: Actor,
-    store: Store<'_>,
-    account: AccountId,
-    bytes: u64,
-) -> Result<Claim, Problem> {
+pub(super) async fn claim(app: &App, store: Store<'_>, owner: Owner, bytes: u64) -> Result<Claim, Problem> {
+    let account = owner.account;
     let (most, room) = reserve_room(app, store, bytes).await?;
     let share = most.map_or(u64::MAX, |most| most / SHARES);
     let own_share = share.min(store.most);
-    let balance = app.queries.balance(actor, account, Seq::ZERO).await?;
-    let owner = Owner { account, has_money: balance.available.0 > 0 || balance.held.0 > 0 };
     let counted = bytes.max(LEAST_BYTES);
     let no_room = |detail: &str| {
         let detail = format!("{detail} Each file is removed after {} days.", store.days);
@@ -96,5 +87,5 @@ pub(super) async fn claim(
     if !owner.has_money && !fits(free.bytes, &shared_key, share) {
         return Err(shared_full());
     }
-    Ok(Claim { owner, _room: room, _own: own, _without_money: without_money })
+    Ok(Claim { _room: room, _own: own, _without_money: without_money })
 }

@@ -7,8 +7,8 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{AccountId, Actor, CommandId, JobId, Lease};
-use gpubnb_files::{FileInfo, Files, NewFile};
+use gpubnb_events::{AccountId, Actor, CommandId, JobId, Lease, Seq};
+use gpubnb_files::{FileInfo, Files, NewFile, Owner};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::{InspectReader, StreamReader};
 use tracing::warn;
@@ -27,14 +27,20 @@ pub(super) fn bad_permit(detail: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "BadPermit", format!("The transfer is not permitted: {detail}."))
 }
 
-/// Refuses a permit of an attempt that is over: a permit ends with what it was for. Returns the account whose job it
-/// is.
-pub(super) async fn check_attempt(app: &App, job: JobId, lease: Lease) -> Result<AccountId, Problem> {
+/// Refuses a permit of an attempt that is over: a permit ends with what it was for. Returns the owner of the job.
+pub(super) async fn check_attempt(app: &App, job: JobId, lease: Lease) -> Result<Owner, Problem> {
     let row = app.queries.job(Actor::Platform, job, lease.0).await?;
     if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {
         return Err(bad_permit("the attempt is over"));
     }
-    Ok(row.account)
+    let has_money = row.hold.0 > 0 || has_money(app, Actor::Platform, row.account).await?;
+    Ok(Owner { account: row.account, has_money })
+}
+
+/// True if an account has money, also if all of it is held for jobs.
+pub(super) async fn has_money(app: &App, actor: Actor, account: AccountId) -> Result<bool, Problem> {
+    let balance = app.queries.balance(actor, account, Seq::ZERO).await?;
+    Ok(balance.available.0 > 0 || balance.held.0 > 0)
 }
 
 /// The problem for a store that does not answer. The log has the cause.
