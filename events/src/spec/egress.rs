@@ -15,8 +15,8 @@ const ANY: &str = "*";
 /// `pypi.org` is the one host of that name. `*.pypi.org` is that host and every host below it. `*` is every public
 /// host. An address, such as `9.9.9.9`, is a host, too. Example: `["pypi.org", "*.pythonhosted.org"]`.
 ///
-/// In JSON, `false` is no host and `true` every public host, as in the events before there were lists; anything else is a
-/// list. A text is read, too, as [`FromStr`] reads it.
+/// In JSON, `false` is no host and `true` every public host, as in the events before there were lists; anything else is
+/// a list. A text is read, too, as [`FromStr`] reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(into = "EgressForm", try_from = "EgressForm")]
 #[schema(value_type = EgressForm)]

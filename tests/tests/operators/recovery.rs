@@ -219,6 +219,8 @@ async fn a_broker_whose_disk_was_full_goes_on_after_a_restart_and_has_lost_and_d
     }
     assert_eq!(unconfirmed.len(), 3, "the disk was never full");
     // The operator makes room, and the broker's supervisor starts the broker again.
+    // An open file takes its room also after its removal.
+    drop(file);
     fs::remove_file(&filler).unwrap();
     system.nats = None;
     system.start_nats().await.unwrap();
