@@ -209,7 +209,7 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
+pub(crate) fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
     Mount {
         typ: Some(MountType::BIND),
         source: Some(source.to_string_lossy().into_owned()),
@@ -217,6 +217,27 @@ fn mount(source: &Path, target: &str, read_only: bool) -> Mount {
         read_only: Some(read_only),
         ..Default::default()
     }
+}
+
+/// The confinement of every container that the worker makes: no capabilities, no new privileges, a read-only root, no
+/// swap, and bounds on processes and memory (bytes).
+pub(crate) fn confined(pids: i64, memory: i64) -> HostConfig {
+    HostConfig {
+        readonly_rootfs: Some(true),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        privileged: Some(false),
+        pids_limit: Some(pids),
+        memory: Some(memory),
+        // The limit of memory and swap together. Equal to the memory, so there is no swap.
+        memory_swap: Some(memory),
+        ..Default::default()
+    }
+}
+
+/// A limit of a process (`ulimit`) that the process cannot raise.
+pub(crate) fn limit(name: &str, most: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) }
 }
 
 fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
@@ -227,8 +248,6 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let volumes = params.volumes.iter().zip(&params.image.volumes);
     mounts.extend(volumes.map(|(directory, volume)| mount(directory, volume, false)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let limit =
-        |name: &str, most: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) };
     HostConfig {
         // The network of the relay has nothing but loopback, too.
         network_mode: Some(if spec.egress.is_none() {
@@ -236,17 +255,9 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         } else {
             format!("container:{}", relay_name(params.machine, params.lease))
         }),
-        readonly_rootfs: Some(true),
-        cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
-        privileged: Some(false),
         // Docker's init is process 1: it forwards SIGTERM to the job, and reaps orphans. A job that is process 1 itself
         // would not get a SIGTERM for which it has no handler.
         init: Some(true),
-        pids_limit: Some(i64::from(spec.resources.max_pids())),
-        memory: Some(bytes(memory.bytes())),
-        // The limit of memory and swap together. Equal to the memory, so the job has no swap.
-        memory_swap: Some(bytes(memory.bytes())),
         nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
         oom_score_adj: Some(500),
         ipc_mode: Some("private".to_owned()),
@@ -276,7 +287,7 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         auto_remove: Some(false),
         device_requests: (!params.gpus.is_empty()).then(|| vec![gpu_request(params)]),
         runtime: params.runtime.clone(),
-        ..Default::default()
+        ..confined(spec.resources.max_pids().into(), bytes(memory.bytes()))
     }
 }
 

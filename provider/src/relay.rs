@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use bollard::{
     Docker, body_full,
     errors::Error,
-    models::{ContainerCreateBody, HostConfig, Mount, MountType, ResourcesUlimits},
+    models::{ContainerCreateBody, HostConfig},
     query_parameters::{
         CreateContainerOptionsBuilder, CreateImageOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
         WaitContainerOptions,
@@ -26,7 +26,7 @@ use gpubnb_events::{
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::docker::{LABEL_LEASE, container_name, file_owner, job_user};
+use crate::docker::{LABEL_LEASE, confined, container_name, file_owner, job_user, limit, mount};
 
 /// The relay's program, which `build.rs` builds.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/relay"));
@@ -82,14 +82,8 @@ fn archive() -> io::Result<Vec<u8>> {
 pub(crate) fn container(machine: MachineId, lease: Lease, image: &str, directory: &Path) -> ContainerCreateBody {
     let labels = [(LABEL_RELAY, machine.to_string()), (LABEL_LEASE, lease.to_string())];
     let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
-    let mount = Mount {
-        typ: Some(MountType::BIND),
-        source: Some(directory.to_string_lossy().into_owned()),
-        target: Some(DIRECTORY.to_owned()),
-        read_only: Some(true),
-        ..Default::default()
-    };
-    let host_config = HostConfig { mounts: Some(vec![mount]), ..host_config("none") };
+    let mounts = Some(vec![mount(directory, DIRECTORY, true)]);
+    let host_config = HostConfig { mounts, ..host_config("none") };
     ContainerCreateBody { labels: Some(labels), host_config: Some(host_config), ..program(image, &[DIRECTORY]) }
 }
 
@@ -106,22 +100,14 @@ fn program(image: &str, arguments: &[&str]) -> ContainerCreateBody {
 
 /// The limits of the relay. It runs our own program, but a job decides what the program has to do.
 fn host_config(network: &str) -> HostConfig {
-    let files = ResourcesUlimits { name: Some("nofile".to_owned()), soft: Some(1_024), hard: Some(1_024) };
     HostConfig {
         network_mode: Some(network.to_owned()),
-        readonly_rootfs: Some(true),
-        cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
-        privileged: Some(false),
-        pids_limit: Some(THREADS),
-        memory: Some(MEMORY),
-        memory_swap: Some(MEMORY),
         ipc_mode: Some("none".to_owned()),
         sysctls: (network == "none").then(|| {
             ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"].map(|name| (name.to_owned(), BUFFERS.to_owned())).into()
         }),
-        ulimits: Some(vec![files]),
-        ..Default::default()
+        ulimits: Some(vec![limit("nofile", 1_024)]),
+        ..confined(THREADS, MEMORY)
     }
 }
 

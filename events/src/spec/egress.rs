@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most patterns of a list.
 pub const MAX_HOST_PATTERNS: usize = 64;
+/// Longest name of a host, in bytes (RFC 1035).
+pub const MAX_HOST: usize = 253;
 /// The pattern for every public host.
 const ANY: &str = "*";
 
@@ -126,7 +128,7 @@ fn is_host_name(name: &str) -> bool {
             && !label.ends_with('-')
     };
     let last = name.rsplit('.').next().unwrap_or_default();
-    name.len() <= 253 && name.split('.').all(is_label) && last.starts_with(|c: char| c.is_ascii_alphabetic())
+    name.len() <= MAX_HOST && name.split('.').all(is_label) && last.starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
 /// Patterns with commas or spaces between them; `any` is every host, `none` no host.

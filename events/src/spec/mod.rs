@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     cuda::CudaVersion,
     egress::{
-        Egress, EgressForm, HostTraffic, InvalidPattern, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, OTHER_HOSTS, Traffic,
-        canonical_host,
+        Egress, EgressForm, HostTraffic, InvalidPattern, MAX_HOST, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, OTHER_HOSTS,
+        Traffic, canonical_host,
     },
     image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_digest, is_in_registries},
     machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},

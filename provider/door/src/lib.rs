@@ -23,7 +23,7 @@ use std::{
 
 use gpubnb_dialer::{DialError, Dialer};
 use gpubnb_events::{
-    spec::{Egress, Traffic, canonical_host},
+    spec::{Egress, MAX_HOST, Traffic, canonical_host},
     text::make_plain,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -43,8 +43,6 @@ const MAX_CONNECTIONS: usize = 128;
 const MAX_LOOKUPS: usize = 4;
 /// Most lines about refused connections in a job's log. A host is named once.
 const MAX_NOTES: usize = 50;
-/// Longest name of a host, in bytes.
-const MAX_HOST: usize = 253;
 
 /// The variables by which programs find the proxies of the job's door. Programs disagree about capital letters. `curl`
 /// and `git` read only the small `http_proxy`. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`, which the
@@ -147,7 +145,7 @@ impl OpenDoor {
     }
 }
 
-/// What all connections of a door share.
+/// The state that all connections of a door share.
 #[derive(Debug)]
 pub(crate) struct Door {
     rules: Rules,

@@ -95,16 +95,12 @@ fn carry(mut job: TcpStream, socket: &Path) -> io::Result<()> {
     job.set_nodelay(true)?;
     let (mut from_job, mut to_worker) = (job.try_clone()?, worker.try_clone()?);
     let sending = thread::Builder::new().stack_size(STACK).spawn(move || {
-        drop(copy(&mut from_job, &mut to_worker));
+        drop(io::copy(&mut from_job, &mut to_worker));
         drop(to_worker.shutdown(Shutdown::Write));
     })?;
-    let copied = copy(&mut worker, &mut job);
+    let copied = io::copy(&mut worker, &mut job);
     // If the worker is gone, what the job still writes goes nowhere.
     let how = if copied.is_ok() { Shutdown::Write } else { Shutdown::Both };
     drop(job.shutdown(how));
     sending.join().map_err(|_| io::Error::other("a thread ended"))
-}
-
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
-    io::copy(from, to)
 }

@@ -71,9 +71,14 @@ fn directory(attempts_dir: &Path, lease: Lease) -> PathBuf {
     attempts_dir.with_file_name(DOORS).join(lease.to_string())
 }
 
-/// Removes the directory of the door of an attempt. An attempt without a door has none.
-pub(super) fn remove(context: &AttemptContext) -> io::Result<()> {
-    ignore_absent(fs::remove_dir_all(directory(&context.tools.attempts_dir, context.lease)))
+/// Removes the relay and the directory of the door of an attempt. An attempt without a door has no such directory.
+pub(super) async fn remove(context: &AttemptContext) -> anyhow::Result<()> {
+    let directory = directory(&context.tools.attempts_dir, context.lease);
+    if directory.try_exists()? {
+        context.relay.remove().await?;
+        fs::remove_dir_all(directory)?;
+    }
+    Ok(())
 }
 
 /// Removes the directories of all doors, except the doors of the attempts that are resumed.
@@ -83,23 +88,16 @@ pub(super) fn remove_others(attempts_dir: &Path, resumed: &HashSet<Lease>) -> io
         let entry = entry?;
         let lease = entry.file_name().to_str().and_then(|name| name.parse::<Lease>().ok());
         if lease.is_none_or(|lease| !resumed.contains(&lease)) {
-            ignore_absent(fs::remove_dir_all(entry.path()))?;
+            fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
 }
 
-fn ignore_absent(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
-/// Opens the door of an attempt whose job asks for hosts. `None`: the job asks for none.
-pub(super) fn open(context: &AttemptContext, grant: &Grant) -> Result<Option<AttemptDoor>, Problem> {
+/// Opens the door of an attempt, if its job asks for hosts.
+pub(super) fn open(context: &AttemptContext, grant: &Grant) -> Result<(), Problem> {
     if grant.spec.egress.is_none() {
-        return Ok(None);
+        return Ok(());
     }
     let DoorRules { hosts, ports, max_bytes, rate, dialer, relay_user } = &context.tools.door_rules;
     // The broker tells the machine's address as the broker sees it. A router may lead it back into the owner's network.
@@ -116,7 +114,10 @@ pub(super) fn open(context: &AttemptContext, grant: &Grant) -> Result<Option<Att
         OpenDoor::open(&directory.join(SOCKETS), *relay_user, rules, dialer.clone(), Arc::clone(rate), before, notes)
     };
     let failed = |e| Problem::caused(Reason::RuntimeMisconfigured, anyhow::Error::new(e).context("the job's door"));
-    Ok(Some(AttemptDoor { open: open().map_err(failed)?, reopened: grant.started.then(Instant::now) }))
+    let door = AttemptDoor { open: open().map_err(failed)?, reopened: grant.started.then(Instant::now) };
+    // An attempt is carried out once, so its door is opened once.
+    context.door.get_or_init(|| door);
+    Ok(())
 }
 
 /// Starts the relay of an attempt that has a door, unless a former run of the worker started the job.
@@ -136,16 +137,16 @@ pub(super) async fn start_relay(context: &AttemptContext, grant: &Grant) -> Resu
     timeout(READY_TIMEOUT, door.open.wait_until_ready()).await.map_err(late)
 }
 
-/// Saves the traffic once a second. Never returns.
-pub(super) async fn save_traffic(context: &AttemptContext) -> std::convert::Infallible {
-    let mut saved = Traffic::default();
+/// Saves the traffic once a second, if the attempt has a door.
+pub(super) async fn save_traffic(context: &AttemptContext) {
+    let Some(door) = context.door.get() else { return };
+    let (path, mut saved) =
+        (directory(&context.tools.attempts_dir, context.lease).join(TRAFFIC_FILE), Traffic::default());
     loop {
         sleep(SAVE_INTERVAL).await;
-        let Some(traffic) = context.door.get().map(AttemptDoor::traffic) else { continue };
+        let traffic = door.traffic();
         if traffic != saved {
-            if let Err(e) =
-                json_file::save(&directory(&context.tools.attempts_dir, context.lease).join(TRAFFIC_FILE), &traffic)
-            {
+            if let Err(e) = json_file::save(&path, &traffic) {
                 debug!(error = %e, "the traffic of an attempt could not be saved");
             }
             saved = traffic;

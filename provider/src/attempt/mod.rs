@@ -102,12 +102,7 @@ async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u6
 
 /// Prepares and starts the container, and waits until it has ended and its log is forwarded.
 async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
-    let opened = door::open(context, grant).map(|door| door.map(|door| drop(context.door.set(door))));
-    let started = match opened {
-        Ok(_) => prepare_and_start(context, grant).await,
-        Err(problem) => Err(AttemptEnd::Failed(problem)),
-    };
-    let (origin, written) = match started {
+    let (origin, written) = match prepare_and_start(context, grant).await {
         Ok(started) => started,
         Err(end) => return report::make_report(context, grant, end).await,
     };
@@ -139,6 +134,7 @@ async fn prepare_and_start(
     context: &AttemptContext,
     grant: &Grant,
 ) -> Result<(ContainerOrigin, impl Stream<Item = Result<LogOutput, Error>> + use<>), AttemptEnd> {
+    door::open(context, grant).map_err(AttemptEnd::Failed)?;
     let origin = prepare::prepare(context, grant).await?;
     let directory = context.directory();
     let save_clocks = async {
@@ -188,7 +184,6 @@ fn clean_up(context: AttemptContext, disk_bytes: Option<u64>) {
 
 async fn remove(context: &AttemptContext) -> anyhow::Result<()> {
     context.container.remove().await?;
-    context.relay.remove().await?;
-    door::remove(context)?;
+    door::remove(context).await?;
     Ok(job_disk::remove(&context.directory()).await?)
 }

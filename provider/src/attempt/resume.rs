@@ -7,17 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use bollard::{
-    Docker,
-    errors::Error,
-    models::ContainerSummary,
-    query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder},
-};
+use bollard::{Docker, errors::Error, models::ContainerSummary, query_parameters::ListContainersOptionsBuilder};
 use gpubnb_events::{JobId, Lease, MachineId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, info, warn};
 
 use super::{
+    container::Container,
     context::{AttemptContext, Tools},
     door, job_disk,
     report::PendingReport,
@@ -41,15 +37,10 @@ pub(crate) async fn resume_all(
         }
     }
     let mut resumed = HashSet::new();
-    for found in attempt_containers(&tools.docker, tools.machine).await? {
+    for (lease, found) in own_containers(&tools.docker, tools.machine, LABEL_MACHINE, container_name).await? {
         let labels = found.labels.unwrap_or_default();
-        let job = labels.get(LABEL_JOB).and_then(|text| text.parse().ok());
-        let lease = labels.get(LABEL_LEASE).and_then(|text| text.parse().ok());
-        let (Some(job), Some(lease)) = (job, lease) else {
-            warn!(
-                container = found.id,
-                "a container with this machine's label, but without a job or a lease, is ignored"
-            );
+        let Some(job) = labels.get(LABEL_JOB).and_then(|text| text.parse().ok()) else {
+            warn!(container = found.id, "a container with this machine's label, but without a job, is ignored");
             continue;
         };
         info!(%job, %lease, "the attempt is resumed");
@@ -79,17 +70,10 @@ pub(crate) async fn resume_all(
 /// Removes the relays of a machine's attempts, except the attempts that are resumed: the worker was killed before it
 /// made the job's container, or after it removed that container.
 async fn remove_relays(docker: &Docker, machine: MachineId, resumed: &HashSet<Lease>) -> Result<(), Error> {
-    let label = format!("{LABEL_RELAY}={machine}");
-    let filters = HashMap::from([("label", vec![label.as_str()])]);
-    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    for found in docker.list_containers(Some(options)).await? {
-        let lease = found.labels.as_ref().and_then(|labels| labels.get(LABEL_LEASE)?.parse::<Lease>().ok());
-        let Some(lease) = lease.filter(|lease| !resumed.contains(lease)) else { continue };
-        // Anybody can label a container, and only ours has the name.
-        let name = relay_name(machine, lease);
-        let is_ours = found.names.iter().flatten().any(|found| found.strip_prefix('/') == Some(&name));
-        let options = RemoveContainerOptionsBuilder::default().force(true).build();
-        if is_ours && let Err(e) = docker.remove_container(&name, Some(options)).await {
+    for (lease, _) in own_containers(docker, machine, LABEL_RELAY, relay_name).await? {
+        if !resumed.contains(&lease)
+            && let Err(e) = Container::of_relay(docker.clone(), machine, lease).remove().await
+        {
             warn!(%lease, error = %e, "the relay of a former attempt cannot be removed");
         }
     }
@@ -100,26 +84,36 @@ async fn remove_relays(docker: &Docker, machine: MachineId, resumed: &HashSet<Le
 pub(crate) async fn has_attempts(docker: &Docker, machine: MachineId, attempts_dir: &Path) -> Result<bool, Error> {
     let has_report = |(_, dir): (Lease, PathBuf)| PendingReport::read(&dir).is_some();
     let has_reports = attempt_directories(attempts_dir).into_iter().any(has_report);
-    Ok(has_reports || !attempt_containers(docker, machine).await?.is_empty())
+    Ok(has_reports || !own_containers(docker, machine, LABEL_MACHINE, container_name).await?.is_empty())
 }
 
-/// The containers of a machine's attempts, also those that have ended. Anybody can label a container, but Docker gives
-/// each name once, and the worker makes its containers by their names.
-async fn attempt_containers(docker: &Docker, machine: MachineId) -> Result<Vec<ContainerSummary>, Error> {
-    let label = format!("{LABEL_MACHINE}={machine}");
+/// The containers of a machine's attempts, also those that have ended, with their leases: those with this label that
+/// have the name of their lease. Anybody can label a container, but Docker gives each name once, and the worker makes
+/// its containers by their names.
+async fn own_containers(
+    docker: &Docker,
+    machine: MachineId,
+    label: &str,
+    name: fn(MachineId, Lease) -> String,
+) -> Result<Vec<(Lease, ContainerSummary)>, Error> {
+    let label = format!("{label}={machine}");
     let filters = HashMap::from([("label", vec![label.as_str()])]);
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-    let mut found = docker.list_containers(Some(options)).await?;
-    found.retain(|container| {
+    let mut own = Vec::new();
+    for container in docker.list_containers(Some(options)).await? {
         let lease = container.labels.as_ref().and_then(|labels| labels.get(LABEL_LEASE)?.parse::<Lease>().ok());
-        let name = lease.map(|lease| format!("/{}", container_name(machine, lease)));
-        let is_ours = name.is_some_and(|name| container.names.iter().flatten().any(|other| *other == name));
-        if !is_ours {
-            warn!(container = container.id, "a container with this machine's label, but without an attempt's name");
+        let has_name = |lease: &Lease| {
+            let name = format!("/{}", name(machine, *lease));
+            container.names.iter().flatten().any(|other| *other == name)
+        };
+        match lease.filter(has_name) {
+            Some(lease) => own.push((lease, container)),
+            None => {
+                warn!(container = container.id, label, "a container with this label, but without an attempt's name");
+            }
         }
-        is_ours
-    });
-    Ok(found)
+    }
+    Ok(own)
 }
 
 /// Spawns the task of a resumed attempt. It has no job message, because a former run of the worker received the

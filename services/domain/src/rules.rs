@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use gpubnb_events::{
-    spec::{Artifact, Egress, LeftOut, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, Mebibytes, OTHER_HOSTS, Traffic},
+    spec::{
+        Artifact, Egress, LeftOut, MAX_HOST, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, Mebibytes, OTHER_HOSTS, Traffic,
+    },
     text::{DistinctPaths, MAX_NAMES, is_plain, is_plain_path},
 };
 
@@ -22,9 +24,6 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
     }
     Ok(())
 }
-
-/// The longest name of a host, in bytes.
-const MAX_HOST: usize = 253;
 
 /// Longest example of an entry that was left out, in bytes.
 const MAX_EXAMPLE: usize = 512;

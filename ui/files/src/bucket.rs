@@ -365,7 +365,7 @@ mod tests {
         assert!(bucket.put(file("broken", owner(true)), broken).await.is_err());
         assert_eq!(bucket.usage().await.unwrap(), Usage::default());
         bucket.put(file("old", owner(true)), &b"hello"[..]).await.unwrap();
-        // What a killed process leaves.
+        // The part of an upload that a killed process leaves.
         std::fs::write(directory.path().join("inputs/data/paid/a#1"), "part").unwrap();
         bucket.remove_expired(SystemClock.now().plus(Millis(25 * 3_600_000))).await.unwrap();
         assert_eq!((bucket.info("old").await.unwrap(), bucket.usage().await.unwrap()), (None, Usage::default()));

@@ -21,7 +21,7 @@ use tokio::{io::AsyncRead, time::Instant};
 pub use self::usage::{Owner, Usage, UsedBytes};
 use self::{bucket::Bucket, jetstream::Jetstream};
 
-/// What a store keeps of a file beside its bytes.
+/// The description of a stored file: its size, its hash and its metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileInfo {
     /// Size in bytes.
@@ -150,7 +150,7 @@ impl Files {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the store keeps of a file; `None` if there is no such file.
+    /// The description of a file; `None` if there is no such file.
     pub async fn info(&self, name: &str) -> Result<Option<FileInfo>, FilesError> {
         match &*self.backend {
             Backend::Jetstream(store) => store.info(name).await,

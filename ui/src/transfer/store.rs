@@ -44,9 +44,8 @@ pub(super) async fn has_money(app: &App, actor: Actor, account: AccountId) -> Re
 }
 
 /// The problem for a store that does not answer. The log has the cause.
-pub(super) fn unavailable(e: impl std::error::Error) -> Problem {
-    let causes = std::iter::successors(e.source(), |cause| cause.source()).map(|cause| format!(": {cause}"));
-    warn!(error = format!("{e}{}", causes.collect::<String>()), "a store of files");
+pub(super) fn unavailable(e: impl std::error::Error + Send + Sync + 'static) -> Problem {
+    warn!(error = format!("{:#}", anyhow::Error::new(e)), "a store of files does not answer");
     Problem::from(gpubnb_runtime::rpc::RpcError::Unavailable("the store of files does not answer".to_owned()))
 }
 

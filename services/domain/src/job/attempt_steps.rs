@@ -1,5 +1,5 @@
-//! What the machine of an attempt says, step by step: it accepts or declines the job, starts it, adds output, says that
-//! the program has exited, and reports the end. Each step needs the live lease.
+//! The commands of a machine about its attempt, step by step: the machine accepts or declines the job, starts the job,
+//! adds output, says that the program has exited, and reports the end. Each step needs the live lease.
 
 use gpubnb_events::{
     Lease, MachineId, Timestamp,
