@@ -1,13 +1,14 @@
 //! The log of events: the broker's stream MARKET on `JetStream`. Every event enters MARKET through this crate, by an
 //! append with a guard: the broker refuses the append if the aggregate has got another event in the meantime.
 //!
-//! Belongs here: the definitions of the broker's streams, and appending to MARKET, following it, archives and
-//! snapshots. Must not come here: code that depends on the kind of an event, or an append without a guard.
+//! Belongs here: the definitions of the broker's streams, reads of single messages, and appending to MARKET, following
+//! it, archives and snapshots. Must not come here: code that depends on the kind of an event, or an append without a guard.
 
 mod append;
 pub mod archive;
 pub mod dispatch;
 mod follow;
+pub mod message;
 mod raw;
 pub mod snapshot;
 pub mod stream;
@@ -106,49 +107,33 @@ impl Log {
 
     /// Reads one message without decoding it; `None` if MARKET has no message of this sequence.
     pub async fn get_raw(&self, seq: Seq) -> Result<Option<RawMessage>, ReadError> {
-        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         if seq == Seq::ZERO {
             // Sequences begin at 1. The broker takes 0 for "no sequence given".
             return Ok(None);
         }
-        match self.stream.direct_get(seq.0).await {
-            Ok(message) => Ok(Some(RawMessage::from_stored(message))),
-            Err(e) if e.kind() == NotFound => Ok(None),
-            Err(e) => Err(unavailable(e)),
-        }
+        Ok(message::at(&self.stream, seq.0).await?.map(RawMessage::from_stored))
     }
 
     /// The last message of an aggregate; `None` if the aggregate has none.
     pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
-        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
-        match self.stream.direct_get_last_for_subject(subject::guard(aggregate)).await {
-            Ok(message) => Ok(Some(RawMessage::from_stored(message).decode())),
-            Err(e) if e.kind() == NotFound => Ok(None),
-            Err(e) => Err(unavailable(e)),
-        }
+        let last = message::last(&self.stream, &subject::guard(aggregate)).await?;
+        Ok(last.map(|message| RawMessage::from_stored(message).decode()))
     }
 
     /// All messages of an aggregate, in order. The submission of a job is not among the job's messages: the
     /// submission is a message of the account.
     pub async fn load(&self, aggregate: Aggregate) -> Result<Vec<Recorded>, ReadError> {
-        use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
         let filter = subject::guard(aggregate);
         let mut found = Vec::new();
         let mut from = 1;
-        loop {
-            let next = self.stream.direct_get_next_for_subject(filter.clone(), Some(from)).await;
-            match next {
-                Ok(message) => {
-                    from = message.sequence.saturating_add(1);
-                    found.push(RawMessage::from_stored(message).decode());
-                }
-                Err(e) if e.kind() == NotFound => return Ok(found),
-                Err(e) => return Err(unavailable(e)),
-            }
+        while let Some(message) = message::next(&self.stream, &filter, from).await? {
+            from = message.sequence.saturating_add(1);
+            found.push(RawMessage::from_stored(message).decode());
             if found.len() as u64 >= MAX_MESSAGES {
                 return Err(ReadError::TooLarge(aggregate.to_string()));
             }
         }
+        Ok(found)
     }
 
     /// Reads MARKET in large batches, beginning with the sequence `from`. The follower never ends: it waits for new

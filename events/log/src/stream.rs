@@ -278,6 +278,12 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
             .map_err(broker(store))?;
         }
     }
+    if options.replicas > 1 {
+        let buckets = BUCKETS.iter().map(|(name, _)| bucket_stream(name));
+        for stream in buckets.chain(STORES.iter().map(|(name, _)| store_stream(name))) {
+            let_only_the_leader_answer(js, &stream).await?;
+        }
+    }
     Ok(())
 }
 
@@ -344,6 +350,16 @@ async fn update_retention(
     let found = js.get_stream(stream).await.map_err(broker(stream))?.cached_info().config.clone();
     if (found.max_age, found.max_bytes) != (max_age, max_bytes) {
         js.update_stream(Config { max_age, max_bytes, ..found }).await.map_err(broker(stream))?;
+    }
+    Ok(())
+}
+
+/// Sends the reads of a bucket or object store to the leader of its stream. Otherwise any broker answers, also one that
+/// does not have the newest message yet, and somebody who just signed in is a stranger at the next page.
+async fn let_only_the_leader_answer(js: &jetstream::Context, stream: &str) -> Result<(), ProvisionError> {
+    let found = js.get_stream(stream).await.map_err(broker(stream))?.cached_info().config.clone();
+    if found.allow_direct {
+        js.update_stream(Config { allow_direct: false, ..found }).await.map_err(broker(stream))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
 use async_nats::jetstream::{
     message::StreamMessage,
-    stream::{DirectGetErrorKind, Stream},
+    stream::Stream,
 };
 use futures_util::StreamExt as _;
 use gpubnb_events::{
@@ -14,7 +14,7 @@ use gpubnb_events::{
     output::{JobMetrics, LogLine, LogLines, LogStream},
     subject::{self, OutputKind},
 };
-use gpubnb_log::stream::OUTPUT;
+use gpubnb_log::{ReadError, message, stream::OUTPUT};
 use gpubnb_query::view::JobView;
 use tokio::time::timeout;
 
@@ -106,10 +106,8 @@ pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>,
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Metrics);
     let log = JobOutput { stream, subject };
-    match log.stream.direct_get_last_for_subject(log.subject.clone()).await {
-        Ok(_) => {}
-        Err(e) if e.kind() == DirectGetErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(unavailable(&e)),
+    if message::last(&log.stream, &log.subject).await.map_err(|e| unavailable(&e))?.is_none() {
+        return Ok(Vec::new());
     }
     let (mut points, mut step, mut seen) = (Vec::new(), 1_usize, 0_usize);
     log.read_items(app, row, 1, BROKER_TIMEOUT, |item| {
@@ -150,12 +148,12 @@ impl JobOutput {
 
     /// The last chunk, with its sequence.
     async fn last(&self) -> Result<Option<(u64, LogLines)>, Problem> {
-        chunk(self.stream.direct_get_last_for_subject(self.subject.clone()).await)
+        chunk(message::last(&self.stream, &self.subject).await)
     }
 
     /// The first chunk at or after the sequence `from`, with its sequence.
     async fn next(&self, from: u64) -> Result<Option<(u64, LogLines)>, Problem> {
-        chunk(self.stream.direct_get_next_for_subject(self.subject.clone(), Some(from)).await)
+        chunk(message::next(&self.stream, &self.subject, from).await)
     }
 
     /// The sequence of the chunk that contains a line: the last chunk whose first line is not after this line.
@@ -219,15 +217,10 @@ impl JobOutput {
     }
 }
 
-fn chunk(
-    read: Result<StreamMessage, async_nats::jetstream::stream::DirectGetError>,
-) -> Result<Option<(u64, LogLines)>, Problem> {
-    match read {
-        // A machine may send invalid messages. An invalid message is treated as missing.
-        Ok(message) => Ok(serde_json::from_slice(&message.payload).ok().map(|lines| (message.sequence, lines))),
-        Err(e) if e.kind() == DirectGetErrorKind::NotFound => Ok(None),
-        Err(e) => Err(unavailable(&e)),
-    }
+fn chunk(read: Result<Option<StreamMessage>, ReadError>) -> Result<Option<(u64, LogLines)>, Problem> {
+    // A machine may send invalid messages. An invalid message is treated as missing.
+    let decode = |message: StreamMessage| Some((message.sequence, serde_json::from_slice(&message.payload).ok()?));
+    Ok(read.map_err(|e| unavailable(&e))?.and_then(decode))
 }
 
 /// Renders lines as HTML, each with an anchor. The text of a job may be hostile, so it is escaped. ANSI colours become

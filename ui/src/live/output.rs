@@ -13,7 +13,7 @@ use gpubnb_events::{
     output::{JobMetrics, LogLine, LogLines, Progress},
     subject::{self, OutputKind},
 };
-use gpubnb_log::stream::OUTPUT;
+use gpubnb_log::{message, stream::OUTPUT};
 use gpubnb_query::view::JobView;
 use serde::Deserialize;
 
@@ -222,13 +222,10 @@ pub(crate) async fn read_page(
 /// True if a message is stored at the sequence `from` or after it. Without this check, a consumer would wait for a
 /// message that may never come.
 async fn has_messages(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem> {
-    use async_nats::jetstream::stream::DirectGetErrorKind::NotFound;
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     for subject in subjects {
-        match stream.direct_get_next_for_subject(subject.clone(), Some(from.max(1))).await {
-            Ok(_) => return Ok(true),
-            Err(e) if e.kind() == NotFound => {}
-            Err(e) => return Err(unavailable(&e)),
+        if message::next(&stream, subject, from.max(1)).await.map_err(|e| unavailable(&e))?.is_some() {
+            return Ok(true);
         }
     }
     Ok(false)

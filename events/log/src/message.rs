@@ -1,0 +1,50 @@
+//! Reads of single messages of a stream. With three brokers, any of them may answer a read of one message, also a broker
+//! that does not have the newest messages yet. So here the leader of the stream has the last word: a message that was
+//! acknowledged is found.
+
+use async_nats::jetstream::{
+    message::StreamMessage,
+    stream::{
+        DirectGetError, DirectGetErrorKind, LastRawMessageErrorKind as LeaderErrorKind, RawMessageError as LeaderError,
+        Stream,
+    },
+};
+
+use crate::{ReadError, unavailable};
+
+/// The message with this sequence; `None` if the stream has none.
+pub async fn at(stream: &Stream<()>, seq: u64) -> Result<Option<StreamMessage>, ReadError> {
+    match any_broker(stream.direct_get(seq).await)? {
+        Some(message) => Ok(Some(message)),
+        None => leader(stream.get_raw_message(seq).await),
+    }
+}
+
+/// The first message with this subject whose sequence is `from` or greater; `None` if the stream has none.
+pub async fn next(stream: &Stream<()>, subject: &str, from: u64) -> Result<Option<StreamMessage>, ReadError> {
+    match any_broker(stream.direct_get_next_for_subject(subject, Some(from)).await)? {
+        Some(message) => Ok(Some(message)),
+        None => leader(stream.get_first_raw_message_by_subject(subject, from).await),
+    }
+}
+
+/// The last message with this subject; `None` if the stream has none.
+pub async fn last(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, ReadError> {
+    leader(stream.get_last_raw_message_by_subject(subject).await)
+}
+
+fn any_broker(answer: Result<StreamMessage, DirectGetError>) -> Result<Option<StreamMessage>, ReadError> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(e) if e.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(e) => Err(unavailable(e)),
+    }
+}
+
+fn leader(answer: Result<StreamMessage, LeaderError>) -> Result<Option<StreamMessage>, ReadError> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(e) if e.kind() == LeaderErrorKind::NoMessageFound => Ok(None),
+        Err(e) => Err(unavailable(e)),
+    }
+}
