@@ -82,7 +82,7 @@ pub(crate) enum Command {
         /// The job.
         job: String,
     },
-    /// Checks the files of a job: the machine's signature of the list of files, and the hash of each file.
+    /// Checks the files and the log of a job: the machine's signatures, the hash of each file, and every line.
     Verify {
         /// The job.
         job: String,

@@ -1,6 +1,6 @@
 //! Two checks that need no trust in the market's web server: `verify` checks the files that a job left (the signature
-//! of the manifest, which is the list of files, and the hash of each file), and `check-proof` that an event is in the
-//! log.
+//! of the manifest, which is the list of files, and the hash of each file) and the lines of its log, and `check-proof`
+//! that an event is in the market's log.
 //!
 //! With the manifest, the market sends the public keys of the job's machine. Nothing proves that these keys are the
 //! machine's: `verify` trusts the market to name the right keys. The output therefore names the key that signed, which
@@ -9,7 +9,14 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
-use gpubnb_events::{JobId, Lease, MachineId, manifest::signed_text, spec::Artifact, text::make_plain};
+use gpubnb_events::{
+    JobId, Lease, MachineId,
+    manifest::signed_text,
+    output::LogLine,
+    signed_log::{LogChain, SignedLog},
+    spec::Artifact,
+    text::make_plain,
+};
 use gpubnb_proof::{Proof, VOUCHED_FOR_BY_NOBODY};
 use serde::Deserialize;
 use serde_json::json;
@@ -17,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{api::Api, saved};
 
-/// Exit code if a file differs from the signed list.
+/// Exit code if a file differs from the signed list, or the log from the signed log.
 const DIFFERS: u8 = 1;
 
 /// The manifest of a job: the list of the files that it left, with the machine's signature.
@@ -29,13 +36,17 @@ struct JobManifest {
     public_keys: Vec<String>,
     outputs: Vec<Artifact>,
     signature: String,
+    log: Option<SignedLog>,
 }
 
 impl JobManifest {
     /// The key with which the machine signed the list; `None` if no key of the machine did.
     fn signer(&self) -> anyhow::Result<Option<&String>> {
-        let text = signed_text(self.job, self.lease, &self.outputs);
-        let signature = data_encoding::BASE64URL_NOPAD.decode(self.signature.as_bytes()).context("the signature")?;
+        self.signer_of(&signed_text(self.job, self.lease, &self.outputs), &self.signature)
+    }
+
+    fn signer_of(&self, text: &str, signature: &str) -> anyhow::Result<Option<&String>> {
+        let signature = data_encoding::BASE64URL_NOPAD.decode(signature.as_bytes()).context("the signature")?;
         // The library does not distinguish a wrong length from a wrong signature.
         ensure!(signature.len() == 64, "the signature is not 64 bytes long");
         let has_signed = |key: &&String| {
@@ -64,7 +75,7 @@ pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<
     Ok(0)
 }
 
-/// `gpubnb verify`: checks a job's manifest, and the files in `directory`. Returns the exit code.
+/// `gpubnb verify`: checks a job's manifest, the files in `directory`, and the log. Returns the exit code.
 pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json: bool) -> anyhow::Result<u8> {
     let manifest: JobManifest = serde_json::from_value(api.get(&format!("/jobs/{job}/manifest")).await?)?;
     ensure!(job.parse() == Ok(manifest.job), "the market answered with the list of another job");
@@ -85,16 +96,68 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
         }
         differs.extend(why.map(|why| json!({ "path": file.path, "why": why })));
     }
+    let log = match &manifest.log {
+        None => None,
+        Some(log) => Some((log.lines, check_log(api, &manifest, log).await?)),
+    };
+    let is_log_wrong = log.as_ref().is_some_and(|(_, why)| why.is_some());
     if json {
         let machine = manifest.machine;
+        let log = log.map(|(lines, why)| json!({ "lines": lines, "differs": why }));
         let JobManifest { job, outputs, .. } = &manifest;
-        let verdict =
-            json!({ "job": job, "machine": machine, "signed_by": signer, "files": outputs, "differ": differs });
+        let verdict = json!({
+            "job": job, "machine": machine, "signed_by": signer, "files": outputs, "differ": differs, "log": log,
+        });
         outln!("{verdict}");
     } else {
+        match log {
+            None => outln!("the log is not signed"),
+            Some((lines, None)) => outln!("the log has the {lines} lines that the machine signed"),
+            Some((_, Some(why))) => outln!("the log differs: {why}"),
+        }
         outln!("signed by machine {} with key {signer}", manifest.machine);
     }
-    Ok(if differs.is_empty() { 0 } else { DIFFERS })
+    Ok(if differs.is_empty() && !is_log_wrong { 0 } else { DIFFERS })
+}
+
+/// A line of a log, as the market's API shows it.
+#[derive(Deserialize)]
+struct ShownLine {
+    lease: Lease,
+    number: u64,
+    #[serde(flatten)]
+    line: LogLine,
+}
+
+/// Compares the log that the market shows with the log that the machine signed. Returns how they differ.
+async fn check_log(api: &Api, manifest: &JobManifest, log: &SignedLog) -> anyhow::Result<Option<String>> {
+    let (job, lease) = (manifest.job, manifest.lease);
+    if manifest.signer_of(&SignedLog::signed_text(job, lease, log.lines, &log.sha256), &log.signature)?.is_none() {
+        return Ok(Some("no key of the machine has signed it".to_owned()));
+    }
+    let (mut chain, mut cursor) = (LogChain::default(), String::new());
+    loop {
+        let mut page = api.get(&format!("/jobs/{job}/logs{cursor}")).await?;
+        let rows: Vec<ShownLine> = serde_json::from_value(page["rows"].take()).context("a page of the log")?;
+        for shown in rows.into_iter().filter(|shown| shown.lease == lease) {
+            if shown.number > chain.lines {
+                return Ok(Some(format!("line {} is missing", chain.lines)));
+            }
+            // A page may repeat lines.
+            if shown.number == chain.lines {
+                chain.add(&shown.line);
+            }
+        }
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("?cursor={next}"),
+            None => break,
+        }
+    }
+    Ok(match (chain.lines == log.lines, chain.sha256() == log.sha256) {
+        (true, true) => None,
+        (true, false) => Some("a line is another one".to_owned()),
+        (false, _) => Some(format!("the market shows {} lines, the machine signed {}", chain.lines, log.lines)),
+    })
 }
 
 /// The size in bytes and the SHA-256 (hexadecimal) of a file. A link is refused.

@@ -14,6 +14,7 @@ use crate::{
     event::{Check, DeclineReason, Reason},
     ids::{AccountId, CommandId, JobId, Lease, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
+    signed_log::SignedLog,
     spec::{Artifact, JobSpec, LeftOut, Offer, Placement, PlacementExplanation, Traffic, Usage},
     time::{Millis, Seconds, Timestamp},
 };
@@ -332,6 +333,9 @@ pub struct Report {
     /// The machine's signature over the list of files ([`crate::manifest::signed_text`]), base64url.
     #[serde(default)]
     pub signature: Option<String>,
+    /// The log of the attempt, signed; `None` if the job's code never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<SignedLog>,
 }
 
 /// The end of an attempt, as the worker saw it.

@@ -18,6 +18,7 @@ pub mod money;
 pub mod output;
 pub mod record;
 pub mod refusal;
+pub mod signed_log;
 pub mod spec;
 pub mod subject;
 pub mod telemetry;

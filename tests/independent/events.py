@@ -55,9 +55,10 @@ METERING = {"broker": "count", "worker?": "count", "limit": "count", "budget?": 
 CHECKED = [{"id": "text", "actual": "any", "required": "any", "unit": "text", "passed": "flag", "remedy?": "any"}]
 SPEED = {"gpus=": ("null", "count"), "measured": "count", "core": ("null", "count")}
 STEP = {"job": "id", "lease": "count"}
+LOG = {"lines": "count", "sha256": "text", "signature": "text"}
 TRAFFIC = {"hosts=": [{"host": "text", "received": "count", "sent": "count"}], "refused=": "count"}
 ENDED = {"job": "id", "lease?": "count", "outputs?": OUTPUTS, "left_out?": LEFT_OUT, "usage?": USAGE,
-         "traffic?": TRAFFIC, "signature?": "text"}
+         "traffic?": TRAFFIC, "signature?": "text", "log?": LOG}
 PAID = {"account": "id", "payout": "id", "amount": "count", "requested": "count"}
 ASSIGNED = {"job": "id", "submission": "count", "machine": "id", "terms": TERMS, "attempt": "count"}
 
@@ -91,7 +92,7 @@ SCHEMAS: Dict[str, Any] = {
     "Requeued": {**STEP, "reason": REASON, "fault": FAULT, "excluded": "id", "until?": "time", "detail?": "text"},
     "CancelRequested": {"job": "id"},
     "Completed": {**STEP, "outputs": OUTPUTS, "left_out?": LEFT_OUT, "usage": USAGE, "traffic?": TRAFFIC,
-                  "occurred_at": "time", "signature?": "text"},
+                  "occurred_at": "time", "signature?": "text", "log?": LOG},
     "Failed": {**ENDED, "reason": REASON, "fault": FAULT, "detail?": "text"},
     "Cancelled": ENDED,
     "Settled": {"job": "id", "rule?": "count", "consumer": "id", "provider?": "id", "submission": "count",

@@ -92,22 +92,38 @@ class Heads:
 
 
 class Manifests:
-    """The machine's signature over the list of a job's files (docs/jobs.md, Files)."""
+    """The machine's signatures over the list of a job's files, and over its log (docs/jobs.md, Files)."""
 
     def __init__(self, report: Report, keys: Dict[str, Set[str]]) -> None:
         self._report = report
         self._keys = keys
 
     def check(self, event: Event, machine: Optional[str]) -> None:
-        """The ending of an attempt, if it has a signature."""
+        """The ending of an attempt, if it has signatures."""
+        if event.name not in ENDINGS or machine is None:
+            return
+        self._check_log(event, machine)
         signature = text(event.body.get("signature"))
-        if event.name not in ENDINGS or signature is None or machine is None:
+        if signature is None:
             return
         self._report.count("manifests")
         lines = "".join(f"{one['sha256']} {one['bytes']} {one['path']}\n" for one in event.body.get("outputs") or [])
         digest = hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
         signed = f"manifest.{event.body.get('job')}.{event.body.get('lease')}.{digest}".encode()
+        if not self._has_signed(machine, signed, signature):
+            self._report.violation("manifests", event.seq, "no key of the machine has signed this list of files")
+
+    def _check_log(self, event: Event, machine: str) -> None:
+        log = event.body.get("log")
+        if log is None:
+            return
+        self._report.count("logs")
+        place = f"{event.body.get('job')}.{event.body.get('lease')}"
+        signed = f"log.{place}.{log['lines']}.{log['sha256']}".encode()
+        if not self._has_signed(machine, signed, log["signature"]):
+            self._report.violation("logs", event.seq, "no key of the machine has signed this log")
+
+    def _has_signed(self, machine: str, signed: bytes, signature: str) -> bool:
         given = ed25519.decode_base64url(signature) or b""
         publics = [ed25519.decode_nats_key(key) for key in sorted(self._keys.get(machine, ()))]
-        if not any(key is not None and ed25519.verify(key, signed, given) for key in publics):
-            self._report.violation("manifests", event.seq, "no key of the machine has signed this list of files")
+        return any(key is not None and ed25519.verify(key, signed, given) for key in publics)

@@ -19,6 +19,7 @@ CHECKS = {
     "placements": "assignments decided again",
     "reliability": "assignments that depend on the records of machines",
     "manifests": "machines' signatures of lists of files",
+    "logs": "machines' signatures of logs",
 }
 
 

@@ -99,7 +99,8 @@ class Archives(Case):
 
     def test_clean(self) -> None:
         report = self.clean(billed())
-        for check in ("leaves", "heads", "ledger", "bills", "leases", "steps", "placements", "manifests"):
+        for check in ("leaves", "heads", "ledger", "bills", "leases", "steps", "placements", "manifests",
+                      "logs"):
             self.assertGreater(report.checked[check], 0, check)
         self.assertEqual(report.balances[f"available:{CONSUMER}"], 9_999_800)
         self.assertEqual(sum(report.balances.values()), 0)

@@ -291,6 +291,10 @@ class Jobs(Case):
             '"outputs":[]', '"outputs":[{"path":"p","bytes":1,"sha256":"00"}]')
         self.found(log, "manifests", "no key of the machine")
         log, _, lease, _ = running()
+        log.completed(lease, 1)
+        log.lines[-1]["payload"] = log.lines[-1]["payload"].replace('"lines":0', '"lines":1')
+        self.found(log, "logs", "no key of the machine")
+        log, _, lease, _ = running()
         log.add("MachineListed", {"machine": NEAR, "owner": PROVIDER, "public_key": FOREIGN_KEY.text,
                                   "offer": offer(1_000_000)}, f"machine:{NEAR}")
         log.completed(lease, 1)

@@ -164,7 +164,14 @@ class Log:
         signed = f"manifest.{job}.{lease}.{hashlib.sha256().hexdigest()}".encode()
         signature = base64.urlsafe_b64encode(MACHINE_KEY.sign(signed)).decode().rstrip("=")
         return self.step("Completed", lease, job, machine, after=after, outputs=[], usage={"run": run},
-                         occurred_at="2026-01-31T12:00:00.000Z", signature=signature)
+                         occurred_at="2026-01-31T12:00:00.000Z", signature=signature, log=self.log(job, lease))
+
+    @staticmethod
+    def log(job: str, lease: int) -> Dict[str, Any]:
+        """The signed log of an attempt that wrote nothing."""
+        digest = "0" * 64
+        signed = MACHINE_KEY.sign(f"log.{job}.{lease}.0.{digest}".encode())
+        return {"lines": 0, "sha256": digest, "signature": base64.urlsafe_b64encode(signed).decode().rstrip("=")}
 
     def failed(self, lease: Optional[int], reason: str, fault: str, actor: str = "", **fields: Any) -> int:
         """A job that failed."""

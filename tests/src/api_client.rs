@@ -114,6 +114,15 @@ impl ApiClient {
         Ok(())
     }
 
+    /// Runs `gpubnb verify JOB --json` with this client's token. Returns the exit code and the verdict.
+    pub fn verify_with_client(&self, job: &str) -> anyhow::Result<(Option<i32>, Value)> {
+        let mut client = std::process::Command::new(crate::programs::binary("gpubnb")?);
+        client.args(["verify", job, "--json"]).env("GPUBNB_URL", &self.url);
+        let output = client.env("GPUBNB_TOKEN", self.token.as_deref().unwrap_or_default()).output()?;
+        let verdict = serde_json::from_slice(&output.stdout);
+        Ok((output.status.code(), verdict.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+    }
+
     /// A client of the same person that uses only this token.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {

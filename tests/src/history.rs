@@ -141,6 +141,7 @@ pub(crate) fn job_events(
             traffic: None,
             occurred_at,
             signature: None,
+            log: None,
         }
         .into(),
         settled.into(),

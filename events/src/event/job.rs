@@ -7,6 +7,7 @@ use crate::{
     ids::{AccountId, JobId, Lease, MachineId, Seq},
     ledger::Posting,
     money::MicroUsd,
+    signed_log::SignedLog,
     spec::{Artifact, LeftOut, Metering, PlacementExplanation, Terms, Traffic, Usage},
     time::Timestamp,
 };
@@ -292,6 +293,9 @@ pub struct Completed {
     /// The machine's signature over the manifest ([`crate::manifest::signed_text`]), base64url.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+    /// The log of the attempt, signed by its machine. An older worker signs no log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<SignedLog>,
 }
 
 /// The job ended without success and will not be tried again.
@@ -324,6 +328,9 @@ pub struct Failed {
     /// The machine's signature over the manifest, as in [`Completed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+    /// The log of the attempt, signed by its machine. An older worker signs no log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<SignedLog>,
 }
 
 /// The job was cancelled at the consumer's request.
@@ -349,12 +356,24 @@ pub struct Cancelled {
     /// The machine's signature over the manifest, as in [`Completed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+    /// The log of the attempt, signed by its machine. An older worker signs no log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<SignedLog>,
 }
 
 impl Cancelled {
     /// The end of a job whose attempt, if there was one, reported nothing.
     pub fn unreported(job: JobId, lease: Option<Lease>) -> Self {
-        Self { job, lease, outputs: Vec::new(), left_out: Vec::new(), usage: None, traffic: None, signature: None }
+        Self {
+            job,
+            lease,
+            outputs: Vec::new(),
+            left_out: Vec::new(),
+            usage: None,
+            traffic: None,
+            signature: None,
+            log: None,
+        }
     }
 }
 

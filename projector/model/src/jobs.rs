@@ -78,6 +78,7 @@ fn new_job(e: &JobSubmitted, at: Timestamp) -> JobRow {
         left_out: Vec::new(),
         traffic: None,
         signature: None,
+        log: None,
         submitted_at: at,
         started_at: None,
         exited_at: None,
@@ -172,17 +173,20 @@ impl JobRow {
                 self.fault = None;
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
                 self.traffic.clone_from(&e.traffic);
+                self.log.clone_from(&e.log);
             }
             Event::Failed(e) => {
                 self.end(JobState::Failed, e.lease, recorded.at);
                 self.set_failure(e.reason, e.fault, &e.detail);
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
                 self.traffic.clone_from(&e.traffic);
+                self.log.clone_from(&e.log);
             }
             Event::Cancelled(e) => {
                 self.end(JobState::Cancelled, e.lease, recorded.at);
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
                 self.traffic.clone_from(&e.traffic);
+                self.log.clone_from(&e.log);
             }
             Event::Settled(e) => {
                 self.settled = true;

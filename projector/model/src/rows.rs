@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     AccountId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason, Settled},
+    signed_log::SignedLog,
     spec::{Artifact, JobSpec, LeftOut, Limits, Offer, Placement, PlacementExplanation, Terms, Traffic},
 };
 use gpubnb_query::view::{
@@ -43,6 +44,8 @@ pub struct JobRow {
     #[serde(default)]
     pub traffic: Option<Traffic>,
     pub signature: Option<String>,
+    #[serde(default)]
+    pub log: Option<SignedLog>,
     pub submitted_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub exited_at: Option<Timestamp>,
@@ -198,6 +201,7 @@ impl From<JobRow> for JobView {
             left_out,
             traffic,
             signature,
+            log,
             submitted_at,
             started_at,
             exited_at,
@@ -226,6 +230,7 @@ impl From<JobRow> for JobView {
             left_out,
             traffic,
             signature,
+            log,
             submitted_at,
             started_at,
             exited_at,

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use gpubnb_events::{
     Clock as _, Millis, SystemClock, Timestamp,
     output::{JobMetrics, LINE_COST, LogLine, LogLines, LogStream, Output, Progress},
+    signed_log::LogChain,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -53,8 +54,8 @@ const MAX_FAILURES: u32 = 240;
 
 /// Forwards the log until the container has ended and its whole log is published. If the log is longer than the
 /// worker's limit, the rest is left out and the job goes on. If the job floods its log, sets the signal `log_flooded`
-/// and reads no further.
-pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
+/// and reads no further. Returns the digest of the published lines; `None` if an older worker began the log.
+pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) -> Option<LogChain> {
     let mut ended = signals.container_ended();
     let mut reader = LogReader::at(LogPosition::saved(&context.directory()), context.tools.max_log);
     let mut chunk = Chunk::new(context, reader.position);
@@ -90,6 +91,7 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) {
         // A chunk with the last lines of both streams could be too large for a request.
         chunk.flush().await;
     }
+    reader.position.chain
 }
 
 /// The reason why a read of the log stopped.
@@ -103,7 +105,7 @@ enum ReadResult {
 
 /// A position in a container's log, between two lines of both streams. The position of the last published line is
 /// saved, so that a worker that is started again neither loses a line nor publishes one twice.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct LogPosition {
     /// Number of frames before the position. The log of a container only grows, so frames can be counted.
     frames: usize,
@@ -113,6 +115,15 @@ struct LogPosition {
     bytes: u64,
     /// True if the limit was reached, so that lines are left out from here on.
     is_cut: bool,
+    /// The digest of the lines before the position; `None` in a position that an older worker saved.
+    #[serde(default)]
+    chain: Option<LogChain>,
+}
+
+impl Default for LogPosition {
+    fn default() -> Self {
+        Self { frames: 0, lines: 0, bytes: 0, is_cut: false, chain: Some(LogChain::default()) }
+    }
 }
 
 impl LogPosition {
@@ -211,24 +222,29 @@ impl LogReader {
 
     /// Adds a line to the chunk, unless the log has reached its limit. Progress and metrics have no limit.
     fn keep(&mut self, chunk: &mut Chunk<'_>, line: JobLine) {
-        let is_cut = self.position.is_cut;
         match line {
-            JobLine::Log(line) if !is_cut && self.position.bytes > self.max_total => {
+            JobLine::Log(_) if self.position.is_cut => {}
+            JobLine::Log(line) if self.position.bytes > self.max_total => {
                 self.position.is_cut = true;
                 let text = format!("the log is cut here: a job keeps {} MiB of its log", self.max_total >> 20);
-                self.position.lines += 1;
-                chunk.push(JobLine::Log(LogLine { stream: LogStream::Stderr, at: line.at, text, cut: 0 }));
+                self.keep_line(chunk, LogLine { stream: LogStream::Stderr, at: line.at, text, cut: 0 });
             }
-            JobLine::Log(_) if is_cut => {}
-            JobLine::Log(line) => {
-                self.position.lines += 1;
-                chunk.push(JobLine::Log(line));
-            }
-            other => chunk.push(other),
+            JobLine::Log(line) => self.keep_line(chunk, line),
+            JobLine::Progress(fraction, message) => chunk.set_progress(fraction, message),
+            JobLine::Metrics(values) => chunk.push_metrics(values),
         }
         if !self.lines.has_partial() {
             chunk.position = self.position;
         }
+    }
+
+    fn keep_line(&mut self, chunk: &mut Chunk<'_>, line: LogLine) {
+        let (line, bytes) = cut_to_fit(line);
+        self.position.lines += 1;
+        if let Some(chain) = &mut self.position.chain {
+            chain.add(&line);
+        }
+        chunk.push_line(line, bytes);
     }
 }
 
@@ -297,23 +313,31 @@ impl<'a> Chunk<'a> {
         self.lines.len() >= MAX_CHUNK_LINES || self.bytes >= MAX_CHUNK_BYTES || self.metrics.len() >= MAX_CHUNK_LINES
     }
 
-    fn push(&mut self, line: JobLine) {
+    /// Sets the time at which the chunk must be published, if it has no content yet.
+    fn begin(&mut self) {
         if !self.has_content() {
             self.flush_at = Instant::now() + FLUSH_DELAY;
         }
+    }
+
+    /// Adds a line that has this many bytes as JSON.
+    fn push_line(&mut self, line: LogLine, bytes: usize) {
+        self.begin();
+        self.bytes += bytes;
+        self.lines.push(line);
+    }
+
+    /// Replaces the progress: only the newest matters.
+    fn set_progress(&mut self, fraction: f32, message: String) {
+        self.begin();
         let (lease, occurred_at) = (self.context.lease, SystemClock.now());
-        match line {
-            JobLine::Log(line) => {
-                let (line, bytes) = cut_to_fit(line);
-                self.bytes += bytes;
-                self.lines.push(line);
-            }
-            // Only the newest progress matters.
-            JobLine::Progress(fraction, message) => {
-                self.progress = Some(Progress { lease, fraction, message, occurred_at });
-            }
-            JobLine::Metrics(values) => self.metrics.push(JobMetrics { lease, occurred_at, values }),
-        }
+        self.progress = Some(Progress { lease, fraction, message, occurred_at });
+    }
+
+    fn push_metrics(&mut self, values: Vec<(String, f64)>) {
+        self.begin();
+        let (lease, occurred_at) = (self.context.lease, SystemClock.now());
+        self.metrics.push(JobMetrics { lease, occurred_at, values });
     }
 
     async fn flush(&mut self) {
@@ -422,8 +446,11 @@ mod tests {
     fn a_saved_position_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(LogPosition::saved(dir.path()), LogPosition::default());
-        let position = LogPosition { frames: 7, lines: 5, bytes: 99, is_cut: true };
+        let position = LogPosition { frames: 7, lines: 5, bytes: 99, is_cut: true, ..LogPosition::default() };
         position.save(dir.path());
         assert_eq!(LogPosition::saved(dir.path()), position);
+        // An older worker saved no digest. The log that it began is signed by nobody.
+        std::fs::write(dir.path().join(POSITION_FILE), r#"{"frames":7,"lines":5,"bytes":99,"is_cut":true}"#).unwrap();
+        assert_eq!(LogPosition::saved(dir.path()), LogPosition { chain: None, ..position });
     }
 }

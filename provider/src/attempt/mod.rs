@@ -46,7 +46,10 @@ use std::time::Duration;
 
 use bollard::{container::LogOutput, errors::Error};
 use futures_util::{Stream, StreamExt as _, stream};
-use gpubnb_events::command::{Accept, Grant};
+use gpubnb_events::{
+    command::{Accept, Grant},
+    signed_log::LogChain,
+};
 use tracing::{debug, info, warn};
 
 pub(crate) use self::{
@@ -82,10 +85,10 @@ pub(crate) async fn carry_out(context: AttemptContext) {
 /// Carries out an attempt, and continues where a former run of the worker stopped. Sets `disk_bytes`, the size of the
 /// job's output volume, as soon as the size is known.
 async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u64>) {
-    let pending = if let Some(pending) = PendingReport::read(&context.directory()) {
+    let (pending, log) = if let Some(pending) = PendingReport::read(&context.directory()) {
         // The attempt ended during a former run of the worker. Part of its log may not have been forwarded.
-        log::forward(context, &RunSignals::ended()).await;
-        pending
+        let log = log::forward(context, &RunSignals::ended()).await;
+        (pending, log)
     } else {
         let accept = Accept { job: context.job, lease: context.lease };
         let grant = match context.tools.platform.call_until_answered::<Grant>("accept", &accept).await {
@@ -97,14 +100,15 @@ async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u6
         *disk_bytes = Some(grant.spec.resources.disk_size().bytes());
         Box::pin(execute(context, &grant)).await
     };
-    report::deliver(context, pending).await;
+    report::deliver(context, pending, log).await;
 }
 
-/// Prepares and starts the container, and waits until it has ended and its log is forwarded.
-async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
+/// Prepares and starts the container, and waits until it has ended and its log is forwarded. Returns the report, and
+/// the log that was forwarded.
+async fn execute(context: &AttemptContext, grant: &Grant) -> (PendingReport, Option<LogChain>) {
     let (origin, written) = match prepare_and_start(context, grant).await {
         Ok(started) => started,
-        Err(end) => return report::make_report(context, grant, end).await,
+        Err(end) => return (report::make_report(context, grant, end).await, None),
     };
     let signals = RunSignals::running();
     let (usage_sender, usage) = tokio::sync::watch::channel(None);
@@ -113,17 +117,17 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> PendingReport {
         usage_sender.send_replace(end.has_run().then(|| end.usage()));
         report::make_report(context, grant, end).await
     };
-    let finished = async { tokio::join!(reported, log::forward(context, &signals)).0 };
+    let finished = async { tokio::join!(reported, log::forward(context, &signals)) };
     let meanwhile = async {
         tokio::join!(
             report::announce_slow_exit(context, usage),
             unfinished::show(context, written),
             door::save_traffic(context)
         );
-        std::future::pending::<PendingReport>().await
+        std::future::pending().await
     };
     tokio::select! {
-        pending = finished => pending,
+        finished = finished => finished,
         never = meanwhile => never,
     }
 }

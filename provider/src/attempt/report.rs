@@ -14,6 +14,7 @@ use gpubnb_events::{
     Clock as _, SystemClock,
     command::{Done, Exit, Grant, Outcome, Report, UploadGrant},
     manifest,
+    signed_log::{LogChain, SignedLog},
     spec::{Artifact, LeftOut, LeftOutReason, Usage},
 };
 use serde::{Deserialize, Serialize};
@@ -65,7 +66,7 @@ pub(super) async fn make_report(context: &AttemptContext, grant: &Grant, end: At
     let upload = grant.upload.clone().filter(|_| !outputs.is_empty());
     let traffic = context.door.get().map(AttemptDoor::traffic);
     let occurred_at = SystemClock.now();
-    let report = Report { job, lease, outcome, outputs, left_out, usage, traffic, occurred_at, signature };
+    let report = Report { job, lease, outcome, outputs, left_out, usage, traffic, occurred_at, signature, log: None };
     let pending = PendingReport { report, upload };
     pending.write_in_background(&context.directory());
     pending
@@ -73,14 +74,26 @@ pub(super) async fn make_report(context: &AttemptContext, grant: &Grant, end: At
 
 /// The machine's signature over the list of files.
 fn sign(context: &AttemptContext, outputs: &[Artifact]) -> Option<String> {
-    let text = manifest::signed_text(context.job, context.lease, outputs);
-    let signed = context.tools.identity.keys.sign(&text);
-    signed.inspect_err(|e| warn!(error = format!("{e:#}"), "the list of files could not be signed")).ok()
+    sign_text(context, &manifest::signed_text(context.job, context.lease, outputs))
 }
 
-/// Uploads the files and delivers the report. Tries until the market answers, even for hours.
-pub(super) async fn deliver(context: &AttemptContext, pending: PendingReport) {
+/// The log of the attempt, with the machine's signature.
+fn sign_log(context: &AttemptContext, log: LogChain) -> Option<SignedLog> {
+    let (lines, sha256) = (log.lines, log.sha256());
+    let signature = sign_text(context, &SignedLog::signed_text(context.job, context.lease, lines, &sha256))?;
+    Some(SignedLog { lines, sha256, signature })
+}
+
+fn sign_text(context: &AttemptContext, text: &str) -> Option<String> {
+    let signed = context.tools.identity.keys.sign(text);
+    signed.inspect_err(|e| warn!(error = format!("{e:#}"), "a report could not be signed")).ok()
+}
+
+/// Uploads the files and delivers the report. Tries until the market answers, even for hours. `log` is the log that was
+/// published; `None` if the job's code never ran.
+pub(super) async fn deliver(context: &AttemptContext, pending: PendingReport, log: Option<LogChain>) {
     let PendingReport { mut report, upload } = pending;
+    report.log = log.and_then(|log| sign_log(context, log));
     context.tools.leases.set_ended(context.lease, report.occurred_at);
     if let Some(permit) = &upload {
         announce_exit(context, report.usage.unwrap_or_default()).await;
@@ -182,6 +195,7 @@ mod tests {
             traffic: None,
             occurred_at: Timestamp::EPOCH,
             signature: None,
+            log: None,
         };
         PendingReport { report: report.clone(), upload: None }.write(dir.path()).unwrap();
         assert_eq!(PendingReport::read(dir.path()).unwrap().report, report);

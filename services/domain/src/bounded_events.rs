@@ -5,6 +5,7 @@ use gpubnb_events::{
     Actor, CommandId, Lease, MicroUsd, Millis,
     command::{ClosePayout, ListMachine, Outcome, RecordTest, Report, RequestPayout, Secret, SetSuspension, Start},
     event::{Check, Reason},
+    signed_log::SignedLog,
     spec::{Artifact, Gpu, HostTraffic, Input, LeftOut, LeftOutReason, Mebibytes, Traffic, Usage},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -181,6 +182,7 @@ fn check_report(market: &TestMarket, job: gpubnb_events::JobId, lease: Lease) {
             traffic: Some(Traffic { hosts: vec![traffic.clone()], refused: 1 }),
             occurred_at: market.now,
             signature: Some("a".to_owned()),
+            log: Some(SignedLog { lines: 1, sha256: "0".repeat(64), signature: "a".to_owned() }),
         };
         check(market, market.as_machine(), &report, |c| Command::Report(market.machine, c));
     }

@@ -268,6 +268,7 @@ impl TestMarket {
             usage: None,
             occurred_at: self.now,
             signature: None,
+            log: None,
         };
         Command::Report(self.machine, report)
     }
@@ -296,6 +297,7 @@ impl TestMarket {
             usage: Some(Usage { run }),
             occurred_at: self.now,
             signature: None,
+            log: None,
         };
         self.when(self.as_machine(), Command::Report(self.machine, report)).expect_appended();
     }

@@ -12,7 +12,9 @@ use gpubnb_events::{
         Accept, AddOutput, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant,
         Inventory, ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
     },
-    manifest, subject,
+    manifest,
+    signed_log::SignedLog,
+    subject,
 };
 use gpubnb_log::stream;
 use gpubnb_runtime::{
@@ -154,23 +156,29 @@ async fn exit(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
 
 async fn report(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
-    if !report.outputs.is_empty() || report.signature.is_some() {
-        check_signature(&e, machine, &report)?;
-    }
+    check_signatures(&e, machine, &report)?;
     e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)
 }
 
-/// Checks the signature of a manifest. The manifest goes into the log with the signature, where anyone can check it.
-fn check_signature(e: &EndpointContext, machine: MachineId, report: &Report) -> Result<(), RpcError> {
-    let text = manifest::signed_text(report.job, report.lease, &report.outputs);
+/// Checks the signatures of the list of files and of the log. Both go into the log of events with their signatures,
+/// where anyone can check them.
+fn check_signatures(e: &EndpointContext, machine: MachineId, report: &Report) -> Result<(), RpcError> {
+    let (job, lease) = (report.job, report.lease);
     let key = e.executor.replica.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));
-    let is_genuine =
-        key.zip(report.signature.as_ref()).is_some_and(|(key, signature)| is_signed_by(&key, &text, signature));
-    if is_genuine {
-        Ok(())
-    } else {
-        Err(RpcError::refused(DomainError::field("signature", "The manifest is not signed with this machine's key.")))
+    let is_genuine = |text: &str, signature: Option<&String>| {
+        key.as_ref().zip(signature).is_some_and(|(key, signature)| is_signed_by(key, text, signature))
+    };
+    let has_list = !report.outputs.is_empty() || report.signature.is_some();
+    if has_list && !is_genuine(&manifest::signed_text(job, lease, &report.outputs), report.signature.as_ref()) {
+        let text = "The manifest is not signed with this machine's key.";
+        return Err(RpcError::refused(DomainError::field("signature", text)));
     }
+    if let Some(log) = &report.log
+        && !is_genuine(&SignedLog::signed_text(job, lease, log.lines, &log.sha256), Some(&log.signature))
+    {
+        return Err(RpcError::refused(DomainError::field("log", "The log is not signed with this machine's key.")));
+    }
+    Ok(())
 }
 
 /// Changes a machine for its owner, who asks on a page or on the machine itself.

@@ -83,8 +83,9 @@ async fn a_person_signs_up_logs_in_runs_a_job_and_verifies_its_files() {
     let jobs: Value = serde_json::from_str(&terminal.run_successfully(&["jobs", "--json"])).unwrap();
     let job = jobs["rows"][0]["job"].as_str().unwrap();
     assert!(terminal.run_successfully(&["receipt", job]).contains("cost"));
-    // The machine has signed the list of the job's files. A file that is changed afterwards differs from the list.
-    assert!(terminal.run_successfully(&["verify", job, "out"]).contains("signed by machine"));
+    // The machine has signed the list of the job's files and the log. A file that is changed afterwards differs.
+    let verified = terminal.run_successfully(&["verify", job, "out"]);
+    assert!(verified.contains("signed by machine") && verified.contains("lines that the machine signed"), "{verified}");
     let listed: Value = serde_json::from_str(&terminal.run_successfully(&["verify", job, "--json"])).unwrap();
     assert_eq!(listed["differ"], serde_json::json!([]));
     fs::write(terminal.home.join("out/render.png"), "another").unwrap();

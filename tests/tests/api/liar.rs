@@ -11,6 +11,7 @@ use gpubnb_events::{
     Clock as _, CommandId, HourlyRate, JobId, Lease, MicroUsd, Seq, SystemClock,
     command::{Accept, AddOutput, Done, Grant, ListMachine, Listed, Outcome, Report, Start},
     output::{LogLine, LogLines, LogStream, Output},
+    signed_log::SignedLog,
     spec::{Artifact, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Usage},
 };
 use gpubnb_runtime::rpc::RpcError;
@@ -139,6 +140,7 @@ impl Liar {
             traffic: None,
             occurred_at: SystemClock.now(),
             signature: Some(self.stolen.sign(&text).unwrap()),
+            log: None,
         }
     }
 
@@ -257,8 +259,27 @@ async fn a_report_without_the_machines_signature_is_refused() {
         let answer = liar.stolen.send_command::<Done>(&liar.client, "report", &unsigned).await;
         assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
     }
+    let log = SignedLog { lines: 1, sha256: "0".repeat(64), signature: liar.stolen.sign("something else").unwrap() };
+    let unsigned = Report { log: Some(log), ..liar.report(&["a"]) };
+    let answer = liar.stolen.send_command::<Done>(&liar.client, "report", &unsigned).await;
+    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
     liar.end_job(&["a"]).await;
     assert_eq!(liar.upload("e", vec![1]).await, StatusCode::UNAUTHORIZED, "the job has ended");
+}
+
+#[tokio::test]
+async fn a_log_that_differs_from_the_signed_log_is_found() {
+    for (lines, why) in [(1, "a line is another one"), (5, "the market shows 1 lines, the machine signed 5")] {
+        let liar = Liar::start(&format!("signs-{lines}-lines")).await;
+        liar.add_lines(liar.job, liar.lease, 0, &["shown"]).await.unwrap();
+        let sha256 = "0".repeat(64);
+        let signature = liar.stolen.sign(&SignedLog::signed_text(liar.job, liar.lease, lines, &sha256)).unwrap();
+        let report = Report { log: Some(SignedLog { lines, sha256, signature }), ..liar.report(&[]) };
+        liar.stolen.send_command::<Done>(&liar.client, "report", &report).await.unwrap();
+        liar.market.consumer.wait_until_settled(&liar.job.to_string()).await.unwrap();
+        let (code, verdict) = liar.market.consumer.verify_with_client(&liar.job.to_string()).unwrap();
+        assert_eq!((code, verdict["log"]["differs"].as_str()), (Some(1), Some(why)), "{verdict:#}");
+    }
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ async fn a_job_survives_a_restart_of_docker_with_live_restore() {
     let numbers: Vec<_> =
         logs["rows"].as_array().unwrap().iter().map(|line| line["number"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (0..160).collect::<Vec<_>>(), "no gap, and no line twice");
+    let (code, verdict) = system.consumer.verify_with_client(&job).unwrap();
+    assert_eq!((code, &verdict["log"]), (Some(0), &json!({ "lines": 160, "differs": null })), "{verdict:#}");
     let next = system.consumer.submit(&counting_job(1, 50)).await.unwrap();
     assert_eq!(system.consumer.wait_until_settled(&next).await.unwrap()["state"], "Completed");
 }

@@ -14,6 +14,7 @@ use gpubnb_events::{
     command::{CancelJob, Done, Quote, Submitted},
     job_request::JobRequest,
     output::{LogLine, LogStream, Progress},
+    signed_log::SignedLog,
     spec::{Artifact, PlacementExplanation},
 };
 use gpubnb_query::{
@@ -183,6 +184,9 @@ pub(crate) struct Manifest {
     outputs: Vec<Artifact>,
     /// The Ed25519 signature, in base64url without padding.
     signature: String,
+    /// The log of the attempt, with a signature of its own. An older worker signs no log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<SignedLog>,
 }
 
 /// `GET /api/v1/jobs/{id}/manifest`: the signed list of the job's output files.
@@ -197,7 +201,7 @@ pub(crate) async fn manifest(
     let (attempt, signature) = row.attempt().zip(row.signature.clone()).ok_or_else(not_signed)?;
     let (lease, machine) = (attempt.lease, attempt.machine);
     let public_keys = app.queries.machine(signed_in.actor(), machine, Seq::ZERO).await?.listed.public_keys;
-    Ok(Json(Manifest { job, lease, machine, public_keys, outputs: row.outputs, signature }))
+    Ok(Json(Manifest { job, lease, machine, public_keys, outputs: row.outputs, signature, log: row.log }))
 }
 
 /// Query parameters that choose a page of a trail.

@@ -4,10 +4,7 @@
 
 use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
-use async_nats::jetstream::{
-    message::StreamMessage,
-    stream::Stream,
-};
+use async_nats::jetstream::{message::StreamMessage, stream::Stream};
 use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, Lease, MachineId,

@@ -3,6 +3,7 @@
 use gpubnb_events::{
     AccountId, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Fault, Reason},
+    signed_log::SignedLog,
     spec::{Artifact, JobSpec, LeftOut, Limits, Placement, PlacementExplanation, Terms, Traffic},
 };
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,9 @@ pub struct JobView {
     pub traffic: Option<Traffic>,
     /// The machine's signature over the list `outputs`, base64url.
     pub signature: Option<String>,
+    /// The log of the attempt that ended the job, as its machine signed it.
+    #[serde(default)]
+    pub log: Option<SignedLog>,
     /// The time of submission.
     pub submitted_at: Timestamp,
     /// The time at which the last attempt started the job's code.

@@ -11,7 +11,7 @@ use gpubnb_events::{
 use super::{Attempt, Job, Phase, ending::is_worker_reason};
 use crate::{
     Decision, DomainError, Settings,
-    rules::{check_outputs, check_traffic},
+    rules::{check_outputs, check_traffic, is_sha256_hex},
 };
 
 /// Longest signature of a report, bytes. A signature of Ed25519 has 86 or 88 characters.
@@ -122,8 +122,12 @@ impl Job {
         }
         check_outputs(&c.outputs, &c.left_out, self.spec.resources.output)?;
         c.traffic.as_ref().map_or(Ok(()), |traffic| check_traffic(traffic, &self.spec.egress))?;
-        if c.signature.as_ref().is_some_and(|signature| signature.len() > MAX_SIGNATURE) {
+        let signatures = [c.signature.as_ref(), c.log.as_ref().map(|log| &log.signature)];
+        if signatures.into_iter().flatten().any(|signature| signature.len() > MAX_SIGNATURE) {
             return Err(DomainError::field("signature", format!("A signature has at most {MAX_SIGNATURE} bytes.")));
+        }
+        if c.log.as_ref().is_some_and(|log| !is_sha256_hex(&log.sha256)) {
+            return Err(DomainError::field("log", "The digest of a log has 64 hexadecimal digits."));
         }
         let id = format!("{}.ended", c.lease);
         match &c.outcome {
@@ -133,6 +137,7 @@ impl Job {
             Outcome::Completed => {
                 let event = Completed {
                     signature: c.signature.clone(),
+                    log: c.log.clone(),
                     job: self.id,
                     lease: c.lease,
                     outputs: c.outputs.clone(),
@@ -155,6 +160,7 @@ impl Job {
                     usage: c.usage,
                     traffic: c.traffic.clone(),
                     signature: c.signature.clone(),
+                    log: c.log.clone(),
                 };
                 Ok(self.propose(event, id, self.last))
             }

@@ -61,6 +61,7 @@ impl Job {
             usage: report.and_then(|r| r.usage),
             traffic: report.and_then(|r| r.traffic.clone()),
             signature: report.and_then(|r| r.signature.clone()),
+            log: report.and_then(|r| r.log.clone()),
         };
         self.propose(event, id, self.last)
     }
@@ -110,6 +111,7 @@ impl Job {
             usage: None,
             traffic: None,
             signature: None,
+            log: None,
         };
         self.propose(event, format!("{}.nomachine", self.id), self.last_event())
     }

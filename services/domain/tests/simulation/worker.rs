@@ -285,5 +285,6 @@ fn report_without_files(
         traffic: None,
         occurred_at,
         signature: None,
+        log: None,
     }
 }
