@@ -26,7 +26,8 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// A client of a market. The saved login is used for what is not given.
+    /// A client of a market. Without `url`, the address is that of the saved login. Without `token`, the token is that
+    /// of the saved login, if the address is the same. `ca` is a PEM file.
     pub(crate) fn new(
         saved: Option<SavedLogin>,
         url: Option<&str>,
@@ -109,7 +110,7 @@ impl Api {
                 }
                 Ok(response) if !response.status().is_server_error() => return self.accept(response).await,
                 Ok(_) => pause,
-                // The market was never reached: the address may be wrong, which no further try mends.
+                // No connection, after several pauses: the address may be wrong, and then more tries do not help.
                 Err(e) if e.is_connect() && pause > FIRST_PAUSE * 4 => break,
                 Err(_) => pause,
             };

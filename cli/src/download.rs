@@ -94,7 +94,7 @@ async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::R
     };
     let saved = saved.await;
     if saved.is_err() {
-        // The error that counts is the one before. The partial file may not exist.
+        // An error of the removal is ignored: the file may not exist, and the user needs the first error.
         drop(fs::remove_file(&partial));
     }
     saved

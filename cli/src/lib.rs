@@ -11,7 +11,7 @@ macro_rules! outln {
     ($($part:tt)*) => { $crate::print_line(format_args!($($part)*)) };
 }
 
-/// Prints a line to the standard error output. A reader that has gone is no reason to end.
+/// Prints a line to the standard error output. If nobody reads that output any more, this process goes on.
 macro_rules! errln {
     ($($part:tt)*) => { $crate::print_error_line(format_args!($($part)*)) };
 }

@@ -68,7 +68,7 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
 /// file.
 async fn upload(api: &Api, argument: &str) -> anyhow::Result<InputRequest> {
     let (file, path) = match argument.rsplit_once(':') {
-        // A file whose whole name has a colon is that file.
+        // If there is a file whose name is the whole argument, such as `a:b`, the argument names that file.
         Some((file, path)) if !path.is_empty() && !Path::new(argument).exists() => {
             (PathBuf::from(file), path.to_owned())
         }

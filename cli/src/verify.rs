@@ -1,10 +1,11 @@
-//! Two checks that need no trust in the market's web server: `verify` checks the files that a job left (the signature
-//! of the manifest, which is the list of files, and the hash of each file) and the lines of its log, and `check-proof`
-//! that an event is in the market's log.
+//! Two checks. `verify` checks the files that a job left and the lines of its log: the signature of the manifest, which
+//! is the list of files, the hash of each file, and the signed digest of the log. `check-proof` checks that an event is
+//! in the market's log.
 //!
-//! With the manifest, the market sends the public keys of the job's machine. Nothing proves that these keys are the
-//! machine's: `verify` trusts the market to name the right keys. The output therefore names the key that signed, which
-//! a user can compare with the key in the machine's event `MachineListed`.
+//! `check-proof` trusts only the keys that the user names, or that the market published at the first login. `verify`
+//! has to trust more: the market sends the public keys of the job's machine with the manifest, and nothing proves that
+//! these keys are the machine's. The output therefore names the key that signed. A user can compare this key with the
+//! key in the machine's event `MachineListed`.
 
 use std::{fs::File, io::Read as _, path::Path};
 

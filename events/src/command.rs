@@ -102,8 +102,8 @@ pub struct SubmitJob {
     pub placement: Placement,
     /// The longest time that a run may take, by the wall clock.
     pub time: Seconds,
-    /// The highest cost of the job. `None`: the cost of the whole time limit on the most expensive machine that fits
-    /// now.
+    /// The highest cost of the job. `None`: the cost of the whole time limit at the placement's price cap; without a
+    /// cap, at the price of the most expensive machine that fits now.
     pub budget: Option<MicroUsd>,
     /// The number of times that the job may start; `None`: three.
     pub max_attempts: Option<u32>,
@@ -138,9 +138,8 @@ pub struct Quote {
     /// The money that the account can spend now.
     pub available: MicroUsd,
     /// The latest time at which the job starts. If a suitable machine is free, this is the present time. Otherwise a
-    /// running job ends at this time by its time limit, and its machine becomes free. `None` if no machine is suitable,
-    /// or if the suitable machines still prepare their jobs, because nobody knows how long
-    /// preparing takes (an hour at most).
+    /// running job ends at this time by its time limit, and its machine becomes free. `None` if no machine is
+    /// suitable, or if the jobs on every suitable machine are still being prepared: their time limits do not run yet.
     #[serde(default)]
     pub start: Option<Timestamp>,
     /// Number of jobs that already wait for a machine.
@@ -198,15 +197,17 @@ pub struct ListMachine {
     pub offer: Offer,
 }
 
-/// `cmd.machine.<id>.queue`: the broker does not know the machine's queue of jobs, and the machine wants the queue
-/// back. Unlike `list`, the command offers nothing: a machine that left the market gets no queue. Answer: [`Listed`].
+/// `cmd.machine.<id>.queue`: the broker has lost the machine's queue of jobs (its consumer), and the machine asks for
+/// a new one. Unlike `list`, the command offers nothing: a machine that left the market gets no queue. Answer:
+/// [`Listed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreQueue {}
 
-/// Answer of `cmd.machine.<id>.list`: the machine is listed, and the broker keeps a queue of jobs for it.
+/// Answer of `cmd.machine.<id>.list` and of `cmd.machine.<id>.queue`: the machine is listed, and the broker keeps a
+/// queue of jobs for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
-    /// The sequence of `MachineListed`.
+    /// The sequence of `MachineListed`. In the answer to `queue`: the sequence of the machine's last event.
     pub seq: Seq,
     /// The broker's stream that the machine's jobs come from.
     pub stream: String,

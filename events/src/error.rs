@@ -8,8 +8,9 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// An error and its causes on one line: `cannot read the log: the broker is unavailable: timed out`.
 ///
 /// No error of this workspace repeats its source in its own text. Therefore a log line or a stored note writes the
-/// `Chain` of an error, never the error alone. Errors of libraries may repeat their sources. A cause is left out if the
-/// text before it ends with the text of the cause.
+/// `Chain` of an error, never the error alone. Errors of libraries may repeat their sources. Therefore a cause is left
+/// out if the text before it already ends with the cause: `no connection: timed out` with the cause `timed out` stays
+/// as it is.
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {

@@ -22,11 +22,11 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A lower bound for ranges: sorts before every id. It is the nil UUID, and no valid id: it cannot be
-            /// parsed.
+            /// A lower bound for ranges: sorts before every id. `MIN` is the nil UUID, which is not a valid id.
             pub const MIN: Self = Self(Uuid::nil());
 
-            /// A new id. Never called in a decision: a decision receives its ids.
+            /// A new id. A decision never calls this function but receives its ids, so that a repeated decision gives
+            /// the same event.
             #[allow(clippy::disallowed_methods)] // the one place where ids of this type are made
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
@@ -115,7 +115,8 @@ uuid_id!(
     ProjectorId
 );
 
-/// The sequence of a message in MARKET. The first message has 1; `Seq(0)` is before it.
+/// The sequence of a message in a stream: in MARKET, the log of events, unless the comment of a field names another
+/// stream. The first message has 1; `Seq(0)` is before it.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
 )]
@@ -139,7 +140,9 @@ impl fmt::Display for Seq {
     }
 }
 
-/// The fencing token of one attempt: the MARKET sequence of its `JobAssigned` event.
+/// The fencing token of one attempt: the MARKET sequence of its `JobAssigned` event. A machine names the lease in
+/// every command about the attempt. When the job has a newer attempt, the services refuse commands with the older
+/// lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
 pub struct Lease(pub Seq);

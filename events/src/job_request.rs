@@ -106,7 +106,7 @@ pub struct JobRequest {
     /// The region in which the machine must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// The market's strategy for choosing a machine, if the request names none; `cheapest` if missing.
+    /// The strategy by which the market chooses, if the request names no machine; `cheapest` if missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
     /// Least reliability of the machine: the share of its attempts that ended without a fault of the machine, percent.
@@ -141,9 +141,11 @@ pub struct JobRequest {
 }
 
 impl JobRequest {
-    /// The command that submits the job. Its id is `job` if the request names none. `inputs` are the files of
-    /// the request as the store describes them. Refuses a request without an image, values for fields that the template
-    /// does not have, amounts that cannot be read, and a request that names a machine and also demands a GPU model, a
+    /// The command that submits the job. The id of the job is `job` if the request has none. `inputs` are the files of
+    /// the request, as the store of uploads describes them.
+    ///
+    /// Refuses a request without an image, values that the template's fields do not allow, texts that are no amount,
+    /// no CUDA version or no host, and a request that names a machine and also demands a GPU model, a CUDA version, a
     /// region, a reliability or a self-test.
     pub fn into_command(self, job: JobId, inputs: Vec<Input>) -> Result<SubmitJob, Refusal> {
         let placement = self.placement()?;
@@ -170,7 +172,7 @@ impl JobRequest {
             (None, None) => return Err(invalid("image", "Choose a template, or name an image.")),
         };
         let name = self.name.filter(|n| !n.trim().is_empty());
-        // Capital letters are made small.
+        // A JSON list of hosts may have capital letters. Parsing the hosts makes the letters small.
         let egress =
             self.egress.patterns().join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
         let spec = JobSpec {
@@ -284,7 +286,7 @@ fn find_template(id: &str) -> Result<&'static Template, Refusal> {
     })
 }
 
-/// The resources of a job with a custom image, if the request names none.
+/// The resources of a job with a custom image, where the request leaves them out.
 const fn custom_resources() -> Resources {
     Resources::new(1_000, Mebibytes(1_024), Mebibytes(1_024))
 }

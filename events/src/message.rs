@@ -1,7 +1,7 @@
 //! The form of an event in MARKET: a message with a subject, headers (the *envelope*) and a body.
 //!
-//! Belongs here: the names of the headers, decoding a message from any source, and its leaf (its hash) in the log's
-//! Merkle tree. Must not come here: sending or fetching a message (`gpubnb-log`).
+//! Belongs here: the names of the headers, decoding a message from any source, and the message's leaf (its hash) in
+//! the log's Merkle tree. Must not come here: sending or fetching a message (`gpubnb-log`).
 
 use std::fmt;
 
@@ -32,12 +32,12 @@ pub mod header {
     pub const TRACE: &str = "traceparent";
     /// A filter of subjects. A guarded append compares the last sequence under this filter with the expected sequence.
     pub const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-    /// Set by the broker on a sourced message: `<stream> <sequence> …`.
+    /// Set by the broker on a message that the broker copied from another stream: `<stream> <sequence> …`.
     pub const STREAM_SOURCE: &str = "Nats-Stream-Source";
 }
 
-/// The headers that the leaf covers: those of the envelope. It covers no others, such as the trace context and the
-/// guard.
+/// The headers that the leaf covers: those of the envelope. The leaf covers no other header: neither the trace context
+/// nor the guard, for example.
 pub const COVERED: [&str; 5] = [header::ID, header::TYPE, header::ACTOR, header::CAUSE, header::CORRELATION];
 
 /// The SHA-256 of a message, or of two such hashes.
@@ -102,7 +102,8 @@ pub struct Proposal {
     pub event: Event,
     /// The event's id: the same decision always gives the same id.
     pub id: EventId,
-    /// The guard: the sequence of the aggregate's last message, event or stray, that the decider saw.
+    /// The guard: the sequence of the last message of the aggregate that the decider saw. A message that is not a
+    /// valid event counts, too, because the broker counts it.
     pub expected: Seq,
     /// The sequence of the event that led to this one.
     pub cause: Option<Seq>,
@@ -115,10 +116,10 @@ pub struct Recorded {
     pub seq: Seq,
     /// The broker's time of the message.
     pub at: Timestamp,
-    /// The aggregate in the message's subject. A quarantined message may have one, too: the broker's guard counts the
-    /// message.
+    /// The aggregate in the message's subject. A quarantined message may have an aggregate, too: the broker counts the
+    /// message when it checks the guard of an append.
     pub aggregate: Option<Aggregate>,
-    /// The envelope and the event; or the reason why every fold skips the message.
+    /// The envelope and the event; or the reason why the message is quarantined.
     pub entry: Result<(Envelope, Event), Quarantined>,
     /// The message's leaf in the log's Merkle tree.
     pub leaf: Hash,
@@ -157,9 +158,11 @@ pub struct MessageParts<'a, F> {
 }
 
 impl<'a, F: Fn(&'static str) -> Option<&'a str>> MessageParts<'a, F> {
-    /// The message's leaf in the log's Merkle tree (RFC 6962, 2.1): SHA-256 of a zero byte, the time, the subject, the
-    /// covered headers and the body, each of them, except the time, after its length; a missing header has the length
-    /// `u64::MAX` and no bytes. The sequence is the leaf's place in the tree, and therefore not part of the leaf.
+    /// The message's leaf in the log's Merkle tree (RFC 6962, 2.1): the SHA-256 of a zero byte, the time in
+    /// nanoseconds, the subject, the covered headers in the order of [`COVERED`], and the body. The time and all
+    /// lengths are 8 bytes, big-endian. The subject, each header and the body stand after their length; a missing
+    /// header has the length `u64::MAX` and no bytes. The sequence is the leaf's place in the tree, and therefore not
+    /// part of the leaf.
     pub fn leaf(&self) -> Hash {
         let mut hash = Sha256::new();
         hash.update([0]);

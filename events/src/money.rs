@@ -46,8 +46,8 @@ impl MicroUsd {
 }
 
 impl HourlyRate {
-    /// The cost of a time, rounded down to the micro-dollar in favour of the consumer. No other
-    /// function computes a cost from a price. ([`MicroUsd::share`] rounds the fee, which is a part of this cost.)
+    /// The cost of a time, rounded down to the micro-dollar in favour of the consumer. No other function computes a
+    /// cost from a price. ([`MicroUsd::share`] rounds the fee, which is a part of this cost.)
     #[must_use]
     pub fn cost_of(self, time: Millis) -> MicroUsd {
         MicroUsd(clamp(i128::from(self.0.0) * i128::from(time.0) / MILLIS_PER_HOUR))

@@ -1,5 +1,5 @@
-//! The messages with the output of a running job: log lines, progress and measurements. Log lines are
-//! numbered.
+//! The messages with the output of a running job: log lines (which are numbered), progress and measurements. The
+//! services write them into the stream OUTPUT.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,8 @@ pub const LOG_LINES: &str = "LogLines.v1";
 /// The name of the type [`JobMetrics`] in a message's header.
 pub const JOB_METRICS: &str = "JobMetrics.v1";
 
-/// The bytes that each line of a log counts in addition to its text, for its time and its number.
+/// Bytes that the worker adds for each line of a log, for its time and its number, when it compares the size of the
+/// log with the limit. The text of the line counts, too.
 pub const LINE_COST: u64 = 8;
 
 /// `cmd.machine.<id>.output`: a machine adds output of an attempt. Answer: `Done` with the sequence in OUTPUT. A
@@ -119,16 +120,16 @@ pub struct LogLines {
     pub lines: Vec<LogLine>,
 }
 
-/// The lines that a job has begun and not finished, such as `loading… ` or a progress bar that writes over itself. Each
-/// message replaces the former one. A finished line is in [`LogLines`].
+/// The lines that a job has begun and not finished, such as `loading… ` or a progress bar that writes over itself.
+/// Each message replaces the former one. A finished line is in [`LogLines`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UnfinishedLines {
     /// The lease of the attempt that writes the lines.
     pub lease: Lease,
     /// The time of the message, by the machine's clock.
     pub occurred_at: Timestamp,
-    /// What stands on the line of standard output now: at most [`MAX_UNFINISHED`] bytes from an untrusted job. Empty if
-    /// there is no unfinished line.
+    /// The unfinished line of standard output: at most [`MAX_UNFINISHED`] bytes from an untrusted job. Empty if there
+    /// is no unfinished line.
     pub stdout: String,
     /// The unfinished line of standard error, as `stdout`.
     pub stderr: String,

@@ -14,8 +14,8 @@ pub enum AttemptResult {
     MachineFault(Reason),
 }
 
-/// The result that an event adds to the record of the job's machine; `None` for an event that
-/// proves nothing about the machine.
+/// The result that an event adds to the record of the job's machine; `None` for an event that proves nothing about the
+/// machine.
 pub fn attempt_result(event: &Event) -> Option<AttemptResult> {
     // A result needs proof: a program that ran, or a fault of the machine. A bad image proves nothing about the
     // machine.

@@ -1,6 +1,9 @@
 //! Every subject of the broker, and every filter of subjects. Other files build none, because the broker does not
-//! report a typo in a filter: the filter just matches nothing. In a filter, `*` stands for one token and `>` for all
-//! that follow.
+//! report a typo in a filter: the filter just matches nothing. A subject consists of tokens with dots between them. In
+//! a filter, `*` stands for one token and `>` for all that follow.
+//!
+//! MARKET (the log of events), DISPATCH (job messages for machines) and the others are streams of the broker;
+//! `gpubnb-log` defines them.
 
 use crate::{
     event::{Aggregate, Event},
@@ -11,11 +14,12 @@ use crate::{
 pub const MARKET_ALL: &str = "market.>";
 /// The assignments in MARKET, which the broker copies into DISPATCH.
 pub const MARKET_ASSIGNED: &str = "market.job.*.assigned.*";
-/// The subject of an assignment in DISPATCH: `dispatch.<machine>.<job>`.
+/// The subject of an assignment in DISPATCH: `dispatch.<machine>.<job>`. The broker inserts the tokens for the second
+/// and the first `*` of [`MARKET_ASSIGNED`].
 pub const DISPATCH_TRANSFORM: &str = "dispatch.{{wildcard(2)}}.{{wildcard(1)}}";
 /// Every heartbeat.
 pub const HEARTBEATS: &str = "telemetry.*.heartbeat";
-/// Every tick of a watchdog replica.
+/// Every tick ([`crate::telemetry::Tick`]) of the watchdog.
 pub const TICKS: &str = "telemetry.*.tick";
 /// All output of all jobs.
 pub const OUTPUT_ALL: &str = "output.*.*.*";
@@ -38,7 +42,8 @@ pub fn lookup_account(account: &str) -> String {
     format!("$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
 }
 
-/// The subject of an event and the filter of its guard. One function makes both, so that they always fit.
+/// The subject of an event, and the filter for the guard of its append: the broker refuses the event unless the last
+/// sequence under this filter is the expected one. One function makes both, so that they always fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// Subject of the message.
@@ -209,7 +214,7 @@ pub fn query_of(name: &str, projector: ProjectorId) -> String {
     query(&format!("{name}-{projector}"))
 }
 
-/// The subject of an aggregate's change notices. The projector publishes a notice when it has folded an event.
+/// The subject of an aggregate's change notices. A projector publishes a notice when its read models have the change.
 pub fn notice(aggregate: Aggregate) -> String {
     match aggregate {
         Aggregate::Account(id) => format!("notice.account.{id}"),

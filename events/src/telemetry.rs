@@ -12,7 +12,7 @@ use crate::{
 /// Wire name of [`Heartbeat`].
 pub const HEARTBEAT: &str = "Heartbeat.v1";
 
-/// The state of a machine, which it sends every few seconds.
+/// The state of a machine, which the machine sends every few seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Heartbeat {
     /// The machine.

@@ -49,10 +49,12 @@ const fn number(name: &'static str, label: &'static str, default: &'static str, 
     Field { name, label, default, least: Some(least), most: Some(most) }
 }
 
+/// One core, with `memory` and `output` in MiB.
 const fn small(memory: u64, output: u64) -> Resources {
     Resources::new(1_000, Mebibytes(memory), Mebibytes(output))
 }
 
+/// Four cores, 16 GiB of memory, and one GPU with at least `vram` MiB of memory.
 const fn gpu(vram: u64) -> Resources {
     Resources::new(4_000, Mebibytes(16_384), Mebibytes(10_240)).with_gpus(1, Mebibytes(vram))
 }

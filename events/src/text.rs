@@ -37,8 +37,8 @@ pub fn is_plain_path(path: &str) -> bool {
         && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
-/// Paths, of which each is another file on every system. Some systems take `é` as one character and `é` as two for the
-/// same name (Unicode's normal form C).
+/// A set of paths that name different files on every system. Some systems take `é` as one character, and `é` as an `e`
+/// with an accent, for the same name. Therefore the paths are compared in Unicode's normal form C.
 #[derive(Debug, Default)]
 pub struct DistinctPaths(HashSet<String>);
 

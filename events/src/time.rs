@@ -56,7 +56,8 @@ impl Timestamp {
         Millis(u64::try_from(self.millis().saturating_sub(earlier.millis())).unwrap_or(0))
     }
 
-    /// The moment one nanosecond before this one.
+    /// The moment one nanosecond before this one. Only this `Timestamp` is finer than a millisecond. For every other
+    /// time `x`, `x <= t.previous_instant()` means `x < t`.
     #[must_use]
     pub fn previous_instant(self) -> Self {
         self.0.checked_sub(jiff::SignedDuration::from_nanos(1)).map_or(self, Self)
@@ -139,7 +140,7 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's clock.
+/// The clock of the computer on which the process runs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Size of a part, bytes. Only the last part of a file may be smaller.
 pub const PART_BYTES: u64 = 32 << 20;
 
-/// The part of a file that has arrived.
+/// How much of a file has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Received {
     /// True if the whole file has arrived.

@@ -1,5 +1,5 @@
-//! The append of one event to the log. The broker guards each append: it refuses the event if its aggregate has
-//! got another event since the decision was taken.
+//! The append of one event to the log. The broker guards each append: the broker refuses the event if its aggregate
+//! has got another event since the decision was taken.
 //!
 //! An append may be repeated if its answer was lost. For two minutes (the stream's duplicate window), the broker
 //! confirms the repetition as a duplicate, with the sequence of the stored event. Later, the broker refuses the
@@ -56,7 +56,7 @@ pub enum AppendError {
     Encoding(#[source] serde_json::Error),
 }
 
-/// The error of a publish that was not a matter of the guard.
+/// Converts an error of a publish. The caller handles a refusal by the guard itself.
 fn publish_error(e: PublishError) -> AppendError {
     match e.kind() {
         PublishErrorKind::MaxPayloadExceeded => AppendError::TooLarge(e),
@@ -88,8 +88,8 @@ impl Log {
         let confirmation = self.js.send_publish(address.subject, message).await.map_err(publish_error)?;
         let ack = tokio::time::timeout(ACK_TIMEOUT, confirmation).await.map_err(unavailable)?;
         match ack {
-            // The broker has stored a message with this id before, and did not store this one. Two decisions may make
-            // different events with one id, such as the end of an attempt, so the events are compared.
+            // The broker has stored a message with this id before, and did not store this one. Different events may
+            // have one id: for example, `Completed` and `Requeued` both end an attempt. So the events are compared.
             Ok(ack) if ack.duplicate => {
                 let stored = self.get(Seq(ack.sequence)).await.map_err(unavailable)?;
                 if stored.as_ref().and_then(Recorded::event) == Some(&proposal.event) {

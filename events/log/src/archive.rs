@@ -155,8 +155,8 @@ impl ArchiveWriter {
             return Ok(false);
         }
         let (mut leaves, mut messages) = (Vec::new(), read_messages(file.clone())?);
-        // One message more than a part has is asked for. This last read reaches the end of the file, where gzip checks
-        // its checksum, so a truncated file gives an error here. A message too many is an error, too.
+        // The loop asks for one message more than a part has. This last read reaches the end of the file, where gzip
+        // checks its checksum, so a truncated file gives an error here. A part with too many messages is invalid.
         for (n, raw) in (first.0..=first.0 + MESSAGES_PER_PART).zip(&mut messages) {
             match raw {
                 Ok(raw) if raw.seq.0 == n => leaves.push(raw.leaf()),
@@ -200,7 +200,7 @@ impl ArchiveWriter {
         if self.part.is_none() {
             let name = part_name(raw.seq);
             let path = self.directory.join(&name);
-            // A part of an interrupted writer may be there, behind a part that was incomplete.
+            // This overwrites a part that an interrupted writer left. `create` keeps only complete parts.
             let file = BufWriter::new(File::create(&path).map_err(in_file(&path))?);
             self.part = Some((name, raw.seq, GzEncoder::new(file, Compression::default())));
         }

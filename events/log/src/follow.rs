@@ -43,8 +43,8 @@ struct FollowError {
     source: BoxError,
 }
 
-/// Reads MARKET in order. Does not pass a gap, unless [`Self::skip_gaps`] says so. Opens a new pull after every
-/// failure.
+/// Reads MARKET in order. At a gap (a message that MARKET has lost), the follower waits, unless [`Self::skip_gaps`]
+/// was called. Opens a new pull after every failure.
 pub struct Follower {
     stream: Stream<()>,
     next: Seq,
@@ -72,9 +72,9 @@ impl Follower {
         Self { skips_gaps: true, ..self }
     }
 
-    /// The next messages, decoded: at least one and at most 5,000, with consecutive sequences
-    /// (with `skip_gaps`, a gap may lie before the first). Waits until there is a message, also
-    /// during an outage of the broker. The future may be dropped, for example in a `select!`: no message is lost.
+    /// The next messages, decoded: at least one and at most 5,000, with consecutive sequences (with `skip_gaps`, a gap
+    /// may lie before the first). Waits until there is a message, also during an outage of the broker. The future may
+    /// be dropped, for example in a `select!`: no message is lost.
     pub async fn next_batch(&mut self) -> Vec<Recorded> {
         let decode = |raw: RawMessage| {
             let recorded = raw.decode();

@@ -1,8 +1,9 @@
 //! The log of events: the broker's stream MARKET on `JetStream`. Every event enters MARKET through this crate, by an
 //! append with a guard: the broker refuses the append if the aggregate has got another event in the meantime.
 //!
-//! Belongs here: the definitions of the broker's streams, reads of single messages, and appending to MARKET, following
-//! it, archives and snapshots. Must not come here: code that depends on the kind of an event, or an append without a guard.
+//! Belongs here: the definitions of the broker's streams, reads of single messages, appending to MARKET, following
+//! MARKET, archives and snapshots. Must not come here: code that depends on the kind of an event, or an append without
+//! a guard.
 
 mod append;
 pub mod archive;

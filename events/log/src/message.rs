@@ -1,6 +1,6 @@
-//! Reads of single messages of a stream. With three brokers, any of them may answer a read of one message, also a broker
-//! that does not have the newest messages yet. So here the leader of the stream has the last word: a message that was
-//! acknowledged is found.
+//! Reads of single messages of a stream. With three brokers, any of them may answer such a read, also a broker that
+//! does not have the newest messages yet. If that broker does not have the message, these functions ask the leader of
+//! the stream, which has every message that was acknowledged.
 
 use async_nats::jetstream::{
     message::StreamMessage,
@@ -28,7 +28,8 @@ pub async fn next(stream: &Stream<()>, subject: &str, from: u64) -> Result<Optio
     }
 }
 
-/// The last message with this subject; `None` if the stream has none.
+/// The last message with this subject; `None` if the stream has none. Asks only the leader: another broker may answer
+/// with an older message.
 pub async fn last(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, ReadError> {
     leader(stream.get_last_raw_message_by_subject(subject).await)
 }

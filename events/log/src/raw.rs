@@ -61,8 +61,8 @@ impl RawMessage {
     }
 }
 
-/// The line of an archive. It has only the headers that the leaf covers. A body that is not UTF-8 is written in
-/// hexadecimal, as `bytes`.
+/// Converts a message to a line of an archive. The line has only the headers that the leaf covers. A body that is not
+/// UTF-8 is written in hexadecimal, as `bytes`.
 impl From<&RawMessage> for MessageLine {
     fn from(raw: &RawMessage) -> Self {
         let header = |name: &&str| {

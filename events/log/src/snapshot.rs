@@ -180,8 +180,8 @@ pub async fn fetch_with_retries<T>(
     fetch().await
 }
 
-/// Copies the content of a stored snapshot into `to`, and checks its length and its hash against the manifest. If a
-/// newer snapshot replaces this one during the copy, the rest of the content never arrives.
+/// Copies the content of a stored snapshot into `to`, and checks the content's length and hash against the manifest.
+/// If a newer snapshot replaces this one during the copy, the rest of the content never arrives.
 async fn copy_content<W: AsyncWrite + Unpin + Send>(
     object: Object,
     manifest: &SnapshotManifest,

@@ -1,8 +1,9 @@
 //! The definitions of all streams, key-value buckets and object stores in the broker. In `JetStream`, a stream is a
 //! stored sequence of messages, and a consumer is the position of a reader in a stream.
 //!
-//! A service creates what is missing when it starts. It compares an existing stream with its definition, and does not
-//! start if they differ. No stream is ever deleted, created again or silently changed.
+//! With the option `--provision`, the services create what is missing when they start, and set the limits (age and
+//! size) of OUTPUT, TELEMETRY and the object stores to their options. They compare an existing stream with its
+//! definition, and do not start if they differ. No stream is ever deleted or created again here.
 
 use std::time::Duration;
 
@@ -208,6 +209,7 @@ fn telemetry(options: &StreamOptions) -> Config {
         subjects: vec![subject::HEARTBEATS.to_owned(), subject::TICKS.to_owned()],
         storage: StorageType::Memory,
         max_age: options.telemetry.age,
+        // An hour of heartbeats of one machine, at one every 5 seconds.
         max_messages_per_subject: 720,
         max_bytes: i64::from(options.telemetry.mib) * MIB,
         max_message_size: 256 * 1024,
@@ -288,8 +290,9 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
 }
 
 /// The streams of a backup, in the order in which they are saved. The tree heads are saved before MARKET, so that the
-/// saved MARKET has at least the events that a head signs. The secrets of jobs are saved after MARKET, so that each job
-/// in it has its secrets. A backup has no DISPATCH, which is made from MARKET, and no streams that are in memory.
+/// saved MARKET has at least the events that a head signs. The secrets of jobs are saved after MARKET, so that each
+/// job in the saved MARKET has its secrets. A backup has no DISPATCH, which is made from MARKET, and no streams that
+/// are in memory.
 pub fn backup_streams() -> Vec<String> {
     let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
     let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
@@ -340,7 +343,8 @@ async fn ensure(js: &jetstream::Context, wanted: Config) -> Result<(), Provision
     compare(&found, &wanted)
 }
 
-/// Sets the limits of an existing stream. A store that has more bytes keeps them, and takes no more.
+/// Sets the limits of an existing stream. An object store that already has more than `max_bytes` keeps its files, and
+/// takes no new ones.
 async fn update_retention(
     js: &jetstream::Context,
     stream: &str,

@@ -27,8 +27,8 @@ pub struct SignedTreeHead {
     pub signature: String,
 }
 
-/// Exit code of a program whose check found a proof or an archive consistent, and signed by no key that the user
-/// trusts.
+/// Exit code of a program that found a proof or an archive consistent, but does not know that a trusted key signed it,
+/// for example because the user named no key.
 pub const VOUCHED_FOR_BY_NOBODY: u8 = 3;
 
 impl SignedTreeHead {

@@ -22,7 +22,7 @@ pub struct MessageLine {
     pub subject: String,
     /// The headers that the leaf covers.
     pub headers: BTreeMap<String, String>,
-    /// The body if it is text, which the body of every event is.
+    /// The body if it is UTF-8 text. The body of every event is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<String>,
     /// The body in hexadecimal if it is not text.
@@ -31,8 +31,8 @@ pub struct MessageLine {
 }
 
 impl MessageLine {
-    /// The body; `None` if not exactly one of `payload` and `bytes` is valid, or if there is a header that no leaf
-    /// covers.
+    /// The body. `None` if the line has both `payload` and `bytes`, or neither, if `bytes` is not hexadecimal, or if
+    /// there is a header that no leaf covers.
     pub fn body(&self) -> Option<Cow<'_, [u8]>> {
         if !self.headers.keys().all(|name| COVERED.contains(&name.as_str())) {
             return None;

@@ -1,4 +1,4 @@
-//! Sends the spans that `trace` records to an OpenTelemetry collector, over OTLP. If the
+//! Sends the spans that `trace` records to an OpenTelemetry collector, over OTLP (OpenTelemetry's protocol). If the
 //! collector is too slow, spans are dropped: no work waits for monitoring.
 
 use std::time::Duration;

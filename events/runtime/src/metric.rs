@@ -1,5 +1,5 @@
-//! The names of all metrics, in the naming conventions of Prometheus. `tests/monitor.rs` checks that dashboards and
-//! alerts use no other name.
+//! The names of all metrics, in the naming conventions of Prometheus. `tests/tests/operators/monitor.rs` checks that
+//! dashboards and alerts use no other name.
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

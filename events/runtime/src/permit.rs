@@ -1,9 +1,9 @@
-//! Permits, most of them to download or upload files. A process signs a permit for one purpose and a time, and the web
-//! server checks it.
+//! Permits, most of them to download or upload files. A process signs a permit for one purpose until a given time, and
+//! the web server checks the permit.
 //!
 //! The text of a permit is `<purpose>.<field>.….<expires>.<hmac-sha256>`, for example
-//! `input.<account>.<input>.1770000000000.<hmac-sha256>`. `expires` is in milliseconds since 1970. The text is valid in
-//! a header and in an address.
+//! `upload.<job>.<lease>.<max_bytes>.1770000000000.<hmac-sha256>`. `expires` is in milliseconds since 1970. The text
+//! can be used as it is in a header and in an address.
 
 use std::fmt;
 

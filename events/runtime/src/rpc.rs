@@ -1,9 +1,9 @@
 //! Requests and answers between processes, over NATS micro services.
 //!
 //! A requester names the subject of the answer (the reply subject), and the answer is published with the rights of the
-//! *service*. A requester could thus have the service publish to any subject. Two rules prevent that. This module sends
-//! an answer only into an inbox of that kind of requester, and the broker lets the services' answering connection
-//! publish to inboxes only.
+//! *service*. A requester could thus have the service publish to any subject. Two rules prevent that. This module
+//! sends an answer only into an inbox of the [`Requester`] that the endpoint serves, and the broker lets the services'
+//! answering connection publish to inboxes only.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -194,7 +194,8 @@ impl Server {
                 let incoming = match admit(&request.message, requester) {
                     Ok(incoming) => incoming,
                     Err(NotAdmitted::TooLarge) => {
-                        // The answer goes where an answer may go, so the requester does not try again for ever.
+                        // `admit` has accepted the reply subject, so an answer may be sent. Without an answer, the
+                        // requester would try again for ever.
                         let refusal = Refusal::new("TooLarge", RefusalKind::Invalid, "The request is too large.");
                         let answer: Result<serde_json::Value, RpcError> = Err(RpcError::Refused(refusal));
                         if let Ok(bytes) = serde_json::to_vec(&answer)

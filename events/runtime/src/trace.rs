@@ -80,6 +80,7 @@ impl SpanFields {
     /// A span for log lines: every log line within the span has these fields.
     pub fn log_span(self) -> tracing::Span {
         use tracing::field::{Empty, display};
+        // The span has the highest level, so that every level that `RUST_LOG` chooses keeps the fields.
         let span = tracing::error_span!("at", job = Empty, machine = Empty, lease = Empty);
         if let Some(job) = self.job {
             span.record("job", display(job));

@@ -94,7 +94,7 @@ pub struct HoldReleased {
     pub job: JobId,
     /// The sequence of this account's `JobSubmitted`.
     pub submission: Seq,
-    /// The hold, microdollars.
+    /// The hold, micro-dollars.
     pub amount: MicroUsd,
 }
 

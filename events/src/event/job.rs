@@ -101,8 +101,9 @@ pub enum Fault {
     Nobody,
 }
 
-/// The reason why an attempt ended without success, or why a job found no machine. JSON, and a machine's counts of
-/// faults, show the variant's name. Other pages show [`Reason::description`].
+/// The reason why an attempt ended without success, or why a job found no machine. Programs, and people who look at a
+/// machine's counts of faults, read the variant's name, such as `GpuLost`. Elsewhere, people read
+/// [`Reason::description`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "name")]
 pub enum Reason {
@@ -187,7 +188,8 @@ impl Reason {
         }
     }
 
-    /// True if this is the job's own fault, and the job's program must have run for it to happen.
+    /// True for a reason that is the job's own fault and proves that the job's program ran, such as `OutOfMemory`.
+    /// False for `BadImage`: the program never started.
     pub fn is_after_run(self) -> bool {
         self.fault() == Fault::Consumer && !matches!(self, Self::BadImage | Self::BadCommand | Self::BadInput)
     }
@@ -212,7 +214,7 @@ impl Reason {
         }
     }
 
-    /// The reason for people. `it` means the job.
+    /// The reason in words, for people. In these words, "it" is the job.
     pub fn description(self) -> String {
         match self {
             Self::NonZeroExit { code } => format!("the program ended with exit code {code}"),
@@ -383,7 +385,8 @@ impl Cancelled {
 pub struct Settled {
     /// The job.
     pub job: JobId,
-    /// The number of the rule by which the bill was computed, in docs/events.md. Rule 1 is not written.
+    /// The number of the rule by which the bill was computed (docs/verification.md, "Bills"). The field is left out of
+    /// the JSON for rule 1: the oldest bills have no number.
     #[serde(default = "first_rule", skip_serializing_if = "is_first_rule")]
     pub rule: u32,
     /// The account that pays.
@@ -411,7 +414,7 @@ pub struct Settled {
     pub postings: Vec<Posting>,
 }
 
-/// The billing rule that bills without a number were computed by.
+/// The rule of a bill whose JSON has no number: rule 1.
 fn first_rule() -> u32 {
     1
 }

@@ -52,7 +52,7 @@ pub struct MachineResumed {
     pub away: bool,
 }
 
-/// A drain of a machine began: it finishes its jobs and takes no new ones.
+/// A drain of a machine began: the machine finishes its jobs and takes no new ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineDrainStarted {
     /// The machine.
@@ -114,7 +114,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// All texts of the check.
+    /// All texts of the check, for code that limits their length or hashes them. (`passed` is not a text.)
     pub fn texts(&self) -> [&str; 5] {
         [&self.id, &self.actual, &self.required, &self.unit, &self.remedy]
     }

@@ -1,4 +1,5 @@
-//! The events of MARKET. An event records a decision, and has a frozen name on the wire.
+//! The events of the log, which is the broker's stream MARKET. An event records a decision, and has a frozen name on
+//! the wire, such as `JobAssigned.v2`.
 //!
 //! Events are kept for ever, and every later program must read them. A name or a field therefore changes only in a new
 //! version of the event (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
@@ -15,8 +16,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use self::{account::*, job::*, machine::*};
 use crate::ids::{AccountId, JobId, MachineId};
 
-/// The account, machine or job that an event belongs to. The events of an aggregate are in order, and the guard of an
-/// append covers one aggregate.
+/// The account, machine or job that an event belongs to. A decision about an aggregate is appended only if the
+/// aggregate has got no other event in the meantime. This check is the *guard* of the append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Aggregate {
     /// An account.
@@ -131,7 +132,7 @@ events! {
     Settled = "Settled.v1" (Job.job),
 }
 
-/// Decodes an event of a version that is only read.
+/// Decodes an event of an old version, which this program reads and no longer writes.
 fn decode_older(wire_name: &str, payload: &[u8]) -> Result<Event, DecodeError> {
     match wire_name {
         "MachineTested.v1" => {

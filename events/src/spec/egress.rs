@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Most patterns of a list.
+/// The most patterns in a list.
 pub const MAX_HOST_PATTERNS: usize = 64;
 /// Longest name of a host, in bytes (RFC 1035).
 pub const MAX_HOST: usize = 253;
@@ -54,6 +54,7 @@ impl TryFrom<EgressForm> for Egress {
             EgressForm::IsAllowed(true) => Ok(Self::any()),
             EgressForm::IsAllowed(false) => Ok(Self::default()),
             EgressForm::Text(text) => text.parse(),
+            // A list is not checked here: the services call `is_valid` for each new job and offer.
             EgressForm::Patterns(patterns) => Ok(Self(patterns)),
         }
     }
@@ -81,7 +82,8 @@ impl Egress {
         self.0.iter().any(|pattern| covers(pattern, &host))
     }
 
-    /// True if this list has every host that another list has, as the patterns tell.
+    /// True if this list has every host of the list `wanted`. Each pattern of `wanted` must be covered by one pattern
+    /// of this list: `*.pypi.org` covers `files.pypi.org` and `*.files.pypi.org`.
     pub fn allows_all(&self, wanted: &Self) -> bool {
         wanted.0.iter().all(|wanted| self.0.iter().any(|pattern| covers(pattern, wanted)))
     }
@@ -92,7 +94,7 @@ impl Egress {
     }
 }
 
-/// True if a pattern has each host of another pattern, or the host of a name.
+/// True if a pattern has every host of `wanted`, which is another pattern or a host.
 fn covers(pattern: &str, wanted: &str) -> bool {
     match pattern.strip_prefix("*.") {
         _ if pattern == ANY || pattern == wanted => true,
@@ -106,7 +108,8 @@ fn covers(pattern: &str, wanted: &str) -> bool {
     }
 }
 
-/// The one way to write a host: small letters, and no dot at the end. `PyPI.org.` is `pypi.org`.
+/// The one way to write a host: small letters, and no dot at the end. `PyPI.org.` is `pypi.org`. The text `*.` keeps
+/// its dot, because it must not become `*`, the pattern for every host.
 pub fn canonical_host(host: &str) -> String {
     host.strip_suffix('.').filter(|name| *name != ANY).unwrap_or(host).to_ascii_lowercase()
 }
@@ -171,7 +174,7 @@ impl fmt::Display for Egress {
 /// The bytes that an attempt exchanged with one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostTraffic {
-    /// The host as the job named it; [`OTHER_HOSTS`] for all hosts beyond the largest.
+    /// The host as the job named it; [`OTHER_HOSTS`] for the hosts that are not counted by name.
     pub host: String,
     /// Bytes from the host to the job.
     pub received: u64,
@@ -179,15 +182,15 @@ pub struct HostTraffic {
     pub sent: u64,
 }
 
-/// The name of all hosts of a [`Traffic`] beyond the largest.
+/// The name under which a [`Traffic`] adds up all hosts that are not among those with the most bytes.
 pub const OTHER_HOSTS: &str = "*";
-/// Most hosts of a [`Traffic`].
+/// The most hosts in a [`Traffic`], with [`OTHER_HOSTS`].
 pub const MAX_TRAFFIC_HOSTS: usize = 32;
 
 /// The traffic of an attempt with the internet, as its worker counted it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Traffic {
-    /// The hosts with the most bytes, at most [`MAX_TRAFFIC_HOSTS`].
+    /// The hosts with the most bytes, and [`OTHER_HOSTS`] if there are more: at most [`MAX_TRAFFIC_HOSTS`] in all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostTraffic>,
     /// Connections that the worker refused.

@@ -1,4 +1,5 @@
-//! The specification of a job and the offer of a machine: the values inside events and commands.
+//! The specification of a job and the offer of a machine: the values inside events and commands. Must not come here:
+//! the rules that a submission or an offer must keep (`services/domain`).
 
 mod cuda;
 mod egress;
@@ -70,8 +71,8 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// A specification with an image, its arguments and resources, and defaults for all else. All code starts from this
-    /// function, so that a new field changes only the code that sets the field.
+    /// A specification with an image, its arguments and resources, and defaults for all else. Code that sets only some
+    /// fields starts from this function, so that a new field does not change that code.
     pub fn for_image(name: &str, image: &str, command: Vec<String>, resources: Resources) -> Self {
         Self {
             name: name.to_owned(),
@@ -241,7 +242,7 @@ pub enum LeftOutReason {
     TooLarge,
     /// The market's store of files was full.
     StoreFull,
-    /// Another file has the same name, though its characters are written in another way.
+    /// Another file has the same name in other characters: `é` as one character, and `é` as an `e` with an accent.
     SameName,
 }
 
@@ -272,7 +273,7 @@ pub struct Usage {
 /// The calculation of the billed time: the smallest of `broker`, `worker`, `limit` and `budget`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Metering {
-    /// The broker's time from `Started` to the outcome (or to the request to cancel).
+    /// The time from `Started` to the event `ended`, by the broker's clock.
     pub broker: Millis,
     /// The run time by the worker's monotonic clock; `None` if the worker reported none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,6 +287,7 @@ pub struct Metering {
     pub billed: Millis,
     /// The sequence of `Started`.
     pub started: Seq,
-    /// The sequence of the event at which `broker` ends: the outcome, or the request to cancel.
+    /// The sequence of the event at which `broker` ends: the first of `Exited`, the event that ended the job and, for
+    /// a cancelled job, `CancelRequested`. (Bills of rule 1 do not use `Exited`.)
     pub ended: Seq,
 }

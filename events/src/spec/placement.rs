@@ -302,7 +302,8 @@ pub enum Reject {
     OwnerSuspended,
     /// The machine missed heartbeats.
     Offline,
-    /// An earlier attempt of this job failed on the machine, or the machine declined the job.
+    /// The pause after an earlier attempt of this job is not over: the machine failed or declined the job. After an
+    /// attempt that ended by nobody's fault, every machine has to wait.
     Excluded,
     /// All slots of the machine are taken.
     NoFreeSlot,
