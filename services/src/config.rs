@@ -149,7 +149,7 @@ pub struct RuleArgs {
     /// Seconds that a machine has to accept a job.
     #[arg(long, default_value_t = 60)]
     pub accept_within: u64,
-    /// Seconds after a limit or a cancellation during which the worker may still report how the job ended.
+    /// Seconds after a request to cancel a job during which the worker may still report how the job ended.
     #[arg(long, default_value_t = 30)]
     pub grace: u64,
 }

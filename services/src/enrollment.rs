@@ -19,7 +19,7 @@ use crate::credentials::is_signed_by;
 const CODE_LIFETIME: Millis = Millis(3_600_000);
 /// An owner can get at most this many codes within the lifetime of a code, used or not.
 const MAX_CODES: usize = 10;
-/// Tries to count a code. Each failed try means that another code of the owner was counted.
+/// Most tries to count a code. A try fails only if another code of the same owner was counted at the same time.
 const MAX_COUNT_TRIES: usize = 2 * MAX_CODES;
 /// At most this many former keys of a machine are stored; older keys are forgotten. A former key only matters until its
 /// last credential expires.
@@ -53,13 +53,15 @@ pub(crate) struct Enrollment {
     /// True if an operator banned the machine: no code can enroll it again.
     #[serde(default)]
     pub(crate) banned: bool,
-    /// Former keys of the machine, each with a time. Credentials that the key got until that time are void.
+    /// The former keys of the machine, each with the time at which the key was replaced or revoked. The broker rejects
+    /// credentials that were issued for the key until that time.
     #[serde(default)]
     pub(crate) former: Vec<(String, Timestamp)>,
 }
 
 impl Enrollment {
-    /// The revoked keys, each with a time. Credentials that the key got until that time are void.
+    /// The former keys, and the present key if it is revoked, each with the time at which the key was replaced or
+    /// revoked.
     pub(crate) fn revoked_keys(&self) -> Vec<(String, Timestamp)> {
         let current = self.revoked_at.map(|at| (self.public_key.clone(), at));
         self.former.iter().cloned().chain(current).collect()
@@ -100,7 +102,8 @@ fn unavailable(e: impl std::error::Error + 'static) -> RpcError {
     RpcError::unavailable("the enrollments cannot be reached now; try again", &e)
 }
 
-/// The answer to every code that cannot be redeemed. It is always the same, so that it helps nobody to guess codes.
+/// The answer to every code that cannot be redeemed. The answer is the same for an unknown code and for a used code, so
+/// that it helps nobody to guess codes.
 fn bad_code() -> RpcError {
     let message = "This code is unknown, has run out, or was used. Get a new one on the page \"My machines\".";
     RpcError::refused(Refusal::new("BadCode", RefusalKind::Forbidden, message))

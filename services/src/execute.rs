@@ -33,7 +33,8 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    /// Executes one command, and returns the sequence of its event. A repeated command returns the first event again.
+    /// Executes one command, and returns the sequence of its event. A repeated command returns the sequence of the
+    /// first event again.
     pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, RpcError> {
         let span = command.job().and_then(|job| self.replica.read(|w| w.job(job).map(PhaseSpan::of)));
         let fields =

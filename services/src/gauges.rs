@@ -50,7 +50,7 @@ fn record_world(world: &World, clock: &dyn Clock) {
     for (state, count) in jobs {
         metrics::gauge!(metric::JOBS, "state" => state).set(count as f64);
     }
-    // A machine in maintenance may be silent without alarm: it is not counted.
+    // A machine in maintenance without jobs is not counted: its silence must not raise an alarm.
     let is_in_maintenance = |m: &Machine| m.availability == Availability::Maintenance && m.leases.is_empty();
     let is_counted = |m: &Machine| m.availability != Availability::Delisted && !is_in_maintenance(m);
     let on_market = || world.machines().filter(|(_, m)| is_counted(m));

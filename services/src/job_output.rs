@@ -1,9 +1,9 @@
 //! The writer of OUTPUT: appends the log, the progress and the metrics of a job, for the machine that holds the lease.
 //!
-//! The place of each message is checked where it is written. A message carries the number of bytes up to its end in a
-//! header, and the broker takes the message only if its predecessor is still the last one of its subject. The byte
-//! budget of a job therefore holds for all replicas of the services together, and needs no memory of one of them. What
-//! this file remembers only saves a request for the last message.
+//! Each kind of output of a job on a machine has its own subject. A header of each message has the bytes of this output
+//! so far. The broker appends a message only if the last message of the subject is still the one that the writer has
+//! seen. So the byte budget of a job holds for all replicas of the services together, and no replica needs to remember
+//! the bytes. The remembered positions only save the request for the last message.
 
 use std::{
     collections::HashMap,
@@ -39,15 +39,15 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const ADD_TIMEOUT: Duration = Duration::from_secs(6);
 /// Most positions that are remembered.
 const MAX_POSITIONS: usize = 8_192;
-/// The header with the bytes of a subject's output up to the end of the message, of the same lease.
+/// The header with the bytes of the lease's output on this subject, up to the end of the message.
 const BYTES: &str = "Gpubnb-Output-Bytes";
 /// Most lines of a log.
 const MAX_LINES_OF_LOG: u64 = 1 << 40;
-/// The bytes of a log that is cut: nothing follows.
+/// The value of [`Position::bytes`] after a log was cut at its budget. No further line is appended.
 const CUT: u64 = u64::MAX;
 /// The bytes that a line of the log takes in the stream beside its text.
 const LINE_COST: u64 = 64;
-/// The budget of progress and of metrics: these bytes, and some more for each second since the submission.
+/// The byte budget of progress, and of metrics: these bytes, and some more for each second since the job's submission.
 const BASE_BUDGET: u64 = 16 << 20;
 const BUDGET_PER_SECOND: u64 = 2 << 10;
 
@@ -82,10 +82,10 @@ impl Default for Position {
     }
 }
 
-/// The content of a message that is about to be appended.
+/// The decision what to append for one output.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
-    /// The message is in the stream, or it has nothing that is kept.
+    /// Nothing is appended: the output is in the stream already, comes too late, or is beyond the budget.
     Already,
     /// The message is appended. `payload` is the JSON of the output.
     Append { payload: Vec<u8>, next: Position },
@@ -127,7 +127,7 @@ impl JobOutput {
                 None => (self.read_position(subject, output.kind()).await?, true),
             };
             match plan(&position, output, budget)? {
-                // Another replica may have appended since the position was remembered.
+                // Another replica may have appended since this position was remembered: read it and plan again.
                 Plan::Already if !is_fresh => {}
                 Plan::Already => {
                     self.remember(subject, position);
@@ -294,7 +294,7 @@ fn plan_newest(before: &Position, output: &Output, at: Timestamp, budget: u64) -
     Ok(Plan::Append { payload, next: Position { bytes, last, last_at: at, ..*before } })
 }
 
-/// The lines within the budget, and the bytes after them. `None` without a line.
+/// The lines within the budget, and the bytes of the log after these lines. `None` if there is no line.
 fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64) -> Option<(Vec<LogLine>, u64)> {
     let (mut kept, mut bytes) = (Vec::new(), before);
     for line in lines {

@@ -1,4 +1,4 @@
-//! The phases of a job as spans of a trace: waiting, dispatch, preparing, running, settlement.
+//! The phases of a job as spans of a trace: waiting, dispatch, preparing, running, uploading the files, settlement.
 //!
 //! The span of a phase is recorded when the event that ends the phase is written, with the times of the log. No
 //! machine's clock is used.
@@ -35,7 +35,7 @@ impl PhaseSpan {
 
     /// Records the phase, if it is over in `world`.
     pub(crate) fn record_if_over(&self, id: JobId, world: &World, now: Timestamp) {
-        // A job that left memory is settled.
+        // A job that left memory was settled just now. The time of `Settled` left memory, too, so `now` stands in.
         let (phase, began) = world.job(id).map_or((Phase::Settled, now), |job| (job.phase, job.since));
         if phase == self.phase {
             return;

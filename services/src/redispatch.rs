@@ -1,8 +1,8 @@
 //! Rebuilds DISPATCH, the stream of job messages for machines, from MARKET: if the broker lost the stream, and after a
 //! restore. Also creates the consumer of each machine.
 //!
-//! The new stream begins at the oldest live lease. From the first event, every machine would first get all its old job
-//! messages, and the services would have to refuse each of them.
+//! The new stream begins at the oldest live lease. If it began at the first event of the log, every machine would first
+//! get all its old job messages, and the services would have to refuse each of them.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::GetStreamErrorKind};

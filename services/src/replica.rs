@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Time limit for a command that waits for the fold of an event.
 const FOLD_TIMEOUT: Duration = Duration::from_secs(3);
-/// Events that are folded under one write lock. Readers wait for at most as many.
+/// Events that are folded under one write lock. A reader waits for the fold of at most this many events.
 const CHUNK: usize = 500;
 
 /// The market, as folded by this replica.

@@ -99,8 +99,8 @@ async fn start_replica(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(Executor, WorldSnapshots)> {
     let log = Log::open(js.clone()).await.context("MARKET is missing: start once with --provision")?;
-    // An account may take a quarter of the store. A job that names no size of its output asks for 1 GiB, also on a
-    // small market.
+    // An account may take a quarter of the store of files, so no output may be larger. But the limit is at least 1 GiB,
+    // because a job that names no size of its output asks for 1 GiB.
     let max_output = Mebibytes((config.artifacts_mib / 4).max(1_024).into());
     let settings = Arc::new(Settings { max_output, ..config.rules.settings() });
     let key = config.nats.signing_key("append")?;

@@ -36,7 +36,7 @@ pub struct Account {
     /// The number of the account's jobs that are not settled.
     #[serde(default)]
     pub open_jobs: u32,
-    /// The bytes of today's events that nothing pays for.
+    /// The bytes of today's deposits, and of today's submissions that nobody has paid for (`daily_bytes.rs`).
     #[serde(default)]
     pub(crate) daily_bytes: DailyBytes,
     /// The reason of the suspension; `None` for an account that is not suspended.
@@ -209,7 +209,7 @@ mod tests {
         let seq = market.when(market.as_operator(), Command::ClosePayout(failed.clone())).expect_appended();
         assert_eq!(market.account(account).available, before);
         assert_eq!(market.when(market.as_operator(), Command::ClosePayout(failed.clone())).expect_already_done(), seq);
-        // A success is not said of something that did not happen.
+        // A payout that was closed as failed cannot be closed as paid.
         let paid = ClosePayout { failed: None, ..failed };
         let refused = market.when(market.as_operator(), Command::ClosePayout(paid)).expect_refused();
         assert_eq!(refused, DomainError::IdReused("payout"));

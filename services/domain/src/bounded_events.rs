@@ -22,7 +22,8 @@ const MAX_EVENT: usize = 768 << 10;
 /// How much an event may grow by one field that is not refused, bytes.
 const MAX_GROWTH: usize = 300 << 10;
 
-/// The copies of a value in which one text or list each is too large, with the place of the change.
+/// Copies of a value. In each copy, one text or one list is too large. The first part of each pair is the place of this
+/// text or list, for example `SubmitJob.spec.image (long)`.
 fn too_large(value: &Value, place: &str) -> Vec<(String, Value)> {
     let nested = |changes: Vec<(String, Value)>, put: &dyn Fn(Value) -> Value| {
         changes.into_iter().map(|(place, changed)| (place, put(changed))).collect::<Vec<_>>()

@@ -54,7 +54,7 @@ pub enum Command {
     Decline(MachineId, Decline),
     /// A machine is about to start the container.
     Start(MachineId, Start),
-    /// A machine says that the job's program has ended, before it carries the files away.
+    /// A machine says that the job's program has ended, before the machine uploads the job's files.
     Exit(MachineId, Exit),
     /// A machine reports how an attempt ended.
     Report(MachineId, Report),
@@ -162,9 +162,11 @@ pub struct Settings {
     pub test_funds: bool,
     /// Time for a machine to accept a job that was assigned to it, in milliseconds.
     pub accept_within: Millis,
-    /// Time that a worker has to report after a limit, before the platform ends the attempt. Milliseconds.
+    /// Time that a worker has to report the end of a job after a request to cancel it. Then the platform ends the
+    /// attempt. Milliseconds.
     pub grace: Millis,
-    /// Time for which a job is not given to a machine that declined it. Each further decline doubles it. Milliseconds.
+    /// First pause of a job that came back to the queue, in milliseconds. For example, a machine that declined the job
+    /// does not get the job again during the pause. Each time that the job comes back doubles the next pause.
     pub decline_pause: Millis,
     /// Greatest budget of a job.
     pub max_budget: MicroUsd,

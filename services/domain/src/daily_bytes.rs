@@ -1,7 +1,8 @@
-//! The bytes of events that an account or a machine appends to the log on one day without anything that pays for them.
+//! The bytes of events that an account or a machine appends to the log on one day, and that nobody pays for.
 //!
-//! The log is never trimmed, and accounts and machines are free. So a day's submissions, deposits, wishes, offers
-//! and self-tests are bounded by the bytes of their events. A submission whose job is paid for does not count any more.
+//! The log is never trimmed, and accounts and machines are free. So there is a limit for the bytes of an account's
+//! submissions and deposits of a day, and for those of a machine's offers, self-tests and changes such as a pause. A
+//! submission no longer counts when its job is paid for.
 
 use std::io;
 
@@ -10,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::DomainError;
 
-/// Most such bytes of one account on one day.
+/// Most unpaid bytes of one account on one day: 32 MiB.
 pub(crate) const MAX_OF_ACCOUNT: u64 = 32 << 20;
-/// Most such bytes of one machine on one day.
+/// Most unpaid bytes of one machine on one day: 8 MiB.
 pub(crate) const MAX_OF_MACHINE: u64 = 8 << 20;
 /// The bytes beyond [`MAX_OF_MACHINE`] for the events that take a machine off the market, or list it.
 pub(crate) const RESERVE_OF_MACHINE: u64 = 1 << 20;
@@ -20,7 +21,7 @@ pub(crate) const RESERVE_OF_MACHINE: u64 = 1 << 20;
 const ENVELOPE: u64 = 512;
 const DAY_MILLIS: i64 = 24 * 3_600_000;
 
-/// The bytes of one day (UTC), which is counted from 1970.
+/// The bytes of one day. `day` is the number of days since 1970-01-01 (UTC).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DailyBytes {
     day: i64,
@@ -132,7 +133,7 @@ mod tests {
         market.when(market.as_consumer(), again).expect_appended();
     }
 
-    /// The bytes of a consumer whose job ran for a time and was settled, before and after.
+    /// The day's bytes of a consumer before the submission of a job, and after this job ran for a time and was settled.
     fn bytes_around_a_job(run: Millis) -> (u64, u64) {
         let mut market = given();
         let before = market.account(market.consumer).daily_bytes.bytes;
@@ -169,7 +170,8 @@ mod tests {
         let tests =
             tests.into_iter().take_while(|t| market.when(market.as_machine(), t.clone()).refused().is_none()).count();
         assert!((500..1_200).contains(&tests), "{tests}");
-        // The machine can still be paused and listed, and not be resumed: the changes have an end.
+        // The reserve still lets the machine pause, but not resume. Pausing and draining in turn uses up the reserve,
+        // too.
         let machine = market.machine;
         let wish = |change| Command::ChangeMachine(ChangeMachine { machine, change });
         let (pause, resume) = (wish(MachineChange::Pause), wish(MachineChange::Resume));

@@ -108,9 +108,9 @@ impl World {
         }
     }
 
-    /// Fails if the account or the machine has used up its bytes of today. A job can always be cancelled, money can
-    /// always be paid out, and an operator can do everything. What takes a machine off the market, or lists it, has a
-    /// reserve, so that self-tests cannot stand in the way.
+    /// Fails if the account or the machine has used up its bytes of today (`daily_bytes.rs`). A job can always be
+    /// cancelled, money can always be paid out, and an operator can do everything. Commands that list a machine or take
+    /// it off the market may use a reserve: a machine that used up its bytes with self-tests can still be paused.
     fn check_daily_bytes(&self, actor: Actor, command: &Command, now: Timestamp) -> Result<(), DomainError> {
         use MachineChange::{Back, Reprice, Resume};
         let (machine, most) = match command {

@@ -95,7 +95,7 @@ pub struct Job {
     pub limits: Limits,
     /// The consumer's money that is held until the job is settled.
     pub hold: MicroUsd,
-    /// The bytes of the submission's event, until the job runs.
+    /// The bytes of the submission's event. They count for the account until the job is paid for (`daily_bytes.rs`).
     pub(crate) unpaid_bytes: u64,
     /// The sequence of the job's last event. Zero before the first event. `JobSubmitted` does not count: it is an event
     /// of the account.
@@ -109,14 +109,15 @@ pub struct Job {
     pub since: Timestamp,
     /// The broker's time of the submission.
     pub submitted_at: Timestamp,
-    /// The time from which the job's wait for a machine counts: its submission, or the last attempt that was used up.
+    /// The time from which the job's wait for a machine counts: the time of the submission, or of the end of the last
+    /// attempt that was used up.
     pub waiting_since: Timestamp,
     /// The live attempt. After the end of the job, the last attempt.
     pub attempt: Option<Attempt>,
     /// Number of attempts after which the job was queued again. A decline does not count.
     pub attempts_used: u32,
-    /// Machines that declined the job or failed at it. The job is not given to such a machine before this time; `None`,
-    /// which only events of billing rule 1 cause, means never.
+    /// Machines that declined the job or failed at it. The job is not given to such a machine before this time. `None`
+    /// means never, and comes only from old `Requeued` events without `until` (billing rule 1 in docs/events.md).
     pub avoid: BTreeMap<MachineId, Option<Timestamp>>,
     /// The job is given to no machine before this time, because an attempt ended by nobody's fault.
     pub not_before: Option<Timestamp>,
@@ -276,7 +277,8 @@ impl Job {
         if e.fault == Fault::Nobody {
             self.not_before = e.until;
         } else {
-            // By billing rule 1, a machine got the job again only if the consumer had named the machine.
+            // After an old event without `until` (billing rule 1), the machine got the job again only if the consumer
+            // had named the machine.
             let is_named = self.placement.requirements.machine.is_some();
             self.avoid.insert(e.excluded, e.until.or_else(|| is_named.then(|| at.plus(settings.decline_pause))));
         }
@@ -285,7 +287,7 @@ impl Job {
         if is_used && e.until.is_some() {
             self.waiting_since = at;
         }
-        // By billing rule 1, a fault of the machine did not double the pause.
+        // An old event without `until` (billing rule 1) did not double the next pause.
         self.returns = self.returns.saturating_add(u32::from(e.until.is_some()));
         self.attempt = None;
         self.enter(Phase::Queued, at);

@@ -21,6 +21,7 @@
 //!
 //! ```text
 //! command.rs, error.rs, rules.rs               commands, errors, rules for single values
+//! daily_bytes.rs                               the bytes of a day's events that nobody pays for
 //! account.rs, machine.rs, job.rs               the aggregates: their state, rules and events
 //! recent_submissions.rs                        the job ids that were submitted in the last day
 //! state.rs                                     the state of the whole market

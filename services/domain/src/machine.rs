@@ -81,7 +81,7 @@ pub struct Machine {
     pub verified: bool,
     /// The last self-test: its sequence and the hash of its checks. The same self-test again appends nothing.
     last_test: Option<(Seq, [u8; 16])>,
-    /// The bytes of today's events that nothing pays for.
+    /// The bytes of today's offers, self-tests and other changes, which nobody pays for (`daily_bytes.rs`).
     pub(crate) daily_bytes: DailyBytes,
     /// The sequence of the last `MachineListed`.
     listed: Seq,
@@ -204,7 +204,7 @@ impl Machine {
     /// Folds an event of a machine.
     pub(crate) fn apply(machines: &mut BTreeMap<MachineId, Self>, seq: Seq, at: Timestamp, event: &Event) {
         Self::fold(machines, seq, event);
-        // The watchdog's observations are not the machine's wish.
+        // Events of the watchdog do not count: neither the machine nor its owner caused them.
         let is_observed =
             matches!(event, Event::MachineSuspected(_) | Event::MachineLost(_) | Event::MachineRecovered(_));
         if let gpubnb_events::Aggregate::Machine(id) = event.aggregate()

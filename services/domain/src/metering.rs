@@ -166,7 +166,7 @@ mod tests {
         market.advance_time(Millis(2_000));
         let exited = market.exit(job, lease, Millis(1_500));
         market.advance_time(Millis(600_000));
-        // A machine cannot change its mind about the time when the files have arrived.
+        // The run time in `Exited` is billed. A longer run time in the later report changes nothing.
         market.complete(job, lease, Millis(500_000));
         let metering = settled(&mut market, job).metering.expect("it ran");
         assert_eq!((metering.billed, metering.ended), (Millis(1_500), exited));

@@ -38,7 +38,7 @@ pub struct Request<'a> {
     pub placement: &'a Placement,
     /// Machines that must not get the job before this time; `None` means never. See [`Job::avoid`].
     pub avoid: &'a BTreeMap<MachineId, Option<Timestamp>>,
-    /// The time before which no machine may take it.
+    /// The time before which no machine may take the job.
     pub not_before: Option<Timestamp>,
 }
 
@@ -102,7 +102,7 @@ fn winner(request: &Request<'_>, m: &Machine) -> Winner {
 
 /// The latest time at which a request can start. It is now, if a machine is free. Otherwise it is the first time at
 /// which a suitable machine is free, if the jobs on that machine run until their time limits. `None` if no machine is
-/// suitable, or if the suitable machines still prepare their jobs, because preparing has no such limit.
+/// suitable, or if each suitable machine still prepares a job: the time limit of this job has not begun yet.
 pub(crate) fn estimate_start(
     world: &World,
     request: &Request<'_>,

@@ -17,7 +17,8 @@ pub(crate) fn is_sha256_hex(hash: &str) -> bool {
     hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Checks a text for people: from 1 to `max_chars` characters, not only spaces, and only plain ones.
+/// Checks a text for people: from 1 to `max_chars` characters, not only spaces, and none that can deceive a reader,
+/// such as a control character ([`is_plain`]).
 pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> Result<(), DomainError> {
     if text.trim().is_empty() || text.chars().count() > max_chars || !text.chars().all(is_plain) {
         return Err(DomainError::field(field, format!("This must have from 1 to {max_chars} characters on one line.")));
@@ -29,7 +30,7 @@ pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> R
 const MAX_EXAMPLE: usize = 512;
 
 /// Checks the files that a machine reports: at most 1,000 files of `most` together, with plain relative paths that
-/// differ, and SHA-256 hashes. Checks also what the machine says that it left out: at most one entry for each reason.
+/// differ, and SHA-256 hashes. Also checks the list of what the machine left out: at most one entry for each reason.
 pub(crate) fn check_outputs(outputs: &[Artifact], left_out: &[LeftOut], most: Mebibytes) -> Result<(), DomainError> {
     if outputs.len() > 1_000 || !outputs.iter().all(|a| is_plain_path(&a.path) && is_sha256_hex(&a.sha256)) {
         return Err(DomainError::field("outputs", "The manifest has at most 1,000 files with plain relative paths."));

@@ -201,15 +201,15 @@ fn is_public_host(host: &str) -> bool {
         && !PRIVATE_DOMAINS.contains(&last.as_str())
 }
 
-/// Checks the environment variables. `spec.env` has the names, which are public. `env` has the secret values, by name.
-/// Both must have the same names.
+/// Checks the environment variables. `spec.env` has the names, which are public, in alphabetical order. `env` has the
+/// secret values, by name. Both must have the same names.
 fn check_env(c: &SubmitJob) -> Result<(), DomainError> {
     let is_valid_name = |name: &String| {
         let mut bytes = name.bytes();
         let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
         first && name.len() <= 100 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
     };
-    // The worker sets these itself: the job's id, and the GPUs that the job may see.
+    // The worker itself sets variables with these prefixes: the job's id, and the GPUs that the job may see.
     let is_reserved = |name: &&String| name.starts_with("GPUBNB_") || name.starts_with("NVIDIA_");
     if let Some(name) = c.env.keys().find(is_reserved) {
         let message = format!("The name {name} is reserved: names may not begin with GPUBNB_ or NVIDIA_.");

@@ -2,9 +2,10 @@
 //! are repeated or late. The log has strays, which are messages that are not valid events. Clocks jump and differ.
 //! Workers are slow, and one worker lies.
 //!
-//! A *history* is one run of the simulation. A *seed* decides everything that happens in it. A *promise* is a rule that
-//! must hold in every history, for example that no job is billed twice. An independent checker checks every promise
-//! after every event. At the end of a history, every job must be settled.
+//! A *history* is one run of the simulation. A *seed* decides everything that happens in the history. The seed gives a
+//! *tape*, which is a list of random numbers: each number decides one step. A *promise* is a rule that must hold in
+//! every history, for example that no job is billed twice. An independent checker checks every promise after every
+//! event. At the end of a history, every job must be settled.
 //!
 //! The environment variable `GPUBNB_HISTORIES` sets the number of histories, and `GPUBNB_SEED` the first seed.
 

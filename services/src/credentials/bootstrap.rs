@@ -19,8 +19,8 @@ use crate::config::{BootstrapArgs, ClusterMember};
 const TEMPLATE: &str = include_str!("nats.conf");
 /// The user of the broker's system account.
 pub(super) const SYSTEM_USER: &str = "system";
-/// The file of the secret key with which the services sign permits, which are for file transfers, and with which the
-/// web server checks them.
+/// The file of the secret key for permits. A permit allows one thing for a limited time, for example the upload of the
+/// files of one attempt. The services sign permits for machines, and the web server checks them with the same key.
 const PERMIT_KEY: &str = "transfer.key";
 
 /// Writes the configuration of each broker, a directory of credentials for each process, and `offline/` with keys to

@@ -41,7 +41,8 @@ impl Issuer {
         Ok(Self { key: files::read_key(&dir.join(files::ISSUER))?, account, lifetime })
     }
 
-    /// Lifetime of a credential. A revoked key stays on the revocation list for as long.
+    /// Lifetime of a credential. A revoked key stays on the revocation list for this time. Then the last credential of
+    /// the key has expired.
     pub(crate) fn lifetime(&self) -> Millis {
         self.lifetime
     }

@@ -33,7 +33,8 @@ pub(crate) struct Revoker {
     replica: Arc<Replica>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
-    /// Lifetime of a credential. A revoked key stays on the list for as long.
+    /// Lifetime of a credential. A revoked key stays on the list for this time. Then the last credential of the key has
+    /// expired.
     lifetime: Millis,
     system: async_nats::Client,
     /// The operator's signing key.
@@ -66,14 +67,15 @@ impl Revoker {
         })
     }
 
-    /// Revokes a machine. Its connection ends as soon as the broker has the new list.
+    /// Revokes a machine. Its connection ends as soon as the broker has the new list. With `ban`, no code can enroll
+    /// the machine again.
     pub(crate) async fn revoke(&self, machine: MachineId, ban: bool) -> Result<(), RpcError> {
         self.enrollments.revoke(machine, ban, self.clock.now()).await?;
         self.reconcile_now();
         Ok(())
     }
 
-    /// Makes the task compare the lists now, without waiting for the next sweep.
+    /// Wakes [`Self::run`], so that the broker's list is updated now and not at the next sweep.
     pub(crate) fn reconcile_now(&self) {
         self.wake.notify_one();
     }
@@ -96,7 +98,7 @@ impl Revoker {
                     "the list of revoked machines could not be updated; trying again later"
                 );
             }
-            // Remove expired codes after the list is updated, so that they never delay a revocation.
+            // Remove expired enrollment codes after the list is updated, so that this work never delays a revocation.
             if swept && let Err(e) = self.enrollments.sweep(self.clock.now()).await {
                 warn!(error = %e, "expired codes could not be removed; trying again later");
             }

@@ -65,7 +65,8 @@ async fn list(e: EndpointContext, r: Incoming) -> Result<Listed, RpcError> {
     provision(&e, machine, seq, slots).await
 }
 
-/// Makes the queue of a listed machine anew. The queue may have been deleted at the broker.
+/// Makes the queue of a listed machine again. The queue is the machine's consumer of DISPATCH, and may have been
+/// deleted at the broker.
 async fn restore_queue(e: EndpointContext, r: Incoming) -> Result<Listed, RpcError> {
     let (machine, RestoreQueue {}) = (machine_of(&r)?, r.parse()?);
     e.executor.catch_up().await?;
@@ -160,8 +161,8 @@ async fn report(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)
 }
 
-/// Checks the signatures of the list of files and of the log. Both go into the log of events with their signatures,
-/// where anyone can check them.
+/// Checks the signatures of the manifest, which is the list of a job's output files, and of the job's log. MARKET keeps
+/// all of them, so that anyone can check the signatures later.
 fn check_signatures(e: &EndpointContext, machine: MachineId, report: &Report) -> Result<(), RpcError> {
     let (job, lease) = (report.job, report.lease);
     let key = e.executor.replica.read(|w| w.machine(machine).and_then(|m| m.public_key.clone()));

@@ -1,4 +1,4 @@
-//! Leadership: one replica at a time runs the process managers. This only saves work: if two replicas lead for a
+//! Leadership: one replica at a time runs the process managers. Leadership only saves work: if two replicas lead for a
 //! moment, the guards of the log keep the market correct.
 
 use std::{

@@ -172,8 +172,8 @@ impl Job {
                     return Err(DomainError::field("reason", "A machine may not report this reason."));
                 }
                 let detail: String = detail.chars().filter(|c| is_plain(*c)).take(500).collect();
-                // A registry or a file that is away cannot end a program that runs, and no defect of the worker hides
-                // what the machine did to the program.
+                // A reason that blames nobody, such as `RegistryUnavailable`, cannot end a program that has started.
+                // Such a report counts as a fault of the machine.
                 let is_too_late = attempt.started.is_some() && reason.fault() == Fault::Nobody;
                 let reason = if is_too_late { Reason::RuntimeMisconfigured } else { *reason };
                 Ok(self.end_attempt(attempt, reason, detail, Some(c), now, settings))

@@ -127,8 +127,8 @@ impl Job {
     }
 }
 
-/// True if an ending uses up one of the job's attempts. An ending by nobody's fault before the program ran does not:
-/// the time that the job may wait bounds the number of those.
+/// True if an ending uses up one of the job's attempts. An ending by nobody's fault before the program ran uses up
+/// none. Such endings cannot go on for ever: they do not extend the time that the job may wait for a machine.
 pub(super) fn uses_attempt(attempt: &Attempt, fault: Fault) -> bool {
     fault != Fault::Nobody || attempt.started.is_some()
 }
@@ -174,7 +174,7 @@ mod tests {
         market.advance_time(Millis(3_600_000 + 299_000));
         market.when(Actor::Platform, Command::Expire(job)).expect_refused();
         market.advance_time(Millis(2_000));
-        // A control plane that was away listens for as long first.
+        // If the services were away until now, the machine first has `REPORT_LIMIT` once more to report.
         assert!(market.job(job).expire(market.now, market.now, &market.settings).is_none());
         market.when(Actor::Platform, Command::Expire(job)).expect_appended();
         let requeued = last_requeued(&market);

@@ -1,5 +1,5 @@
-//! The bounds of what a machine says about itself. The market cannot measure a machine, but it refuses claims that no
-//! machine of these years can meet.
+//! The bounds of what a machine says about itself in its offer and its self-tests. The market cannot measure a machine,
+//! but it refuses claims that no machine of today can meet.
 
 use gpubnb_events::{
     HourlyRate, MicroUsd,

@@ -9,7 +9,7 @@ use super::{
     checker::{Checker, Verdict, ensure},
 };
 
-/// Checks the answer that a command is done, and that its event has this sequence.
+/// Checks the answer `Done(seq)`: the event at this sequence must be the one that the command asked for.
 pub(crate) fn check_done(checker: &Checker, broker: &Broker, actor: Actor, command: &Command, seq: Seq) -> Verdict {
     let event = broker.get(seq).and_then(|r| r.event());
     let is_right = match (command, event) {

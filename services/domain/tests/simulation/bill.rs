@@ -21,7 +21,8 @@ struct Bill {
     cost: i128,
 }
 
-/// Computes the expected bill. `None` if the job never started, or is not billed.
+/// Computes the expected bill. `None` if the job never started, if no machine reported a run time, or if the ending is
+/// not billed.
 fn compute(job: &JobFacts, ended: &EndFacts, attempt: &LeaseFacts) -> Option<Bill> {
     let (_, started) = attempt.started.filter(|_| ended.billed)?;
     let run = i128::from(run_time(ended, attempt)?.0);

@@ -67,7 +67,7 @@ pub(crate) struct Rules {
     pub(crate) test_funds: bool,
     /// Time for a machine to accept a job, in milliseconds.
     pub(crate) accept_within: Millis,
-    /// Time that a worker has to report after a limit, in milliseconds.
+    /// Time that a worker has to report after a request to cancel the job, in milliseconds.
     pub(crate) grace: Millis,
     /// Greatest difference between the clocks of a replica and of the broker, in milliseconds.
     pub(crate) skew: Millis,

@@ -110,8 +110,8 @@ fn check_all_settled(market: &Market) -> Verdict {
     }
     for account in market.checker.accounts() {
         let held = market.checker.balance(LedgerAccount::Held(account));
-        // A known flaw: if two accounts submit one job id at the same time, the later submission gets no job, and its
-        // hold is never released.
+        // If two accounts submitted one job id at the same time, the later submission made no job. Its hold must be
+        // released, too.
         ensure(held == 0, || format!("{held} is held for {account} for ever"))?;
     }
     Ok(())
@@ -228,8 +228,8 @@ fn check_repeated(market: &Market, fresh: &World, granted: &GrantedCommand) -> V
         ) => true,
         // The market remembers a job id for a day, and refuses it afterwards.
         (Command::Submit(_, c), Err(DomainError::IdOutOfTime)) => market.now.since(c.job.made_at()) > RETENTION,
-        // A known flaw: if two accounts submit one job id at the same time, the later account is told only when it
-        // repeats the command.
+        // If two accounts submitted one job id at the same time, the later submission made no job. The executor refuses
+        // that command at once (`services/src/execute.rs`); the simulation refuses only its repetition.
         (Command::Submit(id, c), Err(DomainError::IdReused(_))) => {
             market.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id)
         }

@@ -31,7 +31,7 @@ pub(crate) struct LeaseFacts {
     pub(crate) provider: AccountId,
     pub(crate) accepted: Option<Timestamp>,
     pub(crate) started: Option<(Seq, Timestamp)>,
-    /// `Exited`, and the run time that it reports.
+    /// The sequence and the time of `Exited`, and the run time in this event.
     pub(crate) exited: Option<(Seq, Timestamp, Millis)>,
     /// True if the machine was lost at any time since the assignment.
     pub(crate) lost: bool,
@@ -70,8 +70,9 @@ pub(crate) struct JobFacts {
     pub(crate) ended: Option<EndFacts>,
     pub(crate) settled: Option<Seq>,
     attempts_used: u32,
-    /// The pauses after faults of machines, and the pause after an ending by nobody's fault.
+    /// After a fault of a machine: the time until which this machine may not get the job.
     avoid: BTreeMap<MachineId, Timestamp>,
+    /// After an ending by nobody's fault: the time until which no machine may get the job.
     not_before: Option<Timestamp>,
 }
 

@@ -1,5 +1,5 @@
-//! The market of one history: the broker, the replicas, the checker, the people and the machines. One word of the tape
-//! decides each step, for example that a replica crashes or that a consumer submits a job.
+//! The market of one history: the broker, the replicas, the checker, the people and the machines. One word (a random
+//! number) of the tape decides each step, for example that a replica crashes or that a consumer submits a job.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
