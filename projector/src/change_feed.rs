@@ -88,7 +88,8 @@ async fn send_notice(client: &Client, aggregate: Aggregate, seq: Seq, news: NewS
     }
 }
 
-/// Records the heartbeats of all machines and sends a notice for each heartbeat, until shutdown.
+/// Records the heartbeats of all machines until shutdown. Sends a notice for a heartbeat only if no later message
+/// waits: at the start, the stored heartbeats of the last hour are recorded without notices.
 pub(crate) async fn announce_heartbeats(js: Context, queries: Queries, shutdown: CancellationToken) {
     loop {
         tokio::select! {

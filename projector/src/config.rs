@@ -20,9 +20,9 @@ pub struct RunArgs {
     /// Size of the cache of the read models, MiB of compressed rows. Other rows are read from the files.
     #[arg(long, default_value_t = 16)]
     pub cache_mib: u64,
-    /// Events between two snapshots of each model. On a long log there are more: a tenth of the events that the last
-    /// snapshot contains. A projector without read models loads the snapshots when it starts; 0 = write and load no
-    /// snapshots.
+    /// Events between two snapshots of each model. On a long log the distance is larger: a tenth of the events that
+    /// the last snapshot contains. A projector without read models loads the snapshots when it starts; 0 = write and
+    /// load no snapshots.
     #[arg(long, env = "GPUBNB_PROJECTOR_SNAPSHOT_EVERY", default_value_t = 100_000, value_name = "EVENTS")]
     pub snapshot_every: u64,
     /// A job counts as stuck after this many seconds in one state. By default each state has its own limit, for example

@@ -168,8 +168,8 @@ impl Models {
         self.all.iter().filter(|m| m.stopped.is_none())
     }
 
-    /// Folds a batch into every model, one model after the other. This order lets sled free the memory of one
-    /// transaction before the next, and two models at a time were not faster.
+    /// Folds a batch into every model, one model after the other. This order lets sled (the embedded database) free
+    /// the memory of one transaction before the next, and two models at a time were not faster.
     ///
     /// An event that a model cannot fold stops this model only. Fails if the disk fails: a full disk, say, concerns
     /// every model, and no event is to blame.
@@ -215,9 +215,9 @@ pub(crate) const READ_AHEAD: usize = 4;
 /// Small chunks limit the memory of the channel: at most 4 times 500 events. The fold joins the waiting chunks again,
 /// so that many events share one transaction.
 const CHUNK: usize = 500;
-/// The fold adds no more chunks to a transaction that has this many events. Large transactions write fewer blocks: a
-/// block that many events change is written once. But until the transaction ends, sled keeps every replaced block in
-/// memory.
+/// The fold adds no more chunks to a transaction that has this many events. The store writes rows in blocks (many
+/// neighbouring rows in one value). Large transactions write fewer blocks: a block that many events change is written
+/// once. But until the transaction ends, sled keeps every replaced block in memory.
 pub const BATCH: usize = 2_500;
 
 /// Reads MARKET and sends the events to the fold, until `stop` is cancelled. If a rebuilt model waits in the queue,

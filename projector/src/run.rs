@@ -100,9 +100,10 @@ struct Service {
 
 /// Runs the service until shutdown.
 ///
-/// When the database of the read models fails, because its disk is full or broken, the service no longer answers, and
-/// opens the database again and again until that succeeds. sled refuses every use of a database after an error of the
-/// disk. Until then other projectors answer, or the pages say that nobody does: old rows would look like new ones.
+/// When the database of the read models fails, because its disk is full or broken, the service stops answering: old
+/// rows would look like new ones. Meanwhile other projectors answer, or the pages say that no projector does. After
+/// an error of the disk, sled refuses every use of the open database. So the service opens the database again, after
+/// 1 to 30 seconds, until that succeeds.
 pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ready = monitor::start(&args.monitor, "gpubnb-projector", shutdown.clone()).await?;
     let mut pause = MIN_PAUSE;
@@ -113,7 +114,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
             (has_been_ready, pause) = (true, MIN_PAUSE);
         }
         let Err(failure) = result else { return Ok(()) };
-        // A service that cannot start at all tells whoever starts it.
+        // A service that was never ready ends with the error, so that the operator who starts it sees the cause at
+        // once.
         if !has_been_ready || shutdown.is_cancelled() || !is_disk_failure(&failure) {
             return Err(failure);
         }

@@ -97,7 +97,8 @@ impl Telemetry {
         readings.last = Some(heartbeat);
     }
 
-    /// The last heartbeat of a machine, and the machine's mean load (percent) in each of the last `minutes`.
+    /// The last heartbeat of a machine, and the machine's mean load (percent) in each of the last `minutes` minutes
+    /// with a heartbeat, oldest first.
     pub(crate) fn heartbeat_and_load(&self, machine: MachineId, minutes: usize) -> (Option<Heartbeat>, Vec<u8>) {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return (None, Vec::new()) };
@@ -114,7 +115,8 @@ impl Telemetry {
         leases.filter(|(_, lease)| lease.ended_at.is_some()).collect()
     }
 
-    /// The mean readings of a machine in each of the last `minutes` and in the current minute, oldest first.
+    /// The mean readings of a machine in each of the last `minutes` minutes with a heartbeat, and in the minute of
+    /// the last heartbeat, oldest first.
     pub(crate) fn readings(&self, machine: MachineId, minutes: usize) -> Vec<Reading> {
         let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readings) = machines.get(&machine) else { return Vec::new() };

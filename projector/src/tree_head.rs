@@ -75,8 +75,8 @@ async fn sign(
         *signed = size;
     }
     if let Some(known) = get(&bucket, LATEST).await? {
-        // Another projector has folded more messages. Or the log has lost its last messages; a verification reports
-        // that.
+        // Another projector has folded more messages and signed their head. If instead the log has lost its last
+        // messages, `gpubnb-projector verify` reports the loss.
         if known.size > size {
             set_signed_gauge(known.size);
             return Ok(());

@@ -10,8 +10,8 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::LedgerSumsRow;
 use super::{Projection, key};
 
-/// Rows: `L` → sums; `A<account>` → nothing, for each account that has a posting. Time travel folds this model, the
-/// machines and the figures into one table, so two of these models must not use the same letter.
+/// Rows: `L` → sums; `A<account>`, a key without a value, for each account that has a posting. Time travel folds this
+/// model, the machines and the figures into one table, so two of these models must not use the same letter.
 pub struct Balances;
 
 const SUMS_KEY: &[u8] = b"L";

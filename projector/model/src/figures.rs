@@ -1,4 +1,5 @@
-//! Figures of the whole market, for the first page of the site.
+//! Figures of the whole market, for the first page of the site: for example, how many jobs wait. The lowest price is
+//! not folded here: the projector reads it from the model of machines when it answers a query.
 
 use gpubnb_events::{Event, MachineId, Millis, Recorded};
 use gpubnb_store::{StoreError, WriteBatch};
@@ -55,7 +56,8 @@ impl Projection for MarketFigures {
 fn count_job(f: &mut FiguresRow, event: &Event) {
     match event {
         Event::JobSubmitted(_) => f.queued += 1,
-        // This submission made no job, so no job waits.
+        // Two accounts submitted a job with the same id. The second submission made no job, and its hold is released
+        // (docs/adr/0003). So the number of waiting jobs goes down again.
         Event::HoldReleased(_) => f.queued = f.queued.saturating_sub(1),
         Event::JobAssigned(_) => {
             f.queued = f.queued.saturating_sub(1);

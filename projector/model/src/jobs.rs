@@ -1,4 +1,7 @@
 //! The model of jobs: a row for each job, and the lists of jobs by account and by machine.
+//!
+//! An *attempt* is one assignment of a job to a machine. The *lease* is the attempt's fencing token: the sequence of
+//! its event `JobAssigned`. All reports of the attempt name the lease.
 
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, Recorded, Timestamp,

@@ -86,6 +86,7 @@ impl Projection for Ledger {
                 let key_of_terms = job_key(b't', e.job);
                 let locked: Option<LockedTerms> = rows.get(&key_of_terms)?;
                 rows.remove(&key_of_terms);
+                // The receipt has no terms if no attempt is billed, or if the bill is for an earlier lease.
                 let terms = locked.filter(|l| Some(l.lease) == e.lease).map(|l| l.terms);
                 let receipt = ReceiptRow { seq: recorded.seq, at: recorded.at, terms, settled: e.clone() };
                 rows.put(&receipt_key(e.job), receipt);

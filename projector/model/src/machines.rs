@@ -49,6 +49,7 @@ pub fn owned_by(
         .take_while(move |key: &Result<RowBytes, StoreError>| key.as_ref().map_or(true, |k| k.starts_with(&prefix)));
     ids.map(|key| {
         let key = key?;
+        // The key is the letter `o`, then the owner's id (16 bytes), then the machine's id.
         let id = key.get(17..).and_then(|id| id.try_into().ok()).and_then(|id| MachineId::from_bytes(id).ok());
         id.ok_or_else(|| StoreError::corrupt(&key, "the key has no machine id"))
     })

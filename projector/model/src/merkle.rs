@@ -128,6 +128,8 @@ impl Merkle {
             let (mut level, mut index) = (BLOCK_LEVEL, block);
             loop {
                 rows.put_bytes(node_key(level, index), hash.to_vec());
+                // An odd index is a right child: its parent is complete now. An even index still waits for its
+                // sibling.
                 if index & 1 == 0 {
                     break;
                 }

@@ -22,7 +22,7 @@ use crate::Projection;
 
 /// The length of a day.
 pub const DAY: Millis = Millis(86_400_000);
-/// The day, in days since 1970, at whose midnight every history begins.
+/// Every history begins at midnight (UTC) of this day, which is counted in days since 1970-01-01.
 pub const FIRST_DAY: u32 = 20_000;
 /// The amount that is held for each job.
 pub const HOLD: MicroUsd = MicroUsd(60_000);

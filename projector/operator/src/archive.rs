@@ -2,7 +2,8 @@
 //! without a broker.
 //!
 //! A leaf is the hash of one message. A head is the signed root of the Merkle tree over the leaves of the first
-//! messages of the log.
+//! messages of the log: a head of 5,000 messages *covers* the events 1 to 5,000. An event is *vouched for* if a head
+//! that covers the event agrees with the archive and is signed by a key that the user trusts (`--key`).
 
 use std::{
     collections::VecDeque,
@@ -34,7 +35,8 @@ use crate::{
     work::{progress, show_progress},
 };
 
-/// A gap of more missing events is reported as one finding: a damaged manifest may claim any number of events.
+/// If more events than this are missing in a row, they are reported as one finding, because a damaged manifest may
+/// claim any number of events.
 const MAX_MISSING: u64 = 1_000_000;
 /// The error message of an export that was stopped by a signal.
 const STOPPED_EXPORT: &str = "stopped: run the same command again to continue";
@@ -50,7 +52,7 @@ pub(crate) async fn export(log: &Log, args: &ExportArgs, shutdown: CancellationT
     let last = log.last_seq().await?;
     let waiting = shutdown.run_until_cancelled(head_covering(&bucket, last));
     let latest = waiting.await.context(STOPPED_EXPORT)??;
-    // An archive that ends with a head is vouched for as a whole.
+    // If the newest head covers later events, these are exported too: then the head covers exactly the archive.
     let last = latest.as_ref().map_or(last, |head| last.max(Seq(head.size)));
     let (to, stop) = (args.to.clone(), shutdown.clone());
     let mut writer = tokio::task::spawn_blocking(move || ArchiveWriter::create(&to, || stop.is_cancelled())).await??;

@@ -52,7 +52,8 @@ pub(crate) async fn doctor(client: Client, log: &Log, creds: &Path, args: &Docto
     Ok(())
 }
 
-/// Checks the delivery of jobs: reports machines with redelivered job messages, and machines without a consumer.
+/// Checks the delivery of jobs: reports machines with redelivered job messages, and machines without a JetStream
+/// consumer, through which a machine fetches its job messages.
 async fn deliveries(client: &Client, queries: &QueryClient, found: &mut Findings) -> anyhow::Result<()> {
     let Ok(machines) = queries.machines(OPERATOR, Seq::ZERO).await else { return Ok(()) };
     let (mut redelivered, mut without_consumer) = (Vec::new(), Vec::new());
@@ -102,7 +103,7 @@ async fn growth(client: &Client, found: &mut Findings) -> u64 {
 }
 
 /// Checks the broker's configuration file, and whether the disk with its streams has room: `min_free` bytes must be
-/// left after the other streams have grown by `growth` bytes. Runs on the broker's machine only.
+/// left when the streams of files and of output have grown by `growth` bytes. Works on the broker's machine only.
 fn configuration(conf: &Path, min_free: u64, growth: u64, found: &mut Findings) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(conf).with_context(|| conf.display().to_string())?;
     let value = |name: &str| {

@@ -27,7 +27,7 @@ use crate::{print_line, trail::Pace};
 
 /// Time limit for the broker to send the next message.
 const NEXT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest body in a line for people, characters.
+/// The most characters of a message's body that are printed without `--json`.
 const MAX_BODY_CHARS: usize = 160;
 
 pub(crate) async fn tail(log: &Log, args: &TailArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -98,7 +98,8 @@ async fn print_messages(
     loop {
         let next = async {
             match end {
-                // `info.pending` below counts the messages that follow. This code waits only if there are any.
+                // At least one more message exists here (`num_pending` above, `info.pending` below), so a long
+                // silence is a failure of the broker. Without `end`, a silence is normal.
                 Some(_) => tokio::time::timeout(NEXT_TIMEOUT, messages.next()).await.context("the broker is silent"),
                 None => Ok(messages.next().await),
             }

@@ -139,7 +139,7 @@ pub(crate) async fn fold(
     Ok(())
 }
 
-/// Prints an event that passes the filter.
+/// Prints an event if it passes the filter. A quarantined message (one that is no valid event) is always printed.
 pub(crate) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> {
     let line = match (&recorded.entry, filter.json) {
         (Ok((_, event)), _) if !passes(event, filter) => return Ok(()),

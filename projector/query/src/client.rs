@@ -158,7 +158,8 @@ impl QueryClient {
         self.ask("machine", actor, min_seq, machine).await
     }
 
-    /// The readings of a machine in the last `minutes`, oldest first. The projector keeps the readings of one day.
+    /// The last readings of a machine, oldest first: one for each of the last `minutes` minutes with a heartbeat, and
+    /// one for the minute of the last heartbeat. The projector keeps at most 1,440 past minutes.
     pub async fn readings(&self, actor: Actor, machine: MachineId, minutes: u32) -> Result<Vec<Reading>, RpcError> {
         self.ask("readings", actor, Seq::ZERO, ReadingsQuery { machine, minutes }).await
     }
@@ -256,7 +257,8 @@ impl QueryClient {
         self.ask("proof", actor, Seq::ZERO, seq).await
     }
 
-    /// The public keys whose signed heads of the log the market stands for. Anybody may know the keys.
+    /// The public keys with which the market's projectors sign heads (roots of the log's Merkle tree). Anybody may
+    /// know these keys.
     pub async fn head_keys(&self, actor: Actor) -> Result<Vec<String>, RpcError> {
         self.ask("head_keys", actor, Seq::ZERO, ()).await
     }

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::view::JobState;
 
-/// The maximum number of machines in one answer. A machine has at most 12 KB, and a message of the broker at most 1 MB.
+/// The maximum number of machines in one answer. The JSON of a machine has at most 12 KB, and the answer must fit
+/// into a message of the broker, which has at most 1 MB.
 pub const MACHINES_PER_ANSWER: usize = 64;
 
 /// The message that a client sends: the request, and the sequence that the answer must include.
@@ -95,7 +96,7 @@ pub struct MachinesOfQuery {
 pub struct ReadingsQuery {
     /// The machine.
     pub machine: MachineId,
-    /// The number of minutes before now.
+    /// The number of past minutes. A minute without a heartbeat has no reading and is not counted.
     pub minutes: u32,
 }
 

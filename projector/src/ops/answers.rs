@@ -142,7 +142,8 @@ impl OperatorQueries {
     pub(super) async fn travel(&self, to: LogPoint) -> Result<TimeTravel, RpcError> {
         let seq = self.seq_of(to).await?;
         let past_states = self.past_states.clone();
-        // Without an answer in time, the fold continues in the background. The next query uses its snapshots or result.
+        // If the fold is not done in time, it continues in the background. The next query uses the snapshots or the
+        // answer of that fold.
         let folding = tokio::spawn(async move { past_states.market(seq).await });
         match tokio::time::timeout(MAX_WAIT, folding).await {
             Ok(Ok(market)) => market.map(|market| TimeTravel::There(Box::new(market))).map_err(travel_failure),
@@ -157,8 +158,8 @@ impl OperatorQueries {
     /// The row of a job, a machine or an account as it was at a past point.
     pub(super) async fn past_row(&self, of: TrailOf, to: LogPoint) -> Result<PastRow, RpcError> {
         if let LogPoint::Seq(seq) = to {
-            // The trail is read from a model, which may be a few events behind the log. If the model does not arrive in
-            // time, the answer says how far it is.
+            // The trail is read from a model, which may be a few events behind the log. If the model does not reach
+            // `seq` in time, the answer is as of the last folded event, and names that event in `PastRow::seq`.
             drop(self.queries.wait_for(seq).await);
         }
         let seq = self.seq_of(to).await?;

@@ -78,6 +78,7 @@ async fn streams(client: &Client, findings: &mut Findings) -> anyhow::Result<()>
     let before = SystemClock.now();
     let market = stream_info(client, MARKET).await?;
     if let Some(theirs) = market["ts"].as_str().and_then(|ts| ts.parse::<Timestamp>().ok()) {
+        // `since` is zero for a later time. So the skew is the time by which the broker's clock is behind, or ahead.
         let skew = before.since(theirs).0.max(theirs.since(SystemClock.now()).0);
         let most = format!("at most {MAX_SKEW_MS} ms");
         findings.add(

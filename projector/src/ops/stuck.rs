@@ -24,7 +24,8 @@ const MAX_ACCEPTED: Millis = Millis(30 * 60_000);
 const MAX_OVER_LIMIT: Millis = Millis(360_000);
 /// The longest normal time between the end of a job and its settlement.
 const MAX_UNSETTLED: Millis = Millis(60_000);
-/// The longest normal time for which the report of an ended attempt waits in its machine's outbox.
+/// The longest normal time for which the report of an ended attempt waits in its machine's outbox (the file of a
+/// report that the worker has not delivered yet).
 const MAX_UNREPORTED: Millis = Millis(120_000);
 
 /// The stuck jobs: first the jobs that were too long in one state (by the limits above, or `stuck_after` if that is

@@ -89,7 +89,8 @@ struct MarketSnapshots {
     tables: BTreeMap<Seq, Table>,
 }
 
-/// The models that a past market consists of. They share one table: the keys of each model begin with another letter.
+/// The models that a past market consists of. They share one table, so no two of them use the same first letter in
+/// their keys.
 fn market_models() -> [Box<dyn Projection>; 3] {
     [Box::new(Machines), Box::new(MarketFigures), Box::new(Balances)]
 }

@@ -295,7 +295,8 @@ impl<'a> Replay<'a> {
         let (mut agree, mut before) = (0, 0);
         for (size, root, head) in heads {
             let what = match head {
-                // The newest head is signed last, so heads of more events are not signed yet.
+                // The newest head is signed after all smaller heads. So a larger head is missing because it is not
+                // signed yet.
                 None if size > newest => continue,
                 None => format!("the head of {size} events, which was signed, is gone"),
                 Some(head) if !self.context.keys.contains(&head.key) => {

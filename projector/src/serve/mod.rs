@@ -63,7 +63,8 @@ pub(crate) struct Queries {
     /// The last event of the log at the start. Queries wait until the models have folded this event, because a job that
     /// is not folded yet would seem not to exist.
     pub(crate) floor: Seq,
-    /// The public keys whose signed heads the market stands for: this projector's own key and its former keys.
+    /// The public keys of trusted signed heads: this projector's own key, and the keys of `--head-key`, such as its
+    /// former key.
     pub(crate) head_keys: Arc<[String]>,
 }
 

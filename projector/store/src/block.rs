@@ -24,8 +24,8 @@ const ROW_HEADER: usize = 6;
 const RAW: u8 = 0;
 /// The first byte of a stored block whose rows are compressed.
 const LZ4: u8 = 1;
-/// The greatest length of a stored block, bytes. Its first byte counts, so the rows are at least one byte shorter, and
-/// so is each row.
+/// The greatest length of a stored block, bytes, including the first byte `RAW` or `LZ4`. So the uncompressed rows of
+/// a block must be at least one byte shorter.
 pub const MAX_BLOCK_BYTES: usize = 64 << 20;
 
 /// Makes the stored form of a block. Compression is used if the block becomes shorter.

@@ -20,7 +20,8 @@ const PIECE: usize = 64;
 /// The most bytes of saved entries. A copy that needs more is cancelled: it is much slower than the fold.
 const MAX_SAVED_BYTES: usize = 64 << 20;
 
-/// Lets one thread copy a model's table while the fold writes into it. The fold and the copying thread share it.
+/// Lets one thread copy a model's table while the fold writes into the table. The fold and the copying thread share
+/// one `SnapshotCopy`.
 #[derive(Debug, Default)]
 pub struct SnapshotCopy {
     /// `None` while no copy is being made.

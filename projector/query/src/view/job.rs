@@ -98,11 +98,12 @@ pub struct JobView {
     pub submitted_at: Timestamp,
     /// The time at which the last attempt started the job's code.
     pub started_at: Option<Timestamp>,
-    /// The time at which the program of the last attempt ended, if its files were carried away after that.
+    /// The time at which the program of the last attempt ended; `None` while the program runs, or if the worker
+    /// reported the end of the attempt at once.
     #[serde(default)]
     pub exited_at: Option<Timestamp>,
-    /// The time until which the job pauses after its last attempt. After a fault of the machine, the job waits so long
-    /// for that machine only, and another machine may get the job before.
+    /// The time until which the job is not given to the machine of its last attempt again; if nobody was at fault for
+    /// the end of that attempt, the job is given to no machine until then.
     #[serde(default)]
     pub retry_at: Option<Timestamp>,
     /// The time at which the job ended.
@@ -117,7 +118,7 @@ pub struct JobView {
     pub seq: Seq,
 }
 
-/// One attempt of a job.
+/// One attempt of a job: one assignment to a machine, until an event ends it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttemptView {
     /// The lease: the sequence of the assignment.

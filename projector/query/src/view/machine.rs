@@ -18,7 +18,7 @@ pub enum MachineState {
     Online,
     /// The machine missed heartbeats.
     Suspect,
-    /// The machine was silent for longer than the grace period.
+    /// The machine was silent for so long that its jobs were requeued.
     Lost,
     /// The owner paused the machine.
     Paused,
@@ -106,7 +106,7 @@ pub struct ListedMachine {
     pub listed_at: Timestamp,
     /// The jobs that are assigned to the machine or run on it.
     pub running: Vec<JobId>,
-    /// The number of attempts that ended without a fault of the machine.
+    /// The number of attempts in which the machine ran the job's program to its end, even if the job failed.
     pub successes: u32,
     /// The number of attempts that ended by a fault of the machine, for each reason: `{"GpuLost": 2}`.
     pub faults: BTreeMap<String, u32>,
@@ -124,8 +124,8 @@ impl ListedMachine {
         MachineState::from_facts(self.wanted, self.presence, self.away, self.running.is_empty())
     }
 
-    /// The share of attempts that ended without a fault of the machine, in percent, and the number of all attempts.
-    /// `None` without attempts.
+    /// The share of successes among the attempts that count (successes and faults), in percent, and the number of these
+    /// attempts. A declined or cancelled attempt does not count. `None` if no attempt counts.
     pub fn reliability(&self) -> Option<(u32, u32)> {
         let record = MachineRecord { successes: self.successes, faults: self.faults.values().sum() };
         Some((record.percent()?, record.attempts()))
@@ -145,7 +145,8 @@ pub struct MachineView {
     pub listed: ListedMachine,
     /// The last heartbeat.
     pub heartbeat: Option<Heartbeat>,
-    /// The mean utilisation of the GPUs in each minute, percent, oldest first. Without a GPU: that of the CPUs.
+    /// The mean utilisation of the GPUs in each of the last 60 minutes with a heartbeat, percent, oldest first.
+    /// Without a GPU: that of the CPUs.
     pub load: Vec<u8>,
 }
 

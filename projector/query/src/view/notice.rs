@@ -8,7 +8,8 @@ use super::{JobView, MachineView, TrailEvent};
 /// A notice that a job, a machine or an account changed. The subject of the message has its id.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Notice {
-    /// The sequence of the event that made the change. A query after this notice uses it as `min_seq`.
+    /// The sequence of the last event that the notice includes; zero for a notice of a heartbeat. A page that then
+    /// sends a query gives this sequence as `min_seq`.
     pub seq: Seq,
     /// The state after the change.
     pub news: NewState,

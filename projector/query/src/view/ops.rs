@@ -278,7 +278,7 @@ pub struct PastRow {
     /// The view of the job, machine or account, as JSON; `None` if it did not exist yet.
     #[schema(value_type = Object)]
     pub row: Option<serde_json::Value>,
-    /// The last two hundred events up to this point that affect it, without their bodies.
+    /// The last two hundred events of the trail up to this point, without their bodies.
     pub trail: Vec<TrailEvent>,
 }
 

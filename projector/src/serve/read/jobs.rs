@@ -33,6 +33,7 @@ impl ReadModels {
             (Some(account), None) if may_see(actor, account) => jobs::account_jobs_prefix(account),
             (Some(_), _) => return Err(not_found("account")),
             (None, Some(machine)) => jobs::machine_jobs_prefix(machine),
+            // `j` begins the key of every job's row.
             (None, None) if may_see_all(actor) => vec![b'j'],
             (None, None) => return Err(not_found("account")),
         };

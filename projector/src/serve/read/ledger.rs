@@ -1,5 +1,5 @@
-//! The queries about money: an account's balance, its statement (the list of its postings), a job's receipt, and the
-//! sums of each day.
+//! The queries about money: an account's balance, its statement (a line for each event that changed the balance), a
+//! job's receipt, and the sums of each day.
 
 use gpubnb_events::{AccountId, Actor, JobId, Seq};
 use gpubnb_model::{

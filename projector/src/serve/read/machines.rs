@@ -1,5 +1,5 @@
 //! The queries about machines: their rows, their readings (load, temperature and so on), and the outcomes of their
-//! attempts. An attempt is one run of a job on a machine.
+//! attempts. An attempt is one assignment of a job to a machine.
 
 use gpubnb_events::{Actor, MachineId};
 use gpubnb_model::{
@@ -18,7 +18,7 @@ use crate::serve::access::{may_see, not_found};
 
 /// The most outcomes in one answer.
 const MAX_OUTCOMES: usize = 20;
-/// The number of minutes in the load chart of a machine.
+/// The number of minutes in the load chart of a machine. Minutes without a heartbeat are not in the chart.
 const LOAD_MINUTES: usize = 60;
 
 impl ReadModels {
