@@ -1,5 +1,6 @@
-//! Builds the relay (`relay/`) as a static program, which the worker contains and runs in a container without any file
-//! of a system. Cargo itself cannot build a program of a package with other flags than the package that contains it.
+//! Builds the relay (`relay/`) as a static program. The worker embeds the program, and runs it in a container that has
+//! no other file, so there is no library to link to. This script calls `rustc` itself, because Cargo builds all
+//! programs of a package with the same flags, and only the relay must be static.
 
 use std::{
     env,

@@ -88,7 +88,8 @@ pub(crate) struct Status {
     /// When the worker started.
     pub(crate) since: Timestamp,
     pub(crate) state: WorkerState,
-    /// The owner's rule for which the machine takes no jobs. `None` if no rule forbids jobs; a pause is no rule.
+    /// The reason for which the owner's rules forbid jobs now, for people; `None` if they allow jobs. A pause is not a
+    /// rule.
     pub(crate) why: Option<String>,
     /// True while the worker is connected to the broker.
     pub(crate) connected: bool,

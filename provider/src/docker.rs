@@ -1,5 +1,8 @@
 //! The sandbox: the settings of a job's container. The container has no capabilities, no network but loopback, a
 //! read-only root, and limits on memory, CPU, processes and files.
+//!
+//! Belongs here: every setting of the sandbox. Must not come here: the requests to Docker about one attempt
+//! (`attempt/container.rs`).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -115,9 +118,8 @@ pub struct SandboxParams<'a> {
     pub max_log: u64,
 }
 
-/// The name of an attempt's container. Docker refuses a second
-/// container with the same name. The name contains the machine's id, because workers of several markets may share one
-/// Docker.
+/// The name of an attempt's container. Docker refuses a second container with the same name, so an attempt has at most
+/// one container. The name contains the machine's id, because workers of several markets may share one Docker.
 pub fn container_name(machine: MachineId, lease: Lease) -> String {
     format!("gpubnb-{machine}-{lease}")
 }
@@ -156,7 +158,8 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         (LABEL_LEASE, params.lease.to_string()),
         (LABEL_GPUS, params.gpus.join(",")),
     ];
-    // Docker copies the labels of the image. Other programs of the owner act on labels, so they are emptied.
+    // Docker copies the labels of the image. Other programs of the owner act on labels: Traefik, for example, would
+    // publish a container with the label `traefik.enable=true`. So the values of the image's labels are emptied.
     let foreign = params.image.labels.iter().map(|name| (name.as_str(), String::new()));
     let labels = foreign.chain(labels).map(|(name, value)| (name.to_owned(), value)).collect();
     ContainerCreateBody {
@@ -171,7 +174,8 @@ pub fn hardened_container(spec: &JobSpec, params: &SandboxParams<'_>) -> Contain
         attach_stdin: Some(false),
         open_stdin: Some(false),
         tty: Some(false),
-        // Docker runs a health check outside of the job's limit of processor time.
+        // Docker runs a health check outside of the job's limit of processor time, so the image's own check is switched
+        // off.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         labels: Some(labels),
         // The image could name a signal that its program ignores, or one that does not exist.
@@ -244,7 +248,8 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let Resources { cpu_millis, memory, shm, .. } = spec.resources;
     let mut mounts = vec![mount(params.output, "/output", false), mount(params.scratch, "/scratch", false)];
     mounts.extend(params.input.map(|input| mount(input, "/input", true)));
-    // Docker would make a volume of any size on the machine's disk for each of these.
+    // Without a mount, Docker would make a directory for each volume of the image on the machine's disk, and the job's
+    // limits would not hold there.
     let volumes = params.volumes.iter().zip(&params.image.volumes);
     mounts.extend(volumes.map(|(directory, volume)| mount(directory, volume, false)));
     let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -259,12 +264,14 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
         // would not get a SIGTERM for which it has no handler.
         init: Some(true),
         nano_cpus: Some(i64::from(cpu_millis) * 1_000_000),
+        // If the machine runs out of memory, the kernel kills jobs before the owner's programs.
         oom_score_adj: Some(500),
         ipc_mode: Some("private".to_owned()),
         shm_size: Some(shm.map_or_else(|| bytes(memory.bytes() / 4).clamp(1 << 20, 1 << 30), |shm| bytes(shm.bytes()))),
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), "rw,noexec,nosuid,nodev,size=64m,mode=1777".to_owned())])),
-        // `fsize` limits each file, also those in /dev/shm, which the job's memory limits. The job's disk limits the
-        // sum of the files.
+        // `fsize` limits the size of one file. A file is on the job's disk or in /dev/shm, so the limit is the size of
+        // the disk plus the memory. The sum of the files needs no `ulimit`: the job's disk and the job's memory bound
+        // it.
         ulimits: Some(vec![
             limit("nofile", i64::from(spec.resources.max_open_files())),
             limit("core", 0),

@@ -31,8 +31,8 @@ pub(crate) enum Gpus {
     Simulated(u32),
 }
 
-/// A process that draws, and holds no more of the GPU's memory than this, is no use of the GPU. Bytes. A display server
-/// and the windows of a desktop hold less each, a game or a renderer holds more.
+/// A process that only draws, and holds at most this many bytes of the GPU's memory, does not count as a use of the
+/// GPU. The display server and each window of a desktop hold less. A game or a renderer holds more.
 const MAX_DISPLAY_MEMORY: u64 = 512 << 20;
 /// Readings in a row that must fail before an error of the driver counts as a loss of the GPU.
 const MIN_FAILURES: u32 = 3;
@@ -122,7 +122,7 @@ impl Gpus {
         }
     }
 
-    /// The current reading of each GPU, for display. It does not count as a failure of a GPU.
+    /// The current reading of each GPU, for display. A failed reading does not count as a failure of the GPU.
     pub(crate) fn shown_readings(&self, is_busy: bool) -> Vec<GpuReading> {
         match self {
             Self::Nvidia(nvidia) => nvidia.gpus.iter().map(|known| nvidia.reading(known, false)).collect(),
@@ -149,13 +149,14 @@ impl Gpus {
         }
     }
 
-    /// Readings that are repeated until an error of the driver is certain, while no job runs.
+    /// The readings after [`MIN_FAILURES`] tries, so that an error of the driver is certain. For the self-test, when no
+    /// job runs.
     pub(crate) fn confirmed_readings(&self) -> Vec<GpuReading> {
         (0..MIN_FAILURES).map(|_| self.readings(false)).next_back().unwrap_or_default()
     }
 
     /// Returns true if a process outside of these containers uses a GPU. `containers` are Docker's ids. A process that
-    /// only draws, and holds little of the GPU's memory, is no use: the display server of a desktop is one.
+    /// only draws, and holds little of the GPU's memory, does not count: the display server of a desktop is one.
     pub(crate) fn is_used_by_others(&self, containers: &[String]) -> bool {
         let Self::Nvidia(nvidia) = self else { return false };
         nvidia

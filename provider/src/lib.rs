@@ -2,7 +2,9 @@
 //! job ended.
 //!
 //! An *attempt* is one try to run a job on a machine. A *lease* is the number of an attempt: the sequence of the event
-//! `JobAssigned` in the market's log. A later lease of the same job makes an earlier lease stale.
+//! `JobAssigned` in the market's log. A later lease of the same job makes an earlier lease stale. The *platform* is the
+//! market's services behind the broker. The *edge* is the market's public web server. The *door* of a job is its way to
+//! the internet.
 //!
 //! Belongs here: the machine's hardware, the sandbox, and each attempt on this machine. Must not come here: code that
 //! trusts a job, or a credential of another machine.

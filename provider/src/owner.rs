@@ -85,7 +85,7 @@ pub(crate) enum ReclaimReason {
 }
 
 impl ReclaimReason {
-    /// True if all jobs have to go. Somebody who uses a GPU is in no job's way that has no GPU.
+    /// True if all jobs must stop. While the owner uses a GPU, only the jobs with a GPU are in the owner's way.
     fn concerns_all_jobs(&self) -> bool {
         *self == Self::OutsideHours
     }
@@ -131,7 +131,8 @@ pub(crate) async fn watch_rules(
         // A former run of the worker may have had rules, and may have reported the machine as reclaimed.
         return report_change(&platform, MachineChange::Back, &shutdown).await;
     }
-    // When the GPUs were used before the start is not known. GPUs that are idle at the start count as idle long enough.
+    // The worker does not know when the GPUs were last used before its start. So GPUs that are idle at the start count
+    // as idle for long enough.
     let mut last_use: Option<Instant> = None;
     let mut reported: Option<Option<ReclaimReason>> = None;
     let mut timer = tokio::time::interval(WATCH_INTERVAL);

@@ -1,6 +1,6 @@
-//! The relay of a job: a container beside the job, from a tiny image that the worker contains. The job shares the
-//! network of this container, which has nothing but loopback. The relay carries what arrives there to the sockets of
-//! the job's door (`door/`).
+//! The relay of a job: a container beside the job. Its image has one small program, which the worker embeds. The job
+//! shares the network of this container, which has nothing but loopback. The relay carries each connection to that
+//! loopback to a socket of the job's door (`door/`).
 //!
 //! Belongs here: the image and the container of the relay. Must not come here: what a job may reach.
 
@@ -41,7 +41,8 @@ pub(crate) const LABEL_RELAY: &str = "gpubnb.relay";
 /// Largest memory of a relay, bytes: enough for the buffers of all its connections.
 const MEMORY: i64 = 128 << 20;
 /// The least, usual and greatest size of the buffers of a connection on the job's loopback, bytes. The kernel counts
-/// them as memory of the relay, and the job decides when they are read.
+/// the buffers as memory of the relay. A job that never reads would otherwise fill larger buffers, and use up that
+/// memory.
 const BUFFERS: &str = "4096 65536 65536";
 /// Most threads of a relay: two for each connection.
 const THREADS: i64 = 300;

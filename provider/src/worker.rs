@@ -68,7 +68,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let gpus = Arc::new(Gpus::probe(args.simulate_gpus, args.nvml.as_deref()));
     let http = http_client(&enrollment.market, enrollment.market_ca.as_deref())?;
     let market = MarketClient::new(http.clone(), &enrollment.market);
-    // The self-test measures the line to the market, so it waits until the market answers.
+    // The self-test measures the connection to the market. So wait until the market gives a first, unused credential.
     let obtain = || Credential::obtain(Arc::clone(&identity), market.clone());
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -132,7 +132,7 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     Ok(())
 }
 
-/// Tests the machine. `market` is the client and the address with which the line to the market is measured.
+/// Tests the machine. `market` is the client and the address with which the connection to the market is measured.
 async fn self_test(
     args: &RunArgs,
     identity: &Identity,
@@ -192,8 +192,8 @@ fn door_rules(args: &RunArgs, dialer: &Dialer, relay_user: (u32, u32)) -> DoorRu
     }
 }
 
-/// The hosts that the machine offers: none if jobs cannot reach a relay here, as under gVisor. Jobs of a former run of
-/// the worker keep their way.
+/// The hosts that the machine offers: none if jobs cannot reach a relay here, as under gVisor. Jobs that a former run
+/// of the worker started keep their doors.
 async fn offered_hosts(args: &RunArgs, docker: &Docker, identity: &Identity) -> Egress {
     if args.allow_egress.is_none() {
         return Egress::default();
@@ -226,9 +226,9 @@ fn attempts_dir(identity: &Identity) -> PathBuf {
     identity.state.join("leases")
 }
 
-/// The reason why the machine is unfit, although a former run of the worker left attempts to look after: without the
-/// worker, their jobs would have no limit, and their reports would not arrive. Fails if the machine is unfit and there
-/// is no such attempt.
+/// The reason why the machine is unfit; `None` if it is fit. Fails if the machine is unfit, and a former run of the
+/// worker left no attempt to look after. Such attempts need the worker even on an unfit machine: without it, nobody
+/// would stop their jobs at the limits, and their reports would not arrive.
 async fn why_unfit(
     checks: &[Check],
     list_unfit: bool,

@@ -139,7 +139,8 @@ impl Dialer {
         let unresolved = |source| DialError::Unresolved { host: host.to_owned(), source };
         let (lookups, wanted) = (Arc::clone(&self.lookups), name.to_owned());
         let lookup = async {
-            // The caller waits for the permit: a caller that goes away leaves nothing behind that waits.
+            // The permit is awaited outside of the spawned task, so a caller that gives up leaves no waiting task
+            // behind.
             let permit = lookups.acquire_owned().await.map_err(io::Error::other)?;
             // A lookup that takes too long keeps its thread, and therefore its permit.
             let found = tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! Decides whether an address is a public unicast address. The ranges that are not public stand in two tables, by the
-//! registries of the IANA: <https://www.iana.org/assignments/iana-ipv4-special-registry> and
+//! Decides whether an address is a public unicast address. The ranges that are not public are in two tables, which
+//! follow the registries of the IANA: <https://www.iana.org/assignments/iana-ipv4-special-registry> and
 //! <https://www.iana.org/assignments/iana-ipv6-special-registry>.
 
 use std::{

@@ -9,10 +9,12 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// A route to a shorter prefix than this counts as a default route: VPNs divide the default route into two halves.
+/// A route whose prefix has fewer bits than this counts as a default route: some VPNs divide the default route into the
+/// halves `0.0.0.0/1` and `128.0.0.0/1`.
 const SHORTEST_PREFIX: u8 = 4;
-/// A provider gives a customer a prefix of this length or longer, of which each local network is a part. The other
-/// networks of the customer are as local as the machine's own.
+/// An internet provider gives a customer an IPv6 prefix of at least this many bits, and the customer's networks are
+/// parts of the prefix. The whole prefix counts as local, because the owner's other networks are no business of a job
+/// either.
 const SITE_PREFIX: u8 = 48;
 
 /// The networks that this machine reaches without its default route.
@@ -47,7 +49,7 @@ fn v4_routes(text: &str) -> Vec<IpNet> {
 }
 
 /// A line of `/proc/net/ipv6_route`: destination and length of its prefix, both in hexadecimal digits, and other
-/// fields. The machine's own addresses are routes of 128 bits.
+/// fields. The machine's own addresses are routes with a prefix of 128 bits.
 fn v6_route(line: &str) -> Option<IpNet> {
     let mut fields = line.split_whitespace();
     let address = Ipv6Addr::from(u128::from_str_radix(fields.next()?, 16).ok()?);

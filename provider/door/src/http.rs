@@ -113,7 +113,7 @@ async fn forward(
         .await;
     let (mut sender, connection) = handshake.map_err(unreachable)?;
     let closed = door.closed.clone();
-    // The connection may live longer than the request, and takes the job's share as long.
+    // The connection to the host may outlive the request. It counts as one of the job's connections until it closes.
     tokio::spawn(async move {
         drop(closed.run_until_cancelled(connection).await);
         drop(permit);

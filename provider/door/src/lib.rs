@@ -1,6 +1,6 @@
 //! The door of a job: its way to the internet. A job has no network. It finds two proxies on its own loopback, one for
 //! HTTP and one for SOCKS5. The relay (`provider/relay`) carries their connections to the sockets of this crate, in the
-//! worker. Here it is decided which hosts a job may reach, and the dialer connects to them.
+//! worker. This crate decides which hosts a job may reach, and the dialer connects to them.
 //!
 //! Belongs here: the proxies, the rules, and the counting of bytes. Must not come here: Docker, and the decision which
 //! addresses are public, which is the dialer's.
@@ -41,13 +41,13 @@ const SOCKS_PROXY: &str = "socks5h://127.0.0.1:1080";
 const MAX_CONNECTIONS: usize = 128;
 /// Most names that a job looks up at once.
 const MAX_LOOKUPS: usize = 4;
-/// Most lines about refused connections in a job's log. A host is named once.
+/// Most lines about failed connections in a job's log. The same line is written only once.
 const MAX_NOTES: usize = 50;
 
 /// The variables by which programs find the proxies of the job's door. Programs disagree about capital letters. `curl`
-/// and `git` read only the small `http_proxy`. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`, which the
-/// client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its extras is
-/// absent.
+/// and `git` read only `http_proxy`, in small letters. `ALL_PROXY` is not the SOCKS5 proxy, because Python's `httpx`,
+/// which the client of the Hugging Face Hub uses, fails for each request if a SOCKS proxy is named and one of its
+/// extras is absent.
 pub fn proxy_variables() -> impl Iterator<Item = (&'static str, String)> {
     let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
     let proxies = proxies.map(|name| (name, HTTP_PROXY.to_owned()));
@@ -64,7 +64,7 @@ pub struct Rules {
     pub owner: Egress,
     /// The ports that the owner allows.
     pub ports: Vec<u16>,
-    /// Most bytes of the attempt in both directions.
+    /// Most bytes of the attempt, both directions together.
     pub max_bytes: u64,
 }
 
@@ -96,7 +96,7 @@ impl Refusal {
     }
 }
 
-/// The door of one attempt. It is closed, with all its connections, when this is dropped.
+/// The door of one attempt. The door is closed, with all its connections, when this value is dropped.
 #[derive(Debug)]
 pub struct OpenDoor {
     door: Arc<Door>,
@@ -173,7 +173,8 @@ impl Door {
 
     fn check(&self, host: &str, port: u16) -> Result<(), Refusal> {
         let Rules { hosts, owner, ports, max_bytes } = &self.rules;
-        // Names outside of ASCII could not be reported.
+        // The report to the market names the hosts. The market would refuse a report with a long name or with control
+        // characters, so the door allows only short names in ASCII.
         if host.len() > MAX_HOST || !host.bytes().all(|b| b.is_ascii_graphic()) || !hosts.allows(host) {
             let shown: String = host.chars().take(MAX_HOST).collect();
             return Err(Refusal::Host(make_plain(&shown)));
@@ -200,7 +201,7 @@ impl Door {
         }
         let line = refusal.to_string();
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full queue of lines loses a line that the answer of the proxy has, too.
+        // If the queue is full, the line is lost. The answer of the HTTP proxy has the same text.
         if said.len() < MAX_NOTES && said.insert(line.clone()) {
             drop(self.notes.try_send(line));
         }

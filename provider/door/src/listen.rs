@@ -75,8 +75,8 @@ fn bind(directory: &Path, name: &str) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves the connections to a socket. A job that has as many connections as it may waits for the end of one, and the
-/// relay closes what is beyond its own bound.
+/// Serves the connections to a socket. While the job has `MAX_CONNECTIONS` connections, the next connection waits until
+/// one of them ends. The relay has a bound of its own, and closes connections beyond it.
 async fn accept(door: Arc<Door>, listener: UnixListener, protocol: Protocol) {
     let accepting = async {
         // The semaphore is never closed.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Bytes that were not used for so long may be used at once.
+/// After a pause, the bytes of at most this time may be transferred at once.
 const BURST: Duration = Duration::from_millis(250);
 
 /// The limit. Each transfer is put on a schedule at the end of the transfers before it (the generic cell rate

@@ -53,7 +53,8 @@ async fn tunnel(
         Ok(connection) => connection,
         Err(refusal) => return protocol.reply_error(&reply(&refusal)).await,
     };
-    // The address from which the worker connects is nobody's business.
+    // The reply has room for the address from which the worker connects. The job gets zeros instead, because that
+    // address may be one of the owner's network.
     let mut job = protocol.reply_success(SocketAddr::from(([0, 0, 0, 0], 0))).await?;
     if let Err(e) = copy_bidirectional(&mut job, &mut connection).await {
         debug!(error = %e, "a connection of a job has ended");

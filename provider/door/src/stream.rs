@@ -16,11 +16,11 @@ use tokio::{
 
 use crate::{Door, Refusal};
 
-/// A connection on which nothing moves for so long is closed.
+/// A connection is closed after this time without a byte in either direction.
 const IDLE: Duration = Duration::from_secs(30 * 60);
 /// The same for a connection whose other direction has ended.
 const CLOSING_IDLE: Duration = Duration::from_secs(60);
-/// The idle time is measured this exactly, so that not every byte sets a timer.
+/// The timer of the idle time is set again at most once in this time, and not for every byte.
 const IDLE_STEP: Duration = Duration::from_secs(10);
 
 /// A connection from the worker to a host.

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::*;
 
-/// A door, and a host of the internet that answers each connection with what it got.
+/// A door, and a host of the internet that answers each connection with a prefix and the bytes that it got.
 struct Street {
     directory: TempDir,
     open: OpenDoor,
@@ -101,7 +101,8 @@ async fn a_plain_request_is_sent_on_without_the_headers_of_the_connection() {
         .await;
     let (head, body) = got.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK") && !head.contains("keep-alive") && body == "hello", "{got}");
-    // The host echoes more than it announced. What it got is in the count of sent bytes.
+    // The host sends the request back after the announced five bytes, where the proxy ignores it. The count of sent
+    // bytes shows which request the host got.
     let sent = street.open.traffic().hosts[0].sent;
     assert_eq!(sent, "GET /a?b HTTP/1.1\r\nHost: files.example\r\n\r\n".len() as u64);
 }

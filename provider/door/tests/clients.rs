@@ -1,6 +1,6 @@
-//! Tries the programs that jobs use through a door, with nothing but the variables that a job gets. A server of files
-//! stands for the internet. The programs of this machine run here, not in a container: the machine's own network is no
-//! way to `files.example`, which only the door's mirror knows.
+//! Tries programs that jobs use, such as `curl` and `git`, through a door. The programs get only the environment
+//! variables that a job gets. A file server stands for the internet. The programs run on this machine and not in a
+//! container, but they cannot go around the door: only the door's mirror knows the host `files.example`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::{

@@ -18,7 +18,7 @@ use std::{
 
 /// The ports on loopback, and the worker's socket for each.
 const PORTS: [(u16, &str); 2] = [(3128, "http"), (1080, "socks")];
-/// The worker's socket to which the relay connects once, as soon as it listens.
+/// The worker's socket to which the relay connects once, as soon as the relay listens on its ports.
 const READY: &str = "ready";
 /// The argument with which this program tries to reach another relay, as a job does.
 const PROBE: &str = "probe";
@@ -89,7 +89,7 @@ fn accept(listener: &TcpListener, socket: &Path) {
     }
 }
 
-/// Carries a connection in both directions until both are closed. While the worker is away, the connection is closed.
+/// Carries a connection until both directions are closed. If the worker does not run, the connection is closed at once.
 fn carry(mut job: TcpStream, socket: &Path) -> io::Result<()> {
     let mut worker = UnixStream::connect(socket)?;
     job.set_nodelay(true)?;
@@ -99,7 +99,7 @@ fn carry(mut job: TcpStream, socket: &Path) -> io::Result<()> {
         drop(to_worker.shutdown(Shutdown::Write));
     })?;
     let copied = io::copy(&mut worker, &mut job);
-    // If the worker is gone, what the job still writes goes nowhere.
+    // If the worker is gone, nobody takes what the job still writes, so both directions are closed.
     let how = if copied.is_ok() { Shutdown::Write } else { Shutdown::Both };
     drop(job.shutdown(how));
     sending.join().map_err(|_| io::Error::other("a thread ended"))

@@ -20,8 +20,8 @@ use super::{Problem, job_disk};
 
 /// Most files in a manifest.
 const MAX_FILES: usize = 1_000;
-/// Most directory entries of a running job that are measured, because a job must not keep the machine busy. Beside the
-/// output they are those of the scratch directory, such as an installed Python environment.
+/// Most directory entries of a running job that are measured, because a job must not keep the machine busy. The scratch
+/// directory counts, too, and may have many entries, such as an installed Python environment.
 const MAX_MEASURED: usize = 200_000;
 /// Most directory entries that are read. A job with many million tiny files must not keep the machine busy.
 const MAX_ENTRIES: usize = 50_000;
@@ -176,7 +176,8 @@ fn check_entry(path: &str, is_text: bool, depth: usize, metadata: &Metadata) -> 
 }
 
 /// Makes a directory readable that the job has made unreadable. Only for a job that has ended, which can no longer put
-/// a link in the directory's place. Does nothing to a directory that is readable, or that belongs to somebody else.
+/// a link in the directory's place. Does nothing to a directory that is readable. An unreadable directory of another
+/// user is an error, unless the worker is root.
 pub(super) fn make_accessible(directory: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(directory)?;
     if metadata.is_dir() && metadata.mode() & 0o700 != 0o700 {

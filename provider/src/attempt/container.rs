@@ -28,7 +28,7 @@ pub(super) struct Container {
     docker: Docker,
     name: String,
     lease: Lease,
-    /// Locked while Docker makes the container.
+    /// Locked while Docker creates or removes the container.
     being_made: Arc<Mutex<()>>,
 }
 
@@ -63,8 +63,8 @@ impl Container {
         }
     }
 
-    /// Creates the container. The request goes on if the caller is dropped, because Docker might carry it out after
-    /// [`Container::remove`].
+    /// Creates the container. If the caller is dropped, the request still runs to its end, and [`Container::remove`]
+    /// waits for that. Otherwise Docker could create the container after its removal.
     pub(super) async fn create(&self, body: ContainerCreateBody) -> Result<CreateResult, Problem> {
         let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
         let (docker, being_made) = (self.docker.clone(), self.being_made.clone().lock_owned().await);
@@ -107,7 +107,7 @@ impl Container {
     }
 
     /// Returns true if Docker sent the container a signal since a time: because Docker is being stopped, or because
-    /// somebody asked for that. A program that exits by itself is sent none.
+    /// somebody stopped the container (`docker stop`). Docker sends no signal to a program that exits by itself.
     pub(super) async fn was_signalled(&self, since: Timestamp) -> Result<bool, Error> {
         let filters = HashMap::from([("container", vec![self.name.as_str()]), ("event", vec!["kill"])]);
         let now = SystemClock.now().millis();
@@ -128,8 +128,8 @@ impl Container {
         Ok(line.unwrap_or_default().chars().take(500).collect())
     }
 
-    /// What the container writes from now on, byte for byte and at once: also a line that is not finished. Read it
-    /// without a pause, because Docker lets the job wait once a megabyte is unread.
+    /// What the container writes from now on, byte for byte and at once: also a line that is not finished. Read the
+    /// stream without a pause: once a megabyte is unread, the job has to wait when it writes.
     pub(super) async fn attach(&self) -> Result<impl Stream<Item = Result<LogOutput, Error>> + use<>, Error> {
         let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
         Ok(self.docker.attach_container(&self.name, Some(options)).await?.output)

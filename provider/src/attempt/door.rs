@@ -25,7 +25,7 @@ use super::{Problem, container::CreateResult, context::AttemptContext};
 use crate::{json_file, relay};
 
 /// The directory with a directory for each door, beside the directory of the attempts. A door is not in the attempt's
-/// own directory, because that may be a disk that was made before the attempt.
+/// own directory, because a spare disk, made before the attempt, may take the place of that directory.
 const DOORS: &str = "doors";
 /// The directory with the sockets, which the relay mounts.
 const SOCKETS: &str = "sockets";
@@ -100,7 +100,8 @@ pub(super) fn open(context: &AttemptContext, grant: &Grant) -> Result<(), Proble
         return Ok(());
     }
     let DoorRules { hosts, ports, max_bytes, rate, dialer, relay_user } = &context.tools.door_rules;
-    // The broker tells the machine's address as the broker sees it. A router may lead it back into the owner's network.
+    // The broker tells the machine's address as the broker sees it. A router may lead that address back into the
+    // owner's network.
     if let Ok(address) = context.tools.js.client().server_info().client_ip.parse() {
         dialer.refuse_own_address(address);
     }
@@ -162,7 +163,8 @@ pub(super) async fn is_broken(context: &AttemptContext) -> bool {
         return true;
     }
     match context.relay.state().await {
-        // The memory of a relay is enough for all connections, so only an attack uses it up.
+        // A relay that ran out of memory is the job's fault: the memory is enough for all connections, so only an
+        // attack uses it up.
         Ok(state) => state.running != Some(true) && state.oom_killed != Some(true),
         Err(e) => {
             warn!(lease = context.lease.0.0, error = %e, "the relay of a job is not found");

@@ -49,7 +49,8 @@ pub(super) enum StopCause {
 }
 
 impl AttemptEnd {
-    /// The run time of the job's code. It is zero if it is not known, so that nobody pays for such an attempt.
+    /// The run time of the job's code. If the run time is not known, it counts as zero, so that nobody pays for such an
+    /// attempt.
     pub(super) fn usage(&self) -> Usage {
         match self {
             Self::NotStarted(_) | Self::Failed(_) => Usage::default(),
@@ -70,8 +71,8 @@ impl AttemptEnd {
         matches!(self, Self::Stopped { .. } | Self::Exited { .. })
     }
 
-    /// The outcome for the market. `fullness` tells which file system is full, and is called only for an exit code that
-    /// has no other explanation.
+    /// The outcome for the market. `fullness` tells which file system is full. It is called only for a nonzero exit
+    /// code that neither the limit of memory nor the limit of a file's size explains.
     pub(super) fn outcome(&self, fullness: impl FnOnce() -> Fullness) -> Outcome {
         match self {
             Self::NotStarted(reason) => stopped(*reason),

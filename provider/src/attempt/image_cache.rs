@@ -45,7 +45,8 @@ struct CachedImage {
 }
 
 impl ImageCache {
-    /// Reads the list from the directory `state`. If the list cannot be read, the worker never removes its images.
+    /// Reads the list from the directory `state`. If the list cannot be read, the worker begins a new list, and never
+    /// removes the images of the lost list.
     pub(super) fn open(state: &Path, limits: CacheLimits) -> Self {
         let path = state.join(FILE);
         let read = match fs::read(&path) {

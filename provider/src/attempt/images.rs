@@ -29,8 +29,8 @@ use crate::{
     image_fetch::{FetchError, FetchProgress, ImageFetcher, local_name},
 };
 
-/// Time for which the id of a name is cached. After that the id is looked up again, because a name may refer to another
-/// image, though that is rare.
+/// Time for which the id of a name is cached. After that the id is looked up again, because the name may by then refer
+/// to another image, though that is rare.
 const CACHE_TIME: Duration = Duration::from_secs(30);
 /// Most images that are cached.
 const MAX_CACHED: usize = 256;
@@ -135,7 +135,8 @@ impl Images {
         info!(image = local, "fetching an image");
         let docker = &context.tools.docker;
         let fetcher = &self.rules.fetcher;
-        // The broker tells the machine's address as the broker sees it.
+        // The broker tells the machine's address as the broker sees it. A router may lead that address back into the
+        // owner's network.
         if let Ok(address) = context.tools.js.client().server_info().client_ip.parse() {
             fetcher.dialer.refuse_own_address(address);
         }

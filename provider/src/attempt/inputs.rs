@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::{Problem, context::AttemptContext};
 
-/// How long the market may be away while one file is downloaded.
+/// Longest time without a new byte of a file, for example because the market is away.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 /// First and longest pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

@@ -177,7 +177,7 @@ impl JobDisks {
             if e.kind() != io::ErrorKind::StorageFull {
                 return Err(e);
             }
-            // The spare disks of other sizes take room, too.
+            // Spare disks of other sizes may take the room: remove them, and try once more.
             self.clear().await;
             reserve(dir, bytes)?;
         }
@@ -193,7 +193,8 @@ impl JobDisks {
         Ok(disk)
     }
 
-    /// Gives a file or a directory to the user of jobs, who alone may read it, with the worker.
+    /// Gives a file or a directory to the user of jobs, with these permissions (`mode`). Only that user and the worker
+    /// may read it.
     pub(super) fn give_to_job(&self, path: &Path, mode: u32) -> io::Result<()> {
         let (uid, gid) = self.owner;
         chown(path, Some(uid), Some(gid))?;
@@ -268,13 +269,14 @@ pub(super) fn fullness(disk: &JobDisk) -> Fullness {
     let is_full = |path: &Path| rustix::fs::statvfs(path).is_ok_and(|s| none_left(&s));
     match (is_mounted(&disk.root).unwrap_or(false), disk.root.parent()) {
         (true, _) if is_full(&disk.root) => Fullness::Job,
-        // The space of a mounted disk was reserved at the start.
+        // The space of a mounted disk was reserved at the start, so a full machine does not harm the job.
         (false, Some(parent)) if is_full(parent) => Fullness::Machine,
         _ => Fullness::NotFull,
     }
 }
 
-/// Reserves the space of a job's disk on the machine's disk. Fails with `StorageFull` if there is too little.
+/// Reserves the space of a job's disk on the machine's disk. The space of a disk that is a plain directory is only
+/// compared with the free space. Fails with `StorageFull` if there is too little.
 fn reserve(dir: &Path, bytes: u64) -> io::Result<()> {
     use rustix::{fs::FallocateFlags, io::Errno};
     let image = dir.join(IMAGE);

@@ -33,19 +33,19 @@ const POSITION_FILE: &str = "log.json";
 const FLUSH_DELAY: Duration = Duration::from_millis(50);
 /// A chunk with this many lines or metrics is large.
 const MAX_CHUNK_LINES: usize = 256;
-/// A chunk with this many bytes of log, as JSON, is large. A chunk is sent before it has more than this and one line,
-/// which is less than a request may have.
+/// A chunk with this many bytes of log, as JSON, is large. A large chunk is sent at once, so it has at most this and
+/// one line (`MAX_LINE_BYTES`), which is less than a request may have.
 const MAX_CHUNK_BYTES: usize = 64 * 1024;
 /// Most bytes of a line, as JSON. JSON takes six bytes for a control character.
 const MAX_LINE_BYTES: usize = 128 * 1024;
 /// Longest time over which a flood is measured, in milliseconds of Docker's timestamps.
 const FLOOD_WINDOW: Millis = Millis(10_000);
-/// Most bytes of log in one such time. More is a flood, which takes the machine's processor time.
+/// Most bytes of log in one `FLOOD_WINDOW`. More is a flood, which takes the machine's processor time.
 const MAX_BYTES_IN_WINDOW: u64 = 40 << 20;
 /// Pause before the next read of the log, if the container has not ended or a read failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// A shorter log, in bytes, is read a second time when the container has ended. That is faster than to wait until
-/// Docker closes the followed log, which takes milliseconds.
+/// A log with fewer bytes is read again from its start when the container has ended. That is faster than to wait until
+/// Docker closes the stream of a followed log, which takes milliseconds.
 const SHORT_LOG: u64 = 256 * 1024;
 /// Most reads of an ended container's log.
 const MAX_READS: u32 = 5;
@@ -163,7 +163,8 @@ impl LogReader {
         ended: &mut watch::Receiver<bool>,
         notes: &mut mpsc::Receiver<String>,
     ) -> ReadResult {
-        // Docker may have rotated away what follows the limit. Nobody misses these frames.
+        // After the limit, only new frames are read, for progress and metrics. The earlier frames are not skipped one
+        // by one, because Docker may have deleted some of them in a rotation of the log.
         let only_new = self.position.is_cut;
         let mut frames = Box::pin(chunk.context.container.log(follow, only_new));
         let mut to_skip = if only_new { 0 } else { self.position.frames };
@@ -176,7 +177,7 @@ impl LogReader {
                     chunk.flush().await;
                     continue;
                 }
-                // Between two lines of the job, so that the saved position is after the note.
+                // A note is published only between two lines of the job, so that the saved position is after the note.
                 Some(note) = notes.recv(), if !self.lines.has_partial() => {
                     self.publish_note(chunk, note).await;
                     continue;
@@ -209,8 +210,9 @@ impl LogReader {
         }
     }
 
-    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have the line, so its
-    /// position is saved before: after a crash a note may be missing, and never a line of the job.
+    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have this line. So the
+    /// position after the line is saved before the line is published: after a crash a note may be missing, and never a
+    /// line of the job.
     async fn publish_note(&mut self, chunk: &mut Chunk<'_>, text: String) {
         chunk.flush().await;
         self.position.bytes += text.len() as u64 + LINE_COST;

@@ -3,7 +3,7 @@
 //! The steps of an attempt, each in the file of its name:
 //! 1. Accept the lease.
 //! 2. `prepare`: create the container, and record the event `Started` in the market's log. If the job may reach the
-//!    internet, `door` opens its way there before.
+//!    internet, `door` opens its way there first.
 //! 3. Start the container, but only after `Started` is recorded.
 //! 4. `run`: wait until the container has ended. At the same time `log` forwards the job's log, and
 //!    `unfinished` shows the line that the job is still writing.
@@ -12,6 +12,9 @@
 //! 6. `report`: upload the files, and deliver the report.
 //!
 //! When the worker stops, the containers go on. At the next start of the worker, `resume` finds them by their labels.
+//!
+//! Belongs here: the steps of one attempt, and the tools that attempts share, such as the cache of images. Must not
+//! come here: what goes on without attempts, such as heartbeats.
 
 mod artifacts;
 mod container;
@@ -83,7 +86,7 @@ pub(crate) async fn carry_out(context: AttemptContext) {
 }
 
 /// Carries out an attempt, and continues where a former run of the worker stopped. Sets `disk_bytes`, the size of the
-/// job's output volume, as soon as the size is known.
+/// job's disk, as soon as the size is known.
 async fn execute_and_report(context: &AttemptContext, disk_bytes: &mut Option<u64>) {
     let (pending, log) = if let Some(pending) = PendingReport::read(&context.directory()) {
         // The attempt ended during a former run of the worker. Part of its log may not have been forwarded.
@@ -132,8 +135,8 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> (PendingReport, Opt
     }
 }
 
-/// Prepares and starts the container. Returns what the container writes, too, which is attached to before the start, so
-/// that no byte is missed.
+/// Prepares and starts the container. Also returns the stream of what the container writes. The worker attaches to the
+/// container before the start, so that no byte is missed.
 async fn prepare_and_start(
     context: &AttemptContext,
     grant: &Grant,
@@ -164,7 +167,7 @@ async fn prepare_and_start(
 }
 
 /// Removes the container and the directory of an attempt in the background, because Docker needs long to remove a
-/// container. Then makes a spare volume for the next job.
+/// container. Then makes a spare disk for the next job.
 fn clean_up(context: AttemptContext, disk_bytes: Option<u64>) {
     tokio::spawn(async move {
         let mut pause = REMOVE_AFTER;

@@ -19,7 +19,7 @@ use super::context::AttemptContext;
 
 /// Where the cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// Time between two looks at the file. A program that ends sooner after it reached the limit ends without a word about
+/// Time between two looks at the file. If the program ends sooner after it reached the limit, the report does not name
 /// the limit.
 const INTERVAL: Duration = Duration::from_millis(100);
 

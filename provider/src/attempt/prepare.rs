@@ -1,5 +1,5 @@
-//! Prepares an attempt: finds the image, makes the output volume, downloads the input files, allocates the GPUs,
-//! creates the container, and records the event `Started` in the market's log. The container is started after that.
+//! Prepares an attempt: finds the image, makes the job's disk, downloads the input files, allocates the GPUs, creates
+//! the container, and records the event `Started` in the market's log. The container is started after that.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -29,8 +29,9 @@ pub(super) enum ContainerOrigin {
 pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<ContainerOrigin, AttemptEnd> {
     let prepare = async {
         let (image, ()) = tokio::try_join!(find_image(context, grant), door::start_relay(context, grant))?;
-        // `Started` is recorded while the container is created, but not while input files are on their way, which takes
-        // long. The container is started only after both are done.
+        // `Started` starts the market's clock of the run time. It is recorded while the container is created, which is
+        // fast. A download of input files takes long, so `Started` is then recorded after the download. The container
+        // is started after both.
         let start = Start { job: context.job, lease: context.lease, image_digest: image.id.clone() };
         let recorded = context.tools.platform.call_until_answered::<Done>("start", &start);
         let created = create_container(context, grant, image);
@@ -53,7 +54,8 @@ pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<C
     Ok(origin)
 }
 
-/// The image from which the container is created. If a former run of the worker created it, only the id is known.
+/// The image from which the container is created. If the job was already started by a former run of the worker, only
+/// the image's id is known.
 async fn find_image(context: &AttemptContext, grant: &Grant) -> Result<LocalImage, Problem> {
     if grant.started {
         let gone = || Problem::new(Reason::RuntimeMisconfigured, "the container was started, but does not exist");
@@ -66,7 +68,8 @@ async fn find_image(context: &AttemptContext, grant: &Grant) -> Result<LocalImag
 /// The most volumes of an image.
 const MAX_VOLUMES: usize = 32;
 
-/// Refuses an image with so many volumes, or with such volumes, that Docker could make no container for a job.
+/// Refuses an image with too many volumes, or with a volume where the worker cannot mount a directory, such as
+/// `/proc/data`.
 fn check_volumes(image: &LocalImage) -> Result<(), Problem> {
     let bad = |why: String| Err(Problem::new(Reason::BadImage, why));
     if image.volumes.len() > MAX_VOLUMES {
@@ -136,7 +139,7 @@ async fn create_container(
     }
 }
 
-/// A failure to make the volume for the job's output.
+/// A failure to make the job's disk.
 fn disk_problem(e: io::Error) -> Problem {
     let is_full = e.kind() == io::ErrorKind::StorageFull || e.to_string().contains("No space left");
     let reason = if is_full { Reason::DiskFull } else { Reason::RuntimeMisconfigured };

@@ -1,5 +1,5 @@
-//! Adds a job's log lines, progress and metrics to the market's stream OUTPUT. The services write there, for the
-//! machine that holds the lease.
+//! Adds a job's log lines, progress and metrics to the market's stream OUTPUT. The worker sends the output to the
+//! services, which write it to the stream if the lease is not over.
 
 use std::time::Duration;
 

@@ -67,8 +67,8 @@ pub(crate) async fn resume_all(
     Ok(())
 }
 
-/// Removes the relays of a machine's attempts, except the attempts that are resumed: the worker was killed before it
-/// made the job's container, or after it removed that container.
+/// Removes the relays of a machine's attempts, except the attempts that are resumed. A relay without its job's
+/// container is left if the worker was killed before it made that container, or after it removed that container.
 async fn remove_relays(docker: &Docker, machine: MachineId, resumed: &HashSet<Lease>) -> Result<(), Error> {
     for (lease, _) in own_containers(docker, machine, LABEL_RELAY, relay_name).await? {
         if !resumed.contains(&lease)
@@ -87,9 +87,9 @@ pub(crate) async fn has_attempts(docker: &Docker, machine: MachineId, attempts_d
     Ok(has_reports || !own_containers(docker, machine, LABEL_MACHINE, container_name).await?.is_empty())
 }
 
-/// The containers of a machine's attempts, also those that have ended, with their leases: those with this label that
-/// have the name of their lease. Anybody can label a container, but Docker gives each name once, and the worker makes
-/// its containers by their names.
+/// The containers of a machine's attempts, also those that have ended, with their leases. A container is one of them if
+/// it has this label, and the name that the worker gives to the container of its lease. The label alone is not enough,
+/// because anybody can label a container. No two containers have the same name.
 async fn own_containers(
     docker: &Docker,
     machine: MachineId,
@@ -116,8 +116,8 @@ async fn own_containers(
     Ok(own)
 }
 
-/// Spawns the task of a resumed attempt. It has no job message, because a former run of the worker received the
-/// message.
+/// Spawns the task of a resumed attempt. The attempt has no job message, because a former run of the worker received
+/// the message.
 fn spawn(tools: &Arc<Tools>, tasks: &TaskTracker, shutdown: &CancellationToken, job: JobId, lease: Lease) {
     let desired = tools.leases.resume(job, lease);
     let context = AttemptContext::new(Arc::clone(tools), job, lease, desired);

@@ -34,7 +34,7 @@ const NOT_EXECUTED_EXIT_CODES: [i64; 2] = [126, 127];
 const TURN: Duration = Duration::from_millis(500);
 /// A longer pause between two turns of this process means that the process was stopped, and saw the end too late.
 const MAX_TURN: Duration = Duration::from_secs(2);
-/// Longest run of a program that was not found, and the words with which Docker's init says so.
+/// Longest run of a program that could not be executed, and the words with which Docker's init (tini) reports that.
 const NEVER_RAN: Millis = Millis(2_000);
 const INIT_FAILED: &str = "[FATAL tini (";
 /// systemd makes this file when the machine begins to shut down.
@@ -95,7 +95,8 @@ async fn watch_and_stop(
         exit = &mut exited => return Ok((exit?, None)),
         cause = stop::wait_for_stop_cause(context, limits, signals, began, ran_before) => cause,
     };
-    // A worker that was stopped meanwhile learns of the limit and of the exit at once. The exit came first.
+    // A worker that was paused (SIGSTOP) meanwhile learns of the limit and of the exit at the same time. The exit came
+    // first.
     if context.container.has_ended().await {
         return Ok((exited.await?, None));
     }
@@ -165,7 +166,7 @@ impl Turns {
         self.last = now;
     }
 
-    /// True if no long pause ended just now.
+    /// True if no long pause ended within the last [`MAX_TURN`].
     fn are_regular(&self) -> bool {
         self.resumed.is_none_or(|resumed| resumed.elapsed() > MAX_TURN)
     }
@@ -224,7 +225,7 @@ async fn classify_exit(
 }
 
 /// Returns true if Docker ended the container, and not the job's own program. Docker notes each signal that it sends.
-/// If Docker does not answer, it is being stopped, or is only slow: then Docker answers a later ping.
+/// If Docker does not answer, Docker is being stopped, or is only slow. A slow Docker answers a later ping.
 async fn was_killed_with_docker(context: &AttemptContext, code: i64, state: &ContainerState) -> bool {
     let started = docker_time(state.started_at.as_deref()).unwrap_or(Timestamp::EPOCH);
     match context.container.was_signalled(started).await {

@@ -144,7 +144,9 @@ pub(super) fn run_time(start: &StartReading, end: &ClockReading, docker: Option<
     if is_exact {
         return watched;
     }
-    // The clock jumped while the job ran if Docker's difference makes sense only without the jump.
+    // Nobody knows whether the clock jumped while the job ran or after its end. If the clock jumped while the job ran,
+    // Docker's difference contains the jump, and the run time is the difference without the jump. That is possible only
+    // if the result is between zero and `watched`.
     let without_jump = i128::from(docker.0).saturating_sub(jump);
     let during_run = u64::try_from(without_jump).ok().map(Millis).filter(|run| *run <= watched);
     // Where two times are possible, the shorter one is billed.
@@ -234,7 +236,7 @@ mod tests {
     #[test]
     fn a_jump_back_before_the_end_is_corrected() {
         let (start, end) = (exact(reading("a", 10_000, 500_000)), reading("a", 30_000, 100_000));
-        // The wall clock went back by 420 s while the job ran for 5 s.
+        // The wall clock went back by 420 s while the job ran for 20 s, so Docker's end is before Docker's start.
         assert_eq!(run_time(&start, &end, Some(Millis(0)), true), Millis(20_000));
     }
 

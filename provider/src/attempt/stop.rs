@@ -16,7 +16,7 @@ use crate::desired_state::StopReason;
 
 /// The grace, except if the owner needs the machine.
 const STOP_GRACE: Duration = Duration::from_secs(10);
-/// Time between two measurements of the output's size.
+/// Time between two measurements of the job's disk.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The limits of a running job.

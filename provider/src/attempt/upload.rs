@@ -30,7 +30,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const PART_TIMEOUT: Duration = Duration::from_secs(600);
 /// Longest time of a request without content.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Refusals after which another try may succeed. After an error of the server (5xx) another try may succeed, too.
+/// Refusals after which another try may succeed: 400 (the upload broke off), 412 (a part came out of order; the next
+/// try asks for the first missing part), and 429. After an error of the server (5xx) another try may succeed, too.
 const TRANSIENT: [StatusCode; 3] =
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_REQUEST, StatusCode::PRECONDITION_FAILED];
 

@@ -3,7 +3,7 @@
 
 use tokio::sync::watch;
 
-/// Returns when `is_wanted` is true for the value. Never returns if that is false and the sender was dropped.
+/// Returns when `is_wanted` is true for the value. Never returns if the sender is dropped before `is_wanted` is true.
 pub(super) async fn wait_until<T>(value: &mut watch::Receiver<T>, is_wanted: impl FnMut(&T) -> bool) {
     let is_reached = value.wait_for(is_wanted).await.is_ok();
     if !is_reached {
@@ -11,8 +11,8 @@ pub(super) async fn wait_until<T>(value: &mut watch::Receiver<T>, is_wanted: imp
     }
 }
 
-/// Returns the first `Some` that `pick` returns for the value. Never returns if `pick` returns `None` and the sender
-/// was dropped.
+/// Returns the first `Some` that `pick` returns for the value. Never returns if the sender is dropped before `pick`
+/// returns `Some`.
 pub(super) async fn wait_for_value<T, R>(value: &mut watch::Receiver<T>, mut pick: impl FnMut(&T) -> Option<R>) -> R {
     loop {
         if let Some(found) = pick(&value.borrow_and_update()) {
@@ -49,7 +49,7 @@ impl RunSignals {
         self.container_ended.send_replace(true);
     }
 
-    /// Signals that the job writes too much log, or writes it too fast.
+    /// Signals that the job writes its log too fast. A log that is only too long is cut, and sets no signal.
     pub(super) fn set_log_flooded(&self) {
         self.log_flooded.send_replace(true);
     }
@@ -59,7 +59,7 @@ impl RunSignals {
         self.container_ended.subscribe()
     }
 
-    /// A receiver that becomes true when the job writes too much log.
+    /// A receiver that becomes true when the job writes its log too fast.
     pub(super) fn log_flooded(&self) -> watch::Receiver<bool> {
         self.log_flooded.subscribe()
     }

@@ -20,7 +20,7 @@ use super::{
     unpacked::{CountedLayer, LayerCounter, Unpacked},
 };
 
-/// Chunks of the archive that wait to be sent to Docker.
+/// Most chunks of the archive that wait to be sent to Docker.
 const WAITING: usize = 8;
 /// The unit of a tar archive, bytes.
 const BLOCK: usize = 512;
@@ -29,7 +29,7 @@ const CONFIG: &str = "config.json";
 /// Most images whose layers are compared with a new one.
 const MAX_COMPARED: usize = 500;
 
-/// The bytes of the archive. If they end before the list of the parts, Docker loads nothing.
+/// The bytes of the archive. If they end before the list of the parts (`manifest.json`), Docker loads nothing.
 pub(super) type ArchiveBody = mpsc::Receiver<Bytes>;
 
 /// Writes the archive.
@@ -96,7 +96,8 @@ impl Archive {
             progress.send_modify(|progress| progress.done += chunk.len() as u64);
             if !counter.add(chunk.clone()).await {
                 let refused = counter.finish().await.err().unwrap_or(FetchError::Malformed);
-                // Bytes that are no archive may be other bytes than the digest names, which the consumer should know.
+                // If the layer is no archive, read it to its end. The reader may then find that the registry sent other
+                // bytes than the digest names, which tells the consumer more.
                 while matches!(refused, FetchError::Malformed) && reader.next().await?.is_some() {}
                 return Err(refused);
             }
@@ -135,13 +136,13 @@ pub(super) async fn load<T>(
     match (sent, loaded) {
         (Ok(_), Ok(true)) => Err(FetchError::ArchiveRefused),
         (Ok(_) | Err(FetchError::ArchiveRefused), Err(e)) => Err(e.into()),
-        // Docker also reports an archive that was not sent to its end. The cause is known better here.
+        // If `send` failed, Docker reports an incomplete archive. The error of `send` says why.
         (sent, _) => sent,
     }
 }
 
-/// True if Docker tells that it cannot unpack a layer. With the image store of containerd, Docker reports no error
-/// then.
+/// True if Docker cannot unpack a layer. With the image store of containerd, Docker says so only in the text of a step,
+/// and returns no error.
 fn is_failure(step: &BuildInfo) -> bool {
     step.stream.as_ref().is_some_and(|text| text.contains("Error unpacking"))
 }

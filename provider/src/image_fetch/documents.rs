@@ -21,7 +21,7 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "RawDescriptor")]
 pub(super) struct Descriptor {
-    /// 64 small hexadecimal digits of SHA-256.
+    /// SHA-256, as 64 hexadecimal digits in small letters.
     pub(super) digest: String,
     /// Bytes.
     pub(super) size: u64,

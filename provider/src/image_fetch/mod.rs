@@ -1,9 +1,9 @@
 //! Fetches the image of a job from its registry, and loads the image into Docker. Docker itself never follows a name
 //! that a consumer chose: the worker resolves the name and connects, to public addresses only (`gpubnb-dialer`).
 //!
-//! - `registry.rs`: the requests to one registry: tokens, redirects, broken lines.
+//! - `registry.rs`: the requests to one registry: tokens, redirects, connections that break off.
 //! - `documents.rs`: the index, the manifest and the configuration of an image.
-//! - `unpacked.rs`: the size that a layer has unpacked.
+//! - `unpacked.rs`: the size of a layer's files after unpacking.
 //! - `archive.rs`: the archive that Docker loads, made while the layers arrive.
 
 mod archive;
@@ -60,7 +60,7 @@ impl FromStr for PrivateRegistry {
 pub(crate) struct ImageFetcher {
     pub(crate) dialer: Dialer,
     pub(crate) private: Vec<PrivateRegistry>,
-    /// Largest image, bytes: of its layers as they are sent, and of its files.
+    /// Largest image, bytes. The limit holds for the layers as they are sent, all together, and for the unpacked files.
     pub(crate) largest: u64,
 }
 
@@ -136,8 +136,8 @@ impl ImageParts {
 }
 
 impl ImageFetcher {
-    /// Fetches an image and loads it into Docker under its [`local_name`]. Returns the size of its files in bytes, as
-    /// far as they were fetched.
+    /// Fetches an image and loads it into Docker under its [`local_name`]. Returns the size of its files in bytes,
+    /// without the layers that Docker already has.
     pub(crate) async fn fetch(
         &self,
         docker: &Docker,
@@ -206,8 +206,8 @@ impl ImageFetcher {
     }
 }
 
-/// A failure to fetch an image. The texts are shown to the consumer. They contain nothing that a server answered:
-/// a consumer could otherwise read what the machine can reach and the consumer cannot.
+/// A failure to fetch an image. The texts are shown to the consumer. They contain nothing that a server answered: a
+/// consumer could otherwise read answers of servers that only this machine can reach.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
     /// The registry cannot be connected to.
@@ -225,7 +225,7 @@ pub(crate) enum FetchError {
     /// The registry answered something else than an image.
     #[error("the registry {0} does not serve the image at the moment; the job is tried again later")]
     Unavailable(String),
-    /// The line to the registry broke off, again and again.
+    /// The connection to the registry broke off, again and again.
     #[error("the line to the registry {registry} broke off again and again; the job is tried again later")]
     BrokenOff {
         /// The registry.
@@ -251,7 +251,7 @@ pub(crate) enum FetchError {
         /// Most bytes.
         largest: u64,
     },
-    /// The files of the image are larger than this machine allows, and than the image's size leads to expect.
+    /// The unpacked files of the image are larger than this machine allows, although the packed layers are not.
     #[error("the image unpacks to more than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
     TooLarge {
         /// Most bytes.

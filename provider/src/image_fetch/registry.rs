@@ -21,8 +21,8 @@ use super::{FetchError, documents::Descriptor};
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most redirects of a request.
 const MAX_REDIRECTS: usize = 5;
-/// Most tries of a layer without a byte between them, and half of the first pause. Each further pause is twice as long:
-/// together they take a minute.
+/// Most tries of a layer in a row that bring no byte, and half of the pause after the first try. Each further pause is
+/// twice as long as the one before: 1 s, 2 s and so on up to 32 s, which is a minute in total.
 const TRIES: u32 = 7;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Largest answer with a token, bytes.
@@ -82,7 +82,8 @@ impl Registry {
             StatusCode::NOT_FOUND => Err(FetchError::NoSuchImage(self.name.clone())),
             // The registry has fewer bytes of the layer than its manifest says.
             StatusCode::RANGE_NOT_SATISFIABLE => Err(FetchError::WrongDigest(self.name.clone())),
-            // Another server may refuse an address or a country.
+            // Only the registry itself knows whether the image is public. Another server, behind a redirect, may refuse
+            // this machine's address or country, which counts as `Unavailable`.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if response.url().host() == self.base.host() => {
                 Err(FetchError::Denied(self.name.clone()))
             }
@@ -117,7 +118,7 @@ impl Registry {
         #[derive(Deserialize)]
         struct Token {
             token: Option<String>,
-            /// The same by another name. Some servers send both.
+            /// The token by another name. Some servers send both.
             access_token: Option<String>,
         }
         let denied = || FetchError::Denied(self.name.clone());
@@ -153,7 +154,7 @@ impl Registry {
         Some(url)
     }
 
-    /// A request over the dialer. A registry that speaks HTTPS cannot lead to an address without.
+    /// A request over the dialer. A registry that speaks HTTPS cannot lead to an address without HTTPS.
     async fn dial(&self, url: Url) -> Result<reqwest::RequestBuilder, FetchError> {
         let is_safe = url.scheme() == "https" || (url.scheme() == "http" && self.base.scheme() == "http");
         if !is_safe {
@@ -173,15 +174,15 @@ impl Registry {
     }
 }
 
-/// Reads a layer. A line that breaks is continued where it broke.
+/// Reads a layer. If the connection breaks off, the reader continues with the first missing byte.
 pub(super) struct LayerReader<'a> {
     registry: &'a mut Registry,
     layer: &'a Descriptor,
     position: u64,
     hash: Sha256,
-    /// The tries that brought no byte.
+    /// The tries in a row that brought no byte.
     failures: u32,
-    /// The answer that is being read, and the number of its bytes that were read before.
+    /// The answer that is being read, and how many of its next bytes the reader has already, from an earlier answer.
     response: Option<(Response, u64)>,
 }
 

@@ -80,7 +80,8 @@ impl LayerCounter {
         Self { chunks, thread }
     }
 
-    /// Counts the next bytes of the layer, as they are sent. An error is told by [`LayerCounter::finish`].
+    /// Counts the next bytes of the layer, as they are sent. Returns false if the count has failed;
+    /// [`LayerCounter::finish`] then returns the error.
     pub(super) async fn add(&self, chunk: Bytes) -> bool {
         self.chunks.send(chunk).await.is_ok()
     }
@@ -119,7 +120,7 @@ fn count(mut chunks: impl Read, before: Unpacked) -> Result<CountedLayer, FetchE
         let mut packed = BufReader::new(io::Cursor::new(head.clone()).chain(chunks));
         match head.as_slice() {
             [0x1f, 0x8b, ..] => io::copy(&mut MultiGzDecoder::new(packed), &mut counter).map(drop),
-            // A frame with data, and a frame that only describes others.
+            // The first bytes of a zstd frame with data, and of a skippable frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => copy_zstd(packed, &mut counter),
             _ => io::copy(&mut packed, &mut counter).map(drop),
         }
@@ -141,7 +142,7 @@ fn read_head(chunks: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Unpacks all frames of zstd. Some frames only describe the others, and are skipped.
+/// Unpacks all frames of zstd. Skippable frames hold no data of the layer.
 fn copy_zstd(mut packed: impl BufRead, counter: &mut TarCounter) -> io::Result<()> {
     while !packed.fill_buf()?.is_empty() {
         let skipped = match StreamingDecoder::new(&mut packed) {
@@ -157,8 +158,8 @@ fn copy_zstd(mut packed: impl BufRead, counter: &mut TarCounter) -> io::Result<(
     Ok(())
 }
 
-/// Counts the bytes and the files of a tar archive that is written to it. Fails as soon as one of them is too large,
-/// and for whatever is no archive.
+/// Counts the bytes and the files of a tar archive that is written to it. Fails as soon as there are too many bytes or
+/// files, or if the bytes are no archive.
 struct TarCounter {
     unpacked: Unpacked,
     hash: Sha256,
@@ -207,7 +208,7 @@ impl TarCounter {
         if !is_extension && !is_name {
             self.unpacked.files += 1;
             size = self.next_size.take().unwrap_or(size);
-            // Whatever the header of a link, a device or a directory says: nothing follows.
+            // No content follows the header of a link, a device or a directory, even if the header names a size.
             if !kind.is_file() && !kind.is_contiguous() {
                 size = 0;
             }
