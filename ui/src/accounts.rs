@@ -59,7 +59,8 @@ pub(crate) async fn check_password(
 ) -> Result<AccountId, Problem> {
     let login = login_of(email);
     let source = source_of(app, client, &login);
-    // A known browser is limited by its own allowance only: its network may be shared with strangers.
+    // A known browser has its own allowance of wrong passwords, because strangers may share its network. Only
+    // `check_attempt` counts the attempts of a known browser as attempts of the network.
     let is_known = matches!(source, Source::KnownBrowser(_));
     app.rate_limits.check_attempt(client.address)?;
     if !is_known {
@@ -70,7 +71,7 @@ pub(crate) async fn check_password(
             app.rate_limits.take_back_code(client.address);
         }
     };
-    // A refused attempt is no guess.
+    // An attempt that is refused here tests no password, so the guess of the network is taken back.
     let guess = app.rate_limits.count_password(&login, &source).inspect_err(|_| take_back_code())?;
     let signed_in = app.users.sign_in(email, password).await;
     let is_wrong = signed_in.as_ref().is_err_and(|problem| problem.status == 401);

@@ -49,6 +49,7 @@ pub(crate) struct App {
     pub(crate) machines: MachineCache,
     /// Limits the number of concurrent searches through logs.
     pub(crate) searches: Arc<Semaphore>,
+    /// The key that signs and verifies permits, most of them for the transfer of files.
     pub(crate) transfer: PermitKey,
     pub(crate) clock: Arc<dyn Clock>,
 }

@@ -136,7 +136,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let text = |name| parts.headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
-        // The browser sends `Origin`, which the check of cross-site requests has already compared with the host.
+        // A browser sends `Origin` with a form. `serve.rs` refuses foreign origins, so this is the server's own origin.
         let origin = text(header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
         let authority = || parts.uri.authority().map(axum::http::uri::Authority::as_str);
         let host = || text(header::HOST).or_else(authority).map(|host| format!("http://{host}"));

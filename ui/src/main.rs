@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    // The files of jobs may be in a directory of this machine.
+    // The files of jobs may be in a directory of this machine, where other users must not read them.
     gpubnb_runtime::make_files_private();
     gpubnb_runtime::observe::start();
     let Cli { nats, command } = Cli::parse();

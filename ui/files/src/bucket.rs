@@ -1,8 +1,9 @@
 //! Files in a directory or in a store that speaks S3.
 //!
-//! A file is two objects. Its bytes are under a name that tells the owner, so that a listing alone says who takes how
-//! much. Its description is under the digest of the file's name, and is written last: without it the file does not
-//! exist.
+//! A file is two objects. The object with the bytes has the owner in its name, so that a listing of names and sizes
+//! tells how much each account takes. The object with the description is written last: a file without a description
+//! does not exist. In a name, `paid` means that the account had money when the file was stored, and `free` that it had
+//! none.
 //!
 //! ```text
 //! artifacts/data/paid/<account>/<id>          the bytes
@@ -51,7 +52,9 @@ pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
     /// The directory; `None` for S3.
     directory: Option<PathBuf>,
+    /// The room for all files together, in bytes. Callers keep to it (see [`crate::Files::at`]).
     most: u64,
+    /// The time after which a file is removed.
     kept: Millis,
 }
 
@@ -79,7 +82,7 @@ impl Bucket {
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             "file" => {
                 let root = url.to_file_path().map_err(|()| unknown())?;
-                // A directory that is missing may be a file system that is not mounted.
+                // The directory is not created here: it may belong to a file system that is not mounted.
                 if !root.is_dir() {
                     return Err(FilesError::Missing(root));
                 }
@@ -124,7 +127,7 @@ impl Bucket {
         let mut writer =
             BufWriter::with_capacity(Arc::clone(&self.store), object.clone(), PART_BYTES).with_max_concurrency(1);
         if let Err(e) = tokio::io::copy(&mut content, &mut writer).await {
-            // The parts of an upload that was broken off would stay.
+            // Otherwise the store would keep the parts that have arrived.
             drop(writer.abort().await);
             return Err(e.into());
         }
@@ -231,8 +234,9 @@ impl Bucket {
 /// Time after which an upload that a stopped process left unfinished is removed from a directory.
 const UNFINISHED: Millis = Millis(24 * 3_600_000);
 
-/// Removes the files of uploads that were never finished: `<id>#1`. A listing of the store leaves them out. A store
-/// that speaks S3 removes them by a rule of its own.
+/// Removes the files of uploads that never ended. In a directory, an upload has a name such as `<id>#1` until its end,
+/// and a listing of the store leaves such names out. In S3, a rule of the operator removes unfinished uploads (see
+/// `docs/operating.md`).
 fn remove_unfinished(directory: &std::path::Path, now: Timestamp) -> std::io::Result<()> {
     let entries = match std::fs::read_dir(directory) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -254,17 +258,17 @@ fn remove_unfinished(directory: &std::path::Path, now: Timestamp) -> std::io::Re
     Ok(())
 }
 
-/// A download takes as long as its reader takes, but no read of the store takes longer than this.
+/// A download may take as long as its reader needs, but the store must send the next bytes within 30 seconds.
 fn client_options() -> ClientOptions {
     ClientOptions::new().with_timeout_disabled().with_read_timeout(Duration::from_secs(30))
 }
 
-/// The store is asked again for as long as a client waits.
+/// A failed request to the store is repeated for at most 20 seconds, because a client waits for the answer.
 fn retries() -> RetryConfig {
     RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
 
-/// A store with one more setting, if a variable is one: `AWS_REGION`.
+/// Adds a setting of S3, if this environment variable is one, such as `AWS_REGION`. Other variables change nothing.
 fn with_variable(bucket: AmazonS3Builder, (name, value): (String, String)) -> AmazonS3Builder {
     let key = name.starts_with("AWS_").then(|| name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>());
     if let Some(Ok(key)) = key { bucket.with_config(key, value) } else { bucket }
@@ -277,7 +281,8 @@ fn absent_is_deleted(deleted: Result<(), object_store::Error>) -> Result<(), Fil
     }
 }
 
-/// The object that describes a file. A file's own name could be the directory of another.
+/// The name of the object that describes a file. It contains a hash, because the name of one file may be a directory in
+/// the name of another: `F` and `F/./0/sum`.
 fn about(name: &str) -> Path {
     Path::from(format!("{ABOUT}/{}", gpubnb_events::hex(Sha256::digest(name))))
 }

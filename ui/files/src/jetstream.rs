@@ -105,7 +105,8 @@ impl Jetstream {
     }
 }
 
-/// The owner in an object's metadata. Files of earlier programs have none, and count as paid for.
+/// The owner in an object's metadata. A file that an earlier version stored has no owner. Such a file counts for
+/// [`NOBODY`], as a file of an account with money.
 fn owner_of(metadata: &HashMap<String, String>) -> Owner {
     Owner {
         account: metadata.get(OWNER).and_then(|account| account.parse().ok()).unwrap_or(NOBODY),

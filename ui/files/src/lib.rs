@@ -78,8 +78,8 @@ pub struct Room {
     pub most: Option<u64>,
 }
 
-/// The time for which a listing of a store is believed. This process adds what it stores meanwhile; what other
-/// processes store is seen so much later.
+/// The time for which a listing of a store is used. Meanwhile this process adds the files that it stores itself. Files
+/// that other processes store appear only in the next listing.
 const USAGE_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ type Listing = (Instant, Arc<Usage>);
 #[derive(Debug, Clone)]
 pub struct Files {
     backend: Arc<Backend>,
-    /// The last listing, and what this process stored since.
+    /// The last listing, with the files that this process has stored since.
     listed: Arc<Mutex<Option<Listing>>>,
     /// Requests that need a listing at the same time share one.
     listing: Arc<tokio::sync::Mutex<()>>,
@@ -111,9 +111,10 @@ impl Files {
         Ok(Self::new(Backend::Jetstream(Box::new(Jetstream::open(js, name).await?))))
     }
 
-    /// The store of this name below an address, `file:///a/directory` or `s3://bucket/prefix`. The files take at most
-    /// `most` bytes, and are removed after `kept`. A directory must exist. The environment has the keys and the
-    /// endpoint of S3, under the names that its own tools use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+    /// The store of this name below an address, `file:///a/directory` or `s3://bucket/prefix`. A directory must exist.
+    /// `most` is the room in bytes: the store does not refuse more, so callers check [`Self::room`] before they store a
+    /// file. [`Self::remove_expired`] removes the files that are older than `kept`. The environment has the keys and
+    /// the endpoint of S3, under the names that the tools of S3 use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
     /// `AWS_ENDPOINT_URL`, `AWS_REGION`.
     pub fn at(
         address: &str,
@@ -176,8 +177,8 @@ impl Files {
         deleted
     }
 
-    /// The bytes of each owner, as the store itself lists them. The listing is up to ten seconds old, and has what this
-    /// process stored since.
+    /// The bytes of each owner, as the store itself lists them. The listing is up to ten seconds old, and also contains
+    /// the files that this process has stored since.
     pub async fn usage(&self) -> Result<Arc<Usage>, FilesError> {
         let known = || self.listed().as_ref().filter(|(at, _)| at.elapsed() < USAGE_AGE).map(|(_, u)| Arc::clone(u));
         if let Some(usage) = known() {
@@ -221,5 +222,5 @@ impl Files {
     }
 }
 
-/// The owner of files without an owner: earlier programs stored none.
+/// The owner of a file for which no owner is stored, as earlier versions did.
 const NOBODY: AccountId = AccountId::MIN;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::AccountId;
 
-/// The bytes that a file counts at least: each file has a description.
+/// The least that a file counts, in bytes. The description of a file takes room, too, even if the file is empty.
 const LEAST_BYTES: u64 = 4 << 10;
 
 /// The account whose share a file takes.
@@ -12,7 +12,8 @@ const LEAST_BYTES: u64 = 4 << 10;
 pub struct Owner {
     /// The account.
     pub account: AccountId,
-    /// True if the account had money when the file was stored. Accounts without money share one room.
+    /// True if the account had money when the file was stored. All accounts without money have one share of the store
+    /// together, because anybody can open any number of them.
     pub has_money: bool,
 }
 

@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// With more keys than this, or twice as many as were left the last time, the keys without a counted guess are dropped.
+/// With more keys than this, the keys without a counted guess are dropped. If many keys remain, the next cleaning waits
+/// until there are twice as many.
 const CLEAN_AT: usize = 10_000;
 
 /// An allowance of guesses for each key: `burst` at once, and one more after each `period`.

@@ -11,8 +11,8 @@ use axum::{
     http::{header, request::Parts},
 };
 
-/// The cookie of a browser in which a person has signed in. It gives no access: it only gives the browser an allowance
-/// of wrong passwords of its own, which strangers cannot use up.
+/// The cookie of a browser in which a person has signed in. The cookie gives no access. It only gives the browser its
+/// own allowance of wrong passwords, which strangers cannot use up.
 pub(crate) const KNOWN_COOKIE: &str = "__Host-gpubnb-known";
 
 /// The IP address of the client. The gate (`gate.rs`, the middleware before every handler) determines the address.

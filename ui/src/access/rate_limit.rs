@@ -34,14 +34,15 @@ pub(crate) struct Rates {
 /// before each further attempt.
 const PASSWORD_ATTEMPTS: u32 = 5;
 const PASSWORD_ATTEMPT_PERIOD: Duration = Duration::from_secs(20);
-/// The same for all networks together that have tried a wrong password for this person before.
+/// The same limits for all sites (see [`site_of`]) together that have tried a wrong password for this person before.
 const REPEATED_ATTEMPTS: u32 = 30;
 const REPEATED_ATTEMPT_PERIOD: Duration = Duration::from_secs(60);
-/// A network that has tried a wrong password for a person counts as one of these networks for this long, for each try.
+/// A site counts as one of these sites for six hours for each wrong password: after two wrong passwords, for 12 hours.
+/// No more than [`TRIED_AT_MOST`] wrong passwords are added up.
 const TRIED_PERIOD: Duration = Duration::from_secs(6 * 3_600);
 const TRIED_AT_MOST: u32 = 100;
-/// The attempts of one network, right or wrong, as a multiple of the wrong ones: each costs the time of a password's
-/// hash.
+/// One network may make this many attempts, right or wrong, for each wrong attempt that it may make. Right attempts are
+/// limited, too, because each of them takes the time of a password's hash.
 const ATTEMPTS_PER_WRONG: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// A wider network may make this many times the attempts of one network.
 const NETWORKS_IN_WIDER: u32 = 4;
@@ -58,11 +59,13 @@ pub(crate) enum Source {
     Session,
 }
 
-/// A guess that was counted, by which it can be taken back.
+/// A guess that was counted. [`RateLimits::take_back_password`] takes the guess back if the password was right.
 #[derive(Debug)]
 pub(crate) struct PasswordGuess {
     person: (String, Source),
+    /// The person and the site; `None` for a known browser and for a session.
     site: Option<(String, IpAddr)>,
+    /// True if the guess also counts in the `repeated` guesses of [`RateLimits`].
     is_repeated: bool,
 }
 
@@ -151,8 +154,8 @@ impl RateLimits {
     /// Counts a guess of a person's password. Call [`Self::take_back_password`] if the password was right.
     ///
     /// `login` is the person, who may not exist: the hash of an e-mail address (see `login_of`), or an account's id. No
-    /// stranger can lock a person out: wrong guesses elsewhere leave a known browser, and a site without a wrong guess,
-    /// their attempts.
+    /// stranger can lock a person out: whatever strangers guess, a known browser keeps its own attempts, and a site
+    /// that has not guessed wrong keeps its first attempt.
     pub(crate) fn count_password(&self, login: &str, source: &Source) -> Result<PasswordGuess, Problem> {
         self.count_password_at(login, source, Instant::now())
             .map_err(|wait| too_many("Too many wrong passwords.", wait))
@@ -168,7 +171,7 @@ impl RateLimits {
         if guess.is_repeated {
             self.repeated.count(&site.0, now).inspect_err(|_| self.people.take_back(&guess.person))?;
         }
-        // A site that has tried as often as can be counted stays counted.
+        // An error means that the site has reached `TRIED_AT_MOST`. The site stays counted.
         self.tried.count(&site, now).unwrap_or_default();
         guess.site = Some(site);
         Ok(guess)
@@ -210,7 +213,8 @@ fn wider_network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The network of a customer at least: an IPv6 network of 48 bits, or an IPv4 address.
+/// The largest network that internet providers usually give to one customer: an IPv6 network of 48 bits, or an IPv4
+/// address.
 fn site_of(address: IpAddr) -> IpAddr {
     match network_of(address) {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 80 << 80).into()),
@@ -298,7 +302,7 @@ mod tests {
         let address = |network: u16| IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, 1]);
         let count = |network| (0..10).filter(|_| limits.count_code(address(network)).is_ok()).count();
         assert_eq!(count(1), 3);
-        // Twelve attempts of the 256 networks in one wider network.
+        // The 256 networks in one wider network have twelve attempts together. Network 1 has used three of them.
         assert_eq!((2..200).map(count).sum::<usize>(), 9);
         assert_eq!(count(0x100), 3, "another wider network");
         limits.take_back_code(address(1));

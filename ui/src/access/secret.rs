@@ -26,8 +26,8 @@ pub(super) fn new_secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
 }
 
-/// True if a text has the form of a secret. The page of an operator's link takes the secret
-/// from its URL into its form only if this is true.
+/// True if a text has the form of a secret. Only such a text may get from the URL of an operator's link into the HTML
+/// of the page.
 pub(crate) fn is_secret(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }

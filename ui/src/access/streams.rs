@@ -58,8 +58,7 @@ impl OpenStreams {
     }
 
     /// Counts a response that is a stream of events, and ends the stream after [`LIFE`]. Any other response passes
-    /// unchanged.
-    /// The header tells proxies such as nginx to pass each event on at once.
+    /// unchanged. The header `x-accel-buffering` tells proxies such as nginx to pass each event on at once.
     pub(super) fn limit(&self, reader: StreamReader, mut response: Response) -> Result<Response, Problem> {
         let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         if kind != Some(b"text/event-stream") {

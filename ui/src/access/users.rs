@@ -142,8 +142,8 @@ impl Users {
         self.rows.listen(shutdown).await;
     }
 
-    /// Creates a user. `None` if the e-mail address is taken. That answer takes as long as the other, so that nobody
-    /// can find out from the duration whether an address has an account.
+    /// Creates a user. `None` if the e-mail address is taken. Both answers take the same time, so that nobody can find
+    /// out from the duration whether an address has an account.
     pub(crate) async fn sign_up(&self, new: &SignUp, now: Timestamp) -> Result<Option<AccountId>, Problem> {
         let email = new.email.trim();
         check_email(email)?;

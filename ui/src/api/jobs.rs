@@ -132,6 +132,7 @@ pub(crate) async fn get(
 ) -> Result<Json<JobDetails>, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, min_seq.seq()).await?;
     let progress = output::progress(&app, &row).await;
+    // The request to explain has the same body as a request to cancel. Nothing is cancelled.
     let waiting = match row.state {
         JobState::Queued => app.command("job", "explain", signed_in.actor(), &CancelJob { job }).await.unwrap_or(None),
         _ => None,

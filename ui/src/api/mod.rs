@@ -1,4 +1,6 @@
 //! The JSON API under `/api/v1`. It offers the same data as the pages.
+//!
+//! Belongs here: handlers that read and answer JSON. Must not come here: HTML, which belongs to `page`.
 
 pub(crate) mod account;
 pub(crate) mod jobs;

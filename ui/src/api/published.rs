@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{access::Viewer, app::App, error::ApiError};
 
-/// How long a copy may be kept. A new key comes with a restart of the projector, and is used for years.
+/// A copy may be kept for 300 seconds. A new key comes only with a restart of the projector, and is used for years.
 const CACHING: &str = "public, max-age=300";
 
 /// The document that the market publishes.

@@ -26,7 +26,7 @@ use crate::{
     state::next_change,
 };
 
-/// The longest time without a look at the job, because a notice may be lost.
+/// The longest time without reading the job again, because a change notice (see `state/changes.rs`) may be lost.
 const READ_AGAIN: Duration = Duration::from_secs(10);
 /// The number of lines in one part of the output that is sent after the job's end.
 const MAX_LINES_AFTER_END: usize = 1_000;
@@ -88,10 +88,10 @@ pub(crate) async fn events(
     Ok(sse(events).keep_alive(KeepAlive::default()))
 }
 
-/// The job's output as events `line`, `progress` and `metrics`. An event `unfinished` has what stands on the last line
-/// of each stream while the job is still writing the line; each replaces the former one. The id of an event is its
-/// position in the output. When the job has ended, the rest of the output follows, then the event `end`, and the stream
-/// ends. A client that got no `end` opens the stream again.
+/// The job's output as events `line`, `progress` and `metrics`. An event `unfinished` has the lines that the job has
+/// begun and not finished, one of standard output and one of standard error. Each such event replaces the former one.
+/// The id of an event is a sequence in the stream OUTPUT. When the job has ended, the rest of the output follows, then
+/// the event `end`, and the stream ends. A client that got no `end` opens the stream again.
 pub(crate) async fn logs(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -109,10 +109,11 @@ pub(crate) async fn logs(
         let mut look_again = tokio::time::interval_at(tokio::time::Instant::now() + READ_AGAIN, READ_AGAIN);
         look_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut shown: Option<UnfinishedLines> = None;
-        // The output of a job is complete before the job's end is recorded.
+        // A job's end is recorded after its output is complete. So when the end is known, the rest can be read below.
         while row.ended_at.is_none() {
             let lines = unfinished.newest(&row);
             if lines != shown {
+                // If no line is unfinished any more, an event with empty lines clears those that the client shows.
                 let empty = |shown| UnfinishedLines { stdout: String::new(), stderr: String::new(), ..shown };
                 let newest = lines.clone().or_else(|| shown.map(empty));
                 shown = lines;

@@ -35,7 +35,7 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) type NumberedLine = (Lease, u64, LogLine);
 
 /// The sequence of OUTPUT at which the last [`TAIL_LINES`] lines of a job begin. The result is 1, the start of the log,
-/// if the log is short or if the broker does not answer.
+/// if the log has at most twice as many lines or if the broker does not answer.
 pub(crate) async fn tail_start(app: &App, row: &JobView) -> u64 {
     let Some(attempt) = row.attempts.last() else { return 1 };
     let Ok(log) = JobOutput::open(app, attempt.machine, row.job).await else { return 1 };
@@ -158,6 +158,7 @@ impl JobOutput {
         let (Some((first, _)), Some((last, _))) = (self.next(1).await?, self.last().await?) else { return Ok(None) };
         let is_not_after = |chunk: &LogLines| chunk.lease < lease || (chunk.lease == lease && chunk.first_line <= line);
         let (mut low, mut high) = (first, last);
+        // Most sequences from `low` to `high` belong to other jobs: `next` finds the first chunk at or after `middle`.
         while low < high {
             let middle = low + (high - low).div_ceil(2);
             match self.next(middle).await? {

@@ -41,7 +41,8 @@ pub(crate) struct OutputMessage {
 }
 
 /// A place in the output of a job. As text: the sequence in OUTPUT, and the lease and number of the next line if lines
-/// were read before, such as `812` or `812-40-77`. The line is needed because the worker may have sent a message twice.
+/// were read before, such as `812` or `812-40-77`. If the worker has sent a message twice, the reader recognises the
+/// repeated lines by the number of the next line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OutputCursor {
     /// The sequence in OUTPUT.
@@ -94,7 +95,8 @@ impl OutputReader {
         Self { next: cursor.line.into_iter().collect() }
     }
 
-    /// The cursor after what was read. Only the newest attempt still writes lines.
+    /// The cursor at which a reader goes on: the sequence `seq`, and the next line of the newest attempt. Earlier
+    /// attempts write no more lines.
     pub(crate) fn cursor(&self, seq: u64) -> OutputCursor {
         OutputCursor { seq, line: self.next.iter().max().map(|(lease, line)| (*lease, *line)) }
     }

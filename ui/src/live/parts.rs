@@ -81,7 +81,8 @@ where
     stream_with_timer(changes, pause, MAX_SILENCE, matters, render)
 }
 
-/// Like [`stream`], but also renders the page when there was no change for `max_silence`.
+/// Like [`stream`], but the caller chooses the maximum time between two renderings: `max_silence` in place of
+/// [`MAX_SILENCE`].
 pub(crate) fn stream_with_timer<F, Fut>(
     changes: Changes,
     pause: Duration,

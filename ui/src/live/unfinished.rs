@@ -15,9 +15,10 @@ use tokio::sync::watch;
 use super::output::unavailable;
 use crate::{ansi, app::App, error::Problem};
 
-/// The most machines whose lines are kept. A job runs on one machine at a time, and few have had it before.
+/// The most machines whose lines are kept. A job runs on one machine at a time, and few machines have run it before.
 const MAX_MACHINES: usize = 64;
-/// The largest message that is read. JSON may write a byte as six characters.
+/// The largest message that is read, in bytes. A message has two lines, and JSON may write a byte as six characters,
+/// for example `\u001b`.
 const MAX_MESSAGE: usize = 16 * MAX_UNFINISHED;
 
 /// The newest unfinished lines of a job, of each machine that sent some.

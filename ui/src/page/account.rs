@@ -223,6 +223,7 @@ pub(crate) async fn accept_invite(
     Path(secret): Path<String>,
 ) -> Result<Redirect, PageError> {
     let login = signed_in.account.to_string();
+    // Guesses of the secret are limited as guesses of a password are.
     let guess = app.rate_limits.count_password(&login, &Source::Session)?;
     app.users.accept_invite(&secret, app.now()).await?;
     app.rate_limits.take_back_password(&guess);

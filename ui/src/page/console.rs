@@ -46,7 +46,7 @@ struct ConsolePage {
     layout: Layout,
     /// The HTML of the parts, in the order of [`PART_IDS`].
     parts: [String; 6],
-    /// Not live: a listing of all files is too much for each second.
+    /// The card of the stores of files. It is not updated live: listing all files each second would cost too much.
     files: String,
 }
 
@@ -111,7 +111,8 @@ impl DoctorCard {
     }
 }
 
-/// Timeout of the dead letters and of the deployment checks. Without it, they would delay the other parts.
+/// Timeout of the dead letters, of the deployment checks and of the stores of files. Without it, they would delay the
+/// other parts.
 const SLOW_PART_TIMEOUT: Duration = Duration::from_secs(1);
 const PART_IDS: [&str; 6] = ["streams", "models", "verification", "stuck", "letters", "doctor"];
 

@@ -210,7 +210,7 @@ pub(crate) async fn live(
                 *last_rendered.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
             }
             parts.push(PagePart::new("now", render_fragment(&StateCard { machine: &m })?));
-            // The charts are sent once a minute, not with every heartbeat.
+            // The charts are sent once a minute and when the length of their HTML changes, not with every heartbeat.
             parts.push(PagePart::container("charts", format!("{minute} {}", charts.len()), charts));
             Ok(parts)
         }

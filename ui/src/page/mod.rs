@@ -2,6 +2,8 @@
 //!
 //! The handler `page` renders the whole page. The handler `live` is the connection of an open page: it sends parts of
 //! the page again when they change (see [`crate::live::parts`]).
+//!
+//! Must not come here: the handlers of `/api/v1`, which belong to `api`, or code that both need, such as `accounts`.
 
 pub(crate) mod account;
 pub(crate) mod console;

@@ -44,6 +44,7 @@ impl FormPreset {
     fn from_fields(fields: &[(String, String)]) -> Self {
         let field = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         Self {
+            // A form without a template has a custom image. Without the empty text, the default `train` would apply.
             template: field("template").or(Some(String::new())),
             machine: field("machine").and_then(|m| m.parse().ok()),
             previous_job: None,

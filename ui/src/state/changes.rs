@@ -62,6 +62,7 @@ impl Changes {
                         machines.put(*view);
                         None
                     }
+                    // The notice carries no state, so a machine is read with a query.
                     NewState::Ask => {
                         if let Aggregate::Machine(id) = aggregate {
                             machines.request_refresh(id, notice.seq);

@@ -111,7 +111,8 @@ impl MachineCache {
         for view in read {
             machines.insert(view.listed.machine, Arc::new(view));
         }
-        // A notice may have updated or added a machine during the query.
+        // A notice may have updated or added a machine during the query. A machine that the answer does not contain is
+        // kept only if its state is newer than the whole answer. Otherwise the machine has left the market.
         for (id, view) in previous {
             if view.listed.seq > machines.get(&id).map_or(newest, |read| read.listed.seq) {
                 machines.insert(id, view);

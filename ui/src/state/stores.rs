@@ -11,7 +11,7 @@ use tracing::warn;
 
 /// Time between two measurements.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// The files are looked through for expired ones every so many measurements: once an hour.
+/// Expired files are removed at every 120th measurement, which is once an hour.
 const EXPIRE_EVERY: u64 = 120;
 
 /// Looks after these stores until shutdown. Each has its name.

@@ -14,17 +14,18 @@ use crate::keyed_limit::{KeyedLimit, Share};
 /// If that is not enough, all owners are removed, and each of them may upload its full quota again.
 const MAX_FINISHED: usize = 10_000;
 
-/// The uploaded bytes of each owner. An owner is the lease of an attempt, or an account, as text.
+/// The uploaded bytes of each owner. An owner is a text that the caller chooses, for example the lease of an attempt, a
+/// store of files (`INPUTS`), or a share of a store (`INPUTS/<account>`, see `transfer/share.rs`).
 #[derive(Clone, Default)]
 pub(crate) struct UploadQuota {
     uploads: KeyedLimit<String>,
     finished: Arc<Mutex<HashMap<String, Finished>>>,
 }
 
-/// The finished uploads of one owner. They count until they are removed.
+/// The finished uploads of one owner. They count until this entry is removed.
 struct Finished {
     share: Share<String>,
-    /// After this time the uploads may be removed.
+    /// After this time the entry may be removed.
     until: Timestamp,
 }
 

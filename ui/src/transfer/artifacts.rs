@@ -83,7 +83,7 @@ pub(crate) async fn put(
     let (part, is_last) = (query.part.unwrap_or(0), query.last || query.part.is_none());
     let bytes = content_length(request.headers(), max_bytes)?;
     let before = parts_before(&app.artifacts, &name, part, bytes, is_last).await?;
-    // Each part needs room for the rest of the file: a file that cannot be completed is not begun.
+    // Each part claims room for the whole rest of the file, so that no file is begun that cannot be completed.
     let whole = query.total.unwrap_or(bytes).max(before.bytes().saturating_add(bytes));
     if whole > max_bytes {
         return Err(Problem::too_large().into());

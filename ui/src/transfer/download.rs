@@ -70,7 +70,8 @@ pub(crate) struct DownloadOptions {
     inline: Option<String>,
 }
 
-/// Finds a file in the manifest of a job's last attempt. Returns the manifest's entry and the lease of the attempt.
+/// Finds a file in the manifest, the list of output files that the machine sent at the end of a job's last attempt.
+/// Returns the manifest's entry and the lease of the attempt.
 pub(super) fn manifest_entry<'a>(row: &'a JobView, path: &str) -> Result<(&'a Artifact, Lease), Problem> {
     let artifact = row.outputs.iter().find(|a| a.path == path).ok_or_else(|| Problem::not_found("file"))?;
     let lease = row.attempts.last().map(|a| a.lease).ok_or_else(|| Problem::not_found("file"))?;

@@ -62,7 +62,7 @@ pub(crate) async fn put_input(
         }
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
-    // Of two uploads of one id at the same time, the second would replace the file that a job may name already.
+    // Only one upload of an id runs at a time. Otherwise a second upload could replace a file that a job already names.
     let alone = app.upload_quota.reserve(format!("input/{name}"), 1, 1).ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "InProgress", "A file with this id is being uploaded: wait for its end.")
     })?;
@@ -89,7 +89,7 @@ async fn has_content(request: Request, bytes: u64, sha256: &str) -> Result<bool,
     }
     let (mut body, mut hash) = (request.into_body().into_data_stream(), Sha256::new());
     while let Some(piece) = body.next().await {
-        // The server limits the time of a request, and its length is known.
+        // Reading to the end is safe: the length was checked above, and `serve.rs` limits the time of a request.
         let incomplete = |_| Problem::new(StatusCode::BAD_REQUEST, "Incomplete", "The upload broke off: try again.");
         hash.update(piece.map_err(incomplete)?);
     }

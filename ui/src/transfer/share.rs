@@ -1,6 +1,7 @@
-//! The shares of a store of files: what one account may take, and what all accounts without money may take together.
-//! Accounts cost nothing, so a share for each of them would be no bound. A share that is full is refused by its name,
-//! long before the store is full for everybody.
+//! The shares of a store of files: the room that one account may take, and the room that all accounts without money may
+//! take together. Anybody can open any number of accounts without money, so a share for each of them would limit
+//! nothing. When a share is full, the upload is refused with a message that names the share, long before the store is
+//! full for everybody.
 
 use axum::http::StatusCode;
 use gpubnb_files::{Files, Owner};
@@ -9,9 +10,9 @@ use tracing::warn;
 use super::store::unavailable;
 use crate::{app::App, error::Problem, state::Reservation};
 
-/// A share is one part of the store of this many.
+/// Each share is one quarter of the store.
 const SHARES: u64 = 4;
-/// The bytes that a file counts at least: each file has a description.
+/// The least that a file counts, in bytes, as in the listing of a store (`ui/files/src/usage.rs`).
 const LEAST_BYTES: u64 = 4 << 10;
 /// Bytes that the descriptions of a file and of its parts take at most.
 const PIECES_RESERVE: u64 = 64 * 1024;
@@ -38,8 +39,9 @@ pub(super) struct Claim {
     _without_money: Option<Reservation>,
 }
 
-/// Reserves room in a store for a file of this size, or refuses the file. A file that the store refused in the middle
-/// would leave its first pieces behind. Returns the size of the store in bytes, too; `None` if the store has no limit.
+/// Reserves room in a store for a file of this size, or refuses the file before its upload begins. A file that the
+/// store refused in the middle would leave its first pieces behind. Also returns the size of the store in bytes; `None`
+/// if the store has no limit.
 async fn reserve_room(app: &App, store: Store<'_>, bytes: u64) -> Result<(Option<u64>, Reservation), Problem> {
     let room = store.files.room().await.map_err(unavailable)?;
     // Each piece of a file takes a little more than its bytes.

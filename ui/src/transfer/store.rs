@@ -27,7 +27,8 @@ pub(super) fn bad_permit(detail: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "BadPermit", format!("The transfer is not permitted: {detail}."))
 }
 
-/// Refuses a permit of an attempt that is over: a permit ends with what it was for. Returns the owner of the job.
+/// Refuses a permit of an attempt that is over, even if the time of the permit is not over. Returns the owner of the
+/// job.
 pub(super) async fn check_attempt(app: &App, job: JobId, lease: Lease) -> Result<Owner, Problem> {
     let row = app.queries.job(Actor::Platform, job, lease.0).await?;
     if row.ended_at.is_some() || row.attempts.last().is_none_or(|attempt| attempt.lease != lease) {

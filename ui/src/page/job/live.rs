@@ -42,8 +42,9 @@ use crate::{
 /// `GET /jobs/{job}/live`. The id of a server-sent event is the sequence in OUTPUT after which a new connection
 /// resumes.
 ///
-/// State, trail, output and unfinished lines are four streams. A slow one does not stop the others, but output waits
-/// for the view of the job that the stream of the state passes on.
+/// State, trail, output and unfinished lines are four streams. A slow one does not stop the others, with one exception:
+/// the stream of the state passes on the job's view (`JobView`), and output waits until the view has the attempt that
+/// wrote the output.
 pub(crate) async fn live(
     State(app): State<App>,
     signed_in: SignedIn,
@@ -94,9 +95,9 @@ const RENDER_PAUSE: Duration = Duration::from_millis(25);
 /// Maximum wait for the read model when the output of a new attempt arrives before the attempt is in the job's view.
 const MAX_VIEW_LAG: Duration = Duration::from_secs(2);
 
-/// Waits for the next changes of a job. Returns the last sequence and the changes. The list is empty, and the caller
-/// must read the job and its trail from the read model, if a notice came without its change, or if no notice came for a
-/// long time. In the latter case the sequence is zero.
+/// Waits for the next changes of a job. Returns the last sequence and the changes. An empty list means that the caller
+/// must read the job and its trail from the read model: a notice came without its change, or notices were lost, or no
+/// notice came for [`MAX_SILENCE`]. In the last two cases the sequence is zero.
 async fn next_job_changes(notices: &mut broadcast::Receiver<Change>, id: JobId) -> (Seq, Vec<Arc<JobChange>>) {
     let is_relevant = |change: &Change| change.aggregate == Aggregate::Job(id);
     // After a silence the job is read anyway, because a notice may have been lost.

@@ -171,7 +171,8 @@ pub(super) fn render_artifacts(job: &JobView) -> String {
 }
 
 /// Appends the events of job changes to a trail, up to the first gap. Returns true if the trail is then complete. If
-/// not, [`read_trail`] reads on from the end of the trail. No changes mean that something unknown has changed.
+/// not, [`read_trail`] reads on from the end of the trail. An empty list of changes means that something unknown has
+/// changed, so the trail is not complete.
 pub(super) fn append_changes(trail: &mut Vec<TrailEvent>, changes: &[Arc<JobChange>]) -> bool {
     for change in changes {
         if trail.len() < change.before as usize {
@@ -232,7 +233,7 @@ async fn update_machine(app: &App, signed_in: SignedIn, job: &JobView, cached: &
 async fn update_progress(app: &App, is_own: bool, job: &JobView, progress: &mut Option<Progress>, is_final: &mut bool) {
     if is_own && !*is_final && !job.attempts.is_empty() {
         let newest = output::progress(app, job).await;
-        // A job that has ended may have no progress, or the broker did not answer. Another look costs little.
+        // `None` may also mean that the broker did not answer, so it is never final: the next rendering asks again.
         *is_final = job.ended_at.is_some() && newest.is_some();
         *progress = newest.or(progress.take());
     }
