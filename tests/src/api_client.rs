@@ -38,7 +38,8 @@ pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wal
 /// so each test has a client of its own.
 fn client() -> reqwest::Client {
     crate::programs::install_crypto_provider();
-    // The server closes a connection that was idle for ten seconds. A request must not meet that moment.
+    // The server closes a connection that was idle for ten seconds, and a request that is sent at that moment fails.
+    // So the client closes its idle connections earlier.
     let idle = Duration::from_secs(5);
     let settings = reqwest::Client::builder().timeout(Duration::from_secs(30)).pool_idle_timeout(idle);
     settings.redirect(reqwest::redirect::Policy::none()).build().unwrap_or_default()

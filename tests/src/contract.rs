@@ -52,8 +52,9 @@ async fn read_document(client: &reqwest::Client, url: &str) -> Contract {
     Contract { document, validators: Mutex::default() }
 }
 
-/// Lets a schema refuse the properties that it does not name. The root of a component stays open, because other schemas
-/// may include the component and add properties. `is_use` is true for a schema that describes a whole value.
+/// Lets a schema refuse the properties that it does not name. `is_use` is true for a schema that describes a whole
+/// value, such as a property or the items of a list. The root of a component stays open, because other schemas may
+/// include the component (`allOf`) and add properties.
 fn close_objects(schema: &mut Value, is_use: bool) {
     let Value::Object(object) = schema else {
         if let Value::Array(all) = schema {

@@ -24,9 +24,9 @@ const MACHINES: usize = 500;
 /// Largest number of publishes that wait for the broker's ack at the same time.
 const MAX_PENDING_ACKS: usize = 4_000;
 
-/// Writes accounts, machines and completed jobs until the log has at least `events` events. Returns the log's last
-/// sequence. The services must be stopped: the leases in the events are computed in advance from the
-/// sequences, so nobody else may append an event.
+/// Writes accounts, machines and completed jobs until the log has about `events` events. Returns the log's last
+/// sequence. The services must be stopped: the leases in the events are computed in advance from the sequences, so
+/// nobody else may append an event.
 pub async fn write(market: &Market, events: u64) -> anyhow::Result<Seq> {
     let js = nats::jetstream(market.nats_args("services").connect("append", SERVICES_INBOX).await?);
     let log = gpubnb_log::Log::open(js.clone()).await?;

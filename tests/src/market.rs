@@ -251,7 +251,8 @@ pub(crate) async fn is_online(stranger: &ApiClient, name: &str) -> bool {
     machines["rows"].as_array().is_some_and(|all| all.iter().any(named))
 }
 
-/// Removes all containers and networks of a machine.
+/// Removes all containers of a machine, and their volumes: the containers of its jobs, and the relays beside them,
+/// which carry the connections of jobs to the internet.
 pub(crate) fn remove_containers(machine: &str) {
     let ids: String =
         ["machine", "relay"].map(|kind| listed_containers(&format!("gpubnb.{kind}={}", machine.trim()))).concat();

@@ -49,8 +49,9 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
     program("GPUBNB_NATS_SERVER", "nats-server", "run `make setup`")
 }
 
-/// A TCP port of 127.0.0.1 that is free at this moment. The kernel gives no port of this range to connections and to
-/// listeners on port 0, and each call chooses another one, so that the port is still free a moment later.
+/// A TCP port of 127.0.0.1 that is free at this moment. It must still be free when a program listens on it a moment
+/// later. So each call chooses a port at random, below the range from which the kernel gives ports to connections and
+/// to listeners on port 0.
 pub fn free_port() -> anyhow::Result<u16> {
     const FIRST: u16 = 10_000;
     for _ in 0..100 {

@@ -46,7 +46,8 @@ pub enum ImageKind {
     Huge,
     /// The layer is packed, and unpacks to 2 GiB.
     Bomb,
-    /// The registry breaks off each answer after the first mebibyte, and continues where it is asked to.
+    /// The registry breaks off each answer after the first mebibyte. A request with a byte range gets the next
+    /// mebibyte.
     Breaking,
     /// The image is one of several platforms in an index.
     Indexed,

@@ -30,7 +30,7 @@ pub struct Plan {
     workers: Vec<(String, Vec<String>)>,
     /// The number of jobs that the consumer has run.
     jobs: u32,
-    /// The number of events in the log after a history was invented. `None` if there is no invented history.
+    /// The number of events up to which the log is filled with invented events. `None` if none are invented.
     history: Option<u64>,
 }
 
@@ -75,7 +75,7 @@ impl Plan {
             system.consumer.wait_until_settled(&job).await?;
         }
         if let Some(events) = self.history {
-            // This stops the services.
+            // The processes of the services stop when they are dropped.
             system.services.clear();
             history::write(&system, events).await?;
         }

@@ -32,9 +32,9 @@ pub struct MarketSettings {
     pub brokers: usize,
     /// Number of replicas of the services.
     pub replicas: usize,
-    /// Each service serves its metrics over HTTP, on a free port that its log names.
+    /// Services, projector and web server serve their metrics over HTTP, each on a free port that its log names.
     pub has_monitoring: bool,
-    /// URL of an OTLP collector, to which every service sends its traces.
+    /// URL of an OTLP collector, to which services, projector and web server send their traces.
     pub otlp: Option<String>,
     /// Number of events after which services and projector save a snapshot. 0 means never; `None` means the default.
     pub snapshot_every: Option<u64>,
@@ -337,7 +337,8 @@ impl System {
         self.brokers.clear();
     }
 
-    /// Fails if any process has ended. The error holds the last lines that the process printed.
+    /// Fails if any process has ended, except the brokers of a cluster. The error holds the last lines that the
+    /// process printed.
     pub fn check_running(&mut self) -> anyhow::Result<()> {
         let single = self.nats.iter_mut().chain(&mut self.projector).chain(&mut self.ui);
         single.chain(&mut self.services).chain(&mut self.workers).try_for_each(Process::check_running)

@@ -145,6 +145,7 @@ pub struct Pci {
 pub struct Process {
     pid: c_uint,
     memory: c_ulonglong,
+    /// The MIG instances of the process. `c_uint::MAX` stands for a GPU that is not split by MIG.
     instance: c_uint,
     compute: c_uint,
 }

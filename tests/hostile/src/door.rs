@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+/// The proxies that a job finds on its loopback (docs/jobs.md).
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 3128);
 const SOCKS: ([u8; 4], u16) = ([127, 0, 0, 1], 1080);
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// The host that the job may reach.
 const ALLOWED: &str = "files.example";
-/// Hosts in the networks of a machine, and one that the job did not ask for.
+/// Addresses that the job must not reach: the machine and its networks, another host, another port of the allowed
+/// host, and a host whose name only begins like the allowed host.
 const FORBIDDEN: [&str; 12] = [
     "127.0.0.1:22",
     "127.0.0.1:4222",
@@ -28,7 +30,7 @@ const FORBIDDEN: [&str; 12] = [
     "files.example.evil.example:443",
 ];
 
-/// Sends bytes to a proxy, and returns what it answers.
+/// Sends bytes to a proxy, and returns the proxy's answer. Fails if the connection does not end in time.
 fn ask(proxy: ([u8; 4], u16), sent: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(proxy), TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -47,7 +49,7 @@ fn get_allowed() -> bool {
     text.starts_with("HTTP/1.1 200") && text.contains("hello from outside")
 }
 
-/// The request of SOCKS5 for a host by name.
+/// A SOCKS5 request for `target`, a host name with a port. The command 1 (CONNECT) asks for a connection.
 fn socks_request(command: u8, target: &str) -> Vec<u8> {
     let (host, port) = target.rsplit_once(':').unwrap_or((target, "80"));
     let length = u8::try_from(host.len()).unwrap_or_default();
@@ -55,7 +57,8 @@ fn socks_request(command: u8, target: &str) -> Vec<u8> {
     [&[5, 1, 0, 5, command, 0, 3, length], host.as_bytes(), &port].concat()
 }
 
-/// Tries each forbidden host by each way.
+/// Tries to reach each forbidden address through both proxies. An attempt counts as held if the proxy refuses it (403
+/// of HTTP, reply 2 of SOCKS5), or if no complete answer comes.
 fn reach_forbidden() -> bool {
     let mut all_held = true;
     for target in FORBIDDEN {
@@ -72,6 +75,7 @@ fn reach_forbidden() -> bool {
         println!("SOCKS {target}: {}", if is_held { "held" } else { "GOT THROUGH" });
         all_held &= is_held;
     }
+    // The proxy supports neither BIND (2) nor UDP ASSOCIATE (3), even for the allowed host: it must send reply 7.
     for command in [2, 3] {
         let got = ask(SOCKS, &socks_request(command, &format!("{ALLOWED}:80"))).unwrap_or_default();
         let is_held = got.get(..4) == Some(&[5, 0, 5, 7]);

@@ -32,13 +32,14 @@ pub(crate) fn use_scratch() -> bool {
     matches!(works, Ok(true))
 }
 
-/// Has this many threads at once.
+/// Starts `count` threads that run at the same time. Fails if the kernel refuses one of them.
 pub(crate) fn have_threads(count: usize) -> bool {
     for number in 0..count {
         let started = thread::Builder::new().stack_size(64 << 10).spawn(|| thread::sleep(Duration::from_secs(600)));
         if let Err(e) = started {
             println!("can't start new thread: {e} (after {number})");
-            // An interpreter takes some time to end, too. The worker learns of the limit a moment after the start.
+            // The worker reads the kernel's count of refused threads ten times a second, and only while the container
+            // runs. An interpreter such as Python also takes some time to end.
             thread::sleep(Duration::from_secs(3));
             return false;
         }
@@ -79,7 +80,7 @@ pub(crate) fn save_checkpoint() -> bool {
     saved
 }
 
-/// Has this many files open at once.
+/// Keeps `count` files open at the same time. Fails if the kernel refuses one of them.
 pub(crate) fn open_files(count: usize) -> bool {
     let files: Vec<_> = (0..count).map(|_| File::open("/proc/self/exe")).collect();
     let refused = files.iter().find_map(|file| file.as_ref().err());

@@ -35,7 +35,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     for pair in 0..PAIRS + WARM_UP {
         let bare_time = millis(run_bare_container(&docker, system.path()).await?);
         let job_time = millis(run_job(&system).await?);
-        // The worker removes the container after its report. This must not disturb the next baseline.
+        // The worker removes the container after its report. The removal must not disturb the next baseline.
         wait_until_removed(&docker, &label).await?;
         sleep(Duration::from_millis(100)).await;
         if pair >= WARM_UP {
@@ -90,8 +90,8 @@ async fn run_bare_container(docker: &Docker, dir: &Path) -> anyhow::Result<Durat
     Ok(began.elapsed())
 }
 
-/// The request to Docker for the bare container. It has the settings that the sandbox of a job had on 2026-11-29, and
-/// does not follow the sandbox: a heavier sandbox must make the ratio worse.
+/// The request to Docker for the bare container. Its settings are a copy of the job's sandbox of 2026-11-29. Do not
+/// update the copy: if the sandbox becomes slower, the ratio must become worse.
 fn bare_container(template: &Template, output: &Path, (uid, gid): (u32, u32)) -> Value {
     let limit = |name: &str, most: i64| json!({ "Name": name, "Soft": most, "Hard": most });
     json!({

@@ -93,8 +93,8 @@ async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
     anyhow::bail!("the stream ended before the last event")
 }
 
-/// Copies the rows of every model into a new sled database, in as many transactions as the fold used. Returns the
-/// events per second. The fold writes more than this, because it changes most rows several times.
+/// Copies the final rows of every model into a new sled database, in as many transactions as the fold used. Returns
+/// the events per second. The fold itself writes more, because it changes most rows several times.
 fn write_rows(from: &Database, last: Seq) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let mut trees = Vec::new();

@@ -62,7 +62,7 @@ pub(super) fn memory(pid: u32, figure: &str) -> anyhow::Result<f64> {
     Ok(kib * 1_024.0 / 1e6)
 }
 
-/// The CPU time that a process has used, in ticks.
+/// The CPU time that a process has used, in ticks: the fields `utime` and `stime` of `/proc/<pid>/stat`.
 fn ticks(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after_name = stat.rsplit(')').next().context("/proc has no such process")?;

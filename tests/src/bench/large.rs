@@ -1,6 +1,7 @@
 //! `large_log`: measures a log of ten million events, or of `GPUBNB_BENCH_EVENTS` events. The figures are the
-//! projector's memory while it folds the log, although it is killed once; the time to show the market at an earlier
-//! sequence; the memory of a verification; and the start from snapshots, compared with the start from the log.
+//! projector's memory while it folds the log (it is killed once, and continues); the time to show the market at an
+//! earlier sequence; the projector's memory during a verification; and the start from snapshots, compared with the
+//! start from the log.
 
 use std::{
     fs,
@@ -21,11 +22,11 @@ use crate::{
 const EVENTS: u64 = 10_000_000;
 /// Longest time for each step.
 const TIMEOUT: Duration = Duration::from_secs(3_600);
-/// Number of earlier sequences at which the market is shown, after the first one.
+/// Number of earlier sequences at which the market is shown, after one look at the last sequence.
 const LOOKUPS: u64 = 20;
-/// The projector's memory may be at most this, MB.
+/// The most memory that the projector may use, MB.
 const MAX_MEMORY: f64 = 300.0;
-/// Showing the market at an earlier sequence may take at most this, seconds.
+/// The longest time that the market at an earlier sequence may take to be shown, seconds.
 const MAX_SECONDS: f64 = 2.0;
 
 pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
@@ -138,6 +139,7 @@ async fn projector_from_snapshots(system: &mut System) -> anyhow::Result<f64> {
     println!("large_log: every model was saved in {:.0} s; {most:.0} MB", began.elapsed().as_secs_f64());
     system.projector = None;
     fs::remove_dir_all(system.path().join("projector"))?;
+    // The projector reads snapshots, and saves none. (With the interval 0 it would not read them either.)
     system.set_snapshot_interval(u64::MAX);
     let began = Instant::now();
     system.start_projector().await?;

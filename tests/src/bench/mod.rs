@@ -42,7 +42,7 @@ pub async fn run(only: Option<&str>) -> anyhow::Result<()> {
     if is_wanted("idle_worker") {
         report.add(idle::measure().await.context("idle_worker")?);
     }
-    // This figure takes ten minutes and twenty gigabytes, so it is measured only if its name is given.
+    // This figure takes some twenty minutes and 40 GB of disk, so it is measured only if its name is given.
     if only == Some("large_log") {
         report.add(large::measure().await.context("large_log")?);
     }

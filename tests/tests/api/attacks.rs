@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 
 static MARKET: SharedMarket = SharedMarket::new(Plan::default);
 
-/// Enrolls a machine with a code. `state` is the directory with the machine's keys; if there are none, new keys are
-/// made.
+/// Enrolls a machine with an enrollment code. `state` is the directory with the machine's keys; if it has none, the
+/// worker's program makes new keys.
 pub(crate) fn enroll(market: &Market, state: &str, code: &str) -> Output {
     Command::new(binary("gpubnb-provider").unwrap())
         .args(["enroll", code, "--market", &market.url(), "--state"])
@@ -119,7 +119,7 @@ async fn the_log_names_the_operator_who_acted() {
 #[tokio::test]
 async fn an_account_can_have_ten_unused_codes_and_no_more() {
     let market = MARKET.open().await.unwrap();
-    // All are asked for at once.
+    // The account asks for 14 codes at once.
     let body = json!({});
     let asked = (0..14).map(|_| market.consumer.request(Method::POST, "/enrollments", Some(&body)));
     let answers = futures_util::future::join_all(asked).await.into_iter().map(Result::unwrap).collect::<Vec<_>>();
@@ -135,6 +135,7 @@ async fn an_account_can_have_ten_unused_codes_and_no_more() {
 async fn a_connection_that_sends_no_request_is_closed() {
     let market = MARKET.open().await.unwrap();
     let address = market.url().strip_prefix("http://").unwrap().to_owned();
+    // One client sends nothing, and the other sends only the opening bytes of HTTP/2.
     let silent = TcpStream::connect(&address).unwrap();
     let mut preface = TcpStream::connect(&address).unwrap();
     preface.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();

@@ -41,6 +41,8 @@ fn foreign_subjects(other: MachineId, own: MachineId) -> Vec<String> {
         format!("$JS.API.CONSUMER.MSG.NEXT.DISPATCH.{consumer}"),
         format!("$JS.API.CONSUMER.DELETE.DISPATCH.{consumer}"),
         subject::heartbeat(other),
+        // A machine sends a job's output as a command. Only the services write to OUTPUT, also for the machine's own
+        // jobs.
         subject::output(other, JobId::generate(), subject::OutputKind::Log),
         subject::output(own, JobId::generate(), subject::OutputKind::Log),
     ];
@@ -188,6 +190,7 @@ async fn a_jobs_secret_appears_in_no_answer_page_or_log_and_is_deleted_with_the_
     let cookie = market.consumer.cookie().split_once('=').unwrap().1.to_owned();
     let [seed, sealing] = secret_keys(&market.path().join("attic"));
     let code = new_code(&market.consumer).await;
+    // Every token for the broker (a JWT) begins with `eyJ0eXAi`, and every permit to upload files with `upload.`.
     let hidden = [secret, &market.consumer.password, &token, &code, "eyJ0eXAi", &cookie, &seed, &sealing, "upload."];
     for process in ["services-0", "projector", "ui", "attic", "nats"] {
         let log = market.process_log(process);

@@ -80,7 +80,8 @@ async fn stream_states(attack: &Attack<'_>) -> Vec<(&'static str, u64, u64)> {
         ["KV_CREDENTIALS", "KV_SESSIONS", "KV_ENROLLMENTS", "KV_JOBENV", "OBJ_ARTIFACTS", "OBJ_INPUTS", "KV_LEADERS"]
     {
         let state = js.get_stream(name).await.unwrap().cached_info().state.clone();
-        // The leader renews its lease all the time, so only the number of subjects is compared.
+        // The replica of the services that leads renews its entry in KV_LEADERS all the time. So only the number of
+        // subjects is compared there.
         let last = if name == "KV_LEADERS" { 0 } else { state.last_sequence };
         states.push((name, state.subjects_count, last));
     }
@@ -132,7 +133,8 @@ async fn the_answer_to_a_machine_goes_to_no_subject_but_its_own_inbox() {
     }
     assert_nothing_forged(&attack).await;
     assert_eq!(stream_states(&attack).await, before);
-    // Every message in the log is an event of the services. A forged message could not be decoded.
+    // Every new message in the log is a valid event. An answer of the services that landed in the log would not be
+    // one.
     let last = attack.log.last_seq().await.unwrap();
     let mut log = attack.log.follow(first.next());
     let mut seen = first;

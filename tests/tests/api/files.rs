@@ -38,7 +38,7 @@ fn count_files(directory: &Path) -> usize {
     entries.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
 }
 
-/// Uploads an input, runs a job that reads it, runs a job that leaves a large file, and downloads that.
+/// Uploads an input, runs a job that gets the input, runs a job that leaves a large file, and downloads this file.
 async fn try_files(address: String, environment: Vec<(String, String)>, stored_in: &Path) {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
     let ui = vec!["--files".to_owned(), address];
@@ -46,6 +46,7 @@ async fn try_files(address: String, environment: Vec<(String, String)>, stored_i
     let mut system = System::start(settings).await.unwrap();
     system.start_worker("attic", &[]).await.unwrap();
     let input = CommandId::generate();
+    // An id stands for one content. The same upload again is accepted, and another content under this id is refused.
     for (text, expected) in [("hello", 201), ("hello", 200), ("other", 409)] {
         let path = format!("/api/v1/inputs/{input}");
         let put = system.consumer.build_request(Method::PUT, &path).body(text);

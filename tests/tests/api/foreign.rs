@@ -103,6 +103,7 @@ async fn a_shared_link_gives_anybody_one_file_and_nothing_else() {
     let path = link["path"].as_str().unwrap();
     let (status, picture) = market.consumer.stranger().bytes(path).await.unwrap();
     assert!(status.is_success() && picture.starts_with(b"\x89PNG"));
+    // The link is a signed permit, which begins with its purpose. With another purpose, the signature is not valid.
     let (status, _) = market.consumer.stranger().bytes(&path.replacen("artifact", "upload", 1)).await.unwrap();
     assert_eq!(status, StatusCode::UNAUTHORIZED);
     let part = market.consumer.build_request(Method::GET, path).header("range", "bytes=1-3").send().await.unwrap();

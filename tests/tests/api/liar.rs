@@ -189,7 +189,8 @@ async fn an_interrupted_upload_leaves_no_file_and_can_be_repeated() {
 }
 
 impl Liar {
-    /// Sends lines of a log, the first of which has this number. Returns the refusal.
+    /// Sends lines of a log. The first of them has the number `first_line`. Returns the sequence in the answer, or
+    /// the refusal.
     async fn add_lines(&self, job: JobId, lease: Lease, first_line: u64, lines: &[&str]) -> Result<Seq, RpcError> {
         let line = |text: &&str| LogLine {
             stream: LogStream::Stdout,

@@ -132,11 +132,12 @@ async fn strangers_who_guess_a_password_do_not_lock_the_person_out() {
     let known = cookies.into_iter().find(|cookie| cookie.starts_with("__Host-gpubnb-known=")).unwrap();
     assert!(["Secure", "HttpOnly", "SameSite=Strict", "Path=/"].iter().all(|flag| known.contains(flag)), "{known}");
     let known = known.split(';').next().unwrap();
-    // Right passwords use nothing up.
+    // A sign-in with the right password does not count as a guess.
     for _ in 0..8 {
         assert_eq!(sign_in(&person.password, "").await.status(), StatusCode::SEE_OTHER);
     }
-    // Somebody behind the same address tries wrong passwords until the address is refused.
+    // Somebody behind the same address tries wrong passwords until the address is refused. The person's own browser,
+    // known by its cookie, is still served.
     let mut wrong = 0;
     while sign_in("not the password", "").await.status() != StatusCode::TOO_MANY_REQUESTS {
         wrong += 1;
@@ -144,7 +145,7 @@ async fn strangers_who_guess_a_password_do_not_lock_the_person_out() {
     }
     assert_eq!(sign_in(&person.password, "").await.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(sign_in(&person.password, known).await.status(), StatusCode::SEE_OTHER, "the browser is known");
-    // A changed cookie gives nothing.
+    // With a changed cookie, the browser does not count as known.
     let changed = format!("{}{}", &known[..known.len() - 1], if known.ends_with('0') { '1' } else { '0' });
     assert_eq!(sign_in(&person.password, &changed).await.status(), StatusCode::TOO_MANY_REQUESTS);
 }

@@ -82,7 +82,8 @@ async fn an_old_token_does_not_keep_a_person_from_logging_in() {
         let output = with_password(&[command, "returning@gpubnb.example"]);
         assert!(output.status.success(), "{command}: {}", text(&output.stderr));
     }
-    // A damaged file stands in the way of neither command, and a command that needs the login names the file.
+    // `login` and `logout` work although the file is damaged. A command that needs the token, such as `jobs`, fails
+    // and names the file.
     let damage = || fs::write(directory.join("config/gpubnb/login.json"), "{").unwrap();
     let without_password = |command: &str| {
         let mut client = Command::new(binary("gpubnb").unwrap());

@@ -126,7 +126,7 @@ async fn a_worker_finishes_a_large_upload_after_an_outage_of_the_web_server() {
 
 #[tokio::test]
 async fn a_file_beyond_the_share_is_left_out_without_blame_or_bill_and_nobody_else_is_hit() {
-    // A share is a quarter: 100 MiB.
+    // An account may use a quarter of the store, its share: here 100 MiB.
     let services = ["--approve-image", "gpubnb/hostile:1", "--artifacts-mib", "400"];
     let services = services.map(str::to_owned).into();
     let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
@@ -138,25 +138,27 @@ async fn a_file_beyond_the_share_is_left_out_without_blame_or_bill_and_nobody_el
     let first = system.consumer.submit(&body).await.unwrap();
     let first = system.consumer.wait_until_settled(&first).await.unwrap();
     assert_eq!(first["left_out"], json!([]), "{first:#}");
-    // The second file is too large for the share. The job is not to blame, and says what is missing.
+    // The second file does not fit into the account's share. The job completes all the same, and `left_out` names the
+    // file.
     let second = system.consumer.submit(&body).await.unwrap();
-    // The worker hashes and sends a large file, and waits a quarter of a minute for room.
+    // The test waits long, because the worker hashes and sends a large file, and then waits 15 seconds for room.
     let is_settled = |job: &Value| job["settled"] == true;
     let second = system.consumer.wait_for(&second, Duration::from_secs(180), is_settled).await.unwrap();
     assert_eq!((&second["state"], &second["outputs"]), (&json!("Completed"), &json!([])), "{second:#}");
     assert_eq!(second["left_out"], json!([{ "reason": "StoreFull", "entries": 1, "example": "large.bin" }]));
     assert!(second["cost"].as_i64().unwrap() <= first["cost"].as_i64().unwrap() * 10, "the wait is not billed");
-    // The share has room for the first part, and takes no part of a file for which it has no room.
+    // The share has room for the first part of the second file. But the store takes no part of a file that does not
+    // fit as a whole, so it has only the first file (80 MiB).
     let js = nats::jetstream(system.nats_args("ui").connect("ui", UI_INBOX).await.unwrap());
     let stored = js.get_stream(store_stream(ARTIFACTS)).await.unwrap().cached_info().state.bytes;
     assert!(stored < 90 << 20, "{stored} bytes");
     let id = CommandId::generate();
     let put = |text: &'static str| other.build_request(Method::PUT, &format!("/api/v1/inputs/{id}")).body(text).send();
-    // One id has one content.
+    // An id stands for one content. The same upload again is accepted, and another content under this id is refused.
     for (text, expected) in [("first", 201), ("first", 200), ("other", 409), ("longer", 409)] {
         assert_eq!(put(text).await.unwrap().status(), expected, "{text}");
     }
-    // Also if two files arrive at the same time.
+    // The same is true if two contents for one id arrive at the same time.
     let id = CommandId::generate();
     let send = |byte: u8| {
         let put = other.build_request(Method::PUT, &format!("/api/v1/inputs/{id}"));
@@ -183,7 +185,8 @@ async fn upload(account: &ApiClient, mebibytes: usize) -> (StatusCode, String) {
 
 #[tokio::test]
 async fn no_account_takes_more_than_its_share_of_the_inputs_and_free_accounts_share_one() {
-    // A share is a quarter: 16 MiB.
+    // An account may use a quarter of the store, its share: here 16 MiB. All accounts without money share one
+    // quarter.
     let services = ["--inputs-mib", "64"].map(str::to_owned).into();
     let system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
     let sign_up = async |name: &str| ApiClient::sign_up(&system.url(), name).await.unwrap();
@@ -194,12 +197,12 @@ async fn no_account_takes_more_than_its_share_of_the_inputs_and_free_accounts_sh
     assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
     assert!(problem.starts_with("NoRoom The room for files of accounts without money is full"), "{problem}");
     assert_eq!(upload(&other_free, 5).await.0, StatusCode::CREATED, "the rest of that room");
-    // Whoever has money is not hit, and has a share of its own.
+    // An account with money has a share of its own.
     assert_eq!(upload(&rich, 10).await.0, StatusCode::CREATED);
     let (status, problem) = upload(&rich, 10).await;
     assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
     assert!(problem.starts_with("NoRoom Your files may take 16 MiB together"), "{problem}");
-    // The store is full only when many accounts have paid for it.
+    // Only several accounts with money can fill the store together. The error is then `StoreFull`, not `NoRoom`.
     let mut uploads = Vec::new();
     for number in 0..4 {
         let account = sign_up(&format!("rich-{number}")).await;

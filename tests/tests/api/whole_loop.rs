@@ -37,6 +37,7 @@ async fn a_job_is_quoted_run_settled_and_leaves_its_file() {
     let sum: i64 = receipt["postings"].as_array().unwrap().iter().map(|p| p["amount"].as_i64().unwrap()).sum();
     assert_eq!(sum, 0, "{receipt:#}");
     let billed = receipt["metering"]["billed"].as_i64().unwrap();
+    // The price is $0.36 an hour. Amounts are in millionths of a dollar, and the billed time is in milliseconds.
     assert_eq!(receipt["cost"], json!(360_000 * billed / 3_600_000));
     let wallet = market.consumer.get("/wallet").await.unwrap();
     assert_eq!(wallet["balance"]["held"], 0);

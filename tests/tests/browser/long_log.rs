@@ -33,7 +33,8 @@ async fn a_log_of_half_a_million_lines_opens_at_its_end_and_has_links_and_search
     let web_server = system.ui.as_ref().unwrap().pid();
     let before = resident_memory(web_server);
     publish_log(&system, job.parse().unwrap(), lease).await;
-    // The log is about 40 MiB. To a page that does not read, the broker sends at most a window of about 6 MiB.
+    // The log is about 40 MiB. For a page that does not read, the broker sends at most a window of about 6 MiB. So
+    // each of the 20 pages may cost at most 10 MiB.
     let used = resident_memory(web_server).saturating_sub(before);
     assert!(used < 20 * 10, "pages that do not read used {used} MiB");
     drop(unread_pages);

@@ -1,4 +1,5 @@
-//! Who pays: time, silence and fault. Each test is an ending of docs/events.md, on real parts.
+//! Which time of a job is billed, and who is at fault. Each test makes one of the endings of docs/events.md happen,
+//! with the real programs and a real Docker.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ async fn market() -> System {
     system
 }
 
-/// The events of a job, by name.
+/// The names of a job's events, in the order of the log.
 async fn names(system: &System, job: &str) -> Vec<String> {
     let events = system.consumer.get(&format!("/jobs/{job}/events")).await.unwrap();
     events["rows"].as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect()
@@ -47,7 +48,8 @@ async fn the_time_of_an_upload_is_neither_run_time_nor_billed() {
     let exited =
         || String::from_utf8(system.run_operator_tool(&["replay", "MARKET", "--id", &job]).unwrap().stdout).unwrap();
     wait_until("the word that the program has ended", async || exited().contains("Exited")).await;
-    // Longer than the time limit: the limit is the program's, and not the upload's.
+    // The upload waits for longer than the job's time limit of 10 seconds. The limit is for the program, and not for
+    // the upload.
     tokio::time::sleep(Duration::from_secs(11)).await;
     system.start_ui().await.unwrap();
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
@@ -66,6 +68,7 @@ async fn a_worker_that_is_stopped_changes_neither_the_outcome_nor_the_bill() {
     short["time_seconds"] = json!(10);
     let job = system.consumer.submit(&short).await.unwrap();
     wait_until_running(&system.consumer, &job).await;
+    // The worker sleeps for longer than the job's time limit of 10 seconds. The program ends after one second.
     system.workers[0].signal(rustix::process::Signal::STOP);
     tokio::time::sleep(Duration::from_secs(14)).await;
     system.workers[0].signal(rustix::process::Signal::CONT);
@@ -155,7 +158,7 @@ async fn a_one_machine_market_tries_again_on_that_machine_after_a_pause() {
         .output()
         .unwrap();
     let container = String::from_utf8(container.stdout).unwrap();
-    // The owner kills the container, which is no doing of the job.
+    // The owner kills the container. The job did not end by itself, so the attempt is not the job's fault.
     std::process::Command::new("docker").args(["kill", container.trim()]).output().unwrap();
     let waits = |job: &Value| job["attempts"][0]["ended"] == "Requeued";
     let waiting = system.consumer.wait_for(&job, Duration::from_secs(30), waits).await.unwrap();

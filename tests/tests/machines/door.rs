@@ -1,5 +1,5 @@
-//! A job's way to the internet. A server of the test stands for the internet, under names that only the worker's
-//! mirrors know.
+//! A job's way to the internet, its *door*. A server of the test stands for the internet. The worker's option
+//! `--egress-mirror` leads the names `files.example` and `other.example` to this server.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -36,7 +36,7 @@ async fn outside() -> SocketAddr {
     address
 }
 
-/// Starts a market with one machine whose owner allows these hosts. `files.example` and `other.example` are outside.
+/// Starts a market with one machine whose owner allows these hosts.
 async fn start_market(allowed: &str) -> System {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
     let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
@@ -77,7 +77,7 @@ async fn a_job_reaches_the_hosts_it_asked_for_and_no_other_by_any_way() {
     assert_eq!(traffic["hosts"][0]["host"], "files.example", "{traffic}");
     assert!(traffic["hosts"][0]["received"].as_u64().unwrap() > 18, "{traffic}");
     assert!(traffic["refused"].as_u64().unwrap() > 20, "{traffic}");
-    // Nothing of the door is left.
+    // The relay, the container that carried the job's connections, is removed.
     let machine = system.machine_id("attic").unwrap();
     let left = async || {
         let label = format!("label=gpubnb.relay={machine}");
@@ -117,7 +117,7 @@ async fn a_restart_of_the_worker_that_breaks_a_jobs_connections_is_not_the_jobs_
     let ended = |job: &Value| job["attempts"][0]["ended"].is_string();
     let view = system.consumer.wait_for(&id, Duration::from_secs(60), ended).await.unwrap();
     assert_eq!((&view["attempts"][0]["ended"], &view["reason"]["name"]), (&json!("Requeued"), &json!("Interrupted")));
-    // The next attempt has a door of its own.
+    // The next attempt gets a new door, and runs.
     let runs_again = |job: &Value| job["attempts"][1]["started_at"].is_string() || job["state"] == "Running";
     system.consumer.wait_for(&id, Duration::from_secs(60), runs_again).await.unwrap();
     system.consumer.post(&format!("/jobs/{id}/cancel"), &json!({})).await.unwrap();

@@ -30,6 +30,7 @@ fn gpu(changes: &[(&str, Value)]) -> Value {
 }
 
 /// Lets the workers of a test load the stand-in for NVML. Returns the file with the GPUs that the stand-in reports.
+/// These workers need the option `--unfit`, which lists a machine although its self-test failed.
 fn use_fake_gpus(market: &mut Market, name: &str, gpus: &[Value]) -> PathBuf {
     let file = market.path().join(format!("{name}.gpus.json"));
     write_gpus(&file, gpus);
@@ -185,7 +186,7 @@ async fn an_owner_who_uses_the_gpu_stops_no_job_without_a_gpu_and_gets_no_new_jo
         .start_worker("attic", &["--unfit", "--idle-minutes", "0", "--price", "0.1", "--reclaim-grace", "1"])
         .await
         .unwrap();
-    // A display server is no use of the GPU.
+    // A display server that holds 40 MiB does not count as the owner's use of the GPU.
     let job = system.consumer.submit(&counting_job(400, 50)).await.unwrap();
     wait_until_running(&system.consumer, &job).await;
     // The owner uses the GPU: a process outside the job's container appears on it.
@@ -205,7 +206,7 @@ async fn an_owner_who_uses_the_gpu_stops_no_job_without_a_gpu_and_gets_no_new_jo
     assert_ne!(other["attempts"][0]["machine"], view["machine"], "{other:#}");
     let settled = system.consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 1));
-    // A process that draws and holds much memory is a use: a game, or a renderer.
+    // A process that draws and holds much memory, such as a game or a renderer, counts as the owner's use of the GPU.
     write_gpus(&file, &[gpu(&[])]);
     system.wait_for_machine("attic", |m| m["away"] == json!(false)).await.unwrap();
     write_gpus(&file, &[display_server(2_048)]);

@@ -26,7 +26,7 @@ static MARKET: SharedMarket = SharedMarket::new(|| {
 
 /// The machine that mounts a file system of limited size for the disk of each job.
 const QUOTA_MACHINE: &str = "attic";
-/// The machine that checks the size of the disk from time to time.
+/// The machine that measures the disk of each job from time to time, because the disk is a plain directory.
 const POLL_MACHINE: &str = "cellar";
 /// Longest time for a job that runs after a hostile job.
 const NEXT_JOB_LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ async fn run_hostile(machine: &str, name: &str, seconds: u64) -> EndedJob {
         "memory_mib": 256, "output_mib": 32, "disk_mib": 40, "cpu_millis": 2_000, "budget_usd": "0.50",
         "max_attempts": 1 });
     let job = market.consumer.submit(&pin_to_machine(body, &id)).await.unwrap();
-    // A thousand files are uploaded one by one, which takes long beside other tests.
+    // A job may leave a thousand files. They are uploaded one by one, which takes long while other tests run.
     let limit = Duration::from_secs(seconds + 60);
     let settled = market.consumer.wait_for(&job, limit, |job| job["settled"] == true).await.unwrap();
     let began = Instant::now();

@@ -65,7 +65,7 @@ async fn a_bad_image_fails_by_the_consumers_fault_and_costs_nothing() {
     let registry = Registry::start(&images).await.unwrap();
     let mut system = start_market(&registry, &["huge", "lying", "none", "fine"]).await;
     start_worker(&mut system, &registry, &[]).await;
-    // A machine with more room may take this image.
+    // A machine with more room may take this image, so nobody is at fault, and the job waits for another attempt.
     let huge = submit(&system, &registry, "huge").await;
     let tried = |job: &Value| job["reason"].is_object();
     let huge = system.consumer.wait_for(&huge, Duration::from_secs(60), tried).await.unwrap();
@@ -122,7 +122,8 @@ async fn images_of_every_registry_are_fetched_and_known_layers_are_not_fetched_a
         let local = name.replace("@sha256:", ":sha256-");
         assert!(docker(&["images", "--quiet", &local]).trim().len() > 1, "{local}");
     }
-    // The layer of the demo jobs' image is on this machine.
+    // The worker does not fetch the layer of the demo jobs' image, because Docker has it. With the image store of
+    // containerd, Docker needs every packed layer again.
     let layers = docker(&["image", "inspect", "--format", "{{index .RootFS.Layers 0}}", "gpubnb/workloads:1"]);
     let is_containerd = docker(&["info", "--format", "{{.DriverStatus}}"]).contains("containerd.snapshotter");
     assert!(is_containerd || !registry.sent().contains(&layers.trim().to_owned()), "{:?}", registry.sent());
@@ -164,7 +165,7 @@ async fn an_images_directory_is_the_working_directory_and_its_volume_takes_no_ro
     let body = json!({ "image": registry.name("volume"), "command": ["count", "--lines", "600"], "name": "volume",
         "budget_usd": "0.10" });
     let job = system.consumer.submit(&body).await.unwrap();
-    // The start is recorded while the container is created.
+    // The event `Started` does not prove that the container exists, so the test waits for the container.
     let container = wait_for_container(&job).await;
     let format = "{{.Config.WorkingDir}} {{range .Mounts}}{{.Type}}:{{.Destination}} {{end}}";
     let found = docker(&["inspect", "--format", format, &container]);

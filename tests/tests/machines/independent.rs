@@ -62,7 +62,7 @@ async fn race(system: &System) {
     wait_until("no money is held", async || other.get("/wallet").await.unwrap()["balance"]["held"] == 0).await;
 }
 
-/// Runs a Python program of `tests/independent`. Returns its exit code and its standard output.
+/// Runs a Python program of `tests/independent`. Returns its exit code and its output: first stdout, then stderr.
 fn python(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/independent/");
     let output = Command::new("python3").arg(format!("{directory}{program}")).args(arguments).output().unwrap();
@@ -70,7 +70,8 @@ fn python(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), text.concat())
 }
 
-/// Reads an archive. The reader must find it clean, and vouched for by this key.
+/// Lets the independent reader check an archive, and returns its report. The reader must find no fault, and a head
+/// that is signed with this key.
 fn read(archive: &Path, key: &str) -> Value {
     let (code, text) = python("reader.py", &[archive.to_str().unwrap(), "--key", key, "--json"]);
     assert_eq!(code, Some(0), "{text}");
@@ -98,6 +99,7 @@ async fn an_independent_reader_finds_the_same_bills_and_balances() {
     let published: Value =
         reqwest::get(format!("{}/.well-known/gpubnb.json", system.url())).await.unwrap().json().await.unwrap();
     let report = read(&archive, published["head_keys"][0].as_str().unwrap());
+    // `make_history` runs nine jobs, and `race` runs six.
     assert_eq!(report["bills"]["checked"], 9 + 6, "{report:#}");
     for check in ["leaves", "heads", "ledger", "leases", "placements"] {
         assert!(report[check]["checked"].as_u64().unwrap() > 0, "{check}: {report:#}");

@@ -1,4 +1,5 @@
-//! Ordinary programs that `docker run` runs: they run here as well, or the job says what to ask for.
+//! Ordinary programs that work under a plain `docker run`. They also work as jobs, or the job's ending names the
+//! limit that the consumer must raise, for example `pids`.
 
 use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
@@ -62,7 +63,7 @@ async fn a_job_that_reaches_its_limit_of_processes_says_so_and_can_ask_for_more(
     assert!(settled["detail"].as_str().unwrap().contains("(pids)"), "{settled:#}");
     let settled = run(MOUNTING, &["threads", "600"], json!({ "pids": 700 })).await;
     assert_eq!(settled["state"], "Completed", "{settled:#}");
-    // Such a job does not go to a machine whose owner allows fewer.
+    // A job that asks for 700 processes does not go to a machine whose owner allows 600.
     let market = MARKET.open().await.unwrap();
     let body = pin_to_machine(job(&["succeed"], &json!({ "pids": 700 })), &market.machine_id(MEASURING).unwrap());
     let id = market.consumer.submit(&body).await.unwrap();
@@ -107,7 +108,8 @@ async fn no_other_user_of_the_machine_can_read_the_files_of_a_job() {
     let input = CommandId::generate();
     let upload = market.consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{input}")).body("a secret");
     assert_eq!(upload.send().await.unwrap().status(), StatusCode::CREATED);
-    // The directory of the test is closed to others, and the directory of a real worker is not.
+    // Other users cannot enter the test's own directory. The directory above a real worker's directory is open, so
+    // the test opens its own.
     std::fs::set_permissions(market.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
     for machine in [MOUNTING, MEASURING] {
         let asked = json!({ "inputs": [{ "input": input, "path": "data/in.txt" }] });

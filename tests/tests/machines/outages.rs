@@ -15,8 +15,8 @@ use gpubnb_tests::{
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-/// Time after which the market declares a silent machine lost. A worker can start within this time even beside other
-/// tests.
+/// Time after which the market declares a silent machine lost. It is long enough for a worker to start, even while
+/// other tests run.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// Starts a market that declares silent machines lost after [`LOST_AFTER`].
@@ -41,6 +41,7 @@ async fn run_outage(system: &mut System) -> Duration {
     system.workers.remove(0).kill();
     for attempt in fs::read_dir(&leases).unwrap().flatten() {
         let unmounted = std::process::Command::new("umount").arg(attempt.path().join("disk")).status().unwrap();
+        // Only a disk with an image file is a mounted file system. Otherwise the disk is a plain directory.
         assert_eq!(unmounted.success(), attempt.path().join("disk.img").exists());
     }
     // The outage must be longer than the time after which a silent machine is lost.

@@ -1,7 +1,7 @@
 //! Archives: the log is exported into files, which are verified and audited without a broker. `what-if` computes the
 //! bills of an archive with other prices.
 //!
-//! A *head* is a signature of the services for the log up to a sequence. It protects the archive against forgery.
+//! A *head* is the projector's signature of the log up to a sequence. Heads protect the archive against forgery.
 
 use std::{
     fs::{self, File},
@@ -104,7 +104,8 @@ impl Archive {
             self.market.run_operator_tool(&["verify", "--archive", archive.to_str().unwrap(), "--json"]).unwrap();
         let report = json_of(&output);
         let is_clean = report["clean"] == true;
-        // Nobody vouches for an archive without a key that the reader trusts.
+        // Without a key that the reader trusts, nobody vouches for the archive. So the exit code of a clean archive
+        // is 3.
         assert_eq!(output.status.code(), Some(if is_clean { 3 } else { 1 }), "{report}");
         (is_clean, report)
     }
@@ -239,8 +240,8 @@ async fn what_if_computes_the_bills_of_an_archive_with_other_prices_and_fees() {
         let whole: Vec<&str> = ["what-if", path, "--json"].iter().chain(more).copied().collect();
         json_of(&archive.market.run_services_tool(&whole).unwrap())
     };
-    // Without changes the bills are the same. Half the price gives half the bill, and the fee of 50 % is half of that
-    // bill.
+    // Without changes the bills are the same. Half the price (`--price` is in percent) gives half the bill, and the
+    // fee of 50 % (`--fee` is in ten-thousandths) is half of that bill.
     let same = what_if(&[]);
     assert_eq!((&same["now"], &same["settled"], &same["moved"]), (&same["then"], &json!(1), &json!(0)));
     let half = what_if(&["--price", "50", "--fee", "5000", "--placement", "fastest"]);

@@ -25,8 +25,8 @@ async fn leader(system: &System) -> Option<usize> {
     info.cluster?.leader?.strip_prefix('n')?.parse().ok()
 }
 
-/// Deposits $1 again and again, until it is stopped. A deposit that fails is repeated with the same id. Returns the ids
-/// of the deposits, and the longest time between two of them.
+/// Deposits $1 again and again, until `stop` is true. A deposit that fails is repeated with the same id. Returns the
+/// ids of the deposits, and the longest time between two of them.
 async fn deposit_until(consumer: ApiClient, stop: Arc<AtomicBool>) -> (Vec<String>, Duration) {
     let (mut made, mut longest, mut last) = (Vec::new(), Duration::ZERO, Instant::now());
     let session = consumer.browser_session();

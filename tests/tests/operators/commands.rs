@@ -31,6 +31,7 @@ fn start_and_interrupt(mut command: Command) -> (Option<i32>, String) {
     let has_handler = || {
         let text = std::fs::read_to_string(&status).unwrap_or_default();
         let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_owned();
+        // The mask of caught signals has bit 0 for signal 1. SIGINT is signal 2.
         u64::from_str_radix(&caught, 16).unwrap_or(0) & 0b10 != 0
     };
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -100,6 +101,7 @@ fn an_export_does_not_overwrite_a_complete_archive() {
     let archive = export(&market, "whole");
     let (code, messages) = run(&market, &["export", archive.to_str().unwrap()]);
     assert!(code == Some(1) && messages.contains("already holds a complete archive"), "{code:?} {messages}");
+    // The exit code 3 says that the archive is consistent. Without `--key`, nobody vouches for it.
     assert_eq!(run(&market, &["verify", "--archive", archive.to_str().unwrap()]).0, Some(3));
 }
 

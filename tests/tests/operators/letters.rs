@@ -150,7 +150,7 @@ async fn only_an_operator_can_clear_a_dead_letter_and_only_once() {
 #[tokio::test]
 async fn a_machine_whose_jetstream_consumer_was_deleted_gets_a_new_one() {
     let fixture = Fixture::open("consumerless").await;
-    // A worker that runs would ask for its queue itself.
+    // A running worker would notice that its JetStream consumer is gone, and ask the market for a new one.
     fixture.signal(Signal::STOP);
     let client = fixture.market.nats_args("services").connect("append", SERVICES_INBOX).await.unwrap();
     let stream = jetstream(client).get_stream_no_info(DISPATCH).await.unwrap();

@@ -49,7 +49,7 @@ impl SettledJob {
         let job = market.consumer.submit(&noop_job()).await.unwrap();
         market.consumer.wait_until_settled(&job).await.unwrap();
         let mut trail = json_lines(&tool(&market, &["replay", "--job", &job, "--json"]));
-        // A slow machine announces the exit before its report.
+        // A machine whose report takes longer than a second announces the exit first.
         trail.retain(|e| e["event"] != "Exited");
         let names: Vec<_> = trail.iter().map(|e| e["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["JobSubmitted", "JobAssigned", "Accepted", "Started", "Completed", "Settled"]);

@@ -82,7 +82,7 @@ async fn proofs_of_real_events_are_valid_and_changed_proofs_and_foreign_heads_ar
         changed["message"]["nanos"] = json!(proof["message"]["nanos"].as_i64().unwrap() + 1);
     }
     assert!(!check(&changed, key).status.success());
-    // A verification fails if the head is larger than the log, and if the head is signed by a foreign key.
+    // A verification fails if the newest head covers more events than the log has, and if a foreign key signed it.
     let client = system.nats_args("projector").connect("projector", subject::PROJECTOR_INBOX).await.unwrap();
     let bucket = nats::jetstream(client).get_key_value(stream::CHECKPOINTS).await.unwrap();
     let verified = || {

@@ -1,4 +1,4 @@
-//! Backup and restore: the broker loses its disk or a stream, and the market continues after the
+//! Backup and restore: the broker loses its disk or a stream, or its disk is full, and the market continues after the
 //! repair. Also the options that limit a stream.
 
 use std::{fs, io::Write as _, path::Path, time::Duration};
@@ -205,7 +205,7 @@ async fn a_broker_whose_disk_was_full_goes_on_after_a_restart_and_has_lost_and_d
     let filler = system.path().join("nats/filler");
     let mut file = fs::File::create(&filler).unwrap();
     while file.write_all(&[0; 4_096]).is_ok() {}
-    // No deposit is confirmed that the full disk does not have.
+    // The market must not confirm a deposit that is not on the full disk.
     let mut unconfirmed = Vec::new();
     for _ in 0..200 {
         let id = CommandId::generate();
@@ -218,8 +218,8 @@ async fn a_broker_whose_disk_was_full_goes_on_after_a_restart_and_has_lost_and_d
         }
     }
     assert_eq!(unconfirmed.len(), 3, "the disk was never full");
-    // The operator makes room, and the broker's supervisor starts the broker again.
-    // An open file takes its room also after its removal.
+    // The operator makes room, and the broker's supervisor starts the broker again. The file is closed first, because
+    // an open file takes its room also after its removal.
     drop(file);
     fs::remove_file(&filler).unwrap();
     system.nats = None;

@@ -54,6 +54,7 @@ impl Record {
         into.extend_from_slice(&(length | if self.has_headers { HEADERS } else { 0 }).to_le_bytes());
         into.extend_from_slice(&seq);
         into.extend_from_slice(&self.rest);
+        // nats-server derives the key of the checksum from the stream's name and the number of the block.
         let key: [u8; 32] = Sha256::digest("MARKET-1").into();
         let key = [0, 8, 16, 24].map(|at| u64::from_le_bytes(bytes_at(&key, at)));
         let mut hasher = HighwayHasher::new(Key(key));

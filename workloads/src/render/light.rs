@@ -18,7 +18,7 @@ const SUN_RADIUS: f32 = 0.075;
 const SUN_LIGHT: Vec3 = Vec3::new(2.5, 2.28, 1.95);
 const HORIZON: Vec3 = Vec3::new(1.18, 1.17, 1.16);
 const ZENITH: Vec3 = Vec3::new(0.22, 0.46, 0.95);
-/// At this distance, the haze hides about two thirds of the ground.
+/// At this distance, the haze hides about two thirds of a matte surface, such as the ground.
 const HAZE_DISTANCE: f32 = 34.0;
 /// The refractive index of glass.
 const REFRACTIVE_INDEX: f32 = 1.5;
