@@ -56,8 +56,8 @@ pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
 }
 
 pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool) -> anyhow::Result<u8> {
-    let state =
-        state.map_or_else(String::new, |state| format!("&state={}", make_plain(state).replace(['&', ' ', '#'], "")));
+    let state = state.map(|state| state.chars().filter(char::is_ascii_alphanumeric).collect::<String>());
+    let state = state.map_or_else(String::new, |state| format!("&state={state}"));
     let page = api.get(&format!("/jobs?limit={limit}{state}")).await?;
     if json {
         outln!("{page}");

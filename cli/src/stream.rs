@@ -1,8 +1,12 @@
 //! Server-sent events. A stream that ends or breaks is opened again, and continues after its last event.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
-use futures_util::{Stream, StreamExt as _};
+use anyhow::ensure;
+use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use reqwest::Method;
 use serde_json::Value;
 use sse_stream::{Sse, SseByteStream};
@@ -13,6 +17,8 @@ use crate::api::Api;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Number of failed tries in a row before an error is returned.
 const MAX_TRIES: u32 = 60;
+/// A stream that ends sooner, without an event, counts as a failed try.
+const MIN_STREAM: Duration = Duration::from_secs(10);
 
 /// An event whose data is JSON.
 #[derive(Debug, Default, PartialEq)]
@@ -29,43 +35,76 @@ pub(crate) struct EventStream<'a> {
     path: String,
     /// The id of the last event that had one.
     last: Option<String>,
-    open: Option<Blocks>,
+    connection: Connection<'a>,
+    /// The failed tries in a row.
+    tries: u32,
+}
+
+enum Connection<'a> {
+    Opening(BoxFuture<'a, anyhow::Result<reqwest::Response>>),
+    Open(Blocks, Instant),
 }
 
 impl<'a> EventStream<'a> {
     pub(crate) fn new(api: &'a Api, path: String) -> Self {
-        Self { api, path, last: None, open: None }
+        let connection = Connection::Opening(open(api, &path, None, Duration::ZERO));
+        Self { api, path, last: None, connection, tries: 0 }
     }
 
-    /// The next event. If the market does not answer, tries again.
+    /// The next event. If the market does not answer, tries again. The future may be dropped and called again: no event
+    /// is lost, and a connection that is being opened goes on.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Event> {
-        let mut tries = 0;
         loop {
-            if let Some(blocks) = &mut self.open {
-                match blocks.next().await {
-                    Some(Ok(block)) => {
+            match &mut self.connection {
+                Connection::Opening(opening) => match opening.await {
+                    Ok(response) => {
+                        let blocks = Box::pin(SseByteStream::new(response.bytes_stream()));
+                        self.connection = Connection::Open(blocks, Instant::now());
+                    }
+                    Err(e) if self.tries >= MAX_TRIES => return Err(e),
+                    Err(_) => self.open_again(),
+                },
+                Connection::Open(blocks, since) => {
+                    if let Some(Ok(block)) = blocks.next().await {
+                        self.tries = 0;
                         self.last = block.id.clone().or(self.last.take());
                         if let Some(event) = parse_event(block) {
                             return Ok(event);
                         }
+                        continue;
                     }
-                    // The stream ended or broke. It is opened again below.
-                    None | Some(Err(_)) => self.open = None,
+                    // The stream ended or broke.
+                    if since.elapsed() > MIN_STREAM {
+                        self.tries = 0;
+                    }
+                    ensure!(self.tries < MAX_TRIES, "{} ends again and again without an event", self.path);
+                    self.open_again();
                 }
-                continue;
             }
-            let mut request = self.api.request(Method::GET, &self.path);
-            if let Some(last) = &self.last {
-                request = request.header("last-event-id", last);
-            }
-            match self.api.send(request).await {
-                Ok(response) => self.open = Some(Box::pin(SseByteStream::new(response.bytes_stream()))),
-                Err(e) if tries >= MAX_TRIES => return Err(e),
-                Err(_) => tries += 1,
-            }
-            tokio::time::sleep(if tries > 0 { PAUSE } else { Duration::ZERO }).await;
         }
     }
+
+    /// Opens the stream after a pause, from its last event on.
+    fn open_again(&mut self) {
+        self.tries += 1;
+        self.connection = Connection::Opening(open(self.api, &self.path, self.last.as_deref(), PAUSE));
+    }
+}
+
+fn open<'a>(
+    api: &'a Api,
+    path: &str,
+    last: Option<&str>,
+    pause: Duration,
+) -> BoxFuture<'a, anyhow::Result<reqwest::Response>> {
+    let mut request = api.request(Method::GET, path);
+    if let Some(last) = last {
+        request = request.header("last-event-id", last);
+    }
+    Box::pin(async move {
+        tokio::time::sleep(pause).await;
+        api.send(request).await
+    })
 }
 
 /// Parses a block; `None` for a block without JSON, such as a comment that only keeps the connection open.

@@ -16,7 +16,7 @@ use gpubnb_events::{
     output::LogLine,
     signed_log::{LogChain, SignedLog},
     spec::Artifact,
-    text::make_plain,
+    text::{is_plain_path, make_plain},
 };
 use gpubnb_proof::{Proof, VOUCHED_FOR_BY_NOBODY};
 use serde::Deserialize;
@@ -85,7 +85,10 @@ pub(crate) async fn verify(api: &Api, job: &str, directory: Option<&Path>, json:
     };
     let mut differs = Vec::new();
     for file in &manifest.outputs {
-        let found = directory.map(|directory| size_and_hash(&directory.join(&file.path)));
+        let found = directory.map(|directory| {
+            ensure!(is_plain_path(&file.path), "the name is not safe");
+            size_and_hash(&directory.join(&file.path))
+        });
         let why = match found {
             None => None,
             Some(Ok((bytes, sha256))) => (bytes != file.bytes || sha256 != file.sha256).then(|| "differs".to_owned()),

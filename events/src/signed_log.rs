@@ -1,5 +1,6 @@
 //! The signed log of an attempt: how many lines its log has, a digest of all lines, and the machine's signature.
-//! Anybody who has the lines can check that they are the ones that the machine sent, in their order, and none is missing.
+//! Anybody who has the lines can check that they are the ones that the machine sent, in their order, and that none is
+//! missing.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};

@@ -24,6 +24,8 @@ pub(crate) struct Telemetry(Mutex<HashMap<MachineId, Readings>>);
 #[derive(Default)]
 struct Readings {
     last: Option<Heartbeat>,
+    /// The time at which the broker received the last heartbeat.
+    last_at: Option<Timestamp>,
     current_minute: MinuteSums,
     /// The means of the past minutes, oldest first. A minute takes twelve bytes, so a day takes 17 KB per machine.
     past_minutes: VecDeque<MinuteMeans>,
@@ -83,6 +85,11 @@ impl Telemetry {
     pub(crate) fn record(&self, heartbeat: Heartbeat, at: Timestamp) {
         let mut machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let readings = machines.entry(heartbeat.machine).or_default();
+        // A renewed subscription begins with the stored heartbeats, which were recorded before.
+        if readings.last_at.is_some_and(|last| at <= last) {
+            return;
+        }
+        readings.last_at = Some(at);
         let minute = u32::try_from(at.millis() / MINUTE_MS).unwrap_or(0);
         if readings.current_minute.minute != minute {
             if readings.current_minute.count > 0 {
@@ -152,7 +159,8 @@ mod tests {
     #[test]
     fn past_minutes_are_kept_as_means() {
         let (telemetry, machine) = (Telemetry::default(), MachineId::generate());
-        for (ms, cpu_percent) in [(0, 10.0), (30_000, 30.0), (60_000, 99.0)] {
+        // The subscription is renewed after the second heartbeat.
+        for (ms, cpu_percent) in [(0, 10.0), (30_000, 30.0), (0, 10.0), (30_000, 30.0), (60_000, 99.0)] {
             let occurred_at = Timestamp::from_millis(ms);
             let (state, gpus, leases) = (WorkerState::Ready, Vec::new(), Vec::new());
             telemetry.record(Heartbeat { machine, occurred_at, state, cpu_percent, gpus, leases }, occurred_at);

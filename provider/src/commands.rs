@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     time::Duration,
 };
@@ -147,11 +148,15 @@ pub async fn logs(state: &Path, args: LogsArgs) -> anyhow::Result<()> {
     let mut begun = Vec::new();
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
-        // The file is shorter than the part already read: the worker has rotated its log and begun a new file.
-        if fs::metadata(&path)?.len() < file.stream_position()? {
-            file = fs::File::open(&path)?;
-        }
+        // When the worker has rotated its log, the path has a new file. The last lines of the former file come first.
+        let current = fs::File::open(&path).ok();
         file.read_to_end(&mut begun)?;
+        if let Some(current) = current
+            && current.metadata()?.ino() != file.metadata()?.ino()
+        {
+            file = current;
+            file.read_to_end(&mut begun)?;
+        }
         let complete = begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let lines: Vec<u8> = begun.drain(..complete).collect();
         for line in String::from_utf8_lossy(&lines).lines() {

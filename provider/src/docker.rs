@@ -80,9 +80,10 @@ fn distinct(volumes: Vec<String>) -> impl Iterator<Item = String> {
     by_path.into_values()
 }
 
-/// True for a directory that the worker mounts into every job.
+/// True for a directory that the worker mounts into every job. `/input` is not one of them: a job without input files
+/// has none.
 fn is_given(path: &str) -> bool {
-    ["/output", "/input", "/scratch", "/tmp"].contains(&path.trim_end_matches('/'))
+    ["/output", "/scratch", "/tmp"].contains(&path.trim_end_matches('/'))
 }
 
 /// The parameters of a job's container, besides the job's own specification.
@@ -429,7 +430,7 @@ mod tests {
     fn the_image_names_the_working_directory_its_volumes_are_on_the_jobs_disk_and_its_labels_are_emptied() {
         let config = ImageConfig {
             working_dir: Some("/app".to_owned()),
-            volumes: Some(["/data", "/data/", "/output", "/scratch/"].map(str::to_owned).to_vec()),
+            volumes: Some(["/data", "/data/", "/output", "/scratch/", "/tmp"].map(str::to_owned).to_vec()),
             labels: Some(HashMap::from(["traefik.enable", LABEL_JOB].map(|name| (name.to_owned(), "true".to_owned())))),
             ..Default::default()
         };

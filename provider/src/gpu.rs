@@ -231,8 +231,9 @@ impl NvidiaGpus {
         if !counts {
             return failures.logged;
         }
-        failures.in_a_row = if failure.is_some() { failures.in_a_row.saturating_add(1) } else { 0 };
-        let is_certain = failure != Some(GpuTrouble::Driver) || failures.in_a_row >= MIN_FAILURES;
+        let is_driver_error = failure == Some(GpuTrouble::Driver);
+        failures.in_a_row = if is_driver_error { failures.in_a_row.saturating_add(1) } else { 0 };
+        let is_certain = !is_driver_error || failures.in_a_row >= MIN_FAILURES;
         let confirmed = failure.filter(|_| is_certain);
         match (failures.logged, confirmed) {
             (before, Some(now)) if before != confirmed => {

@@ -77,11 +77,15 @@ impl Executor {
                     let wire_name = proposal.event.wire_name();
                     metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);
                     info!(seq = appended.seq.0, %actor, aggregate = %proposal.event.aggregate(), wire_name, "appended");
-                    self.replica.wait_for(appended.seq).await;
-                    if let Event::JobSubmitted(e) = event
-                        && self.replica.read(|w| w.is_lost(e.job, appended.seq))
-                    {
-                        return Err(RpcError::refused(DomainError::IdReused("job")));
+                    let is_applied = self.replica.wait_for(appended.seq).await;
+                    if let Event::JobSubmitted(e) = event {
+                        if !is_applied {
+                            let message = "the submission is not confirmed yet; try again, with the same id";
+                            return Err(RpcError::Unavailable(message.to_owned()));
+                        }
+                        if self.replica.read(|w| w.is_lost(e.job, appended.seq)) {
+                            return Err(RpcError::refused(DomainError::IdReused("job")));
+                        }
                     }
                     return Ok(appended.seq);
                 }

@@ -341,7 +341,8 @@ impl System {
     /// process printed.
     pub fn check_running(&mut self) -> anyhow::Result<()> {
         let single = self.nats.iter_mut().chain(&mut self.projector).chain(&mut self.ui);
-        single.chain(&mut self.services).chain(&mut self.workers).try_for_each(Process::check_running)
+        let brokers = self.brokers.iter_mut().flatten();
+        single.chain(brokers).chain(&mut self.services).chain(&mut self.workers).try_for_each(Process::check_running)
     }
 }
 

@@ -59,10 +59,9 @@ pub(crate) async fn check_password(
 ) -> Result<AccountId, Problem> {
     let login = login_of(email);
     let source = source_of(app, client, &login);
-    // A known browser has its own allowance of wrong passwords, because strangers may share its network. Only
-    // `check_attempt` counts the attempts of a known browser as attempts of the network.
+    // A known browser has its own allowances, because strangers may share its network.
     let is_known = matches!(source, Source::KnownBrowser(_));
-    app.rate_limits.check_attempt(client.address)?;
+    app.rate_limits.check_attempt(&source)?;
     if !is_known {
         app.rate_limits.count_code(client.address)?;
     }

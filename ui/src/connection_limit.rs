@@ -8,7 +8,10 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tower::Layer as _;
 
-use crate::keyed_limit::{KeyedLimit, Share};
+use crate::{
+    access::network_of,
+    keyed_limit::{KeyedLimit, Share},
+};
 
 /// Accepts at most `max_connections` open connections from each address, and passes them to `inner`.
 #[derive(Clone)]
@@ -38,7 +41,8 @@ where
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let address = stream.peer_addr().map(|peer| peer.ip());
+        // An IPv6 customer has 2^64 addresses, which count as one.
+        let address = stream.peer_addr().map(|peer| network_of(peer.ip()));
         match address.map(|address| self.open.take(address, 1, self.max_connections)) {
             Ok(Some(share)) => {
                 let accepted = self.inner.accept(stream, service);

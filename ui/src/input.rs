@@ -114,8 +114,27 @@ fn parse_input(value: &str) -> Result<InputRequest, Problem> {
 /// END
 /// ```
 fn parse_env(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
-    let invalid = |message: String| Problem::invalid("env", message);
     let mut variables = BTreeMap::new();
+    read_env(text, &mut variables)?;
+    Ok(variables)
+}
+
+/// The names of the variables in the field `env`, as far as the field can be read. The values are secrets: a line of a
+/// value may look like a name.
+pub(crate) fn env_names(text: &str) -> Vec<String> {
+    let mut variables = BTreeMap::new();
+    // The problem is shown where the form is refused.
+    let _ = read_env(text, &mut variables);
+    variables.into_keys().filter(|name| is_word(name)).collect()
+}
+
+/// True for a word that may be a variable's name, or may end a value of several lines.
+fn is_word(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+fn read_env(text: &str, variables: &mut BTreeMap<String, Secret>) -> Result<(), Problem> {
+    let invalid = |message: String| Problem::invalid("env", message);
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if line.trim().is_empty() {
@@ -127,7 +146,7 @@ fn parse_env(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
             return Err(invalid(message.to_owned()));
         };
         let name = name.trim().to_owned();
-        let value = match value.strip_prefix("<<").filter(|end| is_end_word(end)) {
+        let value = match value.strip_prefix("<<").filter(|end| is_word(end)) {
             None => value.to_owned(),
             Some(end) => {
                 let mut several: Vec<&str> = Vec::new();
@@ -145,12 +164,7 @@ fn parse_env(text: &str) -> Result<BTreeMap<String, Secret>, Problem> {
             return Err(invalid(format!("The variable {name} is given twice.")));
         }
     }
-    Ok(variables)
-}
-
-/// True for a word that may end a value of several lines.
-fn is_end_word(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    Ok(())
 }
 
 /// Splits a command line as a POSIX shell does. Browsers send `\r\n` at the end of a line.
@@ -182,6 +196,8 @@ mod tests {
         for (wrong, why) in [("A=1\nA=2", "given twice"), ("A=<<END\n1", "no last line END"), ("A", "NAME=value")] {
             assert!(parse_env(wrong).unwrap_err().detail.contains(why), "{wrong}");
         }
+        // A line of a value is no name, also in a field that cannot be read to its end.
+        assert_eq!(env_names("KEY=<<END\nMIIEvQ==\nEND\nB=1\nC=<<END\nMIIEvQ=="), ["B", "KEY"]);
     }
 
     #[test]

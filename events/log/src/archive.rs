@@ -240,7 +240,10 @@ impl ArchiveWriter {
         let manifest = ArchiveManifest { format: FORMAT, last: self.last, parts: self.parts, heads };
         let file = self.directory.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| in_file(&file)(e.into()))?;
-        fs::write(&file, text).map_err(in_file(&file))?;
+        // Whole or not at all: a reader takes an archive with this file for complete.
+        let new = self.directory.join(format!("{MANIFEST}.new"));
+        let written = File::create(&new).and_then(|mut open| open.write_all(&text).and_then(|()| open.sync_all()));
+        written.and_then(|()| fs::rename(&new, &file)).map_err(in_file(&file))?;
         Ok(manifest)
     }
 }

@@ -174,6 +174,7 @@ impl JobRow {
                 self.end(JobState::Completed, Some(e.lease), recorded.at);
                 self.reason = None;
                 self.fault = None;
+                self.detail.clear();
                 self.keep_files(&e.outputs, &e.left_out, e.signature.as_ref());
                 self.traffic.clone_from(&e.traffic);
                 self.log.clone_from(&e.log);
@@ -208,7 +209,7 @@ impl Projection for Jobs {
     }
 
     fn version(&self) -> u32 {
-        6
+        7
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

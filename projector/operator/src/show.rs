@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::Client;
-use gpubnb_events::{Actor, Aggregate, Recorded, Seq};
+use gpubnb_events::{Actor, Aggregate, Event, Recorded, Seq};
 use gpubnb_log::Log;
 use gpubnb_model::{Projection, affected_aggregates};
 use gpubnb_projector::ops::{background::Background, travel::PastStates};
@@ -170,7 +170,10 @@ async fn fold_aggregate(
     let table = db.current_table(projection.model_version())?;
     let (mut trail, mut batch) = (Vec::new(), Vec::new());
     trail::fold(log, until, shutdown, async |recorded: Recorded| {
-        if recorded.event().is_some_and(|event| affected_aggregates(event).contains(&aggregate)) {
+        // The second submission of a job's id is lost (ADR 0003).
+        let is_lost = matches!(recorded.event(), Some(Event::JobSubmitted(e))
+            if Aggregate::Job(e.job) == aggregate && !trail.is_empty());
+        if !is_lost && recorded.event().is_some_and(|event| affected_aggregates(event).contains(&aggregate)) {
             trail.extend(TrailEvent::from_recorded(&recorded));
         }
         batch.push(recorded);

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use gpubnb_events::{Event, JobId, Recorded, Seq, Timestamp};
 use gpubnb_log::Log;
 use gpubnb_query::{request::LogPoint, view::TrailEvent};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Filter, ReplayArgs, TailArgs};
@@ -81,7 +82,9 @@ impl Pace {
     /// Waits for the pause before a message that was recorded at `at`.
     pub(crate) async fn wait(&mut self, at: Timestamp) {
         if let (Some(previous), true) = (self.previous, self.speed > 0.0) {
-            tokio::time::sleep(at.since(previous).duration().div_f64(self.speed).min(LONGEST_PAUSE)).await;
+            let seconds = at.since(previous).duration().as_secs_f64() / self.speed;
+            let pause = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_PAUSE);
+            tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
         }
         self.previous = Some(at);
     }
@@ -151,7 +154,10 @@ pub(crate) fn print(recorded: &Recorded, filter: &Filter) -> anyhow::Result<()> 
             let actor = envelope.actor.to_string();
             format!("{:>8}  {}  {:<20} {aggregate:<45} {actor}", recorded.seq.0, recorded.at, event.name())
         }
-        (Err(why), _) => format!("{:>8}  {}  {why}", recorded.seq.0, recorded.at),
+        (Err(why), true) => {
+            json!({ "seq": recorded.seq, "at": recorded.at, "quarantined": why.to_string() }).to_string()
+        }
+        (Err(why), false) => format!("{:>8}  {}  {why}", recorded.seq.0, recorded.at),
     };
     print_line(&line)
 }

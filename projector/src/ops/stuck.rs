@@ -75,8 +75,9 @@ fn new_stuck_job(row: &JobRow, since: Timestamp, (cause, remedy): (&str, &str)) 
 fn check_job(row: &JobRow, now: Timestamp, stuck_after: Option<Millis>) -> Option<StuckJob> {
     let assigned = row.attempts.last().map_or(row.submitted_at, |attempt| attempt.assigned_at);
     let (since, limit, cause, remedy) = match row.state {
+        // A job that came back waits since its last attempt, or since the pause after that attempt.
         JobState::Queued => (
-            row.submitted_at,
+            row.retry_at.unwrap_or(assigned).max(assigned),
             MAX_QUEUED,
             "no machine fits its limits, or none is free",
             "its page says why it waits; cancel it, or add machines",

@@ -180,7 +180,10 @@ impl Queries {
         let covering_head = async {
             loop {
                 match tree_head::get(&bucket, LATEST).await {
-                    Ok(Some(head)) if head.size >= seq.0 => return Ok(head),
+                    // Another projector may have signed a head that this one has not reached yet.
+                    Ok(Some(head)) if head.size >= seq.0 && head.size <= self.applied.borrow().seq.0 => {
+                        return Ok(head);
+                    }
                     Ok(_) => tokio::time::sleep(HEAD_PAUSE).await,
                     Err(e) => return Err(heads_unreadable(e)),
                 }

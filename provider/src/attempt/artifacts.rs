@@ -48,14 +48,14 @@ pub(super) async fn measured_size(root: PathBuf) -> u64 {
             };
             for entry in listed.flatten() {
                 entries += 1;
+                if entries > MAX_MEASURED {
+                    return u64::MAX;
+                }
                 let Ok(metadata) = entry.metadata() else { continue };
                 bytes += metadata.blocks() * 512;
                 if metadata.is_dir() {
                     pending.push(entry.path());
                 }
-            }
-            if entries > MAX_MEASURED {
-                return u64::MAX;
             }
         }
         bytes

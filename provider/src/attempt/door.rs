@@ -147,10 +147,10 @@ pub(super) async fn save_traffic(context: &AttemptContext) {
         sleep(SAVE_INTERVAL).await;
         let traffic = door.traffic();
         if traffic != saved {
-            if let Err(e) = json_file::save(&path, &traffic) {
-                debug!(error = %e, "the traffic of an attempt could not be saved");
+            match json_file::save(&path, &traffic) {
+                Ok(()) => saved = traffic,
+                Err(e) => debug!(error = %e, "the traffic of an attempt could not be saved"),
             }
-            saved = traffic;
         }
     }
 }

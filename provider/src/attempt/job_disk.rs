@@ -333,8 +333,13 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
                 let (child, is_dir) = child.and_then(|child| Ok((child.path(), child.file_type()?.is_dir())))?;
                 if is_dir {
                     make_accessible(&child)?;
-                    fs::rename(child, dir.join(format!("removed-{moved}")))?;
-                    moved += 1;
+                    // A name may be taken by the job, or by a removal that did not end.
+                    let mut target = dir.join(format!("removed-{moved}"));
+                    while target.symlink_metadata().is_ok() {
+                        moved += 1;
+                        target = dir.join(format!("removed-{moved}"));
+                    }
+                    fs::rename(child, target)?;
                 } else {
                     fs::remove_file(child)?;
                 }
@@ -437,6 +442,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dir = state.path().join("17");
         fs::create_dir_all(dir.join("output/removed-0/x")).unwrap();
+        // A removal that was interrupted has left this.
+        fs::create_dir_all(dir.join("removed-0/x/y")).unwrap();
         std::os::unix::fs::symlink("/etc", dir.join("output/link")).unwrap();
         // No path is long enough for these directories: each is made from the one above.
         let mut parent = rustix::fs::open(dir.join("output"), OFlags::PATH, Mode::empty()).unwrap();

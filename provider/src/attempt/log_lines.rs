@@ -84,7 +84,8 @@ impl PartialLine {
         }
         let kept = text.len().min(MAX_LINE.saturating_sub(self.text.len()));
         self.text.extend_from_slice(&text[..kept]);
-        self.cut += (text.len() - kept) as u64;
+        // The line end is no part of the line.
+        self.cut += text[kept..].iter().rposition(|byte| !is_end(byte)).map_or(0, |last| last as u64 + 1);
     }
 
     /// Takes the line. A line that is too long is cut between two characters.
@@ -94,8 +95,6 @@ impl PartialLine {
             text.pop();
         }
         if cut > 0 {
-            // The newline at the end was counted, too.
-            cut -= 1;
             let complete = match std::str::from_utf8(&text) {
                 Err(e) if e.error_len().is_none() => e.valid_up_to(),
                 _ => text.len(),
@@ -259,5 +258,7 @@ mod tests {
         let mut lines = LineJoiner::default();
         push_to(&mut lines, LogStream::Stderr, b"\xff\x00 end");
         assert!(matches!(&lines.finish()[..], [JobLine::Log(line)] if line.text.ends_with("end")));
+        push(&mut lines, &"x".repeat(MAX_LINE + 7));
+        assert!(matches!(&lines.finish()[..], [JobLine::Log(line)] if line.cut == 7));
     }
 }

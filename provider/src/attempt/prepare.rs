@@ -80,7 +80,8 @@ fn check_volumes(image: &LocalImage) -> Result<(), Problem> {
         let is_plain = path
             .strip_prefix('/')
             .is_some_and(|rest| rest.trim_end_matches('/').split('/').all(|part| !["", ".", ".."].contains(&part)));
-        if !is_plain || ["/proc", "/sys", "/dev", "/input"].iter().any(|directory| is_below(path, directory)) {
+        let is_inside_input = !is_input(path) && is_below(path, "/input");
+        if !is_plain || is_inside_input || ["/proc", "/sys", "/dev"].iter().any(|directory| is_below(path, directory)) {
             let shown: String = path.chars().take(100).collect();
             return bad(format!("the image has a volume at {shown:?}, where no volume can be"));
         }
@@ -88,16 +89,24 @@ fn check_volumes(image: &LocalImage) -> Result<(), Problem> {
     Ok(())
 }
 
+/// True for the directory where the worker mounts the job's input files.
+fn is_input(path: &str) -> bool {
+    path.trim_end_matches('/') == "/input"
+}
+
 /// Creates the container, unless a former run of the worker created it.
 async fn create_container(
     context: &AttemptContext,
     grant: &Grant,
-    image: LocalImage,
+    mut image: LocalImage,
 ) -> Result<ContainerOrigin, Problem> {
     if grant.started {
         return Ok(ContainerOrigin::FormerRun);
     }
     let (tools, directory) = (&context.tools, context.directory());
+    // Input files take the place of a volume. Without them, the volume is on the job's disk as every other: Docker
+    // would put it on the machine's own, outside the job's limit.
+    image.volumes.retain(|path| grant.spec.inputs.is_empty() || !is_input(path));
     check_volumes(&image)?;
     let (size, volumes) = (grant.spec.resources.disk_size().bytes(), image.volumes.len());
     let disk = tools.job_disks.make(&directory, size, volumes).await.map_err(disk_problem)?;

@@ -5,7 +5,7 @@
 //! over, and is refused.
 
 mod attempt_steps;
-mod ending;
+pub(crate) mod ending;
 
 use std::collections::BTreeMap;
 

@@ -17,7 +17,7 @@ use gpubnb_events::{
 
 use super::{
     World,
-    job::{Job, Phase},
+    job::{Job, Phase, ending::UPLOAD_LIMIT},
     machine::{Availability, Machine, Presence},
 };
 
@@ -115,8 +115,12 @@ pub(crate) fn estimate_start(
     let free_at = |(id, m): (&MachineId, &Machine)| {
         let jobs = m.leases.keys().filter_map(|job| world.job(*job));
         // A job that does not run yet has no end.
-        let has_limit = |job: &Job| matches!(job.phase, Phase::Running | Phase::Collecting);
-        let end = |job: &Job| has_limit(job).then(|| job.since.plus(job.limits.time.millis()).max(now));
+        let limit = |job: &Job| match job.phase {
+            Phase::Running => Some(job.limits.time.millis()),
+            Phase::Collecting => Some(UPLOAD_LIMIT),
+            _ => None,
+        };
+        let end = |job: &Job| limit(job).map(|limit| job.since.plus(limit).max(now));
         let ends: Option<Vec<Timestamp>> = jobs.map(end).collect();
         match reject_reason(world, *id, m, request, now)? {
             Reject::NoFreeSlot if request.spec.resources.gpus == 0 => ends?.into_iter().min(),
@@ -373,6 +377,9 @@ mod tests {
         market.start(first, lease);
         let starts_at = estimate_start(&market.world, &Request::of(market.job(second)), &choice, market.now).unwrap();
         assert_eq!(starts_at, market.job(first).since.plus(market.job(first).limits.time.millis()));
+        market.exit(first, lease, gpubnb_events::Millis(1));
+        let starts_at = estimate_start(&market.world, &Request::of(market.job(second)), &choice, market.now).unwrap();
+        assert_eq!(starts_at, market.job(first).since.plus(UPLOAD_LIMIT), "the program has ended");
     }
 
     #[test]

@@ -114,9 +114,12 @@ impl Revoker {
                 let machine = w.machine(machine).filter(|m| m.availability == Availability::Delisted);
                 machine.is_some_and(|m| m.last > enrollment.enrolled_after)
             });
-            if has_left && enrollment.revoked_at.is_none() {
-                stream::retire_machine(&self.js, machine).await?;
-                self.enrollments.revoke(machine, false, now).await?;
+            // A failure here delays the revocation of no other machine. The next sweep tries again.
+            if has_left
+                && enrollment.revoked_at.is_none()
+                && let Err(e) = self.retire(machine, now).await
+            {
+                warn!(%machine, error = format!("{e:#}"), "a machine that has left could not be retired");
             }
             let mut void = enrollment.revoked_keys();
             void.extend((has_left && enrollment.revoked_at.is_none()).then_some((enrollment.public_key, now)));
@@ -133,6 +136,13 @@ impl Revoker {
             self.update_account(&revoked, now).await?;
             info!(revoked = revoked.len(), "the broker knows which machines are revoked");
         }
+        Ok(())
+    }
+
+    /// Removes the queue of a machine that has left the market, and revokes its enrollment.
+    async fn retire(&self, machine: MachineId, now: Timestamp) -> anyhow::Result<()> {
+        stream::retire_machine(&self.js, machine).await?;
+        self.enrollments.revoke(machine, false, now).await?;
         Ok(())
     }
 

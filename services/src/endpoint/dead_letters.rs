@@ -18,6 +18,7 @@ use gpubnb_events::{
 };
 use gpubnb_log::{
     dispatch::lease_of,
+    message,
     stream::{DISPATCH, machine_consumer, provision_machine},
 };
 use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
@@ -31,7 +32,7 @@ const CACHE_LIFETIME: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(6);
 /// Machines whose messages are read at the same time.
 const MAX_CONCURRENT: usize = 32;
-/// Most messages that are read for one machine.
+/// Most messages that are read for one machine, besides those of the jobs that the machine holds.
 const MAX_PER_MACHINE: usize = 20;
 /// Most dead letters in one answer.
 const MAX_LETTERS: usize = 200;
@@ -103,8 +104,10 @@ async fn overdue_messages(
         return Ok(found);
     }
     let (filter, mut next) = (subject::dispatch_of(machine), info.ack_floor.stream_sequence + 1);
-    for _ in 0..MAX_PER_MACHINE {
-        let Ok(raw) = stream.get_first_raw_message_by_subject(&filter, next).await else { break };
+    // The messages of running jobs are acknowledged when the jobs end.
+    let held = e.executor.replica.read(|w| w.machine(machine).map_or(0, |m| m.leases.len()));
+    for _ in 0..MAX_PER_MACHINE + held {
+        let Some(raw) = message::next(stream, &filter, next).await? else { break };
         next = raw.sequence + 1;
         let at = Timestamp::from_nanos(raw.time.unix_timestamp_nanos());
         let (job, lease) = (subject::job_of_dispatch(&raw.subject), lease_of(Some(&raw.headers)));

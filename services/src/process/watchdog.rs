@@ -39,30 +39,41 @@ pub(crate) struct SilenceLimits {
 /// Counts the silence of each machine.
 struct Silence {
     limits: SilenceLimits,
-    ticks: HashMap<MachineId, u32>,
+    machines: HashMap<MachineId, Silent>,
     last_tick: Option<Instant>,
+}
+
+/// The silence of one machine.
+#[derive(Default)]
+struct Silent {
+    /// The ticks since the last heartbeat, or since the count began.
+    ticks: u32,
+    /// True if a heartbeat came since the count began.
+    was_heard: bool,
 }
 
 impl Silence {
     fn record_heartbeat(&mut self, machine: MachineId) {
-        self.ticks.insert(machine, 0);
+        self.machines.insert(machine, Silent { ticks: 0, was_heard: true });
     }
 
     /// Counts a tick that came back. Returns the commands for machines whose presence changed.
     fn count_tick(&mut self, now: Instant, machines: &[(MachineId, Presence)]) -> Vec<Command> {
         let has_paused = self.last_tick.replace(now).is_none_or(|last| now.duration_since(last) > MAX_TICK_GAP);
         if has_paused {
-            self.ticks.clear();
+            self.machines.clear();
         }
         let mut commands = Vec::new();
         for (machine, presence) in machines {
-            let silent = self.ticks.entry(*machine).or_insert(0);
-            *silent = silent.saturating_add(1);
+            let silent = self.machines.entry(*machine).or_default();
+            silent.ticks = silent.ticks.saturating_add(1);
             match presence {
-                Presence::Online if *silent > self.limits.suspect_after => commands.push(Command::Suspect(*machine)),
-                Presence::Suspect if *silent > self.limits.lost_after => commands.push(Command::Lose(*machine)),
+                Presence::Online if silent.ticks > self.limits.suspect_after => {
+                    commands.push(Command::Suspect(*machine));
+                }
+                Presence::Suspect if silent.ticks > self.limits.lost_after => commands.push(Command::Lose(*machine)),
                 // The machine was heard within the last two ticks.
-                Presence::Suspect | Presence::Lost if *silent <= 2 && !has_paused => {
+                Presence::Suspect | Presence::Lost if silent.was_heard && silent.ticks <= 2 => {
                     commands.push(Command::Recover(*machine));
                 }
                 _ => {}
@@ -132,7 +143,7 @@ async fn listen(
         ..Default::default()
     };
     let mut messages = js.create_consumer_on_stream(config, TELEMETRY).await?.messages().await?;
-    let mut silence = Silence { limits, ticks: HashMap::new(), last_tick: None };
+    let mut silence = Silence { limits, machines: HashMap::new(), last_tick: None };
     while let Some(message) = messages.next().await {
         let message: Message = message?;
         if message.subject.as_str() != own_tick {
@@ -178,7 +189,7 @@ mod tests {
 
     fn silence() -> Silence {
         let limits = SilenceLimits { suspect_after: 3, lost_after: 6 };
-        Silence { limits, ticks: HashMap::new(), last_tick: None }
+        Silence { limits, machines: HashMap::new(), last_tick: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -208,5 +219,19 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(s.count_tick(Instant::now(), &[(m, Presence::Online)]), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_machine_stays_lost_until_its_heartbeat_comes() {
+        let (mut s, m) = (silence(), MachineId::generate());
+        for pause in [TICK_INTERVAL, Duration::from_secs(60)] {
+            tokio::time::advance(pause).await;
+            for _ in 0..4 {
+                assert_eq!(s.count_tick(Instant::now(), &[(m, Presence::Lost)]), []);
+                tokio::time::advance(TICK_INTERVAL).await;
+            }
+        }
+        s.record_heartbeat(m);
+        assert_eq!(s.count_tick(Instant::now(), &[(m, Presence::Lost)]), [Command::Recover(m)]);
     }
 }

@@ -62,26 +62,26 @@ async fn race(system: &System) {
     wait_until("no money is held", async || other.get("/wallet").await.unwrap()["balance"]["held"] == 0).await;
 }
 
-/// Runs a Python program of `tests/independent`. Returns its exit code and its output: first stdout, then stderr.
-fn python(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
+/// Runs a Python program of `tests/independent`. Returns its exit code, its stdout and its stderr.
+fn python(program: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/independent/");
     let output = Command::new("python3").arg(format!("{directory}{program}")).args(arguments).output().unwrap();
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    (output.status.code(), text.concat())
+    let [text, errors] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.code(), text, errors)
 }
 
 /// Lets the independent reader check an archive, and returns its report. The reader must find no fault, and a head
 /// that is signed with this key.
 fn read(archive: &Path, key: &str) -> Value {
-    let (code, text) = python("reader.py", &[archive.to_str().unwrap(), "--key", key, "--json"]);
-    assert_eq!(code, Some(0), "{text}");
+    let (code, text, errors) = python("reader.py", &[archive.to_str().unwrap(), "--key", key, "--json"]);
+    assert_eq!(code, Some(0), "{text}{errors}");
     serde_json::from_str(&text).unwrap()
 }
 
 #[test]
 fn the_independent_reader_finds_what_is_wrong_in_made_up_logs() {
-    let (code, text) = python("selftest.py", &[]);
-    assert_eq!(code, Some(0), "{text}");
+    let (code, text, errors) = python("selftest.py", &[]);
+    assert_eq!(code, Some(0), "{text}{errors}");
 }
 
 #[tokio::test]

@@ -141,6 +141,13 @@ impl KvCache {
         }
     }
 
+    /// Removes a row.
+    pub(super) async fn remove(&self, key: &str) -> Result<(), Problem> {
+        let removed = self.bucket.purge(key).await;
+        self.cached.remove(key);
+        removed.map_err(unavailable)
+    }
+
     /// Changes a row, or creates it: `change` gets `None` if there is no row. If another replica changes the row at the
     /// same time, `change` is called again with the new row.
     pub(super) async fn change<T, R>(

@@ -41,8 +41,8 @@ const REPEATED_ATTEMPT_PERIOD: Duration = Duration::from_secs(60);
 /// No more than [`TRIED_AT_MOST`] wrong passwords are added up.
 const TRIED_PERIOD: Duration = Duration::from_secs(6 * 3_600);
 const TRIED_AT_MOST: u32 = 100;
-/// One network may make this many attempts, right or wrong, for each wrong attempt that it may make. Right attempts are
-/// limited, too, because each of them takes the time of a password's hash.
+/// One network, or one known browser, may make this many attempts, right or wrong, for each wrong attempt that one
+/// network may make. Right attempts are limited, too, because each of them takes the time of a password's hash.
 const ATTEMPTS_PER_WRONG: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// A wider network may make this many times the attempts of one network.
 const NETWORKS_IN_WIDER: u32 = 4;
@@ -87,8 +87,8 @@ pub(crate) struct RateLimits {
     tried: Arc<Guesses<(String, IpAddr)>>,
     /// Wrong passwords for one person from these sites.
     repeated: Arc<Guesses<String>>,
-    /// Passwords from one network, right or wrong.
-    attempts: Limiter<IpAddr>,
+    /// Passwords from one network or one known browser, right or wrong.
+    attempts: Limiter<Source>,
     requests: Arc<AtomicU64>,
 }
 
@@ -147,8 +147,8 @@ impl RateLimits {
     }
 
     /// Checks an attempt to sign in, right or wrong: each takes the time of a password's hash.
-    pub(crate) fn check_attempt(&self, address: IpAddr) -> Result<(), Problem> {
-        check(&self.attempts, &network_of(address), "Too many attempts from your address.")
+    pub(crate) fn check_attempt(&self, source: &Source) -> Result<(), Problem> {
+        check(&self.attempts, source, "Too many attempts from your address.")
     }
 
     /// Counts a guess of a person's password. Call [`Self::take_back_password`] if the password was right.

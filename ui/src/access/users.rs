@@ -154,7 +154,17 @@ impl Users {
         // The account's row is written before the login row. In the other order, a crash between the two writes would
         // block the address for ever.
         self.rows.create(&account_key(account), &user).await?;
-        Ok(self.rows.create(&login_key(email), &account).await?.then_some(account))
+        if self.rows.create(&login_key(email), &account).await? {
+            return Ok(Some(account));
+        }
+        // In the background, so that the answer takes no longer.
+        let rows = self.rows.clone();
+        tokio::spawn(async move {
+            if let Err(problem) = rows.remove(&account_key(account)).await {
+                tracing::warn!(%account, problem = problem.detail, "the row of an account that was not opened stays");
+            }
+        });
+        Ok(None)
     }
 
     /// The account with this e-mail address and password. A wrong address or password is an error.

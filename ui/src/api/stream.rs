@@ -136,10 +136,10 @@ pub(crate) async fn logs(
                 }
             };
             let Some(message) = message else { return };
-            let lease = output::lease_of(&message);
-            if !row.attempts.iter().any(|a| Some(a.lease) == lease) {
-                // A new attempt may have begun since the job was read. Output without an attempt is dropped.
-                row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await.unwrap_or(row);
+            let Some(lease) = output::lease_of(&message) else { continue };
+            if !row.attempts.iter().any(|a| a.lease == lease) {
+                // The answer must include the new attempt, whose event has the lease's sequence.
+                row = app.queries.job(signed_in.actor(), job, lease.0).await.unwrap_or(row);
             }
             let Some(output) = reader.read(&message, &output::machines_by_lease(&row)) else { continue };
             from = reader.cursor(output.seq + 1);

@@ -210,8 +210,9 @@ pub(crate) async fn live(
                 *last_rendered.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
             }
             parts.push(PagePart::new("now", render_fragment(&StateCard { machine: &m })?));
-            // The charts are sent once a minute and when the length of their HTML changes, not with every heartbeat.
-            parts.push(PagePart::container("charts", format!("{minute} {}", charts.len()), charts));
+            // The charts are sent once a minute and when there are more or fewer of them, not with every heartbeat.
+            let count = charts.matches("<svg").count();
+            parts.push(PagePart::container("charts", format!("{minute} {count}"), charts));
             Ok(parts)
         }
     })

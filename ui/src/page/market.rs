@@ -118,7 +118,7 @@ impl MarketFilters {
             && reliability.is_none_or(|min| m.listed.reliability().is_some_and(|(percent, _)| percent >= min))
             && (self.region.is_empty() || self.region == offer.region)
             && self.max_price.parse::<MicroUsd>().map_or(true, |max| offer.price.0 <= max)
-            && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib * 1_024)
+            && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib.saturating_mul(1_024))
             && self.matches_hardware(m)
             && (self.state.is_empty() || m.listed.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
@@ -244,7 +244,7 @@ async fn load_list(app: &App, filters: &MarketFilters) -> (MarketList, Vec<Strin
     machines.retain(|m| filters.matches(m));
     filters.sort(&mut machines);
     let matching = machines.len();
-    let shown = machines.into_iter().skip((filters.page() - 1) * PAGE_SIZE).take(PAGE_SIZE);
+    let shown = machines.into_iter().skip((filters.page() - 1).saturating_mul(PAGE_SIZE)).take(PAGE_SIZE);
     (
         MarketList {
             filters: filters.clone(),

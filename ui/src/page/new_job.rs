@@ -109,8 +109,7 @@ impl NewJobPage {
 
     /// The environment variables as lines `NAME=`. Their values are secrets, which no page shows.
     fn variable_names(&self) -> String {
-        let lines = self.value("env", "");
-        let names = lines.lines().filter_map(|line| Some(format!("{}=", line.split_once('=')?.0)));
+        let names = input::env_names(&self.value("env", "")).into_iter().map(|name| format!("{name}="));
         names.collect::<Vec<_>>().join("\n")
     }
 }

@@ -54,6 +54,10 @@ pub(crate) async fn put_input(
     request: Request,
 ) -> Result<(StatusCode, Json<StoredInput>), ApiError> {
     let name = input_name(signed_in.account, input);
+    // Only one upload of an id runs at a time. Otherwise a second upload could replace a file that a job already names.
+    let alone = app.upload_quota.reserve(format!("input/{name}"), 1, 1).ok_or_else(|| {
+        Problem::new(StatusCode::CONFLICT, "InProgress", "A file with this id is being uploaded: wait for its end.")
+    })?;
     if let Some(known) = app.inputs.info(&name).await.map_err(unavailable)? {
         let FileInfo { bytes, sha256, .. } = known;
         if !has_content(request, bytes, &sha256).await? {
@@ -62,10 +66,6 @@ pub(crate) async fn put_input(
         }
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
-    // Only one upload of an id runs at a time. Otherwise a second upload could replace a file that a job already names.
-    let alone = app.upload_quota.reserve(format!("input/{name}"), 1, 1).ok_or_else(|| {
-        Problem::new(StatusCode::CONFLICT, "InProgress", "A file with this id is being uploaded: wait for its end.")
-    })?;
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
     let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 15 };
     let has_money = has_money(&app, signed_in.actor(), signed_in.account).await?;

@@ -34,7 +34,7 @@ pub(crate) async fn get(
             let (_, lease) = manifest_entry(&row, &artifact.path).map_err(|p| failure(&p.detail))?;
             let stored = StoredFile::open(&app.artifacts, &artifact_name(job, lease, &artifact.path)).await;
             let stored = stored.map_err(|p| failure(&p.detail))?;
-            if stored.bytes != artifact.bytes {
+            if (stored.bytes, &stored.sha256) != (artifact.bytes, &artifact.sha256) {
                 Err(failure("the stored file differs from the listed file"))?;
             }
             yield Bytes::from(header_of(&artifact.path, artifact.bytes)?);

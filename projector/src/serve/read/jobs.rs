@@ -48,9 +48,16 @@ impl ReadModels {
         };
         // The account's jobs on a machine: a job belongs to the account if the account's list has the job's key.
         let account_list = query.account.filter(|_| query.machine.is_some()).map(jobs::account_jobs_prefix);
-        for key in range.keys().rev().take(MAX_SCAN) {
+        let mut last_scanned: Option<JobId> = None;
+        for (scanned, key) in range.keys().rev().enumerate() {
+            if scanned == MAX_SCAN {
+                // The next page goes on here, even if this page is empty.
+                page.next = last_scanned.map(|job| job.to_string());
+                break;
+            }
             let key = key.map_err(store_failure)?;
             let Some(id) = key.get(prefix.len()..).and_then(parse_job_id) else { continue };
+            last_scanned = Some(id);
             if let Some(account_list) = &account_list
                 && table.get([account_list.as_slice(), id.as_bytes()].concat()).map_err(store_failure)?.is_none()
             {

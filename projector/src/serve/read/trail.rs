@@ -81,8 +81,12 @@ impl ReadModels {
         // visible events remain.
         let read_count =
             if query.from_end && !sees_other_aggregates { limit.saturating_mul(READS_PER_EVENT) } else { limit };
-        let from_end = length.saturating_sub(query.skip.saturating_add(read_count));
-        let skip = if query.from_end { from_end } else { query.skip };
+        let (skip, read_count) = if query.from_end {
+            let end = length.saturating_sub(query.skip);
+            (end.saturating_sub(read_count), end.min(read_count))
+        } else {
+            (query.skip, read_count)
+        };
         let sequences = timeline::sequences(&table, of, skip, read_count).map_err(store_failure)?;
         let after = skip.saturating_add(limit);
         let next = (after < length && !query.from_end).then_some(after);

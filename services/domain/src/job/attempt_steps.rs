@@ -20,6 +20,18 @@ const MAX_SIGNATURE: usize = 128;
 /// Longest digest of an image, bytes. `sha256:` and 64 digits are 71.
 const MAX_IMAGE_DIGEST: usize = 128;
 
+/// Checks the lengths of the signatures and of the log's digest. The services have checked the signatures before.
+fn check_signatures(c: &Report) -> Result<(), DomainError> {
+    let signatures = [c.signature.as_ref(), c.log.as_ref().map(|log| &log.signature)];
+    if signatures.into_iter().flatten().any(|signature| signature.len() > MAX_SIGNATURE) {
+        return Err(DomainError::field("signature", format!("A signature has at most {MAX_SIGNATURE} bytes.")));
+    }
+    if c.log.as_ref().is_some_and(|log| !is_sha256_hex(&log.sha256)) {
+        return Err(DomainError::field("log", "The digest of a log has 64 hexadecimal digits."));
+    }
+    Ok(())
+}
+
 impl Job {
     /// True if the machine holds this live lease, and has accepted the job, or, with `needs_start`, has started it.
     pub fn takes_output(&self, machine: MachineId, lease: Lease, needs_start: bool) -> bool {
@@ -122,13 +134,7 @@ impl Job {
         }
         check_outputs(&c.outputs, &c.left_out, self.spec.resources.output)?;
         c.traffic.as_ref().map_or(Ok(()), |traffic| check_traffic(traffic, &self.spec.egress))?;
-        let signatures = [c.signature.as_ref(), c.log.as_ref().map(|log| &log.signature)];
-        if signatures.into_iter().flatten().any(|signature| signature.len() > MAX_SIGNATURE) {
-            return Err(DomainError::field("signature", format!("A signature has at most {MAX_SIGNATURE} bytes.")));
-        }
-        if c.log.as_ref().is_some_and(|log| !is_sha256_hex(&log.sha256)) {
-            return Err(DomainError::field("log", "The digest of a log has 64 hexadecimal digits."));
-        }
+        check_signatures(c)?;
         let id = format!("{}.ended", c.lease);
         match &c.outcome {
             Outcome::Completed if attempt.started.is_none() => {

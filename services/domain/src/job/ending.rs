@@ -19,7 +19,7 @@ const PREPARATION_LIMIT: Millis = Millis(3_600_000);
 /// Longest silence about a job after the end of its time limit, while the job's machine is online.
 const REPORT_LIMIT: Millis = Millis(300_000);
 /// Longest time in which the files of an exited job are uploaded.
-const UPLOAD_LIMIT: Millis = Millis(3_600_000);
+pub(crate) const UPLOAD_LIMIT: Millis = Millis(3_600_000);
 
 impl Attempt {
     /// The time that the program may run: the time limit, or the time that the hold pays for if that is shorter.

@@ -126,7 +126,9 @@ fn state_events(
                 yield event;
             }
             let receipt = render_receipt(&app, signed_in, &job).await;
-            for part in [PagePart::new("artifacts", render_artifacts(&job)), PagePart::new("receipt", receipt)] {
+            // Only the account that submitted the job may see the names of its files.
+            let files = (job.account == signed_in.account).then(|| PagePart::new("artifacts", render_artifacts(&job)));
+            for part in files.into_iter().chain([PagePart::new("receipt", receipt)]) {
                 if let Some(event) = sent.event_if_changed(&part) {
                     yield event;
                 }
