@@ -9,7 +9,7 @@ use std::{
 };
 
 use gpubnb_events::{CommandId, subject::SERVICES_INBOX};
-use gpubnb_log::stream::MARKET;
+use gpubnb_log::stream::{CREDENTIALS, INPUTS, MARKET, SESSIONS, bucket_stream, store_stream};
 use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
     api_client::ApiClient,
@@ -55,6 +55,11 @@ async fn a_broker_that_dies_or_steps_down_loses_and_doubles_nothing() {
     let settings = MarketSettings { brokers: 3, ready_timeout: Duration::from_secs(120), ..MarketSettings::default() };
     let mut system = System::start(settings).await.unwrap();
     wait_until("every broker has the log", async || current_followers(&system).await == 2).await;
+    // A broker that lags behind answers no read of a bucket or a store: somebody who just signed in would be a stranger.
+    let owner = jetstream(system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap());
+    for stream in [bucket_stream(SESSIONS), bucket_stream(CREDENTIALS), store_stream(INPUTS)] {
+        assert!(!owner.get_stream(&stream).await.unwrap().cached_info().config.allow_direct, "{stream}");
+    }
     let load = |system: &System| {
         let stop = Arc::new(AtomicBool::new(false));
         (tokio::spawn(deposit_until(system.consumer.clone(), Arc::clone(&stop))), stop)
