@@ -82,7 +82,7 @@ async fn an_attempt_whose_gpu_is_lost_is_stopped_and_fails_as_gpu_lost() {
     let other = leases.take(JobId::generate(), Lease(Seq(8))).unwrap();
     leases.gpus.allocate(Lease(Seq(8)), &uuids, 1).unwrap();
 
-    let signals = RunSignals::running();
+    let signals = RunSignals::running(true);
     let grant = grant(Millis(60_000), None, Mebibytes(1));
     let running = run::wait_for_end(&context, &grant, ContainerOrigin::ThisRun, &signals);
     let loss = async {

@@ -61,6 +61,7 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) -> O
     let mut chunk = Chunk::new(context, reader.position);
     let mut notes = context.notes.receiver.lock().await;
     let (mut tries, mut failures) = (0, 0);
+    wait_for_content(signals, &mut reader, &mut chunk, &mut notes).await;
     while tries < MAX_READS {
         let had_ended = *ended.borrow();
         match reader.read(&mut chunk, !had_ended, &mut ended, &mut notes).await {
@@ -92,6 +93,24 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) -> O
         chunk.flush().await;
     }
     reader.position.chain
+}
+
+/// Waits until the container writes something, or has ended. Docker is not asked before that: to follow a log costs
+/// Docker time, which a short job needs itself.
+async fn wait_for_content(
+    signals: &RunSignals,
+    reader: &mut LogReader,
+    chunk: &mut Chunk<'_>,
+    notes: &mut mpsc::Receiver<String>,
+) {
+    let (mut has_written, mut ended) = (signals.has_written(), signals.container_ended());
+    loop {
+        tokio::select! {
+            () = wait_until(&mut has_written, |has_written| *has_written) => return,
+            () = wait_until(&mut ended, |ended| *ended) => return,
+            Some(note) = notes.recv() => reader.publish_note(chunk, note).await,
+        }
+    }
 }
 
 /// The reason why a read of the log stopped.

@@ -48,7 +48,7 @@ mod watch;
 use std::time::Duration;
 
 use bollard::{container::LogOutput, errors::Error};
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::Stream;
 use gpubnb_events::{
     command::{Accept, Grant},
     signed_log::LogChain,
@@ -113,7 +113,8 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> (PendingReport, Opt
         Ok(started) => started,
         Err(end) => return (report::make_report(context, grant, end).await, None),
     };
-    let signals = RunSignals::running();
+    // A container may have written something before this run of the worker.
+    let signals = RunSignals::running(origin == ContainerOrigin::FormerRun);
     let (usage_sender, usage) = tokio::sync::watch::channel(None);
     let reported = async {
         let end = run::wait_for_end(context, grant, origin, &signals).await;
@@ -124,7 +125,7 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> (PendingReport, Opt
     let meanwhile = async {
         tokio::join!(
             report::announce_slow_exit(context, usage),
-            unfinished::show(context, written),
+            unfinished::show(context, written, &signals),
             door::save_traffic(context)
         );
         std::future::pending().await
@@ -140,7 +141,7 @@ async fn execute(context: &AttemptContext, grant: &Grant) -> (PendingReport, Opt
 async fn prepare_and_start(
     context: &AttemptContext,
     grant: &Grant,
-) -> Result<(ContainerOrigin, impl Stream<Item = Result<LogOutput, Error>> + use<>), AttemptEnd> {
+) -> Result<(ContainerOrigin, Option<impl Stream<Item = Result<LogOutput, Error>> + use<>>), AttemptEnd> {
     door::open(context, grant).map_err(AttemptEnd::Failed)?;
     let origin = prepare::prepare(context, grant).await?;
     let directory = context.directory();
@@ -149,12 +150,12 @@ async fn prepare_and_start(
             run_clock::save_before_start(&directory).await;
         }
     };
-    // If Docker refuses, unfinished lines are not shown, and nothing else is missing.
+    // If Docker refuses, unfinished lines are not shown, and the log is read from the start on. Nothing else is missing.
     let (attached, ()) = tokio::join!(context.container.attach(), save_clocks);
     if let Err(e) = &attached {
         debug!(lease = context.lease.0.0, error = %e, "unfinished lines are not shown");
     }
-    let written = stream::iter(attached.ok()).flatten();
+    let written = attached.ok();
     let is_started_now = match origin {
         ContainerOrigin::ThisRun => context.container.start().await.map(|()| true),
         ContainerOrigin::FormerRun => context.container.start_unless_started().await,

@@ -291,7 +291,7 @@ mod tests {
     ) -> (AttemptEnd, Option<String>) {
         let (state, docker) = (tempfile::tempdir().unwrap(), StubDocker::start().await);
         let context = attempt(state.path(), &docker, &Arc::new(LeaseTable::new(1))).await;
-        let signals = RunSignals::running();
+        let signals = RunSignals::running(true);
         let running = wait_for_end(&context, grant, ContainerOrigin::ThisRun, &signals);
         let (end, ()) = tokio::join!(running, act(&context, &docker, &signals));
         assert!(*signals.container_ended().borrow(), "the log is complete");

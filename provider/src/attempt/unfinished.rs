@@ -21,23 +21,37 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::context::AttemptContext;
+use super::{context::AttemptContext, watch::RunSignals};
 
 /// Pause between a change and its message. A line that is finished meanwhile needs no message.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Time after which the same lines are published again, for readers that came later.
 const REPEAT: Duration = Duration::from_secs(2);
+/// Time from the end of a container's streams until the worker surely knows of the container's end.
+const ENDED_BY_NOW: Duration = Duration::from_millis(500);
 /// Longest time to hand a message to the connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Publishes the unfinished lines of a container until `output` ends, which is when the container ends.
-pub(super) async fn show(context: &AttemptContext, output: impl Stream<Item = Result<LogOutput, Error>>) {
+/// Publishes the unfinished lines of a container until `output` ends, which is when the container ends. Signals what the
+/// container has written. `output` is `None` if the worker could not attach to the container.
+pub(super) async fn show(
+    context: &AttemptContext,
+    output: Option<impl Stream<Item = Result<LogOutput, Error>>>,
+    signals: &RunSignals,
+) {
+    let Some(output) = output else { return signals.set_written() };
     let (sender, receiver) = watch::channel(ScreenLines::default());
     let read = async move {
         tokio::pin!(output);
         while let Some(Ok(frame)) = output.next().await {
+            signals.set_written();
             sender.send_if_modified(|lines| lines.write(&frame));
         }
+        drop(sender);
+        // Most often the container has ended, and its log is read anyway. Otherwise Docker was restarted, and what the
+        // container writes from now on is seen in its log only.
+        sleep(ENDED_BY_NOW).await;
+        signals.set_written();
     };
     tokio::join!(read, publish_changes(context, receiver));
 }

@@ -1,5 +1,5 @@
-//! Functions that wait for a value of a watch channel, and the two signals between the task that watches a container
-//! and the task that forwards its log.
+//! Functions that wait for a value of a watch channel, and the signals between the tasks that watch a container, that
+//! show its unfinished lines, and that forward its log.
 
 use tokio::sync::watch;
 
@@ -24,22 +24,28 @@ pub(super) async fn wait_for_value<T, R>(value: &mut watch::Receiver<T>, mut pic
     }
 }
 
-/// The signals between the task that watches a container and the task that forwards its log. The two tasks run at the
-/// same time. The log may take longer than the container, because it can be forwarded only while the broker answers.
+/// The signals between the tasks that watch a container, that show its unfinished lines, and that forward its log. The
+/// tasks run at the same time. The log may take longer than the container, because it can be forwarded only while the
+/// broker answers.
 pub(super) struct RunSignals {
     container_ended: watch::Sender<bool>,
     log_flooded: watch::Sender<bool>,
+    has_written: watch::Sender<bool>,
 }
 
 impl RunSignals {
-    /// The signals of a container that runs.
-    pub(super) fn running() -> Self {
-        Self { container_ended: watch::Sender::new(false), log_flooded: watch::Sender::new(false) }
+    /// The signals of a container that runs. `has_written` is true if it may have written something already.
+    pub(super) fn running(has_written: bool) -> Self {
+        Self {
+            container_ended: watch::Sender::new(false),
+            log_flooded: watch::Sender::new(false),
+            has_written: watch::Sender::new(has_written),
+        }
     }
 
     /// The signals of a container that has ended, whose log is still to be forwarded.
     pub(super) fn ended() -> Self {
-        let signals = Self::running();
+        let signals = Self::running(true);
         signals.set_container_ended();
         signals
     }
@@ -52,6 +58,16 @@ impl RunSignals {
     /// Signals that the job writes its log too fast. A log that is only too long is cut, and sets no signal.
     pub(super) fn set_log_flooded(&self) {
         self.log_flooded.send_replace(true);
+    }
+
+    /// Signals that the container wrote something, or may have written something that the worker did not see.
+    pub(super) fn set_written(&self) {
+        self.has_written.send_replace(true);
+    }
+
+    /// A receiver that becomes true when the container may have written something.
+    pub(super) fn has_written(&self) -> watch::Receiver<bool> {
+        self.has_written.subscribe()
     }
 
     /// A receiver that becomes true when the container has ended.
@@ -82,7 +98,7 @@ mod tests {
 
     #[test]
     fn only_an_ended_container_begins_with_its_signal_set() {
-        assert!(!*RunSignals::running().container_ended().borrow());
+        assert!(!*RunSignals::running(false).container_ended().borrow());
         assert!(*RunSignals::ended().container_ended().borrow());
         assert!(!*RunSignals::ended().log_flooded().borrow());
     }

@@ -92,6 +92,8 @@ pub(crate) struct LiveQuery {
 /// Pause after each rendering, so that several changes within milliseconds are rendered once. After the job's end the
 /// state is rendered without a pause, so that the receipt is shown at once.
 const RENDER_PAUSE: Duration = Duration::from_millis(25);
+/// Time to wait for a job's bill before the end of the job is rendered.
+const BILL_PAUSE: Duration = Duration::from_millis(10);
 /// Maximum wait for the read model when the output of a new attempt arrives before the attempt is in the job's view.
 const MAX_VIEW_LAG: Duration = Duration::from_secs(2);
 
@@ -120,7 +122,15 @@ fn state_events(
     async_stream::stream! {
         let (mut sent, mut cache) = (SentParts::default(), SummaryCache::default());
         loop {
-            let job = view.borrow().clone();
+            let mut job = view.borrow().clone();
+            // The bill follows the end within milliseconds, and both are rendered at once.
+            if job.ended_at.is_some() && !job.settled
+                && let Ok(changes) = timeout(BILL_PAUSE, next_job_changes(&mut notices, job.job)).await
+                && let Some(newer) = newer_view(&app, signed_in, &job, changes).await
+            {
+                job = newer;
+                view.send_replace(job.clone());
+            }
             let html = render_summary(&app, signed_in, &job, &mut cache).await;
             if let Some(event) = sent.event_if_changed(&PagePart::new("summary", html)) {
                 yield event;
@@ -137,23 +147,30 @@ fn state_events(
                 sleep(RENDER_PAUSE).await;
             }
             let newer = loop {
-                let (seq, changes) = next_job_changes(&mut notices, job.job).await;
-                let newest = changes.iter().map(|change| &change.job).max_by_key(|job| job.seq);
-                let newer = match newest {
-                    Some(newer) => Ok(newer.clone()),
-                    None => app.queries.job(signed_in.reading_actor(), job.job, seq).await,
-                };
-                // Waits for the next change if the job cannot be read, or if the answer is older than the view: the
-                // projector that answers may lag behind the one that sent the notice.
-                if let Ok(newer) = newer
-                    && newer.seq >= job.seq
-                {
+                let changes = next_job_changes(&mut notices, job.job).await;
+                if let Some(newer) = newer_view(&app, signed_in, &job, changes).await {
                     break newer;
                 }
             };
             view.send_replace(newer);
         }
     }
+}
+
+/// The view of the job after these changes, from [`next_job_changes`]. `None` if the job cannot be read, or if the
+/// answer is older than the known view: the projector that answers may lag behind the one that sent the notice.
+async fn newer_view(
+    app: &App,
+    signed_in: SignedIn,
+    known: &JobView,
+    (seq, changes): (Seq, Vec<Arc<JobChange>>),
+) -> Option<JobView> {
+    let newest = changes.iter().map(|change| &change.job).max_by_key(|job| job.seq);
+    let newer = match newest {
+        Some(newer) => newer.clone(),
+        None => app.queries.job(signed_in.reading_actor(), known.job, seq).await.ok()?,
+    };
+    (newer.seq >= known.seq).then_some(newer)
 }
 
 /// Sends the job's trail. The first rendering reflects the log at least up to `min_seq`.
